@@ -1,0 +1,67 @@
+"""Engram tables: compressed vocabularies, exact n-gram hashing, table stores and attachment.
+
+The names below are the public Python API. They are imported on first use, so that importing the
+package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engram_cli.commands.build_table import build_table as build_table
+    from engram_cli.commands.hash_stats import hash_stats as hash_stats
+    from engram_cli.hashing.hasher import hash_tokens as hash_tokens
+    from engram_cli.hashing.layout import HashLayout as HashLayout
+    from engram_cli.hashing.schemes import hash_layout as hash_layout
+    from engram_cli.runtime.attach import attach as attach
+    from engram_cli.runtime.attach import detach as detach
+    from engram_cli.table.store import open_table as open_table
+    from engram_cli.vocab.compress import CompressedVocab as CompressedVocab
+    from engram_cli.vocab.compress import compress_vocab as compress_vocab
+    from engram_cli.vocab.parquet import read_vocab as read_vocab
+    from engram_cli.vocab.parquet import write_vocab as write_vocab
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CompressedVocab": "engram_cli.vocab.compress",
+    "HashLayout": "engram_cli.hashing.layout",
+    "attach": "engram_cli.runtime.attach",
+    "build_table": "engram_cli.commands.build_table",
+    "compress_vocab": "engram_cli.vocab.compress",
+    "detach": "engram_cli.runtime.attach",
+    "hash_layout": "engram_cli.hashing.schemes",
+    "hash_stats": "engram_cli.commands.hash_stats",
+    "hash_tokens": "engram_cli.hashing.hasher",
+    "open_table": "engram_cli.table.store",
+    "read_vocab": "engram_cli.vocab.parquet",
+    "write_vocab": "engram_cli.vocab.parquet",
+}
+
+__all__ = [
+    "CompressedVocab",
+    "HashLayout",
+    "__version__",
+    "attach",
+    "build_table",
+    "compress_vocab",
+    "detach",
+    "hash_layout",
+    "hash_stats",
+    "hash_tokens",
+    "open_table",
+    "read_vocab",
+    "write_vocab",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'engram_cli' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,79 @@
+"""The errors a user can meet. Every one carries a message (what, where) and a hint (how to mend).
+
+EngramError                      exit 2
+|- InputError                    something handed to us cannot be used: a path, a flag, a value
+|  |- VocabularyError            a tokenizer or a compressed vocabulary
+|  |- CorpusError                a corpus file, a document, a record
+|  |- TokenIdError               a token id outside the vocabulary, or in a hole of it
+|  `- LayoutError                a geometry or a layout that cannot be hashed with
+|- ArtifactError                 a file of ours that is damaged or from a newer version
+|  `- IncompleteError            a build that never finished
+|- MismatchError                 two artifacts that do not belong together
+|- OutputError                   a result that cannot be written: it exists, the disk is full
+|- DependencyError               an optional package is missing
+|- RuntimeAttachError            a model that a bundle cannot be attached to as asked
+`- CheckFailed                   exit 1: the command worked, and what it checked is not so
+"""
+
+from __future__ import annotations
+
+
+class EngramError(Exception):
+    """What went wrong in one line, and one line on how to mend it."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(EngramError):
+    """Something handed to us cannot be used."""
+
+
+class VocabularyError(InputError):
+    """A tokenizer or a compressed vocabulary cannot be used."""
+
+
+class CorpusError(InputError):
+    """A corpus file, a document or a record cannot be read."""
+
+
+class TokenIdError(InputError):
+    """A token id lies outside the vocabulary, or in a hole of it."""
+
+
+class LayoutError(InputError):
+    """A geometry or a layout cannot be hashed with."""
+
+
+class ArtifactError(EngramError):
+    """A file of ours is damaged or was written by a newer version."""
+
+
+class IncompleteError(ArtifactError):
+    """A build never finished, so its result is not opened."""
+
+
+class MismatchError(EngramError):
+    """Two artifacts do not belong together."""
+
+
+class OutputError(EngramError):
+    """A result cannot be written."""
+
+
+class DependencyError(EngramError):
+    """An optional package is missing."""
+
+
+class RuntimeAttachError(EngramError):
+    """A bundle cannot be attached to this model as asked."""
+
+
+class CheckFailed(EngramError):
+    """The command worked, and what it checked is not so."""
+
+    exit_code = 1

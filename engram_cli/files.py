@@ -1,0 +1,150 @@
+"""Files and folders that appear whole or not at all, and digests of them.
+
+Everything the project writes goes through here: written under a temporary name beside its place,
+flushed to the disk, then renamed. What the operating system refuses becomes an `OutputError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from engram_cli.errors import ArtifactError, InputError, OutputError
+
+_MENDS = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some space, or write to another disk",
+    errno.EROFS: "the file system is read-only: write elsewhere with --out",
+    errno.EACCES: "no permission: write elsewhere with --out",
+    errno.EPERM: "no permission: write elsewhere with --out",
+}
+
+
+def sha256_bytes(*parts: bytes | memoryview) -> str:
+    """The SHA-256 of the parts, one after another, as "sha256:<hex>"."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in `path`. Raises ArtifactError naming `what` when it is not one."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{what} not found: {path}", "check the path") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", "check the path") from None
+    except (ValueError, RecursionError):
+        raise ArtifactError(
+            f"{path} is not JSON", f"it should hold {what}; make it again"
+        ) from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} holds no JSON object", f"it should hold {what}; make it again")
+    return value
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable, where the system lets a folder be opened."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raises OutputError when `path` is there and `force` is not given."""
+    if path.exists() and not force:
+        raise OutputError(
+            f"{path} already exists", "use --force to replace it, or --out to write elsewhere"
+        )
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system says while writing `path` into an OutputError."""
+    try:
+        yield
+    except OSError as error:
+        mend = _MENDS.get(error.errno or 0, "check the path and the disk")
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", mend) from error
+
+
+@contextmanager
+def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed onto it when the block ends well.
+
+    Raises OutputError when `path` exists (and not `force`) or cannot be written.
+    """
+    refuse_existing(path, force)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        part = Path(name)
+        try:
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            os.chmod(part, 0o666 & ~_umask())
+            os.replace(part, path)
+            fsync_folder(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed onto it when the block ends well.
+
+    With `force` the old folder is moved aside first and removed after the rename, so that at every
+    moment either the old or the new one is whole. Raises OutputError as `new_file` does.
+    """
+    refuse_existing(path, force)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            yield part
+            os.chmod(part, 0o777 & ~_umask())
+            for folder, _, names in os.walk(part):
+                for name in names:
+                    with open(os.path.join(folder, name), "rb") as written:
+                        os.fsync(written.fileno())
+            replace_folder(part, path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def replace_folder(part: Path, path: Path) -> None:
+    """Rename the folder `part` onto `path`; what was there is removed afterwards."""
+    old: Path | None = None
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        os.replace(path, old / path.name)
+    os.replace(part, path)
+    fsync_folder(path.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,256 @@
+"""HashLayout: everything that decides which row an n-gram falls on, resolved once.
+
+A scheme (`hashing.schemes`) meets a vocabulary and makes a layout; every artifact stores it, and
+its fingerprint says whether two artifacts belong together. Plain Python and NumPy: the runtime
+reads layouts too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import ArtifactError, LayoutError, MismatchError
+from engram_cli.files import canonical_json, sha256_bytes
+from engram_cli.vocab.lookup import lookup_digest
+
+MAX_ORDER = 16
+MAX_HEADS = 256
+MAX_MODULUS = 2**32
+INT64 = 2**63
+VERSION = 1
+
+Fold = Literal["newest-first", "oldest-first"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerHash:
+    """The hash of one layer: `multipliers` int64[N], and per column a modulus, a salt, an offset.
+
+    A column is one head of one order; columns go by order, heads inside. `rows` is the height of
+    the layer's table: the moduli's sum, or more where the scheme pads it.
+    """
+
+    layer: int
+    multipliers: tuple[int, ...]
+    moduli: tuple[int, ...]
+    salts: tuple[int, ...]
+    rows: int
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The first table row of each column."""
+        sums = [0]
+        for modulus in self.moduli[:-1]:
+            sums.append(sums[-1] + modulus)
+        return tuple(sums)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashLayout:
+    """A resolved layout. `lookup` (int32[vocab_size]) is bound, not stored: only its digest is.
+
+    `filler_id` is the compressed id read at blocked positions; `eos_id` (compressed) ends a segment
+    that no n-gram crosses, None where the scheme has no such rule. `parameters` are what the scheme
+    was asked for, enough to make the layout again.
+    """
+
+    scheme: str
+    orders: tuple[int, ...]
+    heads: int
+    fold: Fold
+    filler_id: int
+    eos_id: int | None
+    compressed_size: int
+    vocab_digest: str | None
+    layers: tuple[LayerHash, ...]
+    parameters: Mapping[str, Any]
+    lookup: NDArray[np.int32] | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_layout(self)
+
+    @property
+    def max_order(self) -> int:
+        """N, the longest n-gram."""
+        return self.orders[-1]
+
+    @property
+    def columns(self) -> int:
+        """C = orders x heads, the rows looked up for a token and a layer."""
+        return len(self.orders) * self.heads
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        """The layers that have a table, in the order of the scheme's walk."""
+        return tuple(entry.layer for entry in self.layers)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many raw token ids the layout takes."""
+        return self.compressed_size if self.lookup is None else len(self.lookup)
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of all that decides rows. Equal fingerprints: the same row for every token."""
+        decisive = {k: v for k, v in self.to_json().items() if k not in ("parameters", "scheme")}
+        return sha256_bytes(b"engram layout 1\n", canonical_json(decisive))
+
+    def layer(self, layer: int | None = None) -> LayerHash:
+        """The hash of `layer`; without one, of the only layer. Raises LayoutError."""
+        if layer is None and len(self.layers) == 1:
+            return self.layers[0]
+        for entry in self.layers:
+            if entry.layer == layer:
+                return entry
+        known = ", ".join(map(str, self.layer_ids))
+        wanted = "no layer was named" if layer is None else f"the layout has no layer {layer}"
+        raise LayoutError(wanted, f"its layers are {known}")
+
+    def lag_multipliers(self, layer: LayerHash, order: int) -> tuple[int, ...]:
+        """The multiplier of each of an n-gram's tokens, the newest first."""
+        own = layer.multipliers[:order]
+        return own if self.fold == "newest-first" else own[::-1]
+
+    def column_names(self) -> list[str]:
+        """ "2-gram head 0" and so on, one a column."""
+        return [f"{n}-gram head {h}" for n in self.orders for h in range(self.heads)]
+
+    def bind(self, lookup: NDArray[np.int32] | None) -> HashLayout:
+        """The same layout with its vocabulary map. Raises MismatchError for another map."""
+        digest = None if lookup is None else lookup_digest(lookup)
+        if digest != self.vocab_digest:
+            raise MismatchError(
+                f"the layout was made for vocabulary {short(self.vocab_digest)}, "
+                f"this one is {short(digest)}",
+                "use the vocabulary that the layout was made with, or make the layout again",
+            )
+        return replace(self, lookup=lookup)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value; multipliers and salts, which exceed 53 bits, as strings."""
+        value = {name: getattr(self, name) for name in self.__slots__ if name != "lookup"}
+        value["version"] = VERSION
+        value["orders"] = list(self.orders)
+        value["parameters"] = dict(self.parameters)
+        value["layers"] = [
+            asdict(entry)
+            | {
+                "multipliers": [str(m) for m in entry.multipliers],
+                "salts": [str(s) for s in entry.salts],
+                "moduli": list(entry.moduli),
+            }
+            for entry in self.layers
+        ]
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any, lookup: NDArray[np.int32] | None = None) -> HashLayout:
+        """Read `to_json`'s value, every field checked, and bind `lookup` when given.
+
+        Raises ArtifactError when it is not a layout, MismatchError for another vocabulary.
+        """
+        try:
+            if value["version"] > VERSION:
+                raise ArtifactError(
+                    f"the layout has version {value['version']}, newer than {VERSION}",
+                    "upgrade engram",
+                )
+            layout = cls(
+                scheme=str(value["scheme"]),
+                orders=_integers(value["orders"]),
+                heads=int(value["heads"]),
+                fold=cast(Fold, value["fold"]),
+                filler_id=int(value["filler_id"]),
+                eos_id=None if value["eos_id"] is None else int(value["eos_id"]),
+                compressed_size=int(value["compressed_size"]),
+                vocab_digest=value["vocab_digest"],
+                layers=tuple(
+                    LayerHash(
+                        layer=int(entry["layer"]),
+                        multipliers=_integers(entry["multipliers"]),
+                        moduli=_integers(entry["moduli"]),
+                        salts=_integers(entry["salts"]),
+                        rows=int(entry["rows"]),
+                    )
+                    for entry in value["layers"]
+                ),
+                parameters=dict(value["parameters"]),
+            )
+        except (KeyError, TypeError, ValueError, LayoutError) as error:
+            raise ArtifactError(f"not a hash layout: {error}", "make the artifact again") from None
+        return layout if lookup is None else layout.bind(lookup)
+
+
+def short(digest: str | None) -> str:
+    """The first digits of a digest, for messages."""
+    return "none" if digest is None else digest.removeprefix("sha256:")[:12]
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or len(values) > MAX_ORDER * MAX_HEADS:
+        raise ValueError("a list of integers was expected")
+    return tuple(int(value) for value in values)
+
+
+def _check_layout(layout: HashLayout) -> None:
+    def need(true: bool, message: str, hint: str) -> None:
+        if not true:
+            raise LayoutError(message, hint)
+
+    orders = layout.orders
+    need(
+        bool(orders) and sorted(set(orders)) == list(orders) and orders[0] >= 1,
+        f"orders {orders} are not ascending and different",
+        "give orders such as 2,3",
+    )
+    need(orders[-1] <= MAX_ORDER, f"order {orders[-1]} is too long", f"at most {MAX_ORDER}")
+    need(1 <= layout.heads <= MAX_HEADS, f"{layout.heads} heads", f"give 1 to {MAX_HEADS}")
+    need(layout.fold in ("newest-first", "oldest-first"), f"fold '{layout.fold}'", "unknown fold")
+    need(layout.compressed_size >= 1, "the vocabulary is empty", "give a vocabulary")
+    for name, token in (("filler", layout.filler_id), ("EOS", layout.eos_id)):
+        need(
+            token is None or 0 <= token < layout.compressed_size,
+            f"{name} id {token} is outside the vocabulary of {layout.compressed_size}",
+            "give an id below the vocabulary's size",
+        )
+    need(bool(layout.layers), "the layout has no layer", "give at least one, such as --layers 1")
+    ids = layout.layer_ids
+    need(len(set(ids)) == len(ids), f"layers {ids} are not different", "name each layer once")
+    for entry in layout.layers:
+        _check_layer(layout, entry)
+
+
+def _check_layer(layout: HashLayout, entry: LayerHash) -> None:
+    def need(true: bool, message: str, hint: str) -> None:
+        if not true:
+            raise LayoutError(f"layer {entry.layer}: {message}", hint)
+
+    need(0 <= entry.layer < 2**31, "a layer id below 0 or beyond 2^31", "layers count from 0")
+    need(
+        len(entry.multipliers) == layout.max_order,
+        f"{len(entry.multipliers)} multipliers for order {layout.max_order}",
+        "one multiplier a token is needed",
+    )
+    need(
+        len(entry.moduli) == len(entry.salts) == layout.columns,
+        f"{len(entry.moduli)} moduli for {layout.columns} columns",
+        "one modulus a head and order is needed",
+    )
+    for value in entry.multipliers + entry.salts:
+        need(-INT64 <= value < INT64, f"{value} does not fit int64", "use a published scheme")
+    for modulus in entry.moduli:
+        need(
+            2 <= modulus <= MAX_MODULUS,
+            f"modulus {modulus} is not in 2..2^32",
+            "choose between 2 and 2^32 rows a head",
+        )
+    need(
+        sum(entry.moduli) <= entry.rows < INT64 // 2**16,
+        f"{entry.rows} rows cannot hold moduli that sum to {sum(entry.moduli)}",
+        "the rows are the sum of the moduli, or more",
+    )

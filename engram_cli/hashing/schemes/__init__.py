@@ -1,0 +1,42 @@
+"""The published schemes: each turns a vocabulary and a geometry into a HashLayout."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from engram_cli.errors import InputError
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.registry import Registry
+
+SCHEMES: Registry[Callable[..., HashLayout]] = Registry(
+    "scheme",
+    {
+        "engram-v1": "engram_cli.hashing.schemes.engram_v1:layout",
+        "deepseek-v4.1": "engram_cli.hashing.schemes.deepseek_v41:layout",
+        "qwen-ple": "engram_cli.hashing.schemes.qwen_ple:layout",
+        "tutorial": "engram_cli.hashing.schemes.tutorial:layout",
+    },
+)
+
+
+def hash_layout(scheme: str, vocab: Any = None, **parameters: Any) -> HashLayout:
+    """The layout of a scheme for a vocabulary.
+
+    `engram-v1` and `deepseek-v4.1` take a `CompressedVocab` as `vocab`; `qwen-ple` and `tutorial`
+    hash raw ids and take `vocab_size=`. Every other parameter has the published default; see the
+    modules of `hashing.schemes`. Raises InputError for an unknown scheme or parameter, LayoutError
+    for a geometry that cannot be.
+    """
+    build = SCHEMES.load(scheme)
+    if vocab is not None:
+        parameters["vocab"] = vocab
+    try:
+        inspect.signature(build).bind(**parameters)
+    except TypeError as error:
+        raise InputError(
+            f"scheme '{scheme}': {error}",
+            f"its parameters: {', '.join(inspect.signature(build).parameters)}",
+        ) from None
+    return build(**parameters)

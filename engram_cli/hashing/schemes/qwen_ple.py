@@ -1,0 +1,84 @@
+"""qwen-ple, the n-gram embedding of Qwen4-Exp (spec section 4): raw ids, EOS segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engram_cli.errors import LayoutError
+from engram_cli.hashing.layout import MAX_MODULUS, HashLayout, LayerHash
+from engram_cli.hashing.primes import next_prime
+from engram_cli.hashing.schemes.engram_v1 import INT64_MAX, LAYER_STEP
+
+GOLDEN = 0x9E3779B97F4A7C15
+MASK64 = 2**64 - 1
+
+
+def layout(
+    *,
+    vocab_size: int = 248320,
+    eos_id: int = 248044,
+    orders: Sequence[int] = (2, 3),
+    heads: int = 8,
+    rows_per_head: int = 20_000_000,
+    layers: Sequence[int] = (1,),
+    seed: int = 1234,
+    divisor: int = 128,
+) -> HashLayout:
+    """The layout for `vocab_size` raw ids; `layers` are the one-based ple_layer_ids.
+
+    `orders` must be 2..N. The rows of a layer are padded up to a multiple of `divisor`. Raises
+    LayoutError.
+    """
+    orders, layers = tuple(orders), tuple(layers)
+    if orders != tuple(range(2, len(orders) + 2)):
+        raise LayoutError(f"qwen-ple has no orders {orders}", "give 2 up to N, such as 2,3")
+    if vocab_size < 1 or divisor < 1 or heads < 1:
+        raise LayoutError(
+            f"vocab_size {vocab_size}, heads {heads}, divisor {divisor}: all must be 1 or more",
+            "give the values of the model's config",
+        )
+    if not 1 <= rows_per_head < MAX_MODULUS:
+        raise LayoutError(f"{rows_per_head} rows per head", "give between 1 and 2^32")
+    entries = []
+    prime = rows_per_head - 1
+    for index, layer in enumerate(layers):
+        moduli = []
+        for _ in range(len(orders) * heads):
+            prime = next_prime(prime)
+            moduli.append(prime)
+        entries.append(
+            LayerHash(
+                layer=layer,
+                multipliers=multipliers(vocab_size, orders[-1], index, seed),
+                moduli=tuple(moduli),
+                salts=(0,) * len(moduli),
+                rows=-(-sum(moduli) // divisor) * divisor,
+            )
+        )
+    return HashLayout(
+        scheme="qwen-ple",
+        orders=orders,
+        heads=heads,
+        fold="newest-first",
+        filler_id=eos_id,
+        eos_id=eos_id,
+        compressed_size=vocab_size,
+        vocab_digest=None,
+        layers=tuple(entries),
+        parameters={"rows_per_head": rows_per_head, "seed": seed, "divisor": divisor},
+    )
+
+
+def multipliers(vocab_size: int, count: int, index: int, seed: int) -> tuple[int, ...]:
+    """The odd multipliers of the PLE layer with this 0-based index."""
+    bound = max(1, INT64_MAX // vocab_size // 2)
+    base = seed + LAYER_STEP * index
+    return tuple(2 * (splitmix64(base + GOLDEN * (k + 1)) % bound) + 1 for k in range(count))
+
+
+def splitmix64(value: int) -> int:
+    """One step of SplitMix64 (Steele, Lea and Flood 2014), modulo 2**64."""
+    value = (value + GOLDEN) & MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK64
+    return value ^ (value >> 31)

@@ -1,0 +1,38 @@
+"""Names to implementations: a plain table of "module:attribute" strings, imported on first use.
+
+A new scheme, reader, codec, init or format is one file and one line in the `Registry` of its stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Generic, TypeVar, cast
+
+from engram_cli.errors import InputError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A read-only mapping of names to objects that are imported when first asked for."""
+
+    def __init__(self, kind: str, entries: dict[str, str]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def load(self, name: str) -> T:
+        """The object called `name`. Raises InputError, which lists the known names."""
+        try:
+            module, _, attribute = self._entries[name].partition(":")
+        except KeyError:
+            raise InputError(
+                f"unknown {self.kind} '{name}'", f"known: {', '.join(self._entries)}"
+            ) from None
+        return cast(T, getattr(import_module(module), attribute))

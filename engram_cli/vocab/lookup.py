@@ -1,0 +1,29 @@
+"""Vocabulary maps: int32[V] from token ids to compressed ids, their check and their digest."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import VocabularyError
+from engram_cli.files import sha256_bytes
+
+HOLE = -1  # the entry of an id that no token has
+
+
+def check_lookup(lookup: NDArray[np.int32], size: int) -> None:
+    """Raises VocabularyError unless `lookup` is int32[V] onto 0..size-1, holes aside."""
+    if lookup.dtype != np.int32 or lookup.ndim != 1 or lookup.size == 0:
+        raise VocabularyError("a vocabulary map must be a non-empty int32 vector", "build it again")
+    used = lookup[lookup != HOLE]
+    if used.size == 0 or int(used.min()) < 0 or int(used.max()) + 1 != size:
+        raise VocabularyError(
+            f"the vocabulary map does not use the ids 0..{size - 1}", "build it again"
+        )
+    if np.count_nonzero(np.bincount(used, minlength=size)) != size:
+        raise VocabularyError(f"some of the {size} compressed ids have no token", "build it again")
+
+
+def lookup_digest(lookup: NDArray[np.int32]) -> str:
+    """The digest that layouts, tables and bundles carry for a vocabulary map int32[V]."""
+    return sha256_bytes(b"engram vocabulary 1\n", lookup.astype("<i4", copy=False).tobytes())

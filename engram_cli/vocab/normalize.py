@@ -1,0 +1,53 @@
+"""The key that look-alike tokens share (spec section 1): text in, key out.
+
+The normalisers are those of `tokenizers`, because published tables were hashed with them: another
+library's Unicode version would move ids. `normalize_plain` is the readable twin on `unicodedata`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+REPLACEMENT = "\ufffd"
+_LONE_SPACE = "\ue000"
+
+
+def normalizer() -> Callable[[str], str]:
+    """The normaliser of spec section 1 as a function of one text."""
+    from tokenizers import Regex, normalizers
+
+    chain = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.NFD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"[ \t\r\n]+"), " "),
+            normalizers.Replace(Regex(r"^ $"), _LONE_SPACE),
+            normalizers.Strip(),
+            normalizers.Replace(_LONE_SPACE, " "),
+        ]
+    )
+    normalize: Callable[[str], str] = chain.normalize_str
+    return normalize
+
+
+def token_key(text: str, token: str, normalize: Callable[[str], str]) -> str:
+    """The key of one token: its spelling when it is a part of a character, else its normal form.
+
+    `text` is the token decoded alone, `token` its spelling in the vocabulary.
+    """
+    if REPLACEMENT in text:
+        return token
+    return normalize(text) or text
+
+
+def normalize_plain(text: str) -> str:
+    """`normalizer()` written out with the standard library; equal to it up to Unicode versions."""
+    text = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
+    text = "".join(c for c in text if unicodedata.category(c) != "Mn")
+    text = "".join(c.lower() for c in text)
+    text = re.sub(r"[ \t\r\n]+", " ", text)
+    return " " if text == " " else text.strip().replace(_LONE_SPACE, " ")

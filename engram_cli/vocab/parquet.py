@@ -1,0 +1,106 @@
+"""A CompressedVocab as a Parquet file: one row a token id, the digests in the file's metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engram_cli import __version__
+from engram_cli.errors import ArtifactError, InputError
+from engram_cli.files import new_file, output_errors
+from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.lookup import HOLE
+
+FORMAT = "engram-vocab"
+VERSION = 1
+_KEY = b"engram"
+_COLUMNS = ("token_id", "token", "text", "key", "compressed_id", "special")
+
+
+def write_vocab(vocab: CompressedVocab, path: Path, *, force: bool = False) -> None:
+    """Write `vocab` to `path`, whole or not at all. Raises OutputError.
+
+    Tokens that are not valid text cannot occur: `tokenizers` spells every token as a string.
+    """
+    ids = np.arange(vocab.vocab_size, dtype=np.int32)
+    hole = vocab.lookup == HOLE
+    special = np.isin(ids, np.fromiter(vocab.special_ids, np.int32, len(vocab.special_ids)))
+    table = pa.table(
+        {
+            "token_id": ids,
+            "token": pa.array(vocab.tokens, pa.string(), mask=hole),
+            "text": pa.array(vocab.texts, pa.string(), mask=hole),
+            "key": pa.array(vocab.keys, pa.string(), mask=hole),
+            "compressed_id": pa.array(vocab.lookup, pa.int32(), mask=hole),
+            "special": pa.array(special),
+        }
+    )
+    table = table.replace_schema_metadata({_KEY: json.dumps(_metadata(vocab)).encode()})
+    with new_file(path, force=force) as part, output_errors(path):
+        pq.write_table(table, part, compression="zstd")
+
+
+def read_vocab(path: str | Path) -> CompressedVocab:
+    """Read what `write_vocab` wrote, its digest checked. Raises InputError or ArtifactError."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"compressed vocabulary not found: {path}", "run: engram compress-vocab")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(f"{path} is not a readable Parquet file: {error}", _REMAKE) from None
+    about = _read_metadata(path, table.schema.metadata or {})
+    if not set(_COLUMNS) <= set(table.column_names):
+        raise ArtifactError(f"{path} lacks columns of a compressed vocabulary", _REMAKE)
+    ids = table["token_id"].to_numpy()
+    if not np.array_equal(ids, np.arange(len(ids))):
+        raise ArtifactError(f"{path}: its token ids are not 0, 1, 2, ...", _REMAKE)
+    lookup = table["compressed_id"].fill_null(HOLE).to_numpy().astype(np.int32)
+    vocab = CompressedVocab(
+        lookup=lookup,
+        size=int(lookup.max(initial=HOLE)) + 1,
+        texts=table["text"].fill_null("").to_pylist(),
+        tokens=table["token"].fill_null("").to_pylist(),
+        keys=table["key"].fill_null("").to_pylist(),
+        special_ids=frozenset(np.flatnonzero(table["special"].to_numpy()).tolist()),
+        tokenizer_digest=str(about.get("tokenizer_digest")),
+        source=str(about.get("source")),
+    )
+    if vocab.digest != about.get("vocab_digest"):
+        raise ArtifactError(f"{path} was changed after it was written: digests differ", _REMAKE)
+    return vocab
+
+
+_REMAKE = "make it again with engram compress-vocab --force"
+
+
+def _metadata(vocab: CompressedVocab) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "vocab_size": vocab.vocab_size,
+        "compressed_size": vocab.size,
+        "vocab_digest": vocab.digest,
+        "tokenizer_digest": vocab.tokenizer_digest,
+        "source": vocab.source,
+        "tool_version": __version__,
+    }
+
+
+def _read_metadata(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
+    try:
+        about = json.loads(metadata[_KEY])
+    except (KeyError, ValueError):
+        raise ArtifactError(f"{path} is no compressed vocabulary of ours", _REMAKE) from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ArtifactError(f"{path} is no compressed vocabulary of ours", _REMAKE)
+    if not isinstance(about.get("version"), int) or about["version"] > VERSION:
+        raise ArtifactError(
+            f"{path} was written by a newer version ({about.get('version')})", "upgrade engram"
+        )
+    return about

