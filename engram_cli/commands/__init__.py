@@ -1,0 +1,1 @@
+"""The commands as functions: a dataclass in, a dataclass out, no terminal."""

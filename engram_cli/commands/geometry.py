@@ -1,0 +1,70 @@
+"""A geometry as a user gives it (all of it optional), resolved to a HashLayout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engram_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from engram_cli.hashing.layout import HashLayout
+
+DEFAULT_SCHEME = "engram-v1"
+RAW_ID_SCHEMES = ("qwen-ple", "tutorial")  # these hash raw ids and take a vocabulary size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """The choices that make a layout; None leaves one to the scheme."""
+
+    scheme: str | None = None
+    orders: tuple[int, ...] | None = None
+    heads: int | None = None
+    rows_per_head: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    pad_id: int | None = None
+    seed: int | None = None
+    vocab_size: int | None = None
+    eos_id: int | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The choices that were made, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def resolve(self, vocab_path: Path) -> HashLayout:
+        """The layout; reads the compressed vocabulary at `vocab_path` where the scheme needs one.
+
+        Raises InputError for a choice that the scheme does not know, LayoutError for one it cannot
+        make.
+        """
+        from engram_cli.hashing.schemes import hash_layout
+
+        choices = self.given
+        scheme = choices.pop("scheme", DEFAULT_SCHEME)
+        if scheme in RAW_ID_SCHEMES:
+            if "rows_per_head" in choices:
+                choices["rows_per_head"] = _single(scheme, choices["rows_per_head"])
+            if "vocab_size" not in choices and vocab_path.is_file():
+                choices["vocab_size"] = _read(vocab_path).vocab_size
+            return hash_layout(scheme, **choices)
+        if not vocab_path.is_file():
+            raise InputError(
+                f"no compressed vocabulary at {vocab_path}", "run first: engram compress-vocab"
+            )
+        return hash_layout(scheme, _read(vocab_path), **choices)
+
+
+def _read(path: Path) -> Any:
+    from engram_cli.vocab.parquet import read_vocab
+
+    return read_vocab(path)
+
+
+def _single(scheme: str, sizes: tuple[int, ...]) -> int:
+    if len(sizes) != 1:
+        raise InputError(f"{scheme} has one size of rows per head", f"{len(sizes)} were given")
+    return sizes[0]

@@ -1,0 +1,60 @@
+"""The working directory: where each command finds what the one before it left."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engram_cli.errors import InputError
+
+CONFIG_NAME = "engram.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The artifacts of a folder, by their fixed names."""
+
+    folder: Path = Path()
+
+    @property
+    def vocab(self) -> Path:
+        """What compress-vocab writes."""
+        return self.folder / "engram-vocab.parquet"
+
+    @property
+    def stats(self) -> Path:
+        """What hash-stats writes."""
+        return self.folder / "engram-stats"
+
+    @property
+    def table(self) -> Path:
+        """What build-table writes."""
+        return self.folder / "engram-table.zarr"
+
+    @property
+    def config(self) -> Path:
+        """The persistent choices: a table [layout], and a table for each command."""
+        return self.folder / CONFIG_NAME
+
+
+def read_config(path: Path) -> dict[str, dict[str, Any]]:
+    """The tables of an engram.toml, {} when there is none. Raises InputError naming the line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}", "mend or remove it") from None
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: {error}", "mend the line or remove the file") from None
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise InputError(
+                f"{path}: '{name}' stands outside a table",
+                "put it under [layout] or under a command, such as [hash-stats]",
+            )
+    return tables
