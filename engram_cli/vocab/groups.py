@@ -1,0 +1,126 @@
+"""Questions to a compressed vocabulary: its largest groups, the group of a text, what moved."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+
+from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.normalize import REPLACEMENT, normalizer
+
+_NAMED = {" ": "␣", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_UNSEEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Mn", "Mc", "Me", "Zl", "Zp", "Zs"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A token of a group: its id, its text decoded alone and its spelling in the vocabulary."""
+
+    token_id: int
+    text: str
+    token: str
+
+    @property
+    def readable(self) -> str:
+        """The text with spaces and control characters visible; a part of a character as spelt."""
+        return readable(self.token if REPLACEMENT in self.text else self.text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The tokens that share a compressed id, by ascending token id."""
+
+    compressed_id: int
+    key: str
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabDiff:
+    """How two maps differ over the ids both have.
+
+    `moved`: ids with another compressed id. `regrouped`: ids whose company is another one, however
+    the groups are numbered; each with its text and its two groups' keys.
+    """
+
+    sizes: tuple[int, int]
+    vocab_sizes: tuple[int, int]
+    moved: int
+    regrouped: tuple[tuple[int, str, str, str], ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether both maps are the same map."""
+        return self.moved == 0 and self.vocab_sizes[0] == self.vocab_sizes[1]
+
+
+def readable(text: str) -> str:
+    """`text` with every character visible: spaces as ␣, what has no ink of its own escaped.
+
+    A combining mark stays as it is behind a character that carries it.
+    """
+    shown = ""
+    for before, character in zip(" " + text, text, strict=False):
+        carried = unicodedata.combining(character) or unicodedata.category(character) == "Mc"
+        shown += character if carried and before.isalpha() else _visible(character)
+    return shown
+
+
+def group(vocab: CompressedVocab, compressed_id: int) -> Group:
+    """The group with this compressed id."""
+    ids = vocab.members(compressed_id)
+    return Group(
+        compressed_id=compressed_id,
+        key=vocab.keys[ids[0]],
+        members=tuple(Member(token_id=i, text=vocab.texts[i], token=vocab.tokens[i]) for i in ids),
+    )
+
+
+def largest_groups(vocab: CompressedVocab, count: int) -> list[Group]:
+    """The `count` groups with the most tokens, the largest first, ties by compressed id."""
+    order = np.argsort(-vocab.group_sizes(), kind="stable")[:count]
+    return [group(vocab, int(compressed_id)) for compressed_id in order]
+
+
+def group_of_text(vocab: CompressedVocab, text: str) -> Group | None:
+    """The group a text falls into: by a token's text, else by its spelling, else by its key."""
+    wanted = normalizer()(text) or text
+    for column, value in ((vocab.texts, text), (vocab.tokens, text), (vocab.keys, wanted)):
+        try:
+            found = next(
+                i for i, entry in enumerate(column) if entry == value and vocab.lookup[i] >= 0
+            )
+        except StopIteration:
+            continue
+        return group(vocab, int(vocab.lookup[found]))
+    return None
+
+
+def diff(ours: CompressedVocab, theirs: CompressedVocab) -> VocabDiff:
+    """What differs between two maps. Equal sizes are not equal maps."""
+    count = min(ours.vocab_size, theirs.vocab_size)
+    a, b = ours.lookup[:count], theirs.lookup[:count]
+    regrouped = np.flatnonzero(_first_member(a) != _first_member(b))
+    return VocabDiff(
+        sizes=(ours.size, theirs.size),
+        vocab_sizes=(ours.vocab_size, theirs.vocab_size),
+        moved=int(np.count_nonzero(a != b)),
+        regrouped=tuple((int(i), ours.texts[i], ours.keys[i], theirs.keys[i]) for i in regrouped),
+    )
+
+
+def _first_member(lookup: np.ndarray) -> np.ndarray:
+    """For each id the least id of its group: groups as sets, whatever their numbers; holes -1."""
+    values, firsts, inverse = np.unique(lookup, return_index=True, return_inverse=True)
+    return np.where(values[inverse] < 0, -1, firsts[inverse])
+
+
+def _visible(character: str) -> str:
+    if character in _NAMED:
+        return _NAMED[character]
+    if unicodedata.category(character) not in _UNSEEN:
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{{{code:x}}}"
