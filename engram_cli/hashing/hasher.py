@@ -170,7 +170,10 @@ def hash_tokens(
     one. Raises TokenIdError for an id outside the vocabulary, LayoutError for an unknown layer.
     """
     entry = layout.layer(layer)
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:
+        raise InputError(f"ids are no array: {error}", "give [T] or [B, T]") from None
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)
     if array.ndim not in (1, 2):
@@ -217,13 +220,14 @@ def _flat_ids(ids: NDArray[np.integer]) -> NDArray[np.integer]:
     array = np.asarray(ids)
     if array.dtype.kind not in "iu":
         raise InputError(f"token ids are {array.dtype}", "give integers")
-    if array.dtype == np.uint64:
+    if array.dtype.itemsize == 8 and array.dtype.kind == "u":
         if array.size and int(array.max()) >= 2**63:
             raise TokenIdError(f"token id {int(array.max())} is beyond int64", "give token ids")
         array = array.astype(np.int64)
-    elif array.dtype.name not in _ID_DTYPES or not array.dtype.isnative:
-        small = array.dtype.itemsize < 4
-        array = array.astype(np.int32 if small else array.dtype.newbyteorder("="))
+    elif array.dtype.name not in _ID_DTYPES:
+        array = array.astype(np.int32)
+    elif not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     return np.ascontiguousarray(array)
 
 

@@ -6,8 +6,10 @@ import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.lookup import HOLE
 from engram_cli.vocab.normalize import REPLACEMENT, normalizer
 
 _NAMED = {" ": "␣", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -102,7 +104,7 @@ def diff(ours: CompressedVocab, theirs: CompressedVocab) -> VocabDiff:
     """What differs between two maps. Equal sizes are not equal maps."""
     count = min(ours.vocab_size, theirs.vocab_size)
     a, b = ours.lookup[:count], theirs.lookup[:count]
-    regrouped = np.flatnonzero(_first_member(a) != _first_member(b))
+    regrouped = np.flatnonzero(~_same_company(a, b))
     return VocabDiff(
         sizes=(ours.size, theirs.size),
         vocab_sizes=(ours.vocab_size, theirs.vocab_size),
@@ -111,10 +113,15 @@ def diff(ours: CompressedVocab, theirs: CompressedVocab) -> VocabDiff:
     )
 
 
-def _first_member(lookup: np.ndarray) -> np.ndarray:
-    """For each id the least id of its group: groups as sets, whatever their numbers; holes -1."""
-    values, firsts, inverse = np.unique(lookup, return_index=True, return_inverse=True)
-    return np.where(values[inverse] < 0, -1, firsts[inverse])
+def _same_company(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """For each id whether its group holds the same ids in both maps, however it is numbered."""
+    _, group_a, size_a = np.unique(a, return_inverse=True, return_counts=True)
+    _, group_b, size_b = np.unique(b, return_inverse=True, return_counts=True)
+    pairs = group_a.astype(np.int64) * len(size_b) + group_b
+    _, pair, both = np.unique(pairs, return_inverse=True, return_counts=True)
+    holes_agree = (a == HOLE) == (b == HOLE)
+    same: NDArray[np.bool_] = (both[pair] == size_a[group_a]) & (both[pair] == size_b[group_b])
+    return same & holes_agree
 
 
 def _visible(character: str) -> str:

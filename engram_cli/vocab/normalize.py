@@ -12,6 +12,10 @@ from collections.abc import Callable
 
 REPLACEMENT = "\ufffd"
 _LONE_SPACE = "\ue000"
+# Unicode's White_Space; str.strip() would take the separators U+001C..U+001F too.
+_WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
 
 
 def normalizer() -> Callable[[str], str]:
@@ -47,7 +51,7 @@ def token_key(text: str, token: str, normalize: Callable[[str], str]) -> str:
 def normalize_plain(text: str) -> str:
     """`normalizer()` written out with the standard library; equal to it up to Unicode versions."""
     text = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
-    text = "".join(c for c in text if unicodedata.category(c) != "Mn")
+    text = "".join(c for c in text if unicodedata.category(c)[0] != "M")
     text = "".join(c.lower() for c in text)
     text = re.sub(r"[ \t\r\n]+", " ", text)
-    return " " if text == " " else text.strip().replace(_LONE_SPACE, " ")
+    return " " if text == " " else text.strip(_WHITE).replace(_LONE_SPACE, " ")
