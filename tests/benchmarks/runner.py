@@ -1,0 +1,161 @@
+"""One runner for every benchmark: contestants checked, timed in turn, medians kept as JSON.
+
+A benchmark module has `cases()`: named groups of contestants that must give equal results. Run
+
+    python tests/benchmarks/runner.py hashing
+
+with the package and its test extra installed; the figures go to tests/benchmarks/results and
+docs/benchmarks.md is written anew from all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
+RUNS = 7
+PACKAGES = ("engram-tables", "numpy", "numba", "tokenizers", "zarr", "pyarrow", "torch", "fastokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Contestants that do the same work: `amount` of `unit` a call; the first is the baseline."""
+
+    name: str
+    amount: float
+    unit: str
+    contestants: dict[str, Callable[[], Any]]
+    same: Callable[[Any, Any], bool]
+    notes: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def main(names: Iterable[str]) -> None:
+    """Run the named benchmark modules, keep their figures, render the page."""
+    sys.path.insert(0, str(HERE))
+    for name in names:
+        module = importlib.import_module(name)
+        result = {
+            "benchmark": name,
+            "about": (module.__doc__ or "").strip().splitlines()[0],
+            "machine": machine(),
+            "versions": versions(),
+            "commit": commit(),
+            "cases": [measure(case) for case in module.cases()],
+        }
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    PAGE.write_text(page())
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Check that the contestants agree, then time them in turn, round after round."""
+    outcomes = {name: call() for name, call in case.contestants.items()}  # warms up as well
+    first, *others = outcomes
+    for other in others:
+        if not case.same(outcomes[first], outcomes[other]):
+            raise SystemExit(f"{case.name}: '{other}' does not equal '{first}'")
+    outcomes.clear()
+    seconds: dict[str, list[float]] = {name: [] for name in case.contestants}
+    for _ in range(RUNS):
+        for name, call in case.contestants.items():
+            begin = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - begin)
+    base = statistics.median(seconds[first])
+    rows = []
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        rows.append(
+            {
+                "name": name,
+                "median_s": round(median, 6),
+                "min_s": round(min(times), 6),
+                "max_s": round(max(times), 6),
+                "rate": round(case.amount / median, 1),
+                "ratio": round(base / median, 2),
+            }
+        )
+        print(f"{case.name:44} {name:34} {case.amount / median:16,.0f} {case.unit}/s", flush=True)
+    return {
+        "name": case.name,
+        "amount": case.amount,
+        "unit": case.unit,
+        "runs": RUNS,
+        "notes": case.notes,
+        "facts": case.facts,
+        "rows": rows,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system()}
+
+
+def versions() -> dict[str, str]:
+    """The versions of what takes part."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit the figures belong to."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def page() -> str:
+    """docs/benchmarks.md from every result on file."""
+    parts = [
+        "# Benchmarks",
+        "Written by `python tests/benchmarks/runner.py NAME`; do not edit. Every contestant first "
+        "gives the same result as the baseline, then all are timed in turn; medians. Rates are of "
+        "one machine in one run: compare ratios.",
+    ]
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text())
+        cpu = f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
+        used = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+        parts += [
+            f"## {result['benchmark']}",
+            result["about"],
+            f"{cpu}; {used}; commit {result['commit']}.",
+        ]
+        for case in result["cases"]:
+            parts.append(f"### {case['name']}")
+            if case["notes"]:
+                parts.append(case["notes"])
+            table = [f"| contestant | {case['unit']}/s | ratio |", "| --- | ---: | ---: |"]
+            table += [f"| {r['name']} | {r['rate']:,.0f} | {r['ratio']:.2f} |" for r in case["rows"]]
+            parts.append("\n".join(table))
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
