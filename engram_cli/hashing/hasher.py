@@ -16,6 +16,8 @@ from engram_cli.hashing.lookback import Mask, carry_after
 _ID_DTYPES = {"uint8", "uint16", "int32", "uint32", "int64"}
 _ROWS_STEP = 8192  # columns of this many tokens stay in the L2 cache
 _NO_MASK = np.empty(0, dtype=np.bool_)
+# What the kernels' signatures ask for: read-only arrays (memory maps, bytes) are copied.
+_KERNEL_ARRAY = ("C", "W")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +210,7 @@ def _parts(count: int, threads: int) -> list[tuple[int, int]]:
 
 def _lookup_of(layout: HashLayout) -> NDArray[np.int32]:
     if layout.lookup is not None:
-        return layout.lookup
+        return np.require(layout.lookup, requirements=_KERNEL_ARRAY)
     if layout.vocab_digest is not None:
         raise LayoutError(
             "the layout has no vocabulary map", "bind the compressed vocabulary it was made with"
@@ -228,7 +230,7 @@ def _flat_ids(ids: NDArray[np.integer]) -> NDArray[np.integer]:
         array = array.astype(np.int32)
     elif not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    return np.ascontiguousarray(array)
+    return np.require(array, requirements=_KERNEL_ARRAY)
 
 
 def _token_error(token: int, position: int, layout: HashLayout) -> TokenIdError:
@@ -256,4 +258,4 @@ def _shaped(mask: Mask, shape: tuple[int, ...], name: str) -> Mask:
 def _mask(mask: Mask | None, count: int, name: str) -> Mask:
     if mask is None:
         return _NO_MASK
-    return np.ascontiguousarray(_shaped(mask, (count,), name))
+    return np.require(_shaped(mask, (count,), name), requirements=_KERNEL_ARRAY)

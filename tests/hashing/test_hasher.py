@@ -210,6 +210,18 @@ def test_every_integer_type_gives_the_same_rows(dtype: str, small_vocab: Compres
     assert np.array_equal(hash_tokens(layout, swapped), hash_tokens(layout, ids))
 
 
+def test_read_only_arrays_hash_as_any_other(small_vocab: CompressedVocab) -> None:
+    lookup = small_vocab.lookup.copy()
+    lookup.flags.writeable = False
+    layout = hash_layout("engram-v1", small_vocab, rows_per_head=10007, layers=(1,))
+    ids = np.arange(40, dtype=np.uint32)
+    frozen = np.frombuffer(ids.tobytes(), dtype=np.uint32)
+    starts = np.zeros(40, dtype=np.bool_)
+    starts.flags.writeable = False
+    expected = hash_tokens(layout, ids)
+    assert np.array_equal(hash_tokens(layout.bind(lookup), frozen, starts=starts), expected)
+
+
 def test_no_tokens_give_no_rows(small_vocab: CompressedVocab) -> None:
     layout = hash_layout("engram-v1", small_vocab, rows_per_head=100, layers=(0,))
     assert hash_tokens(layout, []).shape == (0, 16)
