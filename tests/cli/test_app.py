@@ -1,0 +1,115 @@
+"""The command line as a whole: light, helpful, configured by engram.toml."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from cli.conftest import Engram
+
+from engram_cli import __version__
+from engram_cli.cli.options import parse_integers, parse_size, parse_sizes
+
+HEAVY = ("numba", "zarr", "pyarrow", "torch", "tokenizers", "transformers")
+
+
+@pytest.mark.parametrize("statement", ["import engram_cli", "from engram_cli.cli.app import app"])
+def test_what_is_imported_stays_light(statement: str) -> None:
+    code = f"import sys; {statement}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_module_and_script_are_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "engram_cli", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"engram {__version__}\n"
+
+
+def test_every_command_has_help(engram: Engram) -> None:
+    listing = engram("--help")
+    assert listing.code == 0
+    for command in ("compress-vocab", "hash-stats", "build-table", "attach", "demo"):
+        assert command in listing.out
+        assert engram(command, "--help").code == 0
+
+
+def test_public_names_are_importable() -> None:
+    import engram_cli
+
+    for name in engram_cli.__all__:
+        assert getattr(engram_cli, name) is not None
+    with pytest.raises(AttributeError):
+        _ = engram_cli.nothing_of_this_name  # type: ignore[attr-defined]
+
+
+def test_usage_errors_are_exit_2(engram: Engram) -> None:
+    assert engram("compress-vocab", "--nonsense").code == 2
+    assert engram("nonsense").code == 2
+
+
+def test_engram_toml_gives_defaults_and_flags_win(engram: Engram, tokenizer_file: Path) -> None:
+    (engram.folder / "engram.toml").write_text('[compress-vocab]\nexpect = 5\nout = "v.parquet"\n')
+    assert engram("compress-vocab", tokenizer_file).code == 1
+    assert (engram.folder / "v.parquet").exists()
+    (engram.folder / "v.parquet").unlink()
+    other = engram("compress-vocab", tokenizer_file, "--out", "w.parquet", "--expect", "6")
+    assert "expected 6" in other.err
+    assert not (engram.folder / "v.parquet").exists()
+
+
+def test_the_workspace_can_be_another_folder(engram: Engram, tokenizer_file: Path) -> None:
+    (engram.folder / "there").mkdir()
+    (engram.folder / "there" / "engram.toml").write_text("[compress-vocab]\nexpect = 5\n")
+    assert engram("compress-vocab", tokenizer_file, "--workspace", "there").code == 1
+    assert (engram.folder / "there" / "engram-vocab.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[compress-vocab\n", "engram.toml"),
+        ("[compress-vocab]\nexpct = 5\n", "[compress-vocab] has no option 'expct'"),
+        ("expect = 5\n", "'expect' stands outside a table"),
+    ],
+)
+def test_bad_settings_are_one_line(engram: Engram, text: str, match: str) -> None:
+    (engram.folder / "engram.toml").write_text(text)
+    done = engram("compress-vocab")
+    assert done.code == 2
+    assert match in done.error_line
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("646400", 646400),
+        ("16M", 16_000_000),
+        ("5GB", 5 * 10**9),
+        ("64MiB", 64 * 2**20),
+        ("1.5k", 1500),
+        ("1_000", 1000),
+    ],
+)
+def test_sizes(text: str, value: int) -> None:
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "5 parsecs", "1e3"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        parse_size(text)
+
+
+def test_lists() -> None:
+    assert parse_integers("2,3") == (2, 3)
+    assert parse_sizes("1k,2M") == (1000, 2_000_000)
+    with pytest.raises(typer.BadParameter):
+        parse_integers("2,x")
