@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import byte_level_tokenizer, sentencepiece_tokenizer, wordpiece_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from small_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer, wordpiece_tokenizer
 from tokenizers import Tokenizer
 
 from engram_cli.errors import ArtifactError, InputError, TokenIdError, VocabularyError
