@@ -95,14 +95,15 @@ def _contestants(layout: HashLayout, ids: NDArray[np.int32]) -> dict:
 def _demo(layout: HashLayout, x: NDArray[np.int64]) -> NDArray[np.int64]:
     """Head-local rows [T, C] as a NumPy programme for one layer states them, in int64."""
     layer = layout.layers[0]
-    shifts = [x]
-    for lag in range(1, layout.max_order):
-        shifts.append(np.pad(x, (lag, 0), constant_values=layout.filler_id)[: len(x)])
+    shifts = [
+        np.pad(x, (lag, 0), constant_values=layout.filler_id)[: len(x)]
+        for lag in range(layout.max_order)
+    ]
     columns = []
     for index, order in enumerate(layout.orders):
         mix = shifts[0] * layer.multipliers[0]
         for lag in range(1, order):
             mix = np.bitwise_xor(mix, shifts[lag] * layer.multipliers[lag])
-        for head in range(layout.heads):
-            columns.append(mix % layer.moduli[index * layout.heads + head])
+        moduli = layer.moduli[index * layout.heads : (index + 1) * layout.heads]
+        columns += [mix % modulus for modulus in moduli]
     return np.stack(columns, axis=1)

@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
 RUNS = 7
-PACKAGES = ("engram-tables", "numpy", "numba", "tokenizers", "zarr", "pyarrow", "torch", "fastokens")
+PACKAGES = ("numpy", "numba", "tokenizers", "zarr", "pyarrow", "torch", "fastokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +152,13 @@ def page() -> str:
             if case["notes"]:
                 parts.append(case["notes"])
             table = [f"| contestant | {case['unit']}/s | ratio |", "| --- | ---: | ---: |"]
-            table += [f"| {r['name']} | {r['rate']:,.0f} | {r['ratio']:.2f} |" for r in case["rows"]]
+            table += [_line(row) for row in case["rows"]]
             parts.append("\n".join(table))
     return "\n\n".join(parts) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    return f"| {row['name']} | {row['rate']:,.0f} | {row['ratio']:.2f} |"
 
 
 if __name__ == "__main__":
