@@ -1,0 +1,200 @@
+"""safetensors files, written as a stream and read as memory maps.
+
+A file is an 8-byte little-endian header length, a JSON header padded with spaces, then raw data.
+Written by hand for two reasons: a table never fits in memory, and NumPy has no bfloat16, which is
+uint16 here. Files are untrusted: nothing is mapped before every number of the header was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from engram_cli.errors import ArtifactError
+
+Array = NDArray[Any]
+
+# Data begins on a page, so that a map of it is aligned for every dtype and for direct I/O.
+ALIGNMENT = 4096
+MAX_HEADER_BYTES = 16 * 2**20
+_PIECE_BYTES = 4 * 2**20  # hashed and written while it is in the cache
+
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32"}
+_NAMES = {code: name for name, code in _CODES.items()}
+_PHYSICAL: dict[str, DTypeLike] = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "int32": "<i4",
+}
+
+
+def physical_dtype(dtype: str) -> np.dtype[Any]:
+    """The NumPy dtype that holds a logical one: uint16 for "bfloat16"."""
+    return np.dtype(_PHYSICAL[dtype])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """A tensor of a file: its name, logical dtype and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its data in bytes."""
+        return prod(self.shape) * physical_dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlace:
+    """A tensor found in a file: what it is, and the byte its data begins at."""
+
+    spec: TensorSpec
+    begin: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """What was written: a file's name, size in bytes and digest."""
+
+    name: str
+    size: int
+    digest: str
+
+
+def encode_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """The length and the JSON header of a file, padded so that the data begins aligned."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for spec in specs:
+        begin, end = end, end + spec.nbytes
+        header[spec.name] = {
+            "dtype": _CODES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(
+    path: Path,
+    specs: Sequence[TensorSpec],
+    data: Iterable[Array],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> FileRecord:
+    """Write `specs` to a new file; `data` yields their values in order, in pieces of any size.
+
+    Nothing but one piece is held in memory. `advance` hears of the bytes written. Raises OSError,
+    and ArtifactError when `data` has more or fewer bytes than the specs.
+    """
+    digest = hashlib.sha256()
+    header = encode_header(specs, metadata or {})
+    size = len(header)
+    with path.open("wb") as file:
+        digest.update(header)
+        file.write(header)
+        for array in data:
+            raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            for begin in range(0, len(raw), _PIECE_BYTES):
+                piece = raw[begin : begin + _PIECE_BYTES]
+                digest.update(piece)
+                file.write(piece)
+                if advance is not None:
+                    advance(len(piece))
+            size += len(raw)
+    expected = len(header) + sum(spec.nbytes for spec in specs)
+    if size != expected:
+        raise ArtifactError(
+            f"{path.name}: {size - len(header)} bytes of data for {expected - len(header)}",
+            "the source of the tensors is damaged: make it again",
+        )
+    return FileRecord(name=path.name, size=size, digest=f"sha256:{digest.hexdigest()}")
+
+
+def read_header(start: bytes, size: int, what: str) -> dict[str, TensorPlace]:
+    """The tensors of a file of `size` bytes that begins with `start` (8 bytes + header or more).
+
+    Their data must follow each other and fill the file, as the format demands. Raises
+    ArtifactError naming `what`.
+    """
+    length = header_length(start, size, what)
+    try:
+        header = json.loads(start[8 : 8 + length])
+        header.pop("__metadata__", None)
+        places = {name: _place(name, entry, 8 + length) for name, entry in header.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"{what} has no safetensors header: {error}", _REMAKE) from None
+    end = 8 + length
+    for place in sorted(places.values(), key=lambda place: (place.begin, place.spec.nbytes)):
+        if place.begin != end:
+            raise ArtifactError(f"{what}: tensor {place.spec.name} has a gap before it", _REMAKE)
+        end += place.spec.nbytes
+    if end != size:
+        raise ArtifactError(f"{what} has {size} bytes, its header describes {end}", _REMAKE)
+    return places
+
+
+def header_length(start: bytes, size: int, what: str) -> int:
+    """The length of the JSON header. Raises ArtifactError when it cannot be true."""
+    length = int.from_bytes(start[:8], "little") if len(start) >= 8 else -1
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise ArtifactError(f"{what} is no safetensors file", _REMAKE)
+    return length
+
+
+def open_tensors(file: BinaryIO, what: str) -> dict[str, TensorPlace]:
+    """The tensors of an open file, of which only the header is read. Raises ArtifactError."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    start += file.read(header_length(start, size, what))
+    return read_header(start, size, what)
+
+
+def map_tensor(path: Path, place: TensorPlace) -> Array:
+    """The tensor as a private memory map: pages come when touched, changes never reach the file."""
+    spec = place.spec
+    return np.memmap(
+        path, dtype=physical_dtype(spec.dtype), mode="c", offset=place.begin, shape=spec.shape
+    )
+
+
+def view_tensor(raw: bytes, place: TensorPlace) -> Array:
+    """The tensor in the bytes of a whole file, read-only."""
+    spec = place.spec
+    flat = np.frombuffer(
+        raw, dtype=physical_dtype(spec.dtype), count=prod(spec.shape), offset=place.begin
+    )
+    return flat.reshape(spec.shape)
+
+
+_REMAKE = "the file is damaged: write the bundle again with engram attach --force"
+
+
+def _place(name: str, entry: Any, data_begin: int) -> TensorPlace:
+    shape = entry["shape"]
+    begin, end = entry["data_offsets"]
+    if entry["dtype"] not in _NAMES:
+        raise ValueError(f"tensor {name} has dtype {entry['dtype']!r}")
+    numbers = [*shape, begin, end]
+    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in numbers):
+        raise ValueError(f"tensor {name} has a shape or offsets that are no counts")
+    spec = TensorSpec(name=name, dtype=_NAMES[entry["dtype"]], shape=tuple(shape))
+    if end - begin != spec.nbytes:
+        raise ValueError(f"tensor {name} has {end - begin} bytes, its shape has {spec.nbytes}")
+    return TensorPlace(spec=spec, begin=data_begin + begin)
