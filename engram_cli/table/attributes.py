@@ -1,0 +1,193 @@
+"""A table's attributes as a stranger hands them to us: every field checked before it is used.
+
+In: the zarr.json of the group and of each array. Out: a Description, whose arrays, chunk files and
+checksums agree with one another. Nothing here opens a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from engram_cli.errors import ArtifactError, IncompleteError, InputError
+from engram_cli.files import read_json
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.table.checksum import ALGORITHM
+from engram_cli.table.codecs import CODECS
+from engram_cli.table.grid import (
+    HITS_TYPE,
+    LOOKUP,
+    LOOKUP_TYPE,
+    ChunkedArray,
+    hits_array,
+    row_array,
+)
+from engram_cli.table.spec import FORMAT, MAX_DIM, VERSION, content_digest
+
+META = "zarr.json"
+PARTIAL_SUFFIX = ".partial"
+_REMAKE = "build the table again, or take it again from where it came"
+_GO_ON = "run the same engram build-table again: it goes on from there"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """A table by its attributes: `files` maps every path in the store to (size, checksum)."""
+
+    path: Path
+    layout: HashLayout
+    dim: int
+    dtype: str
+    attributes: Mapping[str, Any]
+    arrays: Mapping[str, ChunkedArray]
+    files: Mapping[str, tuple[int, str]]
+
+
+def read_description(path: Path) -> Description:
+    """Read and check the attributes of the table at `path`; its layout has no lookup bound yet.
+
+    Raises InputError when there is none, IncompleteError for a half-built one, ArtifactError for
+    one that is damaged or newer.
+    """
+    attributes = _group_attributes(path)
+    try:
+        layout = HashLayout.from_json(attributes["layout"])
+        _need(layout.fingerprint == attributes["fingerprint"], "layout and fingerprint disagree")
+        dim, dtype = attributes["dim"], attributes["dtype"]
+        _need(_is_count(dim) and 1 <= dim <= MAX_DIM, f"dim is {dim!r}")
+        _need(isinstance(dtype, str) and dtype in CODECS, f"dtype is {dtype!r}")
+        _need(isinstance(attributes["init"]["name"], str), "init has no name")
+        _need(attributes["digest"] == content_digest(attributes), "attributes and digest disagree")
+        arrays = _read_arrays(path, attributes, layout)
+        files = _manifest(attributes["manifest"])
+        # The counts first: a tampered one must not make a list of 2^50 names.
+        chunks = sum(array.chunks for array in arrays.values())
+        _need(chunks == len(files), f"the manifest has {len(files)} files for {chunks} chunks")
+        for array in arrays.values():
+            sizes = {files[name][0] for name in array.files if name in files}
+            _need(sizes == {array.chunk_bytes}, f"chunks of '{array.name}' have sizes {sizes}")
+        expected = {name for array in arrays.values() for name in array.files}
+        _need(expected == set(files), "the manifest lists other files than the arrays have")
+    except (_Wrong, ArtifactError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}", _REMAKE) from None
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ArtifactError(f"{path} is damaged: in its attributes, {error!r}", _REMAKE) from None
+    return Description(
+        path=path,
+        layout=layout,
+        dim=dim,
+        dtype=dtype,
+        attributes=attributes,
+        arrays=arrays,
+        files=files,
+    )
+
+
+def is_table(path: Path) -> bool:
+    """Whether the folder says of itself that it is a table, finished or not."""
+    try:
+        attributes = read_json(path / META, "a table").get("attributes")
+    except (InputError, ArtifactError):
+        return False
+    return isinstance(attributes, dict) and attributes.get("format") == FORMAT
+
+
+class _Wrong(Exception):
+    """A check that failed."""
+
+
+def _need(true: bool, message: str) -> None:
+    if not true:
+        raise _Wrong(message)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _group_attributes(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        if path.with_name(path.name + PARTIAL_SUFFIX).exists():
+            raise IncompleteError(f"{path} is half-built", _GO_ON)
+        raise InputError(f"no table at {path}", "run: engram build-table")
+    if not (path / META).is_file():
+        if path.name.endswith(PARTIAL_SUFFIX):
+            raise IncompleteError(f"{path} is half-built", _GO_ON)
+        raise ArtifactError(f"{path} is no table: it has no {META}", "give a table's folder")
+    attributes = read_json(path / META, "the attributes of a table").get("attributes")
+    if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
+        raise ArtifactError(f"{path} is a Zarr group, but no Engram table", "give a table's folder")
+    version = attributes.get("version")
+    if not _is_count(version) or version == 0:
+        raise ArtifactError(f"{path} is damaged: its version is {version!r}", _REMAKE)
+    if version > VERSION:
+        raise ArtifactError(f"{path} has version {version}, newer than {VERSION}", "upgrade engram")
+    if attributes.get("complete") is not True:
+        raise IncompleteError(f"{path} is half-built", _GO_ON)
+    return attributes
+
+
+def _read_arrays(
+    path: Path, attributes: dict[str, Any], layout: HashLayout
+) -> dict[str, ChunkedArray]:
+    codec = CODECS.load(attributes["dtype"])
+    width = codec.width(attributes["dim"])
+    statistics = attributes["statistics"]
+    _need(statistics is None or _is_count(statistics["tokens"]), f"statistics are {statistics!r}")
+    arrays: dict[str, ChunkedArray] = {}
+    for entry in layout.layers:
+        rows = row_array(entry.layer)
+        arrays[rows] = _read_array(path, rows, entry.rows, width, codec.physical)
+        if statistics is not None:
+            hits = hits_array(entry.layer)
+            arrays[hits] = _read_array(path, hits, entry.rows, None, HITS_TYPE)
+    if layout.vocab_digest is not None:
+        arrays[LOOKUP] = _read_array(path, LOOKUP, None, None, LOOKUP_TYPE)
+    return arrays
+
+
+def _read_array(
+    path: Path, name: str, rows: int | None, width: int | None, dtype: Any
+) -> ChunkedArray:
+    file = path / name / META
+    _need(file.is_file(), f"{name}/{META} is missing")
+    meta = read_json(file, "the metadata of an array")
+    shape: Any = meta["shape"]
+    chunk: Any = meta["chunk_grid"]["configuration"]["chunk_shape"]
+    for lengths in (shape, chunk):
+        _need(
+            isinstance(lengths, list) and all(_is_count(n) and 0 < n < 2**48 for n in lengths),
+            f"'{name}' has shape {shape!r} in chunks {chunk!r}",
+        )
+        _need(lengths[1:] == ([] if width is None else [width]), f"'{name}' has shape {shape}")
+    height, chunk_rows = int(shape[0]), int(chunk[0])
+    _need(rows is None or height == rows, f"'{name}' has {height} rows")
+    _need(chunk_rows <= height, f"'{name}' has chunks of {chunk_rows} rows")
+    plain = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "data_type": dtype.name,
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+    }
+    for key, value in plain.items():
+        _need(meta[key] == value, f"'{name}' has {key} {meta[key]!r}")
+    _need(meta["chunk_grid"]["name"] == "regular", f"'{name}' has no regular chunks")
+    return ChunkedArray(name=name, rows=height, width=width, dtype=dtype, chunk_rows=chunk_rows)
+
+
+def _manifest(manifest: dict[str, Any]) -> dict[str, tuple[int, str]]:
+    _need(manifest["algorithm"] == ALGORITHM, f"checksums by {manifest['algorithm']!r}")
+    files = {}
+    for name, entry in manifest["files"].items():
+        _need(
+            isinstance(entry, list)
+            and len(entry) == 2
+            and _is_count(entry[0])
+            and isinstance(entry[1], str),
+            f"the manifest says {entry!r} of {name!r}",
+        )
+        files[name] = (entry[0], entry[1])
+    return files

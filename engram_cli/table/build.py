@@ -1,0 +1,217 @@
+"""Building a table: a TableSpec in, a finished store out, or a half-built one that can go on.
+
+A table grows in `<name>.partial` beside its place and is renamed when it is finished: what lies at
+its place is always whole, and a table that is replaced stays until the new one is there. A chunk
+is written under a temporary name, flushed, renamed, and then noted in the journal.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import OutputError
+from engram_cli.files import fsync_folder, new_file, output_errors, refuse_existing
+from engram_cli.progress import SILENT, Progress
+from engram_cli.table.attributes import META, PARTIAL_SUFFIX, is_table
+from engram_cli.table.fill import fill_rows, write_array
+from engram_cli.table.journal import NAME as JOURNAL
+from engram_cli.table.journal import Journal
+from engram_cli.table.lock import build_lock
+from engram_cli.table.spec import TableSpec
+from engram_cli.table.store import zarr_metadata
+
+Hits = Callable[[int], NDArray[np.uint32]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What a build did: chunks of rows in all and taken over from a build before, bytes, digest."""
+
+    path: Path
+    chunks: int
+    resumed: int
+    stored_bytes: int
+    digest: str
+
+
+def build_store(
+    spec: TableSpec,
+    out: Path,
+    *,
+    hits: Hits | None = None,
+    force: bool = False,
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> BuildReport:
+    """Build the table `spec` at `out`, or go on with a half-built one of the same request.
+
+    `hits(layer)` gives uint32[rows], asked for when `spec.tokens` is set. Raises OutputError when
+    `out` exists (and not `force`), is being built by another, does not fit on the disk, or is
+    half-built for another request (and not `force`); what was done is kept.
+    """
+    check_place(out, force)
+    with build_lock(out):
+        _clear_replaced(out)
+        folder = partial_folder(out)
+        with output_errors(folder):
+            journal = _open_journal(folder, spec, force)
+        done = len(journal.done)
+        try:
+            check_space(out, spec, journal.done_bytes)
+        except OutputError:
+            if not journal.done:
+                shutil.rmtree(folder)
+            raise
+        with output_errors(folder):
+            _sweep(folder, spec)
+            _write_metadata(folder, zarr_metadata(spec.arrays, spec.attributes()))
+        fill_rows(spec, folder, journal, threads=threads, progress=progress)
+        with output_errors(folder):
+            digest = _finish(spec, folder, journal, hits)
+            _put_in_place(folder, out)
+        return BuildReport(
+            path=out,
+            chunks=sum(array.chunks for array in spec.row_arrays.values()),
+            resumed=done,
+            stored_bytes=spec.total_bytes,
+            digest=digest,
+        )
+
+
+def partial_folder(out: Path) -> Path:
+    """Where the table for `out` lies while it is being built."""
+    return out.with_name(out.name + PARTIAL_SUFFIX)
+
+
+def resumable_bytes(spec: TableSpec, out: Path) -> int:
+    """The bytes that a half-built table of the same request has already; changes nothing."""
+    journal = Journal(partial_folder(out))
+    try:
+        journal.read(spec.request)
+    except (OSError, OutputError):
+        return 0
+    return journal.done_bytes
+
+
+def check_place(out: Path, force: bool) -> None:
+    """Raises OutputError when something is at `out` that may not be replaced."""
+    refuse_existing(out, force)
+    if out.exists() and not is_table(out):
+        raise OutputError(
+            f"{out} exists and is no table, so --force does not remove it",
+            "remove it yourself, or use --out to write elsewhere",
+        )
+
+
+def free_bytes(out: Path) -> int:
+    """The bytes free on the disk that `out` is to lie on."""
+    folder = out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    with output_errors(out):
+        return shutil.disk_usage(folder).free
+
+
+def check_space(out: Path, spec: TableSpec, done_bytes: int = 0) -> None:
+    """Raises OutputError, with the arithmetic, when the rest of the table does not fit."""
+    need, free = spec.total_bytes - done_bytes, free_bytes(out)
+    if need <= free:
+        return
+    width = max(array.row_bytes for array in spec.row_arrays.values())
+    rows = sum(array.rows for array in spec.row_arrays.values())
+    kept = f", {_gb(done_bytes)} of it done" if done_bytes else ""
+    raise OutputError(
+        f"{out} needs {_gb(spec.total_bytes)} ({rows:,} rows x {width} bytes and what goes with "
+        f"them{kept}); {_gb(free)} are free",
+        f"free {_gb(need - free)}, write to another disk with --out, or make the table smaller: "
+        "fewer rows per head, a smaller dim or dtype, fewer layers",
+    )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:,.3f} GB"
+
+
+def _open_journal(folder: Path, spec: TableSpec, force: bool) -> Journal:
+    journal = Journal(folder)
+    if journal.path.is_file():
+        try:
+            journal.resume(spec.request)
+            return journal
+        except OutputError:
+            if not force:
+                raise
+    elif folder.exists() and not _is_ours(folder):
+        raise OutputError(f"{folder} is in the way, and is no half-built table", "move it away")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    journal.begin(spec.request)
+    return journal
+
+
+def _is_ours(folder: Path) -> bool:
+    return is_table(folder) or all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def _sweep(folder: Path, spec: TableSpec) -> None:
+    """Leave only the chunks of `spec` and the journal, and make the folders of its arrays."""
+    files = {file for array in spec.arrays for file in array.files} | {JOURNAL}
+    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds comes before it
+        if path.is_dir():
+            with suppress(OSError):  # not empty
+                path.rmdir()
+        elif path.relative_to(folder).as_posix() not in files:
+            path.unlink()
+    for array in spec.arrays:
+        (folder / array.name).mkdir(parents=True, exist_ok=True)
+
+
+def _write_metadata(folder: Path, documents: dict[str, bytes]) -> None:
+    for name, document in documents.items():
+        with new_file(folder / name, force=True) as part:
+            part.write_bytes(document)
+
+
+def _finish(spec: TableSpec, folder: Path, journal: Journal, hits: Hits | None) -> str:
+    """Write hits and lookup, then the attributes that make the table whole; return its digest."""
+    files = dict(journal.done)
+    for layer, array in spec.hits_arrays.items():
+        if hits is None:
+            raise ValueError("the table is to have hits, and none are given")
+        files |= write_array(folder, array, hits(layer))
+    if spec.lookup_array is not None and spec.layout.lookup is not None:
+        files |= write_array(folder, spec.lookup_array, spec.layout.lookup)
+    for array in spec.arrays:
+        fsync_folder(folder / array.name)
+    attributes = spec.final_attributes(files)
+    _write_metadata(folder, {META: zarr_metadata([], attributes)[META]})
+    return str(attributes["digest"])
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    """Rename the finished table onto `out`; one that was there steps aside first."""
+    if out.exists():
+        os.replace(out, _replaced(out))
+    os.replace(folder, out)
+    fsync_folder(out.parent)
+    (out / JOURNAL).unlink()
+    shutil.rmtree(_replaced(out), ignore_errors=True)
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(f"{out.name}.replaced")
+
+
+def _clear_replaced(out: Path) -> None:
+    """Remove the old table of a replacement that was killed at its very end."""
+    if is_table(_replaced(out)):
+        shutil.rmtree(_replaced(out), ignore_errors=True)

@@ -1,0 +1,101 @@
+"""How the rows of an array lie in its chunk files: plain arithmetic, shared by writer and reader.
+
+A chunk file is whole rows, one after another, little-endian and uncompressed; the last one is as
+long as the others, filled up with zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TARGET_CHUNK_BYTES = 128 * 2**20
+HITS_TYPE: np.dtype[Any] = np.dtype("<u4")
+LOOKUP_TYPE: np.dtype[Any] = np.dtype("<i4")
+LOOKUP = "lookup"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkedArray:
+    """An array `[rows, width]`, or `[rows]` where `width` is None, in chunks of `chunk_rows`.
+
+    `name` is its path in the store: "1" for the rows of layer 1, "hits/1", "lookup".
+    """
+
+    name: str
+    rows: int
+    width: int | None
+    dtype: np.dtype[Any]
+    chunk_rows: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return (self.rows,) if self.width is None else (self.rows, self.width)
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        """The shape of every chunk."""
+        return (self.chunk_rows, *self.shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.dtype.itemsize * (1 if self.width is None else self.width)
+
+    @property
+    def chunks(self) -> int:
+        """How many chunk files there are."""
+        return -(-self.rows // self.chunk_rows)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """The size of every chunk file."""
+        return self.chunk_rows * self.row_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """The size of all chunk files, the last one's filling included."""
+        return self.chunks * self.chunk_bytes
+
+    def file(self, index: int) -> str:
+        """The path of chunk `index` in the store."""
+        return f"{self.name}/c.{index}" + ("" if self.width is None else ".0")
+
+    @property
+    def files(self) -> list[str]:
+        """The paths of all chunks."""
+        return [self.file(index) for index in range(self.chunks)]
+
+    def span(self, index: int) -> tuple[int, int]:
+        """The first row of chunk `index`, and how many rows it holds without the filling."""
+        first = index * self.chunk_rows
+        return first, min(self.chunk_rows, self.rows - first)
+
+
+def chunked(
+    name: str, rows: int, width: int | None, dtype: np.dtype[Any], chunk_rows: int | None = None
+) -> ChunkedArray:
+    """An array in chunks of `chunk_rows`; without it, in even chunks of about 128 MiB.
+
+    Even chunks keep the filling of the last one below a row for each chunk.
+    """
+    if chunk_rows is None:
+        row_bytes = dtype.itemsize * (1 if width is None else width)
+        count = max(1, round(rows * row_bytes / TARGET_CHUNK_BYTES))
+        chunk_rows = -(-rows // count)
+    return ChunkedArray(
+        name=name, rows=rows, width=width, dtype=dtype, chunk_rows=min(chunk_rows, rows)
+    )
+
+
+def row_array(layer: int) -> str:
+    """The name of the array that holds a layer's rows."""
+    return str(layer)
+
+
+def hits_array(layer: int) -> str:
+    """The name of the array that holds a layer's hits."""
+    return f"hits/{layer}"

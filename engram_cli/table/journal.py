@@ -1,0 +1,99 @@
+"""The journal of a half-built table: what was asked for, then a line for each chunk that is whole.
+
+A chunk is flushed and renamed before its line is written, so a line never speaks of a torn chunk,
+and a torn last line only means that its chunk is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from engram_cli.errors import OutputError
+from engram_cli.files import new_file
+
+NAME = "build.jsonl"
+FORMAT = "engram-table-build"
+
+
+class Journal:
+    """The chunks of `folder` that are whole: `done` maps a path to (size, checksum)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self.done: dict[str, tuple[int, str]] = {}
+
+    def begin(self, request: dict[str, Any]) -> None:
+        """Start the journal of a new build. Raises OSError."""
+        header = {"format": FORMAT, "version": 1, "request": request}
+        with new_file(self.path) as part:
+            part.write_text(json.dumps(header) + "\n", encoding="utf-8")
+
+    def read(self, request: dict[str, Any]) -> int:
+        """Take up the chunks that are still there; how many bytes of the journal are whole lines.
+
+        Raises OutputError for another request.
+        """
+        lines = self.path.read_bytes().split(b"\n")
+        different = differences(_header(lines[0], self.path).get("request"), request)
+        if different:
+            raise OutputError(
+                f"{self.path.parent} is a half-built table of another request: {different}",
+                "ask for the same again to finish it, or use --force to begin anew",
+            )
+        for line in lines[1:-1]:
+            entry = _entry(line)
+            if entry is not None and _size_of(self.path.parent / entry[0]) == entry[1]:
+                self.done[entry[0]] = (entry[1], entry[2])
+        return sum(len(line) + 1 for line in lines[:-1])
+
+    def resume(self, request: dict[str, Any]) -> None:
+        """Read the journal and cut off a torn last line, to go on behind it."""
+        os.truncate(self.path, self.read(request))
+
+    @property
+    def done_bytes(self) -> int:
+        """The bytes of the chunks that are whole."""
+        return sum(size for size, _ in self.done.values())
+
+    def add(self, name: str, size: int, checksum: str) -> None:
+        """Note that chunk `name` is whole. Raises OSError."""
+        line = json.dumps({"file": name, "size": size, "checksum": checksum})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        self.done[name] = (size, checksum)
+
+
+def differences(there: Any, asked: dict[str, Any]) -> str:
+    """What a request and another one disagree on, "" when they agree."""
+    if not isinstance(there, dict):
+        return "its journal cannot be read"
+    names = [name for name in {**there, **asked} if there.get(name) != asked.get(name)]
+    return ", ".join(f"{name} {there.get(name)} (now {asked.get(name)})" for name in names)
+
+
+def _header(line: bytes, path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise OutputError(f"{path} is no journal of a build", "use --force to begin anew")
+    return header
+
+
+def _entry(line: bytes) -> tuple[str, int, str] | None:
+    try:
+        entry = json.loads(line)
+        return str(entry["file"]), int(entry["size"]), str(entry["checksum"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -1,0 +1,151 @@
+"""What a table is to be: its arrays, bytes and attributes, and what a resumed build compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engram_cli import __version__
+from engram_cli.errors import InputError
+from engram_cli.files import canonical_json, sha256_bytes
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.table.checksum import ALGORITHM
+from engram_cli.table.codecs import CODECS
+from engram_cli.table.codecs.base import Codec
+from engram_cli.table.grid import (
+    HITS_TYPE,
+    LOOKUP,
+    LOOKUP_TYPE,
+    ChunkedArray,
+    chunked,
+    hits_array,
+    row_array,
+)
+from engram_cli.table.inits.base import Init
+
+FORMAT = "engram-table"
+VERSION = 1
+MAX_DIM = 2**16
+MAX_CHUNKS = 2**17
+_NOT_CONTENT = ("digest", "complete", "tool_version")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSpec:
+    """A table of `dim` values a row and head, stored as `dtype`, filled by `init`.
+
+    `chunk_rows`: rows a chunk file, None for about 128 MiB. `tokens`: how many tokens the hits that
+    are stored beside the rows were counted over, None where there are no hits.
+    """
+
+    layout: HashLayout
+    dim: int
+    dtype: str
+    init: Init
+    chunk_rows: int | None = None
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.dim <= MAX_DIM:
+            raise InputError(f"dim {self.dim}", f"give 1 to {MAX_DIM} values a row, such as 64")
+        if self.chunk_rows is not None and self.chunk_rows < 1:
+            raise InputError(f"{self.chunk_rows} rows a chunk", "give 1 or more")
+        CODECS.load(self.dtype)
+        for layer, array in self.row_arrays.items():
+            if array.chunks > MAX_CHUNKS:
+                raise InputError(
+                    f"{self.chunk_rows} rows a chunk make {array.chunks:,} files of layer {layer}",
+                    f"choose more, so that there are at most {MAX_CHUNKS:,}",
+                )
+
+    @property
+    def codec(self) -> Codec:
+        """How the values are stored."""
+        return CODECS.load(self.dtype)
+
+    @property
+    def row_arrays(self) -> dict[int, ChunkedArray]:
+        """The rows of each layer."""
+        width = self.codec.width(self.dim)
+        return {
+            entry.layer: chunked(
+                row_array(entry.layer), entry.rows, width, self.codec.physical, self.chunk_rows
+            )
+            for entry in self.layout.layers
+        }
+
+    @property
+    def hits_arrays(self) -> dict[int, ChunkedArray]:
+        """The hits of each layer; none without statistics."""
+        if self.tokens is None:
+            return {}
+        return {
+            entry.layer: chunked(hits_array(entry.layer), entry.rows, None, HITS_TYPE)
+            for entry in self.layout.layers
+        }
+
+    @property
+    def lookup_array(self) -> ChunkedArray | None:
+        """The vocabulary map; None where the layout hashes raw ids."""
+        if self.layout.lookup is None:
+            return None
+        size = len(self.layout.lookup)
+        return chunked(LOOKUP, size, None, LOOKUP_TYPE, chunk_rows=size)
+
+    @property
+    def arrays(self) -> list[ChunkedArray]:
+        """Every array of the store."""
+        lookup = [] if self.lookup_array is None else [self.lookup_array]
+        return [*self.row_arrays.values(), *self.hits_arrays.values(), *lookup]
+
+    @property
+    def total_bytes(self) -> int:
+        """The size of all chunk files."""
+        return sum(array.stored_bytes for array in self.arrays)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """All that decides the row chunks: a half-built table goes on only with an equal one."""
+        return {
+            "version": VERSION,
+            "layout": self.layout.fingerprint,
+            "dim": self.dim,
+            "dtype": self.dtype,
+            "init": self.init.name,
+            **{f"init {name}": value for name, value in self.init.parameters.items()},
+            **{
+                f"rows a chunk, layer {layer}": array.chunk_rows
+                for layer, array in self.row_arrays.items()
+            },
+        }
+
+    def attributes(self) -> dict[str, Any]:
+        """The group attributes of a table that is being built."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "complete": False,
+            "tool_version": __version__,
+            "dim": self.dim,
+            "dtype": self.dtype,
+            "init": {"name": self.init.name, "parameters": self.init.parameters},
+            "statistics": None if self.tokens is None else {"tokens": self.tokens},
+            "fingerprint": self.layout.fingerprint,
+            "layout": self.layout.to_json(),
+        }
+
+    def final_attributes(self, files: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
+        """The attributes of the finished table, whose `files` are path: (size, checksum)."""
+        attributes = self.attributes() | {"complete": True}
+        attributes["manifest"] = {
+            "algorithm": ALGORITHM,
+            "files": {name: list(files[name]) for name in sorted(files)},
+        }
+        return attributes | {"digest": content_digest(attributes)}
+
+
+def content_digest(attributes: Mapping[str, Any]) -> str:
+    """The SHA-256 that names a table's content: all attributes but those that do not decide it."""
+    content = {key: value for key, value in attributes.items() if key not in _NOT_CONTENT}
+    return sha256_bytes(b"engram table 1\n", canonical_json(content))
