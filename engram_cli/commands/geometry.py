@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,36 @@ class Geometry:
         """The choices that were made, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
+
+    @classmethod
+    def from_layout(cls, layout: HashLayout) -> Geometry:
+        """All the choices that `layout` was made with."""
+        asked = layout.parameters
+        sizes = asked["rows_per_head"]
+        raw = layout.scheme in RAW_ID_SCHEMES
+        return cls(
+            scheme=layout.scheme,
+            orders=layout.orders,
+            heads=layout.heads,
+            rows_per_head=(sizes,) if isinstance(sizes, int) else tuple(sizes),
+            layers=layout.layer_ids,
+            pad_id=asked.get("pad_id"),
+            seed=asked.get("seed"),
+            vocab_size=layout.vocab_size if raw else None,
+            eos_id=layout.eos_id,
+        )
+
+    def over(self, layout: HashLayout) -> Geometry:
+        """These choices, and those of `layout` where none was made.
+
+        Another scheme than the layout's takes nothing over: its parameters mean other things.
+        """
+        if self.scheme not in (None, layout.scheme):
+            return self
+        base = Geometry.from_layout(layout)
+        if self.orders is not None and len(set(base.rows_per_head or ())) == 1:
+            base = replace(base, rows_per_head=(base.rows_per_head or ())[:1])
+        return replace(base, **self.given)
 
     def resolve(self, vocab_path: Path) -> HashLayout:
         """The layout; reads the compressed vocabulary at `vocab_path` where the scheme needs one.

@@ -1,0 +1,275 @@
+"""build-table: a geometry or statistics in, a table store on disk out, bytes reckoned first."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.workspace import Workspace
+from engram_cli.errors import ArtifactError, InputError, MismatchError
+from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.progress import SILENT, Progress
+from engram_cli.table.build import (
+    build_store,
+    check_place,
+    free_bytes,
+    resumable_bytes,
+)
+from engram_cli.table.inits import make_init
+from engram_cli.table.spec import TableSpec
+from engram_cli.vocab.parquet import read_vocab
+
+if TYPE_CHECKING:
+    from engram_cli.stats.folder import Statistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildTableRequest:
+    """What table to build.
+
+    `stats`: a statistics folder whose geometry is taken where `geometry` leaves a choice open, and
+    whose hits are stored beside the rows when the geometry stays the same; nothing is taken when
+    there is no such folder. `dim`: values a row, of one head. `std` and `init_seed` are the init's;
+    `chunk_rows` None is about 128 MiB a chunk, `threads` None all processors. With `dry_run`
+    nothing is written.
+    """
+
+    geometry: Geometry = field(default_factory=Geometry)
+    vocab: Path = Workspace().vocab
+    stats: Path | None = None
+    out: Path = Workspace().table
+    force: bool = False
+    dim: int = 64
+    dtype: str = "bfloat16"
+    init: str = "normal"
+    std: float | None = None
+    init_seed: int | None = None
+    chunk_rows: int | None = None
+    threads: int | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"{self.threads} threads", "give 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPlan:
+    """The bytes of a layer: its rows in chunk files, the last one filled up, and its hits."""
+
+    layer: int
+    rows: int
+    row_bytes: int
+    chunks: int
+    chunk_rows: int
+    chunk_bytes: int
+    hits_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that is stored of the layer."""
+        return self.chunks * self.chunk_bytes + self.hits_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablePlan:
+    """The arithmetic of a table, before anything is written.
+
+    `tokens`: over how many the hits were counted, None where there are no hits. `done_bytes`: what
+    a half-built table of the same request has already. `token_rows`, `token_bytes`: what looking up
+    one token reads, in all layers.
+    """
+
+    out: Path
+    scheme: str
+    fingerprint: str
+    orders: tuple[int, ...]
+    heads: int
+    dim: int
+    dtype: str
+    init: str
+    layers: tuple[LayerPlan, ...]
+    tokens: int | None
+    lookup_bytes: int
+    total_bytes: int
+    done_bytes: int
+    free_bytes: int
+
+    @property
+    def rows(self) -> int:
+        """The rows of all layers."""
+        return sum(layer.rows for layer in self.layers)
+
+    @property
+    def token_rows(self) -> int:
+        """Rows read to look up one token."""
+        return len(self.layers) * len(self.orders) * self.heads
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of rows read to look up one token."""
+        return self.token_rows * self.layers[0].row_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk has room for what is still to be written."""
+        return self.total_bytes - self.done_bytes <= self.free_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildTableResult:
+    """What was built, or after a dry run would be: then `written` is False and `digest` "".
+
+    `resumed_chunks`: the chunks taken over from a build that was interrupted.
+    """
+
+    plan: TablePlan
+    written: bool
+    digest: str = ""
+    resumed_chunks: int = 0
+    seconds: float = 0.0
+
+
+def plan_table(request: BuildTableRequest, progress: Progress = SILENT) -> TablePlan:
+    """The byte arithmetic of `request`; writes nothing. Raises as `build_table` for its input."""
+    spec, _ = _specify(request, progress)
+    return _plan(spec, request.out)
+
+
+def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> BuildTableResult:
+    """Build the table, or go on with one that was interrupted.
+
+    Raises InputError, LayoutError for choices that cannot be, MismatchError for statistics of
+    another vocabulary, OutputError when it exists, does not fit or cannot be written.
+    """
+    begin = time.perf_counter()
+    if not request.dry_run:
+        check_place(request.out, request.force)
+    spec, statistics = _specify(request, progress)
+    plan = _plan(spec, request.out)
+    if request.dry_run:
+        return BuildTableResult(plan=plan, written=False)
+    if plan.done_bytes:
+        progress.note(
+            f"going on with a half-built table: {plan.done_bytes:,} of {plan.total_bytes:,} bytes "
+            "are there"
+        )
+    report = build_store(
+        spec,
+        request.out,
+        hits=None if statistics is None else partial(_hits, statistics),
+        force=request.force,
+        threads=request.threads or _processors(),
+        progress=progress,
+    )
+    return BuildTableResult(
+        plan=plan,
+        written=True,
+        digest=report.digest,
+        resumed_chunks=report.resumed,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _specify(request: BuildTableRequest, progress: Progress) -> tuple[TableSpec, Statistics | None]:
+    layout, statistics = _layout(request, progress)
+    spec = TableSpec(
+        layout=layout,
+        dim=request.dim,
+        dtype=request.dtype,
+        init=make_init(request.init, std=request.std, seed=request.init_seed),
+        chunk_rows=request.chunk_rows,
+        tokens=None if statistics is None else statistics.tokens,
+    )
+    return spec, statistics
+
+
+def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout, Statistics | None]:
+    """The layout, and the statistics when they were counted with that very layout."""
+    if request.stats is None or not request.stats.exists():
+        return request.geometry.resolve(request.vocab), None
+    from engram_cli.stats.folder import read_stats
+
+    statistics = read_stats(request.stats)
+    counted = statistics.layout
+    _same_vocabulary(counted, request)
+    wanted = request.geometry.over(counted)
+    if wanted == Geometry.from_layout(counted):
+        return counted, statistics
+    layout = wanted.resolve(request.vocab)
+    if layout.fingerprint == counted.fingerprint:
+        return counted, statistics
+    progress.note(
+        f"the row hits in {request.stats} were counted with another geometry and are left out; "
+        "run engram hash-stats with this one to have them"
+    )
+    return layout, None
+
+
+def _same_vocabulary(counted: HashLayout, request: BuildTableRequest) -> None:
+    """Raises MismatchError when the vocabulary is there and is not that of the statistics."""
+    if counted.scheme in RAW_ID_SCHEMES or not request.vocab.is_file():
+        return
+    digest = read_vocab(request.vocab).digest
+    if digest != counted.vocab_digest:
+        raise MismatchError(
+            f"{request.stats} was counted with vocabulary {short(counted.vocab_digest)}, "
+            f"{request.vocab} is {short(digest)}",
+            "run engram hash-stats again, or leave the statistics out",
+        )
+
+
+def _hits(statistics: Statistics, layer: int) -> NDArray[np.uint32]:
+    hits: NDArray[np.uint32] = statistics.hits(layer)
+    if hits.shape != (statistics.layout.layer(layer).rows,) or hits.dtype != np.uint32:
+        raise ArtifactError(
+            f"the counters of layer {layer} are {hits.dtype} of shape {hits.shape}",
+            "run engram hash-stats again",
+        )
+    return hits
+
+
+def _plan(spec: TableSpec, out: Path) -> TablePlan:
+    layout, hits = spec.layout, spec.hits_arrays
+    return TablePlan(
+        out=out,
+        scheme=layout.scheme,
+        fingerprint=layout.fingerprint,
+        orders=layout.orders,
+        heads=layout.heads,
+        dim=spec.dim,
+        dtype=spec.dtype,
+        init=spec.init.name,
+        layers=tuple(
+            LayerPlan(
+                layer=layer,
+                rows=array.rows,
+                row_bytes=array.row_bytes,
+                chunks=array.chunks,
+                chunk_rows=array.chunk_rows,
+                chunk_bytes=array.chunk_bytes,
+                hits_bytes=hits[layer].stored_bytes if layer in hits else 0,
+            )
+            for layer, array in spec.row_arrays.items()
+        ),
+        tokens=spec.tokens,
+        lookup_bytes=0 if spec.lookup_array is None else spec.lookup_array.stored_bytes,
+        total_bytes=spec.total_bytes,
+        done_bytes=resumable_bytes(spec, out),
+        free_bytes=free_bytes(out),
+    )
+
+
+def _processors() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
