@@ -76,6 +76,21 @@ def read_vocab(path: str | Path) -> CompressedVocab:
     return vocab
 
 
+def read_about(path: str | Path) -> dict[str, Any]:
+    """The metadata of a compressed vocabulary: sizes, digests, "source". Reads no row.
+
+    Raises InputError or ArtifactError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"compressed vocabulary not found: {path}", "run: engram compress-vocab")
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(f"{path} is not a readable Parquet file: {error}", _REMAKE) from None
+    return _read_metadata(path, schema.metadata or {})
+
+
 _REMAKE = "make it again with engram compress-vocab --force"
 
 

@@ -45,6 +45,20 @@ class TokenizerFile:
         """The ids of `text`, without special tokens added around it."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
+    def encode_batch(self, texts: list[str]) -> list[Any]:
+        """An encoding for each text, its `ids` without special tokens added; uses all cores.
+
+        Reading `ids` builds a Python list, so that is left to the caller's thread. Raises
+        VocabularyError for a text that the vocabulary cannot spell.
+        """
+        try:
+            return list(self.backend.encode_batch_fast(texts, add_special_tokens=False))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise VocabularyError(
+                f"{self.path} cannot encode a text: {error}",
+                "the vocabulary needs an unknown token, or all bytes",
+            ) from None
+
 
 def load_tokenizer(path: str | Path) -> TokenizerFile:
     """Load a tokenizer.json, or the one in a Hugging Face folder.
