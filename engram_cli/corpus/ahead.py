@@ -1,0 +1,86 @@
+"""Work ahead of who consumes it: a generator run in a thread, its items handed over in order."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_POLL = 0.1  # seconds: how late a thread may see that it is no longer wanted
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: BaseException
+
+
+class _End:
+    pass
+
+
+class _Line(Generic[T]):
+    """What a thread and its consumer share."""
+
+    def __init__(self, depth: int, cancel: threading.Event) -> None:
+        self.items: queue.Queue[T | _Failure | _End] = queue.Queue(depth)
+        self.unwanted = threading.Event()
+        self.cancel = cancel
+
+    def put(self, item: T | _Failure | _End) -> bool:
+        """Hand over `item`; False when nobody wants it any more."""
+        while not (self.unwanted.is_set() or self.cancel.is_set()):
+            with suppress(queue.Full):
+                self.items.put(item, timeout=_POLL)
+                return True
+        return False
+
+    def get(self) -> T | _Failure | _End:
+        """The next item; the end when everything was cancelled."""
+        while not self.cancel.is_set():
+            with suppress(queue.Empty):
+                return self.items.get(timeout=_POLL)
+        return _End()
+
+    def run(self, source: Generator[T, None, None]) -> None:
+        """Hand over all that `source` gives, then the end or the error it ended with."""
+        last: _Failure | _End = _End()
+        try:
+            for item in source:
+                if not self.put(item):
+                    break
+        except BaseException as error:
+            last = _Failure(error)
+        finally:
+            source.close()
+        self.put(last)
+
+
+def ahead(
+    source: Generator[T, None, None], *, depth: int, cancel: threading.Event, patience: float
+) -> Generator[T, None, None]:
+    """The items of `source`, made up to `depth` ahead in a thread of its own.
+
+    An error of the source is raised here. When this generator is closed the source is closed too,
+    in its thread; up to `patience` seconds are waited for that, for the thread may hang in a read
+    from a pipe and does not keep the program from ending. `cancel` is shared by all the threads of
+    a line and set by the last consumer alone, when it wants no more.
+    """
+    line: _Line[T] = _Line(depth, cancel)
+    thread = threading.Thread(target=line.run, args=(source,), daemon=True, name="engram-ahead")
+    thread.start()
+    try:
+        while True:
+            item = line.get()
+            if isinstance(item, _End):
+                return
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        line.unwanted.set()
+        thread.join(patience)

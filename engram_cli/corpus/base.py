@@ -1,0 +1,106 @@
+"""What flows through the corpus stage: files in, texts of documents or token ids, blocks out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import InputError
+
+Errors = Literal["strict", "replace"]
+
+BLOCK_TOKENS = 2**18  # the most tokens of a block: 1 MB of ids, a few milliseconds of counting
+TEXT_FIELD = "text"
+IDS_FIELD = "input_ids"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusOptions:
+    """How files become documents.
+
+    `format`: the reader for every file, None to tell it from each file. `field`: the field or
+    column that holds the text or the token ids, dotted where nested; None: "text", in Parquet files
+    without one "input_ids". `document_separator`: what ends a document inside a text file, None
+    where a file is a document. `suffixes`: which files of a folder are read, None for the known
+    ones. `errors`: bytes that are not UTF-8 stop the run ("strict") or read U+FFFD ("replace").
+    """
+
+    format: str | None = None
+    field: str | None = None
+    document_separator: str | None = None
+    suffixes: tuple[str, ...] | None = None
+    errors: Errors = "strict"
+
+    def __post_init__(self) -> None:
+        if self.errors not in ("strict", "replace"):
+            raise InputError(f"unknown handling of errors '{self.errors}'", "strict or replace")
+        if self.document_separator == "":
+            raise InputError("the document separator is empty", "give the text between documents")
+        if self.field == "":
+            raise InputError("the field has no name", "give the field that holds the text")
+        if self.suffixes is not None and not all(s.startswith(".") for s in self.suffixes):
+            raise InputError(
+                f"suffixes {', '.join(self.suffixes)}: one has no dot", "give .txt,.md and so on"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusFile:
+    """A file of the corpus: `name` as shown to the user, `size` in bytes where it is known.
+
+    `path` is None for standard input; `format` names a reader of `corpus.readers`.
+    """
+
+    name: str
+    path: Path | None
+    size: int | None
+    format: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """The text of a document, or of the next piece of one; only the first piece is `first`.
+
+    `place` says where it is in the file ("line 3", "" for the whole file); `size` is how many bytes
+    of the file were read for it.
+    """
+
+    file: str
+    place: str
+    text: str
+    first: bool
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenBlock:
+    """T token ids of any integer type, `starts` bool[T] at the first token of each document.
+
+    A block may begin inside a document that the block before it began. `size`: bytes of the files
+    read for it. `locate` names the file, document and position of the token at an index, for
+    messages.
+    """
+
+    ids: NDArray[np.integer]
+    starts: NDArray[np.bool_]
+    size: int
+    locate: Callable[[int], str]
+
+
+Item: TypeAlias = Document | TokenBlock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """A format: `read` gives the documents of a file in order, as texts or as token blocks.
+
+    `gives_text` says beforehand whether a tokenizer will be needed.
+    """
+
+    read: Callable[[CorpusFile, CorpusOptions], Iterator[Item]]
+    gives_text: Callable[[CorpusFile, CorpusOptions], bool]

@@ -1,0 +1,232 @@
+"""Texts in, token ids out: by `tokenizers`, the reference, or by `fastokens` where it is equal.
+
+The only door to `fastokens`. It is used when its ids equal the reference's on texts of this corpus
+and on a set of awkward ones; later a slice of each batch is compared again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from importlib.metadata import version
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import CorpusError, DependencyError, InputError
+from engram_cli.progress import Progress
+from engram_cli.vocab.tokenizer import TokenizerFile
+
+EncoderName = Literal["auto", "tokenizers", "fast"]
+ENCODERS = ("auto", "tokenizers", "fast")
+# Below this many bytes the reference is through before fastokens has loaded its vocabulary.
+WORTH_LOADING = 4 * 2**20
+_SLICE = 8192  # characters compared in each batch: 0.2 % of it
+_AWKWARD = (
+    " ",
+    "  \n \n\n\t\tx  y   z\r\n\r\n  ",
+    "I'm they'LL don't ΑΣΣ ǅ ß ﬁ Ⅷ ²³ 12345678901 1,234.5e-6 0x1F",
+    "naïve nai\u0308ve café cafe\u0301 Å A\u030a \u1e9b\u0323 한국어 각",
+    "\u200b\u200d\ufeff\u00a0\u2028\u3000|\u0000\u0007\u001b|\ue000\ufffd",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1eb\U0001f1f7 \u2620\ufe0f",
+    "\U0001d518\U0001d52b العربية עברית हिन्दी ไทย 日本語 中文字",
+    "camelCaseHTTPServer snake_case __init__ a.b->c::d &&|| ==/*x*/ // <!-- --> {}[]()",
+)
+
+_DISTRUST = "use --encoder tokenizers, and tell the makers of fastokens"
+
+Tokens = tuple[NDArray[np.uint32], NDArray[np.int64]]
+
+
+class EncoderDiffers(CorpusError):
+    """The fast encoder gave other ids than the reference, after it had been trusted."""
+
+
+class Encoder(Protocol):
+    """Texts to token ids in two steps, so that two threads can share the work."""
+
+    @property
+    def name(self) -> str:
+        """The package that does the work."""
+
+    def encode(self, texts: list[str]) -> Any:
+        """The long step, which holds no lock."""
+
+    def flatten(self, encoded: Any) -> Tokens:
+        """What `encode` gave as ids uint32[T] of all texts, and where each begins int64[n+1]."""
+
+    def close(self) -> None:
+        """Leave nothing running."""
+
+
+class ReferenceEncoder:
+    """`tokenizers`."""
+
+    name = "tokenizers"
+
+    def __init__(self, tokenizer: TokenizerFile) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, texts: list[str]) -> Any:
+        """The encodings of `tokenizers`. Raises VocabularyError."""
+        return self._tokenizer.encode_batch(texts)
+
+    def flatten(self, encoded: Any) -> Tokens:
+        """Their ids, one after another."""
+        arrays = [np.array(each.ids, dtype=np.uint32) for each in encoded]
+        begins = np.zeros(len(arrays) + 1, dtype=np.int64)
+        np.cumsum([len(array) for array in arrays], out=begins[1:])
+        return np.concatenate([np.empty(0, np.uint32), *arrays]), begins
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+class FastEncoder:
+    """`fastokens`, loaded from the same tokenizer.json."""
+
+    def __init__(self, tokenizer: TokenizerFile) -> None:
+        import fastokens
+
+        self._backend = fastokens.Tokenizer.from_file(str(tokenizer.path))
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.name = f"fastokens {version('fastokens')}"
+
+    def encode(self, texts: list[str]) -> Any:
+        """The ids and where each text's begin, as bytes. Raises EncoderDiffers when it fails."""
+        try:
+            return self._backend.encode_batch_flat(texts)
+        except BaseException as error:  # a panic of the Rust side is no Exception
+            raise EncoderDiffers(
+                f"{self.name} failed on a text that tokenizers takes: {error}", _DISTRUST
+            ) from None
+
+    def flatten(self, encoded: Any) -> Tokens:
+        """The bytes as arrays, not copied."""
+        ids, begins = encoded
+        return np.frombuffer(ids, np.dtype("<u4")), np.frombuffer(begins, np.dtype("<i8"))
+
+
+class ChoosingEncoder:
+    """The reference until the fast encoder has loaded and equalled it, then the fast one."""
+
+    def __init__(self, tokenizer: TokenizerFile, progress: Progress, *, patient: bool) -> None:
+        """`patient`: wait for the fast encoder after the first batch, however long it loads."""
+        self._tokenizer = tokenizer
+        self._reference = ReferenceEncoder(tokenizer)
+        self._progress = progress
+        self._patient = patient
+        self._loaded: FastEncoder | str = "has not loaded"
+        self._trusted: FastEncoder | None = None
+        self._decided = False
+        self._batches = 0
+        self._loader = threading.Thread(target=self._load, name="engram-load")
+        self._loader.start()
+
+    @property
+    def name(self) -> str:
+        """The encoder in use."""
+        return self._reference.name if self._trusted is None else self._trusted.name
+
+    def encode(self, texts: list[str]) -> Any:
+        """Encode with the encoder in use; compare the two. Raises EncoderDiffers."""
+        if self._trusted is not None:
+            encoded = self._trusted.encode(texts)
+            self._spot_check(self._trusted, texts)
+            return self._trusted, encoded
+        expected = self._reference.encode(texts)
+        if self._patient:
+            self._loader.join()
+        if not self._decided and not self._loader.is_alive():
+            self._decide(texts, self._reference.flatten(expected))
+        return self._reference, expected
+
+    def flatten(self, encoded: Any) -> Tokens:
+        """As the encoder that did the work does it."""
+        encoder, raw = encoded
+        tokens: Tokens = encoder.flatten(raw)
+        return tokens
+
+    def close(self) -> None:
+        """Wait for the loading: a thread of compiled code must not outlive the program."""
+        self._loader.join()
+
+    def _load(self) -> None:
+        try:
+            self._loaded = FastEncoder(self._tokenizer)
+        except BaseException as error:  # a panic of the Rust side is no Exception
+            self._loaded = f"cannot load this tokenizer ({error})"
+
+    def _decide(self, texts: list[str], expected: Tokens) -> None:
+        """Trust the fast encoder from here on, or give it up and say why."""
+        self._decided = True
+        try:
+            why = self._difference(texts, expected)
+        except EncoderDiffers as error:
+            why = error.message
+        if why or isinstance(self._loaded, str):
+            self._progress.note(f"encoder: tokenizers, because fastokens {why}")
+            return
+        self._trusted = self._loaded
+        self._progress.note(
+            f"encoder: {self.name}, equal to tokenizers on {len(expected[0]):,} tokens of this "
+            "corpus"
+        )
+
+    def _difference(self, texts: list[str], expected: Tokens) -> str:
+        """Why the fast encoder is not to be used, "" when it is."""
+        if isinstance(self._loaded, str):
+            return self._loaded
+        probes = _probes(self._tokenizer)
+        wanted = self._reference.flatten(self._reference.encode(probes))
+        for batch, ids in ((texts, expected), (probes, wanted)):
+            if not _same(self._loaded.flatten(self._loaded.encode(batch)), ids):
+                return "gives other ids for this tokenizer"
+        return ""
+
+    def _spot_check(self, fast: FastEncoder, texts: list[str]) -> None:
+        """Compare a slice of one text, another in each batch."""
+        self._batches += 1
+        text = texts[self._batches * 0x9E3779B1 % len(texts)]
+        begin = self._batches * 0x85EBCA6B % max(len(text) - _SLICE, 1)
+        part = [text[begin : begin + _SLICE]]
+        wanted = self._reference.flatten(self._reference.encode(part))
+        if not _same(fast.flatten(fast.encode(part)), wanted):
+            raise EncoderDiffers(
+                f"{fast.name} gives other ids than tokenizers for a text of this corpus", _DISTRUST
+            )
+
+
+def make_encoder(
+    tokenizer: TokenizerFile, name: str, progress: Progress, *, size: int | None
+) -> Encoder:
+    """The encoder called `name`; `size` is the bytes of the corpus, if known.
+
+    Raises InputError for an unknown name, DependencyError for "fast" without fastokens.
+    """
+    if name not in ENCODERS:
+        raise InputError(f"unknown encoder '{name}'", f"known: {', '.join(ENCODERS)}")
+    installed = importlib.util.find_spec("fastokens") is not None
+    if name == "fast" and not installed:
+        raise DependencyError(
+            "the fast encoder needs fastokens", "pip install 'engram-tables[fast]'"
+        )
+    if name == "tokenizers" or not installed:
+        if name == "auto":
+            progress.note("encoder: tokenizers; pip install 'engram-tables[fast]' is far faster")
+        return ReferenceEncoder(tokenizer)
+    if name == "auto" and size is not None and size < WORTH_LOADING:
+        return ReferenceEncoder(tokenizer)
+    return ChoosingEncoder(tokenizer, progress, patient=name == "fast")
+
+
+def _probes(tokenizer: TokenizerFile) -> list[str]:
+    """Awkward texts, and the tokens that are matched before the text is split."""
+    special = sorted(tokenizer.special_ids)[:1000]
+    return [*_AWKWARD, *(f"a{tokenizer.token(i)} b {tokenizer.token(i)}" for i in special)]
+
+
+def _same(one: Tokens, other: Tokens) -> bool:
+    return np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])

@@ -1,0 +1,133 @@
+"""Bytes to bounded text: decoding that names the bad byte, and cutting of what is too long.
+
+A document longer than `PIECE` characters is tokenised piece by piece, so that memory does not grow
+with it. Pieces end at a line end that a character other than white space follows: there the
+tokenizers in use end a token anyway.
+"""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from engram_cli.corpus.base import CorpusFile, Errors
+from engram_cli.errors import CorpusError
+
+PIECE = 2**18  # characters
+_CHUNK = 2**20  # bytes read at a time
+_BOM = "\ufeff"
+
+
+@contextmanager
+def opened(file: CorpusFile) -> Iterator[BinaryIO]:
+    """The bytes of `file`, what the operating system says about them as a CorpusError."""
+    try:
+        if file.path is None:
+            yield _standard_input()
+        else:
+            with file.path.open("rb") as stream:
+                yield stream
+    except OSError as error:
+        reason = error.strerror or error
+        raise CorpusError(f"cannot read {file.name}: {reason}", "check the file") from None
+
+
+def _standard_input() -> BinaryIO:
+    """Standard input with a buffer of its own: one that `sys` owns would block the exit of the
+    program while a thread waits in it for input."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except (AttributeError, ValueError, OSError):
+        return sys.stdin.buffer  # replaced by an object without a file descriptor
+
+
+def decoded(stream: BinaryIO, name: str, errors: Errors) -> Iterator[tuple[str, int]]:
+    """The text of a stream in chunks, each with the bytes read for it; a leading BOM is dropped.
+
+    Raises CorpusError with the byte offset of what is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    offset = 0
+    while True:
+        chunk = stream.read(_CHUNK)
+        held = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise not_utf8(name, offset - held + error.start) from None
+        if offset == 0:
+            text = text.removeprefix(_BOM)
+        offset += len(chunk)
+        if text or chunk:
+            yield text, len(chunk)
+        if not chunk:
+            return
+
+
+def decode_whole(raw: bytes, name: str, offset: int, errors: Errors) -> str:
+    """The text of `raw`, which begins at byte `offset` of the file. Raises CorpusError."""
+    try:
+        return raw.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise not_utf8(name, offset + error.start) from None
+
+
+def not_utf8(name: str, offset: int) -> CorpusError:
+    """The error for a byte that is not UTF-8."""
+    return CorpusError(
+        f"{name}: byte {offset} is not UTF-8",
+        "convert the file, leave it out, or use --errors replace to read U+FFFD there",
+    )
+
+
+def split_documents(
+    chunks: Iterable[tuple[str, int]], separator: str | None
+) -> Iterator[tuple[str, bool, int]]:
+    """Documents of a text in bounded pieces: (text, is the document's first, bytes read for it)."""
+    held, first, size = "", True, 0
+    for chunk, read in chunks:
+        held += chunk
+        size += read
+        if separator is not None:
+            *whole, held = held.split(separator)
+            for document in whole:
+                for piece in pieces(document):
+                    yield piece, first, size
+                    first, size = False, 0
+                first = True
+        # What may be the beginning of a separator stays in hand.
+        spare = 0 if separator is None else len(separator) - 1
+        while len(held) - spare > PIECE:
+            at = cut(held, PIECE)
+            yield held[:at], first, size
+            held, first, size = held[at:], False, 0
+    if held or size:
+        yield held, first, size
+
+
+def pieces(text: str) -> Iterator[str]:
+    """`text` itself, or in pieces of at most `PIECE` characters."""
+    begin = 0
+    while len(text) - begin > PIECE:
+        end = begin + cut(text[begin : begin + PIECE + 1], PIECE)
+        yield text[begin:end]
+        begin = end
+    yield text[begin:] if begin else text
+
+
+def cut(text: str, limit: int) -> int:
+    """Where to cut `text`, which is longer than `limit`: in its second half, at a line end or
+    before a space where there is one."""
+    least = limit // 2
+    end = limit
+    while (end := text.rfind("\n", least, end)) >= 0:
+        if not text[end + 1].isspace():
+            return end + 1
+    line_end = text.rfind("\n", least, limit)
+    if line_end >= 0:
+        return line_end + 1
+    space = text.rfind(" ", least, limit)
+    return space if space > 0 else limit

@@ -1,0 +1,95 @@
+"""JSON lines in UTF-8: a line is an object, one of its fields the text of a document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from engram_cli.corpus.base import TEXT_FIELD, CorpusFile, CorpusOptions, Document, Reader
+from engram_cli.corpus.pieces import decode_whole, opened, pieces
+from engram_cli.errors import CorpusError
+
+_MISSING = object()
+_BOM = b"\xef\xbb\xbf"
+
+
+def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
+    """The text of each line; blank lines and nulls hold no document. Raises CorpusError."""
+    field = options.field or TEXT_FIELD
+    offset = 0
+    with opened(file) as stream:
+        for number, line in enumerate(stream, 1):
+            where = f"{file.name}, line {number}"
+            body = line.removeprefix(_BOM) if number == 1 else line
+            size = len(line)
+            if not body.isspace():
+                source = decode_whole(body, file.name, offset + size - len(body), options.errors)
+                text = _text(_parse(source, where), field, where)
+                text = _mend_surrogates(text, options, where) if "\\u" in source else text
+                for index, piece in enumerate(pieces(text)):
+                    yield Document(
+                        file=file.name,
+                        place=f"line {number}",
+                        text=piece,
+                        first=index == 0,
+                        size=0 if index else size,
+                    )
+            offset += size
+
+
+def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
+    """Always."""
+    return True
+
+
+def _parse(source: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(
+            f"{where} is not JSON: {error}",
+            "each line must be one JSON object; for text that is not JSON use --format text",
+        ) from None
+    if not isinstance(record, dict):
+        raise CorpusError(
+            f"{where} holds a {type(record).__name__}, no JSON object",
+            'each line must look like {"text": "..."}',
+        )
+    return record
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str:
+    value: Any = record.get(field, _MISSING)
+    if value is _MISSING:
+        value = record
+        for name in field.split("."):
+            value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
+    if value is _MISSING:
+        names = ", ".join(list(record)[:8]) or "none"
+        raise CorpusError(f"{where} has no field '{field}'", f"its fields: {names}; use --field")
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise CorpusError(
+            f"{where}: field '{field}' is a {type(value).__name__}, no text",
+            "name the field that holds the text with --field",
+        )
+    return value
+
+
+def _mend_surrogates(text: str, options: CorpusOptions, where: str) -> str:
+    r"""Half of a \uD83D\uDE00 pair is no character, and no tokenizer takes it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        if options.errors == "strict":
+            raise CorpusError(
+                f"{where}: character {error.start} of the text is half of a surrogate pair",
+                "mend the line, or use --errors replace to read U+FFFD there",
+            ) from None
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+READER = Reader(read=read, gives_text=gives_text)

@@ -1,0 +1,130 @@
+"""NumPy arrays of token ids: one dimension is a document, of two each line is one.
+
+The file is read in pieces, not mapped: a mapped corpus would count as our memory, and a file that
+shrinks while it is read would kill the process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.pieces import opened
+from engram_cli.errors import CorpusError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NpyHeader:
+    """What a .npy file says about itself; `begin` is the byte where its items begin."""
+
+    dtype: np.dtype[np.integer]
+    shape: tuple[int, ...]
+    fortran: bool
+    begin: int
+
+    @property
+    def line(self) -> int:
+        """The tokens of a document."""
+        return self.shape[-1]
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of the file."""
+        return math.prod(self.shape)
+
+
+def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
+    """The token ids of a .npy file in blocks. Raises CorpusError."""
+    with opened(file) as stream:
+        header = read_header(stream, file)
+        if header.fortran and len(header.shape) == 2:
+            yield from _column_major(file, header)
+            return
+        for begin in range(0, header.tokens, BLOCK_TOKENS):
+            count = min(BLOCK_TOKENS, header.tokens - begin)
+            raw = stream.read(count * header.dtype.itemsize)
+            if len(raw) < count * header.dtype.itemsize:
+                raise CorpusError(f"{file.name} ended while it was read", "is it being written?")
+            yield _block(file, header, np.frombuffer(raw, header.dtype), begin)
+
+
+def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
+    """Never."""
+    return False
+
+
+def read_header(stream: BinaryIO, file: CorpusFile) -> NpyHeader:
+    """The checked header of a .npy file; it is parsed, never unpickled. Raises CorpusError."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        parse = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = parse(stream)
+    except (ValueError, EOFError) as error:
+        raise CorpusError(
+            f"{file.name} is no .npy file: {str(error).splitlines()[0]}",
+            "save the token ids with numpy.save",
+        ) from None
+    _check(file.name, shape, dtype)
+    header = NpyHeader(dtype=dtype, shape=shape, fortran=fortran, begin=stream.tell())
+    wanted = header.begin + header.tokens * dtype.itemsize
+    if file.size is not None and file.size < wanted:
+        raise CorpusError(
+            f"{file.name} is truncated: {file.size:,} bytes, its header promises {wanted:,}",
+            "copy or write the file again",
+        )
+    return header
+
+
+def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+    if dtype.hasobject:
+        raise CorpusError(
+            f"{name} holds pickled objects, which are never loaded",
+            "save the token ids as an array of integers",
+        )
+    if dtype.kind not in "iu":
+        raise CorpusError(f"{name} holds {dtype}, no token ids", "save integers")
+    if len(shape) not in (1, 2) or any(size < 0 for size in shape):
+        raise CorpusError(f"{name} has the shape {shape}", "save token ids as [T] or [B, T]")
+
+
+def _block(file: CorpusFile, header: NpyHeader, ids: np.ndarray, begin: int) -> TokenBlock:
+    starts = np.zeros(len(ids), dtype=np.bool_)
+    starts[-begin % header.line :: header.line] = True
+    return TokenBlock(
+        ids=ids,
+        starts=starts,
+        size=ids.nbytes,
+        locate=partial(_locate, file.name, header, begin),
+    )
+
+
+def _locate(name: str, header: NpyHeader, begin: int, index: int) -> str:
+    document, position = divmod(begin + index, header.line)
+    line = f", line {document}" if len(header.shape) == 2 else ""
+    return f"{name}{line}, position {position}"
+
+
+def _column_major(file: CorpusFile, header: NpyHeader) -> Iterator[TokenBlock]:
+    """Arrays stored by column: their lines must be gathered, which a memory map does best."""
+    assert isinstance(file.path, Path)
+    lines = max(BLOCK_TOKENS // max(header.line, 1), 1)
+    for first in range(0, header.shape[0] if header.line else 0, lines):
+        array = np.memmap(
+            file.path, header.dtype, "r", offset=header.begin, shape=header.shape, order="F"
+        )
+        ids = np.ascontiguousarray(array[first : first + lines]).reshape(-1)
+        yield _block(file, header, ids, first * header.line)
+
+
+READER = Reader(read=read, gives_text=gives_text)

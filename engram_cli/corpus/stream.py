@@ -1,0 +1,154 @@
+"""The corpus as one stream of token blocks: reading, encoding and consuming side by side.
+
+Files are read in one thread, texts encoded in another (which uses all cores), blocks handed to the
+consumer in the order of the files. What is held at a time is a few batches, whatever the corpus.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.corpus.ahead import ahead
+from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, Document, TokenBlock
+from engram_cli.corpus.encode import Encoder
+from engram_cli.corpus.readers import READERS
+from engram_cli.errors import CorpusError
+
+# A batch of texts grows from the first to the second number of characters: something is to be seen
+# soon, and later the encoder's threads are kept busy. The last is its most texts.
+_FIRST_BATCH, _FULL_BATCH, _BATCH_TEXTS = 2**18, 2**21, 2**14
+# How long to wait for threads when the run is broken off: the encoder's is inside compiled code for
+# at most a batch, the reader's may wait for a pipe for ever.
+_PATIENCE, _READER_PATIENCE = 10.0, 0.5
+
+Batch: TypeAlias = list[Document] | TokenBlock
+Encoded: TypeAlias = tuple[list[Document], Any] | TokenBlock
+
+
+def needs_tokenizer(files: Sequence[CorpusFile], options: CorpusOptions) -> bool:
+    """Whether some file holds texts. Raises CorpusError for one that cannot be read."""
+    return any(READERS.load(file.format).gives_text(file, options) for file in files)
+
+
+class TokenStream:
+    """The blocks of a corpus, read once from `blocks`, and what was met on the way."""
+
+    def __init__(
+        self, files: Sequence[CorpusFile], options: CorpusOptions, encoder: Encoder | None
+    ) -> None:
+        """`encoder` may be None when no file holds texts."""
+        self.empty_files = 0
+        self.cuts = 0  # where long documents were cut
+        self._files = files
+        self._options = options
+        self._encoder = encoder
+        self._open = False  # a document has begun of which no token was seen
+        self._before = 0  # the tokens of the current document before the batch
+
+    def blocks(self) -> Generator[TokenBlock, None, None]:
+        """Blocks of at most about `BLOCK_TOKENS` tokens. Raises CorpusError, VocabularyError.
+
+        Close the generator to stop the threads.
+        """
+        cancel = threading.Event()
+        batches = ahead(self._batches(), depth=2, cancel=cancel, patience=_READER_PATIENCE)
+        encoded = ahead(self._encode(batches), depth=1, cancel=cancel, patience=_PATIENCE)
+        with closing(encoded):
+            try:
+                for item in encoded:
+                    if isinstance(item, TokenBlock):
+                        yield item
+                    else:
+                        yield from self._assemble(*item)
+            finally:
+                cancel.set()
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        """Texts gathered into batches, token blocks as they come, in the order of the files."""
+        held: list[Document] = []
+        characters, enough = 0, _FIRST_BATCH
+        for file in self._files:
+            empty = True
+            for item in READERS.load(file.format).read(file, self._options):
+                if isinstance(item, TokenBlock):
+                    if held:
+                        yield held
+                        held, characters = [], 0
+                    empty = empty and not len(item.ids)
+                    yield item
+                    continue
+                held.append(item)
+                characters += len(item.text)
+                self.cuts += not item.first
+                empty = empty and not item.text
+                if characters >= enough or len(held) >= _BATCH_TEXTS:
+                    yield held
+                    held, characters, enough = [], 0, min(2 * enough, _FULL_BATCH)
+            self.empty_files += empty
+        if held:
+            yield held
+
+    def _encode(self, batches: Generator[Batch, None, None]) -> Generator[Encoded, None, None]:
+        with closing(batches):
+            for batch in batches:
+                if isinstance(batch, TokenBlock):
+                    yield batch
+                elif self._encoder is None:
+                    raise CorpusError(
+                        f"{batch[0].file} holds text, and no tokenizer was given",
+                        "give a tokenizer.json with --tokenizer",
+                    )
+                else:
+                    yield batch, self._encoder.encode([document.text for document in batch])
+
+    def _assemble(self, documents: list[Document], encoded: Any) -> Iterator[TokenBlock]:
+        assert self._encoder is not None
+        ids, begins = self._encoder.flatten(encoded)
+        starts = self._starts(documents, begins)
+        size = sum(document.size for document in documents)
+        locate = partial(_locate, documents, begins, self._before)
+        total = len(ids)
+        last = np.flatnonzero(starts)[-1:]
+        self._before = total - int(last[0]) if len(last) else self._before + total
+        for begin in range(0, max(total, 1), BLOCK_TOKENS):
+            end = min(begin + BLOCK_TOKENS, total)
+            part = size * end // total - size * begin // total if total else size
+            yield TokenBlock(
+                ids=ids[begin:end],
+                starts=starts[begin:end],
+                size=part,
+                locate=partial(_shifted, locate, begin),
+            )
+
+    def _starts(self, documents: list[Document], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """bool[T]: the first token since a document began, which may have been in a piece, or in
+        documents, without a token."""
+        starts = np.zeros(int(begins[-1]), dtype=np.bool_)
+        begun = np.cumsum([self._open, *(document.first for document in documents)])[1:]
+        filled = np.flatnonzero(np.diff(begins))
+        before = np.concatenate([[0], begun[filled]])
+        starts[begins[filled[np.diff(before) > 0]]] = True
+        self._open = bool(begun[-1] > before[-1])
+        return starts
+
+
+def _locate(documents: list[Document], begins: NDArray[np.int64], before: int, index: int) -> str:
+    which = int(np.searchsorted(begins, index, side="right")) - 1
+    first = which
+    while first > 0 and not documents[first].first:
+        first -= 1
+    position = index - int(begins[first]) + (0 if documents[first].first else before)
+    document = documents[which]
+    place = f", {document.place}" if document.place else ""
+    return f"{document.file}{place}, position {position}"
+
+
+def _shifted(locate: partial[str], begin: int, index: int) -> str:
+    return locate(begin + index)
