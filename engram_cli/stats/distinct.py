@@ -1,0 +1,192 @@
+"""How many different n-grams there are: a sample of them by hash, each with its exact count.
+
+The sample of an order is the k n-grams with the smallest 64-bit hashes. An n-gram is the tuple of
+compressed ids as the hash sees it: the filler stands at blocked positions. Whoever is in the sample
+at the end was in it from its first occurrence on, since the threshold only falls; so its count is
+exact, and the sample does not depend on the order of reading, on splits or on threads. Samples of
+two corpora merge into the sample of both.
+
+Source of the estimator: Bar-Yossef et al., "Counting distinct elements in a data stream" (2002).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import InputError, MismatchError
+from engram_cli.hashing.hasher import Window
+from engram_cli.stats import kernels
+
+DEFAULT_SAMPLE = 2**18
+LEAST_SAMPLE, MOST_SAMPLE = 16, 2**23
+EVERYTHING = 2**64  # the threshold below which every hash lies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NgramSample:
+    """The n-grams of one order whose hash is below `threshold`, and how often each occurred.
+
+    `hashes` uint64[S] ascending, `counts` uint64[S], `tokens` int32[S, order] oldest first; S is
+    `size` unless there are fewer different n-grams, and then the sample is all of them.
+    """
+
+    order: int
+    size: int
+    threshold: int
+    hashes: NDArray[np.uint64]
+    counts: NDArray[np.uint64]
+    tokens: NDArray[np.int32]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every n-gram is in the sample."""
+        return self.threshold == EVERYTHING
+
+    @property
+    def distinct(self) -> float:
+        """How many different n-grams there are, an unbiased estimate unless `exact`."""
+        return len(self.hashes) * (EVERYTHING / self.threshold)
+
+    @property
+    def distinct_error(self) -> float:
+        """The standard error of `distinct`; 0 when exact."""
+        if self.exact:
+            return 0.0
+        unseen = 1.0 - len(self.hashes) / self.distinct
+        return self.distinct * math.sqrt(max(unseen, 0.0) / (len(self.hashes) - 1))
+
+    def merge(self, other: NgramSample) -> NgramSample:
+        """The sample of both corpora. Raises MismatchError for another order or size."""
+        if (self.order, self.size) != (other.order, other.size):
+            raise MismatchError(
+                f"samples of {self.size} {self.order}-grams and of {other.size} {other.order}-grams"
+                " do not merge",
+                "count both corpora with the same layout and --sample-size",
+            )
+        threshold = min(self.threshold, other.threshold)
+        hashes = np.concatenate([self.hashes, other.hashes])
+        counts = np.concatenate([self.counts, other.counts])
+        tokens = np.concatenate([self.tokens, other.tokens])
+        hashes, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+        sums = np.zeros(len(hashes), dtype=np.uint64)
+        np.add.at(sums, which, counts)
+        return lowest(self.order, self.size, threshold, hashes, sums, tokens[first])
+
+
+def lowest(
+    order: int,
+    size: int,
+    threshold: int,
+    hashes: NDArray[np.uint64],
+    counts: NDArray[np.uint64],
+    tokens: NDArray[np.int32],
+) -> NgramSample:
+    """The sample of `size` n-grams out of all those below `threshold`; `hashes` ascend."""
+    below = (
+        len(hashes)
+        if threshold == EVERYTHING
+        else int(np.searchsorted(hashes, np.uint64(threshold)))
+    )
+    if below > size:
+        threshold, below = int(hashes[size]), size
+    return NgramSample(
+        order=order,
+        size=size,
+        threshold=threshold,
+        hashes=hashes[:below],
+        counts=counts[:below],
+        tokens=tokens[:below],
+    )
+
+
+def hash_ngrams(ngrams: NDArray[np.int32]) -> NDArray[np.uint64]:
+    """The hashes uint64[S] of n-grams int32[S, n], oldest token first.
+
+    They are laid end to end and hashed as one stream; every n-th position is one of them.
+    """
+    count, order = ngrams.shape
+    hashes = np.empty(count * order, dtype=np.uint64)
+    stream = np.concatenate([np.zeros(order - 1, dtype=np.int32), ngrams.reshape(-1)])
+    seen = np.full(count * order, order, dtype=np.uint8)
+    kernels.ngram_hashes(stream, seen, 0, order, hashes)
+    return hashes[order - 1 :: order]
+
+
+class Sampler:
+    """Draws the sample of one order from a stream of windows."""
+
+    def __init__(self, order: int, filler: int, size: int = DEFAULT_SAMPLE) -> None:
+        """Raises InputError for a size that cannot be."""
+        check_size(size)
+        self.order = order
+        self.size = size
+        self._filler = filler
+        self._limit = size + size // 2
+        entries = table_entries(size)
+        self._slots = np.zeros(2 * entries, dtype=np.uint64)
+        self._tokens = np.zeros((entries, order), dtype=np.int32)
+        self._entries = np.zeros(1, dtype=np.int64)
+        self._threshold = EVERYTHING
+
+    def push(self, window: Window) -> None:
+        """Count the n-grams at every position of `window`."""
+        done = 0
+        while done < len(window):
+            done = kernels.sample_ngrams(
+                window.tokens,
+                window.seen,
+                self._filler,
+                self.order,
+                done,
+                np.uint64(self._threshold - 1),
+                self._limit,
+                self._slots,
+                self._tokens,
+                self._entries,
+            )
+            if self._entries[0] > self._limit:
+                self._lower()
+
+    def sample(self) -> NgramSample:
+        """The sample of all that was pushed."""
+        hashes, counts, tokens = self._held()
+        order = np.argsort(hashes)
+        return lowest(
+            self.order, self.size, self._threshold, hashes[order], counts[order], tokens[order]
+        )
+
+    def _held(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]:
+        slots = self._slots.reshape(-1, 2)
+        live = np.flatnonzero(slots[:, 0])
+        return slots[live, 0], slots[live, 1], self._tokens[live]
+
+    def _lower(self) -> None:
+        """Lower the threshold to the hash after the `size` smallest; drop what is not below."""
+        hashes, counts, tokens = self._held()
+        self._threshold = int(np.partition(hashes, self.size)[self.size])
+        below = hashes < self._threshold
+        self._slots.fill(0)
+        kernels.fill_slots(hashes[below], counts[below], tokens[below], self._slots, self._tokens)
+        self._entries[0] = np.count_nonzero(below)
+
+
+def check_size(size: int) -> None:
+    """Raises InputError for a sample size that cannot be."""
+    if not LEAST_SAMPLE <= size <= MOST_SAMPLE:
+        raise InputError(
+            f"a sample of {size} n-grams", f"give --sample-size {LEAST_SAMPLE} to {MOST_SAMPLE}"
+        )
+
+
+def table_entries(size: int) -> int:
+    """How many entries the table of a sampler has room for: a power of two, 2 k or more."""
+    return int(1 << (2 * size - 1).bit_length())
+
+
+def sampler_bytes(order: int, size: int) -> int:
+    """The memory of a sampler, and of what lowering its threshold copies."""
+    return table_entries(size) * (16 + 4 * order) + 2 * size * (16 + 4 * order)

@@ -1,0 +1,286 @@
+"""The statistics folder: counts of a corpus and the figures from them, written whole, read checked.
+
+docs/reference/statistics-format.md describes it. What is read back is untrusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+import zarr.codecs
+from numpy.typing import NDArray
+
+from engram_cli import __version__
+from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError
+from engram_cli.files import canonical_json, new_folder, read_json
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats import kernels
+from engram_cli.stats.collisions import ColumnStats, OrderStats
+from engram_cli.stats.counters import Counts
+from engram_cli.stats.distinct import EVERYTHING, NgramSample, hash_ngrams
+
+FORMAT = "engram-stats"
+VERSION = 1
+DOCUMENT, COUNTERS, SAMPLE = "stats.json", "counters.zarr", "sample.parquet"
+_CHUNK = 2**22  # counters of a chunk: 16 MB
+_WRITERS = 4  # chunks compressed at a time: a core manages 200 MB/s
+_CODECS = {"bytes", "zstd"}
+_REMAKE = "make it again with engram hash-stats --force"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Statistics:
+    """A statistics folder: `layout` bound to its vocabulary map, `document` the stats.json."""
+
+    path: Path
+    layout: HashLayout
+    tokens: int
+    documents: int
+    document: dict[str, Any] = field(repr=False)
+
+    @property
+    def joined(self) -> bool:
+        """Whether the documents were hashed as one stream."""
+        return bool(self.document["join_documents"])
+
+    def hits(self, layer: int) -> NDArray[np.uint32]:
+        """uint32[rows]: how often each row of `layer` was looked up.
+
+        Raises LayoutError for an unknown layer, ArtifactError when counters are missing or changed.
+        """
+        entry = self.layout.layer(layer)
+        hits = np.asarray(_read_array(self.path, str(layer), (entry.rows,), np.dtype(np.uint32)))
+        hits = np.require(hits, np.uint32, ("C", "W"))
+        for column, (begin, modulus) in enumerate(zip(entry.offsets, entry.moduli, strict=True)):
+            sums = np.zeros(6, dtype=np.uint64)
+            kernels.sum_column(hits[begin : begin + modulus], sums)
+            _, _, full, total, _, _ = map(int, sums)
+            if total != self.tokens and not (full and total < self.tokens):
+                raise ArtifactError(
+                    f"{self.path / COUNTERS}: the hits of layer {layer}, column {column} sum to "
+                    f"{total:,}, not to the {self.tokens:,} tokens",
+                    _REMAKE,
+                )
+        return hits
+
+    def samples(self) -> tuple[NgramSample, ...]:
+        """The n-gram sample of each order. Raises ArtifactError."""
+        return _read_samples(self)
+
+    def counts(self) -> Counts:
+        """All that was counted, to be merged with other counts. Raises ArtifactError."""
+        return Counts(
+            layout=self.layout,
+            tokens=self.tokens,
+            documents=self.documents,
+            joined=self.joined,
+            hits={layer: self.hits(layer) for layer in self.layout.layer_ids},
+            samples=self.samples(),
+        )
+
+
+def write_stats(
+    counts: Counts,
+    orders: Sequence[OrderStats],
+    columns: Sequence[ColumnStats],
+    path: Path,
+    *,
+    corpus: Mapping[str, int] | None = None,
+    force: bool = False,
+) -> None:
+    """Write a statistics folder, whole or not at all. Raises OutputError.
+
+    `corpus`: figures of the corpus itself to keep, such as its files and bytes. The same counts
+    give the same bytes.
+    """
+    with new_folder(path, force=force) as part:
+        _write_counters(counts, part / COUNTERS)
+        _write_samples(counts.samples, part / SAMPLE)
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "tool_version": __version__,
+            "complete": True,
+            "layout": counts.layout.to_json(),
+            "fingerprint": counts.layout.fingerprint,
+            "tokens": counts.tokens,
+            "documents": counts.documents,
+            "join_documents": counts.joined,
+            "corpus": dict(corpus or {}),
+            "samples": [
+                {"order": s.order, "size": s.size, "threshold": str(s.threshold)}
+                for s in counts.samples
+            ],
+            "orders": [asdict(each) for each in orders],
+            "columns": [asdict(each) for each in columns],
+        }
+        (part / DOCUMENT).write_bytes(canonical_json(document))
+
+
+def read_stats(path: str | Path) -> Statistics:
+    """Open a statistics folder.
+
+    Raises InputError when there is none, IncompleteError for an unfinished one, ArtifactError for
+    a damaged one.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"no statistics folder at {path}", "run first: engram hash-stats CORPUS")
+    if not (path / DOCUMENT).is_file():
+        raise IncompleteError(f"{path} has no {DOCUMENT}: it was never finished", _REMAKE)
+    document = read_json(path / DOCUMENT, "the statistics of a corpus")
+    _check_document(path, document)
+    try:
+        layout = HashLayout.from_json(document["layout"])
+        lookup = None
+        if layout.vocab_digest is not None:
+            lookup = np.asarray(_read_array(path, "lookup", None, np.dtype(np.int32)))
+        layout = layout.bind(lookup)
+    except EngramError as error:
+        raise ArtifactError(f"{path}: {error.message}", _REMAKE) from None
+    if layout.fingerprint != document["fingerprint"]:
+        raise ArtifactError(f"{path / DOCUMENT}: its fingerprint is another layout's", _REMAKE)
+    return Statistics(
+        path=path,
+        layout=layout,
+        tokens=document["tokens"],
+        documents=document["documents"],
+        document=document,
+    )
+
+
+def _check_document(path: Path, document: dict[str, Any]) -> None:
+    name = path / DOCUMENT
+    if document.get("format") != FORMAT:
+        raise ArtifactError(f"{name} holds no statistics of ours", _REMAKE)
+    version = document.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise ArtifactError(f"{name} was written by a newer version ({version})", "upgrade engram")
+    if document.get("complete") is not True:
+        raise IncompleteError(f"{name} says that it is not complete", _REMAKE)
+    kinds: dict[str, type] = {"tokens": int, "documents": int, "join_documents": bool}
+    kinds |= {"fingerprint": str, "layout": dict, "samples": list, "orders": list, "columns": list}
+    for key, kind in kinds.items():
+        value = document.get(key)
+        if not isinstance(value, kind) or (isinstance(value, int) and not 0 <= value < 2**63):
+            raise ArtifactError(f"{name}: '{key}' is missing or wrong", _REMAKE)
+
+
+def _write_counters(counts: Counts, path: Path) -> None:
+    """One array a layer, each chunk compressed by zstd: most counters are 0 or small."""
+    group = zarr.create_group(path, zarr_format=3)
+    arrays: dict[str, NDArray[Any]] = {str(layer): own for layer, own in counts.hits.items()}
+    if counts.layout.lookup is not None:
+        arrays["lookup"] = counts.layout.lookup
+    for name, values in arrays.items():
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=(min(_CHUNK, len(values)),),
+            compressors=zarr.codecs.ZstdCodec(level=1),
+            fill_value=0,
+        )
+        write = partial(_write_chunk, array, values)
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            list(pool.map(write, range(0, len(values), _CHUNK)))
+
+
+def _write_chunk(array: Any, values: NDArray[Any], begin: int) -> None:
+    array[begin : begin + _CHUNK] = values[begin : begin + _CHUNK]
+
+
+def _read_array(
+    path: Path, name: str, shape: tuple[int, ...] | None, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """A whole array of the counters; its shape, type and codecs are checked before it is read."""
+    where = f"{path / COUNTERS}/{name}"
+    try:
+        array = zarr.open_array(path / COUNTERS / name, mode="r", zarr_format=3)
+        metadata: Any = array.metadata.to_dict()
+        codecs = {str(codec["name"]) for codec in metadata["codecs"]}
+        if array.dtype != dtype or array.ndim != 1 or (shape and array.shape != shape):
+            raise ArtifactError(
+                f"{where} is {array.dtype} of shape {array.shape}, not {dtype} of {shape or '[V]'}",
+                _REMAKE,
+            )
+        if not codecs <= _CODECS:
+            raise ArtifactError(f"{where} is stored with {', '.join(sorted(codecs))}", _REMAKE)
+        values: NDArray[Any] = np.asarray(array[:])
+    except EngramError:
+        raise
+    except Exception as error:  # zarr raises whatever its parts raise on a damaged file
+        raise ArtifactError(f"{where} cannot be read: {error}", _REMAKE) from None
+    return values
+
+
+def _write_samples(samples: Sequence[NgramSample], path: Path) -> None:
+    lengths = np.concatenate([np.full(len(s.hashes), s.order, np.int32) for s in samples])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    tokens = np.concatenate([s.tokens.reshape(-1) for s in samples])
+    table = pa.table(
+        {
+            "order": lengths,
+            "hash": np.concatenate([s.hashes for s in samples]),
+            "count": np.concatenate([s.counts for s in samples]),
+            "tokens": pa.ListArray.from_arrays(offsets, tokens),
+        }
+    )
+    pq.write_table(table, path, compression="zstd")
+
+
+def _read_samples(statistics: Statistics) -> tuple[NgramSample, ...]:
+    path = statistics.path / SAMPLE
+    try:
+        table = pq.read_table(path, columns=["order", "hash", "count", "tokens"])
+        orders = table["order"].to_numpy()
+        hashes = table["hash"].to_numpy().astype(np.uint64, casting="safe")
+        counts = table["count"].to_numpy().astype(np.uint64, casting="safe")
+        samples = []
+        for entry, order in zip(
+            statistics.document["samples"], statistics.layout.orders, strict=True
+        ):
+            own = np.flatnonzero(orders == order)
+            tokens = table["tokens"].take(own).combine_chunks().flatten().to_numpy()
+            samples.append(
+                NgramSample(
+                    order=order,
+                    size=int(entry["size"]),
+                    threshold=int(entry["threshold"]),
+                    hashes=hashes[own],
+                    counts=counts[own],
+                    tokens=tokens.astype(np.int32, casting="safe").reshape(len(own), order),
+                )
+            )
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path} cannot be read as a sample: {reason}", _REMAKE) from None
+    for sample in samples:
+        _check_sample(path, sample, statistics)
+    return tuple(samples)
+
+
+def _check_sample(path: Path, sample: NgramSample, statistics: Statistics) -> None:
+    tokens, hashes = sample.tokens, sample.hashes
+    size = statistics.layout.compressed_size
+    right = (
+        1 <= sample.threshold <= EVERYTHING
+        and len(hashes) <= sample.size
+        and (sample.exact or len(hashes) == sample.size)
+        and bool(np.all(hashes[1:] > hashes[:-1]))
+        and (len(hashes) == 0 or 0 < int(hashes[0]) <= int(hashes[-1]) < sample.threshold)
+        and (len(hashes) == 0 or (int(tokens.min()) >= 0 and int(tokens.max()) < size))
+        and bool(np.array_equal(hash_ngrams(tokens), hashes))
+        and 0 <= int(sample.counts.sum()) <= statistics.tokens
+    )
+    if not right:
+        raise ArtifactError(f"{path}: the sample of {sample.order}-grams was changed", _REMAKE)

@@ -1,0 +1,91 @@
+"""How much memory counting needs, and how much there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engram_cli.errors import InputError
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.counters import STEP
+from engram_cli.stats.distinct import sampler_bytes
+
+# Texts and ids on their way, and what tokenizers keep: measured 150 to 350 MB.
+_PIPELINE = 400 * 2**20
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Bytes of the row counters, of the n-gram samples, and of everything else at its height."""
+
+    counters: int
+    samples: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.counters + self.samples + self.buffers
+
+    def __str__(self) -> str:
+        return (
+            f"memory: {_mb(self.counters)} counters + {_mb(self.samples)} samples + up to "
+            f"{_mb(self.buffers)} buffers"
+        )
+
+
+def plan_memory(layout: HashLayout, sample_size: int, threads: int) -> MemoryPlan:
+    """What counting with `layout` takes, whatever the corpus."""
+    return MemoryPlan(
+        counters=4 * sum(entry.rows for entry in layout.layers),
+        samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
+        buffers=_PIPELINE + threads * min(layout.heads, layout.columns) * STEP * 4,
+    )
+
+
+def check_memory(plan: MemoryPlan, available: int | None) -> None:
+    """Raises InputError when counters and samples do not fit in what is available."""
+    needed = plan.counters + plan.samples
+    if available is not None and needed > available:
+        raise InputError(
+            f"the counters and samples of this layout take {_mb(needed)}, {_mb(available)} of "
+            "memory are available",
+            "count fewer layers with --layers, or rows with --rows-per-head, or a smaller "
+            "--sample-size",
+        )
+
+
+def available_memory() -> int | None:
+    """The bytes this process may still take, None where the system does not say."""
+    found = [value for value in (_system(), _cgroup()) if value is not None]
+    return min(found, default=None)
+
+
+def _system() -> int | None:
+    try:
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _cgroup() -> int | None:
+    """What a container may still take (version 2), its page cache counted as free."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        used = int((_CGROUP / "memory.current").read_text())
+        lines = (_CGROUP / "memory.stat").read_text().split("\n")
+        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        return max(int(limit) - used + cached, 0)
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.0f} MB"
