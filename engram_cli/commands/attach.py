@@ -1,0 +1,312 @@
+"""attach: a checkpoint folder and a table in, a bundle that the runtime loads out.
+
+Reads the checkpoint's config.json and tokenizer.json, refuses a table that was built for another
+vocabulary or for layers the model has not, and writes `engram/` into the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli import __version__
+from engram_cli.commands.geometry import RAW_ID_SCHEMES
+from engram_cli.errors import InputError, MismatchError, OutputError
+from engram_cli.files import read_json, refuse_existing
+from engram_cli.formats.bundle import DESCRIPTION, MODULE, ROW_DTYPES, BundleSpec, decoder_index
+from engram_cli.formats.bundle_writer import write_bundle
+from engram_cli.formats.dense import first_values
+from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.progress import SILENT, Progress
+from engram_cli.table.store import TableStore, open_table
+from engram_cli.vocab.compress import compress_vocab
+
+BUNDLE_NAME = "engram"
+
+# The names that model families give to the same number, by the first one found.
+_HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
+_NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachRequest:
+    """What to attach to what. `out` None is `<checkpoint>/engram`; `layers` None all the table's.
+
+    `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `seed` draws the
+    random weights. With `dry_run` nothing is written.
+    """
+
+    checkpoint: Path
+    table: Path
+    out: Path | None = None
+    layers: tuple[int, ...] | None = None
+    tokenizer: Path | None = None
+    seed: int = 0
+    force: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What attach needs to know of a model's config.json."""
+
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    vocab_size: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachCost:
+    """The byte arithmetic: on disk and in memory, and what a token reads."""
+
+    table_bytes: int
+    dense_bytes: int
+    dense_parameters: int
+    token_rows: int
+    token_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachResult:
+    """What was written (or, after a dry run, would be). `files` are names and sizes in bytes.
+
+    `zero_rows`: the layers whose rows are all zero, so that their value projection is not.
+    """
+
+    out: Path
+    model: ModelShape
+    scheme: str
+    layers: tuple[int, ...]
+    rows: Mapping[int, int]
+    dim: int
+    dtype: str
+    cost: AttachCost
+    written: bool
+    zero_rows: tuple[int, ...] = ()
+    files: Mapping[str, int] = field(default_factory=dict)
+
+
+def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> AttachResult:
+    """Write the bundle of `request`, its byte arithmetic first.
+
+    Raises InputError for a checkpoint or a table that cannot be read, MismatchError when they do
+    not belong together, OutputError when the bundle cannot be written.
+    """
+    out = request.out or request.checkpoint / BUNDLE_NAME
+    if not request.dry_run:
+        _refuse_output(out, request.force)
+    model = read_model_shape(request.checkpoint)
+    store = open_table(request.table)
+    if store.dtype not in ROW_DTYPES:
+        raise MismatchError(
+            f"{request.table} has rows of {store.dtype}, a bundle has {', '.join(ROW_DTYPES)}",
+            "build the table with --dtype bfloat16",
+        )
+    layers = choose_layers(store.layout, request.layers, model, request.table)
+    check_vocabulary(store.layout, model, request)
+    spec = BundleSpec(
+        layout=store.layout,
+        layers=layers,
+        dim=store.dim,
+        dtype=store.dtype,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        model_type=model.model_type,
+    )
+    result = AttachResult(
+        out=out,
+        model=model,
+        scheme=spec.layout.scheme,
+        layers=layers,
+        rows={layer: spec.rows(layer) for layer in layers},
+        dim=spec.dim,
+        dtype=spec.dtype,
+        cost=attach_cost(spec),
+        written=False,
+    )
+    for line in describe_cost(spec, result.cost, out):
+        progress.note(line)
+    return result if request.dry_run else _write(spec, store, request, result, progress)
+
+
+def _write(
+    spec: BundleSpec,
+    store: TableStore,
+    request: AttachRequest,
+    planned: AttachResult,
+    progress: Progress,
+) -> AttachResult:
+    zero_layers = []
+
+    def dense(layer: int, zero_rows: bool) -> dict[str, NDArray[np.float32]]:
+        if zero_rows:
+            zero_layers.append(layer)
+        return first_values(spec.dense_shapes, layer=layer, seed=request.seed, zero_rows=zero_rows)
+
+    progress.start("rows into the bundle", planned.cost.table_bytes, "bytes")
+    records = write_bundle(
+        planned.out,
+        spec,
+        store.chunks,
+        dense,
+        tool_version=__version__,
+        force=request.force,
+        advance=progress.advance,
+    )
+    return AttachResult(
+        out=planned.out,
+        model=planned.model,
+        scheme=planned.scheme,
+        layers=planned.layers,
+        rows=planned.rows,
+        dim=planned.dim,
+        dtype=planned.dtype,
+        cost=planned.cost,
+        written=True,
+        zero_rows=tuple(zero_layers),
+        files={record.name: record.size for record in records},
+    )
+
+
+def read_model_shape(checkpoint: Path) -> ModelShape:
+    """The sizes in a checkpoint's config.json, also where they lie in a text config.
+
+    Raises InputError when the folder, the file or a size is missing.
+    """
+    path = checkpoint / "config.json"
+    if not path.is_file():
+        raise InputError(
+            f"no config.json in {checkpoint}", "give the folder of a Hugging Face checkpoint"
+        )
+    config = read_json(path, "a checkpoint's config")
+    nested = (config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))
+    text = next(nested, config)
+    return ModelShape(
+        model_type=str(config.get("model_type", "unknown")),
+        hidden_size=_size(path, text, _HIDDEN_SIZE),
+        num_layers=_size(path, text, _NUM_LAYERS),
+        vocab_size=_size(path, text, ("vocab_size",)) if "vocab_size" in text else None,
+    )
+
+
+def _size(path: Path, config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    name = next((name for name in names if config.get(name) is not None), None)
+    if name is None:
+        raise InputError(
+            f"{path} has no {names[0]} (nor {', '.join(names[1:]) or 'another name for it'})",
+            "give the folder of a decoder-only language model",
+        )
+    value = config[name]
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise InputError(f"{path}: {name} is {value!r}", "a positive number was expected")
+    return value
+
+
+def choose_layers(
+    layout: HashLayout, wanted: tuple[int, ...] | None, model: ModelShape, table: Path
+) -> tuple[int, ...]:
+    """The layers to attach to: `wanted`, or all that the table has.
+
+    Raises MismatchError for a layer that the table or the model has not.
+    """
+    known = layout.layer_ids
+    layers = tuple(layer for layer in known if wanted is None or layer in wanted)
+    missing = [layer for layer in wanted or () if layer not in known]
+    fitting = [layer for layer in known if 0 <= decoder_index(layout, layer) < model.num_layers]
+    first = 1 - decoder_index(layout, 1)
+    last = first + model.num_layers - 1
+    good = ",".join(map(str, sorted({min(first + 1, last), first + model.num_layers // 2})))
+    rebuild = (
+        f"build the table for layers the model has: engram build-table --layers {good} --force"
+    )
+    if missing:
+        raise MismatchError(
+            f"{table} has no layer {_listed(missing)}, it has {_listed(known)}",
+            f"leave out --layers, or {rebuild}",
+        )
+    if not layers:
+        raise InputError("no layer was named", f"the table has {_listed(known)}")
+    beyond = [layer for layer in layers if layer not in fitting]
+    if beyond:
+        keep = f", or attach only --layers {','.join(map(str, fitting))}" if fitting else ""
+        raise MismatchError(
+            f"{table} has layer {_listed(beyond)}, the model has layers {first} to {last}",
+            rebuild + keep,
+        )
+    return layers
+
+
+def check_vocabulary(layout: HashLayout, model: ModelShape, request: AttachRequest) -> None:
+    """Raises MismatchError unless the table was built for the checkpoint's tokenizer.
+
+    A scheme that hashes raw ids only needs the size of the vocabulary to be the model's.
+    """
+    if layout.scheme in RAW_ID_SCHEMES:
+        if model.vocab_size is not None and layout.vocab_size != model.vocab_size:
+            raise MismatchError(
+                f"the table hashes {layout.vocab_size:,} token ids, "
+                f"the checkpoint has {model.vocab_size:,}",
+                f"build the table again with --vocab-size {model.vocab_size}",
+            )
+        return
+    source = request.tokenizer or request.checkpoint / "tokenizer.json"
+    if request.tokenizer is None and not source.is_file():
+        raise InputError(
+            f"no tokenizer.json in {request.checkpoint}",
+            "name the model's tokenizer.json with --tokenizer",
+        )
+    digest = compress_vocab(source).digest
+    if digest != layout.vocab_digest:
+        raise MismatchError(
+            f"the table was built for vocabulary {short(layout.vocab_digest)}, "
+            f"{source} gives {short(digest)}",
+            "build it for this tokenizer: engram compress-vocab, hash-stats and build-table again",
+        )
+
+
+def attach_cost(spec: BundleSpec) -> AttachCost:
+    """What the bundle takes, from its shapes alone."""
+    count = sum(int(np.prod(shape)) for shape in spec.dense_shapes.values()) * len(spec.layers)
+    token_rows = spec.layout.columns * len(spec.layers)
+    return AttachCost(
+        table_bytes=sum(spec.rows(layer) for layer in spec.layers) * spec.row_bytes,
+        dense_bytes=4 * count,
+        dense_parameters=count,
+        token_rows=token_rows,
+        token_bytes=token_rows * spec.row_bytes,
+    )
+
+
+def describe_cost(spec: BundleSpec, cost: AttachCost, out: Path) -> list[str]:
+    """The arithmetic as lines to read."""
+    rows = " + ".join(f"{spec.rows(layer):,}" for layer in spec.layers)
+    return [
+        f"tables of layers {_listed(spec.layers)}: {rows} rows x {spec.dim} x {spec.dtype} "
+        f"= {cost.table_bytes:,} bytes on disk, as much in memory when all of it is touched",
+        f"{MODULE} module: {cost.dense_parameters:,} dense parameters, {cost.dense_bytes:,} bytes",
+        f"a token reads {cost.token_rows} rows, {cost.token_bytes:,} bytes; bundle: {out}",
+    ]
+
+
+def _refuse_output(out: Path, force: bool) -> None:
+    """Raises OutputError when `out` exists, and also with `force` when it is no bundle."""
+    refuse_existing(out, force)
+    if out.exists() and not (out / DESCRIPTION).is_file() and not _is_empty(out):
+        raise OutputError(
+            f"{out} is no bundle, so --force does not replace it", "write elsewhere with --out"
+        )
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and next(path.iterdir(), None) is None
+
+
+def _listed(layers: tuple[int, ...] | list[int]) -> str:
+    return ", ".join(map(str, layers))

@@ -1,0 +1,274 @@
+"""attach: what it writes, what it says first, and what it refuses to bring together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engram_cli.commands.attach import AttachRequest, attach_checkpoint, read_model_shape
+from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
+from engram_cli.formats.bundle import read_bundle
+from engram_cli.hashing.schemes import hash_layout
+from engram_cli.table.build import build_store
+from engram_cli.table.inits import make_init
+from engram_cli.table.spec import TableSpec
+from engram_cli.table.store import open_table
+from engram_cli.vocab.compress import CompressedVocab
+
+LLAMA = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 4, "vocab_size": 512}
+
+
+class Listener:
+    """A progress listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.total: int | None = None
+        self.done = 0
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self.total = total
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def build(path: Path, vocab: CompressedVocab | None, **options: Any) -> Path:
+    init = options.pop("init", None) or make_init("normal", seed=0, std=0.5)
+    dtype = options.pop("dtype", "bfloat16")
+    common: dict[str, Any] = {"orders": (2, 3), "heads": 2, "rows_per_head": 90, "layers": (1, 2)}
+    scheme = options.pop("scheme", "engram-v1")
+    layout = hash_layout(scheme, vocab, **common | options)
+    build_store(TableSpec(layout=layout, dim=8, dtype=dtype, init=init, chunk_rows=100), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory, small_vocab: CompressedVocab) -> Path:
+    return build(tmp_path_factory.mktemp("table") / "engram-table.zarr", small_vocab)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tokenizer_file: Path) -> Path:
+    folder = tmp_path / "ckpt"
+    folder.mkdir()
+    shutil.copy(tokenizer_file, folder)
+    configure(folder, LLAMA)
+    return folder
+
+
+def configure(folder: Path, config: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def request(checkpoint: Path, table: Path, **options: Any) -> AttachRequest:
+    return AttachRequest(checkpoint=checkpoint, table=table, **options)
+
+
+def test_the_bundle_holds_the_table_and_an_identity(checkpoint: Path, table: Path) -> None:
+    listener = Listener()
+    result = attach_checkpoint(request(checkpoint, table), listener)
+    bundle = read_bundle(checkpoint / "engram", verify=True)
+    store = open_table(table)
+
+    assert result.written
+    assert result.out == checkpoint / "engram"
+    assert bundle.spec.layout.fingerprint == store.layout.fingerprint
+    assert (bundle.spec.layers, bundle.spec.dtype, bundle.spec.dim) == ((1, 2), "bfloat16", 8)
+    assert (bundle.spec.hidden_size, bundle.spec.num_layers) == (32, 4)
+    for layer in (1, 2):
+        rows = np.concatenate([rows for _, rows in store.chunks(layer)])
+        assert np.array_equal(np.concatenate(bundle.row_maps(layer)), rows)
+        assert not bundle.dense[layer]["value_proj.weight"].any()
+    assert result.zero_rows == ()
+    assert listener.done == listener.total == result.cost.table_bytes
+    sizes = {path.name: path.stat().st_size for path in (checkpoint / "engram").iterdir()}
+    assert sizes == dict(result.files)
+
+
+def test_the_arithmetic_is_right_and_comes_first(checkpoint: Path, table: Path) -> None:
+    listener = Listener()
+    result = attach_checkpoint(request(checkpoint, table, dry_run=True), listener)
+    assert not result.written
+    assert not (checkpoint / "engram").exists()
+    rows = sum(open_table(table).layout.layer(layer).rows for layer in (1, 2))
+    assert result.cost.table_bytes == rows * 8 * 2
+    assert (result.cost.token_rows, result.cost.token_bytes) == (8, 8 * 8 * 2)
+    # value and key 32 x 32 with a bias, three norms, a convolution of 4 taps: for two layers
+    assert result.cost.dense_parameters == 2 * (2 * (32 * 32 + 32) + 3 * 32 + 32 * 4)
+    assert result.cost.dense_bytes == 4 * result.cost.dense_parameters
+    assert f"{result.cost.table_bytes:,} bytes" in listener.notes[0]
+    assert listener.total is None
+
+    full = Listener()
+    written = attach_checkpoint(request(checkpoint, table), full)
+    assert full.notes == listener.notes
+    assert written.cost == result.cost
+    dense = (checkpoint / "engram" / "dense.safetensors").stat().st_size
+    assert 0 <= dense - result.cost.dense_bytes <= 8192
+
+
+def test_equal_requests_write_equal_bytes(checkpoint: Path, table: Path, tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        attach_checkpoint(request(checkpoint, table, out=tmp_path / name, seed=seed))
+    one, two, three = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("one", "two", "three")
+    )
+    assert one == two
+    assert one["dense.safetensors"] != three["dense.safetensors"]
+
+
+def test_some_of_the_layers(checkpoint: Path, table: Path) -> None:
+    attach_checkpoint(request(checkpoint, table, layers=(2,)))
+    bundle = read_bundle(checkpoint / "engram")
+    assert bundle.spec.layers == (2,)
+    assert bundle.spec.layout.layer_ids == (1, 2), "the layout stays the table's"
+
+
+def test_a_table_of_zeros_gets_a_random_value_projection(
+    checkpoint: Path, tmp_path: Path, small_vocab: CompressedVocab
+) -> None:
+    table = build(tmp_path / "zeros.zarr", small_vocab, init=make_init("zeros"))
+    result = attach_checkpoint(request(checkpoint, table))
+    assert result.zero_rows == (1, 2)
+    assert read_bundle(checkpoint / "engram").dense[1]["value_proj.weight"].any()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "vocab_size": 512},
+        {"model_type": "gemma3", "vision_config": {"hidden_size": 7}, "text_config": LLAMA},
+    ],
+)
+def test_sizes_by_other_names_and_places(checkpoint: Path, config: dict[str, Any]) -> None:
+    configure(checkpoint, config)
+    shape = read_model_shape(checkpoint)
+    assert (shape.model_type, shape.hidden_size, shape.num_layers, shape.vocab_size) == (
+        config["model_type"],
+        32,
+        4,
+        512,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", ArtifactError),
+        ("[]", ArtifactError),
+        ("{}", InputError),
+        ('{"hidden_size": 32}', InputError),
+        ('{"hidden_size": "32", "num_hidden_layers": 4}', InputError),
+        ('{"hidden_size": 32, "num_hidden_layers": 0}', InputError),
+        ('{"hidden_size": 32, "num_hidden_layers": 4, "vocab_size": -1}', InputError),
+    ],
+)
+def test_bad_configs(checkpoint: Path, table: Path, text: str, error: type[Exception]) -> None:
+    (checkpoint / "config.json").write_text(text)
+    with pytest.raises(error, match=r"config\.json"):
+        attach_checkpoint(request(checkpoint, table))
+
+
+def test_no_checkpoint(tmp_path: Path, table: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json"):
+        attach_checkpoint(request(tmp_path / "none", table))
+
+
+def test_no_tokenizer_names_the_flag(checkpoint: Path, table: Path, tokenizer_file: Path) -> None:
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"no tokenizer\.json") as caught:
+        attach_checkpoint(request(checkpoint, table))
+    assert "--tokenizer" in caught.value.hint
+    attach_checkpoint(request(checkpoint, table, tokenizer=tokenizer_file))
+
+
+def test_another_tokenizer_is_refused(
+    checkpoint: Path, table: Path, small_vocab: CompressedVocab
+) -> None:
+    path = checkpoint / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["added_tokens"].append(
+        {**document["added_tokens"][-1], "id": len(small_vocab.lookup), "content": "Zebra"}
+    )
+    path.write_text(json.dumps(document))
+    with pytest.raises(MismatchError, match="built for vocabulary"):
+        attach_checkpoint(request(checkpoint, table))
+    assert not (checkpoint / "engram").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message", "hint"),
+    [
+        (2, {}, "has layer 2, the model has layers 0 to 1", "--layers 1 "),
+        (1, {}, "has layer 1, 2, the model has layers 0 to 0", "--layers 0 "),
+        (12, {"layers": (1, 7)}, "has no layer 7, it has 1, 2", "--layers 1,6 "),
+    ],
+)
+def test_layers_that_do_not_fit(
+    checkpoint: Path, table: Path, count: int, options: dict[str, Any], message: str, hint: str
+) -> None:
+    configure(checkpoint, LLAMA | {"num_hidden_layers": count})
+    with pytest.raises(MismatchError, match=message) as caught:
+        attach_checkpoint(request(checkpoint, table, **options))
+    assert f"engram build-table {hint}" in caught.value.hint
+
+
+def test_layers_of_qwen_ple_count_from_one(tmp_path: Path, checkpoint: Path) -> None:
+    (checkpoint / "tokenizer.json").unlink()  # raw ids: no tokenizer is needed
+    table = build(
+        tmp_path / "ple.zarr", None, scheme="qwen-ple", vocab_size=512, eos_id=1, layers=(1, 4)
+    )
+    attach_checkpoint(request(checkpoint, table))
+    spec = read_bundle(checkpoint / "engram").spec
+    assert [spec.index(layer) for layer in spec.layers] == [0, 3]
+    configure(checkpoint, LLAMA | {"num_hidden_layers": 3})
+    with pytest.raises(MismatchError, match="has layer 4, the model has layers 1 to 3"):
+        attach_checkpoint(request(checkpoint, table, force=True))
+    configure(checkpoint, LLAMA | {"vocab_size": 513})
+    with pytest.raises(MismatchError, match="hashes 512 token ids, the checkpoint has 513"):
+        attach_checkpoint(request(checkpoint, table, force=True))
+
+
+def test_force_replaces_bundles_only(checkpoint: Path, table: Path, tmp_path: Path) -> None:
+    attach_checkpoint(request(checkpoint, table))
+    with pytest.raises(OutputError, match="already exists"):
+        attach_checkpoint(request(checkpoint, table))
+    attach_checkpoint(request(checkpoint, table, force=True, layers=(1,)))
+    assert read_bundle(checkpoint / "engram").spec.layers == (1,)
+
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="is no bundle"):
+        attach_checkpoint(request(checkpoint, table, out=precious, force=True))
+    assert (precious / "thesis.txt").is_file()
+
+
+def test_a_failed_attach_leaves_the_old_bundle(
+    checkpoint: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach_checkpoint(request(checkpoint, table))
+    before = read_bundle(checkpoint / "engram").spec
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("engram_cli.commands.attach.first_values", fail)
+    with pytest.raises(OutputError, match="No space left"):
+        attach_checkpoint(request(checkpoint, table, force=True, layers=(1,)))
+    assert read_bundle(checkpoint / "engram", verify=True).spec == before
+    assert sorted(path.name for path in checkpoint.iterdir()) == [
+        "config.json",
+        "engram",
+        "tokenizer.json",
+    ]
