@@ -1,0 +1,132 @@
+"""What a forward call was given: token ids, attention mask and cache, caught on their way.
+
+Decoder layers never see token ids. Hooks on the modules from the model down to the owner of the
+layers note them for the length of a call; inner modules, which some callers run directly, win.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engram_cli.errors import RuntimeAttachError
+
+CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+
+
+@dataclass(slots=True)
+class Call:
+    """The arguments of a forward call that matter here; `depth` is the module's in its path."""
+
+    depth: int
+    ids: Tensor | None
+    embeds: Tensor | None
+    mask: Any
+    cache: Any
+
+
+def parameter_names(module: nn.Module) -> list[str]:
+    """The names of a module's forward parameters, in the order of positional arguments."""
+    return list(inspect.signature(type(module).forward).parameters)[1:]
+
+
+def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def first_given(arguments: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The first of these arguments that is not None."""
+    return next((arguments[name] for name in names if arguments.get(name) is not None), None)
+
+
+def read_call(depth: int, names: Sequence[str], args: Sequence[Any], kwargs: Any) -> Call:
+    """What a call of the module at `depth` was given."""
+    arguments = bind(names, args, kwargs)
+    ids = arguments.get("input_ids")
+    if ids is None and names and "input_ids" not in names:
+        first = arguments.get(names[0])
+        if isinstance(first, Tensor) and not first.is_floating_point():
+            ids = first
+    return Call(
+        depth=depth,
+        ids=ids if isinstance(ids, Tensor) else None,
+        embeds=arguments.get("inputs_embeds"),
+        mask=arguments.get("attention_mask"),
+        cache=first_given(arguments, CACHE_NAMES),
+    )
+
+
+def merge_calls(calls: Sequence[Call]) -> Call:
+    """One call of nested ones, the inner winning; of masks the inner 2-D one, else the innermost.
+
+    Raises RuntimeAttachError when there are no token ids, or not those of the embeddings given.
+    """
+    merged = Call(depth=calls[-1].depth, ids=None, embeds=calls[-1].embeds, mask=None, cache=None)
+    for call in calls:
+        merged.ids = merged.ids if call.ids is None else call.ids
+        merged.cache = merged.cache if call.cache is None else call.cache
+    masks = [call.mask for call in reversed(calls) if call.mask is not None]
+    plain = [mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2]
+    merged.mask = next(iter(plain or masks), None)
+    if merged.ids is None:
+        raise RuntimeAttachError(
+            "the model was called without input_ids, and the memory needs token ids",
+            "pass input_ids, or detach(model) before calling with inputs_embeds only",
+        )
+    merged.ids = merged.ids.reshape(-1, merged.ids.shape[-1])
+    if merged.embeds is not None and merged.embeds.shape[:2] != merged.ids.shape:
+        raise RuntimeAttachError(
+            f"inputs_embeds has {tuple(merged.embeds.shape[:2])} positions, "
+            f"input_ids {tuple(merged.ids.shape)}",
+            "prompts of embeddings have no token ids: the memory cannot be used with them",
+        )
+    return merged
+
+
+def real_positions(mask: Any, past: int, count: int) -> Tensor | None:
+    """bool[B, T]: which of the T positions after `past` ones are no padding; None when all are.
+
+    `mask` is what a model takes: [B, past + T], [B, T], [B, 1, T, keys], or such by kind of layer.
+    Raises RuntimeAttachError for one that does not say it.
+    """
+    if isinstance(mask, Mapping):
+        kinds = [mask.get("full_attention"), *mask.values()]
+        mask = next((kind for kind in kinds if kind is not None), None)
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        raise RuntimeAttachError(
+            f"padding cannot be read from an attention mask of type {type(mask).__name__}",
+            "pass a 2-D attention_mask, or none where there is no padding",
+        )
+    if mask.ndim == 4:
+        keep = _diagonal(mask, past, count)
+    else:
+        begin = past if mask.shape[1] >= past + count else mask.shape[1] - count
+        if begin not in (past, 0):
+            raise RuntimeAttachError(
+                f"the attention mask has {mask.shape[1]} positions, {past} + {count} were expected",
+                "pass the mask of the past and the new positions together",
+            )
+        keep = mask[:, begin : begin + count] != 0
+    if keep.device.type == "cpu" and bool(keep.all()):
+        return None
+    return keep
+
+
+def _diagonal(mask: Tensor, past: int, count: int) -> Tensor:
+    """What each position sees of itself: padding is masked for everyone, also for itself."""
+    begin = min(past, mask.shape[3] - count)
+    if begin < 0 or mask.shape[2] != count:
+        raise RuntimeAttachError(
+            f"an attention mask of shape {tuple(mask.shape)} for {count} positions",
+            "pass a 2-D attention_mask",
+        )
+    own = mask[:, 0, :, begin : begin + count].diagonal(dim1=-2, dim2=-1)
+    return own if own.dtype == torch.bool else own >= 0

@@ -1,0 +1,109 @@
+"""Where a model's decoder layers are, and the modules that its token ids pass on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from engram_cli.errors import RuntimeAttachError
+
+# Towers beside the language model have layers too.
+_OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech", "encoder", "mtp")
+_HINT = "name them: attach(model, bundle, layers=model.path.to.layers)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """The decoder `layers` in order, and `path`, the modules from the model down to their owner.
+
+    `hidden_size` is None where the model's config does not say it.
+    """
+
+    layers: list[nn.Module]
+    path: list[nn.Module]
+    hidden_size: int | None
+
+    @property
+    def owner(self) -> nn.Module:
+        """The innermost base model: its forward runs the layers."""
+        return self.path[-1]
+
+
+def find_decoder(model: nn.Module, layers: Sequence[nn.Module] | None = None) -> Decoder:
+    """The decoder of a transformers model, or the one whose `layers` are given.
+
+    Without `layers` it is the ModuleList as long as the text config's number of layers, outside
+    vision and audio towers. Raises RuntimeAttachError when there is none, or more than one.
+    """
+    config = text_config(model)
+    if layers is not None:
+        prefix = _common_owner(model, list(layers))
+        found = list(layers)
+    else:
+        prefix, found = _search(model, config)
+    parts = prefix.split(".") if prefix else []
+    names = [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
+    path = [model.get_submodule(name) for name in names]
+    return Decoder(
+        layers=found,
+        path=[module for module in path if not isinstance(module, (nn.ModuleList, nn.Sequential))],
+        hidden_size=getattr(config, "hidden_size", None),
+    )
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the language model inside `model`, None where there is none."""
+    config = getattr(model, "config", None)
+    inner = getattr(config, "get_text_config", None)
+    return inner() if callable(inner) else getattr(config, "text_config", config)
+
+
+def _search(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
+    count = getattr(config, "num_hidden_layers", None)
+    if not isinstance(count, int):
+        raise RuntimeAttachError(
+            f"{type(model).__name__} has no config with num_hidden_layers, "
+            "so its decoder layers cannot be found",
+            _HINT,
+        )
+    candidates = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
+    own = {name: found for name, found in candidates.items() if not _in_other_tower(name)}
+    own = own or candidates
+    outer = {
+        name: found
+        for name, found in own.items()
+        if not any(name.startswith(f"{other}.") for other in own)
+    }
+    if len(outer) != 1:
+        what = f"{len(outer)} lists ({', '.join(outer)})" if outer else "no list"
+        raise RuntimeAttachError(
+            f"{type(model).__name__} has {what} of {count} decoder layers", _HINT
+        )
+    name, found = next(iter(outer.items()))
+    return name.rpartition(".")[0], list(found)
+
+
+def _in_other_tower(name: str) -> bool:
+    return any(tower in part for part in name.split(".") for tower in _OTHER_TOWERS)
+
+
+def _common_owner(model: nn.Module, layers: list[nn.Module]) -> str:
+    """The name of the deepest module that holds all `layers`."""
+    names = {id(module): name for name, module in model.named_modules()}
+    if not layers or any(id(layer) not in names for layer in layers):
+        raise RuntimeAttachError(
+            "the layers given are not modules of the model", "give modules of this very model"
+        )
+    paths = [names[id(layer)].split(".")[:-1] for layer in layers]
+    shared = paths[0]
+    for path in paths[1:]:
+        same = [a == b for a, b in zip(shared, path, strict=False)]
+        shared = shared[: same.index(False) if False in same else len(same)]
+    return ".".join(shared)

@@ -1,0 +1,96 @@
+"""From an opened bundle to torch: the hash, a layer's table, a layer's module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engram_cli.formats.bundle import Bundle
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.runtime.module import MODULES, EngramV1, MultiHeadEmbedding, Rows, load_dense
+from engram_cli.runtime.reference import HashTensors
+from engram_cli.vocab.lookup import HOLE
+
+
+def hash_tensors(
+    layout: HashLayout,
+    layers: tuple[int, ...],
+    *,
+    vocab_size: int = 0,
+    device: torch.device | str = "cpu",
+) -> HashTensors:
+    """The hash of `layers` as tensors on `device`.
+
+    Ids from the layout's vocabulary up to `vocab_size`, which models pad their embedding with, are
+    holes.
+    """
+    lookup = np.full(max(layout.vocab_size, vocab_size), HOLE, dtype=np.int64)
+    own = np.arange(layout.compressed_size) if layout.lookup is None else layout.lookup
+    lookup[: len(own)] = own
+    entries = [layout.layer(layer) for layer in layers]
+    shape = (len(layers), len(layout.orders), layout.heads)
+    multipliers = torch.zeros(*shape[:2], layout.max_order, dtype=torch.int64)
+    for i, entry in enumerate(entries):
+        for j, order in enumerate(layout.orders):
+            multipliers[i, j, :order] = torch.tensor(layout.lag_multipliers(entry, order))
+    salted = any(salt for entry in entries for salt in entry.salts)
+
+    def columns(values: list[tuple[int, ...]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device).view(shape)
+
+    return HashTensors(
+        orders=layout.orders,
+        filler=layout.filler_id,
+        eos=layout.eos_id,
+        shared=layout.fold == "newest-first",
+        lookup=torch.from_numpy(lookup).to(device),
+        multipliers=multipliers.to(device),
+        moduli=columns([entry.moduli for entry in entries]),
+        offsets=columns([entry.offsets for entry in entries]),
+        salts=columns([entry.salts for entry in entries]) if salted else None,
+    )
+
+
+def table(bundle: Bundle, layer: int) -> Tensor:
+    """A layer's table [rows, dim] in its own dtype.
+
+    One shard is mapped: its pages are read when touched and copied when changed. Several are copied
+    into one tensor.
+    """
+    maps = [_as_torch(array, bundle.spec.dtype) for array in bundle.row_maps(layer)]
+    return maps[0] if len(maps) == 1 else torch.cat(maps)
+
+
+def module(
+    bundle: Bundle,
+    layer: int,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    rows_device: torch.device,
+    trainable: bool,
+    sparse: bool,
+) -> EngramV1:
+    """A layer's module: dense weights in `dtype` on `device`, the table on `rows_device`."""
+    spec = bundle.spec
+    rows = Rows(table(bundle, layer).to(rows_device), trainable=trainable, sparse=sparse)
+    offsets = torch.tensor(spec.layout.layer(layer).offsets, device=rows_device)
+    with torch.device("meta"):
+        built = MODULES["engram-v1"](spec, MultiHeadEmbedding(rows, offsets))
+    load_dense(
+        built,
+        {
+            name: torch.from_numpy(np.array(value)).to(device, dtype)
+            for name, value in bundle.dense[layer].items()
+        },
+    )
+    return built
+
+
+def _as_torch(array: np.ndarray[Any, Any], dtype: str) -> Tensor:
+    if dtype != "bfloat16":
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

@@ -1,0 +1,198 @@
+"""The memory of a model: its layers' modules, the hash they share, and one forward call's work.
+
+Registered on the model, so that its parameters and state dict hold the memory. When the owner of
+the decoder layers is called, the rows of all layers are computed at once; when a layer is called,
+its module adds to the hidden states; when the call ends, the state goes onto the cache object.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engram_cli.errors import RuntimeAttachError, TokenIdError
+from engram_cli.formats.bundle import BundleSpec
+from engram_cli.runtime import ops
+from engram_cli.runtime.capture import Call, merge_calls, real_positions
+from engram_cli.runtime.module import EngramV1
+from engram_cli.runtime.reference import HashTensors
+from engram_cli.runtime.state import DecodeState, cache_length, keep_on, state_of
+
+_BUFFERS = ("lookup", "multipliers", "moduli", "offsets", "salts")
+
+
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """One forward call under way: T new positions of B sequences after `state`'s.
+
+    `rows` int64[L, B, T, C]; `keep` bool[B, T], False at padding; `conv` the layers' new inputs.
+    """
+
+    tokens: Tensor
+    seen: Tensor
+    rows: Tensor
+    keep: Tensor | None
+    state: DecodeState
+    cache: Any
+    conv: dict[int, Tensor] = field(default_factory=dict)
+
+
+class _Local(threading.local):
+    """Each thread's calls under way, so that two threads may run one model."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.step: Step | None = None
+
+
+class Memory(nn.Module):
+    """What `attach` registers on a model. `layers` has a module for each layer, by its id."""
+
+    def __init__(
+        self, name: str, spec: BundleSpec, hashed: HashTensors, modules: dict[int, EngramV1]
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.spec = spec
+        self.layers = nn.ModuleDict({str(layer): module for layer, module in modules.items()})
+        self.reaches = {layer: module.reach for layer, module in modules.items()}
+        self.places = {layer: place for place, layer in enumerate(modules)}
+        self.hashed = hashed
+        self.has_holes = bool(ops.is_hole(hashed.lookup).any())
+        for buffer in _BUFFERS:
+            self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
+        self.handles: list[Any] = []
+        self._local = _Local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
+        self._local = _Local()
+
+    def extra_repr(self) -> str:
+        """What is printed of it."""
+        layers = ", ".join(self.layers)
+        return f"layers {layers}; rows of {self.spec.dim} x {self.spec.dtype}"
+
+    def hash_tensors(self) -> HashTensors:
+        """The hash where the model is now."""
+        if self.hash_lookup.device != self.hashed.lookup.device:
+            moved = {name: getattr(self, f"hash_{name}") for name in _BUFFERS}
+            kept = {n: getattr(self.hashed, n) for n in ("orders", "filler", "eos", "shared")}
+            self.hashed = HashTensors(**kept, **moved)
+        return self.hashed
+
+    def enter(self, call: Call, is_owner: bool) -> None:
+        """A module on the way to the layers is called; at the owner the look-up begins."""
+        calls = self._local.calls
+        while calls and calls[-1].depth >= call.depth:
+            calls.pop()
+        calls.append(call)
+        if is_owner:
+            self._local.step = None
+            self._local.step = self._begin(merge_calls(calls))
+
+    def leave(self, depth: int, is_owner: bool, output: Any) -> None:
+        """The call ended; `output` is None when it failed, and then nothing is remembered."""
+        calls = self._local.calls
+        while calls and calls[-1].depth >= depth:
+            calls.pop()
+        if is_owner:
+            step, self._local.step = self._local.step, None
+            if step is not None and output is not None:
+                self._remember(step, output)
+
+    def add(self, layer: int, hidden: Tensor, cache: Any) -> Tensor:
+        """The hidden states [B, T, d] of a layer with its memory added."""
+        step = self._local.step
+        if step is None:
+            raise RuntimeAttachError(
+                f"layer {layer} ran outside a forward call of its model, so there are no token ids",
+                "gradient checkpointing must rerun a layer's forward, not its hooks "
+                "(transformers 5 does)",
+            )
+        expected = (*step.tokens.shape, *self._stream_shape())
+        if hidden.shape != expected:
+            raise RuntimeAttachError(
+                f"layer {layer} got hidden states {tuple(hidden.shape)}, not {expected}",
+                "attach a bundle that was made for this model",
+            )
+        if cache is not None:
+            step.cache = cache
+        recent = step.state.conv[layer]
+        history = recent.last() if recent.pieces else None
+        rows = step.rows[self.places[layer]]
+        added, step.conv[layer] = self.layers[str(layer)](hidden, rows, step.keep, history)
+        summed: Tensor = hidden + added
+        return summed
+
+    def _stream_shape(self) -> tuple[int, ...]:
+        spec = self.spec
+        return (spec.hidden_size,) if spec.streams == 1 else (spec.streams, spec.hidden_size)
+
+    def _begin(self, call: Call) -> Step:
+        """Look up the rows of a call's token ids. Raises RuntimeAttachError, TokenIdError."""
+        hashed = self.hash_tensors()
+        assert call.ids is not None
+        ids = call.ids.to(hashed.lookup.device)
+        past = cache_length(call.cache)
+        state = self._state(call.cache, past, ids.shape[0])
+        keep = real_positions(call.mask, past, ids.shape[1])
+        try:
+            tokens = ops.compress(hashed, ids)
+        except IndexError:
+            raise TokenIdError(
+                f"input_ids has ids outside 0..{len(hashed.lookup) - 1}",
+                "was the text tokenised with another tokenizer?",
+            ) from None
+        dead = None if keep is None else ~keep.to(tokens.device)
+        if self.has_holes:
+            holes = ops.is_hole(tokens)
+            dead = holes if dead is None else dead | holes
+        history, carry = self._history(hashed, state, tokens)
+        seen = ops.visible(hashed, tokens, carry, dead)
+        rows = ops.hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
+        return Step(tokens=tokens, seen=seen, rows=rows, keep=keep, state=state, cache=call.cache)
+
+    def _history(
+        self, hashed: HashTensors, state: DecodeState, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The N-1 compressed ids before `tokens`, int64[B, N-1], and how many may be seen."""
+        older, batch = hashed.max_order - 1, tokens.shape[0]
+        if not state.length:
+            return tokens.new_zeros(batch, older), tokens.new_zeros(batch)
+        recent = state.tokens.last().to(tokens.device)
+        carry = ops.carry_after(hashed, recent[:, -1, 0], recent[:, -1, 1])
+        return recent[:, recent.shape[1] - older :, 0], carry
+
+    def _state(self, cache: Any, past: int, batch: int) -> DecodeState:
+        """The state of a cache that holds `past` positions; a new one for an empty cache."""
+        if past == 0:
+            return DecodeState(max(1, self.hashed.max_order - 1), self.reaches)
+        state = state_of(cache, self.name)
+        if state is None or state.length != past:
+            known = 0 if state is None else state.length
+            raise RuntimeAttachError(
+                f"the cache holds {past} tokens, of which the memory has seen {known}",
+                "fill the cache with the memory attached, and crop it through the cache's methods",
+            )
+        if state.batch != batch:
+            raise RuntimeAttachError(
+                f"the cache holds {state.batch} sequences, input_ids has {batch}",
+                "repeat or select sequences through the cache's methods",
+            )
+        return state
+
+    def _remember(self, step: Step, output: Any) -> None:
+        cache = step.cache
+        if cache is None:
+            cache = getattr(output, "past_key_values", None)
+        if hasattr(cache, "get_seq_length") and len(step.conv) == len(self.layers):
+            step.state.extend(step.tokens, step.seen, step.conv)
+            keep_on(cache, self.name, step.state)

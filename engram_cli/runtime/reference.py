@@ -1,0 +1,153 @@
+"""The look-up in plain torch: raw token ids in, rows and their vectors out, on any device.
+
+Twins of `hashing.lookback` and `hashing.reference`, equal to them bit for bit, for a batch and for
+all the layers of a bundle at once. int64 products wrap in torch as they do in NumPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engram_cli.vocab.lookup import HOLE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashTensors:
+    """The hash of L layers: O orders, H heads, N tokens at most; C = O x H columns.
+
+    `lookup` int64[V] are the compressed ids of the model's V token ids, HOLE where none has one.
+    `multipliers` int64[L, O, N] by lag, zero beyond an order; `shared` says that all orders of a
+    layer have the same ones, so that a mix extends the one before it. `moduli`, `offsets` and,
+    where a scheme has them, `salts` are int64[L, O, H].
+    """
+
+    orders: tuple[int, ...]
+    filler: int
+    eos: int | None
+    shared: bool
+    lookup: Tensor
+    multipliers: Tensor
+    moduli: Tensor
+    offsets: Tensor
+    salts: Tensor | None
+
+    @property
+    def max_order(self) -> int:
+        """N, the longest n-gram."""
+        return self.orders[-1]
+
+
+def compress(tensors: HashTensors, ids: Tensor) -> Tensor:
+    """Compressed ids int64 of raw ids, of the same shape; HOLE where no token has the id.
+
+    An id outside 0..V-1 raises IndexError on the CPU; on other devices it fails as in an embedding.
+    """
+    return tensors.lookup.index_select(0, ids.reshape(-1)).view(ids.shape)
+
+
+def visible(
+    tensors: HashTensors, tokens: Tensor, carry: Tensor, dead: Tensor | None = None
+) -> Tensor:
+    """int64[B, T] in 0..N: how many tokens of its n-gram each position may see, its own included.
+
+    `tokens` int64[B, T] compressed; `carry` int64[B], how many tokens before the first one may
+    still be seen; `dead` bool[B, T], positions that see nothing and are walls for later ones.
+    """
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    begin = -carry[:, None]
+    if dead is not None or tensors.eos is not None:
+        begin = begin.expand(tokens.shape)
+    if tensors.eos is not None:
+        after = F.pad(tokens[:, :-1] == tensors.eos, (1, 0))
+        begin = torch.where(after, position, begin)
+    if dead is not None:
+        begin = torch.where(dead, position + 1, begin)
+    if dead is not None or tensors.eos is not None:
+        begin = begin.cummax(dim=1).values
+    return (position + 1 - begin).clamp_max(tensors.max_order)
+
+
+def carry_after(tensors: HashTensors, last_token: Tensor, last_seen: Tensor) -> Tensor:
+    """int64[B]: how many of the last tokens the next position may see.
+
+    `last_token` and `last_seen` int64[B] are the last position's compressed id and `visible`.
+    """
+    carry = last_seen.clamp_max(tensors.max_order - 1)
+    if tensors.eos is not None:
+        carry = carry.masked_fill(last_token == tensors.eos, 0)
+    return carry
+
+
+def mixes(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:
+    """int64[L, B, T, O]: token x multiplier, XORed over each order (spec sections 2 to 4 and 6).
+
+    `window` int64[B, N-1+T] compressed ids with the history first, `seen` int64[B, T].
+    """
+    older, count = tensors.max_order - 1, seen.shape[1]
+    filler = tensors.filler
+    lagged = [
+        window[:, older - lag : older - lag + count].masked_fill(seen <= lag, filler)
+        for lag in range(tensors.max_order)
+    ]
+    by_lag = tensors.multipliers[:, None, None]  # [L, 1, 1, O, N]
+    if not tensors.shared:
+        tokens = torch.stack(lagged, dim=-1)[None, :, :, None]  # [1, B, T, 1, N]
+        products = tokens * by_lag
+        mix = products[..., 0]
+        for lag in range(1, tensors.max_order):
+            mix = mix ^ products[..., lag]
+        return mix
+    found = []
+    mix = lagged[0] * by_lag[..., -1, 0]
+    for order in range(1, tensors.max_order + 1):
+        if order > 1:
+            mix = mix ^ (lagged[order - 1] * by_lag[..., -1, order - 1])
+        if order in tensors.orders:
+            found.append(mix)
+    return torch.stack(found, dim=-1)
+
+
+def table_rows(tensors: HashTensors, mix: Tensor) -> Tensor:
+    """int64[L, B, T, C]: the table row of each column, of mixes int64[L, B, T, O]."""
+    salted = mix[..., None]
+    if tensors.salts is not None:
+        salted = salted ^ tensors.salts[:, None, None]
+    rows = torch.remainder(salted, tensors.moduli[:, None, None])
+    return (rows + tensors.offsets[:, None, None]).flatten(-2)
+
+
+def hash_rows(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:
+    """int64[L, B, T, C] table rows of a window int64[B, N-1+T] and `visible` int64[B, T]."""
+    return table_rows(tensors, mixes(tensors, window, seen))
+
+
+def gather(table: Tensor, rows: Tensor, *, sparse: bool = False) -> Tensor:
+    """[B, T, C x dim]: the rows int64[B, T, C] of a table [rows, dim], column after column.
+
+    Differentiable in the table; with `sparse` its gradient is a sparse tensor.
+    """
+    return F.embedding(rows, table, sparse=sparse).flatten(-2)
+
+
+def causal_conv(history: Tensor, values: Tensor, weight: Tensor, dilation: int) -> Tensor:
+    """[B, T, D]: a depthwise causal convolution, without bias (spec section 5).
+
+    `values` [B, T, D]; `history` [B, (K-1) x dilation, D], what came before; `weight` [D, 1, K],
+    its last tap on the present. The same sum in the same order however the stream was cut.
+    """
+    taps = weight.squeeze(1).t().to(values.dtype)  # [K, D]
+    stream = torch.cat((history, values), dim=1)
+    count = values.shape[1]
+    total = stream[:, :count] * taps[0]
+    for tap in range(1, len(taps)):
+        total = torch.addcmul(total, stream[:, tap * dilation : tap * dilation + count], taps[tap])
+    return total
+
+
+def is_hole(tokens: Tensor) -> Tensor:
+    """bool: where a compressed id says that no token has the raw id."""
+    return tokens == HOLE

@@ -1,0 +1,206 @@
+"""Decode state: what the memory must remember of a sequence, kept on its cache object.
+
+An n-gram needs the last N-1 tokens and the convolution its last inputs. Both belong to the
+sequence, so they live on the cache object that holds its keys and values, and follow whatever is
+done to it: reordering for beam search, repeating, selecting, cropping, resetting, copying. A few
+more positions than needed are kept, so that assisted decoding can crop what it rejects.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engram_cli.errors import RuntimeAttachError
+
+KEEP = 64  # positions beyond the needed ones: assisted decoding takes back at most a few dozen
+_ATTRIBUTE = "_engram_states"
+_FOLLOWED = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")
+
+
+class Recent:
+    """The last positions of a stream of [B, t, ...] pieces, `need` of them always at hand."""
+
+    def __init__(self, need: int) -> None:
+        self.need = need
+        self.pieces: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return sum(piece.shape[1] for piece in self.pieces)
+
+    def append(self, piece: Tensor) -> None:
+        """Add a piece and drop what lies further back than need + KEEP."""
+        limit = self.need + KEEP
+        if piece.shape[1] > limit:
+            self.pieces = [piece[:, -limit:].clone()]
+            return
+        self.pieces.append(piece)
+        length = len(self)
+        while length - self.pieces[0].shape[1] >= limit:
+            length -= self.pieces.pop(0).shape[1]
+
+    def last(self) -> Tensor:
+        """[B, need, ...]: the last positions, zeros before the first."""
+        if not self.need:
+            return self.pieces[-1][:, :0]
+        length, begin = 0, len(self.pieces)
+        while begin and length < self.need:
+            begin -= 1
+            length += self.pieces[begin].shape[1]
+        found = torch.cat(self.pieces[begin:], dim=1)[:, max(0, length - self.need) :]
+        missing = self.need - found.shape[1]
+        return F.pad(found, (0, 0) * (found.ndim - 2) + (missing, 0)) if missing else found
+
+    def drop(self, count: int) -> None:
+        """Forget the last `count` positions."""
+        while count and self.pieces:
+            piece = self.pieces.pop()
+            if piece.shape[1] > count:
+                self.pieces.append(piece[:, : piece.shape[1] - count])
+            count = max(0, count - piece.shape[1])
+
+    def merged(self) -> Tensor:
+        """All the positions in one piece, which then replaces the pieces."""
+        if len(self.pieces) > 1:
+            self.pieces = [torch.cat(self.pieces, dim=1)]
+        return self.pieces[0]
+
+
+class DecodeState:
+    """What one attachment remembers of the sequences of one cache.
+
+    `length` positions were seen. `tokens` int64[B, t, 2]: compressed ids and `visible`; `conv` has
+    the convolution's inputs per layer.
+    """
+
+    def __init__(self, older: int, reaches: dict[int, int]) -> None:
+        self.length = 0
+        self.tokens = Recent(older)
+        self.conv = {layer: Recent(reach) for layer, reach in reaches.items()}
+
+    @property
+    def batch(self) -> int | None:
+        """B, None before the first token."""
+        return self.tokens.pieces[0].shape[0] if self.tokens.pieces else None
+
+    def extend(self, tokens: Tensor, seen: Tensor, conv: dict[int, Tensor]) -> None:
+        """Remember T more positions: [B, T] tokens and `visible`, [B, T, d] per layer."""
+        self.length += tokens.shape[1]
+        self.tokens.append(torch.stack((tokens, seen), dim=-1))
+        for layer, inputs in conv.items():
+            self.conv[layer].append(inputs)
+
+    def reset(self) -> None:
+        """Forget everything: the next token is the first of a sequence."""
+        self.length = 0
+        for recent in self._recents():
+            recent.pieces = []
+
+    def crop(self, length: int) -> None:
+        """Take back to `length` positions. Raises RuntimeAttachError when they are forgotten."""
+        if length == 0:
+            self.reset()
+            return
+        count = self.length - length
+        for recent in self._recents():
+            if len(recent) - count < min(recent.need, length):
+                raise RuntimeAttachError(
+                    f"the cache was cropped by {count} tokens, the memory can take back {KEEP}",
+                    "start again with an empty cache, or crop in smaller steps",
+                )
+        for recent in self._recents():
+            recent.drop(count)
+        self.length = length
+
+    def select(self, indices: Tensor) -> None:
+        """Keep these sequences, in this order, repeats allowed."""
+        for recent in self._recents():
+            if recent.pieces:
+                merged = recent.merged()
+                recent.pieces = [merged[torch.as_tensor(indices, device=merged.device)]]
+
+    def repeat(self, repeats: int) -> None:
+        """Repeat each sequence `repeats` times, side by side."""
+        for recent in self._recents():
+            if recent.pieces:
+                recent.pieces = [recent.merged().repeat_interleave(repeats, dim=0)]
+
+    def _recents(self) -> list[Recent]:
+        return [self.tokens, *self.conv.values()]
+
+
+class _Follower:
+    """Stands for a method of a cache object: calls it, then does the same to the states.
+
+    Holds the cache weakly, so that dropping the cache frees its memory at once, and follows a deep
+    copy of it to the copy.
+    """
+
+    def __init__(self, cache: Any, name: str) -> None:
+        self.cache, self.name = weakref.ref(cache), name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cache = self.cache()
+        if cache is None:
+            raise RuntimeAttachError(
+                f"{self.name} of a shallow copy of a cache that is gone",
+                "copy caches with copy.deepcopy",
+            )
+        result = getattr(type(cache), self.name)(cache, *args, **kwargs)
+        value = args[0] if args else next(iter(kwargs.values()), None)
+        for state in getattr(cache, _ATTRIBUTE).values():
+            self._follow(state, cache, value)
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Follower:
+        cache = self.cache()
+        return _Follower(memo.get(id(cache), cache), self.name)
+
+    def _follow(self, state: DecodeState, cache: Any, value: Any) -> None:
+        if self.name == "reset":
+            state.reset()
+        elif self.name == "crop":
+            state.crop(min(state.length, cache_length(cache)))
+        elif self.name == "batch_repeat_interleave":
+            state.repeat(value)
+        else:
+            state.select(value)
+
+
+def cache_length(cache: Any) -> int:
+    """How many positions a cache object holds, 0 without one.
+
+    Raises RuntimeAttachError for the tuples of old models, which cannot carry a state.
+    """
+    if cache is None or (isinstance(cache, (tuple, list)) and not cache):
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        raise RuntimeAttachError(
+            f"the past is a {type(cache).__name__}, which cannot carry the memory's decode state",
+            "pass a transformers Cache object such as DynamicCache, or use_cache=False",
+        )
+    return int(cache.get_seq_length())
+
+
+def state_of(cache: Any, name: str) -> DecodeState | None:
+    """The state that the attachment `name` left on a cache object."""
+    states = getattr(cache, _ATTRIBUTE, None)
+    return None if states is None else states.get(name)
+
+
+def keep_on(cache: Any, name: str, state: DecodeState) -> None:
+    """Leave a state on a cache object, and have it follow what is done to the cache."""
+    states = getattr(cache, _ATTRIBUTE, None)
+    if states is None:
+        states = {}
+        setattr(cache, _ATTRIBUTE, states)
+    states[name] = state
+    for method in _FOLLOWED:
+        present = cache.__dict__.get(method)
+        mine = isinstance(present, _Follower) and present.cache() is cache
+        if not mine and hasattr(type(cache), method):
+            setattr(cache, method, _Follower(cache, method))
