@@ -8,7 +8,11 @@ from typing import Annotated
 import typer
 
 from engram_cli import __version__
+from engram_cli.cli.attach import attach
+from engram_cli.cli.build_table import build_table
 from engram_cli.cli.compress_vocab import compress_vocab
+from engram_cli.cli.demo import demo
+from engram_cli.cli.hash_stats import hash_stats
 
 app = typer.Typer(
     name="engram",
@@ -18,6 +22,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compress-vocab")(compress_vocab)
+app.command("hash-stats")(hash_stats)
+app.command("build-table")(build_table)
+app.command("attach")(attach)
+app.command("demo")(demo)
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,6 +12,7 @@ from engram_cli.commands.workspace import Workspace, read_config
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
 _NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMGT]I?)?B?", re.IGNORECASE)
 
 
@@ -37,6 +38,13 @@ def parse_integers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"'{text}' is not a list such as 2,3") from None
+
+
+def unescape(text: str | None) -> str | None:
+    r"""Text with \n, \t and \\ written out, as a shell passes them."""
+    if text is None:
+        return None
+    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[0]), text)
 
 
 def load_config(context: typer.Context, folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +18,7 @@ _ID_DTYPES = {"uint8", "uint16", "int32", "uint32", "int64"}
 _ROWS_STEP = 8192  # columns of this many tokens stay in the L2 cache
 _NO_MASK = np.empty(0, dtype=np.bool_)
 # What the kernels' signatures ask for: read-only arrays (memory maps, bytes) are copied.
-_KERNEL_ARRAY = ("C", "W")
+_KERNEL_ARRAY: tuple[Literal["C"], Literal["W"]] = ("C", "W")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

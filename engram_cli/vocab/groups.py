@@ -120,8 +120,8 @@ def _same_company(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.bool
     pairs = group_a.astype(np.int64) * len(size_b) + group_b
     _, pair, both = np.unique(pairs, return_inverse=True, return_counts=True)
     holes_agree = (a == HOLE) == (b == HOLE)
-    same: NDArray[np.bool_] = (both[pair] == size_a[group_a]) & (both[pair] == size_b[group_b])
-    return same & holes_agree
+    same = (both[pair] == size_a[group_a]) & (both[pair] == size_b[group_b]) & holes_agree
+    return np.asarray(same, dtype=np.bool_)
 
 
 def _visible(character: str) -> str:

@@ -1,0 +1,95 @@
+"""engram attach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engram_cli.cli.options import (
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    WorkspaceOption,
+    parse_integers,
+)
+from engram_cli.cli.terminal import Terminal, reported, shown_path
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from engram_cli.commands.attach import AttachResult
+
+
+def attach(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Folder of a Hugging Face checkpoint.", show_default=False)
+    ],
+    table: Annotated[Path | None, typer.Option(help="Table to attach [engram-table.zarr].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write [CHECKPOINT/engram].")
+    ] = None,
+    layers: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_integers, metavar="LAYER,...", help="Only these of the table's layers."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The model's tokenizer [CHECKPOINT/tokenizer.json].")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the gate's random weights.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the byte arithmetic and stop.")
+    ] = False,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Write a bundle beside a checkpoint: what a model needs to carry the table.
+
+    The memory adds nothing at first: the model's outputs are equal to the bit until it is trained.
+    """
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    with reported(terminal):
+        from engram_cli.commands.attach import AttachRequest, attach_checkpoint
+        from engram_cli.commands.workspace import Workspace
+
+        request = AttachRequest(
+            checkpoint=checkpoint,
+            table=table or Workspace(workspace).table,
+            out=out,
+            layers=layers,
+            tokenizer=tokenizer,
+            seed=seed,
+            force=force,
+            dry_run=dry_run,
+        )
+        result = attach_checkpoint(request, terminal)
+        terminal.result(result, *_parts(result))
+        if result.written:
+            terminal.note(f'next, in Python: attach(model, "{shown_path(result.out)}")')
+
+
+def _parts(result: AttachResult) -> list[RenderableType]:
+    from engram_cli.cli.render import facts, quantity
+
+    cost = result.cost
+    rows = " + ".join(f"{rows:,}" for rows in result.rows.values())
+    lines = [
+        ("model", f"{result.model.model_type}, {result.model.num_layers} layers of width "
+         f"{result.model.hidden_size:,}"),
+        ("scheme", result.scheme),
+        ("layers", ", ".join(map(str, result.layers))),
+        ("rows", f"{rows}, {result.dim} x {result.dtype} each"),
+        ("table", quantity(cost.table_bytes, "bytes")),
+        ("gate", f"{cost.dense_parameters:,} parameters, {quantity(cost.dense_bytes, 'bytes')}"),
+        ("a token reads", f"{cost.token_rows:,} rows, {cost.token_bytes:,} bytes"),
+        ("written" if result.written else "would write", shown_path(result.out)),
+    ]  # fmt: skip
+    if result.zero_rows:
+        named = ", ".join(map(str, result.zero_rows))
+        lines.append(("zero rows", f"layers {named}: the value projection starts random instead"))
+    return [facts("Bundle", lines)]

@@ -1,0 +1,218 @@
+"""engram hash-stats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engram_cli.cli.options import (
+    EosIdOption,
+    ForceOption,
+    HeadsOption,
+    JsonOption,
+    LayersOption,
+    OrdersOption,
+    PadIdOption,
+    QuietOption,
+    RowsOption,
+    SchemeOption,
+    SeedOption,
+    VocabOption,
+    VocabSizeOption,
+    WorkspaceOption,
+    parse_size,
+    unescape,
+)
+from engram_cli.cli.terminal import Terminal, reported, shown_path
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from engram_cli.commands.hash_stats import HashStatsResult
+
+_CORPUS = "Corpus"
+
+
+def hash_stats(
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders or globs; - is standard input.", show_default=False),
+    ],
+    scheme: SchemeOption = None,
+    orders: OrdersOption = None,
+    heads: HeadsOption = None,
+    rows_per_head: RowsOption = None,
+    layers: LayersOption = None,
+    pad_id: PadIdOption = None,
+    seed: SeedOption = None,
+    vocab_size: VocabSizeOption = None,
+    eos_id: EosIdOption = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="text, jsonl, parquet or npy; by default told from each file.",
+            rich_help_panel=_CORPUS,
+        ),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            help="Field of the text (or token ids), dotted where nested [text].",
+            rich_help_panel=_CORPUS,
+        ),
+    ] = None,
+    document_separator: Annotated[
+        str | None,
+        typer.Option(
+            help=r"What parts documents inside a text file, such as '\n\n'.",
+            rich_help_panel=_CORPUS,
+        ),
+    ] = None,
+    suffixes: Annotated[
+        str | None,
+        typer.Option(help="Files of a folder to read: .txt,.md", rich_help_panel=_CORPUS),
+    ] = None,
+    errors: Annotated[
+        str,
+        typer.Option(help="Bytes that are not UTF-8: strict or replace.", rich_help_panel=_CORPUS),
+    ] = "strict",
+    join_documents: Annotated[
+        bool,
+        typer.Option(
+            "--join-documents",
+            help="Let n-grams run across documents.",
+            rich_help_panel=_CORPUS,
+        ),
+    ] = False,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="The tokenizer the vocabulary was made with; by default found.",
+            rich_help_panel=_CORPUS,
+        ),
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="auto, tokenizers or fast.", rich_help_panel=_CORPUS)
+    ] = "auto",
+    sample_size: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_size, metavar="SIZE", help="N-grams sampled of each order [256Ki]."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Counting threads [one a core].")
+    ] = None,
+    vocab: VocabOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write [engram-stats].")
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Stream a corpus through the hash: which rows it uses, and which n-grams share one."""
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    with reported(terminal):
+        from engram_cli.commands.geometry import Geometry
+        from engram_cli.commands.hash_stats import HashStatsRequest
+        from engram_cli.commands.hash_stats import hash_stats as run
+        from engram_cli.commands.workspace import Workspace
+
+        chosen = {} if sample_size is None else {"sample_size": sample_size}
+        request = HashStatsRequest(
+            sources=tuple(sources),
+            geometry=Geometry(
+                scheme=scheme,
+                orders=orders,
+                heads=heads,
+                rows_per_head=rows_per_head,
+                layers=layers,
+                pad_id=pad_id,
+                seed=seed,
+                vocab_size=vocab_size,
+                eos_id=eos_id,
+            ),
+            workspace=Workspace(workspace),
+            vocab=vocab,
+            tokenizer=tokenizer,
+            out=out,
+            force=force,
+            format=format_,
+            field=field,
+            document_separator=unescape(document_separator),
+            suffixes=None if suffixes is None else tuple(suffixes.split(",")),
+            errors=errors,  # type: ignore[arg-type]  # CorpusOptions checks it
+            encoder=encoder,
+            threads=threads,
+            join_documents=join_documents,
+            **chosen,
+        )
+        result = run(request, terminal)
+        terminal.result(result, *stats_parts(result), next_command="engram build-table")
+
+
+def stats_parts(result: HashStatsResult) -> list[RenderableType]:
+    """The figures for people: the corpus, the n-grams, the rows of each head."""
+    return [_summary(result), _orders(result), _columns(result)]
+
+
+def _summary(result: HashStatsResult) -> RenderableType:
+    from engram_cli.cli.render import facts, quantity
+
+    size = "" if result.bytes is None else f", {quantity(result.bytes, 'bytes')}"
+    rate = quantity(result.tokens_per_second, "tokens")
+    rows = [
+        ("corpus", f"{result.files:,} files{size}, {result.documents:,} documents"),
+        ("tokens", f"{result.tokens:,} in {result.seconds:.1f} s, {rate}/s"),
+        ("encoder", result.encoder or "none: the corpus holds token ids"),
+        ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
+        ("written", shown_path(result.out)),
+    ]
+    return facts("Statistics", rows)
+
+
+def _orders(result: HashStatsResult) -> RenderableType:
+    from engram_cli.cli.render import grid
+
+    rows = [
+        (
+            f"{entry.order}",
+            f"{entry.windows:,}",
+            f"{entry.distinct:,.0f}",
+            "exact" if entry.exact else f"±{entry.distinct_error:,.0f}",
+            f"{entry.windows / max(entry.distinct, 1):.1f}",
+        )
+        for entry in result.orders
+    ]
+    names = (">order", ">windows", ">distinct n-grams", ">error", ">times each")
+    return grid("N-grams", names, rows)
+
+
+def _columns(result: HashStatsResult) -> RenderableType:
+    from engram_cli.cli.render import grid, percent
+
+    rows = [
+        (
+            f"{entry.layer}",
+            f"{entry.order}",
+            f"{entry.head}",
+            f"{entry.rows:,}",
+            percent(entry.occupied / entry.rows),
+            percent(entry.ideal_occupied / entry.rows),
+            percent(entry.shared, 1),
+            percent(entry.ideal_shared, 1),
+            percent(entry.shared_occurrences, 1),
+            f"{entry.max_hits:,}",
+        )
+        for entry in result.columns
+    ]
+    names = (
+        *(">layer", ">order", ">head", ">rows", ">occupied", ">ideal", ">n-grams sharing"),
+        *(">ideal", ">occurrences", ">most hits"),
+    )
+    return grid("Rows, and the n-grams that share one, beside an ideal hash", names, rows)

