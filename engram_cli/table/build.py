@@ -212,6 +212,6 @@ def _replaced(out: Path) -> Path:
 
 
 def _clear_replaced(out: Path) -> None:
-    """Remove the old table of a replacement that was killed at its very end."""
-    if is_table(_replaced(out)):
+    """Remove the old table of a replacement that was killed when the new one was in its place."""
+    if out.exists() and is_table(_replaced(out)):
         shutil.rmtree(_replaced(out), ignore_errors=True)

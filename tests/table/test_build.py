@@ -1,0 +1,374 @@
+"""Builds: the same bytes however they are made, and nothing lost when they are interrupted."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from table.tables import build, mapped_layout, stored_rows, table_spec
+
+from engram_cli.errors import EngramError, IncompleteError, OutputError
+from engram_cli.table import fill
+from engram_cli.table.build import partial_folder, resumable_bytes
+from engram_cli.table.inits.normal import Normal
+from engram_cli.table.lock import build_lock, lock_path
+from engram_cli.table.store import open_table
+from engram_cli.table.verify import verify_table
+
+
+class Interrupting:
+    """A listener that presses Ctrl-C, or only counts."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.after = after
+        self.total = 0
+        self.done = 0
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self.total = total or 0
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        if self.after is not None and self.done >= self.after:
+            raise KeyboardInterrupt
+
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fail_after(monkeypatch: pytest.MonkeyPatch, chunks: int, code: int) -> None:
+    """Let `chunks` chunks be written, then answer every write with the error `code`."""
+    written = iter(range(chunks))
+    write = fill._write_all
+
+    def refuse(handle: int, data: np.ndarray) -> None:
+        if next(written, None) is None:
+            raise OSError(code, os.strerror(code))
+        write(handle, data)
+
+    monkeypatch.setattr(fill, "_write_all", refuse)
+
+
+@pytest.mark.parametrize("init", ["normal", "zeros"])
+@given(chunk_rows=st.integers(1, 300), threads=st.integers(1, 4), piece=st.integers(1, 4000))
+@settings(max_examples=12, deadline=None)
+def test_chunks_and_threads_change_no_byte_of_the_rows(
+    tmp_path_factory: pytest.TempPathFactory, init: str, chunk_rows: int, threads: int, piece: int
+) -> None:
+    folder = tmp_path_factory.mktemp("t")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fill, "PIECE_BYTES", piece)
+        options = {"dtype": "bfloat16", "init": init, "chunk_rows": chunk_rows}
+        build(folder / "cut.zarr", threads=threads, **options)
+    cut = open_table(folder / "cut.zarr")
+    assert verify_table(cut.path).ok
+    for layer in (0, 3):
+        expected = np.zeros((212, 5), np.float32)
+        if init == "normal":
+            Normal().filler(layer, 5)(0, expected)
+        stored = np.zeros((212, 5), np.uint16)
+        table_spec(dtype="bfloat16").codec.encode(expected, stored)
+        assert stored_rows(cut, layer) == stored.tobytes()
+
+
+def test_chunks_are_made_even_and_small_tables_are_one() -> None:
+    small = table_spec(chunk_rows=None).row_arrays[3]
+    assert (small.chunks, small.chunk_rows) == (1, 212)
+    from engram_cli.hashing.schemes import hash_layout
+
+    layout = hash_layout("qwen-ple")
+    for array in table_spec(layout, dim=160, dtype="bfloat16", chunk_rows=None).arrays:
+        assert 64 * 2**20 <= array.chunk_bytes <= 256 * 2**20
+        assert 0 <= array.chunks * array.chunk_rows - array.rows < array.chunks
+
+
+def test_zeros_take_no_room(tmp_path: Path) -> None:
+    build(tmp_path / "t.zarr", init="zeros", dim=4096, chunk_rows=None)
+    chunk = (tmp_path / "t.zarr" / "3" / "c.0.0").stat()
+    assert chunk.st_size == 212 * 4096 * 4
+    assert chunk.st_blocks * 512 < chunk.st_size // 10
+
+
+def test_progress_reaches_the_total_and_nothing_is_left_over(tmp_path: Path) -> None:
+    progress = Interrupting()
+    build(tmp_path / "t.zarr", progress=progress, threads=2)
+    assert progress.done == progress.total == 2 * 7 * 32 * 5 * 4
+    assert names_in(tmp_path) == ["t.zarr"]
+    assert names_in(tmp_path / "t.zarr") == ["0", "3", "lookup", "zarr.json"]
+
+
+def test_ctrl_c_keeps_what_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "t.zarr"
+    expected = build(tmp_path / "u.zarr").digest
+    with pytest.raises(KeyboardInterrupt):
+        build(out, progress=Interrupting(after=1))
+    assert names_in(tmp_path) == ["t.zarr.partial", "u.zarr"]
+    with pytest.raises(IncompleteError):
+        open_table(out)
+    report = build(out)
+    assert report.digest == expected
+    assert verify_table(out).ok
+
+
+def test_a_full_disk_is_one_line_and_the_build_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "t.zarr"
+    with monkeypatch.context() as patch:
+        fail_after(patch, 5, errno.ENOSPC)
+        with pytest.raises(OutputError, match="No space left") as caught:
+            build(out, tokens=3)
+    assert "goes on from there" in caught.value.hint
+    # What could not be written is gone, so that it takes no space.
+    assert not list(tmp_path.rglob("*.part"))
+    spec = table_spec(tokens=3)
+    assert resumable_bytes(spec, out) == 5 * 640
+    assert resumable_bytes(table_spec(seed=1), out) == 0
+    progress = Interrupting()
+    report = build(out, tokens=3, progress=progress)
+    assert report.resumed == 5
+    assert progress.done == progress.total
+    assert report.digest == build(tmp_path / "u.zarr", tokens=3).digest
+
+
+def test_a_half_built_table_of_another_request_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "t.zarr"
+    with monkeypatch.context() as patch:
+        fail_after(patch, 5, errno.EIO)
+        with pytest.raises(OutputError, match="Input/output error"):
+            build(out)
+    for options, what in {
+        "dim": ({"dim": 6}, r"dim 5 \(now 6\)"),
+        "dtype": ({"dtype": "float16"}, r"dtype float32 \(now float16\)"),
+        "std": ({"std": 0.5}, r"init std 0.02 \(now 0.5\)"),
+        "seed": ({"seed": 3}, r"init seed 0 \(now 3\)"),
+        "init": ({"init": "zeros"}, "init normal"),
+        "chunks": ({"chunk_rows": 33}, "rows a chunk, layer 0 32"),
+    }.values():
+        with pytest.raises(OutputError, match=what) as caught:
+            build(out, **options)
+        assert "--force" in caught.value.hint
+    assert resumable_bytes(table_spec(), out) == 5 * 640
+    # Hits are written at the end, so they are no part of the request.
+    assert build(out, tokens=4).resumed == 5
+    with monkeypatch.context() as patch:
+        fail_after(patch, 2, errno.EIO)
+        with pytest.raises(OutputError):
+            build(out, force=True, dim=7)
+    assert build(out, force=True, dim=6).resumed == 0
+    assert open_table(out).dim == 6
+
+
+@pytest.mark.parametrize("lines", ["torn", "garbage", "other sizes"])
+def test_a_damaged_journal_costs_only_its_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str
+) -> None:
+    out = tmp_path / "t.zarr"
+    with monkeypatch.context() as patch:
+        fail_after(patch, 5, errno.EIO)
+        with pytest.raises(OutputError):
+            build(out)
+    journal = partial_folder(out) / "build.jsonl"
+    if lines == "torn":
+        journal.write_bytes(journal.read_bytes()[:-9])
+    elif lines == "garbage":
+        whole = journal.read_text().splitlines()
+        journal.write_text("\n".join([*whole[:-1], "{]", '{"file": 3}', ""]))
+    else:
+        name = json.loads(journal.read_text().splitlines()[-1])["file"]
+        (partial_folder(out) / name).write_bytes(b"")
+    assert build(out).resumed == 4
+    assert verify_table(out).ok
+
+
+def test_a_lost_journal_begins_anew_and_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "t.zarr"
+    partial = partial_folder(out)
+    partial.mkdir()
+    (partial / ".build.jsonl.x.part").write_bytes(b"")  # killed while the journal began
+    build(out)
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(OutputError, match=r"in the way|already exists"):
+            build(out, force=force)
+    assert (partial / "thesis.tex").exists()
+
+
+def test_a_journal_that_cannot_be_read_asks_for_force(tmp_path: Path) -> None:
+    partial = partial_folder(tmp_path / "t.zarr")
+    partial.mkdir()
+    for header in ("", "[]", '{"format": "engram-table-build"}'):
+        (partial / "build.jsonl").write_text(header + "\n")
+        with pytest.raises(OutputError) as caught:
+            build(tmp_path / "t.zarr")
+        assert "--force" in caught.value.hint
+    assert build(tmp_path / "t.zarr", force=True).resumed == 0
+
+
+def test_an_existing_table_is_replaced_only_with_force_and_only_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "t.zarr"
+    old = build(out).digest
+    with pytest.raises(OutputError, match="already exists") as caught:
+        build(out, seed=1)
+    assert "--force" in caught.value.hint
+    with monkeypatch.context() as patch:
+        fail_after(patch, 5, errno.ENOSPC)
+        with pytest.raises(OutputError):
+            build(out, seed=1, force=True)
+    assert open_table(out).digest == old
+    report = build(out, seed=1, force=True)
+    assert report.resumed == 5
+    assert open_table(out).digest == report.digest != old
+    assert names_in(tmp_path) == ["t.zarr"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "empty folder"])
+def test_force_removes_no_stranger(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "data"
+    if kind == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        if kind == "folder":
+            (out / "mine").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputError, match="is no table"):
+        build(out, force=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_table_that_does_not_fit_is_refused_with_the_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    need = table_spec().total_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, need - 1))
+    with pytest.raises(OutputError, match=r"424 rows x 20 bytes.*0\.000 GB are free"):
+        build(tmp_path / "deep" / "t.zarr")
+    assert names_in(tmp_path / "deep") == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, need))
+    build(tmp_path / "deep" / "t.zarr")
+
+
+def test_what_is_done_counts_when_space_is_reckoned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "t.zarr"
+    with monkeypatch.context() as patch:
+        fail_after(patch, 5, errno.EIO)
+        with pytest.raises(OutputError):
+            build(out)
+    usage = namedtuple("usage", "total used free")
+    rest = table_spec().total_bytes - 5 * 640
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, rest - 1))
+    with pytest.raises(OutputError, match="of it done"):
+        build(out)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, rest))
+    assert build(out).resumed == 5
+
+
+@pytest.mark.parametrize("place", ["/proc/t.zarr", "file/t.zarr"])
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("a file, no folder")
+    with pytest.raises(OutputError, match="cannot write"):
+        build(tmp_path / place)
+
+
+def test_a_read_only_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match="Read-only file system") as caught:
+        build(tmp_path / "t.zarr")
+    assert "--out" in caught.value.hint
+
+
+def test_two_builders_do_not_meet(tmp_path: Path) -> None:
+    out = tmp_path / "t.zarr"
+    with build_lock(out), pytest.raises(OutputError, match=f"by process {os.getpid()} on"):
+        build(out)
+    assert not lock_path(out).exists()
+    build(out)
+
+
+def test_a_lock_whose_process_is_gone_is_taken_over(tmp_path: Path) -> None:
+    out = tmp_path / "t.zarr"
+    for left in (json.dumps({"pid": 999999, "host": os.uname().nodename}), "", "{", "[]"):
+        lock_path(out).write_text(left)
+        build(out, force=True)
+    assert names_in(tmp_path) == ["t.zarr"]
+
+
+def test_the_lock_of_another_host_holds(tmp_path: Path) -> None:
+    out = tmp_path / "t.zarr"
+    lock_path(out).write_text(json.dumps({"pid": 7, "host": "elsewhere"}))
+    with pytest.raises(OutputError, match="process 7 on elsewhere") as caught:
+        build(out)
+    assert str(lock_path(out)) in caught.value.hint
+    assert lock_path(out).exists()
+
+
+def test_a_lock_removed_under_our_hands_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "t.zarr"
+    lock = fcntl.flock
+    calls: list[int] = []
+
+    def late(handle: int, how: int) -> None:
+        calls.append(handle)
+        if len(calls) == 1:
+            lock_path(out).unlink()  # the owner ended between our open and our lock
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with build_lock(out):
+        assert len(calls) == 2
+        assert json.loads(lock_path(out).read_text())["pid"] == os.getpid()
+
+
+def test_errors_of_an_init_are_not_dressed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(first: int, out: np.ndarray) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Normal, "filler", lambda self, layer, dim: broken)
+    with pytest.raises(ZeroDivisionError):
+        build(tmp_path / "t.zarr")
+
+
+def test_the_digest_of_a_small_table_does_not_move(tmp_path: Path) -> None:
+    """Same request, same bytes, on every machine and in every version of format 1."""
+    report = build(tmp_path / "t.zarr", dtype="bfloat16")
+    assert report.digest == DIGEST
+    assert mapped_layout().fingerprint == open_table(tmp_path / "t.zarr").layout.fingerprint
+
+
+DIGEST = "sha256:ed32bcbac4b97325d410be71d50169b317721a665d7ed7f8b03ef59ce443b428"
+
+
+def test_our_errors_have_hints(tmp_path: Path) -> None:
+    with pytest.raises(EngramError) as caught:
+        build(tmp_path, force=True)
+    assert caught.value.hint

@@ -1,0 +1,28 @@
+"""SIGKILL at every step of a build: it never opens half-built, and the same command finishes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import table.killed
+
+
+def test_killed_anywhere_a_build_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    script = Path(table.killed.__file__)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(script.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    # Reached: nothing yet, half-built, whole; and the old one while it is being replaced.
+    assert set(found["states"]) <= {"InputError", "IncompleteError", "whole", "old"}
+    assert {"IncompleteError", "whole", "old"} <= set(found["states"])
+    assert found["killed"] > 50
