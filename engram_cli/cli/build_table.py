@@ -24,6 +24,7 @@ from engram_cli.cli.options import (
     WorkspaceOption,
 )
 from engram_cli.cli.terminal import Terminal, reported, shown_path
+from engram_cli.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -80,6 +81,8 @@ def build_table(
         from engram_cli.commands.workspace import Workspace
 
         here = Workspace(workspace)
+        if stats is not None and not stats.exists():
+            raise InputError(f"statistics not found: {stats}", "run: engram hash-stats CORPUS")
         request = BuildTableRequest(
             geometry=Geometry(
                 scheme=scheme,

@@ -103,6 +103,7 @@ def test_dry_runs_write_nothing(corpus: Engram) -> None:
         (("build-table", "--dtype", "float8"), "float8"),
         (("build-table", "--init", "ones"), "ones"),
         (("build-table", "--stats", "ckpt"), "ckpt"),
+        (("build-table", "--stats", "nowhere"), "statistics not found: nowhere"),
         (("attach", "ckpt"), "engram-table.zarr"),
         (("attach", "nowhere"), "nowhere"),
     ],
