@@ -61,14 +61,19 @@ class _Line(Generic[T]):
 
 
 def ahead(
-    source: Generator[T, None, None], *, depth: int, cancel: threading.Event, patience: float
+    source: Generator[T, None, None],
+    *,
+    depth: int,
+    cancel: threading.Event,
+    patience: float,
+    last: bool = False,
 ) -> Generator[T, None, None]:
     """The items of `source`, made up to `depth` ahead in a thread of its own.
 
     An error of the source is raised here. When this generator is closed the source is closed too,
     in its thread; up to `patience` seconds are waited for that, for the thread may hang in a read
     from a pipe and does not keep the program from ending. `cancel` is shared by all the threads of
-    a line and set by the last consumer alone, when it wants no more.
+    a line; only the `last` of them sets it, whose consumer is at the end of the line.
     """
     line: _Line[T] = _Line(depth, cancel)
     thread = threading.Thread(target=line.run, args=(source,), daemon=True, name="engram-ahead")
@@ -83,4 +88,6 @@ def ahead(
             yield item
     finally:
         line.unwanted.set()
+        if last:
+            cancel.set()
         thread.join(patience)

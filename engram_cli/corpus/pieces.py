@@ -105,7 +105,9 @@ def split_documents(
             yield held[:at], first, size
             held, first, size = held[at:], False, 0
     if held or size:
-        yield held, first, size
+        for piece in pieces(held):
+            yield piece, first, size
+            first, size = False, 0
 
 
 def pieces(text: str) -> Iterator[str]:

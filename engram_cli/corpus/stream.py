@@ -59,16 +59,15 @@ class TokenStream:
         """
         cancel = threading.Event()
         batches = ahead(self._batches(), depth=2, cancel=cancel, patience=_READER_PATIENCE)
-        encoded = ahead(self._encode(batches), depth=1, cancel=cancel, patience=_PATIENCE)
+        encoded = ahead(
+            self._encode(batches), depth=1, cancel=cancel, patience=_PATIENCE, last=True
+        )
         with closing(encoded):
-            try:
-                for item in encoded:
-                    if isinstance(item, TokenBlock):
-                        yield item
-                    else:
-                        yield from self._assemble(*item)
-            finally:
-                cancel.set()
+            for item in encoded:
+                if isinstance(item, TokenBlock):
+                    yield item
+                else:
+                    yield from self._assemble(*item)
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Texts gathered into batches, token blocks as they come, in the order of the files."""

