@@ -114,8 +114,8 @@ class Memory(nn.Module):
         if step is None:
             raise RuntimeAttachError(
                 f"layer {layer} ran outside a forward call of its model, so there are no token ids",
-                "gradient checkpointing must rerun a layer's forward, not its hooks "
-                "(transformers 5 does)",
+                "call the model; if this was gradient checkpointing, upgrade transformers to one "
+                "that reruns a layer's forward without its hooks",
             )
         expected = (*step.tokens.shape, *self._stream_shape())
         if hidden.shape != expected:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import FAMILIES, make_bundle, make_layout, make_spec, wake
+from tiny_models import FAMILIES, make_bundle, make_layout, make_spec, wake
 from transformers import PreTrainedModel
 
 from engram_cli.runtime import attach

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, logits, text, wake
+from tiny_models import FAMILIES, logits, text, wake
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
@@ -316,6 +316,19 @@ def test_a_copied_cache_goes_its_own_way(awake: PreTrainedModel) -> None:
     close(found, logits(awake, branch.repeat(2, 1))[:, 8:])
     found, _ = in_pieces(awake, ids[:, 8:], [1, 5], cache)
     close(found, logits(awake, ids)[:, 8:])
+
+
+def test_a_shallow_copy_of_a_cache(awake: PreTrainedModel) -> None:
+    ids = text(VOCAB, 2, 12)
+    _, cache = in_pieces(awake, ids[:, :6], [6])
+    twin = copy.copy(cache)
+    del cache
+    with pytest.raises(RuntimeAttachError, match="shallow copy of a cache that is gone"):
+        twin.reorder_cache(torch.tensor([1, 0]))
+    in_pieces(awake, ids[:, 6:8], [2], twin)  # which makes it the state's own cache
+    twin.reorder_cache(torch.tensor([1, 0]))
+    found, _ = in_pieces(awake, ids[:, 8:].flip(0), [1, 3], twin)
+    close(found, logits(awake, ids.flip(0))[:, 8:])
 
 
 def test_dropping_a_cache_frees_it_at_once(awake: PreTrainedModel) -> None:

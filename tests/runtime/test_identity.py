@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import LAYERS, logits, make_bundle, make_layout, make_spec, parameters, text, wake
+from tiny_models import LAYERS, logits, make_bundle, make_layout, make_spec, parameters, text, wake
 from transformers import PreTrainedModel
 
 import engram_cli

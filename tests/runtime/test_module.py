@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import make_bundle, make_layout, make_spec, wake
+from tiny_models import make_bundle, make_layout, make_spec, wake
 from torch import Tensor
 
 from engram_cli.errors import ArtifactError

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny import HIDDEN, gpt2, llama, logits, make_bundle, make_layout, make_spec, text
+from tiny_models import HIDDEN, gpt2, llama, logits, make_bundle, make_layout, make_spec, text
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from engram_cli.errors import ArtifactError, InputError, RuntimeAttachError, TokenIdError
+from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.runtime import attach, detach
 from engram_cli.vocab.compress import CompressedVocab
 
@@ -77,10 +79,16 @@ def test_ids_that_pad_the_embedding_are_walls(small_vocab: CompressedVocab, bund
     size = small_vocab.vocab_size
     model = llama(size + 7)
     memory = attach(model, bundle)
-    memory.layers["1"].value_proj.weight.data.normal_()
+    looked_up = []
+    for layer in memory.layers.values():
+        layer.register_forward_pre_hook(lambda module, args: looked_up.append(args[1]))
     ids = text(200, 1, 6)
-    ids[0, 2] = size + 3
-    assert logits(model, ids).isfinite().all()
+    hole = torch.tensor([[False, False, True, False, False, False]])
+    logits(model, ids.masked_fill(hole, size + 3))
+    layout = make_layout(small_vocab)
+    for layer, rows in zip((1, 2), looked_up, strict=True):
+        expected = hash_tokens(layout, ids.numpy(), layer, dead=hole.numpy())
+        assert np.array_equal(rows.numpy(), expected)
 
 
 def test_a_layer_run_alone(bare: PreTrainedModel, bundle: Path) -> None:

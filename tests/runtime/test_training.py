@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import logits, make_bundle, make_layout, make_spec, text, wake
+from tiny_models import logits, make_bundle, make_layout, make_spec, text, wake
 from torch import Tensor
 from transformers import PreTrainedModel
 
