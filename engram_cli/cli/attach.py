@@ -26,9 +26,9 @@ def attach(
     checkpoint: Annotated[
         Path, typer.Argument(help="Folder of a Hugging Face checkpoint.", show_default=False)
     ],
-    table: Annotated[Path | None, typer.Option(help="Table to attach [engram-table.zarr].")] = None,
+    table: Annotated[Path | None, typer.Option(help="Table to attach (engram-table.zarr).")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write [CHECKPOINT/engram].")
+        Path | None, typer.Option("--out", "-o", help="Folder to write (CHECKPOINT/engram).")
     ] = None,
     layers: Annotated[
         Any,
@@ -37,7 +37,7 @@ def attach(
         ),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="The model's tokenizer [CHECKPOINT/tokenizer.json].")
+        Path | None, typer.Option(help="The model's tokenizer (CHECKPOINT/tokenizer.json).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the gate's random weights.")] = 0,
     dry_run: Annotated[

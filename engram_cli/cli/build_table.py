@@ -46,20 +46,20 @@ def build_table(
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
     init: Annotated[str, typer.Option(help="normal or zeros.")] = "normal",
     std: Annotated[
-        float | None, typer.Option(help="Standard deviation of --init normal [0.02].")
+        float | None, typer.Option(help="Standard deviation of --init normal (0.02).")
     ] = None,
     init_seed: Annotated[int | None, typer.Option(min=0, help="Seed of --init normal.")] = None,
     chunk_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows a chunk file [about 128 MiB].")
+        int | None, typer.Option(min=1, help="Rows a chunk file (about 128 MiB).")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads [one a core].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads (one a core).")] = None,
     stats: Annotated[
         Path | None,
-        typer.Option(help="Statistics whose geometry and row hits are taken [engram-stats]."),
+        typer.Option(help="Statistics whose geometry and row hits are taken (engram-stats)."),
     ] = None,
     vocab: VocabOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Store to write [engram-table.zarr].")
+        Path | None, typer.Option("--out", "-o", help="Store to write (engram-table.zarr).")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the byte arithmetic and stop.")

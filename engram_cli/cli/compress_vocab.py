@@ -30,7 +30,7 @@ def compress_vocab(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Parquet file to write [engram-vocab.parquet]."),
+        typer.Option("--out", "-o", help="Parquet file to write (engram-vocab.parquet)."),
     ] = None,
     show: Annotated[
         list[str] | None, typer.Option(help="Print the group that a text falls into.")

@@ -60,7 +60,7 @@ def hash_stats(
     field: Annotated[
         str | None,
         typer.Option(
-            help="Field of the text (or token ids), dotted where nested [text].",
+            help="Field of the text (or token ids), dotted where nested (text).",
             rich_help_panel=_CORPUS,
         ),
     ] = None,
@@ -100,15 +100,15 @@ def hash_stats(
     sample_size: Annotated[
         Any,
         typer.Option(
-            parser=parse_size, metavar="SIZE", help="N-grams sampled of each order [256Ki]."
+            parser=parse_size, metavar="SIZE", help="N-grams sampled of each order (256Ki)."
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Counting threads [one a core].")
+        int | None, typer.Option(min=1, help="Counting threads (one a core).")
     ] = None,
     vocab: VocabOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write [engram-stats].")
+        Path | None, typer.Option("--out", "-o", help="Folder to write (engram-stats).")
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
