@@ -181,7 +181,7 @@ class _Files:
                 raise ArtifactError(f"{folder / DESCRIPTION} lists a file {name!r}", REMAKE)
             try:
                 self._listed[name] = int(about["bytes"]), str(about["digest"])
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise ArtifactError(
                     f"{folder / DESCRIPTION} gives {name} no size and digest", REMAKE
                 ) from None

@@ -181,7 +181,7 @@ class HashLayout:
                 ),
                 parameters=dict(value["parameters"]),
             )
-        except (KeyError, TypeError, ValueError, LayoutError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, LayoutError) as error:
             raise ArtifactError(f"not a hash layout: {error}", "make the artifact again") from None
         return layout if lookup is None else layout.bind(lookup)
 

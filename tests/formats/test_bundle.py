@@ -6,11 +6,14 @@ import json
 import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
@@ -318,6 +321,41 @@ def test_a_description_that_is_none_is_refused(bundle: Path, text: bytes) -> Non
     (bundle / "engram.json").write_bytes(text)
     with pytest.raises(ArtifactError):
         read_bundle(bundle)
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in a document, containers included."""
+    if path:
+        yield path
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield from leaves(inner, (*path, key))
+
+
+STRANGE = [None, True, -1, 0, 2**70, 0.5, float("inf"), float("nan"), "", "x", "../x", [], {}, [[]]]
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_no_description_makes_the_reader_stumble(
+    data: st.DataObject, pristine: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    document = json.loads((pristine / "engram.json").read_bytes())
+    path = data.draw(st.sampled_from(list(leaves(document))))
+    set_at(*path, data.draw(st.sampled_from(STRANGE)))(document)
+    folder = tmp_path_factory.getbasetemp() / "stumble"
+    if not folder.exists():
+        shutil.copytree(pristine, folder)
+    (folder / "engram.json").write_text(json.dumps(document))
+    # Some values decide nothing; nothing but an error of ours may come of the others.
+    with suppress(EngramError):
+        read_bundle(folder)
+
+
+def test_other_files_are_ignored(bundle: Path) -> None:
+    (bundle / "README.md").write_text("a model card")
+    read_bundle(bundle, verify=True)
 
 
 def test_a_newer_bundle_says_so(bundle: Path) -> None:

@@ -288,10 +288,10 @@ def test_assisted_decoding(
     ids = torch.cat([text(VOCAB, 1, 6)] * 3, dim=1)
     options: dict[str, Any] = {"prompt_lookup_num_tokens": 4}
     if assistant == "model":
-        helper = FAMILIES["llama"](small_vocab.vocab_size)
-        wake(attach(helper, bundle))
-        helper.generation_config.num_assistant_tokens = 5
-        options = {"assistant_model": helper}
+        draft = FAMILIES["llama"](small_vocab.vocab_size)
+        wake(attach(draft, bundle))
+        draft.generation_config.num_assistant_tokens = 5
+        options = {"assistant_model": draft}
     found = greedy(awake, ids, 20, **options)
     assert torch.equal(found, greedy_by_hand(awake, ids, 20))
 

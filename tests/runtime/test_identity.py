@@ -99,6 +99,17 @@ def test_a_layer_in_many_shards_is_one_table(
     assert torch.equal(logits(bare, ids), expected)
 
 
+def test_rows_may_stay_on_another_device(bare: PreTrainedModel, bundle: Path) -> None:
+    ids = text(200, 1, 9)
+    wake(attach(bare, bundle))
+    expected = logits(bare, ids)
+    detach(bare)
+    memory = attach(bare, bundle, rows_device="cpu")
+    wake(memory)
+    assert memory.layers["1"].multi_head_embedding.embedding.weight.device.type == "cpu"
+    assert torch.equal(logits(bare, ids), expected)
+
+
 def test_a_copied_model_has_its_own_memory(awake: PreTrainedModel) -> None:
     ids = text(200, 1, 9)
     expected = logits(awake, ids)
