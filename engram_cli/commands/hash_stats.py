@@ -132,11 +132,10 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         progress.note(f"{sources.repeated} files were named twice; each is read once")
     layout = request.geometry.resolve(vocab)
     threads = request.threads or os.cpu_count() or 1
-    plan = plan_memory(layout, request.sample_size, threads)
+    text = needs_tokenizer(sources.files, request.corpus)
+    plan = plan_memory(layout, request.sample_size, threads, text=text)
     check_memory(plan, available_memory())
-    tokenizer = None
-    if needs_tokenizer(sources.files, request.corpus):
-        tokenizer = _find_tokenizer(request, vocab, progress)
+    tokenizer = _find_tokenizer(request, vocab, progress) if text else None
     progress.note(str(plan))
     counted = _count_checked(request, sources, layout, tokenizer, threads, progress)
     orders, columns = order_stats(counted.counts), column_stats(counted.counts)

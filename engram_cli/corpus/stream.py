@@ -6,6 +6,7 @@ consumer in the order of the files. What is held at a time is a few batches, wha
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -22,8 +23,10 @@ from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError
 
 # A batch of texts grows from the first to the second number of characters: something is to be seen
-# soon, and later the encoder's threads are kept busy. The last is its most texts.
-_FIRST_BATCH, _FULL_BATCH, _BATCH_TEXTS = 2**18, 2**21, 2**14
+# soon, and later the encoder's threads are kept busy. `tokenizers` holds 100 bytes a token of it.
+_FIRST_BATCH = 2**18
+_FULL_BATCH = 2**20 * min(max(os.cpu_count() or 1, 2), 8)
+_BATCH_TEXTS = 2**14
 # How long to wait for threads when the run is broken off: the encoder's is inside compiled code for
 # at most a batch, the reader's may wait for a pipe for ever.
 _PATIENCE, _READER_PATIENCE = 10.0, 0.5

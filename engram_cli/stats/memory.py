@@ -10,15 +10,16 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.counters import STEP
 from engram_cli.stats.distinct import sampler_bytes
 
-# Texts and ids on their way, and what tokenizers keep: measured 150 to 350 MB.
-_PIPELINE = 400 * 2**20
+# The interpreter and its libraries, and what is on its way, with two tokenizers and their caches or
+# without: measured 570 to 670 MB and 360 MB.
+_WITH_TEXT, _WITHOUT_TEXT = 640 * 10**6, 350 * 10**6
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Bytes of the row counters, of the n-gram samples, and of everything else at its height."""
+    """Bytes of the row counters, of the n-gram samples, and about of everything else."""
 
     counters: int
     samples: int
@@ -31,17 +32,17 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"memory: {_mb(self.counters)} counters + {_mb(self.samples)} samples + up to "
-            f"{_mb(self.buffers)} buffers"
+            f"memory: {_mb(self.counters)} counters + {_mb(self.samples)} samples + about "
+            f"{_mb(self.buffers)} for everything else, whatever the corpus"
         )
 
 
-def plan_memory(layout: HashLayout, sample_size: int, threads: int) -> MemoryPlan:
-    """What counting with `layout` takes, whatever the corpus."""
+def plan_memory(layout: HashLayout, sample_size: int, threads: int, *, text: bool) -> MemoryPlan:
+    """What counting with `layout` takes, whatever the corpus; `text`: it must be tokenised."""
     return MemoryPlan(
         counters=4 * sum(entry.rows for entry in layout.layers),
         samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
-        buffers=_PIPELINE + threads * min(layout.heads, layout.columns) * STEP * 4,
+        buffers=(_WITH_TEXT if text else _WITHOUT_TEXT) + threads * layout.heads * STEP * 4,
     )
 
 

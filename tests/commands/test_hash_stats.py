@@ -332,6 +332,7 @@ def test_a_fast_encoder_that_turns_out_to_differ_is_counted_again(
 ) -> None:
     monkeypatch.setattr(stream, "_FIRST_BATCH", 1)  # a batch a file
     monkeypatch.setattr(encode, "FastEncoder", DiffersLater)
+    monkeypatch.setattr(encode, "_CHECK_EVERY", 1)
     for index in range(6):
         (here / "corpus" / f"more{index}.txt").write_text(PROSE[index % 4] * 2, encoding="utf-8")
     DiffersLater.calls = 0

@@ -138,9 +138,23 @@ def test_a_difference_after_it_was_trusted_stops_the_run(
     tokenizer: TokenizerFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode, "FastEncoder", WrongLater)
+    monkeypatch.setattr(encode, "_CHECK_EVERY", 1)
     encoder = ChoosingEncoder(tokenizer, SILENT, patient=True)
     encoder.encode(PROSE)
     with pytest.raises(EncoderDiffers, match="gives other ids than tokenizers"):
+        encoder.encode(PROSE)
+    encoder.close()
+
+
+def test_slices_are_compared_every_few_megabytes(
+    tokenizer: TokenizerFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "FastEncoder", WrongLater)
+    monkeypatch.setattr(encode, "_CHECK_EVERY", 4 * sum(map(len, PROSE)))
+    encoder = ChoosingEncoder(tokenizer, SILENT, patient=True)
+    for _ in range(4):  # the reference, then three batches unseen
+        encoder.encode(PROSE)
+    with pytest.raises(EncoderDiffers):
         encoder.encode(PROSE)
     encoder.close()
 
