@@ -23,6 +23,7 @@ from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
+from engram_cli.table.build import free_bytes
 from engram_cli.table.store import TableStore, open_table
 from engram_cli.vocab.compress import compress_vocab
 
@@ -133,7 +134,10 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     )
     for line in describe_cost(spec, result.cost, out):
         progress.note(line)
-    return result if request.dry_run else _write(spec, store, request, result, progress)
+    if request.dry_run:
+        return result
+    _check_space(out, result.cost)
+    return _write(spec, store, request, result, progress)
 
 
 def _write(
@@ -293,6 +297,16 @@ def describe_cost(spec: BundleSpec, cost: AttachCost, out: Path) -> list[str]:
         f"{MODULE} module: {cost.dense_parameters:,} dense parameters, {cost.dense_bytes:,} bytes",
         f"a token reads {cost.token_rows} rows, {cost.token_bytes:,} bytes; bundle: {out}",
     ]
+
+
+def _check_space(out: Path, cost: AttachCost) -> None:
+    """Raises OutputError, with the arithmetic, when the bundle does not fit on the disk."""
+    need, free = cost.table_bytes + cost.dense_bytes, free_bytes(out)
+    if need > free:
+        raise OutputError(
+            f"{out} needs {need:,} bytes, {free:,} are free",
+            f"free {need - free:,} bytes, or write to another disk with --out",
+        )
 
 
 def _refuse_output(out: Path, force: bool) -> None:
