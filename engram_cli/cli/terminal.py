@@ -52,7 +52,8 @@ class Terminal:
         """A line of talk on stderr."""
         if not self.quiet:
             console = self._bars.console if self._bars is not None else _console(sys.stderr)
-            console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+            in_a_file = not sys.stderr.isatty()  # there, one line stays one line
+            console.print(text, style="dim", markup=False, highlight=False, soft_wrap=in_a_file)
 
     def start(self, what: str, total: int | None, unit: str) -> None:
         """Begin a bar, on a terminal only."""

@@ -85,10 +85,12 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
             "python -m pip install 'engram-tables[demo]'",
         )
     here = Workspace(_own_folder(request.folder))
+    progress.note("$ engram compress-vocab")
     vocab = run_compress_vocab(
         CompressVocabRequest(source=tokenizer, force=True, workspace=here), progress
     )
     corpus = library_folder()
+    progress.note(f"$ engram hash-stats {corpus} {_flags()}")
     stats = hash_stats(
         HashStatsRequest(
             sources=tuple(str(path) for path in standard_library(corpus)),
@@ -101,6 +103,7 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
         ),
         progress,
     )
+    progress.note(f"$ engram build-table --dim {DIM}")
     table = build_table(
         BuildTableRequest(vocab=here.vocab, stats=here.stats, out=here.table, dim=DIM, force=True),
         progress,
@@ -108,6 +111,7 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
     checkpoint = here.folder / "checkpoint"
     with new_folder(checkpoint, force=True) as part:
         parameters = write_checkpoint(part, tokenizer, vocab.vocab_size)
+    progress.note("$ engram attach checkpoint/")
     bundle = attach_checkpoint(
         AttachRequest(checkpoint=checkpoint, table=here.table, force=True), progress
     )
@@ -147,6 +151,11 @@ def standard_library(folder: Path) -> list[Path]:
             f"no Python sources in {folder}", "run the demo with a Python that has its sources"
         )
     return found
+
+
+def _flags() -> str:
+    rows, layers = (",".join(map(str, GEOMETRY.given[n])) for n in ("rows_per_head", "layers"))
+    return f"--rows-per-head {rows} --layers {layers} --errors replace"
 
 
 def _own_folder(folder: Path) -> Path:
