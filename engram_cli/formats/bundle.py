@@ -67,7 +67,7 @@ class BundleSpec:
 
     @property
     def conv_dilation(self) -> int:
-        """The convolution steps by the longest n-gram (spec section 5)."""
+        """The convolution steps by the longest n-gram (docs/reference/modules.md)."""
         return self.layout.max_order
 
     @property

@@ -168,7 +168,7 @@ def hash_tokens(
     """Table rows of raw token ids: int [T] or [B, T] in, int64 [T, C] or [B, T, C] out.
 
     Each line of a batch is a sequence of its own. `dead` and `starts` are bool masks of the shape
-    of `ids`: dead tokens (spec section 3), and first tokens of further sequences packed in a line.
+    of `ids`: dead tokens, and first tokens of further sequences packed in a line.
     `head_local=True` leaves out the columns' offsets. `layer` may be left out where the layout has
     one. Raises TokenIdError for an id outside the vocabulary, LayoutError for an unknown layer.
     """

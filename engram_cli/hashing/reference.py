@@ -19,7 +19,7 @@ def hash_columns(
 ) -> NDArray[np.uint32]:
     """uint32[C, T]: the head-local row of each column at each position of one stream.
 
-    `compressed`: int32[T] compressed ids. Spec sections 2 to 4 and 6: mix is the XOR of token x
+    `compressed`: int32[T] compressed ids. Mix is the XOR of token x
     multiplier in wrapping int64, row is mix XOR salt, modulo (never negative) the modulus.
     """
     seen = visible(layout, compressed, dead=dead, starts=starts)

@@ -83,7 +83,7 @@ def carry_after(tensors: HashTensors, last_token: Tensor, last_seen: Tensor) -> 
 
 
 def mixes(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:
-    """int64[L, B, T, O]: token x multiplier, XORed over each order (spec sections 2 to 4 and 6).
+    """int64[L, B, T, O]: token x multiplier, XORed over each order (docs/reference/schemes.md).
 
     `window` int64[B, N-1+T] compressed ids with the history first, `seen` int64[B, T].
     """
@@ -134,7 +134,7 @@ def gather(table: Tensor, rows: Tensor, *, sparse: bool = False) -> Tensor:
 
 
 def causal_conv(history: Tensor, values: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """[B, T, D]: a depthwise causal convolution, without bias (spec section 5).
+    """[B, T, D]: a depthwise causal convolution, without bias (docs/reference/modules.md).
 
     `values` [B, T, D]; `history` [B, (K-1) x dilation, D], what came before; `weight` [D, 1, K],
     its last tap on the present. The same sum in the same order however the stream was cut.

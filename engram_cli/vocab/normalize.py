@@ -1,4 +1,4 @@
-"""The key that look-alike tokens share (spec section 1): text in, key out.
+"""The key that look-alike tokens share (docs/reference/schemes.md): text in, key out.
 
 The normalisers are those of `tokenizers`, because published tables were hashed with them: another
 library's Unicode version would move ids. `normalize_plain` is the readable twin on `unicodedata`.
@@ -19,7 +19,7 @@ _WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
 
 
 def normalizer() -> Callable[[str], str]:
-    """The normaliser of spec section 1 as a function of one text."""
+    """The normaliser as a function of one text."""
     from tokenizers import Regex, normalizers
 
     chain = normalizers.Sequence(

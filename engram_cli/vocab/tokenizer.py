@@ -34,7 +34,7 @@ class TokenizerFile:
         return max(self.spellings) + 1
 
     def decode_each(self, ids: Sequence[int]) -> list[str]:
-        """The text of each id decoded alone, special tokens kept (spec section 1)."""
+        """The text of each id decoded alone, special tokens kept (docs/reference/schemes.md)."""
         return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
 
     def token(self, token_id: int) -> str:

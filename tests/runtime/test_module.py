@@ -1,4 +1,4 @@
-"""engram-v1's module against its arithmetic written out plainly (spec section 5)."""
+"""engram-v1's module against its arithmetic written out plainly (docs/reference/modules.md)."""
 
 from __future__ import annotations
 

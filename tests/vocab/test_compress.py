@@ -23,7 +23,7 @@ from engram_cli.vocab.parquet import read_vocab, write_vocab
 
 
 def plain_lookup(tokenizer: Tokenizer) -> tuple[list[int], int]:
-    """Spec section 1, one token at a time, with the plain normaliser."""
+    """The definition, one token at a time, with the plain normaliser."""
     opened: dict[str, int] = {}
     ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values())
     lookup = [-1] * (ids[-1] + 1)

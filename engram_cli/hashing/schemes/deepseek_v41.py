@@ -1,4 +1,4 @@
-"""deepseek-v4.1, the scheme of DeepSeek-V4.1-Flash (spec section 3): engram-v1 with N = 4.
+"""deepseek-v4.1, the scheme of DeepSeek-V4.1-Flash: engram-v1 with N = 4.
 
 Its dead tokens (image spans) are a mask given with the ids; see `hashing.lookback`.
 """

@@ -1,4 +1,4 @@
-"""engram-v1, the scheme of the paper's demo (spec section 2)."""
+"""engram-v1, the scheme of the paper's demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""qwen-ple, the n-gram embedding of Qwen4-Exp (spec section 4): raw ids, EOS segments."""
+"""qwen-ple, the n-gram embedding of Qwen4-Exp: raw ids, EOS segments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""tutorial, the scheme of the introductory article (spec section 6): small numbers, one table size.
+"""tutorial, the scheme of the introductory article: small numbers, one table size.
 
 Compression is `id mod (vocab // 2)`; multipliers 1, 3, 5, ... go to the tokens oldest first; each
 head XORs its own salt before the modulus. Positions before the start read the compressed id 0.
