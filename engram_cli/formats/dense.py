@@ -1,6 +1,6 @@
 """The weights of engram-v1's module beside its rows: names, shapes and first values.
 
-Names are those of the paper's demo (docs/reference/modules.md). First values make the module the identity:
+docs/reference/modules.md has the names. First values make the module the identity:
 where the rows say something the value projection is zero, where all rows are zero the value
 projection is random and the rows themselves are what is zero. Either way the first training step
 has a gradient. The convolution starts at zero, as in the paper.

@@ -85,7 +85,7 @@ class ShortConv(nn.Module):
 
 
 class EngramV1(nn.Module):
-    """engram-v1's module (docs/reference/modules.md): gate the looked-up value, add its short convolution."""
+    """engram-v1's module (docs/reference/modules.md): a gated value and its short convolution."""
 
     def __init__(self, spec: BundleSpec, embedding: MultiHeadEmbedding) -> None:
         super().__init__()
