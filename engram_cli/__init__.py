@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from engram_cli.version import __version__
+
 if TYPE_CHECKING:
     from engram_cli.commands.build_table import build_table as build_table
     from engram_cli.commands.hash_stats import hash_stats as hash_stats
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from engram_cli.vocab.compress import compress_vocab as compress_vocab
     from engram_cli.vocab.parquet import read_vocab as read_vocab
     from engram_cli.vocab.parquet import write_vocab as write_vocab
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "CompressedVocab": "engram_cli.vocab.compress",

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from engram_cli import __version__
 from engram_cli.cli.attach import attach
 from engram_cli.cli.build_table import build_table
 from engram_cli.cli.compress_vocab import compress_vocab
 from engram_cli.cli.demo import demo
 from engram_cli.cli.hash_stats import hash_stats
+from engram_cli.version import __version__
 
 app = typer.Typer(
     name="engram",

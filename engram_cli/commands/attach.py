@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli import __version__
 from engram_cli.commands.geometry import RAW_ID_SCHEMES
 from engram_cli.errors import InputError, MismatchError, OutputError
 from engram_cli.files import read_json, refuse_existing
@@ -25,6 +24,7 @@ from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.build import free_bytes
 from engram_cli.table.store import TableStore, open_table
+from engram_cli.version import __version__
 from engram_cli.vocab.compress import compress_vocab
 
 BUNDLE_NAME = "engram"

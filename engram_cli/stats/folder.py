@@ -19,7 +19,6 @@ import zarr
 import zarr.codecs
 from numpy.typing import NDArray
 
-from engram_cli import __version__
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError
 from engram_cli.files import canonical_json, new_folder, read_json
 from engram_cli.hashing.layout import HashLayout
@@ -27,6 +26,7 @@ from engram_cli.stats import kernels
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import EVERYTHING, NgramSample, hash_ngrams
+from engram_cli.version import __version__
 
 FORMAT = "engram-stats"
 VERSION = 1

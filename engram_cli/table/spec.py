@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engram_cli import __version__
 from engram_cli.errors import InputError
 from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
@@ -23,6 +22,7 @@ from engram_cli.table.grid import (
     row_array,
 )
 from engram_cli.table.inits.base import Init
+from engram_cli.version import __version__
 
 FORMAT = "engram-table"
 VERSION = 1

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engram_cli import __version__
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import new_file, output_errors
+from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.lookup import HOLE
 

@@ -10,7 +10,7 @@ import pytest
 import typer
 from cli.conftest import Engram
 
-from engram_cli import __version__
+from engram_cli.version import __version__
 from engram_cli.cli.options import parse_integers, parse_size, parse_sizes
 
 HEAVY = ("numba", "zarr", "pyarrow", "torch", "tokenizers", "transformers")
