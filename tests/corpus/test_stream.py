@@ -17,6 +17,7 @@ from corpus.corpora import (
     write_parquet,
     write_text,
 )
+from small_tokenizers import wordpiece_tokenizer
 
 from engram_cli.corpus import pieces, stream
 from engram_cli.corpus.encode import ReferenceEncoder
@@ -85,6 +86,19 @@ def test_a_document_cut_into_pieces_stays_one(
     positions = [place.rpartition("position ")[2] for place in places]
     assert positions == [str(position) for position in [*range(len(whole)), 0, 1]]
     assert places[200].startswith(str(path))
+
+
+def test_a_document_that_begins_with_a_piece_without_tokens_still_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wordpiece_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(pieces, "PIECE", 10)
+    monkeypatch.setattr(stream, "_FIRST_BATCH", 1)  # each piece a batch
+    documents = ["apple", " " * 30 + "tree apple", " " * 30, "s"]
+    path = write_text(tmp_path / "a.txt", documents)
+    encoder = ReferenceEncoder(load_tokenizer(tmp_path / "tokenizer.json"))
+    source, _ = stream_of([path], encoder, document_separator=SEPARATOR)
+    assert drain(source) == [[10], [20, 10], [21]]
 
 
 def test_places_name_line_and_position(tokenizer: TokenizerFile, tmp_path: Path) -> None:

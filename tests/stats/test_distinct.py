@@ -10,6 +10,7 @@ from stats.truth import blocks_of, count, hash_by_hand, layout_of, ngrams_of, zi
 
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.hasher import StreamHasher
+from engram_cli.stats import kernels
 from engram_cli.stats.distinct import (
     EVERYTHING,
     NgramSample,
@@ -101,6 +102,17 @@ def test_the_estimate_lies_within_its_error(seed: int) -> None:
         assert truth > 4000
         assert 0.02 * truth < sample.distinct_error < 0.04 * truth
         assert abs(sample.distinct - truth) < 4 * sample.distinct_error
+
+
+@pytest.mark.parametrize("spare", [0, -1])
+def test_the_highest_hash_is_kept_too(spare: int) -> None:
+    ngram = np.array([3, 5], dtype=np.int32)
+    slots, tokens = np.zeros(32, np.uint64), np.zeros((16, 2), np.int32)
+    entries = np.zeros(1, np.int64)
+    highest = np.uint64(hash_by_hand((3, 5)) + spare)
+    reach = np.full(1, 2, np.uint8)
+    done = kernels.sample_ngrams(ngram, reach, 0, 2, 0, highest, 8, slots, tokens, entries)
+    assert (done, int(entries[0])) == (1, 1 + spare)
 
 
 def test_thresholds_fall_as_the_stream_grows() -> None:
