@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -83,16 +83,29 @@ class TokenBlock:
 
     A block may begin inside a document that the block before it began. `size`: bytes of the files
     read for it. `locate` names the file, document and position of the token at an index, for
-    messages.
+    messages. `files`: (index, name) where the tokens of a file begin, the first at 0.
     """
 
     ids: NDArray[np.integer]
     starts: NDArray[np.bool_]
     size: int
     locate: Callable[[int], str]
+    files: tuple[tuple[int, str], ...] = ((0, ""),)
 
 
 Item: TypeAlias = Document | TokenBlock
+
+
+def cut_files(
+    files: Sequence[tuple[int, str]], begin: int, end: int
+) -> tuple[tuple[int, str], ...]:
+    """The files of the tokens begin..end-1, counted from `begin`."""
+    stops = [at for at, _ in files[1:]] + [end] * bool(files)
+    return tuple(
+        (max(at - begin, 0), name)
+        for (at, name), stop in zip(files, stops, strict=True)
+        if at < end and stop > begin
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

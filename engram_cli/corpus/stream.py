@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.corpus.ahead import ahead
-from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, Document, TokenBlock
+from engram_cli.corpus.base import (
+    BLOCK_TOKENS,
+    CorpusFile,
+    CorpusOptions,
+    Document,
+    TokenBlock,
+    cut_files,
+)
 from engram_cli.corpus.encode import Encoder
 from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError
@@ -84,7 +92,7 @@ class TokenStream:
                         yield held
                         held, characters = [], 0
                     empty = empty and not len(item.ids)
-                    yield item
+                    yield replace(item, files=((0, file.name),))
                     continue
                 held.append(item)
                 characters += len(item.text)
@@ -116,6 +124,7 @@ class TokenStream:
         starts = self._starts(documents, begins)
         size = sum(document.size for document in documents)
         locate = partial(_locate, documents, begins, self._before)
+        files = _files(documents, begins)
         total = len(ids)
         last = np.flatnonzero(starts)[-1:]
         self._before = total - int(last[0]) if len(last) else self._before + total
@@ -127,6 +136,7 @@ class TokenStream:
                 starts=starts[begin:end],
                 size=part,
                 locate=partial(_shifted, locate, begin),
+                files=cut_files(files, begin, end) or ((0, documents[0].file),),
             )
 
     def _starts(self, documents: list[Document], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -139,6 +149,15 @@ class TokenStream:
         starts[begins[filled[np.diff(before) > 0]]] = True
         self._open = bool(begun[-1] > before[-1])
         return starts
+
+
+def _files(documents: list[Document], begins: NDArray[np.int64]) -> list[tuple[int, str]]:
+    """Where the tokens of each file begin; files without a token are left out."""
+    files: list[tuple[int, str]] = []
+    for document, begin, end in zip(documents, begins[:-1], begins[1:], strict=True):
+        if begin < end and (not files or files[-1][1] != document.file):
+            files.append((int(begin), document.file))
+    return files
 
 
 def _locate(documents: list[Document], begins: NDArray[np.int64], before: int, index: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -13,9 +13,11 @@ from engram_cli.errors import TokenIdError
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
+from engram_cli.stats.collector import Collector
 from engram_cli.stats.counters import Counter, Counts
 from engram_cli.stats.crew import Crew
 from engram_cli.stats.distinct import DEFAULT_SAMPLE
+from engram_cli.stats.passage import Passage, Stretcher
 
 
 def count_blocks(
@@ -25,21 +27,32 @@ def count_blocks(
     sample_size: int = DEFAULT_SAMPLE,
     threads: int = 1,
     join_documents: bool = False,
+    collectors: Sequence[Collector] = (),
     progress: Progress = SILENT,
 ) -> Counts:
     """Count the rows that the tokens of `blocks` look up, and sample their n-grams.
 
     Each document is a sequence of its own unless `join_documents`. The result does not depend on
-    how the tokens are cut into blocks, nor on `threads`. Raises TokenIdError naming file, document
-    and position.
+    how the tokens are cut into blocks, nor on `threads`. `collectors` see all of it on the way.
+    Raises TokenIdError naming file, document and position.
     """
-    counter = Counter(layout, sample_size, threads)
+    counter = Counter(layout, sample_size, threads, collectors)
+    stretcher = Stretcher()
     hasher = StreamHasher(layout)
     tokens = documents = 0
     with closing(blocks), Crew(counter.shares) as crew:
         for block in blocks:
             if len(block.ids):
-                crew.push(_window(hasher, block, join_documents))
+                crew.push(
+                    Passage(
+                        window=_window(hasher, block, join_documents),
+                        ids=block.ids,
+                        starts=block.starts,
+                        stretches=stretcher.push(block.starts, block.files),
+                        files=block.files,
+                        position=tokens,
+                    )
+                )
                 tokens += len(block.ids)
                 documents += int(np.count_nonzero(block.starts))
             progress.advance(block.size)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
 from engram_cli.hashing import kernels as hash_kernels
-from engram_cli.hashing.hasher import LayerPlan, Window, plan_layer
+from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.distinct import NgramSample, Sampler
+from engram_cli.stats.passage import Passage
+
+if TYPE_CHECKING:
+    from engram_cli.stats.collector import Collector, RowWatcher
 
 FULL = 2**32 - 1  # a counter that reached this stays there
 # The columns of so many tokens are hashed, then counted one by one: 128 KB x 4 a column. Larger
@@ -61,21 +66,25 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ColumnGroup:
-    """Neighbouring columns of one order of a layer, hashed together and counted by one thread."""
+    """Neighbouring columns of one order of a layer, hashed together and counted by one thread.
+
+    `watchers` are shown the rows of the first of them.
+    """
 
     plan: LayerPlan
     order: int  # its index in the layout
     columns: slice
     hits: NDArray[np.uint32]
+    watchers: tuple[RowWatcher, ...] = ()
 
     @property
     def width(self) -> int:
         """How many columns."""
         return int(self.columns.stop - self.columns.start)
 
-    def push(self, window: Window, scratch: NDArray[np.uint32]) -> None:
-        """Count the rows of `window`, at most `STEP` tokens; `scratch` is flat and large enough."""
-        plan, columns = self.plan, self.columns
+    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> None:
+        """Count the rows of at most `STEP` tokens; `scratch` is flat and large enough."""
+        plan, columns, window = self.plan, self.columns, passage.window
         rows = scratch[: self.width * len(window)].reshape(self.width, len(window))
         order = slice(self.order, self.order + 1)
         hash_kernels.hash_columns(
@@ -91,36 +100,48 @@ class ColumnGroup:
             rows,
         )
         kernels.count_columns(rows, plan.offsets[columns], plan.moduli[columns], self.hits)
+        for watcher in self.watchers:
+            watcher.push_rows(rows[0], passage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Share:
-    """What one thread counts: no other thread writes to its columns or samples."""
+    """What one thread counts: no other thread writes to its columns, samples or collectors."""
 
     groups: tuple[ColumnGroup, ...]
     samplers: tuple[Sampler, ...]
+    collectors: tuple[Collector, ...] = ()
 
     def scratch(self) -> NDArray[np.uint32]:
         """Room for the rows of the widest group."""
         return np.empty(max((g.width for g in self.groups), default=0) * STEP, dtype=np.uint32)
 
-    def push(self, window: Window, scratch: NDArray[np.uint32]) -> None:
-        """Count a window of at most `STEP` tokens."""
+    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> None:
+        """Count at most `STEP` tokens."""
         for group in self.groups:
-            group.push(window, scratch)
+            group.push(passage, scratch)
         for sampler in self.samplers:
-            sampler.push(window)
+            sampler.push(passage.window)
+        for collector in self.collectors:
+            collector.push(passage)
 
 
 class Counter:
     """The counters and samplers of a layout, divided into shares for threads."""
 
-    def __init__(self, layout: HashLayout, sample_size: int, threads: int) -> None:
+    def __init__(
+        self,
+        layout: HashLayout,
+        sample_size: int,
+        threads: int,
+        collectors: Sequence[Collector] = (),
+    ) -> None:
         self.layout = layout
         self.hits = {e.layer: np.zeros(e.rows, dtype=np.uint32) for e in layout.layers}
         self.samplers = tuple(
             Sampler(order, layout.filler_id, sample_size) for order in layout.orders
         )
+        self.collectors = tuple(collectors)
         self.shares = self._divide(threads)
 
     def counts(self, *, tokens: int, documents: int, joined: bool) -> Counts:
@@ -135,11 +156,13 @@ class Counter:
         )
 
     def _divide(self, threads: int) -> tuple[Share, ...]:
-        """Lay all columns and samplers on a line, long as their cost, and cut it equally."""
+        """Lay columns, samplers and collectors on a line, long as their cost; cut it equally."""
         layout = self.layout
         columns = len(layout.layers) * layout.columns
         cost = sampler_cost(layout)
-        line = columns + cost * len(layout.orders)
+        sampled = columns + cost * len(layout.orders)
+        ends = np.cumsum([sampled, *(collector.cost for collector in self.collectors)])
+        line = int(ends[-1])
         threads = max(min(threads, columns), 1)
         plans = [plan_layer(layout, entry) for entry in layout.layers]
         shares = []
@@ -150,21 +173,30 @@ class Counter:
                 for index, sampler in enumerate(self.samplers)
                 if begin <= columns + cost * index + cost // 2 < end
             )
-            shares.append(Share(groups=tuple(self._groups(plans, begin, end)), samplers=samplers))
+            collectors = tuple(
+                collector
+                for collector, last in zip(self.collectors, ends[1:], strict=True)
+                if begin <= min(int(last) - (collector.cost + 1) // 2, line - 1) < end
+            )
+            groups = tuple(self._groups(plans, begin, end))
+            shares.append(Share(groups=groups, samplers=samplers, collectors=collectors))
         return tuple(shares)
 
     def _groups(self, plans: list[LayerPlan], begin: int, end: int) -> Iterator[ColumnGroup]:
         """The columns begin..end-1 of all layers in turn, by layer and order."""
-        heads, at = self.layout.heads, 0
+        layout, heads, at = self.layout, self.layout.heads, 0
         for entry, plan in zip(self.layout.layers, plans, strict=True):
-            for order in range(len(self.layout.orders)):
+            for order in range(len(layout.orders)):
                 first, last = max(begin - at, 0), min(end - at, heads)
+                collectors = self.collectors if first == 0 else ()
                 if first < last:
+                    watching = (c.watcher(entry.layer, layout.orders[order]) for c in collectors)
                     yield ColumnGroup(
                         plan=plan,
                         order=order,
                         columns=slice(order * heads + first, order * heads + last),
                         hits=self.hits[entry.layer],
+                        watchers=tuple(w for w in watching if w is not None),
                     )
                 at += heads
 

@@ -1,4 +1,4 @@
-"""Threads that count: each takes every window, in order, and counts its own share of it."""
+"""Threads that count: each takes every passage, in order, and counts its own share of it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
-from engram_cli.hashing.hasher import Window
 from engram_cli.stats.counters import STEP, Share
+from engram_cli.stats.passage import Passage
 
-_DEPTH = 3  # windows that wait for a thread
+_DEPTH = 3  # passages that wait for a thread
 _POLL = 0.2  # seconds: how late a failed thread is noticed
 
 
 class Crew:
-    """Used in a `with` block: at its end every window has been counted, or the error is raised.
+    """Used in a `with` block: at its end every passage has been counted, or the error is raised.
 
     When the block ends by an exception, Ctrl-C among them, the threads stop at the next step, a few
     milliseconds later.
@@ -25,7 +25,7 @@ class Crew:
     def __init__(self, shares: Sequence[Share]) -> None:
         self._stop = threading.Event()
         self._errors: list[BaseException] = []
-        self._lines: list[queue.Queue[Window | None]] = [queue.Queue(_DEPTH) for _ in shares]
+        self._lines: list[queue.Queue[Passage | None]] = [queue.Queue(_DEPTH) for _ in shares]
         self._threads = [
             threading.Thread(target=self._run, args=pair, name="engram-count", daemon=True)
             for pair in zip(shares, self._lines, strict=True)
@@ -36,10 +36,10 @@ class Crew:
             thread.start()
         return self
 
-    def push(self, window: Window) -> None:
-        """Hand a window to every thread; waits while one of them is behind."""
+    def push(self, passage: Passage) -> None:
+        """Hand a passage to every thread; waits while one of them is behind."""
         for line in self._lines:
-            self._put(line, window)
+            self._put(line, passage)
 
     def __exit__(
         self,
@@ -61,25 +61,25 @@ class Crew:
         if kind is None and self._errors:
             raise self._errors[0]
 
-    def _put(self, line: queue.Queue[Window | None], item: Window | None) -> None:
+    def _put(self, line: queue.Queue[Passage | None], item: Passage | None) -> None:
         while not self._errors:
             with suppress(queue.Full):
                 return line.put(item, timeout=_POLL)
         raise self._errors[0]
 
-    def _run(self, share: Share, line: queue.Queue[Window | None]) -> None:
+    def _run(self, share: Share, line: queue.Queue[Passage | None]) -> None:
         try:
             scratch = share.scratch()
             while not self._stop.is_set():
                 try:
-                    window = line.get(timeout=_POLL)
+                    passage = line.get(timeout=_POLL)
                 except queue.Empty:
                     continue
-                if window is None:
+                if passage is None:
                     return
-                for begin in range(0, len(window), STEP):
+                for begin in range(0, len(passage), STEP):
                     if self._stop.is_set():
                         return
-                    share.push(window.part(begin, min(begin + STEP, len(window))), scratch)
+                    share.push(passage.part(begin, min(begin + STEP, len(passage))), scratch)
         except BaseException as error:
             self._errors.append(error)

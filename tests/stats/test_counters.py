@@ -19,6 +19,7 @@ from engram_cli.stats import counters, kernels
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.counters import FULL, Counter, Counts
 from engram_cli.stats.crew import Crew
+from engram_cli.stats.passage import Passage, Stretcher
 
 LAYOUT = layout_of(moduli=(101, 103, 107, 10007, 9973, 8209), heads=3, layers=(1, 4))
 DOCUMENTS = zipf_documents(seed=1, count=40, length=60, size=50)
@@ -198,9 +199,18 @@ def test_a_thread_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def push_forever(crew: Crew) -> None:
+    starts = np.zeros(len(DOCUMENTS[0]), dtype=bool)
+    passage = Passage(
+        window=StreamHasher(LAYOUT).push(DOCUMENTS[0]),
+        ids=DOCUMENTS[0],
+        starts=starts,
+        stretches=Stretcher().push(starts, ((0, ""),)),
+        files=((0, ""),),
+        position=0,
+    )
     with crew:
         while True:
-            crew.push(StreamHasher(LAYOUT).push(DOCUMENTS[0]))
+            crew.push(passage)
 
 
 def _fields(counts: Counts) -> dict[str, object]:

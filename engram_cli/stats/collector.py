@@ -1,0 +1,80 @@
+"""What looks at the corpus while it is counted: passages and rows in, a section of stats.json out.
+
+A collector belongs to one of the counting threads, which shows it every passage in order. What it
+finds may depend neither on how the corpus was cut into passages nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.stats.counters import Counts
+from engram_cli.stats.passage import Passage
+
+
+class RowWatcher(Protocol):
+    """Sees the rows of the first head of an order of a layer, as they are counted."""
+
+    def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
+        """Take the head-local `rows` uint32[T] of the T tokens of the next `passage`.
+
+        `rows` is overwritten afterwards.
+        """
+        ...
+
+
+class Collector(Protocol):
+    """Looks at all that is counted. `name`: its key in stats.json."""
+
+    name: str
+
+    @property
+    def memory(self) -> int:
+        """The bytes it takes at most, known from the start."""
+        ...
+
+    @property
+    def cost(self) -> int:
+        """How many columns are counted in the time it takes, to divide the work evenly."""
+        ...
+
+    def push(self, passage: Passage) -> None:
+        """Look at the next passage, of at most about 2**17 tokens."""
+        ...
+
+    def watcher(self, layer: int, order: int) -> RowWatcher | None:
+        """Who is to see the rows of `order` (such as 2) in `layer`; None for nobody.
+
+        It may be called by another thread than `push`.
+        """
+        ...
+
+    def section(self, counts: Counts) -> Any:
+        """What was found, as plain JSON values; `counts` are those of the whole corpus."""
+        ...
+
+
+class Looker:
+    """A collector that does nothing; those that need only a part of the protocol inherit it."""
+
+    name = ""
+
+    @property
+    def memory(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def cost(self) -> int:
+        """None."""
+        return 0
+
+    def push(self, passage: Passage) -> None:
+        """Look away."""
+
+    def watcher(self, layer: int, order: int) -> RowWatcher | None:
+        """Nobody."""
+        return None

@@ -1,0 +1,131 @@
+"""What the counting sees of the corpus: blocks in, passages out.
+
+A stretch is a document, or 16,384 tokens of a long one. Its key is a 64-bit hash of the file's
+name, of the document's number in the file and of the stretch's in the document: the same wherever
+and whenever the stretch is read. Keys decide which stretches are held out, and in what random order
+the growth of a corpus is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.corpus.base import cut_files
+from engram_cli.hashing.hasher import Window
+
+STRETCH = 2**14
+_ODD1, _ODD2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_DOCUMENT = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stretches:
+    """The S stretches of T tokens: `begins` int64[S] ascending from 0, `keys` uint64[S].
+
+    The first one may have begun before.
+    """
+
+    begins: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+
+    def part(self, begin: int, end: int) -> Stretches:
+        """The stretches of the tokens begin..end-1."""
+        first = int(np.searchsorted(self.begins, begin, side="right")) - 1
+        last = int(np.searchsorted(self.begins, end, side="left"))
+        return Stretches(
+            begins=np.maximum(self.begins[first:last] - begin, 0), keys=self.keys[first:last]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Passage:
+    """T tokens of the corpus that follow those of the passage before.
+
+    `window`: compressed, as they are hashed; `ids`: as they were read; `starts` bool[T]: first
+    tokens of documents; `files`: (index, name) where a file's tokens begin, the first at 0;
+    `position`: how many tokens were counted before.
+    """
+
+    window: Window
+    ids: NDArray[np.integer]
+    starts: NDArray[np.bool_]
+    stretches: Stretches
+    files: tuple[tuple[int, str], ...]
+    position: int
+
+    def __len__(self) -> int:
+        return len(self.window)
+
+    def part(self, begin: int, end: int) -> Passage:
+        """The tokens begin..end-1, without a copy."""
+        if (begin, end) == (0, len(self)):
+            return self
+        return Passage(
+            window=self.window.part(begin, end),
+            ids=self.ids[begin:end],
+            starts=self.starts[begin:end],
+            stretches=self.stretches.part(begin, end),
+            files=cut_files(self.files, begin, end),
+            position=self.position + begin,
+        )
+
+
+class Stretcher:
+    """Divides a stream of blocks into stretches; where it is cut changes nothing."""
+
+    def __init__(self, stretch: int = STRETCH) -> None:
+        self._stretch = stretch
+        self._file: str | None = None
+        self._key = np.uint64(0)
+        self._documents = 0  # of the current file so far
+        self._position = 0  # in the current document
+
+    def push(self, starts: NDArray[np.bool_], files: Sequence[tuple[int, str]]) -> Stretches:
+        """The stretches of the next T tokens, T above 0."""
+        parts = []
+        for (begin, name), (end, _) in zip(files, [*files[1:], (len(starts), "")], strict=True):
+            if begin < end:
+                parts.append(self._in_file(name, starts[begin:end], begin))
+        return Stretches(
+            begins=np.concatenate([begins for begins, _ in parts]),
+            keys=np.concatenate([keys for _, keys in parts]),
+        )
+
+    def _in_file(
+        self, name: str, starts: NDArray[np.bool_], at: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        fresh = name != self._file
+        if fresh:
+            digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+            self._file, self._key = name, np.uint64(int.from_bytes(digest[:8], "little"))
+            self._documents = self._position = 0
+        begins = np.flatnonzero(starts)
+        if not len(begins) or begins[0] > 0:
+            begins = np.concatenate([[0], begins])
+        numbers = self._documents + np.cumsum(starts)[begins]
+        positions = np.zeros(len(begins), dtype=np.int64)
+        if not starts[0]:
+            positions[0] = self._position
+        lengths = np.diff(begins, append=len(starts))
+        self._documents = int(numbers[-1])
+        self._position = int(positions[-1] + lengths[-1])
+        first = positions // self._stretch
+        pieces = (positions + lengths - 1) // self._stretch - first + 1
+        which = np.repeat(np.arange(len(begins)), pieces)
+        piece = np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces) + first[which]
+        offset = np.maximum(piece * self._stretch - positions[which], 0)
+        documents = scrambled(self._key ^ (numbers.astype(np.uint64) * _DOCUMENT))
+        keys = scrambled(documents[which] + piece.astype(np.uint64))
+        return at + begins[which] + offset, keys
+
+
+def scrambled(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 of each value: a bijection that looks random."""
+    values = (values ^ (values >> np.uint64(30))) * _ODD1
+    values = (values ^ (values >> np.uint64(27))) * _ODD2
+    return values ^ (values >> np.uint64(31))
