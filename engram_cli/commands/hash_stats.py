@@ -207,9 +207,9 @@ def _count(
         if encoder is not None:
             encoder.close()
     if not counts.tokens:
-        raise CorpusError(
-            f"the corpus holds no token ({len(sources.files)} files)", "give files with text"
-        )
+        count, first = len(sources.files), sources.files[0].name
+        what = first if count == 1 else f"the corpus of {count} files, from {first} on,"
+        raise CorpusError(f"{what} holds no token", "give files with text")
     if stream.empty_files:
         progress.note(f"{stream.empty_files} empty files were skipped")
     if stream.cuts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.stats import kernels
 from engram_cli.stats.counters import FULL, Counts
 from engram_cli.stats.distinct import NgramSample
+
+Flag = Literal["above", "below"]
+FLAG_BEYOND = 4.0  # standard errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +40,11 @@ class OrderStats:
 class ColumnStats:
     """One head of one order of one layer.
 
-    `occupied` rows of `rows` were looked up, where an ideal hash has `ideal_occupied`. `shared` is
-    the share of the different n-grams whose row holds another one too, `shared_occurrences` that of
-    all occurrences; both have standard errors, and `ideal_shared` is the expectation of both.
-    `full_rows` counters reached 2**32-1 and stayed there.
+    `occupied` rows of `rows` were looked up, where an ideal hash has `ideal_occupied` with a
+    standard error of `ideal_occupied_error`; `flag` says that they lie `FLAG_BEYOND` errors apart.
+    `shared` is the share of the different n-grams whose row holds another one too,
+    `shared_occurrences` that of all occurrences; both have standard errors, and `ideal_shared` is
+    the expectation of both. `full_rows` counters reached 2**32-1 and stayed there.
     """
 
     layer: int
@@ -48,6 +53,8 @@ class ColumnStats:
     rows: int
     occupied: int
     ideal_occupied: float
+    ideal_occupied_error: float
+    flag: Flag | None
     shared: float
     shared_error: float
     shared_occurrences: float
@@ -80,6 +87,20 @@ def column_stats(counts: Counts) -> tuple[ColumnStats, ...]:
 def ideal_occupied(rows: int, ngrams: float) -> float:
     """The expected occupied rows when `ngrams` fall on `rows` rows at random."""
     return -rows * math.expm1(ngrams * math.log1p(-1.0 / rows))
+
+
+def ideal_occupied_error(rows: int, ngrams: float, ngrams_error: float) -> float:
+    """The standard error of the rows that `ngrams` n-grams, known to `ngrams_error`, occupy.
+
+    The variance of the occupancy, m e^-a (1 - (1 + a) e^-a) with a = n/m, and that of the n-grams
+    times the slope e^-a. At least one row: a few rows beside an expectation of none say nothing.
+    Source of the first: Johnson and Kotz, "Urn Models and Their Application" (1977), section 6.2.
+    """
+    load = ngrams / rows
+    empty = math.exp(-load)
+    # 1 - (1 + a) e^-a, without the loss of digits where a is small
+    spread = rows * empty * (-math.expm1(-load) - load * empty)
+    return math.sqrt(max(spread + (empty * ngrams_error) ** 2, 1.0))
 
 
 def ideal_shared(rows: int, ngrams: float) -> float:
@@ -143,13 +164,17 @@ def _column(
     )
     by_ngram, by_ngram_error = share_of_ngrams(sample, shared)
     by_use, by_use_error = share_of_occurrences(sample, shared, windows, squares)
+    ideal = ideal_occupied(len(hits), sample.distinct)
+    ideal_error = ideal_occupied_error(len(hits), sample.distinct, sample.distinct_error)
     return ColumnStats(
         layer=layer,
         order=sample.order,
         head=head,
         rows=len(hits),
         occupied=occupied,
-        ideal_occupied=ideal_occupied(len(hits), sample.distinct),
+        ideal_occupied=ideal,
+        ideal_occupied_error=ideal_error,
+        flag=_flag(occupied, ideal, ideal_error),
         shared=by_ngram,
         shared_error=by_ngram_error,
         shared_occurrences=by_use,
@@ -206,6 +231,12 @@ def share_of_occurrences(
     by_ngram = _spread(int(np.count_nonzero(shared)) / size, size)
     variance = by_ngram * (squares.sampled / total**2 + others / missed**2)
     return share, max(linear, missed / windows * math.sqrt(variance))
+
+
+def _flag(occupied: int, ideal: float, error: float) -> Flag | None:
+    if abs(occupied - ideal) <= FLAG_BEYOND * error:
+        return None
+    return "above" if occupied > ideal else "below"
 
 
 def _all_squares(row_squares: int, windows: int, rows: int) -> float:

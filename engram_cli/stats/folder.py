@@ -95,12 +95,13 @@ def write_stats(
     path: Path,
     *,
     corpus: Mapping[str, int] | None = None,
+    sections: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> None:
     """Write a statistics folder, whole or not at all. Raises OutputError.
 
-    `corpus`: figures of the corpus itself to keep, such as its files and bytes. The same counts
-    give the same bytes.
+    `corpus`: figures of the corpus itself to keep, such as its files and bytes. `sections`: further
+    keys of stats.json, plain JSON values. The same arguments give the same bytes.
     """
     with new_folder(path, force=force) as part:
         _write_counters(counts, part / COUNTERS)
@@ -123,6 +124,9 @@ def write_stats(
             "orders": [asdict(each) for each in orders],
             "columns": [asdict(each) for each in columns],
         }
+        if clash := document.keys() & (sections or {}).keys():
+            raise ValueError(f"sections named as fixed keys: {', '.join(sorted(clash))}")
+        document |= sections or {}
         (part / DOCUMENT).write_bytes(canonical_json(document))
 
 

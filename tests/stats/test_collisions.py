@@ -15,6 +15,7 @@ from engram_cli.stats.collisions import (
     ColumnStats,
     column_stats,
     ideal_occupied,
+    ideal_occupied_error,
     ideal_shared,
     order_stats,
     sample_rows,
@@ -143,3 +144,27 @@ def test_one_token_alone() -> None:
     for column in column_stats(count([np.array([3], dtype=np.int32)], layout)):
         assert (column.occupied, column.shared, column.shared_occurrences) == (1, 0.0, 0.0)
         assert column.max_hits == 1
+
+
+def test_the_error_of_the_ideal_is_that_of_throwing_balls() -> None:
+    generator = np.random.default_rng(5)
+    for rows, ngrams in ((1000, 100), (1000, 1000), (1000, 3000)):
+        thrown = [len(np.unique(generator.integers(0, rows, ngrams))) for _ in range(4000)]
+        assert math.isclose(np.std(thrown), ideal_occupied_error(rows, ngrams, 0.0), rel_tol=0.06)
+    assert ideal_occupied_error(10**6, 10, 0.0) == 1.0
+    slope = ideal_occupied(1000, 1010) - ideal_occupied(1000, 1000)
+    known = ideal_occupied_error(1000, 1000, 0.0)
+    both = ideal_occupied_error(1000, 1000, 10.0)
+    assert math.isclose(both**2 - known**2, slope**2, rel_tol=0.02)
+
+
+@pytest.mark.parametrize("sample_size", [500, 2**18])
+def test_columns_away_from_the_ideal_are_flagged(sample_size: int) -> None:
+    documents = zipf_documents(seed=9, count=40, length=500, size=1000)
+    layout = layout_of(moduli=(20_011, 20_021), heads=1, size=1000)
+    counts = count(documents, layout, sample_size=sample_size)
+    assert [column.flag for column in column_stats(counts)] == [None, None]
+    for hits in counts.hits.values():  # every row of the first column hit, few of the second's
+        hits[:20_011] = np.maximum(hits[:20_011], 1)
+        hits[20_011 + 2000 :] = 0
+    assert [column.flag for column in column_stats(counts)] == ["above", "below"]

@@ -106,6 +106,15 @@ def test_the_document_holds_the_figures(stats: Path) -> None:
     assert "seconds" not in json.dumps(document)
 
 
+def test_sections_stand_beside_the_figures(tmp_path: Path) -> None:
+    sections = {"growth": [{"order": 2, "tokens": [1, 2]}]}
+    write(counted(), tmp_path / "stats", sections=sections)
+    assert read_stats(tmp_path / "stats").document["growth"] == sections["growth"]
+    with pytest.raises(ValueError, match="tokens"):
+        write(counted(), tmp_path / "other", sections={"tokens": 3})
+    assert not (tmp_path / "other").exists()
+
+
 def test_an_unknown_layer(stats: Path) -> None:
     with pytest.raises(LayoutError, match="no layer 2"):
         read_stats(stats).hits(2)
