@@ -17,6 +17,7 @@ Errors = Literal["strict", "replace"]
 BLOCK_TOKENS = 2**18  # the most tokens of a block: 1 MB of ids, a few milliseconds of counting
 TEXT_FIELD = "text"
 IDS_FIELD = "input_ids"
+IDS_DTYPES = ("uint16", "uint32", "int32", "int64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class CorpusOptions:
     without one "input_ids". `document_separator`: what ends a document inside a text file, None
     where a file is a document. `suffixes`: which files of a folder are read, None for the known
     ones. `errors`: bytes that are not UTF-8 stop the run ("strict") or read U+FFFD ("replace").
+    `document_end_id`: the token that parts documents in files of bare token ids. `ids_dtype`: the
+    integers of files that do not say it, None to tell it from their bytes.
     """
 
     format: str | None = None
@@ -35,6 +38,8 @@ class CorpusOptions:
     document_separator: str | None = None
     suffixes: tuple[str, ...] | None = None
     errors: Errors = "strict"
+    document_end_id: int | None = None
+    ids_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.errors not in ("strict", "replace"):
@@ -47,19 +52,27 @@ class CorpusOptions:
             raise InputError(
                 f"suffixes {', '.join(self.suffixes)}: one has no dot", "give .txt,.md and so on"
             )
+        if self.document_end_id is not None and self.document_end_id < 0:
+            raise InputError(f"document end id {self.document_end_id}", "give a token id")
+        if self.ids_dtype not in (None, *IDS_DTYPES):
+            raise InputError(
+                f"unknown type of token ids '{self.ids_dtype}'", f"known: {', '.join(IDS_DTYPES)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusFile:
     """A file of the corpus: `name` as shown to the user, `size` in bytes where it is known.
 
-    `path` is None for standard input; `format` names a reader of `corpus.readers`.
+    `format` names a reader of `corpus.readers`. A local file has a `path`, a remote one a `url`,
+    standard input neither.
     """
 
     name: str
     path: Path | None
     size: int | None
     format: str
+    url: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +121,18 @@ def cut_files(
     )
 
 
+def _nothing(file: CorpusFile, options: CorpusOptions) -> str | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
     """A format: `read` gives the documents of a file in order, as texts or as token blocks.
 
-    `gives_text` says beforehand whether a tokenizer will be needed.
+    `gives_text` says beforehand whether a tokenizer will be needed, `remark` what the user should
+    know about how the file will be read.
     """
 
     read: Callable[[CorpusFile, CorpusOptions], Iterator[Item]]
     gives_text: Callable[[CorpusFile, CorpusOptions], bool]
+    remark: Callable[[CorpusFile, CorpusOptions], str | None] = _nothing

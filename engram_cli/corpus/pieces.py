@@ -8,12 +8,10 @@ tokenizers in use end a token anyway.
 from __future__ import annotations
 
 import codecs
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
-from engram_cli.corpus.base import CorpusFile, Errors
+from engram_cli.corpus.base import Errors
 from engram_cli.errors import CorpusError
 
 PIECE = 2**18  # characters
@@ -21,33 +19,18 @@ _CHUNK = 2**20  # bytes read at a time
 _BOM = "\ufeff"
 
 
-@contextmanager
-def opened(file: CorpusFile) -> Iterator[BinaryIO]:
-    """The bytes of `file`, what the operating system says about them as a CorpusError."""
-    try:
-        if file.path is None:
-            yield _standard_input()
-        else:
-            with file.path.open("rb") as stream:
-                yield stream
-    except OSError as error:
-        reason = error.strerror or error
-        raise CorpusError(f"cannot read {file.name}: {reason}", "check the file") from None
+def as_many(length: int) -> int:
+    """What `length` bytes cost where nothing is packed."""
+    return length
 
 
-def _standard_input() -> BinaryIO:
-    """Standard input with a buffer of its own: one that `sys` owns would block the exit of the
-    program while a thread waits in it for input."""
-    try:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
-    except (AttributeError, ValueError, OSError):
-        return sys.stdin.buffer  # replaced by an object without a file descriptor
-
-
-def decoded(stream: BinaryIO, name: str, errors: Errors) -> Iterator[tuple[str, int]]:
+def decoded(
+    stream: BinaryIO, name: str, errors: Errors, spent: Callable[[int], int] = as_many
+) -> Iterator[tuple[str, int]]:
     """The text of a stream in chunks, each with the bytes read for it; a leading BOM is dropped.
 
-    Raises CorpusError with the byte offset of what is not UTF-8.
+    `spent` turns the bytes just taken from the stream into bytes of the file. Raises CorpusError
+    with the byte offset of what is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     offset = 0
@@ -62,7 +45,7 @@ def decoded(stream: BinaryIO, name: str, errors: Errors) -> Iterator[tuple[str, 
             text = text.removeprefix(_BOM)
         offset += len(chunk)
         if text or chunk:
-            yield text, len(chunk)
+            yield text, spent(len(chunk))
         if not chunk:
             return
 

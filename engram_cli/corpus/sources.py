@@ -1,36 +1,33 @@
-"""Which files a corpus is: paths, folders, globs and "-" in, files with their formats out."""
+"""Which files a corpus is: paths, folders, globs, addresses and "-" in, files out.
+
+What a folder or a file is, is told by `sniff`; where it lies is the matter of `places`.
+"""
 
 from __future__ import annotations
 
-import glob
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions
+from engram_cli.corpus.places import Place, place_of
 from engram_cli.corpus.readers import READERS
+from engram_cli.corpus.sniff import (
+    TOKEN_BINS,
+    dataset_parts,
+    format_of,
+    is_mds_index,
+    is_token_bin,
+    main_file,
+    unpacked_name,
+)
 from engram_cli.errors import CorpusError, InputError
 
 STDIN = "-"
-_MAGIC = {b"\x93NUMPY": "npy", b"PAR1": "parquet"}
-_PACKED = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"PK\x03\x04": "zip",
-}
-_FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".npy": "npy",
-}
+_PIPED = ("text", "jsonl")
 # What a folder is searched for. Not .json: in folders it is mostly configuration, not JSON lines.
 FOLDER_SUFFIXES = (
-    *(".jsonl", ".ndjson", ".parquet", ".npy"),
+    *(".jsonl", ".ndjson", ".parquet", ".npy", ".arrow", ".feather", ".ds"),
     *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".html", ".htm"),
     *(".py", ".pyi", ".pyx", ".ipynb", ".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".cu"),
     *(".rs", ".go", ".java", ".kt", ".scala", ".cs", ".swift", ".js", ".mjs", ".ts", ".jsx"),
@@ -56,7 +53,7 @@ class Sources:
 
 
 def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources:
-    """Expand files, folders, globs and "-"; a folder's and a glob's files in sorted order.
+    """Expand files, folders, globs, addresses and "-"; a folder's and a glob's files sorted.
 
     A file is read once, wherever it was named first. Raises CorpusError for what is not there,
     InputError for an unknown format.
@@ -68,85 +65,90 @@ def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources
     files: list[CorpusFile] = []
     met: set[str] = set()
     repeated = 0
-    for path in _expand(map(str, names), options):
-        key = STDIN if path is None else os.path.realpath(path)
-        if key in met:
-            repeated += 1
-            continue
-        met.add(key)
-        files.append(_stdin(options) if path is None else _file(path, options))
+    for name in map(str, names):
+        place = place_of(name)
+        for path in _expand(name, place, options):
+            key = STDIN if path == STDIN else place.key(path)
+            if key in met:
+                repeated += 1
+                continue
+            met.add(key)
+            files.append(_stdin(options) if path == STDIN else _file(path, place, options))
     return Sources(files=tuple(files), repeated=repeated)
 
 
-def _expand(names: Iterable[str], options: CorpusOptions) -> Iterator[Path | None]:
-    for name in names:
-        if name == STDIN:
-            yield None
-        elif os.path.isdir(name):
-            yield from _folder(Path(name), options)
-        elif os.path.exists(name):
-            yield Path(name)
-        elif glob.has_magic(name):
-            found = [Path(path) for path in sorted(glob.glob(name, recursive=True))]
-            if not found:
-                raise CorpusError(f"no file matches {name}", "check the pattern")
-            for path in found:
-                if path.is_file():
-                    yield path
-        else:
-            raise CorpusError(f"corpus not found: {name}", "check the path")
+def _expand(name: str, place: Place, options: CorpusOptions) -> Iterator[str]:
+    if name == STDIN:
+        yield STDIN
+        return
+    kind = place.kind(name)
+    if kind == "folder":
+        found = False
+        for path in _folder(name, place, options):
+            found = True
+            yield path
+        if not found:
+            raise CorpusError(
+                f"no corpus file in {name}", "name the files, or their endings with --suffixes"
+            )
+    elif kind is not None:
+        yield _main(name, place) or name
+    elif (matches := place.matches(name)) is not None:
+        if not matches:
+            raise CorpusError(f"no file matches {name}", "check the pattern")
+        given = set(matches)
+        yield from (path for path in matches if _main(path, place) not in given)
+    elif place.kind(f"{name}.idx") == place.kind(f"{name}.bin") == "file":
+        yield f"{name}.bin"  # Megatron calls its pair of files by what they have in common
+    else:
+        raise CorpusError(f"corpus not found: {name}", "check the path")
 
 
-def _folder(folder: Path, options: CorpusOptions) -> Iterator[Path]:
-    """The files below `folder` with a known ending; hidden ones are left out."""
-    suffixes = options.suffixes or FOLDER_SUFFIXES
-    found = 0
-    for here, folders, names in os.walk(folder, onerror=_walk_error):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(suffixes):
-                path = Path(here, name)
-                if path.is_file():
-                    found += 1
-                    yield path
-    if not found:
-        raise CorpusError(
-            f"no corpus file in {folder}", "name the files, or their endings with --suffixes"
-        )
+def _main(name: str, place: Place) -> str | None:
+    """The file that `name` is an index of, where that file exists."""
+    main = main_file(name)
+    return main if main is not None and place.kind(main) == "file" else None
 
 
-def _walk_error(error: OSError) -> None:
-    raise CorpusError(f"cannot read {error.filename}: {error.strerror}", "check the folder")
+def _folder(folder: str, place: Place, options: CorpusOptions) -> Iterator[str]:
+    """The files below `folder` that can be read, hidden ones left out; data sets as they say."""
+    folders, files = place.entries(folder)
+    if "index.json" in files and is_mds_index(folder, place):
+        yield place.join(folder, "index.json")
+        return
+    parts = dataset_parts(folder, folders, files, place)
+    if parts is not None:
+        for part in parts:
+            path = place.join(folder, part)
+            if part in folders:
+                yield from _folder(path, place, options)
+            else:
+                yield path
+        return
+    for name in files:
+        if not name.startswith(".") and _wanted(folder, name, place, options):
+            yield place.join(folder, name)
+    for name in folders:
+        if not name.startswith("."):
+            yield from _folder(place.join(folder, name), place, options)
+
+
+def _wanted(folder: str, name: str, place: Place, options: CorpusOptions) -> bool:
+    lower = name.lower()
+    if options.suffixes is not None:
+        return lower.endswith(options.suffixes)
+    if lower.endswith(".bin"):
+        chosen = options.format in TOKEN_BINS
+        return chosen or is_token_bin(place.join(folder, name), place)
+    return unpacked_name(lower).endswith(FOLDER_SUFFIXES)
 
 
 def _stdin(options: CorpusOptions) -> CorpusFile:
     chosen = options.format or "text"
-    if chosen in ("parquet", "npy"):
+    if chosen not in _PIPED:
         raise CorpusError(f"{chosen} cannot be read from standard input", "give the file's path")
     return CorpusFile(name="<stdin>", path=None, size=None, format=chosen)
 
 
-def _file(path: Path, options: CorpusOptions) -> CorpusFile:
-    name = str(path)
-    if not path.is_file():  # a pipe or a device: looking at its first bytes would eat them
-        chosen = options.format or _FORMATS.get(path.suffix.lower(), "text")
-        return CorpusFile(name=name, path=path, size=None, format=chosen)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            head = stream.read(8)
-    except OSError as error:
-        raise CorpusError(f"cannot read {name}: {error.strerror}", "check the file") from None
-    return CorpusFile(
-        name=name, path=path, size=size, format=options.format or _format(name, head, path.suffix)
-    )
-
-
-def _format(name: str, head: bytes, suffix: str) -> str:
-    for magic, kind in _PACKED.items():
-        if head.startswith(magic):
-            raise CorpusError(f"{name} is compressed with {kind}", "unpack it first")
-    for magic, kind in _MAGIC.items():
-        if head.startswith(magic):
-            return kind
-    return _FORMATS.get(suffix.lower(), "text")
+def _file(name: str, place: Place, options: CorpusOptions) -> CorpusFile:
+    return place.file(name, options.format or format_of(name, place))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -46,6 +47,12 @@ Encoded: TypeAlias = tuple[list[Document], Any] | TokenBlock
 def needs_tokenizer(files: Sequence[CorpusFile], options: CorpusOptions) -> bool:
     """Whether some file holds texts. Raises CorpusError for one that cannot be read."""
     return any(READERS.load(file.format).gives_text(file, options) for file in files)
+
+
+def remarks(files: Sequence[CorpusFile], options: CorpusOptions) -> list[str]:
+    """What the user should know about how files will be read, each once."""
+    heard = Counter(READERS.load(file.format).remark(file, options) for file in files)
+    return [f"{count} {text}" for text, count in heard.items() if text is not None]
 
 
 class TokenStream:

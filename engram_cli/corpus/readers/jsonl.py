@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from engram_cli.corpus.base import TEXT_FIELD, CorpusFile, CorpusOptions, Document, Reader
-from engram_cli.corpus.pieces import decode_whole, opened, pieces
+from engram_cli.corpus.opening import unpacked
+from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.errors import CorpusError
 
 _MISSING = object()
@@ -18,7 +19,7 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
     """The text of each line; blank lines and nulls hold no document. Raises CorpusError."""
     field = options.field or TEXT_FIELD
     offset = 0
-    with opened(file) as stream:
+    with unpacked(file) as (stream, spent):
         for number, line in enumerate(stream, 1):
             where = f"{file.name}, line {number}"
             body = line.removeprefix(_BOM) if number == 1 else line
@@ -33,7 +34,7 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
                         place=f"line {number}",
                         text=piece,
                         first=index == 0,
-                        size=0 if index else size,
+                        size=0 if index else spent(size),
                     )
             offset += size
 

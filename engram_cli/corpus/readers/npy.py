@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, Reader, TokenBlock
-from engram_cli.corpus.pieces import opened
+from engram_cli.corpus.opening import opened
 from engram_cli.errors import CorpusError
 
 
@@ -117,7 +116,11 @@ def _locate(name: str, header: NpyHeader, begin: int, index: int) -> str:
 
 def _column_major(file: CorpusFile, header: NpyHeader) -> Iterator[TokenBlock]:
     """Arrays stored by column: their lines must be gathered, which a memory map does best."""
-    assert isinstance(file.path, Path)
+    if file.path is None:
+        raise CorpusError(
+            f"{file.name} is stored by column, which cannot be read from afar",
+            "copy the file here, or save it by line (numpy.ascontiguousarray)",
+        )
     lines = max(BLOCK_TOKENS // max(header.line, 1), 1)
     for first in range(0, header.shape[0] if header.line else 0, lines):
         array = np.memmap(

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Document, Reader
-from engram_cli.corpus.pieces import decoded, opened, split_documents
+from engram_cli.corpus.opening import unpacked
+from engram_cli.corpus.pieces import decoded, split_documents
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
     """The documents of a text file. Raises CorpusError."""
     separator = options.document_separator
     number = -1
-    with opened(file) as stream:
-        chunks = decoded(stream, file.name, options.errors)
+    with unpacked(file) as (stream, spent):
+        chunks = decoded(stream, file.name, options.errors, spent)
         for text, first, size in split_documents(chunks, separator):
             number += first
             place = "" if separator is None else f"document {number}"

@@ -1,0 +1,126 @@
+"""Arrow columns in, documents out: a column of texts, or of lists of token ids; a row is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from engram_cli.corpus.base import (
+    IDS_FIELD,
+    TEXT_FIELD,
+    CorpusFile,
+    CorpusOptions,
+    Document,
+    TokenBlock,
+)
+from engram_cli.corpus.pieces import pieces
+from engram_cli.errors import CorpusError
+
+
+def field_of(schema: pa.Schema, file: CorpusFile, options: CorpusOptions) -> str:
+    """The column that holds the documents. Raises CorpusError, which lists the columns."""
+    wanted = [options.field] if options.field else [TEXT_FIELD, IDS_FIELD]
+    for field in wanted:
+        found = type_of(schema, field)
+        if found is not None:
+            if is_text(found) or _is_ids(found):
+                return field
+            raise CorpusError(
+                f"{file.name}: column '{field}' is {found}, neither text nor lists of integers",
+                "name the column with --field",
+            )
+    names = ", ".join(schema.names[:8])
+    raise CorpusError(
+        f"{file.name} has no column '{' or '.join(wanted)}'", f"its columns: {names}; use --field"
+    )
+
+
+def type_of(schema: pa.Schema, field: str) -> pa.DataType | None:
+    """The type of a column, dotted where nested; None when there is none."""
+    if field in schema.names:
+        return schema.field(field).type
+    found: Any = pa.struct(list(schema))
+    for name in field.split("."):
+        if not pa.types.is_struct(found) or found.get_field_index(name) < 0:
+            return None
+        found = found.field(name).type
+    return found
+
+
+def is_text(found: pa.DataType | None) -> bool:
+    """Whether a column holds texts."""
+    if found is not None and pa.types.is_dictionary(found):
+        found = found.value_type
+    return found is not None and (
+        pa.types.is_string(found)
+        or pa.types.is_large_string(found)
+        or pa.types.is_string_view(found)
+    )
+
+
+def _is_ids(found: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(found) for is_list in lists) and pa.types.is_integer(found.value_type)
+
+
+def column_of(batch: pa.RecordBatch, field: str) -> pa.Array:
+    """A column of a batch, dotted where nested."""
+    if field in batch.schema.names:
+        return batch.column(field)
+    head, *rest = field.split(".")
+    column = batch.column(head)
+    for name in rest:
+        column = pc.struct_field(column, name)
+    return column
+
+
+def documents(
+    file: CorpusFile, options: CorpusOptions, column: pa.Array, first: int, size: int
+) -> Iterator[Document]:
+    """The texts of a column whose row 0 is row `first` of the file. Raises CorpusError."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    for row, raw in enumerate(column.cast(pa.large_binary()).to_pylist(), first):
+        try:
+            text = (raw or b"").decode("utf-8", options.errors)
+        except UnicodeDecodeError as error:
+            raise CorpusError(
+                f"{file.name}, row {row}: byte {error.start} of the text is not UTF-8",
+                "mend the row, or use --errors replace to read U+FFFD there",
+            ) from None
+        for index, piece in enumerate(pieces(text)):
+            yield Document(
+                file=file.name, place=f"row {row}", text=piece, first=index == 0, size=size
+            )
+            size = 0
+
+
+def block(file: CorpusFile, column: pa.Array, first: int, size: int) -> TokenBlock:
+    """The token ids of a column whose row 0 is row `first` of the file. Raises CorpusError."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    values = column.flatten()
+    if values.null_count:
+        raise CorpusError(
+            f"{file.name}: a list of token ids in rows {first} to {first + len(column) - 1} "
+            "holds a null",
+            "write the lists without nulls",
+        )
+    begins = np.zeros(len(column) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=begins[1:])
+    ids = values.to_numpy(zero_copy_only=False)
+    starts = np.zeros(len(ids), dtype=np.bool_)
+    starts[begins[:-1][lengths > 0]] = True
+    return TokenBlock(
+        ids=ids, starts=starts, size=size, locate=partial(_locate, file.name, first, begins)
+    )
+
+
+def _locate(name: str, first: int, begins: NDArray[np.int64], index: int) -> str:
+    row = int(np.searchsorted(begins, index, side="right")) - 1
+    return f"{name}, row {first + row}, position {index - int(begins[row])}"

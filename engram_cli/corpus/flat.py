@@ -1,0 +1,139 @@
+"""Token ids one after the other in a file, and where its documents begin: in; token blocks: out.
+
+Files are read in pieces, not mapped: a mapped corpus would count as our memory, and a file that
+shrinks while it is read would kill the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, TokenBlock
+from engram_cli.corpus.opening import exactly
+from engram_cli.errors import CorpusError
+
+Offsets = NDArray[np.int64]
+
+
+class Documents(Protocol):
+    """Where the documents of a file begin, asked for one block after the other."""
+
+    def within(self, ids: NDArray[np.integer], begin: int) -> Offsets:
+        """int64[D], ascending: the documents that begin in the block `ids` at token `begin`."""
+
+    def finish(self) -> None:
+        """There are no more blocks. Raises CorpusError where there should be."""
+
+
+class Marked:
+    """Documents parted by a token, which ends one ("after") or begins one ("before")."""
+
+    def __init__(self, token: int | None, side: str) -> None:
+        """`token` None: the file is one document."""
+        self._token = token
+        self._after = side == "after"
+        self._begins = True  # whether the next token begins a document
+
+    def within(self, ids: NDArray[np.integer], begin: int) -> Offsets:
+        """See `Documents`."""
+        if self._token is None:
+            found = np.zeros(0, np.int64)
+        else:
+            found = np.flatnonzero(ids == self._token) + (begin + self._after)
+        if self._begins and not (len(found) and found[0] == begin):
+            found = np.concatenate([[begin], found])
+        end = begin + len(ids)
+        self._begins = bool(len(found)) and int(found[-1]) == end
+        return found[:-1] if self._begins else found
+
+    def finish(self) -> None:
+        """Nothing was promised."""
+
+
+class Listed:
+    """Documents whose beginnings a file lists, given in ascending pieces, read as they are met."""
+
+    def __init__(self, pieces: Iterator[Offsets]) -> None:
+        self._pieces = pieces
+        self._ahead: Offsets = np.zeros(0, np.int64)
+        self._more = True
+
+    def within(self, ids: NDArray[np.integer], begin: int) -> Offsets:
+        """See `Documents`."""
+        end = begin + len(ids)
+        held = [self._ahead]
+        while self._more and (not len(held[-1]) or held[-1][-1] < end):
+            piece = next(self._pieces, None)
+            self._more = piece is not None
+            if piece is not None:
+                held.append(piece)
+        listed = np.concatenate(held)
+        cut = int(np.searchsorted(listed, end))
+        self._ahead = listed[cut:]
+        return listed[:cut]
+
+    def finish(self) -> None:
+        """The rest of the list is read, which checks it."""
+        for _ in self._pieces:
+            pass
+
+
+def blocks(
+    file: CorpusFile,
+    stream: BinaryIO,
+    dtype: np.dtype[np.integer],
+    tokens: int,
+    documents: Documents,
+) -> Iterator[TokenBlock]:
+    """The next `tokens` ids of a stream. Raises CorpusError where it ends before."""
+    number, at = -1, 0  # the document at hand and where it began
+    extra = stream.tell() if stream.seekable() else 0
+    for begin in range(0, tokens, BLOCK_TOKENS):
+        count = min(BLOCK_TOKENS, tokens - begin)
+        ids = np.frombuffer(exactly(stream, count * dtype.itemsize, file.name), dtype)
+        begins = documents.within(ids, begin)
+        starts = np.zeros(count, dtype=np.bool_)
+        starts[begins - begin] = True
+        yield TokenBlock(
+            ids=ids,
+            starts=starts,
+            size=ids.nbytes + extra,
+            locate=partial(_locate, file.name, begin, number, at, begins),
+        )
+        extra = 0
+        if len(begins):
+            number, at = number + len(begins), int(begins[-1])
+    documents.finish()
+
+
+def _locate(name: str, begin: int, number: int, at: int, begins: Offsets, index: int) -> str:
+    token = begin + index
+    passed = int(np.searchsorted(begins, token, side="right"))
+    first = int(begins[passed - 1]) if passed else at
+    return f"{name}, document {number + passed}, position {token - first}"
+
+
+def never_text(file: CorpusFile, options: CorpusOptions) -> bool:
+    """Never."""
+    return False
+
+
+def whole_tokens(name: str, size: int, width: int) -> int:
+    """How many ids of `width` bytes are `size` bytes. Raises CorpusError for a part of one."""
+    if size % width:
+        raise CorpusError(
+            f"{name} is truncated: {size:,} bytes are no whole number of ids of {width} bytes",
+            "copy or write the file again, or say what it holds with --format and --ids-dtype",
+        )
+    return size // width
+
+
+def integers(stream: BinaryIO, count: int, dtype: str, name: str) -> NDArray[np.integer]:
+    """The next `count` integers of an index. Raises CorpusError."""
+    wanted: np.dtype[np.integer] = np.dtype(dtype)
+    return np.frombuffer(exactly(stream, count * wanted.itemsize, name), wanted)

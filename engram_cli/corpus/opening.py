@@ -1,0 +1,201 @@
+"""A corpus file in, its bytes out: local, remote or standard input, unpacked where it is packed.
+
+Packing is told by the first bytes and undone as a stream, so memory does not grow with the file.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias, cast
+
+import pyarrow as pa
+
+from engram_cli.corpus import remote
+from engram_cli.corpus.base import CorpusFile
+from engram_cli.corpus.pieces import as_many
+from engram_cli.errors import CorpusError
+
+# Text may begin with "BZh9": only with the block that follows is it bzip2.
+_MAGIC = {
+    b"\x1f\x8b\x08": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\x00": "xz",
+    **{b"BZh%d1AY&SY" % level: "bz2" for level in range(1, 10)},
+    **{b"BZh%d\x17\x72\x45\x38\x50\x90" % level: "bz2" for level in range(1, 10)},
+}
+_REFUSED = {b"PK\x03\x04": "zip", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z"}
+HEAD = 16  # bytes that tell the packing
+_BUFFER = 2**18
+_PIECE = 2**20  # bytes read at a time where a file says how long something is
+
+Unpacked: TypeAlias = tuple[BinaryIO, Callable[[int], int]]
+
+
+def packing(head: bytes) -> str | None:
+    """How a file that begins with `head` is packed: gzip, zstd, xz, bz2, or not."""
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def archive(head: bytes) -> str | None:
+    """The name of an archive that cannot be read as a stream of text."""
+    return next((kind for magic, kind in _REFUSED.items() if head.startswith(magic)), None)
+
+
+@contextmanager
+def opened(file: CorpusFile) -> Iterator[BinaryIO]:
+    """The bytes of `file` as they are; what the system says about them as a CorpusError."""
+    try:
+        if file.url is not None:
+            with remote.opened(file.url) as stream:
+                yield stream
+        elif file.path is not None:
+            with file.path.open("rb") as stream:
+                yield stream
+        else:
+            yield _standard_input()
+    except OSError as error:
+        reason = error.strerror or error
+        raise CorpusError(f"cannot read {file.name}: {reason}", "check the file") from None
+
+
+@contextmanager
+def unpacked(file: CorpusFile) -> Iterator[Unpacked]:
+    """The bytes of `file`, unpacked where they are packed.
+
+    Comes with a function that turns the number of bytes just taken from the stream into the bytes
+    of the file read for them. Raises CorpusError for a truncated or damaged archive.
+    """
+    with opened(file) as plain:
+        stream: Any = plain if hasattr(plain, "peek") else io.BufferedReader(cast(Any, plain))
+        head = stream.peek(HEAD)[:HEAD]
+        kind = packing(head)
+        if kind is None:
+            if archive(head) is not None:
+                raise CorpusError(f"{file.name} is packed with {archive(head)}", "unpack it first")
+            yield stream, as_many
+            return
+        meter = _Meter(stream, file.name)
+        with io.BufferedReader(_Unpacking(meter, kind, file.name), _BUFFER) as result:
+            yield cast(BinaryIO, result), meter.spent
+
+
+def beside(file: CorpusFile, name: str) -> CorpusFile:
+    """The file called `name`, which may lie in a folder below, in the folder of `file`.
+
+    Raises CorpusError when there is none.
+    """
+    if file.url is not None:
+        url = f"{file.url.rpartition('/')[0]}/{name}"
+        size = remote.size(url)
+        return CorpusFile(name=url, path=None, size=size, format=file.format, url=url)
+    if file.path is None:
+        raise CorpusError(f"{file.name} needs {name} beside it", "give the file's path")
+    path = Path(file.path.parent, name)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CorpusError(
+            f"{file.name} needs {path.name} beside it: {error.strerror}", "copy that file too"
+        ) from None
+    return CorpusFile(name=str(path), path=path, size=size, format=file.format)
+
+
+def length_of(file: CorpusFile, stream: BinaryIO) -> int:
+    """The bytes of an opened file, which then stands at its beginning. Raises CorpusError."""
+    if not stream.seekable():
+        raise CorpusError(f"{file.name}: {file.format} cannot be read from a pipe", "give a file")
+    length = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    return length
+
+
+def exactly(stream: BinaryIO, length: int, name: str) -> bytes:
+    """The next `length` bytes. Raises CorpusError where the file ends before.
+
+    Memory grows with what is there, not with what a damaged file promises.
+    """
+    parts = []
+    while length:
+        part = stream.read(min(length, _PIECE))
+        if not part:
+            raise CorpusError(f"{name} is truncated", "copy or write the file again")
+        parts.append(part)
+        length -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Meter:
+    """Counts what an unpacker takes from a file."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream = stream
+        self._name = name
+        self._count = self._told = 0
+        self.closed = False
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            part = self._stream.read(size)
+        except OSError as error:
+            reason = error.strerror or error
+            raise CorpusError(f"cannot read {self._name}: {reason}", "check the file") from None
+        self._count += len(part)
+        return part
+
+    def spent(self, length: int) -> int:
+        """The bytes of the file that were taken since this was last asked."""
+        new = self._count - self._told
+        self._told = self._count
+        return new
+
+    # What pyarrow and lzma look for in a file.
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _Unpacking(io.RawIOBase):
+    def __init__(self, meter: _Meter, kind: str, name: str) -> None:
+        self._kind = kind
+        self._name = name
+        if kind == "xz":
+            self._inner: Any = lzma.open(cast(BinaryIO, meter))  # noqa: SIM115  closed with meter
+        else:
+            self._inner = pa.CompressedInputStream(pa.PythonFile(meter, "r"), kind)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            part = self._inner.read(len(buffer))
+        except (EOFError, OSError, lzma.LZMAError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CorpusError(
+                f"{self._name} is damaged or truncated: {self._kind} cannot unpack it ({reason})",
+                "copy or pack the file again",
+            ) from None
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def _standard_input() -> BinaryIO:
+    """Standard input with a buffer of its own: one that `sys` owns would block the exit of the
+    program while a thread waits in it for input."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except (AttributeError, ValueError, OSError):
+        return sys.stdin.buffer  # replaced by an object without a file descriptor

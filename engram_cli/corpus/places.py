@@ -1,0 +1,109 @@
+"""Where files lie: what sources.py asks about names, answered for this machine."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+from typing import Protocol
+
+from engram_cli.corpus.base import CorpusFile
+from engram_cli.corpus.remote import RemotePlace, is_remote
+from engram_cli.errors import CorpusError
+
+
+class Place(Protocol):
+    """Names in, what lies there out. All raise CorpusError for what cannot be looked at."""
+
+    @property
+    def distant(self) -> bool:
+        """Whether looking into a file takes long."""
+
+    def kind(self, name: str) -> str | None:
+        """Whether `name` is a "file", a "folder", another "thing", or None: not there."""
+
+    def matches(self, pattern: str) -> list[str] | None:
+        """The files that match, sorted; None for what is no pattern."""
+
+    def entries(self, folder: str) -> tuple[list[str], list[str]]:
+        """The names of the folders and of the files in a folder, sorted."""
+
+    def join(self, folder: str, name: str) -> str:
+        """The name of `name` in `folder`."""
+
+    def key(self, name: str) -> str:
+        """The same for every name of a file."""
+
+    def head(self, name: str, length: int) -> bytes:
+        """The first bytes of a file."""
+
+    def file(self, name: str, format_: str) -> CorpusFile:
+        """The corpus file of that name."""
+
+
+class LocalPlace:
+    """The files of this machine."""
+
+    distant = False
+
+    def kind(self, name: str) -> str | None:
+        """See `Place`; pipes and devices are things."""
+        if os.path.isdir(name):
+            return "folder"
+        if os.path.isfile(name):
+            return "file"
+        return "thing" if os.path.exists(name) else None
+
+    def matches(self, pattern: str) -> list[str] | None:
+        """See `Place`."""
+        if not glob.has_magic(pattern):
+            return None
+        return [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+
+    def entries(self, folder: str) -> tuple[list[str], list[str]]:
+        """See `Place`; links to folders count as neither, so that no loop is walked."""
+        try:
+            with os.scandir(folder) as found:
+                inside = sorted(found, key=lambda entry: entry.name)
+        except OSError as error:
+            raise CorpusError(
+                f"cannot read {folder}: {error.strerror}", "check the folder"
+            ) from None
+        return (
+            [entry.name for entry in inside if entry.is_dir(follow_symlinks=False)],
+            [entry.name for entry in inside if entry.is_file()],
+        )
+
+    def join(self, folder: str, name: str) -> str:
+        """See `Place`."""
+        return str(Path(folder, name))
+
+    def key(self, name: str) -> str:
+        """See `Place`."""
+        return os.path.realpath(name)
+
+    def head(self, name: str, length: int) -> bytes:
+        """See `Place`."""
+        try:
+            with open(name, "rb") as stream:
+                return stream.read(length)
+        except OSError as error:
+            raise CorpusError(f"cannot read {name}: {error.strerror}", "check the file") from None
+
+    def file(self, name: str, format_: str) -> CorpusFile:
+        """See `Place`; the size of a pipe is unknown."""
+        path = Path(name)
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise CorpusError(f"cannot read {name}: {error.strerror}", "check the file") from None
+        return CorpusFile(name=str(path), path=path, size=size, format=format_)
+
+
+LOCAL = LocalPlace()
+REMOTE = RemotePlace()
+
+
+def place_of(name: str) -> Place:
+    """Where a name is to be looked for."""
+    return REMOTE if is_remote(name) else LOCAL

@@ -1,0 +1,110 @@
+"""Arrow IPC, the file format (Feather too) and the stream format: a row is a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader
+from engram_cli.corpus.columns import block, column_of, documents, field_of, is_text, type_of
+from engram_cli.corpus.opening import length_of, opened
+from engram_cli.corpus.sniff import ARROW_MAGIC, ARROW_STREAM
+from engram_cli.errors import CorpusError
+
+_PART_BYTES = 2**22  # of the column, handed on at a time
+_PART_ROWS = 2**16
+_END_OF_STREAM = ARROW_STREAM + b"\x00\x00\x00\x00"
+
+
+def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
+    """The documents of an Arrow file; rows that are null hold none. Raises CorpusError."""
+    with _source(file) as source:
+        schema = _open(source, None)[0].schema
+        field = field_of(schema, file, options)
+        texts = is_text(type_of(schema, field))
+        top = field if field in schema.names else field.partition(".")[0]
+        reader, batches = _open(
+            source, pa.ipc.IpcReadOptions(included_fields=[schema.names.index(top)])
+        )
+        first = spent = 0
+        for number in range(batches) if batches is not None else iter(int, 1):
+            batch = _next(reader, None if batches is None else number)
+            if batch is None:
+                break
+            done = source.tell() if batches is None else (number + 1) * (file.size or 0) // batches
+            size, spent = done - spent, done
+            for column in _parts(column_of(batch, field)):
+                if texts:
+                    yield from documents(file, options, column, first, size)
+                else:
+                    yield block(file, column, first, size)
+                first += len(column)
+                size = 0
+
+
+def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
+    """Whether the column is of texts."""
+    with _source(file) as source:
+        schema = _open(source, None)[0].schema
+        return is_text(type_of(schema, field_of(schema, file, options)))
+
+
+@contextmanager
+def _source(file: CorpusFile) -> Iterator[Any]:
+    try:
+        with ExitStack() as stack:
+            stream = stack.enter_context(opened(file))
+            length = length_of(file, stream)
+            if stream.read(len(ARROW_STREAM)) == ARROW_STREAM:
+                # pyarrow takes a stream that was cut between two batches for a whole one.
+                stream.seek(max(length - len(_END_OF_STREAM), 0))
+                if stream.read() != _END_OF_STREAM:
+                    raise CorpusError(
+                        f"{file.name} is truncated: the mark at the end of an Arrow stream is "
+                        "missing",
+                        "copy or write the file again",
+                    )
+            local = None if file.path is None else pa.OSFile(str(file.path))
+            yield stack.enter_context(local or pa.PythonFile(stream, "r"))
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CorpusError(
+            f"{file.name} cannot be read as Arrow: {reason}", "write the file again"
+        ) from None
+
+
+def _open(source: Any, options: Any) -> tuple[Any, int | None]:
+    """A reader from the beginning, and how many batches it has, None for a stream."""
+    source.seek(0)
+    head = source.read(len(ARROW_MAGIC))
+    source.seek(0)
+    if head == ARROW_MAGIC:
+        reader = pa.ipc.open_file(source, options=options)
+        return reader, int(reader.num_record_batches)
+    return pa.ipc.open_stream(source, options=options), None
+
+
+def _next(reader: Any, number: int | None) -> pa.RecordBatch | None:
+    try:
+        return reader.read_next_batch() if number is None else reader.get_batch(number)
+    except StopIteration:
+        return None
+
+
+def _parts(column: pa.Array) -> Iterator[pa.Array]:
+    """A column in parts that are worth a block; its offsets are checked before they are used."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        large = pa.types.is_large_string(column.type)
+        # As bytes: whether they are UTF-8 is found out, and said, for each row.
+        column.view(pa.large_binary() if large else pa.binary()).validate(full=True)
+    else:
+        column.validate(full=True)
+    rows = min(max(_PART_BYTES * len(column) // max(column.nbytes, 1), 1), _PART_ROWS)
+    for begin in range(0, len(column), rows):
+        yield column.slice(begin, rows)
+
+
+READER = Reader(read=read, gives_text=gives_text)

@@ -1,0 +1,83 @@
+"""The .ds of datatrove: bare token ids, and beside them in .ds.index where each document ends.
+
+The index is of uint64, counted in tokens; the width of an id is the file's size by the last end.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text
+from engram_cli.corpus.opening import beside, length_of, opened
+from engram_cli.errors import CorpusError
+
+_ENDS = 2**16  # read at a time
+_WIDTHS = {2: "<u2", 4: "<u4"}
+
+
+def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
+    """The ids of a file, its documents as the index has them. Raises CorpusError."""
+    index = beside(file, f"{_basename(file)}.index")
+    with opened(file) as stream, opened(index) as ends:
+        size, documents = length_of(file, stream), _count(index, ends)
+        dtype, tokens = _shape(file, size, index, ends, documents)
+        listed = Listed(_begins(index, ends, documents, tokens))
+        yield from blocks(file, stream, dtype, tokens, listed)
+
+
+def _basename(file: CorpusFile) -> str:
+    return file.name.replace("\\", "/").rpartition("/")[2]
+
+
+def _count(index: CorpusFile, ends: BinaryIO) -> int:
+    size = length_of(index, ends)
+    if size % 8:
+        raise CorpusError(f"{index.name} is truncated: {size:,} bytes", "copy the index again")
+    return size // 8
+
+
+def _shape(
+    file: CorpusFile, size: int, index: CorpusFile, ends: BinaryIO, documents: int
+) -> tuple[np.dtype[np.integer], int]:
+    tokens = 0
+    if documents:
+        ends.seek(-8, io.SEEK_END)
+        tokens = int(integers(ends, 1, "<u8", index.name)[0])
+        ends.seek(0)
+    width = size // tokens if tokens else 2
+    if width not in _WIDTHS or width * tokens != size:
+        raise CorpusError(
+            f"{file.name} has {size:,} bytes and its index {tokens:,} tokens: that is neither 2 "
+            "nor 4 bytes a token",
+            "copy both files again",
+        )
+    return np.dtype(_WIDTHS[width]), tokens
+
+
+def _begins(index: CorpusFile, ends: BinaryIO, documents: int, tokens: int) -> Iterator[Offsets]:
+    """Where documents begin: where the one before ended."""
+    last = 0
+    for first in range(0, documents, _ENDS):
+        found = integers(ends, min(_ENDS, documents - first), "<u8", index.name)
+        # Compared before they are signed: an end of 2**63 would turn negative.
+        if (
+            int(found.max()) > tokens
+            or int(found[0]) < last
+            or bool(np.any(found[1:] < found[:-1]))
+        ):
+            raise CorpusError(
+                f"{index.name}: the ends of documents {first} to {first + len(found) - 1} do not "
+                "ascend to the last",
+                "copy or write the index again",
+            )
+        begins = np.concatenate([[last], found[:-1].astype(np.int64)])
+        last = int(found[-1])
+        yield begins
+
+
+READER = Reader(read=read, gives_text=never_text)

@@ -1,0 +1,242 @@
+"""MDS, the shards of mosaicml-streaming: index.json says which, a sample of one is a document.
+
+A shard: u32 samples N, u32[N + 1] byte offsets, a description, the samples. A sample: u32 sizes of
+its columns of no fixed size, then the columns. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.corpus.base import (
+    BLOCK_TOKENS,
+    IDS_FIELD,
+    TEXT_FIELD,
+    CorpusFile,
+    CorpusOptions,
+    Document,
+    Item,
+    Reader,
+    TokenBlock,
+)
+from engram_cli.corpus.flat import integers
+from engram_cli.corpus.mds_ids import ids_of, is_ids
+from engram_cli.corpus.opening import beside, exactly, opened, unpacked
+from engram_cli.corpus.pieces import pieces
+from engram_cli.errors import CorpusError
+
+_FIELDS = (TEXT_FIELD, "tokens", IDS_FIELD)
+_HINT = "copy or write the data set again"
+_PACKINGS = ("zstd", "gz", "bz2")
+_MOST_JSON = 2**28
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shard:
+    """A shard as index.json has it; `sizes` are the columns' bytes, None where they vary."""
+
+    file: CorpusFile
+    samples: int
+    names: tuple[str, ...]
+    encodings: tuple[str, ...]
+    sizes: tuple[int | None, ...]
+
+    def wrong(self, what: str) -> CorpusError:
+        return CorpusError(f"{self.file.name} is damaged: {what}", _HINT)
+
+
+def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
+    """The samples of all shards in order. Raises CorpusError."""
+    for about in _shards(file):
+        shard = _shard(file, about)
+        column = _column(shard, options)
+        if shard.encodings[column] == "str":
+            yield from _texts(shard, column, options)
+        else:
+            yield from _blocks(shard, column, options)
+
+
+def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
+    """Whether the column is of texts, in any shard."""
+    shards = (_shard(file, about) for about in _shards(file))
+    return any(shard.encodings[_column(shard, options)] == "str" for shard in shards)
+
+
+def _shards(file: CorpusFile) -> list[Any]:
+    with opened(file) as stream:
+        raw = stream.read(_MOST_JSON)
+    try:
+        about = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{file.name} is not JSON: {error}", _HINT) from None
+    if not isinstance(about, dict) or about.get("version") != 2:
+        raise CorpusError(f"{file.name} is no MDS index of version 2", "give an MDS folder")
+    if not isinstance(about.get("shards"), list):
+        raise CorpusError(f"{file.name} lists no shards", _HINT)
+    return list(about["shards"])
+
+
+def _shard(file: CorpusFile, about: Any) -> _Shard:
+    """A checked entry of the index."""
+    wrong = CorpusError(f"{file.name} describes a shard that cannot be read", _HINT)
+    if not isinstance(about, dict) or about.get("format") != "mds" or about.get("version") != 2:
+        raise wrong
+    lists = [about.get(key) for key in ("column_names", "column_encodings", "column_sizes")]
+    columns = [value for value in lists if isinstance(value, list)]
+    if len(columns) < 3 or len({len(value) for value in columns}) > 1:
+        raise wrong
+    names, encodings, sizes = columns
+    texts = all(isinstance(value, str) for value in (*names, *encodings))
+    whole = all(value is None or (type(value) is int and value >= 0) for value in sizes)
+    samples = about.get("samples")
+    if not texts or not whole or type(samples) is not int or samples < 0:
+        raise wrong
+    return _Shard(
+        file=_shard_file(file, about, wrong),
+        samples=samples,
+        names=tuple(names),
+        encodings=tuple(encodings),
+        sizes=tuple(sizes),
+    )
+
+
+def _shard_file(file: CorpusFile, about: dict[str, Any], wrong: CorpusError) -> CorpusFile:
+    """The plain file of a shard, or where it is missing the packed one."""
+    found: CorpusFile | None = None
+    missing: CorpusError = wrong
+    for key in ("raw_data", "zip_data"):
+        entry = about.get(key)
+        name = entry.get("basename") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            continue
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not name or "\\" in name:
+            raise CorpusError(f"{file.name} names {name!r}, outside of its folder", _HINT)
+        if found is None:
+            packed = str(about.get("compression")).partition(":")[0]
+            if key == "zip_data" and packed not in _PACKINGS:
+                raise CorpusError(
+                    f"{file.name}: {name} is packed with {packed}", f"known: {', '.join(_PACKINGS)}"
+                )
+            try:
+                found = beside(file, name)
+            except CorpusError as error:
+                missing = error
+    if found is None:
+        raise missing
+    return found
+
+
+def _column(shard: _Shard, options: CorpusOptions) -> int:
+    wanted = (options.field,) if options.field else _FIELDS
+    for field in wanted:
+        if field in shard.names:
+            column = shard.names.index(field)
+            encoding = shard.encodings[column]
+            if encoding != "str" and not is_ids(encoding):
+                raise CorpusError(
+                    f"{shard.file.name}: column '{field}' is of encoding {encoding}, neither text "
+                    "nor integers",
+                    "name the column with --field",
+                )
+            return column
+    raise CorpusError(
+        f"{shard.file.name} has no column '{' or '.join(wanted)}'",
+        f"its columns: {', '.join(shard.names[:8])}; use --field",
+    )
+
+
+def _samples(shard: _Shard, column: int) -> Iterator[tuple[bytes, int]]:
+    """The bytes of a column in each sample, and the bytes of the file read for it."""
+    with unpacked(shard.file) as (stream, spent):
+        offsets = _offsets(shard, stream)
+        name, size = shard.file.name, int(offsets[0])
+        exactly(stream, size - 4 * (shard.samples + 2), name)  # the description
+        variable = [index for index, fixed in enumerate(shard.sizes) if fixed is None]
+        for number, length in enumerate(np.diff(offsets).tolist()):
+            raw = exactly(stream, length, name)
+            sizes = list(shard.sizes)
+            head = 4 * len(variable)
+            if length >= head:
+                for index, value in zip(variable, np.frombuffer(raw[:head], "<u4"), strict=True):
+                    sizes[index] = int(value)
+            ends = np.cumsum([head, *(value or 0 for value in sizes)]).tolist()
+            if length < head or ends[-1] != length:
+                raise shard.wrong(f"the columns of sample {number} do not fill it")
+            yield raw[ends[column] : ends[column + 1]], spent(size + length)
+            size = 0
+        if stream.read(1):
+            raise shard.wrong("it goes on after the last sample")
+
+
+def _offsets(shard: _Shard, stream: BinaryIO) -> NDArray[np.int64]:
+    """int64[N + 1]: where samples begin, checked to ascend and to leave room for themselves."""
+    name = shard.file.name
+    samples = int(integers(stream, 1, "<u4", name)[0])
+    if samples != shard.samples:
+        raise shard.wrong(f"it has {samples:,} samples, index.json says {shard.samples:,}")
+    offsets = integers(stream, samples + 1, "<u4", name).astype(np.int64)
+    if int(offsets[0]) < 4 * (samples + 2) or bool(np.any(np.diff(offsets) < 0)):
+        raise shard.wrong("its samples do not follow each other")
+    return offsets
+
+
+def _texts(shard: _Shard, column: int, options: CorpusOptions) -> Iterator[Document]:
+    for number, (raw, size) in enumerate(_samples(shard, column)):
+        try:
+            text = raw.decode("utf-8", options.errors)
+        except UnicodeDecodeError as error:
+            raise CorpusError(
+                f"{shard.file.name}, sample {number}: byte {error.start} is not UTF-8",
+                "mend the sample, or use --errors replace to read U+FFFD there",
+            ) from None
+        for index, piece in enumerate(pieces(text)):
+            yield Document(
+                file=shard.file.name,
+                place=f"sample {number}",
+                text=piece,
+                first=index == 0,
+                size=0 if index else size,
+            )
+
+
+def _blocks(shard: _Shard, column: int, options: CorpusOptions) -> Iterator[TokenBlock]:
+    """The ids of the samples, joined to blocks."""
+    held: list[NDArray[np.integer]] = []
+    first = tokens = size = 0
+    for number, (raw, spent) in enumerate(_samples(shard, column)):
+        try:
+            ids = ids_of(raw, shard.encodings[column], options.ids_dtype)
+        except ValueError as error:
+            raise shard.wrong(f"sample {number}: {error}") from None
+        held.append(ids)
+        tokens, size = tokens + len(ids), size + spent
+        if tokens >= BLOCK_TOKENS:
+            yield _block(shard, held, first, size)
+            held, first, tokens, size = [], number + 1, 0, 0
+    if held:
+        yield _block(shard, held, first, size)
+
+
+def _block(shard: _Shard, held: list[NDArray[np.integer]], first: int, size: int) -> TokenBlock:
+    begins = np.cumsum([0, *map(len, held)])
+    starts = np.zeros(int(begins[-1]), dtype=np.bool_)
+    starts[begins[:-1][np.diff(begins) > 0]] = True
+    locate = partial(_locate, shard.file.name, first, begins)
+    return TokenBlock(ids=np.concatenate(held), starts=starts, size=size, locate=locate)
+
+
+def _locate(name: str, first: int, begins: NDArray[np.int64], index: int) -> str:
+    sample = int(np.searchsorted(begins, index, side="right")) - 1
+    return f"{name}, sample {first + sample}, position {index - int(begins[sample])}"
+
+
+READER = Reader(read=read, gives_text=gives_text)

@@ -1,0 +1,149 @@
+"""Megatron's pair of files: .bin holds token ids, .idx the sequences and the documents of them.
+
+.idx: magic, u64 version 1, u8 type of the ids, u64 sequences S, u64 entries D; int32[S] lengths,
+int64[S] byte offsets, int64[D] the first sequence of each document and S at last, maybe int8[S].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text, whole_tokens
+from engram_cli.corpus.opening import beside, exactly, length_of, opened
+from engram_cli.corpus.sniff import MEGATRON_MAGIC
+from engram_cli.errors import CorpusError
+
+_ENTRIES = 2**16  # read at a time
+_HEADER = len(MEGATRON_MAGIC) + 8 + 1 + 8 + 8
+_DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+_HINT = "copy or write both files again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Index:
+    file: CorpusFile
+    dtype: np.dtype[np.integer]
+    sequences: int
+    entries: int
+    size: int
+
+    def wrong(self, what: str) -> CorpusError:
+        return CorpusError(f"{self.file.name} is damaged: {what}", _HINT)
+
+
+def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
+    """The ids of a .bin, its documents as the .idx has them. Raises CorpusError."""
+    name = file.name.replace("\\", "/").rpartition("/")[2]
+    index_file = beside(file, f"{name.removesuffix('.bin')}.idx")
+    with ExitStack() as stack:
+        stream = stack.enter_context(opened(file))
+        # Lengths, offsets and documents are read side by side: one stream for each.
+        lengths, pointers, firsts = (stack.enter_context(opened(index_file)) for _ in range(3))
+        index = _header(index_file, lengths)
+        pointers.seek(_HEADER + 4 * index.sequences)
+        firsts.seek(_HEADER + 12 * index.sequences)
+        size = length_of(file, stream)
+        tokens = whole_tokens(file.name, size, index.dtype.itemsize)
+        listed = Listed(_begins(index, (lengths, pointers, firsts), tokens, file.name))
+        yield from blocks(file, stream, index.dtype, tokens, listed)
+
+
+def _header(file: CorpusFile, stream: BinaryIO) -> _Index:
+    size = length_of(file, stream)
+    raw = exactly(stream, _HEADER, file.name)
+    if not raw.startswith(MEGATRON_MAGIC):
+        raise CorpusError(f"{file.name} is no Megatron index", _HINT)
+    rest = raw[len(MEGATRON_MAGIC) :]
+    version, code = int.from_bytes(rest[:8], "little"), rest[8]
+    sequences, entries = (int.from_bytes(rest[at : at + 8], "little") for at in (9, 17))
+    if version != 1:
+        raise CorpusError(f"{file.name} is of version {version}", "write a Megatron index of 1")
+    if code not in _DTYPES:
+        raise CorpusError(f"{file.name} has ids of type {code}, no integers", "write token ids")
+    index = _Index(
+        file=file, dtype=np.dtype(_DTYPES[code]), sequences=sequences, entries=entries, size=size
+    )
+    wanted = _HEADER + 12 * sequences + 8 * entries
+    if size not in (wanted, wanted + sequences):
+        raise index.wrong(
+            f"{size:,} bytes, its header of {sequences:,} sequences and {entries:,} documents "
+            f"promises {wanted:,}"
+        )
+    return index
+
+
+def _begins(
+    index: _Index, streams: tuple[BinaryIO, BinaryIO, BinaryIO], tokens: int, name: str
+) -> Iterator[Offsets]:
+    """The first tokens of the documents; every entry of the index is checked on the way."""
+    documents = _Firsts(index, streams[2])
+    at = 0
+    for first in range(0, index.sequences, _ENTRIES):
+        count = min(_ENTRIES, index.sequences - first)
+        lengths = integers(streams[0], count, "<i4", index.file.name).astype(np.int64)
+        pointers = integers(streams[1], count, "<i8", index.file.name)
+        if bool(np.any(lengths < 0)):
+            raise index.wrong(f"sequence {first + int(np.argmax(lengths < 0))} has less than 0 ids")
+        ends = np.cumsum(lengths) + at
+        begins = np.concatenate([[at], ends[:-1]])
+        # Both sides in int64: offsets of at most 2**31 * 2**16 ids a piece do not overflow.
+        differ = pointers != begins * index.dtype.itemsize
+        if bool(np.any(differ)):
+            raise index.wrong(
+                f"sequence {first + int(np.argmax(differ))} is not where it should be"
+            )
+        at = int(ends[-1])
+        if at > tokens:
+            raise CorpusError(f"{name} is truncated: the index has more than {tokens:,} ids", _HINT)
+        yield begins[documents.below(first + count) - first]
+    documents.finish()
+    if at != tokens:
+        raise CorpusError(f"{name} has {tokens:,} ids, its index {at:,}", _HINT)
+
+
+class _Firsts:
+    """The first sequences of the documents, in pieces."""
+
+    def __init__(self, index: _Index, stream: BinaryIO) -> None:
+        self._index = index
+        self._stream = stream
+        self._left = index.entries
+        self._last = 0
+        self._ahead: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def below(self, end: int) -> NDArray[np.int64]:
+        """The next entries below `end`; all smaller ones were taken before."""
+        held = [self._ahead]
+        while self._left and (not len(held[-1]) or held[-1][-1] < end):
+            held.append(self._next())
+        found = np.concatenate(held)
+        cut = int(np.searchsorted(found, end))
+        self._ahead = found[cut:]
+        return found[:cut]
+
+    def finish(self) -> None:
+        """What is left must say that the sequences are over."""
+        self.below(self._index.sequences + 1)
+        if self._last != self._index.sequences:
+            raise self._index.wrong("its documents do not cover the sequences")
+
+    def _next(self) -> NDArray[np.int64]:
+        begin = self._left == self._index.entries
+        count = min(_ENTRIES, self._left)
+        self._left -= count
+        found = integers(self._stream, count, "<i8", self._index.file.name).astype(np.int64)
+        ascending = bool(np.all(found[1:] >= found[:-1])) and int(found[0]) >= self._last
+        if not ascending or (begin and found[0] != 0) or found[-1] > self._index.sequences:
+            raise self._index.wrong("its documents do not ascend from 0 to the last sequence")
+        self._last = int(found[-1])
+        return found
+
+
+READER = Reader(read=read, gives_text=never_text)

@@ -1,0 +1,173 @@
+"""What a file or a folder is: its first bytes, what lies beside it, then its ending."""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+from engram_cli.corpus.opening import HEAD, archive, packing
+from engram_cli.corpus.places import Place
+from engram_cli.errors import CorpusError
+
+MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+LLMC_MAGIC = {
+    (20240520).to_bytes(4, "little"): "uint16",
+    (20240801).to_bytes(4, "little"): "uint32",
+}
+ARROW_MAGIC = b"ARROW1"
+ARROW_STREAM = b"\xff\xff\xff\xff"
+TOKEN_BINS = ("nanogpt", "llmc", "megatron")
+
+_MAGIC = {b"\x93NUMPY": "npy", b"PAR1": "parquet", ARROW_MAGIC: "arrow"}
+_PACKED_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".npy": "npy",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ds": "datatrove",
+}
+_TEXTS = ("text", "jsonl")
+# Endings that leave no doubt: files far away are not opened to tell them.
+_CERTAIN = (".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".text", ".md")
+_INDEXES = {".idx": ".bin", ".ds.index": ".ds", ".ds.loss": ".ds", ".ds.metadata": ".ds"}
+_MOST_JSON = 2**28  # bytes of a data set's description
+
+
+def unpacked_name(name: str) -> str:
+    """`name` without the ending that says how it is packed."""
+    lower = name.lower()
+    ending = next((e for e in _PACKED_ENDINGS if lower.endswith(e)), "")
+    return name[: len(name) - len(ending)]
+
+
+def main_file(name: str) -> str | None:
+    """The file that `name` would be an index of."""
+    for ending, main in _INDEXES.items():
+        if name.endswith(ending):
+            return name[: -len(ending)] + main
+    return None
+
+
+def is_token_bin(name: str, place: Place) -> bool:
+    """Whether a .bin file says that it holds token ids: any other file could be called .bin."""
+    return format_of(name, place) in ("llmc", "megatron")
+
+
+def format_of(name: str, place: Place) -> str:
+    """The format of a file. Raises CorpusError for what is known and cannot be read."""
+    ending = PurePosixPath(unpacked_name(name).lower()).suffix
+    usual = _FORMATS.get(ending, "text")
+    if place.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
+        return usual
+    if place.distant and ending in _CERTAIN:
+        return usual
+    head = place.head(name, HEAD)
+    if PurePosixPath(name).name == "index.json":
+        folder = name[: -len("index.json")] or "."
+        return "mds" if is_mds_index(folder, place) else usual
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic):
+            return kind
+    if (ending == ".bin" and head[:4] in LLMC_MAGIC) or head.startswith(ARROW_STREAM):
+        return "llmc" if head[:4] in LLMC_MAGIC else _stream_of_ones(ending)
+    _refuse(name, ending, usual, head)
+    if ending == ".bin":
+        return "megatron" if _has_index(name, place) else "nanogpt"
+    if ending == ".npy" and _may_be_raw(name, place, head):
+        return "olmo"
+    return usual
+
+
+def _stream_of_ones(ending: str) -> str:
+    """Four bytes of ones begin an Arrow stream, and may begin bare token ids."""
+    return {".bin": "nanogpt", ".npy": "olmo", ".ds": "datatrove"}.get(ending, "arrow")
+
+
+def _refuse(name: str, ending: str, usual: str, head: bytes) -> None:
+    packed, kept = packing(head), archive(head)
+    if kept is not None or (
+        packed is not None and (usual not in _TEXTS or ending in (".bin", ".tar"))
+    ):
+        raise CorpusError(
+            f"{name} is packed with {packed or kept}",
+            "unpack it first; text and jsonl are read packed with gz, zst, bz2 or xz",
+        )
+    if head.startswith(MEGATRON_MAGIC):
+        raise CorpusError(f"{name} is the index of a file that is not there", "copy the .bin too")
+    if head.startswith(b"FEA1"):
+        raise CorpusError(f"{name} is Feather version 1", "write it again with pyarrow.feather")
+    if ending == ".mds":
+        raise CorpusError(f"{name} is a shard of an MDS data set", "give the folder of index.json")
+
+
+def _has_index(name: str, place: Place) -> bool:
+    index = name[: -len(".bin")] + ".idx"
+    found = place.kind(index) == "file"
+    return found and place.head(index, len(MEGATRON_MAGIC)) == MEGATRON_MAGIC
+
+
+def _may_be_raw(name: str, place: Place, head: bytes) -> bool:
+    """Whether a .npy without the header of one may be bare token ids."""
+    size = place.file(name, "olmo").size
+    whole = size is None or (size > 0 and size % 2 == 0)
+    return whole and not b"\x93NUMPY".startswith(head[:6])
+
+
+def is_mds_index(folder: str, place: Place) -> bool:
+    """Whether a folder's index.json describes MDS shards."""
+    about = _json(place.join(folder, "index.json"), place)
+    return isinstance(about.get("shards"), list) and about.get("version") == 2
+
+
+def dataset_parts(
+    folder: str, folders: list[str], files: list[str], place: Place
+) -> list[str] | None:
+    """The files, or folders, of a folder that Hugging Face `datasets` saved, in its own order.
+
+    None for any other folder. Raises CorpusError for files that the folder names and has not.
+    """
+    if "dataset_dict.json" in files:
+        splits = _json(place.join(folder, "dataset_dict.json"), place).get("splits")
+        if isinstance(splits, list):
+            return [_present(folder, split, folders) for split in splits]
+    if "state.json" in files:
+        state = _json(place.join(folder, "state.json"), place)
+        if isinstance(state.get("_data_files"), list):
+            if state.get("_indices_data_files"):
+                raise CorpusError(
+                    f"{folder} is a selection from its files", "save it after flatten_indices()"
+                )
+            named = [_name_of(entry) for entry in state["_data_files"]]
+            return [_present(folder, name, files) for name in named]
+    if "dataset_info.json" in files:
+        # cache-*.arrow are what map() and filter() left behind.
+        shards = [n for n in files if n.endswith((".arrow", ".parquet")) and n[:6] != "cache-"]
+        return shards or None
+    return None
+
+
+def _name_of(entry: Any) -> Any:
+    return entry.get("filename") if isinstance(entry, dict) else entry
+
+
+def _present(folder: str, name: Any, names: list[str]) -> str:
+    if not isinstance(name, str) or name not in names:
+        raise CorpusError(
+            f"{folder} says that it holds {name!r}, and does not", "copy or save the data set again"
+        )
+    return name
+
+
+def _json(name: str, place: Place) -> dict[str, Any]:
+    """A JSON object; empty for anything else."""
+    raw = place.head(name, _MOST_JSON)
+    try:
+        about = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
