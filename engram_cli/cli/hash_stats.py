@@ -25,6 +25,7 @@ from engram_cli.cli.options import (
     parse_size,
     unescape,
 )
+from engram_cli.cli.stats_sections import clean_heads_part, ngram_parts
 from engram_cli.cli.terminal import Terminal, reported, shown_path
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.hash_stats import HashStatsResult
 
 _CORPUS = "Corpus"
+_MARKS = {"above": "+", "below": "-", None: ""}
 
 
 def hash_stats(
@@ -103,6 +105,10 @@ def hash_stats(
             parser=parse_size, metavar="SIZE", help="N-grams sampled of each order (256Ki)."
         ),
     ] = None,
+    ngrams: Annotated[
+        bool,
+        typer.Option("--ngrams", help="Show frequent n-grams, and those that fight over a row."),
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Counting threads (one a core).")
     ] = None,
@@ -153,12 +159,13 @@ def hash_stats(
             **chosen,
         )
         result = run(request, terminal)
-        terminal.result(result, *stats_parts(result), next_command="engram build-table")
+        parts = stats_parts(result) + (ngram_parts(result) if ngrams else [])
+        terminal.result(result, *parts, next_command="engram build-table")
 
 
 def stats_parts(result: HashStatsResult) -> list[RenderableType]:
-    """The figures for people: the corpus, the n-grams, the rows of each head."""
-    return [_summary(result), _orders(result), _columns(result)]
+    """The figures for people: the corpus, the n-grams, the rows of each head, clean heads."""
+    return [_summary(result), _orders(result), _columns(result), clean_heads_part(result)]
 
 
 def _summary(result: HashStatsResult) -> RenderableType:
@@ -202,7 +209,7 @@ def _columns(result: HashStatsResult) -> RenderableType:
             f"{entry.order}",
             f"{entry.head}",
             f"{entry.rows:,}",
-            percent(entry.occupied / entry.rows),
+            percent(entry.occupied / entry.rows) + _MARKS[entry.flag],
             percent(entry.ideal_occupied / entry.rows),
             percent(entry.shared, 1),
             percent(entry.ideal_shared, 1),
@@ -215,4 +222,7 @@ def _columns(result: HashStatsResult) -> RenderableType:
         *(">layer", ">order", ">head", ">rows", ">occupied", ">ideal", ">n-grams sharing"),
         *(">ideal", ">occurrences", ">most hits"),
     )
-    return grid("Rows, and the n-grams that share one, beside an ideal hash", names, rows)
+    title = "Rows, and the n-grams that share one, beside an ideal hash"
+    if any(entry.flag for entry in result.columns):
+        title += " (+ -: 4 standard errors above, below)"
+    return grid(title, names, rows)

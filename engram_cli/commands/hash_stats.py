@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
 from engram_cli.commands.workspace import Workspace
@@ -18,13 +19,14 @@ from engram_cli.errors import CorpusError, InputError, MismatchError, OutputErro
 from engram_cli.files import refuse_existing, sha256_bytes
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
-from engram_cli.stats.collisions import ColumnStats, OrderStats, column_stats, order_stats
+from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
+from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import write_stats
 from engram_cli.stats.memory import available_memory, check_memory, plan_memory
-from engram_cli.vocab.parquet import read_about
+from engram_cli.vocab.parquet import read_about, read_vocab
 from engram_cli.vocab.tokenizer import (
     TokenizerFile,
     find_tokenizer,
@@ -83,7 +85,8 @@ class HashStatsResult:
     """The figures of a corpus under a layout, as plain numbers.
 
     `bytes` is None when a source is a pipe; `tokenizer` is None when no file holds text; `encoder`
-    is the package that was encoding at the end. The times are not in the statistics folder.
+    is the package that was encoding at the end. `sections`: further figures, as in stats.json. The
+    times are not in the statistics folder.
     """
 
     out: Path
@@ -101,6 +104,7 @@ class HashStatsResult:
     memory_bytes: int
     orders: tuple[OrderStats, ...]
     columns: tuple[ColumnStats, ...]
+    sections: dict[str, Any]
     seconds: float
 
     @property
@@ -138,9 +142,16 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     tokenizer = _find_tokenizer(request, vocab, progress) if text else None
     progress.note(str(plan))
     counted = _count_checked(request, sources, layout, tokenizer, threads, progress)
-    orders, columns = order_stats(counted.counts), column_stats(counted.counts)
-    corpus = {"files": len(sources.files), "empty_files": counted.empty_files}
-    write_stats(counted.counts, orders, columns, out, corpus=corpus, force=request.force)
+    found = figures(counted.counts, read_vocab(vocab) if vocab.is_file() else None)
+    write_stats(
+        counted.counts,
+        found.orders,
+        found.columns,
+        out,
+        corpus={"files": len(sources.files), "empty_files": counted.empty_files},
+        sections=found.sections,
+        force=request.force,
+    )
     return HashStatsResult(
         out=out,
         scheme=layout.scheme,
@@ -155,8 +166,9 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         tokenizer=None if tokenizer is None else tokenizer.path,
         encoder=counted.encoder,
         memory_bytes=plan.total,
-        orders=orders,
-        columns=columns,
+        orders=found.orders,
+        columns=found.columns,
+        sections=found.sections,
         seconds=counted.seconds,
     )
 

@@ -7,7 +7,7 @@ occurrences. Beside each figure stands what an ideal random hash would give for 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing import kernels as hash_kernels
 from engram_cli.hashing.hasher import LayerPlan, plan_layer
+from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats import kernels
 from engram_cli.stats.counters import FULL, Counts
 from engram_cli.stats.distinct import NgramSample
 
 Flag = Literal["above", "below"]
 FLAG_BEYOND = 4.0  # standard errors
+_STEP = 2**17  # n-grams hashed together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +66,8 @@ class ColumnStats:
     full_rows: int
 
 
-def order_stats(counts: Counts) -> tuple[OrderStats, ...]:
-    """The figures of each order."""
+def order_stats(counts: Counts, samples: Sequence[NgramSample] = ()) -> tuple[OrderStats, ...]:
+    """The figures of each order; `samples` as in `column_stats`."""
     return tuple(
         OrderStats(
             order=sample.order,
@@ -75,13 +77,16 @@ def order_stats(counts: Counts) -> tuple[OrderStats, ...]:
             exact=sample.exact,
             sampled=len(sample.hashes),
         )
-        for sample in counts.samples
+        for sample in samples or counts.samples
     )
 
 
-def column_stats(counts: Counts) -> tuple[ColumnStats, ...]:
-    """The figures of each column, by layer, order and head."""
-    return tuple(_columns(counts))
+def column_stats(counts: Counts, samples: Sequence[NgramSample] = ()) -> tuple[ColumnStats, ...]:
+    """The figures of each column, by layer, order and head.
+
+    `samples`: n-grams to go by in the place of those in `counts`, one sample an order.
+    """
+    return tuple(_columns(counts, samples or counts.samples))
 
 
 def ideal_occupied(rows: int, ngrams: float) -> float:
@@ -132,18 +137,32 @@ def sample_rows(sample: NgramSample, plan: LayerPlan, order: int, heads: int) ->
     return rows[:, sample.order - 1 :: sample.order]
 
 
-def _columns(counts: Counts) -> Iterator[ColumnStats]:
+def shared_by_head(
+    counts: Counts, entry: LayerHash, index: int, sample: NgramSample
+) -> NDArray[np.bool_]:
+    """bool[H, S]: whether another n-gram falls on an n-gram's row, for each head of an order."""
+    heads = counts.layout.heads
+    plan = plan_layer(counts.layout, entry)
+    offsets = np.array(entry.offsets[index * heads : (index + 1) * heads], dtype=np.int64)
+    shared = np.empty((heads, len(sample.counts)), dtype=np.bool_)
+    for begin in range(0, shared.shape[1], _STEP):
+        part = sample.take(slice(begin, begin + _STEP))
+        rows = sample_rows(part, plan, index, heads) + offsets[:, None]
+        shared[:, begin : begin + _STEP] = part.counts < counts.hits[entry.layer][rows]
+    return shared
+
+
+def _columns(counts: Counts, samples: Sequence[NgramSample]) -> Iterator[ColumnStats]:
     heads = counts.layout.heads
     for entry in counts.layout.layers:
-        plan = plan_layer(counts.layout, entry)
         hits = counts.hits[entry.layer]
-        for index, sample in enumerate(counts.samples):
-            rows = sample_rows(sample, plan, index, heads)
+        for index, sample in enumerate(samples):
+            shared = shared_by_head(counts, entry, index, sample)
             for head in range(heads):
                 column = index * heads + head
                 begin, modulus = entry.offsets[column], entry.moduli[column]
                 own = hits[begin : begin + modulus]
-                yield _column(entry.layer, head, counts.tokens, sample, own, rows[head])
+                yield _column(entry.layer, head, counts.tokens, sample, own, shared[head])
 
 
 def _column(
@@ -152,13 +171,12 @@ def _column(
     windows: int,
     sample: NgramSample,
     hits: NDArray[np.uint32],
-    rows: NDArray[np.uint32],
+    shared: NDArray[np.bool_],
 ) -> ColumnStats:
     sums = np.zeros(6, dtype=np.uint64)
     kernels.sum_column(hits, sums)
     occupied, largest, full, _, high, low = map(int, sums)
     counts = sample.counts.astype(np.float64)
-    shared = sample.counts < hits[rows]
     squares = Squares(
         all=_all_squares(high * 2**32 + low, windows, len(hits)), sampled=float(np.sum(counts**2))
     )

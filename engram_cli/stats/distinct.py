@@ -12,7 +12,7 @@ Source of the estimator: Bar-Yossef et al., "Counting distinct elements in a dat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,12 @@ class NgramSample:
             return 0.0
         unseen = 1.0 - len(self.hashes) / self.distinct
         return self.distinct * math.sqrt(max(unseen, 0.0) / (len(self.hashes) - 1))
+
+    def take(self, which: slice | NDArray[np.intp]) -> NgramSample:
+        """Some n-grams of it: no sample any more but in name."""
+        return replace(
+            self, hashes=self.hashes[which], counts=self.counts[which], tokens=self.tokens[which]
+        )
 
     def merge(self, other: NgramSample) -> NgramSample:
         """The sample of both corpora. Raises MismatchError for another order or size."""

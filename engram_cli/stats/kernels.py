@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, uint32, uint64
+from numba import float64, int64, uint32, uint64
 
-from engram_cli.hashing.jit import kernel, prefetch
+from engram_cli.hashing.jit import bits_of, kernel, prefetch
 
 # How far ahead the counter of a row is asked for. It does not matter much between 32 and 512; at 0
 # the rows of a table beyond the caches are counted at a third of the speed.
@@ -55,6 +55,13 @@ def sum_column(hits, out):  # type: ignore[no-untyped-def]
         low += square & uint64(0xFFFFFFFF)
     out[0], out[1], out[2], out[3] = used, uint64(largest), full, total
     out[4], out[5] = high, low
+
+
+@kernel("void(uint32[::1], int64[::1])")
+def bin_hits(hits, out):  # type: ignore[no-untyped-def]
+    """Add to `out` [34] how many counters [m] are 0, and how many in [2**i, 2**(i+1)) at 1+i."""
+    for i in range(hits.size):
+        out[0 if hits[i] == 0 else int64(bits_of(float64(hits[i])) >> uint64(52)) - 1022] += 1
 
 
 @kernel("void(uint32[::1], uint32[::1])")

@@ -1,0 +1,82 @@
+"""What hash-stats found beside rows and n-grams, for people: clean heads, n-grams, sources."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from engram_cli.commands.hash_stats import HashStatsResult
+
+_SHOWN_NGRAMS = 10
+_SHOWN_ROWS = 3
+
+
+def clean_heads_part(result: HashStatsResult) -> RenderableType:
+    """How many of its heads an n-gram has for itself, a line an order."""
+    from engram_cli.cli.render import grid, percent
+
+    rows = []
+    for entry in result.sections["clean_heads"]:
+        heads = len(entry["ideal"]) - 1
+        rows.append(
+            (
+                f"{entry['layer']}",
+                f"{entry['order']}",
+                f"{_mean(entry['ngrams']):.2f} of {heads}",
+                f"{_mean(entry['ideal']):.2f}",
+                percent(entry["ngrams"][0], 1),
+                percent(entry["ideal"][0], 1),
+                percent(entry["ngrams"][-1], 1),
+                percent(entry["ideal"][-1], 1),
+                f"{_mean(entry['occurrences']):.2f}",
+                percent(entry["purity"], 1),
+            )
+        )
+    names = (
+        *(">layer", ">order", ">clean heads", ">ideal", ">none clean", ">ideal"),
+        *(">all clean", ">ideal", ">by use", ">purity"),
+    )
+    return grid("Clean heads: where no other n-gram falls on an n-gram's row", names, rows)
+
+
+def ngram_parts(result: HashStatsResult) -> list[RenderableType]:
+    """The most frequent n-grams of each order, and rows that frequent n-grams share."""
+    from engram_cli.cli.render import grid
+
+    parts: list[RenderableType] = []
+    for entry in result.sections["top_ngrams"]:
+        among = "" if entry["exact"] else " of the sample"
+        rows = [(each["text"], f"{each['count']:,}") for each in entry["ngrams"][:_SHOWN_NGRAMS]]
+        title = f"Most frequent {entry['order']}-grams{among}"
+        parts.append(grid(title, (f"{entry['order']}-gram", ">times"), rows))
+    worst = [
+        (
+            f"{row['layer']}",
+            f"{row['order']}",
+            f"{row['head']}",
+            f"{row['row']:,}",
+            f"{row['hits']:,}",
+            "\n".join(f"{each['count']:,} x {each['text']}" for each in row["ngrams"]),
+        )
+        for row in _first_of_each(result.sections["worst_rows"])
+    ]
+    names = (">layer", ">order", ">head", ">row", ">hits", "its n-grams")
+    return [*parts, grid("Rows that frequent n-grams share", names, worst)]
+
+
+def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first rows of each layer and order."""
+    met: dict[tuple[int, int], int] = {}
+    first = []
+    for row in rows:
+        key = row["layer"], row["order"]
+        met[key] = met.get(key, 0) + 1
+        if met[key] <= _SHOWN_ROWS:
+            first.append(row)
+    return first
+
+
+def _mean(shares: list[float]) -> float:
+    return sum(heads * share for heads, share in enumerate(shares))

@@ -1,0 +1,106 @@
+"""How many of its heads an n-gram has for itself: counts in, sections of stats.json out.
+
+A head is clean for an n-gram when no other n-gram falls on its row there. A memory reads all heads
+of an order together, so what one head blurs the others may still tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.hashing.hasher import plan_layer
+from engram_cli.hashing.layout import LayerHash
+from engram_cli.stats import kernels
+from engram_cli.stats.collisions import ideal_shared, sample_rows
+from engram_cli.stats.counters import Counts
+from engram_cli.stats.distinct import NgramSample
+
+_STEP = 2**17  # n-grams looked at together
+_BINS = 34
+
+
+def clean_heads(counts: Counts, samples: Sequence[NgramSample] = ()) -> list[dict[str, Any]]:
+    """By layer and order: shares of n-grams, and of occurrences, by how many heads are clean.
+
+    Beside them what an ideal hash gives for as many n-grams, and the purity: the mean over n-grams
+    and heads of own occurrences / hits of the row. `samples`: n-grams to go by in the place of
+    those in `counts`, one sample an order.
+    """
+    samples = samples or counts.samples
+    return [
+        _clean_heads(counts, entry, index, sample)
+        for entry in counts.layout.layers
+        for index, sample in enumerate(samples)
+    ]
+
+
+def row_hits(counts: Counts) -> list[dict[str, Any]]:
+    """By layer and order: how many rows have 0 hits, 1, 2 or 3, 4 to 7 and so on."""
+    found = []
+    heads = counts.layout.heads
+    for entry in counts.layout.layers:
+        for index, order in enumerate(counts.layout.orders):
+            first, last = index * heads, (index + 1) * heads - 1
+            end = entry.offsets[last] + entry.moduli[last]
+            bins = np.zeros(_BINS, dtype=np.int64)
+            kernels.bin_hits(counts.hits[entry.layer][entry.offsets[first] : end], bins)
+            used = int(np.flatnonzero(bins)[-1]) + 1
+            found.append(
+                {
+                    "layer": entry.layer,
+                    "order": order,
+                    "bins": [0, *(2**power for power in range(used - 1))],
+                    "rows": bins[:used].tolist(),
+                }
+            )
+    return found
+
+
+def ideal_clean(moduli: Sequence[int], ngrams: float) -> list[float]:
+    """The chances that 0..H heads are clean for an n-gram, when heads are independent of another.
+
+    The Poisson-binomial distribution of heads that are each clean with their own chance.
+    """
+    chances = np.ones(1)
+    for modulus in moduli:
+        blurred = ideal_shared(modulus, ngrams)
+        chances = np.convolve(chances, [blurred, 1.0 - blurred])
+    return [float(chance) for chance in chances]
+
+
+def _clean_heads(
+    counts: Counts, entry: LayerHash, index: int, sample: NgramSample
+) -> dict[str, Any]:
+    heads = counts.layout.heads
+    by_ngram = np.zeros(heads + 1, dtype=np.int64)
+    by_use = np.zeros(heads + 1)
+    purity = 0.0
+    columns = slice(index * heads, (index + 1) * heads)
+    plan = plan_layer(counts.layout, entry)
+    offsets = np.array(entry.offsets[columns], dtype=np.int64)[:, None]
+    hits = counts.hits[entry.layer]
+    for begin in range(0, len(sample.counts), _STEP):
+        part = sample.take(slice(begin, begin + _STEP))
+        met = hits[sample_rows(part, plan, index, heads) + offsets]
+        clean = _at_most(met, part.counts)
+        by_ngram += np.bincount(clean, minlength=heads + 1)
+        by_use += np.bincount(clean, weights=part.counts, minlength=heads + 1)
+        purity += float(np.sum(np.minimum(part.counts / met, 1.0)))
+    size = len(sample.counts)
+    return {
+        "layer": entry.layer,
+        "order": sample.order,
+        "ngrams": (by_ngram / max(size, 1)).tolist(),
+        "occurrences": (by_use / max(by_use.sum(), 1.0)).tolist(),
+        "ideal": ideal_clean(entry.moduli[columns], sample.distinct),
+        "purity": purity / max(size * heads, 1),
+    }
+
+
+def _at_most(met: NDArray[np.uint32], own: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """int64[S]: in how many of the heads the hits `met` [H, S] are no more than `own` [S]."""
+    return np.asarray(np.count_nonzero(met <= own, axis=0), dtype=np.int64)
