@@ -1,0 +1,5 @@
+"""How the number of different n-grams grows with the corpus: stretches in, Heaps' curve out."""
+
+from engram_cli.stats.growth.collector import Growth
+
+__all__ = ["Growth"]

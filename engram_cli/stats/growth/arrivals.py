@@ -1,0 +1,136 @@
+"""When n-grams and rows are first met if the stretches come in random order; partials that merge.
+
+A stretch arrives at the time its key says, between 0 and 1. The least arrival of an n-gram is that
+of the first stretch that holds it, so how many n-grams have arrived by a time t is how many a
+random share t of the corpus holds. Nothing of it depends on the order of reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import MismatchError
+from engram_cli.stats.distinct import EVERYTHING, table_entries
+from engram_cli.stats.growth import kernels
+from engram_cli.stats.passage import Passage
+
+NEVER = 2**64 - 1
+MOST_ROWS = 2**16  # the rows followed of a column
+BINS = 4096  # of the arrival times
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NgramArrivals:
+    """The `size` n-grams with the smallest hashes, those below `threshold`.
+
+    `hashes` uint64[S] ascending, `arrivals` uint64[S].
+    """
+
+    size: int
+    threshold: int
+    hashes: NDArray[np.uint64]
+    arrivals: NDArray[np.uint64]
+
+    @property
+    def share(self) -> float:
+        """The share of all n-grams that is in the sample."""
+        return self.threshold / EVERYTHING
+
+    def merge(self, other: NgramArrivals) -> NgramArrivals:
+        """Those of both corpora. Raises MismatchError."""
+        if self.size != other.size:
+            raise MismatchError(
+                f"samples of {self.size} and of {other.size} n-grams do not merge",
+                "count both corpora alike",
+            )
+        hashes = np.concatenate([self.hashes, other.hashes])
+        arrivals = np.concatenate([self.arrivals, other.arrivals])
+        order = np.lexsort((arrivals, hashes))
+        hashes, first = np.unique(hashes[order], return_index=True)
+        threshold = min(self.threshold, other.threshold)
+        return _lowest(self.size, threshold, hashes, arrivals[order][first])
+
+
+class ArrivalSampler:
+    """Draws `NgramArrivals` of one order from a stream of passages."""
+
+    def __init__(self, order: int, filler: int, size: int) -> None:
+        self._order, self._filler, self._size = order, filler, size
+        self._limit = size + size // 2
+        self._slots = np.zeros(2 * table_entries(size), dtype=np.uint64)
+        self._entries = np.zeros(1, dtype=np.int64)
+        self._threshold = EVERYTHING
+
+    def push(self, passage: Passage) -> None:
+        """Meet the n-grams at every position."""
+        done = 0
+        while done < len(passage):
+            done = kernels.sample_arrivals(
+                passage.window.tokens,
+                passage.window.seen,
+                self._filler,
+                self._order,
+                done,
+                np.uint64(self._threshold - 1),
+                self._limit,
+                passage.stretches.begins,
+                passage.stretches.keys,
+                self._slots,
+                self._entries,
+            )
+            if self._entries[0] > self._limit:
+                self._lower()
+
+    def sample(self) -> NgramArrivals:
+        """What was met."""
+        slots = self._slots.reshape(-1, 2)
+        held = slots[slots[:, 0] > 0]
+        held = held[np.argsort(held[:, 0])]
+        return _lowest(self._size, self._threshold, held[:, 0], held[:, 1])
+
+    def _lower(self) -> None:
+        sample = self.sample()
+        self._threshold = sample.threshold
+        self._slots.fill(0)
+        hashes = np.ascontiguousarray(sample.hashes)
+        kernels.fill_arrivals(hashes, np.ascontiguousarray(sample.arrivals), self._slots)
+        self._entries[0] = len(hashes)
+
+
+class RowArrivals:
+    """The least arrivals of the rows of a column that a power of two divides."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._shift = max(-(-rows // MOST_ROWS) - 1, 0).bit_length()
+        followed = -(-rows >> self._shift)
+        self.arrivals = np.full(followed, NEVER, dtype=np.uint64)
+
+    def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
+        """Meet the rows of the tokens of a passage."""
+        mask = np.uint32((1 << self._shift) - 1)
+        stretches = passage.stretches
+        shift = np.uint32(self._shift)
+        kernels.watch_rows(rows, mask, shift, stretches.begins, stretches.keys, self.arrivals)
+
+    def merge(self, other: RowArrivals) -> RowArrivals:
+        """Those of both corpora."""
+        both = RowArrivals(self.rows)
+        np.minimum(self.arrivals, other.arrivals, out=both.arrivals)
+        return both
+
+
+def _lowest(
+    size: int, threshold: int, hashes: NDArray[np.uint64], arrivals: NDArray[np.uint64]
+) -> NgramArrivals:
+    below = len(hashes)
+    if threshold != EVERYTHING:
+        below = int(np.searchsorted(hashes, np.uint64(threshold)))
+    if below > size:
+        threshold, below = int(hashes[size]), size
+    return NgramArrivals(
+        size=size, threshold=threshold, hashes=hashes[:below], arrivals=arrivals[:below]
+    )

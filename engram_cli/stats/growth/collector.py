@@ -1,0 +1,92 @@
+"""The collector of the growth: passages in, the section "growth" of stats.json out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.collector import Looker, RowWatcher
+from engram_cli.stats.counters import Counts
+from engram_cli.stats.distinct import table_entries
+from engram_cli.stats.growth.arrivals import (
+    BINS,
+    MOST_ROWS,
+    ArrivalSampler,
+    NgramArrivals,
+    RowArrivals,
+)
+from engram_cli.stats.growth.curve import Curve
+from engram_cli.stats.passage import Passage
+
+DEFAULT_SIZE = 2**15
+_BIN_SHIFT = np.uint64(64 - BINS.bit_length() + 1)
+
+
+class Growth(Looker):
+    """Follows the first arrivals of n-grams, and of the rows of each order's first head."""
+
+    name = "growth"
+
+    def __init__(self, layout: HashLayout, size: int = DEFAULT_SIZE) -> None:
+        """`size`: n-grams followed of each order."""
+        self._layout = layout
+        self._size = size
+        self._samplers = [ArrivalSampler(n, layout.filler_id, size) for n in layout.orders]
+        self._met: tuple[NgramArrivals, ...] = ()  # what was merged
+        self._tokens = np.zeros(BINS, dtype=np.int64)
+        self._rows: dict[tuple[int, int], RowArrivals] = {
+            (entry.layer, order): RowArrivals(entry.moduli[index * layout.heads])
+            for entry in layout.layers
+            for index, order in enumerate(layout.orders)
+        }
+
+    @property
+    def memory(self) -> int:
+        """Tables, copies of them while a threshold is lowered, arrivals of rows."""
+        one = 16 * table_entries(self._size) + 3 * 24 * self._size
+        return one * len(self._samplers) + 8 * min(MOST_ROWS, 2**16) * len(self._rows)
+
+    @property
+    def cost(self) -> int:
+        """Of an order: about that of hashing and counting two columns."""
+        return 2 * len(self._samplers)
+
+    def push(self, passage: Passage) -> None:
+        """Note when the tokens and the n-grams of a passage arrive."""
+        stretches = passage.stretches
+        lengths = np.diff(stretches.begins, append=len(passage))
+        np.add.at(self._tokens, (stretches.keys >> _BIN_SHIFT).astype(np.int64), lengths)
+        for sampler in self._samplers:
+            sampler.push(passage)
+
+    def watcher(self, layer: int, order: int) -> RowWatcher:
+        """The rows of every order are followed."""
+        return self._rows[layer, order]
+
+    def merge(self, other: Growth) -> Growth:
+        """The growth of both corpora. Raises MismatchError."""
+        both = Growth(self._layout, self._size)
+        both._tokens = self._tokens + other._tokens
+        both._met = tuple(
+            one.merge(two) for one, two in zip(self.samples(), other.samples(), strict=True)
+        )
+        both._rows = {key: rows.merge(other._rows[key]) for key, rows in self._rows.items()}
+        return both
+
+    def samples(self) -> tuple[NgramArrivals, ...]:
+        """The n-grams followed of each order."""
+        return self._met or tuple(sampler.sample() for sampler in self._samplers)
+
+    def section(self, counts: Counts | None = None) -> list[dict[str, Any]]:
+        """The curve of each order and where it leads."""
+        return [
+            Curve(
+                order=order,
+                tokens=self._tokens,
+                ngrams=sample,
+                rows={layer: self._rows[layer, order] for layer in self._layout.layer_ids},
+            ).section()
+            for order, sample in zip(self._layout.orders, self.samples(), strict=True)
+        ]
