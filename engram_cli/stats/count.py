@@ -17,6 +17,7 @@ from engram_cli.stats.collector import Collector
 from engram_cli.stats.counters import Counter, Counts
 from engram_cli.stats.crew import Crew
 from engram_cli.stats.distinct import DEFAULT_SAMPLE
+from engram_cli.stats.memory import Trimmer
 from engram_cli.stats.passage import Passage, Stretcher
 
 
@@ -39,6 +40,7 @@ def count_blocks(
     counter = Counter(layout, sample_size, threads, collectors)
     stretcher = Stretcher()
     hasher = StreamHasher(layout)
+    trimmer = Trimmer()
     tokens = documents = 0
     with closing(blocks), Crew(counter.shares) as crew:
         for block in blocks:
@@ -56,6 +58,7 @@ def count_blocks(
                 tokens += len(block.ids)
                 documents += int(np.count_nonzero(block.starts))
             progress.advance(block.size)
+            trimmer.advance(block.size)
     return counter.counts(tokens=tokens, documents=documents, joined=join_documents)
 
 

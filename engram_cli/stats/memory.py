@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
@@ -13,6 +15,7 @@ from engram_cli.stats.distinct import sampler_bytes
 # The interpreter and its libraries, and what is on its way, with two tokenizers and their caches or
 # without: measured 570 to 670 MB and 360 MB.
 _WITH_TEXT, _WITHOUT_TEXT = 640 * 10**6, 350 * 10**6
+_TRIM_EVERY = 2**27  # bytes of corpus
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
@@ -62,6 +65,29 @@ def available_memory() -> int | None:
     """The bytes this process may still take, None where the system does not say."""
     found = [value for value in (_system(), _cgroup()) if value is not None]
     return min(found, default=None)
+
+
+class Trimmer:
+    """Gives freed memory back to the system while a corpus is read.
+
+    Texts and ids are freed by other threads than made them, and glibc keeps what they leave: 500 MB
+    of text left 500 MB behind, with this 100 MB. It takes 20 ms each time, 1 % of the whole.
+    """
+
+    def __init__(self) -> None:
+        self._since = 0
+        try:
+            self._trim: Any = ctypes.CDLL(None).malloc_trim
+        except (OSError, AttributeError, TypeError):  # another C library, which keeps less
+            self._trim = None
+
+    def advance(self, size: int) -> None:
+        """`size` more bytes of the corpus were read."""
+        self._since += size
+        if self._since >= _TRIM_EVERY:
+            self._since = 0
+            if self._trim is not None:
+                self._trim(0)
 
 
 def _system() -> int | None:
