@@ -25,7 +25,7 @@ from engram_cli.cli.options import (
     parse_size,
     unescape,
 )
-from engram_cli.cli.stats_sections import clean_heads_part, ngram_parts
+from engram_cli.cli.stats_sections import Figured, clean_heads_part, ngram_parts
 from engram_cli.cli.terminal import Terminal, reported, shown_path
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ _MARKS = {"above": "+", "below": "-", None: ""}
 def hash_stats(
     sources: Annotated[
         list[str],
-        typer.Argument(help="Files, folders or globs; - is standard input.", show_default=False),
+        typer.Argument(
+            help="Files, folders or globs; - is standard input. With --merge, statistics folders.",
+            show_default=False,
+        ),
     ],
     scheme: SchemeOption = None,
     orders: OrdersOption = None,
@@ -105,6 +108,10 @@ def hash_stats(
             parser=parse_size, metavar="SIZE", help="N-grams sampled of each order (256Ki)."
         ),
     ] = None,
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="SOURCES are statistics folders: write those of all of them."),
+    ] = False,
     ngrams: Annotated[
         bool,
         typer.Option("--ngrams", help="Show frequent n-grams, and those that fight over a row."),
@@ -124,6 +131,9 @@ def hash_stats(
     """Stream a corpus through the hash: which rows it uses, and which n-grams share one."""
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
+        if merge:
+            _merge(terminal, sources, vocab, out, force, workspace, ngrams)
+            return
         from engram_cli.commands.geometry import Geometry
         from engram_cli.commands.hash_stats import HashStatsRequest
         from engram_cli.commands.hash_stats import hash_stats as run
@@ -163,6 +173,43 @@ def hash_stats(
         terminal.result(result, *parts, next_command="engram build-table")
 
 
+def _merge(
+    terminal: Terminal,
+    parts: list[str],
+    vocab: Path | None,
+    out: Path | None,
+    force: bool,
+    workspace: Path,
+    ngrams: bool,
+) -> None:
+    from engram_cli.cli.render import facts
+    from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
+    from engram_cli.commands.workspace import Workspace
+
+    result = merge_stats(
+        MergeStatsRequest(
+            parts=tuple(map(Path, parts)),
+            workspace=Workspace(workspace),
+            vocab=vocab,
+            out=out,
+            force=force,
+        ),
+        terminal,
+    )
+    summary = [
+        ("parts", ", ".join(shown_path(part) for part in result.parts)),
+        ("corpus", f"{result.files:,} files, {result.documents:,} documents"),
+        ("tokens", f"{result.tokens:,}"),
+        ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
+        ("written", shown_path(result.out)),
+    ]
+    shown = [_orders(result), _columns(result), clean_heads_part(result)]
+    shown += ngram_parts(result) if ngrams else []
+    terminal.result(
+        result, facts("Merged statistics", summary), *shown, next_command="engram build-table"
+    )
+
+
 def stats_parts(result: HashStatsResult) -> list[RenderableType]:
     """The figures for people: the corpus, the n-grams, the rows of each head, clean heads."""
     return [_summary(result), _orders(result), _columns(result), clean_heads_part(result)]
@@ -183,7 +230,7 @@ def _summary(result: HashStatsResult) -> RenderableType:
     return facts("Statistics", rows)
 
 
-def _orders(result: HashStatsResult) -> RenderableType:
+def _orders(result: Figured) -> RenderableType:
     from engram_cli.cli.render import grid
 
     rows = [
@@ -200,7 +247,7 @@ def _orders(result: HashStatsResult) -> RenderableType:
     return grid("N-grams", names, rows)
 
 
-def _columns(result: HashStatsResult) -> RenderableType:
+def _columns(result: Figured) -> RenderableType:
     from engram_cli.cli.render import grid, percent
 
     rows = [
@@ -220,7 +267,7 @@ def _columns(result: HashStatsResult) -> RenderableType:
     ]
     names = (
         *(">layer", ">order", ">head", ">rows", ">occupied", ">ideal", ">n-grams sharing"),
-        *(">ideal", ">occurrences", ">most hits"),
+        *(">ideal", ">by use", ">most hits"),
     )
     title = "Rows, and the n-grams that share one, beside an ideal hash"
     if any(entry.flag for entry in result.columns):

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engram_cli.commands.hash_stats import HashStatsResult
+    from engram_cli.stats.collisions import ColumnStats, OrderStats
 
 _SHOWN_NGRAMS = 10
 _SHOWN_ROWS = 3
 
 
-def clean_heads_part(result: HashStatsResult) -> RenderableType:
+class Figured(Protocol):
+    """What has figures to show."""
+
+    @property
+    def orders(self) -> tuple[OrderStats, ...]:
+        """By order."""
+
+    @property
+    def columns(self) -> tuple[ColumnStats, ...]:
+        """By layer, order and head."""
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """Further keys of stats.json."""
+
+
+def clean_heads_part(result: Figured) -> RenderableType:
     """How many of its heads an n-gram has for itself, a line an order."""
     from engram_cli.cli.render import grid, percent
 
@@ -41,16 +57,17 @@ def clean_heads_part(result: HashStatsResult) -> RenderableType:
     return grid("Clean heads: where no other n-gram falls on an n-gram's row", names, rows)
 
 
-def ngram_parts(result: HashStatsResult) -> list[RenderableType]:
+def ngram_parts(result: Figured) -> list[RenderableType]:
     """The most frequent n-grams of each order, and rows that frequent n-grams share."""
     from engram_cli.cli.render import grid
 
-    parts: list[RenderableType] = []
-    for entry in result.sections["top_ngrams"]:
-        among = "" if entry["exact"] else " of the sample"
-        rows = [(each["text"], f"{each['count']:,}") for each in entry["ngrams"][:_SHOWN_NGRAMS]]
-        title = f"Most frequent {entry['order']}-grams{among}"
-        parts.append(grid(title, (f"{entry['order']}-gram", ">times"), rows))
+    best = [
+        (f"{entry['order']}", each["text"], f"{each['count']:,}")
+        for entry in result.sections["top_ngrams"]
+        for each in entry["ngrams"][:_SHOWN_NGRAMS]
+    ]
+    exact = all(entry["exact"] for entry in result.sections["top_ngrams"])
+    title = "Most frequent n-grams" + ("" if exact else " of the sample")
     worst = [
         (
             f"{row['layer']}",
@@ -63,7 +80,10 @@ def ngram_parts(result: HashStatsResult) -> list[RenderableType]:
         for row in _first_of_each(result.sections["worst_rows"])
     ]
     names = (">layer", ">order", ">head", ">row", ">hits", "its n-grams")
-    return [*parts, grid("Rows that frequent n-grams share", names, worst)]
+    return [
+        grid(title, (">order", "n-gram", ">times"), best),
+        grid("Rows that frequent n-grams share", names, worst),
+    ]
 
 
 def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -31,6 +31,12 @@ from engram_cli.version import __version__
 FORMAT = "engram-stats"
 VERSION = 1
 DOCUMENT, COUNTERS, SAMPLE = "stats.json", "counters.zarr", "sample.parquet"
+FIXED_KEYS = frozenset(
+    (
+        *("format", "version", "tool_version", "complete", "layout", "fingerprint", "tokens"),
+        *("documents", "join_documents", "corpus", "samples", "orders", "columns"),
+    )
+)
 _CHUNK = 2**22  # counters of a chunk: 16 MB
 _WRITERS = 4  # chunks compressed at a time: a core manages 200 MB/s
 _CODECS = {"bytes", "zstd"}
@@ -124,7 +130,7 @@ def write_stats(
             "orders": [asdict(each) for each in orders],
             "columns": [asdict(each) for each in columns],
         }
-        if clash := document.keys() & (sections or {}).keys():
+        if clash := FIXED_KEYS & (sections or {}).keys():
             raise ValueError(f"sections named as fixed keys: {', '.join(sorted(clash))}")
         document |= sections or {}
         (part / DOCUMENT).write_bytes(canonical_json(document))

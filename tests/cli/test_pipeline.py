@@ -166,3 +166,24 @@ def test_a_table_for_layers_the_model_has_not_is_refused(corpus: Engram) -> None
     done = corpus("attach", "ckpt")
     assert done.code == 2
     assert "has layer 15, the model has layers 0 to 3" in done.error_line
+
+
+def test_statistics_of_parts_merge(corpus: Engram) -> None:
+    corpus("compress-vocab")
+    (corpus.folder / "more.txt").write_text("another few words", encoding="utf-8")
+    for name in ("corpus", "more"):
+        counted = corpus("hash-stats", f"{name}.txt", *ROWS, "--layers", "1", "-o", name + ".stats")
+        assert counted.code == 0, counted.err
+    merged = corpus("hash-stats", "--merge", "corpus.stats", "more.stats", "--ngrams")
+    assert merged.code == 0, merged.err
+    assert "Merged statistics" in merged.out
+    assert "Clean heads" in merged.out
+    assert "Most frequent n-grams" in merged.out
+    assert max(map(len, merged.out.splitlines())) <= 100
+    corpus("hash-stats", "corpus.txt", "more.txt", *ROWS, "--layers", "1", "-o", "whole")
+    one, two = (corpus.folder / name / "stats.json" for name in ("whole", "engram-stats"))
+    assert one.read_bytes() == two.read_bytes()
+    assert corpus("build-table").code == 0
+    again = corpus("hash-stats", "--merge", "corpus.stats", "corpus.txt", "-o", "other")
+    assert again.code == 2
+    assert "no statistics folder at corpus.txt" in again.error_line
