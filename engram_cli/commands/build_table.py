@@ -26,7 +26,7 @@ from engram_cli.table.build import (
 )
 from engram_cli.table.inits import make_init
 from engram_cli.table.spec import TableSpec
-from engram_cli.vocab.parquet import read_vocab
+from engram_cli.vocab.parquet import read_about
 
 if TYPE_CHECKING:
     from engram_cli.stats.folder import Statistics
@@ -219,7 +219,7 @@ def _same_vocabulary(counted: HashLayout, request: BuildTableRequest) -> None:
     """Raises MismatchError when the vocabulary is there and is not that of the statistics."""
     if counted.scheme in RAW_ID_SCHEMES or not request.vocab.is_file():
         return
-    digest = read_vocab(request.vocab).digest
+    digest = read_about(request.vocab).get("vocab_digest")
     if digest != counted.vocab_digest:
         raise MismatchError(
             f"{request.stats} was counted with vocabulary {short(counted.vocab_digest)}, "

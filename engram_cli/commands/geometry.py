@@ -89,9 +89,9 @@ class Geometry:
 
 
 def _read(path: Path) -> Any:
-    from engram_cli.vocab.parquet import read_vocab
+    from engram_cli.vocab.parquet import read_map
 
-    return read_vocab(path)
+    return read_map(path)
 
 
 def _single(scheme: str, sizes: tuple[int, ...]) -> int:

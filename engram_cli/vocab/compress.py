@@ -12,21 +12,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.errors import TokenIdError, VocabularyError
-from engram_cli.vocab.lookup import HOLE, check_lookup, lookup_digest
+from engram_cli.vocab.lookup import HOLE, VocabMap
 from engram_cli.vocab.normalize import REPLACEMENT, normalizer, token_key
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CompressedVocab:
+class CompressedVocab(VocabMap):
     """A map of token ids to compressed ids, and the texts it was made from.
 
     `lookup`: int32[V], the compressed id of each token id; -1 at an id that no token has.
     `texts`, `tokens`, `keys`: V strings each (decoded alone, as spelt, as normalised).
     """
 
-    lookup: NDArray[np.int32]
-    size: int
     texts: list[str] = field(repr=False)
     tokens: list[str] = field(repr=False)
     keys: list[str] = field(repr=False)
@@ -35,21 +33,11 @@ class CompressedVocab:
     source: str
 
     def __post_init__(self) -> None:
-        check_lookup(self.lookup, self.size)
+        VocabMap.__post_init__(self)
         if not len(self.texts) == len(self.tokens) == len(self.keys) == len(self.lookup):
             raise VocabularyError(
                 "the columns of the vocabulary differ in length", "build it again"
             )
-
-    @property
-    def digest(self) -> str:
-        """The digest of the map alone: equal exactly when every token id has the same id."""
-        return lookup_digest(self.lookup)
-
-    @property
-    def vocab_size(self) -> int:
-        """V: one more than the largest token id."""
-        return len(self.lookup)
 
     @property
     def token_count(self) -> int:

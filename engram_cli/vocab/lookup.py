@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,27 @@ from engram_cli.errors import VocabularyError
 from engram_cli.files import sha256_bytes
 
 HOLE = -1  # the entry of an id that no token has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VocabMap:
+    """A vocabulary map: `lookup` int32[V], -1 at an id that no token has, onto 0..`size`-1."""
+
+    lookup: NDArray[np.int32]
+    size: int
+
+    def __post_init__(self) -> None:
+        check_lookup(self.lookup, self.size)
+
+    @property
+    def digest(self) -> str:
+        """The digest of the map alone: equal exactly when every token id has the same id."""
+        return lookup_digest(self.lookup)
+
+    @property
+    def vocab_size(self) -> int:
+        """V: one more than the largest token id."""
+        return len(self.lookup)
 
 
 def check_lookup(lookup: NDArray[np.int32], size: int) -> None:

@@ -9,17 +9,28 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import new_file, output_errors
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
-from engram_cli.vocab.lookup import HOLE
+from engram_cli.vocab.lookup import HOLE, VocabMap, lookup_digest
 
 FORMAT = "engram-vocab"
 VERSION = 1
 _KEY = b"engram"
-_COLUMNS = ("token_id", "token", "text", "key", "compressed_id", "special")
+_REMAKE = "make it again with engram compress-vocab --force"
+_SCHEMA = pa.schema(
+    [
+        ("token_id", pa.int32()),
+        ("token", pa.string()),
+        ("text", pa.string()),
+        ("key", pa.string()),
+        ("compressed_id", pa.int32()),
+        ("special", pa.bool_()),
+    ]
+)
 
 
 def write_vocab(vocab: CompressedVocab, path: Path, *, force: bool = False) -> None:
@@ -47,21 +58,9 @@ def write_vocab(vocab: CompressedVocab, path: Path, *, force: bool = False) -> N
 
 def read_vocab(path: str | Path) -> CompressedVocab:
     """Read what `write_vocab` wrote, its digest checked. Raises InputError or ArtifactError."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"compressed vocabulary not found: {path}", "run: engram compress-vocab")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ArtifactError(f"{path} is not a readable Parquet file: {error}", _REMAKE) from None
-    about = _read_metadata(path, table.schema.metadata or {})
-    if not set(_COLUMNS) <= set(table.column_names):
-        raise ArtifactError(f"{path} lacks columns of a compressed vocabulary", _REMAKE)
-    ids = table["token_id"].to_numpy()
-    if not np.array_equal(ids, np.arange(len(ids))):
-        raise ArtifactError(f"{path}: its token ids are not 0, 1, 2, ...", _REMAKE)
-    lookup = table["compressed_id"].fill_null(HOLE).to_numpy().astype(np.int32)
-    vocab = CompressedVocab(
+    table, about = _read(Path(path), _SCHEMA.names)
+    lookup = _lookup(Path(path), table, about)
+    return CompressedVocab(
         lookup=lookup,
         size=int(lookup.max(initial=HOLE)) + 1,
         texts=table["text"].fill_null("").to_pylist(),
@@ -71,9 +70,13 @@ def read_vocab(path: str | Path) -> CompressedVocab:
         tokenizer_digest=str(about.get("tokenizer_digest")),
         source=str(about.get("source")),
     )
-    if vocab.digest != about.get("vocab_digest"):
-        raise ArtifactError(f"{path} was changed after it was written: digests differ", _REMAKE)
-    return vocab
+
+
+def read_map(path: str | Path) -> VocabMap:
+    """Read only the map, a tenth of the time and memory of `read_vocab`. Raises as it does."""
+    table, about = _read(Path(path), ["token_id", "compressed_id"])
+    lookup = _lookup(Path(path), table, about)
+    return VocabMap(lookup=lookup, size=int(lookup.max(initial=HOLE)) + 1)
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
@@ -81,17 +84,35 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
     Raises InputError or ArtifactError.
     """
-    path = Path(path)
+    return _read(Path(path), [])[1]
+
+
+def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
+    """Columns of the file as the types they must have, and its metadata."""
     if not path.is_file():
         raise InputError(f"compressed vocabulary not found: {path}", "run: engram compress-vocab")
     try:
-        schema = pq.read_schema(path)
+        metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"{path} is not a readable Parquet file: {error}", _REMAKE) from None
-    return _read_metadata(path, schema.metadata or {})
+    about = _read_metadata(path, metadata)
+    try:
+        table = pq.read_table(path, columns=columns)
+        table = table.select(columns).cast(pa.schema([_SCHEMA.field(name) for name in columns]))
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ArtifactError(f"{path} lacks columns of a vocabulary: {error}", _REMAKE) from None
+    return table, about
 
 
-_REMAKE = "make it again with engram compress-vocab --force"
+def _lookup(path: Path, table: pa.Table, about: dict[str, Any]) -> NDArray[np.int32]:
+    """The map, its ids and its digest checked."""
+    ids = table["token_id"].fill_null(HOLE).to_numpy()
+    if not np.array_equal(ids, np.arange(len(ids))):
+        raise ArtifactError(f"{path}: its token ids are not 0, 1, 2, ...", _REMAKE)
+    lookup: NDArray[np.int32] = np.array(table["compressed_id"].fill_null(HOLE).to_numpy())
+    if lookup_digest(lookup) != about.get("vocab_digest"):
+        raise ArtifactError(f"{path} was changed after it was written: digests differ", _REMAKE)
+    return lookup
 
 
 def _metadata(vocab: CompressedVocab) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from engram_cli.errors import ArtifactError, InputError, TokenIdError, Vocabular
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.groups import diff, group_of_text, largest_groups, readable
 from engram_cli.vocab.normalize import normalize_plain, normalizer
-from engram_cli.vocab.parquet import read_vocab, write_vocab
+from engram_cli.vocab.parquet import read_map, read_vocab, write_vocab
 
 
 def plain_lookup(tokenizer: Tokenizer) -> tuple[list[int], int]:
@@ -142,6 +142,28 @@ def test_parquet_round_trip(small_vocab: CompressedVocab, tmp_path: Path) -> Non
     first = path.read_bytes()
     write_vocab(small_vocab, path, force=True)
     assert path.read_bytes() == first
+
+
+def test_the_map_alone_is_the_same_map(small_vocab: CompressedVocab, tmp_path: Path) -> None:
+    path = tmp_path / "vocab.parquet"
+    write_vocab(small_vocab, path)
+    alone = read_map(path)
+    assert np.array_equal(alone.lookup, small_vocab.lookup)
+    assert (alone.size, alone.digest) == (small_vocab.size, small_vocab.digest)
+
+
+def test_columns_of_other_types_are_refused(small_vocab: CompressedVocab, tmp_path: Path) -> None:
+    path = tmp_path / "vocab.parquet"
+    write_vocab(small_vocab, path)
+    table = pq.read_table(path)
+    index = table.column_names.index("compressed_id")
+    texts = pa.array(["x"] * len(table))
+    pq.write_table(table.set_column(index, "compressed_id", texts), path)
+    with pytest.raises(ArtifactError, match="lacks columns of a vocabulary"):
+        read_map(path)
+    pq.write_table(table.drop_columns(["key"]), path)
+    with pytest.raises(ArtifactError, match="lacks columns of a vocabulary"):
+        read_vocab(path)
 
 
 def test_parquet_keeps_holes(tmp_path: Path) -> None:

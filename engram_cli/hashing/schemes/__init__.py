@@ -24,9 +24,9 @@ SCHEMES: Registry[Callable[..., HashLayout]] = Registry(
 def hash_layout(scheme: str, vocab: Any = None, **parameters: Any) -> HashLayout:
     """The layout of a scheme for a vocabulary.
 
-    `engram-v1` and `deepseek-v4.1` take a `CompressedVocab` as `vocab`; `qwen-ple` and `tutorial`
-    hash raw ids and take `vocab_size=`. Every other parameter has the published default; see the
-    modules of `hashing.schemes`. Raises InputError for an unknown scheme or parameter, LayoutError
+    `engram-v1` and `deepseek-v4.1` take a `CompressedVocab` (or a bare `VocabMap`) as `vocab`;
+    `qwen-ple` and `tutorial` hash raw ids and take `vocab_size=`. Every other parameter has the
+    published default; see the modules of `hashing.schemes`. Raises InputError for an unknown scheme or parameter, LayoutError
     for a geometry that cannot be.
     """
     build = SCHEMES.load(scheme)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import engram_v1
-from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.lookup import VocabMap
 
 
 def layout(
-    vocab: CompressedVocab,
+    vocab: VocabMap,
     *,
     orders: Sequence[int] = (2, 3, 4),
     heads: int = 8,

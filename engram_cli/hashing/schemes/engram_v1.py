@@ -9,7 +9,7 @@ import numpy as np
 from engram_cli.errors import LayoutError
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.primes import next_prime
-from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.lookup import VocabMap
 
 LAYER_STEP = 10007
 INT64_MAX = 2**63 - 1
@@ -17,7 +17,7 @@ DEMO_ROWS = 129280 * 5
 
 
 def layout(
-    vocab: CompressedVocab,
+    vocab: VocabMap,
     *,
     orders: Sequence[int] = (2, 3),
     heads: int = 8,
