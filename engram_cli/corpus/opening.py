@@ -37,8 +37,14 @@ Unpacked: TypeAlias = tuple[BinaryIO, Callable[[int], int]]
 
 
 def packing(head: bytes) -> str | None:
-    """How a file that begins with `head` is packed: gzip, zstd, xz, bz2, or not."""
-    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    """How a file that begins with `head` is packed: gzip, zstd, xz, bz2, or not.
+
+    Three bytes of a magic that are all there is are a truncated archive.
+    """
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic) or (2 < len(head) < len(magic) and magic.startswith(head)):
+            return kind
+    return None
 
 
 def archive(head: bytes) -> str | None:

@@ -64,12 +64,12 @@ def format_of(name: str, place: Place) -> str:
     usual = _FORMATS.get(ending, "text")
     if place.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
         return usual
-    if place.distant and ending in _CERTAIN:
-        return usual
-    head = place.head(name, HEAD)
     if PurePosixPath(name).name == "index.json":
         folder = name[: -len("index.json")] or "."
         return "mds" if is_mds_index(folder, place) else usual
+    if place.distant and ending in _CERTAIN:
+        return usual
+    head = place.head(name, HEAD)
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
@@ -77,7 +77,7 @@ def format_of(name: str, place: Place) -> str:
         return "llmc" if head[:4] in LLMC_MAGIC else _stream_of_ones(ending)
     _refuse(name, ending, usual, head)
     if ending == ".bin":
-        return "megatron" if _has_index(name, place) else "nanogpt"
+        return "megatron" if place.kind(name[: -len(".bin")] + ".idx") == "file" else "nanogpt"
     if ending == ".npy" and _may_be_raw(name, place, head):
         return "olmo"
     return usual
@@ -103,12 +103,6 @@ def _refuse(name: str, ending: str, usual: str, head: bytes) -> None:
         raise CorpusError(f"{name} is Feather version 1", "write it again with pyarrow.feather")
     if ending == ".mds":
         raise CorpusError(f"{name} is a shard of an MDS data set", "give the folder of index.json")
-
-
-def _has_index(name: str, place: Place) -> bool:
-    index = name[: -len(".bin")] + ".idx"
-    found = place.kind(index) == "file"
-    return found and place.head(index, len(MEGATRON_MAGIC)) == MEGATRON_MAGIC
 
 
 def _may_be_raw(name: str, place: Place, head: bytes) -> bool:

@@ -69,7 +69,7 @@ def _source(file: CorpusFile) -> Iterator[Any]:
                     )
             local = None if file.path is None else pa.OSFile(str(file.path))
             yield stack.enter_context(local or pa.PythonFile(stream, "r"))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CorpusError(
             f"{file.name} cannot be read as Arrow: {reason}", "write the file again"

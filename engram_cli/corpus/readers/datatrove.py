@@ -25,7 +25,8 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
     index = beside(file, f"{_basename(file)}.index")
     with opened(file) as stream, opened(index) as ends:
         size, documents = length_of(file, stream), _count(index, ends)
-        dtype, tokens = _shape(file, size, index, ends, documents)
+        tokens = _tokens(index, ends, documents)
+        dtype = _dtype(file, size, tokens, options.ids_dtype)
         listed = Listed(_begins(index, ends, documents, tokens))
         yield from blocks(file, stream, dtype, tokens, listed)
 
@@ -41,14 +42,17 @@ def _count(index: CorpusFile, ends: BinaryIO) -> int:
     return size // 8
 
 
-def _shape(
-    file: CorpusFile, size: int, index: CorpusFile, ends: BinaryIO, documents: int
-) -> tuple[np.dtype[np.integer], int]:
-    tokens = 0
-    if documents:
-        ends.seek(-8, io.SEEK_END)
-        tokens = int(integers(ends, 1, "<u8", index.name)[0])
-        ends.seek(0)
+def _tokens(index: CorpusFile, ends: BinaryIO, documents: int) -> int:
+    """The last end."""
+    if not documents:
+        return 0
+    ends.seek(-8, io.SEEK_END)
+    tokens = int(integers(ends, 1, "<u8", index.name)[0])
+    ends.seek(0)
+    return tokens
+
+
+def _dtype(file: CorpusFile, size: int, tokens: int, wanted: str | None) -> np.dtype[np.integer]:
     width = size // tokens if tokens else 2
     if width not in _WIDTHS or width * tokens != size:
         raise CorpusError(
@@ -56,7 +60,11 @@ def _shape(
             "nor 4 bytes a token",
             "copy both files again",
         )
-    return np.dtype(_WIDTHS[width]), tokens
+    if wanted is not None and np.dtype(wanted).itemsize != width:
+        raise CorpusError(
+            f"{file.name} has {width} bytes a token, no {wanted}", "copy both files again"
+        )
+    return np.dtype(_WIDTHS[width])
 
 
 def _begins(index: CorpusFile, ends: BinaryIO, documents: int, tokens: int) -> Iterator[Offsets]:

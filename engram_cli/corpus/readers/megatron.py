@@ -7,7 +7,6 @@ int64[S] byte offsets, int64[D] the first sequence of each document and S at las
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -32,7 +31,23 @@ class _Index:
     dtype: np.dtype[np.integer]
     sequences: int
     entries: int
-    size: int
+    stream: BinaryIO
+
+    def lengths(self, first: int, count: int) -> NDArray[np.int64]:
+        """The ids of the sequences from `first` on."""
+        return self._integers(_HEADER + 4 * first, count, "<i4")
+
+    def pointers(self, first: int, count: int) -> NDArray[np.int64]:
+        """The byte offsets of the sequences from `first` on."""
+        return self._integers(_HEADER + 4 * self.sequences + 8 * first, count, "<i8")
+
+    def firsts(self, first: int, count: int) -> NDArray[np.int64]:
+        """The first sequences of the documents from `first` on."""
+        return self._integers(_HEADER + 12 * self.sequences + 8 * first, count, "<i8")
+
+    def _integers(self, at: int, count: int, dtype: str) -> NDArray[np.int64]:
+        self.stream.seek(at)
+        return integers(self.stream, count, dtype, self.file.name).astype(np.int64)
 
     def wrong(self, what: str) -> CorpusError:
         return CorpusError(f"{self.file.name} is damaged: {what}", _HINT)
@@ -42,16 +57,11 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
     """The ids of a .bin, its documents as the .idx has them. Raises CorpusError."""
     name = file.name.replace("\\", "/").rpartition("/")[2]
     index_file = beside(file, f"{name.removesuffix('.bin')}.idx")
-    with ExitStack() as stack:
-        stream = stack.enter_context(opened(file))
-        # Lengths, offsets and documents are read side by side: one stream for each.
-        lengths, pointers, firsts = (stack.enter_context(opened(index_file)) for _ in range(3))
-        index = _header(index_file, lengths)
-        pointers.seek(_HEADER + 4 * index.sequences)
-        firsts.seek(_HEADER + 12 * index.sequences)
+    with opened(file) as stream, opened(index_file) as entries:
+        index = _header(index_file, entries)
         size = length_of(file, stream)
         tokens = whole_tokens(file.name, size, index.dtype.itemsize)
-        listed = Listed(_begins(index, (lengths, pointers, firsts), tokens, file.name))
+        listed = Listed(_begins(index, tokens, file.name))
         yield from blocks(file, stream, index.dtype, tokens, listed)
 
 
@@ -59,7 +69,10 @@ def _header(file: CorpusFile, stream: BinaryIO) -> _Index:
     size = length_of(file, stream)
     raw = exactly(stream, _HEADER, file.name)
     if not raw.startswith(MEGATRON_MAGIC):
-        raise CorpusError(f"{file.name} is no Megatron index", _HINT)
+        raise CorpusError(
+            f"{file.name} is no Megatron index",
+            "copy it again, or say what the .bin beside it is with --format",
+        )
     rest = raw[len(MEGATRON_MAGIC) :]
     version, code = int.from_bytes(rest[:8], "little"), rest[8]
     sequences, entries = (int.from_bytes(rest[at : at + 8], "little") for at in (9, 17))
@@ -68,7 +81,11 @@ def _header(file: CorpusFile, stream: BinaryIO) -> _Index:
     if code not in _DTYPES:
         raise CorpusError(f"{file.name} has ids of type {code}, no integers", "write token ids")
     index = _Index(
-        file=file, dtype=np.dtype(_DTYPES[code]), sequences=sequences, entries=entries, size=size
+        file=file,
+        dtype=np.dtype(_DTYPES[code]),
+        sequences=sequences,
+        entries=entries,
+        stream=stream,
     )
     wanted = _HEADER + 12 * sequences + 8 * entries
     if size not in (wanted, wanted + sequences):
@@ -79,16 +96,13 @@ def _header(file: CorpusFile, stream: BinaryIO) -> _Index:
     return index
 
 
-def _begins(
-    index: _Index, streams: tuple[BinaryIO, BinaryIO, BinaryIO], tokens: int, name: str
-) -> Iterator[Offsets]:
+def _begins(index: _Index, tokens: int, name: str) -> Iterator[Offsets]:
     """The first tokens of the documents; every entry of the index is checked on the way."""
-    documents = _Firsts(index, streams[2])
+    documents = _Firsts(index)
     at = 0
     for first in range(0, index.sequences, _ENTRIES):
         count = min(_ENTRIES, index.sequences - first)
-        lengths = integers(streams[0], count, "<i4", index.file.name).astype(np.int64)
-        pointers = integers(streams[1], count, "<i8", index.file.name)
+        lengths, pointers = index.lengths(first, count), index.pointers(first, count)
         if bool(np.any(lengths < 0)):
             raise index.wrong(f"sequence {first + int(np.argmax(lengths < 0))} has less than 0 ids")
         ends = np.cumsum(lengths) + at
@@ -111,17 +125,16 @@ def _begins(
 class _Firsts:
     """The first sequences of the documents, in pieces."""
 
-    def __init__(self, index: _Index, stream: BinaryIO) -> None:
+    def __init__(self, index: _Index) -> None:
         self._index = index
-        self._stream = stream
-        self._left = index.entries
+        self._taken = 0
         self._last = 0
         self._ahead: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def below(self, end: int) -> NDArray[np.int64]:
         """The next entries below `end`; all smaller ones were taken before."""
         held = [self._ahead]
-        while self._left and (not len(held[-1]) or held[-1][-1] < end):
+        while self._taken < self._index.entries and (not len(held[-1]) or held[-1][-1] < end):
             held.append(self._next())
         found = np.concatenate(held)
         cut = int(np.searchsorted(found, end))
@@ -135,10 +148,9 @@ class _Firsts:
             raise self._index.wrong("its documents do not cover the sequences")
 
     def _next(self) -> NDArray[np.int64]:
-        begin = self._left == self._index.entries
-        count = min(_ENTRIES, self._left)
-        self._left -= count
-        found = integers(self._stream, count, "<i8", self._index.file.name).astype(np.int64)
+        begin = self._taken == 0
+        found = self._index.firsts(self._taken, min(_ENTRIES, self._index.entries - self._taken))
+        self._taken += len(found)
         ascending = bool(np.all(found[1:] >= found[:-1])) and int(found[0]) >= self._last
         if not ascending or (begin and found[0] != 0) or found[-1] > self._index.sequences:
             raise self._index.wrong("its documents do not ascend from 0 to the last sequence")

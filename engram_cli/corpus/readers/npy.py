@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
@@ -69,7 +70,7 @@ def read_header(stream: BinaryIO, file: CorpusFile) -> NpyHeader:
             else np.lib.format.read_array_header_2_0
         )
         shape, fortran, dtype = parse(stream)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, SyntaxError, TokenError) as error:
         raise CorpusError(
             f"{file.name} is no .npy file: {str(error).splitlines()[0]}",
             "save the token ids with numpy.save",

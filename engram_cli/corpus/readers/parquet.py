@@ -13,7 +13,7 @@ from engram_cli.corpus.columns import block, column_of, documents, field_of, is_
 from engram_cli.corpus.opening import opened
 from engram_cli.errors import CorpusError
 
-_BATCH_BYTES = 2**22  # of the column, uncompressed, read at a time
+_BATCH_BYTES = 2**23  # uncompressed, read at a time
 _BATCH_ROWS = 2**16
 
 
@@ -24,7 +24,7 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
         texts = is_text(type_of(parquet.schema_arrow, field))
         rows = max(parquet.metadata.num_rows, 1)
         first = 0
-        for batch in parquet.iter_batches(_batch_rows(parquet, field), columns=[field]):
+        for batch in parquet.iter_batches(_batch_rows(parquet), columns=[field]):
             # A row is worth its share of the file, as far as progress is concerned.
             begin, end = ((file.size or 0) * row // rows for row in (first, first + batch.num_rows))
             column = column_of(batch, field)
@@ -51,23 +51,22 @@ def _opened(file: CorpusFile) -> Iterator[pq.ParquetFile]:
             yield stack.enter_context(
                 pq.ParquetFile(source, memory_map=False, pre_buffer=file.path is None)
             )
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         reason = str(error).splitlines()[0]
         raise CorpusError(
             f"{file.name} cannot be read as Parquet: {reason}", "write the file again"
         ) from None
 
 
-def _batch_rows(parquet: pq.ParquetFile, field: str) -> int:
-    """How many rows hold about `_BATCH_BYTES` of the column."""
-    size: int = 0
-    for group in range(parquet.metadata.num_row_groups):
-        columns = parquet.metadata.row_group(group)
-        for index in range(columns.num_columns):
-            column = columns.column(index)
-            if column.path_in_schema == field or column.path_in_schema.startswith(field + "."):
-                size += int(column.total_uncompressed_size)
-    mean = max(size // max(int(parquet.metadata.num_rows), 1), 1)
+def _batch_rows(parquet: pq.ParquetFile) -> int:
+    """How many rows hold about `_BATCH_BYTES`, the other columns counted too.
+
+    The sizes of single columns are not asked for: in a damaged file pyarrow ends the program there.
+    """
+    about = parquet.metadata
+    groups = (about.row_group(group) for group in range(about.num_row_groups))
+    size = sum(max(int(group.total_byte_size), 0) for group in groups)
+    mean = max(size // max(int(about.num_rows), 1), 1)
     return min(max(_BATCH_BYTES // mean, 1), _BATCH_ROWS)
 
 
