@@ -11,6 +11,7 @@ from engram_cli.hashing.jit import bits_of, kernel, prefetch
 # the rows of a table beyond the caches are counted at a third of the speed.
 ROWS_AHEAD = 256
 SLOTS_AHEAD = 16
+ALL_AHEAD = 64  # the same where every n-gram is counted, in a table beyond the caches
 TILE = 2048
 _FULL = np.uint32(0xFFFFFFFF)
 _ODD1, _ODD2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -167,3 +168,77 @@ def fill_slots(hashes, counts, ngrams, slots, tokens):  # type: ignore[no-untype
         slots[(at << uint64(1)) + uint64(1)] = counts[i]
         for lag in range(tokens.shape[1]):
             tokens[at, lag] = ngrams[i, lag]
+
+
+@kernel(
+    "int64(int32[::1], uint8[::1], int64, int64, int64, int64, uint64[::1], int32[:, ::1],"
+    " int64[::1])"
+)
+def count_ngrams(  # type: ignore[no-untyped-def]
+    x, seen, filler, order, first, limit, slots, tokens, state
+):
+    """Count every n-gram at positions first..T-1.
+
+    `slots` [2 S] as in `sample_ngrams`; `tokens` [B, order]: new n-grams one after another, oldest
+    token first; `state` [2]: entries of the table, n-grams in `tokens`. Gives T, or the position to
+    go on from when there are `limit` entries or `tokens` is full.
+    """
+    count = seen.size
+    history = x.size - count
+    mask = uint64(slots.size // 2 - 1)
+    hashes = np.empty(TILE, np.uint64)
+    for begin in range(first, count, TILE):
+        width = min(TILE, count - begin)
+        here = hashes[:width]
+        reach = seen[begin : begin + width]
+        ngram_hashes(x[begin : begin + history + width], reach, filler, order, here)
+        for j in range(width):
+            if j + ALL_AHEAD < width:
+                prefetch(slots, int64((here[j + ALL_AHEAD] & mask) << uint64(1)))
+            key = here[j]
+            at = (key & mask) << uint64(1)
+            while slots[at] != key and slots[at] != 0:
+                at = (at + uint64(2)) & ((mask << uint64(1)) | uint64(1))
+            slots[at + uint64(1)] += uint64(1)
+            if slots[at] == 0:
+                slots[at] = key
+                place = begin + j
+                for lag in range(order):
+                    blocked = seen[place] <= lag
+                    tokens[state[1], order - 1 - lag] = (
+                        filler if blocked else x[history + place - lag]
+                    )
+                state[0] += 1
+                state[1] += 1
+                if state[0] >= limit or state[1] >= tokens.shape[0]:
+                    return place + 1
+    return count
+
+
+@kernel("void(uint64[::1], uint64[::1])")
+def move_slots(old, slots):  # type: ignore[no-untyped-def]
+    """Put the entries of `old` [2 S] into empty, larger `slots`."""
+    mask = uint64(slots.size // 2 - 1)
+    for i in range(0, old.size, 2):
+        key = old[i]
+        if key != 0:
+            at = key & mask
+            while slots[at << uint64(1)] != 0:
+                at = (at + uint64(1)) & mask
+            slots[at << uint64(1)] = key
+            slots[(at << uint64(1)) + uint64(1)] = old[i + 1]
+
+
+@kernel("void(uint64[::1], uint64[::1], uint64[::1])")
+def find_counts(hashes, slots, counts):  # type: ignore[no-untyped-def]
+    """The counts [n] of the entries with these `hashes` [n], all of them in `slots` [2 S]."""
+    mask = uint64(slots.size // 2 - 1)
+    led = max(hashes.size - ALL_AHEAD, 0)
+    lead = hashes[hashes.size - led :]
+    for i in range(hashes.size):
+        if i < led:
+            prefetch(slots, int64((lead[i] & mask) << uint64(1)))
+        at = hashes[i] & mask
+        while slots[at << uint64(1)] != hashes[i]:
+            at = (at + uint64(1)) & mask
+        counts[i] = slots[(at << uint64(1)) + uint64(1)]

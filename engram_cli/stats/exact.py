@@ -1,0 +1,156 @@
+"""Every n-gram of a corpus with its count: passages in, samples that miss nothing out.
+
+For corpora whose n-grams fit in memory; the counters and the sample do without. N-grams are told
+apart by the 64-bit hash of `stats.distinct`: 2-grams never meet, of 100 million longer ones two do
+with a chance of 1 in 3,700.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import InputError
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats import kernels
+from engram_cli.stats.collector import Looker
+from engram_cli.stats.counters import Counts
+from engram_cli.stats.distinct import EVERYTHING, NgramSample, hash_ngrams
+from engram_cli.stats.passage import Passage
+
+_FIRST_SLOTS = 2**20
+_BLOCK = 2**17  # n-grams whose tokens are kept together
+_FILL = 0.7  # of the slots of a table at most
+_STEP = 2**17
+_SLOT = 16  # bytes: hash and count side by side
+
+
+class Budget:
+    """Bytes that several tables may take together, from several threads."""
+
+    def __init__(self, size: int | None) -> None:
+        """`size`: None where nobody knows how much memory there is."""
+        self.size = size
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    def take(self, amount: int, what: str) -> None:
+        """Take `amount` more bytes, or give some back. Raises InputError when it is too much."""
+        with self._lock:
+            if amount > 0 and self.size is not None and self._taken + amount > self.size:
+                raise InputError(
+                    f"{what} need {_mb(self._taken + amount)} or more, "
+                    f"{_mb(self.size)} of memory may be used",
+                    "leave out --exact: the sample gives the same figures and their errors",
+                )
+            self._taken += amount
+
+
+class ExactNgrams(Looker):
+    """Counts all n-grams of one order, in a table that doubles."""
+
+    name = "exact"
+
+    def __init__(self, layout: HashLayout, order: int, budget: Budget) -> None:
+        """Raises InputError when not even an empty table fits."""
+        self.order = order
+        self._heads = layout.heads
+        self._filler = layout.filler_id
+        self._budget = budget
+        self._state = np.zeros(2, dtype=np.int64)
+        self._blocks: list[NDArray[np.int32]] = []
+        self._slots = self._new_slots(_FIRST_SLOTS)
+        self._new_block()
+
+    @property
+    def memory(self) -> int:
+        """What it begins with; more is asked of the budget."""
+        return _FIRST_SLOTS * _SLOT + self._block_bytes
+
+    @property
+    def cost(self) -> int:
+        """Measured: 8 columns' time where the table is beyond the caches."""
+        return 8
+
+    def push(self, passage: Passage) -> None:
+        """Count the n-grams at every position. Raises InputError when memory does not suffice."""
+        window, done = passage.window, 0
+        while done < len(window):
+            done = kernels.count_ngrams(
+                window.tokens,
+                window.seen,
+                self._filler,
+                self.order,
+                done,
+                int(_FILL * (len(self._slots) // 2)),
+                self._slots,
+                self._blocks[-1],
+                self._state,
+            )
+            if self._state[1] == len(self._blocks[-1]):
+                self._new_block()
+            if self._state[0] >= int(_FILL * (len(self._slots) // 2)):
+                self._grow()
+
+    def section(self, counts: Counts) -> None:
+        """None: what was counted makes the other figures exact."""
+
+    def sample(self) -> NgramSample:
+        """All n-grams in the order of their first occurrence, their hashes therefore in no order.
+
+        The table is given up. Nothing can be counted afterwards.
+        """
+        used = int(self._state[0])
+        tokens = np.concatenate(self._blocks)[:used]
+        self._blocks.clear()
+        hashes = np.empty(used, dtype=np.uint64)
+        for begin in range(0, used, _STEP):
+            hashes[begin : begin + _STEP] = hash_ngrams(tokens[begin : begin + _STEP])
+        counts = np.empty(used, dtype=np.uint64)
+        kernels.find_counts(hashes, self._slots, counts)
+        self._slots = self._slots[:0]
+        return NgramSample(
+            order=self.order,
+            size=max(used, 1),
+            threshold=EVERYTHING,
+            hashes=hashes,
+            counts=counts,
+            tokens=tokens,
+        )
+
+    @property
+    def _block_bytes(self) -> int:
+        """Of a block's tokens, and of what the figures will take for as many n-grams: the tokens
+        once more, hash, count, and a byte for each head."""
+        return _BLOCK * (2 * 4 * self.order + 16 + self._heads)
+
+    def _new_block(self) -> None:
+        self._budget.take(self._block_bytes, self._what())
+        self._blocks.append(np.zeros((_BLOCK, self.order), dtype=np.int32))
+        self._state[1] = 0
+
+    def _new_slots(self, count: int) -> NDArray[np.uint64]:
+        self._budget.take(count * _SLOT, self._what())
+        return np.zeros(2 * count, dtype=np.uint64)
+
+    def _grow(self) -> None:
+        """Move to a table of twice the size; both are there for a while."""
+        slots = self._new_slots(len(self._slots))
+        kernels.move_slots(self._slots, slots)
+        self._budget.take(-(len(self._slots) // 2) * _SLOT, self._what())
+        self._slots = slots
+
+    def _what(self) -> str:
+        return f"all {self.order}-grams, {int(self._state[0]):,} so far,"
+
+
+def exact_ngrams(layout: HashLayout, available: int | None) -> tuple[ExactNgrams, ...]:
+    """A table for each order, within `available` bytes together. Raises InputError."""
+    budget = Budget(available)
+    return tuple(ExactNgrams(layout, order, budget) for order in layout.orders)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e10 else f"{size / 1e6:,.0f} MB"

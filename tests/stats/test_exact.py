@@ -1,0 +1,100 @@
+"""Exact counting: equal to dictionaries, whatever the memory's steps; the sample agrees with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from stats.truth import blocks_of, hash_by_hand, layout_of, ngrams_of, zipf_documents
+
+from engram_cli.errors import InputError
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats import exact as module
+from engram_cli.stats.collisions import column_stats, order_stats
+from engram_cli.stats.count import count_blocks
+from engram_cli.stats.counters import Counts
+from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
+from engram_cli.stats.figures import figures
+
+LAYOUT = layout_of(moduli=(601, 607, 2003, 2011, 2017, 2027), heads=2, orders=(2, 3, 4))
+
+
+def counted(
+    documents: list[np.ndarray], layout: HashLayout, **options: int
+) -> tuple[Counts, tuple[NgramSample, ...]]:
+    tables = exact_ngrams(layout, None)
+    block = options.pop("block", 10_000)
+    counts = count_blocks(blocks_of(documents, block), layout, collectors=tables, **options)
+    return counts, tuple(table.sample() for table in tables)
+
+
+@pytest.mark.parametrize("block", [13, 10_000])
+@pytest.mark.parametrize("small", [True, False])
+def test_it_is_what_dictionaries_count(
+    small: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if small:
+        monkeypatch.setattr(module, "_FIRST_SLOTS", 2)
+        monkeypatch.setattr(module, "_BLOCK", 7)
+        monkeypatch.setattr(module, "_STEP", 5)
+    documents = zipf_documents(seed=3, count=30, length=50, size=50)
+    _, samples = counted(documents, LAYOUT, block=block, threads=2)
+    for sample in samples:
+        truth = ngrams_of(documents, LAYOUT, sample.order)
+        found = dict(zip(map(tuple, sample.tokens.tolist()), sample.counts.tolist(), strict=True))
+        assert found == truth
+        assert list(found) == list(truth)  # in the order of their first occurrence
+        assert [hash_by_hand(ngram) for ngram in found] == sample.hashes.tolist()
+        assert sample.exact
+        assert sample.distinct == len(truth)
+
+
+def test_figures_by_it_are_those_of_a_complete_sample() -> None:
+    documents = zipf_documents(seed=3, count=30, length=50, size=50)
+    counts, samples = counted(documents, LAYOUT)
+    assert all(sample.exact for sample in counts.samples)
+    assert figures(counts, samples=samples) == figures(counts)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_sample_agrees_within_its_errors(seed: int) -> None:
+    documents = zipf_documents(seed=seed, count=40, length=500, size=1000)
+    layout = layout_of(moduli=tuple(8009 + 2 * k for k in range(8)), heads=4, size=1000)
+    counts, samples = counted(documents, layout, sample_size=1000)
+    for one, two in zip(order_stats(counts), order_stats(counts, samples), strict=True):
+        assert two.exact
+        assert not one.exact
+        assert abs(one.distinct - two.distinct) < 4 * one.distinct_error
+    for column, true in zip(column_stats(counts), column_stats(counts, samples), strict=True):
+        assert true.shared_error == true.shared_occurrences_error == 0.0
+        assert abs(column.shared - true.shared) < 4 * column.shared_error
+        uses = abs(column.shared_occurrences - true.shared_occurrences)
+        assert uses < 4 * column.shared_occurrences_error
+        ideals = abs(column.ideal_occupied - true.ideal_occupied)
+        assert ideals < 4 * column.ideal_occupied_error
+
+
+def test_memory_that_does_not_suffice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FIRST_SLOTS", 16)
+    monkeypatch.setattr(module, "_BLOCK", 16)
+    documents = zipf_documents(seed=3, count=30, length=50, size=50)
+    tables = exact_ngrams(LAYOUT, 20_000)
+    with pytest.raises(InputError, match=r"all \d-grams, [\d,]+ so far, need 0 MB or more"):
+        count_blocks(blocks_of(documents, 100), LAYOUT, collectors=tables)
+    with pytest.raises(InputError, match="all 2-grams, 0 so far"):
+        exact_ngrams(LAYOUT, 100)
+
+
+def test_a_budget_is_shared_and_given_back() -> None:
+    budget = Budget(100)
+    budget.take(60, "one")
+    with pytest.raises(InputError, match="two need"):
+        budget.take(50, "two")
+    budget.take(-60, "one")
+    budget.take(100, "two")
+    Budget(None).take(10**18, "three")
+
+
+def test_nothing_was_counted() -> None:
+    table = ExactNgrams(LAYOUT, 2, Budget(None))
+    assert len(table.sample().counts) == 0
