@@ -1,0 +1,96 @@
+"""What vocabulary compression is worth: the corpus hashed with raw token ids beside it.
+
+The twin of a layout has the same geometry and takes token ids as they are. Passages in, the section
+"uncompressed" of stats.json out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from engram_cli.errors import InputError
+from engram_cli.hashing.hasher import Window
+from engram_cli.hashing.layout import INT64, HashLayout
+from engram_cli.stats.collector import Looker
+from engram_cli.stats.collisions import column_stats, order_stats
+from engram_cli.stats.counters import STEP, Counter, Counts, sampler_cost
+from engram_cli.stats.distinct import sampler_bytes
+from engram_cli.stats.passage import Passage
+
+
+class Uncompressed(Looker):
+    """Counts what the twin of a layout looks up."""
+
+    name = "uncompressed"
+
+    def __init__(self, layout: HashLayout, sample_size: int) -> None:
+        """Raises InputError for a layout that takes token ids as they are."""
+        self.layout = uncompressed_twin(layout)
+        self._size = sample_size
+        self._counter = Counter(self.layout, sample_size, 1)
+        self._scratch = self._counter.shares[0].scratch()
+        blank = np.full(layout.max_order - 1, self.layout.filler_id, dtype=np.int32)
+        self._history = blank
+
+    @property
+    def memory(self) -> int:
+        """Counters and samples once more."""
+        samples = sum(sampler_bytes(order, self._size) for order in self.layout.orders)
+        scratch = 4 * self.layout.heads * STEP
+        return 4 * sum(entry.rows for entry in self.layout.layers) + samples + scratch
+
+    @property
+    def cost(self) -> int:
+        """That of counting all columns and drawing all samples."""
+        columns = len(self.layout.layers) * self.layout.columns
+        return columns + sampler_cost(self.layout) * len(self.layout.orders)
+
+    def push(self, passage: Passage) -> None:
+        """Count the raw ids of a passage; look-back ends where it ends in the compressed ones."""
+        tokens = np.concatenate([self._history, passage.ids.astype(np.int32)])
+        self._history = tokens[len(tokens) - len(self._history) :].copy()
+        window = Window(tokens=tokens, seen=passage.window.seen)
+        self._counter.shares[0].push(replace(passage, window=window), self._scratch)
+
+    def counts(self, counts: Counts) -> Counts:
+        """What the twin counted, in the corpus of `counts`."""
+        return self._counter.counts(
+            tokens=counts.tokens, documents=counts.documents, joined=counts.joined
+        )
+
+    def section(self, counts: Counts) -> dict[str, Any]:
+        """The figures of each order and column, as `orders` and `columns` of stats.json."""
+        own = self.counts(counts)
+        return {
+            "orders": [asdict(each) for each in order_stats(own)],
+            "columns": [asdict(each) for each in column_stats(own)],
+        }
+
+
+def uncompressed_twin(layout: HashLayout) -> HashLayout:
+    """A layout over raw ids with the moduli of `layout`, whose multipliers are halved where the
+    larger ids would overflow, and stay odd. Raises InputError when there is nothing to undo."""
+    lookup = layout.lookup
+    if lookup is None:
+        raise InputError(
+            f"{layout.scheme} hashes token ids as they are", "leave out --compare-uncompressed"
+        )
+    layers = []
+    for entry in layout.layers:
+        multipliers = [abs(value) for value in entry.multipliers]
+        while max(multipliers) * (len(lookup) - 1) >= INT64:
+            multipliers = [value // 2 | 1 for value in multipliers]
+        layers.append(replace(entry, multipliers=tuple(multipliers)))
+    return replace(
+        layout,
+        scheme=f"{layout.scheme}, uncompressed",
+        filler_id=int(np.flatnonzero(lookup == layout.filler_id)[0]),
+        eos_id=None,  # look-back is taken over from the compressed ids
+        compressed_size=len(lookup),
+        vocab_digest=None,
+        layers=tuple(layers),
+        lookup=None,
+    )
