@@ -41,7 +41,8 @@ def hash_stats(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders or globs; - is standard input. With --merge, statistics folders.",
+            help="Files, folders, globs or addresses; - is standard input. "
+            "With --merge, statistics folders.",
             show_default=False,
         ),
     ],
@@ -58,7 +59,8 @@ def hash_stats(
         str | None,
         typer.Option(
             "--format",
-            help="text, jsonl, parquet or npy; by default told from each file.",
+            help="text, jsonl, parquet, arrow, npy, nanogpt, llmc, olmo, megatron, datatrove or "
+            "mds; by default told from each file.",
             rich_help_panel=_CORPUS,
         ),
     ] = None,
@@ -73,6 +75,21 @@ def hash_stats(
         str | None,
         typer.Option(
             help=r"What parts documents inside a text file, such as '\n\n'.",
+            rich_help_panel=_CORPUS,
+        ),
+    ] = None,
+    document_end_id: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Token that parts documents in nanogpt, llmc and olmo files.",
+            rich_help_panel=_CORPUS,
+        ),
+    ] = None,
+    ids_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="uint16, uint32, int32 or int64, for nanogpt and olmo files; by default told.",
             rich_help_panel=_CORPUS,
         ),
     ] = None,
@@ -161,6 +178,8 @@ def hash_stats(
             format=format_,
             field=field,
             document_separator=unescape(document_separator),
+            document_end_id=document_end_id,
+            ids_dtype=ids_dtype,
             suffixes=None if suffixes is None else tuple(suffixes.split(",")),
             errors=errors,  # type: ignore[arg-type]  # CorpusOptions checks it
             encoder=encoder,

@@ -14,7 +14,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
 from engram_cli.corpus.encode import EncoderDiffers, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
-from engram_cli.corpus.stream import TokenStream, needs_tokenizer
+from engram_cli.corpus.stream import TokenStream, needs_tokenizer, remarks
 from engram_cli.errors import CorpusError, InputError, MismatchError, OutputError
 from engram_cli.files import refuse_existing, sha256_bytes
 from engram_cli.hashing.layout import HashLayout, short
@@ -41,7 +41,8 @@ class HashStatsRequest:
 
     `sources`: files, folders, globs, "-" for standard input. `vocab`, `out`: None for the fixed
     names in `workspace`. `tokenizer`: None looks for the one that the vocabulary was made with.
-    `format`, `field`, `document_separator`, `suffixes`, `errors`: see `CorpusOptions`. `encoder`:
+    `format`, `field`, `document_separator`, `document_end_id`, `ids_dtype`, `suffixes`, `errors`:
+    see `CorpusOptions`; the geometry's EOS ends documents when no other token is named. `encoder`:
     "auto", "tokenizers" or "fast". `threads`: of the counting, None for one a core.
     `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
     """
@@ -56,6 +57,8 @@ class HashStatsRequest:
     format: str | None = None
     field: str | None = None
     document_separator: str | None = None
+    document_end_id: int | None = None
+    ids_dtype: str | None = None
     suffixes: tuple[str, ...] | None = None
     errors: Errors = "strict"
     encoder: str = "auto"
@@ -71,10 +74,13 @@ class HashStatsRequest:
     @property
     def corpus(self) -> CorpusOptions:
         """How the files are read."""
+        end = self.geometry.eos_id if self.document_end_id is None else self.document_end_id
         return CorpusOptions(
             format=self.format,
             field=self.field,
             document_separator=self.document_separator,
+            document_end_id=end,
+            ids_dtype=self.ids_dtype,
             suffixes=self.suffixes,
             errors=self.errors,
         )
@@ -140,6 +146,8 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     plan = plan_memory(layout, request.sample_size, threads, text=text)
     check_memory(plan, available_memory())
     tokenizer = _find_tokenizer(request, vocab, progress) if text else None
+    for remark in remarks(sources.files, request.corpus):
+        progress.note(remark)
     progress.note(str(plan))
     counted = _count_checked(request, sources, layout, tokenizer, threads, progress)
     found = figures(counted.counts, read_vocab(vocab) if vocab.is_file() else None)
