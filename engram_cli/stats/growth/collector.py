@@ -20,7 +20,7 @@ from engram_cli.stats.growth.arrivals import (
 from engram_cli.stats.growth.curve import Curve
 from engram_cli.stats.passage import Passage
 
-DEFAULT_SIZE = 2**15
+DEFAULT_SIZE = 2**14
 _BIN_SHIFT = np.uint64(64 - BINS.bit_length() + 1)
 
 

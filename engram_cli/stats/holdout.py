@@ -1,0 +1,140 @@
+"""A part of the corpus that is not counted: blocks in, what is left of them and a sample out.
+
+A stretch is held out when a hash of its key says so, wherever and whenever it is read. Of the
+tokens held out those of the stretches with the smallest keys are kept, about a million.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.corpus.base import TokenBlock
+from engram_cli.errors import InputError
+from engram_cli.stats.passage import Stretches, scrambled
+
+KEPT_TOKENS = 2**20
+_SALT = np.uint64(0x6A09E667F3BCC909)  # other bits than those that say when a stretch arrives
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Kept:
+    """What is left of a block, and what was taken from it.
+
+    `cuts` bool[T]: tokens before which something was taken out, where look-back must end.
+    """
+
+    block: TokenBlock
+    stretches: Stretches
+    cuts: NDArray[np.bool_]
+    held: TokenBlock
+
+
+class Holdout:
+    """Takes about `share` of the tokens out of a stream of blocks."""
+
+    def __init__(self, share: float, kept_tokens: int = KEPT_TOKENS) -> None:
+        """Raises InputError for a share that is not between 0 and 1."""
+        if not 0.0 < share < 1.0:
+            raise InputError(f"--holdout {share}", "give a share between 0 and 1, such as 0.1")
+        self.share = share
+        self.tokens = 0
+        self._below = np.uint64(int(share * 2.0**64))
+        self._budget = kept_tokens
+        self._limit: int | None = None  # keys from here on are no longer kept
+        self._parts: dict[int, list[NDArray[np.integer]]] = {}
+        self._held = 0  # tokens in `_parts`
+        self._cut = False  # the last token of the stream was taken out
+
+    @property
+    def memory(self) -> int:
+        """The bytes of the tokens kept, of any integer type."""
+        return 3 * 8 * self._budget
+
+    def push(self, block: TokenBlock, stretches: Stretches) -> Kept:
+        """Divide a block; `stretches` are its own."""
+        chosen = scrambled(stretches.keys ^ _SALT) < self._below
+        ends = np.append(stretches.begins[1:], len(block.ids))
+        lengths = ends - stretches.begins
+        self._keep(block, stretches, chosen, ends)
+        taken = np.repeat(chosen, lengths)
+        self.tokens += int(np.count_nonzero(taken))
+        after = np.concatenate([[self._cut], chosen[:-1]]) & ~chosen
+        self._cut = bool(chosen[-1])
+        begins = (np.cumsum(lengths * ~chosen) - lengths * ~chosen)[~chosen]
+        index = np.flatnonzero(~taken)
+        cuts = np.zeros(len(index), dtype=np.bool_)
+        cuts[begins[after[~chosen]]] = True
+        return Kept(
+            block=_select(block, index),
+            stretches=Stretches(begins=begins, keys=stretches.keys[~chosen]),
+            cuts=cuts,
+            held=_select(block, np.flatnonzero(taken)),
+        )
+
+    def sample(self) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+        """Token ids [T] of stretches that were held out, and bool[T] where each begins."""
+        self._shrink()
+        stretches = [np.concatenate(self._parts[key]) for key in sorted(self._parts)]
+        if not stretches:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
+        starts = np.zeros(sum(map(len, stretches)), dtype=np.bool_)
+        starts[np.cumsum([0, *map(len, stretches[:-1])])] = True
+        return np.concatenate(stretches), starts
+
+    def _keep(
+        self,
+        block: TokenBlock,
+        stretches: Stretches,
+        chosen: NDArray[np.bool_],
+        ends: NDArray[np.int64],
+    ) -> None:
+        for which in np.flatnonzero(chosen):
+            key = int(stretches.keys[which])
+            if self._limit is None or key < self._limit:
+                part = block.ids[stretches.begins[which] : ends[which]].copy()
+                self._parts.setdefault(key, []).append(part)
+                self._held += len(part)
+        if self._held > 2 * self._budget:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Keep the stretches with the smallest keys, as many as it takes to fill the budget.
+
+        That a stretch may yet grow only makes fewer of them do.
+        """
+        total = 0
+        for key in sorted(self._parts):
+            if total >= self._budget:
+                self._limit = key if self._limit is None else min(self._limit, key)
+                del self._parts[key]
+            else:
+                total += sum(map(len, self._parts[key]))
+        self._held = total
+
+
+def _select(block: TokenBlock, index: NDArray[np.int64]) -> TokenBlock:
+    """The tokens of a block at `index`, ascending."""
+    if len(index) == len(block.ids):
+        return block
+    at = np.searchsorted(index, [at for at, _ in block.files])
+    stops = [*at[1:], len(index)]
+    files = [
+        (int(begin), name)
+        for begin, stop, (_, name) in zip(at, stops, block.files, strict=True)
+        if begin < stop
+    ]
+    return replace(
+        block,
+        ids=block.ids[index],
+        starts=block.starts[index],
+        locate=partial(_locate, block, index),
+        files=tuple(files) or block.files[:1],
+    )
+
+
+def _locate(block: TokenBlock, index: NDArray[np.int64], at: int) -> str:
+    return block.locate(int(index[at]))

@@ -1,0 +1,119 @@
+"""The collector of the locality: rows in, the section "locality" of stats.json out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.collector import Looker, RowWatcher
+from engram_cli.stats.counters import Counts
+from engram_cli.stats.holdout import Holdout
+from engram_cli.stats.locality.hot import SHARES, HeldHits, order_hits, ranked
+from engram_cli.stats.locality.lru import SAMPLED_ROWS, LruWatcher
+from engram_cli.stats.locality.windows import LENGTHS, SAMPLED_WINDOWS, WindowWatcher
+from engram_cli.stats.passage import Passage
+
+
+class ColumnLocality:
+    """Windows and caches of one column."""
+
+    def __init__(self, rows: int, sampled_rows: int, windows: int) -> None:
+        self.windows = [WindowWatcher(length, windows) for length in LENGTHS]
+        self.lru = LruWatcher(rows, sampled_rows)
+
+    def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
+        """Look at the rows of a passage."""
+        for window in self.windows:
+            window.push_rows(rows, passage)
+        self.lru.push_rows(rows, passage)
+
+
+class Locality(Looker):
+    """Follows the first head of every order; the hot rows are those of all heads."""
+
+    name = "locality"
+
+    def __init__(
+        self,
+        layout: HashLayout,
+        holdout: Holdout | None = None,
+        *,
+        sampled_rows: int = SAMPLED_ROWS,
+        windows: int = SAMPLED_WINDOWS,
+    ) -> None:
+        """`sampled_rows` are followed of a column, `windows` kept of each length."""
+        self._layout = layout
+        self._holdout = holdout
+        self._columns = {
+            (entry.layer, order): ColumnLocality(
+                entry.moduli[index * layout.heads], sampled_rows, windows
+            )
+            for entry in layout.layers
+            for index, order in enumerate(layout.orders)
+        }
+
+    @property
+    def memory(self) -> int:
+        """The tables of the caches, the windows that have begun."""
+        columns = self._columns.values()
+        return sum(each.lru.memory for each in columns) + len(columns) * 12 * sum(LENGTHS)
+
+    def watcher(self, layer: int, order: int) -> RowWatcher:
+        """Every order is followed."""
+        return self._columns[layer, order]
+
+    def merge(self, other: Locality) -> None:
+        """Take in another partition, whose caches began empty."""
+        for key, column in self._columns.items():
+            column.lru.add(other._columns[key].lru)
+            for one, two in zip(column.windows, other._columns[key].windows, strict=True):
+                one.add(two)
+
+    def section(self, counts: Counts) -> dict[str, Any]:
+        """Hot rows, windows and caches by layer and order."""
+        return {
+            "hot": self._hot(counts),
+            "windows": self._windows(),
+            "lru": [
+                {
+                    "layer": layer,
+                    "order": order,
+                    "cache_rows": column.lru.cache_rows(),
+                    "hit_rate": column.lru.hit_rates(),
+                }
+                for (layer, order), column in self._columns.items()
+            ],
+            "held_out_tokens": 0 if self._holdout is None else self._holdout.tokens,
+        }
+
+    def _windows(self) -> list[dict[str, Any]]:
+        found = []
+        for (layer, order), column in self._columns.items():
+            for window in column.windows:
+                share = window.share()
+                if share is not None:
+                    entry = {"layer": layer, "order": order, "tokens": window.length}
+                    found.append({**entry, "distinct_share": share[0], "error": share[1]})
+        return found
+
+    def _hot(self, counts: Counts) -> list[dict[str, Any]]:
+        held = None
+        if self._holdout is not None:
+            ids, starts = self._holdout.sample()
+            held = HeldHits(counts, ids, starts) if len(ids) else None
+        shares = np.array(SHARES)
+        found = []
+        for layer in self._layout.layer_ids:
+            for index, order in enumerate(self._layout.orders):
+                ranking = ranked(order_hits(self._layout, counts.hits[layer], layer, index))
+                own = (ranking.values * ranking.rows).astype(np.float64)
+                entry: dict[str, Any] = {"layer": layer, "order": order, "held_out": None}
+                if held is not None:
+                    weights = held.weights(layer, index, ranking)
+                    entry["held_out"] = ranking.caught(weights, shares)
+                counted = ranking.caught(own, shares)
+                found.append({**entry, "rows_share": list(SHARES), "counted": counted})
+        return found

@@ -1,0 +1,125 @@
+"""Numba kernels of the locality: rows in, stack distances and hit histograms out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import int64, uint32, uint64
+
+from engram_cli.hashing.jit import kernel
+from engram_cli.stats.kernels import TILE
+
+_SPREAD = np.uint32(0x9E3779B1)
+
+
+@kernel("uint32(uint32)")
+def place(row):  # type: ignore[no-untyped-def]
+    """A pseudo-random place of a row among 2**32: a bijection."""
+    value = uint32((row ^ (row >> uint32(15))) * _SPREAD)
+    value = uint32((value ^ (value >> uint32(13))) * uint32(0x85EBCA6B))
+    return uint32(value ^ (value >> uint32(16)))
+
+
+@kernel("int64(int64, uint32)")
+def count_sampled(rows, highest):  # type: ignore[no-untyped-def]
+    """How many rows below `rows` have a place of at most `highest`."""
+    count = int64(0)
+    for row in range(rows):
+        count += int64(place(uint32(row)) <= highest)
+    return count
+
+
+@kernel("void(int64[::1], int64, int64)")
+def add(tree, at, value):  # type: ignore[no-untyped-def]
+    """Add to the entry `at` of a Fenwick tree."""
+    at += 1
+    while at < tree.size:
+        tree[at] += value
+        at += at & -at
+
+
+@kernel("void(uint64[::1], int64[::1], int64[::1])")
+def renumber(slots, tree, state):  # type: ignore[no-untyped-def]
+    """Give the rows in `slots` the times 0, 1, ... in the order they were last used."""
+    used = np.empty(slots.size // 2, np.int64)
+    count = 0
+    for at in range(slots.size // 2):
+        if slots[2 * at] != 0:
+            used[count] = at
+            count += 1
+    times = np.empty(count, np.int64)
+    for i in range(count):
+        times[i] = int64(slots[2 * used[i] + 1])
+    order = np.argsort(times)
+    tree[:] = 0
+    for i in range(count):
+        slots[2 * used[order[i]] + 1] = uint64(i)
+        add(tree, int64(i), int64(1))
+    state[0] = count
+    state[1] = count
+
+
+@kernel("void(uint32, uint32, uint64[::1], int64[::1], int64[::1], int64[::1])")
+def use(row, key, slots, tree, state, histogram):  # type: ignore[no-untyped-def]
+    """Use one row of the sample, whose place is `key`; the rest as in `stack_distances`."""
+    mask = uint64(slots.size // 2 - 1)
+    name = uint64(row) + uint64(1)
+    at = uint64(key) & mask
+    while slots[at << uint64(1)] != name and slots[at << uint64(1)] != 0:
+        at = (at + uint64(1)) & mask
+    if state[0] + 1 >= tree.size:
+        renumber(slots, tree, state)
+    now = state[0]
+    time = (at << uint64(1)) + uint64(1)
+    if slots[at << uint64(1)] == 0:
+        slots[at << uint64(1)] = name
+        state[1] += 1
+    else:
+        before = int64(slots[time])
+        older = int64(0)
+        node = before + 1
+        while node > 0:
+            older += tree[node]
+            node -= node & -node
+        histogram[state[1] - older] += 1
+        add(tree, before, int64(-1))
+    slots[time] = uint64(now)
+    add(tree, now, int64(1))
+    state[0] = now + 1
+
+
+@kernel("int64(uint32[::1], uint32, uint64[::1], int64[::1], int64[::1], int64[::1])")
+def stack_distances(rows, highest, slots, tree, state, histogram):  # type: ignore[no-untyped-def]
+    """Count the stack distances of the rows whose place is at most `highest`; gives how many.
+
+    `slots` [2 S]: row + 1 and the time of its last use, 0 where free, S a power of two; `tree`: a
+    Fenwick tree over times, 1 where a row was last used; `state` [2]: the next time, rows in use;
+    `histogram` [d]: of the distance, the number of other rows used since. First uses are not in it.
+    """
+    keys = np.empty(TILE, np.uint32)
+    kept = np.empty(TILE, np.int64)
+    sampled = int64(0)
+    for begin in range(0, rows.size, TILE):
+        own = rows[begin : min(begin + TILE, rows.size)]
+        here = keys[: own.size]
+        for j in range(own.size):
+            here[j] = place(own[j])
+        chosen = 0
+        for j in range(own.size):
+            kept[chosen] = j
+            chosen += int64(here[j] <= highest)
+        for i in range(chosen):
+            use(own[kept[i]], here[kept[i]], slots, tree, state, histogram)
+        sampled += chosen
+    return sampled
+
+
+@kernel("int64(uint32[::1], int64[::1])")
+def hit_histogram(hits, below):  # type: ignore[no-untyped-def]
+    """Count in `below` [b] the rows with 0..b-1 hits; gives how many have more."""
+    more = int64(0)
+    for i in range(hits.size):
+        if int64(hits[i]) < below.size:
+            below[hits[i]] += 1
+        else:
+            more += 1
+    return more

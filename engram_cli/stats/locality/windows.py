@@ -1,0 +1,80 @@
+"""How many different rows a window of the corpus looks up: rows in, shares out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.stats.passage import Passage, scrambled
+
+LENGTHS = (1024, 4096, 16384)
+SAMPLED_WINDOWS = 64
+
+
+class WindowWatcher:
+    """Counts the different rows in windows of `length` tokens that do not overlap.
+
+    Of all whole windows those `size` are kept whose keys are the smallest.
+    """
+
+    def __init__(self, length: int, size: int = SAMPLED_WINDOWS) -> None:
+        self.length = length
+        self._size = size
+        self.found: dict[int, int] = {}  # key -> different rows
+        self._limit = 2**64
+        self._key: int | None = None  # of the window that has begun, if it may be kept
+        self._held: list[NDArray[np.uint32]] = []
+
+    def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
+        """Look at the rows of a passage."""
+        length, inside = self.length, passage.position % self.length
+        done = (length - inside) % length  # where the next window begins
+        if done and self._key is not None:
+            self._held.append(rows[:done].copy())
+            if done <= len(rows):
+                self._finish(self._key, np.concatenate(self._held))
+                self._key = None
+        begins = np.arange(done, len(rows), length)
+        if not len(begins):
+            return
+        stretches = passage.stretches
+        which = np.searchsorted(stretches.begins, begins, side="right") - 1
+        places = ((passage.position + begins) // length).astype(np.uint64)
+        keys = scrambled(stretches.keys[which] ^ scrambled(places))
+        for at in np.flatnonzero(keys <= np.uint64(self._limit - 1)):
+            part = rows[begins[at] : begins[at] + length]
+            if len(part) == length:
+                self._finish(int(keys[at]), part)
+        last = int(begins[-1])
+        self._key, self._held = None, []
+        if last + length > len(rows) and int(keys[-1]) < self._limit:
+            self._key, self._held = int(keys[-1]), [rows[last:].copy()]
+
+    def add(self, other: WindowWatcher) -> None:
+        """Take in the windows of another partition."""
+        for key, rows in other.found.items():
+            self._keep(key, rows)
+
+    def share(self) -> tuple[float, float] | None:
+        """The mean share of a window's look-ups that are different rows, and its error.
+
+        None where no window was whole.
+        """
+        shares = np.array([self.found[key] for key in sorted(self.found)]) / self.length
+        if not len(shares):
+            return None
+        error = float(np.std(shares, ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0
+        return float(np.mean(shares)), error
+
+    def _finish(self, key: int, rows: NDArray[np.uint32]) -> None:
+        if key < self._limit:
+            ordered = np.sort(rows)
+            self._keep(key, 1 + int(np.count_nonzero(ordered[1:] != ordered[:-1])))
+
+    def _keep(self, key: int, rows: int) -> None:
+        self.found[key] = rows
+        if len(self.found) > self._size:
+            del self.found[max(self.found)]
+            self._limit = max(self.found)

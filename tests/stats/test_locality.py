@@ -1,0 +1,210 @@
+"""Hot rows, windows and caches equal their plain twins: sorting, sets and an OrderedDict."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Generator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stats.truth import layout_of, rows_of
+
+from engram_cli.corpus.base import TokenBlock
+from engram_cli.hashing.hasher import StreamHasher
+from engram_cli.stats.count import count_blocks
+from engram_cli.stats.holdout import Holdout
+from engram_cli.stats.locality import Locality
+from engram_cli.stats.locality.hot import SHARES
+from engram_cli.stats.locality.lru import LruWatcher
+from engram_cli.stats.locality.windows import WindowWatcher
+from engram_cli.stats.passage import Passage, Stretcher
+
+LAYOUT = layout_of(moduli=(1009, 1013, 8009, 8011), heads=2, size=300, layers=(1, 4))
+_GENERATOR = np.random.default_rng(3)
+_WEIGHTS = 1.0 / np.arange(1, 301)
+IDS = _GENERATOR.choice(300, 70_000, p=_WEIGHTS / _WEIGHTS.sum()).astype(np.int32)
+STARTS = np.arange(len(IDS)) % 997 == 0
+
+
+def blocks(size: int) -> Generator[TokenBlock, None, None]:
+    """The corpus in blocks of `size` tokens."""
+    for begin in range(0, len(IDS), size):
+        end = begin + size
+        yield TokenBlock(ids=IDS[begin:end], starts=STARTS[begin:end], size=0, locate=str)
+
+
+def passages(rows: np.ndarray, size: int) -> Generator[tuple[np.ndarray, Passage], None, None]:
+    """Rows as a watcher is shown them, in passages of `size` tokens."""
+    stretcher, hasher = Stretcher(), StreamHasher(LAYOUT)
+    for begin in range(0, len(rows), size):
+        part = rows[begin : begin + size]
+        ids, starts = np.zeros(len(part), dtype=np.int32), np.zeros(len(part), dtype=bool)
+        yield (
+            part,
+            Passage(
+                window=hasher.push(ids),
+                ids=ids,
+                starts=starts,
+                stretches=stretcher.push(starts, ((0, ""),)),
+                files=((0, ""),),
+                position=begin,
+            ),
+        )
+
+
+def cached(rows: np.ndarray, size: int, partition: int) -> int:
+    """The hits of a cache that throws out the least recently used row."""
+    cache: OrderedDict[int, None] = OrderedDict()
+    hits = 0
+    for at, row in enumerate(rows.tolist()):
+        if at % partition == 0:
+            cache.clear()
+        if row in cache:
+            hits += 1
+            cache.move_to_end(row)
+        else:
+            cache[row] = None
+            if len(cache) > size:
+                cache.popitem(last=False)
+    return hits
+
+
+def zipf_rows(count: int, rows: int, seed: int) -> np.ndarray:
+    """Rows as unevenly used as those of words, in bursts."""
+    generator = np.random.default_rng(seed)
+    weights = 1.0 / np.arange(1, rows + 1)
+    ranks = generator.choice(rows, count, p=weights / weights.sum())
+    again = generator.random(count) < 0.3
+    ranks[50:][again[50:]] = ranks[:-50][again[50:]]
+    return generator.permutation(rows)[ranks].astype(np.uint32)
+
+
+@given(size=st.integers(1, 5000), partition=st.integers(100, 20_000), seed=st.integers(0, 9))
+@settings(max_examples=20, deadline=None)
+def test_all_rows_followed_give_the_hits_of_a_cache(size: int, partition: int, seed: int) -> None:
+    rows = zipf_rows(6000, 700, seed)
+    watcher = LruWatcher(700, 10_000, partition)
+    for part, passage in passages(rows, size):
+        watcher.push_rows(part, passage)
+    assert watcher.rate == 1.0
+    expected = [cached(rows, capacity, partition) / 6000 for capacity in watcher.cache_rows()]
+    assert watcher.hit_rates() == pytest.approx(expected, abs=1e-12)
+    assert watcher.cache_rows() == [16, 32, 64, 128, 256, 512, 700]
+
+
+def test_a_sample_of_rows_comes_near() -> None:
+    worst = 0.0
+    for seed in range(3):
+        rows = zipf_rows(60_000, 20_000, seed)
+        watcher = LruWatcher(20_000, 2_000)
+        for part, passage in passages(rows, 7_000):
+            watcher.push_rows(part, passage)
+        assert watcher.rate == pytest.approx(0.1, rel=0.1)
+        for capacity, rate in zip(watcher.cache_rows(), watcher.hit_rates(), strict=True):
+            worst = max(worst, abs(rate - cached(rows, capacity, 10**9) / 60_000))
+    assert 0.0 < worst < 0.05
+
+
+def test_two_partitions_add_up() -> None:
+    rows = zipf_rows(8000, 700, 1)
+    whole, one, two = (LruWatcher(700, 100, 4000) for _ in range(3))
+    for watcher, part in ((whole, rows), (one, rows[:4000]), (two, rows[4000:])):
+        for each, passage in passages(part, 1000):
+            watcher.push_rows(each, passage)
+    one.add(two)
+    assert one.hit_rates() == whole.hit_rates()
+
+
+@given(size=st.integers(1, 3000), length=st.sampled_from([16, 100, 1024]))
+@settings(max_examples=20, deadline=None)
+def test_windows_are_sets(size: int, length: int) -> None:
+    rows = zipf_rows(5000, 700, 2)
+    watcher = WindowWatcher(length, 1000)
+    for part, passage in passages(rows, size):
+        watcher.push_rows(part, passage)
+    count = len(rows) // length
+    distinct = [len(set(rows[at * length : (at + 1) * length].tolist())) for at in range(count)]
+    assert sorted(watcher.found.values()) == sorted(distinct)
+    mean, error = watcher.share() or (0.0, 0.0)
+    assert mean == pytest.approx(np.mean(distinct) / length)
+    assert error == pytest.approx(np.std(distinct, ddof=1) / length / np.sqrt(count))
+
+
+def test_sampled_windows_come_near_and_do_not_depend_on_passages() -> None:
+    rows = zipf_rows(50_000, 2000, 4)
+    found = []
+    for size in (333, 5000, 50_000):
+        watcher = WindowWatcher(100, 40)
+        for part, passage in passages(rows, size):
+            watcher.push_rows(part, passage)
+        assert len(watcher.found) == 40
+        found.append(watcher.found)
+    assert found[0] == found[1] == found[2]
+    everything = [len(set(rows[at : at + 100].tolist())) for at in range(0, len(rows), 100)]
+    mean, error = watcher.share() or (0.0, 0.0)
+    assert 0.0 < abs(mean - np.mean(everything) / 100) < 4 * error
+
+
+def test_a_corpus_shorter_than_a_window_has_none() -> None:
+    assert WindowWatcher(1024).share() is None
+
+
+def test_hot_rows_are_those_of_sorting() -> None:
+    holdout = Holdout(0.3)
+    locality = Locality(LAYOUT, holdout)
+    counts = count_blocks(blocks(4000), LAYOUT, collectors=[locality], holdout=holdout)
+    section = locality.section(counts)
+    assert section["held_out_tokens"] == holdout.tokens > 0
+    ids, starts = holdout.sample()
+    documents = np.split(ids, np.flatnonzero(starts)[1:])
+    assert len(section["hot"]) == 4
+    for entry in section["hot"]:
+        layer = LAYOUT.layer(entry["layer"])
+        columns = [0, 1] if entry["order"] == 2 else [2, 3]
+        first = layer.offsets[columns[0]]
+        hits = counts.hits[layer.layer][first : first + sum(layer.moduli[c] for c in columns)]
+        held = rows_of(documents, LAYOUT, layer)[columns].reshape(-1) - first
+        looked = np.bincount(held, minlength=len(hits)).astype(float)
+        # Rows with as many hits share what they catch.
+        for value in np.unique(hits):
+            looked[hits == value] = looked[hits == value].mean()
+        order = np.argsort(-hits.astype(np.int64), kind="stable")
+        assert entry["rows_share"] == list(SHARES)
+        for name, weights in (("counted", hits.astype(float)), ("held_out", looked)):
+            sums = np.concatenate([[0.0], np.cumsum(weights[order])])
+            wanted = np.interp(np.array(SHARES) * len(hits), np.arange(len(sums)), sums)
+            assert entry[name] == pytest.approx(wanted / sums[-1], abs=1e-9)
+            assert entry[name][-1] == pytest.approx(1.0)
+
+
+def test_counters_beyond_the_histogram_are_ranked_too() -> None:
+    layout = layout_of(moduli=(3, 5), heads=1)
+    locality = Locality(layout)
+    counts = count_blocks(
+        (
+            TokenBlock(ids=np.zeros(2**17, np.int32), starts=s, size=0, locate=str)
+            for s in [np.zeros(2**17, dtype=bool)] * 2
+        ),
+        layout,
+        collectors=[locality],
+    )
+    for entry in locality.section(counts)["hot"]:
+        assert entry["counted"][-2] > 0.99
+        assert entry["held_out"] is None
+
+
+@given(size=st.integers(500, 40_000), threads=st.integers(1, 5), held=st.booleans())
+@settings(max_examples=8, deadline=None)
+def test_blocks_and_threads_change_nothing(size: int, threads: int, held: bool) -> None:
+    def section(size: int, threads: int) -> str:
+        holdout = Holdout(0.3, 500) if held else None
+        locality = Locality(LAYOUT, holdout, sampled_rows=200, windows=5)
+        counts = count_blocks(
+            blocks(size), LAYOUT, threads=threads, collectors=[locality], holdout=holdout
+        )
+        return json.dumps(locality.section(counts), allow_nan=False)
+
+    assert section(size, threads) == section(10_000, 1)
