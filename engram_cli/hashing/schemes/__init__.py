@@ -26,8 +26,8 @@ def hash_layout(scheme: str, vocab: Any = None, **parameters: Any) -> HashLayout
 
     `engram-v1` and `deepseek-v4.1` take a `CompressedVocab` (or a bare `VocabMap`) as `vocab`;
     `qwen-ple` and `tutorial` hash raw ids and take `vocab_size=`. Every other parameter has the
-    published default; see the modules of `hashing.schemes`. Raises InputError for an unknown scheme or parameter, LayoutError
-    for a geometry that cannot be.
+    published default; see the modules of `hashing.schemes`. Raises InputError for an unknown scheme
+    or parameter, LayoutError for a geometry that cannot be.
     """
     build = SCHEMES.load(scheme)
     if vocab is not None:
