@@ -16,6 +16,7 @@ from corpus.corpora import read_items, stream_of, texts
 from corpus.written import PACKERS, zstd
 
 from engram_cli.corpus.opening import packing
+from engram_cli.corpus.readers import jsonl
 from engram_cli.errors import CorpusError
 
 PACKED = [ending for ending in PACKERS if ending]
@@ -88,6 +89,16 @@ def test_memory_does_not_grow_with_what_is_unpacked(ending: str, tmp_path: Path)
     finally:
         tracemalloc.stop()
     assert characters == 31 * 2**20
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "_LONGEST", 30)
+    line = b'{"text": "fine"}\n'
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(line * 3 + bytes(100)))
+    with pytest.raises(CorpusError, match=r"a.jsonl, line 4 has 30 bytes or more"):
+        read_items(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_bytes(line * 9)
+    assert len(read_items(tmp_path / "a.jsonl")) == 9
 
 
 def test_packed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

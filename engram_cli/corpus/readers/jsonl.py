@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from engram_cli.corpus.base import TEXT_FIELD, CorpusFile, CorpusOptions, Document, Reader
@@ -12,6 +13,7 @@ from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.errors import CorpusError
 
 _MISSING = object()
+_LONGEST = 2**30  # bytes of a line: some packed kilobytes would fill the memory otherwise
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -20,8 +22,10 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
     field = options.field or TEXT_FIELD
     offset = 0
     with unpacked(file) as (stream, spent):
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(iter(partial(stream.readline, _LONGEST), b""), 1):
             where = f"{file.name}, line {number}"
+            if len(line) == _LONGEST:
+                raise CorpusError(f"{where} has {_LONGEST:,} bytes or more", "is it JSON lines?")
             body = line.removeprefix(_BOM) if number == 1 else line
             size = len(line)
             if not body.isspace():
