@@ -25,7 +25,7 @@ from engram_cli.cli.options import (
     parse_size,
     unescape,
 )
-from engram_cli.cli.stats_sections import Figured, clean_heads_part, ngram_parts
+from engram_cli.cli.stats_sections import Figured, chosen_parts, clean_heads_part, ngram_parts
 from engram_cli.cli.terminal import Terminal, reported, shown_path
 
 if TYPE_CHECKING:
@@ -133,6 +133,25 @@ def hash_stats(
         bool,
         typer.Option("--ngrams", help="Show frequent n-grams, and those that fight over a row."),
     ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Count every n-gram, as far as memory goes.")
+    ] = False,
+    compare_uncompressed: Annotated[
+        bool, typer.Option("--compare-uncompressed", help="Hash raw token ids too, and compare.")
+    ] = False,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="file or folder: how the n-grams of these overlap.", metavar="WHAT"),
+    ] = None,
+    locality: Annotated[
+        bool, typer.Option("--locality", help="How hot the rows are, and what caches would catch.")
+    ] = False,
+    holdout: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the corpus to look up only, for --locality: 0.1", metavar="SHARE"
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Counting threads (one a core).")
     ] = None,
@@ -185,10 +204,16 @@ def hash_stats(
             encoder=encoder,
             threads=threads,
             join_documents=join_documents,
+            exact=exact,
+            compare_uncompressed=compare_uncompressed,
+            group_by=group_by,
+            locality=locality,
+            holdout=holdout,
             **chosen,
         )
         result = run(request, terminal)
-        parts = stats_parts(result) + (ngram_parts(result) if ngrams else [])
+        parts = [*stats_parts(result), *chosen_parts(result)]
+        parts += ngram_parts(result) if ngrams else []
         terminal.result(result, *parts, next_command="engram build-table")
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 _SHOWN_NGRAMS = 10
 _SHOWN_ROWS = 3
+_SHOWN_SOURCES = 10
+_NAME = 28
 
 
 class Figured(Protocol):
@@ -55,6 +57,69 @@ def clean_heads_part(result: Figured) -> RenderableType:
         *(">all clean", ">ideal", ">by use", ">purity"),
     )
     return grid("Clean heads: where no other n-gram falls on an n-gram's row", names, rows)
+
+
+def chosen_parts(result: Figured) -> list[RenderableType]:
+    """What was asked for beside the usual: raw ids beside compressed ones, sources."""
+    parts: list[RenderableType] = []
+    if "uncompressed" in result.sections:
+        parts.append(_uncompressed(result))
+    if "sources" in result.sections:
+        parts += _sources(result.sections["sources"])
+    return parts
+
+
+def _uncompressed(result: Figured) -> RenderableType:
+    """Order by order: distinct n-grams, and the mean over layers and heads of who shares a row."""
+    from engram_cli.cli.render import grid, percent
+
+    raw = result.sections["uncompressed"]
+    rows = []
+    for ours, theirs in zip(result.orders, raw["orders"], strict=True):
+        own = [column for column in result.columns if column.order == ours.order]
+        other = [column for column in raw["columns"] if column["order"] == ours.order]
+        rows.append(
+            (
+                f"{ours.order}",
+                f"{theirs['distinct']:,.0f}",
+                f"{ours.distinct:,.0f}",
+                percent(1.0 - ours.distinct / max(theirs["distinct"], 1.0), 1),
+                percent(sum(c["shared"] for c in other) / len(other), 1),
+                percent(sum(c.shared for c in own) / len(own), 1),
+                percent(sum(c["shared_occurrences"] for c in other) / len(other), 1),
+                percent(sum(c.shared_occurrences for c in own) / len(own), 1),
+            )
+        )
+    names = (
+        *(">order", ">distinct, raw ids", ">compressed", ">fewer", ">sharing, raw ids"),
+        *(">compressed", ">by use, raw ids", ">compressed"),
+    )
+    return grid("What compressing the vocabulary is worth", names, rows)
+
+
+def _sources(section: dict[str, Any]) -> list[RenderableType]:
+    """A matrix an order: whose occurrences are of n-grams that another source has too."""
+    from engram_cli.cli.render import grid
+
+    names = section["names"]
+    shown = range(min(len(names), _SHOWN_SOURCES))
+    parts: list[RenderableType] = []
+    for entry in section["overlap"]:
+        rows = [
+            (
+                f"{i + 1}",
+                names[i] if len(names[i]) <= _NAME else "…" + names[i][1 - _NAME :],
+                f"{section['tokens'][i]:,}",
+                *(f"{100 * entry['share'][i][j]:.0f}" for j in shown),
+            )
+            for i in shown
+        ]
+        more = len(names) - len(shown)
+        title = f"{entry['order']}-grams: % of a line's occurrences that the column's source knows"
+        title += f" ({more} more sources in stats.json)" if more else ""
+        columns = (">", "source", ">tokens", *(f">{j + 1}" for j in shown))
+        parts.append(grid(title, columns, rows))
+    return parts
 
 
 def ngram_parts(result: Figured) -> list[RenderableType]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.watching import Watchers, Watching, exact_memory, make_watchers
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
 from engram_cli.corpus.encode import EncoderDiffers, make_encoder
@@ -25,7 +26,7 @@ from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import write_stats
-from engram_cli.stats.memory import available_memory, check_memory, plan_memory
+from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
 from engram_cli.vocab.parquet import read_about, read_vocab
 from engram_cli.vocab.tokenizer import (
     TokenizerFile,
@@ -45,6 +46,7 @@ class HashStatsRequest:
     see `CorpusOptions`; the geometry's EOS ends documents when no other token is named. `encoder`:
     "auto", "tokenizers" or "fast". `threads`: of the counting, None for one a core.
     `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
+    `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`: see `Watching`.
     """
 
     sources: tuple[str | Path, ...]
@@ -65,6 +67,11 @@ class HashStatsRequest:
     threads: int | None = None
     join_documents: bool = False
     sample_size: int = DEFAULT_SAMPLE
+    exact: bool = False
+    compare_uncompressed: bool = False
+    group_by: str | None = None
+    locality: bool = False
+    holdout: float | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -120,8 +127,19 @@ class HashStatsResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    request: HashStatsRequest
+    sources: Sources
+    layout: HashLayout
+    tokenizer: TokenizerFile | None
+    threads: int
+    watching: Watching
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Counted:
     counts: Counts
+    watchers: Watchers
     empty_files: int
     encoder: str | None
     seconds: float
@@ -143,21 +161,33 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     layout = request.geometry.resolve(vocab)
     threads = request.threads or os.cpu_count() or 1
     text = needs_tokenizer(sources.files, request.corpus)
-    plan = plan_memory(layout, request.sample_size, threads, text=text)
-    check_memory(plan, available_memory())
+    watching, plan = _plan(request, sources, layout, threads, text)
     tokenizer = _find_tokenizer(request, vocab, progress) if text else None
     for remark in remarks(sources.files, request.corpus):
         progress.note(remark)
     progress.note(str(plan))
-    counted = _count_checked(request, sources, layout, tokenizer, threads, progress)
-    found = figures(counted.counts, read_vocab(vocab) if vocab.is_file() else None)
+    if watching.exact_bytes is not None:
+        progress.note(f"exact counting may take {watching.exact_bytes / 1e6:,.0f} MB more")
+    job = _Job(
+        request=request,
+        sources=sources,
+        layout=layout,
+        tokenizer=tokenizer,
+        threads=threads,
+        watching=watching,
+    )
+    counted = _count_checked(job, progress)
+    counts, watchers = counted.counts, counted.watchers
+    read = read_vocab(vocab) if vocab.is_file() else None
+    found = figures(counts, read, watchers.samples())
+    sections = found.sections | watchers.sections(counts)
     write_stats(
-        counted.counts,
+        counts,
         found.orders,
         found.columns,
         out,
         corpus={"files": len(sources.files), "empty_files": counted.empty_files},
-        sections=found.sections,
+        sections=sections,
         force=request.force,
     )
     return HashStatsResult(
@@ -168,59 +198,68 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         files=len(sources.files),
         empty_files=counted.empty_files,
         bytes=sources.size,
-        documents=counted.counts.documents,
-        tokens=counted.counts.tokens,
+        documents=counts.documents,
+        tokens=counts.tokens,
         join_documents=request.join_documents,
         tokenizer=None if tokenizer is None else tokenizer.path,
         encoder=counted.encoder,
         memory_bytes=plan.total,
         orders=found.orders,
         columns=found.columns,
-        sections=found.sections,
+        sections=sections,
         seconds=counted.seconds,
     )
 
 
-def _count_checked(
-    request: HashStatsRequest,
-    sources: Sources,
-    layout: HashLayout,
-    tokenizer: TokenizerFile | None,
-    threads: int,
-    progress: Progress,
-) -> _Counted:
+def _plan(
+    request: HashStatsRequest, sources: Sources, layout: HashLayout, threads: int, text: bool
+) -> tuple[Watching, MemoryPlan]:
+    """What is looked at, and the memory of it all. Raises InputError when that does not fit."""
+    watching = Watching(
+        compare_uncompressed=request.compare_uncompressed,
+        group_by=request.group_by,
+        locality=request.locality,
+        holdout=request.holdout,
+    )
+    watchers = make_watchers(watching, layout, sources.files, request.sample_size)
+    plan = plan_memory(layout, request.sample_size, threads, text=text, more=watchers.memory)
+    available = available_memory()
+    check_memory(plan, available)
+    if request.exact:
+        room = exact_memory(available, plan.total)
+        watching = dataclasses.replace(watching, exact=True, exact_bytes=room)
+    return watching, plan
+
+
+def _count_checked(job: _Job, progress: Progress) -> _Counted:
     """Count; when the fast encoder turns out to differ, count again without it."""
     try:
-        return _count(request, sources, layout, tokenizer, threads, request.encoder, progress)
+        return _count(job, job.request.encoder, progress)
     except EncoderDiffers as error:
-        if sources.size is None:  # what came through a pipe is gone
+        if job.sources.size is None:  # what came through a pipe is gone
             raise
         progress.note(f"{error.message}: counting again from the start with tokenizers")
-    return _count(request, sources, layout, tokenizer, threads, "tokenizers", progress)
+    return _count(job, "tokenizers", progress)
 
 
-def _count(
-    request: HashStatsRequest,
-    sources: Sources,
-    layout: HashLayout,
-    tokenizer: TokenizerFile | None,
-    threads: int,
-    encoder_name: str,
-    progress: Progress,
-) -> _Counted:
+def _count(job: _Job, encoder_name: str, progress: Progress) -> _Counted:
+    request, sources, layout = job.request, job.sources, job.layout
+    watchers = make_watchers(job.watching, layout, sources.files, request.sample_size)
     begin = time.perf_counter()
     progress.start("counting", sources.size, "bytes")
     encoder = None
-    if tokenizer is not None:
-        encoder = make_encoder(tokenizer, encoder_name, progress, size=sources.size)
+    if job.tokenizer is not None:
+        encoder = make_encoder(job.tokenizer, encoder_name, progress, size=sources.size)
     stream = TokenStream(sources.files, request.corpus, encoder)
     try:
         counts = count_blocks(
             stream.blocks(),
             layout,
             sample_size=request.sample_size,
-            threads=threads,
+            threads=job.threads,
             join_documents=request.join_documents,
+            collectors=watchers.collectors,
+            holdout=watchers.holdout,
             progress=progress,
         )
     finally:
@@ -239,6 +278,7 @@ def _count(
         )
     return _Counted(
         counts=counts,
+        watchers=watchers,
         empty_files=stream.empty_files,
         encoder=None if encoder is None else encoder.name,
         seconds=time.perf_counter() - begin,

@@ -22,36 +22,42 @@ _MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Bytes of the row counters, of the n-gram samples, and about of everything else."""
+    """Bytes of the row counters, of the n-gram samples, of what else is looked at, and about of
+    everything else."""
 
     counters: int
     samples: int
     buffers: int
+    more: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.counters + self.samples + self.buffers
+        return self.counters + self.samples + self.more + self.buffers
 
     def __str__(self) -> str:
         return (
-            f"memory: {_mb(self.counters)} counters + {_mb(self.samples)} samples + about "
-            f"{_mb(self.buffers)} for everything else, whatever the corpus"
+            f"memory: {_mb(self.counters)} counters + {_mb(self.samples + self.more)} samples + "
+            f"about {_mb(self.buffers)} for everything else, whatever the corpus"
         )
 
 
-def plan_memory(layout: HashLayout, sample_size: int, threads: int, *, text: bool) -> MemoryPlan:
-    """What counting with `layout` takes, whatever the corpus; `text`: it must be tokenised."""
+def plan_memory(
+    layout: HashLayout, sample_size: int, threads: int, *, text: bool, more: int = 0
+) -> MemoryPlan:
+    """What counting with `layout` takes, whatever the corpus; `text`: it must be tokenised; `more`:
+    what collectors take."""
     return MemoryPlan(
         counters=4 * sum(entry.rows for entry in layout.layers),
         samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
+        more=more,
         buffers=(_WITH_TEXT if text else _WITHOUT_TEXT) + threads * layout.heads * STEP * 4,
     )
 
 
 def check_memory(plan: MemoryPlan, available: int | None) -> None:
     """Raises InputError when counters and samples do not fit in what is available."""
-    needed = plan.counters + plan.samples
+    needed = plan.counters + plan.samples + plan.more
     if available is not None and needed > available:
         raise InputError(
             f"the counters and samples of this layout take {_mb(needed)}, {_mb(available)} of "

@@ -1,0 +1,89 @@
+"""What hash-stats looks at beside rows and samples: choices in, collectors and sections out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engram_cli.corpus.base import CorpusFile
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.collector import Collector
+from engram_cli.stats.compare import Uncompressed
+from engram_cli.stats.counters import Counts
+from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.exact import ExactNgrams, exact_ngrams
+from engram_cli.stats.growth.collector import Growth
+from engram_cli.stats.holdout import Holdout
+from engram_cli.stats.locality.collector import Locality
+from engram_cli.stats.sources import Sources, group_files
+
+# Of the memory that is left, so much may go to exact counting: it is not ours alone.
+_EXACT_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watching:
+    """What is asked for.
+
+    `exact`: every n-gram counted, within `exact_bytes`; `compare_uncompressed`: raw ids counted
+    beside; `group_by`: sources told apart by "file" or "folder"; `locality`: hot rows, windows and
+    caches; `holdout`: the share of the corpus that is not counted and only looked up.
+    """
+
+    exact: bool = False
+    exact_bytes: int | None = None
+    compare_uncompressed: bool = False
+    group_by: str | None = None
+    locality: bool = False
+    holdout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Watchers:
+    """The collectors of one run over the corpus."""
+
+    exact: tuple[ExactNgrams, ...]
+    others: tuple[Collector, ...]
+    holdout: Holdout | None = None
+
+    @property
+    def collectors(self) -> tuple[Collector, ...]:
+        """All of them."""
+        return (*self.exact, *self.others)
+
+    @property
+    def memory(self) -> int:
+        """The bytes they take; of exact counting, those it begins with."""
+        held = 0 if self.holdout is None else self.holdout.memory
+        return held + sum(collector.memory for collector in self.collectors)
+
+    def samples(self) -> tuple[NgramSample, ...]:
+        """All n-grams of each order, () unless every one was counted. Ask once."""
+        return tuple(table.sample() for table in self.exact)
+
+    def sections(self, counts: Counts) -> dict[str, Any]:
+        """What the others found, by its key in stats.json."""
+        return {collector.name: collector.section(counts) for collector in self.others}
+
+
+def make_watchers(
+    watching: Watching, layout: HashLayout, files: Sequence[CorpusFile], sample_size: int
+) -> Watchers:
+    """Fresh collectors. Raises InputError for what this layout or memory does not allow."""
+    others: list[Collector] = [Growth(layout)]
+    if watching.compare_uncompressed:
+        others.append(Uncompressed(layout, sample_size))
+    holdout = None if watching.holdout is None else Holdout(watching.holdout)
+    if watching.locality or holdout is not None:
+        others.append(Locality(layout, holdout))
+    if watching.group_by is not None:
+        sizes = {file.name: file.size for file in files}
+        others.append(Sources(layout, group_files(sizes, watching.group_by)))
+    exact = exact_ngrams(layout, watching.exact_bytes) if watching.exact else ()
+    return Watchers(exact=exact, others=tuple(others), holdout=holdout)
+
+
+def exact_memory(available: int | None, planned: int) -> int | None:
+    """The bytes that exact counting may take beside what is planned; None where nobody knows."""
+    return None if available is None else max(int(_EXACT_SHARE * (available - planned)), 0)
