@@ -84,12 +84,12 @@ def test_sizes_are_summed_unless_there_is_a_pipe(tmp_path: Path) -> None:
         (["missing.txt"], "corpus not found: .*missing.txt"),
         (["*.nothing"], "no file matches"),
         (["empty"], "no corpus file in"),
-        (["packed.txt.gz"], "compressed with gzip"),
+        (["packed.npy.gz"], "packed with gzip"),
     ],
 )
 def test_what_is_not_there_is_named(tmp_path: Path, names: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "packed.txt.gz").write_bytes(gzip.compress(b"text"))
+    (tmp_path / "packed.npy.gz").write_bytes(gzip.compress(b"text"))
     with pytest.raises(CorpusError, match=message):
         find_sources([tmp_path / name for name in names], PLAIN)
 
