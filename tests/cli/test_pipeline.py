@@ -216,6 +216,6 @@ def test_all_that_may_be_asked_for_is_shown(corpus: Engram) -> None:
     assert document["sources"]["names"] == ["code", "prose"]
     wrong = corpus("hash-stats", "texts", *ROWS, "--group-by", "language", "-o", "other")
     assert "cannot group by 'language'" in wrong.error_line
-    raw_ids = ("--scheme", "tutorial", "--vocab-size", "500", "--compare-uncompressed")
-    wrong = corpus("hash-stats", "texts", *raw_ids, "-o", "other")
-    assert "tutorial hashes token ids as they are" in wrong.error_line
+    raw_ids = ("--scheme", "qwen-ple", "--vocab-size", "500", "--eos-id", "3", *ROWS)
+    wrong = corpus("hash-stats", "texts", *raw_ids, "--compare-uncompressed", "-o", "other")
+    assert "qwen-ple hashes token ids as they are" in wrong.error_line
