@@ -25,6 +25,7 @@ from engram_cli.cli.options import (
     parse_size,
     unescape,
 )
+from engram_cli.cli.stats_growth import growth_parts, locality_parts
 from engram_cli.cli.stats_sections import Figured, chosen_parts, clean_heads_part, ngram_parts
 from engram_cli.cli.terminal import Terminal, reported, shown_path
 
@@ -152,6 +153,10 @@ def hash_stats(
             help="Share of the corpus to look up only, for --locality: 0.1", metavar="SHARE"
         ),
     ] = None,
+    growth: Annotated[
+        bool,
+        typer.Option("--growth/--no-growth", help="How n-grams grow with the corpus."),
+    ] = True,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Counting threads (one a core).")
     ] = None,
@@ -209,10 +214,12 @@ def hash_stats(
             group_by=group_by,
             locality=locality,
             holdout=holdout,
+            growth=growth,
             **chosen,
         )
         result = run(request, terminal)
-        parts = [*stats_parts(result), *chosen_parts(result)]
+        parts = [*stats_parts(result), *growth_parts(result), *locality_parts(result)]
+        parts += chosen_parts(result)
         parts += ngram_parts(result) if ngrams else []
         terminal.result(result, *parts, next_command="engram build-table")
 

@@ -46,7 +46,7 @@ class HashStatsRequest:
     see `CorpusOptions`; the geometry's EOS ends documents when no other token is named. `encoder`:
     "auto", "tokenizers" or "fast". `threads`: of the counting, None for one a core.
     `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
-    `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`: see `Watching`.
+    `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see `Watching`.
     """
 
     sources: tuple[str | Path, ...]
@@ -72,6 +72,7 @@ class HashStatsRequest:
     group_by: str | None = None
     locality: bool = False
     holdout: float | None = None
+    growth: bool = True
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -220,6 +221,7 @@ def _plan(
         group_by=request.group_by,
         locality=request.locality,
         holdout=request.holdout,
+        growth=request.growth,
     )
     watchers = make_watchers(watching, layout, sources.files, request.sample_size)
     plan = plan_memory(layout, request.sample_size, threads, text=text, more=watchers.memory)

@@ -28,7 +28,8 @@ class Watching:
 
     `exact`: every n-gram counted, within `exact_bytes`; `compare_uncompressed`: raw ids counted
     beside; `group_by`: sources told apart by "file" or "folder"; `locality`: hot rows, windows and
-    caches; `holdout`: the share of the corpus that is not counted and only looked up.
+    caches; `holdout`: the share of the corpus that is not counted and only looked up, which asks
+    for `locality` too; `growth`: how the n-grams grow with the corpus.
     """
 
     exact: bool = False
@@ -37,6 +38,7 @@ class Watching:
     group_by: str | None = None
     locality: bool = False
     holdout: float | None = None
+    growth: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,7 +73,7 @@ def make_watchers(
     watching: Watching, layout: HashLayout, files: Sequence[CorpusFile], sample_size: int
 ) -> Watchers:
     """Fresh collectors. Raises InputError for what this layout or memory does not allow."""
-    others: list[Collector] = [Growth(layout)]
+    others: list[Collector] = [Growth(layout)] if watching.growth else []
     if watching.compare_uncompressed:
         others.append(Uncompressed(layout, sample_size))
     holdout = None if watching.holdout is None else Holdout(watching.holdout)

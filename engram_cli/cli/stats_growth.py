@@ -1,0 +1,115 @@
+"""Growth and locality as people read them: how many rows are enough, how hot the rows are."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from engram_cli.cli.stats_sections import Figured
+
+_SHARING = (0.5, 0.1)
+_HOT = (0.001, 0.01, 0.1, 0.2)
+_CACHES = (0.01, 0.1)
+
+
+def growth_parts(result: Figured) -> list[RenderableType]:
+    """The n-grams of this corpus and of larger ones, and the rows that would keep them apart."""
+    from engram_cli.cli.render import grid, percent, quantity
+
+    rows = []
+    moduli = {(c.layer, c.order): c.rows for c in reversed(result.columns)}
+    for entry in result.sections.get("growth", ()):
+        if not entry["tokens"]:
+            continue
+        first = entry["occupied"][0]
+        share = first["rows"][-1] / moduli[first["layer"], entry["order"]]
+        now = {
+            "factor": 1,
+            **{name: entry[name][-1] for name in ("tokens", "distinct", "error")},
+            "occupied": [{"layer": first["layer"], "share": share}],
+        }
+        for point in (now, *entry["extrapolated"]):
+            distinct = point["distinct"]
+            rows.append(
+                (
+                    f"{entry['order']}",
+                    "this corpus" if point["factor"] == 1 else f"{point['factor']} times",
+                    quantity(point["tokens"], "").strip(),
+                    quantity(distinct, "").strip(),
+                    percent(point["error"] / distinct, 1),
+                    percent(point["occupied"][0]["share"], 1),
+                    *(quantity(rows_for(distinct, share), "").strip() for share in _SHARING),
+                )
+            )
+    names = (
+        *(">order", "corpus", ">tokens", ">distinct n-grams", ">error", ">occupied"),
+        *(f">rows, {share:.0%} share" for share in _SHARING),
+    )
+    if not rows:
+        return []
+    return [grid("How many rows are enough: of a head, for so many n-grams to share", names, rows)]
+
+
+def rows_for(distinct: float, share: float) -> float:
+    """The rows of which an ideal hash lets `share` of the n-grams share one with another."""
+    return max(distinct - 1.0, 0.0) / -math.log1p(-share)
+
+
+def locality_parts(result: Figured) -> list[RenderableType]:
+    """What the hottest rows catch; windows and caches."""
+    from engram_cli.cli.render import grid
+
+    section = result.sections.get("locality")
+    if section is None:
+        return []
+    hot = [
+        (f"{entry['layer']}", f"{entry['order']}", *(_hot(entry, share) for share in _HOT))
+        for entry in section["hot"]
+    ]
+    names = (">layer", ">order", *(f">hottest {100 * share:g} % of rows" for share in _HOT))
+    held = section["held_out_tokens"]
+    note = f"; in brackets of {held:,} tokens held out" if held else ""
+    parts: list[RenderableType] = [grid(f"How hot: % of look-ups caught{note}", names, hot)]
+    windows = {(w["layer"], w["order"], w["tokens"]): w for w in section["windows"]}
+    lengths = sorted({length for _, _, length in windows})
+    rows = [
+        (
+            f"{entry['layer']}",
+            f"{entry['order']}",
+            *(_window(windows.get((entry["layer"], entry["order"], n))) for n in lengths),
+            *(_cache(entry, share) for share in _CACHES),
+        )
+        for entry in section["lru"]
+    ]
+    names = (
+        *(">layer", ">order"),
+        *(f">in {length:,} tokens" for length in lengths),
+        *(f">LRU, {100 * share:g} % of rows" for share in _CACHES),
+    )
+    title = "Different rows in a window, and look-ups that a cache of the last rows has, in %"
+    return [*parts, grid(title, names, rows)]
+
+
+def _hot(entry: dict[str, Any], share: float) -> str:
+    at = entry["rows_share"].index(share)
+    text = f"{100 * entry['counted'][at]:.1f}"
+    return text if entry["held_out"] is None else f"{text} ({100 * entry['held_out'][at]:.1f})"
+
+
+def _window(window: dict[str, Any] | None) -> str:
+    return "" if window is None else f"{100 * window['distinct_share']:.1f}"
+
+
+def _cache(entry: dict[str, Any], share: float) -> str:
+    """The hit rate of the cache nearest to a share of the rows; its rows in brackets."""
+    from engram_cli.cli.render import quantity
+
+    wanted = math.log(max(share * entry["cache_rows"][-1], 1.0))
+    at = min(
+        range(len(entry["cache_rows"])),
+        key=lambda index: abs(math.log(entry["cache_rows"][index]) - wanted),
+    )
+    return f"{100 * entry['hit_rate'][at]:.1f} ({quantity(entry['cache_rows'][at], '').strip()})"
