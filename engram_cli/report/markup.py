@@ -1,0 +1,104 @@
+"""HTML that is safe by construction: text is escaped unless it is already `Html`.
+
+Texts of n-grams come from a corpus and are untrusted. They reach a page only through `tag`, which
+escapes, and `embed_json`, whose value can end neither its element nor a line.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+VOID = {"meta", "link", "br", "hr", "col"}
+_JOINERS = "\u200c\u200d"  # needed to write some scripts, and emoji
+_SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
+_MOST_SHOWN = 240  # characters of an n-gram
+
+
+class Html(str):
+    """Markup that needs no more escaping."""
+
+    __slots__ = ()
+
+
+def tag(name: str, *children: object, **attributes: object) -> Html:
+    """An element. `class_` is class and `data_tip` data-tip; None leaves an attribute out."""
+    opening = [name]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        own = key.rstrip("_").replace("_", "-")
+        opening.append(own if value is True else f'{own}="{escape(_short(value))}"')
+    start = f"<{' '.join(opening)}>"
+    return Html(start if name in VOID else f"{start}{join(children)}</{name}>")
+
+
+def join(children: Iterable[object]) -> Html:
+    """Children after one another, each escaped unless it is `Html`; None is nothing."""
+    return Html(
+        "".join(
+            child if isinstance(child, Html) else escape(str(child))
+            for child in children
+            if child is not None
+        )
+    )
+
+
+def escape(text: str) -> Html:
+    """Text for an element or a quoted attribute; characters UTF-8 cannot say become U+FFFD."""
+    plain = text.encode("utf-8", "replace").decode("utf-8") if _has_surrogates(text) else text
+    return Html(html.escape(plain, quote=True).replace("\0", "\ufffd"))
+
+
+def embed_json(value: Any, name: str) -> Html:
+    """A JSON block with id `name`, which no text inside can end. Raises ValueError for NaN."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Html(f'<script type="application/json" id="{escape(name)}">{text}</script>')
+
+
+def ngram(text: str) -> Html:
+    """The text of an n-gram as people can read it: spaces, line ends and odd characters marked."""
+    shown, cut = text[:_MOST_SHOWN], len(text) > _MOST_SHOWN
+    parts: list[Html] = []
+    plain = ""
+    for character in shown:
+        sign = _sign(character)
+        if sign is None:
+            plain += character
+            continue
+        parts += [escape(plain), tag("i", sign, class_="sign")]
+        plain = ""
+    parts.append(escape(plain))
+    if cut:
+        parts.append(tag("i", "…", class_="sign"))
+    if not text:
+        parts = [tag("i", "empty", class_="sign")]
+    return tag("code", tag("bdi", *parts), class_="ngram")
+
+
+def _sign(character: str) -> str | None:
+    """What stands for a character that cannot be seen; None for one that can."""
+    if character == " ":
+        return "·"
+    if character in _SIGNS:
+        return _SIGNS[character]
+    kind = unicodedata.category(character)
+    if kind in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs") and character not in _JOINERS:
+        return f"\\u{{{ord(character):x}}}"
+    return None
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _short(value: object) -> str:
+    """Coordinates to a hundredth; others as they are."""
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
+    return str(value)
