@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 _SHOWN_NGRAMS = 10
 _SHOWN_ROWS = 3
-_SHOWN_SOURCES = 10
+_SHOWN_SOURCES = 9
 _NAME = 28
 
 
@@ -115,7 +115,7 @@ def _sources(section: dict[str, Any]) -> list[RenderableType]:
             for i in shown
         ]
         more = len(names) - len(shown)
-        title = f"{entry['order']}-grams: % of a line's occurrences that the column's source knows"
+        title = f"{entry['order']}-grams: % of occurrences known to source"
         title += f" ({more} more sources in stats.json)" if more else ""
         columns = (">", "source", ">tokens", *(f">{j + 1}" for j in shown))
         parts.append(grid(title, columns, rows))

@@ -21,6 +21,7 @@ from engram_cli.stats.distinct import NgramSample
 
 _STEP = 2**17  # n-grams looked at together
 _BINS = 34
+_UNIT = 2**36
 
 
 def clean_heads(counts: Counts, samples: Sequence[NgramSample] = ()) -> list[dict[str, Any]]:
@@ -78,7 +79,7 @@ def _clean_heads(
     heads = counts.layout.heads
     by_ngram = np.zeros(heads + 1, dtype=np.int64)
     by_use = np.zeros(heads + 1)
-    purity = 0.0
+    purity = 0  # in units, as whole numbers: the same in any order of the n-grams
     columns = slice(index * heads, (index + 1) * heads)
     plan = plan_layer(counts.layout, entry)
     offsets = np.array(entry.offsets[columns], dtype=np.int64)[:, None]
@@ -89,7 +90,8 @@ def _clean_heads(
         clean = _at_most(met, part.counts)
         by_ngram += np.bincount(clean, minlength=heads + 1)
         by_use += np.bincount(clean, weights=part.counts, minlength=heads + 1)
-        purity += float(np.sum(np.minimum(part.counts / met, 1.0)))
+        own = np.minimum(part.counts / met, 1.0)
+        purity += int(np.sum((own * _UNIT).astype(np.int64)))
     size = len(sample.counts)
     return {
         "layer": entry.layer,
@@ -97,7 +99,7 @@ def _clean_heads(
         "ngrams": (by_ngram / max(size, 1)).tolist(),
         "occurrences": (by_use / max(by_use.sum(), 1.0)).tolist(),
         "ideal": ideal_clean(entry.moduli[columns], sample.distinct),
-        "purity": purity / max(size * heads, 1),
+        "purity": purity / _UNIT / max(size * heads, 1),
     }
 
 

@@ -52,7 +52,7 @@ def test_clean_heads_are_the_truth(step: int, monkeypatch: pytest.MonkeyPatch) -
         entry = found[LAYOUT.layers[layer].layer, LAYOUT.orders[order]]
         assert np.allclose(entry["ngrams"], np.array(by_ngram) / len(rows))
         assert np.allclose(entry["occurrences"], np.array(by_use) / sum(by_use))
-        assert math.isclose(entry["purity"], purity)
+        assert math.isclose(entry["purity"], purity, rel_tol=1e-9)
         assert math.isclose(sum(entry["ideal"]), 1.0)
         assert 0.01 < entry["ngrams"][0] < 0.9
 
