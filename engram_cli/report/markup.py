@@ -14,7 +14,7 @@ from typing import Any
 
 VOID = {"meta", "link", "br", "hr", "col"}
 _JOINERS = "\u200c\u200d"  # needed to write some scripts, and emoji
-_SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
+_SIGNS = {" ": "␣", "␣": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
 _MOST_SHOWN = 240  # characters of an n-gram
 
 
@@ -62,29 +62,33 @@ def embed_json(value: Any, name: str) -> Html:
 
 
 def ngram(text: str) -> Html:
-    """The text of an n-gram as people can read it: spaces, line ends and odd characters marked."""
-    shown, cut = text[:_MOST_SHOWN], len(text) > _MOST_SHOWN
+    """The tokens of an n-gram, parted by spaces in `text`, each apart and each character visible.
+
+    A space inside a token is written as ␣ by who made `text`.
+    """
+    shown = text[:_MOST_SHOWN].split(" ") + ([] if len(text) <= _MOST_SHOWN else ["…"])
+    tokens = [tag("span", visible(token), class_="tok") for token in shown if token]
+    if not tokens:
+        tokens = [tag("i", "empty", class_="sign")]
+    return tag("code", tag("bdi", *tokens), class_="ngram")
+
+
+def visible(text: str) -> Html:
+    """Text with marks for the characters that have no ink, so that none is lost or acts."""
     parts: list[Html] = []
     plain = ""
-    for character in shown:
+    for character in text:
         sign = _sign(character)
         if sign is None:
             plain += character
             continue
         parts += [escape(plain), tag("i", sign, class_="sign")]
         plain = ""
-    parts.append(escape(plain))
-    if cut:
-        parts.append(tag("i", "…", class_="sign"))
-    if not text:
-        parts = [tag("i", "empty", class_="sign")]
-    return tag("code", tag("bdi", *parts), class_="ngram")
+    return join([*parts, escape(plain)])
 
 
 def _sign(character: str) -> str | None:
     """What stands for a character that cannot be seen; None for one that can."""
-    if character == " ":
-        return "·"
     if character in _SIGNS:
         return _SIGNS[character]
     kind = unicodedata.category(character)

@@ -165,14 +165,14 @@ def _locality() -> dict[str, Any]:
     return {"hot": hot, "lru": lru, "windows": windows, "held_out_tokens": TOKENS // 10}
 
 
-_TEXTS = ("return self.", "of the", "in the", ":\n    ", "import ", "if not ", "for i in range(",
-          "\n\n    def ", " is not None", "self._", "\treturn", "the number of ", "ValueError(",
-          "naïve café", "の中に", "= None", "raise TypeError", "e.g. ")  # fmt: skip
+_TEXTS = ("return ␣self", "of ␣the", "in ␣the", ": \\n", "import ␣os", "if ␣not", "for ␣i",
+          "␣def ␣_", "␣is ␣not", "self .", "\\t return", "the ␣number", "ValueError (", "naïve ␣café", "の 中",
+          "= ␣None", "raise ␣TypeError", "e .g.")  # fmt: skip
 
 
 def _top(order: int) -> dict[str, Any]:
     ngrams = [
-        {"text": text if order == 2 else f"{text}{_TEXTS[(i * 5 + order) % len(_TEXTS)]}",
+        {"text": text if order == 2 else f"{text} {_TEXTS[(i * 5 + order) % len(_TEXTS)]}",
          "tokens": [i, i + 1], "count": int(820_000 / (i + 1) ** 0.8 / order), "error": 0}
         for i, text in enumerate(_TEXTS)
     ]  # fmt: skip

@@ -98,8 +98,7 @@ def _rows(document: Document, found: list[Entry], layer: int) -> Html | None:
             continue
         color, name = color_of(entry["order"]), order_name(entry["order"])
         tokens, rows = numbers(entry["tokens"]), numbers(used[0]["rows"])
-        whole = heads[0] if max(rows, default=0.0) <= heads[0] else sum(heads)
-        points = [(x, rows / whole) for x, rows in zip(tokens, rows, strict=True)]
+        points = [(x, met / heads[0]) for x, met in zip(tokens, rows, strict=True)]
         curves.append(Curve(label=name, color=color, points=tuple(points)))
         keys.append((name, "line", color))
         ahead = [

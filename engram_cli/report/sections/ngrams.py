@@ -17,11 +17,18 @@ def ngrams(document: Document) -> Section | None:
     if not found:
         return None
     tokens = number(document.get("tokens") or 0)
+    whole = all(entry.get("exact", True) for entry in found)
+    scope = (
+        "All n-grams were counted."
+        if whole
+        else "From the sample, which holds an n-gram by chance, not because it is frequent: others "
+        "may be more frequent (--exact counts all)."
+    )
     blocks = [tag("div", *[_top(entry, tokens) for entry in found], class_="lists")]
     return Section(
         title="The most frequent n-grams",
-        lead="Spaces are shown as middle dots and line ends as arrows. What is frequent here "
-        "is learned well whatever the table; it also fills the rows it shares.",
+        lead=f"{scope} A box is a token, after compression; ␣ is a space. What is frequent here is "
+        "learned well whatever the table; it also drowns what shares its row.",
         body=tuple(blocks),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engram_cli.report.markup import Html, ngram, tag
+from engram_cli.report.markup import Html, tag, visible
 from engram_cli.report.numbers import count, number, numbers, percent
 from engram_cli.report.sections import Document, Section
 from engram_cli.report.sections.columns import Entry, entries, order_name
@@ -28,8 +28,8 @@ def sources(document: Document) -> Section | None:
         body += [_matrix(names, entry) for entry in entries(found, "overlap")]
     return Section(
         title="Sources and what they share",
-        lead="Read a line from the left: the share of that source's n-grams that also occur in the "
-        "source above. Little overlap means that a table made from one source serves the "
+        lead="Read a line from the left: the share of that source's look-ups whose n-gram also "
+        "occurs in the source above. Where little overlaps, a table of one source serves the "
         "other badly, and that both together need nearly the sum of their rows.",
         body=tuple(body),
     )
@@ -63,4 +63,5 @@ def _matrix(names: list[str], entry: Entry) -> Html:
 
 
 def _name(name: str) -> Html:
-    return ngram(name) if not name.isprintable() else tag("bdi", name[:120])
+    plain = name.isprintable()
+    return tag("bdi", name[:120] if plain else visible(name[:120]))

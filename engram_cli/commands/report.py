@@ -1,0 +1,48 @@
+"""report: a statistics folder in; one HTML page that opens offline out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engram_cli.files import refuse_existing
+from engram_cli.report.page import write_report
+from engram_cli.stats.folder import read_stats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportRequest:
+    """Which statistics folder to draw, and where the page goes."""
+
+    stats: Path
+    out: Path = Path("report.html")
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportResult:
+    """The page that was written, and of what."""
+
+    out: Path
+    stats: Path
+    bytes: int
+    tokens: int
+    fingerprint: str
+
+
+def report(request: ReportRequest) -> ReportResult:
+    """Draw a statistics folder as a page.
+
+    Raises InputError, IncompleteError and ArtifactError as `read_stats` does, ArtifactError for
+    figures that cannot be drawn, OutputError.
+    """
+    refuse_existing(request.out, request.force)
+    statistics = read_stats(request.stats)
+    write_report(statistics.document, request.out, force=request.force)
+    return ReportResult(
+        out=request.out,
+        stats=request.stats,
+        bytes=request.out.stat().st_size,
+        tokens=statistics.tokens,
+        fingerprint=statistics.layout.fingerprint,
+    )
