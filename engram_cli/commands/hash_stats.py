@@ -135,6 +135,7 @@ class _Job:
     tokenizer: TokenizerFile | None
     threads: int
     watching: Watching
+    plan: MemoryPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,27 +157,8 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     vocab, out = request.vocab or here.vocab, request.out or here.stats
     refuse_existing(out, request.force)
     _check_writable(out)
-    sources = find_sources(request.sources, request.corpus)
-    if sources.repeated:
-        progress.note(f"{sources.repeated} files were named twice; each is read once")
-    layout = request.geometry.resolve(vocab)
-    threads = request.threads or os.cpu_count() or 1
-    text = needs_tokenizer(sources.files, request.corpus)
-    watching, plan = _plan(request, sources, layout, threads, text)
-    tokenizer = _find_tokenizer(request, vocab, progress) if text else None
-    for remark in remarks(sources.files, request.corpus):
-        progress.note(remark)
-    progress.note(str(plan))
-    if watching.exact_bytes is not None:
-        progress.note(f"exact counting may take {watching.exact_bytes / 1e6:,.0f} MB more")
-    job = _Job(
-        request=request,
-        sources=sources,
-        layout=layout,
-        tokenizer=tokenizer,
-        threads=threads,
-        watching=watching,
-    )
+    job = _prepare(request, vocab, progress)
+    sources, layout, tokenizer = job.sources, job.layout, job.tokenizer
     counted = _count_checked(job, progress)
     counts, watchers = counted.counts, counted.watchers
     read = read_vocab(vocab) if vocab.is_file() else None
@@ -204,11 +186,37 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         join_documents=request.join_documents,
         tokenizer=None if tokenizer is None else tokenizer.path,
         encoder=counted.encoder,
-        memory_bytes=plan.total,
+        memory_bytes=job.plan.total,
         orders=found.orders,
         columns=found.columns,
         sections=sections,
         seconds=counted.seconds,
+    )
+
+
+def _prepare(request: HashStatsRequest, vocab: Path, progress: Progress) -> _Job:
+    """All that is settled before the corpus is read; tells what was chosen."""
+    sources = find_sources(request.sources, request.corpus)
+    if sources.repeated:
+        progress.note(f"{sources.repeated} files were named twice; each is read once")
+    layout = request.geometry.resolve(vocab)
+    threads = request.threads or os.cpu_count() or 1
+    text = needs_tokenizer(sources.files, request.corpus)
+    watching, plan = _plan(request, sources, layout, threads, text)
+    tokenizer = _find_tokenizer(request, vocab, progress) if text else None
+    for remark in remarks(sources.files, request.corpus):
+        progress.note(remark)
+    progress.note(str(plan))
+    if watching.exact_bytes is not None:
+        progress.note(f"exact counting may take {watching.exact_bytes / 1e6:,.0f} MB more")
+    return _Job(
+        request=request,
+        sources=sources,
+        layout=layout,
+        tokenizer=tokenizer,
+        threads=threads,
+        watching=watching,
+        plan=plan,
     )
 
 
