@@ -157,6 +157,10 @@ def hash_stats(
         bool,
         typer.Option("--growth/--no-growth", help="How n-grams grow with the corpus."),
     ] = True,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Begin anew where a run that was broken off could go on."),
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Counting threads (one a core).")
     ] = None,
@@ -215,6 +219,7 @@ def hash_stats(
             locality=locality,
             holdout=holdout,
             growth=growth,
+            restart=restart,
             **chosen,
         )
         result = run(request, terminal)

