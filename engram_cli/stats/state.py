@@ -41,11 +41,9 @@ def scalar(value: int, dtype: DTypeLike = np.int64) -> NDArray[Any]:
 def take(state: State, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
     """A writable copy of an array; -1 in `shape` stands for any length. Raises ArtifactError."""
     array = state.get(name)
-    sound = array is not None and array.dtype == np.dtype(dtype) and array.ndim == len(shape)
-    if not sound or any(
-        want not in (-1, has) for want, has in zip(shape, array.shape, strict=True)
-    ):
+    if array is None or array.dtype != np.dtype(dtype) or array.ndim != len(shape):
         raise unsound(name)
+    check(all(want in (-1, has) for want, has in zip(shape, array.shape, strict=True)), name)
     return np.array(array, order="C")
 
 
