@@ -303,7 +303,8 @@ def _count(
     if found is not None:
         encoder_name = encoder_name or found.encoder
     progress.start("counting", sources.size, "bytes")
-    progress.advance(tally.size)
+    if tally.size:
+        progress.advance(tally.size)
     keeper = None
     if job.fingerprint is not None:
         every = request.checkpoint_seconds
