@@ -60,8 +60,14 @@ def cache(document: Document) -> Section | None:
         body.append(
             row(*[_lru(layer, own, layer_suffix(names, layer)) for layer, own in lru.items()])
         )
-    body += [_windows(layer, own, layer_suffix(list(by(windows, "layer")), layer))
-             for layer, own in by(windows, "layer").items()]  # fmt: skip
+    if windows:
+        layers = by(windows, "layer")
+        names = list(layers)
+        body.append(
+            row(
+                *[_windows(layer, own, layer_suffix(names, layer)) for layer, own in layers.items()]
+            )
+        )
     if lru:
         every = [entry for own in lru.values() for entry in own]
         body.append(numbers_of("cache", _lru_numbers(every)))
@@ -156,7 +162,8 @@ def _windows(layer: int, own: list[Entry], suffix: str) -> Html:
         height=280,
     )
     keys = legend(*[(order_name(o), "bar", color_of(o)) for o in by(own, "order")])
-    return figure(chart, title, note="the rest are fetched once and used again", keys=keys)
+    return figure(chart, title, note="the rest are fetched once and used again", keys=keys,
+                  half=bool(suffix))  # fmt: skip
 
 
 def _hot_numbers(every: list[Entry]) -> Html:

@@ -44,7 +44,7 @@ def _matrix(names: list[str], entry: Entry) -> Html:
             share = number(value)
             shade = min(max(round(share * _SHADES), 0), _SHADES)
             own = "cell self" if other == name else f"cell k{shade}"
-            cells.append(tag("td", percent(share), class_=own))
+            cells.append(tag("td", percent(share, 1), class_=own))
         lines.append(tag("tr", tag("th", _name(name), scope="row"), *cells))
     title = f"Overlap of {order_name(entry['order'])}"
     return tag(
