@@ -24,7 +24,8 @@ _SALT = np.uint64(0x6A09E667F3BCC909)  # other bits than those that say when a s
 class Kept:
     """What is left of a block, and what was taken from it.
 
-    `cuts` bool[T]: tokens before which something was taken out, where look-back must end.
+    `cuts` bool[T]: tokens before which something was taken out, where look-back must end. What is
+    left of a document starts with the first token left of it.
     """
 
     block: TokenBlock
@@ -48,6 +49,7 @@ class Holdout:
         self._parts: dict[int, list[NDArray[np.integer]]] = {}
         self._held = 0  # tokens in `_parts`
         self._cut = False  # the last token of the stream was taken out
+        self._documents = self._left = 0  # begun so far, and the one of the last token left
 
     @property
     def memory(self) -> int:
@@ -68,8 +70,12 @@ class Holdout:
         index = np.flatnonzero(~taken)
         cuts = np.zeros(len(index), dtype=np.bool_)
         cuts[begins[after[~chosen]]] = True
+        documents = self._documents + np.cumsum(block.starts)
+        starts = np.diff(documents[index], prepend=self._left) > 0
+        self._documents = int(documents[-1])
+        self._left = int(documents[index[-1]]) if len(index) else self._left
         return Kept(
-            block=_select(block, index),
+            block=replace(_select(block, index), starts=starts),
             stretches=Stretches(begins=begins, keys=stretches.keys[~chosen]),
             cuts=cuts,
             held=_select(block, np.flatnonzero(taken)),
