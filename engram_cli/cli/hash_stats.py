@@ -157,6 +157,10 @@ def hash_stats(
         bool,
         typer.Option("--growth/--no-growth", help="How n-grams grow with the corpus."),
     ] = True,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Draw it all as one HTML page that opens offline: report.html"),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Counting threads (one a core).")
     ] = None,
@@ -173,7 +177,7 @@ def hash_stats(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
         if merge:
-            _merge(terminal, sources, vocab, out, force, workspace, ngrams)
+            _merge(terminal, sources, vocab, out, force, workspace, ngrams, report)
             return
         from engram_cli.commands.geometry import Geometry
         from engram_cli.commands.hash_stats import HashStatsRequest
@@ -215,6 +219,7 @@ def hash_stats(
             locality=locality,
             holdout=holdout,
             growth=growth,
+            report=report,
             **chosen,
         )
         result = run(request, terminal)
@@ -222,6 +227,8 @@ def hash_stats(
         parts += chosen_parts(result)
         parts += ngram_parts(result) if ngrams else []
         terminal.result(result, *parts, next_command="engram build-table")
+        if report is not None:
+            terminal.note(f"report: {shown_path(report)}")
 
 
 def _merge(
@@ -232,6 +239,7 @@ def _merge(
     force: bool,
     workspace: Path,
     ngrams: bool,
+    report: Path | None,
 ) -> None:
     from engram_cli.cli.render import facts
     from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
@@ -244,6 +252,7 @@ def _merge(
             vocab=vocab,
             out=out,
             force=force,
+            report=report,
         ),
         terminal,
     )

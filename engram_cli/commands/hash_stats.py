@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.watching import Watchers, Watching, exact_memory, make_watchers
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
@@ -47,6 +48,7 @@ class HashStatsRequest:
     "auto", "tokenizers" or "fast". `threads`: of the counting, None for one a core.
     `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
     `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see `Watching`.
+    `report`: a page to draw of it all, see `commands.report`.
     """
 
     sources: tuple[str | Path, ...]
@@ -73,6 +75,7 @@ class HashStatsRequest:
     locality: bool = False
     holdout: float | None = None
     growth: bool = True
+    report: Path | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -155,8 +158,9 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     """
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
-    refuse_existing(out, request.force)
-    _check_writable(out)
+    for new in (out, request.report) if request.report else (out,):
+        refuse_existing(new, request.force)
+        _check_writable(new)
     job = _prepare(request, vocab, progress)
     sources, layout, tokenizer = job.sources, job.layout, job.tokenizer
     counted = _count_checked(job, progress)
@@ -173,6 +177,8 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         sections=sections,
         force=request.force,
     )
+    if request.report is not None:
+        report(ReportRequest(stats=out, out=request.report, force=request.force))
     return HashStatsResult(
         out=out,
         scheme=layout.scheme,

@@ -10,8 +10,8 @@ import pytest
 import typer
 from cli.conftest import Engram
 
-from engram_cli.version import __version__
 from engram_cli.cli.options import parse_integers, parse_size, parse_sizes
+from engram_cli.version import __version__
 
 HEAVY = ("numba", "zarr", "pyarrow", "torch", "tokenizers", "transformers")
 
@@ -36,7 +36,7 @@ def test_module_and_script_are_the_same() -> None:
 def test_every_command_has_help(engram: Engram) -> None:
     listing = engram("--help")
     assert listing.code == 0
-    for command in ("compress-vocab", "hash-stats", "build-table", "attach", "demo"):
+    for command in ("compress-vocab", "hash-stats", "report", "build-table", "attach", "demo"):
         assert command in listing.out
         assert engram(command, "--help").code == 0
 
