@@ -35,10 +35,12 @@ def hot_set(document: Document) -> Section | None:
     if unseen:
         lead += (
             f"Dashed: the same rows, asked by {brief(unseen)} tokens held out of the counting. "
-            "Size a hot set by the dashed lines; the full ones flatter it."
+            "Size a hot set by the dashed lines; the full ones mostly flatter it."
         )
     else:
-        lead += "Rows chosen and asked by the same tokens flatter the hot set: --holdout tells."
+        lead += (
+            "Rows chosen and asked by the same tokens mostly flatter the hot set: --holdout tells."
+        )
     charts = [_hot(layer, own, layer_suffix(list(layers), layer)) for layer, own in layers.items()]
     every = [entry for own in layers.values() for entry in own]
     return Section(

@@ -20,7 +20,7 @@ def sources(document: Document) -> Section | None:
     tokens = numbers(found["tokens"])
     whole = sum(tokens) or 1.0
     rows = [
-        (_name(name), count(own), percent(own / whole))
+        (_name(name), count(own), percent(own / whole, 1))
         for name, own in zip(names, tokens, strict=True)
     ]
     body = [table(("source", ">tokens", ">share"), rows, caption="Sources")]
