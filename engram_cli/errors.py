@@ -28,6 +28,9 @@ class EngramError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        return f"{self.message} - {self.hint}"
+
 
 class InputError(EngramError):
     """Something handed to us cannot be used."""

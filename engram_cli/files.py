@@ -10,9 +10,11 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -68,11 +70,23 @@ def fsync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raises OutputError when `path` is there and `force` is not given."""
-    if path.exists() and not force:
+def refuse_existing(
+    path: Path, force: bool, is_ours: Callable[[Path], bool] | None = None, what: str = ""
+) -> None:
+    """Raises OutputError when `path` is there and `force` is not given.
+
+    With `is_ours` even `force` replaces only what is such a `what`, or an empty folder.
+    """
+    if not path.exists():
+        return
+    if not force:
         raise OutputError(
             f"{path} already exists", "use --force to replace it, or --out to write elsewhere"
+        )
+    empty = path.is_dir() and next(path.iterdir(), None) is None
+    if is_ours is not None and not empty and not is_ours(path):
+        raise OutputError(
+            f"{path} is no {what}, so --force does not replace it", "write elsewhere with --out"
         )
 
 
@@ -95,7 +109,8 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     refuse_existing(path, force)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        _remove_stale(path)
+        handle, name = tempfile.mkstemp(prefix=_part_prefix(path), suffix=".part", dir=path.parent)
         os.close(handle)
         part = Path(name)
         try:
@@ -119,7 +134,8 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     refuse_existing(path, force)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        _remove_stale(path)
+        part = Path(tempfile.mkdtemp(prefix=_part_prefix(path), suffix=".part", dir=path.parent))
         try:
             yield part
             os.chmod(part, 0o777 & ~_umask())
@@ -142,6 +158,33 @@ def replace_folder(part: Path, path: Path) -> None:
     fsync_folder(path.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _part_prefix(path: Path) -> str:
+    return f".{path.name}.{platform.node()}-{os.getpid()}."
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what a process of this machine that was killed left while it wrote `path`."""
+    name = re.compile(re.escape(f".{path.name}.{platform.node()}-") + r"([0-9]{1,10})\.[^.]+\.part")
+    for left in path.parent.iterdir():
+        match = name.fullmatch(left.name)
+        if match is None or _is_alive(int(match[1])):
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's process, or a number no process has
+        return True
+    return True
 
 
 def _umask() -> int:

@@ -161,6 +161,10 @@ def hash_stats(
         bool,
         typer.Option("--restart", help="Begin anew where a run that was broken off could go on."),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Draw it all as one HTML page that opens offline: report.html"),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Counting threads (one a core).")
     ] = None,
@@ -177,7 +181,7 @@ def hash_stats(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
         if merge:
-            _merge(terminal, sources, vocab, out, force, workspace, ngrams)
+            _merge(terminal, sources, vocab, out, force, workspace, ngrams, report)
             return
         from engram_cli.commands.geometry import Geometry
         from engram_cli.commands.hash_stats import HashStatsRequest
@@ -220,6 +224,7 @@ def hash_stats(
             holdout=holdout,
             growth=growth,
             restart=restart,
+            report=report,
             **chosen,
         )
         result = run(request, terminal)
@@ -227,6 +232,8 @@ def hash_stats(
         parts += chosen_parts(result)
         parts += ngram_parts(result) if ngrams else []
         terminal.result(result, *parts, next_command="engram build-table")
+        if report is not None:
+            terminal.note(f"report: {shown_path(report)}")
 
 
 def _merge(
@@ -237,6 +244,7 @@ def _merge(
     force: bool,
     workspace: Path,
     ngrams: bool,
+    report: Path | None,
 ) -> None:
     from engram_cli.cli.render import facts
     from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
@@ -249,6 +257,7 @@ def _merge(
             vocab=vocab,
             out=out,
             force=force,
+            report=report,
         ),
         terminal,
     )

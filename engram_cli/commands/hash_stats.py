@@ -11,6 +11,7 @@ from typing import Any
 
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.resuming import (
     find_checkpoint,
     request_fingerprint,
@@ -58,6 +59,7 @@ class HashStatsRequest:
     `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see `Watching`.
     `restart`: begin anew although a checkpoint of this request is there. `checkpoint_seconds`: how
     often one is written at most; 0 for every chance.
+    `report`: a page to draw of it all, see `commands.report`.
     """
 
     sources: tuple[str | Path, ...]
@@ -86,6 +88,7 @@ class HashStatsRequest:
     growth: bool = True
     restart: bool = False
     checkpoint_seconds: float = 30.0
+    report: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.checkpoint_seconds >= 0.0:
@@ -175,8 +178,9 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     """
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
-    refuse_existing(out, request.force)
-    _check_writable(out)
+    for new in (out, request.report) if request.report else (out,):
+        refuse_existing(new, request.force)
+        _check_writable(new)
     job = _prepare(request, vocab, out, progress)
     sources, layout, tokenizer = job.sources, job.layout, job.tokenizer
     counted = _count_checked(job, progress)
@@ -193,6 +197,8 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         sections=sections,
         force=request.force,
     )
+    if request.report is not None:
+        report(ReportRequest(stats=out, out=request.report, force=request.force))
     remove_checkpoint(job.checkpoints)
     return HashStatsResult(
         out=out,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import refuse_existing
@@ -21,6 +22,7 @@ class MergeStatsRequest:
     """Which folders to merge: `parts`, two or more, of different parts of a corpus.
 
     `vocab`: gives the n-grams their texts. `vocab`, `out`: None for the names in `workspace`.
+    `report`: a page to draw of the whole.
     """
 
     parts: tuple[Path, ...]
@@ -28,6 +30,7 @@ class MergeStatsRequest:
     vocab: Path | None = None
     out: Path | None = None
     force: bool = False
+    report: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,8 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     if len(request.parts) < 2:
         raise InputError(f"{len(request.parts)} statistics to merge", "give two folders or more")
     refuse_existing(out, request.force)
+    if request.report is not None:
+        refuse_existing(request.report, request.force)
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
     progress.start("merging", len(parts), "folders")
@@ -85,6 +90,8 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         sections=found.sections,
         force=request.force,
     )
+    if request.report is not None:
+        report(ReportRequest(stats=out, out=request.report, force=request.force))
     return MergeStatsResult(
         out=out,
         parts=request.parts,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -16,13 +18,35 @@ def kernel(*signatures: str, cache: bool = True) -> Callable[[Any], Any]:
     def compile_kernel(function: Any) -> Any:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
         try:
-            return njit(list(signatures) or None, cache=cache, **options)(function)
+            with _cache_folder():
+                return njit(list(signatures) or None, cache=cache, **options)(function)
         except RuntimeError as error:  # "cannot cache function: no locator available"
             if "cache" not in str(error):
                 raise
             return njit(list(signatures) or None, **options)(function)
 
     return compile_kernel
+
+
+@contextmanager
+def _cache_folder() -> Iterator[None]:
+    """Keep compiled kernels in the user's cache, unless NUMBA_CACHE_DIR says where.
+
+    Beside the sources they would outlive `pip uninstall`, and the folder they keep alive would
+    shadow the next installation as an empty namespace package.
+    """
+    settings: Any = config
+    given = settings.CACHE_DIR
+    if not given:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = os.path.join(base, "engram-tables", "numba")
+        with suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+            settings.CACHE_DIR = folder
+    try:
+        yield
+    finally:
+        settings.CACHE_DIR = given
 
 
 @intrinsic

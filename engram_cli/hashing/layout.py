@@ -7,8 +7,9 @@ reads layouts too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -197,19 +198,36 @@ def _integers(values: Any) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
+def check_shape(orders: Sequence[int], heads: int, layers: Sequence[int]) -> None:
+    """Raises LayoutError for orders, heads or layers that no layout can have."""
+    orders, layers = list(orders), list(layers)
+    if not all(isinstance(n, Integral) for n in (heads, *orders, *layers)):
+        raise LayoutError(
+            f"orders {orders}, heads {heads}, layers {layers}: not all are integers",
+            "give integers, such as orders (2, 3), heads 8, layers (1, 15)",
+        )
+    if not orders or sorted(set(orders)) != orders or orders[0] < 1:
+        raise LayoutError(
+            f"orders {orders} are not ascending and different", "give orders such as 2,3"
+        )
+    if orders[-1] > MAX_ORDER:
+        raise LayoutError(f"order {orders[-1]} is too long", f"at most {MAX_ORDER}")
+    if not 1 <= heads <= MAX_HEADS:
+        raise LayoutError(f"{heads} heads", f"give 1 to {MAX_HEADS}")
+    if not layers:
+        raise LayoutError("the layout has no layer", "give at least one, such as --layers 1")
+    if len(set(layers)) != len(layers):
+        raise LayoutError(f"layers {layers} are not different", "name each layer once")
+    if not all(0 <= layer < 2**31 for layer in layers):
+        raise LayoutError(f"layers {layers}: below 0 or beyond 2^31", "layers count from 0")
+
+
 def _check_layout(layout: HashLayout) -> None:
     def need(true: bool, message: str, hint: str) -> None:
         if not true:
             raise LayoutError(message, hint)
 
-    orders = layout.orders
-    need(
-        bool(orders) and sorted(set(orders)) == list(orders) and orders[0] >= 1,
-        f"orders {orders} are not ascending and different",
-        "give orders such as 2,3",
-    )
-    need(orders[-1] <= MAX_ORDER, f"order {orders[-1]} is too long", f"at most {MAX_ORDER}")
-    need(1 <= layout.heads <= MAX_HEADS, f"{layout.heads} heads", f"give 1 to {MAX_HEADS}")
+    check_shape(layout.orders, layout.heads, layout.layer_ids)
     need(layout.fold in ("newest-first", "oldest-first"), f"fold '{layout.fold}'", "unknown fold")
     need(layout.compressed_size >= 1, "the vocabulary is empty", "give a vocabulary")
     for name, token in (("filler", layout.filler_id), ("EOS", layout.eos_id)):
@@ -218,9 +236,6 @@ def _check_layout(layout: HashLayout) -> None:
             f"{name} id {token} is outside the vocabulary of {layout.compressed_size}",
             "give an id below the vocabulary's size",
         )
-    need(bool(layout.layers), "the layout has no layer", "give at least one, such as --layers 1")
-    ids = layout.layer_ids
-    need(len(set(ids)) == len(ids), f"layers {ids} are not different", "name each layer once")
     for entry in layout.layers:
         _check_layer(layout, entry)
 
@@ -230,7 +245,6 @@ def _check_layer(layout: HashLayout, entry: LayerHash) -> None:
         if not true:
             raise LayoutError(f"layer {entry.layer}: {message}", hint)
 
-    need(0 <= entry.layer < 2**31, "a layer id below 0 or beyond 2^31", "layers count from 0")
     need(
         len(entry.multipliers) == layout.max_order,
         f"{len(entry.multipliers)} multipliers for order {layout.max_order}",

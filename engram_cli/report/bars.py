@@ -44,7 +44,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BarChart:
-    """Bars from zero; with `dots`, points with two standard errors around a line at 1."""
+    """Bars from zero; with `dots`, points with `sigmas` standard errors around a line at 1."""
 
     name: str
     title: str
@@ -54,6 +54,7 @@ class BarChart:
     groups: tuple[Group, ...]
     height: int = 300
     dots: bool = False
+    sigmas: float = 2.0
     y_value: Format = percent
 
     def draw(self, width: int) -> Html:
@@ -85,10 +86,10 @@ class BarChart:
 
     def _values(self) -> list[float]:
         bars = [bar for group in self.groups for slot in group.slots for bar in slot.bars]
-        values = [bar.value + 2 * bar.error for bar in bars]
+        values = [bar.value + self.sigmas * bar.error for bar in bars]
         values += [bar.ideal for bar in bars if bar.ideal is not None]
         if self.dots:
-            values += [bar.value - 2 * bar.error for bar in bars] + [1.0]
+            values += [bar.value - self.sigmas * bar.error for bar in bars] + [1.0]
         return values
 
     def _places(self) -> tuple[list[float], list[Slot]]:
@@ -147,7 +148,10 @@ class BarChart:
 
     def _dot(self, frame: Frame, bar: Bar, left: float, wide: float) -> Html:
         x = left + wide / 2
-        low, high = frame.y(bar.value - 2 * bar.error), frame.y(bar.value + 2 * bar.error)
+        low, high = (
+            frame.y(bar.value - self.sigmas * bar.error),
+            frame.y(bar.value + self.sigmas * bar.error),
+        )
         return tag(
             "g",
             tag("line", class_="whisker", x1=x, x2=x, y1=low, y2=high) if bar.error else None,
@@ -158,7 +162,7 @@ class BarChart:
     def _tip(self, slot: Slot) -> Tip:
         lines: list[tuple[str, str, int | None]] = []
         for bar in slot.bars:
-            error = f" ± {self.y_value(2 * bar.error)}" if bar.error else ""
+            error = f" ± {self.y_value(self.sigmas * bar.error)}" if bar.error else ""
             lines.append((bar.label, f"{self.y_value(bar.value)}{error}", bar.color))
             if bar.ideal is not None:
                 lines.append((f"{bar.label}, ideal", self.y_value(bar.ideal), None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from engram_cli.report.markup import Html, tag
 from engram_cli.report.scales import Axis, Scale
 
 COLORS = 8  # of the palette; orders beyond begin again
-TOP, BOTTOM, LEFT, RIGHT = 26, 46, 58, 12
+TOP, BOTTOM, LEFT, RIGHT = 26, 46, 58, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,21 +55,28 @@ class Frame:
             at = self.y(value)
             parts.append(tag("line", class_="grid", x1=LEFT, x2=self.width - RIGHT, y1=at, y2=at))
             parts.append(tag("text", label, class_="tick end", x=LEFT - 8, y=at + 4))
-        last = -100.0
-        for value, label in self.x.ticks:
+        every = self._every()
+        for i, (value, label) in enumerate(self.x.ticks):
             at = self.x(value)
             if x_grid:
                 parts.append(tag("line", class_="grid", x1=at, x2=at, y1=TOP, y2=bottom))
-            if at - last >= 6.6 * len(label) + 6:
+            if i % every == 0:
                 place = "end" if at > self.width - RIGHT - 8 and len(label) > 4 else "mid"
                 parts.append(tag("text", label, class_=f"tick {place}", x=at, y=bottom + 17))
-                last = at
         parts.append(tag("line", class_="axis", x1=LEFT, x2=self.width - RIGHT,
                          y1=bottom, y2=bottom))  # fmt: skip
         parts.append(tag("text", y.title, class_="name", x=0, y=12))
         parts.append(tag("text", x.title, class_="name end", x=self.width - RIGHT,
                          y=self.height - 8))  # fmt: skip
         return tag("g", *parts, class_="axes")
+
+    def _every(self) -> int:
+        """Each how-many-th tick of the x axis has room for its label."""
+        ticks = self.x.ticks
+        if len(ticks) < 2:
+            return 1
+        apart = (self.x(ticks[-1][0]) - self.x(ticks[0][0])) / (len(ticks) - 1)
+        return max(1, math.ceil((6.6 * max(len(label) for _, label in ticks) + 6) / apart))
 
     def strip(self, begin: float, end: float, at: float | None, tip: Tip) -> Html:
         """An invisible strip from `begin` to `end` that shows `tip`, with a hair line at `at`."""

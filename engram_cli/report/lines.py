@@ -29,7 +29,8 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineChart:
-    """Curves over one pair of axes. `x_value`, `y_value` say how a hovered value is written."""
+    """Curves over one pair of axes. `x_value`, `y_value` say how a hovered value is
+    written, `places` what the places of a labelled axis are called."""
 
     name: str
     title: str
@@ -40,6 +41,7 @@ class LineChart:
     height: int = 340
     x_value: Format = brief
     y_value: Format = brief
+    places: tuple[str, ...] | None = None
 
     def draw(self, width: int) -> Html:
         """The chart, `width` pixels wide."""
@@ -98,8 +100,8 @@ class LineChart:
         return found
 
     def _place(self, x: float) -> str:
-        if self.x.labels is not None:
-            return f"{self.x.labels[round(x)]} {self.x.title}"
+        if self.places is not None:
+            return self.places[round(x)]
         return f"{self.x_value(x)} {self.x.title}"
 
 

@@ -111,7 +111,7 @@ def _masthead(document: Mapping[str, Any]) -> Html:
         orders = ", ".join(str(order) for order in layout["orders"])
         layers = ", ".join(str(entry["layer"]) for entry in layout["layers"])
         facts.append(("Layout", f"{layout['scheme']}: orders {orders}, {layout['heads']} heads, "
-                      f"layers {layers}"))  # fmt: skip
+                      f"layer{'s' if len(layout['layers']) > 1 else ''} {layers}"))  # fmt: skip
     if document.get("fingerprint"):
         facts.append(("Fingerprint", tag("code", str(document["fingerprint"]), class_="digest")))
     facts.append(("Made by", f"engram {document.get('tool_version') or __version__}"))
@@ -133,7 +133,8 @@ def _masthead(document: Mapping[str, Any]) -> Html:
 
 def _contents(sections: Mapping[str, Section]) -> Html:
     items = [
-        tag("li", tag("a", section.title, href=f"#{name}")) for name, section in sections.items()
+        tag("li", tag("a", _unbroken(section.title), href=f"#{name}"))
+        for name, section in sections.items()
     ]
     return tag("nav", tag("ol", *items), aria_label="Contents")
 
@@ -147,13 +148,18 @@ def _main(sections: Mapping[str, Section]) -> Html:
         *[
             tag("section",
                 tag("h2", section.title, id=f"{name}-heading"),
-                tag("p", section.lead, class_="lead"),
+                tag("p", _unbroken(section.lead), class_="lead"),
                 *section.body,
                 id=name, aria_labelledby=f"{name}-heading")
             for name, section in sections.items()
         ],
         id="figures",
     )  # fmt: skip
+
+
+def _unbroken(text: str) -> str:
+    """Text whose n-grams are not parted at the end of a line."""
+    return text.replace("n-gram", "n\u2011gram")
 
 
 def _footer() -> Html:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from engram_cli.report.numbers import brief
 
 Format = Callable[[float], str]
+_MARGIN = 1.15  # of a logarithmic axis, beyond its values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,17 +71,15 @@ class Axis:
         return Scale(low=low, high=high, begin=begin, end=end, log=False, ticks=ticks)
 
     def _fit_log(self, values: Sequence[float], begin: float, end: float) -> Scale:
-        low = self.low if self.low is not None else min(values, default=1.0)
-        high = self.high if self.high is not None else max(values, default=10.0)
-        first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
-        last = max(last, first + 1)
-        if self.low is None:
-            low = 10.0**first
-        if self.high is None:
-            high = 10.0**last
-        every = max(1, math.ceil((last - first) / max(2, abs(end - begin) / 58)))
-        marks = [10.0**power for power in range(first, last + 1, every)]
-        ticks = tuple((mark, self.format(mark)) for mark in marks if low <= mark <= high * 1.0001)
+        least, most = min(values, default=1.0), max(values, default=10.0)
+        low = self.low if self.low is not None else least / _MARGIN
+        high = self.high if self.high is not None else most * _MARGIN
+        first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+        if last <= first:  # fewer than two powers of ten in between
+            first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+            low, high = 10.0**first, 10.0**last
+        every = max(1, math.ceil((last - first) / max(2, abs(end - begin) / 40)))
+        ticks = tuple((10.0**at, self.format(10.0**at)) for at in range(first, last + 1, every))
         return Scale(low=low, high=high, begin=begin, end=end, log=True, ticks=ticks)
 
 

@@ -136,6 +136,11 @@ def write_stats(
         (part / DOCUMENT).write_bytes(canonical_json(document))
 
 
+def is_stats(path: Path) -> bool:
+    """Whether `path` is a statistics folder, finished or not: what --force may replace."""
+    return (path / DOCUMENT).is_file() and (path / COUNTERS).is_dir()
+
+
 def read_stats(path: str | Path) -> Statistics:
     """Open a statistics folder.
 

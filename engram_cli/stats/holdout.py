@@ -25,7 +25,8 @@ _SALT = np.uint64(0x6A09E667F3BCC909)  # other bits than those that say when a s
 class Kept:
     """What is left of a block, and what was taken from it.
 
-    `cuts` bool[T]: tokens before which something was taken out, where look-back must end.
+    `cuts` bool[T]: tokens before which something was taken out, where look-back must end. What is
+    left of a document starts with the first token left of it.
     """
 
     block: TokenBlock
@@ -49,6 +50,7 @@ class Holdout:
         self._parts: dict[int, list[NDArray[np.integer]]] = {}
         self._held = 0  # tokens in `_parts`
         self._cut = False  # the last token of the stream was taken out
+        self._documents = self._left = 0  # begun so far, and the one of the last token left
 
     @property
     def memory(self) -> int:
@@ -69,8 +71,12 @@ class Holdout:
         index = np.flatnonzero(~taken)
         cuts = np.zeros(len(index), dtype=np.bool_)
         cuts[begins[after[~chosen]]] = True
+        documents = self._documents + np.cumsum(block.starts)
+        starts = np.diff(documents[index], prepend=self._left) > 0
+        self._documents = int(documents[-1])
+        self._left = int(documents[index[-1]]) if len(index) else self._left
         return Kept(
-            block=_select(block, index),
+            block=replace(_select(block, index), starts=starts),
             stretches=Stretches(begins=begins, keys=stretches.keys[~chosen]),
             cuts=cuts,
             held=_select(block, np.flatnonzero(taken)),
@@ -98,6 +104,8 @@ class Holdout:
             "limit": np.array([] if self._limit is None else [self._limit], dtype=np.uint64),
             "cut": scalar(self._cut),
             "tokens": scalar(self.tokens),
+            "documents": scalar(self._documents),
+            "left": scalar(self._left),
         }
 
     def restore(self, state: State) -> None:
@@ -118,6 +126,8 @@ class Holdout:
         self._limit = int(limit[0]) if len(limit) else None
         self._cut = bool(take_scalar(state, "cut", 0, 1))
         self.tokens = take_scalar(state, "tokens")
+        self._documents = take_scalar(state, "documents")
+        self._left = take_scalar(state, "left")
 
     def _keep(
         self,

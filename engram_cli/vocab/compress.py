@@ -119,5 +119,5 @@ def compress_vocab(source: str | Path | TokenizerFile) -> CompressedVocab:
         keys=keys,
         special_ids=tokenizer.special_ids,
         tokenizer_digest=tokenizer.digest,
-        source=tokenizer.path.name,
+        source=str(tokenizer.path.absolute()),
     )

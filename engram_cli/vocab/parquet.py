@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from engram_cli.errors import ArtifactError, InputError
+from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import new_file, output_errors
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
@@ -85,6 +85,15 @@ def read_about(path: str | Path) -> dict[str, Any]:
     Raises InputError or ArtifactError.
     """
     return _read(Path(path), [])[1]
+
+
+def is_vocab(path: Path) -> bool:
+    """Whether `path` is a compressed vocabulary of ours: what --force may replace."""
+    try:
+        read_about(path)
+    except EngramError:
+        return False
+    return True
 
 
 def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:

@@ -53,7 +53,7 @@ def _contestants(layout: HashLayout, ids: NDArray[np.int32]) -> dict:
         sums = []
         for begin in range(0, TOKENS, CHUNK):
             history = compressed[max(begin - layout.max_order + 1, 0) : begin + CHUNK]
-            sums.append(_demo(layout, history)[-CHUNK:][:: CHUNK // 64].sum(axis=0))
+            sums.append(demo_statements(layout, history)[-CHUNK:][:: CHUNK // 64].sum(axis=0))
         return np.array(sums)
 
     def kernel(begins: range, buffer: NDArray[np.uint32], fast: NDArray[np.bool_]) -> list:
@@ -92,7 +92,7 @@ def _contestants(layout: HashLayout, ids: NDArray[np.int32]) -> dict:
     }
 
 
-def _demo(layout: HashLayout, x: NDArray[np.int64]) -> NDArray[np.int64]:
+def demo_statements(layout: HashLayout, x: NDArray[np.int64]) -> NDArray[np.int64]:
     """Head-local rows [T, C] as a NumPy programme for one layer states them, in int64."""
     layer = layout.layers[0]
     shifts = [

@@ -27,7 +27,7 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
-RUNS = 7
+RUNS = 5
 PACKAGES = ("numpy", "numba", "tokenizers", "zarr", "pyarrow", "torch", "fastokens")
 
 

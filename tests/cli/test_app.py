@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 import typer
 from cli.conftest import Engram
 
-from engram_cli.version import __version__
 from engram_cli.cli.options import parse_integers, parse_size, parse_sizes
+from engram_cli.version import __version__
 
 HEAVY = ("numba", "zarr", "pyarrow", "torch", "tokenizers", "transformers")
 
@@ -36,7 +37,7 @@ def test_module_and_script_are_the_same() -> None:
 def test_every_command_has_help(engram: Engram) -> None:
     listing = engram("--help")
     assert listing.code == 0
-    for command in ("compress-vocab", "hash-stats", "build-table", "attach", "demo"):
+    for command in ("compress-vocab", "hash-stats", "report", "build-table", "attach", "demo"):
         assert command in listing.out
         assert engram(command, "--help").code == 0
 
@@ -56,19 +57,24 @@ def test_usage_errors_are_exit_2(engram: Engram) -> None:
 
 
 def test_engram_toml_gives_defaults_and_flags_win(engram: Engram, tokenizer_file: Path) -> None:
-    (engram.folder / "engram.toml").write_text('[compress-vocab]\nexpect = 5\nout = "v.parquet"\n')
-    assert engram("compress-vocab", tokenizer_file).code == 1
+    (engram.folder / "engram.toml").write_text('[compress-vocab]\ngroups = 3\nout = "v.parquet"\n')
+    done = engram("compress-vocab", tokenizer_file, "--json")
+    assert len(json.loads(done.out)["largest"]) == 3
     assert (engram.folder / "v.parquet").exists()
     (engram.folder / "v.parquet").unlink()
-    other = engram("compress-vocab", tokenizer_file, "--out", "w.parquet", "--expect", "6")
-    assert "expected 6" in other.err
+    other = engram("compress-vocab", tokenizer_file, "--out", "w", "--groups", "2", "--json")
+    assert len(json.loads(other.out)["largest"]) == 2
     assert not (engram.folder / "v.parquet").exists()
 
 
 def test_the_workspace_can_be_another_folder(engram: Engram, tokenizer_file: Path) -> None:
     (engram.folder / "there").mkdir()
     (engram.folder / "there" / "engram.toml").write_text("[compress-vocab]\nexpect = 5\n")
-    assert engram("compress-vocab", tokenizer_file, "--workspace", "there").code == 1
+    unmet = engram("compress-vocab", tokenizer_file, "--workspace", "there")
+    assert unmet.code == 1
+    assert not (engram.folder / "there" / "engram-vocab.parquet").exists()
+    (engram.folder / "there" / "engram.toml").unlink()
+    assert engram("compress-vocab", tokenizer_file, "--workspace", "there").code == 0
     assert (engram.folder / "there" / "engram-vocab.parquet").exists()
 
 

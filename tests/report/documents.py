@@ -82,8 +82,9 @@ def _column(order: int, head: int) -> dict[str, Any]:
         "order": order,
         "head": head,
         "rows": rows,
-        "occupied": int(occupied * (1 + wobble / 4)),
+        "occupied": int(occupied * (1 + wobble / 6)),
         "ideal_occupied": occupied,
+        "ideal_occupied_error": occupied / 9000,
         "shared": min(shared * (1 + wobble), 1.0),
         "shared_error": (shared * (1 - shared) / 2**18) ** 0.5,
         "shared_occurrences": shared * 0.97,
@@ -166,7 +167,7 @@ def _locality() -> dict[str, Any]:
 
 
 _TEXTS = ("return ␣self", "of ␣the", "in ␣the", ": \\n", "import ␣os", "if ␣not", "for ␣i",
-          "␣def ␣_", "␣is ␣not", "self .", "\\t return", "the ␣number", "ValueError (", "naïve ␣café", "の 中",
+          "␣def ␣_", "␣is ␣not", "self .", "\\t return", "␣number", "Error (", "naïve ␣café",
           "= ␣None", "raise ␣TypeError", "e .g.")  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.registry import Registry
+from engram_cli.vocab.lookup import VocabMap
 
 SCHEMES: Registry[Callable[..., HashLayout]] = Registry(
     "scheme",
@@ -32,11 +33,14 @@ def hash_layout(scheme: str, vocab: Any = None, **parameters: Any) -> HashLayout
     build = SCHEMES.load(scheme)
     if vocab is not None:
         parameters["vocab"] = vocab
-    try:
-        inspect.signature(build).bind(**parameters)
-    except TypeError as error:
+    known = inspect.signature(build).parameters
+    needed = [n for n, p in known.items() if p.default is p.empty and n not in parameters]
+    unknown = [name for name in parameters if name not in known]
+    if needed or unknown:
+        lacks = f"needs {', '.join(needed)}" if needed else f"has no {', '.join(unknown)}"
+        raise InputError(f"scheme '{scheme}' {lacks}", f"its parameters: {', '.join(known)}")
+    if vocab is not None and not isinstance(vocab, VocabMap):
         raise InputError(
-            f"scheme '{scheme}': {error}",
-            f"its parameters: {', '.join(inspect.signature(build).parameters)}",
-        ) from None
+            f"vocab is a {type(vocab).__name__}", "give compress_vocab(...) or read_vocab(...)"
+        )
     return build(**parameters)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import numpy as np
 
 from engram_cli.errors import LayoutError
-from engram_cli.hashing.layout import HashLayout, LayerHash
+from engram_cli.hashing.layout import HashLayout, LayerHash, check_shape
 from engram_cli.hashing.primes import next_prime
 from engram_cli.vocab.lookup import VocabMap
 
@@ -32,7 +33,8 @@ def layout(
     `rows_per_head`: one base size, or one an order. `pad_id` is a raw token id; its compressed id
     stands for every blocked position. Raises LayoutError.
     """
-    orders, layers = tuple(orders), tuple(layers)
+    orders, layers = as_tuple(orders), as_tuple(layers)
+    check_shape(orders, heads, layers)
     sizes = base_sizes(rows_per_head, orders)
     if not 0 <= pad_id < vocab.vocab_size or vocab.lookup[pad_id] < 0:
         raise LayoutError(
@@ -52,7 +54,7 @@ def layout(
         layers=tuple(
             LayerHash(
                 layer=layer,
-                multipliers=multipliers(vocab.size, max(orders, default=0), layer, seed),
+                multipliers=multipliers(vocab.size, orders[-1], layer, seed),
                 moduli=moduli,
                 salts=(0,) * len(moduli),
                 rows=sum(moduli),
@@ -74,11 +76,17 @@ def multipliers(compressed_size: int, count: int, layer: int, seed: int) -> tupl
     return tuple(2 * int(value) + 1 for value in drawn)
 
 
+def as_tuple(values: int | Sequence[int]) -> tuple[int, ...]:
+    """One integer, or several."""
+    return tuple(values) if isinstance(values, Sequence) else (values,)
+
+
 def base_sizes(rows_per_head: int | Sequence[int], orders: Sequence[int]) -> tuple[int, ...]:
     """One base size an order. Raises LayoutError when their number is another."""
-    if isinstance(rows_per_head, int):
-        return (rows_per_head,) * len(orders)
-    sizes = tuple(int(size) for size in rows_per_head)
+    sizes = as_tuple(rows_per_head)
+    if not all(isinstance(size, Integral) for size in sizes):
+        raise LayoutError(f"{rows_per_head!r} rows per head", "give an integer, or one an order")
+    sizes = tuple(map(int, sizes))
     if len(sizes) == 1:
         return sizes * len(orders)
     if len(sizes) != len(orders):

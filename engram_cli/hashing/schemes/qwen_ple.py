@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engram_cli.errors import LayoutError
-from engram_cli.hashing.layout import MAX_MODULUS, HashLayout, LayerHash
+from engram_cli.hashing.layout import MAX_MODULUS, HashLayout, LayerHash, check_shape
 from engram_cli.hashing.primes import next_prime
-from engram_cli.hashing.schemes.engram_v1 import INT64_MAX, LAYER_STEP
+from engram_cli.hashing.schemes.engram_v1 import INT64_MAX, LAYER_STEP, as_tuple
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK64 = 2**64 - 1
@@ -29,12 +29,13 @@ def layout(
     `orders` must be 2..N. The rows of a layer are padded up to a multiple of `divisor`. Raises
     LayoutError.
     """
-    orders, layers = tuple(orders), tuple(layers)
+    orders, layers = as_tuple(orders), as_tuple(layers)
+    check_shape(orders, heads, layers)
     if orders != tuple(range(2, len(orders) + 2)):
         raise LayoutError(f"qwen-ple has no orders {orders}", "give 2 up to N, such as 2,3")
-    if vocab_size < 1 or divisor < 1 or heads < 1:
+    if vocab_size < 1 or divisor < 1:
         raise LayoutError(
-            f"vocab_size {vocab_size}, heads {heads}, divisor {divisor}: all must be 1 or more",
+            f"vocab_size {vocab_size}, divisor {divisor}: both must be 1 or more",
             "give the values of the model's config",
         )
     if not 1 <= rows_per_head < MAX_MODULUS:

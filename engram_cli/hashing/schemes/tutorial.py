@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from engram_cli.errors import LayoutError
-from engram_cli.hashing.layout import HashLayout, LayerHash
+from engram_cli.hashing.layout import HashLayout, LayerHash, check_shape
+from engram_cli.hashing.schemes.engram_v1 import as_tuple
 from engram_cli.vocab.lookup import lookup_digest
 
 HEAD_SALT = 10007
@@ -28,7 +29,8 @@ def layout(
     """The layout for `vocab_size` raw ids, the same rows for every head. Raises LayoutError."""
     if vocab_size < 2:
         raise LayoutError(f"vocab_size {vocab_size}", "the tutorial scheme needs 2 ids or more")
-    orders = tuple(orders)
+    orders, layers = as_tuple(orders), as_tuple(layers)
+    check_shape(orders, heads, layers)
     size = vocab_size // 2
     lookup = (np.arange(vocab_size) % size).astype(np.int32)
     columns = len(orders) * heads
@@ -44,7 +46,7 @@ def layout(
         layers=tuple(
             LayerHash(
                 layer=layer,
-                multipliers=tuple(2 * i + 1 for i in range(max(orders, default=0))),
+                multipliers=tuple(2 * i + 1 for i in range(orders[-1])),
                 moduli=(rows_per_head,) * columns,
                 salts=tuple(HEAD_SALT * head for _ in orders for head in range(heads)),
                 rows=rows_per_head * columns,

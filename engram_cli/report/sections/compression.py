@@ -40,7 +40,7 @@ def compression(document: Document) -> Section | None:
             into.append(Slot(label=name, bars=bars))
     if not rows:
         return None
-    keys = legend(("raw token ids", "light", 0), ("compressed vocabulary", "bar", 0))
+    keys = legend(("raw token ids", "light", 7), ("compressed vocabulary", "bar", 7))
     charts = [
         figure(BarChart(name="worth-ngrams", title="Different n-grams with and without compression",
                         description="Two bars for each order.", x_title="",

@@ -51,7 +51,7 @@ def _heaps(found: list[Entry]) -> Html:
             wrong = [errors[-1], *(number(each["error"]) for each in ahead)]
             curves.append(Curve(label=f"{name}, extrapolated", color=color, dashed=True, dots=True,
                                 points=tuple(zip(at, values, strict=True)),
-                                band=_band(at, values, wrong)))  # fmt: skip
+                                band=_fan(at, values, wrong)))  # fmt: skip
     if any(curve.dashed for curve in curves):
         keys += [("extrapolated", "dashed", 7), ("two standard errors", "band", 7)]
     chart = LineChart(
@@ -77,6 +77,17 @@ def _band(
         (x, max(y - _SIGMAS * error, y / 10, 1.0), y + _SIGMAS * error)
         for x, y, error in zip(xs, ys, errors, strict=True)
     )
+
+
+def _fan(
+    xs: list[float], ys: list[float], errors: list[float]
+) -> tuple[tuple[float, float, float], ...]:
+    """The band of an extrapolation: errors are factors, and what was met does not go away."""
+    found = []
+    for x, y, error in zip(xs, ys, errors, strict=True):
+        factor = (1.0 + error / y) ** _SIGMAS
+        found.append((x, max(y / factor, min(ys[0], y)), y * factor))
+    return tuple(found)
 
 
 def _layers(found: list[Entry]) -> list[int]:

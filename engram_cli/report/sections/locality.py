@@ -35,10 +35,12 @@ def hot_set(document: Document) -> Section | None:
     if unseen:
         lead += (
             f"Dashed: the same rows, asked by {brief(unseen)} tokens held out of the counting. "
-            "Size a hot set by the dashed lines; the full ones flatter it."
+            "Size a hot set by the dashed lines; the full ones mostly flatter it."
         )
     else:
-        lead += "Rows chosen and asked by the same tokens flatter the hot set: --holdout tells."
+        lead += (
+            "Rows chosen and asked by the same tokens mostly flatter the hot set: --holdout tells."
+        )
     charts = [_hot(layer, own, layer_suffix(list(layers), layer)) for layer, own in layers.items()]
     every = [entry for own in layers.values() for entry in own]
     return Section(
@@ -60,8 +62,14 @@ def cache(document: Document) -> Section | None:
         body.append(
             row(*[_lru(layer, own, layer_suffix(names, layer)) for layer, own in lru.items()])
         )
-    body += [_windows(layer, own, layer_suffix(list(by(windows, "layer")), layer))
-             for layer, own in by(windows, "layer").items()]  # fmt: skip
+    if windows:
+        layers = by(windows, "layer")
+        names = list(layers)
+        body.append(
+            row(
+                *[_windows(layer, own, layer_suffix(names, layer)) for layer, own in layers.items()]
+            )
+        )
     if lru:
         every = [entry for own in lru.values() for entry in own]
         body.append(numbers_of("cache", _lru_numbers(every)))
@@ -156,7 +164,8 @@ def _windows(layer: int, own: list[Entry], suffix: str) -> Html:
         height=280,
     )
     keys = legend(*[(order_name(o), "bar", color_of(o)) for o in by(own, "order")])
-    return figure(chart, title, note="the rest are fetched once and used again", keys=keys)
+    return figure(chart, title, note="the rest are fetched once and used again", keys=keys,
+                  half=bool(suffix))  # fmt: skip
 
 
 def _hot_numbers(every: list[Entry]) -> Html:

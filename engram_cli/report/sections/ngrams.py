@@ -69,7 +69,7 @@ def _top(entry: Entry, tokens: float) -> Html:
             class_=f"spark c{color % 8}",
             aria_hidden="true",
         )
-        share = percent(own / tokens) if tokens else ""
+        share = percent(own / tokens, 2) if tokens else ""
         rows.append((ngram(str(each["text"])), bar, shown, share))
     return table(("n-gram", "", ">count", ">share"), rows, caption=f"{order_name(entry['order'])}")
 

@@ -111,10 +111,11 @@ def _layer(layer: int, columns: list[Entry], suffix: str) -> list[Html]:
         )
         against.append(Group(label=name, slots=tuple(
             Slot(label=head, title=title, bars=(Bar(
-                label="observed / ideal", color=color,
-                value=number(entry["shared"]) / number(entry["ideal_shared"]),
-                error=number(entry["shared_error"]) / number(entry["ideal_shared"])),))
-            for head, title, entry in slots if number(entry["ideal_shared"]) > 0)))  # fmt: skip
+                label="used / ideal", color=color,
+                value=number(entry["occupied"]) / number(entry["ideal_occupied"]),
+                error=number(entry.get("ideal_occupied_error", 0))
+                / number(entry["ideal_occupied"])),))
+            for head, title, entry in slots if number(entry["ideal_occupied"]) > 0)))  # fmt: skip
     share = Axis(title="share of the head's rows", low=0.0, most=1.0, format=percent_tick)
     charts = [
         figure(
@@ -133,21 +134,22 @@ def _layer(layer: int, columns: list[Entry], suffix: str) -> list[Html]:
                      groups=tuple(shared)),
             f"N-grams that share their row{suffix}",
             note="of the different n-grams (full) and of all look-ups (pale)",
-            keys=legend(*keys, ("of look-ups", "light", color_of(next(iter(orders)))),
+            keys=legend(*keys, ("of look-ups", "light", 7),
                         ("ideal hash", "ideal", 0)),
         ),
     ]  # fmt: skip
     if any(group.slots for group in against):
         charts.append(
             figure(
-                BarChart(name=f"against-{layer}", title=f"Sharing held against the ideal{suffix}",
-                         description="A dot for each head: the observed share of n-grams that "
-                         "share a row over the ideal one, with two standard errors.",
-                         x_title="head", y=Axis(title="observed / ideal", format=_short_ratio),
+                BarChart(name=f"against-{layer}",
+                         title=f"Rows used, held against the ideal{suffix}",
+                         description="A dot for each head: rows used over those an ideal hash "
+                         "would use, with four standard errors of the ideal.",
+                         x_title="head", y=Axis(title="used / ideal", format=_short_ratio),
                          groups=tuple(group for group in against if group.slots),
-                         dots=True, height=240, y_value=ratio),
-                f"Sharing held against the ideal{suffix}",
-                note="1 is an ideal hash; whiskers are two standard errors of the sample",
+                         dots=True, sigmas=4.0, height=240, y_value=ratio),
+                f"Rows used, held against the ideal{suffix}",
+                note="a whisker of four standard errors that misses 1 is flagged",
                 keys=legend(*[(name, "dot", color) for name, _, color in keys],
                             ("ideal hash", "one", 0)),
             )

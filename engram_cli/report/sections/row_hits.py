@@ -5,7 +5,7 @@ from __future__ import annotations
 from engram_cli.report.frame import legend
 from engram_cli.report.lines import Curve, LineChart
 from engram_cli.report.markup import Html
-from engram_cli.report.numbers import brief, count, numbers
+from engram_cli.report.numbers import count, numbers
 from engram_cli.report.scales import Axis
 from engram_cli.report.sections import Document, Section
 from engram_cli.report.sections.columns import (
@@ -44,16 +44,18 @@ def _bins(entry: Entry) -> list[str]:
     names = []
     for low, end in zip(bins, ends, strict=False):
         if end is None:
-            names.append(f"{brief(low)}+")
+            names.append(f"{low:,} or more")
         elif end == low + 1:
-            names.append(f"{low}")
+            names.append(f"{low:,}")
         else:
-            names.append(f"{brief(low)}-{brief(end - 1)}" if end <= 16 else brief(low))
+            names.append(f"{low:,} to {end - 1:,}")
     return names[: len(rows)]
 
 
 def _figure(layer: int, own: list[Entry], suffix: str) -> Html:
-    labels: tuple[str, ...] = max((tuple(_bins(entry)) for entry in own), key=len)
+    longest = max(own, key=lambda entry: len(entry["rows"]))
+    begins = [int(value) for value in longest["bins"][: len(longest["rows"])]]
+    labels = tuple(f"{low}" if low < 1000 else f"{low / 1000:.0f}k" for low in begins)
     curves = [
         Curve(
             label=order_name(entry["order"]),
@@ -74,6 +76,7 @@ def _figure(layer: int, own: list[Entry], suffix: str) -> Html:
         curves=tuple(curves),
         height=340,
         y_value=lambda value: f"{value:,.0f}",
+        places=tuple(f"{name} hits" for name in _bins(longest)),
     )
     keys = legend(*[(curve.label, "line", curve.color) for curve in curves])
     return figure(chart, title, note="both axes logarithmic, 0 apart", keys=keys,
@@ -86,4 +89,4 @@ def _numbers(every: list[Entry]) -> Html:
         for entry in every
         for label, value in zip(_bins(entry), numbers(entry["rows"]), strict=True)
     ]
-    return table((">layer", ">order", ">hits, from", ">rows"), rows, caption="Hits of a row")
+    return table((">layer", ">order", "hits", ">rows"), rows, caption="Hits of a row")

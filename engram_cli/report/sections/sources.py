@@ -20,7 +20,7 @@ def sources(document: Document) -> Section | None:
     tokens = numbers(found["tokens"])
     whole = sum(tokens) or 1.0
     rows = [
-        (_name(name), count(own), percent(own / whole))
+        (_name(name), count(own), percent(own / whole, 1))
         for name, own in zip(names, tokens, strict=True)
     ]
     body = [table(("source", ">tokens", ">share"), rows, caption="Sources")]
@@ -44,7 +44,7 @@ def _matrix(names: list[str], entry: Entry) -> Html:
             share = number(value)
             shade = min(max(round(share * _SHADES), 0), _SHADES)
             own = "cell self" if other == name else f"cell k{shade}"
-            cells.append(tag("td", percent(share), class_=own))
+            cells.append(tag("td", percent(share, 1), class_=own))
         lines.append(tag("tr", tag("th", _name(name), scope="row"), *cells))
     title = f"Overlap of {order_name(entry['order'])}"
     return tag(

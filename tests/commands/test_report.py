@@ -1,0 +1,55 @@
+"""report: a statistics folder becomes a page; what is not one is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
+from engram_cli.commands.report import ReportRequest, report
+from engram_cli.commands.workspace import Workspace
+from engram_cli.errors import InputError, OutputError
+from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.parquet import write_vocab
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        report(ReportRequest(stats=tmp_path / "none", out=tmp_path / "report.html"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_page_is_refused_first(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("mine")
+    with pytest.raises(OutputError):
+        report(ReportRequest(stats=tmp_path / "none", out=page))
+    assert page.read_text() == "mine"
+
+
+def test_counting_draws_the_page_that_report_draws(
+    tmp_path: Path, small_vocab: CompressedVocab, tokenizer_file: Path
+) -> None:
+    corpus, here = tmp_path / "corpus.txt", Workspace(tmp_path)
+    corpus.write_text("the cat sat on the mat. the cat sat.\n" * 50)
+    write_vocab(small_vocab, here.vocab)
+    pages = tmp_path / "a.html", tmp_path / "b.html"
+    request = HashStatsRequest(
+        sources=(corpus,),
+        geometry=Geometry(rows_per_head=(1000,), layers=(1,)),
+        workspace=here,
+        tokenizer=tokenizer_file,
+        report=pages[0],
+    )
+    hash_stats(request)
+    result = report(ReportRequest(stats=here.stats, out=pages[1]))
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    assert result.bytes == len(pages[1].read_bytes())
+    for name in ("overview", "occupancy", "clean-heads", "row-hits", "ngrams", "layout"):
+        assert f'<section id="{name}"' in pages[0].read_text()
+    with pytest.raises(OutputError, match=r"a\.html"):
+        hash_stats(dataclasses.replace(request, out=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()

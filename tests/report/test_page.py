@@ -1,0 +1,233 @@
+"""The page as text: whole, offline, with the sections its data allow, and no text in it acts."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from report.documents import full_document
+
+from engram_cli.errors import ArtifactError, OutputError
+from engram_cli.report.markup import embed_json, escape, ngram, tag
+from engram_cli.report.page import render, write_report
+from engram_cli.report.scales import Axis
+from engram_cli.report.sections import SECTIONS
+
+VOID = {"meta", "link", "br", "hr"}
+HOSTILE = (
+    "</script><script>document.title='owned'</script>",
+    "<img src=x onerror=alert(1)>",
+    "]]>--><!--<script>",
+    '" onmouseover="alert(1)',
+    "' autofocus onfocus='alert(1)",
+    "&lt;b&gt;&#60;i&#62;",
+    "a\u2028b\u2029c",
+    "\u202ereversed\u2066",
+    "\ud800 alone",
+    "\x00\x1b[31m",
+    "javascript:alert(1)",
+    "",
+)
+
+
+class Reader(HTMLParser):
+    """Elements, ids, addresses and scripts of a page; fails when elements do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.elements: dict[str, int] = {}
+        self.scripts: list[dict[str, str | None]] = []
+        self.data = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements[tag] = self.elements.get(tag, 0) + 1
+        own = dict(attrs)
+        assert len(own) == len(attrs), f"an attribute twice in {tag}"
+        self.handlers += [name for name in own if name.startswith("on") or name == "style"]
+        self.addresses += [own[n] or "" for n in ("src", "href", "xlink:href", "data") if n in own]
+        if "id" in own:
+            self.ids.append(str(own["id"]))
+        if tag == "script":
+            self.scripts.append(own)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.scripts and self.open[-1:] == ["script"] and len(self.scripts) == 1:
+            self.data += data
+
+
+def with_texts(texts: tuple[str, ...]) -> dict[str, Any]:
+    """The full document with these as n-grams and names of sources."""
+    document = full_document()
+    listed = [{"text": text, "tokens": [1], "count": 9, "error": 0} for text in texts]
+    for entry in document["top_ngrams"] + document["worst_rows"]:
+        entry["ngrams"] = listed
+    document["sources"]["names"] = list(texts[:3])
+    return document
+
+
+def test_the_page_nests_and_its_ids_are_different() -> None:
+    page = Reader(render(full_document()))
+    assert len(set(page.ids)) == len(page.ids)
+    assert page.elements["svg"] > 30
+    assert set(SECTIONS) <= set(page.ids)
+
+
+def test_the_page_loads_nothing() -> None:
+    text = render(full_document())
+    page = Reader(text)
+    assert all(each.startswith(("#", "data:image/svg+xml,")) for each in page.addresses)
+    assert [own.get("type") for own in page.scripts] == ["application/json", None]
+    assert page.handlers == []
+    for forbidden in ("@import", "url(", "http://", "https://", "//cdn"):
+        assert forbidden not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "default-src 'none'" in text.replace("&#x27;", "'")
+
+
+def test_the_page_holds_its_data() -> None:
+    document = full_document()
+    assert json.loads(Reader(render(document)).data) == json.loads(json.dumps(document))
+
+
+def test_the_same_document_gives_the_same_page() -> None:
+    assert render(full_document()) == render(full_document())
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("clean_heads", {"clean-heads"}),
+        ("growth", {"growth"}),
+        ("locality", {"hot-set", "cache"}),
+        ("row_hits", {"row-hits"}),
+        ("sources", {"sources"}),
+        ("uncompressed", {"compression"}),
+        ("top_ngrams", {"ngrams"}),
+        ("worst_rows", {"worst-rows"}),
+        ("layout", {"layout"}),
+        ("orders", {"overview", "compression"}),
+    ],
+)
+def test_a_section_is_there_with_its_data_only(key: str, names: set[str]) -> None:
+    document = full_document()
+    del document[key]
+    missing = set(SECTIONS) - set(Reader(render(document)).ids)
+    assert missing == names
+
+
+def test_parts_of_locality_may_be_missing() -> None:
+    document = full_document()
+    document["locality"] = {"hot": document["locality"]["hot"]}
+    for entry in document["locality"]["hot"]:
+        entry["held_out"] = None
+    text = render(document)
+    assert "held out</li>" not in text
+    assert "--holdout" in text
+    assert "cache" not in Reader(text).ids
+
+
+def test_a_page_of_nothing_says_so() -> None:
+    assert "hold no figures" in render({})
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_are_inert(text: str) -> None:
+    calm, page = Reader(render(full_document())), Reader(render(with_texts((text,) * 3)))
+    assert page.elements["script"] == calm.elements["script"] == 2
+    assert "img" not in page.elements
+    assert page.handlers == []
+    data = json.loads(page.data)
+    assert data["top_ngrams"][0]["ngrams"][0]["text"] == text
+
+
+def test_hostile_metadata_is_inert() -> None:
+    document = full_document()
+    document["tool_version"] = document["fingerprint"] = HOSTILE[0]
+    document["layout"]["scheme"] = document["layout"]["fold"] = HOSTILE[1]
+    page = Reader(render(document))
+    assert page.elements["script"] == 2
+    assert "img" not in page.elements
+
+
+def test_odd_characters_are_shown() -> None:
+    assert "\u202e" not in ngram("\u202eabc")
+    assert "\\u{202e}" in ngram("\u202eabc")
+    assert ngram("a ␣b").count('class="tok"') == 2
+    assert "empty" in ngram("")
+    assert "…" in ngram("x" * 1000)
+
+
+def test_embedded_json_cannot_end_its_element() -> None:
+    text = embed_json({"a": "</script><!--&\u2028"}, "x")
+    inner = text[text.index(">") + 1 : text.rindex("<")]
+    assert not set("<>&\u2028") & set(inner)
+    assert json.loads(inner) == {"a": "</script><!--&\u2028"}
+
+
+def test_tags_escape_text_and_attributes() -> None:
+    element = ElementTree.fromstring(tag("p", '<b>&"', data_tip="\"'<&>\n", title=None))
+    assert (element.text, element.get("data-tip")) == ('<b>&"', "\"'<&> ")
+    assert escape("\ud800") == "?"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokens", float("nan")),
+        ("tokens", "many"),
+        ("columns", [{"layer": 1}]),
+        ("columns", "none"),
+        ("growth", [{"order": 2, "tokens": [1, 2], "distinct": [1]}]),
+        ("clean_heads", [{"layer": 1, "order": 2, "ngrams": []}]),
+        ("locality", 5),
+        ("row_hits", [{"layer": 1, "order": 2, "bins": [0], "rows": "x"}]),
+        ("top_ngrams", [{"order": 2, "ngrams": [{"text": "a", "count": None}]}]),
+        ("sources", {"names": ["a"], "tokens": []}),
+        ("layout", {"scheme": 1}),
+    ],
+)
+def test_damaged_figures_are_refused_by_name(key: str, value: object) -> None:
+    document = full_document() | {key: value}
+    with pytest.raises(ArtifactError, match="cannot be drawn"):
+        render(document)
+
+
+def test_a_page_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(full_document(), path)
+    before = path.read_bytes()
+    with pytest.raises(OutputError):
+        write_report({}, path)
+    assert path.read_bytes() == before
+    write_report({}, path, force=True)
+    assert path.read_bytes() != before
+    assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.0], [1.0, 1.0], [1e-9, 5e11], [7, 8, 9], []])
+@pytest.mark.parametrize("log", [False, True])
+def test_axes_hold_their_values_and_have_ticks(values: list[float], log: bool) -> None:
+    scale = Axis(title="x", log=log).fit(values, 0.0, 300.0)
+    assert 2 <= len(scale.ticks) <= 40
+    assert all(scale.low * 0.999 <= value <= scale.high * 1.001 for value, _ in scale.ticks)
+    for value in values:
+        if value > 0 or not log:
+            assert scale.low <= value <= scale.high
+    places = [scale(value) for value, _ in scale.ticks]
+    assert places == sorted(places)
+    assert all(-1e-9 <= place <= 300 + 1e-9 for place in places)
