@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import mmap
-import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -126,10 +127,7 @@ def write_checkpoint(folder: Path, request: str, checkpoint: Checkpoint) -> int:
     }
     with new_file(folder / DOCUMENT, force=True) as part:
         part.write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
-    with output_errors(folder):
-        for other in folder.iterdir():  # older arrays, and what a killed run left half-written
-            if other.name == ARRAYS[name == ARRAYS[0]] or other.name.endswith(".part"):
-                other.unlink(missing_ok=True)
+    _remove(folder, keep=(DOCUMENT, name))  # older arrays, what a killed run left half-written
     return size
 
 
@@ -159,8 +157,21 @@ def read_checkpoint(folder: Path, request: str) -> Checkpoint | None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove the folder, if it is there and can be removed."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove what is there of a checkpoint, and the folder unless it holds anything else."""
+    _remove(folder)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _remove(folder: Path, keep: Sequence[str] = ()) -> None:
+    own = (DOCUMENT, *ARRAYS)
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            part = path.name.endswith(".part") and path.name.startswith(
+                tuple(f".{n}." for n in own)
+            )
+            if part or (path.name in own and path.name not in keep):
+                path.unlink(missing_ok=True)
 
 
 def _named(folder: Path) -> str | None:

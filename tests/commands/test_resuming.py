@@ -310,6 +310,14 @@ def test_a_pipe_takes_none_and_that_is_said(here: Path, monkeypatch: pytest.Monk
     assert not heard.said("checkpoint: ")
 
 
+def test_a_folder_of_that_name_keeps_what_else_is_in_it(here: Path) -> None:
+    folder = here / ".engram-stats.resume"
+    folder.mkdir()
+    (folder / "letter.part").write_text("mine")
+    run(here)
+    assert contents(folder) == {"letter.part": b"mine"}
+
+
 def test_short_runs_write_none(here: Path) -> None:
     heard = Heard(stop_after=size_of(here) // 2)
     with pytest.raises(KeyboardInterrupt):
