@@ -68,11 +68,11 @@ def run() -> None:
 
 def _usage(error: Any) -> int:
     """Say what is wrong with an option or argument, in one line."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # nothing is wrong: it shows the help
+        error.show()
+        return 2
     context = getattr(error, "ctx", None)
     command = "engram" if context is None else context.command_path
     message = " ".join(str(error.format_message()).split())
-    if context is not None and message == context.get_help():  # no arguments: help was asked for
-        sys.stdout.write(f"{context.get_help()}\n")
-    elif message:
-        sys.stderr.write(f"error: {message.rstrip('.')} - see: {command} --help\n")
+    sys.stderr.write(f"error: {message.rstrip('.')} - see: {command} --help\n")
     return 2
