@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,7 +55,24 @@ def engram(
 def run() -> None:
     """Run the command line and leave with its exit code."""
     try:
-        app()
-    except KeyboardInterrupt:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("error: interrupted - run the same command again\n")
         sys.exit(2)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # no usage error: a bug of ours
+            raise
+        sys.exit(_usage(error))
+    sys.exit(code or 0)
+
+
+def _usage(error: Any) -> int:
+    """Say what is wrong with an option or argument, in one line."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # nothing is wrong: it shows the help
+        error.show()
+        return 2
+    context = getattr(error, "ctx", None)
+    command = "engram" if context is None else context.command_path
+    message = " ".join(str(error.format_message()).split())
+    sys.stderr.write(f"error: {message.rstrip('.')} - see: {command} --help\n")
+    return 2

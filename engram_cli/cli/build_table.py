@@ -23,7 +23,7 @@ from engram_cli.cli.options import (
     VocabSizeOption,
     WorkspaceOption,
 )
-from engram_cli.cli.terminal import Terminal, reported, shown_path
+from engram_cli.cli.terminal import Terminal, follow, reported, shown_path
 from engram_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def build_table(
         here = Workspace(workspace)
         if stats is not None and not stats.exists():
             raise InputError(f"statistics not found: {stats}", "run: engram hash-stats CORPUS")
+        if vocab is not None and not vocab.exists():
+            raise InputError(f"vocabulary not found: {vocab}", "run: engram compress-vocab")
         request = BuildTableRequest(
             geometry=Geometry(
                 scheme=scheme,
@@ -109,13 +111,13 @@ def build_table(
             dry_run=dry_run,
         )
         result = run(request, terminal)
-        follow = "engram attach ckpt/" if result.written else None
-        terminal.result(result, *table_parts(result), next_command=follow)
+        following = follow("engram attach ckpt/", workspace) if result.written else None
+        terminal.result(result, *table_parts(result), next_command=following)
 
 
 def table_parts(result: BuildTableResult) -> list[RenderableType]:
     """The arithmetic and where the table is, for people."""
-    from engram_cli.cli.render import facts, grid, quantity
+    from engram_cli.cli.render import facts, grid, quantity, short_digest
 
     plan = result.plan
     hits = "none" if plan.tokens is None else f"of {plan.tokens:,} tokens, beside the rows"
@@ -128,11 +130,11 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
         ("a token reads", f"{plan.token_rows:,} rows, {plan.token_bytes:,} bytes"),
     ]
     if result.written:
-        pace = quantity(plan.total_bytes / max(result.seconds, 1e-9), "bytes")
+        pace = quantity((plan.total_bytes - plan.done_bytes) / max(result.seconds, 1e-9), "bytes")
         lines.append(("took", f"{result.seconds:.1f} s, {pace}/s"))
         if result.resumed_chunks:
             lines.append(("resumed", f"{result.resumed_chunks:,} chunks were there"))
-        lines.append(("digest", result.digest))
+        lines.append(("digest", short_digest(result.digest)))
         lines.append(("written", shown_path(plan.out)))
     else:
         free = quantity(plan.free_bytes, "bytes")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engram_cli.cli.options import ForceOption, JsonOption, QuietOption, WorkspaceOption
-from engram_cli.cli.terminal import Terminal, reported, shown_path
+from engram_cli.cli.terminal import Terminal, follow, reported, shown_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,13 +73,13 @@ def compress_vocab(
             workspace=Workspace(workspace),
         )
         result = run_compress_vocab(request, terminal)
-        follow = "engram hash-stats corpus.txt" if result.written else None
-        terminal.result(result, *_parts(result), next_command=follow)
+        following = follow("engram hash-stats corpus.txt", workspace) if result.written else None
+        terminal.result(result, *_parts(result), next_command=following)
         check_expectation(result, expect)
 
 
 def _parts(result: CompressVocabResult) -> list[RenderableType]:
-    from engram_cli.cli.render import facts, percent
+    from engram_cli.cli.render import facts, percent, short_digest
 
     parts: list[RenderableType] = []
     if not result.shown and result.difference is None:
@@ -90,7 +90,7 @@ def _parts(result: CompressVocabResult) -> list[RenderableType]:
             ("partial UTF-8", f"{result.partial:,} tokens keep an id of their own spelling"),
             ("canonical", f"{result.canonical:,} tokens are their own key"),
             ("sharing", f"{result.shared:,} tokens share an id with others"),
-            ("digest", result.vocab_digest),
+            ("digest", short_digest(result.vocab_digest)),
         ]
         holes = result.vocab_size - result.tokens
         if holes:

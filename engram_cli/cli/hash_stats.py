@@ -27,7 +27,7 @@ from engram_cli.cli.options import (
 )
 from engram_cli.cli.stats_growth import growth_parts, locality_parts
 from engram_cli.cli.stats_sections import Figured, chosen_parts, clean_heads_part, ngram_parts
-from engram_cli.cli.terminal import Terminal, reported, shown_path
+from engram_cli.cli.terminal import Terminal, follow, reported, shown_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -231,7 +231,7 @@ def hash_stats(
         parts = [*stats_parts(result), *growth_parts(result), *locality_parts(result)]
         parts += chosen_parts(result)
         parts += ngram_parts(result) if ngrams else []
-        terminal.result(result, *parts, next_command="engram build-table")
+        terminal.result(result, *parts, next_command=follow("engram build-table", workspace))
         if report is not None:
             terminal.note(f"report: {shown_path(report)}")
 
@@ -246,7 +246,7 @@ def _merge(
     ngrams: bool,
     report: Path | None,
 ) -> None:
-    from engram_cli.cli.render import facts
+    from engram_cli.cli.render import count, facts
     from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
     from engram_cli.commands.workspace import Workspace
 
@@ -263,30 +263,33 @@ def _merge(
     )
     summary = [
         ("parts", ", ".join(shown_path(part) for part in result.parts)),
-        ("corpus", f"{result.files:,} files, {result.documents:,} documents"),
+        ("corpus", f"{count(result.files, 'file')}, {count(result.documents, 'document')}"),
         ("tokens", f"{result.tokens:,}"),
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
         ("written", shown_path(result.out)),
     ]
-    shown = [_orders(result), _columns(result), clean_heads_part(result)]
+    shown = [_orders(result), *_columns(result), clean_heads_part(result)]
     shown += ngram_parts(result) if ngrams else []
     terminal.result(
-        result, facts("Merged statistics", summary), *shown, next_command="engram build-table"
+        result,
+        facts("Merged statistics", summary),
+        *shown,
+        next_command=follow("engram build-table", workspace),
     )
 
 
 def stats_parts(result: HashStatsResult) -> list[RenderableType]:
     """The figures for people: the corpus, the n-grams, the rows of each head, clean heads."""
-    return [_summary(result), _orders(result), _columns(result), clean_heads_part(result)]
+    return [_summary(result), _orders(result), *_columns(result), clean_heads_part(result)]
 
 
 def _summary(result: HashStatsResult) -> RenderableType:
-    from engram_cli.cli.render import facts, quantity
+    from engram_cli.cli.render import count, facts, quantity
 
     size = "" if result.bytes is None else f", {quantity(result.bytes, 'bytes')}"
     rate = quantity(result.tokens_per_second, "tokens")
     rows = [
-        ("corpus", f"{result.files:,} files{size}, {result.documents:,} documents"),
+        ("corpus", f"{count(result.files, 'file')}{size}, {count(result.documents, 'document')}"),
         ("tokens", f"{result.tokens:,} in {result.seconds:.1f} s, {rate}/s"),
         ("encoder", result.encoder or "none: the corpus holds token ids"),
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
@@ -312,12 +315,12 @@ def _orders(result: Figured) -> RenderableType:
     return grid("N-grams", names, rows)
 
 
-def _columns(result: Figured) -> RenderableType:
+def _columns(result: Figured) -> list[RenderableType]:
     from engram_cli.cli.render import grid, percent
 
-    rows = [
-        (
-            f"{entry.layer}",
+    layers: dict[int, list[tuple[str, ...]]] = {}
+    for entry in result.columns:
+        row = (
             f"{entry.order}",
             f"{entry.head}",
             f"{entry.rows:,}",
@@ -328,13 +331,13 @@ def _columns(result: Figured) -> RenderableType:
             percent(entry.shared_occurrences, 1),
             f"{entry.max_hits:,}",
         )
-        for entry in result.columns
-    ]
+        layers.setdefault(entry.layer, []).append(row)
     names = (
-        *(">layer", ">order", ">head", ">rows", ">occupied", ">ideal", ">n-grams sharing"),
-        *(">ideal", ">by use", ">most hits"),
+        *(">order", ">head", ">rows", ">used", ">ideal", ">sharing", ">ideal", ">by use"),
+        ">most hits",
     )
-    title = "Rows, and the n-grams that share one, beside an ideal hash"
-    if any(entry.flag for entry in result.columns):
-        title += " (+ -: 4 standard errors above, below)"
-    return grid(title, names, rows)
+    flags = "; + - mark 4 standard errors off" if any(e.flag for e in result.columns) else ""
+    return [
+        grid(f"Layer {layer}: rows used, n-grams that share one, an ideal hash{flags}", names, rows)
+        for layer, rows in layers.items()
+    ]

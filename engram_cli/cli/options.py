@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.workspace import Workspace, read_config
+from engram_cli.errors import InputError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+LAYOUT_NAMES = frozenset(field.name for field in fields(Geometry))
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
 _NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMGT]I?)?B?", re.IGNORECASE)
 
@@ -56,15 +61,19 @@ def load_config(context: typer.Context, folder: Path) -> Path:
 
     with reported():
         tables = read_config(Workspace(folder).config)
-        known = {parameter.name for parameter in context.command.params}
-        defaults: dict[str, Any] = {}
-        for table in ("layout", context.info_name or ""):
-            for key, value in tables.get(table, {}).items():
+        own = {str(parameter.name) for parameter in context.command.params}
+        commands = set(getattr(getattr(context.parent, "command", None), "commands", ()))
+        path, defaults = Workspace(folder).config, dict[str, Any]()
+        for table, choices in tables.items():
+            if table not in {"layout", context.info_name, *commands}:
+                raise InputError(f"{path}: unknown table [{table}]", "give [layout] or a command")
+            known = LAYOUT_NAMES if table == "layout" else own
+            for key, value in choices.items():
                 name = key.replace("-", "_")
-                if name in known:
+                if table in ("layout", context.info_name) and name not in known:
+                    raise InputError(f"{path}: [{table}] has no option '{key}'", _named(known))
+                if table in ("layout", context.info_name) and name in own:
                     defaults[name] = _as_option(value)
-                elif table != "layout":
-                    _unknown_key(Workspace(folder).config, table, key)
     context.default_map = defaults
     return folder
 
@@ -75,10 +84,8 @@ def _as_option(value: Any) -> Any:
     return value if isinstance(value, bool) else str(value)
 
 
-def _unknown_key(path: Path, table: str, key: str) -> None:
-    from engram_cli.errors import InputError
-
-    raise InputError(f"{path}: [{table}] has no option '{key}'", f"see: engram {table} --help")
+def _named(names: Iterable[str]) -> str:
+    return f"it has {', '.join(sorted(name.replace('_', '-') for name in names))}"
 
 
 WorkspaceOption = Annotated[

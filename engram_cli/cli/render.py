@@ -20,6 +20,16 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:.0f} B" if unit == "bytes" else f"{value:.0f} {unit}"
 
 
+def short_digest(digest: str) -> str:
+    """The first half of a digest: enough to tell two apart; --json has all of it."""
+    return f"{digest[:39]}..." if len(digest) > 42 else digest
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun: 1 file, 2 files."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(share: float, digits: int = 2) -> str:
     """A share 0..1 as a percentage."""
     return f"{100 * share:.{digits}f} %"

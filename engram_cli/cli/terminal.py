@@ -34,8 +34,15 @@ class Terminal:
     def show(self, *parts: RenderableType) -> None:
         """Print parts of a result for people, on stdout."""
         console = _console(sys.stdout)
-        for part in parts:
-            console.print(part)
+        if sys.stdout.isatty():
+            for part in parts:
+                console.print(part)
+            return
+        with console.capture() as captured:
+            for part in parts:
+                console.print(part)
+        lines = captured.get().splitlines()
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
 
     def result(self, value: Any, *parts: RenderableType, next_command: str | None = None) -> None:
         """Print a result: the dataclass as JSON, or the parts for people and the next command."""
@@ -120,6 +127,11 @@ def _console(stream: Any) -> Console:
     if not stream.isatty() or console.width > WIDTH:
         console.width = WIDTH
     return console
+
+
+def follow(command: str, workspace: Path) -> str:
+    """The next command, in the same workspace."""
+    return command if workspace == Path() else f"{command} --workspace {workspace}"
 
 
 def shown_path(path: Path | str) -> str:

@@ -34,7 +34,7 @@ from engram_cli.stats.count import Tally
 from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
-from engram_cli.stats.folder import write_stats
+from engram_cli.stats.folder import is_stats, write_stats
 from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
 from engram_cli.vocab.parquet import read_vocab
 from engram_cli.vocab.tokenizer import TokenizerFile
@@ -178,9 +178,11 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     """
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
-    for new in (out, request.report) if request.report else (out,):
-        refuse_existing(new, request.force)
-        _check_writable(new)
+    refuse_existing(out, request.force, is_stats, "statistics folder")
+    _check_writable(out)
+    if request.report is not None:
+        refuse_existing(request.report, request.force)
+        _check_writable(request.report)
     job = _prepare(request, vocab, out, progress)
     sources, layout, tokenizer = job.sources, job.layout, job.tokenizer
     counted = _count_checked(job, progress)

@@ -13,7 +13,7 @@ from engram_cli.files import refuse_existing
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.figures import figures
-from engram_cli.stats.folder import FIXED_KEYS, Statistics, read_stats, write_stats
+from engram_cli.stats.folder import FIXED_KEYS, Statistics, is_stats, read_stats, write_stats
 from engram_cli.vocab.parquet import read_vocab
 
 
@@ -63,7 +63,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     vocab = request.vocab or request.workspace.vocab
     if len(request.parts) < 2:
         raise InputError(f"{len(request.parts)} statistics to merge", "give two folders or more")
-    refuse_existing(out, request.force)
+    refuse_existing(out, request.force, is_stats, "statistics folder")
     if request.report is not None:
         refuse_existing(request.report, request.force)
     parts = [read_stats(path) for path in request.parts]

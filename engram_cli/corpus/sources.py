@@ -37,6 +37,11 @@ FOLDER_SUFFIXES = (
 )
 
 
+# What this tool wrote is no corpus: folders that hold one of these, and files of these names.
+_OURS = frozenset({"stats.json", "engram.json", "zarr.json"})
+_OURS_ALONE = frozenset({"engram-vocab.parquet", "engram.toml", "tokenizer.json"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """The files of a corpus in reading order, and how many were named more than once."""
@@ -113,6 +118,8 @@ def _main(name: str, place: Place) -> str | None:
 def _folder(folder: str, place: Place, options: CorpusOptions) -> Iterator[str]:
     """The files below `folder` that can be read, hidden ones left out; data sets as they say."""
     folders, files = place.entries(folder)
+    if not _OURS.isdisjoint(files):
+        return
     if "index.json" in files and is_mds_index(folder, place):
         yield place.join(folder, "index.json")
         return
@@ -126,7 +133,11 @@ def _folder(folder: str, place: Place, options: CorpusOptions) -> Iterator[str]:
                 yield path
         return
     for name in files:
-        if not name.startswith(".") and _wanted(folder, name, place, options):
+        if (
+            not name.startswith(".")
+            and name not in _OURS_ALONE
+            and _wanted(folder, name, place, options)
+        ):
             yield place.join(folder, name)
     for name in folders:
         if not name.startswith("."):

@@ -165,11 +165,10 @@ def remove_checkpoint(folder: Path) -> None:
 
 def _remove(folder: Path, keep: Sequence[str] = ()) -> None:
     own = (DOCUMENT, *ARRAYS)
+    unfinished = tuple(f".{name}." for name in own)
     with suppress(OSError):
         for path in list(folder.iterdir()):
-            part = path.name.endswith(".part") and path.name.startswith(
-                tuple(f".{n}." for n in own)
-            )
+            part = path.name.startswith(unfinished) and path.name.endswith(".part")
             if part or (path.name in own and path.name not in keep):
                 path.unlink(missing_ok=True)
 

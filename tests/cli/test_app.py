@@ -11,9 +11,11 @@ import pytest
 import typer
 from cli.conftest import Engram
 
+from engram_cli.cli.app import run
 from engram_cli.cli.options import parse_integers, parse_size, parse_sizes
 from engram_cli.version import __version__
 
+Capture = pytest.CaptureFixture[str]
 HEAVY = ("numba", "zarr", "pyarrow", "torch", "tokenizers", "transformers")
 
 
@@ -51,9 +53,51 @@ def test_public_names_are_importable() -> None:
         _ = engram_cli.nothing_of_this_name  # type: ignore[attr-defined]
 
 
-def test_usage_errors_are_exit_2(engram: Engram) -> None:
-    assert engram("compress-vocab", "--nonsense").code == 2
-    assert engram("nonsense").code == 2
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["compress-vocab", "--nonsense"], "--nonsense"),
+        (["nonsense"], "nonsense"),
+        (["hash-stats"], "sources"),
+        (["build-table", "--dim", "abc"], "--dim"),
+        (["build-table", "--orders", "x"], "'x' is not a list such as 2,3"),
+        (["build-table", "--rows-per-head", "1e6"], "'1e6' is not a number"),
+    ],
+)
+def test_usage_errors_are_one_line(
+    arguments: list[str], match: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["engram", *arguments])
+    with pytest.raises(SystemExit) as left:
+        run()
+    assert left.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert match in said.err
+    assert "--help" in said.err
+
+
+def test_without_arguments_the_help_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["engram"])
+    with pytest.raises(SystemExit):
+        run()
+    said = capsys.readouterr()
+    assert "compress-vocab" in said.out + said.err
+
+
+def test_exit_codes_reach_the_shell(
+    tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["engram", "compress-vocab", str(tokenizer_file), "--expect", "5"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        run()
+    assert left.value.code == 1
 
 
 def test_engram_toml_gives_defaults_and_flags_win(engram: Engram, tokenizer_file: Path) -> None:
@@ -84,6 +128,8 @@ def test_the_workspace_can_be_another_folder(engram: Engram, tokenizer_file: Pat
         ("[compress-vocab\n", "engram.toml"),
         ("[compress-vocab]\nexpct = 5\n", "[compress-vocab] has no option 'expct'"),
         ("expect = 5\n", "'expect' stands outside a table"),
+        ("[layout]\nhead = 16\n", "[layout] has no option 'head'"),
+        ("[layouts]\nheads = 16\n", "unknown table [layouts]"),
     ],
 )
 def test_bad_settings_are_one_line(engram: Engram, text: str, match: str) -> None:

@@ -64,6 +64,16 @@ def test_an_unmet_expectation_is_exit_1(engram: Engram, tokenizer_file: Path) ->
     done = engram("compress-vocab", tokenizer_file, "--expect", "5")
     assert done.code == 1
     assert "expected 5 compressed ids" in done.error_line
+    assert list(engram.folder.iterdir()) == []
+
+
+def test_an_expectation_alone_asks_the_vocabulary_that_is_there(
+    engram: Engram, tokenizer_file: Path
+) -> None:
+    engram("compress-vocab", tokenizer_file)
+    size = read_vocab(engram.folder / "engram-vocab.parquet").size
+    assert engram("compress-vocab", "--expect", size).code == 0
+    assert engram("compress-vocab", "--expect", size + 1).code == 1
 
 
 def test_diff_of_two_vocabularies(
@@ -102,6 +112,15 @@ def test_bad_input_is_one_line(
     assert match in done.error_line
     assert " - " in done.error_line
     assert not (engram.folder / "engram-vocab.parquet").exists()
+
+
+def test_force_replaces_only_what_is_ours(engram: Engram, tokenizer_file: Path) -> None:
+    thesis = engram.folder / "thesis.tex"
+    thesis.write_text("years of work")
+    done = engram("compress-vocab", tokenizer_file, "--out", "thesis.tex", "--force")
+    assert done.code == 2
+    assert "thesis.tex is no compressed vocabulary" in done.error_line
+    assert thesis.read_text() == "years of work"
 
 
 def test_a_full_disk_loses_nothing(

@@ -103,6 +103,9 @@ def test_dry_runs_write_nothing(corpus: Engram) -> None:
         (("build-table", "--dtype", "float8"), "float8"),
         (("build-table", "--init", "ones"), "ones"),
         (("build-table", "--stats", "ckpt"), "ckpt"),
+        (("build-table", "--vocab", "nowhere"), "vocabulary not found: nowhere"),
+        (("hash-stats", "corpus.txt", "--heads", "1000000"), "1000000 heads"),
+        (("build-table", "--vocab-size", "5"), "has no vocab_size"),
         (("build-table", "--stats", "nowhere"), "statistics not found: nowhere"),
         (("attach", "ckpt"), "engram-table.zarr"),
         (("attach", "nowhere"), "nowhere"),
@@ -147,6 +150,37 @@ def test_results_are_create_only(corpus: Engram) -> None:
         assert "exists" in again.error_line
         assert "--force" in again.error_line
         assert corpus(*command, "--force").code == 0
+
+
+def test_force_replaces_only_what_is_ours(corpus: Engram) -> None:
+    corpus("compress-vocab")
+    precious = corpus.folder / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    for command in (
+        ("hash-stats", "corpus.txt", *ROWS, "--layers", "1"),
+        ("build-table", *ROWS, "--layers", "1"),
+    ):
+        done = corpus(*command, "--out", "precious", "--force")
+        assert done.code == 2
+        assert "so --force does not" in done.error_line
+        assert [path.name for path in precious.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_is_read_without_what_the_tool_wrote(corpus: Engram) -> None:
+    corpus("compress-vocab")
+    first = json.loads(corpus("hash-stats", ".", *ROWS, "--layers", "1", "--json").out)
+    assert first["files"] == 1
+    corpus("build-table")
+    corpus("attach", "ckpt")
+    again = json.loads(corpus("hash-stats", ".", "--layers", "1", "--force", "--json").out)
+    assert again["tokens"] == first["tokens"]
+
+
+def test_other_workspaces_are_named_in_the_next_command(corpus: Engram) -> None:
+    (corpus.folder / "there").mkdir()
+    done = corpus("compress-vocab", "tokenizer.json", "-w", "there")
+    assert "next: engram hash-stats corpus.txt --workspace there" in done.err
 
 
 def test_a_table_of_another_vocabulary_is_refused(

@@ -87,12 +87,27 @@ def test_the_fingerprint_sees_all_that_decides_rows(small_vocab: CompressedVocab
         {"pad_id": 10**9},
         {"pad_id": -1},
         {"seed": -1},
+        {"heads": 10**9},
+        {"heads": 1.5},
+        {"orders": (2, "3")},
+        {"rows_per_head": "55"},
+        {"rows_per_head": 1e6},
     ],
 )
 def test_geometries_that_cannot_be(change: dict, small_vocab: CompressedVocab) -> None:
     with pytest.raises(LayoutError) as caught:
         hash_layout("engram-v1", small_vocab, **({"rows_per_head": 100} | change))
     assert caught.value.hint
+
+
+def test_one_integer_stands_for_a_list_of_one(small_vocab: CompressedVocab) -> None:
+    one = hash_layout("engram-v1", small_vocab, orders=2, layers=1, rows_per_head=100)
+    assert one == hash_layout("engram-v1", small_vocab, orders=[2], layers=[1], rows_per_head=100)
+
+
+def test_what_is_no_vocabulary(small_vocab: CompressedVocab) -> None:
+    with pytest.raises(InputError, match="vocab is a str"):
+        hash_layout("engram-v1", "tokenizer.json")
 
 
 def test_unknown_schemes_and_parameters(small_vocab: CompressedVocab) -> None:
