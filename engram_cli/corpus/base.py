@@ -90,13 +90,32 @@ class Document:
     size: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """How far a corpus was read, to go on from there.
+
+    `items` of the file with the index `file` were read, and all of the files before it; `blank`: of
+    these items none held anything. `empty_files`, `cuts`: as in `TokenStream`. `open`, `before`: of
+    the document at hand, whether no token of it was seen yet, and how many were.
+    """
+
+    file: int = 0
+    items: int = 0
+    blank: bool = True
+    empty_files: int = 0
+    cuts: int = 0
+    open: bool = False
+    before: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenBlock:
     """T token ids of any integer type, `starts` bool[T] at the first token of each document.
 
     A block may begin inside a document that the block before it began. `size`: bytes of the files
     read for it. `locate` names the file, document and position of the token at an index, for
-    messages. `files`: (index, name) where the tokens of a file begin, the first at 0.
+    messages. `files`: (index, name) where the tokens of a file begin, the first at 0. `mark`: where
+    the corpus can be gone on with after this block, None where it cannot.
     """
 
     ids: NDArray[np.integer]
@@ -104,6 +123,7 @@ class TokenBlock:
     size: int
     locate: Callable[[int], str]
     files: tuple[tuple[int, str], ...] = ((0, ""),)
+    mark: Mark | None = None
 
 
 Item: TypeAlias = Document | TokenBlock

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +25,7 @@ from engram_cli.corpus.base import (
     CorpusFile,
     CorpusOptions,
     Document,
+    Mark,
     TokenBlock,
     cut_files,
 )
@@ -40,8 +42,8 @@ _BATCH_TEXTS = 2**14
 # at most a batch, the reader's may wait for a pipe for ever.
 _PATIENCE, _READER_PATIENCE = 10.0, 0.5
 
-Batch: TypeAlias = list[Document] | TokenBlock
-Encoded: TypeAlias = tuple[list[Document], Any] | TokenBlock
+Batch: TypeAlias = tuple[list[Document], Mark] | TokenBlock
+Encoded: TypeAlias = tuple[list[Document], Mark, Any] | TokenBlock
 
 
 def needs_tokenizer(files: Sequence[CorpusFile], options: CorpusOptions) -> bool:
@@ -59,16 +61,22 @@ class TokenStream:
     """The blocks of a corpus, read once from `blocks`, and what was met on the way."""
 
     def __init__(
-        self, files: Sequence[CorpusFile], options: CorpusOptions, encoder: Encoder | None
+        self,
+        files: Sequence[CorpusFile],
+        options: CorpusOptions,
+        encoder: Encoder | None,
+        mark: Mark | None = None,
     ) -> None:
-        """`encoder` may be None when no file holds texts."""
-        self.empty_files = 0
-        self.cuts = 0  # where long documents were cut
+        """`encoder` may be None when no file holds texts. What is before `mark` is left out: the
+        file there is read from its beginning, but neither encoded nor handed on."""
+        self._mark = mark = mark or Mark()
+        self.empty_files = mark.empty_files
+        self.cuts = mark.cuts  # where long documents were cut
         self._files = files
         self._options = options
         self._encoder = encoder
-        self._open = False  # a document has begun of which no token was seen
-        self._before = 0  # the tokens of the current document before the batch
+        self._open = mark.open  # a document has begun of which no token was seen
+        self._before = mark.before  # the tokens of the current document before the batch
 
     def blocks(self) -> Generator[TokenBlock, None, None]:
         """Blocks of at most about `BLOCK_TOKENS` tokens. Raises CorpusError, VocabularyError.
@@ -83,7 +91,7 @@ class TokenStream:
         with closing(encoded):
             for item in encoded:
                 if isinstance(item, TokenBlock):
-                    yield item
+                    yield replace(item, mark=self._marked(item.mark))
                 else:
                     yield from self._assemble(*item)
 
@@ -91,26 +99,36 @@ class TokenStream:
         """Texts gathered into batches, token blocks as they come, in the order of the files."""
         held: list[Document] = []
         characters, enough = 0, _FIRST_BATCH
-        for file in self._files:
-            empty = True
-            for item in READERS.load(file.format).read(file, self._options):
+        at = self._mark
+        for index, file in enumerate(self._files[at.file :], at.file):
+            if index > at.file:
+                at = Mark(file=index)
+            items = READERS.load(file.format).read(file, self._options)
+            for item in islice(items, at.items, None):
                 if isinstance(item, TokenBlock):
                     if held:
-                        yield held
+                        yield held, self._counted(at)
                         held, characters = [], 0
-                    empty = empty and not len(item.ids)
-                    yield replace(item, files=((0, file.name),))
+                    at = replace(at, items=at.items + 1, blank=at.blank and not len(item.ids))
+                    yield replace(item, files=((0, file.name),), mark=self._counted(at))
                     continue
                 held.append(item)
                 characters += len(item.text)
                 self.cuts += not item.first
-                empty = empty and not item.text
+                at = replace(at, items=at.items + 1, blank=at.blank and not item.text)
                 if characters >= enough or len(held) >= _BATCH_TEXTS:
-                    yield held
+                    yield held, self._counted(at)
                     held, characters, enough = [], 0, min(2 * enough, _FULL_BATCH)
-            self.empty_files += empty
+            self.empty_files += at.blank
         if held:
-            yield held
+            yield held, self._counted(Mark(file=len(self._files)))
+
+    def _counted(self, mark: Mark) -> Mark:
+        return replace(mark, empty_files=self.empty_files, cuts=self.cuts)
+
+    def _marked(self, mark: Mark | None) -> Mark | None:
+        """`mark` with what the consumer's side knows."""
+        return None if mark is None else replace(mark, open=self._open, before=self._before)
 
     def _encode(self, batches: Generator[Batch, None, None]) -> Generator[Encoded, None, None]:
         with closing(batches):
@@ -119,13 +137,15 @@ class TokenStream:
                     yield batch
                 elif self._encoder is None:
                     raise CorpusError(
-                        f"{batch[0].file} holds text, and no tokenizer was given",
+                        f"{batch[0][0].file} holds text, and no tokenizer was given",
                         "give a tokenizer.json with --tokenizer",
                     )
                 else:
-                    yield batch, self._encoder.encode([document.text for document in batch])
+                    yield *batch, self._encoder.encode([document.text for document in batch[0]])
 
-    def _assemble(self, documents: list[Document], encoded: Any) -> Iterator[TokenBlock]:
+    def _assemble(
+        self, documents: list[Document], mark: Mark, encoded: Any
+    ) -> Iterator[TokenBlock]:
         assert self._encoder is not None
         ids, begins = self._encoder.flatten(encoded)
         starts = self._starts(documents, begins)
@@ -144,6 +164,7 @@ class TokenStream:
                 size=part,
                 locate=partial(_shifted, locate, begin),
                 files=cut_files(files, begin, end) or ((0, documents[0].file),),
+                mark=self._marked(mark) if end == total else None,
             )
 
     def _starts(self, documents: list[Document], begins: NDArray[np.int64]) -> NDArray[np.bool_]:

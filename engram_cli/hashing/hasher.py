@@ -87,6 +87,21 @@ class StreamHasher:
         self._history = np.full(self.layout.max_order - 1, self.layout.filler_id, dtype=np.int32)
         self._carry = 0
 
+    @property
+    def memory(self) -> tuple[NDArray[np.int32], int]:
+        """The last N-1 compressed tokens, and how many of them the next one may see."""
+        return self._history.copy(), self._carry
+
+    def remember(self, history: NDArray[np.int32], carry: int) -> None:
+        """Go on as after what left this `memory`. Raises InputError for one that nothing leaves."""
+        layout, wanted = self.layout, self._history
+        known = (history >= 0) & (history < layout.compressed_size) | (history == layout.filler_id)
+        if history.dtype != wanted.dtype or history.shape != wanted.shape or not known.all():
+            raise InputError("these are no last tokens of a stream", "give what `memory` gave")
+        if not 0 <= carry < layout.max_order:
+            raise InputError(f"{carry} tokens cannot be seen", "give what `memory` gave")
+        self._history, self._carry = history.copy(), carry
+
     def push(
         self, ids: NDArray[np.integer], *, dead: Mask | None = None, starts: Mask | None = None
     ) -> Window:

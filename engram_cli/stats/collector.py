@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engram_cli.stats.counters import Counts
 from engram_cli.stats.passage import Passage
+from engram_cli.stats.state import State
 
 
 class RowWatcher(Protocol):
@@ -56,6 +57,14 @@ class Collector(Protocol):
         """What was found, as plain JSON values; `counts` are those of the whole corpus."""
         ...
 
+    def state(self) -> State:
+        """All that `restore` of a fresh one needs to go on from here; it may share memory."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state` that comes from a file. Raises ArtifactError for an unsound one."""
+        ...
+
 
 class Looker:
     """A collector that does nothing; those that need only a part of the protocol inherit it."""
@@ -78,3 +87,10 @@ class Looker:
     def watcher(self, layer: int, order: int) -> RowWatcher | None:
         """Nobody."""
         return None
+
+    def state(self) -> State:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: State) -> None:
+        """Nothing was kept."""

@@ -19,6 +19,7 @@ from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.counters import STEP, Counter, Counts, sampler_cost
 from engram_cli.stats.distinct import sampler_bytes
 from engram_cli.stats.passage import Passage
+from engram_cli.stats.state import State, nested, part_of, take_into
 
 
 class Uncompressed(Looker):
@@ -60,6 +61,15 @@ class Uncompressed(Looker):
         return self._counter.counts(
             tokens=counts.tokens, documents=counts.documents, joined=counts.joined
         )
+
+    def state(self) -> State:
+        """Of the counters, and the last tokens."""
+        return nested(counter=self._counter.state()) | {"history": self._history}
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        self._counter.restore(part_of(state, "counter"))
+        take_into(state, "history", self._history)
 
     def section(self, counts: Counts) -> dict[str, Any]:
         """The figures of each order and column, as `orders` and `columns` of stats.json."""

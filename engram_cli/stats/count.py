@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import TokenBlock
-from engram_cli.errors import TokenIdError
+from engram_cli.corpus.base import Mark, TokenBlock
+from engram_cli.errors import InputError, TokenIdError
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
@@ -20,6 +21,19 @@ from engram_cli.stats.distinct import DEFAULT_SAMPLE
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.memory import Trimmer
 from engram_cli.stats.passage import Passage, Stretcher
+from engram_cli.stats.state import State, nested, part_of, scalar, take, take_scalar, unsound
+
+
+class Keeper(Protocol):
+    """Keeps what has been counted, so that a run that is broken off can be gone on with."""
+
+    def due(self) -> bool:
+        """Whether it is time to."""
+        ...
+
+    def keep(self, mark: Mark, tally: Tally) -> None:
+        """Keep the state of `tally`, which has counted the corpus up to `mark`."""
+        ...
 
 
 def count_blocks(
@@ -40,17 +54,75 @@ def count_blocks(
     What `holdout` takes out is checked but not counted, and look-back ends there. Raises
     TokenIdError naming file, document and position.
     """
-    counter = Counter(layout, sample_size, threads, collectors)
-    feed = _Feed(layout, join_documents, holdout)
-    trimmer = Trimmer()
-    with closing(blocks), Crew(counter.shares) as crew:
-        for block in blocks:
-            passage = feed.passage(block) if len(block.ids) else None
-            if passage is not None:
-                crew.push(passage)
-            progress.advance(block.size)
-            trimmer.advance(block.size)
-    return counter.counts(tokens=feed.tokens, documents=feed.documents, joined=join_documents)
+    tally = Tally(
+        layout,
+        sample_size=sample_size,
+        threads=threads,
+        join_documents=join_documents,
+        collectors=collectors,
+        holdout=holdout,
+    )
+    return tally.count(blocks, progress)
+
+
+class Tally:
+    """Counts one stream of blocks, from its beginning or from where another one stood."""
+
+    def __init__(
+        self,
+        layout: HashLayout,
+        *,
+        sample_size: int = DEFAULT_SAMPLE,
+        threads: int = 1,
+        join_documents: bool = False,
+        collectors: Sequence[Collector] = (),
+        holdout: Holdout | None = None,
+    ) -> None:
+        """See `count_blocks`."""
+        self.size = 0  # of the blocks so far
+        self._joined = join_documents
+        self._counter = Counter(layout, sample_size, threads, collectors)
+        self._feed = _Feed(layout, join_documents, holdout)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have been counted."""
+        return self._feed.tokens
+
+    def count(
+        self,
+        blocks: Generator[TokenBlock, None, None],
+        progress: Progress = SILENT,
+        keeper: Keeper | None = None,
+    ) -> Counts:
+        """Count the blocks, let `keeper` keep the state now and then. Raises TokenIdError."""
+        trimmer = Trimmer()
+        with closing(blocks), Crew(self._counter.shares) as crew:
+            for block in blocks:
+                passage = self._feed.passage(block) if len(block.ids) else None
+                if passage is not None:
+                    crew.push(passage)
+                self.size += block.size
+                progress.advance(block.size)
+                trimmer.advance(block.size)
+                if keeper is not None and block.mark is not None and keeper.due():
+                    crew.drain()
+                    keeper.keep(block.mark, self)
+        feed = self._feed
+        return self._counter.counts(
+            tokens=feed.tokens, documents=feed.documents, joined=self._joined
+        )
+
+    def state(self) -> State:
+        """All that another one needs to go on; no thread may be counting."""
+        own = {"size": scalar(self.size)}
+        return own | nested(counter=self._counter.state(), feed=self._feed.state())
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError; this one is of no use then."""
+        self.size = take_scalar(state, "size")
+        self._counter.restore(part_of(state, "counter"))
+        self._feed.restore(part_of(state, "feed"))
 
 
 class _Feed:
@@ -62,6 +134,31 @@ class _Feed:
         self._holdout = holdout
         self._stretcher = Stretcher()
         self._hasher, self._checker = StreamHasher(layout), StreamHasher(layout)
+
+    def state(self) -> State:
+        """Where the stream stands, and what is held out."""
+        history, carry = self._hasher.memory
+        own = {
+            "tokens": scalar(self.tokens),
+            "documents": scalar(self.documents),
+            "history": history,
+            "carry": scalar(carry),
+        }
+        holdout = {} if self._holdout is None else self._holdout.state()
+        return own | nested(stretcher=self._stretcher.state(), holdout=holdout)
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        self.tokens = take_scalar(state, "tokens")
+        self.documents = take_scalar(state, "documents")
+        history = take(state, "history", np.int32, (-1,))
+        try:
+            self._hasher.remember(history, take_scalar(state, "carry"))
+        except InputError:
+            raise unsound("history") from None
+        self._stretcher.restore(part_of(state, "stretcher"))
+        if self._holdout is not None:
+            self._holdout.restore(part_of(state, "holdout"))
 
     def passage(self, block: TokenBlock) -> Passage | None:
         """The passage of a block; None when all of it is held out. Raises TokenIdError."""

@@ -16,6 +16,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.distinct import NgramSample, Sampler
 from engram_cli.stats.passage import Passage
+from engram_cli.stats.state import State, nested, numbered, part_of, take_into
 
 if TYPE_CHECKING:
     from engram_cli.stats.collector import Collector, RowWatcher
@@ -154,6 +155,23 @@ class Counter:
             hits=self.hits,
             samples=tuple(sampler.sample() for sampler in self.samplers),
         )
+
+    def state(self) -> State:
+        """Of counters, samplers and collectors; no thread may be counting."""
+        return nested(
+            hits={str(layer): hits for layer, hits in self.hits.items()},
+            samplers=numbered([sampler.state() for sampler in self.samplers]),
+            collectors=numbered([collector.state() for collector in self.collectors]),
+        )
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError; this one is of no use then."""
+        for layer, hits in self.hits.items():
+            take_into(state, f"hits/{layer}", hits)
+        for index, sampler in enumerate(self.samplers):
+            sampler.restore(part_of(state, f"samplers/{index}"))
+        for index, collector in enumerate(self.collectors):
+            collector.restore(part_of(state, f"collectors/{index}"))
 
     def _divide(self, threads: int) -> tuple[Share, ...]:
         """Lay columns, samplers and collectors on a line, long as their cost; cut it equally."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.hasher import Window
 from engram_cli.stats import kernels
+from engram_cli.stats.state import State, check, scalar, take, take_scalar
 
 DEFAULT_SAMPLE = 2**18
 LEAST_SAMPLE, MOST_SAMPLE = 16, 2**23
@@ -165,6 +166,24 @@ class Sampler:
             self.order, self.size, self._threshold, hashes[order], counts[order], tokens[order]
         )
 
+    def state(self) -> State:
+        """The entries and the threshold."""
+        hashes, counts, tokens = self._held()
+        highest = scalar(self._threshold - 1, np.uint64)
+        return {"highest": highest, "hashes": hashes, "counts": counts, "tokens": tokens}
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        highest = take_scalar(state, "highest", 0, EVERYTHING - 1)
+        hashes = take(state, "hashes", np.uint64, (-1,))
+        counts = take(state, "counts", np.uint64, (len(hashes),))
+        tokens = take(state, "tokens", np.int32, (len(hashes), self.order))
+        check(sound_entries(hashes, highest, self._limit), "hashes")
+        self._threshold = highest + 1
+        self._slots.fill(0)
+        kernels.fill_slots(hashes, counts, tokens, self._slots, self._tokens)
+        self._entries[0] = len(hashes)
+
     def _held(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]:
         slots = self._slots.reshape(-1, 2)
         live = np.flatnonzero(slots[:, 0])
@@ -178,6 +197,15 @@ class Sampler:
         self._slots.fill(0)
         kernels.fill_slots(hashes[below], counts[below], tokens[below], self._slots, self._tokens)
         self._entries[0] = np.count_nonzero(below)
+
+
+def sound_entries(hashes: NDArray[np.uint64], highest: int, limit: int) -> bool:
+    """Whether these may be the hashes of a sampler's table: few enough, different, in range."""
+    if len(hashes) > limit or not len(hashes):
+        return not len(hashes)
+    ordered = np.sort(hashes)
+    different = not np.any(ordered[1:] == ordered[:-1])
+    return bool(different and ordered[0] > 0 and int(ordered[-1]) <= highest)
 
 
 def check_size(size: int) -> None:

@@ -19,6 +19,7 @@ from engram_cli.stats.collector import Looker
 from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import EVERYTHING, NgramSample, hash_ngrams
 from engram_cli.stats.passage import Passage
+from engram_cli.stats.state import State, check, numbered, part_of, take
 
 _FIRST_SLOTS = 2**20
 _BLOCK = 2**17  # n-grams whose tokens are kept together
@@ -119,6 +120,30 @@ class ExactNgrams(Looker):
             counts=counts,
             tokens=tokens,
         )
+
+    def state(self) -> State:
+        """The table, and the tokens block by block; no copies."""
+        blocks = [*self._blocks[:-1], self._blocks[-1][: self._state[1]]]
+        return {"slots": self._slots} | numbered([{"tokens": block} for block in blocks])
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError, InputError when memory does not suffice."""
+        slots = take(state, "slots", np.uint64, (-1,))
+        entries, last = len(slots) // 2, len(state) - 2
+        used = int(np.count_nonzero(slots[::2]))
+        whole = entries >= _FIRST_SLOTS and 2 * (1 << (entries - 1).bit_length()) == len(slots)
+        check(whole and used < int(_FILL * entries) and last == used // _BLOCK, "slots")
+        while len(self._slots) < len(slots):
+            self._grow()
+        self._slots.fill(0)
+        kernels.move_slots(slots, self._slots)
+        for index in range(last + 1):
+            count = _BLOCK if index < last else used % _BLOCK
+            tokens = take(part_of(state, index), "tokens", np.int32, (count, self.order))
+            self._blocks[-1][:count] = tokens
+            if index < last:
+                self._new_block()
+        self._state[:] = used, used % _BLOCK
 
     @property
     def _block_bytes(self) -> int:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.errors import InputError
 from engram_cli.stats.passage import Stretches, scrambled
+from engram_cli.stats.state import State, check, scalar, take, take_scalar
 
 KEPT_TOKENS = 2**20
 _SALT = np.uint64(0x6A09E667F3BCC909)  # other bits than those that say when a stretch arrives
@@ -90,6 +91,43 @@ class Holdout:
         starts = np.zeros(sum(map(len, stretches)), dtype=np.bool_)
         starts[np.cumsum([0, *map(len, stretches[:-1])])] = True
         return np.concatenate(stretches), starts
+
+    def state(self) -> State:
+        """The stretches kept, and where the stream stands."""
+        keys = sorted(self._parts)
+        parts = [part.astype(np.int64) for key in keys for part in self._parts[key]]
+        lengths = [sum(map(len, self._parts[key])) for key in keys]
+        return {
+            "keys": np.array(keys, dtype=np.uint64),
+            "lengths": np.array(lengths, dtype=np.int64),
+            "ids": np.concatenate([np.empty(0, dtype=np.int64), *parts]),
+            "limit": np.array([] if self._limit is None else [self._limit], dtype=np.uint64),
+            "cut": scalar(self._cut),
+            "tokens": scalar(self.tokens),
+            "documents": scalar(self._documents),
+            "left": scalar(self._left),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        keys = take(state, "keys", np.uint64, (-1,))
+        lengths = take(state, "lengths", np.int64, (len(keys),))
+        ids = take(state, "ids", np.int64, (-1,))
+        limit = take(state, "limit", np.uint64, (-1,))
+        sound = bool(np.all((lengths >= 0) & (lengths <= len(ids)))) and len(limit) <= 1
+        check(sound and sum(lengths.tolist()) == len(ids), "lengths")
+        ends = np.cumsum(lengths).tolist()
+        begins = [0, *ends[:-1]]
+        self._parts = {
+            key: [ids[begin:end]]
+            for key, begin, end in zip(keys.tolist(), begins, ends, strict=False)
+        }
+        self._held = len(ids)
+        self._limit = int(limit[0]) if len(limit) else None
+        self._cut = bool(take_scalar(state, "cut", 0, 1))
+        self.tokens = take_scalar(state, "tokens")
+        self._documents = take_scalar(state, "documents")
+        self._left = take_scalar(state, "left")
 
     def _keep(
         self,

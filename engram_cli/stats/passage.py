@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from engram_cli.corpus.base import cut_files
 from engram_cli.hashing.hasher import Window
+from engram_cli.stats.state import State, scalar, take, take_scalar
 
 STRETCH = 2**14
 _ODD1, _ODD2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -96,14 +97,34 @@ class Stretcher:
             keys=np.concatenate([keys for _, keys in parts]),
         )
 
+    def state(self) -> State:
+        """The file, and the document in it."""
+        name = (self._file or "").encode("utf-8", "surrogatepass")
+        return {
+            "file": np.frombuffer(name, dtype=np.uint8),
+            "begun": scalar(self._file is not None),
+            "documents": scalar(self._documents),
+            "position": scalar(self._position),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        raw = take(state, "file", np.uint8, (-1,)).tobytes()
+        if take_scalar(state, "begun", 0, 1):
+            self._begin(raw.decode("utf-8", "surrogatepass"))
+        self._documents = take_scalar(state, "documents")
+        self._position = take_scalar(state, "position")
+
+    def _begin(self, name: str) -> None:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+        self._file, self._key = name, np.uint64(int.from_bytes(digest[:8], "little"))
+        self._documents = self._position = 0
+
     def _in_file(
         self, name: str, starts: NDArray[np.bool_], at: int
     ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        fresh = name != self._file
-        if fresh:
-            digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-            self._file, self._key = name, np.uint64(int.from_bytes(digest[:8], "little"))
-            self._documents = self._position = 0
+        if name != self._file:
+            self._begin(name)
         begins = np.flatnonzero(starts)
         if not len(begins) or begins[0] > 0:
             begins = np.concatenate([[0], begins])

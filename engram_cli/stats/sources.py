@@ -19,6 +19,7 @@ from engram_cli.stats.collector import Looker
 from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import NgramSample, Sampler, lowest, sampler_bytes
 from engram_cli.stats.passage import Passage
+from engram_cli.stats.state import State, nested, numbered, part_of, take
 
 MOST_SOURCES = 24
 SAMPLE = 2**15  # n-grams of each order and source
@@ -63,6 +64,22 @@ class Sources(Looker):
             self._tokens[source] += end - begin
             for sampler in self._samplers[source]:
                 sampler.push(passage.window.part(begin, end))
+
+    def state(self) -> State:
+        """Of the samplers of all sources, and their tokens."""
+        samplers = numbered([sampler.state() for sampler in self._all_samplers()])
+        tokens = np.array(list(self._tokens.values()), dtype=np.int64)
+        return nested(samplers=samplers) | {"tokens": tokens}
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        for index, sampler in enumerate(self._all_samplers()):
+            sampler.restore(part_of(state, f"samplers/{index}"))
+        tokens = take(state, "tokens", np.int64, (len(self.names),))
+        self._tokens = dict(zip(self.names, tokens.tolist(), strict=True))
+
+    def _all_samplers(self) -> list[Sampler]:
+        return [sampler for name in self.names for sampler in self._samplers[name]]
 
     def section(self, counts: Counts) -> dict[str, Any]:
         """Names, tokens, and for each order what each source's n-grams share with the others."""

@@ -256,7 +256,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_counting(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(command, "count_blocks", None)
+    monkeypatch.setattr(command, "Tally", None)
     with pytest.raises(OutputError, match="is read-only"):
         run(here, out=here / "new" / "deeper")
 
@@ -362,7 +362,8 @@ def test_an_interrupt_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may ignore it
 from pathlib import Path
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats

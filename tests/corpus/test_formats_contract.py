@@ -13,8 +13,8 @@ import pytest
 from corpus.written import VARIANTS, Corpus, Variant
 from stats.truth import blocks_of, layout_of
 
-from engram_cli.corpus import flat
-from engram_cli.corpus.base import CorpusOptions
+from engram_cli.corpus import flat, pieces, stream
+from engram_cli.corpus.base import CorpusOptions, TokenBlock
 from engram_cli.corpus.encode import Encoder, make_encoder
 from engram_cli.corpus.readers import READERS, mds
 from engram_cli.corpus.sources import find_sources
@@ -102,6 +102,40 @@ def test_the_same_documents_in_every_format(
     files = find_sources(names, options).files
     assert {file.format for file in files} == {VARIANTS[kind].format}
     assert documents(stream_of(names, options, encoder)) == corpus.ids
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_a_corpus_can_be_gone_on_with_at_every_mark(
+    kind: str,
+    tmp_path: Path,
+    corpora: dict[str, Corpus],
+    encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module, name in ((flat, "BLOCK_TOKENS"), (mds, "BLOCK_TOKENS"), (pieces, "PIECE")):
+        monkeypatch.setattr(module, name, 16)
+    monkeypatch.setattr(stream, "_FIRST_BATCH", 30)
+    monkeypatch.setattr(stream, "_FULL_BATCH", 30)
+    monkeypatch.setattr(stream, "BLOCK_TOKENS", 5)
+    corpus, names = written(kind, tmp_path, corpora)
+    (tmp_path / "z.txt").touch()
+    names.append(str(tmp_path / "z.txt"))
+    options = options_of(VARIANTS[kind], corpus)
+    files = find_sources(names, options).files
+    whole = TokenStream(files, options, encoder)
+    blocks = list(whole.blocks())
+    marked = [index for index, block in enumerate(blocks) if block.mark is not None]
+    assert marked
+    for index in marked:
+        rest = TokenStream(files, options, encoder, blocks[index].mark)
+        assert [told(block) for block in rest.blocks()] == [told(b) for b in blocks[index + 1 :]]
+        assert (rest.empty_files, rest.cuts) == (whole.empty_files, whole.cuts)
+
+
+def told(block: TokenBlock) -> list[Any]:
+    """All that is known of a block."""
+    places = [block.locate(at) for at in range(len(block.ids))]
+    return [block.ids.tolist(), block.starts.tolist(), block.size, block.files, block.mark, places]
 
 
 @pytest.mark.parametrize("kind", VARIANTS)

@@ -171,7 +171,7 @@ def test_a_bad_id_is_placed(bad: int, message: str) -> None:
         )
 
     before = threading.active_count()
-    with pytest.raises(TokenIdError, match=rf"^x.npy, position 7 \(counted from 0\): {message}$"):
+    with pytest.raises(TokenIdError, match=rf"^x.npy, position 7 \(counted from 0\): {message} - "):
         count_blocks(blocks(), LAYOUT)
     assert threading.active_count() == before
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
-from engram_cli.stats.distinct import EVERYTHING, table_entries
+from engram_cli.stats.distinct import EVERYTHING, sound_entries, table_entries
 from engram_cli.stats.growth import kernels
 from engram_cli.stats.passage import Passage
+from engram_cli.stats.state import State, check, scalar, take, take_into, take_scalar
 
 NEVER = 2**64 - 1
 MOST_ROWS = 2**16  # the rows followed of a column
@@ -91,12 +92,30 @@ class ArrivalSampler:
         held = held[np.argsort(held[:, 0])]
         return _lowest(self._size, self._threshold, held[:, 0], held[:, 1])
 
+    def state(self) -> State:
+        """The entries and the threshold."""
+        slots = self._slots.reshape(-1, 2)
+        held = slots[slots[:, 0] > 0]
+        highest = scalar(self._threshold - 1, np.uint64)
+        return {"highest": highest, "hashes": held[:, 0], "arrivals": held[:, 1]}
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        highest = take_scalar(state, "highest", 0, EVERYTHING - 1)
+        hashes = take(state, "hashes", np.uint64, (-1,))
+        arrivals = take(state, "arrivals", np.uint64, (len(hashes),))
+        check(sound_entries(hashes, highest, self._limit), "hashes")
+        self._threshold = highest + 1
+        self._fill(hashes, arrivals)
+
     def _lower(self) -> None:
         sample = self.sample()
         self._threshold = sample.threshold
+        self._fill(np.ascontiguousarray(sample.hashes), np.ascontiguousarray(sample.arrivals))
+
+    def _fill(self, hashes: NDArray[np.uint64], arrivals: NDArray[np.uint64]) -> None:
         self._slots.fill(0)
-        hashes = np.ascontiguousarray(sample.hashes)
-        kernels.fill_arrivals(hashes, np.ascontiguousarray(sample.arrivals), self._slots)
+        kernels.fill_arrivals(hashes, arrivals, self._slots)
         self._entries[0] = len(hashes)
 
 
@@ -115,6 +134,14 @@ class RowArrivals:
         stretches = passage.stretches
         shift = np.uint32(self._shift)
         kernels.watch_rows(rows, mask, shift, stretches.begins, stretches.keys, self.arrivals)
+
+    def state(self) -> State:
+        """The arrivals."""
+        return {"arrivals": self.arrivals}
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        take_into(state, "arrivals", self.arrivals)
 
     def merge(self, other: RowArrivals) -> RowArrivals:
         """Those of both corpora."""

@@ -19,6 +19,7 @@ from engram_cli.stats.growth.arrivals import (
 )
 from engram_cli.stats.growth.curve import Curve
 from engram_cli.stats.passage import Passage
+from engram_cli.stats.state import State, nested, numbered, part_of, take_into
 
 DEFAULT_SIZE = 2**14
 _BIN_SHIFT = np.uint64(64 - BINS.bit_length() + 1)
@@ -78,6 +79,20 @@ class Growth(Looker):
     def samples(self) -> tuple[NgramArrivals, ...]:
         """The n-grams followed of each order."""
         return self._met or tuple(sampler.sample() for sampler in self._samplers)
+
+    def state(self) -> State:
+        """Of the samplers, the tokens by arrival and the rows."""
+        samplers = numbered([sampler.state() for sampler in self._samplers])
+        rows = numbered([column.state() for column in self._rows.values()])
+        return nested(samplers=samplers, rows=rows) | {"tokens": self._tokens}
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        for index, sampler in enumerate(self._samplers):
+            sampler.restore(part_of(state, f"samplers/{index}"))
+        for index, column in enumerate(self._rows.values()):
+            column.restore(part_of(state, f"rows/{index}"))
+        take_into(state, "tokens", self._tokens)
 
     def section(self, counts: Counts | None = None) -> list[dict[str, Any]]:
         """The curve of each order and where it leads."""

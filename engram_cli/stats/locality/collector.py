@@ -15,6 +15,7 @@ from engram_cli.stats.locality.hot import SHARES, HeldHits, order_hits, ranked
 from engram_cli.stats.locality.lru import SAMPLED_ROWS, LruWatcher
 from engram_cli.stats.locality.windows import LENGTHS, SAMPLED_WINDOWS, WindowWatcher
 from engram_cli.stats.passage import Passage
+from engram_cli.stats.state import State, nested, numbered, part_of
 
 
 class ColumnLocality:
@@ -29,6 +30,17 @@ class ColumnLocality:
         for window in self.windows:
             window.push_rows(rows, passage)
         self.lru.push_rows(rows, passage)
+
+    def state(self) -> State:
+        """Of windows and caches."""
+        windows = numbered([window.state() for window in self.windows])
+        return nested(windows=windows, lru=self.lru.state())
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        for index, window in enumerate(self.windows):
+            window.restore(part_of(state, f"windows/{index}"))
+        self.lru.restore(part_of(state, "lru"))
 
 
 class Locality(Looker):
@@ -71,6 +83,15 @@ class Locality(Looker):
             column.lru.add(other._columns[key].lru)
             for one, two in zip(column.windows, other._columns[key].windows, strict=True):
                 one.add(two)
+
+    def state(self) -> State:
+        """Of every column; what is held out keeps its own."""
+        return numbered([column.state() for column in self._columns.values()])
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        for index, column in enumerate(self._columns.values()):
+            column.restore(part_of(state, index))
 
     def section(self, counts: Counts) -> dict[str, Any]:
         """Hot rows, windows and caches by layer and order."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from engram_cli.stats.locality import kernels
 from engram_cli.stats.passage import Passage
+from engram_cli.stats.state import State, check, scalar, take, take_into, take_scalar
 
 SAMPLED_ROWS = 2**13
 PARTITION = 2**26  # the tokens after which the cache is empty again
@@ -64,6 +65,38 @@ class LruWatcher:
             )
             begin = end
         self.tokens += len(rows)
+
+    def state(self) -> State:
+        """The rows in the order of their last use, and what was counted."""
+        slots = self._slots.reshape(-1, 2)
+        used = slots[slots[:, 0] > 0]
+        order = np.argsort(used[:, 1])
+        return {
+            "used": (used[order, 0] - np.uint64(1)).astype(np.uint32),
+            "histogram": self.histogram,
+            "sampled": scalar(self.sampled),
+            "tokens": scalar(self.tokens),
+            "current": scalar(self._current),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`: its rows are used once more, in their order. Raises ArtifactError.
+
+        When they were used does not matter, only in which order.
+        """
+        used = take(state, "used", np.uint32, (-1,))
+        sound = not len(used) or int(used.max()) < self.rows
+        check(sound and len(np.unique(used)) == len(used), "used")
+        first_uses = np.zeros_like(self.histogram)
+        for array in (self._slots, self._tree, self._state):
+            array.fill(0)
+        kernels.stack_distances(
+            used, self._highest, self._slots, self._tree, self._state, first_uses
+        )
+        take_into(state, "histogram", self.histogram)
+        self.sampled = take_scalar(state, "sampled")
+        self.tokens = take_scalar(state, "tokens")
+        self._current = take_scalar(state, "current")
 
     def add(self, other: LruWatcher) -> None:
         """Take in what another partition counted."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.stats.passage import Passage, scrambled
+from engram_cli.stats.state import State, check, scalar, take, take_scalar
 
 LENGTHS = (1024, 4096, 16384)
 SAMPLED_WINDOWS = 64
@@ -56,6 +57,29 @@ class WindowWatcher:
         """Take in the windows of another partition."""
         for key, rows in other.found.items():
             self._keep(key, rows)
+
+    def state(self) -> State:
+        """The windows kept, and what there is of the one that has begun."""
+        open_key = [] if self._key is None else [self._key]
+        held = [] if self._key is None else self._held
+        return {
+            "keys": np.array(list(self.found), dtype=np.uint64),
+            "rows": np.array(list(self.found.values()), dtype=np.int64),
+            "highest": scalar(self._limit - 1, np.uint64),
+            "open": np.array(open_key, dtype=np.uint64),
+            "held": np.concatenate([np.empty(0, dtype=np.uint32), *held]),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a `state`. Raises ArtifactError."""
+        keys = take(state, "keys", np.uint64, (-1,))
+        rows = take(state, "rows", np.int64, (len(keys),))
+        held = take(state, "held", np.uint32, (-1,))
+        open_key = take(state, "open", np.uint64, (-1,))
+        check(len(keys) <= self._size and len(held) < self.length and len(open_key) <= 1, "keys")
+        self.found = dict(zip(keys.tolist(), rows.tolist(), strict=True))
+        self._limit = take_scalar(state, "highest", 0, 2**64 - 1) + 1
+        self._key, self._held = (int(open_key[0]), [held]) if len(open_key) else (None, [])
 
     def share(self) -> tuple[float, float] | None:
         """The mean share of a window's look-ups that are different rows, and its error.

