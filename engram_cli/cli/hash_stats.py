@@ -288,9 +288,11 @@ def _summary(result: HashStatsResult) -> RenderableType:
 
     size = "" if result.bytes is None else f", {quantity(result.bytes, 'bytes')}"
     rate = quantity(result.tokens_per_second, "tokens")
+    here = result.tokens - result.resumed_tokens
+    now = f", {here:,} of them" if result.resumed_tokens else ""
     rows = [
         ("corpus", f"{count(result.files, 'file')}{size}, {count(result.documents, 'document')}"),
-        ("tokens", f"{result.tokens:,} in {result.seconds:.1f} s, {rate}/s"),
+        ("tokens", f"{result.tokens:,}{now} in {result.seconds:.1f} s, {rate}/s"),
         ("encoder", result.encoder or "none: the corpus holds token ids"),
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
         ("written", shown_path(result.out)),
