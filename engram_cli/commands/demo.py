@@ -80,10 +80,8 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
             "python -m pip install 'engram-tables[demo]'",
         )
     here = Workspace(_own_folder(request.folder))
-    progress.note("$ engram compress-vocab")
-    vocab = run_compress_vocab(
-        CompressVocabRequest(source=tokenizer, force=True, workspace=here), progress
-    )
+    progress.note(f"$ engram compress-vocab  # {tokenizer}")
+    vocab = run_compress_vocab(CompressVocabRequest(source=tokenizer, force=True, workspace=here))
     corpus = library_folder()
     progress.note(f"$ engram hash-stats {corpus} {_flags()}")
     stats = hash_stats(
@@ -91,7 +89,6 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
             sources=tuple(str(path) for path in standard_library(corpus)),
             geometry=GEOMETRY,
             vocab=here.vocab,
-            tokenizer=tokenizer,
             out=here.stats,
             errors="replace",  # some of the library's tests are wrongly encoded on purpose
             force=True,

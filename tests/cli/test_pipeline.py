@@ -181,6 +181,9 @@ def test_other_workspaces_are_named_in_the_next_command(corpus: Engram) -> None:
     (corpus.folder / "there").mkdir()
     done = corpus("compress-vocab", "tokenizer.json", "-w", "there")
     assert "next: engram hash-stats corpus.txt --workspace there" in done.err
+    counted = corpus("hash-stats", "corpus.txt", *ROWS, "--layers", "1", "--workspace", "there")
+    assert counted.code == 0, counted.err
+    assert "the vocabulary was made with it" in counted.err
 
 
 def test_a_table_of_another_vocabulary_is_refused(

