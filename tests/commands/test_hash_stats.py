@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from small_tokenizers import PROSE, sentencepiece_tokenizer
 
-from engram_cli import write_vocab
+from engram_cli import read_vocab, write_vocab
 from engram_cli.commands import hash_stats as command
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
