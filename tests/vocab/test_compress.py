@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from engram_cli.errors import ArtifactError, InputError, TokenIdError, VocabularyError
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.groups import diff, group_of_text, largest_groups, readable
-from engram_cli.vocab.normalize import normalize_plain, normalizer
+from engram_cli.vocab.normalize import library_normalizer, normalize_plain, normalizer
 from engram_cli.vocab.parquet import read_map, read_vocab, write_vocab
 
 
@@ -104,6 +104,20 @@ def test_the_normaliser_equals_its_plain_twin(text: str) -> None:
     settled = unicodedata.ucd_3_2_0
     known = "".join(c for c in text if settled.category(c) not in ("Cn", "Co", "Cs"))
     assert normalizer()(known) == normalize_plain(known)
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=12))
+def test_the_short_cut_for_ascii_changes_nothing(text: str) -> None:
+    assert normalizer()(text) == library_normalizer()(text)
+
+
+def test_the_short_cut_changes_no_token_of_a_real_tokenizer(
+    deepseek_vocab: CompressedVocab,
+) -> None:
+    library, ours = library_normalizer(), normalizer()
+    texts = [text for text in deepseek_vocab.texts if text.isascii()]
+    assert len(texts) > 70_000
+    assert [ours(text) for text in texts] == [library(text) for text in texts]
 
 
 @pytest.mark.parametrize(
