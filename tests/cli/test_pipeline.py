@@ -79,6 +79,18 @@ def test_the_layout_table_of_engram_toml_serves_both(corpus: Engram) -> None:
     assert built["plan"]["fingerprint"] == counted["fingerprint"]
 
 
+def test_the_sample_data_is_the_same_in_both_forms(corpus: Engram) -> None:
+    corpus("compress-vocab")
+    sample = Path(__file__).parents[2] / "sample_data"
+    common = (*ROWS, "--layers", "1", "--force", "--json")
+    lines = json.loads(corpus("hash-stats", sample / "corpus.jsonl", *common).out)
+    separator = ("--document-separator", r"\n\n")
+    text = json.loads(corpus("hash-stats", sample / "corpus.txt", *separator, *common).out)
+    assert lines["documents"] == text["documents"] == 4
+    # Only the separators and the last line's end are more.
+    assert 0 <= text["tokens"] - lines["tokens"] <= 4
+
+
 def test_dry_runs_write_nothing(corpus: Engram) -> None:
     corpus("compress-vocab")
     before = sorted(corpus.folder.rglob("*"))
