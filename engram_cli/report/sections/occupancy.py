@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from engram_cli.report.bars import Bar, BarChart, Group, Slot
 from engram_cli.report.frame import legend
 from engram_cli.report.markup import Html
@@ -54,68 +56,12 @@ def occupancy(document: Document) -> Section | None:
 def _layer(layer: int, columns: list[Entry], suffix: str) -> list[Html]:
     orders = by(columns, "order")
     keys = [(order_name(order), "bar", color_of(order)) for order in orders]
-    used, shared, against = [], [], []
-    for order, own in orders.items():
-        color, name = color_of(order), order_name(order)
-        heads = [str(int(entry["head"])) for entry in own]
-        titles = [f"{name}, head {head}" for head in heads]
-        slots = list(zip(heads, titles, own, strict=True))
-        used.append(
-            Group(
-                label=name,
-                slots=tuple(
-                    Slot(
-                        label=head,
-                        title=title,
-                        bars=(
-                            Bar(
-                                label="rows used",
-                                color=color,
-                                value=number(entry["occupied"]) / number(entry["rows"]),
-                                ideal=number(entry["ideal_occupied"]) / number(entry["rows"]),
-                                flag=_flag(entry),
-                            ),
-                        ),
-                    )
-                    for head, title, entry in slots
-                ),
-            )
-        )
-        shared.append(
-            Group(
-                label=name,
-                slots=tuple(
-                    Slot(
-                        label=head,
-                        title=title,
-                        bars=(
-                            Bar(
-                                label="n-grams",
-                                color=color,
-                                value=number(entry["shared"]),
-                                error=number(entry["shared_error"]),
-                                ideal=number(entry["ideal_shared"]),
-                            ),
-                            Bar(
-                                label="look-ups",
-                                color=color,
-                                light=True,
-                                value=number(entry["shared_occurrences"]),
-                                error=number(entry["shared_occurrences_error"]),
-                            ),
-                        ),
-                    )
-                    for head, title, entry in slots
-                ),
-            )
-        )
-        against.append(Group(label=name, slots=tuple(
-            Slot(label=head, title=title, bars=(Bar(
-                label="used / ideal", color=color,
-                value=number(entry["occupied"]) / number(entry["ideal_occupied"]),
-                error=number(entry.get("ideal_occupied_error", 0))
-                / number(entry["ideal_occupied"])),))
-            for head, title, entry in slots if number(entry["ideal_occupied"]) > 0)))  # fmt: skip
+    used = [_group(order, own, _used) for order, own in orders.items()]
+    shared = [_group(order, own, _shared) for order, own in orders.items()]
+    against = [
+        _group(order, [e for e in own if number(e["ideal_occupied"]) > 0], _against)
+        for order, own in orders.items()
+    ]
     share = Axis(title="share of the head's rows", low=0.0, most=1.0, format=percent_tick)
     charts = [
         figure(
@@ -155,6 +101,60 @@ def _layer(layer: int, columns: list[Entry], suffix: str) -> list[Html]:
             )
         )  # fmt: skip
     return charts
+
+
+def _group(
+    order: int, columns: list[Entry], bars: Callable[[Entry, int], tuple[Bar, ...]]
+) -> Group:
+    """The heads of an order side by side."""
+    color, name = color_of(order), order_name(order)
+    heads = [(str(int(entry["head"])), entry) for entry in columns]
+    return Group(
+        label=name,
+        slots=tuple(
+            Slot(label=head, title=f"{name}, head {head}", bars=bars(entry, color))
+            for head, entry in heads
+        ),
+    )
+
+
+def _used(entry: Entry, color: int) -> tuple[Bar, ...]:
+    rows = number(entry["rows"])
+    return (
+        Bar(
+            label="rows used",
+            color=color,
+            value=number(entry["occupied"]) / rows,
+            ideal=number(entry["ideal_occupied"]) / rows,
+            flag=_flag(entry),
+        ),
+    )
+
+
+def _shared(entry: Entry, color: int) -> tuple[Bar, ...]:
+    return (
+        Bar(
+            label="n-grams",
+            color=color,
+            value=number(entry["shared"]),
+            error=number(entry["shared_error"]),
+            ideal=number(entry["ideal_shared"]),
+        ),
+        Bar(
+            label="look-ups",
+            color=color,
+            light=True,
+            value=number(entry["shared_occurrences"]),
+            error=number(entry["shared_occurrences_error"]),
+        ),
+    )
+
+
+def _against(entry: Entry, color: int) -> tuple[Bar, ...]:
+    ideal = number(entry["ideal_occupied"])
+    error = number(entry.get("ideal_occupied_error", 0))
+    value = number(entry["occupied"]) / ideal
+    return (Bar(label="used / ideal", color=color, value=value, error=error / ideal),)
 
 
 def percent_tick(value: float) -> str:
