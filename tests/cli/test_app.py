@@ -165,3 +165,26 @@ def test_lists() -> None:
     assert parse_sizes("1k,2M") == (1000, 2_000_000)
     with pytest.raises(typer.BadParameter):
         parse_integers("2,x")
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
+    """Preempted jobs get SIGTERM: one line, exit code 2, what was done is kept."""
+    command = [sys.executable, "-c", _TERMINATED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: interrupted")
+    assert "Traceback" not in done.stderr
+
+
+_TERMINATED = """
+import os, signal, sys, typer
+from engram_cli.cli import app as cli
+
+@cli.app.command("wait")
+def wait() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+
+sys.argv = ["engram", "wait"]
+cli.run()
+"""
