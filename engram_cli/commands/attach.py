@@ -108,7 +108,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     if store.dtype not in ROW_DTYPES:
         raise MismatchError(
             f"{request.table} has rows of {store.dtype}, a bundle has {', '.join(ROW_DTYPES)}",
-            "build the table with --dtype bfloat16",
+            f"convert it first: engram convert {request.table} --dtype bfloat16 --out NAME.zarr",
         )
     layers = choose_layers(store.layout, request.layers, model, request.table)
     check_vocabulary(store.layout, model, request)

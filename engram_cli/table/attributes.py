@@ -16,6 +16,7 @@ from engram_cli.files import read_json
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.checksum import ALGORITHM
 from engram_cli.table.codecs import CODECS
+from engram_cli.table.codecs.base import Scaling
 from engram_cli.table.grid import (
     HITS_TYPE,
     LOOKUP,
@@ -23,6 +24,7 @@ from engram_cli.table.grid import (
     ChunkedArray,
     hits_array,
     row_array,
+    scales_array,
 )
 from engram_cli.table.spec import FORMAT, MAX_DIM, VERSION, content_digest
 
@@ -140,12 +142,25 @@ def _read_arrays(
     for entry in layout.layers:
         rows = row_array(entry.layer)
         arrays[rows] = _read_array(path, rows, entry.rows, width, codec.physical)
+        if codec.scaling is not None:
+            name = scales_array(entry.layer)
+            arrays[name] = _read_scales(path, name, codec.scaling, attributes["dim"], arrays[rows])
         if statistics is not None:
             hits = hits_array(entry.layer)
             arrays[hits] = _read_array(path, hits, entry.rows, None, HITS_TYPE)
     if layout.vocab_digest is not None:
         arrays[LOOKUP] = _read_array(path, LOOKUP, None, None, LOOKUP_TYPE)
     return arrays
+
+
+def _read_scales(
+    path: Path, name: str, scaling: Scaling, dim: int, rows: ChunkedArray
+) -> ChunkedArray:
+    if scaling.per == "layer":
+        return _read_array(path, name, 1, None, scaling.dtype)
+    scales = _read_array(path, name, rows.rows, scaling.width(dim), scaling.dtype)
+    _need(scales.chunk_rows == rows.chunk_rows, f"'{name}' has chunks of {scales.chunk_rows} rows")
+    return scales
 
 
 def _read_array(
@@ -170,10 +185,14 @@ def _read_array(
         "node_type": "array",
         "data_type": dtype.name,
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
     }
     for key, value in plain.items():
         _need(meta[key] == value, f"'{name}' has {key} {meta[key]!r}")
+    # One byte has no order, so a writer leaves it out.
+    orders = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    orders += [{"name": "bytes"}] if dtype.itemsize == 1 else []
+    codecs = meta["codecs"]
+    _need(len(codecs) == 1 and codecs[0] in orders, f"'{name}' has codecs {codecs!r}")
     _need(meta["chunk_grid"]["name"] == "regular", f"'{name}' has no regular chunks")
     return ChunkedArray(name=name, rows=height, width=width, dtype=dtype, chunk_rows=chunk_rows)
 

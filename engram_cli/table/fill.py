@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 from threading import BoundedSemaphore, Event, Lock
 from typing import Any
@@ -14,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import OutputError
-from engram_cli.files import new_file
+from engram_cli.files import new_file, output_errors
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.checksum import Checksum
-from engram_cli.table.codecs.base import Codec
 from engram_cli.table.grid import ChunkedArray
-from engram_cli.table.inits.base import Filler
 from engram_cli.table.journal import Journal
+from engram_cli.table.layer_scale import layer_scale
 from engram_cli.table.spec import TableSpec
 
 PIECE_BYTES = 2**20  # float32 values made, encoded, summed and written while in the L2 cache
@@ -42,6 +42,8 @@ def fill_rows(
     that are whole stay, and are in the journal.
     """
     work = _Work(spec, folder, journal, threads)
+    with output_errors(folder):
+        work.scale_layers()
     progress.start("rows into the table", work.total, "bytes")
     work.report(progress)
     pool = ThreadPoolExecutor(threads + FLUSHING, thread_name_prefix="engram-fill")
@@ -60,11 +62,10 @@ class _Work:
     """The chunks to make, and the little that the threads share."""
 
     def __init__(self, spec: TableSpec, folder: Path, journal: Journal, threads: int) -> None:
-        self.folder, self.journal, self.codec = folder, journal, spec.codec
-        self.arrays = spec.row_arrays
-        self.fillers = {layer: spec.init.filler(layer, spec.dim) for layer in self.arrays}
-        self.dim = spec.dim
-        self.total = sum(array.stored_bytes for array in self.arrays.values())
+        self.folder, self.journal, self.spec = folder, journal, spec
+        self.fillers = {layer: spec.init.filler(layer, spec.dim) for layer in spec.row_arrays}
+        self.layer_scales: dict[int, NDArray[Any]] = {}
+        self.total = sum(array.stored_bytes for array in spec.filled_arrays)
         self.stop = Event()
         self._written = journal.done_bytes
         self._reported = 0
@@ -72,32 +73,47 @@ class _Work:
         self._making = BoundedSemaphore(threads)
 
     def missing(self) -> list[tuple[int, int]]:
-        """(layer, chunk) of every chunk that is not whole."""
+        """(layer, chunk) of every chunk of rows that is not whole, its scales included."""
         return [
             (layer, index)
-            for layer, array in self.arrays.items()
+            for layer, array in self.spec.row_arrays.items()
             for index in range(array.chunks)
-            if array.file(index) not in self.journal.done
+            if any(each.file(index) not in self.journal.done for each in self._together(layer))
         ]
 
+    def scale_layers(self) -> None:
+        """Find the scale of every layer that has one for all of its rows, or read it again."""
+        for layer, array in self.spec.layer_scale_arrays.items():
+            name = array.file(0)
+            if name not in self.journal.done:
+                scale = layer_scale(self.spec, layer, self.fillers[layer])
+                files = write_array(self.folder, array, scale)
+                self.journal.add(name, *files[name])
+                self._count(array.stored_bytes)
+            self.layer_scales[layer] = np.fromfile(self.folder / name, dtype=array.dtype)
+
     def make(self, layer: int, index: int) -> None:
-        """Make one chunk: write, flush, rename, note."""
-        array, filler = self.arrays[layer], self.fillers[layer]
-        name = array.file(index)
-        part = self.folder / f"{name}.part"
-        try:
-            with part.open("wb", buffering=0) as file:
-                with self._making:
+        """Make one chunk of rows and that of their scales: write, flush, rename, note."""
+        parts = [_Part(self.folder, array, index) for array in self._together(layer)]
+        already = sum(self.journal.done.get(part.name, (0, ""))[0] for part in parts)
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(part)
+            with self._making:
+                if self.stop.is_set():
+                    return
+                self._count(-already)
+                for piece in self._pieces(layer, index):
                     if self.stop.is_set():
-                        return
-                    pieces = _pieces(array, index, filler, self.codec, self.dim)
-                    checksum = self._write(file.fileno(), array, pieces)
-                os.fsync(file.fileno())
+                        raise _Stopped
+                    self._count(sum(map(_Part.write, parts, piece)))
+                self._count(sum(map(_Part.fill_up, parts)))
+            for part in parts:
+                os.fsync(part.handle)
             with self._lock:
-                os.replace(part, self.folder / name)
-                self.journal.add(name, array.chunk_bytes, checksum)
-        finally:
-            part.unlink(missing_ok=True)
+                for part in parts:
+                    os.replace(part.path, self.folder / part.name)
+                    self.journal.add(part.name, part.array.chunk_bytes, part.checksum.hexdigest())
 
     def report(self, progress: Progress) -> None:
         """Tell how many more bytes are there."""
@@ -107,25 +123,66 @@ class _Work:
             progress.advance(written - self._reported)
             self._reported = written
 
-    def _write(self, handle: int, array: ChunkedArray, pieces: Iterator[NDArray[np.uint8]]) -> str:
-        checksum = Checksum()
-        size = 0
-        for piece in pieces:
-            if self.stop.is_set():
-                raise _Stopped
-            checksum.update(piece)
-            _write_all(handle, piece)
-            size += len(piece)
-            self._count(len(piece))
-        rest = array.chunk_bytes - size
-        checksum.update_zeros(rest)
-        os.ftruncate(handle, array.chunk_bytes)
-        self._count(rest)
-        return checksum.hexdigest()
+    def _together(self, layer: int) -> list[ChunkedArray]:
+        """The arrays whose chunks are made at once: the rows, and the scales that go with them."""
+        rows = self.spec.row_arrays[layer]
+        scales = self.spec.row_scale_arrays.get(layer)
+        return [rows] if scales is None else [rows, scales]
+
+    def _pieces(self, layer: int, index: int) -> Iterator[list[NDArray[np.uint8]]]:
+        """The bytes of a chunk's rows and scales, without the filling; none where all are zero."""
+        filler, dim, codec = self.fillers[layer], self.spec.dim, self.spec.codec
+        if filler is None:
+            return
+        arrays = self._together(layer)
+        first, count = arrays[0].span(index)
+        step = min(max(1, PIECE_BYTES // (4 * dim)), count)
+        values = np.empty((step, dim), dtype=np.float32)
+        buffers = [np.empty((step, *array.shape[1:]), dtype=array.dtype) for array in arrays]
+        for begin in range(0, count, step):
+            rows = min(step, count - begin)
+            filler(first + begin, values[:rows])
+            parts = [buffer[:rows] for buffer in buffers]
+            scales = parts[1] if len(parts) > 1 else self.layer_scales.get(layer)
+            codec.encode(values[:rows], parts[0], scales)
+            yield [part.reshape(-1).view(np.uint8) for part in parts]
 
     def _count(self, amount: int) -> None:
         with self._lock:
             self._written += amount
+
+
+class _Part:
+    """A chunk file that grows under a temporary name, which is gone when the block ends."""
+
+    def __init__(self, folder: Path, array: ChunkedArray, index: int) -> None:
+        self.array, self.name = array, array.file(index)
+        self.path = folder / f"{self.name}.part"
+        self.checksum = Checksum()
+        self.size = 0
+        self.handle = -1
+
+    def __enter__(self) -> _Part:
+        self.handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.handle)
+        self.path.unlink(missing_ok=True)
+
+    def write(self, piece: NDArray[np.uint8]) -> int:
+        """Append bytes; how many."""
+        self.checksum.update(piece)
+        _write_all(self.handle, piece)
+        self.size += len(piece)
+        return len(piece)
+
+    def fill_up(self) -> int:
+        """Give the file the size of a chunk; how many bytes of zeros that adds."""
+        rest = self.array.chunk_bytes - self.size
+        self.checksum.update_zeros(rest)
+        os.ftruncate(self.handle, self.array.chunk_bytes)
+        return rest
 
 
 class _Stopped(Exception):
@@ -148,23 +205,6 @@ def write_array(
         checksum.update(flat)
         files[array.file(index)] = (array.chunk_bytes, checksum.hexdigest())
     return files
-
-
-def _pieces(
-    array: ChunkedArray, index: int, filler: Filler | None, codec: Codec, dim: int
-) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of a chunk's rows, without the filling; none where all are zero."""
-    if filler is None:
-        return
-    first, count = array.span(index)
-    step = max(1, PIECE_BYTES // (4 * dim))
-    values = np.empty((min(step, count), dim), dtype=np.float32)
-    stored = np.empty((len(values), *array.shape[1:]), dtype=array.dtype)
-    for begin in range(0, count, step):
-        rows = min(step, count - begin)
-        filler(first + begin, values[:rows])
-        codec.encode(values[:rows], stored[:rows])
-        yield stored[:rows].reshape(-1).view(np.uint8)
 
 
 def _write_all(handle: int, data: NDArray[np.uint8]) -> None:

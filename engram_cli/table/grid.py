@@ -21,7 +21,7 @@ LOOKUP = "lookup"
 class ChunkedArray:
     """An array `[rows, width]`, or `[rows]` where `width` is None, in chunks of `chunk_rows`.
 
-    `name` is its path in the store: "1" for the rows of layer 1, "hits/1", "lookup".
+    `name` is its path in the store: "1" for the rows of layer 1, "scales/1", "hits/1", "lookup".
     """
 
     name: str
@@ -94,6 +94,11 @@ def chunked(
 def row_array(layer: int) -> str:
     """The name of the array that holds a layer's rows."""
     return str(layer)
+
+
+def scales_array(layer: int) -> str:
+    """The name of the array that holds the scales of a layer's rows."""
+    return f"scales/{layer}"
 
 
 def hits_array(layer: int) -> str:

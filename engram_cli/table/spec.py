@@ -12,6 +12,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.checksum import ALGORITHM
 from engram_cli.table.codecs import CODECS
 from engram_cli.table.codecs.base import Codec
+from engram_cli.table.codecs.fp8 import LARGEST_SCALE, LEAST_SCALE
 from engram_cli.table.grid import (
     HITS_TYPE,
     LOOKUP,
@@ -20,6 +21,7 @@ from engram_cli.table.grid import (
     chunked,
     hits_array,
     row_array,
+    scales_array,
 )
 from engram_cli.table.inits.base import Init
 from engram_cli.version import __version__
@@ -36,7 +38,8 @@ class TableSpec:
     """A table of `dim` values a row and head, stored as `dtype`, filled by `init`.
 
     `chunk_rows`: rows a chunk file, None for about 128 MiB. `tokens`: how many tokens the hits that
-    are stored beside the rows were counted over, None where there are no hits.
+    are stored beside the rows were counted over, None where there are no hits. `scale`: the scale
+    of every layer, for a dtype that has one for all rows; None to find it.
     """
 
     layout: HashLayout
@@ -45,19 +48,28 @@ class TableSpec:
     init: Init
     chunk_rows: int | None = None
     tokens: int | None = None
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.dim <= MAX_DIM:
             raise InputError(f"dim {self.dim}", f"give 1 to {MAX_DIM} values a row, such as 64")
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise InputError(f"{self.chunk_rows} rows a chunk", "give 1 or more")
-        CODECS.load(self.dtype)
+        if self.scale is not None:
+            self._check_scale(self.scale)
         for layer, array in self.row_arrays.items():
             if array.chunks > MAX_CHUNKS:
                 raise InputError(
                     f"{self.chunk_rows} rows a chunk make {array.chunks:,} files of layer {layer}",
                     f"choose more, so that there are at most {MAX_CHUNKS:,}",
                 )
+
+    def _check_scale(self, scale: float) -> None:
+        scaling = self.codec.scaling
+        if scaling is None or scaling.per != "layer":
+            raise InputError(f"{self.dtype} takes no scale", "leave it out, or give dtype fp8")
+        if not LEAST_SCALE <= scale <= LARGEST_SCALE:
+            raise InputError(f"scale {scale}", "give a positive number such as 0.0002")
 
     @property
     def codec(self) -> Codec:
@@ -74,6 +86,34 @@ class TableSpec:
             )
             for entry in self.layout.layers
         }
+
+    @property
+    def row_scale_arrays(self) -> dict[int, ChunkedArray]:
+        """The scales of each layer's rows, in chunks of as many rows; none without such scaling."""
+        scaling = self.codec.scaling
+        if scaling is None or scaling.per == "layer":
+            return {}
+        width = scaling.width(self.dim)
+        return {
+            layer: chunked(scales_array(layer), rows.rows, width, scaling.dtype, rows.chunk_rows)
+            for layer, rows in self.row_arrays.items()
+        }
+
+    @property
+    def layer_scale_arrays(self) -> dict[int, ChunkedArray]:
+        """The one scale of each layer, where the dtype has one for all of its rows."""
+        scaling = self.codec.scaling
+        if scaling is None or scaling.per != "layer":
+            return {}
+        return {
+            layer: chunked(scales_array(layer), 1, None, scaling.dtype) for layer in self.row_arrays
+        }
+
+    @property
+    def filled_arrays(self) -> list[ChunkedArray]:
+        """The rows and their scales: what the init and the dtype decide."""
+        groups = (self.row_arrays, self.row_scale_arrays, self.layer_scale_arrays)
+        return [array for group in groups for array in group.values()]
 
     @property
     def hits_arrays(self) -> dict[int, ChunkedArray]:
@@ -97,7 +137,7 @@ class TableSpec:
     def arrays(self) -> list[ChunkedArray]:
         """Every array of the store."""
         lookup = [] if self.lookup_array is None else [self.lookup_array]
-        return [*self.row_arrays.values(), *self.hits_arrays.values(), *lookup]
+        return [*self.filled_arrays, *self.hits_arrays.values(), *lookup]
 
     @property
     def total_bytes(self) -> int:
@@ -112,6 +152,7 @@ class TableSpec:
             "layout": self.layout.fingerprint,
             "dim": self.dim,
             "dtype": self.dtype,
+            **({} if self.scale is None else {"scale": self.scale}),
             "init": self.init.name,
             **{f"init {name}": value for name, value in self.init.parameters.items()},
             **{

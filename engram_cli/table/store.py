@@ -19,9 +19,11 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.attributes import Description, read_description
 from engram_cli.table.codecs import CODECS
-from engram_cli.table.grid import LOOKUP, ChunkedArray, hits_array, row_array
+from engram_cli.table.codecs.base import Codec
+from engram_cli.table.grid import LOOKUP, ChunkedArray, hits_array, row_array, scales_array
+from engram_cli.table.reading import DAMAGED, read_range
 
-_VERIFY = "see what is wrong with engram verify, then build the table again"
+PIECE_BYTES = 2**20  # float32 values decoded while in the L2 cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +44,61 @@ class TableStore:
         """The digest of the table's content."""
         return str(self.attributes["digest"])
 
+    @property
+    def codec(self) -> Codec:
+        """How the values are stored."""
+        return CODECS.load(self.dtype)
+
     def chunks(self, layer: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
-        """(first row, rows [n, dim] as stored, read-only and mapped) for each chunk of a layer."""
-        array = self.arrays[row_array(self.layout.layer(layer).layer)]
+        """(first row, rows [n, width] as stored, read-only and mapped) for each chunk of a layer.
+
+        What the scales are is not said here: `values` and `rows` apply them.
+        """
+        array, _ = self._arrays_of(layer)
         for index in range(array.chunks):
             first, count = array.span(index)
             yield first, self._map(array, index)[:count]
 
+    def values(
+        self, layer: int | None = None, piece_rows: int | None = None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(first row, values float32[n, dim]) of a layer in order, `piece_rows` at a time.
+
+        Constant memory: a piece is about 1 MiB where `piece_rows` is None, and new each time.
+        Raises InputError, and ArtifactError for a file that cannot be read.
+        """
+        if piece_rows is not None and piece_rows < 1:
+            raise InputError(f"{piece_rows} rows a piece", "give 1 or more")
+        array, _ = self._arrays_of(layer)
+        step = piece_rows or max(1, PIECE_BYTES // (4 * self.dim))
+        for first in range(0, array.rows, step):
+            piece = np.empty((min(step, array.rows - first), self.dim), dtype=np.float32)
+            self.read(layer, first, piece)
+            yield first, piece
+
+    def read(self, layer: int | None, first: int, values: NDArray[np.float32]) -> None:
+        """Read the rows of a layer from `first` on into `values` float32[n, dim], contiguous.
+
+        Raises InputError for rows that the layer has not, ArtifactError for a file that cannot be
+        read. May run in threads.
+        """
+        array, scales = self._arrays_of(layer)
+        if not 0 <= first <= array.rows - len(values):
+            raise InputError(
+                f"rows {first} to {first + len(values)} of the {array.rows} rows of layer "
+                f"{array.name}",
+                "ask for rows that the layer has",
+            )
+        stored = read_range(self.path, array, first, len(values))
+        factors = None
+        if scales is not None:
+            part = (0, 1) if _is_single(scales) else (first, len(values))
+            factors = read_range(self.path, scales, *part)
+        self.codec.decode(stored, factors, values)
+
     def rows(self, layer: int | None, indices: ArrayLike) -> NDArray[np.float32]:
         """float32[n, dim]: the rows of a layer at `indices` [n]. Raises InputError."""
-        array = self.arrays[row_array(self.layout.layer(layer).layer)]
+        array, scales = self._arrays_of(layer)
         wanted = np.asarray(indices)
         if wanted.size == 0:
             wanted = wanted.astype(np.int64)
@@ -65,16 +112,30 @@ class TableStore:
                 f"row {wanted[outside][0]} is outside the {array.rows} rows of layer {array.name}",
                 "rows are those that hashing with this table's layout gives",
             )
-        stored = np.empty((len(wanted), *array.shape[1:]), dtype=array.dtype)
-        for index, places in _by_chunk(wanted, array):
-            first, _ = array.span(index)
-            stored[places] = self._map(array, index).take(wanted[places] - first, axis=0)
-        return CODECS.load(self.dtype).decode(stored)
+        factors = None
+        if scales is not None:
+            single = _is_single(scales)
+            factors = read_whole(self.path, scales) if single else self._gather(scales, wanted)
+        values = np.empty((len(wanted), self.dim), dtype=np.float32)
+        self.codec.decode(self._gather(array, wanted), factors, values)
+        return values
 
     def hits(self, layer: int | None = None) -> NDArray[np.uint32] | None:
         """uint32[rows]: how often the corpus fell on each row; None when it was not counted."""
         array = self.arrays.get(hits_array(self.layout.layer(layer).layer))
         return None if array is None else read_whole(self.path, array)
+
+    def _arrays_of(self, layer: int | None) -> tuple[ChunkedArray, ChunkedArray | None]:
+        """The rows of a layer, and their scales where the dtype has some."""
+        number = self.layout.layer(layer).layer
+        return self.arrays[row_array(number)], self.arrays.get(scales_array(number))
+
+    def _gather(self, array: ChunkedArray, wanted: NDArray[Any]) -> NDArray[Any]:
+        stored = np.empty((len(wanted), *array.shape[1:]), dtype=array.dtype)
+        for index, places in _by_chunk(wanted, array):
+            first, _ = array.span(index)
+            stored[places] = self._map(array, index).take(wanted[places] - first, axis=0)
+        return stored
 
     def _map(self, array: ChunkedArray, index: int) -> NDArray[Any]:
         name = array.file(index)
@@ -110,7 +171,7 @@ def bound_layout(about: Description) -> HashLayout:
     try:
         return about.layout.bind(cast("NDArray[np.int32]", read_whole(about.path, array)))
     except MismatchError:
-        raise ArtifactError(f"{about.path / LOOKUP} is damaged", _VERIFY) from None
+        raise ArtifactError(f"{about.path / LOOKUP} is damaged", DAMAGED) from None
 
 
 def read_whole(path: Path, array: ChunkedArray) -> NDArray[Any]:
@@ -143,16 +204,21 @@ def zarr_metadata(arrays: list[ChunkedArray], attributes: Mapping[str, Any]) -> 
     return {name: document.to_bytes() for name, document in files.items()}
 
 
+def _is_single(scales: ChunkedArray) -> bool:
+    """Whether one scale serves all rows of the layer."""
+    return scales.width is None
+
+
 def _check_sizes(about: Description) -> None:
     for name, (size, _) in about.files.items():
         try:
             found = (about.path / name).stat().st_size
         except OSError as error:
             raise ArtifactError(
-                f"{about.path / name} cannot be read: {error.strerror}", _VERIFY
+                f"{about.path / name} cannot be read: {error.strerror}", DAMAGED
             ) from None
         if found != size:
-            raise ArtifactError(f"{about.path / name} has {found} bytes, not {size}", _VERIFY)
+            raise ArtifactError(f"{about.path / name} has {found} bytes, not {size}", DAMAGED)
 
 
 def _by_chunk(wanted: NDArray[Any], array: ChunkedArray) -> Iterator[tuple[int, Any]]:
@@ -178,6 +244,6 @@ def _map_chunk(path: Path, array: ChunkedArray, index: int) -> NDArray[Any]:
         with file.open("rb") as chunk:
             mapped = mmap.mmap(chunk.fileno(), array.chunk_bytes, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file} cannot be mapped: {error}", _VERIFY) from None
+        raise ArtifactError(f"{file} cannot be mapped: {error}", DAMAGED) from None
     rows: NDArray[Any] = np.frombuffer(mapped, dtype=array.dtype).reshape(array.chunk_shape)
     return rows

@@ -14,6 +14,7 @@ from engram_cli.errors import InputError
 from engram_cli.table.codecs import CODECS
 from engram_cli.table.codecs.base import Codec
 
+FLOATS = ("float32", "float16", "bfloat16")
 HALVES = ("float16", "bfloat16")
 EDGES = [0, 1, 0x7FFFFF, 0x800000, 0x33000000, 0x33000001, 0x387FE000, 0x387FF000, 0x38800000]
 EDGES += [0x3F800000, 0x3F808000, 0x3F818000, 0x477FE000, 0x477FEFFF, 0x477FF000, 0x47800000]
@@ -22,8 +23,14 @@ EDGES += [0x7F7FFFFF, 0x7F7F7FFF, 0x7F7F8000, 0x7F800000, 0x7F800001, 0x7FC00000
 
 def encode(codec: Codec, values: np.ndarray) -> np.ndarray:
     out = np.empty((len(values), codec.width(values.shape[1])), dtype=codec.physical)
-    codec.encode(values, out)
+    codec.encode(values, out, None)
     return out
+
+
+def decode(codec: Codec, stored: np.ndarray) -> np.ndarray:
+    values = np.empty(stored.shape, dtype=np.float32)
+    codec.decode(stored, None, values)
+    return values
 
 
 def some_floats() -> np.ndarray:
@@ -34,27 +41,27 @@ def some_floats() -> np.ndarray:
     return bits.view(np.float32).reshape(-1, 64)
 
 
-@pytest.mark.parametrize("name", list(CODECS))
+@pytest.mark.parametrize("name", FLOATS)
 def test_a_codec_stores_rows_and_reads_them_back(name: str) -> None:
     codec = CODECS.load(name)
     assert codec.name == name
     assert codec.physical.byteorder in "=<|"
     values = np.random.default_rng(0).standard_normal((31, 6)).astype(np.float32)
     stored = encode(codec, values)
-    decoded = codec.decode(stored)
+    decoded = decode(codec, stored)
     assert decoded.dtype == np.float32
     assert decoded.shape == values.shape
     np.testing.assert_allclose(decoded, values, rtol=2**-8)
     # What was decoded is stored as the same bytes again: nothing drifts.
     assert encode(codec, decoded).tobytes() == stored.tobytes()
-    np.testing.assert_array_equal(codec.decode(stored[:0]), np.empty((0, 6), np.float32))
+    np.testing.assert_array_equal(decode(codec, stored[:0]), np.empty((0, 6), np.float32))
 
 
-@pytest.mark.parametrize("name", list(CODECS))
+@pytest.mark.parametrize("name", FLOATS)
 def test_nan_stays_nan_and_nothing_else_becomes_it(name: str) -> None:
     values = some_floats()
     codec = CODECS.load(name)
-    decoded = codec.decode(encode(codec, values))
+    decoded = decode(codec, encode(codec, values))
     np.testing.assert_array_equal(np.isnan(decoded), np.isnan(values))
     known = ~np.isnan(values)
     np.testing.assert_array_equal(np.signbit(decoded)[known], np.signbit(values)[known])
@@ -71,7 +78,7 @@ def test_halves_equal_torch(name: str) -> None:
         stored[known], expected.view(torch.int16).numpy().view(np.uint16)[known]
     )
     np.testing.assert_array_equal(
-        codec.decode(stored.view(codec.physical))[known], expected.float().numpy()[known]
+        decode(codec, stored.view(codec.physical))[known], expected.float().numpy()[known]
     )
 
 
@@ -79,7 +86,7 @@ def test_halves_equal_torch(name: str) -> None:
 def test_every_half_is_read_and_written_exactly(name: str) -> None:
     codec = CODECS.load(name)
     stored = np.arange(2**16, dtype=np.uint16).reshape(-1, 64)
-    values = codec.decode(stored.view(codec.physical))
+    values = decode(codec, stored.view(codec.physical))
     known = ~np.isnan(values)
     np.testing.assert_array_equal(encode(codec, values).view(np.uint16)[known], stored[known])
 
@@ -96,7 +103,7 @@ def test_a_half_is_the_nearest_and_even_on_a_tie(name: str, bits: int) -> None:
     codec = CODECS.load(name)
     stored = int(encode(codec, value).view(np.uint16)[0, 0])
     neighbours = np.array([max(stored - 1, 0), stored, stored + 1], dtype=np.uint16)
-    around = codec.decode(neighbours.view(codec.physical).reshape(-1, 1))[:, 0]
+    around = decode(codec, neighbours.view(codec.physical).reshape(-1, 1))[:, 0]
     if not np.isfinite(around[1]):  # past the largest: at least half a step beyond it
         step = Fraction(float(around[0])) - Fraction(_before(codec, stored - 1))
         assert Fraction(float(value[0, 0])) >= Fraction(float(around[0])) + step / 2
@@ -111,7 +118,7 @@ def test_a_half_is_the_nearest_and_even_on_a_tie(name: str, bits: int) -> None:
 
 def _before(codec: Codec, stored: int) -> float:
     before = np.array([[stored - 1]], dtype=np.uint16).view(codec.physical)
-    return float(codec.decode(before)[0, 0])
+    return float(decode(codec, before)[0, 0])
 
 
 def test_an_unknown_dtype_is_named_with_the_known_ones() -> None:

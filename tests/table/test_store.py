@@ -27,7 +27,8 @@ from table.tables import (
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.table.codecs import CODECS
-from engram_cli.table.store import open_table
+from engram_cli.table.inits.normal import Normal
+from engram_cli.table.store import open_table, read_whole
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -56,8 +57,12 @@ def test_zarr_reads_the_bytes_that_were_mapped(
     group = zarr.open_group(out, mode="r")
     # No warning about a file that zarr does not know (warnings are errors here).
     names = {name for name, _ in group.members(max_depth=None)}
-    assert names == {"0", "3", "hits", "hits/0", "hits/3", "lookup"}
+    scaled = {"scales", "scales/0", "scales/3"} if table.codec.scaling else set()
+    assert names == {"0", "3", "hits", "hits/0", "hits/3", "lookup"} | scaled
     for layer in LAYERS:
+        if scaled:
+            stored = read_whole(out, table.arrays[f"scales/{layer}"])
+            assert group[f"scales/{layer}"][:].tobytes() == stored.tobytes()
         assert group[str(layer)][:].tobytes() == stored_rows(table, layer)
         np.testing.assert_array_equal(group[f"hits/{layer}"][:], counted(layer))
         np.testing.assert_array_equal(table.hits(layer), counted(layer))
@@ -97,9 +102,8 @@ def test_rows_are_gathered_from_their_chunks(
 ) -> None:
     build(tmp_path / "t.zarr", dtype=dtype, chunk_rows=chunk_rows)
     table = open_table(tmp_path / "t.zarr")
-    whole = np.concatenate([rows for _, rows in table.chunks(3)])
     wanted = np.random.default_rng(0).integers(0, 212, (70,))
-    expected = CODECS.load(dtype).decode(whole)[wanted]
+    expected = np.concatenate([values for _, values in table.values(3)])[wanted]
     np.testing.assert_array_equal(table.rows(3, wanted), expected)
     np.testing.assert_array_equal(table.rows(3, wanted.tolist()), expected)
     assert table.rows(3, []).shape == (0, 5)
@@ -320,3 +324,22 @@ def raw_layout_of(rows: int) -> Any:
     from engram_cli.hashing.schemes import hash_layout
 
     return hash_layout("qwen-ple", rows_per_head=rows)
+
+
+@pytest.mark.parametrize("dtype", list(CODECS))
+def test_values_come_in_pieces_as_they_were_written(tmp_path: Path, dtype: str) -> None:
+    build(tmp_path / "t.zarr", dtype=dtype, chunk_rows=32, dim=40)
+    table = open_table(tmp_path / "t.zarr")
+    whole = np.concatenate([values for _, values in table.values(3)])
+    expected = np.empty((212, 40), np.float32)
+    Normal().filler(3, 40)(0, expected)
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole, expected, atol=0.02 * 4 / 7)
+    for piece_rows in (1, 31, 33, 212, 1000):
+        pieces = list(table.values(3, piece_rows))
+        assert [first for first, _ in pieces] == list(range(0, 212, piece_rows))
+        assert np.concatenate([values for _, values in pieces]).tobytes() == whole.tobytes()
+    with pytest.raises(InputError, match="0 rows a piece"):
+        list(table.values(3, 0))
+    with pytest.raises(InputError, match="rows 200 to 213"):
+        table.read(3, 200, np.empty((13, 40), np.float32))

@@ -11,5 +11,11 @@ CODECS: Registry[Codec] = Registry(
         "float32": "engram_cli.table.codecs.float:FLOAT32",
         "float16": "engram_cli.table.codecs.float:FLOAT16",
         "bfloat16": "engram_cli.table.codecs.float:BFLOAT16",
+        "fp8_e8m0": "engram_cli.table.codecs.fp8_e8m0:FP8_E8M0",
+        "fp8": "engram_cli.table.codecs.fp8:FP8",
+        "int8": "engram_cli.table.codecs.int8:INT8",
+        "int8_b32": "engram_cli.table.codecs.int8:INT8_B32",
+        "int4": "engram_cli.table.codecs.int4:INT4",
+        "int4_b32": "engram_cli.table.codecs.int4:INT4_B32",
     },
 )

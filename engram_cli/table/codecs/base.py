@@ -1,15 +1,36 @@
-"""What a codec is: float32 rows in, rows as they are stored out, and back."""
+"""What a codec is: float32 rows in, rows as they are stored and their scales out, and back."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """The scales beside a layer's rows: one for the layer, for each row, or for a block of a row.
+
+    `dtype`: that of a stored scale, little-endian. `block`: values that share a scale, the last
+    block of a row may be shorter.
+    """
+
+    per: Literal["layer", "row", "block"]
+    dtype: np.dtype[Any]
+    block: int = 0
+
+    def width(self, dim: int) -> int:
+        """How many scales a row of `dim` values has; one scale for the layer counts as one."""
+        return -(-dim // self.block) if self.per == "block" else 1
+
+
 class Codec(Protocol):
-    """A logical dtype. Encoding and decoding hold no state and may run in many threads."""
+    """A logical dtype. Encoding and decoding hold no state and may run in many threads.
+
+    Scales are [n, scaling.width(dim)], or [1] where one serves the layer, or None without scaling.
+    """
 
     @property
     def name(self) -> str:
@@ -19,11 +40,22 @@ class Codec(Protocol):
     def physical(self) -> np.dtype[Any]:
         """The dtype of a stored item, little-endian."""
 
+    @property
+    def scaling(self) -> Scaling | None:
+        """How the scales lie; None where a stored item is a value."""
+
     def width(self, dim: int) -> int:
         """How many stored items a row of `dim` values takes."""
 
-    def encode(self, values: NDArray[np.float32], out: NDArray[Any]) -> None:
-        """Store `values` float32[n, dim] in `out` [n, width]; both contiguous."""
+    def encode(
+        self, values: NDArray[np.float32], stored: NDArray[Any], scales: NDArray[Any] | None
+    ) -> None:
+        """Store `values` float32[n, dim] in `stored` [n, width]; all contiguous.
 
-    def decode(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """The values float32[n, dim] of stored rows [n, width]."""
+        The scales are written too, except the one of a layer, which is read.
+        """
+
+    def decode(
+        self, stored: NDArray[Any], scales: NDArray[Any] | None, values: NDArray[np.float32]
+    ) -> None:
+        """Write the values of `stored` [n, width] to `values` float32[n, dim]; all contiguous."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,37 +23,49 @@ class FloatCodec:
     name: str
     physical: np.dtype[Any]
     pack: Callable[[NDArray[np.float32], NDArray[Any]], None]
-    unpack: Callable[[NDArray[Any]], NDArray[np.float32]]
+    unpack: Callable[[NDArray[Any], NDArray[np.float32]], None]
+
+    @property
+    def scaling(self) -> None:
+        """A stored item is a value."""
 
     def width(self, dim: int) -> int:
         """A row of `dim` values takes `dim` items."""
         return dim
 
-    def encode(self, values: NDArray[np.float32], out: NDArray[Any]) -> None:
-        """Store `values` float32[n, dim] in `out` [n, dim]; both contiguous."""
-        self.pack(values.reshape(-1), out.reshape(-1))
+    def encode(
+        self,
+        values: NDArray[np.float32],
+        stored: NDArray[Any],
+        scales: NDArray[Any] | None = None,
+    ) -> None:
+        """Store `values` float32[n, dim] in `stored` [n, dim]; both contiguous."""
+        self.pack(values.reshape(-1), stored.reshape(-1))
 
-    def decode(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """The values float32[n, dim] of stored rows [n, dim], exactly."""
-        return self.unpack(stored)
-
-
-def _pack_float32(values: NDArray[np.float32], out: NDArray[Any]) -> None:
-    out[:] = values
-
-
-def _pack_float16(values: NDArray[np.float32], out: NDArray[Any]) -> None:
-    kernels.to_float16(values, out.view(np.uint16))
-
-
-def _widen(stored: NDArray[Any]) -> NDArray[np.float32]:
-    return stored.astype(np.float32)
+    def decode(
+        self,
+        stored: NDArray[Any],
+        scales: NDArray[Any] | None,
+        values: NDArray[np.float32],
+    ) -> None:
+        """Write the values of `stored` [n, dim] to `values` float32[n, dim], exactly."""
+        self.unpack(stored, values)
 
 
-def _unpack_bfloat16(stored: NDArray[Any]) -> NDArray[np.float32]:
-    bits = stored.astype(np.uint32)
-    bits <<= np.uint32(16)
-    return cast("NDArray[np.float32]", bits.view(np.float32))
+def _pack_float32(values: NDArray[np.float32], stored: NDArray[Any]) -> None:
+    stored[:] = values
+
+
+def _pack_float16(values: NDArray[np.float32], stored: NDArray[Any]) -> None:
+    kernels.to_float16(values, stored.view(np.uint16))
+
+
+def _widen(stored: NDArray[Any], values: NDArray[np.float32]) -> None:
+    values[:] = stored
+
+
+def _unpack_bfloat16(stored: NDArray[Any], values: NDArray[np.float32]) -> None:
+    np.left_shift(stored, np.uint32(16), out=values.view(np.uint32), dtype=np.uint32)
 
 
 FLOAT32 = FloatCodec(name="float32", physical=np.dtype("<f4"), pack=_pack_float32, unpack=_widen)

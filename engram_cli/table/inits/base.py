@@ -25,3 +25,9 @@ class Init(Protocol):
 
     def filler(self, layer: int, dim: int) -> Filler | None:
         """What writes the rows of a layer; None when all of them are zero."""
+
+    def bound(self, layer: int, dim: int) -> float | None:
+        """A size that no value of a layer exceeds, for dtypes with one scale a layer.
+
+        None when only the rows can tell.
+        """

@@ -21,6 +21,7 @@ from engram_cli.table.inits.reference import GENERATOR
 # The initializer_range of almost every decoder's config: rows start at the scale of the
 # checkpoint's own embeddings.
 DEFAULT_STD = 0.02
+LARGEST = 6.67
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,10 @@ class Normal:
             out[:] = wide[:, :dim]
 
         return fill
+
+    def bound(self, layer: int, dim: int) -> float:
+        """The radius of the rarest word, sqrt(-2 ln 2**-32) = 6.6604 deviations, rounded up."""
+        return self.std * LARGEST
 
 
 def stream_key(seed: int, layer: int) -> int:

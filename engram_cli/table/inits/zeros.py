@@ -25,3 +25,7 @@ class Zeros:
     def filler(self, layer: int, dim: int) -> Filler | None:
         """None: the rows are zero."""
         return None
+
+    def bound(self, layer: int, dim: int) -> float:
+        """0: the rows are zero."""
+        return 0.0
