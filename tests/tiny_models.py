@@ -19,6 +19,7 @@ from transformers import (
 from engram_cli.formats.bundle import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
+from engram_cli.formats.module_spec import module_spec
 from engram_cli.formats.tensors import Array
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
@@ -69,9 +70,24 @@ def gpt2(vocab_size: int, **options: Any) -> GPT2LMHeadModel:
 FAMILIES = {"llama": llama, "gpt2": gpt2}
 
 
-def make_layout(vocab: CompressedVocab, layers: tuple[int, ...] = (1, 2)) -> HashLayout:
+MODULES = ("engram-v1", "deepseek-v4.1", "qwen-ple")
+
+
+def make_layout(
+    vocab: CompressedVocab, layers: tuple[int, ...] = (1, 2), scheme: str = "engram-v1"
+) -> HashLayout:
+    """Small tables for decoder layers counted from 0."""
+    if scheme == "qwen-ple":
+        return hash_layout(
+            scheme,
+            vocab_size=vocab.vocab_size,
+            eos_id=1,
+            heads=2,
+            rows_per_head=97,
+            layers=tuple(layer + 1 for layer in layers),
+        )
     return hash_layout(
-        "engram-v1", vocab, orders=(2, 3), heads=2, rows_per_head=97, layers=layers, pad_id=2
+        scheme, vocab, orders=(2, 3), heads=2, rows_per_head=97, layers=layers, pad_id=2
     )
 
 
@@ -88,6 +104,12 @@ def make_spec(layout: HashLayout, dtype: str = "float32", **options: Any) -> Bun
     return BundleSpec(**values | options)
 
 
+def spec_of(vocab: CompressedVocab, kind: str, *, streams: int = 1, **options: Any) -> BundleSpec:
+    """The spec of a module on the layout of its own scheme."""
+    module = module_spec(kind, streams=streams, norm_eps=1e-6)
+    return make_spec(make_layout(vocab, scheme=kind), module=module, **options)
+
+
 def make_bundle(path: Path, spec: BundleSpec, *, zero: bool = False, **options: Any) -> Path:
     """A bundle of random rows, or of zero rows."""
 
@@ -99,7 +121,7 @@ def make_bundle(path: Path, spec: BundleSpec, *, zero: bool = False, **options: 
         return [(0, single.astype(spec.dtype))]
 
     def dense(layer: int, zero_rows: bool) -> dict[str, Any]:
-        return first_values(spec.dense_shapes, layer=layer, seed=0, zero_rows=zero_rows)
+        return first_values(spec.dense_parts, layer=layer, seed=0, zero_rows=zero_rows)
 
     write_bundle(path, spec, rows, dense, tool_version="0", **options)
     return path
@@ -111,10 +133,11 @@ def wake(memory: Memory) -> None:
     for name, parameter in memory.named_parameters():
         if "multi_head_embedding" in name:
             continue
-        scale = 0.5 if "norm" not in name else 0.2
-        noise = torch.randn(parameter.shape, generator=generator) * scale
+        is_norm = "norm" in name or name.endswith(("q_weight", "k_weight"))
+        noise = torch.randn(parameter.shape, generator=generator) * (0.2 if is_norm else 0.5)
+        is_centred = "norm_" in name
         with torch.no_grad():
-            parameter.copy_(noise + (1 if "norm" in name else 0))
+            parameter.copy_(noise + (1 if is_norm and not is_centred else 0))
 
 
 def text(vocab_size: int, batch: int, length: int, seed: int = 0) -> Tensor:

@@ -39,6 +39,20 @@ def attach(
     tokenizer: Annotated[
         Path | None, typer.Option(help="The model's tokenizer (CHECKPOINT/tokenizer.json).")
     ] = None,
+    module: Annotated[
+        str | None,
+        typer.Option(help="engram-v1, deepseek-v4.1 or qwen-ple (that of the table's scheme)."),
+    ] = None,
+    init_value: Annotated[
+        str,
+        typer.Option(help="Value projection: zero, random, or auto: random where rows are zero."),
+    ] = "auto",
+    init_gate: Annotated[
+        str, typer.Option(help="Gates at first: random, or even: all near one half.")
+    ] = "random",
+    packed: Annotated[
+        bool, typer.Option("--packed", help="Documents packed into a line see nothing of others.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the gate's random weights.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the byte arithmetic and stop.")
@@ -63,6 +77,10 @@ def attach(
             out=out,
             layers=layers,
             tokenizer=tokenizer,
+            module=module,
+            init_value=init_value,
+            init_gate=init_gate,
+            packed=packed,
             seed=seed,
             force=force,
             dry_run=dry_run,
@@ -85,11 +103,14 @@ def _parts(result: AttachResult) -> list[RenderableType]:
         ("layers", ", ".join(map(str, result.layers))),
         ("rows", f"{rows}, {result.dim} x {result.dtype} each"),
         ("table", quantity(cost.table_bytes, "bytes")),
-        ("gate", f"{cost.dense_parameters:,} parameters, {quantity(cost.dense_bytes, 'bytes')}"),
+        ("module", f"{result.module}: {cost.dense_parameters:,} parameters, "
+         f"{quantity(cost.dense_bytes, 'bytes')}"),
         ("a token reads", f"{cost.token_rows:,} rows, {cost.token_bytes:,} bytes"),
         ("written" if result.written else "would write", shown_path(result.out)),
     ]  # fmt: skip
     if result.zero_rows:
         named = ", ".join(map(str, result.zero_rows))
-        lines.append(("zero rows", f"layers {named}: the value projection starts random instead"))
+        lines.append(("zero rows", f"layers {named}: no output changes until they are trained"))
+    if not result.identity:
+        lines.append(("outputs", "change at once: the value projection is random"))
     return [facts("Bundle", lines)]

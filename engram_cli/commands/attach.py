@@ -7,7 +7,7 @@ vocabulary or for layers the model has not, and writes `engram/` into the checkp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from engram_cli.commands.geometry import RAW_ID_SCHEMES
 from engram_cli.errors import InputError, MismatchError, OutputError
 from engram_cli.files import read_json, refuse_existing
-from engram_cli.formats.bundle import DESCRIPTION, MODULE, ROW_DTYPES, BundleSpec, decoder_index
+from engram_cli.formats.bundle import DESCRIPTION, ROW_DTYPES, BundleSpec, decoder_index
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.dense import first_values
+from engram_cli.formats.dense import INIT_GATES, INIT_VALUES, first_values
+from engram_cli.formats.module_spec import DEFAULT_MODULE, KINDS, ModuleSpec, module_spec
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.build import free_bytes
@@ -32,6 +33,9 @@ BUNDLE_NAME = "engram"
 # The names that model families give to the same number, by the first one found.
 _HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_STREAMS = ("hc_mult", "hc_count")
+_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_rms_epsilon")
+_DEFAULT_EPS = 1e-6
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
 
@@ -39,8 +43,9 @@ _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 class AttachRequest:
     """What to attach to what. `out` None is `<checkpoint>/engram`; `layers` None all the table's.
 
-    `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `seed` draws the
-    random weights. With `dry_run` nothing is written.
+    `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
+    that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
+    which are random (docs/reference/modules.md). With `dry_run` nothing is written.
     """
 
     checkpoint: Path
@@ -48,6 +53,10 @@ class AttachRequest:
     out: Path | None = None
     layers: tuple[int, ...] | None = None
     tokenizer: Path | None = None
+    module: str | None = None
+    init_value: str = "auto"
+    init_gate: str = "random"
+    packed: bool = False
     seed: int = 0
     force: bool = False
     dry_run: bool = False
@@ -55,12 +64,18 @@ class AttachRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """What attach needs to know of a model's config.json."""
+    """What attach needs to know of a model's config.json.
+
+    `streams` are the copies of the hidden state that a hyper-connection model carries; `norm_eps`
+    None where the config has none.
+    """
 
     model_type: str
     hidden_size: int
     num_layers: int
     vocab_size: int | None
+    streams: int = 1
+    norm_eps: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,18 +93,20 @@ class AttachCost:
 class AttachResult:
     """What was written (or, after a dry run, would be). `files` are names and sizes in bytes.
 
-    `zero_rows`: the layers whose rows are all zero, so that their value projection is not.
+    `zero_rows`: the layers whose rows are all zero. `identity`: no output of the model changes yet.
     """
 
     out: Path
     model: ModelShape
     scheme: str
+    module: str
     layers: tuple[int, ...]
     rows: Mapping[int, int]
     dim: int
     dtype: str
     cost: AttachCost
     written: bool
+    identity: bool = True
     zero_rows: tuple[int, ...] = ()
     files: Mapping[str, int] = field(default_factory=dict)
 
@@ -112,6 +129,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         )
     layers = choose_layers(store.layout, request.layers, model, request.table)
     check_vocabulary(store.layout, model, request)
+    _check_choices(request)
     spec = BundleSpec(
         layout=store.layout,
         layers=layers,
@@ -120,11 +138,14 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         hidden_size=model.hidden_size,
         num_layers=model.num_layers,
         model_type=model.model_type,
+        module=choose_module(store.layout, request.module, model),
+        packed=request.packed,
     )
     result = AttachResult(
         out=out,
         model=model,
         scheme=spec.layout.scheme,
+        module=spec.module.kind,
         layers=layers,
         rows={layer: spec.rows(layer) for layer in layers},
         dim=spec.dim,
@@ -152,7 +173,14 @@ def _write(
     def dense(layer: int, zero_rows: bool) -> dict[str, NDArray[np.float32]]:
         if zero_rows:
             zero_layers.append(layer)
-        return first_values(spec.dense_shapes, layer=layer, seed=request.seed, zero_rows=zero_rows)
+        return first_values(
+            spec.dense_parts,
+            layer=layer,
+            seed=request.seed,
+            zero_rows=zero_rows,
+            value=request.init_value,
+            gate=request.init_gate,
+        )
 
     progress.start("rows into the bundle", planned.cost.table_bytes, "bytes")
     records = write_bundle(
@@ -164,16 +192,10 @@ def _write(
         force=request.force,
         advance=progress.advance,
     )
-    return AttachResult(
-        out=planned.out,
-        model=planned.model,
-        scheme=planned.scheme,
-        layers=planned.layers,
-        rows=planned.rows,
-        dim=planned.dim,
-        dtype=planned.dtype,
-        cost=planned.cost,
+    return replace(
+        planned,
         written=True,
+        identity=request.init_value != "random" or len(zero_layers) == len(spec.layers),
         zero_rows=tuple(zero_layers),
         files={record.name: record.size for record in records},
     )
@@ -197,7 +219,13 @@ def read_model_shape(checkpoint: Path) -> ModelShape:
         hidden_size=_size(path, text, _HIDDEN_SIZE),
         num_layers=_size(path, text, _NUM_LAYERS),
         vocab_size=_size(path, text, ("vocab_size",)) if "vocab_size" in text else None,
+        streams=_size(path, text, _STREAMS) if any(text.get(n) for n in _STREAMS) else 1,
+        norm_eps=next((float(text[n]) for n in _NORM_EPS if _is_eps(text.get(n))), None),
     )
+
+
+def _is_eps(value: Any) -> bool:
+    return type(value) in (float, int) and 0 <= value < 1
 
 
 def _size(path: Path, config: Mapping[str, Any], names: tuple[str, ...]) -> int:
@@ -247,6 +275,28 @@ def choose_layers(
     return layers
 
 
+def choose_module(layout: HashLayout, wanted: str | None, model: ModelShape) -> ModuleSpec:
+    """The module `wanted`, or the one published with the layout's scheme, for this model.
+
+    Raises InputError for one that there is not.
+    """
+    kind = wanted or (layout.scheme if layout.scheme in KINDS else DEFAULT_MODULE)
+    if kind not in KINDS:
+        raise InputError(f"unknown module '{kind}'", f"known: {', '.join(KINDS)}")
+    eps = _DEFAULT_EPS if model.norm_eps is None else model.norm_eps
+    return module_spec(kind, streams=model.streams, norm_eps=eps)
+
+
+def _check_choices(request: AttachRequest) -> None:
+    """Raises InputError for a way to start that there is not."""
+    for name, value, known in (
+        ("init-value", request.init_value, INIT_VALUES),
+        ("init-gate", request.init_gate, INIT_GATES),
+    ):
+        if value not in known:
+            raise InputError(f"--{name} '{value}'", f"known: {', '.join(known)}")
+
+
 def check_vocabulary(layout: HashLayout, model: ModelShape, request: AttachRequest) -> None:
     """Raises MismatchError unless the table was built for the checkpoint's tokenizer.
 
@@ -294,7 +344,8 @@ def describe_cost(spec: BundleSpec, cost: AttachCost, out: Path) -> list[str]:
     return [
         f"tables of layers {_listed(spec.layers)}: {rows} rows x {spec.dim} x {spec.dtype} "
         f"= {cost.table_bytes:,} bytes on disk, as much in memory when all of it is touched",
-        f"{MODULE} module: {cost.dense_parameters:,} dense parameters, {cost.dense_bytes:,} bytes",
+        f"{spec.module.kind} module: {cost.dense_parameters:,} dense parameters, "
+        f"{cost.dense_bytes:,} bytes",
         f"a token reads {cost.token_rows} rows, {cost.token_bytes:,} bytes; bundle: {out}",
     ]
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import read_json, sha256_bytes
 from engram_cli.formats import tensors
-from engram_cli.formats.dense import dense_shapes
+from engram_cli.formats.module_spec import KINDS, ModuleSpec, Part
 from engram_cli.formats.tensors import Array, TensorSpec
 from engram_cli.hashing.layout import HashLayout
 
@@ -31,13 +31,13 @@ VERSION = 1
 DESCRIPTION = "engram.json"
 DENSE = "dense.safetensors"
 VOCABULARY = "vocabulary.safetensors"
-MODULE = "engram-v1"
 MAX_DESCRIPTION_BYTES = 64 * 2**20
 MAX_SMALL_BYTES = 8 * 2**30  # dense weights and the vocabulary, which are read into memory
 ROW_DTYPES = ("float32", "float16", "bfloat16")
 ONE_BASED_SCHEMES = ("qwen-ple",)  # these count decoder layers from 1
 
 REMAKE = "write the bundle again with engram attach --force"
+T = TypeVar("T")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -48,7 +48,10 @@ def decoder_index(layout: HashLayout, layer: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSpec:
-    """What a bundle holds: the hash, the layers that carry a table, the rows and the module."""
+    """What a bundle holds: the hash, the layers that carry a table, the rows and the module.
+
+    `packed`: positions that restart at 0 begin another document, which sees nothing of the last.
+    """
 
     layout: HashLayout
     layers: tuple[int, ...]
@@ -57,8 +60,8 @@ class BundleSpec:
     hidden_size: int
     num_layers: int
     model_type: str
-    streams: int = 1
-    conv_kernel: int = 4
+    module: ModuleSpec = field(default_factory=ModuleSpec)
+    packed: bool = False
 
     @property
     def embed_dim(self) -> int:
@@ -78,7 +81,12 @@ class BundleSpec:
     @property
     def dense_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each dense weight of a layer."""
-        return dense_shapes(self.hidden_size, self.embed_dim, self.streams, self.conv_kernel)
+        return self.module.shapes(self.hidden_size, self.embed_dim)
+
+    @property
+    def dense_parts(self) -> list[Part]:
+        """The parts of the dense weights of a layer, which say how each starts."""
+        return self.module.parts(self.hidden_size, self.embed_dim)
 
     def rows(self, layer: int) -> int:
         """The height of a layer's table."""
@@ -258,8 +266,8 @@ def _parse(
         raise ValueError("the layout's vocabulary is missing")
     module, model, rows = document["module"], document["model"], document["rows"]
     entries = document["layers"]
-    if module["kind"] != MODULE:
-        raise ArtifactError(f"the bundle has a module '{module['kind']}'", "upgrade engram")
+    if module["kind"] not in KINDS:
+        raise ArtifactError(f"the bundle has a module {module['kind']!r}", "upgrade engram")
     spec = BundleSpec(
         layout=layout,
         layers=tuple(_count(entry["layer"], low=0) for entry in entries),
@@ -268,8 +276,8 @@ def _parse(
         hidden_size=_count(model["hidden_size"]),
         num_layers=_count(model["num_hidden_layers"]),
         model_type=str(model["model_type"]),
-        streams=_count(module["streams"]),
-        conv_kernel=_count(module["conv_kernel"]),
+        module=_module(module),
+        packed=_one_of(document["packed"], (False, True)),
     )
     if module["conv_dilation"] != spec.conv_dilation:
         raise ValueError(f"conv_dilation {module['conv_dilation']}, not {spec.conv_dilation}")
@@ -277,6 +285,18 @@ def _parse(
         raise ValueError(f"layers {spec.layers}")
     shards = [shard for entry in entries for shard in _shards(spec, entry)]
     return spec, tuple(shards)
+
+
+def _module(about: Mapping[str, Any]) -> ModuleSpec:
+    eps = about["norm_eps"]
+    if eps is not None and type(eps) is not float:
+        raise ValueError(f"norm_eps {eps!r}")
+    return ModuleSpec(
+        kind=about["kind"],
+        streams=_count(about["streams"]),
+        conv_kernel=_count(about["conv_kernel"], low=0),
+        norm_eps=eps,
+    )
 
 
 def _shards(spec: BundleSpec, entry: Mapping[str, Any]) -> list[Shard]:
@@ -304,7 +324,7 @@ def _dense(files: _Files, spec: BundleSpec) -> dict[int, dict[str, NDArray[np.fl
     shapes = {f"layers.{i}.{n}": s for i in spec.layers for n, s in spec.dense_shapes.items()}
     found = {n: place.spec.shape for n, place in places.items() if place.spec.dtype == "float32"}
     if found != shapes or len(places) != len(shapes):
-        raise ArtifactError(f"{DENSE} does not hold the weights of {MODULE}", REMAKE)
+        raise ArtifactError(f"{DENSE} does not hold the weights of {spec.module.kind}", REMAKE)
     return {
         layer: {
             name: tensors.view_tensor(raw, places[f"layers.{layer}.{name}"])
@@ -331,7 +351,8 @@ def _count(value: Any, *, low: int = 1) -> int:
     return value
 
 
-def _one_of(value: Any, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ValueError(f"{value!r} is none of {', '.join(known)}")
-    return str(value)
+def _one_of(value: Any, known: tuple[T, ...]) -> T:
+    found = next((one for one in known if type(one) is type(value) and one == value), None)
+    if found is None:
+        raise ValueError(f"{value!r} is none of {', '.join(map(str, known))}")
+    return found

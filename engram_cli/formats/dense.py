@@ -1,49 +1,60 @@
-"""The weights of engram-v1's module beside its rows: names, shapes and first values.
+"""First values of the weights beside a module's rows.
 
-docs/reference/modules.md has the names. First values make the module the identity:
-where the rows say something the value projection is zero, where all rows are zero the value
-projection is random and the rows themselves are what is zero. Either way the first training step
-has a gradient. The convolution starts at zero, as in the paper.
+By default they make the module the identity: where the rows say something the value projection is
+zero, where all rows are zero it is random and the rows themselves are what is zero. Either way the
+first training step has a gradient. The convolution starts at zero, as in the paper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.formats.module_spec import Part, Role
+
 SPREAD = 0.02  # the standard deviation of random projections, as language models commonly start
-
-
-def dense_shapes(
-    hidden_size: int, embed_dim: int, streams: int, conv_kernel: int
-) -> dict[str, tuple[int, ...]]:
-    """The shape of each weight; `embed_dim` is columns x row dim, `streams` the copies of h."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "value_proj.weight": (hidden_size, embed_dim),
-        "value_proj.bias": (hidden_size,),
-        "short_conv.conv.weight": (streams * hidden_size, 1, conv_kernel),
-    }
-    for stream in range(streams):
-        shapes[f"key_projs.{stream}.weight"] = (hidden_size, embed_dim)
-        shapes[f"key_projs.{stream}.bias"] = (hidden_size,)
-        for norm in ("norm1", "norm2", "short_conv.norms"):
-            shapes[f"{norm}.{stream}.weight"] = (hidden_size,)
-    return dict(sorted(shapes.items()))
+EVEN = 0.01  # the key norm's weight under "even": gates within 0.45 to 0.55, never without gradient
+INIT_VALUES = ("auto", "zero", "random")
+INIT_GATES = ("random", "even")
 
 
 def first_values(
-    shapes: dict[str, tuple[int, ...]], *, layer: int, seed: int, zero_rows: bool
+    parts: Sequence[Part],
+    *,
+    layer: int,
+    seed: int,
+    zero_rows: bool,
+    value: str = "auto",
+    gate: str = "random",
 ) -> dict[str, NDArray[np.float32]]:
-    """float32 weights that make the module the identity; the same seed gives the same bytes."""
+    """float32 weights by name; the same seed gives the same bytes.
+
+    `value`: "zero", "random", or "auto", which is random exactly where all rows are zero. `gate`:
+    "random" normalised keys, or "even", which scales them down so that all gates begin near 1/2.
+    Raises ValueError for another choice.
+    """
+    if value not in INIT_VALUES or gate not in INIT_GATES:
+        raise ValueError(f"value {value!r}, gate {gate!r}")
     generator = np.random.default_rng([seed, layer])
-    values = {}
-    for name, shape in shapes.items():
-        random = name.startswith("key_projs") or (zero_rows and name.startswith("value_proj"))
-        if random and name.endswith("weight"):
-            value = generator.standard_normal(shape, dtype=np.float32) * np.float32(SPREAD)
-        elif "norm" in name:
-            value = np.ones(shape, dtype=np.float32)
+    random_roles = {Role.KEY}
+    if value == "random" or (value == "auto" and zero_rows):
+        random_roles.add(Role.VALUE)
+    pieces: dict[str, list[NDArray[np.float32]]] = {}
+    for part in sorted(
+        parts, key=lambda part: part.name
+    ):  # stable: parts of a weight stay in order
+        if part.role in random_roles:
+            piece = generator.standard_normal(part.shape, dtype=np.float32) * np.float32(SPREAD)
         else:
-            value = np.zeros(shape, dtype=np.float32)
-        values[name] = value
-    return values
+            piece = np.full(part.shape, _constant(part, gate), dtype=np.float32)
+        pieces.setdefault(part.name, []).append(piece)
+    return {name: np.concatenate(found) for name, found in pieces.items()}
+
+
+def _constant(part: Part, gate: str) -> float:
+    if part.role not in (Role.NORM, Role.KEY_NORM):
+        return 0.0
+    scale = EVEN if gate == "even" and part.role is Role.KEY_NORM else 1.0
+    return scale - 1.0 if part.centred else scale

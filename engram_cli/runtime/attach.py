@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.formats.bundle import Bundle, read_bundle
-from engram_cli.runtime import load
+from engram_cli.runtime import loading
 from engram_cli.runtime.capture import CACHE_NAMES, bind, first_given, parameter_names, read_call
 from engram_cli.runtime.decoder import Decoder, find_decoder
 from engram_cli.runtime.memory import Memory
@@ -44,7 +44,7 @@ def attach(
     modules = {}
     for layer in spec.layers:
         dtype, device = _home(decoder.layers[spec.index(layer)])
-        modules[layer] = load.module(
+        modules[layer] = loading.module(
             bundle,
             layer,
             device=device,
@@ -53,7 +53,7 @@ def attach(
             trainable=rows_trainable,
             sparse=sparse_gradients,
         )
-    hashed = load.hash_tensors(
+    hashed = loading.hash_tensors(
         spec.layout,
         spec.layers,
         vocab_size=_vocabulary_size(model),

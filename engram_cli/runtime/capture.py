@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engram_cli.errors import RuntimeAttachError
 
 CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+_BOUNDARY_NAMES = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
 
 
 @dataclass(slots=True)
@@ -28,6 +29,8 @@ class Call:
     embeds: Tensor | None
     mask: Any
     cache: Any
+    positions: Any = None
+    cu_seqlens: Any = None
 
 
 def parameter_names(module: nn.Module) -> list[str]:
@@ -59,6 +62,8 @@ def read_call(depth: int, names: Sequence[str], args: Sequence[Any], kwargs: Any
         embeds=arguments.get("inputs_embeds"),
         mask=arguments.get("attention_mask"),
         cache=first_given(arguments, CACHE_NAMES),
+        positions=arguments.get("position_ids"),
+        cu_seqlens=first_given(arguments, _BOUNDARY_NAMES),
     )
 
 
@@ -71,6 +76,8 @@ def merge_calls(calls: Sequence[Call]) -> Call:
     for call in calls:
         merged.ids = merged.ids if call.ids is None else call.ids
         merged.cache = merged.cache if call.cache is None else call.cache
+        merged.positions = merged.positions if call.positions is None else call.positions
+        merged.cu_seqlens = merged.cu_seqlens if call.cu_seqlens is None else call.cu_seqlens
     masks = [call.mask for call in reversed(calls) if call.mask is not None]
     plain = [mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2]
     merged.mask = next(iter(plain or masks), None)
@@ -87,6 +94,34 @@ def merge_calls(calls: Sequence[Call]) -> Call:
             "prompts of embeddings have no token ids: the memory cannot be used with them",
         )
     return merged
+
+
+def document_ages(call: Call, past: int, ids: Tensor) -> Tensor:
+    """int64[B, T]: how many earlier positions of ids [B, T] belong to the same document.
+
+    From the cumulative lengths of one packed line, else from position_ids, which count from 0 in
+    each document, else the line is one document. Raises RuntimeAttachError when neither fits.
+    """
+    places = torch.arange(past, past + ids.shape[1], device=ids.device).expand(ids.shape)
+    if isinstance(call.cu_seqlens, Tensor):
+        starts = call.cu_seqlens.to(ids.device, torch.int64)
+        if len(ids) != 1 or past or starts.ndim != 1 or len(starts) < 2:
+            raise RuntimeAttachError(
+                f"cumulative lengths of shape {tuple(starts.shape)} for {len(ids)} lines "
+                f"after {past} tokens",
+                "pack documents into one line, without a cache, or pass position_ids",
+            )
+        return places - starts[torch.bucketize(places, starts, right=True) - 1]
+    positions = call.positions
+    if not isinstance(positions, Tensor):
+        return places
+    positions = positions[0] if positions.ndim == 3 else positions
+    if positions.ndim != 2 or positions.shape[1] != ids.shape[1]:
+        raise RuntimeAttachError(
+            f"position_ids of shape {tuple(positions.shape)} for input_ids {tuple(ids.shape)}",
+            "a packed bundle reads from them where documents begin: pass them as [B, T]",
+        )
+    return positions.to(torch.int64).expand(ids.shape)
 
 
 def real_positions(mask: Any, past: int, count: int) -> Tensor | None:

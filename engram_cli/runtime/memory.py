@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from engram_cli.errors import RuntimeAttachError, TokenIdError
 from engram_cli.formats.bundle import BundleSpec
 from engram_cli.runtime import ops
-from engram_cli.runtime.capture import Call, merge_calls, real_positions
-from engram_cli.runtime.module import EngramV1
+from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_positions
+from engram_cli.runtime.modules.base import MemoryModule
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.state import DecodeState, cache_length, keep_on, state_of
 
@@ -29,15 +29,18 @@ _BUFFERS = ("lookup", "multipliers", "moduli", "offsets", "salts")
 class Step:
     """One forward call under way: T new positions of B sequences after `state`'s.
 
-    `rows` int64[L, B, T, C]; `keep` bool[B, T], False at padding; `conv` the layers' new inputs.
+    `rows` int64[L, B, T, C]; `keep` bool[B, T], False at padding; `age` int64[B, T], earlier
+    positions of the same document; `done` the layers that ran, `conv` their convolutions' inputs.
     """
 
     tokens: Tensor
     seen: Tensor
     rows: Tensor
     keep: Tensor | None
+    age: Tensor | None
     state: DecodeState
     cache: Any
+    done: set[int] = field(default_factory=set)
     conv: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -53,13 +56,13 @@ class Memory(nn.Module):
     """What `attach` registers on a model. `layers` has a module for each layer, by its id."""
 
     def __init__(
-        self, name: str, spec: BundleSpec, hashed: HashTensors, modules: dict[int, EngramV1]
+        self, name: str, spec: BundleSpec, hashed: HashTensors, modules: dict[int, MemoryModule]
     ) -> None:
         super().__init__()
         self.name = name
         self.spec = spec
         self.layers = nn.ModuleDict({str(layer): module for layer, module in modules.items()})
-        self.reaches = {layer: module.reach for layer, module in modules.items()}
+        self.reaches = {layer: m.reach for layer, m in modules.items() if m.reach}
         self.places = {layer: place for place, layer in enumerate(modules)}
         self.hashed = hashed
         self.has_holes = bool(ops.is_hole(hashed.lookup).any())
@@ -117,24 +120,29 @@ class Memory(nn.Module):
                 "call the model; if this was gradient checkpointing, upgrade transformers to one "
                 "that reruns a layer's forward without its hooks",
             )
-        expected = (*step.tokens.shape, *self._stream_shape())
-        if hidden.shape != expected:
-            raise RuntimeAttachError(
-                f"layer {layer} got hidden states {tuple(hidden.shape)}, not {expected}",
-                "attach a bundle that was made for this model",
-            )
+        self._check_shape(layer, hidden, step)
         if cache is not None:
             step.cache = cache
-        recent = step.state.conv[layer]
-        history = recent.last() if recent.pieces else None
+        recent = step.state.conv.get(layer)
+        history = recent.last() if recent is not None and recent.pieces else None
         rows = step.rows[self.places[layer]]
-        added, step.conv[layer] = self.layers[str(layer)](hidden, rows, step.keep, history)
-        summed: Tensor = hidden + added
+        added, inputs = self.layers[str(layer)](hidden, rows, step.keep, history, step.age)
+        step.done.add(layer)
+        if inputs is not None:
+            step.conv[layer] = inputs
+        summed: Tensor = (hidden + added).to(hidden.dtype)
         return summed
 
-    def _stream_shape(self) -> tuple[int, ...]:
-        spec = self.spec
-        return (spec.hidden_size,) if spec.streams == 1 else (spec.streams, spec.hidden_size)
+    def _check_shape(self, layer: int, hidden: Tensor, step: Step) -> None:
+        """Streams lie in a dimension of their own, or side by side."""
+        width, streams = self.spec.hidden_size, self.spec.module.streams
+        tails = [(streams * width,), *([(streams, width)] if streams > 1 else [])]
+        if hidden.shape not in [(*step.tokens.shape, *tail) for tail in tails]:
+            raise RuntimeAttachError(
+                f"layer {layer} got hidden states {tuple(hidden.shape)}, "
+                f"not {(*step.tokens.shape, *tails[-1])}",
+                "attach a bundle that was made for this model",
+            )
 
     def _begin(self, call: Call) -> Step:
         """Look up the rows of a call's token ids. Raises RuntimeAttachError, TokenIdError."""
@@ -157,8 +165,14 @@ class Memory(nn.Module):
             dead = holes if dead is None else dead | holes
         history, carry = self._history(hashed, state, tokens)
         seen = ops.visible(hashed, tokens, carry, dead)
+        age = None
+        if self.spec.packed:
+            age = document_ages(call, past, ids).to(seen.device)
+            seen = torch.minimum(seen, age + 1)
         rows = ops.hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
-        return Step(tokens=tokens, seen=seen, rows=rows, keep=keep, state=state, cache=call.cache)
+        return Step(
+            tokens=tokens, seen=seen, rows=rows, keep=keep, age=age, state=state, cache=call.cache
+        )
 
     def _history(
         self, hashed: HashTensors, state: DecodeState, tokens: Tensor
@@ -193,6 +207,6 @@ class Memory(nn.Module):
         cache = step.cache
         if cache is None:
             cache = getattr(output, "past_key_values", None)
-        if hasattr(cache, "get_seq_length") and len(step.conv) == len(self.layers):
+        if hasattr(cache, "get_seq_length") and len(step.done) == len(self.layers):
             step.state.extend(step.tokens, step.seen, step.conv)
             keep_on(cache, self.name, step.state)

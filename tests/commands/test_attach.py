@@ -282,3 +282,40 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
         attach_checkpoint(request(checkpoint, table))
     assert not (checkpoint / "engram").exists()
     attach_checkpoint(request(checkpoint, table, dry_run=True))
+
+
+@pytest.mark.parametrize("module", ["engram-v1", "deepseek-v4.1", "qwen-ple"])
+def test_the_module_is_the_schemes_or_the_one_named(
+    checkpoint: Path, table: Path, module: str
+) -> None:
+    configure(checkpoint, LLAMA | {"rms_norm_eps": 1e-5, "hc_mult": 2})
+    assert attach_checkpoint(request(checkpoint, table, dry_run=True)).module == "engram-v1"
+    attach_checkpoint(request(checkpoint, table, module=module))
+    bundle = read_bundle(checkpoint / "engram")
+    assert (bundle.spec.module.kind, bundle.spec.module.streams) == (module, 2)
+    assert bundle.spec.module.norm_eps == (None if module == "engram-v1" else 1e-5)
+    value = {"deepseek-v4.1": "wkv.weight"}.get(module, "value_proj.weight")
+    assert not bundle.dense[1][value][-32:].any()
+
+
+def test_how_it_starts(checkpoint: Path, table: Path, tmp_path: Path) -> None:
+    def dense(**options: Any) -> Any:
+        result = attach_checkpoint(request(checkpoint, table, force=True, **options))
+        assert result.identity == (options.get("init_value") != "random")
+        return read_bundle(checkpoint / "engram").dense[2]
+
+    assert dense(init_value="random")["value_proj.weight"].any()
+    assert not dense(init_value="zero")["value_proj.weight"].any()
+    assert (dense(init_gate="even")["norm1.0.weight"] == np.float32(0.01)).all()
+    centred = dense(init_gate="even", module="qwen-ple")["norm_key.weight"]
+    assert np.allclose(1 + centred, 0.01)
+    for bad in ({"init_value": "best"}, {"init_gate": "open"}, {"module": "mine"}):
+        with pytest.raises(InputError, match=next(iter(bad.values()))) as caught:
+            attach_checkpoint(request(checkpoint, table, force=True, **bad))
+        assert "known: " in caught.value.hint
+
+
+def test_packing_is_recorded(checkpoint: Path, table: Path) -> None:
+    for packed in (False, True):
+        attach_checkpoint(request(checkpoint, table, packed=packed, force=True))
+        assert read_bundle(checkpoint / "engram").spec.packed is packed

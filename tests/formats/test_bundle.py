@@ -2,73 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from formats.bundles import DIM, in_chunks, make_spec, table_of, write
 from safetensors.torch import load_file
 
-from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
-from engram_cli.files import canonical_json, sha256_bytes
+from engram_cli.errors import ArtifactError, OutputError
+from engram_cli.files import sha256_bytes
 from engram_cli.formats.bundle import BundleSpec, read_bundle
-from engram_cli.formats.bundle_writer import plan_shards, write_bundle
+from engram_cli.formats.bundle_writer import plan_shards
 from engram_cli.formats.dense import first_values
+from engram_cli.formats.module_spec import KINDS, ModuleSpec, module_spec
 from engram_cli.formats.tensors import Array, physical_dtype
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.vocab.compress import CompressedVocab
-
-DIM = 6
-
-
-def make_spec(vocab: CompressedVocab | None, dtype: str = "float32") -> BundleSpec:
-    common: dict[str, Any] = {"orders": (2, 3), "heads": 2, "rows_per_head": 50}
-    if vocab is None:
-        layout = hash_layout("qwen-ple", vocab_size=100, eos_id=3, layers=(1, 4), **common)
-    else:
-        layout = hash_layout("engram-v1", vocab, layers=(1, 3), **common)
-    return BundleSpec(
-        layout=layout,
-        layers=layout.layer_ids,
-        dim=DIM,
-        dtype=dtype,
-        hidden_size=8,
-        num_layers=4,
-        model_type="llama",
-    )
-
-
-def table_of(spec: BundleSpec, layer: int) -> Array:
-    """A layer's table with different bytes everywhere, physical dtype."""
-    generator = np.random.default_rng(layer)
-    values = generator.standard_normal((spec.rows(layer), spec.dim)).astype(np.float32)
-    if spec.dtype == "bfloat16":
-        return (values.view(np.uint32) >> 16).astype(np.uint16)
-    return values.astype(physical_dtype(spec.dtype))
-
-
-def in_chunks(spec: BundleSpec, step: int) -> Callable[[int], Iterator[tuple[int, Array]]]:
-    def rows(layer: int) -> Iterator[tuple[int, Array]]:
-        table = table_of(spec, layer)
-        for first in range(0, len(table), step):
-            yield first, table[first : first + step]
-
-    return rows
-
-
-def write(spec: BundleSpec, path: Path, **options: Any) -> list[Any]:
-    def dense(layer: int, zero_rows: bool) -> dict[str, Any]:
-        return first_values(spec.dense_shapes, layer=layer, seed=0, zero_rows=zero_rows)
-
-    rows = options.pop("rows", in_chunks(spec, 37))
-    return write_bundle(path, spec, rows, dense, tool_version="0", **options)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -90,10 +42,41 @@ def test_a_bundle_is_read_back(
         maps = bundle.row_maps(layer)
         assert len(maps) > 2
         assert np.array_equal(np.concatenate(maps), table_of(spec, layer))
-        expected = first_values(spec.dense_shapes, layer=layer, seed=0, zero_rows=False)
+        expected = first_values(spec.dense_parts, layer=layer, seed=0, zero_rows=False)
         assert set(bundle.dense[layer]) == set(expected)
         for name, value in expected.items():
             assert np.array_equal(bundle.dense[layer][name], value)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_module_is_read_back(
+    tmp_path: Path, small_vocab: CompressedVocab, kind: str, packed: bool
+) -> None:
+    module = module_spec(kind, streams=2, norm_eps=1e-5)
+    spec = make_spec(small_vocab, module=module, packed=packed)
+    write(spec, tmp_path / "engram")
+    bundle = read_bundle(tmp_path / "engram", verify=True)
+    assert (bundle.spec.module, bundle.spec.packed) == (module, packed)
+    assert {n: v.shape for n, v in bundle.dense[3].items()} == spec.dense_shapes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "other"},
+        {"streams": 0},
+        {"streams": 10**9},
+        {"conv_kernel": 0},
+        {"norm_eps": 1e-6},
+        {"kind": "deepseek-v4.1", "norm_eps": 1e-6},
+        {"kind": "qwen-ple"},
+        {"kind": "qwen-ple", "norm_eps": 2.0},
+    ],
+)
+def test_settings_that_no_module_has(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"kernel|module|norm_eps"):
+        ModuleSpec(**options)
 
 
 def test_the_library_reads_every_file_of_a_bundle(
@@ -213,202 +196,3 @@ def test_rows_decide_whether_the_value_projection_is_zero(
             assert not dense[layer]["short_conv.conv.weight"].any()
             assert dense[layer]["key_projs.0.weight"].any()
             assert (dense[layer]["norm1.0.weight"] == 1).all()
-
-
-# Tampering
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory, small_vocab: CompressedVocab) -> Path:
-    path = tmp_path_factory.mktemp("bundle") / "engram"
-    spec = make_spec(small_vocab)
-    write(spec, path, shard_bytes=4096 + 200 * spec.row_bytes)
-    return path
-
-
-@pytest.fixture
-def bundle(pristine: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(pristine, tmp_path / "engram"))
-
-
-def edit(bundle: Path, change: Callable[[Any], Any]) -> None:
-    document = json.loads((bundle / "engram.json").read_bytes())
-    change(document)
-    (bundle / "engram.json").write_bytes(canonical_json(document))
-
-
-def set_at(*keys: Any) -> Callable[[Any], None]:
-    *path, last, value = keys
-
-    def change(document: Any) -> None:
-        for key in path:
-            document = document[key]
-        document[last] = value
-
-    return change
-
-
-def drop(*path: Any) -> Callable[[Any], None]:
-    def change(document: Any) -> None:
-        for key in path[:-1]:
-            document = document[key]
-        del document[path[-1]]
-
-    return change
-
-
-SHARD = ("layers", 0, "shards", 0)
-DIGEST = "sha256:" + "0" * 64
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        set_at("format", "engram-stats"),
-        set_at("version", 2),
-        set_at("version", "1"),
-        set_at("version", True),
-        drop("layout"),
-        set_at("layout", []),
-        set_at("layout", "layers", 0, "moduli", 0, 101),
-        set_at("fingerprint", DIGEST),
-        drop("files"),
-        set_at("files", []),
-        set_at("files", "dense.safetensors", 3),
-        set_at("files", "dense.safetensors", "bytes", 10),
-        set_at("files", "dense.safetensors", "digest", DIGEST),
-        drop("files", "dense.safetensors"),
-        drop("files", "vocabulary.safetensors"),
-        drop("files", "rows-00001-of-00004.safetensors"),
-        set_at("files", "../engram/dense.safetensors", {"bytes": 1, "digest": DIGEST}),
-        set_at("files", ".hidden", {"bytes": 1, "digest": DIGEST}),
-        set_at("files", "gone.safetensors", {"bytes": 1, "digest": DIGEST}),
-        set_at(*SHARD, "file", "../engram/rows-00001-of-00004.safetensors"),
-        set_at(*SHARD, "file", "/etc/passwd"),
-        set_at(*SHARD, "file", "rows-00003-of-00004.safetensors"),
-        set_at(*SHARD, "file", 7),
-        set_at(*SHARD, "first_row", 1),
-        set_at(*SHARD, "rows", 10**30),
-        set_at(*SHARD, "rows", -1),
-        set_at(*SHARD, "rows", 199),
-        set_at("layers", 0, "shards", []),
-        set_at("layers", 0, "rows", 3),
-        set_at("layers", 0, "layer", 2),
-        set_at("layers", 0, "decoder_layer", 0),
-        set_at("layers", []),
-        set_at("model", "num_hidden_layers", 3),
-        set_at("model", "hidden_size", 16),
-        set_at("model", "hidden_size", 8.0),
-        set_at("model", []),
-        set_at("module", "kind", "engram-v9"),
-        set_at("module", "streams", 2),
-        set_at("module", "conv_dilation", 1),
-        set_at("rows", "dim", 5),
-        set_at("rows", "dtype", "float16"),
-        set_at("rows", "dtype", "float8"),
-        set_at("rows", "dtype", []),
-    ],
-)
-def test_a_changed_description_is_refused(bundle: Path, change: Callable[[Any], None]) -> None:
-    edit(bundle, change)
-    with pytest.raises(ArtifactError) as caught:
-        read_bundle(bundle)
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff", b'{"format": "engram-bundle"}'])
-def test_a_description_that_is_none_is_refused(bundle: Path, text: bytes) -> None:
-    (bundle / "engram.json").write_bytes(text)
-    with pytest.raises(ArtifactError):
-        read_bundle(bundle)
-
-
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value in a document, containers included."""
-    if path:
-        yield path
-    if isinstance(value, list):
-        value = dict(enumerate(value))
-    for key, inner in value.items() if isinstance(value, dict) else ():
-        yield from leaves(inner, (*path, key))
-
-
-STRANGE = [None, True, -1, 0, 2**70, 0.5, float("inf"), float("nan"), "", "x", "../x", [], {}, [[]]]
-
-
-@given(data=st.data())
-@settings(max_examples=300, deadline=None)
-def test_no_description_makes_the_reader_stumble(
-    data: st.DataObject, pristine: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    document = json.loads((pristine / "engram.json").read_bytes())
-    path = data.draw(st.sampled_from(list(leaves(document))))
-    set_at(*path, data.draw(st.sampled_from(STRANGE)))(document)
-    folder = tmp_path_factory.getbasetemp() / "stumble"
-    if not folder.exists():
-        shutil.copytree(pristine, folder)
-    (folder / "engram.json").write_text(json.dumps(document))
-    # Some values decide nothing; nothing but an error of ours may come of the others.
-    with suppress(EngramError):
-        read_bundle(folder)
-
-
-def test_other_files_are_ignored(bundle: Path) -> None:
-    (bundle / "README.md").write_text("a model card")
-    read_bundle(bundle, verify=True)
-
-
-def test_a_newer_bundle_says_so(bundle: Path) -> None:
-    edit(bundle, set_at("version", 7))
-    with pytest.raises(ArtifactError, match=r"version 7, newer than 1") as caught:
-        read_bundle(bundle)
-    assert caught.value.hint == "upgrade engram"
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["dense.safetensors", "vocabulary.safetensors", "rows-00002-of-00004.safetensors"],
-)
-def test_changed_files_are_refused(bundle: Path, name: str) -> None:
-    raw = bytearray((bundle / name).read_bytes())
-    raw[-1] ^= 1
-    (bundle / name).write_bytes(raw)
-    if name.startswith("rows"):
-        read_bundle(bundle)  # a flipped bit among 100 GB of rows is not looked for...
-    with pytest.raises(ArtifactError, match=f"{name} was changed"):
-        read_bundle(bundle, verify=True)  # ...unless asked to
-    (bundle / name).write_bytes(raw[:-1])
-    with pytest.raises(ArtifactError, match=f"{name}: {len(raw) - 1} bytes, not {len(raw)}"):
-        read_bundle(bundle)
-    (bundle / name).unlink()
-    with pytest.raises(ArtifactError, match=f"{name} is missing"):
-        read_bundle(bundle)
-
-
-def test_a_shard_with_another_header_is_refused(bundle: Path) -> None:
-    name = "rows-00002-of-00004.safetensors"
-    raw = (bundle / name).read_bytes()
-    (bundle / name).write_bytes(raw.replace(b'"F32"', b'"I32"', 1))
-    with pytest.raises(ArtifactError, match=r"does not hold layers\.1\.rows"):
-        read_bundle(bundle)
-    (bundle / name).write_bytes(b"\xff" * len(raw))
-    with pytest.raises(ArtifactError, match="no safetensors file"):
-        read_bundle(bundle)
-
-
-def test_another_vocabulary_is_refused_even_with_its_digest(
-    bundle: Path, small_vocab: CompressedVocab
-) -> None:
-    path = bundle / "vocabulary.safetensors"
-    raw = bytearray(path.read_bytes())
-    raw[-4:] = small_vocab.lookup[:1].tobytes()
-    path.write_bytes(raw)
-    edit(bundle, set_at("files", path.name, "digest", sha256_bytes(bytes(raw))))
-    with pytest.raises(EngramError, match="made for vocabulary"):
-        read_bundle(bundle)
-
-
-def test_no_bundle_is_an_input_error(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(InputError, match="no bundle at"):
-            read_bundle(path)

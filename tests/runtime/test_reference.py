@@ -17,7 +17,7 @@ from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import carry_after, visible
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.runtime import reference
-from engram_cli.runtime.load import hash_tensors
+from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.vocab.compress import CompressedVocab
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from engram_cli.formats.bundle import Bundle
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.runtime.module import MODULES, EngramV1, MultiHeadEmbedding, Rows, load_dense
+from engram_cli.runtime.modules import MODULES
+from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Rows, load_dense
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.vocab.lookup import HOLE
 
@@ -73,13 +74,13 @@ def module(
     rows_device: torch.device,
     trainable: bool,
     sparse: bool,
-) -> EngramV1:
+) -> MemoryModule:
     """A layer's module: dense weights in `dtype` on `device`, the table on `rows_device`."""
     spec = bundle.spec
     rows = Rows(table(bundle, layer).to(rows_device), trainable=trainable, sparse=sparse)
     offsets = torch.tensor(spec.layout.layer(layer).offsets, device=rows_device)
     with torch.device("meta"):
-        built = MODULES["engram-v1"](spec, MultiHeadEmbedding(rows, offsets))
+        built = MODULES.load(spec.module.kind)(spec, MultiHeadEmbedding(rows, offsets))
     load_dense(
         built,
         {

@@ -1,0 +1,120 @@
+"""The modules that a bundle can name: their settings and the weights each has beside its rows.
+
+docs/reference/modules.md has the arithmetic. A weight is made of parts, each with a role that says
+how it starts (`formats.dense`); most have one, DeepSeek's fused projection has two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+ENGRAM_V1, DEEPSEEK_V41, QWEN_PLE = "engram-v1", "deepseek-v4.1", "qwen-ple"
+DEFAULT_MODULE = ENGRAM_V1
+MAX_STREAMS, MAX_KERNEL = 64, 64
+
+
+class Role(Enum):
+    """What a part of a weight does."""
+
+    KEY = "key"
+    VALUE = "value"
+    BIAS = "bias"
+    CONV = "conv"
+    NORM = "norm"
+    KEY_NORM = "key norm"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of a weight: `centred` norms are stored less one."""
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    centred: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleSpec:
+    """A module's kind and settings. `streams` are the copies of the hidden state a layer carries.
+
+    `conv_kernel` counts the convolution's taps, 0 where there is none. `norm_eps` is the model's,
+    None where the module brings its own. Raises ValueError for settings the kind has not.
+    """
+
+    kind: str = DEFAULT_MODULE
+    streams: int = 1
+    conv_kernel: int = 4
+    norm_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"module {self.kind!r} is none of {', '.join(KINDS)}")
+        if not (1 <= self.streams <= MAX_STREAMS and 0 <= self.conv_kernel <= MAX_KERNEL):
+            raise ValueError(f"{self.streams} streams, a kernel of {self.conv_kernel}")
+        if (self.conv_kernel > 0) != (self.kind != DEEPSEEK_V41):
+            raise ValueError(f"conv_kernel {self.conv_kernel} of {self.kind}")
+        if (self.norm_eps is None) != (self.kind == ENGRAM_V1):
+            raise ValueError(f"norm_eps {self.norm_eps} of {self.kind}")
+        if self.norm_eps is not None and not 0 <= self.norm_eps < 1:
+            raise ValueError(f"norm_eps {self.norm_eps}")
+
+    def parts(self, hidden_size: int, embed_dim: int) -> list[Part]:
+        """The parts of a layer's dense weights; `embed_dim` is columns x row dim."""
+        return list(KINDS[self.kind](self, hidden_size, embed_dim))
+
+    def shapes(self, hidden_size: int, embed_dim: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each dense weight of a layer, in the order of their names."""
+        found: dict[str, tuple[int, ...]] = {}
+        for part in self.parts(hidden_size, embed_dim):
+            stacked = found.get(part.name, (0,))[0] + part.shape[0]
+            found[part.name] = (stacked, *part.shape[1:])
+        return dict(sorted(found.items()))
+
+
+def module_spec(kind: str, *, streams: int = 1, norm_eps: float = 1e-6) -> ModuleSpec:
+    """The spec of a published module for a model whose norms have `norm_eps`."""
+    return ModuleSpec(
+        kind=kind,
+        streams=streams,
+        conv_kernel=0 if kind == DEEPSEEK_V41 else 4,
+        norm_eps=None if kind == ENGRAM_V1 else norm_eps,
+    )
+
+
+def _engram_v1(spec: ModuleSpec, d: int, embed: int) -> Iterator[Part]:
+    yield Part("value_proj.weight", Role.VALUE, (d, embed))
+    yield Part("value_proj.bias", Role.BIAS, (d,))
+    yield Part("short_conv.conv.weight", Role.CONV, (spec.streams * d, 1, spec.conv_kernel))
+    for stream in range(spec.streams):
+        yield Part(f"key_projs.{stream}.weight", Role.KEY, (d, embed))
+        yield Part(f"key_projs.{stream}.bias", Role.BIAS, (d,))
+        yield Part(f"norm1.{stream}.weight", Role.KEY_NORM, (d,))
+        yield Part(f"norm2.{stream}.weight", Role.NORM, (d,))
+        yield Part(f"short_conv.norms.{stream}.weight", Role.NORM, (d,))
+
+
+def _deepseek_v41(spec: ModuleSpec, d: int, embed: int) -> Iterator[Part]:
+    yield Part("wkv.weight", Role.KEY, (spec.streams * d, embed))
+    yield Part("wkv.weight", Role.VALUE, (d, embed))
+    yield Part("k_weight", Role.KEY_NORM, (spec.streams, d))
+    yield Part("q_weight", Role.NORM, (spec.streams, d))
+
+
+def _qwen_ple(spec: ModuleSpec, d: int, embed: int) -> Iterator[Part]:
+    width = spec.streams * d
+    yield Part("key_proj.weight", Role.KEY, (width, embed))
+    yield Part("value_proj.weight", Role.VALUE, (d, embed))
+    yield Part("norm_key.weight", Role.KEY_NORM, (width,), centred=True)
+    yield Part("norm_query.weight", Role.NORM, (width,), centred=True)
+    yield Part("norm_conv.weight", Role.NORM, (width,), centred=True)
+    yield Part("conv1d.weight", Role.CONV, (width, 1, spec.conv_kernel))
+
+
+KINDS: dict[str, Callable[[ModuleSpec, int, int], Iterator[Part]]] = {
+    ENGRAM_V1: _engram_v1,
+    DEEPSEEK_V41: _deepseek_v41,
+    QWEN_PLE: _qwen_ple,
+}
