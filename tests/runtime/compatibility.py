@@ -25,20 +25,20 @@ def page() -> str:
     lines = [
         "# Compatibility",
         "",
-        "Written by `python tests/runtime/compatibility.py` from the tables of the test matrix; do not "
-        "edit.",
+        "Written by `python tests/runtime/compatibility.py` from the tables of the test matrix; "
+        "do not edit.",
         "",
         f"Every family below is tested with every module ({names}) in every mode: {cells} tests in "
         "`tests/runtime/test_matrix.py`, on tiny models with random weights in float32.",
-        "In each the memory is identity when attached, detached it leaves the same bits, and what is "
-        "generated equals one full forward without a cache: logits within 1e-5, tokens exactly.",
+        "In each the memory is identity when attached, detached it leaves the same bits, and what "
+        "is generated equals one full forward without a cache: logits within 1e-5, tokens exactly.",
         "",
         "| family | `model_type` |",
         "| --- | --- |",
         *(f"| {name} | `{family.model_type}` |" for name, family in FAMILIES.items()),
         "",
-        "Any other `nn.Module` works with `attach(model, bundle, layers=model.blocks)` where its layers "
-        "take hidden states first.",
+        "Any other `nn.Module` works with `attach(model, bundle, layers=model.blocks)` where its "
+        "layers take hidden states first.",
         "",
         "| mode | what is held |",
         "| --- | --- |",
