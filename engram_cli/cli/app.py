@@ -11,11 +11,10 @@ import typer
 from engram_cli.cli.attach import attach
 from engram_cli.cli.build_table import build_table
 from engram_cli.cli.compress_vocab import compress_vocab
+from engram_cli.cli.convert import convert
 from engram_cli.cli.demo import demo
 from engram_cli.cli.hash_stats import hash_stats
-from engram_cli.cli.lookup import lookup
 from engram_cli.cli.report import report
-from engram_cli.cli.verify import verify
 from engram_cli.version import __version__
 
 app = typer.Typer(
@@ -29,9 +28,8 @@ app.command("compress-vocab")(compress_vocab)
 app.command("hash-stats")(hash_stats)
 app.command("report")(report)
 app.command("build-table")(build_table)
+app.command("convert")(convert)
 app.command("attach")(attach)
-app.command("lookup")(lookup)
-app.command("verify")(verify)
 app.command("demo")(demo)
 
 

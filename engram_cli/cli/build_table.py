@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engram_cli.cli.options import (
+    DTYPES_HELP,
     EosIdOption,
     ForceOption,
     HeadsOption,
@@ -17,6 +18,7 @@ from engram_cli.cli.options import (
     PadIdOption,
     QuietOption,
     RowsOption,
+    ScaleOption,
     SchemeOption,
     SeedOption,
     VocabOption,
@@ -43,7 +45,7 @@ def build_table(
     vocab_size: VocabSizeOption = None,
     eos_id: EosIdOption = None,
     dim: Annotated[int, typer.Option(min=1, help="Values a row, the width of one head.")] = 64,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "bfloat16",
     init: Annotated[str, typer.Option(help="normal or zeros.")] = "normal",
     std: Annotated[
         float | None, typer.Option(help="Standard deviation of --init normal (0.02).")
@@ -52,6 +54,7 @@ def build_table(
     chunk_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows a chunk file (about 128 MiB).")
     ] = None,
+    scale: ScaleOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (one a core).")] = None,
     stats: Annotated[
         Path | None,
@@ -107,6 +110,7 @@ def build_table(
             std=std,
             init_seed=init_seed,
             chunk_rows=chunk_rows,
+            scale=scale,
             threads=threads,
             dry_run=dry_run,
         )

@@ -108,6 +108,11 @@ VocabOption = Annotated[
     Path | None,
     typer.Option("--vocab", help="Compressed vocabulary; by default the workspace's."),
 ]
+DTYPES_HELP = "float32, float16, bfloat16, fp8_e8m0, fp8, int8, int8_b32, int4 or int4_b32."
+ScaleOption = Annotated[
+    float | None,
+    typer.Option(help="The scale of every layer, for dtype fp8; by default found from the rows."),
+]
 _LAYOUT = "Layout"
 SchemeOption = Annotated[
     str | None,

@@ -39,8 +39,8 @@ class BuildTableRequest:
     `stats`: a statistics folder whose geometry is taken where `geometry` leaves a choice open, and
     whose hits are stored beside the rows when the geometry stays the same; nothing is taken when
     there is no such folder. `dim`: values a row, of one head. `std` and `init_seed` are the init's;
-    `chunk_rows` None is about 128 MiB a chunk, `threads` None all processors. With `dry_run`
-    nothing is written.
+    `chunk_rows` None is about 128 MiB a chunk, `threads` None all processors. `scale` is for dtypes
+    with one scale a layer, None finds it. With `dry_run` nothing is written.
     """
 
     geometry: Geometry = field(default_factory=Geometry)
@@ -54,6 +54,7 @@ class BuildTableRequest:
     std: float | None = None
     init_seed: int | None = None
     chunk_rows: int | None = None
+    scale: float | None = None
     threads: int | None = None
     dry_run: bool = False
 
@@ -64,7 +65,10 @@ class BuildTableRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPlan:
-    """The bytes of a layer: its rows in chunk files, the last one filled up, and its hits."""
+    """The bytes of a layer: rows in chunk files, the last one filled up, their scales, its hits.
+
+    `row_bytes`: of a row with its scales. `chunk_bytes`: of a chunk of rows alone.
+    """
 
     layer: int
     rows: int
@@ -72,12 +76,13 @@ class LayerPlan:
     chunks: int
     chunk_rows: int
     chunk_bytes: int
+    scales_bytes: int
     hits_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """Everything that is stored of the layer."""
-        return self.chunks * self.chunk_bytes + self.hits_bytes
+        return self.chunks * self.chunk_bytes + self.scales_bytes + self.hits_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +173,7 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
         request.out,
         hits=None if statistics is None else partial(_hits, statistics),
         force=request.force,
-        threads=request.threads or _processors(),
+        threads=request.threads or processors(),
         progress=progress,
     )
     return BuildTableResult(
@@ -189,6 +194,7 @@ def _specify(request: BuildTableRequest, progress: Progress) -> tuple[TableSpec,
         init=make_init(request.init, std=request.std, seed=request.init_seed),
         chunk_rows=request.chunk_rows,
         tokens=None if statistics is None else statistics.tokens,
+        scale=request.scale,
     )
     return spec, statistics
 
@@ -239,7 +245,7 @@ def _hits(statistics: Statistics, layer: int) -> NDArray[np.uint32]:
 
 
 def _plan(spec: TableSpec, out: Path) -> TablePlan:
-    layout, hits = spec.layout, spec.hits_arrays
+    layout = spec.layout
     return TablePlan(
         out=out,
         scheme=layout.scheme,
@@ -249,18 +255,7 @@ def _plan(spec: TableSpec, out: Path) -> TablePlan:
         dim=spec.dim,
         dtype=spec.dtype,
         init=spec.init.name,
-        layers=tuple(
-            LayerPlan(
-                layer=layer,
-                rows=array.rows,
-                row_bytes=array.row_bytes,
-                chunks=array.chunks,
-                chunk_rows=array.chunk_rows,
-                chunk_bytes=array.chunk_bytes,
-                hits_bytes=hits[layer].stored_bytes if layer in hits else 0,
-            )
-            for layer, array in spec.row_arrays.items()
-        ),
+        layers=layer_plans(spec),
         tokens=spec.tokens,
         lookup_bytes=0 if spec.lookup_array is None else spec.lookup_array.stored_bytes,
         total_bytes=spec.total_bytes,
@@ -269,7 +264,26 @@ def _plan(spec: TableSpec, out: Path) -> TablePlan:
     )
 
 
-def _processors() -> int:
+def layer_plans(spec: TableSpec) -> tuple[LayerPlan, ...]:
+    """The bytes of every layer of a table."""
+    scales = spec.row_scale_arrays | spec.layer_scale_arrays
+    return tuple(
+        LayerPlan(
+            layer=layer,
+            rows=array.rows,
+            row_bytes=spec.row_bytes,
+            chunks=array.chunks,
+            chunk_rows=array.chunk_rows,
+            chunk_bytes=array.chunk_bytes,
+            scales_bytes=scales[layer].stored_bytes if layer in scales else 0,
+            hits_bytes=spec.hits_arrays[layer].stored_bytes if spec.hits_arrays else 0,
+        )
+        for layer, array in spec.row_arrays.items()
+    )
+
+
+def processors() -> int:
+    """The processors that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

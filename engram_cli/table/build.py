@@ -125,12 +125,11 @@ def check_space(out: Path, spec: TableSpec, done_bytes: int = 0) -> None:
     need, free = spec.total_bytes - done_bytes, free_bytes(out)
     if need <= free:
         return
-    width = max(array.row_bytes for array in spec.row_arrays.values())
     rows = sum(array.rows for array in spec.row_arrays.values())
     kept = f", {_gb(done_bytes)} of it done" if done_bytes else ""
     raise OutputError(
-        f"{out} needs {_gb(spec.total_bytes)} ({rows:,} rows x {width} bytes and what goes with "
-        f"them{kept}); {_gb(free)} are free",
+        f"{out} needs {_gb(spec.total_bytes)} ({rows:,} rows x {spec.row_bytes} bytes and what "
+        f"goes with them{kept}); {_gb(free)} are free",
         f"free {_gb(need - free)}, write to another disk with --out, or make the table smaller: "
         "fewer rows per head, a smaller dim or dtype, fewer layers",
     )

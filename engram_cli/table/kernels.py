@@ -1,8 +1,8 @@
-"""The checksum of a chunk file as a Numba kernel: bytes in, four lanes of XXH64 updated."""
+"""What goes over every byte of a table, as Numba kernels: checksums, and products of rows."""
 
 from __future__ import annotations
 
-from numba import uint64
+from numba import float64, uint64
 
 from engram_cli.hashing.jit import kernel
 
@@ -26,3 +26,18 @@ def xxh64_stripes(words, lanes):  # type: ignore[no-untyped-def]
         c = ((c << uint64(31)) | (c >> uint64(33))) * p1
         d = ((d << uint64(31)) | (d >> uint64(33))) * p1
     lanes[0], lanes[1], lanes[2], lanes[3] = a, b, c, d
+
+
+@kernel("void(float32[:,::1], float32[:,::1], float64[:,::1])")
+def row_products(before, after, out):  # type: ignore[no-untyped-def]
+    """a.a, b.b, a.b and |b - a|**2 of each row of a and b [n, dim] in `out` [n, 4], in float64."""
+    for row in range(before.shape[0]):
+        a, b = before[row], after[row]
+        aa = bb = ab = dd = float64(0)
+        for i in range(a.size):
+            x, y = float64(a[i]), float64(b[i])
+            aa += x * x
+            bb += y * y
+            ab += x * y
+            dd += (y - x) * (y - x)
+        out[row, 0], out[row, 1], out[row, 2], out[row, 3] = aa, bb, ab, dd

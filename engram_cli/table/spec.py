@@ -11,7 +11,7 @@ from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.checksum import ALGORITHM
 from engram_cli.table.codecs import CODECS
-from engram_cli.table.codecs.base import Codec
+from engram_cli.table.codecs.base import Codec, row_bytes
 from engram_cli.table.codecs.fp8 import LARGEST_SCALE, LEAST_SCALE
 from engram_cli.table.grid import (
     HITS_TYPE,
@@ -39,7 +39,8 @@ class TableSpec:
 
     `chunk_rows`: rows a chunk file, None for about 128 MiB. `tokens`: how many tokens the hits that
     are stored beside the rows were counted over, None where there are no hits. `scale`: the scale
-    of every layer, for a dtype that has one for all rows; None to find it.
+    of every layer, for a dtype that has one for all rows; None to find it. `source`: dtype and
+    digest of the table that this one is converted from.
     """
 
     layout: HashLayout
@@ -49,6 +50,7 @@ class TableSpec:
     chunk_rows: int | None = None
     tokens: int | None = None
     scale: float | None = None
+    source: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.dim <= MAX_DIM:
@@ -110,6 +112,11 @@ class TableSpec:
         }
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row with its scales."""
+        return row_bytes(self.codec, self.dim)
+
+    @property
     def filled_arrays(self) -> list[ChunkedArray]:
         """The rows and their scales: what the init and the dtype decide."""
         groups = (self.row_arrays, self.row_scale_arrays, self.layer_scale_arrays)
@@ -153,6 +160,7 @@ class TableSpec:
             "dim": self.dim,
             "dtype": self.dtype,
             **({} if self.scale is None else {"scale": self.scale}),
+            **{f"source {name}": value for name, value in (self.source or {}).items()},
             "init": self.init.name,
             **{f"init {name}": value for name, value in self.init.parameters.items()},
             **{
@@ -171,6 +179,7 @@ class TableSpec:
             "dim": self.dim,
             "dtype": self.dtype,
             "init": {"name": self.init.name, "parameters": self.init.parameters},
+            **({} if self.source is None else {"source": dict(self.source)}),
             "statistics": None if self.tokens is None else {"tokens": self.tokens},
             "fingerprint": self.layout.fingerprint,
             "layout": self.layout.to_json(),

@@ -59,3 +59,12 @@ class Codec(Protocol):
         self, stored: NDArray[Any], scales: NDArray[Any] | None, values: NDArray[np.float32]
     ) -> None:
         """Write the values of `stored` [n, width] to `values` float32[n, dim]; all contiguous."""
+
+
+def row_bytes(codec: Codec, dim: int) -> int:
+    """Bytes that a row of `dim` values takes, its scales included, the one of a layer left out."""
+    scaling = codec.scaling
+    scales = 0
+    if scaling is not None and scaling.per != "layer":
+        scales = scaling.width(dim) * scaling.dtype.itemsize
+    return codec.width(dim) * codec.physical.itemsize + scales

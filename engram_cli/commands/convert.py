@@ -1,0 +1,162 @@
+"""convert: a finished table in, the same rows in another dtype out, bytes reckoned first."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.commands.build_table import LayerPlan, layer_plans, processors
+from engram_cli.errors import ArtifactError, InputError, OutputError
+from engram_cli.progress import SILENT, Progress
+from engram_cli.table.build import build_store, check_place, free_bytes, resumable_bytes
+from engram_cli.table.codecs.base import row_bytes
+from engram_cli.table.convert import conversion
+from engram_cli.table.difference import Difference, compare_tables
+from engram_cli.table.spec import TableSpec
+from engram_cli.table.store import TableStore, open_table
+from engram_cli.table.verify import verify_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertRequest:
+    """Which table to convert to which dtype.
+
+    `scale`: the scale of every layer, for dtypes that have one for all rows; None to find it.
+    `verify`: read the source's checksums first, so that damage is not passed on as sound. `force`
+    replaces a table at `out`; with `dry_run` nothing is written.
+    """
+
+    source: Path
+    dtype: str
+    out: Path
+    scale: float | None = None
+    chunk_rows: int | None = None
+    verify: bool = True
+    force: bool = False
+    threads: int | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"{self.threads} threads", "give 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertPlan:
+    """The arithmetic of a conversion: bytes before and after, of rows and of all that is stored.
+
+    `done_bytes`: what a conversion that was interrupted has already.
+    """
+
+    source: Path
+    out: Path
+    source_dtype: str
+    dtype: str
+    dim: int
+    layers: tuple[LayerPlan, ...]
+    source_row_bytes: int
+    source_bytes: int
+    total_bytes: int
+    done_bytes: int
+    free_bytes: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk has room for what is still to be written."""
+        return self.total_bytes - self.done_bytes <= self.free_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertResult:
+    """What was converted, or after a dry run would be, and how far the rows moved."""
+
+    plan: ConvertPlan
+    written: bool
+    digest: str = ""
+    resumed_chunks: int = 0
+    seconds: float = 0.0
+    differences: tuple[Difference, ...] = ()
+
+
+def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResult:
+    """Write the rows of a table in another dtype, or go on where that was interrupted.
+
+    Raises InputError, ArtifactError for a source that is damaged, OutputError when the result
+    exists, does not fit or cannot be written.
+    """
+    begin = time.perf_counter()
+    source = open_table(request.source)
+    spec = conversion(source, request.dtype, scale=request.scale, chunk_rows=request.chunk_rows)
+    if request.out.absolute() == request.source.absolute():
+        raise OutputError(f"{request.out} is the table that is read", "give another --out")
+    if not request.dry_run:
+        check_place(request.out, request.force)
+    plan = _plan(request, source, spec)
+    if request.dry_run:
+        return ConvertResult(plan=plan, written=False)
+    threads = request.threads or processors()
+    if request.verify:
+        _verify(request.source, threads, progress)
+    if plan.done_bytes:
+        progress.note(
+            f"going on with a half-built table: {plan.done_bytes:,} of {plan.total_bytes:,} bytes "
+            "are there"
+        )
+    report = build_store(
+        spec,
+        request.out,
+        hits=partial(_hits, source),
+        force=request.force,
+        threads=threads,
+        progress=progress,
+    )
+    differences = compare_tables(
+        source, open_table(request.out), threads=threads, progress=progress
+    )
+    return ConvertResult(
+        plan=plan,
+        written=True,
+        digest=report.digest,
+        resumed_chunks=report.resumed,
+        seconds=time.perf_counter() - begin,
+        differences=differences,
+    )
+
+
+def _plan(request: ConvertRequest, source: TableStore, spec: TableSpec) -> ConvertPlan:
+    return ConvertPlan(
+        source=source.path,
+        out=request.out,
+        source_dtype=source.dtype,
+        dtype=spec.dtype,
+        dim=spec.dim,
+        layers=layer_plans(spec),
+        source_row_bytes=row_bytes(source.codec, source.dim),
+        source_bytes=sum(array.stored_bytes for array in source.arrays.values()),
+        total_bytes=spec.total_bytes,
+        done_bytes=resumable_bytes(spec, request.out),
+        free_bytes=free_bytes(request.out),
+    )
+
+
+def _verify(source: Path, threads: int, progress: Progress) -> None:
+    """Raises ArtifactError, with the first of them, when checksums of the source do not hold."""
+    problems = verify_table(source, threads=threads, progress=progress).problems
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ArtifactError(
+            f"{source} is damaged: {problems[0]}{more}",
+            "build it again; --no-verify converts what is there",
+        )
+
+
+def _hits(source: TableStore, layer: int) -> NDArray[np.uint32]:
+    hits = source.hits(layer)
+    if hits is None:
+        raise ValueError(f"{source.path} has statistics and no hits")
+    return hits

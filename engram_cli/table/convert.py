@@ -1,0 +1,70 @@
+"""Converting a table: a finished store in, its rows in another dtype out as a TableSpec to build.
+
+The rows come from the source, piece by piece, through the same build as a new table: same journal,
+same lock, same end. Hits, lookup and the record of the init are the source's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import InputError
+from engram_cli.table.inits.base import Filler
+from engram_cli.table.spec import TableSpec
+from engram_cli.table.store import TableStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRows:
+    """An init whose rows are those of a table; it calls itself what the table's own init was."""
+
+    source: TableStore
+
+    @property
+    def name(self) -> str:
+        """The source's init."""
+        return self.source.init
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the source's init."""
+        return dict(self.source.attributes["init"].get("parameters", {}))
+
+    def filler(self, layer: int, dim: int) -> Filler:
+        """What reads the rows of `layer`."""
+
+        def fill(first_row: int, out: NDArray[np.float32]) -> None:
+            self.source.read(layer, first_row, out)
+
+        return fill
+
+    def bound(self, layer: int, dim: int) -> float | None:
+        """None: only the rows can tell."""
+        return None
+
+
+def conversion(
+    source: TableStore, dtype: str, *, scale: float | None = None, chunk_rows: int | None = None
+) -> TableSpec:
+    """The table with the rows of `source` as `dtype`.
+
+    Raises InputError for an unknown dtype, one that the source has already, or a scale that the
+    dtype does not take.
+    """
+    if dtype == source.dtype:
+        raise InputError(f"{source.path} is {dtype} already", "give another --dtype")
+    statistics = source.attributes["statistics"]
+    return TableSpec(
+        layout=source.layout,
+        dim=source.dim,
+        dtype=dtype,
+        init=StoredRows(source=source),
+        chunk_rows=chunk_rows,
+        tokens=None if statistics is None else statistics["tokens"],
+        scale=scale,
+        source={"dtype": source.dtype, "digest": source.digest},
+    )

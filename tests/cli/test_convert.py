@@ -1,0 +1,65 @@
+"""engram convert, as it is typed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli.conftest import Engram
+from table.tables import build
+
+
+@pytest.fixture
+def folder(engram: Engram) -> Engram:
+    build(engram.folder / "t.zarr", dim=64, tokens=3)
+    return engram
+
+
+def test_a_table_is_converted_and_converted_back(folder: Engram) -> None:
+    planned = folder("convert", "t.zarr", "--dtype", "int4", "--out", "u.zarr", "--dry-run")
+    assert planned.code == 0
+    assert "would write" in planned.out
+    assert not (folder.folder / "u.zarr").exists()
+    done = folder("convert", "t.zarr", "--dtype", "int4", "--out", "u.zarr")
+    assert done.code == 0, done.err
+    assert "424 of 64 x float32, now int4" in done.out
+    assert "256, now 36" in done.out
+    assert max(map(len, done.out.splitlines())) <= 100
+    back = folder("convert", "u.zarr", "--dtype", "bfloat16", "-o", "v.zarr", "--json")
+    found = json.loads(back.out)
+    assert found["plan"]["dtype"] == "bfloat16"
+    # An int4 item times its scale needs no more bits than bfloat16 and a rounding.
+    assert all(each["relative"] < 2**-8 for each in found["differences"])
+
+
+def test_fp8_takes_a_scale(folder: Engram) -> None:
+    done = folder("convert", "t.zarr", "--dtype", "fp8", "-o", "u.zarr", "--scale", "0.0003")
+    assert done.code == 0, done.err
+    refused = folder("convert", "t.zarr", "--dtype", "int8", "-o", "v.zarr", "--scale", "1")
+    assert refused.code == 2
+    assert "int8 takes no scale" in refused.error_line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("none.zarr", "--dtype", "int8", "-o", "u.zarr"), "no table at none.zarr"),
+        (("t.zarr", "--dtype", "int3", "-o", "u.zarr"), "unknown dtype 'int3'"),
+        (("t.zarr", "--dtype", "float32", "-o", "u.zarr"), "is float32 already"),
+        (("t.zarr", "--dtype", "int8", "-o", "t.zarr", "--force"), "the table that is read"),
+    ],
+)
+def test_bad_input_is_one_line(folder: Engram, arguments: tuple[str, ...], match: str) -> None:
+    done = folder("convert", *arguments)
+    assert done.code == 2
+    assert match in done.error_line
+
+
+def test_attach_names_convert(folder: Engram) -> None:
+    (folder.folder / "ckpt").mkdir()
+    config = {"model_type": "x", "hidden_size": 8, "num_hidden_layers": 4}
+    (folder.folder / "ckpt" / "config.json").write_text(json.dumps(config))
+    assert folder("convert", "t.zarr", "--dtype", "fp8_e8m0", "-o", "u.zarr").code == 0
+    done = folder("attach", "ckpt", "--table", "u.zarr")
+    assert done.code == 2
+    assert "engram convert u.zarr --dtype bfloat16" in done.error_line

@@ -1,0 +1,77 @@
+"""convert: the bytes reckoned first, the figures last, damage not passed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from table.tables import build
+
+from engram_cli.commands.convert import ConvertRequest, convert_table
+from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
+from engram_cli.table.store import open_table
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> ConvertRequest:
+    build(tmp_path / "t.zarr", dim=64, tokens=3)
+    return ConvertRequest(source=tmp_path / "t.zarr", dtype="int8_b32", out=tmp_path / "u.zarr")
+
+
+def changed(request: ConvertRequest, **changes: object) -> ConvertRequest:
+    fields = ("source", "dtype", "out")
+    return ConvertRequest(**({name: getattr(request, name) for name in fields} | changes))
+
+
+def test_the_plan_is_what_lies_on_the_disk(request_: ConvertRequest) -> None:
+    planned = convert_table(changed(request_, dry_run=True))
+    assert not planned.written
+    assert not request_.out.exists()
+    result = convert_table(request_)
+    assert result.written
+    assert result.plan.total_bytes == planned.plan.total_bytes
+    for path, size in (
+        (request_.source, result.plan.source_bytes),
+        (request_.out, result.plan.total_bytes),
+    ):
+        assert size == sum(file.stat().st_size for file in path.rglob("c.*"))
+    assert result.plan.source_row_bytes == 256
+    assert [layer.row_bytes for layer in result.plan.layers] == [64 + 2 * 2] * 2
+    assert [layer.scales_bytes for layer in result.plan.layers] == [212 * 4] * 2
+    assert result.digest == open_table(request_.out).digest
+    assert all(0 < each.relative < 0.01 for each in result.differences)
+
+
+def test_damage_is_not_passed_on(request_: ConvertRequest) -> None:
+    chunk = request_.source / "3" / "c.1.0"
+    data = bytearray(chunk.read_bytes())
+    data[5] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"3/c\.1\.0: its bytes have changed") as caught:
+        convert_table(request_)
+    assert "--no-verify" in caught.value.hint
+    assert not request_.out.exists()
+    assert convert_table(changed(request_, verify=False)).written
+
+
+def test_what_cannot_be_is_refused_before_anything_is_read(request_: ConvertRequest) -> None:
+    with pytest.raises(OutputError, match="is the table that is read"):
+        convert_table(changed(request_, out=request_.source, force=True))
+    request_.out.mkdir()
+    (request_.out / "mine").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(OutputError):
+            convert_table(changed(request_, force=force))
+    with pytest.raises(InputError, match="0 threads"):
+        changed(request_, threads=0)
+    with pytest.raises(EngramError, match="no table at"):
+        convert_table(changed(request_, source=request_.source.with_name("none.zarr")))
+
+
+def test_an_older_result_is_replaced_with_force(request_: ConvertRequest) -> None:
+    first = convert_table(request_).digest
+    with pytest.raises(OutputError, match="already exists"):
+        convert_table(changed(request_, dtype="int4"))
+    second = convert_table(changed(request_, dtype="int4", force=True, threads=2))
+    assert second.digest != first
+    assert open_table(request_.out).dtype == "int4"
