@@ -107,7 +107,8 @@ def make_spec(layout: HashLayout, dtype: str = "float32", **options: Any) -> Bun
 def spec_of(vocab: CompressedVocab, kind: str, *, streams: int = 1, **options: Any) -> BundleSpec:
     """The spec of a module on the layout of its own scheme."""
     module = module_spec(kind, streams=streams, norm_eps=1e-6)
-    return make_spec(make_layout(vocab, scheme=kind), module=module, **options)
+    layout = make_layout(vocab, options.pop("decoder_layers", (1, 2)), kind)
+    return make_spec(layout, module=module, **options)
 
 
 def make_bundle(path: Path, spec: BundleSpec, *, zero: bool = False, **options: Any) -> Path:

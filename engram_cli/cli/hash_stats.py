@@ -269,6 +269,7 @@ def _merge(
         ("written", shown_path(result.out)),
     ]
     shown = [_orders(result), *_columns(result), clean_heads_part(result)]
+    shown += [*growth_parts(result), *locality_parts(result), *chosen_parts(result)]
     shown += ngram_parts(result) if ngrams else []
     terminal.result(
         result,

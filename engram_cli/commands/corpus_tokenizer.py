@@ -26,10 +26,11 @@ def tokenizer_of_corpus(
     workspace: Workspace,
     given: Path | None,
     progress: Progress,
+    why: str = "the corpus holds text",
 ) -> TokenizerFile:
     """The tokenizer that the vocabulary was made with: the one `given`, or one that is found.
 
-    Raises MismatchError, InputError.
+    `why` it is needed is for the message. Raises MismatchError, InputError.
     """
     wanted = _wanted_digest(geometry, vocab)
     if given is not None:
@@ -48,7 +49,7 @@ def tokenizer_of_corpus(
             return load_tokenizer(path)
     made_with = "" if wanted is None else f" that {vocab} was made with ({short(wanted)})"
     raise InputError(
-        f"the corpus holds text, and the tokenizer{made_with} was not found",
+        f"{why}, and the tokenizer{made_with} was not found",
         "give its tokenizer.json with --tokenizer",
     )
 

@@ -18,7 +18,6 @@ from engram_cli.commands.resuming import (
     resume_folder,
     tell_resumed,
 )
-from engram_cli.commands.watching import Watchers, Watching, exact_memory, make_watchers
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
 from engram_cli.corpus.encode import EncoderDiffers, make_encoder
@@ -36,6 +35,7 @@ from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import is_stats, write_stats
 from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
+from engram_cli.stats.watching import Watchers, Watching, exact_memory, make_watchers
 from engram_cli.vocab.parquet import read_vocab
 from engram_cli.vocab.tokenizer import TokenizerFile
 
@@ -190,6 +190,9 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     read = read_vocab(vocab) if vocab.is_file() else None
     found = figures(counts, read, watchers.samples())
     sections = found.sections | watchers.sections(counts)
+    partials = watchers.kept_partials()
+    if len(partials) < len(watchers.collectors):
+        progress.note("so many n-grams are not kept: --merge will go by samples of them")
     write_stats(
         counts,
         found.orders,
@@ -197,6 +200,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         out,
         corpus={"files": len(sources.files), "empty_files": counted.empty_files},
         sections=sections,
+        partials=partials,
         force=request.force,
     )
     if request.report is not None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.workspace import Workspace
-from engram_cli.errors import InputError, MismatchError
+from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.files import refuse_existing
 from engram_cli.progress import SILENT, Progress
+from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collisions import ColumnStats, OrderStats
+from engram_cli.stats.exact import ExactNgrams
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import FIXED_KEYS, Statistics, is_stats, read_stats, write_stats
+from engram_cli.stats.partial import EXACT, Partial, blank_for, partial_name
+from engram_cli.stats.sources import Sources, TooManySources
 from engram_cli.vocab.parquet import read_vocab
 
 
@@ -35,7 +40,7 @@ class MergeStatsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeStatsResult:
-    """The figures of the whole, as plain numbers; `left_out`: sections that do not merge."""
+    """The figures of the whole, as plain numbers; `left_out`: sections that not all parts have."""
 
     out: Path
     parts: tuple[Path, ...]
@@ -54,10 +59,11 @@ class MergeStatsResult:
 
 
 def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> MergeStatsResult:
-    """Merge statistics folders; the result is that of counting the whole in one go, to the byte.
+    """Merge statistics folders; the result is that of counting the whole in one go, to the byte,
+    where the parts are whole partitions of it (`corpus.partitions`).
 
-    Documents that were joined across parts are the exception: n-grams do not run from one part into
-    the next. Raises InputError, MismatchError for parts of two layouts, ArtifactError, OutputError.
+    Sections that not all parts have, or too many sources, are left out. Raises InputError,
+    MismatchError for parts of two layouts, ArtifactError, OutputError.
     """
     out = request.out or request.workspace.stats
     vocab = request.vocab or request.workspace.vocab
@@ -69,17 +75,26 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
     progress.start("merging", len(parts), "folders")
-    counts = parts[0].counts()
-    progress.advance(1)
-    for part in parts[1:]:
-        counts = counts.merge(part.counts())
-        progress.advance(1)
+    whole, dropped = _merged(parts, progress)
+    counts = whole.counts
     if counts.joined:
         progress.note("documents were joined: n-grams that run from one part into the next miss")
-    found = figures(counts, read_vocab(vocab) if vocab.is_file() else None)
-    left_out = sorted({k for p in parts for k in p.document} - FIXED_KEYS - found.sections.keys())
+    watchers = [blank_for(name, counts.layout, state) for name, state in whole.collected.items()]
+    for collector in watchers:
+        collector.absorb(whole.collected[partial_name(collector)])
+    exact = [collector for collector in watchers if isinstance(collector, ExactNgrams)]
+    read = read_vocab(vocab) if vocab.is_file() else None
+    found = figures(counts, read, [table.sample() for table in exact])
+    sections = found.sections | {
+        collector.name: collector.section(counts)
+        for collector in watchers
+        if not isinstance(collector, ExactNgrams)
+    }
+    left_out = sorted(
+        {key for part in parts for key in part.document} - FIXED_KEYS - sections.keys() | dropped
+    )
     if left_out:
-        progress.note(f"left out, since they do not merge: {', '.join(left_out)}")
+        progress.note(f"left out, since not all parts have them whole: {', '.join(left_out)}")
     corpus = _corpus(parts)
     write_stats(
         counts,
@@ -87,7 +102,8 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         found.columns,
         out,
         corpus=corpus,
-        sections=found.sections,
+        sections=sections,
+        partials=whole.collected,
         force=request.force,
     )
     if request.report is not None:
@@ -106,8 +122,43 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         left_out=tuple(left_out),
         orders=found.orders,
         columns=found.columns,
-        sections=found.sections,
+        sections=sections,
     )
+
+
+def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, set[str]]:
+    """All parts as one, and the names of what does not merge: exact counting that one of them
+    lacks, sources that are too many together."""
+    whole = _partial(parts[0])
+    dropped = _exact(whole)
+    progress.advance(1)
+    for part in parts[1:]:
+        other = _partial(part)
+        dropped |= _exact(other)
+        try:
+            whole = _both(whole, other)
+        except MismatchError as error:
+            raise MismatchError(f"{part.path}: {error.message}", error.hint) from None
+        except ArtifactError as error:
+            raise ArtifactError(f"{part.path}: {error.message}", REMAKE) from None
+        progress.advance(1)
+    return whole, dropped - _exact(whole)
+
+
+def _both(one: Partial, two: Partial) -> Partial:
+    try:
+        return one.merge(two)
+    except TooManySources:
+        kept = {name: state for name, state in one.collected.items() if name != Sources.name}
+        return replace(one, collected=kept).merge(two)
+
+
+def _partial(part: Statistics) -> Partial:
+    return Partial(counts=part.counts(), collected=part.partials())
+
+
+def _exact(partial: Partial) -> set[str]:
+    return {"exact" for name in partial.collected if name.startswith(EXACT)}
 
 
 def _check_parts(parts: list[Statistics]) -> None:

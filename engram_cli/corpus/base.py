@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engram_cli.errors import InputError
 
 Errors = Literal["strict", "replace"]
+Names: TypeAlias = tuple[tuple[int, str], ...]
 
 BLOCK_TOKENS = 2**18  # the most tokens of a block: 1 MB of ids, a few milliseconds of counting
 TEXT_FIELD = "text"
@@ -80,7 +81,7 @@ class Document:
     """The text of a document, or of the next piece of one; only the first piece is `first`.
 
     `place` says where it is in the file ("line 3", "" for the whole file); `size` is how many bytes
-    of the file were read for it.
+    of the file were read for it. `label`: the value of `CorpusOptions.label`, None without it.
     """
 
     file: str
@@ -88,6 +89,7 @@ class Document:
     text: str
     first: bool
     size: int
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,29 +116,31 @@ class TokenBlock:
 
     A block may begin inside a document that the block before it began. `size`: bytes of the files
     read for it. `locate` names the file, document and position of the token at an index, for
-    messages. `files`: (index, name) where the tokens of a file begin, the first at 0. `mark`: where
-    the corpus can be gone on with after this block, None where it cannot.
+    messages. `files`: (index, name) where the tokens of a file begin, the first at 0; `labels`: the
+    same for the values of `CorpusOptions.label`, () without it. `partition`: the number of the
+    partition it is of. `mark`: where the corpus can be gone on with after this block, None where it
+    cannot.
     """
 
     ids: NDArray[np.integer]
     starts: NDArray[np.bool_]
     size: int
     locate: Callable[[int], str]
-    files: tuple[tuple[int, str], ...] = ((0, ""),)
+    files: Names = ((0, ""),)
+    labels: Names = ()
+    partition: int = 0
     mark: Mark | None = None
 
 
 Item: TypeAlias = Document | TokenBlock
 
 
-def cut_files(
-    files: Sequence[tuple[int, str]], begin: int, end: int
-) -> tuple[tuple[int, str], ...]:
-    """The files of the tokens begin..end-1, counted from `begin`."""
-    stops = [at for at, _ in files[1:]] + [end] * bool(files)
+def cut_names(names: Sequence[tuple[int, str]], begin: int, end: int) -> Names:
+    """The files or labels of the tokens begin..end-1, counted from `begin`."""
+    stops = [at for at, _ in names[1:]] + [end] * bool(names)
     return tuple(
         (max(at - begin, 0), name)
-        for (at, name), stop in zip(files, stops, strict=True)
+        for (at, name), stop in zip(names, stops, strict=True)
         if at < end and stop > begin
     )
 

@@ -27,7 +27,7 @@ from engram_cli.corpus.base import (
     Document,
     Mark,
     TokenBlock,
-    cut_files,
+    cut_names,
 )
 from engram_cli.corpus.encode import Encoder
 from engram_cli.corpus.readers import READERS
@@ -163,7 +163,7 @@ class TokenStream:
                 starts=starts[begin:end],
                 size=part,
                 locate=partial(_shifted, locate, begin),
-                files=cut_files(files, begin, end) or ((0, documents[0].file),),
+                files=cut_names(files, begin, end) or ((0, documents[0].file),),
                 mark=self._marked(mark) if end == total else None,
             )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -25,6 +26,7 @@ from engram_cli.formats import tensors
 from engram_cli.formats.module_spec import KINDS, ModuleSpec, Part
 from engram_cli.formats.tensors import Array, TensorSpec
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.progress import SILENT, Progress
 
 FORMAT = "engram-bundle"
 VERSION = 1
@@ -160,6 +162,35 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     return Bundle(folder=folder, spec=spec, shards=shards, dense=_dense(files, spec))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleFiles:
+    """What reading all files of a bundle found: a line for each whose digest is another one."""
+
+    files: int
+    stored_bytes: int
+    problems: tuple[str, ...]
+
+
+def verify_files(path: str | Path, *, threads: int = 1, progress: Progress = SILENT) -> BundleFiles:
+    """Read every file that the description lists and compare its digest.
+
+    Raises what `read_bundle` raises for a description that is not to be trusted.
+    """
+    listed = _Files(Path(path), _read_description(Path(path)))
+    progress.start("verify", sum(map(listed.size, listed.names)), "bytes")
+    problems = []
+    with ThreadPoolExecutor(threads) as pool:
+        for name, problem in zip(listed.names, pool.map(listed.problem, listed.names), strict=True):
+            progress.advance(listed.size(name))
+            if problem is not None:
+                problems.append(problem)
+    return BundleFiles(
+        files=len(listed.names),
+        stored_bytes=sum(map(listed.size, listed.names)),
+        problems=tuple(problems),
+    )
+
+
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
@@ -198,6 +229,23 @@ class _Files:
 
     def __contains__(self, name: str) -> bool:
         return name in self._listed
+
+    @property
+    def names(self) -> list[str]:
+        """The files, by name."""
+        return sorted(self._listed)
+
+    def size(self, name: str) -> int:
+        """The bytes that a file should have, and has."""
+        return self._listed[name][0]
+
+    def problem(self, name: str) -> str | None:
+        """What is wrong with a file that is read whole; None where nothing is."""
+        try:
+            self.check_digest(name)
+        except ArtifactError as error:
+            return error.message
+        return None
 
     def expect(self, names: set[str]) -> None:
         """Raises ArtifactError for a name that the description does not list."""

@@ -65,6 +65,21 @@ class Collector(Protocol):
         """Go on from a `state` that comes from a file. Raises ArtifactError for an unsound one."""
         ...
 
+    def partial(self) -> State:
+        """What merges with that of another part of the corpus; the same however this part was read.
+
+        It may share memory.
+        """
+        ...
+
+    def absorb(self, state: State) -> None:
+        """Take in the `partial` of another part, which may come from a file; nothing is pushed
+        afterwards. The order in which parts are absorbed changes nothing.
+
+        Raises ArtifactError for an unsound one, MismatchError for one that does not belong here.
+        """
+        ...
+
 
 class Looker:
     """A collector that does nothing; those that need only a part of the protocol inherit it."""
@@ -94,3 +109,10 @@ class Looker:
 
     def restore(self, state: State) -> None:
         """Nothing was kept."""
+
+    def partial(self) -> State:
+        """Nothing."""
+        return {}
+
+    def absorb(self, state: State) -> None:
+        """Nothing was found."""

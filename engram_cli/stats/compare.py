@@ -14,12 +14,14 @@ import numpy as np
 from engram_cli.errors import InputError
 from engram_cli.hashing.hasher import Window
 from engram_cli.hashing.layout import INT64, HashLayout
+from engram_cli.stats import kernels
 from engram_cli.stats.collector import Looker
 from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.counters import STEP, Counter, Counts, sampler_cost
-from engram_cli.stats.distinct import sampler_bytes
+from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE, NgramSample, sampler_bytes
 from engram_cli.stats.passage import Passage
-from engram_cli.stats.state import State, nested, part_of, take_into
+from engram_cli.stats.samples import merged, samples_of, samples_state
+from engram_cli.stats.state import State, nested, part_of, take, take_into, take_scalar
 
 
 class Uncompressed(Looker):
@@ -35,6 +37,12 @@ class Uncompressed(Looker):
         self._scratch = self._counter.shares[0].scratch()
         blank = np.full(layout.max_order - 1, self.layout.filler_id, dtype=np.int32)
         self._history = blank
+        self._absorbed: tuple[NgramSample, ...] = ()
+
+    @classmethod
+    def blank_for(cls, layout: HashLayout, state: State) -> Uncompressed:
+        """One that can absorb a partial. Raises ArtifactError."""
+        return cls(layout, take_scalar(state, "samples/0/size", LEAST_SAMPLE, MOST_SAMPLE))
 
     @property
     def memory(self) -> int:
@@ -58,9 +66,27 @@ class Uncompressed(Looker):
 
     def counts(self, counts: Counts) -> Counts:
         """What the twin counted, in the corpus of `counts`."""
-        return self._counter.counts(
+        own = self._counter.counts(
             tokens=counts.tokens, documents=counts.documents, joined=counts.joined
         )
+        return replace(own, samples=self._samples())
+
+    def partial(self) -> State:
+        """Hits and samples, as those of the layout itself."""
+        hits = {str(layer): hits for layer, hits in self._counter.hits.items()}
+        return nested(hits=hits, samples=samples_state(self._samples()))
+
+    def absorb(self, state: State) -> None:
+        """Take in a partial. Raises ArtifactError, MismatchError for another --sample-size."""
+        layout = self.layout
+        ids = range(layout.compressed_size)
+        samples = samples_of(part_of(state, "samples"), layout.orders, ids, 2**63)
+        self._absorbed = merged(self._samples(), samples)
+        for layer, hits in self._counter.hits.items():
+            kernels.add_hits(hits, take(state, f"hits/{layer}", np.uint32, hits.shape))
+
+    def _samples(self) -> tuple[NgramSample, ...]:
+        return self._absorbed or tuple(s.sample() for s in self._counter.samplers)
 
     def state(self) -> State:
         """Of the counters, and the last tokens."""

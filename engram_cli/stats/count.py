@@ -49,10 +49,10 @@ def count_blocks(
 ) -> Counts:
     """Count the rows that the tokens of `blocks` look up, and sample their n-grams.
 
-    Each document is a sequence of its own unless `join_documents`. The result does not depend on
-    how the tokens are cut into blocks, nor on `threads`. `collectors` see all of it on the way.
-    What `holdout` takes out is checked but not counted, and look-back ends there. Raises
-    TokenIdError naming file, document and position.
+    Each document is a sequence of its own, with `join_documents` each partition. The result does
+    not depend on how the tokens are cut into blocks, nor on `threads`. `collectors` see all of it
+    on the way. What `holdout` takes out is checked but not counted, and look-back ends there.
+    Raises TokenIdError naming file, document and position.
     """
     tally = Tally(
         layout,
@@ -130,6 +130,7 @@ class _Feed:
 
     def __init__(self, layout: HashLayout, join_documents: bool, holdout: Holdout | None) -> None:
         self.tokens = self.documents = 0
+        self._partition = self._begin = 0  # the one at hand, and the tokens before it
         self._join_documents = join_documents
         self._holdout = holdout
         self._stretcher = Stretcher()
@@ -141,6 +142,8 @@ class _Feed:
         own = {
             "tokens": scalar(self.tokens),
             "documents": scalar(self.documents),
+            "partition": scalar(self._partition),
+            "begin": scalar(self._begin),
             "history": history,
             "carry": scalar(carry),
         }
@@ -151,6 +154,8 @@ class _Feed:
         """Go on from a `state`. Raises ArtifactError."""
         self.tokens = take_scalar(state, "tokens")
         self.documents = take_scalar(state, "documents")
+        self._partition = take_scalar(state, "partition")
+        self._begin = take_scalar(state, "begin", 0, self.tokens)
         history = take(state, "history", np.int32, (-1,))
         try:
             self._hasher.remember(history, take_scalar(state, "carry"))
@@ -161,7 +166,13 @@ class _Feed:
             self._holdout.restore(part_of(state, "holdout"))
 
     def passage(self, block: TokenBlock) -> Passage | None:
-        """The passage of a block; None when all of it is held out. Raises TokenIdError."""
+        """The passage of a block; None when all of it is held out. Raises TokenIdError.
+
+        With a new partition all begins anew that depends on the order of reading.
+        """
+        if block.partition != self._partition:
+            self._partition, self._begin = block.partition, self.tokens
+            self._hasher.reset()
         stretches = self._stretcher.push(block.starts, block.files)
         cuts = None
         if self._holdout is not None:
@@ -180,7 +191,8 @@ class _Feed:
             starts=block.starts,
             stretches=stretches,
             files=block.files,
-            position=self.tokens,
+            position=self.tokens - self._begin,
+            labels=block.labels,
         )
         self.tokens += len(block.ids)
         self.documents += int(np.count_nonzero(block.starts))

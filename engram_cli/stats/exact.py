@@ -8,6 +8,7 @@ with a chance of 1 in 3,700.
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,8 @@ class ExactNgrams(Looker):
         self._heads = layout.heads
         self._filler = layout.filler_id
         self._budget = budget
+        self._ids = layout.compressed_size
+        self._found: NgramSample | None = None
         self._state = np.zeros(2, dtype=np.int64)
         self._blocks: list[NDArray[np.int32]] = []
         self._slots = self._new_slots(_FIRST_SLOTS)
@@ -98,11 +101,35 @@ class ExactNgrams(Looker):
     def section(self, counts: Counts) -> None:
         """None: what was counted makes the other figures exact."""
 
-    def sample(self) -> NgramSample:
-        """All n-grams in the order of their first occurrence, their hashes therefore in no order.
+    @classmethod
+    def blank_for(cls, layout: HashLayout, order: int) -> ExactNgrams:
+        """One that can absorb a partial, in as much memory as there is."""
+        return cls(layout, order, Budget(None))
 
-        The table is given up. Nothing can be counted afterwards.
-        """
+    def sample(self) -> NgramSample:
+        """All n-grams by ascending hash. The table is given up: nothing can be counted after."""
+        if self._found is None:
+            self._found = self._drawn()
+        return self._found
+
+    def partial(self) -> State:
+        """All n-grams and their counts; the table is given up. No hashes: they follow."""
+        found = self.sample()
+        return {"tokens": found.tokens.reshape(-1), "counts": found.counts}
+
+    def absorb(self, state: State) -> None:
+        """Take in a partial. Raises ArtifactError, InputError when memory does not suffice."""
+        counts = take(state, "counts", np.uint64, (-1,))
+        tokens = take(state, "tokens", np.int32, (len(counts) * self.order,))
+        tokens = tokens.reshape(-1, self.order)
+        in_range = not len(tokens) or 0 <= int(tokens.min()) <= int(tokens.max()) < self._ids
+        check(in_range, "tokens")
+        self._budget.take(len(counts) * self._block_bytes // _BLOCK, self._what())
+        other = self._sample(hash_ngrams(tokens), counts, tokens)
+        check(bool(np.all(other.hashes[1:] > other.hashes[:-1])), "tokens")
+        self._found = _both(self.sample(), other)
+
+    def _drawn(self) -> NgramSample:
         used = int(self._state[0])
         tokens = np.concatenate(self._blocks)[:used]
         self._blocks.clear()
@@ -112,9 +139,15 @@ class ExactNgrams(Looker):
         counts = np.empty(used, dtype=np.uint64)
         kernels.find_counts(hashes, self._slots, counts)
         self._slots = self._slots[:0]
+        order = np.argsort(hashes)
+        return self._sample(hashes[order], counts[order], tokens[order])
+
+    def _sample(
+        self, hashes: NDArray[np.uint64], counts: NDArray[np.uint64], tokens: NDArray[np.int32]
+    ) -> NgramSample:
         return NgramSample(
             order=self.order,
-            size=max(used, 1),
+            size=max(len(hashes), 1),
             threshold=EVERYTHING,
             hashes=hashes,
             counts=counts,
@@ -148,8 +181,8 @@ class ExactNgrams(Looker):
     @property
     def _block_bytes(self) -> int:
         """Of a block's tokens, and of what the figures will take for as many n-grams: the tokens
-        once more, hash, count, and a byte for each head."""
-        return _BLOCK * (2 * 4 * self.order + 16 + self._heads)
+        once more, hash, count and place, and a byte for each head."""
+        return _BLOCK * (2 * 4 * self.order + 24 + self._heads)
 
     def _new_block(self) -> None:
         self._budget.take(self._block_bytes, self._what())
@@ -169,6 +202,13 @@ class ExactNgrams(Looker):
 
     def _what(self) -> str:
         return f"all {self.order}-grams, {int(self._state[0]):,} so far,"
+
+
+def _both(one: NgramSample, two: NgramSample) -> NgramSample:
+    """All n-grams of both."""
+    size = max(len(one.hashes) + len(two.hashes), 1)
+    both = replace(one, size=size).merge(replace(two, size=size))
+    return replace(both, size=max(len(both.hashes), 1))
 
 
 def exact_ngrams(layout: HashLayout, available: int | None) -> tuple[ExactNgrams, ...]:

@@ -6,26 +6,26 @@ docs/reference/statistics-format.md describes it. What is read back is untrusted
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zarr
-import zarr.codecs
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError
 from engram_cli.files import canonical_json, new_folder, read_json
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
+from engram_cli.stats.arrays import REMAKE, read_array, write_arrays
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.counters import Counts
-from engram_cli.stats.distinct import EVERYTHING, NgramSample, hash_ngrams
+from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.partial_files import read_partials, write_partials
+from engram_cli.stats.samples import sound_sample
+from engram_cli.stats.state import State
 from engram_cli.version import __version__
 
 FORMAT = "engram-stats"
@@ -34,13 +34,9 @@ DOCUMENT, COUNTERS, SAMPLE = "stats.json", "counters.zarr", "sample.parquet"
 FIXED_KEYS = frozenset(
     (
         *("format", "version", "tool_version", "complete", "layout", "fingerprint", "tokens"),
-        *("documents", "join_documents", "corpus", "samples", "orders", "columns"),
+        *("documents", "join_documents", "corpus", "samples", "orders", "columns", "partials"),
     )
 )
-_CHUNK = 2**22  # counters of a chunk: 16 MB
-_WRITERS = 4  # chunks compressed at a time: a core manages 200 MB/s
-_CODECS = {"bytes", "zstd"}
-_REMAKE = "make it again with engram hash-stats --force"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,7 +60,9 @@ class Statistics:
         Raises LayoutError for an unknown layer, ArtifactError when counters are missing or changed.
         """
         entry = self.layout.layer(layer)
-        hits = np.asarray(_read_array(self.path, str(layer), (entry.rows,), np.dtype(np.uint32)))
+        hits = np.asarray(
+            read_array(self.path / COUNTERS, str(layer), (entry.rows,), np.dtype(np.uint32))
+        )
         hits = np.require(hits, np.uint32, ("C", "W"))
         for column, (begin, modulus) in enumerate(zip(entry.offsets, entry.moduli, strict=True)):
             sums = np.zeros(6, dtype=np.uint64)
@@ -74,13 +72,17 @@ class Statistics:
                 raise ArtifactError(
                     f"{self.path / COUNTERS}: the hits of layer {layer}, column {column} sum to "
                     f"{total:,}, not to the {self.tokens:,} tokens",
-                    _REMAKE,
+                    REMAKE,
                 )
         return hits
 
     def samples(self) -> tuple[NgramSample, ...]:
         """The n-gram sample of each order. Raises ArtifactError."""
         return _read_samples(self)
+
+    def partials(self) -> dict[str, State]:
+        """What the sections come from, by collector. Raises ArtifactError."""
+        return read_partials(self.path, self.document.get("partials"))
 
     def counts(self) -> Counts:
         """All that was counted, to be merged with other counts. Raises ArtifactError."""
@@ -102,15 +104,19 @@ def write_stats(
     *,
     corpus: Mapping[str, int] | None = None,
     sections: Mapping[str, Any] | None = None,
+    partials: Mapping[str, State] | None = None,
     force: bool = False,
 ) -> None:
     """Write a statistics folder, whole or not at all. Raises OutputError.
 
     `corpus`: figures of the corpus itself to keep, such as its files and bytes. `sections`: further
-    keys of stats.json, plain JSON values. The same arguments give the same bytes.
+    keys of stats.json, plain JSON values. `partials`: what the sections come from, for merging. The
+    same arguments give the same bytes.
     """
     with new_folder(path, force=force) as part:
-        _write_counters(counts, part / COUNTERS)
+        counters = {str(layer): hits for layer, hits in counts.hits.items()}
+        lookup = {} if counts.layout.lookup is None else {"lookup": counts.layout.lookup}
+        write_arrays(part / COUNTERS, counters | lookup)
         _write_samples(counts.samples, part / SAMPLE)
         document = {
             "format": FORMAT,
@@ -129,6 +135,7 @@ def write_stats(
             ],
             "orders": [asdict(each) for each in orders],
             "columns": [asdict(each) for each in columns],
+            "partials": write_partials(part, partials or {}),
         }
         if clash := FIXED_KEYS & (sections or {}).keys():
             raise ValueError(f"sections named as fixed keys: {', '.join(sorted(clash))}")
@@ -151,19 +158,19 @@ def read_stats(path: str | Path) -> Statistics:
     if not path.is_dir():
         raise InputError(f"no statistics folder at {path}", "run first: engram hash-stats CORPUS")
     if not (path / DOCUMENT).is_file():
-        raise IncompleteError(f"{path} has no {DOCUMENT}: it was never finished", _REMAKE)
+        raise IncompleteError(f"{path} has no {DOCUMENT}: it was never finished", REMAKE)
     document = read_json(path / DOCUMENT, "the statistics of a corpus")
     _check_document(path, document)
     try:
         layout = HashLayout.from_json(document["layout"])
         lookup = None
         if layout.vocab_digest is not None:
-            lookup = np.asarray(_read_array(path, "lookup", None, np.dtype(np.int32)))
+            lookup = np.asarray(read_array(path / COUNTERS, "lookup", None, np.dtype(np.int32)))
         layout = layout.bind(lookup)
     except EngramError as error:
-        raise ArtifactError(f"{path}: {error.message}", _REMAKE) from None
+        raise ArtifactError(f"{path}: {error.message}", REMAKE) from None
     if layout.fingerprint != document["fingerprint"]:
-        raise ArtifactError(f"{path / DOCUMENT}: its fingerprint is another layout's", _REMAKE)
+        raise ArtifactError(f"{path / DOCUMENT}: its fingerprint is another layout's", REMAKE)
     return Statistics(
         path=path,
         layout=layout,
@@ -176,66 +183,18 @@ def read_stats(path: str | Path) -> Statistics:
 def _check_document(path: Path, document: dict[str, Any]) -> None:
     name = path / DOCUMENT
     if document.get("format") != FORMAT:
-        raise ArtifactError(f"{name} holds no statistics of ours", _REMAKE)
+        raise ArtifactError(f"{name} holds no statistics of ours", REMAKE)
     version = document.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise ArtifactError(f"{name} was written by a newer version ({version})", "upgrade engram")
     if document.get("complete") is not True:
-        raise IncompleteError(f"{name} says that it is not complete", _REMAKE)
+        raise IncompleteError(f"{name} says that it is not complete", REMAKE)
     kinds: dict[str, type] = {"tokens": int, "documents": int, "join_documents": bool}
     kinds |= {"fingerprint": str, "layout": dict, "samples": list, "orders": list, "columns": list}
     for key, kind in kinds.items():
         value = document.get(key)
         if not isinstance(value, kind) or (isinstance(value, int) and not 0 <= value < 2**63):
-            raise ArtifactError(f"{name}: '{key}' is missing or wrong", _REMAKE)
-
-
-def _write_counters(counts: Counts, path: Path) -> None:
-    """One array a layer, each chunk compressed by zstd: most counters are 0 or small."""
-    group = zarr.create_group(path, zarr_format=3)
-    arrays: dict[str, NDArray[Any]] = {str(layer): own for layer, own in counts.hits.items()}
-    if counts.layout.lookup is not None:
-        arrays["lookup"] = counts.layout.lookup
-    for name, values in arrays.items():
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            dtype=values.dtype,
-            chunks=(min(_CHUNK, len(values)),),
-            compressors=zarr.codecs.ZstdCodec(level=1),
-            fill_value=0,
-        )
-        write = partial(_write_chunk, array, values)
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            list(pool.map(write, range(0, len(values), _CHUNK)))
-
-
-def _write_chunk(array: Any, values: NDArray[Any], begin: int) -> None:
-    array[begin : begin + _CHUNK] = values[begin : begin + _CHUNK]
-
-
-def _read_array(
-    path: Path, name: str, shape: tuple[int, ...] | None, dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    """A whole array of the counters; its shape, type and codecs are checked before it is read."""
-    where = f"{path / COUNTERS}/{name}"
-    try:
-        array = zarr.open_array(path / COUNTERS / name, mode="r", zarr_format=3)
-        metadata: Any = array.metadata.to_dict()
-        codecs = {str(codec["name"]) for codec in metadata["codecs"]}
-        if array.dtype != dtype or array.ndim != 1 or (shape and array.shape != shape):
-            raise ArtifactError(
-                f"{where} is {array.dtype} of shape {array.shape}, not {dtype} of {shape or '[V]'}",
-                _REMAKE,
-            )
-        if not codecs <= _CODECS:
-            raise ArtifactError(f"{where} is stored with {', '.join(sorted(codecs))}", _REMAKE)
-        values: NDArray[Any] = np.asarray(array[:])
-    except EngramError:
-        raise
-    except Exception as error:  # zarr raises whatever its parts raise on a damaged file
-        raise ArtifactError(f"{where} cannot be read: {error}", _REMAKE) from None
-    return values
+            raise ArtifactError(f"{name}: '{key}' is missing or wrong", REMAKE)
 
 
 def _write_samples(samples: Sequence[NgramSample], path: Path) -> None:
@@ -278,24 +237,9 @@ def _read_samples(statistics: Statistics) -> tuple[NgramSample, ...]:
             )
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{path} cannot be read as a sample: {reason}", _REMAKE) from None
+        raise ArtifactError(f"{path} cannot be read as a sample: {reason}", REMAKE) from None
+    ids = range(statistics.layout.compressed_size)
     for sample in samples:
-        _check_sample(path, sample, statistics)
+        if not sound_sample(sample, ids, statistics.tokens):
+            raise ArtifactError(f"{path}: the sample of {sample.order}-grams was changed", REMAKE)
     return tuple(samples)
-
-
-def _check_sample(path: Path, sample: NgramSample, statistics: Statistics) -> None:
-    tokens, hashes = sample.tokens, sample.hashes
-    size = statistics.layout.compressed_size
-    right = (
-        1 <= sample.threshold <= EVERYTHING
-        and len(hashes) <= sample.size
-        and (sample.exact or len(hashes) == sample.size)
-        and bool(np.all(hashes[1:] > hashes[:-1]))
-        and (len(hashes) == 0 or 0 < int(hashes[0]) <= int(hashes[-1]) < sample.threshold)
-        and (len(hashes) == 0 or (int(tokens.min()) >= 0 and int(tokens.max()) < size))
-        and bool(np.array_equal(hash_ngrams(tokens), hashes))
-        and 0 <= int(sample.counts.sum()) <= statistics.tokens
-    )
-    if not right:
-        raise ArtifactError(f"{path}: the sample of {sample.order}-grams was changed", _REMAKE)

@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import TokenBlock
-from engram_cli.errors import InputError
+from engram_cli.corpus.base import Names, TokenBlock
+from engram_cli.errors import InputError, MismatchError
 from engram_cli.stats.passage import Stretches, scrambled
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
 
@@ -116,6 +116,7 @@ class Holdout:
         limit = take(state, "limit", np.uint64, (-1,))
         sound = bool(np.all((lengths >= 0) & (lengths <= len(ids)))) and len(limit) <= 1
         check(sound and sum(lengths.tolist()) == len(ids), "lengths")
+        check(len(np.unique(keys)) == len(keys), "keys")
         ends = np.cumsum(lengths).tolist()
         begins = [0, *ends[:-1]]
         self._parts = {
@@ -128,6 +129,43 @@ class Holdout:
         self.tokens = take_scalar(state, "tokens")
         self._documents = take_scalar(state, "documents")
         self._left = take_scalar(state, "left")
+
+    def partial(self) -> State:
+        """The stretches kept; what is left of the stream is no matter of other parts."""
+        self._shrink()
+        keys = sorted(self._parts)
+        kept = [np.concatenate(self._parts[key]).astype(np.int64) for key in keys]
+        return {
+            "share": np.array([self.share], dtype=np.float64),
+            "budget": scalar(self._budget),
+            "keys": np.array(keys, dtype=np.uint64),
+            "lengths": np.array([len(ids) for ids in kept], dtype=np.int64),
+            "ids": np.concatenate([np.empty(0, dtype=np.int64), *kept]),
+            "limit": np.array([] if self._limit is None else [self._limit], dtype=np.uint64),
+            "tokens": scalar(self.tokens),
+        }
+
+    def absorb(self, state: State, vocab_size: int) -> None:
+        """Take in a partial, of ids below `vocab_size`; of a stretch that both parts have the
+        longer one stays. Raises ArtifactError, MismatchError for another share."""
+        other = holdout_for(state)
+        if (other.share, other._budget) != (self.share, self._budget):
+            raise MismatchError(
+                f"shares of {self.share} and of {other.share} were held out",
+                "count all parts with the same --holdout",
+            )
+        other.restore(state | {name: scalar(0) for name in ("cut", "documents", "left")})
+        ids = [ids for parts in other._parts.values() for ids in parts]
+        check(all(len(each) and 0 <= each.min() <= each.max() < vocab_size for each in ids), "ids")
+        limits = [each for each in (self._limit, other._limit) if each is not None]
+        self._limit = min(limits, default=None)
+        for key, parts in other._parts.items():
+            own = [np.concatenate(self._parts[key]).astype(np.int64)] if key in self._parts else []
+            self._parts[key] = [max([*own, *parts], key=_extent)]
+        if self._limit is not None:
+            self._parts = {key: ids for key, ids in self._parts.items() if key < self._limit}
+        self.tokens += other.tokens
+        self._shrink()
 
     def _keep(
         self,
@@ -160,23 +198,40 @@ class Holdout:
         self._held = total
 
 
+def holdout_for(state: State) -> Holdout:
+    """One that can absorb a partial. Raises ArtifactError."""
+    share = float(take(state, "share", np.float64, (1,))[0])
+    check(0.0 < share < 1.0, "share")
+    return Holdout(share, take_scalar(state, "budget", 1, KEPT_TOKENS))
+
+
+def _extent(ids: NDArray[np.integer]) -> tuple[int, bytes]:
+    """By which one of two stretches with the same key is chosen."""
+    return len(ids), ids.tobytes()
+
+
 def _select(block: TokenBlock, index: NDArray[np.int64]) -> TokenBlock:
     """The tokens of a block at `index`, ascending."""
     if len(index) == len(block.ids):
         return block
-    at = np.searchsorted(index, [at for at, _ in block.files])
-    stops = [*at[1:], len(index)]
-    files = [
-        (int(begin), name)
-        for begin, stop, (_, name) in zip(at, stops, block.files, strict=True)
-        if begin < stop
-    ]
     return replace(
         block,
         ids=block.ids[index],
         starts=block.starts[index],
         locate=partial(_locate, block, index),
-        files=tuple(files) or block.files[:1],
+        files=_selected(block.files, index) or block.files[:1],
+        labels=_selected(block.labels, index),
+    )
+
+
+def _selected(names: Names, index: NDArray[np.int64]) -> Names:
+    """Where the tokens at `index` of each name begin among them."""
+    at = np.searchsorted(index, [at for at, _ in names])
+    stops = [*at[1:], len(index)] if names else []
+    return tuple(
+        (int(begin), name)
+        for begin, stop, (_, name) in zip(at, stops, names, strict=True)
+        if begin < stop
     )
 
 

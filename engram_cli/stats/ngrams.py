@@ -57,6 +57,14 @@ class Names:
             return found.members[0].readable
         return readable(found.key)
 
+    def raw_token(self, token_id: int) -> str:
+        """A raw token id by its own text; spaces visible."""
+        vocab = self._vocab
+        if vocab is None or token_id >= len(vocab.lookup) or vocab.lookup[token_id] == HOLE:
+            return f"#{token_id}"
+        text, token = vocab.texts[token_id], vocab.tokens[token_id]
+        return Member(token_id=token_id, text=text, token=token).readable
+
 
 def top_ngrams(
     samples: Sequence[NgramSample], names: Names, limit: int = TOP

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import cut_files
+from engram_cli.corpus.base import Names, cut_names
 from engram_cli.hashing.hasher import Window
 from engram_cli.stats.state import State, scalar, take, take_scalar
 
@@ -49,15 +49,17 @@ class Passage:
 
     `window`: compressed, as they are hashed; `ids`: as they were read; `starts` bool[T]: first
     tokens of documents; `files`: (index, name) where a file's tokens begin, the first at 0;
-    `position`: how many tokens were counted before.
+    `labels`: the same for the labels of documents, () where there are none; `position`: how many
+    tokens of the partition were counted before, 0 only where one begins.
     """
 
     window: Window
     ids: NDArray[np.integer]
     starts: NDArray[np.bool_]
     stretches: Stretches
-    files: tuple[tuple[int, str], ...]
+    files: Names
     position: int
+    labels: Names = ()
 
     def __len__(self) -> int:
         return len(self.window)
@@ -71,8 +73,9 @@ class Passage:
             ids=self.ids[begin:end],
             starts=self.starts[begin:end],
             stretches=self.stretches.part(begin, end),
-            files=cut_files(self.files, begin, end),
+            files=cut_names(self.files, begin, end),
             position=self.position + begin,
+            labels=cut_names(self.labels, begin, end),
         )
 
 

@@ -1,30 +1,56 @@
 """How the parts of a corpus overlap: passages in, the section "sources" of stats.json out.
 
 Each source has its own bottom-k sample of n-grams. Below the lower threshold of two sources both
-samples are complete there, so what they share is counted, not guessed.
+samples are complete there, so what they share is counted, not guessed. A source is some files, or
+the documents with a certain label.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import InputError
+from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Looker
 from engram_cli.stats.counters import Counts
-from engram_cli.stats.distinct import NgramSample, Sampler, lowest, sampler_bytes
+from engram_cli.stats.distinct import (
+    LEAST_SAMPLE,
+    MOST_SAMPLE,
+    NgramSample,
+    Sampler,
+    lowest,
+    table_entries,
+)
 from engram_cli.stats.passage import Passage
-from engram_cli.stats.state import State, nested, numbered, part_of, take
+from engram_cli.stats.samples import merged, samples_of, samples_state
+from engram_cli.stats.state import (
+    State,
+    check,
+    nested,
+    numbered,
+    part_of,
+    scalar,
+    take,
+    take_scalar,
+    unsound,
+)
 
-MOST_SOURCES = 24
-SAMPLE = 2**15  # n-grams of each order and source
+MOST_SHOWN = 24  # sources, the last of them all others
+MOST_SOURCES = 128  # told apart
+SAMPLE = 2**14  # n-grams of each order and source
 OTHERS = "(others)"
-_GROUPINGS = ("file", "folder")
+GROUPINGS = ("file", "folder")
+
+
+class TooManySources(InputError):
+    """More sources than are told apart."""
 
 
 class Sources(Looker):
@@ -33,70 +59,174 @@ class Sources(Looker):
     name = "sources"
 
     def __init__(
-        self, layout: HashLayout, source_of: Mapping[str, str], sample_size: int = SAMPLE
+        self,
+        layout: HashLayout,
+        source_of: Mapping[str, str] | None,
+        sample_size: int = SAMPLE,
+        *,
+        by: str = "file",
     ) -> None:
-        """`source_of`: the source of each file by the file's name."""
+        """`source_of`: the source of each file by the file's name, None where labels say it; `by`:
+        what they are told apart by, for messages and to merge only what is alike."""
+        self._layout = layout
         self._source_of = source_of
         self._size = sample_size
-        self.names = tuple(dict.fromkeys(source_of.values()))
-        self._orders = layout.orders
-        self._samplers = {
-            name: [Sampler(order, layout.filler_id, sample_size) for order in layout.orders]
-            for name in self.names
-        }
-        self._tokens = dict.fromkeys(self.names, 0)
+        self._by = by
+        self._samplers: dict[str, tuple[Sampler, ...]] = {}
+        self._absorbed: dict[str, tuple[NgramSample, ...]] = {}
+        self._tokens: dict[str, int] = {}
+        for name in dict.fromkeys((source_of or {}).values()):
+            self._begin(name)
+
+    @classmethod
+    def blank_for(cls, layout: HashLayout, state: State) -> Sources:
+        """One that can absorb a partial. Raises ArtifactError."""
+        size = take_scalar(state, "size", LEAST_SAMPLE, MOST_SAMPLE)
+        return cls(layout, {}, size, by=_text(state, "by"))
 
     @property
     def memory(self) -> int:
-        """The samplers of all sources."""
-        return len(self.names) * sum(sampler_bytes(order, self._size) for order in self._orders)
+        """The samplers of all sources; where labels tell them, of as many as there may be."""
+        sources = MOST_SOURCES if self._source_of is None else len(self._tokens)
+        entries = table_entries(self._size)
+        return sources * sum(entries * (16 + 4 * order) for order in self._layout.orders)
 
     @property
     def cost(self) -> int:
         """That of drawing the samples."""
-        return 3 * len(self._orders)
+        return 3 * len(self._layout.orders)
 
     def push(self, passage: Passage) -> None:
-        """Sample each file's tokens for its source."""
-        stops = [at for at, _ in passage.files[1:]] + [len(passage)]
-        for (begin, name), end in zip(passage.files, stops, strict=True):
-            source = self._source_of[name]
+        """Sample the tokens of each file, or label, for its source. Raises TooManySources."""
+        names = passage.files if self._source_of is not None else passage.labels
+        stops = [at for at, _ in names[1:]] + [len(passage)]
+        for (begin, name), end in zip(names, stops, strict=True):
+            source = name if self._source_of is None else self._source_of[name]
+            if source not in self._samplers:
+                self._begin(source)
             self._tokens[source] += end - begin
             for sampler in self._samplers[source]:
                 sampler.push(passage.window.part(begin, end))
 
     def state(self) -> State:
-        """Of the samplers of all sources, and their tokens."""
-        samplers = numbered([sampler.state() for sampler in self._all_samplers()])
-        tokens = np.array(list(self._tokens.values()), dtype=np.int64)
-        return nested(samplers=samplers) | {"tokens": tokens}
+        """Of the samplers of all sources, their names and tokens."""
+        each = [sampler.state() for name in self._tokens for sampler in self._samplers[name]]
+        return nested(samplers=numbered(each)) | self._named()
 
     def restore(self, state: State) -> None:
         """Go on from a `state`. Raises ArtifactError."""
-        for index, sampler in enumerate(self._all_samplers()):
+        self._samplers.clear()
+        self._tokens.clear()
+        for name, tokens in _names(state).items():
+            self._begin(name)
+            self._tokens[name] = tokens
+        each = [sampler for name in self._tokens for sampler in self._samplers[name]]
+        for index, sampler in enumerate(each):
             sampler.restore(part_of(state, f"samplers/{index}"))
-        tokens = take(state, "tokens", np.int64, (len(self.names),))
-        self._tokens = dict(zip(self.names, tokens.tolist(), strict=True))
 
-    def _all_samplers(self) -> list[Sampler]:
-        return [sampler for name in self.names for sampler in self._samplers[name]]
+    def partial(self) -> State:
+        """The samples of all sources, their names and tokens, by name."""
+        self._tokens = dict(sorted(self._tokens.items()))
+        samples = numbered([samples_state(self._samples(name)) for name in self._tokens])
+        own = {"size": scalar(self._size), "by": _raw(self._by)}
+        return nested(samples=samples) | self._named() | own
+
+    def absorb(self, state: State) -> None:
+        """Take in a partial; sources of one name are one. Raises ArtifactError, MismatchError for
+        another way to tell them apart, TooManySources."""
+        if _text(state, "by") != self._by:
+            raise MismatchError(
+                f"one part of the corpus is grouped by {self._by}, another by {_text(state, 'by')}",
+                "count all parts with the same --group-by",
+            )
+        ids, orders = range(self._layout.compressed_size), self._layout.orders
+        for index, (name, tokens) in enumerate(_names(state).items()):
+            found = samples_of(part_of(state, f"samples/{index}"), orders, ids, tokens)
+            if name not in self._tokens:
+                self._begin(name)
+            self._absorbed[name] = merged(self._samples(name), found)
+            self._tokens[name] += tokens
 
     def section(self, counts: Counts) -> dict[str, Any]:
-        """Names, tokens, and for each order what each source's n-grams share with the others."""
+        """Names, tokens, and for each order what each source's n-grams share with the others.
+
+        Beyond `MOST_SHOWN` the sources of the fewest tokens are one, "(others)".
+        """
+        shown = self._shown()
+        samples = {
+            name: reduce(merged, [self._samples(each) for each in members])
+            for name, members in shown.items()
+        }
         overlap = []
-        for index, order in enumerate(self._orders):
-            samples = [self._samplers[name][index].sample() for name in self.names]
-            by_use, by_ngram = overlaps(samples)
+        for index, order in enumerate(self._layout.orders):
+            own = [samples[name][index] for name in shown]
+            by_use, by_ngram = overlaps(own)
             overlap.append(
                 {
                     "order": order,
                     "share": by_use.tolist(),
                     "ngrams": by_ngram.tolist(),
-                    "distinct": [sample.distinct for sample in samples],
+                    "distinct": [sample.distinct for sample in own],
                 }
             )
-        tokens = [self._tokens[name] for name in self.names]
-        return {"names": list(self.names), "tokens": tokens, "overlap": overlap}
+        tokens = [sum(self._tokens[each] for each in members) for members in shown.values()]
+        return {"names": list(shown), "tokens": tokens, "overlap": overlap}
+
+    def _shown(self) -> dict[str, list[str]]:
+        """The sources to tell about by name, and which of ours each of them is."""
+        names = sorted(self._tokens)
+        if len(names) > MOST_SHOWN:
+            named = [name for name in names if name != OTHERS]
+            named.sort(key=lambda name: (-self._tokens[name], name))
+            names = sorted(named[: MOST_SHOWN - 1])
+        shown = {name: [name] for name in names if name != OTHERS}
+        rest = sorted(self._tokens.keys() - shown.keys())
+        return shown | ({OTHERS: rest} if rest else {})
+
+    def _begin(self, name: str) -> None:
+        if len(self._tokens) >= MOST_SOURCES:
+            raise TooManySources(
+                f"more than {MOST_SOURCES} sources by {self._by}, such as {name[:60]!r}",
+                "group by what has fewer values, such as --group-by folder",
+            )
+        self._tokens[name] = 0
+        self._samplers[name] = tuple(
+            Sampler(order, self._layout.filler_id, self._size) for order in self._layout.orders
+        )
+
+    def _samples(self, name: str) -> tuple[NgramSample, ...]:
+        return self._absorbed.get(name) or tuple(s.sample() for s in self._samplers[name])
+
+    def _named(self) -> State:
+        """The names and tokens of the sources."""
+        return {
+            "names": _raw(json.dumps(list(self._tokens))),
+            "tokens": np.array(list(self._tokens.values()), dtype=np.int64),
+        }
+
+
+def _raw(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+
+def _text(state: State, name: str) -> str:
+    try:
+        return take(state, name, np.uint8, (-1,)).tobytes().decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        raise unsound(name) from None
+
+
+def _names(state: State) -> dict[str, int]:
+    """The sources of a state and their tokens. Raises ArtifactError."""
+    try:
+        names = json.loads(_text(state, "names"))
+    except (ValueError, RecursionError):
+        raise unsound("names") from None
+    check(isinstance(names, list) and all(isinstance(name, str) for name in names), "names")
+    check(len(set(names)) == len(names) <= MOST_SOURCES, "names")
+    tokens = take(state, "tokens", np.int64, (len(names),))
+    check(bool(np.all(tokens >= 0)), "tokens")
+    return dict(zip(names, tokens.tolist(), strict=True))
 
 
 def overlaps(samples: Sequence[NgramSample]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -123,8 +253,8 @@ def group_files(sizes: Mapping[str, int | None], by: str) -> dict[str, str]:
     A folder is the first one below what all files have in common, "." for files right there. Beyond
     `MOST_SOURCES` the smallest sources become one, "(others)". Raises InputError for another `by`.
     """
-    if by not in _GROUPINGS:
-        raise InputError(f"cannot group by '{by}'", f"known: {', '.join(_GROUPINGS)}")
+    if by not in GROUPINGS:
+        raise InputError(f"cannot group by '{by}'", f"known: {', '.join(GROUPINGS)}")
     common = _common_folder(list(sizes))
     source_of, weights = {}, dict[str, int]()
     for name, size in sizes.items():

@@ -125,6 +125,16 @@ class TableStore:
         array = self.arrays.get(hits_array(self.layout.layer(layer).layer))
         return None if array is None else read_whole(self.path, array)
 
+    def hits_at(self, layer: int | None, indices: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """uint32[n]: the hits of the rows [n] at `indices`; maps, reads no more than those.
+
+        Raises InputError where the table holds no hits.
+        """
+        array = self.arrays.get(hits_array(self.layout.layer(layer).layer))
+        if array is None:
+            raise InputError(f"{self.path} holds no hits", "build it from statistics")
+        return self._gather(array, indices)
+
     def _arrays_of(self, layer: int | None) -> tuple[ChunkedArray, ChunkedArray | None]:
         """The rows of a layer, and their scales where the dtype has some."""
         number = self.layout.layer(layer).layer

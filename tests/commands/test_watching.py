@@ -13,10 +13,10 @@ from engram_cli import write_vocab
 from engram_cli.commands import hash_stats as command
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
-from engram_cli.commands.watching import exact_memory
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
 from engram_cli.stats.folder import read_stats
+from engram_cli.stats.watching import exact_memory
 from engram_cli.vocab.compress import CompressedVocab
 
 GEOMETRY = Geometry(heads=2, rows_per_head=(211,), layers=(1,), pad_id=2)

@@ -26,7 +26,7 @@ from engram_cli.errors import (
     LayoutError,
     OutputError,
 )
-from engram_cli.stats import counters, folder
+from engram_cli.stats import arrays, counters, folder
 from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.counters import Counts
 from engram_cli.stats.folder import read_stats, write_stats
@@ -63,7 +63,7 @@ def stats(tmp_path: Path) -> Path:
 def test_what_is_read_is_what_was_written(
     size: int, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder, "_CHUNK", chunk)
+    monkeypatch.setattr(arrays, "_CHUNK", chunk)
     counts = counted(sample_size=size)
     write(counts, tmp_path / "stats")
     found = read_stats(tmp_path / "stats")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stats.truth import layout_of, zipf_documents
 
-from engram_cli.corpus.base import TokenBlock, cut_files
+from engram_cli.corpus.base import TokenBlock, cut_names
 from engram_cli.errors import InputError, TokenIdError
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.counters import Counts
@@ -40,7 +40,7 @@ def blocks_of(
             starts=starts[begin:end],
             size=0,
             locate=lambda index, begin=begin: f"token {begin + index}",
-            files=cut_files(files, begin, end),
+            files=cut_names(files, begin, end),
         )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stats.truth import layout_of
 
-from engram_cli.corpus.base import TokenBlock, cut_files
+from engram_cli.corpus.base import TokenBlock, cut_names
 from engram_cli.stats.collector import Looker
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.counters import Counts
@@ -37,7 +37,7 @@ def keys_of(names: str, block: int, stretch: int = 7) -> np.ndarray:
     keys = []
     for begin in range(0, len(starts), block):
         end = min(begin + block, len(starts))
-        part = stretcher.push(starts[begin:end], cut_files(files, begin, end))
+        part = stretcher.push(starts[begin:end], cut_names(files, begin, end))
         keys.append(np.repeat(part.keys, np.diff(part.begins, append=end - begin)))
     return np.concatenate(keys)
 

@@ -18,6 +18,7 @@ from engram_cli.stats.growth.arrivals import (
     RowArrivals,
 )
 from engram_cli.stats.growth.curve import Curve
+from engram_cli.stats.growth.partial import GrowthPartial, followed, read_partial
 from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, nested, numbered, part_of, take_into
 
@@ -75,6 +76,29 @@ class Growth(Looker):
         )
         both._rows = {key: rows.merge(other._rows[key]) for key, rows in self._rows.items()}
         return both
+
+    @classmethod
+    def blank_for(cls, layout: HashLayout, state: State) -> Growth:
+        """One that can absorb a partial. Raises ArtifactError."""
+        return cls(layout, followed(state))
+
+    def partial(self) -> State:
+        """The n-grams and rows with their least arrivals."""
+        rows = tuple(column.arrivals for column in self._rows.values())
+        return GrowthPartial(tokens=self._tokens, ngrams=self.samples(), rows=rows).state()
+
+    def absorb(self, state: State) -> None:
+        """Take in a partial; nothing is pushed afterwards. Raises ArtifactError, MismatchError."""
+        columns = list(self._rows.values())
+        other = read_partial(
+            state, len(self._samplers), [len(column.arrivals) for column in columns]
+        )
+        self._met = tuple(
+            one.merge(two) for one, two in zip(self.samples(), other.ngrams, strict=True)
+        )
+        self._tokens = self._tokens + other.tokens
+        for column, arrivals in zip(columns, other.rows, strict=True):
+            np.minimum(column.arrivals, arrivals, out=column.arrivals)
 
     def samples(self) -> tuple[NgramArrivals, ...]:
         """The n-grams followed of each order."""

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Looker, RowWatcher
 from engram_cli.stats.counters import Counts
-from engram_cli.stats.holdout import Holdout
+from engram_cli.stats.holdout import Holdout, holdout_for
 from engram_cli.stats.locality.hot import SHARES, HeldHits, order_hits, ranked
 from engram_cli.stats.locality.lru import SAMPLED_ROWS, LruWatcher
 from engram_cli.stats.locality.windows import LENGTHS, SAMPLED_WINDOWS, WindowWatcher
@@ -41,6 +42,17 @@ class ColumnLocality:
         for index, window in enumerate(self.windows):
             window.restore(part_of(state, f"windows/{index}"))
         self.lru.restore(part_of(state, "lru"))
+
+    def partial(self) -> State:
+        """Of windows and caches."""
+        windows = numbered([window.partial() for window in self.windows])
+        return nested(windows=windows, lru=self.lru.partial())
+
+    def absorb(self, state: State) -> None:
+        """Take in a partial. Raises ArtifactError."""
+        for index, window in enumerate(self.windows):
+            window.absorb(part_of(state, f"windows/{index}"))
+        self.lru.absorb(part_of(state, "lru"))
 
 
 class Locality(Looker):
@@ -77,12 +89,11 @@ class Locality(Looker):
         """Every order is followed."""
         return self._columns[layer, order]
 
-    def merge(self, other: Locality) -> None:
-        """Take in another partition, whose caches began empty."""
-        for key, column in self._columns.items():
-            column.lru.add(other._columns[key].lru)
-            for one, two in zip(column.windows, other._columns[key].windows, strict=True):
-                one.add(two)
+    @classmethod
+    def blank_for(cls, layout: HashLayout, state: State) -> Locality:
+        """One that can absorb a partial. Raises ArtifactError."""
+        held = part_of(state, "holdout")
+        return cls(layout, holdout_for(held) if held else None)
 
     def state(self) -> State:
         """Of every column; what is held out keeps its own."""
@@ -92,6 +103,25 @@ class Locality(Looker):
         """Go on from a `state`. Raises ArtifactError."""
         for index, column in enumerate(self._columns.values()):
             column.restore(part_of(state, index))
+
+    def partial(self) -> State:
+        """Of every column, and what was held out."""
+        columns = numbered([column.partial() for column in self._columns.values()])
+        held = {} if self._holdout is None else self._holdout.partial()
+        return nested(columns=columns, holdout=held)
+
+    def absorb(self, state: State) -> None:
+        """Take in a partial. Raises ArtifactError, MismatchError for another --holdout."""
+        held = part_of(state, "holdout")
+        if bool(held) != (self._holdout is not None):
+            raise MismatchError(
+                "one part of the corpus has held-out look-ups, another none",
+                "count all parts with the same --holdout",
+            )
+        if self._holdout is not None:
+            self._holdout.absorb(held, self._layout.vocab_size)
+        for index, column in enumerate(self._columns.values()):
+            column.absorb(part_of(state, f"columns/{index}"))
 
     def section(self, counts: Counts) -> dict[str, Any]:
         """Hot rows, windows and caches by layer and order."""

@@ -2,7 +2,8 @@
 
 The stack distance of a look-up is how many other rows were used since its row was; a cache of C
 rows that throws out the least recently used one has it when the distance is below C. Distances
-are counted among a sample of rows chosen by hash, and scaled. Source: Waldspurger et al.,
+are counted among a sample of rows chosen by hash, and scaled. A cache is empty where a partition of
+the corpus begins, and again after every `PARTITION` tokens of it. Source: Waldspurger et al.,
 "Efficient MRC construction with SHARDS" (FAST 2015), corrected for how much the sample caught.
 """
 
@@ -38,7 +39,6 @@ class LruWatcher:
         self._state = np.zeros(2, dtype=np.int64)
         self.histogram = np.zeros(followed + 1, dtype=np.int64)
         self.sampled = self.tokens = 0
-        self._current = 0
 
     @property
     def memory(self) -> int:
@@ -50,8 +50,7 @@ class LruWatcher:
         begin = 0
         while begin < len(rows):
             at = passage.position + begin
-            if at // self._partition != self._current:
-                self._current = at // self._partition
+            if at % self._partition == 0:
                 for array in (self._slots, self._tree, self._state):
                     array.fill(0)
             end = min(len(rows), begin + self._partition - at % self._partition)
@@ -76,7 +75,6 @@ class LruWatcher:
             "histogram": self.histogram,
             "sampled": scalar(self.sampled),
             "tokens": scalar(self.tokens),
-            "current": scalar(self._current),
         }
 
     def restore(self, state: State) -> None:
@@ -96,13 +94,26 @@ class LruWatcher:
         take_into(state, "histogram", self.histogram)
         self.sampled = take_scalar(state, "sampled")
         self.tokens = take_scalar(state, "tokens")
-        self._current = take_scalar(state, "current")
 
     def add(self, other: LruWatcher) -> None:
-        """Take in what another partition counted."""
-        self.histogram += other.histogram
-        self.sampled += other.sampled
-        self.tokens += other.tokens
+        """Take in what was counted elsewhere."""
+        self.absorb(other.partial())
+
+    def partial(self) -> State:
+        """Distances and how many look-ups they are of."""
+        return {
+            "histogram": self.histogram,
+            "sampled": scalar(self.sampled),
+            "tokens": scalar(self.tokens),
+        }
+
+    def absorb(self, state: State) -> None:
+        """Take in a partial. Raises ArtifactError."""
+        histogram = take(state, "histogram", np.int64, self.histogram.shape)
+        check(bool(np.all(histogram >= 0)), "histogram")
+        self.histogram += histogram
+        self.sampled += take_scalar(state, "sampled")
+        self.tokens += take_scalar(state, "tokens")
 
     def cache_rows(self) -> list[int]:
         """The sizes looked at: powers of two, up to all rows."""

@@ -1,4 +1,7 @@
-"""How many different rows a window of the corpus looks up: rows in, shares out."""
+"""How many different rows a window of the corpus looks up: rows in, shares out.
+
+Windows lie side by side from where a partition of the corpus begins.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,29 @@ class WindowWatcher:
             self._key, self._held = int(keys[-1]), [rows[last:].copy()]
 
     def add(self, other: WindowWatcher) -> None:
-        """Take in the windows of another partition."""
+        """Take in the windows of another part of the corpus."""
         for key, rows in other.found.items():
-            self._keep(key, rows)
+            if key < self._limit:
+                # A file that was counted twice, perhaps in two states: the greater of the two.
+                self._keep(key, max(rows, self.found.get(key, 0)))
+
+    def partial(self) -> State:
+        """The windows kept, by their keys."""
+        keys = sorted(self.found)
+        return {
+            "keys": np.array(keys, dtype=np.uint64),
+            "rows": np.array([self.found[key] for key in keys], dtype=np.int64),
+        }
+
+    def absorb(self, state: State) -> None:
+        """Take in a partial. Raises ArtifactError."""
+        keys = take(state, "keys", np.uint64, (-1,))
+        rows = take(state, "rows", np.int64, (len(keys),))
+        sound = len(keys) <= self._size and bool(np.all((rows > 0) & (rows <= self.length)))
+        check(sound and len(np.unique(keys)) == len(keys), "keys")
+        other = WindowWatcher(self.length, self._size)
+        other.found = dict(zip(keys.tolist(), rows.tolist(), strict=True))
+        self.add(other)
 
     def state(self) -> State:
         """The windows kept, and what there is of the one that has begun."""

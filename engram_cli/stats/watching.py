@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,13 @@ from engram_cli.stats.exact import ExactNgrams, exact_ngrams
 from engram_cli.stats.growth.collector import Growth
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.locality.collector import Locality
+from engram_cli.stats.partial import partial_name
 from engram_cli.stats.sources import Sources, group_files
+from engram_cli.stats.state import State
 
 # Of the memory that is left, so much may go to exact counting: it is not ours alone.
 _EXACT_SHARE = 0.9
+MOST_EXACT = 2**26  # n-grams of all orders that a folder keeps, 1 to 2 GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,22 @@ class Watchers:
     exact: tuple[ExactNgrams, ...]
     others: tuple[Collector, ...]
     holdout: Holdout | None = None
+
+    def partials(self) -> dict[str, State]:
+        """What all of them found, by name; nothing is counted afterwards."""
+        return {partial_name(collector): collector.partial() for collector in self.collectors}
+
+    def kept_partials(self) -> dict[str, State]:
+        """Those that a statistics folder keeps: of exact counting only up to `MOST_EXACT`."""
+        kept = self.others
+        if sum(len(table.sample().hashes) for table in self.exact) <= MOST_EXACT:
+            kept = self.collectors
+        return {partial_name(collector): collector.partial() for collector in kept}
+
+    def absorb(self, partials: Mapping[str, State]) -> None:
+        """Take in the partials of a part of the corpus, made by collectors like these."""
+        for collector in self.collectors:
+            collector.absorb(partials[partial_name(collector)])
 
     @property
     def collectors(self) -> tuple[Collector, ...]:
@@ -81,7 +100,8 @@ def make_watchers(
         others.append(Locality(layout, holdout))
     if watching.group_by is not None:
         sizes = {file.name: file.size for file in files}
-        others.append(Sources(layout, group_files(sizes, watching.group_by)))
+        by = watching.group_by
+        others.append(Sources(layout, group_files(sizes, by), by=by))
     exact = exact_ngrams(layout, watching.exact_bytes) if watching.exact else ()
     return Watchers(exact=exact, others=tuple(others), holdout=holdout)
 

@@ -1,0 +1,164 @@
+"""lookup: a text and a table in; for each token and head the row, its hits, its norm and company.
+
+Works on a table, a bundle (without hits of its own), a statistics folder (without vectors) and a
+compressed vocabulary with a geometry (rows alone).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.commands.artifact import Companions, Kind, find_artifact
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.lookup_rows import (
+    LookedUp,
+    SharedRows,
+    TokenLookup,
+    look_up,
+    shared_rows,
+    with_shared,
+)
+from engram_cli.commands.lookup_text import TextReader
+from engram_cli.commands.rows import RowReader, open_rows
+from engram_cli.errors import InputError
+from engram_cli.files import new_file, refuse_existing
+from engram_cli.hashing.hasher import hash_tokens
+from engram_cli.hashing.layout import LayerHash
+from engram_cli.progress import SILENT, Progress
+from engram_cli.stats.ngrams import Names
+
+_STEP = 4096  # tokens whose vectors are written together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupRequest:
+    """What to look up where.
+
+    Either `text` or `ids`; with `against` or `against_ids` a second text beside the first. `layer`
+    None is the first of the layout. `vectors`: where float32 [T, C*dim] go. `geometry` is for a
+    vocabulary, which has none of its own. Of each text the first `limit` tokens are told of.
+    """
+
+    path: Path
+    text: str | None = None
+    ids: tuple[int, ...] | None = None
+    against: str | None = None
+    against_ids: tuple[int, ...] | None = None
+    layer: int | None = None
+    limit: int = 64
+    vectors: Path | None = None
+    force: bool = False
+    stats: Path | None = None
+    vocab: Path | None = None
+    tokenizer: Path | None = None
+    geometry: Geometry = field(default_factory=Geometry)
+    folder: Path = Path()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupResult:
+    """The look-ups of one text or two, in one layer; `_total` are the tokens of the whole texts.
+
+    `sample_exact`: whether the sample holds every n-gram; None without statistics.
+    """
+
+    path: Path
+    kind: Kind
+    scheme: str
+    fingerprint: str
+    layer: int
+    dim: int | None
+    stats: Path | None
+    sample_exact: bool | None
+    tokens_total: int
+    tokens: tuple[TokenLookup, ...]
+    against_total: int = 0
+    against: tuple[TokenLookup, ...] = ()
+    shared: tuple[SharedRows, ...] = ()
+    vectors: Path | None = None
+    vectors_shape: tuple[int, ...] = ()
+
+
+def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
+    """Look a text up as a model would, and say what lies where it looks.
+
+    Raises InputError for a path, a text or ids that cannot be used, MismatchError for a tokenizer
+    of another vocabulary, ArtifactError for damage, OutputError where vectors cannot be written.
+    """
+    if request.limit < 1:
+        raise InputError(f"a limit of {request.limit} tokens", "give 1 or more")
+    found = find_artifact(request.path)
+    companions = Companions(
+        artifact=found.path, folder=request.folder, stats=request.stats, vocab=request.vocab
+    )
+    rows = open_rows(found, request.geometry)
+    entry = _layer(request, rows)
+    if request.vectors is not None:
+        _check_vectors(request, rows)
+    statistics = rows.statistics or companions.statistics(rows.layout, progress)
+    reader = TextReader(found, rows.layout, companions, request.tokenizer, progress)
+    ids = reader.encode(request.text, request.ids, "the look-up")
+    others = None
+    if request.against is not None or request.against_ids is not None:
+        others = reader.encode(request.against, request.against_ids, "--against")
+    names = Names(rows.layout, reader.vocab)
+    first = look_up(rows, entry, ids[: request.limit], statistics, names)
+    second: LookedUp | None = None
+    if others is not None:
+        second = look_up(rows, entry, others[: request.limit], statistics, names)
+    shape = _write_vectors(request, rows, entry, ids)
+    return LookupResult(
+        path=found.path,
+        kind=found.kind,
+        scheme=rows.layout.scheme,
+        fingerprint=rows.layout.fingerprint,
+        layer=entry.layer,
+        dim=rows.dim,
+        stats=None if statistics is None else statistics.path,
+        sample_exact=first.exact,
+        tokens_total=len(ids),
+        tokens=first.tokens if second is None else with_shared(first, second),
+        against_total=0 if others is None else len(others),
+        against=() if second is None else with_shared(second, first),
+        shared=() if second is None else shared_rows(first, second),
+        vectors=request.vectors,
+        vectors_shape=shape,
+    )
+
+
+def _layer(request: LookupRequest, rows: RowReader) -> LayerHash:
+    entry = rows.layout.layer(rows.layers[0] if request.layer is None else request.layer)
+    if entry.layer not in rows.layers:
+        raise InputError(
+            f"{request.path} has no rows of layer {entry.layer}",
+            f"its layers are {', '.join(map(str, rows.layers))}",
+        )
+    return entry
+
+
+def _check_vectors(request: LookupRequest, rows: RowReader) -> None:
+    assert request.vectors is not None
+    if rows.vectors is None:
+        raise InputError(f"{request.path} holds no vectors", "give a table or a bundle")
+    refuse_existing(request.vectors, request.force)
+
+
+def _write_vectors(
+    request: LookupRequest, rows: RowReader, entry: LayerHash, ids: NDArray[np.int64]
+) -> tuple[int, ...]:
+    """Write float32 [T, C*dim] as .npy, the heads of a token one after another; its shape."""
+    if request.vectors is None or rows.vectors is None or rows.dim is None:
+        return ()
+    places = hash_tokens(rows.layout, ids, entry.layer)
+    shape = (len(ids), rows.layout.columns * rows.dim)
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    with new_file(request.vectors, force=request.force) as part, part.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for begin in range(0, len(ids), _STEP):
+            wanted = places[begin : begin + _STEP].reshape(-1)
+            file.write(rows.vectors(entry.layer, wanted).astype("<f4", copy=False).tobytes())
+    return shape

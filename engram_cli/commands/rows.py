@@ -1,0 +1,101 @@
+"""What holds rows, opened: a layout, and where there are any, vectors and hits at given rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.commands.artifact import Artifact, Kind, half_built
+from engram_cli.commands.geometry import Geometry
+from engram_cli.errors import InputError
+from engram_cli.formats.bundle import Bundle, read_bundle
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.folder import Statistics, read_stats
+from engram_cli.table.codecs import CODECS
+from engram_cli.table.store import TableStore, open_table
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowReader:
+    """`layout` is bound. `vectors(layer, rows)` gives float32[n, dim], None where there are none;
+    `hits(layer, rows)` uint32[n]; `statistics` is what was opened, when it was that.
+    """
+
+    layout: HashLayout
+    layers: tuple[int, ...]
+    dim: int | None = None
+    vectors: Callable[[int, Indices], NDArray[np.float32]] | None = None
+    hits: Callable[[int, Indices], NDArray[np.uint32]] | None = None
+    statistics: Statistics | None = None
+
+
+def open_rows(found: Artifact, geometry: Geometry) -> RowReader:
+    """Open what `find_artifact` found; `geometry` makes the layout of a bare vocabulary.
+
+    Raises InputError, IncompleteError, ArtifactError as the readers of each kind do.
+    """
+    if found.kind is Kind.VOCABULARY:
+        layout = geometry.resolve(found.path)
+        return RowReader(layout=layout, layers=layout.layer_ids)
+    if geometry.given:
+        raise InputError(
+            f"{found.path} has its own geometry ({', '.join(geometry.given)} was given)",
+            "leave the geometry out, or give a vocabulary to try one",
+        )
+    if found.kind is Kind.STATISTICS:
+        return _of_statistics(read_stats(found.path))
+    if found.kind is Kind.BUNDLE:
+        return _of_bundle(read_bundle(found.path))
+    assert found.kind is Kind.TABLE
+    if half_built(found.path):
+        open_table(found.path)  # raises, and says how to go on
+    return _of_table(open_table(found.path))
+
+
+def _of_table(table: TableStore) -> RowReader:
+    counted = table.attributes["statistics"] is not None
+    return RowReader(
+        layout=table.layout,
+        layers=table.layout.layer_ids,
+        dim=table.dim,
+        vectors=table.rows,
+        hits=table.hits_at if counted else None,
+    )
+
+
+def _of_statistics(statistics: Statistics) -> RowReader:
+    return RowReader(
+        layout=statistics.layout,
+        layers=statistics.layout.layer_ids,
+        hits=lambda layer, rows: statistics.hits(layer)[rows],
+        statistics=statistics,
+    )
+
+
+def _of_bundle(bundle: Bundle) -> RowReader:
+    maps = {layer: bundle.row_maps(layer) for layer in bundle.spec.layers}
+    codec = CODECS.load(bundle.spec.dtype)
+
+    def vectors(layer: int, rows: Indices) -> NDArray[np.float32]:
+        found: NDArray[Any] = np.empty((len(rows), bundle.spec.dim), dtype=maps[layer][0].dtype)
+        first = 0
+        for own in maps[layer]:
+            here = (rows >= first) & (rows < first + len(own))
+            found[here] = own[rows[here] - first]
+            first += len(own)
+        values = np.empty(found.shape, dtype=np.float32)
+        codec.decode(found, None, values)
+        return values
+
+    return RowReader(
+        layout=bundle.spec.layout,
+        layers=bundle.spec.layers,
+        dim=bundle.spec.dim,
+        vectors=vectors,
+    )

