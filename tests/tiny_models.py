@@ -31,13 +31,13 @@ LAYERS = 4
 DIM = 4
 
 
-def llama(vocab_size: int, **options: Any) -> LlamaForCausalLM:
+def llama(vocab_size: int, *, layers: int = LAYERS, **options: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=HIDDEN,
         intermediate_size=48,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,

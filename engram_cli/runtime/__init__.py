@@ -1,7 +1,8 @@
 """Stage 7 of 7: a bundle in, a model with a memory out. Needs torch, NumPy and safetensors only.
 
-`attach` hooks a live model, `memory` does the work of a forward call, `module` is the paper's
-arithmetic, `state` what decoding remembers, `reference` the look-up in plain torch.
+`attach` hooks a live model, `memory` does the work of a forward call, `modules` are the published
+arithmetic, `state` what decoding remembers, `reference` the look-up in plain torch; `saving`,
+`training` and `tracing` are for what comes after.
 """
 
 from __future__ import annotations
@@ -15,6 +16,22 @@ if find_spec("torch") is None:
         "attaching to a model needs PyTorch", "python -m pip install 'engram-tables[torch]'"
     )
 
-from engram_cli.runtime.attach import attach, detach
+from engram_cli.runtime.attach import activate, attach, deactivate, detach, memories
+from engram_cli.runtime.saving import load, save_engram
+from engram_cli.runtime.tracing import Trace, trace
+from engram_cli.runtime.training import RowwiseAdagrad, parameter_groups, row_parameters
 
-__all__ = ["attach", "detach"]
+__all__ = [
+    "RowwiseAdagrad",
+    "Trace",
+    "activate",
+    "attach",
+    "deactivate",
+    "detach",
+    "load",
+    "memories",
+    "parameter_groups",
+    "row_parameters",
+    "save_engram",
+    "trace",
+]

@@ -1,10 +1,14 @@
-"""attach and detach: a bundle's memory into a live model, and out again without a trace."""
+"""attach and detach: bundles' memories into a live model, and out again without a trace.
+
+A model carries any number of memories by name. In a layer that several have tables for, each sees
+what those attached before it have added.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +16,20 @@ from torch import Tensor, nn
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.runtime import loading
-from engram_cli.runtime.capture import CACHE_NAMES, bind, first_given, parameter_names, read_call
 from engram_cli.runtime.decoder import Decoder, find_decoder
+from engram_cli.runtime.hooks import hook, memories_at
 from engram_cli.runtime.memory import Memory
 
-NAME = "engram"
+NAME = "engram"  # of the first memory, and of the attribute that holds it
+_OTHER_MODEL = "make a bundle for this model with engram attach"
+_PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 def attach(
     model: nn.Module,
     bundle_dir: str | Path,
     *,
+    name: str = NAME,
     layers: Sequence[nn.Module] | None = None,
     rows_trainable: bool = True,
     sparse_gradients: bool = False,
@@ -31,15 +38,19 @@ def attach(
 ) -> Memory:
     """Attach the bundle in a folder to `model`, which from then on carries it as `model.engram`.
 
-    `layers` are the decoder layers, where they cannot be found. Dense weights take the dtype and
-    device of their layer; rows keep the table's dtype and lie on `rows_device`, by default the
-    layer's. `sparse_gradients` gives the rows sparse gradients, `rows_trainable=False` freezes
-    them. `verify` checks every byte of the bundle. A fresh bundle changes no output. Raises
-    RuntimeAttachError when the model is not one the bundle was made for, or carries one already.
+    A memory with another `name` is `model.engram_NAME`. `layers` are the decoder layers, where they
+    cannot be found. Dense weights take the dtype and device of their layer; rows keep the table's
+    dtype and lie on `rows_device`, by default the layer's. `sparse_gradients` gives the rows sparse
+    gradients, `rows_trainable=False` freezes them. `verify` checks every byte of the bundle. A
+    fresh bundle changes no output. Raises RuntimeAttachError when the model is not one the bundle
+    was made for, has a smaller vocabulary than its tokenizer, or carries a memory of
+    this name already.
     """
+    attribute = _attribute(name)
     bundle = read_bundle(bundle_dir, verify=verify)
     decoder = find_decoder(model, layers)
-    _check(model, decoder, bundle)
+    _check(model, decoder, bundle, attribute)
+    _check_vocabulary(model, bundle)
     spec = bundle.spec
     modules = {}
     for layer in spec.layers:
@@ -59,110 +70,124 @@ def attach(
         vocab_size=_vocabulary_size(model),
         device=_home(decoder.layers[0])[1],
     )
-    memory = Memory(NAME, spec, hashed, modules)
+    memory = Memory(attribute, spec, hashed, modules)
     memory.train(model.training)
-    _hook(memory, decoder)
-    model.add_module(NAME, memory)
+    hook(memory, decoder)
+    model.add_module(attribute, memory)
     return memory
 
 
-def detach(model: nn.Module) -> None:
-    """Take the memory out of `model`: hooks, modules and all, as if it had never been there.
+def detach(model: nn.Module, name: str | None = None) -> None:
+    """Take the memory called `name`, or all of them, out of `model`, as if never attached.
 
     Raises RuntimeAttachError when the model carries none.
     """
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, Memory)
-    ]
-    if not found:
-        raise RuntimeAttachError("the model carries no memory", "attach one first")
-    for parent, name, memory in found:
+    wanted = memories(model) if name is None else {name: memory_of(model, name)}
+    if not wanted:
+        raise _no_memory()
+    leaving = {id(memory) for memory in wanted.values()}
+    for memory in wanted.values():
         for handle in memory.handles:
             handle.remove()
         memory.handles.clear()
-        delattr(parent, name)
+    for parent in list(model.modules()):
+        for attribute, child in list(parent.named_children()):
+            if id(child) in leaving:
+                delattr(parent, attribute)
 
 
-class _PathHooks:
-    """The hooks of one module on the way to the layers: they tell the memory what it is given."""
-
-    def __init__(self, memory: Memory, depth: int, module: nn.Module, is_owner: bool) -> None:
-        self.memory, self.depth, self.is_owner = memory, depth, is_owner
-        self.names = parameter_names(module)
-
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the arguments of a call."""
-        self.memory.enter(read_call(self.depth, self.names, args, kwargs), self.is_owner)
-
-    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """The call ended, or failed and has no output."""
-        self.memory.leave(self.depth, self.is_owner, output)
+def memories(model: nn.Module) -> dict[str, Memory]:
+    """The memories that `model` carries, by name, wherever in it they were attached."""
+    found = [module for module in model.modules() if isinstance(module, Memory)]
+    return {memory.name.removeprefix(f"{NAME}_"): memory for memory in found}
 
 
-class _LayerHook:
-    """The hook of one decoder layer: it adds the memory before the layer's attention."""
-
-    def __init__(self, memory: Memory, layer: int, module: nn.Module) -> None:
-        self.memory, self.layer = memory, layer
-        self.names = parameter_names(module)
-
-    def before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The layer's arguments, with the memory added to the hidden states."""
-        cache = first_given(bind(self.names, args, kwargs), CACHE_NAMES)
-        if args:
-            return (self.memory.add(self.layer, args[0], cache), *args[1:]), kwargs
-        name = self.names[0]
-        return args, {**kwargs, name: self.memory.add(self.layer, kwargs[name], cache)}
-
-
-def _hook(memory: Memory, decoder: Decoder) -> None:
-    for depth, module in enumerate(decoder.path):
-        is_owner = module is decoder.owner
-        if not is_owner and "input_ids" not in parameter_names(module):
-            continue
-        hooks = _PathHooks(memory, depth, module, is_owner)
-        memory.handles += [
-            module.register_forward_pre_hook(hooks.before, with_kwargs=True),
-            module.register_forward_hook(hooks.after, with_kwargs=True, always_call=True),
-        ]
-    for layer in memory.spec.layers:
-        module = decoder.layers[memory.spec.index(layer)]
-        hook = _LayerHook(memory, layer, module)
-        memory.handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
-
-
-def _check(model: nn.Module, decoder: Decoder, bundle: Bundle) -> None:
-    """Raises RuntimeAttachError unless the bundle fits the model, which carries none yet."""
-    spec = bundle.spec
-    for layer in decoder.layers:
-        if any(_is_ours(hook) for hook in layer._forward_pre_hooks.values()):
-            raise RuntimeAttachError("the model carries a memory already", "detach(model) first")
-    if hasattr(model, NAME):
+def memory_of(model: nn.Module, name: str | None = None) -> Memory:
+    """The memory called `name`; without a name the only one. Raises RuntimeAttachError."""
+    found = memories(model)
+    if not found:
+        raise _no_memory()
+    if name is None and len(found) == 1:
+        return next(iter(found.values()))
+    if name not in found:
+        what = "which of its memories is meant" if name is None else f"no memory '{name}'"
         raise RuntimeAttachError(
-            f"{type(model).__name__} has an attribute '{NAME}' of its own",
-            "attach to a module inside it",
+            f"{type(model).__name__}: {what}", f"name one of {', '.join(found)}"
+        )
+    return found[name]
+
+
+def activate(model: nn.Module, *names: str) -> None:
+    """Let these memories, or all, take part again. Raises RuntimeAttachError for an unknown one."""
+    _switch(model, names, active=True)
+
+
+def deactivate(model: nn.Module, *names: str) -> None:
+    """Let these memories, or all, take no part: the model computes as if they were detached.
+
+    A cache that is filled meanwhile cannot be gone on with once they are active again. Raises
+    RuntimeAttachError for an unknown one.
+    """
+    _switch(model, names, active=False)
+
+
+def _switch(model: nn.Module, names: Sequence[str], *, active: bool) -> None:
+    found = memories(model)
+    if not found:
+        raise _no_memory()
+    for memory in [memory_of(model, name) for name in names or found]:
+        memory.active = active
+
+
+def _no_memory() -> RuntimeAttachError:
+    return RuntimeAttachError("the model carries no memory", "attach one first")
+
+
+def _attribute(name: str) -> str:
+    """The attribute of a model that holds the memory called `name`."""
+    if not _PLAIN_NAME.fullmatch(name):
+        raise RuntimeAttachError(
+            f"a memory cannot be called {name!r}", "use lower-case letters, digits and _"
+        )
+    return name if name == NAME else f"{NAME}_{name}"
+
+
+def _check(model: nn.Module, decoder: Decoder, bundle: Bundle, attribute: str) -> None:
+    """Raises RuntimeAttachError unless the bundle fits the model, whose name for it is free."""
+    spec = bundle.spec
+    present = [memory for layer in decoder.layers for memory in memories_at(layer)]
+    if any(memory.name == attribute for memory in present):
+        raise RuntimeAttachError(
+            "the model carries a memory already", "detach(model) first, or attach by another name="
+        )
+    if hasattr(model, attribute):
+        raise RuntimeAttachError(
+            f"{type(model).__name__} has an attribute '{attribute}' of its own",
+            "attach by another name=, or to a module inside it",
         )
     if len(decoder.layers) != spec.num_layers:
         raise RuntimeAttachError(
             f"the bundle {bundle.folder} was made for {spec.num_layers} decoder layers, "
             f"{type(model).__name__} has {len(decoder.layers)}",
-            "make a bundle for this model with engram attach",
+            _OTHER_MODEL,
         )
     if decoder.hidden_size not in (None, spec.hidden_size):
         raise RuntimeAttachError(
             f"the bundle {bundle.folder} was made for hidden size {spec.hidden_size}, "
             f"{type(model).__name__} has {decoder.hidden_size}",
-            "make a bundle for this model with engram attach",
+            _OTHER_MODEL,
         )
 
 
-def _is_ours(hook: Any) -> bool:
-    return isinstance(getattr(hook, "__self__", None), _LayerHook)
+def _check_vocabulary(model: nn.Module, bundle: Bundle) -> None:
+    """Raises RuntimeAttachError for a model that takes fewer ids than the tokenizer gives."""
+    size, wanted = _vocabulary_size(model), bundle.spec.layout.vocab_size
+    if 0 < size < wanted:
+        raise RuntimeAttachError(
+            f"the bundle {bundle.folder} was made for a tokenizer of {wanted:,} ids, "
+            f"{type(model).__name__} takes {size:,}",
+            f"use the model's own tokenizer, or model.resize_token_embeddings({wanted}) first",
+        )
 
 
 def _home(layer: nn.Module) -> tuple[torch.dtype, torch.device]:

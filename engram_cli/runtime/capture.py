@@ -96,13 +96,13 @@ def merge_calls(calls: Sequence[Call]) -> Call:
     return merged
 
 
-def document_ages(call: Call, past: int, ids: Tensor) -> Tensor:
+def document_ages(call: Call, past: int | Tensor, ids: Tensor) -> Tensor:
     """int64[B, T]: how many earlier positions of ids [B, T] belong to the same document.
 
     From the cumulative lengths of one packed line, else from position_ids, which count from 0 in
     each document, else the line is one document. Raises RuntimeAttachError when neither fits.
     """
-    places = torch.arange(past, past + ids.shape[1], device=ids.device).expand(ids.shape)
+    places = (torch.arange(ids.shape[1], device=ids.device) + past).expand(ids.shape)
     if isinstance(call.cu_seqlens, Tensor):
         starts = call.cu_seqlens.to(ids.device, torch.int64)
         if len(ids) != 1 or past or starts.ndim != 1 or len(starts) < 2:
@@ -124,7 +124,7 @@ def document_ages(call: Call, past: int, ids: Tensor) -> Tensor:
     return positions.to(torch.int64).expand(ids.shape)
 
 
-def real_positions(mask: Any, past: int, count: int) -> Tensor | None:
+def real_positions(mask: Any, past: int | Tensor, count: int) -> Tensor | None:
     """bool[B, T]: which of the T positions after `past` ones are no padding; None when all are.
 
     `mask` is what a model takes: [B, past + T], [B, T], [B, 1, T, keys], or such by kind of layer.
@@ -140,6 +140,8 @@ def real_positions(mask: Any, past: int, count: int) -> Tensor | None:
             f"padding cannot be read from an attention mask of type {type(mask).__name__}",
             "pass a 2-D attention_mask, or none where there is no padding",
         )
+    if isinstance(past, Tensor):
+        return _real_in_a_graph(mask, past, count)
     if mask.ndim == 4:
         keep = _diagonal(mask, past, count)
     else:
@@ -150,9 +152,19 @@ def real_positions(mask: Any, past: int, count: int) -> Tensor | None:
                 "pass the mask of the past and the new positions together",
             )
         keep = mask[:, begin : begin + count] != 0
-    if keep.device.type == "cpu" and bool(keep.all()):
+    if keep.device.type == "cpu" and not torch.compiler.is_compiling() and bool(keep.all()):
         return None
     return keep
+
+
+def _real_in_a_graph(mask: Tensor, past: Tensor, count: int) -> Tensor:
+    """The same where `past` is a tensor: places are gathered, no shape depends on it."""
+    places = torch.arange(count, device=mask.device) + past.to(mask.device)
+    if mask.ndim == 2:
+        keep: Tensor = mask != 0
+        return keep if mask.shape[1] == count else keep.index_select(1, places)
+    own = mask[:, 0].gather(2, places[None, :, None].expand(mask.shape[0], -1, 1))[..., 0]
+    return own if own.dtype == torch.bool else own >= 0
 
 
 def _diagonal(mask: Tensor, past: int, count: int) -> Tensor:

@@ -61,8 +61,13 @@ def table(bundle: Bundle, layer: int) -> Tensor:
     One shard is mapped: its pages are read when touched and copied when changed. Several are copied
     into one tensor.
     """
-    maps = [_as_torch(array, bundle.spec.dtype) for array in bundle.row_maps(layer)]
+    maps = table_pieces(bundle, layer)
     return maps[0] if len(maps) == 1 else torch.cat(maps)
+
+
+def table_pieces(bundle: Bundle, layer: int) -> list[Tensor]:
+    """A layer's shards [n, dim], ascending, mapped."""
+    return [_as_torch(array, bundle.spec.dtype) for array in bundle.row_maps(layer)]
 
 
 def module(

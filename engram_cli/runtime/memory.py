@@ -18,9 +18,10 @@ from engram_cli.errors import RuntimeAttachError, TokenIdError
 from engram_cli.formats.bundle import BundleSpec
 from engram_cli.runtime import ops
 from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_positions
+from engram_cli.runtime.fixed_state import FixedState
 from engram_cli.runtime.modules.base import MemoryModule
 from engram_cli.runtime.reference import HashTensors
-from engram_cli.runtime.state import DecodeState, cache_length, keep_on, state_of
+from engram_cli.runtime.state import State, cache_length, keep_on, new_state, state_of
 
 _BUFFERS = ("lookup", "multipliers", "moduli", "offsets", "salts")
 
@@ -38,7 +39,7 @@ class Step:
     rows: Tensor
     keep: Tensor | None
     age: Tensor | None
-    state: DecodeState
+    state: State
     cache: Any
     done: set[int] = field(default_factory=set)
     conv: dict[int, Tensor] = field(default_factory=dict)
@@ -69,6 +70,7 @@ class Memory(nn.Module):
         for buffer in _BUFFERS:
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
         self.handles: list[Any] = []
+        self.active = True
         self._local = _Local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,8 +125,7 @@ class Memory(nn.Module):
         self._check_shape(layer, hidden, step)
         if cache is not None:
             step.cache = cache
-        recent = step.state.conv.get(layer)
-        history = recent.last() if recent is not None and recent.pieces else None
+        history = step.state.conv_history(layer)
         rows = step.rows[self.places[layer]]
         added, inputs = self.layers[str(layer)](hidden, rows, step.keep, history, step.age)
         step.done.add(layer)
@@ -174,22 +175,27 @@ class Memory(nn.Module):
             tokens=tokens, seen=seen, rows=rows, keep=keep, age=age, state=state, cache=call.cache
         )
 
-    def _history(
-        self, hashed: HashTensors, state: DecodeState, tokens: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _history(self, hashed: HashTensors, state: State, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The N-1 compressed ids before `tokens`, int64[B, N-1], and how many may be seen."""
         older, batch = hashed.max_order - 1, tokens.shape[0]
-        if not state.length:
+        recent = state.recent_tokens()
+        if recent is None:
             return tokens.new_zeros(batch, older), tokens.new_zeros(batch)
-        recent = state.tokens.last().to(tokens.device)
+        recent = recent.to(tokens.device)
         carry = ops.carry_after(hashed, recent[:, -1, 0], recent[:, -1, 1])
         return recent[:, recent.shape[1] - older :, 0], carry
 
-    def _state(self, cache: Any, past: int, batch: int) -> DecodeState:
+    def _state(self, cache: Any, past: int | Tensor, batch: int) -> State:
         """The state of a cache that holds `past` positions; a new one for an empty cache."""
-        if past == 0:
-            return DecodeState(max(1, self.hashed.max_order - 1), self.reaches)
         state = state_of(cache, self.name)
+        if isinstance(state, FixedState) and state.batch == batch:
+            if torch.compiler.is_compiling():  # the state's zeros stand for an empty cache
+                return state
+            if past == 0:
+                state.reset()
+                return state
+        if isinstance(past, Tensor) or past == 0:
+            return new_state(cache, max(1, self.hashed.max_order - 1), self.reaches)
         if state is None or state.length != past:
             known = 0 if state is None else state.length
             raise RuntimeAttachError(

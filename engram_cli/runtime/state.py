@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
+from engram_cli.runtime.fixed_state import FixedState
 
 KEEP = 64  # positions beyond the needed ones: assisted decoding takes back at most a few dozen
 _ATTRIBUTE = "_engram_states"
@@ -87,6 +88,15 @@ class DecodeState:
         """B, None before the first token."""
         return self.tokens.pieces[0].shape[0] if self.tokens.pieces else None
 
+    def recent_tokens(self) -> Tensor | None:
+        """int64[B, older, 2]: the last ids and `visible`, None before the first token."""
+        return self.tokens.last() if self.length else None
+
+    def conv_history(self, layer: int) -> Tensor | None:
+        """[B, reach, D]: what the convolution of a layer read last, None before the first token."""
+        recent = self.conv.get(layer)
+        return recent.last() if recent is not None and recent.pieces else None
+
     def extend(self, tokens: Tensor, seen: Tensor, conv: dict[int, Tensor]) -> None:
         """Remember T more positions: [B, T] tokens and `visible`, [B, T, d] per layer."""
         self.length += tokens.shape[1]
@@ -133,6 +143,15 @@ class DecodeState:
         return [self.tokens, *self.conv.values()]
 
 
+State = DecodeState | FixedState
+
+
+def new_state(cache: Any, older: int, reaches: dict[int, int]) -> State:
+    """The state for a new cache: at fixed addresses where the cache's own tensors are."""
+    is_fixed = getattr(cache, "is_compileable", False)
+    return FixedState(older, reaches) if is_fixed else DecodeState(older, reaches)
+
+
 class _Follower:
     """Stands for a method of a cache object: calls it, then does the same to the states.
 
@@ -160,19 +179,19 @@ class _Follower:
         cache = self.cache()
         return _Follower(memo.get(id(cache), cache), self.name)
 
-    def _follow(self, state: DecodeState, cache: Any, value: Any) -> None:
+    def _follow(self, state: State, cache: Any, value: Any) -> None:
         if self.name == "reset":
             state.reset()
         elif self.name == "crop":
-            state.crop(min(state.length, cache_length(cache)))
+            state.crop(min(state.length, int(cache_length(cache))))
         elif self.name == "batch_repeat_interleave":
             state.repeat(value)
         else:
             state.select(value)
 
 
-def cache_length(cache: Any) -> int:
-    """How many positions a cache object holds, 0 without one.
+def cache_length(cache: Any) -> int | Tensor:
+    """How many positions a cache object holds, 0 without one; a tensor in the graph of a compiler.
 
     Raises RuntimeAttachError for the tuples of old models, which cannot carry a state.
     """
@@ -183,18 +202,21 @@ def cache_length(cache: Any) -> int:
             f"the past is a {type(cache).__name__}, which cannot carry the memory's decode state",
             "pass a transformers Cache object such as DynamicCache, or use_cache=False",
         )
-    return int(cache.get_seq_length())
+    length = cache.get_seq_length()
+    return length if torch.compiler.is_compiling() else int(length)
 
 
-def state_of(cache: Any, name: str) -> DecodeState | None:
+def state_of(cache: Any, name: str) -> State | None:
     """The state that the attachment `name` left on a cache object."""
-    states = getattr(cache, _ATTRIBUTE, None)
+    states: dict[str, State] | None = getattr(cache, _ATTRIBUTE, None)
     return None if states is None else states.get(name)
 
 
-def keep_on(cache: Any, name: str, state: DecodeState) -> None:
+def keep_on(cache: Any, name: str, state: State) -> None:
     """Leave a state on a cache object, and have it follow what is done to the cache."""
     states = getattr(cache, _ATTRIBUTE, None)
+    if torch.compiler.is_compiling() and states is not None and states.get(name) is state:
+        return
     if states is None:
         states = {}
         setattr(cache, _ATTRIBUTE, states)

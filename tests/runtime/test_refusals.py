@@ -230,3 +230,18 @@ def test_more_than_one_list_of_layers(bundle: Path, small_vocab: CompressedVocab
     with pytest.raises(RuntimeAttachError, match=r"2 lists \(transformer\.h, shadow\)"):
         attach(model, bundle)
     attach(model, bundle, layers=model.transformer.h)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers(
+    small_vocab: CompressedVocab, bundle: Path
+) -> None:
+    size = small_vocab.vocab_size
+    model = llama(size - 3)
+    with pytest.raises(
+        RuntimeAttachError, match=f"tokenizer of {size} ids, .* takes {size - 3}"
+    ) as e:
+        attach(model, bundle)
+    assert f"resize_token_embeddings({size})" in e.value.hint
+    assert not hasattr(model, "engram")
+    model.resize_token_embeddings(size)
+    attach(model, bundle)

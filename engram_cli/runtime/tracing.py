@@ -1,0 +1,92 @@
+"""trace: how far each gate opened for each token, which is where the memory spoke.
+
+In: a model with a memory and a text, or token ids. Out: a Trace, plain numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engram_cli.errors import InputError
+from engram_cli.runtime.attach import memory_of
+from engram_cli.runtime.memory import Memory
+from engram_cli.runtime.modules.base import MemoryModule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The gates of one sequence of T tokens: `gates` has float32[T, streams] in 0..1 per layer.
+
+    `strengths`: float32[T] per layer, the norm of what was added over that of the hidden state it
+    was added to: an open gate on a value of zero says nothing.
+    """
+
+    ids: tuple[int, ...]
+    gates: dict[int, Tensor]
+    strengths: dict[int, Tensor]
+
+
+def trace(
+    model: nn.Module,
+    text: str | Tensor,
+    *,
+    tokenizer: Callable[[str], Any] | None = None,
+    name: str | None = None,
+) -> Trace:
+    """Run `model` once over a text and give the gates of the memory it carries.
+
+    `text`: a string, for which `tokenizer` gives token ids as transformers' or tokenizers' do, or
+    int64 ids [T] or [1, T]. The model's mode and gradients stay as they are. Raises InputError for
+    no tokens or no tokenizer, RuntimeAttachError for no memory.
+    """
+    memory = memory_of(model, name)
+    ids = torch.tensor(_ids(text, tokenizer)) if isinstance(text, str) else text.reshape(-1)
+    if not len(ids):
+        raise InputError("there are no tokens to trace", "give a text")
+    gates: dict[int, Tensor] = {}
+    strengths: dict[int, Tensor] = {}
+    handles = [
+        memory.layers[str(layer)].register_forward_hook(_listener(layer, gates, strengths))
+        for layer in memory.spec.layers
+    ]
+    mode = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(ids[None].to(_device(memory)))
+    finally:
+        model.train(mode)
+        for handle in handles:
+            handle.remove()
+    return Trace(ids=tuple(ids.tolist()), gates=gates, strengths=strengths)
+
+
+def _listener(
+    layer: int, gates: dict[int, Tensor], strengths: dict[int, Tensor]
+) -> Callable[[MemoryModule, tuple[Any, ...], Any], None]:
+    def listen(module: MemoryModule, args: tuple[Any, ...], output: Any) -> None:
+        hidden, rows = args[:2]
+        found = module.gates(module.split(hidden, None), module.vectors(rows))
+        gates[layer] = found[0, ..., 0].float().cpu()
+        added = output[0].reshape(*rows.shape[:2], -1).float().norm(dim=-1)
+        base = hidden.reshape(*rows.shape[:2], -1).float().norm(dim=-1)
+        strengths[layer] = (added / base.clamp_min(1e-12))[0].cpu()
+
+    return listen
+
+
+def _ids(text: str, tokenizer: Callable[[str], Any] | None) -> list[int]:
+    encode = getattr(tokenizer, "encode", None)
+    if encode is None:
+        raise InputError("a text needs a tokenizer", "trace(model, text, tokenizer=tokenizer)")
+    found = encode(text)
+    return [int(token) for token in getattr(found, "ids", found)]
+
+
+def _device(memory: Memory) -> torch.device:
+    return memory.hash_tensors().lookup.device
