@@ -21,8 +21,10 @@ from engram_cli.table.grid import (
     HITS_TYPE,
     LOOKUP,
     LOOKUP_TYPE,
+    PROJECTION_TYPE,
     ChunkedArray,
     hits_array,
+    projection_array,
     row_array,
     scales_array,
 )
@@ -148,6 +150,12 @@ def _read_arrays(
         if statistics is not None:
             hits = hits_array(entry.layer)
             arrays[hits] = _read_array(path, hits, entry.rows, None, HITS_TYPE)
+    hidden = _projected(attributes["init"])
+    if hidden is not None:
+        for entry in layout.layers:
+            name, dim = projection_array(entry.layer), attributes["dim"]
+            rows_of_all = layout.columns * hidden
+            arrays[name] = _read_array(path, name, rows_of_all, dim, PROJECTION_TYPE)
     if layout.vocab_digest is not None:
         arrays[LOOKUP] = _read_array(path, LOOKUP, None, None, LOOKUP_TYPE)
     return arrays
@@ -161,6 +169,16 @@ def _read_scales(
     scales = _read_array(path, name, rows.rows, scaling.width(dim), scaling.dtype)
     _need(scales.chunk_rows == rows.chunk_rows, f"'{name}' has chunks of {scales.chunk_rows} rows")
     return scales
+
+
+def _projected(init: dict[str, Any]) -> int | None:
+    """The hidden size of the embeddings that were projected to the width of a row, if any were."""
+    embeddings = init["parameters"].get("embeddings")
+    if embeddings is None or embeddings["kind"] != "matrix":
+        return None
+    hidden = embeddings["hidden"]
+    _need(_is_count(hidden) and 0 < hidden <= MAX_DIM, f"hidden is {hidden!r}")
+    return int(hidden)
 
 
 def _read_array(

@@ -22,6 +22,7 @@ from engram_cli.files import fsync_folder, new_file, output_errors, refuse_exist
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import META, PARTIAL_SUFFIX, is_table
 from engram_cli.table.fill import fill_rows, write_array
+from engram_cli.table.inits.base import PassInit
 from engram_cli.table.journal import NAME as JOURNAL
 from engram_cli.table.journal import Journal
 from engram_cli.table.lock import build_lock
@@ -73,10 +74,12 @@ def build_store(
         with output_errors(folder):
             _sweep(folder, spec)
             _write_metadata(folder, zarr_metadata(spec.arrays, spec.attributes()))
-        fill_rows(spec, folder, journal, threads=threads, progress=progress)
+        scratch = scratch_folder(out)
+        fill_rows(spec, folder, journal, scratch, threads=threads, progress=progress)
         with output_errors(folder):
             digest = _finish(spec, folder, journal, hits)
             _put_in_place(folder, out)
+        shutil.rmtree(scratch, ignore_errors=True)
         return BuildReport(
             path=out,
             chunks=sum(array.chunks for array in spec.row_arrays.values()),
@@ -89,6 +92,11 @@ def build_store(
 def partial_folder(out: Path) -> Path:
     """Where the table for `out` lies while it is being built."""
     return out.with_name(out.name + PARTIAL_SUFFIX)
+
+
+def scratch_folder(out: Path) -> Path:
+    """Where what is needed only while the table is built lies: tokens, tallies."""
+    return out.with_name(f".{out.name}.scratch")
 
 
 def resumable_bytes(spec: TableSpec, out: Path) -> int:
@@ -189,6 +197,9 @@ def _finish(spec: TableSpec, folder: Path, journal: Journal, hits: Hits | None) 
         files |= write_array(folder, array, hits(layer))
     if spec.lookup_array is not None and spec.layout.lookup is not None:
         files |= write_array(folder, spec.lookup_array, spec.layout.lookup)
+    if isinstance(spec.init, PassInit):
+        for array in spec.init_arrays:
+            files |= write_array(folder, array, spec.init.values(array))
     for array in spec.arrays:
         fsync_folder(folder / array.name)
     attributes = spec.final_attributes(files)

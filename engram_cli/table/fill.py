@@ -19,6 +19,7 @@ from engram_cli.files import new_file, output_errors
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.checksum import Checksum
 from engram_cli.table.grid import ChunkedArray
+from engram_cli.table.inits.base import Filler, PassInit
 from engram_cli.table.journal import Journal
 from engram_cli.table.layer_scale import layer_scale
 from engram_cli.table.spec import TableSpec
@@ -32,29 +33,60 @@ def fill_rows(
     spec: TableSpec,
     folder: Path,
     journal: Journal,
+    scratch: Path,
     *,
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> None:
     """Make every row chunk of `spec` in `folder` that the journal does not have yet.
 
+    An init that works in passes keeps in `scratch` what one pass leaves to the next.
     Raises OutputError when the system refuses to write. On any error, Ctrl-C included, the chunks
     that are whole stay, and are in the journal.
     """
     work = _Work(spec, folder, journal, threads)
     with output_errors(folder):
         work.scale_layers()
+    if isinstance(spec.init, PassInit):
+        _fill_by_passes(spec, spec.init, work, scratch, progress)
+        return
     progress.start("rows into the table", work.total, "bytes")
     work.report(progress)
-    pool = ThreadPoolExecutor(threads + FLUSHING, thread_name_prefix="engram-fill")
+    _make(work, work.missing(), progress)
+
+
+def _fill_by_passes(
+    spec: TableSpec, init: PassInit, work: _Work, scratch: Path, progress: Progress
+) -> None:
+    """Make the missing chunks, those of a pass together."""
+    with output_errors(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
+    for layer, array in spec.row_arrays.items():
+        missing = [index for owner, index in work.missing() if owner == layer]
+        spans = [array.span(index) for index in missing]
+        for group in init.passes(layer, spec.dim, spans):
+            own = [spans[place] for place in group]
+            with init.prepared(layer, spec.dim, own, scratch) as filler:
+                work.fillers[layer] = filler
+                progress.start("rows into the table", work.total, "bytes")
+                work.report(progress, anew=True)
+                _make(work, [(layer, missing[place]) for place in group], progress)
+                del work.fillers[layer]
+
+
+def _make(work: _Work, chunks: list[tuple[int, int]], progress: Progress) -> None:
+    """Make chunks (layer, index) side by side; stop all at the first error."""
+    pool = ThreadPoolExecutor(work.threads + FLUSHING, thread_name_prefix="engram-fill")
     try:
-        pending = {pool.submit(work.make, layer, index) for layer, index in work.missing()}
+        pending = {pool.submit(work.make, *chunk) for chunk in chunks}
         while pending:
             done, pending = wait(pending, timeout=_TICK, return_when=FIRST_EXCEPTION)
             work.report(progress)
-            _raise_first(done, folder)
-    finally:
+            _raise_first(done, work.folder)
+    except BaseException:
         work.stop.set()
+        raise
+    finally:
         pool.shutdown(cancel_futures=True)
 
 
@@ -62,8 +94,10 @@ class _Work:
     """The chunks to make, and the little that the threads share."""
 
     def __init__(self, spec: TableSpec, folder: Path, journal: Journal, threads: int) -> None:
-        self.folder, self.journal, self.spec = folder, journal, spec
-        self.fillers = {layer: spec.init.filler(layer, spec.dim) for layer in spec.row_arrays}
+        self.folder, self.journal, self.spec, self.threads = folder, journal, spec, threads
+        self.fillers: dict[int, Filler | None] = {}
+        if not isinstance(spec.init, PassInit):
+            self.fillers = {layer: spec.init.filler(layer, spec.dim) for layer in spec.row_arrays}
         self.layer_scales: dict[int, NDArray[Any]] = {}
         self.total = sum(array.stored_bytes for array in spec.filled_arrays)
         self.stop = Event()
@@ -86,7 +120,7 @@ class _Work:
         for layer, array in self.spec.layer_scale_arrays.items():
             name = array.file(0)
             if name not in self.journal.done:
-                scale = layer_scale(self.spec, layer, self.fillers[layer])
+                scale = layer_scale(self.spec, layer, self.fillers.get(layer))
                 files = write_array(self.folder, array, scale)
                 self.journal.add(name, *files[name])
                 self._count(array.stored_bytes)
@@ -115,10 +149,12 @@ class _Work:
                     os.replace(part.path, self.folder / part.name)
                     self.journal.add(part.name, part.array.chunk_bytes, part.checksum.hexdigest())
 
-    def report(self, progress: Progress) -> None:
-        """Tell how many more bytes are there."""
+    def report(self, progress: Progress, *, anew: bool = False) -> None:
+        """Tell how many more bytes are there; `anew`: to a bar that knows of none."""
         with self._lock:
             written = self._written
+        if anew:
+            self._reported = 0
         if written > self._reported:
             progress.advance(written - self._reported)
             self._reported = written

@@ -14,6 +14,7 @@ import numpy as np
 TARGET_CHUNK_BYTES = 128 * 2**20
 HITS_TYPE: np.dtype[Any] = np.dtype("<u4")
 LOOKUP_TYPE: np.dtype[Any] = np.dtype("<i4")
+PROJECTION_TYPE: np.dtype[Any] = np.dtype("<f4")
 LOOKUP = "lookup"
 
 
@@ -104,3 +105,8 @@ def scales_array(layer: int) -> str:
 def hits_array(layer: int) -> str:
     """The name of the array that holds a layer's hits."""
     return f"hits/{layer}"
+
+
+def projection_array(layer: int) -> str:
+    """The name of the array that holds what a layer's embeddings were projected with."""
+    return f"projection/{layer}"

@@ -1,10 +1,11 @@
-"""Bit casts between float32 and int32 for kernels."""
+"""Bit casts between float32 and int32, and a prefetch for reading, for kernels."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 
@@ -26,3 +27,25 @@ def float32_of_bits(typingctx: Any, value: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(types.float32))
 
     return types.float32(types.int32), codegen
+
+
+@intrinsic
+def prefetch_read(typingctx: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of `array[index]` (one-dimensional, contiguous) to be read.
+
+    `hashing.jit.prefetch` asks to write, which takes the line from the other cores.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        from llvmlite import ir
+
+        view = context.make_array(signature.args[0])(context, builder, args[0])
+        address = builder.bitcast(builder.gep(view.data, [args[1]]), cgutils.voidptr_t)
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
+        declare: Any = cgutils.get_or_insert_function
+        hint = declare(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(hint, [address, i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen

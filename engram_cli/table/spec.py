@@ -23,7 +23,7 @@ from engram_cli.table.grid import (
     row_array,
     scales_array,
 )
-from engram_cli.table.inits.base import Init
+from engram_cli.table.inits.base import Init, PassInit
 from engram_cli.version import __version__
 
 FORMAT = "engram-table"
@@ -144,7 +144,17 @@ class TableSpec:
     def arrays(self) -> list[ChunkedArray]:
         """Every array of the store."""
         lookup = [] if self.lookup_array is None else [self.lookup_array]
-        return [*self.filled_arrays, *self.hits_arrays.values(), *lookup]
+        return [
+            *self.filled_arrays,
+            *self.hits_arrays.values(),
+            *lookup,
+            *self.init_arrays,
+        ]
+
+    @property
+    def init_arrays(self) -> list[ChunkedArray]:
+        """What the init stores beside the rows, so that a reader can undo what it did."""
+        return self.init.arrays(self.dim) if isinstance(self.init, PassInit) else []
 
     @property
     def total_bytes(self) -> int:

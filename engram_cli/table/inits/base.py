@@ -1,15 +1,26 @@
-"""What an init is: the rows of a layer, any range of them at a time, in float32."""
+"""What an init is: the rows of a layer, any range of them at a time, in float32.
+
+An init that must go through a corpus first is a PassInit: it says which ranges it makes together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.table.grid import ChunkedArray
+
 Filler = Callable[[int, NDArray[np.float32]], None]
 """Writes the rows from the first one given into float32[n, dim], contiguous; runs in threads."""
+
+
+Span: TypeAlias = tuple[int, int]
+"""The first row of a range, and how many there are."""
 
 
 class Init(Protocol):
@@ -31,3 +42,22 @@ class Init(Protocol):
 
         None when only the rows can tell.
         """
+
+
+@runtime_checkable
+class PassInit(Init, Protocol):
+    """Rows that take work before they can be written, shared by the ranges of a pass."""
+
+    def passes(self, layer: int, dim: int, spans: Sequence[Span]) -> list[list[int]]:
+        """The indices of the spans (in order) that each pass makes; no span twice."""
+
+    def prepared(
+        self, layer: int, dim: int, spans: Sequence[Span], scratch: Path
+    ) -> AbstractContextManager[Filler]:
+        """What writes the rows of the spans of a pass, for as long as the context lasts."""
+
+    def arrays(self, dim: int) -> list[ChunkedArray]:
+        """Further arrays of the store."""
+
+    def values(self, array: ChunkedArray) -> NDArray[Any]:
+        """The content of one of them."""

@@ -1,0 +1,156 @@
+"""Token embeddings at the width of a row, as 16-bit integers with one scale for each column.
+
+In: nothing but a seed, or a matrix [V, d] and a seeded projection [d, w] for each column. Out:
+int16[V, w] and the scale that turns them back, the same to the bit on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import ArtifactError, InputError
+from engram_cli.hashing.schemes.qwen_ple import splitmix64
+from engram_cli.table.inits import kernels as normal_kernels
+from engram_cli.table.inits.corpus import kernels
+from engram_cli.table.inits.normal import DEFAULT_STD
+from engram_cli.table.inits.reference import GENERATOR
+
+# Normal values reach 6.66 standard deviations: 27,280 steps.
+_RANDOM_STEPS = 4096
+_STEPS = 32767
+_BLOCK = 2**11  # tokens projected at a time
+
+Vectors = tuple[NDArray[np.int16], float]
+
+
+class Embeddings(Protocol):
+    """Where the vector of a token comes from."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens have a vector."""
+
+    @property
+    def hidden(self) -> int | None:
+        """d, the width that is projected to a row's; None where nothing is projected."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """A JSON value of all that decides the vectors."""
+
+    def vectors(self, layer: int, column: int, dim: int) -> Vectors:
+        """int16[V, dim] and the float that they are to be multiplied by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomEmbeddings:
+    """Independent normal vectors of standard deviation `std` for each column, from a seed.
+
+    A random vector seen through a random projection is a random vector, so there is no matrix and
+    no projection.
+    """
+
+    tokens: int
+    seed: int = 0
+    std: float = DEFAULT_STD
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.std) and 0 < self.std < 1e6):
+            raise InputError(f"std {self.std}", "give a positive number such as 0.02")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"embedding seed {self.seed}", "give a seed from 0 to 2^64 - 1")
+
+    @property
+    def hidden(self) -> int | None:
+        """None: there is no projection."""
+        return None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Seed (a string, it may exceed 53 bits), standard deviation and generator."""
+        return {
+            "kind": "random",
+            "seed": str(self.seed),
+            "std": self.std,
+            "generator": GENERATOR,
+        }
+
+    def vectors(self, layer: int, column: int, dim: int) -> Vectors:
+        """Normal values in steps of std / 4096: counter token * pairs + j gives 2j and 2j + 1."""
+        values = seeded_normal(self.seed, layer, column, self.tokens, dim, _RANDOM_STEPS)
+        return np.rint(values).astype(np.int16), self.std / _RANDOM_STEPS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixEmbeddings:
+    """The rows of a matrix [tokens, hidden], each column of the table seeing its own projection.
+
+    `read(begin, end)` gives float32[end - begin, hidden]; `name` and `digest` say which matrix.
+    """
+
+    tokens: int
+    hidden: int
+    read: Callable[[int, int], NDArray[np.float32]]
+    name: str
+    digest: str
+    seed: int = 0
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The matrix by name and checksum, and the seed of the projections."""
+        return {
+            "kind": "matrix",
+            "tensor": self.name,
+            "xxh64": self.digest,
+            "tokens": self.tokens,
+            "hidden": self.hidden,
+            "seed": str(self.seed),
+            "generator": GENERATOR,
+        }
+
+    def projection(self, layer: int, column: int, dim: int) -> NDArray[np.float32]:
+        """float32[hidden, dim], see `projection`."""
+        return projection(self.seed, layer, column, self.hidden, dim)
+
+    def vectors(self, layer: int, column: int, dim: int) -> Vectors:
+        """The projected rows in steps of their largest value / 32767. Raises ArtifactError."""
+        seen = self.projection(layer, column, dim)
+        values = np.empty((self.tokens, dim), dtype=np.float32)
+        for begin in range(0, self.tokens, _BLOCK):
+            end = min(begin + _BLOCK, self.tokens)
+            rows = np.ascontiguousarray(self.read(begin, end), dtype=np.float32)
+            kernels.project(rows, seen, values[begin:end])
+        largest = float(np.abs(values).max(initial=0.0))
+        if not math.isfinite(largest):
+            raise ArtifactError(f"{self.name} holds values that are no numbers", "take it again")
+        scale = largest / _STEPS if largest else 1.0
+        return np.rint(values.astype(np.float64) / scale).astype(np.int16), scale
+
+
+def seeded_normal(
+    seed: int, layer: int, column: int, rows: int, dim: int, std: float
+) -> NDArray[np.float32]:
+    """float32[rows, dim] of normal values that no other layer, column or seed has."""
+    key = np.uint64(splitmix64((splitmix64((splitmix64(seed) + layer) % 2**64) ^ column) % 2**64))
+    pairs = -(-dim // 2)
+    values = np.empty((rows, 2 * pairs), dtype=np.float32)
+    normal_kernels.normal(key, np.uint64(0), np.float32(std), values.reshape(-1))
+    return np.ascontiguousarray(values[:, :dim])
+
+
+def projection(seed: int, layer: int, column: int, hidden: int, dim: int) -> NDArray[np.float32]:
+    """float32[hidden, dim] with orthonormal columns; with orthonormal rows where dim > hidden.
+
+    Normal values, made orthonormal by modified Gram-Schmidt, twice, in float64, and then rounded.
+    """
+    short, long = sorted((hidden, dim))
+    lines = seeded_normal(seed, layer, column, short, long, 1.0).astype(np.float64)
+    kernels.orthonormalize(lines)
+    matrix = lines.T if hidden >= dim else lines
+    return np.ascontiguousarray(matrix, dtype=np.float32)

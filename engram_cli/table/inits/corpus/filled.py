@@ -1,0 +1,237 @@
+"""token-mean and next-token: what a corpus says about its n-grams, written into their rows.
+
+In: a token file, a layout, embeddings. Out: rows, made by passes over ranges of them so that
+memory is bounded. Rows depend on none of that: every sum is one of integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import InputError, MismatchError
+from engram_cli.files import output_errors, sha256_bytes
+from engram_cli.hashing.hasher import plan_layer
+from engram_cli.hashing.layout import HashLayout, LayerHash
+from engram_cli.progress import SILENT, Progress
+from engram_cli.table.grid import PROJECTION_TYPE, ChunkedArray, chunked, projection_array
+from engram_cli.table.inits.base import Filler, Span
+from engram_cli.table.inits.corpus import kernels
+from engram_cli.table.inits.corpus.buckets import ColumnPart, ColumnVectors
+from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
+from engram_cli.table.inits.corpus.tally import Occurrences, write_tally
+from engram_cli.table.inits.corpus.tokens import TokenFile
+
+_ENTRY = 8  # bytes of a pair in a bucket
+_LEAST_MEMORY = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusFill:
+    """Rows from the corpus in `file`; `memory` bytes at most are taken, about.
+
+    `joined`: n-grams run across documents. `memory`, `threads` and `progress` change no row.
+    """
+
+    name: str
+    layout: HashLayout
+    file: TokenFile
+    embeddings: Embeddings
+    joined: bool = False
+    memory: int = 2**30
+    threads: int = 1
+    progress: Progress = SILENT
+
+    def __post_init__(self) -> None:
+        if self.memory < _LEAST_MEMORY:
+            raise InputError(f"{self.memory} bytes of memory", "give 64MiB or more")
+        if self.layout.vocab_size > 1 << kernels.TOKEN_BITS:
+            raise InputError(
+                f"a vocabulary of {self.layout.vocab_size:,} tokens",
+                f"rows are filled from corpora of at most {1 << kernels.TOKEN_BITS:,} tokens",
+            )
+        if self.file.largest >= self.embeddings.tokens:
+            raise MismatchError(
+                f"the corpus holds token {self.file.largest}, the embeddings have "
+                f"{self.embeddings.tokens:,} rows",
+                "give the checkpoint of the model that this tokenizer belongs to",
+            )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The corpus by its tokens, how it was read, and the embeddings."""
+        return {
+            "tokens": self.file.tokens,
+            "documents": self.file.documents,
+            "tokens_xxh64": self.file.digest,
+            "join_documents": self.joined,
+            "embeddings": self.embeddings.parameters,
+        }
+
+    @property
+    def occurrences(self) -> Occurrences:
+        """What the corpus adds to the rows."""
+        follow = self.name == "next-token"
+        return Occurrences(layout=self.layout, file=self.file, follow=follow, joined=self.joined)
+
+    def filler(self, layer: int, dim: int) -> Filler | None:
+        """No row can be had without a pass. Raises ValueError."""
+        raise ValueError(f"rows of {self.name} are made by passes")
+
+    def bound(self, layer: int, dim: int) -> float:
+        """The largest value of a vector and of the mean that is taken away, in all columns."""
+        followed = self._followed()
+        found = 0.0
+        for column in range(self.layout.columns):
+            own = self._vectors(layer, column, dim, followed)
+            largest = float(np.abs(own.values.astype(np.int32)).max(initial=0))
+            found = max(found, (largest + float(np.abs(own.mean).max())) * own.scale)
+        return found
+
+    def arrays(self, dim: int) -> list[ChunkedArray]:
+        """The projections, one array a layer: the matrix [hidden, dim] of each column in turn."""
+        hidden = self.embeddings.hidden
+        if hidden is None:
+            return []
+        height = self.layout.columns * hidden
+        return [
+            chunked(projection_array(entry.layer), height, dim, PROJECTION_TYPE, height)
+            for entry in self.layout.layers
+        ]
+
+    def values(self, array: ChunkedArray) -> NDArray[np.float32]:
+        """The content of one of `arrays`."""
+        assert isinstance(self.embeddings, MatrixEmbeddings)
+        layer, dim = int(array.name.rpartition("/")[2]), array.shape[1]
+        columns = range(self.layout.columns)
+        return np.concatenate([self.embeddings.projection(layer, c, dim) for c in columns])
+
+    def passes(self, layer: int, dim: int, spans: Sequence[Span]) -> list[list[int]]:
+        """Which of `spans` (of rows) are made together, as their indices: what memory allows."""
+        entry = self.layout.layer(layer)
+        room = self.memory - self._fixed
+        groups: list[list[int]] = []
+        used, held = 0, set[int]()
+        for index, span in enumerate(spans):
+            parts = list(_columns(entry, span))
+            need = sum(self._entry_bytes(entry, *part) for part in parts)
+            new = {column for column, _ in parts} - held
+            cost = need + len(new) * self._vector_bytes(dim)
+            if not groups or used + cost > room:
+                groups.append([])
+                used, held = 0, set()
+                cost = need + len(parts) * self._vector_bytes(dim)
+            groups[-1].append(index)
+            used += cost
+            held |= {column for column, _ in parts}
+        return groups
+
+    @contextmanager
+    def prepared(self, layer: int, dim: int, spans: Sequence[Span], scratch: Path) -> Iterator[Filler]:
+        """What fills the rows of `spans` while the block runs; tallies lie in `scratch`.
+
+        A tally is made when a pass needs it, and removed when one comes that does not.
+        """
+        entry = self.layout.layer(layer)
+        whole = (min(first for first, _ in spans), max(first + count for first, count in spans))
+        parts = dict(_columns(entry, (whole[0], whole[1] - whole[0])))
+        orders = {self.layout.orders[column // self.layout.heads] for column in parts}
+        tallies = {order: self._tally(layer, order, scratch) for order in sorted(orders)}
+        _keep_only(scratch, set(tallies.values()))
+        followed = self._followed()
+        plan = plan_layer(self.layout, entry)
+
+        def make(column: int) -> tuple[int, ColumnPart]:
+            vectors = self._vectors(layer, column, dim, followed)
+            tally = tallies[self.layout.orders[column // self.layout.heads]]
+            return column, ColumnPart(tally, plan, column, parts[column], vectors)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            made = dict(pool.map(make, parts))
+        yield partial(_fill, entry, made)
+
+    def _followed(self) -> NDArray[np.int64] | None:
+        return self.occurrences.follower_counts() if self.name == "next-token" else None
+
+    @property
+    def _key(self) -> str:
+        """What a tally on the disk must have been made for."""
+        own = [self.name, self.layout.fingerprint, self.file.digest, str(self.joined)]
+        return sha256_bytes(" ".join(own).encode())[-16:]
+
+    @property
+    def _fixed(self) -> int:
+        return self.memory // 4  # blocks of pairs, a chunk on its way for each thread
+
+    def _entry_bytes(self, entry: LayerHash, column: int, span: Span) -> int:
+        order = self.layout.orders[column // self.layout.heads]
+        share = (span[1] - span[0]) / entry.moduli[column]
+        return int(self.occurrences.most_pairs(order) * share * _ENTRY)
+
+    def _vector_bytes(self, dim: int) -> int:
+        return 2 * dim * self.embeddings.tokens
+
+    def _tally(self, layer: int, order: int, scratch: Path) -> Path:
+        path = scratch / f"pairs-{self._key}-{layer}-{order}.u64"
+        if not path.exists():
+            part = path.with_suffix(".part")
+            self.progress.start(
+                f"{order}-grams of layer {layer}", self.file.tokens, "tokens"
+            )
+            with output_errors(path):
+                write_tally(
+                    part,
+                    self.occurrences,
+                    layer,
+                    order,
+                    memory=self._fixed,
+                    threads=self.threads,
+                    progress=self.progress,
+                )
+                part.replace(path)
+        return path
+
+    def _vectors(
+        self, layer: int, column: int, dim: int, followed: NDArray[np.int64] | None
+    ) -> ColumnVectors:
+        values, scale = self.embeddings.vectors(layer, column, dim)
+        sums = np.zeros(dim, dtype=np.int64)
+        if followed is not None and followed.any():
+            kernels.weighted_sum(values, followed[: len(values)], sums)
+            mean = sums.astype(np.float64) / np.float64(followed.sum())
+        else:
+            mean = sums.astype(np.float64)
+        return ColumnVectors(values=values, scale=scale, mean=mean)
+
+
+def _columns(entry: LayerHash, span: Span) -> Iterator[tuple[int, Span]]:
+    """(column, its rows begin..end) that a span (first row, count) of the layer covers."""
+    first, count = span
+    for column, (offset, modulus) in enumerate(zip(entry.offsets, entry.moduli, strict=True)):
+        begin, end = max(first - offset, 0), min(first + count - offset, modulus)
+        if begin < end:
+            yield column, (begin, end)
+
+
+def _fill(
+    entry: LayerHash, parts: dict[int, ColumnPart], first: int, out: NDArray[np.float32]
+) -> None:
+    offsets, done = entry.offsets, 0
+    for column, (begin, end) in _columns(entry, (first, len(out))):
+        done = offsets[column] + end - first
+        parts[column].fill(begin, out[done - (end - begin) : done])
+    out[done:] = 0  # the scheme's padding
+
+
+def _keep_only(scratch: Path, paths: set[Path]) -> None:
+    for path in scratch.glob("pairs-*"):
+        if path not in paths:
+            path.unlink()

@@ -1,0 +1,173 @@
+"""The tally of an order: which tokens its n-grams add to their rows, each pair with its count.
+
+All heads of an order see the same n-grams, and a row depends on an n-gram through its mix alone.
+So (mix, token) pairs are united once, by blocks of the token file, and every head hashes a
+quarter of what the corpus has. In: the token file. Out: a scratch file of pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.hashing.hasher import LayerPlan, StreamHasher, Window, plan_layer
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.progress import SILENT, Progress
+from engram_cli.table.inits.corpus import kernels
+from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
+
+STEP = 2**18  # tokens hashed at a time by one thread
+PARTS_BITS = 11
+_LEAST_SLOTS = 4
+_WHOLE = 2**24  # pairs of the largest block: 268 MB; 63 M pairs at once unite 8 % further
+_LEAST = 2**16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occurrences:
+    """What a corpus adds to rows: a token file read as one layout and rule have it.
+
+    `follow`: the token that follows an n-gram (next-token) or its own tokens (token-mean);
+    `joined`: n-grams and followers run across documents.
+    """
+
+    layout: HashLayout
+    file: TokenFile
+    follow: bool
+    joined: bool
+
+    def lags(self, order: int) -> range:
+        """How many places back the tokens of an n-gram are; -1 is the one that follows."""
+        return range(-1, 0) if self.follow else range(order)
+
+    def most_pairs(self, order: int) -> int:
+        """More pairs than this there cannot be."""
+        return self.file.tokens * len(self.lags(order))
+
+    def follower_counts(self) -> NDArray[np.int64]:
+        """int64[V]: how often each token follows another one in its sequence."""
+        counts = np.zeros(self.layout.vocab_size, dtype=np.int64)
+        words = self.file.map()
+        for begin in range(0, len(words), STEP):
+            ids, starts = split_starts(words[begin : begin + STEP])
+            follows = np.ones(len(ids), dtype=bool) if self.joined else ~starts
+            if begin == 0:
+                follows[:1] = False
+            counts += np.bincount(ids[follows], minlength=len(counts))
+        return counts
+
+
+def write_tally(
+    path: Path,
+    what: Occurrences,
+    layer: int,
+    order: int,
+    *,
+    memory: int,
+    threads: int = 1,
+    progress: Progress = SILENT,
+) -> None:
+    """Write the pairs of one order of a layer to the new file `path`. Raises OSError.
+
+    `memory` bytes bound the block of pairs that is united at a time; a pair may come once a block.
+    """
+    lags = what.lags(order)
+    most = min(max(memory // (2 * 16 * len(lags)), _LEAST), _WHOLE)
+    plan = plan_layer(what.layout, what.layout.layer(layer))
+    reader = _Reader(what, plan, order)
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
+        for begin in range(0, what.file.tokens, most):
+            steps = range(begin, min(begin + most, what.file.tokens), STEP)
+            spans = [(first, min(first + STEP, begin + most, what.file.tokens)) for first in steps]
+            for pairs in _united(reader, spans, pool):
+                file.write(pairs.data)
+            progress.advance(spans[-1][1] - begin)
+
+
+class _Reader:
+    """Gives the mixes of any stretch of the token file, and the token of each at a lag."""
+
+    def __init__(self, what: Occurrences, plan: LayerPlan, order: int) -> None:
+        self._what, self._plan, self._order = what, plan, order
+        self._words = what.file.map()
+        self._index = what.layout.orders.index(order)
+        self.lags = what.lags(order)
+
+    def pairs(self, span: tuple[int, int]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+        """(mix int64[T], token int32[T] or -1) of the positions of `span`, once for each lag."""
+        begin, end = span
+        older = self._what.layout.max_order
+        first, last = max(begin - older, 0), min(end + 1, len(self._words))
+        ids, starts = split_starts(self._words[first:last])
+        if self._what.joined:
+            starts[:] = False
+        window = self._window(ids[: end - first], starts[: end - first], begin - first)
+        mix = np.empty(len(window), dtype=np.int64)
+        plan = self._plan
+        kernels.mixes(
+            window.tokens,
+            window.seen,
+            plan.filler,
+            np.ascontiguousarray(plan.multipliers[self._index]),
+            self._order,
+            mix,
+        )
+        raw = ids.astype(np.int32)
+        for lag in self.lags:
+            tokens = np.full(len(mix), -1, dtype=np.int32)
+            if lag < 0:
+                raw[starts] = -1  # it follows nothing
+                following = raw[begin - first + 1 :]
+                tokens[: len(following)] = following
+            else:
+                skipped = max(lag - (begin - first), 0)  # before the first token of the file
+                back = raw[begin - first - lag + skipped : end - first - lag]
+                tokens[skipped:] = np.where(window.seen[skipped:] > lag, back, -1)
+            yield mix, tokens
+
+    def _window(self, ids: NDArray[np.uint32], starts: NDArray[np.bool_], older: int) -> Window:
+        """The positions after the first `older` tokens, N of which say all about what is seen."""
+        hasher = StreamHasher(self._what.layout)
+        hasher.push(ids[:older], starts=starts[:older])
+        return hasher.push(ids[older:], starts=starts[older:])
+
+
+def _united(
+    reader: _Reader, spans: list[tuple[int, int]], pool: ThreadPoolExecutor
+) -> Iterator[NDArray[np.uint64]]:
+    """The pairs of the spans, parted by their hash so that a part fits in the L2 cache."""
+    shift = 64 - PARTS_BITS
+
+    def measure(span: tuple[int, int]) -> NDArray[np.int64]:
+        sizes = np.zeros(1 << PARTS_BITS, dtype=np.int64)
+        parts = np.empty(span[1] - span[0], dtype=np.uint16)
+        for mix, tokens in reader.pairs(span):
+            kernels.part_sizes(mix, tokens, shift, sizes, parts)
+        return sizes
+
+    sizes = np.stack(list(pool.map(measure, spans)))
+    begins = np.cumsum(sizes.sum(axis=0)) - sizes.sum(axis=0)
+    places = begins + np.cumsum(sizes, axis=0) - sizes
+    out = np.empty(2 * int(sizes.sum()), dtype=np.uint64)
+
+    def place(index: int) -> None:
+        spare = np.zeros(1 << PARTS_BITS, dtype=np.int64)
+        parts = np.empty(spans[index][1] - spans[index][0], dtype=np.uint16)
+        for mix, tokens in reader.pairs(spans[index]):
+            kernels.part_sizes(mix, tokens, shift, spare, parts)
+            kernels.split(mix, tokens, parts, places[index], out)
+
+    list(pool.map(place, range(len(spans))))
+
+    def unite(begin: int, size: int) -> NDArray[np.uint64]:
+        bits = max(int(size * 3 // 2).bit_length(), _LEAST_SLOTS)
+        slots = np.zeros(2 << bits, dtype=np.uint64)
+        part = out[2 * begin : 2 * (begin + size)]
+        return part[: 2 * kernels.unite(part, slots, 64 - bits, part)]
+
+    yield from pool.map(unite, begins.tolist(), sizes.sum(axis=0).tolist())

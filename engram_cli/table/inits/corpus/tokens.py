@@ -1,0 +1,182 @@
+"""The scratch token file: a corpus as raw ids, tokenised once and hashed as often as needed.
+
+In: token blocks. Out: a file of uint32, the highest bit set on the first token of each document,
+and beside it a document that says how far it is whole. A run that was broken off goes on there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.corpus.base import Mark, TokenBlock
+from engram_cli.errors import ArtifactError, InputError, TokenIdError
+from engram_cli.files import new_file, output_errors, read_json
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.progress import SILENT, Progress
+from engram_cli.table.checksum import file_checksum
+
+FORMAT = "engram-tokens"
+START = 2**31  # the bit of a document's first token
+TOKENS, STATE = "tokens.u32", "tokens.json"
+KEEP_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenFile:
+    """A finished token file: `digest` is the XXH64 of its bytes, `largest` the largest id."""
+
+    path: Path
+    tokens: int
+    documents: int
+    largest: int
+    digest: str
+
+    def map(self) -> NDArray[np.uint32]:
+        """uint32[tokens], mapped, not read."""
+        if not self.tokens:
+            return np.empty(0, dtype=np.uint32)
+        return np.memmap(self.path, dtype="<u4", mode="r", shape=(self.tokens,))
+
+
+def split_starts(words: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+    """Words of a token file as ids and document starts."""
+    return words & np.uint32(START - 1), words >= np.uint32(START)
+
+
+class TokenWriter:
+    """Writes the token file in `folder`, or goes on with one of the same `request`."""
+
+    def __init__(self, folder: Path, request: str | None) -> None:
+        """`request`: a digest of all that decides the ids; None: nothing can be gone on with."""
+        self.folder = folder
+        self._request = request
+        self._reset()
+        if request is not None and (folder / STATE).is_file():
+            self._take_up()
+
+    def _reset(self) -> None:
+        self.finished: TokenFile | None = None
+        self.tokens = self.documents = self.size = 0
+        self.largest = -1
+        self.mark: Mark | None = None
+        self.encoder: str | None = None
+
+    def _take_up(self) -> None:
+        try:
+            state = read_json(self.folder / STATE, "the state of a token file")
+            known = state["format"] == FORMAT and state["request"] == self._request
+            length = (self.folder / TOKENS).stat().st_size
+            counts = [state[name] for name in ("tokens", "documents", "size")]
+            if not known or any(type(n) is not int or n < 0 for n in counts):
+                return
+            if length < 4 * state["tokens"] or type(state["largest"]) is not int:
+                return
+            mark = None if state["mark"] is None else _mark(state["mark"])
+        except (ArtifactError, InputError, KeyError, TypeError, OSError):
+            return
+        self.tokens, self.documents, self.size = counts
+        self.largest, self.mark, self.encoder = state["largest"], mark, state["encoder"]
+        if state["complete"] is True:
+            self.finished = self._file()
+
+    def restart(self) -> None:
+        """Begin anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._reset()
+
+    def write(
+        self,
+        blocks: Generator[TokenBlock, None, None],
+        layout: HashLayout,
+        encoder: str | None,
+        progress: Progress = SILENT,
+    ) -> TokenFile:
+        """Append all blocks, keep the state now and then, give the finished file.
+
+        Raises TokenIdError naming file, document and position, OutputError.
+        """
+        self.encoder = encoder
+        with output_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / TOKENS
+            with closing(blocks), path.open("r+b" if path.exists() else "w+b") as file:
+                file.truncate(4 * self.tokens)
+                file.seek(0, os.SEEK_END)
+                last = time.monotonic()
+                for block in blocks:
+                    self._append(block, layout, file)
+                    progress.advance(block.size)
+                    if block.mark is not None and time.monotonic() - last > KEEP_SECONDS:
+                        self._keep(file, block.mark, complete=False)
+                        last = time.monotonic()
+                self._keep(file, None, complete=True)
+        self.finished = self._file()
+        return self.finished
+
+    def _append(self, block: TokenBlock, layout: HashLayout, file: Any) -> None:
+        self.size += block.size
+        if not len(block.ids):
+            return
+        ids = block.ids.astype(np.int64)
+        bad = (ids < 0) | (ids >= layout.vocab_size)
+        if layout.lookup is not None:
+            bad |= layout.lookup[np.where(bad, 0, ids)] < 0
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise TokenIdError(
+                f"{block.locate(at)} (counted from 0): token id {ids[at]} is none of the "
+                f"vocabulary of {layout.vocab_size}",
+                "was the text tokenised with another tokenizer?",
+            )
+        words = ids.astype("<u4")
+        words[block.starts] |= np.uint32(START)
+        file.write(words.data)
+        self.tokens += len(ids)
+        self.documents += int(np.count_nonzero(block.starts))
+        self.largest = max(self.largest, int(ids.max()))
+
+    def _keep(self, file: Any, mark: Mark | None, *, complete: bool) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        state = {
+            "format": FORMAT,
+            "request": self._request,
+            "complete": complete,
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "size": self.size,
+            "largest": self.largest,
+            "encoder": self.encoder,
+            "mark": None if mark is None else asdict(mark),
+        }
+        with new_file(self.folder / STATE, force=True) as part:
+            part.write_text(json.dumps(state), encoding="utf-8")
+
+    def _file(self) -> TokenFile:
+        path = self.folder / TOKENS
+        return TokenFile(
+            path=path,
+            tokens=self.tokens,
+            documents=self.documents,
+            largest=self.largest,
+            digest=file_checksum(path),
+        )
+
+
+def _mark(value: dict[str, Any]) -> Mark:
+    """A mark as it was written. Raises TypeError for anything else."""
+    kinds = {field.name: type(field.default) for field in fields(Mark)}
+    if value.keys() != kinds.keys() or any(type(value[n]) is not kinds[n] for n in kinds):
+        raise TypeError("no mark")
+    return Mark(**value)
