@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engram_cli.cli.corpus_options import (
+    EncoderOption,
+    EndIdOption,
+    ErrorsOption,
+    FieldOption,
+    FormatOption,
+    IdsTypeOption,
+    JoinOption,
+    SeparatorOption,
+    SuffixesOption,
+    TokenizerOption,
+)
 from engram_cli.cli.options import (
     DTYPES_HELP,
     EosIdOption,
@@ -16,6 +28,7 @@ from engram_cli.cli.options import (
     LayersOption,
     OrdersOption,
     PadIdOption,
+    PresetOption,
     QuietOption,
     RowsOption,
     ScaleOption,
@@ -24,6 +37,8 @@ from engram_cli.cli.options import (
     VocabOption,
     VocabSizeOption,
     WorkspaceOption,
+    parse_size,
+    unescape,
 )
 from engram_cli.cli.terminal import Terminal, follow, reported, shown_path
 from engram_cli.errors import InputError
@@ -32,9 +47,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engram_cli.commands.build_table import BuildTableResult
+    from engram_cli.commands.corpus_fill import FillPlan
+
+_FILL = "Rows from a corpus"
 
 
 def build_table(
+    preset: PresetOption = None,
     scheme: SchemeOption = None,
     orders: OrdersOption = None,
     heads: HeadsOption = None,
@@ -44,13 +63,65 @@ def build_table(
     seed: SeedOption = None,
     vocab_size: VocabSizeOption = None,
     eos_id: EosIdOption = None,
-    dim: Annotated[int, typer.Option(min=1, help="Values a row, the width of one head.")] = 64,
+    dim: Annotated[
+        int | None,
+        typer.Option(min=1, help="Values a row, the width of one head (64, or the preset's)."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "bfloat16",
-    init: Annotated[str, typer.Option(help="normal or zeros.")] = "normal",
+    init: Annotated[
+        str,
+        typer.Option(help="normal or zeros; with --corpus, token-mean or next-token."),
+    ] = "normal",
     std: Annotated[
-        float | None, typer.Option(help="Standard deviation of --init normal (0.02).")
+        float | None,
+        typer.Option(help="Standard deviation of --init normal, or of random embeddings (0.02)."),
     ] = None,
     init_seed: Annotated[int | None, typer.Option(min=0, help="Seed of --init normal.")] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Files, folders, globs or addresses whose n-grams fill the rows; repeat it for "
+            "more.",
+            rich_help_panel=_FILL,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model folder (safetensors) whose token embeddings are written into the rows; "
+            "without it, random ones.",
+            rich_help_panel=_FILL,
+        ),
+    ] = None,
+    embedding_tensor: Annotated[
+        str | None,
+        typer.Option(help="Their name in the checkpoint, if not found.", rich_help_panel=_FILL),
+    ] = None,
+    embedding_seed: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Seed of random embeddings, or of the projections.", rich_help_panel=_FILL
+        ),
+    ] = 0,
+    memory: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            help="Memory for the passes: 4GB (half of what is free).",
+            rich_help_panel=_FILL,
+        ),
+    ] = None,
+    format_: FormatOption = None,
+    field: FieldOption = None,
+    document_separator: SeparatorOption = None,
+    document_end_id: EndIdOption = None,
+    ids_dtype: IdsTypeOption = None,
+    suffixes: SuffixesOption = None,
+    errors: ErrorsOption = "strict",
+    join_documents: JoinOption = False,
+    tokenizer: TokenizerOption = None,
+    encoder: EncoderOption = "auto",
     chunk_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows a chunk file (about 128 MiB).")
     ] = None,
@@ -80,35 +151,64 @@ def build_table(
     with reported(terminal):
         from engram_cli.commands.build_table import BuildTableRequest
         from engram_cli.commands.build_table import build_table as run
+        from engram_cli.commands.corpus_fill import FillRequest
         from engram_cli.commands.geometry import Geometry
+        from engram_cli.commands.presets import find_preset, with_preset
         from engram_cli.commands.workspace import Workspace
+        from engram_cli.corpus.base import CorpusOptions
 
         here = Workspace(workspace)
         if stats is not None and not stats.exists():
             raise InputError(f"statistics not found: {stats}", "run: engram hash-stats CORPUS")
         if vocab is not None and not vocab.exists():
             raise InputError(f"vocabulary not found: {vocab}", "run: engram compress-vocab")
+        if preset is not None and dim is None:
+            dim = find_preset(preset).dim
+        geometry = Geometry(
+            scheme=scheme,
+            orders=orders,
+            heads=heads,
+            rows_per_head=rows_per_head,
+            layers=layers,
+            pad_id=pad_id,
+            seed=seed,
+            vocab_size=vocab_size,
+            eos_id=eos_id,
+        )
+        fill = None
+        if corpus or checkpoint is not None:
+            fill = FillRequest(
+                sources=tuple(corpus or ()),
+                corpus=CorpusOptions(
+                    format=format_,
+                    field=field,
+                    document_separator=unescape(document_separator),
+                    document_end_id=eos_id if document_end_id is None else document_end_id,
+                    ids_dtype=ids_dtype,
+                    suffixes=None if suffixes is None else tuple(suffixes.split(",")),
+                    errors=errors,  # type: ignore[arg-type]  # CorpusOptions checks it
+                ),
+                workspace=here,
+                tokenizer=tokenizer,
+                encoder=encoder,
+                join_documents=join_documents,
+                checkpoint=checkpoint,
+                embedding_tensor=embedding_tensor,
+                embedding_seed=embedding_seed,
+                memory=memory,
+            )
         request = BuildTableRequest(
-            geometry=Geometry(
-                scheme=scheme,
-                orders=orders,
-                heads=heads,
-                rows_per_head=rows_per_head,
-                layers=layers,
-                pad_id=pad_id,
-                seed=seed,
-                vocab_size=vocab_size,
-                eos_id=eos_id,
-            ),
+            geometry=with_preset(preset, geometry),
             vocab=vocab or here.vocab,
             stats=stats or here.stats,
             out=out or here.table,
             force=force,
-            dim=dim,
+            dim=64 if dim is None else dim,
             dtype=dtype,
             init=init,
             std=std,
             init_seed=init_seed,
+            fill=fill,
             chunk_rows=chunk_rows,
             scale=scale,
             threads=threads,
@@ -133,6 +233,8 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
         ("on disk", f"{quantity(plan.total_bytes, 'bytes')} ({plan.total_bytes:,} bytes)"),
         ("a token reads", f"{plan.token_rows:,} rows, {plan.token_bytes:,} bytes"),
     ]
+    if plan.fill is not None:
+        lines.insert(3, ("filled from", _filled(plan.fill)))
     if result.written:
         pace = quantity((plan.total_bytes - plan.done_bytes) / max(result.seconds, 1e-9), "bytes")
         lines.append(("took", f"{result.seconds:.1f} s, {pace}/s"))
@@ -158,3 +260,9 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
     ]
     names = (">layer", ">rows", ">bytes a row", ">chunks", ">of", ">hits", ">together")
     return [facts("Table", lines), grid("Layers", names, rows)]
+
+
+def _filled(fill: FillPlan) -> str:
+    about = "about " if fill.guessed else ""
+    passes = "1 pass" if fill.passes == 1 else f"{fill.passes} passes"
+    return f"{about}{fill.tokens:,} tokens, in {passes} within {fill.memory_bytes:,} bytes"

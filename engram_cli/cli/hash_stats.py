@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engram_cli.cli.corpus_options import (
+    EncoderOption,
+    EndIdOption,
+    ErrorsOption,
+    FieldOption,
+    FormatOption,
+    IdsTypeOption,
+    JoinOption,
+    SeparatorOption,
+    SuffixesOption,
+    TokenizerOption,
+)
 from engram_cli.cli.options import (
     EosIdOption,
     ForceOption,
@@ -15,6 +27,7 @@ from engram_cli.cli.options import (
     LayersOption,
     OrdersOption,
     PadIdOption,
+    PresetOption,
     QuietOption,
     RowsOption,
     SchemeOption,
@@ -34,7 +47,6 @@ if TYPE_CHECKING:
 
     from engram_cli.commands.hash_stats import HashStatsResult
 
-_CORPUS = "Corpus"
 _MARKS = {"above": "+", "below": "-", None: ""}
 
 
@@ -47,6 +59,7 @@ def hash_stats(
             show_default=False,
         ),
     ],
+    preset: PresetOption = None,
     scheme: SchemeOption = None,
     orders: OrdersOption = None,
     heads: HeadsOption = None,
@@ -56,70 +69,16 @@ def hash_stats(
     seed: SeedOption = None,
     vocab_size: VocabSizeOption = None,
     eos_id: EosIdOption = None,
-    format_: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="text, jsonl, parquet, arrow, npy, nanogpt, llmc, olmo, megatron, datatrove or "
-            "mds; by default told from each file.",
-            rich_help_panel=_CORPUS,
-        ),
-    ] = None,
-    field: Annotated[
-        str | None,
-        typer.Option(
-            help="Field of the text (or token ids), dotted where nested (text).",
-            rich_help_panel=_CORPUS,
-        ),
-    ] = None,
-    document_separator: Annotated[
-        str | None,
-        typer.Option(
-            help=r"What parts documents inside a text file, such as '\n\n'.",
-            rich_help_panel=_CORPUS,
-        ),
-    ] = None,
-    document_end_id: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Token that parts documents in nanogpt, llmc and olmo files.",
-            rich_help_panel=_CORPUS,
-        ),
-    ] = None,
-    ids_dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="uint16, uint32, int32 or int64, for nanogpt and olmo files; by default told.",
-            rich_help_panel=_CORPUS,
-        ),
-    ] = None,
-    suffixes: Annotated[
-        str | None,
-        typer.Option(help="Files of a folder to read: .txt,.md", rich_help_panel=_CORPUS),
-    ] = None,
-    errors: Annotated[
-        str,
-        typer.Option(help="Bytes that are not UTF-8: strict or replace.", rich_help_panel=_CORPUS),
-    ] = "strict",
-    join_documents: Annotated[
-        bool,
-        typer.Option(
-            "--join-documents",
-            help="Let n-grams run across documents.",
-            rich_help_panel=_CORPUS,
-        ),
-    ] = False,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            help="The tokenizer the vocabulary was made with; by default found.",
-            rich_help_panel=_CORPUS,
-        ),
-    ] = None,
-    encoder: Annotated[
-        str, typer.Option(help="auto, tokenizers or fast.", rich_help_panel=_CORPUS)
-    ] = "auto",
+    format_: FormatOption = None,
+    field: FieldOption = None,
+    document_separator: SeparatorOption = None,
+    document_end_id: EndIdOption = None,
+    ids_dtype: IdsTypeOption = None,
+    suffixes: SuffixesOption = None,
+    errors: ErrorsOption = "strict",
+    join_documents: JoinOption = False,
+    tokenizer: TokenizerOption = None,
+    encoder: EncoderOption = "auto",
     sample_size: Annotated[
         Any,
         typer.Option(
@@ -186,21 +145,25 @@ def hash_stats(
         from engram_cli.commands.geometry import Geometry
         from engram_cli.commands.hash_stats import HashStatsRequest
         from engram_cli.commands.hash_stats import hash_stats as run
+        from engram_cli.commands.presets import with_preset
         from engram_cli.commands.workspace import Workspace
 
         chosen = {} if sample_size is None else {"sample_size": sample_size}
         request = HashStatsRequest(
             sources=tuple(sources),
-            geometry=Geometry(
-                scheme=scheme,
-                orders=orders,
-                heads=heads,
-                rows_per_head=rows_per_head,
-                layers=layers,
-                pad_id=pad_id,
-                seed=seed,
-                vocab_size=vocab_size,
-                eos_id=eos_id,
+            geometry=with_preset(
+                preset,
+                Geometry(
+                    scheme=scheme,
+                    orders=orders,
+                    heads=heads,
+                    rows_per_head=rows_per_head,
+                    layers=layers,
+                    pad_id=pad_id,
+                    seed=seed,
+                    vocab_size=vocab_size,
+                    eos_id=eos_id,
+                ),
             ),
             workspace=Workspace(workspace),
             vocab=vocab,

@@ -114,6 +114,14 @@ ScaleOption = Annotated[
     typer.Option(help="The scale of every layer, for dtype fp8; by default found from the rows."),
 ]
 _LAYOUT = "Layout"
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A published geometry: engram-v1-demo, deepseek-v4.1, qwen-ple or engram-27b; other "
+        "options win over it.",
+        rich_help_panel=_LAYOUT,
+    ),
+]
 SchemeOption = Annotated[
     str | None,
     typer.Option(

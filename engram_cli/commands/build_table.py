@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.commands.corpus_fill import (
+    CORPUS_INITS,
+    FillPlan,
+    FillRequest,
+    find_vectors,
+    guess_tokens,
+    write_tokens,
+)
 from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
@@ -21,15 +30,25 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.table.build import (
     build_store,
     check_place,
+    check_space,
     free_bytes,
+    partial_folder,
     resumable_bytes,
+    scratch_folder,
 )
-from engram_cli.table.inits import make_init
+from engram_cli.table.inits import INITS, make_init
+from engram_cli.table.inits.base import Init
+from engram_cli.table.inits.corpus.embeddings import Embeddings
+from engram_cli.table.inits.corpus.filled import CorpusFill
+from engram_cli.table.inits.corpus.tokens import TokenFile
+from engram_cli.table.lock import build_lock
 from engram_cli.table.spec import TableSpec
 from engram_cli.vocab.parquet import read_about
 
 if TYPE_CHECKING:
     from engram_cli.stats.folder import Statistics
+
+Filling: TypeAlias = tuple[TokenFile, Embeddings]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +58,9 @@ class BuildTableRequest:
     `stats`: a statistics folder whose geometry is taken where `geometry` leaves a choice open, and
     whose hits are stored beside the rows when the geometry stays the same; nothing is taken when
     there is no such folder. `dim`: values a row, of one head. `std` and `init_seed` are the init's;
-    `chunk_rows` None is about 128 MiB a chunk, `threads` None all processors. `scale` is for dtypes
-    with one scale a layer, None finds it. With `dry_run` nothing is written.
+    `fill` is the corpus of an init that needs one. `chunk_rows` None is about 128 MiB a chunk,
+    `threads` None all processors. `scale` is for dtypes with one scale a layer, None finds it. With
+    `dry_run` nothing is written.
     """
 
     geometry: Geometry = field(default_factory=Geometry)
@@ -53,6 +73,7 @@ class BuildTableRequest:
     init: str = "normal"
     std: float | None = None
     init_seed: int | None = None
+    fill: FillRequest | None = None
     chunk_rows: int | None = None
     scale: float | None = None
     threads: int | None = None
@@ -61,6 +82,14 @@ class BuildTableRequest:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"{self.threads} threads", "give 1 or more")
+        if self.fill is not None and self.init not in CORPUS_INITS:
+            raise InputError(
+                f"a corpus for --init {self.init}", f"give --init {' or '.join(CORPUS_INITS)}"
+            )
+        if self.fill is None and self.init in CORPUS_INITS:
+            raise InputError(f"--init {self.init} without a corpus", "give one with --corpus")
+        if self.fill is not None and self.init_seed is not None:
+            raise InputError(f"init seed with --init {self.init}", "give --embedding-seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +120,7 @@ class TablePlan:
 
     `tokens`: over how many the hits were counted, None where there are no hits. `done_bytes`: what
     a half-built table of the same request has already. `token_rows`, `token_bytes`: what looking up
-    one token reads, in all layers.
+    one token reads, in all layers. `fill`: None for an init that needs no corpus.
     """
 
     out: Path
@@ -108,6 +137,7 @@ class TablePlan:
     total_bytes: int
     done_bytes: int
     free_bytes: int
+    fill: FillPlan | None = None
 
     @property
     def rows(self) -> int:
@@ -146,36 +176,48 @@ class BuildTableResult:
 
 def plan_table(request: BuildTableRequest, progress: Progress = SILENT) -> TablePlan:
     """The byte arithmetic of `request`; writes nothing. Raises as `build_table` for its input."""
-    spec, _ = _specify(request, progress)
-    return _plan(spec, request.out)
+    layout, statistics = _layout(request, progress)
+    filling = None
+    if request.fill is not None:
+        vectors = find_vectors(request.fill, request.init, layout, request.std)
+        filling = guess_tokens(request.fill), vectors
+    return _plan(_specify(request, layout, statistics, filling), request)
 
 
 def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> BuildTableResult:
     """Build the table, or go on with one that was interrupted.
 
     Raises InputError, LayoutError for choices that cannot be, MismatchError for statistics of
-    another vocabulary, OutputError when it exists, does not fit or cannot be written.
+    another vocabulary or a foreign tokenizer, CorpusError, TokenIdError, OutputError when it
+    exists, does not fit or cannot be written.
     """
     begin = time.perf_counter()
-    if not request.dry_run:
-        check_place(request.out, request.force)
-    spec, statistics = _specify(request, progress)
-    plan = _plan(spec, request.out)
     if request.dry_run:
-        return BuildTableResult(plan=plan, written=False)
-    if plan.done_bytes:
-        progress.note(
-            f"going on with a half-built table: {plan.done_bytes:,} of {plan.total_bytes:,} bytes "
-            "are there"
+        return BuildTableResult(plan=plan_table(request, progress), written=False)
+    check_place(request.out, request.force)
+    layout, statistics = _layout(request, progress)
+    with ExitStack() as stack:
+        filling = None
+        if request.fill is not None:
+            stack.enter_context(build_lock(scratch_folder(request.out)))
+            filling = _filling(request, request.fill, layout, statistics, progress)
+        spec = _specify(request, layout, statistics, filling, progress)
+        plan = _plan(spec, request)
+        if plan.done_bytes:
+            progress.note(
+                f"going on with a half-built table: {plan.done_bytes:,} of {plan.total_bytes:,} "
+                "bytes are there"
+            )
+        if plan.fill is not None:
+            progress.note(str(plan.fill))
+        report = build_store(
+            spec,
+            request.out,
+            hits=None if statistics is None else partial(_hits, statistics),
+            force=request.force,
+            threads=request.threads or processors(),
+            progress=progress,
         )
-    report = build_store(
-        spec,
-        request.out,
-        hits=None if statistics is None else partial(_hits, statistics),
-        force=request.force,
-        threads=request.threads or processors(),
-        progress=progress,
-    )
     return BuildTableResult(
         plan=plan,
         written=True,
@@ -185,18 +227,56 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
     )
 
 
-def _specify(request: BuildTableRequest, progress: Progress) -> tuple[TableSpec, Statistics | None]:
-    layout, statistics = _layout(request, progress)
-    spec = TableSpec(
+def _filling(
+    request: BuildTableRequest,
+    fill: FillRequest,
+    layout: HashLayout,
+    statistics: Statistics | None,
+    progress: Progress,
+) -> Filling:
+    """The corpus as tokens and their vectors, after a look at whether there is room for a table."""
+    vectors = find_vectors(fill, request.init, layout, request.std)
+    if not partial_folder(request.out).exists():
+        guess = guess_tokens(fill), vectors
+        check_space(request.out, _specify(request, layout, statistics, guess))
+    scratch = scratch_folder(request.out)
+    tokens = write_tokens(fill, request.geometry, layout, request.vocab, scratch, progress)
+    return tokens, vectors
+
+
+def _specify(
+    request: BuildTableRequest,
+    layout: HashLayout,
+    statistics: Statistics | None,
+    filling: Filling | None,
+    progress: Progress = SILENT,
+) -> TableSpec:
+    return TableSpec(
         layout=layout,
         dim=request.dim,
         dtype=request.dtype,
-        init=make_init(request.init, std=request.std, seed=request.init_seed),
+        init=_init(request, layout, filling, progress),
         chunk_rows=request.chunk_rows,
         tokens=None if statistics is None else statistics.tokens,
         scale=request.scale,
     )
-    return spec, statistics
+
+
+def _init(
+    request: BuildTableRequest, layout: HashLayout, filling: Filling | None, progress: Progress
+) -> Init:
+    if request.fill is None or filling is None:
+        return make_init(request.init, std=request.std, seed=request.init_seed)
+    file, vectors = filling
+    return INITS.load(request.init)(
+        layout=layout,
+        file=file,
+        embeddings=vectors,
+        joined=request.fill.join_documents,
+        memory=request.fill.memory_bytes,
+        threads=request.threads or processors(),
+        progress=progress,
+    )
 
 
 def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout, Statistics | None]:
@@ -244,8 +324,8 @@ def _hits(statistics: Statistics, layer: int) -> NDArray[np.uint32]:
     return hits
 
 
-def _plan(spec: TableSpec, out: Path) -> TablePlan:
-    layout = spec.layout
+def _plan(spec: TableSpec, request: BuildTableRequest) -> TablePlan:
+    layout, out = spec.layout, request.out
     return TablePlan(
         out=out,
         scheme=layout.scheme,
@@ -261,6 +341,21 @@ def _plan(spec: TableSpec, out: Path) -> TablePlan:
         total_bytes=spec.total_bytes,
         done_bytes=resumable_bytes(spec, out),
         free_bytes=free_bytes(out),
+        fill=_fill_plan(spec.init, spec) if isinstance(spec.init, CorpusFill) else None,
+    )
+
+
+def _fill_plan(init: CorpusFill, spec: TableSpec) -> FillPlan:
+    passes = 0
+    for layer, array in spec.row_arrays.items():
+        spans = [array.span(index) for index in range(array.chunks)]
+        passes += len(init.passes(layer, spec.dim, spans))
+    return FillPlan(
+        tokens=init.file.tokens,
+        guessed=not init.file.digest,
+        passes=passes,
+        memory_bytes=init.memory,
+        scratch_bytes=init.scratch_bytes,
     )
 
 

@@ -15,7 +15,7 @@ from engram_cli.corpus.encode import EncoderDiffers, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stream import TokenStream, needs_tokenizer, remarks
 from engram_cli.errors import CorpusError, InputError
-from engram_cli.formats.embedding_tensor import find_embeddings
+from engram_cli.formats.embedding_tensor import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.stats.memory import available_memory
@@ -84,6 +84,14 @@ class FillPlan:
     memory_bytes: int
     scratch_bytes: int
 
+    def __str__(self) -> str:
+        about = "about " if self.guessed else ""
+        return (
+            f"filling from {about}{self.tokens:,} tokens in {self.passes} "
+            f"pass{'' if self.passes == 1 else 'es'} within {self.memory_bytes / 1e9:,.1f} GB of "
+            f"memory; at most {self.scratch_bytes / 1e9:,.1f} GB on the disk until the end"
+        )
+
 
 def find_vectors(
     request: FillRequest, init: str, layout: HashLayout, std: float | None
@@ -97,7 +105,7 @@ def find_vectors(
         )
     if std is not None:
         raise InputError("std with a checkpoint", "its embeddings have their own scale")
-    side = "output" if init == "next-token" else "input"
+    side: Side = "output" if init == "next-token" else "input"
     tensor = find_embeddings(request.checkpoint, side, request.embedding_tensor)
     return MatrixEmbeddings(
         tokens=min(tensor.tokens, layout.vocab_size),
@@ -112,9 +120,7 @@ def find_vectors(
 def guess_tokens(request: FillRequest) -> TokenFile:
     """A file of about as many tokens as the corpus has, which is not there."""
     size = find_sources(request.sources, request.corpus).size or 0
-    return TokenFile(
-        path=Path(), tokens=size // _BYTES_A_TOKEN, documents=0, largest=-1, digest=""
-    )
+    return TokenFile(path=Path(), tokens=size // _BYTES_A_TOKEN, documents=0, largest=-1, digest="")
 
 
 def write_tokens(

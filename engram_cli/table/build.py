@@ -78,8 +78,8 @@ def build_store(
         fill_rows(spec, folder, journal, scratch, threads=threads, progress=progress)
         with output_errors(folder):
             digest = _finish(spec, folder, journal, hits)
+            shutil.rmtree(scratch, ignore_errors=True)
             _put_in_place(folder, out)
-        shutil.rmtree(scratch, ignore_errors=True)
         return BuildReport(
             path=out,
             chunks=sum(array.chunks for array in spec.row_arrays.values()),

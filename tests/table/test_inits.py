@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engram_cli.commands.corpus_fill import CORPUS_INITS
 from engram_cli.errors import InputError
 from engram_cli.table.inits import INITS, kernels, make_init, reference
 from engram_cli.table.inits.normal import stream_key
@@ -18,6 +19,9 @@ from engram_cli.table.inits.normal import stream_key
 # Row 0 of layer 1, seed 0, std 1, dim 4; docs/reference/table-format.md has the same.
 FIRST_VALUES = ["-3.6056433", "-1.0387167", "0.17374244", "0.043898277"]
 FIRST_KEY = 3069472533636442495
+
+# The others work in passes, and have their own tests.
+PLAIN = [name for name in INITS if name not in CORPUS_INITS]
 
 
 def rows_of(
@@ -31,7 +35,7 @@ def rows_of(
     return out
 
 
-@pytest.mark.parametrize("init", list(INITS))
+@pytest.mark.parametrize("init", PLAIN)
 @given(cuts=st.lists(st.integers(1, 199), max_size=4), dim=st.integers(1, 9), data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_rows_are_the_same_in_any_pieces_and_order(

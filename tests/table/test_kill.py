@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import table.killed
+import table.killed_filling
 
 
 def test_killed_anywhere_a_build_is_finished_by_the_same_command(tmp_path: Path) -> None:
@@ -26,3 +27,21 @@ def test_killed_anywhere_a_build_is_finished_by_the_same_command(tmp_path: Path)
     assert set(found["states"]) <= {"InputError", "IncompleteError", "whole", "old"}
     assert {"IncompleteError", "whole", "old"} <= set(found["states"])
     assert found["killed"] > 50
+
+
+def test_killed_anywhere_a_table_is_filled_from_its_corpus_by_the_same_command(
+    tmp_path: Path,
+) -> None:
+    script = Path(table.killed_filling.__file__)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["states"]) <= {"InputError", "IncompleteError", "whole"}
+    assert {"InputError", "IncompleteError", "whole"} <= set(found["states"])
+    assert found["killed"] > 20

@@ -25,7 +25,11 @@ def make_init(name: str, **parameters: Any) -> Init:
     """The init called `name`; parameters that are None are left to it. Raises InputError."""
     build = INITS.load(name)
     given = {key: value for key, value in parameters.items() if value is not None}
-    known = list(inspect.signature(build).parameters)
+    parameters_of = inspect.signature(build).parameters
+    known = list(parameters_of)
+    missing = [n for n, p in parameters_of.items() if p.default is p.empty and n not in given]
+    if missing:
+        raise InputError(f"init '{name}' needs {', '.join(missing)}", "give a corpus")
     for key in given:
         if key not in known:
             raise InputError(

@@ -1,4 +1,4 @@
-"""next-token: a row is the mean of the output embeddings of the tokens that followed its n-grams."""
+"""next-token: a row is the mean output embedding of the tokens that followed its n-grams."""
 
 from __future__ import annotations
 

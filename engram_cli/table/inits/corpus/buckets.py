@@ -56,9 +56,7 @@ class ColumnPart:
         places = self._ends - sizes
         for first in range(0, len(pairs), 2 * _BLOCK):
             block = _block(pairs, first)
-            kernels.scatter(
-                block, *hashed, self.begin, self.end, self.shift, places, self._entries
-            )
+            kernels.scatter(block, *hashed, self.begin, self.end, self.shift, places, self._entries)
 
     def fill(self, first: int, out: NDArray[np.float32]) -> None:
         """Write the rows from `first` (counted in the column) into `out` float32[n, w]."""

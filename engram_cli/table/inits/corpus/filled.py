@@ -82,6 +82,15 @@ class CorpusFill:
         follow = self.name == "next-token"
         return Occurrences(layout=self.layout, file=self.file, follow=follow, joined=self.joined)
 
+    @property
+    def scratch_bytes(self) -> int:
+        """What lies on the disk at most while rows are made: the tokens, the pairs of two orders.
+
+        Two, because chunks of rows do not end where the columns of an order end.
+        """
+        pairs = sorted(self.occurrences.most_pairs(order) for order in self.layout.orders)
+        return 4 * self.file.tokens + 16 * sum(pairs[-2:])
+
     def filler(self, layer: int, dim: int) -> Filler | None:
         """No row can be had without a pass. Raises ValueError."""
         raise ValueError(f"rows of {self.name} are made by passes")
@@ -135,7 +144,9 @@ class CorpusFill:
         return groups
 
     @contextmanager
-    def prepared(self, layer: int, dim: int, spans: Sequence[Span], scratch: Path) -> Iterator[Filler]:
+    def prepared(
+        self, layer: int, dim: int, spans: Sequence[Span], scratch: Path
+    ) -> Iterator[Filler]:
         """What fills the rows of `spans` while the block runs; tallies lie in `scratch`.
 
         A tally is made when a pass needs it, and removed when one comes that does not.
@@ -183,9 +194,7 @@ class CorpusFill:
         path = scratch / f"pairs-{self._key}-{layer}-{order}.u64"
         if not path.exists():
             part = path.with_suffix(".part")
-            self.progress.start(
-                f"{order}-grams of layer {layer}", self.file.tokens, "tokens"
-            )
+            self.progress.start(f"{order}-grams of layer {layer}", self.file.tokens, "tokens")
             with output_errors(path):
                 write_tally(
                     part,

@@ -1,4 +1,4 @@
-"""What the kernels of the corpus-filled inits compute, in plain NumPy and Python: the definition."""
+"""What the kernels of the corpus-filled inits compute, in plain NumPy: the definition of right."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def finish(
 def project(
     values: NDArray[np.float32], projection: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
-    """`out` [n, w] = values [n, d] x projection [d, w], added up from the first of d to the last."""
+    """`out` [n, w] = values [n, d] x projection [d, w], added up from the first of d on."""
     out[:] = 0
     for k in range(len(projection)):
         out += values[:, k : k + 1] * projection[k]

@@ -102,10 +102,12 @@ class TokenWriter:
         encoder: str | None,
         progress: Progress = SILENT,
     ) -> TokenFile:
-        """Append all blocks, keep the state now and then, give the finished file.
+        """Append all blocks, keep the state now and then, give the file, which is then finished.
 
         Raises TokenIdError naming file, document and position, OutputError.
         """
+        if self.finished is not None:
+            return self.finished
         self.encoder = encoder
         with output_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -174,9 +176,11 @@ class TokenWriter:
         )
 
 
-def _mark(value: dict[str, Any]) -> Mark:
+def _mark(value: Any) -> Mark:
     """A mark as it was written. Raises TypeError for anything else."""
     kinds = {field.name: type(field.default) for field in fields(Mark)}
-    if value.keys() != kinds.keys() or any(type(value[n]) is not kinds[n] for n in kinds):
+    if not isinstance(value, dict) or value.keys() != kinds.keys():
+        raise TypeError("no mark")
+    if any(type(value[n]) is not kinds[n] for n in kinds):
         raise TypeError("no mark")
     return Mark(**value)
