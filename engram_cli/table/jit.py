@@ -49,3 +49,13 @@ def prefetch_read(typingctx: Any, array: Any, index: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def add_in_any_order(typingctx: Any, a: Any, b: Any) -> Any:
+    """The sum of two float32, one of many that may be summed in any order, so in vectors."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(args[0], args[1], flags=["reassoc"])
+
+    return types.float32(types.float32, types.float32), codegen

@@ -135,6 +135,14 @@ class TableStore:
             raise InputError(f"{self.path} holds no hits", "build it from statistics")
         return self._gather(array, indices)
 
+    def read_hits(self, layer: int | None, first: int, count: int) -> NDArray[np.uint32]:
+        """uint32[count]: the hits of the rows from `first` on, which must be counted.
+
+        Raises ArtifactError for a file that cannot be read. May run in threads.
+        """
+        array = self.arrays[hits_array(self.layout.layer(layer).layer)]
+        return read_range(self.path, array, first, count)
+
     def _arrays_of(self, layer: int | None) -> tuple[ChunkedArray, ChunkedArray | None]:
         """The rows of a layer, and their scales where the dtype has some."""
         number = self.layout.layer(layer).layer

@@ -1,0 +1,1 @@
+"""Reading a table once from end to end: norms, hits, hottest rows and rows that are alike."""
