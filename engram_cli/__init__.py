@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.build_table import build_table as build_table
     from engram_cli.commands.convert import convert_table as convert_table
     from engram_cli.commands.hash_stats import hash_stats as hash_stats
+    from engram_cli.commands.inspect import inspect as inspect
     from engram_cli.commands.lookup import lookup as lookup
     from engram_cli.commands.verify import verify as verify
     from engram_cli.hashing.hasher import hash_tokens as hash_tokens
@@ -39,6 +40,7 @@ _HOMES = {
     "hash_layout": "engram_cli.hashing.schemes",
     "hash_stats": "engram_cli.commands.hash_stats",
     "hash_tokens": "engram_cli.hashing.hasher",
+    "inspect": "engram_cli.commands.inspect",
     "lookup": "engram_cli.commands.lookup",
     "open_table": "engram_cli.table.store",
     "read_vocab": "engram_cli.vocab.parquet",
@@ -58,6 +60,7 @@ __all__ = [
     "hash_layout",
     "hash_stats",
     "hash_tokens",
+    "inspect",
     "lookup",
     "open_table",
     "read_vocab",

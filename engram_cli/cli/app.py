@@ -14,6 +14,7 @@ from engram_cli.cli.compress_vocab import compress_vocab
 from engram_cli.cli.convert import convert
 from engram_cli.cli.demo import demo
 from engram_cli.cli.hash_stats import hash_stats
+from engram_cli.cli.inspect import inspect
 from engram_cli.cli.lookup import lookup
 from engram_cli.cli.report import report
 from engram_cli.cli.verify import verify
@@ -32,6 +33,7 @@ app.command("report")(report)
 app.command("build-table")(build_table)
 app.command("convert")(convert)
 app.command("attach")(attach)
+app.command("inspect")(inspect)
 app.command("lookup")(lookup)
 app.command("verify")(verify)
 app.command("demo")(demo)

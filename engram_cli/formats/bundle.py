@@ -139,6 +139,14 @@ class Bundle:
             if shard.layer == layer
         ]
 
+    def row_places(self, layer: int) -> list[tuple[Shard, int]]:
+        """A layer's shards, ascending, each with the byte of its file that its rows begin at."""
+        return [
+            (shard, _only_tensor(self.folder, self.spec, shard).begin)
+            for shard in self.shards
+            if shard.layer == layer
+        ]
+
 
 def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     """Open the bundle in the folder `path`.

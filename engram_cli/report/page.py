@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 from engram_cli import __version__
 from engram_cli.errors import ArtifactError
 from engram_cli.files import new_file
+from engram_cli.registry import Registry
 from engram_cli.report.markup import Html, embed_json, join, tag
 from engram_cli.report.numbers import brief, count, number
-from engram_cli.report.sections import SECTIONS, Section
+from engram_cli.report.sections import SECTIONS, Maker, Section
 
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
 _ICON = (
@@ -27,25 +29,46 @@ _ICON = (
 )
 
 
-def write_report(document: Mapping[str, Any], path: Path, *, force: bool = False) -> None:
-    """Write the page of `document` (a stats.json) to `path`, whole or not at all.
+Facts = list[tuple[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageKind:
+    """What a page is about: its words, its sections, and the facts under its heading.
+
+    `remake` is the mend of a document that cannot be drawn.
+    """
+
+    kicker: str
+    heading: str
+    sections: Registry[Maker]
+    title: Callable[[Mapping[str, Any]], str]
+    facts: Callable[[Mapping[str, Any]], Facts]
+    remake: str = "make the statistics again with engram hash-stats"
+
+
+def write_report(
+    document: Mapping[str, Any], path: Path, *, force: bool = False, kind: PageKind | None = None
+) -> None:
+    """Write the page of `document` to `path`, whole or not at all; a stats.json without a `kind`.
 
     Raises OutputError when it cannot be written, ArtifactError when the document is damaged.
     """
-    text = render(document)
+    text = render(document, kind or STATISTICS)
     with new_file(path, force=force) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
-def render(document: Mapping[str, Any]) -> str:
+def render(document: Mapping[str, Any], kind: PageKind | None = None) -> str:
     """The page of `document` as text. The same document gives the same page."""
-    sections = _sections(document)
+    kind = kind or STATISTICS
+    sections = _sections(document, kind)
     style, script = _asset("page.css"), _asset("page.js")
     try:
         data = embed_json(dict(document), "engram-data")
-        masthead = _masthead(document)
+        masthead = _masthead(document, kind)
     except (*_DAMAGE, RecursionError) as error:
-        raise _damaged("the statistics", error) from None
+        raise _damaged("the document", kind, error) from None
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
@@ -57,7 +80,7 @@ def render(document: Mapping[str, Any]) -> str:
         tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name_="color-scheme", content="light dark"),
         tag("meta", name_="generator", content=f"engram {__version__}"),
-        tag("title", _title(document)),
+        tag("title", kind.title(document)),
         tag("link", rel="icon", href=_ICON),
         tag("style", Html(style)),
     )
@@ -74,32 +97,30 @@ def render(document: Mapping[str, Any]) -> str:
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
-def _sections(document: Mapping[str, Any]) -> dict[str, Section]:
+def _sections(document: Mapping[str, Any], kind: PageKind) -> dict[str, Section]:
     made = {}
-    for name in SECTIONS:
+    for name in kind.sections:
         try:
-            section = SECTIONS.load(name)(document)
+            section = kind.sections.load(name)(document)
         except _DAMAGE as error:
-            raise _damaged(f"the part of the statistics behind '{name}'", error) from None
+            raise _damaged(f"the figures behind '{name}'", kind, error) from None
         if section is not None:
             made[name] = section
     return made
 
 
-def _damaged(what: str, error: BaseException) -> ArtifactError:
+def _damaged(what: str, kind: PageKind, error: BaseException) -> ArtifactError:
     said = f"{type(error).__name__}: {error}"[:200]
-    return ArtifactError(
-        f"{what} cannot be drawn ({said})", "make the statistics again with engram hash-stats"
-    )
+    return ArtifactError(f"{what} cannot be drawn ({said})", kind.remake)
 
 
 def _title(document: Mapping[str, Any]) -> str:
     return f"Engram report: {brief(number(document.get('tokens') or 0))} tokens"
 
 
-def _masthead(document: Mapping[str, Any]) -> Html:
+def _statistics_facts(document: Mapping[str, Any]) -> Facts:
     layout, corpus = document.get("layout") or {}, document.get("corpus") or {}
-    facts = []
+    facts: Facts = []
     if corpus.get("files"):
         empty = corpus.get("empty_files") or 0
         facts.append(("Corpus", f"{count(corpus['files'])} files"
@@ -115,16 +136,21 @@ def _masthead(document: Mapping[str, Any]) -> Html:
     if document.get("fingerprint"):
         facts.append(("Fingerprint", tag("code", str(document["fingerprint"]), class_="digest")))
     facts.append(("Made by", f"engram {document.get('tool_version') or __version__}"))
+    return facts
+
+
+def _masthead(document: Mapping[str, Any], kind: PageKind) -> Html:
+    facts = kind.facts(document)
     return tag(
         "header",
         tag("div",
-            tag("p", "Engram · hash statistics", class_="kicker"),
+            tag("p", kind.kicker, class_="kicker"),
             tag("div",
                 tag("button", "Theme: auto", id="theme", type="button", hidden=True),
                 tag("button", "Save the data", id="save", type="button", hidden=True),
                 class_="tools"),
             class_="bar-top"),
-        tag("h1", "What this corpus does to this table"),
+        tag("h1", kind.heading),
         tag("dl", *[tag("div", tag("dt", name), tag("dd", value)) for name, value in facts],
             class_="facts"),
         class_="masthead",
@@ -141,7 +167,7 @@ def _contents(sections: Mapping[str, Section]) -> Html:
 
 def _main(sections: Mapping[str, Section]) -> Html:
     if not sections:
-        empty = tag("p", "The statistics hold no figures that can be drawn.", class_="lead")
+        empty = tag("p", "There are no figures that can be drawn.", class_="lead")
         return tag("main", empty, id="figures")
     return tag(
         "main",
@@ -177,3 +203,12 @@ def _asset(name: str) -> str:
 
 def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+STATISTICS = PageKind(
+    kicker="Engram · hash statistics",
+    heading="What this corpus does to this table",
+    sections=SECTIONS,
+    title=_title,
+    facts=_statistics_facts,
+)

@@ -66,6 +66,24 @@ class Journal:
         self.done[name] = (size, checksum)
 
 
+def filled(folder: Path) -> tuple[int, int]:
+    """How many chunks of the half-built table in `folder` are whole, and their bytes.
+
+    Chunks that the journal names and that are there with their sizes; none where it has no journal.
+    """
+    try:
+        lines = (folder / NAME).read_bytes().split(b"\n")
+    except OSError:
+        return 0, 0
+    entries = {entry[0]: entry[1] for line in lines[1:-1] if (entry := _entry(line)) is not None}
+    whole = {
+        name: size
+        for name, size in entries.items()
+        if ".." not in Path(name).parts and _size_of(folder / name) == size
+    }
+    return len(whole), sum(whole.values())
+
+
 def differences(there: Any, asked: dict[str, Any]) -> str:
     """What a request and another one disagree on, "" when they agree."""
     if not isinstance(there, dict):

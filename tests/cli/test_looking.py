@@ -93,3 +93,15 @@ def test_a_text_without_its_tokenizer_is_refused(filled: Engram) -> None:
     assert "a text was given, and the tokenizer" in done.error_line
     shutil.rmtree(filled.folder / "engram-stats")
     assert filled("lookup", "engram-table.zarr", "--ids", "5,6").code == 0
+
+
+@pytest.mark.parametrize("path", ["engram-table.zarr", "engram-stats", "engram-vocab.parquet"])
+def test_inspect_fits_a_terminal_and_speaks_json(filled: Engram, path: str) -> None:
+    done = filled("inspect", path)
+    assert done.code == 0, done.err
+    assert widest(done.out) <= 100
+    document = json.loads(filled("inspect", path, "--json").out)
+    assert document["path"] == path
+    page = filled("inspect", path, "--report", "page.html", "--force")
+    assert page.code == 0, page.err
+    assert (filled.folder / "page.html").stat().st_size > 10_000

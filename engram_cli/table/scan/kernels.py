@@ -15,7 +15,7 @@ from engram_cli.hashing.jit import kernel
 from engram_cli.table.jit import add_in_any_order, bits_of_float32, float32_of_bits
 
 SIGNS = 16  # words of a row whose leading signs make its signature
-STEPS = 4  # bins of a factor 2 in the norm
+STEPS = 8  # bins of a factor 2 in the norm
 BINS = 256 * STEPS
 _LEAST = np.float32(2.0**-100)  # squared norms below lost some of their values
 _MOST = np.float32(2.0**120)
@@ -164,7 +164,7 @@ def place_of(sign):  # type: ignore[no-untyped-def]
 def bin_of(norm):  # type: ignore[no-untyped-def]
     """The bin of a norm: `STEPS` equal steps in each factor 2 of it."""
     bits = int64(bits_of_float32(norm))
-    return bits >> int64(21)
+    return bits >> int64(20)
 
 
 @kernel(

@@ -1,0 +1,331 @@
+"""What the rows of a table, a bundle or statistics hold: one pass, figures by head out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.commands.artifact import Artifact, Companions, Kind
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.lookup_rows import OtherNgram
+from engram_cli.commands.processors import processors
+from engram_cli.commands.rows import RowReader, open_rows
+from engram_cli.formats.bundle import read_bundle
+from engram_cli.hashing.layout import HashLayout, LayerHash
+from engram_cli.progress import Progress
+from engram_cli.stats.company import RowCompany
+from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.folder import Statistics
+from engram_cli.stats.ngrams import Names
+from engram_cli.table.scan.kernels import BINS, STEPS
+from engram_cli.table.scan.likeness import Likeness
+from engram_cli.table.scan.scan import HOTTEST, LayerScan, scan_layer
+from engram_cli.table.scan.source import RowSource, Span, table_source
+from engram_cli.table.store import open_table
+
+if TYPE_CHECKING:
+    from engram_cli.commands.inspect import InspectRequest
+
+_NGRAMS = 3  # of a row
+_BIAS = 127
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """One head of one order of one layer.
+
+    `zero` and `not_finite` rows; `mean`, `rms`, `least`, `most`: norms of the others; `hit_mean`
+    and `unhit_mean`: of those with and without a hit. None where there are no vectors or no hits.
+    """
+
+    layer: int
+    order: int
+    head: int
+    rows: int
+    hit_rows: int | None
+    hits: int | None
+    max_hits: int | None
+    zero: int | None
+    not_finite: int | None
+    mean: float | None
+    rms: float | None
+    least: float | None
+    most: float | None
+    hit_mean: float | None
+    unhit_mean: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormBins:
+    """The norms of an order's rows: `rows[i]` lie from `low[i]` up to `low[i + 1]`."""
+
+    layer: int
+    order: int
+    low: tuple[float, ...]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRows:
+    """A layer's rows, and how alike they are."""
+
+    layer: int
+    likeness: Likeness
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HotRow:
+    """One of the hottest rows of an order, with the n-grams of the sample that fall on it."""
+
+    layer: int
+    order: int
+    head: int
+    row: int
+    hits: int
+    ngrams: tuple[OtherNgram, ...]
+    known: int
+
+
+def inspect_rows(
+    found: Artifact, request: InspectRequest, companions: Companions, progress: Progress
+) -> dict[str, Any]:
+    """The keys of an InspectResult that come from the rows. Raises ArtifactError."""
+    rows = open_rows(found, Geometry())
+    statistics = rows.statistics or companions.statistics(rows.layout, progress)
+    names = Names(rows.layout, companions.vocabulary(rows.layout, progress))
+    columns: list[Columns] = []
+    norms: list[NormBins] = []
+    layers: list[LayerRows] = []
+    hottest: list[HotRow] = []
+    read = 0
+    sources = list(_sources(found, rows, statistics))
+    progress.start("inspect", sum(_bytes(rows.layout, source) for source in sources), "bytes")
+    samples = None if statistics is None else statistics.samples()
+    begin = time.perf_counter()
+    for source in sources:
+        entry = rows.layout.layer(source.layer)
+        scan = _scan(rows, source, entry, request, progress)
+        read += scan.read_bytes
+        columns += _columns(rows.layout, scan)
+        norms += _norm_bins(rows.layout, scan)
+        layers.append(LayerRows(layer=scan.layer, likeness=scan.likeness))
+        hottest += _hottest(rows.layout, entry, scan, samples, names, request.hottest)
+    if not sources and statistics is not None:
+        for layer in rows.layout.layer_ids:
+            hits = statistics.hits(layer)
+            entry = rows.layout.layer(layer)
+            columns += _counted(rows.layout, entry, hits)
+            heat = _heat(entry, hits)
+            hottest += _of_heat(rows.layout, entry, heat, samples, names, request.hottest)
+    return {
+        "columns": tuple(columns),
+        "norms": tuple(norms),
+        "layers": tuple(layers),
+        "hottest": tuple(hottest),
+        "stats": None if statistics is None else statistics.path,
+        "read_bytes": read,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def _sources(
+    found: Artifact, rows: RowReader, statistics: Statistics | None
+) -> Iterator[RowSource]:
+    """Each layer's rows; hits are the table's own, else those of the statistics."""
+    if found.kind is Kind.TABLE:
+        table = open_table(found.path)
+        for layer in rows.layers:
+            yield _counted_source(table_source(table, layer), statistics)
+    elif found.kind is Kind.BUNDLE:
+        bundle = read_bundle(found.path)
+        for layer in rows.layers:
+            spans = tuple(
+                Span(
+                    file=bundle.folder / shard.file,
+                    offset=begin,
+                    first=shard.first_row,
+                    rows=shard.rows,
+                )
+                for shard, begin in bundle.row_places(layer)
+            )
+            source = RowSource(
+                layer=layer,
+                dim=bundle.spec.dim,
+                dtype=bundle.spec.dtype,
+                spans=spans,
+                decode=partial(_decode, rows, layer),
+            )
+            yield _counted_source(source, statistics)
+
+
+def _decode(rows: RowReader, layer: int, first: int, values: NDArray[np.float32]) -> None:
+    assert rows.vectors is not None
+    values[:] = rows.vectors(layer, np.arange(first, first + len(values)))
+
+
+def _counted_source(source: RowSource, statistics: Statistics | None) -> RowSource:
+    if source.hits is not None or statistics is None:
+        return source
+    hits = statistics.hits(source.layer)
+    return replace(source, hits=lambda first, count: hits[first : first + count])
+
+
+def _bytes(layout: HashLayout, source: RowSource) -> int:
+    return sum(layout.layer(source.layer).moduli) * source.stored_row_bytes
+
+
+def _scan(
+    rows: RowReader,
+    source: RowSource,
+    entry: LayerHash,
+    request: InspectRequest,
+    progress: Progress,
+) -> LayerScan:
+    assert rows.vectors is not None
+    return scan_layer(
+        source,
+        list(zip(entry.offsets, entry.moduli, strict=True)),
+        partial(rows.vectors, source.layer),
+        threads=request.threads or processors(),
+        progress=progress,
+    )
+
+
+def _columns(layout: HashLayout, scan: LayerScan) -> Iterator[Columns]:
+    for at, column in enumerate(scan.columns):
+        unhit = None
+        if column.hit_rows is not None:
+            others = column.rows - column.hit_rows - column.not_finite
+            usual = column.rows - column.zero - column.not_finite
+            total = column.mean * usual - (column.hit_mean or 0.0) * column.hit_rows
+            unhit = max(total, 0.0) / others if others > 0 else None
+        yield Columns(
+            layer=scan.layer,
+            order=layout.orders[at // layout.heads],
+            head=at % layout.heads,
+            rows=column.rows,
+            hit_rows=column.hit_rows,
+            hits=column.hits,
+            max_hits=column.max_hits,
+            zero=column.zero,
+            not_finite=column.not_finite,
+            mean=column.mean,
+            rms=column.rms,
+            least=column.least,
+            most=column.most,
+            hit_mean=column.hit_mean,
+            unhit_mean=unhit,
+        )
+
+
+def _counted(layout: HashLayout, entry: LayerHash, hits: NDArray[np.uint32]) -> Iterator[Columns]:
+    """The figures of statistics, which know no vectors."""
+    nothing = dict.fromkeys(
+        ("zero", "not_finite", "mean", "rms", "least", "most", "hit_mean", "unhit_mean")
+    )
+    for at, (begin, rows) in enumerate(zip(entry.offsets, entry.moduli, strict=True)):
+        own = hits[begin : begin + rows]
+        yield Columns(
+            layer=entry.layer,
+            order=layout.orders[at // layout.heads],
+            head=at % layout.heads,
+            rows=rows,
+            hit_rows=int(np.count_nonzero(own)),
+            hits=int(own.sum(dtype=np.int64)),
+            max_hits=int(own.max()),
+            **nothing,
+        )
+
+
+def _norm_bins(layout: HashLayout, scan: LayerScan) -> Iterator[NormBins]:
+    """The norms of all heads of an order together, from the least bin to the last one used."""
+    exponents = np.arange(BINS + 1) // STEPS - _BIAS
+    edges = 2.0**exponents * (1 + np.arange(BINS + 1) % STEPS / STEPS)
+    for index, order in enumerate(layout.orders):
+        own = scan.columns[index * layout.heads : (index + 1) * layout.heads]
+        bins = np.sum([column.bins for column in own], axis=0)
+        used = np.flatnonzero(bins)
+        if len(used) == 0:
+            continue
+        first, last = int(used[0]), int(used[-1]) + 1
+        yield NormBins(
+            layer=scan.layer,
+            order=order,
+            low=tuple(edges[first : last + 1].tolist()),
+            rows=tuple(bins[first:last].tolist()),
+        )
+
+
+Heat = list[tuple[tuple[int, int], ...]]
+
+
+def _heat(entry: LayerHash, hits: NDArray[np.uint32]) -> Heat:
+    """By column the `HOTTEST` rows with their hits."""
+    found = []
+    for begin, rows in zip(entry.offsets, entry.moduli, strict=True):
+        own = hits[begin : begin + rows]
+        most = min(HOTTEST, rows)
+        least = np.partition(own, rows - most)[rows - most]
+        among = np.flatnonzero(own >= max(least, 1))
+        best = among[np.lexsort([among, -own[among].astype(np.int64)])][:most]
+        found.append(tuple((int(row), int(own[row])) for row in best))
+    return found
+
+
+def _hottest(
+    layout: HashLayout,
+    entry: LayerHash,
+    scan: LayerScan,
+    samples: tuple[NgramSample, ...] | None,
+    names: Names,
+    limit: int,
+) -> list[HotRow]:
+    heat = [column.hottest for column in scan.columns]
+    return _of_heat(layout, entry, heat, samples, names, limit)
+
+
+def _of_heat(
+    layout: HashLayout,
+    entry: LayerHash,
+    heat: Heat,
+    samples: tuple[NgramSample, ...] | None,
+    names: Names,
+    limit: int,
+) -> list[HotRow]:
+    """The hottest rows of each order among all its heads, and what is known to lie on them."""
+    found = []
+    for index, order in enumerate(layout.orders):
+        own = heat[index * layout.heads : (index + 1) * layout.heads]
+        best = sorted(((-hits, head, row) for head, rows in enumerate(own) for row, hits in rows))[
+            :limit
+        ]
+        met: list[dict[int, list[Any]]] = [{} for _ in own]
+        if samples is not None and best:
+            wanted = np.array([[row for _, _, row in best]] * layout.heads)
+            met = RowCompany(layout, entry, samples[index]).on(wanted)
+        for negative, head, row in best:
+            company = met[head].get(row, [])
+            found.append(
+                HotRow(
+                    layer=entry.layer,
+                    order=order,
+                    head=head,
+                    row=row,
+                    hits=-negative,
+                    ngrams=tuple(
+                        OtherNgram(
+                            text=names.ngram(samples[index].tokens[each.at]), count=each.count
+                        )
+                        for each in company[:_NGRAMS]
+                        if samples is not None
+                    ),
+                    known=len(company),
+                )
+            )
+    return found
