@@ -62,11 +62,24 @@ class CorpusOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A part of a file, the `number`-th: the units begin..end-1 of which its format has an index.
+
+    Units are row groups, record batches, lines of an array, documents or shards.
+    """
+
+    number: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusFile:
     """A file of the corpus: `name` as shown to the user, `size` in bytes where it is known.
 
     `format` names a reader of `corpus.readers`. A local file has a `path`, a remote one a `url`,
-    standard input neither.
+    standard input neither. With a `section` only that part of the file is meant, and `size` is that
+    part's.
     """
 
     name: str
@@ -74,6 +87,14 @@ class CorpusFile:
     size: int | None
     format: str
     url: str | None = None
+    section: Section | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other file and section: documents are counted anew in each."""
+        if self.section is None or self.section.number == 0:
+            return self.name
+        return f"{self.name}\0{self.section.number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,14 +170,22 @@ def _nothing(file: CorpusFile, options: CorpusOptions) -> str | None:
     return None
 
 
+def _whole(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
+    return (file,)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
     """A format: `read` gives the documents of a file in order, as texts or as token blocks.
 
     `gives_text` says beforehand whether a tokenizer will be needed, `remark` what the user should
-    know about how the file will be read.
+    know about how the file will be read. `divide` gives the sections of a file, each of about as
+    many bytes as asked for, `(file,)` where it has no index; `lists` says that a file of this
+    format is a list of others, so that its own size says nothing.
     """
 
     read: Callable[[CorpusFile, CorpusOptions], Iterator[Item]]
     gives_text: Callable[[CorpusFile, CorpusOptions], bool]
     remark: Callable[[CorpusFile, CorpusOptions], str | None] = _nothing
+    divide: Callable[[CorpusFile, CorpusOptions, int], Sequence[CorpusFile]] = _whole
+    lists: bool = False

@@ -89,12 +89,18 @@ def blocks(
     dtype: np.dtype[np.integer],
     tokens: int,
     documents: Documents,
+    *,
+    first: int = 0,
+    first_document: int = 0,
 ) -> Iterator[TokenBlock]:
-    """The next `tokens` ids of a stream. Raises CorpusError where it ends before."""
-    number, at = -1, 0  # the document at hand and where it began
-    extra = stream.tell() if stream.seekable() else 0
-    for begin in range(0, tokens, BLOCK_TOKENS):
-        count = min(BLOCK_TOKENS, tokens - begin)
+    """The next `tokens` ids of a stream. Raises CorpusError where it ends before.
+
+    `first`: the token of the file that they begin with, that of the document `first_document`.
+    """
+    number, at = first_document - 1, first  # the document at hand and where it began
+    extra = stream.tell() if stream.seekable() and not first else 0
+    for begin in range(first, first + tokens, BLOCK_TOKENS):
+        count = min(BLOCK_TOKENS, first + tokens - begin)
         ids = np.frombuffer(exactly(stream, count * dtype.itemsize, file.name), dtype)
         begins = documents.within(ids, begin)
         starts = np.zeros(count, dtype=np.bool_)

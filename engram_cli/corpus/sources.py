@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions
+from engram_cli.corpus.partitions import total_size
 from engram_cli.corpus.places import Place, place_of
 from engram_cli.corpus.readers import READERS
 from engram_cli.corpus.sniff import (
@@ -52,9 +53,7 @@ class Sources:
     @property
     def size(self) -> int | None:
         """The bytes of all files; None when one of them is a pipe."""
-        sizes = [file.size for file in self.files]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
+        return total_size(self.files)
 
 
 def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
@@ -42,8 +43,19 @@ _BATCH_TEXTS = 2**14
 # at most a batch, the reader's may wait for a pipe for ever.
 _PATIENCE, _READER_PATIENCE = 10.0, 0.5
 
-Batch: TypeAlias = tuple[list[Document], Mark] | TokenBlock
-Encoded: TypeAlias = tuple[list[Document], Mark, Any] | TokenBlock
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """Documents of a partition; `files`: (index, key) of the first document of each file."""
+
+    documents: list[Document]
+    files: list[tuple[int, str]]
+    partition: int
+    mark: Mark
+
+
+Batch: TypeAlias = Texts | TokenBlock
+Encoded: TypeAlias = tuple[Texts, Any] | TokenBlock
 
 
 def needs_tokenizer(files: Sequence[CorpusFile], options: CorpusOptions) -> bool:
@@ -66,13 +78,18 @@ class TokenStream:
         options: CorpusOptions,
         encoder: Encoder | None,
         mark: Mark | None = None,
+        *,
+        begins: Sequence[int] = (0,),
     ) -> None:
-        """`encoder` may be None when no file holds texts. What is before `mark` is left out: the
-        file there is read from its beginning, but neither encoded nor handed on."""
+        """`encoder` may be None when no file holds texts. `begins`: the indices of the files that
+        begin a partition, as in `corpus.partitions.Plan`; no block is of two of them. What is
+        before `mark` is left out: the file there is read from its beginning, but neither encoded
+        nor handed on."""
         self._mark = mark = mark or Mark()
         self.empty_files = mark.empty_files
         self.cuts = mark.cuts  # where long documents were cut
         self._files = files
+        self._begins = begins
         self._options = options
         self._encoder = encoder
         self._open = mark.open  # a document has begun of which no token was seen
@@ -97,31 +114,36 @@ class TokenStream:
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Texts gathered into batches, token blocks as they come, in the order of the files."""
-        held: list[Document] = []
-        characters, enough = 0, _FIRST_BATCH
-        at = self._mark
+        held = _Held()
+        enough, at = _FIRST_BATCH, self._mark
         for index, file in enumerate(self._files[at.file :], at.file):
             if index > at.file:
                 at = Mark(file=index)
+            partition = bisect_right(self._begins, index) - 1
+            if held.documents and held.partition != partition:
+                yield held.batch(self._counted(at))
             items = READERS.load(file.format).read(file, self._options)
             for item in islice(items, at.items, None):
                 if isinstance(item, TokenBlock):
-                    if held:
-                        yield held, self._counted(at)
-                        held, characters = [], 0
+                    if held.documents:
+                        yield held.batch(self._counted(at))
                     at = replace(at, items=at.items + 1, blank=at.blank and not len(item.ids))
-                    yield replace(item, files=((0, file.name),), mark=self._counted(at))
+                    yield replace(
+                        item,
+                        files=((0, file.key),),
+                        partition=partition,
+                        mark=self._counted(at),
+                    )
                     continue
-                held.append(item)
-                characters += len(item.text)
+                held.take(item, file.key, partition)
                 self.cuts += not item.first
                 at = replace(at, items=at.items + 1, blank=at.blank and not item.text)
-                if characters >= enough or len(held) >= _BATCH_TEXTS:
-                    yield held, self._counted(at)
-                    held, characters, enough = [], 0, min(2 * enough, _FULL_BATCH)
+                if held.characters >= enough or len(held.documents) >= _BATCH_TEXTS:
+                    yield held.batch(self._counted(at))
+                    enough = min(2 * enough, _FULL_BATCH)
             self.empty_files += at.blank
-        if held:
-            yield held, self._counted(Mark(file=len(self._files)))
+        if held.documents:
+            yield held.batch(self._counted(Mark(file=len(self._files))))
 
     def _counted(self, mark: Mark) -> Mark:
         return replace(mark, empty_files=self.empty_files, cuts=self.cuts)
@@ -137,21 +159,20 @@ class TokenStream:
                     yield batch
                 elif self._encoder is None:
                     raise CorpusError(
-                        f"{batch[0][0].file} holds text, and no tokenizer was given",
+                        f"{batch.documents[0].file} holds text, and no tokenizer was given",
                         "give a tokenizer.json with --tokenizer",
                     )
                 else:
-                    yield *batch, self._encoder.encode([document.text for document in batch[0]])
+                    yield batch, self._encoder.encode([each.text for each in batch.documents])
 
-    def _assemble(
-        self, documents: list[Document], mark: Mark, encoded: Any
-    ) -> Iterator[TokenBlock]:
+    def _assemble(self, batch: Texts, encoded: Any) -> Iterator[TokenBlock]:
         assert self._encoder is not None
+        documents = batch.documents
         ids, begins = self._encoder.flatten(encoded)
         starts = self._starts(documents, begins)
         size = sum(document.size for document in documents)
         locate = partial(_locate, documents, begins, self._before)
-        files = _files(documents, begins)
+        files = _placed(batch.files, begins)
         total = len(ids)
         last = np.flatnonzero(starts)[-1:]
         self._before = total - int(last[0]) if len(last) else self._before + total
@@ -163,8 +184,9 @@ class TokenStream:
                 starts=starts[begin:end],
                 size=part,
                 locate=partial(_shifted, locate, begin),
-                files=cut_names(files, begin, end) or ((0, documents[0].file),),
-                mark=self._marked(mark) if end == total else None,
+                files=cut_names(files, begin, end) or ((0, batch.files[0][1]),),
+                partition=batch.partition,
+                mark=self._marked(batch.mark) if end == total else None,
             )
 
     def _starts(self, documents: list[Document], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -179,13 +201,40 @@ class TokenStream:
         return starts
 
 
-def _files(documents: list[Document], begins: NDArray[np.int64]) -> list[tuple[int, str]]:
-    """Where the tokens of each file begin; files without a token are left out."""
-    files: list[tuple[int, str]] = []
-    for document, begin, end in zip(documents, begins[:-1], begins[1:], strict=True):
-        if begin < end and (not files or files[-1][1] != document.file):
-            files.append((int(begin), document.file))
-    return files
+class _Held:
+    """The texts gathered so far, all of one partition."""
+
+    def __init__(self) -> None:
+        self.documents: list[Document] = []
+        self.characters = self.partition = 0
+        self._files: list[tuple[int, str]] = []
+
+    def take(self, document: Document, key: str, partition: int) -> None:
+        """One more, of the file with that key."""
+        if not self._files or self._files[-1][1] != key:
+            self._files.append((len(self.documents), key))
+        self.documents.append(document)
+        self.characters += len(document.text)
+        self.partition = partition
+
+    def batch(self, mark: Mark) -> Texts:
+        """All of them; none is held afterwards."""
+        found = Texts(
+            documents=self.documents, files=self._files, partition=self.partition, mark=mark
+        )
+        self.documents, self._files, self.characters = [], [], 0
+        return found
+
+
+def _placed(names: list[tuple[int, str]], begins: NDArray[np.int64]) -> list[tuple[int, str]]:
+    """Where the tokens of each file begin; `names` by their first document. Files without a token
+    are left out."""
+    stops = [*(at for at, _ in names[1:]), len(begins) - 1]
+    return [
+        (int(begins[first]), name)
+        for (first, name), stop in zip(names, stops, strict=True)
+        if begins[first] < begins[stop]
+    ]
 
 
 def _locate(documents: list[Document], begins: NDArray[np.int64], before: int, index: int) -> str:

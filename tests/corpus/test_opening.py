@@ -83,7 +83,7 @@ def test_memory_does_not_grow_with_what_is_unpacked(ending: str, tmp_path: Path)
         characters = sum(
             len(document.text)
             for batch in stream._batches()
-            for document in batch[0]  # type: ignore[index]
+            for document in batch.documents  # type: ignore[union-attr]
         )
         assert tracemalloc.get_traced_memory()[1] < 24 * 2**20
     finally:

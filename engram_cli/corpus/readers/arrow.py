@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader
+from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader, Section
 from engram_cli.corpus.columns import block, column_of, documents, field_of, is_text, type_of
 from engram_cli.corpus.opening import length_of, opened
+from engram_cli.corpus.sections import by_weight
 from engram_cli.corpus.sniff import ARROW_MAGIC, ARROW_STREAM
 from engram_cli.errors import CorpusError
 
@@ -29,12 +31,19 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
         reader, batches = _open(
             source, pa.ipc.IpcReadOptions(included_fields=[schema.names.index(top)])
         )
+        numbers = range(batches or 0)
+        if file.section is not None:
+            numbers = _section(file, file.section, batches)
+            # How many rows lie before is not in the index.
+            file = replace(file, name=f"{file.name}, from batch {numbers.start}")
         first = spent = 0
-        for number in range(batches) if batches is not None else iter(int, 1):
+        for number in numbers if batches is not None else iter(int, 1):
             batch = _next(reader, None if batches is None else number)
             if batch is None:
                 break
-            done = source.tell() if batches is None else (number + 1) * (file.size or 0) // batches
+            done = source.tell()
+            if batches is not None:
+                done = (number + 1 - numbers.start) * (file.size or 0) // len(numbers)
             size, spent = done - spent, done
             for column in _parts(column_of(batch, field)):
                 if texts:
@@ -50,6 +59,20 @@ def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
     with _source(file) as source:
         schema = _open(source, None)[0].schema
         return is_text(type_of(schema, field_of(schema, file, options)))
+
+
+def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
+    """The file in sections of whole record batches; a stream has no index of them."""
+    with _source(file) as source:
+        _, batches = _open(source, None)
+    return by_weight(file, [1] * (batches or 1), size)
+
+
+def _section(file: CorpusFile, section: Section, batches: int | None) -> range:
+    """The batches to read. Raises CorpusError when the file has changed since it was divided."""
+    if batches is None or section.end > batches:
+        raise CorpusError(f"{file.name} has changed: {batches} record batches", "run it again")
+    return range(section.begin, section.end)
 
 
 @contextmanager
@@ -107,4 +130,4 @@ def _parts(column: pa.Array) -> Iterator[pa.Array]:
         yield column.slice(begin, rows)
 
 
-READER = Reader(read=read, gives_text=gives_text)
+READER = Reader(read=read, gives_text=gives_text, divide=divide)

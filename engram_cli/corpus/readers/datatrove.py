@@ -6,7 +6,7 @@ The index is of uint64, counted in tokens; the width of an id is the file's size
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
 from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text
 from engram_cli.corpus.opening import beside, length_of, opened
+from engram_cli.corpus.sections import by_search
 from engram_cli.errors import CorpusError
 
 _ENDS = 2**16  # read at a time
@@ -27,8 +28,47 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
         size, documents = length_of(file, stream), _count(index, ends)
         tokens = _tokens(index, ends, documents)
         dtype = _dtype(file, size, tokens, options.ids_dtype)
-        listed = Listed(_begins(index, ends, documents, tokens))
-        yield from blocks(file, stream, dtype, tokens, listed)
+        begin, end = _section(file, documents)
+        first, last = (_end(index, ends, at) for at in (begin, end))
+        if not first <= last <= tokens:
+            raise CorpusError(f"{index.name}: the ends do not ascend", "copy the index again")
+        stream.seek(first * dtype.itemsize)
+        ends.seek(8 * begin)
+        listed = Listed(_begins(index, ends, (begin, end), first, last))
+        yield from blocks(
+            file, stream, dtype, last - first, listed, first=first, first_document=begin
+        )
+
+
+def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
+    """The file in sections of whole documents."""
+    index = beside(file, f"{_basename(file)}.index")
+    with opened(file) as stream, opened(index) as ends:
+        documents = _count(index, ends)
+        tokens = _tokens(index, ends, documents)
+        width = _dtype(file, length_of(file, stream), tokens, options.ids_dtype).itemsize
+
+        def place(document: int) -> int:
+            return width * _end(index, ends, document)
+
+        return by_search(file, documents, place, size)
+
+
+def _section(file: CorpusFile, documents: int) -> tuple[int, int]:
+    """The first document to read, and the one after the last. Raises CorpusError."""
+    if file.section is None:
+        return 0, documents
+    if file.section.end > documents:
+        raise CorpusError(f"{file.name} has changed: {documents:,} documents", "run it again")
+    return file.section.begin, file.section.end
+
+
+def _end(index: CorpusFile, ends: BinaryIO, document: int) -> int:
+    """Where the document before this one ends."""
+    if not document:
+        return 0
+    ends.seek(8 * (document - 1))
+    return int(integers(ends, 1, "<u8", index.name)[0])
 
 
 def _basename(file: CorpusFile) -> str:
@@ -67,11 +107,13 @@ def _dtype(file: CorpusFile, size: int, tokens: int, wanted: str | None) -> np.d
     return np.dtype(_WIDTHS[width])
 
 
-def _begins(index: CorpusFile, ends: BinaryIO, documents: int, tokens: int) -> Iterator[Offsets]:
-    """Where documents begin: where the one before ended."""
-    last = 0
-    for first in range(0, documents, _ENDS):
-        found = integers(ends, min(_ENDS, documents - first), "<u8", index.name)
+def _begins(
+    index: CorpusFile, ends: BinaryIO, documents: tuple[int, int], first: int, tokens: int
+) -> Iterator[Offsets]:
+    """Where documents begin: where the one before ended; `tokens` is the last end."""
+    last = first
+    for number in range(*documents, _ENDS):
+        found = integers(ends, min(_ENDS, documents[1] - number), "<u8", index.name)
         # Compared before they are signed: an end of 2**63 would turn negative.
         if (
             int(found.max()) > tokens
@@ -79,7 +121,7 @@ def _begins(index: CorpusFile, ends: BinaryIO, documents: int, tokens: int) -> I
             or bool(np.any(found[1:] < found[:-1]))
         ):
             raise CorpusError(
-                f"{index.name}: the ends of documents {first} to {first + len(found) - 1} do not "
+                f"{index.name}: the ends of documents {number} to {number + len(found) - 1} do not "
                 "ascend to the last",
                 "copy or write the index again",
             )
@@ -88,4 +130,4 @@ def _begins(index: CorpusFile, ends: BinaryIO, documents: int, tokens: int) -> I
         yield begins
 
 
-READER = Reader(read=read, gives_text=never_text)
+READER = Reader(read=read, gives_text=never_text, divide=divide)

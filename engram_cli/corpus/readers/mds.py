@@ -7,8 +7,8 @@ its columns of no fixed size, then the columns. Nothing is unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -31,6 +31,7 @@ from engram_cli.corpus.flat import integers
 from engram_cli.corpus.mds_ids import ids_of, is_ids
 from engram_cli.corpus.opening import beside, exactly, opened, unpacked
 from engram_cli.corpus.pieces import pieces
+from engram_cli.corpus.sections import by_weight
 from engram_cli.errors import CorpusError
 
 _FIELDS = (TEXT_FIELD, "tokens", IDS_FIELD)
@@ -55,7 +56,10 @@ class _Shard:
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
     """The samples of all shards in order. Raises CorpusError."""
-    for about in _shards(file):
+    shards = _shards(file)
+    if file.section is not None:
+        shards = shards[file.section.begin : file.section.end]
+    for about in shards:
         shard = _shard(file, about)
         column = _column(shard, options)
         if shard.encodings[column] == "str":
@@ -68,6 +72,24 @@ def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
     """Whether the column is of texts, in any shard."""
     shards = (_shard(file, about) for about in _shards(file))
     return any(shard.encodings[_column(shard, options)] == "str" for shard in shards)
+
+
+def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
+    """The data set in sections of whole shards; it is as large as index.json says of them."""
+    weights = [_bytes(about) for about in _shards(file)]
+    if sum(weights) <= size:
+        return (file,)
+    return by_weight(replace(file, size=sum(weights)), weights, size)
+
+
+def _bytes(about: Any) -> int:
+    """The bytes of a shard, as far as the index tells."""
+    for key in ("raw_data", "zip_data"):
+        entry = about.get(key) if isinstance(about, dict) else None
+        found = entry.get("bytes") if isinstance(entry, dict) else None
+        if type(found) is int and 0 <= found < 2**48:
+            return found
+    return 0
 
 
 def _shards(file: CorpusFile) -> list[Any]:
@@ -239,4 +261,4 @@ def _locate(name: str, first: int, begins: NDArray[np.int64], index: int) -> str
     return f"{name}, sample {first + sample}, position {index - int(begins[sample])}"
 
 
-READER = Reader(read=read, gives_text=gives_text)
+READER = Reader(read=read, gives_text=gives_text, divide=divide, lists=True)

@@ -6,7 +6,7 @@ int64[S] byte offsets, int64[D] the first sequence of each document and S at las
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
 from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text, whole_tokens
 from engram_cli.corpus.opening import beside, exactly, length_of, opened
+from engram_cli.corpus.sections import by_search
 from engram_cli.corpus.sniff import MEGATRON_MAGIC
 from engram_cli.errors import CorpusError
 
@@ -45,6 +46,13 @@ class _Index:
         """The first sequences of the documents from `first` on."""
         return self._integers(_HEADER + 12 * self.sequences + 8 * first, count, "<i8")
 
+    def place(self, document: int) -> int | None:
+        """The byte of the .bin where a document begins, None after its last sequence."""
+        sequence = int(self.firsts(document, 1)[0])
+        if not 0 <= sequence <= self.sequences:
+            raise self.wrong(f"document {document} begins with sequence {sequence}")
+        return int(self.pointers(sequence, 1)[0]) if sequence < self.sequences else None
+
     def _integers(self, at: int, count: int, dtype: str) -> NDArray[np.int64]:
         self.stream.seek(at)
         return integers(self.stream, count, dtype, self.file.name).astype(np.int64)
@@ -55,14 +63,76 @@ class _Index:
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
     """The ids of a .bin, its documents as the .idx has them. Raises CorpusError."""
-    name = file.name.replace("\\", "/").rpartition("/")[2]
-    index_file = beside(file, f"{name.removesuffix('.bin')}.idx")
+    index_file = beside(file, _index_name(file))
     with opened(file) as stream, opened(index_file) as entries:
         index = _header(index_file, entries)
         size = length_of(file, stream)
         tokens = whole_tokens(file.name, size, index.dtype.itemsize)
-        listed = Listed(_begins(index, tokens, file.name))
-        yield from blocks(file, stream, index.dtype, tokens, listed)
+        part = _part(file, index, tokens)
+        stream.seek(part.first * index.dtype.itemsize)
+        yield from blocks(
+            file,
+            stream,
+            index.dtype,
+            part.last - part.first,
+            Listed(_begins(index, part, file.name)),
+            first=part.first,
+            first_document=part.documents[0],
+        )
+
+
+def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
+    """The file in sections of whole documents."""
+    with opened(beside(file, _index_name(file))) as entries:
+        index = _header(beside(file, _index_name(file)), entries)
+
+        def place(document: int) -> int:
+            return index.place(document) or 0
+
+        return by_search(file, max(index.entries - 1, 0), place, size)
+
+
+def _index_name(file: CorpusFile) -> str:
+    name = file.name.replace("\\", "/").rpartition("/")[2]
+    return f"{name.removesuffix('.bin')}.idx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What is to be read: entries of documents, sequences, and tokens first..last-1."""
+
+    documents: tuple[int, int]
+    sequences: tuple[int, int]
+    first: int
+    last: int
+    whole: bool
+
+
+def _part(file: CorpusFile, index: _Index, tokens: int) -> _Part:
+    """All of the file, or its section. Raises CorpusError."""
+    section = file.section
+    if section is None:
+        everything = (0, index.sequences)
+        return _Part(
+            documents=(0, index.entries), sequences=everything, first=0, last=tokens, whole=True
+        )
+    if section.end >= index.entries:
+        raise CorpusError(f"{file.name} has changed: {index.entries:,} documents", "run it again")
+    begin, end = (int(index.firsts(at, 1)[0]) for at in (section.begin, section.end))
+    first, last = (index.place(at) for at in (section.begin, section.end))
+    width = index.dtype.itemsize
+    last = tokens * width if last is None else last
+    if first is None or not 0 <= begin <= end <= index.sequences or not 0 <= first <= last:
+        raise index.wrong("its documents do not ascend from 0 to the last sequence")
+    if last > tokens * width:
+        raise CorpusError(f"{file.name} is truncated: the index has more ids", _HINT)
+    return _Part(
+        documents=(section.begin, section.end),
+        sequences=(begin, end),
+        first=first // width,
+        last=last // width,
+        whole=False,
+    )
 
 
 def _header(file: CorpusFile, stream: BinaryIO) -> _Index:
@@ -96,12 +166,12 @@ def _header(file: CorpusFile, stream: BinaryIO) -> _Index:
     return index
 
 
-def _begins(index: _Index, tokens: int, name: str) -> Iterator[Offsets]:
+def _begins(index: _Index, part: _Part, name: str) -> Iterator[Offsets]:
     """The first tokens of the documents; every entry of the index is checked on the way."""
-    documents = _Firsts(index)
-    at = 0
-    for first in range(0, index.sequences, _ENTRIES):
-        count = min(_ENTRIES, index.sequences - first)
+    documents = _Firsts(index, part)
+    at, tokens = part.first, part.last
+    for first in range(*part.sequences, _ENTRIES):
+        count = min(_ENTRIES, part.sequences[1] - first)
         lengths, pointers = index.lengths(first, count), index.pointers(first, count)
         if bool(np.any(lengths < 0)):
             raise index.wrong(f"sequence {first + int(np.argmax(lengths < 0))} has less than 0 ids")
@@ -125,16 +195,18 @@ def _begins(index: _Index, tokens: int, name: str) -> Iterator[Offsets]:
 class _Firsts:
     """The first sequences of the documents, in pieces."""
 
-    def __init__(self, index: _Index) -> None:
+    def __init__(self, index: _Index, part: _Part) -> None:
         self._index = index
-        self._taken = 0
-        self._last = 0
+        self._whole = part.whole
+        self._taken, self._end = part.documents
+        self._last = self._first = part.sequences[0]
+        self._begin = self._taken
         self._ahead: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def below(self, end: int) -> NDArray[np.int64]:
         """The next entries below `end`; all smaller ones were taken before."""
         held = [self._ahead]
-        while self._taken < self._index.entries and (not len(held[-1]) or held[-1][-1] < end):
+        while self._taken < self._end and (not len(held[-1]) or held[-1][-1] < end):
             held.append(self._next())
         found = np.concatenate(held)
         cut = int(np.searchsorted(found, end))
@@ -144,18 +216,22 @@ class _Firsts:
     def finish(self) -> None:
         """What is left must say that the sequences are over."""
         self.below(self._index.sequences + 1)
-        if self._last != self._index.sequences:
+        if self._whole and self._last != self._index.sequences:
             raise self._index.wrong("its documents do not cover the sequences")
 
     def _next(self) -> NDArray[np.int64]:
-        begin = self._taken == 0
-        found = self._index.firsts(self._taken, min(_ENTRIES, self._index.entries - self._taken))
+        begin = self._taken == self._begin
+        found = self._index.firsts(self._taken, min(_ENTRIES, self._end - self._taken))
         self._taken += len(found)
         ascending = bool(np.all(found[1:] >= found[:-1])) and int(found[0]) >= self._last
-        if not ascending or (begin and found[0] != 0) or found[-1] > self._index.sequences:
+        if (
+            not ascending
+            or (begin and found[0] != self._first)
+            or found[-1] > self._index.sequences
+        ):
             raise self._index.wrong("its documents do not ascend from 0 to the last sequence")
         self._last = int(found[-1])
         return found
 
 
-READER = Reader(read=read, gives_text=never_text)
+READER = Reader(read=read, gives_text=never_text, divide=divide)

@@ -7,7 +7,7 @@ shrinks while it is read would kill the process.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from tokenize import TokenError
@@ -17,6 +17,7 @@ import numpy as np
 
 from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, Reader, TokenBlock
 from engram_cli.corpus.opening import opened
+from engram_cli.corpus.sections import sections
 from engram_cli.errors import CorpusError
 
 
@@ -47,12 +48,36 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
         if header.fortran and len(header.shape) == 2:
             yield from _column_major(file, header)
             return
-        for begin in range(0, header.tokens, BLOCK_TOKENS):
-            count = min(BLOCK_TOKENS, header.tokens - begin)
+        first, last = _tokens(file, header)
+        if first:
+            stream.seek(header.begin + first * header.dtype.itemsize)
+        for begin in range(first, last, BLOCK_TOKENS):
+            count = min(BLOCK_TOKENS, last - begin)
             raw = stream.read(count * header.dtype.itemsize)
             if len(raw) < count * header.dtype.itemsize:
                 raise CorpusError(f"{file.name} ended while it was read", "is it being written?")
             yield _block(file, header, np.frombuffer(raw, header.dtype), begin)
+
+
+def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
+    """The file in sections of whole lines; an array of one dimension is one document."""
+    with opened(file) as stream:
+        header = read_header(stream, file)
+    width = header.line * header.dtype.itemsize
+    if len(header.shape) == 1 or header.fortran or not width:
+        return (file,)
+    lines = max(size // width, 1)
+    bounds = [*range(0, header.shape[0], lines), header.shape[0]]
+    return sections(file, bounds, [0, *(header.begin + width * at for at in bounds[1:])])
+
+
+def _tokens(file: CorpusFile, header: NpyHeader) -> tuple[int, int]:
+    """The first token to read, and the one after the last."""
+    if file.section is None:
+        return 0, header.tokens
+    if len(header.shape) == 1 or file.section.end > header.shape[0]:
+        raise CorpusError(f"{file.name} has changed: its shape is {header.shape}", "run it again")
+    return file.section.begin * header.line, file.section.end * header.line
 
 
 def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
@@ -78,7 +103,7 @@ def read_header(stream: BinaryIO, file: CorpusFile) -> NpyHeader:
     _check(file.name, shape, dtype)
     header = NpyHeader(dtype=dtype, shape=shape, fortran=fortran, begin=stream.tell())
     wanted = header.begin + header.tokens * dtype.itemsize
-    if file.size is not None and file.size < wanted:
+    if file.section is None and file.size is not None and file.size < wanted:
         raise CorpusError(
             f"{file.name} is truncated: {file.size:,} bytes, its header promises {wanted:,}",
             "copy or write the file again",
@@ -131,4 +156,4 @@ def _column_major(file: CorpusFile, header: NpyHeader) -> Iterator[TokenBlock]:
         yield _block(file, header, ids, first * header.line)
 
 
-READER = Reader(read=read, gives_text=gives_text)
+READER = Reader(read=read, gives_text=gives_text, divide=divide)

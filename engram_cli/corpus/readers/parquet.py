@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader
 from engram_cli.corpus.columns import block, column_of, documents, field_of, is_text, type_of
 from engram_cli.corpus.opening import opened
+from engram_cli.corpus.sections import by_weight
 from engram_cli.errors import CorpusError
 
 _BATCH_BYTES = 2**23  # uncompressed, read at a time
@@ -22,11 +23,14 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
     with _opened(file) as parquet:
         field = field_of(parquet.schema_arrow, file, options)
         texts = is_text(type_of(parquet.schema_arrow, field))
-        rows = max(parquet.metadata.num_rows, 1)
-        first = 0
-        for batch in parquet.iter_batches(_batch_rows(parquet), columns=[field]):
+        groups = _groups(parquet, file)
+        before = sum(_rows(parquet)[: groups.start])
+        rows = max(sum(_rows(parquet)[groups.start : groups.stop]), 1)
+        first = before
+        for batch in parquet.iter_batches(_batch_rows(parquet), groups, columns=[field]):
             # A row is worth its share of the file, as far as progress is concerned.
-            begin, end = ((file.size or 0) * row // rows for row in (first, first + batch.num_rows))
+            places = (first - before, first - before + batch.num_rows)
+            begin, end = ((file.size or 0) * row // rows for row in places)
             column = column_of(batch, field)
             if texts:
                 yield from documents(file, options, column, first, end - begin)
@@ -40,6 +44,28 @@ def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
     with _opened(file) as parquet:
         schema = parquet.schema_arrow
         return is_text(type_of(schema, field_of(schema, file, options)))
+
+
+def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
+    """The file in sections of whole row groups."""
+    with _opened(file) as parquet:
+        return by_weight(file, _rows(parquet), size)
+
+
+def _rows(parquet: pq.ParquetFile) -> list[int]:
+    """The rows of each row group."""
+    about = parquet.metadata
+    return [max(int(about.row_group(at).num_rows), 0) for at in range(about.num_row_groups)]
+
+
+def _groups(parquet: pq.ParquetFile, file: CorpusFile) -> range:
+    """The row groups to read. Raises CorpusError when the file has changed since it was divided."""
+    groups = range(parquet.metadata.num_row_groups)
+    if file.section is None:
+        return groups
+    if file.section.end > len(groups):
+        raise CorpusError(f"{file.name} has changed: {len(groups)} row groups", "run it again")
+    return groups[file.section.begin : file.section.end]
 
 
 @contextmanager
@@ -70,4 +96,4 @@ def _batch_rows(parquet: pq.ParquetFile) -> int:
     return min(max(_BATCH_BYTES // mean, 1), _BATCH_ROWS)
 
 
-READER = Reader(read=read, gives_text=gives_text)
+READER = Reader(read=read, gives_text=gives_text, divide=divide)

@@ -1,0 +1,100 @@
+"""The partitions of a corpus: files in, a plan out that depends on them and their sizes alone.
+
+A partition is whole files, about `size` bytes of them, or a section of one large file. What the
+order of reading decides (look-back between joined documents, windows, caches) begins anew with
+each, so that whoever counts them, in whatever order and grouping, finds the same.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from engram_cli.corpus.base import CorpusFile, CorpusOptions
+from engram_cli.corpus.readers import READERS
+from engram_cli.errors import InputError
+
+# A few seconds to a minute of work: 64 M tokens of text, whose look-ups warm any cache.
+PARTITION_BYTES = 2**28
+LEAST_BYTES = 2**10
+_LOOKERS = 16  # files looked into at a time: far away, that is waiting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The files of a corpus in order, large ones as their sections; `begins`: the indices of the
+    files that begin a partition, the first of them 0."""
+
+    files: tuple[CorpusFile, ...]
+    begins: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.begins)
+
+    @property
+    def size(self) -> int | None:
+        """The bytes of all files; None when one of them is a pipe."""
+        return total_size(self.files)
+
+    def partition(self, file: int) -> int:
+        """The number of the partition of a file, by its index."""
+        return bisect_right(self.begins, file) - 1
+
+    def part(self, begin: int, end: int) -> Plan:
+        """The partitions begin..end-1 as a plan of their own."""
+        first = self.begins[begin]
+        last = self.begins[end] if end < len(self) else len(self.files)
+        return Plan(
+            files=self.files[first:last],
+            begins=tuple(at - first for at in self.begins[begin:end]),
+        )
+
+
+def plan_partitions(
+    files: Sequence[CorpusFile], options: CorpusOptions, size: int = PARTITION_BYTES
+) -> Plan:
+    """Divide a corpus into partitions of about `size` bytes.
+
+    Files follow each other into a partition while it does not grow beyond `size`. A larger file is
+    divided where its format has an index of row groups, batches, shards or documents; else, and
+    where its size is unknown, it is a partition by itself. Raises CorpusError for a large file that
+    cannot be read, InputError for a size that cannot be.
+    """
+    check_partition_size(size)
+
+    def divided(file: CorpusFile) -> Sequence[CorpusFile]:
+        reader = READERS.load(file.format)
+        large = file.size is not None and file.size > size
+        return reader.divide(file, options, size) if large or reader.lists else (file,)
+
+    with ThreadPoolExecutor(_LOOKERS) as pool:
+        found = list(pool.map(divided, files))
+    listed: list[CorpusFile] = []
+    begins: list[int] = []
+    room = -1  # bytes that the partition at hand may yet take; -1: nothing more
+    for file in (part for parts in found for part in parts):
+        alone = file.section is not None or file.size is None
+        taken = file.size or 0
+        if alone or taken > room:
+            begins.append(len(listed))
+            room = size
+        listed.append(file)
+        room = -1 if alone else max(room - taken, -1)
+    return Plan(files=tuple(listed), begins=tuple(begins))
+
+
+def check_partition_size(size: int) -> None:
+    """Raises InputError for a size of partitions that cannot be."""
+    if size < LEAST_BYTES:
+        raise InputError(
+            f"partitions of {size} bytes", f"give --partition-size {LEAST_BYTES} or more"
+        )
+
+
+def total_size(files: Sequence[CorpusFile]) -> int | None:
+    """The bytes of all files; None when the size of one is unknown."""
+    sizes = [file.size for file in files]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
