@@ -11,6 +11,7 @@ EngramError                      exit 2
 |- MismatchError                 two artifacts that do not belong together
 |- OutputError                   a result that cannot be written: it exists, the disk is full
 |- DependencyError               an optional package is missing
+|- EngineError                   a cluster cannot be reached, or gives up
 |- RuntimeAttachError            a model that a bundle cannot be attached to as asked
 `- CheckFailed                   exit 1: the command worked, and what it checked is not so
 """
@@ -30,6 +31,10 @@ class EngramError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} - {self.hint}"
+
+    def __reduce__(self) -> tuple[type[EngramError], tuple[str, str]]:
+        """Errors travel between processes."""
+        return type(self), (self.message, self.hint)
 
 
 class InputError(EngramError):
@@ -70,6 +75,10 @@ class OutputError(EngramError):
 
 class DependencyError(EngramError):
     """An optional package is missing."""
+
+
+class EngineError(EngramError):
+    """A cluster cannot be reached, or gave up."""
 
 
 class RuntimeAttachError(EngramError):

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from engram_cli.commands.hash_stats import HashStatsResult
 
+_ENGINE = "Engine"
 _MARKS = {"above": "+", "below": "-", None: ""}
 
 
@@ -125,7 +126,35 @@ def hash_stats(
         typer.Option(help="Draw it all as one HTML page that opens offline: report.html"),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Counting threads (one a core).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Counting threads: one a core, with ray one a task.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local, or ray: partitions become tasks on a Ray cluster.", rich_help_panel=_ENGINE
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="The cluster; by default the one of this machine, or a new one on it.",
+            metavar="ADDRESS",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    partition_size: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_size,
+            metavar="BYTES",
+            help="Bytes after which windows, caches and joined documents begin anew (256Mi).",
+            rich_help_panel=_ENGINE,
+        ),
     ] = None,
     vocab: VocabOption = None,
     out: Annotated[
@@ -148,7 +177,8 @@ def hash_stats(
         from engram_cli.commands.presets import with_preset
         from engram_cli.commands.workspace import Workspace
 
-        chosen = {} if sample_size is None else {"sample_size": sample_size}
+        sizes = {"sample_size": sample_size, "partition_size": partition_size}
+        chosen = {name: size for name, size in sizes.items() if size is not None}
         request = HashStatsRequest(
             sources=tuple(sources),
             geometry=with_preset(
@@ -188,6 +218,8 @@ def hash_stats(
             growth=growth,
             restart=restart,
             report=report,
+            engine=engine,
+            ray_address=ray_address,
             **chosen,
         )
         result = run(request, terminal)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,37 +12,34 @@ from typing import Any
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.report import ReportRequest, report
-from engram_cli.commands.resuming import (
-    find_checkpoint,
-    request_fingerprint,
-    resume_folder,
-    tell_resumed,
-)
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
-from engram_cli.corpus.encode import EncoderDiffers, make_encoder
-from engram_cli.corpus.sources import Sources, find_sources
-from engram_cli.corpus.stream import TokenStream, needs_tokenizer, remarks
-from engram_cli.errors import ArtifactError, CorpusError, InputError, OutputError
+from engram_cli.corpus.partitions import (
+    PARTITION_BYTES,
+    check_partition_size,
+    plan_partitions,
+)
+from engram_cli.corpus.sources import find_sources
+from engram_cli.corpus.stream import needs_tokenizer, remarks
+from engram_cli.engines.resuming import request_fingerprint, resume_folder
+from engram_cli.engines.work import ENGINES, Running, Work
+from engram_cli.errors import InputError, OutputError
 from engram_cli.files import refuse_existing
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
-from engram_cli.stats.checkpoint import Checkpoint, FolderKeeper, remove_checkpoint
+from engram_cli.stats.checkpoint import remove_checkpoint
 from engram_cli.stats.collisions import ColumnStats, OrderStats
-from engram_cli.stats.count import Tally
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import is_stats, write_stats
 from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
-from engram_cli.stats.watching import Watchers, Watching, exact_memory, make_watchers
+from engram_cli.stats.watching import Watching, exact_memory, make_watchers, sources_of
 from engram_cli.vocab.parquet import read_vocab
-from engram_cli.vocab.tokenizer import TokenizerFile
 
 # The fields of a request that decide the figures, beside layout, corpus and tokenizer.
 _DECISIVE = (
     *("join_documents", "sample_size", "exact", "compare_uncompressed", "group_by"),
-    *("locality", "holdout", "growth"),
+    *("locality", "holdout", "growth", "partition_size"),
 )
 
 
@@ -58,7 +55,8 @@ class HashStatsRequest:
     `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
     `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see `Watching`.
     `restart`: begin anew although a checkpoint of this request is there. `checkpoint_seconds`: how
-    often one is written at most; 0 for every chance.
+    often one is written at most; 0 for every chance. `partition_size`: bytes, see
+    `corpus.partitions`. `engine`: "local" or "ray", `ray_address`: of an existing cluster.
     `report`: a page to draw of it all, see `commands.report`.
     """
 
@@ -89,13 +87,21 @@ class HashStatsRequest:
     restart: bool = False
     checkpoint_seconds: float = 30.0
     report: Path | None = None
+    partition_size: int = PARTITION_BYTES
+    engine: str = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         if not self.checkpoint_seconds >= 0.0:
             raise InputError(f"{self.checkpoint_seconds} seconds", "give 0 or more")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"{self.threads} threads", "give 1 or more")
+        if self.engine not in ENGINES:
+            raise InputError(f"unknown engine '{self.engine}'", f"known: {', '.join(ENGINES)}")
+        if self.ray_address is not None and self.engine != "ray":
+            raise InputError("--ray-address without a cluster", "give --engine ray too")
         check_size(self.sample_size)
+        check_partition_size(self.partition_size)
 
     @property
     def corpus(self) -> CorpusOptions:
@@ -147,29 +153,6 @@ class HashStatsResult:
         return (self.tokens - self.resumed_tokens) / self.seconds if self.seconds > 0 else 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    request: HashStatsRequest
-    sources: Sources
-    layout: HashLayout
-    tokenizer: TokenizerFile | None
-    threads: int
-    watching: Watching
-    plan: MemoryPlan
-    checkpoints: Path
-    fingerprint: str | None  # None: nothing can be gone on with
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Counted:
-    counts: Counts
-    watchers: Watchers
-    empty_files: int
-    encoder: str | None
-    seconds: float
-    resumed_tokens: int
-
-
 def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashStatsResult:
     """Count the rows that a corpus looks up, write the statistics folder, give the figures.
 
@@ -183,12 +166,12 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     if request.report is not None:
         refuse_existing(request.report, request.force)
         _check_writable(request.report)
-    job = _prepare(request, vocab, out, progress)
-    sources, layout, tokenizer = job.sources, job.layout, job.tokenizer
-    counted = _count_checked(job, progress)
+    work, running = _prepare(request, vocab, out, progress)
+    counted = ENGINES.load(request.engine)(work, running, progress)
     counts, watchers = counted.counts, counted.watchers
     read = read_vocab(vocab) if vocab.is_file() else None
     found = figures(counts, read, watchers.samples())
+    files = len({file.name for file in work.plan.files})
     sections = found.sections | watchers.sections(counts)
     partials = watchers.kept_partials()
     if len(partials) < len(watchers.collectors):
@@ -198,28 +181,28 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         found.orders,
         found.columns,
         out,
-        corpus={"files": len(sources.files), "empty_files": counted.empty_files},
+        corpus={"files": files, "empty_files": counted.empty_files},
         sections=sections,
         partials=partials,
         force=request.force,
     )
     if request.report is not None:
         report(ReportRequest(stats=out, out=request.report, force=request.force))
-    remove_checkpoint(job.checkpoints)
+    remove_checkpoint(running.checkpoints)
     return HashStatsResult(
         out=out,
-        scheme=layout.scheme,
-        fingerprint=layout.fingerprint,
-        layers=layout.layer_ids,
-        files=len(sources.files),
+        scheme=counts.layout.scheme,
+        fingerprint=counts.layout.fingerprint,
+        layers=counts.layout.layer_ids,
+        files=files,
         empty_files=counted.empty_files,
-        bytes=sources.size,
+        bytes=work.plan.size,
         documents=counts.documents,
         tokens=counts.tokens,
         join_documents=request.join_documents,
-        tokenizer=None if tokenizer is None else tokenizer.path,
+        tokenizer=None if work.tokenizer is None else work.tokenizer.path,
         encoder=counted.encoder,
-        memory_bytes=job.plan.total,
+        memory_bytes=running.memory.total,
         orders=found.orders,
         columns=found.columns,
         sections=sections,
@@ -228,15 +211,19 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     )
 
 
-def _prepare(request: HashStatsRequest, vocab: Path, out: Path, progress: Progress) -> _Job:
+def _prepare(
+    request: HashStatsRequest, vocab: Path, out: Path, progress: Progress
+) -> tuple[Work, Running]:
     """All that is settled before the corpus is read; tells what was chosen."""
     sources = find_sources(request.sources, request.corpus)
     if sources.repeated:
         progress.note(f"{sources.repeated} files were named twice; each is read once")
     layout = request.geometry.resolve(vocab)
-    threads = request.threads or os.cpu_count() or 1
     text = needs_tokenizer(sources.files, request.corpus)
-    watching, plan = _plan(request, sources, layout, threads, text)
+    plan = plan_partitions(sources.files, request.corpus, request.partition_size)
+    source_of = sources_of(plan.files, request.group_by)
+    threads = request.threads or (1 if request.engine != "local" else os.cpu_count() or 1)
+    watching, memory = _plan(request, source_of, layout, threads, text)
     tokenizer = (
         tokenizer_of_corpus(vocab, request.geometry, request.workspace, request.tokenizer, progress)
         if text
@@ -244,7 +231,7 @@ def _prepare(request: HashStatsRequest, vocab: Path, out: Path, progress: Progre
     )
     for remark in remarks(sources.files, request.corpus):
         progress.note(remark)
-    progress.note(str(plan))
+    progress.note(str(memory))
     if watching.exact_bytes is not None:
         progress.note(f"exact counting may take {watching.exact_bytes / 1e6:,.0f} MB more")
     decisive = {name: getattr(request, name) for name in _DECISIVE} | {
@@ -252,23 +239,36 @@ def _prepare(request: HashStatsRequest, vocab: Path, out: Path, progress: Progre
         "tokenizer": None if tokenizer is None else tokenizer.digest,
     }
     fingerprint = request_fingerprint(sources.files, request.corpus, decisive)
-    if fingerprint is None:
+    if fingerprint is None and request.engine == "local":
         progress.note("no checkpoints are kept: a source is a pipe, or its size is unknown")
-    return _Job(
-        request=request,
-        sources=sources,
+    work = Work(
+        plan=plan,
+        options=request.corpus,
         layout=layout,
         tokenizer=tokenizer,
-        threads=threads,
         watching=watching,
-        plan=plan,
+        source_of=source_of,
+        sample_size=request.sample_size,
+        join_documents=request.join_documents,
+    )
+    return work, Running(
+        encoder=request.encoder,
+        threads=threads,
+        memory=memory,
         checkpoints=resume_folder(out),
         fingerprint=fingerprint,
+        restart=request.restart,
+        checkpoint_seconds=request.checkpoint_seconds,
+        address=request.ray_address,
     )
 
 
 def _plan(
-    request: HashStatsRequest, sources: Sources, layout: HashLayout, threads: int, text: bool
+    request: HashStatsRequest,
+    source_of: Mapping[str, str] | None,
+    layout: HashLayout,
+    threads: int,
+    text: bool,
 ) -> tuple[Watching, MemoryPlan]:
     """What is looked at, and the memory of it all. Raises InputError when that does not fit."""
     watching = Watching(
@@ -278,7 +278,7 @@ def _plan(
         holdout=request.holdout,
         growth=request.growth,
     )
-    watchers = make_watchers(watching, layout, sources.files, request.sample_size)
+    watchers = make_watchers(watching, layout, source_of, request.sample_size)
     plan = plan_memory(layout, request.sample_size, threads, text=text, more=watchers.memory)
     available = available_memory()
     check_memory(plan, available)
@@ -286,103 +286,6 @@ def _plan(
         room = exact_memory(available, plan.total)
         watching = dataclasses.replace(watching, exact=True, exact_bytes=room)
     return watching, plan
-
-
-def _count_checked(job: _Job, progress: Progress) -> _Counted:
-    """Go on from a checkpoint or count from the start; when the fast encoder turns out to differ,
-    count again from the start without it."""
-    found = None
-    if job.fingerprint is not None:
-        restart = job.request.restart
-        found = find_checkpoint(job.checkpoints, job.fingerprint, progress, restart=restart)
-    try:
-        return _count(job, None, found, progress)
-    except EncoderDiffers as error:
-        if job.sources.size is None:  # what came through a pipe is gone
-            raise
-        remove_checkpoint(job.checkpoints)
-        progress.note(f"{error.message}: counting again from the start with tokenizers")
-    return _count(job, "tokenizers", None, progress)
-
-
-def _count(
-    job: _Job, encoder_name: str | None, found: Checkpoint | None, progress: Progress
-) -> _Counted:
-    """`encoder_name`: None for the one that the checkpoint was made with, or is asked for."""
-    request, sources = job.request, job.sources
-    begin = time.perf_counter()
-    tally, watchers, found = _tally(job, found, progress)
-    if found is not None:
-        encoder_name = encoder_name or found.encoder
-    progress.start("counting", sources.size, "bytes")
-    if tally.size:
-        progress.advance(tally.size)
-    keeper = None
-    if job.fingerprint is not None:
-        every = request.checkpoint_seconds
-        keeper = FolderKeeper(job.checkpoints, job.fingerprint, every, progress, encoder_name)
-    resumed = tally.tokens
-    encoder = None
-    if job.tokenizer is not None:
-        name = encoder_name or request.encoder
-        encoder = make_encoder(job.tokenizer, name, progress, size=sources.size)
-    mark = None if found is None else found.mark
-    stream = TokenStream(sources.files, request.corpus, encoder, mark)
-    try:
-        counts = tally.count(stream.blocks(), progress, keeper)
-    except KeyboardInterrupt:
-        kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens
-        if kept:
-            progress.note(f"{kept:,} tokens are kept: the same command goes on from there")
-        raise
-    finally:
-        if encoder is not None:
-            encoder.close()
-    if not counts.tokens:
-        count, first = len(sources.files), sources.files[0].name
-        what = first if count == 1 else f"the corpus of {count} files, from {first} on,"
-        raise CorpusError(f"{what} holds no token", "give files with text")
-    if stream.empty_files:
-        progress.note(f"{stream.empty_files} empty files were skipped")
-    if stream.cuts:
-        progress.note(
-            f"long documents were tokenised in pieces, cut at {stream.cuts:,} line ends; n-grams "
-            "run across the cuts"
-        )
-    return _Counted(
-        counts=counts,
-        watchers=watchers,
-        empty_files=stream.empty_files,
-        encoder=None if encoder is None else encoder.name,
-        seconds=time.perf_counter() - begin,
-        resumed_tokens=resumed,
-    )
-
-
-def _tally(
-    job: _Job, found: Checkpoint | None, progress: Progress
-) -> tuple[Tally, Watchers, Checkpoint | None]:
-    """What counts, as the checkpoint left it; without it, which is said, where it is unsound."""
-    request = job.request
-    watchers = make_watchers(job.watching, job.layout, job.sources.files, request.sample_size)
-    tally = Tally(
-        job.layout,
-        sample_size=request.sample_size,
-        threads=job.threads,
-        join_documents=request.join_documents,
-        collectors=watchers.collectors,
-        holdout=watchers.holdout,
-    )
-    if found is not None:
-        try:
-            tally.restore(found.state)
-        except ArtifactError as error:
-            progress.note(f"counting from the start, the checkpoint is dropped: {error.message}")
-            remove_checkpoint(job.checkpoints)
-            return _tally(job, None, progress)
-        found.state.clear()  # its arrays are mapped from a file that is to go
-        tell_resumed(found, job.sources.size, progress)
-    return tally, watchers, found
 
 
 def _check_writable(out: Path) -> None:

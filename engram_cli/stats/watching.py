@@ -88,10 +88,30 @@ class Watchers:
         return {collector.name: collector.section(counts) for collector in self.others}
 
 
+def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | None:
+    """The source of each file or section by its key; None where nothing is told apart by files.
+
+    Raises InputError for another `by` than "file" and "folder".
+    """
+    if by is None:
+        return None
+    sizes: dict[str, int | None] = {}
+    for file in files:
+        sizes[file.name] = (sizes.get(file.name) or 0) + (file.size or 0)
+    source_of = group_files(sizes, by)
+    return {file.key: source_of[file.name] for file in files}
+
+
 def make_watchers(
-    watching: Watching, layout: HashLayout, files: Sequence[CorpusFile], sample_size: int
+    watching: Watching,
+    layout: HashLayout,
+    source_of: Mapping[str, str] | None,
+    sample_size: int,
 ) -> Watchers:
-    """Fresh collectors. Raises InputError for what this layout or memory does not allow."""
+    """Fresh collectors; `source_of` as `sources_of` gives it.
+
+    Raises InputError for what this layout or memory does not allow.
+    """
     others: list[Collector] = [Growth(layout)] if watching.growth else []
     if watching.compare_uncompressed:
         others.append(Uncompressed(layout, sample_size))
@@ -99,9 +119,7 @@ def make_watchers(
     if watching.locality or holdout is not None:
         others.append(Locality(layout, holdout))
     if watching.group_by is not None:
-        sizes = {file.name: file.size for file in files}
-        by = watching.group_by
-        others.append(Sources(layout, group_files(sizes, by), by=by))
+        others.append(Sources(layout, source_of, by=watching.group_by))
     exact = exact_ngrams(layout, watching.exact_bytes) if watching.exact else ()
     return Watchers(exact=exact, others=tuple(others), holdout=holdout)
 

@@ -26,6 +26,7 @@ from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, ha
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus import encode, pieces, stream
 from engram_cli.corpus.encode import FastEncoder
+from engram_cli.engines import work
 from engram_cli.errors import (
     CorpusError,
     InputError,
@@ -260,7 +261,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_counting(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(command, "Tally", None)
+    monkeypatch.setattr(work, "Tally", None)
     with pytest.raises(OutputError, match="is read-only"):
         run(here, out=here / "new" / "deeper")
 

@@ -18,13 +18,13 @@ import pytest
 from small_tokenizers import PROSE
 
 from engram_cli import write_vocab
-from engram_cli.commands import hash_stats as command
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus import encode, stream
 from engram_cli.corpus.base import Mark
 from engram_cli.corpus.encode import EncoderDiffers, ReferenceEncoder
+from engram_cli.engines import local
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.stats import checkpoint
 from engram_cli.vocab.compress import CompressedVocab
@@ -285,7 +285,7 @@ def test_when_the_fast_encoder_differs_nothing_it_gave_is_gone_on_with(
             monkeypatch.setattr(encode.ReferenceEncoder, "encode", reference)
         return ReferenceEncoder(tokenizer)
 
-    monkeypatch.setattr(command, "make_encoder", made)
+    monkeypatch.setattr(local, "make_encoder", made)
     again = Heard(stop_after=size_of(here) * 3 // 4)
     with pytest.raises(KeyboardInterrupt):
         run(here, again)

@@ -1,0 +1,105 @@
+"""The engine of one machine: threads, one partition after the other, checkpoints on the way.
+
+It needs no package and no cluster; one set of counters sees the whole corpus, so nothing is merged.
+"""
+
+from __future__ import annotations
+
+import time
+
+from engram_cli.corpus.encode import EncoderDiffers, make_encoder
+from engram_cli.corpus.stream import TokenStream
+from engram_cli.engines.resuming import find_checkpoint, tell_resumed
+from engram_cli.engines.work import Counted, Running, Work
+from engram_cli.errors import ArtifactError
+from engram_cli.progress import Progress
+from engram_cli.stats.checkpoint import Checkpoint, FolderKeeper, remove_checkpoint
+from engram_cli.stats.count import Tally
+from engram_cli.stats.watching import Watchers
+
+
+def count(work: Work, running: Running, progress: Progress) -> Counted:
+    """Go on from a checkpoint or count from the start; when the fast encoder turns out to differ,
+    count again from the start without it.
+
+    Raises CorpusError, TokenIdError, InputError when memory does not suffice.
+    """
+    found = None
+    if running.fingerprint is not None:
+        folder = running.checkpoints
+        found = find_checkpoint(folder, running.fingerprint, progress, restart=running.restart)
+    try:
+        return _count(work, running, None, found, progress).checked(work, progress)
+    except EncoderDiffers as error:
+        if work.plan.size is None:  # what came through a pipe is gone
+            raise
+        remove_checkpoint(running.checkpoints)
+        progress.note(f"{error.message}: counting again from the start with tokenizers")
+    return _count(work, running, "tokenizers", None, progress).checked(work, progress)
+
+
+def _count(
+    work: Work,
+    running: Running,
+    encoder_name: str | None,
+    found: Checkpoint | None,
+    progress: Progress,
+) -> Counted:
+    """`encoder_name`: None for the one that the checkpoint was made with, or is asked for."""
+    begin = time.perf_counter()
+    plan = work.plan
+    tally, watchers, found = _tally(work, running, found, progress)
+    if found is not None:
+        encoder_name = encoder_name or found.encoder
+    progress.start("counting", plan.size, "bytes")
+    if tally.size:
+        progress.advance(tally.size)
+    keeper = None
+    if running.fingerprint is not None:
+        every = running.checkpoint_seconds
+        folder = running.checkpoints
+        keeper = FolderKeeper(folder, running.fingerprint, every, progress, encoder_name)
+    resumed = tally.tokens
+    encoder = None
+    if work.tokenizer is not None:
+        name = encoder_name or running.encoder
+        encoder = make_encoder(work.tokenizer, name, progress, size=plan.size)
+    mark = None if found is None else found.mark
+    stream = TokenStream(plan.files, work.options, encoder, mark, begins=plan.begins)
+    try:
+        counts = tally.count(stream.blocks(), progress, keeper)
+    except KeyboardInterrupt:
+        kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens
+        if kept:
+            progress.note(f"{kept:,} tokens are kept: the same command goes on from there")
+        raise
+    finally:
+        if encoder is not None:
+            encoder.close()
+    return Counted(
+        counts=counts,
+        watchers=watchers,
+        empty_files=stream.empty_files,
+        cuts=stream.cuts,
+        encoder=None if encoder is None else encoder.name,
+        seconds=time.perf_counter() - begin,
+        resumed_tokens=resumed,
+    )
+
+
+def _tally(
+    work: Work, running: Running, found: Checkpoint | None, progress: Progress
+) -> tuple[Tally, Watchers, Checkpoint | None]:
+    """What counts, as the checkpoint left it; without it, which is said, where it is unsound."""
+    watchers = work.watchers()
+    tally = work.tally(watchers, running.threads)
+    if found is not None:
+        try:
+            tally.restore(found.state)
+        except ArtifactError as error:
+            progress.note(f"counting from the start, the checkpoint is dropped: {error.message}")
+            remove_checkpoint(running.checkpoints)
+            return _tally(work, running, None, progress)
+        found.state.clear()  # its arrays are mapped from a file that is to go
+        tell_resumed(found, work.plan.size, progress)
+    return tally, watchers, found
