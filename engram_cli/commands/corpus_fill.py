@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.resuming import request_fingerprint
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.encode import EncoderDiffers, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stream import TokenStream, needs_tokenizer, remarks
+from engram_cli.engines.resuming import request_fingerprint
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.formats.embedding_tensor import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
