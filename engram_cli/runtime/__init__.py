@@ -17,6 +17,7 @@ if find_spec("torch") is None:
     )
 
 from engram_cli.runtime.attach import activate, attach, deactivate, detach, memories
+from engram_cli.runtime.distributed import average_row_gradients
 from engram_cli.runtime.saving import load, save_engram
 from engram_cli.runtime.tracing import Trace, trace
 from engram_cli.runtime.training import RowwiseAdagrad, parameter_groups, row_parameters
@@ -26,6 +27,7 @@ __all__ = [
     "Trace",
     "activate",
     "attach",
+    "average_row_gradients",
     "deactivate",
     "detach",
     "load",

@@ -21,13 +21,15 @@ MIN_GATE_DOT = 1e-6
 TABLE = "multi_head_embedding.embedding.weight"
 
 
-class Rows(nn.Module):
-    """A table [rows, dim] as a parameter; `sparse` asks for sparse gradients."""
+class Rows(nn.Embedding):
+    """A table [rows, dim] as a parameter; `sparse` asks for sparse gradients.
+
+    An nn.Embedding because DistributedDataParallel looks for sparse gradients nowhere else.
+    """
 
     def __init__(self, weight: Tensor, *, trainable: bool, sparse: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=trainable)
-        self.sparse = sparse
+        rows, dim = weight.shape
+        super().__init__(rows, dim, sparse=sparse, _weight=weight, _freeze=not trainable)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[B, T, C x dim] of rows int64[B, T, C], in the table's dtype."""
