@@ -102,7 +102,10 @@ def hash_stats(
     ] = False,
     group_by: Annotated[
         str | None,
-        typer.Option(help="file or folder: how the n-grams of these overlap.", metavar="WHAT"),
+        typer.Option(
+            help="file, folder, or a field of the documents: how the n-grams of these overlap.",
+            metavar="WHAT",
+        ),
     ] = None,
     locality: Annotated[
         bool, typer.Option("--locality", help="How hot the rows are, and what caches would catch.")

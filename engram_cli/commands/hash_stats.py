@@ -14,6 +14,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
+from engram_cli.corpus.labels import check_labelled
 from engram_cli.corpus.partitions import (
     PARTITION_BYTES,
     check_partition_size,
@@ -33,6 +34,7 @@ from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import is_stats, write_stats
 from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
+from engram_cli.stats.sources import GROUPINGS
 from engram_cli.stats.watching import Watching, exact_memory, make_watchers, sources_of
 from engram_cli.vocab.parquet import read_vocab
 
@@ -115,6 +117,7 @@ class HashStatsRequest:
             ids_dtype=self.ids_dtype,
             suffixes=self.suffixes,
             errors=self.errors,
+            label=None if self.group_by in GROUPINGS else self.group_by,
         )
 
 
@@ -218,6 +221,7 @@ def _prepare(
     sources = find_sources(request.sources, request.corpus)
     if sources.repeated:
         progress.note(f"{sources.repeated} files were named twice; each is read once")
+    check_labelled(sources.files, request.corpus)
     layout = request.geometry.resolve(vocab)
     text = needs_tokenizer(sources.files, request.corpus)
     plan = plan_partitions(sources.files, request.corpus, request.partition_size)

@@ -31,7 +31,8 @@ class CorpusOptions:
     where a file is a document. `suffixes`: which files of a folder are read, None for the known
     ones. `errors`: bytes that are not UTF-8 stop the run ("strict") or read U+FFFD ("replace").
     `document_end_id`: the token that parts documents in files of bare token ids. `ids_dtype`: the
-    integers of files that do not say it, None to tell it from their bytes.
+    integers of files that do not say it, None to tell it from their bytes. `label`: the field whose
+    value labels each document, dotted where nested.
     """
 
     format: str | None = None
@@ -41,6 +42,7 @@ class CorpusOptions:
     errors: Errors = "strict"
     document_end_id: int | None = None
     ids_dtype: str | None = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if self.errors not in ("strict", "replace"):
@@ -181,7 +183,8 @@ class Reader:
     `gives_text` says beforehand whether a tokenizer will be needed, `remark` what the user should
     know about how the file will be read. `divide` gives the sections of a file, each of about as
     many bytes as asked for, `(file,)` where it has no index; `lists` says that a file of this
-    format is a list of others, so that its own size says nothing.
+    format is a list of others, so that its own size says nothing; `labels` that its documents have
+    fields to be labelled by.
     """
 
     read: Callable[[CorpusFile, CorpusOptions], Iterator[Item]]
@@ -189,3 +192,4 @@ class Reader:
     remark: Callable[[CorpusFile, CorpusOptions], str | None] = _nothing
     divide: Callable[[CorpusFile, CorpusOptions, int], Sequence[CorpusFile]] = _whole
     lists: bool = False
+    labels: bool = False

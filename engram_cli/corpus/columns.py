@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from engram_cli.corpus.base import (
     Document,
     TokenBlock,
 )
+from engram_cli.corpus.labels import runs
 from engram_cli.corpus.pieces import pieces
 from engram_cli.errors import CorpusError
 
@@ -80,10 +81,28 @@ def column_of(batch: pa.RecordBatch, field: str) -> pa.Array:
     return column
 
 
+def label_field(schema: pa.Schema, file: CorpusFile, options: CorpusOptions) -> str | None:
+    """The column of the labels, None where none are asked for. Raises CorpusError."""
+    if options.label is not None and type_of(schema, options.label) is None:
+        names = ", ".join(schema.names[:8])
+        raise CorpusError(
+            f"{file.name} has no column '{options.label}' to group by", f"its columns: {names}"
+        )
+    return options.label
+
+
 def documents(
-    file: CorpusFile, options: CorpusOptions, column: pa.Array, first: int, size: int
+    file: CorpusFile,
+    options: CorpusOptions,
+    column: pa.Array,
+    first: int,
+    size: int,
+    labels: Sequence[str] | None = None,
 ) -> Iterator[Document]:
-    """The texts of a column whose row 0 is row `first` of the file. Raises CorpusError."""
+    """The texts of a column whose row 0 is row `first` of the file, and the labels of its rows.
+
+    Raises CorpusError.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     for row, raw in enumerate(column.cast(pa.large_binary()).to_pylist(), first):
@@ -96,13 +115,24 @@ def documents(
             ) from None
         for index, piece in enumerate(pieces(text)):
             yield Document(
-                file=file.name, place=f"row {row}", text=piece, first=index == 0, size=size
+                file=file.name,
+                place=f"row {row}",
+                text=piece,
+                first=index == 0,
+                size=size,
+                label=None if labels is None else labels[row - first],
             )
             size = 0
 
 
-def block(file: CorpusFile, column: pa.Array, first: int, size: int) -> TokenBlock:
-    """The token ids of a column whose row 0 is row `first` of the file. Raises CorpusError."""
+def block(
+    file: CorpusFile,
+    column: pa.Array,
+    first: int,
+    size: int,
+    labels: Sequence[str] | None = None,
+) -> TokenBlock:
+    """The token ids of a column, as `documents` gives texts. Raises CorpusError."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     values = column.flatten()
     if values.null_count:
@@ -117,7 +147,11 @@ def block(file: CorpusFile, column: pa.Array, first: int, size: int) -> TokenBlo
     starts = np.zeros(len(ids), dtype=np.bool_)
     starts[begins[:-1][lengths > 0]] = True
     return TokenBlock(
-        ids=ids, starts=starts, size=size, locate=partial(_locate, file.name, first, begins)
+        ids=ids,
+        starts=starts,
+        size=size,
+        locate=partial(_locate, file.name, first, begins),
+        labels=() if labels is None else runs(labels, begins.tolist()),
     )
 
 

@@ -27,10 +27,12 @@ from engram_cli.corpus.base import (
     CorpusOptions,
     Document,
     Mark,
+    Names,
     TokenBlock,
     cut_names,
 )
 from engram_cli.corpus.encode import Encoder
+from engram_cli.corpus.labels import NO_LABEL, runs
 from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError
 
@@ -173,6 +175,9 @@ class TokenStream:
         size = sum(document.size for document in documents)
         locate = partial(_locate, documents, begins, self._before)
         files = _placed(batch.files, begins)
+        labels: Names = ()
+        if self._options.label is not None:
+            labels = runs([each.label or NO_LABEL for each in documents], begins.tolist())
         total = len(ids)
         last = np.flatnonzero(starts)[-1:]
         self._before = total - int(last[0]) if len(last) else self._before + total
@@ -185,6 +190,7 @@ class TokenStream:
                 size=part,
                 locate=partial(_shifted, locate, begin),
                 files=cut_names(files, begin, end) or ((0, batch.files[0][1]),),
+                labels=cut_names(labels, begin, end),
                 partition=batch.partition,
                 mark=self._marked(batch.mark) if end == total else None,
             )

@@ -17,7 +17,7 @@ from engram_cli.stats.growth.collector import Growth
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.locality.collector import Locality
 from engram_cli.stats.partial import partial_name
-from engram_cli.stats.sources import Sources, group_files
+from engram_cli.stats.sources import GROUPINGS, Sources, group_files
 from engram_cli.stats.state import State
 
 # Of the memory that is left, so much may go to exact counting: it is not ours alone.
@@ -30,9 +30,10 @@ class Watching:
     """What is asked for.
 
     `exact`: every n-gram counted, within `exact_bytes`; `compare_uncompressed`: raw ids counted
-    beside; `group_by`: sources told apart by "file" or "folder"; `locality`: hot rows, windows and
-    caches; `holdout`: the share of the corpus that is not counted and only looked up, which asks
-    for `locality` too; `growth`: how the n-grams grow with the corpus.
+    beside; `group_by`: sources told apart by "file", "folder", or a field that labels documents;
+    `locality`: hot rows, windows and caches; `holdout`: the share of the corpus that is not counted
+    and only looked up, which asks for `locality` too; `growth`: how the n-grams grow with the
+    corpus.
     """
 
     exact: bool = False
@@ -89,11 +90,8 @@ class Watchers:
 
 
 def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | None:
-    """The source of each file or section by its key; None where nothing is told apart by files.
-
-    Raises InputError for another `by` than "file" and "folder".
-    """
-    if by is None:
+    """The source of each file or section by its key; None where nothing is told apart by files."""
+    if by not in GROUPINGS:  # labels of documents say it
         return None
     sizes: dict[str, int | None] = {}
     for file in files:

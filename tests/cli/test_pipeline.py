@@ -263,7 +263,7 @@ def test_all_that_may_be_asked_for_is_shown(corpus: Engram) -> None:
     assert raw >= document["orders"][0]["distinct"]
     assert document["sources"]["names"] == ["code", "prose"]
     wrong = corpus("hash-stats", "texts", *ROWS, "--group-by", "language", "-o", "other")
-    assert "cannot group by 'language'" in wrong.error_line
+    assert "cannot be grouped by 'language': text has no fields" in wrong.error_line
     raw_ids = ("--scheme", "qwen-ple", "--vocab-size", "500", "--eos-id", "3", *ROWS)
     wrong = corpus("hash-stats", "texts", *raw_ids, "--compare-uncompressed", "-o", "other")
     assert "qwen-ple hashes token ids as they are" in wrong.error_line

@@ -10,7 +10,16 @@ from typing import Any
 import pyarrow as pa
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader, Section
-from engram_cli.corpus.columns import block, column_of, documents, field_of, is_text, type_of
+from engram_cli.corpus.columns import (
+    block,
+    column_of,
+    documents,
+    field_of,
+    is_text,
+    label_field,
+    type_of,
+)
+from engram_cli.corpus.labels import labels_of
 from engram_cli.corpus.opening import length_of, opened
 from engram_cli.corpus.sections import by_weight
 from engram_cli.corpus.sniff import ARROW_MAGIC, ARROW_STREAM
@@ -27,10 +36,9 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
         schema = _open(source, None)[0].schema
         field = field_of(schema, file, options)
         texts = is_text(type_of(schema, field))
-        top = field if field in schema.names else field.partition(".")[0]
-        reader, batches = _open(
-            source, pa.ipc.IpcReadOptions(included_fields=[schema.names.index(top)])
-        )
+        label = label_field(schema, file, options)
+        tops = {_top(schema, name) for name in (field, label) if name is not None}
+        reader, batches = _open(source, pa.ipc.IpcReadOptions(included_fields=sorted(tops)))
         numbers = range(batches or 0)
         if file.section is not None:
             numbers = _section(file, file.section, batches)
@@ -45,11 +53,16 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
             if batches is not None:
                 done = (number + 1 - numbers.start) * (file.size or 0) // len(numbers)
             size, spent = done - spent, done
+            labels = None
+            if label is not None:
+                labels = labels_of(_validated(column_of(batch, label)), label, file.name)
+            begin = first
             for column in _parts(column_of(batch, field)):
+                own = None if labels is None else labels[first - begin :][: len(column)]
                 if texts:
-                    yield from documents(file, options, column, first, size)
+                    yield from documents(file, options, column, first, size, own)
                 else:
-                    yield block(file, column, first, size)
+                    yield block(file, column, first, size, own)
                 first += len(column)
                 size = 0
 
@@ -117,17 +130,29 @@ def _next(reader: Any, number: int | None) -> pa.RecordBatch | None:
         return None
 
 
+def _top(schema: pa.Schema, field: str) -> int:
+    """The index of the column that a field, dotted where nested, is in."""
+    top = field if field in schema.names else field.partition(".")[0]
+    return int(schema.names.index(top))
+
+
 def _parts(column: pa.Array) -> Iterator[pa.Array]:
-    """A column in parts that are worth a block; its offsets are checked before they are used."""
+    """A column in parts that are worth a block."""
+    column = _validated(column)
+    rows = min(max(_PART_BYTES * len(column) // max(column.nbytes, 1), 1), _PART_ROWS)
+    for begin in range(0, len(column), rows):
+        yield column.slice(begin, rows)
+
+
+def _validated(column: pa.Array) -> pa.Array:
+    """The column, its offsets checked before they are used."""
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         large = pa.types.is_large_string(column.type)
         # As bytes: whether they are UTF-8 is found out, and said, for each row.
         column.view(pa.large_binary() if large else pa.binary()).validate(full=True)
     else:
         column.validate(full=True)
-    rows = min(max(_PART_BYTES * len(column) // max(column.nbytes, 1), 1), _PART_ROWS)
-    for begin in range(0, len(column), rows):
-        yield column.slice(begin, rows)
+    return column
 
 
-READER = Reader(read=read, gives_text=gives_text, divide=divide)
+READER = Reader(read=read, gives_text=gives_text, divide=divide, labels=True)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from engram_cli.corpus.base import TEXT_FIELD, CorpusFile, CorpusOptions, Document, Reader
+from engram_cli.corpus.labels import label_of
 from engram_cli.corpus.opening import unpacked
 from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.errors import CorpusError
@@ -30,7 +31,12 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
             size = len(line)
             if not body.isspace():
                 source = decode_whole(body, file.name, offset + size - len(body), options.errors)
-                text = _text(_parse(source, where), field, where)
+                record = _parse(source, where)
+                text = _text(record, field, where)
+                label = None
+                if options.label is not None:
+                    found = _value(record, options.label)
+                    label = label_of(None if found is _MISSING else found, options.label, where)
                 text = _mend_surrogates(text, options, where) if "\\u" in source else text
                 for index, piece in enumerate(pieces(text)):
                     yield Document(
@@ -39,6 +45,7 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
                         text=piece,
                         first=index == 0,
                         size=0 if index else spent(size),
+                        label=label,
                     )
             offset += size
 
@@ -64,12 +71,18 @@ def _parse(source: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _text(record: dict[str, Any], field: str, where: str) -> str:
+def _value(record: dict[str, Any], field: str) -> Any:
+    """The value of a field, dotted where nested, or `_MISSING`."""
     value: Any = record.get(field, _MISSING)
     if value is _MISSING:
         value = record
         for name in field.split("."):
             value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
+    return value
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str:
+    value = _value(record, field)
     if value is _MISSING:
         names = ", ".join(list(record)[:8]) or "none"
         raise CorpusError(f"{where} has no field '{field}'", f"its fields: {names}; use --field")
@@ -97,4 +110,4 @@ def _mend_surrogates(text: str, options: CorpusOptions, where: str) -> str:
     return text
 
 
-READER = Reader(read=read, gives_text=gives_text)
+READER = Reader(read=read, gives_text=gives_text, labels=True)

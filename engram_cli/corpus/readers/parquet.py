@@ -9,7 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader
-from engram_cli.corpus.columns import block, column_of, documents, field_of, is_text, type_of
+from engram_cli.corpus.columns import (
+    block,
+    column_of,
+    documents,
+    field_of,
+    is_text,
+    label_field,
+    type_of,
+)
+from engram_cli.corpus.labels import labels_of
 from engram_cli.corpus.opening import opened
 from engram_cli.corpus.sections import by_weight
 from engram_cli.errors import CorpusError
@@ -22,20 +31,25 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
     """The documents of a Parquet file; rows that are null hold none. Raises CorpusError."""
     with _opened(file) as parquet:
         field = field_of(parquet.schema_arrow, file, options)
+        label = label_field(parquet.schema_arrow, file, options)
         texts = is_text(type_of(parquet.schema_arrow, field))
         groups = _groups(parquet, file)
         before = sum(_rows(parquet)[: groups.start])
         rows = max(sum(_rows(parquet)[groups.start : groups.stop]), 1)
         first = before
-        for batch in parquet.iter_batches(_batch_rows(parquet), groups, columns=[field]):
+        wanted = [field] if label is None else [field, label]
+        for batch in parquet.iter_batches(_batch_rows(parquet), groups, columns=wanted):
             # A row is worth its share of the file, as far as progress is concerned.
             places = (first - before, first - before + batch.num_rows)
             begin, end = ((file.size or 0) * row // rows for row in places)
             column = column_of(batch, field)
+            labels = None
+            if label is not None:
+                labels = labels_of(column_of(batch, label), label, file.name)
             if texts:
-                yield from documents(file, options, column, first, end - begin)
+                yield from documents(file, options, column, first, end - begin, labels)
             elif batch.num_rows:
-                yield block(file, column, first, end - begin)
+                yield block(file, column, first, end - begin, labels)
             first += batch.num_rows
 
 
@@ -96,4 +110,4 @@ def _batch_rows(parquet: pq.ParquetFile) -> int:
     return min(max(_BATCH_BYTES // mean, 1), _BATCH_ROWS)
 
 
-READER = Reader(read=read, gives_text=gives_text, divide=divide)
+READER = Reader(read=read, gives_text=gives_text, divide=divide, labels=True)
