@@ -1,9 +1,10 @@
-"""Bit casts between float32 and int32, and a prefetch for reading, for kernels."""
+"""What kernels need beyond Numba: bit casts, prefetches, copies and advice by address."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -37,7 +38,6 @@ def prefetch_read(typingctx: Any, array: Any, index: Any) -> Any:
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        from llvmlite import ir
 
         view = context.make_array(signature.args[0])(context, builder, args[0])
         address = builder.bitcast(builder.gep(view.data, [args[1]]), cgutils.voidptr_t)
@@ -59,3 +59,62 @@ def add_in_any_order(typingctx: Any, a: Any, b: Any) -> Any:
         return builder.fadd(args[0], args[1], flags=["reassoc"])
 
     return types.float32(types.float32, types.float32), codegen
+
+
+@intrinsic
+def copy_from(typingctx: Any, target: Any, index: Any, address: Any, count: Any) -> Any:
+    """Copy `count` bytes at an address to `target[index:]`, uint8; nothing is checked."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        view = context.make_array(signature.args[0])(context, builder, args[0])
+        source = builder.inttoptr(args[2], cgutils.voidptr_t)
+        copy: Any = cgutils.raw_memcpy
+        copy(builder, builder.gep(view.data, [args[1]]), source, args[3], 1)
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, types.uint64, types.intp), codegen
+
+
+@intrinsic
+def prefetch_at(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, to be read once."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
+        declare: Any = cgutils.get_or_insert_function
+        hint = declare(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(hint, [builder.inttoptr(args[0], cgutils.voidptr_t), i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), codegen
+
+
+@intrinsic
+def madvise(typingctx: Any, address: Any, length: Any, advice: Any) -> Any:
+    """The system call on a page-aligned address; its result."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i32, i64 = ir.IntType(32), ir.IntType(64)
+        kind = ir.FunctionType(i32, [cgutils.voidptr_t, i64, i32])
+        declare: Any = cgutils.get_or_insert_function
+        call = declare(builder.module, kind, "madvise")
+        return builder.call(call, [builder.inttoptr(args[0], cgutils.voidptr_t), args[1], args[2]])
+
+    return types.int32(types.uint64, types.intp, types.int32), codegen
+
+
+@intrinsic
+def mincore(typingctx: Any, address: Any, length: Any, pages: Any) -> Any:
+    """The system call on an aligned address: bit 0 of `pages` [uint8] says what is in memory."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i32, i64 = ir.IntType(32), ir.IntType(64)
+        view = context.make_array(signature.args[2])(context, builder, args[2])
+        kind = ir.FunctionType(i32, [cgutils.voidptr_t, i64, cgutils.voidptr_t])
+        declare: Any = cgutils.get_or_insert_function
+        call = declare(builder.module, kind, "mincore")
+        start = builder.inttoptr(args[0], cgutils.voidptr_t)
+        return builder.call(call, [start, args[1], builder.bitcast(view.data, cgutils.voidptr_t)])
+
+    return types.int32(types.uint64, types.intp, pages), codegen

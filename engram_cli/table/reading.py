@@ -1,10 +1,11 @@
-"""Reading ranges of rows from chunk files, in order and with constant memory.
+"""Chunk files of a store as arrays: ranges of rows read in order, or whole chunks mapped.
 
-Plain reads, not maps: mapped pages count as the process's memory until somebody else needs it.
+Ranges are read, not mapped: mapped pages count as the process's memory until somebody needs it.
 """
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,20 @@ def read_range(path: Path, array: ChunkedArray, first: int, count: int) -> NDArr
             raise ArtifactError(f"{file} cannot be read: {error.strerror}", DAMAGED) from None
         done += here
     return out
+
+
+def map_chunk(path: Path, array: ChunkedArray, index: int, *, random: bool = False) -> NDArray[Any]:
+    """All of a chunk [chunk_rows, ...], the last one's filling included, mapped and read-only.
+
+    `random`: nothing is read ahead. Raises ArtifactError.
+    """
+    file = path / array.file(index)
+    try:
+        with file.open("rb") as chunk:
+            mapped = mmap.mmap(chunk.fileno(), array.chunk_bytes, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file} cannot be mapped: {error}", DAMAGED) from None
+    if random and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    rows: NDArray[Any] = np.frombuffer(mapped, dtype=array.dtype).reshape(array.chunk_shape)
+    return rows

@@ -6,7 +6,6 @@ writes reach a tenth of the speed. In: a path. Out: a TableStore, whose rows are
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,9 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.attributes import Description, read_description
 from engram_cli.table.codecs import CODECS
 from engram_cli.table.codecs.base import Codec
+from engram_cli.table.gather import Gatherer
 from engram_cli.table.grid import LOOKUP, ChunkedArray, hits_array, row_array, scales_array
-from engram_cli.table.reading import DAMAGED, read_range
+from engram_cli.table.reading import DAMAGED, map_chunk, read_range
 
 PIECE_BYTES = 2**20  # float32 values decoded while in the L2 cache
 
@@ -37,7 +37,7 @@ class TableStore:
     init: str
     attributes: Mapping[str, Any]
     arrays: Mapping[str, ChunkedArray]
-    _maps: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+    _gatherers: dict[str, Gatherer] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def digest(self) -> str:
@@ -57,7 +57,7 @@ class TableStore:
         array, _ = self._arrays_of(layer)
         for index in range(array.chunks):
             first, count = array.span(index)
-            yield first, self._map(array, index)[:count]
+            yield first, map_chunk(self.path, array, index)[:count]
 
     def values(
         self, layer: int | None = None, piece_rows: int | None = None
@@ -97,28 +97,30 @@ class TableStore:
         self.codec.decode(stored, factors, values)
 
     def rows(self, layer: int | None, indices: ArrayLike) -> NDArray[np.float32]:
-        """float32[n, dim]: the rows of a layer at `indices` [n]. Raises InputError."""
-        array, scales = self._arrays_of(layer)
-        wanted = np.asarray(indices)
-        if wanted.size == 0:
-            wanted = wanted.astype(np.int64)
-        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
-            raise InputError(
-                f"row indices are {wanted.dtype} of shape {wanted.shape}", "give integers [n]"
-            )
-        outside = (wanted < 0) | (wanted >= array.rows)
-        if outside.any():
-            raise InputError(
-                f"row {wanted[outside][0]} is outside the {array.rows} rows of layer {array.name}",
-                "rows are those that hashing with this table's layout gives",
-            )
-        factors = None
-        if scales is not None:
-            single = _is_single(scales)
-            factors = read_whole(self.path, scales) if single else self._gather(scales, wanted)
-        values = np.empty((len(wanted), self.dim), dtype=np.float32)
-        self.codec.decode(self._gather(array, wanted), factors, values)
+        """float32[n, dim]: the rows of a layer at `indices` [n], in any order.
+
+        Raises InputError for rows that the layer has not, ArtifactError for what cannot be read.
+        """
+        stored, scales = self.stored(layer, indices)
+        values = np.empty((len(stored), self.dim), dtype=np.float32)
+        self.codec.decode(stored, scales, values)
         return values
+
+    def stored(
+        self, layer: int | None, indices: ArrayLike
+    ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """The rows [n, width] at `indices` [n] as stored, and their scales or the one of the layer.
+
+        Raises as `rows`.
+        """
+        array, scales = self._arrays_of(layer)
+        rows = _row_numbers(indices, array)
+        stored = self._gather(array, rows)
+        if scales is None:
+            return stored, None
+        if _is_single(scales):
+            return stored, read_whole(self.path, scales)
+        return stored, self._gather(scales, rows)
 
     def hits(self, layer: int | None = None) -> NDArray[np.uint32] | None:
         """uint32[rows]: how often the corpus fell on each row; None when it was not counted."""
@@ -148,18 +150,10 @@ class TableStore:
         number = self.layout.layer(layer).layer
         return self.arrays[row_array(number)], self.arrays.get(scales_array(number))
 
-    def _gather(self, array: ChunkedArray, wanted: NDArray[Any]) -> NDArray[Any]:
-        stored = np.empty((len(wanted), *array.shape[1:]), dtype=array.dtype)
-        for index, places in _by_chunk(wanted, array):
-            first, _ = array.span(index)
-            stored[places] = self._map(array, index).take(wanted[places] - first, axis=0)
-        return stored
-
-    def _map(self, array: ChunkedArray, index: int) -> NDArray[Any]:
-        name = array.file(index)
-        if name not in self._maps:
-            self._maps[name] = _map_chunk(self.path, array, index)
-        return self._maps[name]
+    def _gather(self, array: ChunkedArray, rows: NDArray[np.int64]) -> NDArray[Any]:
+        if array.name not in self._gatherers:
+            self._gatherers[array.name] = Gatherer(self.path, array)
+        return self._gatherers[array.name].take(rows)
 
 
 def open_table(path: Path | str) -> TableStore:
@@ -194,11 +188,7 @@ def bound_layout(about: Description) -> HashLayout:
 
 def read_whole(path: Path, array: ChunkedArray) -> NDArray[Any]:
     """All rows of an array, read into memory. Raises ArtifactError."""
-    whole = np.empty(array.shape, dtype=array.dtype)
-    for index in range(array.chunks):
-        first, count = array.span(index)
-        whole[first : first + count] = _map_chunk(path, array, index)[:count]
-    return whole
+    return read_range(path, array, 0, array.rows)
 
 
 def zarr_metadata(arrays: list[ChunkedArray], attributes: Mapping[str, Any]) -> dict[str, bytes]:
@@ -222,6 +212,25 @@ def zarr_metadata(arrays: list[ChunkedArray], attributes: Mapping[str, Any]) -> 
     return {name: document.to_bytes() for name, document in files.items()}
 
 
+def _row_numbers(indices: ArrayLike, array: ChunkedArray) -> NDArray[np.int64]:
+    """`indices` as contiguous int64[n], each of them a row of `array`. Raises InputError."""
+    wanted = np.asarray(indices)
+    if wanted.size == 0:
+        wanted = wanted.astype(np.int64)
+    if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
+        raise InputError(
+            f"row indices are {wanted.dtype} of shape {wanted.shape}", "give integers [n]"
+        )
+    # As unsigned numbers the negative ones are past the end too.
+    outside = wanted.astype(np.uint64, copy=False) >= array.rows
+    if outside.any():
+        raise InputError(
+            f"row {wanted[outside][0]} is outside the {array.rows} rows of layer {array.name}",
+            "rows are those that hashing with this table's layout gives",
+        )
+    return np.ascontiguousarray(wanted, dtype=np.int64)
+
+
 def _is_single(scales: ChunkedArray) -> bool:
     """Whether one scale serves all rows of the layer."""
     return scales.width is None
@@ -237,31 +246,3 @@ def _check_sizes(about: Description) -> None:
             ) from None
         if found != size:
             raise ArtifactError(f"{about.path / name} has {found} bytes, not {size}", DAMAGED)
-
-
-def _by_chunk(wanted: NDArray[Any], array: ChunkedArray) -> Iterator[tuple[int, Any]]:
-    """(chunk, places in `wanted` whose rows lie in it) for each chunk that is needed."""
-    if array.chunks == 1:
-        yield 0, slice(None)
-        return
-    chunk_of = wanted // array.chunk_rows
-    # A stable sort of 16-bit keys is a radix sort: ten times faster than one of int64.
-    small = chunk_of.astype(np.uint16) if array.chunks <= 2**16 else chunk_of
-    order = np.argsort(small, kind="stable")
-    ends = np.cumsum(np.bincount(chunk_of, minlength=array.chunks))
-    begin = 0
-    for index, end in enumerate(ends.tolist()):
-        if end > begin:
-            yield index, order[begin:end]
-        begin = end
-
-
-def _map_chunk(path: Path, array: ChunkedArray, index: int) -> NDArray[Any]:
-    file = path / array.file(index)
-    try:
-        with file.open("rb") as chunk:
-            mapped = mmap.mmap(chunk.fileno(), array.chunk_bytes, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file} cannot be mapped: {error}", DAMAGED) from None
-    rows: NDArray[Any] = np.frombuffer(mapped, dtype=array.dtype).reshape(array.chunk_shape)
-    return rows

@@ -28,7 +28,16 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parents[1] / "docs" / "benchmarks.md"
 RUNS = 5
-PACKAGES = ("numpy", "numba", "tokenizers", "zarr", "pyarrow", "torch", "fastokens")
+PACKAGES = (
+    "numpy",
+    "numba",
+    "tokenizers",
+    "zarr",
+    "pyarrow",
+    "torch",
+    "fastokens",
+    "engramdb-python",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +45,7 @@ class Case:
     """Contestants that do the same work: `amount` of `unit` a call; the first is the baseline.
 
     `checks`: the same contestants giving all they compute, where keeping it would be timed too.
+    `before`: called before every contestant, untimed.
     """
 
     name: str
@@ -44,6 +54,7 @@ class Case:
     contestants: dict[str, Callable[[], Any]]
     same: Callable[[Any, Any], bool]
     checks: dict[str, Callable[[], Any]] | None = None
+    before: Callable[[], None] | None = None
     notes: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -76,10 +87,12 @@ def measure(case: Case) -> dict[str, Any]:
     outcomes.clear()
     if case.checks is not None:
         for call in case.contestants.values():  # warms up
+            _prepare(case)
             call()
     seconds: dict[str, list[float]] = {name: [] for name in case.contestants}
     for _ in range(RUNS):
         for name, call in case.contestants.items():
+            _prepare(case)
             begin = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - begin)
@@ -107,6 +120,11 @@ def measure(case: Case) -> dict[str, Any]:
         "facts": case.facts,
         "rows": rows,
     }
+
+
+def _prepare(case: Case) -> None:
+    if case.before is not None:
+        case.before()
 
 
 def machine() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""tensorstore, a reader we did not write and zarr does not share, reads every array of every dtype."""
+"""tensorstore, a reader that shares nothing with zarr-python, reads every array of every dtype."""
 
 from __future__ import annotations
 
