@@ -93,9 +93,6 @@ def _writing(folder: Path) -> Iterator[Case]:
                 "ndarray.tofile": lambda rows=rows: _tofile(rows, folder / "raw", not in_memory),
                 "engram": lambda spec=spec: _build(spec, folder),
                 "zarr, array[:] = rows": lambda rows=rows: _zarr(rows, folder / "peer.zarr"),
-                "zarr, 16 MiB at a time": lambda rows=rows: _zarr(
-                    rows, folder / "peer.zarr", piece=2**24 // 640
-                ),
             },
             same=np.array_equal,
         )
@@ -132,23 +129,21 @@ class _Lazy:
         return self.read()
 
 
-def _zarr(rows: NDArray[np.float32], path: Path, piece: int | None = None) -> Any:
+def _zarr(rows: NDArray[np.float32], path: Path) -> Any:
     with suppress(FileNotFoundError):
         shutil.rmtree(path)
     step = -(-len(rows) // max(1, round(rows.nbytes / 2**27)))
     array = zarr.create_array(
         path, shape=rows.shape, chunks=(step, rows.shape[1]), dtype=rows.dtype, compressors=None
     )
-    for first in range(0, len(rows), piece or len(rows)):
-        part = slice(first, first + (piece or len(rows)))
-        array[part] = rows[part]
+    array[:] = rows
     return _Lazy(lambda: array[:])
 
 
 def _gathers(folder: Path) -> Iterator[Case]:
     """Rows of 160 bytes, fp8 with one scale: Qwen's row, and what engramdb's Store holds."""
     init = make_init("normal")
-    spec = TableSpec(layout=_layout(750_000), dim=160, dtype="fp8", init=init)
+    spec = TableSpec(layout=_layout(400_000), dim=160, dtype="fp8", init=init)
     build_store(spec, folder / "q.zarr", threads=THREADS)
     table = open_table(folder / "q.zarr")
     raw = folder / "q.raw"
