@@ -17,6 +17,7 @@ from engram_cli.cli.hash_stats import hash_stats
 from engram_cli.cli.inspect import inspect
 from engram_cli.cli.lookup import lookup
 from engram_cli.cli.report import report
+from engram_cli.cli.trace import trace
 from engram_cli.cli.verify import verify
 from engram_cli.version import __version__
 
@@ -33,6 +34,7 @@ app.command("report")(report)
 app.command("build-table")(build_table)
 app.command("convert")(convert)
 app.command("attach")(attach)
+app.command("trace")(trace)
 app.command("inspect")(inspect)
 app.command("lookup")(lookup)
 app.command("verify")(verify)

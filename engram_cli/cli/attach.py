@@ -30,6 +30,9 @@ def attach(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write (CHECKPOINT/engram).")
     ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Folder that gets the bundle as DIR/engram.", metavar="DIR")
+    ] = None,
     layers: Annotated[
         Any,
         typer.Option(
@@ -75,6 +78,7 @@ def attach(
             checkpoint=checkpoint,
             table=table or Workspace(workspace).table,
             out=out,
+            into=into,
             layers=layers,
             tokenizer=tokenizer,
             module=module,
@@ -100,7 +104,7 @@ def _parts(result: AttachResult) -> list[RenderableType]:
         ("model", f"{result.model.model_type}, {result.model.num_layers} layers of width "
          f"{result.model.hidden_size:,}"),
         ("scheme", result.scheme),
-        ("layers", ", ".join(map(str, result.layers))),
+        ("layers", f"{', '.join(map(str, result.layers))}: {result.why}"),
         ("rows", f"{rows}, {result.dim} x {result.dtype} each"),
         ("table", quantity(cost.table_bytes, "bytes")),
         ("module", f"{result.module}: {cost.dense_parameters:,} parameters, "

@@ -9,39 +9,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.geometry import RAW_ID_SCHEMES
+from engram_cli.commands.model_card import CARD, model_card
+from engram_cli.commands.model_shape import (
+    ModelShape,
+    check_vocabulary,
+    choose_layers,
+    choose_module,
+    listed,
+    read_model_shape,
+)
 from engram_cli.errors import InputError, MismatchError, OutputError
-from engram_cli.files import read_json, refuse_existing
-from engram_cli.formats.bundle import DESCRIPTION, ROW_DTYPES, BundleSpec, decoder_index
+from engram_cli.files import refuse_existing
+from engram_cli.formats.bundle import DESCRIPTION, ROW_DTYPES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import INIT_GATES, INIT_VALUES, first_values
-from engram_cli.formats.module_spec import DEFAULT_MODULE, KINDS, ModuleSpec, module_spec
-from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.build import free_bytes
 from engram_cli.table.store import TableStore, open_table
 from engram_cli.version import __version__
-from engram_cli.vocab.compress import compress_vocab
 
 BUNDLE_NAME = "engram"
-
-# The names that model families give to the same number, by the first one found.
-_HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
-_NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_STREAMS = ("hc_mult", "hc_count")
-_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_rms_epsilon")
-_DEFAULT_EPS = 1e-6
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachRequest:
-    """What to attach to what. `out` None is `<checkpoint>/engram`; `layers` None all the table's.
+    """What to attach to what, and where the bundle goes.
+
+    `out` None is `engram` in the folder `into`, which None is the checkpoint. `layers` None are the
+    table's, of more than two those that suit best (`model_shape.choose_layers`).
 
     `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
     that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
@@ -51,6 +50,7 @@ class AttachRequest:
     checkpoint: Path
     table: Path
     out: Path | None = None
+    into: Path | None = None
     layers: tuple[int, ...] | None = None
     tokenizer: Path | None = None
     module: str | None = None
@@ -60,22 +60,6 @@ class AttachRequest:
     seed: int = 0
     force: bool = False
     dry_run: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """What attach needs to know of a model's config.json.
-
-    `streams` are the copies of the hidden state that a hyper-connection model carries; `norm_eps`
-    None where the config has none.
-    """
-
-    model_type: str
-    hidden_size: int
-    num_layers: int
-    vocab_size: int | None
-    streams: int = 1
-    norm_eps: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +88,7 @@ class AttachResult:
     rows: Mapping[int, int]
     dim: int
     dtype: str
+    why: str
     cost: AttachCost
     written: bool
     identity: bool = True
@@ -117,7 +102,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     Raises InputError for a checkpoint or a table that cannot be read, MismatchError when they do
     not belong together, OutputError when the bundle cannot be written.
     """
-    out = request.out or request.checkpoint / BUNDLE_NAME
+    out = output_of(request)
     if not request.dry_run:
         _refuse_output(out, request.force)
     model = read_model_shape(request.checkpoint)
@@ -127,8 +112,8 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
             f"{request.table} has rows of {store.dtype}, a bundle has {', '.join(ROW_DTYPES)}",
             f"convert it first: engram convert {request.table} --dtype bfloat16 --out NAME.zarr",
         )
-    layers = choose_layers(store.layout, request.layers, model, request.table)
-    check_vocabulary(store.layout, model, request)
+    layers, why = choose_layers(store.layout, request.layers, model, request.table)
+    check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer)
     _check_choices(request)
     spec = BundleSpec(
         layout=store.layout,
@@ -147,6 +132,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         scheme=spec.layout.scheme,
         module=spec.module.kind,
         layers=layers,
+        why=why,
         rows={layer: spec.rows(layer) for layer in layers},
         dim=spec.dim,
         dtype=spec.dtype,
@@ -159,6 +145,13 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         return result
     _check_space(out, result.cost)
     return _write(spec, store, request, result, progress)
+
+
+def output_of(request: AttachRequest) -> Path:
+    """The folder of the bundle. Raises InputError when two places are given."""
+    if request.out is not None and request.into is not None:
+        raise InputError("both --out and --into are given", "--into DIR is --out DIR/engram")
+    return request.out or (request.into or request.checkpoint) / BUNDLE_NAME
 
 
 def _write(
@@ -190,6 +183,7 @@ def _write(
         dense,
         tool_version=__version__,
         force=request.force,
+        beside={CARD: model_card(spec, planned.cost.table_bytes).encode()},
         advance=progress.advance,
     )
     return replace(
@@ -201,92 +195,6 @@ def _write(
     )
 
 
-def read_model_shape(checkpoint: Path) -> ModelShape:
-    """The sizes in a checkpoint's config.json, also where they lie in a text config.
-
-    Raises InputError when the folder, the file or a size is missing.
-    """
-    path = checkpoint / "config.json"
-    if not path.is_file():
-        raise InputError(
-            f"no config.json in {checkpoint}", "give the folder of a Hugging Face checkpoint"
-        )
-    config = read_json(path, "a checkpoint's config")
-    nested = (config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))
-    text = next(nested, config)
-    return ModelShape(
-        model_type=str(config.get("model_type", "unknown")),
-        hidden_size=_size(path, text, _HIDDEN_SIZE),
-        num_layers=_size(path, text, _NUM_LAYERS),
-        vocab_size=_size(path, text, ("vocab_size",)) if "vocab_size" in text else None,
-        streams=_size(path, text, _STREAMS) if any(text.get(n) for n in _STREAMS) else 1,
-        norm_eps=next((float(text[n]) for n in _NORM_EPS if _is_eps(text.get(n))), None),
-    )
-
-
-def _is_eps(value: Any) -> bool:
-    return type(value) in (float, int) and 0 <= value < 1
-
-
-def _size(path: Path, config: Mapping[str, Any], names: tuple[str, ...]) -> int:
-    name = next((name for name in names if config.get(name) is not None), None)
-    if name is None:
-        raise InputError(
-            f"{path} has no {names[0]} (nor {', '.join(names[1:]) or 'another name for it'})",
-            "give the folder of a decoder-only language model",
-        )
-    value = config[name]
-    if type(value) is not int or not 1 <= value < 2**31:
-        raise InputError(f"{path}: {name} is {value!r}", "a positive number was expected")
-    return value
-
-
-def choose_layers(
-    layout: HashLayout, wanted: tuple[int, ...] | None, model: ModelShape, table: Path
-) -> tuple[int, ...]:
-    """The layers to attach to: `wanted`, or all that the table has.
-
-    Raises MismatchError for a layer that the table or the model has not.
-    """
-    known = layout.layer_ids
-    layers = tuple(layer for layer in known if wanted is None or layer in wanted)
-    missing = [layer for layer in wanted or () if layer not in known]
-    fitting = [layer for layer in known if 0 <= decoder_index(layout, layer) < model.num_layers]
-    first = 1 - decoder_index(layout, 1)
-    last = first + model.num_layers - 1
-    good = ",".join(map(str, sorted({min(first + 1, last), first + model.num_layers // 2})))
-    rebuild = (
-        f"build the table for layers the model has: engram build-table --layers {good} --force"
-    )
-    if missing:
-        raise MismatchError(
-            f"{table} has no layer {_listed(missing)}, it has {_listed(known)}",
-            f"leave out --layers, or {rebuild}",
-        )
-    if not layers:
-        raise InputError("no layer was named", f"the table has {_listed(known)}")
-    beyond = [layer for layer in layers if layer not in fitting]
-    if beyond:
-        keep = f", or attach only --layers {','.join(map(str, fitting))}" if fitting else ""
-        raise MismatchError(
-            f"{table} has layer {_listed(beyond)}, the model has layers {first} to {last}",
-            rebuild + keep,
-        )
-    return layers
-
-
-def choose_module(layout: HashLayout, wanted: str | None, model: ModelShape) -> ModuleSpec:
-    """The module `wanted`, or the one published with the layout's scheme, for this model.
-
-    Raises InputError for one that there is not.
-    """
-    kind = wanted or (layout.scheme if layout.scheme in KINDS else DEFAULT_MODULE)
-    if kind not in KINDS:
-        raise InputError(f"unknown module '{kind}'", f"known: {', '.join(KINDS)}")
-    eps = _DEFAULT_EPS if model.norm_eps is None else model.norm_eps
-    return module_spec(kind, streams=model.streams, norm_eps=eps)
-
-
 def _check_choices(request: AttachRequest) -> None:
     """Raises InputError for a way to start that there is not."""
     for name, value, known in (
@@ -295,34 +203,6 @@ def _check_choices(request: AttachRequest) -> None:
     ):
         if value not in known:
             raise InputError(f"--{name} '{value}'", f"known: {', '.join(known)}")
-
-
-def check_vocabulary(layout: HashLayout, model: ModelShape, request: AttachRequest) -> None:
-    """Raises MismatchError unless the table was built for the checkpoint's tokenizer.
-
-    A scheme that hashes raw ids only needs the size of the vocabulary to be the model's.
-    """
-    if layout.scheme in RAW_ID_SCHEMES:
-        if model.vocab_size is not None and layout.vocab_size != model.vocab_size:
-            raise MismatchError(
-                f"the table hashes {layout.vocab_size:,} token ids, "
-                f"the checkpoint has {model.vocab_size:,}",
-                f"build the table again with --vocab-size {model.vocab_size}",
-            )
-        return
-    source = request.tokenizer or request.checkpoint / "tokenizer.json"
-    if request.tokenizer is None and not source.is_file():
-        raise InputError(
-            f"no tokenizer.json in {request.checkpoint}",
-            "name the model's tokenizer.json with --tokenizer",
-        )
-    digest = compress_vocab(source).digest
-    if digest != layout.vocab_digest:
-        raise MismatchError(
-            f"the table was built for vocabulary {short(layout.vocab_digest)}, "
-            f"{source} gives {short(digest)}",
-            "build it for this tokenizer: engram compress-vocab, hash-stats and build-table again",
-        )
 
 
 def attach_cost(spec: BundleSpec) -> AttachCost:
@@ -342,7 +222,7 @@ def describe_cost(spec: BundleSpec, cost: AttachCost, out: Path) -> list[str]:
     """The arithmetic as lines to read."""
     rows = " + ".join(f"{spec.rows(layer):,}" for layer in spec.layers)
     return [
-        f"tables of layers {_listed(spec.layers)}: {rows} rows x {spec.dim} x {spec.dtype} "
+        f"tables of layers {listed(spec.layers)}: {rows} rows x {spec.dim} x {spec.dtype} "
         f"= {cost.table_bytes:,} bytes on disk, as much in memory when all of it is touched",
         f"{spec.module.kind} module: {cost.dense_parameters:,} dense parameters, "
         f"{cost.dense_bytes:,} bytes",
@@ -371,7 +251,3 @@ def _refuse_output(out: Path, force: bool) -> None:
 
 def _is_empty(path: Path) -> bool:
     return path.is_dir() and next(path.iterdir(), None) is None
-
-
-def _listed(layers: tuple[int, ...] | list[int]) -> str:
-    return ", ".join(map(str, layers))

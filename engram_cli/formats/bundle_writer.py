@@ -38,12 +38,14 @@ def write_bundle(
     tool_version: str,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
+    beside: Mapping[str, bytes] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> list[FileRecord]:
     """Write the folder `path`, whole or not at all; never more than a piece of rows in memory.
 
     `rows(layer)` yields (first row, [n, dim] in the physical dtype) ascending; `dense(layer,
-    zero_rows)` is asked after the layer's rows were seen. `advance` hears of bytes. Raises
+    zero_rows)` is asked after the layer's rows were seen. `beside`: files that the description does
+    not list, so that they may be edited. `advance` hears of bytes. Raises
     OutputError, and ArtifactError when `rows` does not yield the layout's table.
     """
     with new_folder(path, force=force) as part:
@@ -68,6 +70,9 @@ def write_bundle(
         records += _write_small(part, spec, weights)
         document = _document(spec, shards, records, tool_version)
         text = canonical_json(document)
+        for name, raw in (beside or {}).items():
+            (part / name).write_bytes(raw)
+            records.append(FileRecord(name=name, size=len(raw), digest=sha256_bytes(raw)))
         (part / DESCRIPTION).write_bytes(text)
         records.append(FileRecord(name=DESCRIPTION, size=len(text), digest=sha256_bytes(text)))
     return records

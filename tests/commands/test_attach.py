@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engram_cli.commands.attach import AttachRequest, attach_checkpoint, read_model_shape
+from engram_cli.commands.attach import AttachRequest, attach_checkpoint
+from engram_cli.commands.model_shape import read_model_shape
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.schemes import hash_layout
@@ -319,3 +320,38 @@ def test_packing_is_recorded(checkpoint: Path, table: Path) -> None:
     for packed in (False, True):
         attach_checkpoint(request(checkpoint, table, packed=packed, force=True))
         assert read_bundle(checkpoint / "engram").spec.packed is packed
+
+
+def test_layers_that_suit_the_model(
+    checkpoint: Path, tmp_path: Path, small_vocab: CompressedVocab, table: Path
+) -> None:
+    many = build(tmp_path / "many.zarr", small_vocab, layers=(0, 2, 5, 7, 11))
+    configure(checkpoint, LLAMA | {"num_hidden_layers": 12})
+    result = attach_checkpoint(request(checkpoint, many, dry_run=True))
+    assert result.layers == (0, 5)
+    assert "nearest to the second and to the middle of the model's 12" in result.why
+    result = attach_checkpoint(request(checkpoint, many, dry_run=True, layers=(2, 7, 11)))
+    assert (result.layers, result.why) == ((2, 7, 11), "as asked")
+    result = attach_checkpoint(request(checkpoint, table, dry_run=True))
+    assert (result.layers, result.why) == ((1, 2), "all that the table has")
+
+
+def test_into_another_folder_with_a_card(checkpoint: Path, table: Path, tmp_path: Path) -> None:
+    result = attach_checkpoint(request(checkpoint, table, into=tmp_path / "hub"))
+    assert result.out == tmp_path / "hub" / "engram"
+    card = (result.out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: engram-tables\n")
+    bundle = read_bundle(result.out, verify=True)
+    assert bundle.spec.layout.fingerprint in card
+    assert f"{result.cost.table_bytes:,} bytes" in card
+    (result.out / "README.md").write_text("my own words")
+    read_bundle(result.out, verify=True)
+    with pytest.raises(InputError, match="both --out and --into"):
+        attach_checkpoint(request(checkpoint, table, into=tmp_path, out=tmp_path / "x"))
+
+
+def test_a_model_that_takes_fewer_ids_than_the_tokenizer(checkpoint: Path, table: Path) -> None:
+    configure(checkpoint, LLAMA | {"vocab_size": 100})
+    with pytest.raises(MismatchError, match="the checkpoint takes 100") as caught:
+        attach_checkpoint(request(checkpoint, table))
+    assert "resize_token_embeddings" in caught.value.hint

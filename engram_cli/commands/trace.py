@@ -1,0 +1,131 @@
+"""trace: a checkpoint with a bundle and a text in; how far each token's gates opened out.
+
+Runs the model once (`runtime.tracing`); `--report` draws the same figures as a page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engram_cli.commands.attach import BUNDLE_NAME
+from engram_cli.errors import DependencyError, InputError
+from engram_cli.files import refuse_existing
+from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
+
+MAX_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceRequest:
+    """What to run over which text. `bundle` None is `<checkpoint>/engram`.
+
+    `tokenizer` None is the checkpoint's; `report` is an HTML page to write, None for none.
+    """
+
+    checkpoint: Path
+    text: str
+    bundle: Path | None = None
+    tokenizer: Path | None = None
+    report: Path | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTrace:
+    """A layer's figures: `gates` [T][streams] in 0..1, `strengths` [T], the addition's share."""
+
+    layer: int
+    gates: tuple[tuple[float, ...], ...]
+    strengths: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceResult:
+    """The traced text: `pieces` are its tokens as they stand in it, `ids` their numbers."""
+
+    ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+    layers: tuple[LayerTrace, ...]
+    report: Path | None = None
+
+
+def trace_text(request: TraceRequest) -> TraceResult:
+    """Trace a text; writes the page if one is asked for.
+
+    Raises InputError for a text without tokens or with too many, DependencyError without
+    transformers, RuntimeAttachError for a bundle that does not fit, OutputError.
+    """
+    if request.report is not None:
+        refuse_existing(request.report, request.force)
+    tokenizer = load_tokenizer(request.tokenizer or request.checkpoint)
+    ids = tokenizer.encode(request.text)
+    if not 1 <= len(ids) <= MAX_TOKENS:
+        raise InputError(
+            f"the text has {len(ids)} tokens", f"give a text of 1 to {MAX_TOKENS} tokens"
+        )
+    layers = _run(request, ids)
+    result = TraceResult(
+        ids=tuple(ids),
+        pieces=pieces_of(tokenizer, request.text, ids),
+        layers=layers,
+        report=request.report,
+    )
+    if request.report is not None:
+        from engram_cli.report.gates import write_gates
+
+        figures = [(layer.layer, layer.gates, layer.strengths) for layer in layers]
+        write_gates(result.pieces, figures, request.report, force=request.force)
+    return result
+
+
+def pieces_of(tokenizer: TokenizerFile, text: str, ids: list[int]) -> tuple[str, ...]:
+    """Each token's part of `text`; "" where it only goes on with a character begun before."""
+    encoding = tokenizer.backend.encode(text, add_special_tokens=False)
+    if list(encoding.ids) != ids:
+        return tuple(tokenizer.decode_each(ids))
+    end, pieces = 0, []
+    for begin, stop in encoding.offsets:
+        pieces.append(text[max(begin, end) : stop])
+        end = max(end, stop)
+    return tuple(pieces)
+
+
+def _run(request: TraceRequest, ids: list[int]) -> tuple[LayerTrace, ...]:
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError:
+        raise DependencyError(
+            "tracing runs the model with PyTorch and transformers",
+            "python -m pip install transformers 'engram-tables[torch]'",
+        ) from None
+    from engram_cli.runtime import attach, trace
+
+    logging.disable_progress_bar()
+    model: Any = _load(AutoModelForCausalLM, request.checkpoint)
+    attach(model, request.bundle or request.checkpoint / BUNDLE_NAME, rows_trainable=False)
+    found = trace(model, torch.tensor(ids))
+    return tuple(
+        LayerTrace(
+            layer=layer,
+            gates=tuple(tuple(round(gate, 4) for gate in gates) for gates in values.tolist()),
+            strengths=tuple(round(share, 6) for share in found.strengths[layer].tolist()),
+        )
+        for layer, values in found.gates.items()
+    )
+
+
+def _load(loader: Any, checkpoint: Path) -> Any:
+    try:
+        return loader.from_pretrained(
+            checkpoint, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"cannot load the model in {checkpoint}: {reason}",
+            "give the folder of a Hugging Face checkpoint with safetensors weights",
+        ) from None

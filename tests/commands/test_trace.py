@@ -1,0 +1,86 @@
+"""trace: the tokens of a text as they stand in it, their gates, and the page of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import llama, make_bundle, spec_of, wake
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from engram_cli.commands.trace import TraceRequest, pieces_of, trace_text
+from engram_cli.errors import InputError, OutputError, VocabularyError
+from engram_cli.runtime import attach, save_engram, trace
+from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.tokenizer import load_tokenizer
+
+TEXT = "Only Alexander, 苹果 <b>& the\nGreat"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, small_vocab: CompressedVocab, tokenizer_file: Path
+) -> Path:
+    """A tiny checkpoint with a bundle that matters beside it."""
+    folder = tmp_path_factory.mktemp("ckpt")
+    model = llama(small_vocab.vocab_size)
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file)).save_pretrained(folder)
+    spec = spec_of(small_vocab, "engram-v1")
+    wake(attach(model, make_bundle(folder / "fresh", spec)))
+    save_engram(model, folder / "engram")
+    return folder
+
+
+def test_it_is_the_runtimes_trace(
+    checkpoint: Path, small_vocab: CompressedVocab, tokenizer_file: Path
+) -> None:
+    result = trace_text(TraceRequest(checkpoint=checkpoint, text=TEXT))
+    model = llama(small_vocab.vocab_size)
+    attach(model, checkpoint / "engram")
+    found = trace(model, TEXT, tokenizer=Tokenizer.from_file(str(tokenizer_file)))
+    assert result.ids == found.ids
+    for layer in result.layers:
+        torch.testing.assert_close(
+            torch.tensor(layer.gates), found.gates[layer.layer], atol=1e-4, rtol=0
+        )
+    fresh = trace_text(TraceRequest(checkpoint=checkpoint, text=TEXT, bundle=checkpoint / "fresh"))
+    assert not any(any(layer.strengths) for layer in fresh.layers)
+
+
+def test_pieces_are_the_text(tokenizer_file: Path) -> None:
+    tokenizer = load_tokenizer(tokenizer_file)
+    for text in (TEXT, "🍎 café", "a", "\x00\t "):
+        ids = tokenizer.encode(text)
+        pieces = pieces_of(tokenizer, text, ids)
+        assert len(pieces) == len(ids)
+        assert "".join(pieces) == text
+
+
+def test_the_page_shows_every_token_and_runs_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    page = tmp_path / "gates.html"
+    request = TraceRequest(checkpoint=checkpoint, text=TEXT, report=page)
+    result = trace_text(request)
+    text = page.read_text()
+    assert text.count('class="tok k') == len(result.ids) * 2
+    assert ">k10" not in text
+    assert "tok k10" in text
+    assert "tok k0" in text
+    assert "<script" not in text
+    assert "<b>" not in text
+    with pytest.raises(OutputError, match="already exists"):
+        trace_text(request)
+
+
+def test_what_cannot_be_traced(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the text has 0 tokens"):
+        trace_text(TraceRequest(checkpoint=checkpoint, text=""))
+    with pytest.raises(InputError, match="no bundle at"):
+        trace_text(TraceRequest(checkpoint=checkpoint, text="a", bundle=tmp_path))
+    with pytest.raises(VocabularyError, match="tokenizer"):
+        trace_text(TraceRequest(checkpoint=tmp_path, text="a"))
+    tokenizer = checkpoint / "tokenizer.json"
+    with pytest.raises(InputError, match="cannot load the model"):
+        trace_text(TraceRequest(checkpoint=tmp_path, text="a", tokenizer=tokenizer))
