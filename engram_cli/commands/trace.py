@@ -104,7 +104,7 @@ def _run(request: TraceRequest, ids: list[int]) -> tuple[LayerTrace, ...]:
         ) from None
     from engram_cli.runtime import attach, trace
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
     model: Any = _load(AutoModelForCausalLM, request.checkpoint)
     attach(model, request.bundle or request.checkpoint / BUNDLE_NAME, rows_trainable=False)
     found = trace(model, torch.tensor(ids))

@@ -41,7 +41,7 @@ def folder(tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_guide_runs(folder: Path) -> None:
-    for line in "\n".join(blocks("sh")).splitlines():
+    for line in "".join(blocks("sh")).splitlines():
         command = [sys.executable, "-m", "engram_cli", *shlex.split(line)[1:]]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
