@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import InputError
+from engram_cli.table.grid import ChunkedArray, projection_array
 from engram_cli.table.inits.base import Filler
 from engram_cli.table.spec import TableSpec
-from engram_cli.table.store import TableStore
+from engram_cli.table.store import TableStore, read_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,15 @@ class StoredRows:
     def bound(self, layer: int, dim: int) -> float | None:
         """None: only the rows can tell."""
         return None
+
+    def arrays(self, dim: int) -> list[ChunkedArray]:
+        """The projections of the source, which its init's parameters speak of."""
+        names = [projection_array(layer) for layer in self.source.layout.layer_ids]
+        return [self.source.arrays[name] for name in names if name in self.source.arrays]
+
+    def values(self, array: ChunkedArray) -> NDArray[Any]:
+        """The content of one of them."""
+        return read_whole(self.source.path, array)
 
 
 def conversion(

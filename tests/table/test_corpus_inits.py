@@ -28,10 +28,11 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError, TokenIdE
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.build import scratch_folder
+from engram_cli.table.convert import conversion
 from engram_cli.table.inits.corpus import buckets, filled, kernels, reference, tally
 from engram_cli.table.inits.corpus.embeddings import MatrixEmbeddings, RandomEmbeddings
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
-from engram_cli.table.store import open_table
+from engram_cli.table.store import open_table, read_whole
 from engram_cli.table.verify import verify_table
 from engram_cli.vocab.compress import CompressedVocab
 
@@ -380,3 +381,16 @@ def test_every_kind_of_codec_stores_filled_rows(tmp_path: Path, dtype: str) -> N
     rows = np.arange(212)
     error = np.abs(exact.rows(3, rows) - stored.rows(3, rows)).max()
     assert error < 0.1 * np.abs(exact.rows(3, rows)).max()
+
+
+def test_a_converted_table_keeps_its_projections(tmp_path: Path) -> None:
+    layout = mapped_layout()
+    file = write_corpus(tmp_path / "tokens", layout)
+    source = open_table(
+        fill(tmp_path / "a.zarr", fill_spec(layout, file, matrix_vectors(layout))).path
+    )
+    converted = open_table(fill(tmp_path / "b.zarr", conversion(source, "int8")).path)
+    assert verify_table(converted.path).ok
+    for name in ("projection/0", "projection/3"):
+        first, second = (read_whole(t.path, t.arrays[name]) for t in (source, converted))
+        np.testing.assert_array_equal(first, second)

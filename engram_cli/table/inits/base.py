@@ -45,7 +45,18 @@ class Init(Protocol):
 
 
 @runtime_checkable
-class PassInit(Init, Protocol):
+class Accompanied(Init, Protocol):
+    """Rows that come with further arrays, so that a reader can undo what was done to them."""
+
+    def arrays(self, dim: int) -> list[ChunkedArray]:
+        """Further arrays of the store."""
+
+    def values(self, array: ChunkedArray) -> NDArray[Any]:
+        """The content of one of them."""
+
+
+@runtime_checkable
+class PassInit(Accompanied, Protocol):
     """Rows that take work before they can be written, shared by the ranges of a pass."""
 
     def passes(self, layer: int, dim: int, spans: Sequence[Span]) -> list[list[int]]:
@@ -55,9 +66,3 @@ class PassInit(Init, Protocol):
         self, layer: int, dim: int, spans: Sequence[Span], scratch: Path
     ) -> AbstractContextManager[Filler]:
         """What writes the rows of the spans of a pass, for as long as the context lasts."""
-
-    def arrays(self, dim: int) -> list[ChunkedArray]:
-        """Further arrays of the store."""
-
-    def values(self, array: ChunkedArray) -> NDArray[Any]:
-        """The content of one of them."""

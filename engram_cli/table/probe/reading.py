@@ -1,0 +1,164 @@
+"""A next-token table read back: rows in, the tokens that they name out, with what speaks for each.
+
+A row is the mean of what followed, so its product with a token's vector estimates that token's
+share. The heads of an order see the same n-gram among different strangers: their mean, each
+weighted by how few tokens fell on its row, leaves the strangers behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.progress import Progress
+from engram_cli.table.inits.corpus.embeddings import Embeddings
+from engram_cli.table.probe.held import Questions
+from engram_cli.table.store import TableStore
+
+CANDIDATES = 48  # tokens taken from each order
+_STEP = 128  # questions answered at a time: 66 MB of scores at 129,280 tokens
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """K tokens for each of Q questions, and the evidence for them.
+
+    `tokens` int64[Q, K]; `evidence` float32[Q, K, F]; `single` bool[Q, K] is False where a token
+    stands a second time. `alone` order (and "one head"): int64[Q], the best token by it alone.
+    """
+
+    tokens: NDArray[np.int64]
+    single: NDArray[np.bool_]
+    evidence: Floats
+    alone: dict[str, NDArray[np.int64]]
+
+    def part(self, chosen: NDArray[np.bool_]) -> Answers:
+        """Those to some of the questions, bool[Q]."""
+        return Answers(
+            tokens=self.tokens[chosen],
+            single=self.single[chosen],
+            evidence=self.evidence[chosen],
+            alone={name: choice[chosen] for name, choice in self.alone.items()},
+        )
+
+
+class Reader:
+    """Answers questions from the rows of one layer."""
+
+    def __init__(
+        self, table: TableStore, layer: int, embeddings: Embeddings, mean: NDArray[np.float64]
+    ) -> None:
+        """`mean` float64[V]: the share of each token that the rows were centred on."""
+        self.layout: HashLayout = table.layout
+        self._table, self._layer = table, layer
+        self._hits = table.hits(layer)
+        self._vectors = [
+            _centred(embeddings, layer, column, table.dim, mean)
+            for column in range(table.layout.columns)
+        ]
+
+    def answer(self, questions: Questions, progress: Progress) -> Answers:
+        """The tokens that the rows of each question name."""
+        progress.start("reading the rows", len(questions), "positions")
+        parts = []
+        for begin in range(0, len(questions), _STEP):
+            part = questions.part(slice(begin, begin + _STEP))
+            parts.append(self._some(part))
+            progress.advance(len(part))
+        return Answers(
+            tokens=np.concatenate([part.tokens for part in parts]),
+            single=np.concatenate([part.single for part in parts]),
+            evidence=np.concatenate([part.evidence for part in parts]),
+            alone={
+                name: np.concatenate([part.alone[name] for part in parts])
+                for name in parts[0].alone
+            },
+        )
+
+    def _some(self, questions: Questions) -> Answers:
+        count, columns = questions.rows.shape
+        rows = self._table.rows(self._layer, questions.rows.reshape(-1)).reshape(count, columns, -1)
+        hits = np.ones((count, columns), dtype=np.float32)
+        if self._hits is not None:
+            hits = np.maximum(self._hits[questions.rows], 1).astype(np.float32)
+        alone, picked = {}, []
+        for order, heads in self._orders():
+            scores = self._scores(rows, hits, heads)
+            alone[f"{order}-grams"] = np.argmax(scores, axis=1)
+            first = rows[:, heads.start] @ self._vectors[heads.start].T
+            alone[f"{order}-grams, one head"] = np.argmax(first, axis=1)
+            most = min(CANDIDATES, scores.shape[1] - 1)
+            picked.append(np.argpartition(-scores, most, axis=1)[:, :most])
+        tokens = np.concatenate(picked, axis=1).astype(np.int64)
+        return Answers(
+            tokens=tokens,
+            single=_first_of_its_kind(tokens),
+            evidence=self._evidence(rows, hits, tokens),
+            alone=alone,
+        )
+
+    def _orders(self) -> Iterator[tuple[int, slice]]:
+        """(order, its columns)."""
+        heads = self.layout.heads
+        for index, order in enumerate(self.layout.orders):
+            yield order, slice(index * heads, (index + 1) * heads)
+
+    def _scores(self, rows: Floats, hits: Floats, heads: slice) -> Floats:
+        """float32[Q, V]: the share of each token by the heads of an order."""
+        weights = _weights(hits[:, heads])
+        scores: Floats = np.zeros((len(rows), len(self._vectors[0])), dtype=np.float32)
+        for place, column in enumerate(range(heads.start, heads.stop)):
+            scores += (rows[:, column] * weights[:, place, None]) @ self._vectors[column].T
+        return scores
+
+    def _evidence(self, rows: Floats, hits: Floats, tokens: NDArray[np.int64]) -> Floats:
+        """Of each order: the share, its root, and the logarithm of the count that it comes to."""
+        features = []
+        for _, heads in self._orders():
+            weights = _weights(hits[:, heads])
+            share: Floats = np.zeros(tokens.shape, dtype=np.float32)
+            for place, column in enumerate(range(heads.start, heads.stop)):
+                own = np.einsum("qkw,qw->qk", self._vectors[column][tokens], rows[:, column])
+                share += own * weights[:, place, None]
+            seen = 1.0 / (weights / hits[:, heads]).sum(axis=1, keepdims=True)
+            features += [
+                share,
+                np.sign(share) * np.sqrt(np.abs(share)),
+                np.log1p(np.maximum(share * seen, 0.0)),
+            ]
+        return np.stack(features, axis=2)
+
+
+def _centred(
+    embeddings: Embeddings, layer: int, column: int, dim: int, mean: NDArray[np.float64]
+) -> Floats:
+    """float32[V, w]: vectors less their mean, so long that their product with themselves is 1."""
+    values, scale = embeddings.vectors(layer, column, dim)
+    vectors = values.astype(np.float32) * np.float32(scale)
+    vectors -= (mean[: len(vectors)] @ vectors.astype(np.float64)).astype(np.float32)
+    squares = np.einsum("vw,vw->v", vectors, vectors)
+    vectors /= np.maximum(squares, np.float32(1e-30))[:, None]
+    return vectors
+
+
+def _weights(hits: Floats) -> Floats:
+    """float32[Q, H], each line summing to 1: the fewer tokens fell on a row, the more it says."""
+    weights = 1.0 / hits
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def _first_of_its_kind(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool[Q, K]: False where the same token stands further left."""
+    order = np.argsort(tokens, axis=1, kind="stable")
+    ordered = np.take_along_axis(tokens, order, axis=1)
+    again = np.zeros(tokens.shape, dtype=bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    single = np.empty(tokens.shape, dtype=bool)
+    np.put_along_axis(single, order, ~again, axis=1)
+    return single
