@@ -100,7 +100,8 @@ def task_bounds(sizes: Sequence[int], tasks: int) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     for end, size in enumerate(sizes, 1):
         done += size
-        if done * tasks >= total * (len(found) + 1) or end == len(sizes):
+        full = done * tasks >= total * (len(found) + 1) and len(found) < tasks - 1
+        if full or end == len(sizes):
             found.append((begin, end))
             begin = end
     return found
