@@ -28,20 +28,21 @@ def hash_tensors(
     Ids from the layout's vocabulary up to `vocab_size`, which models pad their embedding with, are
     holes.
     """
-    lookup = np.full(max(layout.vocab_size, vocab_size), HOLE, dtype=np.int64)
+    lookup = np.full(max(layout.vocab_size, vocab_size), HOLE, dtype=np.int32)
     own = np.arange(layout.compressed_size) if layout.lookup is None else layout.lookup
     lookup[: len(own)] = own
     entries = [layout.layer(layer) for layer in layers]
-    shape = (len(layers), len(layout.orders), layout.heads)
-    multipliers = torch.zeros(*shape[:2], layout.max_order, dtype=torch.int64)
+    multipliers = torch.zeros(len(layers), len(layout.orders), layout.max_order, dtype=torch.int64)
     for i, entry in enumerate(entries):
         for j, order in enumerate(layout.orders):
             multipliers[i, j, :order] = torch.tensor(layout.lag_multipliers(entry, order))
-    salted = any(salt for entry in entries for salt in entry.salts)
-
-    def columns(values: list[tuple[int, ...]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device).view(shape)
-
+    columns = [
+        [
+            (modulus, (2**64 - 1) // modulus, offset, salt)
+            for modulus, offset, salt in zip(entry.moduli, entry.offsets, entry.salts, strict=True)
+        ]
+        for entry in entries
+    ]
     return HashTensors(
         orders=layout.orders,
         filler=layout.filler_id,
@@ -49,9 +50,9 @@ def hash_tensors(
         shared=layout.fold == "newest-first",
         lookup=torch.from_numpy(lookup).to(device),
         multipliers=multipliers.to(device),
-        moduli=columns([entry.moduli for entry in entries]),
-        offsets=columns([entry.offsets for entry in entries]),
-        salts=columns([entry.salts for entry in entries]) if salted else None,
+        columns=torch.tensor(columns, dtype=torch.int64, device=device),
+        salted=any(salt for entry in entries for salt in entry.salts),
+        heights=tuple(sum(entry.moduli) for entry in entries),
     )
 
 

@@ -23,7 +23,8 @@ from engram_cli.runtime.modules.base import MemoryModule
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.state import State, cache_length, keep_on, new_state, state_of
 
-_BUFFERS = ("lookup", "multipliers", "moduli", "offsets", "salts")
+_BUFFERS = ("lookup", "multipliers", "columns")
+_CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,7 +90,7 @@ class Memory(nn.Module):
         """The hash where the model is now."""
         if self.hash_lookup.device != self.hashed.lookup.device:
             moved = {name: getattr(self, f"hash_{name}") for name in _BUFFERS}
-            kept = {n: getattr(self.hashed, n) for n in ("orders", "filler", "eos", "shared")}
+            kept = {n: getattr(self.hashed, n) for n in _CONSTANTS}
             self.hashed = HashTensors(**kept, **moved)
         return self.hashed
 

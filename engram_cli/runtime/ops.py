@@ -1,10 +1,24 @@
-"""The one place that picks an implementation of the runtime's operations; today there is one.
+"""The one place that picks an implementation of the runtime's operations.
 
-Names and signatures are those of `reference`, the plain twins that any other must equal.
+Names and signatures are those of `reference` and `gathering`, the plain twins that any other must
+equal. The look-up runs as a Triton kernel where ids and tables lie on a CUDA device and triton can
+be imported; elsewhere it is the twin.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import warnings
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from engram_cli.errors import TokenIdError
+from engram_cli.runtime import custom, gathering
+from engram_cli.runtime.gathering import NO_LIMITS, LookBack, Table, common_dtype
 from engram_cli.runtime.reference import (
     HashTensors,
     carry_after,
@@ -18,11 +32,154 @@ from engram_cli.runtime.reference import (
 
 __all__ = [
     "HashTensors",
+    "LookBack",
+    "Table",
     "carry_after",
     "causal_conv",
+    "check_ids",
     "compress",
+    "find_rows",
     "gather",
+    "has_kernels",
     "hash_rows",
     "is_hole",
+    "look_up",
+    "look_up_step",
     "visible",
 ]
+
+
+def look_up(
+    tensors: HashTensors,
+    ids: Tensor,
+    tables: Sequence[Table],
+    look_back: LookBack = NO_LIMITS,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """[L, *ids.shape, C x dim] in `dtype`: the vectors of raw token ids (`gathering.look_up`).
+
+    One operator where there are kernels. Ids outside the vocabulary count as the filler, unless
+    ENGRAM_DEBUG is set: then they raise TokenIdError. Raises InputError.
+    """
+    _debug(tensors, ids)
+    if not has_kernels(ids.device):
+        return gathering.look_up(tensors, ids, tables, look_back, dtype)
+    look_back.check(ids, tensors.max_order)
+    wanted = common_dtype(tensors, ids, tables, dtype)
+    found: Tensor = custom.look_up(
+        ids,
+        *custom.table_arguments(tables),
+        wanted,
+        *custom.hash_arguments(tensors),
+        look_back.dead,
+        look_back.starts,
+        look_back.bounds,
+        look_back.history,
+        look_back.positions,
+        look_back.slots,
+    )
+    return found
+
+
+def look_up_step(
+    tensors: HashTensors,
+    ids: Tensor,
+    tables: Sequence[Table],
+    look_back: LookBack,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`look_up` that also writes the tokens into `look_back.history`: a decode step.
+
+    One launch while a sequence has no more new tokens than the history has cells beyond N - 1.
+    """
+    _debug(tensors, ids)
+    history = look_back.history
+    if history is None or not has_kernels(ids.device):
+        return gathering.look_up_step(tensors, ids, tables, look_back, dtype)
+    longest = ids.numel() if look_back.bounds is not None else ids.shape[1]
+    if longest > history.shape[1] - (tensors.max_order - 1):
+        with torch.no_grad():
+            long = look_up(tensors, ids, tables, look_back, dtype)
+        gathering.remember(tensors, ids, look_back)
+        return long
+    look_back.check(ids, tensors.max_order)
+    wanted = common_dtype(tensors, ids, tables, dtype)
+    assert look_back.positions is not None
+    found: Tensor = custom.look_up_step(
+        ids,
+        *custom.table_arguments(tables),
+        wanted,
+        *custom.hash_arguments(tensors),
+        look_back.dead,
+        look_back.bounds,
+        history,
+        look_back.positions,
+        look_back.slots,
+    )
+    return found
+
+
+def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS) -> Tensor:
+    """int64[L, *ids.shape, C]: the table rows of raw token ids (`gathering.find_rows`)."""
+    _debug(tensors, ids)
+    if not has_kernels(ids.device):
+        return gathering.find_rows(tensors, ids, look_back)
+    look_back.check(ids, tensors.max_order)
+    found: Tensor = custom.find_rows(
+        ids,
+        *custom.hash_arguments(tensors),
+        look_back.dead,
+        look_back.starts,
+        look_back.bounds,
+        look_back.history,
+        look_back.positions,
+        look_back.slots,
+    )
+    return found
+
+
+def check_ids(tensors: HashTensors, ids: Tensor) -> None:
+    """Raises TokenIdError where an id is outside the vocabulary; waits for the device."""
+    bad = ((ids < 0) | (ids >= len(tensors.lookup))).nonzero()
+    if len(bad):
+        place = tuple(bad[0].tolist())
+        raise TokenIdError(
+            f"token id {int(ids[place])} at {place} is outside 0..{len(tensors.lookup) - 1}",
+            "was the text tokenised with another tokenizer?",
+        )
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the look-up on `device` runs as a kernel; says once when a GPU has to do without."""
+    if device.type == "cuda":
+        return _triton_for_cuda()
+    return _interpreted() and device.type == "cpu"
+
+
+@cache
+def _triton_for_cuda() -> bool:
+    if importlib.util.find_spec("triton") is not None:
+        return True
+    warnings.warn(
+        "triton is not installed: the look-up runs as plain torch operations, several times "
+        "slower; python -m pip install triton",
+        stacklevel=4,
+    )
+    return False
+
+
+@cache
+def _interpreted() -> bool:
+    """Triton's interpreter runs kernels on the CPU, for tests."""
+    asked = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    return asked and importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _debugging() -> bool:
+    return os.environ.get("ENGRAM_DEBUG", "0") not in ("", "0")
+
+
+def _debug(tensors: HashTensors, ids: Tensor) -> None:
+    if _debugging():
+        check_ids(tensors, ids)

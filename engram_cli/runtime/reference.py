@@ -1,7 +1,8 @@
-"""The look-up in plain torch: raw token ids in, rows and their vectors out, on any device.
+"""The hash in plain torch: raw token ids in, the table rows of all layers out, on any device.
 
 Twins of `hashing.lookback` and `hashing.reference`, equal to them bit for bit, for a batch and for
-all the layers of a bundle at once. int64 products wrap in torch as they do in NumPy.
+all the layers of a bundle at once. int64 products wrap in torch as they do in NumPy. `gathering`
+goes on from rows to vectors.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from engram_cli.vocab.lookup import HOLE
 class HashTensors:
     """The hash of L layers: O orders, H heads, N tokens at most; C = O x H columns.
 
-    `lookup` int64[V] are the compressed ids of the model's V token ids, HOLE where none has one.
+    `lookup` int32[V] are the compressed ids of the model's V token ids, HOLE where none has one.
     `multipliers` int64[L, O, N] by lag, zero beyond an order; `shared` says that all orders of a
-    layer have the same ones, so that a mix extends the one before it. `moduli`, `offsets` and,
-    where a scheme has them, `salts` are int64[L, O, H].
+    layer have the same ones, so that a mix extends the one before it. `columns` int64[L, C, 4]: of
+    each column modulus, (2**64 - 1) // modulus, first row and salt; `salted`: a salt is not 0.
+    `heights`: the rows that each layer's columns can name.
     """
 
     orders: tuple[int, ...]
@@ -31,14 +33,20 @@ class HashTensors:
     shared: bool
     lookup: Tensor
     multipliers: Tensor
-    moduli: Tensor
-    offsets: Tensor
-    salts: Tensor | None
+    columns: Tensor
+    salted: bool
+    heights: tuple[int, ...]
 
     @property
     def max_order(self) -> int:
         """N, the longest n-gram."""
         return self.orders[-1]
+
+    def of_columns(self, place: int) -> Tensor:
+        """int64[L, 1, 1, O, H]: one of the four numbers of each column."""
+        layers, columns = self.columns.shape[:2]
+        orders = len(self.orders)
+        return self.columns[..., place].view(layers, 1, 1, orders, columns // orders)
 
 
 def compress(tensors: HashTensors, ids: Tensor) -> Tensor:
@@ -46,7 +54,7 @@ def compress(tensors: HashTensors, ids: Tensor) -> Tensor:
 
     An id outside 0..V-1 raises IndexError on the CPU; on other devices it fails as in an embedding.
     """
-    return tensors.lookup.index_select(0, ids.reshape(-1)).view(ids.shape)
+    return tensors.lookup.index_select(0, ids.reshape(-1)).view(ids.shape).long()
 
 
 def visible(
@@ -88,11 +96,17 @@ def mixes(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:
     `window` int64[B, N-1+T] compressed ids with the history first, `seen` int64[B, T].
     """
     older, count = tensors.max_order - 1, seen.shape[1]
-    filler = tensors.filler
-    lagged = [
-        window[:, older - lag : older - lag + count].masked_fill(seen <= lag, filler)
-        for lag in range(tensors.max_order)
-    ]
+    return mix_lagged(
+        tensors,
+        [
+            window[:, older - lag : older - lag + count].masked_fill(seen <= lag, tensors.filler)
+            for lag in range(tensors.max_order)
+        ],
+    )
+
+
+def mix_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
+    """int64[L, B, T, O]: the mixes of N tokens int64[B, T] a position, the newest first."""
     by_lag = tensors.multipliers[:, None, None]  # [L, 1, 1, O, N]
     if not tensors.shared:
         tokens = torch.stack(lagged, dim=-1)[None, :, :, None]  # [1, B, T, 1, N]
@@ -114,10 +128,10 @@ def mixes(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:
 def table_rows(tensors: HashTensors, mix: Tensor) -> Tensor:
     """int64[L, B, T, C]: the table row of each column, of mixes int64[L, B, T, O]."""
     salted = mix[..., None]
-    if tensors.salts is not None:
-        salted = salted ^ tensors.salts[:, None, None]
-    rows = torch.remainder(salted, tensors.moduli[:, None, None])
-    return (rows + tensors.offsets[:, None, None]).flatten(-2)
+    if tensors.salted:
+        salted = salted ^ tensors.of_columns(3)
+    rows = torch.remainder(salted, tensors.of_columns(0))
+    return (rows + tensors.of_columns(2)).flatten(-2)
 
 
 def hash_rows(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:

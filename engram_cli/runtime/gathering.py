@@ -1,0 +1,312 @@
+"""The whole look-up in plain torch: raw token ids and tables in, dequantised vectors out.
+
+Twin of the Triton kernel in `kernels.lookup`, which must equal it bit for bit, NaNs aside. `Table`
+is a layer's rows as they are stored, `LookBack` what limits and extends the n-grams of a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engram_cli.errors import InputError
+from engram_cli.runtime.reference import HashTensors, mix_lagged, table_rows
+from engram_cli.vocab.lookup import HOLE
+
+GROUP = 32  # values that share an e8m0 scale
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_FP8 = (torch.uint8, torch.float8_e4m3fn)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A layer's rows `values` [rows, dim]: floats; or e4m3 (float8 or uint8); or int8.
+
+    `scales`: for e4m3 uint8 [rows, dim / 32] of e8m0, or one float32; for int8 float32 [rows].
+    Rows may lie apart (a stride), values of a row may not. Raises InputError for anything else.
+    """
+
+    values: Tensor
+    scales: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        apart = self.kind == "grouped" and self.scales is not None and self.scales.stride(1) != 1
+        if self.values.stride(1) != 1 or apart:
+            raise InputError("the values of a table's row are not next to each other", "copy it")
+        if self.scales is not None and self.scales.device != self.values.device:
+            raise InputError(
+                f"scales on {self.scales.device}, rows on {self.values.device}", "move one of them"
+            )
+
+    @property
+    def kind(self) -> str:
+        """`plain`, `grouped`, `scaled` or `per-row`: how a row becomes numbers."""
+        values, scales = self.values, self.scales
+        if values.ndim == 2 and scales is None and values.dtype in _FLOATS:
+            return "plain"
+        if values.ndim == 2 and scales is not None:
+            rows, dim = values.shape
+            if values.dtype in _FP8:
+                if scales.dtype == torch.float32 and scales.numel() == 1:
+                    return "scaled"
+                bytewise = scales.element_size() == 1 and not scales.dtype.is_signed
+                e8m0 = bytewise or str(scales.dtype) == "torch.float8_e8m0fnu"
+                if e8m0 and dim % GROUP == 0 and scales.shape == (rows, dim // GROUP):
+                    return "grouped"
+            per_row = values.dtype == torch.int8 and scales.dtype == torch.float32
+            if per_row and scales.shape == (rows,):
+                return "per-row"
+        about = "none" if scales is None else f"{scales.dtype} {tuple(scales.shape)}"
+        raise InputError(
+            f"no table has rows {values.dtype} {tuple(values.shape)} with scales {about}", _MEND
+        )
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """How far apart rows and their scales lie, in elements."""
+        apart = (self.values.stride(0),)
+        return apart if self.scales is None else (*apart, *self.scales.stride()[:1])
+
+    @property
+    def default_dtype(self) -> torch.dtype:
+        """What vectors come as when nothing is asked: the rows' dtype, bfloat16 if quantised."""
+        return self.values.dtype if self.kind == "plain" else torch.bfloat16
+
+
+_MEND = "give floats; e4m3 with e8m0 scales by 32 or one float32; or int8 with a float32 a row"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookBack:
+    """What limits the n-grams of ids [B, T], or of flat ids [T] with `bounds`.
+
+    `dead` bool like the ids: tokens that see nothing and are walls; `starts` bool: first tokens of
+    documents. `bounds` integers [S + 1]: sequence s has the tokens bounds[s] .. bounds[s + 1] - 1.
+    `history` int32 [slots, ring]: compressed ids of earlier tokens, position p at p modulo ring,
+    HOLE for a dead one; `positions` [S]: the position of each sequence's first token here;
+    `slots` [S]: its line of `history`, s when None.
+    """
+
+    dead: Tensor | None = None
+    starts: Tensor | None = None
+    bounds: Tensor | None = None
+    history: Tensor | None = None
+    positions: Tensor | None = None
+    slots: Tensor | None = None
+
+    def check(self, ids: Tensor, max_order: int) -> None:
+        """Raises InputError where shapes or dtypes do not fit token ids."""
+        _need(ids.dtype in (torch.int32, torch.int64), f"ids are {ids.dtype}", "int32 or int64")
+        _need(ids.ndim == (1 if self.bounds is not None else 2), f"ids {tuple(ids.shape)}", _IDS)
+        for name in ("dead", "starts"):
+            mask = getattr(self, name)
+            fits = mask is None or (mask.shape == ids.shape and mask.dtype == torch.bool)
+            _need(fits, f"{name} does not match the ids", "a bool for each token")
+        sequences = ids.shape[0] if self.bounds is None else len(self.bounds) - 1
+        _need(sequences >= 0, "bounds are empty", _IDS)
+        if self.history is None:
+            return
+        history, older = self.history, max_order - 1
+        _need(
+            history.dtype == torch.int32 and history.is_contiguous(),
+            "history",
+            "int32, in one piece",
+        )
+        _need(
+            history.ndim == 2 and history.shape[1] >= max(1, older),
+            "history is too short",
+            f"{older} cells",
+        )
+        positions = self.positions
+        _need(positions is not None and len(positions) == sequences, "positions", "one a sequence")
+        _need(self.slots is None or len(self.slots) == sequences, "slots", "one a sequence")
+        _need(self.slots is not None or len(history) >= sequences, "history", "a line a sequence")
+        _need(self.starts is None, "document starts with a history", "restart the positions at 0")
+
+
+_IDS = "give ids [B, T], or flat ids [T] with the bounds [S + 1] of their sequences"
+NO_LIMITS = LookBack()
+
+
+def _need(true: bool, message: str, hint: str) -> None:
+    if not true:
+        raise InputError(message, hint)
+
+
+def known_tokens(tensors: HashTensors, ids: Tensor) -> Tensor:
+    """Compressed ids int64 like `ids`; the filler for an id outside the vocabulary."""
+    size = len(tensors.lookup)
+    known = (ids >= 0) & (ids < size)
+    inside = torch.where(known, ids, 0).reshape(-1).long()
+    found = tensors.lookup.index_select(0, inside).view(ids.shape).long()
+    return torch.where(known, found, tensors.filler)
+
+
+def _places(ids: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """int64[count] each token's sequence and place in it, and bool: it is in no sequence."""
+    index = torch.arange(ids.numel(), device=ids.device)
+    if bounds is None:
+        sequence = index // max(1, ids.shape[1])
+        return sequence, index - sequence * ids.shape[1], index < 0
+    bounds = bounds.long()
+    last = max(0, len(bounds) - 2)
+    sequence = torch.searchsorted(bounds[1:], index, right=True).clamp_max(last)
+    offset = index - bounds[sequence]
+    return (
+        sequence,
+        offset,
+        (offset < 0) | (index >= bounds[(sequence + 1).clamp_max(len(bounds) - 1)]),
+    )
+
+
+def _tokens(tensors: HashTensors, ids: Tensor, look_back: LookBack) -> Tensor:
+    """int64[count]: compressed ids, HOLE at walls."""
+    tokens = known_tokens(tensors, ids).reshape(-1)
+    if look_back.dead is not None:
+        tokens = tokens.masked_fill(look_back.dead.reshape(-1), HOLE)
+    return tokens
+
+
+def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS) -> Tensor:
+    """int64[L, *ids.shape, C]: the table rows of raw token ids, of all layers.
+
+    Ids outside the vocabulary count as the filler. Raises InputError.
+    """
+    look_back.check(ids, tensors.max_order)
+    tokens = _tokens(tensors, ids, look_back)
+    sequence, offset, blocked = _places(ids, look_back.bounds)
+    index = torch.arange(len(tokens), device=ids.device)
+    lagged = []
+    for lag in range(tensors.max_order):
+        inside = offset >= lag
+        source = (index - lag).clamp_min(0)
+        found = tokens[source]
+        if look_back.history is None:
+            blocked = blocked | ~inside
+        else:
+            found = torch.where(inside, found, _remembered(look_back, sequence, offset - lag))
+        blocked = blocked | (found == HOLE)
+        if tensors.eos is not None and lag:
+            blocked = blocked | (found == tensors.eos)
+        lagged.append(torch.where(blocked, tensors.filler, found)[None])
+        if look_back.starts is not None:
+            blocked = blocked | (inside & look_back.starts.reshape(-1)[source])
+    rows = table_rows(tensors, mix_lagged(tensors, lagged))
+    return rows.view(rows.shape[0], *ids.shape, rows.shape[-1])
+
+
+def _remembered(look_back: LookBack, sequence: Tensor, offset: Tensor) -> Tensor:
+    """int64[count]: the history at a place (below 0) of each token's sequence, HOLE before 0."""
+    history, positions = look_back.history, look_back.positions
+    assert history is not None
+    assert positions is not None
+    position = positions.long()[sequence] + offset
+    slot = sequence if look_back.slots is None else look_back.slots.long()[sequence]
+    kept = history[slot, position % history.shape[1]].long()
+    return kept.masked_fill(position < 0, HOLE)
+
+
+def remember(tensors: HashTensors, ids: Tensor, look_back: LookBack) -> None:
+    """Write the last tokens of each sequence into its line of `history`, in place."""
+    history, positions = look_back.history, look_back.positions
+    assert history is not None
+    assert positions is not None
+    tokens = _tokens(tensors, ids, look_back)
+    sequence, offset, outside = _places(ids, look_back.bounds)
+    if look_back.bounds is None:
+        length = torch.full_like(offset, ids.shape[1])
+    else:
+        length = look_back.bounds.long().diff()[sequence]
+    ring = history.shape[1]
+    last = ~outside & (offset >= length - ring)  # the others would share a cell with these
+    sequence, offset, tokens = sequence[last], offset[last], tokens[last]
+    slot = sequence if look_back.slots is None else look_back.slots.long()[sequence]
+    place = (positions.long()[sequence] + offset) % ring
+    history.index_put_((slot, place), tokens.to(torch.int32))
+
+
+def dequantise(table: Table, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., dim] in `dtype` of rows int64[...]: computed in float32, rounded once."""
+    values, scales, kind = table.values, table.scales, table.kind
+    if kind == "plain":
+        return F.embedding(rows, values).to(dtype)
+    raw = values[rows]
+    if kind == "per-row":
+        assert scales is not None
+        return (raw.float() * scales[rows][..., None]).to(dtype)
+    number = raw.view(torch.float8_e4m3fn).float()
+    assert scales is not None
+    if kind == "scaled":
+        return (number * scales.reshape(())).to(dtype)
+    factors = _e8m0(scales[rows].view(torch.uint8)).repeat_interleave(GROUP, dim=-1)
+    return (number * factors).to(dtype)
+
+
+def _e8m0(raw: Tensor) -> Tensor:
+    """float32 of e8m0 bytes: 2**(byte - 127), NaN for 255."""
+    byte = raw.int()
+    bits = torch.where(byte == 0, 0x00400000, byte << 23)
+    return torch.where(byte == 255, 0x7FC00000, bits).view(torch.float32)
+
+
+def look_up(
+    tensors: HashTensors,
+    ids: Tensor,
+    tables: Sequence[Table],
+    look_back: LookBack = NO_LIMITS,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """[L, *ids.shape, C x dim] in `dtype`: the vectors of raw token ids, column after column.
+
+    `tables` one a layer, of one kind and shape. Differentiable in float tables. Raises InputError.
+    """
+    wanted = common_dtype(tensors, ids, tables, dtype)
+    rows = find_rows(tensors, ids, look_back)
+    return torch.stack(
+        [dequantise(table, of, wanted).flatten(-2) for table, of in zip(tables, rows, strict=True)]
+    )
+
+
+def look_up_step(
+    tensors: HashTensors,
+    ids: Tensor,
+    tables: Sequence[Table],
+    look_back: LookBack,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`look_up`, and then `remember`: a decode step. Not differentiable."""
+    if look_back.history is None:
+        raise InputError("a step needs a history", "give history and positions")
+    with torch.no_grad():
+        found = look_up(tensors, ids, tables, look_back, dtype)
+        remember(tensors, ids, look_back)
+    return found
+
+
+def common_dtype(
+    tensors: HashTensors, ids: Tensor, tables: Sequence[Table], dtype: torch.dtype | None
+) -> torch.dtype:
+    """The dtype of the vectors. Raises InputError where tables do not go together or with ids."""
+    if len(tables) != len(tensors.columns):
+        raise InputError(f"{len(tables)} tables for {len(tensors.columns)} layers", "one a layer")
+    first = tables[0]
+    for table, height in zip(tables, tensors.heights, strict=True):
+        if len(table.values) < height:
+            raise InputError(f"a table has {len(table.values)} rows, its hash names {height}", "")
+        if table.kind != first.kind or table.values.dtype != first.values.dtype:
+            raise InputError("the layers' tables differ in kind", "look layers up one by one")
+        if table.values.shape[1] != first.values.shape[1]:
+            raise InputError("the layers' tables differ in width", "look layers up one by one")
+        if table.strides != first.strides:
+            raise InputError("the layers' rows lie differently", "look layers up one by one")
+        for owner in (table.values, tensors.columns):
+            if owner.device != ids.device:
+                raise InputError(f"ids on {ids.device}, the rest on {owner.device}", "move one")
+    wanted = first.default_dtype if dtype is None else dtype
+    if wanted not in _FLOATS:
+        raise InputError(f"vectors cannot be {wanted}", "float32, bfloat16 or float16")
+    return wanted

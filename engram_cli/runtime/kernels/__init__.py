@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers; `ops` loads them when a device has use for them."""

@@ -1,0 +1,181 @@
+"""Launching the look-up kernel: how a launch is cut, what it is given, where the vectors go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime.kernels.lookup import lookup_kernel
+
+
+class Hash(NamedTuple):
+    """The hash as the operators hand it over; `eos` is -1 where there is none."""
+
+    lookup: Tensor
+    multipliers: Tensor
+    columns: Tensor
+    orders: tuple[int, ...]
+    filler: int
+    eos: int
+    salted: bool
+
+
+class Plan(NamedTuple):
+    """How a launch is cut: tokens and columns a program; `once`: rows are not kept in L1."""
+
+    tokens: int
+    columns: int
+    once: bool = False
+
+
+def choose_plan(rows: int, columns: int, width: int) -> Plan:
+    """The plan for `rows` rows in all, of `width` values in a block, `columns` a token and layer.
+
+    Measured on an H200 (docs/benchmarks.md). Few rows: 8 values a thread, so that many programs
+    share the wait. Many: 64, which fill the memory's queues. In between 32.
+    """
+    values = rows * width
+    each = 8 if values <= 2**17 else 32 if values <= 2**21 else 64
+    lanes = max(1, 32 * each // width)
+    sizes = [2**i for i in range(lanes.bit_length())]
+    own = min(sizes, key=lambda size: (triton.cdiv(columns, size) * size, -size))
+    tokens = lanes // own if each == 64 else 1
+    return Plan(tokens, own, each == 64 and (rows <= 2**16 or width < 128))
+
+
+def look_up(
+    hashed: Hash,
+    ids: Tensor,
+    tables: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    back: LookBack,
+    dtype: torch.dtype,
+    *,
+    kind: str,
+    commit: bool = False,
+    plan: Plan | None = None,
+    bits: bool | None = None,
+) -> Tensor:
+    """[L, *ids.shape, C x dim] in `dtype`: launch the kernel on tables [rows, dim] of one kind.
+
+    `plan` and `bits` (decode e4m3 by integer operations) are chosen when None.
+    """
+    layers, columns = hashed.columns.shape[:2]
+    first = tables[0]
+    dim, itemsize = first.shape[1], first.element_size()
+    out = torch.empty((layers, *ids.shape, columns * dim), dtype=dtype, device=ids.device)
+    fp8 = kind in ("grouped", "scaled")
+    if bits is None:
+        bits = not _converts_fp8(ids.device)
+    if fp8:
+        tables = [t.view(torch.uint8 if bits else torch.float8_e4m3fn) for t in tables]
+    if kind == "grouped":
+        scales = [s.view(torch.uint8) for s in scales]
+    constants = {
+        "DIM": dim,
+        "TABLE_STRIDE": first.stride(0),
+        "SCALE_STRIDE": scales[0].stride(0) if kind in ("grouped", "per-row") else 0,
+        "KIND": kind,
+        "BITS": fp8 and bits,
+        "VECTOR": 16 // max(itemsize, dtype.itemsize),
+        "BLOCK_D": min(triton.next_power_of_2(dim), 1024),
+    }
+    constants["CHUNKS"] = triton.cdiv(dim, constants["BLOCK_D"])
+    if plan is None:
+        plan = choose_plan(ids.numel() * layers * columns, columns, constants["BLOCK_D"])
+    _launch(hashed, ids, out, tables, scales or tables, back, commit, plan, constants)
+    return out
+
+
+def find_rows(hashed: Hash, ids: Tensor, back: LookBack) -> Tensor:
+    """int64[L, *ids.shape, C]: launch the kernel for the row numbers alone."""
+    layers, columns = hashed.columns.shape[:2]
+    out = torch.empty((layers, *ids.shape, columns), dtype=torch.int64, device=ids.device)
+    constants = {"DIM": 1, "TABLE_STRIDE": 1, "SCALE_STRIDE": 1, "KIND": "rows", "BITS": False}
+    constants |= {"VECTOR": 1, "BLOCK_D": 1, "CHUNKS": 1}
+    nothing = (ids,) * layers
+    plan = choose_plan(out.numel(), columns, 32)
+    _launch(hashed, ids, out, nothing, nothing, back, False, plan, constants)
+    return out
+
+
+def _launch(
+    hashed: Hash,
+    ids: Tensor,
+    out: Tensor,
+    tables: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    back: LookBack,
+    commit: bool,
+    plan: Plan,
+    constants: dict[str, Any],
+) -> None:
+    count = ids.numel()
+    if not count:
+        return
+    orders, eos = hashed.orders, hashed.eos
+    layers, columns = hashed.columns.shape[:2]
+    heads = columns // len(orders)
+    flat = back.bounds is not None
+    sequences = len(back.bounds) - 1 if flat else len(ids)
+
+    def given(tensor: Tensor | None) -> Tensor:
+        return ids if tensor is None else tensor.contiguous()
+
+    grid = (triton.cdiv(columns, plan.columns), triton.cdiv(count, plan.tokens), layers)
+    with torch.cuda.device(ids.device) if ids.is_cuda else nullcontext():
+        lookup_kernel[grid](
+            out,
+            ids,
+            hashed.lookup,
+            hashed.multipliers,
+            hashed.columns,
+            tuple(tables),
+            tuple(scales),
+            given(back.dead),
+            given(back.starts),
+            given(back.bounds),
+            given(back.history),
+            given(back.slots),
+            given(back.positions),
+            count,
+            0 if flat else ids.shape[1],
+            sequences,
+            sequences.bit_length(),
+            0 if flat else ids.stride(0),
+            ids.stride(-1),
+            len(hashed.lookup),
+            hashed.filler,
+            eos,
+            1 if back.history is None else back.history.shape[1],
+            N=orders[-1],
+            COLUMNS=columns,
+            HEADS=heads,
+            LAYERS=layers,
+            SALTED=hashed.salted,
+            FLAT=flat,
+            DEAD=back.dead is not None,
+            STARTS=back.starts is not None,
+            HISTORY=back.history is not None,
+            SLOTS=back.slots is not None,
+            COMMIT=commit,
+            EOS=eos >= 0,
+            BLOCK_T=plan.tokens,
+            BLOCK_C=plan.columns,
+            ONCE=plan.once,
+            num_warps=1,
+            **constants,
+        )
+
+
+@cache
+def _converts_fp8(device: torch.device) -> bool:
+    """Whether Triton can convert e4m3 there: from compute capability 8.9 on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)

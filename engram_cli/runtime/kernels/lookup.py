@@ -1,0 +1,278 @@
+"""The look-up as one Triton kernel: raw token ids in, rows or their dequantised vectors out.
+
+A program serves BLOCK_T tokens and BLOCK_C columns of one layer. Each of its R = BLOCK_T x BLOCK_C
+lanes computes one row: it reads the ids of an n-gram, maps and limits them, mixes them and takes
+the modulus; then the program copies R rows. Equal to `gathering`, its plain twin, to the bit.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+GROUP = tl.constexpr(32)
+# An e4m3 exponent placed in a float32 counts from 127 instead of 7: 2**120 makes up for it, and
+# makes subnormals normal.
+_REBIAS = tl.constexpr(1.329227995784916e36)
+
+
+@triton.jit
+def _find_sequence(t, bounds, sequences, steps):
+    """The sequence that holds flat token `t`, by bisection of `bounds` [sequences + 1]."""
+    low = t * 0
+    high = t * 0 + sequences - 1
+    for _ in range(steps):
+        middle = (low + high) // 2
+        beyond = (tl.load(bounds + middle + 1) <= t) & (low < high)
+        low = tl.where(beyond, middle + 1, low)
+        high = tl.where(beyond, high, middle)
+    return low
+
+
+@triton.jit
+def _modulo(mix, modulus, magic):
+    """`mix` int64 modulo `modulus` in 2..2**32, never negative; `magic` is (2**64 - 1) // modulus.
+
+    For u < 2**63 the high half of u x magic is u // modulus or one less, so one correction is
+    exact; -1 - u has the remainder modulus - 1 - (u % modulus).
+    """
+    negative = mix >> 63
+    positive = mix ^ negative
+    quotient = tl.umulhi(positive.to(tl.uint64), magic.to(tl.uint64)).to(tl.int64)
+    rest = positive - quotient * modulus
+    rest = tl.where(rest >= modulus, rest - modulus, rest)
+    return tl.where(negative != 0, modulus - 1 - rest, rest)
+
+
+@triton.jit
+def _e4m3(raw):
+    """float32 of e4m3 bytes by integer operations, which every GPU and the interpreter have."""
+    low = raw.to(tl.int32) & 0x7F
+    sign = (raw.to(tl.int32) & 0x80) << 24
+    value = (sign | (low << 20)).to(tl.float32, bitcast=True) * _REBIAS
+    return tl.where(low == 0x7F, float("nan"), value)
+
+
+@triton.jit
+def _e8m0(raw):
+    """float32 of e8m0 bytes: 2**(byte - 127), NaN for 255."""
+    byte = raw.to(tl.int32)
+    bits = tl.where(byte == 0, 0x00400000, byte << 23)
+    return tl.where(byte == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _fetch(
+    rows,
+    live,
+    table,
+    scale,
+    chunk,
+    DIM: tl.constexpr,
+    TABLE_STRIDE: tl.constexpr,
+    SCALE_STRIDE: tl.constexpr,
+    KIND: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ONCE: tl.constexpr,
+):
+    """Rows as they are stored [R, D], and their scales: [R, G], [R] or one."""
+    column = chunk * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    valid = live[:, None]
+    if DIM % BLOCK_D != 0:
+        valid = valid & (column < DIM)
+    # VECTOR values a thread are one load and one store of at most 16 bytes, in one layout.
+    address = tl.max_contiguous(table + rows[:, None] * TABLE_STRIDE + column, [1, VECTOR])
+    if ONCE:
+        raw = tl.load(address, mask=valid, eviction_policy="evict_first")
+    else:
+        raw = tl.load(address, mask=valid)
+    factor = rows
+    if KIND == "grouped":
+        group = chunk * (BLOCK_D // GROUP) + tl.arange(0, BLOCK_D // GROUP)[None, :]
+        present = live[:, None] & (group < DIM // GROUP)
+        factor = tl.load(scale + rows[:, None] * SCALE_STRIDE + group, mask=present, other=0)
+    if KIND == "scaled":
+        factor = tl.load(scale)
+    if KIND == "per-row":
+        factor = tl.load(scale + rows * SCALE_STRIDE, mask=live, other=0)
+    return raw, factor
+
+
+@triton.jit
+def _deliver(
+    out,
+    target,
+    live,
+    raw,
+    factor,
+    chunk,
+    DIM: tl.constexpr,
+    KIND: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Dequantise in float32, round once, and write R rows to `target` int64[R]."""
+    value = _e4m3(raw) if BITS else raw.to(tl.float32)
+    if KIND == "grouped":
+        each = tl.broadcast_to(_e8m0(factor)[:, :, None], [*factor.shape, GROUP])
+        value = value * each.reshape(value.shape)
+    if KIND == "scaled":
+        value = value * factor
+    if KIND == "per-row":
+        value = value * factor[:, None]
+    column = chunk * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    valid = live[:, None]
+    if DIM % BLOCK_D != 0:
+        valid = valid & (column < DIM)
+    tl.store(out + target[:, None] * DIM + column, value.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit(do_not_specialize=["count", "run", "sequences", "steps", "vocab", "filler", "eos"])
+def lookup_kernel(
+    out,  # [LAYERS, count, C, DIM], or int64 [LAYERS, count, C] for ROWS_ONLY
+    ids,  # [B, T] by strides, or flat
+    vocabulary,  # [vocab]
+    multipliers,  # int64 [LAYERS, O, N]
+    columns,  # int64 [LAYERS, C, 4]: modulus, magic, offset, salt
+    tables,  # LAYERS tensors [rows, DIM]
+    scales,  # as many
+    dead,  # bool [count]
+    starts,  # bool [count]
+    bounds,  # [sequences + 1]
+    history,  # int32 [slots, ring]
+    slots,  # [sequences]
+    positions,  # [sequences]
+    count,
+    run,
+    sequences,
+    steps,
+    row_stride,
+    column_stride,
+    vocab,
+    filler,
+    eos,
+    ring,
+    N: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    LAYERS: tl.constexpr,
+    TABLE_STRIDE: tl.constexpr,
+    SCALE_STRIDE: tl.constexpr,
+    KIND: tl.constexpr,
+    BITS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    SALTED: tl.constexpr,
+    FLAT: tl.constexpr,
+    DEAD: tl.constexpr,
+    STARTS: tl.constexpr,
+    HISTORY: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COMMIT: tl.constexpr,
+    EOS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ONCE: tl.constexpr,
+):
+    """Grid: blocks of columns, blocks of tokens, layers."""
+    layer = tl.program_id(2)
+    first_column = tl.program_id(0) * BLOCK_C
+    first_token = tl.program_id(1) * BLOCK_T
+    lane = tl.arange(0, BLOCK_T * BLOCK_C)
+    column = first_column + lane % BLOCK_C
+    # One token a program: then the hash up to the mix is scalar.
+    t = first_token if BLOCK_T == 1 else first_token + lane // BLOCK_C
+    live = t < count
+    here = layer * COLUMNS + tl.minimum(column, COLUMNS - 1)
+    modulus = tl.load(columns + here * 4)
+    magic = tl.load(columns + here * 4 + 1)
+    first_row = tl.load(columns + here * 4 + 2)
+    if HEADS % BLOCK_C == 0:  # one order a program: its multipliers are the same for all lanes
+        weights = multipliers + (layer * (COLUMNS // HEADS) + first_column // HEADS) * N
+    else:
+        weights = multipliers + here // HEADS * N
+    if FLAT:
+        sequence = _find_sequence(t, bounds, sequences, steps)
+        first = tl.load(bounds + sequence).to(tl.int32)
+        offset = t - first
+        blocked = (offset < 0) | (t >= tl.load(bounds + sequence + 1))
+        token_at = ids + t.to(tl.int64) * column_stride
+    else:
+        sequence = t // run
+        offset = t - sequence * run
+        blocked = offset < 0
+        token_at = ids + sequence.to(tl.int64) * row_stride + offset.to(tl.int64) * column_stride
+    if HISTORY:
+        position = tl.load(positions + sequence, mask=live, other=0).to(tl.int32)
+        slot = sequence.to(tl.int64)
+        if SLOTS:
+            slot = tl.load(slots + sequence, mask=live, other=0).to(tl.int64)
+    for lag in tl.static_range(N):
+        inside = live & (offset >= lag)
+        raw = tl.load(token_at - lag * column_stride, mask=inside, other=0).to(tl.int64)
+        known = inside & (raw >= 0) & (raw < vocab)
+        found = tl.load(vocabulary + raw, mask=known, other=filler).to(tl.int32)
+        if HISTORY:
+            before = position + offset - lag
+            stored = live & (offset < lag) & (before >= 0)
+            cell = history + slot * ring + before % ring
+            kept = tl.load(cell, mask=stored, other=-1).to(tl.int32)
+            found = tl.where(offset < lag, kept, found)
+        else:
+            blocked |= offset < lag
+        if DEAD:
+            wall = tl.load(dead + t - lag, mask=inside, other=0) != 0
+            found = tl.where(wall, -1, found)
+        blocked |= found < 0
+        if EOS and lag > 0:
+            blocked |= found == eos
+        if COMMIT and lag == 0:
+            token = found
+        value = tl.where(blocked, filler, found).to(tl.int64)
+        product = value * tl.load(weights + lag)
+        if lag == 0:
+            mix = product
+        else:
+            mix ^= product
+        if STARTS:
+            blocked |= tl.load(starts + t - lag, mask=inside, other=0) != 0
+    if COMMIT:
+        # One program a block of tokens writes; nothing in this launch reads these cells.
+        alone = first_column + layer + t * 0 == 0
+        cell = history + slot * ring + (position + offset) % ring
+        tl.store(cell, token, mask=live & alone)
+    if SALTED:
+        mix ^= tl.load(columns + here * 4 + 3)
+    rows = _modulo(mix, modulus, magic) + first_row
+    target = (layer * count + t).to(tl.int64) * COLUMNS + column
+    # Adding zeros gives both masks one shape: the interpreter mixes up scalars and tensors.
+    served = (t + lane * 0 < count) & (column < COLUMNS)
+    if KIND == "rows":
+        tl.store(out + target, rows, mask=served)
+    else:
+        table, scale = tables[0], scales[0]
+        for i in tl.static_range(1, LAYERS):
+            table = tl.where(layer == i, tables[i], table)
+            scale = tl.where(layer == i, scales[i], scale)
+        # Not a copy: a gather is computed once, where the compiler would else compute the hash
+        # anew in each layout it wants the rows in, eight times a thread (939 for 661 instructions).
+        rows = tl.gather(rows, lane, 0)
+        for chunk in tl.static_range(CHUNKS):
+            raw, factor = _fetch(
+                rows,
+                served,
+                table,
+                scale,
+                chunk,
+                DIM,
+                TABLE_STRIDE,
+                SCALE_STRIDE,
+                KIND,
+                VECTOR,
+                BLOCK_D,
+                ONCE,
+            )
+            _deliver(out, target, served, raw, factor, chunk, DIM, KIND, BITS, BLOCK_D)
