@@ -88,7 +88,7 @@ class LookBack:
     documents. `bounds` integers [S + 1]: sequence s has the tokens bounds[s] .. bounds[s + 1] - 1.
     `history` int32 [slots, ring]: compressed ids of earlier tokens, position p at p modulo ring,
     HOLE for a dead one; `positions` [S]: the position of each sequence's first token here;
-    `slots` [S]: its line of `history`, s when None.
+    `slots` [S]: its line of `history`, s when None; below 0 it has none, and leaves none.
     """
 
     dead: Tensor | None = None
@@ -107,7 +107,7 @@ class LookBack:
             fits = mask is None or (mask.shape == ids.shape and mask.dtype == torch.bool)
             _need(fits, f"{name} does not match the ids", "a bool for each token")
         sequences = ids.shape[0] if self.bounds is None else len(self.bounds) - 1
-        _need(sequences >= 0, "bounds are empty", _IDS)
+        _need(sequences > 0 or not ids.numel(), "there is no sequence", _IDS)
         if self.history is None:
             return
         history, older = self.history, max_order - 1
@@ -206,8 +206,8 @@ def _remembered(look_back: LookBack, sequence: Tensor, offset: Tensor) -> Tensor
     assert positions is not None
     position = positions.long()[sequence] + offset
     slot = sequence if look_back.slots is None else look_back.slots.long()[sequence]
-    kept = history[slot, position % history.shape[1]].long()
-    return kept.masked_fill(position < 0, HOLE)
+    kept = history[slot.clamp_min(0), position % history.shape[1]].long()
+    return kept.masked_fill((position < 0) | (slot < 0), HOLE)
 
 
 def remember(tensors: HashTensors, ids: Tensor, look_back: LookBack) -> None:
@@ -222,11 +222,11 @@ def remember(tensors: HashTensors, ids: Tensor, look_back: LookBack) -> None:
     else:
         length = look_back.bounds.long().diff()[sequence]
     ring = history.shape[1]
-    last = ~outside & (offset >= length - ring)  # the others would share a cell with these
-    sequence, offset, tokens = sequence[last], offset[last], tokens[last]
     slot = sequence if look_back.slots is None else look_back.slots.long()[sequence]
+    # Earlier tokens would share a cell with these.
+    last = ~outside & (offset >= length - ring) & (slot >= 0)
     place = (positions.long()[sequence] + offset) % ring
-    history.index_put_((slot, place), tokens.to(torch.int32))
+    history.index_put_((slot[last], place[last]), tokens[last].to(torch.int32))
 
 
 def dequantise(table: Table, rows: Tensor, dtype: torch.dtype) -> Tensor:

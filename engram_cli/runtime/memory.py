@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from engram_cli.formats.bundle import BundleSpec
 from engram_cli.runtime import ops
 from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_positions
 from engram_cli.runtime.fixed_state import FixedState
+from engram_cli.runtime.gathering import LookBack, Table
 from engram_cli.runtime.modules.base import MemoryModule
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.state import State, cache_length, keep_on, new_state, state_of
+from engram_cli.vocab.lookup import HOLE
 
 _BUFFERS = ("lookup", "multipliers", "columns")
 _CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
@@ -31,8 +33,9 @@ _CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
 class Step:
     """One forward call under way: T new positions of B sequences after `state`'s.
 
-    `rows` int64[L, B, T, C]; `keep` bool[B, T], False at padding; `age` int64[B, T], earlier
-    positions of the same document; `done` the layers that ran, `conv` their convolutions' inputs.
+    `rows` int64[L, B, T, C], or their vectors [L, B, T, C x dim]; `keep` bool[B, T], False at
+    padding; `age` int64[B, T], earlier positions of the same document; `done` the layers that ran,
+    `conv` their convolutions' inputs.
     """
 
     tokens: Tensor
@@ -171,10 +174,30 @@ class Memory(nn.Module):
         if self.spec.packed:
             age = document_ages(call, past, ids).to(seen.device)
             seen = torch.minimum(seen, age + 1)
-        rows = ops.hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
+        tables = self._tables(hashed.lookup.device)
+        if tables is None or age is not None:
+            rows = ops.hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
+        else:
+            back = LookBack(dead=dead) if not history.shape[1] else _ring(history, carry, dead)
+            rows = ops.look_up(hashed, ids, tables, back)
         return Step(
             tokens=tokens, seen=seen, rows=rows, keep=keep, age=age, state=state, cache=call.cache
         )
+
+    def _tables(self, device: torch.device) -> list[Table] | None:
+        """The layers' tables where one operator on `device` can look all of them up."""
+        if not ops.has_kernels(device):
+            return None
+        modules = [cast(MemoryModule, module) for module in self.layers.values()]
+        found = [module.multi_head_embedding.embedding for module in modules]
+        first = found[0].weight
+        for rows in found:
+            like = (rows.weight.dtype, rows.weight.shape[1], rows.weight.stride())
+            if like != (first.dtype, first.shape[1], first.stride()) or rows.sparse:
+                return None
+            if rows.weight.device != device:
+                return None
+        return [Table(values=rows.weight) for rows in found]
 
     def _history(self, hashed: HashTensors, state: State, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The N-1 compressed ids before `tokens`, int64[B, N-1], and how many may be seen."""
@@ -217,3 +240,15 @@ class Memory(nn.Module):
         if hasattr(cache, "get_seq_length") and len(step.done) == len(self.layers):
             step.state.extend(step.tokens, step.seen, step.conv)
             keep_on(cache, self.name, step.state)
+
+
+def _ring(history: Tensor, carry: Tensor, dead: Tensor | None) -> LookBack:
+    """Decode state as the look-up takes it, of `Memory._history`: its first id is position 0."""
+    older = history.shape[1]
+    place = torch.arange(older, device=history.device)
+    unseen = place < older - carry[:, None]
+    return LookBack(
+        dead=dead,
+        history=history.masked_fill(unseen, HOLE).to(torch.int32),
+        positions=torch.full_like(carry, older),
+    )

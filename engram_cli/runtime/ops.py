@@ -11,7 +11,6 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -47,6 +46,16 @@ __all__ = [
     "look_up_step",
     "visible",
 ]
+
+
+def _asked_for(variable: str) -> bool:
+    return os.environ.get(variable, "0") not in ("", "0")
+
+
+# Read once: torch.compile cannot trace these.
+DEBUG = _asked_for("ENGRAM_DEBUG")
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETED = _asked_for("TRITON_INTERPRET")
 
 
 def look_up(
@@ -150,36 +159,17 @@ def check_ids(tensors: HashTensors, ids: Tensor) -> None:
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether the look-up on `device` runs as a kernel; says once when a GPU has to do without."""
-    if device.type == "cuda":
-        return _triton_for_cuda()
-    return _interpreted() and device.type == "cpu"
-
-
-@cache
-def _triton_for_cuda() -> bool:
-    if importlib.util.find_spec("triton") is not None:
-        return True
-    warnings.warn(
-        "triton is not installed: the look-up runs as plain torch operations, several times "
-        "slower; python -m pip install triton",
-        stacklevel=4,
-    )
-    return False
-
-
-@cache
-def _interpreted() -> bool:
-    """Triton's interpreter runs kernels on the CPU, for tests."""
-    asked = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-    return asked and importlib.util.find_spec("triton") is not None
-
-
-@cache
-def _debugging() -> bool:
-    return os.environ.get("ENGRAM_DEBUG", "0") not in ("", "0")
+    """Whether the look-up on `device` runs as a kernel; warns where a GPU has to do without."""
+    if device.type == "cuda" and not _HAS_TRITON:
+        warnings.warn(
+            "triton is not installed: the look-up runs as plain torch operations, several times "
+            "slower; python -m pip install triton",
+            stacklevel=3,
+        )
+    # Triton's interpreter runs kernels on the CPU, for tests.
+    return _HAS_TRITON and (device.type == "cuda" or (_INTERPRETED and device.type == "cpu"))
 
 
 def _debug(tensors: HashTensors, ids: Tensor) -> None:
-    if _debugging():
+    if DEBUG:
         check_ids(tensors, ids)

@@ -35,6 +35,7 @@ PACKAGES = (
     "zarr",
     "pyarrow",
     "torch",
+    "triton",
     "fastokens",
     "engramdb-python",
 )
@@ -165,21 +166,40 @@ def page() -> str:
     ]
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
-        cpu = f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
+        machine = result["machine"]
+        cpu = f"{machine['cpu']}, {machine['cores']} cores"
+        if "gpu" in machine:
+            cpu = f"{machine['gpu']}; {cpu}"
         used = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
         parts += [
             f"## {result['benchmark']}",
             result["about"],
             f"{cpu}; {used}; commit {result['commit']}.",
         ]
+        if "notes" in result:
+            parts.append(result["notes"])
         for case in result["cases"]:
             parts.append(f"### {case['name']}")
+            if "bound" in case:
+                parts.append(_device_table(case))
+                continue
             if case["notes"]:
                 parts.append(case["notes"])
             table = [f"| contestant | {case['unit']}/s | ratio |", "| --- | ---: | ---: |"]
             table += [_line(row) for row in case["rows"]]
             parts.append("\n".join(table))
     return "\n\n".join(parts) + "\n"
+
+
+def _device_table(case: dict[str, Any]) -> str:
+    """A case timed on a GPU: microseconds a call instead of rates of the CPU."""
+    table = ["| contestant | us | GB/s | ratio |", "| --- | ---: | ---: | ---: |"]
+    table += [
+        f"| {row['name']} | {row['median_us']:,.2f} | {row['gb_s']:,} | {row['ratio']:.2f} |"
+        for row in case["rows"]
+    ]
+    bound = f"What bounds it: {case['bound']}.\n\n" if case["bound"] else ""
+    return bound + "\n".join(table)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -71,6 +71,7 @@ def look_up(
     first = tables[0]
     dim, itemsize = first.shape[1], first.element_size()
     out = torch.empty((layers, *ids.shape, columns * dim), dtype=dtype, device=ids.device)
+    block = min(triton.next_power_of_2(dim), 1024)
     fp8 = kind in ("grouped", "scaled")
     if bits is None:
         bits = not _converts_fp8(ids.device)
@@ -84,12 +85,12 @@ def look_up(
         "SCALE_STRIDE": scales[0].stride(0) if kind in ("grouped", "per-row") else 0,
         "KIND": kind,
         "BITS": fp8 and bits,
-        "VECTOR": 16 // max(itemsize, dtype.itemsize),
-        "BLOCK_D": min(triton.next_power_of_2(dim), 1024),
+        "VECTOR": min(block, 16 // max(itemsize, dtype.itemsize)),
+        "BLOCK_D": block,
+        "CHUNKS": triton.cdiv(dim, block),
     }
-    constants["CHUNKS"] = triton.cdiv(dim, constants["BLOCK_D"])
     if plan is None:
-        plan = choose_plan(ids.numel() * layers * columns, columns, constants["BLOCK_D"])
+        plan = choose_plan(ids.numel() * layers * columns, columns, block)
     _launch(hashed, ids, out, tables, scales or tables, back, commit, plan, constants)
     return out
 
@@ -129,9 +130,9 @@ def _launch(
     def given(tensor: Tensor | None) -> Tensor:
         return ids if tensor is None else tensor.contiguous()
 
-    grid = (triton.cdiv(columns, plan.columns), triton.cdiv(count, plan.tokens), layers)
+    blocks = triton.cdiv(columns, plan.columns) * triton.cdiv(count, plan.tokens)
     with torch.cuda.device(ids.device) if ids.is_cuda else nullcontext():
-        lookup_kernel[grid](
+        lookup_kernel[(blocks, layers)](
             out,
             ids,
             hashed.lookup,

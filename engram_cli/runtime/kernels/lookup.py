@@ -15,6 +15,10 @@ GROUP = tl.constexpr(32)
 # makes subnormals normal.
 _REBIAS = tl.constexpr(1.329227995784916e36)
 
+# Values that change from call to call must not each have a kernel compiled for them.
+_PLAIN_NUMBERS = ["count", "run", "sequences", "steps", "row_stride", "column_stride"]
+_PLAIN_NUMBERS += ["vocab", "filler", "eos", "ring"]
+
 
 @triton.jit
 def _find_sequence(t, bounds, sequences, steps):
@@ -115,7 +119,7 @@ def _deliver(
     """Dequantise in float32, round once, and write R rows to `target` int64[R]."""
     value = _e4m3(raw) if BITS else raw.to(tl.float32)
     if KIND == "grouped":
-        each = tl.broadcast_to(_e8m0(factor)[:, :, None], [*factor.shape, GROUP])
+        each = tl.broadcast_to(_e8m0(factor)[:, :, None], [factor.shape[0], factor.shape[1], GROUP])
         value = value * each.reshape(value.shape)
     if KIND == "scaled":
         value = value * factor
@@ -128,9 +132,9 @@ def _deliver(
     tl.store(out + target[:, None] * DIM + column, value.to(out.dtype.element_ty), mask=valid)
 
 
-@triton.jit(do_not_specialize=["count", "run", "sequences", "steps", "vocab", "filler", "eos"])
+@triton.jit(do_not_specialize=_PLAIN_NUMBERS)
 def lookup_kernel(
-    out,  # [LAYERS, count, C, DIM], or int64 [LAYERS, count, C] for ROWS_ONLY
+    out,  # [LAYERS, count, C, DIM], or int64 [LAYERS, count, C] where KIND is rows
     ids,  # [B, T] by strides, or flat
     vocabulary,  # [vocab]
     multipliers,  # int64 [LAYERS, O, N]
@@ -177,10 +181,13 @@ def lookup_kernel(
     CHUNKS: tl.constexpr,
     ONCE: tl.constexpr,
 ):
-    """Grid: blocks of columns, blocks of tokens, layers."""
-    layer = tl.program_id(2)
-    first_column = tl.program_id(0) * BLOCK_C
-    first_token = tl.program_id(1) * BLOCK_T
+    """Grid: blocks of tokens x blocks of columns, and layers."""
+    # A token's columns come next to each other, so that programs that run together write to the
+    # same pages of memory: 89 us for 95 at 16,384 tokens.
+    COLUMN_BLOCKS: tl.constexpr = (COLUMNS + BLOCK_C - 1) // BLOCK_C
+    layer = tl.program_id(1)
+    first_column = tl.program_id(0) % COLUMN_BLOCKS * BLOCK_C
+    first_token = tl.program_id(0) // COLUMN_BLOCKS * BLOCK_T
     lane = tl.arange(0, BLOCK_T * BLOCK_C)
     column = first_column + lane % BLOCK_C
     # One token a program: then the hash up to the mix is scalar.
@@ -205,6 +212,7 @@ def lookup_kernel(
         offset = t - sequence * run
         blocked = offset < 0
         token_at = ids + sequence.to(tl.int64) * row_stride + offset.to(tl.int64) * column_stride
+    outside = blocked
     if HISTORY:
         position = tl.load(positions + sequence, mask=live, other=0).to(tl.int32)
         slot = sequence.to(tl.int64)
@@ -217,7 +225,7 @@ def lookup_kernel(
         found = tl.load(vocabulary + raw, mask=known, other=filler).to(tl.int32)
         if HISTORY:
             before = position + offset - lag
-            stored = live & (offset < lag) & (before >= 0)
+            stored = live & (offset < lag) & (before >= 0) & (slot >= 0)
             cell = history + slot * ring + before % ring
             kept = tl.load(cell, mask=stored, other=-1).to(tl.int32)
             found = tl.where(offset < lag, kept, found)
@@ -243,13 +251,13 @@ def lookup_kernel(
         # One program a block of tokens writes; nothing in this launch reads these cells.
         alone = first_column + layer + t * 0 == 0
         cell = history + slot * ring + (position + offset) % ring
-        tl.store(cell, token, mask=live & alone)
+        tl.store(cell, token, mask=live & alone & (slot >= 0) & (outside == 0))
     if SALTED:
         mix ^= tl.load(columns + here * 4 + 3)
     rows = _modulo(mix, modulus, magic) + first_row
-    target = (layer * count + t).to(tl.int64) * COLUMNS + column
-    # Adding zeros gives both masks one shape: the interpreter mixes up scalars and tensors.
-    served = (t + lane * 0 < count) & (column < COLUMNS)
+    to_token = first_token + lane // BLOCK_C
+    target = (layer * count + to_token).to(tl.int64) * COLUMNS + column
+    served = (to_token < count) & (column < COLUMNS)
     if KIND == "rows":
         tl.store(out + target, rows, mask=served)
     else:

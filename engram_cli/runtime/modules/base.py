@@ -93,8 +93,11 @@ class MemoryModule(nn.Module):
         raise NotImplementedError
 
     def vectors(self, rows: Tensor) -> Tensor:
-        """[B, T, C x dim] of rows int64[B, T, C] where the dense weights are, in their dtype."""
-        out: Tensor = self.multi_head_embedding(rows)
+        """[B, T, C x dim] of rows int64[B, T, C] where the dense weights are, in their dtype.
+
+        Floats are vectors that were looked up for all layers at once, and pass.
+        """
+        out: Tensor = rows if rows.is_floating_point() else self.multi_head_embedding(rows)
         return out.to(self.anchor.device, self.anchor.dtype)
 
     def split(self, hidden: Tensor, keep: Tensor | None) -> Tensor:

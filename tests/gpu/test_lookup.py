@@ -1,0 +1,125 @@
+"""The look-up on a GPU: the interpreter's checks, all of them, and what only a GPU can show."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from lookup_cases import FORMS, a_table, bare_vocab, same_bits, the_hash
+
+from engram_cli.hashing.schemes import hash_layout
+from engram_cli.runtime import custom, gathering, ops
+from engram_cli.runtime.gathering import LookBack, Table
+from engram_cli.runtime.loading import hash_tensors
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+_PATH = Path(__file__).parents[1] / "runtime" / "kernels" / "check_lookup.py"
+_SPEC = importlib.util.spec_from_file_location("check_lookup", _PATH)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+_CHECKS = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_CHECKS)
+globals().update({k: v for k, v in vars(_CHECKS).items() if k.startswith(("test_", "_kernels"))})
+
+CUDA = torch.device("cuda")
+
+
+def test_a_table_beyond_two_to_the_32_elements() -> None:
+    layout = hash_layout(
+        "engram-v1", bare_vocab(1000, 900), rows_per_head=4_500_000, layers=(1,), pad_id=5
+    )
+    hashed = hash_tensors(layout, (1,), device=CUDA)
+    rows = hashed.heights[0]
+    assert rows * 64 > 2**32
+    values = torch.empty(rows * 8, dtype=torch.int64, device=CUDA).random_()
+    table = Table(values=values.view(torch.int8).view(rows, 64), scales=torch.rand(rows).to(CUDA))
+    ids = torch.randint(0, 1000, (1, 5000), device=CUDA)
+    assert int(ops.find_rows(hashed, ids).max()) * 64 > 2**32
+    found = ops.look_up(hashed, ids, [table])
+    assert same_bits(found, gathering.look_up(hashed, ids, [table]))
+
+
+def test_integers_decode_e4m3_as_the_hardware_does() -> None:
+    from engram_cli.runtime.kernels import launch
+
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no conversion in hardware")
+    hashed = the_hash("engram-v1", CUDA)
+    own = launch.Hash(*custom.hash_arguments(hashed))
+    ids = torch.arange(40, device=CUDA)[None]
+    tables = [a_table("fp8 + e8m0", height, 256, CUDA, wide=True) for height in hashed.heights]
+    values, scales, kind = custom.table_arguments(tables)
+    both = [
+        launch.look_up(
+            own._replace(orders=tuple(own.orders)),
+            ids,
+            values,
+            scales,
+            LookBack(),
+            torch.bfloat16,
+            kind=kind,
+            bits=bits,
+        )
+        for bits in (False, True)
+    ]
+    assert same_bits(*both)
+
+
+def test_a_graph_replays_on_new_ids_and_histories() -> None:
+    hashed = the_hash("deepseek-v4.1", CUDA)
+    tables = [a_table("fp8 + e8m0", height, 64, CUDA) for height in hashed.heights]
+    ids = torch.randint(0, 20, (3, 12), device=CUDA)
+    whole = gathering.look_up(hashed, ids, tables)
+    step, positions = ids[:, :1].clone(), torch.zeros(3, dtype=torch.int64, device=CUDA)
+    back = LookBack(history=torch.zeros(3, 4, dtype=torch.int32, device=CUDA), positions=positions)
+    ops.look_up_step(hashed, step, tables, back)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ops.look_up_step(hashed, step, tables, back)
+    for place in range(12):
+        step.copy_(ids[:, place : place + 1])
+        positions.fill_(place)
+        graph.replay()
+        assert same_bits(out[:, :, 0], whole[:, :, place])
+
+
+def test_compiled_it_is_one_operator() -> None:
+    hashed = the_hash("engram-v1", CUDA)
+    tables = [a_table("float32", height, 16, CUDA) for height in hashed.heights]
+    ids, back = FORMS["dead"](CUDA)
+
+    def twice(ids: torch.Tensor) -> torch.Tensor:
+        return ops.look_up(hashed, ids, tables, back) * 2
+
+    found = torch.compile(twice, fullgraph=True)(ids)
+    assert torch.equal(found, gathering.look_up(hashed, ids, tables, back) * 2)
+
+
+def test_it_runs_on_the_current_stream() -> None:
+    hashed = the_hash("engram-v1", CUDA)
+    tables = [a_table("bfloat16", height, 64, CUDA) for height in hashed.heights]
+    ids = torch.zeros(4, 2000, dtype=torch.int64, device=CUDA)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        ids.random_(0, 20)  # a launch on another stream would read the zeros
+        found = ops.look_up(hashed, ids, tables)
+    side.synchronize()
+    assert same_bits(found, gathering.look_up(hashed, ids, tables))
+
+
+def test_the_device_of_the_ids_wins() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    other = torch.device("cuda:1")
+    hashed = the_hash("engram-v1", other)
+    tables = [a_table("bfloat16", height, 64, other) for height in hashed.heights]
+    ids = FORMS["int32"](other)[0]
+    assert same_bits(ops.look_up(hashed, ids, tables), gathering.look_up(hashed, ids, tables))
