@@ -17,8 +17,8 @@ class Preset:
     source: str
 
 
-# Sizes are the base of a head's prime. engram-27b is read as engram-v1 hashing, its layers numbered as
-# in the paper; its sizes were checked against the published 5.7 B parameters only.
+# Sizes are the base of a head's prime. engram-27b is read as engram-v1 hashing, its layers numbered
+# as in the paper; its sizes were checked against the published 5.7 B parameters only.
 PRESETS = {
     "engram-v1-demo": Preset(
         geometry=Geometry(
