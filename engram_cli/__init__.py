@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.hash_stats import hash_stats as hash_stats
     from engram_cli.commands.inspect import inspect as inspect
     from engram_cli.commands.lookup import lookup as lookup
+    from engram_cli.commands.plan import plan as plan
     from engram_cli.commands.verify import verify as verify
     from engram_cli.hashing.hasher import hash_tokens as hash_tokens
     from engram_cli.hashing.layout import HashLayout as HashLayout
@@ -44,6 +45,7 @@ _HOMES = {
     "lookup": "engram_cli.commands.lookup",
     "open_table": "engram_cli.table.store",
     "probe": "engram_cli.commands.probe",
+    "plan": "engram_cli.commands.plan",
     "read_vocab": "engram_cli.vocab.parquet",
     "verify": "engram_cli.commands.verify",
     "write_vocab": "engram_cli.vocab.parquet",
@@ -64,6 +66,7 @@ __all__ = [
     "inspect",
     "lookup",
     "open_table",
+    "plan",
     "probe",
     "read_vocab",
     "verify",

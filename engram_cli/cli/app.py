@@ -16,6 +16,7 @@ from engram_cli.cli.demo import demo
 from engram_cli.cli.hash_stats import hash_stats
 from engram_cli.cli.inspect import inspect
 from engram_cli.cli.lookup import lookup
+from engram_cli.cli.plan import plan
 from engram_cli.cli.report import report
 from engram_cli.cli.trace import trace
 from engram_cli.cli.verify import verify
@@ -35,6 +36,7 @@ app.command("build-table")(build_table)
 app.command("convert")(convert)
 app.command("attach")(attach)
 app.command("trace")(trace)
+app.command("plan")(plan)
 app.command("inspect")(inspect)
 app.command("lookup")(lookup)
 app.command("verify")(verify)

@@ -20,7 +20,6 @@ from engram_cli.cli.corpus_options import (
     TokenizerOption,
 )
 from engram_cli.cli.options import (
-    DTYPES_HELP,
     EosIdOption,
     ForceOption,
     HeadsOption,
@@ -67,7 +66,16 @@ def build_table(
         int | None,
         typer.Option(min=1, help="Values a row, the width of one head (64, or the preset's)."),
     ] = None,
-    dtype: Annotated[str, typer.Option(help=DTYPES_HELP)] = "bfloat16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="How rows are stored (bfloat16, or the plan's): see "
+            "docs/reference/table-format.md."
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="What engram plan --out wrote; other options win over it.")
+    ] = None,
     init: Annotated[
         str,
         typer.Option(help="normal or zeros; with --corpus, token-mean or next-token."),
@@ -149,10 +157,13 @@ def build_table(
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
+        from dataclasses import replace
+
         from engram_cli.commands.build_table import BuildTableRequest
         from engram_cli.commands.build_table import build_table as run
         from engram_cli.commands.corpus_fill import FillRequest
         from engram_cli.commands.geometry import Geometry
+        from engram_cli.commands.plan_file import read_plan
         from engram_cli.commands.presets import find_preset, with_preset
         from engram_cli.commands.workspace import Workspace
         from engram_cli.corpus.base import CorpusOptions
@@ -175,6 +186,13 @@ def build_table(
             vocab_size=vocab_size,
             eos_id=eos_id,
         )
+        planned = None if plan is None else read_plan(plan)
+        if planned is not None and preset is not None:
+            raise InputError("both --plan and --preset", "give one of them")
+        free = not geometry.given
+        if planned is not None:
+            geometry = replace(planned.geometry, **geometry.given)
+            dim, dtype = dim or planned.dim, dtype or planned.dtype
         fill = None
         if corpus or checkpoint is not None:
             fill = FillRequest(
@@ -204,7 +222,7 @@ def build_table(
             out=out or here.table,
             force=force,
             dim=64 if dim is None else dim,
-            dtype=dtype,
+            dtype=dtype or "bfloat16",
             init=init,
             std=std,
             init_seed=init_seed,
@@ -213,6 +231,7 @@ def build_table(
             scale=scale,
             threads=threads,
             dry_run=dry_run,
+            fingerprint=planned.fingerprint if planned is not None and free else None,
         )
         result = run(request, terminal)
         following = follow("engram attach ckpt/", workspace) if result.written else None

@@ -59,8 +59,9 @@ class BuildTableRequest:
     whose hits are stored beside the rows when the geometry stays the same; nothing is taken when
     there is no such folder. `dim`: values a row, of one head. `std` and `init_seed` are the init's;
     `fill` is the corpus of an init that needs one. `chunk_rows` None is about 128 MiB a chunk,
-    `threads` None all processors. `scale` is for dtypes with one scale a layer, None finds it. With
-    `dry_run` nothing is written.
+    `threads` None all processors. `scale` is
+    for dtypes with one scale a layer, None finds it. `fingerprint`: what the layout's must be, of a
+    plan. With `dry_run` nothing is written.
     """
 
     geometry: Geometry = field(default_factory=Geometry)
@@ -78,6 +79,7 @@ class BuildTableRequest:
     scale: float | None = None
     threads: int | None = None
     dry_run: bool = False
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -176,7 +178,7 @@ class BuildTableResult:
 
 def plan_table(request: BuildTableRequest, progress: Progress = SILENT) -> TablePlan:
     """The byte arithmetic of `request`; writes nothing. Raises as `build_table` for its input."""
-    layout, statistics = _layout(request, progress)
+    layout, statistics = _agreed_layout(request, progress)
     filling = None
     if request.fill is not None:
         vectors = find_vectors(request.fill, request.init, layout, request.std)
@@ -195,7 +197,7 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
     if request.dry_run:
         return BuildTableResult(plan=plan_table(request, progress), written=False)
     check_place(request.out, request.force)
-    layout, statistics = _layout(request, progress)
+    layout, statistics = _agreed_layout(request, progress)
     with ExitStack() as stack:
         filling = None
         if request.fill is not None:
@@ -277,6 +279,20 @@ def _init(
         threads=request.threads or processors(),
         progress=progress,
     )
+
+
+def _agreed_layout(
+    request: BuildTableRequest, progress: Progress
+) -> tuple[HashLayout, Statistics | None]:
+    """`_layout`, which must be the one that was planned, where there is a plan."""
+    layout, statistics = _layout(request, progress)
+    if request.fingerprint not in (None, layout.fingerprint):
+        raise MismatchError(
+            f"the plan is of layout {short(request.fingerprint)}, this one is "
+            f"{short(layout.fingerprint)}",
+            "use the vocabulary that was planned with, or plan again",
+        )
+    return layout, statistics
 
 
 def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout, Statistics | None]:

@@ -12,6 +12,7 @@ from engram_cli.formats.bundle import Bundle
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.folder import Statistics
 from engram_cli.table.attributes import PARTIAL_SUFFIX
+from engram_cli.table.codecs.base import row_bytes
 from engram_cli.table.journal import filled
 from engram_cli.table.store import TableStore
 from engram_cli.vocab.parquet import read_about, read_map
@@ -51,7 +52,7 @@ def about_table(table: TableStore, companions: Companions) -> About:
         ("init", init),
         ("row hits", "none" if counted is None else f"of {counted['tokens']:,} tokens"),
         ("filled", "whole: every chunk is on the manifest"),
-        ("a token reads", _token_bytes(table.layout, _row_bytes(table))),
+        ("a token reads", _token_bytes(table.layout, row_bytes(table.codec, table.dim))),
         ("made by", f"engram {attributes.get('tool_version')}"),
     ]
     files, size = _sizes(table.path)
@@ -196,18 +197,9 @@ def _layout_digests(layout: HashLayout, companions: Companions) -> tuple[Digest,
     return tuple(found)
 
 
-def _row_bytes(table: TableStore) -> int:
-    """The bytes of a row and its scales."""
-    rows = table.codec.width(table.dim) * table.codec.physical.itemsize
-    scaling = table.codec.scaling
-    if scaling is None or scaling.per == "layer":
-        return rows
-    return rows + scaling.width(table.dim) * scaling.dtype.itemsize
-
-
-def _token_bytes(layout: HashLayout, row_bytes: int) -> str:
+def _token_bytes(layout: HashLayout, of_row: int) -> str:
     count = len(layout.layers) * layout.columns
-    return f"{count:,} rows, {count * row_bytes:,} bytes"
+    return f"{count:,} rows, {count * of_row:,} bytes"
 
 
 def _sizes(folder: Path) -> tuple[int, int]:

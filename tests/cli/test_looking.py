@@ -105,3 +105,25 @@ def test_inspect_fits_a_terminal_and_speaks_json(filled: Engram, path: str) -> N
     page = filled("inspect", path, "--report", "page.html", "--force")
     assert page.code == 0, page.err
     assert (filled.folder / "page.html").stat().st_size > 10_000
+
+
+def test_a_plan_is_built_as_planned(filled: Engram) -> None:
+    done = filled("plan", "--memory", "30KB", "--dim", "4", "--out", "plan.json")
+    assert done.code == 0, done.err
+    assert widest(done.out) <= 100
+    assert "next: engram build-table --plan plan.json" in done.err
+    built = filled("build-table", "--plan", "plan.json", "-o", "planned.zarr", "--json")
+    assert built.code == 0, built.err
+    said = json.loads((filled.folder / "plan.json").read_bytes())
+    plan = json.loads(built.out)["plan"]
+    assert (plan["total_bytes"], plan["fingerprint"], plan["dim"]) == (
+        said["total_bytes"],
+        said["fingerprint"],
+        4,
+    )
+    both = filled("build-table", "--plan", "plan.json", "--preset", "engram-27b", "-o", "x.zarr")
+    assert "both --plan and --preset" in both.error_line
+    document = json.loads(filled("plan", "--sparse-params", "1M", "--json").out)
+    assert document["params"] <= 225_000
+    wrong = filled("plan", "--hardware", "abacus")
+    assert "unknown hardware 'abacus'" in wrong.error_line

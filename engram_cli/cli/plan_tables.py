@@ -1,0 +1,156 @@
+"""A plan for people: the table, what its rows will hold, where they fit, what else could be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from engram_cli.cli.render import facts, grid, percent, quantity
+from engram_cli.cli.terminal import shown_path
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from engram_cli.commands.plan import PlanResult
+    from engram_cli.commands.plan_sizes import Alternative
+
+
+def plan_parts(result: PlanResult) -> list[RenderableType]:
+    """The whole plan."""
+    parts = [facts("Plan", _facts(result)), _expected(result)]
+    if result.hot:
+        parts.append(_hot(result))
+    return [*parts, _placements(result), _alternatives(result)]
+
+
+def _facts(result: PlanResult) -> list[tuple[str, str | Text]]:
+    geometry = result.geometry
+    orders = ", ".join(map(str, geometry.orders or ()))
+    layers = ", ".join(map(str, geometry.layers or ()))
+    sizes = sorted(set(geometry.rows_per_head or ()))
+    rows: list[tuple[str, str | Text]] = [
+        ("scheme", f"{geometry.scheme}, orders {orders}, {geometry.heads} heads, layers {layers}"),
+        ("rows a head", f"{', '.join(f'{size:,}' for size in sizes)} or the primes above"),
+        (
+            "rows",
+            f"{result.rows:,} of {result.dim} x {result.dtype}, {result.row_bytes} bytes each",
+        ),
+        ("parameters", f"{result.params:,}"),
+        ("bytes of rows", f"{quantity(result.rows_bytes, 'bytes')} ({result.rows_bytes:,} bytes)"),
+        ("on disk", f"{quantity(result.total_bytes, 'bytes')} ({result.total_bytes:,} bytes)"),
+        ("a token reads", f"{result.token_rows:,} rows, {result.token_bytes:,} bytes"),
+        ("corpus", _corpus(result)),
+        ("hardware", f"{result.hardware.name}: {result.hardware.source}"),
+    ]
+    if result.out is not None:
+        rows.append(("written", shown_path(result.out)))
+    return rows
+
+
+def _corpus(result: PlanResult) -> str:
+    if result.counted_tokens is None:
+        return f"{result.tokens:,} tokens, nothing counted: all figures are bounds"
+    counted = f"{result.counted_tokens:,} tokens counted"
+    if result.tokens == result.counted_tokens:
+        return counted
+    factor = result.tokens / result.counted_tokens
+    far = " - far beyond the 100 times that the curve was tried on" if factor > 100 else ""
+    return f"{result.tokens:,} tokens, {factor:,.4g} times the {counted}{far}"
+
+
+def _expected(result: PlanResult) -> RenderableType:
+    rows = []
+    for each in result.expected:
+        most = "at most " if each.bound else ""
+        error = f" ± {quantity(each.distinct_error, '').strip()}" if each.distinct_error else ""
+        rows.append(
+            (
+                f"{each.order}",
+                f"{most}{quantity(each.distinct, '').strip()}{error}",
+                f"{each.rows_per_head:,.0f}",
+                f"{percent(each.occupied, 2)} ± {percent(each.occupied_error, 2)}",
+                f"{each.clean:.2f}",
+                percent(each.none_clean, 2),
+                percent(each.all_clean, 2),
+            )
+        )
+    names = (
+        *(">n", ">different n-grams", ">rows a head", ">of them used"),
+        *(">clean heads", ">none clean", ">all clean"),
+    )
+    title = "What the rows will hold (clean: no other n-gram on the row; rows a head: the mean)"
+    return grid(title, names, rows)
+
+
+def _hot(result: PlanResult) -> RenderableType:
+    rows = [
+        (
+            f"{each.order}",
+            f"{each.rows:,}",
+            percent(each.share, 2),
+            quantity(each.rows * result.row_bytes, "bytes"),
+            "text held out" if each.held_out else "the corpus counted",
+        )
+        for each in result.hot
+    ]
+    size = quantity(result.hot_bytes, "bytes")
+    title = f"Hot rows: {percent(result.hit_rate, 0)} of look-ups, {size}"
+    return grid(title, (">n", ">rows", ">of all", ">bytes", "measured on"), rows)
+
+
+def _placements(result: PlanResult) -> RenderableType:
+    rows = [
+        (
+            each.name,
+            Text("yes", "green") if each.fits else Text("no", "red"),
+            _bytes(each.hbm_bytes),
+            _bytes(each.host_bytes),
+            _bytes(each.disk_bytes),
+            quantity(each.moved, "bytes"),
+            _seconds(each.token_seconds),
+            _seconds(each.batch_seconds * result.batch),
+        )
+        for each in result.placements
+    ]
+    names = (
+        *("rows lie", "fits", ">HBM", ">host", ">disk", ">moves a token", ">time"),
+        f">{result.batch:,} tokens",
+    )
+    share = ""
+    if result.distinct_share is not None:
+        share = f"; of a batch's look-ups {percent(result.distinct_share, 0)} are different rows"
+    return grid(f"Where they fit; times by the bandwidths alone{share}", names, rows)
+
+
+def _alternatives(result: PlanResult) -> RenderableType:
+    orders = [str(each.order) for each in result.expected]
+    rows = [_alternative(each) for each in result.alternatives]
+    used = f">used, {' / '.join(orders)}"
+    clean = f">heads clean, {' / '.join(orders)}"
+    names = ("", ">heads", ">width", "dtype", ">rows a head", ">token reads", used, clean)
+    return grid("The same bytes in other shapes", names, rows)
+
+
+def _alternative(each: Alternative) -> tuple[str, ...]:
+    return (
+        ">" if each.planned else "",
+        f"{each.heads}",
+        f"{each.dim}",
+        each.dtype,
+        f"{each.rows_per_head:,}",
+        f"{each.token_bytes:,} B",
+        " / ".join(percent(share, 0).replace(" %", "") for share in each.occupied) + " %",
+        " / ".join(percent(share, 1).replace(" %", "") for share in each.clean) + " %",
+    )
+
+
+def _bytes(count: int) -> str:
+    return quantity(count, "bytes") if count else "-"
+
+
+def _seconds(seconds: float) -> str:
+    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if seconds >= unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds * 1e9:.3g} ns"

@@ -1,0 +1,222 @@
+"""plan: a corpus, a budget and hardware in; a table's geometry and what is to be expected out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engram_cli.commands.build_table import LayerPlan, layer_plans
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.plan_corpus import HotSet, PlanCorpus, read_corpus
+from engram_cli.commands.plan_file import PlannedTable, write_plan
+from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
+from engram_cli.commands.workspace import Workspace
+from engram_cli.errors import InputError
+from engram_cli.files import refuse_existing
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.progress import SILENT, Progress
+from engram_cli.table.inits import make_init
+from engram_cli.table.planning.expectation import Demand, Expectation, expect
+from engram_cli.table.planning.hardware import Hardware, find_hardware
+from engram_cli.table.planning.placement import Load, Placement, placements
+from engram_cli.table.spec import TableSpec
+
+SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How large the rows may be: bytes, or parameters, or a share of all sparse parameters.
+
+    None of them keeps the size that the geometry has. Of a share's range the middle is planned.
+    """
+
+    memory: int | None = None
+    params: int | None = None
+    sparse_params: int | None = None
+    share: tuple[float, float] = SHARE
+
+    def __post_init__(self) -> None:
+        given = [self.memory, self.params, self.sparse_params]
+        if sum(value is not None for value in given) > 1:
+            raise InputError(
+                "more than one budget", "give one of --memory, --params, --sparse-params"
+            )
+        if any(value is not None and value < 1 for value in given):
+            raise InputError("a budget of nothing", "give a size such as 94GB or 5.7B")
+        low, high = self.share
+        if not 0.0 < low <= high <= 1.0:
+            raise InputError(f"a share of {low} to {high}", "give a range such as 0.2..0.25")
+
+    def rows(self, dim: int, row_bytes: int) -> int | None:
+        """The rows of all layers that fit it; None without a budget."""
+        if self.memory is not None:
+            return self.memory // row_bytes
+        if self.sparse_params is not None:
+            return int(self.sparse_params * sum(self.share) / 2) // dim
+        return None if self.params is None else self.params // dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What to plan.
+
+    `stats` or `vocab` (with `tokens`) say what is hashed; `tokens` also: how much will be trained
+    on, by the growth curve of the statistics. `hardware`: None plans no placement. `hit_rate`: of
+    the hot rows. `batch`: tokens looked up together. `out`: where plan.json goes.
+    """
+
+    geometry: Geometry = field(default_factory=Geometry)
+    stats: Path | None = None
+    vocab: Path = Workspace().vocab
+    tokens: int | None = None
+    dim: int = 64
+    dtype: str = "bfloat16"
+    budget: Budget = field(default_factory=Budget)
+    hardware: Hardware = field(default_factory=lambda: find_hardware("h200"))
+    hit_rate: float = 0.9
+    batch: int = 4096
+    out: Path | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.hit_rate < 1.0:
+            raise InputError(f"a hit rate of {self.hit_rate}", "give a share such as 0.9")
+        if self.batch < 1 or (self.tokens is not None and self.tokens < 1):
+            raise InputError("no tokens", "give 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanResult:
+    """The table that is planned, what is expected of it, where it fits, and what else could be.
+
+    `token_rows`, `token_bytes`: read to look up a token, in all layers. `layers` and `total_bytes`
+    are those of the store that `build-table` will write. `counted_tokens`: behind the statistics.
+    """
+
+    geometry: Geometry
+    fingerprint: str
+    dim: int
+    dtype: str
+    rows: int
+    params: int
+    row_bytes: int
+    rows_bytes: int
+    total_bytes: int
+    layers: tuple[LayerPlan, ...]
+    token_rows: int
+    token_bytes: int
+    tokens: int
+    counted_tokens: int | None
+    expected: tuple[Expectation, ...]
+    hot: tuple[HotSet, ...]
+    hit_rate: float
+    hot_bytes: int
+    batch: int
+    distinct_share: float | None
+    hardware: Hardware
+    placements: tuple[Placement, ...]
+    alternatives: tuple[Alternative, ...]
+    stats: Path | None
+    out: Path | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a way to place it."""
+        return any(each.fits for each in self.placements)
+
+
+def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
+    """Plan a table; reads statistics or a vocabulary, and writes no more than plan.json.
+
+    Raises InputError, LayoutError for choices that cannot be, ArtifactError for damaged
+    statistics, OutputError.
+    """
+    if request.out is not None:
+        refuse_existing(request.out, request.force)
+    corpus = read_corpus(request.stats, request.vocab, request.tokens, progress)
+    spec = _spec(request, corpus, _layout(request, corpus))
+    layout, row_bytes = spec.layout, spec.row_bytes
+    rows = sum(entry.rows for entry in layout.layers)
+    demands = corpus.demands(layout.orders)
+    hot = corpus.hot_sets(layout, request.hit_rate)
+    distinct = corpus.distinct_share(request.batch)
+    load = Load(
+        rows=rows,
+        row_bytes=row_bytes,
+        token_rows=len(layout.layers) * layout.columns,
+        hot_rows=sum(each.rows for each in hot),
+        hit_rate=request.hit_rate if hot else 0.0,
+        distinct=1.0 if distinct is None else distinct,
+    )
+    geometry = Geometry.from_layout(layout)
+    result = PlanResult(
+        geometry=geometry,
+        fingerprint=layout.fingerprint,
+        dim=request.dim,
+        dtype=request.dtype,
+        rows=rows,
+        params=rows * request.dim,
+        row_bytes=row_bytes,
+        rows_bytes=load.bytes,
+        total_bytes=spec.total_bytes,
+        layers=layer_plans(spec),
+        token_rows=load.token_rows,
+        token_bytes=load.token_rows * row_bytes,
+        tokens=corpus.tokens,
+        counted_tokens=corpus.counted_tokens,
+        expected=_expected(layout, demands),
+        hot=hot,
+        hit_rate=request.hit_rate,
+        hot_bytes=load.hot_bytes if hot else 0,
+        batch=request.batch,
+        distinct_share=distinct,
+        hardware=request.hardware,
+        placements=tuple(placements(load, request.hardware)),
+        alternatives=tuple(alternatives(layout, request.dim, request.dtype, load.bytes, demands)),
+        stats=corpus.path,
+        out=request.out,
+    )
+    if request.out is not None:
+        planned = PlannedTable(
+            geometry=geometry,
+            dim=request.dim,
+            dtype=request.dtype,
+            fingerprint=layout.fingerprint,
+            total_bytes=spec.total_bytes,
+        )
+        write_plan(planned, request.out, force=request.force)
+    return result
+
+
+def _layout(request: PlanRequest, corpus: PlanCorpus) -> HashLayout:
+    """The layout that fits the budget, or the one that the geometry has."""
+    base = corpus.resolve(request.geometry)
+    row_bytes = TableSpec(
+        layout=base, dim=request.dim, dtype=request.dtype, init=make_init("zeros")
+    ).row_bytes
+    wanted = request.budget.rows(request.dim, row_bytes)
+    if wanted is None:
+        return base
+    if request.geometry.rows_per_head is not None:
+        raise InputError("both a budget and --rows-per-head", "give one of them")
+    return fit_layout(base, wanted, lambda sizes: corpus.resolve(request.geometry, sizes))
+
+
+def _spec(request: PlanRequest, corpus: PlanCorpus, layout: HashLayout) -> TableSpec:
+    """The table as build-table will make it: with hits where they are of this very layout."""
+    return TableSpec(
+        layout=layout,
+        dim=request.dim,
+        dtype=request.dtype,
+        init=make_init("zeros"),
+        tokens=corpus.hits_tokens(layout),
+    )
+
+
+def _expected(layout: HashLayout, demands: tuple[Demand, ...]) -> tuple[Expectation, ...]:
+    """By order; a layer stands for all, whose moduli differ by a few primes."""
+    heads, moduli = layout.heads, layout.layers[0].moduli
+    return tuple(
+        expect(demand, moduli[at * heads : (at + 1) * heads]) for at, demand in enumerate(demands)
+    )

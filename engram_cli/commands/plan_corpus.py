@@ -1,0 +1,197 @@
+"""What a plan knows of the corpus: statistics, or a vocabulary and a number of tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.errors import ArtifactError, InputError
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.hashing.schemes import hash_layout
+from engram_cli.progress import Progress
+from engram_cli.stats.folder import Statistics, read_stats
+from engram_cli.stats.growth.projection import project
+from engram_cli.stats.locality.hot import order_hits
+from engram_cli.table.planning.expectation import Demand, held_out_share, hot_rows
+from engram_cli.vocab.lookup import VocabMap
+
+_REMAKE = "make the statistics again with engram hash-stats --force"
+_DAMAGE = (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HotSet:
+    """The `rows` of all heads of an order, in all layers, that catch the hit rate asked for.
+
+    `share` of that order's rows. `held_out`: measured on text that was not counted, which is what
+    a model will meet; else on the counted corpus itself, which flatters.
+    """
+
+    order: int
+    rows: int
+    share: float
+    held_out: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PlanCorpus:
+    """The corpus that will be trained on: `tokens` of it, `statistics` of some of it, or none."""
+
+    statistics: Statistics | None
+    vocab: Path
+    tokens: int
+
+    @property
+    def path(self) -> Path | None:
+        """The statistics folder."""
+        return None if self.statistics is None else self.statistics.path
+
+    @property
+    def counted_tokens(self) -> int | None:
+        """The tokens behind the statistics."""
+        return None if self.statistics is None else self.statistics.tokens
+
+    def resolve(self, geometry: Geometry, size: int | None = None) -> HashLayout:
+        """The layout of a geometry, its open choices those of the statistics; `size` rows a head.
+
+        Raises InputError, LayoutError.
+        """
+        if self.statistics is None:
+            asked = geometry if size is None else replace(geometry, rows_per_head=(size,))
+            return asked.resolve(self.vocab)
+        counted = self.statistics.layout
+        wanted = geometry.over(counted)
+        if size is not None:
+            wanted = replace(wanted, rows_per_head=(size,))
+        if wanted == Geometry.from_layout(counted):
+            return counted
+        choices = wanted.given
+        scheme = choices.pop("scheme")
+        if scheme in RAW_ID_SCHEMES:
+            choices["rows_per_head"] = choices["rows_per_head"][0]
+            return hash_layout(scheme, **choices)
+        if counted.lookup is None:
+            return wanted.resolve(self.vocab)
+        vocab = VocabMap(lookup=counted.lookup, size=counted.compressed_size)
+        return hash_layout(scheme, vocab, **choices)
+
+    def demands(self, orders: tuple[int, ...]) -> tuple[Demand, ...]:
+        """The distinct n-grams of each order. Raises InputError for an order nobody counted."""
+        return tuple(self._demand(order) for order in orders)
+
+    def hits_tokens(self, layout: HashLayout) -> int | None:
+        """Over how many tokens the hits that a build stores were counted; None where none are."""
+        statistics = self.statistics
+        if statistics is None or statistics.layout.fingerprint != layout.fingerprint:
+            return None
+        return statistics.tokens
+
+    def hot_sets(self, layout: HashLayout, hit_rate: float) -> tuple[HotSet, ...]:
+        """The hot rows of each order, scaled from the heads that were counted; () without counts.
+
+        The rows of a head that a corpus heats stay as many when the head gets more rows: they are
+        those of its frequent n-grams. A head with fewer rows has no more than it has.
+        """
+        if self.statistics is None:
+            return ()
+        counted, found = self.statistics.layout, []
+        first = counted.layers[0]
+        hits = self.statistics.hits(first.layer)
+        for at, order in enumerate(layout.orders):
+            index = counted.orders.index(order)
+            own = order_hits(counted, hits, first.layer, index)
+            share = self._held_out(first.layer, order, hit_rate)
+            rows = hot_rows(own, hit_rate) if share is None else math.ceil(share * len(own))
+            of_head = rows / counted.heads
+            moduli = [
+                modulus
+                for entry in layout.layers
+                for modulus in entry.moduli[at * layout.heads : (at + 1) * layout.heads]
+            ]
+            total = sum(min(math.ceil(of_head), modulus) for modulus in moduli)
+            found.append(
+                HotSet(
+                    order=order,
+                    rows=total,
+                    share=total / sum(moduli),
+                    held_out=share is not None,
+                )
+            )
+        return tuple(found)
+
+    def distinct_share(self, batch: int) -> float | None:
+        """The share of a batch's look-ups that are different rows; None where nobody measured it.
+
+        Of the windows that were measured the largest that is no larger than the batch.
+        """
+        windows = [each for each in self._locality("windows") if each["tokens"] <= batch]
+        if not windows:
+            return None
+        widest = max(each["tokens"] for each in windows)
+        shares = [float(each["distinct_share"]) for each in windows if each["tokens"] == widest]
+        return math.fsum(shares) / len(shares)
+
+    def _demand(self, order: int) -> Demand:
+        if self.statistics is None:
+            return Demand(order=order, distinct=float(self.tokens), error=0.0, bound=True)
+        document, path = self.statistics.document, self.statistics.path
+        try:
+            counted = {entry["order"]: entry for entry in document["orders"]}
+            if order not in counted:
+                raise InputError(
+                    f"{path} knows no {order}-grams",
+                    f"it counted orders {', '.join(map(str, counted))}; count with --orders",
+                )
+            if self.tokens == self.statistics.tokens:
+                own = counted[order]
+                return Demand(
+                    order=order,
+                    distinct=float(own["distinct"]),
+                    error=float(own["distinct_error"]),
+                )
+            curves = {entry["order"]: entry for entry in document.get("growth") or []}
+            found = project(curves[order], self.tokens) if order in curves else None
+        except _DAMAGE as error:
+            raise ArtifactError(f"{path}: its figures cannot be read: {error!r}", _REMAKE) from None
+        if found is None:
+            raise InputError(
+                f"{path} has no growth curve that reaches {self.tokens:,} tokens",
+                "count more of the corpus, without --no-growth, or leave --tokens out",
+            )
+        return Demand(order=order, distinct=found.distinct, error=found.error)
+
+    def _held_out(self, layer: int, order: int, hit_rate: float) -> float | None:
+        for entry in self._locality("hot"):
+            if (entry["layer"], entry["order"]) == (layer, order):
+                return held_out_share(entry, hit_rate)
+        return None
+
+    def _locality(self, part: str) -> list[dict[str, Any]]:
+        if self.statistics is None:
+            return []
+        return list((self.statistics.document.get("locality") or {}).get(part) or [])
+
+
+def read_corpus(
+    stats: Path | None, vocab: Path, tokens: int | None, progress: Progress
+) -> PlanCorpus:
+    """The corpus by its statistics, where there are some, else by `tokens` alone.
+
+    Raises InputError where neither is given, and what `read_stats` raises.
+    """
+    if stats is not None and stats.exists():
+        statistics = read_stats(stats)
+        progress.note(f"statistics: {stats}, {statistics.tokens:,} tokens")
+        return PlanCorpus(statistics=statistics, vocab=vocab, tokens=tokens or statistics.tokens)
+    if stats is not None and tokens is None:
+        raise InputError(
+            f"no statistics at {stats}, and no number of tokens",
+            "run engram hash-stats CORPUS first, or give --tokens",
+        )
+    if tokens is None:
+        raise InputError("no statistics and no number of tokens", "give --stats or --tokens")
+    progress.note("without statistics every n-gram is taken to be new: a bound, far too high")
+    return PlanCorpus(statistics=None, vocab=vocab, tokens=tokens)

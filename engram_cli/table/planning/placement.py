@@ -1,0 +1,112 @@
+"""Where a table's rows lie and what a look-up costs there: bytes and hardware in, placements out.
+
+Times are those of the bandwidths alone: a bound that a good kernel comes near with many tokens, and
+latency comes on top of with few. Nothing is added for what else the memories are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engram_cli.table.planning.hardware import Hardware
+
+# What is moved at least: a sector of GPU memory, a cache line, a page of a disk.
+SECTOR, LINE, PAGE = 32, 64, 4096
+HOT_BITS = 1.25  # a row: a bit that says whether it is hot, and the rank directory over the bits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is looked up: `token_rows` rows of `row_bytes` a token out of `rows`.
+
+    `hot_rows` of them catch the share `hit_rate` of the look-ups; 0 and 0.0 where that is unknown.
+    `distinct`: the share of a batch's look-ups that are different rows.
+    """
+
+    rows: int
+    row_bytes: int
+    token_rows: int
+    hot_rows: int = 0
+    hit_rate: float = 0.0
+    distinct: float = 1.0
+
+    @property
+    def bytes(self) -> int:
+        """All rows."""
+        return self.rows * self.row_bytes
+
+    @property
+    def hot_bytes(self) -> int:
+        """The hot rows, and what tells them from the others."""
+        return self.hot_rows * self.row_bytes + math.ceil(self.rows * HOT_BITS / 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """One way to place a table: bytes on each tier, whether they fit, seconds a token.
+
+    `moved`: bytes moved for a token. `batch_seconds`: a token's in a batch, whose look-ups of the
+    same row are one.
+    """
+
+    name: str
+    fits: bool
+    hbm_bytes: int
+    host_bytes: int
+    disk_bytes: int
+    moved: float
+    token_seconds: float
+    batch_seconds: float
+
+
+def touched(row_bytes: int, block: int) -> float:
+    """The mean bytes moved for a row in whole blocks, rows lying one after another from a block."""
+    common = math.gcd(row_bytes, block)
+    return (row_bytes + block - common) / block * block
+
+
+def placements(load: Load, hardware: Hardware) -> Iterator[Placement]:
+    """The ways to place a table, the fastest first."""
+    on_host, on_disk = hardware.host_bytes, hardware.disk_bytes
+    everything, hot = load.bytes, load.hot_bytes
+    in_hbm = touched(load.row_bytes, SECTOR) / hardware.hbm_bandwidth if hardware.hbm_bytes else 0.0
+    over_link = touched(load.row_bytes, LINE) / (hardware.link or hardware.host_bandwidth)
+    off_disk = max(
+        touched(load.row_bytes, PAGE) / hardware.disk_bandwidth, 1.0 / hardware.disk_reads
+    )
+    cold = 1.0 - load.hit_rate
+    sector, line, page = (touched(load.row_bytes, block) for block in (SECTOR, LINE, PAGE))
+
+    def place(
+        name: str, seconds: float, moved: float, hbm: int = 0, host: int = 0, disk: int = 0
+    ) -> Placement:
+        token = load.token_rows * seconds
+        return Placement(
+            name=name,
+            fits=hbm <= hardware.hbm_bytes and host <= on_host and disk <= on_disk,
+            hbm_bytes=hbm,
+            host_bytes=host,
+            disk_bytes=disk,
+            moved=load.token_rows * moved,
+            token_seconds=token,
+            batch_seconds=token * load.distinct,
+        )
+
+    if hardware.hbm_bytes:
+        yield place("all rows in HBM", in_hbm, sector, hbm=everything)
+        if load.hot_rows:
+            mixed = load.hit_rate * in_hbm + cold * over_link
+            moved = load.hit_rate * sector + cold * line
+            yield place("hot rows in HBM, all on the host", mixed, moved, hbm=hot, host=everything)
+    yield place("all rows on the host", over_link, line, host=everything)
+    if hardware.hbm_bytes and load.hot_rows:
+        mixed = load.hit_rate * in_hbm + cold * off_disk
+        moved = load.hit_rate * sector + cold * page
+        yield place("hot rows in HBM, all on disk", mixed, moved, hbm=hot, disk=everything)
+    if load.hot_rows:
+        mixed = load.hit_rate * over_link + cold * off_disk
+        moved = load.hit_rate * line + cold * page
+        yield place("hot rows on the host, all on disk", mixed, moved, host=hot, disk=everything)
+    yield place("all rows on disk", off_disk, page, disk=everything)

@@ -1,0 +1,73 @@
+"""Inspecting a table: one pass with figures, beside a plain sequential read of the same files.
+
+The table is 1 GB of bfloat16 rows of 64 values, warm. The read keeps one buffer of 1 MiB.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner import Case
+
+from engram_cli.hashing.schemes import hash_layout
+from engram_cli.table.build import build_store
+from engram_cli.table.inits import make_init
+from engram_cli.table.scan.scan import scan_layer
+from engram_cli.table.scan.source import table_source
+from engram_cli.table.spec import TableSpec
+from engram_cli.table.store import TableStore, open_table
+
+ROWS = 500_000
+
+
+def cases() -> Iterator[Case]:
+    """One layer of 16 heads, on one thread and on all."""
+    threads = os.cpu_count() or 1
+    for dtype in ("bfloat16", "float32"):
+        with tempfile.TemporaryDirectory() as folder:
+            table = _build(Path(folder) / "t.zarr", dtype)
+            files = sorted((table.path / "1").glob("c.*"))
+            yield Case(
+                name=f"all rows of a table, 64 x {dtype}",
+                amount=sum(file.stat().st_size for file in files),
+                unit="bytes",
+                notes="Each contestant gives the bytes it has read; the scan also norms, twins.",
+                contestants={
+                    "readinto": lambda files=files: _read(files),
+                    "inspect, 1 thread": lambda table=table: _scan(table, 1),
+                    f"inspect, {threads} threads": lambda table=table: _scan(table, threads),
+                },
+                same=lambda plain, scanned: 0 <= plain - scanned < 2**20,
+            )
+
+
+def _build(path: Path, dtype: str) -> TableStore:
+    rows = ROWS if dtype == "bfloat16" else ROWS // 2
+    layout = hash_layout(
+        "qwen-ple", vocab_size=99_092, eos_id=1, rows_per_head=rows, heads=8, layers=(1,)
+    )
+    spec = TableSpec(layout=layout, dim=64, dtype=dtype, init=make_init("normal"))
+    build_store(spec, path, threads=2)
+    return open_table(path)
+
+
+def _read(files: list[Path]) -> int:
+    buffer, total = bytearray(2**20), 0
+    for file in files:
+        with file.open("rb", buffering=0) as handle:
+            while count := handle.readinto(buffer):
+                total += count
+    return total
+
+
+def _scan(table: TableStore, threads: int) -> int:
+    entry = table.layout.layers[0]
+    columns = list(zip(entry.offsets, entry.moduli, strict=True))
+    layer = entry.layer
+    found = scan_layer(
+        table_source(table, layer), columns, lambda rows: table.rows(layer, rows), threads=threads
+    )
+    return found.read_bytes

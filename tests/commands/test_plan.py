@@ -1,0 +1,234 @@
+"""plan: its predictions against real builds and counts, its budgets, its file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands.made import Made
+
+from engram_cli.commands.build_table import BuildTableRequest, build_table
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
+from engram_cli.commands.plan import Budget, PlanRequest, PlanResult, plan
+from engram_cli.commands.plan_file import read_plan
+from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
+from engram_cli.stats.folder import read_stats
+from engram_cli.stats.growth.projection import project
+from engram_cli.table.planning.expectation import hot_rows
+from engram_cli.table.planning.hardware import HARDWARE, find_hardware
+from engram_cli.table.planning.placement import touched
+
+
+def planned(made: Made, **options: Any) -> PlanResult:
+    return plan(PlanRequest(stats=made.stats, vocab=made.vocab, **options))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8", "fp8_e8m0", "int4_b32"])
+def test_bytes_are_those_of_the_built_store(made: Made, dtype: str, tmp_path: Path) -> None:
+    """Exactly, with the hits of the counted geometry and without those of another."""
+    for options in ({}, {"budget": Budget(memory=150_000)}):
+        out = tmp_path / "plan.json"
+        result = planned(made, dtype=dtype, dim=20, out=out, force=True, **options)
+        if options:
+            assert result.rows_bytes <= 150_000 < result.rows_bytes * 1.1
+        said = read_plan(out)
+        request = BuildTableRequest(
+            geometry=said.geometry,
+            vocab=made.vocab,
+            stats=made.stats,
+            out=tmp_path / "t.zarr",
+            force=True,
+            dim=said.dim,
+            dtype=said.dtype,
+            fingerprint=said.fingerprint,
+        )
+        build_table(request)
+        chunks = [file for file in (tmp_path / "t.zarr").rglob("c.*") if file.is_file()]
+        assert sum(f.stat().st_size for f in chunks) == result.total_bytes == said.total_bytes
+        assert result.layers == build_table(replace(request, dry_run=True)).plan.layers
+
+
+def test_occupancy_and_clean_heads_are_those_counted(made: Made, tmp_path: Path) -> None:
+    """Of a geometry that the statistics were not made with, counted afterwards."""
+    geometry = Geometry(rows_per_head=(2003,), heads=8, layers=(5,))
+    result = planned(made, geometry=geometry)
+    hash_stats(
+        HashStatsRequest(
+            sources=(str(made.folder / "corpus.txt"),),
+            geometry=geometry,
+            vocab=made.vocab,
+            out=tmp_path / "stats",
+            tokenizer=made.folder / "tokenizer.json",
+        )
+    )
+    counted = read_stats(tmp_path / "stats")
+    assert counted.layout.fingerprint == result.fingerprint
+    for each in result.expected:
+        columns = [c for c in counted.document["columns"] if c["order"] == each.order]
+        assert len(columns) == 8
+        shares = [column["occupied"] / column["rows"] for column in columns]
+        assert all(abs(share - each.occupied) < 4 * each.occupied_error for share in shares)
+        # One corpus, hashed by 8 heads: their mean is nearer than any of them.
+        assert abs(np.mean(shares) - each.occupied) < 1.5 * each.occupied_error
+        clean = [c for c in counted.document["clean_heads"] if c["order"] == each.order]
+        mean = np.mean([np.dot(c["ngrams"], np.arange(9)) for c in clean])
+        assert mean == pytest.approx(each.clean, rel=0.1, abs=0.15)
+        ideal = clean[0]["ideal"]
+        assert each.none_clean == pytest.approx(ideal[0], rel=0.05)
+
+
+def test_the_hot_rows_catch_what_was_asked_for(made: Made) -> None:
+    result = planned(made, hit_rate=0.5)
+    statistics = read_stats(made.stats)
+    entry = statistics.layout.layers[0]
+    for index, hot in enumerate(result.hot):
+        begin = entry.offsets[index * 4]
+        end = entry.offsets[index * 4 + 3] + entry.moduli[index * 4 + 3]
+        own = np.sort(statistics.hits(1)[begin:end])[::-1].astype(np.int64)
+        least = int(np.searchsorted(np.cumsum(own), 0.5 * own.sum())) + 1
+        assert hot_rows(own.astype(np.uint32), 0.5) == least
+        assert least * 2 <= hot.rows <= least * 2 + 8  # two layers; a row each head is rounded up
+        assert not hot.held_out
+
+
+def test_budgets_in_bytes_parameters_and_shares(made: Made) -> None:
+    by_params = planned(made, budget=Budget(params=500_000))
+    assert 0.95 * 500_000 < by_params.params <= 500_000
+    share = planned(made, budget=Budget(sparse_params=4_000_000, share=(0.1, 0.15)))
+    assert share.geometry == by_params.geometry
+    for wrong in ({"memory": 1, "params": 1}, {"memory": 0}, {"share": (0.3, 0.2)}):
+        with pytest.raises(InputError):
+            Budget(**wrong)
+    with pytest.raises(InputError, match="too few"):
+        planned(made, budget=Budget(memory=500))
+    with pytest.raises(InputError, match="both a budget"):
+        planned(made, budget=Budget(params=10**6), geometry=Geometry(rows_per_head=(100,)))
+
+
+def test_alternatives_keep_the_bytes(made: Made) -> None:
+    result = planned(made, budget=Budget(memory=10**6))
+    assert result.alternatives[0].planned
+    assert {each.heads for each in result.alternatives} == {4, 8, 16}
+    for each in result.alternatives:
+        whole = each.token_bytes * each.rows_per_head
+        assert whole == pytest.approx(result.rows_bytes, rel=0.05)
+        if each.dtype == "int8" and each.heads == 4:
+            assert min(each.clean) > max(result.alternatives[0].clean) * 0.9
+
+
+def test_placements_fit_or_say_that_they_do_not(made: Made) -> None:
+    small = replace(find_hardware("h200"), hbm_bytes=10_000, host_bytes=1)
+    result = planned(made, hardware=small)
+    by_name = {each.name: each for each in result.placements}
+    assert not by_name["all rows in HBM"].fits
+    assert not by_name["all rows on the host"].fits
+    assert by_name["all rows on disk"].fits
+    assert result.fits
+    times = [each.token_seconds for each in planned(made).placements]
+    assert times == sorted(times)
+    bare = planned(made, hardware=find_hardware("cpu"))
+    assert all("HBM" not in each.name for each in bare.placements)
+    assert all(each.source for each in HARDWARE.values())
+
+
+def test_blocks_moved_for_a_row() -> None:
+    """Against each row of a long table."""
+    for row_bytes in (16, 64, 72, 128, 264, 4096, 5000):
+        for block in (32, 64, 4096):
+            firsts = np.arange(4096) * row_bytes
+            blocks = (firsts + row_bytes - 1) // block - firsts // block + 1
+            assert touched(row_bytes, block) == pytest.approx(blocks.mean() * block, rel=1e-3)
+
+
+def test_the_projection_is_the_curve_that_was_fitted() -> None:
+    """Slope 0.8 that falls by a tenth for each factor of 10: its own points and between."""
+    q = 0.9
+
+    def curve(tokens: float) -> float:
+        steps = np.log10(tokens / 1e6)
+        return float(5e5 * np.exp(0.8 * np.log(10) * (1 - q**steps) / (1 - q)))
+
+    entry = {
+        "tokens": [10**5, 10**6],
+        "distinct": [curve(1e5), curve(1e6)],
+        "error": [10.0, 100.0],
+        "extrapolated": [
+            {"factor": f, "distinct": curve(1e6 * f), "error": 0.02 * curve(1e6 * f) * f**0.1}
+            for f in (10, 100)
+        ],
+    }
+    for tokens in (2e6, 1e7, 5e7, 1e8, 1e9):
+        found = project(entry, tokens)
+        assert found is not None
+        assert found.distinct == pytest.approx(curve(tokens), rel=1e-9)
+        assert found.factor == tokens / 1e6
+    assert project(entry, 10**6).distinct == pytest.approx(5e5)  # type: ignore[union-attr]
+    between = project(entry, 3e5)
+    assert between is not None
+    assert curve(1e5) < between.distinct < curve(1e6)
+    assert project(entry | {"extrapolated": []}, 10**7) is None
+
+
+def test_without_statistics_there_are_bounds(made: Made) -> None:
+    shutil.rmtree(made.stats)
+    result = planned(made, tokens=10_000, geometry=Geometry(rows_per_head=(500,)))
+    assert [each.distinct for each in result.expected] == [10_000, 10_000]
+    assert all(each.bound for each in result.expected)
+    assert result.hot == ()
+    with pytest.raises(InputError, match="no number of tokens"):
+        planned(made)
+
+
+def test_what_cannot_be_planned_is_refused(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="knows no 4-grams"):
+        planned(made, geometry=Geometry(orders=(2, 3, 4), scheme="engram-v1"))
+    with pytest.raises(InputError, match="no growth curve that reaches"):
+        planned(made, tokens=10**12)
+    with pytest.raises(InputError, match="unknown hardware 'tpu'"):
+        find_hardware("tpu")
+    with pytest.raises(InputError, match="hit rate"):
+        planned(made, hit_rate=1.0)
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(OutputError, match="already exists"):
+        planned(made, out=tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"format": "other"},
+        {"version": 2},
+        {"version": None},
+        {"dim": -1},
+        {"dtype": 3},
+        {"geometry": {"heads": "8"}},
+        {"geometry": {"path": "x"}},
+        {"geometry": {"orders": [2, None]}},
+        {"geometry": []},
+    ],
+)
+def test_a_damaged_plan_is_refused(made: Made, tmp_path: Path, edit: dict[str, Any]) -> None:
+    path = tmp_path / "plan.json"
+    planned(made, out=path)
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | edit))
+    with pytest.raises(ArtifactError):
+        read_plan(path)
+
+
+def test_a_plan_of_another_vocabulary_is_not_built(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError, match="the plan is of layout"):
+        build_table(
+            BuildTableRequest(
+                vocab=made.vocab,
+                stats=made.stats,
+                out=tmp_path / "t.zarr",
+                fingerprint="sha256:" + "0" * 64,
+            )
+        )
+    assert not (tmp_path / "t.zarr").exists()
