@@ -24,6 +24,7 @@ from training import Size, Trained, evaluate, load_ids, new_model, remember, tra
 from engram_cli.commands.attach import AttachRequest, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.compress_vocab import CompressVocabRequest, run_compress_vocab
+from engram_cli.commands.corpus_fill import FillRequest
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.workspace import Workspace
 
@@ -112,7 +113,7 @@ class Experiment:
         if not checkpoint.exists():
             save(new_model(self.size, 0, self.device), checkpoint, self.data / "tokenizer.json")
         table = self.out / f"{name}.zarr"
-        corpus = {"corpus": (self.out / "train.npy",), "checkpoint": checkpoint} if filled else {}
+        corpus = FillRequest(sources=(self.out / "train.npy",), checkpoint=checkpoint)
         build_table(
             BuildTableRequest(
                 geometry=GEOMETRY,
@@ -121,7 +122,7 @@ class Experiment:
                 dim=DIM,
                 dtype="float32",
                 init=init,
-                **corpus,  # type: ignore[arg-type]
+                fill=corpus if filled else None,
             )
         )
         attach_checkpoint(AttachRequest(checkpoint=checkpoint, table=table, out=bundle))
