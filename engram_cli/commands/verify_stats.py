@@ -1,20 +1,23 @@
-"""Verifying a statistics folder: hits, samples and the figures that follow from them alone."""
+"""Verifying a statistics folder: hits, samples, partials, and the figures that follow from them."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import Progress
 from engram_cli.stats.counters import Counts
+from engram_cli.stats.exact import ExactNgrams
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import COUNTERS, DOCUMENT, SAMPLE, Statistics
+from engram_cli.stats.partial import blank_for
 
 _FIGURES = ("occupied", "max_hits", "full_rows", "rows")
 
 
 def stats_problems(statistics: Statistics, progress: Progress) -> list[str]:
-    """What is wrong with the counters, the sample, or the figures in stats.json.
+    """What is wrong with the counters, the sample, the partials, or the figures in stats.json.
 
     Every column's hits must sum to the tokens, and the sampled counts must fit in their rows.
     """
@@ -41,9 +44,25 @@ def stats_problems(statistics: Statistics, progress: Progress) -> list[str]:
         samples=samples,
     )
     try:
-        return _figure_problems(counts, statistics.document)
+        return _figure_problems(counts, statistics.document) + _partial_problems(statistics, counts)
+    except ArtifactError as error:
+        return [error.message]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         return [f"{statistics.path / DOCUMENT}: its figures cannot be read: {error!r}"]
+
+
+def _partial_problems(statistics: Statistics, counts: Counts) -> list[str]:
+    """Sections that differ from those that the stored partials give. Raises ArtifactError."""
+    problems = []
+    for name, state in statistics.partials().items():
+        collector = blank_for(name, counts.layout, state)
+        collector.absorb(state)
+        if isinstance(collector, ExactNgrams):  # no section of its own
+            continue
+        section = json.loads(json.dumps(collector.section(counts)))
+        if statistics.document.get(collector.name) != section:
+            problems.append(f"'{collector.name}' of {DOCUMENT} is not what its partial gives")
+    return problems
 
 
 def _figure_problems(counts: Counts, document: dict[str, Any]) -> list[str]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from commands.made import Made, make
+from small_tokenizers import PROSE
 
 from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.parquet import write_vocab
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +33,16 @@ def made(made_once: Made, tmp_path: Path) -> Made:
             for name in ("vocab", "stats", "table", "bundle")
         },
     )
+
+
+@pytest.fixture
+def corpus_workspace(tmp_path: Path, tokenizer_file: Path, small_vocab: CompressedVocab) -> Path:
+    """A workspace after compress-vocab, with a small corpus of three files, one of them empty."""
+    shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")
+    write_vocab(small_vocab, tmp_path / "engram-vocab.parquet")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for index, text in enumerate(PROSE[:2]):
+        (corpus / f"{index}.txt").write_text(text * 3, encoding="utf-8")
+    (corpus / "empty.md").touch()
+    return tmp_path

@@ -4,80 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import threading
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_tokenizers import PROSE, sentencepiece_tokenizer
+from commands.counted import Heard, run
+from small_tokenizers import sentencepiece_tokenizer
 
 from engram_cli import read_vocab, write_vocab
-from engram_cli.commands import hash_stats as command
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
-from engram_cli.commands.workspace import Workspace
-from engram_cli.corpus import encode, pieces, stream
-from engram_cli.corpus.encode import FastEncoder
-from engram_cli.engines import work
+from engram_cli.corpus import pieces, stream
 from engram_cli.errors import (
-    CorpusError,
     InputError,
     MismatchError,
-    OutputError,
-    TokenIdError,
 )
 from engram_cli.hashing import reference
 from engram_cli.stats.folder import read_stats
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.tokenizer import load_tokenizer
 
-GEOMETRY = Geometry(heads=2, rows_per_head=(211,), layers=(1, 5), pad_id=2)
-
-
-class Heard:
-    """Remembers the progress it was told."""
-
-    def __init__(self) -> None:
-        self.totals: list[int | None] = []
-        self.done = 0
-        self.notes: list[str] = []
-
-    def start(self, what: str, total: int | None, unit: str) -> None:
-        self.totals.append(total)
-        self.done = 0
-        assert unit == "bytes"
-
-    def advance(self, amount: int) -> None:
-        self.done += amount
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
 
 @pytest.fixture
-def here(tmp_path: Path, tokenizer_file: Path, small_vocab: CompressedVocab) -> Path:
-    """A workspace after compress-vocab, with a small corpus of three files, one of them empty."""
-    shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")
-    write_vocab(small_vocab, tmp_path / "engram-vocab.parquet")
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    for index, text in enumerate(PROSE[:2]):
-        (corpus / f"{index}.txt").write_text(text * 3, encoding="utf-8")
-    (corpus / "empty.md").touch()
-    return tmp_path
-
-
-def run(here: Path, progress: Heard | None = None, **options: Any) -> HashStatsResult:
-    defaults = {"geometry": GEOMETRY, "workspace": Workspace(here), "sources": (here / "corpus",)}
-    return hash_stats(HashStatsRequest(**defaults | options), progress or Heard())
+def here(corpus_workspace: Path) -> Path:
+    return corpus_workspace
 
 
 def test_figures_are_those_of_the_tokens(here: Path, small_vocab: CompressedVocab) -> None:
@@ -245,168 +198,3 @@ def test_standard_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert piped.columns == run(here, sources=(here / "corpus/0.txt",), out=here / "two").columns
     assert piped.bytes is None
     assert heard.totals == [None]
-
-
-def test_an_existing_folder_is_kept_unless_forced(here: Path) -> None:
-    run(here)
-    before = (here / "engram-stats" / "stats.json").read_bytes()
-    with pytest.raises(OutputError, match="already exists"):
-        run(here, sample_size=16)
-    assert (here / "engram-stats" / "stats.json").read_bytes() == before
-    run(here, sample_size=16, force=True)
-    assert (here / "engram-stats" / "stats.json").read_bytes() != before
-
-
-def test_a_folder_that_cannot_be_written_is_told_before_counting(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(work, "Tally", None)
-    with pytest.raises(OutputError, match="is read-only"):
-        run(here, out=here / "new" / "deeper")
-
-
-@pytest.mark.parametrize(
-    ("name", "raw", "error", "message"),
-    [
-        ("a.txt", b"fine\xff", CorpusError, "a.txt: byte 4 is not UTF-8"),
-        ("a.txt", b"", CorpusError, "holds no token"),
-        ("a.jsonl", b"{", CorpusError, "a.jsonl, line 1 is not JSON"),
-        ("a.npy", b"\x93NUMPY", CorpusError, "a.npy is no .npy file"),
-        ("a.parquet", b"PAR1", CorpusError, "a.parquet cannot be read as Parquet"),
-    ],
-)
-def test_bad_files_are_named(name: str, raw: bytes, error: type, message: str, here: Path) -> None:
-    (here / name).write_bytes(raw)
-    with pytest.raises(error, match=message):
-        run(here, sources=(here / name,))
-    assert not (here / "engram-stats").exists()
-    assert [path.name for path in here.iterdir() if path.name.endswith(".part")] == []
-
-
-def test_bad_bytes_may_be_replaced(here: Path) -> None:
-    (here / "a.txt").write_bytes(b"fine\xff")
-    assert run(here, sources=(here / "a.txt",), errors="replace").tokens > 4
-
-
-def test_ids_beyond_the_vocabulary_are_placed(here: Path) -> None:
-    lines = np.zeros((3, 4), dtype=np.int32)
-    lines[1, 2] = 5000
-    np.save(here / "ids.npy", lines)
-    with pytest.raises(
-        TokenIdError, match=r"ids.npy, line 1, position 2 .*token id 5000 is beyond"
-    ):
-        run(here, sources=(here / "ids.npy",))
-
-
-def test_missing_inputs_are_named(here: Path) -> None:
-    with pytest.raises(CorpusError, match="corpus not found"):
-        run(here, sources=(here / "missing.txt",))
-    (here / "engram-vocab.parquet").unlink()
-    with pytest.raises(InputError, match="no compressed vocabulary"):
-        run(here)
-
-
-@pytest.mark.parametrize("wrong", [{"threads": 0}, {"sample_size": 3}, {"errors": "ignore"}])
-def test_unusable_choices(wrong: dict[str, Any], here: Path) -> None:
-    with pytest.raises(InputError):
-        run(here, **wrong)
-
-
-def test_too_little_memory_is_told_before_counting(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(command, "available_memory", lambda: 10**6)
-    with pytest.raises(InputError, match="1 MB of memory are available"):
-        run(here)
-
-
-class DiffersLater(FastEncoder):
-    """Equal on the first batches, then not."""
-
-    calls = 0
-
-    def encode(self, texts: list[str]) -> Any:
-        DiffersLater.calls += 1
-        ids, begins = super().encode(texts)
-        return (ids if DiffersLater.calls < 4 else bytes(len(ids))), begins
-
-
-def test_a_fast_encoder_that_turns_out_to_differ_is_counted_again(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "_FIRST_BATCH", 1)  # a batch a file
-    monkeypatch.setattr(encode, "FastEncoder", DiffersLater)
-    monkeypatch.setattr(encode, "_CHECK_EVERY", 1)
-    for index in range(6):
-        (here / "corpus" / f"more{index}.txt").write_text(PROSE[index % 4] * 2, encoding="utf-8")
-    DiffersLater.calls = 0
-    heard = Heard()
-    result = run(here, heard, encoder="fast", out=here / "one")
-    assert DiffersLater.calls >= 4
-    assert any("counting again from the start with tokenizers" in note for note in heard.notes)
-    assert result.encoder == "tokenizers"
-    assert result.columns == run(here, encoder="tokenizers", out=here / "two").columns
-    assert heard.done == result.bytes
-
-
-def test_an_interrupt_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupts(Heard):
-        def advance(self, amount: int) -> None:
-            raise KeyboardInterrupt
-
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt):
-        run(here, Interrupts(), encoder="fast")
-    assert threading.active_count() == before
-    assert sorted(path.name for path in here.iterdir()) == [
-        "corpus",
-        "engram-vocab.parquet",
-        "tokenizer.json",
-    ]
-
-
-SCRIPT = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may ignore it
-from pathlib import Path
-from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
-from engram_cli.commands.workspace import Workspace
-
-class Tells:
-    def start(self, what, total, unit): print("started", flush=True)
-    def advance(self, amount): pass
-    def note(self, text): pass
-
-geometry = Geometry(heads=2, rows_per_head=(211,), layers=(1,), pad_id=2)
-here = Workspace(Path(sys.argv[1]))
-try:
-    hash_stats(HashStatsRequest(sources=("-",), geometry=geometry, workspace=here), Tells())
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-"""
-
-
-def test_ctrl_c_while_a_pipe_is_silent(here: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(here)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write("a few words that never end")
-    process.stdin.flush()
-    assert process.stdout.readline() == "started\n"
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(timeout=60)  # without its standard input being closed
-    finally:
-        process.kill()
-    out, err = process.communicate()
-    assert (out, err, process.returncode) == ("interrupted\n", "", 0)
-    assert not (here / "engram-stats").exists()

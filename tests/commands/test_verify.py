@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -144,6 +145,16 @@ def test_hits_that_do_not_sum_to_the_tokens_are_found(made: Made) -> None:
     problems = verified(made.stats).problems
     assert "sum to" in problems[0]
     assert len(problems) == 2  # both layers
+
+
+def test_a_section_that_its_partial_does_not_give_is_told(made: Made) -> None:
+    def edit(document: dict[str, Any]) -> None:
+        document["growth"][0]["distinct"][-1] += 1
+
+    edit_stats(made.stats, edit)
+    assert verified(made.stats).problems == (
+        "'growth' of stats.json is not what its partial gives",
+    )
 
 
 @pytest.mark.parametrize(
