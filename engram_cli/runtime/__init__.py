@@ -7,7 +7,9 @@ arithmetic, `state` what decoding remembers, `reference` the look-up in plain to
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from engram_cli.errors import DependencyError
 
@@ -17,10 +19,28 @@ if find_spec("torch") is None:
     )
 
 from engram_cli.runtime.attach import activate, attach, deactivate, detach, memories
-from engram_cli.runtime.distributed import average_row_gradients
-from engram_cli.runtime.saving import load, save_engram
-from engram_cli.runtime.tracing import Trace, trace
-from engram_cli.runtime.training import RowwiseAdagrad, parameter_groups, row_parameters
+
+if TYPE_CHECKING:
+    from engram_cli.runtime.distributed import average_row_gradients as average_row_gradients
+    from engram_cli.runtime.saving import load as load
+    from engram_cli.runtime.saving import save_engram as save_engram
+    from engram_cli.runtime.tracing import Trace as Trace
+    from engram_cli.runtime.tracing import trace as trace
+    from engram_cli.runtime.training import RowwiseAdagrad as RowwiseAdagrad
+    from engram_cli.runtime.training import parameter_groups as parameter_groups
+    from engram_cli.runtime.training import row_parameters as row_parameters
+
+# What comes after attaching is imported on first use.
+_HOMES = {
+    "RowwiseAdagrad": "training",
+    "Trace": "tracing",
+    "average_row_gradients": "distributed",
+    "load": "saving",
+    "parameter_groups": "training",
+    "row_parameters": "training",
+    "save_engram": "saving",
+    "trace": "tracing",
+}
 
 __all__ = [
     "RowwiseAdagrad",
@@ -37,3 +57,9 @@ __all__ = [
     "save_engram",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"engram_cli.runtime.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'engram_cli.runtime' has no attribute '{name}'")

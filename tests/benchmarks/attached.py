@@ -38,8 +38,8 @@ def cases() -> Iterator[Case]:
             Path(folder) / "engram-v1", "engram-v1", sparse_gradients=True
         )
         about = (
-            f"Llama of {LAYERS} layers of width {WIDTH}, float32, memories in two layers: 16 heads, "
-            f"{16 * ROWS:,} rows of 32 a layer, embedded width {WIDTH}."
+            f"Llama of {LAYERS} layers of width {WIDTH}, float32, memories in two layers: "
+            f"16 heads, {16 * ROWS:,} rows of 32 a layer, embedded width {WIDTH}."
         )
         runs: list[tuple[str, int, Callable[[Any], Callable[[], Tensor]]]] = [
             ("forward", BATCH * LENGTH, lambda model: lambda: _forward(model, ids)),
