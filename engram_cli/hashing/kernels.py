@@ -8,6 +8,7 @@ from numba import float64, int64, uint32, uint64
 from engram_cli.hashing.jit import bits_of, kernel
 
 TILE = 2048
+_STRETCH = 64
 # Adding this to a float64 in (-2**51, 2**51) leaves its nearest integer in the low bits.
 _ROUND = np.float64(2.0**52 + 2.0**51)
 # The reciprocal path is exact for mixes in [0, 2**63) and moduli between these, both excluded.
@@ -23,34 +24,57 @@ FAST_MODULUS_BELOW = 2**31
 )
 def compress(ids, lookup, out):  # type: ignore[no-untyped-def]
     """Map token ids [T] through `lookup` [V] into `out` [T]; -1, or the first bad position."""
-    size = lookup.size
-    bad = int64(-1)
-    for i in range(ids.size - 1, -1, -1):
-        token = int64(ids[i])
-        if token < 0 or token >= size:
-            bad = i
-            out[i] = 0
-        else:
-            mapped = lookup[token]
-            out[i] = mapped
-            if mapped < 0:
-                bad = i
-    return bad
+    size = uint64(lookup.size)
+    bad = int64(0)
+    for i in range(ids.size):
+        token = uint64(int64(ids[i]))  # a negative one is beyond every vocabulary
+        mapped = lookup[token if token < size else uint64(0)]
+        out[i] = mapped
+        bad |= int64(token >= size) | int64(mapped < 0)
+    if bad:
+        for i in range(ids.size):
+            token = uint64(int64(ids[i]))
+            if token >= size or lookup[token] < 0:
+                return i
+    return int64(-1)
 
 
 @kernel("void(int32[::1], boolean[::1], boolean[::1], int64, int64, int64, uint8[::1])")
 def visible(x, dead, starts, eos, order, carry, out):  # type: ignore[no-untyped-def]
-    """`lookback.visible` as one recurrence; empty masks mean none, eos -1 means no segments."""
+    """`lookback.visible` as one recurrence; empty masks mean none, eos -1 means no segments.
+
+    Where nothing ends within a stretch of positions, nearly everywhere, all see `order` tokens.
+    """
     run = carry
-    for p in range(x.size):
-        if starts.size and starts[p]:
-            run = int64(0)
-        run = min(run + 1, order)
-        if dead.size and dead[p]:
-            run = int64(0)
-        out[p] = run
-        if x[p] == eos:
-            run = int64(0)
+    for begin in range(0, x.size, _STRETCH):
+        width = min(_STRETCH, x.size - begin)
+        tokens = x[begin : begin + width]
+        reach = out[begin : begin + width]
+        eventful = int64(run < order - 1)
+        for p in range(width):
+            eventful |= int64(tokens[p] == eos)
+        if starts.size:
+            begins = starts[begin : begin + width]
+            for p in range(width):
+                eventful |= int64(begins[p])
+        if dead.size:
+            blocked = dead[begin : begin + width]
+            for p in range(width):
+                eventful |= int64(blocked[p])
+        if not eventful:
+            run = order
+            for p in range(width):
+                reach[p] = order
+            continue
+        for p in range(width):
+            if starts.size and starts[begin + p]:
+                run = int64(0)
+            run = min(run + 1, order)
+            if dead.size and dead[begin + p]:
+                run = int64(0)
+            reach[p] = run
+            if tokens[p] == eos:
+                run = int64(0)
 
 
 @kernel(

@@ -1,7 +1,7 @@
 """What looks at the corpus while it is counted: passages and rows in, a section of stats.json out.
 
-A collector belongs to one of the counting threads, which shows it every passage in order. What it
-finds may depend neither on how the corpus was cut into passages nor on the number of threads.
+A collector is shown every passage in order, by one thread at a time. What it finds may depend
+neither on how the corpus was cut into passages nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -27,6 +27,17 @@ class RowWatcher(Protocol):
         ...
 
 
+class NgramWatcher(Protocol):
+    """Sees the n-grams of an order by their hashes."""
+
+    def push_ngrams(self, hashes: NDArray[np.uint64], passage: Passage) -> None:
+        """Take the hashes [T] of the n-grams at the T positions of the next `passage`.
+
+        `hashes` is overwritten afterwards.
+        """
+        ...
+
+
 class Collector(Protocol):
     """Looks at all that is counted. `name`: its key in stats.json."""
 
@@ -37,13 +48,15 @@ class Collector(Protocol):
         """The bytes it takes at most, known from the start."""
         ...
 
-    @property
-    def cost(self) -> int:
-        """How many columns are counted in the time it takes, to divide the work evenly."""
-        ...
-
     def push(self, passage: Passage) -> None:
         """Look at the next passage, of at most about 2**17 tokens."""
+        ...
+
+    def ngram_watcher(self, order: int) -> NgramWatcher | None:
+        """Who is to see the n-grams of `order`; None for nobody.
+
+        It may be called by another thread than `push`.
+        """
         ...
 
     def watcher(self, layer: int, order: int) -> RowWatcher | None:
@@ -91,13 +104,12 @@ class Looker:
         """None."""
         return 0
 
-    @property
-    def cost(self) -> int:
-        """None."""
-        return 0
-
     def push(self, passage: Passage) -> None:
         """Look away."""
+
+    def ngram_watcher(self, order: int) -> NgramWatcher | None:
+        """Nobody."""
+        return None
 
     def watcher(self, layer: int, order: int) -> RowWatcher | None:
         """Nobody."""

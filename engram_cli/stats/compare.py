@@ -17,7 +17,7 @@ from engram_cli.hashing.layout import INT64, HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.collector import Looker
 from engram_cli.stats.collisions import column_stats, order_stats
-from engram_cli.stats.counters import STEP, Counter, Counts, sampler_cost
+from engram_cli.stats.counters import Counter, Counts, pending_bytes, scratch_bytes
 from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE, NgramSample, sampler_bytes
 from engram_cli.stats.passage import Passage
 from engram_cli.stats.samples import merged, samples_of, samples_state
@@ -33,8 +33,8 @@ class Uncompressed(Looker):
         """Raises InputError for a layout that takes token ids as they are."""
         self.layout = uncompressed_twin(layout)
         self._size = sample_size
-        self._counter = Counter(self.layout, sample_size, 1)
-        self._scratch = self._counter.shares[0].scratch()
+        self._counter = Counter(self.layout, sample_size)
+        self._scratch = self._counter.scratch()
         blank = np.full(layout.max_order - 1, self.layout.filler_id, dtype=np.int32)
         self._history = blank
         self._absorbed: tuple[NgramSample, ...] = ()
@@ -48,21 +48,15 @@ class Uncompressed(Looker):
     def memory(self) -> int:
         """Counters and samples once more."""
         samples = sum(sampler_bytes(order, self._size) for order in self.layout.orders)
-        scratch = 4 * self.layout.heads * STEP
+        scratch = pending_bytes(self.layout) + scratch_bytes(self.layout)
         return 4 * sum(entry.rows for entry in self.layout.layers) + samples + scratch
-
-    @property
-    def cost(self) -> int:
-        """That of counting all columns and drawing all samples."""
-        columns = len(self.layout.layers) * self.layout.columns
-        return columns + sampler_cost(self.layout) * len(self.layout.orders)
 
     def push(self, passage: Passage) -> None:
         """Count the raw ids of a passage; look-back ends where it ends in the compressed ones."""
         tokens = np.concatenate([self._history, passage.ids.astype(np.int32)])
         self._history = tokens[len(tokens) - len(self._history) :].copy()
         window = Window(tokens=tokens, seen=passage.window.seen)
-        self._counter.shares[0].push(replace(passage, window=window), self._scratch)
+        self._counter.push(replace(passage, window=window), self._scratch)
 
     def counts(self, counts: Counts) -> Counts:
         """What the twin counted, in the corpus of `counts`."""

@@ -81,7 +81,8 @@ class Tally:
         """See `count_blocks`."""
         self.size = 0  # of the blocks so far
         self._joined = join_documents
-        self._counter = Counter(layout, sample_size, threads, collectors)
+        self._counter = Counter(layout, sample_size, collectors)
+        self._threads = threads
         self._feed = _Feed(layout, join_documents, holdout)
 
     @property
@@ -97,7 +98,7 @@ class Tally:
     ) -> Counts:
         """Count the blocks, let `keeper` keep the state now and then. Raises TokenIdError."""
         trimmer = Trimmer()
-        with closing(blocks), Crew(self._counter.shares) as crew:
+        with closing(blocks), Crew(self._counter, self._threads) as crew:
             for block in blocks:
                 passage = self._feed.passage(block) if len(block.ids) else None
                 if passage is not None:

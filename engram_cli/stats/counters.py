@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
-from engram_cli.hashing import kernels as hash_kernels
-from engram_cli.hashing.hasher import LayerPlan, plan_layer
+from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.distinct import NgramSample, Sampler
+from engram_cli.stats.hits.pending import (
+    ITEM_BYTES,
+    LEAST_ITEMS,
+    MOST_BYTES,
+    MOST_ITEMS,
+    SLOT_BYTES,
+    Columns,
+    Job,
+    Pending,
+    scratch_items,
+)
 from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, nested, numbered, part_of, take_into
 
 if TYPE_CHECKING:
-    from engram_cli.stats.collector import Collector, RowWatcher
+    from engram_cli.stats.collector import Collector, NgramWatcher, RowWatcher
 
 FULL = 2**32 - 1  # a counter that reached this stays there
-# The columns of so many tokens are hashed, then counted one by one: 128 KB x 4 a column. Larger
-# steps meet the rows of a column more often while they are in the caches; memory speaks against.
-STEP = 2**17
+STEP = 2**18  # tokens that a task takes at a time: about a millisecond
+_HASHED = 2**16  # n-grams hashed at a time: half a megabyte, which stays in the L2 cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,77 +74,86 @@ class Counts:
         )
 
 
+class Task(Protocol):
+    """Something that is shown the whole corpus, part after part, by one thread at a time."""
+
+    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+        """Take the next at most `STEP` tokens. What it leaves to do may be done by several threads
+        side by side, before the next is pushed."""
+        ...
+
+    def settle(self) -> Sequence[Job]:
+        """What is left to do for all that was pushed to be counted."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ColumnGroup:
-    """Neighbouring columns of one order of a layer, hashed together and counted by one thread.
+class ColumnTask:
+    """Counts the rows of one order of a layer; `watchers` are shown those of its first head."""
 
-    `watchers` are shown the rows of the first of them.
-    """
+    pending: Pending
+    watchers: tuple[RowWatcher, ...]
 
-    plan: LayerPlan
-    order: int  # its index in the layout
-    columns: slice
-    hits: NDArray[np.uint32]
-    watchers: tuple[RowWatcher, ...] = ()
-
-    @property
-    def width(self) -> int:
-        """How many columns."""
-        return int(self.columns.stop - self.columns.start)
-
-    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> None:
-        """Count the rows of at most `STEP` tokens; `scratch` is flat and large enough."""
-        plan, columns, window = self.plan, self.columns, passage.window
-        rows = scratch[: self.width * len(window)].reshape(self.width, len(window))
-        order = slice(self.order, self.order + 1)
-        hash_kernels.hash_columns(
-            window.tokens,
-            window.seen,
-            plan.filler,
-            plan.multipliers[order],
-            plan.orders[order],
-            plan.shared,
-            plan.moduli[columns],
-            plan.salts[columns],
-            plan.fast[columns],
-            rows,
-        )
-        kernels.count_columns(rows, plan.offsets[columns], plan.moduli[columns], self.hits)
+    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+        """Take the n-grams of a passage."""
+        rows = scratch[: len(passage) if self.watchers else 0]
+        self.pending.push(passage.window, rows)
         for watcher in self.watchers:
-            watcher.push_rows(rows[0], passage)
+            watcher.push_rows(rows, passage)
+        return self.pending.jobs() if self.pending.room < STEP else ()
+
+    def settle(self) -> Sequence[Job]:
+        """Count what is pending."""
+        return self.pending.last_jobs()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Share:
-    """What one thread counts: no other thread writes to its columns, samples or collectors."""
+class LookingTask:
+    """Shows all to a collector."""
 
-    groups: tuple[ColumnGroup, ...]
-    samplers: tuple[Sampler, ...]
-    collectors: tuple[Collector, ...] = ()
+    collector: Collector
 
-    def scratch(self) -> NDArray[np.uint32]:
-        """Room for the rows of the widest group."""
-        return np.empty(max((g.width for g in self.groups), default=0) * STEP, dtype=np.uint32)
+    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+        """Show it."""
+        self.collector.push(passage)
+        return ()
 
-    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> None:
-        """Count at most `STEP` tokens."""
-        for group in self.groups:
-            group.push(passage, scratch)
-        for sampler in self.samplers:
-            sampler.push(passage.window)
-        for collector in self.collectors:
-            collector.push(passage)
+    def settle(self) -> Sequence[Job]:
+        """Nothing is left."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SamplingTask:
+    """Draws the sample of an order; `watchers` are shown the hashes of its n-grams."""
+
+    sampler: Sampler
+    watchers: tuple[NgramWatcher, ...]
+
+    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+        """Draw from a passage."""
+        for begin in range(0, len(passage), _HASHED):
+            part = passage.part(begin, min(begin + _HASHED, len(passage)))
+            hashes = scratch[: 2 * len(part)].view(np.uint64)
+            self.sampler.hash(part.window, hashes)
+            self.sampler.push_hashes(hashes, part.window)
+            for watcher in self.watchers:
+                watcher.push_ngrams(hashes, part)
+        return ()
+
+    def settle(self) -> Sequence[Job]:
+        """Nothing is left."""
+        return ()
 
 
 class Counter:
-    """The counters and samplers of a layout, divided into shares for threads."""
+    """The counters and samplers of a layout, and the tasks that fill them.
+
+    No two tasks write to the same counters, sampler or collector.
+    """
 
     def __init__(
-        self,
-        layout: HashLayout,
-        sample_size: int,
-        threads: int,
-        collectors: Sequence[Collector] = (),
+        self, layout: HashLayout, sample_size: int, collectors: Sequence[Collector] = ()
     ) -> None:
         self.layout = layout
         self.hits = {e.layer: np.zeros(e.rows, dtype=np.uint32) for e in layout.layers}
@@ -143,10 +161,25 @@ class Counter:
             Sampler(order, layout.filler_id, sample_size) for order in layout.orders
         )
         self.collectors = tuple(collectors)
-        self.shares = self._divide(threads)
+        self.tasks: tuple[Task, ...] = (
+            *self._column_tasks(),
+            *self._sampling_tasks(),
+            *(LookingTask(collector=collector) for collector in self.collectors),
+        )
+
+    def scratch(self) -> NDArray[np.uint32]:
+        """What a thread needs for the tasks; only what is used of it takes memory."""
+        return np.empty(scratch_bytes(self.layout) // 4, dtype=np.uint32)
+
+    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> None:
+        """Count at most `STEP` tokens in this thread."""
+        for task in self.tasks:
+            for job in task.push(passage, scratch):
+                job(scratch)
 
     def counts(self, *, tokens: int, documents: int, joined: bool) -> Counts:
         """What was counted; the arrays are not copied."""
+        self._settle()
         return Counts(
             layout=self.layout,
             tokens=tokens,
@@ -158,6 +191,7 @@ class Counter:
 
     def state(self) -> State:
         """Of counters, samplers and collectors; no thread may be counting."""
+        self._settle()
         return nested(
             hits={str(layer): hits for layer, hits in self.hits.items()},
             samplers=numbered([sampler.state() for sampler in self.samplers]),
@@ -173,54 +207,59 @@ class Counter:
         for index, collector in enumerate(self.collectors):
             collector.restore(part_of(state, f"collectors/{index}"))
 
-    def _divide(self, threads: int) -> tuple[Share, ...]:
-        """Lay columns, samplers and collectors on a line, long as their cost; cut it equally."""
-        layout = self.layout
-        columns = len(layout.layers) * layout.columns
-        cost = sampler_cost(layout)
-        sampled = columns + cost * len(layout.orders)
-        ends = np.cumsum([sampled, *(collector.cost for collector in self.collectors)])
-        line = int(ends[-1])
-        threads = max(min(threads, columns), 1)
-        plans = [plan_layer(layout, entry) for entry in layout.layers]
-        shares = []
-        for thread in range(threads):
-            begin, end = line * thread // threads, line * (thread + 1) // threads
-            samplers = tuple(
-                sampler
-                for index, sampler in enumerate(self.samplers)
-                if begin <= columns + cost * index + cost // 2 < end
-            )
-            collectors = tuple(
-                collector
-                for collector, last in zip(self.collectors, ends[1:], strict=True)
-                if begin <= min(int(last) - (collector.cost + 1) // 2, line - 1) < end
-            )
-            groups = tuple(self._groups(plans, begin, end))
-            shares.append(Share(groups=groups, samplers=samplers, collectors=collectors))
-        return tuple(shares)
+    def _settle(self) -> None:
+        """Count in this thread what is still pending."""
+        scratch: NDArray[np.uint32] | None = None
+        for task in self.tasks:
+            for job in task.settle():
+                scratch = self.scratch() if scratch is None else scratch
+                job(scratch)
 
-    def _groups(self, plans: list[LayerPlan], begin: int, end: int) -> Iterator[ColumnGroup]:
-        """The columns begin..end-1 of all layers in turn, by layer and order."""
-        layout, heads, at = self.layout, self.layout.heads, 0
-        for entry, plan in zip(self.layout.layers, plans, strict=True):
-            for order in range(len(layout.orders)):
-                first, last = max(begin - at, 0), min(end - at, heads)
-                collectors = self.collectors if first == 0 else ()
-                if first < last:
-                    watching = (c.watcher(entry.layer, layout.orders[order]) for c in collectors)
-                    yield ColumnGroup(
-                        plan=plan,
-                        order=order,
-                        columns=slice(order * heads + first, order * heads + last),
-                        hits=self.hits[entry.layer],
-                        watchers=tuple(w for w in watching if w is not None),
-                    )
-                at += heads
+    def _sampling_tasks(self) -> Iterator[SamplingTask]:
+        """One for each order."""
+        for sampler in self.samplers:
+            watching = (c.ngram_watcher(sampler.order) for c in self.collectors)
+            watchers = tuple(w for w in watching if w is not None)
+            yield SamplingTask(sampler=sampler, watchers=watchers)
+
+    def _column_tasks(self) -> Iterator[ColumnTask]:
+        """One for each layer and order."""
+        layout, heads = self.layout, self.layout.heads
+        for entry in layout.layers:
+            plan = plan_layer(layout, entry)
+            for index, order in enumerate(layout.orders):
+                columns = Columns(
+                    plan=plan,
+                    order=index,
+                    columns=slice(index * heads, (index + 1) * heads),
+                    hits=self.hits[entry.layer],
+                )
+                watching = (c.watcher(entry.layer, order) for c in self.collectors)
+                yield ColumnTask(
+                    pending=Pending(columns, _items(layout)),
+                    watchers=tuple(w for w in watching if w is not None),
+                )
 
 
-def sampler_cost(layout: HashLayout) -> int:
-    """How many columns are counted in the time of drawing the sample of an order: measured 3 where
-    the counters of a column stay in the caches, 0.5 where they do not."""
-    largest = max(modulus for entry in layout.layers for modulus in entry.moduli)
-    return 3 if largest <= 2**20 else 1
+def pending_bytes(layout: HashLayout) -> int:
+    """The memory of what is pending of all layers and orders."""
+    lists = len(layout.layers) * len(layout.orders)
+    return lists * (SLOT_BYTES + ITEM_BYTES * _items(layout))
+
+
+def scratch_bytes(layout: HashLayout) -> int:
+    """The memory that each thread needs."""
+    items = max(scratch_items(modulus, _items(layout)) for modulus in _moduli(layout))
+    return 4 * max(items, 2 * STEP)
+
+
+def _items(layout: HashLayout) -> int:
+    """How long the lists of pending n-grams become: one n-gram for four rows of a column is worth
+    counting, if the lists do not take too much together."""
+    lists = len(layout.layers) * len(layout.orders)
+    wanted = min(max(_moduli(layout)) // 4, MOST_ITEMS, MOST_BYTES // ITEM_BYTES // lists)
+    return max(wanted, LEAST_ITEMS) + STEP
+
+
+def _moduli(layout: HashLayout) -> set[int]:
+    return {modulus for entry in layout.layers for modulus in entry.moduli}

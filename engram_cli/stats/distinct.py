@@ -141,13 +141,23 @@ class Sampler:
 
     def push(self, window: Window) -> None:
         """Count the n-grams at every position of `window`."""
+        hashes = np.empty(len(window), dtype=np.uint64)
+        self.hash(window, hashes)
+        self.push_hashes(hashes, window)
+
+    def hash(self, window: Window, out: NDArray[np.uint64]) -> None:
+        """The hashes [T] of the n-grams at every position."""
+        kernels.ngram_hashes(window.tokens, window.seen, self._filler, self.order, out)
+
+    def push_hashes(self, hashes: NDArray[np.uint64], window: Window) -> None:
+        """The same, where the hashes of the n-grams are known."""
         done = 0
         while done < len(window):
             done = kernels.sample_ngrams(
+                hashes,
                 window.tokens,
                 window.seen,
                 self._filler,
-                self.order,
                 done,
                 np.uint64(self._threshold - 1),
                 self._limit,
@@ -191,12 +201,16 @@ class Sampler:
 
     def _lower(self) -> None:
         """Lower the threshold to the hash after the `size` smallest; drop what is not below."""
-        hashes, counts, tokens = self._held()
-        self._threshold = int(np.partition(hashes, self.size)[self.size])
-        below = hashes < self._threshold
-        self._slots.fill(0)
-        kernels.fill_slots(hashes[below], counts[below], tokens[below], self._slots, self._tokens)
-        self._entries[0] = np.count_nonzero(below)
+        self._threshold = next_threshold(self._slots, self._limit + 1, self.size)
+        threshold = np.uint64(self._threshold)
+        self._entries[0] = kernels.drop_from(self._slots, self._tokens, threshold)
+
+
+def next_threshold(slots: NDArray[np.uint64], entries: int, size: int) -> int:
+    """The hash after the `size` smallest of the `entries` in `slots`."""
+    hashes = np.empty(entries, dtype=np.uint64)
+    kernels.held_hashes(slots, hashes)
+    return int(np.partition(hashes, size)[size])
 
 
 def sound_entries(hashes: NDArray[np.uint64], highest: int, limit: int) -> bool:

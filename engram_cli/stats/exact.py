@@ -73,11 +73,6 @@ class ExactNgrams(Looker):
         """What it begins with; more is asked of the budget."""
         return _FIRST_SLOTS * _SLOT + self._block_bytes
 
-    @property
-    def cost(self) -> int:
-        """Measured: 8 columns' time where the table is beyond the caches."""
-        return 8
-
     def push(self, passage: Passage) -> None:
         """Count the n-grams at every position. Raises InputError when memory does not suffice."""
         window, done = passage.window, 0

@@ -7,35 +7,11 @@ from numba import float64, int64, uint32, uint64
 
 from engram_cli.hashing.jit import bits_of, kernel, prefetch
 
-# How far ahead the counter of a row is asked for. It does not matter much between 32 and 512; at 0
-# the rows of a table beyond the caches are counted at a third of the speed.
-ROWS_AHEAD = 256
-SLOTS_AHEAD = 16
+SLOTS_AHEAD = 32  # how far ahead the slot of an n-gram is asked for
 ALL_AHEAD = 64  # the same where every n-gram is counted, in a table beyond the caches
 TILE = 2048
 _FULL = np.uint32(0xFFFFFFFF)
 _ODD1, _ODD2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-
-
-@kernel("void(uint32[:, ::1], int64[::1], int64[::1], uint32[::1])")
-def count_columns(rows, offsets, moduli, hits):  # type: ignore[no-untyped-def]
-    """Add 1 to the counter of each row, column by column; counters stay at 2**32-1.
-
-    `rows` [C, T] head-local; `offsets`, `moduli` [C]: where a column's counters lie in `hits`.
-    """
-    count = rows.shape[1]
-    led = max(count - ROWS_AHEAD, 0)
-    for column in range(rows.shape[0]):
-        own = hits[offsets[column] : offsets[column] + moduli[column]]
-        now = rows[column]
-        lead = now[count - led :]
-        for j in range(led):
-            prefetch(own, int64(lead[j]))
-            hit = own[now[j]]
-            own[now[j]] = uint32(hit + uint32(hit != _FULL))
-        for j in range(led, count):
-            hit = own[now[j]]
-            own[now[j]] = uint32(hit + uint32(hit != _FULL))
 
 
 @kernel("void(uint32[::1], uint64[::1])")
@@ -89,71 +65,136 @@ def ngram_hashes(x, seen, filler, order, out):  # type: ignore[no-untyped-def]
     """
     history = x.size - seen.size
     blank = uint64(filler)
-    width = out.size
-    for j in range(width):
-        out[j] = uint64(0)
-    for lag in range(0, order, 2):
-        newer = x[history - lag : history - lag + width]
-        if lag + 1 < order:
-            older = x[history - lag - 1 : history - lag - 1 + width]
-            for j in range(width):
-                low = uint64(uint32(newer[j])) if seen[j] > lag else blank
-                high = uint64(uint32(older[j])) if seen[j] > lag + 1 else blank
-                out[j] = scramble(out[j] ^ (low | (high << uint64(32))))
-        else:
-            for j in range(width):
-                low = uint64(uint32(newer[j])) if seen[j] > lag else blank
-                out[j] = scramble(out[j] ^ low)
-    for j in range(width):
-        out[j] = max(out[j], uint64(1))
+    for begin in range(0, seen.size, TILE):
+        width = min(TILE, seen.size - begin)
+        reach = seen[begin : begin + width]
+        tile = out[begin : begin + width]
+        least = order
+        for j in range(width):
+            least = min(least, int64(reach[j]))
+            tile[j] = uint64(0)
+        for lag in range(0, order, 2):
+            at = history + begin - lag
+            newer = x[at : at + width]
+            if lag + 1 == order:
+                for j in range(width):
+                    low = uint64(uint32(newer[j])) if reach[j] > lag else blank
+                    tile[j] = scramble(tile[j] ^ low)
+                continue
+            older = x[at - 1 : at - 1 + width]
+            if lag + 1 < least:  # nothing is blocked here: nearly everywhere
+                for j in range(width):
+                    pair = uint64(uint32(newer[j])) | (uint64(uint32(older[j])) << uint64(32))
+                    tile[j] = scramble(tile[j] ^ pair)
+            else:
+                for j in range(width):
+                    low = uint64(uint32(newer[j])) if reach[j] > lag else blank
+                    high = uint64(uint32(older[j])) if reach[j] > lag + 1 else blank
+                    tile[j] = scramble(tile[j] ^ (low | (high << uint64(32))))
+        for j in range(width):
+            tile[j] = max(tile[j], uint64(1))
+
+
+@kernel("int64(uint64[::1], uint64, int64[::1])")
+def choose(hashes, highest, kept):  # type: ignore[no-untyped-def]
+    """The positions of the hashes up to `highest` into `kept`; gives how many there are."""
+    chosen = int64(0)
+    for j in range(hashes.size):
+        kept[chosen] = j
+        chosen += int64(hashes[j] <= highest)
+    return chosen
+
+
+@kernel("uint64(uint64[::1], uint64, uint64)")
+def find_slot(slots, key, mask):  # type: ignore[no-untyped-def]
+    """Where in `slots` [2 S] an entry is, or is to be: its place or the first free one."""
+    at = (key & mask) << uint64(1)
+    while slots[at] != key and slots[at] != 0:
+        at = (at + uint64(2)) & ((mask << uint64(1)) | uint64(1))
+    return at
 
 
 @kernel(
-    "int64(int32[::1], uint8[::1], int64, int64, int64, uint64, int64, uint64[::1], int32[:, ::1],"
-    " int64[::1])"
+    "int64(uint64[::1], int32[::1], uint8[::1], int64, int64, uint64, int64, uint64[::1],"
+    " int32[:, ::1], int64[::1])"
 )
 def sample_ngrams(  # type: ignore[no-untyped-def]
-    x, seen, filler, order, first, highest, limit, slots, tokens, entries
+    hashes, x, seen, filler, first, highest, limit, slots, tokens, entries
 ):
     """Count the n-grams at positions first..T-1 whose hash is at most `highest`.
 
-    `slots` [2 S]: hash and count of an entry, 0 where free, S a power of two; `tokens` [S, order]:
-    its tokens, oldest first; `entries` [1]: how many there are. Gives T, or the position to go on
-    from when there are more than `limit`.
+    `hashes` [T] as `ngram_hashes` gives them; `x`, `seen` as it takes them; `slots` [2 S]: hash and
+    count of an entry, 0 where free, S a power of two; `tokens` [S, order]: its tokens, oldest
+    first; `entries` [1]: how many there are. Gives T, or the position to go on from when there are
+    more than `limit`.
     """
     count = seen.size
     history = x.size - count
+    order = tokens.shape[1]
     mask = uint64(slots.size // 2 - 1)
-    hashes = np.empty(TILE, np.uint64)
     kept = np.empty(TILE, np.int64)
     for begin in range(first, count, TILE):
         width = min(TILE, count - begin)
-        reach = seen[begin : begin + width]
-        here = hashes[:width]
-        ngram_hashes(x[begin : begin + history + width], reach, filler, order, here)
-        chosen = 0
-        for j in range(width):
-            kept[chosen] = j
-            chosen += int64(here[j] <= highest)
+        here = hashes[begin : begin + width]
+        chosen = choose(here, highest, kept)
         for i in range(chosen):
             if i + SLOTS_AHEAD < chosen:
                 ahead = here[kept[i + SLOTS_AHEAD]] & mask
                 prefetch(slots, int64(ahead << uint64(1)))
             key = here[kept[i]]
-            at = key & mask
-            while slots[at << uint64(1)] != key and slots[at << uint64(1)] != 0:
-                at = (at + uint64(1)) & mask
-            slots[(at << uint64(1)) + uint64(1)] += uint64(1)
-            if slots[at << uint64(1)] == 0:
-                slots[at << uint64(1)] = key
+            at = find_slot(slots, key, mask)
+            slots[at + uint64(1)] += uint64(1)
+            if slots[at] == 0:
+                slots[at] = key
                 place = begin + kept[i]
                 for lag in range(order):
                     blocked = seen[place] <= lag
-                    tokens[at, order - 1 - lag] = filler if blocked else x[history + place - lag]
+                    token = filler if blocked else x[history + place - lag]
+                    tokens[at >> uint64(1), order - 1 - lag] = token
                 entries[0] += 1
                 if entries[0] > limit:
                     return place + 1
     return count
+
+
+@kernel("int64(uint64[::1], uint64[::1])")
+def held_hashes(slots, out):  # type: ignore[no-untyped-def]
+    """The hashes of the entries of `slots` [2 S] into `out`; gives how many there are."""
+    held = 0
+    for at in range(0, slots.size, 2):
+        if slots[at] != 0:
+            out[held] = slots[at]
+            held += 1
+    return held
+
+
+@kernel("int64(uint64[::1], int32[:, ::1], uint64)")
+def drop_from(slots, tokens, threshold):  # type: ignore[no-untyped-def]
+    """Drop the entries whose hash is not below `threshold`, in place; gives how many are left.
+
+    `slots` [2 S] with a free one; `tokens` [S, order], or none. From behind a free slot on, every
+    entry is taken out and put back at the first free slot for it, which is never behind its old
+    one.
+    """
+    size = slots.size // 2
+    mask = uint64(size - 1)
+    free = 0
+    while slots[2 * free] != 0:
+        free += 1
+    left = 0
+    for i in range(1, size + 1):
+        old = uint64(free + i) & mask
+        key, value = slots[old << uint64(1)], slots[(old << uint64(1)) + uint64(1)]
+        slots[old << uint64(1)] = uint64(0)
+        slots[(old << uint64(1)) + uint64(1)] = uint64(0)
+        if key != 0 and key < threshold:
+            at = find_slot(slots, key, mask)
+            slots[at], slots[at + uint64(1)] = key, value
+            left += 1
+            if tokens.shape[0]:
+                for lag in range(tokens.shape[1]):
+                    tokens[at >> uint64(1), lag] = tokens[old, lag]
+    return left
 
 
 @kernel("void(uint64[::1], uint64[::1], int32[:, ::1], uint64[::1], int32[:, ::1])")

@@ -9,7 +9,7 @@ from typing import Any
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.counters import STEP
+from engram_cli.stats.counters import pending_bytes, scratch_bytes
 from engram_cli.stats.distinct import sampler_bytes
 
 # The interpreter and its libraries, and what is on its way, with two tokenizers and their caches or
@@ -51,7 +51,9 @@ def plan_memory(
         counters=4 * sum(entry.rows for entry in layout.layers),
         samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
         more=more,
-        buffers=(_WITH_TEXT if text else _WITHOUT_TEXT) + threads * layout.heads * STEP * 4,
+        buffers=(_WITH_TEXT if text else _WITHOUT_TEXT)
+        + pending_bytes(layout)
+        + threads * scratch_bytes(layout),
     )
 
 

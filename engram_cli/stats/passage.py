@@ -129,11 +129,12 @@ class Stretcher:
         if name != self._file:
             self._begin(name)
         begins = np.flatnonzero(starts)
-        if not len(begins) or begins[0] > 0:
+        carried = int(not starts[0])  # the first stretch goes on with a document
+        if carried:
             begins = np.concatenate([[0], begins])
-        numbers = self._documents + np.cumsum(starts)[begins]
+        numbers = self._documents + np.arange(1 - carried, len(begins) + 1 - carried)
         positions = np.zeros(len(begins), dtype=np.int64)
-        if not starts[0]:
+        if carried:
             positions[0] = self._position
         lengths = np.diff(begins, append=len(starts))
         self._documents = int(numbers[-1])

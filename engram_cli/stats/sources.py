@@ -91,11 +91,6 @@ class Sources(Looker):
         entries = table_entries(self._size)
         return sources * sum(entries * (16 + 4 * order) for order in self._layout.orders)
 
-    @property
-    def cost(self) -> int:
-        """That of drawing the samples."""
-        return 3 * len(self._layout.orders)
-
     def push(self, passage: Passage) -> None:
         """Sample the tokens of each file, or label, for its source. Raises TooManySources."""
         names = passage.files if self._source_of is not None else passage.labels

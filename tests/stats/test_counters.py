@@ -17,7 +17,7 @@ from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.hashing.jit import kernel, prefetch
 from engram_cli.stats import counters, kernels
 from engram_cli.stats.count import count_blocks
-from engram_cli.stats.counters import FULL, Counter, Counts
+from engram_cli.stats.counters import FULL, ColumnTask, Counter, Counts, SamplingTask
 from engram_cli.stats.crew import Crew
 from engram_cli.stats.passage import Passage, Stretcher
 
@@ -65,21 +65,18 @@ def test_blocks_threads_and_steps_change_nothing(
     assert same(found, expected)
 
 
-@pytest.mark.parametrize("threads", range(1, 15))
 @pytest.mark.parametrize("moduli", [(101,) * 6, (2**21,) * 6])
-def test_every_column_and_sampler_belongs_to_one_thread(
-    moduli: tuple[int, ...], threads: int
-) -> None:
+def test_every_column_and_sampler_has_one_task(moduli: tuple[int, ...]) -> None:
     layout = layout_of(moduli=moduli, heads=3, layers=(1, 4))
-    counter = Counter(layout, 16, threads)
+    counter = Counter(layout, 16)
     columns = [
-        (id(group.hits), column)
-        for share in counter.shares
-        for group in share.groups
-        for column in range(group.columns.start, group.columns.stop)
+        (id(task.pending.columns.hits), column)
+        for task in counter.tasks
+        if isinstance(task, ColumnTask)
+        for column in task.pending.columns.indices
     ]
     assert len(columns) == len(set(columns)) == 12
-    samplers = [sampler for share in counter.shares for sampler in share.samplers]
+    samplers = [task.sampler for task in counter.tasks if isinstance(task, SamplingTask)]
     assert samplers == list(counter.samplers)
 
 
@@ -124,11 +121,7 @@ def test_counts_of_different_layouts_do_not_merge() -> None:
 
 
 def test_full_counters_stay_full() -> None:
-    hits = np.array([FULL - 2, 5, FULL], dtype=np.uint32)
-    rows = np.zeros((1, 1000), dtype=np.uint32)
-    rows[0, 500:] = 2
-    kernels.count_columns(rows, np.zeros(1, np.int64), np.full(1, 3, np.int64), hits)
-    assert hits.tolist() == [FULL, 5, FULL]
+    hits = np.array([FULL, 5, FULL], dtype=np.uint32)
     kernels.add_hits(hits, np.array([1, FULL, FULL], dtype=np.uint32))
     assert hits.tolist() == [FULL, FULL, FULL]
 
@@ -188,14 +181,12 @@ def test_an_interrupt_stops_the_threads() -> None:
 
 
 def test_a_thread_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    counter = Counter(LAYOUT, 16, 2)
-
-    def broken(self: object, window: object, scratch: object) -> None:
+    def broken(self: object, passage: object, scratch: object) -> None:
         raise RuntimeError("a counter broke")
 
-    monkeypatch.setattr(counters.Share, "push", broken)
+    monkeypatch.setattr(counters.SamplingTask, "push", broken)
     with pytest.raises(RuntimeError, match="a counter broke"):
-        push_forever(Crew(counter.shares))
+        push_forever(Crew(Counter(LAYOUT, 16), 2))
 
 
 def push_forever(crew: Crew) -> None:

@@ -110,9 +110,34 @@ def test_the_highest_hash_is_kept_too(spare: int) -> None:
     slots, tokens = np.zeros(32, np.uint64), np.zeros((16, 2), np.int32)
     entries = np.zeros(1, np.int64)
     highest = np.uint64(hash_by_hand((3, 5)) + spare)
-    reach = np.full(1, 2, np.uint8)
-    done = kernels.sample_ngrams(ngram, reach, 0, 2, 0, highest, 8, slots, tokens, entries)
+    reach, hashes = np.full(1, 2, np.uint8), np.zeros(1, np.uint64)
+    kernels.ngram_hashes(ngram, reach, 0, 2, hashes)
+    done = kernels.sample_ngrams(hashes, ngram, reach, 0, 0, highest, 8, slots, tokens, entries)
     assert (done, int(entries[0])) == (1, 1 + spare)
+
+
+@given(
+    st.lists(st.integers(1, 2**64 - 1), max_size=12, unique=True),
+    st.integers(1, 2**64 - 1),
+    st.integers(0, 15),
+)
+def test_dropping_leaves_a_table_in_which_the_rest_is_found(
+    hashes: list[int], threshold: int, crowd: int
+) -> None:
+    """Also where many want the same slot and the crowd runs over the end of the table."""
+    keys = np.array([key // 16 * 16 + crowd if key % 3 else key for key in hashes], np.uint64)
+    keys = np.unique(keys[keys > 0])
+    slots, tokens = np.zeros(32, np.uint64), np.zeros((16, 2), np.int32)
+    ngrams = np.stack([np.arange(len(keys)), -np.arange(len(keys))], axis=1).astype(np.int32)
+    counts = np.arange(len(keys), dtype=np.uint64) + np.uint64(7)
+    kernels.fill_slots(keys, counts, ngrams, slots, tokens)
+    left = kernels.drop_from(slots, tokens, np.uint64(threshold))
+    kept = keys < threshold
+    assert left == np.count_nonzero(kept) == np.count_nonzero(slots[::2])
+    for key, times, ngram in zip(keys[kept], counts[kept], ngrams[kept], strict=True):
+        at = kernels.find_slot(slots, key, np.uint64(15))
+        assert (slots[at], slots[at + 1]) == (key, times)
+        assert tokens[at // 2].tolist() == ngram.tolist()
 
 
 def test_thresholds_fall_as_the_stream_grows() -> None:

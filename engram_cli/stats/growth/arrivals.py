@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
-from engram_cli.stats.distinct import EVERYTHING, sound_entries, table_entries
+from engram_cli.stats.distinct import EVERYTHING, next_threshold, sound_entries, table_entries
 from engram_cli.stats.growth import kernels
+from engram_cli.stats.kernels import drop_from
 from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, check, scalar, take, take_into, take_scalar
 
 NEVER = 2**64 - 1
 MOST_ROWS = 2**16  # the rows followed of a column
 BINS = 4096  # of the arrival times
+_NO_TOKENS = np.empty((0, 0), dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,24 +58,21 @@ class NgramArrivals:
 
 
 class ArrivalSampler:
-    """Draws `NgramArrivals` of one order from a stream of passages."""
+    """Draws `NgramArrivals` of one order from a stream of passages; a `NgramWatcher`."""
 
-    def __init__(self, order: int, filler: int, size: int) -> None:
-        self._order, self._filler, self._size = order, filler, size
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._limit = size + size // 2
         self._slots = np.zeros(2 * table_entries(size), dtype=np.uint64)
         self._entries = np.zeros(1, dtype=np.int64)
         self._threshold = EVERYTHING
 
-    def push(self, passage: Passage) -> None:
-        """Meet the n-grams at every position."""
+    def push_ngrams(self, hashes: NDArray[np.uint64], passage: Passage) -> None:
+        """Meet the n-grams at every position of a passage, by their hashes."""
         done = 0
-        while done < len(passage):
+        while done < len(hashes):
             done = kernels.sample_arrivals(
-                passage.window.tokens,
-                passage.window.seen,
-                self._filler,
-                self._order,
+                hashes,
                 done,
                 np.uint64(self._threshold - 1),
                 self._limit,
@@ -106,17 +105,14 @@ class ArrivalSampler:
         arrivals = take(state, "arrivals", np.uint64, (len(hashes),))
         check(sound_entries(hashes, highest, self._limit), "hashes")
         self._threshold = highest + 1
-        self._fill(hashes, arrivals)
-
-    def _lower(self) -> None:
-        sample = self.sample()
-        self._threshold = sample.threshold
-        self._fill(np.ascontiguousarray(sample.hashes), np.ascontiguousarray(sample.arrivals))
-
-    def _fill(self, hashes: NDArray[np.uint64], arrivals: NDArray[np.uint64]) -> None:
         self._slots.fill(0)
         kernels.fill_arrivals(hashes, arrivals, self._slots)
         self._entries[0] = len(hashes)
+
+    def _lower(self) -> None:
+        self._threshold = next_threshold(self._slots, self._limit + 1, self._size)
+        threshold = np.uint64(self._threshold)
+        self._entries[0] = drop_from(self._slots, _NO_TOKENS, threshold)
 
 
 class RowArrivals:

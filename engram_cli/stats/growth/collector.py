@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.collector import Looker, RowWatcher
+from engram_cli.stats.collector import Looker, NgramWatcher, RowWatcher
 from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import table_entries
 from engram_cli.stats.growth.arrivals import (
@@ -35,7 +35,7 @@ class Growth(Looker):
         """`size`: n-grams followed of each order."""
         self._layout = layout
         self._size = size
-        self._samplers = [ArrivalSampler(n, layout.filler_id, size) for n in layout.orders]
+        self._samplers = [ArrivalSampler(size) for _ in layout.orders]
         self._met: tuple[NgramArrivals, ...] = ()  # what was merged
         self._tokens = np.zeros(BINS, dtype=np.int64)
         self._rows: dict[tuple[int, int], RowArrivals] = {
@@ -50,18 +50,15 @@ class Growth(Looker):
         one = 16 * table_entries(self._size) + 3 * 24 * self._size
         return one * len(self._samplers) + 8 * min(MOST_ROWS, 2**16) * len(self._rows)
 
-    @property
-    def cost(self) -> int:
-        """Of an order: about that of hashing and counting two columns."""
-        return 2 * len(self._samplers)
-
     def push(self, passage: Passage) -> None:
-        """Note when the tokens and the n-grams of a passage arrive."""
+        """Note when the tokens of a passage arrive."""
         stretches = passage.stretches
         lengths = np.diff(stretches.begins, append=len(passage))
         np.add.at(self._tokens, (stretches.keys >> _BIN_SHIFT).astype(np.int64), lengths)
-        for sampler in self._samplers:
-            sampler.push(passage)
+
+    def ngram_watcher(self, order: int) -> NgramWatcher:
+        """The n-grams of every order are followed."""
+        return self._samplers[self._layout.orders.index(order)]
 
     def watcher(self, layer: int, order: int) -> RowWatcher:
         """The rows of every order are followed."""
