@@ -22,7 +22,7 @@ from engram_cli.runtime.fixed_state import FixedState
 from engram_cli.runtime.gathering import LookBack, Table
 from engram_cli.runtime.modules.base import MemoryModule
 from engram_cli.runtime.reference import HashTensors
-from engram_cli.runtime.state import State, cache_length, keep_on, new_state, state_of
+from engram_cli.runtime.state import KEEP, State, cache_length, keep_on, new_state, state_of
 from engram_cli.vocab.lookup import HOLE
 
 _BUFFERS = ("lookup", "multipliers", "columns")
@@ -131,11 +131,19 @@ class Memory(nn.Module):
             step.cache = cache
         history = step.state.conv_history(layer)
         rows = step.rows[self.places[layer]]
-        added, inputs = self.layers[str(layer)](hidden, rows, step.keep, history, step.age)
+        summed: Tensor
+        summed, inputs = self.layers[str(layer)](
+            hidden,
+            rows,
+            step.keep,
+            history,
+            step.age,
+            residual=True,
+            tail=self.reaches.get(layer, 0) + KEEP,
+        )
         step.done.add(layer)
         if inputs is not None:
             step.conv[layer] = inputs
-        summed: Tensor = (hidden + added).to(hidden.dtype)
         return summed
 
     def _check_shape(self, layer: int, hidden: Tensor, step: Step) -> None:

@@ -1,8 +1,8 @@
 """The one place that picks an implementation of the runtime's operations.
 
-Names and signatures are those of `reference` and `gathering`, the plain twins that any other must
-equal. The look-up runs as a Triton kernel where ids and tables lie on a CUDA device and triton can
-be imported; elsewhere it is the twin.
+Names and signatures are those of `reference`, `gathering` and `gating`, the plain twins that any
+other must equal. Look-up and gate run as Triton kernels where their tensors lie on a CUDA device
+and triton can be imported; elsewhere they are the twins.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import TokenIdError
-from engram_cli.runtime import custom, gathering
+from engram_cli.runtime import custom, custom_gate, gathering, gating
 from engram_cli.runtime.gathering import NO_LIMITS, LookBack, Table, common_dtype
+from engram_cli.runtime.gating import NO_PAST, GateWeights, Past, opened_by
 from engram_cli.runtime.reference import (
     HashTensors,
     carry_after,
-    causal_conv,
     compress,
     gather,
     hash_rows,
@@ -30,20 +30,23 @@ from engram_cli.runtime.reference import (
 )
 
 __all__ = [
+    "GateWeights",
     "HashTensors",
     "LookBack",
+    "Past",
     "Table",
     "carry_after",
-    "causal_conv",
     "check_ids",
     "compress",
     "find_rows",
+    "gate",
     "gather",
     "has_kernels",
     "hash_rows",
     "is_hole",
     "look_up",
     "look_up_step",
+    "opened_by",
     "visible",
 ]
 
@@ -56,6 +59,7 @@ def _asked_for(variable: str) -> bool:
 DEBUG = _asked_for("ENGRAM_DEBUG")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = _asked_for("TRITON_INTERPRET")
+_GATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def look_up(
@@ -147,6 +151,32 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
     return found
 
 
+def gate(
+    weights: GateWeights,
+    hidden: Tensor,
+    projected: Tensor,
+    past: Past = NO_PAST,
+    *,
+    dtype: torch.dtype,
+    residual: bool = False,
+    tail: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What the memory adds to `hidden`, or the sum, and the convolution's inputs (`gating.gate`).
+
+    One operator where there are kernels; a gradient beside a history is the twin's work, too.
+    """
+    fits = all(x.dtype in _GATE_DTYPES for x in (hidden, projected, weights.query))
+    needs_gradient = torch.is_grad_enabled() and past.history is not None
+    if not fits or needs_gradient or not has_kernels(hidden.device):
+        return gating.gate(
+            weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
+        )
+    gating.check(weights, hidden, projected, past)
+    return custom_gate.run_gate(
+        weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
+    )
+
+
 def check_ids(tensors: HashTensors, ids: Tensor) -> None:
     """Raises TokenIdError where an id is outside the vocabulary; waits for the device."""
     bad = ((ids < 0) | (ids >= len(tensors.lookup))).nonzero()
@@ -159,10 +189,10 @@ def check_ids(tensors: HashTensors, ids: Tensor) -> None:
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether the look-up on `device` runs as a kernel; warns where a GPU has to do without."""
+    """Whether kernels run on `device`; warns where a GPU has to do without."""
     if device.type == "cuda" and not _HAS_TRITON:
         warnings.warn(
-            "triton is not installed: the look-up runs as plain torch operations, several times "
+            "triton is not installed: the memory runs as plain torch operations, several times "
             "slower; python -m pip install triton",
             stacklevel=3,
         )

@@ -147,21 +147,6 @@ def gather(table: Tensor, rows: Tensor, *, sparse: bool = False) -> Tensor:
     return F.embedding(rows, table, sparse=sparse).flatten(-2)
 
 
-def causal_conv(history: Tensor, values: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """[B, T, D]: a depthwise causal convolution, without bias (docs/reference/modules.md).
-
-    `values` [B, T, D]; `history` [B, (K-1) x dilation, D], what came before; `weight` [D, 1, K],
-    its last tap on the present. The same sum in the same order however the stream was cut.
-    """
-    taps = weight.squeeze(1).t().to(values.dtype)  # [K, D]
-    stream = torch.cat((history, values), dim=1)
-    count = values.shape[1]
-    total = stream[:, :count] * taps[0]
-    for tap in range(1, len(taps)):
-        total = torch.addcmul(total, stream[:, tap * dilation : tap * dilation + count], taps[tap])
-    return total
-
-
 def is_hole(tokens: Tensor) -> Tensor:
     """bool: where a compressed id says that no token has the raw id."""
     return tokens == HOLE

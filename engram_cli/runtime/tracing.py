@@ -71,9 +71,11 @@ def _listener(
 ) -> Callable[[MemoryModule, tuple[Any, ...], Any], None]:
     def listen(module: MemoryModule, args: tuple[Any, ...], output: Any) -> None:
         hidden, rows = args[:2]
-        found = module.gates(module.split(hidden, None), module.vectors(rows))
+        streams = hidden.reshape(*rows.shape[:2], module.streams, -1)
+        found = module.gates(streams.to(module.anchor.device), module.vectors(rows))
         gates[layer] = found[0, ..., 0].float().cpu()
-        added = output[0].reshape(*rows.shape[:2], -1).float().norm(dim=-1)
+        added, _ = module.forward(*args)  # the output is the sum; without the hooks
+        added = added.reshape(*rows.shape[:2], -1).float().norm(dim=-1)
         base = hidden.reshape(*rows.shape[:2], -1).float().norm(dim=-1)
         strengths[layer] = (added / base.clamp_min(1e-12))[0].cpu()
 

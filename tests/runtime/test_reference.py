@@ -16,7 +16,7 @@ from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import carry_after, visible
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.runtime import reference
+from engram_cli.runtime import gating, reference
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.vocab.compress import CompressedVocab
@@ -214,12 +214,14 @@ def test_the_convolution_is_torchs_and_may_be_cut(
     weight = torch.randn(5, 1, kernel, generator=generator)
     reach = (kernel - 1) * dilation
     history = torch.zeros(batch, reach, 5)
-    whole = reference.causal_conv(history, values, weight, dilation)
+    taps = weight.squeeze(1).t()
+    whole = gating.dilated_conv(values, taps, dilation, gating.NO_PAST)
     padded = torch.nn.functional.pad(values.transpose(1, 2), (reach, 0))
     expected = torch.nn.functional.conv1d(padded, weight, groups=5, dilation=dilation)
     torch.testing.assert_close(whole, expected.transpose(1, 2), atol=1e-6, rtol=0)
 
     cut = data.draw(st.integers(1, count))
     stream = torch.cat((history, values), dim=1)
-    tail = reference.causal_conv(stream[:, cut : cut + reach], values[:, cut:], weight, dilation)
+    past = gating.Past(history=stream[:, cut : cut + reach])
+    tail = gating.dilated_conv(values[:, cut:], taps, dilation, past)
     assert torch.equal(tail, whole[:, cut:])

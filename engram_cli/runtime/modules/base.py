@@ -1,4 +1,4 @@
-"""What the modules share: the table as a parameter, the gate's arithmetic, the short convolution.
+"""What the modules share: the table as a parameter, and all that follows the projections.
 
 In: hidden states and row numbers. Out: the addition, and the inputs of the convolution, which
 decoding remembers.
@@ -6,7 +6,7 @@ decoding remembers.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle import BundleSpec
 from engram_cli.runtime import ops
+from engram_cli.runtime.gating import GateWeights
 
-MIN_GATE_DOT = 1e-6
+MANY_TOKENS = 512  # from here on outputs are larger than weights
 TABLE = "multi_head_embedding.embedding.weight"
 
 
@@ -58,7 +59,6 @@ class MemoryModule(nn.Module):
     def __init__(self, spec: BundleSpec, embedding: MultiHeadEmbedding) -> None:
         super().__init__()
         self.streams = spec.module.streams
-        self.scale = 1 / math.sqrt(spec.hidden_size)
         self.multi_head_embedding = embedding
 
     @property
@@ -71,9 +71,21 @@ class MemoryModule(nn.Module):
         """A dense weight whose device and dtype are the module's."""
         raise NotImplementedError
 
-    def gates(self, hidden: Tensor, vectors: Tensor) -> Tensor:
-        """[B, T, streams, 1] in 0..1, of streams [B, T, streams, d] and vectors [B, T, C x dim]."""
+    def project(self, vectors: Tensor) -> Tensor:
+        """[B, T, streams x d + d]: the keys of all streams, then the value, of `vectors`."""
         raise NotImplementedError
+
+    def gate_weights(self) -> GateWeights:
+        """The weights of what follows the projections."""
+        raise NotImplementedError
+
+    def added_dtype(self, hidden: Tensor) -> torch.dtype:
+        """The dtype of the addition."""
+        return hidden.dtype
+
+    def gates(self, hidden: Tensor, vectors: Tensor) -> Tensor:
+        """[B, T, streams, 1] in 0..1, float32, of hidden [B, T, streams, d] and [B, T, C x dim]."""
+        return ops.opened_by(self.gate_weights(), hidden, self.project(vectors))[0]
 
     def forward(
         self,
@@ -82,15 +94,31 @@ class MemoryModule(nn.Module):
         keep: Tensor | None = None,
         history: Tensor | None = None,
         age: Tensor | None = None,
+        *,
+        residual: bool = False,
+        tail: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """What to add to `hidden`, of its shape, and the convolution's new inputs if it has one.
 
         `hidden` [B, T, d], [B, T, streams, d] or [B, T, streams x d]; `rows` int64[B, T, C]; `keep`
         bool[B, T], False at padding, which gets zero and feeds nothing; `history` [B, reach,
         streams x d]; `age` int64[B, T], how many earlier positions belong to the same document,
-        None where a line is one document.
+        None where a line is one document. `residual` gives the sum with `hidden`, rounded once;
+        the inputs are those of the last `tail` positions.
         """
-        raise NotImplementedError
+        device = self.anchor.device
+        streams = hidden.to(device).reshape(*hidden.shape[:2], self.streams, -1)
+        keep, history, age = (None if x is None else x.to(device) for x in (keep, history, age))
+        out, inputs = ops.gate(
+            self.gate_weights(),
+            streams,
+            self.project(self.vectors(rows)),
+            ops.Past(keep=keep, history=history, age=age),
+            dtype=hidden.dtype if residual else self.added_dtype(hidden),
+            residual=residual,
+            tail=tail,
+        )
+        return out.reshape(hidden.shape).to(hidden.device), inputs
 
     def vectors(self, rows: Tensor) -> Tensor:
         """[B, T, C x dim] of rows int64[B, T, C] where the dense weights are, in their dtype.
@@ -100,32 +128,6 @@ class MemoryModule(nn.Module):
         out: Tensor = rows if rows.is_floating_point() else self.multi_head_embedding(rows)
         return out.to(self.anchor.device, self.anchor.dtype)
 
-    def split(self, hidden: Tensor, keep: Tensor | None) -> Tensor:
-        """The streams [B, T, streams, d] of hidden states, blank at padding."""
-        streams = hidden.to(self.anchor.device).reshape(*hidden.shape[:2], self.streams, -1)
-        return streams if keep is None else streams.masked_fill(~keep[:, :, None, None], 0)
-
-    def home(self, keep: Tensor | None) -> Tensor | None:
-        """A mask on the module's device."""
-        return None if keep is None else keep.to(self.anchor.device)
-
-
-class ShortConv(nn.Module):
-    """Depthwise causal convolution and SiLU over streams x d, whose normalised inputs it is given.
-
-    It holds its weight under the name `conv`; a subclass may choose another.
-    """
-
-    def __init__(self, width: int, kernel: int, dilation: int) -> None:
-        super().__init__()
-        self.conv = depthwise(width, kernel, dilation)
-        self.reach = (kernel - 1) * dilation
-        self.dilation = dilation
-
-    def forward(self, inputs: Tensor, history: Tensor | None, age: Tensor | None) -> Tensor:
-        """[B, T, streams x d] of `inputs`; `history` [B, reach, streams x d], None at a start."""
-        return short_conv(self.conv.weight, self.dilation, inputs, history, age)
-
 
 def depthwise(width: int, kernel: int, dilation: int) -> nn.Conv1d:
     """The convolution's weight [width, 1, kernel], held as the published modules hold it."""
@@ -134,43 +136,19 @@ def depthwise(width: int, kernel: int, dilation: int) -> nn.Conv1d:
     )
 
 
-def short_conv(
-    weight: Tensor, dilation: int, inputs: Tensor, history: Tensor | None, age: Tensor | None
-) -> Tensor:
-    """SiLU of the causal convolution of `inputs` [B, T, D]; as `MemoryModule.forward` says."""
-    if history is None:
-        reach = (weight.shape[-1] - 1) * dilation
-        history = inputs.new_zeros(inputs.shape[0], reach, inputs.shape[2])
-    history = history.to(inputs.device, inputs.dtype)
-    if age is None:
-        return F.silu(ops.causal_conv(history, inputs, weight, dilation))
-    return F.silu(_conv_within(history, inputs, weight, dilation, age.to(inputs.device)))
+def project(vectors: Tensor, linears: Sequence[nn.Module]) -> Tensor:
+    """The outputs of linear layers side by side, [B, T, sum of their widths].
 
-
-def _conv_within(
-    history: Tensor, inputs: Tensor, weight: Tensor, dilation: int, age: Tensor
-) -> Tensor:
-    """`ops.causal_conv`, each tap reading zero where it lies in an earlier document."""
-    taps = weight.squeeze(1).t().to(inputs.dtype)  # [K, D]
-    stream = torch.cat((history, inputs), dim=1)
-    count, last = inputs.shape[1], len(taps) - 1
-    total = torch.zeros_like(inputs)
-    for tap, factor in enumerate(taps):
-        seen = (age >= (last - tap) * dilation)[..., None]
-        source = stream[:, tap * dilation : tap * dilation + count]
-        total = torch.addcmul(total, source.masked_fill(~seen, 0), factor)
-    return total
-
-
-def open_gate(dot: Tensor) -> Tensor:
-    """The gate in 0..1 of a scaled dot product: the sigmoid of its signed root."""
-    return (dot.abs().clamp_min(MIN_GATE_DOT).sqrt() * dot.sign()).sigmoid()
-
-
-def mean_square_normed(x: Tensor, eps: float) -> Tensor:
-    """`x` [..., d] over the root of its mean square, in float32 or wider."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + eps)
+    Many tokens: one product with all weights, so that no output is copied; few: one each, so that
+    no weight is. A layer that is more than nn.Linear (an adapter, a quantised one) is called.
+    """
+    plain = [linear for linear in linears if type(linear) is nn.Linear]
+    if len(plain) < len(linears) or vectors.shape[0] * vectors.shape[1] < MANY_TOKENS:
+        return torch.cat([linear(vectors) for linear in linears], dim=-1)
+    weights: list[Tensor] = [linear.weight for linear in plain]
+    biases: list[Tensor] = [linear.bias for linear in plain if linear.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    return F.linear(vectors, torch.cat(weights), bias)
 
 
 def load_dense(module: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -6,12 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.formats.bundle import BundleSpec
-from engram_cli.runtime.modules.base import (
-    MemoryModule,
-    MultiHeadEmbedding,
-    mean_square_normed,
-    open_gate,
-)
+from engram_cli.runtime.gating import GateWeights
+from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding
 
 
 class DeepSeekV41(MemoryModule):
@@ -31,30 +27,15 @@ class DeepSeekV41(MemoryModule):
         """A dense weight whose device and dtype are the module's."""
         return self.wkv.weight
 
-    def gates(self, hidden: Tensor, vectors: Tensor) -> Tensor:
-        """[B, T, streams, 1] in 0..1, float32."""
-        return self._gates(hidden, self.wkv(vectors))
+    def project(self, vectors: Tensor) -> Tensor:
+        """[B, T, streams x d + d] of vectors [B, T, C x dim]."""
+        out: Tensor = self.wkv(vectors)
+        return out
 
-    def _gates(self, hidden: Tensor, projected: Tensor) -> Tensor:
-        keys = projected[..., : self.k_weight.numel()]
-        keys = keys.reshape(*keys.shape[:-1], *self.k_weight.shape)
-        query = mean_square_normed(hidden, self.eps) * self.q_weight
-        key = mean_square_normed(keys, self.eps) * self.k_weight
-        return open_gate((query * key).sum(dim=-1, keepdim=True) * self.scale)
+    def gate_weights(self) -> GateWeights:
+        """Plain norm weights, no convolution."""
+        return GateWeights(query=self.q_weight, key=self.k_weight, eps=self.eps)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        rows: Tensor,
-        keep: Tensor | None = None,
-        history: Tensor | None = None,
-        age: Tensor | None = None,
-    ) -> tuple[Tensor, None]:
-        """The addition in float32, rounded once with the sum; see `MemoryModule.forward`."""
-        keep = self.home(keep)
-        projected = self.wkv(self.vectors(rows))
-        gate = self._gates(self.split(hidden, keep), projected)
-        out = gate * projected[..., self.k_weight.numel() :].unsqueeze(2)
-        if keep is not None:
-            out = out.masked_fill(~keep[:, :, None, None], 0)
-        return out.reshape(hidden.shape).to(hidden.device), None
+    def added_dtype(self, hidden: Tensor) -> torch.dtype:
+        """float32: the sum is rounded once, wherever it is made."""
+        return torch.promote_types(hidden.dtype, torch.float32)

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from engram_cli.formats.bundle import BundleSpec
-from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, ShortConv, open_gate
+from engram_cli.runtime.gating import GateWeights
+from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, depthwise, project
 
 CONV_NORM_EPS = 1e-5
 
 
-class RMSNorm(nn.RMSNorm):
-    """torch's, computed in the dtype of its weight where autocast hands it another."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """RMS-normalised `x` [..., d]."""
-        return super().forward(x.to(self.weight.dtype))
-
-
-class NormedConv(ShortConv):
-    """The short convolution with an RMS norm for each stream before it."""
+class NormedConv(nn.Module):
+    """The weights of the short convolution, and of the RMS norm for each stream before it."""
 
     def __init__(self, hidden_size: int, streams: int, kernel: int, dilation: int) -> None:
-        super().__init__(streams * hidden_size, kernel, dilation)
-        self.norms = nn.ModuleList(RMSNorm(hidden_size, eps=CONV_NORM_EPS) for _ in range(streams))
-
-    def inputs(self, value: Tensor) -> Tensor:
-        """[B, T, streams x d]: what is convolved, of gated values [B, T, streams, d]."""
-        normed = [norm(value[:, :, stream]) for stream, norm in enumerate(self.norms)]
-        return normed[0] if len(normed) == 1 else torch.cat(normed, dim=-1)
+        super().__init__()
+        self.conv = depthwise(streams * hidden_size, kernel, dilation)
+        self.norms = nn.ModuleList(nn.RMSNorm(hidden_size) for _ in range(streams))
+        self.dilation = dilation
 
 
 class EngramV1(MemoryModule):
@@ -41,44 +33,37 @@ class EngramV1(MemoryModule):
         self.short_conv = NormedConv(d, streams, spec.module.conv_kernel, spec.conv_dilation)
         self.value_proj = nn.Linear(embed, d)
         self.key_projs = nn.ModuleList(nn.Linear(embed, d) for _ in range(streams))
-        self.norm1 = nn.ModuleList(RMSNorm(d) for _ in range(streams))
-        self.norm2 = nn.ModuleList(RMSNorm(d) for _ in range(streams))
+        self.norm1 = nn.ModuleList(nn.RMSNorm(d) for _ in range(streams))
+        self.norm2 = nn.ModuleList(nn.RMSNorm(d) for _ in range(streams))
 
     @property
     def reach(self) -> int:
         """How many earlier positions the convolution reads."""
-        return self.short_conv.reach
+        return self.gate_weights().reach
 
     @property
     def anchor(self) -> Tensor:
         """A dense weight whose device and dtype are the module's."""
         return self.value_proj.weight
 
-    def gates(self, hidden: Tensor, vectors: Tensor) -> Tensor:
-        """[B, T, streams, 1] in 0..1: how far each stream [B, T, streams, d] lets the value in."""
-        found = []
-        for stream in range(self.streams):
-            key = self.norm1[stream](self.key_projs[stream](vectors))
-            query = self.norm2[stream](hidden[:, :, stream])
-            found.append(open_gate((key * query).sum(dim=-1) * self.scale))
-        return torch.stack(found, dim=2).unsqueeze(-1)
+    def project(self, vectors: Tensor) -> Tensor:
+        """[B, T, streams x d + d] of vectors [B, T, C x dim]."""
+        return project(vectors, [*self.key_projs, self.value_proj])
 
-    def forward(
-        self,
-        hidden: Tensor,
-        rows: Tensor,
-        keep: Tensor | None = None,
-        history: Tensor | None = None,
-        age: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The addition in `hidden`'s dtype; see `MemoryModule.forward`."""
-        keep, vectors = self.home(keep), self.vectors(rows)
-        value = self.gates(self.split(hidden, keep), vectors)
-        value = value * self.value_proj(vectors).unsqueeze(2)
-        inputs = self.short_conv.inputs(value)
-        if keep is not None:
-            inputs = inputs.masked_fill(~keep[:, :, None], 0)
-        out = value.flatten(2) + self.short_conv(inputs, history, age)
-        if keep is not None:
-            out = out.masked_fill(~keep[:, :, None], 0)
-        return out.reshape(hidden.shape).to(hidden.device, hidden.dtype), inputs
+    def gate_weights(self) -> GateWeights:
+        """`norm1` is the key's, `norm2` the hidden state's; torch's eps is float32's."""
+        return GateWeights(
+            query=_stacked(self.norm2),
+            key=_stacked(self.norm1),
+            norm=_stacked(self.short_conv.norms),
+            taps=self.short_conv.conv.weight,
+            eps=torch.finfo(torch.promote_types(self.anchor.dtype, torch.float32)).eps,
+            norm_eps=CONV_NORM_EPS,
+            dilation=self.short_conv.dilation,
+        )
+
+
+def _stacked(norms: nn.ModuleList) -> Tensor:
+    """[streams, d]: the weights of norms."""
+    weights = [cast(Tensor, norm.weight) for norm in norms]
+    return weights[0][None] if len(weights) == 1 else torch.stack(weights)

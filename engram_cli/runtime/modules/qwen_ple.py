@@ -6,30 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.formats.bundle import BundleSpec
-from engram_cli.runtime.modules.base import (
-    MemoryModule,
-    MultiHeadEmbedding,
-    depthwise,
-    mean_square_normed,
-    open_gate,
-    short_conv,
-)
+from engram_cli.runtime.gating import GateWeights
+from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, depthwise, project
 
 
 class CentredNorm(nn.Module):
-    """RMS norm of each stream of [..., streams x d], its weight stored less one; in float32."""
+    """The weight of an RMS norm of each stream, [streams x d], stored less one."""
 
-    def __init__(self, streams: int, hidden_size: int, eps: float) -> None:
+    def __init__(self, streams: int, hidden_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(streams * hidden_size))
-        self.streams, self.eps = streams, eps
+        self.streams = streams
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised streams [B, T, streams, d], of their dtype."""
-        weight = (1 + self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))).view(
-            self.streams, -1
-        )
-        return (mean_square_normed(x, self.eps) * weight).to(x.dtype)
+    def by_stream(self) -> Tensor:
+        """[streams, d]."""
+        return self.weight.view(self.streams, -1)
 
 
 class QwenPLE(MemoryModule):
@@ -38,49 +29,39 @@ class QwenPLE(MemoryModule):
     def __init__(self, spec: BundleSpec, embedding: MultiHeadEmbedding) -> None:
         super().__init__(spec, embedding)
         d, embed, streams = spec.hidden_size, spec.embed_dim, self.streams
-        eps = spec.module.norm_eps
-        assert eps is not None
+        assert spec.module.norm_eps is not None
+        self.eps = spec.module.norm_eps
         self.key_proj = nn.Linear(embed, streams * d, bias=False)
         self.value_proj = nn.Linear(embed, d, bias=False)
-        self.norm_key = CentredNorm(streams, d, eps)
-        self.norm_query = CentredNorm(streams, d, eps)
-        self.norm_conv = CentredNorm(streams, d, eps)
+        self.norm_key = CentredNorm(streams, d)
+        self.norm_query = CentredNorm(streams, d)
+        self.norm_conv = CentredNorm(streams, d)
         self.conv1d = depthwise(streams * d, spec.module.conv_kernel, spec.conv_dilation)
         self.dilation = spec.conv_dilation
 
     @property
     def reach(self) -> int:
         """How many earlier positions the convolution reads."""
-        return (self.conv1d.weight.shape[-1] - 1) * self.dilation
+        return self.gate_weights().reach
 
     @property
     def anchor(self) -> Tensor:
         """A dense weight whose device and dtype are the module's."""
         return self.value_proj.weight
 
-    def gates(self, hidden: Tensor, vectors: Tensor) -> Tensor:
-        """[B, T, streams, 1] in 0..1: how far each stream [B, T, streams, d] lets the value in."""
-        key = self.norm_key(self.key_proj(vectors).unflatten(-1, (self.streams, -1)))
-        dot = (key * self.norm_query(hidden)).sum(dim=-1, keepdim=True) * self.scale
-        return open_gate(dot)
+    def project(self, vectors: Tensor) -> Tensor:
+        """[B, T, streams x d + d] of vectors [B, T, C x dim]."""
+        return project(vectors, [self.key_proj, self.value_proj])
 
-    def forward(
-        self,
-        hidden: Tensor,
-        rows: Tensor,
-        keep: Tensor | None = None,
-        history: Tensor | None = None,
-        age: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The addition in `hidden`'s dtype; see `MemoryModule.forward`."""
-        keep, vectors = self.home(keep), self.vectors(rows)
-        value = self.gates(self.split(hidden, keep), vectors)
-        value = value * self.value_proj(vectors).unsqueeze(2)
-        inputs = self.norm_conv(value).flatten(2)
-        if keep is not None:
-            inputs = inputs.masked_fill(~keep[:, :, None], 0)
-        convolved = short_conv(self.conv1d.weight, self.dilation, inputs, history, age)
-        out = value.flatten(2) + convolved
-        if keep is not None:
-            out = out.masked_fill(~keep[:, :, None], 0)
-        return out.reshape(hidden.shape).to(hidden.device, hidden.dtype), inputs
+    def gate_weights(self) -> GateWeights:
+        """One eps for the three norms."""
+        return GateWeights(
+            query=self.norm_query.by_stream(),
+            key=self.norm_key.by_stream(),
+            norm=self.norm_conv.by_stream(),
+            taps=self.conv1d.weight,
+            eps=self.eps,
+            norm_eps=self.eps,
+            centred=True,
+            dilation=self.dilation,
+        )

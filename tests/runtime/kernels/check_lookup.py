@@ -225,5 +225,5 @@ def test_a_model_looks_up_by_one_operator(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(ops, "has_kernels", lambda device: False)
     expected = run()
     assert len(calls) == 5
-    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=1e-5)  # the gate's sums
     assert torch.equal(found[1], expected[1])

@@ -12,8 +12,8 @@ import pytest
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_the_kernels_equal_their_twins() -> None:
-    checks = Path(__file__).with_name("check_lookup.py")
+@pytest.mark.parametrize("checks", sorted(Path(__file__).parent.glob("check_*.py")))
+def test_the_kernels_equal_their_twins(checks: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(checks)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

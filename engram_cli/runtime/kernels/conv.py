@@ -1,0 +1,191 @@
+"""The gated value's short convolution as a Triton kernel, and its launcher.
+
+Its input at a token is value x factor x norm weight, the factor one number a row (the facts of
+`kernels.gate`), so that nothing but the shared value is read again for earlier tokens.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engram_cli.runtime.kernels.tiles import Tile, device_of
+
+
+@triton.jit
+def seen_before(token, place, here, lag, age, AGE: tl.constexpr):
+    """Whether the token `lag` before is in the same line and document, [BLOCK_T]."""
+    seen = here & (place >= lag)
+    if AGE:
+        seen = seen & (tl.load(age + token, mask=here, other=0) >= lag)
+    return seen
+
+
+@triton.jit
+def norm_weight(norm, at, inside, CENTRED: tl.constexpr):
+    """The norm's weight as it is multiplied with, [BLOCK_D]."""
+    weight = tl.load(norm + at, mask=inside, other=0.0).to(tl.float32)
+    if CENTRED:
+        weight += 1.0
+    return weight
+
+
+@triton.jit
+def tap_weights(taps, at, inside, stride, TAPS: tl.constexpr):
+    """The weights of all taps, TAPS x [1, BLOCK_D]."""
+    found = ()
+    for tap in tl.static_range(TAPS):
+        found = found + (tl.load(taps + tap * stride + at, mask=inside, other=0.0)[None, :],)
+    return found
+
+
+@triton.jit
+def conv_kernel(
+    out,
+    inputs,
+    hidden,
+    projected,
+    history,
+    norm,
+    taps,
+    keep,
+    age,
+    facts,
+    tokens,
+    rows,
+    line,
+    tail,
+    D: tl.constexpr,
+    STREAMS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DILATION: tl.constexpr,
+    CENTRED: tl.constexpr,
+    KEEP: tl.constexpr,
+    AGE: tl.constexpr,
+    HISTORY: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    RANGE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The output of RANGE tokens, BLOCK_D columns of a stream, [BLOCK_T, BLOCK_D] at a time.
+
+    `inputs` gets each line's last `tail` inputs of the convolution.
+    """
+    column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    stream = tl.program_id(1)
+    inside = column < D
+    kind = projected.dtype.element_ty
+    weight = norm_weight(norm, stream * D + column, inside, CENTRED)[None, :]
+    tapped = tap_weights(taps, stream * D + column, inside, STREAMS * D, TAPS)
+    first = tl.program_id(2) * RANGE
+    for begin in range(first, tl.minimum(tokens, first + RANGE), BLOCK_T):
+        # Divided as int32: an int64 division costs as much as the rest of the loop.
+        index = begin + tl.arange(0, BLOCK_T)
+        here = index < tokens
+        mask = here[:, None] & inside[None, :]
+        sequence = index // line
+        place = index - sequence * line
+        token = index.to(tl.int64)
+        row = token * STREAMS + stream
+        at = row[:, None] * D + column[None, :]
+        values = projected + token[:, None] * ((STREAMS + 1) * D) + (STREAMS * D + column)[None, :]
+        total = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+        v = total
+        for tap in tl.static_range(TAPS):
+            lag = (TAPS - 1 - tap) * DILATION
+            seen = seen_before(token, place, here, lag, age, AGE)
+            source = values - lag * ((STREAMS + 1) * D)
+            v = tl.load(source, mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
+            factor = tl.load(facts + rows + row - lag * STREAMS, mask=seen, other=0.0)
+            normed = (v * factor[:, None] * weight).to(kind)
+            if HISTORY:
+                earlier = here & (place < lag)
+                if AGE:
+                    earlier = earlier & (tl.load(age + token, mask=here, other=0) >= lag)
+                past = (sequence.to(tl.int64) + 1) * ((TAPS - 1) * DILATION) + place - lag
+                source = history + (past * STREAMS + stream)[:, None] * D + column[None, :]
+                found = tl.load(source, mask=earlier[:, None] & inside[None, :], other=0.0)
+                normed = tl.where(earlier[:, None], found.to(kind), normed)
+            total += normed.to(tl.float32) * tapped[tap]
+            if tap == TAPS - 1:
+                last = (begin + BLOCK_T - 1) % line
+                if (last >= line - tail) | (last < BLOCK_T):
+                    kept = here & (place >= line - tail)
+                    slot = sequence.to(tl.int64) * tail + place - (line - tail)
+                    target = inputs + (slot * STREAMS + stream)[:, None] * D + column[None, :]
+                    tl.store(target, normed, mask=kept[:, None] & inside[None, :])
+        gate = tl.load(facts + row, mask=here, other=0.0)
+        y = gate[:, None] * v + total * tl.sigmoid(total)
+        if KEEP:
+            live = tl.load(keep + token, mask=here, other=0) != 0
+            y = tl.where(live[:, None], y, 0.0)
+        if RESIDUAL:
+            y += tl.load(hidden + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+
+
+# From figures of an H200: 16 bytes a thread and load, a row of the tile to a warp.
+FORWARD = Tile(8, 256, 4, range=32)
+
+
+def convolve(
+    out: Tensor,
+    hidden: Tensor,
+    projected: Tensor,
+    norm: Tensor,
+    taps: Tensor,
+    keep: Tensor | None,
+    age: Tensor | None,
+    history: Tensor | None,
+    facts: Tensor,
+    *,
+    line: int,
+    tail: int,
+    dilation: int,
+    centred: bool,
+    residual: bool,
+) -> Tensor:
+    """Fill `out` [tokens, S, d] of lines of `line` tokens; the last inputs [B, tail, S x d].
+
+    `taps` float32[K, S x d]; the rest as `gate.gate` takes it.
+    """
+    tokens, streams, width = hidden.shape
+    lines = tokens // line if line else 0
+    inputs = projected.new_empty((lines, tail, streams * width))
+    if not tokens:
+        return inputs
+    tile = FORWARD.fit(width)
+    grid = (triton.cdiv(width, tile.columns), streams, triton.cdiv(tokens, tile.range))
+    with device_of(hidden):
+        conv_kernel[grid](
+            out,
+            inputs,
+            hidden,
+            projected,
+            hidden if history is None else history,
+            norm,
+            taps,
+            hidden if keep is None else keep,
+            hidden if age is None else age,
+            facts,
+            tokens,
+            tokens * streams,
+            line,
+            tail,
+            D=width,
+            STREAMS=streams,
+            TAPS=len(taps),
+            DILATION=dilation,
+            CENTRED=centred,
+            KEEP=keep is not None,
+            AGE=age is not None,
+            HISTORY=history is not None,
+            RESIDUAL=residual,
+            RANGE=tile.range,
+            BLOCK_T=tile.tokens,
+            BLOCK_D=tile.columns,
+            num_warps=tile.warps,
+        )
+    return inputs
