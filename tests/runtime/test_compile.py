@@ -73,6 +73,8 @@ def test_a_static_state_keeps_its_addresses(model: PreTrainedModel) -> None:
     assert [t.data_ptr() for t in (state.tokens, *state.conv.values())] == places
 
 
+# inductor imports parts of torch that torch has deprecated.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("padding", [0, 3])
 def test_inductor(model: PreTrainedModel, padding: int) -> None:
