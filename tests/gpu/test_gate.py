@@ -71,6 +71,7 @@ def test_a_decode_step_continues_a_line() -> None:
         assert torch.equal(step.run(ops.gate)[0], whole[:, 30:31])
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own
 def test_torch_compile_sees_one_operator() -> None:
     call = make_call(GateCase(width=256, dtype=torch.bfloat16), "cuda")
     expected = call.gradients(ops.gate)
