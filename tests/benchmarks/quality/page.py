@@ -1,0 +1,101 @@
+"""docs/quality.md out of what a run of the experiment found.
+
+python tests/benchmarks/quality/page.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+FOUND = HERE / "h200.json"
+TEMPLATE = HERE / "page.md"
+PAGE = HERE.parents[2] / "docs" / "quality.md"
+
+
+def main() -> None:
+    found = json.loads(FOUND.read_text())
+    PAGE.write_text(page(found))
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page."""
+    size, trainings = found["size"], found["trainings"]
+    scratch = [t for t in trainings if t["start"] == "scratch"]
+    go_on = [t for t in trainings if t["start"] == "bare"]
+    memory = next(t for t in trainings if t["init"] == "normal")
+    bare = [t for t in scratch if t["init"] is None and not t["wider"]]
+    geometry = found["geometry"]
+
+    def differs(name: str, within: list[dict[str, Any]]) -> float:
+        return statistics.mean(_against_bare(name, within))
+
+    seconds = {t["name"]: t["seconds"] for t in scratch if t["seed"] == 2}
+    return TEMPLATE.read_text().format(
+        parameters=bare[0]["parameters"] / 1e6,
+        corpus=found["train_tokens"] / 1e6,
+        held_out=found["held_out_tokens"],
+        at=" and ".join(str(layer) for layer in geometry["layers"]),
+        dim=geometry["dim"],
+        rows=memory["memory_rows"] / 1e6,
+        read=2 * geometry["heads"] * geometry["dim"] * len(geometry["layers"]),
+        dense=memory["memory_dense"] / 1e6,
+        machine=found["machine"],
+        torch=found["versions"]["torch"],
+        steps=found["steps"],
+        more=found["steps"] // 2,
+        trained=found["steps"] * size["batch"] * size["length"] / 1e6,
+        all_trained=1.5 * found["steps"] * size["batch"] * size["length"] / 1e6,
+        scratch=_table(scratch),
+        go_on=_table(go_on),
+        seeds=len(bare),
+        gain=-differs("memory, random rows", scratch),
+        wider=differs("bare, wider", scratch),
+        slower=seconds["memory, random rows"] / seconds["bare"],
+        random=differs("memory, random rows", go_on),
+        next_token=differs("memory, next-token rows", go_on),
+        next_token_frozen=differs("memory, next-token rows frozen", go_on),
+        random_frozen=differs("memory, random rows frozen", go_on),
+        token_mean_frozen=differs("memory, token-mean rows frozen", go_on),
+        gates=_gates(trainings),
+        **{name: size[name] for name in ("layers", "hidden", "vocabulary", "batch", "length")},
+    )
+
+
+def _against_bare(name: str, within: list[dict[str, Any]]) -> list[float]:
+    """The held-out loss of a training less that of the bare one, by seed."""
+    bare = {t["seed"]: t["held_out"] for t in within if t["name"] == "bare"}
+    return [t["held_out"] - bare[t["seed"]] for t in within if t["name"] == name]
+
+
+def _table(trainings: list[dict[str, Any]]) -> str:
+    seeds = sorted({t["seed"] for t in trainings})
+    header = ["training", *(f"seed {seed}" for seed in seeds), "against bare", "spread"]
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    for name in dict.fromkeys(t["name"] for t in trainings):
+        own = {t["seed"]: t["held_out"] for t in trainings if t["name"] == name}
+        against = _against_bare(name, trainings)
+        spread = f"{min(against):+.3f} to {max(against):+.3f}" if len(against) > 1 else ""
+        losses = [f"{own[seed]:.3f}" if seed in own else "" for seed in seeds]
+        differs = "" if name == "bare" else f"{statistics.mean(against):+.3f}"
+        lines.append([name, *losses, differs, "" if name == "bare" else spread])
+    return "Held-out loss, nats a token:\n\n" + "\n".join(f"| {' | '.join(x)} |" for x in lines)
+
+
+def _gates(trainings: list[dict[str, Any]]) -> str:
+    lines = ["| training | layer | mean | 10 % | 50 % | 90 % |", "| --- | --- | " + "---: | " * 4]
+    for training in trainings:
+        if training["seed"] == 0:
+            name = f"{training['name']}, {'from scratch' if training['start'] != 'bare' else ''}"
+            for layer, figures in training["gates"].items():
+                shown = " | ".join(f"{figure:.2f}" for figure in figures)
+                number = layer.rpartition(".")[2]
+                lines.append(f"| {name.rstrip(', ')} | {number} | {shown} |")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    main()
