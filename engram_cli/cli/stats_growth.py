@@ -14,6 +14,8 @@ _SHARING = (0.5, 0.1)
 _HOT = (0.001, 0.01, 0.1, 0.2)
 _CACHES = (0.01, 0.1)
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
 
 def growth_parts(result: Figured) -> list[RenderableType]:
     """The n-grams of this corpus and of larger ones, and the rows that would keep them apart."""
@@ -112,4 +114,5 @@ def _cache(entry: dict[str, Any], share: float) -> str:
         range(len(entry["cache_rows"])),
         key=lambda index: abs(math.log(entry["cache_rows"][index]) - wanted),
     )
-    return f"{100 * entry['hit_rate'][at]:.1f} ({quantity(entry['cache_rows'][at], '').strip()})"
+    rows = quantity(entry["cache_rows"][at], "").strip().replace(" ", NO_BREAK)
+    return f"{100 * entry['hit_rate'][at]:.1f}{NO_BREAK}({rows})"
