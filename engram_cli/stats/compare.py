@@ -67,6 +67,7 @@ class Uncompressed(Looker):
 
     def partial(self) -> State:
         """Hits and samples, as those of the layout itself."""
+        self._counter.settle()
         hits = {str(layer): hits for layer, hits in self._counter.hits.items()}
         return nested(hits=hits, samples=samples_state(self._samples()))
 

@@ -179,7 +179,7 @@ class Counter:
 
     def counts(self, *, tokens: int, documents: int, joined: bool) -> Counts:
         """What was counted; the arrays are not copied."""
-        self._settle()
+        self.settle()
         return Counts(
             layout=self.layout,
             tokens=tokens,
@@ -191,7 +191,7 @@ class Counter:
 
     def state(self) -> State:
         """Of counters, samplers and collectors; no thread may be counting."""
-        self._settle()
+        self.settle()
         return nested(
             hits={str(layer): hits for layer, hits in self.hits.items()},
             samplers=numbered([sampler.state() for sampler in self.samplers]),
@@ -207,7 +207,7 @@ class Counter:
         for index, collector in enumerate(self.collectors):
             collector.restore(part_of(state, f"collectors/{index}"))
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Count in this thread what is still pending."""
         scratch: NDArray[np.uint32] | None = None
         for task in self.tasks:
