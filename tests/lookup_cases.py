@@ -15,9 +15,10 @@ from torch import Tensor
 
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.runtime.gathering import LookBack, Table
+from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.reference import HashTensors
+from engram_cli.runtime.tables import Table
 from engram_cli.vocab.compress import CompressedVocab
 
 VOCAB = 40
@@ -205,6 +206,8 @@ def a_table(kind: str, rows: int, dim: int, device: torch.device, *, wide: bool 
     if kind == "int8":
         values = raw(0, 256, *shape).view(torch.int8)
         return Table(values=values.to(device), scales=floats(shape[0]).to(device))
+    if kind in DECODED:
+        return _decoded(kind, raw(0, 256, *shape), floats(shape[0], -(-dim // 32)).half(), device)
     values = raw(0, 256, *shape)
     if not wide:
         values = values & 0xFE  # no NaN
@@ -217,6 +220,20 @@ def a_table(kind: str, rows: int, dim: int, device: torch.device, *, wide: bool 
     return Table(values=values.to(device), scales=scales.to(device))
 
 
+def _decoded(kind: str, values: Tensor, scales: Tensor, device: torch.device) -> Table:
+    """Rows that only the twin decodes, of random bytes and float16 scales."""
+    dim = values.shape[1]
+    values, scales = values.to(device), scales.to(device)
+    if kind == "fp8 + e8m0, ragged":
+        return Table(values=values, scales=scales.view(torch.uint8)[:, ::2].contiguous())
+    if kind == "int8_b32":
+        return Table(values=values.view(torch.int8), scales=scales)
+    if kind == "int4":
+        scales = scales[:, 0].float()
+    return Table(values=values[:, : -(-dim // 2)].contiguous(), scales=scales, dim=dim)
+
+
+DECODED = {"fp8 + e8m0, ragged": 40, "int8_b32": 64, "int4": 7, "int4_b32": 33}
 TABLES = {
     "float32": (64, 12, 5, 1),
     "bfloat16": (64, 12, 5),

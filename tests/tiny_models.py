@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.module_spec import module_spec

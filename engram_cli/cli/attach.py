@@ -56,6 +56,9 @@ def attach(
     packed: Annotated[
         bool, typer.Option("--packed", help="Documents packed into a line see nothing of others.")
     ] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Refer to the table instead of copying its rows.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the gate's random weights.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the byte arithmetic and stop.")
@@ -85,6 +88,7 @@ def attach(
             init_value=init_value,
             init_gate=init_gate,
             packed=packed,
+            reference=reference,
             seed=seed,
             force=force,
             dry_run=dry_run,
@@ -106,15 +110,28 @@ def _parts(result: AttachResult) -> list[RenderableType]:
         ("scheme", result.scheme),
         ("layers", f"{', '.join(map(str, result.layers))}: {result.why}"),
         ("rows", f"{rows}, {result.dim} x {result.dtype} each"),
-        ("table", quantity(cost.table_bytes, "bytes")),
+        ("table", _table(result)),
         ("module", f"{result.module}: {cost.dense_parameters:,} parameters, "
          f"{quantity(cost.dense_bytes, 'bytes')}"),
         ("a token reads", f"{cost.token_rows:,} rows, {cost.token_bytes:,} bytes"),
-        ("written" if result.written else "would write", shown_path(result.out)),
+        ("written" if result.written else "would write",
+         f"{shown_path(result.out)}, {quantity(cost.disk_bytes, 'bytes')}"),
     ]  # fmt: skip
+    if not result.written:
+        free = quantity(result.free_bytes, "bytes")
+        lines.append(("fits", f"{'yes' if result.fits else 'no'}: {free} are free on the disk"))
     if result.zero_rows:
         named = ", ".join(map(str, result.zero_rows))
         lines.append(("zero rows", f"layers {named}: no output changes until they are trained"))
     if not result.identity:
         lines.append(("outputs", "change at once: the value projection is random"))
     return [facts("Bundle", lines)]
+
+
+def _table(result: AttachResult) -> str:
+    from engram_cli.cli.render import quantity
+
+    size = quantity(result.cost.table_bytes, "bytes")
+    if result.reference is None:
+        return size
+    return f"{size} that stay in {result.reference}"

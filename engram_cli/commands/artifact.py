@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import EngramError, InputError
-from engram_cli.formats.bundle import DESCRIPTION
+from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import Progress
 from engram_cli.stats.folder import DOCUMENT, Statistics, is_stats, read_stats

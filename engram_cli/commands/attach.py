@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.model_card import CARD, model_card
 from engram_cli.commands.model_shape import (
     ModelShape,
     check_vocabulary,
@@ -22,12 +21,16 @@ from engram_cli.commands.model_shape import (
     listed,
     read_model_shape,
 )
-from engram_cli.errors import InputError, MismatchError, OutputError
+from engram_cli.errors import InputError, OutputError
 from engram_cli.files import refuse_existing
-from engram_cli.formats.bundle import DESCRIPTION, ROW_DTYPES, BundleSpec
-from engram_cli.formats.bundle_writer import write_bundle
+from engram_cli.formats.bundle_files import DESCRIPTION
+from engram_cli.formats.bundle_spec import BundleSpec
+from engram_cli.formats.bundle_writer import write_bundle, write_referring
 from engram_cli.formats.dense import INIT_GATES, INIT_VALUES, first_values
+from engram_cli.formats.model_card import CARD, model_card
+from engram_cli.formats.table_reference import refer
 from engram_cli.progress import SILENT, Progress
+from engram_cli.table.attributes import read_description
 from engram_cli.table.build import free_bytes
 from engram_cli.table.store import TableStore, open_table
 from engram_cli.version import __version__
@@ -44,7 +47,8 @@ class AttachRequest:
 
     `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
     that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
-    which are random (docs/reference/modules.md). With `dry_run` nothing is written.
+    which are random (docs/reference/modules.md). With `reference` the bundle maps the table's own
+    chunk files instead of holding a copy. With `dry_run` nothing is written.
     """
 
     checkpoint: Path
@@ -57,6 +61,7 @@ class AttachRequest:
     init_value: str = "auto"
     init_gate: str = "random"
     packed: bool = False
+    reference: bool = False
     seed: int = 0
     force: bool = False
     dry_run: bool = False
@@ -64,8 +69,12 @@ class AttachRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachCost:
-    """The byte arithmetic: on disk and in memory, and what a token reads."""
+    """The byte arithmetic: on disk and in memory, and what a token reads.
 
+    `disk_bytes` is what the bundle itself takes: without the table where it only refers to it.
+    """
+
+    disk_bytes: int
     table_bytes: int
     dense_bytes: int
     dense_parameters: int
@@ -76,6 +85,9 @@ class AttachCost:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachResult:
     """What was written (or, after a dry run, would be). `files` are names and sizes in bytes.
+
+    `reference`: the table's path as the bundle has it, None where it holds a copy. `free_bytes` are
+    those of the disk, before.
 
     `zero_rows`: the layers whose rows are all zero. `identity`: no output of the model changes yet.
     """
@@ -90,10 +102,17 @@ class AttachResult:
     dtype: str
     why: str
     cost: AttachCost
+    free_bytes: int
     written: bool
+    reference: str | None = None
     identity: bool = True
     zero_rows: tuple[int, ...] = ()
     files: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the disk has room for the bundle."""
+        return self.cost.disk_bytes <= self.free_bytes
 
 
 def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> AttachResult:
@@ -107,11 +126,6 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         _refuse_output(out, request.force)
     model = read_model_shape(request.checkpoint)
     store = open_table(request.table)
-    if store.dtype not in ROW_DTYPES:
-        raise MismatchError(
-            f"{request.table} has rows of {store.dtype}, a bundle has {', '.join(ROW_DTYPES)}",
-            f"convert it first: engram convert {request.table} --dtype bfloat16 --out NAME.zarr",
-        )
     layers, why = choose_layers(store.layout, request.layers, model, request.table)
     check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer)
     _check_choices(request)
@@ -136,14 +150,15 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         rows={layer: spec.rows(layer) for layer in layers},
         dim=spec.dim,
         dtype=spec.dtype,
-        cost=attach_cost(spec),
+        cost=attach_cost(spec, reference=request.reference),
+        free_bytes=free_bytes(out),
         written=False,
     )
-    for line in describe_cost(spec, result.cost, out):
+    for line in describe_cost(spec, result.cost, out, request.reference):
         progress.note(line)
     if request.dry_run:
         return result
-    _check_space(out, result.cost)
+    _check_space(result, request.reference)
     return _write(spec, store, request, result, progress)
 
 
@@ -175,20 +190,38 @@ def _write(
             gate=request.init_gate,
         )
 
-    progress.start("rows into the bundle", planned.cost.table_bytes, "bytes")
-    records = write_bundle(
-        planned.out,
-        spec,
-        store.chunks,
-        dense,
-        tool_version=__version__,
-        force=request.force,
-        beside={CARD: model_card(spec, planned.cost.table_bytes).encode()},
-        advance=progress.advance,
-    )
+    beside = {CARD: model_card(spec).encode()}
+    reference = None
+    if request.reference:
+        files = read_description(store.path).files
+        reference = refer(store.path, store.digest, files, spec, planned.out)
+        records = write_referring(
+            planned.out,
+            spec,
+            store.chunks,
+            dense,
+            reference,
+            tool_version=__version__,
+            force=request.force,
+            beside=beside,
+        )
+    else:
+        progress.start("rows into the bundle", planned.cost.table_bytes, "bytes")
+        records = write_bundle(
+            planned.out,
+            spec,
+            store.chunks,
+            dense,
+            scales=store.scale_chunks,
+            tool_version=__version__,
+            force=request.force,
+            beside=beside,
+            advance=progress.advance,
+        )
     return replace(
         planned,
         written=True,
+        reference=None if reference is None else reference.path,
         identity=request.init_value != "random" or len(zero_layers) == len(spec.layers),
         zero_rows=tuple(zero_layers),
         files={record.name: record.size for record in records},
@@ -205,12 +238,14 @@ def _check_choices(request: AttachRequest) -> None:
             raise InputError(f"--{name} '{value}'", f"known: {', '.join(known)}")
 
 
-def attach_cost(spec: BundleSpec) -> AttachCost:
+def attach_cost(spec: BundleSpec, *, reference: bool = False) -> AttachCost:
     """What the bundle takes, from its shapes alone."""
     count = sum(int(np.prod(shape)) for shape in spec.dense_shapes.values()) * len(spec.layers)
     token_rows = spec.layout.columns * len(spec.layers)
+    lookup = 0 if spec.layout.lookup is None else spec.layout.lookup.nbytes
     return AttachCost(
-        table_bytes=sum(spec.rows(layer) for layer in spec.layers) * spec.row_bytes,
+        disk_bytes=(0 if reference else spec.table_bytes) + 4 * count + lookup,
+        table_bytes=spec.table_bytes,
         dense_bytes=4 * count,
         dense_parameters=count,
         token_rows=token_rows,
@@ -218,25 +253,29 @@ def attach_cost(spec: BundleSpec) -> AttachCost:
     )
 
 
-def describe_cost(spec: BundleSpec, cost: AttachCost, out: Path) -> list[str]:
+def describe_cost(
+    spec: BundleSpec, cost: AttachCost, out: Path, reference: bool = False
+) -> list[str]:
     """The arithmetic as lines to read."""
     rows = " + ".join(f"{spec.rows(layer):,}" for layer in spec.layers)
+    where = "in the table's own files" if reference else "on disk"
     return [
         f"tables of layers {listed(spec.layers)}: {rows} rows x {spec.dim} x {spec.dtype} "
-        f"= {cost.table_bytes:,} bytes on disk, as much in memory when all of it is touched",
+        f"= {cost.table_bytes:,} bytes {where}, as much in memory when all of it is touched",
         f"{spec.module.kind} module: {cost.dense_parameters:,} dense parameters, "
         f"{cost.dense_bytes:,} bytes",
         f"a token reads {cost.token_rows} rows, {cost.token_bytes:,} bytes; bundle: {out}",
     ]
 
 
-def _check_space(out: Path, cost: AttachCost) -> None:
+def _check_space(planned: AttachResult, reference: bool) -> None:
     """Raises OutputError, with the arithmetic, when the bundle does not fit on the disk."""
-    need, free = cost.table_bytes + cost.dense_bytes, free_bytes(out)
-    if need > free:
+    need, free = planned.cost.disk_bytes, planned.free_bytes
+    if not planned.fits:
         raise OutputError(
-            f"{out} needs {need:,} bytes, {free:,} are free",
-            f"free {need - free:,} bytes, or write to another disk with --out",
+            f"{planned.out} needs {need:,} bytes, {free:,} are free",
+            f"free {need - free:,} bytes, or write to another disk with --out"
+            + ("" if reference else ", or leave the rows in the table with --reference"),
         )
 
 

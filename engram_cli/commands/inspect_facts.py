@@ -82,10 +82,11 @@ def about_bundle(bundle: Bundle, companions: Companions) -> About:
     rows = sum(spec.rows(layer) for layer in spec.layers)
     layers = ", ".join(f"{layer} (decoder layer {spec.index(layer)})" for layer in spec.layers)
     dense = sum(array.size for own in bundle.dense.values() for array in own.values())
+    held = "" if bundle.table is None else f" of the table {bundle.table}"
     facts = [
         *_hash_facts(spec.layout),
         ("layers", layers),
-        ("rows", f"{rows:,} of {spec.dim} x {spec.dtype}, {len(bundle.shards)} files"),
+        ("rows", f"{rows:,} of {spec.dim} x {spec.dtype}, {len(bundle.shards)} files{held}"),
         ("parameters", f"{rows * spec.dim:,} in rows, {dense:,} in dense weights"),
         ("model", f"{spec.model_type}, {spec.num_layers} layers of {spec.hidden_size}"),
         ("a token reads", _token_bytes(spec.layout, spec.row_bytes)),

@@ -147,12 +147,12 @@ def _sources(
         for layer in rows.layers:
             spans = tuple(
                 Span(
-                    file=bundle.folder / shard.file,
-                    offset=begin,
-                    first=shard.first_row,
-                    rows=shard.rows,
+                    file=place.path,
+                    offset=place.begin,
+                    first=place.shard.first_row,
+                    rows=place.shard.rows,
                 )
-                for shard, begin in bundle.row_places(layer)
+                for place in bundle.places(layer)
             )
             source = RowSource(
                 layer=layer,

@@ -13,7 +13,7 @@ from typing import Any
 from engram_cli.commands.geometry import RAW_ID_SCHEMES
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import read_json
-from engram_cli.formats.bundle import decoder_index
+from engram_cli.formats.bundle_spec import decoder_index
 from engram_cli.formats.module_spec import DEFAULT_MODULE, KINDS, ModuleSpec, module_spec
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.vocab.compress import compress_vocab

@@ -13,6 +13,7 @@ from engram_cli.commands.artifact import Artifact, Kind, half_built
 from engram_cli.commands.geometry import Geometry
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle, read_bundle
+from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.folder import Statistics, read_stats
 from engram_cli.table.codecs import CODECS
@@ -79,23 +80,29 @@ def _of_statistics(statistics: Statistics) -> RowReader:
 
 
 def _of_bundle(bundle: Bundle) -> RowReader:
-    maps = {layer: bundle.row_maps(layer) for layer in bundle.spec.layers}
-    codec = CODECS.load(bundle.spec.dtype)
+    spec = bundle.spec
+    maps = {(layer, part): bundle.maps(layer, part) for layer in spec.layers for part in spec.parts}
+    codec = CODECS.load(spec.dtype)
 
     def vectors(layer: int, rows: Indices) -> NDArray[np.float32]:
-        found: NDArray[Any] = np.empty((len(rows), bundle.spec.dim), dtype=maps[layer][0].dtype)
-        first = 0
-        for own in maps[layer]:
-            here = (rows >= first) & (rows < first + len(own))
-            found[here] = own[rows[here] - first]
-            first += len(own)
-        values = np.empty(found.shape, dtype=np.float32)
-        codec.decode(found, None, values)
+        stored = _lines(maps[layer, ROWS], rows)
+        scales = None
+        if SCALES in spec.parts:
+            own = maps[layer, SCALES]
+            scales = own[0] if spec.row_type.per == "layer" else _lines(own, rows)
+        values = np.empty((len(rows), spec.dim), dtype=np.float32)
+        codec.decode(stored, scales, values)
         return values
 
-    return RowReader(
-        layout=bundle.spec.layout,
-        layers=bundle.spec.layers,
-        dim=bundle.spec.dim,
-        vectors=vectors,
-    )
+    return RowReader(layout=spec.layout, layers=spec.layers, dim=spec.dim, vectors=vectors)
+
+
+def _lines(maps: list[NDArray[Any]], rows: Indices) -> NDArray[Any]:
+    """The lines at `rows` of an array that lies in pieces, copied."""
+    found: NDArray[Any] = np.empty((len(rows), *maps[0].shape[1:]), dtype=maps[0].dtype)
+    first = 0
+    for own in maps:
+        here = (rows >= first) & (rows < first + len(own))
+        found[here] = own[rows[here] - first]
+        first += len(own)
+    return found

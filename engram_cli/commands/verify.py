@@ -14,8 +14,9 @@ from engram_cli.commands.processors import processors
 from engram_cli.commands.relayout import layout_problem, recomputed
 from engram_cli.commands.verify_stats import stats_problems
 from engram_cli.commands.verify_vocab import vocab_problems
-from engram_cli.errors import ArtifactError, InputError
-from engram_cli.formats.bundle import read_bundle, verify_files
+from engram_cli.errors import ArtifactError, InputError, MismatchError
+from engram_cli.formats.bundle import read_bundle
+from engram_cli.formats.bundle_files import verify_files
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.folder import Statistics, read_stats
@@ -158,10 +159,24 @@ def _bundle(
     if digests.problems:
         found.not_checked.append("headers and layout: the files are not what was written")
         return
-    bundle = read_bundle(path)
+    try:
+        bundle = read_bundle(path)
+    except (InputError, MismatchError) as error:  # of the table that it refers to
+        found.problems.append(error.message)
+        return
     found.checked.append("headers")
+    if bundle.table is not None:
+        _referred(bundle.table, request, found, progress)
     _layout(bundle.spec.layout, found)
     _vocabulary(bundle.spec.layout, companions, found)
+
+
+def _referred(table: Path, request: VerifyRequest, found: _Findings, progress: Progress) -> None:
+    """The table that a bundle refers to, of which `read_bundle` has seen that it is the one."""
+    checksums = verify_table(table, threads=request.threads or processors(), progress=progress)
+    found.files += checksums.files
+    found.stored_bytes += checksums.stored_bytes
+    found.take("the table", [f"the table's {problem}" for problem in checksums.problems])
 
 
 def _vocab(

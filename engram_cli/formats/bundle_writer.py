@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +11,10 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json, new_folder, sha256_bytes
 from engram_cli.formats import tensors
-from engram_cli.formats.bundle import (
-    DENSE,
-    DESCRIPTION,
-    FORMAT,
-    VERSION,
-    VOCABULARY,
-    BundleSpec,
-    Shard,
-)
+from engram_cli.formats.bundle_description import document_of
+from engram_cli.formats.bundle_files import DENSE, DESCRIPTION, FORMAT, VOCABULARY
+from engram_cli.formats.bundle_spec import ROWS, BundleSpec, Shard
+from engram_cli.formats.table_reference import TableReference
 from engram_cli.formats.tensors import Array, FileRecord, TensorSpec
 
 SHARD_BYTES = 5_000_000_000
@@ -36,6 +30,7 @@ def write_bundle(
     dense: Dense,
     *,
     tool_version: str,
+    scales: Rows | None = None,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
     beside: Mapping[str, bytes] | None = None,
@@ -43,72 +38,99 @@ def write_bundle(
 ) -> list[FileRecord]:
     """Write the folder `path`, whole or not at all; never more than a piece of rows in memory.
 
-    `rows(layer)` yields (first row, [n, dim] in the physical dtype) ascending; `dense(layer,
-    zero_rows)` is asked after the layer's rows were seen. `beside`: files that the description does
-    not list, so that they may be edited. `advance` hears of bytes. Raises
-    OutputError, and ArtifactError when `rows` does not yield the layout's table.
+    `rows(layer)` yields (first row, [n, width] as stored) ascending, `scales(layer)` in the same
+    way the scales of quantised rows; `dense(layer, zero_rows)` is asked after the layer's rows were
+    seen. `beside`: files that the description does not list, so that they may be edited. `advance`
+    hears of bytes. Raises OutputError, and ArtifactError when `rows` does not yield the layout's
+    table.
     """
+    plan = plan_shards(spec, shard_bytes)
     with new_folder(path, force=force) as part:
-        records, shards, weights = [], [], {}
-        plan = plan_shards(spec, shard_bytes)
+        records, weights = [], {}
         for layer in spec.layers:
-            stream = _RowStream(spec, layer, rows(layer))
-            for shard in (shard for shard in plan if shard.layer == layer):
-                about = {"format": FORMAT, "layer": str(layer), "first_row": str(shard.first_row)}
-                record = tensors.write_tensors(
-                    part / shard.file,
-                    [shard.tensor(spec)],
-                    stream.take(shard.rows),
-                    metadata=about,
-                    advance=advance,
-                )
-                records.append(record)
-                shards.append(shard)
-            stream.finish()
-            for name, value in dense(layer, stream.all_zero).items():
+            zero_rows = True
+            for what in spec.parts:
+                source = rows if what == ROWS else scales
+                assert source is not None
+                stream = _Stream(spec, layer, what, source(layer))
+                own = [shard for shard in plan if (shard.layer, shard.part) == (layer, what)]
+                records += [_write_shard(part, spec, shard, stream, advance) for shard in own]
+                stream.finish()
+                if what == ROWS:
+                    zero_rows = stream.all_zero
+            for name, value in dense(layer, zero_rows).items():
                 weights[f"layers.{layer}.{name}"] = value
         records += _write_small(part, spec, weights)
-        document = _document(spec, shards, records, tool_version)
-        text = canonical_json(document)
-        for name, raw in (beside or {}).items():
-            (part / name).write_bytes(raw)
-            records.append(FileRecord(name=name, size=len(raw), digest=sha256_bytes(raw)))
-        (part / DESCRIPTION).write_bytes(text)
-        records.append(FileRecord(name=DESCRIPTION, size=len(text), digest=sha256_bytes(text)))
-    return records
+        document = document_of(spec, records, tool_version, shards=plan)
+        return records + _write_last(part, document, beside)
+
+
+def write_referring(
+    path: Path,
+    spec: BundleSpec,
+    rows: Rows,
+    dense: Dense,
+    reference: TableReference,
+    *,
+    tool_version: str,
+    force: bool = False,
+    beside: Mapping[str, bytes] | None = None,
+) -> list[FileRecord]:
+    """Write a bundle that refers to a table: all but the shards, as `write_bundle` does.
+
+    `rows` are read until one says something. Raises OutputError.
+    """
+    with new_folder(path, force=force) as part:
+        weights = {}
+        for layer in spec.layers:
+            zero_rows = not any(spec.row_type.says_something(piece) for _, piece in rows(layer))
+            for name, value in dense(layer, zero_rows).items():
+                weights[f"layers.{layer}.{name}"] = value
+        records = _write_small(part, spec, weights)
+        document = document_of(spec, records, tool_version, reference=reference)
+        return records + _write_last(part, document, beside)
 
 
 def plan_shards(spec: BundleSpec, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
-    """Cut each layer's table into shards of at most `shard_bytes` of whole rows."""
-    step = max(1, (shard_bytes - tensors.ALIGNMENT) // spec.row_bytes)
-    ranges = [
-        (layer, first, min(step, spec.rows(layer) - first))
-        for layer in spec.layers
-        for first in range(0, spec.rows(layer), step)
-    ]
+    """Cut each layer's rows, and their scales, into files of at most `shard_bytes`, by lines."""
+    ranges: dict[str, list[tuple[int, int, int]]] = {part: [] for part in spec.parts}
+    for layer in spec.layers:
+        for part in spec.parts:
+            whole = spec.tensor(layer, part)
+            lines = whole.shape[0]
+            step = max(1, (shard_bytes - tensors.ALIGNMENT) // (whole.nbytes // lines))
+            ranges[part] += [
+                (layer, first, min(step, lines - first)) for first in range(0, lines, step)
+            ]
     return [
         Shard(
             layer=layer,
-            file=f"rows-{number:05d}-of-{len(ranges):05d}.safetensors",
+            part=part,
+            file=f"{part}-{number:05d}-of-{len(own):05d}.safetensors",
             first_row=first,
             rows=rows,
         )
-        for number, (layer, first, rows) in enumerate(ranges, start=1)
+        for part, own in ranges.items()
+        for number, (layer, first, rows) in enumerate(own, start=1)
     ]
 
 
-class _RowStream:
-    """A layer's chunks, recut to shards; sees whether any row says anything."""
+class _Stream:
+    """A layer's chunks of rows or scales, recut to shards; sees whether any says anything."""
 
-    def __init__(self, spec: BundleSpec, layer: int, chunks: Iterable[tuple[int, Array]]) -> None:
-        self._spec, self._layer = spec, layer
+    def __init__(
+        self, spec: BundleSpec, layer: int, part: str, chunks: Iterable[tuple[int, Array]]
+    ) -> None:
+        self._spec, self._layer, self._part = spec, layer, part
+        whole = spec.tensor(layer, part)
+        self._dtype, self._tail = tensors.physical_dtype(whole.dtype), whole.shape[1:]
         self._chunks = iter(chunks)
-        self._rest = np.empty((0, spec.dim), dtype=tensors.physical_dtype(spec.dtype))
+        self._rest: Array = np.empty((0, *self._tail), dtype=self._dtype)
         self._next = 0
         self.all_zero = True
 
     def take(self, rows: int) -> Iterator[Array]:
-        """Yield the next `rows` rows in pieces."""
+        """Yield the next `rows` lines in pieces."""
         while rows:
             if not len(self._rest):
                 self._rest = self._pull()
@@ -117,20 +139,22 @@ class _RowStream:
             yield piece
 
     def finish(self) -> None:
-        """Raises ArtifactError when the source has more rows than the layout."""
+        """Raises ArtifactError when the source has more lines than the layout."""
         if len(self._rest) or next(self._chunks, None) is not None:
-            raise self._error("more rows than its layout")
+            raise self._error(f"more {self._part} than its layout")
 
     def _pull(self) -> Array:
         first, chunk = next(self._chunks, (-1, self._rest))
-        wanted = (tensors.physical_dtype(self._spec.dtype), self._spec.dim)
-        if first != self._next or not len(chunk) or chunk.ndim != 2:
-            raise self._error(f"no chunk of rows from {self._next} on")
-        if (chunk.dtype, chunk.shape[1]) != wanted:
-            raise self._error(f"rows of {chunk.dtype} x {chunk.shape[1]}, not {wanted}")
+        if first != self._next or not len(chunk):
+            raise self._error(f"no chunk of {self._part} from {self._next} on")
+        if (chunk.dtype, chunk.shape[1:]) != (self._dtype, self._tail):
+            raise self._error(
+                f"{self._part} of {chunk.dtype} x {chunk.shape[1:]}, "
+                f"not {self._dtype} x {self._tail}"
+            )
         self._next += len(chunk)
-        if self.all_zero:
-            self.all_zero = not _says_something(chunk, self._spec.dtype)
+        if self.all_zero and self._part == ROWS:
+            self.all_zero = not self._spec.row_type.says_something(chunk)
         return chunk
 
     def _error(self, what: str) -> ArtifactError:
@@ -140,14 +164,32 @@ class _RowStream:
         )
 
 
-def _says_something(chunk: Array, dtype: str) -> bool:
-    """Whether a value differs from zero, minus zero being zero."""
-    step = max(1, 2**22 // chunk.shape[1])
-    for begin in range(0, len(chunk), step):
-        part = chunk[begin : begin + step]
-        if np.any(part & 0x7FFF if dtype == "bfloat16" else part):
-            return True
-    return False
+def _write_shard(
+    part: Path,
+    spec: BundleSpec,
+    shard: Shard,
+    stream: _Stream,
+    advance: Callable[[int], None] | None,
+) -> FileRecord:
+    about = {"format": FORMAT, "layer": str(shard.layer), "first_row": str(shard.first_row)}
+    return tensors.write_tensors(
+        part / shard.file,
+        [shard.tensor(spec)],
+        stream.take(shard.rows),
+        metadata=about,
+        advance=advance,
+    )
+
+
+def _write_last(
+    part: Path, document: Mapping[str, object], beside: Mapping[str, bytes] | None
+) -> list[FileRecord]:
+    """The files that the description does not list, then the description."""
+    records = []
+    for name, raw in {**(beside or {}), DESCRIPTION: canonical_json(document)}.items():
+        (part / name).write_bytes(raw)
+        records.append(FileRecord(name=name, size=len(raw), digest=sha256_bytes(raw)))
+    return records
 
 
 def _write_small(part: Path, spec: BundleSpec, weights: Mapping[str, Array]) -> list[FileRecord]:
@@ -162,45 +204,3 @@ def _write_small(part: Path, spec: BundleSpec, weights: Mapping[str, Array]) -> 
             tensors.write_tensors(part / VOCABULARY, [about], [lookup.astype("<i4", copy=False)])
         )
     return records
-
-
-def _document(
-    spec: BundleSpec, shards: list[Shard], records: list[FileRecord], tool_version: str
-) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "tool_version": tool_version,
-        "module": {
-            "kind": spec.module.kind,
-            "streams": spec.module.streams,
-            "conv_kernel": spec.module.conv_kernel,
-            "conv_dilation": spec.conv_dilation,
-            "norm_eps": spec.module.norm_eps,
-        },
-        "packed": spec.packed,
-        "model": {
-            "model_type": spec.model_type,
-            "hidden_size": spec.hidden_size,
-            "num_hidden_layers": spec.num_layers,
-        },
-        "rows": {"dim": spec.dim, "dtype": spec.dtype},
-        "layers": [
-            {
-                "layer": layer,
-                "decoder_layer": spec.index(layer),
-                "rows": spec.rows(layer),
-                "shards": [
-                    {"file": shard.file, "first_row": shard.first_row, "rows": shard.rows}
-                    for shard in shards
-                    if shard.layer == layer
-                ],
-            }
-            for layer in spec.layers
-        ],
-        "layout": spec.layout.to_json(),
-        "fingerprint": spec.layout.fingerprint,
-        "files": {
-            record.name: {"bytes": record.size, "digest": record.digest} for record in records
-        },
-    }

@@ -1,8 +1,9 @@
 """safetensors files, written as a stream and read as memory maps.
 
 A file is an 8-byte little-endian header length, a JSON header padded with spaces, then raw data.
-Written by hand for two reasons: a table never fits in memory, and NumPy has no bfloat16, which is
-uint16 here. Files are untrusted: nothing is mapped before every number of the header was checked.
+Written by hand for two reasons: a table never fits in memory, and NumPy has neither bfloat16 nor
+float8, which are uint16 and uint8 here. Files are untrusted: nothing is mapped before every number
+of the header was checked.
 """
 
 from __future__ import annotations
@@ -29,18 +30,31 @@ ALIGNMENT = 4096
 MAX_HEADER_BYTES = 16 * 2**20
 _PIECE_BYTES = 4 * 2**20  # hashed and written while it is in the cache
 
-_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32"}
+_CODES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e8m0fnu": "F8_E8M0",
+    "int32": "I32",
+    "int8": "I8",
+    "uint8": "U8",
+}
 _NAMES = {code: name for name, code in _CODES.items()}
 _PHYSICAL: dict[str, DTypeLike] = {
     "float32": "<f4",
     "float16": "<f2",
     "bfloat16": "<u2",
+    "float8_e4m3fn": "u1",
+    "float8_e8m0fnu": "u1",
     "int32": "<i4",
+    "int8": "i1",
+    "uint8": "u1",
 }
 
 
 def physical_dtype(dtype: str) -> np.dtype[Any]:
-    """The NumPy dtype that holds a logical one: uint16 for "bfloat16"."""
+    """The NumPy dtype that holds a logical one: uint16 for "bfloat16", uint8 for float8."""
     return np.dtype(_PHYSICAL[dtype])
 
 

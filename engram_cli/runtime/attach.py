@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.runtime import loading
+from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.decoder import Decoder, find_decoder
 from engram_cli.runtime.hooks import hook, memories_at
 from engram_cli.runtime.memory import Memory
@@ -31,7 +32,7 @@ def attach(
     *,
     name: str = NAME,
     layers: Sequence[nn.Module] | None = None,
-    rows_trainable: bool = True,
+    rows_trainable: bool | None = None,
     sparse_gradients: bool = False,
     rows_device: torch.device | str | None = None,
     verify: bool = False,
@@ -41,8 +42,9 @@ def attach(
     A memory with another `name` is `model.engram_NAME`. `layers` are the decoder layers, where they
     cannot be found. Dense weights take the dtype and device of their layer; rows keep the table's
     dtype and lie on `rows_device`, by default the layer's. `sparse_gradients` gives the rows sparse
-    gradients, `rows_trainable=False` freezes them. `verify` checks every byte of the bundle. A
-    fresh bundle changes no output. Raises RuntimeAttachError when the model is not one the bundle
+    gradients, `rows_trainable=False` freezes them; quantised rows are always frozen, and to ask for
+    more is an error. `verify` checks every byte of the bundle. A fresh bundle changes no output.
+    Raises RuntimeAttachError when the model is not one the bundle
     was made for, has a smaller vocabulary than its tokenizer, or carries a memory of
     this name already.
     """
@@ -51,6 +53,7 @@ def attach(
     decoder = find_decoder(model, layers)
     _check(model, decoder, bundle, attribute)
     _check_vocabulary(model, bundle)
+    trainable = _trainable(bundle, rows_trainable, sparse_gradients)
     spec = bundle.spec
     modules = {}
     for layer in spec.layers:
@@ -61,7 +64,7 @@ def attach(
             device=device,
             dtype=dtype,
             rows_device=device if rows_device is None else torch.device(rows_device),
-            trainable=rows_trainable,
+            trainable=trainable,
             sparse=sparse_gradients,
         )
     hashed = loading.hash_tensors(
@@ -74,6 +77,7 @@ def attach(
     memory.train(model.training)
     hook(memory, decoder)
     model.add_module(attribute, memory)
+    leave_out_of_broadcasts(model)
     return memory
 
 
@@ -94,6 +98,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         for attribute, child in list(parent.named_children()):
             if id(child) in leaving:
                 delattr(parent, attribute)
+    leave_out_of_broadcasts(model)
 
 
 def memories(model: nn.Module) -> dict[str, Memory]:
@@ -188,6 +193,20 @@ def _check_vocabulary(model: nn.Module, bundle: Bundle) -> None:
             f"{type(model).__name__} takes {size:,}",
             f"use the model's own tokenizer, or model.resize_token_embeddings({wanted}) first",
         )
+
+
+def _trainable(bundle: Bundle, asked: bool | None, sparse: bool) -> bool:
+    """Whether rows are trained. Raises RuntimeAttachError where quantised ones should be."""
+    if bundle.spec.row_type.scales is None:
+        return asked is not False
+    if asked or sparse:
+        what = "rows_trainable=True" if asked else "sparse_gradients=True"
+        raise RuntimeAttachError(
+            f"{what}: the rows of {bundle.folder} are {bundle.spec.dtype}, which has no gradient",
+            "leave it out to train the gates alone, or attach a table of floats "
+            "(engram convert TABLE --dtype bfloat16)",
+        )
+    return False
 
 
 def _home(layer: nn.Module) -> tuple[torch.dtype, torch.device]:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engram_cli.runtime.gathering import LookBack, Table
+from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.reference import HashTensors
+from engram_cli.runtime.tables import Table
 
 
 def hash_arguments(tensors: HashTensors) -> tuple[Any, ...]:

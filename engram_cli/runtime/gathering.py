@@ -1,7 +1,7 @@
 """The whole look-up in plain torch: raw token ids and tables in, dequantised vectors out.
 
-Twin of the Triton kernel in `kernels.lookup`, which must equal it bit for bit, NaNs aside. `Table`
-is a layer's rows as they are stored, `LookBack` what limits and extends the n-grams of a call.
+Twin of the Triton kernel in `kernels.lookup`, which must equal it bit for bit, NaNs aside.
+`LookBack` is what limits and extends the n-grams of a call.
 """
 
 from __future__ import annotations
@@ -10,74 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engram_cli.errors import InputError
 from engram_cli.runtime.reference import HashTensors, mix_lagged, table_rows
+from engram_cli.runtime.tables import FLOATS, Table, dequantise
 from engram_cli.vocab.lookup import HOLE
-
-GROUP = 32  # values that share an e8m0 scale
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-_FP8 = (torch.uint8, torch.float8_e4m3fn)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A layer's rows `values` [rows, dim]: floats; or e4m3 (float8 or uint8); or int8.
-
-    `scales`: for e4m3 uint8 [rows, dim / 32] of e8m0, or one float32; for int8 float32 [rows].
-    Rows may lie apart (a stride), values of a row may not. Raises InputError for anything else.
-    """
-
-    values: Tensor
-    scales: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        apart = self.kind == "grouped" and self.scales is not None and self.scales.stride(1) != 1
-        if self.values.stride(1) != 1 or apart:
-            raise InputError("the values of a table's row are not next to each other", "copy it")
-        if self.scales is not None and self.scales.device != self.values.device:
-            raise InputError(
-                f"scales on {self.scales.device}, rows on {self.values.device}", "move one of them"
-            )
-
-    @property
-    def kind(self) -> str:
-        """`plain`, `grouped`, `scaled` or `per-row`: how a row becomes numbers."""
-        values, scales = self.values, self.scales
-        if values.ndim == 2 and scales is None and values.dtype in _FLOATS:
-            return "plain"
-        if values.ndim == 2 and scales is not None:
-            rows, dim = values.shape
-            if values.dtype in _FP8:
-                if scales.dtype == torch.float32 and scales.numel() == 1:
-                    return "scaled"
-                bytewise = scales.element_size() == 1 and not scales.dtype.is_signed
-                e8m0 = bytewise or str(scales.dtype) == "torch.float8_e8m0fnu"
-                if e8m0 and dim % GROUP == 0 and scales.shape == (rows, dim // GROUP):
-                    return "grouped"
-            per_row = values.dtype == torch.int8 and scales.dtype == torch.float32
-            if per_row and scales.shape == (rows,):
-                return "per-row"
-        about = "none" if scales is None else f"{scales.dtype} {tuple(scales.shape)}"
-        raise InputError(
-            f"no table has rows {values.dtype} {tuple(values.shape)} with scales {about}", _MEND
-        )
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """How far apart rows and their scales lie, in elements."""
-        apart = (self.values.stride(0),)
-        return apart if self.scales is None else (*apart, *self.scales.stride()[:1])
-
-    @property
-    def default_dtype(self) -> torch.dtype:
-        """What vectors come as when nothing is asked: the rows' dtype, bfloat16 if quantised."""
-        return self.values.dtype if self.kind == "plain" else torch.bfloat16
-
-
-_MEND = "give floats; e4m3 with e8m0 scales by 32 or one float32; or int8 with a float32 a row"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,28 +167,11 @@ def remember(tensors: HashTensors, ids: Tensor, look_back: LookBack) -> None:
     history.index_put_((slot[last], place[last]), tokens[last].to(torch.int32))
 
 
-def dequantise(table: Table, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """[..., dim] in `dtype` of rows int64[...]: computed in float32, rounded once."""
-    values, scales, kind = table.values, table.scales, table.kind
-    if kind == "plain":
-        return F.embedding(rows, values).to(dtype)
-    raw = values[rows]
-    if kind == "per-row":
-        assert scales is not None
-        return (raw.float() * scales[rows][..., None]).to(dtype)
-    number = raw.view(torch.float8_e4m3fn).float()
-    assert scales is not None
-    if kind == "scaled":
-        return (number * scales.reshape(())).to(dtype)
-    factors = _e8m0(scales[rows].view(torch.uint8)).repeat_interleave(GROUP, dim=-1)
-    return (number * factors).to(dtype)
-
-
-def _e8m0(raw: Tensor) -> Tensor:
-    """float32 of e8m0 bytes: 2**(byte - 127), NaN for 255."""
-    byte = raw.int()
-    bits = torch.where(byte == 0, 0x00400000, byte << 23)
-    return torch.where(byte == 255, 0x7FC00000, bits).view(torch.float32)
+def vectors(tables: Sequence[Table], rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """[L, ..., C x dim] in `dtype`: the rows int64[L, ..., C], column after column."""
+    return torch.stack(
+        [dequantise(table, of, dtype).flatten(-2) for table, of in zip(tables, rows, strict=True)]
+    )
 
 
 def look_up(
@@ -265,10 +186,7 @@ def look_up(
     `tables` one a layer, of one kind and shape. Differentiable in float tables. Raises InputError.
     """
     wanted = common_dtype(tensors, ids, tables, dtype)
-    rows = find_rows(tensors, ids, look_back)
-    return torch.stack(
-        [dequantise(table, of, wanted).flatten(-2) for table, of in zip(tables, rows, strict=True)]
-    )
+    return vectors(tables, find_rows(tensors, ids, look_back), wanted)
 
 
 def look_up_step(
@@ -299,7 +217,7 @@ def common_dtype(
             raise InputError(f"a table has {len(table.values)} rows, its hash names {height}", "")
         if table.kind != first.kind or table.values.dtype != first.values.dtype:
             raise InputError("the layers' tables differ in kind", "look layers up one by one")
-        if table.values.shape[1] != first.values.shape[1]:
+        if (table.width, table.values.shape[1]) != (first.width, first.values.shape[1]):
             raise InputError("the layers' tables differ in width", "look layers up one by one")
         if table.strides != first.strides:
             raise InputError("the layers' rows lie differently", "look layers up one by one")
@@ -307,6 +225,6 @@ def common_dtype(
             if owner.device != ids.device:
                 raise InputError(f"ids on {ids.device}, the rest on {owner.device}", "move one")
     wanted = first.default_dtype if dtype is None else dtype
-    if wanted not in _FLOATS:
+    if wanted not in FLOATS:
         raise InputError(f"vectors cannot be {wanted}", "float32, bfloat16 or float16")
     return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,25 @@ import torch
 from torch import Tensor
 
 from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.runtime.modules import MODULES
-from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Rows, load_dense
+from engram_cli.runtime.modules.base import (
+    MemoryModule,
+    MultiHeadEmbedding,
+    Rows,
+    StoredRows,
+    load_dense,
+)
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.vocab.lookup import HOLE
+
+# e8m0 bytes stay bytes: not every torch has their dtype.
+_SCALE_TYPES = {
+    "float8_e8m0fnu": torch.uint8,
+    "float32": torch.float32,
+    "float16": torch.float16,
+}
 
 
 def hash_tensors(
@@ -56,19 +71,51 @@ def hash_tensors(
     )
 
 
-def table(bundle: Bundle, layer: int) -> Tensor:
-    """A layer's table [rows, dim] in its own dtype.
+def table(
+    bundle: Bundle, layer: int, part: str = ROWS, device: torch.device | str = "cpu"
+) -> Tensor:
+    """A layer's rows or scales on `device`, as `StoredRows` or `Rows` hold them.
 
-    One shard is mapped: its pages are read when touched and copied when changed. Several are copied
-    into one tensor.
+    On the CPU one file is mapped: its pages are read when touched and copied when changed. Several
+    are copied into one tensor.
     """
-    maps = table_pieces(bundle, layer)
-    return maps[0] if len(maps) == 1 else torch.cat(maps)
+    pieces = table_pieces(bundle, layer, part)
+    if len(pieces) == 1:
+        return pieces[0].to(device)
+    lines = sum(map(len, pieces))
+    whole = torch.empty((lines, *pieces[0].shape[1:]), dtype=pieces[0].dtype, device=device)
+    fill(whole, pieces)
+    return whole
 
 
-def table_pieces(bundle: Bundle, layer: int) -> list[Tensor]:
-    """A layer's shards [n, dim], ascending, mapped."""
-    return [_as_torch(array, bundle.spec.dtype) for array in bundle.row_maps(layer)]
+def fill(whole: Tensor, pieces: Sequence[Tensor]) -> None:
+    """Copy `pieces` into `whole`, one after another."""
+    begin = 0
+    for piece in pieces:
+        whole[begin : begin + len(piece)].copy_(piece)
+        begin += len(piece)
+
+
+def table_pieces(bundle: Bundle, layer: int, part: str = ROWS) -> list[Tensor]:
+    """A layer's shards of rows or scales, ascending, mapped."""
+    dtype = bundle.spec.tensor(layer, part).dtype
+    return [_as_torch(array, dtype, part) for array in bundle.maps(layer, part)]
+
+
+def rows_of(
+    bundle: Bundle, layer: int, device: torch.device, *, trainable: bool, sparse: bool
+) -> Rows | StoredRows:
+    """A layer's rows on `device`: a parameter of floats, or quantised rows as they are stored."""
+    kind = bundle.spec.row_type
+    values = table(bundle, layer, ROWS, device)
+    if kind.scales is None:
+        return Rows(values, trainable=trainable, sparse=sparse)
+    return StoredRows(
+        values,
+        table(bundle, layer, SCALES, device),
+        kind=_SCALE_TYPES[kind.scales],
+        packed_dim=bundle.spec.dim if kind.packed else None,
+    )
 
 
 def module(
@@ -83,7 +130,7 @@ def module(
 ) -> MemoryModule:
     """A layer's module: dense weights in `dtype` on `device`, the table on `rows_device`."""
     spec = bundle.spec
-    rows = Rows(table(bundle, layer).to(rows_device), trainable=trainable, sparse=sparse)
+    rows = rows_of(bundle, layer, rows_device, trainable=trainable, sparse=sparse)
     offsets = torch.tensor(spec.layout.layer(layer).offsets, device=rows_device)
     with torch.device("meta"):
         built = MODULES.load(spec.module.kind)(spec, MultiHeadEmbedding(rows, offsets))
@@ -97,7 +144,10 @@ def module(
     return built
 
 
-def _as_torch(array: np.ndarray[Any, Any], dtype: str) -> Tensor:
+def _as_torch(array: np.ndarray[Any, Any], dtype: str, part: str) -> Tensor:
+    """A map as a tensor: bfloat16 by its bits, scales as integers of their size."""
+    if part == SCALES and array.itemsize > 1:
+        return torch.from_numpy(array.view(f"<i{array.itemsize}"))
     if dtype != "bfloat16":
         return torch.from_numpy(array)
     return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

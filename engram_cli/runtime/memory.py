@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError, TokenIdError
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime import ops
 from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_positions
 from engram_cli.runtime.fixed_state import FixedState
-from engram_cli.runtime.gathering import LookBack, Table
+from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.modules.base import MemoryModule
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.state import KEEP, State, cache_length, keep_on, new_state, state_of
+from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.vocab.lookup import HOLE
 
 _BUFFERS = ("lookup", "multipliers", "columns")
@@ -187,7 +188,7 @@ class Memory(nn.Module):
             rows = ops.hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
         else:
             back = LookBack(dead=dead) if not history.shape[1] else _ring(history, carry, dead)
-            rows = ops.look_up(hashed, ids, tables, back)
+            rows = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
         return Step(
             tokens=tokens, seen=seen, rows=rows, keep=keep, age=age, state=state, cache=call.cache
         )
@@ -197,15 +198,22 @@ class Memory(nn.Module):
         if not ops.has_kernels(device):
             return None
         modules = [cast(MemoryModule, module) for module in self.layers.values()]
-        found = [module.multi_head_embedding.embedding for module in modules]
-        first = found[0].weight
-        for rows in found:
-            like = (rows.weight.dtype, rows.weight.shape[1], rows.weight.stride())
-            if like != (first.dtype, first.shape[1], first.stride()) or rows.sparse:
+        if any(module.multi_head_embedding.embedding.sparse for module in modules):
+            return None
+        tables = [module.multi_head_embedding.embedding.table() for module in modules]
+        first = tables[0]
+        for table in tables:
+            if table.values.device != device or not table.is_like(first):
                 return None
-            if rows.weight.device != device:
-                return None
-        return [Table(values=rows.weight) for rows in found]
+        return tables
+
+    def _vector_dtype(self, tables: list[Table]) -> torch.dtype | None:
+        """What quantised rows become: the dtype of the dense weights, where layers have one."""
+        if tables[0].kind == "plain":
+            return None
+        dtypes = {cast(MemoryModule, module).anchor.dtype for module in self.layers.values()}
+        own = dtypes.pop()
+        return own if not dtypes and own in FLOATS else torch.float32
 
     def _history(self, hashed: HashTensors, state: State, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The N-1 compressed ids before `tokens`, int64[B, N-1], and how many may be seen."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engram_cli.errors import TokenIdError
 from engram_cli.runtime import custom, custom_gate, gathering, gating
-from engram_cli.runtime.gathering import NO_LIMITS, LookBack, Table, common_dtype
+from engram_cli.runtime.gathering import NO_LIMITS, LookBack, common_dtype
 from engram_cli.runtime.gating import NO_PAST, GateWeights, Past, opened_by
 from engram_cli.runtime.reference import (
     HashTensors,
@@ -28,6 +28,7 @@ from engram_cli.runtime.reference import (
     is_hole,
     visible,
 )
+from engram_cli.runtime.tables import Table
 
 __all__ = [
     "GateWeights",
@@ -79,6 +80,8 @@ def look_up(
         return gathering.look_up(tensors, ids, tables, look_back, dtype)
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
+    if not _decoded_by_kernels(tables):
+        return gathering.vectors(tables, find_rows(tensors, ids, look_back), wanted)
     found: Tensor = custom.look_up(
         ids,
         *custom.table_arguments(tables),
@@ -110,7 +113,7 @@ def look_up_step(
     if history is None or not has_kernels(ids.device):
         return gathering.look_up_step(tensors, ids, tables, look_back, dtype)
     longest = ids.numel() if look_back.bounds is not None else ids.shape[1]
-    if longest > history.shape[1] - (tensors.max_order - 1):
+    if not _decoded_by_kernels(tables) or longest > history.shape[1] - (tensors.max_order - 1):
         with torch.no_grad():
             long = look_up(tensors, ids, tables, look_back, dtype)
         gathering.remember(tensors, ids, look_back)
@@ -198,6 +201,19 @@ def has_kernels(device: torch.device) -> bool:
         )
     # Triton's interpreter runs kernels on the CPU, for tests.
     return _HAS_TRITON and (device.type == "cuda" or (_INTERPRETED and device.type == "cpu"))
+
+
+def _decoded_by_kernels(tables: Sequence[Table]) -> bool:
+    """Whether kernels know how the rows are stored; warns where a GPU has to do without."""
+    if all(table.has_kernel for table in tables):
+        return True
+    if tables[0].values.is_cuda:
+        warnings.warn(
+            "rows in 4-bit integers, or in 8-bit ones under a scale for 32 values, have no kernel: "
+            "their rows are found by one and decoded as plain torch operations",
+            stacklevel=3,
+        )
+    return False
 
 
 def _debug(tensors: HashTensors, ids: Tensor) -> None:

@@ -1,7 +1,7 @@
 """save_engram and load: a live memory into a bundle, and a bundle's weights into a live memory.
 
-Both keep every bit: rows in their own dtype, dense weights in float32, which holds float16 and
-bfloat16 exactly.
+Both keep every bit: rows in their own dtype, quantised ones as they are stored, dense weights in
+float32, which holds float16 and bfloat16 exactly.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engram_cli.errors import MismatchError, RuntimeAttachError
-from engram_cli.formats.bundle import ROW_DTYPES, Bundle, BundleSpec, read_bundle
+from engram_cli.formats.bundle import Bundle, read_bundle
+from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.tensors import Array
+from engram_cli.formats.model_card import CARD, model_card
+from engram_cli.formats.row_types import FLOAT_DTYPES
+from engram_cli.formats.tensors import Array, physical_dtype
 from engram_cli.runtime import loading
 from engram_cli.runtime.attach import memory_of
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.modules.base import TABLE
+from engram_cli.runtime.modules.base import HELD
 from engram_cli.version import __version__
 
 _PIECE_BYTES = 64 * 2**20
@@ -47,10 +50,12 @@ def save_engram(
         write_bundle(
             path,
             spec,
-            _rows_of(memory, spec),
+            _stored(memory, spec, ROWS),
             lambda layer, zero_rows: weights[layer],
+            scales=_stored(memory, spec, SCALES),
             tool_version=__version__,
             force=force,
+            beside={CARD: model_card(spec).encode()},
         )
     return path
 
@@ -70,10 +75,8 @@ def load(
         module = memory.layers[str(layer)]
         state = dict(module.state_dict())
         with torch.no_grad():
-            begin = 0
-            for piece in loading.table_pieces(bundle, layer):
-                state[TABLE][begin : begin + len(piece)].copy_(piece)
-                begin += len(piece)
+            for part in memory.spec.parts:
+                loading.fill(state[HELD[part]], loading.table_pieces(bundle, layer, part))
             for key, value in bundle.dense[layer].items():
                 state[key].copy_(torch.from_numpy(np.array(value)))
     return memory
@@ -88,12 +91,18 @@ def _check_same(spec: BundleSpec, bundle: Bundle) -> None:
         ("module", spec.module, found.module),
         ("hidden size", spec.hidden_size, found.hidden_size),
         ("packing", spec.packed, found.packed),
+        ("stored rows", _quantised(spec), _quantised(found)),
     ):
         if mine != other:
             raise MismatchError(
                 f"the bundle {bundle.folder} has {what} {other}, the attached memory {mine}",
                 "detach(model), then attach(model, folder)",
             )
+
+
+def _quantised(spec: BundleSpec) -> str:
+    """What rows must agree in: floats are rounded to those of the memory, anything else is not."""
+    return "floats" if spec.row_type.scales is None else spec.dtype
 
 
 def _dense(memory: Memory, layer: int) -> dict[str, NDArray[np.float32]]:
@@ -113,33 +122,37 @@ def _dense(memory: Memory, layer: int) -> dict[str, NDArray[np.float32]]:
 
 
 def _row_dtype(memory: Memory) -> str:
-    """The dtype of the rows, which may have been moved to another since they were attached."""
+    """The dtype of the rows; floats may have been moved to another since they were attached."""
+    if memory.spec.dtype not in FLOAT_DTYPES:
+        return memory.spec.dtype
     names = {
-        str(_table(memory, layer).dtype).removeprefix("torch.") for layer in memory.spec.layers
+        str(_tensor(memory, layer, ROWS).dtype).removeprefix("torch.")
+        for layer in memory.spec.layers
     }
-    if len(names) > 1 or not names <= set(ROW_DTYPES):
+    if len(names) > 1 or not names <= set(FLOAT_DTYPES):
         raise RuntimeAttachError(
-            f"rows of {', '.join(sorted(names))}", f"a bundle has {', '.join(ROW_DTYPES)}"
+            f"rows of {', '.join(sorted(names))}", f"a bundle has {', '.join(FLOAT_DTYPES)}"
         )
     return names.pop()
 
 
-def _rows_of(memory: Memory, spec: BundleSpec) -> Callable[[int], Iterator[tuple[int, Array]]]:
-    step = max(1, _PIECE_BYTES // spec.row_bytes)
+def _stored(
+    memory: Memory, spec: BundleSpec, part: str
+) -> Callable[[int], Iterator[tuple[int, Array]]]:
+    """A layer's rows or scales in pieces, as a bundle stores them."""
 
-    def rows(layer: int) -> Iterator[tuple[int, Array]]:
-        weight = _table(memory, layer)
-        for first in range(0, len(weight), step):
-            piece = weight[first : first + step].contiguous().cpu()
-            if piece.dtype == torch.bfloat16:
-                yield first, piece.view(torch.int16).numpy().view(np.uint16)
-            else:
-                yield first, piece.numpy()
+    def pieces(layer: int) -> Iterator[tuple[int, Array]]:
+        whole, held = spec.tensor(layer, part), _tensor(memory, layer, part)
+        step = max(1, _PIECE_BYTES * len(held) // whole.nbytes)
+        for first in range(0, len(held), step):
+            piece = held[first : first + step].contiguous().cpu()
+            bits = piece.view(torch.int16) if piece.dtype == torch.bfloat16 else piece
+            yield first, bits.numpy().view(physical_dtype(whole.dtype))
 
-    return rows
+    return pieces
 
 
-def _table(memory: Memory, layer: int) -> Tensor:
-    weight = memory.layers[str(layer)].state_dict()[TABLE]
-    assert isinstance(weight, Tensor)
-    return weight.detach()
+def _tensor(memory: Memory, layer: int, part: str) -> Tensor:
+    found = memory.layers[str(layer)].state_dict()[HELD[part]]
+    assert isinstance(found, Tensor)
+    return found.detach()

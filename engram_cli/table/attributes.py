@@ -17,6 +17,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.checksum import ALGORITHM
 from engram_cli.table.codecs import CODECS
 from engram_cli.table.codecs.base import Scaling
+from engram_cli.table.digest import content_digest
 from engram_cli.table.grid import (
     HITS_TYPE,
     LOOKUP,
@@ -28,7 +29,7 @@ from engram_cli.table.grid import (
     row_array,
     scales_array,
 )
-from engram_cli.table.spec import FORMAT, MAX_DIM, VERSION, content_digest
+from engram_cli.table.spec import FORMAT, MAX_DIM, VERSION
 
 META = "zarr.json"
 PARTIAL_SUFFIX = ".partial"

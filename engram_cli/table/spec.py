@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from engram_cli.errors import InputError
-from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.checksum import ALGORITHM
 from engram_cli.table.codecs import CODECS
 from engram_cli.table.codecs.base import Codec, row_bytes
 from engram_cli.table.codecs.fp8 import LARGEST_SCALE, LEAST_SCALE
+from engram_cli.table.digest import content_digest
 from engram_cli.table.grid import (
     HITS_TYPE,
     LOOKUP,
@@ -30,7 +30,6 @@ FORMAT = "engram-table"
 VERSION = 1
 MAX_DIM = 2**16
 MAX_CHUNKS = 2**17
-_NOT_CONTENT = ("digest", "complete", "tool_version")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,9 +202,3 @@ class TableSpec:
             "files": {name: list(files[name]) for name in sorted(files)},
         }
         return attributes | {"digest": content_digest(attributes)}
-
-
-def content_digest(attributes: Mapping[str, Any]) -> str:
-    """The SHA-256 that names a table's content: all attributes but those that do not decide it."""
-    content = {key: value for key, value in attributes.items() if key not in _NOT_CONTENT}
-    return sha256_bytes(b"engram table 1\n", canonical_json(content))

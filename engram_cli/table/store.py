@@ -55,6 +55,19 @@ class TableStore:
         What the scales are is not said here: `values` and `rows` apply them.
         """
         array, _ = self._arrays_of(layer)
+        return self._mapped(array)
+
+    def scale_chunks(self, layer: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
+        """(first row, scales [n, width]) for each chunk of a layer, or (0, [1]) where it has one.
+
+        Read-only and mapped. Raises InputError where rows have no scales.
+        """
+        _, scales = self._arrays_of(layer)
+        if scales is None:
+            raise InputError(f"rows of {self.dtype} have no scales", "take the rows alone")
+        return self._mapped(scales)
+
+    def _mapped(self, array: ChunkedArray) -> Iterator[tuple[int, NDArray[Any]]]:
         for index in range(array.chunks):
             first, count = array.span(index)
             yield first, map_chunk(self.path, array, index)[:count]

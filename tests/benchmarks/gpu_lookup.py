@@ -22,8 +22,9 @@ from runner import RESULTS, commit, machine, versions
 from torch import Tensor
 
 from engram_cli.runtime import gathering, ops
-from engram_cli.runtime.gathering import LookBack, Table
+from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.loading import hash_tensors
+from engram_cli.runtime.tables import Table
 
 DEVICE = torch.device("cuda")
 Calls = Sequence[Callable[[], Any]]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.runtime.gathering import Table
+from engram_cli.runtime.tables import Table
 from engram_cli.vocab.compress import CompressedVocab
 
 LAUNCHES = 24  # in one graph, over different ids

@@ -55,11 +55,15 @@ def test_bad_input_is_one_line(folder: Engram, arguments: tuple[str, ...], match
     assert match in done.error_line
 
 
-def test_attach_names_convert(folder: Engram) -> None:
+def test_attach_takes_a_converted_table(folder: Engram) -> None:
     (folder.folder / "ckpt").mkdir()
     config = {"model_type": "x", "hidden_size": 8, "num_hidden_layers": 4}
     (folder.folder / "ckpt" / "config.json").write_text(json.dumps(config))
     assert folder("convert", "t.zarr", "--dtype", "fp8_e8m0", "-o", "u.zarr").code == 0
-    done = folder("attach", "ckpt", "--table", "u.zarr")
-    assert done.code == 2
-    assert "engram convert u.zarr --dtype bfloat16" in done.error_line
+    plan = folder("attach", "ckpt", "--table", "u.zarr", "--reference", "--dry-run")
+    assert "fits" in plan.out
+    assert not (folder.folder / "ckpt" / "engram").exists()
+    done = folder("attach", "ckpt", "--table", "u.zarr", "--reference")
+    assert done.code == 0
+    assert "x fp8_e8m0 each" in done.out
+    assert "that stay in ../../u.zarr" in done.out

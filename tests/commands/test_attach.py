@@ -87,7 +87,7 @@ def test_the_bundle_holds_the_table_and_an_identity(checkpoint: Path, table: Pat
     assert (bundle.spec.hidden_size, bundle.spec.num_layers) == (32, 4)
     for layer in (1, 2):
         rows = np.concatenate([rows for _, rows in store.chunks(layer)])
-        assert np.array_equal(np.concatenate(bundle.row_maps(layer)), rows)
+        assert np.array_equal(np.concatenate(bundle.maps(layer)), rows)
         assert not bundle.dense[layer]["value_proj.weight"].any()
     assert result.zero_rows == ()
     assert listener.done == listener.total == result.cost.table_bytes

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.tensors import Array, physical_dtype

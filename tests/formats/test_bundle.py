@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from engram_cli.errors import ArtifactError, OutputError
 from engram_cli.files import sha256_bytes
-from engram_cli.formats.bundle import BundleSpec, read_bundle
+from engram_cli.formats.bundle import read_bundle
+from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import plan_shards
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.module_spec import KINDS, ModuleSpec, module_spec
@@ -39,7 +40,7 @@ def test_a_bundle_is_read_back(
     if not raw_ids:
         assert np.array_equal(bundle.spec.layout.lookup, small_vocab.lookup)
     for layer in spec.layers:
-        maps = bundle.row_maps(layer)
+        maps = bundle.maps(layer)
         assert len(maps) > 2
         assert np.array_equal(np.concatenate(maps), table_of(spec, layer))
         expected = first_values(spec.dense_parts, layer=layer, seed=0, zero_rows=False)

@@ -11,8 +11,9 @@ from lookup_cases import FORMS, a_table, bare_vocab, same_bits, the_hash
 
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.runtime import custom, gathering, ops
-from engram_cli.runtime.gathering import LookBack, Table
+from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.loading import hash_tensors
+from engram_cli.runtime.tables import Table
 
 pytestmark = [
     pytest.mark.gpu,

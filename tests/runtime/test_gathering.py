@@ -15,7 +15,8 @@ from engram_cli.errors import InputError, TokenIdError
 from engram_cli.hashing import reference as numpy_reference
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.runtime import gathering, ops, reference
-from engram_cli.runtime.gathering import LookBack, Table
+from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime.tables import Table, _e8m0, dequantise
 
 CPU = torch.device("cpu")
 
@@ -109,20 +110,18 @@ def test_rows_equal_python_at_the_edges_of_the_moduli() -> None:
 def test_vectors_are_rows_times_scales() -> None:
     raw = torch.tensor([[0x38, 0xB9, 0x01, 0x7E] + [0] * 28, [0x7F] * 32], dtype=torch.uint8)
     scales = torch.tensor([[128], [127]], dtype=torch.uint8)
-    found = gathering.dequantise(
-        Table(values=raw, scales=scales), torch.tensor([0, 1]), torch.float32
-    )
+    found = dequantise(Table(values=raw, scales=scales), torch.tensor([0, 1]), torch.float32)
     assert found[0, :4].tolist() == [2.0, -2.25, 2.0**-8, 896.0]
     assert found[1].isnan().all()
-    found = gathering.dequantise(
+    found = dequantise(
         Table(values=raw, scales=torch.tensor([0.5])), torch.tensor([0]), torch.float32
     )
     assert found[0, :4].tolist() == [0.5, -0.5625, 2.0**-10, 224.0]
     rows = Table(values=torch.tensor([[3, -4]], dtype=torch.int8), scales=torch.tensor([0.25]))
-    assert gathering.dequantise(rows, torch.tensor([0]), torch.float32).tolist() == [[0.75, -1.0]]
+    assert dequantise(rows, torch.tensor([0]), torch.float32).tolist() == [[0.75, -1.0]]
     every = torch.arange(256, dtype=torch.uint8)
     exact = every.view(torch.float8_e8m0fnu).float()
-    assert same_bits(gathering._e8m0(every), exact)
+    assert same_bits(_e8m0(every), exact)
 
 
 def test_a_look_up_is_its_rows_side_by_side() -> None:

@@ -16,7 +16,7 @@ from runtime.modes import MODES
 from tiny_models import MODULES, logits, make_bundle, spec_of, text, wake
 from transformers import PreTrainedModel
 
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime import attach, detach
 from engram_cli.vocab.compress import CompressedVocab
 

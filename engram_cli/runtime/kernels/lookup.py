@@ -124,7 +124,7 @@ def _deliver(
     if KIND == "scaled":
         value = value * factor
     if KIND == "per-row":
-        value = value * factor[:, None]
+        value = tl.where(raw == -128, float("nan"), value) * factor[:, None]
     column = chunk * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     valid = live[:, None]
     if DIM % BLOCK_D != 0:

@@ -1,4 +1,4 @@
-"""What the modules share: the table as a parameter, and all that follows the projections.
+"""What the modules share: the table, a parameter or as stored, and all after the projections.
 
 In: hidden states and row numbers. Out: the addition, and the inputs of the convolution, which
 decoding remembers.
@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engram_cli.errors import ArtifactError
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.runtime import ops
 from engram_cli.runtime.gating import GateWeights
+from engram_cli.runtime.tables import Table, dequantise
 
 MANY_TOKENS = 512  # from here on outputs are larger than weights
 TABLE = "multi_head_embedding.embedding.weight"
+HELD = {ROWS: TABLE, SCALES: "multi_head_embedding.embedding.scales"}  # in a state dict
 
 
 class Rows(nn.Embedding):
@@ -36,13 +38,55 @@ class Rows(nn.Embedding):
         """[B, T, C x dim] of rows int64[B, T, C], in the table's dtype."""
         return ops.gather(self.weight, rows.to(self.weight.device), sparse=self.sparse)
 
+    def table(self) -> Table:
+        """The rows as the look-up takes them."""
+        return Table(values=self.weight)
+
+
+class StoredRows(nn.Module):
+    """Quantised rows and scales as they are stored, frozen; a look-up makes them numbers.
+
+    Buffers, since integers have no gradient. Scales are held as integers of their size, so that
+    `model.to(dtype)` leaves them as they are; `kind` is the dtype that they are.
+    """
+
+    weight: Tensor
+    scales: Tensor
+    sparse = False
+
+    def __init__(
+        self, weight: Tensor, scales: Tensor, *, kind: torch.dtype, packed_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.packed_dim = packed_dim
+        self.register_buffer("weight", weight)
+        self.register_buffer("scales", scales)
+
+    def table(self) -> Table:
+        """The rows as the look-up takes them."""
+        scales = self.scales.view(self.kind)
+        if self.kind == torch.float32 and scales.ndim == 2:  # one a row
+            scales = scales[:, 0]
+        return Table(values=self.weight, scales=scales, dim=self.packed_dim)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[B, T, C x dim] of rows int64[B, T, C], float32."""
+        found = dequantise(self.table(), rows.to(self.weight.device), torch.float32)
+        return found.flatten(-2)
+
+    def extra_repr(self) -> str:
+        """What is printed of it."""
+        scales = f"{self.kind} {tuple(self.scales.shape)}".removeprefix("torch.")
+        return f"{tuple(self.weight.shape)}, {self.weight.dtype}, scales {scales}"
+
 
 class MultiHeadEmbedding(nn.Module):
     """The table of a layer with the first row of each of its columns, int64[C]."""
 
     offsets: Tensor
 
-    def __init__(self, rows: Rows, offsets: Tensor) -> None:
+    def __init__(self, rows: Rows | StoredRows, offsets: Tensor) -> None:
         super().__init__()
         self.embedding = rows
         self.register_buffer("offsets", offsets)

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.gating import GateWeights
 from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, depthwise, project
 

@@ -6,16 +6,18 @@ test run.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from lookup_cases import FORMS, LAYOUTS, TABLES, a_table, modulo_hash, same_bits, the_hash
+from lookup_cases import DECODED, FORMS, LAYOUTS, TABLES, a_table, modulo_hash, same_bits, the_hash
 from torch import Tensor
 
 from engram_cli.errors import TokenIdError
 from engram_cli.runtime import custom, gathering, ops
-from engram_cli.runtime.gathering import LookBack, Table
+from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime.tables import Table
 
 # The interpreter multiplies with NumPy, which warns where int64 wraps.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
@@ -69,6 +71,17 @@ def test_vectors_equal_the_twin(kind: str, dim: int, dtype: torch.dtype) -> None
     tables = [a_table(kind, height, dim, DEVICE, wide=wide) for height in hashed.heights]
     found = ops.look_up(hashed, ids, tables, back, dtype)
     assert same_bits(found, gathering.look_up(hashed, ids, tables, back, dtype))
+
+
+@pytest.mark.parametrize("kind", DECODED)
+def test_rows_without_a_kernel_are_decoded_by_the_twin(kind: str) -> None:
+    hashed = the_hash("engram-v1", DEVICE)
+    ids, back = FORMS["one token"](DEVICE)
+    rows = [a_table(kind, height, DECODED[kind], DEVICE) for height in hashed.heights]
+    said = pytest.warns(UserWarning, match="have no kernel") if ids.is_cuda else nullcontext()
+    with said:
+        found = ops.look_up(hashed, ids, rows, back, torch.float32)
+    assert same_bits(found, gathering.look_up(hashed, ids, rows, back, torch.float32))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import torch
 from runtime.modules.inputs import Build
 from tiny_models import MODULES, make_bundle, spec_of, wake
 
-from engram_cli.formats.bundle import BundleSpec, read_bundle
+from engram_cli.formats.bundle import read_bundle
+from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.loading import module as load_module
 from engram_cli.runtime.modules.base import MemoryModule
 from engram_cli.vocab.compress import CompressedVocab

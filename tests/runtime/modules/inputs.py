@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.modules.base import MemoryModule
 
 Build = Callable[..., MemoryModule]

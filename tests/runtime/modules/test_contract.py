@@ -10,7 +10,7 @@ from tiny_models import MODULES as TESTED
 from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.module_spec import KINDS
 from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import TABLE, dense_state, load_dense

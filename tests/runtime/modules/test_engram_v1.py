@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from runtime.modules.inputs import Build, some_input
 from torch import Tensor
 
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import BundleSpec
 
 
 @pytest.fixture

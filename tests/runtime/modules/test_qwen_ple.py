@@ -12,7 +12,7 @@ from tiny_models import HIDDEN, LAYERS, make_bundle, spec_of, text, wake
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime import attach
 from engram_cli.vocab.compress import CompressedVocab
 

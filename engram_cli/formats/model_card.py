@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from engram_cli.formats.bundle import BundleSpec
+from engram_cli.formats.bundle_spec import BundleSpec
 
 CARD = "README.md"
 
 
-def model_card(spec: BundleSpec, table_bytes: int) -> str:
+def model_card(spec: BundleSpec) -> str:
     """Markdown with the metadata that model hubs read; equal specs give equal text."""
     layout = spec.layout
     layers = ", ".join(map(str, spec.layers))
@@ -35,7 +35,7 @@ attach(model, "engram")
 | model | {spec.model_type}, {spec.num_layers} layers of width {spec.hidden_size:,} |
 | scheme | {layout.scheme}: orders {orders}, {layout.heads} heads, {layout.vocab_size:,} token ids |
 | module | {spec.module.kind}, streams: {spec.module.streams} |
-| rows | {rows}, {spec.dim} x {spec.dtype} each: {table_bytes:,} bytes |
+| rows | {rows}, {spec.dim} x {spec.dtype} each: {spec.table_bytes:,} bytes |
 | a token reads | {layout.columns * len(spec.layers)} rows |
 | packed documents | {"kept apart" if spec.packed else "one sequence"} |
 | fingerprint | `{layout.fingerprint}` |

@@ -1,0 +1,111 @@
+"""What a bundle holds, by its sizes alone: hash, layers, how rows are stored, module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engram_cli.formats.module_spec import ModuleSpec, Part
+from engram_cli.formats.row_types import ROW_TYPES, RowType
+from engram_cli.formats.tensors import TensorSpec
+from engram_cli.hashing.layout import HashLayout
+
+ROWS, SCALES = "rows", "scales"
+ONE_BASED_SCHEMES = ("qwen-ple",)  # these count decoder layers from 1
+
+
+def decoder_index(layout: HashLayout, layer: int) -> int:
+    """The place, from 0, of the decoder layer that a layer id of the scheme names."""
+    return layer - 1 if layout.scheme in ONE_BASED_SCHEMES else layer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleSpec:
+    """What a bundle holds: the hash, the layers that carry a table, the rows and the module.
+
+    `dtype` is the logical one of the rows (`row_types`). `packed`: positions that restart at 0
+    begin another document, which sees nothing of the last.
+    """
+
+    layout: HashLayout
+    layers: tuple[int, ...]
+    dim: int
+    dtype: str
+    hidden_size: int
+    num_layers: int
+    model_type: str
+    module: ModuleSpec = field(default_factory=ModuleSpec)
+    packed: bool = False
+
+    @property
+    def embed_dim(self) -> int:
+        """E: the length of a layer's looked-up vectors, columns x dim."""
+        return self.layout.columns * self.dim
+
+    @property
+    def conv_dilation(self) -> int:
+        """The convolution steps by the longest n-gram (docs/reference/modules.md)."""
+        return self.layout.max_order
+
+    @property
+    def row_type(self) -> RowType:
+        """How rows are stored."""
+        return ROW_TYPES[self.dtype]
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The tensors that hold a layer: its rows, and their scales where the dtype has some."""
+        return (ROWS,) if self.row_type.scales is None else (ROWS, SCALES)
+
+    def tensor(self, layer: int, part: str) -> TensorSpec:
+        """A whole tensor of a layer: `layers.N.rows`, or `layers.N.scales`."""
+        kind, rows = self.row_type, self.rows(layer)
+        name = f"layers.{layer}.{part}"
+        if part == ROWS:
+            return TensorSpec(name=name, dtype=kind.items, shape=(rows, kind.width(self.dim)))
+        assert kind.scales is not None
+        return TensorSpec(name=name, dtype=kind.scales, shape=kind.scale_shape(rows, self.dim))
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one row with its scales, the one of a layer left out."""
+        whole = [self.tensor(self.layers[0], part) for part in self.parts]
+        return sum(one.nbytes // one.shape[0] for one in whole if one.shape != (1,))
+
+    @property
+    def table_bytes(self) -> int:
+        """The bytes of all layers' rows and scales."""
+        return sum(self.tensor(layer, part).nbytes for layer in self.layers for part in self.parts)
+
+    @property
+    def dense_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each dense weight of a layer."""
+        return self.module.shapes(self.hidden_size, self.embed_dim)
+
+    @property
+    def dense_parts(self) -> list[Part]:
+        """The parts of the dense weights of a layer, which say how each starts."""
+        return self.module.parts(self.hidden_size, self.embed_dim)
+
+    def rows(self, layer: int) -> int:
+        """The height of a layer's table."""
+        return self.layout.layer(layer).rows
+
+    def index(self, layer: int) -> int:
+        """The decoder layer, from 0, that a layer id names."""
+        return decoder_index(self.layout, layer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One file of a layer's rows, or of its scales: the lines first_row .. first_row + rows - 1."""
+
+    layer: int
+    part: str
+    file: str
+    first_row: int
+    rows: int
+
+    def tensor(self, spec: BundleSpec) -> TensorSpec:
+        """The tensor that the file holds."""
+        whole = spec.tensor(self.layer, self.part)
+        return TensorSpec(name=whole.name, dtype=whole.dtype, shape=(self.rows, *whole.shape[1:]))

@@ -1,0 +1,187 @@
+"""A bundle that refers to a table: the chunk files it maps, and whether they are still the same.
+
+In: what `engram.json` records of the table. Out: its folder, and the shards that its chunk files
+are. Chunk files are raw rows, so that neither zarr nor a codec is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
+from engram_cli.files import read_json
+from engram_cli.formats.bundle_spec import ROWS, BundleSpec, Shard
+from engram_cli.table.digest import content_digest
+
+META = "zarr.json"
+MAX_META_BYTES = 256 * 2**20
+_AGAIN = "write the bundle again with engram attach --reference --force"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableReference:
+    """A table by its `path` (relative to the bundle, or absolute) and the digest of its content.
+
+    `files`: size in bytes and checksum of each chunk file that the bundle's layers need, by its
+    path in the table, as the table's manifest has them.
+    """
+
+    path: str
+    digest: str
+    files: Mapping[str, tuple[int, str]]
+
+    def folder(self, bundle: Path) -> Path:
+        """Where the table lies."""
+        return Path(os.path.normpath(bundle.resolve() / self.path))
+
+    def shards(self, spec: BundleSpec) -> tuple[Shard, ...]:
+        """The chunk files as shards, in the order of layers, parts and rows.
+
+        Names and numbers of chunks follow from the spec and the chunks' size. Raises ValueError
+        where the files are others.
+        """
+        found = [
+            shard
+            for layer in spec.layers
+            for part in spec.parts
+            for shard in self._chunks(spec, layer, part)
+        ]
+        if {shard.file for shard in found} != set(self.files):
+            raise ValueError("the table's files are not those of its layers")
+        return tuple(found)
+
+    def _chunks(self, spec: BundleSpec, layer: int, part: str) -> list[Shard]:
+        whole = spec.tensor(layer, part)
+        rows, width = whole.shape[0], whole.nbytes // whole.shape[0]
+        size = self.files[chunk_file(layer, part, 0, single=whole.shape == (1,))][0]
+        step = size // width
+        if size % width or not 0 < step <= rows or -(-rows // step) > len(self.files):
+            raise ValueError(f"chunks of {size} bytes for {rows} lines of {width}")
+        names = [
+            chunk_file(layer, part, index, single=whole.shape == (1,))
+            for index in range(-(-rows // step))
+        ]
+        if {self.files[name][0] for name in names} != {size}:
+            raise ValueError(f"chunks of different sizes in layer {layer}")
+        return [
+            Shard(
+                layer=layer,
+                part=part,
+                file=name,
+                first_row=index * step,
+                rows=min(step, rows - index * step),
+            )
+            for index, name in enumerate(names)
+        ]
+
+    def check(self, bundle: Path, spec: BundleSpec) -> Path:
+        """The table's folder. Raises InputError where it is not there, MismatchError for another.
+
+        Looked at: the attributes and their digest, dtype, row length and layout, the manifest's
+        sizes and checksums, and the size of each chunk file. No row is read.
+        """
+        folder = self.folder(bundle)
+        attributes = self._attributes(folder, bundle)
+        for what, mine, found in (
+            ("digest", self.digest, content_digest(attributes)),
+            ("dtype", spec.dtype, attributes.get("dtype")),
+            ("row length", spec.dim, attributes.get("dim")),
+            ("layout", spec.layout.fingerprint, attributes.get("fingerprint")),
+        ):
+            if mine != found:
+                raise MismatchError(
+                    f"the table {folder} is not the one that the bundle {bundle} refers to: "
+                    f"its {what} is {found}, not {mine}",
+                    f"put the old table back, or {_AGAIN}",
+                )
+        listed = attributes["manifest"]["files"]
+        for name, (size, checksum) in self.files.items():
+            if listed.get(name) != [size, checksum]:
+                raise MismatchError(f"{bundle} and the manifest of {folder} disagree on {name}",
+                                    _AGAIN)  # fmt: skip
+            _check_size(folder / name, size)
+        return folder
+
+    def _attributes(self, folder: Path, bundle: Path) -> dict[str, Any]:
+        path = folder / META
+        if not path.is_file():
+            raise InputError(
+                f"the bundle {bundle} refers to the table {folder}, which is not there",
+                f"put the table back, or {_AGAIN}",
+            )
+        try:
+            if path.stat().st_size > MAX_META_BYTES:
+                raise ArtifactError(f"{path} is too large for a table's attributes", _AGAIN)
+            attributes = read_json(path, "the attributes of a table")["attributes"]
+            if attributes["complete"] is not True or not isinstance(
+                attributes["manifest"]["files"], dict
+            ):
+                raise ValueError("it is not complete")
+        except EngramError:
+            raise
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise ArtifactError(f"{folder} is no finished table: {error!r}", _AGAIN) from None
+        assert isinstance(attributes, dict)
+        return attributes
+
+    def to_json(self) -> dict[str, Any]:
+        """The object `table` of engram.json."""
+        files = {name: list(entry) for name, entry in sorted(self.files.items())}
+        return {"path": self.path, "digest": self.digest, "files": files}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> TableReference:
+        """Read the object `table` of engram.json. Raises ValueError and its kin."""
+        path, digest, listed = document["path"], document["digest"], document["files"]
+        texts = [path, digest, *(entry[1] for entry in listed.values())]
+        sizes = [entry[0] for entry in listed.values()]
+        if not all(isinstance(text, str) for text in texts) or not path or "\0" in path:
+            raise ValueError("the table has a path, digest or checksum that is no text")
+        if any(type(size) is not int or size < 1 for size in sizes):
+            raise ValueError("the table has a file of no size")
+        return cls(
+            path=path,
+            digest=digest,
+            files={name: (entry[0], entry[1]) for name, entry in listed.items()},
+        )
+
+
+def refer(
+    table: Path, digest: str, files: Mapping[str, tuple[int, str]], spec: BundleSpec, bundle: Path
+) -> TableReference:
+    """The reference of a bundle that will lie at `bundle`.
+
+    `files` is the table's manifest, of which the bundle's layers are taken. The path is relative
+    where the table lies beside the checkpoint or the bundle, so that both can move; else absolute.
+    """
+    own = {str(layer) for layer in spec.layers} | {f"scales/{layer}" for layer in spec.layers}
+    return TableReference(
+        path=_path_from(table.resolve(), bundle.resolve()),
+        digest=digest,
+        files={name: entry for name, entry in files.items() if name.rpartition("/")[0] in own},
+    )
+
+
+def chunk_file(layer: int, part: str, index: int, *, single: bool) -> str:
+    """The path of a chunk file in a table; `single`: of an array of one number."""
+    folder = str(layer) if part == ROWS else f"scales/{layer}"
+    return f"{folder}/c.{index}" + ("" if single else ".0")
+
+
+def _path_from(table: Path, bundle: Path) -> str:
+    if bundle.parent.parent in table.parents and bundle.parent.parent != Path(bundle.anchor):
+        return Path(os.path.relpath(table, bundle)).as_posix()
+    return str(table)
+
+
+def _check_size(path: Path, size: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}", _AGAIN) from None
+    if found != size or not path.is_file():
+        raise ArtifactError(f"{path} has {found} bytes, not {size}", _AGAIN)

@@ -1,0 +1,214 @@
+"""Quantised rows in a model: what is looked up is what the table's codec decodes, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from tiny_models import llama, logits, make_layout, make_spec, parameters, text, wake
+from torch.nn.parallel import DistributedDataParallel
+
+from engram_cli.errors import MismatchError, RuntimeAttachError
+from engram_cli.formats.bundle import read_bundle
+from engram_cli.formats.bundle_writer import write_bundle
+from engram_cli.formats.dense import first_values
+from engram_cli.formats.row_types import FLOAT_DTYPES, ROW_DTYPES
+from engram_cli.runtime import (
+    attach,
+    detach,
+    load,
+    parameter_groups,
+    row_parameters,
+    save_engram,
+)
+from engram_cli.table.codecs import CODECS
+from engram_cli.vocab.compress import CompressedVocab
+
+QUANTISED = tuple(name for name in ROW_DTYPES if name not in FLOAT_DTYPES)
+DIM = 33  # two blocks, the last of one value
+
+
+def stored(dtype: str, rows: int, dim: int, layer: int) -> tuple[Any, Any]:
+    """Rows and scales as the codec stores random values, NaN among them."""
+    codec = CODECS.load(dtype)
+    values = np.random.default_rng(layer).standard_normal((rows, dim)).astype(np.float32)
+    values[3, 2] = np.nan
+    assert codec.scaling is not None
+    whole = codec.scaling.per == "layer"
+    shape = (1,) if whole else (rows, codec.scaling.width(dim))
+    items = np.empty((rows, codec.width(dim)), dtype=codec.physical)
+    scales = np.full(shape, 0.01, dtype=codec.scaling.dtype) if whole else np.empty(
+        shape, dtype=codec.scaling.dtype
+    )  # fmt: skip
+    codec.encode(values, items, scales)
+    return items, scales
+
+
+def quantised_bundle(
+    path: Path, vocab: CompressedVocab, dtype: str, *, dim: int = DIM, nan: bool = False
+) -> Path:
+    spec = make_spec(make_layout(vocab), dtype, dim=dim)
+    held = {layer: stored(dtype, spec.rows(layer), dim, layer) for layer in spec.layers}
+    if not nan:  # a row like its neighbour instead
+        for items, scales in held.values():
+            items[3] = items[4]
+            if len(scales) > 1:
+                scales[3] = scales[4]
+
+    def dense(layer: int, zero_rows: bool) -> dict[str, Any]:
+        return first_values(spec.dense_parts, layer=layer, seed=0, zero_rows=zero_rows)
+
+    write_bundle(
+        path,
+        spec,
+        lambda layer: [(0, held[layer][0])],
+        dense,
+        scales=lambda layer: [(0, held[layer][1])],
+        tool_version="0",
+        shard_bytes=4096 + 100 * spec.row_bytes,  # rows in several files
+    )
+    return path
+
+
+@pytest.mark.parametrize("dim", [DIM, 64])
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_vectors_are_what_the_codec_decodes(
+    small_vocab: CompressedVocab, tmp_path: Path, dtype: str, dim: int
+) -> None:
+    path = quantised_bundle(tmp_path / "engram", small_vocab, dtype, dim=dim, nan=True)
+    memory = attach(llama(small_vocab.vocab_size), path)
+    codec = CODECS.load(dtype)
+    for layer, module in memory.layers.items():
+        items, scales = stored(dtype, memory.spec.rows(int(layer)), dim, int(layer))
+        expected = np.empty((len(items), dim), dtype=np.float32)
+        codec.decode(items, scales, expected)
+        rows = torch.arange(len(items)).view(1, -1, 1)
+        found = module.multi_head_embedding(rows)[0].numpy()
+        assert found.dtype == np.float32
+        nan = np.isnan(expected)
+        assert nan.any()
+        assert np.array_equal(np.isnan(found), nan)
+        whole = (found.view(np.uint32), expected.view(np.uint32))
+        assert np.array_equal(*(np.where(nan, 0, bits) for bits in whole))
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_there_and_back(small_vocab: CompressedVocab, tmp_path: Path, dtype: str) -> None:
+    path = quantised_bundle(tmp_path / "engram", small_vocab, dtype)
+    model, ids = llama(small_vocab.vocab_size), text(200, 2, 9)
+    bare = logits(model, ids)
+    memory = attach(model, path)
+    assert torch.equal(logits(model, ids), bare), "a fresh one adds nothing"
+    wake(memory)
+    awake = logits(model, ids)
+    assert not torch.equal(awake, bare)
+    state = parameters(model)
+    saved = save_engram(model, tmp_path / "saved")
+    assert read_bundle(saved, verify=True).spec == memory.spec
+    assert dtype in (saved / "README.md").read_text()
+    for file in path.glob("[rs]*.safetensors"):
+        if file.name.endswith("of-00002.safetensors"):  # cut alike in both
+            assert (saved / file.name).read_bytes() == file.read_bytes()
+    detach(model)
+    assert torch.equal(logits(model, ids), bare)
+    assert not hasattr(model, "_ddp_params_and_buffers_to_ignore")
+
+    attach(model, saved)
+    assert torch.equal(logits(model, ids), awake)
+    detach(model)
+    again = attach(model, path)
+    load(model, saved, verify=True)
+    assert torch.equal(logits(model, ids), awake)
+    detach(model)
+    other = attach(model, path)
+    model.load_state_dict(state)
+    assert torch.equal(logits(model, ids), awake)
+    assert again.spec == other.spec
+
+
+def test_moving_the_model_leaves_stored_rows(small_vocab: CompressedVocab, tmp_path: Path) -> None:
+    for dtype in ("int4_b32", "int8", "fp8"):
+        path = quantised_bundle(tmp_path / dtype, small_vocab, dtype)
+        model = llama(small_vocab.vocab_size)
+        memory = attach(model, path)
+        before = parameters(memory)
+        model.to(torch.bfloat16).to(torch.float16)
+        kept = [name for name in before if "multi_head" in name]
+        assert all(torch.equal(memory.state_dict()[name], before[name]) for name in kept)
+        saved = read_bundle(save_engram(model, tmp_path / f"{dtype} saved"), verify=True)
+        first = read_bundle(path)
+        for part in first.spec.parts:
+            mine, theirs = (np.concatenate(one.maps(1, part)) for one in (saved, first))
+            assert np.array_equal(mine, theirs)
+
+
+def test_training_leaves_rows_alone(small_vocab: CompressedVocab, tmp_path: Path) -> None:
+    path = quantised_bundle(tmp_path / "engram", small_vocab, "fp8_e8m0")
+    model = llama(small_vocab.vocab_size)
+    for asked in ({"rows_trainable": True}, {"sparse_gradients": True}):
+        with pytest.raises(RuntimeAttachError, match=r"fp8_e8m0, which has no gradient"):
+            attach(model, path, **asked)
+    memory = attach(model, path, rows_trainable=False)
+    model.requires_grad_(True)
+    memory.requires_grad_(True)
+    assert row_parameters(model) == []
+    (group,) = parameter_groups(model, lr=0.1)
+    before = parameters(memory)
+    optimizer = torch.optim.SGD([group])
+    losses = []
+    for _ in range(3):
+        loss = model(text(200, 2, 9), labels=text(200, 2, 9)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[2] < losses[0]
+    changed = {n for n, value in memory.state_dict().items() if not torch.equal(value, before[n])}
+    assert "layers.1.value_proj.weight" in changed
+    assert not any("multi_head" in name for name in changed)
+
+
+def test_ddp_sends_no_stored_rows(small_vocab: CompressedVocab, tmp_path: Path) -> None:
+    path = quantised_bundle(tmp_path / "engram", small_vocab, "int8_b32")
+    model = llama(small_vocab.vocab_size)
+    wake(attach(model, path))
+    expected = logits(model, text(200, 2, 9))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(model)
+        sent = {buffer.data_ptr() for buffer in wrapped.modules_buffers}
+        rows = [
+            buffer.data_ptr()
+            for name, buffer in model.named_buffers()
+            if name.endswith(("embedding.weight", "embedding.scales"))
+        ]
+        assert len(rows) == 4
+        assert not sent & set(rows)
+        assert torch.equal(logits(wrapped, text(200, 2, 9)), expected)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_another_dtype_is_not_loaded(small_vocab: CompressedVocab, tmp_path: Path) -> None:
+    model = llama(small_vocab.vocab_size)
+    attach(model, quantised_bundle(tmp_path / "one", small_vocab, "int8"))
+    for other in ("int4", "fp8"):
+        path = quantised_bundle(tmp_path / other, small_vocab, other)
+        with pytest.raises(MismatchError, match=f"has stored rows {other}"):
+            load(model, path)
+
+
+def test_one_graph(small_vocab: CompressedVocab, tmp_path: Path) -> None:
+    for dtype in ("int4_b32", "fp8_e8m0"):
+        model = llama(small_vocab.vocab_size)
+        wake(attach(model, quantised_bundle(tmp_path / dtype, small_vocab, dtype)))
+        ids = text(200, 2, 9)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        with torch.no_grad():
+            found = compiled(ids, use_cache=False).logits
+        assert torch.equal(found, logits(model, ids, use_cache=False))
+        torch.compiler.reset()
