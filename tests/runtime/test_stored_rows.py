@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from engram_cli.errors import MismatchError, RuntimeAttachError
 from engram_cli.formats.bundle import read_bundle
-from engram_cli.formats.bundle_writer import write_bundle
+from engram_cli.formats.bundle_writer import write_bundle, write_referring
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.row_types import FLOAT_DTYPES, ROW_DTYPES
+from engram_cli.formats.table_reference import refer
 from engram_cli.runtime import (
     attach,
     detach,
@@ -25,7 +28,12 @@ from engram_cli.runtime import (
     row_parameters,
     save_engram,
 )
+from engram_cli.table.attributes import read_description
+from engram_cli.table.build import build_store
 from engram_cli.table.codecs import CODECS
+from engram_cli.table.inits import make_init
+from engram_cli.table.spec import TableSpec
+from engram_cli.table.store import open_table
 from engram_cli.vocab.compress import CompressedVocab
 
 QUANTISED = tuple(name for name in ROW_DTYPES if name not in FLOAT_DTYPES)
@@ -212,3 +220,43 @@ def test_one_graph(small_vocab: CompressedVocab, tmp_path: Path) -> None:
             found = compiled(ids, use_cache=False).logits
         assert torch.equal(found, logits(model, ids, use_cache=False))
         torch.compiler.reset()
+
+
+@pytest.mark.parametrize("dtype", ["int4_b32", "fp8", "bfloat16"])
+def test_a_table_that_is_referred_to_is_what_its_copy_is(
+    small_vocab: CompressedVocab, tmp_path: Path, dtype: str
+) -> None:
+    init = make_init("normal", seed=0, std=0.5)
+    layout = make_layout(small_vocab)
+    table = TableSpec(layout=layout, dim=DIM, dtype=dtype, init=init, chunk_rows=100)
+    build_store(table, tmp_path / "t.zarr")
+    store, spec = open_table(tmp_path / "t.zarr"), make_spec(layout, dtype, dim=DIM)
+
+    def dense(layer: int, zero_rows: bool) -> dict[str, Any]:
+        assert not zero_rows
+        return first_values(spec.dense_parts, layer=layer, seed=0, zero_rows=zero_rows)
+
+    files = read_description(store.path).files
+    reference = refer(store.path, store.digest, files, spec, tmp_path / "refers")
+    write_referring(tmp_path / "refers", spec, store.chunks, dense, reference, tool_version="0")
+    copy = {"scales": store.scale_chunks, "tool_version": "0"}
+    write_bundle(tmp_path / "copies", spec, store.chunks, dense, **copy)
+    found = []
+    for name in ("refers", "copies"):
+        model = llama(small_vocab.vocab_size)
+        wake(attach(model, tmp_path / name))
+        found.append(logits(model, text(200, 2, 9)))
+        save_engram(model, tmp_path / f"{name} saved")
+    assert torch.equal(*found)
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / f"{name} saved").iterdir()}
+        for name in ("refers", "copies")
+    )
+    assert one == two, "what is saved holds the rows"
+    code = (
+        "import sys\nfrom engram_cli.formats.bundle import read_bundle\n"
+        f"read_bundle({str(tmp_path / 'refers')!r}).maps(1)\n"
+        "print([name for name in ('zarr', 'numba', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
