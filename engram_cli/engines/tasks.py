@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engram_cli.corpus.base import CorpusOptions
+from engram_cli.corpus.base import CorpusFile, CorpusOptions
 from engram_cli.corpus.encode import Encoder, make_encoder
 from engram_cli.corpus.partitions import Plan
 from engram_cli.corpus.stream import TokenStream
 from engram_cli.engines.work import Work
-from engram_cli.errors import EngramError, MismatchError
+from engram_cli.errors import EngramError, InputError, MismatchError
 from engram_cli.files import new_file
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
@@ -26,7 +26,7 @@ from engram_cli.stats.partial import Partial, read_partial
 from engram_cli.stats.state import State
 from engram_cli.stats.watching import Watching, exact_memory
 from engram_cli.version import __version__
-from engram_cli.vocab.tokenizer import load_tokenizer
+from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
 TASKS_A_SLOT = 4  # so that whoever is done early takes more
 # Of the counters: the sum, the part at hand and copies of them while they are added.
@@ -35,10 +35,10 @@ _LEAST_MERGE = 350 * 10**6  # bytes of an interpreter and its libraries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """What all tasks of a run need, sent once; `tokenizer`: the bytes of its file.
+class Reading:
+    """What a task needs that reads partitions, sent once; `tokenizer`: the bytes of its file.
 
-    `memory`: what is planned for a task, in bytes; the rest as in `Work` and `Running`.
+    `version`: of the engram that asks; the rest as in `Work` and `Running`.
     """
 
     version: str
@@ -46,11 +46,21 @@ class Shared:
     options: CorpusOptions
     tokenizer: bytes | None
     encoder: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all counting tasks of a run need, sent once.
+
+    `memory`: what is planned for a task, in bytes; the rest as in `Work`.
+    """
+
+    reading: Reading
     watching: Watching
     source_of: Mapping[str, str] | None
     sample_size: int
     join_documents: bool
-    threads: int
     memory: int
 
 
@@ -67,12 +77,9 @@ class Report:
 
 def count_part(shared: Shared, plan: Plan) -> tuple[Report, State]:
     """Count some partitions; gives the state of their `Partial`."""
-    # Read when the libraries that use it first start their threads.
-    os.environ["RAYON_NUM_THREADS"] = str(shared.threads)
     try:
-        _check_version(shared)
-        with _encoder(shared, plan.size) as (encoder, work):
-            return _count(shared, replace(work, plan=plan), encoder)
+        with opened_encoder(shared.reading, plan.size) as encoder:
+            return _count(shared, plan, encoder)
     except EngramError as error:
         return Report(error=error), {}
 
@@ -107,9 +114,92 @@ def task_bounds(sizes: Sequence[int], tasks: int) -> list[tuple[int, int]]:
     return found
 
 
-def _count(shared: Shared, work: Work, encoder: Encoder | None) -> tuple[Report, State]:
-    plan, watchers = work.plan, work.watchers()
-    tally = work.tally(watchers, shared.threads)
+def check_reachable(files: Sequence[CorpusFile]) -> None:
+    """Raises InputError for a pipe, which no worker can read."""
+    for file in files:
+        if file.path is None and file.url is None:
+            raise InputError(
+                f"{file.name} cannot be read by the workers of a cluster",
+                "give files, or leave out --engine ray",
+            )
+
+
+def portable(plan: Plan) -> Plan:
+    """`plan` as it is read from another working folder."""
+    files = tuple(
+        file if file.path is None else replace(file, path=file.path.absolute())
+        for file in plan.files
+    )
+    return replace(plan, files=files)
+
+
+def reading_of(
+    layout: HashLayout,
+    options: CorpusOptions,
+    tokenizer: TokenizerFile | None,
+    encoder: str,
+    threads: int,
+) -> Reading:
+    """What tasks read the corpus with."""
+    return Reading(
+        version=__version__,
+        layout=layout,
+        options=options,
+        tokenizer=None if tokenizer is None else tokenizer.path.read_bytes(),
+        encoder=encoder,
+        threads=threads,
+    )
+
+
+@contextmanager
+def opened_encoder(reading: Reading, size: int | None) -> Iterator[Encoder | None]:
+    """The encoder of a task that reads `size` bytes, None where nothing is to be encoded.
+
+    Raises MismatchError in a worker of another version.
+    """
+    # Read when the libraries that use it first start their threads.
+    os.environ["RAYON_NUM_THREADS"] = str(reading.threads)
+    check_version(reading.version)
+    if reading.tokenizer is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="engram-") as folder:
+        path = Path(folder, "tokenizer.json")
+        with new_file(path) as part:
+            part.write_bytes(reading.tokenizer)
+        encoder = make_encoder(load_tokenizer(path), reading.encoder, SILENT, size=size)
+        try:
+            yield encoder
+        finally:
+            encoder.close()
+
+
+def check_version(version: str) -> None:
+    """Raises MismatchError when another version of engram asks than this one."""
+    if version != __version__:
+        raise MismatchError(
+            f"a worker has engram {__version__}, this is {version}",
+            "install the same version on every node of the cluster",
+        )
+
+
+def _count(shared: Shared, plan: Plan, encoder: Encoder | None) -> tuple[Report, State]:
+    reading, watching = shared.reading, shared.watching
+    if watching.exact:  # the memory here is not that of where the run was planned
+        room = exact_memory(available_memory(), shared.memory)
+        watching = replace(watching, exact_bytes=room)
+    work = Work(
+        plan=plan,
+        options=reading.options,
+        layout=reading.layout,
+        tokenizer=None,
+        watching=watching,
+        source_of=shared.source_of,
+        sample_size=shared.sample_size,
+        join_documents=shared.join_documents,
+    )
+    watchers = work.watchers()
+    tally = work.tally(watchers, reading.threads)
     stream = TokenStream(plan.files, work.options, encoder, begins=plan.begins)
     counts = tally.count(stream.blocks())
     report = Report(
@@ -119,43 +209,3 @@ def _count(shared: Shared, work: Work, encoder: Encoder | None) -> tuple[Report,
         encoder=None if encoder is None else encoder.name,
     )
     return report, Partial(counts=counts, collected=watchers.partials()).state()
-
-
-@contextmanager
-def _encoder(shared: Shared, size: int | None) -> Iterator[tuple[Encoder | None, Work]]:
-    """The encoder of a task, and the work without its plan."""
-    watching = shared.watching
-    if watching.exact:  # the memory here is not that of where the run was planned
-        room = exact_memory(available_memory(), shared.memory)
-        watching = replace(watching, exact_bytes=room)
-    work = Work(
-        plan=Plan(files=(), begins=()),
-        options=shared.options,
-        layout=shared.layout,
-        tokenizer=None,
-        watching=watching,
-        source_of=shared.source_of,
-        sample_size=shared.sample_size,
-        join_documents=shared.join_documents,
-    )
-    if shared.tokenizer is None:
-        yield None, work
-        return
-    with tempfile.TemporaryDirectory(prefix="engram-") as folder:
-        path = Path(folder, "tokenizer.json")
-        with new_file(path) as part:
-            part.write_bytes(shared.tokenizer)
-        tokenizer = load_tokenizer(path)
-        encoder = make_encoder(tokenizer, shared.encoder, SILENT, size=size)
-        try:
-            yield encoder, replace(work, tokenizer=tokenizer)
-        finally:
-            encoder.close()
-
-
-def _check_version(shared: Shared) -> None:
-    if shared.version != __version__:
-        raise MismatchError(
-            f"a worker has engram {__version__}, this is {shared.version}",
-            "install the same version on every node of the cluster",
-        )

@@ -115,6 +115,6 @@ ENGINES: Registry[Engine] = Registry(
     "engine",
     {
         "local": "engram_cli.engines.local:count",
-        "ray": "engram_cli.engines.ray:count",
+        "ray": "engram_cli.engines.ray_counting:count",
     },
 )

@@ -18,8 +18,8 @@ from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.partitions import plan_partitions
 from engram_cli.corpus.sources import find_sources
 from engram_cli.engines import local, tasks
-from engram_cli.engines.ray import FAN_IN, _Tree
-from engram_cli.engines.tasks import Shared, count_part, merge_parts, task_bounds
+from engram_cli.engines.ray_counting import FAN_IN, _Tree
+from engram_cli.engines.tasks import Shared, count_part, merge_parts, reading_of, task_bounds
 from engram_cli.engines.work import ENGINES, Running, Work
 from engram_cli.errors import CorpusError, EngramError, MismatchError
 from engram_cli.progress import SILENT
@@ -58,16 +58,11 @@ def work(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Work
 def shared_of(work: Work) -> Shared:
     assert work.tokenizer is not None
     return Shared(
-        version=__version__,
-        layout=work.layout,
-        options=work.options,
-        tokenizer=work.tokenizer.path.read_bytes(),
-        encoder="auto",
+        reading=reading_of(work.layout, work.options, work.tokenizer, "auto", 1),
         watching=work.watching,
         source_of=work.source_of,
         sample_size=work.sample_size,
         join_documents=work.join_documents,
-        threads=1,
         memory=10**9,
     )
 
