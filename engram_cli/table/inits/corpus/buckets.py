@@ -1,11 +1,13 @@
-"""The rows of a pass: pairs of a tally parted by the rows they fall on, and summed when asked for.
+"""The rows of a pass: pairs parted by the rows they fall on, and summed when asked for.
 
-In: the tally of an order and a range of a column's rows. Out: those rows in float32. A bucket is
-so few rows that their sums stay in a cache, so the pairs of a row need no sorting.
+In: pairs of an order, all at once or some at a time, and a range of a column's rows. Out: those
+rows in float32. A bucket is so few rows that their sums stay in a cache, so the pairs of a row need
+no sorting.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,31 +33,28 @@ class ColumnVectors:
 
 
 class ColumnPart:
-    """The rows begin..end-1 of a column, from the pairs that fall on them."""
+    """The rows begin..end-1 of a column, from the pairs [2 * n] of `blocks` that fall on them."""
 
     def __init__(
         self,
-        tally: Path,
+        blocks: Sequence[NDArray[np.uint64]],
         plan: LayerPlan,
         column: int,
         span: tuple[int, int],
         vectors: ColumnVectors,
     ) -> None:
-        """Reads `tally` twice, in order: once to count, once to place."""
+        """Reads the blocks twice, in order: once to count, once to place."""
         self.begin, self.end = span
         self._vectors = vectors
         self.shift = bucket_bits(self.end - self.begin, vectors.values.shape[1])
-        pairs = map_pairs(tally)
         hashed = int(plan.moduli[column]), int(plan.salts[column]), bool(plan.fast[column])
         sizes = np.zeros((self.end - self.begin - 1 >> self.shift) + 1, dtype=np.int64)
-        for first in range(0, len(pairs), 2 * _BLOCK):
-            block = _block(pairs, first)
+        for block in _cut(blocks):
             kernels.bucket_sizes(block, *hashed, self.begin, self.end, self.shift, sizes)
         self._ends = np.cumsum(sizes)
         self._entries = np.empty(int(sizes.sum()), dtype=np.uint64)
         places = self._ends - sizes
-        for first in range(0, len(pairs), 2 * _BLOCK):
-            block = _block(pairs, first)
+        for block in _cut(blocks):
             kernels.scatter(block, *hashed, self.begin, self.end, self.shift, places, self._entries)
 
     def fill(self, first: int, out: NDArray[np.float32]) -> None:
@@ -83,9 +82,46 @@ class ColumnPart:
                 target[:] = rows[inside : inside + count]
             at += count
 
+    def add(self, sums: NDArray[np.int64], hits: NDArray[np.int64]) -> None:
+        """Add all to `sums` int64[end - begin, w], counts to `hits` int64[end - begin]."""
+        for bucket in range(len(self._ends)):
+            own = slice(bucket << self.shift, bucket + 1 << self.shift)
+            kernels.add_entries(self._bucket(bucket), self._vectors.values, sums[own], hits[own])
+
     def _bucket(self, index: int) -> NDArray[np.uint64]:
         begin = int(self._ends[index - 1]) if index else 0
         return self._entries[begin : int(self._ends[index])]
+
+
+def summed_rows(
+    blocks: Iterable[NDArray[np.uint64]],
+    plan: LayerPlan,
+    column: int,
+    span: tuple[int, int],
+    vectors: ColumnVectors,
+    *,
+    most: int,
+) -> NDArray[np.float32]:
+    """float32[n, w]: the rows of `span` of a column, whatever the number of pairs [2 * n].
+
+    The sums of all rows are kept, 8 bytes a value, and pairs added to them about `most` at a time.
+    """
+    shape = span[1] - span[0], vectors.values.shape[1]
+    sums, hits = np.zeros(shape, dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
+
+    def add(held: list[NDArray[np.uint64]]) -> None:
+        ColumnPart(held, plan, column, span, vectors).add(sums, hits)
+
+    held: list[NDArray[np.uint64]] = []
+    for block in blocks:
+        if held and sum(map(len, held)) + len(block) > 2 * most:
+            add(held)
+            held = []
+        held.append(block)
+    add(held)
+    out = np.empty(shape, dtype=np.float32)
+    kernels.finish(sums, hits, vectors.mean, vectors.scale, out)
+    return out
 
 
 def bucket_bits(rows: int, width: int) -> int:
@@ -102,5 +138,7 @@ def map_pairs(path: Path) -> NDArray[np.uint64]:
     return np.memmap(path, dtype="<u8", mode="c")
 
 
-def _block(pairs: NDArray[np.uint64], first: int) -> NDArray[np.uint64]:
-    return np.asarray(pairs[first : first + 2 * _BLOCK])
+def _cut(blocks: Sequence[NDArray[np.uint64]]) -> Iterator[NDArray[np.uint64]]:
+    for pairs in blocks:
+        for first in range(0, len(pairs), 2 * _BLOCK):
+            yield np.asarray(pairs[first : first + 2 * _BLOCK])

@@ -6,13 +6,13 @@ memory is bounded. Rows depend on none of that: every sum is one of integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,20 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.table.grid import PROJECTION_TYPE, ChunkedArray, chunked, projection_array
 from engram_cli.table.inits.base import Filler, Span
 from engram_cli.table.inits.corpus import kernels
-from engram_cli.table.inits.corpus.buckets import ColumnPart, ColumnVectors
+from engram_cli.table.inits.corpus.buckets import ColumnPart, ColumnVectors, map_pairs
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
 from engram_cli.table.inits.corpus.tally import Occurrences, write_tally
 from engram_cli.table.inits.corpus.tokens import TokenFile
 
 _ENTRY = 8  # bytes of a pair in a bucket
 _LEAST_MEMORY = 64 * 2**20
+
+
+class Part(Protocol):
+    """Some rows of a column."""
+
+    def fill(self, first: int, out: NDArray[np.float32]) -> None:
+        """Write the rows from `first` (counted in the column) into `out` float32[n, w]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +104,10 @@ class CorpusFill:
 
     def bound(self, layer: int, dim: int) -> float:
         """The largest value of a vector and of the mean that is taken away, in all columns."""
-        followed = self._followed()
+        followed = self.followed()
         found = 0.0
         for column in range(self.layout.columns):
-            own = self._vectors(layer, column, dim, followed)
+            own = column_vectors(self.embeddings, layer, column, dim, followed)
             largest = float(np.abs(own.values.astype(np.int32)).max(initial=0))
             found = max(found, (largest + float(np.abs(own.mean).max())) * own.scale)
         return found
@@ -130,7 +137,7 @@ class CorpusFill:
         groups: list[list[int]] = []
         used, held = 0, set[int]()
         for index, span in enumerate(spans):
-            parts = list(_columns(entry, span))
+            parts = list(columns_of(entry, span))
             need = sum(self._entry_bytes(entry, *part) for part in parts)
             new = {column for column, _ in parts} - held
             cost = need + len(new) * self._vector_bytes(dim)
@@ -153,23 +160,24 @@ class CorpusFill:
         """
         entry = self.layout.layer(layer)
         whole = (min(first for first, _ in spans), max(first + count for first, count in spans))
-        parts = dict(_columns(entry, (whole[0], whole[1] - whole[0])))
+        parts = dict(columns_of(entry, (whole[0], whole[1] - whole[0])))
         orders = {self.layout.orders[column // self.layout.heads] for column in parts}
         tallies = {order: self._tally(layer, order, scratch) for order in sorted(orders)}
         _keep_only(scratch, set(tallies.values()))
-        followed = self._followed()
+        followed = self.followed()
         plan = plan_layer(self.layout, entry)
 
         def make(column: int) -> tuple[int, ColumnPart]:
-            vectors = self._vectors(layer, column, dim, followed)
+            vectors = column_vectors(self.embeddings, layer, column, dim, followed)
             tally = tallies[self.layout.orders[column // self.layout.heads]]
-            return column, ColumnPart(tally, plan, column, parts[column], vectors)
+            return column, ColumnPart([map_pairs(tally)], plan, column, parts[column], vectors)
 
         with ThreadPoolExecutor(self.threads) as pool:
             made = dict(pool.map(make, parts))
-        yield partial(_fill, entry, made)
+        yield partial(fill_columns, entry, made)
 
-    def _followed(self) -> NDArray[np.int64] | None:
+    def followed(self) -> NDArray[np.int64] | None:
+        """int64[V]: what the mean that is taken away is weighted by, None where none is."""
         return self.occurrences.follower_counts() if self.name == "next-token" else None
 
     @property
@@ -208,20 +216,8 @@ class CorpusFill:
                 part.replace(path)
         return path
 
-    def _vectors(
-        self, layer: int, column: int, dim: int, followed: NDArray[np.int64] | None
-    ) -> ColumnVectors:
-        values, scale = self.embeddings.vectors(layer, column, dim)
-        sums = np.zeros(dim, dtype=np.int64)
-        if followed is not None and followed.any():
-            kernels.weighted_sum(values, followed[: len(values)], sums)
-            mean = sums.astype(np.float64) / np.float64(followed.sum())
-        else:
-            mean = sums.astype(np.float64)
-        return ColumnVectors(values=values, scale=scale, mean=mean)
 
-
-def _columns(entry: LayerHash, span: Span) -> Iterator[tuple[int, Span]]:
+def columns_of(entry: LayerHash, span: Span) -> Iterator[tuple[int, Span]]:
     """(column, its rows begin..end) that a span (first row, count) of the layer covers."""
     first, count = span
     for column, (offset, modulus) in enumerate(zip(entry.offsets, entry.moduli, strict=True)):
@@ -230,14 +226,35 @@ def _columns(entry: LayerHash, span: Span) -> Iterator[tuple[int, Span]]:
             yield column, (begin, end)
 
 
-def _fill(
-    entry: LayerHash, parts: dict[int, ColumnPart], first: int, out: NDArray[np.float32]
+def column_vectors(
+    embeddings: Embeddings,
+    layer: int,
+    column: int,
+    dim: int,
+    followed: NDArray[np.int64] | None,
+) -> ColumnVectors:
+    """The vectors of a column; `followed` int64[V] are the weights of the mean to take away."""
+    values, scale = embeddings.vectors(layer, column, dim)
+    sums = np.zeros(dim, dtype=np.int64)
+    mean = sums.astype(np.float64)
+    if followed is not None and followed.any():
+        kernels.weighted_sum(values, followed[: len(values)], sums)
+        mean = sums.astype(np.float64) / np.float64(followed.sum())
+    return ColumnVectors(values=values, scale=scale, mean=mean)
+
+
+def fill_columns(
+    entry: LayerHash, parts: Mapping[int, Part], first: int, out: NDArray[np.float32]
 ) -> None:
+    """Write the rows from `first` of a layer into `out` float32[n, w], each column from its part.
+
+    Rows of no column, the scheme's padding, are zero.
+    """
     offsets, done = entry.offsets, 0
-    for column, (begin, end) in _columns(entry, (first, len(out))):
+    for column, (begin, end) in columns_of(entry, (first, len(out))):
         done = offsets[column] + end - first
         parts[column].fill(begin, out[done - (end - begin) : done])
-    out[done:] = 0  # the scheme's padding
+    out[done:] = 0
 
 
 def _keep_only(scratch: Path, paths: set[Path]) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.hashing.hasher import LayerPlan, StreamHasher, Window, plan_layer
+from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
+from engram_cli.table.inits.base import Span
 from engram_cli.table.inits.corpus import kernels
 from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
 
@@ -78,23 +79,61 @@ def write_tally(
     """
     lags = what.lags(order)
     most = min(max(memory // (2 * 16 * len(lags)), _LEAST), _WHOLE)
-    plan = plan_layer(what.layout, what.layout.layer(layer))
-    reader = _Reader(what, plan, order)
+    reader = _Reader(what, layer, order, what.file.map())
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
         for begin in range(0, what.file.tokens, most):
-            steps = range(begin, min(begin + most, what.file.tokens), STEP)
-            spans = [(first, min(first + STEP, begin + most, what.file.tokens)) for first in steps]
-            for pairs in _united(reader, spans, pool):
+            end = min(begin + most, what.file.tokens)
+            for pairs in _united(reader, _steps(begin, end), pool):
                 file.write(pairs.data)
-            progress.advance(spans[-1][1] - begin)
+            progress.advance(end - begin)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """The words begin..end-1 of a token file, as words first..last-1 of it show them."""
+
+    begin: int
+    end: int
+    first: int
+    last: int
+
+
+def stretches(what: Occurrences, most: int) -> list[Stretch]:
+    """The token file in stretches of `most` tokens, each with the words around it that it needs."""
+    older, tokens = what.layout.max_order, what.file.tokens
+    found = []
+    for begin in range(0, tokens, most):
+        end = min(begin + most, tokens)
+        last = min(end + 1, tokens)
+        found.append(Stretch(begin=begin, end=end, first=max(begin - older, 0), last=last))
+    return found
+
+
+def stretch_pairs(
+    what: Occurrences, layer: int, order: int, words: NDArray[np.uint32], stretch: Stretch
+) -> NDArray[np.uint64]:
+    """The pairs of one order of a layer in a stretch, united, [2 * n]; `words` are those it shows.
+
+    Takes about 40 bytes for each token and each of `what.lags`.
+    """
+    reader = _Reader(what, layer, order, words)
+    begin, end = stretch.begin - stretch.first, stretch.end - stretch.first
+    with ThreadPoolExecutor(1) as pool:
+        return np.concatenate(list(_united(reader, _steps(begin, end), pool)))
+
+
+def _steps(begin: int, end: int) -> list[Span]:
+    return [(first, min(first + STEP, end)) for first in range(begin, end, STEP)]
 
 
 class _Reader:
-    """Gives the mixes of any stretch of the token file, and the token of each at a lag."""
+    """Gives the mixes of any part of `words`, and the token of each at a lag."""
 
-    def __init__(self, what: Occurrences, plan: LayerPlan, order: int) -> None:
-        self._what, self._plan, self._order = what, plan, order
-        self._words = what.file.map()
+    def __init__(
+        self, what: Occurrences, layer: int, order: int, words: NDArray[np.uint32]
+    ) -> None:
+        self._what, self._order, self._words = what, order, words
+        self._plan = plan_layer(what.layout, what.layout.layer(layer))
         self._index = what.layout.orders.index(order)
         self.lags = what.lags(order)
 

@@ -49,6 +49,36 @@ class TokenFile:
         return np.memmap(self.path, dtype="<u4", mode="r", shape=(self.tokens,))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Piece:
+    """Words of a token file, uint32[T], from `size` bytes of the corpus.
+
+    `mark`: where the corpus can be gone on with after it, None where it cannot.
+    """
+
+    words: NDArray[np.uint32]
+    size: int
+    mark: Mark | None = None
+
+
+def piece_of(block: TokenBlock, layout: HashLayout) -> Piece:
+    """A block as words. Raises TokenIdError naming file, document and position."""
+    ids = block.ids.astype(np.int64)
+    bad = (ids < 0) | (ids >= layout.vocab_size)
+    if layout.lookup is not None:
+        bad |= layout.lookup[np.where(bad, 0, ids)] < 0
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise TokenIdError(
+            f"{block.locate(at)} (counted from 0): token id {ids[at]} is none of the "
+            f"vocabulary of {layout.vocab_size}",
+            "was the text tokenised with another tokenizer?",
+        )
+    words = ids.astype("<u4")
+    words[block.starts] |= np.uint32(START)
+    return Piece(words=words, size=block.size, mark=block.mark)
+
+
 def split_starts(words: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
     """Words of a token file as ids and document starts."""
     return words & np.uint32(START - 1), words >= np.uint32(START)
@@ -102,9 +132,20 @@ class TokenWriter:
         encoder: str | None,
         progress: Progress = SILENT,
     ) -> TokenFile:
-        """Append all blocks, keep the state now and then, give the file, which is then finished.
+        """`write_pieces` of blocks. Raises TokenIdError naming file, document and position."""
+        with closing(blocks):
+            pieces = (piece_of(block, layout) for block in blocks)
+            return self.write_pieces(pieces, encoder, progress)
 
-        Raises TokenIdError naming file, document and position, OutputError.
+    def write_pieces(
+        self,
+        pieces: Generator[Piece, None, None],
+        encoder: str | None,
+        progress: Progress = SILENT,
+    ) -> TokenFile:
+        """Append all pieces, keep the state now and then, give the file, which is then finished.
+
+        `encoder`: which one a run that goes on must take, None for any. Raises OutputError.
         """
         if self.finished is not None:
             return self.finished
@@ -112,40 +153,28 @@ class TokenWriter:
         with output_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / TOKENS
-            with closing(blocks), path.open("r+b" if path.exists() else "w+b") as file:
+            with closing(pieces), path.open("r+b" if path.exists() else "w+b") as file:
                 file.truncate(4 * self.tokens)
                 file.seek(0, os.SEEK_END)
                 last = time.monotonic()
-                for block in blocks:
-                    self._append(block, layout, file)
-                    progress.advance(block.size)
-                    if block.mark is not None and time.monotonic() - last > KEEP_SECONDS:
-                        self._keep(file, block.mark, complete=False)
+                for piece in pieces:
+                    self._append(piece, file)
+                    progress.advance(piece.size)
+                    if piece.mark is not None and time.monotonic() - last > KEEP_SECONDS:
+                        self._keep(file, piece.mark, complete=False)
                         last = time.monotonic()
                 self._keep(file, None, complete=True)
         self.finished = self._file()
         return self.finished
 
-    def _append(self, block: TokenBlock, layout: HashLayout, file: Any) -> None:
-        self.size += block.size
-        if not len(block.ids):
+    def _append(self, piece: Piece, file: Any) -> None:
+        self.size += piece.size
+        if not len(piece.words):
             return
-        ids = block.ids.astype(np.int64)
-        bad = (ids < 0) | (ids >= layout.vocab_size)
-        if layout.lookup is not None:
-            bad |= layout.lookup[np.where(bad, 0, ids)] < 0
-        if bad.any():
-            at = int(np.argmax(bad))
-            raise TokenIdError(
-                f"{block.locate(at)} (counted from 0): token id {ids[at]} is none of the "
-                f"vocabulary of {layout.vocab_size}",
-                "was the text tokenised with another tokenizer?",
-            )
-        words = ids.astype("<u4")
-        words[block.starts] |= np.uint32(START)
-        file.write(words.data)
+        ids, starts = split_starts(piece.words)
+        file.write(piece.words.data)
         self.tokens += len(ids)
-        self.documents += int(np.count_nonzero(block.starts))
+        self.documents += int(np.count_nonzero(starts))
         self.largest = max(self.largest, int(ids.max()))
 
     def _keep(self, file: Any, mark: Mark | None, *, complete: bool) -> None:
