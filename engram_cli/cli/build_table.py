@@ -116,7 +116,22 @@ def build_table(
         typer.Option(
             parser=parse_size,
             metavar="SIZE",
-            help="Memory for the passes: 4GB (half of what is free).",
+            help="Memory for the passes: 4GB (half of what is free; with ray, 2GB a task).",
+            rich_help_panel=_FILL,
+        ),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local, or ray: tokens and rows are made by tasks on a Ray cluster.",
+            rich_help_panel=_FILL,
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="The cluster; by default the one of this machine, or a new one on it.",
+            metavar="ADDRESS",
             rich_help_panel=_FILL,
         ),
     ] = None,
@@ -214,6 +229,8 @@ def build_table(
                 embedding_tensor=embedding_tensor,
                 embedding_seed=embedding_seed,
                 memory=memory,
+                engine=engine,
+                ray_address=ray_address,
             )
         request = BuildTableRequest(
             geometry=with_preset(preset, geometry),
@@ -283,5 +300,5 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
 
 def _filled(fill: FillPlan) -> str:
     about = "about " if fill.guessed else ""
-    passes = "1 pass" if fill.passes == 1 else f"{fill.passes} passes"
-    return f"{about}{fill.tokens:,} tokens, in {passes} within {fill.memory_bytes:,} bytes"
+    within = f"{fill.memory_bytes:,} bytes"
+    return f"{about}{fill.tokens:,} tokens, in {fill.some_passes} within {within}"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -16,14 +14,16 @@ from numpy.typing import NDArray
 
 from engram_cli.commands.corpus_fill import (
     CORPUS_INITS,
-    FillPlan,
     FillRequest,
     find_vectors,
     guess_tokens,
     write_tokens,
 )
 from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.processors import processors
+from engram_cli.commands.table_plan import TablePlan, fill_plan, planned
 from engram_cli.commands.workspace import Workspace
+from engram_cli.engines.filling import FILL_ENGINES, FillEngine
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
@@ -31,9 +31,7 @@ from engram_cli.table.build import (
     build_store,
     check_place,
     check_space,
-    free_bytes,
     partial_folder,
-    resumable_bytes,
     scratch_folder,
 )
 from engram_cli.table.inits import INITS, make_init
@@ -95,74 +93,6 @@ class BuildTableRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerPlan:
-    """The bytes of a layer: rows in chunk files, the last one filled up, their scales, its hits.
-
-    `row_bytes`: of a row with its scales. `chunk_bytes`: of a chunk of rows alone.
-    """
-
-    layer: int
-    rows: int
-    row_bytes: int
-    chunks: int
-    chunk_rows: int
-    chunk_bytes: int
-    scales_bytes: int
-    hits_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """Everything that is stored of the layer."""
-        return self.chunks * self.chunk_bytes + self.scales_bytes + self.hits_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TablePlan:
-    """The arithmetic of a table, before anything is written.
-
-    `tokens`: over how many the hits were counted, None where there are no hits. `done_bytes`: what
-    a half-built table of the same request has already. `token_rows`, `token_bytes`: what looking up
-    one token reads, in all layers. `fill`: None for an init that needs no corpus.
-    """
-
-    out: Path
-    scheme: str
-    fingerprint: str
-    orders: tuple[int, ...]
-    heads: int
-    dim: int
-    dtype: str
-    init: str
-    layers: tuple[LayerPlan, ...]
-    tokens: int | None
-    lookup_bytes: int
-    total_bytes: int
-    done_bytes: int
-    free_bytes: int
-    fill: FillPlan | None = None
-
-    @property
-    def rows(self) -> int:
-        """The rows of all layers."""
-        return sum(layer.rows for layer in self.layers)
-
-    @property
-    def token_rows(self) -> int:
-        """Rows read to look up one token."""
-        return len(self.layers) * len(self.orders) * self.heads
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of rows read to look up one token."""
-        return self.token_rows * self.layers[0].row_bytes
-
-    @property
-    def fits(self) -> bool:
-        """Whether the disk has room for what is still to be written."""
-        return self.total_bytes - self.done_bytes <= self.free_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildTableResult:
     """What was built, or after a dry run would be: then `written` is False and `digest` "".
 
@@ -183,7 +113,9 @@ def plan_table(request: BuildTableRequest, progress: Progress = SILENT) -> Table
     if request.fill is not None:
         vectors = find_vectors(request.fill, request.init, layout, request.std)
         filling = guess_tokens(request.fill), vectors
-    return _plan(_specify(request, layout, statistics, filling), request)
+    spec = _specify(request, layout, statistics, filling)
+    known = request.fill is None or request.fill.engine == "local"
+    return planned(spec, request.out, fill_plan(spec, known=known))
 
 
 def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> BuildTableResult:
@@ -199,12 +131,17 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
     check_place(request.out, request.force)
     layout, statistics = _agreed_layout(request, progress)
     with ExitStack() as stack:
-        filling = None
+        filling, engine = None, None
         if request.fill is not None:
             stack.enter_context(build_lock(scratch_folder(request.out)))
-            filling = _filling(request, request.fill, layout, statistics, progress)
+            start = FILL_ENGINES.load(request.fill.engine)
+            threads = request.threads or 1
+            engine = stack.enter_context(start(request.fill.ray_address, threads, progress))
+            filling = _filling(request, request.fill, layout, statistics, engine, progress)
         spec = _specify(request, layout, statistics, filling, progress)
-        plan = _plan(spec, request)
+        if engine is not None and isinstance(spec.init, CorpusFill):
+            spec = replace(spec, init=engine.placed(spec.init))
+        plan = planned(spec, request.out, fill_plan(spec))
         if plan.done_bytes:
             progress.note(
                 f"going on with a half-built table: {plan.done_bytes:,} of {plan.total_bytes:,} "
@@ -234,6 +171,7 @@ def _filling(
     fill: FillRequest,
     layout: HashLayout,
     statistics: Statistics | None,
+    engine: FillEngine,
     progress: Progress,
 ) -> Filling:
     """The corpus as tokens and their vectors, after a look at whether there is room for a table."""
@@ -242,7 +180,7 @@ def _filling(
         guess = guess_tokens(fill), vectors
         check_space(request.out, _specify(request, layout, statistics, guess))
     scratch = scratch_folder(request.out)
-    tokens = write_tokens(fill, request.geometry, layout, request.vocab, scratch, progress)
+    tokens = write_tokens(fill, request.geometry, layout, request.vocab, scratch, progress, engine)
     return tokens, vectors
 
 
@@ -338,63 +276,3 @@ def _hits(statistics: Statistics, layer: int) -> NDArray[np.uint32]:
             "run engram hash-stats again",
         )
     return hits
-
-
-def _plan(spec: TableSpec, request: BuildTableRequest) -> TablePlan:
-    layout, out = spec.layout, request.out
-    return TablePlan(
-        out=out,
-        scheme=layout.scheme,
-        fingerprint=layout.fingerprint,
-        orders=layout.orders,
-        heads=layout.heads,
-        dim=spec.dim,
-        dtype=spec.dtype,
-        init=spec.init.name,
-        layers=layer_plans(spec),
-        tokens=spec.tokens,
-        lookup_bytes=0 if spec.lookup_array is None else spec.lookup_array.stored_bytes,
-        total_bytes=spec.total_bytes,
-        done_bytes=resumable_bytes(spec, out),
-        free_bytes=free_bytes(out),
-        fill=_fill_plan(spec.init, spec) if isinstance(spec.init, CorpusFill) else None,
-    )
-
-
-def _fill_plan(init: CorpusFill, spec: TableSpec) -> FillPlan:
-    passes = 0
-    for layer, array in spec.row_arrays.items():
-        spans = [array.span(index) for index in range(array.chunks)]
-        passes += len(init.passes(layer, spec.dim, spans))
-    return FillPlan(
-        tokens=init.file.tokens,
-        guessed=not init.file.digest,
-        passes=passes,
-        memory_bytes=init.memory,
-        scratch_bytes=init.scratch_bytes,
-    )
-
-
-def layer_plans(spec: TableSpec) -> tuple[LayerPlan, ...]:
-    """The bytes of every layer of a table."""
-    scales = spec.row_scale_arrays | spec.layer_scale_arrays
-    return tuple(
-        LayerPlan(
-            layer=layer,
-            rows=array.rows,
-            row_bytes=spec.row_bytes,
-            chunks=array.chunks,
-            chunk_rows=array.chunk_rows,
-            chunk_bytes=array.chunk_bytes,
-            scales_bytes=scales[layer].stored_bytes if layer in scales else 0,
-            hits_bytes=spec.hits_arrays[layer].stored_bytes if spec.hits_arrays else 0,
-        )
-        for layer, array in spec.row_arrays.items()
-    )
-
-
-def processors() -> int:
-    """The processors that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.build_table import LayerPlan, layer_plans, processors
+from engram_cli.commands.processors import processors
+from engram_cli.commands.table_plan import LayerPlan, layer_plans
 from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.build import build_store, check_place, free_bytes, resumable_bytes

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions
-from engram_cli.corpus.encode import EncoderDiffers, make_encoder
-from engram_cli.corpus.sources import Sources, find_sources
-from engram_cli.corpus.stream import TokenStream, needs_tokenizer, remarks
+from engram_cli.corpus.encode import EncoderDiffers
+from engram_cli.corpus.partitions import PARTITION_BYTES, plan_partitions
+from engram_cli.corpus.sources import find_sources
+from engram_cli.corpus.stream import needs_tokenizer, remarks
+from engram_cli.engines.fill_tasks import TASK_BYTES
+from engram_cli.engines.filling import FILL_ENGINES, FillEngine, LocalFill, TokenWork
 from engram_cli.engines.resuming import request_fingerprint
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.formats.embedding_tensor import Side, find_embeddings
@@ -27,9 +29,6 @@ from engram_cli.table.inits.corpus.embeddings import (
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter
 from engram_cli.table.inits.normal import DEFAULT_STD
 
-if TYPE_CHECKING:
-    from engram_cli.vocab.tokenizer import TokenizerFile
-
 CORPUS_INITS = ("token-mean", "next-token")
 _DEFAULT_MEMORY = 2 * 2**30  # where the system does not say what is free
 _BYTES_A_TOKEN = 3  # of text; for what is said before the corpus was read
@@ -42,7 +41,8 @@ class FillRequest:
     `sources`, `corpus`, `tokenizer`, `encoder`, `join_documents`: as in `HashStatsRequest`.
     `checkpoint`: a model's folder, None for random vectors; `embedding_tensor`: the matrix in it,
     None for the known names. `embedding_seed`: of the random vectors, or of the projections.
-    `memory`: bytes, None for half of what is free.
+    `engine`: "local" or "ray", `ray_address`: of an existing cluster. `memory`: bytes, None for
+    half of what is free; with ray, of a task, None for 2 GB.
     """
 
     sources: tuple[str | Path, ...]
@@ -55,8 +55,14 @@ class FillRequest:
     embedding_tensor: str | None = None
     embedding_seed: int = 0
     memory: int | None = None
+    engine: str = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
+        if self.engine not in FILL_ENGINES:
+            raise InputError(f"unknown engine '{self.engine}'", f"known: {', '.join(FILL_ENGINES)}")
+        if self.ray_address is not None and self.engine != "ray":
+            raise InputError("--ray-address without a cluster", "give --engine ray too")
         if self.embedding_tensor is not None and self.checkpoint is None:
             raise InputError("an embedding tensor, and no checkpoint", "give --checkpoint")
         if not 0 <= self.embedding_seed < 2**64:
@@ -67,6 +73,8 @@ class FillRequest:
         """What may be taken."""
         if self.memory is not None:
             return self.memory
+        if self.engine != "local":
+            return TASK_BYTES
         free = available_memory()
         return _DEFAULT_MEMORY if free is None else free // 2
 
@@ -75,21 +83,29 @@ class FillRequest:
 class FillPlan:
     """What filling takes. `tokens` is a guess from the files' sizes where they were not read yet.
 
+    `passes`: None where a cluster, not asked yet, decides. `memory_bytes`: of a cluster, of a task.
     `scratch_bytes`: on the disk at most, until the table is there.
     """
 
     tokens: int
     guessed: bool
-    passes: int
+    passes: int | None
     memory_bytes: int
     scratch_bytes: int
+
+    @property
+    def some_passes(self) -> str:
+        """How many, in words."""
+        if self.passes is None:
+            return "passes"
+        return "1 pass" if self.passes == 1 else f"{self.passes} passes"
 
     def __str__(self) -> str:
         about = "about " if self.guessed else ""
         return (
-            f"filling from {about}{self.tokens:,} tokens in {self.passes} "
-            f"pass{'' if self.passes == 1 else 'es'} within {self.memory_bytes / 1e9:,.1f} GB of "
-            f"memory; at most {self.scratch_bytes / 1e9:,.1f} GB on the disk until the end"
+            f"filling from {about}{self.tokens:,} tokens in {self.some_passes} within "
+            f"{self.memory_bytes / 1e9:,.1f} GB of memory; at most "
+            f"{self.scratch_bytes / 1e9:,.1f} GB on the disk until the end"
         )
 
 
@@ -130,9 +146,11 @@ def write_tokens(
     vocab: Path,
     folder: Path,
     progress: Progress,
+    engine: FillEngine | None = None,
 ) -> TokenFile:
     """The corpus as tokens, in a scratch file in `folder`: the one that is there, or a new one.
 
+    `engine`: who reads, None for this machine. Files are read in partitions, whoever does.
     Raises CorpusError and TokenIdError naming the file and the place, MismatchError, InputError,
     OutputError.
     """
@@ -149,17 +167,26 @@ def write_tokens(
         "vocabulary": layout.vocab_digest,
         "vocab_size": layout.vocab_size,
         "tokenizer": None if tokenizer is None else tokenizer.digest,
+        "partition_size": PARTITION_BYTES,
     }
+    work = TokenWork(
+        plan=plan_partitions(sources.files, request.corpus, PARTITION_BYTES),
+        options=request.corpus,
+        layout=layout,
+        tokenizer=tokenizer,
+        encoder=request.encoder,
+    )
     writer = TokenWriter(folder, request_fingerprint(sources.files, request.corpus, decisive))
     if writer.finished is None:
         try:
-            _write(request, sources, tokenizer, layout, writer, None, progress)
+            _write(work, writer, engine or LocalFill(), progress)
         except EncoderDiffers as error:
             if sources.size is None:  # what came through a pipe is gone
                 raise
             writer.restart()
             progress.note(f"{error.message}: reading again from the start with tokenizers")
-            _write(request, sources, tokenizer, layout, writer, "tokenizers", progress)
+            again = replace(work, encoder="tokenizers", insisted=True)
+            _write(again, writer, engine or LocalFill(), progress)
     else:
         progress.note(f"{writer.tokens:,} tokens of this corpus are there from a run before")
     found = writer.finished
@@ -168,28 +195,10 @@ def write_tokens(
     return found
 
 
-def _write(
-    request: FillRequest,
-    sources: Sources,
-    tokenizer: TokenizerFile | None,
-    layout: HashLayout,
-    writer: TokenWriter,
-    encoder_name: str | None,
-    progress: Progress,
-) -> None:
+def _write(work: TokenWork, writer: TokenWriter, engine: FillEngine, progress: Progress) -> None:
     if writer.tokens:
         progress.note(f"{writer.tokens:,} tokens are there from a run that was broken off")
-        encoder_name = encoder_name or writer.encoder
-    progress.start("tokens of the corpus", sources.size, "bytes")
+    progress.start("tokens of the corpus", work.plan.size, "bytes")
     if writer.size:
         progress.advance(writer.size)
-    encoder = None
-    if tokenizer is not None:
-        name = encoder_name or request.encoder
-        encoder = make_encoder(tokenizer, name, progress, size=sources.size)
-    stream = TokenStream(sources.files, request.corpus, encoder, writer.mark)
-    try:
-        writer.write(stream.blocks(), layout, encoder_name, progress)
-    finally:
-        if encoder is not None:
-            encoder.close()
+    engine.write_tokens(work, writer, progress)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engram_cli.commands.build_table import LayerPlan, layer_plans
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_corpus import HotSet, PlanCorpus, read_corpus
 from engram_cli.commands.plan_file import PlannedTable, write_plan
 from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
+from engram_cli.commands.table_plan import LayerPlan, layer_plans
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
 from engram_cli.files import refuse_existing

@@ -51,10 +51,14 @@ def plan_memory(
         counters=4 * sum(entry.rows for entry in layout.layers),
         samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
         more=more,
-        buffers=(_WITH_TEXT if text else _WITHOUT_TEXT)
-        + pending_bytes(layout)
-        + threads * scratch_bytes(layout),
+        buffers=base_bytes(text=text) + pending_bytes(layout) + threads * scratch_bytes(layout),
     )
+
+
+def base_bytes(*, text: bool) -> int:
+    """What the interpreter, its libraries and a corpus on its way take about; `text`: it must be
+    tokenised."""
+    return _WITH_TEXT if text else _WITHOUT_TEXT
 
 
 def check_memory(plan: MemoryPlan, available: int | None) -> None:
