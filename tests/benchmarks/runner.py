@@ -47,7 +47,7 @@ class Case:
 
     `amounts`: those of contestants that do less of the same work, for they are slow.
     `checks`: the same contestants giving all they compute, where keeping it would be timed too.
-    `before`: called before every contestant, untimed.
+    `before`: called before every contestant, untimed. `rounds`: how often all are timed.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Case:
     same: Callable[[Any, Any], bool]
     checks: dict[str, Callable[[], Any]] | None = None
     before: Callable[[], None] | None = None
+    rounds: int = RUNS
     amounts: dict[str, float] = field(default_factory=dict)
     notes: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +94,7 @@ def measure(case: Case) -> dict[str, Any]:
             _prepare(case)
             call()
     seconds: dict[str, list[float]] = {name: [] for name in case.contestants}
-    for _ in range(RUNS):
+    for _ in range(case.rounds):
         for name, call in case.contestants.items():
             _prepare(case)
             begin = time.perf_counter()
@@ -122,7 +123,7 @@ def measure(case: Case) -> dict[str, Any]:
         "name": case.name,
         "amount": case.amount,
         "unit": case.unit,
-        "runs": RUNS,
+        "runs": case.rounds,
         "notes": case.notes,
         "facts": case.facts,
         "rows": rows,

@@ -46,7 +46,9 @@ def work(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Work
     return Work(
         plan=plan,
         options=options,
-        layout=layout_of(moduli=(1009, 1013, 1019, 1021), heads=2, size=tokenizer.size),
+        layout=layout_of(
+            moduli=(1009, 1013, 1019, 1021), heads=2, size=max(tokenizer.spellings()) + 1
+        ),
         tokenizer=tokenizer,
         watching=WATCHING,
         source_of=sources_of(plan.files, "file"),
