@@ -19,10 +19,14 @@ STEPS = 8  # bins of a factor 2 in the norm
 BINS = 256 * STEPS
 _LEAST = np.float32(2.0**-100)  # squared norms below lost some of their values
 _MOST = np.float32(2.0**120)
-_HALF_SPECIAL = 0x7C00
+_HALF_INFINITY = 0x7C00
+# Of both halves of a word: all bits but the sign, what an infinite one lacks to the sign, the sign.
+_HALF_SIZES, _HALF_STEPS, _HALF_ENDS = 0x7FFF7FFF, 0x04000400, 0x80008000
 _HALF_SCALE = np.float32(2.0**112)
+# What the words of a row hold.
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 # Places in `counts` and in `sums`.
-ZERO, NOT_FINITE, HIT, HITS, MAX_HITS, COUNTS = 0, 1, 2, 3, 4, 5
+ZERO, NOT_FINITE, HIT, HITS, MAX_HITS, CHOSEN, COUNTS = 0, 1, 2, 3, 4, 5, 6
 NORM, SQUARE, HIT_NORM, SUMS = 0, 1, 2, 3
 
 
@@ -128,18 +132,19 @@ def measure_float16(words, keys, norms, hashes, signs):  # type: ignore[no-untyp
     for row in range(norms.size):
         total = float32(0)
         mixed = uint64(0)
-        top = uint32(0)
+        special = uint32(0)
         for i in range(half):
             a, b = words[row, 0, i], words[row, 1, i]
+            # The sum reaches a half's highest bit where its exponent has all bits.
+            special |= (a & uint32(_HALF_SIZES)) + uint32(_HALF_STEPS)
+            special |= (b & uint32(_HALF_SIZES)) + uint32(_HALF_STEPS)
             # Shifted to where float32 has its bits, only the exponent's bias is wrong, also of the
             # smallest, which lack their leading bit in both.
             low, high = a & uint32(0x7FFF), (a >> uint32(16)) & uint32(0x7FFF)
-            top = max(top, max(low, high))
             x = float32_of_bits(int32(low << uint32(13))) * _HALF_SCALE
             y = float32_of_bits(int32(high << uint32(13))) * _HALF_SCALE
             total = add_in_any_order(total, add_in_any_order(x * x, y * y))
             low, high = b & uint32(0x7FFF), (b >> uint32(16)) & uint32(0x7FFF)
-            top = max(top, max(low, high))
             x = float32_of_bits(int32(low << uint32(13))) * _HALF_SCALE
             y = float32_of_bits(int32(high << uint32(13))) * _HALF_SCALE
             total = add_in_any_order(total, add_in_any_order(x * x, y * y))
@@ -148,8 +153,14 @@ def measure_float16(words, keys, norms, hashes, signs):  # type: ignore[no-untyp
         for i in range(leading):
             sign |= (words[row, 0, i] >> uint32(31)) << uint32(i)
         norms[row] = math.sqrt(total)
-        if top >= uint32(_HALF_SPECIAL):
-            norms[row] = np.nan if top > uint32(_HALF_SPECIAL) else np.inf
+        if special & uint32(_HALF_ENDS):
+            norms[row] = np.inf
+            for i in range(half):
+                for part in range(2):
+                    word = words[row, part, i]
+                    low, high = word & uint32(0x7FFF), (word >> uint32(16)) & uint32(0x7FFF)
+                    if max(low, high) > uint32(_HALF_INFINITY):
+                        norms[row] = np.nan
         hashes[row] = finish_hash(mixed, half)
         signs[row] = sign
 
@@ -167,47 +178,100 @@ def bin_of(norm):  # type: ignore[no-untyped-def]
     return bits >> int64(20)
 
 
+@kernel("void(int64[:, ::1], int64, int64)")
+def heat(hottest, row, hits):  # type: ignore[no-untyped-def]
+    """Put a row that comes after all of `hottest` [2, n] in its place, or nowhere.
+
+    `hottest`: rows, and their hits descending; of equal ones those that came first.
+    """
+    last = hottest.shape[1] - 1
+    if hits <= hottest[1, last]:
+        return
+    at = last
+    while at > 0 and hottest[1, at - 1] < hits:
+        hottest[0, at], hottest[1, at] = hottest[0, at - 1], hottest[1, at - 1]
+        at -= 1
+    hottest[0, at], hottest[1, at] = row, hits
+
+
 @kernel(
-    "int64(float32[::1], uint64[::1], uint32[::1], uint32[::1], uint64, uint64, uint32,"
-    " int64[::1], float64[::1], float32[::1], int64[::1], int64[::1])"
+    "void(float32[::1], uint64[::1], uint32[::1], uint32[::1], int64, uint64, uint64,"
+    " int64[::1], float64[::1], float32[::1], int64[::1], int64[:, ::1], uint64[:, ::1])"
 )
 def fold(  # type: ignore[no-untyped-def]
-    norms, hashes, signs, hits, below, signs_below, hits_above, counts, sums, ends, bins, chosen
+    norms, hashes, signs, hits, first, below, signs_below, counts, sums, ends, bins, hottest, chosen
 ):
-    """Add rows to the figures of their column, and list those worth a closer look in `chosen` [n].
+    """Add rows `first` to `first` + n to the figures of their column.
 
-    `hits` [n] or empty. Chosen are rows with a hash below `below`, a signature placed below
-    `signs_below` or hits above `hits_above`; returned is how many. `ends` are the least and the
-    most norm.
+    `hits` [n] or empty. Rows with a hash below `below` or a signature placed below `signs_below`
+    are put behind the counts[CHOSEN] of `chosen` [row, hash, signature], which has room for all.
+    `ends` are the least and the most norm.
     """
-    found = int64(0)
+    total, square, hit_total = sums[NORM], sums[SQUARE], sums[HIT_NORM]
+    found = counts[CHOSEN]
     for row in range(norms.size):
         norm = norms[row]
-        mine = uint32(0)
+        mine = int64(0)
         if hits.size:
-            mine = hits[row]
+            mine = int64(hits[row])
             if mine:
                 counts[HIT] += 1
                 counts[HITS] += mine
-                counts[MAX_HITS] = max(counts[MAX_HITS], int64(mine))
+                counts[MAX_HITS] = max(counts[MAX_HITS], mine)
+                heat(hottest, first + row, mine)
         if not (norm < np.inf):
             counts[NOT_FINITE] += 1
         elif norm == 0:
             counts[ZERO] += 1
         else:
-            sums[NORM] += norm
-            sums[SQUARE] += float64(norm) * float64(norm)
+            total += norm
+            square += float64(norm) * float64(norm)
             if mine:
-                sums[HIT_NORM] += norm
+                hit_total += norm
             ends[0] = min(ends[0], norm)
             ends[1] = max(ends[1], norm)
             bins[bin_of(norm)] += 1
-        usual = norm < np.inf and norm > 0
-        alike = usual and (hashes[row] < below or place_of(signs[row]) < signs_below)
-        if alike or mine > hits_above:
-            chosen[found] = row
-            found += 1
-    return found
+            if hashes[row] < below or place_of(signs[row]) < signs_below:
+                chosen[0, found] = uint64(first + row)
+                chosen[1, found] = hashes[row]
+                chosen[2, found] = uint64(signs[row])
+                found += 1
+    sums[NORM], sums[SQUARE], sums[HIT_NORM] = total, square, hit_total
+    counts[CHOSEN] = found
+
+
+@kernel(
+    "int64(int64, uint32[:, :, ::1], uint32[:, ::1], float32[::1], uint64[::1], uint32[::1],"
+    " uint32[::1], int64, uint64, uint64,"
+    " int64[::1], float64[::1], float32[::1], int64[::1], int64[:, ::1], uint64[:, ::1])"
+)
+def add_rows(  # type: ignore[no-untyped-def]
+    kind, words, keys, norms, hashes, signs,
+    hits, first, below, signs_below, counts, sums, ends, bins, hottest, chosen,
+):  # fmt: skip
+    """Measure rows [n, 2, half] of `kind` and `fold` them, as many at a time as the scratch holds.
+
+    Ends where `chosen` might have no room for the next; returned are the rows that were added.
+    """
+    done = int64(0)
+    while done < words.shape[0]:
+        count = min(int64(norms.size), words.shape[0] - done)
+        if chosen.shape[1] - counts[CHOSEN] < count:
+            break
+        rows, own = words[done : done + count], hits[done : done + count]
+        norm, hashed, sign = norms[:count], hashes[:count], signs[:count]
+        if kind == BFLOAT16:
+            measure_bfloat16(rows, keys, norm, hashed, sign)
+        elif kind == FLOAT16:
+            measure_float16(rows, keys, norm, hashed, sign)
+        else:
+            measure_float32(rows, keys, norm, hashed, sign)
+        fold(
+            norm, hashed, sign, own, first + done, below, signs_below,
+            counts, sums, ends, bins, hottest, chosen,
+        )  # fmt: skip
+        done += count
+    return done
 
 
 @kernel("uint64[::1](uint32[::1])")

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from engram_cli.table.scan.source import RowSource, Stretch
 
 HOTTEST = 10
 _SEED = 0x656E6772616D
+_CHOSEN = 2**14  # rows for the samples that a thread keeps until they are taken
 _NO_HITS = np.empty(0, dtype=np.uint32)
 
 
@@ -60,7 +62,7 @@ class LayerScan:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Sums:
-    """Figures that add up: as the kernel writes them."""
+    """Figures that add up, as the kernel writes them. `hottest` int64[2, HOTTEST]: rows, hits."""
 
     counts: NDArray[np.int64] = field(
         default_factory=lambda: np.zeros(kernels.COUNTS, dtype=np.int64)
@@ -72,8 +74,14 @@ class _Sums:
         default_factory=lambda: np.array([np.inf, 0.0], dtype=np.float32)
     )
     bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(kernels.BINS, dtype=np.int64))
-    hot_rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    hot_hits: NDArray[np.uint32] = field(default_factory=lambda: _NO_HITS)
+    hottest: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros((2, HOTTEST), dtype=np.int64)
+    )
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What the kernel adds to, in its order."""
+        return self.counts, self.sums, self.ends, self.bins, self.hottest
 
     def merge(self, other: _Sums) -> None:
         """Add the figures of rows that come after these."""
@@ -84,29 +92,16 @@ class _Sums:
         self.ends[0] = min(self.ends[0], other.ends[0])
         self.ends[1] = max(self.ends[1], other.ends[1])
         self.bins += other.bins
-        self.heat(other.hot_rows, other.hot_hits)
-
-    def heat(self, rows: NDArray[np.int64], hits: NDArray[np.uint32]) -> None:
-        """Keep the `HOTTEST` rows, of equal ones those that come first."""
-        rows = np.concatenate([self.hot_rows, rows])
-        hits = np.concatenate([self.hot_hits, hits])
-        best = np.lexsort([rows, -hits.astype(np.int64)])[:HOTTEST]
-        self.hot_rows, self.hot_hits = rows[best], hits[best]
-
-    @property
-    def cool(self) -> int:
-        """The hits that no row among the hottest has fewer of."""
-        return int(self.hot_hits[-1]) if len(self.hot_hits) == HOTTEST else 0
+        for row, hits in other.hottest.T.tolist():
+            kernels.heat(self.hottest, row, hits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Found:
-    """What a stretch gave: its sums, and the rows that the samples may want."""
+    """What a stretch gave: its sums, and the rows, hashes and signatures the samples may want."""
 
     sums: _Sums
-    rows: NDArray[np.int64]
-    hashes: NDArray[np.uint64]
-    signs: NDArray[np.uint32]
+    chosen: NDArray[np.uint64]
 
 
 class _Scratch(threading.local):
@@ -115,10 +110,12 @@ class _Scratch(threading.local):
     def __init__(self, source: RowSource) -> None:
         rows = source.piece_rows
         self.words = np.zeros((rows, 2, source.words // 2), dtype=np.uint32)
-        self.norms = np.empty(rows, dtype=np.float32)
-        self.hashes = np.empty(rows, dtype=np.uint64)
-        self.signs = np.empty(rows, dtype=np.uint32)
-        self.chosen = np.empty(rows, dtype=np.int64)
+        self.measures = (
+            np.empty(rows, dtype=np.float32),
+            np.empty(rows, dtype=np.uint64),
+            np.empty(rows, dtype=np.uint32),
+        )
+        self.chosen = np.empty((3, max(rows, _CHOSEN)), dtype=np.uint64)
 
 
 def scan_layer(
@@ -152,8 +149,9 @@ def scan_layer(
         )
         for stretch, found in zip(stretches, scanned, strict=True):
             merged[stretch.column].merge(found.sums)
-            contents.add(found.hashes, found.rows)
-            alike.add(found.signs, found.rows)
+            rows, hashes, signs = found.chosen
+            contents.add(hashes, rows.astype(np.int64))
+            alike.add(signs.astype(np.uint32), rows.astype(np.int64))
             progress.advance(stretch.rows * row_bytes)
     figures = tuple(
         _column(sums, begin, rows, source.hits is not None)
@@ -178,37 +176,21 @@ def _scan(
     signs_below: int,
 ) -> _Found:
     """Read one stretch. `below`, `signs_below`: what the samples want, or more."""
-    found = _Sums()
-    chosen_rows, chosen_hashes, chosen_signs = [], [], []
+    sums, chosen = _Sums(), list[NDArray[np.uint64]]()
     hits = _NO_HITS if source.hits is None else source.hits(stretch.first, stretch.rows)
-    measure = source.measure
     wanted = np.uint64(min(below, EVERYTHING - 1)), np.uint64(min(signs_below, EVERYTHING - 1))
-    figures = found.counts, found.sums, found.ends, found.bins
-    for first, words in source.pieces(stretch, scratch.words):
-        count = len(words)
-        norms, hashes = scratch.norms[:count], scratch.hashes[:count]
-        signs, chosen = scratch.signs[:count], scratch.chosen[:count]
-        measure(words, keys, norms, hashes, signs)
-        at = first - stretch.first
-        own = hits[at : at + count]
-        cool = np.uint32(found.cool)
-        size = kernels.fold(norms, hashes, signs, own, *wanted, cool, *figures, chosen)
-        if not size:
-            continue
-        which = chosen[:size]
-        if len(own):
-            hot = which[own[which] > cool]
-            found.heat(hot + first, own[hot])
-        usual = which[np.isfinite(norms[which]) & (norms[which] > 0)]
-        chosen_rows.append(usual + first)
-        chosen_hashes.append(hashes[usual])
-        chosen_signs.append(signs[usual])
-    return _Found(
-        sums=found,
-        rows=np.concatenate([np.empty(0, dtype=np.int64), *chosen_rows]),
-        hashes=np.concatenate([np.empty(0, dtype=np.uint64), *chosen_hashes]),
-        signs=np.concatenate([_NO_HITS, *chosen_signs]),
-    )
+    done = 0
+    for words in source.pieces(stretch, scratch.words):
+        end = done + len(words)
+        while done < end:
+            done += kernels.add_rows(
+                source.kind, words[done - end :], keys, *scratch.measures,
+                hits[done:], stretch.first + done, *wanted, *sums.arrays, scratch.chosen,
+            )  # fmt: skip
+            if done < end or end == stretch.rows:
+                chosen.append(scratch.chosen[:, : sums.counts[kernels.CHOSEN]].copy())
+                sums.counts[kernels.CHOSEN] = 0
+    return _Found(sums=sums, chosen=np.concatenate(chosen, axis=1))
 
 
 def _column(found: _Sums, begin: int, rows: int, counted: bool) -> ColumnScan:
@@ -229,8 +211,5 @@ def _column(found: _Sums, begin: int, rows: int, counted: bool) -> ColumnScan:
         hits=counts["HITS"] if counted else None,
         max_hits=counts["MAX_HITS"] if counted else None,
         hit_mean=hit_norm / counts["HIT"] if counted and counts["HIT"] else None,
-        hottest=tuple(
-            (int(row) - begin, int(hits))
-            for row, hits in zip(found.hot_rows, found.hot_hits, strict=True)
-        ),
+        hottest=tuple((row - begin, hits) for row, hits in found.hottest.T.tolist() if hits),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,19 +15,21 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.table.codecs import CODECS
+from engram_cli.table.gather import SAMPLE
 from engram_cli.table.grid import row_array
+from engram_cli.table.kernels import rows_in_memory
 from engram_cli.table.reading import DAMAGED
 from engram_cli.table.scan import kernels
 from engram_cli.table.store import TableStore
 
 STRETCH_BYTES = 32 * 2**20  # read by one thread, one after another
 PIECE_BYTES = 2**19  # read and measured while it is in the L2 cache
+DECODED_BYTES = 2**21  # of values: each piece costs a call of the codec
 
-Measure = Callable[..., None]
-_MEASURES: dict[str, Measure] = {
-    "float32": kernels.measure_float32,
-    "float16": kernels.measure_float16,
-    "bfloat16": kernels.measure_bfloat16,
+_KINDS = {
+    "float32": kernels.FLOAT32,
+    "float16": kernels.FLOAT16,
+    "bfloat16": kernels.BFLOAT16,
 }
 
 
@@ -74,7 +77,7 @@ class RowSource:
     @property
     def direct(self) -> bool:
         """Whether rows are measured as they are stored: floats in an even number of words."""
-        return self.dtype in _MEASURES and self.stored_row_bytes % 8 == 0
+        return self.dtype in _KINDS and self.stored_row_bytes % 8 == 0
 
     @property
     def words(self) -> int:
@@ -82,9 +85,9 @@ class RowSource:
         return self.stored_row_bytes // 4 if self.direct else self.dim + self.dim % 2
 
     @property
-    def measure(self) -> Measure:
-        """The kernel for the rows as `pieces` gives them."""
-        return _MEASURES[self.dtype if self.direct else "float32"]
+    def kind(self) -> int:
+        """What the words of a row hold, as the kernels say it."""
+        return _KINDS[self.dtype] if self.direct else kernels.FLOAT32
 
     def stretches(self, columns: Sequence[tuple[int, int]]) -> Iterator[Stretch]:
         """All rows of the columns, each (first row, rows), cut at files and at `STRETCH_BYTES`."""
@@ -100,38 +103,48 @@ class RowSource:
     @property
     def piece_rows(self) -> int:
         """The rows of a piece: what fits the cache."""
-        return max(1, PIECE_BYTES // (4 * self.words))
+        size = PIECE_BYTES if self.direct else DECODED_BYTES
+        return max(1, size // (4 * self.words))
 
     def pieces(
         self, stretch: Stretch, buffer: NDArray[np.uint32]
-    ) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-        """(first row, words [n, 2, half]) of a stretch, read into `buffer` [piece_rows, 2, half].
+    ) -> Iterator[NDArray[np.uint32]]:
+        """The words [n, 2, half] of a stretch, one after another: mapped whole where they are in
+        memory, else read or decoded into `buffer` [piece_rows, 2, half].
 
         Raises ArtifactError for a file that cannot be read or is too short.
         """
         if not self.direct:
-            yield from self._decoded(stretch, buffer)
+            for first in range(stretch.first, stretch.first + stretch.rows, len(buffer)):
+                piece = buffer[: min(len(buffer), stretch.first + stretch.rows - first)]
+                self._decoded(first, piece)
+                yield piece
             return
-        row_bytes, end = 4 * self.words, stretch.first + stretch.rows
-        with _opened(stretch.span.file) as file:
-            for first in range(stretch.first, end, len(buffer)):
-                piece = buffer[: min(len(buffer), end - first)]
-                offset = stretch.span.offset + (first - stretch.span.first) * row_bytes
-                _read(file, piece, offset, stretch.span.file)
-                yield first, piece
+        row_bytes, file = self.stored_row_bytes, stretch.span.file
+        begin = stretch.span.offset + (stretch.first - stretch.span.first) * row_bytes
+        with _opened(file) as handle:
+            mapped = map_words(handle, begin, stretch.rows * row_bytes)
+            if mapped is not None:
+                yield mapped.reshape(stretch.rows, 2, -1)
+                return
+            for done in range(0, stretch.rows, len(buffer)):
+                piece = buffer[: min(len(buffer), stretch.rows - done)]
+                _read(handle, piece, begin + done * row_bytes, file)
+                yield piece
 
-    def _decoded(
-        self, stretch: Stretch, buffer: NDArray[np.uint32]
-    ) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-        values = buffer.view(np.float32).reshape(len(buffer), self.words)
-        padded = self.words != self.dim
-        own = np.empty((len(buffer), self.dim), dtype=np.float32) if padded else values
-        for first in range(stretch.first, stretch.first + stretch.rows, len(buffer)):
-            count = min(len(buffer), stretch.first + stretch.rows - first)
-            self.decode(first, own[:count])
-            if padded:
-                values[:count, : self.dim] = own[:count]
-            yield first, buffer[:count]
+    def _decoded(self, first: int, words: NDArray[np.uint32]) -> None:
+        """Decode rows from `first` on into `words` [n, 2, half]; a value that fills up is 0.
+
+        Raises as `pieces`.
+        """
+        values = words.view(np.float32).reshape(len(words), self.words)
+        if self.words == self.dim:
+            self.decode(first, values)
+            return
+        own = np.empty((len(words), self.dim), dtype=np.float32)
+        self.decode(first, own)
+        values[:, : self.dim] = own
+        values[:, self.dim :] = 0
 
 
 def table_source(table: TableStore, layer: int) -> RowSource:
@@ -150,6 +163,27 @@ def table_source(table: TableStore, layer: int) -> RowSource:
         decode=lambda first, values: table.read(layer, first, values),
         hits=(lambda first, count: table.read_hits(layer, first, count)) if counted else None,
     )
+
+
+def map_words(handle: int, begin: int, size: int) -> NDArray[np.uint32] | None:
+    """Bytes of an opened file as words: mapped, not copied, where a sample of them is in memory.
+
+    None where they are not, so that the disk's errors are met by a read, which can tell them, and
+    where the file is shorter or they lie askew.
+    """
+    if begin % 4 or os.fstat(handle).st_size < begin + size:
+        return None
+    skipped = begin % mmap.ALLOCATIONGRANULARITY
+    try:  # a copy on write, that is never written, since kernels take writable arrays
+        mapped = mmap.mmap(handle, skipped + size, access=mmap.ACCESS_COPY, offset=begin - skipped)
+    except (OSError, ValueError):
+        return None
+    content = np.frombuffer(mapped, dtype=np.uint8)
+    pages = len(content) // mmap.PAGESIZE
+    sample = np.linspace(0, max(pages - 1, 0), min(SAMPLE, pages + 1)).astype(np.int64)
+    base = np.array([content.ctypes.data], dtype=np.uint64)
+    known = rows_in_memory(base, sample, len(content), mmap.PAGESIZE, mmap.PAGESIZE)
+    return content[skipped:].view(np.uint32) if known == len(sample) else None
 
 
 @contextmanager
