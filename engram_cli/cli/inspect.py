@@ -7,14 +7,29 @@ from typing import Annotated
 
 import typer
 
+from engram_cli.cli.corpus_options import (
+    EncoderOption,
+    EndIdOption,
+    ErrorsOption,
+    FieldOption,
+    FormatOption,
+    IdsTypeOption,
+    SeparatorOption,
+    SuffixesOption,
+    TokenizerOption,
+)
 from engram_cli.cli.options import (
     ForceOption,
     JsonOption,
     QuietOption,
     VocabOption,
     WorkspaceOption,
+    unescape,
 )
 from engram_cli.cli.terminal import Terminal, reported
+from engram_cli.errors import InputError
+
+_PROBE = "What a next-token table knows"
 
 
 def inspect(
@@ -37,6 +52,41 @@ def inspect(
         Path | None,
         typer.Option(help="Draw it all as one HTML page that opens offline: page.html"),
     ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Held-out text: how well the table alone foretells it, beside n-grams counted "
+            "exactly; repeat it for more.",
+            rich_help_panel=_PROBE,
+        ),
+    ] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The corpus that filled the table; the counted n-grams learn from it.",
+            rich_help_panel=_PROBE,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="The model whose embeddings are in the rows.", rich_help_panel=_PROBE),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Layer to ask (the first).", rich_help_panel=_PROBE)
+    ] = None,
+    positions: Annotated[
+        int,
+        typer.Option(min=40, help="Positions to ask about, at most.", rich_help_panel=_PROBE),
+    ] = 8000,
+    format_: FormatOption = None,
+    field: FieldOption = None,
+    document_separator: SeparatorOption = None,
+    document_end_id: EndIdOption = None,
+    ids_dtype: IdsTypeOption = None,
+    suffixes: SuffixesOption = None,
+    errors: ErrorsOption = "strict",
+    tokenizer: TokenizerOption = None,
+    encoder: EncoderOption = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads (one a core).")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -45,7 +95,8 @@ def inspect(
 ) -> None:
     """Say what an artifact is, what it must match, and what its rows hold.
 
-    Rows are read once, in constant memory: norms, zero rows, hits, the hottest, and twins.
+    Rows are read once, in constant memory: norms, zero rows, hits, the hottest, and twins. With
+    --probe a table of --init next-token is asked what it knows of a text.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
@@ -53,12 +104,51 @@ def inspect(
         from engram_cli.commands.inspect import InspectRequest
         from engram_cli.commands.inspect import inspect as run
 
+        if (corpus or checkpoint is not None) and not probe:
+            raise InputError("a corpus or a checkpoint, and no text", "give one with --probe")
+        asked = None
+        if probe:
+            from engram_cli.commands.corpus_fill import FillRequest
+            from engram_cli.commands.probe import ProbeRequest
+            from engram_cli.commands.workspace import Workspace
+            from engram_cli.corpus.base import CorpusOptions
+
+            if not corpus:
+                raise InputError(
+                    "--probe without a corpus", "give the one that filled the table with --corpus"
+                )
+            here = Workspace(workspace)
+            asked = ProbeRequest(
+                table=path,
+                heldout=tuple(probe),
+                fill=FillRequest(
+                    sources=tuple(corpus),
+                    corpus=CorpusOptions(
+                        format=format_,
+                        field=field,
+                        document_separator=unescape(document_separator),
+                        document_end_id=document_end_id,
+                        ids_dtype=ids_dtype,
+                        suffixes=None if suffixes is None else tuple(suffixes.split(",")),
+                        errors=errors,  # type: ignore[arg-type]  # CorpusOptions checks it
+                    ),
+                    workspace=here,
+                    tokenizer=tokenizer,
+                    encoder=encoder,
+                    checkpoint=checkpoint,
+                ),
+                vocab=vocab or here.vocab,
+                layer=layer,
+                positions=positions,
+                threads=threads,
+            )
         request = InspectRequest(
             path=path,
             stats=stats,
             vocab=vocab,
             hottest=hottest,
             rows=rows,
+            probe=asked,
             report=report,
             force=force,
             folder=workspace,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from engram_cli.cli.probe_table import probe_parts
 from engram_cli.cli.render import facts, grid, percent, quantity
 from engram_cli.cli.terminal import shown_path
 
@@ -46,6 +47,8 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     if result.layers:
         parts.append(_alike(result))
         parts += _twins(result)
+    if result.probe is not None:
+        parts += probe_parts(result.probe)
     return parts
 
 

@@ -17,6 +17,7 @@ from engram_cli.commands.inspect_facts import (
     about_vocabulary,
 )
 from engram_cli.commands.inspect_rows import Columns, HotRow, LayerRows, NormBins, inspect_rows
+from engram_cli.commands.probe import ProbeRequest, ProbeResult, probe
 from engram_cli.errors import IncompleteError, InputError
 from engram_cli.files import refuse_existing
 from engram_cli.formats.bundle import read_bundle
@@ -32,8 +33,9 @@ class InspectRequest:
     """What to inspect.
 
     `stats`, `vocab`: None for those that lie beside and belong to it. `hottest`: rows listed of
-    each order. `rows`: read the rows too; without it only what describes them. `report`: a page to
-    draw of it all. `threads` None is one a processor.
+    each order. `rows`: read the rows too; without it only what describes them. `probe`: ask the
+    table what it knows of a text. `report`: a page to draw of it all. `threads` None is one a
+    processor.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class InspectRequest:
     vocab: Path | None = None
     hottest: int = 5
     rows: bool = True
+    probe: ProbeRequest | None = None
     report: Path | None = None
     force: bool = False
     folder: Path = Path()
@@ -68,7 +71,7 @@ class InspectResult:
 
     `complete` is False for a half-built table, of which no more than `facts` is known.
     `multipliers`: by layer, as strings, since they exceed 53 bits. `columns`, `norms`, `layers` and
-    `hottest` are empty where no rows were read.
+    `hottest` are empty where no rows were read, `probe` is None where nothing was asked.
     """
 
     path: Path
@@ -85,6 +88,7 @@ class InspectResult:
     norms: tuple[NormBins, ...] = ()
     layers: tuple[LayerRows, ...] = ()
     hottest: tuple[HotRow, ...] = ()
+    probe: ProbeResult | None = None
     stats: Path | None = None
     read_bytes: int = 0
     seconds: float = 0.0
@@ -95,11 +99,13 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
     """Say what an artifact is and what its rows hold; constant memory, one pass over the rows.
 
     Raises InputError where nothing of ours lies at the path, ArtifactError for damage, OutputError
-    for a report that cannot be written.
+    for a report that cannot be written, and as `probe`.
     """
     if request.report is not None:
         refuse_existing(request.report, request.force)
     found = find_artifact(request.path)
+    if request.probe is not None and found.kind is not Kind.TABLE:
+        raise InputError(f"a probe of a {found.kind}", "a probe asks a table")
     if found.kind is Kind.TABLE and (
         half_built(found.path) or found.path.name.endswith(PARTIAL_SUFFIX)
     ):
@@ -123,8 +129,10 @@ def _table(found: Artifact, request: InspectRequest, progress: Progress) -> Insp
         return _result(found, about_half_built(found.path), complete=False)
     companions = _companions(found, request)
     about = about_table(table, companions)
+    # First, since what it needs may be wrong.
+    known = None if request.probe is None else probe(request.probe, progress)
     rows = inspect_rows(found, request, companions, progress) if request.rows else {}
-    return _result(found, about, table.layout, report=request.report, **rows)
+    return _result(found, about, table.layout, report=request.report, probe=known, **rows)
 
 
 def _bundle(found: Artifact, request: InspectRequest, progress: Progress) -> InspectResult:

@@ -13,6 +13,7 @@ TABLE_SECTIONS: Registry[Maker] = Registry(
     "report section",
     {
         "digests": "engram_cli.report.table.about:digests",
+        "probe": "engram_cli.report.table.probe:probe",
         "norms": "engram_cli.report.table.norms:norms",
         "rows-used": "engram_cli.report.table.heads:rows_used",
         "hottest": "engram_cli.report.table.hottest:hottest",

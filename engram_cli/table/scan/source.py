@@ -106,9 +106,7 @@ class RowSource:
         size = PIECE_BYTES if self.direct else DECODED_BYTES
         return max(1, size // (4 * self.words))
 
-    def pieces(
-        self, stretch: Stretch, buffer: NDArray[np.uint32]
-    ) -> Iterator[NDArray[np.uint32]]:
+    def pieces(self, stretch: Stretch, buffer: NDArray[np.uint32]) -> Iterator[NDArray[np.uint32]]:
         """The words [n, 2, half] of a stretch, one after another: mapped whole where they are in
         memory, else read or decoded into `buffer` [piece_rows, 2, half].
 
