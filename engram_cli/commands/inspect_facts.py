@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engram_cli.commands.artifact import Companions
 from engram_cli.errors import EngramError
@@ -42,8 +43,7 @@ def about_table(table: TableStore, companions: Companions) -> About:
     """A finished table."""
     attributes = table.attributes
     counted = attributes["statistics"]
-    parameters = attributes["init"].get("parameters") or {}
-    init = ", ".join([table.init, *(f"{name} {value}" for name, value in parameters.items())])
+    init = _init(table.init, attributes["init"].get("parameters") or {})
     rows = sum(entry.rows for entry in table.layout.layers)
     facts = [
         *_hash_facts(table.layout),
@@ -62,6 +62,21 @@ def about_table(table: TableStore, companions: Companions) -> About:
         digests=(own, *_layout_digests(table.layout, companions)),
         files=files,
         stored_bytes=size,
+    )
+
+
+def _init(name: str, parameters: Mapping[str, Any]) -> str:
+    """What the rows were filled with: parameters by name, a corpus and its vectors in words."""
+    vectors = parameters.get("embeddings")
+    if not isinstance(vectors, Mapping):
+        return ", ".join([name, *(f"{key} {value}" for key, value in parameters.items())])
+    joined = ", joined to one stream" if parameters.get("join_documents") else ""
+    source = f"embeddings {vectors.get('tensor')}"
+    if vectors.get("kind") == "random":
+        source = f"random vectors of std {vectors.get('std')}"
+    return (
+        f"{name} of {parameters.get('tokens'):,} tokens, {parameters.get('documents'):,} documents"
+        f"{joined}; {source}, seed {vectors.get('seed')}"
     )
 
 

@@ -127,3 +127,31 @@ def test_a_plan_is_built_as_planned(filled: Engram) -> None:
     assert document["params"] <= 225_000
     wrong = filled("plan", "--hardware", "abacus")
     assert "unknown hardware 'abacus'" in wrong.error_line
+
+
+def test_a_probe_fits_a_terminal_speaks_json_and_is_drawn(filled: Engram) -> None:
+    sentence = f"{TEXT} Bucephalus and rode away.\n"
+    (filled.folder / "many.txt").write_text(sentence * 30, encoding="utf-8")
+    (filled.folder / "heldout.txt").write_text(sentence * 4, encoding="utf-8")
+    built = filled("build-table", "--init", "next-token", "--corpus", "many.txt", "-o", "n.zarr")
+    assert built.code == 0, built.err
+    asked = ("inspect", "n.zarr", "--probe", "heldout.txt")
+    done = filled(*asked, "--corpus", "many.txt", "--report", "page.html")
+    assert done.code == 0, done.err
+    assert widest(done.out) <= 100
+    assert "table, combined" in done.out
+    assert "next-token of" in done.out
+    page = (filled.folder / "page.html").read_text(encoding="utf-8")
+    assert "What the table knows" in page
+    document = json.loads(filled(*asked, "--corpus", "many.txt", "--no-rows", "--json").out)
+    assert document["probe"]["rows"][0]["model"] == "unigram"
+    assert document["columns"] == []
+    for wrong, match in (
+        (asked, "--probe without a corpus"),
+        ((*asked, "--corpus", "heldout.txt"), "was filled from"),
+        (("inspect", "n.zarr", "--corpus", "many.txt"), "give one with --probe"),
+        (("inspect", "engram-stats", *asked[2:], "--corpus", "many.txt"), "a probe asks a table"),
+    ):
+        refused = filled(*wrong)
+        assert refused.code == 2
+        assert match in refused.error_line

@@ -11,7 +11,8 @@ from engram_cli.report.numbers import brief, count, number, percent
 from engram_cli.report.scales import Axis
 from engram_cli.report.sections import Document, Section
 from engram_cli.report.sections.columns import Entry, entries, order_name
-from engram_cli.report.tables import figure, row, table
+from engram_cli.report.sections.occupancy import percent_tick
+from engram_cli.report.tables import figure, table
 
 _COUNTED, _TABLE = 7, 0  # colors
 _PREFIX = "table, "
@@ -36,14 +37,15 @@ def probe(document: Document) -> Section | None:
         f"{percent(number(found['of_exact']))} of what the longest exact back-off puts first."
     )
     keys = legend(("counted exactly", "bar", _COUNTED), ("read from the table", "bar", _TABLE))
-    body = row(
-        figure(_first(rows), "Right first choice", keys=keys, half=True),
-        figure(_perplexity(rows), "Perplexity, lower is better", keys=keys, half=True),
+    body = (
+        figure(_first(rows), "Right first choice", keys=keys),
+        figure(_perplexity(rows), "Perplexity, lower is better", keys=keys),
+        table(("model", ">right first", ">perplexity"), _cells(rows), caption="Probe"),
     )
     return Section(
         title="What the table knows",
         lead=told,
-        body=(body, table(("model", ">right first", ">perplexity"), _cells(rows), caption="Probe")),
+        body=body,
     )
 
 
@@ -53,7 +55,7 @@ def _first(rows: list[Entry]) -> BarChart:
         title="Right first choice",
         description="A bar for each model: the share of positions whose true token it puts first.",
         x_title="",
-        y=Axis(title="share of positions", low=0.0, most=1.0, format=percent),
+        y=Axis(title="share of positions", low=0.0, most=1.0, format=percent_tick),
         groups=_groups(rows, "top1"),
     )
 

@@ -177,3 +177,21 @@ def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(ArtifactError, match=r"c\.3\.0 cannot be read"):
         scanned(table, 0, threads=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_reading_finds_what_mapping_finds(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a sample of many rows is taken over from the kernel in small parts."""
+    build(tmp_path / "t.zarr", tokens=7, dtype=dtype, dim=8)
+    table = open_table(tmp_path / "t.zarr")
+    mapped = scanned(table, 3)
+    monkeypatch.setattr(source, "map_words", lambda *_: None)
+    monkeypatch.setattr(source, "PIECE_BYTES", 90)
+    monkeypatch.setattr("engram_cli.table.scan.scan._CHOSEN", 5)
+    read = scanned(table, 3)
+    assert read.likeness == mapped.likeness
+    for a, b in zip(read.columns, mapped.columns, strict=True):
+        assert a.bins.tolist() == b.bins.tolist()
+        assert (a.mean, a.rms, a.hottest) == (b.mean, b.rms, b.hottest)
