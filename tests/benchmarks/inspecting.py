@@ -51,6 +51,7 @@ def _build(path: Path, dtype: str) -> TableStore:
     )
     spec = TableSpec(layout=layout, dim=64, dtype=dtype, init=make_init("normal"))
     build_store(spec, path, threads=2)
+    os.sync()  # else the system writes the table to the disk while it is timed
     return open_table(path)
 
 

@@ -166,8 +166,9 @@ def table_source(table: TableStore, layer: int) -> RowSource:
 def map_words(handle: int, begin: int, size: int) -> NDArray[np.uint32] | None:
     """Bytes of an opened file as words: mapped, not copied, where a sample of them is in memory.
 
-    None where they are not, so that the disk's errors are met by a read, which can tell them, and
-    where the file is shorter or they lie askew.
+    None where they are not: there a read tells of the disk's errors, a mapped page ends the process
+    (unlikely, not impossible, for pages outside the sample). None too where the file is shorter or
+    they lie askew.
     """
     if begin % 4 or os.fstat(handle).st_size < begin + size:
         return None
