@@ -22,10 +22,8 @@ from engram_cli.commands.model_shape import (
     read_model_shape,
 )
 from engram_cli.errors import InputError, OutputError
-from engram_cli.files import refuse_existing
-from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.formats.bundle_spec import BundleSpec
-from engram_cli.formats.bundle_writer import write_bundle, write_referring
+from engram_cli.formats.bundle_writer import check_place, write_bundle, write_referring
 from engram_cli.formats.dense import INIT_GATES, INIT_VALUES, first_values
 from engram_cli.formats.model_card import CARD, model_card
 from engram_cli.formats.table_reference import refer
@@ -123,7 +121,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     """
     out = output_of(request)
     if not request.dry_run:
-        _refuse_output(out, request.force)
+        check_place(out, request.force)
     model = read_model_shape(request.checkpoint)
     store = open_table(request.table)
     layers, why = choose_layers(store.layout, request.layers, model, request.table)
@@ -277,16 +275,3 @@ def _check_space(planned: AttachResult, reference: bool) -> None:
             f"free {need - free:,} bytes, or write to another disk with --out"
             + ("" if reference else ", or leave the rows in the table with --reference"),
         )
-
-
-def _refuse_output(out: Path, force: bool) -> None:
-    """Raises OutputError when `out` exists, and also with `force` when it is no bundle."""
-    refuse_existing(out, force)
-    if out.exists() and not (out / DESCRIPTION).is_file() and not _is_empty(out):
-        raise OutputError(
-            f"{out} is no bundle, so --force does not replace it", "write elsewhere with --out"
-        )
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and next(path.iterdir(), None) is None

@@ -70,6 +70,8 @@ class PlanCorpus:
             return counted
         choices = wanted.given
         scheme = choices.pop("scheme")
+        if scheme != counted.scheme:
+            return wanted.resolve(self.vocab)
         if scheme in RAW_ID_SCHEMES:
             choices["rows_per_head"] = choices["rows_per_head"][0]
             return hash_layout(scheme, **choices)

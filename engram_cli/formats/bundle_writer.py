@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import ArtifactError
-from engram_cli.files import canonical_json, new_folder, sha256_bytes
+from engram_cli.errors import ArtifactError, OutputError
+from engram_cli.files import canonical_json, new_folder, refuse_existing, sha256_bytes
 from engram_cli.formats import tensors
 from engram_cli.formats.bundle_description import document_of
 from engram_cli.formats.bundle_files import DENSE, DESCRIPTION, FORMAT, VOCABULARY
@@ -21,6 +21,19 @@ SHARD_BYTES = 5_000_000_000
 
 Rows = Callable[[int], Iterable[tuple[int, Array]]]
 Dense = Callable[[int, bool], Mapping[str, NDArray[np.float32]]]
+
+
+def check_place(path: Path, force: bool) -> None:
+    """Raises OutputError when `path` exists, and also with `force` when it is no bundle."""
+    refuse_existing(path, force)
+    if path.exists() and not (path / DESCRIPTION).is_file() and not _is_empty(path):
+        raise OutputError(
+            f"{path} is no bundle, so --force does not replace it", "write to another folder"
+        )
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and next(path.iterdir(), None) is None
 
 
 def write_bundle(
@@ -45,6 +58,7 @@ def write_bundle(
     table.
     """
     plan = plan_shards(spec, shard_bytes)
+    check_place(path, force)
     with new_folder(path, force=force) as part:
         records, weights = [], {}
         for layer in spec.layers:
@@ -80,6 +94,7 @@ def write_referring(
 
     `rows` are read until one says something. Raises OutputError.
     """
+    check_place(path, force)
     with new_folder(path, force=force) as part:
         weights = {}
         for layer in spec.layers:

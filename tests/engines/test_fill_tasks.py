@@ -138,7 +138,7 @@ def work(tmp_path: Path, tokenizer_file: Path) -> TokenWork:
     return TokenWork(
         plan=plan_partitions(find_sources([folder], options).files, options, 1024),
         options=options,
-        layout=layout_of(moduli=(101, 103), heads=1, size=tokenizer.size),
+        layout=layout_of(moduli=(101, 103), heads=1, size=max(tokenizer.spellings()) + 1),
         tokenizer=tokenizer,
         encoder="tokenizers",
     )

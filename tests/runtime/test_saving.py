@@ -77,6 +77,15 @@ def test_it_may_replace_the_bundle_it_maps(awake: PreTrainedModel, tmp_path: Pat
     assert torch.equal(again.layers["1"].multi_head_embedding.embedding.weight, rows)
 
 
+def test_what_is_no_bundle_is_kept_even_with_force(awake: PreTrainedModel, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes(b"weeks of training")
+    with pytest.raises(OutputError, match="is no bundle"):
+        save_engram(awake, checkpoint, force=True)
+    assert [path.name for path in checkpoint.iterdir()] == ["model.safetensors"]
+
+
 def test_weights_that_no_bundle_holds(awake: PreTrainedModel, tmp_path: Path) -> None:
     awake.to(torch.float64)
     with pytest.raises(RuntimeAttachError, match=r"float64, a bundle has float32"):
