@@ -99,7 +99,7 @@ def main(here: Path) -> dict[str, Any]:
         "notes": heard.notes,
     }
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 60.0
     while (alive := sum(bool(each["Alive"]) for each in ray.nodes())) > 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -123,7 +123,7 @@ def main(here: Path) -> dict[str, Any]:
             found[name] = [type(error).__name__, error.message]
         except KeyboardInterrupt:
             found[name] = "interrupted"
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while ray.available_resources().get("CPU") != 2.0 and time.monotonic() < deadline:
         time.sleep(0.1)
     found["idle"] = ray.available_resources().get("CPU") == 2.0

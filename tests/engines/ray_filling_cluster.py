@@ -106,7 +106,7 @@ def main(here: Path) -> dict[str, Any]:
     found["lost"] = run("lost", heard) == whole
     found["stages"], found["done"], found["notes"] = heard.stages, heard.done, heard.notes
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while (alive := sum(bool(each["Alive"]) for each in ray.nodes())) > 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -116,7 +116,7 @@ def main(here: Path) -> dict[str, Any]:
             run("again", Heard(**{stage: stop}))
         except KeyboardInterrupt:
             found[stage] = filled(partial_folder(here / "again.zarr"))[0]
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while ray.available_resources().get("CPU") != 2.0 and time.monotonic() < deadline:
         time.sleep(0.1)
     found["idle"] = ray.available_resources().get("CPU") == 2.0
