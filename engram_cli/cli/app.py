@@ -11,6 +11,7 @@ import typer
 from engram_cli.cli.attach import attach
 from engram_cli.cli.build_table import build_table
 from engram_cli.cli.compress_vocab import compress_vocab
+from engram_cli.cli.configured import in_config
 from engram_cli.cli.convert import convert
 from engram_cli.cli.demo import demo
 from engram_cli.cli.hash_stats import hash_stats
@@ -20,6 +21,7 @@ from engram_cli.cli.plan import plan
 from engram_cli.cli.report import report
 from engram_cli.cli.trace import trace
 from engram_cli.cli.verify import verify
+from engram_cli.commands.workspace import CONFIG_NAME
 from engram_cli.version import __version__
 
 app = typer.Typer(
@@ -88,5 +90,8 @@ def _usage(error: Any) -> int:
     context = getattr(error, "ctx", None)
     command = "engram" if context is None else context.command_path
     message = " ".join(str(error.format_message()).split())
+    parameter = getattr(error, "param", None)
+    if context is not None and parameter is not None and in_config(context, parameter.name):
+        message = f"{CONFIG_NAME}: {message}"
     sys.stderr.write(f"error: {message.rstrip('.')} - see: {command} --help\n")
     return 2

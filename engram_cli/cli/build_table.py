@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engram_cli.cli.configured import LAYOUT_NAMES, layout_choices, unless_in_config
 from engram_cli.cli.corpus_options import (
     EncoderOption,
     EndIdOption,
@@ -52,6 +53,7 @@ _FILL = "Rows from a corpus"
 
 
 def build_table(
+    context: typer.Context,
     preset: PresetOption = None,
     scheme: SchemeOption = None,
     orders: OrdersOption = None,
@@ -177,7 +179,6 @@ def build_table(
         from engram_cli.commands.build_table import BuildTableRequest
         from engram_cli.commands.build_table import build_table as run
         from engram_cli.commands.corpus_fill import FillRequest
-        from engram_cli.commands.geometry import Geometry
         from engram_cli.commands.plan_file import read_plan
         from engram_cli.commands.presets import find_preset, with_preset
         from engram_cli.commands.workspace import Workspace
@@ -188,19 +189,12 @@ def build_table(
             raise InputError(f"statistics not found: {stats}", "run: engram hash-stats CORPUS")
         if vocab is not None and not vocab.exists():
             raise InputError(f"vocabulary not found: {vocab}", "run: engram compress-vocab")
+        named = preset is not None or plan is not None
+        geometry = layout_choices(context, only_flags=LAYOUT_NAMES if named else ())
+        if named:
+            dim, dtype = unless_in_config(context, "dim"), unless_in_config(context, "dtype")
         if preset is not None and dim is None:
             dim = find_preset(preset).dim
-        geometry = Geometry(
-            scheme=scheme,
-            orders=orders,
-            heads=heads,
-            rows_per_head=rows_per_head,
-            layers=layers,
-            pad_id=pad_id,
-            seed=seed,
-            vocab_size=vocab_size,
-            eos_id=eos_id,
-        )
         planned = None if plan is None else read_plan(plan)
         if planned is not None and preset is not None:
             raise InputError("both --plan and --preset", "give one of them")
@@ -208,10 +202,15 @@ def build_table(
         if planned is not None:
             geometry = replace(planned.geometry, **geometry.given)
             dim, dtype = dim or planned.dim, dtype or planned.dtype
+        if checkpoint is not None and not corpus:
+            raise InputError(
+                "--checkpoint without --corpus",
+                "a checkpoint's embeddings are written into rows where a corpus says which",
+            )
         fill = None
-        if corpus or checkpoint is not None:
+        if corpus:
             fill = FillRequest(
-                sources=tuple(corpus or ()),
+                sources=tuple(corpus),
                 corpus=CorpusOptions(
                     format=format_,
                     field=field,
@@ -251,7 +250,7 @@ def build_table(
             fingerprint=planned.fingerprint if planned is not None and free else None,
         )
         result = run(request, terminal)
-        following = follow("engram attach ckpt/", workspace) if result.written else None
+        following = follow("engram attach ckpt/", workspace, table=out) if result.written else None
         terminal.result(result, *table_parts(result), next_command=following)
 
 

@@ -73,8 +73,9 @@ def compress_vocab(
             workspace=Workspace(workspace),
         )
         result = run_compress_vocab(request, terminal)
-        following = follow("engram hash-stats corpus.txt", workspace) if result.written else None
-        terminal.result(result, *_parts(result), next_command=following)
+        following = follow("engram hash-stats corpus.txt", workspace, vocab=out)
+        written = result.written is not None
+        terminal.result(result, *_parts(result), next_command=following if written else None)
         check_expectation(result, expect)
 
 

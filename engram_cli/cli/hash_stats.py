@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engram_cli.cli.configured import LAYOUT_NAMES, layout_choices
 from engram_cli.cli.corpus_options import (
     EncoderOption,
     EndIdOption,
@@ -52,6 +53,7 @@ _MARKS = {"above": "+", "below": "-", None: ""}
 
 
 def hash_stats(
+    context: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -174,30 +176,17 @@ def hash_stats(
         if merge:
             _merge(terminal, sources, vocab, out, force, workspace, ngrams, report)
             return
-        from engram_cli.commands.geometry import Geometry
         from engram_cli.commands.hash_stats import HashStatsRequest
         from engram_cli.commands.hash_stats import hash_stats as run
         from engram_cli.commands.presets import with_preset
         from engram_cli.commands.workspace import Workspace
 
+        geometry = layout_choices(context, only_flags=() if preset is None else LAYOUT_NAMES)
         sizes = {"sample_size": sample_size, "partition_size": partition_size}
         chosen = {name: size for name, size in sizes.items() if size is not None}
         request = HashStatsRequest(
             sources=tuple(sources),
-            geometry=with_preset(
-                preset,
-                Geometry(
-                    scheme=scheme,
-                    orders=orders,
-                    heads=heads,
-                    rows_per_head=rows_per_head,
-                    layers=layers,
-                    pad_id=pad_id,
-                    seed=seed,
-                    vocab_size=vocab_size,
-                    eos_id=eos_id,
-                ),
-            ),
+            geometry=with_preset(preset, geometry),
             workspace=Workspace(workspace),
             vocab=vocab,
             tokenizer=tokenizer,
@@ -229,7 +218,8 @@ def hash_stats(
         parts = [*stats_parts(result), *growth_parts(result), *locality_parts(result)]
         parts += chosen_parts(result)
         parts += ngram_parts(result) if ngrams else []
-        terminal.result(result, *parts, next_command=follow("engram build-table", workspace))
+        following = follow("engram build-table", workspace, stats=out)
+        terminal.result(result, *parts, next_command=following)
         if report is not None:
             terminal.note(f"report: {shown_path(report)}")
 

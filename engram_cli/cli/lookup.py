@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engram_cli.cli.configured import LAYOUT_NAMES, layout_choices
 from engram_cli.cli.options import (
     EosIdOption,
     ForceOption,
@@ -30,6 +31,7 @@ _IDS: dict[str, Any] = {"parser": parse_integers, "metavar": "ID,..."}
 
 
 def lookup(
+    context: typer.Context,
     path: Annotated[
         Path,
         typer.Argument(help="Table, bundle, statistics or vocabulary.", show_default=False),
@@ -79,10 +81,11 @@ def lookup(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
         from engram_cli.cli.lookup_tables import lookup_parts
-        from engram_cli.commands.geometry import Geometry
+        from engram_cli.commands.artifact import Kind, find_artifact
         from engram_cli.commands.lookup import LookupRequest
         from engram_cli.commands.lookup import lookup as run
 
+        bare = find_artifact(path).kind is Kind.VOCABULARY
         request = LookupRequest(
             path=path,
             text=text,
@@ -96,17 +99,7 @@ def lookup(
             stats=stats,
             vocab=vocab,
             tokenizer=tokenizer,
-            geometry=Geometry(
-                scheme=scheme,
-                orders=orders,
-                heads=heads,
-                rows_per_head=rows_per_head,
-                layers=layers,
-                pad_id=pad_id,
-                seed=seed,
-                vocab_size=vocab_size,
-                eos_id=eos_id,
-            ),
+            geometry=layout_choices(context, only_flags=() if bare else LAYOUT_NAMES),
             folder=workspace,
         )
         result = run(request, terminal)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.workspace import Workspace, read_config
-from engram_cli.errors import InputError
+from engram_cli.cli.configured import load_config
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-LAYOUT_NAMES = frozenset(field.name for field in fields(Geometry))
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
 _NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMGT]I?)?B?", re.IGNORECASE)
 
@@ -50,42 +45,6 @@ def unescape(text: str | None) -> str | None:
     if text is None:
         return None
     return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[0]), text)
-
-
-def load_config(context: typer.Context, folder: Path) -> Path:
-    """Take the folder's engram.toml as the defaults of this command's options; flags win.
-
-    Runs before the other options are read. Keys are option names with - or _.
-    """
-    from engram_cli.cli.terminal import reported
-
-    with reported():
-        tables = read_config(Workspace(folder).config)
-        own = {str(parameter.name) for parameter in context.command.params}
-        commands = set(getattr(getattr(context.parent, "command", None), "commands", ()))
-        path, defaults = Workspace(folder).config, dict[str, Any]()
-        for table, choices in tables.items():
-            if table not in {"layout", context.info_name, *commands}:
-                raise InputError(f"{path}: unknown table [{table}]", "give [layout] or a command")
-            known = LAYOUT_NAMES if table == "layout" else own
-            for key, value in choices.items():
-                name = key.replace("-", "_")
-                if table in ("layout", context.info_name) and name not in known:
-                    raise InputError(f"{path}: [{table}] has no option '{key}'", _named(known))
-                if table in ("layout", context.info_name) and name in own:
-                    defaults[name] = _as_option(value)
-    context.default_map = defaults
-    return folder
-
-
-def _as_option(value: Any) -> Any:
-    if isinstance(value, list):
-        return ",".join(str(entry) for entry in value)
-    return value if isinstance(value, bool) else str(value)
-
-
-def _named(names: Iterable[str]) -> str:
-    return f"it has {', '.join(sorted(name.replace('_', '-') for name in names))}"
 
 
 WorkspaceOption = Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engram_cli.cli.configured import layout_choices
 from engram_cli.cli.options import (
     EosIdOption,
     ForceOption,
@@ -52,6 +53,7 @@ def _count(panel: str | None, help_: str) -> Any:
 
 
 def plan(
+    context: typer.Context,
     memory: Annotated[Any, _size(_BUDGET, "Bytes of rows: 94GB.")] = None,
     params: Annotated[Any, _count(_BUDGET, "Parameters in rows: 5.7B.")] = None,
     sparse_params: Annotated[
@@ -120,7 +122,6 @@ def plan(
         from dataclasses import replace
 
         from engram_cli.cli.plan_tables import plan_parts
-        from engram_cli.commands.geometry import Geometry
         from engram_cli.commands.plan import SHARE, Budget, PlanRequest
         from engram_cli.commands.plan import plan as run
         from engram_cli.commands.workspace import Workspace
@@ -136,18 +137,9 @@ def plan(
             "disk_bandwidth": disk_bandwidth,
         }
         given = {name: value for name, value in changed.items() if value is not None}
+        budgeted = any(x is not None for x in (memory, params, sparse_params))
         request = PlanRequest(
-            geometry=Geometry(
-                scheme=scheme,
-                orders=orders,
-                heads=heads,
-                rows_per_head=rows_per_head,
-                layers=layers,
-                pad_id=pad_id,
-                seed=seed,
-                vocab_size=vocab_size,
-                eos_id=eos_id,
-            ),
+            geometry=layout_choices(context, only_flags=("rows_per_head",) if budgeted else ()),
             stats=stats or here.stats,
             vocab=vocab or here.vocab,
             tokens=tokens,

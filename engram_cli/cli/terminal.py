@@ -129,8 +129,10 @@ def _console(stream: Any) -> Console:
     return console
 
 
-def follow(command: str, workspace: Path) -> str:
-    """The next command, in the same workspace."""
+def follow(command: str, workspace: Path, **given: Path | None) -> str:
+    """The next command, in the same workspace, told of what was `given` another place."""
+    for option, path in given.items():
+        command += "" if path is None else f" --{option} {shown_path(path)}"
     return command if workspace == Path() else f"{command} --workspace {workspace}"
 
 

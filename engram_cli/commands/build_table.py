@@ -82,6 +82,8 @@ class BuildTableRequest:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"{self.threads} threads", "give 1 or more")
+        if self.init not in INITS:
+            raise InputError(f"unknown init '{self.init}'", f"known: {', '.join(INITS)}")
         if self.fill is not None and self.init not in CORPUS_INITS:
             raise InputError(
                 f"a corpus for --init {self.init}", f"give --init {' or '.join(CORPUS_INITS)}"

@@ -59,6 +59,8 @@ def trace_text(request: TraceRequest) -> TraceResult:
     """
     if request.report is not None:
         refuse_existing(request.report, request.force)
+    if not request.checkpoint.is_dir():
+        raise InputError(f"no checkpoint at {request.checkpoint}", "give a model's folder")
     tokenizer = load_tokenizer(request.tokenizer or request.checkpoint)
     ids = tokenizer.encode(request.text)
     if not 1 <= len(ids) <= MAX_TOKENS:

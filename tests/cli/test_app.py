@@ -139,6 +139,16 @@ def test_bad_settings_are_one_line(engram: Engram, text: str, match: str) -> Non
     assert match in done.error_line
 
 
+def test_a_bad_value_in_engram_toml_names_the_file(
+    engram: Engram, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (engram.folder / "engram.toml").write_text('[build-table]\ndim = "wide"\n')
+    monkeypatch.setattr(sys, "argv", ["engram", "build-table"])
+    with pytest.raises(SystemExit):
+        run()
+    assert capsys.readouterr().err.startswith("error: engram.toml: Invalid value for '--dim'")
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
