@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
+from engram_cli.runtime.recording import is_recorded
 
 CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
 _BOUNDARY_NAMES = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
@@ -152,7 +153,7 @@ def real_positions(mask: Any, past: int | Tensor, count: int) -> Tensor | None:
                 "pass the mask of the past and the new positions together",
             )
         keep = mask[:, begin : begin + count] != 0
-    if keep.device.type == "cpu" and not torch.compiler.is_compiling() and bool(keep.all()):
+    if keep.device.type == "cpu" and not is_recorded() and bool(keep.all()):
         return None
     return keep
 

@@ -21,6 +21,7 @@ from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_po
 from engram_cli.runtime.fixed_state import FixedState
 from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.modules.base import MemoryModule
+from engram_cli.runtime.recording import is_recorded
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.state import KEEP, State, cache_length, keep_on, new_state, state_of
 from engram_cli.runtime.tables import FLOATS, Table
@@ -229,7 +230,7 @@ class Memory(nn.Module):
         """The state of a cache that holds `past` positions; a new one for an empty cache."""
         state = state_of(cache, self.name)
         if isinstance(state, FixedState) and state.batch == batch:
-            if torch.compiler.is_compiling():  # the state's zeros stand for an empty cache
+            if is_recorded():  # the state's zeros stand for an empty cache
                 return state
             if past == 0:
                 state.reset()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.fixed_state import FixedState
+from engram_cli.runtime.recording import is_recorded
 
 KEEP = 64  # positions beyond the needed ones: assisted decoding takes back at most a few dozen
 _ATTRIBUTE = "_engram_states"
@@ -191,7 +192,7 @@ class _Follower:
 
 
 def cache_length(cache: Any) -> int | Tensor:
-    """How many positions a cache object holds, 0 without one; a tensor in the graph of a compiler.
+    """How many positions a cache object holds, 0 without one; a tensor where a graph is made.
 
     Raises RuntimeAttachError for the tuples of old models, which cannot carry a state.
     """
@@ -203,7 +204,7 @@ def cache_length(cache: Any) -> int | Tensor:
             "pass a transformers Cache object such as DynamicCache, or use_cache=False",
         )
     length = cache.get_seq_length()
-    return length if torch.compiler.is_compiling() else int(length)
+    return length if is_recorded() else int(length)
 
 
 def state_of(cache: Any, name: str) -> State | None:
@@ -215,7 +216,7 @@ def state_of(cache: Any, name: str) -> State | None:
 def keep_on(cache: Any, name: str, state: State) -> None:
     """Leave a state on a cache object, and have it follow what is done to the cache."""
     states = getattr(cache, _ATTRIBUTE, None)
-    if torch.compiler.is_compiling() and states is not None and states.get(name) is state:
+    if is_recorded() and states is not None and states.get(name) is state:
         return
     if states is None:
         states = {}

