@@ -70,10 +70,12 @@ class AttachCost:
     """The byte arithmetic: on disk and in memory, and what a token reads.
 
     `disk_bytes` is what the bundle itself takes: without the table where it only refers to it.
+    `hits_bytes`: of the rows' hits, 0 where the table has none.
     """
 
     disk_bytes: int
     table_bytes: int
+    hits_bytes: int
     dense_bytes: int
     dense_parameters: int
     token_rows: int
@@ -148,7 +150,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         rows={layer: spec.rows(layer) for layer in layers},
         dim=spec.dim,
         dtype=spec.dtype,
-        cost=attach_cost(spec, reference=request.reference),
+        cost=attach_cost(spec, reference=request.reference, counted=store.has_hits),
         free_bytes=free_bytes(out),
         written=False,
     )
@@ -204,13 +206,15 @@ def _write(
             beside=beside,
         )
     else:
-        progress.start("rows into the bundle", planned.cost.table_bytes, "bytes")
+        stored = planned.cost.table_bytes + planned.cost.hits_bytes
+        progress.start("rows into the bundle", stored, "bytes")
         records = write_bundle(
             planned.out,
             spec,
             store.chunks,
             dense,
             scales=store.scale_chunks,
+            hits=store.hit_chunks if store.has_hits else None,
             tool_version=__version__,
             force=request.force,
             beside=beside,
@@ -236,14 +240,16 @@ def _check_choices(request: AttachRequest) -> None:
             raise InputError(f"--{name} '{value}'", f"known: {', '.join(known)}")
 
 
-def attach_cost(spec: BundleSpec, *, reference: bool = False) -> AttachCost:
-    """What the bundle takes, from its shapes alone."""
+def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = False) -> AttachCost:
+    """What the bundle takes, from its shapes alone; `counted`: whether the table has hits."""
     count = sum(int(np.prod(shape)) for shape in spec.dense_shapes.values()) * len(spec.layers)
     token_rows = spec.layout.columns * len(spec.layers)
     lookup = 0 if spec.layout.lookup is None else spec.layout.lookup.nbytes
+    hits = spec.hits_bytes if counted else 0
     return AttachCost(
-        disk_bytes=(0 if reference else spec.table_bytes) + 4 * count + lookup,
+        disk_bytes=(0 if reference else spec.table_bytes + hits) + 4 * count + lookup,
         table_bytes=spec.table_bytes,
+        hits_bytes=hits,
         dense_bytes=4 * count,
         dense_parameters=count,
         token_rows=token_rows,
@@ -257,9 +263,12 @@ def describe_cost(
     """The arithmetic as lines to read."""
     rows = " + ".join(f"{spec.rows(layer):,}" for layer in spec.layers)
     where = "in the table's own files" if reference else "on disk"
+    hits = ""
+    if cost.hits_bytes:
+        hits = f"; {cost.hits_bytes:,} bytes of hits, which say which rows are hot"
     return [
         f"tables of layers {listed(spec.layers)}: {rows} rows x {spec.dim} x {spec.dtype} "
-        f"= {cost.table_bytes:,} bytes {where}, as much in memory when all of it is touched",
+        f"= {cost.table_bytes:,} bytes {where}, as much in memory when all of it is touched{hits}",
         f"{spec.module.kind} module: {cost.dense_parameters:,} dense parameters, "
         f"{cost.dense_bytes:,} bytes",
         f"a token reads {cost.token_rows} rows, {cost.token_bytes:,} bytes; bundle: {out}",

@@ -10,6 +10,7 @@ from typing import Any
 from engram_cli.commands.artifact import Companions
 from engram_cli.errors import EngramError
 from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle_spec import HITS
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.folder import Statistics
 from engram_cli.table.attributes import PARTIAL_SUFFIX
@@ -98,12 +99,14 @@ def about_bundle(bundle: Bundle, companions: Companions) -> About:
     layers = ", ".join(f"{layer} (decoder layer {spec.index(layer)})" for layer in spec.layers)
     dense = sum(array.size for own in bundle.dense.values() for array in own.values())
     held = "" if bundle.table is None else f" of the table {bundle.table}"
+    shards = sum(shard.part != HITS for shard in bundle.shards)
     facts = [
         *_hash_facts(spec.layout),
         ("layers", layers),
-        ("rows", f"{rows:,} of {spec.dim} x {spec.dtype}, {len(bundle.shards)} files{held}"),
+        ("rows", f"{rows:,} of {spec.dim} x {spec.dtype}, {shards} files{held}"),
         ("parameters", f"{rows * spec.dim:,} in rows, {dense:,} in dense weights"),
         ("model", f"{spec.model_type}, {spec.num_layers} layers of {spec.hidden_size}"),
+        ("row hits", "kept for every row" if bundle.has_hits else "none"),
         ("a token reads", _token_bytes(spec.layout, spec.row_bytes)),
     ]
     files, size = _sizes(bundle.folder)

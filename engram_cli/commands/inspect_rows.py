@@ -137,7 +137,7 @@ def inspect_rows(
 def _sources(
     found: Artifact, rows: RowReader, statistics: Statistics | None
 ) -> Iterator[RowSource]:
-    """Each layer's rows; hits are the table's own, else those of the statistics."""
+    """Each layer's rows; hits are the artifact's own, else those of the statistics."""
     if found.kind is Kind.TABLE:
         table = open_table(found.path)
         for layer in rows.layers:
@@ -160,6 +160,7 @@ def _sources(
                 dtype=bundle.spec.dtype,
                 spans=spans,
                 decode=partial(_decode, rows, layer),
+                hits=partial(_between, bundle.hits(layer)) if bundle.has_hits else None,
             )
             yield _counted_source(source, statistics)
 
@@ -172,8 +173,11 @@ def _decode(rows: RowReader, layer: int, first: int, values: NDArray[np.float32]
 def _counted_source(source: RowSource, statistics: Statistics | None) -> RowSource:
     if source.hits is not None or statistics is None:
         return source
-    hits = statistics.hits(source.layer)
-    return replace(source, hits=lambda first, count: hits[first : first + count])
+    return replace(source, hits=partial(_between, statistics.hits(source.layer)))
+
+
+def _between(hits: NDArray[np.uint32], first: int, count: int) -> NDArray[np.uint32]:
+    return hits[first : first + count]
 
 
 def _bytes(layout: HashLayout, source: RowSource) -> int:

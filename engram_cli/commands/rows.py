@@ -13,7 +13,7 @@ from engram_cli.commands.artifact import Artifact, Kind, half_built
 from engram_cli.commands.geometry import Geometry
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle, read_bundle
-from engram_cli.formats.bundle_spec import ROWS, SCALES
+from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.folder import Statistics, read_stats
 from engram_cli.table.codecs import CODECS
@@ -94,7 +94,18 @@ def _of_bundle(bundle: Bundle) -> RowReader:
         codec.decode(stored, scales, values)
         return values
 
-    return RowReader(layout=spec.layout, layers=spec.layers, dim=spec.dim, vectors=vectors)
+    return RowReader(
+        layout=spec.layout,
+        layers=spec.layers,
+        dim=spec.dim,
+        vectors=vectors,
+        hits=_hits_of_bundle(bundle) if bundle.has_hits else None,
+    )
+
+
+def _hits_of_bundle(bundle: Bundle) -> Callable[[int, Indices], NDArray[np.uint32]]:
+    maps = {layer: bundle.maps(layer, HITS) for layer in bundle.spec.layers}
+    return lambda layer, rows: _lines(maps[layer], rows)
 
 
 def _lines(maps: list[NDArray[Any]], rows: Indices) -> NDArray[Any]:

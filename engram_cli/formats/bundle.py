@@ -26,7 +26,7 @@ from engram_cli.formats.bundle_files import (
     opened,
     read_description,
 )
-from engram_cli.formats.bundle_spec import ROWS, BundleSpec, Shard
+from engram_cli.formats.bundle_spec import HITS, ROWS, BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.formats.tensors import Array, TensorPlace
 
@@ -56,7 +56,7 @@ class Bundle:
     table: Path | None = None
 
     def maps(self, layer: int, part: str = ROWS) -> list[Array]:
-        """A layer's rows or scales, as stored, as private memory maps, one a shard, ascending.
+        """A layer's rows, scales or hits as private memory maps, one a shard, ascending.
 
         The dtype is the physical one: uint16 where the rows are bfloat16. Raises ArtifactError.
         """
@@ -66,6 +66,19 @@ class Bundle:
             )
             for place in self.places(layer, part)
         ]
+
+    @property
+    def has_hits(self) -> bool:
+        """Whether the bundle says how often the corpus fell on each row."""
+        return any(shard.part == HITS for shard in self.shards)
+
+    def hits(self, layer: int) -> NDArray[np.uint32]:
+        """uint32[rows]: how often the corpus fell on each row of a layer; a map where it can be.
+
+        Only for a bundle that `has_hits`. Raises ArtifactError.
+        """
+        maps = self.maps(layer, HITS)
+        return maps[0] if len(maps) == 1 else np.concatenate(maps)
 
     def places(self, layer: int, part: str = ROWS) -> list[Place]:
         """A layer's shards, ascending, each with the byte of its file that its lines begin at."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_files import FORMAT, PLAIN_NAME, VERSION
-from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec, Shard
+from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.formats.module_spec import KINDS, ModuleSpec
 from engram_cli.formats.row_types import ROW_DTYPES
 from engram_cli.formats.table_reference import TableReference
@@ -21,7 +21,8 @@ from engram_cli.formats.tensors import FileRecord
 from engram_cli.hashing.layout import HashLayout
 
 T = TypeVar("T")
-_LISTS = {ROWS: "shards", SCALES: "scales"}  # where a layer lists the files of each part
+# Where a layer lists the files of each part.
+_LISTS = {ROWS: "shards", SCALES: "scales", HITS: "hits"}
 
 
 def document_of(
@@ -97,9 +98,11 @@ def parse(
     if "table" in document:
         reference = TableReference.from_json(document["table"])
         return spec, reference.shards(spec), reference
-    shards = [
-        shard for entry in entries for part in spec.parts for shard in _shards(spec, entry, part)
-    ]
+    counted = {HITS in entry for entry in entries}
+    if len(counted) > 1:
+        raise ValueError("only some layers have hits")
+    parts = (*spec.parts, HITS) if counted.pop() else spec.parts
+    shards = [shard for entry in entries for part in parts for shard in _shards(spec, entry, part)]
     return spec, tuple(shards), None
 
 
@@ -126,7 +129,7 @@ def _check_layer(spec: BundleSpec, entry: Mapping[str, Any]) -> None:
 
 
 def _shards(spec: BundleSpec, entry: Mapping[str, Any], part: str) -> list[Shard]:
-    """The files of a layer's rows or scales, which follow each other and end with the last."""
+    """The files of a layer's part, which follow each other and end with its last line."""
     layer, end = entry["layer"], 0
     shards = []
     for about in entry[_LISTS[part]]:
@@ -141,14 +144,15 @@ def _shards(spec: BundleSpec, entry: Mapping[str, Any], part: str) -> list[Shard
 
 
 def _layer_document(spec: BundleSpec, layer: int, shards: Sequence[Shard]) -> dict[str, Any]:
+    present = {shard.part for shard in shards}
     lists = {
-        _LISTS[part]: [
+        name: [
             {"file": shard.file, "first_row": shard.first_row, "rows": shard.rows}
             for shard in shards
             if (shard.layer, shard.part) == (layer, part)
         ]
-        for part in spec.parts
-        if shards
+        for part, name in _LISTS.items()
+        if part in present
     }
     return {
         "layer": layer,

@@ -10,6 +10,7 @@ from engram_cli.formats.tensors import TensorSpec
 from engram_cli.hashing.layout import HashLayout
 
 ROWS, SCALES = "rows", "scales"
+HITS = "hits"  # how often the corpus fell on each row, a part that a bundle may have
 ONE_BASED_SCHEMES = ("qwen-ple",)  # these count decoder layers from 1
 
 
@@ -21,6 +22,8 @@ def decoder_index(layout: HashLayout, layer: int) -> int:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSpec:
     """What a bundle holds: the hash, the layers that carry a table, the rows and the module.
+
+    Whether it has hits too is not said here, since nothing that is computed depends on them.
 
     `dtype` is the logical one of the rows (`row_types`). `packed`: positions that restart at 0
     begin another document, which sees nothing of the last.
@@ -57,9 +60,11 @@ class BundleSpec:
         return (ROWS,) if self.row_type.scales is None else (ROWS, SCALES)
 
     def tensor(self, layer: int, part: str) -> TensorSpec:
-        """A whole tensor of a layer: `layers.N.rows`, or `layers.N.scales`."""
+        """A whole tensor of a layer: `layers.N.rows`, `layers.N.scales` or `layers.N.hits`."""
         kind, rows = self.row_type, self.rows(layer)
         name = f"layers.{layer}.{part}"
+        if part == HITS:
+            return TensorSpec(name=name, dtype="uint32", shape=(rows,))
         if part == ROWS:
             return TensorSpec(name=name, dtype=kind.items, shape=(rows, kind.width(self.dim)))
         assert kind.scales is not None
@@ -75,6 +80,11 @@ class BundleSpec:
     def table_bytes(self) -> int:
         """The bytes of all layers' rows and scales."""
         return sum(self.tensor(layer, part).nbytes for layer in self.layers for part in self.parts)
+
+    @property
+    def hits_bytes(self) -> int:
+        """The bytes of all layers' hits, in a bundle that has them."""
+        return sum(self.tensor(layer, HITS).nbytes for layer in self.layers)
 
     @property
     def dense_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -97,7 +107,7 @@ class BundleSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """One file of a layer's rows, or of its scales: the lines first_row .. first_row + rows - 1."""
+    """One file of a layer's rows, scales or hits: the lines first_row .. first_row + rows - 1."""
 
     layer: int
     part: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from engram_cli.files import canonical_json, new_folder, refuse_existing, sha256
 from engram_cli.formats import tensors
 from engram_cli.formats.bundle_description import document_of
 from engram_cli.formats.bundle_files import DENSE, DESCRIPTION, FORMAT, VOCABULARY
-from engram_cli.formats.bundle_spec import ROWS, BundleSpec, Shard
+from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.formats.tensors import Array, FileRecord, TensorSpec
 
@@ -44,6 +44,7 @@ def write_bundle(
     *,
     tool_version: str,
     scales: Rows | None = None,
+    hits: Rows | None = None,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
     beside: Mapping[str, bytes] | None = None,
@@ -52,19 +53,21 @@ def write_bundle(
     """Write the folder `path`, whole or not at all; never more than a piece of rows in memory.
 
     `rows(layer)` yields (first row, [n, width] as stored) ascending, `scales(layer)` in the same
-    way the scales of quantised rows; `dense(layer, zero_rows)` is asked after the layer's rows were
-    seen. `beside`: files that the description does not list, so that they may be edited. `advance`
-    hears of bytes. Raises OutputError, and ArtifactError when `rows` does not yield the layout's
-    table.
+    way the scales of quantised rows, `hits(layer)` uint32[n], None for a bundle without.
+    `dense(layer, zero_rows)` is asked after the layer's rows were seen. `beside`: files that the
+    description does not list, so that they may be edited. `advance` hears of bytes. Raises
+    OutputError, and ArtifactError when `rows` does not yield the layout's table.
     """
-    plan = plan_shards(spec, shard_bytes)
+    sources = {ROWS: rows, SCALES: scales, HITS: hits}
+    parts = spec.parts if hits is None else (*spec.parts, HITS)
+    plan = plan_shards(spec, shard_bytes, parts)
     check_place(path, force)
     with new_folder(path, force=force) as part:
         records, weights = [], {}
         for layer in spec.layers:
             zero_rows = True
-            for what in spec.parts:
-                source = rows if what == ROWS else scales
+            for what in parts:
+                source = sources[what]
                 assert source is not None
                 stream = _Stream(spec, layer, what, source(layer))
                 own = [shard for shard in plan if (shard.layer, shard.part) == (layer, what)]
@@ -106,11 +109,16 @@ def write_referring(
         return records + _write_last(part, document, beside)
 
 
-def plan_shards(spec: BundleSpec, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
-    """Cut each layer's rows, and their scales, into files of at most `shard_bytes`, by lines."""
-    ranges: dict[str, list[tuple[int, int, int]]] = {part: [] for part in spec.parts}
+def plan_shards(
+    spec: BundleSpec, shard_bytes: int = SHARD_BYTES, parts: Sequence[str] | None = None
+) -> list[Shard]:
+    """Cut the parts of each layer into files of at most `shard_bytes`, by lines.
+
+    `parts` None: rows and their scales.
+    """
+    ranges: dict[str, list[tuple[int, int, int]]] = {part: [] for part in parts or spec.parts}
     for layer in spec.layers:
-        for part in spec.parts:
+        for part in ranges:
             whole = spec.tensor(layer, part)
             lines = whole.shape[0]
             step = max(1, (shard_bytes - tensors.ALIGNMENT) // (whole.nbytes // lines))
@@ -131,7 +139,7 @@ def plan_shards(spec: BundleSpec, shard_bytes: int = SHARD_BYTES) -> list[Shard]
 
 
 class _Stream:
-    """A layer's chunks of rows or scales, recut to shards; sees whether any says anything."""
+    """A layer's chunks of one part, recut to shards; sees whether any row says anything."""
 
     def __init__(
         self, spec: BundleSpec, layer: int, part: str, chunks: Iterable[tuple[int, Array]]

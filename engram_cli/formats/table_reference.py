@@ -14,7 +14,7 @@ from typing import Any
 
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
 from engram_cli.files import read_json
-from engram_cli.formats.bundle_spec import ROWS, BundleSpec, Shard
+from engram_cli.formats.bundle_spec import HITS, ROWS, BundleSpec, Shard
 from engram_cli.table.digest import content_digest
 
 META = "zarr.json"
@@ -27,7 +27,7 @@ class TableReference:
     """A table by its `path` (relative to the bundle, or absolute) and the digest of its content.
 
     `files`: size in bytes and checksum of each chunk file that the bundle's layers need, by its
-    path in the table, as the table's manifest has them.
+    path in the table, as the table's manifest has them; hits among them where the table has some.
     """
 
     path: str
@@ -44,10 +44,11 @@ class TableReference:
         Names and numbers of chunks follow from the spec and the chunks' size. Raises ValueError
         where the files are others.
         """
+        parts = (*spec.parts, HITS) if any(map(_is_hits, self.files)) else spec.parts
         found = [
             shard
             for layer in spec.layers
-            for part in spec.parts
+            for part in parts
             for shard in self._chunks(spec, layer, part)
         ]
         if {shard.file for shard in found} != set(self.files):
@@ -57,12 +58,12 @@ class TableReference:
     def _chunks(self, spec: BundleSpec, layer: int, part: str) -> list[Shard]:
         whole = spec.tensor(layer, part)
         rows, width = whole.shape[0], whole.nbytes // whole.shape[0]
-        size = self.files[chunk_file(layer, part, 0, single=whole.shape == (1,))][0]
+        size = self.files[chunk_file(layer, part, 0, flat=len(whole.shape) == 1)][0]
         step = size // width
         if size % width or not 0 < step <= rows or -(-rows // step) > len(self.files):
             raise ValueError(f"chunks of {size} bytes for {rows} lines of {width}")
         names = [
-            chunk_file(layer, part, index, single=whole.shape == (1,))
+            chunk_file(layer, part, index, flat=len(whole.shape) == 1)
             for index in range(-(-rows // step))
         ]
         if {self.files[name][0] for name in names} != {size}:
@@ -130,13 +131,23 @@ class TableReference:
 
     def to_json(self) -> dict[str, Any]:
         """The object `table` of engram.json."""
-        files = {name: list(entry) for name, entry in sorted(self.files.items())}
-        return {"path": self.path, "digest": self.digest, "files": files}
+        files: dict[str, Any] = {"files": {}, HITS: {}}
+        for name, entry in sorted(self.files.items()):
+            files[HITS if _is_hits(name) else "files"][name] = list(entry)
+        # Apart from the others, so that readers that know no hits take the rest.
+        return {
+            "path": self.path,
+            "digest": self.digest,
+            **{key: own for key, own in files.items() if own or key != HITS},
+        }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> TableReference:
         """Read the object `table` of engram.json. Raises ValueError and its kin."""
-        path, digest, listed = document["path"], document["digest"], document["files"]
+        path, digest, hits = document["path"], document["digest"], document.get(HITS, {})
+        if not all(map(_is_hits, hits)) or any(map(_is_hits, document["files"])):
+            raise ValueError("the table's hits are files of something else")
+        listed = {**document["files"], **hits}
         texts = [path, digest, *(entry[1] for entry in listed.values())]
         sizes = [entry[0] for entry in listed.values()]
         if not all(isinstance(text, str) for text in texts) or not path or "\0" in path:
@@ -158,7 +169,7 @@ def refer(
     `files` is the table's manifest, of which the bundle's layers are taken. The path is relative
     where the table lies beside the checkpoint or the bundle, so that both can move; else absolute.
     """
-    own = {str(layer) for layer in spec.layers} | {f"scales/{layer}" for layer in spec.layers}
+    own = {_folder(layer, part) for layer in spec.layers for part in (*spec.parts, HITS)}
     return TableReference(
         path=_path_from(table.resolve(), bundle.resolve()),
         digest=digest,
@@ -166,10 +177,17 @@ def refer(
     )
 
 
-def chunk_file(layer: int, part: str, index: int, *, single: bool) -> str:
-    """The path of a chunk file in a table; `single`: of an array of one number."""
-    folder = str(layer) if part == ROWS else f"scales/{layer}"
-    return f"{folder}/c.{index}" + ("" if single else ".0")
+def chunk_file(layer: int, part: str, index: int, *, flat: bool) -> str:
+    """The path of a chunk file in a table; `flat`: of an array of one axis."""
+    return f"{_folder(layer, part)}/c.{index}" + ("" if flat else ".0")
+
+
+def _folder(layer: int, part: str) -> str:
+    return str(layer) if part == ROWS else f"{part}/{layer}"
+
+
+def _is_hits(file: str) -> bool:
+    return file.startswith(f"{HITS}/")
 
 
 def _path_from(table: Path, bundle: Path) -> str:

@@ -39,6 +39,7 @@ _CODES = {
     "int32": "I32",
     "int8": "I8",
     "uint8": "U8",
+    "uint32": "U32",
 }
 _NAMES = {code: name for name, code in _CODES.items()}
 _PHYSICAL: dict[str, DTypeLike] = {
@@ -50,6 +51,7 @@ _PHYSICAL: dict[str, DTypeLike] = {
     "int32": "<i4",
     "int8": "i1",
     "uint8": "u1",
+    "uint32": "<u4",
 }
 
 

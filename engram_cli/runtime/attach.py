@@ -74,6 +74,7 @@ def attach(
         device=_home(decoder.layers[0])[1],
     )
     memory = Memory(attribute, spec, hashed, modules)
+    memory.hits = loading.hits(bundle)
     memory.train(model.training)
     hook(memory, decoder)
     model.add_module(attribute, memory)

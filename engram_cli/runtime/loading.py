@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from engram_cli.formats.bundle import Bundle
-from engram_cli.formats.bundle_spec import ROWS, SCALES
+from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES
+from engram_cli.formats.tensors import Array
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import (
@@ -100,6 +101,13 @@ def table_pieces(bundle: Bundle, layer: int, part: str = ROWS) -> list[Tensor]:
     """A layer's shards of rows or scales, ascending, mapped."""
     dtype = bundle.spec.tensor(layer, part).dtype
     return [_as_torch(array, dtype, part) for array in bundle.maps(layer, part)]
+
+
+def hits(bundle: Bundle) -> dict[int, list[Array]]:
+    """The hits of each layer's rows, uint32 and mapped, one array a shard; nothing without them."""
+    if not bundle.has_hits:
+        return {}
+    return {layer: bundle.maps(layer, HITS) for layer in bundle.spec.layers}
 
 
 def rows_of(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError, TokenIdError
 from engram_cli.formats.bundle_spec import BundleSpec
+from engram_cli.formats.tensors import Array
 from engram_cli.runtime import ops
 from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_positions
 from engram_cli.runtime.fixed_state import FixedState
@@ -75,6 +76,7 @@ class Memory(nn.Module):
         self.has_holes = bool(ops.is_hole(hashed.lookup).any())
         for buffer in _BUFFERS:
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
+        self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
         self.handles: list[Any] = []
         self.active = True
         self._local = _Local()

@@ -39,6 +39,7 @@ def save_engram(
 ) -> Path:
     """Write the memory that `model` carries as a bundle, whole or not at all; `force` replaces one.
 
+    Hits stay those of the bundle that the rows came from, whatever training made of the rows.
     Every process of a group must call it, since sharded weights are gathered; the first one writes.
     Raises RuntimeAttachError for weights that a bundle does not hold exactly, OutputError.
     """
@@ -53,6 +54,7 @@ def save_engram(
             _stored(memory, spec, ROWS),
             lambda layer, zero_rows: weights[layer],
             scales=_stored(memory, spec, SCALES),
+            hits=_hits(memory) if memory.hits else None,
             tool_version=__version__,
             force=force,
             beside={CARD: model_card(spec).encode()},
@@ -71,6 +73,7 @@ def load(
     memory = memory_of(model, name)
     bundle = read_bundle(folder, verify=verify)
     _check_same(memory.spec, bundle)
+    memory.hits = loading.hits(bundle)
     for layer in memory.spec.layers:
         module = memory.layers[str(layer)]
         state = dict(module.state_dict())
@@ -148,6 +151,18 @@ def _stored(
             piece = held[first : first + step].contiguous().cpu()
             bits = piece.view(torch.int16) if piece.dtype == torch.bfloat16 else piece
             yield first, bits.numpy().view(physical_dtype(whole.dtype))
+
+    return pieces
+
+
+def _hits(memory: Memory) -> Callable[[int], Iterator[tuple[int, Array]]]:
+    """A layer's hits, mapped, as a bundle stores them."""
+
+    def pieces(layer: int) -> Iterator[tuple[int, Array]]:
+        first = 0
+        for piece in memory.hits[layer]:
+            yield first, piece
+            first += len(piece)
 
     return pieces
 

@@ -49,6 +49,11 @@ class TableStore:
         """How the values are stored."""
         return CODECS.load(self.dtype)
 
+    @property
+    def has_hits(self) -> bool:
+        """Whether the table says how often the corpus fell on each row."""
+        return self.attributes["statistics"] is not None
+
     def chunks(self, layer: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
         """(first row, rows [n, width] as stored, read-only and mapped) for each chunk of a layer.
 
@@ -66,6 +71,13 @@ class TableStore:
         if scales is None:
             raise InputError(f"rows of {self.dtype} have no scales", "take the rows alone")
         return self._mapped(scales)
+
+    def hit_chunks(self, layer: int | None = None) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+        """(first row, hits uint32[n]) for each chunk of a layer, read-only and mapped.
+
+        Raises InputError where the table holds no hits.
+        """
+        return self._mapped(self._hits_of(layer))
 
     def _mapped(self, array: ChunkedArray) -> Iterator[tuple[int, NDArray[Any]]]:
         for index in range(array.chunks):
@@ -145,10 +157,7 @@ class TableStore:
 
         Raises InputError where the table holds no hits.
         """
-        array = self.arrays.get(hits_array(self.layout.layer(layer).layer))
-        if array is None:
-            raise InputError(f"{self.path} holds no hits", "build it from statistics")
-        return self._gather(array, indices)
+        return self._gather(self._hits_of(layer), indices)
 
     def read_hits(self, layer: int | None, first: int, count: int) -> NDArray[np.uint32]:
         """uint32[count]: the hits of the rows from `first` on, which must be counted.
@@ -162,6 +171,12 @@ class TableStore:
         """The rows of a layer, and their scales where the dtype has some."""
         number = self.layout.layer(layer).layer
         return self.arrays[row_array(number)], self.arrays.get(scales_array(number))
+
+    def _hits_of(self, layer: int | None) -> ChunkedArray:
+        array = self.arrays.get(hits_array(self.layout.layer(layer).layer))
+        if array is None:
+            raise InputError(f"{self.path} holds no hits", "build it from statistics")
+        return array
 
     def _gather(self, array: ChunkedArray, rows: NDArray[np.int64]) -> NDArray[Any]:
         if array.name not in self._gatherers:

@@ -45,6 +45,22 @@ def table_of(spec: BundleSpec, layer: int) -> Array:
     return values.astype(physical_dtype(spec.dtype))
 
 
+def hits_of(spec: BundleSpec, layer: int) -> Array:
+    """Hits of a layer's rows, the largest there can be among them."""
+    drawn = np.random.default_rng(100 + layer).integers(0, 50, spec.rows(layer), dtype=np.uint32)
+    drawn[7] = 2**32 - 1
+    return drawn
+
+
+def hits_in_chunks(spec: BundleSpec, step: int) -> Callable[[int], Iterator[tuple[int, Array]]]:
+    def hits(layer: int) -> Iterator[tuple[int, Array]]:
+        own = hits_of(spec, layer)
+        for first in range(0, len(own), step):
+            yield first, own[first : first + step]
+
+    return hits
+
+
 def in_chunks(spec: BundleSpec, step: int) -> Callable[[int], Iterator[tuple[int, Array]]]:
     def rows(layer: int) -> Iterator[tuple[int, Array]]:
         table = table_of(spec, layer)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from formats.bundles import DIM, in_chunks, make_spec, table_of, write
+from formats.bundles import DIM, hits_in_chunks, hits_of, in_chunks, make_spec, table_of, write
 from safetensors.torch import load_file
 
 from engram_cli.errors import ArtifactError, OutputError
@@ -84,7 +84,10 @@ def test_the_library_reads_every_file_of_a_bundle(
     tmp_path: Path, small_vocab: CompressedVocab
 ) -> None:
     spec = make_spec(small_vocab)
-    write(spec, tmp_path / "engram", shard_bytes=4096 + 200 * spec.row_bytes)
+    hits = hits_in_chunks(spec, 60)
+    write(spec, tmp_path / "engram", shard_bytes=4096 + 200 * spec.row_bytes, hits=hits)
+    counted = load_file(tmp_path / "engram" / "hits-00002-of-00002.safetensors")
+    assert np.array_equal(counted["layers.3.hits"].numpy(), hits_of(spec, 3))
     first = load_file(min((tmp_path / "engram").glob("rows-00001-of-*.safetensors")))
     assert np.array_equal(first["layers.1.rows"].numpy(), table_of(spec, 1)[:200])
     dense = load_file(tmp_path / "engram" / "dense.safetensors")

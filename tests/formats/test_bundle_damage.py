@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from formats.bundles import make_spec, write
+from formats.bundles import hits_in_chunks, make_spec, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,8 @@ from engram_cli.vocab.compress import CompressedVocab
 def pristine(tmp_path_factory: pytest.TempPathFactory, small_vocab: CompressedVocab) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "engram"
     spec = make_spec(small_vocab)
-    write(spec, path, shard_bytes=4096 + 200 * spec.row_bytes)
+    hits = hits_in_chunks(spec, 60)
+    write(spec, path, shard_bytes=4096 + 200 * spec.row_bytes, hits=hits)
     return path
 
 
@@ -94,6 +95,14 @@ DIGEST = "sha256:" + "0" * 64
         set_at(*SHARD, "rows", -1),
         set_at(*SHARD, "rows", 199),
         set_at("layers", 0, "shards", []),
+        drop("layers", 0, "hits"),
+        set_at("layers", 0, "hits", []),
+        set_at("layers", 0, "hits", None),
+        set_at("layers", 0, "hits", 0, "rows", 3),
+        set_at("layers", 0, "hits", 0, "file", "rows-00001-of-00004.safetensors"),
+        set_at("layers", 0, "hits", 0, "file", "hits-00002-of-00002.safetensors"),
+        set_at("layers", 0, "hits", 0, "file", "../hits-00001-of-00002.safetensors"),
+        drop("files", "hits-00001-of-00002.safetensors"),
         set_at("layers", 0, "rows", 3),
         set_at("layers", 0, "layer", 2),
         set_at("layers", 0, "decoder_layer", 0),
