@@ -28,7 +28,9 @@ from engram_cli.runtime.reference import (
     is_hole,
     visible,
 )
-from engram_cli.runtime.tables import Table
+from engram_cli.runtime.tables import Table, dequantise
+from engram_cli.runtime.tiers import reading
+from engram_cli.runtime.tiers.reading import Shelves
 
 __all__ = [
     "GateWeights",
@@ -38,6 +40,7 @@ __all__ = [
     "Table",
     "carry_after",
     "check_ids",
+    "cold_keys",
     "compress",
     "find_rows",
     "gate",
@@ -48,6 +51,7 @@ __all__ = [
     "look_up",
     "look_up_step",
     "opened_by",
+    "read_tiers",
     "visible",
 ]
 
@@ -152,6 +156,29 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
         look_back.slots,
     )
     return found
+
+
+def read_tiers(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
+    """Write the vectors of rows int64[n] to `out` [n, dim], from two places (`reading.read`)."""
+    if not has_kernels(out.device):
+        reading.read(shelves, rows, slots, out)
+        return
+    from engram_cli.runtime.kernels import tiers
+
+    if shelves.form.table(shelves.cold).has_kernel:
+        tiers.read(shelves, rows, slots, out)
+        return
+    table = shelves.form.table(tiers.read_records(shelves, rows, slots))
+    out.copy_(dequantise(table, torch.arange(len(rows), device=out.device), out.dtype))
+
+
+def cold_keys(rows: Tensor, shelves: Shelves, height: int) -> Tensor:
+    """Rows int64[n] with `height` for each hot one, which are counted (`reading.cold_keys`)."""
+    if not has_kernels(rows.device):
+        return reading.cold_keys(rows, shelves, height)
+    from engram_cli.runtime.kernels import tiers
+
+    return tiers.cold_keys(rows, shelves, height)
 
 
 def gate(

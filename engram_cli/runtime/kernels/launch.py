@@ -74,7 +74,7 @@ def look_up(
     block = min(triton.next_power_of_2(dim), 1024)
     fp8 = kind in ("grouped", "scaled")
     if bits is None:
-        bits = not _converts_fp8(ids.device)
+        bits = not converts_fp8(ids.device)
     if fp8:
         tables = [t.view(torch.uint8 if bits else torch.float8_e4m3fn) for t in tables]
     if kind == "grouped":
@@ -177,6 +177,6 @@ def _launch(
 
 
 @cache
-def _converts_fp8(device: torch.device) -> bool:
+def converts_fp8(device: torch.device) -> bool:
     """Whether Triton can convert e4m3 there: from compute capability 8.9 on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)

@@ -1,0 +1,200 @@
+"""The rows of one forward call, asked for when it starts and taken where a layer needs them.
+
+In: row numbers of each layer. On the device the rows that are not hot are found and made distinct;
+blocks of them travel by the road in the order of the layers, as many at once as its budget lets.
+Out: a layer's vectors. Whatever is not taken must be dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engram_cli.runtime import ops
+from engram_cli.runtime.tiers.ring import Block
+from engram_cli.runtime.tiers.streams import Mark
+
+if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.store import TieredRows
+
+
+@dataclass(slots=True, eq=False)
+class _Piece:
+    """Some rows int64[n] of a layer, and once begun their slots in the block's staging."""
+
+    store: TieredRows
+    rows: Tensor
+    slots: Tensor | None = None
+    block: Block | None = None
+    reserved: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """The device memory of its records and its numbers."""
+        return len(self.rows) * (self.store.cold.record_bytes + 16)
+
+    def begin(self) -> None:
+        """Find the distinct rows that are not hot, beside the current stream, and send for them.
+
+        Nothing here waits for the device: how many rows there are is known to the worker alone.
+        """
+        store, device, count = self.store, self.store.device, len(self.rows)
+        options = {"dtype": torch.int64, "device": device}
+        # Made on the current stream, where they are used and given back.
+        self.slots = torch.empty(count, **options)
+        found = torch.empty(count + 1, **options)
+        staging = torch.empty(count, store.cold.record_bytes, dtype=torch.uint8, device=device)
+        pinned = device.type == "cuda"
+        host = torch.empty(count + 1, dtype=torch.int64, pin_memory=pinned)
+        with store.road.find.after_current():
+            keys, order = ops.cold_keys(self.rows, store.shelves, store.cold.rows).sort()
+            fresh = torch.ones(count, dtype=torch.bool, device=device)
+            torch.ne(keys[1:], keys[:-1], out=fresh[1:])
+            slots = fresh.cumsum(0) - 1
+            self.slots.scatter_(0, order, slots)
+            found[1:].scatter_(0, slots, keys.long())
+            found[0] = slots[-1] + (keys[-1] != store.cold.rows)  # hot rows are one key, the last
+            host.copy_(found, non_blocking=True)
+            mark = store.road.find.mark()
+        self.block = Block(source=store.cold, host=host, found=mark, staging=staging, numbers=found)
+        store.road.send(self.block)
+
+    def deliver(self, out: Tensor) -> None:
+        """Write the vectors to `out` [n, dim]; blocks until the worker has launched the copies."""
+        store, block = self.store, self.block
+        assert block is not None
+        assert self.slots is not None
+        begin = time.perf_counter()
+        block.done.wait()
+        store.waited += time.perf_counter() - begin
+        if block.error is not None:
+            raise block.error
+        block.copied.hold_back(store.device)
+        staged = replace(store.shelves, cold=block.staging)
+        ops.read_tiers(staged, self.rows, self.slots, out)
+        self.block = self.slots = None
+
+
+@dataclass(slots=True, eq=False)
+class _Layer:
+    """What a layer asked for: its vectors on their way in place, or pieces that are staged."""
+
+    rows: Tensor
+    vectors: Tensor | None = None
+    mark: Mark | None = None
+    pieces: list[_Piece] = field(default_factory=list)
+
+
+class Reads:
+    """The reads of a call: `rows` int64[..., C] of each of `stores`, begun at once."""
+
+    def __init__(self, stores: Sequence[TieredRows], rows: Sequence[Tensor]) -> None:
+        self._layers: dict[int, _Layer] = {}
+        self._waiting: deque[_Piece] = deque()
+        self.stores = stores
+        try:
+            for place, (store, of) in enumerate(zip(stores, rows, strict=True)):
+                self._layers[place] = self._begin(store, of.to(store.device))
+            self._send()
+        except BaseException:
+            self.drop()
+            raise
+
+    def take(self, place: int) -> Tensor:
+        """[..., C x dim]: the vectors of a layer, once. Raises what its source raised."""
+        layer, store = self._layers.pop(place), self.stores[place]
+        if layer.vectors is not None and layer.mark is not None:
+            layer.mark.hold_back(store.device)
+            return layer.vectors
+        out = store.empty(layer.rows)
+        flat, begin = out.view(-1, store.width), 0
+        try:
+            for piece in layer.pieces:
+                end = begin + len(piece.rows)
+                self._deliver(piece, flat[begin:end])
+                begin = end
+        except BaseException:
+            self._drop(layer)
+            raise
+        return out
+
+    def drop(self) -> None:
+        """Forget what was not taken; its memory is free when this returns."""
+        layers, self._layers = list(self._layers.values()), {}
+        self._waiting.clear()
+        for layer in layers:
+            for piece in layer.pieces:
+                if piece.block is not None:
+                    piece.block.dropped = True
+        for layer in layers:
+            self._drop(layer)
+
+    def __del__(self) -> None:
+        if getattr(self, "_layers", None):
+            self.drop()
+
+    def _begin(self, store: TieredRows, rows: Tensor) -> _Layer:
+        """In place beside the current stream, or in pieces of a block each."""
+        if store.reads_in_place(rows):
+            out = store.empty(rows)
+            with store.road.find.after_current():
+                ops.read_tiers(
+                    store.shelves, rows.reshape(-1).contiguous(), None, out.view(-1, store.width)
+                )
+                return _Layer(rows, vectors=out, mark=store.road.find.mark())
+        step = max(1, store.tuning.block_bytes // (store.cold.record_bytes + 16))
+        pieces = [_Piece(store, piece) for piece in rows.reshape(-1).contiguous().split(step)]
+        pieces = [piece for piece in pieces if len(piece.rows)]
+        self._waiting.extend(pieces)
+        return _Layer(rows, pieces=pieces)
+
+    def _send(self) -> None:
+        """Begin what the budget lets, in order."""
+        while self._waiting:
+            piece = self._waiting[0]
+            if not piece.store.road.reserve(piece.nbytes):
+                return
+            self._waiting.popleft()
+            piece.reserved = True
+            piece.begin()
+
+    def _deliver(self, piece: _Piece, out: Tensor) -> None:
+        road = piece.store.road
+        if piece.block is None:
+            self._send()
+        if piece.block is None:
+            # Others have the budget, and may wait for us: one block more for one caller at a time.
+            self._waiting.remove(piece)
+            with road.alone:
+                piece.begin()
+                piece.deliver(out)
+        else:
+            piece.deliver(out)
+        self._release(piece)
+        self._send()
+
+    def _drop(self, layer: _Layer) -> None:
+        """Wait until nothing writes for a layer any more, and give back its budget."""
+        if layer.mark is not None and layer.vectors is not None:
+            layer.mark.hold_back(layer.vectors.device)
+        for piece in layer.pieces:
+            if piece in self._waiting:
+                self._waiting.remove(piece)
+            if piece.block is not None:
+                piece.block.dropped = True
+                piece.block.done.wait()
+                piece.block.copied.hold_back(piece.store.device)
+                piece.block = piece.slots = None
+            self._release(piece)
+
+    @staticmethod
+    def _release(piece: _Piece) -> None:
+        if piece.reserved:
+            piece.reserved = False
+            piece.store.road.release(piece.nbytes)

@@ -1,0 +1,188 @@
+"""The road from a row source to the device: a worker thread and a ring of pinned buffers.
+
+In: blocks, each with row numbers on their way to the host. A block's records are gathered chunk by
+chunk into the next free buffer, which is copied to the device on a stream of its own, while the
+next one is filled. Out: the block, with a mark that its last copy passes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from engram_cli.errors import RuntimeAttachError
+from engram_cli.runtime.tiers.source import RowSource
+from engram_cli.runtime.tiers.streams import Mark, Side
+from engram_cli.runtime.tiers.tuning import Tuning
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Block:
+    """Records that travel together. `host` int64[n + 1], valid once `found` is passed: how many
+    row numbers, then they; `staging` uint8[n, record_bytes] on the device gets their records.
+
+    `done` is set when the copies are launched, which `copied` marks, or when `error` says why not.
+    """
+
+    source: RowSource
+    host: Tensor
+    found: Mark
+    staging: Tensor
+    numbers: Tensor  # those on the device, held while they travel
+    done: threading.Event = field(default_factory=threading.Event)
+    copied: Mark = field(default_factory=lambda: Mark(None))
+    error: BaseException | None = None
+    dropped: bool = False
+
+
+class _Travelled:
+    """Sums of the worker since the start; only it writes them."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.bytes = 0
+        self.seconds_found = 0.0
+        self.seconds_gathered = 0.0
+        self.seconds_copies = 0.0
+
+
+class Road:
+    """The worker and the ring of one device, for all layers of a memory there.
+
+    `reserve` and `release` count the device memory of blocks that were begun ahead.
+    """
+
+    def __init__(self, device: torch.device, tuning: Tuning) -> None:
+        self.device, self.tuning = device, tuning
+        self.find = Side(device)
+        self.travelled = _Travelled()
+        self.alone = threading.Lock()  # who holds it may begin one block beyond those ahead
+        self._lock = threading.Lock()
+        self._ahead = 0
+        self._queue: SimpleQueue[Block | None] = SimpleQueue()
+        self._closed = False
+        self._worker: threading.Thread | None = None
+        self._end = weakref.finalize(self, self._queue.put, None)
+
+    def send(self, block: Block) -> None:
+        """Have the worker fetch a block. Raises RuntimeAttachError after `close`."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeAttachError("the memory was detached", "attach it again")
+            if self._worker is None:
+                self._worker = threading.Thread(
+                    target=_work,
+                    args=(self._queue, self.device, self.tuning, self.travelled),
+                    name="engram-rows",
+                    daemon=True,
+                )
+                self._worker.start()
+            self._queue.put(block)
+
+    def reserve(self, size: int) -> bool:
+        """Whether `size` bytes more may be on their way; if so they count until `release`."""
+        with self._lock:
+            if self._ahead + size > self.tuning.ahead_bytes:
+                return False
+            self._ahead += size
+            return True
+
+    def release(self, size: int) -> None:
+        """Give back what was reserved."""
+        with self._lock:
+            self._ahead -= size
+
+    def close(self) -> None:
+        """End the worker, when it has done what it was sent."""
+        with self._lock:
+            self._closed = True
+            worker = self._worker
+        self._end()
+        if worker is not None and worker is not threading.current_thread():
+            worker.join()
+
+
+class _Ring:
+    """Pinned buffers, each with the mark of the copy that read it last."""
+
+    def __init__(self, device: torch.device, tuning: Tuning) -> None:
+        pinned = device.type == "cuda"
+        self.size = tuning.ring_buffer_bytes
+        # Whole buffers are a power of two where torch's pinned memory has to be.
+        self._buffers = [
+            torch.empty(self.size, dtype=torch.uint8, pin_memory=pinned)
+            for _ in range(tuning.ring_buffers)
+        ]
+        self._marks = [Mark(None)] * tuning.ring_buffers
+        self._next = 0
+
+    def take(self) -> Tensor:
+        """The next buffer; blocks until nothing reads it any more."""
+        self._marks[self._next].wait()
+        return self._buffers[self._next]
+
+    def give(self, mark: Mark) -> None:
+        """The buffer taken last is read until `mark`."""
+        self._marks[self._next] = mark
+        self._next = (self._next + 1) % len(self._buffers)
+
+
+def _work(
+    queue: SimpleQueue[Block | None], device: torch.device, tuning: Tuning, travelled: _Travelled
+) -> None:
+    """The worker: it knows neither the memory nor the road, so that both can go."""
+    # Staging of a caller in inference mode may only be written in that mode.
+    with torch.inference_mode():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        ring: _Ring | None = None
+        copies = Side(device)
+        while (block := queue.get()) is not None:
+            try:
+                if ring is None and not block.dropped:
+                    ring = _Ring(device, tuning)
+                if ring is not None:
+                    _fetch(block, ring, copies, travelled)
+            except BaseException as error:
+                block.error = error
+                with suppress(RuntimeError):  # of a device that is lost
+                    copies.mark().wait()  # nothing writes to the block any more
+            finally:
+                block.done.set()
+                del block
+
+
+def _fetch(block: Block, ring: _Ring, copies: Side, travelled: _Travelled) -> None:
+    """Gather a block's records and launch their copies."""
+    if block.dropped:
+        return
+    begin = time.perf_counter()
+    block.found.wait()
+    travelled.seconds_found += time.perf_counter() - begin
+    rows = block.host[1 : 1 + int(block.host[0])]
+    width = block.staging.shape[1]
+    step = ring.size // width
+    for first in range(0, len(rows), step):
+        if block.dropped:
+            break
+        part = rows[first : first + step]
+        begin = time.perf_counter()
+        records = ring.take()[: len(part) * width].view(-1, width)
+        taken = time.perf_counter()
+        block.source.gather(part, records)
+        gathered = time.perf_counter()
+        with copies.at_once():
+            block.staging[first : first + len(part)].copy_(records, non_blocking=True)
+        ring.give(copies.mark())
+        travelled.seconds_copies += taken - begin
+        travelled.seconds_gathered += gathered - taken
+        travelled.rows += len(part)
+        travelled.bytes += records.numel()
+    block.copied = copies.mark()

@@ -1,0 +1,61 @@
+"""Side streams of a CUDA device behind one door; on a CPU everything is done in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Mark:
+    """A point in what a stream does; on a CPU one that is always passed."""
+
+    def __init__(self, event: torch.cuda.Event | None) -> None:
+        self._event = event
+
+    def wait(self) -> None:
+        """Block this thread until the point is passed."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def hold_back(self, device: torch.device) -> None:
+        """Let what the current stream of `device` gets from now on begin after the point."""
+        if self._event is not None:
+            torch.cuda.current_stream(device).wait_event(self._event)
+
+
+class Side:
+    """A stream beside the current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._device = device
+
+    @contextmanager
+    def after_current(self) -> Iterator[None]:
+        """What is launched inside begins when all that the current stream has now is done."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is launched inside waits for nothing but this stream itself."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def mark(self) -> Mark:
+        """The point that this stream has reached when all launched so far is done."""
+        return Mark(None if self._stream is None else self._stream.record_event())
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether the current stream of `device` is being captured into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

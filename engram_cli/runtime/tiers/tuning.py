@@ -1,0 +1,70 @@
+"""How rows travel from host memory or disk to the device: sizes with measured defaults.
+
+Read once from a JSON file that ENGRAM_TIERS_TUNING names, where there is one: an object with any of
+the fields of `Tuning`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from engram_cli.errors import InputError
+
+VARIABLE = "ENGRAM_TIERS_TUNING"
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Sizes in bytes; defaults measured on an H200 with 16 CPU cores (docs/benchmarks.md).
+
+    Up to `in_place_bytes` of records asked of a layer by one call are read in place over the bus.
+    More are staged: rows travel in blocks of at most `block_bytes` of device memory, `ahead_bytes`
+    of them before their layer runs, through a ring of `ring_buffers` pinned buffers of
+    `ring_buffer_bytes`. Raises InputError.
+    """
+
+    in_place_bytes: int = 512 * 1024
+    block_bytes: int = 128 * _MIB
+    ahead_bytes: int = 256 * _MIB
+    ring_buffers: int = 4
+    ring_buffer_bytes: int = 8 * _MIB
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            least = 2 if name == "ring_buffers" else 0 if name in _MAY_BE_ZERO else 65536
+            if type(value) is not int or value < least:
+                raise InputError(f"tuning: {name} is {value!r}", f"an integer from {least} on")
+
+    @property
+    def device_bytes(self) -> int:
+        """The most device memory that records on their way take, of all layers together."""
+        return self.ahead_bytes + self.block_bytes
+
+    @property
+    def pinned_bytes(self) -> int:
+        """The pinned memory of the ring; row numbers take up to a thirtieth of the blocks more."""
+        return self.ring_buffers * self.ring_buffer_bytes
+
+
+_MAY_BE_ZERO = ("in_place_bytes", "ahead_bytes")
+
+
+def local_tuning() -> Tuning:
+    """The tuning of this machine: defaults, and what the file says. Raises InputError."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return Tuning()
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{VARIABLE}: {path}: {error}", "name a JSON file") from None
+    names = [field.name for field in fields(Tuning)]
+    if not isinstance(document, dict) or set(document) - set(names):
+        raise InputError(
+            f"{VARIABLE}: {path} is no object of known fields", f"known are {', '.join(names)}"
+        )
+    return Tuning(**document)
