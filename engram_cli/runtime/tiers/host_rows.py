@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ class _Pages(mmap.mmap):
         if self.registered and not sys.is_finalizing():
             torch.cuda.synchronize()  # no kernel reads them any more
             for address in self.registered:
-                torch.cuda.cudart().cudaHostUnregister(address)
+                _cudart().cudaHostUnregister(address)
 
 
 def _pin(memory: _Pages, held: Tensor) -> None:
@@ -145,7 +146,7 @@ def _touch(held: Tensor, begin: int) -> None:
 
 def _register(held: Tensor, begin: int) -> int:
     size = min(_PINNED_BYTES, len(held) - begin)
-    return int(torch.cuda.cudart().cudaHostRegister(held.data_ptr() + begin, size, 0))
+    return int(_cudart().cudaHostRegister(held.data_ptr() + begin, size, 0))
 
 
 def _fill(records: Tensor, layout: RecordLayout, bundle: Bundle, layer: int) -> None:
@@ -168,7 +169,7 @@ def _read(place: Place, begin: int, target: Tensor) -> None:
     """Fill `target` uint8[n, size] with the bytes of a shard from its `begin` on."""
     direct = target.is_contiguous()
     piece = target if direct else torch.empty(target.shape, dtype=torch.uint8)
-    raw = memoryview(piece.numpy()).cast("B")
+    raw = memoryview(piece.numpy().reshape(-1).data)
     with place.path.open("rb") as file:
         done = 0
         while done < len(raw):
@@ -181,6 +182,10 @@ def _read(place: Place, begin: int, target: Tensor) -> None:
             done += count
     if not direct:
         target.copy_(piece)
+
+
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
 def _threads() -> int:

@@ -69,9 +69,9 @@ def read(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> N
 
 
 def cold_keys(rows: Tensor, shelves: Shelves, height: int) -> Tensor:
-    """Rows int64[n] with `height` in place of each hot one, int32 where that fits; they are counted.
+    """Rows int64[n] with `height` for each hot one, int32 where that fits; they are counted.
 
-    So that sorting puts hot rows last.
+    Sorting then puts hot rows last.
     """
     dtype = torch.int32 if height < 2**31 else torch.int64
     _count(shelves, rows)
@@ -81,8 +81,9 @@ def cold_keys(rows: Tensor, shelves: Shelves, height: int) -> Tensor:
 
 
 def _count(shelves: Shelves, rows: Tensor) -> None:
-    hot = 0
-    if shelves.hot_set is not None:
-        hot = (shelves.hot_set.rank(rows) >= 0).sum()
+    if shelves.hot_set is None:
+        shelves.counted[1] += len(rows)
+        return
+    hot = (shelves.hot_set.rank(rows) >= 0).sum()
     shelves.counted[0] += hot
     shelves.counted[1] += len(rows) - hot

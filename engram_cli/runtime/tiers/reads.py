@@ -45,10 +45,9 @@ class _Piece:
         Nothing here waits for the device: how many rows there are is known to the worker alone.
         """
         store, device, count = self.store, self.store.device, len(self.rows)
-        options = {"dtype": torch.int64, "device": device}
         # Made on the current stream, where they are used and given back.
-        self.slots = torch.empty(count, **options)
-        found = torch.empty(count + 1, **options)
+        self.slots = torch.empty(count, dtype=torch.int64, device=device)
+        found = torch.empty(count + 1, dtype=torch.int64, device=device)
         staging = torch.empty(count, store.cold.record_bytes, dtype=torch.uint8, device=device)
         pinned = device.type == "cuda"
         host = torch.empty(count + 1, dtype=torch.int64, pin_memory=pinned)
@@ -149,8 +148,8 @@ class Reads:
                 )
                 return _Layer(rows, vectors=out, mark=store.road.find.mark())
         step = max(1, store.tuning.block_bytes // (store.cold.record_bytes + 16))
-        pieces = [_Piece(store, piece) for piece in rows.reshape(-1).contiguous().split(step)]
-        pieces = [piece for piece in pieces if len(piece.rows)]
+        flat = rows.reshape(-1).contiguous()
+        pieces = [_Piece(store, flat[i : i + step]) for i in range(0, len(flat), step)]
         self._waiting.extend(pieces)
         return _Layer(rows, pieces=pieces)
 
@@ -189,6 +188,7 @@ class Reads:
             if piece.block is not None:
                 piece.block.dropped = True
                 piece.block.done.wait()
+                piece.block.found.hold_back(piece.store.device)
                 piece.block.copied.hold_back(piece.store.device)
                 piece.block = piece.slots = None
             self._release(piece)

@@ -7,6 +7,7 @@ in place where it is pinned host memory and they are few, else staged (`reads`).
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -75,15 +76,15 @@ class TieredRows(nn.Module):
             host_scale=None if layer_scale is None else layer_scale.cpu(),
         )
         hot = None if hot_rows is None or not len(hot_rows) else hot_rows
-        nothing = torch.empty(0, record_layout(spec).record_bytes, dtype=torch.uint8)
+        self._nothing = torch.empty(0, record_layout(spec).record_bytes, dtype=torch.uint8)
         self.shelves = Shelves(
             form=self.form,
-            cold=cold.records if isinstance(cold, HostRows) else nothing,
+            cold=cold.records if isinstance(cold, HostRows) else self._nothing,
             counted=torch.zeros(2, dtype=torch.int64, device=self.device),
             hot=None if hot is None else _fetch(cold, hot, self.device),
             hot_set=None if hot is None else hot_set(hot, cold.rows, self.device),
         )
-        table = self.form.table(nothing)
+        table = self.form.table(self._nothing)
         self.width = table.width
         self.dtype = table.values.dtype if table.kind == "plain" else dtype or torch.float32
         self.number = next(_numbers)
@@ -116,7 +117,11 @@ class TieredRows(nn.Module):
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def reads_in_place(self, rows: Tensor) -> bool:
-        """Whether these rows are read in place. Raises RuntimeAttachError where they must be."""
+        """Whether these rows are read in place. Raises RuntimeAttachError where they must be, and
+        after `close`.
+        """
+        if not self.holders:
+            raise RuntimeAttachError("the memory was detached", "attach it again")
         captured = is_captured(self.device)
         can = isinstance(self.cold, HostRows) and self._reaches_host()
         if captured and not can:
@@ -143,7 +148,7 @@ class TieredRows(nn.Module):
         if self.holders == 0:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            self.shelves = None  # type: ignore[assignment]  # nothing may be asked any more
+            self.shelves = replace(self.shelves, cold=self._nothing, hot=None, hot_set=None)
             self.road.close()
             self.cold.close()
 

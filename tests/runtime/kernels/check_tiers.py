@@ -1,0 +1,115 @@
+"""The tiers' kernels equal their twins: run by test_interpreted.py, and by tests/gpu on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lookup_cases import same_bits
+from tier_cases import WIDTHS, a_store, expected, hot_rows, random_records, some_rows, tier_spec
+from torch import Tensor
+
+from engram_cli.runtime import ops
+from engram_cli.runtime.tiers import reading
+from engram_cli.runtime.tiers.hot_set import hot_set
+from engram_cli.runtime.tiers.reading import Shelves
+from engram_cli.runtime.tiers.store import TieredRows
+
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CASES = [(dtype, dim) for dtype, dims in WIDTHS.items() for dim in dims]
+ROWS = 300
+
+
+@pytest.fixture(autouse=True)
+def _kernels_run() -> None:
+    assert ops.has_kernels(DEVICE)
+
+
+def read(store: TieredRows, rows: Tensor, slots: Tensor | None, **shelves: Tensor) -> Tensor:
+    out = torch.full((len(rows), store.width), float("nan"), dtype=store.dtype, device=DEVICE)
+    own = store.shelves
+    if shelves:
+        own = Shelves(
+            form=own.form, counted=own.counted, hot=own.hot, hot_set=own.hot_set, **shelves
+        )
+    ops.read_tiers(own, rows, slots, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "share"),
+    [(*case, 0.3) for case in CASES] + [("int8", 33, 1.0), ("fp8_e8m0", 32, 0.0), ("fp8", 7, 0.0)],
+)
+def test_rows_in_place(dtype: str, dim: int, share: float) -> None:
+    spec = tier_spec(dtype, dim)
+    records = random_records(spec, ROWS)
+    store = a_store(spec, records, DEVICE, share)
+    rows = some_rows(ROWS, 37).to(DEVICE)
+    found = read(store, rows, None)
+    assert same_bits(found.cpu(), expected(spec, records, rows[:, None], store.dtype))
+    hot = int(torch.isin(rows.cpu(), torch.from_numpy(hot_rows(ROWS, share))).sum())
+    assert store.shelves.counted.tolist() == [hot, 37 - hot]
+
+
+@pytest.mark.parametrize(("dtype", "dim"), CASES)
+def test_rows_by_slots(dtype: str, dim: int) -> None:
+    spec = tier_spec(dtype, dim)
+    records = random_records(spec, ROWS)
+    store = a_store(spec, records, DEVICE)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
+    slots = torch.empty_like(order)
+    slots[order] = torch.arange(ROWS)
+    rows = some_rows(ROWS, 41)
+    staged = records[order].to(DEVICE)
+    found = read(store, rows.to(DEVICE), slots[rows].to(DEVICE), cold=staged)
+    assert same_bits(found.cpu(), expected(spec, records, rows[:, None], store.dtype))
+    assert store.shelves.counted.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("height", [ROWS, 2**31 - 1, 2**31, 2**33])
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_keys_equal_the_twin(share: float, height: int) -> None:
+    hot = hot_rows(ROWS, share)
+    spec = tier_spec("float32", 2)
+    rows = some_rows(ROWS, 1500 if DEVICE.type == "cpu" else 5000).to(DEVICE)
+    both = []
+    for keys in (reading.cold_keys, ops.cold_keys):
+        shelves = Shelves(
+            form=a_store(spec, random_records(spec, ROWS), DEVICE).form,
+            cold=torch.empty(0, 8, dtype=torch.uint8),
+            counted=torch.zeros(2, dtype=torch.int64, device=DEVICE),
+            hot_set=hot_set(hot, ROWS, DEVICE) if len(hot) else None,
+        )
+        both.append((keys(rows, shelves, height), shelves.counted))
+    assert both[0][0].dtype == (torch.int32 if height < 2**31 else torch.int64)
+    for twin, found in zip(*both, strict=True):
+        assert torch.equal(twin, found)
+
+
+def test_the_rank_of_every_row() -> None:
+    spec = tier_spec("float32", 2)
+    records = random_records(spec, 1000)
+    records.view(torch.int64).copy_(torch.arange(1000)[:, None])
+    store = a_store(spec, records, DEVICE, 0.5)
+    rows = torch.arange(1000, device=DEVICE)
+    slots = torch.zeros_like(rows)
+    found = read(store, rows, slots, cold=torch.full((1, 8), 255, dtype=torch.uint8).to(DEVICE))
+    number = found.view(torch.int64)[:, 0].cpu()
+    hot = torch.from_numpy(hot_rows(1000, 0.5))
+    assert torch.equal(number[hot], hot)
+    assert int((number == -1).sum()) == 1000 - len(hot)
+
+
+@pytest.mark.parametrize("path", ["in-place", "staged"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_store_reads_with_kernels(dtype: str, path: str) -> None:
+    spec = tier_spec(dtype, 64)
+    records = random_records(spec, ROWS)
+    # The interpreter cuts numbers off where a GPU rounds them to bfloat16.
+    quantised = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+    store = a_store(spec, records, DEVICE, dtype=quantised)
+    store.path = path
+    rows = some_rows(ROWS, 2, 5, 6)
+    found = store(rows.to(DEVICE))
+    assert same_bits(found.cpu(), expected(spec, records, rows, store.dtype))

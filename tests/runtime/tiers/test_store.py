@@ -1,0 +1,282 @@
+"""A layer's rows in tiers read as the rows in one place do, whichever way they travel."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import threading
+import time
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from lookup_cases import same_bits
+from tier_cases import WIDTHS, a_store, expected, hot_rows, random_records, some_rows, tier_spec
+from torch import Tensor
+
+from engram_cli.errors import ArtifactError, InputError, RuntimeAttachError
+from engram_cli.runtime.tiers.host_rows import HostRows
+from engram_cli.runtime.tiers.reads import Reads
+from engram_cli.runtime.tiers.ring import Road
+from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.tuning import VARIABLE, Tuning, local_tuning
+
+CPU = torch.device("cpu")
+ROWS = 300
+SMALL = Tuning(block_bytes=65536, ahead_bytes=2 * 65536, ring_buffer_bytes=65536)
+CASES = [(dtype, dim) for dtype, dims in WIDTHS.items() for dim in dims]
+
+
+class Below(HostRows):
+    """Records that cannot be read in place, and may be slow or broken."""
+
+    def __init__(self, records: Tensor, error: BaseException | None = None) -> None:
+        super().__init__(records)
+        self.error = error
+        self.gate = threading.Event()
+        self.gate.set()
+        self.asked: list[int] = []
+        self.closed = False
+
+    def gather(self, rows: Tensor, out: Tensor) -> None:
+        self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        self.asked += rows.tolist()
+        super().gather(rows, out)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def below_store(rows: int = ROWS, dim: int = 64, **options: Any) -> tuple[TieredRows, Tensor]:
+    spec = tier_spec("bfloat16", dim)
+    records = random_records(spec, rows)
+    options.setdefault("cold", Below(records))
+    options.setdefault("tuning", SMALL)
+    store = a_store(spec, records, CPU, **options)
+    store.path = "staged"
+    store.cold.asked.clear()
+    return store, records
+
+
+@pytest.mark.parametrize("path", ["in-place", "staged"])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize(("dtype", "dim"), CASES)
+def test_vectors_are_those_of_one_place(dtype: str, dim: int, share: float, path: str) -> None:
+    spec = tier_spec(dtype, dim)
+    records = random_records(spec, ROWS)
+    store = a_store(spec, records, CPU, share, dtype=torch.bfloat16)
+    store.path = path
+    rows = some_rows(ROWS, 3, 7, 6)
+    wanted = torch.bfloat16 if spec.row_type.scales else store.dtype
+    found = store(rows)
+    assert found.shape == (3, 7, 6 * dim)
+    assert same_bits(found, expected(spec, records, rows, wanted))
+    hot = int(torch.isin(rows, torch.from_numpy(hot_rows(ROWS, share))).sum())
+    assert store.shelves.counted.tolist() == [hot, rows.numel() - hot]
+
+
+def test_no_rows_are_no_vectors() -> None:
+    store, _ = below_store()
+    assert store(torch.empty(2, 0, 6, dtype=torch.int64)).shape == (2, 0, 6 * 64)
+
+
+def test_each_row_below_is_asked_for_once() -> None:
+    store, _ = below_store()
+    rows = some_rows(ROWS, 4, 9, 6)
+    store(rows)
+    cold = set(rows.flatten().tolist()) - set(hot_rows(ROWS).tolist())
+    assert store.cold.asked == sorted(cold)
+    assert store.road.travelled.rows == len(cold)
+    assert store.road.travelled.bytes == len(cold) * 128
+
+
+@pytest.mark.parametrize("ahead", [0, 65536, 10 * 65536])
+def test_more_rows_than_a_block_holds(ahead: int) -> None:
+    tuning = Tuning(block_bytes=65536, ahead_bytes=ahead, ring_buffer_bytes=65536)
+    spec = tier_spec("bfloat16", 64)
+    records = random_records(spec, 5000)
+    road = Road(CPU, tuning)
+    stores = [
+        a_store(spec, records, CPU, road=road, cold=Below(records), hot_rows=None) for _ in range(3)
+    ]
+    for store in stores:
+        store.path = "staged"
+    rows = [some_rows(5000, 2, 300, 6, seed=seed) for seed in range(3)]
+    reads = Reads(stores, rows)
+    for place, of in enumerate(rows):
+        assert same_bits(reads.take(place), expected(spec, records, of, torch.bfloat16))
+    assert road.reserve(ahead)  # all of it was given back
+
+
+def test_all_layers_are_asked_for_before_one_is_taken() -> None:
+    one, records = below_store()
+    two, _ = below_store(road=one.road)
+    rows = some_rows(ROWS, 2, 5, 6)
+    reads = Reads([one, two], [rows, rows])
+    second = reads.take(1)  # in any order
+    assert same_bits(second, expected(one.spec, records, rows, torch.bfloat16))
+    assert same_bits(reads.take(0), second)
+
+
+def test_a_failure_is_raised_where_the_rows_are_needed() -> None:
+    spec = tier_spec("bfloat16", 64)
+    records = random_records(spec, ROWS)
+    broken = Below(records, ArtifactError("a file ends", "copy it again"))
+    store, _ = below_store(cold=broken, hot_rows=None)
+    fine, _ = below_store(road=store.road)
+    rows = some_rows(ROWS, 2, 5, 6)
+    reads = Reads([store, fine], [rows, rows])
+    with pytest.raises(ArtifactError, match="a file ends"):
+        reads.take(0)
+    assert reads.take(1).shape == (2, 5, 6 * 64)
+    broken.error = None
+    assert torch.equal(store(rows), fine(rows))
+    assert store.road.reserve(SMALL.ahead_bytes)
+
+
+def test_what_is_dropped_gives_its_memory_back() -> None:
+    store, _ = below_store()
+    store.cold.gate.clear()
+    rows = some_rows(ROWS, 2, 30, 6)
+    reads = Reads([store], [rows])
+    assert not store.road.reserve(SMALL.ahead_bytes)
+    store.cold.gate.set()
+    reads.drop()
+    assert store.road.reserve(SMALL.ahead_bytes)
+    store.road.release(SMALL.ahead_bytes)
+    reads = Reads([store], [rows])
+    del reads
+    gc.collect()
+    assert store.road.reserve(SMALL.ahead_bytes)
+
+
+def test_two_callers_that_fill_the_budget_do_not_wait_for_each_other() -> None:
+    store, records = below_store(5000)
+    rows = some_rows(5000, 1, 400, 6)
+    held = Reads([store], [rows])  # has the budget and is not taken
+    found: list[Tensor] = []
+    other = threading.Thread(target=lambda: found.append(store(rows)), daemon=True)
+    other.start()
+    other.join(20)
+    assert not other.is_alive()
+    assert same_bits(found[0], expected(store.spec, records, rows, torch.bfloat16))
+    assert same_bits(held.take(0), found[0])
+
+
+def test_many_threads_read_one_store() -> None:
+    store, records = below_store()
+    failures: list[int] = []
+
+    def run(seed: int) -> None:
+        for step in range(5):
+            rows = some_rows(ROWS, 2, 9, 6, seed=seed * 10 + step)
+            if not same_bits(store(rows), expected(store.spec, records, rows, torch.bfloat16)):
+                failures.append(seed)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_rows_in_inference_mode_and_out_of_it() -> None:
+    store, _ = below_store()
+    rows = some_rows(ROWS, 2, 5, 6)
+    with torch.inference_mode():
+        inside = store(rows)
+    outside = store(rows)
+    assert torch.equal(inside, outside)
+    weight = torch.ones(6 * 64, requires_grad=True)
+    (outside.float() * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
+    store, _ = below_store()
+    road = store.road
+    rows = some_rows(ROWS, 2, 5, 6)
+    store(rows)
+    worker = road._worker
+    assert worker is not None
+    assert worker.is_alive()
+    reads = Reads([store], [rows])
+    reads.take(0)
+    cold = store.cold
+    store.close()
+    assert not worker.is_alive()
+    assert cold.closed
+    with pytest.raises(RuntimeAttachError, match="was detached"):
+        store(rows)
+
+
+def test_a_store_that_is_forgotten_ends_its_thread() -> None:
+    store, _ = below_store()
+    store(some_rows(ROWS, 2, 5, 6))
+    worker, gone = store.road._worker, weakref.ref(store.cold)
+    assert worker is not None
+    del store
+    gc.collect()
+    worker.join(10)
+    assert not worker.is_alive()
+    assert gone() is None
+
+
+def test_copies_share_rows_until_the_last_is_closed() -> None:
+    store, _ = below_store()
+    other = copy.deepcopy(torch.nn.ModuleList([store]))[0]
+    rows = some_rows(ROWS, 2, 5, 6)
+    store.close()
+    assert other(rows).shape == (2, 5, 6 * 64)
+    other.close()
+    assert store.cold.closed
+    with pytest.raises(RuntimeAttachError, match="cannot be pickled"):
+        pickle.dumps(other)
+
+
+def test_the_operator_is_one_of_torchs() -> None:
+    from engram_cli.runtime.tiers import operators
+
+    store, _ = below_store()
+    rows = some_rows(ROWS, 2, 5, 6)
+    arguments = (rows, store.number, store.width, store.dtype)
+    torch.library.opcheck(
+        operators.tiered, arguments, test_utils=("test_schema", "test_faketensor")
+    )
+    compiled = torch.compile(store, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(rows), store(rows))
+    torch._dynamo.reset()
+
+
+def test_waiting_is_counted() -> None:
+    store, _ = below_store()
+    store.cold.gate.clear()
+    threading.Timer(0.05, store.cold.gate.set).start()
+    begin = time.perf_counter()
+    store(some_rows(ROWS, 2, 5, 6))
+    assert 0.02 < store.waited <= time.perf_counter() - begin
+
+
+def test_rows_outside_the_table_are_refused() -> None:
+    store, _ = below_store(hot_rows=None)
+    with pytest.raises(InputError, match=r"outside 0\.\.299"):
+        store(torch.tensor([[[3, ROWS + 2]]]))
+    with pytest.raises(InputError, match="uint8"):
+        HostRows(torch.zeros(3, 12, dtype=torch.uint8))
+
+
+def test_a_tuning_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert local_tuning() == Tuning()
+    path = tmp_path / "tuning.json"
+    monkeypatch.setenv(VARIABLE, str(path))
+    path.write_text('{"in_place_bytes": 0, "ring_buffers": 3}')
+    assert local_tuning() == Tuning(in_place_bytes=0, ring_buffers=3)
+    for bad in ('{"ring": 3}', "[1]", "{", '{"ring_buffers": 1}', '{"block_bytes": 1.5}'):
+        path.write_text(bad)
+        with pytest.raises(InputError):
+            local_tuning()

@@ -1,0 +1,112 @@
+"""Small layers in tiers, on any device: records of every dtype, and what they must read as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from lookup_cases import scheme_layout
+from torch import Tensor
+
+from engram_cli.formats.bundle_spec import BundleSpec
+from engram_cli.runtime.tables import dequantise
+from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
+from engram_cli.runtime.tiers.source import record_layout, table_of
+from engram_cli.runtime.tiers.store import TieredRows
+
+WIDTHS = {
+    "float32": (12, 5),
+    "float16": (24,),
+    "bfloat16": (64, 1),
+    "fp8_e8m0": (32, 96, 256),
+    "fp8": (160, 7),
+    "int8": (64, 33),
+    "int8_b32": (33,),
+    "int4": (7,),
+}
+
+
+def tier_spec(dtype: str, dim: int) -> BundleSpec:
+    """The spec of two small layers."""
+    layout = scheme_layout("engram-v1")
+    return BundleSpec(
+        layout=layout,
+        layers=layout.layer_ids,
+        dim=dim,
+        dtype=dtype,
+        hidden_size=8,
+        num_layers=6,
+        model_type="llama",
+    )
+
+
+def random_records(spec: BundleSpec, rows: int) -> Tensor:
+    """Records whose values and scales all dtypes hold without NaN."""
+    layout = record_layout(spec)
+    generator = torch.Generator().manual_seed(spec.dim)
+    shape = (rows, layout.record_bytes)
+    raw = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    part = raw[:, : layout.row_bytes]
+    if spec.row_type.items in ("float32", "float16", "bfloat16"):
+        values = torch.randn(rows, spec.dim, generator=generator)
+        dtype = getattr(torch, spec.row_type.items)
+        part.copy_(values.to(dtype).contiguous().view(torch.uint8).view(rows, -1))
+    elif spec.row_type.items == "float8_e4m3fn":
+        part &= 0xFE
+    elif spec.dtype.startswith("int8"):
+        part.clamp_(max=127)
+    else:
+        part &= 0x77
+    begin, end = layout.scale_begin, layout.scale_begin + layout.scale_bytes
+    if spec.dtype == "fp8_e8m0":
+        raw[:, begin:end] = raw[:, begin:end] % 50 + 100
+    elif layout.scale_bytes:
+        dtype = torch.float16 if spec.row_type.per == "block" else torch.float32
+        scales = torch.rand(rows, layout.scale_bytes // dtype.itemsize, generator=generator)
+        raw[:, begin:end] = scales.to(dtype).view(torch.uint8).view(rows, -1)
+    return raw
+
+
+def layer_scale(spec: BundleSpec) -> Tensor | None:
+    """The scale of a layer that has one."""
+    return torch.tensor([0.37]) if spec.row_type.per == "layer" else None
+
+
+def hot_rows(rows: int, share: float = 0.3) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Some rows, ascending, the first and the last among them."""
+    chosen = np.random.default_rng(rows).random(rows) < share
+    chosen[[0, -1]] = share > 0
+    return np.flatnonzero(chosen)
+
+
+def host_records(records: Tensor, device: torch.device) -> HostRows:
+    """Records where `device` can read them."""
+    held = host_memory(records.numel(), pinned=device.type == "cuda").view(records.shape)
+    held.copy_(records)
+    return HostRows(held)
+
+
+def a_store(
+    spec: BundleSpec, records: Tensor, device: torch.device, share: float = 0.3, **options: Any
+) -> TieredRows:
+    """A layer with its records on the host and some of them hot."""
+    options.setdefault("cold", host_records(records, device))
+    options.setdefault("hot_rows", hot_rows(len(records), share))
+    return TieredRows(spec, device=device, layer_scale=layer_scale(spec), **options)
+
+
+def expected(spec: BundleSpec, records: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The vectors of rows [..., C] as a table in one place gives them, on the CPU."""
+    table = table_of(records, spec, layer_scale=layer_scale(spec))
+    return dequantise(table, rows.cpu(), dtype).flatten(-2)
+
+
+def some_rows(height: int, *shape: int, seed: int = 0) -> Tensor:
+    """int64[shape]: half of them from few rows, so that many are asked for twice."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.randint(0, height, shape, generator=generator)
+    narrow = torch.randint(0, min(height, 9), shape, generator=generator)
+    rows = torch.where(torch.rand(shape, generator=generator) < 0.5, wide, narrow)
+    rows.view(-1)[:1] = height - 1
+    return rows
