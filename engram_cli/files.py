@@ -71,9 +71,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def refuse_existing(
-    path: Path, force: bool, is_ours: Callable[[Path], bool] | None = None, what: str = ""
+    path: Path,
+    force: bool,
+    is_ours: Callable[[Path], bool] | None = None,
+    what: str = "",
+    *,
+    option: str = "--out",
 ) -> None:
-    """Raises OutputError when `path` is there and `force` is not given.
+    """Raises OutputError when `path` is there and `force` is not given; `option` names the place.
 
     With `is_ours` even `force` replaces only what is such a `what`, or an empty folder.
     """
@@ -81,12 +86,12 @@ def refuse_existing(
         return
     if not force:
         raise OutputError(
-            f"{path} already exists", "use --force to replace it, or --out to write elsewhere"
+            f"{path} already exists", f"use --force to replace it, or {option} to write elsewhere"
         )
     empty = path.is_dir() and next(path.iterdir(), None) is None
     if is_ours is not None and not empty and not is_ours(path):
         raise OutputError(
-            f"{path} is no {what}, so --force does not replace it", "write elsewhere with --out"
+            f"{path} is no {what}, so --force does not replace it", f"write elsewhere with {option}"
         )
 
 

@@ -9,7 +9,8 @@ class Progress(Protocol):
     """A listener to one piece of work after another."""
 
     def start(self, what: str, total: int | None, unit: str) -> None:
-        """A new piece of work begins: `total` units of "bytes", "tokens" or "rows", if known."""
+        """A new piece of work begins: `total` units of "bytes", "tokens" or "rows", if known; ""
+        where nothing is counted."""
 
     def advance(self, amount: int) -> None:
         """`amount` more units are done."""

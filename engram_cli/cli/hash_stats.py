@@ -39,7 +39,7 @@ from engram_cli.cli.options import (
     parse_size,
     unescape,
 )
-from engram_cli.cli.stats_growth import growth_parts, locality_parts
+from engram_cli.cli.stats_growth import growth_parts, held_out_rows, locality_parts
 from engram_cli.cli.stats_sections import Figured, chosen_parts, clean_heads_part, ngram_parts
 from engram_cli.cli.terminal import Terminal, follow, reported, shown_path
 
@@ -115,7 +115,8 @@ def hash_stats(
     holdout: Annotated[
         float | None,
         typer.Option(
-            help="Share of the corpus to look up only, for --locality: 0.1", metavar="SHARE"
+            help="Share of the corpus to look up and not to count: 0.1; turns --locality on.",
+            metavar="SHARE",
         ),
     ] = None,
     growth: Annotated[
@@ -173,6 +174,7 @@ def hash_stats(
     """Stream a corpus through the hash: which rows it uses, and which n-grams share one."""
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
+        terminal.start("loading", None, "")
         if merge:
             _merge(terminal, sources, vocab, out, force, workspace, ngrams, report)
             return
@@ -253,6 +255,7 @@ def _merge(
         ("parts", ", ".join(shown_path(part) for part in result.parts)),
         ("corpus", f"{count(result.files, 'file')}, {count(result.documents, 'document')}"),
         ("tokens", f"{result.tokens:,}"),
+        *held_out_rows(result),
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
         ("written", shown_path(result.out)),
     ]
@@ -282,6 +285,7 @@ def _summary(result: HashStatsResult) -> RenderableType:
     rows = [
         ("corpus", f"{count(result.files, 'file')}{size}, {count(result.documents, 'document')}"),
         ("tokens", f"{result.tokens:,}{now} in {result.seconds:.1f} s, {rate}/s"),
+        *held_out_rows(result),
         ("encoder", result.encoder or "none: the corpus holds token ids"),
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
         ("written", shown_path(result.out)),

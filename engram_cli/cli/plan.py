@@ -122,7 +122,7 @@ def plan(
         from dataclasses import replace
 
         from engram_cli.cli.plan_tables import plan_parts
-        from engram_cli.commands.plan import SHARE, Budget, PlanRequest
+        from engram_cli.commands.plan import Budget, PlanRequest
         from engram_cli.commands.plan import plan as run
         from engram_cli.commands.workspace import Workspace
         from engram_cli.table.planning.hardware import find_hardware
@@ -141,13 +141,12 @@ def plan(
         request = PlanRequest(
             geometry=layout_choices(context, only_flags=("rows_per_head",) if budgeted else ()),
             stats=stats or here.stats,
-            vocab=vocab or here.vocab,
+            vocab=vocab,
+            workspace=here,
             tokens=tokens,
             dim=dim,
             dtype=dtype,
-            budget=Budget(
-                memory=memory, params=params, sparse_params=sparse_params, share=share or SHARE
-            ),
+            budget=Budget(memory=memory, params=params, sparse_params=sparse_params, share=share),
             hardware=replace(find_hardware(hardware), **given),
             hit_rate=hit_rate,
             batch=batch,

@@ -55,7 +55,7 @@ def _corpus(result: PlanResult) -> str:
     if result.tokens == result.counted_tokens:
         return counted
     factor = result.tokens / result.counted_tokens
-    far = " - far beyond the 100 times that the curve was tried on" if factor > 100 else ""
+    far = " - far beyond the 4 to 10 times that the curve was held against" if factor > 100 else ""
     return f"{result.tokens:,} tokens, {factor:,.4g} times the {counted}{far}"
 
 

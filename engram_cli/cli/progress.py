@@ -26,6 +26,8 @@ def make_bars(console: Console) -> Progress:
 class _Amount(ProgressColumn):
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
+        if not unit:  # nothing is counted
+            return Text("")
         done = quantity(task.completed, unit)
         return Text(done if task.total is None else f"{done} of {quantity(task.total, unit)}")
 

@@ -36,7 +36,7 @@ def report(
         request = ReportRequest(
             stats=stats or here.stats, out=out or here.folder / "report.html", force=force
         )
-        result = run(request)
+        result = run(request, terminal)
         rows = [
             ("statistics", shown_path(result.stats)),
             ("tokens", f"{result.tokens:,}"),

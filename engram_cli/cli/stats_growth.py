@@ -23,6 +23,7 @@ def growth_parts(result: Figured) -> list[RenderableType]:
 
     rows = []
     moduli = {(c.layer, c.order): c.rows for c in reversed(result.columns)}
+    counted = {entry.order: entry for entry in result.orders}  # by more n-grams than the curve
     for entry in result.sections.get("growth", ()):
         if not entry["tokens"]:
             continue
@@ -30,7 +31,9 @@ def growth_parts(result: Figured) -> list[RenderableType]:
         share = first["rows"][-1] / moduli[first["layer"], entry["order"]]
         now = {
             "factor": 1,
-            **{name: entry[name][-1] for name in ("tokens", "distinct", "error")},
+            "tokens": entry["tokens"][-1],
+            "distinct": counted[entry["order"]].distinct,
+            "error": counted[entry["order"]].distinct_error,
             "occupied": [{"layer": first["layer"], "share": share}],
         }
         for point in (now, *entry["extrapolated"]):
@@ -58,6 +61,17 @@ def growth_parts(result: Figured) -> list[RenderableType]:
 def rows_for(distinct: float, share: float) -> float:
     """The rows of which an ideal hash lets `share` of the n-grams share one with another."""
     return max(distinct - 1.0, 0.0) / -math.log1p(-share)
+
+
+def held_out_rows(result: Figured) -> list[tuple[str, str]]:
+    """The fact of what was held out, beside the tokens that were counted; () where nothing was."""
+    section = result.sections.get("locality")
+    held = 0 if section is None else section["held_out_tokens"]
+    if not held:
+        return []
+    share = held / (held + result.tokens)
+    said = f"{held:,} tokens ({100 * share:.1f} %), looked up for the hot rows and not counted, nor"
+    return [("held out", f"{said} are documents that lie wholly in them")]
 
 
 def locality_parts(result: Figured) -> list[RenderableType]:

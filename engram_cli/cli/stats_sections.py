@@ -19,6 +19,10 @@ class Figured(Protocol):
     """What has figures to show."""
 
     @property
+    def tokens(self) -> int:
+        """That were counted."""
+
+    @property
     def orders(self) -> tuple[OrderStats, ...]:
         """By order."""
 

@@ -122,8 +122,6 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     not belong together, OutputError when the bundle cannot be written.
     """
     out = output_of(request)
-    if not request.dry_run:
-        check_place(out, request.force)
     model = read_model_shape(request.checkpoint)
     store = open_table(request.table)
     layers, why = choose_layers(store.layout, request.layers, model, request.table)
@@ -140,6 +138,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         module=choose_module(store.layout, request.module, model),
         packed=request.packed,
     )
+    check_place(out, request.force)
     result = AttachResult(
         out=out,
         model=model,

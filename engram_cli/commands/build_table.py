@@ -129,8 +129,12 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
     """
     begin = time.perf_counter()
     if request.dry_run:
-        return BuildTableResult(plan=plan_table(request, progress), written=False)
-    check_place(request.out, request.force)
+        plan = plan_table(request, progress)
+        check_place(request.out, request.force)
+        return BuildTableResult(plan=plan, written=False)
+    if request.out.exists():
+        plan_table(request)  # what is wrong with the options is told before what is in the way
+        check_place(request.out, request.force)
     layout, statistics = _agreed_layout(request, progress)
     with ExitStack() as stack:
         filling, engine = None, None

@@ -95,8 +95,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     spec = conversion(source, request.dtype, scale=request.scale, chunk_rows=request.chunk_rows)
     if request.out.absolute() == request.source.absolute():
         raise OutputError(f"{request.out} is the table that is read", "give another --out")
-    if not request.dry_run:
-        check_place(request.out, request.force)
+    check_place(request.out, request.force)
     plan = _plan(request, source, spec)
     if request.dry_run:
         return ConvertResult(plan=plan, written=False)

@@ -11,28 +11,29 @@ from typing import Any
 
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
-from engram_cli.corpus.labels import check_labelled
+from engram_cli.corpus.encode import check_encoder
+from engram_cli.corpus.labels import check_field, check_labelled, check_names
 from engram_cli.corpus.partitions import (
     PARTITION_BYTES,
     check_partition_size,
     plan_partitions,
 )
-from engram_cli.corpus.sources import find_sources
-from engram_cli.corpus.stream import needs_tokenizer, remarks
+from engram_cli.corpus.sources import Sources, find_sources
+from engram_cli.corpus.stream import idle_options, needs_tokenizer, remarks
 from engram_cli.engines.resuming import request_fingerprint, resume_folder
 from engram_cli.engines.work import ENGINES, Running, Work
 from engram_cli.errors import InputError, OutputError
 from engram_cli.files import refuse_existing
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
+from engram_cli.report.page import write_report
 from engram_cli.stats.checkpoint import remove_checkpoint
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
-from engram_cli.stats.folder import is_stats, write_stats
+from engram_cli.stats.folder import is_stats, read_stats, write_stats
 from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
 from engram_cli.stats.sources import GROUPINGS
 from engram_cli.stats.watching import Watching, exact_memory, make_watchers, sources_of
@@ -164,11 +165,6 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     """
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
-    refuse_existing(out, request.force, is_stats, "statistics folder")
-    _check_writable(out)
-    if request.report is not None:
-        refuse_existing(request.report, request.force)
-        _check_writable(request.report)
     work, running = _prepare(request, vocab, out, progress)
     counted = ENGINES.load(request.engine)(work, running, progress)
     counts, watchers = counted.counts, counted.watchers
@@ -176,6 +172,8 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     found = figures(counts, read, watchers.samples())
     files = len({file.name for file in work.plan.files})
     sections = found.sections | watchers.sections(counts)
+    if "sources" in sections:
+        check_names(sections["sources"]["names"], work.plan.files, request.corpus)
     partials = watchers.kept_partials()
     if len(partials) < len(watchers.collectors):
         progress.note("so many n-grams are not kept: --merge will go by samples of them")
@@ -190,7 +188,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         force=request.force,
     )
     if request.report is not None:
-        report(ReportRequest(stats=out, out=request.report, force=request.force))
+        write_report(read_stats(out).document, request.report, force=request.force)
     remove_checkpoint(running.checkpoints)
     return HashStatsResult(
         out=out,
@@ -217,10 +215,12 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
 def _prepare(
     request: HashStatsRequest, vocab: Path, out: Path, progress: Progress
 ) -> tuple[Work, Running]:
-    """All that is settled before the corpus is read; tells what was chosen."""
+    """All that is settled before the corpus is read; tells what was chosen.
+
+    What is wrong with the options is told before what is in the way of the output.
+    """
+    check_encoder(request.encoder)
     sources = find_sources(request.sources, request.corpus)
-    if sources.repeated:
-        progress.note(f"{sources.repeated} files were named twice; each is read once")
     check_labelled(sources.files, request.corpus)
     layout = request.geometry.resolve(vocab)
     text = needs_tokenizer(sources.files, request.corpus)
@@ -228,12 +228,14 @@ def _prepare(
     source_of = sources_of(plan.files, request.group_by)
     threads = request.threads or (1 if request.engine != "local" else os.cpu_count() or 1)
     watching, memory = _plan(request, source_of, layout, threads, text)
+    _check_places(request, out)
+    check_field(sources.files, request.corpus, progress)
     tokenizer = (
         tokenizer_of_corpus(vocab, request.geometry, request.workspace, request.tokenizer, progress)
         if text
         else None
     )
-    for remark in remarks(sources.files, request.corpus):
+    for remark in (*_idle(request, sources, text), *remarks(sources.files, request.corpus)):
         progress.note(remark)
     progress.note(str(memory))
     if watching.exact_bytes is not None:
@@ -292,12 +294,40 @@ def _plan(
     return watching, plan
 
 
-def _check_writable(out: Path) -> None:
+def _idle(request: HashStatsRequest, sources: Sources, text: bool) -> list[str]:
+    """What was named twice, and which choices change nothing in this corpus."""
+    given = {
+        "field": request.field is not None,
+        "document_separator": request.document_separator is not None,
+        "document_end_id": request.document_end_id is not None,
+        "ids_dtype": request.ids_dtype is not None,
+        "errors": request.errors != "strict",
+    }
+    found = idle_options(sources.files, [name for name, is_given in given.items() if is_given])
+    if request.suffixes is not None and not sources.folders:
+        found.append("--suffixes changes nothing: no folder was named, and files are read as named")
+    if not text and (request.tokenizer is not None or request.encoder != "auto"):
+        found.append("--tokenizer and --encoder change nothing: the corpus holds token ids")
+    if sources.repeated:
+        found.append(f"{sources.repeated} files were named twice; each is read once")
+    return found
+
+
+def _check_places(request: HashStatsRequest, out: Path) -> None:
+    """Raises OutputError for what may not be replaced or cannot be written."""
+    refuse_existing(out, request.force, is_stats, "statistics folder")
+    _check_writable(out, "--out")
+    if request.report is not None:
+        refuse_existing(request.report, request.force, option="--report")
+        _check_writable(request.report, "--report")
+
+
+def _check_writable(out: Path, option: str) -> None:
     """Raises OutputError now rather than after an hour of counting."""
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(
-            f"cannot write {out}: {parent} is read-only", "write elsewhere with --out"
+            f"cannot write {out}: {parent} is read-only", f"write elsewhere with {option}"
         )

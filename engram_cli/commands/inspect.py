@@ -102,7 +102,7 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
     for a report that cannot be written, and as `probe`.
     """
     if request.report is not None:
-        refuse_existing(request.report, request.force)
+        refuse_existing(request.report, request.force, option="--report")
     found = find_artifact(request.path)
     if request.probe is not None and found.kind is not Kind.TABLE:
         raise InputError(f"a probe of a {found.kind}", "a probe asks a table")

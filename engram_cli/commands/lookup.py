@@ -144,7 +144,7 @@ def _check_vectors(request: LookupRequest, rows: RowReader) -> None:
     assert request.vectors is not None
     if rows.vectors is None:
         raise InputError(f"{request.path} holds no vectors", "give a table or a bundle")
-    refuse_existing(request.vectors, request.force)
+    refuse_existing(request.vectors, request.force, option="--vectors")
 
 
 def _write_vectors(

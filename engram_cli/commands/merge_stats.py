@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.files import refuse_existing
 from engram_cli.progress import SILENT, Progress
+from engram_cli.report.page import write_report
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.exact import ExactNgrams
-from engram_cli.stats.figures import figures
+from engram_cli.stats.figures import Figures, figures
 from engram_cli.stats.folder import FIXED_KEYS, Statistics, is_stats, read_stats, write_stats
 from engram_cli.stats.partial import EXACT, Partial, blank_for, partial_name
 from engram_cli.stats.sources import Sources, TooManySources
@@ -69,33 +69,23 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     vocab = request.vocab or request.workspace.vocab
     if len(request.parts) < 2:
         raise InputError(f"{len(request.parts)} statistics to merge", "give two folders or more")
-    refuse_existing(out, request.force, is_stats, "statistics folder")
-    if request.report is not None:
-        refuse_existing(request.report, request.force)
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
+    refuse_existing(out, request.force, is_stats, "statistics folder")
+    if request.report is not None:
+        refuse_existing(request.report, request.force, option="--report")
     progress.start("merging", len(parts), "folders")
     whole, dropped = _merged(parts, progress)
     counts = whole.counts
     if counts.joined:
         progress.note("documents were joined: n-grams that run from one part into the next miss")
-    watchers = [blank_for(name, counts.layout, state) for name, state in whole.collected.items()]
-    for collector in watchers:
-        collector.absorb(whole.collected[partial_name(collector)])
-    exact = [collector for collector in watchers if isinstance(collector, ExactNgrams)]
-    read = read_vocab(vocab) if vocab.is_file() else None
-    found = figures(counts, read, [table.sample() for table in exact])
-    sections = found.sections | {
-        collector.name: collector.section(counts)
-        for collector in watchers
-        if not isinstance(collector, ExactNgrams)
-    }
+    found = _figures(whole, vocab)
+    sections, corpus = found.sections, _corpus(parts)
     left_out = sorted(
         {key for part in parts for key in part.document} - FIXED_KEYS - sections.keys() | dropped
     )
     if left_out:
         progress.note(f"left out, since not all parts have them whole: {', '.join(left_out)}")
-    corpus = _corpus(parts)
     write_stats(
         counts,
         found.orders,
@@ -107,7 +97,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         force=request.force,
     )
     if request.report is not None:
-        report(ReportRequest(stats=out, out=request.report, force=request.force))
+        write_report(read_stats(out).document, request.report, force=request.force)
     return MergeStatsResult(
         out=out,
         parts=request.parts,
@@ -124,6 +114,23 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         columns=found.columns,
         sections=sections,
     )
+
+
+def _figures(whole: Partial, vocab: Path) -> Figures:
+    """The figures of the whole, and among its sections those of the collectors."""
+    counts = whole.counts
+    watchers = [blank_for(name, counts.layout, state) for name, state in whole.collected.items()]
+    for collector in watchers:
+        collector.absorb(whole.collected[partial_name(collector)])
+    exact = [collector for collector in watchers if isinstance(collector, ExactNgrams)]
+    read = read_vocab(vocab) if vocab.is_file() else None
+    found = figures(counts, read, [table.sample() for table in exact])
+    collected = {
+        collector.name: collector.section(counts)
+        for collector in watchers
+        if not isinstance(collector, ExactNgrams)
+    }
+    return replace(found, sections=found.sections | collected)
 
 
 def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, set[str]]:

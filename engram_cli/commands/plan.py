@@ -22,19 +22,21 @@ from engram_cli.table.planning.placement import Load, Placement, placements
 from engram_cli.table.spec import TableSpec
 
 SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts
+FAR = 1000.0  # times the tokens counted: from here on a plan says how uncertain it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
     """How large the rows may be: bytes, or parameters, or a share of all sparse parameters.
 
-    None of them keeps the size that the geometry has. Of a share's range the middle is planned.
+    None of them keeps the size that the geometry has. `share`: of `sparse_params`, None for
+    `SHARE`; of its range the middle is planned.
     """
 
     memory: int | None = None
     params: int | None = None
     sparse_params: int | None = None
-    share: tuple[float, float] = SHARE
+    share: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         given = [self.memory, self.params, self.sparse_params]
@@ -44,7 +46,11 @@ class Budget:
             )
         if any(value is not None and value < 1 for value in given):
             raise InputError("a budget of nothing", "give a size such as 94GB or 5.7B")
-        low, high = self.share
+        if self.share is not None and self.sparse_params is None:
+            raise InputError(
+                "--share of nothing", "give --sparse-params too, or a size of the rows"
+            )
+        low, high = self.share or SHARE
         if not 0.0 < low <= high <= 1.0:
             raise InputError(f"a share of {low} to {high}", "give a range such as 0.2..0.25")
 
@@ -53,7 +59,7 @@ class Budget:
         if self.memory is not None:
             return self.memory // row_bytes
         if self.sparse_params is not None:
-            return int(self.sparse_params * sum(self.share) / 2) // dim
+            return int(self.sparse_params * sum(self.share or SHARE) / 2) // dim
         return None if self.params is None else self.params // dim
 
 
@@ -61,14 +67,16 @@ class Budget:
 class PlanRequest:
     """What to plan.
 
-    `stats` or `vocab` (with `tokens`) say what is hashed; `tokens` also: how much will be trained
-    on, by the growth curve of the statistics. `hardware`: None plans no placement. `hit_rate`: of
-    the hot rows. `batch`: tokens looked up together. `out`: where plan.json goes.
+    `stats` or `vocab` (with `tokens`) say what is hashed; a `vocab` that is given must be that of
+    the statistics, None takes the one in `workspace`. `tokens` also: how much will be trained on,
+    by the growth curve of the statistics. `hardware`: None plans no placement. `hit_rate`: of the
+    hot rows. `batch`: tokens looked up together. `out`: where plan.json goes.
     """
 
     geometry: Geometry = field(default_factory=Geometry)
     stats: Path | None = None
-    vocab: Path = Workspace().vocab
+    vocab: Path | None = None
+    workspace: Workspace = field(default_factory=Workspace)
     tokens: int | None = None
     dim: int = 64
     dtype: str = "bfloat16"
@@ -129,16 +137,19 @@ class PlanResult:
 def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
     """Plan a table; reads statistics or a vocabulary, and writes no more than plan.json.
 
-    Raises InputError, LayoutError for choices that cannot be, ArtifactError for damaged
-    statistics, OutputError.
+    Raises InputError, LayoutError for choices that cannot be, MismatchError for a vocabulary that
+    is not that of the statistics, ArtifactError for damaged statistics, OutputError.
     """
     if request.out is not None:
         refuse_existing(request.out, request.force)
-    corpus = read_corpus(request.stats, request.vocab, request.tokens, progress)
+    vocab = request.vocab or request.workspace.vocab
+    corpus = read_corpus(request.stats, request.vocab, vocab, request.tokens, progress)
     spec = _spec(request, corpus, _layout(request, corpus))
     layout, row_bytes = spec.layout, spec.row_bytes
     rows = sum(entry.rows for entry in layout.layers)
     demands = corpus.demands(layout.orders)
+    if corpus.factor > FAR:
+        progress.note(_far(corpus, demands))
     hot = corpus.hot_sets(layout, request.hit_rate)
     distinct = corpus.distinct_share(request.batch)
     load = Load(
@@ -187,6 +198,17 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
         )
         write_plan(planned, request.out, force=request.force)
     return result
+
+
+def _far(corpus: PlanCorpus, demands: tuple[Demand, ...]) -> str:
+    """How little is known of a corpus that is so much larger than what was counted."""
+    errors = ", ".join(
+        f"{each.order}-grams {each.error / each.distinct:.0%}" for each in demands if each.distinct
+    )
+    return (
+        f"{corpus.factor:,.0f} times the tokens counted: the curve was held against 4 to 10 times, "
+        f"so these are orders of magnitude (standard error at least: {errors}); count more"
+    )
 
 
 def _layout(request: PlanRequest, corpus: PlanCorpus) -> HashLayout:

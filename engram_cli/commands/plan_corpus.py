@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
-from engram_cli.errors import ArtifactError, InputError
-from engram_cli.hashing.layout import HashLayout
+from engram_cli.errors import ArtifactError, InputError, MismatchError
+from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.progress import Progress
 from engram_cli.stats.folder import Statistics, read_stats
@@ -17,6 +18,7 @@ from engram_cli.stats.growth.projection import project
 from engram_cli.stats.locality.hot import order_hits
 from engram_cli.table.planning.expectation import Demand, held_out_share, hot_rows
 from engram_cli.vocab.lookup import VocabMap
+from engram_cli.vocab.parquet import read_map
 
 _REMAKE = "make the statistics again with engram hash-stats --force"
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError)
@@ -54,6 +56,11 @@ class PlanCorpus:
         """The tokens behind the statistics."""
         return None if self.statistics is None else self.statistics.tokens
 
+    @property
+    def factor(self) -> float:
+        """How many times the tokens counted it is; 1 where nothing was."""
+        return self.tokens / (self.counted_tokens or self.tokens)
+
     def resolve(self, geometry: Geometry, size: int | None = None) -> HashLayout:
         """The layout of a geometry, its open choices those of the statistics; `size` rows a head.
 
@@ -81,8 +88,18 @@ class PlanCorpus:
         return hash_layout(scheme, vocab, **choices)
 
     def demands(self, orders: tuple[int, ...]) -> tuple[Demand, ...]:
-        """The distinct n-grams of each order. Raises InputError for an order nobody counted."""
-        return tuple(self._demand(order) for order in orders)
+        """The distinct n-grams of each order. Raises InputError for an order nobody counted.
+
+        A longer n-gram ends with a shorter one, so there are no fewer of them, whatever the samples
+        of two orders say.
+        """
+        found: dict[int, Demand] = {}
+        least = 0.0
+        for order in sorted(orders):
+            demand = self._demand(order)
+            least = max(least, demand.distinct)
+            found[order] = replace(demand, distinct=least)
+        return tuple(found[order] for order in orders)
 
     def hits_tokens(self, layout: HashLayout) -> int | None:
         """Over how many tokens the hits that a build stores were counted; None where none are."""
@@ -147,15 +164,13 @@ class PlanCorpus:
                     f"{path} knows no {order}-grams",
                     f"it counted orders {', '.join(map(str, counted))}; count with --orders",
                 )
-            if self.tokens == self.statistics.tokens:
-                own = counted[order]
-                return Demand(
-                    order=order,
-                    distinct=float(own["distinct"]),
-                    error=float(own["distinct_error"]),
-                )
+            own = Demand(
+                order=order,
+                distinct=float(counted[order]["distinct"]),
+                error=float(counted[order]["distinct_error"]),
+            )
             curves = {entry["order"]: entry for entry in document.get("growth") or []}
-            found = project(curves[order], self.tokens) if order in curves else None
+            found = _along(curves.get(order), own, self.tokens, self.statistics.tokens)
         except _DAMAGE as error:
             raise ArtifactError(f"{path}: its figures cannot be read: {error!r}", _REMAKE) from None
         if found is None:
@@ -163,7 +178,7 @@ class PlanCorpus:
                 f"{path} has no growth curve that reaches {self.tokens:,} tokens",
                 "count more of the corpus, without --no-growth, or leave --tokens out",
             )
-        return Demand(order=order, distinct=found.distinct, error=found.error)
+        return found
 
     def _held_out(self, layer: int, order: int, hit_rate: float) -> float | None:
         for entry in self._locality("hot"):
@@ -177,15 +192,54 @@ class PlanCorpus:
         return list((self.statistics.document.get("locality") or {}).get(part) or [])
 
 
+def _along(
+    curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: int
+) -> Demand | None:
+    """The n-grams among `tokens`, where `own` are those of the `counted`; None without a curve.
+
+    The curve is of fewer n-grams than `own`, which it is held to.
+    """
+    if tokens == counted:
+        return own
+    found = None if curve is None else project(curve, tokens)
+    if curve is None or found is None:
+        return None
+    if tokens < counted:
+        distinct = found.distinct * own.distinct / float(curve["distinct"][-1])
+        distinct = min(distinct, own.distinct, tokens)
+    else:
+        distinct = max(found.distinct, own.distinct)
+    return replace(own, distinct=distinct, error=found.error)
+
+
+def _check_vocab(statistics: Statistics, vocab: Path | None) -> None:
+    """Raises MismatchError for a vocabulary that is not the one the statistics were made with."""
+    if vocab is None:
+        return
+    layout, given = statistics.layout, read_map(vocab)
+    if layout.scheme in RAW_ID_SCHEMES:
+        own, other = f"{layout.vocab_size:,} token ids", f"{given.vocab_size:,} token ids"
+    else:
+        own, other = short(layout.vocab_digest), short(given.digest)
+    if own != other:
+        raise MismatchError(
+            f"{statistics.path} was counted with another vocabulary ({own}) than {vocab} ({other})",
+            "leave --vocab out, or count again with it: engram hash-stats --vocab --force",
+        )
+
+
 def read_corpus(
-    stats: Path | None, vocab: Path, tokens: int | None, progress: Progress
+    stats: Path | None, given: Path | None, vocab: Path, tokens: int | None, progress: Progress
 ) -> PlanCorpus:
     """The corpus by its statistics, where there are some, else by `tokens` alone.
 
-    Raises InputError where neither is given, and what `read_stats` raises.
+    `given`: the vocabulary that was asked for; `vocab`: that, or the one of the workspace. Raises
+    InputError where there are neither statistics nor tokens, MismatchError for statistics of
+    another vocabulary than the one asked for, and what `read_stats` raises.
     """
     if stats is not None and stats.exists():
         statistics = read_stats(stats)
+        _check_vocab(statistics, given)
         progress.note(f"statistics: {stats}, {statistics.tokens:,} tokens")
         return PlanCorpus(statistics=statistics, vocab=vocab, tokens=tokens or statistics.tokens)
     if stats is not None and tokens is None:

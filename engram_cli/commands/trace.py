@@ -58,7 +58,7 @@ def trace_text(request: TraceRequest) -> TraceResult:
     transformers, RuntimeAttachError for a bundle that does not fit, OutputError.
     """
     if request.report is not None:
-        refuse_existing(request.report, request.force)
+        refuse_existing(request.report, request.force, option="--report")
     if not request.checkpoint.is_dir():
         raise InputError(f"no checkpoint at {request.checkpoint}", "give a model's folder")
     tokenizer = load_tokenizer(request.tokenizer or request.checkpoint)

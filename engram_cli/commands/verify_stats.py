@@ -7,11 +7,11 @@ from typing import Any
 
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import Progress
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.exact import ExactNgrams
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import COUNTERS, DOCUMENT, SAMPLE, Statistics
 from engram_cli.stats.partial import blank_for
+from engram_cli.stats.totals import Counts
 
 _FIGURES = ("occupied", "max_hits", "full_rows", "rows")
 

@@ -184,7 +184,9 @@ class Reader:
     know about how the file will be read. `divide` gives the sections of a file, each of about as
     many bytes as asked for, `(file,)` where it has no index; `lists` says that a file of this
     format is a list of others, so that its own size says nothing; `labels` that its documents have
-    fields to be labelled by.
+    fields to be labelled by; `uses` names the choices of `CorpusOptions` that it minds.
+    `fields_until`, where no schema says which, gives the names of the
+    fields of each document up to the first that has a certain one, and None for that one.
     """
 
     read: Callable[[CorpusFile, CorpusOptions], Iterator[Item]]
@@ -193,3 +195,7 @@ class Reader:
     divide: Callable[[CorpusFile, CorpusOptions, int], Sequence[CorpusFile]] = _whole
     lists: bool = False
     labels: bool = False
+    uses: tuple[str, ...] = ()
+    fields_until: Callable[[CorpusFile, CorpusOptions, str], Iterator[list[str] | None]] | None = (
+        None
+    )

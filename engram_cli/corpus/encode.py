@@ -205,6 +205,20 @@ class ChoosingEncoder:
             )
 
 
+def check_encoder(name: str) -> None:
+    """Raises InputError for an unknown encoder, DependencyError for "fast" without fastokens."""
+    if name not in ENCODERS:
+        raise InputError(f"unknown encoder '{name}'", f"known: {', '.join(ENCODERS)}")
+    if name == "fast" and not _fast_is_installed():
+        raise DependencyError(
+            "the fast encoder needs fastokens", "pip install 'engram-tables[fast]'"
+        )
+
+
+def _fast_is_installed() -> bool:
+    return importlib.util.find_spec("fastokens") is not None
+
+
 def make_encoder(
     tokenizer: TokenizerFile, name: str, progress: Progress, *, size: int | None
 ) -> Encoder:
@@ -212,14 +226,8 @@ def make_encoder(
 
     Raises InputError for an unknown name, DependencyError for "fast" without fastokens.
     """
-    if name not in ENCODERS:
-        raise InputError(f"unknown encoder '{name}'", f"known: {', '.join(ENCODERS)}")
-    installed = importlib.util.find_spec("fastokens") is not None
-    if name == "fast" and not installed:
-        raise DependencyError(
-            "the fast encoder needs fastokens", "pip install 'engram-tables[fast]'"
-        )
-    if name == "tokenizers" or not installed:
+    check_encoder(name)
+    if name == "tokenizers" or not _fast_is_installed():
         if name == "auto":
             progress.note("encoder: tokenizers; pip install 'engram-tables[fast]' is far faster")
         return ReferenceEncoder(tokenizer)

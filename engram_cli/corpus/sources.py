@@ -45,10 +45,12 @@ _OURS_ALONE = frozenset({"engram-vocab.parquet", "engram.toml", "tokenizer.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The files of a corpus in reading order, and how many were named more than once."""
+    """The files of a corpus in reading order, how many were named more than once, and how many
+    folders were searched."""
 
     files: tuple[CorpusFile, ...]
     repeated: int
+    folders: int
 
     @property
     def size(self) -> int | None:
@@ -68,9 +70,10 @@ def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources
         READERS.load(options.format)
     files: list[CorpusFile] = []
     met: set[str] = set()
-    repeated = 0
+    repeated = folders = 0
     for name in map(str, names):
         place = place_of(name)
+        folders += name != STDIN and place.kind(name) == "folder"
         for path in _expand(name, place, options):
             key = STDIN if path == STDIN else place.key(path)
             if key in met:
@@ -78,7 +81,7 @@ def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources
                 continue
             met.add(key)
             files.append(_stdin(options) if path == STDIN else _file(path, place, options))
-    return Sources(files=tuple(files), repeated=repeated)
+    return Sources(files=tuple(files), repeated=repeated, folders=folders)
 
 
 def _expand(name: str, place: Place, options: CorpusOptions) -> Iterator[str]:

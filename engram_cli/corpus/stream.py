@@ -38,7 +38,7 @@ from engram_cli.errors import CorpusError
 
 # A batch of texts grows from the first to the second number of characters: something is to be seen
 # soon, and later the encoder's threads are kept busy. `tokenizers` holds 100 bytes a token of it.
-_FIRST_BATCH = 2**18
+_FIRST_BATCH = 2**16
 _FULL_BATCH = 2**20 * min(max(os.cpu_count() or 1, 2), 8)
 _BATCH_TEXTS = 2**14
 # How long to wait for threads when the run is broken off: the encoder's is inside compiled code for
@@ -69,6 +69,17 @@ def remarks(files: Sequence[CorpusFile], options: CorpusOptions) -> list[str]:
     """What the user should know about how files will be read, each once."""
     heard = Counter(READERS.load(file.format).remark(file, options) for file in files)
     return [f"{count} {text}" for text, count in heard.items() if text is not None]
+
+
+def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]:
+    """What to say of the choices of `CorpusOptions` that were `given` and that no file minds."""
+    formats = sorted({file.format for file in files})
+    used = {name for each in formats for name in READERS.load(each).uses}
+    return [
+        f"--{name.replace('_', '-')} changes nothing: the corpus is {', '.join(formats)}"
+        for name in given
+        if name not in used
+    ]
 
 
 class TokenStream:

@@ -72,6 +72,8 @@ def _count(
         kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens
         if kept:
             progress.note(f"{kept:,} tokens are kept: the same command goes on from there")
+        else:
+            progress.note("no checkpoint was written yet: the same command begins anew")
         raise
     finally:
         if encoder is not None:

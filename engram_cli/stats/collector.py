@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State
+from engram_cli.stats.totals import Counts
 
 
 class RowWatcher(Protocol):

@@ -18,8 +18,8 @@ from engram_cli.hashing import kernels as hash_kernels
 from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats import kernels
-from engram_cli.stats.counters import FULL, Counts
 from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.totals import FULL, Counts
 
 Flag = Literal["above", "below"]
 FLAG_BEYOND = 4.0  # standard errors

@@ -17,11 +17,12 @@ from engram_cli.hashing.layout import INT64, HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.collector import Looker
 from engram_cli.stats.collisions import column_stats, order_stats
-from engram_cli.stats.counters import Counter, Counts, pending_bytes, scratch_bytes
+from engram_cli.stats.counters import Counter, pending_bytes, scratch_bytes
 from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE, NgramSample, sampler_bytes
 from engram_cli.stats.passage import Passage
 from engram_cli.stats.samples import merged, samples_of, samples_state
 from engram_cli.stats.state import State, nested, part_of, take, take_into, take_scalar
+from engram_cli.stats.totals import Counts
 
 
 class Uncompressed(Looker):

@@ -1,19 +1,18 @@
-"""Row hits and n-gram samples of a layout: what a corpus is reduced to, and how it merges."""
+"""The counters and samplers of a layout, and the tasks that fill them: passages in, counts out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import MismatchError
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats import kernels
-from engram_cli.stats.distinct import NgramSample, Sampler
+from engram_cli.stats.collector import Collector, NgramWatcher, RowWatcher
+from engram_cli.stats.distinct import Sampler
 from engram_cli.stats.hits.pending import (
     ITEM_BYTES,
     LEAST_ITEMS,
@@ -27,51 +26,10 @@ from engram_cli.stats.hits.pending import (
 )
 from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, nested, numbered, part_of, take_into
+from engram_cli.stats.totals import Counts
 
-if TYPE_CHECKING:
-    from engram_cli.stats.collector import Collector, NgramWatcher, RowWatcher
-
-FULL = 2**32 - 1  # a counter that reached this stays there
 STEP = 2**18  # tokens that a task takes at a time: about a millisecond
 _HASHED = 2**16  # n-grams hashed at a time: half a megabyte, which stays in the L2 cache
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Counts:
-    """What was counted in a corpus.
-
-    `hits`: layer -> uint32[rows], how often each global row was looked up; `samples`: one an order;
-    `joined`: documents were hashed as one stream.
-    """
-
-    layout: HashLayout
-    tokens: int
-    documents: int
-    joined: bool
-    hits: Mapping[int, NDArray[np.uint32]]
-    samples: tuple[NgramSample, ...]
-
-    def merge(self, other: Counts) -> Counts:
-        """The counts of both corpora, in new arrays. Raises MismatchError for another layout."""
-        if self.layout.fingerprint != other.layout.fingerprint or self.joined != other.joined:
-            raise MismatchError(
-                "counts of two layouts do not merge",
-                "count both corpora with the same vocabulary, geometry and --join-documents",
-            )
-        hits = {}
-        for layer, own in self.hits.items():
-            hits[layer] = own.copy()
-            kernels.add_hits(hits[layer], np.require(other.hits[layer], requirements=("C", "W")))
-        return Counts(
-            layout=self.layout,
-            tokens=self.tokens + other.tokens,
-            documents=self.documents + other.documents,
-            joined=self.joined,
-            hits=hits,
-            samples=tuple(
-                one.merge(two) for one, two in zip(self.samples, other.samples, strict=True)
-            ),
-        )
 
 
 class Task(Protocol):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from engram_cli.stats.collisions import ColumnStats, OrderStats, column_stats, order_stats
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.heads import clean_heads, row_hits
 from engram_cli.stats.ngrams import Names, top_ngrams, worst_rows
+from engram_cli.stats.totals import Counts
 from engram_cli.vocab.compress import CompressedVocab
 
 

@@ -21,11 +21,11 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.arrays import REMAKE, read_array, write_arrays
 from engram_cli.stats.collisions import ColumnStats, OrderStats
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.partial_files import read_partials, write_partials
 from engram_cli.stats.samples import sound_sample
 from engram_cli.stats.state import State
+from engram_cli.stats.totals import Counts
 from engram_cli.version import __version__
 
 FORMAT = "engram-stats"

@@ -16,8 +16,8 @@ from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats import kernels
 from engram_cli.stats.collisions import ideal_shared, sample_rows
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.totals import Counts
 
 _STEP = 2**17  # n-grams looked at together
 _BINS = 34

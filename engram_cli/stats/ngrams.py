@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collisions import sample_rows
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.totals import Counts
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.groups import Member, group, readable
 from engram_cli.vocab.lookup import HOLE

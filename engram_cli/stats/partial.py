@@ -14,13 +14,13 @@ from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.compare import Uncompressed
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.exact import ExactNgrams
 from engram_cli.stats.growth.collector import Growth
 from engram_cli.stats.locality.collector import Locality
 from engram_cli.stats.samples import samples_of, samples_state
 from engram_cli.stats.sources import Sources
 from engram_cli.stats.state import State, check, nested, part_of, scalar, take, take_scalar
+from engram_cli.stats.totals import Counts
 
 EXACT = "exact-"  # begins the name of the partial of exact counting of an order
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Looker
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import (
     LEAST_SAMPLE,
     MOST_SAMPLE,
@@ -41,6 +40,7 @@ from engram_cli.stats.state import (
     take_scalar,
     unsound,
 )
+from engram_cli.stats.totals import Counts
 
 MOST_SHOWN = 24  # sources, the last of them all others
 MOST_SOURCES = 128  # told apart

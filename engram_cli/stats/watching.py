@@ -10,7 +10,6 @@ from engram_cli.corpus.base import CorpusFile
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.compare import Uncompressed
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.exact import ExactNgrams, exact_ngrams
 from engram_cli.stats.growth.collector import Growth
@@ -19,6 +18,7 @@ from engram_cli.stats.locality.collector import Locality
 from engram_cli.stats.partial import partial_name
 from engram_cli.stats.sources import GROUPINGS, Sources, group_files
 from engram_cli.stats.state import State
+from engram_cli.stats.totals import Counts
 
 # Of the memory that is left, so much may go to exact counting: it is not ours alone.
 _EXACT_SHARE = 0.9

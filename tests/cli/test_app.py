@@ -26,6 +26,19 @@ def test_what_is_imported_stays_light(statement: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_counting_shows_that_it_loads_before_it_does() -> None:
+    """Libraries, kernels and the tokenizer take a second or two."""
+    code = (
+        "import sys; from engram_cli.cli import app, terminal\n"
+        "def start(self, what, total, unit):\n"
+        f"    print(what, [m for m in {HEAVY!r} if m in sys.modules]); sys.exit(7)\n"
+        "terminal.Terminal.start = start\n"
+        "sys.argv = ['engram', 'hash-stats', 'corpus.txt']; app.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("loading []\n", 7), done.stderr
+
+
 def test_module_and_script_are_the_same() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "engram_cli", "--version"],

@@ -43,6 +43,23 @@ def test_the_default_shows_growth_and_no_locality(corpus: Path) -> None:
     assert document["growth"][0]["tokens"][-1] == 40_000
 
 
+@pytest.mark.parametrize("option", [("--sample-size", "1000"), ("--exact",)])
+def test_this_corpus_has_the_ngrams_of_the_ngrams_table(
+    corpus: Path, option: tuple[str, ...]
+) -> None:
+    """The curve follows fewer n-grams, and would say another number."""
+    shown = [line.split() for line in run(corpus, *option).splitlines()]
+    document = json.loads((corpus / "engram-stats" / "stats.json").read_text())
+    for entry, curve in zip(document["orders"], document["growth"], strict=True):
+        assert entry["distinct"] != curve["distinct"][-1]
+        [row] = [
+            w for w in shown if w[:1] == [f"{entry['order']}"] and w[1:3] == ["this", "corpus"]
+        ]
+        assert row[3:5] == ["40.0", "k"]
+        assert row[5:7] == [f"{entry['distinct'] / 1000:.1f}", "k"]
+        assert row[7] == f"{100 * entry['distinct_error'] / entry['distinct']:.1f}"
+
+
 def test_no_growth_leaves_it_out(corpus: Path) -> None:
     assert "How many rows" not in run(corpus, "--no-growth")
     assert "growth" not in json.loads((corpus / "engram-stats" / "stats.json").read_text())
@@ -55,6 +72,8 @@ def test_a_held_out_part_is_looked_up_beside_the_rest(corpus: Path) -> None:
     assert document["tokens"] + held == 40_000
     assert held > 0
     assert f"{held:,} tokens held out" in shown
+    [head] = [line for line in shown.splitlines() if line.startswith("held out ")]
+    assert f"{held:,} tokens ({held / 400:.1f} %)" in head
     hot = document["locality"]["hot"][0]
     at = hot["rows_share"].index(0.2)
     assert f"{100 * hot['counted'][at]:.1f} ({100 * hot['held_out'][at]:.1f})" in shown

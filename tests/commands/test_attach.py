@@ -112,6 +112,11 @@ def test_the_arithmetic_is_right_and_comes_first(checkpoint: Path, table: Path) 
     full = Listener()
     written = attach_checkpoint(request(checkpoint, table), full)
     assert full.notes == listener.notes
+    for dry_run in (False, True):  # a dry run promises nothing that the run refuses
+        with pytest.raises(OutputError, match="already exists"):
+            attach_checkpoint(request(checkpoint, table, dry_run=dry_run))
+        with pytest.raises(InputError, match="--init-gate 'shut'"):
+            attach_checkpoint(request(checkpoint, table, dry_run=dry_run, init_gate="shut"))
     assert written.cost == result.cost
     dense = (checkpoint / "engram" / "dense.safetensors").stat().st_size
     assert 0 <= dense - result.cost.dense_bytes <= 8192

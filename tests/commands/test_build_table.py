@@ -17,8 +17,8 @@ from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.stats import folder
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import EVERYTHING, NgramSample
+from engram_cli.stats.totals import Counts
 from engram_cli.table.store import open_table
 from engram_cli.table.verify import verify_table
 from engram_cli.vocab.compress import CompressedVocab
@@ -276,15 +276,22 @@ def test_without_vocabulary_and_statistics_the_next_step_is_named(
     assert "compress-vocab" in caught.value.hint
 
 
-def test_an_existing_table_is_refused_before_anything_is_read(
-    request_: BuildTableRequest, monkeypatch: pytest.MonkeyPatch
+def test_an_existing_table_is_refused_and_hides_no_wrong_option(
+    request_: BuildTableRequest,
 ) -> None:
+    """By a dry run too, which would else promise what the build refuses."""
     first = build_table(request_)
+    for dry_run in (False, True):
+        request = replace(request_, dry_run=dry_run)
+        with pytest.raises(OutputError, match="already exists"):
+            build_table(request)
+        with pytest.raises(InputError, match="unknown dtype 'int7'"):
+            build_table(replace(request, dtype="int7"))
+        assert build_table(replace(request, force=True)).written is not dry_run
     request_.vocab.write_bytes(b"no parquet")
-    with pytest.raises(OutputError, match="already exists"):
-        build_table(request_)
-    with pytest.raises(ArtifactError):
-        build_table(replace(request_, force=True))
+    for force in (False, True):
+        with pytest.raises(ArtifactError):
+            build_table(replace(request_, force=force))
     assert open_table(request_.out).digest == first.digest
 
 

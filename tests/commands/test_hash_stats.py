@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import shutil
 import sys
@@ -198,3 +199,22 @@ def test_standard_input(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert piped.columns == run(here, sources=(here / "corpus/0.txt",), out=here / "two").columns
     assert piped.bytes is None
     assert heard.totals == [None]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz"])
+def test_a_byte_order_mark_is_no_text(name: str, here: Path) -> None:
+    """At the beginning of a file; anywhere else U+FEFF is a character."""
+    lines = ["an apple\n\na pear", "\ufeffa plum"]
+    text = "\n\n".join(lines)
+    if "jsonl" in name:
+        text = "".join(json.dumps({"text": line}, ensure_ascii=False) + "\n" for line in lines)
+    found = []
+    for mark in (b"", b"\xef\xbb\xbf"):
+        raw = mark + text.encode()
+        (here / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        found.append(run(here, sources=(here / name,), force=True, document_separator="\n\n"))
+    assert found[0].tokens == found[1].tokens > 5
+    assert found[0].columns == found[1].columns
+    (here / name).write_bytes(b"\xef\xbb\xbf\xef\xbb\xbf" + text.encode())
+    if name == "a.txt":
+        assert run(here, sources=(here / name,), force=True).tokens > found[0].tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands.counted import Heard, run
+from commands.counted import GEOMETRY, Heard, run
 from small_tokenizers import PROSE
 
 from engram_cli.commands import hash_stats as command
+from engram_cli.commands.geometry import Geometry
 from engram_cli.corpus import encode, stream
 from engram_cli.corpus.encode import FastEncoder
 from engram_cli.engines import work
@@ -41,6 +43,56 @@ def test_an_existing_folder_is_kept_unless_forced(here: Path) -> None:
     assert (here / "engram-stats" / "stats.json").read_bytes() == before
     run(here, sample_size=16, force=True)
     assert (here / "engram-stats" / "stats.json").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"geometry": Geometry(heads=0)}, "0 heads"),
+        ({"encoder": "slow"}, "unknown encoder 'slow'"),
+        ({"holdout": 1.5}, "--holdout 1.5"),
+        ({"group_by": "lang"}, "cannot be grouped by 'lang'"),
+    ],
+)
+def test_what_is_in_the_way_hides_no_wrong_option(
+    wrong: dict[str, Any], message: str, here: Path
+) -> None:
+    (here / "engram-stats").mkdir()
+    (here / "engram-stats" / "mine").touch()
+    with pytest.raises(InputError, match=message):
+        run(here, **wrong)
+    with pytest.raises(OutputError, match="already exists"):
+        run(here)
+
+
+def test_a_file_in_the_place_of_the_page_names_its_option(here: Path) -> None:
+    (here / "precious").write_text("mine")
+    with pytest.raises(OutputError, match="precious already exists") as caught:
+        run(here, report=here / "precious")
+    assert "--report to write elsewhere" in caught.value.hint
+    assert "--out" not in caught.value.hint
+    assert (here / "precious").read_text() == "mine"
+
+
+def test_choices_that_change_nothing_are_told(here: Path) -> None:
+    (here / "a.jsonl").write_text('{"text": "an apple"}\n')
+    np.save(here / "ids.npy", np.arange(9, dtype=np.int32))
+
+    def said(name: str, **options: Any) -> list[str]:
+        heard = Heard()
+        run(here, heard, sources=(here / name,), force=True, **options)
+        return [note for note in heard.notes if "nothing" in note]
+
+    separator = "--document-separator changes nothing: the corpus is jsonl"
+    assert said("a.jsonl", document_separator="\n\n", errors="replace") == [separator]
+    assert said("corpus", document_separator="\n\n", suffixes=(".txt",)) == []
+    [suffixes] = said("corpus/0.txt", suffixes=(".md",))
+    assert suffixes.startswith("--suffixes changes nothing: no folder was named")
+    found = said("ids.npy", field="text", ids_dtype="int32", document_end_id=1, encoder="fast")
+    assert [note.split()[0] for note in found] == [
+        *("--field", "--document-end-id", "--ids-dtype", "--tokenizer")
+    ]
+    assert said("ids.npy", geometry=dataclasses.replace(GEOMETRY, eos_id=None)) == []
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_counting(

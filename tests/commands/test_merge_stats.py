@@ -13,9 +13,9 @@ from stats.truth import count, layout_of, zipf_documents
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, OutputError
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import write_stats
+from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(101, 103, 10007, 10009), heads=2, layers=(1, 7))
 DOCUMENTS = zipf_documents(seed=4, count=12, length=40, size=50)
@@ -121,6 +121,8 @@ def test_what_does_not_merge_is_refused(tmp_path: Path) -> None:
         merge_stats(MergeStatsRequest(parts=(one,), out=out))
     with pytest.raises(InputError, match="no statistics folder"):
         merge_stats(MergeStatsRequest(parts=(one, tmp_path / "none"), out=out))
-    with pytest.raises(OutputError, match="already exists"):
+    with pytest.raises(MismatchError, match="another layout"):  # not hidden by what is in the way
         merge_stats(MergeStatsRequest(parts=(one, two), out=one))
+    with pytest.raises(OutputError, match="already exists"):
+        merge_stats(MergeStatsRequest(parts=(one, three), out=one))
     assert not out.exists()

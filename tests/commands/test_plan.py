@@ -18,11 +18,24 @@ from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.plan import Budget, PlanRequest, PlanResult, plan
 from engram_cli.commands.plan_file import read_plan
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
+from engram_cli.progress import Silent
 from engram_cli.stats.folder import read_stats
 from engram_cli.stats.growth.projection import project
 from engram_cli.table.planning.expectation import hot_rows
 from engram_cli.table.planning.hardware import HARDWARE, find_hardware
 from engram_cli.table.planning.placement import touched
+from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.parquet import write_vocab
+
+
+class Notes(Silent):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def planned(made: Made, **options: Any) -> PlanResult:
@@ -102,7 +115,12 @@ def test_budgets_in_bytes_parameters_and_shares(made: Made) -> None:
     assert 0.95 * 500_000 < by_params.params <= 500_000
     share = planned(made, budget=Budget(sparse_params=4_000_000, share=(0.1, 0.15)))
     assert share.geometry == by_params.geometry
-    for wrong in ({"memory": 1, "params": 1}, {"memory": 0}, {"share": (0.3, 0.2)}):
+    with pytest.raises(InputError, match="--share of nothing"):
+        Budget(params=500_000, share=(0.1, 0.15))
+    for wrong in (
+        *({"memory": 1, "params": 1}, {"memory": 0}, {"share": (0.2, 0.3)}),
+        {"sparse_params": 10**6, "share": (0.3, 0.2)},
+    ):
         with pytest.raises(InputError):
             Budget(**wrong)
     with pytest.raises(InputError, match="too few"):
@@ -173,6 +191,74 @@ def test_the_projection_is_the_curve_that_was_fitted() -> None:
     assert between is not None
     assert curve(1e5) < between.distinct < curve(1e6)
     assert project(entry | {"extrapolated": []}, 10**7) is None
+
+
+def with_curves(made: Made, curves: dict[int, list[float]]) -> int:
+    """Give the statistics growth curves by order, at an eighth, a quarter, half and all of the
+    tokens, which are returned; beyond, ten times the tokens hold four times the n-grams."""
+    path = made.stats / "stats.json"
+    document = json.loads(path.read_bytes())
+    tokens = document["tokens"]
+    document["growth"] = [
+        {
+            "order": order,
+            "tokens": [tokens // 8, tokens // 4, tokens // 2, tokens],
+            "distinct": curve,
+            "error": [4.0, 3.0, 2.0, 1.0],
+            "extrapolated": [
+                {"factor": f, "distinct": curve[-1] * g, "error": curve[-1] * g / 10}
+                for f, g in ((10, 4.0), (100, 15.0))
+            ],
+        }
+        for order, curve in curves.items()
+    ]
+    path.write_text(json.dumps(document))
+    return int(tokens)
+
+
+def test_below_the_corpus_the_measured_curve_is_followed(made: Made) -> None:
+    """Never more n-grams in fewer tokens, nor fewer long n-grams than short ones."""
+    known = {each.order: each.distinct for each in planned(made).expected}
+    tokens = with_curves(made, {2: [19, 40, 80, 120], 3: [18, 41, 79, 130]})
+    before = [0.0, 0.0]
+    for asked in [*range(1, tokens, 7), tokens - 1, tokens, tokens + 1, 2 * tokens]:
+        two, three = planned(made, tokens=asked).expected
+        assert two.distinct <= three.distinct <= asked
+        assert two.distinct >= before[0]
+        assert three.distinct >= before[1]
+        before = [two.distinct, three.distinct]
+        if asked <= tokens:
+            assert two.distinct <= known[2]
+            assert three.distinct <= known[3]
+    half, _ = planned(made, tokens=tokens // 2).expected
+    assert half.distinct == pytest.approx(80 / 120 * known[2])
+    early, _ = planned(made, tokens=tokens // 16).expected  # before the first point: by bounds
+    assert early.distinct_error > 0.1
+    assert 1.0 < early.distinct < tokens // 16
+
+
+def test_far_beyond_the_corpus_a_plan_says_how_little_it_knows(made: Made) -> None:
+    tokens = with_curves(made, {2: [30, 55, 80, 120], 3: [25, 60, 90, 130]})
+    for factor, told in ((1000, False), (1001, True)):
+        heard = Notes()
+        request = PlanRequest(stats=made.stats, tokens=factor * tokens)
+        two, _ = plan(request, heard).expected
+        said = [note for note in heard.notes if "orders of magnitude" in note]
+        assert bool(said) == told
+        if told:
+            assert f"2-grams {two.distinct_error / two.distinct:.0%}" in said[0]
+
+
+def test_another_vocabulary_than_that_of_the_statistics_is_refused(
+    made: Made, small_vocab: CompressedVocab
+) -> None:
+    other = made.folder / "other.parquet"
+    lookup = small_vocab.lookup.copy()
+    lookup[[5, 6]] = lookup[[6, 5]]
+    write_vocab(replace(small_vocab, lookup=lookup), other)
+    with pytest.raises(MismatchError, match=r"with another vocabulary \(.*other\.parquet"):
+        plan(PlanRequest(stats=made.stats, vocab=other))
+    assert planned(made).fingerprint == plan(PlanRequest(stats=made.stats)).fingerprint
 
 
 def test_without_statistics_there_are_bounds(made: Made) -> None:

@@ -6,12 +6,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from commands.made import Made
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.workspace import Workspace
-from engram_cli.errors import InputError, OutputError
+from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
 
@@ -28,6 +29,25 @@ def test_an_existing_page_is_refused_first(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         report(ReportRequest(stats=tmp_path / "none", out=page))
     assert page.read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["chunk", "no chunk", "sample"])
+def test_damaged_counts_are_not_drawn(damage: str, made: Made) -> None:
+    """Though the figures in stats.json are whole."""
+    page = made.folder / "report.html"
+    if damage == "sample":
+        (made.stats / "sample.parquet").write_bytes(b"PAR1")
+    else:
+        chunk = made.stats / "counters.zarr" / "1" / "c" / "0"
+        raw = bytearray(chunk.read_bytes())
+        raw[len(raw) // 2] ^= 0xFF
+        chunk.write_bytes(raw)
+        if damage == "no chunk":
+            chunk.unlink()
+    with pytest.raises(ArtifactError, match=r"counters\.zarr|sample\.parquet") as caught:
+        report(ReportRequest(stats=made.stats, out=page))
+    assert "engram hash-stats --force" in caught.value.hint
+    assert not page.exists()
 
 
 def test_counting_draws_the_page_that_report_draws(

@@ -324,6 +324,7 @@ def test_short_runs_write_none(here: Path) -> None:
         run(here, heard, checkpoint_seconds=30.0)
     assert not list(here.glob(".engram-stats*"))
     assert not any("kept" in note for note in heard.notes)
+    assert heard.notes[-1] == "no checkpoint was written yet: the same command begins anew"
 
 
 def test_an_error_in_the_corpus_leaves_the_checkpoint(here: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections import Counter
@@ -18,7 +19,7 @@ from engram_cli import write_vocab
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
 from engram_cli.commands.workspace import Workspace
-from engram_cli.corpus import stream
+from engram_cli.corpus import labels, stream
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.encode import Encoder, make_encoder
 from engram_cli.corpus.labels import NO_LABEL, labels_of
@@ -148,7 +149,7 @@ def test_values_that_are_no_labels(here: Path) -> None:
     (here / "a.jsonl").write_text('{"text": "an apple", "a": [1], "b": 7, "c": true}\n')
     with pytest.raises(CorpusError, match=r"line 1: field 'a' is a list, no label"):
         run(here, "a.jsonl", group_by="a")
-    for field, name in (("b", "7"), ("c", "true"), ("d", "(none)")):
+    for field, name in (("b", "7"), ("c", "true")):
         result = run(here, "a.jsonl", group_by=field, force=True)
         assert result.sections["sources"]["names"] == [name]
     pq.write_table(pa.table({"text": ["an apple"], "a": [[1]]}), here / "a.parquet")
@@ -159,6 +160,47 @@ def test_values_that_are_no_labels(here: Path) -> None:
     (here / "a.txt").write_text("an apple")
     with pytest.raises(InputError, match=r"a\.txt cannot be grouped by 'z': text has no fields"):
         run(here, "a.txt", group_by="z", force=True)
+
+
+def test_a_field_that_no_document_has_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before counting; one that a single document has, or has a null in, will do."""
+    lines = [{"text": "an apple", "meta": {"lang": "en"}} for _ in range(3)]
+    (here / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    (here / "b.jsonl").write_text(json.dumps({"text": "a pear", "origin": None}) + "\n")
+    with pytest.raises(CorpusError, match=r"no document has a field 'lang' .*fields: text, meta"):
+        run(here, "a.jsonl", group_by="lang")
+    assert not (here / "engram-stats").exists()
+    for field in ("origin", "meta.lang"):
+        result = run(here, "*.jsonl", group_by=field, force=True)
+        assert NO_LABEL in result.sections["sources"]["names"]
+    notes: list[str] = []
+    monkeypatch.setattr(labels, "_PATIENCE", 2)
+    monkeypatch.setattr(type(SILENT), "note", lambda self, text: notes.append(text))
+    with pytest.raises(CorpusError, match="no document has a field 'lang'"):
+        run(here, "*.jsonl", group_by="lang", force=True)
+    assert "the first 2 documents have no field 'lang': looking in the others" in notes
+    (here / "empty.jsonl").write_text("\n")
+    with pytest.raises(CorpusError, match="holds no token"):
+        run(here, "empty.jsonl", group_by="lang", force=True)
+
+
+def test_a_pipe_without_the_field_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = json.dumps({"text": "an apple"}).encode()
+    for field, fails in (("lang", True), ("text", False)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        request = HashStatsRequest(
+            sources=("-",),
+            format="jsonl",
+            group_by=field,
+            geometry=Geometry(heads=2, rows_per_head=(211,), layers=(1,), pad_id=2),
+            workspace=Workspace(here),
+        )
+        if fails:
+            with pytest.raises(CorpusError, match="no document has a field 'lang'"):
+                hash_stats(request)
+            assert not (here / "engram-stats").exists()
+        else:
+            assert hash_stats(request).sections["sources"]["names"] == ["an apple"]
 
 
 def test_too_many_values_are_told(here: Path) -> None:

@@ -17,9 +17,10 @@ from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.hashing.jit import kernel, prefetch
 from engram_cli.stats import counters, kernels
 from engram_cli.stats.count import count_blocks
-from engram_cli.stats.counters import FULL, ColumnTask, Counter, Counts, SamplingTask
+from engram_cli.stats.counters import ColumnTask, Counter, SamplingTask
 from engram_cli.stats.crew import Crew
 from engram_cli.stats.passage import Passage, Stretcher
+from engram_cli.stats.totals import FULL, Counts
 
 LAYOUT = layout_of(moduli=(101, 103, 107, 10007, 9973, 8209), heads=3, layers=(1, 4))
 DOCUMENTS = zipf_documents(seed=1, count=40, length=60, size=50)

@@ -11,10 +11,10 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import exact as module
 from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.count import count_blocks
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.figures import figures
+from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(601, 607, 2003, 2011, 2017, 2027), heads=2, orders=(2, 3, 4))
 

@@ -26,10 +26,10 @@ from engram_cli.errors import (
     LayoutError,
     OutputError,
 )
-from engram_cli.stats import arrays, counters, folder
+from engram_cli.stats import arrays, folder
 from engram_cli.stats.collisions import column_stats, order_stats
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.folder import read_stats, write_stats
+from engram_cli.stats.totals import FULL, Counts
 from engram_cli.vocab.compress import CompressedVocab
 
 LAYOUT = layout_of(moduli=(101, 103, 10007, 10009), heads=2, layers=(1, 7))
@@ -256,7 +256,7 @@ def test_full_counters_are_read_back(tmp_path: Path) -> None:
     fields = {name: getattr(counts, name) for name in counts.__slots__}
     hits = {layer: own.copy() for layer, own in counts.hits.items()}
     for entry in LAYOUT.layers:
-        hits[entry.layer][list(entry.offsets)] = counters.FULL
+        hits[entry.layer][list(entry.offsets)] = FULL
     full = Counts(**fields | {"hits": hits, "tokens": 2**33})
     columns = column_stats(full)
     assert [column.full_rows for column in columns] == [1] * 8

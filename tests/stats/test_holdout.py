@@ -13,9 +13,9 @@ from stats.truth import layout_of, zipf_documents
 from engram_cli.corpus.base import TokenBlock, cut_names
 from engram_cli.errors import InputError, TokenIdError
 from engram_cli.stats.count import count_blocks
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.passage import STRETCH, Stretcher, scrambled
+from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2)
 FILES = [zipf_documents(seed=seed, count=70, length=30, size=50) for seed in range(4)]

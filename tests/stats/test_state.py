@@ -21,13 +21,13 @@ from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_check
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.compare import Uncompressed
 from engram_cli.stats.count import Tally
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.exact import ExactNgrams, exact_ngrams
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.locality import Locality
 from engram_cli.stats.sources import Sources
 from engram_cli.stats.state import State
+from engram_cli.stats.totals import Counts
 
 PLAIN = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2, layers=(1, 4), eos_id=7)
 LAYOUT = replace(PLAIN, vocab_digest="sha256:0", lookup=np.arange(50, dtype=np.int32))

@@ -12,7 +12,7 @@ from engram_cli.hashing import reference
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import visible
 from engram_cli.stats.count import count_blocks
-from engram_cli.stats.counters import Counts
+from engram_cli.stats.totals import Counts
 
 MASK = 2**64 - 1
 

@@ -155,4 +155,6 @@ def _validated(column: pa.Array) -> pa.Array:
     return column
 
 
-READER = Reader(read=read, gives_text=gives_text, divide=divide, labels=True)
+READER = Reader(
+    read=read, gives_text=gives_text, divide=divide, labels=True, uses=("field", "errors")
+)

@@ -130,4 +130,4 @@ def _begins(
         yield begins
 
 
-READER = Reader(read=read, gives_text=never_text, divide=divide)
+READER = Reader(read=read, gives_text=never_text, divide=divide, uses=("ids_dtype",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,9 +19,56 @@ _LONGEST = 2**30  # bytes of a line: some packed kilobytes would fill the memory
 _BOM = b"\xef\xbb\xbf"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """A line that is a record: its number, the JSON text, the bytes of the file read for it."""
+
+    number: int
+    where: str
+    source: str
+    size: int
+
+    def record(self) -> dict[str, Any]:
+        """The object. Raises CorpusError."""
+        return _parse(self.source, self.where)
+
+
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
     """The text of each line; blank lines and nulls hold no document. Raises CorpusError."""
     field = options.field or TEXT_FIELD
+    for line in _lines(file, options):
+        record = line.record()
+        text = _text(record, field, line.where)
+        label = None
+        if options.label is not None:
+            found = _value(record, options.label)
+            label = label_of(None if found is _MISSING else found, options.label, line.where)
+        text = _mend_surrogates(text, options, line.where) if "\\u" in line.source else text
+        for index, piece in enumerate(pieces(text)):
+            yield Document(
+                file=file.name,
+                place=f"line {line.number}",
+                text=piece,
+                first=index == 0,
+                size=0 if index else line.size,
+                label=label,
+            )
+
+
+def fields_until(
+    file: CorpusFile, options: CorpusOptions, field: str
+) -> Iterator[list[str] | None]:
+    """The names in each record up to the first that has `field`, then None. Raises CorpusError."""
+    for line in _lines(file, options):
+        record = line.record()
+        if _value(record, field) is not _MISSING:
+            yield None
+            return
+        yield list(record)
+
+
+def _lines(file: CorpusFile, options: CorpusOptions) -> Iterator[_Line]:
+    """The lines that are not blank. Raises CorpusError."""
     offset = 0
     with unpacked(file) as (stream, spent):
         for number, line in enumerate(iter(partial(stream.readline, _LONGEST), b""), 1):
@@ -31,22 +79,7 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
             size = len(line)
             if not body.isspace():
                 source = decode_whole(body, file.name, offset + size - len(body), options.errors)
-                record = _parse(source, where)
-                text = _text(record, field, where)
-                label = None
-                if options.label is not None:
-                    found = _value(record, options.label)
-                    label = label_of(None if found is _MISSING else found, options.label, where)
-                text = _mend_surrogates(text, options, where) if "\\u" in source else text
-                for index, piece in enumerate(pieces(text)):
-                    yield Document(
-                        file=file.name,
-                        place=f"line {number}",
-                        text=piece,
-                        first=index == 0,
-                        size=0 if index else spent(size),
-                        label=label,
-                    )
+                yield _Line(number=number, where=where, source=source, size=spent(size))
             offset += size
 
 
@@ -110,4 +143,10 @@ def _mend_surrogates(text: str, options: CorpusOptions, where: str) -> str:
     return text
 
 
-READER = Reader(read=read, gives_text=gives_text, labels=True)
+READER = Reader(
+    read=read,
+    gives_text=gives_text,
+    labels=True,
+    fields_until=fields_until,
+    uses=("field", "errors"),
+)

@@ -54,4 +54,4 @@ def _header(file: CorpusFile, stream: BinaryIO) -> tuple[np.dtype[np.integer], i
     return dtype, tokens
 
 
-READER = Reader(read=read, gives_text=never_text, remark=remark)
+READER = Reader(read=read, gives_text=never_text, remark=remark, uses=("document_end_id",))

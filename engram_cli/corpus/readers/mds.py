@@ -261,4 +261,10 @@ def _locate(name: str, first: int, begins: NDArray[np.int64], index: int) -> str
     return f"{name}, sample {first + sample}, position {index - int(begins[sample])}"
 
 
-READER = Reader(read=read, gives_text=gives_text, divide=divide, lists=True)
+READER = Reader(
+    read=read,
+    gives_text=gives_text,
+    divide=divide,
+    lists=True,
+    uses=("field", "ids_dtype", "errors"),
+)

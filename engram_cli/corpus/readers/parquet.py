@@ -110,4 +110,6 @@ def _batch_rows(parquet: pq.ParquetFile) -> int:
     return min(max(_BATCH_BYTES // mean, 1), _BATCH_ROWS)
 
 
-READER = Reader(read=read, gives_text=gives_text, divide=divide, labels=True)
+READER = Reader(
+    read=read, gives_text=gives_text, divide=divide, labels=True, uses=("field", "errors")
+)

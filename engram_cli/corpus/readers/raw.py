@@ -48,5 +48,6 @@ def _dtype(stream: BinaryIO, size: int, options: CorpusOptions) -> np.dtype[np.i
     return np.dtype("<u4" if wide else "<u2")
 
 
-NANOGPT = Reader(read=read, gives_text=never_text, remark=remark)
-OLMO = Reader(read=read, gives_text=never_text, remark=remark)
+_USES = ("document_end_id", "ids_dtype")
+NANOGPT = Reader(read=read, gives_text=never_text, remark=remark, uses=_USES)
+OLMO = Reader(read=read, gives_text=never_text, remark=remark, uses=_USES)

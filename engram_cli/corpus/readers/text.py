@@ -26,4 +26,4 @@ def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
     return True
 
 
-READER = Reader(read=read, gives_text=gives_text)
+READER = Reader(read=read, gives_text=gives_text, uses=("document_separator", "errors"))

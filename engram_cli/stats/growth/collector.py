@@ -8,7 +8,6 @@ import numpy as np
 
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Looker, NgramWatcher, RowWatcher
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.distinct import table_entries
 from engram_cli.stats.growth.arrivals import (
     BINS,
@@ -21,6 +20,7 @@ from engram_cli.stats.growth.curve import Curve
 from engram_cli.stats.growth.partial import GrowthPartial, followed, read_partial
 from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, nested, numbered, part_of, take_into
+from engram_cli.stats.totals import Counts
 
 DEFAULT_SIZE = 2**14
 _BIN_SHIFT = np.uint64(64 - BINS.bit_length() + 1)

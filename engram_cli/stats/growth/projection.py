@@ -56,12 +56,23 @@ def project(entry: Mapping[str, Any], tokens: float) -> Projection | None:
 
 
 def _inside(entry: Mapping[str, Any], tokens: float, counted: float) -> Projection:
-    """Between the points of the curve, straight in the logarithms of both axes."""
-    at = math.log(max(tokens, 1.0))
+    """Between the points of the curve, straight in the logarithms of both axes.
+
+    Before its first point lies what two bounds allow: growth slows down, so the curve is above the
+    straight line from a single token on, and no token brings more than one n-gram. The middle of
+    them is given, half their distance as its error.
+    """
     xs = np.log(np.maximum(np.array(entry["tokens"], dtype=np.float64), 1.0))
-    ys = np.log(np.maximum(np.array(entry["distinct"], dtype=np.float64), 1.0))
+    met = np.maximum.accumulate(np.array(entry["distinct"], dtype=np.float64))
+    ys = np.log(np.maximum(met, 1.0))
+    at = math.log(max(tokens, 1.0))
+    factor = tokens / counted
+    if at < xs[0]:
+        most = min(max(tokens, 1.0), float(np.exp(ys[0])))
+        least = min(math.exp(float(ys[0]) * at / float(xs[0])), most)
+        return Projection(
+            distinct=math.sqrt(least * most), error=(most - least) / 2.0, factor=factor
+        )
     errors = np.array(entry["error"], dtype=np.float64)
-    distinct = min(math.exp(float(np.interp(at, xs, ys))), tokens)
-    return Projection(
-        distinct=distinct, error=float(np.interp(at, xs, errors)), factor=tokens / counted
-    )
+    distinct = min(math.exp(float(np.interp(at, xs, ys))), max(tokens, 1.0))
+    return Projection(distinct=distinct, error=float(np.interp(at, xs, errors)), factor=factor)

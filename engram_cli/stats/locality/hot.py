@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.counters import Counts
 from engram_cli.stats.locality import kernels
+from engram_cli.stats.totals import Counts
 
 # The shares of the rows that are looked at: 1, 2 and 5 of each power of ten.
 SHARES = (*(digit / 10**power for power in (4, 3, 2, 1) for digit in (1, 2, 5)), 1.0)
