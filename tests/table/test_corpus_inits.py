@@ -126,8 +126,10 @@ def test_passes_threads_and_blocks_change_no_byte(
         patch.setattr(tally, "STEP", step)
         patch.setattr(tally, "_LEAST", block)
         patch.setattr(tally, "PARTS_BITS", bits)
-        patch.setattr(buckets, "_SUM_BYTES", 4 * DIM << (bits % 4))
+        patch.setattr(tally, "_TABLE_BITS", 4 + bits)
+        patch.setattr(buckets, "_BUCKET_BITS", bits)
         patch.setattr(buckets, "_BLOCK", step)
+        patch.setattr(filled, "_TOGETHER", 1 + bits % 3)
         init = replace(spec.init, memory=room, threads=threads)
         cut = fill(
             folder / "cut.zarr", replace(spec, init=init, chunk_rows=chunk_rows), threads=threads
@@ -259,27 +261,87 @@ def test_pairs_are_united_exactly(kinds: int, seed: int) -> None:
     assert reference.united(flat[: 2 * count]) == expected
 
 
-@pytest.mark.parametrize("kind", [np.int32, np.int64])
-def test_sums_equal_their_twin(kind: type) -> None:
+@pytest.mark.parametrize("width", [1, 6, 16, 33, 64, 80, 112])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_sums_equal_their_twin(width: int, extreme: bool) -> None:
+    """Sums up to the last bit of an int32, and beyond it."""
     generator = np.random.default_rng(4)
-    vectors = generator.integers(-32767, 32768, (1 << 10, 33)).astype(np.int16)
+    padded = -(-width // 16) * 16
+    vectors = np.zeros((1 << 10, padded), dtype=np.int16)
+    vectors[:, :width] = generator.integers(-32767, 32768, (1 << 10, width))
+    vectors[:3, :width] = 32767
     entries = generator.integers(0, 1 << 10, 4000).astype(np.uint64)
-    entries |= generator.integers(0, 16, 4000).astype(np.uint64) << np.uint64(20)
-    largest = 16 if kind is np.int32 else 2**31
-    entries |= generator.integers(1, largest, 4000).astype(np.uint64) << np.uint64(32)
-    sums, hits = np.zeros((17, 33), dtype=kind), np.zeros(17, dtype=np.int64)
-    wanted, counts = np.zeros((17, 33), dtype=np.int64), np.zeros(17, dtype=np.int64)
-    kernels.add_entries(entries, vectors, sums, hits)
-    reference.add_entries(entries, vectors, wanted, counts)
+    entries |= generator.integers(1, 12, 4000).astype(np.uint64) << np.uint64(20)
+    entries |= generator.integers(0, 16, 4000).astype(np.uint64) << np.uint64(32)
+    if extreme:  # 65,536 counts on row 16, one more on row 17, each of the largest value
+        hot = np.full(17, 4095, dtype=np.uint64) << np.uint64(20)
+        hot[16] = 16 << 20
+        first, second = (hot | np.uint64(row << 32) for row in (16, 17))
+        second[16] = np.uint64(17 << 32 | 17 << 20)
+        entries = np.concatenate([first, entries, second])
+    begins, wanted_begins = np.empty((2, 21), dtype=np.int32)
+    values, wanted_values = np.empty((2, len(entries)), dtype=np.uint32)
+    kernels.sort_bucket(entries, begins, values)
+    reference.sort_bucket(entries, wanted_begins, wanted_values)
+    np.testing.assert_array_equal(begins, wanted_begins)
+    np.testing.assert_array_equal(values, wanted_values)
+    sums, wanted = np.ones((2, 19, width), dtype=np.int64)
+    hits, counts = np.ones((2, 19), dtype=np.int64)
+    kernels.add_rows(values, begins, vectors, sums, hits)
+    reference.add_rows(values, begins, vectors, wanted, counts)
     np.testing.assert_array_equal(sums, wanted)
     np.testing.assert_array_equal(hits, counts)
-    assert kernels.total(entries) == counts.sum()
-    mean = generator.normal(size=33)
-    got, expected = np.empty((2, 17, 33), dtype=np.float32)
-    kernels.finish(sums, hits, mean, 0.25, got)
-    reference.finish(sums, hits, mean, 0.25, expected)
+    if extreme:
+        assert (hits[16], hits[17]) == (2**16 + 1, 2**16 + 2)
+        assert sums[16, 0] == 2**16 * 32767 + 1
+    mean = generator.normal(size=width)
+    got, expected = np.empty((2, 19, width), dtype=np.float32)
+    kernels.fill_rows(values, begins, vectors, mean, 0.25, got)
+    reference.fill_rows(values, begins, vectors, mean, 0.25, expected)
     np.testing.assert_array_equal(got, expected)
-    assert not got[16].any()
+    assert not got[18].any()
+    kernels.finish(wanted, counts, mean, 0.25, got)
+    reference.finish(wanted, counts, mean, 0.25, expected)
+    np.testing.assert_array_equal(got, expected)
+
+
+@given(parts=st.integers(0, 6), slots=st.integers(1, 8), seed=st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_pairs_that_repeat_are_combined_and_none_is_lost(parts: int, slots: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    mix = generator.integers(0, 20, 900) << generator.integers(0, 50)
+    tokens = generator.integers(-1, 4, 900).astype(np.int32)
+    table, out = np.zeros(2 << slots, dtype=np.uint64), np.empty(2 * 901, dtype=np.uint64)
+    used = 0
+    for begin in (0, 400):
+        span = slice(begin, begin + 400 if begin == 0 else 900)
+        used = kernels.combine(mix[span], tokens[span], table, 64 - slots, out, used)
+    used = kernels.drain(table, out, used)
+    assert not table[1::2].any()
+    some = tokens >= 0
+    plain = np.stack([mix[some], tokens[some].astype(np.int64) << 32 | 1], axis=1).astype(np.uint64)
+    expected = reference.united(plain.reshape(-1))
+    assert reference.united(out[: 2 * used]) == expected
+    sizes = np.zeros(1 << parts, dtype=np.int64)
+    kernels.part_sizes(out[: 2 * used], 64 - parts, sizes) if parts else sizes.fill(used)
+    assert sizes.sum() == used
+    if parts:
+        dealt = np.empty(2 * used, dtype=np.uint64)
+        kernels.split(out[: 2 * used], 64 - parts, np.cumsum(sizes) - sizes, dealt)
+        assert reference.united(dealt) == expected
+
+
+def test_large_counts_are_dealt_out_in_several_entries() -> None:
+    pairs = np.array([[77, 5 << 32 | 4095], [77, 5 << 32 | 4096], [90, 6 << 32 | 9000]], np.uint64)
+    where = (53, 0, False, 0, 53, 4)
+    sizes = np.zeros(4, dtype=np.int64)
+    kernels.bucket_sizes(pairs.reshape(-1), *where, sizes)
+    entries = np.empty(int(sizes.sum()), dtype=np.uint64)
+    kernels.deal(pairs.reshape(-1), *where, np.cumsum(sizes) - sizes, entries)
+    assert sizes.tolist() == [0, 3, 3, 0]
+    found = [(int(e) >> 32, int(e) >> 20 & 0xFFF, int(e) & 0xFFFFF) for e in entries]
+    assert found[:3] == [(8, 4095, 5), (8, 4095, 5), (8, 1, 5)]
+    assert found[3:] == [(5, 4095, 6), (5, 4095, 6), (5, 810, 6)]
 
 
 def test_hot_rows_do_not_overflow(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ memory is bounded. Rows depend on none of that: every sum is one of integers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,13 +25,30 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.table.grid import PROJECTION_TYPE, ChunkedArray, chunked, projection_array
 from engram_cli.table.inits.base import Filler, Span
 from engram_cli.table.inits.corpus import kernels
-from engram_cli.table.inits.corpus.buckets import ColumnPart, ColumnVectors, map_pairs
+from engram_cli.table.inits.corpus.buckets import (
+    ColumnPart,
+    ColumnVectors,
+    deal_out,
+    map_pairs,
+)
+from engram_cli.table.inits.corpus.columns import DealtColumns, Spare
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
+from engram_cli.table.inits.corpus.jit import TOKEN_BITS
 from engram_cli.table.inits.corpus.tally import Occurrences, write_tally
 from engram_cli.table.inits.corpus.tokens import TokenFile
 
 _ENTRY = 8  # bytes of a pair in a bucket
 _LEAST_MEMORY = 64 * 2**20
+_TOGETHER = 2  # columns dealt out together: reading pairs for one alone took 3 ns each of 12
+
+
+class Kept:
+    """What one pass leaves to the next: memory, and how often each token follows another one."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.spare = Spare()
+        self.followed: NDArray[np.int64] | None = None
 
 
 class Part(Protocol):
@@ -56,14 +73,15 @@ class CorpusFill:
     memory: int = 2**30
     threads: int = 1
     progress: Progress = SILENT
+    kept: Kept = field(default_factory=Kept, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.memory < _LEAST_MEMORY:
             raise InputError(f"{self.memory} bytes of memory", "give 64MiB or more")
-        if self.layout.vocab_size > 1 << kernels.TOKEN_BITS:
+        if self.layout.vocab_size > 1 << TOKEN_BITS:
             raise InputError(
                 f"a vocabulary of {self.layout.vocab_size:,} tokens",
-                f"rows are filled from corpora of at most {1 << kernels.TOKEN_BITS:,} tokens",
+                f"rows are filled from corpora of at most {1 << TOKEN_BITS:,} tokens",
             )
         if self.file.largest >= self.embeddings.tokens:
             raise MismatchError(
@@ -167,18 +185,30 @@ class CorpusFill:
         followed = self.followed()
         plan = plan_layer(self.layout, entry)
 
-        def make(column: int) -> tuple[int, ColumnPart]:
-            vectors = column_vectors(self.embeddings, layer, column, dim, followed)
-            tally = tallies[self.layout.orders[column // self.layout.heads]]
-            return column, ColumnPart([map_pairs(tally)], plan, column, parts[column], vectors)
+        def deal(spans: Mapping[int, Span]) -> dict[int, ColumnPart]:
+            order = self.layout.orders[min(spans) // self.layout.heads]
+            vectors = {
+                column: column_vectors(self.embeddings, layer, column, dim, followed)
+                for column in spans
+            }
+            return deal_out([map_pairs(tallies[order])], plan, spans, vectors, self.kept.spare.take)
 
-        with ThreadPoolExecutor(self.threads) as pool:
-            made = dict(pool.map(make, parts))
-        yield partial(fill_columns, entry, made)
+        columns = DealtColumns(self._together(parts), deal, self.kept.spare)
+        yield partial(fill_columns, entry, columns.parts())
+
+    def _together(self, parts: Mapping[int, Span]) -> list[dict[int, Span]]:
+        """Columns that take each block of pairs while it is in the cache."""
+        groups = []
+        for _, own in groupby(sorted(parts), lambda column: column // self.layout.heads):
+            columns = list(own)
+            groups += [columns[at : at + _TOGETHER] for at in range(0, len(columns), _TOGETHER)]
+        return [{column: parts[column] for column in group} for group in groups]
 
     def followed(self) -> NDArray[np.int64] | None:
         """int64[V]: what the mean that is taken away is weighted by, None where none is."""
-        return self.occurrences.follower_counts() if self.name == "next-token" else None
+        if self.name == "next-token" and self.kept.followed is None:
+            self.kept.followed = self.occurrences.follower_counts()
+        return self.kept.followed
 
     @property
     def _key(self) -> str:

@@ -1,8 +1,8 @@
 """Numba kernels of the corpus-filled inits: windows in, n-gram tallies, buckets and row sums out.
 
 A pair is two uint64: the mix of an n-gram and `token << 32 | count`. An entry is what a bucket of
-rows keeps of it: `count << 32 | row in the bucket << 20 | token`. All sums are of integers, so that
-no order of work changes them. Twins: `corpus.reference`.
+rows keeps of it: `row in the bucket << 32 | value`, a value is `count << 20 | token`. All sums are
+of integers, so that no order of work changes them. Twins: `corpus.reference`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,36 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, uint32, uint64
 
-from engram_cli.hashing.jit import bits_of, kernel
-from engram_cli.table.jit import prefetch_read
+from engram_cli.hashing.jit import bits_of, kernel, prefetch
+from engram_cli.table.inits.corpus.jit import LANES, TOKEN_BITS, finish_16, sum_16, sum_32, sum_64
 
 TILE = 1024
-AHEAD = 12  # vectors that are asked for before they are needed
-TOKEN_BITS = 20
-ROW_BITS = 12
+START = np.uint32(2**31)  # as in `corpus.tokens`
+LINE = 8  # entries of a cache line
+MOST_TIMES = 2 ** (32 - TOKEN_BITS) - 1
+INT32_COUNTS = 2**16  # counts x 2**15 stay in an int32
 _TOKENS = (1 << TOKEN_BITS) - 1
-_ROWS = (1 << ROW_BITS) - 1
 _LOW = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15
 _OTHER = 0xC2B2AE3D27D4EB4F
 _ROUND = np.float64(2.0**52 + 2.0**51)
+
+
+@kernel("void(uint32[::1], boolean, int64[::1])")
+def count_words(words, joined, counts):  # type: ignore[no-untyped-def]
+    """Add the words [T] of a token file to `counts` [V]; documents' first tokens where `joined`."""
+    for j in range(words.size):
+        word = words[j]
+        if word < START:
+            counts[word] += 1
+        elif joined:
+            counts[word - START] += 1
+
+
+@kernel("uint64(uint64, uint64, int64)")
+def hashed(mix, value, shift):  # type: ignore[no-untyped-def]
+    """64 - `shift` bits that follow from a mix and the token of a value."""
+    return ((mix ^ ((value >> uint64(32)) * uint64(_OTHER))) * uint64(_GOLDEN)) >> uint64(shift)
 
 
 @kernel("void(int32[::1], uint8[::1], int64, int64[::1], int64, int64[::1])")
@@ -39,29 +56,58 @@ def mixes(x, seen, filler, multipliers, order, out):  # type: ignore[no-untyped-
             out[j] ^= token * multiplier
 
 
-@kernel("void(int64[::1], int32[::1], int64, int64[::1], uint16[::1])")
-def part_sizes(mix, tokens, shift, sizes, parts):  # type: ignore[no-untyped-def]
-    """The part of each pair of `mix` [T] and `tokens` [T] by its hash, added up in `sizes`.
+@kernel("int64(int64[::1], int32[::1], uint64[::1], int64, uint64[::1], int64)")
+def combine(mix, tokens, slots, shift, out, used):  # type: ignore[no-untyped-def]
+    """Add up the pairs of `mix` [T] and `tokens` [T] in `slots` [2 * S], 0 where free.
 
-    `shift` is 64 - log2(parts). Tokens below 0 are no pairs.
+    Those that make room for others go to `out` [2 * L] after the first `used`, T + 1 more at most;
+    gives how many it has then. `shift` is 64 - log2(S). Tokens below 0 are no pairs.
     """
     for j in range(mix.size):
-        z = (uint64(mix[j]) ^ (uint64(tokens[j]) * uint64(_OTHER))) * uint64(_GOLDEN)
-        parts[j] = z >> uint64(shift)
-    for j in range(mix.size):
-        if tokens[j] >= 0:
-            sizes[parts[j]] += 1
+        if tokens[j] < 0:
+            continue
+        key, value = uint64(mix[j]), uint64(tokens[j]) << uint64(32)
+        place = int64(hashed(key, value, shift)) * 2
+        older, held = slots[place], slots[place + 1]
+        same = (older == key) & ((held ^ value) <= uint64(_LOW)) & (held != uint64(0))
+        slots[place] = key
+        slots[place + 1] = held + uint64(1) if same else value | uint64(1)
+        # Written always and kept sometimes: no branch that would be guessed wrong.
+        out[2 * used] = older
+        out[2 * used + 1] = held
+        used += int64(not same) & int64(held != uint64(0))
+    return used
 
 
-@kernel("void(int64[::1], int32[::1], uint16[::1], int64[::1], uint64[::1])")
-def split(mix, tokens, parts, places, out):  # type: ignore[no-untyped-def]
-    """Put pairs into `out`, part by part, each counting once; `places` are the parts' next ones."""
-    for j in range(mix.size):
-        if tokens[j] >= 0:
-            place = places[parts[j]]
-            places[parts[j]] = place + 1
-            out[2 * place] = uint64(mix[j])
-            out[2 * place + 1] = (uint64(tokens[j]) << uint64(32)) | uint64(1)
+@kernel("int64(uint64[::1], uint64[::1], int64)")
+def drain(slots, out, used):  # type: ignore[no-untyped-def]
+    """Move all pairs of `slots` to `out`, as in `combine`."""
+    for slot in range(slots.size // 2):
+        if slots[2 * slot + 1]:
+            out[2 * used] = slots[2 * slot]
+            out[2 * used + 1] = slots[2 * slot + 1]
+            slots[2 * slot + 1] = 0
+            used += 1
+    return used
+
+
+@kernel("void(uint64[::1], int64, int64[::1])")
+def part_sizes(pairs, shift, sizes):  # type: ignore[no-untyped-def]
+    """Add to `sizes` [parts] the pairs [2 * n] of each part by hash; `shift`: 64 - log2(parts)."""
+    for i in range(pairs.size // 2):
+        sizes[int64(hashed(pairs[2 * i], pairs[2 * i + 1], shift))] += 1
+
+
+@kernel("void(uint64[::1], int64, int64[::1], uint64[::1])")
+def split(pairs, shift, places, out):  # type: ignore[no-untyped-def]
+    """Put pairs into `out`, part by part; `places` are the parts' next ones."""
+    for i in range(pairs.size // 2):
+        part = int64(hashed(pairs[2 * i], pairs[2 * i + 1], shift))
+        place = places[part]
+        places[part] = place + 1
+        out[2 * place] = pairs[2 * i]
+        out[2 * place + 1] = pairs[2 * i + 1]
+        prefetch(out, min(2 * place + LINE, out.size - 1))
 
 
 @kernel("int64(uint64[::1], uint64[::1], int64, uint64[::1])")
@@ -116,24 +162,34 @@ def rows_of(pairs, modulus, salt, fast, out):  # type: ignore[no-untyped-def]
 
 @kernel("void(uint64[::1], int64, int64, boolean, int64, int64, int64, int64[::1])")
 def bucket_sizes(pairs, modulus, salt, fast, begin, end, shift, sizes):  # type: ignore[no-untyped-def]
-    """Add to `sizes` [buckets] the pairs whose row is in begin..end-1, 2**shift rows a bucket."""
+    """Add to `sizes` [buckets] the entries that `deal` makes of the same pairs."""
     rows = np.empty(TILE, np.uint32)
     span = uint32(end - begin)
     for first in range(0, pairs.size // 2, TILE):
         width = min(TILE, pairs.size // 2 - first)
-        rows_of(pairs[2 * first : 2 * (first + width)], modulus, salt, fast, rows[:width])
+        part = pairs[2 * first : 2 * (first + width)]
+        rows_of(part, modulus, salt, fast, rows[:width])
         for j in range(width):
             local = uint32(rows[j] - uint32(begin))
             if local < span:
-                sizes[int64(local >> uint32(shift))] += 1
+                bucket = int64(local >> uint32(shift))
+                sizes[bucket] += 1
+                rest = int64(part[2 * j + 1] & uint64(_LOW)) - MOST_TIMES
+                while rest > 0:
+                    sizes[bucket] += 1
+                    rest -= MOST_TIMES
 
 
 @kernel("void(uint64[::1], int64, int64, boolean, int64, int64, int64, int64[::1], uint64[::1])")
-def scatter(pairs, modulus, salt, fast, begin, end, shift, places, entries):  # type: ignore[no-untyped-def]
-    """Put the same pairs into `entries`, bucket by bucket; `places` are their next ones."""
+def deal(pairs, modulus, salt, fast, begin, end, shift, places, entries):  # type: ignore[no-untyped-def]
+    """Put the pairs [2 * n] whose row is in begin..end-1 into `entries`, bucket by bucket.
+
+    2**shift rows a bucket; `places` are the buckets' next ones. A count beyond 4,095 makes several
+    entries.
+    """
     rows = np.empty(TILE, np.uint32)
     span = uint32(end - begin)
-    inside = uint64((int64(1) << shift) - 1)
+    inside = uint32((int64(1) << shift) - 1)
     for first in range(0, pairs.size // 2, TILE):
         width = min(TILE, pairs.size // 2 - first)
         part = pairs[2 * first : 2 * (first + width)]
@@ -143,51 +199,117 @@ def scatter(pairs, modulus, salt, fast, begin, end, shift, places, entries):  # 
             if local < span:
                 bucket = int64(local >> uint32(shift))
                 place = places[bucket]
-                places[bucket] = place + 1
                 value = part[2 * j + 1]
-                row = uint64(local) & inside
-                entries[place] = (
-                    (value << uint64(32)) | (row << uint64(TOKEN_BITS)) | (value >> uint64(32))
-                )
+                row = uint64(local & inside) << uint64(32)
+                token = row | (value >> uint64(32))
+                times = int64(value & uint64(_LOW))
+                while times > MOST_TIMES:
+                    entries[place] = token | (uint64(MOST_TIMES) << uint64(TOKEN_BITS))
+                    place += 1
+                    times -= MOST_TIMES
+                entries[place] = token | (uint64(times) << uint64(TOKEN_BITS))
+                places[bucket] = place + 1
+                prefetch(entries, min(place + LINE, entries.size - 1))
 
 
-@kernel("int64(uint64[::1])")
-def total(entries):  # type: ignore[no-untyped-def]
-    """The sum of the counts of `entries` [n]."""
-    found = uint64(0)
+@kernel("void(uint64[::1], int32[::1], uint32[::1])")
+def sort_bucket(entries, begins, values):  # type: ignore[no-untyped-def]
+    """The values of a bucket's `entries` [n] by their rows: those of row r are values[begins[r] :
+    begins[r + 1]]; `begins` [rows + 2]."""
+    for r in range(begins.size):
+        begins[r] = 0
     for i in range(entries.size):
-        found += entries[i] >> uint64(32)
-    return int64(found)
-
-
-@kernel(
-    "void(uint64[::1], int16[:, ::1], int32[:, ::1], int64[::1])",
-    "void(uint64[::1], int16[:, ::1], int64[:, ::1], int64[::1])",
-)
-def add_entries(entries, vectors, sums, hits):  # type: ignore[no-untyped-def]
-    """Add count x `vectors`[token] [V, w] of each entry [n] to its row of `sums` [R, w], and its
-    count to `hits` [R]. With int32 sums the counts of all entries must not exceed 2**16."""
-    width = vectors.shape[1]
-    flat = vectors.reshape(-1)
+        begins[int64(entries[i] >> uint64(32)) + 2] += 1
+    for r in range(1, begins.size):
+        begins[r] += begins[r - 1]
     for i in range(entries.size):
-        if i + AHEAD < entries.size:
-            ahead = int64(entries[i + AHEAD] & uint64(_TOKENS)) * width
-            for line in range(0, width, 32):
-                prefetch_read(flat, ahead + line)
-        entry = entries[i]
-        source = vectors[int64(entry & uint64(_TOKENS))]
-        row = int64((entry >> uint64(TOKEN_BITS)) & uint64(_ROWS))
-        target = sums[row]
-        count = sums.dtype.type(entry >> uint64(32))
-        hits[row] += int64(count)
-        for j in range(width):
-            target[j] += count * source[j]
+        row = int64(entries[i] >> uint64(32)) + 1
+        place = begins[row]
+        begins[row] = place + 1
+        values[place] = uint32(entries[i] & uint64(_LOW))
 
 
-@kernel(
-    "void(int32[:, ::1], int64[::1], float64[::1], float64, float32[:, ::1])",
-    "void(int64[:, ::1], int64[::1], float64[::1], float64, float32[:, ::1])",
-)
+@kernel("void(uint32[::1], int64, int64, int16[::1], int64, int64[::1])")
+def add_hot_row(values, begin, end, vectors, width, sums):  # type: ignore[no-untyped-def]
+    """Add count x vector of values[begin:end] to `sums` [w], however many they are."""
+    for i in range(begin, end):
+        count = int64(values[i] >> uint32(TOKEN_BITS))
+        first = int64(values[i] & uint32(_TOKENS)) * width
+        for j in range(sums.size):
+            sums[j] += count * int64(vectors[first + j])
+
+
+@kernel("void(uint32[::1], int32[::1], int16[:, ::1], float64[::1], float64, float32[:, ::1])")
+def fill_rows(values, begins, vectors, mean, scale, out):  # type: ignore[no-untyped-def]
+    """Rows [R, w]: (sum of count x `vectors` / sum of counts - mean) * scale, zero for no values.
+
+    Those of row r are values[begins[r] : begins[r + 1]]; `vectors` int16[V, W], W a multiple of 16
+    and at least w.
+    """
+    width, wanted = vectors.shape[1], out.shape[1]
+    flat, rows = vectors.reshape(vectors.size), out.reshape(out.size)
+    narrow = np.empty(width, np.int32)
+    wide = np.empty(wanted, np.int64)
+    blocks = wanted - wanted % LANES
+    for r in range(out.shape[0]):
+        begin, end, place = int64(begins[r]), int64(begins[r + 1]), r * wanted
+        if begin == end:
+            for j in range(place, place + wanted):
+                rows[j] = 0
+            continue
+        hits = int64(0)  # by a function of their own the next lines took 45 ns a row longer
+        at = int64(0)
+        while at + 64 <= width:
+            hits = sum_64(values, begin, end, flat, width, at, narrow)
+            at += 64
+        if at + 32 <= width:
+            hits = sum_32(values, begin, end, flat, width, at, narrow)
+            at += 32
+        if at < width:
+            hits = sum_16(values, begin, end, flat, width, at, narrow)
+        share = 1.0 / float64(hits)
+        if hits > INT32_COUNTS:
+            for j in range(wanted):
+                wide[j] = 0
+            add_hot_row(values, begin, end, flat, width, wide)
+            for j in range(wanted):
+                rows[place + j] = np.float32((float64(wide[j]) * share - mean[j]) * scale)
+            continue
+        for j in range(0, blocks, LANES):
+            finish_16(narrow, j, share, mean, scale, rows, place + j)
+        for j in range(blocks, wanted):
+            rows[place + j] = np.float32((float64(narrow[j]) * share - mean[j]) * scale)
+
+
+@kernel("void(uint32[::1], int32[::1], int16[:, ::1], int64[:, ::1], int64[::1])")
+def add_rows(values, begins, vectors, sums, hits):  # type: ignore[no-untyped-def]
+    """Add the same sums to `sums` [R, w], the counts to `hits` [R]."""
+    width, wanted = vectors.shape[1], sums.shape[1]
+    flat = vectors.reshape(vectors.size)
+    narrow = np.empty(width, np.int32)
+    for r in range(hits.size):
+        begin, end = int64(begins[r]), int64(begins[r + 1])
+        if begin == end:
+            continue
+        own, count = sums[r], int64(0)
+        at = int64(0)
+        while at + 64 <= width:
+            count = sum_64(values, begin, end, flat, width, at, narrow)
+            at += 64
+        if at + 32 <= width:
+            count = sum_32(values, begin, end, flat, width, at, narrow)
+            at += 32
+        if at < width:
+            count = sum_16(values, begin, end, flat, width, at, narrow)
+        hits[r] += count
+        if count > INT32_COUNTS:
+            add_hot_row(values, begin, end, flat, width, own)
+        else:
+            for j in range(wanted):
+                own[j] += int64(narrow[j])
+
+
+@kernel("void(int64[:, ::1], int64[::1], float64[::1], float64, float32[:, ::1])")
 def finish(sums, hits, mean, scale, out):  # type: ignore[no-untyped-def]
     """Rows [R, w] from sums: (sum / hits - mean) * scale, zero where nothing fell."""
     for i in range(out.shape[0]):

@@ -62,18 +62,46 @@ def rows_of(
     out[:] = np.remainder(pairs[0::2].view(np.int64) ^ np.int64(salt), np.int64(modulus))
 
 
-def add_entries(
-    entries: NDArray[np.uint64],
+def sort_bucket(
+    entries: NDArray[np.uint64], begins: NDArray[np.int32], values: NDArray[np.uint32]
+) -> None:
+    """The values of a bucket's entries [n] by row; `begins` [rows + 2], the last two equal n."""
+    rows = (entries >> np.uint64(32)).astype(np.int64)
+    values[: len(rows)] = entries[np.argsort(rows, kind="stable")] & np.uint64(0xFFFFFFFF)
+    begins[0] = 0
+    begins[1:] = np.cumsum(np.bincount(rows, minlength=len(begins) - 1))
+
+
+def add_rows(
+    values: NDArray[np.uint32],
+    begins: NDArray[np.int32],
     vectors: NDArray[np.int16],
-    sums: NDArray[np.signedinteger],
+    sums: NDArray[np.int64],
     hits: NDArray[np.int64],
 ) -> None:
-    """Add count x vectors[token] of each entry to its row of `sums`, and its count to `hits`."""
-    counts = (entries >> np.uint64(32)).astype(np.int64)
-    rows = ((entries >> np.uint64(20)) & np.uint64(0xFFF)).astype(np.int64)
-    tokens = (entries & np.uint64(0xFFFFF)).astype(np.int64)
-    np.add.at(sums, rows, counts[:, None] * vectors[tokens].astype(np.int64))
-    np.add.at(hits, rows, counts)
+    """Add count x vectors[token] [V, W] of row r's values to sums[r] [w], their counts to hits[r].
+
+    Its values are values[begins[r] : begins[r + 1]].
+    """
+    for r in range(len(hits)):
+        own = values[begins[r] : begins[r + 1]].astype(np.int64)
+        counts, tokens = own >> 20, own & 0xFFFFF
+        sums[r] += counts @ vectors[tokens, : sums.shape[1]].astype(np.int64)
+        hits[r] += counts.sum()
+
+
+def fill_rows(
+    values: NDArray[np.uint32],
+    begins: NDArray[np.int32],
+    vectors: NDArray[np.int16],
+    mean: NDArray[np.float64],
+    scale: float,
+    out: NDArray[np.float32],
+) -> None:
+    """Rows [R, w] from the same values: see `finish`."""
+    sums, hits = np.zeros(out.shape, dtype=np.int64), np.zeros(len(out), dtype=np.int64)
+    add_rows(values, begins, vectors, sums, hits)
+    finish(sums, hits, mean, scale, out)
 
 
 def finish(

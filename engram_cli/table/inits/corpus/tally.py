@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import local
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,14 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.inits.base import Span
 from engram_cli.table.inits.corpus import kernels
-from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
+from engram_cli.table.inits.corpus.tokens import START, TokenFile, split_starts
 
 STEP = 2**18  # tokens hashed at a time by one thread
-PARTS_BITS = 11
+PARTS_BITS = 10
 _LEAST_SLOTS = 4
+# 2**15 slots, 512 KB, let 37 and 49 % of 2- and 3-gram pairs through, 2**17 33 and 45 %, but those
+# are no longer in the L2 cache: 18 and 20 ns a token instead of 6 and 12.
+_TABLE_BITS = 15
 _WHOLE = 2**24  # pairs of the largest block: 268 MB; 63 M pairs at once unite 8 % further
 _LEAST = 2**16
 
@@ -55,11 +59,9 @@ class Occurrences:
         counts = np.zeros(self.layout.vocab_size, dtype=np.int64)
         words = self.file.map()
         for begin in range(0, len(words), STEP):
-            ids, starts = split_starts(words[begin : begin + STEP])
-            follows = np.ones(len(ids), dtype=bool) if self.joined else ~starts
-            if begin == 0:
-                follows[:1] = False
-            counts += np.bincount(ids[follows], minlength=len(counts))
+            kernels.count_words(np.array(words[begin : begin + STEP]), self.joined, counts)
+        if len(words) and (self.joined or words[0] < START):
+            counts[words[0] & np.uint32(START - 1)] -= 1  # it follows nothing
         return counts
 
 
@@ -80,10 +82,11 @@ def write_tally(
     lags = what.lags(order)
     most = min(max(memory // (2 * 16 * len(lags)), _LEAST), _WHOLE)
     reader = _Reader(what, layer, order, what.file.map())
+    uniter = _Uniter(min(most, what.file.tokens), len(lags), threads)
     with path.open("wb", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
         for begin in range(0, what.file.tokens, most):
             end = min(begin + most, what.file.tokens)
-            for pairs in _united(reader, _steps(begin, end), pool):
+            for pairs in uniter.united(reader, _steps(begin, end), pool):
                 file.write(pairs.data)
             progress.advance(end - begin)
 
@@ -118,8 +121,9 @@ def stretch_pairs(
     """
     reader = _Reader(what, layer, order, words)
     begin, end = stretch.begin - stretch.first, stretch.end - stretch.first
+    uniter = _Uniter(end - begin, len(reader.lags), 1)
     with ThreadPoolExecutor(1) as pool:
-        return np.concatenate(list(_united(reader, _steps(begin, end), pool)))
+        return np.concatenate(list(uniter.united(reader, _steps(begin, end), pool)))
 
 
 def _steps(begin: int, end: int) -> list[Span]:
@@ -176,37 +180,59 @@ class _Reader:
         return hasher.push(ids[older:], starts=starts[older:])
 
 
-def _united(
-    reader: _Reader, spans: list[tuple[int, int]], pool: ThreadPoolExecutor
-) -> Iterator[NDArray[np.uint64]]:
-    """The pairs of the spans, parted by their hash so that a part fits in the L2 cache."""
-    shift = 64 - PARTS_BITS
+class _Uniter:
+    """Unites the pairs of blocks of a token file; its memory is kept from block to block."""
 
-    def measure(span: tuple[int, int]) -> NDArray[np.int64]:
-        sizes = np.zeros(1 << PARTS_BITS, dtype=np.int64)
-        parts = np.empty(span[1] - span[0], dtype=np.uint16)
-        for mix, tokens in reader.pairs(span):
-            kernels.part_sizes(mix, tokens, shift, sizes, parts)
-        return sizes
+    def __init__(self, tokens: int, lags: int, threads: int) -> None:
+        """`tokens`: of a block at most; each adds `lags` pairs at most."""
+        self._threads = threads
+        self._bits = min(max((tokens * lags).bit_length(), _LEAST_SLOTS), _TABLE_BITS)
+        self._tables = [np.zeros(2 << self._bits, dtype=np.uint64) for _ in range(threads)]
+        share = min(-(-tokens // threads) + STEP, tokens) * lags + 1
+        self._lists = [np.empty(2 * share, dtype=np.uint64) for _ in range(threads)]
+        self._out = np.empty(2 * tokens * lags, dtype=np.uint64)
+        self._own = local()
 
-    sizes = np.stack(list(pool.map(measure, spans)))
-    begins = np.cumsum(sizes.sum(axis=0)) - sizes.sum(axis=0)
-    places = begins + np.cumsum(sizes, axis=0) - sizes
-    out = np.empty(2 * int(sizes.sum()), dtype=np.uint64)
+    def united(
+        self, reader: _Reader, spans: list[Span], pool: ThreadPoolExecutor
+    ) -> Iterator[NDArray[np.uint64]]:
+        """The pairs of the spans, parted by their hash so that a part fits in the L2 cache.
 
-    def place(index: int) -> None:
-        spare = np.zeros(1 << PARTS_BITS, dtype=np.int64)
-        parts = np.empty(spans[index][1] - spans[index][0], dtype=np.uint16)
-        for mix, tokens in reader.pairs(spans[index]):
-            kernels.part_sizes(mix, tokens, shift, spare, parts)
-            kernels.split(mix, tokens, parts, places[index], out)
+        Each is valid until the next call.
+        """
+        threads, shift = range(self._threads), 64 - PARTS_BITS
 
-    list(pool.map(place, range(len(spans))))
+        def combine(thread: int) -> NDArray[np.uint64]:
+            return self._combined(reader, spans[thread :: self._threads], thread)
 
-    def unite(begin: int, size: int) -> NDArray[np.uint64]:
+        def split(thread: int) -> None:
+            kernels.split(lists[thread], shift, places[thread], self._out)
+
+        def measure(pairs: NDArray[np.uint64]) -> NDArray[np.int64]:
+            sizes = np.zeros(1 << PARTS_BITS, dtype=np.int64)
+            kernels.part_sizes(pairs, shift, sizes)
+            return sizes
+
+        lists = list(pool.map(combine, threads))
+        sizes = np.stack(list(pool.map(measure, lists)))
+        whole = sizes.sum(axis=0)
+        begins = np.cumsum(whole) - whole
+        places = begins + np.cumsum(sizes, axis=0) - sizes
+        list(pool.map(split, threads))
+        yield from pool.map(self._unite, begins.tolist(), whole.tolist())
+
+    def _combined(self, reader: _Reader, spans: list[Span], thread: int) -> NDArray[np.uint64]:
+        """The pairs of the spans, most of what repeats soon added up already."""
+        slots, out, used = self._tables[thread], self._lists[thread], 0
+        for span in spans:
+            for mix, tokens in reader.pairs(span):
+                used = kernels.combine(mix, tokens, slots, 64 - self._bits, out, used)
+        return out[: 2 * kernels.drain(slots, out, used)]
+
+    def _unite(self, begin: int, size: int) -> NDArray[np.uint64]:
         bits = max(int(size * 3 // 2).bit_length(), _LEAST_SLOTS)
-        slots = np.zeros(2 << bits, dtype=np.uint64)
-        part = out[2 * begin : 2 * (begin + size)]
-        return part[: 2 * kernels.unite(part, slots, 64 - bits, part)]
-
-    yield from pool.map(unite, begins.tolist(), sizes.sum(axis=0).tolist())
+        slots = getattr(self._own, "slots", None)
+        if slots is None or len(slots) < 2 << bits:
+            slots = self._own.slots = np.zeros(2 << bits, dtype=np.uint64)
+        part = self._out[2 * begin : 2 * (begin + size)]
+        return part[: 2 * kernels.unite(part, slots[: 2 << bits], 64 - bits, part)]

@@ -1,0 +1,102 @@
+"""The columns of a pass: dealt out when their rows are first asked for, forgotten after the last.
+
+In: the pairs of each order, and what columns a pass covers. Out: rows. Few columns are held at a
+time, and their memory is used again: on a virtual machine, fresh pages took 11 to 19 ns for the 8
+bytes of an entry that 12 ns were enough to hash, deal out, sort and sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.table.inits.base import Span
+from engram_cli.table.inits.corpus.buckets import ColumnPart
+
+Deal = Callable[[Mapping[int, Span]], dict[int, ColumnPart]]
+
+
+class Spare:
+    """Buffers that are free to be used again."""
+
+    def __init__(self) -> None:
+        """None at first."""
+        self._lock = Lock()
+        self._free: list[NDArray[np.uint64]] = []
+
+    def take(self, size: int) -> NDArray[np.uint64]:
+        """At least `size` numbers; the smallest buffer that does, else a new one for the largest
+        that does not."""
+        with self._lock:
+            self._free.sort(key=len)
+            for index, buffer in enumerate(self._free):
+                if len(buffer) >= size:
+                    return self._free.pop(index)
+            if self._free:
+                self._free.pop()
+        return np.empty(size + size // 16, dtype=np.uint64)
+
+    def give(self, buffer: NDArray[np.uint64]) -> None:
+        """What `take` gave, once it is used no more."""
+        with self._lock:
+            self._free.append(buffer)
+
+
+@dataclass(slots=True)
+class _Group:
+    """Columns that are dealt out together; `left`: rows of each that were not asked for yet."""
+
+    spans: dict[int, Span]
+    left: dict[int, int]
+    lock: Lock
+    parts: dict[int, ColumnPart] | None = None
+
+
+class DealtColumns:
+    """Some rows of some columns."""
+
+    def __init__(self, groups: Sequence[Mapping[int, Span]], deal: Deal, spare: Spare) -> None:
+        """`groups`: the rows of columns that are dealt out together by `deal`, by column."""
+        self._deal, self._spare = deal, spare
+        self._groups: dict[int, _Group] = {}
+        for spans in groups:
+            left = {column: end - begin for column, (begin, end) in spans.items()}
+            group = _Group(dict(spans), left, Lock())
+            self._groups |= dict.fromkeys(spans, group)
+
+    def parts(self) -> dict[int, DealtColumn]:
+        """What fills each column."""
+        return {column: DealtColumn(self, column) for column in self._groups}
+
+    def fill(self, column: int, first: int, out: NDArray[np.float32]) -> None:
+        """Write the rows from `first` (counted in the column) into `out` float32[n, w].
+
+        A row may be asked for once.
+        """
+        group = self._groups[column]
+        with group.lock:
+            if group.parts is None:
+                group.parts = self._deal(group.spans)
+            part = group.parts[column]
+        part.fill(first, out)
+        with group.lock:
+            group.left[column] -= len(out)
+            if not group.left[column]:
+                del group.parts[column]
+                self._spare.give(part.release())
+
+
+@dataclass(frozen=True, slots=True)
+class DealtColumn:
+    """One of them."""
+
+    columns: DealtColumns
+    column: int
+
+    def fill(self, first: int, out: NDArray[np.float32]) -> None:
+        """Write the rows from `first` (counted in the column) into `out` float32[n, w]."""
+        self.columns.fill(self.column, first, out)
