@@ -9,22 +9,17 @@ from typing import Annotated, Any
 import typer
 
 from engram_cli.cli.configured import load_config
+from engram_cli.sizes import read_size
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
-_NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMGT]I?)?B?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
     """A count or a number of bytes: 646400, 16M, 5GB, 64MiB."""
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None:
-        raise typer.BadParameter(f"'{text}' is not a number such as 646400, 16M or 5GB")
-    value = float(match[1].replace("_", "")) * (_UNITS | _BINARY)[(match[2] or "").upper()]
-    if value != int(value):
-        raise typer.BadParameter(f"'{text}' is not a whole number")
-    return int(value)
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

@@ -1,0 +1,284 @@
+"""Which rows lie where: what was asked, a bundle's hits and free memory in, a placement out.
+
+Decided before anything is allocated, and in bytes: what does not fit is refused. Nothing falls back
+to another tier than was asked, and `Placement.lines` say what came of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import InputError
+from engram_cli.formats.bundle_spec import BundleSpec
+from engram_cli.runtime.tiers.disk_rows import SCRATCH_BYTES
+from engram_cli.runtime.tiers.hot_set import hot_set_bytes
+from engram_cli.runtime.tiers.hottest import Hottest, hottest
+from engram_cli.runtime.tiers.row_cache import slot_bytes
+from engram_cli.runtime.tiers.source import record_layout
+from engram_cli.sizes import read_size
+
+Cold = Literal["none", "host", "disk"]
+TIERS = ("hbm", "host", "disk")
+DEFAULT_CACHE_BYTES = 4 * 2**30  # of all layers, where rows lie on disk and no size is given
+LEAST_CACHE_BYTES = 2**20  # of a layer
+_KNOWN = (
+    "give hbm, host or disk; or budgets for a part of them: hbm=20GB, host=64GB, "
+    "hbm=20GB,host=64GB, hbm=20GB,disk"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What was asked for. Budgets in bytes; a tier without one takes what it must.
+
+    `hbm` None: a hot set is not wanted, or everything (`cold` "none"). `host`: of all layers' rows,
+    or of the cache over those on disk. `cold` None: "host" where the rows fit `host`, else "disk".
+    """
+
+    hbm: int | None = None
+    host: int | None = None
+    cold: Cold | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Free:
+    """Bytes that may be used: on the device and in host memory."""
+
+    hbm: int
+    host: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPlacement:
+    """A layer: `hot_rows` int64 ascending lie in HBM, all rows in the `cold` tier.
+
+    `cold` is "none" where all rows lie in HBM, and `hot_rows` are empty then. `cache_bytes`: of
+    host memory over rows on disk.
+    """
+
+    layer: int
+    hot_rows: NDArray[np.int64]
+    cold: Cold
+    cache_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """What was resolved. Bytes of all layers together by tier, staging included.
+
+    `caught`: the share of the counted look-ups that the hot rows serve, None without hits.
+    """
+
+    spec: BundleSpec
+    layers: Mapping[int, LayerPlacement]
+    hbm_bytes: int
+    host_bytes: int
+    disk_bytes: int
+    caught: float | None = None
+
+    @property
+    def cold(self) -> Cold:
+        """Where the rows that are not hot lie, the same in all layers."""
+        return next(iter(self.layers.values())).cold
+
+    def lines(self) -> list[str]:
+        """What was resolved, to read: a line for each tier that is used."""
+        rows = sum(self.spec.rows(layer) for layer in self.layers)
+        if self.cold == "none":
+            return [f"hbm: all {rows:,} rows, {self.hbm_bytes:,} bytes"]
+        return [*self._hot_lines(rows), *self._cold_lines(rows)]
+
+    def _hot_lines(self, rows: int) -> Iterator[str]:
+        hot = sum(len(own.hot_rows) for own in self.layers.values())
+        if hot:
+            caught = "" if self.caught is None else f", {self.caught:.1%} of the counted look-ups"
+            yield (
+                f"hbm: the {hot:,} hottest of {rows:,} rows ({hot / rows:.1%}{caught}), "
+                f"{self.hbm_bytes:,} bytes with their index and staging"
+            )
+        else:
+            yield f"hbm: no rows, {self.hbm_bytes:,} bytes of staging"
+
+    def _cold_lines(self, rows: int) -> Iterator[str]:
+        if self.cold == "host":
+            yield f"host: all {rows:,} rows, {self.host_bytes:,} bytes"
+            return
+        yield f"host: a cache of rows, {self.host_bytes:,} bytes at most"
+        yield f"disk: all {rows:,} rows, {self.disk_bytes:,} bytes in the bundle's files"
+
+
+def parse_placement(text: str) -> Wanted:
+    """Read "hbm", "host", "disk" or budgets such as "hbm=20GB,host=64GB". Raises InputError."""
+    sizes: dict[str, int | None] = {}
+    for part in text.split(","):
+        name, given, size = (each.strip() for each in part.partition("="))
+        tier = name.lower()
+        if tier not in TIERS or tier in sizes:
+            raise _unknown(text, f"'{name}' twice" if tier in sizes else f"no tier '{name}'")
+        try:
+            sizes[tier] = read_size(size) if given else None
+        except ValueError as error:
+            raise _unknown(text, str(error)) from None
+    return _wanted(text, sizes)
+
+
+def _wanted(text: str, sizes: Mapping[str, int | None]) -> Wanted:
+    if sizes.get("disk") is not None:
+        raise _unknown(text, "the disk takes no size; that of the cache over it is host=SIZE")
+    if "hbm" in sizes and sizes["hbm"] is None:
+        if len(sizes) > 1:
+            raise _unknown(text, "hbm without a size takes all rows, and leaves none")
+        return Wanted(cold="none")
+    if "disk" in sizes:
+        if "host" in sizes and sizes["host"] is None:
+            raise _unknown(text, "host without a size takes all rows, and leaves none")
+        return Wanted(hbm=sizes.get("hbm"), host=sizes.get("host"), cold="disk")
+    host = sizes.get("host")
+    return Wanted(hbm=sizes.get("hbm"), host=host, cold="host" if host is None else None)
+
+
+def _unknown(text: str, why: str) -> InputError:
+    return InputError(f"placement '{text}': {why}", _KNOWN)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staging:
+    """Bytes that records on their way take, of all layers together."""
+
+    hbm: int = 0
+    host: int = 0
+
+
+def resolve(
+    spec: BundleSpec,
+    hits: Mapping[int, NDArray[np.uint32]] | None,
+    wanted: Wanted,
+    free: Free,
+    *,
+    staging: Staging | None = None,
+) -> Placement:
+    """Decide where the rows of all layers lie. `hits`: uint32[rows] by layer, as the bundle has.
+
+    Hot rows of all layers are chosen together, the most hit first, of equals the lower row number,
+    then the earlier layer; rows without a hit are never hot. Raises InputError, with the bytes, for
+    what does not fit in `free`, and for a hot set without hits to choose it by.
+    """
+    staging = staging or Staging()
+    if wanted.cold == "none" or (wanted.hbm is not None and wanted.hbm >= spec.table_bytes):
+        return _checked(_all_in_hbm(spec), free)
+    hot = Hottest(rows=dict.fromkeys(spec.layers, _NOTHING), caught=None)
+    hbm_bytes = staging.hbm
+    if wanted.hbm is not None:
+        index = sum(hot_set_bytes(spec.rows(layer)) for layer in spec.layers)
+        room = wanted.hbm - index - staging.hbm
+        hot = _choose(spec, hits, room, wanted.hbm)
+        hbm_bytes += index + sum(map(len, hot.rows.values())) * record_layout(spec).record_bytes
+    cold, caches = _cold(spec, wanted, staging)
+    return _checked(
+        Placement(
+            spec=spec,
+            layers={
+                layer: LayerPlacement(
+                    layer=layer, hot_rows=hot.rows[layer], cold=cold, cache_bytes=caches[layer]
+                )
+                for layer in spec.layers
+            },
+            hbm_bytes=hbm_bytes,
+            host_bytes=staging.host + _host_bytes(spec, cold, caches),
+            disk_bytes=spec.table_bytes if cold == "disk" else 0,
+            caught=hot.caught,
+        ),
+        free,
+    )
+
+
+_NOTHING: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+
+def _all_in_hbm(spec: BundleSpec) -> Placement:
+    layers = {
+        layer: LayerPlacement(layer=layer, hot_rows=_NOTHING, cold="none") for layer in spec.layers
+    }
+    return Placement(
+        spec=spec, layers=layers, hbm_bytes=spec.table_bytes, host_bytes=0, disk_bytes=0
+    )
+
+
+def _choose(
+    spec: BundleSpec, hits: Mapping[int, NDArray[np.uint32]] | None, room: int, budget: int
+) -> Hottest:
+    """The hot rows that fit in `room` bytes of HBM."""
+    if hits is None:
+        raise InputError(
+            f"a budget of {budget:,} bytes of HBM for rows of {spec.table_bytes:,}, and the bundle "
+            "has no hits to choose the hot ones by",
+            "build the table with engram build-table --stats and attach it again, or give "
+            "placement=host",
+        )
+    size = record_layout(spec).record_bytes
+    if room < size:
+        raise InputError(
+            f"a budget of {budget:,} bytes of HBM holds no row: index and staging take "
+            f"{budget - room:,}, a row {size:,}",
+            "give more, or leave the hot set out with placement=host",
+        )
+    return hottest({layer: hits[layer] for layer in spec.layers}, room // size)
+
+
+def _cold(spec: BundleSpec, wanted: Wanted, staging: Staging) -> tuple[Cold, dict[int, int]]:
+    """Where all rows lie, and the cache of each layer."""
+    all_rows = _record_bytes(spec) + staging.host
+    if wanted.cold == "host" or (wanted.cold is None and (wanted.host or 0) >= all_rows):
+        return "host", dict.fromkeys(spec.layers, 0)
+    total = DEFAULT_CACHE_BYTES
+    if wanted.host is not None:
+        total = wanted.host - staging.host - SCRATCH_BYTES
+    rows = sum(spec.rows(layer) for layer in spec.layers)
+    size = slot_bytes(record_layout(spec).record_bytes)
+    caches = {
+        layer: min(total * spec.rows(layer) // rows, spec.rows(layer) * size)
+        for layer in spec.layers
+    }
+    least = min(LEAST_CACHE_BYTES, *(spec.rows(layer) * size for layer in spec.layers))
+    if min(caches.values()) < least:
+        raise InputError(
+            f"{wanted.host or 0:,} bytes of host memory are too few for the caches of "
+            f"{len(spec.layers)} layers beside {staging.host + SCRATCH_BYTES:,} bytes of staging",
+            f"give {staging.host + SCRATCH_BYTES + _least_caches(spec):,} or more",
+        )
+    return "disk", caches
+
+
+def _least_caches(spec: BundleSpec) -> int:
+    rows = [spec.rows(layer) for layer in spec.layers]
+    return -(-LEAST_CACHE_BYTES * sum(rows) // min(rows))
+
+
+def _host_bytes(spec: BundleSpec, cold: Cold, caches: Mapping[int, int]) -> int:
+    return _record_bytes(spec) if cold == "host" else sum(caches.values()) + SCRATCH_BYTES
+
+
+def _record_bytes(spec: BundleSpec) -> int:
+    """The bytes of all layers' records."""
+    size = record_layout(spec).record_bytes
+    return sum(spec.rows(layer) for layer in spec.layers) * size
+
+
+def _checked(placement: Placement, free: Free) -> Placement:
+    """Raises InputError where a tier has less free than the placement takes."""
+    for name, needed, there, other in (
+        ("HBM", placement.hbm_bytes, free.hbm, "a budget of HBM (hbm=SIZE) or placement=host"),
+        ("host memory", placement.host_bytes, free.host, "a budget (host=SIZE) or placement=disk"),
+    ):
+        if needed > there:
+            raise InputError(
+                f"the rows need {needed:,} bytes of {name}, {there:,} are free: "
+                f"{needed - there:,} too many",
+                f"give {other}",
+            )
+    return placement
