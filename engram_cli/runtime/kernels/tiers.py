@@ -52,14 +52,14 @@ def _rank(rows, hot, word, words, ranks):
 
 
 @triton.jit
-def _count(counted, live, hot, HOT: tl.constexpr):
-    """Add the hot and the other rows of a program to int64[2]."""
+def _count(counted, live, hot, BELOW: tl.constexpr, HOT: tl.constexpr):
+    """Add the hot rows of a program to int64[3], and the others at BELOW."""
     asked = tl.sum(live.to(tl.int32))
     if HOT:
         warm = tl.sum(hot.to(tl.int32))
         tl.atomic_add(counted, warm.to(tl.int64), sem="relaxed")
         asked -= warm
-    tl.atomic_add(counted + 1, asked.to(tl.int64), sem="relaxed")
+    tl.atomic_add(counted + BELOW, asked.to(tl.int64), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -73,7 +73,7 @@ def read_kernel(
     hot_scales,
     words,
     ranks,
-    counted,  # int64 [2]
+    counted,  # int64 [3]
     count,
     DIM: tl.constexpr,
     TABLE_STRIDE: tl.constexpr,
@@ -99,7 +99,7 @@ def read_kernel(
         is_hot, word = _is_hot(row, live, words)
         place = tl.where(is_hot, _rank(row, is_hot, word, words, ranks), place)
     if not SLOTS:
-        _count(counted, live, is_hot, HOT)
+        _count(counted, live, is_hot, 2, HOT)
     for chunk in tl.static_range(CHUNKS):
         column = chunk * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
         valid = live[:, None]
@@ -151,7 +151,7 @@ def keys_kernel(
     if HOT:
         is_hot, _ = _is_hot(row, live, words)
         row = tl.where(is_hot, height, row)
-    _count(counted, live, is_hot, HOT)
+    _count(counted, live, is_hot, 1, HOT)
     tl.store(keys + lane, row.to(keys.dtype.element_ty), mask=live)
 
 

@@ -37,7 +37,8 @@ class Shelves:
     """Where rows are read: those in `hot_set` in `hot` [H, record_bytes] by rank, others in `cold`.
 
     `cold` [n, record_bytes] lies on the device, or pinned on the host, and is indexed by row number
-    or by the slots of a call. `counted` int64[2] on the device: hot and other rows asked for.
+    or by the slots of a call. `counted` int64[3] on the device: rows asked for that were hot,
+    that were staged, each as often as it was asked for, and that were read in place.
     """
 
     form: RecordForm
@@ -63,7 +64,7 @@ def read(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> N
         records = shelves.cold.index_select(0, index.masked_fill(is_hot, 0))
         records[is_hot] = hot[rank[is_hot]]
     if slots is None:
-        _count(shelves, rows)
+        _count(shelves, rows, 2)
     every = torch.arange(len(rows), device=out.device)
     out.copy_(dequantise(shelves.form.table(records), every, out.dtype))
 
@@ -74,16 +75,15 @@ def cold_keys(rows: Tensor, shelves: Shelves, height: int) -> Tensor:
     Sorting then puts hot rows last.
     """
     dtype = torch.int32 if height < 2**31 else torch.int64
-    _count(shelves, rows)
+    _count(shelves, rows, 1)
     if shelves.hot_set is None:
         return rows.to(dtype)
     return torch.where(shelves.hot_set.rank(rows) >= 0, height, rows).to(dtype)
 
 
-def _count(shelves: Shelves, rows: Tensor) -> None:
-    if shelves.hot_set is None:
-        shelves.counted[1] += len(rows)
-        return
-    hot = (shelves.hot_set.rank(rows) >= 0).sum()
+def _count(shelves: Shelves, rows: Tensor, below: int) -> None:
+    hot: int | Tensor = 0
+    if shelves.hot_set is not None:
+        hot = (shelves.hot_set.rank(rows) >= 0).sum()
     shelves.counted[0] += hot
-    shelves.counted[1] += len(rows) - hot
+    shelves.counted[below] += len(rows) - hot

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engram_cli.runtime import ops
 from engram_cli.runtime.tiers.ring import Block
-from engram_cli.runtime.tiers.streams import Mark
+from engram_cli.runtime.tiers.streams import Mark, lend
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.store import TieredRows
@@ -77,6 +77,7 @@ class _Piece:
         block.copied.hold_back(store.device)
         staged = replace(store.shelves, cold=block.staging)
         ops.read_tiers(staged, self.rows, self.slots, out)
+        lend(block.staging, self.slots, self.rows)
         self.block = self.slots = None
 
 
@@ -91,25 +92,31 @@ class _Layer:
 
 
 class Reads:
-    """The reads of a call: `rows` int64[..., C] of each of `stores`, begun at once."""
+    """The reads of a call, begun at once: rows int64[..., C] of each place that has a store."""
 
-    def __init__(self, stores: Sequence[TieredRows], rows: Sequence[Tensor]) -> None:
+    def __init__(
+        self, stores: Mapping[int, TieredRows], rows: Sequence[Tensor] | Tensor
+    ) -> None:
+        self.stores = stores
         self._layers: dict[int, _Layer] = {}
         self._waiting: deque[_Piece] = deque()
-        self.stores = stores
-        try:
-            for place, (store, of) in enumerate(zip(stores, rows, strict=True)):
-                self._layers[place] = self._begin(store, of.to(store.device))
-            self._send()
-        except BaseException:
-            self.drop()
-            raise
+        self._expected: tuple[Tensor, Tensor, Callable[[bool], None]] | None = None
+        self._start(rows)
+
+    def expect(self, rows: Tensor, same: Tensor, tell: Callable[[bool], None]) -> None:
+        """Where `same`, one bool on the device, is False, `rows` are meant instead.
+
+        It is read, and told, when the first layer takes its vectors: nothing waits for it before.
+        """
+        self._expected = rows, same, tell
 
     def take(self, place: int) -> Tensor:
         """[..., C x dim]: the vectors of a layer, once. Raises what its source raised."""
+        self._keep_or_renew()
         layer, store = self._layers.pop(place), self.stores[place]
         if layer.vectors is not None and layer.mark is not None:
             layer.mark.hold_back(store.device)
+            lend(layer.vectors, layer.rows)
             return layer.vectors
         out = store.empty(layer.rows)
         flat, begin = out.view(-1, store.width), 0
@@ -122,6 +129,26 @@ class Reads:
             self._drop(layer)
             raise
         return out
+
+    def _keep_or_renew(self) -> None:
+        """Begin anew where rows were asked for ahead that are not those of the call."""
+        if self._expected is None:
+            return
+        (rows, same, tell), self._expected = self._expected, None
+        kept = bool(same)
+        tell(kept)
+        if not kept:
+            self.drop()
+            self._start(rows)
+
+    def _start(self, rows: Sequence[Tensor] | Tensor) -> None:
+        try:
+            for place, store in self.stores.items():
+                self._layers[place] = self._begin(store, rows[place].to(store.device))
+            self._send()
+        except BaseException:
+            self.drop()
+            raise
 
     def drop(self) -> None:
         """Forget what was not taken; its memory is free when this returns."""

@@ -80,7 +80,7 @@ class TieredRows(nn.Module):
         self.shelves = Shelves(
             form=self.form,
             cold=cold.records if isinstance(cold, HostRows) else self._nothing,
-            counted=torch.zeros(2, dtype=torch.int64, device=self.device),
+            counted=torch.zeros(3, dtype=torch.int64, device=self.device),
             hot=None if hot is None else _fetch(cold, hot, self.device),
             hot_set=None if hot is None else hot_set(hot, cold.rows, self.device),
         )
@@ -102,7 +102,7 @@ class TieredRows(nn.Module):
         """`forward`, not to be traced. Raises RuntimeAttachError, and what the source raises."""
         if self.reads_in_place(rows):
             return self.in_place(rows)
-        return Reads([self], [rows]).take(0)
+        return Reads({0: self}, [rows]).take(0)
 
     def in_place(self, rows: Tensor) -> Tensor:
         """`forward`, cold rows read where they lie, by what is launched on the current stream."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 class Mark:
@@ -56,6 +57,13 @@ class Side:
     def mark(self) -> Mark:
         """The point that this stream has reached when all launched so far is done."""
         return Mark(None if self._stream is None else self._stream.record_event())
+
+
+def lend(*tensors: Tensor) -> None:
+    """Tell torch that the current stream uses memory that may be another's."""
+    for tensor in tensors:
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
 def is_captured(device: torch.device) -> bool:
