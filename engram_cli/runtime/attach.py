@@ -20,6 +20,8 @@ from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.decoder import Decoder, find_decoder
 from engram_cli.runtime.hooks import hook, memories_at
 from engram_cli.runtime.memory import Memory
+from engram_cli.runtime.tiers import building
+from engram_cli.runtime.tiers.placement import Placement
 
 NAME = "engram"  # of the first memory, and of the attribute that holds it
 _OTHER_MODEL = "make a bundle for this model with engram attach"
@@ -35,6 +37,7 @@ def attach(
     rows_trainable: bool | None = None,
     sparse_gradients: bool = False,
     rows_device: torch.device | str | None = None,
+    placement: str = "hbm",
     verify: bool = False,
 ) -> Memory:
     """Attach the bundle in a folder to `model`, which from then on carries it as `model.engram`.
@@ -43,30 +46,33 @@ def attach(
     cannot be found. Dense weights take the dtype and device of their layer; rows keep the table's
     dtype and lie on `rows_device`, by default the layer's. `sparse_gradients` gives the rows sparse
     gradients, `rows_trainable=False` freezes them; quantised rows are always frozen, and to ask for
-    more is an error. `verify` checks every byte of the bundle. A fresh bundle changes no output.
-    Raises RuntimeAttachError when the model is not one the bundle
-    was made for, has a smaller vocabulary than its tokenizer, or carries a memory of
-    this name already.
+    more is an error. `placement`: where rows lie instead, "host", "disk" or budgets such as
+    "hbm=20GB,host=64GB"; such rows are frozen (docs/reference/placement.md). `verify` checks every
+    byte of the bundle. A fresh bundle changes no output. Raises RuntimeAttachError when the model
+    is not one the bundle was made for, has a smaller vocabulary than its tokenizer, or carries a
+    memory of this name already; InputError for rows that do not fit.
     """
     attribute = _attribute(name)
     bundle = read_bundle(bundle_dir, verify=verify)
     decoder = find_decoder(model, layers)
     _check(model, decoder, bundle, attribute)
     _check_vocabulary(model, bundle)
-    trainable = _trainable(bundle, rows_trainable, sparse_gradients)
     spec = bundle.spec
-    modules = {}
-    for layer in spec.layers:
-        dtype, device = _home(decoder.layers[spec.index(layer)])
-        modules[layer] = loading.module(
-            bundle,
-            layer,
-            device=device,
-            dtype=dtype,
-            rows_device=device if rows_device is None else torch.device(rows_device),
-            trainable=trainable,
-            sparse=sparse_gradients,
-        )
+    homes = {layer: _home(decoder.layers[spec.index(layer)]) for layer in spec.layers}
+    rows_homes = homes
+    if rows_device is not None:
+        rows_homes = {
+            layer: (dtype, torch.device(rows_device)) for layer, (dtype, _) in homes.items()
+        }
+    placed = building.resolve_for(bundle, placement, {i: home[1] for i, home in rows_homes.items()})
+    trainable = _trainable(bundle, placed, rows_trainable, sparse_gradients)
+    rows = loading.all_rows(
+        bundle, placed, rows_homes, trainable=trainable, sparse=sparse_gradients
+    )
+    modules = {
+        layer: loading.module(bundle, layer, rows[layer], device=device, dtype=dtype)
+        for layer, (dtype, device) in homes.items()
+    }
     hashed = loading.hash_tensors(
         spec.layout,
         spec.layers,
@@ -75,6 +81,7 @@ def attach(
     )
     memory = Memory(attribute, spec, hashed, modules)
     memory.hits = loading.hits(bundle)
+    memory.asked, memory.placement = placement, placed
     memory.train(model.training)
     hook(memory, decoder)
     model.add_module(attribute, memory)
@@ -95,6 +102,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         for handle in memory.handles:
             handle.remove()
         memory.handles.clear()
+        memory.close()
     for parent in list(model.modules()):
         for attribute, child in list(parent.named_children()):
             if id(child) in leaving:
@@ -196,12 +204,18 @@ def _check_vocabulary(model: nn.Module, bundle: Bundle) -> None:
         )
 
 
-def _trainable(bundle: Bundle, asked: bool | None, sparse: bool) -> bool:
-    """Whether rows are trained. Raises RuntimeAttachError where quantised ones should be."""
-    if bundle.spec.row_type.scales is None:
+def _trainable(bundle: Bundle, placed: Placement, asked: bool | None, sparse: bool) -> bool:
+    """Whether rows are trained. Raises RuntimeAttachError where those should be that cannot."""
+    floats = bundle.spec.row_type.scales is None
+    if floats and placed.cold == "none":
         return asked is not False
     if asked or sparse:
         what = "rows_trainable=True" if asked else "sparse_gradients=True"
+        if floats:
+            raise RuntimeAttachError(
+                f"{what}: rows placed on {placed.cold} are frozen",
+                "leave it out to train the gates alone, or attach with placement='hbm'",
+            )
         raise RuntimeAttachError(
             f"{what}: the rows of {bundle.folder} are {bundle.spec.dtype}, which has no gradient",
             "leave it out to train the gates alone, or attach a table of floats "

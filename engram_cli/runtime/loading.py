@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from engram_cli.formats.tensors import Array
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import (
+    AnyRows,
     MemoryModule,
     MultiHeadEmbedding,
     Rows,
@@ -22,6 +23,9 @@ from engram_cli.runtime.modules.base import (
     load_dense,
 )
 from engram_cli.runtime.reference import HashTensors
+from engram_cli.runtime.tiers import building
+from engram_cli.runtime.tiers.placement import Placement
+from engram_cli.runtime.tiers.store import TieredRows
 from engram_cli.vocab.lookup import HOLE
 
 # e8m0 bytes stay bytes: not every torch has their dtype.
@@ -126,20 +130,32 @@ def rows_of(
     )
 
 
-def module(
+def all_rows(
     bundle: Bundle,
-    layer: int,
+    placement: Placement,
+    homes: Mapping[int, tuple[torch.dtype, torch.device]],
     *,
-    device: torch.device,
-    dtype: torch.dtype,
-    rows_device: torch.device,
     trainable: bool,
     sparse: bool,
+) -> dict[int, AnyRows]:
+    """The rows of all layers where they were placed; `homes`: each layer's dense dtype, and the
+    device of its rows.
+    """
+    if placement.cold != "none":
+        return {**building.stores_of(bundle, placement, homes)}
+    return {
+        layer: rows_of(bundle, layer, device, trainable=trainable, sparse=sparse)
+        for layer, (_, device) in homes.items()
+    }
+
+
+def module(
+    bundle: Bundle, layer: int, rows: AnyRows, *, device: torch.device, dtype: torch.dtype
 ) -> MemoryModule:
-    """A layer's module: dense weights in `dtype` on `device`, the table on `rows_device`."""
+    """A layer's module: dense weights in `dtype` on `device`, and its rows."""
     spec = bundle.spec
-    rows = rows_of(bundle, layer, rows_device, trainable=trainable, sparse=sparse)
-    offsets = torch.tensor(spec.layout.layer(layer).offsets, device=rows_device)
+    held = rows.device if isinstance(rows, TieredRows) else rows.weight.device
+    offsets = torch.tensor(spec.layout.layer(layer).offsets, device=held)
     with torch.device("meta"):
         built = MODULES.load(spec.module.kind)(spec, MultiHeadEmbedding(rows, offsets))
     load_dense(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,18 @@ from engram_cli.runtime import ops
 from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_positions
 from engram_cli.runtime.fixed_state import FixedState
 from engram_cli.runtime.gathering import LookBack
-from engram_cli.runtime.modules.base import MemoryModule
+from engram_cli.runtime.modules.base import AnyRows, MemoryModule
 from engram_cli.runtime.recording import is_recorded
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.state import KEEP, State, cache_length, keep_on, new_state, state_of
 from engram_cli.runtime.tables import FLOATS, Table
+from engram_cli.runtime.tiers.reads import Reads
+from engram_cli.runtime.tiers.serving import Counters, Tiers
+from engram_cli.runtime.tiers.store import TieredRows
 from engram_cli.vocab.lookup import HOLE
+
+if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.placement import Placement
 
 _BUFFERS = ("lookup", "multipliers", "columns")
 _CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
@@ -37,8 +43,9 @@ class Step:
     """One forward call under way: T new positions of B sequences after `state`'s.
 
     `rows` int64[L, B, T, C], or their vectors [L, B, T, C x dim]; `keep` bool[B, T], False at
-    padding; `age` int64[B, T], earlier positions of the same document; `done` the layers that ran,
-    `conv` their convolutions' inputs.
+    padding; `age` int64[B, T], earlier positions of the same document; `reads`: the vectors that
+    are on their way from other tiers; `done` the layers that ran, `conv` their convolutions'
+    inputs.
     """
 
     tokens: Tensor
@@ -48,6 +55,7 @@ class Step:
     age: Tensor | None
     state: State
     cache: Any
+    reads: Reads | None = None
     done: set[int] = field(default_factory=set)
     conv: dict[int, Tensor] = field(default_factory=dict)
 
@@ -79,14 +87,65 @@ class Memory(nn.Module):
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
         self.handles: list[Any] = []
         self.active = True
+        self.asked = "hbm"  # the placement asked for, and what was resolved
+        self.placement: Placement | None = None
+        self.tiers = self._find_tiers()
         self._local = _Local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_local"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_local", "tiers")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
+        self.tiers = self._find_tiers()
         self._local = _Local()
+
+    def _find_tiers(self) -> Tiers | None:
+        """The stores of those layers whose rows lie in tiers, None where none do."""
+        rows = [cast(MemoryModule, m).multi_head_embedding.embedding for m in self.layers.values()]
+        stores = {place: own for place, own in enumerate(rows) if isinstance(own, TieredRows)}
+        return Tiers(stores) if stores else None
+
+    @property
+    def counters(self) -> Counters:
+        """What was read from which tier since the memory was attached; waits for the device.
+
+        All zero where all rows lie in HBM, which nothing counts.
+        """
+        return Counters() if self.tiers is None else self.tiers.counters()
+
+    def prefetch(
+        self,
+        ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        position_ids: Tensor | None = None,
+    ) -> None:
+        """Ask for the rows that the next forward call with these arguments will need.
+
+        `ids` int64[B, T], the others as the model takes them. A call that turns out to need other
+        rows gets its own. Where all rows lie in HBM nothing is done. Raises RuntimeAttachError,
+        TokenIdError.
+        """
+        if self.tiers is None or not self.active:
+            return
+        call = Call(0, ids, None, attention_mask, past_key_values, positions=position_ids)
+        with torch.no_grad():
+            self.tiers.prefetch(self._begin(merge_calls([call])).rows)
+
+    def replace_rows(self, rows: dict[int, AnyRows]) -> None:
+        """Put other rows into all layers; those in tiers are let go of."""
+        for layer, own in rows.items():
+            cast(MemoryModule, self.layers[str(layer)]).multi_head_embedding.embedding = own
+        earlier, self.tiers = self.tiers, self._find_tiers()
+        if earlier is not None:
+            earlier.close()
+
+    def close(self) -> None:
+        """Let go of rows in tiers, of their memory and threads, for good."""
+        if self.tiers is not None:
+            self.tiers.close()
 
     def extra_repr(self) -> str:
         """What is printed of it."""
@@ -109,7 +168,11 @@ class Memory(nn.Module):
         calls.append(call)
         if is_owner:
             self._local.step = None
-            self._local.step = self._begin(merge_calls(calls))
+            step = self._begin(merge_calls(calls))
+            # A compiler sees one operator where a layer needs its rows.
+            if self.tiers is not None and not torch.compiler.is_compiling():
+                step.reads = self.tiers.start(step.rows)
+            self._local.step = step
 
     def leave(self, depth: int, is_owner: bool, output: Any) -> None:
         """The call ended; `output` is None when it failed, and then nothing is remembered."""
@@ -118,6 +181,8 @@ class Memory(nn.Module):
             calls.pop()
         if is_owner:
             step, self._local.step = self._local.step, None
+            if step is not None and step.reads is not None:
+                step.reads.drop()
             if step is not None and output is not None:
                 self._remember(step, output)
 
@@ -134,7 +199,10 @@ class Memory(nn.Module):
         if cache is not None:
             step.cache = cache
         history = step.state.conv_history(layer)
-        rows = step.rows[self.places[layer]]
+        place = self.places[layer]
+        rows = step.rows[place]
+        if step.reads is not None and place in step.reads:
+            rows = step.reads.take(place)
         summed: Tensor
         summed, inputs = self.layers[str(layer)](
             hidden,
@@ -186,24 +254,27 @@ class Memory(nn.Module):
         if self.spec.packed:
             age = document_ages(call, past, ids).to(seen.device)
             seen = torch.minimum(seen, age + 1)
-        tables = self._tables(hashed.lookup.device)
-        if tables is None or age is not None:
+        if age is not None or not ops.has_kernels(hashed.lookup.device):
             rows = ops.hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
         else:
             back = LookBack(dead=dead) if not history.shape[1] else _ring(history, carry, dead)
-            rows = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
+            tables = self._tables(hashed.lookup.device)
+            if tables is None:
+                rows = ops.find_rows(hashed, ids, back)
+            else:
+                rows = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
         return Step(
             tokens=tokens, seen=seen, rows=rows, keep=keep, age=age, state=state, cache=call.cache
         )
 
     def _tables(self, device: torch.device) -> list[Table] | None:
         """The layers' tables where one operator on `device` can look all of them up."""
-        if not ops.has_kernels(device):
-            return None
         modules = [cast(MemoryModule, module) for module in self.layers.values()]
-        if any(module.multi_head_embedding.embedding.sparse for module in modules):
-            return None
-        tables = [module.multi_head_embedding.embedding.table() for module in modules]
+        tables = []
+        for rows in (module.multi_head_embedding.embedding for module in modules):
+            if isinstance(rows, TieredRows) or rows.sparse:
+                return None
+            tables.append(rows.table())
         first = tables[0]
         for table in tables:
             if table.values.device != device or not table.is_like(first):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,8 +26,11 @@ from engram_cli.formats.row_types import FLOAT_DTYPES
 from engram_cli.formats.tensors import Array, physical_dtype
 from engram_cli.runtime import loading
 from engram_cli.runtime.attach import memory_of
+from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.modules.base import HELD
+from engram_cli.runtime.modules.base import HELD, MemoryModule
+from engram_cli.runtime.tiers import building
+from engram_cli.runtime.tiers.store import TieredRows
 from engram_cli.version import __version__
 
 _PIECE_BYTES = 64 * 2**20
@@ -63,26 +66,50 @@ def save_engram(
 
 
 def load(
-    model: nn.Module, folder: str | Path, *, name: str | None = None, verify: bool = False
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    placement: str | None = None,
+    verify: bool = False,
 ) -> Memory:
     """Give the memory that `model` carries the weights of the bundle in a folder, in place.
 
-    Optimisers keep their parameters. `verify` checks every byte first. Raises MismatchError for a
-    bundle of another layout or module; with none attached, use `attach`.
+    Optimisers keep their parameters. With a `placement`, and where rows are not in HBM, rows are
+    placed anew, beside those before, which then go: as `placement` says, else as when they were
+    attached. `verify` checks every byte first. Raises MismatchError for a bundle of another layout
+    or module, InputError for rows that do not fit; with none attached, use `attach`.
     """
     memory = memory_of(model, name)
     bundle = read_bundle(folder, verify=verify)
     _check_same(memory.spec, bundle)
+    if placement is not None or memory.tiers is not None:
+        _place_anew(memory, bundle, placement)
+        leave_out_of_broadcasts(model)
     memory.hits = loading.hits(bundle)
     for layer in memory.spec.layers:
         module = memory.layers[str(layer)]
         state = dict(module.state_dict())
         with torch.no_grad():
             for part in memory.spec.parts:
-                loading.fill(state[HELD[part]], loading.table_pieces(bundle, layer, part))
+                if HELD[part] in state:
+                    loading.fill(state[HELD[part]], loading.table_pieces(bundle, layer, part))
             for key, value in bundle.dense[layer].items():
                 state[key].copy_(torch.from_numpy(np.array(value)))
     return memory
+
+
+def _place_anew(memory: Memory, bundle: Bundle, placement: str | None) -> None:
+    wanted = memory.asked if placement is None else placement
+    anchors = {
+        layer: cast(MemoryModule, memory.layers[str(layer)]).anchor for layer in memory.spec.layers
+    }
+    homes = {layer: (anchor.dtype, anchor.device) for layer, anchor in anchors.items()}
+    placed = building.resolve_for(bundle, wanted, {i: home[1] for i, home in homes.items()})
+    trainable = bundle.spec.row_type.scales is None
+    rows = loading.all_rows(bundle, placed, homes, trainable=trainable, sparse=False)
+    memory.replace_rows(rows)
+    memory.asked, memory.placement = wanted, placed
 
 
 def _check_same(spec: BundleSpec, bundle: Bundle) -> None:
@@ -126,7 +153,7 @@ def _dense(memory: Memory, layer: int) -> dict[str, NDArray[np.float32]]:
 
 def _row_dtype(memory: Memory) -> str:
     """The dtype of the rows; floats may have been moved to another since they were attached."""
-    if memory.spec.dtype not in FLOAT_DTYPES:
+    if memory.spec.dtype not in FLOAT_DTYPES or memory.tiers is not None:
         return memory.spec.dtype
     names = {
         str(_tensor(memory, layer, ROWS).dtype).removeprefix("torch.")
@@ -145,6 +172,10 @@ def _stored(
     """A layer's rows or scales in pieces, as a bundle stores them."""
 
     def pieces(layer: int) -> Iterator[tuple[int, Array]]:
+        rows = cast(MemoryModule, memory.layers[str(layer)]).multi_head_embedding.embedding
+        if isinstance(rows, TieredRows):
+            yield from _mapped(rows, part)
+            return
         whole, held = spec.tensor(layer, part), _tensor(memory, layer, part)
         step = max(1, _PIECE_BYTES * len(held) // whole.nbytes)
         for first in range(0, len(held), step):
@@ -153,6 +184,19 @@ def _stored(
             yield first, bits.numpy().view(physical_dtype(whole.dtype))
 
     return pieces
+
+
+def _mapped(rows: TieredRows, part: str) -> Iterator[tuple[int, Array]]:
+    """Rows or scales that lie in tiers, from the bundle that they are of: they are frozen."""
+    if rows.origin is None:
+        raise RuntimeAttachError("rows that are of no bundle cannot be saved", "attach a bundle")
+    bundle, layer = rows.origin
+    first = 0
+    for whole in bundle.maps(layer, part):
+        step = max(1, _PIECE_BYTES * len(whole) // whole.nbytes)
+        for begin in range(0, len(whole), step):
+            yield first + begin, whole[begin : begin + step]
+        first += len(whole)
 
 
 def _hits(memory: Memory) -> Callable[[int], Iterator[tuple[int, Array]]]:

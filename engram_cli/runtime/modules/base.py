@@ -18,6 +18,7 @@ from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.runtime import ops
 from engram_cli.runtime.gating import GateWeights
 from engram_cli.runtime.tables import Table, dequantise
+from engram_cli.runtime.tiers.store import TieredRows
 
 MANY_TOKENS = 512  # from here on outputs are larger than weights
 TABLE = "multi_head_embedding.embedding.weight"
@@ -81,12 +82,15 @@ class StoredRows(nn.Module):
         return f"{tuple(self.weight.shape)}, {self.weight.dtype}, scales {scales}"
 
 
+AnyRows = Rows | StoredRows | TieredRows
+
+
 class MultiHeadEmbedding(nn.Module):
     """The table of a layer with the first row of each of its columns, int64[C]."""
 
     offsets: Tensor
 
-    def __init__(self, rows: Rows | StoredRows, offsets: Tensor) -> None:
+    def __init__(self, rows: AnyRows, offsets: Tensor) -> None:
         super().__init__()
         self.embedding = rows
         self.register_buffer("offsets", offsets)

@@ -101,7 +101,8 @@ def host_memory(size: int, *, pinned: bool) -> Tensor:
     if not size:
         return torch.empty(0, dtype=torch.uint8)
     try:
-        memory = _Pages(-1, size)
+        # Private, since shared pages are seldom huge.
+        memory = _Pages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as error:
         raise InputError(f"{size:,} bytes of host memory: {error}", "ask for less") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -7,6 +7,7 @@ Out: a layer's vectors. Whatever is not taken must be dropped.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -94,9 +95,7 @@ class _Layer:
 class Reads:
     """The reads of a call, begun at once: rows int64[..., C] of each place that has a store."""
 
-    def __init__(
-        self, stores: Mapping[int, TieredRows], rows: Sequence[Tensor] | Tensor
-    ) -> None:
+    def __init__(self, stores: Mapping[int, TieredRows], rows: Sequence[Tensor] | Tensor) -> None:
         self.stores = stores
         self._layers: dict[int, _Layer] = {}
         self._waiting: deque[_Piece] = deque()
@@ -162,8 +161,13 @@ class Reads:
             self._drop(layer)
 
     def __del__(self) -> None:
-        if getattr(self, "_layers", None):
+        # When Python ends the worker has ended, and there is nothing to wait for.
+        if getattr(self, "_layers", None) and not sys.is_finalizing():
             self.drop()
+
+    def __contains__(self, place: int) -> bool:
+        """Whether a layer's vectors are there to be taken."""
+        return place in self._layers
 
     def _begin(self, store: TieredRows, rows: Tensor) -> _Layer:
         """In place beside the current stream, or in pieces of a block each."""

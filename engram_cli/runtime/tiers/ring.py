@@ -19,8 +19,10 @@ from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.tiers.source import RowSource
-from engram_cli.runtime.tiers.streams import Mark, Side
+from engram_cli.runtime.tiers.streams import Mark, Side, with_index
 from engram_cli.runtime.tiers.tuning import Tuning
+
+_PATIENCE = 30.0  # seconds for a worker to end: a disk may never answer
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -60,30 +62,31 @@ class Road:
     """
 
     def __init__(self, device: torch.device, tuning: Tuning) -> None:
-        self.device, self.tuning = device, tuning
-        self.find = Side(device)
+        self.device, self.tuning = with_index(device), tuning
+        self.find = Side(self.device)
         self.travelled = _Travelled()
         self.alone = threading.Lock()  # who holds it may begin one block beyond those ahead
         self._lock = threading.Lock()
         self._ahead = 0
         self._queue: SimpleQueue[Block | None] = SimpleQueue()
         self._closed = False
-        self._worker: threading.Thread | None = None
-        self._end = weakref.finalize(self, self._queue.put, None)
+        self._workers: list[threading.Thread] = []
+        self._end = weakref.finalize(self, _end, self._queue, self._workers)
 
     def send(self, block: Block) -> None:
         """Have the worker fetch a block. Raises RuntimeAttachError after `close`."""
         with self._lock:
             if self._closed:
                 raise RuntimeAttachError("the memory was detached", "attach it again")
-            if self._worker is None:
-                self._worker = threading.Thread(
+            if not self._workers:
+                worker = threading.Thread(
                     target=_work,
                     args=(self._queue, self.device, self.tuning, self.travelled),
                     name="engram-rows",
                     daemon=True,
                 )
-                self._worker.start()
+                worker.start()
+                self._workers.append(worker)
             self._queue.put(block)
 
     def reserve(self, size: int) -> bool:
@@ -103,10 +106,15 @@ class Road:
         """End the worker, when it has done what it was sent."""
         with self._lock:
             self._closed = True
-            worker = self._worker
         self._end()
-        if worker is not None and worker is not threading.current_thread():
-            worker.join()
+
+
+def _end(queue: SimpleQueue[Block | None], workers: list[threading.Thread]) -> None:
+    """End the worker after what it was sent, also when Python ends, and wait for that."""
+    queue.put(None)
+    for worker in workers:
+        if worker is not threading.current_thread():
+            worker.join(_PATIENCE)
 
 
 class _Ring:
@@ -138,22 +146,21 @@ def _work(
     queue: SimpleQueue[Block | None], device: torch.device, tuning: Tuning, travelled: _Travelled
 ) -> None:
     """The worker: it knows neither the memory nor the road, so that both can go."""
+    ring: _Ring | None = None
+    copies: Side | None = None
     # Staging of a caller in inference mode may only be written in that mode.
     with torch.inference_mode():
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        ring: _Ring | None = None
-        copies = Side(device)
         while (block := queue.get()) is not None:
             try:
-                if ring is None and not block.dropped:
+                if ring is None or copies is None:
+                    copies = Side(device)
                     ring = _Ring(device, tuning)
-                if ring is not None:
-                    _fetch(block, ring, copies, travelled)
+                _fetch(block, ring, copies, travelled)
             except BaseException as error:
                 block.error = error
                 with suppress(RuntimeError):  # of a device that is lost
-                    copies.mark().wait()  # nothing writes to the block any more
+                    if copies is not None:
+                        copies.mark().wait()  # nothing writes to the block any more
             finally:
                 block.done.set()
                 del block

@@ -105,10 +105,6 @@ class Tiers:
         for store in self.stores.values():
             store.close()
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Tiers:
-        """Copies of a model share the rows, and nothing that is under way."""
-        return Tiers({place: store.__deepcopy__(memo) for place, store in self.stores.items()})
-
     def _exchange(self, ahead: tuple[Tensor, Reads] | None) -> tuple[Tensor, Reads] | None:
         with self._lock:
             self._ahead, earlier = ahead, self._ahead

@@ -26,7 +26,7 @@ from engram_cli.runtime.tiers.reading import RecordForm, Shelves
 from engram_cli.runtime.tiers.reads import Reads
 from engram_cli.runtime.tiers.ring import Road
 from engram_cli.runtime.tiers.source import RowSource, record_layout
-from engram_cli.runtime.tiers.streams import is_captured
+from engram_cli.runtime.tiers.streams import is_captured, with_index
 from engram_cli.runtime.tiers.tuning import Tuning, local_tuning
 
 Path = Literal["in-place", "staged"]
@@ -63,7 +63,7 @@ class TieredRows(nn.Module):
         """
         super().__init__()
         self.spec, self.cold = spec, cold
-        self.device = _with_index(torch.device(device))
+        self.device = with_index(torch.device(device))
         self.road = road or Road(self.device, tuning or local_tuning())
         self.tuning = tuning or self.road.tuning
         self.path: Path | None = None
@@ -178,10 +178,3 @@ def _fetch(cold: RowSource, hot: NDArray[np.int64], device: torch.device) -> Ten
         cold.gather(rows, piece)
         found[begin : begin + len(rows)].copy_(piece)
     return found
-
-
-def _with_index(device: torch.device) -> torch.device:
-    """A CUDA device by its number, as tensors name theirs."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device

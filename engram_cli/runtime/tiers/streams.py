@@ -59,6 +59,13 @@ class Side:
         return Mark(None if self._stream is None else self._stream.record_event())
 
 
+def with_index(device: torch.device) -> torch.device:
+    """A CUDA device by its number, as tensors name theirs."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def lend(*tensors: Tensor) -> None:
     """Tell torch that the current stream uses memory that may be another's."""
     for tensor in tensors:

@@ -35,7 +35,7 @@ class Tuning:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = 2 if name == "ring_buffers" else 0 if name in _MAY_BE_ZERO else 65536
+            least = 2 if name == "ring_buffers" else 0 if name in _MAY_BE_ZERO else 4096
             if type(value) is not int or value < least:
                 raise InputError(f"tuning: {name} is {value!r}", f"an integer from {least} on")
 

@@ -204,8 +204,7 @@ def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
     road = store.road
     rows = some_rows(ROWS, 2, 5, 6)
     store(rows)
-    worker = road._worker
-    assert worker is not None
+    (worker,) = road._workers
     assert worker.is_alive()
     reads = Reads({0: store}, [rows])
     reads.take(0)
@@ -220,8 +219,7 @@ def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
 def test_a_store_that_is_forgotten_ends_its_thread() -> None:
     store, _ = below_store()
     store(some_rows(ROWS, 2, 5, 6))
-    worker, gone = store.road._worker, weakref.ref(store.cold)
-    assert worker is not None
+    (worker,), gone = store.road._workers, weakref.ref(store.cold)
     del store
     gc.collect()
     worker.join(10)

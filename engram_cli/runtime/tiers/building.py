@@ -1,0 +1,154 @@
+"""From a bundle and what was asked for to layers in tiers, refused before anything is allocated.
+
+In: a bundle, a placement such as "hbm=20GB,host=64GB", and where the layers are. Out: the resolved
+placement, and a store for each layer where rows lie below HBM.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engram_cli.errors import InputError
+from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle_spec import SCALES
+from engram_cli.runtime.tables import FLOATS
+from engram_cli.runtime.tiers.disk_rows import DiskRows
+from engram_cli.runtime.tiers.host_rows import HostRows
+from engram_cli.runtime.tiers.placement import (
+    Free,
+    LayerPlacement,
+    Placement,
+    Staging,
+    Wanted,
+    parse_placement,
+    resolve,
+)
+from engram_cli.runtime.tiers.ring import Road
+from engram_cli.runtime.tiers.source import RowSource
+from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.tuning import Tuning, local_tuning
+from engram_cli.sizes import read_size
+
+HOST_MEMORY = "ENGRAM_HOST_MEMORY"
+_EVERYTHING = Wanted(cold="none")
+_MEMORY = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.device]) -> Placement:
+    """What `placement` means for a bundle whose layers run on `devices`, by layer.
+
+    Raises InputError where it is no placement, or does not fit in what is free.
+    """
+    wanted, spec = parse_placement(placement), bundle.spec
+    used = set(devices.values())
+    hits = {layer: bundle.hits(layer) for layer in spec.layers} if bundle.has_hits else None
+    tuning = local_tuning()
+    staging = Staging(hbm=len(used) * tuning.device_bytes, host=len(used) * tuning.pinned_bytes)
+    if wanted == _EVERYTHING and all(device.type == "cpu" for device in used):
+        # Files of a bundle are mapped there, and need no memory of their own.
+        unlimited = Free(hbm=spec.table_bytes, host=0)
+        return resolve(spec, hits, wanted, unlimited, staging=staging)
+    host = free_host_bytes()
+    free = Free(hbm=sum(_free_bytes(device, host) for device in used), host=host)
+    return resolve(spec, hits, wanted, free, staging=staging)
+
+
+def stores_of(
+    bundle: Bundle,
+    placement: Placement,
+    homes: Mapping[int, tuple[torch.dtype, torch.device]],
+) -> dict[int, TieredRows]:
+    """Each layer's rows as placed, where its dense weights have a dtype and device of `homes`."""
+    tuning = local_tuning()
+    roads: dict[torch.device, Road] = {}
+    return {
+        layer: _store(bundle, own, *homes[layer], roads, tuning)
+        for layer, own in placement.layers.items()
+    }
+
+
+def _store(
+    bundle: Bundle,
+    placed: LayerPlacement,
+    dtype: torch.dtype,
+    device: torch.device,
+    roads: dict[torch.device, Road],
+    tuning: Tuning,
+) -> TieredRows:
+    layer = placed.layer
+    if device not in roads:
+        roads[device] = Road(device, tuning)
+    cold: RowSource
+    if placed.cold == "host":
+        cold = HostRows.of_bundle(bundle, layer, pinned=device.type == "cuda")
+    else:
+        cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes, warm=None)
+    return TieredRows(
+        bundle.spec,
+        cold,
+        device=device,
+        hot_rows=placed.hot_rows,
+        layer_scale=_layer_scale(bundle, layer),
+        dtype=dtype if dtype in FLOATS else torch.float32,
+        road=roads[device],
+        origin=(bundle, layer),
+    )
+
+
+def _layer_scale(bundle: Bundle, layer: int) -> Tensor | None:
+    if bundle.spec.row_type.per != "layer":
+        return None
+    return torch.from_numpy(np.array(bundle.maps(layer, SCALES)[0], dtype=np.float32))
+
+
+def free_host_bytes() -> int:
+    """Host memory that may be used: what the system says is available, less than a group's limit.
+
+    ENGRAM_HOST_MEMORY=SIZE says it instead, for machines whose memory grows as it is used. Raises
+    InputError for a size that is none.
+    """
+    said = os.environ.get(HOST_MEMORY)
+    if said:
+        try:
+            return read_size(said)
+        except ValueError as error:
+            raise InputError(f"{HOST_MEMORY}: {error}", "give a size such as 100GB") from None
+    found = _of_system()
+    return found if (group := _of_group()) is None else min(found, group)
+
+
+def _of_system() -> int:
+    try:
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _of_group() -> int | None:
+    """What a control group leaves; the files it has in memory can go. None without a limit."""
+    try:
+        limit = int((_GROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((_GROUP / "memory.current").read_text(encoding="ascii"))
+        lines = (_GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        files = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None
+    return max(0, limit - used + files)
+
+
+def _free_bytes(device: torch.device, host: int) -> int:
+    """The memory of a device that is free, or that torch holds and nothing uses."""
+    if device.type != "cuda":
+        return host
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free) + unused

@@ -1,0 +1,195 @@
+"""Tiers on a GPU: the interpreter's checks, and pinned memory, streams, graphs and threads."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lookup_cases import same_bits
+from tier_cases import a_store, expected, host_records, random_records, some_rows, tier_spec
+
+from engram_cli.runtime.tiers.host_rows import host_memory
+from engram_cli.runtime.tiers.reads import Reads
+from engram_cli.runtime.tiers.ring import Road
+from engram_cli.runtime.tiers.tuning import Tuning
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+_PATH = Path(__file__).parents[1] / "runtime" / "kernels" / "check_tiers.py"
+_SPEC = importlib.util.spec_from_file_location("check_tiers", _PATH)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+_CHECKS = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_CHECKS)
+globals().update({k: v for k, v in vars(_CHECKS).items() if k.startswith(("test_", "_kernels"))})
+
+CUDA = torch.device("cuda")
+ROWS = 50_000
+SMALL = Tuning(block_bytes=2**20, ahead_bytes=2**21, ring_buffer_bytes=2**18)
+
+
+def the_layer(**options: Any) -> tuple[Any, torch.Tensor]:
+    spec = tier_spec("fp8_e8m0", 256)
+    records = random_records(spec, ROWS)
+    return a_store(spec, records, CUDA, dtype=torch.bfloat16, **options), records
+
+
+def right(store: Any, records: torch.Tensor, rows: torch.Tensor, found: torch.Tensor) -> bool:
+    return same_bits(found.cpu(), expected(store.spec, records, rows, torch.bfloat16))
+
+
+def test_host_memory_is_pinned_and_given_back() -> None:
+    size = 2**30 + 2**20  # two registrations
+    held = host_memory(size, pinned=True)
+    assert held.is_pinned()
+    assert held[-1:].is_pinned()
+    address = held.data_ptr()
+    del held
+    gc.collect()
+    again = host_memory(size, pinned=True)
+    assert again.is_pinned()
+    free = torch.empty(4096, dtype=torch.uint8)
+    assert not free.is_pinned()
+    del again
+    assert address > 0
+
+
+@pytest.mark.parametrize("path", ["in-place", "staged", None])
+@pytest.mark.parametrize("tokens", [1, 64, 700])
+def test_vectors_are_those_of_one_place(tokens: int, path: Any) -> None:
+    store, records = the_layer(tuning=SMALL)
+    store.path = path
+    rows = some_rows(ROWS, 2, tokens, 24)
+    for _ in range(3):
+        assert right(store, records, rows, store(rows.to(CUDA)))
+    store.close()
+
+
+def test_the_ring_is_refilled_while_the_device_is_busy() -> None:
+    store, records = the_layer(tuning=SMALL)
+    store.path = "staged"
+    heavy = torch.randn(4096, 4096, device=CUDA)
+    all_rows = [some_rows(ROWS, 1, 300, 24, seed=seed) for seed in range(6)]
+    found = []
+    for rows in all_rows:
+        heavy = (heavy @ heavy).clamp(-1, 1)
+        found.append(store(rows.to(CUDA)))
+    for rows, one in zip(all_rows, found, strict=True):
+        assert right(store, records, rows, one)
+
+
+def test_another_stream_and_a_stream_that_takes_what_another_asked_for() -> None:
+    store, records = the_layer(tuning=SMALL)
+    rows = some_rows(ROWS, 1, 200, 24)
+    side = torch.cuda.Stream()
+    for path in ("in-place", "staged"):
+        store.path = path
+        with torch.cuda.stream(side):
+            own = rows.to(CUDA)
+            reads = Reads({0: store}, [own])
+            inside = store(own)
+            side.synchronize()
+        outside = reads.take(0)
+        assert right(store, records, rows, inside)
+        assert right(store, records, rows, outside)
+
+
+def test_a_graph_replays_on_new_rows() -> None:
+    store, records = the_layer()
+    other, more = the_layer(road=store.road)
+    held = some_rows(ROWS, 4, 1, 24).to(CUDA)
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        reads = Reads({0: store, 1: other}, [held, held])
+        return reads.take(0).clone(), reads.take(1).clone()
+
+    warm = torch.cuda.Stream()
+    with torch.cuda.stream(warm):
+        step()
+    torch.cuda.current_stream().wait_stream(warm)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    for seed in range(3):
+        rows = some_rows(ROWS, 4, 1, 24, seed=seed)
+        held.copy_(rows)
+        graph.replay()
+        assert right(store, records, rows, found[0])
+        assert right(other, more, rows, found[1])
+
+
+def test_a_large_call_in_a_graph_is_read_in_place() -> None:
+    store, records = the_layer()
+    held = some_rows(ROWS, 1, 700, 24).to(CUDA)
+    store(held)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = store(held)
+    graph.replay()
+    assert right(store, records, held, found)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_compiled_step_is_one_graph() -> None:
+    store, records = the_layer()
+
+    def step(rows: torch.Tensor) -> torch.Tensor:
+        return -store(rows)
+
+    compiled = torch.compile(step, fullgraph=True, mode="reduce-overhead")
+    for seed in range(5):
+        rows = some_rows(ROWS, 4, 1, 24, seed=seed)
+        assert right(store, records, rows, -compiled(rows.to(CUDA)))
+
+
+def test_two_stores_in_two_threads() -> None:
+    failures: list[int] = []
+    road = Road(torch.device("cuda", 0), SMALL)
+    stores = [the_layer(road=road), the_layer(tuning=SMALL), the_layer(road=road)]
+
+    def run(number: int) -> None:
+        store, records = stores[number]
+        store.path = "staged"
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for seed in range(6):
+                rows = some_rows(ROWS, 1, 400, 24, seed=10 * number + seed)
+                if not right(store, records, rows, store(rows.to(CUDA))):
+                    failures.append(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_what_was_asked_for_ahead_and_dropped() -> None:
+    store, records = the_layer(tuning=SMALL)
+    store.path = "staged"
+    rows = some_rows(ROWS, 1, 600, 24)
+    for _ in range(8):
+        reads = Reads({0: store}, [rows.to(CUDA)])
+        reads.drop()
+        assert right(store, records, rows, store(rows.to(CUDA)))
+
+
+def test_records_that_lie_in_memory_already() -> None:
+    spec = tier_spec("bfloat16", 64)
+    records = random_records(spec, ROWS)
+    cold = host_records(records, CUDA)
+    assert cold.records.is_pinned()
+    store = a_store(spec, records, CUDA, cold=cold, hot_rows=None)
+    rows = some_rows(ROWS, 3, 1, 16)
+    assert same_bits(store(rows.to(CUDA)).cpu(), expected(spec, records, rows, torch.bfloat16))
+    assert store.shelves.counted.tolist() == [0, 0, 48]
