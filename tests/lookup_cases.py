@@ -5,6 +5,7 @@ Hashes of all schemes, and wild ones; ids in every form with every limit; tables
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
@@ -145,6 +146,11 @@ def _flags(device: torch.device, shape: tuple[int, ...]) -> Tensor:
     return (torch.rand(shape, generator=generator) < 0.3).to(device)
 
 
+def _ages(device: torch.device, shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    return torch.randint(-1, 6, shape, generator=generator).to(device)
+
+
 def _packed(device: torch.device) -> tuple[Tensor, LookBack]:
     bounds = torch.tensor(
         [0, 4, 4, 5, 9], device=device
@@ -172,6 +178,11 @@ def _flat_history(device: torch.device) -> tuple[Tensor, LookBack]:
     )
 
 
+def _aged_history(device: torch.device) -> tuple[Tensor, LookBack]:
+    ids, back = _remembered(device, 7)
+    return ids, dataclasses.replace(back, ages=_ages(device, (4, 3)).int())
+
+
 FORMS: dict[str, Callable[[torch.device], tuple[Tensor, LookBack]]] = {
     "int32": lambda d: (_ids(d, (2, 5), torch.int32), LookBack()),
     "one token": lambda d: (_ids(d, (1, 1), torch.int64), LookBack()),
@@ -179,11 +190,12 @@ FORMS: dict[str, Callable[[torch.device], tuple[Tensor, LookBack]]] = {
     "not contiguous": lambda d: (_ids(d, (6, 9), torch.int64).t()[::2, 1::2], LookBack()),
     "outside the vocabulary": lambda d: (_ids(d, (2, 9), torch.int64, low=-9), LookBack()),
     "dead": lambda d: (_ids(d, (2, 9), torch.int64), LookBack(dead=_flags(d, (2, 9)))),
-    "documents": lambda d: (_ids(d, (2, 9), torch.int32), LookBack(starts=_flags(d, (2, 9)))),
+    "documents": lambda d: (_ids(d, (2, 9), torch.int32), LookBack(ages=_ages(d, (2, 9)))),
     "packed": _packed,
     "history": lambda d: _remembered(d, 7),
     "short history": lambda d: _remembered(d, 5),
     "packed history": _flat_history,
+    "history, documents": _aged_history,
 }
 
 _GENTLE = (100, 150)  # e8m0 bytes whose products bfloat16 and float16 hold without subnormals

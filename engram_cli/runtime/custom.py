@@ -45,7 +45,7 @@ def look_up(
     eos: int,
     salted: bool,
     dead: Tensor | None,
-    starts: Tensor | None,
+    ages: Tensor | None,
     bounds: Tensor | None,
     history: Tensor | None,
     positions: Tensor | None,
@@ -56,7 +56,7 @@ def look_up(
 
     hashed = launch.Hash(lookup, multipliers, columns, tuple(orders), filler, eos, salted)
     back = LookBack(
-        dead=dead, starts=starts, bounds=bounds, history=history, positions=positions, slots=slots
+        dead=dead, ages=ages, bounds=bounds, history=history, positions=positions, slots=slots
     )
     return launch.look_up(hashed, ids, tables, scales, back, dtype, kind=kind)
 
@@ -112,7 +112,7 @@ def find_rows(
     eos: int,
     salted: bool,
     dead: Tensor | None,
-    starts: Tensor | None,
+    ages: Tensor | None,
     bounds: Tensor | None,
     history: Tensor | None,
     positions: Tensor | None,
@@ -123,7 +123,7 @@ def find_rows(
 
     hashed = launch.Hash(lookup, multipliers, columns, tuple(orders), filler, eos, salted)
     back = LookBack(
-        dead=dead, starts=starts, bounds=bounds, history=history, positions=positions, slots=slots
+        dead=dead, ages=ages, bounds=bounds, history=history, positions=positions, slots=slots
     )
     return launch.find_rows(hashed, ids, back)
 

@@ -22,15 +22,16 @@ from engram_cli.vocab.lookup import HOLE
 class LookBack:
     """What limits the n-grams of ids [B, T], or of flat ids [T] with `bounds`.
 
-    `dead` bool like the ids: tokens that see nothing and are walls; `starts` bool: first tokens of
-    documents. `bounds` integers [S + 1]: sequence s has the tokens bounds[s] .. bounds[s + 1] - 1.
+    `dead` bool like the ids: tokens that see nothing and are walls; `ages` integers like them: how
+    many tokens before it each may see at most, those of its document; below 0 not even itself.
+    `bounds` integers [S + 1]: sequence s has the tokens bounds[s] .. bounds[s + 1] - 1.
     `history` int32 [slots, ring]: compressed ids of earlier tokens, position p at p modulo ring,
     HOLE for a dead one; `positions` [S]: the position of each sequence's first token here;
     `slots` [S]: its line of `history`, s when None; below 0 it has none, and leaves none.
     """
 
     dead: Tensor | None = None
-    starts: Tensor | None = None
+    ages: Tensor | None = None
     bounds: Tensor | None = None
     history: Tensor | None = None
     positions: Tensor | None = None
@@ -40,10 +41,10 @@ class LookBack:
         """Raises InputError where shapes or dtypes do not fit token ids."""
         _need(ids.dtype in (torch.int32, torch.int64), f"ids are {ids.dtype}", "int32 or int64")
         _need(ids.ndim == (1 if self.bounds is not None else 2), f"ids {tuple(ids.shape)}", _IDS)
-        for name in ("dead", "starts"):
-            mask = getattr(self, name)
-            fits = mask is None or (mask.shape == ids.shape and mask.dtype == torch.bool)
-            _need(fits, f"{name} does not match the ids", "a bool for each token")
+        for name, dtypes in (("dead", (torch.bool,)), ("ages", (torch.int32, torch.int64))):
+            given = getattr(self, name)
+            fits = given is None or (given.shape == ids.shape and given.dtype in dtypes)
+            _need(fits, f"{name} does not match the ids", "a bool (dead) or integer (ages) a token")
         sequences = ids.shape[0] if self.bounds is None else len(self.bounds) - 1
         _need(sequences > 0 or not ids.numel(), "there is no sequence", _IDS)
         if self.history is None:
@@ -63,7 +64,11 @@ class LookBack:
         _need(positions is not None and len(positions) == sequences, "positions", "one a sequence")
         _need(self.slots is None or len(self.slots) == sequences, "slots", "one a sequence")
         _need(self.slots is not None or len(history) >= sequences, "history", "a line a sequence")
-        _need(self.starts is None, "document starts with a history", "restart the positions at 0")
+
+    def check_step(self) -> None:
+        """Raises InputError unless a step can leave its tokens behind, which have no ages there."""
+        _need(self.history is not None, "a step needs a history", "give history and positions")
+        _need(self.ages is None, "a step has no ages", "restart the positions at 0")
 
 
 _IDS = "give ids [B, T], or flat ids [T] with the bounds [S + 1] of their sequences"
@@ -128,11 +133,11 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
         else:
             found = torch.where(inside, found, _remembered(look_back, sequence, offset - lag))
         blocked = blocked | (found == HOLE)
+        if look_back.ages is not None:
+            blocked = blocked | (look_back.ages.reshape(-1) < lag)
         if tensors.eos is not None and lag:
             blocked = blocked | (found == tensors.eos)
         lagged.append(torch.where(blocked, tensors.filler, found)[None])
-        if look_back.starts is not None:
-            blocked = blocked | (inside & look_back.starts.reshape(-1)[source])
     rows = table_rows(tensors, mix_lagged(tensors, lagged))
     return rows.view(rows.shape[0], *ids.shape, rows.shape[-1])
 
@@ -197,8 +202,7 @@ def look_up_step(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`look_up`, and then `remember`: a decode step. Not differentiable."""
-    if look_back.history is None:
-        raise InputError("a step needs a history", "give history and positions")
+    look_back.check_step()
     with torch.no_grad():
         found = look_up(tensors, ids, tables, look_back, dtype)
         remember(tensors, ids, look_back)

@@ -254,10 +254,14 @@ class Memory(nn.Module):
         if self.spec.packed:
             age = document_ages(call, past, ids).to(seen.device)
             seen = torch.minimum(seen, age + 1)
-        if age is not None or not ops.has_kernels(hashed.lookup.device):
+        if not ops.has_kernels(hashed.lookup.device):
             rows = ops.hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
         else:
-            back = LookBack(dead=dead) if not history.shape[1] else _ring(history, carry, dead)
+            back = (
+                LookBack(dead=dead, ages=age)
+                if not history.shape[1]
+                else _ring(history, carry, dead, age)
+            )
             tables = self._tables(hashed.lookup.device)
             if tables is None:
                 rows = ops.find_rows(hashed, ids, back)
@@ -332,13 +336,14 @@ class Memory(nn.Module):
             keep_on(cache, self.name, step.state)
 
 
-def _ring(history: Tensor, carry: Tensor, dead: Tensor | None) -> LookBack:
+def _ring(history: Tensor, carry: Tensor, dead: Tensor | None, age: Tensor | None) -> LookBack:
     """Decode state as the look-up takes it, of `Memory._history`: its first id is position 0."""
     older = history.shape[1]
     place = torch.arange(older, device=history.device)
     unseen = place < older - carry[:, None]
     return LookBack(
         dead=dead,
+        ages=age,
         history=history.masked_fill(unseen, HOLE).to(torch.int32),
         positions=torch.full_like(carry, older),
     )

@@ -92,7 +92,7 @@ def look_up(
         wanted,
         *custom.hash_arguments(tensors),
         look_back.dead,
-        look_back.starts,
+        look_back.ages,
         look_back.bounds,
         look_back.history,
         look_back.positions,
@@ -113,6 +113,7 @@ def look_up_step(
     One launch while a sequence has no more new tokens than the history has cells beyond N - 1.
     """
     _debug(tensors, ids)
+    look_back.check_step()
     history = look_back.history
     if history is None or not has_kernels(ids.device):
         return gathering.look_up_step(tensors, ids, tables, look_back, dtype)
@@ -149,7 +150,7 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
         ids,
         *custom.hash_arguments(tensors),
         look_back.dead,
-        look_back.starts,
+        look_back.ages,
         look_back.bounds,
         look_back.history,
         look_back.positions,

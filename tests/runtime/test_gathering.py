@@ -47,7 +47,9 @@ def test_rows_equal_the_definition(name: str, data: st.DataObject) -> None:
     expected = np.stack(
         [defined_rows(layout, *line) for line in zip(ids, dead, starts, strict=True)], axis=1
     )
-    masks = {"dead": torch.from_numpy(dead), "starts": torch.from_numpy(starts)}
+    place = np.broadcast_to(np.arange(count), shape)
+    begin = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
+    masks = {"dead": torch.from_numpy(dead), "ages": torch.from_numpy(place - begin)}
     found = gathering.find_rows(hashed, torch.from_numpy(ids), LookBack(**masks))
     assert np.array_equal(found.numpy(), expected)
 
@@ -177,12 +179,15 @@ def test_what_does_not_fit_is_refused() -> None:
         (ids, LookBack(history=history)),
         (ids, LookBack(history=history[:1], positions=positions)),
         (ids, LookBack(history=history, positions=positions, slots=positions[:1])),
-        (ids, LookBack(history=history, positions=positions, starts=ids.bool())),
+        (ids, LookBack(ages=ids.bool())),
     ]:
         with pytest.raises(InputError):
             gathering.find_rows(hashed, wrong, back)
     with pytest.raises(InputError):
         gathering.look_up_step(hashed, ids, good, LookBack())
+    aged = LookBack(history=history, positions=positions, ages=ids)
+    with pytest.raises(InputError):
+        ops.look_up_step(hashed, ids, good, aged)
 
 
 def test_a_gpu_without_triton_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def lookup_kernel(
     tables,  # LAYERS tensors [rows, DIM]
     scales,  # as many
     dead,  # bool [count]
-    starts,  # bool [count]
+    ages,  # [count]
     bounds,  # [sequences + 1]
     history,  # int32 [slots, ring]
     slots,  # [sequences]
@@ -170,7 +170,7 @@ def lookup_kernel(
     SALTED: tl.constexpr,
     FLAT: tl.constexpr,
     DEAD: tl.constexpr,
-    STARTS: tl.constexpr,
+    AGES: tl.constexpr,
     HISTORY: tl.constexpr,
     SLOTS: tl.constexpr,
     COMMIT: tl.constexpr,
@@ -218,6 +218,8 @@ def lookup_kernel(
         slot = sequence.to(tl.int64)
         if SLOTS:
             slot = tl.load(slots + sequence, mask=live, other=0).to(tl.int64)
+    if AGES:
+        age = tl.load(ages + t, mask=live, other=0).to(tl.int32)
     for lag in tl.static_range(N):
         inside = live & (offset >= lag)
         raw = tl.load(token_at - lag * column_stride, mask=inside, other=0).to(tl.int64)
@@ -235,6 +237,8 @@ def lookup_kernel(
             wall = tl.load(dead + t - lag, mask=inside, other=0) != 0
             found = tl.where(wall, -1, found)
         blocked |= found < 0
+        if AGES:
+            blocked |= age < lag
         if EOS and lag > 0:
             blocked |= found == eos
         if COMMIT and lag == 0:
@@ -245,8 +249,6 @@ def lookup_kernel(
             mix = product
         else:
             mix ^= product
-        if STARTS:
-            blocked |= tl.load(starts + t - lag, mask=inside, other=0) != 0
     if COMMIT:
         # One program a block of tokens writes; nothing in this launch reads these cells.
         alone = first_column + layer + t * 0 == 0

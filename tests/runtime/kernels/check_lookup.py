@@ -203,7 +203,10 @@ def test_a_poisoned_output_is_written_whole(monkeypatch: pytest.MonkeyPatch) -> 
     assert not ops.look_up(hashed, ids, tables).isnan().any()
 
 
-def test_a_model_looks_up_by_one_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_looks_up_by_one_operator(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_models = pytest.importorskip("tiny_models")
     from small_tokenizers import byte_level_tokenizer
 
@@ -212,7 +215,7 @@ def test_a_model_looks_up_by_one_operator(tmp_path: Path, monkeypatch: pytest.Mo
 
     byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
     vocab = compress_vocab(tmp_path / "tokenizer.json")
-    spec = tiny_models.make_spec(tiny_models.make_layout(vocab))
+    spec = tiny_models.make_spec(tiny_models.make_layout(vocab), packed=packed)
     bundle = tiny_models.make_bundle(tmp_path / "bundle", spec)
     model = tiny_models.llama(vocab.vocab_size)
     tiny_models.wake(attach(model, bundle))
@@ -221,13 +224,14 @@ def test_a_model_looks_up_by_one_operator(tmp_path: Path, monkeypatch: pytest.Mo
     ids = ids.to(DEVICE)
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
+    places = torch.tensor([[1, 1, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3]], device=DEVICE)
     calls = []
     launched = custom.look_up
     monkeypatch.setattr(ops.custom, "look_up", lambda *a: calls.append(1) or launched(*a))
 
     def run() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=mask).logits
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=places).logits
             tokens = model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False
             )
