@@ -112,20 +112,8 @@ class Experiment:
             return bundle
         if not checkpoint.exists():
             save(new_model(self.size, 0, self.device), checkpoint, self.data / "tokenizer.json")
-        table = self.out / f"{name}.zarr"
         corpus = FillRequest(sources=(self.out / "train.npy",), checkpoint=checkpoint)
-        build_table(
-            BuildTableRequest(
-                geometry=GEOMETRY,
-                vocab=Workspace(self.out).vocab,
-                out=table,
-                dim=DIM,
-                dtype="float32",
-                init=init,
-                fill=corpus if filled else None,
-            )
-        )
-        attach_checkpoint(AttachRequest(checkpoint=checkpoint, table=table, out=bundle))
+        make_bundle(self.out, bundle, checkpoint, GEOMETRY, DIM, init, corpus if filled else None)
         return bundle
 
     def note(
@@ -170,6 +158,31 @@ class Experiment:
             "held_out_tokens": len(self.held_out),
             "trainings": self.results,
         }
+
+
+def make_bundle(
+    workspace: Path,
+    bundle: Path,
+    checkpoint: Path,
+    geometry: Geometry,
+    dim: int,
+    init: str = "normal",
+    fill: FillRequest | None = None,
+) -> None:
+    """A table with rows by `init`, as a bundle for `checkpoint`."""
+    table = bundle.with_suffix(".zarr")
+    build_table(
+        BuildTableRequest(
+            geometry=geometry,
+            vocab=Workspace(workspace).vocab,
+            out=table,
+            dim=dim,
+            dtype="float32",
+            init=init,
+            fill=fill,
+        )
+    )
+    attach_checkpoint(AttachRequest(checkpoint=checkpoint, table=table, out=bundle))
 
 
 def save(model: torch.nn.Module, folder: Path, tokenizer: Path) -> None:

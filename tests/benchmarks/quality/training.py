@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engram_cli.runtime.attach import attach
+from engram_cli.runtime import attach, memories, trace
 from engram_cli.runtime.memory import Memory
 
 ROWS = "embedding.weight"  # how the names of the rows end
@@ -125,35 +125,20 @@ def evaluate(model: LlamaForCausalLM, size: Size, ids: Tensor) -> float:
 
 def gate_statistics(model: LlamaForCausalLM, size: Size, ids: Tensor) -> dict[str, list[float]]:
     """By layer: the mean, and the 10th, 50th and 90th percentile of the gates on held-out text."""
-    memory = getattr(model, "engram", None)
-    if memory is None:
+    if not memories(model):
         return {}
-    found: dict[str, list[Tensor]] = {}
-    restored = []
-    for name, module in memory.named_modules():
-        if hasattr(module, "gates"):
-            restored.append((module, module.gates))
-            module.gates = _watched(module.gates, found.setdefault(name, []))
-    with torch.no_grad():
-        _loss(model, ids[: 16 * size.length].view(16, size.length).long())
-    for module, gates in restored:
-        module.gates = gates
+    found: dict[int, list[Tensor]] = {}
+    for sequence in ids[: 16 * size.length].view(16, size.length).long():
+        with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+            for layer, gates in trace(model, sequence).gates.items():
+                found.setdefault(layer, []).append(gates.flatten())
     quantiles = torch.tensor([0.1, 0.5, 0.9])
     out = {}
-    for name, gates in found.items():
-        values = torch.cat([g.float().flatten().cpu() for g in gates])
+    for layer, parts in found.items():
+        values = torch.cat(parts)
         figures = [values.mean().item(), *values.quantile(quantiles).tolist()]
-        out[name] = [round(figure, 4) for figure in figures]
+        out[str(layer)] = [round(figure, 4) for figure in figures]
     return out
-
-
-def _watched(gates, found):  # type: ignore[no-untyped-def]
-    def watch(*args):  # type: ignore[no-untyped-def]
-        out = gates(*args)
-        found.append(out)
-        return out
-
-    return watch
 
 
 def load_ids(path: Path, device: torch.device) -> Tensor:
