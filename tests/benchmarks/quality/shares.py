@@ -2,8 +2,9 @@
 
     python tests/benchmarks/quality/shares.py DATA OUT [--seconds 150]
 
-DATA is what prepare.py wrote; OUT gets shares.json, written anew after each training. All models
-have the same parameters in all; each token reads the same layers and `TAKEN` experts.
+DATA is what prepare.py wrote; OUT gets shares.json, written anew after each training; what is in
+it already is not trained again. All models have the same parameters in all; each token reads the
+same layers and `TAKEN` experts.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from training import Size, new_model, remember, train
 
 TAKEN = 2
 SLOTS = 14  # experts a layer beyond those that a token takes: the budget
-PARTS = (0, 7, 3, 14)  # slots of the budget that are memory; the order of the trainings
-SEEDS = (0, 1)
+# (slots of the budget that are memory, seed), in the order of the trainings.
+PLAN = ((0, 0), (7, 0), (3, 0), (14, 0), (3, 1), (7, 1), (0, 1), (14, 1))
 
 
 class Shares(Experiment):
@@ -98,13 +99,16 @@ def main() -> None:
     size = Size(batch=4, hidden=64, inner=128, layers=5, heads=2) if arguments.tiny else Size()
     arguments.out.mkdir(parents=True, exist_ok=True)
     shares = Shares(arguments.data, arguments.out, size, arguments.steps, device)
+    if (arguments.out / "shares.json").exists():
+        shares.results = json.loads((arguments.out / "shares.json").read_text())["trainings"]
+    known = {(found["part"], found["seed"]) for found in shares.results}
     longest = 0.0
-    for seed in SEEDS:
-        for part in PARTS:
-            now = time.perf_counter()
-            if now - begin + longest > arguments.seconds:
-                print("the time is up", flush=True)
-                return
+    for part, seed in PLAN:
+        now = time.perf_counter()
+        if now - begin + longest > arguments.seconds:
+            print("the time is up", flush=True)
+            return
+        if (part, seed) not in known:
             shares.run_share(part, seed)
             longest = max(longest, time.perf_counter() - now)
 

@@ -45,6 +45,7 @@ class Size:
             num_key_value_heads=self.heads,
             max_position_embeddings=self.length,
             tie_word_embeddings=True,
+            use_cache=False,
             attn_implementation="sdpa",
         )
 
