@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import TokenIdError
-from engram_cli.runtime import custom, custom_gate, gathering, gating
+from engram_cli.runtime import custom, custom_gate, gate_autograd, gathering, gating
 from engram_cli.runtime.gathering import NO_LIMITS, LookBack, common_dtype
 from engram_cli.runtime.gating import NO_PAST, GateWeights, Past, opened_by
 from engram_cli.runtime.reference import (
@@ -199,7 +199,12 @@ def gate(
     fits = all(x.dtype in _GATE_DTYPES for x in (hidden, projected, weights.query))
     needs_gradient = torch.is_grad_enabled() and past.history is not None
     if not fits or needs_gradient or not has_kernels(hidden.device):
-        return gating.gate(
+        if not gate_autograd.applies(weights, hidden, projected, past):
+            return gating.gate(
+                weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
+            )
+        gating.check(weights, hidden, projected, past)
+        return gate_autograd.gate(
             weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
         )
     gating.check(weights, hidden, projected, past)

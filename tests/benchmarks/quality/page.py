@@ -1,4 +1,4 @@
-"""docs/quality.md out of what a run of the experiment found.
+"""docs/quality.md out of what runs of the experiments found.
 
 python tests/benchmarks/quality/page.py
 """
@@ -12,16 +12,18 @@ from typing import Any
 
 HERE = Path(__file__).parent
 FOUND = HERE / "h200.json"
+SHARES = HERE / "shares.json"
 TEMPLATE = HERE / "page.md"
 PAGE = HERE.parents[2] / "docs" / "quality.md"
 
 
 def main() -> None:
     found = json.loads(FOUND.read_text())
-    PAGE.write_text(page(found))
+    shares = json.loads(SHARES.read_text())
+    PAGE.write_text(page(found, shares))
 
 
-def page(found: dict[str, Any]) -> str:
+def page(found: dict[str, Any], shares: dict[str, Any]) -> str:
     """The page."""
     size, trainings = found["size"], found["trainings"]
     scratch = [t for t in trainings if t["start"] == "scratch"]
@@ -61,8 +63,41 @@ def page(found: dict[str, Any]) -> str:
         random_frozen=differs("memory, random rows frozen", go_on),
         token_mean_frozen=differs("memory, token-mean rows frozen", go_on),
         gates=_gates(trainings),
+        **_shares(shares),
         **{name: size[name] for name in ("layers", "hidden", "vocabulary", "batch", "length")},
     )
+
+
+def _shares(found: dict[str, Any]) -> dict[str, Any]:
+    """What the page says of the budget that is experts or memory."""
+    trainings = sorted(found["trainings"], key=lambda t: (t["part"], t["seed"]))
+    header = ["memory", "experts, idle", "rows", "experts a layer", "held-out loss", "against none"]
+    lines = [header, ["---:"] * len(header)]
+    none = {t["seed"]: t["held_out"] for t in trainings if not t["part"]}
+    for training in trainings:
+        less = training["held_out"] - none[training["seed"]]
+        lines.append(
+            [
+                f"{100 * training['part'] / found['slots']:.0f} %",
+                f"{training['idle_experts'] / 1e6:.1f} M",
+                f"{training['memory_rows'] / 1e6:.1f} M",
+                str(training["experts"]),
+                f"{training['held_out']:.3f}",
+                f"{less:+.3f}" if training["part"] else "",
+            ]
+        )
+    totals = [t["parameters"] for t in trainings]
+    return {
+        "shares": "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        "share_steps": found["steps"],
+        "share_total": statistics.mean(totals) / 1e6,
+        "share_unequal": 100 * (max(totals) / min(totals) - 1),
+        "share_idle": trainings[0]["idle_experts"] / 1e6,
+        "share_taken": found["taken"],
+        "share_experts": trainings[0]["experts"],
+        "share_inner": found["size"]["inner"] // found["taken"],
+        "share_busiest": max(t["busiest"] for t in trainings),
+    }
 
 
 def _against_bare(name: str, within: list[dict[str, Any]]) -> list[float]:

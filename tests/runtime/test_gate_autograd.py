@@ -1,0 +1,91 @@
+"""The written-out gradient of the gate is the one that autograd finds for its twin."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from runtime.kernels.gate_cases import NEAR, GateCase, far, make_call
+
+from engram_cli.runtime import gate_autograd, gating, ops
+
+CASES = {
+    "gate": GateCase(conv=False),
+    "one stream": GateCase(streams=1),
+    "streams": GateCase(streams=3, residual=False),
+    "padded": GateCase(keep=True),
+    "packed": GateCase(age=True),
+    "padded and packed, centred": GateCase(keep=True, age=True, centred=True, streams=1),
+    "shorter than the convolution": GateCase(count=3, dilation=3),
+    "a tail": GateCase(tail=2),
+    "bfloat16": GateCase(dtype=torch.bfloat16, streams=1),
+    "added in float32": GateCase(
+        dtype=torch.bfloat16, out=torch.float32, residual=False, conv=False
+    ),
+    "float16": GateCase(dtype=torch.float16, keep=True),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_outputs_and_gradients_are_the_twins(case: GateCase) -> None:
+    call = make_call(case)
+    assert gate_autograd.applies(call.weights, call.hidden, call.projected, call.past)
+    (out, inputs), (expected, kept) = (call.run(f.gate) for f in (gate_autograd, gating))
+    assert far(out, expected) < NEAR[case.dtype]
+    assert (inputs is None) == (kept is None)
+    if inputs is not None and kept is not None:
+        assert far(inputs, kept) < NEAR[case.dtype]
+        assert not inputs.requires_grad
+    for found, twin in zip(
+        call.gradients(gate_autograd.gate), call.gradients(gating.gate), strict=True
+    ):
+        assert far(found, twin) < NEAR[case.dtype]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_in_float64_they_are_equal(case: GateCase) -> None:
+    call = make_call(case).wider()
+    for found, twin in zip(
+        call.gradients(gate_autograd.gate), call.gradients(gating.gate), strict=True
+    ):
+        assert far(found, twin) < 1e-12
+
+
+def test_where_the_root_is_cut_off_there_is_no_slope() -> None:
+    call = make_call(GateCase(conv=False, streams=1)).wider()
+    keys = call.projected.detach().clone()
+    keys[0, 0, :40] = 0
+    call = dataclasses.replace(call, projected=keys.requires_grad_())
+    for found, twin in zip(
+        call.gradients(gate_autograd.gate), call.gradients(gating.gate), strict=True
+    ):
+        assert far(found, twin) < 1e-12
+
+
+def test_frozen_weights_get_no_gradient() -> None:
+    call = make_call(GateCase())
+    for weight in (call.weights.taps, call.weights.norm, call.hidden):
+        assert weight is not None
+        weight.requires_grad_(False)
+    out, _ = call.run(ops.gate)
+    out.backward(call.gradient)
+    assert call.hidden.grad is None
+    assert call.weights.taps is not None
+    assert call.weights.taps.grad is None
+    assert call.projected.grad is not None
+
+
+def test_it_is_for_training_alone() -> None:
+    call = make_call(GateCase(history=True))
+    arguments = (call.weights, call.hidden, call.projected)
+    assert not gate_autograd.applies(*arguments, call.past), "a history is the twin's work"
+    assert gate_autograd.applies(*arguments, gating.NO_PAST)
+    with torch.no_grad():
+        assert not gate_autograd.applies(*arguments, gating.NO_PAST)
+    frozen = make_call(GateCase())
+    for leaf in frozen.leaves:
+        leaf.requires_grad_(False)
+    assert not gate_autograd.applies(
+        frozen.weights, frozen.hidden, frozen.projected, gating.NO_PAST
+    )
