@@ -23,7 +23,7 @@ from engram_cli.stats.company import RowCompany
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.folder import Statistics
 from engram_cli.stats.ngrams import Names
-from engram_cli.table.scan.kernels import BINS, STEPS
+from engram_cli.table.scan.kernels.rows import BINS, STEPS
 from engram_cli.table.scan.likeness import Likeness
 from engram_cli.table.scan.scan import HOTTEST, LayerScan, scan_layer
 from engram_cli.table.scan.source import RowSource, Span, table_source
@@ -161,6 +161,7 @@ def _sources(
                 spans=spans,
                 decode=partial(_decode, rows, layer),
                 hits=partial(_between, bundle.hits(layer)) if bundle.has_hits else None,
+                scales=None if rows.scales is None else partial(rows.scales, layer),
             )
             yield _counted_source(source, statistics)
 

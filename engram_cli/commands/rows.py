@@ -25,7 +25,8 @@ Indices = NDArray[np.int64]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowReader:
     """`layout` is bound. `vectors(layer, rows)` gives float32[n, dim], None where there are none;
-    `hits(layer, rows)` uint32[n]; `statistics` is what was opened, when it was that.
+    `hits(layer, rows)` uint32[n]; `scales(layer, first, count)` a bundle's, as stored, for rows in
+    order; `statistics` is what was opened, when it was that.
     """
 
     layout: HashLayout
@@ -33,6 +34,7 @@ class RowReader:
     dim: int | None = None
     vectors: Callable[[int, Indices], NDArray[np.float32]] | None = None
     hits: Callable[[int, Indices], NDArray[np.uint32]] | None = None
+    scales: Callable[[int, int, int], NDArray[Any]] | None = None
     statistics: Statistics | None = None
 
 
@@ -94,18 +96,32 @@ def _of_bundle(bundle: Bundle) -> RowReader:
         codec.decode(stored, scales, values)
         return values
 
+    def scales(layer: int, first: int, count: int) -> NDArray[Any]:
+        own = maps[layer, SCALES]
+        return own[0] if spec.row_type.per == "layer" else _stretch(own, first, count)
+
     return RowReader(
         layout=spec.layout,
         layers=spec.layers,
         dim=spec.dim,
         vectors=vectors,
         hits=_hits_of_bundle(bundle) if bundle.has_hits else None,
+        scales=scales if SCALES in spec.parts else None,
     )
 
 
 def _hits_of_bundle(bundle: Bundle) -> Callable[[int, Indices], NDArray[np.uint32]]:
     maps = {layer: bundle.maps(layer, HITS) for layer in bundle.spec.layers}
     return lambda layer, rows: _lines(maps[layer], rows)
+
+
+def _stretch(maps: list[NDArray[Any]], first: int, count: int) -> NDArray[Any]:
+    """`count` lines from `first` on of an array that lies in pieces, copied."""
+    found, begin = [], 0
+    for own in maps:
+        found.append(own[max(first - begin, 0) : max(first + count - begin, 0)])
+        begin += len(own)
+    return np.concatenate(found)
 
 
 def _lines(maps: list[NDArray[Any]], rows: Indices) -> NDArray[Any]:

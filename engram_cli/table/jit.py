@@ -53,12 +53,13 @@ def prefetch_read(typingctx: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def add_in_any_order(typingctx: Any, a: Any, b: Any) -> Any:
-    """The sum of two float32, one of many that may be summed in any order, so in vectors."""
+    """The sum of two floats, one of many that may be summed in any order, so in vectors."""
+    kind = types.float64 if types.float64 in (a, b) else types.float32
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fadd(args[0], args[1], flags=["reassoc"])
 
-    return types.float32(types.float32, types.float32), codegen
+    return kind(kind, kind), codegen
 
 
 @intrinsic

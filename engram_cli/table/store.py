@@ -69,7 +69,7 @@ class TableStore:
         """
         _, scales = self._arrays_of(layer)
         if scales is None:
-            raise InputError(f"rows of {self.dtype} have no scales", "take the rows alone")
+            raise _no_scales(self.dtype)
         return self._mapped(scales)
 
     def hit_chunks(self, layer: int | None = None) -> Iterator[tuple[int, NDArray[np.uint32]]]:
@@ -115,10 +115,7 @@ class TableStore:
                 "ask for rows that the layer has",
             )
         stored = read_range(self.path, array, first, len(values))
-        factors = None
-        if scales is not None:
-            part = (0, 1) if _is_single(scales) else (first, len(values))
-            factors = read_range(self.path, scales, *part)
+        factors = None if scales is None else self.read_scales(layer, first, len(values))
         self.codec.decode(stored, factors, values)
 
     def rows(self, layer: int | None, indices: ArrayLike) -> NDArray[np.float32]:
@@ -166,6 +163,18 @@ class TableStore:
         """
         array = self.arrays[hits_array(self.layout.layer(layer).layer)]
         return read_range(self.path, array, first, count)
+
+    def read_scales(self, layer: int | None, first: int, count: int) -> NDArray[Any]:
+        """The stored scales [count, n] of the rows from `first` on, or the one [1] of the layer.
+
+        Raises InputError where rows have no scales, ArtifactError for a file that cannot be read.
+        May run in threads.
+        """
+        _, scales = self._arrays_of(layer)
+        if scales is None:
+            raise _no_scales(self.dtype)
+        part = (0, 1) if _is_single(scales) else (first, count)
+        return read_range(self.path, scales, *part)
 
     def _arrays_of(self, layer: int | None) -> tuple[ChunkedArray, ChunkedArray | None]:
         """The rows of a layer, and their scales where the dtype has some."""
@@ -262,6 +271,10 @@ def _row_numbers(indices: ArrayLike, array: ChunkedArray) -> NDArray[np.int64]:
 def _is_single(scales: ChunkedArray) -> bool:
     """Whether one scale serves all rows of the layer."""
     return scales.width is None
+
+
+def _no_scales(dtype: str) -> InputError:
+    return InputError(f"rows of {dtype} have no scales", "take the rows alone")
 
 
 def _check_sizes(about: Description) -> None:

@@ -17,7 +17,6 @@ from engram_cli.table.codecs.e4m3 import meanings
 from engram_cli.table.codecs.scaled import ScaledCodec
 
 BLOCK = 32
-_POWERS = np.append(2.0 ** np.arange(-127, 128), np.nan).astype(np.float32)
 # Sizes up to 464 are nearer to 448 than to what would follow: 464 = (1 + 0x680000 / 2**23) * 2**8.
 _BEYOND = 0x7FFFFF - 0x680000
 _SHIFT = 8
@@ -31,7 +30,9 @@ def choose(tops: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def widen(scales: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The powers of two that the bytes stand for."""
-    return _POWERS[scales]
+    powers = np.empty(scales.shape, dtype=np.float32)
+    kernels.powers_of_two(np.ascontiguousarray(scales).reshape(-1), powers.reshape(-1))
+    return powers
 
 
 FP8_E8M0 = ScaledCodec(

@@ -14,6 +14,8 @@ from engram_cli.table.jit import bits_of_float32, float32_of_bits
 
 _ABSOLUTE = 0x7FFFFFFF
 _INFINITY = 0x7F800000
+_NAN = 0x7FC00000
+_LEAST_POWER = 0x00400000  # 2**-127
 _HALF = np.float32(0.5)
 _HALF_BITS = 0x3F000000
 _HALF_OVERFLOW = 0x47800000  # 2**16: past the largest float16 whatever the rounding
@@ -127,6 +129,15 @@ def from_bytes(items, meanings, scales, dim, block, values):  # type: ignore[no-
             at += 1
             for i in range(part.size):
                 out[i] = meanings[part[i]] * scale
+
+
+@kernel("void(uint8[::1], float32[::1])")
+def powers_of_two(exponents, out):  # type: ignore[no-untyped-def]
+    """2**(e - 127) of each byte e, NaN of 255: float32 has e for its exponent, but for the ends."""
+    for i in range(out.size):
+        bits = int32(exponents[i]) << int32(23)
+        bits = int32(_LEAST_POWER) if exponents[i] == 0 else bits
+        out[i] = float32_of_bits(int32(_NAN) if exponents[i] == 255 else bits)
 
 
 @kernel("void(uint8[::1], intp, uint8[::1])")

@@ -55,6 +55,11 @@ def from_bytes(
         values[:] = meanings[items] * _repeated(scales, dim, block)
 
 
+def powers_of_two(exponents: Bytes, out: Floats) -> None:
+    """2**(e - 127) of each byte e, NaN of 255."""
+    out[:] = np.where(exponents == 255, np.nan, 2.0 ** (exponents - 127.0))
+
+
 def to_nibbles(items: Bytes, dim: int, out: Bytes) -> None:
     """Two items a byte, the lower half first; a row of odd `dim` ends in a half of zero."""
     halves = np.pad(items.reshape(-1, dim) & 15, ((0, 0), (0, dim % 2)))

@@ -1,29 +1,24 @@
-"""Rows that are alike: hashes and signatures of all rows in, twins and near twins out.
+"""Rows that are alike: hashes of all rows in, twins out, and near twins beside them.
 
 Both are found in samples that the rows themselves choose, so that those alike are chosen together
-and memory is bounded: equal rows by the hash of their bytes, similar rows by the signs of some of
-their values. Neither depends on the order of reading or on threads.
+and memory is bounded: equal rows by the hash of their bytes, similar rows (`scan.alike`) by the
+signs of some of their values. Neither depends on the order of reading or on threads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table.scan import kernels
+from engram_cli.table.scan.alike import Alike, NearTwins, Vectors
+from engram_cli.table.scan.kernels.rows import HASH, ROW
 
-SAMPLE = 2**13  # rows expected in each sample
-MOST_ALIKE = 4 * SAMPLE  # rows kept whose signatures were chosen
-NEAR = 0.99  # the cosine from which on two rows are near twins
+SAMPLE = 2**13  # rows expected in the sample
 EVERYTHING = 2**64
-_BLOCK = 1024
 _SHOWN = 5
-
-Vectors = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,22 +31,13 @@ class Twins:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NearTwins:
-    """Two rows of a layer, not of the same bytes, and the cosine between them."""
-
-    first: int
-    second: int
-    cosine: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Likeness:
     """How many rows of a layer are alike; rows that are zero or not finite are left out.
 
     `distinct`: different row contents, an estimate with its standard error unless that is 0.
-    `twin_share`: the share of the rows whose content another row has. `near_share`: the share of
-    the rows compared that have a near twin, corrected for those that the signatures part; None
-    where too many rows have the same signs to compare any. `compared`: rows compared.
+    `twin_share`: the share of the rows whose content another row has. `compared`: different
+    contents that were compared with others. `near_share`: the share of them that has a near twin,
+    corrected for those that the signs part; None where too many have the same signs to tell.
     """
 
     rows: int
@@ -75,10 +61,11 @@ class Contents:
         self._rows = np.empty((0, 2), dtype=np.int64)
         self._waiting: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
 
-    def add(self, hashes: NDArray[np.uint64], rows: NDArray[np.int64]) -> None:
-        """Take rows [n] with their hashes [n]; each row once."""
-        chosen = hashes < np.uint64(min(self.threshold, EVERYTHING - 1))
-        self._waiting.append((hashes[chosen], rows[chosen]))
+    def add(self, chosen: NDArray[np.uint64]) -> None:
+        """Take chosen rows uint64[4, n] with their hashes; each row once."""
+        hashes, rows = chosen[HASH], chosen[ROW].astype(np.int64)
+        below = hashes < np.uint64(min(self.threshold, EVERYTHING - 1))
+        self._waiting.append((hashes[below], rows[below]))
         if sum(len(waiting) for waiting, _ in self._waiting) >= SAMPLE:
             self._merge()
 
@@ -105,7 +92,8 @@ class Contents:
     def figures(self, rows: int) -> tuple[float, float, float, tuple[Twins, ...]]:
         """Distinct contents, their error, the share of the `rows` with a twin, the largest groups.
 
-        An estimator of a sample by hash, as of the n-grams of a corpus.
+        An estimator of a sample by hash, as of the n-grams of a corpus; never more than the rows
+        without those that are known to repeat others.
         """
         self._merge()
         share = min(self.threshold / EVERYTHING, 1.0)
@@ -124,56 +112,7 @@ class Contents:
             )
             for at in shown
         )
-        return size / share, error, twin_share, groups
-
-
-class Alike:
-    """The rows whose signatures were chosen: places uint64[n] of signatures, rows int64[n]."""
-
-    def __init__(self, rows: int) -> None:
-        self.threshold = sample_threshold(rows)
-        self._places = np.empty(0, dtype=np.uint64)
-        self._rows = np.empty(0, dtype=np.int64)
-
-    def add(self, signs: NDArray[np.uint32], rows: NDArray[np.int64]) -> None:
-        """Take rows [n] with their signatures [n]; where they are too many, drop signatures."""
-        places = kernels.places_of(np.ascontiguousarray(signs))
-        chosen = places < np.uint64(min(self.threshold, EVERYTHING - 1))
-        self._places = np.concatenate([self._places, places[chosen]])
-        self._rows = np.concatenate([self._rows, rows[chosen]])
-        if len(self._rows) > MOST_ALIKE:
-            ascending = np.sort(self._places)
-            self.threshold = int(ascending[MOST_ALIKE])
-            kept = self._places < np.uint64(self.threshold)
-            self._places, self._rows = self._places[kept], self._rows[kept]
-
-    def compare(self, vectors: Vectors, bits: int) -> tuple[int, float | None, list[NearTwins]]:
-        """How many rows were compared, the share with a near twin, and the nearest pairs.
-
-        `vectors` gives rows float32[n, dim]. Only rows of the same signature are compared, and a
-        pair at angle a has the same `bits` signs by chance (1 - a / pi)**bits, by which each find
-        is divided. Source: Charikar, "Similarity Estimation Techniques from Rounding" (2002).
-        """
-        order = np.lexsort([self._rows, self._places])
-        places, rows = self._places[order], self._rows[order]
-        if len(rows) == 0:
-            return 0, None, []
-        begins = np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]]))
-        weight, pairs = 0.0, list[NearTwins]()
-        gathered = vectors(rows)
-        for begin, end in zip(begins, np.append(begins[1:], len(rows)), strict=True):
-            own, values = rows[begin:end], gathered[begin:end]
-            best, mate = _nearest(values)
-            near = np.flatnonzero(best >= NEAR)
-            angle = np.arccos(np.clip(best[near], -1.0, 1.0))
-            weight += float(np.sum((1.0 - angle / np.pi) ** -float(bits)))
-            pairs += [
-                NearTwins(first=int(own[at]), second=int(own[mate[at]]), cosine=float(best[at]))
-                for at in near.tolist()
-                if at < mate[at] and not np.array_equal(values[at], values[mate[at]])
-            ]
-        pairs.sort(key=lambda pair: (-pair.cosine, pair.first))
-        return len(rows), min(weight / len(rows), 1.0), pairs[:_SHOWN]
+        return min(size / share, float(rows - (seen - size))), error, twin_share, groups
 
 
 def sample_threshold(rows: int) -> int:
@@ -181,33 +120,19 @@ def sample_threshold(rows: int) -> int:
     return EVERYTHING if rows <= SAMPLE else EVERYTHING * SAMPLE // rows
 
 
-def likeness(rows: int, contents: Contents, alike: Alike, vectors: Vectors, bits: int) -> Likeness:
+def likeness(
+    rows: int, contents: Contents, alike: Alike, vectors: Vectors, bits: tuple[int, int]
+) -> Likeness:
     """The figures of a layer of `rows` rows that are neither zero nor not finite."""
     distinct, error, twin_share, twins = contents.figures(rows)
-    compared, near_share, near_twins = alike.compare(vectors, bits)
+    compared = alike.compare(vectors, bits)
     return Likeness(
         rows=rows,
         distinct=distinct,
         distinct_error=error,
         twin_share=twin_share,
         twins=twins,
-        compared=compared,
-        near_share=near_share,
-        near_twins=tuple(near_twins),
+        compared=compared.contents,
+        near_share=compared.share,
+        near_twins=compared.pairs,
     )
-
-
-def _nearest(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """For each row [n, dim] the greatest cosine to another one, and to which."""
-    largest = np.max(np.abs(vectors), axis=1, keepdims=True)
-    units = vectors / largest  # so that no square leaves float32
-    units /= np.sqrt(np.einsum("nd,nd->n", units, units))[:, None]
-    best = np.empty(len(units), dtype=np.float32)
-    mate = np.empty(len(units), dtype=np.intp)
-    for begin in range(0, len(units), _BLOCK):
-        part = units[begin : begin + _BLOCK] @ units.T
-        at = np.arange(len(part))
-        part[at, begin + at] = -np.inf
-        mate[begin : begin + len(part)] = np.argmax(part, axis=1)
-        best[begin : begin + len(part)] = np.max(part, axis=1)
-    return best, mate

@@ -5,24 +5,28 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table.scan.kernels import SIGNS
+Longs = NDArray[np.uint64]
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
 
-Measures = tuple[NDArray[np.float32], NDArray[np.uint64], NDArray[np.uint32]]
+
+def hashes(words: Longs, scales: NDArray[np.float32], keys: Longs) -> Longs:
+    """uint64[n]: the hashes of rows given as words [n, w] and scales [n, s], keys [w + s]."""
+    width = words.shape[1]
+    low = words + keys[:width] & _LOW
+    high = (words >> _HALF) + (keys[:width] >> _HALF) & _LOW
+    total: Longs = np.sum(low * high, axis=1, dtype=np.uint64)
+    bits = scales.view(np.uint32).astype(np.uint64)
+    total += np.sum(bits * (keys[width:] | np.uint64(1)), axis=1, dtype=np.uint64)
+    return np.minimum(scramble(total + np.uint64(width)), np.uint64(2**64 - 2))
 
 
-def measure(
-    words: NDArray[np.uint32], keys: NDArray[np.uint32], values: NDArray[np.float32]
-) -> Measures:
-    """Norms, hashes and signatures of rows given as words [n, 2, half] and as values [n, dim]."""
-    mixed = (words + keys).astype(np.uint64)
-    total: NDArray[np.uint64] = np.sum(mixed[:, 0] * mixed[:, 1], axis=1, dtype=np.uint64)
-    total += np.uint64(words.shape[2])
-    hashes = np.minimum(scramble(total), np.uint64(2**64 - 2))
-    leading = words[:, 0, :SIGNS] >> np.uint32(31)
-    signs = np.bitwise_or.reduce(
-        leading << np.arange(leading.shape[1], dtype=np.uint32), axis=1, dtype=np.uint32
-    )
-    return norms(values), hashes, signs
+def places(words: Longs, keys: Longs, mask: int, leading: int) -> Longs:
+    """uint64[n]: where rows stand by the signs in their first `leading` words."""
+    signs = words[:, :leading] & np.uint64(mask)
+    odd = keys[: signs.shape[1]] | np.uint64(1)
+    total: Longs = np.sum(signs * odd, axis=1, dtype=np.uint64)
+    return scramble(total + np.uint64(0x632BE59BD9B4E019))
 
 
 def norms(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -32,8 +36,8 @@ def norms(values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(np.sqrt(sums), dtype=np.float32)
 
 
-def scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """`kernels.scramble` of each value."""
+def scramble(values: Longs) -> Longs:
+    """`kernels.rows.scramble` of each value."""
     z = values.astype(np.uint64)
     z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)

@@ -9,20 +9,32 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.progress import SILENT, Progress
-from engram_cli.table.scan import kernels
-from engram_cli.table.scan.likeness import EVERYTHING, Alike, Contents, Likeness, Vectors, likeness
-from engram_cli.table.scan.source import RowSource, Stretch
+from engram_cli.table.scan.alike import (
+    ALL,
+    LAST,
+    MOST_ALIKE,
+    SIGNS,
+    Alike,
+    Limits,
+    Vectors,
+    limits_of,
+)
+from engram_cli.table.scan.kernels import rows as kernels
+from engram_cli.table.scan.likeness import Contents, Likeness, likeness
+from engram_cli.table.scan.source import WORD, RowSource, Stretch
 
 HOTTEST = 10
 _SEED = 0x656E6772616D
 _CHOSEN = 2**14  # rows for the samples that a thread keeps until they are taken
+_LOOKED_AT = 2**13  # rows that are looked at before, in so many places
+_LOOKS = 8
 _NO_HITS = np.empty(0, dtype=np.uint32)
 
 
@@ -98,24 +110,43 @@ class _Sums:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Found:
-    """What a stretch gave: its sums, and the rows, hashes and signatures the samples may want."""
+    """What a stretch gave: its sums, and `chosen` uint64[4, n], what the samples may want."""
 
     sums: _Sums
     chosen: NDArray[np.uint64]
 
 
 class _Scratch(threading.local):
-    """What a thread reads and measures into, again and again: fresh pages would cost a third."""
+    """What a thread reads into, again and again: fresh pages would cost a third."""
 
     def __init__(self, source: RowSource) -> None:
         rows = source.piece_rows
-        self.words = np.zeros((rows, 2, source.words // 2), dtype=np.uint32)
-        self.measures = (
-            np.empty(rows, dtype=np.float32),
-            np.empty(rows, dtype=np.uint64),
-            np.empty(rows, dtype=np.uint32),
-        )
-        self.chosen = np.empty((3, max(rows, _CHOSEN)), dtype=np.uint64)
+        self.piece = np.zeros((rows, source.row_bytes), dtype=np.uint8)
+        self.chosen = np.empty((kernels.COLUMNS, max(kernels.TILE, _CHOSEN)), dtype=np.uint64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Signs:
+    """How rows are hashed and placed: `keys` uint64[words and scales of a row], the `mask` of the
+    signs in a word, and how many words place a row.
+    """
+
+    keys: NDArray[np.uint64]
+    mask: np.uint64
+    leading: int
+
+    @classmethod
+    def of(cls, source: RowSource) -> _Signs:
+        """Those of a layer; the keys are always the same."""
+        size = source.row_bytes // WORD + source.row_scales
+        keys = np.random.default_rng(_SEED).integers(0, 2**64, size=size, dtype=np.uint64)
+        bits = 64 // source.word_values
+        mask = sum(1 << at for at in range(bits - 1, 64, bits))
+        return cls(keys=keys, mask=np.uint64(mask), leading=max(1, SIGNS // source.word_values))
+
+    def count(self, source: RowSource, words: int) -> int:
+        """The values whose signs the first `words` words hold."""
+        return min(words * source.word_values, source.dim)
 
 
 def scan_layer(
@@ -132,33 +163,30 @@ def scan_layer(
     that cannot be read.
     """
     total = sum(rows for _, rows in columns)
-    contents, alike = Contents(total), Alike(total)
+    signs, scratch = _Signs.of(source), _Scratch(source)
+    limits = _first_limits(source, columns, signs, scratch)
+    contents, alike = Contents(total), Alike(limits)
     merged = [_Sums() for _ in columns]
     stretches = list(source.stretches(columns))
     row_bytes = source.stored_row_bytes
-    keys = np.random.default_rng(_SEED).integers(
-        0, 2**32, size=(2, source.words // 2), dtype=np.uint32
-    )
-    scratch = _Scratch(source)
     with ThreadPoolExecutor(threads) as pool:
         scanned = pool.map(
             lambda stretch: _scan(
-                source, stretch, scratch, keys, contents.threshold, alike.threshold
+                source, stretch, signs, scratch, (contents.threshold, *alike.limits)
             ),
             stretches,
         )
         for stretch, found in zip(stretches, scanned, strict=True):
             merged[stretch.column].merge(found.sums)
-            rows, hashes, signs = found.chosen
-            contents.add(hashes, rows.astype(np.int64))
-            alike.add(signs.astype(np.uint32), rows.astype(np.int64))
+            contents.add(found.chosen)
+            alike.add(found.chosen)
             progress.advance(stretch.rows * row_bytes)
     figures = tuple(
         _column(sums, begin, rows, source.hits is not None)
         for sums, (begin, rows) in zip(merged, columns, strict=True)
     )
     usual = sum(each.rows - each.zero - each.not_finite for each in figures)
-    bits = min(kernels.SIGNS, source.words // 2)
+    bits = signs.count(source, signs.leading), signs.count(source, 2 * signs.leading)
     return LayerScan(
         layer=source.layer,
         columns=figures,
@@ -167,25 +195,43 @@ def scan_layer(
     )
 
 
+def _first_limits(
+    source: RowSource, columns: Sequence[tuple[int, int]], signs: _Signs, scratch: _Scratch
+) -> Limits:
+    """What to choose rows by at first, from the signs of some rows of each part of the columns."""
+    total = sum(rows for _, rows in columns)
+    if total <= MOST_ALIKE:
+        return ALL
+    stretches = list(source.stretches(columns, step=-(-total // _LOOKS)))
+    size = min(_LOOKED_AT, total) // len(stretches) + 1
+    looked, met = 0, []
+    for stretch in stretches:
+        part = replace(stretch, rows=min(size, stretch.rows))
+        looked += part.rows
+        met.append(_scan(source, part, signs, scratch, (0, *ALL)).chosen)
+    return limits_of(np.concatenate(met, axis=1), looked / total)
+
+
 def _scan(
     source: RowSource,
     stretch: Stretch,
+    signs: _Signs,
     scratch: _Scratch,
-    keys: NDArray[np.uint32],
-    below: int,
-    signs_below: int,
+    wanted: tuple[int, ...],
 ) -> _Found:
-    """Read one stretch. `below`, `signs_below`: what the samples want, or more."""
+    """Read one stretch. `wanted`: what the samples choose by, or more."""
     sums, chosen = _Sums(), list[NDArray[np.uint64]]()
     hits = _NO_HITS if source.hits is None else source.hits(stretch.first, stretch.rows)
-    wanted = np.uint64(min(below, EVERYTHING - 1)), np.uint64(min(signs_below, EVERYTHING - 1))
+    factors, scales = source.factors(stretch.first, stretch.rows), source.row_scales
+    limits = np.array([min(limit, LAST) for limit in wanted], dtype=np.uint64)
     done = 0
-    for words in source.pieces(stretch, scratch.words):
-        end = done + len(words)
+    for items in source.pieces(stretch, scratch.piece):
+        end = done + len(items)
         while done < end:
             done += kernels.add_rows(
-                source.kind, words[done - end :], keys, *scratch.measures,
-                hits[done:], stretch.first + done, *wanted, *sums.arrays, scratch.chosen,
+                source.kind, items[done - end :], factors[done * scales :], scales,
+                int(scales > 1), signs.keys, signs.mask, signs.leading, hits[done:],
+                stretch.first + done, limits, *sums.arrays, scratch.chosen,
             )  # fmt: skip
             if done < end or end == stretch.rows:
                 chosen.append(scratch.chosen[:, : sums.counts[kernels.CHOSEN]].copy())

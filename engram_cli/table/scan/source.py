@@ -15,21 +15,31 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.table.codecs import CODECS
+from engram_cli.table.codecs.scaled import ScaledCodec
 from engram_cli.table.gather import SAMPLE
 from engram_cli.table.grid import row_array
 from engram_cli.table.kernels import rows_in_memory
 from engram_cli.table.reading import DAMAGED
-from engram_cli.table.scan import kernels
+from engram_cli.table.scan.kernels import norms
+from engram_cli.table.scan.kernels.lanes import ITEMS
 from engram_cli.table.store import TableStore
 
 STRETCH_BYTES = 32 * 2**20  # read by one thread, one after another
 PIECE_BYTES = 2**19  # read and measured while it is in the L2 cache
 DECODED_BYTES = 2**21  # of values: each piece costs a call of the codec
+WORD = 8  # bytes
+NO_FACTORS = np.empty(0, dtype=np.float32)
 
 _KINDS = {
-    "float32": kernels.FLOAT32,
-    "float16": kernels.FLOAT16,
-    "bfloat16": kernels.BFLOAT16,
+    "float32": norms.FLOAT32,
+    "float16": norms.FLOAT16,
+    "bfloat16": norms.BFLOAT16,
+    "int8": norms.INT8,
+    "int8_b32": norms.INT8,
+    "int4": norms.INT4,
+    "int4_b32": norms.INT4,
+    "fp8": norms.E4M3,
+    "fp8_e8m0": norms.E4M3,
 }
 
 
@@ -58,7 +68,9 @@ class RowSource:
     """A layer's rows of `dim` values stored as `dtype`, in `spans`, ascending.
 
     `decode(first, values)` reads rows as float32; it is used where a row cannot be measured from
-    its stored words. `hits(first, count)` gives uint32, None where there are none.
+    its stored bytes. `scales(first, count)` gives stored scales [count, ...], or the one [1] of the
+    layer; None where the dtype has none. `hits(first, count)` gives uint32, None where there are
+    none.
     """
 
     layer: int
@@ -66,6 +78,7 @@ class RowSource:
     dtype: str
     spans: tuple[Span, ...]
     decode: Callable[[int, NDArray[np.float32]], None]
+    scales: Callable[[int, int], NDArray[Any]] | None = None
     hits: Callable[[int, int], NDArray[np.uint32]] | None = None
 
     @property
@@ -76,22 +89,56 @@ class RowSource:
 
     @property
     def direct(self) -> bool:
-        """Whether rows are measured as they are stored: floats in an even number of words."""
-        return self.dtype in _KINDS and self.stored_row_bytes % 8 == 0
+        """Whether rows are measured as they are stored: whole words, and whole blocks of items."""
+        if self.dtype not in _KINDS or self.stored_row_bytes % WORD:
+            return False
+        return CODECS.load(self.dtype).scaling is None or self.dim % ITEMS == 0
 
     @property
-    def words(self) -> int:
-        """The 32-bit words of a row as it is measured, even."""
-        return self.stored_row_bytes // 4 if self.direct else self.dim + self.dim % 2
+    def row_bytes(self) -> int:
+        """The bytes of a row as it is measured, whole words."""
+        return self.stored_row_bytes if self.direct else 4 * (self.dim + self.dim % 2)
 
     @property
     def kind(self) -> int:
-        """What the words of a row hold, as the kernels say it."""
-        return _KINDS[self.dtype] if self.direct else kernels.FLOAT32
+        """What a row holds as it is measured, as the kernels say it."""
+        return _KINDS[self.dtype] if self.direct else norms.FLOAT32
 
-    def stretches(self, columns: Sequence[tuple[int, int]]) -> Iterator[Stretch]:
-        """All rows of the columns, each (first row, rows), cut at files and at `STRETCH_BYTES`."""
-        step = max(1, STRETCH_BYTES // self.stored_row_bytes)
+    @property
+    def word_values(self) -> int:
+        """The values in a word of a row as it is measured."""
+        return {norms.FLOAT32: 2, norms.FLOAT16: 4, norms.BFLOAT16: 4, norms.INT4: 16}.get(
+            self.kind, 8
+        )
+
+    @property
+    def row_scales(self) -> int:
+        """How many scales of its own a row is measured with."""
+        scaling = CODECS.load(self.dtype).scaling
+        if not self.direct or scaling is None or scaling.per == "layer":
+            return 0
+        return scaling.width(self.dim)
+
+    def factors(self, first: int, count: int) -> NDArray[np.float32]:
+        """The scales of rows from `first` on, one after another; the one of the layer; or none.
+
+        Raises ArtifactError for a file that cannot be read. May run in threads.
+        """
+        if not self.direct or self.scales is None:
+            return NO_FACTORS
+        codec = CODECS.load(self.dtype)
+        assert isinstance(codec, ScaledCodec)
+        stored = self.scales(first, count)
+        return np.ascontiguousarray(codec.widen(stored).reshape(-1), dtype=np.float32)
+
+    def stretches(
+        self, columns: Sequence[tuple[int, int]], step: int | None = None
+    ) -> Iterator[Stretch]:
+        """All rows of the columns, each (first row, rows), cut at files and at `step` rows.
+
+        `step` None is `STRETCH_BYTES`.
+        """
+        step = step or max(1, STRETCH_BYTES // self.stored_row_bytes)
         for column, (begin, rows) in enumerate(columns):
             for span in self.spans:
                 low, high = max(begin, span.first), min(begin + rows, span.first + span.rows)
@@ -103,12 +150,11 @@ class RowSource:
     @property
     def piece_rows(self) -> int:
         """The rows of a piece: what fits the cache."""
-        size = PIECE_BYTES if self.direct else DECODED_BYTES
-        return max(1, size // (4 * self.words))
+        return max(1, (PIECE_BYTES if self.direct else DECODED_BYTES) // self.row_bytes)
 
-    def pieces(self, stretch: Stretch, buffer: NDArray[np.uint32]) -> Iterator[NDArray[np.uint32]]:
-        """The words [n, 2, half] of a stretch, one after another: mapped whole where they are in
-        memory, else read or decoded into `buffer` [piece_rows, 2, half].
+    def pieces(self, stretch: Stretch, buffer: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        """The bytes [n, row_bytes] of a stretch, one after another: mapped whole where they are in
+        memory, else read or decoded into `buffer` [piece_rows, row_bytes].
 
         Raises ArtifactError for a file that cannot be read or is too short.
         """
@@ -118,28 +164,28 @@ class RowSource:
                 self._decoded(first, piece)
                 yield piece
             return
-        row_bytes, file = self.stored_row_bytes, stretch.span.file
+        row_bytes, file = self.row_bytes, stretch.span.file
         begin = stretch.span.offset + (stretch.first - stretch.span.first) * row_bytes
         with _opened(file) as handle:
-            mapped = map_words(handle, begin, stretch.rows * row_bytes)
+            mapped = map_bytes(handle, begin, stretch.rows * row_bytes)
             if mapped is not None:
-                yield mapped.reshape(stretch.rows, 2, -1)
+                yield mapped.reshape(stretch.rows, row_bytes)
                 return
             for done in range(0, stretch.rows, len(buffer)):
                 piece = buffer[: min(len(buffer), stretch.rows - done)]
                 _read(handle, piece, begin + done * row_bytes, file)
                 yield piece
 
-    def _decoded(self, first: int, words: NDArray[np.uint32]) -> None:
-        """Decode rows from `first` on into `words` [n, 2, half]; a value that fills up is 0.
+    def _decoded(self, first: int, piece: NDArray[np.uint8]) -> None:
+        """Decode rows from `first` on into `piece` [n, row_bytes]; a value that fills up is 0.
 
         Raises as `pieces`.
         """
-        values = words.view(np.float32).reshape(len(words), self.words)
-        if self.words == self.dim:
+        values = piece.view(np.float32)
+        if values.shape[1] == self.dim:
             self.decode(first, values)
             return
-        own = np.empty((len(words), self.dim), dtype=np.float32)
+        own = np.empty((len(piece), self.dim), dtype=np.float32)
         self.decode(first, own)
         values[:, : self.dim] = own
         values[:, self.dim :] = 0
@@ -159,18 +205,23 @@ def table_source(table: TableStore, layer: int) -> RowSource:
         dtype=table.dtype,
         spans=tuple(spans),
         decode=lambda first, values: table.read(layer, first, values),
+        scales=(
+            None
+            if table.codec.scaling is None
+            else lambda first, count: table.read_scales(layer, first, count)
+        ),
         hits=(lambda first, count: table.read_hits(layer, first, count)) if counted else None,
     )
 
 
-def map_words(handle: int, begin: int, size: int) -> NDArray[np.uint32] | None:
-    """Bytes of an opened file as words: mapped, not copied, where a sample of them is in memory.
+def map_bytes(handle: int, begin: int, size: int) -> NDArray[np.uint8] | None:
+    """Bytes of an opened file: mapped, not copied, where a sample of them is in memory.
 
     None where they are not: there a read tells of the disk's errors, a mapped page ends the process
     (unlikely, not impossible, for pages outside the sample). None too where the file is shorter or
     they lie askew.
     """
-    if begin % 4 or os.fstat(handle).st_size < begin + size:
+    if begin % WORD or os.fstat(handle).st_size < begin + size:
         return None
     skipped = begin % mmap.ALLOCATIONGRANULARITY
     try:  # a copy on write, that is never written, since kernels take writable arrays
@@ -182,7 +233,7 @@ def map_words(handle: int, begin: int, size: int) -> NDArray[np.uint32] | None:
     sample = np.linspace(0, max(pages - 1, 0), min(SAMPLE, pages + 1)).astype(np.int64)
     base = np.array([content.ctypes.data], dtype=np.uint64)
     known = rows_in_memory(base, sample, len(content), mmap.PAGESIZE, mmap.PAGESIZE)
-    return content[skipped:].view(np.uint32) if known == len(sample) else None
+    return content[skipped:] if known == len(sample) else None
 
 
 @contextmanager

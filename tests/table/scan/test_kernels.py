@@ -1,87 +1,161 @@
-"""The kernels of the scan against their definition: norms, hashes, signs, bins."""
+"""The kernels of the scan against their definition: norms, hashes, places, bins, choices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from engram_cli.table.codecs import CODECS
-from engram_cli.table.scan import kernels, reference
+from engram_cli.table.scan import reference
+from engram_cli.table.scan.kernels import norms as measured
+from engram_cli.table.scan.kernels import rows as kernels
 
-MEASURES: dict[str, Callable[..., None]] = {
-    "float32": kernels.measure_float32,
-    "float16": kernels.measure_float16,
-    "bfloat16": kernels.measure_bfloat16,
+FLOATS = {
+    "float32": measured.FLOAT32,
+    "float16": measured.FLOAT16,
+    "bfloat16": measured.BFLOAT16,
 }
-INT = {"float32": np.uint32, "float16": np.uint16, "bfloat16": np.uint16}
+SCALED = {
+    "int8": measured.INT8,
+    "int8_b32": measured.INT8,
+    "int4": measured.INT4,
+    "int4_b32": measured.INT4,
+    "fp8": measured.E4M3,
+    "fp8_e8m0": measured.E4M3,
+}
+NO_FACTORS = np.empty(0, dtype=np.float32)
 
 
-def keys_for(half: int) -> np.ndarray:
-    return np.random.default_rng(5).integers(0, 2**32, size=(2, half), dtype=np.uint32)
-
-
-def check(dtype: str, bits: np.ndarray) -> None:
-    """Rows of item bits [n, dim], held against the definition."""
-    codec = CODECS.load(dtype)
-    stored = bits.view(codec.physical)
-    values = np.empty(bits.shape, dtype=np.float32)
-    codec.decode(stored, None, values)
-    words = np.ascontiguousarray(bits).view(np.uint32).reshape(len(bits), 2, -1)
-    keys = keys_for(words.shape[2])
-    norms = np.empty(len(bits), dtype=np.float32)
-    hashes = np.empty(len(bits), dtype=np.uint64)
-    signs = np.empty(len(bits), dtype=np.uint32)
-    MEASURES[dtype](words, keys, norms, hashes, signs)
-    wanted = reference.measure(words, keys, values)
-    np.testing.assert_array_equal(hashes, wanted[1])
-    np.testing.assert_array_equal(signs, wanted[2])
-    np.testing.assert_allclose(norms, wanted[0], rtol=2e-6)
+def check(dtype: str, stored: np.ndarray, scales: np.ndarray | None, dim: int) -> None:
+    """The norms of stored rows [n, width], held against those of the decoded values."""
+    codec: Any = CODECS.load(dtype)
+    values = np.empty((len(stored), dim), dtype=np.float32)
+    codec.decode(stored, scales, values)
+    items = np.ascontiguousarray(stored).view(np.uint8).reshape(len(stored), -1)
+    factors, own = NO_FACTORS, 0
+    if scales is not None:
+        factors = np.ascontiguousarray(codec.widen(scales).reshape(-1), dtype=np.float32)
+        own = 0 if codec.scaling.per == "layer" else codec.scaling.width(dim)
+    norms = np.empty(len(stored), dtype=np.float32)
+    kind = (FLOATS | SCALED)[dtype]
+    flat = items.reshape(-1)
+    measured.norms_of(kind, flat, items.shape[1], factors, own, int(own > 1), norms)
+    np.testing.assert_allclose(norms, reference.norms(values), rtol=2e-6)
     assert np.array_equal(norms == 0, ~(values != 0).any(axis=1))
 
 
-@pytest.mark.parametrize("dtype", MEASURES)
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("dim", [4, 8, 12, 64, 160])
-def test_random_rows(dtype: str, dim: int) -> None:
+def test_rows_of_floats(dtype: str, dim: int) -> None:
     values = np.random.default_rng(dim).normal(0, 0.02, (50, dim)).astype(np.float32)
     values[7] = 0
     values[9] = -0.0
     codec = CODECS.load(dtype)
     stored: Any = np.empty((50, dim), dtype=codec.physical)
     codec.encode(values, stored, None)
-    check(dtype, stored.view(INT[dtype]))
+    check(dtype, stored, None, dim)
 
 
-@pytest.mark.parametrize("dtype", MEASURES)
+@pytest.mark.parametrize("dtype", SCALED)
+@pytest.mark.parametrize("dim", [32, 64, 160])
+def test_rows_of_items_under_scales(dtype: str, dim: int) -> None:
+    """Zero rows, NaN, and scales whose squares leave float32 among them."""
+    values = np.random.default_rng(dim).normal(0, 0.02, (50, dim)).astype(np.float32)
+    values[7] = 0
+    values[9, 3] = np.nan
+    values[11] *= np.float32(2.0**-110)
+    values[12] *= np.float32(2.0**80)
+    codec: Any = CODECS.load(dtype)
+    stored: Any = np.empty((50, codec.width(dim)), dtype=codec.physical)
+    scales = np.array([0.001], dtype=np.float32)
+    if codec.scaling.per != "layer":
+        scales = np.empty((50, codec.scaling.width(dim)), dtype=codec.scaling.dtype)
+    codec.encode(values, stored, scales)
+    check(dtype, stored, scales, dim)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@settings(max_examples=60)
 @given(data=st.data())
-def test_any_bits(dtype: str, data: st.DataObject) -> None:
+def test_any_bits_of_floats(dtype: str, data: st.DataObject) -> None:
     """NaN, infinities, the smallest and the largest numbers among them."""
-    kind = INT[dtype]
-    top = np.iinfo(kind).max
+    codec = CODECS.load(dtype)
+    kind: Any = np.dtype(f"u{codec.physical.itemsize}")
+    top = int(np.iinfo(kind).max)
     awkward = st.sampled_from(
-        [0, 1, 2, top, top >> 1, 0x7F80 if kind == np.uint16 else 0x7F800000, 0x7C00, 0x0400]
+        [0, 1, 2, top, top >> 1, 0x7F80 if kind.itemsize == 2 else 0x7F800000, 0x7C00, 0x0400]
     )
-    items = st.one_of(st.integers(0, int(top)), awkward)
-    check(dtype, data.draw(arrays(kind, (3, 8), elements=items)))
+    bits = data.draw(arrays(kind, (3, 8), elements=st.one_of(st.integers(0, top), awkward)))
+    check(dtype, bits.view(codec.physical), None, 8)
+
+
+@pytest.mark.parametrize("dtype", SCALED)
+@settings(max_examples=60)
+@given(data=st.data())
+def test_any_items_under_any_scale(dtype: str, data: st.DataObject) -> None:
+    """Scales that are zero, NaN, infinite, and of a table that others wrote."""
+    codec: Any = CODECS.load(dtype)
+    dim, wide = 64, codec.width(64)
+    awkward = st.sampled_from([0, 0x80, 0x7F, 0x88, 1, 8])
+    items = data.draw(arrays(np.uint8, (3, wide), elements=st.one_of(awkward, st.integers(0, 255))))
+    shape = (1,) if codec.scaling.per == "layer" else (3, codec.scaling.width(dim))
+    size = codec.scaling.dtype.itemsize
+    bits = data.draw(
+        arrays(np.dtype(f"u{size}"), shape, elements=st.integers(0, 2 ** (8 * size) - 1))
+    )
+    with np.errstate(invalid="ignore", over="ignore"):
+        scales = bits.view(codec.scaling.dtype)
+        check(dtype, items.view(codec.physical), scales, dim)
+
+
+def summed(items: np.ndarray, factors: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
+    """Hashes and places of rows [n, bytes] by the kernels, of four bytes' signs in two words."""
+    words = items.view(np.uint64)
+    hashes, places = np.empty((2, len(items)), dtype=np.uint64)
+    own = 0 if factors.size == 0 else factors.size // len(items)
+    kernels.sum_rows(words, factors, own, keys, np.uint64(MASK), 2, hashes, places)
+    norms = np.ones(len(items), dtype=np.float32)
+    limits = np.zeros(kernels.LIMITS, dtype=np.uint64)
+    flags = np.empty(len(items), dtype=np.uint8)
+    kernels.scatter(norms, hashes, places, limits, flags)
+    return hashes, places
+
+
+MASK = 0x8080808080808080
+
+
+@pytest.mark.parametrize("scales", [0, 1, 3])
+@pytest.mark.parametrize("size", [8, 16, 64, 104])
+def test_hashes_and_places_are_their_definition(size: int, scales: int) -> None:
+    generator = np.random.default_rng(size)
+    items = generator.integers(0, 256, (40, size), dtype=np.uint8)
+    factors = generator.normal(size=40 * scales).astype(np.float32)
+    keys = generator.integers(0, 2**64, size // 8 + scales, dtype=np.uint64)
+    hashes, places = summed(items, factors, keys)
+    words = items.view(np.uint64)
+    own = factors.reshape(40, scales)
+    np.testing.assert_array_equal(hashes, reference.hashes(words, own, keys))
+    np.testing.assert_array_equal(places, reference.places(words, keys, MASK, 2))
 
 
 def test_other_rows_have_other_hashes() -> None:
-    """Also those that differ in a bit, and those whose halves are swapped."""
-    rows = [np.zeros(16, dtype=np.uint32)]
-    for bit in range(16 * 32):
-        row = np.zeros(16, dtype=np.uint32)
-        row[bit // 32] = 1 << (bit % 32)
+    """Also those that differ in a bit, those whose halves are swapped, or that differ in scale."""
+    rows = [np.zeros(64, dtype=np.uint8)]
+    for bit in range(64 * 8):
+        row = np.zeros(64, dtype=np.uint8)
+        row[bit // 8] = 1 << (bit % 8)
         rows.append(row)
-    rows += [np.roll(np.arange(1, 17, dtype=np.uint32), shift) for shift in range(1, 16)]
-    words = np.array(rows).reshape(len(rows), 2, 8)
-    hashes = np.empty(len(rows), dtype=np.uint64)
-    scratch = np.empty(len(rows), dtype=np.float32), np.empty(len(rows), dtype=np.uint32)
-    kernels.measure_float32(words, keys_for(8), scratch[0], hashes, scratch[1])
+    rows += [np.roll(np.arange(1, 65, dtype=np.uint8), shift) for shift in range(1, 64)]
+    rows += [np.zeros(64, dtype=np.uint8)] * 2
+    factors = np.ones(len(rows), dtype=np.float32)
+    factors[-2:] = 2.0, 4.0
+    keys = np.random.default_rng(5).integers(0, 2**64, 9, dtype=np.uint64)
+    hashes, _ = summed(np.array(rows), factors, keys)
     assert len(np.unique(hashes)) == len(rows)
 
 

@@ -1,0 +1,234 @@
+"""What is done with every row, however it is stored: hash, place by its signs, figures, samples.
+
+A tile of rows is measured while it is in the L1 cache, in one short loop after another: each takes
+vector instructions, which one long loop would not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32, float64, int32, int64, uint8, uint32, uint64
+
+from engram_cli.hashing.jit import kernel
+from engram_cli.table.jit import add_in_any_order, bits_of_float32, float32_of_bits
+from engram_cli.table.scan.kernels.norms import norms_of
+
+TILE = 256  # rows, a multiple of 8
+STEPS = 8  # bins of a factor 2 in the norm
+BINS = 256 * STEPS
+_ENDLESS = 255 * STEPS  # the first bin of norms that are not finite
+_PARTS = 4  # bins are counted in turn, since an addition to one has to wait for the last one
+# Places in `counts`, in `sums` and in `limits`.
+ZERO, NOT_FINITE, HIT, HITS, MAX_HITS, CHOSEN, COUNTS = 0, 1, 2, 3, 4, 5, 6
+NORM, SQUARE, HIT_NORM, SUMS = 0, 1, 2, 3
+BELOW, PLACE, FINER, CONTENT, LIMITS = 0, 1, 2, 3, 4
+# Rows of `chosen`.
+ROW, HASH, AT, FINE, COLUMNS = 0, 1, 2, 3, 4
+_LOW = 0xFFFFFFFF
+_SALT = 0x632BE59BD9B4E019
+_INFINITY = 0x7F800000
+
+
+@kernel("uint64(uint64)")
+def scramble(z):  # type: ignore[no-untyped-def]
+    """A bijection whose every output bit depends on every input bit."""
+    z = (z ^ (z >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> uint64(27))) * uint64(0x94D049BB133111EB)
+    return z ^ (z >> uint64(31))
+
+
+@kernel("int64(float32)")
+def bin_of(norm):  # type: ignore[no-untyped-def]
+    """The bin of a norm: `STEPS` equal steps in each factor 2 of it."""
+    return (int64(bits_of_float32(norm)) >> int64(20)) & int64(BINS - 1)
+
+
+@kernel("uint64(uint64[:, ::1], intp, uint64[::1], uint64, intp)")
+def sign_sum(words, row, keys, mask, leading):  # type: ignore[no-untyped-def]
+    """What tells the signs of a row's first `leading` words from those of others."""
+    total = uint64(_SALT)
+    for i in range(min(leading, words.shape[1])):
+        total += (words[row, i] & mask) * (keys[i] | uint64(1))
+    return total
+
+
+@kernel(
+    "void(uint64[:, ::1], float32[::1], intp, uint64[::1], uint64, intp, uint64[::1], uint64[::1])"
+)
+def sum_rows(words, factors, scales, keys, mask, leading, hashes, places):  # type: ignore[no-untyped-def]
+    """Of rows [n, w] and `scales` factors each: the sums that hashes and places are made of.
+
+    The hash is the sum of products of the halves of the words, each with its half of a key added,
+    and of keyed scales. Source: Black et al., "UMAC: Fast and Secure Message Authentication"
+    (1999).
+    """
+    width = words.shape[1]
+    for row in range(hashes.size):
+        mixed = uint64(width)
+        for i in range(width):
+            word, key = words[row, i], keys[i]
+            low = (word + key) & uint64(_LOW)
+            high = ((word >> uint64(32)) + (key >> uint64(32))) & uint64(_LOW)
+            mixed += low * high
+        for i in range(scales):
+            bits = bits_of_float32(factors[row * scales + i])
+            mixed += uint64(uint32(bits)) * (keys[width + i] | uint64(1))
+        hashes[row] = mixed
+        places[row] = sign_sum(words, row, keys, mask, leading)
+
+
+@kernel("void(float32[::1], uint64[::1], uint64[::1], uint64[::1], uint8[::1])")
+def scatter(norms, hashes, places, limits, flags):  # type: ignore[no-untyped-def]
+    """Make hashes and places of their sums; flag the rows that a sample may want.
+
+    A hash is never 2**64 - 1, which stands for no row.
+    """
+    below, place = limits[BELOW], limits[PLACE]
+    for row in range(norms.size):
+        hashed = min(scramble(hashes[row]), uint64(0xFFFFFFFFFFFFFFFE))
+        at = scramble(places[row])
+        hashes[row], places[row] = hashed, at
+        usual = (norms[row] > float32(0)) & (norms[row] < float32(np.inf))
+        flags[row] = uint8(usual & ((hashed < below) | (at <= place)))
+
+
+@kernel("boolean(uint64, uint64, uint64, uint64[::1])")
+def comes_before(place, finer, hashed, limits):  # type: ignore[no-untyped-def]
+    """Whether (place, finer place, hash) comes before the limits."""
+    if place != limits[PLACE]:
+        return place < limits[PLACE]
+    if finer != limits[FINER]:
+        return finer < limits[FINER]
+    return hashed < limits[CONTENT]
+
+
+@kernel(
+    "void(uint64[:, ::1], uint64[::1], uint64, intp, uint64[::1], uint64[::1], uint64[::1],"
+    " uint8[::1], int64, int64[::1], uint64[:, ::1])"
+)
+def choose(  # type: ignore[no-untyped-def]
+    words, keys, mask, leading, hashes, places, limits, flags, first, counts, chosen
+):
+    """Put the flagged rows that a sample wants behind the counts[CHOSEN] of `chosen` [4, m]."""
+    found = counts[CHOSEN]
+    eights = flags.view(np.uint64)
+    for eight in range(eights.size):
+        if eights[eight] == 0:
+            continue
+        for row in range(8 * eight, min(8 * eight + 8, hashes.size)):
+            if not flags[row]:
+                continue
+            finer = scramble(sign_sum(words, row, keys, mask, 2 * leading))
+            if hashes[row] < limits[BELOW] or comes_before(places[row], finer, hashes[row], limits):
+                chosen[ROW, found] = uint64(first + row)
+                chosen[HASH, found], chosen[AT, found] = hashes[row], places[row]
+                chosen[FINE, found] = finer
+                found += 1
+    counts[CHOSEN] = found
+
+
+@kernel("void(float32[::1], int64[::1], float64[::1], float32[::1], int32[:, ::1])")
+def fold(norms, counts, sums, ends, parts):  # type: ignore[no-untyped-def]
+    """Add norms to the figures of their column. `ends` are the least and the most norm.
+
+    `parts` [_PARTS, BINS] also take those that are zero or not finite.
+    """
+    total, square = float64(0), float64(0)
+    zero, endless = int32(0), int32(0)
+    least, most = uint32(_LOW), uint32(0)
+    for row in range(norms.size):
+        bits = uint32(bits_of_float32(norms[row])) & uint32(0x7FFFFFFF)
+        finite = bits < uint32(_INFINITY)
+        norm = float64(norms[row] if finite else float32(0))
+        total = add_in_any_order(total, norm)
+        square = add_in_any_order(square, norm * norm)
+        zero += int32(bits == uint32(0))
+        endless += int32(not finite)
+        # Zero becomes the greatest of all.
+        least = min(least, uint32(bits - uint32(1)))
+        most = max(most, bits if finite else uint32(0))
+    sums[NORM] += total
+    sums[SQUARE] += square
+    counts[ZERO] += zero
+    counts[NOT_FINITE] += endless
+    if most:
+        ends[0] = min(ends[0], float32_of_bits(int32(least + uint32(1))))
+        ends[1] = max(ends[1], float32_of_bits(int32(most)))
+    for row in range(norms.size):
+        parts[row & (_PARTS - 1), bin_of(norms[row])] += int32(1)
+
+
+@kernel("void(int64[:, ::1], int64, int64)")
+def heat(hottest, row, hits):  # type: ignore[no-untyped-def]
+    """Put a row that comes after all of `hottest` [2, n] in its place, or nowhere.
+
+    `hottest`: rows, and their hits descending; of equal ones those that came first.
+    """
+    last = hottest.shape[1] - 1
+    if hits <= hottest[1, last]:
+        return
+    at = last
+    while at > 0 and hottest[1, at - 1] < hits:
+        hottest[0, at], hottest[1, at] = hottest[0, at - 1], hottest[1, at - 1]
+        at -= 1
+    hottest[0, at], hottest[1, at] = row, hits
+
+
+@kernel("void(float32[::1], uint32[::1], int64, int64[::1], float64[::1], int64[:, ::1])")
+def fold_hits(norms, hits, first, counts, sums, hottest):  # type: ignore[no-untyped-def]
+    """Add the hits of rows `first` to `first` + n to the figures of their column."""
+    for row in range(hits.size):
+        mine = int64(hits[row])
+        if mine:
+            counts[HIT] += 1
+            counts[HITS] += mine
+            counts[MAX_HITS] = max(counts[MAX_HITS], mine)
+            heat(hottest, first + row, mine)
+            if norms[row] < np.inf:
+                sums[HIT_NORM] += norms[row]
+
+
+@kernel(
+    "int64(int64, uint8[:, ::1], float32[::1], int64, int64, uint64[::1], uint64, int64,"
+    " uint32[::1], int64, uint64[::1], int64[::1], float64[::1], float32[::1], int64[::1],"
+    " int64[:, ::1], uint64[:, ::1])"
+)
+def add_rows(  # type: ignore[no-untyped-def]
+    kind, items, factors, scales, step, keys, mask, leading, hits,
+    first, limits, counts, sums, ends, bins, hottest, chosen,
+):  # fmt: skip
+    """Measure rows [n, bytes] of `kind`, numbered from `first` on, and add them to the figures.
+
+    The scale of block b of row r is factors[r * scales + b * step]. `mask`: the signs in a word,
+    `leading`: the words that place a row. `hits` [n] or empty. Ends where `chosen` might have no
+    room for the next tile; returned are the rows that were added.
+    """
+    norms, flags = np.empty(TILE, np.float32), np.zeros(TILE, np.uint8)
+    hashes, places = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
+    parts = np.zeros((_PARTS, BINS), np.int32)
+    width, zero = items.shape[1], counts[ZERO]
+    done = int64(0)
+    while done < items.shape[0]:
+        count = min(int64(TILE), items.shape[0] - done)
+        if chosen.shape[1] - counts[CHOSEN] < count:
+            break
+        own = items[done : done + count]
+        words = own.view(np.uint64)
+        scale = factors[done * scales :]
+        norm, hashed, place = norms[:count], hashes[:count], places[:count]
+        flags[count:] = 0
+        norms_of(kind, own.reshape(count * width), width, scale, scales, step, norm)
+        sum_rows(words, scale, scales, keys, mask, leading, hashed, place)
+        scatter(norm, hashed, place, limits, flags)
+        choose(
+            words, keys, mask, leading, hashed, place, limits, flags, first + done, counts, chosen
+        )
+        fold(norm, counts, sums, ends, parts)
+        if hits.size:
+            fold_hits(norm, hits[done : done + count], first + done, counts, sums, hottest)
+        done += count
+    for i in range(_ENDLESS):
+        for part in range(_PARTS):
+            bins[i] += parts[part, i]
+    bins[0] -= counts[ZERO] - zero
+    return done
