@@ -24,6 +24,7 @@ from engram_cli.errors import ArtifactError, InputError, OutputError
 _MENDS = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some space, or write to another disk",
+    errno.EFBIG: "files may not grow that large: raise the limit (ulimit -f)",
     errno.EROFS: "the file system is read-only: write elsewhere with --out",
     errno.EACCES: "no permission: write elsewhere with --out",
     errno.EPERM: "no permission: write elsewhere with --out",

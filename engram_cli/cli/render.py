@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -35,12 +36,9 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Table:
+def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Group:
     """A heading and facts under it, names on the left."""
     table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
         box=None,
         show_header=False,
         pad_edge=False,
@@ -50,15 +48,12 @@ def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Table:
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value if isinstance(value, Text) else Text(value))
-    return table
+    return Group(Text(title, "bold"), table)  # a table's own title would wrap at its width
 
 
-def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Group:
     """A table with a heading; columns whose name starts with ">" are flush right."""
     table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
         box=box.SIMPLE_HEAD,
         header_style="cyan",
         pad_edge=False,
@@ -68,4 +63,4 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]
         table.add_column(name.lstrip(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    return table
+    return Group(Text(title, "bold"), table)

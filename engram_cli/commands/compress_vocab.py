@@ -72,9 +72,9 @@ def run_compress_vocab(
     stored = source.suffix == ".parquet"
     writes = not stored and (not request.asks or request.out is not None)
     target = request.out or request.workspace.vocab
+    other = None if request.against is None else read_vocab(request.against)
     if writes:
         refuse_existing(target, request.force, is_vocab, "compressed vocabulary")
-    other = None if request.against is None else read_vocab(request.against)
     progress.note(f"reading {source} ({reason})")
     vocab = read_vocab(source) if stored else compress_vocab(source)
     writes = writes and request.expect in (None, vocab.size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from engram_cli.commands.inspect_facts import (
 )
 from engram_cli.commands.inspect_rows import Columns, HotRow, LayerRows, NormBins, inspect_rows
 from engram_cli.commands.probe import ProbeRequest, ProbeResult, probe
+from engram_cli.commands.processors import processors
 from engram_cli.errors import IncompleteError, InputError
 from engram_cli.files import refuse_existing
 from engram_cli.formats.bundle import read_bundle
@@ -114,7 +115,7 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
     if request.report is not None:
         from engram_cli.commands.inspect_page import write_page
 
-        write_page(result, request.report, force=request.force)
+        write_page(asdict(result), found.path.name, request.report, force=request.force)
     return result
 
 
@@ -131,7 +132,7 @@ def _table(found: Artifact, request: InspectRequest, progress: Progress) -> Insp
     about = about_table(table, companions)
     # First, since what it needs may be wrong.
     known = None if request.probe is None else probe(request.probe, progress)
-    rows = inspect_rows(found, request, companions, progress) if request.rows else {}
+    rows = _rows(found, request, companions, progress)
     return _result(found, about, table.layout, report=request.report, probe=known, **rows)
 
 
@@ -139,7 +140,7 @@ def _bundle(found: Artifact, request: InspectRequest, progress: Progress) -> Ins
     bundle = read_bundle(found.path)
     companions = _companions(found, request)
     about = about_bundle(bundle, companions)
-    rows = inspect_rows(found, request, companions, progress) if request.rows else {}
+    rows = _rows(found, request, companions, progress)
     return _result(found, about, bundle.spec.layout, report=request.report, **rows)
 
 
@@ -147,8 +148,19 @@ def _statistics(found: Artifact, request: InspectRequest, progress: Progress) ->
     statistics = read_stats(found.path)
     companions = _companions(found, request)
     about = about_statistics(statistics, companions)
-    rows = inspect_rows(found, request, companions, progress) if request.rows else {}
+    rows = _rows(found, request, companions, progress)
     return _result(found, about, statistics.layout, report=request.report, **rows)
+
+
+def _rows(
+    found: Artifact, request: InspectRequest, companions: Companions, progress: Progress
+) -> dict[str, Any]:
+    if not request.rows:
+        return {}
+    threads = request.threads or processors()
+    return inspect_rows(
+        found, companions, hottest=request.hottest, threads=threads, progress=progress
+    )
 
 
 def _companions(found: Artifact, request: InspectRequest) -> Companions:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from engram_cli.commands.artifact import Artifact, Companions, Kind
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.lookup_rows import OtherNgram
-from engram_cli.commands.processors import processors
 from engram_cli.commands.rows import RowReader, open_rows
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import HashLayout, LayerHash
@@ -28,9 +27,6 @@ from engram_cli.table.scan.likeness import Likeness
 from engram_cli.table.scan.scan import HOTTEST, LayerScan, scan_layer
 from engram_cli.table.scan.source import RowSource, Span, table_source
 from engram_cli.table.store import open_table
-
-if TYPE_CHECKING:
-    from engram_cli.commands.inspect import InspectRequest
 
 _NGRAMS = 3  # of a row
 _BIAS = 127
@@ -93,16 +89,19 @@ class HotRow:
 
 
 def inspect_rows(
-    found: Artifact, request: InspectRequest, companions: Companions, progress: Progress
+    found: Artifact, companions: Companions, *, hottest: int, threads: int, progress: Progress
 ) -> dict[str, Any]:
-    """The keys of an InspectResult that come from the rows. Raises ArtifactError."""
+    """The keys of an InspectResult that come from the rows. Raises ArtifactError.
+
+    `hottest`: rows listed of each order.
+    """
     rows = open_rows(found, Geometry())
     statistics = rows.statistics or companions.statistics(rows.layout, progress)
     names = Names(rows.layout, companions.vocabulary(rows.layout, progress))
     columns: list[Columns] = []
     norms: list[NormBins] = []
     layers: list[LayerRows] = []
-    hottest: list[HotRow] = []
+    hot: list[HotRow] = []
     read = 0
     sources = list(_sources(found, rows, statistics))
     progress.start("inspect", sum(_bytes(rows.layout, source) for source in sources), "bytes")
@@ -110,24 +109,24 @@ def inspect_rows(
     begin = time.perf_counter()
     for source in sources:
         entry = rows.layout.layer(source.layer)
-        scan = _scan(rows, source, entry, request, progress)
+        scan = _scan(rows, source, entry, threads, progress)
         read += scan.read_bytes
         columns += _columns(rows.layout, scan)
         norms += _norm_bins(rows.layout, scan)
         layers.append(LayerRows(layer=scan.layer, likeness=scan.likeness))
-        hottest += _hottest(rows.layout, entry, scan, samples, names, request.hottest)
+        hot += _hottest(rows.layout, entry, scan, samples, names, hottest)
     if not sources and statistics is not None:
         for layer in rows.layout.layer_ids:
             hits = statistics.hits(layer)
             entry = rows.layout.layer(layer)
             columns += _counted(rows.layout, entry, hits)
             heat = _heat(entry, hits)
-            hottest += _of_heat(rows.layout, entry, heat, samples, names, request.hottest)
+            hot += _of_heat(rows.layout, entry, heat, samples, names, hottest)
     return {
         "columns": tuple(columns),
         "norms": tuple(norms),
         "layers": tuple(layers),
-        "hottest": tuple(hottest),
+        "hottest": tuple(hot),
         "stats": None if statistics is None else statistics.path,
         "read_bytes": read,
         "seconds": time.perf_counter() - begin,
@@ -189,7 +188,7 @@ def _scan(
     rows: RowReader,
     source: RowSource,
     entry: LayerHash,
-    request: InspectRequest,
+    threads: int,
     progress: Progress,
 ) -> LayerScan:
     assert rows.vectors is not None
@@ -197,7 +196,7 @@ def _scan(
         source,
         list(zip(entry.offsets, entry.moduli, strict=True)),
         partial(rows.vectors, source.layer),
-        threads=request.threads or processors(),
+        threads=threads,
         progress=progress,
     )
 

@@ -160,9 +160,8 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
         hit_rate=request.hit_rate if hot else 0.0,
         distinct=1.0 if distinct is None else distinct,
     )
-    geometry = Geometry.from_layout(layout)
     result = PlanResult(
-        geometry=geometry,
+        geometry=Geometry.from_layout(layout),
         fingerprint=layout.fingerprint,
         dim=request.dim,
         dtype=request.dtype,
@@ -189,15 +188,19 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
         out=request.out,
     )
     if request.out is not None:
-        planned = PlannedTable(
-            geometry=geometry,
-            dim=request.dim,
-            dtype=request.dtype,
-            fingerprint=layout.fingerprint,
-            total_bytes=spec.total_bytes,
-        )
-        write_plan(planned, request.out, force=request.force)
+        _write(result, request.out, request.force)
     return result
+
+
+def _write(planned: PlanResult, out: Path, force: bool) -> None:
+    table = PlannedTable(
+        geometry=planned.geometry,
+        dim=planned.dim,
+        dtype=planned.dtype,
+        fingerprint=planned.fingerprint,
+        total_bytes=planned.total_bytes,
+    )
+    write_plan(table, out, force=force)
 
 
 def _far(corpus: PlanCorpus, demands: tuple[Demand, ...]) -> str:

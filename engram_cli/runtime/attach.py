@@ -61,9 +61,8 @@ def attach(
     homes = {layer: _home(decoder.layers[spec.index(layer)]) for layer in spec.layers}
     rows_homes = homes
     if rows_device is not None:
-        rows_homes = {
-            layer: (dtype, torch.device(rows_device)) for layer, (dtype, _) in homes.items()
-        }
+        place = _device(rows_device)
+        rows_homes = {layer: (dtype, place) for layer, (dtype, _) in homes.items()}
     placed = building.resolve_for(bundle, placement, {i: home[1] for i, home in rows_homes.items()})
     trainable = _trainable(bundle, placed, rows_trainable, sparse_gradients)
     rows = loading.all_rows(
@@ -222,6 +221,19 @@ def _trainable(bundle: Bundle, placed: Placement, asked: bool | None, sparse: bo
             "(engram convert TABLE --dtype bfloat16)",
         )
     return False
+
+
+def _device(named: torch.device | str) -> torch.device:
+    """A device that there is. Raises RuntimeAttachError for another one."""
+    try:
+        device = torch.device(named)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RuntimeAttachError(
+            f"rows_device={str(named)!r}: {str(error).splitlines()[0]}",
+            "name a device of this machine, such as cpu or cuda:0, or leave it out",
+        ) from None
+    return device
 
 
 def _home(layer: nn.Module) -> tuple[torch.dtype, torch.device]:

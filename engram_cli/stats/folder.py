@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError
+from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError, MismatchError
 from engram_cli.files import canonical_json, new_folder, read_json
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
@@ -162,11 +162,9 @@ def read_stats(path: str | Path) -> Statistics:
     document = read_json(path / DOCUMENT, "the statistics of a corpus")
     _check_document(path, document)
     try:
-        layout = HashLayout.from_json(document["layout"])
-        lookup = None
-        if layout.vocab_digest is not None:
-            lookup = np.asarray(read_array(path / COUNTERS, "lookup", None, np.dtype(np.int32)))
-        layout = layout.bind(lookup)
+        layout = _bound(HashLayout.from_json(document["layout"]), path / COUNTERS)
+    except ArtifactError:
+        raise
     except EngramError as error:
         raise ArtifactError(f"{path}: {error.message}", REMAKE) from None
     if layout.fingerprint != document["fingerprint"]:
@@ -178,6 +176,19 @@ def read_stats(path: str | Path) -> Statistics:
         documents=document["documents"],
         document=document,
     )
+
+
+def _bound(layout: HashLayout, counters: Path) -> HashLayout:
+    """The layout with the look-up that was stored beside the hits. Raises ArtifactError."""
+    if layout.vocab_digest is None:
+        return layout
+    lookup = np.asarray(read_array(counters, "lookup", None, np.dtype(np.int32)))
+    try:
+        return layout.bind(lookup)
+    except MismatchError:
+        raise ArtifactError(
+            f"{counters / 'lookup'} is damaged: it is not the look-up that was hashed with", REMAKE
+        ) from None
 
 
 def _check_document(path: Path, document: dict[str, Any]) -> None:

@@ -46,6 +46,8 @@ def test_create_only_unless_forced(engram: Engram, tokenizer_file: Path) -> None
         "error: engram-vocab.parquet already exists - "
         "use --force to replace it, or --out to write elsewhere"
     )
+    wrong = engram("compress-vocab", tokenizer_file, "--diff", "none.parquet")
+    assert "none.parquet" in wrong.error_line
     assert engram("compress-vocab", tokenizer_file, "--force").code == 0
     assert (engram.folder / "engram-vocab.parquet").read_bytes() == before
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from commands.made import Made
 from table.tables import tamper
 
@@ -145,6 +146,15 @@ def test_hits_that_do_not_sum_to_the_tokens_are_found(made: Made) -> None:
     problems = verified(made.stats).problems
     assert "sum to" in problems[0]
     assert len(problems) == 2  # both layers
+
+
+def test_a_damaged_look_up_of_statistics_is_their_own_damage(made: Made) -> None:
+    """Not the vocabulary's, which is whole."""
+    counters = zarr.open_group(made.stats / "counters.zarr", mode="r+")
+    counters["lookup"][3] += 1
+    problems = verified(made.stats).problems
+    assert len(problems) == 1
+    assert "counters.zarr/lookup is damaged" in problems[0]
 
 
 def test_a_section_that_its_partial_does_not_give_is_told(made: Made) -> None:

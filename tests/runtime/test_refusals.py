@@ -245,3 +245,12 @@ def test_a_vocabulary_smaller_than_the_tokenizers(
     assert not hasattr(model, "engram")
     model.resize_token_embeddings(size)
     attach(model, bundle)
+
+
+def test_a_device_that_there_is_not(bare: PreTrainedModel, bundle: Path) -> None:
+    for named in ("cud", "cuda:99", torch.device("xpu:7")):
+        with pytest.raises(RuntimeAttachError, match="rows_device='") as caught:
+            attach(bare, bundle, rows_device=named)
+        assert "cpu" in caught.value.hint
+    assert not hasattr(bare, "engram")
+    attach(bare, bundle, rows_device="cpu")

@@ -214,6 +214,8 @@ def test_kernels_equal_their_twins(sizes: tuple[int, int, int], seed: int, wild:
         equal("to_integers", values, scales, dim, block, min(divisor, 127), out=empty(rows * dim))
     packed = equal("to_nibbles", items, dim, out=empty(rows * -(-dim // 2)))
     equal("from_nibbles", packed, dim, out=empty(rows * dim))
+    exponents = np.arange(256, dtype=np.uint8)
+    equal("powers_of_two", exponents, out=np.empty(256, np.float32))
 
 
 def empty(size: int) -> np.ndarray:
