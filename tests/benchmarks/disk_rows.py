@@ -28,7 +28,7 @@ from engram_cli.formats.dense import first_values
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.runtime.tiers.disk_rows import DiskRows
 from engram_cli.runtime.tiers.mapped_rows import MappedRows
-from engram_cli.runtime.tiers.row_cache import slot_bytes
+from engram_cli.runtime.tiers.row_cache import RowCache, slot_bytes
 
 DISK = Path(os.environ.get("ENGRAM_BENCHMARK_FOLDER", "/var/tmp"))
 ROWS_PER_HEAD = int(os.environ.get("ENGRAM_BENCHMARK_ROWS", 1_000_000))
@@ -36,6 +36,7 @@ READ = 2**15
 MAPPED = 2**10  # read by faults, one after another
 THREADS = (16, 32, 64, 128)
 DEPTH = 256
+READERS = (1, 2, 4, 16)
 DIM, RECORD = 256, 264
 
 
@@ -133,8 +134,7 @@ def _cold(bundle: Bundle) -> Case:
         source.gather(torch.from_numpy(rows), out)
         return out.numpy()
 
-    held = DiskRows(bundle, layer, cache_bytes=2 * 8 * bundle.spec.rows(layer))
-    held.cache = type(held.cache)(RECORD, 0)
+    held = {threads: _without_cache(bundle, layer, threads) for threads in READERS}
     apart = DiskRows(bundle, layer, cache_bytes=0)
     mapped = MappedRows(bundle, layer)
     for maps in mapped._maps.values():
@@ -150,7 +150,12 @@ def _cold(bundle: Bundle) -> Case:
             place.begin + np.sort(wanted.rows(check)) * DIM
         )
     calls |= {
-        "engram, scales in memory": lambda check: gather(held, check),
+        f"engram, scales in memory, threads: {threads}": lambda check, source=source: gather(
+            source, check
+        )
+        for threads, source in held.items()
+    }
+    calls |= {
         "engram, scales read too": lambda check: gather(apart, check),
         "memory map, rows and scales": lambda check: gather(mapped, check, MAPPED),
     }
@@ -159,14 +164,22 @@ def _cold(bundle: Bundle) -> Case:
         amount=READ,
         unit="rows",
         notes=f"{bundle.spec.rows(layer):,} rows in a file; other rows in each call, the page "
-        "cache emptied before. pread and the queue read rows alone, in the order of the file; the others "
-        "give records with scales. The map has the advice that reads are random.",
+        "cache emptied before. pread and the queue read rows alone, in the order of the file; the "
+        "others give records with scales. The map has the advice that reads are random.",
         contestants={name: lambda call=call: call(False) for name, call in calls.items()},
         checks={name: lambda call=call: call(True) for name, call in calls.items()},
         same=_same_rows,
         before=wanted.prepare,
         amounts={"memory map, rows and scales": MAPPED},
     )
+
+
+def _without_cache(bundle: Bundle, layer: int, threads: int) -> DiskRows:
+    """Scales in memory, no room for rows."""
+    size = 2 * 8 * bundle.spec.rows(layer)
+    source = DiskRows(bundle, layer, cache_bytes=size, threads=threads)
+    source.cache = RowCache(RECORD, 0)
+    return source
 
 
 def _same_rows(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:

@@ -6,7 +6,6 @@ the cache has not are read by row number, a few threads at a time, and kept by u
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -29,7 +28,7 @@ SCRATCH_BYTES = 32 * 2**20  # the most that a request under way takes beside the
 # Held, scales halve the reads of a missing row. The memory would not save as many in the cache: one
 # three times as large missed 62 % of the rows of real text instead of 76.
 HELD_SHARE = 0.75  # of the memory that scales may take
-_THREADS = 4
+_THREADS = 2  # one keeps a queue of 137,000 reads a second full; more wait for each other
 _ALONE = 64  # rows that the asking thread reads itself
 _PIECE_ROWS = 2**15
 _PIECE_BYTES = 8 * 2**20
@@ -40,11 +39,18 @@ Rows = NDArray[np.int64]
 class DiskRows:
     """A layer's rows on disk, with at most `cache_bytes` of host memory, scales included.
 
-    `warm`: rows to read at once, as many as the cache holds. Raises ArtifactError.
+    `warm`: rows to read at once, as many as the cache holds. `threads` read at a time. Raises
+    ArtifactError.
     """
 
     def __init__(
-        self, bundle: Bundle, layer: int, *, cache_bytes: int, warm: Rows | None = None
+        self,
+        bundle: Bundle,
+        layer: int,
+        *,
+        cache_bytes: int,
+        warm: Rows | None = None,
+        threads: int = _THREADS,
     ) -> None:
         self._layout = record_layout(bundle.spec)
         self._rows = bundle.spec.rows(layer)
@@ -57,7 +63,7 @@ class DiskRows:
         held = 0 if self._scales is None else self._scales.nbytes
         self.cache = RowCache(self._layout.record_bytes, cache_bytes - held)
         self._piece = max(1, min(_PIECE_ROWS, _PIECE_BYTES // self._layout.record_bytes))
-        self._threads = min(_THREADS, os.cpu_count() or 1)
+        self._threads = threads
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="engram-disk")
         self._lock = Lock()
         self._sums: dict[str, int | float] = {
@@ -86,8 +92,9 @@ class DiskRows:
         wanted, lines = self._checked(rows, out)
         begin = time.perf_counter()
         hits = reads = 0
-        for first in range(0, len(wanted), self._piece):
-            own = slice(first, first + self._piece)
+        step = -(-len(wanted) // max(1, -(-len(wanted) // self._piece)))  # pieces of one size
+        for first in range(0, len(wanted), max(1, step)):
+            own = slice(first, first + step)
             found, count = self._gather(wanted[own], lines[own])
             hits, reads = hits + found, reads + count
         more = {

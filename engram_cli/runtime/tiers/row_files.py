@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from threading import Lock
 
 import numpy as np
@@ -28,16 +26,25 @@ KEPT_OPEN = 64  # files of a layer; a table's own chunk files may be many more
 
 Rows = NDArray[np.int64]
 
+_NOWHERE = memoryview(bytearray(GAP_BYTES))
+# Where the system takes no advice, reads wait for each other.
+_RANDOM = getattr(os, "POSIX_FADV_RANDOM", 0)
+_WILL_NEED = getattr(os, "POSIX_FADV_WILLNEED", 0)
+_advise = getattr(os, "posix_fadvise", lambda descriptor, begin, size, advice: None)
 
-@dataclass(slots=True, kw_only=True)
-class _Run:
-    """Neighbouring rows of one file: `rows[first:end]`, from byte `begin` of the file on."""
 
-    file: int
-    first: int
-    end: int
-    begin: int
-    size: int
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Runs:
+    """Runs of neighbouring rows of a file: run i is `sizes[i]` bytes of `files[i]` from byte
+    `begins[i]` on, with the rows from the `firsts[i]`-th to before the `firsts[i + 1]`-th.
+
+    `files` and `firsts` have one entry more, which is no run.
+    """
+
+    files: list[int]
+    firsts: list[int]
+    begins: list[int]
+    sizes: list[int]
 
 
 class RowFiles:
@@ -62,26 +69,40 @@ class RowFiles:
         How many reads it took. Raises ArtifactError, which names the file and the row.
         """
         runs = self._runs(rows)
+        rows_of, places = rows.tolist(), (lines * stride).tolist()
         keep = len(self._places) <= KEPT_OPEN
         opened = self._kept if keep else {}
-        at = (lines * stride).tolist()
-        wanted = rows.tolist()
-        between = memoryview(bytearray(GAP_BYTES))
-        ahead = 0
+        ahead, width, count = 0, self.row_bytes, len(runs.sizes)
+        # A call of Python costs as much as a tenth of a read: this loop has few.
         try:
-            for done, run in enumerate(runs):
-                while ahead < min(done + WINDOW, len(runs)):
-                    self._announce(runs[ahead], opened)
+            for done in range(count):
+                while ahead < count and ahead < done + WINDOW:
+                    file = runs.files[ahead]
+                    if file not in opened:
+                        self._open(file, opened)
+                    _advise(opened[file], runs.begins[ahead], runs.sizes[ahead], _WILL_NEED)
                     ahead += 1
-                self._read_run(run, opened[run.file], wanted, at, target, between)
-                if not keep and done + 1 < len(runs) and runs[done + 1].file != run.file:
-                    os.close(opened.pop(run.file))
+                file, first, begin = runs.files[done], runs.firsts[done], runs.begins[done]
+                size, place = runs.sizes[done], places[first]
+                if size == width:
+                    buffers = [target[place : place + width]]
+                else:
+                    end = runs.firsts[done + 1]
+                    buffers = _buffers(rows_of[first:end], places[first:end], width, target)
+                try:
+                    whole = os.preadv(opened[file], buffers, begin) == size
+                except OSError:
+                    whole = False
+                if not whole:
+                    self._read_each(opened[file], runs, done, rows_of, places, target)
+                if not keep and file != runs.files[done + 1]:
+                    os.close(opened.pop(file))
         finally:
             if not keep:
                 _close_all(opened)
-        return len(runs)
+        return count
 
-    def _runs(self, rows: Rows) -> list[_Run]:
+    def _runs(self, rows: Rows) -> _Runs:
         """Cut ascending rows where the file changes, or the next row lies far."""
         files = np.searchsorted(self._firsts, rows, side="right") - 1
         begins = self._begins[files] + (rows - self._firsts[files]) * self.row_bytes
@@ -91,18 +112,12 @@ class RowFiles:
         firsts = np.flatnonzero(np.concatenate([[True], cut])) if len(rows) else files
         ends = np.append(firsts[1:], len(rows))
         sizes = begins[ends - 1] + self.row_bytes - begins[firsts]
-        columns = (files[firsts], firsts, ends, begins[firsts], sizes)
-        return [
-            _Run(file=file, first=first, end=end, begin=begin, size=size)
-            for file, first, end, begin, size in zip(*(c.tolist() for c in columns), strict=True)
-        ]
-
-    def _announce(self, run: _Run, opened: dict[int, int]) -> None:
-        if run.file not in opened:
-            self._open(run.file, opened)
-        if hasattr(os, "posix_fadvise"):
-            with suppress(OSError):  # only a hint: the read says what is wrong
-                os.posix_fadvise(opened[run.file], run.begin, run.size, os.POSIX_FADV_WILLNEED)
+        return _Runs(
+            files=[*files[firsts].tolist(), -1],
+            firsts=[*firsts.tolist(), len(rows)],
+            begins=begins[firsts].tolist(),
+            sizes=sizes.tolist(),
+        )
 
     def _open(self, file: int, opened: dict[int, int]) -> None:
         path = self._places[file].path
@@ -110,41 +125,28 @@ class RowFiles:
             if file in opened:
                 return
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                opened[file] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                _advise(opened[file], 0, 0, _RANDOM)  # no read-ahead
             except OSError as error:
                 raise ArtifactError(
                     f"cannot open {path}: {error.strerror}", "put the file back, or attach again"
                 ) from None
-            if hasattr(os, "posix_fadvise"):
-                with suppress(OSError):
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead
-            opened[file] = descriptor
 
-    def _read_run(
+    def _read_each(
         self,
-        run: _Run,
         descriptor: int,
+        runs: _Runs,
+        index: int,
         rows: list[int],
-        at: list[int],
+        places: list[int],
         target: memoryview,
-        between: memoryview,
     ) -> None:
-        width = self.row_bytes
-        buffers = [target[at[run.first] : at[run.first] + width]]
-        for one, two in pairwise(range(run.first, run.end)):
-            gap = (rows[two] - rows[one] - 1) * width
-            if gap:
-                buffers.append(between[:gap])
-            buffers.append(target[at[two] : at[two] + width])
-        try:
-            whole = os.preadv(descriptor, buffers, run.begin) == run.size
-        except OSError:
-            whole = False
-        if not whole:  # row by row, to finish it or to know which one cannot be read
-            for index in range(run.first, run.end):
-                begin = run.begin + (rows[index] - rows[run.first]) * width
-                line = target[at[index] : at[index] + width]
-                self._read_row(run.file, descriptor, rows[index], begin, line)
+        """Read a run row by row: to finish it, or to know which row cannot be read."""
+        first = runs.firsts[index]
+        for each in range(first, runs.firsts[index + 1]):
+            begin = runs.begins[index] + (rows[each] - rows[first]) * self.row_bytes
+            line = target[places[each] : places[each] + self.row_bytes]
+            self._read_row(runs.files[index], descriptor, rows[each], begin, line)
 
     def _read_row(self, file: int, descriptor: int, row: int, begin: int, line: memoryview) -> None:
         done = 0
@@ -163,6 +165,18 @@ class RowFiles:
             f"{place.path}: row {row} of layer {place.shard.layer} cannot be read: {why}",
             "check the disk, then write the bundle again with engram attach --force",
         )
+
+
+def _buffers(
+    rows: list[int], places: list[int], width: int, target: memoryview
+) -> list[memoryview]:
+    """Where the bytes of a run go: rows to their places, what lies between them nowhere."""
+    found = [target[places[0] : places[0] + width]]
+    for one, two, place in zip(rows, rows[1:], places[1:], strict=False):
+        if two - one > 1:
+            found.append(_NOWHERE[: (two - one - 1) * width])
+        found.append(target[place : place + width])
+    return found
 
 
 def _close_all(opened: dict[int, int]) -> None:
