@@ -22,19 +22,23 @@ from engram_cli.runtime.attach import activate, attach, deactivate, detach, memo
 
 if TYPE_CHECKING:
     from engram_cli.runtime.distributed import average_row_gradients as average_row_gradients
+    from engram_cli.runtime.row_optimisers import RowwiseAdagrad as RowwiseAdagrad
+    from engram_cli.runtime.row_optimisers import RowwiseAdam as RowwiseAdam
     from engram_cli.runtime.saving import load as load
     from engram_cli.runtime.saving import save_engram as save_engram
+    from engram_cli.runtime.sparse_gradients import clip_grad_norm as clip_grad_norm
     from engram_cli.runtime.tracing import Trace as Trace
     from engram_cli.runtime.tracing import trace as trace
-    from engram_cli.runtime.training import RowwiseAdagrad as RowwiseAdagrad
     from engram_cli.runtime.training import parameter_groups as parameter_groups
     from engram_cli.runtime.training import row_parameters as row_parameters
 
 # What comes after attaching is imported on first use.
 _HOMES = {
-    "RowwiseAdagrad": "training",
+    "RowwiseAdagrad": "row_optimisers",
+    "RowwiseAdam": "row_optimisers",
     "Trace": "tracing",
     "average_row_gradients": "distributed",
+    "clip_grad_norm": "sparse_gradients",
     "load": "saving",
     "parameter_groups": "training",
     "row_parameters": "training",
@@ -44,10 +48,12 @@ _HOMES = {
 
 __all__ = [
     "RowwiseAdagrad",
+    "RowwiseAdam",
     "Trace",
     "activate",
     "attach",
     "average_row_gradients",
+    "clip_grad_norm",
     "deactivate",
     "detach",
     "load",

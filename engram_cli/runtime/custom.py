@@ -2,19 +2,37 @@
 
 `engram::look_up`, `engram::find_rows` and `engram::look_up_step` run the kernel of
 `kernels.lookup`; arguments are flat because operators take tensors, integers and lists only.
+`call` runs them, past the dispatcher where only autograd looks on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from engram_cli.runtime import custom_rows
+from engram_cli.runtime.direct import is_plain_call
 from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.tables import Table
+
+if TYPE_CHECKING:
+    from engram_cli.runtime.kernels import launch
+
+_TABLES = "Tensor[] tables, Tensor[] scales, str kind, ScalarType dtype"
+_HASH = (
+    "Tensor lookup, Tensor multipliers, Tensor columns, SymInt[] orders, SymInt filler, "
+    "SymInt eos, bool salted"
+)
+_LIMITS = (
+    "Tensor? dead, Tensor? ages, Tensor? bounds, Tensor? history, Tensor? positions, Tensor? slots"
+)
+_WRITTEN = _LIMITS.replace("Tensor? history", "Tensor(a!) history")
+_OF_HASH = 7  # so many arguments are the hash
 
 
 def hash_arguments(tensors: HashTensors) -> tuple[Any, ...]:
@@ -30,102 +48,88 @@ def table_arguments(tables: Sequence[Table]) -> tuple[list[Tensor], list[Tensor]
     return [table.values for table in tables], scales, tables[0].kind
 
 
-@torch.library.custom_op("engram::look_up", mutates_args=())
-def look_up(
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    scales: Sequence[Tensor],
-    kind: str,
-    dtype: torch.dtype,
-    lookup: Tensor,
-    multipliers: Tensor,
-    columns: Tensor,
-    orders: Sequence[int],
-    filler: int,
-    eos: int,
-    salted: bool,
-    dead: Tensor | None,
-    ages: Tensor | None,
-    bounds: Tensor | None,
-    history: Tensor | None,
-    positions: Tensor | None,
-    slots: Tensor | None,
-) -> Tensor:
-    """`gathering.look_up`."""
+def limit_arguments(back: LookBack) -> tuple[Tensor | None, ...]:
+    """What limits the n-grams as the operators take it."""
+    return (back.dead, back.ages, back.bounds, back.history, back.positions, back.slots)
+
+
+def _hash_and_limits(arguments: Sequence[Any]) -> tuple[launch.Hash, LookBack]:
+    """Hash and limits, from `hash_arguments` and `limit_arguments` one after the other."""
     from engram_cli.runtime.kernels import launch
 
-    hashed = launch.Hash(lookup, multipliers, columns, tuple(orders), filler, eos, salted)
+    lookup, multipliers, columns, orders, *constants = arguments[:_OF_HASH]
+    dead, ages, bounds, history, positions, slots = arguments[_OF_HASH:]
     back = LookBack(
         dead=dead, ages=ages, bounds=bounds, history=history, positions=positions, slots=slots
     )
-    return launch.look_up(hashed, ids, tables, scales, back, dtype, kind=kind)
+    return launch.Hash(lookup, multipliers, columns, tuple(orders), *constants), back
 
 
-@look_up.register_fake
-def _(ids, tables, scales, kind, dtype, lookup, multipliers, columns, *rest):  # type: ignore[no-untyped-def]
-    width = columns.shape[1] * tables[0].shape[1]
-    return ids.new_empty((len(columns), *ids.shape, width), dtype=dtype)
-
-
-@torch.library.custom_op("engram::look_up_step", mutates_args=("history",))
-def look_up_step(
+def _look_up(
     ids: Tensor,
     tables: Sequence[Tensor],
     scales: Sequence[Tensor],
     kind: str,
     dtype: torch.dtype,
-    lookup: Tensor,
-    multipliers: Tensor,
-    columns: Tensor,
-    orders: Sequence[int],
-    filler: int,
-    eos: int,
-    salted: bool,
-    dead: Tensor | None,
-    bounds: Tensor | None,
-    history: Tensor,
-    positions: Tensor,
-    slots: Tensor | None,
+    *rest: Any,
+) -> Tensor:
+    """`gathering.look_up`; `gradients` are those of `Table`."""
+    from engram_cli.runtime.kernels import launch
+
+    hashed, back = _hash_and_limits(rest[:-1])
+    return launch.look_up(hashed, ids, tables, scales, back, dtype, kind=kind)
+
+
+def _look_up_step(
+    ids: Tensor,
+    tables: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    kind: str,
+    dtype: torch.dtype,
+    *rest: Any,
 ) -> Tensor:
     """`gathering.look_up_step`."""
     from engram_cli.runtime.kernels import launch
 
-    hashed = launch.Hash(lookup, multipliers, columns, tuple(orders), filler, eos, salted)
-    back = LookBack(dead=dead, bounds=bounds, history=history, positions=positions, slots=slots)
+    hashed, back = _hash_and_limits(rest)
     return launch.look_up(hashed, ids, tables, scales, back, dtype, kind=kind, commit=True)
 
 
+look_up = torch.library.custom_op(
+    "engram::look_up",
+    _look_up,
+    mutates_args=(),
+    schema=f"(Tensor ids, {_TABLES}, {_HASH}, {_LIMITS}, str gradients) -> Tensor",
+)
+look_up_step = torch.library.custom_op(
+    "engram::look_up_step",
+    _look_up_step,
+    mutates_args=("history",),
+    schema=f"(Tensor ids, {_TABLES}, {_HASH}, {_WRITTEN}) -> Tensor",
+)
+
+
+@look_up.register_fake
 @look_up_step.register_fake
 def _(ids, tables, scales, kind, dtype, lookup, multipliers, columns, *rest):  # type: ignore[no-untyped-def]
     width = columns.shape[1] * tables[0].shape[1]
     return ids.new_empty((len(columns), *ids.shape, width), dtype=dtype)
 
 
-@torch.library.custom_op("engram::find_rows", mutates_args=())
-def find_rows(
-    ids: Tensor,
-    lookup: Tensor,
-    multipliers: Tensor,
-    columns: Tensor,
-    orders: Sequence[int],
-    filler: int,
-    eos: int,
-    salted: bool,
-    dead: Tensor | None,
-    ages: Tensor | None,
-    bounds: Tensor | None,
-    history: Tensor | None,
-    positions: Tensor | None,
-    slots: Tensor | None,
-) -> Tensor:
+def _find_rows(ids: Tensor, *rest: Any) -> Tensor:
     """`gathering.find_rows`."""
     from engram_cli.runtime.kernels import launch
 
-    hashed = launch.Hash(lookup, multipliers, columns, tuple(orders), filler, eos, salted)
-    back = LookBack(
-        dead=dead, ages=ages, bounds=bounds, history=history, positions=positions, slots=slots
-    )
+    hashed, back = _hash_and_limits(rest)
     return launch.find_rows(hashed, ids, back)
+
+
+find_rows = torch.library.custom_op(
+    "engram::find_rows",
+    _find_rows,
+    mutates_args=(),
+    schema=f"(Tensor ids, {_HASH}, {_LIMITS}) -> Tensor",
+)
 
 
 @find_rows.register_fake
@@ -133,27 +137,57 @@ def _(ids, lookup, multipliers, columns, *rest):  # type: ignore[no-untyped-def]
     return ids.new_empty((len(columns), *ids.shape, columns.shape[1]), dtype=torch.int64)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ids, tables, scales, _, _, *rest = inputs
-    ctx.scales = len(scales)
-    ctx.tables = [(len(t), t.shape[1], t.dtype, t.requires_grad) for t in tables]
-    ctx.constants = rest[3:7]
-    ctx.save_for_backward(ids, *rest[:3], *rest[7:])
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
+    ids, tables, scales, _, _, *rest, gradients = inputs
+    ctx.scales, ctx.gradients = len(scales), gradients
+    ctx.tables = [(t.shape, t.dtype, t.requires_grad) for t in tables]
+    ctx.constants = rest[3:_OF_HASH]
+    ctx.save_for_backward(ids, *rest[:3], *rest[_OF_HASH:])
+
+
+def _table_gradients(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
+    """The gradients of the tables; the rows are found again instead of being kept."""
+    ids, lookup, multipliers, columns, *limits = ctx.saved_tensors
+    rows = call(find_rows, ids, lookup, multipliers, columns, *ctx.constants, *limits)
+    return [
+        custom_rows.gradient(own, of, shape, dtype, ctx.gradients) if wanted else None
+        for (shape, dtype, wanted), of, own in zip(ctx.tables, rows, gradient, strict=True)
+    ]
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    """The gradient of the tables; the rows are found again instead of being kept."""
-    ids, lookup, multipliers, columns, *back = ctx.saved_tensors
-    rows = find_rows(ids, lookup, multipliers, columns, *ctx.constants, *back)
-    grads: list[Tensor | None] = []
-    for (height, dim, dtype, wanted), of, own in zip(ctx.tables, rows, gradient, strict=True):
-        own = own.reshape(-1, dim).to(dtype)
-        grads.append(
-            torch.ops.aten.embedding_dense_backward(own, of.reshape(-1), height, -1, False)
-            if wanted
-            else None
-        )
-    return (None, grads, [None] * ctx.scales, *[None] * 15)
+    return (None, _table_gradients(ctx, gradient), [None] * ctx.scales, *[None] * 16)
 
 
 look_up.register_autograd(_backward, setup_context=_setup)
+
+
+class _LookUp(torch.autograd.Function):
+    """`look_up` for autograd alone."""
+
+    @staticmethod
+    def forward(ctx: Any, arguments: tuple[Any, ...], *tables: Tensor) -> Tensor:
+        ids, _, *rest = arguments
+        _setup(ctx, (ids, tables, *rest), None)
+        return _look_up(ids, tables, *rest)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        return (None, *_table_gradients(ctx, gradient))
+
+
+_RAW = {look_up: _look_up, look_up_step: _look_up_step, find_rows: _find_rows}
+
+
+def call(operator: Any, ids: Tensor, *rest: Any) -> Tensor:
+    """What the operator gives: `look_up`, `look_up_step` or `find_rows`."""
+    tables = [] if operator is find_rows else rest[0]
+    found: Tensor
+    if not is_plain_call(ids, *tables):
+        found = operator(ids, *rest)
+    elif operator is look_up and torch.is_grad_enabled() and any(t.requires_grad for t in tables):
+        found = _LookUp.apply((ids, *rest), *tables)  # type: ignore[no-untyped-call]
+    else:
+        found = _RAW[operator](ids, *rest)
+    return found

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engram_cli.runtime.custom_rows import sparse_tensor
+from engram_cli.runtime.sparse_gradients import coalesced
 from engram_cli.runtime.training import row_parameters
 
 
@@ -41,7 +43,7 @@ def _mean_sparse(rows: nn.Parameter) -> Tensor:
         indices = torch.zeros(0, dtype=torch.int64, device=rows.device)
         values = torch.zeros(0, rows.shape[1], dtype=rows.dtype, device=rows.device)
     else:
-        gradient = rows.grad.coalesce()
+        gradient = coalesced(rows.grad)
         indices, values = gradient.indices()[0], gradient.values()
     longest = torch.tensor(len(indices), device=rows.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX)
@@ -53,7 +55,5 @@ def _mean_sparse(rows: nn.Parameter) -> Tensor:
     all_values = [torch.empty_like(values) for _ in range(world)]
     dist.all_gather(all_indices, indices)
     dist.all_gather(all_values, values)
-    total = torch.sparse_coo_tensor(
-        torch.cat(all_indices)[None], torch.cat(all_values) / world, rows.shape
-    )
-    return total.coalesce()
+    total = sparse_tensor(torch.cat(all_indices), torch.cat(all_values) / world, rows.shape)
+    return coalesced(total)

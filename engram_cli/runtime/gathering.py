@@ -225,6 +225,8 @@ def common_dtype(
             raise InputError("the layers' tables differ in width", "look layers up one by one")
         if table.strides != first.strides:
             raise InputError("the layers' rows lie differently", "look layers up one by one")
+        if table.gradients != first.gradients:
+            raise InputError("the layers' rows differ in gradients", "look layers up one by one")
         for owner in (table.values, tensors.columns):
             if owner.device != ids.device:
                 raise InputError(f"ids on {ids.device}, the rest on {owner.device}", "move one")

@@ -276,7 +276,7 @@ class Memory(nn.Module):
         modules = [cast(MemoryModule, module) for module in self.layers.values()]
         tables = []
         for rows in (module.multi_head_embedding.embedding for module in modules):
-            if isinstance(rows, TieredRows) or rows.sparse:
+            if isinstance(rows, TieredRows):
                 return None
             tables.append(rows.table())
         first = tables[0]

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import TokenIdError
-from engram_cli.runtime import custom, custom_gate, gate_autograd, gathering, gating
+from engram_cli.runtime import (
+    custom,
+    custom_gate,
+    custom_rows,
+    gate_autograd,
+    gathering,
+    gating,
+    row_gradients,
+    row_steps,
+)
 from engram_cli.runtime.gathering import NO_LIMITS, LookBack, common_dtype
 from engram_cli.runtime.gating import NO_PAST, GateWeights, Past, opened_by
 from engram_cli.runtime.reference import (
@@ -28,7 +37,7 @@ from engram_cli.runtime.reference import (
     is_hole,
     visible,
 )
-from engram_cli.runtime.tables import Table, dequantise
+from engram_cli.runtime.tables import FLOATS, Table, dequantise
 from engram_cli.runtime.tiers import reading
 from engram_cli.runtime.tiers.reading import Shelves
 
@@ -38,6 +47,8 @@ __all__ = [
     "LookBack",
     "Past",
     "Table",
+    "adagrad_step",
+    "adam_step",
     "carry_after",
     "check_ids",
     "cold_keys",
@@ -52,6 +63,7 @@ __all__ = [
     "look_up_step",
     "opened_by",
     "read_tiers",
+    "sum_rows",
     "visible",
 ]
 
@@ -64,7 +76,7 @@ def _asked_for(variable: str) -> bool:
 DEBUG = _asked_for("ENGRAM_DEBUG")
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = _asked_for("TRITON_INTERPRET")
-_GATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_WIDEST_GRADIENT = 8192  # values of a row, in one program
 
 
 def look_up(
@@ -86,19 +98,15 @@ def look_up(
     wanted = common_dtype(tensors, ids, tables, dtype)
     if not _decoded_by_kernels(tables):
         return gathering.vectors(tables, find_rows(tensors, ids, look_back), wanted)
-    found: Tensor = custom.look_up(
+    return custom.call(
+        custom.look_up,
         ids,
         *custom.table_arguments(tables),
         wanted,
         *custom.hash_arguments(tensors),
-        look_back.dead,
-        look_back.ages,
-        look_back.bounds,
-        look_back.history,
-        look_back.positions,
-        look_back.slots,
+        *custom.limit_arguments(look_back),
+        tables[0].gradients,
     )
-    return found
 
 
 def look_up_step(
@@ -126,18 +134,14 @@ def look_up_step(
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
     assert look_back.positions is not None
-    found: Tensor = custom.look_up_step(
+    return custom.call(
+        custom.look_up_step,
         ids,
         *custom.table_arguments(tables),
         wanted,
         *custom.hash_arguments(tensors),
-        look_back.dead,
-        look_back.bounds,
-        history,
-        look_back.positions,
-        look_back.slots,
+        *custom.limit_arguments(look_back),
     )
-    return found
 
 
 def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS) -> Tensor:
@@ -146,17 +150,12 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
     if not has_kernels(ids.device):
         return gathering.find_rows(tensors, ids, look_back)
     look_back.check(ids, tensors.max_order)
-    found: Tensor = custom.find_rows(
+    return custom.call(
+        custom.find_rows,
         ids,
         *custom.hash_arguments(tensors),
-        look_back.dead,
-        look_back.ages,
-        look_back.bounds,
-        look_back.history,
-        look_back.positions,
-        look_back.slots,
+        *custom.limit_arguments(look_back),
     )
-    return found
 
 
 def read_tiers(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
@@ -196,7 +195,7 @@ def gate(
 
     One operator where there are kernels; a gradient beside a history is the twin's work, too.
     """
-    fits = all(x.dtype in _GATE_DTYPES for x in (hidden, projected, weights.query))
+    fits = all(x.dtype in FLOATS for x in (hidden, projected, weights.query))
     needs_gradient = torch.is_grad_enabled() and past.history is not None
     if not fits or needs_gradient or not has_kernels(hidden.device):
         if not gate_autograd.applies(weights, hidden, projected, past):
@@ -211,6 +210,43 @@ def gate(
     return custom_gate.run_gate(
         weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
     )
+
+
+def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    """The rows that occur and the sums of their vectors (`row_gradients.sum_rows`)."""
+    chosen = custom_rows if _adds_by_kernel(values) else row_gradients
+    found, sums = chosen.sum_rows(values, rows, height)
+    return found, sums
+
+
+def adagrad_step(
+    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
+) -> None:
+    """One step of row-wise Adagrad, in place (`row_steps.adagrad_step`)."""
+    chosen = custom_rows if _adds_by_kernel(values, weight) else row_steps
+    chosen.adagrad_step(weight, sums, values, rows, lr, eps)
+
+
+def adam_step(
+    weight: Tensor,
+    state: tuple[Tensor, Tensor, Tensor],
+    values: Tensor,
+    rows: Tensor,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """One step of Adam for the rows with a gradient, in place (`row_steps.adam_step`)."""
+    chosen = custom_rows if _adds_by_kernel(values, weight) else row_steps
+    chosen.adam_step(weight, state, values, rows, lr, betas, eps)
+
+
+def _adds_by_kernel(values: Tensor, weight: Tensor | None = None) -> bool:
+    """Whether the kernels add up such gradients, and step in such a table."""
+    fits = values.dtype in FLOATS and values.shape[1] <= _WIDEST_GRADIENT
+    if weight is not None:
+        fits = fits and weight.dtype in FLOATS and weight.stride(1) == 1
+    return fits and has_kernels(values.device)
 
 
 def check_ids(tensors: HashTensors, ids: Tensor) -> None:

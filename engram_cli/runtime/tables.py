@@ -18,6 +18,7 @@ GROUP = 32  # values of a row that share a scale, where a row has several
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = (torch.uint8, torch.float8_e4m3fn)
 _E8M0 = (torch.uint8, getattr(torch, "float8_e8m0fnu", torch.uint8))
+GRADIENTS = ("dense", "sparse", "atomic")
 KERNEL_KINDS = ("plain", "grouped", "scaled", "per-row")
 _MEND = (
     "give floats; e4m3 with e8m0 scales by 32 or one float32; int8, or two 4-bit integers a byte "
@@ -32,12 +33,14 @@ class Table:
 
     `scales`: for e4m3 uint8 [rows, ceil(dim / 32)] of e8m0, or one float32; for integers float32
     [rows] or float16 [rows, ceil(dim / 32)]. Rows may lie apart (a stride), values of a row may
-    not. Raises InputError for anything else.
+    not. `gradients` of floats: dense; sparse; or dense and added up by a GPU in whatever order,
+    which is not the same to the bit every time. Raises InputError for anything else.
     """
 
     values: Tensor
     scales: Tensor | None = None
     dim: int | None = None
+    gradients: str = "dense"
 
     def __post_init__(self) -> None:
         kind, scales = self.kind, self.scales
@@ -49,6 +52,8 @@ class Table:
             raise InputError(
                 f"scales on {scales.device}, rows on {self.values.device}", "move one of them"
             )
+        if self.gradients not in GRADIENTS:
+            raise InputError(f"gradients {self.gradients!r}", f"one of {', '.join(GRADIENTS)}")
 
     @property
     def width(self) -> int:
@@ -106,9 +111,10 @@ class Table:
         return self.kind in KERNEL_KINDS
 
     def is_like(self, other: Table) -> bool:
-        """Whether one launch can serve both: equal in kind, dtype, width and how rows lie."""
-        mine = (self.kind, self.values.dtype, self.width, self.strides)
-        return mine == (other.kind, other.values.dtype, other.width, other.strides)
+        """Whether one launch can serve both: equal in kind, dtype, width, gradients, strides."""
+        mine = (self.kind, self.values.dtype, self.width, self.gradients, self.strides)
+        own = (other.kind, other.values.dtype, other.width, other.gradients, other.strides)
+        return mine == own
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -125,7 +131,8 @@ class Table:
 def dequantise(table: Table, rows: Tensor, dtype: torch.dtype) -> Tensor:
     """[..., dim] in `dtype` of rows int64[...]: computed in float32, rounded once."""
     if table.scales is None:
-        return F.embedding(rows, table.values).to(dtype)
+        sparse = table.gradients == "sparse"
+        return F.embedding(rows, table.values, sparse=sparse).to(dtype)
     numbers = _numbers(table, table.values[rows])
     if table.kind == "scaled":
         return (numbers * table.scales.reshape(())).to(dtype)

@@ -1,15 +1,10 @@
-"""What training needs: the paper's parameter groups, and an optimiser for very large tables.
-
-Adam keeps two numbers for each number of the table; `RowwiseAdagrad` one for each row.
-"""
+"""What training needs of a model: its tables and the paper's parameter groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.attach import memories
@@ -56,56 +51,3 @@ def parameter_groups(
         },
     ]
     return [group for group in groups if group["params"]]
-
-
-class RowwiseAdagrad(torch.optim.Optimizer):
-    """Adagrad with one float32 of state a row: the sum of the row gradients' mean squares.
-
-    For row r with gradient g: sum[r] += mean(g^2), w[r] -= lr * g / (sqrt(sum[r]) + eps). Takes
-    dense and sparse gradients; either way rows without a gradient stay as they are.
-    """
-
-    def __init__(
-        self, params: Iterable[Any], lr: float = 1e-2, *, eps: float = 1e-8, initial: float = 0.0
-    ) -> None:
-        if lr < 0 or eps < 0 or initial < 0:
-            raise ValueError(f"lr {lr}, eps {eps}, initial {initial}: none may be negative")
-        super().__init__(params, {"lr": lr, "eps": eps, "initial": initial})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; `closure` recomputes the loss, as in torch's optimisers."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, group)
-        return loss
-
-    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[weight]
-        if "sum" not in state:
-            shape, device = weight.shape[:1], weight.device
-            state["sum"] = torch.full(shape, group["initial"], dtype=torch.float32, device=device)
-        sums, gradient = state["sum"], weight.grad
-        assert gradient is not None
-        if not gradient.is_sparse:
-            values = gradient.float()
-            sums += values.square().mean(dim=1)
-            weight -= self._change(values, sums, group).to(weight.dtype)
-            return
-        gradient = gradient.coalesce()
-        rows, values = gradient.indices()[0], gradient.values().float()
-        touched = sums[rows] + values.square().mean(dim=1)
-        sums[rows] = touched
-        weight[rows] -= self._change(values, touched, group).to(weight.dtype)
-
-    @staticmethod
-    def _change(values: Tensor, sums: Tensor, group: dict[str, Any]) -> Tensor:
-        """[n, dim]: what to take from rows whose gradients are `values`; zero where they are."""
-        divisor = sums.sqrt() + group["eps"]
-        quotient: Tensor = values / divisor.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-        return quotient * float(group["lr"])

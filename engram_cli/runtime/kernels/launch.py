@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.kernels.lookup import lookup_kernel
+from engram_cli.runtime.kernels.tiles import device_of, parts_of, power_of_two
 
 
 class Hash(NamedTuple):
@@ -45,7 +44,7 @@ def choose_plan(rows: int, columns: int, width: int) -> Plan:
     each = 8 if values <= 2**17 else 32 if values <= 2**21 else 64
     lanes = max(1, 32 * each // width)
     sizes = [2**i for i in range(lanes.bit_length())]
-    own = min(sizes, key=lambda size: (triton.cdiv(columns, size) * size, -size))
+    own = min(sizes, key=lambda size: (parts_of(columns, size) * size, -size))
     tokens = lanes // own if each == 64 else 1
     return Plan(tokens, own, each == 64 and (rows <= 2**16 or width < 128))
 
@@ -71,7 +70,7 @@ def look_up(
     first = tables[0]
     dim, itemsize = first.shape[1], first.element_size()
     out = torch.empty((layers, *ids.shape, columns * dim), dtype=dtype, device=ids.device)
-    block = min(triton.next_power_of_2(dim), 1024)
+    block = min(power_of_two(dim), 1024)
     fp8 = kind in ("grouped", "scaled")
     if bits is None:
         bits = not converts_fp8(ids.device)
@@ -87,7 +86,7 @@ def look_up(
         "BITS": fp8 and bits,
         "VECTOR": min(block, 16 // max(itemsize, dtype.itemsize)),
         "BLOCK_D": block,
-        "CHUNKS": triton.cdiv(dim, block),
+        "CHUNKS": parts_of(dim, block),
     }
     if plan is None:
         plan = choose_plan(ids.numel() * layers * columns, columns, block)
@@ -130,8 +129,8 @@ def _launch(
     def given(tensor: Tensor | None) -> Tensor:
         return ids if tensor is None else tensor.contiguous()
 
-    blocks = triton.cdiv(columns, plan.columns) * triton.cdiv(count, plan.tokens)
-    with torch.cuda.device(ids.device) if ids.is_cuda else nullcontext():
+    blocks = parts_of(columns, plan.columns) * parts_of(count, plan.tokens)
+    with device_of(ids):
         lookup_kernel[(blocks, layers)](
             out,
             ids,

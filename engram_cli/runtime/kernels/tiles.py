@@ -40,6 +40,16 @@ def row_plan(width: int, *, held: bool) -> tuple[int, int]:
     return min(256 * warps, triton.next_power_of_2(width)), warps
 
 
+def parts_of(count: int, size: int) -> int:
+    """How many parts of `size` hold `count`; triton.cdiv takes 5 us of the host a call."""
+    return -(-count // size)
+
+
+def power_of_two(count: int) -> int:
+    """The least one that is not below `count`; triton.next_power_of_2 takes 5 us, too."""
+    return 1 << max(0, count - 1).bit_length()
+
+
 def device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Launches go to the device of their input, whichever is the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

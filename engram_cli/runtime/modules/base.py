@@ -28,8 +28,11 @@ HELD = {ROWS: TABLE, SCALES: "multi_head_embedding.embedding.scales"}  # in a st
 class Rows(nn.Embedding):
     """A table [rows, dim] as a parameter; `sparse` asks for sparse gradients.
 
-    An nn.Embedding because DistributedDataParallel looks for sparse gradients nowhere else.
+    `atomic` lets a GPU add dense gradients up in whatever order (`Table`). An nn.Embedding because
+    DistributedDataParallel looks for sparse gradients nowhere else.
     """
+
+    atomic = False
 
     def __init__(self, weight: Tensor, *, trainable: bool, sparse: bool) -> None:
         rows, dim = weight.shape
@@ -41,7 +44,8 @@ class Rows(nn.Embedding):
 
     def table(self) -> Table:
         """The rows as the look-up takes them."""
-        return Table(values=self.weight)
+        gradients = "sparse" if self.sparse else "atomic" if self.atomic else "dense"
+        return Table(values=self.weight, gradients=gradients)
 
 
 class StoredRows(nn.Module):
@@ -53,7 +57,6 @@ class StoredRows(nn.Module):
 
     weight: Tensor
     scales: Tensor
-    sparse = False
 
     def __init__(
         self, weight: Tensor, scales: Tensor, *, kind: torch.dtype, packed_dim: int | None = None

@@ -160,16 +160,15 @@ def test_the_operators_keep_torchs_rules() -> None:
     own = custom.hash_arguments(hashed)
     tables = [a_table("float32", height, 4, DEVICE).values for height in hashed.heights]
     kind = ("plain", torch.float32)
-    mutating = (back.dead, None, back.history, back.positions, back.slots)
     # In the interpreter each of the four takes seconds.
     rules = ("test_schema", "test_faketensor", "test_autograd_registration")
     if DEVICE.type == "cuda":
         rules = (*rules, "test_aot_dispatch_dynamic")
         torch.library.opcheck(custom.find_rows, (ids, *own, *limits), test_utils=rules)
-        arguments = (ids, tables, [], *kind, *own, *mutating)
+        arguments = (ids, tables, [], *kind, *own, *limits)
         torch.library.opcheck(custom.look_up_step, arguments, test_utils=rules)
     leaves = [table.requires_grad_() for table in tables]
-    arguments = (ids, leaves, [], *kind, *own, *limits)
+    arguments = (ids, leaves, [], *kind, *own, *limits, "dense")
     torch.library.opcheck(custom.look_up, arguments, test_utils=rules)
 
 
@@ -226,8 +225,8 @@ def test_a_model_looks_up_by_one_operator(
     mask[0, :2] = 0
     places = torch.tensor([[1, 1, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3]], device=DEVICE)
     calls = []
-    launched = custom.look_up
-    monkeypatch.setattr(ops.custom, "look_up", lambda *a: calls.append(1) or launched(*a))
+    launched = custom.call
+    monkeypatch.setattr(ops.custom, "call", lambda *a: calls.append(1) or launched(*a))
 
     def run() -> tuple[Tensor, Tensor]:
         with torch.no_grad():

@@ -1,0 +1,144 @@
+"""Gradients of rows and steps of their optimisers as torch operators; they run `kernels.segments`.
+
+`engram::dense_row_gradient`, `engram::sum_rows`, `engram::adagrad_step`, `engram::adam_step`;
+steps go past the dispatcher where nothing looks on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engram_cli.runtime.direct import is_plain_call
+
+
+def gradient(
+    vectors: Tensor, rows: Tensor, shape: torch.Size, dtype: torch.dtype, how: str
+) -> Tensor:
+    """The gradient of a table of `shape`: of vectors [..., C x dim] at rows int64[..., C].
+
+    `how` is one of `tables.GRADIENTS`. A sparse one holds the vectors as they came, a row as often
+    as it was looked up: whoever takes it adds them up.
+    """
+    values, places = vectors.reshape(-1, shape[1]), rows.reshape(-1)
+    if how == "sparse":
+        return sparse_tensor(places, values.to(dtype), shape)
+    atomic = how == "atomic" and not torch.are_deterministic_algorithms_enabled()
+    dense: Tensor = dense_row_gradient(values, places, shape[0], dtype, atomic)
+    return dense
+
+
+def sparse_tensor(
+    rows: Tensor, values: Tensor, shape: torch.Size, *, is_coalesced: bool = False
+) -> Tensor:
+    """A sparse tensor of `values` [n, dim] at `rows` int64[n], which are not checked."""
+    # torch.sparse_coo_tensor warns that they are not, whatever it is told.
+    found: Tensor = torch.ops.aten._sparse_coo_tensor_with_dims_and_tensors(
+        1,
+        1,
+        shape,
+        rows[None],
+        values,
+        dtype=values.dtype,
+        layout=torch.sparse_coo,
+        device=values.device,
+        is_coalesced=is_coalesced,
+    )
+    return found
+
+
+@torch.library.custom_op("engram::dense_row_gradient", mutates_args=())
+def dense_row_gradient(
+    values: Tensor, rows: Tensor, height: int, dtype: torch.dtype, atomic: bool
+) -> Tensor:
+    """`row_gradients.dense_gradient`."""
+    from engram_cli.runtime.kernels import rows as kernels
+
+    return kernels.dense_gradient(values, rows, height, dtype, atomic=atomic)
+
+
+@dense_row_gradient.register_fake
+def _(values, rows, height, dtype, atomic):  # type: ignore[no-untyped-def]
+    return values.new_empty((height, values.shape[1]), dtype=dtype)
+
+
+@torch.library.custom_op("engram::sum_rows", mutates_args=())
+def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    """`row_gradients.sum_rows`."""
+    from engram_cli.runtime.kernels import rows as kernels
+
+    return kernels.sum_rows(values, rows, height)
+
+
+@sum_rows.register_fake
+def _(values, rows, height):  # type: ignore[no-untyped-def]
+    found = torch.library.get_ctx().new_dynamic_size()
+    dim = values.shape[1]
+    return rows.new_empty(found), values.new_empty((found, dim), dtype=torch.float32)
+
+
+def _adagrad_step(
+    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
+) -> None:
+    from engram_cli.runtime.kernels import rows as kernels
+
+    kernels.adagrad_step(weight, sums, values, rows, lr, eps)
+
+
+def _adam_step(
+    weight: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    steps: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    from engram_cli.runtime.kernels import rows as kernels
+
+    kernels.adam_step(weight, (mean, square, steps), values, rows, lr, (beta1, beta2), eps)
+
+
+adagrad_operator = torch.library.custom_op(
+    "engram::adagrad_step", _adagrad_step, mutates_args=("weight", "sums")
+)
+adam_operator = torch.library.custom_op(
+    "engram::adam_step", _adam_step, mutates_args=("weight", "mean", "square")
+)
+
+
+@adagrad_operator.register_fake
+@adam_operator.register_fake
+def _(*arguments):  # type: ignore[no-untyped-def]
+    return None
+
+
+def adagrad_step(
+    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
+) -> None:
+    """`row_steps.adagrad_step`."""
+    if not is_plain_call(weight, values, rows):
+        adagrad_operator(weight, sums, values, rows, lr, eps)
+        return
+    _adagrad_step(weight, sums, values, rows, lr, eps)
+    torch.autograd.graph.increment_version((weight, sums))
+
+
+def adam_step(
+    weight: Tensor,
+    state: tuple[Tensor, Tensor, Tensor],
+    values: Tensor,
+    rows: Tensor,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """`row_steps.adam_step`."""
+    if not is_plain_call(weight, values, rows):
+        adam_operator(weight, *state, values, rows, lr, *betas, eps)
+        return
+    _adam_step(weight, *state, values, rows, lr, *betas, eps)
+    torch.autograd.graph.increment_version((weight, *state[:2]))

@@ -1,0 +1,123 @@
+"""Optimisers for very large tables: only rows that have a gradient are read and written.
+
+In: sparse gradients, in which a row may occur many times. A step adds up each row's and updates the
+row and its state at once, without waiting for the device, so that it can be part of a CUDA graph.
+State beside a row of `dim` values: `RowwiseAdagrad` 4 bytes, `RowwiseAdam` 8 x dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engram_cli.runtime import ops
+from engram_cli.runtime.row_steps import adagrad_change
+
+
+class _RowOptimiser(torch.optim.Optimizer):
+    """The loop over parameters that the optimisers of rows share."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; `closure` recomputes the loss, as in torch's optimisers."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, weight.grad, self.state[weight], group)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, but state stays float32 where parameters are narrower."""
+        super().load_state_dict(state_dict)
+        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for number, weight in zip(numbers, weights, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                self.state[weight][name] = value.to(weight.device, copy=True)
+
+    def _update(
+        self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        raise NotImplementedError
+
+
+class RowwiseAdagrad(_RowOptimiser):
+    """Adagrad with one float32 of state a row: the sum of the row gradients' mean squares.
+
+    For row r with gradient g: sum[r] += mean(g^2), w[r] -= lr * g / (sqrt(sum[r]) + eps). Takes
+    dense and sparse gradients; either way rows without a gradient stay as they are.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-2, *, eps: float = 1e-8, initial: float = 0.0
+    ) -> None:
+        if lr < 0 or eps < 0 or initial < 0:
+            raise ValueError(f"lr {lr}, eps {eps}, initial {initial}: none may be negative")
+        super().__init__(params, {"lr": lr, "eps": eps, "initial": initial})
+
+    def _update(
+        self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        if "sum" not in state:
+            shape, device = weight.shape[:1], weight.device
+            state["sum"] = torch.full(shape, group["initial"], dtype=torch.float32, device=device)
+        sums, lr, eps = state["sum"], float(group["lr"]), group["eps"]
+        if gradient.is_sparse:
+            ops.adagrad_step(weight, sums, gradient._values(), gradient._indices()[0], lr, eps)
+            return
+        values = gradient.float()
+        sums += values.square().mean(dim=1)
+        weight.copy_(weight.float() - adagrad_change(values, sums, lr, eps))
+
+
+class RowwiseAdam(_RowOptimiser):
+    """Adam for the rows that have a gradient, with float32 mean and square for each value of a row.
+
+    The arithmetic of torch.optim.SparseAdam: a row that is not looked up is not decayed, and all
+    rows count all steps. Takes sparse gradients only; for dense ones there is torch.optim.Adam.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        if lr < 0 or eps < 0 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(
+                f"lr {lr}, eps {eps}, betas {betas}: none may be negative, betas are below 1"
+            )
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    def _update(
+        self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        if not gradient.is_sparse:
+            raise ValueError(
+                "RowwiseAdam takes sparse gradients: attach with sparse_gradients=True, or give "
+                "these rows to torch.optim.Adam"
+            )
+        if "step" not in state:
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+            # On the device, so that a CUDA graph counts its replays.
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+        state["step"] += 1
+        ops.adam_step(
+            weight,
+            (state["exp_avg"], state["exp_avg_sq"], state["step"]),
+            gradient._values(),
+            gradient._indices()[0],
+            float(group["lr"]),
+            group["betas"],
+            group["eps"],
+        )
