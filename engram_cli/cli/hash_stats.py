@@ -42,6 +42,7 @@ from engram_cli.cli.options import (
 from engram_cli.cli.stats_growth import growth_parts, held_out_rows, locality_parts
 from engram_cli.cli.stats_sections import Figured, chosen_parts, clean_heads_part, ngram_parts
 from engram_cli.cli.terminal import Terminal, follow, reported, shown_path
+from engram_cli.heap import bound_arenas
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -174,6 +175,7 @@ def hash_stats(
     """Stream a corpus through the hash: which rows it uses, and which n-grams share one."""
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
+        bound_arenas()  # before there is a second thread, that of the bar
         terminal.start("loading", None, "")
         if merge:
             _merge(terminal, sources, vocab, out, force, workspace, ngrams, report)

@@ -27,6 +27,7 @@ from engram_cli.engines.work import ENGINES, Running, Work
 from engram_cli.errors import InputError, OutputError
 from engram_cli.files import refuse_existing
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.heap import trim
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.stats.checkpoint import remove_checkpoint
@@ -166,14 +167,20 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
     work, running = _prepare(request, vocab, out, progress)
+    trim()  # a tokenizer leaves 30 MB where its file was parsed
     counted = ENGINES.load(request.engine)(work, running, progress)
     counts, watchers = counted.counts, counted.watchers
+    plan, tokenizer = work.plan, None if work.tokenizer is None else work.tokenizer.path
+    del work  # the tokenizer takes a hundred megabytes, and the figures some more
+    trim()
     read = read_vocab(vocab) if vocab.is_file() else None
     found = figures(counts, read, watchers.samples())
-    files = len({file.name for file in work.plan.files})
+    del read  # eighty megabytes of texts
+    trim()
+    files = len({file.name for file in plan.files})
     sections = found.sections | watchers.sections(counts)
     if "sources" in sections:
-        check_names(sections["sources"]["names"], work.plan.files, request.corpus)
+        check_names(sections["sources"]["names"], plan.files, request.corpus)
     partials = watchers.kept_partials()
     if len(partials) < len(watchers.collectors):
         progress.note("so many n-grams are not kept: --merge will go by samples of them")
@@ -197,11 +204,11 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         layers=counts.layout.layer_ids,
         files=files,
         empty_files=counted.empty_files,
-        bytes=work.plan.size,
+        bytes=plan.size,
         documents=counts.documents,
         tokens=counts.tokens,
         join_documents=request.join_documents,
-        tokenizer=None if work.tokenizer is None else work.tokenizer.path,
+        tokenizer=tokenizer,
         encoder=counted.encoder,
         memory_bytes=running.memory.total,
         orders=found.orders,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import CorpusError, DependencyError, InputError
+from engram_cli.heap import trim
 from engram_cli.progress import Progress
 from engram_cli.vocab.tokenizer import TokenizerFile
 
@@ -164,6 +165,7 @@ class ChoosingEncoder:
     def _decide(self, texts: list[str], expected: Tokens) -> None:
         """Trust the fast encoder from here on, or give it up and say why."""
         self._decided = True
+        trim()  # loading left 20 MB behind
         try:
             why = self._difference(texts, expected)
         except EncoderDiffers as error:

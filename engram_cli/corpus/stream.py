@@ -39,7 +39,7 @@ from engram_cli.errors import CorpusError
 # A batch of texts grows from the first to the second number of characters: something is to be seen
 # soon, and later the encoder's threads are kept busy. `tokenizers` holds 100 bytes a token of it.
 _FIRST_BATCH = 2**16
-_FULL_BATCH = 2**20 * min(max(os.cpu_count() or 1, 2), 8)
+_FULL_BATCH = 2**19 * min(max(os.cpu_count() or 1, 2), 8)
 _BATCH_TEXTS = 2**14
 # How long to wait for threads when the run is broken off: the encoder's is inside compiled code for
 # at most a batch, the reader's may wait for a pipe for ever.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
@@ -13,9 +11,9 @@ from engram_cli.stats.counters import pending_bytes, scratch_bytes
 from engram_cli.stats.distinct import sampler_bytes
 
 # The interpreter and its libraries, and what is on its way, with two tokenizers and their caches or
-# without: measured 670 MB on 2 GB of text, and 360 MB.
-_WITH_TEXT, _WITHOUT_TEXT = 680 * 10**6, 360 * 10**6
-_TRIM_EVERY = 2**27  # bytes of corpus
+# without: measured 530 MB on 2 GB of text, and 360 MB; 60 MB more from Python, where nobody bounds
+# the arenas of the heap.
+_WITH_TEXT, _WITHOUT_TEXT = 560 * 10**6, 360 * 10**6
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
@@ -77,29 +75,6 @@ def available_memory() -> int | None:
     """The bytes this process may still take, None where the system does not say."""
     found = [value for value in (_system(), _cgroup()) if value is not None]
     return min(found, default=None)
-
-
-class Trimmer:
-    """Gives freed memory back to the system while a corpus is read.
-
-    Texts and ids are freed by other threads than made them, and glibc keeps what they leave: 500 MB
-    of text left 500 MB behind, with this 100 MB. It takes 20 ms each time, 1 % of the whole.
-    """
-
-    def __init__(self) -> None:
-        self._since = 0
-        try:
-            self._trim: Any = ctypes.CDLL(None).malloc_trim
-        except (OSError, AttributeError, TypeError):  # another C library, which keeps less
-            self._trim = None
-
-    def advance(self, size: int) -> None:
-        """`size` more bytes of the corpus were read."""
-        self._since += size
-        if self._since >= _TRIM_EVERY:
-            self._since = 0
-            if self._trim is not None:
-                self._trim(0)
 
 
 def _system() -> int | None:

@@ -11,7 +11,6 @@ from engram_cli.errors import InputError
 from engram_cli.stats import memory
 from engram_cli.stats.memory import (
     MemoryPlan,
-    Trimmer,
     available_memory,
     check_memory,
     plan_memory,
@@ -34,20 +33,6 @@ def test_what_does_not_fit_is_refused() -> None:
     check_memory(plan, None)
     with pytest.raises(InputError, match=r"take 21.0 GB, 5,000 MB of memory are available"):
         check_memory(plan, 5 * 10**9)
-
-
-def test_freed_memory_is_given_back_every_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    monkeypatch.setattr(memory, "_TRIM_EVERY", 100)
-    trimmer = Trimmer()
-    monkeypatch.setattr(trimmer, "_trim", calls.append)
-    for _ in range(10):
-        trimmer.advance(30)
-    assert calls == [0, 0]
-    Trimmer().advance(10**9)  # the real one, where there is one
-    monkeypatch.setattr(trimmer, "_trim", None)
-    trimmer.advance(10**9)
-    assert calls == [0, 0]
 
 
 def test_available_memory_is_the_least_that_is_known(

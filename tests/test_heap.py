@@ -1,0 +1,59 @@
+"""The heap: freed memory goes back every so often, arenas stay few; elsewhere nothing happens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from engram_cli import heap
+
+
+def test_freed_memory_is_given_back_every_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(heap, "_TRIM_EVERY", 100)
+    monkeypatch.setattr(heap, "trim", lambda: calls.append(0))
+    trimmer = heap.Trimmer()
+    for _ in range(10):
+        trimmer.advance(30)
+    assert calls == [0, 0]
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    heap.trim()  # the real one, where there is one
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert heap._glibc("malloc_trim") is None
+    heap.trim()
+    heap.bound_arenas()
+
+
+ARENAS = """
+import ctypes, re, sys, threading
+from engram_cli import heap
+if sys.argv[1] == "bound":
+    heap.bound_arenas()
+gate = threading.Barrier(7)
+def hold():
+    kept = [bytes(50_000) for _ in range(9)]
+    gate.wait()
+threads = [threading.Thread(target=hold) for _ in range(6)]
+[thread.start() for thread in threads]
+library = ctypes.CDLL(None)
+library.fopen.restype = ctypes.c_void_p
+stream = ctypes.c_void_p(library.fopen(sys.argv[2].encode(), b"w"))
+library.malloc_info(0, stream)
+library.fclose(stream)
+gate.wait()
+print(open(sys.argv[2]).read().count("<heap nr="))
+"""
+
+
+@pytest.mark.skipif(heap._glibc("malloc_info") is None, reason="glibc has arenas")
+def test_threads_share_two_arenas(tmp_path: object) -> None:
+    def arenas(how: str) -> int:
+        command = [sys.executable, "-c", ARENAS, how, f"{tmp_path}/info"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert arenas("bound") == 2 < arenas("free")
