@@ -1,16 +1,18 @@
-"""What an attached memory costs: forward, training step and decode beside the bare model."""
+"""What an attached memory costs: beside the bare model, and engram-peft where it is installed."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attached_peer
 import numpy as np
 import torch
 from runner import Case
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engram_cli import hash_layout
@@ -18,11 +20,12 @@ from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.module_spec import KINDS, module_spec
-from engram_cli.runtime import attach
+from engram_cli.runtime import RowwiseAdagrad, attach, parameter_groups
 
 WIDTH, LAYERS, VOCAB = 512, 8, 8192
 BATCH, LENGTH, NEW = 4, 256, 32
 ROWS = 20_000  # a head; 16 heads of 32 numbers a row
+SPARSE, PEER_SPARSE = "engram-v1, sparse gradients", "engram-peft, sparse gradients"
 PLACES = (2, 5)  # the second layer and the middle, counted from 1 as this scheme does
 
 
@@ -31,15 +34,17 @@ def cases() -> Iterator[Case]:
     torch.manual_seed(0)
     ids = torch.randint(3, VOCAB, (BATCH, LENGTH))
     with tempfile.TemporaryDirectory() as folder:
-        models = {"bare": _model()}
+        models: dict[str, nn.Module] = {"bare": _model()}
         for kind in KINDS:
-            models[kind] = _attached(Path(folder) / kind, kind)
-        models["engram-v1, sparse gradients"] = _attached(
-            Path(folder) / "engram-v1", "engram-v1", sparse_gradients=True
-        )
+            models[kind] = _attached(_model(), Path(folder), kind)
+        models[SPARSE] = _attached(_model(), Path(folder), "engram-v1", sparse_gradients=True)
+        if attached_peer.PRESENT:
+            models["engram-peft"] = _peer(_model(), sparse=False)
+            models[PEER_SPARSE] = _peer(_model(), sparse=True)
         about = (
             f"Llama of {LAYERS} layers of width {WIDTH}, float32, memories in two layers: "
-            f"16 heads, {16 * ROWS:,} rows of 32 a layer, embedded width {WIDTH}."
+            f"16 heads, {16 * ROWS:,} rows of 32 a layer, embedded width {WIDTH}. ms more: than "
+            "bare, the median of the rounds."
         )
         runs: list[tuple[str, int, Callable[[Any], Callable[[], Tensor]]]] = [
             ("forward", BATCH * LENGTH, lambda model: lambda: _forward(model, ids)),
@@ -52,6 +57,8 @@ def cases() -> Iterator[Case]:
                 amount=amount,
                 unit="tokens",
                 notes=about,
+                rounds=7,
+                overhead=True,
                 contestants={
                     which: make(model)
                     for which, model in models.items()
@@ -59,6 +66,106 @@ def cases() -> Iterator[Case]:
                 },
                 same=torch.equal,
             )
+        models.clear()
+        yield from _alone(Path(folder), ids)
+
+
+def _alone(folder: Path, ids: Tensor) -> Iterator[Case]:
+    """What memories add to a training step, without the model around them."""
+    hidden = torch.randn(BATCH, LENGTH, WIDTH)
+    shells: dict[str, Shell] = {
+        "engram-v1": _attached(Shell(hidden), folder, "engram-v1"),
+        SPARSE: _attached(Shell(hidden), folder, "engram-v1", sparse_gradients=True),
+    }
+    owners: dict[str, nn.Module] = {**shells}
+    own = {name: _optimisers(shell, sparse=name == SPARSE) for name, shell in shells.items()}
+    if attached_peer.PRESENT:
+        for name in ("engram-peft", PEER_SPARSE):
+            sparse = name == PEER_SPARSE
+            shells[name] = Shell(hidden)
+            owners[name] = wrapped = _peer(shells[name], sparse=sparse)
+            rows = "sparse_adam" if sparse else "adam"
+            own[name] = [wrapped.create_optimizer(engram_sparse_optimizer=rows)]
+    for name, step in (
+        ("memories alone, training step", False),
+        ("memories alone, training step and optimiser", True),
+    ):
+        yield Case(
+            name=name,
+            amount=BATCH * LENGTH,
+            unit="tokens",
+            notes="The same two memories on layers that pass their hidden states on. "
+            + (
+                "Rows with dense gradients: AdamW here, Adam there; with sparse ones "
+                "RowwiseAdagrad here, SparseAdam there; the gates' weights AdamW here, Adam there."
+                if step
+                else "Forward and backward; the gradients are dropped."
+            ),
+            rounds=15,
+            contestants={
+                which: partial(_shell_step, shell, owners[which], ids, own[which] if step else [])
+                for which, shell in shells.items()
+            },
+            same=lambda one, other: torch.allclose(one, other, atol=1e-6),
+        )
+
+
+class Shell(nn.Module):
+    """Layers that pass on `hidden` as they get it; the output's gradient is the same each time."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden.clone().requires_grad_()
+        self.gradient = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.hidden
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
+class Layer(nn.Module):
+    """A layer that does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states
+
+
+def _optimisers(shell: nn.Module, *, sparse: bool) -> list[Any]:
+    gates, rows = parameter_groups(shell, lr=1e-5)
+    if not sparse:
+        return [torch.optim.AdamW([gates, rows])]
+    return [torch.optim.AdamW([gates]), RowwiseAdagrad([rows])]
+
+
+def _shell_step(shell: Shell, owner: nn.Module, ids: Tensor, optimisers: list[Any]) -> Tensor:
+    """A step of the memories whose parameters `owner` has."""
+    out: Tensor = shell(ids)
+    out.backward(shell.gradient)
+    for optimiser in optimisers:
+        optimiser.step()
+    owner.zero_grad()
+    shell.hidden.grad = None
+    return out.detach()
+
+
+def _peer(model: nn.Module, *, sparse: bool) -> Any:
+    return attached_peer.attached(
+        model,
+        layers=tuple(place - 1 for place in PLACES),
+        rows_per_head=ROWS,
+        heads=8,
+        dim=32,
+        hidden=WIDTH,
+        vocabulary=VOCAB,
+        sparse=sparse,
+    )
 
 
 def _model() -> LlamaForCausalLM:
@@ -76,7 +183,8 @@ def _model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def _attached(path: Path, kind: str, **options: Any) -> LlamaForCausalLM:
+def _attached(model: Any, folder: Path, kind: str, **options: Any) -> Any:
+    path = folder / kind
     layout = hash_layout("qwen-ple", vocab_size=VOCAB, eos_id=1, rows_per_head=ROWS, layers=PLACES)
     spec = BundleSpec(
         layout=layout,
@@ -98,24 +206,27 @@ def _attached(path: Path, kind: str, **options: Any) -> LlamaForCausalLM:
 
     if not path.exists():
         write_bundle(path, spec, rows, dense, tool_version="0")
-    model = _model()
-    attach(model, path, **options)
+    layers = model.layers if isinstance(model, Shell) else None
+    attach(model, path, layers=layers, **options)
     return model
 
 
-def _forward(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+def _forward(model: Any, ids: Tensor) -> Tensor:
+    model.eval()
     with torch.no_grad():
-        logits: Tensor = model(ids, use_cache=False).logits
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
 
 
-def _step(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+def _step(model: Any, ids: Tensor) -> Tensor:
     """Forward and backward; the gradients are dropped."""
-    loss = model(ids, labels=ids, use_cache=False).loss
+    model.train()
+    loss: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
     loss.backward()
     model.zero_grad()
     return loss.detach()
 
 
-def _decode(model: LlamaForCausalLM, prompt: Tensor) -> Tensor:
+def _decode(model: Any, prompt: Tensor) -> Tensor:
+    model.eval()
     return model.generate(prompt, max_new_tokens=NEW, do_sample=False)
