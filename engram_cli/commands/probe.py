@@ -176,6 +176,8 @@ def _judged(
     chances = combined.likelihood(answers, truth, floor)
     top1 = add("table, combined", combined.choose(answers), chances)
     names = [f"{n}-gram {what}" for n in orders for what in ("share", "root share", "log count")]
+    names.append("log share of the corpus")
+    names += [f"{name} x {orders[-1]}-grams known" for name in names]
     return ProbeResult(
         table=table.path,
         digest=table.digest,

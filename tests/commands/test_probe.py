@@ -26,6 +26,7 @@ from engram_cli.table.inits.corpus.tally import Occurrences
 from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
 from engram_cli.table.probe.counted import count_followers, first_choices, witten_bell
 from engram_cli.table.probe.held import ask
+from engram_cli.table.probe.reading import head_weights
 
 VOCAB = 300
 
@@ -77,6 +78,57 @@ def test_a_roomy_table_knows_what_a_counted_model_knows(request_: ProbeRequest) 
     assert perplexity is not None
     assert perplexity < 2 * (exact.perplexity or 0)
     assert probe(request_) == result
+
+
+def test_orders_combined_say_more_than_either_alone(tmp_path: Path) -> None:
+    """Where the last token is odd three tokens decide, else two; many n-grams share a row."""
+    for name, seed, count in (("corpus", 0, 30_000), ("heldout", 1, 1200)):
+        generator = np.random.default_rng(seed)
+        ids = [1, 2, 3]
+        for _ in range(count):
+            usual = 3 * ids[-1] + 5 * ids[-2] + 7 * ids[-3] * (ids[-1] % 2)
+            ids.append(usual % 40 if generator.random() < 0.8 else int(generator.integers(0, 40)))
+        np.array(ids, dtype=np.uint16).tofile(tmp_path / f"{name}.bin")
+    geometry = Geometry(
+        scheme="qwen-ple", vocab_size=VOCAB, eos_id=299, rows_per_head=(701,), heads=4, layers=(1,)
+    )
+    fill = FillRequest(
+        sources=(tmp_path / "corpus.bin",),
+        corpus=CorpusOptions(format="nanogpt", ids_dtype="uint16", document_end_id=299),
+        workspace=Workspace(tmp_path),
+    )
+    table, vocab = tmp_path / "t.zarr", tmp_path / "none.parquet"
+    build_table(
+        BuildTableRequest(
+            geometry=geometry, vocab=vocab, out=table, dim=32, init="next-token", fill=fill
+        )
+    )
+    held = (tmp_path / "heldout.bin",)
+    result = probe(ProbeRequest(table=table, heldout=held, fill=fill, vocab=vocab, positions=1200))
+    found = {row.model: row.top1 for row in result.rows}
+    alone = [found[f"table, {order}-grams"] for order in (2, 3)]
+    for order in (2, 3):
+        assert found[f"table, {order}-grams"] > found[f"table, {order}-grams, one head"] + 0.02
+    assert found["table, combined"] > max(alone) + 0.05
+    assert result.of_exact > 0.85
+    assert len(result.weights) == 14
+
+
+def test_heads_are_weighted_by_the_inverse_variance_of_their_counts() -> None:
+    """Counts estimated from a row err by hits x length; a row that nothing fell on says "new"."""
+    generator = np.random.default_rng(3)
+    rows = generator.normal(size=(40, 6, 16)).astype(np.float32)
+    hits = generator.integers(1, 900, (40, 6)).astype(np.float32)
+    rows[5, 4], hits[5, 4] = 0, 1
+    squares = np.linspace(1, 3, 6).astype(np.float32)
+    got = head_weights(rows, hits, squares, heads=3)
+    for order in (slice(0, 3), slice(3, 6)):
+        lengths = (rows[:, order].astype(np.float64) ** 2).sum(axis=2) / squares[order]
+        variance = hits[:, order] ** 2 * np.maximum(lengths, 1e-6)
+        expected = hits[:, order] / variance
+        expected /= expected.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(got[:, order], expected, rtol=1e-4)
+    assert got[5, 4] > 0.999
 
 
 def test_the_figures_fit_a_terminal(

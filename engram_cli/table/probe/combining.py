@@ -2,7 +2,8 @@
 
 In: answers and the true tokens of some positions. Out: a model that chooses among the answers of
 others and says how likely each token is. A softmax over the answers' weighted evidence, whose
-weights hold its temperature; the rest goes to the tokens in proportion to the corpus.
+weights hold its temperature and change with how often the longest n-gram may have been seen; the
+rest goes to the tokens in proportion to the corpus.
 """
 
 from __future__ import annotations
@@ -22,32 +23,43 @@ _SHARES = np.concatenate([[0.001, 0.01], np.linspace(0.05, 0.95, 19), [0.99]])
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Combination:
-    """`weights` float64[F] of the evidence. Where the best answer's chance lies between two of
-    `edges` [B-1], the answers together are given `shares` [B], the rest of the tokens the rest."""
+    """`weights` float64[2 * F]: of the evidence, and of it times (known - `centre`) / `spread`.
+
+    Where the best answer's chance lies between two of `edges` [B-1], the answers together are given
+    `shares` [B], the rest of the tokens the rest.
+    """
 
     weights: NDArray[np.float64]
+    centre: float
+    spread: float
     edges: NDArray[np.float64]
     shares: NDArray[np.float64]
 
     def choose(self, answers: Answers) -> NDArray[np.int64]:
         """int64[Q]: the best token of each question."""
-        best = np.argmax(_chances(answers, self.weights), axis=1)
+        best = np.argmax(self._chances(answers), axis=1)
         return np.take_along_axis(answers.tokens, best[:, None], axis=1)[:, 0]
 
     def likelihood(
         self, answers: Answers, truth: NDArray[np.int64], floor: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """float64[Q]: the chance of each true token; `floor` float64[V] sums to 1."""
-        chances = _chances(answers, self.weights)
+        chances = self._chances(answers)
         named = _of_truth(answers, chances, truth)
         share = self.shares[np.searchsorted(self.edges, chances.max(axis=1))]
         return np.asarray(share * named + (1 - share) * floor[truth])
 
+    def _chances(self, answers: Answers) -> NDArray[np.float64]:
+        logits = _evidence(answers, self.centre, self.spread) @ self.weights
+        return _softmax(logits, answers.single)
+
 
 def fit(answers: Answers, truth: NDArray[np.int64], floor: NDArray[np.float64]) -> Combination:
     """The combination under which the true tokens are likeliest; the same for the same input."""
-    weights = _fit_weights(answers, truth)
-    chances = _chances(answers, weights)
+    centre, spread = float(answers.known.mean()), max(float(answers.known.std()), 1e-6)
+    evidence = _evidence(answers, centre, spread)
+    weights = _fit_weights(answers, evidence, truth)
+    chances = _softmax(evidence @ weights, answers.single)
     best = chances.max(axis=1)
     edges = np.quantile(best, np.linspace(0, 1, _BINS + 1)[1:-1])
     named, place = _of_truth(answers, chances, truth), np.searchsorted(edges, best)
@@ -57,18 +69,26 @@ def fit(answers: Answers, truth: NDArray[np.int64], floor: NDArray[np.float64]) 
         if own.any():
             mixed = _SHARES[:, None] * named[own] + (1 - _SHARES[:, None]) * floor[truth[own]]
             shares[index] = _SHARES[np.argmax(np.log(mixed).sum(axis=1))]
-    return Combination(weights=weights, edges=edges, shares=shares)
+    return Combination(weights=weights, centre=centre, spread=spread, edges=edges, shares=shares)
 
 
-def _fit_weights(answers: Answers, truth: NDArray[np.int64]) -> NDArray[np.float64]:
+def _evidence(answers: Answers, centre: float, spread: float) -> NDArray[np.float64]:
+    """float64[Q, K, 2 * F]."""
+    known = ((answers.known.astype(np.float64) - centre) / spread)[:, None, None]
+    return np.concatenate([answers.evidence, answers.evidence * known], axis=2)
+
+
+def _fit_weights(
+    answers: Answers, evidence: NDArray[np.float64], truth: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Gradient ascent (Adam) on the likelihood of the true tokens, where they are among the
     answers."""
     right = (answers.tokens == truth[:, None]) & answers.single
     named = right.any(axis=1)
-    scale = answers.evidence.std(axis=(0, 1)).astype(np.float64) + 1e-12
+    scale = evidence.std(axis=(0, 1)) + 1e-12
     if not named.any():
         return np.asarray(1.0 / scale)
-    evidence = answers.evidence[named] / scale
+    evidence = evidence[named] / scale
     single, right = answers.single[named], right[named]
     target = evidence[right].mean(axis=0)
     weights, first, second = np.ones((3, len(scale))) * [[1.0], [0.0], [0.0]]
@@ -80,10 +100,6 @@ def _fit_weights(answers: Answers, truth: NDArray[np.int64]) -> NDArray[np.float
         size = np.sqrt(second / (1 - 0.99**step)) + 1e-9
         weights = weights + _RATE * first / (1 - 0.9**step) / size
     return np.asarray(weights / scale)
-
-
-def _chances(answers: Answers, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    return _softmax(answers.evidence @ weights, answers.single)
 
 
 def _softmax(logits: NDArray[np.float64], single: NDArray[np.bool_]) -> NDArray[np.float64]:

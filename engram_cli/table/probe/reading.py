@@ -1,8 +1,9 @@
 """A next-token table read back: rows in, the tokens that they name out, with what speaks for each.
 
 A row is the mean of what followed, so its product with a token's vector estimates that token's
-share. The heads of an order see the same n-gram among different strangers: their mean, each
-weighted by how few tokens fell on its row, leaves the strangers behind.
+share. The heads of an order see the same n-gram among different strangers. Hits x share estimates
+how often the token followed, with an error that goes as hits x the length of the row: all tokens of
+a row point somewhere. Heads are weighted by the inverse of its square, as means of estimates are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from engram_cli.table.probe.held import Questions
 from engram_cli.table.store import TableStore
 
 CANDIDATES = 48  # tokens taken from each order
+_LEAST_SHARE = 1e-8  # of the corpus, for tokens that are not in it
+_LEAST_LENGTH = 1e-6  # of a row, in lengths of a vector, squared
 _STEP = 128  # questions answered at a time: 66 MB of scores at 129,280 tokens
 
 Floats = NDArray[np.float32]
@@ -30,12 +33,15 @@ class Answers:
     """K tokens for each of Q questions, and the evidence for them.
 
     `tokens` int64[Q, K]; `evidence` float32[Q, K, F]; `single` bool[Q, K] is False where a token
-    stands a second time. `alone` order (and "one head"): int64[Q], the best token by it alone.
+    stands a second time. `known` float32[Q]: the logarithm of the most often that the longest
+    n-gram can have been in the corpus. `alone` order (and "one head"): int64[Q], the best token by
+    it alone.
     """
 
     tokens: NDArray[np.int64]
     single: NDArray[np.bool_]
     evidence: Floats
+    known: Floats
     alone: dict[str, NDArray[np.int64]]
 
     def part(self, chosen: NDArray[np.bool_]) -> Answers:
@@ -44,6 +50,7 @@ class Answers:
             tokens=self.tokens[chosen],
             single=self.single[chosen],
             evidence=self.evidence[chosen],
+            known=self.known[chosen],
             alone={name: choice[chosen] for name, choice in self.alone.items()},
         )
 
@@ -58,10 +65,13 @@ class Reader:
         self.layout: HashLayout = table.layout
         self._table, self._layer = table, layer
         self._hits = table.hits(layer)
-        self._vectors = [
+        self._rarity = np.log(np.maximum(mean, _LEAST_SHARE)).astype(np.float32)
+        found = [
             _centred(embeddings, layer, column, table.dim, mean)
             for column in range(table.layout.columns)
         ]
+        self._vectors = [vectors for vectors, _ in found]
+        self._squares = np.array([square for _, square in found], dtype=np.float32)
 
     def answer(self, questions: Questions, progress: Progress) -> Answers:
         """The tokens that the rows of each question name."""
@@ -75,6 +85,7 @@ class Reader:
             tokens=np.concatenate([part.tokens for part in parts]),
             single=np.concatenate([part.single for part in parts]),
             evidence=np.concatenate([part.evidence for part in parts]),
+            known=np.concatenate([part.known for part in parts]),
             alone={
                 name: np.concatenate([part.alone[name] for part in parts])
                 for name in parts[0].alone
@@ -87,9 +98,10 @@ class Reader:
         hits = np.ones((count, columns), dtype=np.float32)
         if self._hits is not None:
             hits = np.maximum(self._hits[questions.rows], 1).astype(np.float32)
+        weights = head_weights(rows, hits, self._squares, self.layout.heads)
         alone, picked = {}, []
         for order, heads in self._orders():
-            scores = self._scores(rows, hits, heads)
+            scores = self._scores(rows, weights, heads)
             alone[f"{order}-grams"] = np.argmax(scores, axis=1)
             first = rows[:, heads.start] @ self._vectors[heads.start].T
             alone[f"{order}-grams, one head"] = np.argmax(first, axis=1)
@@ -99,7 +111,8 @@ class Reader:
         return Answers(
             tokens=tokens,
             single=_first_of_its_kind(tokens),
-            evidence=self._evidence(rows, hits, tokens),
+            evidence=self._evidence(rows, hits, weights, tokens),
+            known=np.log(hits[:, -self.layout.heads :].min(axis=1)),
             alone=alone,
         )
 
@@ -109,48 +122,58 @@ class Reader:
         for index, order in enumerate(self.layout.orders):
             yield order, slice(index * heads, (index + 1) * heads)
 
-    def _scores(self, rows: Floats, hits: Floats, heads: slice) -> Floats:
+    def _scores(self, rows: Floats, weights: Floats, heads: slice) -> Floats:
         """float32[Q, V]: the share of each token by the heads of an order."""
-        weights = _weights(hits[:, heads])
         scores: Floats = np.zeros((len(rows), len(self._vectors[0])), dtype=np.float32)
-        for place, column in enumerate(range(heads.start, heads.stop)):
-            scores += (rows[:, column] * weights[:, place, None]) @ self._vectors[column].T
+        for column in range(heads.start, heads.stop):
+            scores += (rows[:, column] * weights[:, column, None]) @ self._vectors[column].T
         return scores
 
-    def _evidence(self, rows: Floats, hits: Floats, tokens: NDArray[np.int64]) -> Floats:
-        """Of each order: the share, its root, and the logarithm of the count that it comes to."""
+    def _evidence(
+        self, rows: Floats, hits: Floats, weights: Floats, tokens: NDArray[np.int64]
+    ) -> Floats:
+        """Of each order: the share, its root, and the logarithm of the count that it comes to; at
+        the end the logarithm of the token's share of the corpus."""
         features = []
         for _, heads in self._orders():
-            weights = _weights(hits[:, heads])
             share: Floats = np.zeros(tokens.shape, dtype=np.float32)
-            for place, column in enumerate(range(heads.start, heads.stop)):
+            for column in range(heads.start, heads.stop):
                 own = np.einsum("qkw,qw->qk", self._vectors[column][tokens], rows[:, column])
-                share += own * weights[:, place, None]
-            seen = 1.0 / (weights / hits[:, heads]).sum(axis=1, keepdims=True)
+                share += own * weights[:, column, None]
+            seen = 1.0 / (weights[:, heads] / hits[:, heads]).sum(axis=1, keepdims=True)
             features += [
                 share,
                 np.sign(share) * np.sqrt(np.abs(share)),
                 np.log1p(np.maximum(share * seen, 0.0)),
             ]
+        features.append(self._rarity[tokens])
         return np.stack(features, axis=2)
+
+
+def head_weights(rows: Floats, hits: Floats, squares: Floats, heads: int) -> Floats:
+    """float32[Q, C], those of each order's `heads` summing to 1: what the shares that columns say
+    are multiplied by to be added up.
+
+    `rows` [Q, C, w]; `hits` [Q, C], 1 at least; `squares` [C]: vectors' usual squared lengths.
+    A row that nothing fell on has nearly all the weight: the n-gram is new.
+    """
+    lengths = np.einsum("qcw,qcw->qc", rows, rows) / squares
+    weights = 1.0 / (hits * np.maximum(lengths, np.float32(_LEAST_LENGTH)))
+    by_order = weights.reshape(len(rows), -1, heads)
+    return np.asarray(by_order / by_order.sum(axis=2, keepdims=True)).reshape(weights.shape)
 
 
 def _centred(
     embeddings: Embeddings, layer: int, column: int, dim: int, mean: NDArray[np.float64]
-) -> Floats:
-    """float32[V, w]: vectors less their mean, so long that their product with themselves is 1."""
+) -> tuple[Floats, float]:
+    """float32[V, w]: vectors less their mean, over the squares of their lengths, so that a vector's
+    product with its own is 1; and the mean of the squares."""
     values, scale = embeddings.vectors(layer, column, dim)
     vectors = values.astype(np.float32) * np.float32(scale)
     vectors -= (mean[: len(vectors)] @ vectors.astype(np.float64)).astype(np.float32)
     squares = np.einsum("vw,vw->v", vectors, vectors)
     vectors /= np.maximum(squares, np.float32(1e-30))[:, None]
-    return vectors
-
-
-def _weights(hits: Floats) -> Floats:
-    """float32[Q, H], each line summing to 1: the fewer tokens fell on a row, the more it says."""
-    weights = 1.0 / hits
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
+    return vectors, float(mean[: len(squares)] @ squares) or 1.0
 
 
 def _first_of_its_kind(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
