@@ -7,6 +7,7 @@ memory is bounded. Rows depend on none of that: every sum is one of integers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -186,22 +187,28 @@ class CorpusFill:
         plan = plan_layer(self.layout, entry)
 
         def deal(spans: Mapping[int, Span]) -> dict[int, ColumnPart]:
-            order = self.layout.orders[min(spans) // self.layout.heads]
-            vectors = {
-                column: column_vectors(self.embeddings, layer, column, dim, followed)
-                for column in spans
-            }
-            return deal_out([map_pairs(tallies[order])], plan, spans, vectors, self.kept.spare.take)
+            pairs = map_pairs(tallies[self.layout.orders[min(spans) // self.layout.heads]])
+            take = self.kept.spare.take
+
+            def some(own: dict[int, Span]) -> dict[int, ColumnPart]:
+                vectors = {c: column_vectors(self.embeddings, layer, c, dim, followed) for c in own}
+                return deal_out([pairs], plan, own, vectors, take)
+
+            made: dict[int, ColumnPart] = {}
+            with ThreadPoolExecutor(self.threads) as pool:
+                for found in pool.map(some, _shares(spans, self.threads)):
+                    made |= found
+            return made
 
         columns = DealtColumns(self._together(parts), deal, self.kept.spare)
         yield partial(fill_columns, entry, columns.parts())
 
     def _together(self, parts: Mapping[int, Span]) -> list[dict[int, Span]]:
-        """Columns that take each block of pairs while it is in the cache."""
+        """Columns that are dealt out together, by all threads: who wants their rows would wait."""
         groups = []
         for _, own in groupby(sorted(parts), lambda column: column // self.layout.heads):
-            columns = list(own)
-            groups += [columns[at : at + _TOGETHER] for at in range(0, len(columns), _TOGETHER)]
+            columns, size = list(own), max(_TOGETHER, self.threads)
+            groups += [columns[at : at + size] for at in range(0, len(columns), size)]
         return [{column: parts[column] for column in group} for group in groups]
 
     def followed(self) -> NDArray[np.int64] | None:
@@ -245,6 +252,14 @@ class CorpusFill:
                 )
                 part.replace(path)
         return path
+
+
+def _shares(spans: Mapping[int, Span], threads: int) -> list[dict[int, Span]]:
+    """Columns in at most so many parts."""
+    columns = sorted(spans)
+    size = -(-len(columns) // threads)
+    cuts = [columns[at : at + size] for at in range(0, len(columns), size)]
+    return [{column: spans[column] for column in cut} for cut in cuts]
 
 
 def columns_of(entry: LayerHash, span: Span) -> Iterator[tuple[int, Span]]:
