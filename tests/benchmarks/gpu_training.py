@@ -292,7 +292,8 @@ def stages_case(kind: str, dtype: torch.dtype, hashed: HashTensors) -> dict[str,
     return {
         "name": f"parts of a step, {label} rows, {kind} ids",
         "rows": rows,
-        "bound": "the sort is eight launches of a few us; the rest is memory",
+        "bound": "the sort is a row of short launches; the rest is memory and, in text, "
+        "long segments",
     }
 
 

@@ -139,6 +139,19 @@ def test_clipping_is_torchs(limit: float) -> None:
     assert float(clip_grad_norm(nn.Linear(2, 2), 1.0)) == 0.0
 
 
+def test_a_scaled_loss_takes_the_same_step() -> None:
+    plain, scaled = two_tables(True), two_tables(True)
+    steps = [RowwiseAdagrad([model.one.weight], lr=0.1) for model in (plain, scaled)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    backward(plain, 0)
+    steps[0].step()
+    rows = torch.randint(0, 15, (40,), generator=torch.Generator().manual_seed(0))
+    loss = (scaled.one(rows) * scaled.two(rows + 2) * scaled.dense).square().sum()
+    scaler.scale(loss).backward()
+    scaler.step(steps[1])
+    assert torch.equal(plain.one.weight, scaled.one.weight)
+
+
 def test_adam_is_torchs_sparse_adam() -> None:
     mine, theirs = two_tables(True), two_tables(True)
     tables = [[model.one.weight, model.two.weight] for model in (mine, theirs)]
