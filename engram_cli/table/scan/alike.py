@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.table.scan.kernels import rows as kernels
+from engram_cli.table.scan.kernels.pairs import nearest
 
 SIGNS = 16  # values whose signs place a row
 MOST_ALIKE = 2**13  # contents kept
@@ -24,7 +25,6 @@ _LARGEST_GROUP = 2**12  # contents compared with one another
 _GATHERED = 2**12  # rows read together
 _ROOM = 1.5  # times what is to be kept is chosen at first
 _LEAST_MET = 8  # of the rows looked at, where a limit is set by them
-_BLOCK = 1024
 _SHOWN = 5
 
 Vectors = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -217,10 +217,5 @@ def _nearest(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
     units /= np.sqrt(np.einsum("nd,nd->n", units, units))[:, None]
     best = np.empty(len(units), dtype=np.float32)
     mate = np.empty(len(units), dtype=np.intp)
-    for begin in range(0, len(units), _BLOCK):
-        part = units[begin : begin + _BLOCK] @ units.T
-        at = np.arange(len(part))
-        part[at, begin + at] = -np.inf
-        mate[begin : begin + len(part)] = np.argmax(part, axis=1)
-        best[begin : begin + len(part)] = np.max(part, axis=1)
+    nearest(units, best, mate)
     return best, mate

@@ -36,6 +36,13 @@ def norms(values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(np.sqrt(sums), dtype=np.float32)
 
 
+def nearest(units: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Of unit vectors [n, dim] the greatest cosine to another one, and to which."""
+    cosines = units @ units.T
+    np.fill_diagonal(cosines, -np.inf)
+    return np.max(cosines, axis=1), np.argmax(cosines, axis=1)
+
+
 def scramble(values: Longs) -> Longs:
     """`kernels.rows.scramble` of each value."""
     z = values.astype(np.uint64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +15,7 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError
 from engram_cli.table.codecs import CODECS
 from engram_cli.table.codecs.scaled import ScaledCodec
-from engram_cli.table.gather import SAMPLE
 from engram_cli.table.grid import row_array
-from engram_cli.table.kernels import rows_in_memory
 from engram_cli.table.reading import DAMAGED
 from engram_cli.table.scan.kernels import norms
 from engram_cli.table.scan.kernels.lanes import ITEMS
@@ -153,8 +150,8 @@ class RowSource:
         return max(1, (PIECE_BYTES if self.direct else DECODED_BYTES) // self.row_bytes)
 
     def pieces(self, stretch: Stretch, buffer: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-        """The bytes [n, row_bytes] of a stretch, one after another: mapped whole where they are in
-        memory, else read or decoded into `buffer` [piece_rows, row_bytes].
+        """The bytes [n, row_bytes] of a stretch, one after another, read or decoded into `buffer`
+        [piece_rows, row_bytes].
 
         Raises ArtifactError for a file that cannot be read or is too short.
         """
@@ -167,10 +164,6 @@ class RowSource:
         row_bytes, file = self.row_bytes, stretch.span.file
         begin = stretch.span.offset + (stretch.first - stretch.span.first) * row_bytes
         with _opened(file) as handle:
-            mapped = map_bytes(handle, begin, stretch.rows * row_bytes)
-            if mapped is not None:
-                yield mapped.reshape(stretch.rows, row_bytes)
-                return
             for done in range(0, stretch.rows, len(buffer)):
                 piece = buffer[: min(len(buffer), stretch.rows - done)]
                 _read(handle, piece, begin + done * row_bytes, file)
@@ -212,28 +205,6 @@ def table_source(table: TableStore, layer: int) -> RowSource:
         ),
         hits=(lambda first, count: table.read_hits(layer, first, count)) if counted else None,
     )
-
-
-def map_bytes(handle: int, begin: int, size: int) -> NDArray[np.uint8] | None:
-    """Bytes of an opened file: mapped, not copied, where a sample of them is in memory.
-
-    None where they are not: there a read tells of the disk's errors, a mapped page ends the process
-    (unlikely, not impossible, for pages outside the sample). None too where the file is shorter or
-    they lie askew.
-    """
-    if begin % WORD or os.fstat(handle).st_size < begin + size:
-        return None
-    skipped = begin % mmap.ALLOCATIONGRANULARITY
-    try:  # a copy on write, that is never written, since kernels take writable arrays
-        mapped = mmap.mmap(handle, skipped + size, access=mmap.ACCESS_COPY, offset=begin - skipped)
-    except (OSError, ValueError):
-        return None
-    content = np.frombuffer(mapped, dtype=np.uint8)
-    pages = len(content) // mmap.PAGESIZE
-    sample = np.linspace(0, max(pages - 1, 0), min(SAMPLE, pages + 1)).astype(np.int64)
-    base = np.array([content.ctypes.data], dtype=np.uint64)
-    known = rows_in_memory(base, sample, len(content), mmap.PAGESIZE, mmap.PAGESIZE)
-    return content[skipped:] if known == len(sample) else None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from engram_cli.table.codecs import CODECS
 from engram_cli.table.scan import reference
 from engram_cli.table.scan.kernels import norms as measured
+from engram_cli.table.scan.kernels import pairs
 from engram_cli.table.scan.kernels import rows as kernels
 
 FLOATS = {
@@ -164,3 +165,14 @@ def test_bins_hold_the_norms_they_say(norm: float) -> None:
     at = kernels.bin_of(np.float32(norm))
     low = 2.0 ** (at // kernels.STEPS - 127) * (1 + at % kernels.STEPS / kernels.STEPS)
     assert low <= norm < low * (1 + 1 / kernels.STEPS) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 70])
+def test_the_nearest_is_that_of_all_pairs(count: int) -> None:
+    units = np.random.default_rng(count).normal(size=(count, 24)).astype(np.float32)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    best, mate = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.intp)
+    pairs.nearest(units, best, mate)
+    wanted = reference.nearest(units)
+    np.testing.assert_allclose(best, wanted[0], atol=2e-6)
+    np.testing.assert_array_equal(mate, wanted[1])
