@@ -18,7 +18,7 @@ class Preset:
 
 
 # Sizes are the base of a head's prime. engram-27b is read as engram-v1 hashing, its layers numbered
-# as in the paper; its sizes were checked against the published 5.7 B parameters only.
+# as in the paper; its size is taken for each head, which gives the published 5.7 B parameters.
 PRESETS = {
     "engram-v1-demo": Preset(
         geometry=Geometry(
