@@ -1,8 +1,9 @@
 """The engram kernels of SGLang and vLLM, taken from their published wheels when measuring.
 
-ENGRAM_PEERS names a folder with the two wheels' files `engram_hash.py` and `engram_gather.py`
-(SGLang) and `engram.py` (vLLM), and `versions.json`; nothing of them is kept here. vLLM's file
-needs the whole engine to be imported, so its two kernels are cut out of it by name.
+ENGRAM_PEERS names a folder with the two wheels' files `engram_hash.py`, `engram_gather.py` and
+`engram_staging.py` (SGLang) and `engram.py` (vLLM), and `versions.json`; nothing of them is kept
+here. vLLM's file and the last of SGLang's need the whole engine to be imported, so what is measured
+is cut out of them by name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import ast
 import importlib.util
 import json
 import os
+import textwrap
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +27,7 @@ from engram_cli.runtime.reference import HashTensors
 _HEAD = """import torch, triton
 import triton.language as tl
 _SORTED_IS_CONSTEXPR = tl.constexpr(False)
+_GATHER_THREADS = 16
 """
 
 
@@ -49,21 +53,35 @@ def _import(path: Path) -> ModuleType:
 
 
 def _cut(path: Path, names: set[str], out: Path) -> ModuleType:
-    """A module of only these functions of a file."""
+    """A module of only these functions, or methods, of a file."""
     source = path.read_text()
     parts = [_HEAD]
-    for node in ast.parse(source).body:
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and node.name in names:
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            parts.append("\n".join(source.splitlines()[first - 1 : node.end_lineno]))
+            found = "\n".join(source.splitlines()[first - 1 : node.end_lineno])
+            parts.append(textwrap.dedent(found))
     out.write_text("\n\n".join(parts) + "\n")
     return _import(out)
 
 
 class SGLang:
-    """Hash of all layers and gather of one, as SGLang launches them."""
+    """Hash of all layers and gather of one, as SGLang launches them.
 
-    def __init__(self, place: Path, hashed: HashTensors, values: Tensor, scales: Tensor) -> None:
+    `values` and `scales` may lie in pinned host memory, which the gather then reads in place;
+    `sort`: in the order of rows, as SGLang does by default where the GPU maps host memory itself.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        hashed: HashTensors,
+        values: Tensor,
+        scales: Tensor,
+        *,
+        sort: bool = False,
+    ) -> None:
+        self.sort = sort
         self.hash = _import(place / "engram_hash.py")
         self.gather = _import(place / "engram_gather.py").engram_gather
         self.values, self.scales = values, scales
@@ -127,16 +145,61 @@ class SGLang:
             rows = hash_ids()
             out = torch.empty(first.numel(), dim, dtype=torch.bfloat16, device=first.device)
             pointers = self.values.data_ptr(), self.scales.data_ptr()
-            self.gather(*pointers, first.view(-1), out, dim, 32)
+            self.gather(*pointers, first.view(-1), out, dim, 32, sort_ids=self.sort)
             return rows, out
 
         return call
 
 
-class VLLM:
-    """Hash of all layers and look-up of one, as vLLM launches them."""
+class StagedSGLang:
+    """SGLang's scheduler-side path, off by default: CPU threads gather every row, a copy follows.
 
-    def __init__(self, place: Path, hashed: HashTensors, values: Tensor, scales: Tensor) -> None:
+    The row ids are given on the host; that the scheduler computes them there is not timed.
+    """
+
+    def __init__(self, place: Path, values: Tensor, scales: Tensor) -> None:
+        cut = _cut(place / "engram_staging.py", {"_gather"}, place / "engram_staging_cut.py")
+        self._threads_gather = cut._gather
+        self.gather = _import(place / "engram_gather.py").engram_gather
+        self.pool = ThreadPoolExecutor(16)
+        self.values, self.scales = values, scales
+        self.stream = torch.cuda.Stream()
+
+    def prefill(self, ids: Tensor) -> Callable[[], Tensor]:
+        """The vectors of row ids int64[n] on the host."""
+        width = self.values.shape[1]
+
+        def call() -> Tensor:
+            parts = [self._threads_gather(self, table, ids) for table in (self.values, self.scales)]
+            with torch.cuda.stream(self.stream):
+                rows, scales = (part.to("cuda", non_blocking=True) for part in parts)
+                copied = torch.cuda.Event()
+                copied.record()
+            torch.cuda.current_stream().wait_event(copied)
+            out = torch.empty(len(ids), width, dtype=torch.bfloat16, device="cuda")
+            order = torch.arange(len(ids), dtype=torch.int32, device="cuda")
+            pointers = rows.data_ptr(), scales.data_ptr()
+            self.gather(*pointers, order, out, width, 32, row_hi=len(ids))
+            for part in (rows, scales):
+                part.record_stream(torch.cuda.current_stream())
+            return out
+
+        return call
+
+
+class VLLM:
+    """Hash of all layers and look-up of one, as vLLM launches them; `sort`: in the rows' order."""
+
+    def __init__(
+        self,
+        place: Path,
+        hashed: HashTensors,
+        values: Tensor,
+        scales: Tensor,
+        *,
+        sort: bool = False,
+    ) -> None:
+        self.sort = sort
         names = {"_hash_ids_kernel", "_engram_lookup_kernel"}
         self.kernels = _cut(place / "engram.py", names, place / "engram_cut.py")
         self.hashed, self.scales = hashed, scales
@@ -145,7 +208,7 @@ class VLLM:
         self.multipliers = hashed.multipliers[:, -1].contiguous()
         self.primes = hashed.columns[..., 0].contiguous()
         self.offsets = hashed.columns[..., 2].contiguous()
-        device = values.device
+        device = hashed.columns.device
         self.processors = torch.cuda.get_device_properties(device).multi_processor_count
 
     def prefill(self, ids: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -203,16 +266,20 @@ class VLLM:
             own = rows[:, 0]
             out = torch.empty(count * columns, dim, dtype=torch.bfloat16, device=device)
             grid = min((count * columns + 15) // 16, self.processors)
+            order = own
+            if self.sort:
+                own, order = own.flatten().sort()
+                order = order.int()
             self.kernels._engram_lookup_kernel[(grid,)](
                 self.values,
                 self.scales,
                 own,
-                own,
+                order,
                 out,
                 0,
                 len(self.values),
                 count * columns,
-                *own.stride(),
+                *rows[:, 0].stride(),
                 HEAD_START=0,
                 LOCAL_HEADS=columns,
                 TOTAL_HEADS=columns,
@@ -220,7 +287,7 @@ class VLLM:
                 QUANT_BLOCK=32,
                 BLOCK_R=16,
                 GRID=grid,
-                SORTED=False,
+                SORTED=self.sort,
                 PACKED=False,
                 OUT_STRIDE=dim,
                 PEER_ROWS=0,

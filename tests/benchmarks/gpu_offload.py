@@ -1,0 +1,355 @@
+"""What rows in host memory cost a decoder of 4 B parameters on one GPU, beside rows in HBM.
+
+    ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_offload.py [RESULT.json] [--tiny]
+
+Two layers of DeepSeek-V4.1's geometry, whose rows, as many as `Run.rows_per_head` says, lie twice:
+in HBM as they are stored, and in host memory as records. All three are one model, whose memories
+are switched on and off, and take turns. Prefill: 8 sequences of 2,048 tokens, causal, without a
+cache. Decode: 64 sequences, one step as a CUDA graph. ENGRAM_PEERS gives the vocabulary map only.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gpu_world as world
+import torch
+from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
+from engram_cli.runtime.tiers.ring import Road
+from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.tuning import local_tuning
+from gpu_decoder import Decoder, Keys, Size, make_decoder
+from runner import RESULTS, commit, machine, versions
+from torch import Tensor, nn
+
+from engram_cli.formats.bundle_spec import BundleSpec
+from engram_cli.formats.module_spec import module_spec
+from engram_cli.runtime import decoder as found_decoder
+from engram_cli.runtime.hooks import hook
+from engram_cli.runtime.loading import hash_tensors
+from engram_cli.runtime.memory import Memory
+from engram_cli.runtime.modules import MODULES
+from engram_cli.runtime.modules.base import MultiHeadEmbedding, StoredRows, load_dense
+from engram_cli.runtime.ops import has_kernels
+
+ROUNDS = 7
+PIECE_ROWS = 2**22
+BARE, HBM, HOST, EARLY = "bare", "rows in HBM", "rows on the host", "rows on the host, prefetched"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The sizes of a run; `tiny` ones pass through all of it on a CPU."""
+
+    decoder: dict[str, int] = field(default_factory=dict)
+    rows_per_head: int = 5_400_000  # 2 x 34 GB
+    layers: tuple[int, int] = (1, 14)
+    prefill: tuple[int, int] = (8, 2048)
+    batch: int = 64
+    attended: int = 1024
+    replays: int = 50
+
+
+TINY = Run(
+    decoder={"layers": 3, "width": 64, "inner": 96, "heads": 4, "key_heads": 2, "head": 16},
+    rows_per_head=1000,
+    layers=(0, 2),
+    prefill=(2, 32),
+    batch=3,
+    attended=12,
+    replays=2,
+)
+
+
+class Bench:
+    """A model with two memories that hold the same rows, in HBM and on the host."""
+
+    def __init__(self, run: Run, device: torch.device) -> None:
+        self.run, self.device = run, device
+        layout = world.published_layout(
+            "deepseek-v4.1", layers=run.layers, rows_per_head=run.rows_per_head
+        )
+        assert layout.lookup is not None
+        size = Size(vocabulary=len(layout.lookup), **run.decoder)
+        self.model: Decoder = make_decoder(size, device)
+        self.spec = BundleSpec(
+            layout=layout,
+            layers=run.layers,
+            dim=256,
+            dtype="fp8_e8m0",
+            hidden_size=size.width,
+            num_layers=size.layers,
+            model_type="",
+            module=module_spec("deepseek-v4.1"),
+        )
+        self.hashed = hash_tensors(layout, run.layers, device=device)
+        self.memories: dict[str, Memory] = {}
+
+    def attach_hbm(self) -> None:
+        """Random rows on the device."""
+        rows: dict[int, nn.Module] = {}
+        for layer in self.spec.layers:
+            count = self.spec.rows(layer)
+            table = world.fp8_table(count, 256, world.random_bytes(count * 264, self.device))
+            assert table.scales is not None
+            rows[layer] = StoredRows(table.values, table.scales, kind=torch.uint8)
+        self.memories[HBM] = self._attach("engram_hbm", rows)
+
+    def attach_host(self) -> None:
+        """The same rows as records in host memory."""
+        rows: dict[int, nn.Module] = {}
+        road = Road(self.device, local_tuning())
+        for layer in self.spec.layers:
+            held = self.memories[HBM].layers[str(layer)].multi_head_embedding.embedding
+            count, is_gpu = self.spec.rows(layer), self.device.type == "cuda"
+            records = host_memory(count * 264, pinned=is_gpu).view(-1, 264)
+            for first in range(0, count, PIECE_ROWS):
+                parts = [x[first : first + PIECE_ROWS] for x in (held.weight, held.scales)]
+                records[first : first + PIECE_ROWS].copy_(torch.cat(parts, dim=1))
+            rows[layer] = TieredRows(
+                self.spec, HostRows(records), device=self.device, dtype=torch.bfloat16, road=road
+            )
+        self.memories[HOST] = self._attach("engram_host", rows)
+
+    def _attach(self, name: str, rows: dict[int, nn.Module]) -> Memory:
+        """As `attach` does it, with rows that come from no bundle."""
+        spec, modules = self.spec, {}
+        generator = torch.Generator(device=self.device).manual_seed(1)
+        for layer in spec.layers:
+            offsets = torch.tensor(spec.layout.layer(layer).offsets, device=self.device)
+            with torch.device("meta"):
+                embedding = MultiHeadEmbedding(rows[layer], offsets)  # type: ignore[arg-type]
+                built = MODULES.load(spec.module.kind)(spec, embedding)
+            weights = {}
+            for key, shape in spec.dense_shapes.items():
+                weight = torch.ones(shape, device=self.device, dtype=torch.bfloat16)
+                if key == "wkv.weight":
+                    weight.normal_(std=0.02, generator=generator)
+                weights[key] = weight
+            load_dense(built, weights)
+            modules[layer] = built
+        memory = Memory(name, spec, self.hashed, modules).eval().requires_grad_(False)
+        layers = list(self.model.layers)
+        hook(memory, found_decoder.Decoder(layers=layers, path=[self.model], hidden_size=None))
+        self.model.add_module(name, memory)
+        memory.active = False
+        return memory
+
+    def switch(self, which: str) -> None:
+        """Let the memory of a contestant take part, and no other."""
+        for name, memory in self.memories.items():
+            memory.active = which.startswith(name)
+
+    def ids(self, count: int, shape: tuple[int, int]) -> list[Tensor]:
+        """`count` sets of uniformly random token ids."""
+        generator = torch.Generator(device=self.device).manual_seed(2)
+        high = self.model.size.vocabulary
+        return [
+            torch.randint(0, high, shape, device=self.device, generator=generator)
+            for _ in range(count)
+        ]
+
+
+def prefill(bench: Bench, names: list[str]) -> dict[str, Any]:
+    """Seconds of a forward call, its token ids on the device before, until its logits are there."""
+    sets = bench.ids(ROUNDS + 1, bench.run.prefill)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    outcomes: dict[str, Tensor] = {}
+    for turn, ids in enumerate(sets):
+        for name in names:
+            bench.switch(name)
+            _wait(bench.device)
+            begin = time.perf_counter()
+            logits = bench.model(ids)
+            _wait(bench.device)
+            if turn:
+                times[name].append(time.perf_counter() - begin)
+            outcomes[name] = logits
+        _check(outcomes)
+    batch, count = bench.run.prefill
+    tokens = batch * count
+    return _case(f"prefill, {batch} x {count:,} tokens, one call at a time", tokens, times)
+
+
+def in_a_row(bench: Bench, names: list[str]) -> dict[str, Any]:
+    """Seconds of a forward call where several follow each other without a wait between them."""
+    sets = bench.ids(4, bench.run.prefill)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(4):
+        for name in names:
+            bench.switch(name)
+            _wait(bench.device)
+            begin = time.perf_counter()
+            for place, ids in enumerate(sets):
+                bench.model(ids)
+                if name == EARLY and place + 1 < len(sets):
+                    bench.memories[HOST].prefetch(sets[place + 1])  # type: ignore[operator]
+            _wait(bench.device)
+            if turn:
+                times[name].append((time.perf_counter() - begin) / len(sets))
+    batch, count = bench.run.prefill
+    name = f"prefill, {batch} x {count:,} tokens, {len(sets)} calls in a row"
+    return _case(name, batch * count, times)
+
+
+def decode(bench: Bench, names: list[str]) -> dict[str, Any]:
+    """Seconds of a decode step, replayed from a graph over different token ids."""
+    run = bench.run
+    sets = bench.ids(run.replays, (run.batch, 1))
+    replays: dict[str, Callable[[Tensor], Tensor]] = {}
+    for name in names:
+        bench.switch(name)
+        replays[name] = _step(bench)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(ROUNDS + 1):
+        outcomes = {}
+        for name in names:
+            bench.switch(name)
+            outcomes[name] = replays[name](sets[turn % len(sets)]).clone()
+            _wait(bench.device)
+            begin = time.perf_counter()
+            for ids in sets:
+                replays[name](ids)
+            _wait(bench.device)
+            if turn:
+                times[name].append((time.perf_counter() - begin) / len(sets))
+        _check(outcomes)
+    what = f"decode, {run.batch} sequences, {run.attended:,} positions attended to"
+    return _case(what, run.batch, times)
+
+
+def _step(bench: Bench) -> Callable[[Tensor], Tensor]:
+    """A decode step after a short prefill: ids [B, 1] to logits, at the same address each time."""
+    run, device = bench.run, bench.device
+    keys = Keys(bench.model.size, run.batch, run.attended, bench.model.embedding.weight)
+    ids = torch.zeros(run.batch, 1, dtype=torch.int64, device=device)
+    bench.model(bench.ids(1, (run.batch, 8))[0], keys)
+
+    def eager(given: Tensor) -> Tensor:
+        ids.copy_(given)
+        found: Tensor = bench.model(ids, keys)
+        return found
+
+    for _ in range(2):
+        eager(ids)
+    if device.type != "cuda":
+        return eager
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        eager(ids)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = bench.model(ids, keys)
+
+    def replay(given: Tensor) -> Tensor:
+        ids.copy_(given)
+        graph.replay()
+        return logits
+
+    return replay
+
+
+def _check(outcomes: dict[str, Tensor]) -> None:
+    """Stops unless the host's rows gave what HBM's gave."""
+    if HBM in outcomes and HOST in outcomes and not torch.equal(outcomes[HBM], outcomes[HOST]):
+        apart = (outcomes[HBM].float() - outcomes[HOST].float()).abs().max().item()
+        raise SystemExit(f"rows on the host give other logits, by up to {apart}")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _case(name: str, tokens: int, times: dict[str, list[float]]) -> dict[str, Any]:
+    """A case of the results; prints it."""
+    medians = {key: statistics.median(found) for key, found in times.items()}
+    rows = []
+    for key, median in medians.items():
+        row = {
+            "name": key,
+            "median_s": round(median, 7),
+            "min_s": round(min(times[key]), 7),
+            "max_s": round(max(times[key]), 7),
+            "rate": round(tokens / median),
+            "ratio": round(medians[BARE] / median, 4),
+        }
+        if key in (HOST, EARLY) and HBM in medians:
+            row["lost_to_hbm_percent"] = round(100 * (1 - medians[HBM] / median), 2)
+        rows.append(row)
+        print(f"{name:60} {key:30} {median * 1e3:9.3f} ms {row}"[:170], flush=True)
+    facts = {
+        f"{row['name']}, lost against rows in HBM, percent": row["lost_to_hbm_percent"]
+        for row in rows
+        if "lost_to_hbm_percent" in row
+    }
+    return {
+        "name": name,
+        "amount": tokens,
+        "unit": "tokens",
+        "runs": len(next(iter(times.values()))),
+        "notes": "; ".join(f"{key}: {value} %" for key, value in facts.items()),
+        "facts": facts,
+        "rows": rows,
+    }
+
+
+def main(out: Path, run: Run, device: torch.device) -> None:
+    """Measure bare and HBM, then with the host's rows; write after each."""
+    bench = Bench(run, device)
+    parameters = sum(x.numel() for x in bench.model.parameters())
+    document: dict[str, Any] = {
+        "benchmark": "gpu_offload",
+        "about": (__doc__ or "").strip().splitlines()[0],
+        "notes": f"{parameters / 1e9:.2f} B dense parameters; rows of layers "
+        f"{run.layers[0]} and {run.layers[1]}: {bench.spec.table_bytes / 1e9:,.1f} GB.",
+        "machine": machine() | ({"gpu": torch.cuda.get_device_name()} if _is_gpu(device) else {}),
+        "versions": versions(),
+        "commit": commit(),
+        "cases": [],
+        "failed": [],
+    }
+    attached = [BARE]
+    for name, attach in ((HBM, bench.attach_hbm), (HOST, bench.attach_host)):
+        try:
+            begin = time.perf_counter()
+            attach()
+            attached.append(name)
+            print(f"{name}: ready after {time.perf_counter() - begin:.1f} s", flush=True)
+        except Exception:
+            document["failed"].append(f"{name}: {traceback.format_exc()}")
+            print(traceback.format_exc(), flush=True)
+    early = [EARLY] if HOST in attached else []
+    for measure, names in ((prefill, attached), (in_a_row, attached + early), (decode, attached)):
+        try:
+            with torch.no_grad():
+                document["cases"].append(measure(bench, names))
+        except (Exception, SystemExit):
+            document["failed"].append(f"{measure.__name__}: {traceback.format_exc()}")
+            print(traceback.format_exc(), flush=True)
+        out.write_text(json.dumps(document, indent=1) + "\n")
+    if _is_gpu(device) and not has_kernels(device):
+        raise SystemExit("no kernels ran")
+
+
+def _is_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+if __name__ == "__main__":
+    given = [x for x in sys.argv[1:] if not x.startswith("--")]
+    main(
+        Path(given[0]) if given else RESULTS / "gpu_offload.json",
+        TINY if "--tiny" in sys.argv else Run(),
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
