@@ -1,6 +1,6 @@
 """What rows in host memory cost a decoder of 4 B parameters on one GPU, beside rows in HBM.
 
-    ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_offload.py [RESULT.json] [--tiny]
+    ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_offload.py [RESULT.json] [--tiny] [--no-host]
 
 Two layers of DeepSeek-V4.1's geometry, whose rows, as many as `Run.rows_per_head` says, lie twice:
 in HBM as they are stored, and in host memory as records. All three are one model, whose memories
@@ -15,17 +15,13 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gpu_world as world
 import torch
-from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
-from engram_cli.runtime.tiers.ring import Road
-from engram_cli.runtime.tiers.store import TieredRows
-from engram_cli.runtime.tiers.tuning import local_tuning
 from gpu_decoder import Decoder, Keys, Size, make_decoder
 from runner import RESULTS, commit, machine, versions
 from torch import Tensor, nn
@@ -39,6 +35,10 @@ from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import MultiHeadEmbedding, StoredRows, load_dense
 from engram_cli.runtime.ops import has_kernels
+from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
+from engram_cli.runtime.tiers.ring import Road
+from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.tuning import local_tuning
 
 ROUNDS = 7
 PIECE_ROWS = 2**22
@@ -304,7 +304,7 @@ def _case(name: str, tokens: int, times: dict[str, list[float]]) -> dict[str, An
     }
 
 
-def main(out: Path, run: Run, device: torch.device) -> None:
+def main(out: Path, run: Run, device: torch.device, wanted: Sequence[str]) -> None:
     """Measure bare and HBM, then with the host's rows; write after each."""
     bench = Bench(run, device)
     parameters = sum(x.numel() for x in bench.model.parameters())
@@ -321,6 +321,8 @@ def main(out: Path, run: Run, device: torch.device) -> None:
     }
     attached = [BARE]
     for name, attach in ((HBM, bench.attach_hbm), (HOST, bench.attach_host)):
+        if name not in wanted:
+            continue
         try:
             begin = time.perf_counter()
             attach()
@@ -352,4 +354,5 @@ if __name__ == "__main__":
         Path(given[0]) if given else RESULTS / "gpu_offload.json",
         TINY if "--tiny" in sys.argv else Run(),
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        (HBM,) if "--no-host" in sys.argv else (HBM, HOST),
     )

@@ -28,9 +28,6 @@ import gpu_peers
 import gpu_world as world
 import numpy as np
 import torch
-from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
-from engram_cli.runtime.tiers.reads import Reads
-from engram_cli.runtime.tiers.store import TieredRows
 from runner import RESULTS, commit, machine, versions
 from tiers_cases import ROW_BYTES, Calls, case, in_a_row, one_at_a_time, show, wait
 from torch import Tensor
@@ -39,7 +36,10 @@ from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.runtime import gathering, ops
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.tables import Table
+from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
+from engram_cli.runtime.tiers.reads import Reads
 from engram_cli.runtime.tiers.source import table_of
+from engram_cli.runtime.tiers.store import TieredRows
 
 IN_PLACE, STAGED = "engram, in place", "engram, staged"
 COPY = "copy engine alone"
@@ -258,10 +258,10 @@ def throughput(it: World) -> list[dict[str, Any]]:
 
     def early() -> None:
         it.store.path = "staged"
-        ahead = [Reads({0: it.store}, [it.find(sets[0])])]
+        ahead = [Reads([it.store], [it.find(sets[0])])]
         for ids in [*sets[1:], None]:
             if ids is not None:
-                ahead.append(Reads({0: it.store}, [it.find(ids)]))
+                ahead.append(Reads([it.store], [it.find(ids)]))
             ahead.pop(0).take(0)
 
     runs[f"{STAGED}, the next asked for early"] = (early, len(sets))

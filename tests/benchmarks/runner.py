@@ -200,6 +200,9 @@ def page() -> str:
                 continue
             if case["notes"]:
                 parts.append(case["notes"])
+            if "gb_s" in case["rows"][0]:
+                parts.append(_call_table(case))
+                continue
             more = "more_ms" in case["rows"][0]
             table = [
                 f"| contestant | {case['unit']}/s | ratio |" + " ms more |" * more,
@@ -219,6 +222,21 @@ def _device_table(case: dict[str, Any]) -> str:
     ]
     bound = f"What bounds it: {case['bound']}.\n\n" if case["bound"] else ""
     return bound + "\n".join(table)
+
+
+def _call_table(case: dict[str, Any]) -> str:
+    """A case of calls that host threads take part in: their time, tokens and rows."""
+    table = [
+        "| contestant | us a call | tokens/s | GB/s of rows | ratio |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    table += [
+        f"| {row['name']} | {row['median_us']:,.1f} | {row['rate']:,.0f} | {row['gb_s']:,.1f} "
+        f"| {row['ratio']:.2f} |"
+        for row in case["rows"]
+    ]
+    facts = "; ".join(f"{name}: {value}" for name, value in case["facts"].items())
+    return "\n".join(table) + (f"\n\nOf ours, staged: {facts}." if facts else "")
 
 
 def _line(row: dict[str, Any]) -> str:
