@@ -1,6 +1,6 @@
 """Rows from the machine's disk through a bounded cache, beside what it gives to plain reads.
 
-    python tests/benchmarks/gpu_disk.py FOLDER ROWS_PER_HEAD
+    python tests/benchmarks/py FOLDER ROWS_PER_HEAD
 
 writes the bundle that is read: DeepSeek-V4.1's geometry, one layer, random rows. gpu_tiers.py
 measures it.
@@ -20,11 +20,18 @@ from typing import Any
 
 import gpu_world as world
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from tiers_cases import case, show, wait
 
+from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.module_spec import module_spec
+from engram_cli.runtime import ops
+from engram_cli.runtime.loading import hash_tensors
+from engram_cli.runtime.tiers.disk_rows import DiskRows
+from engram_cli.runtime.tiers.store import TieredRows
 
 LAYER = 1
 _BLOCK_ROWS = 2**18  # the same random rows over and over: what they say is not measured
@@ -162,6 +169,74 @@ def _reader() -> Any:
         return done
 
     return read
+
+
+def disk(it: Any) -> list[dict[str, Any]]:
+    """Rows of a bundle on disk: by themselves, then as look-ups of text through a bounded cache."""
+    folder = it.bundle_folder()
+    plain = limits(folder, it.size.disk_seconds)
+    print("plain reads a second by threads", plain, flush=True)
+    bundle = read_bundle(folder)
+    cold = DiskRows(bundle, LAYER, cache_bytes=it.size.disk_cache)
+    generator = torch.Generator().manual_seed(5)
+    count = it.size.disk_tokens * 24
+    out = torch.empty(count, cold.record_bytes, dtype=torch.uint8)
+
+    def gather(turn: int) -> int:
+        rows = torch.randint(0, cold.rows, (count,), generator=generator).unique()
+        cold.gather(rows, out[: len(rows)])
+        return len(rows)
+
+    rate, grown = measure(folder, gather, it.size.disk_seconds)
+    limit = max(plain.values())
+    facts = {
+        "plain reads a second, by threads": {k: round(v) for k, v in plain.items()},
+        "share of the most plain reads": round(rate / limit, 3),
+        "memory grown by, MB": round(grown / 1e6),
+        "memory allowed, MB": round(it.size.disk_cache / 1e6),
+        "memory that cache and scales may take, MB": round(cold.held_bytes / 1e6),
+    } | {f"source: {k}": v for k, v in cold.counters().items()}
+    rows = [
+        {"name": f"pread of a row's 256 bytes, {k} threads", "rate": round(v), "ratio": v / limit}
+        for k, v in plain.items()
+    ]
+    rows.append({"name": "engram, rows and scales", "rate": round(rate), "ratio": rate / limit})
+    for row in rows:
+        row["ratio"] = round(float(row["ratio"]), 3)
+    name = f"disk, {it.disk_bytes(folder) / 1e9:.0f} GB, uniformly random rows"
+    cases = [
+        {"name": name, "amount": count, "unit": "rows", "notes": "", "facts": facts, "rows": rows}
+    ]
+    print(cases[0], flush=True)
+    cold.close()
+    return cases + _text_from_disk(it, bundle)
+
+
+def _text_from_disk(it: Any, bundle: Bundle) -> list[dict[str, Any]]:
+    """Text after text of the same domain, the cache empty at first and never full."""
+    held_out = np.load(Path(os.environ["ENGRAM_TEXT"]) / "held_out.npz")
+    hashed = hash_tensors(bundle.spec.layout, bundle.spec.layers, device=it.device)
+    cases, count = [], it.size.disk_tokens
+    for domain in ("python", "manual"):
+        cold = DiskRows(bundle, LAYER, cache_bytes=it.size.disk_cache, warm=None)
+        store = TieredRows(bundle.spec, cold, device=it.device, dtype=torch.bfloat16)
+        ids = torch.from_numpy(held_out[domain].astype(np.int32)).to(it.device)
+        forget(bundle.folder)
+        times, asked = [], 0
+        for part in ids[: 16 * count].split(count):
+            begin = time.perf_counter()
+            store(ops.find_rows(hashed, part[None])[0])
+            wait(it.device)
+            times.append(time.perf_counter() - begin)
+            asked += len(part) * 24
+        facts = {f"source: {k}": v for k, v in cold.counters().items()} | {"rows asked": asked}
+        name = f"disk, text, {domain}, {count:,} tokens a call"
+        cases.append(
+            case(name, count, {"engram, the later half of 16 calls": times[8:]}, facts=facts)
+        )
+        show(cases[-1])
+        store.close()
+    return cases
 
 
 if __name__ == "__main__":
