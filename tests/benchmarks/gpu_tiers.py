@@ -115,10 +115,10 @@ def _runs(it: World, sets: list[Tensor], stores: dict[str, TieredRows]) -> dict[
 
 def _ask_early(it: World, store: TieredRows, sets: list[Tensor]) -> None:
     store.path = "staged"
-    ahead = [Reads([store], [it.find(sets[0])])]
+    ahead = [Reads({0: store}, [it.find(sets[0])])]
     for ids in [*sets[1:], None]:
         if ids is not None:
-            ahead.append(Reads([store], [it.find(ids)]))
+            ahead.append(Reads({0: store}, [it.find(ids)]))
         ahead.pop(0).take(0)
 
 
