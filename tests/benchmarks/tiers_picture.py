@@ -56,22 +56,16 @@ def main() -> None:
 
 
 def _points(cases: list[dict[str, Any]], prefix: str, name: str) -> Points:
-    """Tokens a second of a contestant by the size of the call; ours takes the better way."""
+    """Tokens a second of a contestant by the size of the call."""
     found: Points = {}
     for case in cases:
         rest = case["name"].removeprefix(prefix)
         if rest == case["name"] or not rest.endswith("tokens"):
             continue
-        rates = [row["rate"] for row in case["rows"] if _is(row["name"], name)]
-        if rates:
-            found[case["amount"]] = max(rates)
+        for row in case["rows"]:
+            if row["name"] == name:
+                found[case["amount"]] = row["rate"]
     return found
-
-
-def _is(row: str, name: str) -> bool:
-    if name != "engram":
-        return row == name
-    return row.startswith("engram") and "no hot set" not in row and "early" not in row
 
 
 def _hbm(cases: list[dict[str, Any]]) -> Points:

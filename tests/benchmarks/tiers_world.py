@@ -27,6 +27,7 @@ from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
 from engram_cli.runtime.tiers.source import table_of
 from engram_cli.runtime.tiers.store import TieredRows
 
+OURS = "engram"  # by the way that it chooses itself
 IN_PLACE, STAGED = "engram, in place", "engram, staged"
 COPY = "copy engine alone"
 SGLANG = ("SGLang, UVA", "SGLang, UVA, sorted", "SGLang, staged by 16 threads, given row ids")
@@ -149,7 +150,7 @@ class World:
             source = self.buffer[: len(target)]
             found[COPY] = [lambda: target.copy_(source, non_blocking=True)]
         for more, store in stores.items():
-            for name, path in ((IN_PLACE, "in-place"), (STAGED, "staged")):
+            for name, path in ((OURS, None), (IN_PLACE, "in-place"), (STAGED, "staged")):
                 found[f"{name}{more}"] = [self.ours(store, x, path) for x in sets]
         return found
 
