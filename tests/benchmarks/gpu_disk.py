@@ -8,12 +8,16 @@ measures it.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import json
 import os
-import sys
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +25,12 @@ from typing import Any
 import gpu_world as world
 import numpy as np
 import torch
+from direct_reads import DirectReads
 from numpy.typing import NDArray
+from runner import RESULTS, commit, machine, versions
 from tiers_cases import case, show, wait
 
-from engram_cli.formats.bundle import Bundle, read_bundle
+from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_spec import ROWS, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.module_spec import module_spec
@@ -34,6 +40,19 @@ from engram_cli.runtime.tiers.disk_rows import DiskRows
 from engram_cli.runtime.tiers.store import TieredRows
 
 LAYER = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much is measured: `tokens` a call, `cache` bytes of memory for rows and scales."""
+
+    rows_per_head: int = 1_270_000
+    seconds: float = 2.0
+    tokens: int = 4096
+    cache: int = 2**31
+
+
+TINY = Size(rows_per_head=20_000, seconds=0.1, tokens=64, cache=2**24)
 _BLOCK_ROWS = 2**18  # the same random rows over and over: what they say is not measured
 
 
@@ -91,15 +110,6 @@ def resident_bytes() -> int:
     """What this process has in memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(x for x in lines if x.startswith("VmRSS:")).split()[1])
-
-
-def limits(folder: Path, seconds: float) -> dict[int, float]:
-    """Reads of a row's 256 bytes a second by the number of threads, the page cache empty before."""
-    found = {}
-    for threads in (16, 64, 256):
-        forget(folder)
-        found[threads] = random_reads(folder, 256, threads, seconds)
-    return found
 
 
 def measure(folder: Path, call: Callable[[int], int], seconds: float) -> tuple[float, int]:
@@ -171,15 +181,56 @@ def _reader() -> Any:
     return read
 
 
-def disk(it: Any) -> list[dict[str, Any]]:
-    """Rows of a bundle on disk: by themselves, then as look-ups of text through a bounded cache."""
-    folder = it.bundle_folder()
-    plain = limits(folder, it.size.disk_seconds)
-    print("plain reads a second by threads", plain, flush=True)
-    bundle = read_bundle(folder)
-    cold = DiskRows(bundle, LAYER, cache_bytes=it.size.disk_cache)
-    generator = torch.Generator().manual_seed(5)
-    count = it.size.disk_tokens * 24
+def queue_reads(folder: Path, seconds: float) -> float:
+    """Reads a second past the page cache, 256 in flight, in the first of the rows' files."""
+    path = min(folder.glob(f"{ROWS}-*"))
+    direct = DirectReads(path, 256, 256)
+    generator = np.random.default_rng(9)
+    blocks = path.stat().st_size // 256 - 2
+    done, begin = 0, time.perf_counter()
+    while time.perf_counter() < begin + seconds:
+        done += len(direct.read(np.sort(generator.integers(0, blocks, 2**15)) * 256))
+    return done / (time.perf_counter() - begin)
+
+
+def uniform(folder: Path, size: Size) -> dict[str, Any]:
+    """Random rows by themselves: plain reads, the disk's queue, ours by its threads."""
+    rates: dict[str, float] = {}
+    for threads in (16, 64, 256):
+        forget(folder)
+        name = f"pread of a row's 256 bytes, {threads} threads"
+        rates[name] = random_reads(folder, 256, threads, size.seconds)
+    best = max(rates.values())
+    rates["past the page cache, 256 in flight, 256 bytes"] = queue_reads(folder, size.seconds)
+    bundle, facts = read_bundle(folder), {}
+    for threads in (1, 2, 16):
+        cold = DiskRows(bundle, LAYER, cache_bytes=size.cache, threads=threads)
+        rate, grown = measure(folder, _gathering(cold, size.tokens * 24, threads), size.seconds)
+        rates[f"engram, rows and scales, threads: {threads}"] = rate
+        facts[f"memory grown by with {threads} threads, MB"] = round(grown / 1e6)
+        facts["memory that cache and scales may take, MB"] = round(cold.held_bytes / 1e6)
+        cold.close()
+    rows = [
+        {"name": name, "rate": round(rate), "ratio": round(rate / best, 3)}
+        for name, rate in rates.items()
+    ]
+    for row in rows:
+        print(row, flush=True)
+    print(facts, flush=True)
+    size_gb = sum(path.stat().st_size for path in folder.iterdir()) / 1e9
+    return {
+        "name": f"uniformly random rows of {size_gb:.0f} GB on disk",
+        "amount": size.tokens * 24,
+        "unit": "rows",
+        "notes": "Ratios are against the best plain reads. "
+        + "; ".join(f"{name}: {value}" for name, value in facts.items()),
+        "facts": facts,
+        "rows": rows,
+    }
+
+
+def _gathering(cold: DiskRows, count: int, seed: int) -> Callable[[int], int]:
+    generator = torch.Generator().manual_seed(seed)
     out = torch.empty(count, cold.record_bytes, dtype=torch.uint8)
 
     def gather(turn: int) -> int:
@@ -187,57 +238,69 @@ def disk(it: Any) -> list[dict[str, Any]]:
         cold.gather(rows, out[: len(rows)])
         return len(rows)
 
-    rate, grown = measure(folder, gather, it.size.disk_seconds)
-    limit = max(plain.values())
-    facts = {
-        "plain reads a second, by threads": {k: round(v) for k, v in plain.items()},
-        "share of the most plain reads": round(rate / limit, 3),
-        "memory grown by, MB": round(grown / 1e6),
-        "memory allowed, MB": round(it.size.disk_cache / 1e6),
-        "memory that cache and scales may take, MB": round(cold.held_bytes / 1e6),
-    } | {f"source: {k}": v for k, v in cold.counters().items()}
-    rows = [
-        {"name": f"pread of a row's 256 bytes, {k} threads", "rate": round(v), "ratio": v / limit}
-        for k, v in plain.items()
-    ]
-    rows.append({"name": "engram, rows and scales", "rate": round(rate), "ratio": rate / limit})
-    for row in rows:
-        row["ratio"] = round(float(row["ratio"]), 3)
-    name = f"disk, {it.disk_bytes(folder) / 1e9:.0f} GB, uniformly random rows"
-    cases = [
-        {"name": name, "amount": count, "unit": "rows", "notes": "", "facts": facts, "rows": rows}
-    ]
-    print(cases[0], flush=True)
-    cold.close()
-    return cases + _text_from_disk(it, bundle)
+    return gather
 
 
-def _text_from_disk(it: Any, bundle: Bundle) -> list[dict[str, Any]]:
-    """Text after text of the same domain, the cache empty at first and never full."""
+def text(folder: Path, size: Size, device: torch.device) -> list[dict[str, Any]]:
+    """Text after text of the same domain as look-ups, the cache empty at first and never full."""
+    bundle = read_bundle(folder)
     held_out = np.load(Path(os.environ["ENGRAM_TEXT"]) / "held_out.npz")
-    hashed = hash_tensors(bundle.spec.layout, bundle.spec.layers, device=it.device)
-    cases, count = [], it.size.disk_tokens
+    hashed = hash_tensors(bundle.spec.layout, bundle.spec.layers, device=device)
+    cases, count = [], size.tokens
     for domain in ("python", "manual"):
-        cold = DiskRows(bundle, LAYER, cache_bytes=it.size.disk_cache, warm=None)
-        store = TieredRows(bundle.spec, cold, device=it.device, dtype=torch.bfloat16)
-        ids = torch.from_numpy(held_out[domain].astype(np.int32)).to(it.device)
-        forget(bundle.folder)
+        cold = DiskRows(bundle, LAYER, cache_bytes=size.cache)
+        store = TieredRows(bundle.spec, cold, device=device, dtype=torch.bfloat16)
+        ids = torch.from_numpy(held_out[domain].astype(np.int32)).to(device)
+        forget(folder)
         times, asked = [], 0
-        for part in ids[: 16 * count].split(count):
+        for part in ids[: 8 * count].split(count):
             begin = time.perf_counter()
             store(ops.find_rows(hashed, part[None])[0])
-            wait(it.device)
+            wait(device)
             times.append(time.perf_counter() - begin)
             asked += len(part) * 24
-        facts = {f"source: {k}": v for k, v in cold.counters().items()} | {"rows asked": asked}
-        name = f"disk, text, {domain}, {count:,} tokens a call"
-        cases.append(
-            case(name, count, {"engram, the later half of 16 calls": times[8:]}, facts=facts)
-        )
+        facts = {"rows asked for": asked} | {f"{k} at the disk": v for k, v in _sums(cold).items()}
+        name = f"text, {domain}, {count:,} tokens a call, rows on disk"
+        cases.append(case(name, count, {"engram, the later half of 8": times[4:]}, facts=facts))
         show(cases[-1])
         store.close()
     return cases
 
 
+def _sums(cold: DiskRows) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in cold.counters().items()}
+
+
+def main() -> None:
+    """Write the bundle, measure, write the figures after each part, take the bundle away."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, nargs="?", default=RESULTS / "gpu_disk.json")
+    parser.add_argument("--tiny", action="store_true")
+    asked = parser.parse_args()
+    size = TINY if asked.tiny else Size()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = {"gpu": torch.cuda.get_device_name()} if device.type == "cuda" else {}
+    folder = Path(tempfile.mkdtemp(dir=os.environ.get("ENGRAM_DISK"))) / "bundle"
+    begin = time.perf_counter()
+    write(folder, size.rows_per_head)
+    print(f"bundle written in {time.perf_counter() - begin:.0f} s", flush=True)
+    document: dict[str, Any] = {
+        "benchmark": "gpu_disk",
+        "about": (__doc__ or "").strip().splitlines()[0],
+        "machine": machine() | gpu,
+        "versions": versions(),
+        "commit": os.environ.get("ENGRAM_COMMIT") or commit(),
+        "cases": [],
+    }
+    try:
+        with torch.no_grad():
+            document["cases"].append(uniform(folder, size))
+            asked.out.write_text(json.dumps(document, indent=1) + "\n")
+            document["cases"] += text(folder, size, device)
+            asked.out.write_text(json.dumps(document, indent=1) + "\n")
+    finally:
+        shutil.rmtree(folder.parent)
+
+
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), int(sys.argv[2]))
+    main()

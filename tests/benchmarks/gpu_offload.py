@@ -184,7 +184,7 @@ def in_a_row(bench: Bench, names: list[str]) -> dict[str, Any]:
     """Seconds of a forward call where several follow each other without a wait between them."""
     sets = bench.ids(4, bench.run.prefill)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(4):
+    for turn in range(3):
         for name in names:
             bench.switch(name)
             _wait(bench.device)

@@ -1,11 +1,12 @@
-"""Rows below HBM on one GPU: look-ups from host memory and disk, beside SGLang's and vLLM's paths.
+"""Rows below HBM on one GPU: look-ups from host memory, beside SGLang's and vLLM's paths.
 
     ENGRAM_PEERS=FOLDER ENGRAM_TEXT=FOLDER python tests/benchmarks/gpu_tiers.py [RESULT.json]
 
 ENGRAM_PEERS is described in gpu_peers.py, ENGRAM_TEXT is written by tiers_corpus.py. One layer of
-DeepSeek-V4.1's geometry with 10 M rows a head, 63 GB of pinned host memory; the disk needs 21 GB in
-ENGRAM_DISK, or the temporary folder. With --tiny all of it runs in small form on a CPU, without the
-peers. Figures are written after each section; one that fails does not end the others.
+DeepSeek-V4.1's geometry with 10 M rows a head, 63 GB of pinned host memory. With --tiny all of it
+runs in small form on a CPU, without the peers. Figures are written after each section; one that
+fails does not end the others. The sizes that the sweep found go to the file that
+ENGRAM_TIERS_TUNING_OUT names.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,8 @@ import gpu_peers
 import gpu_world as world
 import numpy as np
 import torch
-from gpu_disk import disk
 from runner import RESULTS, commit, machine, versions
-from tiers_cases import Calls, case, in_a_row, one_at_a_time, show, wait
+from tiers_cases import ROW_BYTES, Calls, case, in_a_row, one_at_a_time, show, wait
 from tiers_world import IN_PLACE, SGLANG, STAGED, TINY, Size, World, check
 from torch import Tensor
 
@@ -75,6 +75,41 @@ def _stages(it: World, store: TieredRows, sets: list[Tensor]) -> dict[str, Any]:
         "rows that travel": round(spent["rows"]),
         "gathered GB/s": round(spent["bytes"] / max(spent["seconds_gathered"], 1e-9) / 1e9, 1),
     }
+
+
+def sweep(it: World) -> list[dict[str, Any]]:
+    """Ways to stage uniformly random rows; the fastest is taken from here on.
+
+    Then up to how many bytes of rows a call reads in place: as long as that is faster.
+    """
+    count, device = it.size.tokens[-1], it.device
+    sets, stores = it.id_sets(count), {"as by default": it.store}
+    for threads in (1, 8, 12, 16):
+        for mib in (8, 16, 32):
+            own = replace(it.tuning, threads=threads, ring_buffer_bytes=mib * 2**20)
+            it.tuning = own
+            stores[f"{threads} threads, buffers of {mib} MiB"] = it.tiered(None)
+    calls = {name: [it.ours(own, x, "staged") for x in sets] for name, own in stores.items()}
+    times = one_at_a_time(calls, device, it.size.rounds)
+    best = min(times, key=lambda name: float(np.median(times[name])))
+    cases = [case(f"ways to stage, uniform, {count:,} tokens", count, times)]
+    show(cases[-1])
+    it.store, least = stores[best], 0
+    for few in it.size.crossing:
+        sets = it.id_sets(few)
+        ways = {
+            name: [it.ours(it.store, x, path) for x in sets]
+            for name, path in ((IN_PLACE, "in-place"), (STAGED, "staged"))
+        }
+        both = one_at_a_time(ways, device, it.size.rounds)
+        cases.append(case(f"in place or staged, uniform, {few:,} tokens", few, both))
+        show(cases[-1])
+        if np.median(both[IN_PLACE]) < np.median(both[STAGED]):
+            least = few * ROW_BYTES
+    it.tuning = replace(it.store.tuning, in_place_bytes=max(least, it.tuning.in_place_bytes))
+    it.store = it.tiered(None)
+    print(f"taken: {best}; {it.tuning}", flush=True)
+    return cases
 
 
 def uniform(it: World) -> list[dict[str, Any]]:
@@ -201,7 +236,7 @@ def _text_facts(it: World, store: TieredRows, sets: list[Tensor], count: int) ->
     return facts | (_stages(it, store, sets) if count >= 4096 else {})
 
 
-SECTIONS = (uniform, throughput, captured, text, disk)
+SECTIONS = (sweep, uniform, throughput, captured, text)
 
 
 def main(out: Path, size: Size, device: torch.device, names: Sequence[str]) -> None:
@@ -222,9 +257,6 @@ def main(out: Path, size: Size, device: torch.device, names: Sequence[str]) -> N
         "cases": [],
         "failed": [],
     }
-    if disk.__name__ in names:
-        it.bundle_folder()  # what writes it would take cores from the rest
-        print(f"bundle written at {time.perf_counter() - begin:.0f} s", flush=True)
     for section in [check, *(x for x in SECTIONS if x.__name__ in names)]:
         try:
             with torch.no_grad():
@@ -234,8 +266,11 @@ def main(out: Path, size: Size, device: torch.device, names: Sequence[str]) -> N
         except Exception:
             document["failed"].append(f"{section.__name__}: {traceback.format_exc()}")
             print(traceback.format_exc(), flush=True)
+        document["tuning"] = asdict(it.tuning)
         print(f"== {section.__name__} done at {time.perf_counter() - begin:.0f} s", flush=True)
         out.write_text(json.dumps(document, indent=1) + "\n")
+    if asked_for := os.environ.get("ENGRAM_TIERS_TUNING_OUT"):
+        Path(asked_for).write_text(json.dumps(asdict(it.tuning)) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -243,7 +278,6 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, nargs="?", default=RESULTS / "gpu_tiers.json")
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--disk-rows-per-head", type=int)
     every = [section.__name__ for section in SECTIONS]
     parser.add_argument("--sections", nargs="*", choices=every, default=every)
     return parser.parse_args()
@@ -252,9 +286,6 @@ def arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     asked = arguments()
     chosen = TINY if asked.tiny else Size()
-    if asked.disk_rows_per_head:
-        chosen = replace(chosen, disk_rows_per_head=asked.disk_rows_per_head)
-    chosen = replace(chosen, with_disk=disk.__name__ in asked.sections)
     main(
         asked.out,
         chosen,

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +22,7 @@ from engram_cli.runtime.tables import Table
 from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
 from engram_cli.runtime.tiers.source import table_of
 from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.tuning import local_tuning
 
 OURS = "engram"  # by the way that it chooses itself
 IN_PLACE, STAGED = "engram, in place", "engram, staged"
@@ -38,27 +35,20 @@ class Size:
     """How much is measured."""
 
     rows_per_head: int = 10_000_000
-    disk_rows_per_head: int = 3_200_000
     tokens: tuple[int, ...] = (1, 8, 64, 512, 4096, 16384)
+    crossing: tuple[int, ...] = (128, 256, 512, 1024, 2048)
     captured: tuple[int, ...] = (1, 8, 64, 512)
     domain_tokens: tuple[int, ...] = (64, 4096, 16384)
     rounds: int = 9
-    disk_seconds: float = 2.0
-    disk_tokens: int = 4096
-    disk_cache: int = 2**31
-    with_disk: bool = True
 
 
 TINY = Size(
     rows_per_head=2000,
-    disk_rows_per_head=1000,
     tokens=(1, 64),
+    crossing=(2, 8),
     captured=(1,),
     domain_tokens=(64,),
     rounds=2,
-    disk_seconds=0.1,
-    disk_tokens=64,
-    disk_cache=2**18,
 )
 
 
@@ -76,10 +66,7 @@ class World:
         for part in self.buffer.split(2**30):
             # As value or as scale, a byte is an ordinary number: 2 to 448, or 2**-63 to 1/2.
             part.copy_(world.random_bytes(len(part), device).bitwise_and_(0x7E).bitwise_or_(0x40))
-        self._disk = Path(os.environ.get("ENGRAM_DISK") or tempfile.gettempdir()) / "tiers-bundle"
-        command = [sys.executable, gpu_disk.__file__, self._disk, str(size.disk_rows_per_head)]
-        wanted = size.with_disk and not self._disk.exists()
-        self._writer = subprocess.Popen(command) if wanted else None
+        self.tuning = local_tuning()
         self.store = self.tiered(None)
         self.place = gpu_peers.folder() if device.type == "cuda" else None
         self.peers: dict[str, Any] = {}
@@ -94,6 +81,7 @@ class World:
             device=self.device,
             hot_rows=hot_rows,
             dtype=torch.bfloat16,
+            tuning=self.tuning,
         )
 
     def _find_peers(self, place: Path) -> None:
@@ -109,16 +97,6 @@ class World:
         for name, sort in (("vLLM, UVA", False), ("vLLM, UVA, sorted", True)):
             other = gpu_peers.VLLM(place, self.hashed, values, scales, sort=sort)
             self.peers[name] = lambda ids, made=other: made.prefill(ids[0])
-
-    def bundle_folder(self) -> Path:
-        """The bundle on disk, written beside other work; waits for it."""
-        if self._writer is not None and self._writer.wait(timeout=240):
-            raise ValueError("the bundle was not written")
-        return self._disk
-
-    def disk_bytes(self, folder: Path) -> int:
-        """What the files of a folder take."""
-        return sum(path.stat().st_size for path in folder.iterdir())
 
     def find(self, ids: Tensor) -> Tensor:
         """int64[1, T, 24]: the rows of token ids [1, T]."""
