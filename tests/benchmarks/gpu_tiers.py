@@ -84,11 +84,10 @@ def sweep(it: World) -> list[dict[str, Any]]:
     """
     count, device = it.size.tokens[-1], it.device
     sets, stores = it.id_sets(count), {"as by default": it.store}
-    for threads in (1, 8, 12, 16):
-        for mib in (8, 16, 32):
-            own = replace(it.tuning, threads=threads, ring_buffer_bytes=mib * 2**20)
-            it.tuning = own
-            stores[f"{threads} threads, buffers of {mib} MiB"] = it.tiered(None)
+    for buffers in (3, 6):
+        for mib in (4, 8, 16, 32):
+            it.tuning = replace(it.tuning, ring_buffers=buffers, ring_buffer_bytes=mib * 2**20)
+            stores[f"{buffers} buffers of {mib} MiB"] = it.tiered(None)
     calls = {name: [it.ours(own, x, "staged") for x in sets] for name, own in stores.items()}
     times = one_at_a_time(calls, device, it.size.rounds)
     best = min(times, key=lambda name: float(np.median(times[name])))
@@ -106,7 +105,7 @@ def sweep(it: World) -> list[dict[str, Any]]:
         show(cases[-1])
         if np.median(both[IN_PLACE]) < np.median(both[STAGED]):
             least = few * ROW_BYTES
-    it.tuning = replace(it.store.tuning, in_place_bytes=max(least, it.tuning.in_place_bytes))
+    it.tuning = replace(it.store.tuning, in_place_bytes=least or it.tuning.in_place_bytes)
     it.store = it.tiered(None)
     print(f"taken: {best}; {it.tuning}", flush=True)
     return cases
