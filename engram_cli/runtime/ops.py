@@ -39,6 +39,7 @@ from engram_cli.runtime.reference import (
 )
 from engram_cli.runtime.tables import FLOATS, Table, dequantise
 from engram_cli.runtime.tiers import reading
+from engram_cli.runtime.tiers.hot_set import HotSet
 from engram_cli.runtime.tiers.reading import Shelves
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "cold_keys",
     "compress",
     "find_rows",
+    "find_slots",
     "gate",
     "gather",
     "has_kernels",
@@ -165,20 +167,32 @@ def read_tiers(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor
         return
     from engram_cli.runtime.kernels import tiers
 
-    if shelves.form.table(shelves.cold).has_kernel:
+    if shelves.form.has_kernel:
         tiers.read(shelves, rows, slots, out)
         return
     table = shelves.form.table(tiers.read_records(shelves, rows, slots))
     out.copy_(dequantise(table, torch.arange(len(rows), device=out.device), out.dtype))
 
 
-def cold_keys(rows: Tensor, shelves: Shelves, height: int) -> Tensor:
-    """Rows int64[n] with `height` for each hot one, which are counted (`reading.cold_keys`)."""
+def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
+    """Rows int64[n] with `height` for each hot one (`reading.cold_keys`)."""
     if not has_kernels(rows.device):
-        return reading.cold_keys(rows, shelves, height)
+        return reading.cold_keys(rows, hot, height)
     from engram_cli.runtime.kernels import tiers
 
-    return tiers.cold_keys(rows, shelves, height)
+    return tiers.cold_keys(rows, hot, height)
+
+
+def find_slots(
+    keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
+) -> None:
+    """Number the distinct ones of sorted keys [n], and count them (`reading.find_slots`)."""
+    if not has_kernels(keys.device):
+        reading.find_slots(keys, order, height, slots, found, counted)
+        return
+    from engram_cli.runtime.kernels import tiers
+
+    tiers.find_slots(keys, order, height, slots, found, counted)
 
 
 def gate(

@@ -193,4 +193,48 @@ def test_records_that_lie_in_memory_already() -> None:
     store = a_store(spec, records, CUDA, cold=cold, hot_rows=None)
     rows = some_rows(ROWS, 3, 1, 16)
     assert same_bits(store(rows.to(CUDA)).cpu(), expected(spec, records, rows, torch.bfloat16))
-    assert store.shelves.counted.tolist() == [0, 0, 48]
+    assert store.shelves.counted.tolist() == [[0, 0], [48, 0]]
+
+
+def test_a_model_in_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_models = pytest.importorskip("tiny_models")
+    from small_tokenizers import byte_level_tokenizer
+
+    from engram_cli.runtime import attach, detach
+    from engram_cli.vocab.compress import compress_vocab
+
+    tuning = tmp_path / "tuning.json"
+    tuning.write_text('{"block_bytes": 4096, "ahead_bytes": 8192, "ring_buffer_bytes": 4096}')
+    monkeypatch.setenv("ENGRAM_TIERS_TUNING", str(tuning))
+    monkeypatch.setenv("ENGRAM_HOST_MEMORY", "1GB")
+    byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    vocab = compress_vocab(tmp_path / "tokenizer.json")
+    spec = tiny_models.make_spec(tiny_models.make_layout(vocab), "bfloat16", dim=32)
+    bundle = tiny_models.make_bundle(tmp_path / "bundle", spec)
+    ids = torch.randint(3, vocab.vocab_size, (2, 30), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(CUDA)
+
+    def run(placement: str, path: str | None = None) -> list[torch.Tensor]:
+        model = tiny_models.llama(vocab.vocab_size).to(CUDA)
+        memory = attach(model, bundle, placement=placement)
+        for name, parameter in memory.named_parameters():
+            if "multi_head" not in name:
+                torch.manual_seed(int(parameter.numel()))
+                parameter.data.add_(torch.randn_like(parameter) * 0.3)
+        rows = [name for name, _ in memory.named_parameters() if "multi_head" in name]
+        assert bool(rows) == (placement == "hbm")
+        for store in memory.tiers.stores.values() if memory.tiers else ():
+            store.path = path
+        with torch.no_grad():
+            memory.prefetch(ids)
+            found = [model(input_ids=ids).logits]
+            options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 2}
+            found.append(model.generate(input_ids=ids, **options))
+        assert memory.counters.ahead_used == (placement != "hbm")
+        detach(model)
+        return found
+
+    here = [x.clone() for x in run("hbm")]
+    for placement, path in (("host", None), ("host", "staged"), ("disk", None)):
+        there = run(placement, path)
+        assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))

@@ -45,5 +45,5 @@ def test_the_guide_runs(folder: Path) -> None:
         command = [sys.executable, "-m", "engram_cli", *shlex.split(line)[1:]]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    assert len(blocks("python")) == 6
+    assert len(blocks("python")) == 7
     exec(compile("\n".join(blocks("python")), str(GUIDE), "exec"), {})

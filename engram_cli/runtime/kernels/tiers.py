@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engram_cli.runtime.kernels.launch import converts_fp8
 from engram_cli.runtime.kernels.lookup import GROUP, _deliver
+from engram_cli.runtime.tiers.hot_set import HotSet
 from engram_cli.runtime.tiers.reading import Shelves
 
 _KEY_ROWS = 1024  # rows a program of the keys' kernel
@@ -51,33 +52,24 @@ def _rank(rows, hot, word, words, ranks):
     return rank.to(tl.int64)
 
 
-@triton.jit
-def _count(counted, live, hot, BELOW: tl.constexpr, HOT: tl.constexpr):
-    """Add the hot rows of a program to int64[3], and the others at BELOW."""
-    asked = tl.sum(live.to(tl.int32))
-    if HOT:
-        warm = tl.sum(hot.to(tl.int32))
-        tl.atomic_add(counted, warm.to(tl.int64), sem="relaxed")
-        asked -= warm
-    tl.atomic_add(counted + BELOW, asked.to(tl.int64), sem="relaxed")
-
-
 @triton.jit(do_not_specialize=["count"])
 def read_kernel(
     out,  # [count, DIM]
     rows,  # int64 [count]
     slots,  # int64 [count]: the place of a row in the cold table, its number without SLOTS
-    cold,  # [n, DIM] by strides
-    cold_scales,
-    hot,  # [H, DIM] by the same strides
+    cold,  # records [n, TABLE_STRIDE], the first DIM of them the row
+    cold_scales,  # the same, as scales: from SCALE_BEGIN on
+    hot,  # records [H, TABLE_STRIDE]
     hot_scales,
+    layer_scale,
     words,
     ranks,
-    counted,  # int64 [3]
+    counted,  # int64 [2]: asked for, hot
     count,
     DIM: tl.constexpr,
     TABLE_STRIDE: tl.constexpr,
     SCALE_STRIDE: tl.constexpr,
+    SCALE_BEGIN: tl.constexpr,
     KIND: tl.constexpr,
     BITS: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -99,7 +91,11 @@ def read_kernel(
         is_hot, word = _is_hot(row, live, words)
         place = tl.where(is_hot, _rank(row, is_hot, word, words, ranks), place)
     if not SLOTS:
-        _count(counted, live, is_hot, 2, HOT)
+        if tl.program_id(0) == 0:
+            tl.atomic_add(counted, count.to(tl.int64), sem="relaxed")
+        if HOT:
+            warm = tl.sum(is_hot.to(tl.int32))
+            tl.atomic_add(counted + 1, warm.to(tl.int64), mask=warm > 0, sem="relaxed")
     for chunk in tl.static_range(CHUNKS):
         column = chunk * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
         valid = live[:, None]
@@ -114,17 +110,18 @@ def read_kernel(
         if KIND == "grouped":
             group = chunk * (BLOCK_D // GROUP) + tl.arange(0, BLOCK_D // GROUP)[None, :]
             present = live[:, None] & (group < DIM // GROUP)
-            offset = place[:, None] * SCALE_STRIDE + group
+            offset = place[:, None] * SCALE_STRIDE + SCALE_BEGIN + group
             address = cold_scales + offset
             if HOT:
                 address = tl.where(is_hot[:, None], hot_scales + offset, address)
             factor = tl.load(address, mask=present, other=0)
         if KIND == "scaled":
-            factor = tl.load(hot_scales)
+            factor = tl.load(layer_scale)
         if KIND == "per-row":
-            address = cold_scales + place * SCALE_STRIDE
+            offset = place * SCALE_STRIDE + SCALE_BEGIN
+            address = cold_scales + offset
             if HOT:
-                address = tl.where(is_hot, hot_scales + place * SCALE_STRIDE, address)
+                address = tl.where(is_hot, hot_scales + offset, address)
             factor = tl.load(address, mask=live, other=0)
         if KIND == "raw":
             tl.store(out + lane[:, None] * DIM + column, raw, mask=valid)
@@ -137,41 +134,70 @@ def keys_kernel(
     keys,  # int32 or int64 [count]
     rows,  # int64 [count]
     words,
-    counted,
     count,
     height,
-    HOT: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Grid: blocks of ROWS rows."""
     lane = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = lane < count
     row = tl.load(rows + lane, mask=live, other=0)
-    is_hot = live
-    if HOT:
-        is_hot, _ = _is_hot(row, live, words)
-        row = tl.where(is_hot, height, row)
-    _count(counted, live, is_hot, 1, HOT)
+    is_hot, _ = _is_hot(row, live, words)
+    row = tl.where(is_hot, height, row)
     tl.store(keys + lane, row.to(keys.dtype.element_ty), mask=live)
 
 
-def cold_keys(rows: Tensor, shelves: Shelves, height: int) -> Tensor:
+@triton.jit(do_not_specialize=["count", "height"])
+def slots_kernel(
+    slots,  # int64 [count]
+    found,  # int64 [count + 1]
+    counted,  # int64 [2]: asked for, hot
+    keys,  # int32 or int64 [count], ascending
+    order,  # int64 [count]
+    numbers,  # int64 [count - 1]: how many of keys[1 : i + 2] differ from the one before
+    count,
+    height,
+    ROWS: tl.constexpr,
+):
+    """Grid: blocks of ROWS keys."""
+    lane = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = lane < count
+    key = tl.load(keys + lane, mask=live, other=0).to(tl.int64)
+    number = tl.load(numbers + lane - 1, mask=live & (lane > 0), other=0)
+    before = tl.load(numbers + lane - 2, mask=live & (lane > 1), other=0)
+    first = live & ((lane == 0) | (number != before))
+    is_hot = key == height
+    tl.store(slots + tl.load(order + lane, mask=live, other=0), number, mask=live)
+    tl.store(found + 1 + number, key, mask=first & (is_hot == 0))
+    last = live & (lane == count - 1)
+    tl.store(found + lane * 0, number + tl.where(is_hot, 0, 1), mask=last)
+    # Hot rows come last: the first of them says how many there are.
+    tl.atomic_add(counted + lane * 0, lane + 1, mask=last, sem="relaxed")
+    tl.atomic_add(counted + 1 + lane * 0, count - lane, mask=first & is_hot, sem="relaxed")
+
+
+def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
     """`reading.cold_keys`."""
     dtype = torch.int32 if height < 2**31 else torch.int64
+    if hot is None:
+        return rows.to(dtype)
     keys = torch.empty(len(rows), dtype=dtype, device=rows.device)
-    words = rows if shelves.hot_set is None else shelves.hot_set.words
     with _on(rows.device):
         keys_kernel[(triton.cdiv(len(rows), _KEY_ROWS),)](
-            keys,
-            rows,
-            words,
-            shelves.counted,
-            len(rows),
-            height,
-            HOT=shelves.hot_set is not None,
-            ROWS=_KEY_ROWS,
+            keys, rows, hot.words, len(rows), height, ROWS=_KEY_ROWS
         )
     return keys
+
+
+def find_slots(
+    keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
+) -> None:
+    """`reading.find_slots`."""
+    numbers = (keys[1:] != keys[:-1]).cumsum(0)
+    with _on(keys.device):
+        slots_kernel[(triton.cdiv(len(keys), _KEY_ROWS),)](
+            slots, found, counted, keys, order, numbers, len(keys), height, ROWS=_KEY_ROWS
+        )
 
 
 def read(
@@ -183,41 +209,35 @@ def read(
     each: int | None = None,
     bits: bool | None = None,
 ) -> None:
-    """`reading.read` of tables that kernels decode.
+    """`reading.read` of rows that kernels decode.
 
     `each` values a thread and `bits` (decode e4m3 by integer operations) are chosen when None.
     """
     form = shelves.form
-    cold = form.table(shelves.cold)
-    hot = cold if shelves.hot is None else form.table(shelves.hot)
-    kind, values = cold.kind, [cold.values, hot.values]
-    scales = [cold.scales, hot.scales] if cold.scales is not None else values
+    kind, items, fp8 = form.kind, form.items, form.kind in ("grouped", "scaled")
     if bits is None:
         bits = not converts_fp8(out.device)
-    if kind in ("grouped", "scaled"):
-        values = [v.view(torch.uint8 if bits else torch.float8_e4m3fn) for v in values]
-    if kind == "grouped":
-        scales = [s.view(torch.uint8) for s in scales]
-    if kind == "scaled":
-        scales = [form.layer_scale] * 2
+    if fp8:
+        items = torch.uint8 if bits else torch.float8_e4m3fn
+    size = form.scale_items.itemsize
+    scaled = kind in ("grouped", "per-row")
     constants = {
-        "SCALE_STRIDE": scales[0].stride(0) if kind in ("grouped", "per-row") else 0,
+        "SCALE_STRIDE": shelves.cold.shape[1] // size if scaled else 0,
+        "SCALE_BEGIN": form.scale_begin // size if scaled else 0,
         "KIND": kind,
-        "BITS": bits and kind in ("grouped", "scaled"),
+        "BITS": fp8 and bits,
     }
-    _launch(shelves, rows, slots, out, values, scales, each, constants)
+    _launch(
+        shelves, rows, slots, out, items, form.scale_items if scaled else items, each, constants
+    )
 
 
 def read_records(shelves: Shelves, rows: Tensor, slots: Tensor | None) -> Tensor:
     """uint8[n, record_bytes]: the records of rows int64[n], for what only the twin decodes."""
-    out = torch.empty(
-        (len(rows), shelves.cold.shape[1] // 8), dtype=torch.int64, device=rows.device
-    )
-    values = [shelves.cold.view(torch.int64)] * 2
-    if shelves.hot is not None:
-        values[1] = shelves.hot.view(torch.int64)
-    constants = {"SCALE_STRIDE": 0, "KIND": "raw", "BITS": False}
-    _launch(shelves, rows, slots, out, values, values, None, constants)
+    width = shelves.cold.shape[1] // 8
+    out = torch.empty((len(rows), width), dtype=torch.int64, device=rows.device)
+    constants = {"SCALE_STRIDE": 0, "SCALE_BEGIN": 0, "KIND": "raw", "BITS": False}
+    _launch(shelves, rows, slots, out, torch.int64, torch.int64, None, constants)
     return out.view(torch.uint8)
 
 
@@ -226,8 +246,8 @@ def _launch(
     rows: Tensor,
     slots: Tensor | None,
     out: Tensor,
-    values: list[Tensor],
-    scales: list[Tensor],
+    items: torch.dtype,
+    scale_items: torch.dtype,
     each: int | None,
     constants: dict[str, Any],
 ) -> None:
@@ -236,26 +256,27 @@ def _launch(
         return
     block = min(triton.next_power_of_2(dim), 1024)
     if each is None:
-        each = _values_a_thread(count * block)
+        each = 8 if slots is None else _values_a_thread(count * block)
     lanes = triton.next_power_of_2(max(1, 32 * each // block))
-    size = max(values[0].element_size(), out.element_size())
-    hot_set = shelves.hot_set
+    hot_set, hot = shelves.hot_set, shelves.cold if shelves.hot is None else shelves.hot
+    scale = shelves.form.layer_scale
     with _on(out.device):
         read_kernel[(triton.cdiv(count, lanes),)](
             out,
             rows,
             rows if slots is None else slots,
-            values[0],
-            scales[0],
-            values[1],
-            scales[1],
+            shelves.cold.view(items),
+            shelves.cold.view(scale_items),
+            hot.view(items),
+            hot.view(scale_items),
+            rows if scale is None else scale,
             rows if hot_set is None else hot_set.words,
             rows if hot_set is None else hot_set.ranks,
-            shelves.counted,
+            shelves.counted[1],
             count,
             DIM=dim,
-            TABLE_STRIDE=values[0].stride(0),
-            VECTOR=min(block, max(1, 16 // size)),
+            TABLE_STRIDE=shelves.cold.shape[1] // items.itemsize,
+            VECTOR=min(block, max(1, 16 // max(items.itemsize, out.element_size()))),
             HOT=hot_set is not None,
             SLOTS=slots is not None,
             ROWS=lanes,
@@ -267,7 +288,7 @@ def _launch(
 
 
 def _values_a_thread(values: int) -> int:
-    """As in `launch.choose_plan`."""
+    """As in `launch.choose_plan`; in place 8, so that many programs share the wait."""
     return 8 if values <= 2**17 else 32 if values <= 2**21 else 64
 
 

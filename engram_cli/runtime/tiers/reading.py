@@ -13,18 +13,27 @@ from torch import Tensor
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.tables import Table, dequantise
 from engram_cli.runtime.tiers.hot_set import HotSet
-from engram_cli.runtime.tiers.source import table_of
+from engram_cli.runtime.tiers.source import record_layout, table_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordForm:
-    """What the records of a layer mean. `layer_scale`: one float32 on the device, where the whole
-    layer has one; `host_scale`: the same on the CPU.
+    """What the records of a layer mean, computed once: calls are many and short.
+
+    `kind` as in `Table`, `width` values of dtype `items`; scales of dtype `scale_items` begin at
+    byte `scale_begin`. `layer_scale`: one float32 on the device, where the whole layer has one;
+    `host_scale`: the same on the CPU.
     """
 
     spec: BundleSpec
-    layer_scale: Tensor | None = None
-    host_scale: Tensor | None = None
+    kind: str
+    has_kernel: bool
+    width: int
+    items: torch.dtype
+    scale_items: torch.dtype
+    scale_begin: int
+    layer_scale: Tensor | None
+    host_scale: Tensor | None
 
     def table(self, records: Tensor) -> Table:
         """Records uint8[n, record_bytes] as a table: views."""
@@ -32,13 +41,32 @@ class RecordForm:
         return table_of(records, self.spec, layer_scale=scale)
 
 
+def record_form(spec: BundleSpec, layer_scale: Tensor | None, device: torch.device) -> RecordForm:
+    """The form of a bundle's records, read on `device`."""
+    layout = record_layout(spec)
+    nothing = torch.empty(0, layout.record_bytes, dtype=torch.uint8)
+    host_scale = None if layer_scale is None else layer_scale.cpu()
+    table = table_of(nothing, spec, layer_scale=host_scale)
+    return RecordForm(
+        spec=spec,
+        kind=table.kind,
+        has_kernel=table.has_kernel,
+        width=table.width,
+        items=table.values.dtype,
+        scale_items=table.values.dtype if table.scales is None else table.scales.dtype,
+        scale_begin=layout.scale_begin,
+        layer_scale=None if layer_scale is None else layer_scale.to(device),
+        host_scale=host_scale,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shelves:
     """Where rows are read: those in `hot_set` in `hot` [H, record_bytes] by rank, others in `cold`.
 
     `cold` [n, record_bytes] lies on the device, or pinned on the host, and is indexed by row number
-    or by the slots of a call. `counted` int64[3] on the device: rows asked for that were hot,
-    that were staged, each as often as it was asked for, and that were read in place.
+    or by the slots of a call. `counted` int64[2, 2] on the device: rows asked for, and hot ones of
+    them, of calls that were staged and of those that were read in place.
     """
 
     form: RecordForm
@@ -55,7 +83,7 @@ def read(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> N
     then the rows are counted.
     """
     index = rows if slots is None else slots
-    hot, hot_set = shelves.hot, shelves.hot_set
+    hot, hot_set, count = shelves.hot, shelves.hot_set, 0
     if hot is None or hot_set is None:
         records = shelves.cold.index_select(0, index)
     else:
@@ -63,27 +91,38 @@ def read(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> N
         is_hot = rank >= 0
         records = shelves.cold.index_select(0, index.masked_fill(is_hot, 0))
         records[is_hot] = hot[rank[is_hot]]
+        count = int(is_hot.sum())
     if slots is None:
-        _count(shelves, rows, 2)
+        shelves.counted[1] += torch.tensor([len(rows), count], device=rows.device)
     every = torch.arange(len(rows), device=out.device)
     out.copy_(dequantise(shelves.form.table(records), every, out.dtype))
 
 
-def cold_keys(rows: Tensor, shelves: Shelves, height: int) -> Tensor:
-    """Rows int64[n] with `height` for each hot one, int32 where that fits; they are counted.
+def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
+    """Rows int64[n] with `height` for each hot one, int32 where that fits.
 
     Sorting then puts hot rows last.
     """
     dtype = torch.int32 if height < 2**31 else torch.int64
-    _count(shelves, rows, 1)
-    if shelves.hot_set is None:
+    if hot is None:
         return rows.to(dtype)
-    return torch.where(shelves.hot_set.rank(rows) >= 0, height, rows).to(dtype)
+    return torch.where(hot.rank(rows) >= 0, height, rows).to(dtype)
 
 
-def _count(shelves: Shelves, rows: Tensor, below: int) -> None:
-    hot: int | Tensor = 0
-    if shelves.hot_set is not None:
-        hot = (shelves.hot_set.rank(rows) >= 0).sum()
-    shelves.counted[0] += hot
-    shelves.counted[below] += len(rows) - hot
+def find_slots(
+    keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
+) -> None:
+    """Number the distinct ones of sorted `keys` [n]; `order` int64[n] says where each came from.
+
+    Written: `slots` int64[n], the number of each in the former order; `found` int64[n + 1], how
+    many there are without `height`, then they, ascending; added to `counted`: all, and hot ones.
+    """
+    fresh = torch.ones_like(keys, dtype=torch.bool)
+    torch.ne(keys[1:], keys[:-1], out=fresh[1:])
+    number = fresh.cumsum(0) - 1
+    slots.scatter_(0, order, number)
+    found[1:].scatter_(0, number, keys.long())
+    is_hot = keys == height
+    found[0] = number[-1] + ~is_hot[-1]
+    counted[0, 0] += len(keys)
+    counted[0, 1] += is_hot.sum()

@@ -53,16 +53,18 @@ class _Piece:
         pinned = device.type == "cuda"
         host = torch.empty(count + 1, dtype=torch.int64, pin_memory=pinned)
         with store.road.find.after_current():
-            keys, order = ops.cold_keys(self.rows, store.shelves, store.cold.rows).sort()
-            fresh = torch.ones(count, dtype=torch.bool, device=device)
-            torch.ne(keys[1:], keys[:-1], out=fresh[1:])
-            slots = fresh.cumsum(0) - 1
-            self.slots.scatter_(0, order, slots)
-            found[1:].scatter_(0, slots, keys.long())
-            found[0] = slots[-1] + (keys[-1] != store.cold.rows)  # hot rows are one key, the last
+            height, shelves = store.cold.rows, store.shelves
+            keys, order = ops.cold_keys(self.rows, shelves.hot_set, height).sort()
+            ops.find_slots(keys, order, height, self.slots, found, shelves.counted)
             host.copy_(found, non_blocking=True)
             mark = store.road.find.mark()
-        self.block = Block(source=store.cold, host=host, found=mark, staging=staging, numbers=found)
+        self.block = Block(
+            source=store.cold,
+            host=host,
+            found=mark,
+            staging=staging,
+            numbers=found,
+        )
         store.road.send(self.block)
 
     def deliver(self, out: Tensor) -> None:

@@ -45,7 +45,7 @@ class Block:
 
 
 class _Travelled:
-    """Sums of the worker since the start; only it writes them."""
+    """Sums of the worker since the start."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -123,7 +123,6 @@ class _Ring:
     def __init__(self, device: torch.device, tuning: Tuning) -> None:
         pinned = device.type == "cuda"
         self.size = tuning.ring_buffer_bytes
-        # Whole buffers are a power of two where torch's pinned memory has to be.
         self._buffers = [
             torch.empty(self.size, dtype=torch.uint8, pin_memory=pinned)
             for _ in range(tuning.ring_buffers)
@@ -167,7 +166,7 @@ def _work(
 
 
 def _fetch(block: Block, ring: _Ring, copies: Side, travelled: _Travelled) -> None:
-    """Gather a block's records and launch their copies."""
+    """Gather a block's records chunk by chunk, and launch their copies."""
     if block.dropped:
         return
     begin = time.perf_counter()
@@ -176,20 +175,20 @@ def _fetch(block: Block, ring: _Ring, copies: Side, travelled: _Travelled) -> No
     rows = block.host[1 : 1 + int(block.host[0])]
     width = block.staging.shape[1]
     step = ring.size // width
-    for first in range(0, len(rows), step):
-        if block.dropped:
-            break
-        part = rows[first : first + step]
-        begin = time.perf_counter()
-        records = ring.take()[: len(part) * width].view(-1, width)
-        taken = time.perf_counter()
-        block.source.gather(part, records)
-        gathered = time.perf_counter()
-        with copies.at_once():
+    with copies.at_once():
+        for first in range(0, len(rows), step):
+            if block.dropped:
+                break
+            part = rows[first : first + step]
+            begin = time.perf_counter()
+            records = ring.take()[: len(part) * width].view(-1, width)
+            taken = time.perf_counter()
+            block.source.gather(part, records)
+            gathered = time.perf_counter()
             block.staging[first : first + len(part)].copy_(records, non_blocking=True)
-        ring.give(copies.mark())
-        travelled.seconds_copies += taken - begin
-        travelled.seconds_gathered += gathered - taken
-        travelled.rows += len(part)
-        travelled.bytes += records.numel()
+            ring.give(copies.mark())
+            travelled.seconds_copies += taken - begin
+            travelled.seconds_gathered += gathered - taken
+            travelled.rows += len(part)
+            travelled.bytes += records.numel()
     block.copied = copies.mark()

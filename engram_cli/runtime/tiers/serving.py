@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from engram_cli.runtime.tiers.reads import Reads
@@ -79,13 +80,14 @@ class Tiers:
 
     def counters(self) -> Counters:
         """The sums; waits for the devices."""
-        asked = [store.shelves.counted.tolist() for store in self.stores.values()]
+        asked = torch.stack([store.shelves.counted.cpu() for store in self.stores.values()])
         below = [store.cold.counters() for store in self.stores.values()]
         roads = {id(store.road): store.road.travelled for store in self.stores.values()}.values()
+        (staged, staged_hot), (in_place, in_place_hot) = asked.sum(0).tolist()
         return Counters(
-            hot=sum(hot for hot, _, _ in asked),
-            staged=sum(staged for _, staged, _ in asked),
-            in_place=sum(in_place for _, _, in_place in asked),
+            hot=staged_hot + in_place_hot,
+            staged=staged - staged_hot,
+            in_place=in_place - in_place_hot,
             travelled=sum(road.rows for road in roads),
             bytes=sum(road.bytes for road in roads),
             cached=sum(int(source["hits"]) for source in below),

@@ -22,7 +22,7 @@ from engram_cli.runtime import ops
 from engram_cli.runtime.tiers import operators
 from engram_cli.runtime.tiers.host_rows import HostRows
 from engram_cli.runtime.tiers.hot_set import hot_set
-from engram_cli.runtime.tiers.reading import RecordForm, Shelves
+from engram_cli.runtime.tiers.reading import Shelves, record_form
 from engram_cli.runtime.tiers.reads import Reads
 from engram_cli.runtime.tiers.ring import Road
 from engram_cli.runtime.tiers.source import RowSource, record_layout
@@ -70,23 +70,19 @@ class TieredRows(nn.Module):
         self.origin = origin
         self.holders = 1
         self.waited = 0.0  # seconds that callers waited for the worker
-        self.form = RecordForm(
-            spec=spec,
-            layer_scale=None if layer_scale is None else layer_scale.to(self.device),
-            host_scale=None if layer_scale is None else layer_scale.cpu(),
-        )
+        self.form = record_form(spec, layer_scale, self.device)
         hot = None if hot_rows is None or not len(hot_rows) else hot_rows
         self._nothing = torch.empty(0, record_layout(spec).record_bytes, dtype=torch.uint8)
         self.shelves = Shelves(
             form=self.form,
             cold=cold.records if isinstance(cold, HostRows) else self._nothing,
-            counted=torch.zeros(3, dtype=torch.int64, device=self.device),
+            counted=torch.zeros(2, 2, dtype=torch.int64, device=self.device),
             hot=None if hot is None else _fetch(cold, hot, self.device),
             hot_set=None if hot is None else hot_set(hot, cold.rows, self.device),
         )
-        table = self.form.table(self._nothing)
-        self.width = table.width
-        self.dtype = table.values.dtype if table.kind == "plain" else dtype or torch.float32
+        self.width = self.form.width
+        self.dtype = self.form.items if self.form.kind == "plain" else dtype or torch.float32
+        self._reaches = isinstance(cold, HostRows) and self._reaches_host()
         self.number = next(_numbers)
         operators.register(self.number, self)
 
@@ -122,8 +118,7 @@ class TieredRows(nn.Module):
         """
         if not self.holders:
             raise RuntimeAttachError("the memory was detached", "attach it again")
-        captured = is_captured(self.device)
-        can = isinstance(self.cold, HostRows) and self._reaches_host()
+        captured, can = is_captured(self.device), self._reaches
         if captured and not can:
             raise RuntimeAttachError(
                 "rows below host memory cannot be read inside a CUDA graph",

@@ -27,15 +27,15 @@ class Tuning:
     `ring_buffer_bytes`. Raises InputError.
     """
 
-    in_place_bytes: int = 512 * 1024
+    in_place_bytes: int = 12 * _MIB
     block_bytes: int = 128 * _MIB
     ahead_bytes: int = 256 * _MIB
-    ring_buffers: int = 4
-    ring_buffer_bytes: int = 8 * _MIB
+    ring_buffers: int = 3
+    ring_buffer_bytes: int = 16 * _MIB
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = 2 if name == "ring_buffers" else 0 if name in _MAY_BE_ZERO else 4096
+            least = _LEAST.get(name, 4096)
             if type(value) is not int or value < least:
                 raise InputError(f"tuning: {name} is {value!r}", f"an integer from {least} on")
 
@@ -50,7 +50,7 @@ class Tuning:
         return self.ring_buffers * self.ring_buffer_bytes
 
 
-_MAY_BE_ZERO = ("in_place_bytes", "ahead_bytes")
+_LEAST = {"in_place_bytes": 0, "ahead_bytes": 0, "ring_buffers": 2}
 
 
 def local_tuning() -> Tuning:
@@ -62,7 +62,7 @@ def local_tuning() -> Tuning:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{VARIABLE}: {path}: {error}", "name a JSON file") from None
-    names = [field.name for field in fields(Tuning)]
+    names = [each.name for each in fields(Tuning)]
     if not isinstance(document, dict) or set(document) - set(names):
         raise InputError(
             f"{VARIABLE}: {path} is no object of known fields", f"known are {', '.join(names)}"

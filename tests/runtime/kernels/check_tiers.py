@@ -49,7 +49,7 @@ def test_rows_in_place(dtype: str, dim: int, share: float) -> None:
     found = read(store, rows, None)
     assert same_bits(found.cpu(), expected(spec, records, rows[:, None], store.dtype))
     hot = int(torch.isin(rows.cpu(), torch.from_numpy(hot_rows(ROWS, share))).sum())
-    assert store.shelves.counted.tolist() == [hot, 0, 37 - hot]
+    assert store.shelves.counted.tolist() == [[0, 0], [37, hot]]
 
 
 @pytest.mark.parametrize(("dtype", "dim"), CASES)
@@ -64,27 +64,33 @@ def test_rows_by_slots(dtype: str, dim: int) -> None:
     staged = records[order].to(DEVICE)
     found = read(store, rows.to(DEVICE), slots[rows].to(DEVICE), cold=staged)
     assert same_bits(found.cpu(), expected(spec, records, rows[:, None], store.dtype))
-    assert store.shelves.counted.tolist() == [0, 0, 0]
+    assert not store.shelves.counted.any()
 
 
 @pytest.mark.parametrize("height", [ROWS, 2**31 - 1, 2**31, 2**33])
-@pytest.mark.parametrize("share", [0.0, 0.4])
-def test_keys_equal_the_twin(share: float, height: int) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 1500])
+def test_keys_and_slots_equal_the_twins(count: int, share: float, height: int) -> None:
     hot = hot_rows(ROWS, share)
-    spec = tier_spec("float32", 2)
-    rows = some_rows(ROWS, 1500 if DEVICE.type == "cpu" else 5000).to(DEVICE)
+    own = hot_set(hot, ROWS, DEVICE) if len(hot) else None
+    rows = some_rows(ROWS, count).to(DEVICE)
     both = []
-    for keys in (reading.cold_keys, ops.cold_keys):
-        shelves = Shelves(
-            form=a_store(spec, random_records(spec, ROWS), DEVICE).form,
-            cold=torch.empty(0, 8, dtype=torch.uint8),
-            counted=torch.zeros(3, dtype=torch.int64, device=DEVICE),
-            hot_set=hot_set(hot, ROWS, DEVICE) if len(hot) else None,
+    for implementation in (reading, ops):
+        keys, order = implementation.cold_keys(rows, own, height).sort(stable=True)
+        assert keys.dtype == (torch.int32 if height < 2**31 else torch.int64)
+        slots, found, counted = torch.full((2 * count + 5,), -1, device=DEVICE).split(
+            [count, count + 1, 4]
         )
-        both.append((keys(rows, shelves, height), shelves.counted))
-    assert both[0][0].dtype == (torch.int32 if height < 2**31 else torch.int64)
-    for twin, found in zip(*both, strict=True):
-        assert torch.equal(twin, found)
+        counted.zero_()
+        implementation.find_slots(keys, order, height, slots, found, counted.view(2, 2))
+        both.append((keys, slots, found[: 1 + int(found[0])], counted))
+    for twin, mine in zip(*both, strict=True):
+        assert torch.equal(twin, mine)
+    slots, found, counted = both[0][1:]
+    cold = ~torch.isin(rows, torch.from_numpy(hot).to(DEVICE))
+    assert torch.equal(found[1:][slots[cold]], rows[cold])
+    assert torch.equal(found[1:], rows[cold].unique())
+    assert counted.tolist() == [count, int((~cold).sum()), 0, 0]
 
 
 def test_the_rank_of_every_row() -> None:

@@ -105,6 +105,11 @@ def staged(model: PreTrainedModel) -> Memory:
     return memory
 
 
+def our_threads() -> list[str]:
+    """The threads that serve tiers now."""
+    return [t.name for t in threading.enumerate() if t.name.startswith("engram-")]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_logits_are_equal_to_the_bit(
     dtype: str, tmp_path: Path, small_vocab: CompressedVocab
@@ -272,15 +277,15 @@ def test_detach_gives_memory_and_threads_back(attached: Attached) -> None:
     memory = staged(model)
     logits(model, text(200, 2, 9))
     memory.prefetch(text(200, 2, 9))
-    assert [t for t in threading.enumerate() if t.name == "engram-rows"]
+    assert our_threads()
     detach(model)
-    assert not [t for t in threading.enumerate() if t.name == "engram-rows"]
+    assert not our_threads()
     model = attached("hbm=20KB,disk")
     staged(model)
     logits(model, text(200, 2, 9))
     del model, memory
     gc.collect()
-    assert not [t for t in threading.enumerate() if t.name == "engram-rows"]
+    assert not our_threads()
 
 
 def test_a_copy_of_the_model_shares_the_rows(attached: Attached) -> None:

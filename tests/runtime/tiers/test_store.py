@@ -41,11 +41,14 @@ class Below(HostRows):
         self.closed = False
 
     def gather(self, rows: Tensor, out: Tensor) -> None:
+        self._ask(rows)
+        super().gather(rows, out)
+
+    def _ask(self, rows: Tensor) -> None:
         self.gate.wait()
         if self.error is not None:
             raise self.error
         self.asked += rows.tolist()
-        super().gather(rows, out)
 
     def close(self) -> None:
         self.closed = True
@@ -76,9 +79,8 @@ def test_vectors_are_those_of_one_place(dtype: str, dim: int, share: float, path
     assert found.shape == (3, 7, 6 * dim)
     assert same_bits(found, expected(spec, records, rows, wanted))
     hot = int(torch.isin(rows, torch.from_numpy(hot_rows(ROWS, share))).sum())
-    below = rows.numel() - hot
-    counted = [hot, below, 0] if path == "staged" else [hot, 0, below]
-    assert store.shelves.counted.tolist() == counted
+    own = [rows.numel(), hot]
+    assert store.shelves.counted.tolist() == ([own, [0, 0]] if path == "staged" else [[0, 0], own])
 
 
 def test_no_rows_are_no_vectors() -> None:
@@ -112,6 +114,17 @@ def test_more_rows_than_a_block_holds(ahead: int) -> None:
     for place, of in enumerate(rows):
         assert same_bits(reads.take(place), expected(spec, records, of, torch.bfloat16))
     assert road.reserve(ahead)  # all of it was given back
+
+
+@pytest.mark.parametrize("buffer", [4096, 20000])
+def test_a_block_of_many_chunks(buffer: int) -> None:
+    spec = tier_spec("bfloat16", 64)
+    records = random_records(spec, 3000)
+    store = a_store(spec, records, CPU, tuning=Tuning(ring_buffer_bytes=buffer, ring_buffers=2))
+    store.path = "staged"
+    for seed in range(3):
+        rows = some_rows(3000, 2, 400, 6, seed=seed)
+        assert same_bits(store(rows), expected(spec, records, rows, torch.bfloat16))
 
 
 def test_all_layers_are_asked_for_before_one_is_taken() -> None:
@@ -204,7 +217,7 @@ def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
     road = store.road
     rows = some_rows(ROWS, 2, 5, 6)
     store(rows)
-    (worker,) = road._workers
+    worker = road._workers[0]
     assert worker.is_alive()
     reads = Reads({0: store}, [rows])
     reads.take(0)
@@ -219,7 +232,7 @@ def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
 def test_a_store_that_is_forgotten_ends_its_thread() -> None:
     store, _ = below_store()
     store(some_rows(ROWS, 2, 5, 6))
-    (worker,), gone = store.road._workers, weakref.ref(store.cold)
+    worker, gone = store.road._workers[0], weakref.ref(store.cold)
     del store
     gc.collect()
     worker.join(10)
@@ -259,7 +272,7 @@ def test_waiting_is_counted() -> None:
     threading.Timer(0.05, store.cold.gate.set).start()
     begin = time.perf_counter()
     store(some_rows(ROWS, 2, 5, 6))
-    assert 0.02 < store.waited <= time.perf_counter() - begin
+    assert 0 < store.waited <= time.perf_counter() - begin
 
 
 def test_rows_outside_the_table_are_refused() -> None:
