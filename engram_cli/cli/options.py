@@ -36,10 +36,15 @@ def parse_integers(text: str) -> tuple[int, ...]:
 
 
 def unescape(text: str | None) -> str | None:
-    r"""Text with \n, \t and \\ written out, as a shell passes them."""
+    r"""Text with \n, \t, \\ and \x1e written out, as a shell passes them."""
     if text is None:
         return None
-    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[0]), text)
+    return re.sub(r"\\(x[0-9A-Fa-f]{2}|.)", _meaning, text)
+
+
+def _meaning(escape: re.Match[str]) -> str:
+    name = escape[1]
+    return chr(int(name[1:], 16)) if len(name) == 3 else _ESCAPES.get(name, escape[0])
 
 
 WorkspaceOption = Annotated[
