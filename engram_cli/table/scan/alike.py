@@ -8,7 +8,7 @@ one place holds too many, those with the same finer place are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,15 +99,18 @@ class Alike:
         self._merge()
         rows = self._kept[kernels.ROW].astype(np.int64)
         weight, in_whole, compared, pairs = 0.0, 0, 0, list[NearTwins]()
-        for group, values in _gathered(self._groups(bits), rows, vectors):
-            compared += len(values)
-            best, mate = _nearest(values)
+        for groups in _together(self._groups(bits)):
+            sizes = [group.end - group.begin for group in groups]
+            own = np.concatenate([rows[group.begin : group.end] for group in groups])
+            best, mate = _nearest(vectors(own), sizes)
             near = np.flatnonzero(best >= NEAR)
-            if group.whole:
-                angle = np.arccos(np.clip(best[near], -1.0, 1.0))
-                weight += float(np.sum((1.0 - angle / np.pi) ** -float(group.bits)))
-                in_whole += len(values)
-            own = rows[group.begin : group.end]
+            whole = np.repeat([group.whole for group in groups], sizes)
+            same = np.repeat([float(group.bits) for group in groups], sizes)
+            counted = near[whole[near]]
+            angle = np.arccos(np.clip(best[counted], -1.0, 1.0))
+            weight += float(np.sum((1.0 - angle / np.pi) ** -same[counted]))
+            in_whole += int(np.count_nonzero(whole))
+            compared += len(own)
             pairs += [
                 _pair(own, best, mate, at)
                 for at in near.tolist()
@@ -176,31 +179,17 @@ def _runs(values: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
         yield from zip(begins.tolist(), [*begins[1:].tolist(), len(values)], strict=True)
 
 
-def _gathered(
-    groups: Iterator[_Group], rows: NDArray[np.int64], vectors: Vectors
-) -> Iterator[tuple[_Group, NDArray[np.float32]]]:
-    """Each group with its vectors float32[n, dim], many groups' rows read together."""
+def _together(groups: Iterator[_Group]) -> Iterator[list[_Group]]:
+    """Groups whose rows are read and compared in one go."""
     waiting, size = list[_Group](), 0
     for group in groups:
         if waiting and size + group.end - group.begin > _GATHERED:
-            yield from _read(waiting, rows, vectors)
+            yield waiting
             waiting, size = [], 0
         waiting.append(group)
         size += group.end - group.begin
-    yield from _read(waiting, rows, vectors)
-
-
-def _read(
-    groups: list[_Group], rows: NDArray[np.int64], vectors: Vectors
-) -> Iterator[tuple[_Group, NDArray[np.float32]]]:
-    if not groups:
-        return
-    values = vectors(np.concatenate([rows[group.begin : group.end] for group in groups]))
-    begin = 0
-    for group in groups:
-        end = begin + group.end - group.begin
-        yield group, values[begin:end]
-        begin = end
+    if waiting:
+        yield waiting
 
 
 def _pair(
@@ -210,12 +199,17 @@ def _pair(
     return NearTwins(first=first, second=second, cosine=min(float(best[at]), 1.0))
 
 
-def _nearest(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """For each row [n, dim] the greatest cosine to another one, and to which."""
+def _nearest(
+    vectors: NDArray[np.float32], sizes: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """For each row [n, dim] the greatest cosine to another one of its group, and to which.
+
+    `sizes`: of the groups, one after another.
+    """
     largest = np.max(np.abs(vectors), axis=1, keepdims=True)
     units = vectors / largest  # so that no square leaves float32
     units /= np.sqrt(np.einsum("nd,nd->n", units, units))[:, None]
     best = np.empty(len(units), dtype=np.float32)
     mate = np.empty(len(units), dtype=np.intp)
-    nearest(units, best, mate)
+    nearest(units, np.cumsum([0, *sizes], dtype=np.intp), best, mate)
     return best, mate

@@ -141,7 +141,22 @@ def test_hashes_and_places_are_their_definition(size: int, scales: int) -> None:
     words = items.view(np.uint64)
     own = factors.reshape(40, scales)
     np.testing.assert_array_equal(hashes, reference.hashes(words, own, keys))
-    np.testing.assert_array_equal(places, reference.places(words, keys, MASK, 2))
+    np.testing.assert_array_equal(places, reference.places(words, MASK, 2))
+
+
+@pytest.mark.parametrize("values", [2, 4, 8, 16])
+def test_each_sign_has_a_part_in_the_place(values: int) -> None:
+    """The sign in a word's highest bit, too: of a product it would leave no more than parity."""
+    lane = 64 // values
+    mask, words = sum(1 << bit for bit in range(lane - 1, 64, lane)), 32 // values
+    for leading in (words // 2, words):
+        rows = np.zeros((values * leading + 1, words), dtype=np.uint64)
+        for sign in range(values * leading):
+            rows[sign, sign // values] = 1 << (sign % values * lane + lane - 1)
+        signs = [kernels.signs_of(rows, row, mask, leading) for row in range(len(rows))]
+        own = [sign ^ signs[-1] for sign in signs[:-1]]
+        assert all(bits.bit_count() == 1 for bits in own)
+        assert len(set(own)) == values * leading
 
 
 def test_other_rows_have_other_hashes() -> None:
@@ -167,12 +182,13 @@ def test_bins_hold_the_norms_they_say(norm: float) -> None:
     assert low <= norm < low * (1 + 1 / kernels.STEPS) * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("count", [1, 2, 70])
-def test_the_nearest_is_that_of_all_pairs(count: int) -> None:
+@pytest.mark.parametrize("sizes", [[1], [2], [70], [1, 5, 1, 2, 40, 3]])
+def test_the_nearest_is_that_of_all_pairs_of_a_group(sizes: list[int]) -> None:
+    count, begins = sum(sizes), np.cumsum([0, *sizes], dtype=np.intp)
     units = np.random.default_rng(count).normal(size=(count, 24)).astype(np.float32)
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     best, mate = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.intp)
-    pairs.nearest(units, best, mate)
-    wanted = reference.nearest(units)
+    pairs.nearest(units, begins, best, mate)
+    wanted = reference.nearest(units, begins)
     np.testing.assert_allclose(best, wanted[0], atol=2e-6)
     np.testing.assert_array_equal(mate, wanted[1])

@@ -196,6 +196,24 @@ def test_near_twins_are_found_where_all_rows_have_the_same_signs(
     assert found.near_twins
 
 
+def test_the_share_of_near_twins_is_that_of_all_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Divided by what the signs part, and no more: rows of a place have 16 signs in common."""
+    monkeypatch.setattr(alike, "MOST_ALIKE", 8000)
+    monkeypatch.setattr("engram_cli.table.scan.scan.MOST_ALIKE", 8000)
+    generator = np.random.default_rng(6)
+    values = generator.normal(size=(40_000, 32)).astype(np.float32)
+    values[1::5] = values[::5] + generator.normal(0, 0.12, (8000, 32))
+    found = scanned(planted(tmp_path / "t.zarr", values), 0).likeness
+    units = values[: found.rows] / np.linalg.norm(values[: found.rows], axis=1, keepdims=True)
+    last = found.rows // 5 * 5
+    cosines = np.sum(units[:last:5] * units[1:last:5], axis=1)
+    wanted = 2 * np.count_nonzero(cosines >= 0.99) / found.rows
+    assert 0.2 < wanted < 0.4
+    assert found.near_share == pytest.approx(wanted, rel=0.1)
+
+
 def test_what_is_kept_does_not_depend_on_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alike, "MOST_ALIKE", 50)
     chosen = np.random.default_rng(4).integers(0, 20, (4, 2000), dtype=np.uint64)

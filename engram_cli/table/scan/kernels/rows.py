@@ -43,20 +43,24 @@ def bin_of(norm):  # type: ignore[no-untyped-def]
     return (int64(bits_of_float32(norm)) >> int64(20)) & int64(BINS - 1)
 
 
-@kernel("uint64(uint64[:, ::1], intp, uint64[::1], uint64, intp)")
-def sign_sum(words, row, keys, mask, leading):  # type: ignore[no-untyped-def]
-    """What tells the signs of a row's first `leading` words from those of others."""
-    total = uint64(_SALT)
+@kernel("uint64(uint64[:, ::1], intp, uint64, intp)")
+def signs_of(words, row, mask, leading):  # type: ignore[no-untyped-def]
+    """The signs of a row's first `leading` words, each with a bit of its own.
+
+    Those of a word lie one bit lower than those of the last one: at most as many words as a value
+    has bits. A salt keeps rows without a negative value from always having the first place.
+    """
+    signs = uint64(_SALT)
     for i in range(min(leading, words.shape[1])):
-        total += (words[row, i] & mask) * (keys[i] | uint64(1))
-    return total
+        signs ^= (words[row, i] & mask) >> uint64(i)
+    return signs
 
 
 @kernel(
     "void(uint64[:, ::1], float32[::1], intp, uint64[::1], uint64, intp, uint64[::1], uint64[::1])"
 )
 def sum_rows(words, factors, scales, keys, mask, leading, hashes, places):  # type: ignore[no-untyped-def]
-    """Of rows [n, w] and `scales` factors each: the sums that hashes and places are made of.
+    """Of rows [n, w] and `scales` factors each: what hashes and places are made of.
 
     The hash is the sum of products of the halves of the words, each with its half of a key added,
     and of keyed scales. Source: Black et al., "UMAC: Fast and Secure Message Authentication"
@@ -74,12 +78,12 @@ def sum_rows(words, factors, scales, keys, mask, leading, hashes, places):  # ty
             bits = bits_of_float32(factors[row * scales + i])
             mixed += uint64(uint32(bits)) * (keys[width + i] | uint64(1))
         hashes[row] = mixed
-        places[row] = sign_sum(words, row, keys, mask, leading)
+        places[row] = signs_of(words, row, mask, leading)
 
 
 @kernel("void(float32[::1], uint64[::1], uint64[::1], uint64[::1], uint8[::1])")
 def scatter(norms, hashes, places, limits, flags):  # type: ignore[no-untyped-def]
-    """Make hashes and places of their sums; flag the rows that a sample may want.
+    """Make hashes and places of sums and signs; flag the rows that a sample may want.
 
     A hash is never 2**64 - 1, which stands for no row.
     """
@@ -103,11 +107,11 @@ def comes_before(place, finer, hashed, limits):  # type: ignore[no-untyped-def]
 
 
 @kernel(
-    "void(uint64[:, ::1], uint64[::1], uint64, intp, uint64[::1], uint64[::1], uint64[::1],"
+    "void(uint64[:, ::1], uint64, intp, uint64[::1], uint64[::1], uint64[::1],"
     " uint8[::1], int64, int64[::1], uint64[:, ::1])"
 )
 def choose(  # type: ignore[no-untyped-def]
-    words, keys, mask, leading, hashes, places, limits, flags, first, counts, chosen
+    words, mask, leading, hashes, places, limits, flags, first, counts, chosen
 ):
     """Put the flagged rows that a sample wants behind the counts[CHOSEN] of `chosen` [4, m]."""
     found = counts[CHOSEN]
@@ -118,7 +122,7 @@ def choose(  # type: ignore[no-untyped-def]
         for row in range(8 * eight, min(8 * eight + 8, hashes.size)):
             if not flags[row]:
                 continue
-            finer = scramble(sign_sum(words, row, keys, mask, 2 * leading))
+            finer = scramble(signs_of(words, row, mask, 2 * leading))
             if hashes[row] < limits[BELOW] or comes_before(places[row], finer, hashes[row], limits):
                 chosen[ROW, found] = uint64(first + row)
                 chosen[HASH, found], chosen[AT, found] = hashes[row], places[row]
@@ -220,9 +224,7 @@ def add_rows(  # type: ignore[no-untyped-def]
         norms_of(kind, own.reshape(count * width), width, scale, scales, step, norm)
         sum_rows(words, scale, scales, keys, mask, leading, hashed, place)
         scatter(norm, hashed, place, limits, flags)
-        choose(
-            words, keys, mask, leading, hashed, place, limits, flags, first + done, counts, chosen
-        )
+        choose(words, mask, leading, hashed, place, limits, flags, first + done, counts, chosen)
         fold(norm, counts, sums, ends, parts)
         if hits.size:
             fold_hits(norm, hits[done : done + count], first + done, counts, sums, hottest)
