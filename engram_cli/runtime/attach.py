@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.decoder import Decoder, find_decoder
 from engram_cli.runtime.hooks import hook, memories_at
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.tiers import building
-from engram_cli.runtime.tiers.placement import Placement
+
+if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.placement import Placement
 
 NAME = "engram"  # of the first memory, and of the attribute that holds it
 _OTHER_MODEL = "make a bundle for this model with engram attach"
@@ -63,6 +65,8 @@ def attach(
     if rows_device is not None:
         place = _device(rows_device)
         rows_homes = {layer: (dtype, place) for layer, (dtype, _) in homes.items()}
+    from engram_cli.runtime.tiers import building
+
     placed = building.resolve_for(bundle, placement, {i: home[1] for i, home in rows_homes.items()})
     trainable = _trainable(bundle, placed, rows_trainable, sparse_gradients)
     rows = loading.all_rows(

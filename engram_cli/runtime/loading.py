@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ from engram_cli.runtime.modules.base import (
     load_dense,
 )
 from engram_cli.runtime.reference import HashTensors
-from engram_cli.runtime.tiers import building
-from engram_cli.runtime.tiers.placement import Placement
-from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.placed import PlacedRows
 from engram_cli.vocab.lookup import HOLE
+
+if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.placement import Placement
 
 # e8m0 bytes stay bytes: not every torch has their dtype.
 _SCALE_TYPES = {
@@ -142,6 +143,8 @@ def all_rows(
     device of its rows.
     """
     if placement.cold != "none":
+        from engram_cli.runtime.tiers import building
+
         return {**building.stores_of(bundle, placement, homes)}
     return {
         layer: rows_of(bundle, layer, device, trainable=trainable, sparse=sparse)
@@ -154,7 +157,7 @@ def module(
 ) -> MemoryModule:
     """A layer's module: dense weights in `dtype` on `device`, and its rows."""
     spec = bundle.spec
-    held = rows.device if isinstance(rows, TieredRows) else rows.weight.device
+    held = rows.device if isinstance(rows, PlacedRows) else rows.weight.device
     offsets = torch.tensor(spec.layout.layer(layer).offsets, device=held)
     with torch.device("meta"):
         built = MODULES.load(spec.module.kind)(spec, MultiHeadEmbedding(rows, offsets))

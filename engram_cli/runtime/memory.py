@@ -26,13 +26,14 @@ from engram_cli.runtime.recording import is_recorded
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.state import KEEP, State, cache_length, keep_on, new_state, state_of
 from engram_cli.runtime.tables import FLOATS, Table
-from engram_cli.runtime.tiers.reads import Reads
-from engram_cli.runtime.tiers.serving import Counters, Tiers
-from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.placed import PlacedRows
 from engram_cli.vocab.lookup import HOLE
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.placement import Placement
+    from engram_cli.runtime.tiers.reads import Reads
+    from engram_cli.runtime.tiers.serving import Counters, Tiers
+    from engram_cli.runtime.tiers.store import TieredRows
 
 _BUFFERS = ("lookup", "multipliers", "columns")
 _CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
@@ -103,8 +104,12 @@ class Memory(nn.Module):
     def _find_tiers(self) -> Tiers | None:
         """The stores of those layers whose rows lie in tiers, None where none do."""
         rows = [cast(MemoryModule, m).multi_head_embedding.embedding for m in self.layers.values()]
-        stores = {place: own for place, own in enumerate(rows) if isinstance(own, TieredRows)}
-        return Tiers(stores) if stores else None
+        stores = {place: own for place, own in enumerate(rows) if isinstance(own, PlacedRows)}
+        if not stores:
+            return None
+        from engram_cli.runtime.tiers.serving import Tiers
+
+        return Tiers(cast("dict[int, TieredRows]", stores))
 
     @property
     def counters(self) -> Counters:
@@ -112,6 +117,8 @@ class Memory(nn.Module):
 
         All zero where all rows lie in HBM, which nothing counts.
         """
+        from engram_cli.runtime.tiers.serving import Counters
+
         return Counters() if self.tiers is None else self.tiers.counters()
 
     def prefetch(
@@ -276,7 +283,7 @@ class Memory(nn.Module):
         modules = [cast(MemoryModule, module) for module in self.layers.values()]
         tables = []
         for rows in (module.multi_head_embedding.embedding for module in modules):
-            if isinstance(rows, TieredRows):
+            if isinstance(rows, PlacedRows):
                 return None
             tables.append(rows.table())
         first = tables[0]

@@ -11,15 +11,13 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from engram_cli.errors import TokenIdError
 from engram_cli.runtime import (
-    custom,
-    custom_gate,
-    custom_rows,
     gate_autograd,
     gathering,
     gating,
@@ -38,9 +36,10 @@ from engram_cli.runtime.reference import (
     visible,
 )
 from engram_cli.runtime.tables import FLOATS, Table, dequantise
-from engram_cli.runtime.tiers import reading
-from engram_cli.runtime.tiers.hot_set import HotSet
-from engram_cli.runtime.tiers.reading import Shelves
+
+if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.hot_set import HotSet
+    from engram_cli.runtime.tiers.reading import Shelves
 
 __all__ = [
     "GateWeights",
@@ -100,6 +99,8 @@ def look_up(
     wanted = common_dtype(tensors, ids, tables, dtype)
     if not _decoded_by_kernels(tables):
         return gathering.vectors(tables, find_rows(tensors, ids, look_back), wanted)
+    from engram_cli.runtime import custom
+
     return custom.call(
         custom.look_up,
         ids,
@@ -136,6 +137,8 @@ def look_up_step(
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
     assert look_back.positions is not None
+    from engram_cli.runtime import custom
+
     return custom.call(
         custom.look_up_step,
         ids,
@@ -152,6 +155,8 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
     if not has_kernels(ids.device):
         return gathering.find_rows(tensors, ids, look_back)
     look_back.check(ids, tensors.max_order)
+    from engram_cli.runtime import custom
+
     return custom.call(
         custom.find_rows,
         ids,
@@ -163,6 +168,8 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
 def read_tiers(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
     """Write the vectors of rows int64[n] to `out` [n, dim], from two places (`reading.read`)."""
     if not has_kernels(out.device):
+        from engram_cli.runtime.tiers import reading
+
         reading.read(shelves, rows, slots, out)
         return
     from engram_cli.runtime.kernels import tiers
@@ -177,6 +184,8 @@ def read_tiers(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
     """Rows int64[n] with `height` for each hot one (`reading.cold_keys`)."""
     if not has_kernels(rows.device):
+        from engram_cli.runtime.tiers import reading
+
         return reading.cold_keys(rows, hot, height)
     from engram_cli.runtime.kernels import tiers
 
@@ -188,6 +197,8 @@ def find_slots(
 ) -> None:
     """Number the distinct ones of sorted keys [n], and count them (`reading.find_slots`)."""
     if not has_kernels(keys.device):
+        from engram_cli.runtime.tiers import reading
+
         reading.find_slots(keys, order, height, slots, found, counted)
         return
     from engram_cli.runtime.kernels import tiers
@@ -221,6 +232,8 @@ def gate(
             weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
         )
     gating.check(weights, hidden, projected, past)
+    from engram_cli.runtime import custom_gate
+
     return custom_gate.run_gate(
         weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
     )
@@ -228,8 +241,11 @@ def gate(
 
 def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]:
     """The rows that occur and the sums of their vectors (`row_gradients.sum_rows`)."""
-    chosen = custom_rows if _adds_by_kernel(values) else row_gradients
-    found, sums = chosen.sum_rows(values, rows, height)
+    if not _adds_by_kernel(values):
+        return row_gradients.sum_rows(values, rows, height)
+    from engram_cli.runtime import custom_rows
+
+    found, sums = custom_rows.sum_rows(values, rows, height)
     return found, sums
 
 
@@ -237,8 +253,12 @@ def adagrad_step(
     weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
 ) -> None:
     """One step of row-wise Adagrad, in place (`row_steps.adagrad_step`)."""
-    chosen = custom_rows if _adds_by_kernel(values, weight) else row_steps
-    chosen.adagrad_step(weight, sums, values, rows, lr, eps)
+    if not _adds_by_kernel(values, weight):
+        row_steps.adagrad_step(weight, sums, values, rows, lr, eps)
+        return
+    from engram_cli.runtime import custom_rows
+
+    custom_rows.adagrad_step(weight, sums, values, rows, lr, eps)
 
 
 def adam_step(
@@ -251,8 +271,12 @@ def adam_step(
     eps: float,
 ) -> None:
     """One step of Adam for the rows with a gradient, in place (`row_steps.adam_step`)."""
-    chosen = custom_rows if _adds_by_kernel(values, weight) else row_steps
-    chosen.adam_step(weight, state, values, rows, lr, betas, eps)
+    if not _adds_by_kernel(values, weight):
+        row_steps.adam_step(weight, state, values, rows, lr, betas, eps)
+        return
+    from engram_cli.runtime import custom_rows
+
+    custom_rows.adam_step(weight, state, values, rows, lr, betas, eps)
 
 
 def _adds_by_kernel(values: Tensor, weight: Tensor | None = None) -> bool:

@@ -22,6 +22,15 @@ def test_importing_the_runtime_loads_torch_and_numpy_only() -> None:
     assert run(code) == "[]"
 
 
+def test_tiers_and_operators_are_loaded_where_there_are_some() -> None:
+    late = ("tiers.store", "tiers.building", "custom", "custom_rows", "custom_gate", "kernels")
+    code = (
+        "import sys\nfrom engram_cli.runtime import attach, detach\n"
+        f"print([n for n in {late!r} if 'engram_cli.runtime.' + n in sys.modules])"
+    )
+    assert run(code) == "[]"
+
+
 def test_without_torch_it_says_what_to_install() -> None:
     code = (
         "import importlib.util, sys\n"

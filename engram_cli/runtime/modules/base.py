@@ -18,7 +18,7 @@ from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.runtime import ops
 from engram_cli.runtime.gating import GateWeights
 from engram_cli.runtime.tables import Table, dequantise
-from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.placed import PlacedRows
 
 MANY_TOKENS = 512  # from here on outputs are larger than weights
 TABLE = "multi_head_embedding.embedding.weight"
@@ -85,7 +85,7 @@ class StoredRows(nn.Module):
         return f"{tuple(self.weight.shape)}, {self.weight.dtype}, scales {scales}"
 
 
-AnyRows = Rows | StoredRows | TieredRows
+AnyRows = Rows | StoredRows | PlacedRows
 
 
 class MultiHeadEmbedding(nn.Module):

@@ -7,25 +7,23 @@ from using CUDA graphs.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.placed import PlacedRows
 
-_STORES: weakref.WeakValueDictionary[int, TieredRows] = weakref.WeakValueDictionary()
+_STORES: weakref.WeakValueDictionary[int, PlacedRows] = weakref.WeakValueDictionary()
 
 
-def register(number: int, store: TieredRows) -> None:
+def register(number: int, store: PlacedRows) -> None:
     """Let the operator know a store for as long as it lives."""
     _STORES[number] = store
 
 
 @torch.library.custom_op("engram::tiered", mutates_args=())
 def tiered(rows: Tensor, store: int, width: int, dtype: torch.dtype) -> Tensor:
-    """`TieredRows.vectors` of rows int64[..., C]: [..., C x width] in `dtype`."""
+    """`PlacedRows.vectors` of rows int64[..., C]: [..., C x width] in `dtype`."""
     return _STORES[store].vectors(rows)
 
 

@@ -12,24 +12,44 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.tiers.ring import Block
+from engram_cli.runtime.tiers.reading import Shelves
+from engram_cli.runtime.tiers.ring import Block, Road
+from engram_cli.runtime.tiers.source import RowSource
 from engram_cli.runtime.tiers.streams import Mark, lend
+from engram_cli.runtime.tiers.tuning import Tuning
 
-if TYPE_CHECKING:
-    from engram_cli.runtime.tiers.store import TieredRows
+
+class Store(Protocol):
+    """A layer's rows as they are read here (`store.TieredRows`)."""
+
+    device: torch.device
+    cold: RowSource
+    road: Road
+    shelves: Shelves
+    tuning: Tuning
+    width: int
+    waited: float
+
+    def empty(self, rows: Tensor) -> Tensor:
+        """Memory for the vectors of rows [..., C]."""
+        ...
+
+    def reads_in_place(self, rows: Tensor) -> bool:
+        """Whether these rows are read in place."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
 class _Piece:
     """Some rows int64[n] of a layer, and once begun their slots in the block's staging."""
 
-    store: TieredRows
+    store: Store
     rows: Tensor
     slots: Tensor | None = None
     block: Block | None = None
@@ -97,7 +117,7 @@ class _Layer:
 class Reads:
     """The reads of a call, begun at once: rows int64[..., C] of each place that has a store."""
 
-    def __init__(self, stores: Mapping[int, TieredRows], rows: Sequence[Tensor] | Tensor) -> None:
+    def __init__(self, stores: Mapping[int, Store], rows: Sequence[Tensor] | Tensor) -> None:
         self.stores = stores
         self._layers: dict[int, _Layer] = {}
         self._waiting: deque[_Piece] = deque()
@@ -171,7 +191,7 @@ class Reads:
         """Whether a layer's vectors are there to be taken."""
         return place in self._layers
 
-    def _begin(self, store: TieredRows, rows: Tensor) -> _Layer:
+    def _begin(self, store: Store, rows: Tensor) -> _Layer:
         """In place beside the current stream, or in pieces of a block each."""
         if store.reads_in_place(rows):
             out = store.empty(rows)

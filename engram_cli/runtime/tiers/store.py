@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.formats.bundle import Bundle
@@ -22,6 +22,7 @@ from engram_cli.runtime import ops
 from engram_cli.runtime.tiers import operators
 from engram_cli.runtime.tiers.host_rows import HostRows
 from engram_cli.runtime.tiers.hot_set import hot_set
+from engram_cli.runtime.tiers.placed import PlacedRows
 from engram_cli.runtime.tiers.reading import Shelves, record_form
 from engram_cli.runtime.tiers.reads import Reads
 from engram_cli.runtime.tiers.ring import Road
@@ -34,14 +35,12 @@ _PIECE_ROWS = 2**16  # hot rows fetched at once
 _numbers = itertools.count()
 
 
-class TieredRows(nn.Module):
+class TieredRows(PlacedRows):
     """A layer's rows, frozen, in place of `Rows` or `StoredRows`.
 
     Not parameters or buffers: they stay where they were placed whatever is done to the model, and
     are in no state dict. `path` forces a way of reading, for measuring; None chooses by size.
     """
-
-    sparse = False
 
     def __init__(
         self,

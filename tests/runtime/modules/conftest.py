@@ -12,6 +12,7 @@ from tiny_models import MODULES, make_bundle, spec_of, wake
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.loading import module as load_module
+from engram_cli.runtime.loading import rows_of
 from engram_cli.runtime.modules.base import MemoryModule
 from engram_cli.vocab.compress import CompressedVocab
 
@@ -44,15 +45,9 @@ def build(tmp_path: Path) -> Build:
         spec: BundleSpec, dtype: torch.dtype = torch.float32, *, awake: bool = True
     ) -> MemoryModule:
         bundle = read_bundle(make_bundle(tmp_path / "engram", spec))
-        found = load_module(
-            bundle,
-            spec.layers[0],
-            device=CPU,
-            dtype=dtype,
-            rows_device=CPU,
-            trainable=True,
-            sparse=False,
-        )
+        layer = spec.layers[0]
+        rows = rows_of(bundle, layer, CPU, trainable=True, sparse=False)
+        found = load_module(bundle, layer, rows, device=CPU, dtype=dtype)
         if awake:
             wake(found)
         return found
