@@ -226,7 +226,7 @@ def test_a_model_looks_up_by_one_operator(
     places = torch.tensor([[1, 1, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3]], device=DEVICE)
     calls = []
     launched = custom.call
-    monkeypatch.setattr(ops.custom, "call", lambda *a: calls.append(1) or launched(*a))
+    monkeypatch.setattr(custom, "call", lambda *a: calls.append(1) or launched(*a))
 
     def run() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
