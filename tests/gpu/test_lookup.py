@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from gpu.interpreted import checks
 from lookup_cases import FORMS, a_table, bare_vocab, same_bits, the_hash
 
 from engram_cli.hashing.schemes import hash_layout
@@ -20,13 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-_PATH = Path(__file__).parents[1] / "runtime" / "kernels" / "check_lookup.py"
-_SPEC = importlib.util.spec_from_file_location("check_lookup", _PATH)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-_CHECKS = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_CHECKS)
-globals().update({k: v for k, v in vars(_CHECKS).items() if k.startswith(("test_", "_kernels"))})
+globals().update(checks("check_lookup"))
 
 CUDA = torch.device("cuda")
 

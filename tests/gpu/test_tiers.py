@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gpu.interpreted import checks
 from lookup_cases import same_bits
 from tier_cases import a_store, expected, host_records, random_records, some_rows, tier_spec
 
@@ -23,13 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-_PATH = Path(__file__).parents[1] / "runtime" / "kernels" / "check_tiers.py"
-_SPEC = importlib.util.spec_from_file_location("check_tiers", _PATH)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-_CHECKS = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_CHECKS)
-globals().update({k: v for k, v in vars(_CHECKS).items() if k.startswith(("test_", "_kernels"))})
+globals().update(checks("check_tiers"))
 
 CUDA = torch.device("cuda")
 ROWS = 50_000

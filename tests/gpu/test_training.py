@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from gpu.interpreted import checks
 from lookup_cases import bare_vocab, the_hash
 from runtime.kernels.row_cases import RowCase
 from torch import Tensor, nn
@@ -24,13 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-_PATH = Path(__file__).parents[1] / "runtime" / "kernels" / "check_rows.py"
-_SPEC = importlib.util.spec_from_file_location("check_rows", _PATH)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-_CHECKS = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_CHECKS)
-globals().update({k: v for k, v in vars(_CHECKS).items() if k.startswith(("test_", "_kernels"))})
+globals().update(checks("check_rows"))
 
 CUDA = torch.device("cuda")
 OPTIMISERS = (RowwiseAdagrad, RowwiseAdam)
