@@ -13,7 +13,10 @@ def read_size(text: str) -> int:
     """A count or a number of bytes. Raises ValueError, which says what is wrong with `text`."""
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"'{text}' is not a number such as 646400, 16M or 5GB")
+        raise ValueError(
+            f"'{text}' is not a number such as 646400, 16M or 5GB (units: K, M, G, T; "
+            "KiB, MiB, GiB, TiB)"
+        )
     value = float(match[1].replace("_", "")) * (_UNITS | _BINARY)[(match[2] or "").upper()]
     if value != int(value):
         raise ValueError(f"'{text}' is not a whole number")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engram_cli.commands.plan import PlanResult
+    from engram_cli.commands.plan_corpus import HotSet
     from engram_cli.commands.plan_sizes import Alternative
 
 
@@ -87,16 +88,28 @@ def _hot(result: PlanResult) -> RenderableType:
     rows = [
         (
             f"{each.order}",
-            f"{each.rows:,}",
-            percent(each.share, 2),
-            quantity(each.rows * result.row_bytes, "bytes"),
+            "-" if each.rows is None else f"{each.rows:,}",
+            "-" if each.share is None else percent(each.share, 2),
+            "-" if each.rows is None else quantity(each.rows * result.row_bytes, "bytes"),
+            "unknown" if each.reach is None else percent(each.reach, 1),
             "text held out" if each.held_out else "the corpus counted",
         )
         for each in result.hot
     ]
-    size = quantity(result.hot_bytes, "bytes")
-    title = f"Hot rows: {percent(result.hit_rate, 0)} of look-ups, {size}"
-    return grid(title, (">n", ">rows", ">of all", ">bytes", "measured on"), rows)
+    title = f"Hot rows: {percent(result.hit_rate, 0)} of look-ups, "
+    missed = [each for each in result.hot if each.rows is None]
+    if not missed:
+        title += quantity(result.hot_bytes, "bytes")
+    else:
+        title += "; ".join(f"{each.order}-grams: {_unreached(each)}" for each in missed)
+    names = (">n", ">rows", ">of all", ">bytes", ">on rows hit", "measured on")
+    return grid(title, names, rows)
+
+
+def _unreached(hot: HotSet) -> str:
+    if hot.reach is None:
+        return "the rows counted are too full to tell"
+    return f"at most {percent(hot.reach, 1)} of look-ups fall on rows this corpus hits"
 
 
 def _placements(result: PlanResult) -> RenderableType:

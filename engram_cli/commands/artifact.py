@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from engram_cli.commands.plan_file import is_plan
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import EngramError, InputError
 from engram_cli.formats.bundle_files import DESCRIPTION
@@ -18,6 +19,7 @@ from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import read_vocab
 
 _PARQUET = b"PAR1"
+_PLAN_BYTES = 2**20  # what is larger is no plan, and not read
 
 
 class Kind(StrEnum):
@@ -42,6 +44,11 @@ def find_artifact(path: Path) -> Artifact:
     if path.is_file():
         if _starts_with(path, _PARQUET):
             return Artifact(path=path, kind=Kind.VOCABULARY)
+        if path.stat().st_size <= _PLAN_BYTES and is_plan(path):
+            raise InputError(
+                f"{path} is a plan of a table, not yet built",
+                f"build it: engram build-table --plan {path}",
+            )
         raise InputError(
             f"{path} is no file of ours", "give a table, bundle, vocabulary or statistics"
         )

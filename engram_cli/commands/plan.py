@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_corpus import HotSet, PlanCorpus, read_corpus
-from engram_cli.commands.plan_file import PlannedTable, write_plan
+from engram_cli.commands.plan_file import PlannedTable, may_replace, write_plan
 from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
 from engram_cli.commands.table_plan import LayerPlan, layer_plans
 from engram_cli.commands.workspace import Workspace
@@ -100,6 +101,8 @@ class PlanResult:
 
     `token_rows`, `token_bytes`: read to look up a token, in all layers. `layers` and `total_bytes`
     are those of the store that `build-table` will write. `counted_tokens`: behind the statistics.
+    `hot` is empty where they say nothing of hot rows; `hot_bytes` is 0 where the hit rate is not
+    reached in every order.
     """
 
     geometry: Geometry
@@ -141,23 +144,25 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
     is not that of the statistics, ArtifactError for damaged statistics, OutputError.
     """
     if request.out is not None:
-        refuse_existing(request.out, request.force)
+        refuse_existing(request.out, request.force, may_replace, "plan")
     vocab = request.vocab or request.workspace.vocab
     corpus = read_corpus(request.stats, request.vocab, vocab, request.tokens, progress)
     spec = _spec(request, corpus, _layout(request, corpus))
     layout, row_bytes = spec.layout, spec.row_bytes
     rows = sum(entry.rows for entry in layout.layers)
     demands = corpus.demands(layout.orders)
-    if corpus.factor > FAR:
-        progress.note(_far(corpus, demands))
+    for note in _doubts(corpus, demands):
+        progress.note(note)
     hot = corpus.hot_sets(layout, request.hit_rate)
     distinct = corpus.distinct_share(request.batch)
+    hot_sizes = [each.rows for each in hot if each.rows is not None]
+    reached = 0 < len(hot) == len(hot_sizes)  # else no placement builds on a part of them
     load = Load(
         rows=rows,
         row_bytes=row_bytes,
         token_rows=len(layout.layers) * layout.columns,
-        hot_rows=sum(each.rows for each in hot),
-        hit_rate=request.hit_rate if hot else 0.0,
+        hot_rows=sum(hot_sizes) if reached else 0,
+        hit_rate=request.hit_rate if reached else 0.0,
         distinct=1.0 if distinct is None else distinct,
     )
     result = PlanResult(
@@ -178,7 +183,7 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
         expected=_expected(layout, demands),
         hot=hot,
         hit_rate=request.hit_rate,
-        hot_bytes=load.hot_bytes if hot else 0,
+        hot_bytes=load.hot_bytes if reached else 0,
         batch=request.batch,
         distinct_share=distinct,
         hardware=request.hardware,
@@ -201,6 +206,24 @@ def _write(planned: PlanResult, out: Path, force: bool) -> None:
         total_bytes=planned.total_bytes,
     )
     write_plan(table, out, force=force)
+
+
+def _doubts(corpus: PlanCorpus, demands: tuple[Demand, ...]) -> Iterator[str]:
+    """What a reader has to know of how little the counts say of the corpus planned for."""
+    if corpus.counted_tokens is None:
+        return
+    if any(each.bound for each in demands):
+        yield (
+            f"no growth curve reaches {corpus.tokens:,} tokens: each further n-gram counts as "
+            "new, a bound far too high; count more, without --no-growth"
+        )
+    elif corpus.factor > FAR:
+        yield _far(corpus, demands)
+    if not corpus.tells_hot_rows:
+        yield (
+            f"no hot rows: {corpus.counted_tokens:,} tokens counted do not say which rows "
+            f"{corpus.tokens:,} heat; count about as many, or leave --tokens out"
+        )
 
 
 def _far(corpus: PlanCorpus, demands: tuple[Demand, ...]) -> str:

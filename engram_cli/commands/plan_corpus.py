@@ -8,19 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
 from engram_cli.errors import ArtifactError, InputError, MismatchError
-from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.progress import Progress
+from engram_cli.stats.collisions import ideal_occupied
 from engram_cli.stats.folder import Statistics, read_stats
 from engram_cli.stats.growth.projection import project
 from engram_cli.stats.locality.hot import order_hits
-from engram_cli.table.planning.expectation import Demand, held_out_share, hot_rows
+from engram_cli.table.planning.expectation import Demand
+from engram_cli.table.planning.hot import HeldOut, held_out, hot_rows
 from engram_cli.vocab.lookup import VocabMap
 from engram_cli.vocab.parquet import read_map
 
 _REMAKE = "make the statistics again with engram hash-stats --force"
+HOT_FACTOR = 2.0  # times the tokens counted, or as small a part: other corpora heat other rows
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError)
 
 
@@ -29,13 +34,16 @@ class HotSet:
     """The `rows` of all heads of an order, in all layers, that catch the hit rate asked for.
 
     `share` of that order's rows. `held_out`: measured on text that was not counted, which is what
-    a model will meet; else on the counted corpus itself, which flatters.
+    a model will meet; else on the counted corpus itself, which flatters. `reach`: the share of
+    look-ups on rows that were hit; where it is less than asked for, `rows` and `share` are None.
+    It is None where the rows counted are too full to tell.
     """
 
     order: int
-    rows: int
-    share: float
+    rows: int | None
+    share: float | None
     held_out: bool
+    reach: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,7 +104,7 @@ class PlanCorpus:
         found: dict[int, Demand] = {}
         least = 0.0
         for order in sorted(orders):
-            demand = self._demand(order)
+            demand = self._demand(order, self.tokens)
             least = max(least, demand.distinct)
             found[order] = replace(demand, distinct=least)
         return tuple(found[order] for order in orders)
@@ -108,35 +116,54 @@ class PlanCorpus:
             return None
         return statistics.tokens
 
-    def hot_sets(self, layout: HashLayout, hit_rate: float) -> tuple[HotSet, ...]:
-        """The hot rows of each order, scaled from the heads that were counted; () without counts.
+    @property
+    def tells_hot_rows(self) -> bool:
+        """Whether the counts say which rows will be hot: counts of about as many tokens."""
+        return self.statistics is not None and 1 / HOT_FACTOR <= self.factor <= HOT_FACTOR
 
-        The rows of a head that a corpus heats stay as many when the head gets more rows: they are
-        those of its frequent n-grams. A head with fewer rows has no more than it has.
+    def hot_sets(self, layout: HashLayout, hit_rate: float) -> tuple[HotSet, ...]:
+        """The hot rows of each order, from the heads counted; () unless `tells_hot_rows`.
+
+        They are rows that were hit, no more than the corpus uses of a head. The same share of the
+        used rows is hot in larger heads, no fewer rows in smaller ones.
         """
-        if self.statistics is None:
+        if self.statistics is None or not self.tells_hot_rows:
             return ()
-        counted, found = self.statistics.layout, []
+        counted = self.statistics.layout
         first = counted.layers[0]
         hits = self.statistics.hits(first.layer)
-        for at, order in enumerate(layout.orders):
+        found, demands = [], self.demands(layout.orders)
+        for at, (order, demand) in enumerate(zip(layout.orders, demands, strict=True)):
             index = counted.orders.index(order)
             own = order_hits(counted, hits, first.layer, index)
-            share = self._held_out(first.layer, order, hit_rate)
-            rows = hot_rows(own, hit_rate) if share is None else math.ceil(share * len(own))
-            of_head = rows / counted.heads
-            moduli = [
-                modulus
-                for entry in layout.layers
-                for modulus in entry.moduli[at * layout.heads : (at + 1) * layout.heads]
-            ]
-            total = sum(min(math.ceil(of_head), modulus) for modulus in moduli)
+            moduli = [m for entry in layout.layers for m in _moduli(entry, layout.heads, at)]
+            before = _moduli(first, counted.heads, index)
+            used = int(np.count_nonzero(own))
+            # Real text uses a little more or less than an ideal hash: in heads of any size alike.
+            known = self._demand(order, self.statistics.tokens).distinct
+            strays = used / math.fsum(ideal_occupied(m, known) for m in before)
+            distinct = min(demand.distinct, known)
+            expected = [min(strays * ideal_occupied(m, distinct), float(m)) for m in moduli]
+            occupied = math.fsum(expected) / sum(moduli)
+            curve = self._held_out(first.layer, order, used / len(own))
+            share: float | None
+            if curve is None:
+                share, reach = hot_rows(own, hit_rate) / used, 1.0
+            else:
+                share, reach = curve.share(hit_rate, occupied), curve.reach(occupied)
+            rows = None
+            if share is not None:
+                of_head = share * used / counted.heads
+                grown = share * math.fsum(expected) / len(expected)
+                rows = sum(_hot_of(max(of_head, grown), each) for each in expected)
+            vague = curve is not None and not curve.exact and share is None
             found.append(
                 HotSet(
                     order=order,
-                    rows=total,
-                    share=total / sum(moduli),
-                    held_out=share is not None,
+                    rows=rows,
+                    share=None if rows is None else rows / sum(moduli),
+                    held_out=curve is not None,
+                    reach=None if vague else reach,
                 )
             )
         return tuple(found)
@@ -153,9 +180,9 @@ class PlanCorpus:
         shares = [float(each["distinct_share"]) for each in windows if each["tokens"] == widest]
         return math.fsum(shares) / len(shares)
 
-    def _demand(self, order: int) -> Demand:
+    def _demand(self, order: int, tokens: int) -> Demand:
         if self.statistics is None:
-            return Demand(order=order, distinct=float(self.tokens), error=0.0, bound=True)
+            return Demand(order=order, distinct=float(tokens), error=0.0, bound=True)
         document, path = self.statistics.document, self.statistics.path
         try:
             counted = {entry["order"]: entry for entry in document["orders"]}
@@ -170,20 +197,19 @@ class PlanCorpus:
                 error=float(counted[order]["distinct_error"]),
             )
             curves = {entry["order"]: entry for entry in document.get("growth") or []}
-            found = _along(curves.get(order), own, self.tokens, self.statistics.tokens)
+            return _along(curves.get(order), own, tokens, self.statistics.tokens)
         except _DAMAGE as error:
             raise ArtifactError(f"{path}: its figures cannot be read: {error!r}", _REMAKE) from None
-        if found is None:
-            raise InputError(
-                f"{path} has no growth curve that reaches {self.tokens:,} tokens",
-                "count more of the corpus, without --no-growth, or leave --tokens out",
-            )
-        return found
 
-    def _held_out(self, layer: int, order: int, hit_rate: float) -> float | None:
-        for entry in self._locality("hot"):
-            if (entry["layer"], entry["order"]) == (layer, order):
-                return held_out_share(entry, hit_rate)
+    def _held_out(self, layer: int, order: int, occupied: float) -> HeldOut | None:
+        try:
+            for entry in self._locality("hot"):
+                if (entry["layer"], entry["order"]) == (layer, order):
+                    return held_out(entry, occupied)
+        except _DAMAGE as error:
+            raise ArtifactError(
+                f"{self.path}: its hot rows cannot be read: {error!r}", _REMAKE
+            ) from None
         return None
 
     def _locality(self, part: str) -> list[dict[str, Any]]:
@@ -192,24 +218,34 @@ class PlanCorpus:
         return list((self.statistics.document.get("locality") or {}).get(part) or [])
 
 
-def _along(
-    curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: int
-) -> Demand | None:
-    """The n-grams among `tokens`, where `own` are those of the `counted`; None without a curve.
+def _along(curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: int) -> Demand:
+    """The n-grams among `tokens`, where `own` are those of the `counted`.
 
-    The curve is of fewer n-grams than `own`, which it is held to.
+    The curve is of fewer n-grams than `own`, which it is held to. Where it does not reach, a bound:
+    every further token brings a new n-gram.
     """
     if tokens == counted:
         return own
     found = None if curve is None else project(curve, tokens)
     if curve is None or found is None:
-        return None
+        most = min(own.distinct + max(tokens - counted, 0), float(tokens))
+        return replace(own, distinct=most, bound=True)
     if tokens < counted:
         distinct = found.distinct * own.distinct / float(curve["distinct"][-1])
         distinct = min(distinct, own.distinct, tokens)
     else:
         distinct = max(found.distinct, own.distinct)
     return replace(own, distinct=distinct, error=found.error)
+
+
+def _moduli(entry: LayerHash, heads: int, order: int) -> tuple[int, ...]:
+    """The rows of the heads of an order, by its index, of a layer."""
+    return tuple(entry.moduli[order * heads : (order + 1) * heads])
+
+
+def _hot_of(rows: float, used: float) -> int:
+    """Hot rows of a head that uses `used`: a row that is not used is not hot."""
+    return min(math.ceil(rows), math.ceil(used))
 
 
 def _check_vocab(statistics: Statistics, vocab: Path | None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.geometry import Geometry
-from engram_cli.errors import ArtifactError
+from engram_cli.errors import ArtifactError, EngramError
 from engram_cli.files import canonical_json, new_file, read_json
 from engram_cli.version import __version__
 
@@ -72,6 +72,19 @@ def read_plan(path: Path) -> PlannedTable:
         fingerprint=document["fingerprint"],
         total_bytes=document["total_bytes"],
     )
+
+
+def is_plan(path: Path) -> bool:
+    """Whether `path` is a plan of ours, of whatever version and however damaged."""
+    try:
+        return path.is_file() and read_json(path, "a plan").get("format") == FORMAT
+    except EngramError:
+        return False
+
+
+def may_replace(path: Path) -> bool:
+    """Whether --force may replace `path`: a plan, or an empty file."""
+    return is_plan(path) or (path.is_file() and path.stat().st_size == 0)
 
 
 def _geometry(path: Path, choices: Any) -> Geometry:

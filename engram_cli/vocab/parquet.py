@@ -20,6 +20,8 @@ from engram_cli.vocab.lookup import HOLE, VocabMap, lookup_digest
 FORMAT = "engram-vocab"
 VERSION = 1
 _KEY = b"engram"
+_TOKENIZER_BYTES = 4096
+_TOKENIZER_KEYS = (b'"added_tokens"', b'"pre_tokenizer"')
 _REMAKE = "make it again with engram compress-vocab --force"
 _SCHEMA = pa.schema(
     [
@@ -100,6 +102,11 @@ def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
     """Columns of the file as the types they must have, and its metadata."""
     if not path.is_file():
         raise InputError(f"compressed vocabulary not found: {path}", "run: engram compress-vocab")
+    if _is_tokenizer(path):
+        raise InputError(
+            f"{path} is a tokenizer, not a vocabulary",
+            f"make the vocabulary from it: engram compress-vocab {path}",
+        )
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
@@ -113,6 +120,16 @@ def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ArtifactError(f"{path} lacks columns of a vocabulary: {error}", _REMAKE) from None
     return table, about
+
+
+def _is_tokenizer(path: Path) -> bool:
+    """Whether `path` begins as a tokenizer.json does."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(_TOKENIZER_BYTES)
+    except OSError:
+        return False
+    return begin.lstrip()[:1] == b"{" and any(key in begin for key in _TOKENIZER_KEYS)
 
 
 def _lookup(path: Path, table: pa.Table, about: dict[str, Any]) -> NDArray[np.int32]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from commands.made import Made
 
+from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
@@ -19,10 +20,11 @@ from engram_cli.commands.plan import Budget, PlanRequest, PlanResult, plan
 from engram_cli.commands.plan_file import read_plan
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.progress import Silent
+from engram_cli.sizes import read_size
 from engram_cli.stats.folder import read_stats
 from engram_cli.stats.growth.projection import project
-from engram_cli.table.planning.expectation import hot_rows
 from engram_cli.table.planning.hardware import HARDWARE, find_hardware
+from engram_cli.table.planning.hot import hot_rows
 from engram_cli.table.planning.placement import touched
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
@@ -274,8 +276,6 @@ def test_without_statistics_there_are_bounds(made: Made) -> None:
 def test_what_cannot_be_planned_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="knows no 4-grams"):
         planned(made, geometry=Geometry(orders=(2, 3, 4), scheme="engram-v1"))
-    with pytest.raises(InputError, match="no growth curve that reaches"):
-        planned(made, tokens=10**12)
     with pytest.raises(InputError, match="unknown hardware 'tpu'"):
         find_hardware("tpu")
     with pytest.raises(InputError, match="hit rate"):
@@ -318,3 +318,49 @@ def test_a_plan_of_another_vocabulary_is_not_built(made: Made, tmp_path: Path) -
             )
         )
     assert not (tmp_path / "t.zarr").exists()
+
+
+def test_hot_rows_are_rows_that_were_hit(made: Made) -> None:
+    """Far larger heads do not make rows hot that nothing hits; other corpora are not judged."""
+    path = made.stats / "stats.json"
+    document = json.loads(path.read_bytes())
+    shares = [0.01, 0.1, 0.5, 1.0]
+    document["locality"] = {"hot": [
+        {"layer": layer, "order": order, "rows_share": shares, "held_out": [0.2, 0.4, 0.7, 1.0]}
+        for layer in (1, 2) for order in (2, 3)
+    ]}  # fmt: skip
+    path.write_text(json.dumps(document))
+    large = planned(made, budget=Budget(memory=10**9))
+    assert all(hot.rows is None and (hot.reach or 0.0) < 0.9 for hot in large.hot)
+    assert large.hot_bytes == 0
+    assert all("hot" not in each.name for each in large.placements)
+    low = planned(made, budget=Budget(memory=10**9), hit_rate=0.1)
+    for hot, each in zip(low.hot, low.expected, strict=True):
+        assert hot.rows is not None
+        assert 0 < hot.rows <= each.distinct * 8 * 1.2
+    heard = Notes()
+    few = plan(PlanRequest(stats=made.stats, tokens=3), heard)
+    assert few.hot == ()
+    assert any("no hot rows" in note for note in heard.notes)
+
+
+def test_without_a_curve_more_tokens_are_a_bound(made: Made) -> None:
+    heard = Notes()
+    result = plan(PlanRequest(stats=made.stats, tokens=10**12), heard)
+    assert all(each.bound for each in result.expected)
+    assert any("--no-growth" in note for note in heard.notes)
+
+
+def test_what_is_no_plan_is_not_replaced_and_a_plan_is_told(made: Made, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(OutputError, match="is no plan, so --force does not replace it"):
+        planned(made, out=notes, force=True)
+    notes.write_text("")
+    planned(made, out=notes, force=True)
+    with pytest.raises(InputError, match="is a plan of a table"):
+        find_artifact(notes)
+    with pytest.raises(ValueError, match="units: K, M, G, T"):
+        read_size("8PB")
+    with pytest.raises(InputError, match="is a tokenizer, not a vocabulary"):
+        plan(PlanRequest(stats=made.stats, vocab=made.folder / "tokenizer.json"))

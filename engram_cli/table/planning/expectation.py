@@ -6,16 +6,11 @@ The formulas are those that hash-stats holds its counts against (`stats.collisio
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from engram_cli.stats.collisions import ideal_occupied, ideal_occupied_error
 from engram_cli.stats.heads import ideal_clean
-from engram_cli.stats.locality.hot import ranked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,26 +63,3 @@ def expect(demand: Demand, moduli: Sequence[int]) -> Expectation:
         none_clean=clean[0],
         all_clean=clean[-1],
     )
-
-
-def hot_rows(hits: NDArray[np.uint32], hit_rate: float) -> int:
-    """How many of the rows catch `hit_rate` of the counted look-ups, the hottest first."""
-    ranking = ranked(hits)
-    caught = np.cumsum(ranking.values.astype(np.float64) * ranking.rows)
-    if len(caught) == 0 or caught[-1] == 0:
-        return 0
-    rows = np.concatenate([[0.0], np.cumsum(ranking.rows)])
-    shares = np.concatenate([[0.0], caught / caught[-1]])
-    return math.ceil(float(np.interp(hit_rate, shares, rows)))
-
-
-def held_out_share(entry: Mapping[str, Any], hit_rate: float) -> float | None:
-    """The share of an order's rows that catches `hit_rate` of the look-ups that were held out.
-
-    `entry`: of the section `locality`, "hot". None where nothing was held out.
-    """
-    caught = entry.get("held_out")
-    if not caught:
-        return None
-    shares = np.array([0.0, *entry["rows_share"]], dtype=np.float64)
-    return float(np.interp(hit_rate, np.maximum.accumulate([0.0, *caught]), shares))
