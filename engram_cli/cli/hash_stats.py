@@ -50,6 +50,12 @@ if TYPE_CHECKING:
     from engram_cli.commands.hash_stats import HashStatsResult
 
 _ENGINE = "Engine"
+_OF_MERGING = frozenset(
+    (
+        *("sources", "merge", "vocab", "out", "force", "workspace", "ngrams", "report"),
+        *("as_json", "quiet"),
+    )
+)
 _MARKS = {"above": "+", "below": "-", None: ""}
 
 
@@ -178,6 +184,7 @@ def hash_stats(
         bound_arenas()  # before there is a second thread, that of the bar
         terminal.start("loading", None, "")
         if merge:
+            _note_unmerged(terminal, context)
             _merge(terminal, sources, vocab, out, force, workspace, ngrams, report)
             return
         from engram_cli.commands.hash_stats import HashStatsRequest
@@ -228,6 +235,22 @@ def hash_stats(
             terminal.note(f"report: {shown_path(report)}")
 
 
+def _note_unmerged(terminal: Terminal, context: typer.Context) -> None:
+    """Name the options that were typed and that merging does not read."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in _OF_MERGING
+        and (source := context.get_parameter_source(str(parameter.name))) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if given:
+        change = "changes" if len(given) == 1 else "change"
+        terminal.note(
+            f"{', '.join(given)} {change} nothing: merging takes the parts as they were counted"
+        )
+
+
 def _merge(
     terminal: Terminal,
     parts: list[str],
@@ -268,7 +291,7 @@ def _merge(
         result,
         facts("Merged statistics", summary),
         *shown,
-        next_command=follow("engram build-table", workspace),
+        next_command=follow("engram build-table", workspace, stats=out),
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+_UNBOUNDED = 10_000  # columns
 _STEPS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
@@ -52,15 +55,58 @@ def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Group:
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Group:
-    """A table with a heading; columns whose name starts with ">" are flush right."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        header_style="cyan",
-        pad_edge=False,
-    )
-    for name in columns:
-        right = name.startswith(">")
-        table.add_column(name.lstrip(">"), justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-    return Group(Text(title, "bold"), table)
+    """A table with a heading; columns whose name starts with ">" are numbers, flush right.
+
+    A number is never broken: where room is short names of columns and texts wrap.
+    """
+    cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    return Group(Text(title, "bold"), _Grid(columns, cells))
+
+
+class _Grid:
+    """A table that breaks the names of its columns, then closes up, only where it is too wide."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
+        self._columns, self._rows = columns, rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update_width(_UNBOUNDED)
+        table = self._table(gap=2, names=_whole)
+        if Measurement.get(console, unbounded, table).maximum > options.max_width:
+            for gap, names in ((2, _at_words), (1, _at_words), (0, _at_words), (0, _anywhere)):
+                table = self._table(gap=gap, names=names)
+                if Measurement.get(console, unbounded, table).minimum <= options.max_width:
+                    break
+        yield table
+
+    def _table(self, *, gap: int, names: Callable[[str, int], str]) -> Table:
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            header_style="cyan",
+            pad_edge=False,
+            padding=(0, gap // 2, 0, (gap + 1) // 2),
+        )
+        for place, column in enumerate(self._columns):
+            name = column.lstrip(">")
+            if name == column:
+                table.add_column(name, overflow="fold")
+                continue
+            widest = max((row[place].cell_len for row in self._rows), default=0)
+            table.add_column(names(name, widest), justify="right", no_wrap=True, min_width=widest)
+        for row in self._rows:
+            table.add_row(*row)
+        return table
+
+
+def _whole(name: str, width: int) -> str:
+    return name
+
+
+def _at_words(name: str, width: int) -> str:
+    """A name on lines of `width`, or of its longest word."""
+    return _anywhere(name, max(width, *map(len, name.split()))) if name.split() else name
+
+
+def _anywhere(name: str, width: int) -> str:
+    """A name on lines of `width`, of three letters at least."""
+    return "\n".join(textwrap.wrap(name, max(width, 3)))

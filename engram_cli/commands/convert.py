@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from engram_cli.commands.processors import processors
 from engram_cli.commands.table_plan import LayerPlan, layer_plans
-from engram_cli.errors import ArtifactError, InputError, OutputError
+from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
 from engram_cli.progress import SILENT, Progress
+from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, check_place, free_bytes, resumable_bytes
 from engram_cli.table.codecs.base import row_bytes
-from engram_cli.table.convert import conversion
+from engram_cli.table.convert import conversion, is_conversion
 from engram_cli.table.difference import Difference, compare_tables
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table
@@ -74,7 +75,10 @@ class ConvertPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertResult:
-    """What was converted, or after a dry run would be, and how far the rows moved."""
+    """What was converted, or after a dry run would be, and how far the rows moved.
+
+    `resumed_chunks`: all of them where the table was finished and only the comparison missing.
+    """
 
     plan: ConvertPlan
     written: bool
@@ -87,19 +91,32 @@ class ConvertResult:
 def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResult:
     """Write the rows of a table in another dtype, or go on where that was interrupted.
 
-    Raises InputError, ArtifactError for a source that is damaged, OutputError when the result
-    exists, does not fit or cannot be written.
+    Where this very conversion is finished already, the rows are only compared. Raises InputError,
+    ArtifactError for a source that is damaged, OutputError when something else is in the way, does
+    not fit or cannot be written.
     """
     begin = time.perf_counter()
     source = open_table(request.source)
     spec = conversion(source, request.dtype, scale=request.scale, chunk_rows=request.chunk_rows)
     if request.out.absolute() == request.source.absolute():
         raise OutputError(f"{request.out} is the table that is read", "give another --out")
-    check_place(request.out, request.force)
-    plan = _plan(request, source, spec)
+    finished = None if request.force else _finished(spec, request.out)
+    if finished is None:
+        check_place(request.out, request.force)
+    plan = _plan(request, source, spec, finished)
     if request.dry_run:
         return ConvertResult(plan=plan, written=False)
     threads = request.threads or processors()
+    if finished is not None:
+        progress.note(f"{request.out} is this conversion, finished: only comparing the rows")
+        return ConvertResult(
+            plan=plan,
+            written=True,
+            digest=finished.digest,
+            resumed_chunks=sum(array.chunks for array in spec.row_arrays.values()),
+            differences=_compare(source, finished, threads, progress),
+            seconds=time.perf_counter() - begin,
+        )
     if request.verify:
         _verify(request.source, threads, progress)
     if plan.done_bytes:
@@ -115,9 +132,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         threads=threads,
         progress=progress,
     )
-    differences = compare_tables(
-        source, open_table(request.out), threads=threads, progress=progress
-    )
+    differences = _compare(source, open_table(request.out), threads, progress)
     return ConvertResult(
         plan=plan,
         written=True,
@@ -128,7 +143,30 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     )
 
 
-def _plan(request: ConvertRequest, source: TableStore, spec: TableSpec) -> ConvertPlan:
+def _finished(spec: TableSpec, out: Path) -> TableStore | None:
+    """The table at `out` if it is what the conversion `spec` would give."""
+    if not is_table(out):
+        return None
+    try:
+        table = open_table(out)
+        return table if is_conversion(table, spec) else None
+    except EngramError:
+        return None
+
+
+def _compare(
+    source: TableStore, table: TableStore, threads: int, progress: Progress
+) -> tuple[Difference, ...]:
+    try:
+        return compare_tables(source, table, threads=threads, progress=progress)
+    except KeyboardInterrupt:
+        progress.note(f"{table.path} is finished; only its comparison with the old rows is not")
+        raise
+
+
+def _plan(
+    request: ConvertRequest, source: TableStore, spec: TableSpec, finished: TableStore | None
+) -> ConvertPlan:
     return ConvertPlan(
         source=source.path,
         out=request.out,
@@ -139,7 +177,7 @@ def _plan(request: ConvertRequest, source: TableStore, spec: TableSpec) -> Conve
         source_row_bytes=row_bytes(source.codec, source.dim),
         source_bytes=sum(array.stored_bytes for array in source.arrays.values()),
         total_bytes=spec.total_bytes,
-        done_bytes=resumable_bytes(spec, request.out),
+        done_bytes=spec.total_bytes if finished else resumable_bytes(spec, request.out),
         free_bytes=free_bytes(request.out),
     )
 

@@ -30,6 +30,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.heap import trim
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
+from engram_cli.report.place import check_page
 from engram_cli.stats.checkpoint import remove_checkpoint
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
@@ -325,7 +326,7 @@ def _check_places(request: HashStatsRequest, out: Path) -> None:
     refuse_existing(out, request.force, is_stats, "statistics folder")
     _check_writable(out, "--out")
     if request.report is not None:
-        refuse_existing(request.report, request.force, option="--report")
+        check_page(request.report, request.force, option="--report")
         _check_writable(request.report, "--report")
 
 

@@ -20,10 +20,10 @@ from engram_cli.commands.inspect_rows import Columns, HotRow, LayerRows, NormBin
 from engram_cli.commands.probe import ProbeRequest, ProbeResult, probe
 from engram_cli.commands.processors import processors
 from engram_cli.errors import IncompleteError, InputError
-from engram_cli.files import refuse_existing
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
+from engram_cli.report.place import check_page
 from engram_cli.stats.folder import read_stats
 from engram_cli.table.attributes import PARTIAL_SUFFIX
 from engram_cli.table.store import open_table
@@ -103,7 +103,7 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
     for a report that cannot be written, and as `probe`.
     """
     if request.report is not None:
-        refuse_existing(request.report, request.force, option="--report")
+        check_page(request.report, request.force, option="--report")
     found = find_artifact(request.path)
     if request.probe is not None and found.kind is not Kind.TABLE:
         raise InputError(f"a probe of a {found.kind}", "a probe asks a table")

@@ -12,6 +12,7 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.files import refuse_existing
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
+from engram_cli.report.place import check_page
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.exact import ExactNgrams
@@ -73,7 +74,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     _check_parts(parts)
     refuse_existing(out, request.force, is_stats, "statistics folder")
     if request.report is not None:
-        refuse_existing(request.report, request.force, option="--report")
+        check_page(request.report, request.force, option="--report")
     progress.start("merging", len(parts), "folders")
     whole, dropped = _merged(parts, progress)
     counts = whole.counts

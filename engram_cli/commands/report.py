@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engram_cli.files import refuse_existing
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
+from engram_cli.report.place import check_page
 from engram_cli.stats.folder import read_stats
 
 
@@ -35,15 +35,16 @@ def report(request: ReportRequest, progress: Progress = SILENT) -> ReportResult:
     """Draw a statistics folder as a page.
 
     Raises InputError, IncompleteError and ArtifactError as `read_stats` does, ArtifactError for
-    damaged counters or samples and for figures that cannot be drawn, OutputError.
+    damaged counters, samples or partials and for figures that cannot be drawn, OutputError.
     """
-    refuse_existing(request.out, request.force)
+    check_page(request.out, request.force)
     statistics = read_stats(request.stats)
     progress.start("checking counters", len(statistics.layout.layer_ids), "layers")
     for layer in statistics.layout.layer_ids:  # figures whose counts are damaged prove nothing
         statistics.hits(layer)
         progress.advance(1)
     statistics.samples()
+    statistics.partials()
     write_report(statistics.document, request.out, force=request.force)
     return ReportResult(
         out=request.out,

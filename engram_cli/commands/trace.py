@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.attach import BUNDLE_NAME
-from engram_cli.errors import DependencyError, InputError
-from engram_cli.files import refuse_existing
+from engram_cli.commands.geometry import RAW_ID_SCHEMES
+from engram_cli.errors import DependencyError, InputError, MismatchError
+from engram_cli.formats.bundle import read_bundle
+from engram_cli.hashing.layout import short
+from engram_cli.report.place import check_page
+from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
 MAX_TOKENS = 4096
@@ -54,19 +58,26 @@ class TraceResult:
 def trace_text(request: TraceRequest) -> TraceResult:
     """Trace a text; writes the page if one is asked for.
 
-    Raises InputError for a text without tokens or with too many, DependencyError without
-    transformers, RuntimeAttachError for a bundle that does not fit, OutputError.
+    Raises InputError for a text without tokens or with too many, MismatchError for a tokenizer
+    that the bundle was not made for, DependencyError without transformers, RuntimeAttachError for
+    a bundle that does not fit, OutputError.
     """
     if request.report is not None:
-        refuse_existing(request.report, request.force, option="--report")
+        check_page(request.report, request.force, option="--report")
     if not request.checkpoint.is_dir():
         raise InputError(f"no checkpoint at {request.checkpoint}", "give a model's folder")
+    if not (request.checkpoint / "config.json").is_file():
+        raise InputError(
+            f"{request.checkpoint} is no checkpoint: it has no config.json",
+            "give the folder of a Hugging Face checkpoint",
+        )
     tokenizer = load_tokenizer(request.tokenizer or request.checkpoint)
     ids = tokenizer.encode(request.text)
     if not 1 <= len(ids) <= MAX_TOKENS:
         raise InputError(
             f"the text has {len(ids)} tokens", f"give a text of 1 to {MAX_TOKENS} tokens"
         )
+    _check_tokenizer(request.bundle or request.checkpoint / BUNDLE_NAME, tokenizer)
     layers = _run(request, ids)
     result = TraceResult(
         ids=tuple(ids),
@@ -92,6 +103,23 @@ def pieces_of(tokenizer: TokenizerFile, text: str, ids: list[int]) -> tuple[str,
         pieces.append(text[max(begin, end) : stop])
         end = max(end, stop)
     return tuple(pieces)
+
+
+def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
+    """Raises MismatchError for other token ids than the bundle's: they would look at wrong rows.
+
+    A scheme that hashes raw ids has no vocabulary to compare.
+    """
+    layout = read_bundle(bundle).spec.layout
+    if layout.scheme in RAW_ID_SCHEMES:
+        return
+    digest = compress_vocab(tokenizer).digest
+    if digest != layout.vocab_digest:
+        raise MismatchError(
+            f"{tokenizer.path} gives vocabulary {short(digest)}, {bundle} was made for "
+            f"{short(layout.vocab_digest)}",
+            "give the tokenizer it was made with",
+        )
 
 
 def _run(request: TraceRequest, ids: list[int]) -> tuple[LayerTrace, ...]:

@@ -11,7 +11,9 @@ from engram_cli.stats.exact import ExactNgrams
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import COUNTERS, DOCUMENT, SAMPLE, Statistics
 from engram_cli.stats.partial import blank_for
+from engram_cli.stats.partial_files import LONG
 from engram_cli.stats.totals import Counts
+from engram_cli.table.attributes import group_problem
 
 _FIGURES = ("occupied", "max_hits", "full_rows", "rows")
 
@@ -21,7 +23,7 @@ def stats_problems(statistics: Statistics, progress: Progress) -> list[str]:
 
     Every column's hits must sum to the tokens, and the sampled counts must fit in their rows.
     """
-    hits, problems = {}, []
+    hits, problems = {}, _group_problems(statistics)
     progress.start("verify", len(statistics.layout.layers), "layers")
     for layer in statistics.layout.layer_ids:
         try:
@@ -49,6 +51,13 @@ def stats_problems(statistics: Statistics, progress: Progress) -> list[str]:
         return [error.message]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         return [f"{statistics.path / DOCUMENT}: its figures cannot be read: {error!r}"]
+
+
+def _group_problems(statistics: Statistics) -> list[str]:
+    """What is wrong with the metadata of the folder's Zarr groups."""
+    groups = [statistics.path / name for name in (COUNTERS, LONG)]
+    found = [group_problem(group) for group in groups if group.name == COUNTERS or group.is_dir()]
+    return [problem for problem in found if problem is not None]
 
 
 def _partial_problems(statistics: Statistics, counts: Counts) -> list[str]:

@@ -49,6 +49,7 @@ def gates_page(pieces: Sequence[str], layers: Figures) -> str:
         tag("meta", name_="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy",
             content="default-src 'none'; style-src 'unsafe-inline'"),
+        tag("meta", name_="generator", content=f"engram {__version__}"),
         tag("title", title),
         tag("style", Html(_style() + _SINGLE)),
     )  # fmt: skip

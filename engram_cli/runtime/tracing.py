@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engram_cli.errors import InputError
+from engram_cli.errors import InputError, MismatchError
 from engram_cli.runtime.attach import memory_of
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import MemoryModule
@@ -42,12 +42,19 @@ def trace(
 
     `text`: a string, for which `tokenizer` gives token ids as transformers' or tokenizers' do, or
     int64 ids [T] or [1, T]. The model's mode and gradients stay as they are. Raises InputError for
-    no tokens or no tokenizer, RuntimeAttachError for no memory.
+    no tokens or no tokenizer, MismatchError for a tokenizer whose ids the memory does not know,
+    RuntimeAttachError for no memory.
     """
     memory = memory_of(model, name)
     ids = torch.tensor(_ids(text, tokenizer)) if isinstance(text, str) else text.reshape(-1)
     if not len(ids):
         raise InputError("there are no tokens to trace", "give a text")
+    known = memory.spec.layout.vocab_size
+    if isinstance(text, str) and int(ids.max()) >= known:
+        raise MismatchError(
+            f"the tokenizer gives id {int(ids.max()):,}, the memory was made for {known:,} ids",
+            "give the tokenizer it was made with",
+        )
     gates: dict[int, Tensor] = {}
     strengths: dict[int, Tensor] = {}
     handles = [

@@ -158,6 +158,11 @@ def read_stats(path: str | Path) -> Statistics:
     if not path.is_dir():
         raise InputError(f"no statistics folder at {path}", "run first: engram hash-stats CORPUS")
     if not (path / DOCUMENT).is_file():
+        if not any((path / name).exists() for name in (COUNTERS, SAMPLE)):
+            raise InputError(
+                f"{path} is no statistics folder: it has no {DOCUMENT}",
+                "give a folder that engram hash-stats wrote",
+            )
         raise IncompleteError(f"{path} has no {DOCUMENT}: it was never finished", REMAKE)
     document = read_json(path / DOCUMENT, "the statistics of a corpus")
     _check_document(path, document)

@@ -78,7 +78,9 @@ def read_description(path: Path) -> Description:
     except (_Wrong, ArtifactError) as error:
         raise ArtifactError(f"{path} is damaged: {error}", _REMAKE) from None
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ArtifactError(f"{path} is damaged: in its attributes, {error!r}", _REMAKE) from None
+        raise ArtifactError(
+            f"{path} is damaged: in the attributes of {META}, {_plain(error)}", _REMAKE
+        ) from None
     return Description(
         path=path,
         layout=layout,
@@ -97,6 +99,28 @@ def is_table(path: Path) -> bool:
     except (InputError, ArtifactError):
         return False
     return isinstance(attributes, dict) and attributes.get("format") == FORMAT
+
+
+def group_problem(folder: Path, *, root: bool = False) -> str | None:
+    """What is wrong with the metadata of a Zarr group of ours; only its `root` has attributes."""
+    file = folder / META
+    try:
+        meta = read_json(file, "the metadata of a group")
+    except (InputError, ArtifactError) as error:
+        return error.message
+    wanted: dict[str, Any] = {"zarr_format": 3, "node_type": "group"}
+    wanted |= {} if root else {"attributes": {}}
+    for key, value in wanted.items():
+        if key not in meta:
+            return f"{file} is damaged: there is no '{key}'"
+        if meta[key] != value:
+            return f"{file} is damaged: {key} is {meta[key]!r}, not {value!r}"
+    return None
+
+
+def _plain(error: Exception) -> str:
+    """What is wrong with a document that could not be read as it should, in words."""
+    return f"there is no {error}" if isinstance(error, KeyError) else f"a value is wrong: {error}"
 
 
 class _Wrong(Exception):
@@ -183,6 +207,15 @@ def _projected(init: dict[str, Any]) -> int | None:
 
 
 def _read_array(
+    path: Path, name: str, rows: int | None, width: int | None, dtype: Any
+) -> ChunkedArray:
+    try:
+        return _sound_array(path, name, rows, width, dtype)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _Wrong(f"in {name}/{META}, {_plain(error)}") from None
+
+
+def _sound_array(
     path: Path, name: str, rows: int | None, width: int | None, dtype: Any
 ) -> ChunkedArray:
     file = path / name / META

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import InputError
+from engram_cli.files import canonical_json
 from engram_cli.table.grid import ChunkedArray, projection_array
 from engram_cli.table.inits.base import Filler
 from engram_cli.table.spec import TableSpec
@@ -77,4 +78,24 @@ def conversion(
         tokens=None if statistics is None else statistics["tokens"],
         scale=scale,
         source={"dtype": source.dtype, "digest": source.digest},
+    )
+
+
+def is_conversion(table: TableStore, spec: TableSpec) -> bool:
+    """Whether the finished `table` is what building the conversion `spec` would give.
+
+    False where that cannot be told: a scale of a whole layer that is to be found.
+    """
+    asked = spec.attributes()
+    names = asked.keys() - {"complete", "tool_version"}
+    there = {name: table.attributes.get(name) for name in names}
+    if canonical_json(there) != canonical_json({name: asked[name] for name in names}):
+        return False
+    if dict(table.arrays) != {array.name: array for array in spec.arrays}:
+        return False
+    if not spec.layer_scale_arrays:
+        return True
+    return spec.scale is not None and all(
+        np.float32(spec.scale) == table.read_scales(layer, 0, 1)[0]
+        for layer in table.layout.layer_ids
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import SILENT, Progress
-from engram_cli.table.attributes import Description, read_description
+from engram_cli.table.attributes import Description, group_problem, read_description
 from engram_cli.table.checksum import file_checksum
 from engram_cli.table.store import bound_layout
 
@@ -38,7 +38,7 @@ def verify_table(
     about = read_description(Path(path))
     total = sum(size for size, _ in about.files.values())
     progress.start("verify", total, "bytes")
-    problems = []
+    problems = _group_problems(about)
     with ThreadPoolExecutor(threads) as pool:
         names = sorted(about.files)
         for name, problem in zip(names, pool.map(lambda n: _check(about, n), names), strict=True):
@@ -53,6 +53,14 @@ def verify_table(
     return Verification(
         path=about.path, files=len(about.files), stored_bytes=total, problems=tuple(problems)
     )
+
+
+def _group_problems(about: Description) -> list[str]:
+    """What is wrong with the metadata of the store and of the groups that its arrays lie in."""
+    inner = {name.rpartition("/")[0] for name in about.arrays} - {""}
+    found = [group_problem(about.path, root=True)]
+    found += [group_problem(about.path / name) for name in sorted(inner)]
+    return [problem for problem in found if problem is not None]
 
 
 def _check(about: Description, name: str) -> str | None:

@@ -240,6 +240,26 @@ def test_statistics_of_parts_merge(corpus: Engram) -> None:
     again = corpus("hash-stats", "--merge", "corpus.stats", "corpus.txt", "-o", "other")
     assert again.code == 2
     assert "no statistics folder at corpus.txt" in again.error_line
+    told = corpus("hash-stats", "--merge", "corpus.stats", "more.stats", *ROWS, "-o", "other")
+    assert told.code == 0
+    assert "--rows-per-head changes nothing" in told.err
+    assert "--out" not in told.err.split("changes nothing")[0]
+    assert "build-table --stats other" in told.out + told.err
+    (corpus.folder / "texts").mkdir()
+    for command in (
+        ("hash-stats", "--merge", "corpus.stats", "texts", "-o", "third"),
+        ("build-table", "--stats", "texts", "-o", "t.zarr"),
+    ):
+        assert "texts is no statistics folder" in corpus(*command).error_line
+    mine = corpus.folder / "mine.md"
+    mine.write_text("mine")
+    for command in (
+        ("hash-stats", "corpus.txt", *ROWS, "--layers", "1", "--report", "mine.md", "--force"),
+        ("hash-stats", "--merge", "corpus.stats", "more.stats", "--report", "mine.md", "--force"),
+        ("inspect", "corpus.stats", "--report", "mine.md", "--force"),
+    ):
+        assert "mine.md is no report, so --force does not" in corpus(*command).error_line
+        assert mine.read_text() == "mine"
 
 
 def test_all_that_may_be_asked_for_is_shown(corpus: Engram) -> None:

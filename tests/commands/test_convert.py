@@ -78,3 +78,43 @@ def test_an_older_result_is_replaced_with_force(request_: ConvertRequest) -> Non
     second = convert_table(changed(request_, dtype="int4", force=True, threads=2))
     assert second.digest != first
     assert open_table(request_.out).dtype == "int4"
+
+
+@pytest.mark.parametrize("choice", [{}, {"dtype": "fp8", "scale": 0.0003}])
+def test_after_an_interrupt_while_comparing_only_the_comparison_is_made(
+    choice: dict[str, object], request_: ConvertRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import engram_cli.commands.convert as module
+
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    request = changed(request_, **choice)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "compare_tables", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert_table(request)
+    written = {file: file.stat().st_mtime_ns for file in request.out.rglob("*")}
+    assert convert_table(changed(request_, **choice, dry_run=True)).plan.fits
+    again = convert_table(request)
+    assert {file: file.stat().st_mtime_ns for file in request.out.rglob("*")} == written
+    whole = convert_table(changed(request_, **choice, out=request.out.with_name("whole.zarr")))
+    assert (again.digest, again.differences) == (whole.digest, whole.differences)
+    assert again.resumed_chunks > 0
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({}, {"dtype": "int4"}),
+        ({}, {"chunk_rows": 7}),
+        ({"dtype": "fp8", "scale": 0.0003}, {"dtype": "fp8", "scale": 0.0004}),
+        ({"dtype": "fp8", "scale": 0.0003}, {"dtype": "fp8"}),
+    ],
+)
+def test_another_conversion_is_in_the_way(
+    first: dict[str, object], then: dict[str, object], request_: ConvertRequest
+) -> None:
+    convert_table(changed(request_, **first))
+    with pytest.raises(OutputError, match="already exists"):
+        convert_table(changed(request_, **then))

@@ -13,6 +13,7 @@ from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, OutputError
+from engram_cli.report.place import is_page
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
 
@@ -29,6 +30,31 @@ def test_an_existing_page_is_refused_first(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         report(ReportRequest(stats=tmp_path / "none", out=page))
     assert page.read_text() == "mine"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_force_replaces_pages_and_empty_files_only(force: bool, made: Made) -> None:
+    vocabulary = made.vocab.read_bytes()
+    with pytest.raises(OutputError):
+        report(ReportRequest(stats=made.stats, out=made.vocab, force=force))
+    assert made.vocab.read_bytes() == vocabulary
+    page = made.folder / "report.html"
+    page.touch()
+    for _ in range(2):
+        if force:
+            report(ReportRequest(stats=made.stats, out=page, force=True))
+            assert is_page(page)
+
+
+def test_damaged_partials_are_not_drawn(made: Made) -> None:
+    partials = made.stats / "partials.safetensors"
+    raw = bytearray(partials.read_bytes())
+    raw[-1] ^= 1
+    partials.write_bytes(raw)
+    page = made.folder / "report.html"
+    with pytest.raises(ArtifactError, match=r"partials\.safetensors has another digest"):
+        report(ReportRequest(stats=made.stats, out=page))
+    assert not page.exists()
 
 
 @pytest.mark.parametrize("damage", ["chunk", "no chunk", "sample"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from engram_cli.commands.trace import TraceRequest, pieces_of, trace_text
-from engram_cli.errors import InputError, OutputError, VocabularyError
+from engram_cli.errors import InputError, MismatchError, OutputError, VocabularyError
 from engram_cli.runtime import attach, save_engram, trace
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.tokenizer import load_tokenizer
@@ -79,8 +82,39 @@ def test_what_cannot_be_traced(checkpoint: Path, tmp_path: Path) -> None:
         trace_text(TraceRequest(checkpoint=checkpoint, text=""))
     with pytest.raises(InputError, match="no bundle at"):
         trace_text(TraceRequest(checkpoint=checkpoint, text="a", bundle=tmp_path))
+    with pytest.raises(InputError, match=r"is no checkpoint: it has no config\.json"):
+        trace_text(TraceRequest(checkpoint=tmp_path, text="a"))
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(VocabularyError, match="tokenizer"):
         trace_text(TraceRequest(checkpoint=tmp_path, text="a"))
-    tokenizer = checkpoint / "tokenizer.json"
+    tokenizer, bundle = checkpoint / "tokenizer.json", checkpoint / "engram"
     with pytest.raises(InputError, match="cannot load the model"):
-        trace_text(TraceRequest(checkpoint=tmp_path, text="a", tokenizer=tokenizer))
+        trace_text(TraceRequest(checkpoint=tmp_path, text="a", tokenizer=tokenizer, bundle=bundle))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_tokenizer_that_the_bundle_was_not_made_for(
+    named: bool, checkpoint: Path, tmp_path: Path
+) -> None:
+    """One more token that compresses to another id: the rows would be those of other n-grams."""
+    folder = tmp_path / "ckpt"
+    shutil.copytree(checkpoint, folder)
+    document = json.loads((folder / "tokenizer.json").read_text())
+    content = document["added_tokens"][-1] | {"id": 999, "content": "Zebra"}
+    document["added_tokens"].append(content)
+    other = tmp_path / "other.json" if named else folder / "tokenizer.json"
+    other.write_text(json.dumps(document))
+    request = TraceRequest(checkpoint=folder, text="a", tokenizer=other if named else None)
+    with pytest.raises(MismatchError, match=r"gives vocabulary .* was made for"):
+        trace_text(request)
+
+
+def test_force_replaces_pages_only(checkpoint: Path, tmp_path: Path) -> None:
+    page, mine = tmp_path / "gates.html", tmp_path / "mine.html"
+    request: dict[str, Any] = {"checkpoint": checkpoint, "text": TEXT, "force": True}
+    for _ in range(2):
+        trace_text(TraceRequest(report=page, **request))
+    mine.write_text("<!doctype html>\n<html lang='en'>mine</html>")
+    with pytest.raises(OutputError, match="is no report, so --force does not replace it"):
+        trace_text(TraceRequest(report=mine, **request))
+    assert "mine" in mine.read_text()

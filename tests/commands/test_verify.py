@@ -209,5 +209,30 @@ def test_what_is_nothing_of_ours_is_refused(made: Made) -> None:
     for path in (made.folder / "corpus.txt", made.folder, made.folder / "nowhere"):
         with pytest.raises(InputError):
             verified(path)
-    (problem,) = verified(made.table, stats=made.folder).problems
-    assert f"{made.folder} has no stats.json" in problem
+    with pytest.raises(InputError, match=r"is no statistics folder: it has no stats\.json"):
+        verified(made.table, stats=made.folder)
+
+
+@pytest.mark.parametrize("where", ["table/hits", "table", "stats/counters.zarr"])
+@pytest.mark.parametrize("change", ["not JSON", "another node", "no node"])
+def test_damaged_groups_are_named(where: str, change: str, made: Made) -> None:
+    kind, _, inner = where.partition("/")
+    path = getattr(made, kind)
+    file = path / inner / "zarr.json"
+    meta = json.loads(file.read_bytes())
+    if change == "no node":
+        del meta["node_type"]
+    else:
+        meta["node_type"] = "arrby"
+    file.write_text("{" * (change == "not JSON" and where != "table") + json.dumps(meta))
+    result = verified(path)
+    assert not result.ok
+    assert "zarr.json" in result.problems[0]
+
+
+def test_a_missing_key_is_named_in_plain_words(made: Made) -> None:
+    file = made.table / "1" / "zarr.json"
+    file.write_text(file.read_text().replace("chunk_key_encoding", "chunk_kez_encoding"))
+    result = verified(made.table)
+    assert "in 1/zarr.json, there is no 'chunk_key_encoding'" in result.problems[0]
+    assert "Error" not in result.problems[0]

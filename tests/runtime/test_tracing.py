@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from engram_cli.errors import InputError, RuntimeAttachError
+from engram_cli.errors import InputError, MismatchError, RuntimeAttachError
 from engram_cli.runtime import attach, detach, trace
 from engram_cli.vocab.compress import CompressedVocab
 
@@ -69,6 +69,10 @@ def test_a_text_and_its_tokenizer(
         trace(model, said)
     with pytest.raises(InputError, match="no tokens"):
         trace(model, "", tokenizer=plain)
+    larger = Tokenizer.from_file(str(tokenizer_file))
+    larger.add_tokens(["Zebra"])
+    with pytest.raises(MismatchError, match="the tokenizer gives id"):
+        trace(model, "a Zebra", tokenizer=larger)
     assert torch.equal(logits(model, torch.tensor([ids])), before)
     detach(model)
     with pytest.raises(RuntimeAttachError, match="carries no memory"):
