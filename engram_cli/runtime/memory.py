@@ -132,7 +132,8 @@ class Memory(nn.Module):
         """Ask for the rows that the next forward call with these arguments will need.
 
         `ids` int64[B, T], the others as the model takes them. A call that turns out to need other
-        rows gets its own. Where all rows lie in HBM nothing is done. Raises RuntimeAttachError,
+        rows gets its own. To be called before that forward: it begins when all is done that the
+        current stream has. Where all rows lie in HBM nothing is done. Raises RuntimeAttachError,
         TokenIdError.
         """
         if self.tiers is None or not self.active:

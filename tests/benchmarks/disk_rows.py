@@ -194,7 +194,7 @@ def _cached(bundle: Bundle) -> Case:
     """All rows of a request in the cache, beside a gather from one array of them."""
     layer, count = bundle.spec.layers[0], 2**17
     warm = np.random.default_rng(2).permutation(bundle.spec.rows(layer))[:count]
-    source = DiskRows(bundle, layer, cache_bytes=8 * bundle.spec.rows(layer) * 4, warm=warm)
+    source = DiskRows(bundle, layer, cache_bytes=8 * bundle.spec.rows(layer) * 4)
     every = torch.empty(count, RECORD, dtype=torch.uint8)
     source.gather(torch.from_numpy(warm), every)
     places = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:READ]

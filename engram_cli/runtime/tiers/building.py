@@ -7,7 +7,7 @@ placement, and a store for each layer where rows lie below HBM.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle
-from engram_cli.formats.bundle_spec import SCALES
+from engram_cli.formats.bundle_spec import SCALES, BundleSpec
 from engram_cli.runtime.tables import FLOATS
 from engram_cli.runtime.tiers.disk_rows import DiskRows
 from engram_cli.runtime.tiers.host_rows import HostRows
@@ -30,7 +30,7 @@ from engram_cli.runtime.tiers.placement import (
     resolve,
 )
 from engram_cli.runtime.tiers.ring import Road
-from engram_cli.runtime.tiers.source import RowSource
+from engram_cli.runtime.tiers.source import RowSource, record_layout
 from engram_cli.runtime.tiers.store import TieredRows
 from engram_cli.runtime.tiers.tuning import Tuning, local_tuning
 from engram_cli.sizes import read_size
@@ -49,8 +49,12 @@ def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.devi
     wanted, spec = parse_placement(placement), bundle.spec
     used = set(devices.values())
     hits = {layer: bundle.hits(layer) for layer in spec.layers} if bundle.has_hits else None
-    tuning = local_tuning()
-    staging = Staging(hbm=len(used) * tuning.device_bytes, host=len(used) * tuning.pinned_bytes)
+    tuning = _tuning(spec, used)
+    staging = Staging(
+        hbm=len(used) * tuning.device_bytes,
+        host=len(used) * tuning.pinned_bytes,
+        gpu=any(device.type != "cpu" for device in used),
+    )
     if wanted == _EVERYTHING and all(device.type == "cpu" for device in used):
         # Files of a bundle are mapped there, and need no memory of their own.
         unlimited = Free(hbm=spec.table_bytes, host=0)
@@ -66,12 +70,18 @@ def stores_of(
     homes: Mapping[int, tuple[torch.dtype, torch.device]],
 ) -> dict[int, TieredRows]:
     """Each layer's rows as placed, where its dense weights have a dtype and device of `homes`."""
-    tuning = local_tuning()
+    tuning = _tuning(bundle.spec, {device for _, device in homes.values()})
     roads: dict[torch.device, Road] = {}
     return {
         layer: _store(bundle, own, *homes[layer], roads, tuning)
         for layer, own in placement.layers.items()
     }
+
+
+def _tuning(spec: BundleSpec, devices: Collection[torch.device]) -> Tuning:
+    """This machine's tuning, within the bounds of a memory on distinct `devices`."""
+    rows = sum(spec.rows(layer) for layer in spec.layers)
+    return local_tuning().within(rows, record_layout(spec).record_bytes, devices=len(devices))
 
 
 def _store(
@@ -89,7 +99,7 @@ def _store(
     if placed.cold == "host":
         cold = HostRows.of_bundle(bundle, layer, pinned=device.type == "cuda")
     else:
-        cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes, warm=None)
+        cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes)
     return TieredRows(
         bundle.spec,
         cold,

@@ -39,8 +39,7 @@ Rows = NDArray[np.int64]
 class DiskRows:
     """A layer's rows on disk, with at most `cache_bytes` of host memory, scales included.
 
-    `warm`: rows to read at once, as many as the cache holds. `threads` read at a time. Raises
-    ArtifactError.
+    `threads` read at a time. Raises ArtifactError.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class DiskRows:
         layer: int,
         *,
         cache_bytes: int,
-        warm: Rows | None = None,
         threads: int = _THREADS,
     ) -> None:
         self._layout = record_layout(bundle.spec)
@@ -69,8 +67,6 @@ class DiskRows:
         self._sums: dict[str, int | float] = {
             "rows": 0, "bytes": 0, "hits": 0, "seconds": 0.0, "reads": 0
         }  # fmt: skip
-        if warm is not None:
-            self._warm(np.unique(warm[: self.cache.slots]))
 
     @property
     def rows(self) -> int:
@@ -174,13 +170,6 @@ class DiskRows:
                 for own, lines in shares:
                     into = target[begins[part] :]
                     yield partial(files.read, own, lines, self.record_bytes, into)
-
-    def _warm(self, rows: Rows) -> None:
-        """Read `rows`, ascending, into the cache."""
-        for first in range(0, len(rows), self._piece):
-            own = rows[first : first + self._piece]
-            lines = np.empty((len(own), self.record_bytes // 8), dtype=np.int64)
-            self._gather(own, lines)
 
 
 def _read_scales(bundle: Bundle, layer: int, width: int) -> NDArray[np.uint8]:

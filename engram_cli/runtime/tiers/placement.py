@@ -7,7 +7,7 @@ to another tier than was asked, and `Placement.lines` say what came of it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -68,8 +68,24 @@ class LayerPlacement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Staging:
+    """The most bytes that records on their way take, of all layers together.
+
+    Without a `gpu` rows in host memory are read where they lie, and "HBM" is plain memory.
+    """
+
+    hbm: int = 0
+    host: int = 0
+    gpu: bool = True
+
+    def of(self, cold: Cold) -> Staging:
+        """The same where rows that are not hot lie in the `cold` tier."""
+        return self if self.gpu or cold == "disk" else replace(self, hbm=0, host=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """What was resolved. Bytes of all layers together by tier, staging included.
+    """What was resolved. Bytes of all layers together by tier, `staging` included.
 
     `caught`: the share of the counted look-ups that the hot rows serve, None without hits.
     """
@@ -79,6 +95,7 @@ class Placement:
     hbm_bytes: int
     host_bytes: int
     disk_bytes: int
+    staging: Staging
     caught: float | None = None
 
     @property
@@ -90,19 +107,24 @@ class Placement:
         """What was resolved, to read: a line for each tier that is used."""
         rows = sum(self.spec.rows(layer) for layer in self.layers)
         if self.cold == "none":
-            return [f"hbm: all {rows:,} rows, {self.hbm_bytes:,} bytes"]
+            return [f"{self._near}: all {rows:,} rows, {self.hbm_bytes:,} bytes"]
         return [*self._hot_lines(rows), *self._cold_lines(rows)]
+
+    @property
+    def _near(self) -> str:
+        return "hbm" if self.staging.gpu else "hbm (plain memory, no GPU)"
 
     def _hot_lines(self, rows: int) -> Iterator[str]:
         hot = sum(len(own.hot_rows) for own in self.layers.values())
+        staged = self.staging.hbm > 0
         if hot:
             caught = "" if self.caught is None else f", {self.caught:.1%} of the counted look-ups"
             yield (
-                f"hbm: the {hot:,} hottest of {rows:,} rows ({hot / rows:.1%}{caught}), "
-                f"{self.hbm_bytes:,} bytes with their index and staging"
+                f"{self._near}: the {hot:,} hottest of {rows:,} rows ({hot / rows:.1%}{caught}), "
+                f"{self.hbm_bytes:,} bytes with their index{' and staging' * staged}"
             )
-        else:
-            yield f"hbm: no rows, {self.hbm_bytes:,} bytes of staging"
+        elif self.hbm_bytes:
+            yield f"{self._near}: no rows, {self.hbm_bytes:,} bytes of staging"
 
     def _cold_lines(self, rows: int) -> Iterator[str]:
         if self.cold == "host":
@@ -114,6 +136,8 @@ class Placement:
 
 def parse_placement(text: str) -> Wanted:
     """Read "hbm", "host", "disk" or budgets such as "hbm=20GB,host=64GB". Raises InputError."""
+    if not isinstance(text, str):
+        raise InputError(f"placement {text!r} is no text", _KNOWN)
     sizes: dict[str, int | None] = {}
     for part in text.split(","):
         name, given, size = (each.strip() for each in part.partition("="))
@@ -146,14 +170,6 @@ def _unknown(text: str, why: str) -> InputError:
     return InputError(f"placement '{text}': {why}", _KNOWN)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Staging:
-    """Bytes that records on their way take, of all layers together."""
-
-    hbm: int = 0
-    host: int = 0
-
-
 def resolve(
     spec: BundleSpec,
     hits: Mapping[int, NDArray[np.uint32]] | None,
@@ -170,7 +186,9 @@ def resolve(
     """
     staging = staging or Staging()
     if wanted.cold == "none" or (wanted.hbm is not None and wanted.hbm >= spec.table_bytes):
-        return _checked(_all_in_hbm(spec), free)
+        return _checked(_all_in_hbm(spec, replace(staging, hbm=0, host=0)), free)
+    cold = _cold(spec, wanted, staging)
+    staging, least_host = staging.of(cold), _least_host(spec, wanted, staging)
     hot = Hottest(rows=dict.fromkeys(spec.layers, _NOTHING), caught=None)
     hbm_bytes = staging.hbm
     if wanted.hbm is not None:
@@ -178,19 +196,24 @@ def resolve(
         room = wanted.hbm - index - staging.hbm
         hot = _choose(spec, hits, room, wanted.hbm)
         hbm_bytes += index + sum(map(len, hot.rows.values())) * record_layout(spec).record_bytes
-    cold, caches = _cold(spec, wanted, staging)
+    caches = _caches(spec, wanted, staging, least_host) if cold == "disk" else None
     return _checked(
         Placement(
             spec=spec,
             layers={
                 layer: LayerPlacement(
-                    layer=layer, hot_rows=hot.rows[layer], cold=cold, cache_bytes=caches[layer]
+                    layer=layer,
+                    hot_rows=hot.rows[layer],
+                    cold=cold,
+                    cache_bytes=caches[layer] if caches else 0,
                 )
                 for layer in spec.layers
             },
             hbm_bytes=hbm_bytes,
-            host_bytes=staging.host + _host_bytes(spec, cold, caches),
+            host_bytes=staging.host
+            + (sum(caches.values()) + SCRATCH_BYTES if caches else _record_bytes(spec)),
             disk_bytes=spec.table_bytes if cold == "disk" else 0,
+            staging=staging,
             caught=hot.caught,
         ),
         free,
@@ -200,12 +223,17 @@ def resolve(
 _NOTHING: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
-def _all_in_hbm(spec: BundleSpec) -> Placement:
+def _all_in_hbm(spec: BundleSpec, staging: Staging) -> Placement:
     layers = {
         layer: LayerPlacement(layer=layer, hot_rows=_NOTHING, cold="none") for layer in spec.layers
     }
     return Placement(
-        spec=spec, layers=layers, hbm_bytes=spec.table_bytes, host_bytes=0, disk_bytes=0
+        spec=spec,
+        layers=layers,
+        hbm_bytes=spec.table_bytes,
+        host_bytes=0,
+        disk_bytes=0,
+        staging=staging,
     )
 
 
@@ -225,16 +253,21 @@ def _choose(
         raise InputError(
             f"a budget of {budget:,} bytes of HBM holds no row: index and staging take "
             f"{budget - room:,}, a row {size:,}",
-            "give more, or leave the hot set out with placement=host",
+            f"give {min(budget - room + size, spec.table_bytes):,} or more, or leave the hot set "
+            "out with placement=host",
         )
     return hottest({layer: hits[layer] for layer in spec.layers}, room // size)
 
 
-def _cold(spec: BundleSpec, wanted: Wanted, staging: Staging) -> tuple[Cold, dict[int, int]]:
-    """Where all rows lie, and the cache of each layer."""
-    all_rows = _record_bytes(spec) + staging.host
-    if wanted.cold == "host" or (wanted.cold is None and (wanted.host or 0) >= all_rows):
-        return "host", dict.fromkeys(spec.layers, 0)
+def _cold(spec: BundleSpec, wanted: Wanted, staging: Staging) -> Cold:
+    """Where all rows lie that are not all in HBM."""
+    if wanted.cold is not None:
+        return wanted.cold
+    return "host" if (wanted.host or 0) >= _all_on_host(spec, staging) else "disk"
+
+
+def _caches(spec: BundleSpec, wanted: Wanted, staging: Staging, enough: int) -> dict[int, int]:
+    """The cache of each layer over its rows on disk; `enough` host memory would do."""
     total = DEFAULT_CACHE_BYTES
     if wanted.host is not None:
         total = wanted.host - staging.host - SCRATCH_BYTES
@@ -249,18 +282,21 @@ def _cold(spec: BundleSpec, wanted: Wanted, staging: Staging) -> tuple[Cold, dic
         raise InputError(
             f"{wanted.host or 0:,} bytes of host memory are too few for the caches of "
             f"{len(spec.layers)} layers beside {staging.host + SCRATCH_BYTES:,} bytes of staging",
-            f"give {staging.host + SCRATCH_BYTES + _least_caches(spec):,} or more",
+            f"give {enough:,} or more",
         )
-    return "disk", caches
+    return caches
 
 
-def _least_caches(spec: BundleSpec) -> int:
+def _least_host(spec: BundleSpec, wanted: Wanted, staging: Staging) -> int:
+    """A budget of the host that is enough: for caches, or for all rows where they may lie there."""
     rows = [spec.rows(layer) for layer in spec.layers]
-    return -(-LEAST_CACHE_BYTES * sum(rows) // min(rows))
+    caches = -(-LEAST_CACHE_BYTES * sum(rows) // min(rows))
+    over_disk = staging.host + SCRATCH_BYTES + caches
+    return over_disk if wanted.cold == "disk" else min(over_disk, _all_on_host(spec, staging))
 
 
-def _host_bytes(spec: BundleSpec, cold: Cold, caches: Mapping[int, int]) -> int:
-    return _record_bytes(spec) if cold == "host" else sum(caches.values()) + SCRATCH_BYTES
+def _all_on_host(spec: BundleSpec, staging: Staging) -> int:
+    return _record_bytes(spec) + staging.of("host").host
 
 
 def _record_bytes(spec: BundleSpec) -> int:

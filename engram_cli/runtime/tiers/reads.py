@@ -22,7 +22,7 @@ from engram_cli.runtime.tiers.reading import Shelves
 from engram_cli.runtime.tiers.ring import Block, Road
 from engram_cli.runtime.tiers.source import RowSource
 from engram_cli.runtime.tiers.streams import Mark, lend
-from engram_cli.runtime.tiers.tuning import Tuning
+from engram_cli.runtime.tiers.tuning import NUMBER_BYTES, Tuning
 
 
 class Store(Protocol):
@@ -58,7 +58,7 @@ class _Piece:
     @property
     def nbytes(self) -> int:
         """The device memory of its records and its numbers."""
-        return len(self.rows) * (self.store.cold.record_bytes + 16)
+        return len(self.rows) * (self.store.cold.record_bytes + NUMBER_BYTES)
 
     def begin(self) -> None:
         """Find the distinct rows that are not hot, beside the current stream, and send for them.
@@ -200,7 +200,8 @@ class Reads:
                     store.shelves, rows.reshape(-1).contiguous(), None, out.view(-1, store.width)
                 )
                 return _Layer(rows, vectors=out, mark=store.road.find.mark())
-        step = max(1, store.tuning.block_bytes // (store.cold.record_bytes + 16))
+        line = store.cold.record_bytes + NUMBER_BYTES
+        step = max(1, store.tuning.block_bytes // line)
         flat = rows.reshape(-1).contiguous()
         pieces = [_Piece(store, flat[i : i + step]) for i in range(0, len(flat), step)]
         self._waiting.extend(pieces)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from engram_cli.errors import InputError
 
 VARIABLE = "ENGRAM_TIERS_TUNING"
+NUMBER_BYTES = 16  # of a row on its way, beside its record: its number and its slot
+MOST_STAGED = 8  # at most one part in so many of a memory's records is on its way
 _MIB = 2**20
+_PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class Tuning:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = _LEAST.get(name, 4096)
+            least = _LEAST.get(name, _PAGE)
             if type(value) is not int or value < least:
                 raise InputError(f"tuning: {name} is {value!r}", f"an integer from {least} on")
 
@@ -48,6 +51,23 @@ class Tuning:
     def pinned_bytes(self) -> int:
         """The pinned memory of the ring; row numbers take up to a thirtieth of the blocks more."""
         return self.ring_buffers * self.ring_buffer_bytes
+
+    def within(self, rows: int, record_bytes: int, *, devices: int = 1) -> Tuning:
+        """The same for a memory of `rows` records: `MOST_STAGED` bounds what all devices stage.
+
+        A block and a buffer hold a record at least, and 4,096 bytes.
+        """
+        line, parts = record_bytes + NUMBER_BYTES, MOST_STAGED * devices
+        most = min(rows * line // parts, self.device_bytes)
+        buffer = rows * record_bytes // (parts * self.ring_buffers)
+        # torch gives pinned memory in powers of two.
+        buffer = min(self.ring_buffer_bytes, 1 << max(0, buffer.bit_length() - 1))
+        return replace(
+            self,
+            block_bytes=max(self.block_bytes * most // self.device_bytes, line, _PAGE),
+            ahead_bytes=self.ahead_bytes * most // self.device_bytes,
+            ring_buffer_bytes=max(buffer, record_bytes, _PAGE),
+        )
 
 
 _LEAST = {"in_place_bytes": 0, "ahead_bytes": 0, "ring_buffers": 2}

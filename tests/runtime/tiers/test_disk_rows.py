@@ -152,20 +152,6 @@ def test_neighbours_are_one_read(bundle: Bundle) -> None:
     source.close()
 
 
-def test_warm_rows_are_there_at_once(bundle: Bundle) -> None:
-    warm = np.array([300, 5, 17, 5])
-    source = DiskRows(bundle, 2, cache_bytes=100_000, warm=warm)
-    check(source, bundle, 2, torch.tensor([5, 300, 17]))
-    assert source.counters()["hits"] == 3
-    check(source, bundle, 2, torch.tensor([18]))
-    assert source.counters()["hits"] == 3
-    source.close()
-    few = DiskRows(bundle, 2, cache_bytes=8 * 273, warm=np.arange(400))
-    assert few.cache.slots == 8
-    check(few, bundle, 2, torch.arange(400))
-    few.close()
-
-
 def test_several_threads_at_once(bundle: Bundle) -> None:
     source = DiskRows(bundle, 1, cache_bytes=30_000)
 

@@ -180,6 +180,27 @@ def test_trainable_rows_are_refused(option: str, attached: Attached) -> None:
     detach(attached("disk", rows_trainable=False))
 
 
+def test_a_small_table_goes_under_small_budgets(
+    attached: Attached, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE)  # staging as it comes
+    here, ids = attached("hbm"), text(200, 2, 30)
+    for placement in ("hbm=20KB,host", "hbm=20KB,disk", "disk", "host"):
+        model = attached(placement)
+        memory: Memory = model.engram
+        placed = memory.placement
+        assert placed.hbm_bytes <= 20_000
+        assert placed.hbm_bytes < placed.spec.table_bytes
+        assert (placed.staging.hbm > 0) == (placed.cold == "disk"), "a CPU reads the host in place"
+        road = next(iter(memory.tiers.stores.values())).road
+        assert placed.staging.hbm in (0, road.tuning.device_bytes)
+        assert placed.staging.host in (0, road.tuning.pinned_bytes)
+        assert torch.equal(logits(model, ids), logits(here, ids))
+    for wrong in (5, b"host"):
+        with pytest.raises(InputError, match="is no text"):
+            attached(wrong)
+
+
 def test_what_does_not_fit_is_refused_before_it_is_made(
     attached: Attached, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,6 +200,63 @@ def test_a_budget_that_holds_no_row(spec: BundleSpec) -> None:
         place(spec, f"hbm={size}", hits=hits_of(spec))
 
 
+def test_the_least_hbm_that_is_named_is_enough(spec: BundleSpec) -> None:
+    hits, staging = hits_of(spec), Staging(hbm=1234, host=99)
+    least = index_of(spec) + 1234 + 264
+    for text in ("hbm=50", "hbm=50,disk"):
+        with pytest.raises(InputError) as caught:
+            place(spec, text, hits=hits, staging=staging)
+        assert caught.value.hint.startswith(f"give {least:,} or more")
+    one = place(spec, f"hbm={least}", hits=hits, staging=staging)
+    assert sum(len(own.hot_rows) for own in one.layers.values()) == 1
+    with pytest.raises(InputError, match="holds no row"):
+        place(spec, f"hbm={least - 1}", hits=hits, staging=staging)
+    with pytest.raises(InputError) as caught:
+        place(spec, "hbm=50", hits=hits, staging=Staging(hbm=10**9))
+    assert caught.value.hint.startswith(f"give {spec.table_bytes:,} or more")
+    assert place(spec, f"hbm={spec.table_bytes}", staging=Staging(hbm=10**9)).cold == "none"
+
+
+def test_the_least_of_the_host_may_be_all_rows(spec: BundleSpec) -> None:
+    staging, whole = Staging(host=700), records_of(spec) + 700
+    for text, least in (
+        ("host=20k", whole),
+        ("host=20k,disk", 700 + SCRATCH_BYTES + LEAST_CACHE_BYTES),
+    ):
+        with pytest.raises(InputError, match="too few") as caught:
+            place(spec, text, staging=staging)
+        named = int(caught.value.hint.split()[1].replace(",", ""))
+        assert named >= least
+        assert (named == whole) == (text == "host=20k")
+        assert place(spec, text.replace("20k", str(named)), staging=staging).host_bytes <= named
+
+
+def test_without_a_gpu_rows_on_the_host_need_no_staging(spec: BundleSpec) -> None:
+    staging = Staging(hbm=1000, host=300, gpu=False)
+    host = place(spec, "host", staging=staging)
+    assert (host.hbm_bytes, host.host_bytes) == (0, records_of(spec))
+    assert len(host.lines()) == 1
+    assert place(spec, f"host={records_of(spec)}", staging=staging).cold == "host"
+    disk = place(spec, "disk", staging=staging)
+    assert disk.lines()[0] == "hbm (plain memory, no GPU): no rows, 1,000 bytes of staging"
+    budget = index_of(spec) + 10 * 264
+    for cold, room in (("host", 0), ("disk", 1000)):
+        text = f"hbm={budget + room},{cold}"
+        hot = place(spec, text, hits=hits_of(spec), staging=staging)
+        assert hot.hbm_bytes == budget + room
+        assert "hbm (plain memory, no GPU): the 10 hottest of" in hot.lines()[0]
+        assert ("and staging" in hot.lines()[0]) == (cold == "disk")
+    assert "no GPU" in place(spec, "hbm", staging=staging).lines()[0]
+
+
+@pytest.mark.parametrize("given", [5, b"host", None, ["host"]])
+def test_a_placement_that_is_no_text(given: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_placement(given)
+    assert repr(given) in caught.value.message
+    assert "hbm=20GB,host=64GB" in caught.value.hint
+
+
 def test_what_does_not_fit_is_refused_with_its_bytes(spec: BundleSpec) -> None:
     for text, tier, needed in (
         ("hbm", "HBM", spec.table_bytes),

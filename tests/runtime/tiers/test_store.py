@@ -19,9 +19,15 @@ from torch import Tensor
 from engram_cli.errors import ArtifactError, InputError, RuntimeAttachError
 from engram_cli.runtime.tiers.host_rows import HostRows
 from engram_cli.runtime.tiers.reads import Reads
-from engram_cli.runtime.tiers.ring import Road
+from engram_cli.runtime.tiers.ring import Block, Road
 from engram_cli.runtime.tiers.store import TieredRows
-from engram_cli.runtime.tiers.tuning import VARIABLE, Tuning, local_tuning
+from engram_cli.runtime.tiers.tuning import (
+    MOST_STAGED,
+    NUMBER_BYTES,
+    VARIABLE,
+    Tuning,
+    local_tuning,
+)
 
 CPU = torch.device("cpu")
 ROWS = 300
@@ -114,6 +120,44 @@ def test_more_rows_than_a_block_holds(ahead: int) -> None:
     for place, of in enumerate(rows):
         assert same_bits(reads.take(place), expected(spec, records, of, torch.bfloat16))
     assert road.reserve(ahead)  # all of it was given back
+
+
+def test_tuning_stays_within_a_part_of_the_table() -> None:
+    usual = Tuning()
+    assert usual.within(60_000_000, 264) == usual
+    for rows in (1000, 200_000, 3_000_000):
+        for devices in (1, 3):
+            own = usual.within(rows, 264, devices=devices)
+            most = max(rows * (264 + NUMBER_BYTES) // MOST_STAGED, devices * 4096)
+            assert devices * own.device_bytes <= most + devices * 4096
+            assert devices * own.pinned_bytes <= max(most, devices * own.ring_buffers * 4096)
+            assert own.in_place_bytes == usual.in_place_bytes
+    wide = Tuning(block_bytes=4096, ahead_bytes=0, ring_buffer_bytes=4096).within(10, 2**17)
+    assert wide.block_bytes >= 2**17 + NUMBER_BYTES
+    assert wide.ring_buffer_bytes >= 2**17
+
+
+@pytest.mark.parametrize("rows", [50, 3000])
+def test_a_call_of_more_rows_than_the_table_takes_what_was_said(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tier_spec("bfloat16", 64)
+    records = random_records(spec, rows)
+    tuning = Tuning().within(rows, records.shape[1])
+    store = a_store(spec, records, CPU, tuning=tuning, cold=Below(records), hot_rows=None)
+    store.path = "staged"
+    sizes, send = [], store.road.send
+
+    def noted(block: Block) -> None:
+        sizes.append(block.staging.nbytes + NUMBER_BYTES * len(block.staging))
+        send(block)
+
+    monkeypatch.setattr(store.road, "send", noted)
+    asked = some_rows(rows, 2, 500, 6, seed=1)
+    assert same_bits(store(asked), expected(spec, records, asked, torch.bfloat16))
+    assert len(sizes) > 1
+    assert max(sizes) <= tuning.block_bytes
+    assert tuning.ring_buffer_bytes <= max(4096, records.nbytes // MOST_STAGED)
 
 
 @pytest.mark.parametrize("buffer", [4096, 20000])
