@@ -81,7 +81,7 @@ def refuse_existing(
 ) -> None:
     """Raises OutputError when `path` is there and `force` is not given; `option` names the place.
 
-    With `is_ours` even `force` replaces only what is such a `what`, or an empty folder.
+    With `is_ours` even `force` replaces only what is such a `what`, or an empty file or folder.
     """
     if not path.exists():
         return
@@ -89,11 +89,16 @@ def refuse_existing(
         raise OutputError(
             f"{path} already exists", f"use --force to replace it, or {option} to write elsewhere"
         )
-    empty = path.is_dir() and next(path.iterdir(), None) is None
-    if is_ours is not None and not empty and not is_ours(path):
+    if is_ours is not None and not _is_empty(path) and not is_ours(path):
         raise OutputError(
             f"{path} is no {what}, so --force does not replace it", f"write elsewhere with {option}"
         )
+
+
+def _is_empty(path: Path) -> bool:
+    if path.is_dir():
+        return next(path.iterdir(), None) is None
+    return path.is_file() and path.stat().st_size == 0
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engram_cli.errors import OutputError
-from engram_cli.files import new_file, new_folder
+from engram_cli.files import new_file, new_folder, refuse_existing
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
@@ -39,6 +39,23 @@ def test_a_folder_is_replaced_at_once(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["result"]
     with pytest.raises(OutputError, match="already exists"), new_folder(path):
         raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_force_replaces_what_is_ours_or_empty(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    content = path if kind == "file" else path / "letter"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.touch()
+    with pytest.raises(OutputError, match="already exists"):
+        refuse_existing(path, False, lambda _: True, "letter")
+    refuse_existing(path, True, lambda _: False, "letter")
+    content.write_text("mine")
+    refuse_existing(path, True, lambda _: True, "letter")
+    with pytest.raises(OutputError, match=r"is no letter.*write elsewhere with --to"):
+        refuse_existing(path, True, lambda _: False, "letter", option="--to")
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +145,24 @@ def _check_vectors(request: LookupRequest, rows: RowReader) -> None:
     assert request.vectors is not None
     if rows.vectors is None:
         raise InputError(f"{request.path} holds no vectors", "give a table or a bundle")
-    refuse_existing(request.vectors, request.force, option="--vectors")
+    refuse_existing(
+        request.vectors, request.force, _is_vectors, "file of vectors", option="--vectors"
+    )
+
+
+def _is_vectors(path: Path) -> bool:
+    """Whether `path` is float32 [T, n] as `_write_vectors` writes it: what --force may replace."""
+    try:
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                return False
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+            begin = file.tell()
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):
+        return False
+    if len(shape) != 2 or by_column or dtype != np.dtype("<f4"):
+        return False
+    return path.stat().st_size == begin + shape[0] * shape[1] * dtype.itemsize
 
 
 def _write_vectors(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_corpus import HotSet, PlanCorpus, read_corpus
-from engram_cli.commands.plan_file import PlannedTable, may_replace, write_plan
+from engram_cli.commands.plan_file import PlannedTable, is_plan, write_plan
 from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
 from engram_cli.commands.table_plan import LayerPlan, layer_plans
 from engram_cli.commands.workspace import Workspace
@@ -144,7 +144,7 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
     is not that of the statistics, ArtifactError for damaged statistics, OutputError.
     """
     if request.out is not None:
-        refuse_existing(request.out, request.force, may_replace, "plan")
+        refuse_existing(request.out, request.force, is_plan, "plan")
     vocab = request.vocab or request.workspace.vocab
     corpus = read_corpus(request.stats, request.vocab, vocab, request.tokens, progress)
     spec = _spec(request, corpus, _layout(request, corpus))

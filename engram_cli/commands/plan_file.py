@@ -82,11 +82,6 @@ def is_plan(path: Path) -> bool:
         return False
 
 
-def may_replace(path: Path) -> bool:
-    """Whether --force may replace `path`: a plan, or an empty file."""
-    return is_plan(path) or (path.is_file() and path.stat().st_size == 0)
-
-
 def _geometry(path: Path, choices: Any) -> Geometry:
     right = isinstance(choices, dict) and set(choices) <= {"scheme", *_LISTS, *_NUMBERS}
     if right:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import ArtifactError, OutputError
+from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json, new_folder, refuse_existing, sha256_bytes
 from engram_cli.formats import tensors
 from engram_cli.formats.bundle_description import document_of
@@ -25,15 +25,11 @@ Dense = Callable[[int, bool], Mapping[str, NDArray[np.float32]]]
 
 def check_place(path: Path, force: bool) -> None:
     """Raises OutputError when `path` exists, and also with `force` when it is no bundle."""
-    refuse_existing(path, force)
-    if path.exists() and not (path / DESCRIPTION).is_file() and not _is_empty(path):
-        raise OutputError(
-            f"{path} is no bundle, so --force does not replace it", "write to another folder"
-        )
+    refuse_existing(path, force, _is_bundle, "bundle")
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and next(path.iterdir(), None) is None
+def _is_bundle(path: Path) -> bool:
+    return (path / DESCRIPTION).is_file()
 
 
 def write_bundle(

@@ -21,7 +21,7 @@ def check_page(path: Path, force: bool, *, option: str = "--out") -> None:
 
 
 def is_page(path: Path) -> bool:
-    """Whether `path` is a page of ours, or an empty file: what --force may replace by one."""
+    """Whether `path` is a page of ours."""
     if not path.is_file():
         return False
     try:
@@ -29,4 +29,4 @@ def is_page(path: Path) -> bool:
             begin = file.read(_BEGIN)
     except OSError:
         return False
-    return not begin or bool(_HEAD.match(begin) and _OURS.search(begin))
+    return bool(_HEAD.match(begin) and _OURS.search(begin))

@@ -111,12 +111,7 @@ def resumable_bytes(spec: TableSpec, out: Path) -> int:
 
 def check_place(out: Path, force: bool) -> None:
     """Raises OutputError when something is at `out` that may not be replaced."""
-    refuse_existing(out, force)
-    if out.exists() and not is_table(out):
-        raise OutputError(
-            f"{out} exists and is no table, so --force does not remove it",
-            "remove it yourself, or use --out to write elsewhere",
-        )
+    refuse_existing(out, force, is_table, "table")
 
 
 def free_bytes(out: Path) -> int:

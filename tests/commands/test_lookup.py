@@ -130,6 +130,32 @@ def test_vectors_are_the_rows_of_all_heads(made_once: Made, tmp_path: Path) -> N
     assert not (tmp_path / "other.npy").exists()
 
 
+def test_force_replaces_only_vectors(made_once: Made, tmp_path: Path) -> None:
+    out = tmp_path / "out.npy"
+    foreign = (
+        np.arange(6),
+        np.zeros((2, 3)),
+        np.zeros((2, 3), "<f4", order="F"),
+        np.zeros(6, "<f4"),
+    )
+    for array in foreign:
+        np.save(out, array)
+        before = out.read_bytes()
+        with pytest.raises(OutputError, match=r"out\.npy is no file of vectors"):
+            looked(made_once.table, text=TEXT, vectors=out, force=True)
+        assert out.read_bytes() == before
+    out.write_bytes(b"letters")
+    with pytest.raises(OutputError, match=r"out\.npy is no file of vectors"):
+        looked(made_once.table, text=TEXT, vectors=out, force=True)
+    out.write_bytes(b"")
+    for text in (TEXT, TEXT * 2):
+        result = looked(made_once.table, text=text, vectors=out, force=True)
+        assert np.load(out).shape == result.vectors_shape
+    out.write_bytes(out.read_bytes()[:-4])
+    with pytest.raises(OutputError, match=r"out\.npy is no file of vectors"):
+        looked(made_once.table, text=TEXT, vectors=out, force=True)
+
+
 def test_a_vocabulary_shows_where_a_geometry_would_look(made_once: Made) -> None:
     tried = looked(made_once.vocab, text=TEXT, geometry=GEOMETRY)
     assert rows_of(tried) == rows_of(looked(made_once.table, text=TEXT))

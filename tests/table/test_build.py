@@ -241,19 +241,28 @@ def test_an_existing_table_is_replaced_only_with_force_and_only_at_the_end(
     assert names_in(tmp_path) == ["t.zarr"]
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "empty folder"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
 def test_force_removes_no_stranger(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "data"
     if kind == "file":
         out.write_text("mine")
     else:
         out.mkdir()
-        if kind == "folder":
-            (out / "mine").write_text("mine")
+        (out / "mine").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(OutputError, match="is no table"):
         build(out, force=True)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_force_replaces_an_empty_folder(tmp_path: Path) -> None:
+    out = tmp_path / "t.zarr"
+    out.mkdir()
+    with pytest.raises(OutputError, match="already exists"):
+        build(out)
+    report = build(out, force=True)
+    assert open_table(out).digest == report.digest
+    assert names_in(tmp_path) == ["t.zarr"]
 
 
 def test_a_table_that_does_not_fit_is_refused_with_the_arithmetic(
@@ -369,6 +378,7 @@ DIGEST = "sha256:ed32bcbac4b97325d410be71d50169b317721a665d7ed7f8b03ef59ce443b42
 
 
 def test_our_errors_have_hints(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
     with pytest.raises(EngramError) as caught:
         build(tmp_path, force=True)
     assert caught.value.hint
