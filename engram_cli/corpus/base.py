@@ -172,6 +172,10 @@ def _nothing(file: CorpusFile, options: CorpusOptions) -> str | None:
     return None
 
 
+def _unchecked(file: CorpusFile, options: CorpusOptions) -> None:
+    return None
+
+
 def _whole(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
     return (file,)
 
@@ -181,17 +185,19 @@ class Reader:
     """A format: `read` gives the documents of a file in order, as texts or as token blocks.
 
     `gives_text` says beforehand whether a tokenizer will be needed, `remark` what the user should
-    know about how the file will be read. `divide` gives the sections of a file, each of about as
-    many bytes as asked for, `(file,)` where it has no index; `lists` says that a file of this
-    format is a list of others, so that its own size says nothing; `labels` that its documents have
-    fields to be labelled by; `uses` names the choices of `CorpusOptions` that it minds.
-    `fields_until`, where no schema says which, gives the names of the
-    fields of each document up to the first that has a certain one, and None for that one.
+    know about how the file will be read. `check`, asked of every file before any is read, raises
+    CorpusError for one whose header says that it cannot be. `divide` gives the sections of a file,
+    each of about as many bytes as asked for, `(file,)` where it has no index; `lists` says that a
+    file of this format is a list of others, so that its own size says nothing; `labels` that its
+    documents have fields to be labelled by; `uses` names the choices of `CorpusOptions` that it
+    minds. `fields_until`, where no schema says which, gives the names of the fields of each
+    document up to the first that has a certain one, and None for that one.
     """
 
     read: Callable[[CorpusFile, CorpusOptions], Iterator[Item]]
     gives_text: Callable[[CorpusFile, CorpusOptions], bool]
     remark: Callable[[CorpusFile, CorpusOptions], str | None] = _nothing
+    check: Callable[[CorpusFile, CorpusOptions], None] = _unchecked
     divide: Callable[[CorpusFile, CorpusOptions, int], Sequence[CorpusFile]] = _whole
     lists: bool = False
     labels: bool = False

@@ -55,17 +55,18 @@ class Plan:
 def plan_partitions(
     files: Sequence[CorpusFile], options: CorpusOptions, size: int = PARTITION_BYTES
 ) -> Plan:
-    """Divide a corpus into partitions of about `size` bytes.
+    """Check every file and divide the corpus into partitions of about `size` bytes.
 
     Files follow each other into a partition while it does not grow beyond `size`. A larger file is
     divided where its format has an index of row groups, batches, shards or documents; else, and
-    where its size is unknown, it is a partition by itself. Raises CorpusError for a large file that
-    cannot be read, InputError for a size that cannot be.
+    where its size is unknown, it is a partition by itself. Raises CorpusError for a file that
+    says of itself that it cannot be read, InputError for a size that cannot be.
     """
     check_partition_size(size)
 
     def divided(file: CorpusFile) -> Sequence[CorpusFile]:
         reader = READERS.load(file.format)
+        reader.check(file, options)
         large = file.size is not None and file.size > size
         return reader.divide(file, options, size) if large or reader.lists else (file,)
 

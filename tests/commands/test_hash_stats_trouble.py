@@ -46,6 +46,27 @@ def test_an_existing_folder_is_kept_unless_forced(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([{"a": 1}], dtype=object), "holds pickled objects"),
+        (np.array([0.5]), "holds float64, no token ids"),
+    ],
+)
+def test_headers_of_arrays_are_checked_before_anything_is_counted(
+    array: np.ndarray[Any, Any], message: str, here: Path
+) -> None:
+    folder = here / "arrays"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.arange(5, dtype=np.uint16))
+    np.save(folder / "b.npy", array)
+    (folder / "text.txt").write_text(PROSE[0])
+    heard = Heard()
+    with pytest.raises(CorpusError, match=rf"b\.npy {message}"):
+        run(here, heard, sources=(folder,))
+    assert heard.totals == []
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"geometry": Geometry(heads=0)}, "0 heads"),

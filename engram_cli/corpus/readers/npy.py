@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.flat import never_text
 from engram_cli.corpus.opening import opened
 from engram_cli.corpus.sections import sections
 from engram_cli.errors import CorpusError
@@ -59,6 +60,12 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
             yield _block(file, header, np.frombuffer(raw, header.dtype), begin)
 
 
+def check(file: CorpusFile, options: CorpusOptions) -> None:
+    """Raises CorpusError for a header that promises no token ids, or more than there are."""
+    with opened(file) as stream:
+        read_header(stream, file)
+
+
 def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
     """The file in sections of whole lines; an array of one dimension is one document."""
     with opened(file) as stream:
@@ -78,11 +85,6 @@ def _tokens(file: CorpusFile, header: NpyHeader) -> tuple[int, int]:
     if len(header.shape) == 1 or file.section.end > header.shape[0]:
         raise CorpusError(f"{file.name} has changed: its shape is {header.shape}", "run it again")
     return file.section.begin * header.line, file.section.end * header.line
-
-
-def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
-    """Never."""
-    return False
 
 
 def read_header(stream: BinaryIO, file: CorpusFile) -> NpyHeader:
@@ -156,4 +158,4 @@ def _column_major(file: CorpusFile, header: NpyHeader) -> Iterator[TokenBlock]:
         yield _block(file, header, ids, first * header.line)
 
 
-READER = Reader(read=read, gives_text=gives_text, divide=divide)
+READER = Reader(read=read, gives_text=never_text, check=check, divide=divide)
