@@ -5,6 +5,7 @@ docs/reference/statistics-format.md describes it. What is read back is untrusted
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError, MismatchError
-from engram_cli.files import canonical_json, new_folder, read_json
+from engram_cli.files import canonical_json, new_folder, read_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.arrays import REMAKE, read_array, write_arrays
@@ -35,6 +36,7 @@ FIXED_KEYS = frozenset(
     (
         *("format", "version", "tool_version", "complete", "layout", "fingerprint", "tokens"),
         *("documents", "join_documents", "corpus", "samples", "orders", "columns", "partials"),
+        "digest",
     )
 )
 
@@ -140,6 +142,7 @@ def write_stats(
         if clash := FIXED_KEYS & (sections or {}).keys():
             raise ValueError(f"sections named as fixed keys: {', '.join(sorted(clash))}")
         document |= sections or {}
+        document["digest"] = _digest(document)
         (part / DOCUMENT).write_bytes(canonical_json(document))
 
 
@@ -211,6 +214,21 @@ def _check_document(path: Path, document: dict[str, Any]) -> None:
         value = document.get(key)
         if not isinstance(value, kind) or (isinstance(value, int) and not 0 <= value < 2**63):
             raise ArtifactError(f"{name}: '{key}' is missing or wrong", REMAKE)
+    if "digest" in document and not _is_as_written(document):
+        raise ArtifactError(f"{name} was changed: it has another digest than it says", REMAKE)
+
+
+def _is_as_written(document: dict[str, Any]) -> bool:
+    try:
+        return bool(document["digest"] == _digest(document))
+    except (ValueError, RecursionError):  # halves of surrogate pairs, lists in lists without end
+        return False
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    """That of all that a stats.json says but its own digest, as it is read back."""
+    said = {key: value for key, value in document.items() if key != "digest"}
+    return sha256_bytes(canonical_json(json.loads(canonical_json(said))))
 
 
 def _write_samples(samples: Sequence[NgramSample], path: Path) -> None:

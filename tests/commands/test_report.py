@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from commands.made import Made
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.report import ReportRequest, report
+from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.report.place import is_page
@@ -55,6 +57,30 @@ def test_damaged_partials_are_not_drawn(made: Made) -> None:
     with pytest.raises(ArtifactError, match=r"partials\.safetensors has another digest"):
         report(ReportRequest(stats=made.stats, out=page))
     assert not page.exists()
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"),
+    [("shared", 0.5), ("ideal_occupied", 1.0), ("occupied", 7), ("digest", "sha256:0")],
+)
+def test_figures_that_were_changed_are_not_drawn(made: Made, figure: str, value: object) -> None:
+    path, page = made.stats / "stats.json", made.folder / "report.html"
+    document = json.loads(path.read_bytes())
+    (document if figure == "digest" else document["columns"][3])[figure] = value
+    path.write_bytes(json.dumps(document).encode())
+    with pytest.raises(ArtifactError, match=r"stats\.json was changed") as caught:
+        report(ReportRequest(stats=made.stats, out=page))
+    assert "engram hash-stats --force" in caught.value.hint
+    assert not page.exists()
+    assert "stats.json was changed" in " ".join(verify(VerifyRequest(path=made.stats)).problems)
+
+
+def test_statistics_of_earlier_versions_have_no_digest(made: Made) -> None:
+    path = made.stats / "stats.json"
+    document = json.loads(path.read_bytes())
+    del document["digest"]
+    path.write_bytes(json.dumps(document).encode())
+    report(ReportRequest(stats=made.stats, out=made.folder / "report.html"))
 
 
 @pytest.mark.parametrize("damage", ["chunk", "no chunk", "sample"])

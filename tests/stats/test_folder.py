@@ -150,10 +150,21 @@ def test_no_folder_and_no_end(tmp_path: Path, stats: Path) -> None:
         read_stats(stats)
 
 
+def add(entry: str) -> Callable[[Path], None]:
+    """Further JSON in the document, whose digest stays."""
+
+    def change(path: Path) -> None:
+        said = (path / "stats.json").read_text()
+        (path / "stats.json").write_text("{" + entry + "," + said[1:])
+
+    return change
+
+
 def edit(key: str, value: Any) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         document = json.loads((path / "stats.json").read_bytes())
         document[key] = value
+        del document["digest"]  # as earlier versions wrote it; what else is wrong is to be seen
         (path / "stats.json").write_text(json.dumps(document))
 
     return change
@@ -208,6 +219,8 @@ ROWS = sum((101, 103, 10007, 10009)) + 3
         (edit("fingerprint", "sha256:0"), "fingerprint"),
         (edit("samples", []), "sample"),
         (edit("samples", [{"order": 2, "size": 50, "threshold": "x"}] * 2), "sample"),
+        (add('"x": "\\ud800"'), "was changed"),
+        (add('"x": ' + "[" * 900 + "]" * 900), "was changed"),
         (overwrite("stats.json", b"{"), "not JSON"),
         (overwrite("stats.json", b"[1]"), "no JSON object"),
         (overwrite("counters.zarr/1/zarr.json", b"{"), "cannot be read"),
