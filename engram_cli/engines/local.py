@@ -6,9 +6,12 @@ It needs no package and no cluster; one set of counters sees the whole corpus, s
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
+from threading import Event
 
 from engram_cli.corpus.encode import EncoderDiffers, make_encoder
 from engram_cli.corpus.stream import TokenStream
+from engram_cli.engines.interruption import put_off
 from engram_cli.engines.resuming import find_checkpoint, tell_resumed
 from engram_cli.engines.work import Counted, Running, Work
 from engram_cli.errors import ArtifactError
@@ -54,11 +57,11 @@ def _count(
     progress.start("counting", plan.size, "bytes")
     if tally.size:
         progress.advance(tally.size)
-    keeper = None
+    keeper, ending = None, Event()
     if running.fingerprint is not None:
         every = running.checkpoint_seconds
         folder = running.checkpoints
-        keeper = FolderKeeper(folder, running.fingerprint, every, progress, encoder_name)
+        keeper = FolderKeeper(folder, running.fingerprint, every, progress, encoder_name, ending)
     resumed = tally.tokens
     encoder = None
     if work.tokenizer is not None:
@@ -67,7 +70,8 @@ def _count(
     mark = None if found is None else found.mark
     stream = TokenStream(plan.files, work.options, encoder, mark, begins=plan.begins)
     try:
-        counts = tally.count(stream.blocks(), progress, keeper)
+        with nullcontext() if keeper is None else put_off(ending):
+            counts = tally.count(stream.blocks(), progress, keeper)
     except KeyboardInterrupt:
         kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens
         if kept:

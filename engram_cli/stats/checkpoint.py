@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -59,25 +60,35 @@ class FolderKeeper:
     """Keeps checkpoints in a folder, each time in place of the one before."""
 
     def __init__(
-        self, folder: Path, request: str, seconds: float, progress: Progress, encoder: str | None
+        self,
+        folder: Path,
+        request: str,
+        seconds: float,
+        progress: Progress,
+        encoder: str | None,
+        ending: Event,
     ) -> None:
         """`request`: the fingerprint of what is counted; `seconds` between two checkpoints, 0 for
-        one at every chance."""
+        one at every chance. With `ending` the next chance is taken, and the count broken off."""
         self.folder = folder
         self.tokens: int | None = None  # of the last checkpoint
         self._request = request
         self._seconds = seconds
         self._progress = progress
         self._encoder = encoder
+        self._ending = ending
         self._told = self._failed = False
         self._next = time.monotonic() + seconds
 
     def due(self) -> bool:
-        """Whether the last one is long enough ago."""
-        return not self._failed and time.monotonic() >= self._next
+        """Whether the last one is long enough ago, or it is the last chance."""
+        return not self._failed and (self._ending.is_set() or time.monotonic() >= self._next)
 
     def keep(self, mark: Mark, tally: Tally) -> None:
-        """Write a checkpoint; where it cannot be written say so, and try no more."""
+        """Write a checkpoint; where it cannot be written say so, and try no more.
+
+        Raises KeyboardInterrupt after the last one.
+        """
         begin = time.monotonic()
         kept = Checkpoint(
             mark=mark,
@@ -93,6 +104,8 @@ class FolderKeeper:
             self._progress.note(f"no checkpoints from here on: {error.message}")
             return
         self.tokens = tally.tokens
+        if self._ending.is_set():
+            raise KeyboardInterrupt
         took = time.monotonic() - begin
         wait = max(self._seconds, _SPACING * took) if self._seconds > 0 else 0.0
         self._next = begin + took + wait

@@ -33,7 +33,10 @@ class Keeper(Protocol):
         ...
 
     def keep(self, mark: Mark, tally: Tally) -> None:
-        """Keep the state of `tally`, which has counted the corpus up to `mark`."""
+        """Keep the state of `tally`, which has counted the corpus up to `mark`.
+
+        Raises KeyboardInterrupt where the count is to go no further.
+        """
         ...
 
 

@@ -7,9 +7,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,14 @@ GOING_ON = "going on from a checkpoint"
 
 
 class Heard:
-    """Remembers what it was told; breaks off by Ctrl-C after some bytes."""
+    """Remembers what it was told; breaks off after some bytes, by Ctrl-C as often as said, or by an
+    exception that cannot be put off."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, ctrl_c: int = 0) -> None:
         self.notes: list[str] = []
         self.done = 0
         self._stop_after = stop_after
+        self._ctrl_c = ctrl_c
 
     def start(self, what: str, total: int | None, unit: str) -> None:
         self.done = 0
@@ -47,7 +51,11 @@ class Heard:
     def advance(self, amount: int) -> None:
         self.done += amount
         if self._stop_after is not None and self.done > self._stop_after:
-            raise KeyboardInterrupt
+            if not self._ctrl_c:
+                raise KeyboardInterrupt
+            self._stop_after = None
+            for _ in range(self._ctrl_c):
+                signal.raise_signal(signal.SIGINT)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -123,6 +131,39 @@ def test_after_ctrl_c_the_same_command_goes_on(here: Path) -> None:
     assert 0 < result.resumed_tokens < result.tokens == whole.tokens
     assert result.columns == whole.columns
     assert contents(result.out) == contents(whole.out)
+    assert not list(here.glob(".engram-stats*"))
+
+
+@pytest.fixture
+def heeding_ctrl_c() -> Iterator[None]:
+    """A job in the background may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
+def test_after_ctrl_c_before_the_first_checkpoint_too(here: Path) -> None:
+    whole = run(here, out=here / "whole")
+    heard = Heard(stop_after=size_of(here) // 4, ctrl_c=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(here, heard, checkpoint_seconds=30.0)
+    assert heard.notes[-1].endswith("tokens are kept: the same command goes on from there")
+    assert heard.done < size_of(here) // 2
+    assert not (here / "engram-stats").exists()
+    again = Heard()
+    result = run(here, again, checkpoint_seconds=30.0)
+    assert again.said(GOING_ON)
+    assert 0 < result.resumed_tokens < whole.tokens
+    assert contents(result.out) == contents(whole.out)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
+def test_the_second_ctrl_c_ends_at_once(here: Path) -> None:
+    heard = Heard(stop_after=size_of(here) // 4, ctrl_c=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(here, heard, checkpoint_seconds=30.0)
+    assert heard.notes[-1] == "no checkpoint was written yet: the same command begins anew"
     assert not list(here.glob(".engram-stats*"))
 
 
@@ -318,7 +359,7 @@ def test_a_folder_of_that_name_keeps_what_else_is_in_it(here: Path) -> None:
     assert contents(folder) == {"letter.part": b"mine"}
 
 
-def test_short_runs_write_none(here: Path) -> None:
+def test_an_interrupt_that_is_not_put_off_keeps_nothing(here: Path) -> None:
     heard = Heard(stop_after=size_of(here) // 2)
     with pytest.raises(KeyboardInterrupt):
         run(here, heard, checkpoint_seconds=30.0)
@@ -352,7 +393,9 @@ def test_the_time_between_two_grows_with_what_one_takes(tmp_path: Path) -> None:
             now[0] += 7.0
             return {}
 
-    keeper = checkpoint.FolderKeeper(tmp_path / "kept", "request", 30.0, Heard(), None)
+    keeper = checkpoint.FolderKeeper(
+        tmp_path / "kept", "request", 30.0, Heard(), None, threading.Event()
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.time, "monotonic", lambda: now[0])
         keeper._next = 100.0
