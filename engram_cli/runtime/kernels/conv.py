@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels.tiles import Tile, device_of
+from engram_cli.runtime.kernels.launching import Launcher
+from engram_cli.runtime.kernels.tiles import Tile, parts_of
 
 
 @triton.jit
@@ -40,7 +41,11 @@ def tap_weights(taps, at, inside, stride, TAPS: tl.constexpr):
     return found
 
 
-@triton.jit
+# Sizes that change from call to call must not each have a kernel compiled for them.
+SIZES = ["tokens", "rows", "line", "tail"]
+
+
+@triton.jit(do_not_specialize=SIZES)
 def conv_kernel(
     out,
     inputs,
@@ -129,6 +134,8 @@ def conv_kernel(
 # From figures of an H200: 16 bytes a thread and load, a row of the tile to a warp.
 FORWARD = Tile(8, 256, 4, range=32)
 
+_CONV = Launcher(conv_kernel)
+
 
 def convolve(
     out: Tensor,
@@ -157,35 +164,35 @@ def convolve(
     if not tokens:
         return inputs
     tile = FORWARD.fit(width)
-    grid = (triton.cdiv(width, tile.columns), streams, triton.cdiv(tokens, tile.range))
-    with device_of(hidden):
-        conv_kernel[grid](
-            out,
-            inputs,
-            hidden,
-            projected,
-            hidden if history is None else history,
-            norm,
-            taps,
-            hidden if keep is None else keep,
-            hidden if age is None else age,
-            facts,
-            tokens,
-            tokens * streams,
-            line,
-            tail,
-            D=width,
-            STREAMS=streams,
-            TAPS=len(taps),
-            DILATION=dilation,
-            CENTRED=centred,
-            KEEP=keep is not None,
-            AGE=age is not None,
-            HISTORY=history is not None,
-            RESIDUAL=residual,
-            RANGE=tile.range,
-            BLOCK_T=tile.tokens,
-            BLOCK_D=tile.columns,
-            num_warps=tile.warps,
-        )
+    grid = (parts_of(width, tile.columns), streams, parts_of(tokens, tile.range))
+    _CONV(
+        grid,
+        out,
+        inputs,
+        hidden,
+        projected,
+        hidden if history is None else history,
+        norm,
+        taps,
+        hidden if keep is None else keep,
+        hidden if age is None else age,
+        facts,
+        tokens,
+        tokens * streams,
+        line,
+        tail,
+        D=width,
+        STREAMS=streams,
+        TAPS=len(taps),
+        DILATION=dilation,
+        CENTRED=centred,
+        KEEP=keep is not None,
+        AGE=age is not None,
+        HISTORY=history is not None,
+        RESIDUAL=residual,
+        RANGE=tile.range,
+        BLOCK_T=tile.tokens,
+        BLOCK_D=tile.columns,
+        num_warps=tile.warps,
+    )
     return inputs

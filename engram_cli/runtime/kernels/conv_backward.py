@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels.conv import norm_weight, seen_before, tap_weights
-from engram_cli.runtime.kernels.tiles import Tile, device_of
+from engram_cli.runtime.kernels.conv import SIZES, norm_weight, seen_before, tap_weights
+from engram_cli.runtime.kernels.launching import Launcher
+from engram_cli.runtime.kernels.tiles import Tile, parts_of
 
 
 @triton.jit
@@ -24,7 +25,7 @@ def _reached(token, place, here, lag, line, age, AGE: tl.constexpr):
     return reached
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def conv_slope_kernel(
     conv_gradient,
     slope_parts,
@@ -99,7 +100,7 @@ def conv_slope_kernel(
             tl.store(pulls + tap * rows + row, pull, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def conv_backward_kernel(
     value_gradient,
     norm_parts,
@@ -181,7 +182,7 @@ def conv_backward_kernel(
             tl.store(at, tl.sum(tap_sums[stream * TAPS + tap], 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def sum_kernel(
     slopes,
     factor_slopes,
@@ -222,6 +223,10 @@ def sum_kernel(
 SLOPE = Tile(1, 256, 1, range=32)
 BACKWARD = Tile(4, 128, 8, parts=26)
 
+_CONV_SLOPE = Launcher(conv_slope_kernel)
+_SUM = Launcher(sum_kernel)
+_CONV_BACKWARD = Launcher(conv_backward_kernel)
+
 
 def conv_backward(
     gradient: Tensor,
@@ -243,7 +248,7 @@ def conv_backward(
     rows, count = tokens * streams, len(taps)
     single = {"dtype": torch.float32}
     slope, back = SLOPE.fit(width), BACKWARD.fit(width)
-    blocks = triton.cdiv(width, slope.columns)
+    blocks = parts_of(width, slope.columns)
     conv_gradient = torch.empty_like(gradient)
     slope_parts = gradient.new_empty((blocks, rows), **single)
     pull_parts = gradient.new_empty((blocks, count, rows), **single)
@@ -254,57 +259,59 @@ def conv_backward(
     sizes = (tokens, rows, line)
     ages = gradient if age is None else age
     options = {"STREAMS": streams, "TAPS": count, "DILATION": dilation, "AGE": age is not None}
-    with device_of(gradient):
-        conv_slope_kernel[(blocks, streams, triton.cdiv(tokens, slope.range))](
-            conv_gradient,
-            slope_parts,
-            pull_parts,
-            gradient,
-            projected,
-            norm,
-            taps,
-            gradient if keep is None else keep,
-            ages,
-            facts,
-            *sizes,
-            D=width,
-            CENTRED=centred,
-            KEEP=keep is not None,
-            RANGE=slope.range,
-            BLOCK_T=slope.tokens,
-            BLOCK_D=slope.columns,
-            num_warps=slope.warps,
-            **options,
-        )
-        sum_kernel[(triton.cdiv(rows, 128),)](
-            slopes,
-            factor_slopes,
-            slope_parts,
-            pull_parts,
-            ages,
-            *sizes,
-            PARTS=blocks,
-            BLOCK=128,
-            num_warps=4,
-            **options,
-        )
-        conv_backward_kernel[(triton.cdiv(width, back.columns), len(tap_parts))](
-            value_gradient,
-            norm_parts,
-            tap_parts,
-            conv_gradient,
-            projected,
-            norm,
-            taps,
-            ages,
-            facts,
-            *sizes,
-            D=width,
-            CENTRED=centred,
-            BLOCK_T=back.tokens,
-            BLOCK_D=back.columns,
-            num_warps=back.warps,
-            **options,
-        )
+    _CONV_SLOPE(
+        (blocks, streams, parts_of(tokens, slope.range)),
+        conv_gradient,
+        slope_parts,
+        pull_parts,
+        gradient,
+        projected,
+        norm,
+        taps,
+        gradient if keep is None else keep,
+        ages,
+        facts,
+        *sizes,
+        D=width,
+        CENTRED=centred,
+        KEEP=keep is not None,
+        RANGE=slope.range,
+        BLOCK_T=slope.tokens,
+        BLOCK_D=slope.columns,
+        num_warps=slope.warps,
+        **options,
+    )
+    _SUM(
+        (parts_of(rows, 128),),
+        slopes,
+        factor_slopes,
+        slope_parts,
+        pull_parts,
+        ages,
+        *sizes,
+        PARTS=blocks,
+        BLOCK=128,
+        num_warps=4,
+        **options,
+    )
+    _CONV_BACKWARD(
+        (parts_of(width, back.columns), len(tap_parts)),
+        value_gradient,
+        norm_parts,
+        tap_parts,
+        conv_gradient,
+        projected,
+        norm,
+        taps,
+        ages,
+        facts,
+        *sizes,
+        D=width,
+        CENTRED=centred,
+        BLOCK_T=back.tokens,
+        BLOCK_D=back.columns,
+        num_warps=back.warps,
+        **options,
+    )
     taps_gradient = tap_parts.sum(0).view(count, streams * width)
     return slopes, factor_slopes, value_gradient, norm_parts.sum(0), taps_gradient

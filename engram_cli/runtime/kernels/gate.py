@@ -15,14 +15,15 @@ import triton.language as tl
 from torch import Tensor
 
 from engram_cli.runtime.kernels import tiles
-from engram_cli.runtime.kernels.tiles import Tile, device_of
+from engram_cli.runtime.kernels.launching import Launcher
+from engram_cli.runtime.kernels.tiles import Tile, parts_of
 
 # Facts [5, rows]: the gate; what a value is multiplied with before the convolution (without the
 # norm's weight); the scaled dot product; the reciprocal roots of the hidden state and the key.
 FACTS = 5
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def gate_kernel(
     out,
     facts,
@@ -143,7 +144,7 @@ def gate_slope_kernel(
         tl.store(slopes + token * STREAMS + stream, slope)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "rows"])
 def gate_backward_kernel(
     hidden_gradient,
     projected_gradient,
@@ -263,6 +264,10 @@ def gate_backward_kernel(
 # From figures of an H200: 16 bytes a thread and load, a row of the tile to a warp; two waves.
 BACKWARD = Tile(2, 256, 2, parts=79)
 
+_GATE = Launcher(gate_kernel)
+_GATE_SLOPE = Launcher(gate_slope_kernel)
+_GATE_BACKWARD = Launcher(gate_backward_kernel)
+
 
 def gate(
     out: Tensor | None,
@@ -286,28 +291,28 @@ def gate(
     if not tokens:
         return facts
     block, warps = tiles.row_plan(width, held=out is not None)
-    with device_of(hidden):
-        gate_kernel[(tokens * streams,)](
-            facts if out is None else out,
-            facts,
-            hidden,
-            projected,
-            query,
-            key,
-            hidden if keep is None else keep,
-            tokens * streams,
-            eps,
-            norm_eps,
-            width**-0.5,
-            D=width,
-            STREAMS=streams,
-            CENTRED=centred,
-            KEEP=keep is not None,
-            CONV=out is None,
-            RESIDUAL=residual,
-            BLOCK=block,
-            num_warps=warps,
-        )
+    _GATE(
+        (tokens * streams,),
+        facts if out is None else out,
+        facts,
+        hidden,
+        projected,
+        query,
+        key,
+        hidden if keep is None else keep,
+        tokens * streams,
+        eps,
+        norm_eps,
+        width**-0.5,
+        D=width,
+        STREAMS=streams,
+        CENTRED=centred,
+        KEEP=keep is not None,
+        CONV=out is None,
+        RESIDUAL=residual,
+        BLOCK=block,
+        num_warps=warps,
+    )
     return facts
 
 
@@ -316,18 +321,18 @@ def gate_slopes(gradient: Tensor, projected: Tensor, keep: Tensor | None) -> Ten
     tokens, streams, width = gradient.shape
     slopes = gradient.new_empty(tokens * streams, dtype=torch.float32)
     block, warps = tiles.row_plan(width, held=False)
-    with device_of(gradient):
-        gate_slope_kernel[(tokens,)](
-            slopes,
-            gradient,
-            projected,
-            gradient if keep is None else keep,
-            D=width,
-            STREAMS=streams,
-            KEEP=keep is not None,
-            BLOCK=block,
-            num_warps=warps,
-        )
+    _GATE_SLOPE(
+        (tokens,),
+        slopes,
+        gradient,
+        projected,
+        gradient if keep is None else keep,
+        D=width,
+        STREAMS=streams,
+        KEEP=keep is not None,
+        BLOCK=block,
+        num_warps=warps,
+    )
     return slopes
 
 
@@ -355,33 +360,33 @@ def gate_backward(
     tile = BACKWARD.fit(width)
     parts = hidden.new_empty((tile.cut(tokens), streams, width), dtype=torch.float32)
     value_gradient, factor_slopes = (gradient, slopes) if conv is None else conv
-    with device_of(hidden):
-        gate_backward_kernel[(triton.cdiv(width, tile.columns), len(parts))](
-            hidden_gradient,
-            projected_gradient,
-            parts,
-            gradient,
-            hidden,
-            projected,
-            value_gradient,
-            query,
-            key,
-            hidden if keep is None else keep,
-            facts,
-            slopes,
-            factor_slopes,
-            tokens,
-            tokens * streams,
-            width**-0.5,
-            norm_eps,
-            D=width,
-            STREAMS=streams,
-            CENTRED=centred,
-            KEEP=keep is not None,
-            CONV=conv is not None,
-            RESIDUAL=residual,
-            BLOCK_T=tile.tokens,
-            BLOCK_D=tile.columns,
-            num_warps=tile.warps,
-        )
+    _GATE_BACKWARD(
+        (parts_of(width, tile.columns), len(parts)),
+        hidden_gradient,
+        projected_gradient,
+        parts,
+        gradient,
+        hidden,
+        projected,
+        value_gradient,
+        query,
+        key,
+        hidden if keep is None else keep,
+        facts,
+        slopes,
+        factor_slopes,
+        tokens,
+        tokens * streams,
+        width**-0.5,
+        norm_eps,
+        D=width,
+        STREAMS=streams,
+        CENTRED=centred,
+        KEEP=keep is not None,
+        CONV=conv is not None,
+        RESIDUAL=residual,
+        BLOCK_T=tile.tokens,
+        BLOCK_D=tile.columns,
+        num_warps=tile.warps,
+    )
     return hidden_gradient, projected_gradient, parts.sum(0)

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime.kernels.launching import Launcher
 from engram_cli.runtime.kernels.lookup import lookup_kernel
-from engram_cli.runtime.kernels.tiles import device_of, parts_of, power_of_two
+from engram_cli.runtime.kernels.tiles import parts_of, power_of_two
+
+_LOOK_UP = Launcher(lookup_kernel)
 
 
 class Hash(NamedTuple):
@@ -130,49 +133,49 @@ def _launch(
         return ids if tensor is None else tensor.contiguous()
 
     blocks = parts_of(columns, plan.columns) * parts_of(count, plan.tokens)
-    with device_of(ids):
-        lookup_kernel[(blocks, layers)](
-            out,
-            ids,
-            hashed.lookup,
-            hashed.multipliers,
-            hashed.columns,
-            tuple(tables),
-            tuple(scales),
-            given(back.dead),
-            given(back.ages),
-            given(back.bounds),
-            given(back.history),
-            given(back.slots),
-            given(back.positions),
-            count,
-            0 if flat else ids.shape[1],
-            sequences,
-            sequences.bit_length(),
-            0 if flat else ids.stride(0),
-            ids.stride(-1),
-            len(hashed.lookup),
-            hashed.filler,
-            eos,
-            1 if back.history is None else back.history.shape[1],
-            N=orders[-1],
-            COLUMNS=columns,
-            HEADS=heads,
-            LAYERS=layers,
-            SALTED=hashed.salted,
-            FLAT=flat,
-            DEAD=back.dead is not None,
-            AGES=back.ages is not None,
-            HISTORY=back.history is not None,
-            SLOTS=back.slots is not None,
-            COMMIT=commit,
-            EOS=eos >= 0,
-            BLOCK_T=plan.tokens,
-            BLOCK_C=plan.columns,
-            ONCE=plan.once,
-            num_warps=1,
-            **constants,
-        )
+    _LOOK_UP(
+        (blocks, layers),
+        out,
+        ids,
+        hashed.lookup,
+        hashed.multipliers,
+        hashed.columns,
+        tuple(tables),
+        tuple(scales),
+        given(back.dead),
+        given(back.ages),
+        given(back.bounds),
+        given(back.history),
+        given(back.slots),
+        given(back.positions),
+        count,
+        0 if flat else ids.shape[1],
+        sequences,
+        sequences.bit_length(),
+        0 if flat else ids.stride(0),
+        ids.stride(-1),
+        len(hashed.lookup),
+        hashed.filler,
+        eos,
+        1 if back.history is None else back.history.shape[1],
+        N=orders[-1],
+        COLUMNS=columns,
+        HEADS=heads,
+        LAYERS=layers,
+        SALTED=hashed.salted,
+        FLAT=flat,
+        DEAD=back.dead is not None,
+        AGES=back.ages is not None,
+        HISTORY=back.history is not None,
+        SLOTS=back.slots is not None,
+        COMMIT=commit,
+        EOS=eos >= 0,
+        BLOCK_T=plan.tokens,
+        BLOCK_C=plan.columns,
+        ONCE=plan.once,
+        num_warps=1,
+        **constants,
+    )
 
 
 @cache

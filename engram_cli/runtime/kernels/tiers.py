@@ -6,7 +6,6 @@ twin, to the bit.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from engram_cli.runtime.kernels.launch import converts_fp8
+from engram_cli.runtime.kernels.launching import Launcher
 from engram_cli.runtime.kernels.lookup import GROUP, _deliver
+from engram_cli.runtime.kernels.tiles import parts_of, power_of_two
 from engram_cli.runtime.tiers.hot_set import HotSet
 from engram_cli.runtime.tiers.reading import Shelves
 
@@ -176,16 +177,20 @@ def slots_kernel(
     tl.atomic_add(counted + 1 + lane * 0, count - lane, mask=first & is_hot, sem="relaxed")
 
 
+_READ = Launcher(read_kernel)
+_KEYS = Launcher(keys_kernel)
+_SLOTS = Launcher(slots_kernel)
+
+
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
     """`reading.cold_keys`."""
     dtype = torch.int32 if height < 2**31 else torch.int64
     if hot is None:
         return rows.to(dtype)
     keys = torch.empty(len(rows), dtype=dtype, device=rows.device)
-    with _on(rows.device):
-        keys_kernel[(triton.cdiv(len(rows), _KEY_ROWS),)](
-            keys, rows, hot.words, len(rows), height, ROWS=_KEY_ROWS
-        )
+    _KEYS(
+        (parts_of(len(rows), _KEY_ROWS),), keys, rows, hot.words, len(rows), height, ROWS=_KEY_ROWS
+    )
     return keys
 
 
@@ -194,10 +199,18 @@ def find_slots(
 ) -> None:
     """`reading.find_slots`."""
     numbers = (keys[1:] != keys[:-1]).cumsum(0)
-    with _on(keys.device):
-        slots_kernel[(triton.cdiv(len(keys), _KEY_ROWS),)](
-            slots, found, counted, keys, order, numbers, len(keys), height, ROWS=_KEY_ROWS
-        )
+    _SLOTS(
+        (parts_of(len(keys), _KEY_ROWS),),
+        slots,
+        found,
+        counted,
+        keys,
+        order,
+        numbers,
+        len(keys),
+        height,
+        ROWS=_KEY_ROWS,
+    )
 
 
 def read(
@@ -254,43 +267,39 @@ def _launch(
     count, dim = out.shape
     if not count:
         return
-    block = min(triton.next_power_of_2(dim), 1024)
+    block = min(power_of_two(dim), 1024)
     if each is None:
         each = 8 if slots is None else _values_a_thread(count * block)
-    lanes = triton.next_power_of_2(max(1, 32 * each // block))
+    lanes = power_of_two(max(1, 32 * each // block))
     hot_set, hot = shelves.hot_set, shelves.cold if shelves.hot is None else shelves.hot
     scale = shelves.form.layer_scale
-    with _on(out.device):
-        read_kernel[(triton.cdiv(count, lanes),)](
-            out,
-            rows,
-            rows if slots is None else slots,
-            shelves.cold.view(items),
-            shelves.cold.view(scale_items),
-            hot.view(items),
-            hot.view(scale_items),
-            rows if scale is None else scale,
-            rows if hot_set is None else hot_set.words,
-            rows if hot_set is None else hot_set.ranks,
-            shelves.counted[1],
-            count,
-            DIM=dim,
-            TABLE_STRIDE=shelves.cold.shape[1] // items.itemsize,
-            VECTOR=min(block, max(1, 16 // max(items.itemsize, out.element_size()))),
-            HOT=hot_set is not None,
-            SLOTS=slots is not None,
-            ROWS=lanes,
-            BLOCK_D=block,
-            CHUNKS=triton.cdiv(dim, block),
-            num_warps=1,
-            **constants,
-        )
+    _READ(
+        (parts_of(count, lanes),),
+        out,
+        rows,
+        rows if slots is None else slots,
+        shelves.cold.view(items),
+        shelves.cold.view(scale_items),
+        hot.view(items),
+        hot.view(scale_items),
+        rows if scale is None else scale,
+        rows if hot_set is None else hot_set.words,
+        rows if hot_set is None else hot_set.ranks,
+        shelves.counted[1],
+        count,
+        DIM=dim,
+        TABLE_STRIDE=shelves.cold.shape[1] // items.itemsize,
+        VECTOR=min(block, max(1, 16 // max(items.itemsize, out.element_size()))),
+        HOT=hot_set is not None,
+        SLOTS=slots is not None,
+        ROWS=lanes,
+        BLOCK_D=block,
+        CHUNKS=parts_of(dim, block),
+        num_warps=1,
+        **constants,
+    )
 
 
 def _values_a_thread(values: int) -> int:
     """As in `launch.choose_plan`; in place 8, so that many programs share the wait."""
     return 8 if values <= 2**17 else 32 if values <= 2**21 else 64
-
-
-def _on(device: torch.device) -> Any:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
-
-import torch
-import triton
-from torch import Tensor
 
 
 class Tile(NamedTuple):
@@ -22,11 +17,11 @@ class Tile(NamedTuple):
 
     def fit(self, width: int) -> Tile:
         """The same for rows that may be narrower."""
-        return self._replace(columns=min(self.columns, triton.next_power_of_2(width)))
+        return self._replace(columns=min(self.columns, power_of_two(width)))
 
     def cut(self, count: int) -> int:
         """Into how many ranges `count` tokens are cut."""
-        return max(1, min(self.parts, triton.cdiv(count, self.tokens)))
+        return max(1, min(self.parts, parts_of(count, self.tokens)))
 
 
 def row_plan(width: int, *, held: bool) -> tuple[int, int]:
@@ -35,9 +30,9 @@ def row_plan(width: int, *, held: bool) -> tuple[int, int]:
     A row that is held to the end: about five loads a thread, of 16 bytes in bfloat16; otherwise
     twice as many, which is faster by a tenth on an H200.
     """
-    wanted = triton.next_power_of_2(triton.cdiv(width, (5 if held else 10) * 256))
+    wanted = power_of_two(parts_of(width, (5 if held else 10) * 256))
     warps = min(16, max(1, wanted))
-    return min(256 * warps, triton.next_power_of_2(width)), warps
+    return min(256 * warps, power_of_two(width)), warps
 
 
 def parts_of(count: int, size: int) -> int:
@@ -48,8 +43,3 @@ def parts_of(count: int, size: int) -> int:
 def power_of_two(count: int) -> int:
     """The least one that is not below `count`; triton.next_power_of_2 takes 5 us, too."""
     return 1 << max(0, count - 1).bit_length()
-
-
-def device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Launches go to the device of their input, whichever is the current one."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
