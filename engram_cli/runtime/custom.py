@@ -148,7 +148,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
 def _table_gradients(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
     """The gradients of the tables; the rows are found again instead of being kept."""
     ids, lookup, multipliers, columns, *limits = ctx.saved_tensors
-    rows = call(find_rows, ids, lookup, multipliers, columns, *ctx.constants, *limits)
+    find = _find_rows if is_plain_call(ids) else find_rows
+    rows = find(ids, lookup, multipliers, columns, *ctx.constants, *limits)
     return [
         custom_rows.gradient(own, of, shape, dtype, ctx.gradients) if wanted else None
         for (shape, dtype, wanted), of, own in zip(ctx.tables, rows, gradient, strict=True)
@@ -177,17 +178,50 @@ class _LookUp(torch.autograd.Function):
         return (None, *_table_gradients(ctx, gradient))
 
 
-_RAW = {look_up: _look_up, look_up_step: _look_up_step, find_rows: _find_rows}
-
-
-def call(operator: Any, ids: Tensor, *rest: Any) -> Tensor:
-    """What the operator gives: `look_up`, `look_up_step` or `find_rows`."""
-    tables = [] if operator is find_rows else rest[0]
+def call(
+    operator: Any,
+    ids: Tensor,
+    tensors: HashTensors,
+    back: LookBack,
+    tables: Sequence[Table] = (),
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """What the operator gives: `look_up`, `look_up_step` or `find_rows`, which takes no tables."""
+    values = [table.values for table in tables]
+    plain = is_plain_call(ids, *values)
+    wants_gradient = (
+        operator is look_up and torch.is_grad_enabled() and any(v.requires_grad for v in values)
+    )
     found: Tensor
-    if not is_plain_call(ids, *tables):
-        found = operator(ids, *rest)
-    elif operator is look_up and torch.is_grad_enabled() and any(t.requires_grad for t in tables):
-        found = _LookUp.apply((ids, *rest), *tables)  # type: ignore[no-untyped-call]
-    else:
-        found = _RAW[operator](ids, *rest)
+    if plain and not wants_gradient:
+        return _run(operator, ids, tensors, back, tables, dtype)
+    rest = (*hash_arguments(tensors), *limit_arguments(back))
+    if operator is not find_rows:
+        rest = (*table_arguments(tables), dtype, *rest)
+    if operator is look_up:
+        rest = (*rest, tables[0].gradients)
+    arguments = (ids, *rest)
+    found = _LookUp.apply(arguments, *values) if plain else operator(*arguments)  # type: ignore[no-untyped-call]
     return found
+
+
+def _run(
+    operator: Any,
+    ids: Tensor,
+    tensors: HashTensors,
+    back: LookBack,
+    tables: Sequence[Table],
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """What the operator computes, from what it is given before that is made flat."""
+    from engram_cli.runtime.kernels import launch
+
+    eos = -1 if tensors.eos is None else tensors.eos
+    sizes = (tensors.orders, tensors.filler, eos, tensors.salted)
+    hashed = launch.Hash(tensors.lookup, tensors.multipliers, tensors.columns, *sizes)
+    if operator is find_rows:
+        return launch.find_rows(hashed, ids, back)
+    assert dtype is not None
+    values, scales, kind = table_arguments(tables)
+    commit = operator is look_up_step
+    return launch.look_up(hashed, ids, values, scales, back, dtype, kind=kind, commit=commit)

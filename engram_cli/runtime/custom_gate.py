@@ -1,7 +1,8 @@
 """The gate as torch operators, so that torch.compile and CUDA graphs see one op each.
 
 `engram::gate` and `engram::gate_backward` run the kernels of `kernels.gate` and `kernels.conv`;
-arguments are flat because operators take tensors, numbers and dtypes only.
+arguments are flat because operators take tensors, numbers and dtypes only. Without gradients the
+forward goes past the dispatcher where nothing looks on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engram_cli.runtime.direct import is_plain_call
 from engram_cli.runtime.gating import GateWeights, Past
 
 
@@ -26,7 +28,10 @@ def run_gate(
 ) -> tuple[Tensor, Tensor | None]:
     """`gating.gate` by the operator."""
     count = hidden.shape[1]
-    out, inputs, _ = gate(
+    given = (hidden, projected, weights.query, weights.key, weights.norm, weights.taps)
+    plain = is_plain_call(*given, past.keep, past.age, past.history)
+    trains = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    out, inputs, _ = (_gate if plain and not trains else gate)(
         hidden,
         projected,
         weights.query,
@@ -47,8 +52,7 @@ def run_gate(
     return out, None if weights.taps is None else inputs.detach()
 
 
-@torch.library.custom_op("engram::gate", mutates_args=())
-def gate(
+def _gate(
     hidden: Tensor,
     projected: Tensor,
     query: Tensor,
@@ -104,6 +108,9 @@ def gate(
         residual=residual,
     )
     return out, inputs, facts
+
+
+gate = torch.library.custom_op("engram::gate", _gate, mutates_args=())
 
 
 @gate.register_fake

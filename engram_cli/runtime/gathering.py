@@ -39,12 +39,16 @@ class LookBack:
 
     def check(self, ids: Tensor, max_order: int) -> None:
         """Raises InputError where shapes or dtypes do not fit token ids."""
-        _need(ids.dtype in (torch.int32, torch.int64), f"ids are {ids.dtype}", "int32 or int64")
-        _need(ids.ndim == (1 if self.bounds is not None else 2), f"ids {tuple(ids.shape)}", _IDS)
-        for name, dtypes in (("dead", (torch.bool,)), ("ages", (torch.int32, torch.int64))):
-            given = getattr(self, name)
-            fits = given is None or (given.shape == ids.shape and given.dtype in dtypes)
-            _need(fits, f"{name} does not match the ids", "a bool (dead) or integer (ages) a token")
+        # Every call comes here: a message is made where it is needed.
+        if ids.dtype not in _INTEGERS:
+            raise InputError(f"ids are {ids.dtype}", "int32 or int64")
+        if ids.ndim != (1 if self.bounds is not None else 2):
+            raise InputError(f"ids {tuple(ids.shape)}", _IDS)
+        for given, dtypes in ((self.dead, (torch.bool,)), (self.ages, _INTEGERS)):
+            if given is not None and not (given.shape == ids.shape and given.dtype in dtypes):
+                name = "dead" if given is self.dead else "ages"
+                hint = "a bool (dead) or integer (ages) a token"
+                raise InputError(f"{name} does not match the ids", hint)
         sequences = ids.shape[0] if self.bounds is None else len(self.bounds) - 1
         _need(sequences > 0 or not ids.numel(), "there is no sequence", _IDS)
         if self.history is None:
@@ -71,6 +75,7 @@ class LookBack:
         _need(self.ages is None, "a step has no ages", "restart the positions at 0")
 
 
+_INTEGERS = (torch.int32, torch.int64)
 _IDS = "give ids [B, T], or flat ids [T] with the bounds [S + 1] of their sequences"
 NO_LIMITS = LookBack()
 
@@ -219,14 +224,8 @@ def common_dtype(
     for table, height in zip(tables, tensors.heights, strict=True):
         if len(table.values) < height:
             raise InputError(f"a table has {len(table.values)} rows, its hash names {height}", "")
-        if table.kind != first.kind or table.values.dtype != first.values.dtype:
-            raise InputError("the layers' tables differ in kind", "look layers up one by one")
-        if (table.width, table.values.shape[1]) != (first.width, first.values.shape[1]):
-            raise InputError("the layers' tables differ in width", "look layers up one by one")
-        if table.strides != first.strides:
-            raise InputError("the layers' rows lie differently", "look layers up one by one")
-        if table.gradients != first.gradients:
-            raise InputError("the layers' rows differ in gradients", "look layers up one by one")
+        if table is not first:
+            _check_alike(table, first)
         for owner in (table.values, tensors.columns):
             if owner.device != ids.device:
                 raise InputError(f"ids on {ids.device}, the rest on {owner.device}", "move one")
@@ -234,3 +233,15 @@ def common_dtype(
     if wanted not in FLOATS:
         raise InputError(f"vectors cannot be {wanted}", "float32, bfloat16 or float16")
     return wanted
+
+
+def _check_alike(table: Table, first: Table) -> None:
+    """Raises InputError where two layers' tables cannot be read by one launch."""
+    if table.kind != first.kind or table.values.dtype != first.values.dtype:
+        raise InputError("the layers' tables differ in kind", "look layers up one by one")
+    if (table.width, table.values.shape[1]) != (first.width, first.values.shape[1]):
+        raise InputError("the layers' tables differ in width", "look layers up one by one")
+    if table.strides != first.strides:
+        raise InputError("the layers' rows lie differently", "look layers up one by one")
+    if table.gradients != first.gradients:
+        raise InputError("the layers' rows differ in gradients", "look layers up one by one")

@@ -101,15 +101,7 @@ def look_up(
         return gathering.vectors(tables, find_rows(tensors, ids, look_back), wanted)
     from engram_cli.runtime import custom
 
-    return custom.call(
-        custom.look_up,
-        ids,
-        *custom.table_arguments(tables),
-        wanted,
-        *custom.hash_arguments(tensors),
-        *custom.limit_arguments(look_back),
-        tables[0].gradients,
-    )
+    return custom.call(custom.look_up, ids, tensors, look_back, tables, wanted)
 
 
 def look_up_step(
@@ -139,14 +131,7 @@ def look_up_step(
     assert look_back.positions is not None
     from engram_cli.runtime import custom
 
-    return custom.call(
-        custom.look_up_step,
-        ids,
-        *custom.table_arguments(tables),
-        wanted,
-        *custom.hash_arguments(tensors),
-        *custom.limit_arguments(look_back),
-    )
+    return custom.call(custom.look_up_step, ids, tensors, look_back, tables, wanted)
 
 
 def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS) -> Tensor:
@@ -157,12 +142,7 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
     look_back.check(ids, tensors.max_order)
     from engram_cli.runtime import custom
 
-    return custom.call(
-        custom.find_rows,
-        ids,
-        *custom.hash_arguments(tensors),
-        *custom.limit_arguments(look_back),
-    )
+    return custom.call(custom.find_rows, ids, tensors, look_back)
 
 
 def read_tiers(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     once: bool = False
 
 
+@lru_cache(maxsize=1024)
 def choose_plan(rows: int, columns: int, width: int) -> Plan:
     """The plan for `rows` rows in all, of `width` values in a block, `columns` a token and layer.
 
