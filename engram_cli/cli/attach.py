@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engram_cli.cli.options import (
+    DryRunOption,
     ForceOption,
     JsonOption,
     QuietOption,
@@ -60,9 +61,7 @@ def attach(
         bool, typer.Option("--reference", help="Refer to the table instead of copying its rows.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the gate's random weights.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the byte arithmetic and stop.")
-    ] = False,
+    dry_run: DryRunOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +20,12 @@ from engram_cli.cli.corpus_options import (
     SeparatorOption,
     SuffixesOption,
     TokenizerOption,
+    corpus_choices,
 )
 from engram_cli.cli.options import (
+    ENGINE_PANEL,
+    ChunkRowsOption,
+    DryRunOption,
     EosIdOption,
     ForceOption,
     HeadsOption,
@@ -30,17 +35,19 @@ from engram_cli.cli.options import (
     PadIdOption,
     PresetOption,
     QuietOption,
+    RayAddressOption,
     RowsOption,
     ScaleOption,
     SchemeOption,
     SeedOption,
+    ThreadsOption,
     VocabOption,
     VocabSizeOption,
     WorkspaceOption,
     parse_size,
-    unescape,
 )
 from engram_cli.cli.terminal import Terminal, follow, reported, shown_path
+from engram_cli.commands.geometry import Geometry
 from engram_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,17 +133,10 @@ def build_table(
         str,
         typer.Option(
             help="local, or ray: tokens and rows are made by tasks on a Ray cluster.",
-            rich_help_panel=_FILL,
+            rich_help_panel=ENGINE_PANEL,
         ),
     ] = "local",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            help="The cluster; by default the one of this machine, or a new one on it.",
-            metavar="ADDRESS",
-            rich_help_panel=_FILL,
-        ),
-    ] = None,
+    ray_address: RayAddressOption = None,
     format_: FormatOption = None,
     field: FieldOption = None,
     document_separator: SeparatorOption = None,
@@ -147,11 +147,9 @@ def build_table(
     join_documents: JoinOption = False,
     tokenizer: TokenizerOption = None,
     encoder: EncoderOption = "auto",
-    chunk_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows a chunk file (about 128 MiB).")
-    ] = None,
+    chunk_rows: ChunkRowsOption = None,
     scale: ScaleOption = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads (one a core).")] = None,
+    threads: ThreadsOption = None,
     stats: Annotated[
         Path | None,
         typer.Option(help="Statistics whose geometry and row hits are taken (engram-stats)."),
@@ -160,9 +158,7 @@ def build_table(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Store to write (engram-table.zarr).")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the byte arithmetic and stop.")
-    ] = False,
+    dry_run: DryRunOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -174,13 +170,9 @@ def build_table(
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
-        from dataclasses import replace
-
         from engram_cli.commands.build_table import BuildTableRequest
         from engram_cli.commands.build_table import build_table as run
         from engram_cli.commands.corpus_fill import FillRequest
-        from engram_cli.commands.plan_file import read_plan
-        from engram_cli.commands.presets import find_preset, with_preset
         from engram_cli.commands.workspace import Workspace
         from engram_cli.corpus.base import CorpusOptions
 
@@ -189,19 +181,7 @@ def build_table(
             raise InputError(f"statistics not found: {stats}", "run: engram hash-stats CORPUS")
         if vocab is not None and not vocab.exists():
             raise InputError(f"vocabulary not found: {vocab}", "run: engram compress-vocab")
-        named = preset is not None or plan is not None
-        geometry = layout_choices(context, only_flags=LAYOUT_NAMES if named else ())
-        if named:
-            dim, dtype = unless_in_config(context, "dim"), unless_in_config(context, "dtype")
-        if preset is not None and dim is None:
-            dim = find_preset(preset).dim
-        planned = None if plan is None else read_plan(plan)
-        if planned is not None and preset is not None:
-            raise InputError("both --plan and --preset", "give one of them")
-        free = not geometry.given
-        if planned is not None:
-            geometry = replace(planned.geometry, **geometry.given)
-            dim, dtype = dim or planned.dim, dtype or planned.dtype
+        chosen = _chosen(context, preset, plan)
         if checkpoint is not None and not corpus:
             raise InputError(
                 "--checkpoint without --corpus",
@@ -211,15 +191,7 @@ def build_table(
         if corpus:
             fill = FillRequest(
                 sources=tuple(corpus),
-                corpus=CorpusOptions(
-                    format=format_,
-                    field=field,
-                    document_separator=unescape(document_separator),
-                    document_end_id=eos_id if document_end_id is None else document_end_id,
-                    ids_dtype=ids_dtype,
-                    suffixes=None if suffixes is None else tuple(suffixes.split(",")),
-                    errors=errors,  # type: ignore[arg-type]  # CorpusOptions checks it
-                ),
+                corpus=CorpusOptions(**corpus_choices(context, chosen.geometry.eos_id)),
                 workspace=here,
                 tokenizer=tokenizer,
                 encoder=encoder,
@@ -232,13 +204,13 @@ def build_table(
                 ray_address=ray_address,
             )
         request = BuildTableRequest(
-            geometry=with_preset(preset, geometry),
+            geometry=chosen.geometry,
             vocab=vocab or here.vocab,
             stats=stats or here.stats,
             out=out or here.table,
             force=force,
-            dim=64 if dim is None else dim,
-            dtype=dtype or "bfloat16",
+            dim=chosen.dim or 64,
+            dtype=chosen.dtype or "bfloat16",
             init=init,
             std=std,
             init_seed=init_seed,
@@ -247,11 +219,46 @@ def build_table(
             scale=scale,
             threads=threads,
             dry_run=dry_run,
-            fingerprint=planned.fingerprint if planned is not None and free else None,
+            fingerprint=chosen.fingerprint,
         )
         result = run(request, terminal)
         following = follow("engram attach ckpt/", workspace, table=out) if result.written else None
         terminal.result(result, *table_parts(result), next_command=following)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    """What was said of the rows; `fingerprint` of the layout where a plan is taken as it is."""
+
+    geometry: Geometry
+    dim: int | None
+    dtype: str | None
+    fingerprint: str | None = None
+
+
+def _chosen(context: typer.Context, preset: str | None, plan: Path | None) -> _Chosen:
+    """What a flag says, else the preset or the plan, else engram.toml."""
+    from engram_cli.commands.plan_file import read_plan
+    from engram_cli.commands.presets import find_preset, with_preset
+
+    if preset is None and plan is None:
+        named = context.params
+        return _Chosen(geometry=layout_choices(context), dim=named["dim"], dtype=named["dtype"])
+    if preset is not None and plan is not None:
+        raise InputError("both --plan and --preset", "give one of them")
+    flags = layout_choices(context, only_flags=LAYOUT_NAMES)
+    dim, dtype = unless_in_config(context, "dim"), unless_in_config(context, "dtype")
+    if preset is not None:
+        geometry = with_preset(preset, flags)
+        return _Chosen(geometry=geometry, dim=dim or find_preset(preset).dim, dtype=dtype)
+    assert plan is not None
+    planned = read_plan(plan)
+    return _Chosen(
+        geometry=replace(planned.geometry, **flags.given),
+        dim=dim or planned.dim,
+        dtype=dtype or planned.dtype,
+        fingerprint=None if flags.given else planned.fingerprint,
+    )
 
 
 def table_parts(result: BuildTableResult) -> list[RenderableType]:

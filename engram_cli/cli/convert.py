@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engram_cli.cli.options import DTYPES_HELP, ForceOption, JsonOption, QuietOption, ScaleOption
+from engram_cli.cli.options import (
+    DTYPES_HELP,
+    ChunkRowsOption,
+    DryRunOption,
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    ScaleOption,
+    ThreadsOption,
+)
 from engram_cli.cli.terminal import Terminal, reported, shown_path
 
 if TYPE_CHECKING:
@@ -21,16 +30,12 @@ def convert(
     dtype: Annotated[str, typer.Option(help=DTYPES_HELP, show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Store to write.", show_default=False)],
     scale: ScaleOption = None,
-    chunk_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows a chunk file (about 128 MiB).")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads (one a core).")] = None,
+    chunk_rows: ChunkRowsOption = None,
+    threads: ThreadsOption = None,
     verify: Annotated[
         bool, typer.Option(help="Check the checksums of what is read, before anything is written.")
     ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the byte arithmetic and stop.")
-    ] = False,
+    dry_run: DryRunOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from engram_cli.cli.options import unescape
 
 _CORPUS = "Corpus"
 
@@ -76,3 +78,21 @@ TokenizerOption = Annotated[
 EncoderOption = Annotated[
     str, typer.Option(help="auto, tokenizers or fast.", rich_help_panel=_CORPUS)
 ]
+
+
+def corpus_choices(context: typer.Context, end_id: int | None = None) -> dict[str, Any]:
+    """How a command's corpus is read, as fields of `CorpusOptions`.
+
+    `end_id`: what ends documents where no `--document-end-id` was given.
+    """
+    given = context.params
+    chosen, suffixes = given["document_end_id"], given["suffixes"]
+    return {
+        "format": given["format_"],
+        "field": given["field"],
+        "document_separator": unescape(given["document_separator"]),
+        "document_end_id": end_id if chosen is None else chosen,
+        "ids_dtype": given["ids_dtype"],
+        "suffixes": None if suffixes is None else tuple(suffixes.split(",")),
+        "errors": given["errors"],
+    }

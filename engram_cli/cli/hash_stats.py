@@ -19,8 +19,10 @@ from engram_cli.cli.corpus_options import (
     SeparatorOption,
     SuffixesOption,
     TokenizerOption,
+    corpus_choices,
 )
 from engram_cli.cli.options import (
+    ENGINE_PANEL,
     EosIdOption,
     ForceOption,
     HeadsOption,
@@ -30,6 +32,7 @@ from engram_cli.cli.options import (
     PadIdOption,
     PresetOption,
     QuietOption,
+    RayAddressOption,
     RowsOption,
     SchemeOption,
     SeedOption,
@@ -37,7 +40,6 @@ from engram_cli.cli.options import (
     VocabSizeOption,
     WorkspaceOption,
     parse_size,
-    unescape,
 )
 from engram_cli.cli.stats_growth import growth_parts, held_out_rows, locality_parts
 from engram_cli.cli.stats_sections import Figured, chosen_parts, clean_heads_part, ngram_parts
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
 
     from engram_cli.commands.hash_stats import HashStatsResult
 
-_ENGINE = "Engine"
 _OF_MERGING = frozenset(
     (
         *("sources", "merge", "vocab", "out", "force", "workspace", "ngrams", "report"),
@@ -143,30 +144,24 @@ def hash_stats(
         typer.Option(
             min=1,
             help="Counting threads: one a core, with ray one a task.",
-            rich_help_panel=_ENGINE,
+            rich_help_panel=ENGINE_PANEL,
         ),
     ] = None,
     engine: Annotated[
         str,
         typer.Option(
-            help="local, or ray: partitions become tasks on a Ray cluster.", rich_help_panel=_ENGINE
+            help="local, or ray: partitions become tasks on a Ray cluster.",
+            rich_help_panel=ENGINE_PANEL,
         ),
     ] = "local",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            help="The cluster; by default the one of this machine, or a new one on it.",
-            metavar="ADDRESS",
-            rich_help_panel=_ENGINE,
-        ),
-    ] = None,
+    ray_address: RayAddressOption = None,
     partition_size: Annotated[
         Any,
         typer.Option(
             parser=parse_size,
             metavar="BYTES",
             help="Bytes after which windows, caches and joined documents begin anew (256Mi).",
-            rich_help_panel=_ENGINE,
+            rich_help_panel=ENGINE_PANEL,
         ),
     ] = None,
     vocab: VocabOption = None,
@@ -203,13 +198,6 @@ def hash_stats(
             tokenizer=tokenizer,
             out=out,
             force=force,
-            format=format_,
-            field=field,
-            document_separator=unescape(document_separator),
-            document_end_id=document_end_id,
-            ids_dtype=ids_dtype,
-            suffixes=None if suffixes is None else tuple(suffixes.split(",")),
-            errors=errors,  # type: ignore[arg-type]  # CorpusOptions checks it
             encoder=encoder,
             threads=threads,
             join_documents=join_documents,
@@ -223,6 +211,7 @@ def hash_stats(
             report=report,
             engine=engine,
             ray_address=ray_address,
+            **corpus_choices(context),
             **chosen,
         )
         result = run(request, terminal)

@@ -17,14 +17,15 @@ from engram_cli.cli.corpus_options import (
     SeparatorOption,
     SuffixesOption,
     TokenizerOption,
+    corpus_choices,
 )
 from engram_cli.cli.options import (
     ForceOption,
     JsonOption,
     QuietOption,
+    ThreadsOption,
     VocabOption,
     WorkspaceOption,
-    unescape,
 )
 from engram_cli.cli.terminal import Terminal, reported
 from engram_cli.errors import InputError
@@ -33,6 +34,7 @@ _PROBE = "What a next-token table knows"
 
 
 def inspect(
+    context: typer.Context,
     path: Annotated[
         Path,
         typer.Argument(help="Table, bundle, vocabulary or statistics.", show_default=False),
@@ -87,7 +89,7 @@ def inspect(
     errors: ErrorsOption = "strict",
     tokenizer: TokenizerOption = None,
     encoder: EncoderOption = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads (one a core).")] = None,
+    threads: ThreadsOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -123,15 +125,7 @@ def inspect(
                 heldout=tuple(probe),
                 fill=FillRequest(
                     sources=tuple(corpus),
-                    corpus=CorpusOptions(
-                        format=format_,
-                        field=field,
-                        document_separator=unescape(document_separator),
-                        document_end_id=document_end_id,
-                        ids_dtype=ids_dtype,
-                        suffixes=None if suffixes is None else tuple(suffixes.split(",")),
-                        errors=errors,  # type: ignore[arg-type]  # CorpusOptions checks it
-                    ),
+                    corpus=CorpusOptions(**corpus_choices(context)),
                     workspace=here,
                     tokenizer=tokenizer,
                     encoder=encoder,

@@ -63,6 +63,13 @@ JsonOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the byte arithmetic and stop.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads (one a core).")]
+ChunkRowsOption = Annotated[
+    int | None, typer.Option(min=1, help="Rows a chunk file (about 128 MiB).")
+]
 VocabOption = Annotated[
     Path | None,
     typer.Option("--vocab", help="Compressed vocabulary; by default the workspace's."),
@@ -73,6 +80,15 @@ ScaleOption = Annotated[
     typer.Option(help="The scale of every layer, for dtype fp8; by default found from the rows."),
 ]
 _LAYOUT = "Layout"
+ENGINE_PANEL = "Engine"
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The cluster; by default the one of this machine, or a new one on it.",
+        metavar="ADDRESS",
+        rich_help_panel=ENGINE_PANEL,
+    ),
+]
 PresetOption = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engram_cli.cli.options import JsonOption, QuietOption, VocabOption, WorkspaceOption
+from engram_cli.cli.options import (
+    JsonOption,
+    QuietOption,
+    ThreadsOption,
+    VocabOption,
+    WorkspaceOption,
+)
 from engram_cli.cli.terminal import Terminal, reported, shown_path
 
 if TYPE_CHECKING:
@@ -30,7 +36,7 @@ def verify(
         Path | None,
         typer.Option(help="Tokenizer that a vocabulary was made from; by default found."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads (one a core).")] = None,
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),

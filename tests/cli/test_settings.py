@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli.conftest import Engram
 from small_tokenizers import PROSE
@@ -40,6 +41,19 @@ def test_a_preset_and_a_plan_win_over_engram_toml(ready: Engram) -> None:
     assert planned(ready, *asked[1], "--heads", "3")["heads"] == 3
     assert planned(ready)["heads"] == 2
     assert planned(ready)["dim"] == 4
+
+
+def test_the_eos_of_a_preset_ends_documents(engram: Engram) -> None:
+    """In the corpus that is counted as in the one that fills rows."""
+    np.array([5, 248_044, 6, 7], np.uint32).tofile(engram.folder / "ids.bin")
+    sizes = ("--preset", "qwen-ple", "--rows-per-head", "50", "--ids-dtype", "uint32")
+    counted = engram("hash-stats", "ids.bin", *sizes)
+    built = engram(
+        "build-table", *sizes, "--dim", "4", "--init", "token-mean", "--corpus", "ids.bin"
+    )
+    for done in (counted, built):
+        assert done.code == 0, done.err
+        assert "token 248044 ends a document" in done.err
 
 
 def test_counting_with_a_preset_is_not_changed_by_engram_toml(ready: Engram) -> None:
