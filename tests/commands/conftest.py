@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from commands.made import Made, make
 from small_tokenizers import PROSE
 
+from engram_cli.corpus import stream
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
 
@@ -45,4 +47,27 @@ def corpus_workspace(tmp_path: Path, tokenizer_file: Path, small_vocab: Compress
     for index, text in enumerate(PROSE[:2]):
         (corpus / f"{index}.txt").write_text(text * 3, encoding="utf-8")
     (corpus / "empty.md").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def batches(
+    tmp_path: Path,
+    tokenizer_file: Path,
+    small_vocab: CompressedVocab,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A workspace with a corpus of twelve files, each of them a batch."""
+    monkeypatch.setattr(stream, "_FIRST_BATCH", 1)
+    monkeypatch.setattr(stream, "_FULL_BATCH", 1)
+    shutil.copy(tokenizer_file, tmp_path / "tokenizer.json")
+    write_vocab(small_vocab, tmp_path / "engram-vocab.parquet")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for index in range(12):
+        text = f"{index} " + PROSE[index % len(PROSE)] * (1 + index % 3)
+        (corpus / f"{index:02}.txt").write_text(text, encoding="utf-8")
+    (corpus / "05b.md").touch()
+    lines = [json.dumps({"text": text}) + "\n" for text in PROSE * 4]
+    (corpus / "lines.jsonl").write_text("".join(lines))
     return tmp_path
