@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands.made import Made
 from commands.test_attach import Listener, request
+from formats.bundles import put
 from tiny_models import llama
 
 from engram_cli.commands.artifact import find_artifact
@@ -84,17 +85,6 @@ def test_saving_and_loading_keep_them(made_once: Made, tmp_path: Path) -> None:
     assert read_bundle(save_engram(model, tmp_path / "again")).has_hits
     load(model, bare)
     assert not memory.hits
-
-
-def put(*path: Any) -> Any:
-    *keys, last, value = path
-
-    def change(document: Any) -> None:
-        for key in keys:
-            document = document[key]
-        document[last] = value
-
-    return change
 
 
 @pytest.mark.parametrize(

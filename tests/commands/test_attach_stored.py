@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands.test_attach import LLAMA, build, configure, request
+from formats.bundles import put
 from safetensors.torch import load_file
 from table.tables import tamper
 
@@ -154,17 +155,6 @@ def test_chunks_that_changed(referring: Path) -> None:
     chunk.unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
         read_bundle(referring)
-
-
-def put(*path: Any) -> Any:
-    *keys, last, value = path
-
-    def change(document: Any) -> None:
-        for key in keys:
-            document = document[key]
-        document[last] = value
-
-    return change
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import commands.killed_counting
 import pytest
 from commands.broken_off import GOING_ON, Heard, broken_off, contents, run, size_of
+from scripts import run_script
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.corpus import encode
@@ -236,16 +234,7 @@ def test_the_time_between_two_grows_with_what_one_takes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_again_and_again_it_writes_the_same_bytes(seed: int, here: Path) -> None:
-    script = Path(commands.killed_counting.__file__)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(here), str(seed)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = run_script("commands/killed_counting.py", here, seed)
     assert found["equal"]
     assert found["killed"] > 3
     assert found["resumed"] > 2

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import run_script
 from small_tokenizers import PROSE
 
 from engram_cli import write_vocab
@@ -37,17 +34,7 @@ def here(tmp_path: Path, tokenizer_file: Path, small_vocab: CompressedVocab) -> 
 
 @needs_ray
 def test_a_cluster_that_loses_a_node_counts_the_same(here: Path) -> None:
-    script = Path(__file__).with_name("ray_cluster.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(here)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = run_script("engines/ray_cluster.py", here, timeout=300)
     lost = found["lost"]
     assert lost["equal"]
     assert lost["all"]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import run_script
 from small_tokenizers import PROSE
 
 from engram_cli import write_vocab
@@ -33,17 +30,7 @@ def test_a_cluster_that_loses_nodes_fills_the_same(
         (tmp_path / "corpus" / f"{index:02}.txt").write_text(text)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.txt").write_bytes(b"fine\xff")
-    script = Path(__file__).with_name("ray_filling_cluster.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = run_script("engines/ray_filling_cluster.py", tmp_path, timeout=300)
     assert found["lost"]
     assert found["alive"] == 2  # the head, and the node that came for the two that were lost
     tokens = found["done"]["2-grams of layer 1"]

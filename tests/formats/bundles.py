@@ -76,3 +76,15 @@ def write(spec: BundleSpec, path: Path, **options: Any) -> list[Any]:
 
     rows = options.pop("rows", in_chunks(spec, 37))
     return write_bundle(path, spec, rows, dense, tool_version="0", **options)
+
+
+def put(*path: Any) -> Any:
+    """Changes a document: the value, the last argument, goes to the place that the others name."""
+    *keys, last, value = path
+
+    def change(document: Any) -> None:
+        for key in keys:
+            document = document[key]
+        document[last] = value
+
+    return change

@@ -47,7 +47,7 @@ def main(folder: Path, kills: int) -> None:
     seeds = random.Random(0)
     found = {name: killed(make, folder, kills, seeds) for name, make in jobs.items()}
     shutil.rmtree(source)
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found))
 
 
 def killed(make: Make, folder: Path, kills: int, seeds: random.Random) -> dict[str, Any]:

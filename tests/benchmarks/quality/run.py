@@ -192,19 +192,26 @@ def save(model: torch.nn.Module, folder: Path, tokenizer: Path) -> None:
     torch.save(model.state_dict(), folder / "weights.pt")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def begun(
+    description: str, *, seconds: float, steps: int
+) -> tuple[argparse.Namespace, Size, torch.device]:
+    """What a script of trainings was asked for, its folder made, and where it runs."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seconds", type=float, default=500.0)
-    parser.add_argument("--steps", type=int, default=480)
+    parser.add_argument("--seconds", type=float, default=seconds)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--tiny", action="store_true", help="to try the script without a GPU")
     arguments = parser.parse_args()
-    begin = time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
-    size = Size(batch=4, hidden=64, inner=128, layers=5, heads=2) if arguments.tiny else Size()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    size = Size(batch=4, hidden=64, inner=128, layers=5, heads=2) if arguments.tiny else Size()
+    return arguments, size, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    begin = time.perf_counter()
+    arguments, size, device = begun(__doc__, seconds=500.0, steps=480)
     experiment = Experiment(arguments.data, arguments.out, size, arguments.steps, device)
     longest = 0.0
     for seed, arms in PLAN:

@@ -9,7 +9,6 @@ same layers and `TAKEN` experts.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import asdict, replace
@@ -18,9 +17,9 @@ from typing import Any
 
 import torch
 from experts import Experts
-from run import DIM, GEOMETRY, Experiment, make_bundle, save
+from run import DIM, GEOMETRY, Experiment, begun, make_bundle, save
 from torch import nn
-from training import Size, new_model, remember, train
+from training import new_model, remember, train
 
 TAKEN = 2
 SLOTS = 14  # experts a layer beyond those that a token takes: the budget
@@ -86,18 +85,8 @@ class Shares(Experiment):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seconds", type=float, default=150.0)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--tiny", action="store_true", help="to try the script without a GPU")
-    arguments = parser.parse_args()
     begin = time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")
-    size = Size(batch=4, hidden=64, inner=128, layers=5, heads=2) if arguments.tiny else Size()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments, size, device = begun(__doc__, seconds=150.0, steps=300)
     shares = Shares(arguments.data, arguments.out, size, arguments.steps, device)
     if (arguments.out / "shares.json").exists():
         shares.results = json.loads((arguments.out / "shares.json").read_text())["trainings"]
