@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,9 @@ class PlanCorpus:
             moduli = [m for entry in layout.layers for m in _moduli(entry, layout.heads, at)]
             before = _moduli(first, counted.heads, index)
             used = int(np.count_nonzero(own))
-            # Real text uses a little more or less than an ideal hash: in heads of any size alike.
             known = self._demand(order, self.statistics.tokens).distinct
             strays = used / math.fsum(ideal_occupied(m, known) for m in before)
-            distinct = min(demand.distinct, known)
-            expected = [min(strays * ideal_occupied(m, distinct), float(m)) for m in moduli]
+            expected = _used_rows(moduli, min(demand.distinct, known), strays)
             occupied = math.fsum(expected) / sum(moduli)
             curve = self._held_out(first.layer, order, used / len(own))
             share: float | None
@@ -241,6 +239,14 @@ def _along(curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: i
 def _moduli(entry: LayerHash, heads: int, order: int) -> tuple[int, ...]:
     """The rows of the heads of an order, by its index, of a layer."""
     return tuple(entry.moduli[order * heads : (order + 1) * heads])
+
+
+def _used_rows(moduli: Sequence[int], distinct: float, strays: float) -> list[float]:
+    """The rows of each head that so many n-grams use: `strays` times those of an ideal hash.
+
+    Real text uses a little more or less, in heads of any size alike.
+    """
+    return [min(strays * ideal_occupied(m, distinct), float(m)) for m in moduli]
 
 
 def _hot_of(rows: float, used: float) -> int:
