@@ -200,9 +200,9 @@ def _statistics(
     found: _Findings,
     progress: Progress,
 ) -> None:
-    statistics = read_stats(path)
     files = [file for file in path.rglob("*") if file.is_file()]
     found.files, found.stored_bytes = len(files), sum(file.stat().st_size for file in files)
+    statistics = read_stats(path)
     found.take("hits, sample and figures", stats_problems(statistics, progress))
     _layout(statistics.layout, found)
     _vocabulary(statistics.layout, companions, found)
