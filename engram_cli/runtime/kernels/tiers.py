@@ -18,7 +18,7 @@ from engram_cli.runtime.kernels.launching import Launcher
 from engram_cli.runtime.kernels.lookup import GROUP, _deliver
 from engram_cli.runtime.kernels.tiles import parts_of, power_of_two
 from engram_cli.runtime.tiers.hot_set import HotSet
-from engram_cli.runtime.tiers.reading import Shelves
+from engram_cli.runtime.tiers.reading import Shelves, key_dtype
 
 _KEY_ROWS = 1024  # rows a program of the keys' kernel
 
@@ -57,7 +57,7 @@ def _rank(rows, hot, word, words, ranks):
 def read_kernel(
     out,  # [count, DIM]
     rows,  # int64 [count]
-    slots,  # int64 [count]: the place of a row in the cold table, its number without SLOTS
+    slots,  # int32 [count]: the place of a row in the cold table, its number without SLOTS
     cold,  # records [n, TABLE_STRIDE], the first DIM of them the row
     cold_scales,  # the same, as scales: from SCALE_BEGIN on
     hot,  # records [H, TABLE_STRIDE]
@@ -87,7 +87,7 @@ def read_kernel(
     place = row
     is_hot = live
     if SLOTS:
-        place = tl.load(slots + lane, mask=live, other=0)
+        place = tl.load(slots + lane, mask=live, other=0).to(tl.int64)
     if HOT:
         is_hot, word = _is_hot(row, live, words)
         place = tl.where(is_hot, _rank(row, is_hot, word, words, ranks), place)
@@ -148,14 +148,35 @@ def keys_kernel(
     tl.store(keys + lane, row.to(keys.dtype.element_ty), mask=live)
 
 
+@triton.jit
+def _fresh(keys, lane, live):
+    """The keys int[R] there, and which of them differ from the one before."""
+    key = tl.load(keys + lane, mask=live, other=0)
+    before = tl.load(keys + lane - 1, mask=live & (lane > 0), other=0)
+    return key, live & ((lane == 0) | (key != before))
+
+
+@triton.jit(do_not_specialize=["count"])
+def fresh_kernel(
+    numbers,  # int32 [blocks]: how many keys of a block differ from the one before
+    keys,  # int32 or int64 [count], ascending
+    count,
+    ROWS: tl.constexpr,
+):
+    """Grid: blocks of ROWS keys."""
+    lane = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    _, fresh = _fresh(keys, lane, lane < count)
+    tl.store(numbers + tl.program_id(0), tl.sum(fresh.to(tl.int32)))
+
+
 @triton.jit(do_not_specialize=["count", "height"])
 def slots_kernel(
-    slots,  # int64 [count]
-    found,  # int64 [count + 1]
+    slots,  # int32 [count]
+    found,  # like keys [count + 1], in host memory
     counted,  # int64 [2]: asked for, hot
     keys,  # int32 or int64 [count], ascending
     order,  # int64 [count]
-    numbers,  # int64 [count - 1]: how many of keys[1 : i + 2] differ from the one before
+    numbers,  # int32 [blocks]: see fresh_kernel
     count,
     height,
     ROWS: tl.constexpr,
@@ -163,34 +184,35 @@ def slots_kernel(
     """Grid: blocks of ROWS keys."""
     lane = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = lane < count
-    key = tl.load(keys + lane, mask=live, other=0).to(tl.int64)
-    number = tl.load(numbers + lane - 1, mask=live & (lane > 0), other=0)
-    before = tl.load(numbers + lane - 2, mask=live & (lane > 1), other=0)
-    first = live & ((lane == 0) | (number != before))
+    key, fresh = _fresh(keys, lane, live)
+    number = tl.cumsum(fresh.to(tl.int32)) - 1
+    for first in range(0, tl.program_id(0), ROWS):
+        block = first + tl.arange(0, ROWS)
+        number += tl.sum(tl.load(numbers + block, mask=block < tl.program_id(0), other=0))
     is_hot = key == height
     tl.store(slots + tl.load(order + lane, mask=live, other=0), number, mask=live)
-    tl.store(found + 1 + number, key, mask=first & (is_hot == 0))
+    tl.store(found + 1 + number, key, mask=fresh & (is_hot == 0))
     last = live & (lane == count - 1)
-    tl.store(found + lane * 0, number + tl.where(is_hot, 0, 1), mask=last)
+    many = number + tl.where(is_hot, 0, 1)
+    tl.store(found + lane * 0, many.to(found.dtype.element_ty), mask=last)
     # Hot rows come last: the first of them says how many there are.
     tl.atomic_add(counted + lane * 0, lane + 1, mask=last, sem="relaxed")
-    tl.atomic_add(counted + 1 + lane * 0, count - lane, mask=first & is_hot, sem="relaxed")
+    tl.atomic_add(counted + 1 + lane * 0, count - lane, mask=fresh & is_hot, sem="relaxed")
 
 
 _READ = Launcher(read_kernel)
 _KEYS = Launcher(keys_kernel)
+_FRESH = Launcher(fresh_kernel)
 _SLOTS = Launcher(slots_kernel)
 
 
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
     """`reading.cold_keys`."""
-    dtype = torch.int32 if height < 2**31 else torch.int64
     if hot is None:
-        return rows.to(dtype)
-    keys = torch.empty(len(rows), dtype=dtype, device=rows.device)
-    _KEYS(
-        (parts_of(len(rows), _KEY_ROWS),), keys, rows, hot.words, len(rows), height, ROWS=_KEY_ROWS
-    )
+        return rows.to(key_dtype(height))
+    keys = torch.empty(len(rows), dtype=key_dtype(height), device=rows.device)
+    blocks = parts_of(len(rows), _KEY_ROWS)
+    _KEYS((blocks,), keys, rows, hot.words, len(rows), height, ROWS=_KEY_ROWS)
     return keys
 
 
@@ -198,18 +220,11 @@ def find_slots(
     keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
 ) -> None:
     """`reading.find_slots`."""
-    numbers = (keys[1:] != keys[:-1]).cumsum(0)
+    count, blocks = len(keys), parts_of(len(keys), _KEY_ROWS)
+    numbers = torch.empty(blocks, dtype=torch.int32, device=keys.device)
+    _FRESH((blocks,), numbers, keys, count, ROWS=_KEY_ROWS)
     _SLOTS(
-        (parts_of(len(keys), _KEY_ROWS),),
-        slots,
-        found,
-        counted,
-        keys,
-        order,
-        numbers,
-        len(keys),
-        height,
-        ROWS=_KEY_ROWS,
+        (blocks,), slots, found, counted, keys, order, numbers, count, height, ROWS=_KEY_ROWS
     )
 
 

@@ -1,6 +1,6 @@
 """All rows of a layer in host memory, as records: pinned where a GPU is to read them.
 
-In: a bundle's shards, or records that lie there already. Out: any rows, gathered by CPU threads, or
+In: a bundle's shards, or records that lie there already. Out: any rows, gathered by the crew, or
 read in place by a kernel.
 """
 
@@ -22,6 +22,8 @@ from torch import Tensor
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle import Bundle, Place
 from engram_cli.formats.bundle_spec import ROWS, SCALES
+from engram_cli.runtime.tiers.crew.carrier import Carrier
+from engram_cli.runtime.tiers.crew.crew import the_crew
 from engram_cli.runtime.tiers.source import RecordLayout, record_layout
 
 _PIECE_BYTES = 16 * 2**20  # read at once
@@ -39,7 +41,6 @@ class HostRows:
                 "give uint8 [rows, record_bytes], a record padded to 8 bytes",
             )
         self.records = records
-        self._words = records.view(torch.int64)
         self._lock = threading.Lock()
         self._given = 0
         self._seconds = 0.0
@@ -66,14 +67,25 @@ class HostRows:
     def gather(self, rows: Tensor, out: Tensor) -> None:
         """Write the records of `rows` to `out` (`RowSource.gather`)."""
         begin = time.perf_counter()
-        try:
-            # Eight bytes at a time: byte by byte torch gathers a tenth of it.
-            torch.index_select(self._words, 0, rows, out=out.view(torch.int64))
-        except IndexError:
-            raise InputError(f"a row is outside 0..{self.rows - 1}", "ask for rows of it") from None
+        crew = the_crew()
+        if crew is None:
+            wrong = gather_plainly(self.records, rows, out)
+        else:
+            wrong = crew.gather(self.records, rows, out)
+        if wrong:
+            raise InputError(f"a row is outside 0..{self.rows - 1}", "ask for rows of it")
+        self._count(len(rows), time.perf_counter() - begin)
+
+    def carry(self, carrier: Carrier, rows: Tensor, target: Tensor) -> tuple[float, float]:
+        """Launch the copies of `rows` int32 or int64 to a device (`Carrier.carry`)."""
+        waited = carrier.carry(self.records, rows, target)
+        self._count(len(rows), waited[0])
+        return waited
+
+    def _count(self, rows: int, seconds: float) -> None:
         with self._lock:
-            self._given += len(rows)
-            self._seconds += time.perf_counter() - begin
+            self._given += rows
+            self._seconds += seconds
 
     def counters(self) -> dict[str, int | float]:
         """Sums since the start (`RowSource.counters`)."""
@@ -84,7 +96,16 @@ class HostRows:
     def close(self) -> None:
         """Let go of the memory; kernels that read it must have ended."""
         self.records = self.records[:0]
-        self._words = self._words[:0]
+
+
+def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:
+    """Twin of `Crew.gather`: whether a row has no record."""
+    try:
+        # Eight bytes at a time: byte by byte torch gathers a tenth of it.
+        torch.index_select(records.view(torch.int64), 0, rows, out=out.view(torch.int64))
+    except IndexError:
+        return 1
+    return 0
 
 
 def host_bytes(bundle: Bundle, layer: int) -> int:

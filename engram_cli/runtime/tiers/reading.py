@@ -79,7 +79,7 @@ class Shelves:
 def read(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
     """Write the vectors of rows int64[n] to `out` [n, dim], rounded once to its dtype.
 
-    `slots` int64[n]: the place in `cold` of each row that is not hot; its number when None, and
+    `slots` int32[n]: the place in `cold` of each row that is not hot; its number when None, and
     then the rows are counted.
     """
     index = rows if slots is None else slots
@@ -98,15 +98,16 @@ def read(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> N
     out.copy_(dequantise(shelves.form.table(records), every, out.dtype))
 
 
-def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
-    """Rows int64[n] with `height` for each hot one, int32 where that fits.
+def key_dtype(height: int) -> torch.dtype:
+    """The integers that row numbers up to `height` are sorted and sent as."""
+    return torch.int32 if height < 2**31 else torch.int64
 
-    Sorting then puts hot rows last.
-    """
-    dtype = torch.int32 if height < 2**31 else torch.int64
+
+def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
+    """Rows int64[n] with `height` for each hot one, in `key_dtype`: sorting puts hot rows last."""
     if hot is None:
-        return rows.to(dtype)
-    return torch.where(hot.rank(rows) >= 0, height, rows).to(dtype)
+        return rows.to(key_dtype(height))
+    return torch.where(hot.rank(rows) >= 0, height, rows).to(key_dtype(height))
 
 
 def find_slots(
@@ -114,15 +115,18 @@ def find_slots(
 ) -> None:
     """Number the distinct ones of sorted `keys` [n]; `order` int64[n] says where each came from.
 
-    Written: `slots` int64[n], the number of each in the former order; `found` int64[n + 1], how
-    many there are without `height`, then they, ascending; added to `counted`: all, and hot ones.
+    Written: `slots` int32[n], the number of each in the former order; `found` [n + 1] like `keys`,
+    pinned on the host for a device: how many there are without `height`, then they, ascending;
+    added to `counted`: all, and hot ones.
     """
     fresh = torch.ones_like(keys, dtype=torch.bool)
     torch.ne(keys[1:], keys[:-1], out=fresh[1:])
     number = fresh.cumsum(0) - 1
-    slots.scatter_(0, order, number)
-    found[1:].scatter_(0, number, keys.long())
+    slots.scatter_(0, order, number.to(slots.dtype))
     is_hot = keys == height
-    found[0] = number[-1] + ~is_hot[-1]
+    numbers = torch.empty(len(found), dtype=keys.dtype, device=keys.device)
+    numbers[1:].scatter_(0, number, keys)
+    numbers[0] = number[-1] + ~is_hot[-1]
+    found.copy_(numbers, non_blocking=True)
     counted[0, 0] += len(keys)
     counted[0, 1] += is_hot.sum()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.tiers.reading import Shelves
+from engram_cli.runtime.tiers.reading import Shelves, key_dtype
 from engram_cli.runtime.tiers.ring import Block, Road
 from engram_cli.runtime.tiers.source import RowSource
 from engram_cli.runtime.tiers.streams import Mark, lend
@@ -66,25 +66,16 @@ class _Piece:
         Nothing here waits for the device: how many rows there are is known to the worker alone.
         """
         store, device, count = self.store, self.store.device, len(self.rows)
+        height, hot_set = store.cold.rows, store.shelves.hot_set
         # Made on the current stream, where they are used and given back.
-        self.slots = torch.empty(count, dtype=torch.int64, device=device)
-        found = torch.empty(count + 1, dtype=torch.int64, device=device)
+        self.slots = torch.empty(count, dtype=torch.int32, device=device)
         staging = torch.empty(count, store.cold.record_bytes, dtype=torch.uint8, device=device)
-        pinned = device.type == "cuda"
-        host = torch.empty(count + 1, dtype=torch.int64, pin_memory=pinned)
+        host = torch.empty(count + 1, dtype=key_dtype(height), pin_memory=device.type == "cuda")
         with store.road.find.after_current():
-            height, shelves = store.cold.rows, store.shelves
-            keys, order = ops.cold_keys(self.rows, shelves.hot_set, height).sort()
-            ops.find_slots(keys, order, height, self.slots, found, shelves.counted)
-            host.copy_(found, non_blocking=True)
+            keys, order = ops.cold_keys(self.rows, hot_set, height).sort()
+            ops.find_slots(keys, order, height, self.slots, host, store.shelves.counted)
             mark = store.road.find.mark()
-        self.block = Block(
-            source=store.cold,
-            host=host,
-            found=mark,
-            staging=staging,
-            numbers=found,
-        )
+        self.block = Block(source=store.cold, host=host, found=mark, staging=staging)
         store.road.send(self.block)
 
     def deliver(self, out: Tensor) -> None:

@@ -1,8 +1,9 @@
 """The road from a row source to the device: a worker thread and a ring of pinned buffers.
 
-In: blocks, each with row numbers on their way to the host. A block's records are gathered chunk by
-chunk into the next free buffer, which is copied to the device on a stream of its own, while the
-next one is filled. Out: the block, with a mark that its last copy passes.
+In: blocks, each with row numbers on their way to the host. A block's records are gathered part by
+part into the next free buffer, which is copied to the device on a stream of its own, while the
+next one is filled: by the crew where they lie in host memory and CUDA copies them. Out: the block,
+with a mark that its last copy passes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
+from engram_cli.runtime.tiers.crew.carrier import Carrier, cuda_carrier
+from engram_cli.runtime.tiers.host_rows import HostRows
 from engram_cli.runtime.tiers.source import RowSource
 from engram_cli.runtime.tiers.streams import Mark, Side, with_index
 from engram_cli.runtime.tiers.tuning import Tuning
@@ -27,8 +30,10 @@ _PATIENCE = 30.0  # seconds for a worker to end: a disk may never answer
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Block:
-    """Records that travel together. `host` int64[n + 1], valid once `found` is passed: how many
-    row numbers, then they; `staging` uint8[n, record_bytes] on the device gets their records.
+    """Records that travel together.
+
+    `host` int32 or int64 [n + 1], valid once `found` is passed: how many row numbers, then they;
+    `staging` uint8[n, record_bytes] on the device gets their records.
 
     `done` is set when the copies are launched, which `copied` marks, or when `error` says why not.
     """
@@ -37,7 +42,6 @@ class Block:
     host: Tensor
     found: Mark
     staging: Tensor
-    numbers: Tensor  # those on the device, held while they travel
     done: threading.Event = field(default_factory=threading.Event)
     copied: Mark = field(default_factory=lambda: Mark(None))
     error: BaseException | None = None
@@ -118,27 +122,37 @@ def _end(queue: SimpleQueue[Block | None], workers: list[threading.Thread]) -> N
 
 
 class _Ring:
-    """Pinned buffers, each with the mark of the copy that read it last."""
+    """Pinned buffers, each with the event of the copy that read it last; none on a CPU."""
 
-    def __init__(self, device: torch.device, tuning: Tuning) -> None:
-        pinned = device.type == "cuda"
-        self.size = tuning.ring_buffer_bytes
-        self._buffers = [
-            torch.empty(self.size, dtype=torch.uint8, pin_memory=pinned)
-            for _ in range(tuning.ring_buffers)
-        ]
-        self._marks = [Mark(None)] * tuning.ring_buffers
+    def __init__(self, copies: Side, tuning: Tuning) -> None:
+        shape, pinned = (tuning.ring_buffers, tuning.ring_buffer_bytes), copies.stream is not None
+        self._buffers = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        self._events: list[torch.cuda.Event] = []
+        self.carrier: Carrier | None = None
+        if copies.stream is not None:
+            self._events = [_event() for _ in self._buffers]
+            self.carrier = cuda_carrier(self._buffers, copies.stream, self._events)
         self._next = 0
 
-    def take(self) -> Tensor:
-        """The next buffer; blocks until nothing reads it any more."""
-        self._marks[self._next].wait()
-        return self._buffers[self._next]
+    def take(self, records: int, width: int) -> Tensor:
+        """Some of the next buffer as uint8[records, width], when nothing reads it any more."""
+        if self._events:
+            self._events[self._next].synchronize()
+        return self._buffers[self._next][: records * width].view(-1, width)
 
-    def give(self, mark: Mark) -> None:
-        """The buffer taken last is read until `mark`."""
-        self._marks[self._next] = mark
+    def give(self) -> None:
+        """The buffer taken last is read by what the current stream has been given."""
+        if self._events:
+            self._events[self._next].record()
         self._next = (self._next + 1) % len(self._buffers)
+
+    def records(self, width: int) -> int:
+        """How many records a buffer holds."""
+        return self._buffers.shape[1] // width
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
 def _work(
@@ -153,11 +167,12 @@ def _work(
             try:
                 if ring is None or copies is None:
                     copies = Side(device)
-                    ring = _Ring(device, tuning)
+                    ring = _Ring(copies, tuning)
                 _fetch(block, ring, copies, travelled)
             except BaseException as error:
                 block.error = error
                 with suppress(RuntimeError):  # of a device that is lost
+                    block.found.wait()
                     if copies is not None:
                         copies.mark().wait()  # nothing writes to the block any more
             finally:
@@ -166,29 +181,41 @@ def _work(
 
 
 def _fetch(block: Block, ring: _Ring, copies: Side, travelled: _Travelled) -> None:
-    """Gather a block's records chunk by chunk, and launch their copies."""
+    """Gather a block's records, and launch their copies."""
+    begin = time.perf_counter()
+    block.found.wait()  # dropped or not: `host` is written until then
     if block.dropped:
         return
-    begin = time.perf_counter()
-    block.found.wait()
     travelled.seconds_found += time.perf_counter() - begin
     rows = block.host[1 : 1 + int(block.host[0])]
-    width = block.staging.shape[1]
-    step = ring.size // width
     with copies.at_once():
-        for first in range(0, len(rows), step):
-            if block.dropped:
-                break
-            part = rows[first : first + step]
-            begin = time.perf_counter()
-            records = ring.take()[: len(part) * width].view(-1, width)
-            taken = time.perf_counter()
-            block.source.gather(part, records)
-            gathered = time.perf_counter()
-            block.staging[first : first + len(part)].copy_(records, non_blocking=True)
-            ring.give(copies.mark())
-            travelled.seconds_copies += taken - begin
-            travelled.seconds_gathered += gathered - taken
-            travelled.rows += len(part)
-            travelled.bytes += records.numel()
+        if ring.carrier is not None and isinstance(block.source, HostRows):
+            waited = block.source.carry(ring.carrier, rows, block.staging)
+            travelled.seconds_gathered += waited[0]
+            travelled.seconds_copies += waited[1]
+            travelled.rows += len(rows)
+            travelled.bytes += len(rows) * block.staging.shape[1]
+        else:
+            _fetch_in_parts(block, rows.long(), ring, travelled)
     block.copied = copies.mark()
+
+
+def _fetch_in_parts(block: Block, rows: Tensor, ring: _Ring, travelled: _Travelled) -> None:
+    """Have the source fill one buffer after another."""
+    width = block.staging.shape[1]
+    step = ring.records(width)
+    for first in range(0, len(rows), step):
+        if block.dropped:
+            return
+        part = rows[first : first + step]
+        begin = time.perf_counter()
+        records = ring.take(len(part), width)
+        taken = time.perf_counter()
+        block.source.gather(part, records)
+        gathered = time.perf_counter()
+        block.staging[first : first + len(part)].copy_(records, non_blocking=True)
+        ring.give()
+        travelled.seconds_copies += taken - begin
+        travelled.seconds_gathered += gathered - taken
+        travelled.rows += len(part)
+        travelled.bytes += records.numel()

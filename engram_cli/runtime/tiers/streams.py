@@ -27,36 +27,36 @@ class Mark:
 
 
 class Side:
-    """A stream beside the current one."""
+    """A stream beside the current one; `stream` is None on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self._stream: torch.cuda.Stream | None = None
+        self.stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._device = device
 
     @contextmanager
     def after_current(self) -> Iterator[None]:
         """What is launched inside begins when all that the current stream has now is done."""
-        if self._stream is None:
+        if self.stream is None:
             yield
             return
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
+        self.stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self.stream):
             yield
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """What is launched inside waits for nothing but this stream itself."""
-        if self._stream is None:
+        if self.stream is None:
             yield
             return
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self.stream):
             yield
 
     def mark(self) -> Mark:
         """The point that this stream has reached when all launched so far is done."""
-        return Mark(None if self._stream is None else self._stream.record_event())
+        return Mark(None if self.stream is None else self.stream.record_event())
 
 
 def with_index(device: torch.device) -> torch.device:

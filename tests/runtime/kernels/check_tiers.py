@@ -69,7 +69,7 @@ def test_rows_by_slots(dtype: str, dim: int) -> None:
 
 @pytest.mark.parametrize("height", [ROWS, 2**31 - 1, 2**31, 2**33])
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("count", [1, 2, 1500])
+@pytest.mark.parametrize("count", [1, 2, 1500, 5000])
 def test_keys_and_slots_equal_the_twins(count: int, share: float, height: int) -> None:
     hot = hot_rows(ROWS, share)
     own = hot_set(hot, ROWS, DEVICE) if len(hot) else None
@@ -78,18 +78,19 @@ def test_keys_and_slots_equal_the_twins(count: int, share: float, height: int) -
     for implementation in (reading, ops):
         keys, order = implementation.cold_keys(rows, own, height).sort(stable=True)
         assert keys.dtype == (torch.int32 if height < 2**31 else torch.int64)
-        slots, found, counted = torch.full((2 * count + 5,), -1, device=DEVICE).split(
-            [count, count + 1, 4]
-        )
-        counted.zero_()
-        implementation.find_slots(keys, order, height, slots, found, counted.view(2, 2))
-        both.append((keys, slots, found[: 1 + int(found[0])], counted))
+        slots = torch.full((count,), -1, dtype=torch.int32, device=DEVICE)
+        found = torch.full((count + 1,), -1, dtype=keys.dtype, pin_memory=DEVICE.type == "cuda")
+        counted = torch.zeros(2, 2, dtype=torch.int64, device=DEVICE)
+        implementation.find_slots(keys, order, height, slots, found, counted)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        both.append((keys, slots, found[: 1 + int(found[0])], counted.view(-1)))
     for twin, mine in zip(*both, strict=True):
         assert torch.equal(twin, mine)
     slots, found, counted = both[0][1:]
     cold = ~torch.isin(rows, torch.from_numpy(hot).to(DEVICE))
-    assert torch.equal(found[1:][slots[cold]], rows[cold])
-    assert torch.equal(found[1:], rows[cold].unique())
+    assert torch.equal(found[1:][slots[cold].cpu()].long(), rows[cold].cpu())
+    assert torch.equal(found[1:].long(), rows[cold].unique().cpu())
     assert counted.tolist() == [count, int((~cold).sum()), 0, 0]
 
 

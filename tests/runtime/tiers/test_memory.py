@@ -106,8 +106,9 @@ def staged(model: PreTrainedModel) -> Memory:
 
 
 def our_threads() -> list[str]:
-    """The threads that serve tiers now."""
-    return [t.name for t in threading.enumerate() if t.name.startswith("engram-")]
+    """The threads that serve tiers now, but for the crew, which sleeps until the process ends."""
+    names = [t.name for t in threading.enumerate() if t.name.startswith("engram-")]
+    return [name for name in names if not name.startswith("engram-gather-")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

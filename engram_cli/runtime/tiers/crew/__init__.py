@@ -1,0 +1,1 @@
+"""Threads that gather records out of host memory and stay awake between requests."""
