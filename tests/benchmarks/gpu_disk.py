@@ -1,6 +1,6 @@
 """Rows from the machine's disk through a bounded cache, beside what it gives to plain reads.
 
-    python tests/benchmarks/py FOLDER ROWS_PER_HEAD
+    python tests/benchmarks/gpu_disk.py FOLDER ROWS_PER_HEAD
 
 writes the bundle that is read: DeepSeek-V4.1's geometry, one layer, random rows. gpu_tiers.py
 measures it.
