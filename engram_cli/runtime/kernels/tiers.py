@@ -223,9 +223,7 @@ def find_slots(
     count, blocks = len(keys), parts_of(len(keys), _KEY_ROWS)
     numbers = torch.empty(blocks, dtype=torch.int32, device=keys.device)
     _FRESH((blocks,), numbers, keys, count, ROWS=_KEY_ROWS)
-    _SLOTS(
-        (blocks,), slots, found, counted, keys, order, numbers, count, height, ROWS=_KEY_ROWS
-    )
+    _SLOTS((blocks,), slots, found, counted, keys, order, numbers, count, height, ROWS=_KEY_ROWS)
 
 
 def read(

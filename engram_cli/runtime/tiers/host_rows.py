@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,10 @@ from torch import Tensor
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle import Bundle, Place
 from engram_cli.formats.bundle_spec import ROWS, SCALES
-from engram_cli.runtime.tiers.crew.carrier import Carrier
-from engram_cli.runtime.tiers.crew.crew import the_crew
 from engram_cli.runtime.tiers.source import RecordLayout, record_layout
+
+if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.crew.crew import Crew
 
 _PIECE_BYTES = 16 * 2**20  # read at once
 _PINNED_BYTES = 2**30  # registered at once
@@ -51,6 +52,8 @@ class HostRows:
         layout = record_layout(bundle.spec)
         records = host_memory(host_bytes(bundle, layer), pinned=pinned)
         records = records.view(-1, layout.record_bytes)
+        if pinned:
+            _the_crew()  # made, which may mean compiled, before anyone waits for rows
         _fill(records, layout, bundle, layer)
         return cls(records)
 
@@ -67,25 +70,16 @@ class HostRows:
     def gather(self, rows: Tensor, out: Tensor) -> None:
         """Write the records of `rows` to `out` (`RowSource.gather`)."""
         begin = time.perf_counter()
-        crew = the_crew()
+        crew = _the_crew()
         if crew is None:
             wrong = gather_plainly(self.records, rows, out)
         else:
             wrong = crew.gather(self.records, rows, out)
         if wrong:
             raise InputError(f"a row is outside 0..{self.rows - 1}", "ask for rows of it")
-        self._count(len(rows), time.perf_counter() - begin)
-
-    def carry(self, carrier: Carrier, rows: Tensor, target: Tensor) -> tuple[float, float]:
-        """Launch the copies of `rows` int32 or int64 to a device (`Carrier.carry`)."""
-        waited = carrier.carry(self.records, rows, target)
-        self._count(len(rows), waited[0])
-        return waited
-
-    def _count(self, rows: int, seconds: float) -> None:
         with self._lock:
-            self._given += rows
-            self._seconds += seconds
+            self._given += len(rows)
+            self._seconds += time.perf_counter() - begin
 
     def counters(self) -> dict[str, int | float]:
         """Sums since the start (`RowSource.counters`)."""
@@ -96,6 +90,12 @@ class HostRows:
     def close(self) -> None:
         """Let go of the memory; kernels that read it must have ended."""
         self.records = self.records[:0]
+
+
+def _the_crew() -> Crew | None:
+    from engram_cli.runtime.tiers.crew.crew import the_crew
+
+    return the_crew()
 
 
 def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:

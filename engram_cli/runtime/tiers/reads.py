@@ -84,10 +84,8 @@ class _Piece:
         assert block is not None
         assert self.slots is not None
         begin = time.perf_counter()
-        block.done.wait()
+        store.road.wait(block)
         store.waited += time.perf_counter() - begin
-        if block.error is not None:
-            raise block.error
         block.copied.hold_back(store.device)
         staged = replace(store.shelves, cold=block.staging)
         ops.read_tiers(staged, self.rows, self.slots, out)
@@ -169,7 +167,7 @@ class Reads:
         for layer in layers:
             for piece in layer.pieces:
                 if piece.block is not None:
-                    piece.block.dropped = True
+                    piece.block.drop()
         for layer in layers:
             self._drop(layer)
 
@@ -231,8 +229,8 @@ class Reads:
             if piece in self._waiting:
                 self._waiting.remove(piece)
             if piece.block is not None:
-                piece.block.dropped = True
-                piece.block.done.wait()
+                piece.block.drop()
+                piece.block.wait()
                 piece.block.found.hold_back(piece.store.device)
                 piece.block.copied.hold_back(piece.store.device)
                 piece.block = piece.slots = None

@@ -1,9 +1,9 @@
-"""The road from a row source to the device: a worker thread and a ring of pinned buffers.
+"""The road from a row source to the device, through a ring of pinned buffers.
 
 In: blocks, each with row numbers on their way to the host. A block's records are gathered part by
 part into the next free buffer, which is copied to the device on a stream of its own, while the
-next one is filled: by the crew where they lie in host memory and CUDA copies them. Out: the block,
-with a mark that its last copy passes.
+next one is filled: by a courier where rows in host memory go to a GPU, else by a worker in Python.
+Out: the block, with a mark that its last copy passes.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.runtime.tiers.crew.carrier import Carrier, cuda_carrier
 from engram_cli.runtime.tiers.host_rows import HostRows
 from engram_cli.runtime.tiers.source import RowSource
 from engram_cli.runtime.tiers.streams import Mark, Side, with_index
 from engram_cli.runtime.tiers.tuning import Tuning
+
+if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.crew.courier import Courier, Load
 
 _PATIENCE = 30.0  # seconds for a worker to end: a disk may never answer
 
@@ -33,23 +36,40 @@ class Block:
     """Records that travel together.
 
     `host` int32 or int64 [n + 1], valid once `found` is passed: how many row numbers, then they;
-    `staging` uint8[n, record_bytes] on the device gets their records.
-
-    `done` is set when the copies are launched, which `copied` marks, or when `error` says why not.
+    `staging` uint8[n, record_bytes] on the device gets their records, which are there when
+    `copied` is passed. A courier brings them as `load`, or the worker, who sets `done`.
     """
 
     source: RowSource
     host: Tensor
     found: Mark
     staging: Tensor
+    load: Load | None = None
     done: threading.Event = field(default_factory=threading.Event)
     copied: Mark = field(default_factory=lambda: Mark(None))
     error: BaseException | None = None
     dropped: bool = False
 
+    def drop(self) -> None:
+        """Nobody wants it any more; to be waited for all the same."""
+        self.dropped = True
+        if self.load is not None:
+            self.load.drop()
+
+    def wait(self) -> BaseException | None:
+        """Wait until all copies are launched; the error why they are not."""
+        if self.load is None:
+            self.done.wait()
+            return self.error
+        try:
+            self.load.wait()
+        except Exception as error:
+            return error
+        return None
+
 
 class _Travelled:
-    """Sums of the worker since the start."""
+    """Sums since the start."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -58,9 +78,20 @@ class _Travelled:
         self.seconds_gathered = 0.0
         self.seconds_copies = 0.0
 
+    def add(self, block: Block) -> None:
+        """Count what a courier brought."""
+        if block.load is None:
+            return
+        rows, (found, gathered, copies) = block.load.rows, block.load.seconds
+        self.rows += rows
+        self.bytes += rows * block.staging.shape[1]
+        self.seconds_found += found
+        self.seconds_gathered += gathered
+        self.seconds_copies += copies
+
 
 class Road:
-    """The worker and the ring of one device, for all layers of a memory there.
+    """The courier or worker and the ring of one device, for all layers of a memory there.
 
     `reserve` and `release` count the device memory of blocks that were begun ahead.
     """
@@ -75,23 +106,56 @@ class Road:
         self._queue: SimpleQueue[Block | None] = SimpleQueue()
         self._closed = False
         self._workers: list[threading.Thread] = []
+        self._couriers: list[Courier | None] = []  # one or none, once it was asked for
         self._end = weakref.finalize(self, _end, self._queue, self._workers)
 
     def send(self, block: Block) -> None:
-        """Have the worker fetch a block. Raises RuntimeAttachError after `close`."""
+        """Have a block's records fetched. Raises RuntimeAttachError after `close`."""
         with self._lock:
             if self._closed:
                 raise RuntimeAttachError("the memory was detached", "attach it again")
-            if not self._workers:
-                worker = threading.Thread(
-                    target=_work,
-                    args=(self._queue, self.device, self.tuning, self.travelled),
-                    name="engram-rows",
-                    daemon=True,
+            source = block.source
+            courier = self._courier() if isinstance(source, HostRows) else None
+            if courier is not None and isinstance(source, HostRows):
+                block.load, copied = courier.load(
+                    source.records, block.host, block.staging, block.found.address
                 )
-                worker.start()
-                self._workers.append(worker)
-            self._queue.put(block)
+                block.copied = Mark(copied)
+                courier.send(block.load)
+            else:
+                self._start_worker()
+                self._queue.put(block)
+
+    def wait(self, block: Block) -> None:
+        """Wait until a block's copies are launched. Raises what its source raised."""
+        error = block.wait()
+        if error is not None:
+            raise error
+        with self._lock:
+            self.travelled.add(block)
+
+    def _courier(self) -> Courier | None:
+        """Who fetches rows from host memory for a GPU, where that can be."""
+        if not self._couriers:
+            self._couriers.append(None)
+            if self.device.type == "cuda":
+                from engram_cli.runtime.tiers.crew.courier import cuda_courier
+
+                size = self.tuning.ring_buffer_bytes
+                self._couriers[0] = cuda_courier(self.device, self.tuning.ring_buffers, size)
+        return self._couriers[0]
+
+    def _start_worker(self) -> None:
+        if self._workers:
+            return
+        worker = threading.Thread(
+            target=_work,
+            args=(self._queue, self.device, self.tuning, self.travelled),
+            name="engram-rows",
+            daemon=True,
+        )
+        worker.start()
+        self._workers.append(worker)
 
     def reserve(self, size: int) -> bool:
         """Whether `size` bytes more may be on their way; if so they count until `release`."""
@@ -107,9 +171,12 @@ class Road:
             self._ahead -= size
 
     def close(self) -> None:
-        """End the worker, when it has done what it was sent."""
+        """End courier and worker, when they have done what they were sent."""
         with self._lock:
             self._closed = True
+        for courier in self._couriers:
+            if courier is not None:
+                courier.close()
         self._end()
 
 
@@ -122,37 +189,27 @@ def _end(queue: SimpleQueue[Block | None], workers: list[threading.Thread]) -> N
 
 
 class _Ring:
-    """Pinned buffers, each with the event of the copy that read it last; none on a CPU."""
+    """The worker's pinned buffers, each with the mark of the copy that read it last."""
 
-    def __init__(self, copies: Side, tuning: Tuning) -> None:
-        shape, pinned = (tuning.ring_buffers, tuning.ring_buffer_bytes), copies.stream is not None
-        self._buffers = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        self._events: list[torch.cuda.Event] = []
-        self.carrier: Carrier | None = None
-        if copies.stream is not None:
-            self._events = [_event() for _ in self._buffers]
-            self.carrier = cuda_carrier(self._buffers, copies.stream, self._events)
+    def __init__(self, device: torch.device, tuning: Tuning) -> None:
+        self._buffers = torch.empty(
+            (tuning.ring_buffers, tuning.ring_buffer_bytes),
+            dtype=torch.uint8,
+            pin_memory=device.type == "cuda",
+        )
+        self.size = tuning.ring_buffer_bytes
+        self._marks = [Mark(None)] * tuning.ring_buffers
         self._next = 0
 
-    def take(self, records: int, width: int) -> Tensor:
-        """Some of the next buffer as uint8[records, width], when nothing reads it any more."""
-        if self._events:
-            self._events[self._next].synchronize()
-        return self._buffers[self._next][: records * width].view(-1, width)
+    def take(self) -> Tensor:
+        """The next buffer; blocks until nothing reads it any more."""
+        self._marks[self._next].wait()
+        return self._buffers[self._next]
 
-    def give(self) -> None:
-        """The buffer taken last is read by what the current stream has been given."""
-        if self._events:
-            self._events[self._next].record()
+    def give(self, mark: Mark) -> None:
+        """The buffer taken last is read until `mark`."""
+        self._marks[self._next] = mark
         self._next = (self._next + 1) % len(self._buffers)
-
-    def records(self, width: int) -> int:
-        """How many records a buffer holds."""
-        return self._buffers.shape[1] // width
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
 def _work(
@@ -167,7 +224,7 @@ def _work(
             try:
                 if ring is None or copies is None:
                     copies = Side(device)
-                    ring = _Ring(copies, tuning)
+                    ring = _Ring(device, tuning)
                 _fetch(block, ring, copies, travelled)
             except BaseException as error:
                 block.error = error
@@ -187,35 +244,23 @@ def _fetch(block: Block, ring: _Ring, copies: Side, travelled: _Travelled) -> No
     if block.dropped:
         return
     travelled.seconds_found += time.perf_counter() - begin
-    rows = block.host[1 : 1 + int(block.host[0])]
-    with copies.at_once():
-        if ring.carrier is not None and isinstance(block.source, HostRows):
-            waited = block.source.carry(ring.carrier, rows, block.staging)
-            travelled.seconds_gathered += waited[0]
-            travelled.seconds_copies += waited[1]
-            travelled.rows += len(rows)
-            travelled.bytes += len(rows) * block.staging.shape[1]
-        else:
-            _fetch_in_parts(block, rows.long(), ring, travelled)
-    block.copied = copies.mark()
-
-
-def _fetch_in_parts(block: Block, rows: Tensor, ring: _Ring, travelled: _Travelled) -> None:
-    """Have the source fill one buffer after another."""
+    rows = block.host[1 : 1 + int(block.host[0])].long()
     width = block.staging.shape[1]
-    step = ring.records(width)
-    for first in range(0, len(rows), step):
-        if block.dropped:
-            return
-        part = rows[first : first + step]
-        begin = time.perf_counter()
-        records = ring.take(len(part), width)
-        taken = time.perf_counter()
-        block.source.gather(part, records)
-        gathered = time.perf_counter()
-        block.staging[first : first + len(part)].copy_(records, non_blocking=True)
-        ring.give()
-        travelled.seconds_copies += taken - begin
-        travelled.seconds_gathered += gathered - taken
-        travelled.rows += len(part)
-        travelled.bytes += records.numel()
+    step = ring.size // width
+    with copies.at_once():
+        for first in range(0, len(rows), step):
+            if block.dropped:
+                break
+            part = rows[first : first + step]
+            begin = time.perf_counter()
+            records = ring.take()[: len(part) * width].view(-1, width)
+            taken = time.perf_counter()
+            block.source.gather(part, records)
+            gathered = time.perf_counter()
+            block.staging[first : first + len(part)].copy_(records, non_blocking=True)
+            ring.give(copies.mark())
+            travelled.seconds_copies += taken - begin
+            travelled.seconds_gathered += gathered - taken
+            travelled.rows += len(part)
+            travelled.bytes += records.numel()
+    block.copied = copies.mark()

@@ -15,6 +15,11 @@ class Mark:
     def __init__(self, event: torch.cuda.Event | None) -> None:
         self._event = event
 
+    @property
+    def address(self) -> int:
+        """Where CUDA's event is, 0 on a CPU."""
+        return 0 if self._event is None else int(self._event.cuda_event)
+
     def wait(self) -> None:
         """Block this thread until the point is passed."""
         if self._event is not None:

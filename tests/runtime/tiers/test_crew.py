@@ -1,4 +1,4 @@
-"""The crew gathers what plain indexing does, for many at once, and carries it through a ring."""
+"""The crew gathers what plain indexing does, for many at once; a courier brings it to a device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from engram_cli.errors import InputError
 from engram_cli.runtime.tiers.crew import kernels
-from engram_cli.runtime.tiers.crew.carrier import Carrier, Driver
+from engram_cli.runtime.tiers.crew.courier import Courier, Driver, Load
 from engram_cli.runtime.tiers.crew.crew import Crew, the_crew
 from engram_cli.runtime.tiers.host_rows import gather_plainly
 
@@ -103,6 +104,7 @@ class FakeDriver:
         self.copies: list[tuple[int, int]] = []
         self.waits: list[int] = []
         self.records: list[int] = []
+        self.threads: set[str] = set()
         self.early = False
         word, code = ctypes.c_int64, ctypes.c_int
         self._held = [
@@ -115,6 +117,7 @@ class FakeDriver:
 
     def _copy(self, target: int, source: int, size: int, stream: int) -> int:
         self.copies.append((size, stream))
+        self.threads.add(threading.current_thread().name)
         code = self.fail.get(len(self.copies), 0)
         if not code:
             ctypes.memmove(target, source, size)
@@ -127,50 +130,100 @@ class FakeDriver:
     def _synchronize(self, event: int) -> int:
         self.waits.append(event)
         # Whoever waits for a buffer must have sent what it held: recorded its event again.
-        self.early |= self.waits.count(event) > self.records.count(event) + 1
+        self.early |= event == 0 and self.waits.count(0) > self.records.count(0) + 8
         return 0
 
 
-def carrier(crew: Crew, fake: FakeDriver, buffers: int, size: int) -> Carrier:
+@contextmanager
+def courier(crew: Crew, fake: FakeDriver, buffers: int, size: int) -> Iterator[Courier]:
+    slots = crew.take_slots(min(3, buffers))
+    assert slots is not None
     ring = torch.empty(buffers, size, dtype=torch.uint8)
-    return Carrier(crew, fake.driver, ring, list(range(100, 100 + buffers)), stream=7)
+    own = Courier(crew, slots, fake.driver, ring, device=torch.device("cpu"))
+    try:
+        yield own
+    finally:
+        own.close()
+
+
+def a_load(records: Tensor, rows: Tensor, found: int = 0) -> tuple[Load, Tensor]:
+    """A load whose row numbers are there, with room for two more, and where it goes."""
+    host = torch.cat([torch.tensor([len(rows)]).to(rows.dtype), rows, rows[:2]])
+    target = torch.zeros(len(host) - 1, WIDTH, dtype=torch.uint8)
+    return Load(records, host, target, found=found, copied=99), target
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize(("buffers", "size"), [(1, 264), (2, 1000), (3, 4096), (8, 60_000)])
-def test_a_carrier_sends_every_record(
+def test_a_courier_brings_every_record(
     crew: Crew, records: Tensor, buffers: int, size: int, dtype: torch.dtype
 ) -> None:
     fake = FakeDriver()
-    own = carrier(crew, fake, buffers, size)
     parts = 0
-    for count in (0, 1, 3, 4, 700):
-        rows = some(count, dtype)
-        target = torch.zeros(count, WIDTH, dtype=torch.uint8)
-        waited = own.carry(records, rows, target)
-        assert torch.equal(target, records[rows.long()])
-        assert min(waited) >= 0
-        parts += -(-count // (size // WIDTH))
-    assert len(fake.copies) == len(fake.records) == len(fake.waits) == parts
+    with courier(crew, fake, buffers, size) as own:
+        loads = []
+        for count in (0, 1, 3, 4, 700):
+            rows = some(count, dtype)
+            load, target = a_load(records, rows, found=55)
+            own.send(load)
+            loads.append((load, target, rows))
+            parts += -(-count // (size // WIDTH))
+        for load, target, rows in loads:
+            load.wait()
+            assert torch.equal(target[: len(rows)], records[rows.long()])
+            assert not target[len(rows) :].any()
+            assert load.rows == len(rows)
+            assert min(load.seconds) >= 0
+            load.wait()  # again, as a load that is dropped after an error is
+    assert len(fake.copies) == parts
+    assert fake.waits.count(55) == fake.records.count(99) == len(loads)
+    assert fake.waits.count(0) == fake.records.count(0) == parts
     assert not fake.early
-    assert {stream for _, stream in fake.copies} == {7}
-    assert fake.records == [100 + i % buffers for i in range(parts)]
+    assert fake.threads == ({"engram-courier"} if parts else set())
 
 
-def test_errors_of_a_carrier_are_told_and_it_goes_on(crew: Crew, records: Tensor) -> None:
-    fake = FakeDriver()
-    own = carrier(crew, fake, 3, 10 * WIDTH)
-    rows, target = some(100), torch.zeros(100, WIDTH, dtype=torch.uint8)
+def test_errors_of_a_courier_are_told_and_it_goes_on(crew: Crew, records: Tensor) -> None:
+    fake, rows = FakeDriver(), some(100)
     fake.fail[4] = 719
-    with pytest.raises(RuntimeError, match="CUDA error 719"):
-        own.carry(records, rows, target)
-    assert len(fake.copies) == 4, "nothing is copied after an error"
-    outside = rows.clone()
-    outside[50] = ROWS
-    with pytest.raises(InputError, match=f"0..{ROWS - 1}"):
-        own.carry(records, outside, target)
-    own.carry(records, rows, target)
-    assert torch.equal(target, records[rows])
+    with courier(crew, fake, 3, 10 * WIDTH) as own:
+        load, _ = a_load(records, rows)
+        own.send(load)
+        with pytest.raises(RuntimeError, match="CUDA error 719"):
+            load.wait()
+        assert len(fake.copies) == 4, "nothing is copied after an error"
+        outside = rows.clone()
+        outside[50] = ROWS
+        load, _ = a_load(records, outside)
+        own.send(load)
+        with pytest.raises(InputError, match=f"0..{ROWS - 1}"):
+            load.wait()
+        load, target = a_load(records, rows)
+        own.send(load)
+        load.wait()
+        assert torch.equal(target[:100], records[rows])
+
+
+def test_a_dropped_load_is_not_brought(crew: Crew, records: Tensor) -> None:
+    fake = FakeDriver()
+    with courier(crew, fake, 3, 4096) as own:
+        load, target = a_load(records, some(100))
+        load.drop()
+        own.send(load)
+        load.wait()
+        assert load.rows == 0
+        assert not target.any()
+        assert not fake.copies
+
+
+def test_slots_run_out_and_come_back(crew: Crew) -> None:
+    taken = []
+    while (slots := crew.take_slots(3)) is not None:
+        taken.append(slots)
+    assert len({slot for slots in taken for slot in slots}) == 3 * len(taken)
+    assert kernels.SLOTS - 3 * len(taken) >= 2, "short jobs must find one"
+    for slots in taken:
+        crew.give_slots(slots)
+    assert crew.take_slots(3) is not None
 
 
 def test_one_crew_a_process() -> None:

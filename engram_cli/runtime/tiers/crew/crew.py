@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from queue import SimpleQueue
 
 import numpy as np
@@ -20,14 +18,16 @@ from torch import Tensor
 from engram_cli.runtime.tiers.crew import kernels
 
 _MOST = 16  # threads: so many fill the bus of one GPU
-_SPINS = 4000  # pauses before a thread sleeps: about 0.2 ms
+_OTHERS = 2  # cores for the courier and for whoever waits
+_SPINS = 12_000  # pauses before a thread sleeps: about 0.6 ms
 _PATIENCE = 40  # pauses before whoever waits for a job sleeps
 _UNIT = 64  # rows
 _AHEAD = 8  # rows whose cache lines are asked for early
+_LEFT = 2  # slots that are for short jobs alone
 
 
 class Crew:
-    """`threads` threads. One request takes up to two slots of sixteen; more requests wait."""
+    """`threads` threads, for `kernels.SLOTS` jobs at a time."""
 
     def __init__(self, threads: int) -> None:
         self.control = np.zeros(kernels.BEDS + threads * kernels.LINE, dtype=np.int64)
@@ -43,17 +43,18 @@ class Crew:
         for number in range(kernels.SLOTS):
             self._slots.put(kernels.JOBS + number * kernels.SLOT)
 
-    @contextmanager
-    def slots(self, count: int) -> Iterator[NDArray[np.int64]]:
-        """Free slots for jobs, int64[count], and threads that serve them."""
-        with self._lock:  # one takes all its slots before another takes any
+    def take_slots(self, count: int) -> list[int] | None:
+        """Free slots for jobs, and threads that serve them; None where some must be left."""
+        with self._lock:
             self._start()
-            taken = [self._slots.get() for _ in range(count)]
-        try:
-            yield np.array(taken, dtype=np.int64)
-        finally:
-            for slot in taken:
-                self._slots.put(slot)
+            if self._slots.qsize() < count + _LEFT:
+                return None
+            return [self._slots.get() for _ in range(count)]
+
+    def give_slots(self, slots: list[int]) -> None:
+        """Give back what was taken."""
+        for slot in slots:
+            self._slots.put(slot)
 
     def gather(self, records: Tensor, rows: Tensor, out: Tensor) -> int:
         """Write `records[rows]` to `out` uint8[n, record_bytes]; how many rows have no record.
@@ -65,9 +66,13 @@ class Crew:
             return 0
         job = np.zeros(kernels.TARGET + 1, dtype=np.int64)
         describe(job, records, rows, out.data_ptr())
-        with self.slots(1) as (slot,):
-            kernels.submit(self.control, slot, job)
-            return int(kernels.finish(self.control, slot))
+        with self._lock:
+            self._start()
+        slot = self._slots.get()  # waits where all are taken
+        kernels.submit(self.control, slot, job)
+        wrong = int(kernels.finish(self.control, slot))
+        self._slots.put(slot)
+        return wrong
 
     def close(self) -> None:
         """End the threads; nothing may be asked for any more."""
@@ -109,7 +114,7 @@ def the_crew() -> Crew | None:
         return None
     with _making:
         if _crew is None:
-            _crew = Crew(max(1, min(_MOST, len(os.sched_getaffinity(0)) - 1)))
+            _crew = Crew(max(1, min(_MOST, len(os.sched_getaffinity(0)) - _OTHERS)))
         return _crew
 
 
