@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from lookup_cases import FORMS, TABLES, a_table, the_hash
 from runtime.kernels.gate_cases import GateCase, make_call
 from runtime.kernels.row_cases import CASES
+from tier_cases import WIDTHS, a_store, random_records, some_rows, tier_spec
 
 from engram_cli.runtime import custom_rows, ops
 from engram_cli.runtime.tables import Table
@@ -75,8 +76,22 @@ def rows() -> None:
         ops.look_up(hashed, FORMS["int32"](DEVICE)[0], tables).sum().backward()
 
 
+def tiers() -> None:
+    """Rows out of two places, hot or not, in place and brought by a courier."""
+    for dtype, dims in WIDTHS.items():
+        spec = tier_spec(dtype, dims[0])
+        records = random_records(spec, 300)
+        rows = some_rows(300, 1500).view(1, -1, 3).to(DEVICE)
+        for share in (0.0, 0.4):
+            store = a_store(spec, records, DEVICE, share)
+            for path in ("in-place", "staged"):
+                store.path = path
+                store(rows)
+            store.close()
+
+
 if __name__ == "__main__":
-    for run in (look_ups, gates, rows):
+    for run in (look_ups, gates, rows, tiers):
         run()
         torch.cuda.synchronize()
         print(f"{run.__name__}: done", flush=True)

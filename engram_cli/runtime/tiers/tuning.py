@@ -30,11 +30,11 @@ class Tuning:
     `ring_buffer_bytes`. Raises InputError.
     """
 
-    in_place_bytes: int = 12 * _MIB
+    in_place_bytes: int = 8 * _MIB
     block_bytes: int = 128 * _MIB
     ahead_bytes: int = 256 * _MIB
-    ring_buffers: int = 3
-    ring_buffer_bytes: int = 16 * _MIB
+    ring_buffers: int = 4
+    ring_buffer_bytes: int = 8 * _MIB
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -159,17 +159,16 @@ def half_word_at(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
-def write_past_caches(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write an int64 to an address for someone else to read soon: a device, not this core."""
+def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copy `count` bytes from one address to another; nothing is checked."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], _WORD.as_pointer())
-        written = builder.store(args[1], place, align=8)
-        hint: Any = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        written.set_metadata("nontemporal", hint)
+        target, source = (builder.inttoptr(each, cgutils.voidptr_t) for each in args[:2])
+        copy: Any = cgutils.raw_memcpy
+        copy(builder, target, source, args[2], 1)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), codegen
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic

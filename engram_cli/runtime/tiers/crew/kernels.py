@@ -20,6 +20,7 @@ from engram_cli.runtime.tiers.crew.jit import (
     atomic_swap,
     call_with_event,
     call_with_event_and_stream,
+    copy_bytes,
     copy_to_device,
     half_word_at,
     nanoseconds,
@@ -30,7 +31,6 @@ from engram_cli.runtime.tiers.crew.jit import (
     sem_post,
     sem_wait,
     word_at,
-    write_past_caches,
     yield_core,
 )
 
@@ -129,9 +129,7 @@ def _gather(control, slot, unit):
         if j >= first:
             row = _row_at(rows, size, j)
             if 0 <= row < height:
-                record, place = source + row * stride, target + j * stride
-                for word in range(0, stride, 8):
-                    write_past_caches(place + word, word_at(record + word))
+                copy_bytes(target + j * stride, source + row * stride, stride)
             else:
                 atomic_add(control, slot + WRONG, 1)
 
