@@ -41,7 +41,7 @@ from engram_cli.runtime.tiers.store import TieredRows
 from engram_cli.runtime.tiers.tuning import local_tuning
 
 ROUNDS = 7
-PIECE_ROWS = 2**22
+PIECE_BYTES = 2**30  # as they are pinned
 BARE, HBM, HOST, EARLY = "bare", "rows in HBM", "rows on the host", "rows on the host, prefetched"
 
 
@@ -110,12 +110,19 @@ class Bench:
         for layer in self.spec.layers:
             held = self.memories[HBM].layers[str(layer)].multi_head_embedding.embedding
             count, is_gpu = self.spec.rows(layer), self.device.type == "cuda"
-            records = host_memory(count * 264, pinned=is_gpu).view(-1, 264)
-            for first in range(0, count, PIECE_ROWS):
-                parts = [x[first : first + PIECE_ROWS] for x in (held.weight, held.scales)]
-                records[first : first + PIECE_ROWS].copy_(torch.cat(parts, dim=1))
+            memory = host_memory(count * 264, pinned=is_gpu)
+            # CUDA refuses a copy across the pieces that are pinned apart.
+            for begin in range(0, len(memory), PIECE_BYTES):
+                piece = memory[begin : begin + PIECE_BYTES]
+                own = slice(begin // 264, -(-(begin + len(piece)) // 264))
+                records = torch.cat([held.weight[own], held.scales[own]], dim=1).view(-1)
+                piece.copy_(records[begin - own.start * 264 :][: len(piece)])
             rows[layer] = TieredRows(
-                self.spec, HostRows(records), device=self.device, dtype=torch.bfloat16, road=road
+                self.spec,
+                HostRows(memory.view(-1, 264)),
+                device=self.device,
+                dtype=torch.bfloat16,
+                road=road,
             )
         self.memories[HOST] = self._attach("engram_host", rows)
 
