@@ -43,7 +43,7 @@ def look_ups() -> None:
             ids, back = form(DEVICE)
             ops.look_up(hashed, ids, tables, back)
             ops.find_rows(hashed, ids, back)
-            if back.history is not None:
+            if back.history is not None and back.ages is None:
                 ops.look_up_step(hashed, ids, tables, back)
 
 

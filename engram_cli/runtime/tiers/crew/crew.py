@@ -18,8 +18,8 @@ from torch import Tensor
 from engram_cli.runtime.tiers.crew import kernels
 
 _MOST = 16  # threads: so many fill the bus of one GPU
-_OTHERS = 1  # core for the courier, who mostly waits
-_SPINS = 4000  # pauses before a thread sleeps: about 0.2 ms
+_OTHERS = 3  # cores: for the courier, for whoever waits, and for CUDA's threads
+_SPINS = 2000  # pauses before a thread sleeps: about 0.1 ms
 _PATIENCE = 40  # pauses before whoever waits for a job sleeps
 _UNIT = 64  # rows
 _AHEAD = 8  # rows whose cache lines are asked for early
