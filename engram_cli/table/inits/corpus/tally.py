@@ -20,6 +20,7 @@ from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.inits.base import Span
+from engram_cli.hashing.kernels import mix_ngrams
 from engram_cli.table.inits.corpus import kernels
 from engram_cli.table.inits.corpus.tokens import START, TokenFile, split_starts
 
@@ -152,14 +153,8 @@ class _Reader:
         window = self._window(ids[: end - first], starts[: end - first], begin - first)
         mix = np.empty(len(window), dtype=np.int64)
         plan = self._plan
-        kernels.mixes(
-            window.tokens,
-            window.seen,
-            plan.filler,
-            np.ascontiguousarray(plan.multipliers[self._index]),
-            self._order,
-            mix,
-        )
+        multipliers = plan.multipliers[self._index, : self._order]
+        mix_ngrams(window.tokens, window.seen, plan.filler, multipliers, 0, mix)
         raw = ids.astype(np.int32)
         for lag in self.lags:
             tokens = np.full(len(mix), -1, dtype=np.int32)
