@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
+from engram_cli.hashing.kernels import mix_ngrams
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.inits.base import Span
-from engram_cli.hashing.kernels import mix_ngrams
 from engram_cli.table.inits.corpus import kernels
 from engram_cli.table.inits.corpus.tokens import START, TokenFile, split_starts
 
