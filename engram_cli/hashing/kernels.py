@@ -104,6 +104,21 @@ def mix_ngrams(x, seen, filler, multipliers, done, mix):  # type: ignore[no-unty
                 mix[j] ^= token * multiplier
 
 
+@kernel("void(int32[::1], uint8[::1], int64, int64[::1], int64[::1])")
+def sum_ngrams(x, seen, filler, weights, total):  # type: ignore[no-untyped-def]
+    """The sum of token x weight over the lags into `total` [T]; arguments as in `mix_ngrams`."""
+    width = total.size
+    history = x.size - width
+    for j in range(width):
+        total[j] = 0
+    for lag in range(weights.size):
+        weight = weights[lag]
+        lagged = x[history - lag : history - lag + width]
+        for j in range(width):
+            token = int64(lagged[j]) if seen[j] > lag else filler
+            total[j] += token * weight
+
+
 @kernel("uint32(float64, uint32, uint32, float64)")
 def fast_row(mix, low, modulus, reciprocal):  # type: ignore[no-untyped-def]
     """A mix modulo a modulus, where the reciprocal path is exact: the mix as a float64, its lower
@@ -172,6 +187,27 @@ def hash_columns(  # type: ignore[no-untyped-def]
                 else:
                     for j in range(width):
                         row[j] = plain_row(mix[j], salt, modulus)
+
+
+@kernel(
+    "void(int32[::1], uint8[::1], int64, int64[:, ::1], int64[::1], int64[::1], boolean[::1],"
+    " uint32[:, ::1])"
+)
+def sum_columns(x, seen, filler, weights, orders, moduli, fast, out):  # type: ignore[no-untyped-def]
+    """`hash_columns` for the fold "powers": `weights` [C, N] of each column by lag."""
+    count = seen.size
+    history = x.size - count
+    heads = moduli.size // orders.size
+    tile = np.empty(TILE, np.int64)
+    for begin in range(0, count, TILE):
+        width = min(TILE, count - begin)
+        total, reach = tile[:width], seen[begin : begin + width]
+        tokens = x[begin : begin + history + width]
+        for column in range(moduli.size):
+            own = weights[column, : orders[column // heads]]
+            sum_ngrams(tokens, reach, filler, own, total)
+            row = out[column, begin : begin + width]
+            rows_of(total.view(np.uint64), moduli[column], 0, fast[column], row)
 
 
 @kernel("void(uint32[:, ::1], int64[::1], int64[:, ::1])")

@@ -33,6 +33,9 @@ def hash_columns(
         multipliers = np.array(layout.lag_multipliers(layer, order), dtype=np.int64)
         mix = mix_ngrams(stream, seen, layout.filler_id, multipliers)
         for column in range(index * layout.heads, (index + 1) * layout.heads):
+            if layout.fold == "powers":
+                weights = np.array(layout.weights(layer, column), dtype=np.int64)
+                mix = sum_ngrams(stream, seen, layout.filler_id, weights)
             rows[column] = rows_of(mix, layer.moduli[column], layer.salts[column])
     return rows
 
@@ -51,6 +54,18 @@ def mix_ngrams(
         lagged = x[history - lag : history - lag + count].astype(np.int64)
         mix ^= np.where(seen > lag, lagged, np.int64(filler)) * multiplier
     return mix
+
+
+def sum_ngrams(
+    x: NDArray[np.int32], seen: NDArray[np.uint8], filler: int, weights: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """int64[T]: the sum over the lags of token x weight; arguments as in `mix_ngrams`."""
+    count, history = len(seen), len(x) - len(seen)
+    total = np.zeros(count, dtype=np.int64)
+    for lag, weight in enumerate(weights):
+        lagged = x[history - lag : history - lag + count].astype(np.int64)
+        total += np.where(seen > lag, lagged, np.int64(filler)) * weight
+    return total
 
 
 def rows_of(mixes: NDArray[np.int64], modulus: int, salt: int) -> NDArray[np.uint32]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from engram_cli.runtime.tiers.store import TieredRows
 
 _BUFFERS = ("lookup", "multipliers", "columns")
-_CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
+_CONSTANTS = ("orders", "filler", "eos", "shared", "summed", "salted", "heights")
 
 
 @dataclass(slots=True, kw_only=True)

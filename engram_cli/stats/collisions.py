@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.hashing import kernels as hash_kernels
 from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats import kernels
@@ -119,21 +118,10 @@ def sample_rows(sample: NgramSample, plan: LayerPlan, order: int, heads: int) ->
     The n-grams are laid end to end and hashed as one stream; every n-th position is one of them.
     """
     tokens = sample.tokens.reshape(-1)
-    columns = slice(order * heads, (order + 1) * heads)
     rows = np.empty((heads, len(tokens)), dtype=np.uint32)
     history = plan.multipliers.shape[1] - 1
-    hash_kernels.hash_columns(
-        np.concatenate([np.zeros(history, dtype=np.int32), tokens]),
-        np.full(len(tokens), sample.order, dtype=np.uint8),
-        plan.filler,
-        plan.multipliers[order : order + 1],
-        plan.orders[order : order + 1],
-        plan.shared,
-        plan.moduli[columns],
-        plan.salts[columns],
-        plan.fast[columns],
-        rows,
-    )
+    stream = np.concatenate([np.zeros(history, dtype=np.int32), tokens])
+    plan.of_order(order).columns(stream, np.full(len(tokens), sample.order, dtype=np.uint8), rows)
     return rows[:, sample.order - 1 :: sample.order]
 
 

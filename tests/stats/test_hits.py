@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from stats.truth import layout_of
 
-from engram_cli.hashing import kernels as hash_kernels
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.hits import kernels, pending
@@ -38,21 +37,9 @@ class Plain:
 
     def push(self, window: Window, rows: NDArray[np.uint32]) -> None:
         """Count the n-grams of a window; `rows` gets the rows of the first column."""
-        plan, own = self.columns.plan, self.columns.columns
-        order = slice(self.columns.order, self.columns.order + 1)
+        plan = self.columns.plan
         found = np.empty((len(self.columns.indices), len(window)), dtype=np.uint32)
-        hash_kernels.hash_columns(
-            window.tokens,
-            window.seen,
-            plan.filler,
-            plan.multipliers[order],
-            plan.orders[order],
-            plan.shared,
-            plan.moduli[own],
-            plan.salts[own],
-            plan.fast[own],
-            found,
-        )
+        plan.of_order(self.columns.order).columns(window.tokens, window.seen, found)
         rows[:] = found[0][: len(rows)]
         for column, each in zip(self.columns.indices, found, strict=True):
             begin, modulus = plan.offsets[column], plan.moduli[column]

@@ -17,6 +17,7 @@ SCHEMES: Registry[Callable[..., HashLayout]] = Registry(
         "engram-v1": "engram_cli.hashing.schemes.engram_v1:layout",
         "deepseek-v4.1": "engram_cli.hashing.schemes.deepseek_v41:layout",
         "qwen-ple": "engram_cli.hashing.schemes.qwen_ple:layout",
+        "longcat": "engram_cli.hashing.schemes.longcat:layout",
         "tutorial": "engram_cli.hashing.schemes.tutorial:layout",
     },
 )
