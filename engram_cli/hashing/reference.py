@@ -70,4 +70,7 @@ def sum_ngrams(
 
 def rows_of(mixes: NDArray[np.int64], modulus: int, salt: int) -> NDArray[np.uint32]:
     """uint32[T]: (mix XOR salt) modulo the modulus, never negative."""
-    return np.remainder(mixes ^ np.int64(salt), np.int64(modulus)).astype(np.uint32)
+    rows: NDArray[np.uint32] = np.remainder(mixes ^ np.int64(salt), np.int64(modulus)).astype(
+        np.uint32
+    )
+    return rows

@@ -58,12 +58,9 @@ def hash_tensors(
     multipliers = torch.zeros(len(layers), lines, layout.max_order, dtype=torch.int64)
     for i, entry in enumerate(entries):
         for j in range(lines):
-            own = (
-                layout.weights(entry, j)
-                if summed
-                else layout.lag_multipliers(entry, layout.orders[j])
-            )
-            multipliers[i, j, : len(own)] = torch.tensor(own)
+            order = layout.orders[j // layout.heads if summed else j]
+            by_lag = layout.weights(entry, j) if summed else layout.lag_multipliers(entry, order)
+            multipliers[i, j, :order] = torch.tensor(by_lag)
     columns = [
         [
             (modulus, (2**64 - 1) // modulus, offset, salt)
