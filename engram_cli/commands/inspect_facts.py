@@ -96,7 +96,9 @@ def about_bundle(bundle: Bundle, companions: Companions) -> About:
     """A bundle beside a checkpoint."""
     spec = bundle.spec
     rows = sum(spec.rows(layer) for layer in spec.layers)
-    layers = ", ".join(f"{layer} (decoder layer {spec.index(layer)})" for layer in spec.layers)
+    layers = ", ".join(
+        f"{layer} in decoder layer {spec.index(layer)}, counted from 0" for layer in spec.layers
+    )
     dense = sum(array.size for own in bundle.dense.values() for array in own.values())
     held = "" if bundle.table is None else f" of the table {bundle.table}"
     shards = sum(shard.part != HITS for shard in bundle.shards)

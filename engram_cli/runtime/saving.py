@@ -117,6 +117,7 @@ def _check_same(spec: BundleSpec, bundle: Bundle) -> None:
     for what, mine, other in (
         ("fingerprint", spec.layout.fingerprint, found.layout.fingerprint),
         ("layers", spec.layers, found.layers),
+        ("decoder layers", spec.decoder_layers, found.decoder_layers),
         ("row size", spec.dim, found.dim),
         ("module", spec.module, found.module),
         ("hidden size", spec.hidden_size, found.hidden_size),
