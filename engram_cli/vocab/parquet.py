@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
-from engram_cli.files import new_file, output_errors
+from engram_cli.files import local_path, new_file, output_errors
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.lookup import HOLE, VocabMap, lookup_digest
@@ -42,7 +42,7 @@ _SCHEMA = pa.schema(
 class StoredToken:
     """A token of a vocabulary: its id, its spelling, and whether it is special.
 
-    `ordinary`: the first ordinary token with the same compressed id, None where there is none.
+    `ordinary`: the text of the first ordinary token with its compressed id, None without one.
     """
 
     token_id: int
@@ -76,7 +76,7 @@ def write_vocab(vocab: CompressedVocab, path: Path, *, force: bool = False) -> N
 
 def read_vocab(path: str | Path) -> CompressedVocab:
     """Read what `write_vocab` wrote, its digest checked. Raises InputError or ArtifactError."""
-    table, about = _read(Path(path), _SCHEMA.names)
+    table, about = _read(local_path(path), _SCHEMA.names)
     lookup = _lookup(Path(path), table, about)
     tokens = table["token"].fill_null("").to_pylist()
     special = np.flatnonzero(table["special"].to_numpy()).tolist()
@@ -98,7 +98,7 @@ def read_map(path: str | Path) -> VocabMap:
     names = ["token_id", "compressed_id"]
     if "pad_id" not in read_about(path):  # written before the pad token was recorded
         names += ["token", "special"]
-    table, about = _read(Path(path), names)
+    table, about = _read(local_path(path), names)
     lookup = _lookup(Path(path), table, about)
     special = {}
     if "special" in names:
@@ -112,19 +112,19 @@ def read_map(path: str | Path) -> VocabMap:
 
 
 def read_token(path: str | Path, token_id: int) -> StoredToken:
-    """One token of a vocabulary. Raises InputError or ArtifactError, also for an id beyond it."""
-    table, _ = _read(Path(path), ["token", "compressed_id", "special"])
-    if not 0 <= token_id < len(table):
-        raise InputError(f"{path} has no token {token_id}", f"its ids are 0 to {len(table) - 1}")
-    compressed = table["compressed_id"].fill_null(HOLE).to_numpy()
-    ordinary = ~table["special"].fill_null(False).to_numpy()
-    alike = np.flatnonzero((compressed == compressed[token_id]) & ordinary)
-    named = table["token"].take(alike[:1]).to_pylist()
+    """One token of a stored vocabulary, by an id that it has. Raises InputError, ArtifactError."""
+    return token_of(read_vocab(path), token_id)
+
+
+def token_of(vocab: CompressedVocab, token_id: int) -> StoredToken:
+    """One token of a vocabulary, by an id that it has."""
+    alike = vocab.members(int(vocab.lookup[token_id]))
+    ordinary = next((i for i in alike if i not in vocab.special_ids), None)
     return StoredToken(
         token_id=token_id,
-        token=str(table["token"][token_id].as_py() or ""),
-        special=not ordinary[token_id],
-        ordinary=str(named[0]) if named else None,
+        token=vocab.tokens[token_id],
+        special=token_id in vocab.special_ids,
+        ordinary=None if ordinary is None else vocab.texts[ordinary],
     )
 
 
@@ -133,7 +133,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
     Raises InputError or ArtifactError.
     """
-    return _read(Path(path), [])[1]
+    return _read(local_path(path), [])[1]
 
 
 def is_vocab(path: Path) -> bool:

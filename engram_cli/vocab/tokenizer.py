@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import VocabularyError
-from engram_cli.files import sha256_bytes
+from engram_cli.files import local_path, sha256_bytes
 from engram_cli.vocab.padding import choose_pad, declared_pad
 
 # A tokenizer.json is a few MB; the largest published one is 33 MB.
@@ -73,7 +73,7 @@ def load_tokenizer(path: str | Path) -> TokenizerFile:
     """
     from tokenizers import Tokenizer
 
-    file = find_tokenizer(Path(path))
+    file = find_tokenizer(local_path(path))
     raw = _read(file)
     try:
         backend = Tokenizer.from_str(raw.decode("utf-8"))
