@@ -17,7 +17,7 @@ from engram_cli.cli.demo import demo
 from engram_cli.cli.hash_stats import hash_stats
 from engram_cli.cli.inspect import inspect
 from engram_cli.cli.lookup import lookup
-from engram_cli.cli.paths import LocalPaths
+from engram_cli.cli.paths import local_paths
 from engram_cli.cli.plan import plan
 from engram_cli.cli.report import report
 from engram_cli.cli.trace import trace
@@ -32,18 +32,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("compress-vocab", cls=LocalPaths)(compress_vocab)
-app.command("hash-stats", cls=LocalPaths)(hash_stats)
-app.command("report", cls=LocalPaths)(report)
-app.command("build-table", cls=LocalPaths)(build_table)
-app.command("convert", cls=LocalPaths)(convert)
-app.command("attach", cls=LocalPaths)(attach)
-app.command("trace", cls=LocalPaths)(trace)
-app.command("plan", cls=LocalPaths)(plan)
-app.command("inspect", cls=LocalPaths)(inspect)
-app.command("lookup", cls=LocalPaths)(lookup)
-app.command("verify", cls=LocalPaths)(verify)
-app.command("demo", cls=LocalPaths)(demo)
+app.command("compress-vocab")(local_paths(compress_vocab))
+app.command("hash-stats")(local_paths(hash_stats))
+app.command("report")(local_paths(report))
+app.command("build-table")(local_paths(build_table))
+app.command("convert")(local_paths(convert))
+app.command("attach")(local_paths(attach))
+app.command("trace")(local_paths(trace))
+app.command("plan")(local_paths(plan))
+app.command("inspect")(local_paths(inspect))
+app.command("lookup")(local_paths(lookup))
+app.command("verify")(local_paths(verify))
+app.command("demo")(local_paths(demo))
 
 
 def _print_version(wanted: bool) -> None:

@@ -256,7 +256,7 @@ def _merge(
     from engram_cli.commands.workspace import Workspace
 
     for part in parts:
-        refuse_address(part, "SOURCES")
+        refuse_address(part, "sources")
     result = merge_stats(
         MergeStatsRequest(
             parts=tuple(map(Path, parts)),

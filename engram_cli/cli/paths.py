@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
-
-from typer.core import TyperCommand
 
 from engram_cli.errors import InputError
 from engram_cli.files import address_of
 
 
-class LocalPaths(TyperCommand):
-    """A command whose paths, wherever they come from, are looked at before it runs."""
+def local_paths(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, its paths looked at before it runs, wherever they were given.
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command. Leaves with one line for an address where a path is expected."""
-        from engram_cli.cli.terminal import reported
+    It leaves with one line for an address where a path is expected.
+    """
+    from engram_cli.cli.terminal import reported
 
+    @wraps(command)
+    def checked(**given: Any) -> None:
         with reported():
-            for parameter in self.params:
-                for path in _paths(ctx.params.get(parameter.name)):
-                    refuse_address(path, _name(parameter))
-        return super().invoke(ctx)
+            for name, value in given.items():
+                for each in value if isinstance(value, (list, tuple)) else (value,):
+                    if isinstance(each, Path):
+                        refuse_address(each, name.strip("_").replace("_", "-"))
+        command(**given)
+
+    return checked
 
 
 def refuse_address(path: Path | str, name: str) -> None:
@@ -34,14 +38,3 @@ def refuse_address(path: Path | str, name: str) -> None:
             f"{name} {address} is an address, and a path on this machine is needed",
             "only a corpus is read from addresses: download what is read, upload what is written",
         )
-
-
-def _paths(value: Any) -> Iterator[Path]:
-    values = value if isinstance(value, (list, tuple)) else (value,)
-    return (each for each in values if isinstance(each, Path))
-
-
-def _name(parameter: Any) -> str:
-    """How a user gives the parameter: the option's long name, or the argument's."""
-    long = [option for option in parameter.opts if option.startswith("--")]
-    return str(long[0] if long else str(parameter.name).upper())

@@ -61,8 +61,7 @@ def test_every_path_of_every_command(
         arguments += [typed, address]
     done = engram(command, *arguments)
     assert done.code == 2
-    named = typed.upper() if is_argument else typed
-    assert f"{named} {address} is an address" in done.error_line
+    assert f"{typed.lstrip('-')} {address} is an address" in done.error_line
     assert list(engram.folder.iterdir()) == []
 
 
@@ -70,9 +69,9 @@ def test_settings_are_looked_at_too(engram: Engram) -> None:
     (engram.folder / "engram.toml").write_text('[attach]\ntable = "s3://bucket/t.zarr"\n')
     done = engram("attach", "ckpt")
     assert done.code == 2
-    assert "--table s3://bucket/t.zarr is an address" in done.error_line
+    assert "table s3://bucket/t.zarr is an address" in done.error_line
     (engram.folder / "engram.toml").write_text('[build-table]\nout = "hf://a/b"\n')
-    assert "--out hf://a/b is an address" in engram("build-table").error_line
+    assert "out hf://a/b is an address" in engram("build-table").error_line
     assert [path.name for path in engram.folder.iterdir()] == ["engram.toml"]
 
 
