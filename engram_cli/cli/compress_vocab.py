@@ -141,13 +141,19 @@ def _shown(text: str, group: Group | None) -> RenderableType:
 
 def _difference(difference: VocabDiff) -> list[RenderableType]:
     from engram_cli.cli.render import facts, grid
+    from engram_cli.hashing.layout import short
     from engram_cli.vocab.groups import readable
 
     ours, theirs = difference.sizes
+    here, there = difference.tokenizers
+    same = "the same file"
+    if here != there:
+        same = f"{short(here)} here, {short(there)} there: they differ, so ids may mean others"
     parts: list[RenderableType] = [
         facts(
             "Difference",
             [
+                ("tokenizer", same),
                 ("same map", "yes" if difference.equal else "no"),
                 ("compressed ids", f"{ours:,} here, {theirs:,} there"),
                 ("token ids", "{:,} here, {:,} there".format(*difference.vocab_sizes)),
