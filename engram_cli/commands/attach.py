@@ -19,7 +19,6 @@ from engram_cli.commands.model_shape import (
     ModelShape,
     check_vocabulary,
     choose_module,
-    listed,
     place_layers,
     read_model_shape,
 )

@@ -20,8 +20,8 @@ from engram_cli.commands.corpus_fill import (
     guess_tokens,
     write_tokens,
 )
-from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
 from engram_cli.commands.dry_run import refusal
+from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
 from engram_cli.commands.pad_token import note_pad
 from engram_cli.commands.processors import processors
 from engram_cli.commands.table_plan import TablePlan, fill_plan, planned
@@ -60,8 +60,8 @@ class BuildTableRequest:
     `stats`: a statistics folder whose geometry is taken where `geometry` leaves a choice open, and
     whose hits are stored beside the rows when the geometry stays the same; nothing is taken when
     there is no such folder. `folder`: where a checkpoint is looked for that decides what is open
-    without statistics, None for nowhere. `dim`: values a row, of one head. `std` and `init_seed` are the init's;
-    `fill` is the corpus of an init that needs one. `chunk_rows` None is about 128 MiB a chunk,
+    without statistics, None for nowhere. `dim`: values a row, of one head. `std` and `init_seed`
+    are the init's; `fill` is the corpus of an init that needs one. `chunk_rows` None is about 128 MiB a chunk,
     `threads` None all processors. `scale` is
     for dtypes with one scale a layer, None finds it. `fingerprint`: what the layout's must be, of a
     plan. With `dry_run` nothing is written.

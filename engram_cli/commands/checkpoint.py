@@ -46,9 +46,7 @@ def find_checkpoints(folder: Path) -> list[FoundCheckpoint]:
             continue
         own = place / "tokenizer.json"
         usable = own.is_file() and own.stat().st_size <= MAX_TOKENIZER_BYTES
-        found.append(
-            FoundCheckpoint(folder=place, model=model, tokenizer=own if usable else None)
-        )
+        found.append(FoundCheckpoint(folder=place, model=model, tokenizer=own if usable else None))
     return found
 
 

@@ -138,8 +138,7 @@ def place_layers(
     by_distance = sorted(range(count), key=lambda place: (abs(place - count // 2), place))
     free = [place for place in (*good, *by_distance) if place not in places.values()]
     moved = [layer for layer in sorted(layers) if layer not in places]
-    for layer, place in zip(moved, dict.fromkeys(free), strict=False):
-        places[layer] = place
+    places |= dict(zip(moved, dict.fromkeys(free), strict=False))
     if moved:
         why += (
             f"; the model has no decoder layer {listed([named[layer] for layer in moved])}, so the "

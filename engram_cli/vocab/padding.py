@@ -29,7 +29,7 @@ def choose_pad(special: Mapping[int, str], declared: int | None = None) -> int |
     for token_id in sorted(special):
         by_name.setdefault(_plain(special[token_id]), token_id)
     found = [by_name[name] for name in _PAD_NAMES if name in by_name]
-    if declared in special:
+    if declared is not None and declared in special:
         found.append(declared)
     found += [by_name[name] for name in _OTHER_NAMES if name in by_name]
     found += sorted(special)[:1]
@@ -61,7 +61,7 @@ def _value(path: Path, key: str) -> Any:
 
 
 def _plain(token: str) -> str:
-    """`<|PAD|>`, `[PAD]` and `<｜▁pad▁｜>` as pad; `</s>` as /s."""
+    """The token's name in small letters: `<|PAD|>` and `[PAD]` as pad, `</s>` as /s."""
     letters = (sign for sign in unicodedata.normalize("NFKC", token) if sign.isalnum())
     name = "".join(letters).lower()
     return f"/{name}" if token.startswith("</") else name

@@ -102,9 +102,7 @@ def test_what_is_an_address(path: Path | str, address: str | None) -> None:
     assert address_of(path) == address
 
 
-def test_python_functions_refuse_them_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_functions_refuse_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     address = "s3://bucket/key"
     for read in (read_bundle, read_stats, open_table, compress_vocab, read_vocab):

@@ -118,7 +118,8 @@ def test_the_arithmetic_is_right_and_comes_first(checkpoint: Path, table: Path) 
     again = attach_checkpoint(request(checkpoint, table, dry_run=True))
     assert "already exists; use --force" in str(again.in_the_way)
     assert again.cost == result.cost
-    assert attach_checkpoint(request(checkpoint, table, dry_run=True, force=True)).in_the_way is None
+    forced = attach_checkpoint(request(checkpoint, table, dry_run=True, force=True))
+    assert forced.in_the_way is None
     for dry_run in (False, True):
         with pytest.raises(InputError, match="--init-gate 'shut'"):
             attach_checkpoint(request(checkpoint, table, dry_run=dry_run, init_gate="shut"))

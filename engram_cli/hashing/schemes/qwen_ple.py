@@ -27,8 +27,8 @@ def layout(
     """The layout for `vocab_size` raw ids; `layers` are the ple_layer_ids, counted from one.
 
     The default is the release's, decoder layer 1 counted from 0. The multipliers depend on a
-    layer's place in `layers`, not on its number. `orders` must be 2..N. The rows of a layer are padded up to a multiple of `divisor`. Raises
-    LayoutError.
+    layer's place in `layers`, not on its number. `orders` must be 2..N. The rows of a layer are
+    padded up to a multiple of `divisor`. Raises LayoutError.
     """
     orders, layers = as_tuple(orders), as_tuple(layers)
     check_shape(orders, heads, layers)
