@@ -278,8 +278,9 @@ def describe_cost(
     if cost.hits_bytes:
         hits = f"; {cost.hits_bytes:,} bytes of hits, which say which rows are hot"
     places = ", ".join(spec.label(layer) for layer in spec.layers)
+    into = f"into decoder layer{'s' if len(spec.layers) > 1 else ''} {places}, counted from 0"
     return [
-        f"into decoder layers {places}, counted from 0: {rows} rows x {spec.dim} x {spec.dtype} "
+        f"{into}: {rows} rows x {spec.dim} x {spec.dtype} "
         f"= {cost.table_bytes:,} bytes {where}, as much in memory when all of it is touched{hits}",
         f"{spec.module.kind} module: {cost.dense_parameters:,} dense parameters, "
         f"{cost.dense_bytes:,} bytes",

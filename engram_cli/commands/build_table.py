@@ -61,10 +61,10 @@ class BuildTableRequest:
     whose hits are stored beside the rows when the geometry stays the same; nothing is taken when
     there is no such folder. `folder`: where a checkpoint is looked for that decides what is open
     without statistics, None for nowhere. `dim`: values a row, of one head. `std` and `init_seed`
-    are the init's; `fill` is the corpus of an init that needs one. `chunk_rows` None is about 128 MiB a chunk,
-    `threads` None all processors. `scale` is
-    for dtypes with one scale a layer, None finds it. `fingerprint`: what the layout's must be, of a
-    plan. With `dry_run` nothing is written.
+    are the init's; `fill` is the corpus of an init that needs one. `chunk_rows` None is about
+    128 MiB a chunk, `threads` None all processors. `scale` is for dtypes with one scale a layer,
+    None finds it. `fingerprint`: what the layout's must be, of a plan. With `dry_run` nothing is
+    written.
     """
 
     geometry: Geometry = field(default_factory=Geometry)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,21 +35,28 @@ class FoundCheckpoint:
 def find_checkpoints(folder: Path) -> list[FoundCheckpoint]:
     """The language models in `folder` itself and in the folders right in it, by name.
 
-    Folders whose config.json is not that of a language model are passed over.
+    Folders whose config.json is not that of a language model, or cannot be read, are passed over.
     """
     found = []
-    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    for place in (folder, *inside):
-        if place.name.startswith(".") and place != folder:
-            continue
-        try:
+    for place in (folder, *_folders_in(folder)):
+        with suppress(EngramError, OSError):
             model = read_model_shape(place)
-        except EngramError:
-            continue
-        own = place / "tokenizer.json"
-        usable = own.is_file() and own.stat().st_size <= MAX_TOKENIZER_BYTES
-        found.append(FoundCheckpoint(folder=place, model=model, tokenizer=own if usable else None))
+            own = place / "tokenizer.json"
+            usable = own.is_file() and own.stat().st_size <= MAX_TOKENIZER_BYTES
+            found.append(
+                FoundCheckpoint(folder=place, model=model, tokenizer=own if usable else None)
+            )
     return found
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """The folders right in `folder`, by name, hidden ones left out."""
+    try:
+        with os.scandir(folder) as entries:
+            inside = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except OSError:
+        return []
+    return [folder / name for name in inside]
 
 
 def for_checkpoint(geometry: Geometry, folder: Path, vocab: Path, progress: Progress) -> Geometry:

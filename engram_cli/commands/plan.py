@@ -53,8 +53,8 @@ class Budget:
         if self.share is not None and self.sparse_params is None:
             raise InputError(
                 "--share without --sparse-params",
-                "give the parameters that are shared out with --sparse-params, or leave --share out "
-                "and give --params or --memory",
+                "give the sparse parameters that it is a share of, or leave it out and give "
+                "--params or --memory",
             )
         low, high = self.share or SHARE
         if not 0.0 < low <= high <= 1.0:

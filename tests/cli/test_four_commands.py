@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM
 
 from engram_cli import attach, detach, read_vocab
+from engram_cli.commands.checkpoint import find_checkpoints
+from engram_cli.errors import MismatchError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.runtime import load, save_engram
 from engram_cli.runtime.hooks import memories_at
@@ -133,6 +135,9 @@ def test_a_table_with_the_papers_layers_fits_too(folder: Engram) -> None:
     assert "decoder layers 0 (layer 1 of the table)" in repr(memory)
     save_engram(model, folder.folder / "saved")
     load(model, folder.folder / "saved")
+    assert folder("attach", "ckpt/", "--at", "1,3", "-o", "moved").code == 0
+    with pytest.raises(MismatchError, match=r"decoder layers \(1, 3\), the attached memory"):
+        load(model, folder.folder / "moved")
     detach(model)
     assert attach(model, folder.folder / "saved").spec.decoder_layers == (0, 3)
     traced = folder("trace", "ckpt/", PROSE[0], "--report", "page.html")
@@ -209,6 +214,28 @@ def test_several_checkpoints(folder: Engram, tokenizer_file: Path) -> None:
     assert "checkpoints ckpt, other: they differ, so none decides" in " ".join(done.err.split())
     document = json.loads((folder.folder / "engram-stats" / "stats.json").read_text())
     assert [entry["layer"] for entry in document["layout"]["layers"]] == [1, 15]
+
+
+def test_a_plan_is_for_the_checkpoint_too(folder: Engram) -> None:
+    folder("compress-vocab")
+    done = folder("plan", "--tokens", "1M", "--out", "plan.json")
+    assert done.code == 0, done.err
+    assert "tables for 1 and 2" in " ".join(done.err.split())
+    assert json.loads((folder.folder / "plan.json").read_text())["geometry"]["layers"] == [1, 2]
+
+
+def test_what_is_no_checkpoint_is_passed_over(folder: Engram) -> None:
+    names = ("image-model", "damaged", "empty", ".hidden")
+    for name, config in zip(names, ('{"model_type": "vit"}', "{", "[]", "{}"), strict=True):
+        (folder.folder / name).mkdir()
+        (folder.folder / name / "config.json").write_text(config)
+    (folder.folder / "gone").symlink_to(folder.folder / "nowhere")
+    found = find_checkpoints(folder.folder)
+    assert [each.folder.name for each in found] == ["ckpt"]
+    assert [each.folder for each in find_checkpoints(folder.folder / "ckpt")] == [
+        folder.folder / "ckpt"
+    ]
+    assert find_checkpoints(folder.folder / "nowhere") == []
 
 
 def test_a_checkpoint_with_another_tokenizer_than_the_vocabulary(
