@@ -37,7 +37,7 @@ def choose_pad(special: Mapping[int, str], declared: int | None = None) -> int |
 
 
 def declared_pad(tokenizer: Path, ids: Mapping[str, int]) -> int | None:
-    """The pad id that the files beside a tokenizer.json name, None where they name no token.
+    """The pad id that the files next to a tokenizer.json name, None where they name no token.
 
     `ids` are the ids of all tokens by their spelling. tokenizer_config.json comes before
     config.json.
