@@ -66,7 +66,7 @@ def _layer(result: TraceResult, layer: LayerTrace, stream: int) -> RenderableTyp
 
     gates = [row[stream] for row in layer.gates]
     low, high = min(gates), max(gates)
-    name = f"layer {layer.layer}" + (f", stream {stream}" if len(layer.gates[0]) > 1 else "")
+    name = layer.name + (f", stream {stream}" if len(layer.gates[0]) > 1 else "")
     mean = sum(gates) / len(gates)
     head = Text(f"{name}: gates {low:.3f} to {high:.3f}, mean {mean:.3f}", style="bold")
     body = Text()

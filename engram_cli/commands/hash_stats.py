@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.pad_token import note_pad
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
 from engram_cli.corpus.encode import check_encoder
@@ -167,6 +169,8 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     """
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
+    geometry = for_checkpoint(request.geometry, here.folder, vocab, progress)
+    request = dataclasses.replace(request, geometry=geometry)
     work, running = _prepare(request, vocab, out, progress)
     trim()  # a tokenizer leaves 30 MB where its file was parsed
     counted = ENGINES.load(request.engine)(work, running, progress)
@@ -231,6 +235,7 @@ def _prepare(
     sources = find_sources(request.sources, request.corpus)
     check_labelled(sources.files, request.corpus)
     layout = request.geometry.resolve(vocab)
+    note_pad(layout, vocab, progress)
     text = needs_tokenizer(sources.files, request.corpus)
     plan = plan_partitions(sources.files, request.corpus, request.partition_size)
     source_of = sources_of(plan.files, request.group_by)

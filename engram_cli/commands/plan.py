@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_corpus import HotSet, PlanCorpus, read_corpus
 from engram_cli.commands.plan_file import PlannedTable, is_plan, write_plan
@@ -46,10 +47,14 @@ class Budget:
                 "more than one budget", "give one of --memory, --params, --sparse-params"
             )
         if any(value is not None and value < 1 for value in given):
-            raise InputError("a budget of nothing", "give a size such as 94GB or 5.7B")
+            raise InputError(
+                "a budget below 1", "give --memory, --params or --sparse-params as 94GB or 5.7B"
+            )
         if self.share is not None and self.sparse_params is None:
             raise InputError(
-                "--share of nothing", "give --sparse-params too, or a size of the rows"
+                "--share without --sparse-params",
+                "give the sparse parameters that it is a share of, or leave it out and give "
+                "--params or --memory",
             )
         low, high = self.share or SHARE
         if not 0.0 < low <= high <= 1.0:
@@ -147,6 +152,11 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
         refuse_existing(request.out, request.force, is_plan, "plan")
     vocab = request.vocab or request.workspace.vocab
     corpus = read_corpus(request.stats, request.vocab, vocab, request.tokens, progress)
+    if corpus.path is None:
+        folder = request.workspace.folder
+        request = replace(
+            request, geometry=for_checkpoint(request.geometry, folder, vocab, progress)
+        )
     spec = _spec(request, corpus, _layout(request, corpus))
     layout, row_bytes = spec.layout, spec.row_bytes
     rows = sum(entry.rows for entry in layout.layers)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
+from engram_cli.files import local_path
 from engram_cli.formats import tensors
 from engram_cli.formats.bundle_description import parse
 from engram_cli.formats.bundle_files import (
@@ -104,7 +105,7 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     bundle or no table, ArtifactError for damage or a newer version, MismatchError for another
     table.
     """
-    folder = Path(path)
+    folder = local_path(path)
     document = read_description(folder)
     files = ListedFiles(folder, document)
     try:

@@ -203,7 +203,7 @@ def _check_vocabulary(model: nn.Module, bundle: Bundle) -> None:
         raise RuntimeAttachError(
             f"the bundle {bundle.folder} was made for a tokenizer of {wanted:,} ids, "
             f"{type(model).__name__} takes {size:,}",
-            f"use the model's own tokenizer, or model.resize_token_embeddings({wanted}) first",
+            "attach a bundle that was made with this model's own tokenizer",
         )
 
 

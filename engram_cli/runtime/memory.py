@@ -157,8 +157,8 @@ class Memory(nn.Module):
 
     def extra_repr(self) -> str:
         """What is printed of it."""
-        layers = ", ".join(self.layers)
-        return f"layers {layers}; rows of {self.spec.dim} x {self.spec.dtype}"
+        layers = ", ".join(self.spec.label(layer) for layer in self.spec.layers)
+        return f"decoder layers {layers}; rows of {self.spec.dim} x {self.spec.dtype}"
 
     def hash_tensors(self) -> HashTensors:
         """The hash where the model is now."""

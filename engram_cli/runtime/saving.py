@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engram_cli.errors import MismatchError, RuntimeAttachError
+from engram_cli.files import local_path
 from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
@@ -47,7 +48,7 @@ def save_engram(
     Raises RuntimeAttachError for weights that a bundle does not hold exactly, OutputError.
     """
     memory = memory_of(model, name)
-    path = Path(folder)
+    path = local_path(folder)
     weights = {layer: _dense(memory, layer) for layer in memory.spec.layers}
     spec = replace(memory.spec, dtype=_row_dtype(memory))
     if not dist.is_initialized() or dist.get_rank() == 0:
@@ -117,6 +118,7 @@ def _check_same(spec: BundleSpec, bundle: Bundle) -> None:
     for what, mine, other in (
         ("fingerprint", spec.layout.fingerprint, found.layout.fingerprint),
         ("layers", spec.layers, found.layers),
+        ("decoder layers", spec.decoder_layers, found.decoder_layers),
         ("row size", spec.dim, found.dim),
         ("module", spec.module, found.module),
         ("hidden size", spec.hidden_size, found.hidden_size),

@@ -119,6 +119,7 @@ def compress_vocab(source: str | Path | TokenizerFile) -> CompressedVocab:
         tokens=tokens,
         keys=keys,
         special_ids=tokenizer.special_ids,
+        pad_id=tokenizer.pad_id,
         tokenizer_digest=tokenizer.digest,
         source=str(tokenizer.path.absolute()),
     )

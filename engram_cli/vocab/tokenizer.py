@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import VocabularyError
-from engram_cli.files import sha256_bytes
+from engram_cli.files import local_path, sha256_bytes
+from engram_cli.vocab.padding import choose_pad, declared_pad
 
 # A tokenizer.json is a few MB; the largest published one is 33 MB.
 MAX_TOKENIZER_BYTES = 512 * 2**20
@@ -17,12 +18,16 @@ MAX_TOKENIZER_BYTES = 512 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFile:
-    """A loaded tokenizer.json: its path, its bytes' digest and the Rust backend."""
+    """A loaded tokenizer.json: its path, its bytes' digest and the Rust backend.
+
+    `pad_id`: the token to read before the start of a text, None where it has no special token.
+    """
 
     path: Path
     digest: str
     backend: Any
     special_ids: frozenset[int]
+    pad_id: int | None = None
 
     def spellings(self) -> dict[int, str]:
         """Every id that some token has, ascending, with the token as the vocabulary spells it; of
@@ -68,7 +73,7 @@ def load_tokenizer(path: str | Path) -> TokenizerFile:
     """
     from tokenizers import Tokenizer
 
-    file = find_tokenizer(Path(path))
+    file = find_tokenizer(local_path(path))
     raw = _read(file)
     try:
         backend = Tokenizer.from_str(raw.decode("utf-8"))
@@ -82,11 +87,14 @@ def load_tokenizer(path: str | Path) -> TokenizerFile:
     if backend.get_vocab_size(with_added_tokens=True) == 0:
         raise VocabularyError(f"{file} has an empty vocabulary", "give a trained tokenizer")
     added = backend.get_added_tokens_decoder()
+    special = {i: str(token.content) for i, token in added.items() if token.special}
+    declared = declared_pad(file, backend.get_vocab(with_added_tokens=True))
     return TokenizerFile(
         path=file,
         digest=sha256_bytes(raw),
         backend=backend,
-        special_ids=frozenset(i for i, token in added.items() if token.special),
+        special_ids=frozenset(special),
+        pad_id=choose_pad(special, declared),
     )
 
 

@@ -117,7 +117,7 @@ def test_budgets_in_bytes_parameters_and_shares(made: Made) -> None:
     assert 0.95 * 500_000 < by_params.params <= 500_000
     share = planned(made, budget=Budget(sparse_params=4_000_000, share=(0.1, 0.15)))
     assert share.geometry == by_params.geometry
-    with pytest.raises(InputError, match="--share of nothing"):
+    with pytest.raises(InputError, match="--share without --sparse-params"):
         Budget(params=500_000, share=(0.1, 0.15))
     for wrong in (
         *({"memory": 1, "params": 1}, {"memory": 0}, {"share": (0.2, 0.3)}),

@@ -39,6 +39,7 @@ def test_gates_are_those_of_the_forward(
         handle.remove()
     assert found.ids == tuple(ids[0].tolist())
     assert tuple(found.gates) == memory.spec.layers
+    assert tuple(found.decoder_layers.values()) == memory.spec.decoder_layers == (1, 2)
     for layer, (hidden, rows, summed) in seen.items():
         own = memory.layers[str(layer)]
         with torch.no_grad():
