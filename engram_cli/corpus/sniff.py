@@ -6,8 +6,8 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from engram_cli.corpus.opening import HEAD, archive, packing
 from engram_cli.corpus.places import Place
+from engram_cli.corpus.unpacking import HEAD, archive, packing
 from engram_cli.errors import CorpusError
 
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
