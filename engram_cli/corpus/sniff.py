@@ -15,6 +15,7 @@ LLMC_MAGIC = {
     (20240520).to_bytes(4, "little"): "uint16",
     (20240801).to_bytes(4, "little"): "uint32",
 }
+LLMC_EVAL_MAGIC = (20240522).to_bytes(4, "little")
 ARROW_MAGIC = b"ARROW1"
 ARROW_STREAM = b"\xff\xff\xff\xff"
 TOKEN_BINS = ("nanogpt", "llmc", "megatron")
@@ -97,6 +98,8 @@ def _refuse(name: str, ending: str, usual: str, head: bytes) -> None:
             f"{name} is packed with {packed or kept}",
             "unpack it first; text and jsonl are read packed with gz, zst, bz2 or xz",
         )
+    if ending == ".bin" and head.startswith(LLMC_EVAL_MAGIC):
+        raise CorpusError(f"{name} holds llm.c's questions of an evaluation", "leave it out")
     if head.startswith(MEGATRON_MAGIC):
         raise CorpusError(f"{name} is the index of a file that is not there", "copy the .bin too")
     if head.startswith(b"FEA1"):
