@@ -20,7 +20,7 @@ from engram_cli.corpus.base import (
     TokenBlock,
 )
 from engram_cli.corpus.labels import runs
-from engram_cli.corpus.pieces import pieces
+from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.errors import CorpusError
 
 
@@ -106,13 +106,7 @@ def documents(
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     for row, raw in enumerate(column.cast(pa.large_binary()).to_pylist(), first):
-        try:
-            text = (raw or b"").decode("utf-8", options.errors)
-        except UnicodeDecodeError as error:
-            raise CorpusError(
-                f"{file.name}, row {row}: byte {error.start} of the text is not UTF-8",
-                "mend the row, or use --errors replace to read U+FFFD there",
-            ) from None
+        text = decode_whole(raw or b"", f"{file.name}, row {row}, the text", 0, options.errors)
         for index, piece in enumerate(pieces(text)):
             yield Document(
                 file=file.name,

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 from engram_cli.corpus import remote
 from engram_cli.corpus.base import CorpusFile
 from engram_cli.corpus.pieces import as_many
+from engram_cli.corpus.stamps import local_file, unchanged
 from engram_cli.corpus.unpacking import HEAD, Unpacking, archive, packing
 from engram_cli.errors import CorpusError
 
@@ -26,13 +27,16 @@ Unpacked: TypeAlias = tuple[BinaryIO, Callable[[int], int]]
 
 @contextmanager
 def opened(file: CorpusFile) -> Iterator[BinaryIO]:
-    """The bytes of `file` as they are; what the system says about them as a CorpusError."""
+    """The bytes of `file` as they are; what the system says about them as a CorpusError.
+
+    Raises CorpusError where a local file is not the one that was planned, or changes until the end.
+    """
     try:
         if file.url is not None:
             with remote.opened(file.url) as stream:
                 yield stream
         elif file.path is not None:
-            with file.path.open("rb") as stream:
+            with file.path.open("rb") as stream, unchanged(file, stream.fileno()):
                 yield stream
         else:
             yield _standard_input()
@@ -68,19 +72,26 @@ def beside(file: CorpusFile, name: str) -> CorpusFile:
     Raises CorpusError when there is none.
     """
     if file.url is not None:
-        url = f"{file.url.rpartition('/')[0]}/{name}"
-        size = remote.size(url)
-        return CorpusFile(name=url, path=None, size=size, format=file.format, url=url)
+        return remote.file_at(f"{file.url.rpartition('/')[0]}/{name}", file.format)
     if file.path is None:
         raise CorpusError(f"{file.name} needs {name} beside it", "give the file's path")
     path = Path(file.path.parent, name)
     try:
-        size = path.stat().st_size
+        return local_file(path, file.format)
     except OSError as error:
         raise CorpusError(
             f"{file.name} needs {path.name} beside it: {error.strerror}", "copy that file too"
         ) from None
-    return CorpusFile(name=str(path), path=path, size=size, format=file.format)
+    except ValueError:  # a NUL, or half of a surrogate pair
+        raise CorpusError(
+            f"{file.name} needs {name!r} beside it, which no file can be called",
+            "write the index again",
+        ) from None
+
+
+def basename(file: CorpusFile) -> str:
+    """The last part of a file's path or address."""
+    return file.name.rpartition("/")[2] if file.path is None else file.path.name
 
 
 def length_of(file: CorpusFile, stream: BinaryIO) -> int:

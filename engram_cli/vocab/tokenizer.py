@@ -49,6 +49,13 @@ class TokenizerFile:
         """The text of each id decoded alone, special tokens kept (docs/reference/schemes.md)."""
         return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
 
+    def read(self) -> bytes:
+        """The bytes of the file. Raises VocabularyError where it has changed meanwhile."""
+        raw = _read(self.path)
+        if sha256_bytes(raw) != self.digest:
+            raise VocabularyError(f"{self.path} has changed since it was loaded", "run it again")
+        return raw
+
     def token(self, token_id: int) -> str:
         """The token as the vocabulary spells it."""
         return str(self.backend.id_to_token(token_id))

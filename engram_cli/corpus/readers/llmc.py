@@ -1,7 +1,7 @@
 """The .bin of llm.c and modded-nanogpt: 256 int32 of header, then token ids.
 
-Header: [0] 20240520 and [1] version 1 for uint16 ids, 20240801 and version 7 for uint32, as in llm.c's
-data_common.py; [2] how many ids. The end-of-text token stands before each document.
+Header: [0] 20240520 and [1] version 1 for uint16 ids, 20240801 and version 7 for uint32, as in
+llm.c's data_common.py; [2] how many ids. The end-of-text token stands before each document.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from engram_cli.corpus.base import (
 from engram_cli.corpus.flat import integers
 from engram_cli.corpus.mds_ids import ids_of, is_ids
 from engram_cli.corpus.opening import beside, exactly, opened, unpacked
-from engram_cli.corpus.pieces import pieces
+from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.corpus.sections import by_weight
 from engram_cli.errors import CorpusError
 
@@ -80,6 +80,11 @@ def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[Corp
     if sum(weights) <= size:
         return (file,)
     return by_weight(replace(file, size=sum(weights)), weights, size)
+
+
+def companions(file: CorpusFile, options: CorpusOptions) -> Sequence[CorpusFile]:
+    """The shards."""
+    return [_shard(file, about).file for about in _shards(file)]
 
 
 def _bytes(about: Any) -> int:
@@ -213,13 +218,7 @@ def _offsets(shard: _Shard, stream: BinaryIO) -> NDArray[np.int64]:
 
 def _texts(shard: _Shard, column: int, options: CorpusOptions) -> Iterator[Document]:
     for number, (raw, size) in enumerate(_samples(shard, column)):
-        try:
-            text = raw.decode("utf-8", options.errors)
-        except UnicodeDecodeError as error:
-            raise CorpusError(
-                f"{shard.file.name}, sample {number}: byte {error.start} is not UTF-8",
-                "mend the sample, or use --errors replace to read U+FFFD there",
-            ) from None
+        text = decode_whole(raw, f"{shard.file.name}, sample {number}", 0, options.errors)
         for index, piece in enumerate(pieces(text)):
             yield Document(
                 file=shard.file.name,
@@ -265,6 +264,7 @@ READER = Reader(
     read=read,
     gives_text=gives_text,
     divide=divide,
+    companions=companions,
     lists=True,
     uses=("field", "ids_dtype", "errors"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from engram_cli.corpus.columns import (
 from engram_cli.corpus.labels import labels_of
 from engram_cli.corpus.opening import opened
 from engram_cli.corpus.sections import by_weight
+from engram_cli.corpus.stamps import unchanged
 from engram_cli.errors import CorpusError
 
 _BATCH_BYTES = 2**23  # uncompressed, read at a time
@@ -87,7 +89,11 @@ def _opened(file: CorpusFile) -> Iterator[pq.ParquetFile]:
     try:
         with ExitStack() as stack:
             # pyarrow reads a path by itself, without taking turns with our threads.
-            source = stack.enter_context(opened(file)) if file.path is None else file.path
+            source: Any = file.path
+            if file.path is None:
+                source = stack.enter_context(opened(file))
+            else:
+                stack.enter_context(unchanged(file))
             yield stack.enter_context(
                 pq.ParquetFile(source, memory_map=False, pre_buffer=file.path is None)
             )
