@@ -108,14 +108,23 @@ def exactly(stream: BinaryIO, length: int, name: str) -> bytes:
 
     Memory grows with what is there, not with what a damaged file promises.
     """
-    parts = []
+    parts = list(_parts(stream, length, name))
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def skip(stream: BinaryIO, length: int, name: str) -> None:
+    """Pass over the next `length` bytes. Raises CorpusError where the file ends before."""
+    for _ in _parts(stream, length, name):
+        pass
+
+
+def _parts(stream: BinaryIO, length: int, name: str) -> Iterator[bytes]:
     while length:
         part = stream.read(min(length, _PIECE))
         if not part:
             raise CorpusError(f"{name} is truncated", "copy or write the file again")
-        parts.append(part)
+        yield part
         length -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class _Meter:

@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader, Section
 from engram_cli.corpus.columns import (
-    block,
+    blocks,
     column_of,
     documents,
     field_of,
     is_text,
     label_field,
+    top_of,
     type_of,
 )
 from engram_cli.corpus.labels import labels_of
@@ -55,14 +56,16 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
             size, spent = done - spent, done
             labels = None
             if label is not None:
-                labels = labels_of(_validated(column_of(batch, label)), label, file.name)
+                labelled = column_of(batch, label)
+                _validated(labelled)
+                labels = labels_of(labelled, label, file.name)
             begin = first
             for column in _parts(column_of(batch, field)):
                 own = None if labels is None else labels[first - begin :][: len(column)]
                 if texts:
                     yield from documents(file, options, column, first, size, own)
                 else:
-                    yield block(file, column, first, size, own)
+                    yield from blocks(file, column, first, size, own)
                 first += len(column)
                 size = 0
 
@@ -132,8 +135,7 @@ def _next(reader: Any, number: int | None) -> pa.RecordBatch | None:
 
 def _top(schema: pa.Schema, field: str) -> int:
     """The index of the column that a field, dotted where nested, is in."""
-    top = field if field in schema.names else field.partition(".")[0]
-    return int(schema.names.index(top))
+    return int(schema.names.index(top_of(schema, field)))
 
 
 def _parts(column: pa.Array) -> Iterator[pa.Array]:
@@ -145,13 +147,18 @@ def _parts(column: pa.Array) -> Iterator[pa.Array]:
 
 
 def _validated(column: pa.Array) -> pa.Array:
-    """The column, its offsets checked before they are used."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        large = pa.types.is_large_string(column.type)
-        # As bytes: whether they are UTF-8 is found out, and said, for each row.
-        column.view(pa.large_binary() if large else pa.binary()).validate(full=True)
-    else:
-        column.validate(full=True)
+    """The column, its offsets checked before they are used, texts as bytes.
+
+    Whether they are UTF-8 is found out, and said, for each row.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(column.indices, _validated(column.dictionary))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
+    elif pa.types.is_string_view(kind):
+        column = column.view(pa.binary_view())
+    column.validate(full=True)
     return column
 
 

@@ -29,7 +29,7 @@ from engram_cli.corpus.base import (
 )
 from engram_cli.corpus.flat import integers
 from engram_cli.corpus.mds_ids import ids_of, is_ids
-from engram_cli.corpus.opening import beside, exactly, opened, unpacked
+from engram_cli.corpus.opening import beside, exactly, opened, skip, unpacked
 from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.corpus.sections import by_weight
 from engram_cli.errors import CorpusError
@@ -38,6 +38,9 @@ _FIELDS = (TEXT_FIELD, "tokens", IDS_FIELD)
 _HINT = "copy or write the data set again"
 _PACKINGS = ("zstd", "gz", "bz2")
 _MOST_JSON = 2**28
+_LONGEST = 2**26  # bytes of a text or of token ids: a sample is whole in memory
+_MOST_SAMPLES = 2**24  # of a shard, of four bytes each in memory
+_OFFSETS = 2**16  # turned into numbers at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,38 +185,59 @@ def _column(shard: _Shard, options: CorpusOptions) -> int:
 
 
 def _samples(shard: _Shard, column: int) -> Iterator[tuple[bytes, int]]:
-    """The bytes of a column in each sample, and the bytes of the file read for it."""
+    """The bytes of a column in each sample, and the bytes of the file read for it.
+
+    Other columns are passed over: a packed shard of some megabytes may hold gigabytes of them.
+    """
     with unpacked(shard.file) as (stream, spent):
         offsets = _offsets(shard, stream)
         name, size = shard.file.name, int(offsets[0])
-        exactly(stream, size - 4 * (shard.samples + 2), name)  # the description
+        skip(stream, size - 4 * (shard.samples + 2), name)  # the description
         variable = [index for index, fixed in enumerate(shard.sizes) if fixed is None]
-        for number, length in enumerate(np.diff(offsets).tolist()):
-            raw = exactly(stream, length, name)
-            sizes = list(shard.sizes)
-            head = 4 * len(variable)
+        head = 4 * len(variable)
+        for number, length in enumerate(_lengths(offsets)):
+            sizes = [fixed or 0 for fixed in shard.sizes]
             if length >= head:
-                for index, value in zip(variable, np.frombuffer(raw[:head], "<u4"), strict=True):
-                    sizes[index] = int(value)
-            ends = np.cumsum([head, *(value or 0 for value in sizes)]).tolist()
-            if length < head or ends[-1] != length:
+                values = integers(stream, len(variable), "<u4", name).tolist()
+                for index, value in zip(variable, values, strict=True):
+                    sizes[index] = value
+            if length < head or head + sum(sizes) != length:
                 raise shard.wrong(f"the columns of sample {number} do not fill it")
-            yield raw[ends[column] : ends[column + 1]], spent(size + length)
+            if sizes[column] > _LONGEST:
+                raise CorpusError(
+                    f"{name}, sample {number} has {sizes[column]:,} bytes; the most is "
+                    f"{_LONGEST:,}",
+                    "split the document",
+                )
+            skip(stream, sum(sizes[:column]), name)
+            raw = exactly(stream, sizes[column], name)
+            skip(stream, sum(sizes[column + 1 :]), name)
+            yield raw, spent(size + length)
             size = 0
         if stream.read(1):
             raise shard.wrong("it goes on after the last sample")
 
 
-def _offsets(shard: _Shard, stream: BinaryIO) -> NDArray[np.int64]:
-    """int64[N + 1]: where samples begin, checked to ascend and to leave room for themselves."""
+def _offsets(shard: _Shard, stream: BinaryIO) -> NDArray[np.uint32]:
+    """uint32[N + 1]: where samples begin, checked to ascend and to leave room for themselves."""
     name = shard.file.name
     samples = int(integers(stream, 1, "<u4", name)[0])
     if samples != shard.samples:
         raise shard.wrong(f"it has {samples:,} samples, index.json says {shard.samples:,}")
-    offsets = integers(stream, samples + 1, "<u4", name).astype(np.int64)
-    if int(offsets[0]) < 4 * (samples + 2) or bool(np.any(np.diff(offsets) < 0)):
+    if samples > _MOST_SAMPLES:
+        raise CorpusError(
+            f"{name} has {samples:,} samples; the most is {_MOST_SAMPLES:,}", "write smaller shards"
+        )
+    offsets = integers(stream, samples + 1, "<u4", name)
+    if int(offsets[0]) < 4 * (samples + 2) or bool(np.any(offsets[1:] < offsets[:-1])):
         raise shard.wrong("its samples do not follow each other")
-    return offsets
+    return offsets.astype(np.uint32, copy=False)
+
+
+def _lengths(offsets: NDArray[np.uint32]) -> Iterator[int]:
+    """The bytes of each sample, not all of them in a list."""
+    for begin in range(0, len(offsets) - 1, _OFFSETS):
+        yield from np.diff(offsets[begin : begin + _OFFSETS + 1]).tolist()
 
 
 def _texts(shard: _Shard, column: int, options: CorpusOptions) -> Iterator[Document]:
@@ -241,21 +265,31 @@ def _blocks(shard: _Shard, column: int, options: CorpusOptions) -> Iterator[Toke
         held.append(ids)
         tokens, size = tokens + len(ids), size + spent
         if tokens >= BLOCK_TOKENS:
-            yield _block(shard, held, first, size)
+            yield from _split(shard, held, first, size)
             held, first, tokens, size = [], number + 1, 0, 0
     if held:
-        yield _block(shard, held, first, size)
+        yield from _split(shard, held, first, size)
 
 
-def _block(shard: _Shard, held: list[NDArray[np.integer]], first: int, size: int) -> TokenBlock:
+def _split(
+    shard: _Shard, held: list[NDArray[np.integer]], first: int, size: int
+) -> Iterator[TokenBlock]:
+    """Some samples in blocks: one sample may be long."""
     begins = np.cumsum([0, *map(len, held)])
     starts = np.zeros(int(begins[-1]), dtype=np.bool_)
     starts[begins[:-1][np.diff(begins) > 0]] = True
-    locate = partial(_locate, shard.file.name, first, begins)
-    return TokenBlock(ids=np.concatenate(held), starts=starts, size=size, locate=locate)
+    ids = np.concatenate(held)
+    for begin in range(0, max(len(ids), 1), BLOCK_TOKENS):
+        yield TokenBlock(
+            ids=ids[begin : begin + BLOCK_TOKENS],
+            starts=starts[begin : begin + BLOCK_TOKENS],
+            size=0 if begin else size,
+            locate=partial(_locate, shard.file.name, first, begins, begin),
+        )
 
 
-def _locate(name: str, first: int, begins: NDArray[np.int64], index: int) -> str:
+def _locate(name: str, first: int, begins: NDArray[np.int64], begin: int, index: int) -> str:
+    index += begin
     sample = int(np.searchsorted(begins, index, side="right")) - 1
     return f"{name}, sample {first + sample}, position {index - int(begins[sample])}"
 
