@@ -8,6 +8,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from engram_cli.errors import CorpusError
+
+MOST_DESCRIPTION = 2**28  # bytes of memory: an MDS index of 100,000 shards
 _CONTINUED = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that begin no character
 _WIDE = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")  # characters of four bytes in a str
 _CONTAINER, _VALUE = 64, 40  # bytes of an empty object, and of a number in a list
@@ -39,6 +42,17 @@ def loads(source: str | bytes) -> Any:
 def _integer(digits: str) -> int | LongInteger:
     most = sys.get_int_max_str_digits()
     return LongInteger(digits) if most and len(digits.lstrip("-")) > most else int(digits)
+
+
+def check_size(raw: bytes, name: str) -> None:
+    """Raise CorpusError for a description of a data set that would take too much memory."""
+    size = sum(decoded_size(raw))
+    if size > MOST_DESCRIPTION:
+        raise CorpusError(
+            f"{name}, of {len(raw):,} bytes, may take {size:,} bytes of memory; the most is "
+            f"{MOST_DESCRIPTION:,}",
+            "divide the data set",
+        )
 
 
 def decoded_size(raw: bytes) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import PurePosixPath
 from typing import Any
 
+from engram_cli.corpus.json_text import MOST_DESCRIPTION, check_size, loads
 from engram_cli.corpus.places import Place
 from engram_cli.corpus.unpacking import HEAD, archive, packing
 from engram_cli.errors import CorpusError
@@ -36,7 +36,6 @@ _TEXTS = ("text", "jsonl")
 # Endings that leave no doubt: files far away are not opened to tell them.
 _CERTAIN = (".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".text", ".md")
 _INDEXES = {".idx": ".bin", ".ds.index": ".ds", ".ds.loss": ".ds", ".ds.metadata": ".ds"}
-_MOST_JSON = 2**28  # bytes of a data set's description
 
 
 def unpacked_name(name: str) -> str:
@@ -162,9 +161,10 @@ def _present(folder: str, name: Any, names: list[str]) -> str:
 
 def _json(name: str, place: Place) -> dict[str, Any]:
     """A JSON object; empty for anything else."""
-    raw = place.head(name, _MOST_JSON)
+    raw = place.head(name, MOST_DESCRIPTION + 1)
     try:
-        about = json.loads(raw)
+        check_size(raw, name)
+        about = loads(raw)
     except (ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}

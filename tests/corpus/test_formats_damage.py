@@ -134,7 +134,7 @@ def edited(folder: Path, change: Callable[[dict], object], shard: int = 0) -> Pa
         ({"column_encodings": ["int", "ndarray:float32", "str"]}, "is of encoding ndarray:float"),
         ({"column_names": ["id", "x", "url"]}, "has no column 'text or tokens or input_ids'"),
         ({"format": "jsonl"}, "describes a shard"),
-        ({"compression": "br", "zip_data": {"basename": "x.br"}, "raw_data": 1}, "packed with br"),
+        ({"compression": "br", "zip_data": {"basename": "x.br"}, "raw_data": 1}, "packed with .br"),
     ],
 )
 def test_an_mds_index_that_lies(change: dict, message: str, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_an_array_of_mds_that_lies(value: bytes, message: str, tmp_path: Path) -
     [
         (4, 0, "do not follow each other"),
         (8, 1, "do not follow each other"),
-        (12, 2**32 - 1, "is truncated"),
+        (12, 2**32 - 1, "the columns of sample 1 do not fill it"),
         (12, 70, "the columns of sample 1|goes on after"),
     ],
 )

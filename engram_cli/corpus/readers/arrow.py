@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from engram_cli.corpus.arrow_size import check_batches
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader, Section
 from engram_cli.corpus.columns import (
     blocks,
@@ -28,6 +29,7 @@ from engram_cli.errors import CorpusError
 
 _PART_BYTES = 2**22  # of the column, handed on at a time
 _PART_ROWS = 2**16
+_FIRST_MESSAGE = 8  # behind the magic of a file
 _END_OF_STREAM = ARROW_STREAM + b"\x00\x00\x00\x00"
 
 
@@ -106,6 +108,11 @@ def _source(file: CorpusFile) -> Iterator[Any]:
                         "missing",
                         "copy or write the file again",
                     )
+                begin = 0
+            else:
+                begin = _FIRST_MESSAGE
+            if file.path is not None and file.section is None:  # far away that takes long
+                check_batches(file, stream, begin)
             local = None if file.path is None else pa.OSFile(str(file.path))
             yield stack.enter_context(local or pa.PythonFile(stream, "r"))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name

@@ -6,7 +6,6 @@ its columns of no fixed size, then the columns. Nothing is unpickled.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +27,7 @@ from engram_cli.corpus.base import (
     TokenBlock,
 )
 from engram_cli.corpus.flat import integers
+from engram_cli.corpus.json_text import MOST_DESCRIPTION, check_size, loads
 from engram_cli.corpus.mds_ids import ids_of, is_ids
 from engram_cli.corpus.opening import beside, exactly, opened, skip, unpacked
 from engram_cli.corpus.pieces import decode_whole, pieces
@@ -37,7 +37,6 @@ from engram_cli.errors import CorpusError
 _FIELDS = (TEXT_FIELD, "tokens", IDS_FIELD)
 _HINT = "copy or write the data set again"
 _PACKINGS = ("zstd", "gz", "bz2")
-_MOST_JSON = 2**28
 _LONGEST = 2**26  # bytes of a text or of token ids: a sample is whole in memory
 _MOST_SAMPLES = 2**24  # of a shard, of four bytes each in memory
 _OFFSETS = 2**16  # turned into numbers at a time
@@ -102,9 +101,10 @@ def _bytes(about: Any) -> int:
 
 def _shards(file: CorpusFile) -> list[Any]:
     with opened(file) as stream:
-        raw = stream.read(_MOST_JSON)
+        raw = stream.read(MOST_DESCRIPTION + 1)
+    check_size(raw, file.name)
     try:
-        about = json.loads(raw)
+        about = loads(raw)
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{file.name} is not JSON: {error}", _HINT) from None
     if not isinstance(about, dict) or about.get("version") != 2:
@@ -124,7 +124,7 @@ def _shard(file: CorpusFile, about: Any) -> _Shard:
     if len(columns) < 3 or len({len(value) for value in columns}) > 1:
         raise wrong
     names, encodings, sizes = columns
-    texts = all(isinstance(value, str) for value in (*names, *encodings))
+    texts = all(_is_text(value) for value in (*names, *encodings))
     whole = all(value is None or (type(value) is int and value >= 0) for value in sizes)
     samples = about.get("samples")
     if not texts or not whole or type(samples) is not int or samples < 0:
@@ -136,6 +136,11 @@ def _shard(file: CorpusFile, about: Any) -> _Shard:
         encodings=tuple(encodings),
         sizes=tuple(sizes),
     )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text; half of a surrogate pair, which JSON can spell, is none."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 
 def _shard_file(file: CorpusFile, about: dict[str, Any], wrong: CorpusError) -> CorpusFile:
@@ -154,7 +159,8 @@ def _shard_file(file: CorpusFile, about: dict[str, Any], wrong: CorpusError) -> 
             packed = str(about.get("compression")).partition(":")[0]
             if key == "zip_data" and packed not in _PACKINGS:
                 raise CorpusError(
-                    f"{file.name}: {name} is packed with {packed}", f"known: {', '.join(_PACKINGS)}"
+                    f"{file.name}: {name!r} is packed with {packed!r}",
+                    f"known: {', '.join(_PACKINGS)}",
                 )
             try:
                 found = beside(file, name)

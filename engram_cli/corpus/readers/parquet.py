@@ -28,8 +28,8 @@ from engram_cli.errors import CorpusError
 
 _BATCH_BYTES = 2**23  # uncompressed, read at a time
 _BATCH_ROWS = 2**16
-_LIST_ROWS = 2**9  # of token ids, of which a few bytes may hold any number of equal ones
-_PLAIN_BYTES = 2**26  # the most that a batch takes whose rows may all be as long as their group
+_LIST_ROWS = 2**7  # of token ids, of which a few bytes may hold any number of equal ones
+_PLAIN_BYTES = 2**24  # the most that a batch takes whose rows may all be as long as their group
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
