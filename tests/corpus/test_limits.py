@@ -19,7 +19,7 @@ from corpus.written import VARIANTS, Corpus
 from scripts import run_script
 
 from engram_cli.corpus import arrow_size, columns, json_text
-from engram_cli.corpus.readers import jsonl, mds, parquet
+from engram_cli.corpus.readers import jsonl, mds, npy, parquet
 from engram_cli.errors import CorpusError
 
 
@@ -181,3 +181,29 @@ def test_a_description_that_would_fill_the_memory_is_refused_by_its_size(
     (tmp_path / "index.json").write_text('{"version": 2, "shards": [' + "{}," * 50 + "{}]}")
     with pytest.raises(CorpusError, match=r"index.json, of 180 bytes, may take [\d,]+ bytes"):
         read_items(tmp_path)
+
+
+@pytest.mark.parametrize("block", [1, 7, 10, 64, 2**18])
+def test_arrays_stored_by_column_are_read_in_parts(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.arange(63, dtype=np.uint16).reshape(9, 7)
+    np.save(tmp_path / "a.npy", np.asfortranarray(array))
+    monkeypatch.setattr(npy, "BLOCK_TOKENS", block)
+    if block < 7:
+        with pytest.raises(CorpusError, match="stored by column, .* where a line has 7 ids"):
+            read_items(tmp_path / "a.npy")
+        return
+    items = read_items(tmp_path / "a.npy")
+    assert np.concatenate([item.ids for item in items]).tolist() == list(range(63))
+    assert np.concatenate([item.starts for item in items]).nonzero()[0].tolist() == [
+        *range(0, 63, 7)
+    ]
+    assert max(len(item.ids) for item in items) <= block
+
+
+def test_the_header_of_an_array_is_not_as_long_as_it_says(tmp_path: Path) -> None:
+    raw = b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b" " * 2**15
+    (tmp_path / "a.npy").write_bytes(raw)
+    with pytest.raises(CorpusError, match=r"a.npy is no .npy file"):
+        read_items(tmp_path / "a.npy")
