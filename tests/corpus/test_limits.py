@@ -191,7 +191,7 @@ def test_arrays_stored_by_column_are_read_in_parts(
     np.save(tmp_path / "a.npy", np.asfortranarray(array))
     monkeypatch.setattr(npy, "BLOCK_TOKENS", block)
     if block < 7:
-        with pytest.raises(CorpusError, match="stored by column, .* where a line has 7 ids"):
+        with pytest.raises(CorpusError, match=r"stored by column, .* where a line has 7 ids"):
             read_items(tmp_path / "a.npy")
         return
     items = read_items(tmp_path / "a.npy")
