@@ -1,4 +1,4 @@
-"""What the tools themselves write is read: their stored bytes, and more where they are installed."""
+"""What the tools themselves write is read: stored bytes, and more where a tool is installed."""
 
 from __future__ import annotations
 
