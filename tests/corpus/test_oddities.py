@@ -97,7 +97,11 @@ def test_bad_bytes_in_a_dictionary_of_arrow_are_named_or_replaced(
 
 def test_bad_bytes_in_views_of_arrow_are_named_or_replaced(tmp_path: Path) -> None:
     raw = pa.array([b"fine", b"b\xffd and longer than twelve bytes"], pa.binary_view())
-    column = pa.Array.from_buffers(pa.string_view(), 2, raw.buffers())
+    try:
+        raw.cast(pa.large_binary())
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this pyarrow does not read views")
+    column = raw.view(pa.string_view())
     batch = pa.record_batch([column], ["text"])
     path = tmp_path / "a.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:

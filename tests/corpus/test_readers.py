@@ -139,7 +139,10 @@ def test_every_kind_of_list_column(
     monkeypatch.setattr(parquet, "_BATCH_ROWS", rows)
     column = pa.array([[1, 2], None, [3, 4], [5, 6]], kind)
     path = tmp_path / "x.parquet"
-    pq.write_table(pa.table({"input_ids": column}), path)
+    try:
+        pq.write_table(pa.table({"input_ids": column}), path)
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this pyarrow does not write lists of a fixed size with nulls")
     blocks = [item for item in read_items(path) if isinstance(item, TokenBlock)]
     assert np.concatenate([block.ids for block in blocks]).tolist() == [1, 2, 3, 4, 5, 6]
     assert np.concatenate([block.starts for block in blocks]).tolist() == [True, False] * 3

@@ -22,6 +22,7 @@ from engram_cli.corpus.opening import exactly, opened
 from engram_cli.corpus.sections import sections
 from engram_cli.errors import CorpusError
 
+_MOST_COLUMNS = 2**20  # of an array stored by column: a line is read in so many pieces
 _MOST_HEADER = 2**14  # bytes; numpy parses no more than 10,000
 
 
@@ -151,7 +152,7 @@ def _column_major(file: CorpusFile, header: NpyHeader, stream: BinaryIO) -> Iter
 
     Not mapped: a file that shrinks while it is mapped would kill the process.
     """
-    if file.path is None or header.line > BLOCK_TOKENS:
+    if file.path is None or header.line > _MOST_COLUMNS:
         raise CorpusError(
             f"{file.name} is stored by column, which cannot be read "
             + ("from afar" if file.path is None else f"where a line has {header.line:,} ids"),
