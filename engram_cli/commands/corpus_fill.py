@@ -17,7 +17,7 @@ from engram_cli.corpus.stream import needs_tokenizer, remarks
 from engram_cli.engines.fill_tasks import TASK_BYTES
 from engram_cli.engines.filling import FILL_ENGINES, FillEngine, LocalFill, TokenWork
 from engram_cli.engines.resuming import request_fingerprint
-from engram_cli.errors import CorpusError, InputError
+from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.formats.embedding_tensor import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
@@ -205,4 +205,12 @@ def _write(work: TokenWork, writer: TokenWriter, engine: FillEngine, progress: P
     progress.start("tokens of the corpus", work.plan.size, "bytes")
     if writer.size:
         progress.advance(writer.size)
-    engine.write_tokens(work, writer, progress)
+    try:
+        engine.write_tokens(work, writer, progress)
+    except UndecodableError:
+        if writer.tokens and writer.resumable:
+            progress.note(
+                f"{writer.tokens:,} tokens are kept: the same command with --errors replace "
+                "continues there"
+            )
+        raise

@@ -96,6 +96,11 @@ class TokenWriter:
         if request is not None and (folder / STATE).is_file():
             self._take_up()
 
+    @property
+    def resumable(self) -> bool:
+        """Whether what it has written can be continued by another run."""
+        return self._request is not None
+
     def _reset(self) -> None:
         self.finished: TokenFile | None = None
         self.tokens = self.documents = self.size = 0
