@@ -84,7 +84,7 @@ def beside(file: CorpusFile, name: str) -> CorpusFile:
         ) from None
     except ValueError:  # a NUL, or half of a surrogate pair
         raise CorpusError(
-            f"{file.name} needs {name!r} beside it, which no file can be called",
+            f"{file.name} needs {name!r}, which no file can be called",
             "write the index again",
         ) from None
 

@@ -81,7 +81,7 @@ def _changed(name: str, when: str) -> CorpusError:
 
 
 def stamps_of(files: Sequence[CorpusFile], options: CorpusOptions) -> Stamps | None:
-    """Stamp every file that decides tokens, and those that lie beside it, by name.
+    """Stamp every file that decides tokens, and its companions, by name.
 
     None where one cannot be read twice or may change unseen: pipes, and remote files of no known
     size.

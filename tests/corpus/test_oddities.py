@@ -136,8 +136,8 @@ def described(folder: Path, change: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"raw_data": {"basename": "a\0b"}}, r"needs 'a\\x00b' beside it, which no file can be"),
-        ({"raw_data": {"basename": "\ud800"}}, r"needs '\\ud800' beside it, which no file can be"),
+        ({"raw_data": {"basename": "a\0b"}}, r"needs 'a\\x00b', which no file can be"),
+        ({"raw_data": {"basename": "\ud800"}}, r"needs '\\ud800', which no file can be"),
         ({"raw_data": {"basename": ["a"]}}, "describes a shard"),
         ({"raw_data": {}}, "describes a shard"),
         ({"raw_data": ["basename"]}, "describes a shard"),
