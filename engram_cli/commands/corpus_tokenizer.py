@@ -35,7 +35,7 @@ def tokenizer_of_corpus(
     """
     wanted = _wanted_digest(geometry, vocab)
     if given is not None:
-        tokenizer = load_tokenizer(given)
+        tokenizer = load_tokenizer(given, progress)
         if wanted is not None and tokenizer.digest != wanted:
             raise MismatchError(
                 f"{tokenizer.path} ({short(tokenizer.digest)}) is not the tokenizer that {vocab} "
@@ -47,7 +47,7 @@ def tokenizer_of_corpus(
     for path, reason in _candidates(workspace, vocab, wanted):
         if wanted is None or sha256_bytes(path.read_bytes()) == wanted:
             progress.note(f"tokenizer: {path} ({reason})")
-            return load_tokenizer(path)
+            return load_tokenizer(path, progress)
     made_with = "" if wanted is None else f" that {vocab} was made with ({short(wanted)})"
     raise InputError(
         f"{why}, and the tokenizer{made_with} was not found",

@@ -10,10 +10,13 @@ from typing import Any
 
 from engram_cli.errors import VocabularyError
 from engram_cli.files import local_path, sha256_bytes
+from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.padding import choose_pad, declared_pad
 
 # A tokenizer.json is a few MB; the largest published one is 33 MB.
 MAX_TOKENIZER_BYTES = 512 * 2**20
+# Settings of a model that draw another segmentation each time; they are for training only.
+_RANDOM = ("dropout", "alpha")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,8 @@ class TokenizerFile:
     """A loaded tokenizer.json: its path, its bytes' digest and the Rust backend.
 
     `pad_id`: the token to read before the start of a text, None where it has no special token.
+    `changed`: whether the backend was made to encode the same text the same way each time, which
+    the file would not.
     """
 
     path: Path
@@ -28,6 +33,7 @@ class TokenizerFile:
     backend: Any
     special_ids: frozenset[int]
     pad_id: int | None = None
+    changed: bool = False
 
     def spellings(self) -> dict[int, str]:
         """Every id that some token has, ascending, with the token as the vocabulary spells it; of
@@ -42,6 +48,13 @@ class TokenizerFile:
     def decode_each(self, ids: Sequence[int]) -> list[str]:
         """The text of each id decoded alone, special tokens kept (docs/reference/schemes.md)."""
         return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
+
+    def read(self) -> bytes:
+        """The bytes of the file. Raises VocabularyError where it has changed meanwhile."""
+        raw = _read(self.path)
+        if sha256_bytes(raw) != self.digest:
+            raise VocabularyError(f"{self.path} has changed since it was loaded", "run it again")
+        return raw
 
     def token(self, token_id: int) -> str:
         """The token as the vocabulary spells it."""
@@ -66,10 +79,11 @@ class TokenizerFile:
             ) from None
 
 
-def load_tokenizer(path: str | Path) -> TokenizerFile:
+def load_tokenizer(path: str | Path, progress: Progress = SILENT) -> TokenizerFile:
     """Load a tokenizer.json, or the one in a Hugging Face folder.
 
-    Raises VocabularyError when there is none, when it cannot be parsed, or when it has no token.
+    Truncation, padding and random segmentation are turned off, and the last is told. Raises
+    VocabularyError when there is none, when it cannot be parsed, or when it has no token.
     """
     from tokenizers import Tokenizer
 
@@ -86,6 +100,9 @@ def load_tokenizer(path: str | Path) -> TokenizerFile:
     backend.no_padding()
     if backend.get_vocab_size(with_added_tokens=True) == 0:
         raise VocabularyError(f"{file} has an empty vocabulary", "give a trained tokenizer")
+    drawn = _without_randomness(backend.model)
+    if drawn:
+        progress.note(f"{file}: {drawn} is turned off, so that a text always has the same tokens")
     added = backend.get_added_tokens_decoder()
     special = {i: str(token.content) for i, token in added.items() if token.special}
     declared = declared_pad(file, backend.get_vocab(with_added_tokens=True))
@@ -95,7 +112,17 @@ def load_tokenizer(path: str | Path) -> TokenizerFile:
         backend=backend,
         special_ids=frozenset(special),
         pad_id=choose_pad(special, declared),
+        changed=bool(drawn),
     )
+
+
+def _without_randomness(model: Any) -> str:
+    """Turn off what draws segmentations; gives its name and value, "" where nothing does."""
+    drawn = [(name, getattr(model, name, None)) for name in _RANDOM]
+    found = [(name, value) for name, value in drawn if value]
+    for name, _ in found:
+        setattr(model, name, None)
+    return " and ".join(f"{name} {value:g}" for name, value in found)
 
 
 def find_tokenizer(path: Path) -> Path:
