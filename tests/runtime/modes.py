@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tiny_models import logits, text
+from tiny_models import logits, text, with_cache
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
@@ -28,7 +28,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 def fed(model: PreTrainedModel, pieces: list[Tensor], cache: Any) -> Tensor:
     """The logits of pieces [B, t] fed one after another with a cache."""
     with torch.no_grad():
-        found = [model(p, past_key_values=cache, use_cache=True).logits for p in pieces]
+        found = [model(p, **with_cache(cache), use_cache=True).logits for p in pieces]
     return torch.cat(found, dim=1)
 
 
@@ -128,7 +128,7 @@ def multi_turn(model: PreTrainedModel) -> None:
     cache = DynamicCache(config=model.config)
     ids = text(VOCAB, 1, 6)
     for turn in range(2):
-        added = generated(model, ids, past_key_values=cache)
+        added = generated(model, ids, **with_cache(cache))
         assert torch.equal(added, by_hand(model, ids))
         ids = torch.cat((ids, added, text(VOCAB, 1, 3, seed=turn)), dim=1)
 

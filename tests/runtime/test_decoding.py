@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, logits, text, wake
+from tiny_models import FAMILIES, cache_in, logits, text, wake, with_cache
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
@@ -41,7 +41,7 @@ def in_pieces(
             extra = {} if mask is None else {"attention_mask": mask[:, :done]}
             if "position_ids" in options:
                 extra["position_ids"] = options["position_ids"][:, done - piece.shape[1] : done]
-            out = model(piece, past_key_values=cache, use_cache=True, **extra)
+            out = model(piece, **with_cache(cache), use_cache=True, **extra)
             found.append(out.logits)
     return torch.cat(found, dim=1), cache
 
@@ -93,7 +93,7 @@ def test_a_cache_made_by_the_model(awake: PreTrainedModel) -> None:
     ids = text(VOCAB, 2, 10)
     with torch.no_grad():
         first = awake(ids[:, :6], use_cache=True)
-        second = awake(ids[:, 6:], past_key_values=first.past_key_values)
+        second = awake(ids[:, 6:], **with_cache(cache_in(first)))
     close(torch.cat((first.logits, second.logits), dim=1), logits(awake, ids))
 
 
@@ -301,7 +301,7 @@ def test_a_conversation_reuses_its_cache(awake: PreTrainedModel) -> None:
     ids = text(VOCAB, 1, 6)
     for turn in range(3):
         expected = greedy_by_hand(awake, ids, 5)
-        ids = awake.generate(ids, past_key_values=cache, max_new_tokens=5, do_sample=False)
+        ids = awake.generate(ids, **with_cache(cache), max_new_tokens=5, do_sample=False)
         assert torch.equal(ids[:, -5:], expected)
         ids = torch.cat((ids, text(VOCAB, 1, 4, seed=turn)), dim=1)
 
@@ -362,7 +362,7 @@ def test_a_past_of_tuples_is_refused(awake: PreTrainedModel) -> None:
     ids = text(VOCAB, 1, 3)
     past = ((torch.zeros(1), torch.zeros(1)),)
     with pytest.raises(RuntimeAttachError, match="the past is a tuple"):
-        awake(ids, past_key_values=past)
+        awake(ids, **with_cache(past))
 
 
 def test_a_failed_call_leaves_no_state(awake: PreTrainedModel) -> None:
