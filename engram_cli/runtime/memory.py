@@ -31,7 +31,7 @@ from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.modules.base import AnyRows, MemoryModule
 from engram_cli.runtime.past import cache_at_layer, cache_of, check_start, past_of, unseen_state
 from engram_cli.runtime.reference import HashTensors
-from engram_cli.runtime.state import KEEP, State, keep_on
+from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
 from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers.placed import PlacedRows
 from engram_cli.vocab.lookup import HOLE
@@ -95,7 +95,8 @@ class Memory(nn.Module):
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
         self.handles: list[Any] = []
-        self.key = f"{name} {spec.layout.fingerprint}"  # of its states on caches
+        # Its states on caches are no other's, nor those of what was attached by its name before.
+        self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.reaches}"
         self.active = True
         self.asked = "hbm"  # the placement asked for, and what was resolved
         self.placement: Placement | None = None
@@ -335,6 +336,7 @@ class Memory(nn.Module):
             step.state.extend(step.tokens, step.seen, step.conv)
             keep_on(step.cache, self.key, step.state)
             return
+        assert isinstance(step.state, DecodeState)  # others lie on cache objects only
         again = handed_back(output, step.containers)
         if again and step.cache is None:
             raise unseen_state(list(step.containers))

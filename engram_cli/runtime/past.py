@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
@@ -58,6 +59,8 @@ def past_of(
         if length == 0:
             state.reset()
             return state, length
+        # transformers below 5.6 takes positions whose first keys are zeros for empty ones.
+        length = state.length if length < state.length else length
     if isinstance(length, Tensor) or length == 0:
         return new_state(cache, older, reaches), length
     if state is None or state.length != length:
@@ -157,20 +160,20 @@ def _length(cache: Any, state: State | None) -> int | Tensor:
 
 
 def _check_places(places: list[Tensor], shape: Sequence[int], keep: Tensor | None) -> None:
-    """Raises RuntimeAttachError where the first real token of a line is at a position above 0."""
+    """Raises RuntimeAttachError where a line's first real token is at a position after its index.
+
+    With padding before it the position may be lower: some positions count padding, some do not.
+    """
     batch, count = shape
     for place in places:
         lines = place[0] if place.ndim == 3 else place
         if lines.ndim not in (1, 2) or lines.shape[-1] != count:
             continue
-        lines = lines.expand(batch, count) if lines.numel() != batch * count else lines
-        lines = lines.reshape(batch, count)
-        first = lines[:, :1]
+        lines = lines.expand(batch, count)
+        index = torch.zeros(batch, 1, dtype=torch.int64, device=lines.device)
         if keep is not None:
-            real = keep.to(lines.device)
-            first = lines.gather(1, real.int().argmax(1, keepdim=True))
-            first = first * real.any(1, keepdim=True)
-        start = int(first.max())
+            index = keep.to(lines.device).int().argmax(1, keepdim=True)
+        start = int((lines.gather(1, index) - index).max())
         if start > 0:
             raise RuntimeAttachError(
                 f"the tokens begin at position {start}, and there is no cache of those before",

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+import transformers
 from tiny_models import logits, text, with_cache
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 VOCAB = 200
 NEW = 5
+NEVER = 10**6  # an end of sequence that no vocabulary has; releases below 5.9 or so need one
 
 Mode = Callable[[PreTrainedModel], None]
 
@@ -119,6 +122,8 @@ def right_padding(model: PreTrainedModel) -> None:
 
 def chunked_prefill(model: PreTrainedModel) -> None:
     """A prompt that generate prefills in chunks."""
+    if transformers.__version__.startswith(("5.0.", "5.2.")):
+        pytest.skip("this release of transformers loses the cache between chunks")
     ids = text(VOCAB, 2, 11)
     assert torch.equal(generated(model, ids, prefill_chunk_size=4), by_hand(model, ids))
 
@@ -136,7 +141,8 @@ def multi_turn(model: PreTrainedModel) -> None:
 def assisted(model: PreTrainedModel) -> None:
     """Drafted tokens that are rejected are cropped from the cache, and from the memory."""
     ids = torch.cat([text(VOCAB, 1, 4)] * 3, dim=1)
-    assert torch.equal(generated(model, ids, prompt_lookup_num_tokens=3), by_hand(model, ids))
+    found = generated(model, ids, prompt_lookup_num_tokens=3, eos_token_id=NEVER)
+    assert torch.equal(found, by_hand(model, ids))
 
 
 def static_cache(model: PreTrainedModel) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from runtime.modes import NEVER, chunked_prefill
 from tiny_models import FAMILIES, cache_in, logits, text, wake, with_cache
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
@@ -104,9 +105,7 @@ def test_greedy(awake: PreTrainedModel) -> None:
 
 
 def test_chunked_prefill(awake: PreTrainedModel) -> None:
-    ids = text(VOCAB, 2, 11)
-    found = greedy(awake, ids, 8, prefill_chunk_size=4)
-    assert torch.equal(found, greedy_by_hand(awake, ids, 8))
+    chunked_prefill(awake)
 
 
 def test_sampling_with_a_seed(awake: PreTrainedModel) -> None:
@@ -292,7 +291,7 @@ def test_assisted_decoding(
         wake(attach(draft, bundle))
         draft.generation_config.num_assistant_tokens = 5
         options = {"assistant_model": draft}
-    found = greedy(awake, ids, 20, **options)
+    found = greedy(awake, ids, 20, eos_token_id=NEVER, **options)
     assert torch.equal(found, greedy_by_hand(awake, ids, 20))
 
 
