@@ -84,7 +84,21 @@ def cache_length(cache: Any) -> int | Tensor | None:
         length = cache.get_seq_length()
     except ValueError:  # transformers: "current Cache seem to only contain LinearAttention layers"
         return None
-    return length if is_recorded() else int(length)
+    if is_recorded():
+        return length
+    return int(length) or _longest(cache)
+
+
+def _longest(cache: Any) -> int:
+    """The most positions that a layer holds: the first may be one that counts none."""
+    layers = len(cache) if hasattr(cache, "__len__") else 0
+    found = [0]
+    for layer in range(1, layers):
+        try:
+            found.append(int(cache.get_seq_length(layer)))
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError):
+            continue
+    return max(found)
 
 
 def is_blank(cache: Any) -> bool:

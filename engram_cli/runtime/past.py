@@ -61,10 +61,10 @@ def past_of(
             return state, length
         # transformers below 5.6 takes positions whose first keys are zeros for empty ones.
         length = state.length if length < state.length else length
-    if isinstance(length, Tensor) or length == 0:
+    known = 0 if state is None or isinstance(length, Tensor) else state.length
+    if isinstance(length, Tensor) or length == known == 0:
         return new_state(cache, older, reaches), length
-    if state is None or state.length != length:
-        known = 0 if state is None else state.length
+    if state is None or length != known:
         raise RuntimeAttachError(
             f"the cache holds {length} tokens, of which the memory has seen {known}", _REFILL
         )
