@@ -81,7 +81,7 @@ def cache_length(cache: Any) -> int | Tensor | None:
     if not hasattr(cache, "get_seq_length"):
         return None
     try:
-        length = cache.get_seq_length()
+        length: int | Tensor = cache.get_seq_length()
     except ValueError:  # transformers: "current Cache seem to only contain LinearAttention layers"
         return None
     if is_recorded():

@@ -97,9 +97,9 @@ def _search(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
 
 
 def _layer_count(model: nn.Module, config: Any) -> tuple[Any, bool]:
-    """How many decoder layers the config tells of, and whether an encoder is beside them.
+    """Returns how many decoder layers the config has, and whether it is an encoder-decoder's.
 
-    The plain name then counts the encoder's layers.
+    In that of an encoder-decoder the plain name counts the encoder's layers.
     """
     is_part = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     names = ("decoder_layers", "num_decoder_layers") if is_part else ()

@@ -83,7 +83,7 @@ _MAMBA_HEADS = {
     "mamba_chunk_size": 8,
 }
 
-# Families that keep a state beside keys and values or instead of them.
+# Families that keep a state in addition to keys and values, or instead of them.
 STATE_FAMILIES = {
     "Mamba": Family(
         model_type="mamba", options={"state_size": 4, "conv_kernel": 4, "time_step_rank": 4}

@@ -1,4 +1,4 @@
-"""Decoding of families that keep a state beside keys and values, or instead of them."""
+"""Decoding of families that keep a state in addition to keys and values, or instead of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime import attach
 from engram_cli.vocab.compress import CompressedVocab
 
-# use_mamba_kernels=False is what the oldest release needs, and the newest warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:.*use_mamba_kernels.*:FutureWarning")
+# The oldest release needs use_mamba_kernels=False, which the newest warns of, and uses torch.jit.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use_mamba_kernels.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning"),
+]
 
 FAMILIES = STATE_FAMILIES | MORE_FAMILIES
 
