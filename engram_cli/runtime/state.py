@@ -242,12 +242,19 @@ def keep_on(cache: Any, name: str, state: State) -> None:
         return
     if states is None:
         states = {}
-        setattr(held, STATES, states)
+        try:
+            setattr(held, STATES, states)
+        except (AttributeError, TypeError):
+            raise RuntimeAttachError(
+                f"a cache of type {type(cache).__name__} takes no attributes, so it cannot carry "
+                "the memory's decode state",
+                "use a cache class without __slots__, or use_cache=False",
+            ) from None
     states[name] = state
     if held is not cache:
         return
     for method in _FOLLOWED:
-        present = cache.__dict__.get(method)
+        present = vars(cache).get(method)
         mine = isinstance(present, _Follower) and present.cache() is cache
         if not mine and hasattr(type(cache), method):
             setattr(cache, method, _Follower(cache, method))

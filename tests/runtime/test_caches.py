@@ -108,6 +108,38 @@ def test_a_cache_that_counts_nothing(own: Own) -> None:
         own(ids, notes=other)
 
 
+class Bound:
+    """A cache that takes no attributes."""
+
+    __slots__ = ()
+
+    def update(self, hidden: Tensor) -> None: ...
+
+
+def test_a_cache_that_takes_no_attributes_is_refused(own: Own) -> None:
+    with pytest.raises(RuntimeAttachError, match="type Bound takes no attributes"):
+        own(text(VOCAB, 2, 4), notes=Bound())
+
+
+class Hidden(Own):
+    """A decoder that gives its layers positions, and keeps its past to itself."""
+
+    def forward(self, tokens: Tensor, start: int = 0) -> Tensor:
+        hidden = self.embed(tokens)
+        for block in self.blocks:
+            hidden = block(hidden, position_ids=torch.arange(tokens.shape[1]) + start)
+        return hidden
+
+
+@torch.no_grad()
+def test_positions_that_only_the_layers_are_given(bundle: Path) -> None:
+    model = Hidden()
+    attach(model, bundle, layers=model.blocks)
+    model(text(VOCAB, 2, 4))
+    with pytest.raises(RuntimeAttachError, match="begin at position 4"):
+        model(text(VOCAB, 2, 1), start=4)
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_tensors_that_are_handed_back(own: Own, in_place: bool) -> None:
     ids, other = text(VOCAB, 2, 9), text(VOCAB, 2, 9, seed=1)
