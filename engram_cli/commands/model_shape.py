@@ -22,6 +22,8 @@ from engram_cli.vocab.compress import compress_vocab
 # The names that model families give to the same number, by the first one found.
 _HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# Of encoder-decoders, whose plain names count the encoder's layers.
+_NUM_DECODER_LAYERS = ("decoder_layers", "num_decoder_layers", *_NUM_LAYERS)
 _STREAMS = ("hc_mult", "hc_count")
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_rms_epsilon")
 _DEFAULT_EPS = 1e-6
@@ -58,10 +60,17 @@ def read_model_shape(checkpoint: Path) -> ModelShape:
     config = read_json(path, "a checkpoint's config")
     nested = (config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))
     text = next(nested, config)
+    is_part = bool(config.get("is_encoder_decoder"))
+    if text.get("altup_num_inputs", 1) != 1:
+        raise InputError(
+            f"{path}: the layers carry {text['altup_num_inputs']} predictions of each hidden state "
+            "(AltUp, altup_num_inputs), which no memory module reads",
+            "choose a model without AltUp",
+        )
     return ModelShape(
         model_type=str(config.get("model_type", "unknown")),
         hidden_size=_size(path, text, _HIDDEN_SIZE),
-        num_layers=_size(path, text, _NUM_LAYERS),
+        num_layers=_size(path, text, _NUM_DECODER_LAYERS if is_part else _NUM_LAYERS),
         vocab_size=_size(path, text, ("vocab_size",)) if "vocab_size" in text else None,
         streams=_size(path, text, _STREAMS) if any(text.get(n) for n in _STREAMS) else 1,
         eos_id=_eos(text.get("eos_token_id", config.get("eos_token_id"))),

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from engram_cli.runtime.capture import CACHE_NAMES, bind, first_given, parameter_names, read_call
+from engram_cli.runtime.capture import bind, parameter_names, read_call
 from engram_cli.runtime.decoder import Decoder
 from engram_cli.runtime.memory import Memory
 
@@ -30,7 +30,7 @@ class PathHooks:
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The call ended, or failed and has no output."""
         if self.memory.active:
-            self.memory.leave(self.depth, self.is_owner, output)
+            self.memory.leave(self.depth, self.names, self.is_owner, output)
 
 
 class LayerHook:
@@ -46,11 +46,11 @@ class LayerHook:
         """The layer's arguments, with the memory added to the hidden states."""
         if not self.memory.active:
             return args, kwargs
-        cache = first_given(bind(self.names, args, kwargs), CACHE_NAMES)
+        given = bind(self.names, args, kwargs)
         if args:
-            return (self.memory.add(self.layer, args[0], cache), *args[1:]), kwargs
+            return (self.memory.add(self.layer, args[0], given), *args[1:]), kwargs
         name = self.names[0]
-        return args, {**kwargs, name: self.memory.add(self.layer, kwargs[name], cache)}
+        return args, {**kwargs, name: self.memory.add(self.layer, kwargs[name], given)}
 
 
 def hook(memory: Memory, decoder: Decoder) -> None:

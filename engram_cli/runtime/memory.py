@@ -8,6 +8,7 @@ its module adds to the hidden states; when the call ends, the state goes onto th
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,13 +19,19 @@ from engram_cli.errors import RuntimeAttachError, TokenIdError
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.tensors import Array
 from engram_cli.runtime import ops
-from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_positions
-from engram_cli.runtime.fixed_state import FixedState
+from engram_cli.runtime.caches import caches_in, carrier, handed_back, handed_out, values_of
+from engram_cli.runtime.capture import (
+    Call,
+    document_ages,
+    merge_calls,
+    read_call,
+    real_positions,
+)
 from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.modules.base import AnyRows, MemoryModule
-from engram_cli.runtime.recording import is_recorded
+from engram_cli.runtime.past import cache_at_layer, cache_of, check_start, past_of, unseen_state
 from engram_cli.runtime.reference import HashTensors
-from engram_cli.runtime.state import KEEP, State, cache_length, keep_on, new_state, state_of
+from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
 from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers.placed import PlacedRows
 from engram_cli.vocab.lookup import HOLE
@@ -56,6 +63,7 @@ class Step:
     age: Tensor | None
     state: State
     cache: Any
+    containers: dict[str, Any]
     reads: Reads | None = None
     done: set[int] = field(default_factory=set)
     conv: dict[int, Tensor] = field(default_factory=dict)
@@ -87,6 +95,8 @@ class Memory(nn.Module):
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
         self.handles: list[Any] = []
+        # Its states on caches are no other's, nor those of what was attached by its name before.
+        self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.reaches}"
         self.active = True
         self.asked = "hbm"  # the placement asked for, and what was resolved
         self.placement: Placement | None = None
@@ -121,24 +131,17 @@ class Memory(nn.Module):
 
         return Counters() if self.tiers is None else self.tiers.counters()
 
-    def prefetch(
-        self,
-        ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        position_ids: Tensor | None = None,
-    ) -> None:
+    def prefetch(self, ids: Tensor, **inputs: Any) -> None:
         """Ask for the rows that the next forward call with these arguments will need.
 
-        `ids` int64[B, T], the others as the model takes them. A call that turns out to need other
-        rows gets its own. To be called before that forward: it begins when all is done that the
-        current stream has. Where all rows lie in HBM nothing is done. Raises RuntimeAttachError,
-        TokenIdError.
+        `ids` int64[B, T]; `inputs`: the mask, the cache and the positions, as the model takes them.
+        A call that turns out to need other rows gets its own. To be called before that forward: it
+        begins when all is done that the current stream has. Where all rows lie in HBM nothing is
+        done. Raises RuntimeAttachError, TokenIdError.
         """
         if self.tiers is None or not self.active:
             return
-        call = Call(0, ids, None, attention_mask, past_key_values, positions=position_ids)
+        call = read_call(0, ("input_ids",), (ids,), inputs)
         with torch.no_grad():
             self.tiers.prefetch(self._begin(merge_calls([call])).rows)
 
@@ -182,8 +185,11 @@ class Memory(nn.Module):
                 step.reads = self.tiers.start(step.rows)
             self._local.step = step
 
-    def leave(self, depth: int, is_owner: bool, output: Any) -> None:
-        """The call ended; `output` is None when it failed, and then nothing is remembered."""
+    def leave(self, depth: int, names: Sequence[str], is_owner: bool, output: Any) -> None:
+        """The call ended; `output` is None when it failed, and then nothing is remembered.
+
+        `names`: those of the module's forward parameters.
+        """
         calls = self._local.calls
         while calls and calls[-1].depth >= depth:
             calls.pop()
@@ -192,10 +198,10 @@ class Memory(nn.Module):
             if step is not None and step.reads is not None:
                 step.reads.drop()
             if step is not None and output is not None:
-                self._remember(step, output)
+                self._remember(step, names, output)
 
-    def add(self, layer: int, hidden: Tensor, cache: Any) -> Tensor:
-        """The hidden states [B, T, d] of a layer with its memory added."""
+    def add(self, layer: int, hidden: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """The hidden states [B, T, d] of a layer, with these arguments, and its memory added."""
         step = self._local.step
         if step is None:
             raise RuntimeAttachError(
@@ -204,8 +210,9 @@ class Memory(nn.Module):
                 "that reruns a layer's forward without its hooks",
             )
         self._check_shape(layer, hidden, step)
-        if cache is not None:
-            step.cache = cache
+        if step.cache is None and not step.done:
+            grad = torch.is_grad_enabled()
+            step.cache = cache_at_layer(given, self.key, step.tokens.shape, step.keep, grad=grad)
         history = step.state.conv_history(layer)
         place = self.places[layer]
         rows = step.rows[place]
@@ -242,9 +249,12 @@ class Memory(nn.Module):
         hashed = self.hash_tensors()
         assert call.ids is not None
         ids = call.ids.to(hashed.lookup.device)
-        past = cache_length(call.cache)
-        state = self._state(call.cache, past, ids.shape[0])
+        cache = cache_of(call, self.key)
+        older = max(1, hashed.max_order - 1)
+        state, past = past_of(cache, self.key, ids.shape[0], older, self.reaches)
         keep = real_positions(call.mask, past, ids.shape[1])
+        if isinstance(past, int) and past == 0:
+            check_start(call, keep)
         try:
             tokens = ops.compress(hashed, ids)
         except IndexError:
@@ -276,7 +286,14 @@ class Memory(nn.Module):
             else:
                 rows = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
         return Step(
-            tokens=tokens, seen=seen, rows=rows, keep=keep, age=age, state=state, cache=call.cache
+            tokens=tokens,
+            seen=seen,
+            rows=rows,
+            keep=keep,
+            age=age,
+            state=state,
+            cache=cache,
+            containers=call.containers,
         )
 
     def _tables(self, device: torch.device) -> list[Table] | None:
@@ -311,37 +328,22 @@ class Memory(nn.Module):
         carry = ops.carry_after(hashed, recent[:, -1, 0], recent[:, -1, 1])
         return recent[:, recent.shape[1] - older :, 0], carry
 
-    def _state(self, cache: Any, past: int | Tensor, batch: int) -> State:
-        """The state of a cache that holds `past` positions; a new one for an empty cache."""
-        state = state_of(cache, self.name)
-        if isinstance(state, FixedState) and state.batch == batch:
-            if is_recorded():  # the state's zeros stand for an empty cache
-                return state
-            if past == 0:
-                state.reset()
-                return state
-        if isinstance(past, Tensor) or past == 0:
-            return new_state(cache, max(1, self.hashed.max_order - 1), self.reaches)
-        if state is None or state.length != past:
-            known = 0 if state is None else state.length
-            raise RuntimeAttachError(
-                f"the cache holds {past} tokens, of which the memory has seen {known}",
-                "fill the cache with the memory attached, and crop it through the cache's methods",
-            )
-        if state.batch != batch:
-            raise RuntimeAttachError(
-                f"the cache holds {state.batch} sequences, input_ids has {batch}",
-                "repeat or select sequences through the cache's methods",
-            )
-        return state
-
-    def _remember(self, step: Step, output: Any) -> None:
-        cache = step.cache
-        if cache is None:
-            cache = getattr(output, "past_key_values", None)
-        if hasattr(cache, "get_seq_length") and len(step.done) == len(self.layers):
+    def _remember(self, step: Step, names: Sequence[str], output: Any) -> None:
+        """Leave the state on the cache, or on the tensors that the model will be given again."""
+        if step.cache is None:
+            step.cache = next(iter(caches_in(values_of(output))), None)
+        if step.cache is not None and carrier(step.cache) is step.cache:
             step.state.extend(step.tokens, step.seen, step.conv)
-            keep_on(cache, self.name, step.state)
+            keep_on(step.cache, self.key, step.state)
+            return
+        assert isinstance(step.state, DecodeState)  # others lie on cache objects only
+        again = handed_back(output, step.containers)
+        if again and step.cache is None:
+            raise unseen_state(list(step.containers))
+        for value in [*again, *handed_out(output, names)]:
+            state = step.state.fork()
+            state.extend(step.tokens, step.seen, step.conv)
+            keep_on(value, self.key, state)
 
 
 def _ring(history: Tensor, carry: Tensor, dead: Tensor | None, age: Tensor | None) -> LookBack:

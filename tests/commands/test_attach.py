@@ -160,6 +160,17 @@ def test_a_table_of_zeros_gets_a_random_value_projection(
     [
         {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "vocab_size": 512},
         {"model_type": "gemma3", "vision_config": {"hidden_size": 7}, "text_config": LLAMA},
+        {
+            "model_type": "t5",
+            "is_encoder_decoder": True,
+            "d_model": 32,
+            "num_layers": 7,
+            "num_decoder_layers": 4,
+            "vocab_size": 512,
+        },
+        LLAMA
+        | {"model_type": "bart", "is_encoder_decoder": True}
+        | {"num_hidden_layers": 7, "decoder_layers": 4},
     ],
 )
 def test_sizes_by_other_names_and_places(checkpoint: Path, config: dict[str, Any]) -> None:
@@ -183,6 +194,7 @@ def test_sizes_by_other_names_and_places(checkpoint: Path, config: dict[str, Any
         ('{"hidden_size": "32", "num_hidden_layers": 4}', InputError),
         ('{"hidden_size": 32, "num_hidden_layers": 0}', InputError),
         ('{"hidden_size": 32, "num_hidden_layers": 4, "vocab_size": -1}', InputError),
+        ('{"hidden_size": 32, "num_hidden_layers": 4, "altup_num_inputs": 4}', InputError),
     ],
 )
 def test_bad_configs(checkpoint: Path, table: Path, text: str, error: type[Exception]) -> None:
