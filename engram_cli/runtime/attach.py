@@ -21,6 +21,7 @@ from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.decoder import Decoder, find_decoder
 from engram_cli.runtime.hooks import hook, memories_at
 from engram_cli.runtime.memory import Memory
+from engram_cli.runtime.seat import memory_in, seats
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.placement import Placement
@@ -86,7 +87,7 @@ def attach(
     memory.hits = loading.hits(bundle)
     memory.asked, memory.placement = placement, placed
     memory.train(model.training)
-    hook(memory, decoder)
+    hook(memory, model, decoder)
     model.add_module(attribute, memory)
     leave_out_of_broadcasts(model)
     return memory
@@ -101,22 +102,28 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     if not wanted:
         raise _no_memory()
     leaving = {id(memory) for memory in wanted.values()}
+    for seat in list(seats(model)):
+        if id(seat.memory) in leaving:
+            for handle in seat.handles:
+                handle.remove()
+            seat.handles.clear()
     for memory in wanted.values():
-        for handle in memory.handles:
-            handle.remove()
-        memory.handles.clear()
         memory.close()
     for parent in list(model.modules()):
         for attribute, child in list(parent.named_children()):
-            if id(child) in leaving:
+            if id(memory_in(child)) in leaving:
                 delattr(parent, attribute)
     leave_out_of_broadcasts(model)
 
 
 def memories(model: nn.Module) -> dict[str, Memory]:
     """The memories that `model` carries, by name, wherever in it they were attached."""
-    found = [module for module in model.modules() if isinstance(module, Memory)]
-    return {memory.name.removeprefix(f"{NAME}_"): memory for memory in found}
+    found: dict[str, Memory] = {}
+    for module in model.modules():
+        memory = memory_in(module)
+        if memory is not None:  # a wrapper comes before the copies that it holds
+            found.setdefault(memory.name.removeprefix(f"{NAME}_"), memory)
+    return found
 
 
 def memory_of(model: nn.Module, name: str | None = None) -> Memory:

@@ -21,7 +21,7 @@ from engram_cli.runtime import ops
 from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_positions
 from engram_cli.runtime.fixed_state import FixedState
 from engram_cli.runtime.gathering import LookBack
-from engram_cli.runtime.modules.base import AnyRows, MemoryModule
+from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
 from engram_cli.runtime.recording import is_recorded
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.state import KEEP, State, cache_length, keep_on, new_state, state_of
@@ -86,7 +86,6 @@ class Memory(nn.Module):
         for buffer in _BUFFERS:
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
-        self.handles: list[Any] = []
         self.active = True
         self.asked = "hbm"  # the placement asked for, and what was resolved
         self.placement: Placement | None = None
@@ -155,6 +154,11 @@ class Memory(nn.Module):
         if self.tiers is not None:
             self.tiers.close()
 
+    @property
+    def in_force(self) -> Memory:
+        """This memory; of a wrapper that passes attributes on, the one it uses (`seat`)."""
+        return self
+
     def extra_repr(self) -> str:
         """What is printed of it."""
         layers = ", ".join(self.spec.label(layer) for layer in self.spec.layers)
@@ -162,7 +166,8 @@ class Memory(nn.Module):
 
     def hash_tensors(self) -> HashTensors:
         """The hash where the model is now."""
-        if self.hash_lookup.device != self.hashed.lookup.device:
+        place = self.hash_lookup.device
+        if place != self.hashed.lookup.device and place.type != "meta":  # offloaded: as they were
             moved = {name: getattr(self, f"hash_{name}") for name in _BUFFERS}
             kept = {n: getattr(self.hashed, n) for n in _CONSTANTS}
             self.hashed = HashTensors(**kept, **moved)
@@ -284,7 +289,7 @@ class Memory(nn.Module):
         modules = [cast(MemoryModule, module) for module in self.layers.values()]
         tables = []
         for rows in (module.multi_head_embedding.embedding for module in modules):
-            if isinstance(rows, PlacedRows):
+            if not isinstance(rows, (Rows, StoredRows)):  # placed elsewhere, or with an adapter
                 return None
             tables.append(rows.table())
         first = tables[0]
