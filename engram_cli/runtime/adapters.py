@@ -41,7 +41,7 @@ def _merged(module: Any) -> nn.Module:
     if hasattr(module, "modules_to_save"):
         name = "" if off else module.active_adapters[0]
         copies = module.modules_to_save
-        found = copies[name] if name in copies else module.original_module
+        found = dict(copies.items()).get(name, module.original_module)
     elif not (off or module.merged):
         copied = deepcopy(module)
         copied.merge()

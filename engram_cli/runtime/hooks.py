@@ -57,7 +57,7 @@ class LayerHook(Seated):
 
 
 def hook(memory: Memory, model: nn.Module, decoder: Decoder) -> None:
-    """Register all hooks of `memory`, which `model` carries; the handles of its seat remove them."""
+    """Register all hooks of the `memory` of `model`; the handles of its seat remove them."""
     seat = Seat(memory, model)
     for depth, module in enumerate(decoder.path):
         is_owner = module is decoder.owner

@@ -24,6 +24,7 @@ from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
 from engram_cli.runtime.recording import is_recorded
 from engram_cli.runtime.reference import HashTensors
+from engram_cli.runtime.replay import Replays
 from engram_cli.runtime.state import KEEP, State, cache_length, keep_on, new_state, state_of
 from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers.placed import PlacedRows
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from engram_cli.runtime.tiers.store import TieredRows
 
 _BUFFERS = ("lookup", "multipliers", "columns")
+_OF_THIS_PROCESS = ("_local", "_replays", "tiers")
 _CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
 
 
@@ -43,6 +45,7 @@ _CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
 class Step:
     """One forward call under way: T new positions of B sequences after `state`'s.
 
+    `older` int64[B, N-1] the compressed ids before `tokens`; `trains`: the call makes a graph.
     `rows` int64[L, B, T, C], or their vectors [L, B, T, C x dim]; `keep` bool[B, T], False at
     padding; `age` int64[B, T], earlier positions of the same document; `reads`: the vectors that
     are on their way from other tiers; `done` the layers that ran, `conv` their convolutions'
@@ -50,12 +53,14 @@ class Step:
     """
 
     tokens: Tensor
+    older: Tensor
     seen: Tensor
     rows: Tensor
     keep: Tensor | None
     age: Tensor | None
     state: State
     cache: Any
+    trains: bool
     reads: Reads | None = None
     done: set[int] = field(default_factory=set)
     conv: dict[int, Tensor] = field(default_factory=dict)
@@ -91,14 +96,16 @@ class Memory(nn.Module):
         self.placement: Placement | None = None
         self.tiers = self._find_tiers()
         self._local = _Local()
+        self._replays = Replays()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_local", "tiers")}
+        return {k: v for k, v in self.__dict__.items() if k not in _OF_THIS_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
         self.tiers = self._find_tiers()
         self._local = _Local()
+        self._replays = Replays()
 
     def _find_tiers(self) -> Tiers | None:
         """The stores of those layers whose rows lie in tiers, None where none do."""
@@ -203,11 +210,7 @@ class Memory(nn.Module):
         """The hidden states [B, T, d] of a layer with its memory added."""
         step = self._local.step
         if step is None:
-            raise RuntimeAttachError(
-                f"layer {layer} ran outside a forward call of its model, so there are no token ids",
-                "call the model; if this was gradient checkpointing, upgrade transformers to one "
-                "that reruns a layer's forward without its hooks",
-            )
+            return self._add_again(layer, hidden)
         self._check_shape(layer, hidden, step)
         if cache is not None:
             step.cache = cache
@@ -216,6 +219,7 @@ class Memory(nn.Module):
         rows = step.rows[place]
         if step.reads is not None and place in step.reads:
             rows = step.reads.take(place)
+        self._replays.keep(layer, hidden, step, rows, history)
         summed: Tensor
         summed, inputs = self.layers[str(layer)](
             hidden,
@@ -229,6 +233,26 @@ class Memory(nn.Module):
         step.done.add(layer)
         if inputs is not None:
             step.conv[layer] = inputs
+        return summed
+
+    def _add_again(self, layer: int, hidden: Tensor) -> Tensor:
+        """`add` where a checkpoint runs the layer again. Raises RuntimeAttachError elsewhere."""
+        replay = self._replays.find(layer, hidden)
+        step, rows = replay.step, replay.rows
+        if rows.requires_grad and not replay.had_graph:
+            # Each layer's backward frees the graph it goes through: none is shared by layers.
+            window = torch.cat((step.older, step.tokens), dim=1)
+            rows = ops.hash_rows(self.hash_tensors(), window, step.seen)[self.places[layer]]
+        summed: Tensor
+        summed, _ = self.layers[str(layer)](
+            hidden,
+            rows,
+            step.keep,
+            replay.history,
+            step.age,
+            residual=True,
+            tail=self.reaches.get(layer, 0) + KEEP,
+        )
         return summed
 
     def _check_shape(self, layer: int, hidden: Tensor, step: Step) -> None:
@@ -281,7 +305,15 @@ class Memory(nn.Module):
             else:
                 rows = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
         return Step(
-            tokens=tokens, seen=seen, rows=rows, keep=keep, age=age, state=state, cache=call.cache
+            tokens=tokens,
+            older=history,
+            seen=seen,
+            rows=rows,
+            keep=keep,
+            age=age,
+            state=state,
+            cache=call.cache,
+            trains=torch.is_grad_enabled(),
         )
 
     def _tables(self, device: torch.device) -> list[Table] | None:

@@ -175,7 +175,7 @@ def _tell_merged(memory: Memory) -> None:
     ]
     if found:
         warnings.warn(
-            "the bundle has what these compute with now, adapters in force merged into the weights: "
+            "the bundle has what the model computes, adapters in force merged into the weights: "
             + ", ".join(found),
             stacklevel=3,
         )
