@@ -166,7 +166,7 @@ def test_what_cannot_be_found_again_is_an_error(small_vocab: CompressedVocab, bu
         model.blocks[1](torch.zeros(1, 2, 32))
     assert "activation checkpointing" in caught.value.hint
     model.run = reentrant
-    with torch.autograd.graph.save_on_cpu():  # copies what is saved, the layers' inputs too
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):  # also the inputs
         loss = model(**CALLS[0]).sum()
     with pytest.raises(RuntimeAttachError, match="outside a forward call"):
         loss.backward()
