@@ -47,6 +47,12 @@ def trace(
         )
         result = trace_text(request)
         terminal.result(result, *_parts(result))
+        if result.untrained:
+            named = ", ".join(map(str, result.untrained))
+            terminal.note(
+                f"untrained: layers {named} add nothing to any token (their value projection or "
+                "rows are zero), and their gates are as they were drawn"
+            )
         if result.report is not None:
             terminal.note(f"written: {shown_path(result.report)}")
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.formats.bundle import Bundle, read_bundle
+from engram_cli.formats import own_layers
+from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
 from engram_cli.runtime import loading
 from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.decoder import Decoder, find_decoder
@@ -42,23 +43,28 @@ def attach(
     rows_device: torch.device | str | None = None,
     placement: str = "hbm",
     verify: bool = False,
+    force: bool = False,
 ) -> Memory:
-    """Attach the bundle in a folder to `model`, which from then on carries it as `model.engram`.
+    """Attach a bundle to `model`, which from then on carries it as `model.engram`.
 
+    `bundle_dir` is its folder, or a checkpoint's with the bundle in `engram`.
     A memory with another `name` is `model.engram_NAME`. `layers` are the decoder layers, where they
     cannot be found. Dense weights take the dtype and device of their layer; rows keep the table's
     dtype and lie on `rows_device`, by default the layer's. `sparse_gradients` gives the rows sparse
     gradients, `rows_trainable=False` freezes them; quantised rows are always frozen, and to ask for
     more is an error. `placement`: where rows lie instead, "host", "disk" or budgets such as
     "hbm=20GB,host=64GB"; such rows are frozen (docs/reference/placement.md). `verify` checks every
-    byte of the bundle. A fresh bundle changes no output. Raises RuntimeAttachError when the model
-    is not one the bundle was made for, has a smaller vocabulary than its tokenizer, or carries a
-    memory of this name already; InputError for rows that do not fit.
+    byte of the bundle. `force` adds it to a model that has Engram layers of its own. A fresh bundle
+    changes no output. Raises RuntimeAttachError when the model is not one the bundle was made for,
+    has a smaller vocabulary than its tokenizer, has Engram layers, or carries a memory of this name
+    already; InputError for rows that do not fit.
     """
     attribute = _attribute(name)
-    bundle = read_bundle(bundle_dir, verify=verify)
+    bundle = read_bundle(bundle_folder(bundle_dir), verify=verify)
     decoder = find_decoder(model, layers)
     _check(model, decoder, bundle, attribute)
+    if not force:
+        _check_first_memory(model)
     _check_vocabulary(model, bundle)
     spec = bundle.spec
     homes = {layer: _home(decoder.layers[spec.index(layer)]) for layer in spec.layers}
@@ -200,6 +206,19 @@ def _check(model: nn.Module, decoder: Decoder, bundle: Bundle, attribute: str) -
             f"the bundle {bundle.folder} was made for hidden size {spec.hidden_size}, "
             f"{type(model).__name__} has {decoder.hidden_size}",
             _OTHER_MODEL,
+        )
+
+
+def _check_first_memory(model: nn.Module) -> None:
+    """Raises RuntimeAttachError for a model that has Engram layers of its own."""
+    config = getattr(model, "config", None)
+    as_dict = getattr(config, "to_dict", None)
+    found = own_layers.named_in_config(as_dict() if callable(as_dict) else config)
+    found = found or own_layers.named_in_layers(name for name, _ in model.named_modules())
+    if found is not None:
+        raise RuntimeAttachError(
+            f"{type(model).__name__} has Engram layers of its own ({found})",
+            "the bundle would be a second memory: attach with force=True if that is meant",
         )
 
 

@@ -22,6 +22,7 @@ from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_po
 from engram_cli.runtime.fixed_state import FixedState
 from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
+from engram_cli.runtime.notices import warn_of_saving
 from engram_cli.runtime.recording import is_recorded
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.replay import Replays
@@ -90,6 +91,7 @@ class Memory(nn.Module):
         self.has_holes = bool(ops.is_hole(hashed.lookup).any())
         for buffer in _BUFFERS:
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
+        self.register_state_dict_pre_hook(warn_of_saving)  # type: ignore[no-untyped-call]
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
         self.active = True
         self.asked = "hbm"  # the placement asked for, and what was resolved

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from engram_cli.errors import MismatchError, RuntimeAttachError
 from engram_cli.files import local_path
-from engram_cli.formats.bundle import Bundle, read_bundle
+from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.model_card import CARD, model_card
@@ -82,6 +82,7 @@ def load(
 ) -> Memory:
     """Give the memory that `model` carries the weights of the bundle in a folder, in place.
 
+    As in `attach`, the folder may be one with the bundle in its `engram`.
     Optimisers keep their parameters. With a `placement`, and where rows are not in HBM, rows are
     placed anew, beside those before, which then go: as `placement` says, else as when they were
     attached. `verify` checks every byte first. Raises MismatchError for a bundle of another layout
@@ -90,7 +91,7 @@ def load(
     """
     memory = memory_of(model, name)
     _check_loadable(memory)
-    bundle = read_bundle(folder, verify=verify)
+    bundle = read_bundle(bundle_folder(folder), verify=verify)
     _check_same(memory.spec, bundle)
     if placement is not None or memory.tiers is not None:
         _place_anew(memory, bundle, placement)

@@ -51,6 +51,8 @@ def test_it_is_the_runtimes_trace(
         )
     fresh = trace_text(TraceRequest(checkpoint=checkpoint, text=TEXT, bundle=checkpoint / "fresh"))
     assert not any(any(layer.strengths) for layer in fresh.layers)
+    assert result.untrained == ()
+    assert fresh.untrained == tuple(layer.layer for layer in fresh.layers) == (1, 2)
 
 
 def test_pieces_are_the_text(tokenizer_file: Path) -> None:
