@@ -1,4 +1,4 @@
-"""Checkpoints and memories: where a bundle is found, a model's own layers, what is saved with it."""
+"""Checkpoints and memories: where a bundle is found, own layers, what is saved with a model."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.runtime import ops
+from engram_cli.runtime.clipping import Watched
 from engram_cli.runtime.gating import GateWeights
 from engram_cli.runtime.tables import Table, dequantise
 from engram_cli.runtime.tiers.placed import PlacedRows
@@ -37,13 +38,20 @@ class Rows(nn.Embedding):
     def __init__(self, weight: Tensor, *, trainable: bool, sparse: bool) -> None:
         rows, dim = weight.shape
         super().__init__(rows, dim, sparse=sparse, _weight=weight, _freeze=not trainable)
+        self._watched = Watched()
+
+    def _watch(self) -> None:
+        if self.sparse:
+            self._watched.watch(self.weight)
 
     def forward(self, rows: Tensor) -> Tensor:
         """[B, T, C, dim] of rows int64[B, T, C], in the table's dtype."""
+        self._watch()
         return F.embedding(rows.to(self.weight.device), self.weight, sparse=self.sparse)
 
     def table(self) -> Table:
         """The rows as the look-up takes them."""
+        self._watch()
         gradients = "sparse" if self.sparse else "atomic" if self.atomic else "dense"
         return Table(values=self.weight, gradients=gradients)
 
