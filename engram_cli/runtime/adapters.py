@@ -34,10 +34,10 @@ def _is_adapter(module: nn.Module) -> bool:
 
 def _merged(module: Any) -> nn.Module:
     """What computes the same as a module that may have an adapter."""
+    found: nn.Module = module
     if not _is_adapter(module):
-        return module
+        return found
     off = module.disable_adapters or not module.active_adapters
-    found: nn.Module
     if hasattr(module, "modules_to_save"):
         name = "" if off else module.active_adapters[0]
         copies = module.modules_to_save

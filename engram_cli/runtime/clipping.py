@@ -56,7 +56,7 @@ class Watched:
             return
         if parameter.requires_grad and not torch.compiler.is_compiling():
             self._parameter = weakref.ref(parameter)
-            parameter.register_post_accumulate_grad_hook(_give_norm)
+            parameter.register_post_accumulate_grad_hook(_give_norm)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: object) -> Watched:
         return Watched()

@@ -38,6 +38,12 @@ class Replay:
     had_graph: bool
     ambiguous: bool = False
 
+    @property
+    def expired(self) -> bool:
+        """Whether nobody holds the hidden states any more."""
+        gone: bool = self.storage.expired()  # type: ignore[no-untyped-call]
+        return gone
+
 
 class Replays:
     """The runs that may be repeated, for as long as somebody holds their hidden states."""
@@ -56,7 +62,7 @@ class Replays:
         if had_graph and not _saves_by_hooks():
             return
         replay = Replay(
-            storage=StorageWeakRef(hidden.untyped_storage()),
+            storage=StorageWeakRef(hidden.untyped_storage()),  # type: ignore[no-untyped-call]
             version=hidden._version,
             step=step,
             rows=rows,
@@ -64,7 +70,7 @@ class Replays:
             had_graph=had_graph,
         )
         with self._lock:
-            self._kept = {k: old for k, old in self._kept.items() if not old.storage.expired()}
+            self._kept = {key: old for key, old in self._kept.items() if not old.expired}
             earlier = self._kept.get(_key(layer, hidden))
             if earlier is not None and earlier.version == replay.version:
                 same = torch.equal(earlier.step.tokens, step.tokens)
@@ -75,7 +81,7 @@ class Replays:
         """The run that is repeated. Raises RuntimeAttachError when it is not known."""
         with self._lock:
             found = self._kept.get(_key(layer, hidden))
-        if found is None or found.storage.expired():
+        if found is None or found.expired:
             raise RuntimeAttachError(
                 f"layer {layer} ran outside a forward call of its model, so there are no token ids",
                 "call the model itself; if activation checkpointing runs the layer again, let it "
@@ -96,7 +102,7 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def _key(layer: int, hidden: Tensor) -> Key:
     storage = hidden.untyped_storage()
-    return layer, storage._cdata, hidden.storage_offset(), hidden.shape
+    return layer, storage._cdata, int(hidden.storage_offset()), hidden.shape
 
 
 def _saves_by_hooks() -> bool:

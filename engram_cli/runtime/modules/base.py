@@ -33,6 +33,7 @@ class Rows(nn.Embedding):
     DistributedDataParallel looks for sparse gradients nowhere else.
     """
 
+    weight: nn.Parameter
     atomic = False
 
     def __init__(self, weight: Tensor, *, trainable: bool, sparse: bool) -> None:
