@@ -325,6 +325,8 @@ class Memory(nn.Module):
         for rows in (module.multi_head_embedding.embedding for module in modules):
             if not isinstance(rows, (Rows, StoredRows)):  # placed elsewhere, or with an adapter
                 return None
+            if isinstance(rows, Rows) and type(rows.weight) is not nn.Parameter:  # quantised
+                return None
             tables.append(rows.table())
         first = tables[0]
         for table in tables:

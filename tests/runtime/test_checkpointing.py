@@ -191,3 +191,12 @@ def test_hidden_states_given_with_other_ids_are_not_mixed_up(
     gradients(model, first, first)  # the same ids twice are no trouble
     with pytest.raises(RuntimeAttachError, match="several token ids"):
         gradients(model, first, second)
+
+
+def test_two_memories_in_one_layer_are_an_error(small_vocab: CompressedVocab, bundle: Path) -> None:
+    """The second one got what the first one made, which a checkpoint does not keep."""
+    model = Decoder(small_vocab.vocab_size, without_reentry)
+    for name in ("engram", "other"):
+        wake(attach(model, bundle, layers=list(model.blocks), name=name))
+    with pytest.raises(RuntimeAttachError, match="outside a forward call"):
+        gradients(model, *CALLS)
