@@ -48,10 +48,10 @@ def trace(
         result = trace_text(request)
         terminal.result(result, *_parts(result))
         if result.untrained:
-            named = ", ".join(map(str, result.untrained))
+            named = ", ".join(own.name for own in result.layers if own.layer in result.untrained)
             terminal.note(
-                f"untrained: layers {named} add nothing to any token (their value projection or "
-                "rows are zero), and their gates are as they were drawn"
+                f"untrained: {named}: nothing is added to any token (the value projection or the "
+                "rows are zero), and the gates are as they were drawn"
             )
         if result.report is not None:
             terminal.note(f"written: {shown_path(result.report)}")
