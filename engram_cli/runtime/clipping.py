@@ -1,6 +1,6 @@
 """Sparse gradients that torch's own clipping takes: clip_grad_norm_, accelerate, the Trainer.
 
-torch has no norm of a sparse tensor. A subclass says what it is, whoever asks.
+torch has no norm of a sparse tensor. A subclass of it has one.
 """
 
 from __future__ import annotations
