@@ -47,6 +47,12 @@ def trace(
         )
         result = trace_text(request)
         terminal.result(result, *_parts(result))
+        if result.untrained:
+            named = ", ".join(own.name for own in result.layers if own.layer in result.untrained)
+            terminal.note(
+                f"untrained: {named}: nothing is added to any token (the value projection or the "
+                "rows are zero), and the gates are as they were drawn"
+            )
         if result.report is not None:
             terminal.note(f"written: {shown_path(result.report)}")
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.dry_run import refusal
+from engram_cli.commands.first_memory import check_first_memory
 from engram_cli.commands.model_shape import (
     ModelShape,
     check_vocabulary,
@@ -132,6 +133,8 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     """
     out = output_of(request)
     model = read_model_shape(request.checkpoint)
+    if not request.force:
+        check_first_memory(request.checkpoint)
     store = open_table(request.table)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
     check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer)

@@ -57,11 +57,15 @@ class LayerTrace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceResult:
-    """The traced text: `pieces` are its tokens as they stand in it, `ids` their numbers."""
+    """The traced text: `pieces` are its tokens as they stand in it, `ids` their numbers.
+
+    `untrained`: the layers whose memory added nothing to any token, to the bit.
+    """
 
     ids: tuple[int, ...]
     pieces: tuple[str, ...]
     layers: tuple[LayerTrace, ...]
+    untrained: tuple[int, ...] = ()
     report: Path | None = None
 
 
@@ -88,11 +92,12 @@ def trace_text(request: TraceRequest) -> TraceResult:
             f"the text has {len(ids)} tokens", f"give a text of 1 to {MAX_TOKENS} tokens"
         )
     _check_tokenizer(request.bundle or request.checkpoint / BUNDLE_NAME, tokenizer)
-    layers = _run(request, ids)
+    layers, untrained = _run(request, ids)
     result = TraceResult(
         ids=tuple(ids),
         pieces=pieces_of(tokenizer, request.text, ids),
         layers=layers,
+        untrained=untrained,
         report=request.report,
     )
     if request.report is not None:
@@ -132,7 +137,8 @@ def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
         )
 
 
-def _run(request: TraceRequest, ids: list[int]) -> tuple[LayerTrace, ...]:
+def _run(request: TraceRequest, ids: list[int]) -> tuple[tuple[LayerTrace, ...], tuple[int, ...]]:
+    """The figures of the layers, and which of them are untrained."""
     try:
         import torch
         from transformers import AutoModelForCausalLM
@@ -149,7 +155,7 @@ def _run(request: TraceRequest, ids: list[int]) -> tuple[LayerTrace, ...]:
     bundle = request.bundle or request.checkpoint / BUNDLE_NAME
     attach(model, bundle, rows_trainable=False)
     found = trace(model, torch.tensor(ids))
-    return tuple(
+    layers = tuple(
         LayerTrace(
             layer=layer,
             decoder_layer=found.decoder_layers[layer],
@@ -158,6 +164,7 @@ def _run(request: TraceRequest, ids: list[int]) -> tuple[LayerTrace, ...]:
         )
         for layer, values in found.gates.items()
     )
+    return layers, found.untrained
 
 
 def _load(loader: Any, checkpoint: Path) -> Any:

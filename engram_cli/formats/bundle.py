@@ -31,6 +31,8 @@ from engram_cli.formats.bundle_spec import HITS, ROWS, BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.formats.tensors import Array, TensorPlace
 
+BUNDLE_NAME = "engram"  # of a bundle's folder in a checkpoint's
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -94,6 +96,15 @@ class Bundle:
             )
             for shard in own
         ]
+
+
+def bundle_folder(path: str | Path) -> Path:
+    """The folder of a bundle: `path`, or `engram` in it, where `engram attach` writes it."""
+    folder = Path(path)
+    inside = folder / BUNDLE_NAME
+    if not (folder / DESCRIPTION).exists() and (inside / DESCRIPTION).exists():
+        return inside
+    return folder
 
 
 def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:

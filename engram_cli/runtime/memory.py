@@ -28,9 +28,11 @@ from engram_cli.runtime.capture import (
     real_positions,
 )
 from engram_cli.runtime.gathering import LookBack
-from engram_cli.runtime.modules.base import AnyRows, MemoryModule
+from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
+from engram_cli.runtime.notices import warn_of_saving
 from engram_cli.runtime.past import cache_at_layer, cache_of, check_start, past_of, unseen_state
 from engram_cli.runtime.reference import HashTensors
+from engram_cli.runtime.replay import Replays
 from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
 from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers.placed import PlacedRows
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from engram_cli.runtime.tiers.store import TieredRows
 
 _BUFFERS = ("lookup", "multipliers", "columns")
+_OF_THIS_PROCESS = ("_local", "_replays", "tiers")
 _CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
 
 
@@ -50,6 +53,7 @@ _CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
 class Step:
     """One forward call under way: T new positions of B sequences after `state`'s.
 
+    `older` int64[B, N-1] the compressed ids before `tokens`; `trains`: the call makes a graph.
     `rows` int64[L, B, T, C], or their vectors [L, B, T, C x dim]; `keep` bool[B, T], False at
     padding; `age` int64[B, T], earlier positions of the same document; `reads`: the vectors that
     are on their way from other tiers; `done` the layers that ran, `conv` their convolutions'
@@ -57,6 +61,7 @@ class Step:
     """
 
     tokens: Tensor
+    older: Tensor
     seen: Tensor
     rows: Tensor
     keep: Tensor | None
@@ -64,6 +69,7 @@ class Step:
     state: State
     cache: Any
     containers: dict[str, Any]
+    trains: bool
     reads: Reads | None = None
     done: set[int] = field(default_factory=set)
     conv: dict[int, Tensor] = field(default_factory=dict)
@@ -93,8 +99,8 @@ class Memory(nn.Module):
         self.has_holes = bool(ops.is_hole(hashed.lookup).any())
         for buffer in _BUFFERS:
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
+        self.register_state_dict_pre_hook(warn_of_saving)  # type: ignore[no-untyped-call]
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
-        self.handles: list[Any] = []
         # Its states on caches are no other's, nor those of what was attached by its name before.
         self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.reaches}"
         self.active = True
@@ -102,14 +108,16 @@ class Memory(nn.Module):
         self.placement: Placement | None = None
         self.tiers = self._find_tiers()
         self._local = _Local()
+        self._replays = Replays()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_local", "tiers")}
+        return {k: v for k, v in self.__dict__.items() if k not in _OF_THIS_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
         self.tiers = self._find_tiers()
         self._local = _Local()
+        self._replays = Replays()
 
     def _find_tiers(self) -> Tiers | None:
         """The stores of those layers whose rows lie in tiers, None where none do."""
@@ -158,6 +166,11 @@ class Memory(nn.Module):
         if self.tiers is not None:
             self.tiers.close()
 
+    @property
+    def in_force(self) -> Memory:
+        """This memory; of a wrapper that passes attributes on, the one it uses (`seat`)."""
+        return self
+
     def extra_repr(self) -> str:
         """What is printed of it."""
         layers = ", ".join(self.spec.label(layer) for layer in self.spec.layers)
@@ -165,7 +178,8 @@ class Memory(nn.Module):
 
     def hash_tensors(self) -> HashTensors:
         """The hash where the model is now."""
-        if self.hash_lookup.device != self.hashed.lookup.device:
+        place = self.hash_lookup.device
+        if place != self.hashed.lookup.device and place.type != "meta":  # offloaded: as they were
             moved = {name: getattr(self, f"hash_{name}") for name in _BUFFERS}
             kept = {n: getattr(self.hashed, n) for n in _CONSTANTS}
             self.hashed = HashTensors(**kept, **moved)
@@ -204,11 +218,7 @@ class Memory(nn.Module):
         """The hidden states [B, T, d] of a layer, with these arguments, and its memory added."""
         step = self._local.step
         if step is None:
-            raise RuntimeAttachError(
-                f"layer {layer} ran outside a forward call of its model, so there are no token ids",
-                "call the model; if this was gradient checkpointing, upgrade transformers to one "
-                "that reruns a layer's forward without its hooks",
-            )
+            return self._add_again(layer, hidden)
         self._check_shape(layer, hidden, step)
         if step.cache is None and not step.done:
             grad = torch.is_grad_enabled()
@@ -218,6 +228,7 @@ class Memory(nn.Module):
         rows = step.rows[place]
         if step.reads is not None and place in step.reads:
             rows = step.reads.take(place)
+        self._replays.keep(layer, hidden, step, rows, history)
         summed: Tensor
         summed, inputs = self.layers[str(layer)](
             hidden,
@@ -231,6 +242,26 @@ class Memory(nn.Module):
         step.done.add(layer)
         if inputs is not None:
             step.conv[layer] = inputs
+        return summed
+
+    def _add_again(self, layer: int, hidden: Tensor) -> Tensor:
+        """`add` where a checkpoint runs the layer again. Raises RuntimeAttachError elsewhere."""
+        replay = self._replays.find(layer, hidden)
+        step, rows = replay.step, replay.rows
+        if rows.requires_grad and not replay.had_graph:
+            # Each layer's backward frees the graph it goes through: none is shared by layers.
+            window = torch.cat((step.older, step.tokens), dim=1)
+            rows = ops.hash_rows(self.hash_tensors(), window, step.seen)[self.places[layer]]
+        summed: Tensor
+        summed, _ = self.layers[str(layer)](
+            hidden,
+            rows,
+            step.keep,
+            replay.history,
+            step.age,
+            residual=True,
+            tail=self.reaches.get(layer, 0) + KEEP,
+        )
         return summed
 
     def _check_shape(self, layer: int, hidden: Tensor, step: Step) -> None:
@@ -287,6 +318,7 @@ class Memory(nn.Module):
                 rows = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
         return Step(
             tokens=tokens,
+            older=history,
             seen=seen,
             rows=rows,
             keep=keep,
@@ -294,6 +326,7 @@ class Memory(nn.Module):
             state=state,
             cache=cache,
             containers=call.containers,
+            trains=torch.is_grad_enabled(),
         )
 
     def _tables(self, device: torch.device) -> list[Table] | None:
@@ -301,7 +334,9 @@ class Memory(nn.Module):
         modules = [cast(MemoryModule, module) for module in self.layers.values()]
         tables = []
         for rows in (module.multi_head_embedding.embedding for module in modules):
-            if isinstance(rows, PlacedRows):
+            if not isinstance(rows, (Rows, StoredRows)):  # placed elsewhere, or with an adapter
+                return None
+            if isinstance(rows, Rows) and type(rows.weight) is not nn.Parameter:  # quantised
                 return None
             tables.append(rows.table())
         first = tables[0]

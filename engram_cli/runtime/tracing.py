@@ -32,6 +32,14 @@ class Trace:
     strengths: dict[int, Tensor]
     decoder_layers: dict[int, int]
 
+    @property
+    def untrained(self) -> tuple[int, ...]:
+        """The layers that added nothing to any token: their value projection or rows are zero.
+
+        So a fresh bundle is. Its gates are as they were drawn, and say nothing.
+        """
+        return tuple(layer for layer, strength in self.strengths.items() if not strength.any())
+
 
 def trace(
     model: nn.Module,

@@ -438,3 +438,60 @@ def test_a_table_of_a_larger_tokenizer_names_the_checkpoints_own(
         attach_checkpoint(request(checkpoint, table))
     assert f"engram compress-vocab {checkpoint / 'tokenizer.json'}" in caught.value.hint
     assert "resize_token_embeddings" not in caught.value.hint
+
+
+def weights(folder: Path, *names: str, file: str = "model.safetensors") -> None:
+    header = {n: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for n in names[:1]}
+    header |= {n: {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]} for n in names[1:]}
+    raw = json.dumps(header).encode()
+    (folder / file).write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
+
+
+def shards(folder: Path, *names: str) -> None:
+    listed = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(listed))
+
+
+PLAIN = "model.layers.0.mlp.up_proj.weight"
+OWN = {
+    "config": lambda at: configure(at, LLAMA | {"engram_layer_ids": [2, 14]}),
+    "text config": lambda at: configure(
+        at, {"model_type": "vlm", "text_config": LLAMA | {"ple_layer_ids": [2]}}
+    ),
+    "one file": lambda at: weights(at, PLAIN, "layers.2.engram.wkv.weight"),
+    "shards": lambda at: shards(
+        at, PLAIN, "model.language_model.layers.1.ple.value_proj.weight"
+    ),
+    "saved with the model": lambda at: weights(at, PLAIN, "engram.layers.1.value_proj.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", OWN)
+def test_a_second_memory_needs_force(how: str, checkpoint: Path, table: Path) -> None:
+    OWN[how](checkpoint)
+    with pytest.raises(MismatchError) as caught:
+        attach_checkpoint(request(checkpoint, table))
+    assert str(checkpoint) in caught.value.message
+    shown = {
+        "config": "of its own (config.json: engram_layer_ids 2, 14)",
+        "text config": "of its own (config.json: ple_layer_ids 2)",
+        "one file": "of its own (tensor layers.2.engram.wkv.weight)",
+        "shards": "of its own (tensor model.language_model.layers.1.ple.value_proj.weight)",
+        "saved with the model": "(tensor engram.layers.1.value_proj.weight)",
+    }
+    assert shown[how] in caught.value.message
+    assert "--force" in caught.value.hint
+    assert not (checkpoint / "engram").exists()
+    assert attach_checkpoint(request(checkpoint, table, force=True)).written
+
+
+@pytest.mark.parametrize("name", [PLAIN, "model.layers.1.mlp.sample.weight", "engrams.1.weight"])
+def test_other_tensors_are_no_memory(name: str, checkpoint: Path, table: Path) -> None:
+    weights(checkpoint, name)
+    configure(checkpoint, LLAMA | {"ple_layer_ids": [], "engram_layer_ids": None})
+    assert attach_checkpoint(request(checkpoint, table)).written
+
+
+def test_weights_that_are_not_there_yet_show_nothing(checkpoint: Path, table: Path) -> None:
+    (checkpoint / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert attach_checkpoint(request(checkpoint, table)).written
