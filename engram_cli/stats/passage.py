@@ -2,8 +2,8 @@
 
 A stretch is a document, or 16,384 tokens of a long one. Its key is a 64-bit hash of the file's
 identity, of the document's number in the file and of the stretch's in the document: the same
-wherever and whenever the stretch is read. Keys decide which stretches are held out, and in what random order
-the growth of a corpus is looked at.
+wherever and whenever the stretch is read. Keys decide which stretches are held out, and in what
+random order the growth of a corpus is looked at.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Stretcher:
         name = (self._file or "").encode("utf-8", "surrogatepass")
         return {
             "file": np.frombuffer(name, dtype=np.uint8),
-            "key": scalar(self._key, np.uint64),
+            "key": scalar(int(self._key), np.uint64),
             "begun": scalar(self._file is not None),
             "documents": scalar(self._documents),
             "position": scalar(self._position),

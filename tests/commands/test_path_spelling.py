@@ -1,4 +1,4 @@
-"""The figures of a corpus do not depend on how it is named, where it lies or in what parts it is."""
+"""Figures do not depend on how the corpus is named, where it lies or in what parts it is."""
 
 from __future__ import annotations
 
