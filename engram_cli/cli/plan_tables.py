@@ -164,7 +164,7 @@ def _alternative(each: Alternative) -> tuple[str, ...]:
 
 
 def _share(batch: BatchShare) -> str:
-    return f"{percent(batch.share, 0)} ± {percent(2 * batch.error, 0)}"
+    return f"{percent(batch.share, 1)} ± {percent(batch.error, 1)}"
 
 
 def _bytes(count: int) -> str:

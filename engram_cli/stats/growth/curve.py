@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.collisions import ideal_occupied
 from engram_cli.stats.growth.arrivals import BINS, NgramArrivals, RowArrivals
+from engram_cli.stats.ideal import ideal_occupied
 
 FACTORS = (10, 100)
 # The fit sees the last part of the curve, from 1/SPAN of the tokens on; steps are even in log.
