@@ -81,7 +81,10 @@ def _expected(result: PlanResult) -> RenderableType:
         *(">n", ">different n-grams", ">rows a head", ">of them used"),
         *(">clean heads", ">none clean", ">all clean"),
     )
-    title = "What the rows will hold (clean: no other n-gram on the row; rows a head: the mean)"
+    title = "What the rows will hold (clean: no other n-gram on the row; rows a head: the mean"
+    if result.tokens != (result.counted_tokens or result.tokens):
+        title += "; errors are for documents drawn as those counted were"
+    title += ")"
     return grid(title, names, rows)
 
 

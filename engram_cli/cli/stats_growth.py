@@ -55,7 +55,11 @@ def growth_parts(result: Figured) -> list[RenderableType]:
     )
     if not rows:
         return []
-    return [grid("How many rows are enough: of a head, for so many n-grams to share", names, rows)]
+    title = (
+        "How many rows are enough: of a head, for so many n-grams to share; errors are for more "
+    )
+    title += "documents drawn as these were, other kinds of text add more"
+    return [grid(title, names, rows)]
 
 
 def rows_for(distinct: float, share: float) -> float:
