@@ -4,6 +4,7 @@ EngramError                      exit 2
 |- InputError                    something handed to us cannot be used: a path, a flag, a value
 |  |- VocabularyError            a tokenizer or a compressed vocabulary
 |  |- CorpusError                a corpus file, a document, a record
+|  |  `- UndecodableError        text that is not UTF-8: --errors replace reads it
 |  |- TokenIdError               a token id outside the vocabulary, or in a hole of it
 |  `- LayoutError                a geometry or a layout that cannot be hashed with
 |- ArtifactError                 a file of ours that is damaged or from a newer version
@@ -47,6 +48,10 @@ class VocabularyError(InputError):
 
 class CorpusError(InputError):
     """A corpus file, a document or a record cannot be read."""
+
+
+class UndecodableError(CorpusError):
+    """Text of a corpus is not UTF-8; with `errors="replace"` it can be read."""
 
 
 class TokenIdError(InputError):

@@ -31,6 +31,36 @@ _MENDS = {
 }
 
 
+# Protocols that are addresses even without a slash after the colon.
+_STORES = "s3|s3a|gs|gcs|hf|abfs|az|http|https|ftp|ssh"
+_ADDRESS = re.compile(rf"({_STORES}):(/*)|([A-Za-z][A-Za-z0-9+.-]+):(/+)", re.IGNORECASE)
+
+
+def address_of(path: Path | str) -> str | None:
+    """`path` as the address that was meant by it, None for a path on this machine.
+
+    pathlib takes one slash out of s3://bucket/key; it is put back.
+    """
+    match = _ADDRESS.match(str(path))
+    if match is None:
+        return None
+    protocol, slashes = match[1] or match[3], match[2] or match[4] or ""
+    if slashes == "/":
+        slashes = "///" if protocol == "file" else "//"
+    return f"{protocol}:{slashes}{str(path)[match.end() :]}"
+
+
+def local_path(path: Path | str) -> Path:
+    """`path` on this machine. Raises InputError where it is an address."""
+    address = address_of(path)
+    if address is not None:
+        raise InputError(
+            f"{address} is an address, and a path on this machine is needed",
+            "download it first; only a corpus is read from addresses",
+        )
+    return Path(path)
+
+
 def sha256_bytes(*parts: bytes | memoryview) -> str:
     """The SHA-256 of the parts, one after another, as "sha256:<hex>"."""
     digest = hashlib.sha256()
@@ -81,8 +111,15 @@ def refuse_existing(
 ) -> None:
     """Raises OutputError when `path` is there and `force` is not given; `option` names the place.
 
-    With `is_ours` even `force` replaces only what is such a `what`, or an empty file or folder.
+    With `is_ours` even `force` replaces only what is such a `what`, or an empty file or folder. An
+    address is refused too: a folder called "s3:" helps nobody.
     """
+    address = address_of(path)
+    if address is not None:
+        raise OutputError(
+            f"{address} is an address, and only paths on this machine are written",
+            f"give a path with {option}, then upload what lies there",
+        )
     if not path.exists():
         return
     if not force:

@@ -33,3 +33,25 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+class Once:
+    """Passes everything on to another listener, and a note only the first time."""
+
+    def __init__(self, listener: Progress) -> None:
+        self._listener = listener
+        self._said: set[str] = set()
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        """Pass it on."""
+        self._listener.start(what, total, unit)
+
+    def advance(self, amount: int) -> None:
+        """Pass it on."""
+        self._listener.advance(amount)
+
+    def note(self, text: str) -> None:
+        """Pass it on unless it was said before."""
+        if text not in self._said:
+            self._said.add(text)
+            self._listener.note(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ def gpt2(vocab_size: int, **options: Any) -> GPT2LMHeadModel:
         **options,
     )
     return GPT2LMHeadModel(config).eval()
+
+
+# "past_key_values" before transformers 5.24 or so
+CACHE = next(
+    n for n in ("cache", "past_key_values") if n in signature(LlamaForCausalLM.forward).parameters
+)
 
 
 FAMILIES = {"llama": llama, "gpt2": gpt2}
@@ -150,6 +157,16 @@ def text(vocab_size: int, batch: int, length: int, seed: int = 0) -> Tensor:
 def logits(model: PreTrainedModel, ids: Tensor, **options: Any) -> Tensor:
     with torch.no_grad():
         return model(ids, **options).logits
+
+
+def with_cache(cache: Any) -> dict[str, Any]:
+    """A cache as an argument, by the name that the installed transformers gives it."""
+    return {CACHE: cache}
+
+
+def cache_in(output: Any) -> Any:
+    """The cache that a model returned."""
+    return output[CACHE]
 
 
 def parameters(module: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from engram_cli.cli.demo import demo
 from engram_cli.cli.hash_stats import hash_stats
 from engram_cli.cli.inspect import inspect
 from engram_cli.cli.lookup import lookup
+from engram_cli.cli.paths import local_paths
 from engram_cli.cli.plan import plan
 from engram_cli.cli.report import report
 from engram_cli.cli.trace import trace
@@ -31,18 +32,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("compress-vocab")(compress_vocab)
-app.command("hash-stats")(hash_stats)
-app.command("report")(report)
-app.command("build-table")(build_table)
-app.command("convert")(convert)
-app.command("attach")(attach)
-app.command("trace")(trace)
-app.command("plan")(plan)
-app.command("inspect")(inspect)
-app.command("lookup")(lookup)
-app.command("verify")(verify)
-app.command("demo")(demo)
+app.command("compress-vocab")(local_paths(compress_vocab))
+app.command("hash-stats")(local_paths(hash_stats))
+app.command("report")(local_paths(report))
+app.command("build-table")(local_paths(build_table))
+app.command("convert")(local_paths(convert))
+app.command("attach")(local_paths(attach))
+app.command("trace")(local_paths(trace))
+app.command("plan")(local_paths(plan))
+app.command("inspect")(local_paths(inspect))
+app.command("lookup")(local_paths(lookup))
+app.command("verify")(local_paths(verify))
+app.command("demo")(local_paths(demo))
 
 
 def _print_version(wanted: bool) -> None:

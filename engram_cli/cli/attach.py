@@ -40,6 +40,15 @@ def attach(
             parser=parse_integers, metavar="LAYER,...", help="Only these of the table's layers."
         ),
     ] = None,
+    at: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_integers,
+            metavar="LAYER,...",
+            help="Decoder layers that get them, counted from 0 (those of the same number, else "
+            "the second and the middle one).",
+        ),
+    ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="The model's tokenizer (CHECKPOINT/tokenizer.json).")
     ] = None,
@@ -82,6 +91,7 @@ def attach(
             out=out,
             into=into,
             layers=layers,
+            at=at,
             tokenizer=tokenizer,
             module=module,
             init_value=init_value,
@@ -107,7 +117,8 @@ def _parts(result: AttachResult) -> list[RenderableType]:
         ("model", f"{result.model.model_type}, {result.model.num_layers} layers of width "
          f"{result.model.hidden_size:,}"),
         ("scheme", result.scheme),
-        ("layers", f"{', '.join(map(str, result.layers))}: {result.why}"),
+        ("layers", f"{', '.join(map(str, result.layers))} of the table: {result.why}"),
+        ("decoder layers", f"{', '.join(map(str, result.decoder_layers))}, counted from 0"),
         ("rows", f"{rows}, {result.dim} x {result.dtype} each"),
         ("table", _table(result)),
         ("module", f"{result.module}: {cost.dense_parameters:,} parameters, "
@@ -119,9 +130,11 @@ def _parts(result: AttachResult) -> list[RenderableType]:
     if not result.written:
         free = quantity(result.free_bytes, "bytes")
         lines.append(("fits", f"{'yes' if result.fits else 'no'}: {free} are free on the disk"))
+        if result.in_the_way is not None:
+            lines.append(("in the way", result.in_the_way))
     if result.zero_rows:
         named = ", ".join(map(str, result.zero_rows))
-        lines.append(("zero rows", f"layers {named}: no output changes until they are trained"))
+        lines.append(("zero rows", f"table layers {named}: no output changes before training"))
     if not result.identity:
         lines.append(("outputs", "change at once: the value projection is random"))
     return [facts("Bundle", lines)]

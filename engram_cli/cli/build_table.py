@@ -172,6 +172,7 @@ def build_table(
     with reported(terminal):
         from engram_cli.commands.build_table import BuildTableRequest
         from engram_cli.commands.build_table import build_table as run
+        from engram_cli.commands.checkpoint import find_checkpoints
         from engram_cli.commands.corpus_fill import FillRequest
         from engram_cli.commands.workspace import Workspace
         from engram_cli.corpus.base import CorpusOptions
@@ -206,6 +207,7 @@ def build_table(
         request = BuildTableRequest(
             geometry=chosen.geometry,
             vocab=vocab or here.vocab,
+            folder=workspace,
             stats=stats or here.stats,
             out=out or here.table,
             force=force,
@@ -222,7 +224,11 @@ def build_table(
             fingerprint=chosen.fingerprint,
         )
         result = run(request, terminal)
-        following = follow("engram attach ckpt/", workspace, table=out) if result.written else None
+        following = None
+        if result.written:
+            found = find_checkpoints(workspace)
+            name = f"{found[0].folder}/" if len(found) == 1 else "ckpt/"
+            following = follow(f"engram attach {name}", workspace, table=out)
         terminal.result(result, *table_parts(result), next_command=following)
 
 
@@ -288,6 +294,8 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
         free = quantity(plan.free_bytes, "bytes")
         lines.append(("fits", f"{'yes' if plan.fits else 'no'}: {free} are free on the disk"))
         lines.append(("would write", shown_path(plan.out)))
+        if result.in_the_way is not None:
+            lines.append(("in the way", result.in_the_way))
     rows = [
         (
             f"{layer.layer}",

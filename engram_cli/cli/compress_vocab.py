@@ -23,8 +23,9 @@ def compress_vocab(
     source: Annotated[
         Path | None,
         typer.Argument(
-            help="tokenizer.json, a Hugging Face folder, or a compressed vocabulary to ask. "
-            "By default ./tokenizer.json, else the installed DeepSeek tokenizer.",
+            help="tokenizer.json, a Hugging Face folder, or a compressed vocabulary to ask. By "
+            "default ./tokenizer.json, else that of the checkpoint in this folder, else the "
+            "installed DeepSeek tokenizer.",
             show_default=False,
         ),
     ] = None,
@@ -88,6 +89,7 @@ def _parts(result: CompressVocabResult) -> list[RenderableType]:
             ("ids", f"{result.tokens:,} -> {result.compressed_size:,}"),
             ("reduction", percent(result.reduction)),
             ("special", f"{result.special:,} tokens"),
+            ("pad token", _pad(result)),
             ("partial UTF-8", f"{result.partial:,} tokens keep an id of their own spelling"),
             ("canonical", f"{result.canonical:,} tokens are their own key"),
             ("sharing", f"{result.shared:,} tokens share an id with others"),
@@ -105,6 +107,15 @@ def _parts(result: CompressVocabResult) -> list[RenderableType]:
     if result.difference is not None:
         parts += _difference(result.difference)
     return parts
+
+
+def _pad(result: CompressVocabResult) -> str:
+    from engram_cli.commands.pad_token import named
+
+    pad = result.pad
+    if pad is None:
+        return "none: the tokenizer has no special token, so name one with hash-stats --pad-id"
+    return named(pad) + ("" if pad.ordinary is None else ", which texts hold too")
 
 
 def _largest(groups: tuple[Group, ...]) -> RenderableType:
@@ -130,13 +141,19 @@ def _shown(text: str, group: Group | None) -> RenderableType:
 
 def _difference(difference: VocabDiff) -> list[RenderableType]:
     from engram_cli.cli.render import facts, grid
+    from engram_cli.hashing.layout import short
     from engram_cli.vocab.groups import readable
 
     ours, theirs = difference.sizes
+    here, there = difference.tokenizers
+    same = "the same file"
+    if here != there:
+        same = f"{short(here)} here, {short(there)} there: they differ, so ids may mean others"
     parts: list[RenderableType] = [
         facts(
             "Difference",
             [
+                ("tokenizer", same),
                 ("same map", "yes" if difference.equal else "no"),
                 ("compressed ids", f"{ours:,} here, {theirs:,} there"),
                 ("token ids", "{:,} here, {:,} there".format(*difference.vocab_sizes)),

@@ -79,6 +79,8 @@ def _parts(result: ConvertResult) -> list[RenderableType]:
         free = quantity(plan.free_bytes, "bytes")
         lines.append(("fits", f"{'yes' if plan.fits else 'no'}: {free} are free on the disk"))
         lines.append(("would write", shown_path(plan.out)))
+        if result.in_the_way is not None:
+            lines.append(("in the way", result.in_the_way))
         return [facts("Conversion", lines)]
     lines.append(("took", f"{result.seconds:.1f} s"))
     if result.resumed_chunks:

@@ -65,7 +65,8 @@ def _parts(result: DemoResult) -> list[RenderableType]:
          f"{quantity(table.total_bytes, 'bytes')}; a token reads {table.token_rows} rows, "
          f"{table.token_bytes} bytes"),
         ("model", f"{result.checkpoint_parameters:,} parameters with random weights, "
-         f"memory at layer {', '.join(map(str, result.bundle.layers))}"),
+         f"memory in decoder layer {', '.join(map(str, result.bundle.decoder_layers))} "
+         "(counted from 0)"),
     ]  # fmt: skip
     training = result.training
     if training is None:

@@ -41,6 +41,7 @@ from engram_cli.cli.options import (
     WorkspaceOption,
     parse_size,
 )
+from engram_cli.cli.paths import refuse_address
 from engram_cli.cli.stats_growth import growth_parts, held_out_rows, locality_parts
 from engram_cli.cli.stats_sections import Figured, chosen_parts, clean_heads_part, ngram_parts
 from engram_cli.cli.terminal import Terminal, follow, reported, shown_path
@@ -254,6 +255,8 @@ def _merge(
     from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
     from engram_cli.commands.workspace import Workspace
 
+    for part in parts:
+        refuse_address(part, "sources")
     result = merge_stats(
         MergeStatsRequest(
             parts=tuple(map(Path, parts)),
@@ -345,7 +348,7 @@ def _columns(result: Figured) -> list[RenderableType]:
         *(">order", ">head", ">rows", ">used", ">ideal", ">sharing", ">ideal", ">by use"),
         ">most hits",
     )
-    flags = "; + - mark 4 standard errors off" if any(e.flag for e in result.columns) else ""
+    flags = "; + - mark what is none" if any(e.flag for e in result.columns) else ""
     return [
         grid(f"Layer {layer}: rows used, n-grams that share one, an ideal hash{flags}", names, rows)
         for layer, rows in layers.items()

@@ -130,13 +130,15 @@ LayersOption = Annotated[
     typer.Option(
         parser=parse_integers,
         metavar="LAYER,...",
-        help="Layers that get a table, such as 1,15.",
+        help="Layers that get a table (1,15, or those that suit the checkpoint in the folder).",
         rich_help_panel=_LAYOUT,
     ),
 ]
 PadIdOption = Annotated[
     int | None,
-    typer.Option(help="Token id read before the start.", rich_help_panel=_LAYOUT),
+    typer.Option(
+        help="Token id read before the start (the tokenizer's pad token).", rich_help_panel=_LAYOUT
+    ),
 ]
 SeedOption = Annotated[
     int | None, typer.Option(help="Seed of the multipliers.", rich_help_panel=_LAYOUT)

@@ -85,8 +85,8 @@ def _uncompressed(result: Figured) -> RenderableType:
         rows.append(
             (
                 f"{ours.order}",
-                f"{theirs['distinct']:,.0f}",
-                f"{ours.distinct:,.0f}",
+                _give_or_take(theirs["distinct"], theirs["distinct_error"]),
+                _give_or_take(ours.distinct, ours.distinct_error),
                 percent(1.0 - ours.distinct / max(theirs["distinct"], 1.0), 1),
                 percent(sum(c["shared"] for c in other) / len(other), 1),
                 percent(sum(c.shared for c in own) / len(own), 1),
@@ -99,6 +99,11 @@ def _uncompressed(result: Figured) -> RenderableType:
         *(">compressed", ">by use, raw ids", ">compressed"),
     )
     return grid("What compressing the vocabulary is worth", names, rows)
+
+
+def _give_or_take(value: float, error: float) -> str:
+    """A figure with its standard error, where it has one."""
+    return f"{value:,.0f}" + (f" ±{error:,.0f}" if error else "")
 
 
 def _sources(section: dict[str, Any]) -> list[RenderableType]:

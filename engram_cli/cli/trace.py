@@ -47,6 +47,12 @@ def trace(
         )
         result = trace_text(request)
         terminal.result(result, *_parts(result))
+        if result.untrained:
+            named = ", ".join(own.name for own in result.layers if own.layer in result.untrained)
+            terminal.note(
+                f"untrained: {named}: nothing is added to any token (the value projection or the "
+                "rows are zero), and the gates are as they were drawn"
+            )
         if result.report is not None:
             terminal.note(f"written: {shown_path(result.report)}")
 
@@ -66,7 +72,7 @@ def _layer(result: TraceResult, layer: LayerTrace, stream: int) -> RenderableTyp
 
     gates = [row[stream] for row in layer.gates]
     low, high = min(gates), max(gates)
-    name = f"layer {layer.layer}" + (f", stream {stream}" if len(layer.gates[0]) > 1 else "")
+    name = layer.name + (f", stream {stream}" if len(layer.gates[0]) > 1 else "")
     mean = sum(gates) / len(gates)
     head = Text(f"{name}: gates {low:.3f} to {high:.3f}, mean {mean:.3f}", style="bold")
     body = Text()

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.commands.dry_run import refusal
+from engram_cli.commands.first_memory import check_first_memory
 from engram_cli.commands.model_shape import (
     ModelShape,
     check_vocabulary,
-    choose_layers,
     choose_module,
-    listed,
+    place_layers,
     read_model_shape,
 )
 from engram_cli.errors import InputError, OutputError
@@ -41,7 +43,9 @@ class AttachRequest:
     """What to attach to what, and where the bundle goes.
 
     `out` None is `engram` in the folder `into`, which None is the checkpoint. `layers` None are the
-    table's, of more than two those that suit best (`model_shape.choose_layers`).
+    table's, of more than two those that suit best. `at` are the decoder layers, counted from 0,
+    that get them, one a layer; None for those of the same number, or what suits
+    (`model_shape.place_layers`).
 
     `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
     that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
@@ -54,6 +58,7 @@ class AttachRequest:
     out: Path | None = None
     into: Path | None = None
     layers: tuple[int, ...] | None = None
+    at: tuple[int, ...] | None = None
     tokenizer: Path | None = None
     module: str | None = None
     init_value: str = "auto"
@@ -86,6 +91,9 @@ class AttachCost:
 class AttachResult:
     """What was written (or, after a dry run, would be). `files` are names and sizes in bytes.
 
+    `layers` are the table's, `decoder_layers` those of the model, from 0, that carry them.
+    `in_the_way`: why the run itself would not write, after a dry run; None where it would.
+
     `reference`: the table's path as the bundle has it, None where it holds a copy. `free_bytes` are
     those of the disk, before.
 
@@ -97,6 +105,7 @@ class AttachResult:
     scheme: str
     module: str
     layers: tuple[int, ...]
+    decoder_layers: tuple[int, ...]
     rows: Mapping[int, int]
     dim: int
     dtype: str
@@ -104,6 +113,7 @@ class AttachResult:
     cost: AttachCost
     free_bytes: int
     written: bool
+    in_the_way: str | None = None
     reference: str | None = None
     identity: bool = True
     zero_rows: tuple[int, ...] = ()
@@ -123,13 +133,16 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     """
     out = output_of(request)
     model = read_model_shape(request.checkpoint)
+    if not request.force:
+        check_first_memory(request.checkpoint)
     store = open_table(request.table)
-    layers, why = choose_layers(store.layout, request.layers, model, request.table)
+    placed = place_layers(store.layout, request.layers, request.at, model, request.table)
     check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer)
     _check_choices(request)
     spec = BundleSpec(
         layout=store.layout,
-        layers=layers,
+        layers=placed.layers,
+        decoder_layers=placed.decoder_layers,
         dim=store.dim,
         dtype=store.dtype,
         hidden_size=model.hidden_size,
@@ -138,20 +151,22 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         module=choose_module(store.layout, request.module, model),
         packed=request.packed,
     )
-    check_place(out, request.force)
+    in_the_way = refusal(partial(check_place, out, request.force), request.dry_run)
     result = AttachResult(
         out=out,
         model=model,
         scheme=spec.layout.scheme,
         module=spec.module.kind,
-        layers=layers,
-        why=why,
-        rows={layer: spec.rows(layer) for layer in layers},
+        layers=spec.layers,
+        decoder_layers=spec.decoder_layers,
+        why=placed.why,
+        rows={layer: spec.rows(layer) for layer in spec.layers},
         dim=spec.dim,
         dtype=spec.dtype,
         cost=attach_cost(spec, reference=request.reference, counted=store.has_hits),
         free_bytes=free_bytes(out),
         written=False,
+        in_the_way=in_the_way,
     )
     for line in describe_cost(spec, result.cost, out, request.reference):
         progress.note(line)
@@ -265,8 +280,10 @@ def describe_cost(
     hits = ""
     if cost.hits_bytes:
         hits = f"; {cost.hits_bytes:,} bytes of hits, which say which rows are hot"
+    places = ", ".join(spec.label(layer) for layer in spec.layers)
+    into = f"into decoder layer{'s' if len(spec.layers) > 1 else ''} {places}, counted from 0"
     return [
-        f"tables of layers {listed(spec.layers)}: {rows} rows x {spec.dim} x {spec.dtype} "
+        f"{into}: {rows} rows x {spec.dim} x {spec.dtype} "
         f"= {cost.table_bytes:,} bytes {where}, as much in memory when all of it is touched{hits}",
         f"{spec.module.kind} module: {cost.dense_parameters:,} dense parameters, "
         f"{cost.dense_bytes:,} bytes",

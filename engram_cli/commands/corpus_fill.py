@@ -12,11 +12,12 @@ from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.encode import EncoderDiffers
 from engram_cli.corpus.partitions import PARTITION_BYTES, plan_partitions
 from engram_cli.corpus.sources import find_sources
+from engram_cli.corpus.stamps import check_companions, stamps_of
 from engram_cli.corpus.stream import needs_tokenizer, remarks
 from engram_cli.engines.fill_tasks import TASK_BYTES
 from engram_cli.engines.filling import FILL_ENGINES, FillEngine, LocalFill, TokenWork
 from engram_cli.engines.resuming import request_fingerprint
-from engram_cli.errors import CorpusError, InputError
+from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.formats.embedding_tensor import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
@@ -176,7 +177,9 @@ def write_tokens(
         tokenizer=tokenizer,
         encoder=request.encoder,
     )
-    writer = TokenWriter(folder, request_fingerprint(sources.files, request.corpus, decisive))
+    stamps = stamps_of(sources.files, request.corpus)
+    request_digest = request_fingerprint(sources.files, request.corpus, decisive, stamps)
+    writer = TokenWriter(folder, request_digest)
     if writer.finished is None:
         try:
             _write(work, writer, engine or LocalFill(), progress)
@@ -187,6 +190,7 @@ def write_tokens(
             progress.note(f"{error.message}: reading again from the start with tokenizers")
             again = replace(work, encoder="tokenizers", insisted=True)
             _write(again, writer, engine or LocalFill(), progress)
+        check_companions(sources.files, request.corpus, stamps)
     else:
         progress.note(f"{writer.tokens:,} tokens of this corpus are there from a run before")
     found = writer.finished
@@ -201,4 +205,12 @@ def _write(work: TokenWork, writer: TokenWriter, engine: FillEngine, progress: P
     progress.start("tokens of the corpus", work.plan.size, "bytes")
     if writer.size:
         progress.advance(writer.size)
-    engine.write_tokens(work, writer, progress)
+    try:
+        engine.write_tokens(work, writer, progress)
+    except UndecodableError:
+        if writer.tokens and writer.resumable:
+            progress.note(
+                f"{writer.tokens:,} tokens are kept: the same command with --errors replace "
+                "continues there"
+            )
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engram_cli.commands.checkpoint import find_checkpoints
 from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError
@@ -34,7 +35,7 @@ def tokenizer_of_corpus(
     """
     wanted = _wanted_digest(geometry, vocab)
     if given is not None:
-        tokenizer = load_tokenizer(given)
+        tokenizer = load_tokenizer(given, progress)
         if wanted is not None and tokenizer.digest != wanted:
             raise MismatchError(
                 f"{tokenizer.path} ({short(tokenizer.digest)}) is not the tokenizer that {vocab} "
@@ -46,7 +47,7 @@ def tokenizer_of_corpus(
     for path, reason in _candidates(workspace, vocab, wanted):
         if wanted is None or sha256_bytes(path.read_bytes()) == wanted:
             progress.note(f"tokenizer: {path} ({reason})")
-            return load_tokenizer(path)
+            return load_tokenizer(path, progress)
     made_with = "" if wanted is None else f" that {vocab} was made with ({short(wanted)})"
     raise InputError(
         f"{why}, and the tokenizer{made_with} was not found",
@@ -63,9 +64,20 @@ def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
 
 
 def _candidates(workspace: Workspace, vocab: Path, wanted: str | None) -> list[tuple[Path, str]]:
-    """Where the tokenizer may be, and how that is said. Without a digest to go by only our own."""
+    """Where the tokenizer may be, and how that is said.
+
+    Without a digest to go by only the folder's own, and that of its checkpoints if it is one.
+    """
     own = workspace.folder / "tokenizer.json"
     found = [(find_tokenizer(own), "the tokenizer of this folder")] if own.is_file() else []
+    theirs = [each for each in find_checkpoints(workspace.folder) if each.tokenizer is not None]
+    if wanted is None and len({each.tokenizer_digest for each in theirs}) > 1:
+        return found
+    found += [
+        (each.tokenizer, f"the tokenizer of the checkpoint {each.folder}")
+        for each in theirs
+        if each.tokenizer is not None
+    ]
     if wanted is None:
         return found
     source = Path(str(read_about(vocab).get("source")))

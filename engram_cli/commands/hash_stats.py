@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.pad_token import note_pad
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
 from engram_cli.corpus.encode import check_encoder
@@ -21,6 +23,7 @@ from engram_cli.corpus.partitions import (
     plan_partitions,
 )
 from engram_cli.corpus.sources import Sources, find_sources
+from engram_cli.corpus.stamps import Stamps, check_companions, stamps_of
 from engram_cli.corpus.stream import idle_options, needs_tokenizer, remarks
 from engram_cli.engines.resuming import request_fingerprint, resume_folder
 from engram_cli.engines.work import ENGINES, Running, Work
@@ -167,9 +170,12 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     """
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
-    work, running = _prepare(request, vocab, out, progress)
+    geometry = for_checkpoint(request.geometry, here.folder, vocab, progress)
+    request = dataclasses.replace(request, geometry=geometry)
+    work, running, stamps = _prepare(request, vocab, out, progress)
     trim()  # a tokenizer leaves 30 MB where its file was parsed
     counted = ENGINES.load(request.engine)(work, running, progress)
+    check_companions(work.plan.files, request.corpus, stamps)
     counts, watchers = counted.counts, counted.watchers
     plan, tokenizer = work.plan, None if work.tokenizer is None else work.tokenizer.path
     del work  # the tokenizer takes a hundred megabytes, and the figures some more
@@ -222,7 +228,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
 
 def _prepare(
     request: HashStatsRequest, vocab: Path, out: Path, progress: Progress
-) -> tuple[Work, Running]:
+) -> tuple[Work, Running, Stamps | None]:
     """All that is settled before the corpus is read; tells what was chosen.
 
     What is wrong with the options is told before what is in the way of the output.
@@ -231,6 +237,7 @@ def _prepare(
     sources = find_sources(request.sources, request.corpus)
     check_labelled(sources.files, request.corpus)
     layout = request.geometry.resolve(vocab)
+    note_pad(layout, vocab, progress)
     text = needs_tokenizer(sources.files, request.corpus)
     plan = plan_partitions(sources.files, request.corpus, request.partition_size)
     source_of = sources_of(plan.files, request.group_by)
@@ -252,7 +259,8 @@ def _prepare(
         "layout": layout.fingerprint,
         "tokenizer": None if tokenizer is None else tokenizer.digest,
     }
-    fingerprint = request_fingerprint(sources.files, request.corpus, decisive)
+    stamps = stamps_of(sources.files, request.corpus)
+    fingerprint = request_fingerprint(sources.files, request.corpus, decisive, stamps)
     if fingerprint is None and request.engine == "local":
         progress.note("no checkpoints are kept: a source is a pipe, or its size is unknown")
     work = Work(
@@ -265,7 +273,7 @@ def _prepare(
         sample_size=request.sample_size,
         join_documents=request.join_documents,
     )
-    return work, Running(
+    running = Running(
         encoder=request.encoder,
         threads=threads,
         memory=memory,
@@ -275,6 +283,7 @@ def _prepare(
         checkpoint_seconds=request.checkpoint_seconds,
         address=request.ray_address,
     )
+    return work, running, stamps
 
 
 def _plan(

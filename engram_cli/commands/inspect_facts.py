@@ -11,7 +11,7 @@ from engram_cli.commands.artifact import Companions
 from engram_cli.errors import EngramError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import HITS
-from engram_cli.hashing.layout import HashLayout
+from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.stats.folder import Statistics
 from engram_cli.table.attributes import PARTIAL_SUFFIX
 from engram_cli.table.codecs.base import row_bytes
@@ -51,6 +51,7 @@ def about_table(table: TableStore, companions: Companions) -> About:
         ("rows", f"{rows:,} of {table.dim} x {table.dtype}"),
         ("parameters", f"{rows * table.dim:,}"),
         ("init", init),
+        *_converted(attributes.get("source")),
         ("row hits", "none" if counted is None else f"of {counted['tokens']:,} tokens"),
         ("filled", "whole: every chunk is on the manifest"),
         ("a token reads", _token_bytes(table.layout, row_bytes(table.codec, table.dim))),
@@ -64,6 +65,18 @@ def about_table(table: TableStore, companions: Companions) -> About:
         files=files,
         stored_bytes=size,
     )
+
+
+def _converted(source: Any) -> list[tuple[str, str]]:
+    """What a table was converted from, where it was."""
+    if not isinstance(source, Mapping):
+        return []
+    return [
+        (
+            "converted",
+            f"from a table of {source.get('dtype')} with digest {short(str(source.get('digest')))}",
+        )
+    ]
 
 
 def _init(name: str, parameters: Mapping[str, Any]) -> str:
@@ -96,7 +109,9 @@ def about_bundle(bundle: Bundle, companions: Companions) -> About:
     """A bundle beside a checkpoint."""
     spec = bundle.spec
     rows = sum(spec.rows(layer) for layer in spec.layers)
-    layers = ", ".join(f"{layer} (decoder layer {spec.index(layer)})" for layer in spec.layers)
+    layers = ", ".join(
+        f"{layer} in decoder layer {spec.index(layer)}, counted from 0" for layer in spec.layers
+    )
     dense = sum(array.size for own in bundle.dense.values() for array in own.values())
     held = "" if bundle.table is None else f" of the table {bundle.table}"
     shards = sum(shard.part != HITS for shard in bundle.shards)
@@ -180,11 +195,18 @@ def _hash_facts(layout: HashLayout) -> list[tuple[str, str]]:
         ("scheme", layout.scheme),
         ("geometry", f"orders {orders}, {layout.heads} heads, layers {layers}"),
         ("ids", f"{layout.vocab_size:,} -> {layout.compressed_size:,}"),
-        ("filler id", f"{layout.filler_id}, {layout.fold}"),
+        ("before the start", _pad(layout)),
     ]
     if layout.eos_id is not None:
         facts.append(("EOS id", f"{layout.eos_id}, which no n-gram crosses"))
     return facts
+
+
+def _pad(layout: HashLayout) -> str:
+    """What the hash reads before a document, and which way it folds."""
+    token = layout.parameters.get("pad_id")
+    raw = "" if token is None else f", pad token {token}"
+    return f"compressed id {layout.filler_id}{raw}; folded {layout.fold}"
 
 
 def _layout_digests(layout: HashLayout, companions: Companions) -> tuple[Digest, ...]:

@@ -77,7 +77,7 @@ class TextReader:
         """Without a vocabulary: a tokenizer whose own, compressed, is the layout's."""
         for place in self._places():
             try:
-                loaded = load_tokenizer(find_tokenizer(place))
+                loaded = load_tokenizer(find_tokenizer(place), self._progress)
                 vocab = compress_vocab(loaded)
             except VocabularyError:
                 if self._given is not None:

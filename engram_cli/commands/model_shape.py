@@ -1,6 +1,7 @@
 """A checkpoint's shape, and what of a table and of the modules fits it.
 
-In: config.json, tokenizer.json and a table's layout. Out: layers and a module, or a refusal.
+In: config.json, tokenizer.json and a table's layout. Out: layers, their places in the decoder and
+a module, or a refusal.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from engram_cli.vocab.compress import compress_vocab
 # The names that model families give to the same number, by the first one found.
 _HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# Of encoder-decoders, whose plain names count the encoder's layers.
+_NUM_DECODER_LAYERS = ("decoder_layers", "num_decoder_layers", *_NUM_LAYERS)
 _STREAMS = ("hc_mult", "hc_count")
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_rms_epsilon")
 _DEFAULT_EPS = 1e-6
@@ -32,7 +35,7 @@ class ModelShape:
     """What attach needs to know of a model's config.json.
 
     `streams` are the copies of the hidden state that a hyper-connection model carries; `norm_eps`
-    None where the config has none.
+    None where the config has none, as `eos_id`, the first where it names several.
     """
 
     model_type: str
@@ -41,6 +44,7 @@ class ModelShape:
     vocab_size: int | None
     streams: int = 1
     norm_eps: float | None = None
+    eos_id: int | None = None
 
 
 def read_model_shape(checkpoint: Path) -> ModelShape:
@@ -56,14 +60,27 @@ def read_model_shape(checkpoint: Path) -> ModelShape:
     config = read_json(path, "a checkpoint's config")
     nested = (config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))
     text = next(nested, config)
+    is_part = bool(config.get("is_encoder_decoder"))
+    if text.get("altup_num_inputs", 1) != 1:
+        raise InputError(
+            f"{path}: the layers carry {text['altup_num_inputs']} predictions of each hidden state "
+            "(AltUp, altup_num_inputs), which no memory module reads",
+            "choose a model without AltUp",
+        )
     return ModelShape(
         model_type=str(config.get("model_type", "unknown")),
         hidden_size=_size(path, text, _HIDDEN_SIZE),
-        num_layers=_size(path, text, _NUM_LAYERS),
+        num_layers=_size(path, text, _NUM_DECODER_LAYERS if is_part else _NUM_LAYERS),
         vocab_size=_size(path, text, ("vocab_size",)) if "vocab_size" in text else None,
         streams=_size(path, text, _STREAMS) if any(text.get(n) for n in _STREAMS) else 1,
+        eos_id=_eos(text.get("eos_token_id", config.get("eos_token_id"))),
         norm_eps=next((float(text[n]) for n in _NORM_EPS if _is_eps(text.get(n))), None),
     )
+
+
+def _eos(value: Any) -> int | None:
+    first = value[0] if isinstance(value, list) and value else value
+    return first if type(first) is int and first >= 0 else None
 
 
 def _is_eps(value: Any) -> bool:
@@ -83,50 +100,108 @@ def _size(path: Path, config: Mapping[str, Any], names: tuple[str, ...]) -> int:
     return value
 
 
-def choose_layers(
-    layout: HashLayout, wanted: tuple[int, ...] | None, model: ModelShape, table: Path
-) -> tuple[tuple[int, ...], str]:
-    """The layers to attach to, and why these: `wanted`, or the two of the table that suit best.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedLayers:
+    """Layers of a table, the decoder layers (from 0) that get them, and why these, to read."""
 
-    Early enough to spare the lower layers their work, and in the middle where the gate knows its
-    context: the paper's choice is the second layer and about the middle. Raises MismatchError for a
-    layer that the table or the model has not.
+    layers: tuple[int, ...]
+    decoder_layers: tuple[int, ...]
+    why: str
+
+
+def paper_layers(count: int) -> tuple[int, ...]:
+    """The decoder layers, from 0, that the paper's choice means for a model of `count` layers.
+
+    The second spares the lower layers their work early, the middle one's gate knows its context.
     """
-    known = layout.layer_ids
-    layers = tuple(layer for layer in known if wanted is None or layer in wanted)
-    missing = [layer for layer in wanted or () if layer not in known]
-    fitting = [layer for layer in known if 0 <= decoder_index(layout, layer) < model.num_layers]
-    first = 1 - decoder_index(layout, 1)
-    last = first + model.num_layers - 1
-    good = ",".join(map(str, sorted({min(first + 1, last), first + model.num_layers // 2})))
-    rebuild = (
-        f"build the table for layers the model has: engram build-table --layers {good} --force"
+    return tuple(sorted({min(1, count - 1), count // 2}))
+
+
+def place_layers(
+    layout: HashLayout,
+    wanted: tuple[int, ...] | None,
+    at: tuple[int, ...] | None,
+    model: ModelShape,
+    table: Path,
+) -> PlacedLayers:
+    """The layers of a table to attach, and where: `wanted` and `at`, or what suits the model.
+
+    A layer's number only seeds its hash. It lies in the decoder layer that the number names where
+    there is one, else in the second or the middle one, or the free one nearest to the middle.
+    Raises MismatchError for a layer that the table does not have or for more layers than the model
+    has, InputError for places that cannot be.
+    """
+    layers, why = _choose_layers(layout, wanted, at, model, table)
+    if at is not None:
+        _check_places(at, layers, model)
+        return _placed(layout, dict(zip(layers, at, strict=True)), f"{why}, at the places given")
+    count = model.num_layers
+    if len(layers) > count:
+        raise MismatchError(
+            f"{len(layers)} layers of {table} for a model of {count}",
+            f"attach some of them: --layers {','.join(map(str, layers[:count]))}",
+        )
+    named = {layer: decoder_index(layout, layer) for layer in layers}
+    places = {layer: place for layer, place in named.items() if 0 <= place < count}
+    good = paper_layers(count)
+    by_distance = sorted(range(count), key=lambda place: (abs(place - count // 2), place))
+    free = [place for place in (*good, *by_distance) if place not in places.values()]
+    moved = [layer for layer in sorted(layers) if layer not in places]
+    places |= dict(zip(moved, dict.fromkeys(free), strict=False))
+    if moved:
+        why += (
+            f"; the model has no decoder layer {listed([named[layer] for layer in moved])}, so the "
+            "second and the middle one are taken, as in the paper; --at names others"
+        )
+    return _placed(layout, places, why)
+
+
+def _placed(layout: HashLayout, places: Mapping[int, int], why: str) -> PlacedLayers:
+    """The layers in the order of the table, each with its place."""
+    layers = tuple(layer for layer in layout.layer_ids if layer in places)
+    return PlacedLayers(
+        layers=layers, decoder_layers=tuple(places[layer] for layer in layers), why=why
     )
+
+
+def _check_places(at: tuple[int, ...], layers: tuple[int, ...], model: ModelShape) -> None:
+    """Raises InputError unless `at` is one decoder layer of the model for each of `layers`."""
+    hint = f"give {len(layers)} different decoder layers of 0 to {model.num_layers - 1}"
+    if len(at) != len(layers):
+        raise InputError(f"--at {listed(at)} for layers {listed(layers)}", hint)
+    if len(set(at)) != len(at) or not all(0 <= place < model.num_layers for place in at):
+        raise InputError(f"--at {listed(at)} in a model of {model.num_layers} layers", hint)
+
+
+def _choose_layers(
+    layout: HashLayout,
+    wanted: tuple[int, ...] | None,
+    at: tuple[int, ...] | None,
+    model: ModelShape,
+    table: Path,
+) -> tuple[tuple[int, ...], str]:
+    """The layers of a table to attach, and why these: `wanted`, or the two that suit best."""
+    known = layout.layer_ids
+    missing = [layer for layer in wanted or () if layer not in known]
     if missing:
         raise MismatchError(
             f"{table} has no layer {listed(missing)}, it has {listed(known)}",
-            f"leave out --layers, or {rebuild}",
-        )
-    if not layers:
-        raise InputError("no layer was named", f"the table has {listed(known)}")
-    beyond = [layer for layer in layers if layer not in fitting]
-    if beyond:
-        keep = f", or attach only --layers {','.join(map(str, fitting))}" if fitting else ""
-        raise MismatchError(
-            f"{table} has layer {listed(beyond)}, the model has layers {first} to {last}",
-            rebuild + keep,
+            "leave out --layers, or name layers of the table",
         )
     if wanted is not None:
-        return layers, "as asked"
-    if len(layers) <= 2:
-        return layers, "all that the table has"
-    places = {layer: decoder_index(layout, layer) for layer in layers}
-    early = min(layers, key=lambda layer: abs(places[layer] - 1))
-    rest = [layer for layer in layers if layer != early]
+        if not wanted:
+            raise InputError("no layer was named", f"the table has {listed(known)}")
+        if len(set(wanted)) != len(wanted):
+            raise InputError(f"--layers {listed(wanted)}", "name each layer once")
+        return wanted, "as asked"
+    if len(known) <= 2 or (at is not None and len(at) == len(known)):
+        return known, "all that the table has"
+    places = {layer: decoder_index(layout, layer) for layer in known}
+    early = min(known, key=lambda layer: abs(places[layer] - 1))
+    rest = [layer for layer in known if layer != early]
     middle = min(rest, key=lambda layer: abs(places[layer] - model.num_layers // 2))
-    chosen = tuple(layer for layer in layers if layer in (early, middle))
-    return chosen, (
-        f"of the table's {listed(layers)} the nearest to the second and to the middle of the "
+    return tuple(layer for layer in known if layer in (early, middle)), (
+        f"of the table's {listed(known)} the nearest to the second and to the middle of the "
         f"model's {model.num_layers}, as in the paper; --layers takes others"
     )
 
@@ -164,18 +239,19 @@ def check_vocabulary(
             f"no tokenizer.json in {checkpoint}",
             "name the model's tokenizer.json with --tokenizer",
         )
-    if model.vocab_size is not None and model.vocab_size < layout.vocab_size:
-        raise MismatchError(
-            f"the tokenizer has {layout.vocab_size:,} ids, "
-            f"the checkpoint takes {model.vocab_size:,}",
-            f"use the model's own tokenizer, or resize_token_embeddings({layout.vocab_size}) first",
-        )
     digest = compress_vocab(source).digest
     if digest != layout.vocab_digest:
         raise MismatchError(
-            f"the table was built for vocabulary {short(layout.vocab_digest)}, "
-            f"{source} gives {short(digest)}",
-            "build it for this tokenizer: engram compress-vocab, hash-stats and build-table again",
+            f"the table was built for vocabulary {short(layout.vocab_digest)} of "
+            f"{layout.vocab_size:,} ids, {source} gives {short(digest)}",
+            f"build it for this tokenizer: engram compress-vocab {source} --force, then hash-stats "
+            "and build-table again",
+        )
+    if model.vocab_size is not None and model.vocab_size < layout.vocab_size:
+        raise MismatchError(
+            f"{source} has {layout.vocab_size:,} ids, the model takes {model.vocab_size:,}",
+            "save the model with an embedding for every token, or take the added tokens out of "
+            "its tokenizer.json",
         )
 
 

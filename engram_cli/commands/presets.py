@@ -17,8 +17,9 @@ class Preset:
     source: str
 
 
-# Sizes are the base of a head's prime. engram-27b is read as engram-v1 hashing, its layers numbered
-# as in the paper; its size is taken for each head, which gives the published 5.7 B parameters.
+# Sizes are the base of a head's prime. engram-27b is read as engram-v1 hashing; its size is taken
+# for each head, which gives the published 5.7 B parameters. The paper counts layers from one: its
+# layers 2 and 15 are decoder layers 1 and 14, as in DeepSeek-V4.1-Flash.
 PRESETS = {
     "engram-v1-demo": Preset(
         geometry=Geometry(
@@ -52,7 +53,7 @@ PRESETS = {
             orders=(2, 3),
             heads=8,
             rows_per_head=(20_000_000,),
-            layers=(1,),
+            layers=(2,),  # ple_layer_ids count from one: decoder layer 1
             seed=1234,
             vocab_size=248_320,
             eos_id=248_044,
@@ -66,7 +67,7 @@ PRESETS = {
             orders=(2, 3),
             heads=8,
             rows_per_head=(2_262_400,),
-            layers=(2, 15),
+            layers=(1, 14),
             pad_id=2,
             seed=0,
         ),

@@ -15,7 +15,7 @@ from engram_cli.commands.corpus_fill import FillRequest, find_vectors, write_tok
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.processors import processors
 from engram_cli.errors import InputError, MismatchError
-from engram_cli.progress import SILENT, Progress
+from engram_cli.progress import SILENT, Once, Progress
 from engram_cli.table.inits.corpus.embeddings import Embeddings, RandomEmbeddings
 from engram_cli.table.inits.corpus.tally import Occurrences
 from engram_cli.table.inits.corpus.tokens import TokenFile
@@ -207,6 +207,7 @@ def _read(
 ) -> tuple[TokenFile, TokenFile]:
     """The corpus and the held-out text as tokens."""
     geometry = Geometry.from_layout(table.layout)
+    progress = Once(progress)  # both are read in the same way, with the same tokenizer
     found = []
     for name, sources in (("corpus", request.fill.sources), ("heldout", request.heldout)):
         fill = replace(request.fill, sources=sources)

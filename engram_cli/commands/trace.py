@@ -38,20 +38,34 @@ class TraceRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTrace:
-    """A layer's figures: `gates` [T][streams] in 0..1, `strengths` [T], the addition's share."""
+    """A layer's figures: `gates` [T][streams] in 0..1, `strengths` [T], the addition's share.
+
+    `layer` is the table's number, `decoder_layer` where it lies in the model, counted from 0.
+    """
 
     layer: int
+    decoder_layer: int
     gates: tuple[tuple[float, ...], ...]
     strengths: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """The layer to read, by its place in the model."""
+        other = f" (layer {self.layer} of the table)" if self.layer != self.decoder_layer else ""
+        return f"decoder layer {self.decoder_layer}{other}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceResult:
-    """The traced text: `pieces` are its tokens as they stand in it, `ids` their numbers."""
+    """The traced text: `pieces` are its tokens as they stand in it, `ids` their numbers.
+
+    `untrained`: the layers whose memory added nothing to any token, to the bit.
+    """
 
     ids: tuple[int, ...]
     pieces: tuple[str, ...]
     layers: tuple[LayerTrace, ...]
+    untrained: tuple[int, ...] = ()
     report: Path | None = None
 
 
@@ -78,17 +92,18 @@ def trace_text(request: TraceRequest) -> TraceResult:
             f"the text has {len(ids)} tokens", f"give a text of 1 to {MAX_TOKENS} tokens"
         )
     _check_tokenizer(request.bundle or request.checkpoint / BUNDLE_NAME, tokenizer)
-    layers = _run(request, ids)
+    layers, untrained = _run(request, ids)
     result = TraceResult(
         ids=tuple(ids),
         pieces=pieces_of(tokenizer, request.text, ids),
         layers=layers,
+        untrained=untrained,
         report=request.report,
     )
     if request.report is not None:
         from engram_cli.report.gates import write_gates
 
-        figures = [(layer.layer, layer.gates, layer.strengths) for layer in layers]
+        figures = [(layer.name, layer.gates, layer.strengths) for layer in layers]
         write_gates(result.pieces, figures, request.report, force=request.force)
     return result
 
@@ -122,7 +137,8 @@ def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
         )
 
 
-def _run(request: TraceRequest, ids: list[int]) -> tuple[LayerTrace, ...]:
+def _run(request: TraceRequest, ids: list[int]) -> tuple[tuple[LayerTrace, ...], tuple[int, ...]]:
+    """The figures of the layers, and which of them are untrained."""
     try:
         import torch
         from transformers import AutoModelForCausalLM
@@ -136,16 +152,19 @@ def _run(request: TraceRequest, ids: list[int]) -> tuple[LayerTrace, ...]:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
     model: Any = _load(AutoModelForCausalLM, request.checkpoint)
-    attach(model, request.bundle or request.checkpoint / BUNDLE_NAME, rows_trainable=False)
+    bundle = request.bundle or request.checkpoint / BUNDLE_NAME
+    attach(model, bundle, rows_trainable=False)
     found = trace(model, torch.tensor(ids))
-    return tuple(
+    layers = tuple(
         LayerTrace(
             layer=layer,
+            decoder_layer=found.decoder_layers[layer],
             gates=tuple(tuple(round(gate, 4) for gate in gates) for gates in values.tolist()),
             strengths=tuple(round(share, 6) for share in found.strengths[layer].tolist()),
         )
         for layer, values in found.gates.items()
     )
+    return layers, found.untrained
 
 
 def _load(loader: Any, checkpoint: Path) -> Any:

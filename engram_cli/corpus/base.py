@@ -76,12 +76,25 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What a file was like when it was looked at; another one is of another content.
+
+    `size`: bytes. `changed`: the time of the last change in ns, or what a store calls the version.
+    `inode`: where the system has one; a file put in the place of another has a new one.
+    """
+
+    size: int | None
+    changed: int | str | None
+    inode: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusFile:
     """A file of the corpus: `name` as shown to the user, `size` in bytes where it is known.
 
     `format` names a reader of `corpus.readers`. A local file has a `path`, a remote one a `url`,
     standard input neither. With a `section` only that part of the file is meant, and `size` is that
-    part's.
+    part's. `stamp`: of the whole file when the corpus was planned, None for pipes and devices.
     """
 
     name: str
@@ -90,6 +103,7 @@ class CorpusFile:
     format: str
     url: str | None = None
     section: Section | None = None
+    stamp: Stamp | None = None
 
     @property
     def key(self) -> str:
@@ -172,6 +186,10 @@ def _nothing(file: CorpusFile, options: CorpusOptions) -> str | None:
     return None
 
 
+def _alone(file: CorpusFile, options: CorpusOptions) -> Sequence[CorpusFile]:
+    return ()
+
+
 def _unchecked(file: CorpusFile, options: CorpusOptions) -> None:
     return None
 
@@ -190,7 +208,8 @@ class Reader:
     each of about as many bytes as asked for, `(file,)` where it has no index; `lists` says that a
     file of this format is a list of others, so that its own size says nothing; `labels` that its
     documents have fields to be labelled by; `uses` names the choices of `CorpusOptions` that it
-    minds. `fields_until`, where no schema says which, gives the names of the fields of each
+    minds. `companions` gives the other files that decide what is read of a file, as they are now.
+    `fields_until`, where no schema says which, gives the names of the fields of each
     document up to the first that has a certain one, and None for that one.
     """
 
@@ -199,6 +218,7 @@ class Reader:
     remark: Callable[[CorpusFile, CorpusOptions], str | None] = _nothing
     check: Callable[[CorpusFile, CorpusOptions], None] = _unchecked
     divide: Callable[[CorpusFile, CorpusOptions, int], Sequence[CorpusFile]] = _whole
+    companions: Callable[[CorpusFile, CorpusOptions], Sequence[CorpusFile]] = _alone
     lists: bool = False
     labels: bool = False
     uses: tuple[str, ...] = ()

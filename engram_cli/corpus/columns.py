@@ -12,15 +12,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from engram_cli.corpus.base import (
+    BLOCK_TOKENS,
     IDS_FIELD,
     TEXT_FIELD,
     CorpusFile,
     CorpusOptions,
     Document,
     TokenBlock,
+    cut_names,
 )
 from engram_cli.corpus.labels import runs
-from engram_cli.corpus.pieces import pieces
+from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.errors import CorpusError
 
 
@@ -30,6 +32,7 @@ def field_of(schema: pa.Schema, file: CorpusFile, options: CorpusOptions) -> str
     for field in wanted:
         found = type_of(schema, field)
         if found is not None:
+            _check_once(schema, field, file)
             if is_text(found) or _is_ids(found):
                 return field
             raise CorpusError(
@@ -42,10 +45,24 @@ def field_of(schema: pa.Schema, file: CorpusFile, options: CorpusOptions) -> str
     )
 
 
+def _check_once(schema: pa.Schema, field: str, file: CorpusFile) -> None:
+    """Raises CorpusError where several columns have the name."""
+    top = top_of(schema, field)
+    if (count := schema.names.count(top)) > 1:
+        raise CorpusError(
+            f"{file.name} has {count} columns '{top}'", "write it again with one of that name"
+        )
+
+
+def top_of(schema: pa.Schema, field: str) -> str:
+    """The column that a field, dotted where nested, is in."""
+    return field if field in schema.names else field.partition(".")[0]
+
+
 def type_of(schema: pa.Schema, field: str) -> pa.DataType | None:
     """The type of a column, dotted where nested; None when there is none."""
     if field in schema.names:
-        return schema.field(field).type
+        return schema.field(schema.names.index(field)).type
     found: Any = pa.struct(list(schema))
     for name in field.split("."):
         if not pa.types.is_struct(found) or found.get_field_index(name) < 0:
@@ -88,6 +105,8 @@ def label_field(schema: pa.Schema, file: CorpusFile, options: CorpusOptions) -> 
         raise CorpusError(
             f"{file.name} has no column '{options.label}' to group by", f"its columns: {names}"
         )
+    if options.label is not None:
+        _check_once(schema, options.label, file)
     return options.label
 
 
@@ -103,16 +122,8 @@ def documents(
 
     Raises CorpusError.
     """
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    for row, raw in enumerate(column.cast(pa.large_binary()).to_pylist(), first):
-        try:
-            text = (raw or b"").decode("utf-8", options.errors)
-        except UnicodeDecodeError as error:
-            raise CorpusError(
-                f"{file.name}, row {row}: byte {error.start} of the text is not UTF-8",
-                "mend the row, or use --errors replace to read U+FFFD there",
-            ) from None
+    for row, raw in enumerate(_raw_texts(column), first):
+        text = decode_whole(raw or b"", f"{file.name}, row {row}, the text", 0, options.errors)
         for index, piece in enumerate(pieces(text)):
             yield Document(
                 file=file.name,
@@ -125,13 +136,23 @@ def documents(
             size = 0
 
 
-def block(
+def _raw_texts(column: pa.Array) -> Iterator[bytes | None]:
+    """The bytes of each row; of a dictionary one after the other, for rows may share long ones."""
+    if not pa.types.is_dictionary(column.type):
+        yield from column.cast(pa.large_binary()).to_pylist()
+        return
+    texts = column.dictionary.cast(pa.large_binary())
+    for index in column.indices.to_pylist():
+        yield None if index is None else texts[index].as_py()
+
+
+def blocks(
     file: CorpusFile,
     column: pa.Array,
     first: int,
     size: int,
     labels: Sequence[str] | None = None,
-) -> TokenBlock:
+) -> Iterator[TokenBlock]:
     """The token ids of a column, as `documents` gives texts. Raises CorpusError."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     values = column.flatten()
@@ -146,15 +167,19 @@ def block(
     ids = values.to_numpy(zero_copy_only=False)
     starts = np.zeros(len(ids), dtype=np.bool_)
     starts[begins[:-1][lengths > 0]] = True
-    return TokenBlock(
-        ids=ids,
-        starts=starts,
-        size=size,
-        locate=partial(_locate, file.name, first, begins),
-        labels=() if labels is None else runs(labels, begins.tolist()),
-    )
+    named = () if labels is None else runs(labels, begins.tolist())
+    for begin in range(0, max(len(ids), 1), BLOCK_TOKENS):
+        end = begin + BLOCK_TOKENS
+        yield TokenBlock(
+            ids=ids[begin:end],
+            starts=starts[begin:end],
+            size=0 if begin else size,
+            locate=partial(_locate, file.name, first, begins, begin),
+            labels=cut_names(named, begin, min(end, len(ids))),
+        )
 
 
-def _locate(name: str, first: int, begins: NDArray[np.int64], index: int) -> str:
+def _locate(name: str, first: int, begins: NDArray[np.int64], begin: int, index: int) -> str:
+    index += begin
     row = int(np.searchsorted(begins, index, side="right")) - 1
     return f"{name}, row {first + row}, position {index - int(begins[row])}"

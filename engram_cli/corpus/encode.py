@@ -91,7 +91,11 @@ class FastEncoder:
     def __init__(self, tokenizer: TokenizerFile) -> None:
         import fastokens
 
-        self._backend = fastokens.Tokenizer.from_file(str(tokenizer.path))
+        make = fastokens.Tokenizer
+        if tokenizer.changed:
+            self._backend = make.from_json_str(tokenizer.backend.to_str())
+        else:
+            self._backend = make.from_file(str(tokenizer.path))
         self._backend.no_truncation()
         self._backend.no_padding()
         self.name = f"fastokens {version('fastokens')}"

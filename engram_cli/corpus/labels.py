@@ -91,7 +91,9 @@ def label_of(value: Any, field: str, where: str) -> str:
 def labels_of(column: pa.Array, field: str, name: str) -> list[str]:
     """The labels of the rows of a column. Raises CorpusError for one of lists or structures."""
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+        # Their labels are short; their texts, which rows may share, need not be.
+        known = labels_of(column.dictionary, field, name)
+        return [NO_LABEL if at is None else known[at] for at in column.indices.to_pylist()]
     kind = column.type
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         raise CorpusError(

@@ -6,61 +6,37 @@ Packing is told by the first bytes and undone as a stream, so memory does not gr
 from __future__ import annotations
 
 import io
-import lzma
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
-import pyarrow as pa
-
 from engram_cli.corpus import remote
 from engram_cli.corpus.base import CorpusFile
 from engram_cli.corpus.pieces import as_many
+from engram_cli.corpus.stamps import local_file, unchanged
+from engram_cli.corpus.unpacking import HEAD, Unpacking, archive, packing
 from engram_cli.errors import CorpusError
 
-# Text may begin with "BZh9": only with the block that follows is it bzip2.
-_MAGIC = {
-    b"\x1f\x8b\x08": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\xfd7zXZ\x00": "xz",
-    **{b"BZh%d1AY&SY" % level: "bz2" for level in range(1, 10)},
-    **{b"BZh%d\x17\x72\x45\x38\x50\x90" % level: "bz2" for level in range(1, 10)},
-}
-_REFUSED = {b"PK\x03\x04": "zip", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z"}
-HEAD = 16  # bytes that tell the packing
 _BUFFER = 2**18
 _PIECE = 2**20  # bytes read at a time where a file says how long something is
 
 Unpacked: TypeAlias = tuple[BinaryIO, Callable[[int], int]]
 
 
-def packing(head: bytes) -> str | None:
-    """How a file that begins with `head` is packed: gzip, zstd, xz, bz2, or not.
-
-    Three bytes of a magic that are all there is are a truncated archive.
-    """
-    for magic, kind in _MAGIC.items():
-        if head.startswith(magic) or (2 < len(head) < len(magic) and magic.startswith(head)):
-            return kind
-    return None
-
-
-def archive(head: bytes) -> str | None:
-    """The name of an archive that cannot be read as a stream of text."""
-    return next((kind for magic, kind in _REFUSED.items() if head.startswith(magic)), None)
-
-
 @contextmanager
 def opened(file: CorpusFile) -> Iterator[BinaryIO]:
-    """The bytes of `file` as they are; what the system says about them as a CorpusError."""
+    """The bytes of `file` as they are; what the system says about them as a CorpusError.
+
+    Raises CorpusError where a local file is not the one that was planned, or changes until the end.
+    """
     try:
         if file.url is not None:
             with remote.opened(file.url) as stream:
                 yield stream
         elif file.path is not None:
-            with file.path.open("rb") as stream:
+            with file.path.open("rb") as stream, unchanged(file, stream.fileno()):
                 yield stream
         else:
             yield _standard_input()
@@ -86,7 +62,7 @@ def unpacked(file: CorpusFile) -> Iterator[Unpacked]:
             yield stream, as_many
             return
         meter = _Meter(stream, file.name)
-        with io.BufferedReader(_Unpacking(meter, kind, file.name), _BUFFER) as result:
+        with io.BufferedReader(Unpacking(meter, kind, file.name), _BUFFER) as result:
             yield cast(BinaryIO, result), meter.spent
 
 
@@ -96,19 +72,26 @@ def beside(file: CorpusFile, name: str) -> CorpusFile:
     Raises CorpusError when there is none.
     """
     if file.url is not None:
-        url = f"{file.url.rpartition('/')[0]}/{name}"
-        size = remote.size(url)
-        return CorpusFile(name=url, path=None, size=size, format=file.format, url=url)
+        return remote.file_at(f"{file.url.rpartition('/')[0]}/{name}", file.format)
     if file.path is None:
         raise CorpusError(f"{file.name} needs {name} beside it", "give the file's path")
     path = Path(file.path.parent, name)
     try:
-        size = path.stat().st_size
+        return local_file(path, file.format)
     except OSError as error:
         raise CorpusError(
             f"{file.name} needs {path.name} beside it: {error.strerror}", "copy that file too"
         ) from None
-    return CorpusFile(name=str(path), path=path, size=size, format=file.format)
+    except ValueError:  # a NUL, or half of a surrogate pair
+        raise CorpusError(
+            f"{file.name} needs {name!r}, which no file can be called",
+            "write the index again",
+        ) from None
+
+
+def basename(file: CorpusFile) -> str:
+    """The last part of a file's path or address."""
+    return file.name.rpartition("/")[2] if file.path is None else file.path.name
 
 
 def length_of(file: CorpusFile, stream: BinaryIO) -> int:
@@ -125,14 +108,23 @@ def exactly(stream: BinaryIO, length: int, name: str) -> bytes:
 
     Memory grows with what is there, not with what a damaged file promises.
     """
-    parts = []
+    parts = list(_parts(stream, length, name))
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def skip(stream: BinaryIO, length: int, name: str) -> None:
+    """Pass over the next `length` bytes. Raises CorpusError where the file ends before."""
+    for _ in _parts(stream, length, name):
+        pass
+
+
+def _parts(stream: BinaryIO, length: int, name: str) -> Iterator[bytes]:
     while length:
         part = stream.read(min(length, _PIECE))
         if not part:
             raise CorpusError(f"{name} is truncated", "copy or write the file again")
-        parts.append(part)
+        yield part
         length -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class _Meter:
@@ -159,7 +151,7 @@ class _Meter:
         self._told = self._count
         return new
 
-    # What pyarrow and lzma look for in a file.
+    # What pyarrow looks for in a file.
     def readable(self) -> bool:
         return True
 
@@ -171,31 +163,6 @@ class _Meter:
 
     def close(self) -> None:
         self.closed = True
-
-
-class _Unpacking(io.RawIOBase):
-    def __init__(self, meter: _Meter, kind: str, name: str) -> None:
-        self._kind = kind
-        self._name = name
-        if kind == "xz":
-            self._inner: Any = lzma.open(cast(BinaryIO, meter))  # noqa: SIM115  closed with meter
-        else:
-            self._inner = pa.CompressedInputStream(pa.PythonFile(meter, "r"), kind)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            part = self._inner.read(len(buffer))
-        except (EOFError, OSError, lzma.LZMAError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CorpusError(
-                f"{self._name} is damaged or truncated: {self._kind} cannot unpack it ({reason})",
-                "copy or pack the file again",
-            ) from None
-        buffer[: len(part)] = part
-        return len(part)
 
 
 def _standard_input() -> BinaryIO:

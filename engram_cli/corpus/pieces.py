@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from engram_cli.corpus.base import Errors
-from engram_cli.errors import CorpusError
+from engram_cli.errors import UndecodableError
 
 PIECE = 2**18  # characters
 _CHUNK = 2**20  # bytes read at a time
@@ -29,40 +29,42 @@ def decoded(
 ) -> Iterator[tuple[str, int]]:
     """The text of a stream in chunks, each with the bytes read for it; a leading BOM is dropped.
 
-    `spent` turns the bytes just taken from the stream into bytes of the file. Raises CorpusError
-    with the byte offset of what is not UTF-8.
+    `spent` turns the bytes just taken from the stream into bytes of the file. Raises
+    UndecodableError with the line and the byte offset of what is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    offset = 0
+    offset, line = 0, 1
     while True:
         chunk = stream.read(_CHUNK)
         held = len(decoder.getstate()[0])
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            raise not_utf8(name, offset - held + error.start) from None
+            line += error.object.count(b"\n", 0, error.start)
+            raise not_utf8(f"{name}, line {line}", error, offset - held) from None
         if offset == 0:
             text = text.removeprefix(_BOM)
         offset += len(chunk)
+        line += text.count("\n")
         if text or chunk:
             yield text, spent(len(chunk))
         if not chunk:
             return
 
 
-def decode_whole(raw: bytes, name: str, offset: int, errors: Errors) -> str:
-    """The text of `raw`, which begins at byte `offset` of the file. Raises CorpusError."""
+def decode_whole(raw: bytes, where: str, offset: int, errors: Errors) -> str:
+    """The text of `raw`, which begins at byte `offset` of `where`. Raises UndecodableError."""
     try:
         return raw.decode("utf-8", errors)
     except UnicodeDecodeError as error:
-        raise not_utf8(name, offset + error.start) from None
+        raise not_utf8(where, error, offset) from None
 
 
-def not_utf8(name: str, offset: int) -> CorpusError:
-    """The error for a byte that is not UTF-8."""
-    return CorpusError(
-        f"{name}: byte {offset} is not UTF-8",
-        "convert the file, leave it out, or use --errors replace to read U+FFFD there",
+def not_utf8(where: str, error: UnicodeDecodeError, offset: int = 0) -> UndecodableError:
+    """The error for a byte that is not UTF-8, of what begins at byte `offset` of `where`."""
+    return UndecodableError(
+        f"{where}: byte {offset + error.start} is not UTF-8 (0x{error.object[error.start]:02X})",
+        "convert it, leave it out, or use --errors replace to read U+FFFD there",
     )
 
 

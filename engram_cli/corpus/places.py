@@ -9,6 +9,7 @@ from typing import Protocol
 
 from engram_cli.corpus.base import CorpusFile
 from engram_cli.corpus.remote import RemotePlace, is_remote
+from engram_cli.corpus.stamps import local_file
 from engram_cli.errors import CorpusError
 
 
@@ -92,12 +93,10 @@ class LocalPlace:
 
     def file(self, name: str, format_: str) -> CorpusFile:
         """See `Place`; the size of a pipe is unknown."""
-        path = Path(name)
         try:
-            size = path.stat().st_size if path.is_file() else None
+            return local_file(Path(name), format_)
         except OSError as error:
             raise CorpusError(f"cannot read {name}: {error.strerror}", "check the file") from None
-        return CorpusFile(name=str(path), path=path, size=size, format=format_)
 
 
 LOCAL = LocalPlace()

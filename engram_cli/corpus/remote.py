@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
-from engram_cli.corpus.base import CorpusFile
+from engram_cli.corpus.base import CorpusFile, Stamp
 from engram_cli.errors import CorpusError, DependencyError, EngramError
 
 _PACKAGES = {
@@ -27,6 +27,11 @@ _PACKAGES = {
     "https": "aiohttp",
 }
 _BUFFER = 2**18
+# What stores call the version of a file, its digest or the time of its last change.
+_VERSIONS = (
+    *("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created"),
+    *("generation", "VersionId", "md5Hash", "Content-MD5", "blob_id"),
+)
 
 
 def is_remote(name: str) -> bool:
@@ -45,12 +50,15 @@ def opened(url: str) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, stream)
 
 
-def size(url: str) -> int | None:
-    """The bytes of a remote file, None where the store does not say. Raises CorpusError."""
+def file_at(url: str, format_: str) -> CorpusFile:
+    """Describe a remote file; its size is None where the store does not say. Raises CorpusError."""
     system, path = _system(url)
     with _named(url):
-        found: int | None = system.info(path).get("size")
-    return found
+        about = system.info(path)
+    size: int | None = about.get("size")
+    version = [f"{key}={about[key]}" for key in _VERSIONS if about.get(key) is not None]
+    stamp = Stamp(size=size, changed=" ".join(version))
+    return CorpusFile(name=url, path=None, size=size, format=format_, url=url, stamp=stamp)
 
 
 class RemotePlace:
@@ -112,7 +120,7 @@ class RemotePlace:
 
     def file(self, name: str, format_: str) -> CorpusFile:
         """The corpus file at an address."""
-        return CorpusFile(name=name, path=None, size=size(name), format=format_, url=name)
+        return file_at(name, format_)
 
 
 def _system(url: str) -> tuple[Any, str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from engram_cli.corpus.opening import HEAD, archive, packing
+from engram_cli.corpus.json_text import MOST_DESCRIPTION, check_size, loads
 from engram_cli.corpus.places import Place
+from engram_cli.corpus.unpacking import HEAD, archive, packing
 from engram_cli.errors import CorpusError
 
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
@@ -15,6 +15,7 @@ LLMC_MAGIC = {
     (20240520).to_bytes(4, "little"): "uint16",
     (20240801).to_bytes(4, "little"): "uint32",
 }
+LLMC_EVAL_MAGIC = (20240522).to_bytes(4, "little")
 ARROW_MAGIC = b"ARROW1"
 ARROW_STREAM = b"\xff\xff\xff\xff"
 TOKEN_BINS = ("nanogpt", "llmc", "megatron")
@@ -35,7 +36,6 @@ _TEXTS = ("text", "jsonl")
 # Endings that leave no doubt: files far away are not opened to tell them.
 _CERTAIN = (".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".text", ".md")
 _INDEXES = {".idx": ".bin", ".ds.index": ".ds", ".ds.loss": ".ds", ".ds.metadata": ".ds"}
-_MOST_JSON = 2**28  # bytes of a data set's description
 
 
 def unpacked_name(name: str) -> str:
@@ -97,6 +97,8 @@ def _refuse(name: str, ending: str, usual: str, head: bytes) -> None:
             f"{name} is packed with {packed or kept}",
             "unpack it first; text and jsonl are read packed with gz, zst, bz2 or xz",
         )
+    if ending == ".bin" and head.startswith(LLMC_EVAL_MAGIC):
+        raise CorpusError(f"{name} holds llm.c's questions of an evaluation", "leave it out")
     if head.startswith(MEGATRON_MAGIC):
         raise CorpusError(f"{name} is the index of a file that is not there", "copy the .bin too")
     if head.startswith(b"FEA1"):
@@ -159,9 +161,10 @@ def _present(folder: str, name: Any, names: list[str]) -> str:
 
 def _json(name: str, place: Place) -> dict[str, Any]:
     """A JSON object; empty for anything else."""
-    raw = place.head(name, _MOST_JSON)
+    raw = place.head(name, MOST_DESCRIPTION + 1)
     try:
-        about = json.loads(raw)
+        check_size(raw, name)
+        about = loads(raw)
     except (ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}

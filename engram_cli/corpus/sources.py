@@ -23,6 +23,7 @@ from engram_cli.corpus.sniff import (
     unpacked_name,
 )
 from engram_cli.errors import CorpusError, InputError
+from engram_cli.files import address_of
 
 STDIN = "-"
 _PIPED = ("text", "jsonl")
@@ -71,7 +72,8 @@ def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources
     files: list[CorpusFile] = []
     met: set[str] = set()
     repeated = folders = 0
-    for name in map(str, names):
+    for given in names:
+        name = given if isinstance(given, str) else address_of(given) or str(given)
         place = place_of(name)
         folders += name != STDIN and place.kind(name) == "folder"
         for path in _expand(name, place, options):

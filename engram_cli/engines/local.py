@@ -14,7 +14,7 @@ from engram_cli.corpus.stream import TokenStream
 from engram_cli.engines.interruption import put_off
 from engram_cli.engines.resuming import find_checkpoint, tell_resumed
 from engram_cli.engines.work import Counted, Running, Work
-from engram_cli.errors import ArtifactError
+from engram_cli.errors import ArtifactError, UndecodableError
 from engram_cli.progress import Progress
 from engram_cli.stats.checkpoint import Checkpoint, FolderKeeper, remove_checkpoint
 from engram_cli.stats.count import Tally
@@ -78,6 +78,13 @@ def _count(
             progress.note(f"{kept:,} tokens are kept: the same command goes on from there")
         else:
             progress.note("no checkpoint was written yet: the same command begins anew")
+        raise
+    except UndecodableError:
+        kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens
+        if kept:
+            progress.note(
+                f"{kept:,} tokens are kept: the same command with --errors replace continues there"
+            )
         raise
     finally:
         if encoder is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions
+from engram_cli.corpus.stamps import Stamps, request_of
 from engram_cli.errors import ArtifactError, MismatchError
 from engram_cli.files import sha256_bytes
 from engram_cli.progress import Progress
@@ -23,32 +24,26 @@ def resume_folder(out: Path) -> Path:
 
 
 def request_fingerprint(
-    files: Sequence[CorpusFile], corpus: CorpusOptions, decisive: Mapping[str, Any]
+    files: Sequence[CorpusFile],
+    corpus: CorpusOptions,
+    decisive: Mapping[str, Any],
+    stamps: Stamps | None,
 ) -> str | None:
-    """A digest of all that decides the figures: files with sizes and times of change, how they are
-    read, the versions that read them, and what else is `decisive`, as plain values.
+    """Digest all that decides the figures: files and their `stamps`, how they are read, the
+    versions that read them, and what else is `decisive`, as plain values.
 
-    None when a file cannot be read twice or may have changed unseen: pipes, and remote files of no
-    known size.
+    None without `stamps`: when a file cannot be read twice or may have changed unseen.
     """
-    listed = []
-    for file in files:
-        if file.size is None:
-            return None
-        changed = None
-        if file.path is not None:
-            try:
-                changed = file.path.stat().st_mtime_ns
-            except OSError:
-                return None
-        listed.append([file.name, file.format, file.size, changed])
+    if stamps is None:
+        return None
     value = {
-        "files": listed,
-        "corpus": asdict(corpus),
-        "versions": [__version__, version("pyarrow")],
+        "files": [[file.name, file.format] for file in files],
+        "stamps": {name: astuple(stamp) for name, stamp in stamps.items()},
+        "corpus": asdict(replace(corpus, errors="strict")),
+        "versions": [__version__, *(version(each) for each in ("pyarrow", "tokenizers"))],
         **decisive,
     }
-    return sha256_bytes(json.dumps(value, sort_keys=True).encode())
+    return request_of(sha256_bytes(json.dumps(value, sort_keys=True).encode()), corpus)
 
 
 def find_checkpoint(

@@ -145,7 +145,7 @@ def reading_of(
         version=__version__,
         layout=layout,
         options=options,
-        tokenizer=None if tokenizer is None else tokenizer.path.read_bytes(),
+        tokenizer=None if tokenizer is None else tokenizer.read(),
         encoder=encoder,
         threads=threads,
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
+from engram_cli.files import local_path
 from engram_cli.formats import tensors
 from engram_cli.formats.bundle_description import parse
 from engram_cli.formats.bundle_files import (
@@ -29,6 +30,8 @@ from engram_cli.formats.bundle_files import (
 from engram_cli.formats.bundle_spec import HITS, ROWS, BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.formats.tensors import Array, TensorPlace
+
+BUNDLE_NAME = "engram"  # of a bundle's folder in a checkpoint's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +98,15 @@ class Bundle:
         ]
 
 
+def bundle_folder(path: str | Path) -> Path:
+    """The folder of a bundle: `path`, or `engram` in it, where `engram attach` writes it."""
+    folder = Path(path)
+    inside = folder / BUNDLE_NAME
+    if not (folder / DESCRIPTION).exists() and (inside / DESCRIPTION).exists():
+        return inside
+    return folder
+
+
 def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     """Open the bundle in the folder `path`.
 
@@ -104,7 +116,7 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     bundle or no table, ArtifactError for damage or a newer version, MismatchError for another
     table.
     """
-    folder = Path(path)
+    folder = local_path(path)
     document = read_description(folder)
     files = ListedFiles(folder, document)
     try:

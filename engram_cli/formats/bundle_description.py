@@ -36,7 +36,8 @@ def document_of(
     """The description of a bundle with these shards, or with a reference instead of them."""
     return {
         "format": FORMAT,
-        "version": VERSION,
+        # Readers of version 1 take the decoder layer from the layer's number.
+        "version": 1 if spec.decoder_layers == spec.named_layers else VERSION,
         "tool_version": tool_version,
         "module": {
             "kind": spec.module.kind,
@@ -88,11 +89,15 @@ def parse(
         model_type=str(model["model_type"]),
         module=_module(module),
         packed=_one_of(document["packed"], (False, True)),
+        decoder_layers=tuple(_count(entry["decoder_layer"], low=0) for entry in entries),
     )
     if module["conv_dilation"] != spec.conv_dilation:
         raise ValueError(f"conv_dilation {module['conv_dilation']}, not {spec.conv_dilation}")
-    if not spec.layers or len(set(spec.layers)) != len(spec.layers):
-        raise ValueError(f"layers {spec.layers}")
+    for layers in (spec.layers, spec.decoder_layers):
+        if not layers or len(set(layers)) != len(layers):
+            raise ValueError(f"layers {layers}")
+    if document["version"] == 1 and spec.decoder_layers != spec.named_layers:
+        raise ValueError(f"decoder layers {spec.decoder_layers} in version 1")
     for entry in entries:
         _check_layer(spec, entry)
     if "table" in document:
@@ -120,10 +125,10 @@ def _module(about: Mapping[str, Any]) -> ModuleSpec:
 
 def _check_layer(spec: BundleSpec, entry: Mapping[str, Any]) -> None:
     layer = entry["layer"]
-    if layer not in spec.layout.layer_ids or entry["decoder_layer"] != spec.index(layer):
+    if layer not in spec.layout.layer_ids:
         raise ValueError(f"layer {layer} is not the layout's")
-    if not 0 <= spec.index(layer) < spec.num_layers:
-        raise ValueError(f"layer {layer} of {spec.num_layers}")
+    if spec.index(layer) >= spec.num_layers:
+        raise ValueError(f"decoder layer {spec.index(layer)} of {spec.num_layers}")
     if entry["rows"] != spec.rows(layer):
         raise ValueError(f"layer {layer} has {entry['rows']} rows, not {spec.rows(layer)}")
 

@@ -17,7 +17,7 @@ from engram_cli.files import read_json, sha256_bytes
 from engram_cli.progress import SILENT, Progress
 
 FORMAT = "engram-bundle"
-VERSION = 1
+VERSION = 2
 DESCRIPTION = "engram.json"
 DENSE = "dense.safetensors"
 VOCABULARY = "vocabulary.safetensors"

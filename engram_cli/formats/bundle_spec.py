@@ -19,11 +19,19 @@ def decoder_index(layout: HashLayout, layer: int) -> int:
     return layer - 1 if layout.scheme in ONE_BASED_SCHEMES else layer
 
 
+def layer_number(scheme: str, place: int) -> int:
+    """The layer id by which a scheme names the decoder layer at `place`, counted from 0."""
+    return place + 1 if scheme in ONE_BASED_SCHEMES else place
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSpec:
     """What a bundle holds: the hash, the layers that carry a table, the rows and the module.
 
     Whether it has hits too is not said here, since nothing that is computed depends on them.
+
+    `layers` are the layout's ids, which seed the hash; `decoder_layers` are the decoder layers,
+    counted from 0, that carry them, () for those that the ids name.
 
     `dtype` is the logical one of the rows (`row_types`). `packed`: positions that restart at 0
     begin another document, which sees nothing of the last.
@@ -38,6 +46,16 @@ class BundleSpec:
     model_type: str
     module: ModuleSpec = field(default_factory=ModuleSpec)
     packed: bool = False
+    decoder_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.decoder_layers:
+            object.__setattr__(self, "decoder_layers", self.named_layers)
+
+    @property
+    def named_layers(self) -> tuple[int, ...]:
+        """The decoder layers that the layers' own ids name."""
+        return tuple(decoder_index(self.layout, layer) for layer in self.layers)
 
     @property
     def embed_dim(self) -> int:
@@ -101,8 +119,13 @@ class BundleSpec:
         return self.layout.layer(layer).rows
 
     def index(self, layer: int) -> int:
-        """The decoder layer, from 0, that a layer id names."""
-        return decoder_index(self.layout, layer)
+        """The decoder layer, counted from 0, that carries the table of a layer id."""
+        return self.decoder_layers[self.layers.index(layer)]
+
+    def label(self, layer: int) -> str:
+        """A layer to read: its decoder layer, and the table's number where that is another."""
+        place = self.index(layer)
+        return f"{place}" if place == layer else f"{place} (layer {layer} of the table)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,6 +107,14 @@ def find_embeddings(folder: Path, side: Side, name: str | None = None) -> Embedd
     )
 
 
+def tensor_names(folder: Path) -> list[str]:
+    """The names of a checkpoint's tensors, sorted; of shards with an index those that it lists.
+
+    Raises InputError when there are none, ArtifactError for a damaged file.
+    """
+    return sorted(_places(folder))
+
+
 def _places(folder: Path) -> dict[str, Path]:
     """Tensor name: file."""
     if folder.is_file() and folder.suffix == ".safetensors":

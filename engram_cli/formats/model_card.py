@@ -10,7 +10,7 @@ CARD = "README.md"
 def model_card(spec: BundleSpec) -> str:
     """Markdown with the metadata that model hubs read; equal specs give equal text."""
     layout = spec.layout
-    layers = ", ".join(map(str, spec.layers))
+    layers = ", ".join(spec.label(layer) for layer in spec.layers)
     rows = " + ".join(f"{spec.rows(layer):,}" for layer in spec.layers)
     orders = ", ".join(map(str, layout.orders))
     return f"""---
@@ -20,7 +20,8 @@ tags: [engram, conditional-memory, {spec.model_type}]
 
 # Engram memory for a {spec.model_type} model
 
-A hashed n-gram memory that is added to the hidden states before layers {layers}.
+A hashed n-gram memory that is added to the hidden states before these decoder layers,
+counted from 0: {layers}.
 It holds no backbone: load the model it was made for, then attach it. A bundle that
 was never trained changes no output.
 

@@ -244,11 +244,11 @@ def _check_layout(layout: HashLayout) -> None:
     check_shape(layout.orders, layout.heads, layout.layer_ids)
     need(layout.fold in FOLDS, f"fold '{layout.fold}'", f"known: {', '.join(FOLDS)}")
     need(layout.compressed_size >= 1, "the vocabulary is empty", "give a vocabulary")
-    for name, token in (("filler", layout.filler_id), ("EOS", layout.eos_id)):
+    for name, token in (("pad", layout.filler_id), ("EOS", layout.eos_id)):
         need(
             token is None or 0 <= token < layout.compressed_size,
-            f"{name} id {token} is outside the vocabulary of {layout.compressed_size}",
-            "give an id below the vocabulary's size",
+            f"the {name} token id {token} is outside the vocabulary of {layout.compressed_size}",
+            "give an id below the vocabulary's size with --pad-id or --eos-id",
         )
     for entry in layout.layers:
         _check_layer(layout, entry)

@@ -20,11 +20,11 @@ _SINGLE = """
     f".tok.k{i} {{ background: rgba(var(--shade), {0.05 + 0.06 * i:.2f}); }}\n" for i in range(11)
 )
 
-Figures = Sequence[tuple[int, Sequence[Sequence[float]], Sequence[float]]]
+Figures = Sequence[tuple[str, Sequence[Sequence[float]], Sequence[float]]]
 
 
 def write_gates(pieces: Sequence[str], layers: Figures, path: Path, *, force: bool = False) -> None:
-    """Write the page for tokens `pieces` and layers of (id, gates [T][streams], strengths [T]).
+    """Write the page for tokens `pieces` and layers of (name, gates [T][streams], strengths [T]).
 
     It opens offline and runs no script. Raises OutputError.
     """
@@ -39,7 +39,7 @@ def gates_page(pieces: Sequence[str], layers: Figures) -> str:
     for layer, gates, strengths in layers:
         streams = len(gates[0])
         for stream in range(streams):
-            name = f"Layer {layer}" + (f", stream {stream}" if streams > 1 else "")
+            name = layer[:1].upper() + layer[1:] + (f", stream {stream}" if streams > 1 else "")
             values = [row[stream] for row in gates]
             sections.append(_section(name, pieces, values, strengths))
     title = "Where the memory speaks"

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.formats.bundle import Bundle, read_bundle
+from engram_cli.formats import own_layers
+from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
 from engram_cli.runtime import loading
 from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.decoder import Decoder, find_decoder
 from engram_cli.runtime.hooks import hook, memories_at
 from engram_cli.runtime.memory import Memory
+from engram_cli.runtime.seat import memory_in, seats
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.placement import Placement
@@ -41,23 +43,28 @@ def attach(
     rows_device: torch.device | str | None = None,
     placement: str = "hbm",
     verify: bool = False,
+    force: bool = False,
 ) -> Memory:
-    """Attach the bundle in a folder to `model`, which from then on carries it as `model.engram`.
+    """Attach a bundle to `model`, which from then on carries it as `model.engram`.
 
+    `bundle_dir` is its folder, or a checkpoint's with the bundle in `engram`.
     A memory with another `name` is `model.engram_NAME`. `layers` are the decoder layers, where they
     cannot be found. Dense weights take the dtype and device of their layer; rows keep the table's
     dtype and lie on `rows_device`, by default the layer's. `sparse_gradients` gives the rows sparse
     gradients, `rows_trainable=False` freezes them; quantised rows are always frozen, and to ask for
     more is an error. `placement`: where rows lie instead, "host", "disk" or budgets such as
     "hbm=20GB,host=64GB"; such rows are frozen (docs/reference/placement.md). `verify` checks every
-    byte of the bundle. A fresh bundle changes no output. Raises RuntimeAttachError when the model
-    is not one the bundle was made for, has a smaller vocabulary than its tokenizer, or carries a
-    memory of this name already; InputError for rows that do not fit.
+    byte of the bundle. `force` adds it to a model that has Engram layers of its own. A fresh bundle
+    changes no output. Raises RuntimeAttachError when the model is not one the bundle was made for,
+    has a smaller vocabulary than its tokenizer, has Engram layers, or carries a memory of this name
+    already; InputError for rows that do not fit.
     """
     attribute = _attribute(name)
-    bundle = read_bundle(bundle_dir, verify=verify)
+    bundle = read_bundle(bundle_folder(bundle_dir), verify=verify)
     decoder = find_decoder(model, layers)
     _check(model, decoder, bundle, attribute)
+    if not force:
+        _check_first_memory(model)
     _check_vocabulary(model, bundle)
     spec = bundle.spec
     homes = {layer: _home(decoder.layers[spec.index(layer)]) for layer in spec.layers}
@@ -86,7 +93,7 @@ def attach(
     memory.hits = loading.hits(bundle)
     memory.asked, memory.placement = placement, placed
     memory.train(model.training)
-    hook(memory, decoder)
+    hook(memory, model, decoder)
     model.add_module(attribute, memory)
     leave_out_of_broadcasts(model)
     return memory
@@ -101,22 +108,28 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     if not wanted:
         raise _no_memory()
     leaving = {id(memory) for memory in wanted.values()}
+    for seat in list(seats(model)):
+        if id(seat.memory) in leaving:
+            for handle in seat.handles:
+                handle.remove()
+            seat.handles.clear()
     for memory in wanted.values():
-        for handle in memory.handles:
-            handle.remove()
-        memory.handles.clear()
         memory.close()
     for parent in list(model.modules()):
         for attribute, child in list(parent.named_children()):
-            if id(child) in leaving:
+            if id(memory_in(child)) in leaving:
                 delattr(parent, attribute)
     leave_out_of_broadcasts(model)
 
 
 def memories(model: nn.Module) -> dict[str, Memory]:
     """The memories that `model` carries, by name, wherever in it they were attached."""
-    found = [module for module in model.modules() if isinstance(module, Memory)]
-    return {memory.name.removeprefix(f"{NAME}_"): memory for memory in found}
+    found: dict[str, Memory] = {}
+    for module in model.modules():
+        memory = memory_in(module)
+        if memory is not None:  # a wrapper comes before the copies that it holds
+            found.setdefault(memory.name.removeprefix(f"{NAME}_"), memory)
+    return found
 
 
 def memory_of(model: nn.Module, name: str | None = None) -> Memory:
@@ -196,6 +209,19 @@ def _check(model: nn.Module, decoder: Decoder, bundle: Bundle, attribute: str) -
         )
 
 
+def _check_first_memory(model: nn.Module) -> None:
+    """Raises RuntimeAttachError for a model that has Engram layers of its own."""
+    config = getattr(model, "config", None)
+    as_dict = getattr(config, "to_dict", None)
+    found = own_layers.named_in_config(as_dict() if callable(as_dict) else config)
+    found = found or own_layers.named_in_layers(name for name, _ in model.named_modules())
+    if found is not None:
+        raise RuntimeAttachError(
+            f"{type(model).__name__} has Engram layers of its own ({found})",
+            "the bundle would be a second memory: attach with force=True if that is meant",
+        )
+
+
 def _check_vocabulary(model: nn.Module, bundle: Bundle) -> None:
     """Raises RuntimeAttachError for a model that takes fewer ids than the tokenizer gives."""
     size, wanted = _vocabulary_size(model), bundle.spec.layout.vocab_size
@@ -203,7 +229,7 @@ def _check_vocabulary(model: nn.Module, bundle: Bundle) -> None:
         raise RuntimeAttachError(
             f"the bundle {bundle.folder} was made for a tokenizer of {wanted:,} ids, "
             f"{type(model).__name__} takes {size:,}",
-            f"use the model's own tokenizer, or model.resize_token_embeddings({wanted}) first",
+            "attach a bundle that was made with this model's own tokenizer",
         )
 
 

@@ -1,7 +1,8 @@
-"""What a forward call was given: token ids, attention mask and cache, caught on their way.
+"""Catches what a forward call was given: token ids, attention mask and cache, on their way.
 
 Decoder layers never see token ids. Hooks on the modules from the model down to the owner of the
 layers note them for the length of a call; inner modules, which some callers run directly, win.
+Where the ids come from one of them, everything else comes from it or from inside it.
 """
 
 from __future__ import annotations
@@ -15,21 +16,27 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
+from engram_cli.runtime.caches import caches_in, first_tensor
 from engram_cli.runtime.recording import is_recorded
 
-CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
-_BOUNDARY_NAMES = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
+_DECODERS = "decoder_"  # how an encoder-decoder's forward names what is its decoder's
 
 
 @dataclass(slots=True)
 class Call:
-    """The arguments of a forward call that matter here; `depth` is the module's in its path."""
+    """The arguments of a forward call that matter here; `depth` is the module's in its path.
+
+    `caches`: the cache objects among all arguments; `containers`: those made of tensors, by name,
+    which may be a state; `places`: integer tensors that may say at which positions the ids are.
+    """
 
     depth: int
     ids: Tensor | None
     embeds: Tensor | None
     mask: Any
-    cache: Any
+    caches: list[Any]
+    containers: dict[str, Any]
+    places: list[Tensor]
     positions: Any = None
     cu_seqlens: Any = None
 
@@ -44,49 +51,71 @@ def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def first_given(arguments: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """The first of these arguments that is not None."""
-    return next((arguments[name] for name in names if arguments.get(name) is not None), None)
+def places_in(arguments: Mapping[str, Any]) -> list[Tensor]:
+    """The integer tensors that are called positions."""
+    return [
+        value
+        for name, value in arguments.items()
+        if "position" in name and isinstance(value, Tensor) and not value.is_floating_point()
+    ]
 
 
 def read_call(depth: int, names: Sequence[str], args: Sequence[Any], kwargs: Any) -> Call:
-    """What a call of the module at `depth` was given."""
-    arguments = bind(names, args, kwargs)
-    ids = arguments.get("input_ids")
-    if ids is None and names and "input_ids" not in names:
-        first = arguments.get(names[0])
+    """What a call of the module at `depth` was given.
+
+    Of the call of an encoder-decoder only what is its decoder's is taken: `decoder_input_ids`.
+    """
+    given = bind(names, args, kwargs)
+    own = given
+    if f"{_DECODERS}input_ids" in names or f"{_DECODERS}input_ids" in given:
+        own = {n.removeprefix(_DECODERS): v for n, v in given.items() if n.startswith(_DECODERS)}
+    ids = own.get("input_ids")
+    if ids is None and own is given and names and "input_ids" not in names:
+        first = given.get(names[0])
         if isinstance(first, Tensor) and not first.is_floating_point():
             ids = first
+    boundaries = [
+        value for name, value in own.items() if name.startswith("cu_seq") and name[-2:] != "_k"
+    ]
     return Call(
         depth=depth,
         ids=ids if isinstance(ids, Tensor) else None,
-        embeds=arguments.get("inputs_embeds"),
-        mask=arguments.get("attention_mask"),
-        cache=first_given(arguments, CACHE_NAMES),
-        positions=arguments.get("position_ids"),
-        cu_seqlens=first_given(arguments, _BOUNDARY_NAMES),
+        embeds=own.get("inputs_embeds"),
+        mask=own.get("attention_mask"),
+        caches=caches_in(given.values()),
+        containers={n: v for n, v in given.items() if first_tensor(v) is not None},
+        places=places_in(own),
+        positions=own.get("position_ids"),
+        cu_seqlens=next((value for value in boundaries if value is not None), None),
     )
 
 
 def merge_calls(calls: Sequence[Call]) -> Call:
     """One call of nested ones, the inner winning; of masks the inner 2-D one, else the innermost.
 
-    Raises RuntimeAttachError when there are no token ids, or not those of the embeddings given.
+    Modules outside of the one whose ids are used are left out: what they were given may be another
+    sequence's, as an encoder's mask. Raises RuntimeAttachError when there are no token ids, or not
+    those of the embeddings given.
     """
-    merged = Call(depth=calls[-1].depth, ids=None, embeds=calls[-1].embeds, mask=None, cache=None)
-    for call in calls:
-        merged.ids = merged.ids if call.ids is None else call.ids
-        merged.cache = merged.cache if call.cache is None else call.cache
-        merged.positions = merged.positions if call.positions is None else call.positions
-        merged.cu_seqlens = merged.cu_seqlens if call.cu_seqlens is None else call.cu_seqlens
-    masks = [call.mask for call in reversed(calls) if call.mask is not None]
-    plain = [mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2]
-    merged.mask = next(iter(plain or masks), None)
-    if merged.ids is None:
+    with_ids = [place for place, call in enumerate(calls) if call.ids is not None]
+    if not with_ids:
         raise RuntimeAttachError(
             "the model was called without input_ids, and the memory needs token ids",
             "pass input_ids, or detach(model) before calling with inputs_embeds only",
         )
+    merged = Call(calls[-1].depth, None, calls[-1].embeds, None, [], {}, [])
+    inner = calls[with_ids[-1] :]
+    for call in inner:
+        merged.ids = merged.ids if call.ids is None else call.ids
+        merged.caches = call.caches or merged.caches
+        merged.places = call.places or merged.places
+        merged.containers |= call.containers
+        merged.positions = merged.positions if call.positions is None else call.positions
+        merged.cu_seqlens = merged.cu_seqlens if call.cu_seqlens is None else call.cu_seqlens
+    masks = [call.mask for call in reversed(inner) if call.mask is not None]
+    plain = [mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2]
+    merged.mask = next(iter(plain or masks), None)
+    assert merged.ids is not None
     merged.ids = merged.ids.reshape(-1, merged.ids.shape[-1])
     if merged.embeds is not None and merged.embeds.shape[:2] != merged.ids.shape:
         raise RuntimeAttachError(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from engram_cli.runtime import custom_rows
 from engram_cli.runtime.direct import is_plain_call
@@ -173,7 +172,6 @@ class _LookUp(torch.autograd.Function):
         return _look_up(ids, tables, *rest)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         return (None, *_table_gradients(ctx, gradient))
 

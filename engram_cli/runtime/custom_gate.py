@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime.direct import is_plain_call
-from engram_cli.runtime.gating import GateWeights, Past
+from engram_cli.runtime.gating import GateWeights, Past, twice_differentiable
 
 
 def run_gate(
@@ -215,7 +215,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     tensors, history = inputs[:8], inputs[8]
     assert history is None, "gradients beside a history are the twin's work"
     ctx.save_for_backward(*tensors, output[2])
-    ctx.numbers = inputs[10:14]
+    ctx.eps, *ctx.numbers, ctx.dtype = inputs[9:15]
     ctx.set_materialize_grads(False)
 
 
@@ -223,9 +223,30 @@ def _backward(ctx: Any, gradient: Tensor | None, *state: Tensor | None) -> tuple
     if gradient is None:
         return (None,) * 16
     *tensors, facts = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph: the operator's own gradients have no derivative
+        return (*_twice_differentiable(ctx, gradient, tensors), *[None] * 10)
     found = gate_backward(gradient, *tensors, facts, *ctx.numbers)
     given = [None if of is None else own for of, own in zip(tensors[:6], found, strict=True)]
     return (*given, *[None] * 10)
+
+
+def _twice_differentiable(ctx: Any, gradient: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
+    """The gradients of the first six, by the twin."""
+    *given, keep, age = tensors
+    norm_eps, dilation, centred, residual = ctx.numbers
+    query, key, norm, taps = given[2:]
+    weights = GateWeights(
+        query=query,
+        key=key,
+        eps=ctx.eps,
+        centred=centred,
+        norm=norm,
+        taps=taps,
+        norm_eps=norm_eps,
+        dilation=dilation,
+    )
+    past = Past(keep=keep, age=age)
+    return twice_differentiable(gradient, given, weights, past, dtype=ctx.dtype, residual=residual)
 
 
 gate.register_autograd(_backward, setup_context=_setup)

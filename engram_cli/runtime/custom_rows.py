@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.direct import is_plain_call
 
 
@@ -21,6 +22,15 @@ def gradient(
     as it was looked up: whoever takes it adds them up.
     """
     values, places = vectors.reshape(-1, shape[1]), rows.reshape(-1)
+    if torch.is_grad_enabled() and vectors.requires_grad:
+        # create_graph: what follows would have no derivative.
+        if how == "sparse":
+            raise RuntimeAttachError(
+                "a sparse gradient of rows has no derivative of its own",
+                "attach without sparse_gradients for create_graph=True",
+            )
+        zeros = torch.zeros(shape, dtype=vectors.dtype, device=vectors.device)
+        return zeros.index_add(0, places, values).to(dtype)
     if how == "sparse":
         return sparse_tensor(places, values.to(dtype), shape)
     atomic = how == "atomic" and not torch.are_deterministic_algorithms_enabled()

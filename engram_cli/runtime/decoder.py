@@ -39,6 +39,12 @@ def find_decoder(model: nn.Module, layers: Sequence[nn.Module] | None = None) ->
     vision and audio towers. Raises RuntimeAttachError when there is none, or more than one.
     """
     config = text_config(model)
+    if getattr(config, "altup_num_inputs", 1) != 1:
+        raise RuntimeAttachError(
+            f"the layers of {type(model).__name__} carry {config.altup_num_inputs} predictions of "
+            "each hidden state (AltUp), which no memory module reads",
+            "attach to a model without AltUp",
+        )
     if layers is not None:
         prefix = _common_owner(model, list(layers))
         found = list(layers)
@@ -62,7 +68,7 @@ def text_config(model: nn.Module) -> Any:
 
 
 def _search(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
-    count = getattr(config, "num_hidden_layers", None)
+    count, is_part = _layer_count(model, config)
     if not isinstance(count, int):
         raise RuntimeAttachError(
             f"{type(model).__name__} has no config with num_hidden_layers, "
@@ -75,7 +81,7 @@ def _search(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
         if isinstance(module, nn.ModuleList) and len(module) == count
     }
     own = {name: found for name, found in candidates.items() if not _in_other_tower(name)}
-    own = own or candidates
+    own = own if is_part else own or candidates
     outer = {
         name: found
         for name, found in own.items()
@@ -88,6 +94,17 @@ def _search(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
         )
     name, found = next(iter(outer.items()))
     return name.rpartition(".")[0], list(found)
+
+
+def _layer_count(model: nn.Module, config: Any) -> tuple[Any, bool]:
+    """Returns how many decoder layers the config has, and whether it is an encoder-decoder's.
+
+    In that of an encoder-decoder the plain name counts the encoder's layers.
+    """
+    is_part = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    names = ("decoder_layers", "num_decoder_layers") if is_part else ()
+    counts = [getattr(config, name, None) for name in (*names, "num_hidden_layers")]
+    return next((count for count in counts if isinstance(count, int)), None), is_part
 
 
 def _in_other_tower(name: str) -> bool:

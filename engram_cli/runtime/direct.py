@@ -8,8 +8,21 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
+
+
+def is_transformed() -> bool:
+    """Whether derivatives are taken that only plain torch operations have.
+
+    Forward mode, and the transforms of torch.func: an operator or a kernel would drop a tangent
+    without a word.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    forward: bool = forward_ad._current_level >= 0
+    return forward or torch._C._are_functorch_transforms_active()
 
 
 def is_plain_call(*tensors: Tensor | None) -> bool:

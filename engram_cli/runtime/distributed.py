@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engram_cli.runtime.clipping import with_norm
 from engram_cli.runtime.custom_rows import sparse_tensor
 from engram_cli.runtime.sparse_gradients import coalesced
 from engram_cli.runtime.training import row_parameters
@@ -56,4 +57,4 @@ def _mean_sparse(rows: nn.Parameter) -> Tensor:
     dist.all_gather(all_indices, indices)
     dist.all_gather(all_values, values)
     total = sparse_tensor(torch.cat(all_indices), torch.cat(all_values) / world, rows.shape)
-    return coalesced(total)
+    return with_norm(coalesced(total))

@@ -28,6 +28,7 @@ class FixedState:
         self.seen: Tensor | None = None
         self.tokens: Tensor | None = None
         self.conv: dict[int, Tensor] = {}
+        self.skipped: set[int] = set()  # layers that did not run each time
 
     @property
     def length(self) -> int:
@@ -44,7 +45,12 @@ class FixedState:
         return self.tokens
 
     def conv_history(self, layer: int) -> Tensor | None:
-        """[B, reach, D]: what the convolution of a layer read last, None before the first token."""
+        """[B, reach, D]: what the convolution of a layer read last, None before the first token.
+
+        Raises RuntimeAttachError for a layer that was skipped.
+        """
+        if layer in self.skipped:
+            raise was_skipped(layer, self.length)
         return self.conv.get(layer)
 
     def extend(self, tokens: Tensor, seen: Tensor, conv: dict[int, Tensor]) -> None:
@@ -62,11 +68,15 @@ class FixedState:
                     torch._dynamo.mark_static_address(held)  # CUDA graphs may change them in place
         self.seen += tokens.shape[1]
         _shift_in(self.tokens, torch.stack((tokens, seen), dim=-1))
-        for layer, inputs in conv.items():
-            _shift_in(self.conv[layer], inputs.detach())
+        for layer in self.reaches:
+            if layer in conv and layer in self.conv:
+                _shift_in(self.conv[layer], conv[layer].detach())
+            else:
+                self.skipped.add(layer)
 
     def reset(self) -> None:
         """Forget everything: the next token is the first of a sequence."""
+        self.skipped.clear()
         if self.seen is not None and self.tokens is not None:
             for held in (self.seen, self.tokens, *self.conv.values()):
                 held.zero_()
@@ -95,6 +105,15 @@ class FixedState:
             return
         self.tokens = _kept(self.tokens, change(self.tokens))
         self.conv = {layer: _kept(held, change(held)) for layer, held in self.conv.items()}
+
+
+def was_skipped(layer: int, count: int) -> RuntimeAttachError:
+    """The error for a layer that runs after it was skipped, as in an early exit."""
+    return RuntimeAttachError(
+        f"layer {layer} did not run for all of the {count} tokens in this cache, and its memory's "
+        "convolution needs what it would have read of them",
+        "start with an empty cache where layers are skipped for some tokens only",
+    )
 
 
 def _shift_in(held: Tensor, piece: Tensor) -> None:

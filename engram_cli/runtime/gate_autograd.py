@@ -13,17 +13,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from engram_cli.runtime.gating import MIN_DOT, GateWeights, Past, open_gate, weight_of
+from engram_cli.runtime.direct import is_transformed
+from engram_cli.runtime.gating import (
+    MIN_DOT,
+    GateWeights,
+    Past,
+    open_gate,
+    twice_differentiable,
+    weight_of,
+)
 
 
 def applies(weights: GateWeights, hidden: Tensor, projected: Tensor, past: Past) -> bool:
     """Whether a call is one of a training step: with a gradient, without a history.
 
-    A compiler makes its own gradient, of the twin.
+    A compiler makes its own gradient, of the twin; so do forward mode and torch.func.
     """
     if not torch.is_grad_enabled() or past.history is not None or torch.compiler.is_compiling():
+        return False
+    if is_transformed():
         return False
     given = (hidden, projected, weights.query, weights.key, weights.norm, weights.taps)
     return any(tensor is not None and tensor.requires_grad for tensor in given)
@@ -39,7 +48,7 @@ def gate(
     residual: bool = False,
     tail: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`gating.gate` of a call that `applies`; differentiable once."""
+    """`gating.gate` of a call that `applies`."""
     out, inputs = _Gate.apply(  # type: ignore[no-untyped-call]
         hidden,
         projected,
@@ -88,18 +97,27 @@ class _Gate(torch.autograd.Function):
         ctx.save_for_backward(
             hidden, projected, *rest[:4], *roots, dot, opened, root, normed, convolved
         )
-        ctx.past, ctx.weights, ctx.residual = past, weights, residual
+        ctx.past, ctx.weights, ctx.residual, ctx.dtype = past, weights, residual, dtype
         inputs = projected.new_empty(0) if inputs is None else inputs
         ctx.mark_non_differentiable(inputs)
         ctx.set_materialize_grads(False)
         return out.to(dtype), inputs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return (None,) * 8
         hidden, projected, query, key, norm, taps, *saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: what is below would count as a constant
+            found = twice_differentiable(
+                gradient,
+                (hidden, projected, query, key, norm, taps),
+                ctx.weights,
+                ctx.past,
+                dtype=ctx.dtype,
+                residual=ctx.residual,
+            )
+            return (*found, None, None)
         query_root, key_root, dot, opened, root, normed, convolved = saved
         weights, keep = ctx.weights, ctx.past.keep
         wide = torch.promote_types(hidden.dtype, torch.float32)

@@ -9,7 +9,8 @@ The twin of the kernels in `kernels.gate` and `kernels.conv`, and their definiti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,34 @@ def gate(
     if past.keep is not None:
         gated = gated.masked_fill(~past.keep[:, :, None, None], 0)
     return ((hidden + gated) if residual else gated).to(dtype), inputs
+
+
+def twice_differentiable(
+    gradient: Tensor,
+    tensors: Sequence[Tensor | None],
+    weights: GateWeights,
+    past: Past,
+    *,
+    dtype: torch.dtype,
+    residual: bool,
+) -> list[Tensor | None]:
+    """The gradients of `tensors` for that of `gate`'s output, with a graph of their own.
+
+    `tensors` are hidden, projected, query, key, norm and taps; those without a gradient give None.
+    For the backward of faster implementations, whose own result has no derivative.
+    """
+    # Aliases: none of them may come from another one, or its gradient would count twice.
+    given = [None if x is None else x.view_as(x) for x in tensors]
+    hidden, projected, query, key, norm, taps = given
+    assert hidden is not None
+    assert projected is not None
+    assert query is not None
+    assert key is not None
+    own = replace(weights, query=query, key=key, norm=norm, taps=taps)
+    out, _ = gate(own, hidden, projected, past, dtype=dtype, residual=residual, tail=0)
+    wanted = [x for x in given if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True, allow_unused=True))
+    return [None if x is None or not x.requires_grad else next(found) for x in given]
 
 
 def opened_by(

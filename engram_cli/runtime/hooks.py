@@ -10,16 +10,18 @@ from typing import Any
 
 from torch import nn
 
-from engram_cli.runtime.capture import CACHE_NAMES, bind, first_given, parameter_names, read_call
+from engram_cli.runtime.capture import bind, parameter_names, read_call
 from engram_cli.runtime.decoder import Decoder
 from engram_cli.runtime.memory import Memory
+from engram_cli.runtime.seat import Seat, Seated
 
 
-class PathHooks:
+class PathHooks(Seated):
     """The hooks of one module on the way to the layers: they tell the memory what it is given."""
 
-    def __init__(self, memory: Memory, depth: int, module: nn.Module, is_owner: bool) -> None:
-        self.memory, self.depth, self.is_owner = memory, depth, is_owner
+    def __init__(self, seat: Seat, depth: int, module: nn.Module, is_owner: bool) -> None:
+        super().__init__(seat)
+        self.depth, self.is_owner = depth, is_owner
         self.names = parameter_names(module)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -30,14 +32,15 @@ class PathHooks:
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """The call ended, or failed and has no output."""
         if self.memory.active:
-            self.memory.leave(self.depth, self.is_owner, output)
+            self.memory.leave(self.depth, self.names, self.is_owner, output)
 
 
-class LayerHook:
+class LayerHook(Seated):
     """The hook of one decoder layer: it adds the memory before the layer's attention."""
 
-    def __init__(self, memory: Memory, layer: int, module: nn.Module) -> None:
-        self.memory, self.layer = memory, layer
+    def __init__(self, seat: Seat, layer: int, module: nn.Module) -> None:
+        super().__init__(seat)
+        self.layer = layer
         self.names = parameter_names(module)
 
     def before(
@@ -46,28 +49,29 @@ class LayerHook:
         """The layer's arguments, with the memory added to the hidden states."""
         if not self.memory.active:
             return args, kwargs
-        cache = first_given(bind(self.names, args, kwargs), CACHE_NAMES)
+        given = bind(self.names, args, kwargs)
         if args:
-            return (self.memory.add(self.layer, args[0], cache), *args[1:]), kwargs
+            return (self.memory.add(self.layer, args[0], given), *args[1:]), kwargs
         name = self.names[0]
-        return args, {**kwargs, name: self.memory.add(self.layer, kwargs[name], cache)}
+        return args, {**kwargs, name: self.memory.add(self.layer, kwargs[name], given)}
 
 
-def hook(memory: Memory, decoder: Decoder) -> None:
-    """Register all hooks of `memory`, whose `handles` remove them."""
+def hook(memory: Memory, model: nn.Module, decoder: Decoder) -> None:
+    """Register all hooks of the `memory` of `model`; the handles of its seat remove them."""
+    seat = Seat(memory, model)
     for depth, module in enumerate(decoder.path):
         is_owner = module is decoder.owner
         if not is_owner and "input_ids" not in parameter_names(module):
             continue
-        hooks = PathHooks(memory, depth, module, is_owner)
-        memory.handles += [
+        hooks = PathHooks(seat, depth, module, is_owner)
+        seat.handles += [
             module.register_forward_pre_hook(hooks.before, with_kwargs=True),
             module.register_forward_hook(hooks.after, with_kwargs=True, always_call=True),
         ]
     for layer in memory.spec.layers:
         module = decoder.layers[memory.spec.index(layer)]
-        layer_hook = LayerHook(memory, layer, module)
-        memory.handles.append(module.register_forward_pre_hook(layer_hook.before, with_kwargs=True))
+        layer_hook = LayerHook(seat, layer, module)
+        seat.handles.append(module.register_forward_pre_hook(layer_hook.before, with_kwargs=True))
 
 
 def memories_at(layer: nn.Module) -> list[Memory]:

@@ -8,6 +8,7 @@ its module adds to the hidden states; when the call ends, the state goes onto th
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,13 +19,21 @@ from engram_cli.errors import RuntimeAttachError, TokenIdError
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.tensors import Array
 from engram_cli.runtime import ops
-from engram_cli.runtime.capture import Call, document_ages, merge_calls, real_positions
-from engram_cli.runtime.fixed_state import FixedState
+from engram_cli.runtime.caches import caches_in, carrier, handed_back, handed_out, values_of
+from engram_cli.runtime.capture import (
+    Call,
+    document_ages,
+    merge_calls,
+    read_call,
+    real_positions,
+)
 from engram_cli.runtime.gathering import LookBack
-from engram_cli.runtime.modules.base import AnyRows, MemoryModule
-from engram_cli.runtime.recording import is_recorded
+from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
+from engram_cli.runtime.notices import warn_of_saving
+from engram_cli.runtime.past import cache_at_layer, cache_of, check_start, past_of, unseen_state
 from engram_cli.runtime.reference import HashTensors
-from engram_cli.runtime.state import KEEP, State, cache_length, keep_on, new_state, state_of
+from engram_cli.runtime.replay import Replays
+from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
 from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers.placed import PlacedRows
 from engram_cli.vocab.lookup import HOLE
@@ -36,6 +45,7 @@ if TYPE_CHECKING:
     from engram_cli.runtime.tiers.store import TieredRows
 
 _BUFFERS = ("lookup", "multipliers", "columns")
+_OF_THIS_PROCESS = ("_local", "_replays", "tiers")
 _CONSTANTS = ("orders", "filler", "eos", "shared", "summed", "salted", "heights")
 
 
@@ -43,6 +53,7 @@ _CONSTANTS = ("orders", "filler", "eos", "shared", "summed", "salted", "heights"
 class Step:
     """One forward call under way: T new positions of B sequences after `state`'s.
 
+    `older` int64[B, N-1] the compressed ids before `tokens`; `trains`: the call makes a graph.
     `rows` int64[L, B, T, C], or their vectors [L, B, T, C x dim]; `keep` bool[B, T], False at
     padding; `age` int64[B, T], earlier positions of the same document; `reads`: the vectors that
     are on their way from other tiers; `done` the layers that ran, `conv` their convolutions'
@@ -50,12 +61,15 @@ class Step:
     """
 
     tokens: Tensor
+    older: Tensor
     seen: Tensor
     rows: Tensor
     keep: Tensor | None
     age: Tensor | None
     state: State
     cache: Any
+    containers: dict[str, Any]
+    trains: bool
     reads: Reads | None = None
     done: set[int] = field(default_factory=set)
     conv: dict[int, Tensor] = field(default_factory=dict)
@@ -85,21 +99,25 @@ class Memory(nn.Module):
         self.has_holes = bool(ops.is_hole(hashed.lookup).any())
         for buffer in _BUFFERS:
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
+        self.register_state_dict_pre_hook(warn_of_saving)  # type: ignore[no-untyped-call]
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
-        self.handles: list[Any] = []
+        # Its states on caches are no other's, nor those of what was attached by its name before.
+        self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.reaches}"
         self.active = True
         self.asked = "hbm"  # the placement asked for, and what was resolved
         self.placement: Placement | None = None
         self.tiers = self._find_tiers()
         self._local = _Local()
+        self._replays = Replays()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_local", "tiers")}
+        return {k: v for k, v in self.__dict__.items() if k not in _OF_THIS_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
         self.tiers = self._find_tiers()
         self._local = _Local()
+        self._replays = Replays()
 
     def _find_tiers(self) -> Tiers | None:
         """The stores of those layers whose rows lie in tiers, None where none do."""
@@ -121,24 +139,17 @@ class Memory(nn.Module):
 
         return Counters() if self.tiers is None else self.tiers.counters()
 
-    def prefetch(
-        self,
-        ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        position_ids: Tensor | None = None,
-    ) -> None:
+    def prefetch(self, ids: Tensor, **inputs: Any) -> None:
         """Ask for the rows that the next forward call with these arguments will need.
 
-        `ids` int64[B, T], the others as the model takes them. A call that turns out to need other
-        rows gets its own. To be called before that forward: it begins when all is done that the
-        current stream has. Where all rows lie in HBM nothing is done. Raises RuntimeAttachError,
-        TokenIdError.
+        `ids` int64[B, T]; `inputs`: the mask, the cache and the positions, as the model takes them.
+        A call that turns out to need other rows gets its own. To be called before that forward: it
+        begins when all is done that the current stream has. Where all rows lie in HBM nothing is
+        done. Raises RuntimeAttachError, TokenIdError.
         """
         if self.tiers is None or not self.active:
             return
-        call = Call(0, ids, None, attention_mask, past_key_values, positions=position_ids)
+        call = read_call(0, ("input_ids",), (ids,), inputs)
         with torch.no_grad():
             self.tiers.prefetch(self._begin(merge_calls([call])).rows)
 
@@ -155,14 +166,20 @@ class Memory(nn.Module):
         if self.tiers is not None:
             self.tiers.close()
 
+    @property
+    def in_force(self) -> Memory:
+        """This memory; of a wrapper that passes attributes on, the one it uses (`seat`)."""
+        return self
+
     def extra_repr(self) -> str:
         """What is printed of it."""
-        layers = ", ".join(self.layers)
-        return f"layers {layers}; rows of {self.spec.dim} x {self.spec.dtype}"
+        layers = ", ".join(self.spec.label(layer) for layer in self.spec.layers)
+        return f"decoder layers {layers}; rows of {self.spec.dim} x {self.spec.dtype}"
 
     def hash_tensors(self) -> HashTensors:
         """The hash where the model is now."""
-        if self.hash_lookup.device != self.hashed.lookup.device:
+        place = self.hash_lookup.device
+        if place != self.hashed.lookup.device and place.type != "meta":  # offloaded: as they were
             moved = {name: getattr(self, f"hash_{name}") for name in _BUFFERS}
             kept = {n: getattr(self.hashed, n) for n in _CONSTANTS}
             self.hashed = HashTensors(**kept, **moved)
@@ -182,8 +199,11 @@ class Memory(nn.Module):
                 step.reads = self.tiers.start(step.rows)
             self._local.step = step
 
-    def leave(self, depth: int, is_owner: bool, output: Any) -> None:
-        """The call ended; `output` is None when it failed, and then nothing is remembered."""
+    def leave(self, depth: int, names: Sequence[str], is_owner: bool, output: Any) -> None:
+        """The call ended; `output` is None when it failed, and then nothing is remembered.
+
+        `names`: those of the module's forward parameters.
+        """
         calls = self._local.calls
         while calls and calls[-1].depth >= depth:
             calls.pop()
@@ -192,25 +212,23 @@ class Memory(nn.Module):
             if step is not None and step.reads is not None:
                 step.reads.drop()
             if step is not None and output is not None:
-                self._remember(step, output)
+                self._remember(step, names, output)
 
-    def add(self, layer: int, hidden: Tensor, cache: Any) -> Tensor:
-        """The hidden states [B, T, d] of a layer with its memory added."""
+    def add(self, layer: int, hidden: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """The hidden states [B, T, d] of a layer, with these arguments, and its memory added."""
         step = self._local.step
         if step is None:
-            raise RuntimeAttachError(
-                f"layer {layer} ran outside a forward call of its model, so there are no token ids",
-                "call the model; if this was gradient checkpointing, upgrade transformers to one "
-                "that reruns a layer's forward without its hooks",
-            )
+            return self._add_again(layer, hidden)
         self._check_shape(layer, hidden, step)
-        if cache is not None:
-            step.cache = cache
+        if step.cache is None and not step.done:
+            grad = torch.is_grad_enabled()
+            step.cache = cache_at_layer(given, self.key, step.tokens.shape, step.keep, grad=grad)
         history = step.state.conv_history(layer)
         place = self.places[layer]
         rows = step.rows[place]
         if step.reads is not None and place in step.reads:
             rows = step.reads.take(place)
+        self._replays.keep(layer, hidden, step, rows, history)
         summed: Tensor
         summed, inputs = self.layers[str(layer)](
             hidden,
@@ -224,6 +242,26 @@ class Memory(nn.Module):
         step.done.add(layer)
         if inputs is not None:
             step.conv[layer] = inputs
+        return summed
+
+    def _add_again(self, layer: int, hidden: Tensor) -> Tensor:
+        """`add` where a checkpoint runs the layer again. Raises RuntimeAttachError elsewhere."""
+        replay = self._replays.find(layer, hidden)
+        step, rows = replay.step, replay.rows
+        if rows.requires_grad and not replay.had_graph:
+            # Each layer's backward frees the graph it goes through: none is shared by layers.
+            window = torch.cat((step.older, step.tokens), dim=1)
+            rows = ops.hash_rows(self.hash_tensors(), window, step.seen)[self.places[layer]]
+        summed: Tensor
+        summed, _ = self.layers[str(layer)](
+            hidden,
+            rows,
+            step.keep,
+            replay.history,
+            step.age,
+            residual=True,
+            tail=self.reaches.get(layer, 0) + KEEP,
+        )
         return summed
 
     def _check_shape(self, layer: int, hidden: Tensor, step: Step) -> None:
@@ -242,9 +280,12 @@ class Memory(nn.Module):
         hashed = self.hash_tensors()
         assert call.ids is not None
         ids = call.ids.to(hashed.lookup.device)
-        past = cache_length(call.cache)
-        state = self._state(call.cache, past, ids.shape[0])
+        cache = cache_of(call, self.key)
+        older = max(1, hashed.max_order - 1)
+        state, past = past_of(cache, self.key, ids.shape[0], older, self.reaches)
         keep = real_positions(call.mask, past, ids.shape[1])
+        if isinstance(past, int) and past == 0:
+            check_start(call, keep)
         try:
             tokens = ops.compress(hashed, ids)
         except IndexError:
@@ -276,7 +317,16 @@ class Memory(nn.Module):
             else:
                 rows = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
         return Step(
-            tokens=tokens, seen=seen, rows=rows, keep=keep, age=age, state=state, cache=call.cache
+            tokens=tokens,
+            older=history,
+            seen=seen,
+            rows=rows,
+            keep=keep,
+            age=age,
+            state=state,
+            cache=cache,
+            containers=call.containers,
+            trains=torch.is_grad_enabled(),
         )
 
     def _tables(self, device: torch.device) -> list[Table] | None:
@@ -284,7 +334,9 @@ class Memory(nn.Module):
         modules = [cast(MemoryModule, module) for module in self.layers.values()]
         tables = []
         for rows in (module.multi_head_embedding.embedding for module in modules):
-            if isinstance(rows, PlacedRows):
+            if not isinstance(rows, (Rows, StoredRows)):  # placed elsewhere, or with an adapter
+                return None
+            if isinstance(rows, Rows) and type(rows.weight) is not nn.Parameter:  # quantised
                 return None
             tables.append(rows.table())
         first = tables[0]
@@ -311,37 +363,22 @@ class Memory(nn.Module):
         carry = ops.carry_after(hashed, recent[:, -1, 0], recent[:, -1, 1])
         return recent[:, recent.shape[1] - older :, 0], carry
 
-    def _state(self, cache: Any, past: int | Tensor, batch: int) -> State:
-        """The state of a cache that holds `past` positions; a new one for an empty cache."""
-        state = state_of(cache, self.name)
-        if isinstance(state, FixedState) and state.batch == batch:
-            if is_recorded():  # the state's zeros stand for an empty cache
-                return state
-            if past == 0:
-                state.reset()
-                return state
-        if isinstance(past, Tensor) or past == 0:
-            return new_state(cache, max(1, self.hashed.max_order - 1), self.reaches)
-        if state is None or state.length != past:
-            known = 0 if state is None else state.length
-            raise RuntimeAttachError(
-                f"the cache holds {past} tokens, of which the memory has seen {known}",
-                "fill the cache with the memory attached, and crop it through the cache's methods",
-            )
-        if state.batch != batch:
-            raise RuntimeAttachError(
-                f"the cache holds {state.batch} sequences, input_ids has {batch}",
-                "repeat or select sequences through the cache's methods",
-            )
-        return state
-
-    def _remember(self, step: Step, output: Any) -> None:
-        cache = step.cache
-        if cache is None:
-            cache = getattr(output, "past_key_values", None)
-        if hasattr(cache, "get_seq_length") and len(step.done) == len(self.layers):
+    def _remember(self, step: Step, names: Sequence[str], output: Any) -> None:
+        """Leave the state on the cache, or on the tensors that the model will be given again."""
+        if step.cache is None:
+            step.cache = next(iter(caches_in(values_of(output))), None)
+        if step.cache is not None and carrier(step.cache) is step.cache:
             step.state.extend(step.tokens, step.seen, step.conv)
-            keep_on(cache, self.name, step.state)
+            keep_on(step.cache, self.key, step.state)
+            return
+        assert isinstance(step.state, DecodeState)  # others lie on cache objects only
+        again = handed_back(output, step.containers)
+        if again and step.cache is None:
+            raise unseen_state(list(step.containers))
+        for value in [*again, *handed_out(output, names)]:
+            state = step.state.fork()
+            state.extend(step.tokens, step.seen, step.conv)
+            keep_on(value, self.key, state)
 
 
 def _ring(history: Tensor, carry: Tensor, dead: Tensor | None, age: Tensor | None) -> LookBack:

@@ -24,6 +24,7 @@ from engram_cli.runtime import (
     row_gradients,
     row_steps,
 )
+from engram_cli.runtime.direct import is_transformed
 from engram_cli.runtime.gathering import NO_LIMITS, LookBack, common_dtype
 from engram_cli.runtime.gating import NO_PAST, GateWeights, Past, opened_by
 from engram_cli.runtime.reference import (
@@ -93,7 +94,8 @@ def look_up(
     ENGRAM_DEBUG is set: then they raise TokenIdError. Raises InputError.
     """
     _debug(tensors, ids)
-    if tensors.summed or not has_kernels(ids.device):  # no kernel has the fold "powers"
+    # No kernel has the fold "powers".
+    if tensors.summed or not has_kernels(ids.device) or is_transformed():
         return gathering.look_up(tensors, ids, tables, look_back, dtype)
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
@@ -137,7 +139,7 @@ def look_up_step(
 def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS) -> Tensor:
     """int64[L, *ids.shape, C]: the table rows of raw token ids (`gathering.find_rows`)."""
     _debug(tensors, ids)
-    if tensors.summed or not has_kernels(ids.device):
+    if tensors.summed or not has_kernels(ids.device) or is_transformed():
         return gathering.find_rows(tensors, ids, look_back)
     look_back.check(ids, tensors.max_order)
     from engram_cli.runtime import custom
@@ -202,7 +204,7 @@ def gate(
     """
     fits = all(x.dtype in FLOATS for x in (hidden, projected, weights.query))
     needs_gradient = torch.is_grad_enabled() and past.history is not None
-    if not fits or needs_gradient or not has_kernels(hidden.device):
+    if not fits or needs_gradient or not has_kernels(hidden.device) or is_transformed():
         if not gate_autograd.applies(weights, hidden, projected, past):
             return gating.gate(
                 weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail

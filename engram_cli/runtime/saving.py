@@ -6,7 +6,8 @@ float32, which holds float16 and bfloat16 exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,13 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engram_cli.errors import MismatchError, RuntimeAttachError
-from engram_cli.formats.bundle import Bundle, read_bundle
+from engram_cli.files import local_path
+from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.model_card import CARD, model_card
 from engram_cli.formats.row_types import FLOAT_DTYPES
 from engram_cli.formats.tensors import Array, physical_dtype
 from engram_cli.runtime import loading
+from engram_cli.runtime.adapters import adapted, merged_state
 from engram_cli.runtime.attach import memory_of
 from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.memory import Memory
@@ -42,21 +45,25 @@ def save_engram(
 ) -> Path:
     """Write the memory that `model` carries as a bundle, whole or not at all; `force` replaces one.
 
-    Hits stay those of the bundle that the rows came from, whatever training made of the rows.
-    Every process of a group must call it, since sharded weights are gathered; the first one writes.
-    Raises RuntimeAttachError for weights that a bundle does not hold exactly, OutputError.
+    PEFT's adapters on the memory's modules are merged into what is written, with a warning that
+    names them; the model keeps them apart. Hits stay those of the bundle that the rows came from,
+    whatever training made of the rows. Every process of a group must call it, since sharded weights
+    are gathered; the first one writes. Raises RuntimeAttachError for weights that a bundle does not
+    hold exactly, OutputError.
     """
     memory = memory_of(model, name)
-    path = Path(folder)
-    weights = {layer: _dense(memory, layer) for layer in memory.spec.layers}
-    spec = replace(memory.spec, dtype=_row_dtype(memory))
+    path = local_path(folder)
+    states = {layer: _state(memory, layer) for layer in memory.spec.layers}
+    weights = {layer: _dense(memory, layer, state) for layer, state in states.items()}
+    spec = replace(memory.spec, dtype=_row_dtype(memory, states))
+    _tell_merged(memory)
     if not dist.is_initialized() or dist.get_rank() == 0:
         write_bundle(
             path,
             spec,
-            _stored(memory, spec, ROWS),
+            _stored(memory, spec, states, ROWS),
             lambda layer, zero_rows: weights[layer],
-            scales=_stored(memory, spec, SCALES),
+            scales=_stored(memory, spec, states, SCALES),
             hits=_hits(memory) if memory.hits else None,
             tool_version=__version__,
             force=force,
@@ -75,13 +82,16 @@ def load(
 ) -> Memory:
     """Give the memory that `model` carries the weights of the bundle in a folder, in place.
 
+    As in `attach`, the folder may be one with the bundle in its `engram`.
     Optimisers keep their parameters. With a `placement`, and where rows are not in HBM, rows are
     placed anew, beside those before, which then go: as `placement` says, else as when they were
     attached. `verify` checks every byte first. Raises MismatchError for a bundle of another layout
-    or module, InputError for rows that do not fit; with none attached, use `attach`.
+    or module, InputError for rows that do not fit, RuntimeAttachError for weights that cannot be
+    replaced; with none attached, use `attach`.
     """
     memory = memory_of(model, name)
-    bundle = read_bundle(folder, verify=verify)
+    _check_loadable(memory)
+    bundle = read_bundle(bundle_folder(folder), verify=verify)
     _check_same(memory.spec, bundle)
     if placement is not None or memory.tiers is not None:
         _place_anew(memory, bundle, placement)
@@ -117,6 +127,7 @@ def _check_same(spec: BundleSpec, bundle: Bundle) -> None:
     for what, mine, other in (
         ("fingerprint", spec.layout.fingerprint, found.layout.fingerprint),
         ("layers", spec.layers, found.layers),
+        ("decoder layers", spec.decoder_layers, found.decoder_layers),
         ("row size", spec.dim, found.dim),
         ("module", spec.module, found.module),
         ("hidden size", spec.hidden_size, found.hidden_size),
@@ -135,10 +146,64 @@ def _quantised(spec: BundleSpec) -> str:
     return "floats" if spec.row_type.scales is None else spec.dtype
 
 
-def _dense(memory: Memory, layer: int) -> dict[str, NDArray[np.float32]]:
+def _state(memory: Memory, layer: int) -> dict[str, Tensor]:
+    """The weights of a layer's module by name, adapters merged."""
+    module = memory.layers[str(layer)]
+    return merged_state(module) if adapted(module) else module.state_dict()
+
+
+def _check_plain(state: Mapping[str, Tensor], key: str, layer: int) -> None:
+    """Raises RuntimeAttachError for a weight that is not there as one tensor of numbers."""
+    value: Any = state.get(key)
+    if isinstance(value, Tensor) and value.is_meta:
+        raise RuntimeAttachError(
+            f"{key} of layer {layer} is offloaded",
+            "accelerate.hooks.remove_hook_from_submodules(model) first, which brings it back",
+        )
+    if type(value) not in (Tensor, nn.Parameter) and not hasattr(value, "full_tensor"):
+        what = "missing" if value is None else f"a {type(value).__name__}"
+        raise RuntimeAttachError(
+            f"{key} of layer {layer} is {what}: its layer was quantised, or replaced",
+            "save before that, or keep the bundle that was attached",
+        )
+
+
+def _tell_merged(memory: Memory) -> None:
+    found = [
+        f"{name} of layer {layer}"
+        for layer in memory.spec.layers
+        for name in adapted(memory.layers[str(layer)])
+    ]
+    if found:
+        warnings.warn(
+            "the bundle has what the model computes, adapters in force merged into the weights: "
+            + ", ".join(found),
+            stacklevel=3,
+        )
+
+
+def _check_loadable(memory: Memory) -> None:
+    """Raises RuntimeAttachError where copying weights in place would not change the model."""
+    for layer in memory.spec.layers:
+        module = memory.layers[str(layer)]
+        names = adapted(module)
+        if names:
+            raise RuntimeAttachError(
+                f"{', '.join(names)} of layer {layer} has an adapter, which would be added to what "
+                "is loaded",
+                "model.merge_and_unload() first, or detach(model) and attach(model, folder)",
+            )
+        state = module.state_dict()
+        for key in memory.spec.dense_shapes:
+            _check_plain(state, key, layer)
+
+
+def _dense(
+    memory: Memory, layer: int, state: Mapping[str, Tensor]
+) -> dict[str, NDArray[np.float32]]:
     found: dict[str, NDArray[np.float32]] = {}
-    state = memory.layers[str(layer)].state_dict()
     for key in memory.spec.dense_shapes:
+        _check_plain(state, key, layer)
         value: Any = state[key]
         if value.dtype not in _DENSE:
             raise RuntimeAttachError(
@@ -151,13 +216,13 @@ def _dense(memory: Memory, layer: int) -> dict[str, NDArray[np.float32]]:
     return found
 
 
-def _row_dtype(memory: Memory) -> str:
+def _row_dtype(memory: Memory, states: Mapping[int, Mapping[str, Tensor]]) -> str:
     """The dtype of the rows; floats may have been moved to another since they were attached."""
     if memory.spec.dtype not in FLOAT_DTYPES or memory.tiers is not None:
         return memory.spec.dtype
     names = {
-        str(_tensor(memory, layer, ROWS).dtype).removeprefix("torch.")
-        for layer in memory.spec.layers
+        str(_tensor(state, layer, ROWS).dtype).removeprefix("torch.")
+        for layer, state in states.items()
     }
     if len(names) > 1 or not names <= set(FLOAT_DTYPES):
         raise RuntimeAttachError(
@@ -167,7 +232,7 @@ def _row_dtype(memory: Memory) -> str:
 
 
 def _stored(
-    memory: Memory, spec: BundleSpec, part: str
+    memory: Memory, spec: BundleSpec, states: Mapping[int, Mapping[str, Tensor]], part: str
 ) -> Callable[[int], Iterator[tuple[int, Array]]]:
     """A layer's rows or scales in pieces, as a bundle stores them."""
 
@@ -176,7 +241,7 @@ def _stored(
         if isinstance(rows, TieredRows):
             yield from _mapped(rows, part)
             return
-        whole, held = spec.tensor(layer, part), _tensor(memory, layer, part)
+        whole, held = spec.tensor(layer, part), _tensor(states[layer], layer, part)
         step = max(1, _PIECE_BYTES * len(held) // whole.nbytes)
         for first in range(0, len(held), step):
             piece = held[first : first + step].contiguous().cpu()
@@ -211,7 +276,6 @@ def _hits(memory: Memory) -> Callable[[int], Iterator[tuple[int, Array]]]:
     return pieces
 
 
-def _tensor(memory: Memory, layer: int, part: str) -> Tensor:
-    found = memory.layers[str(layer)].state_dict()[HELD[part]]
-    assert isinstance(found, Tensor)
-    return found.detach()
+def _tensor(state: Mapping[str, Tensor], layer: int, part: str) -> Tensor:
+    _check_plain(state, HELD[part], layer)
+    return state[HELD[part]].detach()

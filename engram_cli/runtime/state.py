@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.runtime.fixed_state import FixedState
+from engram_cli.runtime.caches import STATES, cache_length, carrier
+from engram_cli.runtime.fixed_state import FixedState, was_skipped
 from engram_cli.runtime.recording import is_recorded
 
 KEEP = 64  # positions beyond the needed ones: assisted decoding takes back at most a few dozen
-_ATTRIBUTE = "_engram_states"
 _FOLLOWED = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")
 
 
@@ -76,13 +76,22 @@ class DecodeState:
     """What one attachment remembers of the sequences of one cache.
 
     `length` positions were seen. `tokens` int64[B, t, 2]: compressed ids and `visible`; `conv` has
-    the convolution's inputs per layer.
+    the convolution's inputs per layer, but for `skipped` layers, which did not run each time.
     """
 
     def __init__(self, older: int, reaches: dict[int, int]) -> None:
         self.length = 0
         self.tokens = Recent(older)
         self.conv = {layer: Recent(reach) for layer, reach in reaches.items()}
+        self.skipped: set[int] = set()
+
+    def fork(self) -> DecodeState:
+        """A copy to extend where the model returns new tensors and the old ones stay valid."""
+        twin = DecodeState(self.tokens.need, {i: recent.need for i, recent in self.conv.items()})
+        twin.length, twin.skipped = self.length, set(self.skipped)
+        for own, other in zip(twin._all(), self._all(), strict=True):
+            own.pieces = list(other.pieces)
+        return twin
 
     @property
     def batch(self) -> int | None:
@@ -94,21 +103,31 @@ class DecodeState:
         return self.tokens.last() if self.length else None
 
     def conv_history(self, layer: int) -> Tensor | None:
-        """[B, reach, D]: what the convolution of a layer read last, None before the first token."""
+        """[B, reach, D]: what the convolution of a layer read last, None before the first token.
+
+        Raises RuntimeAttachError for a layer that was skipped.
+        """
+        if layer in self.skipped:
+            raise was_skipped(layer, self.length)
         recent = self.conv.get(layer)
         return recent.last() if recent is not None and recent.pieces else None
 
     def extend(self, tokens: Tensor, seen: Tensor, conv: dict[int, Tensor]) -> None:
-        """Remember T more positions: [B, T] tokens and `visible`, [B, T, d] per layer."""
+        """Remember T more positions: [B, T] tokens and `visible`, [B, T, d] per layer that ran."""
         self.length += tokens.shape[1]
         self.tokens.append(torch.stack((tokens, seen), dim=-1))
-        for layer, inputs in conv.items():
-            self.conv[layer].append(inputs)
+        for layer, recent in self.conv.items():
+            if layer in conv:
+                recent.append(conv[layer])
+            else:
+                self.skipped.add(layer)
+                recent.pieces = []
 
     def reset(self) -> None:
         """Forget everything: the next token is the first of a sequence."""
         self.length = 0
-        for recent in self._recents():
+        self.skipped.clear()
+        for recent in self._all():
             recent.pieces = []
 
     def crop(self, length: int) -> None:
@@ -141,6 +160,11 @@ class DecodeState:
                 recent.pieces = [recent.merged().repeat_interleave(repeats, dim=0)]
 
     def _recents(self) -> list[Recent]:
+        """Those that have all positions."""
+        whole = [recent for layer, recent in self.conv.items() if layer not in self.skipped]
+        return [self.tokens, *whole]
+
+    def _all(self) -> list[Recent]:
         return [self.tokens, *self.conv.values()]
 
 
@@ -153,15 +177,19 @@ def new_state(cache: Any, older: int, reaches: dict[int, int]) -> State:
     return FixedState(older, reaches) if is_fixed else DecodeState(older, reaches)
 
 
+def _no_cache() -> None:
+    """Stands for a weak reference to a cache that is gone."""
+
+
 class _Follower:
     """Stands for a method of a cache object: calls it, then does the same to the states.
 
     Holds the cache weakly, so that dropping the cache frees its memory at once, and follows a deep
-    copy of it to the copy.
+    copy of it to the copy, and a pickled one to what is loaded.
     """
 
     def __init__(self, cache: Any, name: str) -> None:
-        self.cache, self.name = weakref.ref(cache), name
+        self.cache, self.name = _no_cache if cache is None else weakref.ref(cache), name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cache = self.cache()
@@ -172,7 +200,7 @@ class _Follower:
             )
         result = getattr(type(cache), self.name)(cache, *args, **kwargs)
         value = args[0] if args else next(iter(kwargs.values()), None)
-        for state in getattr(cache, _ATTRIBUTE).values():
+        for state in getattr(cache, STATES).values():
             self._follow(state, cache, value)
         return result
 
@@ -180,50 +208,53 @@ class _Follower:
         cache = self.cache()
         return _Follower(memo.get(id(cache), cache), self.name)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Follower, (self.cache(), self.name)
+
     def _follow(self, state: State, cache: Any, value: Any) -> None:
         if self.name == "reset":
             state.reset()
         elif self.name == "crop":
-            state.crop(min(state.length, int(cache_length(cache))))
+            length = cache_length(cache)
+            if length is None:  # the number to remove, or in older releases the length to keep
+                length = value if value > 0 else state.length + value
+            state.crop(min(state.length, int(length)))
         elif self.name == "batch_repeat_interleave":
             state.repeat(value)
         else:
             state.select(value)
 
 
-def cache_length(cache: Any) -> int | Tensor:
-    """How many positions a cache object holds, 0 without one; a tensor where a graph is made.
-
-    Raises RuntimeAttachError for the tuples of old models, which cannot carry a state.
-    """
-    if cache is None or (isinstance(cache, (tuple, list)) and not cache):
-        return 0
-    if not hasattr(cache, "get_seq_length"):
-        raise RuntimeAttachError(
-            f"the past is a {type(cache).__name__}, which cannot carry the memory's decode state",
-            "pass a transformers Cache object such as DynamicCache, or use_cache=False",
-        )
-    length = cache.get_seq_length()
-    return length if is_recorded() else int(length)
-
-
 def state_of(cache: Any, name: str) -> State | None:
-    """The state that the attachment `name` left on a cache object."""
-    states: dict[str, State] | None = getattr(cache, _ATTRIBUTE, None)
+    """The state that an attachment left on a cache object, or on the tensors of a container."""
+    states: dict[str, State] | None = getattr(carrier(cache), STATES, None)
     return None if states is None else states.get(name)
 
 
 def keep_on(cache: Any, name: str, state: State) -> None:
-    """Leave a state on a cache object, and have it follow what is done to the cache."""
-    states = getattr(cache, _ATTRIBUTE, None)
+    """Leave a state on a cache object, and have it follow what is done to the cache.
+
+    On a container of tensors it lies on the first of them, for as long as that lives.
+    """
+    held = carrier(cache)
+    states = getattr(held, STATES, None)
     if is_recorded() and states is not None and states.get(name) is state:
         return
     if states is None:
         states = {}
-        setattr(cache, _ATTRIBUTE, states)
+        try:
+            setattr(held, STATES, states)
+        except (AttributeError, TypeError):
+            raise RuntimeAttachError(
+                f"a cache of type {type(cache).__name__} takes no attributes, so it cannot carry "
+                "the memory's decode state",
+                "use a cache class without __slots__, or use_cache=False",
+            ) from None
     states[name] = state
+    if held is not cache:
+        return
     for method in _FOLLOWED:
-        present = cache.__dict__.get(method)
+        present = vars(cache).get(method)
         mine = isinstance(present, _Follower) and present.cache() is cache
         if not mine and hasattr(type(cache), method):
             setattr(cache, method, _Follower(cache, method))

@@ -22,6 +22,7 @@ from engram_cli.runtime.modules.base import MemoryModule
 class Trace:
     """The gates of one sequence of T tokens: `gates` has float32[T, streams] in 0..1 per layer.
 
+    Layers go by their number in the table; `decoder_layers` says where each lies, counted from 0.
     `strengths`: float32[T] per layer, the norm of what was added over that of the hidden state it
     was added to: an open gate on a value of zero says nothing.
     """
@@ -29,6 +30,15 @@ class Trace:
     ids: tuple[int, ...]
     gates: dict[int, Tensor]
     strengths: dict[int, Tensor]
+    decoder_layers: dict[int, int]
+
+    @property
+    def untrained(self) -> tuple[int, ...]:
+        """The layers that added nothing to any token: their value projection or rows are zero.
+
+        So a fresh bundle is. Its gates are as they were drawn, and say nothing.
+        """
+        return tuple(layer for layer, strength in self.strengths.items() if not strength.any())
 
 
 def trace(
@@ -70,7 +80,12 @@ def trace(
         model.train(mode)
         for handle in handles:
             handle.remove()
-    return Trace(ids=tuple(ids.tolist()), gates=gates, strengths=strengths)
+    return Trace(
+        ids=tuple(ids.tolist()),
+        gates=gates,
+        strengths=strengths,
+        decoder_layers={layer: memory.spec.index(layer) for layer in gates},
+    )
 
 
 def _listener(

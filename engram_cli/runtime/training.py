@@ -8,7 +8,7 @@ from torch import nn
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.attach import memories
-from engram_cli.runtime.modules.base import TABLE
+from engram_cli.runtime.modules.base import Rows
 
 ROWS_LR_FACTOR = 5.0  # the paper's: rows learn five times as fast, without weight decay
 
@@ -19,10 +19,10 @@ def row_parameters(model: nn.Module) -> list[nn.Parameter]:
     if not found:
         raise RuntimeAttachError("the model carries no memory", "attach one first")
     return [
-        parameter
+        module.weight
         for memory in found.values()
-        for name, parameter in memory.named_parameters()
-        if name.endswith(TABLE)
+        for module in memory.modules()
+        if isinstance(module, Rows)
     ]
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.corpus.base import Mark
+from engram_cli.corpus.stamps import continues
 from engram_cli.errors import ArtifactError, MismatchError, OutputError
 from engram_cli.files import new_file, output_errors, read_json
 from engram_cli.progress import Progress
@@ -83,6 +84,11 @@ class FolderKeeper:
     def due(self) -> bool:
         """Whether the last one is long enough ago, or it is the last chance."""
         return not self._failed and (self._ending.is_set() or time.monotonic() >= self._next)
+
+    def keep_last(self, mark: Mark, tally: Tally) -> None:
+        """Write a checkpoint before the count ends in an error, unless one is there already."""
+        if not self._failed and self.tokens != tally.tokens:
+            self.keep(mark, tally)
 
     def keep(self, mark: Mark, tally: Tally) -> None:
         """Write a checkpoint; where it cannot be written say so, and try no more.
@@ -155,7 +161,7 @@ def read_checkpoint(folder: Path, request: str) -> Checkpoint | None:
     document = read_json(path, "a checkpoint")
     if (document.get("format"), document.get("version")) != (FORMAT, VERSION):
         raise _damaged(path, "is no checkpoint of this version")
-    if document.get("request") != request:
+    if not continues(request, document.get("request")):
         raise MismatchError(f"{folder} is of another request", _AGAIN)
     encoder, numbers = document.get("encoder"), (document.get("size"), document.get("tokens"))
     if encoder not in (None, "tokenizers") or not all(_is_count(n) for n in numbers):

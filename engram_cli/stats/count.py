@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.corpus.base import Mark, TokenBlock
-from engram_cli.errors import InputError, TokenIdError
+from engram_cli.errors import InputError, TokenIdError, UndecodableError
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.heap import Trimmer
@@ -37,6 +37,10 @@ class Keeper(Protocol):
 
         Raises KeyboardInterrupt where the count is to go no further.
         """
+        ...
+
+    def keep_last(self, mark: Mark, tally: Tally) -> None:
+        """Keep the same before the count ends in an error."""
         ...
 
 
@@ -100,19 +104,29 @@ class Tally:
         progress: Progress = SILENT,
         keeper: Keeper | None = None,
     ) -> Counts:
-        """Count the blocks, let `keeper` keep the state now and then. Raises TokenIdError."""
+        """Count the blocks, let `keeper` keep the state now and then, and before text that is not
+        UTF-8. Raises TokenIdError."""
         trimmer = Trimmer()
+        mark: Mark | None = None  # where the state is whole
         with closing(blocks), Crew(self._counter, self._threads) as crew:
-            for block in blocks:
-                passage = self._feed.passage(block) if len(block.ids) else None
-                if passage is not None:
-                    crew.push(passage)
-                self.size += block.size
-                progress.advance(block.size)
-                trimmer.advance(block.size)
-                if keeper is not None and block.mark is not None and keeper.due():
+            try:
+                for block in blocks:
+                    mark = None
+                    passage = self._feed.passage(block) if len(block.ids) else None
+                    if passage is not None:
+                        crew.push(passage)
+                    self.size += block.size
+                    mark = block.mark
+                    progress.advance(block.size)
+                    trimmer.advance(block.size)
+                    if keeper is not None and mark is not None and keeper.due():
+                        crew.drain()
+                        keeper.keep(mark, self)
+            except UndecodableError:
+                if keeper is not None and mark is not None:
                     crew.drain()
-                    keeper.keep(block.mark, self)
+                    keeper.keep_last(mark, self)
+                raise
         feed = self._feed
         return self._counter.counts(
             tokens=feed.tokens, documents=feed.documents, joined=self._joined

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError, MismatchError
-from engram_cli.files import canonical_json, new_folder, read_json, sha256_bytes
+from engram_cli.files import canonical_json, local_path, new_folder, read_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.arrays import REMAKE, read_array, write_arrays
@@ -157,7 +157,7 @@ def read_stats(path: str | Path) -> Statistics:
     Raises InputError when there is none, IncompleteError for an unfinished one, ArtifactError for
     a damaged one.
     """
-    path = Path(path)
+    path = local_path(path)
     if not path.is_dir():
         raise InputError(f"no statistics folder at {path}", "run first: engram hash-stats CORPUS")
     if not (path / DOCUMENT).is_file():

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.errors import ArtifactError, InputError, MismatchError
+from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.attributes import Description, read_description
 from engram_cli.table.codecs import CODECS
@@ -199,7 +200,7 @@ def open_table(path: Path | str) -> TableStore:
     Raises InputError when there is none, IncompleteError for a half-built one, ArtifactError for
     one that is damaged, tampered with or newer. Checksums are for `table.verify`.
     """
-    about = read_description(Path(path))
+    about = read_description(local_path(path))
     _check_sizes(about)
     return TableStore(
         path=about.path,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engram_cli.errors import ArtifactError
+from engram_cli.files import local_path
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import Description, group_problem, read_description
 from engram_cli.table.checksum import file_checksum
@@ -35,7 +36,7 @@ def verify_table(
 
     Raises what `open_table` raises when the attributes themselves are not to be trusted.
     """
-    about = read_description(Path(path))
+    about = read_description(local_path(path))
     total = sum(size for size, _ in about.files.values())
     progress.start("verify", total, "bytes")
     problems = _group_problems(about)

@@ -16,6 +16,10 @@ from engram_cli.vocab.lookup import HOLE, VocabMap
 from engram_cli.vocab.normalize import REPLACEMENT, normalizer, token_key
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
+# A map has an entry for each id up to the largest. Published vocabularies have a few holes; one id
+# of 60 M would take gigabytes.
+_ROOM, _SPARSE = 2**20, 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CompressedVocab(VocabMap):
@@ -102,6 +106,11 @@ def compress_vocab(source: str | Path | TokenizerFile) -> CompressedVocab:
     spellings = tokenizer.spellings()
     ids = list(spellings)
     size = ids[-1] + 1
+    if size > _ROOM + _SPARSE * len(ids):
+        raise VocabularyError(
+            f"{tokenizer.path} has {len(ids):,} tokens and one with the id {ids[-1]:,}",
+            f"number the tokens without such holes: below {_ROOM + _SPARSE * len(ids):,}",
+        )
     lookup = np.full(size, HOLE, dtype=np.int32)
     texts, tokens, keys = [""] * size, [""] * size, [""] * size
     opened: dict[str, int] = {}
@@ -119,6 +128,7 @@ def compress_vocab(source: str | Path | TokenizerFile) -> CompressedVocab:
         tokens=tokens,
         keys=keys,
         special_ids=tokenizer.special_ids,
+        pad_id=tokenizer.pad_id,
         tokenizer_digest=tokenizer.digest,
         source=str(tokenizer.path.absolute()),
     )

@@ -44,9 +44,11 @@ class VocabDiff:
     """How two maps differ over the ids both have.
 
     `moved`: ids with another compressed id. `regrouped`: ids whose company is another one, however
-    the groups are numbered; each with its text and its two groups' keys.
+    the groups are numbered; each with its text and its two groups' keys. `tokenizers` are the
+    digests of the two files they were made from: equal ids of other tokens differ unseen.
     """
 
+    tokenizers: tuple[str, str]
     sizes: tuple[int, int]
     vocab_sizes: tuple[int, int]
     moved: int
@@ -106,6 +108,7 @@ def diff(ours: CompressedVocab, theirs: CompressedVocab) -> VocabDiff:
     a, b = ours.lookup[:count], theirs.lookup[:count]
     regrouped = np.flatnonzero(~_same_company(a, b))
     return VocabDiff(
+        tokenizers=(ours.tokenizer_digest, theirs.tokenizer_digest),
         sizes=(ours.size, theirs.size),
         vocab_sizes=(ours.vocab_size, theirs.vocab_size),
         moved=int(np.count_nonzero(a != b)),

@@ -15,10 +15,14 @@ HOLE = -1  # the entry of an id that no token has
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VocabMap:
-    """A vocabulary map: `lookup` int32[V], -1 at an id that no token has, onto 0..`size`-1."""
+    """A vocabulary map: `lookup` int32[V], -1 at an id that no token has, onto 0..`size`-1.
+
+    `pad_id`: the token id that stands before the start of a text, None where it is not known.
+    """
 
     lookup: NDArray[np.int32]
     size: int
+    pad_id: int | None = None
 
     def __post_init__(self) -> None:
         check_lookup(self.lookup, self.size)

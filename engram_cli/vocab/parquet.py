@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
-from engram_cli.files import new_file, output_errors
+from engram_cli.files import local_path, new_file, output_errors
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.lookup import HOLE, VocabMap, lookup_digest
+from engram_cli.vocab.padding import choose_pad
 
 FORMAT = "engram-vocab"
 VERSION = 1
@@ -33,6 +36,19 @@ _SCHEMA = pa.schema(
         ("special", pa.bool_()),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredToken:
+    """A token of a vocabulary: its id, its spelling, and whether it is special.
+
+    `ordinary`: the text of the first ordinary token with its compressed id, None without one.
+    """
+
+    token_id: int
+    token: str
+    special: bool
+    ordinary: str | None
 
 
 def write_vocab(vocab: CompressedVocab, path: Path, *, force: bool = False) -> None:
@@ -60,15 +76,18 @@ def write_vocab(vocab: CompressedVocab, path: Path, *, force: bool = False) -> N
 
 def read_vocab(path: str | Path) -> CompressedVocab:
     """Read what `write_vocab` wrote, its digest checked. Raises InputError or ArtifactError."""
-    table, about = _read(Path(path), _SCHEMA.names)
+    table, about = _read(local_path(path), _SCHEMA.names)
     lookup = _lookup(Path(path), table, about)
+    tokens = table["token"].fill_null("").to_pylist()
+    special = np.flatnonzero(table["special"].to_numpy()).tolist()
     return CompressedVocab(
         lookup=lookup,
         size=int(lookup.max(initial=HOLE)) + 1,
         texts=table["text"].fill_null("").to_pylist(),
-        tokens=table["token"].fill_null("").to_pylist(),
+        tokens=tokens,
         keys=table["key"].fill_null("").to_pylist(),
-        special_ids=frozenset(np.flatnonzero(table["special"].to_numpy()).tolist()),
+        special_ids=frozenset(special),
+        pad_id=_pad_id(about, lookup, {i: tokens[i] for i in special}),
         tokenizer_digest=str(about.get("tokenizer_digest")),
         source=str(about.get("source")),
     )
@@ -76,9 +95,37 @@ def read_vocab(path: str | Path) -> CompressedVocab:
 
 def read_map(path: str | Path) -> VocabMap:
     """Read only the map, a tenth of the time and memory of `read_vocab`. Raises as it does."""
-    table, about = _read(Path(path), ["token_id", "compressed_id"])
+    names = ["token_id", "compressed_id"]
+    if "pad_id" not in read_about(path):  # written before the pad token was recorded
+        names += ["token", "special"]
+    table, about = _read(local_path(path), names)
     lookup = _lookup(Path(path), table, about)
-    return VocabMap(lookup=lookup, size=int(lookup.max(initial=HOLE)) + 1)
+    special = {}
+    if "special" in names:
+        own = table.filter(table["special"])
+        special = dict(zip(own["token_id"].to_pylist(), own["token"].to_pylist(), strict=True))
+    return VocabMap(
+        lookup=lookup,
+        size=int(lookup.max(initial=HOLE)) + 1,
+        pad_id=_pad_id(about, lookup, special),
+    )
+
+
+def read_token(path: str | Path, token_id: int) -> StoredToken:
+    """One token of a stored vocabulary, by an id that it has. Raises InputError, ArtifactError."""
+    return token_of(read_vocab(path), token_id)
+
+
+def token_of(vocab: CompressedVocab, token_id: int) -> StoredToken:
+    """One token of a vocabulary, by an id that it has."""
+    alike = vocab.members(int(vocab.lookup[token_id]))
+    ordinary = next((i for i in alike if i not in vocab.special_ids), None)
+    return StoredToken(
+        token_id=token_id,
+        token=vocab.tokens[token_id],
+        special=token_id in vocab.special_ids,
+        ordinary=None if ordinary is None else vocab.texts[ordinary],
+    )
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
@@ -86,7 +133,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
     Raises InputError or ArtifactError.
     """
-    return _read(Path(path), [])[1]
+    return _read(local_path(path), [])[1]
 
 
 def is_vocab(path: Path) -> bool:
@@ -143,6 +190,15 @@ def _lookup(path: Path, table: pa.Table, about: dict[str, Any]) -> NDArray[np.in
     return lookup
 
 
+def _pad_id(
+    about: dict[str, Any], lookup: NDArray[np.int32], special: Mapping[int, str]
+) -> int | None:
+    """The recorded pad id; of an older file, or of one that names no token, by the names."""
+    pad = about.get("pad_id", choose_pad(special))
+    valid = type(pad) is int and 0 <= pad < len(lookup) and lookup[pad] != HOLE
+    return pad if valid else None
+
+
 def _metadata(vocab: CompressedVocab) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -152,6 +208,7 @@ def _metadata(vocab: CompressedVocab) -> dict[str, Any]:
         "vocab_digest": vocab.digest,
         "tokenizer_digest": vocab.tokenizer_digest,
         "source": vocab.source,
+        "pad_id": vocab.pad_id,
         "tool_version": __version__,
     }
 

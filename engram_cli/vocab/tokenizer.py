@@ -9,20 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import VocabularyError
-from engram_cli.files import sha256_bytes
+from engram_cli.files import local_path, sha256_bytes
+from engram_cli.progress import SILENT, Progress
+from engram_cli.vocab.padding import choose_pad, declared_pad
 
 # A tokenizer.json is a few MB; the largest published one is 33 MB.
 MAX_TOKENIZER_BYTES = 512 * 2**20
+# Settings of a model that draw another segmentation each time; they are for training only.
+_RANDOM = ("dropout", "alpha")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFile:
-    """A loaded tokenizer.json: its path, its bytes' digest and the Rust backend."""
+    """A loaded tokenizer.json: its path, its bytes' digest and the Rust backend.
+
+    `pad_id`: the token to read before the start of a text, None where it has no special token.
+    `changed`: whether the backend was made to encode the same text the same way each time, which
+    the file would not.
+    """
 
     path: Path
     digest: str
     backend: Any
     special_ids: frozenset[int]
+    pad_id: int | None = None
+    changed: bool = False
 
     def spellings(self) -> dict[int, str]:
         """Every id that some token has, ascending, with the token as the vocabulary spells it; of
@@ -37,6 +48,13 @@ class TokenizerFile:
     def decode_each(self, ids: Sequence[int]) -> list[str]:
         """The text of each id decoded alone, special tokens kept (docs/reference/schemes.md)."""
         return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
+
+    def read(self) -> bytes:
+        """The bytes of the file. Raises VocabularyError where it has changed meanwhile."""
+        raw = _read(self.path)
+        if sha256_bytes(raw) != self.digest:
+            raise VocabularyError(f"{self.path} has changed since it was loaded", "run it again")
+        return raw
 
     def token(self, token_id: int) -> str:
         """The token as the vocabulary spells it."""
@@ -61,14 +79,15 @@ class TokenizerFile:
             ) from None
 
 
-def load_tokenizer(path: str | Path) -> TokenizerFile:
+def load_tokenizer(path: str | Path, progress: Progress = SILENT) -> TokenizerFile:
     """Load a tokenizer.json, or the one in a Hugging Face folder.
 
-    Raises VocabularyError when there is none, when it cannot be parsed, or when it has no token.
+    Truncation, padding and random segmentation are turned off, and the last is told. Raises
+    VocabularyError when there is none, when it cannot be parsed, or when it has no token.
     """
     from tokenizers import Tokenizer
 
-    file = find_tokenizer(Path(path))
+    file = find_tokenizer(local_path(path))
     raw = _read(file)
     try:
         backend = Tokenizer.from_str(raw.decode("utf-8"))
@@ -81,13 +100,29 @@ def load_tokenizer(path: str | Path) -> TokenizerFile:
     backend.no_padding()
     if backend.get_vocab_size(with_added_tokens=True) == 0:
         raise VocabularyError(f"{file} has an empty vocabulary", "give a trained tokenizer")
+    drawn = _without_randomness(backend.model)
+    if drawn:
+        progress.note(f"{file}: {drawn} is turned off, so that a text always has the same tokens")
     added = backend.get_added_tokens_decoder()
+    special = {i: str(token.content) for i, token in added.items() if token.special}
+    declared = declared_pad(file, backend.get_vocab(with_added_tokens=True))
     return TokenizerFile(
         path=file,
         digest=sha256_bytes(raw),
         backend=backend,
-        special_ids=frozenset(i for i, token in added.items() if token.special),
+        special_ids=frozenset(special),
+        pad_id=choose_pad(special, declared),
+        changed=bool(drawn),
     )
+
+
+def _without_randomness(model: Any) -> str:
+    """Turn off what draws segmentations; gives its name and value, "" where nothing does."""
+    drawn = [(name, getattr(model, name, None)) for name in _RANDOM]
+    found = [(name, value) for name, value in drawn if value]
+    for name, _ in found:
+        setattr(model, name, None)
+    return " and ".join(f"{name} {value:g}" for name, value in found)
 
 
 def find_tokenizer(path: Path) -> Path:

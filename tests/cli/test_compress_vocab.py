@@ -84,9 +84,26 @@ def test_diff_of_two_vocabularies(
     engram("compress-vocab", tokenizer_file, "-o", "small.parquet")
     same = engram("compress-vocab", tokenizer_file, "--diff", "small.parquet")
     assert same.code == 0
-    assert "same map yes" in " ".join(same.out.split())
+    assert "tokenizer the same file same map yes" in " ".join(same.out.split())
     other = engram("compress-vocab", deepseek_tokenizer_file, "--diff", "small.parquet", "--json")
-    assert json.loads(other.out)["difference"]["moved"] > 0
+    difference = json.loads(other.out)["difference"]
+    assert difference["moved"] > 0
+    assert len(set(difference["tokenizers"])) == 2
+    told = engram("compress-vocab", deepseek_tokenizer_file, "--diff", "small.parquet")
+    assert "there: they differ" in " ".join(told.out.split())
+
+
+def test_equal_maps_of_different_tokenizers_are_told_apart(
+    engram: Engram, tokenizer_file: Path
+) -> None:
+    """The map says which tokens share an id, not how a text is cut into them."""
+    engram("compress-vocab", tokenizer_file, "-o", "small.parquet")
+    document = json.loads(tokenizer_file.read_text())
+    document["model"]["merges"] = document["model"]["merges"][:-1]
+    (engram.folder / "other.json").write_text(json.dumps(document))
+    told = " ".join(engram("compress-vocab", "other.json", "--diff", "small.parquet").out.split())
+    assert "they differ" in told
+    assert "same map yes" in told
 
 
 @pytest.mark.parametrize(

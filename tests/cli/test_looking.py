@@ -155,3 +155,18 @@ def test_a_probe_fits_a_terminal_speaks_json_and_is_drawn(filled: Engram) -> Non
         refused = filled(*wrong)
         assert refused.code == 2
         assert match in refused.error_line
+
+
+def test_a_probe_says_its_tokenizer_once(engram: Engram) -> None:
+    byte_level_tokenizer().save(str(engram.folder / "tokenizer.json"))
+    (engram.folder / "corpus.txt").write_text(f"{TEXT} Bucephalus.\n" * 9, encoding="utf-8")
+    (engram.folder / "held.txt").write_text(f"{TEXT} Alexander.\n" * 9, encoding="utf-8")
+    corpus = ("--corpus", "corpus.txt")
+    geometry = ("--rows-per-head", "40", "--layers", "1", "--dim", "4")
+    engram("compress-vocab")
+    built = engram("build-table", "--init", "next-token", *corpus, *geometry)
+    assert built.code == 0, built.err
+    table = "engram-table.zarr"
+    done = engram("inspect", table, "--no-rows", "--probe", "held.txt", *corpus)
+    assert done.code == 0, done.err
+    assert done.err.count("tokenizer: tokenizer.json") == 1

@@ -209,14 +209,6 @@ def test_a_table_of_another_vocabulary_is_refused(
     assert "the table was built for vocabulary" in done.error_line
 
 
-def test_a_table_for_layers_the_model_has_not_is_refused(corpus: Engram) -> None:
-    corpus("compress-vocab")
-    corpus("build-table", *ROWS, "--layers", "1,15", "--dim", "8")
-    done = corpus("attach", "ckpt")
-    assert done.code == 2
-    assert "has layer 15, the model has layers 0 to 3" in done.error_line
-
-
 def test_statistics_of_parts_merge(corpus: Engram) -> None:
     corpus("compress-vocab")
     (corpus.folder / "more.txt").write_text("another few words", encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_tokenizers import byte_level_tokenizer
 
 from engram_cli.commands.attach import AttachRequest, attach_checkpoint
 from engram_cli.commands.model_shape import read_model_shape
@@ -112,9 +113,14 @@ def test_the_arithmetic_is_right_and_comes_first(checkpoint: Path, table: Path) 
     full = Listener()
     written = attach_checkpoint(request(checkpoint, table), full)
     assert full.notes == listener.notes
-    for dry_run in (False, True):  # a dry run promises nothing that the run refuses
-        with pytest.raises(OutputError, match="already exists"):
-            attach_checkpoint(request(checkpoint, table, dry_run=dry_run))
+    with pytest.raises(OutputError, match="already exists"):
+        attach_checkpoint(request(checkpoint, table))
+    again = attach_checkpoint(request(checkpoint, table, dry_run=True))
+    assert "already exists; use --force" in str(again.in_the_way)
+    assert again.cost == result.cost
+    forced = attach_checkpoint(request(checkpoint, table, dry_run=True, force=True))
+    assert forced.in_the_way is None
+    for dry_run in (False, True):
         with pytest.raises(InputError, match="--init-gate 'shut'"):
             attach_checkpoint(request(checkpoint, table, dry_run=dry_run, init_gate="shut"))
     assert written.cost == result.cost
@@ -154,6 +160,17 @@ def test_a_table_of_zeros_gets_a_random_value_projection(
     [
         {"model_type": "gpt2", "n_embd": 32, "n_layer": 4, "vocab_size": 512},
         {"model_type": "gemma3", "vision_config": {"hidden_size": 7}, "text_config": LLAMA},
+        {
+            "model_type": "t5",
+            "is_encoder_decoder": True,
+            "d_model": 32,
+            "num_layers": 7,
+            "num_decoder_layers": 4,
+            "vocab_size": 512,
+        },
+        LLAMA
+        | {"model_type": "bart", "is_encoder_decoder": True}
+        | {"num_hidden_layers": 7, "decoder_layers": 4},
     ],
 )
 def test_sizes_by_other_names_and_places(checkpoint: Path, config: dict[str, Any]) -> None:
@@ -177,6 +194,7 @@ def test_sizes_by_other_names_and_places(checkpoint: Path, config: dict[str, Any
         ('{"hidden_size": "32", "num_hidden_layers": 4}', InputError),
         ('{"hidden_size": 32, "num_hidden_layers": 0}', InputError),
         ('{"hidden_size": 32, "num_hidden_layers": 4, "vocab_size": -1}', InputError),
+        ('{"hidden_size": 32, "num_hidden_layers": 4, "altup_num_inputs": 4}', InputError),
     ],
 )
 def test_bad_configs(checkpoint: Path, table: Path, text: str, error: type[Exception]) -> None:
@@ -213,20 +231,65 @@ def test_another_tokenizer_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("count", "options", "message", "hint"),
+    ("count", "layers", "options", "expected"),
     [
-        (2, {}, "has layer 2, the model has layers 0 to 1", "--layers 1 "),
-        (1, {}, "has layer 1, 2, the model has layers 0 to 0", "--layers 0 "),
-        (12, {"layers": (1, 7)}, "has no layer 7, it has 1, 2", "--layers 1,6 "),
+        (4, (1, 2), {}, {1: 1, 2: 2}),
+        (4, (1, 15), {}, {1: 1, 15: 2}),  # the demo's layers: the middle one of four
+        (30, (1, 15), {}, {1: 1, 15: 15}),
+        (4, (7, 15), {}, {7: 1, 15: 2}),
+        (4, (2, 15), {}, {2: 2, 15: 1}),  # the middle one is taken
+        (2, (1, 15), {}, {1: 1, 15: 0}),
+        (4, (15,), {}, {15: 1}),
+        (4, (1, 15), {"at": (0, 3)}, {1: 0, 15: 3}),
+        (4, (1, 15), {"at": (3,), "layers": (15,)}, {15: 3}),
+        (4, (1, 15), {"at": (3, 0), "layers": (15, 1)}, {1: 0, 15: 3}),
+        (4, (1, 2, 15), {"at": (0, 1, 3)}, {1: 0, 2: 1, 15: 3}),
+        (4, (1, 2, 15), {"layers": (1, 2, 15)}, {1: 1, 2: 2, 15: 3}),
     ],
 )
-def test_layers_that_do_not_fit(
-    checkpoint: Path, table: Path, count: int, options: dict[str, Any], message: str, hint: str
+def test_layers_lie_on_decoder_layers_that_exist(
+    checkpoint: Path,
+    tmp_path: Path,
+    small_vocab: CompressedVocab,
+    count: int,
+    layers: tuple[int, ...],
+    options: dict[str, Any],
+    expected: dict[int, int],
 ) -> None:
     configure(checkpoint, LLAMA | {"num_hidden_layers": count})
-    with pytest.raises(MismatchError, match=message) as caught:
+    table = build(tmp_path / "t.zarr", small_vocab, layers=layers, heads=1)
+    listener = Listener()
+    result = attach_checkpoint(request(checkpoint, table, **options), listener)
+    spec = read_bundle(checkpoint / "engram").spec
+    assert {layer: spec.index(layer) for layer in spec.layers} == expected
+    assert dict(zip(result.layers, result.decoder_layers, strict=True)) == expected
+    assert listener.notes[0].startswith("into decoder layer")
+    assert "counted from 0" in listener.notes[0]
+    document = json.loads((checkpoint / "engram" / "engram.json").read_text())
+    mapped = any(layer != place for layer, place in expected.items())
+    assert document["version"] == (2 if mapped else 1)
+    assert {entry["layer"]: entry["decoder_layer"] for entry in document["layers"]} == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "message"),
+    [
+        (1, {}, "2 layers of .* for a model of 1"),
+        (12, {"layers": (1, 7)}, "has no layer 7, it has 1, 2"),
+        (12, {"layers": (1, 1)}, "--layers 1, 1"),
+        (4, {"at": (1,)}, "--at 1 for layers 1, 2"),
+        (4, {"at": (1, 1)}, "--at 1, 1 in a model of 4 layers"),
+        (4, {"at": (1, 4)}, "--at 1, 4 in a model of 4 layers"),
+        (4, {"at": (-1, 1)}, "--at -1, 1 in a model of 4 layers"),
+    ],
+)
+def test_layers_and_places_that_cannot_be(
+    checkpoint: Path, table: Path, count: int, options: dict[str, Any], message: str
+) -> None:
+    configure(checkpoint, LLAMA | {"num_hidden_layers": count})
+    with pytest.raises((MismatchError, InputError), match=message):
         attach_checkpoint(request(checkpoint, table, **options))
-    assert f"engram build-table {hint}" in caught.value.hint
+    assert not (checkpoint / "engram").exists()
 
 
 def test_layers_of_qwen_ple_count_from_one(tmp_path: Path, checkpoint: Path) -> None:
@@ -238,8 +301,9 @@ def test_layers_of_qwen_ple_count_from_one(tmp_path: Path, checkpoint: Path) -> 
     spec = read_bundle(checkpoint / "engram").spec
     assert [spec.index(layer) for layer in spec.layers] == [0, 3]
     configure(checkpoint, LLAMA | {"num_hidden_layers": 3})
-    with pytest.raises(MismatchError, match="has layer 4, the model has layers 1 to 3"):
-        attach_checkpoint(request(checkpoint, table, force=True))
+    result = attach_checkpoint(request(checkpoint, table, force=True))
+    assert (result.layers, result.decoder_layers) == ((1, 4), (0, 1))
+    assert "no decoder layer 3" in result.why
     configure(checkpoint, LLAMA | {"vocab_size": 513})
     with pytest.raises(MismatchError, match="hashes 512 token ids, the checkpoint has 513"):
         attach_checkpoint(request(checkpoint, table, force=True))
@@ -355,8 +419,79 @@ def test_into_another_folder_with_a_card(checkpoint: Path, table: Path, tmp_path
         attach_checkpoint(request(checkpoint, table, into=tmp_path, out=tmp_path / "x"))
 
 
-def test_a_model_that_takes_fewer_ids_than_the_tokenizer(checkpoint: Path, table: Path) -> None:
+def test_a_model_that_takes_fewer_ids_than_its_own_tokenizer(checkpoint: Path, table: Path) -> None:
     configure(checkpoint, LLAMA | {"vocab_size": 100})
-    with pytest.raises(MismatchError, match="the checkpoint takes 100") as caught:
+    with pytest.raises(MismatchError, match=r"401 ids, the model takes 100") as caught:
         attach_checkpoint(request(checkpoint, table))
-    assert "resize_token_embeddings" in caught.value.hint
+    assert "resize_token_embeddings" not in caught.value.hint
+
+
+def test_a_table_of_a_larger_tokenizer_names_the_checkpoints_own(
+    checkpoint: Path, table: Path, small_vocab: CompressedVocab
+) -> None:
+    byte_level_tokenizer().save(str(checkpoint / "tokenizer.json"))
+    document = json.loads((checkpoint / "tokenizer.json").read_text())
+    document["added_tokens"] = document["added_tokens"][:-1]
+    (checkpoint / "tokenizer.json").write_text(json.dumps(document))
+    configure(checkpoint, LLAMA | {"vocab_size": 400})
+    with pytest.raises(MismatchError, match=r"built for vocabulary .* of 401 ids") as caught:
+        attach_checkpoint(request(checkpoint, table))
+    assert f"engram compress-vocab {checkpoint / 'tokenizer.json'}" in caught.value.hint
+    assert "resize_token_embeddings" not in caught.value.hint
+
+
+def weights(folder: Path, *names: str, file: str = "model.safetensors") -> None:
+    header = {n: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for n in names[:1]}
+    header |= {n: {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]} for n in names[1:]}
+    raw = json.dumps(header).encode()
+    (folder / file).write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
+
+
+def shards(folder: Path, *names: str) -> None:
+    listed = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(listed))
+
+
+PLAIN = "model.layers.0.mlp.up_proj.weight"
+OWN = {
+    "config": lambda at: configure(at, LLAMA | {"engram_layer_ids": [2, 14]}),
+    "text config": lambda at: configure(
+        at, {"model_type": "vlm", "text_config": LLAMA | {"ple_layer_ids": [2]}}
+    ),
+    "one file": lambda at: weights(at, PLAIN, "layers.2.engram.wkv.weight"),
+    "shards": lambda at: shards(
+        at, PLAIN, "model.language_model.layers.1.ple.value_proj.weight"
+    ),
+    "saved with the model": lambda at: weights(at, PLAIN, "engram.layers.1.value_proj.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", OWN)
+def test_a_second_memory_needs_force(how: str, checkpoint: Path, table: Path) -> None:
+    OWN[how](checkpoint)
+    with pytest.raises(MismatchError) as caught:
+        attach_checkpoint(request(checkpoint, table))
+    assert str(checkpoint) in caught.value.message
+    shown = {
+        "config": "of its own (config.json: engram_layer_ids 2, 14)",
+        "text config": "of its own (config.json: ple_layer_ids 2)",
+        "one file": "of its own (tensor layers.2.engram.wkv.weight)",
+        "shards": "of its own (tensor model.language_model.layers.1.ple.value_proj.weight)",
+        "saved with the model": "(tensor engram.layers.1.value_proj.weight)",
+    }
+    assert shown[how] in caught.value.message
+    assert "--force" in caught.value.hint
+    assert not (checkpoint / "engram").exists()
+    assert attach_checkpoint(request(checkpoint, table, force=True)).written
+
+
+@pytest.mark.parametrize("name", [PLAIN, "model.layers.1.mlp.sample.weight", "engrams.1.weight"])
+def test_other_tensors_are_no_memory(name: str, checkpoint: Path, table: Path) -> None:
+    weights(checkpoint, name)
+    configure(checkpoint, LLAMA | {"ple_layer_ids": [], "engram_layer_ids": None})
+    assert attach_checkpoint(request(checkpoint, table)).written
+
+
+def test_weights_that_are_not_there_yet_show_nothing(checkpoint: Path, table: Path) -> None:
+    (checkpoint / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert attach_checkpoint(request(checkpoint, table)).written

@@ -155,7 +155,7 @@ def test_statistics_give_geometry_and_hits(request_: BuildTableRequest, counts: 
     assert table.attributes["statistics"] == {"tokens": 500}
     for layer, hits in counts.hits.items():
         np.testing.assert_array_equal(table.hits(layer), hits)
-    assert progress.notes == []
+    assert progress.notes == ["pad token: <pad> (id 2)"]
 
 
 def test_statistics_are_enough_without_a_vocabulary(
@@ -203,7 +203,8 @@ def test_flags_win_over_statistics_and_the_hits_are_left_out(
     table = open_table(request_.out)
     assert table.layout.fingerprint == hash_layout(scheme, small_vocab, **expected).fingerprint
     assert table.hits(table.layout.layer_ids[0]) is None
-    (note,) = progress.notes
+    note, pad = progress.notes
+    assert pad.startswith("pad token: ")
     assert "left out" in note
 
 
@@ -279,12 +280,15 @@ def test_without_vocabulary_and_statistics_the_next_step_is_named(
 def test_an_existing_table_is_refused_and_hides_no_wrong_option(
     request_: BuildTableRequest,
 ) -> None:
-    """By a dry run too, which would else promise what the build refuses."""
+    """A dry run says so too, and computes."""
     first = build_table(request_)
+    with pytest.raises(OutputError, match="already exists"):
+        build_table(request_)
+    planned = build_table(replace(request_, dry_run=True))
+    assert "already exists; use --force" in str(planned.in_the_way)
+    assert planned.plan.total_bytes == first.plan.total_bytes
     for dry_run in (False, True):
         request = replace(request_, dry_run=dry_run)
-        with pytest.raises(OutputError, match="already exists"):
-            build_table(request)
         with pytest.raises(InputError, match="unknown dtype 'int7'"):
             build_table(replace(request, dtype="int7"))
         assert build_table(replace(request, force=True)).written is not dry_run
@@ -332,5 +336,5 @@ def test_an_interrupted_build_is_announced_and_gone_on_with(request_: BuildTable
     progress = Notes()
     result = build_table(again, progress)
     assert result.resumed_chunks * 20 * 12 == plan.done_bytes
-    assert len(progress.notes) == (1 if plan.done_bytes else 0)
+    assert len(progress.notes) == (2 if plan.done_bytes else 1)
     assert open_table(request_.out).attributes["init"]["parameters"]["std"] == 0.5

@@ -70,9 +70,12 @@ def test_what_cannot_be_is_refused_before_anything_is_read(request_: ConvertRequ
 
 def test_an_older_result_is_replaced_with_force(request_: ConvertRequest) -> None:
     first = convert_table(request_).digest
-    for dry_run in (False, True):  # a dry run promises nothing that the run refuses
-        with pytest.raises(OutputError, match="already exists"):
-            convert_table(changed(request_, dtype="int4", dry_run=dry_run))
+    with pytest.raises(OutputError, match="already exists"):
+        convert_table(changed(request_, dtype="int4"))
+    planned = convert_table(changed(request_, dtype="int4", dry_run=True))
+    assert "already exists; use --force" in str(planned.in_the_way)
+    assert planned.plan.dtype == "int4"
+    for dry_run in (False, True):
         with pytest.raises(InputError, match="unknown dtype 'int7'"):
             convert_table(changed(request_, dtype="int7", dry_run=dry_run))
     second = convert_table(changed(request_, dtype="int4", force=True, threads=2))

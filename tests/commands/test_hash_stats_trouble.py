@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_counting(
 @pytest.mark.parametrize(
     ("name", "raw", "error", "message"),
     [
-        ("a.txt", b"fine\xff", CorpusError, "a.txt: byte 4 is not UTF-8"),
+        ("a.txt", b"fine\xff", CorpusError, "a.txt, line 1: byte 4 is not UTF-8"),
         ("a.txt", b"", CorpusError, "holds no token"),
         ("a.jsonl", b"{", CorpusError, "a.jsonl, line 1 is not JSON"),
         ("a.npy", b"\x93NUMPY", CorpusError, "a.npy is no .npy file"),

@@ -11,6 +11,7 @@ import pytest
 from commands.made import Made
 
 from engram_cli.commands.artifact import Kind
+from engram_cli.commands.convert import ConvertRequest, convert_table
 from engram_cli.commands.inspect import InspectRequest, InspectResult, inspect
 from engram_cli.errors import InputError, OutputError
 from engram_cli.stats.folder import read_stats
@@ -41,6 +42,15 @@ def test_a_table_is_told_with_its_layout(made_once: Made) -> None:
         "layout": None,
         "vocabulary": True,
     }
+
+
+def test_a_converted_table_says_from_what(made_once: Made, tmp_path: Path) -> None:
+    assert "converted" not in said(inspected(made_once.table, rows=False))
+    out = tmp_path / "small.zarr"
+    convert_table(ConvertRequest(source=made_once.table, dtype="int8", out=out))
+    digest = open_table(made_once.table).digest.removeprefix("sha256:")[:12]
+    told = said(inspected(out, rows=False))["converted"]
+    assert told == f"from a table of float32 with digest {digest}"
 
 
 @pytest.mark.parametrize("what", ["table", "bundle", "stats"])

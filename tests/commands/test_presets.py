@@ -9,6 +9,8 @@ import pytest
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.presets import PRESETS, find_preset, with_preset
 from engram_cli.errors import InputError
+from engram_cli.formats.bundle_spec import decoder_index
+from engram_cli.hashing.schemes import hash_layout
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
 
@@ -47,6 +49,37 @@ def test_the_papers_27b_has_its_5_7_billion(vocab: Path) -> None:
     values = sum(entry.rows for entry in layout.layers) * preset.dim
     assert 5.7e9 < values < 5.8e9
     assert layout.columns * preset.dim == 1280
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder_layers"),
+    [
+        ("engram-v1-demo", [1, 15]),
+        ("deepseek-v4.1", [1, 14]),  # the release: layers.1.engram and layers.14.engram
+        ("qwen-ple", [1]),  # the release: ple_layer_ids [2], counted from one
+        ("engram-27b", [1, 14]),  # the paper: layers 2 and 15, counted from one
+    ],
+)
+def test_every_preset_lies_in_the_published_decoder_layers(
+    vocab: Path, name: str, decoder_layers: list[int]
+) -> None:
+    layout = find_preset(name).geometry.resolve(vocab)
+    assert [decoder_index(layout, layer) for layer in layout.layer_ids] == decoder_layers
+
+
+def test_every_preset_has_a_placement_test() -> None:
+    assert set(PRESETS) == {"engram-v1-demo", "deepseek-v4.1", "qwen-ple", "engram-27b"}
+
+
+def test_the_schemes_defaults_lie_where_their_presets_do(deepseek_vocab: CompressedVocab) -> None:
+    assert hash_layout("qwen-ple").layer_ids == (2,)
+    assert hash_layout("qwen-ple").layers[0].multipliers == (
+        23703573157769,
+        20109073645365,
+        8052911324071,
+    )
+    assert hash_layout("deepseek-v4.1", deepseek_vocab).layer_ids == (1, 14)
+    assert hash_layout("engram-v1", deepseek_vocab).layer_ids == (1, 15)
 
 
 def test_other_choices_win_and_names_are_checked() -> None:

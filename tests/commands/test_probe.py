@@ -141,7 +141,8 @@ def test_the_figures_fit_a_terminal(
 
 
 def test_counts_are_those_of_plain_counters(tmp_path: Path) -> None:
-    layout = hash_layout("qwen-ple", vocab_size=90, eos_id=1, rows_per_head=50, heads=2)
+    sizes = {"rows_per_head": 50, "heads": 2, "layers": (1,)}
+    layout = hash_layout("qwen-ple", vocab_size=90, eos_id=1, **sizes)
     train = write_corpus(tmp_path / "train", layout)
     what = Occurrences(layout=layout, file=train, follow=True, joined=False)
     questions = ask(layout, 1, train, 500, False)

@@ -20,7 +20,7 @@ from engram_cli.corpus import encode
 from engram_cli.corpus.base import Mark
 from engram_cli.corpus.encode import EncoderDiffers, ReferenceEncoder
 from engram_cli.engines import local
-from engram_cli.errors import CorpusError, InputError
+from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.stats import checkpoint
 
 
@@ -108,7 +108,6 @@ def test_a_run_goes_on_with_other_threads_and_another_encoder(here: Path) -> Non
         {"join_documents": True},
         {"sample_size": 77},
         {"growth": False},
-        {"errors": "replace"},
         {"geometry": Geometry(heads=1, rows_per_head=(211,), layers=(1,), pad_id=2)},
         {"restart": True},
     ],
@@ -121,6 +120,49 @@ def test_another_request_drops_it_and_says_so(options: dict[str, Any], here: Pat
     assert again.said("counting from the start, the checkpoint in ")
     assert contents(result.out) == contents(whole.out)
     assert result.resumed_tokens == 0
+
+
+def test_text_that_is_not_utf8_is_read_by_the_same_command_with_errors_replace(here: Path) -> None:
+    """What was counted before it is not counted again, however early it comes."""
+    path = here / "corpus" / "11.txt"
+    path.write_bytes(b"an apple\nand \xe9t\xe9" + path.read_bytes())
+    whole = run(here, out=here / "whole", errors="replace")
+    heard = Heard()
+    with pytest.raises(UndecodableError, match=r"11\.txt, line 2: byte 13 is not UTF-8 \(0xE9\)"):
+        run(here, heard, checkpoint_seconds=1e6)  # none is due before the error
+    kept = heard.notes[-1].partition(" tokens are kept: the same command with --errors replace")
+    again = Heard()
+    result = run(here, again, errors="replace")
+    assert again.said(GOING_ON)
+    assert result.resumed_tokens == int(kept[0].replace(",", "")) > whole.tokens // 2
+    assert contents(result.out) == contents(whole.out)
+
+
+def test_what_was_replaced_is_no_part_of_a_strict_count(here: Path) -> None:
+    (here / "corpus" / "0.txt").write_bytes(b"an apple \xff" * 40)
+    broken_off(here, errors="replace")
+    with pytest.raises(UndecodableError, match=r"0\.txt, line 1: byte 9 is not UTF-8"):
+        run(here)
+
+
+@pytest.mark.parametrize("change", ["grows", "other", "moved"])
+def test_another_file_of_any_kind_drops_it(change: str, here: Path) -> None:
+    broken_off(here)
+    path = here / "corpus" / "11.txt"
+    about = path.stat()
+    raw = path.read_bytes()
+    if change == "grows":
+        path.write_bytes(raw + b"more")
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    elif change == "other":
+        path.write_bytes(raw.replace(b"a", b"o"))
+    else:  # of the same size and time, as tools write that set all times to one
+        (here / "new").write_bytes(raw.replace(b"a", b"o"))
+        os.utime(here / "new", ns=(about.st_atime_ns, about.st_mtime_ns))
+        (here / "new").replace(path)
+    again = Heard()
+    run(here, again)
+    assert again.said("counting from the start, the checkpoint in ")
 
 
 def test_a_changed_file_drops_it(here: Path) -> None:

@@ -12,7 +12,9 @@ import torch
 from tiny_models import llama, make_bundle, spec_of, wake
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from engram_cli.cli.app import app
 from engram_cli.commands.trace import TraceRequest, pieces_of, trace_text
 from engram_cli.errors import InputError, MismatchError, OutputError, VocabularyError
 from engram_cli.runtime import attach, save_engram, trace
@@ -51,6 +53,20 @@ def test_it_is_the_runtimes_trace(
         )
     fresh = trace_text(TraceRequest(checkpoint=checkpoint, text=TEXT, bundle=checkpoint / "fresh"))
     assert not any(any(layer.strengths) for layer in fresh.layers)
+    assert result.untrained == ()
+    assert fresh.untrained == tuple(layer.layer for layer in fresh.layers) == (1, 2)
+
+
+def test_the_command_names_what_is_untrained(checkpoint: Path) -> None:
+    shown = []
+    for bundle in ("fresh", "engram"):
+        arguments = ["trace", str(checkpoint), TEXT, "--bundle", str(checkpoint / bundle)]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        shown.append(" ".join(result.output.split()))
+    said = "untrained: decoder layer 1, decoder layer 2: nothing is added to any token"
+    assert said in shown[0]
+    assert "untrained" not in shown[1]
 
 
 def test_pieces_are_the_text(tokenizer_file: Path) -> None:

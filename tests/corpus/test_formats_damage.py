@@ -67,8 +67,10 @@ def test_a_megatron_pair_is_found_by_any_of_its_names_and_read_once(tmp_path: Pa
     [
         ((20240520, 1, 7), "its header of 7 tokens promises 1,038"),
         ((20240520, 1, -1), "of -1 tokens"),
-        ((20240801, 1, 6), "promises 1,048"),
-        ((20240520, 2, 6), "version 2"),
+        ((20240801, 7, 6), "promises 1,048"),
+        ((20240520, 2, 6), "version 2 of llm.c's format for uint16 ids"),
+        ((20240520, 7, 6), "version 7 of llm.c's format for uint16 ids"),
+        ((20240801, 1, 6), "version 1 of llm.c's format for uint32 ids"),
     ],
 )
 def test_a_header_of_llmc_that_lies(
@@ -132,7 +134,7 @@ def edited(folder: Path, change: Callable[[dict], object], shard: int = 0) -> Pa
         ({"column_encodings": ["int", "ndarray:float32", "str"]}, "is of encoding ndarray:float"),
         ({"column_names": ["id", "x", "url"]}, "has no column 'text or tokens or input_ids'"),
         ({"format": "jsonl"}, "describes a shard"),
-        ({"compression": "br", "zip_data": {"basename": "x.br"}, "raw_data": 1}, "packed with br"),
+        ({"compression": "br", "zip_data": {"basename": "x.br"}, "raw_data": 1}, "packed with .br"),
     ],
 )
 def test_an_mds_index_that_lies(change: dict, message: str, tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_an_array_of_mds_that_lies(value: bytes, message: str, tmp_path: Path) -
     [
         (4, 0, "do not follow each other"),
         (8, 1, "do not follow each other"),
-        (12, 2**32 - 1, "is truncated"),
+        (12, 2**32 - 1, "the columns of sample 1 do not fill it"),
         (12, 70, "the columns of sample 1|goes on after"),
     ],
 )
@@ -231,6 +233,7 @@ def test_saved_data_sets_that_name_what_they_have_not(tmp_path: Path) -> None:
         ("a.txt", b"PK\x03\x04" + bytes(20), "packed with zip"),
         ("a.feather", b"FEA1" + bytes(20), "Feather version 1"),
         ("a.mds", bytes(20), "shard of an MDS data set"),
+        ("a.bin", struct.pack("<3i", 20240522, 1, 4).ljust(1024, b"\0"), "questions of an eval"),
     ],
 )
 def test_what_is_known_and_not_read_is_named(

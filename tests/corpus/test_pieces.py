@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_cli.corpus import pieces
+from engram_cli.corpus import pieces as pieces_module
 from engram_cli.corpus.pieces import cut, decoded, split_documents
 from engram_cli.errors import CorpusError
 
@@ -84,10 +85,18 @@ def test_a_leading_byte_order_mark_is_dropped() -> None:
 def test_the_byte_that_is_not_utf8_is_named(before: str, after: str, bad: bytes) -> None:
     offset = len(before.encode())
     raw = before.encode() + bad + b"a" + after.encode()
-    with pytest.raises(CorpusError, match=rf"^x: byte {offset} is not UTF-8"):
+    where = f"x, line {before.count(chr(10)) + 1}: byte {offset} is not UTF-8 "
+    with pytest.raises(CorpusError, match=rf"^{where}\(0x{bad[0]:02X}\)"):
         list(decoded(io.BytesIO(raw), "x", "strict"))
     replaced = "".join(part for part, _ in decoded(io.BytesIO(raw), "x", "replace"))
     assert replaced == raw.decode("utf-8", "replace").removeprefix("\ufeff")
+
+
+def test_lines_are_counted_over_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces_module, "_CHUNK", 5)
+    raw = "é\nzwölf\n\nx".encode() + b"\n\xe9"
+    with pytest.raises(CorpusError, match=r"x, line 5: byte 13 is not UTF-8 \(0xE9\)"):
+        list(decoded(io.BytesIO(raw), "x", "strict"))
 
 
 def test_a_character_cut_off_at_the_end_is_named() -> None:

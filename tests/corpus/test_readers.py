@@ -96,7 +96,7 @@ def test_dotted_fields(tmp_path: Path) -> None:
         ('{"text": {"a": "b"}}', "line 2: field 'text' is a dict"),
         ('{"text": "\\ud83d"}', "line 2: character 0 of the text is half of a surrogate pair"),
         ("[" * 100_000, "line 2 is not JSON"),
-        ('{"text": ' + "1" * 5000 + "}", "line 2"),
+        ('{"text": ' + "1" * 5000 + "}", "line 2: field 'text' is a LongInteger"),
     ],
 )
 def test_a_wrong_line_is_named(line: str, message: str, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_wrong_line_is_named(line: str, message: str, tmp_path: Path) -> None:
 def test_bad_bytes_in_lines_are_named_or_replaced(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "ab"}\n{"text": "a\xffb"}\n{"text": "\\ud83d!"}\n')
-    with pytest.raises(CorpusError, match=r"x.jsonl: byte 29 is not UTF-8"):
+    with pytest.raises(CorpusError, match=r"x.jsonl, line 2: byte 29 is not UTF-8"):
         read_items(path)
     assert texts(read_items(path, errors="replace")) == ["ab", "a\ufffdb", "\ufffd!"]
 
@@ -139,7 +139,10 @@ def test_every_kind_of_list_column(
     monkeypatch.setattr(parquet, "_BATCH_ROWS", rows)
     column = pa.array([[1, 2], None, [3, 4], [5, 6]], kind)
     path = tmp_path / "x.parquet"
-    pq.write_table(pa.table({"input_ids": column}), path)
+    try:
+        pq.write_table(pa.table({"input_ids": column}), path)
+    except pa.ArrowNotImplementedError:
+        pytest.skip("this pyarrow does not write lists of a fixed size with nulls")
     blocks = [item for item in read_items(path) if isinstance(item, TokenBlock)]
     assert np.concatenate([block.ids for block in blocks]).tolist() == [1, 2, 3, 4, 5, 6]
     assert np.concatenate([block.starts for block in blocks]).tolist() == [True, False] * 3
@@ -167,7 +170,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
         read_items(path)
     text = pa.array([b"ok", b"a\xffb"], pa.binary()).cast(pa.string(), safe=False)
     pq.write_table(pa.table({"text": text}), path)
-    with pytest.raises(CorpusError, match=r"x.parquet, row 1: byte 1 of the text is not UTF-8"):
+    with pytest.raises(CorpusError, match=r"x.parquet, row 1, the text: byte 1 is not UTF-8"):
         read_items(path)
     assert texts(read_items(path, errors="replace")) == ["ok", "a\ufffdb"]
 
@@ -234,3 +237,14 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(CorpusError, match=r"cannot read .*a.txt: Is a directory"):
         list(stream.blocks())
+
+
+def test_an_integer_of_any_length_stands_in_another_field(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    digits = "-" + "7" * 5000
+    path.write_text(f'{{"id": {digits}, "n": 12, "text": "fine"}}\n')
+    assert texts(read_items(path)) == ["fine"]
+    (item,) = read_items(path, label="id")
+    assert item.label == digits[:120]
+    (item,) = read_items(path, label="n")
+    assert item.label == "12"

@@ -114,7 +114,7 @@ def test_a_reader_that_fails_late_is_heard(tokenizer: TokenizerFile, tmp_path: P
     good = write_text(tmp_path / "a.txt", ["fine"])
     (tmp_path / "b.txt").write_bytes(b"not \xff fine")
     source, _ = stream_of([good, tmp_path / "b.txt"], ReferenceEncoder(tokenizer))
-    with pytest.raises(CorpusError, match=r"b.txt: byte 4 is not UTF-8"):
+    with pytest.raises(CorpusError, match=r"b.txt, line 1: byte 4 is not UTF-8"):
         list(source.blocks())
 
 

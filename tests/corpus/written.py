@@ -160,9 +160,9 @@ def bare(name: str, dtype: str) -> Callable[[Path, Corpus], list[str]]:
     return write
 
 
-def llmc(magic: int, dtype: str) -> Callable[[Path, Corpus], list[str]]:
+def llmc(magic: int, version: int, dtype: str) -> Callable[[Path, Corpus], list[str]]:
     def write(folder: Path, corpus: Corpus) -> list[str]:
-        header = struct.pack("<3i", magic, 1, len(corpus.flat)).ljust(1024, b"\0")
+        header = struct.pack("<3i", magic, version, len(corpus.flat)).ljust(1024, b"\0")
         return put(folder, "a.bin", header + np.array(corpus.flat, dtype).tobytes())
 
     return write
@@ -288,8 +288,8 @@ VARIANTS = {
     "nanogpt-u32": Variant("nanogpt", bare("a.bin", "<u4"), marks="after", strict=False),
     "olmo": Variant("olmo", bare("a.npy", "<u2"), marks="after", strict=False),
     "olmo-u32": Variant("olmo", bare("a.npy", "<u4"), marks="after", strict=False),
-    "llmc": Variant("llmc", llmc(20240520, "<u2"), marks="before"),
-    "llmc-u32": Variant("llmc", llmc(20240801, "<u4"), marks="before"),
+    "llmc": Variant("llmc", llmc(20240520, 1, "<u2"), marks="before"),
+    "llmc-u32": Variant("llmc", llmc(20240801, 7, "<u4"), marks="before"),
     "megatron": Variant("megatron", megatron(8, "<u2", 1)),
     "megatron-i32": Variant("megatron", megatron(4, "<i4", 3)),
     "datatrove": Variant("datatrove", datatrove("<u2")),

@@ -44,7 +44,10 @@ def test_a_cluster_that_loses_a_node_counts_the_same(here: Path) -> None:
     assert found["alive"] == 2  # the head, and the node that came for the one that was lost
     assert found["again"]
     assert found["kept"]
-    assert found["bad"] == ["CorpusError", f"{here}/bad/a.txt: byte 4 is not UTF-8"]
+    assert found["bad"] == [
+        "UndecodableError",
+        f"{here}/bad/a.txt, line 1: byte 4 is not UTF-8 (0xFF)",
+    ]
     assert found["large"][0] == "InputError"
     assert found["large"][1].startswith("a task takes 64 CPUs and ")
     assert found["pipe"][1] == "<stdin> cannot be read by the workers of a cluster"

@@ -53,7 +53,10 @@ def test_a_cluster_that_loses_nodes_fills_the_same(
     assert found["again"]
     assert any("tokens of this corpus are there" in note for note in found["again notes"])
     assert any("going on with a half-built table" in note for note in found["again notes"])
-    assert found["bad"] == ["CorpusError", f"{tmp_path}/bad/a.txt: byte 4 is not UTF-8"]
+    assert found["bad"] == [
+        "UndecodableError",
+        f"{tmp_path}/bad/a.txt, line 1: byte 4 is not UTF-8 (0xFF)",
+    ]
     assert found["large"][0] == "InputError"
     assert found["large"][1].startswith("a task takes 1 CPUs and ")
     assert found["small"] == ["InputError", "268 MB a task"]

@@ -110,7 +110,7 @@ def test_errors_travel_as_values(work: Work, tmp_path: Path) -> None:
     plan = plan_partitions(find_sources([tmp_path], work.options).files, work.options)
     report, state = pickle.loads(pickle.dumps(count_part(shared_of(work), plan)))
     assert isinstance(report.error, CorpusError)
-    assert report.error.message == f"{tmp_path}/a.txt: byte 4 is not UTF-8"
+    assert report.error.message == f"{tmp_path}/a.txt, line 1: byte 4 is not UTF-8 (0xFF)"
     assert state == {}
     report, state = merge_parts(work.layout, {}, {})
     assert isinstance(report.error, EngramError)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lookup_cases import same_bits
 from quantised_bundles import QUANTISED, quantised_bundle
-from tiny_models import MODULES, llama, logits, make_bundle, spec_of, text, wake
+from tiny_models import MODULES, llama, logits, make_bundle, spec_of, text, wake, with_cache
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
@@ -128,9 +128,9 @@ def test_every_decode_step_is_one_compiled_graph(
     compiled: Any = torch.compile(model, fullgraph=True, mode=mode)
     cache = StaticCache(config=model.config, max_cache_len=24)
     for _ in range(2):
-        found = [logits(model, ids[:, :6], past_key_values=cache)]
+        found = [logits(model, ids[:, :6], **with_cache(cache))]
         for place in range(6, 16):
-            step = logits(compiled, ids[:, place : place + 1], past_key_values=cache)
+            step = logits(compiled, ids[:, place : place + 1], **with_cache(cache))
             found.append(step.clone())  # the next replay writes over it
         torch.testing.assert_close(torch.cat(found, dim=1), expected, atol=1e-4, rtol=1e-4)
         cache.reset()

@@ -75,6 +75,135 @@ FAMILIES = {
     "LLaVA": Family(model_type="llava"),
 }
 
+_MAMBA_HEADS = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 4,
+    "mamba_chunk_size": 8,
+}
+
+# Families that keep a state in addition to keys and values, or instead of them.
+STATE_FAMILIES = {
+    "Mamba": Family(
+        model_type="mamba", options={"state_size": 4, "conv_kernel": 4, "time_step_rank": 4}
+    ),
+    "Mamba 2": Family(
+        model_type="mamba2",
+        options={"state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
+    ),
+    "Falcon Mamba": Family(
+        model_type="falcon_mamba", options={"state_size": 4, "time_step_rank": 4}
+    ),
+    "RWKV": Family(
+        model_type="rwkv", options={"attention_hidden_size": WIDTH, "context_length": 128}
+    ),
+    "Jamba": Family(
+        model_type="jamba",
+        options={
+            "num_key_value_heads": 1,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 4,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "Bamba": Family(
+        model_type="bamba",
+        options={"num_key_value_heads": 1, "attn_layer_indices": [1], **_MAMBA_HEADS},
+    ),
+    "Falcon-H1": Family(
+        model_type="falcon_h1", options=_GROUPED | _MAMBA_HEADS | {"mamba_d_ssm": 32}
+    ),
+    "Granite 4 hybrid": Family(
+        model_type="granitemoehybrid",
+        options={
+            "num_key_value_heads": 1,
+            "layer_types": ["mamba", "attention"],
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "shared_intermediate_size": 8,
+            **_MAMBA_HEADS,
+        },
+    ),
+    "LFM2": Family(
+        model_type="lfm2",
+        options={"num_key_value_heads": 1, "layer_types": ["conv", "full_attention"]},
+    ),
+    "Qwen3-Next": Family(
+        model_type="qwen3_next",
+        options={
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "shared_expert_intermediate_size": 8,
+            **_GROUPED,
+            **_EXPERTS,
+        },
+    ),
+    "MiniMax": Family(
+        model_type="minimax",
+        options={
+            "layer_types": ["linear_attention", "full_attention"],
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "block_size": 8,
+            **_GROUPED,
+        },
+    ),
+}
+
+# Families with keys and values only, beyond those of the matrix.
+MORE_FAMILIES = {
+    "BioGPT": Family(model_type="biogpt"),
+    "BLOOM": Family(model_type="bloom", options={"n_layer": LAYERS, "n_head": 2}),
+    "Cohere 2": Family(
+        model_type="cohere2",
+        options={
+            "num_key_value_heads": 1,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 48,
+        },
+    ),
+    "CTRL": Family(
+        model_type="ctrl", options={"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 2, "dff": 24}
+    ),
+    "Falcon": Family(model_type="falcon", options={"num_kv_heads": 1}),
+    "Gemma 2": Family(model_type="gemma2", options=_GROUPED),
+    "GPT-BigCode": Family(
+        model_type="gpt_bigcode", options={"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 2}
+    ),
+    "GPT-J": Family(
+        model_type="gptj",
+        options={"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 2, "rotary_dim": 4},
+    ),
+    "GPT-Neo": Family(
+        model_type="gpt_neo",
+        options={
+            "num_layers": LAYERS,
+            "num_heads": 2,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 16,
+        },
+    ),
+    "Llama 4": Family(
+        model_type="llama4_text",
+        options=_GROUPED
+        | {"num_local_experts": 2, "intermediate_size_mlp": 24, "no_rope_layers": [1, 0]},
+    ),
+    "MPT": Family(model_type="mpt", options={"d_model": WIDTH, "n_heads": 2, "n_layers": LAYERS}),
+    "StableLM": Family(model_type="stablelm", options={"num_key_value_heads": 1}),
+    "XGLM": Family(
+        model_type="xglm",
+        options={"d_model": WIDTH, "num_layers": LAYERS, "attention_heads": 2, "ffn_dim": 24},
+    ),
+}
+
 
 def common(vocab_size: int) -> dict[str, Any]:
     """The options that all families understand."""

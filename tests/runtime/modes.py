@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
-from tiny_models import logits, text
+import transformers
+from tiny_models import logits, text, with_cache
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 VOCAB = 200
 NEW = 5
+NEVER = 10**6  # an end of sequence that no vocabulary has; releases below 5.9 or so need one
 
 Mode = Callable[[PreTrainedModel], None]
 
@@ -28,7 +31,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 def fed(model: PreTrainedModel, pieces: list[Tensor], cache: Any) -> Tensor:
     """The logits of pieces [B, t] fed one after another with a cache."""
     with torch.no_grad():
-        found = [model(p, past_key_values=cache, use_cache=True).logits for p in pieces]
+        found = [model(p, **with_cache(cache), use_cache=True).logits for p in pieces]
     return torch.cat(found, dim=1)
 
 
@@ -119,6 +122,8 @@ def right_padding(model: PreTrainedModel) -> None:
 
 def chunked_prefill(model: PreTrainedModel) -> None:
     """A prompt that generate prefills in chunks."""
+    if transformers.__version__.startswith(("5.0.", "5.2.")):
+        pytest.skip("this release of transformers loses the cache between chunks")
     ids = text(VOCAB, 2, 11)
     assert torch.equal(generated(model, ids, prefill_chunk_size=4), by_hand(model, ids))
 
@@ -128,7 +133,7 @@ def multi_turn(model: PreTrainedModel) -> None:
     cache = DynamicCache(config=model.config)
     ids = text(VOCAB, 1, 6)
     for turn in range(2):
-        added = generated(model, ids, past_key_values=cache)
+        added = generated(model, ids, **with_cache(cache))
         assert torch.equal(added, by_hand(model, ids))
         ids = torch.cat((ids, added, text(VOCAB, 1, 3, seed=turn)), dim=1)
 
@@ -136,7 +141,8 @@ def multi_turn(model: PreTrainedModel) -> None:
 def assisted(model: PreTrainedModel) -> None:
     """Drafted tokens that are rejected are cropped from the cache, and from the memory."""
     ids = torch.cat([text(VOCAB, 1, 4)] * 3, dim=1)
-    assert torch.equal(generated(model, ids, prompt_lookup_num_tokens=3), by_hand(model, ids))
+    found = generated(model, ids, prompt_lookup_num_tokens=3, eos_token_id=NEVER)
+    assert torch.equal(found, by_hand(model, ids))
 
 
 def static_cache(model: PreTrainedModel) -> None:

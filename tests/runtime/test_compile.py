@@ -61,7 +61,7 @@ def test_a_static_state_keeps_its_addresses(model: PreTrainedModel) -> None:
     ids = text(200, 3, 9)
     cache = StaticCache(config=model.config, max_cache_len=16)
     fed(model, [ids[:, :4]], cache)
-    state = cache._engram_states["engram"]
+    state = cache._engram_states[model.engram.key]
     held = [state.tokens, *state.conv.values()]
     places = [tensor.data_ptr() for tensor in held]
     fed(model, [ids[:, 4:5], ids[:, 5:6]], cache)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, logits, text, wake
+from runtime.modes import NEVER, chunked_prefill
+from tiny_models import FAMILIES, cache_in, logits, text, wake, with_cache
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
@@ -41,7 +42,7 @@ def in_pieces(
             extra = {} if mask is None else {"attention_mask": mask[:, :done]}
             if "position_ids" in options:
                 extra["position_ids"] = options["position_ids"][:, done - piece.shape[1] : done]
-            out = model(piece, past_key_values=cache, use_cache=True, **extra)
+            out = model(piece, **with_cache(cache), use_cache=True, **extra)
             found.append(out.logits)
     return torch.cat(found, dim=1), cache
 
@@ -93,7 +94,7 @@ def test_a_cache_made_by_the_model(awake: PreTrainedModel) -> None:
     ids = text(VOCAB, 2, 10)
     with torch.no_grad():
         first = awake(ids[:, :6], use_cache=True)
-        second = awake(ids[:, 6:], past_key_values=first.past_key_values)
+        second = awake(ids[:, 6:], **with_cache(cache_in(first)))
     close(torch.cat((first.logits, second.logits), dim=1), logits(awake, ids))
 
 
@@ -104,9 +105,7 @@ def test_greedy(awake: PreTrainedModel) -> None:
 
 
 def test_chunked_prefill(awake: PreTrainedModel) -> None:
-    ids = text(VOCAB, 2, 11)
-    found = greedy(awake, ids, 8, prefill_chunk_size=4)
-    assert torch.equal(found, greedy_by_hand(awake, ids, 8))
+    chunked_prefill(awake)
 
 
 def test_sampling_with_a_seed(awake: PreTrainedModel) -> None:
@@ -292,7 +291,7 @@ def test_assisted_decoding(
         wake(attach(draft, bundle))
         draft.generation_config.num_assistant_tokens = 5
         options = {"assistant_model": draft}
-    found = greedy(awake, ids, 20, **options)
+    found = greedy(awake, ids, 20, eos_token_id=NEVER, **options)
     assert torch.equal(found, greedy_by_hand(awake, ids, 20))
 
 
@@ -301,7 +300,7 @@ def test_a_conversation_reuses_its_cache(awake: PreTrainedModel) -> None:
     ids = text(VOCAB, 1, 6)
     for turn in range(3):
         expected = greedy_by_hand(awake, ids, 5)
-        ids = awake.generate(ids, past_key_values=cache, max_new_tokens=5, do_sample=False)
+        ids = awake.generate(ids, **with_cache(cache), max_new_tokens=5, do_sample=False)
         assert torch.equal(ids[:, -5:], expected)
         ids = torch.cat((ids, text(VOCAB, 1, 4, seed=turn)), dim=1)
 
@@ -362,7 +361,7 @@ def test_a_past_of_tuples_is_refused(awake: PreTrainedModel) -> None:
     ids = text(VOCAB, 1, 3)
     past = ((torch.zeros(1), torch.zeros(1)),)
     with pytest.raises(RuntimeAttachError, match="the past is a tuple"):
-        awake(ids, past_key_values=past)
+        awake(ids, **with_cache(past))
 
 
 def test_a_failed_call_leaves_no_state(awake: PreTrainedModel) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from runtime.kernels.gate_cases import NEAR, GateCase, far, make_call
+from runtime.kernels.gate_cases import FORWARD_MODE, NEAR, GateCase, far, make_call
 
 from engram_cli.runtime import gate_autograd, gating, ops
 
@@ -49,6 +51,54 @@ def test_in_float64_they_are_equal(case: GateCase) -> None:
     for found, twin in zip(
         call.gradients(gate_autograd.gate), call.gradients(gating.gate), strict=True
     ):
+        assert far(found, twin) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "case",
+    [GateCase(), GateCase(conv=False, streams=1), GateCase(age=True, centred=True, residual=False)],
+)
+def test_second_derivatives_are_the_twins(case: GateCase) -> None:
+    call = make_call(case).wider()
+    for found, twin in zip(
+        call.second_gradients(ops.gate), call.second_gradients(gating.gate), strict=True
+    ):
+        assert far(found, twin) < 1e-12
+
+
+def test_second_derivatives_of_some_leaves() -> None:
+    call = make_call(GateCase()).wider()
+    assert call.weights.taps is not None
+    call.weights.taps.requires_grad_(False)
+    own = dataclasses.replace(call, gradient=torch.ones_like(call.gradient))
+    results = []
+    for function in (ops.gate, gating.gate):
+        out, _ = own.run(function)
+        (first,) = torch.autograd.grad(out.sum(), [own.projected], create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), [own.hidden, own.weights.query]))
+    for found, twin in zip(*results, strict=True):
+        assert far(found, twin) < 1e-12
+
+
+@FORWARD_MODE
+def test_forward_mode_and_functional_transforms_are_the_twins() -> None:
+    call = make_call(GateCase(streams=1)).wider()
+    direction = torch.randn_like(call.hidden)
+
+    def loss(hidden: torch.Tensor, function: Any) -> torch.Tensor:
+        return dataclasses.replace(call, hidden=hidden).run(function)[0].square().sum()
+
+    results = []
+    for function in (ops.gate, gating.gate):
+        own = partial(loss, function=function)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(call.hidden, direction)
+            tangent = torch.autograd.forward_ad.unpack_dual(own(dual)).tangent
+        pushed = torch.func.jvp(own, (call.hidden.detach(),), (direction,))[1]
+        mapped = torch.func.vmap(torch.func.grad(own))(call.hidden.detach()[None])[0]
+        results.append((tangent, pushed, mapped))
+    assert far(results[1][0], results[1][1]) < 1e-12
+    for found, twin in zip(*results, strict=True):
         assert far(found, twin) < 1e-12
 
 

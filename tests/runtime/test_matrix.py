@@ -13,7 +13,16 @@ import pytest
 import torch
 from runtime.families import FAMILIES, LAYERS, WIDTH
 from runtime.modes import MODES
-from tiny_models import MODULES, logits, make_bundle, spec_of, text, wake
+from tiny_models import (
+    MODULES,
+    cache_in,
+    logits,
+    make_bundle,
+    spec_of,
+    text,
+    wake,
+    with_cache,
+)
 from transformers import PreTrainedModel
 
 from engram_cli.formats.bundle_spec import BundleSpec
@@ -85,5 +94,5 @@ def test_images_in_a_prompt_have_placeholder_ids(
         full = model(ids, pixel_values=pixels).logits
         assert not torch.equal(full, before)
         first = model(ids[:, :7], pixel_values=pixels, use_cache=True)
-        last = model(ids[:, 7:], past_key_values=first.past_key_values)
+        last = model(ids[:, 7:], **with_cache(cache_in(first)))
     torch.testing.assert_close(last.logits, full[:, 7:], atol=1e-5, rtol=1e-5)

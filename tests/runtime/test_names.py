@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import logits, make_bundle, spec_of, text, wake
+from tiny_models import logits, make_bundle, spec_of, text, wake, with_cache
 from transformers import DynamicCache, PreTrainedModel
 
 from engram_cli.errors import RuntimeAttachError
@@ -60,17 +60,17 @@ def test_both_decode_exactly(bare: PreTrainedModel, bundle: Path, other: Path) -
     cache = DynamicCache(config=bare.config)
     with torch.no_grad():
         found = [
-            bare(piece, past_key_values=cache, use_cache=True).logits
+            bare(piece, **with_cache(cache), use_cache=True).logits
             for piece in ids.split([5, 1, 1, 4, 1], dim=1)
         ]
     torch.testing.assert_close(torch.cat(found, 1), logits(bare, ids), atol=1e-5, rtol=1e-5)
     cache.crop(-4)
     deactivate(bare, "code")
     with torch.no_grad():
-        bare(ids[:, 8:9], past_key_values=cache, use_cache=True)
+        bare(ids[:, 8:9], **with_cache(cache), use_cache=True)
     activate(bare, "code")
     with pytest.raises(RuntimeAttachError, match="holds 9 tokens, of which the memory has seen 8"):
-        bare(ids[:, 9:10], past_key_values=cache, use_cache=True)
+        bare(ids[:, 9:10], **with_cache(cache), use_cache=True)
 
 
 def test_names_that_are_wrong(bare: PreTrainedModel, bundle: Path, tmp_path: Path) -> None:

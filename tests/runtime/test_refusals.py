@@ -241,7 +241,8 @@ def test_a_vocabulary_smaller_than_the_tokenizers(
         RuntimeAttachError, match=f"tokenizer of {size} ids, .* takes {size - 3}"
     ) as e:
         attach(model, bundle)
-    assert f"resize_token_embeddings({size})" in e.value.hint
+    assert "own tokenizer" in e.value.hint
+    assert "resize_token_embeddings" not in e.value.hint
     assert not hasattr(model, "engram")
     model.resize_token_embeddings(size)
     attach(model, bundle)

@@ -24,6 +24,7 @@ def test_gates_are_those_of_the_forward(
     memory = attach(model, make_bundle(tmp_path / "engram", spec_of(small_vocab, module)))
     fresh = trace(model, text(200, 1, 9))
     assert all(not strength.any() for strength in fresh.strengths.values())
+    assert fresh.untrained == memory.spec.layers
     wake(memory)
     weights = parameters(model)
     seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
@@ -38,7 +39,9 @@ def test_gates_are_those_of_the_forward(
     for handle in handles:
         handle.remove()
     assert found.ids == tuple(ids[0].tolist())
+    assert found.untrained == ()
     assert tuple(found.gates) == memory.spec.layers
+    assert tuple(found.decoder_layers.values()) == memory.spec.decoder_layers == (1, 2)
     for layer, (hidden, rows, summed) in seen.items():
         own = memory.layers[str(layer)]
         with torch.no_grad():
@@ -77,3 +80,13 @@ def test_a_text_and_its_tokenizer(
     detach(model)
     with pytest.raises(RuntimeAttachError, match="carries no memory"):
         trace(model, torch.tensor(ids))
+
+
+def test_one_untrained_layer(small_vocab: CompressedVocab, bundle: Path) -> None:
+    model = llama(small_vocab.vocab_size)
+    memory = attach(model, bundle)
+    wake(memory)
+    with torch.no_grad():
+        for weight in memory.layers["2"].value_proj.parameters():
+            weight.zero_()
+    assert trace(model, text(200, 1, 9)).untrained == (2,)

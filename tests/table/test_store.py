@@ -316,7 +316,7 @@ def test_what_cannot_be_a_table_is_refused() -> None:
     with pytest.raises(InputError, match="0 rows a chunk"):
         table_spec(chunk_rows=0)
     huge = raw_layout_of(20_000_000)
-    with pytest.raises(InputError, match="files of layer 1"):
+    with pytest.raises(InputError, match="files of layer 2"):
         table_spec(huge, chunk_rows=10)
 
 

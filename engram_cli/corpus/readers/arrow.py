@@ -9,14 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from engram_cli.corpus.arrow_size import check_batches
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader, Section
 from engram_cli.corpus.columns import (
-    block,
+    blocks,
     column_of,
     documents,
     field_of,
     is_text,
     label_field,
+    top_of,
     type_of,
 )
 from engram_cli.corpus.labels import labels_of
@@ -27,6 +29,7 @@ from engram_cli.errors import CorpusError
 
 _PART_BYTES = 2**22  # of the column, handed on at a time
 _PART_ROWS = 2**16
+_FIRST_MESSAGE = 8  # behind the magic of a file
 _END_OF_STREAM = ARROW_STREAM + b"\x00\x00\x00\x00"
 
 
@@ -55,14 +58,16 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
             size, spent = done - spent, done
             labels = None
             if label is not None:
-                labels = labels_of(_validated(column_of(batch, label)), label, file.name)
+                labelled = column_of(batch, label)
+                _validated(labelled)
+                labels = labels_of(labelled, label, file.name)
             begin = first
             for column in _parts(column_of(batch, field)):
                 own = None if labels is None else labels[first - begin :][: len(column)]
                 if texts:
                     yield from documents(file, options, column, first, size, own)
                 else:
-                    yield block(file, column, first, size, own)
+                    yield from blocks(file, column, first, size, own)
                 first += len(column)
                 size = 0
 
@@ -103,6 +108,11 @@ def _source(file: CorpusFile) -> Iterator[Any]:
                         "missing",
                         "copy or write the file again",
                     )
+                begin = 0
+            else:
+                begin = _FIRST_MESSAGE
+            if file.path is not None and file.section is None:  # far away that takes long
+                check_batches(file, stream, begin)
             local = None if file.path is None else pa.OSFile(str(file.path))
             yield stack.enter_context(local or pa.PythonFile(stream, "r"))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
@@ -132,8 +142,7 @@ def _next(reader: Any, number: int | None) -> pa.RecordBatch | None:
 
 def _top(schema: pa.Schema, field: str) -> int:
     """The index of the column that a field, dotted where nested, is in."""
-    top = field if field in schema.names else field.partition(".")[0]
-    return int(schema.names.index(top))
+    return int(schema.names.index(top_of(schema, field)))
 
 
 def _parts(column: pa.Array) -> Iterator[pa.Array]:
@@ -145,13 +154,18 @@ def _parts(column: pa.Array) -> Iterator[pa.Array]:
 
 
 def _validated(column: pa.Array) -> pa.Array:
-    """The column, its offsets checked before they are used."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        large = pa.types.is_large_string(column.type)
-        # As bytes: whether they are UTF-8 is found out, and said, for each row.
-        column.view(pa.large_binary() if large else pa.binary()).validate(full=True)
-    else:
-        column.validate(full=True)
+    """The column, its offsets checked before they are used, texts as bytes.
+
+    Whether they are UTF-8 is found out, and said, for each row.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(column.indices, _validated(column.dictionary))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
+    elif pa.types.is_string_view(kind):
+        column = column.view(pa.binary_view())
+    column.validate(full=True)
     return column
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
 from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text
-from engram_cli.corpus.opening import beside, length_of, opened
+from engram_cli.corpus.opening import basename, beside, length_of, opened
 from engram_cli.corpus.sections import by_search
 from engram_cli.errors import CorpusError
 
@@ -23,7 +23,7 @@ _WIDTHS = {2: "<u2", 4: "<u4"}
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
     """The ids of a file, its documents as the index has them. Raises CorpusError."""
-    index = beside(file, f"{_basename(file)}.index")
+    index = _index(file)
     with opened(file) as stream, opened(index) as ends:
         size, documents = length_of(file, stream), _count(index, ends)
         tokens = _tokens(index, ends, documents)
@@ -42,7 +42,7 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
 
 def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
     """The file in sections of whole documents."""
-    index = beside(file, f"{_basename(file)}.index")
+    index = _index(file)
     with opened(file) as stream, opened(index) as ends:
         documents = _count(index, ends)
         tokens = _tokens(index, ends, documents)
@@ -71,8 +71,13 @@ def _end(index: CorpusFile, ends: BinaryIO, document: int) -> int:
     return int(integers(ends, 1, "<u8", index.name)[0])
 
 
-def _basename(file: CorpusFile) -> str:
-    return file.name.replace("\\", "/").rpartition("/")[2]
+def companions(file: CorpusFile, options: CorpusOptions) -> Sequence[CorpusFile]:
+    """The .ds.index."""
+    return (_index(file),)
+
+
+def _index(file: CorpusFile) -> CorpusFile:
+    return beside(file, f"{basename(file)}.index")
 
 
 def _count(index: CorpusFile, ends: BinaryIO) -> int:
@@ -130,4 +135,6 @@ def _begins(
         yield begins
 
 
-READER = Reader(read=read, gives_text=never_text, divide=divide, uses=("ids_dtype",))
+READER = Reader(
+    read=read, gives_text=never_text, divide=divide, companions=companions, uses=("ids_dtype",)
+)

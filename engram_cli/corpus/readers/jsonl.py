@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 from engram_cli.corpus.base import TEXT_FIELD, CorpusFile, CorpusOptions, Document, Reader
+from engram_cli.corpus.json_text import decoded_size, loads
 from engram_cli.corpus.labels import label_of
 from engram_cli.corpus.opening import unpacked
 from engram_cli.corpus.pieces import decode_whole, pieces
-from engram_cli.errors import CorpusError
+from engram_cli.errors import CorpusError, UndecodableError
 
 _MISSING = object()
-_LONGEST = 2**30  # bytes of a line: some packed kilobytes would fill the memory otherwise
+# Of a line, whose text is whole in memory three times while it is parsed.
+_LONGEST = 2**26  # bytes, packed or as text
+_LONG = 2**22  # bytes of lines that are weighed
+_MOST_VALUES = 2**28  # bytes of numbers, lists and objects
 _BOM = b"\xef\xbb\xbf"
+_HINT = "split the document; --format text reads files of any size"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Line:
     """A line that is a record: its number, the JSON text, the bytes of the file read for it."""
 
@@ -27,60 +30,90 @@ class _Line:
     where: str
     source: str
     size: int
+    escaped: bool = False
 
     def record(self) -> dict[str, Any]:
-        """The object. Raises CorpusError."""
-        return _parse(self.source, self.where)
+        """The object; the JSON text is dropped. Raises CorpusError."""
+        source, self.source = self.source, ""
+        self.escaped = "\\u" in source
+        return _parse(source, self.where)
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
     """The text of each line; blank lines and nulls hold no document. Raises CorpusError."""
-    field = options.field or TEXT_FIELD
-    for line in _lines(file, options):
-        record = line.record()
-        text = _text(record, field, line.where)
-        label = None
-        if options.label is not None:
-            found = _value(record, options.label)
-            label = label_of(None if found is _MISSING else found, options.label, line.where)
-        text = _mend_surrogates(text, options, line.where) if "\\u" in line.source else text
-        for index, piece in enumerate(pieces(text)):
-            yield Document(
-                file=file.name,
-                place=f"line {line.number}",
-                text=piece,
-                first=index == 0,
-                size=0 if index else line.size,
-                label=label,
-            )
+    # What is wrong with a line is raised while the file is open: it may have changed.
+    with unpacked(file) as (stream, spent):
+        for line in _lines(file, options, stream, spent):
+            yield from _documents(file, options, line)
+
+
+def _documents(file: CorpusFile, options: CorpusOptions, line: _Line) -> Iterator[Document]:
+    record = line.record()
+    text = _text(record, options.field or TEXT_FIELD, line.where)
+    label = None
+    if options.label is not None:
+        found = _value(record, options.label)
+        label = label_of(None if found is _MISSING else found, options.label, line.where)
+    del record
+    text = _mend_surrogates(text, options, line.where) if line.escaped else text
+    for index, piece in enumerate(pieces(text)):
+        yield Document(
+            file=file.name,
+            place=f"line {line.number}",
+            text=piece,
+            first=index == 0,
+            size=0 if index else line.size,
+            label=label,
+        )
 
 
 def fields_until(
     file: CorpusFile, options: CorpusOptions, field: str
 ) -> Iterator[list[str] | None]:
     """The names in each record up to the first that has `field`, then None. Raises CorpusError."""
-    for line in _lines(file, options):
-        record = line.record()
-        if _value(record, field) is not _MISSING:
-            yield None
-            return
-        yield list(record)
-
-
-def _lines(file: CorpusFile, options: CorpusOptions) -> Iterator[_Line]:
-    """The lines that are not blank. Raises CorpusError."""
-    offset = 0
     with unpacked(file) as (stream, spent):
-        for number, line in enumerate(iter(partial(stream.readline, _LONGEST), b""), 1):
-            where = f"{file.name}, line {number}"
-            if len(line) == _LONGEST:
-                raise CorpusError(f"{where} has {_LONGEST:,} bytes or more", "is it JSON lines?")
-            body = line.removeprefix(_BOM) if number == 1 else line
-            size = len(line)
-            if not body.isspace():
-                source = decode_whole(body, file.name, offset + size - len(body), options.errors)
-                yield _Line(number=number, where=where, source=source, size=spent(size))
-            offset += size
+        for line in _lines(file, options, stream, spent):
+            record = line.record()
+            if _value(record, field) is not _MISSING:
+                yield None
+                return
+            yield list(record)
+
+
+def _lines(
+    file: CorpusFile, options: CorpusOptions, stream: BinaryIO, spent: Callable[[int], int]
+) -> Iterator[_Line]:
+    """The lines that are not blank. Raises CorpusError."""
+    offset = number = 0
+    while line := stream.readline(_LONGEST):
+        number += 1
+        where, size = f"{file.name}, line {number}", len(line)
+        if size == _LONGEST:
+            raise CorpusError(f"{where} has {_LONGEST:,} bytes or more", _HINT)
+        if size > _LONG:
+            _weigh(line, where)
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        begin, offset = offset + size - len(line), offset + size
+        if not line.isspace():
+            source = decode_whole(line, where, begin, options.errors)
+            del line  # nothing is held here while the line is worked on
+            found = [_Line(number=number, where=where, source=source, size=spent(size))]
+            del source
+            yield found.pop()
+
+
+def _weigh(line: bytes, where: str) -> None:
+    """Raises CorpusError for a line that would take too much memory."""
+    for what, size, most in zip(
+        ("text", "values"), decoded_size(line), (_LONGEST, _MOST_VALUES), strict=True
+    ):
+        if size > most:
+            raise CorpusError(
+                f"{where}, of {len(line):,} bytes, may take {size:,} bytes of memory as {what}; "
+                f"the most is {most:,}",
+                _HINT,
+            )
 
 
 def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
@@ -90,7 +123,7 @@ def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
 
 def _parse(source: str, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(source)
+        record = loads(source)
     except (ValueError, RecursionError) as error:
         raise CorpusError(
             f"{where} is not JSON: {error}",
@@ -135,9 +168,9 @@ def _mend_surrogates(text: str, options: CorpusOptions, where: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         if options.errors == "strict":
-            raise CorpusError(
+            raise UndecodableError(
                 f"{where}: character {error.start} of the text is half of a surrogate pair",
-                "mend the line, or use --errors replace to read U+FFFD there",
+                "fix the line, or use --errors replace to read U+FFFD there",
             ) from None
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text

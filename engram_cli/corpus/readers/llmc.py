@@ -1,7 +1,7 @@
 """The .bin of llm.c and modded-nanogpt: 256 int32 of header, then token ids.
 
-Header: [0] 20240520 for uint16 ids, 20240801 for uint32, [1] the version 1, [2] how many ids. The
-end-of-text token stands before each document.
+Header: [0] 20240520 and [1] version 1 for uint16 ids, 20240801 and version 7 for uint32, as in
+llm.c's data_common.py; [2] how many ids. The end-of-text token stands before each document.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engram_cli.corpus.sniff import LLMC_MAGIC
 from engram_cli.errors import CorpusError
 
 _HEADER = 1024  # bytes
-_VERSION = 1
+_VERSIONS = {"uint16": 1, "uint32": 7}  # GPT-2's ids, Llama 3's
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
@@ -40,10 +40,14 @@ def _header(file: CorpusFile, stream: BinaryIO) -> tuple[np.dtype[np.integer], i
     raw = exactly(stream, _HEADER, file.name)
     if raw[:4] not in LLMC_MAGIC:
         raise CorpusError(f"{file.name} does not begin as llm.c files do", "is it of nanogpt?")
-    dtype: np.dtype[np.integer] = np.dtype(LLMC_MAGIC[raw[:4]]).newbyteorder("<")
+    kind = LLMC_MAGIC[raw[:4]]
+    dtype: np.dtype[np.integer] = np.dtype(kind).newbyteorder("<")
     version, tokens = np.frombuffer(raw, "<i4")[1:3].tolist()
-    if version != _VERSION:
-        raise CorpusError(f"{file.name} is of version {version} of llm.c's format", "write 1")
+    if version != _VERSIONS[kind]:
+        raise CorpusError(
+            f"{file.name} is of version {version} of llm.c's format for {kind} ids",
+            f"write version {_VERSIONS[kind]}",
+        )
     wanted = _HEADER + tokens * dtype.itemsize
     if tokens < 0 or size != wanted:
         raise CorpusError(

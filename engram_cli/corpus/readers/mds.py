@@ -6,7 +6,6 @@ its columns of no fixed size, then the columns. Nothing is unpickled.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,16 +27,19 @@ from engram_cli.corpus.base import (
     TokenBlock,
 )
 from engram_cli.corpus.flat import integers
+from engram_cli.corpus.json_text import MOST_DESCRIPTION, check_size, loads
 from engram_cli.corpus.mds_ids import ids_of, is_ids
-from engram_cli.corpus.opening import beside, exactly, opened, unpacked
-from engram_cli.corpus.pieces import pieces
+from engram_cli.corpus.opening import beside, exactly, opened, skip, unpacked
+from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.corpus.sections import by_weight
 from engram_cli.errors import CorpusError
 
 _FIELDS = (TEXT_FIELD, "tokens", IDS_FIELD)
 _HINT = "copy or write the data set again"
 _PACKINGS = ("zstd", "gz", "bz2")
-_MOST_JSON = 2**28
+_LONGEST = 2**26  # bytes of a text or of token ids: a sample is whole in memory
+_MOST_SAMPLES = 2**24  # of a shard, of four bytes each in memory
+_OFFSETS = 2**16  # turned into numbers at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,11 @@ def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[Corp
     return by_weight(replace(file, size=sum(weights)), weights, size)
 
 
+def companions(file: CorpusFile, options: CorpusOptions) -> Sequence[CorpusFile]:
+    """The shards."""
+    return [_shard(file, about).file for about in _shards(file)]
+
+
 def _bytes(about: Any) -> int:
     """The bytes of a shard, as far as the index tells."""
     for key in ("raw_data", "zip_data"):
@@ -94,9 +101,10 @@ def _bytes(about: Any) -> int:
 
 def _shards(file: CorpusFile) -> list[Any]:
     with opened(file) as stream:
-        raw = stream.read(_MOST_JSON)
+        raw = stream.read(MOST_DESCRIPTION + 1)
+    check_size(raw, file.name)
     try:
-        about = json.loads(raw)
+        about = loads(raw)
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{file.name} is not JSON: {error}", _HINT) from None
     if not isinstance(about, dict) or about.get("version") != 2:
@@ -116,7 +124,7 @@ def _shard(file: CorpusFile, about: Any) -> _Shard:
     if len(columns) < 3 or len({len(value) for value in columns}) > 1:
         raise wrong
     names, encodings, sizes = columns
-    texts = all(isinstance(value, str) for value in (*names, *encodings))
+    texts = all(_is_text(value) for value in (*names, *encodings))
     whole = all(value is None or (type(value) is int and value >= 0) for value in sizes)
     samples = about.get("samples")
     if not texts or not whole or type(samples) is not int or samples < 0:
@@ -128,6 +136,11 @@ def _shard(file: CorpusFile, about: Any) -> _Shard:
         encodings=tuple(encodings),
         sizes=tuple(sizes),
     )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text; half of a surrogate pair, which JSON can spell, is none."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 
 def _shard_file(file: CorpusFile, about: dict[str, Any], wrong: CorpusError) -> CorpusFile:
@@ -146,7 +159,8 @@ def _shard_file(file: CorpusFile, about: dict[str, Any], wrong: CorpusError) -> 
             packed = str(about.get("compression")).partition(":")[0]
             if key == "zip_data" and packed not in _PACKINGS:
                 raise CorpusError(
-                    f"{file.name}: {name} is packed with {packed}", f"known: {', '.join(_PACKINGS)}"
+                    f"{file.name}: {name!r} is packed with {packed!r}",
+                    f"known: {', '.join(_PACKINGS)}",
                 )
             try:
                 found = beside(file, name)
@@ -177,49 +191,64 @@ def _column(shard: _Shard, options: CorpusOptions) -> int:
 
 
 def _samples(shard: _Shard, column: int) -> Iterator[tuple[bytes, int]]:
-    """The bytes of a column in each sample, and the bytes of the file read for it."""
+    """The bytes of a column in each sample, and the bytes of the file read for it.
+
+    Other columns are passed over: a packed shard of some megabytes may hold gigabytes of them.
+    """
     with unpacked(shard.file) as (stream, spent):
         offsets = _offsets(shard, stream)
         name, size = shard.file.name, int(offsets[0])
-        exactly(stream, size - 4 * (shard.samples + 2), name)  # the description
+        skip(stream, size - 4 * (shard.samples + 2), name)  # the description
         variable = [index for index, fixed in enumerate(shard.sizes) if fixed is None]
-        for number, length in enumerate(np.diff(offsets).tolist()):
-            raw = exactly(stream, length, name)
-            sizes = list(shard.sizes)
-            head = 4 * len(variable)
+        head = 4 * len(variable)
+        for number, length in enumerate(_lengths(offsets)):
+            sizes = [fixed or 0 for fixed in shard.sizes]
             if length >= head:
-                for index, value in zip(variable, np.frombuffer(raw[:head], "<u4"), strict=True):
-                    sizes[index] = int(value)
-            ends = np.cumsum([head, *(value or 0 for value in sizes)]).tolist()
-            if length < head or ends[-1] != length:
+                values = integers(stream, len(variable), "<u4", name).tolist()
+                for index, value in zip(variable, values, strict=True):
+                    sizes[index] = value
+            if length < head or head + sum(sizes) != length:
                 raise shard.wrong(f"the columns of sample {number} do not fill it")
-            yield raw[ends[column] : ends[column + 1]], spent(size + length)
+            if sizes[column] > _LONGEST:
+                raise CorpusError(
+                    f"{name}, sample {number} has {sizes[column]:,} bytes; the most is "
+                    f"{_LONGEST:,}",
+                    "split the document",
+                )
+            skip(stream, sum(sizes[:column]), name)
+            raw = exactly(stream, sizes[column], name)
+            skip(stream, sum(sizes[column + 1 :]), name)
+            yield raw, spent(size + length)
             size = 0
         if stream.read(1):
             raise shard.wrong("it goes on after the last sample")
 
 
-def _offsets(shard: _Shard, stream: BinaryIO) -> NDArray[np.int64]:
-    """int64[N + 1]: where samples begin, checked to ascend and to leave room for themselves."""
+def _offsets(shard: _Shard, stream: BinaryIO) -> NDArray[np.uint32]:
+    """uint32[N + 1]: where samples begin, checked to ascend and to leave room for themselves."""
     name = shard.file.name
     samples = int(integers(stream, 1, "<u4", name)[0])
     if samples != shard.samples:
         raise shard.wrong(f"it has {samples:,} samples, index.json says {shard.samples:,}")
-    offsets = integers(stream, samples + 1, "<u4", name).astype(np.int64)
-    if int(offsets[0]) < 4 * (samples + 2) or bool(np.any(np.diff(offsets) < 0)):
+    if samples > _MOST_SAMPLES:
+        raise CorpusError(
+            f"{name} has {samples:,} samples; the most is {_MOST_SAMPLES:,}", "write smaller shards"
+        )
+    offsets = integers(stream, samples + 1, "<u4", name)
+    if int(offsets[0]) < 4 * (samples + 2) or bool(np.any(offsets[1:] < offsets[:-1])):
         raise shard.wrong("its samples do not follow each other")
-    return offsets
+    return offsets.astype(np.uint32, copy=False)
+
+
+def _lengths(offsets: NDArray[np.uint32]) -> Iterator[int]:
+    """The bytes of each sample, not all of them in a list."""
+    for begin in range(0, len(offsets) - 1, _OFFSETS):
+        yield from np.diff(offsets[begin : begin + _OFFSETS + 1]).tolist()
 
 
 def _texts(shard: _Shard, column: int, options: CorpusOptions) -> Iterator[Document]:
     for number, (raw, size) in enumerate(_samples(shard, column)):
-        try:
-            text = raw.decode("utf-8", options.errors)
-        except UnicodeDecodeError as error:
-            raise CorpusError(
-                f"{shard.file.name}, sample {number}: byte {error.start} is not UTF-8",
-                "mend the sample, or use --errors replace to read U+FFFD there",
-            ) from None
+        text = decode_whole(raw, f"{shard.file.name}, sample {number}", 0, options.errors)
         for index, piece in enumerate(pieces(text)):
             yield Document(
                 file=shard.file.name,
@@ -242,21 +271,31 @@ def _blocks(shard: _Shard, column: int, options: CorpusOptions) -> Iterator[Toke
         held.append(ids)
         tokens, size = tokens + len(ids), size + spent
         if tokens >= BLOCK_TOKENS:
-            yield _block(shard, held, first, size)
+            yield from _split(shard, held, first, size)
             held, first, tokens, size = [], number + 1, 0, 0
     if held:
-        yield _block(shard, held, first, size)
+        yield from _split(shard, held, first, size)
 
 
-def _block(shard: _Shard, held: list[NDArray[np.integer]], first: int, size: int) -> TokenBlock:
+def _split(
+    shard: _Shard, held: list[NDArray[np.integer]], first: int, size: int
+) -> Iterator[TokenBlock]:
+    """Some samples in blocks: one sample may be long."""
     begins = np.cumsum([0, *map(len, held)])
     starts = np.zeros(int(begins[-1]), dtype=np.bool_)
     starts[begins[:-1][np.diff(begins) > 0]] = True
-    locate = partial(_locate, shard.file.name, first, begins)
-    return TokenBlock(ids=np.concatenate(held), starts=starts, size=size, locate=locate)
+    ids = np.concatenate(held)
+    for begin in range(0, max(len(ids), 1), BLOCK_TOKENS):
+        yield TokenBlock(
+            ids=ids[begin : begin + BLOCK_TOKENS],
+            starts=starts[begin : begin + BLOCK_TOKENS],
+            size=0 if begin else size,
+            locate=partial(_locate, shard.file.name, first, begins, begin),
+        )
 
 
-def _locate(name: str, first: int, begins: NDArray[np.int64], index: int) -> str:
+def _locate(name: str, first: int, begins: NDArray[np.int64], begin: int, index: int) -> str:
+    index += begin
     sample = int(np.searchsorted(begins, index, side="right")) - 1
     return f"{name}, sample {first + sample}, position {index - int(begins[sample])}"
 
@@ -265,6 +304,7 @@ READER = Reader(
     read=read,
     gives_text=gives_text,
     divide=divide,
+    companions=companions,
     lists=True,
     uses=("field", "ids_dtype", "errors"),
 )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
 from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text, whole_tokens
-from engram_cli.corpus.opening import beside, exactly, length_of, opened
+from engram_cli.corpus.opening import basename, beside, exactly, length_of, opened
 from engram_cli.corpus.sections import by_search
 from engram_cli.corpus.sniff import MEGATRON_MAGIC
 from engram_cli.errors import CorpusError
@@ -83,8 +83,9 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
 
 def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
     """The file in sections of whole documents."""
-    with opened(beside(file, _index_name(file))) as entries:
-        index = _header(beside(file, _index_name(file)), entries)
+    index_file = beside(file, _index_name(file))
+    with opened(index_file) as entries:
+        index = _header(index_file, entries)
 
         def place(document: int) -> int:
             return index.place(document) or 0
@@ -92,9 +93,13 @@ def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[Corp
         return by_search(file, max(index.entries - 1, 0), place, size)
 
 
+def companions(file: CorpusFile, options: CorpusOptions) -> Sequence[CorpusFile]:
+    """The .idx."""
+    return (beside(file, _index_name(file)),)
+
+
 def _index_name(file: CorpusFile) -> str:
-    name = file.name.replace("\\", "/").rpartition("/")[2]
-    return f"{name.removesuffix('.bin')}.idx"
+    return f"{basename(file).removesuffix('.bin')}.idx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,4 +239,4 @@ class _Firsts:
         return found
 
 
-READER = Reader(read=read, gives_text=never_text, divide=divide)
+READER = Reader(read=read, gives_text=never_text, divide=divide, companions=companions)

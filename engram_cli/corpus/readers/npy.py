@@ -6,6 +6,7 @@ shrinks while it is read would kill the process.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ import numpy as np
 
 from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, Reader, TokenBlock
 from engram_cli.corpus.flat import never_text
-from engram_cli.corpus.opening import opened
+from engram_cli.corpus.opening import exactly, opened
 from engram_cli.corpus.sections import sections
 from engram_cli.errors import CorpusError
+
+_MOST_COLUMNS = 2**20  # of an array stored by column: a line is read in so many pieces
+_MOST_HEADER = 2**14  # bytes; numpy parses no more than 10,000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +51,14 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
     with opened(file) as stream:
         header = read_header(stream, file)
         if header.fortran and len(header.shape) == 2:
-            yield from _column_major(file, header)
+            yield from _column_major(file, header, stream)
             return
         first, last = _tokens(file, header)
         if first:
             stream.seek(header.begin + first * header.dtype.itemsize)
         for begin in range(first, last, BLOCK_TOKENS):
             count = min(BLOCK_TOKENS, last - begin)
-            raw = stream.read(count * header.dtype.itemsize)
-            if len(raw) < count * header.dtype.itemsize:
-                raise CorpusError(f"{file.name} ended while it was read", "is it being written?")
+            raw = exactly(stream, count * header.dtype.itemsize, file.name)
             yield _block(file, header, np.frombuffer(raw, header.dtype), begin)
 
 
@@ -89,21 +91,24 @@ def _tokens(file: CorpusFile, header: NpyHeader) -> tuple[int, int]:
 
 def read_header(stream: BinaryIO, file: CorpusFile) -> NpyHeader:
     """The checked header of a .npy file; it is parsed, never unpickled. Raises CorpusError."""
+    # numpy reads as much as the header says that it is long.
+    head = io.BytesIO(stream.read(_MOST_HEADER))
     try:
-        version = np.lib.format.read_magic(stream)
+        version = np.lib.format.read_magic(head)
         parse = (
             np.lib.format.read_array_header_1_0
             if version == (1, 0)
             else np.lib.format.read_array_header_2_0
         )
-        shape, fortran, dtype = parse(stream)
+        shape, fortran, dtype = parse(head)
     except (ValueError, EOFError, SyntaxError, TokenError) as error:
         raise CorpusError(
             f"{file.name} is no .npy file: {str(error).splitlines()[0]}",
             "save the token ids with numpy.save",
         ) from None
     _check(file.name, shape, dtype)
-    header = NpyHeader(dtype=dtype, shape=shape, fortran=fortran, begin=stream.tell())
+    header = NpyHeader(dtype=dtype, shape=shape, fortran=fortran, begin=head.tell())
+    stream.seek(header.begin)
     wanted = header.begin + header.tokens * dtype.itemsize
     if file.section is None and file.size is not None and file.size < wanted:
         raise CorpusError(
@@ -142,20 +147,26 @@ def _locate(name: str, header: NpyHeader, begin: int, index: int) -> str:
     return f"{name}{line}, position {position}"
 
 
-def _column_major(file: CorpusFile, header: NpyHeader) -> Iterator[TokenBlock]:
-    """Arrays stored by column: their lines must be gathered, which a memory map does best."""
-    if file.path is None:
+def _column_major(file: CorpusFile, header: NpyHeader, stream: BinaryIO) -> Iterator[TokenBlock]:
+    """Arrays stored by column: a part of each column is read for some lines at a time.
+
+    Not mapped: a file that shrinks while it is mapped would kill the process.
+    """
+    if file.path is None or header.line > _MOST_COLUMNS:
         raise CorpusError(
-            f"{file.name} is stored by column, which cannot be read from afar",
+            f"{file.name} is stored by column, which cannot be read "
+            + ("from afar" if file.path is None else f"where a line has {header.line:,} ids"),
             "copy the file here, or save it by line (numpy.ascontiguousarray)",
         )
+    count, width = header.shape[0], header.dtype.itemsize
     lines = max(BLOCK_TOKENS // max(header.line, 1), 1)
-    for first in range(0, header.shape[0] if header.line else 0, lines):
-        array = np.memmap(
-            file.path, header.dtype, "r", offset=header.begin, shape=header.shape, order="F"
-        )
-        ids = np.ascontiguousarray(array[first : first + lines]).reshape(-1)
-        yield _block(file, header, ids, first * header.line)
+    for first in range(0, count if header.line else 0, lines):
+        part = min(lines, count - first)
+        ids = np.empty((part, header.line), header.dtype)
+        for column in range(header.line):
+            stream.seek(header.begin + (column * count + first) * width)
+            ids[:, column] = np.frombuffer(exactly(stream, part * width, file.name), header.dtype)
+        yield _block(file, header, ids.reshape(-1), first * header.line)
 
 
 READER = Reader(read=read, gives_text=never_text, check=check, divide=divide)

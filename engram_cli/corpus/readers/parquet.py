@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader
 from engram_cli.corpus.columns import (
-    block,
+    blocks,
     column_of,
     documents,
     field_of,
@@ -21,24 +23,29 @@ from engram_cli.corpus.columns import (
 from engram_cli.corpus.labels import labels_of
 from engram_cli.corpus.opening import opened
 from engram_cli.corpus.sections import by_weight
+from engram_cli.corpus.stamps import unchanged
 from engram_cli.errors import CorpusError
 
 _BATCH_BYTES = 2**23  # uncompressed, read at a time
 _BATCH_ROWS = 2**16
+_LIST_ROWS = 2**7  # of token ids, of which a few bytes may hold any number of equal ones
+_PLAIN_BYTES = 2**24  # the most that a batch takes whose rows may all be as long as their group
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
     """The documents of a Parquet file; rows that are null hold none. Raises CorpusError."""
-    with _opened(file) as parquet:
-        field = field_of(parquet.schema_arrow, file, options)
-        label = label_field(parquet.schema_arrow, file, options)
-        texts = is_text(type_of(parquet.schema_arrow, field))
+    with _opened(file) as (source, parquet):
+        schema = parquet.schema_arrow
+        field = field_of(schema, file, options)
+        label = label_field(schema, file, options)
+        texts = is_text(type_of(schema, field))
         groups = _groups(parquet, file)
         before = sum(_rows(parquet)[: groups.start])
         rows = max(sum(_rows(parquet)[groups.start : groups.stop]), 1)
         first = before
         wanted = [field] if label is None else [field, label]
-        for batch in parquet.iter_batches(_batch_rows(parquet), groups, columns=wanted):
+        most = min(_batch_rows(parquet), _BATCH_ROWS if texts else _LIST_ROWS)
+        for batch in _batches(source, parquet, groups, wanted, most):
             # A row is worth its share of the file, as far as progress is concerned.
             places = (first - before, first - before + batch.num_rows)
             begin, end = ((file.size or 0) * row // rows for row in places)
@@ -49,20 +56,56 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
             if texts:
                 yield from documents(file, options, column, first, end - begin, labels)
             elif batch.num_rows:
-                yield block(file, column, first, end - begin, labels)
+                yield from blocks(file, column, first, end - begin, labels)
             first += batch.num_rows
+
+
+def _batches(
+    source: Any, parquet: pq.ParquetFile, groups: range, wanted: list[str], rows: int
+) -> Iterator[pa.RecordBatch]:
+    """The rows of some groups, `rows` at a time, texts as dictionaries.
+
+    A page of some bytes can hold any number of equal texts. Read as a dictionary they take what
+    they take in the file; where pyarrow cannot do so, fewer rows are read at a time.
+    """
+    schema = parquet.schema_arrow
+    coded = [name for name in wanted if is_text(type_of(schema, name))]
+    with pq.ParquetFile(
+        source,
+        metadata=parquet.metadata,
+        memory_map=False,
+        pre_buffer=not isinstance(source, Path),
+        read_dictionary=coded,
+    ) as dictionaries:
+        for group in groups:
+            done = 0
+            try:
+                for batch in dictionaries.iter_batches(rows, [group], columns=wanted):
+                    done += batch.num_rows
+                    yield batch
+                continue
+            except OSError as error:
+                if "DictAccumulator" not in str(error):
+                    raise
+            largest = max(int(parquet.metadata.row_group(group).total_byte_size), 1)
+            few = min(max(_PLAIN_BYTES // largest, 1), rows)
+            for batch in parquet.iter_batches(few, [group], columns=wanted):
+                passed = min(done, batch.num_rows)
+                done -= passed
+                if passed < batch.num_rows:
+                    yield batch.slice(passed)
 
 
 def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
     """Whether the column is of texts."""
-    with _opened(file) as parquet:
+    with _opened(file) as (_, parquet):
         schema = parquet.schema_arrow
         return is_text(type_of(schema, field_of(schema, file, options)))
 
 
 def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
     """The file in sections of whole row groups."""
-    with _opened(file) as parquet:
+    with _opened(file) as (_, parquet):
         return by_weight(file, _rows(parquet), size)
 
 
@@ -83,14 +126,18 @@ def _groups(parquet: pq.ParquetFile, file: CorpusFile) -> range:
 
 
 @contextmanager
-def _opened(file: CorpusFile) -> Iterator[pq.ParquetFile]:
+def _opened(file: CorpusFile) -> Iterator[tuple[Any, pq.ParquetFile]]:
+    """The file as pyarrow opens it, a path or a stream, and opened."""
     try:
         with ExitStack() as stack:
             # pyarrow reads a path by itself, without taking turns with our threads.
-            source = stack.enter_context(opened(file)) if file.path is None else file.path
-            yield stack.enter_context(
-                pq.ParquetFile(source, memory_map=False, pre_buffer=file.path is None)
-            )
+            source: Any = file.path
+            if file.path is None:
+                source = stack.enter_context(opened(file))
+            else:
+                stack.enter_context(unchanged(file))
+            parquet = pq.ParquetFile(source, memory_map=False, pre_buffer=file.path is None)
+            yield source, stack.enter_context(parquet)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         reason = str(error).splitlines()[0]
         raise CorpusError(

@@ -15,6 +15,7 @@ from engram_cli.vocab.lookup import VocabMap
 LAYER_STEP = 10007
 INT64_MAX = 2**63 - 1
 DEMO_ROWS = 129280 * 5
+DEMO_PAD = 2  # of DeepSeek's tokenizer
 
 
 def layout(
@@ -24,15 +25,18 @@ def layout(
     heads: int = 8,
     rows_per_head: int | Sequence[int] = DEMO_ROWS,
     layers: Sequence[int] = (1, 15),
-    pad_id: int = 2,
+    pad_id: int | None = None,
     seed: int = 0,
     scheme: str = "engram-v1",
 ) -> HashLayout:
     """The layout of `vocab`; the moduli are different primes from `rows_per_head` up.
 
     `rows_per_head`: one base size, or one an order. `pad_id` is a raw token id; its compressed id
-    stands for every blocked position. Raises LayoutError.
+    stands for every blocked position. None is the vocabulary's own pad token, or the demo's where
+    that is not known. Raises LayoutError.
     """
+    if pad_id is None:
+        pad_id = DEMO_PAD if vocab.pad_id is None else vocab.pad_id
     orders, layers = as_tuple(orders), as_tuple(layers)
     check_shape(orders, heads, layers)
     sizes = base_sizes(rows_per_head, orders)

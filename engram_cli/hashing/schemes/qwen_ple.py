@@ -20,14 +20,15 @@ def layout(
     orders: Sequence[int] = (2, 3),
     heads: int = 8,
     rows_per_head: int = 20_000_000,
-    layers: Sequence[int] = (1,),
+    layers: Sequence[int] = (2,),
     seed: int = 1234,
     divisor: int = 128,
 ) -> HashLayout:
-    """The layout for `vocab_size` raw ids; `layers` are the one-based ple_layer_ids.
+    """The layout for `vocab_size` raw ids; `layers` are the ple_layer_ids, counted from one.
 
-    `orders` must be 2..N. The rows of a layer are padded up to a multiple of `divisor`. Raises
-    LayoutError.
+    The default is the release's, decoder layer 1 counted from 0. The multipliers depend on a
+    layer's place in `layers`, not on its number. `orders` must be 2..N. The rows of a layer are
+    padded up to a multiple of `divisor`. Raises LayoutError.
     """
     orders, layers = as_tuple(orders), as_tuple(layers)
     check_shape(orders, heads, layers)
@@ -37,6 +38,11 @@ def layout(
         raise LayoutError(
             f"vocab_size {vocab_size}, divisor {divisor}: both must be 1 or more",
             "give the values of the model's config",
+        )
+    if not 0 <= eos_id < vocab_size:
+        raise LayoutError(
+            f"the EOS token id {eos_id:,} is outside the vocabulary of {vocab_size:,} ids",
+            "give the EOS id of your tokenizer with --eos-id, or the vocabulary with --vocab-size",
         )
     if not 1 <= rows_per_head < MAX_MODULUS:
         raise LayoutError(f"{rows_per_head} rows per head", "give between 1 and 2^32")

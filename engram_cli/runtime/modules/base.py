@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.runtime import ops
+from engram_cli.runtime.clipping import Watched
 from engram_cli.runtime.gating import GateWeights
 from engram_cli.runtime.tables import Table, dequantise
 from engram_cli.runtime.tiers.placed import PlacedRows
@@ -32,18 +33,26 @@ class Rows(nn.Embedding):
     DistributedDataParallel looks for sparse gradients nowhere else.
     """
 
+    weight: nn.Parameter
     atomic = False
 
     def __init__(self, weight: Tensor, *, trainable: bool, sparse: bool) -> None:
         rows, dim = weight.shape
         super().__init__(rows, dim, sparse=sparse, _weight=weight, _freeze=not trainable)
+        self._watched = Watched()
+
+    def _watch(self) -> None:
+        if self.sparse:
+            self._watched.watch(self.weight)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[B, T, C x dim] of rows int64[B, T, C], in the table's dtype."""
-        return ops.gather(self.weight, rows.to(self.weight.device), sparse=self.sparse)
+        """[B, T, C, dim] of rows int64[B, T, C], in the table's dtype."""
+        self._watch()
+        return F.embedding(rows.to(self.weight.device), self.weight, sparse=self.sparse)
 
     def table(self) -> Table:
         """The rows as the look-up takes them."""
+        self._watch()
         gradients = "sparse" if self.sparse else "atomic" if self.atomic else "dense"
         return Table(values=self.weight, gradients=gradients)
 
@@ -101,7 +110,7 @@ class MultiHeadEmbedding(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """[B, T, C x dim] of table rows int64[B, T, C], whose offsets are already in."""
         out: Tensor = self.embedding(rows)
-        return out
+        return out.flatten(-2) if out.ndim > rows.ndim else out
 
 
 class MemoryModule(nn.Module):
@@ -119,7 +128,10 @@ class MemoryModule(nn.Module):
 
     @property
     def anchor(self) -> Tensor:
-        """A dense weight whose device and dtype are the module's."""
+        """A norm's weight, whose device and dtype are the module's.
+
+        Projections may be adapters or quantised, and their weights anything.
+        """
         raise NotImplementedError
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -157,11 +169,12 @@ class MemoryModule(nn.Module):
         None where a line is one document. `residual` gives the sum with `hidden`, rounded once;
         the inputs are those of the last `tail` positions.
         """
-        device = self.anchor.device
+        weights = self.gate_weights()
+        device = weights.query.device
         streams = hidden.to(device).reshape(*hidden.shape[:2], self.streams, -1)
         keep, history, age = (None if x is None else x.to(device) for x in (keep, history, age))
         out, inputs = ops.gate(
-            self.gate_weights(),
+            weights,
             streams,
             self.project(self.vectors(rows)),
             ops.Past(keep=keep, history=history, age=age),
@@ -177,29 +190,49 @@ class MemoryModule(nn.Module):
         Floats are vectors that were looked up for all layers at once, and pass.
         """
         out: Tensor = rows if rows.is_floating_point() else self.multi_head_embedding(rows)
-        return out.to(self.anchor.device, self.anchor.dtype)
+        anchor = self.anchor
+        return out.to(anchor.device, anchor.dtype)
 
 
-def depthwise(width: int, kernel: int, dilation: int) -> nn.Conv1d:
-    """The convolution's weight [width, 1, kernel], held as the published modules hold it."""
-    return nn.Conv1d(
-        width, width, kernel, groups=width, dilation=dilation, bias=False, dtype=torch.float32
-    )
+class Weight(nn.Module):
+    """A weight that others compute with, under the name it is published by; called, it gives it.
+
+    Not read but called: accelerate brings an offloaded weight for the length of a call.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+
+    def forward(self) -> Tensor:
+        """The weight in use."""
+        return self.weight
+
+    def extra_repr(self) -> str:
+        """What is printed of it."""
+        return str(tuple(self.weight.shape))
 
 
 def project(vectors: Tensor, linears: Sequence[nn.Module]) -> Tensor:
     """The outputs of linear layers side by side, [B, T, sum of their widths].
 
     Many tokens: one product with all weights, so that no output is copied; few: one each, so that
-    no weight is. A layer that is more than nn.Linear (an adapter, a quantised one) is called.
+    no weight is. A layer that is more than nn.Linear (an adapter, quantised, offloaded) is called.
     """
-    plain = [linear for linear in linears if type(linear) is nn.Linear]
+    plain = [linear for linear in linears if isinstance(linear, nn.Linear) and is_plain(linear)]
     if len(plain) < len(linears) or vectors.shape[0] * vectors.shape[1] < MANY_TOKENS:
         return torch.cat([linear(vectors) for linear in linears], dim=-1)
     weights: list[Tensor] = [linear.weight for linear in plain]
     biases: list[Tensor] = [linear.bias for linear in plain if linear.bias is not None]
     bias = torch.cat(biases) if biases else None
     return F.linear(vectors, torch.cat(weights), bias)
+
+
+def is_plain(linear: nn.Linear) -> bool:
+    """Whether calling a layer is no more than a product with its weight."""
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks)
+    changed = "forward" in linear.__dict__ or any(hooks) or bool(linear._backward_pre_hooks)
+    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and not changed
 
 
 def load_dense(module: nn.Module, weights: dict[str, Tensor]) -> None:

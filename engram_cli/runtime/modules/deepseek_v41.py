@@ -24,8 +24,8 @@ class DeepSeekV41(MemoryModule):
 
     @property
     def anchor(self) -> Tensor:
-        """A dense weight whose device and dtype are the module's."""
-        return self.wkv.weight
+        """The weight of the hidden state's norm."""
+        return self.q_weight
 
     def project(self, vectors: Tensor) -> Tensor:
         """[B, T, streams x d + d] of vectors [B, T, C x dim]."""

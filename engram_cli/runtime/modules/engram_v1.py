@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.gating import GateWeights
-from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, depthwise, project
+from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Weight, project
 
 CONV_NORM_EPS = 1e-5
 
@@ -19,8 +17,8 @@ class NormedConv(nn.Module):
 
     def __init__(self, hidden_size: int, streams: int, kernel: int, dilation: int) -> None:
         super().__init__()
-        self.conv = depthwise(streams * hidden_size, kernel, dilation)
-        self.norms = nn.ModuleList(nn.RMSNorm(hidden_size) for _ in range(streams))
+        self.conv = Weight(streams * hidden_size, 1, kernel)
+        self.norms = nn.ModuleList(Weight(hidden_size) for _ in range(streams))
         self.dilation = dilation
 
 
@@ -30,21 +28,23 @@ class EngramV1(MemoryModule):
     def __init__(self, spec: BundleSpec, embedding: MultiHeadEmbedding) -> None:
         super().__init__(spec, embedding)
         d, embed, streams = spec.hidden_size, spec.embed_dim, self.streams
-        self.short_conv = NormedConv(d, streams, spec.module.conv_kernel, spec.conv_dilation)
+        self.kernel = spec.module.conv_kernel
+        self.short_conv = NormedConv(d, streams, self.kernel, spec.conv_dilation)
         self.value_proj = nn.Linear(embed, d)
         self.key_projs = nn.ModuleList(nn.Linear(embed, d) for _ in range(streams))
-        self.norm1 = nn.ModuleList(nn.RMSNorm(d) for _ in range(streams))
-        self.norm2 = nn.ModuleList(nn.RMSNorm(d) for _ in range(streams))
+        self.norm1 = nn.ModuleList(Weight(d) for _ in range(streams))
+        self.norm2 = nn.ModuleList(Weight(d) for _ in range(streams))
 
     @property
     def reach(self) -> int:
         """How many earlier positions the convolution reads."""
-        return self.gate_weights().reach
+        return (self.kernel - 1) * self.short_conv.dilation
 
     @property
     def anchor(self) -> Tensor:
-        """A dense weight whose device and dtype are the module's."""
-        return self.value_proj.weight
+        """The weight of the hidden state's first norm."""
+        weight: Tensor = self.norm2[0]()
+        return weight
 
     def project(self, vectors: Tensor) -> Tensor:
         """[B, T, streams x d + d] of vectors [B, T, C x dim]."""
@@ -52,12 +52,13 @@ class EngramV1(MemoryModule):
 
     def gate_weights(self) -> GateWeights:
         """`norm1` is the key's, `norm2` the hidden state's; torch's eps is float32's."""
+        query = _stacked(self.norm2)
         return GateWeights(
-            query=_stacked(self.norm2),
+            query=query,
             key=_stacked(self.norm1),
             norm=_stacked(self.short_conv.norms),
-            taps=self.short_conv.conv.weight,
-            eps=torch.finfo(torch.promote_types(self.anchor.dtype, torch.float32)).eps,
+            taps=self.short_conv.conv(),
+            eps=torch.finfo(torch.promote_types(query.dtype, torch.float32)).eps,
             norm_eps=CONV_NORM_EPS,
             dilation=self.short_conv.dilation,
         )
@@ -65,5 +66,5 @@ class EngramV1(MemoryModule):
 
 def _stacked(norms: nn.ModuleList) -> Tensor:
     """[streams, d]: the weights of norms."""
-    weights = [cast(Tensor, norm.weight) for norm in norms]
+    weights: list[Tensor] = [norm() for norm in norms]
     return weights[0][None] if len(weights) == 1 else torch.stack(weights)

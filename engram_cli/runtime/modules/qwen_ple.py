@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.gating import GateWeights
-from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, depthwise, project
-
-
-class CentredNorm(nn.Module):
-    """The weight of an RMS norm of each stream, [streams x d], stored less one."""
-
-    def __init__(self, streams: int, hidden_size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(streams * hidden_size))
-        self.streams = streams
-
-    def by_stream(self) -> Tensor:
-        """[streams, d]."""
-        return self.weight.view(self.streams, -1)
+from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding, Weight, project
 
 
 class QwenPLE(MemoryModule):
@@ -33,21 +19,23 @@ class QwenPLE(MemoryModule):
         self.eps = spec.module.norm_eps
         self.key_proj = nn.Linear(embed, streams * d, bias=False)
         self.value_proj = nn.Linear(embed, d, bias=False)
-        self.norm_key = CentredNorm(streams, d)
-        self.norm_query = CentredNorm(streams, d)
-        self.norm_conv = CentredNorm(streams, d)
-        self.conv1d = depthwise(streams * d, spec.module.conv_kernel, spec.conv_dilation)
-        self.dilation = spec.conv_dilation
+        # The weights of an RMS norm of each stream, [streams x d], stored less one.
+        self.norm_key = Weight(streams * d)
+        self.norm_query = Weight(streams * d)
+        self.norm_conv = Weight(streams * d)
+        self.kernel, self.dilation = spec.module.conv_kernel, spec.conv_dilation
+        self.conv1d = Weight(streams * d, 1, self.kernel)
 
     @property
     def reach(self) -> int:
         """How many earlier positions the convolution reads."""
-        return self.gate_weights().reach
+        return (self.kernel - 1) * self.dilation
 
     @property
     def anchor(self) -> Tensor:
-        """A dense weight whose device and dtype are the module's."""
-        return self.value_proj.weight
+        """The weight of the hidden state's norm."""
+        weight: Tensor = self.norm_query()
+        return weight
 
     def project(self, vectors: Tensor) -> Tensor:
         """[B, T, streams x d + d] of vectors [B, T, C x dim]."""
@@ -56,12 +44,17 @@ class QwenPLE(MemoryModule):
     def gate_weights(self) -> GateWeights:
         """One eps for the three norms."""
         return GateWeights(
-            query=self.norm_query.by_stream(),
-            key=self.norm_key.by_stream(),
-            norm=self.norm_conv.by_stream(),
-            taps=self.conv1d.weight,
+            query=self._by_stream(self.norm_query),
+            key=self._by_stream(self.norm_key),
+            norm=self._by_stream(self.norm_conv),
+            taps=self.conv1d(),
             eps=self.eps,
             norm_eps=self.eps,
             centred=True,
             dilation=self.dilation,
         )
+
+    def _by_stream(self, norm: Weight) -> Tensor:
+        """[streams, d]: the weight of a norm."""
+        weight: Tensor = norm()
+        return weight.view(self.streams, -1)

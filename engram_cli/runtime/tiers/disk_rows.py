@@ -20,6 +20,7 @@ from torch import Tensor
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
+from engram_cli.runtime.tiers.forks import renew_in_children
 from engram_cli.runtime.tiers.row_cache import RowCache
 from engram_cli.runtime.tiers.row_files import RowFiles
 from engram_cli.runtime.tiers.source import record_layout
@@ -62,11 +63,22 @@ class DiskRows:
         self.cache = RowCache(self._layout.record_bytes, cache_bytes - held)
         self._piece = max(1, min(_PIECE_ROWS, _PIECE_BYTES // self._layout.record_bytes))
         self._threads = threads
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="engram-disk")
-        self._lock = Lock()
+        self._start()
         self._sums: dict[str, int | float] = {
             "rows": 0, "bytes": 0, "hits": 0, "seconds": 0.0, "reads": 0
         }  # fmt: skip
+        renew_in_children(self)
+
+    def _start(self) -> None:
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="engram-disk")
+        self._lock = Lock()
+
+    def after_fork(self) -> None:
+        """Threads and locks of its own for a child process."""
+        self._start()
+        self.cache.after_fork()
+        for files in self._files.values():
+            files.after_fork()
 
     @property
     def rows(self) -> int:

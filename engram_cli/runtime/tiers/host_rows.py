@@ -22,6 +22,7 @@ from torch import Tensor
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle import Bundle, Place
 from engram_cli.formats.bundle_spec import ROWS, SCALES
+from engram_cli.runtime.tiers.forks import renew_in_children
 from engram_cli.runtime.tiers.source import RecordLayout, record_layout
 
 if TYPE_CHECKING:
@@ -45,6 +46,11 @@ class HostRows:
         self._lock = threading.Lock()
         self._given = 0
         self._seconds = 0.0
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """A lock of its own for a child process; the crew makes its own."""
+        self._lock = threading.Lock()
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, layer: int, *, pinned: bool) -> HostRows:

@@ -7,6 +7,7 @@ Out: a layer's vectors. Whatever is not taken must be dropped.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
@@ -108,6 +109,7 @@ class Reads:
 
     def __init__(self, stores: Mapping[int, Store], rows: Sequence[Tensor] | Tensor) -> None:
         self.stores = stores
+        self._process = os.getpid()
         self._layers: dict[int, _Layer] = {}
         self._waiting: deque[_Piece] = deque()
         self._expected: tuple[Tensor, Tensor, Callable[[bool], None]] | None = None
@@ -164,6 +166,8 @@ class Reads:
         """Forget what was not taken; its memory is free when this returns."""
         layers, self._layers = list(self._layers.values()), {}
         self._waiting.clear()
+        if os.getpid() != self._process:  # the threads that write are the parent's
+            return
         for layer in layers:
             for piece in layer.pieces:
                 if piece.block is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
+from engram_cli.runtime.tiers.forks import renew_in_children
 from engram_cli.runtime.tiers.host_rows import HostRows
 from engram_cli.runtime.tiers.source import RowSource
 from engram_cli.runtime.tiers.streams import Mark, Side, with_index
@@ -100,14 +101,25 @@ class Road:
         self.device, self.tuning = with_index(device), tuning
         self.find = Side(self.device)
         self.travelled = _Travelled()
+        self._closed = False
+        self._parents: list[object] = []  # what threads of a parent process use, kept as it is
+        self._start()
+        renew_in_children(self)
+
+    def _start(self) -> None:
         self.alone = threading.Lock()  # who holds it may begin one block beyond those ahead
         self._lock = threading.Lock()
         self._ahead = 0
         self._queue: SimpleQueue[Block | None] = SimpleQueue()
-        self._closed = False
         self._workers: list[threading.Thread] = []
         self._couriers: list[Courier | None] = []  # one or none, once it was asked for
         self._end = weakref.finalize(self, _end, self._queue, self._workers)
+
+    def after_fork(self) -> None:
+        """Threads and locks of its own for a child process."""
+        self._parents += [self._queue, *self._workers, *self._couriers]
+        self._end.detach()
+        self._start()
 
     def send(self, block: Block) -> None:
         """Have a block's records fetched. Raises RuntimeAttachError after `close`."""

@@ -41,6 +41,13 @@ class RowCache:
         self._uses = np.zeros((self.sets, WAYS), dtype=np.uint8)
         self._lock = Lock()
 
+    def after_fork(self) -> None:
+        """In a child process: empty where another thread was about to change it."""
+        if self._lock.locked():
+            self._rows.fill(_FREE)
+            self._uses.fill(0)
+        self._lock = Lock()
+
     @property
     def nbytes(self) -> int:
         """What the cache takes at most."""

@@ -59,6 +59,10 @@ class RowFiles:
         self._kept: dict[int, int] = {}
         self._end = weakref.finalize(self, _close_all, self._kept)
 
+    def after_fork(self) -> None:
+        """In a child process, which shares the open files."""
+        self._lock = Lock()
+
     def close(self) -> None:
         """Close the files."""
         self._end()

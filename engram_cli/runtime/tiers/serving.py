@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engram_cli.runtime.tiers.forks import renew_in_children
 from engram_cli.runtime.tiers.reads import Reads
 from engram_cli.runtime.tiers.store import TieredRows
 from engram_cli.runtime.tiers.streams import is_captured
@@ -48,9 +49,14 @@ class Tiers:
 
     def __init__(self, stores: Mapping[int, TieredRows]) -> None:
         self.stores = dict(stores)
+        self._used = self._dropped = 0
+        self.after_fork()
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """Nothing is asked for ahead, and no lock is held; so also in a child process."""
         self._lock = threading.Lock()
         self._ahead: tuple[Tensor, Reads] | None = None
-        self._used = self._dropped = 0
 
     def start(self, rows: Tensor) -> Reads:
         """Ask for the rows int64[L, ..., C] of a call, unless that was done ahead."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from runtime.kernels.gate_cases import NEAR, GateCase, far, make_call
+from runtime.kernels.gate_cases import FORWARD_MODE, NEAR, GateCase, far, make_call
 
 from engram_cli.runtime import custom_gate, gating, ops
 
@@ -60,6 +60,32 @@ def test_gradients_are_the_twins(case: GateCase) -> None:
     call = make_call(case, DEVICE)
     for found, expected in zip(call.gradients(ops.gate), call.gradients(gating.gate), strict=True):
         assert far(found, expected) < NEAR[case.dtype]
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_second_gradients_are_the_twins(conv: bool) -> None:
+    call = make_call(GateCase(count=3, batch=1, width=17, conv=conv), DEVICE)
+    for found, expected in zip(
+        call.second_gradients(ops.gate), call.second_gradients(gating.gate), strict=True
+    ):
+        assert far(found, expected) < 1e-4
+
+
+@FORWARD_MODE
+def test_a_tangent_is_not_dropped() -> None:
+    call = make_call(GateCase(count=3, batch=1, width=17), DEVICE)
+    frozen = dataclasses.replace(call, hidden=call.hidden.detach())
+    for leaf in call.leaves:
+        leaf.requires_grad_(False)
+    direction = torch.ones_like(frozen.hidden)
+    found = []
+    for function in (ops.gate, gating.gate):
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(frozen.hidden, direction)
+            out, _ = dataclasses.replace(frozen, hidden=dual).run(function)
+            found.append(torch.autograd.forward_ad.unpack_dual(out).tangent)
+    assert found[0] is not None
+    assert far(*found) < NEAR[torch.float32]
 
 
 @pytest.mark.parametrize("options", [{}, {"age": True}, {"keep": True, "dtype": torch.bfloat16}])

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from lookup_cases import DECODED, FORMS, LAYOUTS, TABLES, a_table, modulo_hash, same_bits, the_hash
+from runtime.kernels.gate_cases import FORWARD_MODE
 from torch import Tensor
 
-from engram_cli.errors import TokenIdError
+from engram_cli.errors import RuntimeAttachError, TokenIdError
 from engram_cli.runtime import custom, gathering, ops
 from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.tables import Table
@@ -151,6 +152,39 @@ def test_gradients_equal_the_twins() -> None:
     assert len(found) == len(expected) == 2
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@FORWARD_MODE
+def test_second_gradients_and_tangents_equal_the_twins() -> None:
+    hashed = the_hash("engram-v1", DEVICE)
+    ids, back = FORMS["dead"](DEVICE)
+    tables = [a_table("float32", height, 12, DEVICE) for height in hashed.heights]
+    results = []
+    for function in (ops.look_up, gathering.look_up):
+        leaves = [table.values.detach().clone().requires_grad_() for table in tables]
+        out = function(hashed, ids, [Table(values=leaf) for leaf in leaves], back)
+        firsts = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        seconds = torch.autograd.grad(sum(x.pow(3).sum() for x in firsts), leaves)
+        with torch.autograd.forward_ad.dual_level():
+            duals = [torch.autograd.forward_ad.make_dual(x.detach(), x.detach()) for x in leaves]
+            out = function(hashed, ids, [Table(values=dual) for dual in duals], back)
+            tangent = torch.autograd.forward_ad.unpack_dual(out).tangent
+        results.append((*seconds, tangent))
+    for mine, theirs in zip(*results, strict=True):
+        assert mine is not None
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_sparse_rows_have_no_second_gradients() -> None:
+    hashed = the_hash("engram-v1", DEVICE)
+    ids, back = FORMS["dead"](DEVICE)
+    leaves = [
+        a_table("float32", height, 12, DEVICE).values.requires_grad_() for height in hashed.heights
+    ]
+    sparse = [Table(values=leaf, gradients="sparse") for leaf in leaves]
+    out = ops.look_up(hashed, ids, sparse, back)
+    with pytest.raises(RuntimeAttachError, match="sparse gradient of rows has no derivative"):
+        torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
 
 
 def test_the_operators_keep_torchs_rules() -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from engram_cli.runtime.gating import GateWeights, Past
+
+# torch uses its own deprecated torch.jit.script when forward mode is first used.
+FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,13 @@ class Call:
         """The gradients of all leaves."""
         out, _ = self.run(function)
         return list(torch.autograd.grad(out, self.leaves, self.gradient))
+
+    def second_gradients(self, function: Any) -> list[Tensor]:
+        """The gradients of a loss with a gradient penalty; that of the sum is a constant."""
+        out, _ = self.run(function)
+        firsts = torch.autograd.grad(out.float().sum(), self.leaves, create_graph=True)
+        loss = out.float().square().sum() + sum(x.float().square().sum() for x in firsts)
+        return list(torch.autograd.grad(loss, self.leaves))
 
 
 def make_call(case: GateCase, device: str = "cpu", seed: int = 0) -> Call:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from runtime.modules.inputs import Build, some_input
-from tiny_models import HIDDEN, LAYERS, make_bundle, spec_of, text, wake
+from tiny_models import HIDDEN, LAYERS, make_bundle, spec_of, text, wake, with_cache
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -123,7 +123,7 @@ def test_the_whole_model_in_prefill_and_decode(spec: BundleSpec, tmp_path: Path)
         caches = DynamicCache(config=theirs.config), DynamicCache(config=ours.config)
         for piece in ids.split([5, 1, 1, 1, 1, 1, 1, 1], dim=1):
             steps = [
-                found(piece, past_key_values=cache, use_cache=True).logits
+                found(piece, **with_cache(cache), use_cache=True).logits
                 for found, cache in zip((theirs, ours), caches, strict=True)
             ]
             torch.testing.assert_close(*steps, atol=1e-5, rtol=1e-5)

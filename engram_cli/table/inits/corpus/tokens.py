@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.corpus.base import Mark, TokenBlock
-from engram_cli.errors import ArtifactError, InputError, TokenIdError
+from engram_cli.corpus.stamps import continues
+from engram_cli.errors import ArtifactError, InputError, TokenIdError, UndecodableError
 from engram_cli.files import new_file, output_errors, read_json
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
@@ -95,6 +96,11 @@ class TokenWriter:
         if request is not None and (folder / STATE).is_file():
             self._take_up()
 
+    @property
+    def resumable(self) -> bool:
+        """Whether what it has written can be continued by another run."""
+        return self._request is not None
+
     def _reset(self) -> None:
         self.finished: TokenFile | None = None
         self.tokens = self.documents = self.size = 0
@@ -105,7 +111,7 @@ class TokenWriter:
     def _take_up(self) -> None:
         try:
             state = read_json(self.folder / STATE, "the state of a token file")
-            known = state["format"] == FORMAT and state["request"] == self._request
+            known = state["format"] == FORMAT and continues(self._request or "", state["request"])
             length = (self.folder / TOKENS).stat().st_size
             counts = [state[name] for name in ("tokens", "documents", "size")]
             if not known or any(type(n) is not int or n < 0 for n in counts):
@@ -157,12 +163,19 @@ class TokenWriter:
                 file.truncate(4 * self.tokens)
                 file.seek(0, os.SEEK_END)
                 last = time.monotonic()
-                for piece in pieces:
-                    self._append(piece, file)
-                    progress.advance(piece.size)
-                    if piece.mark is not None and time.monotonic() - last > KEEP_SECONDS:
-                        self._keep(file, piece.mark, complete=False)
-                        last = time.monotonic()
+                mark: Mark | None = None
+                try:
+                    for piece in pieces:
+                        self._append(piece, file)
+                        progress.advance(piece.size)
+                        mark = piece.mark
+                        if mark is not None and time.monotonic() - last > KEEP_SECONDS:
+                            self._keep(file, mark, complete=False)
+                            last = time.monotonic()
+                except UndecodableError:
+                    if mark is not None:
+                        self._keep(file, mark, complete=False)
+                    raise
                 self._keep(file, None, complete=True)
         self.finished = self._file()
         return self.finished

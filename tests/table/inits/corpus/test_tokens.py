@@ -11,8 +11,9 @@ import pytest
 from table.filled import corpus, write_corpus
 from table.tables import mapped_layout
 
-from engram_cli.corpus.base import Mark, TokenBlock
-from engram_cli.errors import TokenIdError
+from engram_cli.corpus.base import CorpusOptions, Mark, TokenBlock
+from engram_cli.corpus.stamps import request_of
+from engram_cli.errors import TokenIdError, UndecodableError
 from engram_cli.table.inits.corpus.tokens import TokenWriter
 
 
@@ -46,6 +47,30 @@ def test_a_token_file_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
     )
     assert TokenWriter(tmp_path / "cut", "r").finished == found
     assert TokenWriter(tmp_path / "cut", "other").finished is None
+
+
+def test_what_was_written_before_text_that_is_not_utf8_serves_a_run_that_replaces_it(
+    tmp_path: Path,
+) -> None:
+    layout = mapped_layout()
+    ids, starts = corpus(40)
+    blocks = [
+        TokenBlock(ids=ids[b : b + 500], starts=starts[b : b + 500], size=9, locate=str, mark=m)
+        for b, m in zip(range(0, 1500, 500), [Mark(items=i) for i in range(3)], strict=True)
+    ]
+
+    def bad() -> Any:
+        yield from blocks
+        raise UndecodableError("a.txt", "replace it")
+
+    strict, lenient = (request_of("r", CorpusOptions(errors=e)) for e in ("strict", "replace"))
+    with pytest.raises(UndecodableError):
+        TokenWriter(tmp_path / "cut", strict).write(bad(), layout, None)
+    writer = TokenWriter(tmp_path / "cut", lenient)
+    assert (writer.tokens, writer.mark) == (1500, Mark(items=2))
+    writer.write((b for b in blocks), layout, None)
+    assert TokenWriter(tmp_path / "cut", strict).finished is None
+    assert TokenWriter(tmp_path / "cut", lenient).finished is not None
 
 
 @pytest.mark.parametrize("key", ["tokens", "mark", "format", "largest", "documents"])

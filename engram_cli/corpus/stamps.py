@@ -1,0 +1,122 @@
+"""Tells when a file of the corpus is not the one it was: between planning, reading and resuming.
+
+Compared are size, time of change and inode. A file that another host planned is compared by size
+and time alone, because inodes may differ between hosts.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engram_cli.corpus.base import CorpusFile, CorpusOptions, Stamp
+from engram_cli.corpus.readers import READERS
+from engram_cli.errors import CorpusError
+
+Stamps = dict[str, Stamp]
+
+
+def local_stamp(path: Path | int) -> Stamp | None:
+    """Stamp a local file, or one by its descriptor; None for pipes and devices. Raises OSError."""
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        return None
+    return Stamp(size=about.st_size, changed=about.st_mtime_ns, inode=about.st_ino)
+
+
+def local_file(path: Path, format_: str) -> CorpusFile:
+    """Describe a local file; the size of a pipe is unknown. Raises OSError.
+
+    Bytes of its name that are not UTF-8 are shown as \\xNN: a label or a report cannot hold them.
+    """
+    stamp = local_stamp(path)
+    return CorpusFile(
+        name=os.fsencode(path).decode("utf-8", "backslashreplace"),
+        path=path,
+        size=None if stamp is None else stamp.size,
+        format=format_,
+        stamp=stamp,
+    )
+
+
+@contextmanager
+def unchanged(file: CorpusFile, descriptor: int | None = None) -> Iterator[None]:
+    """Raise CorpusError unless a local file stays as it was planned until the end of the block.
+
+    `descriptor`: of the open file, None where somebody else opens it. What goes wrong inside is
+    laid to the change where there is one.
+    """
+    assert file.path is not None
+    before = local_stamp(file.path if descriptor is None else descriptor)
+    planned = file.stamp
+    if planned is not None and (
+        before is None or (before.size, before.changed) != (planned.size, planned.changed)
+    ):
+        raise _changed(file.name, "since the run began")
+    try:
+        yield
+    except Exception:
+        if not _is_still(file.path, before):
+            raise _changed(file.name, "while it was read") from None
+        raise
+    if not _is_still(file.path, before):
+        raise _changed(file.name, "while it was read")
+
+
+def _is_still(path: Path, before: Stamp | None) -> bool:
+    try:
+        return local_stamp(path) == before
+    except OSError:  # it is gone
+        return False
+
+
+def _changed(name: str, when: str) -> CorpusError:
+    return CorpusError(
+        f"{name} has changed {when}", "run it again when nothing writes to it, or give a copy"
+    )
+
+
+def stamps_of(files: Sequence[CorpusFile], options: CorpusOptions) -> Stamps | None:
+    """Stamp every file that decides tokens, and its companions, by name.
+
+    None where one cannot be read twice or may change unseen: pipes, and remote files of no known
+    size.
+    """
+    found: Stamps = {}
+    for file in files:
+        for each in (file, *READERS.load(file.format).companions(file, options)):
+            if each.stamp is None or each.stamp.size is None:
+                return None
+            found[each.name] = each.stamp
+    return found
+
+
+def check_companions(
+    files: Sequence[CorpusFile], options: CorpusOptions, before: Stamps | None
+) -> None:
+    """Raise CorpusError where a companion of a file has changed since `before` was taken."""
+    if before is None:
+        return
+    for file in files:
+        if file.section is not None and file.section.number:
+            continue  # another section of a file that was looked at
+        for each in READERS.load(file.format).companions(file, options):
+            if each.path is not None and before.get(each.name) != each.stamp:
+                raise _changed(each.name, "while the corpus was read")
+
+
+def request_of(digest: str, options: CorpusOptions) -> str:
+    """Name a request for what it leaves behind: the digest of all but how bytes are decoded."""
+    return digest if options.errors == "strict" else f"{digest} {options.errors}"
+
+
+def continues(request: str, found: Any) -> bool:
+    """Whether `request` may continue what the request `found` left behind.
+
+    What was read strictly holds no byte that would have been replaced, so it is the same for all.
+    """
+    return isinstance(found, str) and found in (request, request.partition(" ")[0])

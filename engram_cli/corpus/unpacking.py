@@ -1,0 +1,211 @@
+"""Unpacks gzip, zstd, xz and bzip2 as a stream, to the last byte of the file.
+
+Every stream of a file is read, and what lies between and behind them is looked at: a library's idea
+of where an archive ends is not trusted. Memory does not grow with what is unpacked.
+"""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from engram_cli.errors import CorpusError
+
+# Text may begin with "BZh9": only with the block that follows is it bzip2.
+_MAGIC = {
+    b"\x1f\x8b\x08": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\x00": "xz",
+    **{b"BZh%d1AY&SY" % level: "bz2" for level in range(1, 10)},
+    **{b"BZh%d\x17\x72\x45\x38\x50\x90" % level: "bz2" for level in range(1, 10)},
+}
+_REFUSED = {
+    b"PK\x03\x04": "zip",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\x02\x21\x4c\x18": "lz4",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"LZIP\x01": "lzip",
+    b"\x89LZO\x00\r\n\x1a\n": "lzop",
+    b"\x1f\x9d\x90": "compress",
+    b"Rar!\x1a\x07": "rar",
+    b"\xff\x06\x00\x00sNaPpY": "snappy",
+    **{bytes([version]) + b"\xb5\x2f\xfd": "zstd before 0.8" for version in range(0x22, 0x28)},
+}
+HEAD = 16  # bytes that tell the packing
+# zstd and lz4 share the 16 magics of frames that are to be skipped; pzstd begins with one of 4
+# bytes, behind which the magic of a frame of text is still within `HEAD`.
+_SKIPPED = tuple(bytes([last]) + b"\x2a\x4d\x18" for last in range(0x50, 0x60))
+_PIECE = 2**16  # packed bytes read at a time
+# What a decoder may take: xz -9 takes 65 MiB, and 128 MiB is the largest window that zstd reads
+# without being told to.
+_MOST_MEMORY = 2**27
+_XZ_PADDING = 4  # its padding is whole groups of so many zeros
+
+
+def packing(head: bytes) -> str | None:
+    """Return how a file that begins with `head` is packed: gzip, zstd, xz, bz2, or None.
+
+    Three bytes of a magic that are all there is are a truncated archive.
+    """
+    head = _behind_skipped(head)
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic) or (2 < len(head) < len(magic) and magic.startswith(head)):
+            return kind
+    # What lies behind a long frame is not known yet, but nothing else begins so.
+    return "zstd" if head.startswith(_SKIPPED) else None
+
+
+def archive(head: bytes) -> str | None:
+    """Return the name of an archive that cannot be read as a stream of text."""
+    head = _behind_skipped(head)
+    return next((kind for magic, kind in _REFUSED.items() if head.startswith(magic)), None)
+
+
+def _behind_skipped(head: bytes) -> bytes:
+    """`head` from behind its first frames that are to be skipped, as far as it shows them."""
+    while head.startswith(_SKIPPED) and len(head) >= 8:
+        behind = head[8 + int.from_bytes(head[4:8], "little") :]
+        if len(behind) < 4:
+            break
+        head = behind
+    return head
+
+
+class Unpacking(io.RawIOBase):
+    """The unpacked bytes of a stream.
+
+    Raises CorpusError for an archive that is truncated or damaged, is followed by something else,
+    or takes too much memory.
+    """
+
+    def __init__(self, packed: Any, kind: str, name: str) -> None:
+        """`packed`: a readable stream at the beginning of the archive; `name`: for messages."""
+        self._kind = kind
+        self._name = name
+        self._inner: Any
+        if kind == "zstd":  # pyarrow reads frame after frame, and skips those that are to be
+            self._inner = pa.CompressedInputStream(pa.PythonFile(packed, "r"), kind)
+        else:
+            self._inner = _Streams(packed, kind)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            part = self._inner.read(len(buffer))
+        except (EOFError, OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+            raise self._wrong(error) from None
+        buffer[: len(part)] = part
+        return len(part)
+
+    def _wrong(self, error: Exception) -> CorpusError:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "too much memory" in reason or "Memory usage limit" in reason:
+            unpack = "zstd -dc --long=31" if self._kind == "zstd" else f"{self._kind} -dc"
+            return CorpusError(
+                f"{self._name} takes more than {_MOST_MEMORY >> 20} MiB of memory to unpack: its "
+                "window is that long",
+                f"unpack it first, or pipe it: {unpack} FILE | engram hash-stats -",
+            )
+        if "Dictionary mismatch" in reason:
+            return CorpusError(
+                f"{self._name} was packed with a dictionary of zstd", "unpack it first"
+            )
+        return CorpusError(
+            f"{self._name} is damaged or truncated: {self._kind} cannot unpack it ({reason})",
+            "copy or pack the file again",
+        )
+
+
+class _Gzip:
+    """One member of a gzip file, as bz2 and lzma have theirs."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(zlib.MAX_WBITS | 16)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, most)
+
+
+def _xz() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MOST_MEMORY)
+
+
+_MAKERS = {"gzip": _Gzip, "bz2": bz2.BZ2Decompressor, "xz": _xz}
+_BEGIN = {"gzip": b"\x1f\x8b", "bz2": b"BZh", "xz": b"\xfd7zXZ\x00"}
+
+
+class _Streams:
+    """The streams of a gzip, bzip2 or xz file one after the other; zeros may follow each."""
+
+    def __init__(self, packed: BinaryIO, kind: str) -> None:
+        self._packed = packed
+        self._kind = kind
+        self._held = b""  # read from the file, and not yet given to a decompressor
+        self._taken = 0  # bytes read from the file
+        self._make: Callable[[], Any] = _MAKERS[kind]
+        self._stream: Any = self._make()
+
+    def read(self, most: int) -> bytes:
+        """The next bytes, b"" after the last stream. Raises what the libraries raise."""
+        while self._stream is not None:
+            over = False
+            if self._stream.needs_input and not self._held:
+                over = not self._fill()
+            part: bytes = self._stream.decompress(self._held, most)
+            self._held = b""
+            if self._stream.eof:
+                self._held = self._stream.unused_data
+                self._stream = self._next()
+            elif over and not part:
+                raise EOFError("it ends within a stream")
+            if part:
+                return part
+        return b""
+
+    def _fill(self) -> bool:
+        """Read on; whether there was anything."""
+        part = self._packed.read(_PIECE)
+        self._held += part
+        self._taken += len(part)
+        return bool(part)
+
+    def _next(self) -> Any:
+        """A decompressor for the next stream; None when only zeros are left."""
+        zeros = 0
+        while True:
+            kept = self._held.lstrip(b"\0")
+            zeros += len(self._held) - len(kept)
+            self._held = kept
+            if kept or not self._fill():
+                break
+        if self._kind == "xz" and zeros % _XZ_PADDING:
+            raise EOFError(f"{zeros:,} zeros follow a stream, no multiple of {_XZ_PADDING}")
+        if not self._held:
+            return None
+        magic = _BEGIN[self._kind]
+        while len(self._held) < len(magic) and self._fill():
+            pass
+        if not self._held.startswith(magic):
+            at = self._taken - len(self._held)
+            raise EOFError(f"byte {at:,} follows the last stream and begins no other")
+        return self._make()

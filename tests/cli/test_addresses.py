@@ -1,0 +1,125 @@
+"""An address where a path is expected: one clear line in every command, and no folder `s3:`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import typer.main
+from cli.conftest import Engram
+
+from engram_cli.cli.app import app
+from engram_cli.commands.build_table import BuildTableRequest, build_table
+from engram_cli.corpus.base import CorpusOptions
+from engram_cli.corpus.sources import find_sources
+from engram_cli.errors import CorpusError, EngramError
+from engram_cli.files import address_of, new_file, new_folder
+from engram_cli.formats.bundle import read_bundle
+from engram_cli.stats.folder import read_stats
+from engram_cli.table.store import open_table
+from engram_cli.vocab.compress import compress_vocab
+from engram_cli.vocab.parquet import read_vocab
+
+COMMANDS: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def path_parameters() -> Iterator[tuple[str, str, bool]]:
+    """Every parameter of every command that is a path: command, how it is typed, an argument?"""
+    for registered in app.registered_commands:
+        hints = get_type_hints(registered.callback)
+        for parameter in COMMANDS[registered.name].params:
+            if "Path" in str(hints.get(parameter.name)):
+                is_argument = parameter.param_type_name == "argument"
+                typed = parameter.name if is_argument else max(parameter.opts, key=len)
+                yield str(registered.name), str(typed), is_argument
+
+
+PARAMETERS = list(path_parameters())
+
+
+def test_there_are_as_many_as_there_were() -> None:
+    assert len(PARAMETERS) >= 50
+    assert {name for name, _, _ in PARAMETERS} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/key", "hf://datasets/a/b", "hf:a/b"])
+@pytest.mark.parametrize(("command", "typed", "is_argument"), PARAMETERS)
+def test_every_path_of_every_command(
+    engram: Engram, command: str, typed: str, is_argument: bool, address: str
+) -> None:
+    arguments = []
+    for parameter in COMMANDS[command].params:
+        if parameter.param_type_name == "argument" and parameter.required:
+            arguments.append(address if parameter.name == typed else "here")
+        elif parameter.required:
+            arguments += [max(parameter.opts, key=len), "here"]
+    if is_argument and address not in arguments:
+        arguments.append(address)
+    if not is_argument:
+        arguments += [typed, address]
+    done = engram(command, *arguments)
+    assert done.code == 2
+    assert f"{typed.lstrip('-')} {address} is an address" in done.error_line
+    assert list(engram.folder.iterdir()) == []
+
+
+def test_settings_are_looked_at_too(engram: Engram) -> None:
+    (engram.folder / "engram.toml").write_text('[attach]\ntable = "s3://bucket/t.zarr"\n')
+    done = engram("attach", "ckpt")
+    assert done.code == 2
+    assert "table s3://bucket/t.zarr is an address" in done.error_line
+    (engram.folder / "engram.toml").write_text('[build-table]\nout = "hf://a/b"\n')
+    assert "out hf://a/b is an address" in engram("build-table").error_line
+    assert [path.name for path in engram.folder.iterdir()] == ["engram.toml"]
+
+
+def test_folders_to_merge(engram: Engram) -> None:
+    done = engram("hash-stats", "--merge", "here", "s3://bucket/stats")
+    assert done.code == 2
+    assert "s3://bucket/stats is an address" in done.error_line
+
+
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        ("s3://bucket/key", "s3://bucket/key"),
+        (Path("s3://bucket/key"), "s3://bucket/key"),
+        (Path("hf://datasets/a/b"), "hf://datasets/a/b"),
+        ("hf:a/b", "hf:a/b"),
+        (Path("file:///tmp/x"), "file:///tmp/x"),
+        ("memory://x", "memory://x"),
+        ("HTTPS://host/x", "HTTPS://host/x"),
+        ("corpus.txt", None),
+        ("/s3:/x", None),
+        ("C:/texts", None),
+        ("run:3/out", None),
+        ("a/s3://b", None),
+    ],
+)
+def test_what_is_an_address(path: Path | str, address: str | None) -> None:
+    assert address_of(path) == address
+
+
+def test_python_functions_refuse_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = "s3://bucket/key"
+    for read in (read_bundle, read_stats, open_table, compress_vocab, read_vocab):
+        for given in (address, Path(address)):
+            with pytest.raises(EngramError, match="s3://bucket/key is an address"):
+                read(given)
+    for write in (new_file, new_folder):
+        with (
+            pytest.raises(EngramError, match="s3://bucket/key is an address"),
+            write(Path(address)),
+        ):
+            pass
+    with pytest.raises(EngramError, match="s3://bucket/key is an address"):
+        build_table(BuildTableRequest(out=Path(address)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corpus_keeps_its_slashes() -> None:
+    with pytest.raises(CorpusError, match="nowhere://bucket/key"):
+        find_sources([Path("nowhere://bucket/key")], CorpusOptions())
