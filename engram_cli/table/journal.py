@@ -13,6 +13,7 @@ from typing import Any
 
 from engram_cli.errors import OutputError
 from engram_cli.files import new_file
+from engram_cli.untrusted import parse_json
 
 NAME = "build.jsonl"
 FORMAT = "engram-table-build"
@@ -76,11 +77,7 @@ def filled(folder: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     entries = {entry[0]: entry[1] for line in lines[1:-1] if (entry := _entry(line)) is not None}
-    whole = {
-        name: size
-        for name, size in entries.items()
-        if ".." not in Path(name).parts and _size_of(folder / name) == size
-    }
+    whole = {name: size for name, size in entries.items() if _size_of(folder / name) == size}
     return len(whole), sum(whole.values())
 
 
@@ -94,7 +91,7 @@ def differences(there: Any, asked: dict[str, Any]) -> str:
 
 def _header(line: bytes, path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(line)
+        header = parse_json(line)
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -104,10 +101,14 @@ def _header(line: bytes, path: Path) -> dict[str, Any]:
 
 def _entry(line: bytes) -> tuple[str, int, str] | None:
     try:
-        entry = json.loads(line)
-        return str(entry["file"]), int(entry["size"]), str(entry["checksum"])
+        entry = parse_json(line)
+        name, size, checksum = entry["file"], entry["size"], entry["checksum"]
     except (ValueError, KeyError, TypeError):
         return None
+    sound = isinstance(name, str) and type(size) is int and isinstance(checksum, str)
+    if not sound or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        return None
+    return name, size, checksum
 
 
 def _size_of(path: Path) -> int | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import local_path, new_file, output_errors
+from engram_cli.untrusted import parse_json
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.lookup import HOLE, VocabMap, lookup_digest
@@ -215,7 +216,7 @@ def _metadata(vocab: CompressedVocab) -> dict[str, Any]:
 
 def _read_metadata(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     try:
-        about = json.loads(metadata[_KEY])
+        about = parse_json(metadata[_KEY])
     except (KeyError, ValueError):
         raise ArtifactError(f"{path} is no compressed vocabulary of ours", _REMAKE) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
