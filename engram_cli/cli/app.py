@@ -22,6 +22,7 @@ from engram_cli.cli.plan import plan
 from engram_cli.cli.report import report
 from engram_cli.cli.trace import trace
 from engram_cli.cli.verify import verify
+from engram_cli.cli.plain import plain, spell_what_streams_cannot
 from engram_cli.commands.workspace import CONFIG_NAME
 from engram_cli.version import __version__
 
@@ -71,6 +72,7 @@ def engram(
 def run() -> None:
     """Run the command line and leave with its exit code; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    spell_what_streams_cannot()
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -94,5 +96,5 @@ def _usage(error: Any) -> int:
     parameter = getattr(error, "param", None)
     if context is not None and parameter is not None and in_config(context, parameter.name):
         message = f"{CONFIG_NAME}: {message}"
-    sys.stderr.write(f"error: {message.rstrip('.')} - see: {command} --help\n")
+    sys.stderr.write(plain(f"error: {message.rstrip('.')} - see: {command} --help") + "\n")
     return 2

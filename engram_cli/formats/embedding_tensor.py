@@ -163,8 +163,8 @@ def _tensor(path: Path, name: str) -> EmbeddingTensor:
     if not isinstance(entry, dict):
         raise ArtifactError(f"{path} has no tensor {name}", "take the checkpoint again")
     code, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if code not in _TYPES:
-        raise InputError(f"{name} in {path} is {code}", "embeddings must be F32, F16 or BF16")
+    if not isinstance(code, str) or code not in _TYPES:
+        raise InputError(f"{name} in {path} is {code!r}", "embeddings must be F32, F16 or BF16")
     numbers = list(_counts(shape)) + list(_counts(offsets))
     good = len(numbers) == 4 and all(n >= 0 for n in numbers)
     if not good or not (0 < numbers[0] < 2**31 and 0 < numbers[1] <= _LARGEST):

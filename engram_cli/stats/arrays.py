@@ -86,7 +86,9 @@ def read_array(
         raise
     except MemoryError:
         size = math.prod(array.shape) * dtype.itemsize / 1e9
-        raise ArtifactError(f"{where} claims {size:,.1f} GB, more than fits in memory", REMAKE) from None
+        raise ArtifactError(
+            f"{where} claims {size:,.1f} GB, more than fits in memory", REMAKE
+        ) from None
     except Exception as error:  # zarr raises whatever its parts raise on a damaged file
         raise ArtifactError(f"{where} cannot be read: {error}", REMAKE) from None
     return values

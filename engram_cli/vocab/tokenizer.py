@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram_cli.errors import VocabularyError
+from engram_cli.errors import InputError, VocabularyError
 from engram_cli.files import local_path, sha256_bytes
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.padding import choose_pad, declared_pad
@@ -123,6 +123,17 @@ def _without_randomness(model: Any) -> str:
     for name, _ in found:
         setattr(model, name, None)
     return " and ".join(f"{name} {value:g}" for name, value in found)
+
+
+def typed_text(text: str) -> str:
+    """Return a text of the command line as it was typed, in whatever locale it was decoded.
+
+    Raises InputError where it is not UTF-8.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise InputError("the text is not UTF-8", "type it in UTF-8, or give token ids") from None
 
 
 def find_tokenizer(path: Path) -> Path:

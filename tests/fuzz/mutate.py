@@ -10,7 +10,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_NUMBERS = (0, -1, 1, 2, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1, 2**63, 2**64, 10**30)
+_NUMBERS = (
+    0,
+    -1,
+    1,
+    2,
+    255,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**40,
+    2**63 - 1,
+    2**63,
+    2**64,
+    10**30,
+)
 _VALUES: tuple[Any, ...] = (
     *_NUMBERS,
     *(None, True, False, 0.5, -1.5, 1e308, float("inf"), float("nan"), 10**4200),
@@ -82,10 +97,14 @@ def _change_node(holder: list[Any], chance: random.Random) -> None:
         case 0 | 1 | 2:
             container[key] = chance.choice(_VALUES)
         case 3 if isinstance(old, int | float) and not isinstance(old, bool):
-            container[key] = chance.choice((old + 1, old - 1, -old, old * 1000, old * 2**40, str(old)))
+            container[key] = chance.choice(
+                (old + 1, old - 1, -old, old * 1000, old * 2**40, str(old))
+            )
         case 3 if isinstance(old, str):
             at = chance.randrange(len(old) + 1)
-            container[key] = old[:at] + chance.choice(("", "0", "\0", "\ud800", "é")) + old[at + 1 :]
+            container[key] = (
+                old[:at] + chance.choice(("", "0", "\0", "\ud800", "é")) + old[at + 1 :]
+            )
         case 4 if container is not holder:
             del container[key]
         case 5:

@@ -35,6 +35,7 @@ from engram_cli.errors import EngramError
 
 MOST_SECONDS, MOST_BYTES = 20.0, 10**9
 ADDRESS_SPACE = 3 * 2**30  # beyond what a worker has when it starts
+CASES_A_WORKER = 500  # threads leave address space behind, though little memory
 HANG = 60.0  # a worker that is inside compiled code for so long is killed
 
 
@@ -79,9 +80,7 @@ class Fuzzer:
         self._restore(target.base)
         return target.name, outcome, finding
 
-    def _read(
-        self, case: int, target: Target, file: str, here: Path
-    ) -> tuple[str, Finding | None]:
+    def _read(self, case: int, target: Target, file: str, here: Path) -> tuple[str, Finding | None]:
         begin, memory = time.monotonic(), _peak()
         outcome, what, trace = "read", "", ""
         signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
@@ -161,13 +160,12 @@ def _work(
     limit()
     with tempfile.TemporaryDirectory() as scratch:
         fuzzer = Fuzzer(targets, Path(scratch), seed)
-        for case in cases:
+        for case in cases[:CASES_A_WORKER]:
             if time.monotonic() > until:
                 break
             now.value, begin = case, time.monotonic()
             name, outcome, finding = fuzzer.run(case)
             queue.put((case, name, outcome, finding, time.monotonic() - begin))
-    queue.put(None)
 
 
 def fuzz(
@@ -192,9 +190,7 @@ def fuzz(
     heard = {worker: (-1, time.monotonic()) for worker in running}
     while running:
         try:
-            got = queue.get(timeout=1.0)
-            if got is not None:
-                yield got
+            yield queue.get(timeout=0.2)
             continue
         except Exception:  # queue.Empty
             pass
@@ -210,6 +206,10 @@ def fuzz(
             process.join()
             del running[worker]
             if process.exitcode == 0:
+                left[worker] = [each for each in left[worker] if each > case]
+                if left[worker] and case >= 0 and time.monotonic() < until:
+                    begin(worker)
+                    heard[worker] = -1, time.monotonic()
                 continue
             name = targets[case % len(targets)].name
             why = "hangs" if hanging else f"ends the process with {process.exitcode}"
@@ -255,14 +255,18 @@ def main() -> int:
                 place = finding.trace.strip().splitlines()[-4:-1]
                 key = f"{finding.what[:80]} {' '.join(place)}"
                 if key not in findings:
-                    print(f"case {case}, {name}, {finding.file}: {finding.what}\n{finding.trace[-900:]}")
+                    print(
+                        f"case {case}, {name}, {finding.file}: {finding.what}\n{finding.trace[-900:]}"
+                    )
                     sys.stdout.flush()
                 findings.setdefault(key, []).append(finding)
     for name in sorted(slowest):
         own = {what: n for (target, what), n in sorted(outcomes.items()) if target == name}
         print(f"{name}: {json.dumps(own)}, slowest {slowest[name]:.1f} s")
     total = sum(outcomes.values())
-    print(f"{total:,} mutations, {sum(map(len, findings.values()))} findings of {len(findings)} kinds")
+    print(
+        f"{total:,} mutations, {sum(map(len, findings.values()))} findings of {len(findings)} kinds"
+    )
     for key, own in findings.items():
         print(f"  {len(own)} x {own[0].target}, {own[0].file}, case {own[0].case}: {key[:200]}")
     return bool(findings)

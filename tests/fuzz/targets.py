@@ -230,7 +230,9 @@ def _vocabularies(made: Made) -> Iterator[Target]:
         read_model_shape(here / "ckpt")
 
     config = made.folder / "engram.toml"
-    config.write_text('[layout]\nlayers = [1, 2]\nheads = 4\n[hash-stats]\nexact = true\nout = "x"\n')
+    config.write_text(
+        '[layout]\nlayers = [1, 2]\nheads = 4\n[hash-stats]\nexact = true\nout = "x"\n'
+    )
     vectors = made.folder / "vectors.npy"
     np.save(vectors, np.ones((3, 8), dtype=np.float32))
     yield Target("vocabulary", made.folder, (name,), read, _forge_vocab(name))
@@ -328,9 +330,7 @@ def _corpora(folder: Path, tokenizer: Path) -> Iterator[Target]:
         given = variant.write(here, corpus)
         options = _options(variant, corpus)
 
-        def read(
-            here: Path, given: list[str] = given, options: CorpusOptions = options
-        ) -> None:
+        def read(here: Path, given: list[str] = given, options: CorpusOptions = options) -> None:
             files = find_sources([here / name for name in given], options).files
             text = needs_tokenizer(files, options)
             encoder = make_encoder(loaded, "tokenizers", SILENT, size=None) if text else None
