@@ -18,11 +18,11 @@ from engram_cli.cli.hash_stats import hash_stats
 from engram_cli.cli.inspect import inspect
 from engram_cli.cli.lookup import lookup
 from engram_cli.cli.paths import local_paths
+from engram_cli.cli.plain import plain, spell_what_streams_cannot
 from engram_cli.cli.plan import plan
 from engram_cli.cli.report import report
 from engram_cli.cli.trace import trace
 from engram_cli.cli.verify import verify
-from engram_cli.cli.plain import plain, spell_what_streams_cannot
 from engram_cli.commands.workspace import CONFIG_NAME
 from engram_cli.version import __version__
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError
 from engram_cli.files import sha256_bytes
+from engram_cli.vocab.lookup import MOST_VOCABULARY
 
 REMAKE = "make it again with engram hash-stats --force"
-MOST_VOCABULARY = 2**25  # ids; a file of a few bytes can claim any number of zeros
 _CHUNK = 2**22  # entries of a chunk: 16 MB of counters
 _MOST_CHUNKS = 2**16
 _WRITERS = 4  # chunks compressed or read at a time: a core compresses 200 MB/s

@@ -22,7 +22,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.arrays import REMAKE, array_digest, read_array, write_arrays
 from engram_cli.stats.collisions import ColumnStats, OrderStats
-from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.distinct import MOST_SAMPLE, NgramSample
 from engram_cli.stats.partial_files import LONG, flat_name, read_partials, write_partials
 from engram_cli.stats.samples import sound_sample
 from engram_cli.stats.state import State, nested
@@ -278,10 +278,22 @@ def _write_samples(samples: Sequence[NgramSample], path: Path) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
+def _most_entries(metadata: pq.FileMetaData) -> int:
+    """The entries of the longest column of a Parquet file, as its footer says."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = ([group.column(i).num_values for i in range(group.num_columns)] for group in groups)
+    return sum(max(values, default=0) for values in columns)
+
+
 def _read_samples(statistics: Statistics) -> tuple[NgramSample, ...]:
     path = statistics.path / SAMPLE
     try:
-        table = pq.read_table(path, columns=["order", "hash", "count", "tokens"])
+        with pq.ParquetFile(path) as file:
+            entries = MOST_SAMPLE * sum(statistics.layout.orders)
+            if _most_entries(file.metadata) > entries:
+                raise ValueError(f"it has more than {entries:,} entries")
+            table = file.read(columns=["order", "hash", "count", "tokens"])
+        table.validate(full=True)
         orders = table["order"].to_numpy()
         hashes = table["hash"].to_numpy().astype(np.uint64, casting="safe")
         counts = table["count"].to_numpy().astype(np.uint64, casting="safe")
