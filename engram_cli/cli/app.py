@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Annotated, Any
 
 import typer
 
+from engram_cli import interrupts
 from engram_cli.cli.attach import attach
 from engram_cli.cli.build_table import build_table
 from engram_cli.cli.compress_vocab import compress_vocab
@@ -25,6 +25,8 @@ from engram_cli.cli.trace import trace
 from engram_cli.cli.verify import verify
 from engram_cli.commands.workspace import CONFIG_NAME
 from engram_cli.version import __version__
+
+_INTERRUPTED = 130  # what Typer makes of a KeyboardInterrupt that no command has caught
 
 app = typer.Typer(
     name="engram",
@@ -71,17 +73,22 @@ def engram(
 
 def run() -> None:
     """Run the command line and leave with its exit code; SIGTERM ends it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.during()
     spell_what_streams_cannot()
     try:
         code = app(standalone_mode=False)
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("error: interrupted - run the same command again\n")
-        sys.exit(2)
+        interrupts.leaving(said=False)
+        sys.stderr.write(f"{interrupts.LINE}\n")
+        interrupts.leaving(said=True)
+        sys.exit(interrupts.CODE)
     except Exception as error:
         if not hasattr(error, "format_message"):  # no usage error: a bug of ours
             raise
         sys.exit(_usage(error))
+    interrupts.leaving(said=True)
     sys.exit(code or 0)
 
 

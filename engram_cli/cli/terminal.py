@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from engram_cli import interrupts
 from engram_cli.cli.plain import plain_json
 from engram_cli.errors import EngramError
 
@@ -95,7 +96,11 @@ def reported(terminal: Terminal | None = None) -> Iterator[None]:
     except EngramError as error:
         _leave(terminal, error.message, error.hint, error.exit_code)
     except KeyboardInterrupt:
-        _leave(terminal, "interrupted", "run the same command again", 2)
+        interrupts.leaving(said=False)
+        try:
+            _leave(terminal, "interrupted", "run the same command again", interrupts.CODE)
+        finally:
+            interrupts.leaving(said=True)
     except MemoryError as error:
         _leave(terminal, f"out of memory: {error}", "use a smaller geometry or machine memory", 2)
     except BrokenPipeError:

@@ -34,7 +34,7 @@ from fuzz.targets import Target, chosen, make_targets
 from engram_cli.errors import EngramError
 
 MOST_SECONDS, MOST_BYTES = 20.0, 10**9
-ADDRESS_SPACE = 3 * 2**30  # beyond what a worker has when it starts
+ADDRESS_SPACE = 8 * 2**30  # beyond what a worker has when it starts
 CASES_A_WORKER = 500  # threads leave address space behind, though little memory
 HANG = 60.0  # a worker that is inside compiled code for so long is killed
 
