@@ -9,6 +9,7 @@ its traceback. A case fails that raises anything else, takes more than 20 second
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import multiprocessing as mp
 import os
@@ -36,7 +37,10 @@ from engram_cli.errors import EngramError
 MOST_SECONDS, MOST_BYTES = 20.0, 10**9
 ADDRESS_SPACE = 8 * 2**30  # beyond what a worker has when it starts
 CASES_A_WORKER = 500  # threads leave address space behind, though little memory
-HANG = 60.0  # a worker that is inside compiled code for so long is killed
+HANG = 120.0  # a worker that is inside compiled code for so long is killed
+
+
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where flushing costs nothing
 
 
 class Overtime(BaseException):
@@ -158,7 +162,8 @@ def _work(
     targets: list[Target], seed: int, cases: list[int], until: float, queue: Any, now: Any
 ) -> None:
     limit()
-    with tempfile.TemporaryDirectory() as scratch:
+    faulthandler.enable()
+    with tempfile.TemporaryDirectory(dir=MEMORY) as scratch:
         fuzzer = Fuzzer(targets, Path(scratch), seed)
         for case in cases[:CASES_A_WORKER]:
             if time.monotonic() > until:
@@ -202,7 +207,7 @@ def fuzz(
             if process.is_alive() and not hanging:
                 continue
             if hanging:
-                process.kill()
+                os.kill(process.pid, signal.SIGABRT)  # faulthandler says where it was
             process.join()
             del running[worker]
             if process.exitcode == 0:
@@ -230,7 +235,7 @@ def main() -> int:
     parser.add_argument("--target", action="append", default=[])
     parser.add_argument("--only", type=int, help="run one case, and print its traceback")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         targets = chosen(make_targets(Path(folder)), options.target)
         if options.only is not None:
             limit()
