@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ class Journal:
         with new_file(self.path) as part:
             part.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
-    def read(self, request: dict[str, Any]) -> int:
+    def read(self, request: dict[str, Any], sizes: Mapping[str, int]) -> int:
         """Take up the chunks that are still there; how many bytes of the journal are whole lines.
 
-        Raises OutputError for another request.
+        `sizes`: the bytes that each chunk of the table has; what else the journal names is left
+        out. Raises OutputError for another request.
         """
         lines = self.path.read_bytes().split(b"\n")
         different = differences(_header(lines[0], self.path).get("request"), request)
@@ -46,13 +48,15 @@ class Journal:
             )
         for line in lines[1:-1]:
             entry = _entry(line)
-            if entry is not None and _size_of(self.path.parent / entry[0]) == entry[1]:
+            if entry is None or sizes.get(entry[0]) != entry[1]:
+                continue
+            if _size_of(self.path.parent / entry[0]) == entry[1]:
                 self.done[entry[0]] = (entry[1], entry[2])
         return sum(len(line) + 1 for line in lines[:-1])
 
-    def resume(self, request: dict[str, Any]) -> None:
+    def resume(self, request: dict[str, Any], sizes: Mapping[str, int]) -> None:
         """Read the journal and cut off a torn last line, to go on behind it."""
-        os.truncate(self.path, self.read(request))
+        os.truncate(self.path, self.read(request, sizes))
 
     @property
     def done_bytes(self) -> int:

@@ -260,10 +260,8 @@ def main() -> int:
                 place = finding.trace.strip().splitlines()[-4:-1]
                 key = f"{finding.what[:80]} {' '.join(place)}"
                 if key not in findings:
-                    print(
-                        f"case {case}, {name}, {finding.file}: {finding.what}\n{finding.trace[-900:]}"
-                    )
-                    sys.stdout.flush()
+                    print(f"case {case}, {name}, {finding.file}: {finding.what}")
+                    print(finding.trace[-900:], flush=True)
                 findings.setdefault(key, []).append(finding)
     for name in sorted(slowest):
         own = {what: n for (target, what), n in sorted(outcomes.items()) if target == name}

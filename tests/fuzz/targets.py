@@ -1,18 +1,16 @@
-"""What is damaged and read: good artifacts of every kind, and the readers of each of their files."""
+"""What is damaged and read: good artifacts of every kind, and the readers of their files."""
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from commands.made import Made, make
 from corpus.written import VARIANTS, Corpus, Variant
@@ -435,11 +433,3 @@ def _forge_checkpoint(here: Path) -> None:
 def chosen(targets: list[Target], names: list[str]) -> list[Target]:
     """The targets whose name holds one of `names`; all without any."""
     return [t for t in targets if not names or any(name in t.name for name in names)]
-
-
-def shuffled(targets: list[Target], seed: int) -> list[Target]:
-    """The targets in an order of chance."""
-    return random.Random(seed).sample(targets, len(targets))
-
-
-__all__ = ["Target", "chosen", "make_targets", "pa", "replace", "shuffled"]

@@ -92,7 +92,7 @@ def _equals_definition(
 @given(
     chunk_rows=st.integers(20, 250),
     threads=st.integers(1, 3),
-    room=st.integers(5000, 60_000),
+    room=st.integers(1, 60_000),
     step=st.integers(30, 400),
     block=st.integers(300, 4000),
     bits=st.integers(1, 7),
