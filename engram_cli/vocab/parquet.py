@@ -160,7 +160,7 @@ def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
         )
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # also a name that is not UTF-8
         raise ArtifactError(f"{path} is not a readable Parquet file: {error}", _REMAKE) from None
     about = _read_metadata(path, metadata)
     try:

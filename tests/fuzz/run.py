@@ -24,9 +24,10 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from fuzz.mutate import mutate
@@ -61,7 +62,7 @@ class Finding:
 class Fuzzer:
     """Runs cases over the targets, in a scratch copy of each of their folders."""
 
-    def __init__(self, targets: list[Target], scratch: Path, seed: int) -> None:
+    def __init__(self, targets: list[Target], scratch: Path, seed: str) -> None:
         self.targets, self.seed = targets, seed
         self._scratch = scratch
         self._copies: dict[Path, Path] = {}
@@ -159,7 +160,7 @@ def _overtime(*_: object) -> None:
 
 
 def _work(
-    targets: list[Target], seed: int, cases: list[int], until: float, queue: Any, now: Any
+    targets: list[Target], seed: str, cases: list[int], until: float, queue: Any, now: Any
 ) -> None:
     limit()
     faulthandler.enable()
@@ -174,7 +175,7 @@ def _work(
 
 
 def fuzz(
-    targets: list[Target], *, count: int, seed: int, workers: int, seconds: float, first: int = 0
+    targets: list[Target], *, count: int, seed: str, workers: int, seconds: float, first: int = 0
 ) -> Iterator[tuple[int, str, str, Finding | None, float]]:
     """(case, target, outcome, finding, seconds) of each; a worker that dies is a finding too."""
     context = mp.get_context("fork")
@@ -197,7 +198,7 @@ def fuzz(
         try:
             yield queue.get(timeout=0.2)
             continue
-        except Exception:  # queue.Empty
+        except Empty:
             pass
         for worker, (process, now) in list(running.items()):
             case = now.value
@@ -209,6 +210,7 @@ def fuzz(
             if hanging:
                 os.kill(process.pid, signal.SIGABRT)  # faulthandler says where it was
             process.join()
+            yield from _left(queue)
             del running[worker]
             if process.exitcode == 0:
                 left[worker] = [each for each in left[worker] if each > case]
@@ -224,19 +226,46 @@ def fuzz(
             heard[worker] = -1, time.monotonic()
 
 
+def _left(queue: Any) -> Iterator[tuple[int, str, str, Finding | None, float]]:
+    """What is still in the queue of a process that has ended."""
+    try:
+        while True:
+            yield queue.get(timeout=0.1)
+    except Empty:
+        return
+
+
+def faulty_targets(folder: Path) -> list[Target]:
+    """Readers with a fault each, and one without."""
+    (folder / "x.bin").write_bytes(b"12345")
+    held: list[bytes] = []
+    readers: dict[str, Callable[[Path], object]] = {
+        "raises": lambda here: {}["x"],
+        "hangs": lambda here: [time.sleep(1) for _ in range(99)],
+        "takes memory": lambda here: held.append(b"1" * (2 * MOST_BYTES)),
+        "dies": lambda here: os.kill(os.getpid(), signal.SIGKILL),
+        "reads": lambda here: (here / "x.bin").read_bytes(),
+    }
+    global MOST_SECONDS, MOST_BYTES
+    MOST_SECONDS, MOST_BYTES = 1.0, MOST_BYTES // 10
+    return [Target(name, folder, ("x.bin",), read) for name, read in readers.items()]
+
+
 def main() -> int:
     """Run the cases and print what was found; 1 where anything was."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", default="0")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--target", action="append", default=[])
+    parser.add_argument("--self-test", action="store_true", help="read what must be found")
     parser.add_argument("--only", type=int, help="run one case, and print its traceback")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        targets = chosen(make_targets(Path(folder)), options.target)
+        make = faulty_targets if options.self_test else make_targets
+        targets = chosen(make(Path(folder)), options.target)
         if options.only is not None:
             limit()
             fuzzer = Fuzzer(targets, Path(tempfile.mkdtemp(dir=folder)), options.seed)
