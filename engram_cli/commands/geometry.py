@@ -43,12 +43,9 @@ class Geometry:
         """
         asked = layout.parameters
         sizes = asked.get("rows_per_head")
-        listed = [sizes] if isinstance(sizes, int) else sizes
-        numbers = [
-            number for number in (asked.get("pad_id"), asked.get("seed")) if number is not None
-        ]
-        known = isinstance(listed, list | tuple) and len(listed) > 0
-        if not known or not all(map(_is_number, [*listed, *numbers])):
+        listed: list[Any] = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
+        others = [asked[name] for name in ("pad_id", "seed") if asked.get(name) is not None]
+        if not listed or not all(map(_is_number, [*listed, *others])):
             raise InputError(
                 "what the layout's scheme was asked for is not on record",
                 "name the geometry: --scheme, --orders, --heads, --rows-per-head, --layers",

@@ -173,8 +173,8 @@ def figures_document(
 
 def sample_digest(sample: NgramSample) -> str:
     """The digest of a sample: of its hashes, counts and tokens, whatever wrote the Parquet file."""
-    arrays = (sample.hashes, sample.counts, sample.tokens)
-    return sha256_bytes("".join(map(array_digest, arrays)).encode())
+    digests = [array_digest(own) for own in (sample.hashes, sample.counts, sample.tokens)]
+    return sha256_bytes("".join(digests).encode())
 
 
 def is_stats(path: Path) -> bool:
