@@ -18,6 +18,7 @@ from stats.truth import count, layout_of, zipf_documents
 
 from engram_cli.commands.model_shape import read_model_shape
 from engram_cli.commands.plan_file import read_plan
+from engram_cli.commands.workspace import read_config
 from engram_cli.errors import ArtifactError, EngramError, InputError, VocabularyError
 from engram_cli.files import read_json
 from engram_cli.formats.embedding_tensor import find_embeddings
@@ -29,6 +30,7 @@ from engram_cli.untrusted import MAX_DEPTH, parse_json
 from engram_cli.vocab import parquet
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.lookup import VocabMap
+from engram_cli.vocab.tokenizer import typed_text
 
 STRANGE = {
     "surrogate": b'{"format": "\\ud800"}',
@@ -195,7 +197,7 @@ def test_a_damaged_chunk_among_many_is_one_error_and_nothing_else(
     """zarr abandons the other reads of a call, which then speak of themselves."""
     from engram_cli.stats import arrays
 
-    monkeypatch.setattr(arrays, "_CHUNK", 64)
+    monkeypatch.setattr(arrays, "_CHUNK", 256)
     layout = layout_of(moduli=(10007, 10009, 10037, 10039), heads=2, layers=(1,))
     counts = count(zipf_documents(seed=4, count=20, length=40, size=50), layout)
     write_stats(counts, order_stats(counts), column_stats(counts), tmp_path / "stats")
@@ -265,3 +267,28 @@ def test_a_model_type_is_a_plain_name(value: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="model_type is"):
         read_model_shape(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 10**5,
+        "x = 5",
+        "[plan]\ntokens = " + "9" * 5000,
+        "[plan]\nd = 2020-99-01",
+        "\xff",
+    ],
+)
+def test_a_strange_engram_toml_is_one_error(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "engram.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"engram\.toml"):
+        read_config(path)
+
+
+def test_a_text_is_what_was_typed_in_any_locale() -> None:
+    assert typed_text("苹果 café") == "苹果 café"
+    assert typed_text("苹果".encode().decode("ascii", "surrogateescape")) == "苹果"
+    for wrong in (b"\xff".decode("utf-8", "surrogateescape"), "\ud800"):
+        with pytest.raises(InputError, match="not UTF-8"):
+            typed_text(wrong)

@@ -130,3 +130,15 @@ def test_no_markup_of_a_text_is_obeyed(workspace: Path, monkeypatch: pytest.Monk
     code, _, err = ran(["verify", "[bold]x[/bold] :smile:"], "utf-8", workspace, monkeypatch)
     assert code == 2
     assert "[bold]x[/bold] :smile:" in err.decode()
+
+
+@pytest.mark.parametrize("option", ["stats", "vocab", "report"])
+def test_a_nul_in_engram_toml_is_one_line(
+    option: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = workspace / "engram.toml"
+    config.write_text(f'[inspect]\n{option} = "a\\u0000b"\n')
+    code, _, err = ran(["inspect", "engram-stats"], "utf-8", workspace, monkeypatch)
+    config.unlink()
+    assert code == 2
+    assert err.decode() == f"error: engram.toml: '{option}' holds a NUL character - mend the line\n"
