@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from engram_cli.untrusted import MAX_DEPTH, parse_json
 from engram_cli.vocab import parquet
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.lookup import VocabMap
-from engram_cli.vocab.tokenizer import typed_text
+from engram_cli.vocab.tokenizer import load_tokenizer, typed_text
 
 STRANGE = {
     "surrogate": b'{"format": "\\ud800"}',
@@ -300,3 +301,31 @@ def test_a_text_is_what_was_typed_in_any_locale() -> None:
     for wrong in (b"\xff".decode("utf-8", "surrogateescape"), "\ud800"):
         with pytest.raises(InputError, match="not UTF-8"):
             typed_text(wrong)
+
+
+def test_a_panic_of_the_rust_side_is_our_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no Exception, so that nothing catches it by chance; neither is Ctrl-C."""
+    path = tmp_path / "tokenizer.json"
+    byte_level_tokenizer().save(str(path))
+    panic: type[BaseException] = type("PanicException", (BaseException,), {})
+
+    class Backend:
+        raised: BaseException = panic("range end index 26")
+
+        def __getattr__(self, name: str) -> Any:
+            raise self.raised
+
+    broken = replace(load_tokenizer(path), backend=Backend())
+    for call in (lambda: broken.encode("x"), lambda: broken.decode_each([1])):
+        Backend.raised = panic("range end index 26")
+        with pytest.raises(VocabularyError, match=r"cannot .*: range end index 26"):
+            call()
+        Backend.raised = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    monkeypatch.setattr("tokenizers.Tokenizer", Backend())
+    Backend.raised = panic("range end index 26")
+    with pytest.raises(VocabularyError, match="that tokenizers can load: range end index 26"):
+        load_tokenizer(path)
