@@ -44,7 +44,7 @@ def load_config(context: typer.Context, folder: Path) -> Path:
                     raise InputError(f"{path}: [{table}] has no option '{key}'", _named(known))
                 option = _as_option(value)
                 if isinstance(option, str) and "\0" in option:
-                    raise InputError(f"{path}: '{key}' holds a NUL character", "mend the line")
+                    raise InputError(f"{path}: '{key}' holds a NUL character", "fix the line")
                 if name in parameters:
                     defaults[parameters[name]] = option
     context.default_map = defaults

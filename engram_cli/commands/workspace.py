@@ -50,7 +50,7 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     try:
         tables = tomllib.loads(text)
     except RecursionError:
-        raise InputError(f"{path} is nested without end", "mend or remove it") from None
+        raise InputError(f"{path} is nested without end", "fix or remove it") from None
     except ValueError as error:  # TOMLDecodeError, and numbers and dates that are none
         raise InputError(f"{path}: {error}", "mend the line or remove the file") from None
     for name, table in tables.items():

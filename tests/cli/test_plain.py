@@ -141,4 +141,4 @@ def test_a_nul_in_engram_toml_is_one_line(
     code, _, err = ran(["inspect", "engram-stats"], "utf-8", workspace, monkeypatch)
     config.unlink()
     assert code == 2
-    assert err.decode() == f"error: engram.toml: '{option}' holds a NUL character - mend the line\n"
+    assert err.decode() == f"error: engram.toml: '{option}' holds a NUL character - fix the line\n"
