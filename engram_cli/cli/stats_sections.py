@@ -90,8 +90,8 @@ def _uncompressed(result: Figured) -> RenderableType:
                 percent(1.0 - ours.distinct / max(theirs["distinct"], 1.0), 1),
                 percent(sum(c["shared"] for c in other) / len(other), 1),
                 percent(sum(c.shared for c in own) / len(own), 1),
-                percent(sum(c["shared_occurrences"] for c in other) / len(other), 1),
-                percent(sum(c.shared_occurrences for c in own) / len(own), 1),
+                _mean_share([(c["shared_occurrences"], c["shared_occurrences_error"]) for c in other]),
+                _mean_share([(c.shared_occurrences, c.shared_occurrences_error) for c in own]),
             )
         )
     names = (
@@ -128,15 +128,17 @@ def _sources(section: dict[str, Any]) -> list[RenderableType]:
 
 def ngram_parts(result: Figured) -> list[RenderableType]:
     """The most frequent n-grams of each order, and rows that frequent n-grams share."""
-    from engram_cli.cli.render import grid
+    from engram_cli.cli.render import grid, times
 
     best = [
-        (f"{entry['order']}", each["text"], f"{each['count']:,}")
+        (f"{entry['order']}", each["text"], times(each["count"], each["exact"]))
         for entry in result.sections["top_ngrams"]
         for each in entry["ngrams"][:_SHOWN_NGRAMS]
     ]
-    exact = all(entry["exact"] for entry in result.sections["top_ngrams"])
-    title = "Most frequent n-grams" + ("" if exact else " of the sample")
+    excess = max(entry["excess"] for entry in result.sections["top_ngrams"])
+    partly = any(not (e["exact"] or e["positions"]) for e in result.sections["top_ngrams"])
+    title = "Most frequent n-grams" + (" of the sample" if partly else "")
+    title += f" (≤: at most; too high by up to {excess:,}, 19 times of 20)" if excess else ""
     worst = [
         (
             f"{row['layer']}",
@@ -144,7 +146,9 @@ def ngram_parts(result: Figured) -> list[RenderableType]:
             f"{row['head']}",
             f"{row['row']:,}",
             f"{row['hits']:,}",
-            "\n".join(f"{each['count']:,} x {each['text']}" for each in row["ngrams"]),
+            "\n".join(
+                f"{times(each['count'], each['exact'])} x {each['text']}" for each in row["ngrams"]
+            ),
         )
         for row in _first_of_each(result.sections["worst_rows"])
     ]
@@ -165,6 +169,14 @@ def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if met[key] <= _SHOWN_ROWS:
             first.append(row)
     return first
+
+
+def _mean_share(columns: list[tuple[float, float]]) -> str:
+    """The mean of the shares of columns, with the mean of their errors: they go by one sample."""
+    from engram_cli.cli.render import error, percent
+
+    share, spread = (sum(values) / len(columns) for values in zip(*columns, strict=True))
+    return percent(share, 1) + error(spread, 1)
 
 
 def _mean(shares: list[float]) -> float:

@@ -109,27 +109,28 @@ def choose(hashes, highest, kept):  # type: ignore[no-untyped-def]
 
 @kernel("int64(int64[::1], uint64[::1], int64, int64, uint64, int64[::1], uint64[::1])")
 def draw_positions(  # type: ignore[no-untyped-def]
-    begins, keys, count, position, highest, places, priorities
+    begins, keys, count, carried, highest, places, priorities
 ):
     """The positions 0..count-1 whose priority is at most `highest`, into `places`, and their
     `priorities` [count]; gives how many there are.
 
-    `begins`, `keys` [S]: stretches; `position`: of the first token in its partition. Of 8 positions
-    next to each other each has another upper 3 bits of the priority, and they share the others: so
-    one hash is enough for 8 positions once `highest` is below an eighth.
+    `begins`, `keys` [S]: stretches; `carried`: tokens of the first that were before. Of 8 tokens
+    next to each other in a stretch each has another upper 3 bits of the priority, and they share
+    the others: so one hash is enough for 8 positions once `highest` is below an eighth.
     """
     drawn = 0
     ranks = int64(highest >> _RANK_SHIFT) + 1
     for stretch in range(begins.size):
-        first = position + begins[stretch]
-        last = position + (begins[stretch + 1] if stretch + 1 < begins.size else count)
+        first = 0 if stretch else carried
+        end = begins[stretch + 1] if stretch + 1 < begins.size else count
+        last = first + end - begins[stretch]
         for block in range(first >> 3, (last + 7) >> 3):
             bits = scramble(keys[stretch] ^ (uint64(block) * _ODD3))
             for rank in range(ranks):
                 at = (block << 3) + ((int64(bits & uint64(7)) + rank) & 7)
                 priority = (uint64(rank) << _RANK_SHIFT) | (bits >> uint64(3))
                 if priority <= highest and first <= at and at < last:
-                    places[drawn] = at - position
+                    places[drawn] = begins[stretch] + at - first
                     priorities[drawn] = priority
                     drawn += 1
     return drawn
@@ -145,6 +146,15 @@ def ngrams_at(x, seen, filler, places, out):  # type: ignore[no-untyped-def]
         for lag in range(order):
             token = x[history + place - lag] if seen[place] > lag else filler
             out[i, order - 1 - lag] = token
+
+
+@kernel("void(uint64[::1], uint8[::1])")
+def set_bits(hashes, bits):  # type: ignore[no-untyped-def]
+    """Set the bit of each hash, by its lower bits, in `bits`, a power of two bytes."""
+    mask = uint64(bits.size * 8 - 1)
+    for i in range(hashes.size):
+        at = hashes[i] & mask
+        bits[at >> uint64(3)] |= np.uint8(1) << np.uint8(at & uint64(7))
 
 
 @kernel("uint64(uint64[::1], uint64, uint64)")

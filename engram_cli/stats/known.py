@@ -32,10 +32,12 @@ _STEP = 2**15  # n-grams hashed together
 class KnownNgrams:
     """n-grams of one order. `exact` bool[K]: `counts` uint64[K] are theirs, or else at most theirs.
 
-    `tokens` int32[K, order], oldest first.
+    `tokens` int32[K, order], oldest first; `positions`: how many were drawn to find the frequent
+    ones, 0 where every n-gram is here or none were.
     """
 
     order: int
+    positions: int
     tokens: NDArray[np.int32]
     counts: NDArray[np.uint64]
     exact: NDArray[np.bool_]
@@ -124,6 +126,7 @@ def known_ngrams(counts: Counts, sample: NgramSample, drawn: Drawn | None) -> Kn
     """The n-grams of both samples of an order, those of `sample` first."""
     own = KnownNgrams(
         order=sample.order,
+        positions=0,
         tokens=sample.tokens,
         counts=sample.counts,
         exact=np.ones(len(sample.counts), dtype=np.bool_),
@@ -135,6 +138,7 @@ def known_ngrams(counts: Counts, sample: NgramSample, drawn: Drawn | None) -> Kn
     found = least_hits(layout, layout.layers, others, hits_of(counts))
     return KnownNgrams(
         order=sample.order,
+        positions=drawn.positions,
         tokens=np.concatenate([own.tokens, others]),
         counts=np.concatenate([own.counts, at_most(found, counts.tokens)]),
         exact=np.concatenate([own.exact, np.zeros(len(others), dtype=np.bool_)]),

@@ -74,8 +74,12 @@ def top_ngrams(
     names: Names,
     limit: int = TOP,
 ) -> list[dict[str, Any]]:
-    """The most frequent n-grams of each order, of those `known`; `exact` of the order says whether
-    those are all n-grams, of an n-gram whether its count is its own or an upper bound."""
+    """The most frequent n-grams of each order, of those `known`.
+
+    `exact` of an order says whether those are all n-grams, `exact` of an n-gram whether its count
+    is its own or an upper bound; `excess` by how much such a bound is too high at most, for 19 of
+    20 n-grams.
+    """
     found = []
     for sample, own in zip(samples, known, strict=True):
         best = [
@@ -91,7 +95,7 @@ def top_ngrams(
             {
                 "order": sample.order,
                 "exact": sample.exact,
-                "known": len(own.counts),
+                "positions": own.positions,
                 "excess": 0 if all(each["exact"] for each in best) else _excess(counts, sample),
                 "ngrams": best,
             }

@@ -2,10 +2,10 @@
 
 The sample of n-grams (`stats.distinct`) holds each distinct n-gram with the same chance, so it
 misses the few that decide every figure weighted by use. This one draws positions: those with the
-smallest 64-bit priorities. A priority is a hash of the stretch's key and of the position in its
-partition, so the sample depends neither on blocks, nor on threads, nor on how partitions are
-grouped, and samples of two parts merge into the sample of both. An n-gram with a share p of the
-positions is missed with a chance of exp(-k p), k the size of the sample.
+smallest 64-bit priorities. A priority is a hash of the stretch's key and of the position in the
+stretch, so the sample does not depend on the order of reading, on splits or on threads, and samples
+of two corpora merge into the sample of both. An n-gram with a share p of the positions is missed
+with a chance of exp(-k p), k the size of the sample.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class OccurrenceSampler:
             passage.stretches.begins,
             passage.stretches.keys,
             len(passage),
-            passage.position,
+            passage.stretches.carried,
             np.uint64(self._highest),
             places,
             priorities,

@@ -18,7 +18,6 @@ from engram_cli.stats.collisions import (
     ideal_occupied_error,
     ideal_shared,
     order_stats,
-    sample_rows,
 )
 
 

@@ -22,7 +22,7 @@ LAYOUT = layout_of(moduli=(601, 607, 2003, 2011, 2017, 2027), heads=2, orders=(2
 def counted(
     documents: list[np.ndarray], layout: HashLayout, **options: int
 ) -> tuple[Counts, tuple[NgramSample, ...]]:
-    tables = exact_ngrams(layout, None)
+    tables = exact_ngrams(layout, Budget(None))
     block = options.pop("block", 10_000)
     counts = count_blocks(blocks_of(documents, block), layout, collectors=tables, **options)
     return counts, tuple(table.sample() for table in tables)
@@ -78,11 +78,11 @@ def test_memory_that_does_not_suffice_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "_FIRST_SLOTS", 16)
     monkeypatch.setattr(module, "_BLOCK", 16)
     documents = zipf_documents(seed=3, count=30, length=50, size=50)
-    tables = exact_ngrams(LAYOUT, 20_000)
+    tables = exact_ngrams(LAYOUT, Budget(20_000))
     with pytest.raises(InputError, match=r"all \d-grams, [\d,]+ so far, need 0 MB or more"):
         count_blocks(blocks_of(documents, 100), LAYOUT, collectors=tables)
     with pytest.raises(InputError, match="all 2-grams, 0 so far"):
-        exact_ngrams(LAYOUT, 100)
+        exact_ngrams(LAYOUT, Budget(100))
 
 
 def test_a_budget_is_shared_and_given_back() -> None:
