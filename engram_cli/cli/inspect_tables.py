@@ -131,7 +131,9 @@ def _norms(bins: NormBins) -> RenderableType:
 def _hottest(result: InspectResult) -> RenderableType:
     rows = []
     for each in result.hottest:
-        ngrams = ", ".join(f"{ngram.text} ({times(ngram.count, ngram.exact)})" for ngram in each.ngrams)
+        ngrams = ", ".join(
+            f"{ngram.text} ({times(ngram.count, ngram.exact)})" for ngram in each.ngrams
+        )
         rest = each.known - len(each.ngrams)
         rows.append(
             (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 _SHOWN_NGRAMS = 10
 _SHOWN_ROWS = 3
 _SHOWN_SOURCES = 9
+_WITH_ERRORS = 4  # sources whose matrix has room for errors
 _NAME = 28
 
 
@@ -85,13 +87,15 @@ def _uncompressed(result: Figured) -> RenderableType:
         rows.append(
             (
                 f"{ours.order}",
-                f"{theirs['distinct']:,.0f}",
-                f"{ours.distinct:,.0f}",
+                f"{theirs['distinct']:,.0f}{_spread(theirs['distinct_error'])}",
+                f"{ours.distinct:,.0f}{_spread(ours.distinct_error)}",
                 percent(1.0 - ours.distinct / max(theirs["distinct"], 1.0), 1),
                 percent(sum(c["shared"] for c in other) / len(other), 1),
                 percent(sum(c.shared for c in own) / len(own), 1),
-                _mean_share([(c["shared_occurrences"], c["shared_occurrences_error"]) for c in other]),
-                _mean_share([(c.shared_occurrences, c.shared_occurrences_error) for c in own]),
+                _mean_share(
+                    [(c["shared_occurrences"], c["shared_occurrences_error"]) for c in other]
+                ),
+                _by_use([asdict(column) for column in own]),
             )
         )
     names = (
@@ -114,16 +118,27 @@ def _sources(section: dict[str, Any]) -> list[RenderableType]:
                 f"{i + 1}",
                 names[i] if len(names[i]) <= _NAME else "…" + names[i][1 - _NAME :],
                 f"{section['tokens'][i]:,}",
-                *(f"{100 * entry['share'][i][j]:.0f}" for j in shown),
+                *(_known(entry, i, j, errors=len(shown) <= _WITH_ERRORS) for j in shown),
             )
             for i in shown
         ]
         more = len(names) - len(shown)
         title = f"{entry['order']}-grams: % of occurrences known to source"
+        most = max(entry["share_error"][i][j] for i in shown for j in shown)
+        if most and len(shown) > _WITH_ERRORS:
+            title += f", standard error up to {100 * most:.1f}"
         title += f" ({more} more sources in stats.json)" if more else ""
         columns = (">", "source", ">tokens", *(f">{j + 1}" for j in shown))
         parts.append(grid(title, columns, rows))
     return parts
+
+
+def _known(entry: dict[str, Any], i: int, j: int, *, errors: bool) -> str:
+    """A cell of the matrix."""
+    from engram_cli.cli.render import error
+
+    share, spread = entry["share"][i][j], entry["share_error"][i][j]
+    return f"{100 * share:.1f}{error(spread, 1)}" if errors and i != j else f"{100 * share:.0f}"
 
 
 def ngram_parts(result: Figured) -> list[RenderableType]:
@@ -171,12 +186,17 @@ def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return first
 
 
-def _mean_share(columns: list[tuple[float, float]]) -> str:
+def _by_use(columns: list[dict[str, Any]]) -> str:
     """The mean of the shares of columns, with the mean of their errors: they go by one sample."""
     from engram_cli.cli.render import error, percent
 
-    share, spread = (sum(values) / len(columns) for values in zip(*columns, strict=True))
+    share = sum(column["shared_occurrences"] for column in columns) / len(columns)
+    spread = sum(column["shared_occurrences_error"] for column in columns) / len(columns)
     return percent(share, 1) + error(spread, 1)
+
+
+def _spread(error: float) -> str:
+    return f" ±{error:,.0f}" if error > 0 else ""
 
 
 def _mean(shares: list[float]) -> float:

@@ -56,9 +56,7 @@ class Uses:
         rows = ngram_rows(self.tokens, plan_layer(layout, entry), index, layout.heads)
         return np.asarray(counts.hits[entry.layer][rows + offsets] <= self.counts, dtype=np.bool_)
 
-    def mean(
-        self, base: NDArray[np.float64], gain: NDArray[np.float64]
-    ) -> tuple[float, float]:
+    def mean(self, base: NDArray[np.float64], gain: NDArray[np.float64]) -> tuple[float, float]:
         """The mean over occurrences of a value, and its standard error: `base` [U] where the
         n-gram is alone on none of its rows, and `gain` [U] more where `counts` are its own."""
         values = base + gain * self.sure
@@ -98,7 +96,8 @@ def uses_of(counts: Counts, sample: NgramSample, drawn: Drawn) -> Uses | None:
 def _cells(found: LeastHits) -> NDArray[np.int64]:
     """int64[S]: the cell of n-grams by their least hits, and how many rows have no more."""
     size = np.frexp(np.maximum(found.least, 1).astype(np.float64))[1] - 1
-    return (np.minimum(found.ties, _TIES) - 1) * _SIZES + np.minimum(size, _SIZES - 1)
+    cells = (np.minimum(found.ties, _TIES) - 1) * _SIZES + np.minimum(size, _SIZES - 1)
+    return np.asarray(cells, dtype=np.int64)
 
 
 def _chances(

@@ -200,7 +200,7 @@ def share_of_ngrams(sample: NgramSample, shared: NDArray[np.bool_]) -> tuple[flo
 
 
 def share_of_occurrences(sample: NgramSample, shared: NDArray[np.bool_]) -> tuple[float, float]:
-    """The share of the occurrences whose n-gram is `shared` bool[S], by the sample of n-grams alone.
+    """The share of the occurrences whose n-gram is `shared` bool[S], by the sample of n-grams.
 
     Exact where that is complete. Else its standard error, that of a ratio, is too small where
     frequent n-grams decide, which the sample does not know. Source: Cochran, "Sampling Techniques"

@@ -93,9 +93,7 @@ class RowCompany:
         return met
 
 
-def companies(
-    statistics: Statistics, entry: LayerHash, hits_at: HitsAt
-) -> tuple[RowCompany, ...]:
+def companies(statistics: Statistics, entry: LayerHash, hits_at: HitsAt) -> tuple[RowCompany, ...]:
     """For each order those that statistics know. Raises ArtifactError."""
     layout, occurrences = statistics.layout, statistics.occurrences()
     drawn = None if occurrences is None else drawn_ngrams(occurrences, layout.orders)

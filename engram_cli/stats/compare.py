@@ -41,9 +41,7 @@ class Uncompressed(Looker):
 
     name = "uncompressed"
 
-    def __init__(
-        self, layout: HashLayout, sample_size: int, exact: Budget | None = None
-    ) -> None:
+    def __init__(self, layout: HashLayout, sample_size: int, exact: Budget | None = None) -> None:
         """`exact`: every n-gram is counted, in so much memory. Raises InputError for a layout that
         takes token ids as they are."""
         self.layout = uncompressed_twin(layout)

@@ -59,7 +59,8 @@ class ExactNgrams(Looker):
     def __init__(
         self, layout: HashLayout, order: int, budget: Budget, entries: int | None = None
     ) -> None:
-        """`entries`: room at first, for tables of which there are many. Raises InputError when not even an empty table fits."""
+        """`entries`: room at first, for tables of which there are many. Raises InputError when not
+        even an empty table fits."""
         self.order = order
         self._heads = layout.heads
         self._filler = layout.filler_id

@@ -45,9 +45,7 @@ def figures(
         None if some is None else uses_of(counts, sample, some)
         for sample, some in zip(chosen, drawn, strict=True)
     ]
-    known = [
-        known_ngrams(counts, sample, some) for sample, some in zip(chosen, drawn, strict=True)
-    ]
+    known = [known_ngrams(counts, sample, some) for sample, some in zip(chosen, drawn, strict=True)]
     return Figures(
         orders=order_stats(counts, chosen),
         columns=column_stats(counts, chosen, uses),

@@ -111,9 +111,7 @@ def _clean_heads(
     }
 
 
-def _by_use(
-    use: Uses, counts: Counts, entry: LayerHash
-) -> tuple[list[float], list[float]]:
+def _by_use(use: Uses, counts: Counts, entry: LayerHash) -> tuple[list[float], list[float]]:
     """The shares of the occurrences by how many heads are clean, and their standard errors."""
     clean = np.count_nonzero(use.clean(counts, entry), axis=0)
     found = []

@@ -241,9 +241,7 @@ def drawn_ngrams(sample: OccurrenceSample, orders: Sequence[int]) -> tuple[Drawn
     found = []
     for order in orders:
         tokens = sample.of_order(order)
-        hashes, first, times = np.unique(
-            hash_ngrams(tokens), return_index=True, return_counts=True
-        )
+        hashes, first, times = np.unique(hash_ngrams(tokens), return_index=True, return_counts=True)
         found.append(
             Drawn(
                 order=order,

@@ -46,7 +46,8 @@ def write_partials(folder: Path, partials: Mapping[str, State]) -> dict[str, Any
 def read_partials(folder: Path, about: Any, only: str | None = None) -> dict[str, State]:
     """The partials that stats.json says are there; none in a folder of an older version.
 
-    `only`: the name of the one to read. Raises ArtifactError. What the arrays hold is checked by whoever absorbs them.
+    `only`: the name of the one to read. Raises ArtifactError. What the arrays hold is checked where
+    they are absorbed.
     """
     if about is None or about == {"of": []}:
         return {}

@@ -20,8 +20,8 @@ def ngrams(document: Document) -> Section | None:
     blocks = [tag("div", *[_top(entry, tokens) for entry in found], class_="lists")]
     return Section(
         title="The most frequent n-grams",
-        lead=f"{_scope(found)} A box is a token, after compression; ␣ is a space. What is frequent here is "
-        "learned well whatever the table; it also drowns what shares its row.",
+        lead=f"{_scope(found)} A box is a token, after compression; ␣ is a space. What is "
+        "frequent here is learned well whatever the table; it also drowns what shares its row.",
         body=tuple(blocks),
     )
 
@@ -85,9 +85,7 @@ def _meeting(entry: Entry) -> Html:
     listed = entry["ngrams"]
     parts: list[object] = []
     for each in listed[:_MOST_OF_ROW]:
-        parts.append(
-            tag("span", ngram(str(each["text"])), tag("small", times(each)), class_="met")
-        )
+        parts.append(tag("span", ngram(str(each["text"])), tag("small", times(each)), class_="met"))
         parts.append(" ")
     if len(listed) > _MOST_OF_ROW:
         parts.append(tag("small", f"and {len(listed) - _MOST_OF_ROW:,} more"))
