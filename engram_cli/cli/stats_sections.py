@@ -92,9 +92,7 @@ def _uncompressed(result: Figured) -> RenderableType:
                 percent(1.0 - ours.distinct / max(theirs["distinct"], 1.0), 1),
                 percent(sum(c["shared"] for c in other) / len(other), 1),
                 percent(sum(c.shared for c in own) / len(own), 1),
-                _mean_share(
-                    [(c["shared_occurrences"], c["shared_occurrences_error"]) for c in other]
-                ),
+                _by_use(other),
                 _by_use([asdict(column) for column in own]),
             )
         )

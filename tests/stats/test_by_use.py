@@ -90,9 +90,7 @@ def test_shares_of_occurrences_are_as_near_as_they_say(
 def test_clean_heads_by_use_are_as_near_as_they_say(library: list[np.ndarray]) -> None:
     estimated, true = both(library[::4], layout_with(20_011, 0, layers=(1, 5)))
     misses = []
-    for a, b in zip(
-        estimated.sections["clean_heads"], true.sections["clean_heads"], strict=True
-    ):
+    for a, b in zip(estimated.sections["clean_heads"], true.sections["clean_heads"], strict=True):
         assert abs(sum(a["occurrences"]) - 1.0) < 1e-9
         assert b["occurrences_error"] == [0.0] * 5
         shares = zip(a["occurrences"], a["occurrences_error"], b["occurrences"], strict=True)

@@ -94,9 +94,7 @@ def test_estimates_lie_within_four_standard_errors(rows: int, seed: int) -> None
     documents = zipf_documents(seed=seed, count=40, length=500, size=1000)
     layout = layout_of(moduli=tuple(rows + 2 * k for k in range(8)), heads=4, size=1000)
     drawn = Occurrences(layout, 4000)
-    counts = count_blocks(
-        blocks_of(documents, 10_000), layout, sample_size=500, collectors=[drawn]
-    )
+    counts = count_blocks(blocks_of(documents, 10_000), layout, sample_size=500, collectors=[drawn])
     found = by_key(figures(counts, occurrences=drawn.sample()).columns)
     truth = true_figures(documents, layout)
     for key, true in truth.items():

@@ -68,9 +68,7 @@ def test_every_position_is_drawn_alike() -> None:
         places, priorities = np.empty(40, dtype=np.int64), np.empty(40, dtype=np.uint64)
         begins = np.zeros(1, dtype=np.int64)
         quarter = np.uint64(2**62)
-        drawn = kernels.draw_positions(
-            begins, np.array([key]), 40, 0, quarter, places, priorities
-        )
+        drawn = kernels.draw_positions(begins, np.array([key]), 40, 0, quarter, places, priorities)
         assert np.all(priorities[:drawn] <= quarter)
         times[places[:drawn]] += 1
     assert abs(times.mean() - 1000) < 5  # 2 of 8 each time, but for what is at the end
