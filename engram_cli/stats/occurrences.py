@@ -31,7 +31,7 @@ from engram_cli.stats.totals import Counts
 POSITIONS = 2**16
 MOST_POSITIONS = 2**20
 _EVERY = 2**64 - 1
-_MOST_PUSHED = 2**18  # tokens at a time
+_LEAST_PUSHED = 2**12  # tokens at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,11 +108,20 @@ class OccurrenceSampler:
     @property
     def memory(self) -> int:
         """The bytes it takes at most: what it holds, and copies while it is cut."""
-        return 2 * (2 * self.size + _MOST_PUSHED) * (8 + 4 * self._width)
+        return 2 * (3 * self.size + _LEAST_PUSHED) * (8 + 4 * self._width)
 
     def push(self, passage: Passage, window: Window | None = None) -> None:
         """Draw from a passage; `window`: its tokens where they are not those of the passage."""
         window = passage.window if window is None else window
+        begin = 0
+        while begin < len(passage):
+            # Until the threshold has fallen most positions are drawn: fewer at a time.
+            step = len(passage) if self._highest < _EVERY // 4 else max(self.size, _LEAST_PUSHED)
+            end = min(begin + step, len(passage))
+            self._draw(passage.part(begin, end), window.part(begin, end))
+            begin = end
+
+    def _draw(self, passage: Passage, window: Window) -> None:
         places = np.empty(len(passage), dtype=np.int64)
         priorities = np.empty(len(passage), dtype=np.uint64)
         drawn = kernels.draw_positions(

@@ -136,4 +136,4 @@ def source_memory(layout: HashLayout, size: int) -> int:
     """The bytes that a source takes, without the tables of all n-grams."""
     samplers = sum(table_entries(size) * (16 + 4 * order) for order in layout.orders)
     bitmaps = len(layout.orders) * (BITS // 8)
-    return samplers + bitmaps + 2 * size * (8 + 4 * layout.max_order)
+    return samplers + bitmaps + OccurrenceSampler(layout, size).memory
