@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from engram_cli.errors import InputError, MismatchError
+from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.hasher import Window
 from engram_cli.hashing.layout import INT64, HashLayout
 from engram_cli.stats import kernels
@@ -97,8 +97,9 @@ class Uncompressed(Looker):
         """Take in a partial. Raises ArtifactError, MismatchError for another --sample-size."""
         layout = self.layout
         if not part_of(state, "occurrences"):
-            raise MismatchError(
-                "its figures of raw ids were counted by an earlier version", "count that part again"
+            raise ArtifactError(
+                "its raw ids were counted by an earlier version, which knew less of them",
+                "count it again",
             )
         ids = range(layout.compressed_size)
         samples = samples_of(part_of(state, "samples"), layout.orders, ids, 2**63)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import InputError, MismatchError
+from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Looker
 from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE
@@ -130,8 +130,9 @@ class Sources(Looker):
                 "count all parts with the same --group-by",
             )
         if any(name.startswith("samples/") for name in state):
-            raise MismatchError(
-                "its sources were counted by an earlier version", "count that part again"
+            raise ArtifactError(
+                "its sources were counted by an earlier version, which knew less of them",
+                "count it again",
             )
         for index, (name, tokens) in enumerate(_names(state).items()):
             found = read_source(part_of(state, f"sources/{index}"), self._layout, tokens)

@@ -230,6 +230,19 @@ def test_damaged_folders_are_told(tmp_path: Path) -> None:
         read_partials(tmp_path, about)
 
 
+@pytest.mark.parametrize("kind", ["sources", "uncompressed"])
+def test_partials_of_earlier_versions_are_named(kind: str) -> None:
+    """They had neither positions nor bitmaps, and other names for the samples of sources."""
+    state = counted(kind, [0, 1])[0].collected[kind]
+    earlier = {
+        name.replace("sources/0/samples", "samples/0"): array
+        for name, array in state.items()
+        if "occurrences" not in name and "seen" not in name
+    }
+    with pytest.raises(ArtifactError, match="counted by an earlier version"):
+        merged_states(kind, LAYOUT, state, earlier)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_array_is_missed_and_a_wrong_one_refused(kind: str) -> None:
     state = counted(kind, [0, 1])[0].state()
