@@ -348,7 +348,7 @@ def _columns(result: Figured) -> list[RenderableType]:
         *(">order", ">head", ">rows", ">used", ">ideal", ">sharing", ">ideal", ">by use"),
         ">most hits",
     )
-    flags = "; + - mark 4 standard errors off" if any(e.flag for e in result.columns) else ""
+    flags = "; + - mark what is none" if any(e.flag for e in result.columns) else ""
     return [
         grid(f"Layer {layer}: rows used, n-grams that share one, an ideal hash{flags}", names, rows)
         for layer, rows in layers.items()

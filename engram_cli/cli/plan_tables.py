@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.plan import PlanResult
     from engram_cli.commands.plan_corpus import HotSet
     from engram_cli.commands.plan_sizes import Alternative
+    from engram_cli.table.planning.batches import BatchShare
 
 
 def plan_parts(result: PlanResult) -> list[RenderableType]:
@@ -80,26 +81,31 @@ def _expected(result: PlanResult) -> RenderableType:
         *(">n", ">different n-grams", ">rows a head", ">of them used"),
         *(">clean heads", ">none clean", ">all clean"),
     )
-    title = "What the rows will hold (clean: no other n-gram on the row; rows a head: the mean)"
+    title = "What the rows will hold (clean: no other n-gram on the row; rows a head: the mean"
+    if result.tokens != (result.counted_tokens or result.tokens):
+        title += "; errors are for documents drawn as those counted were"
+    title += ")"
     return grid(title, names, rows)
 
 
 def _hot(result: PlanResult) -> RenderableType:
+    most = "at most " if any(each.at_most for each in result.hot) else ""
     rows = [
         (
             f"{each.order}",
-            "-" if each.rows is None else f"{each.rows:,}",
+            "-" if each.rows is None else f"{most}{each.rows:,}",
             "-" if each.share is None else percent(each.share, 2),
             "-" if each.rows is None else quantity(each.rows * result.row_bytes, "bytes"),
             "unknown" if each.reach is None else percent(each.reach, 1),
-            "text held out" if each.held_out else "the corpus counted",
+            ("text held out" if each.held_out else "the corpus counted")
+            + (", larger heads" if each.at_most else ""),
         )
         for each in result.hot
     ]
     title = f"Hot rows: {percent(result.hit_rate, 0)} of look-ups, "
     missed = [each for each in result.hot if each.rows is None]
     if not missed:
-        title += quantity(result.hot_bytes, "bytes")
+        title += most + quantity(result.hot_bytes, "bytes")
     else:
         title += "; ".join(f"{each.order}-grams: {_unreached(each)}" for each in missed)
     names = (">n", ">rows", ">of all", ">bytes", ">on rows hit", "measured on")
@@ -108,7 +114,7 @@ def _hot(result: PlanResult) -> RenderableType:
 
 def _unreached(hot: HotSet) -> str:
     if hot.reach is None:
-        return "the rows counted are too full to tell"
+        return "the counts do not tell; count with these --rows-per-head"
     return f"at most {percent(hot.reach, 1)} of look-ups fall on rows this corpus hits"
 
 
@@ -122,7 +128,7 @@ def _placements(result: PlanResult) -> RenderableType:
             _bytes(each.disk_bytes),
             quantity(each.moved, "bytes"),
             _seconds(each.token_seconds),
-            _seconds(each.batch_seconds * result.batch),
+            ("at most " if each.at_most else "") + _seconds(each.batch_seconds * result.batch),
         )
         for each in result.placements
     ]
@@ -131,8 +137,10 @@ def _placements(result: PlanResult) -> RenderableType:
         f">{result.batch:,} tokens",
     )
     share = ""
-    if result.distinct_share is not None:
-        share = f"; of a batch's look-ups {percent(result.distinct_share, 0)} are different rows"
+    batch = result.batch_share
+    if batch is not None:
+        said = f"at most {percent(batch.share, 0)}" if batch.at_most else _share(batch)
+        share = f"; of a batch's look-ups {said} are different rows"
     return grid(f"Where they fit; times by the bandwidths alone{share}", names, rows)
 
 
@@ -156,6 +164,10 @@ def _alternative(each: Alternative) -> tuple[str, ...]:
         " / ".join(percent(share, 0).replace(" %", "") for share in each.occupied) + " %",
         " / ".join(percent(share, 1).replace(" %", "") for share in each.clean) + " %",
     )
+
+
+def _share(batch: BatchShare) -> str:
+    return f"{percent(batch.share, 1)} ± {percent(batch.error, 1)}"
 
 
 def _bytes(count: int) -> str:

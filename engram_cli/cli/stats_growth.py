@@ -55,7 +55,11 @@ def growth_parts(result: Figured) -> list[RenderableType]:
     )
     if not rows:
         return []
-    return [grid("How many rows are enough: of a head, for so many n-grams to share", names, rows)]
+    title = (
+        "How many rows are enough: of a head, for so many n-grams to share; errors are for more "
+    )
+    title += "documents drawn as these were, other kinds of text add more"
+    return [grid(title, names, rows)]
 
 
 def rows_for(distinct: float, share: float) -> float:
@@ -105,7 +109,8 @@ def locality_parts(result: Figured) -> list[RenderableType]:
         *(f">in {length:,} tokens" for length in lengths),
         *(f">LRU, {100 * share:g} % of rows" for share in _CACHES),
     )
-    title = "Different rows in a window, and look-ups that a cache of the last rows has, in %"
+    title = "Different rows in a window, and look-ups that a cache of the last rows has, in %, "
+    title += "± one standard error"
     return [*parts, grid(title, names, rows)]
 
 
@@ -116,7 +121,9 @@ def _hot(entry: dict[str, Any], share: float) -> str:
 
 
 def _window(window: dict[str, Any] | None) -> str:
-    return "" if window is None else f"{100 * window['distinct_share']:.1f}"
+    if window is None:
+        return ""
+    return f"{100 * window['distinct_share']:.1f}{_give_or_take(window['error'])}"
 
 
 def _cache(entry: dict[str, Any], share: float) -> str:
@@ -129,4 +136,10 @@ def _cache(entry: dict[str, Any], share: float) -> str:
         key=lambda index: abs(math.log(entry["cache_rows"][index]) - wanted),
     )
     rows = quantity(entry["cache_rows"][at], "").strip().replace(" ", NO_BREAK)
-    return f"{100 * entry['hit_rate'][at]:.1f}{NO_BREAK}({rows})"
+    error = _give_or_take(entry["error"][at])
+    return f"{100 * entry['hit_rate'][at]:.1f}{error}{NO_BREAK}({rows})"
+
+
+def _give_or_take(error: float) -> str:
+    """A standard error behind its share, in %; "" for an exact one."""
+    return f"{NO_BREAK}±{100 * error:.1f}" if error else ""

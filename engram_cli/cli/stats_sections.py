@@ -87,8 +87,8 @@ def _uncompressed(result: Figured) -> RenderableType:
         rows.append(
             (
                 f"{ours.order}",
-                f"{theirs['distinct']:,.0f}{_spread(theirs['distinct_error'])}",
-                f"{ours.distinct:,.0f}{_spread(ours.distinct_error)}",
+                _give_or_take(theirs["distinct"], theirs["distinct_error"]),
+                _give_or_take(ours.distinct, ours.distinct_error),
                 percent(1.0 - ours.distinct / max(theirs["distinct"], 1.0), 1),
                 percent(sum(c["shared"] for c in other) / len(other), 1),
                 percent(sum(c.shared for c in own) / len(own), 1),
@@ -101,6 +101,11 @@ def _uncompressed(result: Figured) -> RenderableType:
         *(">compressed", ">by use, raw ids", ">compressed"),
     )
     return grid("What compressing the vocabulary is worth", names, rows)
+
+
+def _give_or_take(value: float, error: float) -> str:
+    """A figure with its standard error, where it has one."""
+    return f"{value:,.0f}" + (f" ±{error:,.0f}" if error else "")
 
 
 def _sources(section: dict[str, Any]) -> list[RenderableType]:
@@ -191,10 +196,6 @@ def _by_use(columns: list[dict[str, Any]]) -> str:
     share = sum(column["shared_occurrences"] for column in columns) / len(columns)
     spread = sum(column["shared_occurrences_error"] for column in columns) / len(columns)
     return percent(share, 1) + error(spread, 1)
-
-
-def _spread(error: float) -> str:
-    return f" ±{error:,.0f}" if error > 0 else ""
 
 
 def _mean(shares: list[float]) -> float:

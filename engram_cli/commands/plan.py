@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.plan_corpus import HotSet, PlanCorpus, read_corpus
+from engram_cli.commands.plan_corpus import SAME_SIZE, HotSet, PlanCorpus, read_corpus
 from engram_cli.commands.plan_file import PlannedTable, is_plan, write_plan
 from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
 from engram_cli.commands.table_plan import LayerPlan, layer_plans
@@ -18,6 +18,7 @@ from engram_cli.files import refuse_existing
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.inits import make_init
+from engram_cli.table.planning.batches import BatchShare
 from engram_cli.table.planning.expectation import Demand, Expectation, expect
 from engram_cli.table.planning.hardware import Hardware, find_hardware
 from engram_cli.table.planning.placement import Load, Placement, placements
@@ -107,7 +108,7 @@ class PlanResult:
     `token_rows`, `token_bytes`: read to look up a token, in all layers. `layers` and `total_bytes`
     are those of the store that `build-table` will write. `counted_tokens`: behind the statistics.
     `hot` is empty where they say nothing of hot rows; `hot_bytes` is 0 where the hit rate is not
-    reached in every order.
+    reached in every order. `batch_share` is None where no window was measured.
     """
 
     geometry: Geometry
@@ -129,7 +130,7 @@ class PlanResult:
     hit_rate: float
     hot_bytes: int
     batch: int
-    distinct_share: float | None
+    batch_share: BatchShare | None
     hardware: Hardware
     placements: tuple[Placement, ...]
     alternatives: tuple[Alternative, ...]
@@ -161,10 +162,10 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
     layout, row_bytes = spec.layout, spec.row_bytes
     rows = sum(entry.rows for entry in layout.layers)
     demands = corpus.demands(layout.orders)
-    for note in _doubts(corpus, demands):
+    for note in _doubts(corpus, layout, demands):
         progress.note(note)
     hot = corpus.hot_sets(layout, request.hit_rate)
-    distinct = corpus.distinct_share(request.batch)
+    batch = corpus.batch_share(layout, request.batch)
     hot_sizes = [each.rows for each in hot if each.rows is not None]
     reached = 0 < len(hot) == len(hot_sizes)  # else no placement builds on a part of them
     load = Load(
@@ -173,7 +174,8 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
         token_rows=len(layout.layers) * layout.columns,
         hot_rows=sum(hot_sizes) if reached else 0,
         hit_rate=request.hit_rate if reached else 0.0,
-        distinct=1.0 if distinct is None else distinct,
+        distinct=1.0 if batch is None else batch.share,
+        at_most=batch is None or batch.at_most,
     )
     result = PlanResult(
         geometry=Geometry.from_layout(layout),
@@ -195,7 +197,7 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
         hit_rate=request.hit_rate,
         hot_bytes=load.hot_bytes if reached else 0,
         batch=request.batch,
-        distinct_share=distinct,
+        batch_share=batch,
         hardware=request.hardware,
         placements=tuple(placements(load, request.hardware)),
         alternatives=tuple(alternatives(layout, request.dim, request.dtype, load.bytes, demands)),
@@ -218,7 +220,7 @@ def _write(planned: PlanResult, out: Path, force: bool) -> None:
     write_plan(table, out, force=force)
 
 
-def _doubts(corpus: PlanCorpus, demands: tuple[Demand, ...]) -> Iterator[str]:
+def _doubts(corpus: PlanCorpus, layout: HashLayout, demands: tuple[Demand, ...]) -> Iterator[str]:
     """What a reader has to know of how little the counts say of the corpus planned for."""
     if corpus.counted_tokens is None:
         return
@@ -233,6 +235,13 @@ def _doubts(corpus: PlanCorpus, demands: tuple[Demand, ...]) -> Iterator[str]:
         yield (
             f"no hot rows: {corpus.counted_tokens:,} tokens counted do not say which rows "
             f"{corpus.tokens:,} heat; count about as many, or leave --tokens out"
+        )
+    elif corpus.size_factor(layout) > SAME_SIZE:
+        sizes = Geometry.from_layout(layout).rows_per_head or ()
+        yield (
+            f"no hot rows: these heads have {corpus.size_factor(layout):.3g} times the rows of "
+            "those that were counted, and need more of them; count with --rows-per-head "
+            + ",".join(map(str, sizes if len(set(sizes)) > 1 else sizes[:1]))
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,17 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.progress import Progress
-from engram_cli.stats.collisions import ideal_occupied
 from engram_cli.stats.folder import Statistics, read_stats
 from engram_cli.stats.growth.projection import project
 from engram_cli.stats.locality.hot import order_hits
+from engram_cli.table.planning.batches import BatchShare, batch_share
 from engram_cli.table.planning.expectation import Demand
 from engram_cli.table.planning.hot import HeldOut, held_out, hot_rows
 from engram_cli.vocab.lookup import VocabMap
 from engram_cli.vocab.parquet import read_map
 
 _REMAKE = "make the statistics again with engram hash-stats --force"
+SAME_SIZE = 1.02  # times the rows of a head: so near nothing changes that could be measured
 HOT_FACTOR = 2.0  # times the tokens counted, or as small a part: other corpora heat other rows
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError)
 
@@ -36,7 +37,8 @@ class HotSet:
     `share` of that order's rows. `held_out`: measured on text that was not counted, which is what
     a model will meet; else on the counted corpus itself, which flatters. `reach`: the share of
     look-ups on rows that were hit; where it is less than asked for, `rows` and `share` are None.
-    It is None where the rows counted are too full to tell.
+    It is None where the counts do not tell. `at_most`: larger heads were counted, which need no
+    fewer hot rows.
     """
 
     order: int
@@ -44,6 +46,7 @@ class HotSet:
     share: float | None
     held_out: bool
     reach: float | None
+    at_most: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,43 +121,41 @@ class PlanCorpus:
 
     @property
     def tells_hot_rows(self) -> bool:
-        """Whether the counts say which rows will be hot: counts of about as many tokens."""
+        """Whether the counts are of about as many tokens, so that they say what will be hot."""
         return self.statistics is not None and 1 / HOT_FACTOR <= self.factor <= HOT_FACTOR
 
-    def hot_sets(self, layout: HashLayout, hit_rate: float) -> tuple[HotSet, ...]:
-        """The hot rows of each order, from the heads counted; () unless `tells_hot_rows`.
+    def size_factor(self, layout: HashLayout) -> float:
+        """How many times as many rows a head of the layout has as one counted; the largest."""
+        sizes = self._sizes(layout).values()
+        return max((planned / counted for counted, planned in sizes), default=1.0)
 
-        They are rows that were hit, no more than the corpus uses of a head. The same share of the
-        used rows is hot in larger heads, no fewer rows in smaller ones.
+    def hot_sets(self, layout: HashLayout, hit_rate: float) -> tuple[HotSet, ...]:
+        """The hot rows of each order, from the heads counted.
+
+        () unless `tells_hot_rows`, and for larger heads than were counted.
         """
-        if self.statistics is None or not self.tells_hot_rows:
+        statistics = self.statistics
+        if statistics is None or not self.tells_hot_rows or self.size_factor(layout) > SAME_SIZE:
             return ()
-        counted = self.statistics.layout
+        counted = statistics.layout
         first = counted.layers[0]
-        hits = self.statistics.hits(first.layer)
-        found, demands = [], self.demands(layout.orders)
-        for at, (order, demand) in enumerate(zip(layout.orders, demands, strict=True)):
-            index = counted.orders.index(order)
-            own = order_hits(counted, hits, first.layer, index)
+        hits = statistics.hits(first.layer)
+        found = []
+        for at, (order, sizes) in enumerate(self._sizes(layout).items()):
+            own = order_hits(counted, hits, first.layer, counted.orders.index(order))
             moduli = [m for entry in layout.layers for m in _moduli(entry, layout.heads, at)]
-            before = _moduli(first, counted.heads, index)
-            used = int(np.count_nonzero(own))
-            known = self._demand(order, self.statistics.tokens).distinct
-            strays = used / math.fsum(ideal_occupied(m, known) for m in before)
-            expected = _used_rows(moduli, min(demand.distinct, known), strays)
-            occupied = math.fsum(expected) / sum(moduli)
-            curve = self._held_out(first.layer, order, used / len(own))
+            curve = self._held_out(first.layer, order, int(np.count_nonzero(own)) / len(own))
             share: float | None
             if curve is None:
-                share, reach = hot_rows(own, hit_rate) / used, 1.0
+                share, reach = hot_rows(own, hit_rate) / len(own), 1.0
             else:
-                share, reach = curve.share(hit_rate, occupied), curve.reach(occupied)
+                share, reach = curve.share(hit_rate), curve.reach
+            smaller = sizes[1] * SAME_SIZE < sizes[0]
+            vague = share is None and (smaller or (curve is not None and not curve.exact))
             rows = None
             if share is not None:
-                of_head = share * used / counted.heads
-                grown = share * math.fsum(expected) / len(expected)
-                rows = sum(_hot_of(max(of_head, grown), each) for each in expected)
-            vague = curve is not None and not curve.exact and share is None
+                of_head = math.ceil(share * len(own) / counted.heads)
+                rows = sum(min(of_head, modulus) for modulus in moduli)
             found.append(
                 HotSet(
                     order=order,
@@ -162,21 +163,35 @@ class PlanCorpus:
                     share=None if rows is None else rows / sum(moduli),
                     held_out=curve is not None,
                     reach=None if vague else reach,
+                    at_most=smaller,
                 )
             )
         return tuple(found)
 
-    def distinct_share(self, batch: int) -> float | None:
+    def batch_share(self, layout: HashLayout, batch: int) -> BatchShare | None:
         """The share of a batch's look-ups that are different rows; None where nobody measured it.
 
-        Of the windows that were measured the largest that is no larger than the batch.
+        Raises ArtifactError.
         """
-        windows = [each for each in self._locality("windows") if each["tokens"] <= batch]
-        if not windows:
-            return None
-        widest = max(each["tokens"] for each in windows)
-        shares = [float(each["distinct_share"]) for each in windows if each["tokens"] == widest]
-        return math.fsum(shares) / len(shares)
+        try:
+            return batch_share(self._locality("windows"), batch, self._sizes(layout))
+        except _DAMAGE as error:
+            raise ArtifactError(
+                f"{self.path}: its windows cannot be read: {error!r}", _REMAKE
+            ) from None
+
+    def _sizes(self, layout: HashLayout) -> dict[int, tuple[float, float]]:
+        """By order the mean rows of a head that was counted, and of one of the layout."""
+        if self.statistics is None:
+            return {}
+        counted = self.statistics.layout
+        found = {}
+        for at, order in enumerate(layout.orders):
+            if order in counted.orders:
+                before = _moduli(counted.layers[0], counted.heads, counted.orders.index(order))
+                planned = _moduli(layout.layers[0], layout.heads, at)
+                found[order] = (sum(before) / len(before), sum(planned) / len(planned))
+        return found
 
     def _demand(self, order: int, tokens: int) -> Demand:
         if self.statistics is None:
@@ -239,19 +254,6 @@ def _along(curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: i
 def _moduli(entry: LayerHash, heads: int, order: int) -> tuple[int, ...]:
     """The rows of the heads of an order, by its index, of a layer."""
     return tuple(entry.moduli[order * heads : (order + 1) * heads])
-
-
-def _used_rows(moduli: Sequence[int], distinct: float, strays: float) -> list[float]:
-    """The rows of each head that so many n-grams use: `strays` times those of an ideal hash.
-
-    Real text uses a little more or less, in heads of any size alike.
-    """
-    return [min(strays * ideal_occupied(m, distinct), float(m)) for m in moduli]
-
-
-def _hot_of(rows: float, used: float) -> int:
-    """Hot rows of a head that uses `used`: a row that is not used is not hot."""
-    return min(math.ceil(rows), math.ceil(used))
 
 
 def _check_vocab(statistics: Statistics, vocab: Path | None) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +19,10 @@ from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats import kernels
 from engram_cli.stats.by_use import Uses
 from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.ideal import ALARM, Flag, flag, ideal_occupied, occupied_variance
 from engram_cli.stats.known import ngram_rows
 from engram_cli.stats.totals import FULL, Counts
 
-Flag = Literal["above", "below"]
-FLAG_BEYOND = 4.0  # standard errors
 _STEP = 2**17  # n-grams hashed together
 
 
@@ -45,7 +43,8 @@ class ColumnStats:
     """One head of one order of one layer.
 
     `occupied` rows of `rows` were looked up, where an ideal hash has `ideal_occupied` with a
-    standard error of `ideal_occupied_error`; `flag` says that they lie `FLAG_BEYOND` errors apart.
+    standard error of `ideal_occupied_error`; `flag` says that they lie too far apart for one: some
+    column of an ideal hash is flagged with a chance of at most `ideal.ALARM`.
     `shared` is the share of the different n-grams whose row holds another one too,
     `shared_occurrences` that of all occurrences; both have standard errors, and `ideal_shared` is
     the expectation of both. `full_rows` counters reached 2**32-1 and stayed there.
@@ -95,23 +94,14 @@ def column_stats(
     return tuple(_columns(counts, samples, uses or [None] * len(samples)))
 
 
-def ideal_occupied(rows: int, ngrams: float) -> float:
-    """The expected occupied rows when `ngrams` fall on `rows` rows at random."""
-    return -rows * math.expm1(ngrams * math.log1p(-1.0 / rows))
-
-
 def ideal_occupied_error(rows: int, ngrams: float, ngrams_error: float) -> float:
     """The standard error of the rows that `ngrams` n-grams, known to `ngrams_error`, occupy.
 
-    The variance of the occupancy, m e^-a (1 - (1 + a) e^-a) with a = n/m, and that of the n-grams
-    times the slope e^-a. At least one row: a few rows beside an expectation of none say nothing.
-    Source of the first: Johnson and Kotz, "Urn Models and Their Application" (1977), section 6.2.
+    The variance of the occupancy, and that of the n-grams times the slope e^-(n/m). At least one
+    row: a few rows compared with an expectation of none say nothing.
     """
-    load = ngrams / rows
-    empty = math.exp(-load)
-    # 1 - (1 + a) e^-a, without the loss of digits where a is small
-    spread = rows * empty * (-math.expm1(-load) - load * empty)
-    return math.sqrt(max(spread + (empty * ngrams_error) ** 2, 1.0))
+    by_ngrams = math.exp(-ngrams / rows) * ngrams_error
+    return math.sqrt(max(occupied_variance(rows, ngrams) + by_ngrams**2, 1.0))
 
 
 def ideal_shared(rows: int, ngrams: float) -> float:
@@ -138,6 +128,7 @@ def _columns(
     counts: Counts, samples: Sequence[NgramSample], uses: Sequence[Uses | None]
 ) -> Iterator[ColumnStats]:
     heads = counts.layout.heads
+    chance = ALARM / (len(counts.layout.layers) * counts.layout.columns)
     for entry in counts.layout.layers:
         hits = counts.hits[entry.layer]
         for index, (sample, use) in enumerate(zip(samples, uses, strict=True)):
@@ -151,7 +142,7 @@ def _columns(
                     by_use = share_of_occurrences(sample, shared[head])
                 else:
                     by_use = use.mean(np.ones(len(use.counts)), -clean[head].astype(np.float64))
-                yield _column(entry.layer, head, sample, own, shared[head], by_use)
+                yield _column(entry.layer, head, sample, own, shared[head], by_use, chance)
 
 
 def _column(
@@ -161,6 +152,7 @@ def _column(
     hits: NDArray[np.uint32],
     shared: NDArray[np.bool_],
     by_use: tuple[float, float],
+    chance: float,
 ) -> ColumnStats:
     sums = np.zeros(6, dtype=np.uint64)
     kernels.sum_column(hits, sums)
@@ -176,7 +168,7 @@ def _column(
         occupied=occupied,
         ideal_occupied=ideal,
         ideal_occupied_error=ideal_error,
-        flag=_flag(occupied, ideal, ideal_error),
+        flag=flag(occupied, len(hits), sample.distinct, sample.distinct_error, chance),
         shared=by_ngram,
         shared_error=by_ngram_error,
         shared_occurrences=by_use[0],
@@ -217,12 +209,6 @@ def share_of_occurrences(sample: NgramSample, shared: NDArray[np.bool_]) -> tupl
     unseen = max(1.0 - size / sample.distinct, 0.0)
     residual = float(np.sum((counts * (shared - share)) ** 2))
     return share, math.sqrt(unseen * residual * size / (size - 1)) / total
-
-
-def _flag(occupied: int, ideal: float, error: float) -> Flag | None:
-    if abs(occupied - ideal) <= FLAG_BEYOND * error:
-        return None
-    return "above" if occupied > ideal else "below"
 
 
 def _spread(share: float, size: int) -> float:

@@ -49,6 +49,8 @@ class Holdout:
         self._limit: int | None = None  # keys from here on are no longer kept
         self._parts: dict[int, list[NDArray[np.integer]]] = {}
         self._held = 0  # tokens in `_parts`
+        self._last: int | None = None  # the key of the last stretch
+        self._copy = False  # which is a copy of one that is kept
         self._cut = False  # the last token of the stream was taken out
         self._documents = self._left = 0  # begun so far, and the one of the last token left
 
@@ -106,6 +108,8 @@ class Holdout:
             "lengths": np.array(lengths, dtype=np.int64),
             "ids": np.concatenate([np.empty(0, dtype=np.int64), *parts]),
             "limit": np.array([] if self._limit is None else [self._limit], dtype=np.uint64),
+            "last": np.array([] if self._last is None else [self._last], dtype=np.uint64),
+            "copy": scalar(self._copy),
             "cut": scalar(self._cut),
             "tokens": scalar(self.tokens),
             "documents": scalar(self._documents),
@@ -129,6 +133,9 @@ class Holdout:
         }
         self._held = len(ids)
         self._limit = int(limit[0]) if len(limit) else None
+        last = take(state, "last", np.uint64, (-1,))
+        self._last = int(last[0]) if len(last) else None
+        self._copy = bool(take_scalar(state, "copy", 0, 1))
         self._cut = bool(take_scalar(state, "cut", 0, 1))
         self.tokens = take_scalar(state, "tokens")
         self._documents = take_scalar(state, "documents")
@@ -158,7 +165,8 @@ class Holdout:
                 f"shares of {self.share} and of {other.share} were held out",
                 "count all parts with the same --holdout",
             )
-        other.restore(state | {name: scalar(0) for name in ("cut", "documents", "left")})
+        here = {name: scalar(0) for name in ("copy", "cut", "documents", "left")}
+        other.restore(state | here | {"last": np.empty(0, dtype=np.uint64)})
         ids = [ids for parts in other._parts.values() for ids in parts]
         check(all(len(each) and 0 <= each.min() <= each.max() < vocab_size for each in ids), "ids")
         limits = [each for each in (self._limit, other._limit) if each is not None]
@@ -180,10 +188,13 @@ class Holdout:
     ) -> None:
         for which in np.flatnonzero(chosen):
             key = int(stretches.keys[which])
-            if self._limit is None or key < self._limit:
+            if which or block.starts[0] or key != self._last:
+                self._copy = key in self._parts
+            if not self._copy and (self._limit is None or key < self._limit):
                 part = block.ids[stretches.begins[which] : ends[which]].copy()
                 self._parts.setdefault(key, []).append(part)
                 self._held += len(part)
+        self._last = int(stretches.keys[-1])
         if self._held > 2 * self._budget:
             self._shrink()
 

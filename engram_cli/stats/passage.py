@@ -1,9 +1,9 @@
 """What the counting sees of the corpus: blocks in, passages out.
 
 A stretch is a document, or 16,384 tokens of a long one. Its key is a 64-bit hash of the file's
-name, of the document's number in the file and of the stretch's in the document: the same wherever
-and whenever the stretch is read. Keys decide which stretches are held out, and in what random order
-the growth of a corpus is looked at.
+identity, of the document's number in the file and of the stretch's in the document: the same
+wherever and whenever the stretch is read. Keys decide which stretches are held out, and in what
+random order the growth of a corpus is looked at.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.corpus.base import Names, cut_names
+from engram_cli.corpus.identity import identity
 from engram_cli.hashing.hasher import Window
 from engram_cli.stats.state import State, scalar, take, take_scalar
 
@@ -111,6 +112,7 @@ class Stretcher:
         name = (self._file or "").encode("utf-8", "surrogatepass")
         return {
             "file": np.frombuffer(name, dtype=np.uint8),
+            "key": scalar(int(self._key), np.uint64),
             "begun": scalar(self._file is not None),
             "documents": scalar(self._documents),
             "position": scalar(self._position),
@@ -119,13 +121,14 @@ class Stretcher:
     def restore(self, state: State) -> None:
         """Go on from a `state`. Raises ArtifactError."""
         raw = take(state, "file", np.uint8, (-1,)).tobytes()
-        if take_scalar(state, "begun", 0, 1):
-            self._begin(raw.decode("utf-8", "surrogatepass"))
+        begun = take_scalar(state, "begun", 0, 1)
+        self._file = raw.decode("utf-8", "surrogatepass") if begun else None
+        self._key = np.uint64(take_scalar(state, "key", 0, 2**64 - 1))
         self._documents = take_scalar(state, "documents")
         self._position = take_scalar(state, "position")
 
     def _begin(self, name: str) -> None:
-        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(identity(name)).digest()
         self._file, self._key = name, np.uint64(int.from_bytes(digest[:8], "little"))
         self._documents = self._position = 0
 

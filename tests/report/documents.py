@@ -156,7 +156,8 @@ def _locality() -> dict[str, Any]:
                     "held_out": [each * (1 - power / 2) + (each**9) * power / 2
                                  for each in counted]})  # fmt: skip
         rates = [min(0.99, (size / 2**21) ** (power * 0.9) * (1.02 - power)) for size in sizes]
-        lru.append({"layer": LAYER, "order": order, "cache_rows": sizes, "hit_rate": rates})
+        lru.append({"layer": LAYER, "order": order, "cache_rows": sizes, "hit_rate": rates,
+                    "error": [0.004] * (len(sizes) - 1) + [0.0]})  # fmt: skip
         windows += [
             {"layer": LAYER, "order": order, "tokens": tokens, "distinct_share": share}
             for tokens, share in zip(

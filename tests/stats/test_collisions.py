@@ -14,15 +14,16 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collisions import (
     ColumnStats,
     column_stats,
-    ideal_occupied,
     ideal_occupied_error,
     ideal_shared,
     order_stats,
 )
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.figures import figures
+from engram_cli.stats.ideal import ALARM, flag, ideal_occupied
 from engram_cli.stats.known import ngram_rows
 from engram_cli.stats.occurrences import Occurrences
+from engram_cli.stats.totals import Counts
 
 
 def true_figures(
@@ -172,3 +173,41 @@ def test_columns_away_from_the_ideal_are_flagged(sample_size: int) -> None:
         hits[:20_011] = np.maximum(hits[:20_011], 1)
         hits[20_011 + 2000 :] = 0
     assert [column.flag for column in column_stats(counts)] == ["above", "below"]
+
+
+@pytest.mark.parametrize("ngrams", [50, 1000, 4000])
+def test_an_ideal_hash_is_flagged_as_rarely_as_is_said(ngrams: int) -> None:
+    """Few events, many, and nearly all rows filled: of 3,000 columns, at one chance in 100."""
+    generator = np.random.default_rng(ngrams)
+    rows, columns, chance = (500 if ngrams == 4000 else 10**6), 3000, 0.01
+    thrown = [len(np.unique(generator.integers(0, rows, ngrams))) for _ in range(columns)]
+    flags = {each: flag(each, rows, ngrams, 0.0, chance) for each in set(thrown)}
+    assert sum(flags[each] is not None for each in thrown) / columns <= chance
+    beyond = ideal_occupied(rows, ngrams) - 6 * ideal_occupied_error(rows, ngrams, 0.0) - 3
+    assert flag(int(beyond), rows, ngrams, 0.0, chance) == "below"
+
+
+@pytest.mark.parametrize("size", [16, 400])
+def test_a_sample_of_the_ngrams_does_not_raise_the_alarm(size: int) -> None:
+    generator = np.random.default_rng(size)
+    ngrams, rows, chance, alarms = 5000, 20_000, 0.01, 0
+    for _ in range(800):
+        occupied = len(np.unique(generator.integers(0, rows, ngrams)))
+        threshold = np.partition(generator.random(ngrams), size)[size]
+        guess = size / threshold
+        error = guess * math.sqrt((1 - size / guess) / (size - 1))
+        alarms += flag(occupied, rows, guess, error, chance) is not None
+    assert alarms / 800 <= chance
+
+
+def test_the_chance_is_that_of_all_columns_together() -> None:
+    layout = layout_of(moduli=(101,) * 16, heads=8, layers=tuple(range(4)))
+    assert ALARM == 0.001
+    counts = count(zipf_documents(seed=1, count=3, length=20, size=50), layout)
+    for column in column_stats(counts):
+        own = flag(column.occupied, 101, column_distinct(counts, column.order), 0.0, ALARM / 64)
+        assert column.flag == own
+
+
+def column_distinct(counts: Counts, order: int) -> float:
+    return next(sample.distinct for sample in counts.samples if sample.order == order)

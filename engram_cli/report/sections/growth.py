@@ -29,7 +29,9 @@ def growth(document: Document) -> Section | None:
         title="Growth",
         lead="A straight line on these axes is a power law (Heaps' law): n-grams never run out. "
         "Dashed is what a corpus of the same kind, ten and a hundred times larger, would hold; "
-        "the bands are two standard errors. Size the table for the corpus it will serve.",
+        "the bands are two standard errors for documents drawn at random from the same source; "
+        "other kinds of text, which bring more n-grams, are left out. Size the table for the "
+        "corpus it will serve.",
         body=tuple(body),
     )
 

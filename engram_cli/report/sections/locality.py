@@ -120,6 +120,16 @@ def _lru(layer: int, own: list[Entry], suffix: str) -> Html:
             points=tuple(
                 zip(numbers(entry["cache_rows"]), numbers(entry["hit_rate"]), strict=True)
             ),
+            band=tuple(
+                (size, max(rate - 2 * error, 0.0), min(rate + 2 * error, 1.0))
+                for size, rate, error in zip(
+                    numbers(entry["cache_rows"]),
+                    numbers(entry["hit_rate"]),
+                    _errors(entry),
+                    strict=True,
+                )
+                if error
+            ),
         )
         for entry in own
     ]
@@ -136,8 +146,8 @@ def _lru(layer: int, own: list[Entry], suffix: str) -> Html:
         y_value=percent,
     )
     keys = legend(*[(curve.label, "line", curve.color) for curve in curves])
-    return figure(chart, title, note="least recently used leaves first", keys=keys,
-                  half=bool(suffix))  # fmt: skip
+    note = "least recently used leaves first; bands of two standard errors"
+    return figure(chart, title, note=note, keys=keys, half=bool(suffix))
 
 
 def _windows(layer: int, own: list[Entry], suffix: str) -> Html:
@@ -184,8 +194,16 @@ def _hot_numbers(every: list[Entry]) -> Html:
 
 def _lru_numbers(every: list[Entry]) -> Html:
     rows = [
-        (int(entry["layer"]), int(entry["order"]), count(size), percent(rate))
+        (int(entry["layer"]), int(entry["order"]), count(size), percent(rate),
+         f"± {percent(error)}" if error else "")
         for entry in every
-        for size, rate in zip(numbers(entry["cache_rows"]), numbers(entry["hit_rate"]), strict=True)
-    ]
-    return table((">layer", ">order", ">rows in the cache", ">hit rate"), rows, caption="Cache")
+        for size, rate, error in zip(
+            numbers(entry["cache_rows"]), numbers(entry["hit_rate"]), _errors(entry), strict=True)
+    ]  # fmt: skip
+    names = (">layer", ">order", ">rows in the cache", ">hit rate", ">standard error")
+    return table(names, rows, caption="Cache")
+
+
+def _errors(entry: Entry) -> list[float]:
+    """The errors of the hit rates; earlier versions wrote none."""
+    return numbers(entry.get("error") or [0.0] * len(entry["cache_rows"]))

@@ -95,7 +95,7 @@ def _layer(layer: int, columns: list[Entry], suffix: str) -> list[Html]:
                          groups=tuple(group for group in against if group.slots),
                          dots=True, sigmas=4.0, height=240, y_value=ratio),
                 f"Rows used, held against the ideal{suffix}",
-                note="a whisker of four standard errors that misses 1 is flagged",
+                note="whiskers of four standard errors; triangles are false in 1 report of 1,000",
                 keys=legend(*[(name, "dot", color) for name, _, color in keys],
                             ("ideal hash", "one", 0)),
             )

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.collisions import ideal_occupied
 from engram_cli.stats.growth.arrivals import BINS, NgramArrivals, RowArrivals
+from engram_cli.stats.ideal import ideal_occupied
 
 FACTORS = (10, 100)
 # The fit sees the last part of the curve, from 1/SPAN of the tokens on; steps are even in log.
 SPAN, STEPS, LEAST_POINTS = 64, 33, 8
 GROUPS = 16
+LEAST_BINS = 32  # with stretches in them, which say how unlike they are
+LEAST_MISS = 0.03  # of the law, in log distinct for each factor e: three trials may agree by chance
 # Fitted up to the first share of the tokens, what does the law say of the second one?
 TRIALS = ((0.1, 1.0), (0.25, 1.0), (0.05, 0.5))
 _BIN_SHIFT = np.uint64(64 - BINS.bit_length() + 1)
@@ -45,11 +47,15 @@ class Curve:
         met = _met(self.ngrams.arrivals)
         bins = [at for at in _doubling() if total[at - 1]]
         share = self.ngrams.share
+        order = _order_variances(self.tokens, met, share)
         return {
             "order": self.order,
             "tokens": [int(total[at - 1]) for at in bins],
             "distinct": [int(met[at - 1]) / share for at in bins],
-            "error": [math.sqrt(int(met[at - 1]) * (1 - share)) / share for at in bins],
+            "error": [
+                math.sqrt(int(met[at - 1]) * (1 - share) / share**2 + 2.0 * order[at - 1])
+                for at in bins
+            ],
             "occupied": [
                 {"layer": layer, "rows": _occupied(rows, bins)} for layer, rows in self.rows.items()
             ],
@@ -104,6 +110,30 @@ def _met(arrivals: NDArray[np.uint64]) -> NDArray[np.int64]:
     return np.cumsum(np.bincount(bins, minlength=BINS))
 
 
+def _order_variances(
+    tokens: NDArray[np.int64], met: NDArray[np.int64], share: float
+) -> NDArray[np.float64]:
+    """float64[BINS]: the variance of the n-grams met by each bin, had other stretches come first.
+
+    A jackknife: what the last bins to arrive brought that nothing had before is what the part would
+    lack without them. How far it lies from the mean of as many tokens, less what the sample of
+    n-grams adds, is squared and summed. Source: Efron and Stein, "The jackknife estimate of
+    variance" (1981).
+    """
+    brought = np.diff(met, prepend=0).astype(np.float64)
+    found = np.zeros(BINS)
+    filled = np.concatenate([[0], np.cumsum(tokens > 0)])
+    for at in range(1, BINS):
+        enough = int(np.searchsorted(filled, filled[at // 2] + LEAST_BINS))
+        window = slice(at // 2, max(2 * at, enough))
+        new, read = brought[window], tokens[window].astype(np.float64)
+        if read.sum() > 0:
+            off = new - new.sum() / read.sum() * read
+            spread = max(float(off @ off) - new.sum() * (1 - share), 0.0) / share**2
+            found[at - 1] = spread * at / len(new) * (1 - at / BINS)
+    return found
+
+
 def _occupied(rows: RowArrivals, bins: list[int]) -> list[float]:
     """Of all rows of the column, how many are occupied by then."""
     met = _met(rows.arrivals[rows.arrivals != np.uint64(2**64 - 1)])
@@ -123,7 +153,7 @@ def _miss_rate(tokens: NDArray[np.float64], distinct: NDArray[np.float64]) -> fl
         guess = _predict(tokens, distinct, last, tokens[target - 1])
         far = math.log(tokens[target - 1] / tokens[last - 1])
         misses.append(math.log(guess / distinct[target - 1]) / far if far > 0 else 0.0)
-    return math.sqrt(sum(miss * miss for miss in misses) / len(misses))
+    return max(math.sqrt(sum(miss * miss for miss in misses) / len(misses)), LEAST_MISS)
 
 
 def _predict(

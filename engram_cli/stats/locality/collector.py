@@ -134,6 +134,7 @@ class Locality(Looker):
                     "order": order,
                     "cache_rows": column.lru.cache_rows(),
                     "hit_rate": column.lru.hit_rates(),
+                    "error": column.lru.errors(),
                 }
                 for (layer, order), column in self._columns.items()
             ],

@@ -58,9 +58,12 @@ def renumber(slots, tree, state):  # type: ignore[no-untyped-def]
     state[1] = count
 
 
-@kernel("void(uint32, uint32, uint64[::1], int64[::1], int64[::1], int64[::1])")
-def use(row, key, slots, tree, state, histogram):  # type: ignore[no-untyped-def]
-    """Use one row of the sample, whose place is `key`; the rest as in `stack_distances`."""
+@kernel("int64(uint32, uint32, uint64[::1], int64[::1], int64[::1])")
+def use(row, key, slots, tree, state):  # type: ignore[no-untyped-def]
+    """Use one row of the sample, whose place is `key`; gives its stack distance, -1 for none.
+
+    The rest as in `stack_distances`.
+    """
     mask = uint64(slots.size // 2 - 1)
     name = uint64(row) + uint64(1)
     at = uint64(key) & mask
@@ -68,7 +71,7 @@ def use(row, key, slots, tree, state, histogram):  # type: ignore[no-untyped-def
         at = (at + uint64(1)) & mask
     if state[0] + 1 >= tree.size:
         renumber(slots, tree, state)
-    now = state[0]
+    now, distance = state[0], int64(-1)
     time = (at << uint64(1)) + uint64(1)
     if slots[at << uint64(1)] == 0:
         slots[at << uint64(1)] = name
@@ -80,24 +83,26 @@ def use(row, key, slots, tree, state, histogram):  # type: ignore[no-untyped-def
         while node > 0:
             older += tree[node]
             node -= node & -node
-        histogram[state[1] - older] += 1
+        distance = state[1] - older
         add(tree, before, int64(-1))
     slots[time] = uint64(now)
     add(tree, now, int64(1))
     state[0] = now + 1
+    return distance
 
 
-@kernel("int64(uint32[::1], uint32, uint64[::1], int64[::1], int64[::1], int64[::1])")
-def stack_distances(rows, highest, slots, tree, state, histogram):  # type: ignore[no-untyped-def]
-    """Count the stack distances of the rows whose place is at most `highest`; gives how many.
+@kernel("void(uint32[::1], uint32, uint64[::1], int64[::1], int64[::1], uint8[::1], int64[:, ::1])")
+def stack_distances(rows, highest, slots, tree, state, classes, found):  # type: ignore[no-untyped-def]
+    """Count the look-ups of the rows whose place is at most `highest` by their stack distances.
 
     `slots` [2 S]: row + 1 and the time of its last use, 0 where free, S a power of two; `tree`: a
     Fenwick tree over times, 1 where a row was last used; `state` [2]: the next time, rows in use;
-    `histogram` [d]: of the distance, the number of other rows used since. First uses are not in it.
+    `classes` [d]: the class of a distance, which is the number of other rows used since; `found`
+    [groups of rows, a power of two; classes and one more, that of first uses].
     """
+    first, group = found.shape[1] - 1, uint32(found.shape[0] - 1)
     keys = np.empty(TILE, np.uint32)
     kept = np.empty(TILE, np.int64)
-    sampled = int64(0)
     for begin in range(0, rows.size, TILE):
         own = rows[begin : min(begin + TILE, rows.size)]
         here = keys[: own.size]
@@ -108,9 +113,9 @@ def stack_distances(rows, highest, slots, tree, state, histogram):  # type: igno
             kept[chosen] = j
             chosen += int64(here[j] <= highest)
         for i in range(chosen):
-            use(own[kept[i]], here[kept[i]], slots, tree, state, histogram)
-        sampled += chosen
-    return sampled
+            key = here[kept[i]]
+            distance = use(own[kept[i]], key, slots, tree, state)
+            found[key & group, first if distance < 0 else int64(classes[distance])] += 1
 
 
 @kernel("int64(uint32[::1], int64[::1])")

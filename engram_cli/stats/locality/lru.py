@@ -4,7 +4,11 @@ The stack distance of a look-up is how many other rows were used since its row w
 rows that throws out the least recently used one has it when the distance is below C. Distances
 are counted among a sample of rows chosen by hash, and scaled. A cache is empty where a partition of
 the corpus begins, and again after every `PARTITION` tokens of it. Source: Waldspurger et al.,
-"Efficient MRC construction with SHARDS" (FAST 2015), corrected for how much the sample caught.
+"Efficient MRC construction with SHARDS" (FAST 2015). What is scaled here are the misses: the most
+used rows, which the sample has or has not by chance, have few of them.
+
+The error has two parts. Of C rows in a cache the sample has r C give or take sqrt(r C), so the size
+is known to a factor; and the misses of the rows that were followed stand for those of all.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ from engram_cli.stats.locality import kernels
 from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, check, scalar, take, take_into, take_scalar
 
-SAMPLED_ROWS = 2**13
+SAMPLED_ROWS = 2**16
 PARTITION = 2**26  # the tokens after which the cache is empty again
-LEAST_SAMPLED = 16  # the smallest cache that is looked at holds so many rows of the sample
+LEAST_SAMPLED = 128  # the smallest cache of a sample holds so many rows of it: its size to 9 %
+LEAST_CACHE = 16  # where all rows are followed
+GROUPS = 32  # of the rows followed, whose misses are counted apart
 
 
 class LruWatcher:
@@ -37,13 +43,17 @@ class LruWatcher:
         self._slots = np.zeros(2 << (2 * followed).bit_length(), dtype=np.uint64)
         self._tree = np.zeros((4 << followed.bit_length()) + 1, dtype=np.int64)
         self._state = np.zeros(2, dtype=np.int64)
-        self.histogram = np.zeros(followed + 1, dtype=np.int64)
-        self.sampled = self.tokens = 0
+        # A distance is of the class i when caches from the i-th size on are large enough for it.
+        reaches = [max(round(size * self.rate), 1) for size in self.cache_rows()]
+        distances = np.arange(followed + 1)
+        self._classes = np.searchsorted(reaches, distances, side="right").astype(np.uint8)
+        self.found = np.zeros((GROUPS, len(reaches) + 1), dtype=np.int64)
+        self.tokens = 0
 
     @property
     def memory(self) -> int:
         """The bytes of the tables, and of renumbering."""
-        return 2 * self._slots.nbytes + self._tree.nbytes + self.histogram.nbytes
+        return 2 * self._slots.nbytes + self._tree.nbytes + self._classes.nbytes
 
     def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
         """Use the rows of a passage, one after the other."""
@@ -51,17 +61,9 @@ class LruWatcher:
         while begin < len(rows):
             at = passage.position + begin
             if at % self._partition == 0:
-                for array in (self._slots, self._tree, self._state):
-                    array.fill(0)
+                self._empty()
             end = min(len(rows), begin + self._partition - at % self._partition)
-            self.sampled += kernels.stack_distances(
-                rows[begin:end],
-                self._highest,
-                self._slots,
-                self._tree,
-                self._state,
-                self.histogram,
-            )
+            self._use(rows[begin:end], self.found)
             begin = end
         self.tokens += len(rows)
 
@@ -70,12 +72,7 @@ class LruWatcher:
         slots = self._slots.reshape(-1, 2)
         used = slots[slots[:, 0] > 0]
         order = np.argsort(used[:, 1])
-        return {
-            "used": (used[order, 0] - np.uint64(1)).astype(np.uint32),
-            "histogram": self.histogram,
-            "sampled": scalar(self.sampled),
-            "tokens": scalar(self.tokens),
-        }
+        return {"used": (used[order, 0] - np.uint64(1)).astype(np.uint32)} | self.partial()
 
     def restore(self, state: State) -> None:
         """Go on from a `state`: its rows are used once more, in their order. Raises ArtifactError.
@@ -85,14 +82,9 @@ class LruWatcher:
         used = take(state, "used", np.uint32, (-1,))
         sound = not len(used) or int(used.max()) < self.rows
         check(sound and len(np.unique(used)) == len(used), "used")
-        first_uses = np.zeros_like(self.histogram)
-        for array in (self._slots, self._tree, self._state):
-            array.fill(0)
-        kernels.stack_distances(
-            used, self._highest, self._slots, self._tree, self._state, first_uses
-        )
-        take_into(state, "histogram", self.histogram)
-        self.sampled = take_scalar(state, "sampled")
+        self._empty()
+        self._use(used, np.zeros_like(self.found))
+        take_into(state, "found", self.found)
         self.tokens = take_scalar(state, "tokens")
 
     def add(self, other: LruWatcher) -> None:
@@ -100,37 +92,48 @@ class LruWatcher:
         self.absorb(other.partial())
 
     def partial(self) -> State:
-        """Distances and how many look-ups they are of."""
-        return {
-            "histogram": self.histogram,
-            "sampled": scalar(self.sampled),
-            "tokens": scalar(self.tokens),
-        }
+        """Look-ups by group and class of their distances, and how many there were of all rows."""
+        return {"found": self.found, "tokens": scalar(self.tokens)}
 
     def absorb(self, state: State) -> None:
         """Take in a partial. Raises ArtifactError."""
-        histogram = take(state, "histogram", np.int64, self.histogram.shape)
-        check(bool(np.all(histogram >= 0)), "histogram")
-        self.histogram += histogram
-        self.sampled += take_scalar(state, "sampled")
+        found = take(state, "found", np.int64, self.found.shape)
+        check(bool(np.all(found >= 0)), "found")
+        self.found += found
         self.tokens += take_scalar(state, "tokens")
 
     def cache_rows(self) -> list[int]:
         """The sizes looked at: powers of two, up to all rows."""
-        least = int(LEAST_SAMPLED / max(self.rate, 1e-9))
+        least = LEAST_CACHE if self.rate == 1.0 else LEAST_SAMPLED / max(self.rate, 1e-9)
         sizes = [1 << power for power in range(4, 40) if least <= 1 << power < self.rows]
         return [*sizes, self.rows]
 
     def hit_rates(self) -> list[float]:
         """The share of the look-ups that a cache of each size has."""
-        if not self.tokens:
-            return [0.0 for _ in self.cache_rows()]
-        expected = self.tokens * self.rate
-        hits = np.cumsum(self.histogram)
-        rates = []
-        for size in self.cache_rows():
-            reach = min(max(round(size * self.rate), 1), len(hits))
-            # Look-ups that the sample caught too many or few are those of the most frequent rows.
-            caught = float(hits[reach - 1]) + expected - self.sampled
-            rates.append(min(max(caught / expected, 0.0), 1.0))
-        return rates
+        misses = self._misses().sum(axis=0) / max(self.tokens * self.rate, 1.0)
+        return [min(max(1.0 - float(share), 0.0), 1.0) if self.tokens else 0.0 for share in misses]
+
+    def errors(self) -> list[float]:
+        """The standard errors of the hit rates; 0 where all rows are followed."""
+        sizes, rates = np.array(self.cache_rows(), dtype=np.float64), np.array(self.hit_rates())
+        if self.rate == 1.0 or not self.tokens:
+            return [0.0] * len(sizes)
+        slopes = np.gradient(rates, np.log(sizes)) if len(sizes) > 1 else np.zeros(1)
+        unseen = 1.0 - self.rate
+        of_size = np.sqrt(unseen * (1.0 - sizes / self.rows) / (self.rate * sizes))
+        spread = GROUPS * np.var(self._misses(), axis=0, ddof=1)
+        of_misses = np.sqrt(unseen * spread) / (self.rate * self.tokens)
+        return [float(error) for error in np.hypot(slopes * of_size, of_misses)]
+
+    def _misses(self) -> NDArray[np.int64]:
+        """int64[GROUPS, sizes]: look-ups of the rows followed that miss a cache of each size."""
+        return np.asarray(np.cumsum(self.found[:, :0:-1], axis=1)[:, ::-1])
+
+    def _empty(self) -> None:
+        for array in (self._slots, self._tree, self._state):
+            array.fill(0)
+
+    def _use(self, rows: NDArray[np.uint32], found: NDArray[np.int64]) -> None:
+        kernels.stack_distances(
+            rows, self._highest, self._slots, self._tree, self._state, self._classes, found
+        )

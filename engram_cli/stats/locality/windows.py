@@ -118,7 +118,8 @@ class WindowWatcher:
     def _finish(self, key: int, rows: NDArray[np.uint32]) -> None:
         if key < self._limit:
             ordered = np.sort(rows)
-            self._keep(key, 1 + int(np.count_nonzero(ordered[1:] != ordered[:-1])))
+            met = 1 + int(np.count_nonzero(ordered[1:] != ordered[:-1]))
+            self._keep(key, max(met, self.found.get(key, 0)))  # copies of a file share their keys
 
     def _keep(self, key: int, rows: int) -> None:
         self.found[key] = rows

@@ -1,7 +1,7 @@
-"""Which share of the rows is hot: row hits and held-out look-ups in, hot rows of any head out.
+"""Which share of the rows is hot: row hits, and what they caught of held-out text, in.
 
-A hot row is one that was hit. Of the look-ups held out, some are of n-grams never counted: they
-catch a used row by chance alone, as often as rows are used, and so less often in larger heads.
+A hot row is one that was hit. What is said holds at the number of rows that was counted. With fewer
+rows a head no more of them are needed; with more rows more of them are, and nobody knows how many.
 """
 
 from __future__ import annotations
@@ -32,41 +32,32 @@ def hot_rows(hits: NDArray[np.uint32], hit_rate: float) -> int:
 class HeldOut:
     """What the used rows of an order caught of the look-ups held out.
 
-    `used`: shares of the used rows, the hottest first, from 0 to 1; `known`: the share of look-ups
-    that they catch because the n-gram was counted. `unseen`: the share of look-ups of n-grams that
-    were not; no more than a bound from above unless `exact`.
+    `rows`: shares of all rows, the hottest first, from 0 to all that were used; `caught`: the
+    shares of look-ups. The last of them is a bound from below unless `exact`.
     """
 
-    used: NDArray[np.float64]
-    known: NDArray[np.float64]
-    unseen: float
+    rows: NDArray[np.float64]
+    caught: NDArray[np.float64]
     exact: bool
 
-    def reach(self, occupied: float) -> float:
-        """The share of look-ups that all used rows catch, where they are `occupied` of the rows.
+    @property
+    def reach(self) -> float:
+        """The share of look-ups that all used rows catch."""
+        return float(self.caught[-1])
 
-        From below unless `exact`.
-        """
-        return float(self._caught(occupied)[-1])
-
-    def share(self, hit_rate: float, occupied: float) -> float | None:
-        """The share of the used rows that catches `hit_rate`; None where they do not reach it."""
-        caught = self._caught(occupied)
-        if hit_rate > caught[-1]:
+    def share(self, hit_rate: float) -> float | None:
+        """The share of all rows that catches `hit_rate`; None where the used ones do not."""
+        if hit_rate > self.caught[-1]:
             return None
-        return float(np.interp(hit_rate, caught, self.used))
-
-    def _caught(self, occupied: float) -> NDArray[np.float64]:
-        caught = np.maximum.accumulate(self.known + self.unseen * self.used * occupied)
-        return np.minimum(caught, 1.0)
+        return float(np.interp(hit_rate, self.caught, self.rows))
 
 
 def held_out(entry: Mapping[str, Any], occupied: float) -> HeldOut | None:
     """The curve of an order of the section `locality`, "hot"; None where nothing was held out.
 
     `occupied`: the share of its rows with a hit. Rows without one catch evenly, so behind it the
-    curve is a line up to all rows, and where it begins follows from any point on it. Raises
-    KeyError, TypeError, ValueError or IndexError for a damaged entry.
+    curve is a line up to all rows, and what all used rows catch follows from any point on it.
+    Raises KeyError, TypeError, ValueError or IndexError for a damaged entry.
     """
     if not entry.get("held_out"):
         return None
@@ -80,9 +71,11 @@ def held_out(entry: Mapping[str, Any], occupied: float) -> HeldOut | None:
     point = int(on_line[0] if len(on_line) else np.flatnonzero(shares < 1.0)[-1])
     # Without a point on the line the last before it: the curve only bends down, so its slope from
     # there is a bound from above.
-    unseen = min((1.0 - float(caught[point])) / (1.0 - float(shares[point])), 1.0)
+    slope = min((1.0 - float(caught[point])) / (1.0 - float(shares[point])), 1.0)
     inside = shares < occupied
-    whole = 1.0 - unseen * (1.0 - occupied)
-    used = np.append(shares[inside] / occupied, 1.0)
-    known = np.append(caught[inside], whole) - unseen * used * occupied
-    return HeldOut(used=used, known=known, unseen=unseen, exact=len(on_line) > 0)
+    whole = max(1.0 - slope * (1.0 - occupied), float(caught[inside][-1]))
+    return HeldOut(
+        rows=np.append(shares[inside], occupied),
+        caught=np.append(caught[inside], whole),
+        exact=len(on_line) > 0,
+    )

@@ -22,7 +22,8 @@ class Load:
     """What is looked up: `token_rows` rows of `row_bytes` a token out of `rows`.
 
     `hot_rows` of them catch the share `hit_rate` of the look-ups; 0 and 0.0 where that is unknown.
-    `distinct`: the share of a batch's look-ups that are different rows.
+    `distinct`: the share of a batch's look-ups that are different rows, no more than that where
+    `at_most`.
     """
 
     rows: int
@@ -31,6 +32,7 @@ class Load:
     hot_rows: int = 0
     hit_rate: float = 0.0
     distinct: float = 1.0
+    at_most: bool = True
 
     @property
     def bytes(self) -> int:
@@ -48,7 +50,7 @@ class Placement:
     """One way to place a table: bytes on each tier, whether they fit, seconds a token.
 
     `moved`: bytes moved for a token. `batch_seconds`: a token's in a batch, whose look-ups of the
-    same row are one.
+    same row are one; no more than that where `at_most`.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Placement:
     moved: float
     token_seconds: float
     batch_seconds: float
+    at_most: bool
 
 
 def touched(row_bytes: int, block: int) -> float:
@@ -67,46 +70,56 @@ def touched(row_bytes: int, block: int) -> float:
     return (row_bytes + block - common) / block * block
 
 
+class _Tier:
+    """What a row costs where it lies: bytes `moved` in whole blocks, and `seconds`."""
+
+    def __init__(self, row_bytes: int, block: int, bandwidth: float, least: float = 0.0) -> None:
+        """`least` seconds a row, whatever its bytes."""
+        self.moved = touched(row_bytes, block)
+        self.seconds = max(self.moved / bandwidth, least)
+
+
 def placements(load: Load, hardware: Hardware) -> Iterator[Placement]:
     """The ways to place a table, the fastest first."""
-    on_host, on_disk = hardware.host_bytes, hardware.disk_bytes
     everything, hot = load.bytes, load.hot_bytes
-    in_hbm = touched(load.row_bytes, SECTOR) / hardware.hbm_bandwidth if hardware.hbm_bytes else 0.0
-    over_link = touched(load.row_bytes, LINE) / (hardware.link or hardware.host_bandwidth)
-    off_disk = max(
-        touched(load.row_bytes, PAGE) / hardware.disk_bandwidth, 1.0 / hardware.disk_reads
-    )
+    in_hbm = _Tier(load.row_bytes, SECTOR, hardware.hbm_bandwidth or math.inf)
+    on_host = _Tier(load.row_bytes, LINE, hardware.link or hardware.host_bandwidth)
+    on_disk = _Tier(load.row_bytes, PAGE, hardware.disk_bandwidth, 1.0 / hardware.disk_reads)
     cold = 1.0 - load.hit_rate
-    sector, line, page = (touched(load.row_bytes, block) for block in (SECTOR, LINE, PAGE))
+    # Cold rows hardly repeat in a batch: it is the hot ones that are looked up again and again.
+    batch_cold = min(cold, load.distinct)
 
     def place(
-        name: str, seconds: float, moved: float, hbm: int = 0, host: int = 0, disk: int = 0
+        name: str, near: _Tier, far: _Tier | None = None, hbm: int = 0, host: int = 0, disk: int = 0
     ) -> Placement:
-        token = load.token_rows * seconds
+        seconds, moved, batch = near.seconds, near.moved, load.distinct * near.seconds
+        if far is not None:
+            seconds = load.hit_rate * near.seconds + cold * far.seconds
+            moved = load.hit_rate * near.moved + cold * far.moved
+            batch += batch_cold * (far.seconds - near.seconds)
         return Placement(
             name=name,
-            fits=hbm <= hardware.hbm_bytes and host <= on_host and disk <= on_disk,
+            fits=hbm <= hardware.hbm_bytes
+            and host <= hardware.host_bytes
+            and disk <= hardware.disk_bytes,
             hbm_bytes=hbm,
             host_bytes=host,
             disk_bytes=disk,
             moved=load.token_rows * moved,
-            token_seconds=token,
-            batch_seconds=token * load.distinct,
+            token_seconds=load.token_rows * seconds,
+            batch_seconds=load.token_rows * batch,
+            at_most=load.at_most or far is not None,
         )
 
     if hardware.hbm_bytes:
-        yield place("all rows in HBM", in_hbm, sector, hbm=everything)
+        yield place("all rows in HBM", in_hbm, hbm=everything)
         if load.hot_rows:
-            mixed = load.hit_rate * in_hbm + cold * over_link
-            moved = load.hit_rate * sector + cold * line
-            yield place("hot rows in HBM, all on the host", mixed, moved, hbm=hot, host=everything)
-    yield place("all rows on the host", over_link, line, host=everything)
+            name = "hot rows in HBM, all on the host"
+            yield place(name, in_hbm, on_host, hbm=hot, host=everything)
+    yield place("all rows on the host", on_host, host=everything)
     if hardware.hbm_bytes and load.hot_rows:
-        mixed = load.hit_rate * in_hbm + cold * off_disk
-        moved = load.hit_rate * sector + cold * page
-        yield place("hot rows in HBM, all on disk", mixed, moved, hbm=hot, disk=everything)
+        yield place("hot rows in HBM, all on disk", in_hbm, on_disk, hbm=hot, disk=everything)
     if load.hot_rows:
-        mixed = load.hit_rate * over_link + cold * off_disk
-        moved = load.hit_rate * line + cold * page
-        yield place("hot rows on the host, all on disk", mixed, moved, host=hot, disk=everything)
-    yield place("all rows on disk", off_disk, page, disk=everything)
+        name = "hot rows on the host, all on disk"
+        yield place(name, on_host, on_disk, host=hot, disk=everything)
+    yield place("all rows on disk", on_disk, disk=everything)

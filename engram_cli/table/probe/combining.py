@@ -18,6 +18,7 @@ from engram_cli.table.probe.reading import Answers
 _STEPS = 300
 _RATE = 0.1
 _BINS = 8
+_CONSTANT = 1e-6  # times its largest value: float32 that varies by no more tells nothing apart
 _SHARES = np.concatenate([[0.001, 0.01], np.linspace(0.05, 0.95, 19), [0.99]])
 
 
@@ -56,7 +57,8 @@ class Combination:
 
 def fit(answers: Answers, truth: NDArray[np.int64], floor: NDArray[np.float64]) -> Combination:
     """The combination under which the true tokens are likeliest; the same for the same input."""
-    centre, spread = float(answers.known.mean()), max(float(answers.known.std()), 1e-6)
+    known = answers.known.astype(np.float64)
+    centre, spread = float(known.mean()), float(_spread(known))
     evidence = _evidence(answers, centre, spread)
     weights = _fit_weights(answers, evidence, truth)
     chances = _softmax(evidence @ weights, answers.single)
@@ -85,7 +87,7 @@ def _fit_weights(
     answers."""
     right = (answers.tokens == truth[:, None]) & answers.single
     named = right.any(axis=1)
-    scale = evidence.std(axis=(0, 1)) + 1e-12
+    scale = _spread(evidence.reshape(-1, evidence.shape[-1]))
     if not named.any():
         return np.asarray(1.0 / scale)
     evidence = evidence[named] / scale
@@ -100,6 +102,13 @@ def _fit_weights(
         size = np.sqrt(second / (1 - 0.99**step)) + 1e-9
         weights = weights + _RATE * first / (1 - 0.9**step) / size
     return np.asarray(weights / scale)
+
+
+def _spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The standard deviation of each column; infinite for one that is constant, so that what is
+    divided by it counts for nothing."""
+    spread = np.asarray(values.std(axis=0))
+    return np.where(spread <= _CONSTANT * np.abs(values).max(axis=0), np.inf, spread)
 
 
 def _softmax(logits: NDArray[np.float64], single: NDArray[np.bool_]) -> NDArray[np.float64]:

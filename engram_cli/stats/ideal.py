@@ -1,0 +1,83 @@
+"""What an ideal hash fills, and whether a head differs from it: rows and n-grams in, a flag out.
+
+How many rows n balls fill is distributed as a sum of independent yes-or-no variables (Vatutin and
+Mikhailov, 1982), so Bennett's inequality bounds its tails, for few events as for many.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Literal
+
+Flag = Literal["above", "below"]
+ALARM = 0.001  # the chance that any of the columns of an ideal hash is flagged, at most
+_HALVINGS = 60
+
+
+def ideal_occupied(rows: int, ngrams: float) -> float:
+    """The expected occupied rows when `ngrams` fall on `rows` rows at random."""
+    return -rows * math.expm1(ngrams * math.log1p(-1.0 / rows))
+
+
+def occupied_variance(rows: int, ngrams: float) -> float:
+    """The variance of the rows that `ngrams` n-grams occupy: m e^-a (1 - (1 + a) e^-a), a = n/m.
+
+    Source: Johnson and Kotz, "Urn Models and Their Application" (1977), section 6.2.
+    """
+    load = ngrams / rows
+    empty = math.exp(-load)
+    # 1 - (1 + a) e^-a, without the loss of digits where a is small
+    return max(rows * empty * (-math.expm1(-load) - load * empty), 0.0)
+
+
+def flag(
+    occupied: int, rows: int, ngrams: float, ngrams_error: float, chance: float
+) -> Flag | None:
+    """Says on which side `occupied` lies of what an ideal hash gives, None where it may be that.
+
+    `ngrams` n-grams, known to a standard error of `ngrams_error`, fall on `rows` rows. An ideal
+    hash is flagged with a chance of at most `chance`.
+    """
+    tail = chance / (4.0 if ngrams_error else 2.0)  # two sides, and two things that are not known
+    least, most = _ngrams_range(ngrams, ngrams_error, tail)
+    if occupied > ideal_occupied(rows, most) + reach(occupied_variance(rows, most), tail):
+        return "above"
+    if occupied < ideal_occupied(rows, least) - reach(occupied_variance(rows, least), tail):
+        return "below"
+    return None
+
+
+def reach(variance: float, chance: float) -> float:
+    """The deviation that a sum of independent yes-or-no variables exceeds with at most `chance`.
+
+    Solves v h(t / v) = -log(chance), h(u) = (1 + u) log(1 + u) - u. Source: Bennett, "Probability
+    inequalities for the sum of independent random variables" (1962).
+    """
+    wanted = -math.log(chance)
+    if variance < 1e-12:
+        return 0.5  # what cannot happen does not
+    low, high = 0.0, wanted + math.sqrt(2.0 * variance * wanted)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        scaled = middle / variance
+        if variance * ((1.0 + scaled) * math.log1p(scaled) - scaled) < wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _ngrams_range(ngrams: float, error: float, tail: float) -> tuple[float, float]:
+    """What the number of n-grams lies between, but for a chance of `tail` on each side.
+
+    The number over its estimate is a gamma variable over its mean, of as many degrees as the
+    estimate has: the smallest hashes say it. By the cube-root rule of Wilson and Hilferty (1931).
+    """
+    if not error:
+        return ngrams, ngrams
+    degrees = (ngrams / error) ** 2
+    deviations = NormalDist().inv_cdf(1.0 - tail) / (3.0 * math.sqrt(degrees))
+    centre = 1.0 - 1.0 / (9.0 * degrees)
+    least, most = (max(centre + side * deviations, 0.0) ** 3 for side in (-1.0, 1.0))
+    return ngrams * least, ngrams * most

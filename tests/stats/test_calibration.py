@@ -1,0 +1,202 @@
+"""How often the truth lies within two stated errors: the table in docs/concepts is made here.
+
+    pytest -m slow tests/stats/test_calibration.py -s
+
+The corpus is the source of Python's standard library, its words and signs as tokens: real text that
+every machine has. Samples are drawn by hash, so ids, rows and names are exchanged for others to
+draw them again; the truth stays what it is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stats.truth import blocks_of, layout_of
+
+from engram_cli.corpus.base import TokenBlock
+from engram_cli.stats.collisions import column_stats, order_stats
+from engram_cli.stats.count import count_blocks
+from engram_cli.stats.growth import Growth
+from engram_cli.stats.growth.projection import project
+from engram_cli.stats.locality.lru import LruWatcher
+from engram_cli.stats.passage import STRETCH
+
+TOKENS, ROWS, ORDERS = 1_000_000, 100_003, (2, 3)
+ALL = 10**8
+DRAWS = 6
+
+
+@cache
+def documents(most: int = TOKENS) -> tuple[np.ndarray, ...]:
+    """Files of the standard library as ids of words and signs, about `most` of them."""
+    known: dict[str, int] = {}
+    found, total = [], 0
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        if "site-packages" in path.parts or total > most:
+            continue
+        words = re.findall(r"\w+|[^\w\s]|\n", path.read_text(encoding="utf-8", errors="replace"))
+        ids = [known.setdefault(word, len(known)) for word in words]
+        total += len(ids)
+        if ids:
+            found.append(np.array(ids, dtype=np.int32))
+    return tuple(found)
+
+
+@cache
+def vocabulary() -> int:
+    """How many different words there are in all of it; the first ids are those of `documents()`."""
+    return 1 + max(int(document.max()) for document in documents(ALL))
+
+
+def renamed(draw: int) -> list[np.ndarray]:
+    """The documents with other ids for the same words: other hashes."""
+    names = np.random.default_rng(draw).permutation(vocabulary()).astype(np.int32)
+    return [names[document] for document in documents()]
+
+
+def layout(draw: int = 0) -> Any:
+    return layout_of(
+        moduli=(ROWS, ROWS + 16), heads=1, orders=ORDERS, size=vocabulary(), layers=(draw,)
+    )
+
+
+def grown(parts: list[np.ndarray], draw: int) -> list[dict[str, Any]]:
+    """The section "growth"; `draw` names the files, and so says when they arrive."""
+
+    def blocks() -> Iterator[TokenBlock]:
+        for index, part in enumerate(parts):
+            starts = np.arange(len(part)) == 0
+            files = ((0, f"{draw}-{index}"),)
+            yield TokenBlock(ids=part, starts=starts, size=0, locate=str, files=files)
+
+    growth = Growth(layout())
+    count_blocks((block for block in blocks()), layout(), collectors=[growth])
+    return growth.section()
+
+
+def codes(parts: list[np.ndarray], order: int) -> list[np.ndarray]:
+    """A number for each n-gram at each position, its look-back ending with the document."""
+    size, found = vocabulary() + 1, []
+    for part in parts:
+        padded = np.concatenate([np.zeros(order - 1, dtype=np.int64), part.astype(np.int64) + 1])
+        value = np.zeros(len(part), dtype=np.int64)
+        for lag in range(order):
+            value = value * size + padded[lag : lag + len(part)]
+        found.append(value)
+    return found
+
+
+def sampled_figures() -> Iterator[tuple[str, float]]:
+    """Distinct n-grams and the share of them that share a row, from small samples."""
+    for draw in range(3 * DRAWS):
+        parts, plan = renamed(draw), layout(draw)
+        exact = count_blocks(blocks_of(parts, 50_000), plan, sample_size=2**20)
+        sampled = count_blocks(blocks_of(parts, 50_000), plan, sample_size=2**12)
+        for one, other in zip(order_stats(sampled), order_stats(exact), strict=True):
+            yield "distinct n-grams", (one.distinct - other.distinct) / one.distinct_error
+        for one, other in zip(column_stats(sampled), column_stats(exact), strict=True):
+            yield "n-grams that share a row", (one.shared - other.shared) / one.shared_error
+
+
+def locality_figures() -> Iterator[tuple[str, float]]:
+    """Hit rates of caches, and distinct rows of windows."""
+    for order in ORDERS:
+        every = np.concatenate(codes(list(documents()), order))
+        local = (every.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)
+        rows = (local % np.uint64(ROWS)).astype(np.uint32)
+        full = LruWatcher(ROWS, ROWS)
+        full.push_rows(rows, _Start)
+        truth = dict(zip(full.cache_rows(), full.hit_rates(), strict=True))
+        for draw in range(2 * DRAWS):
+            generator = np.random.default_rng(draw)
+            factor, shift = generator.integers(1, ROWS), generator.integers(ROWS)
+            other = ((rows.astype(np.int64) * factor + shift) % ROWS).astype(np.uint32)
+            watcher = LruWatcher(ROWS, 2**14)
+            watcher.push_rows(other, _Start)
+            figures = (watcher.cache_rows(), watcher.hit_rates(), watcher.errors())
+            for size, rate, error in zip(*figures, strict=True):
+                yield "hit rates of caches", (rate - truth[size]) / error
+        for length in (1024, 4096):
+            count = len(every) // length
+            windows = rows[: count * length].reshape(count, length)
+            distinct = np.array([len(np.unique(window)) for window in windows]) / length
+            for draw in range(6 * DRAWS):
+                chosen = np.random.default_rng(draw).choice(count, 64, replace=False)
+                error = np.std(distinct[chosen], ddof=1) / 8
+                yield (
+                    "distinct rows of windows",
+                    (distinct[chosen].mean() - distinct.mean()) / error,
+                )
+
+
+class _Start:
+    position = 0
+
+
+def growth_inside() -> Iterator[tuple[str, float]]:
+    """The curve against random parts of the corpus, in stretches."""
+    parts = list(documents())
+    for name, own in (("files", parts), ("one document", [np.concatenate(parts)])):
+        for order in ORDERS:
+            pieces = [
+                part[begin : begin + STRETCH]
+                for part in codes(own, order)
+                for begin in range(0, len(part), STRETCH)
+            ]
+            for draw in range(4 * DRAWS):
+                entry = grown(own, draw)[ORDERS.index(order)]
+                generator = np.random.default_rng(draw)
+                points = zip(entry["tokens"], entry["distinct"], entry["error"], strict=True)
+                for tokens, distinct, error in points:
+                    if not 1 / 32 <= tokens / entry["tokens"][-1] <= 0.8:
+                        continue
+                    chosen = generator.permutation(len(pieces))
+                    read = np.concatenate([pieces[at] for at in chosen])[:tokens]
+                    truth = len(np.unique(read))
+                    yield f"growth inside, {name}", (distinct - truth) / error
+
+
+def growth_beyond() -> Iterator[tuple[str, float]]:
+    """What a part foretells of the whole: log misses in stated ones."""
+    parts = list(documents(ALL))
+    whole = {entry["order"]: entry["distinct"][-1] for entry in grown(parts, 0)}
+    tokens = sum(map(len, parts))
+    sizes = np.array([len(part) for part in parts])
+    for draw in range(3 * DRAWS):
+        order = np.random.default_rng(draw).permutation(len(parts))
+        lying = np.roll(np.arange(len(parts)), -draw * len(parts) // (3 * DRAWS))
+        for name, chosen, times in (
+            ("5 times beyond, files at random", order, 5),
+            ("5 times beyond, files as they lie", lying, 5),
+            ("twice, one document of files at random", order, 2),
+        ):
+            least = chosen[: int(np.searchsorted(np.cumsum(sizes[chosen]), tokens / times))]
+            own = [parts[at] for at in least]
+            for entry in grown([np.concatenate(own)] if "one" in name else own, draw):
+                found = project(entry, tokens)
+                if found is not None:
+                    miss = math.log(found.distinct / whole[entry["order"]])
+                    stated = math.log1p(found.error / found.distinct)
+                    yield f"growth {name}", miss / stated
+
+
+@pytest.mark.slow
+def test_truths_lie_within_two_stated_errors() -> None:
+    found: dict[str, list[float]] = {}
+    for source in (sampled_figures, locality_figures, growth_inside, growth_beyond):
+        for name, off in source():
+            found.setdefault(name, []).append(off)
+    print(f"\n{sum(map(len, documents())):,} tokens in {len(documents())} files")
+    for name, misses in found.items():
+        within = float(np.mean(np.abs(misses) < 2))
+        print(f"| {name} | {len(misses)} | {100 * within:.0f} % | {np.mean(misses):+.1f} |")
+        if "as they lie" not in name:
+            assert within >= 0.88, name
