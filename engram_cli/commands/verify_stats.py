@@ -7,7 +7,6 @@ from typing import Any
 
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import Progress
-from engram_cli.stats.exact import ExactNgrams
 from engram_cli.stats.figures import figures
 from engram_cli.stats.folder import COUNTERS, DOCUMENT, SAMPLE, Statistics
 from engram_cli.stats.partial import blank_for
@@ -66,10 +65,8 @@ def _partial_problems(statistics: Statistics, counts: Counts) -> list[str]:
     for name, state in statistics.partials().items():
         collector = blank_for(name, counts.layout, state)
         collector.absorb(state)
-        if isinstance(collector, ExactNgrams):  # no section of its own
-            continue
         section = json.loads(json.dumps(collector.section(counts)))
-        if statistics.document.get(collector.name) != section:
+        if section is not None and statistics.document.get(collector.name) != section:
             problems.append(f"'{collector.name}' of {DOCUMENT} is not what its partial gives")
     return problems
 
