@@ -20,6 +20,7 @@ from engram_cli.stats.figures import Figures, figures
 from engram_cli.stats.folder import FIXED_KEYS, Statistics, is_stats, read_stats, write_stats
 from engram_cli.stats.partial import EXACT, Partial, blank_for, partial_name
 from engram_cli.stats.sources import Sources, TooManySources
+from engram_cli.stats.watching import occurrences_of, sections_of
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import read_vocab
 
@@ -128,18 +129,20 @@ def figures_of(whole: Partial, vocab: CompressedVocab | None) -> Figures:
     for collector in watchers:
         collector.absorb(whole.collected[partial_name(collector)])
     exact = [collector for collector in watchers if isinstance(collector, ExactNgrams)]
-    found = figures(counts, vocab, [table.sample() for table in exact])
-    collected = {
-        collector.name: collector.section(counts)
-        for collector in watchers
-        if not isinstance(collector, ExactNgrams)
-    }
-    return replace(found, sections=found.sections | collected)
+    samples = [table.sample() for table in exact]
+    found = figures(counts, vocab, samples, occurrences_of(watchers))
+    return replace(found, sections=found.sections | sections_of(watchers, counts))
 
 
 def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, set[str]]:
     """All parts as one, and the names of what does not merge: exact counting that one of them
     lacks, sources that are too many together."""
+    earlier = [part for part in parts if part.occurrences() is None]
+    if earlier:
+        progress.note(
+            f"{earlier[0].path} was counted by an earlier version: the most frequent n-grams and "
+            "the figures by use go by a sample of n-grams; count it again for better ones"
+        )
     whole = _partial(parts[0])
     dropped = _exact(whole)
     progress.advance(1)

@@ -23,6 +23,7 @@ from engram_cli.stats import kernels
 from engram_cli.stats.arrays import REMAKE, array_digest, read_array, write_arrays
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.distinct import MOST_SAMPLE, NgramSample
+from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, occurrences_of
 from engram_cli.stats.partial_files import LONG, flat_name, read_partials, write_partials
 from engram_cli.stats.samples import sound_sample
 from engram_cli.stats.state import State, nested
@@ -96,6 +97,13 @@ class Statistics:
         for name, array in nested(**partials).items():
             self.check_digest(f"{LONG}/{flat_name(name)}", array)
         return partials
+
+    def occurrences(self) -> OccurrenceSample | None:
+        """The sample of positions; None in a folder of an earlier version. Raises ArtifactError."""
+        about, name = self.document.get("partials"), Occurrences.name
+        state = read_partials(self.path, about, only=name).get(name)
+        ids = range(self.layout.compressed_size)
+        return None if state is None else occurrences_of(state, self.layout.max_order, ids)
 
     def counts(self) -> Counts:
         """All that was counted, to be merged with other counts. Raises ArtifactError."""

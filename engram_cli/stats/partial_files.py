@@ -48,10 +48,11 @@ def write_partials(
     }, digests
 
 
-def read_partials(folder: Path, about: Any) -> dict[str, State]:
+def read_partials(folder: Path, about: Any, only: str | None = None) -> dict[str, State]:
     """The partials that stats.json says are there; none in a folder of an older version.
 
-    Raises ArtifactError. What the arrays hold is checked by whoever absorbs them.
+    `only`: the name of the one to read. Raises ArtifactError. What the arrays hold is checked where
+    they are absorbed.
     """
     if about is None or about == {"of": []}:
         return {}
@@ -71,13 +72,16 @@ def read_partials(folder: Path, about: Any) -> dict[str, State]:
         raise ArtifactError(f"{path} cannot be read: {error}", REMAKE) from None
     if sha256_bytes(raw) != about["digest"]:
         raise ArtifactError(f"{path} has another digest than stats.json says", REMAKE)
+    if not all(isinstance(name, str) for name in names):
+        raise wrong
+    if only is not None:
+        names = [name for name in names if name == only]
+        long = {name: entry for name, entry in long.items() if name.startswith(f"{only}/")}
     for name, entry in long.items():
         sound = isinstance(entry, list) and len(entry) == 2 and entry[0] in _DTYPES
         if not sound or type(entry[1]) is not int or not 0 <= entry[1] < 2**40:
             raise wrong
         state[name] = read_array(folder / LONG, flat_name(name), (entry[1],), np.dtype(entry[0]))
-    if not all(isinstance(name, str) for name in names):
-        raise wrong
     return {name: part_of(state, name) for name in names}
 
 
