@@ -37,15 +37,25 @@ class Geometry:
 
     @classmethod
     def from_layout(cls, layout: HashLayout) -> Geometry:
-        """All the choices that `layout` was made with."""
+        """All the choices that `layout` was made with.
+
+        Raises InputError where they are not on record, as in layouts of another program's files.
+        """
         asked = layout.parameters
-        sizes = asked["rows_per_head"]
+        sizes = asked.get("rows_per_head")
+        listed: list[Any] = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
+        others = [asked[name] for name in ("pad_id", "seed") if asked.get(name) is not None]
+        if not listed or not all(map(_is_number, [*listed, *others])):
+            raise InputError(
+                "what the layout's scheme was asked for is not on record",
+                "name the geometry: --scheme, --orders, --heads, --rows-per-head, --layers",
+            )
         raw = layout.scheme in RAW_ID_SCHEMES
         return cls(
             scheme=layout.scheme,
             orders=layout.orders,
             heads=layout.heads,
-            rows_per_head=(sizes,) if isinstance(sizes, int) else tuple(sizes),
+            rows_per_head=tuple(listed),
             layers=layout.layer_ids,
             pad_id=asked.get("pad_id"),
             seed=asked.get("seed"),
@@ -92,6 +102,10 @@ def _read(path: Path) -> Any:
     from engram_cli.vocab.parquet import read_map
 
     return read_map(path)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _single(scheme: str, sizes: tuple[int, ...]) -> int:

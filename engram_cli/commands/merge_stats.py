@@ -21,6 +21,7 @@ from engram_cli.stats.folder import FIXED_KEYS, Statistics, is_stats, read_stats
 from engram_cli.stats.partial import EXACT, Partial, blank_for, partial_name
 from engram_cli.stats.sources import Sources, TooManySources
 from engram_cli.stats.watching import occurrences_of, sections_of
+from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import read_vocab
 
 
@@ -81,7 +82,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     counts = whole.counts
     if counts.joined:
         progress.note("documents were joined: n-grams that run from one part into the next miss")
-    found = _figures(whole, vocab)
+    found = figures_of(whole, read_vocab(vocab) if vocab.is_file() else None)
     sections, corpus = found.sections, _corpus(parts)
     left_out = sorted(
         {key for part in parts for key in part.document} - FIXED_KEYS - sections.keys() | dropped
@@ -118,16 +119,18 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     )
 
 
-def _figures(whole: Partial, vocab: Path) -> Figures:
-    """The figures of the whole, and among its sections those of the collectors."""
+def figures_of(whole: Partial, vocab: CompressedVocab | None) -> Figures:
+    """The figures of counts and partials, and among their sections those of the collectors.
+
+    Raises ArtifactError for partials that no counting leaves.
+    """
     counts = whole.counts
     watchers = [blank_for(name, counts.layout, state) for name, state in whole.collected.items()]
     for collector in watchers:
         collector.absorb(whole.collected[partial_name(collector)])
     exact = [collector for collector in watchers if isinstance(collector, ExactNgrams)]
-    read = read_vocab(vocab) if vocab.is_file() else None
     samples = [table.sample() for table in exact]
-    found = figures(counts, read, samples, occurrences_of(watchers))
+    found = figures(counts, vocab, samples, occurrences_of(watchers))
     return replace(found, sections=found.sections | sections_of(watchers, counts))
 
 

@@ -192,13 +192,14 @@ def test_they_come_back_from_a_folder(
 ) -> None:
     monkeypatch.setattr(partial_files, "LONG_FROM", 1000)
     partial, _ = counted(kind, range(PARTS))
-    about = json.loads(json.dumps(write_partials(tmp_path, partial.collected)))
+    about, digests = json.loads(json.dumps(write_partials(tmp_path, partial.collected)))
     found = read_partials(tmp_path, about)
     assert found.keys() == partial.collected.keys()
     assert all(same(found[name], dict(state)) for name, state in partial.collected.items())
     again = tmp_path / "again"
     again.mkdir()
-    assert write_partials(again, partial.collected) == about
+    assert write_partials(again, partial.collected) == (about, digests)
+    assert len(digests) == len(about["long"])
     for file in (path for path in tmp_path.rglob("*") if path.is_file()):
         if again not in file.parents:
             assert (again / file.relative_to(tmp_path)).read_bytes() == file.read_bytes()
@@ -206,7 +207,7 @@ def test_they_come_back_from_a_folder(
 
 def test_damaged_folders_are_told(tmp_path: Path) -> None:
     partial, _ = counted("growth", [0])
-    about: dict[str, Any] = write_partials(tmp_path, partial.collected)
+    about: dict[str, Any] = write_partials(tmp_path, partial.collected)[0]
     path = tmp_path / "partials.safetensors"
     raw = path.read_bytes()
     assert read_partials(tmp_path, None) == read_partials(tmp_path, {"of": []}) == {}
