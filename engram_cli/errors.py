@@ -19,6 +19,8 @@ EngramError                      exit 2
 
 from __future__ import annotations
 
+_MOST_MESSAGE = 1000  # characters
+
 
 class EngramError(Exception):
     """What went wrong in one line, and one line on how to mend it."""
@@ -26,6 +28,8 @@ class EngramError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, hint: str) -> None:
+        if len(message) > _MOST_MESSAGE:  # it quotes a file of unknown origin
+            message = f"{message[: _MOST_MESSAGE // 2]} ... {message[-_MOST_MESSAGE // 2 :]}"
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import ArtifactError, InputError, OutputError
+from engram_cli.untrusted import parse_json
 
+MAX_JSON_BYTES = 256 * 2**20  # the manifest of the largest table has 30 MB
 _MENDS = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some space, or write to another disk",
@@ -77,14 +79,18 @@ def canonical_json(value: Any) -> bytes:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The JSON object in `path`. Raises ArtifactError naming `what` when it is not one."""
     try:
-        value = json.loads(path.read_bytes())
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ArtifactError(f"{path} is too large: it cannot be {what}", "check the path")
+        value = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{what} not found: {path}", "check the path") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", "check the path") from None
-    except (ValueError, RecursionError):
+    except ValueError as error:
+        unread = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
         raise ArtifactError(
-            f"{path} is not JSON", f"it should hold {what}; make it again"
+            f"{path} is not JSON" if unread else f"{path} is refused: {error}",
+            f"it should hold {what}; make it again",
         ) from None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} holds no JSON object", f"it should hold {what}; make it again")

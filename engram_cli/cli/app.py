@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Annotated, Any
 
 import typer
 
+from engram_cli import interrupts
 from engram_cli.cli.attach import attach
 from engram_cli.cli.build_table import build_table
 from engram_cli.cli.compress_vocab import compress_vocab
@@ -18,12 +18,15 @@ from engram_cli.cli.hash_stats import hash_stats
 from engram_cli.cli.inspect import inspect
 from engram_cli.cli.lookup import lookup
 from engram_cli.cli.paths import local_paths
+from engram_cli.cli.plain import plain, spell_what_streams_cannot
 from engram_cli.cli.plan import plan
 from engram_cli.cli.report import report
 from engram_cli.cli.trace import trace
 from engram_cli.cli.verify import verify
 from engram_cli.commands.workspace import CONFIG_NAME
 from engram_cli.version import __version__
+
+_INTERRUPTED = 130  # what Typer makes of a KeyboardInterrupt that no command has caught
 
 app = typer.Typer(
     name="engram",
@@ -70,16 +73,22 @@ def engram(
 
 def run() -> None:
     """Run the command line and leave with its exit code; SIGTERM ends it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.during()
+    spell_what_streams_cannot()
     try:
         code = app(standalone_mode=False)
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("error: interrupted - run the same command again\n")
-        sys.exit(2)
+        interrupts.leaving(said=False)
+        sys.stderr.write(f"{interrupts.LINE}\n")
+        interrupts.leaving(said=True)
+        sys.exit(interrupts.CODE)
     except Exception as error:
         if not hasattr(error, "format_message"):  # no usage error: a bug of ours
             raise
         sys.exit(_usage(error))
+    interrupts.leaving(said=True)
     sys.exit(code or 0)
 
 
@@ -94,5 +103,5 @@ def _usage(error: Any) -> int:
     parameter = getattr(error, "param", None)
     if context is not None and parameter is not None and in_config(context, parameter.name):
         message = f"{CONFIG_NAME}: {message}"
-    sys.stderr.write(f"error: {message.rstrip('.')} - see: {command} --help\n")
+    sys.stderr.write(plain(f"error: {message.rstrip('.')} - see: {command} --help") + "\n")
     return 2

@@ -42,8 +42,11 @@ def load_config(context: typer.Context, folder: Path) -> Path:
                 name = key.replace("-", "_")
                 if name not in known:
                     raise InputError(f"{path}: [{table}] has no option '{key}'", _named(known))
+                option = _as_option(value)
+                if isinstance(option, str) and "\0" in option:
+                    raise InputError(f"{path}: '{key}' holds a NUL character", "fix the line")
                 if name in parameters:
-                    defaults[parameters[name]] = _as_option(value)
+                    defaults[parameters[name]] = option
     context.default_map = defaults
     return folder
 

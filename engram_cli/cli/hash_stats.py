@@ -328,7 +328,7 @@ def _orders(result: Figured) -> RenderableType:
 
 
 def _columns(result: Figured) -> list[RenderableType]:
-    from engram_cli.cli.render import grid, percent
+    from engram_cli.cli.render import error, grid, percent
 
     layers: dict[int, list[tuple[str, ...]]] = {}
     for entry in result.columns:
@@ -340,7 +340,7 @@ def _columns(result: Figured) -> list[RenderableType]:
             percent(entry.ideal_occupied / entry.rows),
             percent(entry.shared, 1),
             percent(entry.ideal_shared, 1),
-            percent(entry.shared_occurrences, 1),
+            percent(entry.shared_occurrences, 1) + error(entry.shared_occurrences_error),
             f"{entry.max_hits:,}",
         )
         layers.setdefault(entry.layer, []).append(row)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from engram_cli.cli.probe_table import probe_parts
-from engram_cli.cli.render import facts, grid, percent, quantity
+from engram_cli.cli.render import facts, grid, percent, quantity, times
 from engram_cli.cli.terminal import shown_path
 
 if TYPE_CHECKING:
@@ -131,7 +131,9 @@ def _norms(bins: NormBins) -> RenderableType:
 def _hottest(result: InspectResult) -> RenderableType:
     rows = []
     for each in result.hottest:
-        ngrams = ", ".join(f"{ngram.text} ({ngram.count:,})" for ngram in each.ngrams)
+        ngrams = ", ".join(
+            f"{ngram.text} ({times(ngram.count, ngram.exact)})" for ngram in each.ngrams
+        )
         rest = each.known - len(each.ngrams)
         rows.append(
             (
@@ -140,10 +142,10 @@ def _hottest(result: InspectResult) -> RenderableType:
                 f"{each.head}",
                 f"{each.row:,}",
                 f"{each.hits:,}",
-                (ngrams or "none of the sample") + (f" and {rest:,} more" if rest else ""),
+                (ngrams or "none known") + (f" and {rest:,} more" if rest else ""),
             )
         )
-    names = (">layer", ">n", ">head", ">row", ">hits", "n-grams of the sample (times)")
+    names = (">layer", ">n", ">head", ">row", ">hits", "known n-grams (times)")
     return grid("Hottest rows", names, rows)
 
 

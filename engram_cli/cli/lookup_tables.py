@@ -9,14 +9,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from engram_cli.cli.render import count, facts, grid
+from engram_cli.cli.render import count, facts, grid, times
 from engram_cli.cli.terminal import shown_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engram_cli.commands.lookup import LookupResult
-    from engram_cli.commands.lookup_rows import Lookup, TokenLookup
+    from engram_cli.commands.lookup_rows import Lookup, OrderLookup, TokenLookup
 
 _HEADS = 8  # of a line: with rows of eight digits they fill 100 columns
 _TOKEN = 11
@@ -43,7 +43,7 @@ def _facts(result: LookupResult) -> list[tuple[str, str | Text]]:
         ("cells", _legend(result)),
     ]
     if result.stats is not None:
-        whole = "every n-gram" if result.sample_exact else "a sample of the n-grams"
+        whole = "every n-gram" if result.sample_exact else "the most frequent n-grams and a sample"
         rows.append(("statistics", f"{shown_path(result.stats)}, which know {whole}"))
     if result.vectors is not None:
         shape = " x ".join(f"{n:,}" for n in result.vectors_shape)
@@ -60,7 +60,7 @@ def _legend(result: LookupResult) -> str:
         said.append("norm")
     text = ", ".join(said)
     if result.stats is not None:
-        text += f"; {_OTHERS} another n-gram of the sample is there"
+        text += f"; {_OTHERS} another known n-gram is there"
     if result.against:
         text += f"; {_SAME} both texts look here"
     return text
@@ -147,7 +147,7 @@ def _shared(result: LookupResult) -> RenderableType:
 
 
 def _met(tokens: Sequence[TokenLookup]) -> RenderableType | None:
-    """The n-grams of the sample on the rows of the text, those of one look-up after another."""
+    """The known n-grams on the rows of the text, those of one look-up after another."""
     met = [
         (order, head)
         for token in tokens
@@ -160,17 +160,24 @@ def _met(tokens: Sequence[TokenLookup]) -> RenderableType | None:
     rows = [
         (
             order.ngram,
-            "?" if order.sampled is None else f"{order.sampled:,}",
+            _own_times(order),
             f"{head.head}",
             f"{head.row}",
             head.others[0].text,
-            f"{head.others[0].count:,}",
+            times(head.others[0].count, head.others[0].exact),
             f"{head.others_known - 1:,}",
         )
         for order, head in met[:_MET]
     ]
-    title = "N-grams of the sample on the same rows"
+    title = "Known n-grams on the same rows"
     if len(met) > len(rows):
         title += f", the first {len(rows)} of {count(len(met), 'look-up')}"
     names = ("n-gram", ">times", ">head", ">row", "also there", ">times", ">and others")
     return grid(title, names, rows)
+
+
+def _own_times(order: OrderLookup) -> str:
+    """How often the n-gram of a look-up occurs."""
+    if order.sampled is not None:
+        return f"{order.sampled:,}"
+    return "?" if order.at_most is None else times(order.at_most, False)

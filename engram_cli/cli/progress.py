@@ -12,7 +12,7 @@ from engram_cli.cli.render import quantity
 def make_bars(console: Console) -> Progress:
     """Bars on `console` that vanish when the work ends."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         _Amount(),
         _Rate(),

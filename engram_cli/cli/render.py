@@ -39,6 +39,16 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def times(count: int, exact: bool) -> str:
+    """How often something occurs: 1,234, or ≤ 1,234 where that is an upper bound."""
+    return f"{count:,}" if exact else f"≤ {count:,}"
+
+
+def error(value: float, digits: int = 2) -> str:
+    """The standard error of a percentage; empty where there is none."""
+    return f" ±{100 * value:.{digits}f}" if value > 0 else ""
+
+
 def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Group:
     """A heading and facts under it, names on the left."""
     table = Table(

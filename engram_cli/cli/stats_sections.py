@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 _SHOWN_NGRAMS = 10
 _SHOWN_ROWS = 3
 _SHOWN_SOURCES = 9
+_WITH_ERRORS = 4  # sources whose matrix has room for errors
 _NAME = 28
 
 
@@ -90,8 +92,8 @@ def _uncompressed(result: Figured) -> RenderableType:
                 percent(1.0 - ours.distinct / max(theirs["distinct"], 1.0), 1),
                 percent(sum(c["shared"] for c in other) / len(other), 1),
                 percent(sum(c.shared for c in own) / len(own), 1),
-                percent(sum(c["shared_occurrences"] for c in other) / len(other), 1),
-                percent(sum(c.shared_occurrences for c in own) / len(own), 1),
+                _by_use(other),
+                _by_use([asdict(column) for column in own]),
             )
         )
     names = (
@@ -119,29 +121,42 @@ def _sources(section: dict[str, Any]) -> list[RenderableType]:
                 f"{i + 1}",
                 names[i] if len(names[i]) <= _NAME else "…" + names[i][1 - _NAME :],
                 f"{section['tokens'][i]:,}",
-                *(f"{100 * entry['share'][i][j]:.0f}" for j in shown),
+                *(_known(entry, i, j, errors=len(shown) <= _WITH_ERRORS) for j in shown),
             )
             for i in shown
         ]
         more = len(names) - len(shown)
         title = f"{entry['order']}-grams: % of occurrences known to source"
+        most = max(entry["share_error"][i][j] for i in shown for j in shown)
+        if most and len(shown) > _WITH_ERRORS:
+            title += f", standard error up to {100 * most:.1f}"
         title += f" ({more} more sources in stats.json)" if more else ""
         columns = (">", "source", ">tokens", *(f">{j + 1}" for j in shown))
         parts.append(grid(title, columns, rows))
     return parts
 
 
+def _known(entry: dict[str, Any], i: int, j: int, *, errors: bool) -> str:
+    """A cell of the matrix."""
+    from engram_cli.cli.render import error
+
+    share, spread = entry["share"][i][j], entry["share_error"][i][j]
+    return f"{100 * share:.1f}{error(spread, 1)}" if errors and i != j else f"{100 * share:.0f}"
+
+
 def ngram_parts(result: Figured) -> list[RenderableType]:
     """The most frequent n-grams of each order, and rows that frequent n-grams share."""
-    from engram_cli.cli.render import grid
+    from engram_cli.cli.render import grid, times
 
     best = [
-        (f"{entry['order']}", each["text"], f"{each['count']:,}")
+        (f"{entry['order']}", each["text"], times(each["count"], each["exact"]))
         for entry in result.sections["top_ngrams"]
         for each in entry["ngrams"][:_SHOWN_NGRAMS]
     ]
-    exact = all(entry["exact"] for entry in result.sections["top_ngrams"])
-    title = "Most frequent n-grams" + ("" if exact else " of the sample")
+    excess = max(entry["excess"] for entry in result.sections["top_ngrams"])
+    partly = any(not (e["exact"] or e["positions"]) for e in result.sections["top_ngrams"])
+    title = "Most frequent n-grams" + (" of the sample" if partly else "")
+    title += f" (≤: at most; too high by up to {excess:,}, 19 times of 20)" if excess else ""
     worst = [
         (
             f"{row['layer']}",
@@ -149,7 +164,9 @@ def ngram_parts(result: Figured) -> list[RenderableType]:
             f"{row['head']}",
             f"{row['row']:,}",
             f"{row['hits']:,}",
-            "\n".join(f"{each['count']:,} x {each['text']}" for each in row["ngrams"]),
+            "\n".join(
+                f"{times(each['count'], each['exact'])} x {each['text']}" for each in row["ngrams"]
+            ),
         )
         for row in _first_of_each(result.sections["worst_rows"])
     ]
@@ -170,6 +187,15 @@ def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if met[key] <= _SHOWN_ROWS:
             first.append(row)
     return first
+
+
+def _by_use(columns: list[dict[str, Any]]) -> str:
+    """The mean of the shares of columns, with the mean of their errors: they go by one sample."""
+    from engram_cli.cli.render import error, percent
+
+    share = sum(column["shared_occurrences"] for column in columns) / len(columns)
+    spread = sum(column["shared_occurrences_error"] for column in columns) / len(columns)
+    return percent(share, 1) + error(spread, 1)
 
 
 def _mean(shares: list[float]) -> float:

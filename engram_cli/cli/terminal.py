@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from engram_cli import interrupts
+from engram_cli.cli.plain import plain_json
 from engram_cli.errors import EngramError
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ class Terminal:
         """Print a result: the dataclass as JSON, or the parts for people and the next command."""
         self.close()
         if self.as_json:
-            sys.stdout.write(json.dumps(asdict(value), default=str, ensure_ascii=False, indent=2))
-            sys.stdout.write("\n")
+            sys.stdout.write(f"{plain_json(asdict(value))}\n")
             return
         self.show(*parts)
         if next_command is not None and not self.quiet:
@@ -96,7 +96,11 @@ def reported(terminal: Terminal | None = None) -> Iterator[None]:
     except EngramError as error:
         _leave(terminal, error.message, error.hint, error.exit_code)
     except KeyboardInterrupt:
-        _leave(terminal, "interrupted", "run the same command again", 2)
+        interrupts.leaving(said=False)
+        try:
+            _leave(terminal, "interrupted", "run the same command again", interrupts.CODE)
+        finally:
+            interrupts.leaving(said=True)
     except MemoryError as error:
         _leave(terminal, f"out of memory: {error}", "use a smaller geometry or machine memory", 2)
     except BrokenPipeError:
@@ -115,15 +119,15 @@ def _leave(terminal: Terminal | None, message: str, hint: str, code: int) -> Non
     line = Text()
     line.append("error: ", style="bold red")
     line.append(" ".join(message.split()))
-    line.append(f" - {hint}", style="dim")
+    line.append(f" - {' '.join(hint.split())}", style="dim")
     _console(sys.stderr).print(line, soft_wrap=True)
     raise typer.Exit(code)
 
 
 def _console(stream: Any) -> Console:
-    from rich.console import Console
+    from engram_cli.cli.console import PlainConsole
 
-    console = Console(file=stream, highlight=False)
+    console = PlainConsole(file=stream, highlight=False, markup=False, emoji=False)
     if not stream.isatty() or console.width > WIDTH:
         console.width = WIDTH
     return console

@@ -36,7 +36,7 @@ def train(
     """Attach `bundle` to the model in `checkpoint`, compare its logits, train the memory."""
     torch.manual_seed(0)
     tokens = _tokens(checkpoint, files)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # weights of 17 M parameters load in no time
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     model.requires_grad_(False)
     probe = tokens[:1, :-1]

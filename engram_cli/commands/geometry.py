@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from engram_cli.hashing.layout import HashLayout
 
 DEFAULT_SCHEME = "engram-v1"
-RAW_ID_SCHEMES = ("qwen-ple", "tutorial")  # these hash raw ids and take a vocabulary size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,15 +36,27 @@ class Geometry:
 
     @classmethod
     def from_layout(cls, layout: HashLayout) -> Geometry:
-        """All the choices that `layout` was made with."""
+        """All the choices that `layout` was made with.
+
+        Raises InputError where they are not on record, as in layouts of another program's files.
+        """
+        from engram_cli.hashing.schemes import takes_raw_ids
+
         asked = layout.parameters
-        sizes = asked["rows_per_head"]
-        raw = layout.scheme in RAW_ID_SCHEMES
+        sizes = asked.get("rows_per_head")
+        listed: list[Any] = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
+        others = [asked[name] for name in ("pad_id", "seed") if asked.get(name) is not None]
+        if not listed or not all(map(_is_number, [*listed, *others])):
+            raise InputError(
+                "what the layout's scheme was asked for is not on record",
+                "name the geometry: --scheme, --orders, --heads, --rows-per-head, --layers",
+            )
+        raw = takes_raw_ids(layout.scheme)
         return cls(
             scheme=layout.scheme,
             orders=layout.orders,
             heads=layout.heads,
-            rows_per_head=(sizes,) if isinstance(sizes, int) else tuple(sizes),
+            rows_per_head=tuple(listed),
             layers=layout.layer_ids,
             pad_id=asked.get("pad_id"),
             seed=asked.get("seed"),
@@ -71,11 +82,11 @@ class Geometry:
         Raises InputError for a choice that the scheme does not know, LayoutError for one it cannot
         make.
         """
-        from engram_cli.hashing.schemes import hash_layout
+        from engram_cli.hashing.schemes import hash_layout, takes_raw_ids
 
         choices = self.given
         scheme = choices.pop("scheme", DEFAULT_SCHEME)
-        if scheme in RAW_ID_SCHEMES:
+        if takes_raw_ids(scheme):
             if "rows_per_head" in choices:
                 choices["rows_per_head"] = _single(scheme, choices["rows_per_head"])
             if "vocab_size" not in choices and vocab_path.is_file():
@@ -92,6 +103,10 @@ def _read(path: Path) -> Any:
     from engram_cli.vocab.parquet import read_map
 
     return read_map(path)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _single(scheme: str, sizes: tuple[int, ...]) -> int:

@@ -181,7 +181,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     del work  # the tokenizer takes a hundred megabytes, and the figures some more
     trim()
     read = read_vocab(vocab) if vocab.is_file() else None
-    found = figures(counts, read, watchers.samples())
+    found = figures(counts, read, watchers.samples(), watchers.occurrences)
     del read  # eighty megabytes of texts
     trim()
     files = len({file.name for file in plan.files})

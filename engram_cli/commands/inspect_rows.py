@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from engram_cli.commands.artifact import Artifact, Companions, Kind
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.lookup_rows import OtherNgram
-from engram_cli.commands.rows import RowReader, open_rows
+from engram_cli.commands.rows import RowReader, hits_reader, open_rows
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.progress import Progress
-from engram_cli.stats.company import RowCompany
-from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.company import Company, RowCompany, companies
 from engram_cli.stats.folder import Statistics
 from engram_cli.stats.ngrams import Names
 from engram_cli.table.scan.duplicates import Duplicates
@@ -77,7 +76,7 @@ class LayerRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HotRow:
-    """One of the hottest rows of an order, with the n-grams of the sample that fall on it."""
+    """One of the hottest rows of an order, with the known n-grams that fall on it."""
 
     layer: int
     order: int
@@ -105,7 +104,6 @@ def inspect_rows(
     read = 0
     sources = list(_sources(found, rows, statistics))
     progress.start("inspect", sum(_bytes(rows.layout, source) for source in sources), "bytes")
-    samples = None if statistics is None else statistics.samples()
     begin = time.perf_counter()
     for source in sources:
         entry = rows.layout.layer(source.layer)
@@ -115,14 +113,15 @@ def inspect_rows(
         columns += _columns(rows.layout, scan)
         norms += _norm_bins(rows.layout, scan)
         layers.append(LayerRows(layer=scan.layer, duplicates=scan.duplicates))
-        hot += _hottest(rows.layout, entry, scan, samples, names, hottest)
+        heat = [column.hottest for column in scan.columns]
+        hot += _of_heat(rows, entry, heat, statistics, names, hottest)
     if not sources and statistics is not None:
         for layer in rows.layout.layer_ids:
             hits = statistics.hits(layer)
             entry = rows.layout.layer(layer)
             columns += _counted(rows.layout, entry, hits)
             heat = _heat(entry, hits)
-            hot += _of_heat(rows.layout, entry, heat, samples, names, hottest)
+            hot += _of_heat(rows, entry, heat, statistics, names, hottest)
     return {
         "columns": tuple(columns),
         "norms": tuple(norms),
@@ -266,37 +265,28 @@ def _heat(entry: LayerHash, hits: NDArray[np.uint32]) -> Heat:
     return found
 
 
-def _hottest(
-    layout: HashLayout,
-    entry: LayerHash,
-    scan: LayerScan,
-    samples: tuple[NgramSample, ...] | None,
-    names: Names,
-    limit: int,
-) -> list[HotRow]:
-    heat = [column.hottest for column in scan.columns]
-    return _of_heat(layout, entry, heat, samples, names, limit)
-
-
 def _of_heat(
-    layout: HashLayout,
+    rows: RowReader,
     entry: LayerHash,
     heat: Heat,
-    samples: tuple[NgramSample, ...] | None,
+    statistics: Statistics | None,
     names: Names,
     limit: int,
 ) -> list[HotRow]:
     """The hottest rows of each order among all its heads, and what is known to lie on them."""
-    found = []
+    found, layout = [], rows.layout
+    known: Sequence[RowCompany | None] = [None] * len(layout.orders)
+    hits_at = hits_reader(rows, entry.layer, statistics)
+    if statistics is not None and hits_at is not None:
+        known = companies(statistics, entry, hits_at)
     for index, order in enumerate(layout.orders):
         own = heat[index * layout.heads : (index + 1) * layout.heads]
-        best = sorted(((-hits, head, row) for head, rows in enumerate(own) for row, hits in rows))[
+        best = sorted(((-hits, head, row) for head, some in enumerate(own) for row, hits in some))[
             :limit
         ]
-        met: list[dict[int, list[Any]]] = [{} for _ in own]
-        if samples is not None and best:
-            wanted = np.array([[row for _, _, row in best]] * layout.heads)
-            met = RowCompany(layout, entry, samples[index]).on(wanted)
+        among, met = known[index], [dict[int, list[Company]]() for _ in own]
+        if among is not None and best:
+            met = among.on(np.array([[row for _, _, row in best]] * layout.heads))
         for negative, head, row in best:
             company = met[head].get(row, [])
             found.append(
@@ -308,10 +298,12 @@ def _of_heat(
                     hits=-negative,
                     ngrams=tuple(
                         OtherNgram(
-                            text=names.ngram(samples[index].tokens[each.at]), count=each.count
+                            text=names.ngram(among.tokens[each.at]),
+                            count=each.count,
+                            exact=each.exact,
                         )
                         for each in company[:_NGRAMS]
-                        if samples is not None
+                        if among is not None
                     ),
                     known=len(company),
                 )

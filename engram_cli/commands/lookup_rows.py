@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.rows import RowReader
+from engram_cli.commands.rows import RowReader, hits_reader
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout, LayerHash
-from engram_cli.stats.company import Company, RowCompany
+from engram_cli.stats.company import Company, RowCompany, companies
 from engram_cli.stats.folder import Statistics
 from engram_cli.stats.ngrams import Names
+from engram_cli.stats.totals import FULL
 
 SHOWN_OTHERS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherNgram:
-    """An n-gram of the sample, and how often the corpus has it."""
+    """A known n-gram, and how often the corpus has it; at most, unless `exact`."""
 
     text: str
     count: int
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class Lookup:
 
     `row` is the head's own, from 0; `table_row` that of the layer's table. `hits`: look-ups of the
     corpus, None where they were not counted; `norm`: None where there are no vectors. `others`:
-    n-grams of the sample on this row, other than the token's, the most frequent first, and
+    known n-grams on this row, other than the token's, the most frequent first, and
     `others_known` how many. `shared_with`: positions of the other text with this row.
     """
 
@@ -48,11 +50,16 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderLookup:
-    """The n-gram that ends at a token, `sampled` its count where the sample holds it, its heads."""
+    """The n-gram that ends at a token, and its heads.
+
+    `sampled`: how often it occurs, None where the sample does not hold it. `at_most`: how often it
+    occurs at most, the least hits of its rows; None where no hits were counted.
+    """
 
     order: int
     ngram: str
     sampled: int | None
+    at_most: int | None
     heads: tuple[Lookup, ...]
 
 
@@ -106,8 +113,11 @@ def look_up(
     heads = layout.heads
     place = columns.astype(np.int64) + np.array(entry.offsets, dtype=np.int64)[:, None]
     norms = None if rows.vectors is None else _norms(rows, entry.layer, place)
-    hits = _hits(rows, entry.layer, place, statistics)
-    samples = None if statistics is None else statistics.samples()
+    hits_at = hits_reader(rows, entry.layer, statistics)
+    hits = None if hits_at is None else hits_at(entry.layer, place)
+    counted: Sequence[RowCompany | None] = [None] * len(layout.orders)
+    if statistics is not None and hits_at is not None:
+        counted = companies(statistics, entry, hits_at)
     by_order = []
     ngrams = tuple(_ngrams(window, layout, order) for order in layout.orders)
     for index, order in enumerate(layout.orders):
@@ -119,7 +129,7 @@ def look_up(
             place=place[own],
             hits=None if hits is None else hits[own],
             norms=None if norms is None else norms[own],
-            company=None if samples is None else RowCompany(layout, entry, samples[index]),
+            company=counted[index],
             names=names,
         )
         by_order.append(list(looked.each()))
@@ -136,7 +146,7 @@ def look_up(
     )
     return LookedUp(
         tokens=tokens,
-        exact=None if samples is None else all(sample.exact for sample in samples),
+        exact=None if statistics is None else all(c.sample.exact for c in counted if c is not None),
         orders=layout.orders,
         ngrams=ngrams,
         rows=tuple(columns[i * heads : (i + 1) * heads] for i in range(len(layout.orders))),
@@ -196,16 +206,16 @@ class _Order:
         """The look-up of each token."""
         company = None if self.company is None else self.company.on(self.local)
         places = None if self.company is None else self.company.find(self.ngrams)
+        most = None if self.hits is None else self.hits.min(axis=0)
         for at in range(self.local.shape[1]):
             own = -1 if places is None else int(places[at])
             yield OrderLookup(
                 order=self.order,
                 ngram=self.names.ngram(self.ngrams[at]),
                 sampled=self._count(own),
+                at_most=None if most is None or most[at] == FULL else int(most[at]),
                 heads=tuple(
-                    self._head(
-                        head, at, [] if company is None else company[head].get(int(row), []), own
-                    )
+                    self._head(head, at, [] if company is None else company[head].get(int(row), []))
                     for head, row in enumerate(self.local[:, at])
                 ),
             )
@@ -215,8 +225,8 @@ class _Order:
             return None
         return int(self.company.sample.counts[place])
 
-    def _head(self, head: int, at: int, met: list[Company], own: int) -> Lookup:
-        others = [each for each in met if each.at != own]
+    def _head(self, head: int, at: int, met: list[Company]) -> Lookup:
+        others = [each for each in met if not self._same(each, at)]
         return Lookup(
             head=head,
             row=int(self.local[head, at]),
@@ -227,10 +237,15 @@ class _Order:
             others_known=len(others),
         )
 
+    def _same(self, company: Company, at: int) -> bool:
+        """Whether it is the n-gram that ends at a token."""
+        assert self.company is not None
+        return bool(np.array_equal(self.company.tokens[company.at], self.ngrams[at]))
+
     def _other(self, company: Company) -> OtherNgram:
         assert self.company is not None
-        tokens = self.company.sample.tokens[company.at]
-        return OtherNgram(text=self.names.ngram(tokens), count=company.count)
+        text = self.names.ngram(self.company.tokens[company.at])
+        return OtherNgram(text=text, count=company.count, exact=company.exact)
 
 
 def _ngrams(window: Window, layout: HashLayout, order: int) -> NDArray[np.int32]:
@@ -249,13 +264,3 @@ def _norms(rows: RowReader, layer: int, place: NDArray[np.int64]) -> NDArray[np.
     vectors = rows.vectors(layer, place.reshape(-1)).astype(np.float64)
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors)).reshape(place.shape)
     return np.asarray(norms, dtype=np.float32)
-
-
-def _hits(
-    rows: RowReader, layer: int, place: NDArray[np.int64], statistics: Statistics | None
-) -> NDArray[np.uint32] | None:
-    if rows.hits is not None:
-        return rows.hits(layer, place.reshape(-1)).reshape(place.shape)
-    if statistics is None:
-        return None
-    return statistics.hits(layer)[place]

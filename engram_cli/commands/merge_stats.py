@@ -20,6 +20,8 @@ from engram_cli.stats.figures import Figures, figures
 from engram_cli.stats.folder import FIXED_KEYS, Statistics, is_stats, read_stats, write_stats
 from engram_cli.stats.partial import EXACT, Partial, blank_for, partial_name
 from engram_cli.stats.sources import Sources, TooManySources
+from engram_cli.stats.watching import occurrences_of, sections_of
+from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import read_vocab
 
 
@@ -80,7 +82,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     counts = whole.counts
     if counts.joined:
         progress.note("documents were joined: n-grams that run from one part into the next miss")
-    found = _figures(whole, vocab)
+    found = figures_of(whole, read_vocab(vocab) if vocab.is_file() else None)
     sections, corpus = found.sections, _corpus(parts)
     left_out = sorted(
         {key for part in parts for key in part.document} - FIXED_KEYS - sections.keys() | dropped
@@ -117,26 +119,30 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     )
 
 
-def _figures(whole: Partial, vocab: Path) -> Figures:
-    """The figures of the whole, and among its sections those of the collectors."""
+def figures_of(whole: Partial, vocab: CompressedVocab | None) -> Figures:
+    """The figures of counts and partials, and among their sections those of the collectors.
+
+    Raises ArtifactError for partials that no counting leaves.
+    """
     counts = whole.counts
     watchers = [blank_for(name, counts.layout, state) for name, state in whole.collected.items()]
     for collector in watchers:
         collector.absorb(whole.collected[partial_name(collector)])
     exact = [collector for collector in watchers if isinstance(collector, ExactNgrams)]
-    read = read_vocab(vocab) if vocab.is_file() else None
-    found = figures(counts, read, [table.sample() for table in exact])
-    collected = {
-        collector.name: collector.section(counts)
-        for collector in watchers
-        if not isinstance(collector, ExactNgrams)
-    }
-    return replace(found, sections=found.sections | collected)
+    samples = [table.sample() for table in exact]
+    found = figures(counts, vocab, samples, occurrences_of(watchers))
+    return replace(found, sections=found.sections | sections_of(watchers, counts))
 
 
 def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, set[str]]:
     """All parts as one, and the names of what does not merge: exact counting that one of them
     lacks, sources that are too many together."""
+    earlier = [part for part in parts if part.occurrences() is None]
+    if earlier:
+        progress.note(
+            f"{earlier[0].path} was counted by an earlier version: the most frequent n-grams and "
+            "the figures by use go by a sample of n-grams; count it again for better ones"
+        )
     whole = _partial(parts[0])
     dropped = _exact(whole)
     progress.advance(1)

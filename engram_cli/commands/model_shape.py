@@ -6,17 +6,18 @@ a module, or a refusal.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram_cli.commands.geometry import RAW_ID_SCHEMES
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import read_json
 from engram_cli.formats.bundle_spec import decoder_index
 from engram_cli.formats.module_spec import DEFAULT_MODULE, KINDS, ModuleSpec, module_spec
 from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.vocab.compress import compress_vocab
 
 # The names that model families give to the same number, by the first one found.
@@ -26,6 +27,7 @@ _NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _NUM_DECODER_LAYERS = ("decoder_layers", "num_decoder_layers", *_NUM_LAYERS)
 _STREAMS = ("hc_mult", "hc_count")
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_rms_epsilon")
+_MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+/-]{0,99}")
 _DEFAULT_EPS = 1e-6
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 
@@ -68,7 +70,7 @@ def read_model_shape(checkpoint: Path) -> ModelShape:
             "choose a model without AltUp",
         )
     return ModelShape(
-        model_type=str(config.get("model_type", "unknown")),
+        model_type=_model_type(path, config.get("model_type", "unknown")),
         hidden_size=_size(path, text, _HIDDEN_SIZE),
         num_layers=_size(path, text, _NUM_DECODER_LAYERS if is_part else _NUM_LAYERS),
         vocab_size=_size(path, text, ("vocab_size",)) if "vocab_size" in text else None,
@@ -81,6 +83,13 @@ def read_model_shape(checkpoint: Path) -> ModelShape:
 def _eos(value: Any) -> int | None:
     first = value[0] if isinstance(value, list) and value else value
     return first if type(first) is int and first >= 0 else None
+
+
+def _model_type(path: Path, value: Any) -> str:
+    """A plain name: it goes into a model card, which hubs read as YAML and Markdown."""
+    if not isinstance(value, str) or not _MODEL_TYPE.fullmatch(value):
+        raise InputError(f"{path}: model_type is {value!r}", "a name such as llama was expected")
+    return value
 
 
 def _is_eps(value: Any) -> bool:
@@ -225,7 +234,7 @@ def check_vocabulary(
 
     A scheme that hashes raw ids only needs the size of the vocabulary to be the model's.
     """
-    if layout.scheme in RAW_ID_SCHEMES:
+    if takes_raw_ids(layout.scheme):
         if model.vocab_size is not None and layout.vocab_size != model.vocab_size:
             raise MismatchError(
                 f"the table hashes {layout.vocab_size:,} token ids, "

@@ -16,6 +16,7 @@ from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.folder import Statistics, read_stats
+from engram_cli.stats.known import HitsAt
 from engram_cli.table.codecs import CODECS
 from engram_cli.table.store import TableStore, open_table
 
@@ -59,6 +60,21 @@ def open_rows(found: Artifact, geometry: Geometry) -> RowReader:
     if half_built(found.path):
         open_table(found.path)  # raises, and says how to go on
     return _of_table(open_table(found.path))
+
+
+def hits_reader(rows: RowReader, layer: int, statistics: Statistics | None) -> HitsAt | None:
+    """What gives the hits of rows of `layer`, of any shape; None where none were counted.
+
+    Statistics are compressed: theirs are read once, and kept.
+    """
+    counted = rows.statistics or statistics
+    if rows.hits is not None and rows.statistics is None:
+        own = rows.hits
+        return lambda layer, at: own(layer, at.reshape(-1)).reshape(at.shape)
+    if counted is None:
+        return None
+    hits = counted.hits(layer)
+    return lambda layer, at: hits[at]
 
 
 def _of_table(table: TableStore) -> RowReader:

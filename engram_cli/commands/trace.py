@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.attach import BUNDLE_NAME
-from engram_cli.commands.geometry import RAW_ID_SCHEMES
 from engram_cli.errors import DependencyError, InputError, MismatchError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import short
+from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.report.place import check_page
 from engram_cli.vocab.compress import compress_vocab
-from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
+from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer, typed_text
 
 MAX_TOKENS = 4096
 
@@ -86,7 +86,8 @@ def trace_text(request: TraceRequest) -> TraceResult:
             "give the folder of a Hugging Face checkpoint",
         )
     tokenizer = load_tokenizer(request.tokenizer or request.checkpoint)
-    ids = tokenizer.encode(request.text)
+    text = typed_text(request.text)
+    ids = tokenizer.encode(text)
     if not 1 <= len(ids) <= MAX_TOKENS:
         raise InputError(
             f"the text has {len(ids)} tokens", f"give a text of 1 to {MAX_TOKENS} tokens"
@@ -95,7 +96,7 @@ def trace_text(request: TraceRequest) -> TraceResult:
     layers, untrained = _run(request, ids)
     result = TraceResult(
         ids=tuple(ids),
-        pieces=pieces_of(tokenizer, request.text, ids),
+        pieces=pieces_of(tokenizer, text, ids),
         layers=layers,
         untrained=untrained,
         report=request.report,
@@ -126,7 +127,7 @@ def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
     A scheme that hashes raw ids has no vocabulary to compare.
     """
     layout = read_bundle(bundle).spec.layout
-    if layout.scheme in RAW_ID_SCHEMES:
+    if takes_raw_ids(layout.scheme):
         return
     digest = compress_vocab(tokenizer).digest
     if digest != layout.vocab_digest:

@@ -203,7 +203,10 @@ def _statistics(
     files = [file for file in path.rglob("*") if file.is_file()]
     found.files, found.stored_bytes = len(files), sum(file.stat().st_size for file in files)
     statistics = read_stats(path)
-    found.take("hits, sample and figures", stats_problems(statistics, progress))
+    vocab = companions.vocabulary(statistics.layout, progress)
+    problems, left = stats_problems(statistics, vocab, progress)
+    found.take("hits, sample and figures", problems)
+    found.not_checked += left
     _layout(statistics.layout, found)
     _vocabulary(statistics.layout, companions, found)
 

@@ -1,27 +1,48 @@
-"""Verifying a statistics folder: hits, samples, partials, and the figures that follow from them."""
+"""Verifying a statistics folder: hits, samples, partials, and every figure that follows from them.
+
+The figures are computed again as `hash-stats --merge` computes them, and compared with stats.json
+key by key, so that a new figure is verified without a line here.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from engram_cli.commands.merge_stats import figures_of
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import Progress
-from engram_cli.stats.exact import ExactNgrams
-from engram_cli.stats.figures import figures
-from engram_cli.stats.folder import COUNTERS, DOCUMENT, SAMPLE, Statistics
-from engram_cli.stats.partial import blank_for
+from engram_cli.stats.folder import (
+    COUNTERS,
+    DOCUMENT,
+    FIXED_KEYS,
+    Statistics,
+    figures_document,
+)
+from engram_cli.stats.partial import EXACT, Partial
 from engram_cli.stats.partial_files import LONG
 from engram_cli.stats.totals import Counts
 from engram_cli.table.attributes import group_problem
+from engram_cli.version import __version__
+from engram_cli.vocab.compress import CompressedVocab
 
-_FIGURES = ("occupied", "max_hits", "full_rows", "rows")
+_MOST_PROBLEMS = 20
+_CLOSE = 1e-9  # what another processor may round otherwise
+# What names an entry of a list in a message.
+_NAMES = ("layer", "order", "head", "row", "tokens", "factor")
 
 
-def stats_problems(statistics: Statistics, progress: Progress) -> list[str]:
-    """What is wrong with the counters, the sample, the partials, or the figures in stats.json.
+def stats_problems(
+    statistics: Statistics, vocab: CompressedVocab | None, progress: Progress
+) -> tuple[list[str], list[str]]:
+    """What is wrong with the counters, the sample, the partials, or the figures in stats.json, and
+    which figures cannot be computed again.
 
-    Every column's hits must sum to the tokens, and the sampled counts must fit in their rows.
+    `vocab`: the vocabulary of the layout, which gives n-grams their texts.
     """
     hits, problems = {}, _group_problems(statistics)
     progress.start("verify", len(statistics.layout.layers), "layers")
@@ -33,10 +54,11 @@ def stats_problems(statistics: Statistics, progress: Progress) -> list[str]:
         progress.advance(1)
     try:
         samples = statistics.samples()
+        partials = statistics.partials()
     except ArtifactError as error:
-        return [*problems, error.message]
+        return [*problems, error.message], []
     if problems:
-        return problems
+        return problems, []
     counts = Counts(
         layout=statistics.layout,
         tokens=statistics.tokens,
@@ -46,11 +68,9 @@ def stats_problems(statistics: Statistics, progress: Progress) -> list[str]:
         samples=samples,
     )
     try:
-        return _figure_problems(counts, statistics.document) + _partial_problems(statistics, counts)
+        return _figure_problems(statistics, Partial(counts=counts, collected=partials), vocab)
     except ArtifactError as error:
-        return [error.message]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        return [f"{statistics.path / DOCUMENT}: its figures cannot be read: {error!r}"]
+        return [error.message], []
 
 
 def _group_problems(statistics: Statistics) -> list[str]:
@@ -60,48 +80,87 @@ def _group_problems(statistics: Statistics) -> list[str]:
     return [problem for problem in found if problem is not None]
 
 
-def _partial_problems(statistics: Statistics, counts: Counts) -> list[str]:
-    """Sections that differ from those that the stored partials give. Raises ArtifactError."""
-    problems = []
-    for name, state in statistics.partials().items():
-        collector = blank_for(name, counts.layout, state)
-        collector.absorb(state)
-        if isinstance(collector, ExactNgrams):  # no section of its own
+def _figure_problems(
+    statistics: Statistics, whole: Partial, vocab: CompressedVocab | None
+) -> tuple[list[str], list[str]]:
+    """Figures of stats.json that differ from those computed again. Raises ArtifactError."""
+    document = statistics.document
+    again = _again(whole, vocab)
+    exact = any(name.startswith(EXACT) for name in whole.collected)
+    claimed = any(isinstance(e, dict) and e.get("exact") is True for e in document["orders"])
+    complete = all(sample.exact for sample in whole.counts.samples)
+    left: dict[str, str] = {}
+    if claimed and not exact and not complete:  # so many n-grams are not kept
+        reason = "the n-grams that were counted exactly are not kept"
+        left = {key: reason for key in again if key not in ("tokens", "documents", "row_hits")}
+    for key in document.keys() - again.keys() - FIXED_KEYS:
+        left[key] = "what it comes from is not kept"
+    problems: list[str] = []
+    for key in sorted(again):
+        if key in left or (key not in document and _is_older(document)):
             continue
-        section = json.loads(json.dumps(collector.section(counts)))
-        if statistics.document.get(collector.name) != section:
-            problems.append(f"'{collector.name}' of {DOCUMENT} is not what its partial gives")
-    return problems
+        found = list(_differences(f"'{key}'", document.get(key), again[key], document))
+        if found and any(path.endswith("text") for path, _ in found):
+            plain = _again(whole, None)[key]  # counted where no vocabulary was at hand
+            unnamed = list(_differences(f"'{key}'", document.get(key), plain, document))
+            found = min(found, unnamed, key=len)
+            if vocab is None:
+                left[f"texts of {key}"] = "the vocabulary is not at hand"
+                found = [each for each in found if not each[0].endswith("text")]
+        problems += [f"{path} of {DOCUMENT} {what}" for path, what in found]
+    if len(problems) > _MOST_PROBLEMS:
+        problems[_MOST_PROBLEMS:] = [f"{len(problems) - _MOST_PROBLEMS} more figures are wrong"]
+    return problems, [f"{key}: {reason}" for key, reason in sorted(left.items())]
 
 
-def _figure_problems(counts: Counts, document: dict[str, Any]) -> list[str]:
-    """Figures that differ from those that the counters and the sample give."""
-    again = figures(counts)
-    problems = []
-    stored = {(c["layer"], c["order"], c["head"]): c for c in document["columns"]}
-    for column in again.columns:
-        place = f"layer {column.layer}, order {column.order}, head {column.head}"
-        own = stored.get((column.layer, column.order, column.head))
-        if own is None:
-            problems.append(f"{DOCUMENT} has no figures of {place}")
-            continue
-        problems += [
-            f"{place}: {name} is {own[name]!r} in {DOCUMENT}, {getattr(column, name)!r} in the "
-            f"{COUNTERS}"
-            for name in _FIGURES
-            if own[name] != getattr(column, name)
-        ]
-    if "row_hits" in document and document["row_hits"] != again.sections["row_hits"]:
-        problems.append(f"'row_hits' of {DOCUMENT} is not what the {COUNTERS} give")
-    problems += [
-        f"order {entry['order']}: {entry['windows']:,} windows, {counts.tokens:,} tokens"
-        for entry in document["orders"]
-        if entry["windows"] != counts.tokens
-    ]
-    for order, entry in zip(again.orders, document["orders"], strict=True):
-        if not entry["exact"] and entry["distinct"] != order.distinct:
-            problems.append(
-                f"order {order.order}: {entry['distinct']!r} different n-grams in {DOCUMENT}, "
-                f"{order.distinct!r} in {SAMPLE}"
-            )
-    return problems
+def _again(whole: Partial, vocab: CompressedVocab | None) -> dict[str, Any]:
+    """The figures as stats.json would have them."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # hits of 0 under an n-gram, if damaged
+        found = figures_of(whole, vocab)
+    document = figures_document(whole.counts, found.orders, found.columns) | found.sections
+    value: dict[str, Any] = json.loads(json.dumps(document))
+    return value
+
+
+def _is_older(document: dict[str, Any]) -> bool:
+    return document.get("tool_version") != __version__
+
+
+def _differences(
+    path: str, stored: Any, again: Any, document: dict[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """(where, what) for each value that is another one in stats.json."""
+    if isinstance(stored, dict) and isinstance(again, dict):
+        for key in sorted(stored.keys() | again.keys()):
+            if key not in stored:
+                if not _is_older(document):
+                    yield f"{path} {key}", "is missing"
+            elif key not in again:
+                yield f"{path} {key}", f"is {stored[key]!r}, and does not follow from the counts"
+            else:
+                yield from _differences(f"{path} {key}", stored[key], again[key], document)
+    elif isinstance(stored, list) and isinstance(again, list) and len(stored) == len(again):
+        for index, (own, other) in enumerate(zip(stored, again, strict=True)):
+            yield from _differences(f"{path} {_name(other, index)}", own, other, document)
+    elif not _are_equal(stored, again):
+        yield path, f"is {_shown(stored)}, not {_shown(again)}"
+
+
+def _name(entry: Any, index: int) -> str:
+    """How an entry of a list is named: by its numbers, else by its place."""
+    own = entry if isinstance(entry, dict) else {}
+    numbers = [f"{name} {own[name]}" for name in _NAMES if isinstance(own.get(name), int)]
+    return ", ".join(numbers) or f"[{index}]"
+
+
+def _are_equal(stored: Any, again: Any) -> bool:
+    if isinstance(stored, bool) or isinstance(again, bool):
+        return stored is again
+    if isinstance(stored, int | float) and isinstance(again, float):
+        return math.isclose(stored, again, rel_tol=_CLOSE, abs_tol=1e-12)
+    return type(stored) is type(again) and bool(stored == again)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

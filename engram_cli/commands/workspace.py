@@ -49,7 +49,9 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"cannot read {path}: {error}", "mend or remove it") from None
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise InputError(f"{path} is nested without end", "fix or remove it") from None
+    except ValueError as error:  # TOMLDecodeError, and numbers and dates that are none
         raise InputError(f"{path}: {error}", "mend the line or remove the file") from None
     for name, table in tables.items():
         if not isinstance(table, dict):

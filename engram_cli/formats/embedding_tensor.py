@@ -6,7 +6,6 @@ the one tensor are read; no configuration, no torch, no pickle. Headers are untr
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import read_json
 from engram_cli.formats.tensors import header_length
 from engram_cli.table.checksum import Checksum
+from engram_cli.untrusted import parse_json
 
 Side = Literal["input", "output"]
 
@@ -146,10 +146,10 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = header_length(start, size, str(path))
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", "check the checkpoint") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ArtifactError(f"{path} has no safetensors header", "take it again") from None
     if not isinstance(header, dict):
         raise ArtifactError(f"{path} has no safetensors header", "take it again")
@@ -163,8 +163,8 @@ def _tensor(path: Path, name: str) -> EmbeddingTensor:
     if not isinstance(entry, dict):
         raise ArtifactError(f"{path} has no tensor {name}", "take the checkpoint again")
     code, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if code not in _TYPES:
-        raise InputError(f"{name} in {path} is {code}", "embeddings must be F32, F16 or BF16")
+    if not isinstance(code, str) or code not in _TYPES:
+        raise InputError(f"{name} in {path} is {code!r}", "embeddings must be F32, F16 or BF16")
     numbers = list(_counts(shape)) + list(_counts(offsets))
     good = len(numbers) == 4 and all(n >= 0 for n in numbers)
     if not good or not (0 < numbers[0] < 2**31 and 0 < numbers[1] <= _LARGEST):

@@ -148,6 +148,8 @@ class TableReference:
         if not all(map(_is_hits, hits)) or any(map(_is_hits, document["files"])):
             raise ValueError("the table's hits are files of something else")
         listed = {**document["files"], **hits}
+        if any(not isinstance(entry, list) or len(entry) != 2 for entry in listed.values()):
+            raise ValueError("the table has a file without size and checksum")
         texts = [path, digest, *(entry[1] for entry in listed.values())]
         sizes = [entry[0] for entry in listed.values()]
         if not all(isinstance(text, str) for text in texts) or not path or "\0" in path:

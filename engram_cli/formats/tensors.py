@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from engram_cli.errors import ArtifactError
+from engram_cli.untrusted import parse_json
 
 Array = NDArray[Any]
 
 # Data begins on a page, so that a map of it is aligned for every dtype and for direct I/O.
 ALIGNMENT = 4096
 MAX_HEADER_BYTES = 16 * 2**20
+MAX_AXES = 8
 _PIECE_BYTES = 4 * 2**20  # hashed and written while it is in the cache
 
 _CODES = {
@@ -154,10 +156,10 @@ def read_header(start: bytes, size: int, what: str) -> dict[str, TensorPlace]:
     """
     length = header_length(start, size, what)
     try:
-        header = json.loads(start[8 : 8 + length])
+        header = parse_json(start[8 : 8 + length])
         header.pop("__metadata__", None)
         places = {name: _place(name, entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{what} has no safetensors header: {error}", _REMAKE) from None
     end = 8 + length
     for place in sorted(places.values(), key=lambda place: (place.begin, place.spec.nbytes)):
@@ -206,14 +208,20 @@ _REMAKE = "the file is damaged: write the bundle again with engram attach --forc
 
 
 def _place(name: str, entry: Any, data_begin: int) -> TensorPlace:
-    shape = entry["shape"]
-    begin, end = entry["data_offsets"]
+    shape, offsets = entry["shape"], entry["data_offsets"]
     if entry["dtype"] not in _NAMES:
         raise ValueError(f"tensor {name} has dtype {entry['dtype']!r}")
-    numbers = [*shape, begin, end]
-    if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in numbers):
+    # Before they are multiplied: the product of a long shape has as many digits as the header.
+    if not (_are_counts(shape, most=MAX_AXES) and _are_counts(offsets, most=2)):
         raise ValueError(f"tensor {name} has a shape or offsets that are no counts")
+    begin, end = offsets
     spec = TensorSpec(name=name, dtype=_NAMES[entry["dtype"]], shape=tuple(shape))
     if end - begin != spec.nbytes:
         raise ValueError(f"tensor {name} has {end - begin} bytes, its shape has {spec.nbytes}")
     return TensorPlace(spec=spec, begin=data_begin + begin)
+
+
+def _are_counts(values: Any, *, most: int) -> bool:
+    if not isinstance(values, list) or len(values) > most:
+        return False
+    return all(type(value) is int and 0 <= value < 2**63 for value in values)

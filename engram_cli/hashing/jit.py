@@ -11,9 +11,18 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from engram_cli.errors import DependencyError
+
 
 def kernel(*signatures: str, cache: bool = True) -> Callable[[Any], Any]:
-    """Compile for `signatures`, without the disk cache where no folder for it is writable."""
+    """Compile for `signatures`, without the disk cache where no folder for it is writable.
+
+    Raises DependencyError where Numba is told not to compile: the kernels use machine intrinsics,
+    and in Python their unsigned arithmetic would not wrap.
+    """
+    settings: Any = config
+    if settings.DISABLE_JIT:
+        raise DependencyError("NUMBA_DISABLE_JIT is set, and kernels must be compiled", "unset it")
 
     def compile_kernel(function: Any) -> Any:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}

@@ -170,7 +170,7 @@ class HashLayout:
         Raises ArtifactError when it is not a layout, MismatchError for another vocabulary.
         """
         try:
-            if value["version"] > VERSION:
+            if _count(value["version"]) > VERSION:
                 raise ArtifactError(
                     f"the layout has version {value['version']}, newer than {VERSION}",
                     "upgrade engram",
@@ -178,19 +178,19 @@ class HashLayout:
             layout = cls(
                 scheme=str(value["scheme"]),
                 orders=_integers(value["orders"]),
-                heads=int(value["heads"]),
+                heads=_count(value["heads"]),
                 fold=cast(Fold, value["fold"]),
-                filler_id=int(value["filler_id"]),
-                eos_id=None if value["eos_id"] is None else int(value["eos_id"]),
-                compressed_size=int(value["compressed_size"]),
-                vocab_digest=value["vocab_digest"],
+                filler_id=_count(value["filler_id"]),
+                eos_id=None if value["eos_id"] is None else _count(value["eos_id"]),
+                compressed_size=_count(value["compressed_size"]),
+                vocab_digest=_text_or_none(value["vocab_digest"]),
                 layers=tuple(
                     LayerHash(
-                        layer=int(entry["layer"]),
+                        layer=_count(entry["layer"]),
                         multipliers=_integers(entry["multipliers"]),
                         moduli=_integers(entry["moduli"]),
                         salts=_integers(entry["salts"]),
-                        rows=int(entry["rows"]),
+                        rows=_count(entry["rows"]),
                     )
                     for entry in value["layers"]
                 ),
@@ -209,7 +209,21 @@ def short(digest: str | None) -> str:
 def _integers(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or len(values) > MAX_ORDER * MAX_HEADS:
         raise ValueError("a list of integers was expected")
+    if not all(type(value) in (int, str) for value in values):
+        raise ValueError("a list of integers was expected")
     return tuple(int(value) for value in values)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _text_or_none(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{value!r} is no digest")
+    return value
 
 
 def check_shape(orders: Sequence[int], heads: int, layers: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 VOID = {"meta", "link", "br", "hr", "col"}
 _JOINERS = "\u200c\u200d"  # needed to write some scripts, and emoji
 _SIGNS = {" ": "␣", "␣": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
+# Controls but white space, marks of direction, halves of surrogate pairs.
+_ACTING = re.compile(
+    "[\0-\x08\x0b\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _MOST_SHOWN = 240  # characters of an n-gram
 
 
@@ -48,9 +53,9 @@ def join(children: Iterable[object]) -> Html:
 
 
 def escape(text: str) -> Html:
-    """Text for an element or a quoted attribute; characters UTF-8 cannot say become U+FFFD."""
-    plain = text.encode("utf-8", "replace").decode("utf-8") if _has_surrogates(text) else text
-    return Html(html.escape(plain, quote=True).replace("\0", "\ufffd"))
+    """Text for an element or a quoted attribute; U+FFFD for characters that UTF-8 cannot say, that
+    HTML may not hold, or that would reorder what stands around them."""
+    return Html(html.escape(_ACTING.sub("\ufffd", text), quote=True))
 
 
 def embed_json(value: Any, name: str) -> Html:
@@ -95,10 +100,6 @@ def _sign(character: str) -> str | None:
     if kind in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs") and character not in _JOINERS:
         return f"\\u{{{ord(character):x}}}"
     return None
-
-
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _short(value: object) -> str:

@@ -30,6 +30,11 @@ def count(value: Any) -> str:
     return f"{number(value):,.0f}"
 
 
+def times(entry: Any) -> str:
+    """The count of an n-gram, as an upper bound where it is not `exact`."""
+    return ("" if entry.get("exact", True) is True else "≤\u202f") + count(entry["count"])
+
+
 def brief(value: float) -> str:
     """A count in three digits: 950, 1.2 k, 63.7 M."""
     for step, letter in _STEPS:

@@ -1,7 +1,8 @@
 """Which n-grams share a row: row hits and n-gram samples in, figures by order and by head out.
 
 An n-gram of the sample is alone on its row exactly when the row has no more hits than it has
-occurrences. Beside each figure stands what an ideal random hash would give for as many n-grams.
+occurrences. Shares of n-grams come from the sample of n-grams, shares of occurrences from
+`stats.by_use`. Each figure has the one of an ideal random hash for as many n-grams next to it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.hashing.hasher import LayerPlan, plan_layer
+from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats import kernels
+from engram_cli.stats.by_use import Uses
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.ideal import ALARM, Flag, flag, ideal_occupied, occupied_variance
+from engram_cli.stats.known import ngram_rows
 from engram_cli.stats.totals import FULL, Counts
 
 _STEP = 2**17  # n-grams hashed together
@@ -79,12 +82,16 @@ def order_stats(counts: Counts, samples: Sequence[NgramSample] = ()) -> tuple[Or
     )
 
 
-def column_stats(counts: Counts, samples: Sequence[NgramSample] = ()) -> tuple[ColumnStats, ...]:
+def column_stats(
+    counts: Counts, samples: Sequence[NgramSample] = (), uses: Sequence[Uses | None] = ()
+) -> tuple[ColumnStats, ...]:
     """The figures of each column, by layer, order and head.
 
-    `samples`: n-grams to go by in the place of those in `counts`, one sample an order.
+    `samples`: n-grams to go by in the place of those in `counts`, one sample an order. `uses`: what
+    figures by use go by, as `stats.by_use` gives it; else they go by the samples too.
     """
-    return tuple(_columns(counts, samples or counts.samples))
+    samples = samples or counts.samples
+    return tuple(_columns(counts, samples, uses or [None] * len(samples)))
 
 
 def ideal_occupied_error(rows: int, ngrams: float, ngrams_error: float) -> float:
@@ -102,19 +109,6 @@ def ideal_shared(rows: int, ngrams: float) -> float:
     return -math.expm1(max(ngrams - 1.0, 0.0) * math.log1p(-1.0 / rows))
 
 
-def sample_rows(sample: NgramSample, plan: LayerPlan, order: int, heads: int) -> NDArray[np.uint32]:
-    """uint32[heads, S]: the head-local rows of the n-grams of a sample.
-
-    The n-grams are laid end to end and hashed as one stream; every n-th position is one of them.
-    """
-    tokens = sample.tokens.reshape(-1)
-    rows = np.empty((heads, len(tokens)), dtype=np.uint32)
-    history = plan.multipliers.shape[1] - 1
-    stream = np.concatenate([np.zeros(history, dtype=np.int32), tokens])
-    plan.of_order(order).columns(stream, np.full(len(tokens), sample.order, dtype=np.uint8), rows)
-    return rows[:, sample.order - 1 :: sample.order]
-
-
 def shared_by_head(
     counts: Counts, entry: LayerHash, index: int, sample: NgramSample
 ) -> NDArray[np.bool_]:
@@ -125,43 +119,45 @@ def shared_by_head(
     shared = np.empty((heads, len(sample.counts)), dtype=np.bool_)
     for begin in range(0, shared.shape[1], _STEP):
         part = sample.take(slice(begin, begin + _STEP))
-        rows = sample_rows(part, plan, index, heads) + offsets[:, None]
+        rows = ngram_rows(part.tokens, plan, index, heads) + offsets[:, None]
         shared[:, begin : begin + _STEP] = part.counts < counts.hits[entry.layer][rows]
     return shared
 
 
-def _columns(counts: Counts, samples: Sequence[NgramSample]) -> Iterator[ColumnStats]:
+def _columns(
+    counts: Counts, samples: Sequence[NgramSample], uses: Sequence[Uses | None]
+) -> Iterator[ColumnStats]:
     heads = counts.layout.heads
     chance = ALARM / (len(counts.layout.layers) * counts.layout.columns)
     for entry in counts.layout.layers:
         hits = counts.hits[entry.layer]
-        for index, sample in enumerate(samples):
+        for index, (sample, use) in enumerate(zip(samples, uses, strict=True)):
             shared = shared_by_head(counts, entry, index, sample)
+            clean = None if use is None else use.clean(counts, entry)
             for head in range(heads):
                 column = index * heads + head
                 begin, modulus = entry.offsets[column], entry.moduli[column]
                 own = hits[begin : begin + modulus]
-                yield _column(entry.layer, head, counts.tokens, sample, own, shared[head], chance)
+                if use is None or clean is None:
+                    by_use = share_of_occurrences(sample, shared[head])
+                else:
+                    by_use = use.mean(np.ones(len(use.counts)), -clean[head].astype(np.float64))
+                yield _column(entry.layer, head, sample, own, shared[head], by_use, chance)
 
 
 def _column(
     layer: int,
     head: int,
-    windows: int,
     sample: NgramSample,
     hits: NDArray[np.uint32],
     shared: NDArray[np.bool_],
+    by_use: tuple[float, float],
     chance: float,
 ) -> ColumnStats:
     sums = np.zeros(6, dtype=np.uint64)
     kernels.sum_column(hits, sums)
-    occupied, largest, full, _, high, low = map(int, sums)
-    counts = sample.counts.astype(np.float64)
-    squares = Squares(
-        all=_all_squares(high * 2**32 + low, windows, len(hits)), sampled=float(np.sum(counts**2))
-    )
+    occupied, largest, full, *_ = map(int, sums)
     by_ngram, by_ngram_error = share_of_ngrams(sample, shared)
-    by_use, by_use_error = share_of_occurrences(sample, shared, windows, squares)
     ideal = ideal_occupied(len(hits), sample.distinct)
     ideal_error = ideal_occupied_error(len(hits), sample.distinct, sample.distinct_error)
     return ColumnStats(
@@ -175,20 +171,12 @@ def _column(
         flag=flag(occupied, len(hits), sample.distinct, sample.distinct_error, chance),
         shared=by_ngram,
         shared_error=by_ngram_error,
-        shared_occurrences=by_use,
-        shared_occurrences_error=by_use_error,
+        shared_occurrences=by_use[0],
+        shared_occurrences_error=by_use[1],
         ideal_shared=ideal_shared(len(hits), sample.distinct),
         max_hits=min(largest, FULL),
         full_rows=full,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Squares:
-    """The sum of the squared counts of all n-grams (estimated from row hits) and of the sampled."""
-
-    all: float
-    sampled: float
 
 
 def share_of_ngrams(sample: NgramSample, shared: NDArray[np.bool_]) -> tuple[float, float]:
@@ -203,15 +191,12 @@ def share_of_ngrams(sample: NgramSample, shared: NDArray[np.bool_]) -> tuple[flo
     return share, math.sqrt(unseen * _spread(share, size) / (size - 1))
 
 
-def share_of_occurrences(
-    sample: NgramSample, shared: NDArray[np.bool_], windows: int, squares: Squares
-) -> tuple[float, float]:
-    """The share of the occurrences whose n-gram is `shared` bool[S], and its standard error.
+def share_of_occurrences(sample: NgramSample, shared: NDArray[np.bool_]) -> tuple[float, float]:
+    """The share of the occurrences whose n-gram is `shared` bool[S], by the sample of n-grams.
 
-    A ratio estimate from the sample. Its error is the greater of two: the linearised error of the
-    ratio, and the error if sharing does not depend on frequency, which knows about the frequent
-    n-grams that the sample missed (they are in the squared row hits). Source of the first: Cochran,
-    "Sampling Techniques" (1977), section 6.3.
+    Exact where that is complete. Else its standard error, that of a ratio, is too small where
+    frequent n-grams decide, which the sample does not know. Source: Cochran, "Sampling Techniques"
+    (1977), section 6.3.
     """
     size = len(shared)
     counts = sample.counts.astype(np.float64)
@@ -219,22 +204,11 @@ def share_of_occurrences(
     if size == 0:
         return 0.0, 0.0
     share = float(np.sum(counts[shared])) / total
-    missed = windows - total
-    if sample.exact or missed <= 0.0:
+    if sample.exact:
         return share, 0.0
-    residual = float(np.sum((counts * (shared - share)) ** 2))
     unseen = max(1.0 - size / sample.distinct, 0.0)
-    linear = math.sqrt(unseen * residual * size / (size - 1)) / total
-    others = max(squares.all - squares.sampled, 0.0)
-    by_ngram = _spread(int(np.count_nonzero(shared)) / size, size)
-    variance = by_ngram * (squares.sampled / total**2 + others / missed**2)
-    return share, max(linear, missed / windows * math.sqrt(variance))
-
-
-def _all_squares(row_squares: int, windows: int, rows: int) -> float:
-    """The sum of the squared counts of all n-grams, from that of the rows they fall on."""
-    mean = windows * windows / rows
-    return max(row_squares - mean, 0.0) / (1.0 - 1.0 / rows)
+    residual = float(np.sum((counts * (shared - share)) ** 2))
+    return share, math.sqrt(unseen * residual * size / (size - 1)) / total
 
 
 def _spread(share: float, size: int) -> float:

@@ -1,4 +1,4 @@
-"""Which n-grams of a sample lie on given rows: statistics and rows in, n-grams by row out."""
+"""Which known n-grams lie on given rows: statistics and rows in, n-grams by row out."""
 
 from __future__ import annotations
 
@@ -9,52 +9,98 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout, LayerHash
-from engram_cli.stats.collisions import sample_rows
 from engram_cli.stats.distinct import NgramSample, hash_ngrams
+from engram_cli.stats.folder import Statistics
+from engram_cli.stats.known import HitsAt, at_most, least_hits, ngram_rows, places_in
+from engram_cli.stats.occurrences import Drawn, drawn_ngrams
 
 _STEP = 2**17  # n-grams hashed together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Company:
-    """An n-gram on a row: its place in the sample, and how often it occurred."""
+    """An n-gram on a row: its place among those known, and how often it occurred, or at most."""
 
     at: int
     count: int
+    exact: bool
 
 
 class RowCompany:
-    """The n-grams of an order's sample by the rows of a layer they fall on, for rows asked for."""
+    """The known n-grams of an order by the rows of a layer they fall on, for rows asked for."""
 
-    def __init__(self, layout: HashLayout, entry: LayerHash, sample: NgramSample) -> None:
+    def __init__(
+        self,
+        layout: HashLayout,
+        entry: LayerHash,
+        sample: NgramSample,
+        drawn: Drawn | None,
+        hits_at: HitsAt,
+        positions: int,
+    ) -> None:
+        """`hits_at`: the hits of rows of the layer; `positions`: the tokens of the corpus."""
         self.sample = sample
+        self.tokens = sample.tokens
+        if drawn is not None and not sample.exact:
+            others = drawn.tokens[places_in(sample, drawn.hashes) < 0]
+            self.tokens = np.concatenate([sample.tokens, others])
+        self._layout, self._entry = layout, entry
         self._index = layout.orders.index(sample.order)
-        self._heads = layout.heads
         self._plan = plan_layer(layout, entry)
+        self._hits_at, self._positions = hits_at, positions
 
     def on(self, rows: NDArray[np.integer]) -> list[dict[int, list[Company]]]:
         """By head, for rows [H, n] of it: row -> its n-grams, the most frequent first."""
         wanted = [np.unique(own) for own in rows]
-        met: list[dict[int, list[Company]]] = [{} for _ in wanted]
-        for begin in range(0, len(self.sample.counts), _STEP):
-            part = self.sample.take(slice(begin, begin + _STEP))
-            fallen = sample_rows(part, self._plan, self._index, self._heads)
+        places: list[list[NDArray[np.int64]]] = [[] for _ in wanted]
+        fallen: list[list[NDArray[np.uint32]]] = [[] for _ in wanted]
+        for begin in range(0, len(self.tokens), _STEP):
+            part = ngram_rows(
+                self.tokens[begin : begin + _STEP], self._plan, self._index, self._layout.heads
+            )
             for head, own in enumerate(wanted):
-                for at in np.flatnonzero(np.isin(fallen[head], own)).tolist():
-                    company = Company(at=begin + at, count=int(part.counts[at]))
-                    met[head].setdefault(int(fallen[head, at]), []).append(company)
-        for of_head in met:
-            for found in of_head.values():
-                found.sort(key=lambda company: (-company.count, company.at))
-        return met
+                at = np.flatnonzero(np.isin(part[head], own))
+                places[head].append(begin + at)
+                fallen[head].append(part[head][at])
+        counts = self._counts(np.concatenate([each for own in places for each in own]))
+        return [
+            self._by_row(np.concatenate(own), np.concatenate(on), counts)
+            for own, on in zip(places, fallen, strict=True)
+        ]
 
     def find(self, ngrams: NDArray[np.int32]) -> NDArray[np.int64]:
         """int64[T]: the places of n-grams [T, n] in the sample, -1 for those it does not hold."""
-        hashes = hash_ngrams(np.ascontiguousarray(ngrams))
-        places = np.searchsorted(self.sample.hashes, hashes)
-        inside = places < len(self.sample.hashes)
-        places[~inside] = 0
-        if len(self.sample.hashes) == 0:
-            return np.full(len(hashes), -1, dtype=np.int64)
-        found = inside & (self.sample.hashes[places] == hashes)
-        return np.where(found, places, -1)
+        return places_in(self.sample, hash_ngrams(np.ascontiguousarray(ngrams)))
+
+    def _counts(self, places: NDArray[np.int64]) -> dict[int, int]:
+        """By place: how often those n-grams occur, those that are not of the sample at most."""
+        own = np.unique(places)
+        exact, others = own[own < len(self.sample.counts)], own[own >= len(self.sample.counts)]
+        found = least_hits(self._layout, [self._entry], self.tokens[others], self._hits_at)
+        bounds = at_most(found, self._positions)
+        counts = np.concatenate([self.sample.counts[exact], bounds])
+        return dict(zip(own.tolist(), counts.tolist(), strict=True))
+
+    def _by_row(
+        self, places: NDArray[np.int64], rows: NDArray[np.uint32], counts: dict[int, int]
+    ) -> dict[int, list[Company]]:
+        met: dict[int, list[Company]] = {}
+        for at, row in zip(places.tolist(), rows.tolist(), strict=True):
+            company = Company(at=at, count=counts[at], exact=at < len(self.sample.counts))
+            met.setdefault(row, []).append(company)
+        for found in met.values():
+            found.sort(key=lambda company: (-company.count, company.at))
+        return met
+
+
+def companies(statistics: Statistics, entry: LayerHash, hits_at: HitsAt) -> tuple[RowCompany, ...]:
+    """For each order those that statistics know. Raises ArtifactError."""
+    layout, occurrences = statistics.layout, statistics.occurrences()
+    drawn = None if occurrences is None else drawn_ngrams(occurrences, layout.orders)
+    return tuple(
+        RowCompany(
+            layout, entry, sample, None if drawn is None else drawn[index], hits_at,
+            statistics.tokens,
+        )
+        for index, sample in enumerate(statistics.samples())
+    )  # fmt: skip

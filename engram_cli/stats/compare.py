@@ -1,4 +1,4 @@
-"""What vocabulary compression is worth: the corpus hashed with raw token ids beside it.
+"""What vocabulary compression is worth: the corpus hashed with raw token ids too.
 
 The twin of a layout has the same geometry and takes token ids as they are. Passages in, the section
 "uncompressed" of stats.json out.
@@ -11,17 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from engram_cli.errors import InputError
+from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.hasher import Window
 from engram_cli.hashing.layout import INT64, HashLayout
 from engram_cli.stats import kernels
+from engram_cli.stats.by_use import uses_of
 from engram_cli.stats.collector import Looker
 from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.counters import Counter, pending_bytes, scratch_bytes
 from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE, NgramSample, sampler_bytes
+from engram_cli.stats.exact import EXACT, Budget, exact_ngrams
+from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
 from engram_cli.stats.passage import Passage
 from engram_cli.stats.samples import merged, samples_of, samples_state
-from engram_cli.stats.state import State, nested, part_of, take, take_into, take_scalar
+from engram_cli.stats.state import (
+    State,
+    nested,
+    numbered,
+    part_of,
+    take,
+    take_into,
+    take_scalar,
+)
 from engram_cli.stats.totals import Counts
 
 
@@ -30,11 +41,14 @@ class Uncompressed(Looker):
 
     name = "uncompressed"
 
-    def __init__(self, layout: HashLayout, sample_size: int) -> None:
-        """Raises InputError for a layout that takes token ids as they are."""
+    def __init__(self, layout: HashLayout, sample_size: int, exact: Budget | None = None) -> None:
+        """`exact`: every n-gram is counted, in so much memory. Raises InputError for a layout that
+        takes token ids as they are."""
         self.layout = uncompressed_twin(layout)
         self._size = sample_size
-        self._counter = Counter(self.layout, sample_size)
+        self._exact = () if exact is None else exact_ngrams(self.layout, exact)
+        self._occurrences = Occurrences(self.layout)
+        self._counter = Counter(self.layout, sample_size, (*self._exact, self._occurrences))
         self._scratch = self._counter.scratch()
         blank = np.full(layout.max_order - 1, self.layout.filler_id, dtype=np.int32)
         self._history = blank
@@ -43,12 +57,14 @@ class Uncompressed(Looker):
     @classmethod
     def blank_for(cls, layout: HashLayout, state: State) -> Uncompressed:
         """One that can absorb a partial. Raises ArtifactError."""
-        return cls(layout, take_scalar(state, "samples/0/size", LEAST_SAMPLE, MOST_SAMPLE))
+        exact = Budget(None) if part_of(state, EXACT) else None
+        return cls(layout, take_scalar(state, "samples/0/size", LEAST_SAMPLE, MOST_SAMPLE), exact)
 
     @property
     def memory(self) -> int:
         """Counters and samples once more."""
         samples = sum(sampler_bytes(order, self._size) for order in self.layout.orders)
+        samples += self._occurrences.memory
         scratch = pending_bytes(self.layout) + scratch_bytes(self.layout)
         return 4 * sum(entry.rows for entry in self.layout.layers) + samples + scratch
 
@@ -70,14 +86,30 @@ class Uncompressed(Looker):
         """Hits and samples, as those of the layout itself."""
         self._counter.settle()
         hits = {str(layer): hits for layer, hits in self._counter.hits.items()}
-        return nested(hits=hits, samples=samples_state(self._samples()))
+        return nested(
+            hits=hits,
+            samples=samples_state(self._samples()),
+            occurrences=self._occurrences.partial(),
+            **{EXACT: numbered([table.partial() for table in self._exact])},
+        )
 
     def absorb(self, state: State) -> None:
         """Take in a partial. Raises ArtifactError, MismatchError for another --sample-size."""
         layout = self.layout
+        if not part_of(state, "occurrences"):
+            raise ArtifactError(
+                "its raw ids were counted by an earlier version, which knew less of them",
+                "count it again",
+            )
         ids = range(layout.compressed_size)
         samples = samples_of(part_of(state, "samples"), layout.orders, ids, 2**63)
         self._absorbed = merged(self._samples(), samples)
+        self._occurrences.absorb(part_of(state, "occurrences"))
+        every = part_of(state, EXACT)
+        if not every:  # what one part lacks the whole lacks
+            self._exact = ()
+        for index, table in enumerate(self._exact):
+            table.absorb(part_of(every, index))
         for layer, hits in self._counter.hits.items():
             kernels.add_hits(hits, take(state, f"hits/{layer}", np.uint32, hits.shape))
 
@@ -96,9 +128,12 @@ class Uncompressed(Looker):
     def section(self, counts: Counts) -> dict[str, Any]:
         """The figures of each order and column, as `orders` and `columns` of stats.json."""
         own = self.counts(counts)
+        samples = tuple(table.sample() for table in self._exact) or own.samples
+        drawn = drawn_ngrams(self._occurrences.sample(), self.layout.orders)
+        uses = [uses_of(own, *pair) for pair in zip(samples, drawn, strict=True)]
         return {
-            "orders": [asdict(each) for each in order_stats(own)],
-            "columns": [asdict(each) for each in column_stats(own)],
+            "orders": [asdict(each) for each in order_stats(own, samples)],
+            "columns": [asdict(each) for each in column_stats(own, samples, uses)],
         }
 
 

@@ -26,6 +26,7 @@ _FIRST_SLOTS = 2**20
 _BLOCK = 2**17  # n-grams whose tokens are kept together
 _FILL = 0.7  # of the slots of a table at most
 _STEP = 2**17
+EXACT = "exact"  # begins the names of the arrays of all n-grams in other partials
 _SLOT = 16  # bytes: hash and count side by side
 
 
@@ -55,23 +56,28 @@ class ExactNgrams(Looker):
 
     name = "exact"
 
-    def __init__(self, layout: HashLayout, order: int, budget: Budget) -> None:
-        """Raises InputError when not even an empty table fits."""
+    def __init__(
+        self, layout: HashLayout, order: int, budget: Budget, entries: int | None = None
+    ) -> None:
+        """`entries`: room at first, for tables of which there are many. Raises InputError when not
+        even an empty table fits."""
         self.order = order
         self._heads = layout.heads
         self._filler = layout.filler_id
         self._budget = budget
         self._ids = layout.compressed_size
         self._found: NgramSample | None = None
+        self._first = _FIRST_SLOTS if entries is None else entries
+        self._block = _BLOCK if entries is None else min(_BLOCK, entries)
         self._state = np.zeros(2, dtype=np.int64)
         self._blocks: list[NDArray[np.int32]] = []
-        self._slots = self._new_slots(_FIRST_SLOTS)
+        self._slots = self._new_slots(self._first)
         self._new_block()
 
     @property
     def memory(self) -> int:
         """What it begins with; more is asked of the budget."""
-        return _FIRST_SLOTS * _SLOT + self._block_bytes
+        return self._first * _SLOT + self._block_bytes
 
     def push(self, passage: Passage) -> None:
         """Count the n-grams at every position. Raises InputError when memory does not suffice."""
@@ -109,20 +115,13 @@ class ExactNgrams(Looker):
 
     def partial(self) -> State:
         """All n-grams and their counts; the table is given up. No hashes: they follow."""
-        found = self.sample()
-        return {"tokens": found.tokens.reshape(-1), "counts": found.counts}
+        return every_state(self.sample())
 
     def absorb(self, state: State) -> None:
         """Take in a partial. Raises ArtifactError, InputError when memory does not suffice."""
-        counts = take(state, "counts", np.uint64, (-1,))
-        tokens = take(state, "tokens", np.int32, (len(counts) * self.order,))
-        tokens = tokens.reshape(-1, self.order)
-        in_range = not len(tokens) or 0 <= int(tokens.min()) <= int(tokens.max()) < self._ids
-        check(in_range, "tokens")
-        self._budget.take(len(counts) * self._block_bytes // _BLOCK, self._what())
-        other = self._sample(hash_ngrams(tokens), counts, tokens)
-        check(bool(np.all(other.hashes[1:] > other.hashes[:-1])), "tokens")
-        self._found = _both(self.sample(), other)
+        size = len(state.get("counts", ()))
+        self._budget.take(size * self._block_bytes // self._block, self._what())
+        self._found = both_of(self.sample(), read_every(state, self.order, range(self._ids)))
 
     def _drawn(self) -> NgramSample:
         used = int(self._state[0])
@@ -135,19 +134,7 @@ class ExactNgrams(Looker):
         kernels.find_counts(hashes, self._slots, counts)
         self._slots = self._slots[:0]
         order = np.argsort(hashes)
-        return self._sample(hashes[order], counts[order], tokens[order])
-
-    def _sample(
-        self, hashes: NDArray[np.uint64], counts: NDArray[np.uint64], tokens: NDArray[np.int32]
-    ) -> NgramSample:
-        return NgramSample(
-            order=self.order,
-            size=max(len(hashes), 1),
-            threshold=EVERYTHING,
-            hashes=hashes,
-            counts=counts,
-            tokens=tokens,
-        )
+        return _every(hashes[order], counts[order], tokens[order])
 
     def state(self) -> State:
         """The table, and the tokens block by block; no copies."""
@@ -159,29 +146,29 @@ class ExactNgrams(Looker):
         slots = take(state, "slots", np.uint64, (-1,))
         entries, last = len(slots) // 2, len(state) - 2
         used = int(np.count_nonzero(slots[::2]))
-        whole = entries >= _FIRST_SLOTS and 2 * (1 << (entries - 1).bit_length()) == len(slots)
-        check(whole and used < int(_FILL * entries) and last == used // _BLOCK, "slots")
+        whole = entries >= self._first and 2 * (1 << (entries - 1).bit_length()) == len(slots)
+        check(whole and used < int(_FILL * entries) and last == used // self._block, "slots")
         while len(self._slots) < len(slots):
             self._grow()
         self._slots.fill(0)
         kernels.move_slots(slots, self._slots)
         for index in range(last + 1):
-            count = _BLOCK if index < last else used % _BLOCK
+            count = self._block if index < last else used % self._block
             tokens = take(part_of(state, index), "tokens", np.int32, (count, self.order))
             self._blocks[-1][:count] = tokens
             if index < last:
                 self._new_block()
-        self._state[:] = used, used % _BLOCK
+        self._state[:] = used, used % self._block
 
     @property
     def _block_bytes(self) -> int:
         """Of a block's tokens, and of what the figures will take for as many n-grams: the tokens
         once more, hash, count and place, and a byte for each head."""
-        return _BLOCK * (2 * 4 * self.order + 24 + self._heads)
+        return self._block * (2 * 4 * self.order + 24 + self._heads)
 
     def _new_block(self) -> None:
         self._budget.take(self._block_bytes, self._what())
-        self._blocks.append(np.zeros((_BLOCK, self.order), dtype=np.int32))
+        self._blocks.append(np.zeros((self._block, self.order), dtype=np.int32))
         self._state[1] = 0
 
     def _new_slots(self, count: int) -> NDArray[np.uint64]:
@@ -199,17 +186,46 @@ class ExactNgrams(Looker):
         return f"all {self.order}-grams, {int(self._state[0]):,} so far,"
 
 
-def _both(one: NgramSample, two: NgramSample) -> NgramSample:
+def _every(
+    hashes: NDArray[np.uint64], counts: NDArray[np.uint64], tokens: NDArray[np.int32]
+) -> NgramSample:
+    return NgramSample(
+        order=tokens.shape[1],
+        size=max(len(hashes), 1),
+        threshold=EVERYTHING,
+        hashes=hashes,
+        counts=counts,
+        tokens=tokens,
+    )
+
+
+def every_state(every: NgramSample) -> State:
+    """All n-grams of an order as arrays. No hashes: they follow."""
+    return {"tokens": every.tokens.reshape(-1), "counts": every.counts}
+
+
+def read_every(state: State, order: int, ids: range) -> NgramSample:
+    """All n-grams in a `state`, of ids in `ids`. Raises ArtifactError."""
+    counts = take(state, "counts", np.uint64, (-1,))
+    tokens = take(state, "tokens", np.int32, (len(counts) * order,)).reshape(-1, order)
+    check(not len(tokens) or (int(tokens.min()) in ids and int(tokens.max()) in ids), "tokens")
+    hashes = hash_ngrams(tokens)
+    check(bool(np.all(hashes[1:] > hashes[:-1])), "tokens")
+    return _every(hashes, counts, tokens)
+
+
+def both_of(one: NgramSample, two: NgramSample) -> NgramSample:
     """All n-grams of both."""
     size = max(len(one.hashes) + len(two.hashes), 1)
     both = replace(one, size=size).merge(replace(two, size=size))
     return replace(both, size=max(len(both.hashes), 1))
 
 
-def exact_ngrams(layout: HashLayout, available: int | None) -> tuple[ExactNgrams, ...]:
-    """A table for each order, within `available` bytes together. Raises InputError."""
-    budget = Budget(available)
-    return tuple(ExactNgrams(layout, order, budget) for order in layout.orders)
+def exact_ngrams(
+    layout: HashLayout, budget: Budget, entries: int | None = None
+) -> tuple[ExactNgrams, ...]:
+    """A table for each order, within a budget together. Raises InputError."""
+    return tuple(ExactNgrams(layout, order, budget, entries) for order in layout.orders)
 
 
 def _mb(size: int) -> str:

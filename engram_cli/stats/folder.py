@@ -20,12 +20,13 @@ from engram_cli.errors import ArtifactError, EngramError, IncompleteError, Input
 from engram_cli.files import canonical_json, local_path, new_folder, read_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
-from engram_cli.stats.arrays import REMAKE, read_array, write_arrays
+from engram_cli.stats.arrays import REMAKE, array_digest, read_array, write_arrays
 from engram_cli.stats.collisions import ColumnStats, OrderStats
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.partial_files import read_partials, write_partials
+from engram_cli.stats.distinct import MOST_SAMPLE, NgramSample
+from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, occurrences_of
+from engram_cli.stats.partial_files import LONG, flat_name, read_partials, write_partials
 from engram_cli.stats.samples import sound_sample
-from engram_cli.stats.state import State
+from engram_cli.stats.state import State, nested
 from engram_cli.stats.totals import Counts
 from engram_cli.version import __version__
 
@@ -36,7 +37,7 @@ FIXED_KEYS = frozenset(
     (
         *("format", "version", "tool_version", "complete", "layout", "fingerprint", "tokens"),
         *("documents", "join_documents", "corpus", "samples", "orders", "columns", "partials"),
-        "digest",
+        *("arrays", "digest"),
     )
 )
 
@@ -76,7 +77,15 @@ class Statistics:
                     f"{total:,}, not to the {self.tokens:,} tokens",
                     REMAKE,
                 )
+        self.check_digest(f"{COUNTERS}/{layer}", hits)
         return hits
+
+    def check_digest(self, name: str, values: NDArray[Any]) -> None:
+        """Raises ArtifactError where stats.json has another digest of an array; folders of earlier
+        versions have none."""
+        known = self.document.get("arrays", {})
+        if name in known and known[name] != array_digest(values):
+            raise ArtifactError(f"{self.path / name} was changed after it was written", REMAKE)
 
     def samples(self) -> tuple[NgramSample, ...]:
         """The n-gram sample of each order. Raises ArtifactError."""
@@ -84,7 +93,17 @@ class Statistics:
 
     def partials(self) -> dict[str, State]:
         """What the sections come from, by collector. Raises ArtifactError."""
-        return read_partials(self.path, self.document.get("partials"))
+        partials = read_partials(self.path, self.document.get("partials"))
+        for name, array in nested(**partials).items():
+            self.check_digest(f"{LONG}/{flat_name(name)}", array)
+        return partials
+
+    def occurrences(self) -> OccurrenceSample | None:
+        """The sample of positions; None in a folder of an earlier version. Raises ArtifactError."""
+        about, name = self.document.get("partials"), Occurrences.name
+        state = read_partials(self.path, about, only=name).get(name)
+        ids = range(self.layout.compressed_size)
+        return None if state is None else occurrences_of(state, self.layout.max_order, ids)
 
     def counts(self) -> Counts:
         """All that was counted, to be merged with other counts. Raises ArtifactError."""
@@ -118,32 +137,52 @@ def write_stats(
     with new_folder(path, force=force) as part:
         counters = {str(layer): hits for layer, hits in counts.hits.items()}
         lookup = {} if counts.layout.lookup is None else {"lookup": counts.layout.lookup}
-        write_arrays(part / COUNTERS, counters | lookup)
+        stored = write_arrays(part / COUNTERS, counters | lookup)
+        digests = {f"{COUNTERS}/{name}": digest for name, digest in stored.items()}
         _write_samples(counts.samples, part / SAMPLE)
+        digests |= {f"{SAMPLE}/{s.order}": sample_digest(s) for s in counts.samples}
+        about, stored = write_partials(part, partials or {})
+        digests |= {f"{LONG}/{name}": digest for name, digest in stored.items()}
         document = {
             "format": FORMAT,
             "version": VERSION,
             "tool_version": __version__,
             "complete": True,
-            "layout": counts.layout.to_json(),
-            "fingerprint": counts.layout.fingerprint,
-            "tokens": counts.tokens,
-            "documents": counts.documents,
-            "join_documents": counts.joined,
             "corpus": dict(corpus or {}),
-            "samples": [
-                {"order": s.order, "size": s.size, "threshold": str(s.threshold)}
-                for s in counts.samples
-            ],
-            "orders": [asdict(each) for each in orders],
-            "columns": [asdict(each) for each in columns],
-            "partials": write_partials(part, partials or {}),
+            **figures_document(counts, orders, columns),
+            "partials": about,
+            "arrays": digests,
         }
         if clash := FIXED_KEYS & (sections or {}).keys():
             raise ValueError(f"sections named as fixed keys: {', '.join(sorted(clash))}")
         document |= sections or {}
         document["digest"] = _digest(document)
         (part / DOCUMENT).write_bytes(canonical_json(document))
+
+
+def figures_document(
+    counts: Counts, orders: Sequence[OrderStats], columns: Sequence[ColumnStats]
+) -> dict[str, Any]:
+    """The keys of stats.json that follow from what was counted; the sections come on top."""
+    return {
+        "layout": counts.layout.to_json(),
+        "fingerprint": counts.layout.fingerprint,
+        "tokens": counts.tokens,
+        "documents": counts.documents,
+        "join_documents": counts.joined,
+        "samples": [
+            {"order": s.order, "size": s.size, "threshold": str(s.threshold)}
+            for s in counts.samples
+        ],
+        "orders": [asdict(each) for each in orders],
+        "columns": [asdict(each) for each in columns],
+    }
+
+
+def sample_digest(sample: NgramSample) -> str:
+    """The digest of a sample: of its hashes, counts and tokens, whatever wrote the Parquet file."""
+    digests = [array_digest(own) for own in (sample.hashes, sample.counts, sample.tokens)]
+    return sha256_bytes("".join(digests).encode())
 
 
 def is_stats(path: Path) -> bool:
@@ -210,6 +249,7 @@ def _check_document(path: Path, document: dict[str, Any]) -> None:
         raise IncompleteError(f"{name} says that it is not complete", REMAKE)
     kinds: dict[str, type] = {"tokens": int, "documents": int, "join_documents": bool}
     kinds |= {"fingerprint": str, "layout": dict, "samples": list, "orders": list, "columns": list}
+    kinds |= {"arrays": dict} if "arrays" in document else {}
     for key, kind in kinds.items():
         value = document.get(key)
         if not isinstance(value, kind) or (isinstance(value, int) and not 0 <= value < 2**63):
@@ -246,10 +286,22 @@ def _write_samples(samples: Sequence[NgramSample], path: Path) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
+def _most_entries(metadata: pq.FileMetaData) -> int:
+    """The entries of the longest column of a Parquet file, as its footer says."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = ([group.column(i).num_values for i in range(group.num_columns)] for group in groups)
+    return sum(max(values, default=0) for values in columns)
+
+
 def _read_samples(statistics: Statistics) -> tuple[NgramSample, ...]:
     path = statistics.path / SAMPLE
     try:
-        table = pq.read_table(path, columns=["order", "hash", "count", "tokens"])
+        with pq.ParquetFile(path) as file:
+            entries = MOST_SAMPLE * sum(statistics.layout.orders)
+            if _most_entries(file.metadata) > entries:
+                raise ValueError(f"it has more than {entries:,} entries")
+            table = file.read(columns=["order", "hash", "count", "tokens"])
+        table.validate(full=True)
         orders = table["order"].to_numpy()
         hashes = table["hash"].to_numpy().astype(np.uint64, casting="safe")
         counts = table["count"].to_numpy().astype(np.uint64, casting="safe")
@@ -276,4 +328,10 @@ def _read_samples(statistics: Statistics) -> tuple[NgramSample, ...]:
     for sample in samples:
         if not sound_sample(sample, ids, statistics.tokens):
             raise ArtifactError(f"{path}: the sample of {sample.order}-grams was changed", REMAKE)
+        known = statistics.document.get("arrays", {})
+        if known.get(f"{SAMPLE}/{sample.order}", "") not in ("", sample_digest(sample)):
+            raise ArtifactError(
+                f"{path}: the sample of {sample.order}-grams was changed after it was written",
+                REMAKE,
+            )
     return tuple(samples)

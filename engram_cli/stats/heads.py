@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats import kernels
-from engram_cli.stats.collisions import ideal_shared, sample_rows
+from engram_cli.stats.by_use import Uses
+from engram_cli.stats.collisions import ideal_shared
 from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.known import ngram_rows
 from engram_cli.stats.totals import Counts
 
 _STEP = 2**17  # n-grams looked at together
@@ -24,16 +26,18 @@ _BINS = 34
 _UNIT = 2**36
 
 
-def clean_heads(counts: Counts, samples: Sequence[NgramSample] = ()) -> list[dict[str, Any]]:
+def clean_heads(
+    counts: Counts, samples: Sequence[NgramSample] = (), uses: Sequence[Uses | None] = ()
+) -> list[dict[str, Any]]:
     """By layer and order: shares of n-grams, and of occurrences, by how many heads are clean.
 
-    Beside them what an ideal hash gives for as many n-grams, and the purity: the mean over n-grams
-    and heads of own occurrences / hits of the row. `samples`: n-grams to go by in the place of
-    those in `counts`, one sample an order.
+    With them what an ideal hash gives for as many n-grams, and the purity: the mean over n-grams
+    and heads of own occurrences / hits of the row. `samples`, `uses`: as for `column_stats`.
     """
     samples = samples or counts.samples
+    uses = uses or [None] * len(samples)
     return [
-        _clean_heads(counts, entry, index, sample)
+        _clean_heads(counts, entry, index, sample, uses[index])
         for entry in counts.layout.layers
         for index, sample in enumerate(samples)
     ]
@@ -74,7 +78,7 @@ def ideal_clean(moduli: Sequence[int], ngrams: float) -> list[float]:
 
 
 def _clean_heads(
-    counts: Counts, entry: LayerHash, index: int, sample: NgramSample
+    counts: Counts, entry: LayerHash, index: int, sample: NgramSample, use: Uses | None
 ) -> dict[str, Any]:
     heads = counts.layout.heads
     by_ngram = np.zeros(heads + 1, dtype=np.int64)
@@ -86,21 +90,35 @@ def _clean_heads(
     hits = counts.hits[entry.layer]
     for begin in range(0, len(sample.counts), _STEP):
         part = sample.take(slice(begin, begin + _STEP))
-        met = hits[sample_rows(part, plan, index, heads) + offsets]
+        met = hits[ngram_rows(part.tokens, plan, index, heads) + offsets]
         clean = _at_most(met, part.counts)
         by_ngram += np.bincount(clean, minlength=heads + 1)
         by_use += np.bincount(clean, weights=part.counts, minlength=heads + 1)
         own = np.minimum(part.counts / met, 1.0)
         purity += int(np.sum((own * _UNIT).astype(np.int64)))
     size = len(sample.counts)
+    occurrences, errors = (by_use / max(by_use.sum(), 1.0)).tolist(), [0.0] * (heads + 1)
+    if use is not None:
+        occurrences, errors = _by_use(use, counts, entry)
     return {
         "layer": entry.layer,
         "order": sample.order,
         "ngrams": (by_ngram / max(size, 1)).tolist(),
-        "occurrences": (by_use / max(by_use.sum(), 1.0)).tolist(),
+        "occurrences": occurrences,
+        "occurrences_error": errors,
         "ideal": ideal_clean(entry.moduli[columns], sample.distinct),
         "purity": purity / _UNIT / max(size * heads, 1),
     }
+
+
+def _by_use(use: Uses, counts: Counts, entry: LayerHash) -> tuple[list[float], list[float]]:
+    """The shares of the occurrences by how many heads are clean, and their standard errors."""
+    clean = np.count_nonzero(use.clean(counts, entry), axis=0)
+    found = []
+    for heads in range(counts.layout.heads + 1):
+        base = np.full(len(clean), float(heads == 0))
+        found.append(use.mean(base, (clean == heads) - base))
+    return [share for share, _ in found], [error for _, error in found]
 
 
 def _at_most(met: NDArray[np.uint32], own: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -79,7 +79,11 @@ class Holdout:
         self._left = int(documents[index[-1]]) if len(index) else self._left
         return Kept(
             block=replace(_select(block, index), starts=starts),
-            stretches=Stretches(begins=begins, keys=stretches.keys[~chosen]),
+            stretches=Stretches(
+                begins=begins,
+                keys=stretches.keys[~chosen],
+                carried=0 if chosen[0] else stretches.carried,
+            ),
             cuts=cuts,
             held=_select(block, np.flatnonzero(taken)),
         )

@@ -12,6 +12,8 @@ ALL_AHEAD = 64  # the same where every n-gram is counted, in a table beyond the 
 TILE = 2048
 _FULL = np.uint32(0xFFFFFFFF)
 _ODD1, _ODD2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_ODD3 = np.uint64(0x9E3779B97F4A7C15)
+_RANK_SHIFT = np.uint64(61)
 
 
 @kernel("void(uint32[::1], uint64[::1])")
@@ -103,6 +105,56 @@ def choose(hashes, highest, kept):  # type: ignore[no-untyped-def]
         kept[chosen] = j
         chosen += int64(hashes[j] <= highest)
     return chosen
+
+
+@kernel("int64(int64[::1], uint64[::1], int64, int64, uint64, int64[::1], uint64[::1])")
+def draw_positions(  # type: ignore[no-untyped-def]
+    begins, keys, count, carried, highest, places, priorities
+):
+    """The positions 0..count-1 whose priority is at most `highest`, into `places`, and their
+    `priorities` [count]; gives how many there are.
+
+    `begins`, `keys` [S]: stretches; `carried`: tokens of the first that were before. Of 8 tokens
+    next to each other in a stretch each has another upper 3 bits of the priority, and they share
+    the others: so one hash is enough for 8 positions once `highest` is below an eighth.
+    """
+    drawn = 0
+    ranks = int64(highest >> _RANK_SHIFT) + 1
+    for stretch in range(begins.size):
+        first = 0 if stretch else carried
+        end = begins[stretch + 1] if stretch + 1 < begins.size else count
+        last = first + end - begins[stretch]
+        for block in range(first >> 3, (last + 7) >> 3):
+            bits = scramble(keys[stretch] ^ (uint64(block) * _ODD3))
+            for rank in range(ranks):
+                at = (block << 3) + ((int64(bits & uint64(7)) + rank) & 7)
+                priority = (uint64(rank) << _RANK_SHIFT) | (bits >> uint64(3))
+                if priority <= highest and first <= at and at < last:
+                    places[drawn] = begins[stretch] + at - first
+                    priorities[drawn] = priority
+                    drawn += 1
+    return drawn
+
+
+@kernel("void(int32[::1], uint8[::1], int32, int64[::1], int32[:, ::1])")
+def ngrams_at(x, seen, filler, places, out):  # type: ignore[no-untyped-def]
+    """The n-grams that end at `places` [S] into `out` [S, n], oldest token first; `x`, `seen` as
+    `ngram_hashes` takes them."""
+    history, order = x.size - seen.size, out.shape[1]
+    for i in range(places.size):
+        place = places[i]
+        for lag in range(order):
+            token = x[history + place - lag] if seen[place] > lag else filler
+            out[i, order - 1 - lag] = token
+
+
+@kernel("void(uint64[::1], uint8[::1])")
+def set_bits(hashes, bits):  # type: ignore[no-untyped-def]
+    """Set the bit of each hash, by its lower bits, in `bits`, a power of two bytes."""
+    mask = uint64(bits.size * 8 - 1)
+    for i in range(hashes.size):
+        at = hashes[i] & mask
+        bits[at >> uint64(3)] |= np.uint8(1) << np.uint8(at & uint64(7))
 
 
 @kernel("uint64(uint64[::1], uint64, uint64)")

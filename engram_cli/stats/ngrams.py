@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.collisions import sample_rows
 from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.known import KnownNgrams, hits_of, least_hits, ngram_rows
 from engram_cli.stats.totals import Counts
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.groups import Member, group, readable
@@ -25,6 +25,7 @@ TOP = 20  # n-grams of an order
 WORST = 10  # rows of an order of a layer
 _IN_A_ROW = 4  # n-grams shown of a row
 _FIRST_LOOK = 2**14
+_SURE = 0.95
 
 
 class Names:
@@ -67,47 +68,77 @@ class Names:
 
 
 def top_ngrams(
-    samples: Sequence[NgramSample], names: Names, limit: int = TOP
+    counts: Counts,
+    samples: Sequence[NgramSample],
+    known: Sequence[KnownNgrams],
+    names: Names,
+    limit: int = TOP,
 ) -> list[dict[str, Any]]:
-    """The most frequent n-grams of each sample; `exact` says whether those are all n-grams."""
+    """The most frequent n-grams of each order, of those `known`.
+
+    `exact` of an order says whether those are all n-grams, `exact` of an n-gram whether its count
+    is its own or an upper bound; `excess` by how much such a bound is too high at most, for 19 of
+    20 n-grams.
+    """
     found = []
-    for sample in samples:
+    for sample, own in zip(samples, known, strict=True):
         best = [
             {
-                "text": names.ngram(sample.tokens[at]),
-                "tokens": sample.tokens[at].tolist(),
-                "count": int(sample.counts[at]),
-                "error": 0,
+                "text": names.ngram(own.tokens[at]),
+                "tokens": own.tokens[at].tolist(),
+                "count": int(own.counts[at]),
+                "exact": bool(own.exact[at]),
             }
-            for at in _most_frequent(sample, limit)
+            for at in most_frequent(own, limit)
         ]
-        found.append({"order": sample.order, "exact": sample.exact, "ngrams": best})
+        found.append(
+            {
+                "order": sample.order,
+                "exact": sample.exact,
+                "positions": own.positions,
+                "excess": 0 if all(each["exact"] for each in best) else _excess(counts, sample),
+                "ngrams": best,
+            }
+        )
     return found
 
 
-def worst_rows(
-    counts: Counts, names: Names, samples: Sequence[NgramSample] = (), limit: int = WORST
-) -> list[dict[str, Any]]:
-    """By layer and order: the rows whose second n-gram is the most frequent, and their n-grams.
+def _excess(counts: Counts, sample: NgramSample) -> int:
+    """By how much an upper bound is too high at most, for 19 of 20 n-grams.
 
-    What that one suffers is certain, whichever n-grams a sample missed.
+    What else falls on the rows of an n-gram does not depend on how frequent it is, so the sample
+    tells, for which both are known.
     """
+    layout = counts.layout
+    found = least_hits(layout, layout.layers, sample.tokens, hits_of(counts))
+    return int(np.quantile(found.least - sample.counts, _SURE, method="higher"))
+
+
+def worst_rows(
+    counts: Counts, names: Names, known: Sequence[KnownNgrams], limit: int = WORST
+) -> list[dict[str, Any]]:
+    """By layer and order: the rows whose second n-gram is the most frequent, and their n-grams, of
+    those `known`."""
     found = []
     for entry in counts.layout.layers:
         plan = plan_layer(counts.layout, entry)
         hits = counts.hits[entry.layer]
-        for index, sample in enumerate(samples or counts.samples):
-            for head, row, which in _worst(sample, plan, index, counts.layout.heads, limit):
+        for index, own in enumerate(known):
+            for head, row, which in _worst(own, plan, index, counts.layout.heads, limit):
                 at = entry.offsets[index * counts.layout.heads + head] + row
                 found.append(
                     {
                         "layer": entry.layer,
-                        "order": sample.order,
+                        "order": own.order,
                         "head": head,
                         "row": row,
                         "hits": int(hits[at]),
                         "ngrams": [
-                            {"text": names.ngram(sample.tokens[i]), "count": int(sample.counts[i])}
+                            {
+                                "text": names.ngram(own.tokens[i]),
+                                "count": int(own.counts[i]),
+                                "exact": bool(own.exact[i]),
+                            }
                             for i in which
                         ],
                     }
@@ -116,7 +147,7 @@ def worst_rows(
 
 
 def _worst(
-    sample: NgramSample, plan: LayerPlan, index: int, heads: int, limit: int
+    known: KnownNgrams, plan: LayerPlan, index: int, heads: int, limit: int
 ) -> list[tuple[int, int, list[int]]]:
     """(head, row, n-grams by frequency) of the rows that the most frequent n-grams share.
 
@@ -124,14 +155,14 @@ def _worst(
     """
     look = _FIRST_LOOK
     while True:
-        top = _most_frequent(sample, look)
-        rows = sample_rows(sample.take(top), plan, index, heads)
+        top = most_frequent(known, look)
+        rows = ngram_rows(known.tokens[top], plan, index, heads)
         shared = [
             (second, head, int(rows[head, second]))
             for head in range(heads)
             for second in _seconds(rows[head])[:limit]
         ]
-        if len(shared) >= limit or look >= len(sample.counts):
+        if len(shared) >= limit or look >= len(known.counts):
             break
         look *= 8
     return [
@@ -148,13 +179,13 @@ def _seconds(rows: NDArray[np.uint32]) -> list[int]:
     return [int(at) for at in np.sort(order[1:][same & fresh])]
 
 
-def _most_frequent(sample: NgramSample, limit: int) -> NDArray[np.intp]:
+def most_frequent(known: KnownNgrams, limit: int) -> NDArray[np.intp]:
     """The `limit` most frequent n-grams, the first ones first; ties by their tokens."""
-    counts = sample.counts
+    counts = known.counts
     if len(counts) > limit:
         least = np.partition(counts, len(counts) - limit)[len(counts) - limit]
         among = np.flatnonzero(counts >= least)
     else:
         among = np.arange(len(counts))
-    keys = [*sample.tokens[among].T[::-1], np.iinfo(np.uint64).max - counts[among]]
+    keys = [*known.tokens[among].T[::-1], np.iinfo(np.uint64).max - counts[among]]
     return np.asarray(among[np.lexsort(keys)][:limit], dtype=np.intp)

@@ -17,6 +17,7 @@ from engram_cli.stats.compare import Uncompressed
 from engram_cli.stats.exact import ExactNgrams
 from engram_cli.stats.growth.collector import Growth
 from engram_cli.stats.locality.collector import Locality
+from engram_cli.stats.occurrences import Occurrences
 from engram_cli.stats.samples import samples_of, samples_state
 from engram_cli.stats.sources import Sources
 from engram_cli.stats.state import State, check, nested, part_of, scalar, take, take_scalar
@@ -29,7 +30,9 @@ class _Kind(Protocol):
     def blank_for(self, layout: HashLayout, state: State) -> Collector: ...
 
 
-_KINDS: dict[str, _Kind] = {kind.name: kind for kind in (Growth, Locality, Sources, Uncompressed)}
+_KINDS: dict[str, _Kind] = {
+    kind.name: kind for kind in (Growth, Locality, Occurrences, Sources, Uncompressed)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

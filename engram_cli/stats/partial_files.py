@@ -25,28 +25,34 @@ MOST_BYTES = 2**31  # of the short arrays together
 _DTYPES = ("uint8", "uint32", "uint64", "int32", "int64", "float64")
 
 
-def write_partials(folder: Path, partials: Mapping[str, State]) -> dict[str, Any]:
-    """Write the partials into a folder; gives what stats.json has to say about them."""
+def write_partials(
+    folder: Path, partials: Mapping[str, State]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write the partials into a folder.
+
+    Returns what stats.json has to say about them, and the digests of the long arrays.
+    """
     if not partials:
-        return {"of": []}
+        return {"of": []}, {}
     state = nested(**partials)
     long = {name: array for name, array in state.items() if array.size >= LONG_FROM}
     short = {name: np.ascontiguousarray(array) for name, array in state.items() if name not in long}
     raw = safetensors.numpy.save(short)
     (folder / SHORT).write_bytes(raw)
-    if long:
-        write_arrays(folder / LONG, {_flat(name): array for name, array in long.items()})
+    flat = {flat_name(name): array for name, array in long.items()}
+    digests = write_arrays(folder / LONG, flat) if flat else {}
     return {
         "of": sorted(partials),
         "digest": sha256_bytes(raw),
         "long": {name: [array.dtype.name, len(array)] for name, array in sorted(long.items())},
-    }
+    }, digests
 
 
-def read_partials(folder: Path, about: Any) -> dict[str, State]:
+def read_partials(folder: Path, about: Any, only: str | None = None) -> dict[str, State]:
     """The partials that stats.json says are there; none in a folder of an older version.
 
-    Raises ArtifactError. What the arrays hold is checked by whoever absorbs them.
+    `only`: the name of the one to read. Raises ArtifactError. What the arrays hold is checked where
+    they are absorbed.
     """
     if about is None or about == {"of": []}:
         return {}
@@ -66,16 +72,19 @@ def read_partials(folder: Path, about: Any) -> dict[str, State]:
         raise ArtifactError(f"{path} cannot be read: {error}", REMAKE) from None
     if sha256_bytes(raw) != about["digest"]:
         raise ArtifactError(f"{path} has another digest than stats.json says", REMAKE)
+    if not all(isinstance(name, str) for name in names):
+        raise wrong
+    if only is not None:
+        names = [name for name in names if name == only]
+        long = {name: entry for name, entry in long.items() if name.startswith(f"{only}/")}
     for name, entry in long.items():
         sound = isinstance(entry, list) and len(entry) == 2 and entry[0] in _DTYPES
         if not sound or type(entry[1]) is not int or not 0 <= entry[1] < 2**40:
             raise wrong
-        state[name] = read_array(folder / LONG, _flat(name), (entry[1],), np.dtype(entry[0]))
-    if not all(isinstance(name, str) for name in names):
-        raise wrong
+        state[name] = read_array(folder / LONG, flat_name(name), (entry[1],), np.dtype(entry[0]))
     return {name: part_of(state, name) for name in names}
 
 
-def _flat(name: str) -> str:
+def flat_name(name: str) -> str:
     """The name of an array in the Zarr group, which has no groups inside."""
     return name.replace("/", ".")

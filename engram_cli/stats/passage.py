@@ -29,18 +29,21 @@ _DOCUMENT = np.uint64(0x9E3779B97F4A7C15)
 class Stretches:
     """The S stretches of T tokens: `begins` int64[S] ascending from 0, `keys` uint64[S].
 
-    The first one may have begun before.
+    The first one may have begun before: `carried` of its tokens are in front.
     """
 
     begins: NDArray[np.int64]
     keys: NDArray[np.uint64]
+    carried: int = 0
 
     def part(self, begin: int, end: int) -> Stretches:
         """The stretches of the tokens begin..end-1."""
         first = int(np.searchsorted(self.begins, begin, side="right")) - 1
         last = int(np.searchsorted(self.begins, end, side="left"))
         return Stretches(
-            begins=np.maximum(self.begins[first:last] - begin, 0), keys=self.keys[first:last]
+            begins=np.maximum(self.begins[first:last] - begin, 0),
+            keys=self.keys[first:last],
+            carried=begin - int(self.begins[first]) + (0 if first else self.carried),
         )
 
 
@@ -93,12 +96,15 @@ class Stretcher:
     def push(self, starts: NDArray[np.bool_], files: Sequence[tuple[int, str]]) -> Stretches:
         """The stretches of the next T tokens, T above 0."""
         parts = []
+        same = bool(files) and files[0][1] == self._file and not starts[0]
+        carried = self._position % self._stretch if same else 0
         for (begin, name), (end, _) in zip(files, [*files[1:], (len(starts), "")], strict=True):
             if begin < end:
                 parts.append(self._in_file(name, starts[begin:end], begin))
         return Stretches(
             begins=np.concatenate([begins for begins, _ in parts]),
             keys=np.concatenate([keys for _, keys in parts]),
+            carried=carried,
         )
 
     def state(self) -> State:

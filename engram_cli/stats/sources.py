@@ -1,8 +1,7 @@
 """How the parts of a corpus overlap: passages in, the section "sources" of stats.json out.
 
-Each source has its own bottom-k sample of n-grams. Below the lower threshold of two sources both
-samples are complete there, so what they share is counted, not guessed. A source is some files, or
-the documents with a certain label.
+Each source has samples of its own, of n-grams and of positions, and a bitmap of all its n-grams;
+`stats.overlap` compares them. A source is some files, or the documents with a certain label.
 """
 
 from __future__ import annotations
@@ -16,19 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import InputError, MismatchError
+from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Looker
-from engram_cli.stats.distinct import (
-    LEAST_SAMPLE,
-    MOST_SAMPLE,
-    NgramSample,
-    Sampler,
-    lowest,
-    table_entries,
-)
+from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE
+from engram_cli.stats.exact import Budget
+from engram_cli.stats.occurrences import drawn_ngrams
+from engram_cli.stats.overlap import SourceNgrams, by_ngram, by_occurrence
 from engram_cli.stats.passage import Passage
-from engram_cli.stats.samples import merged, samples_of, samples_state
+from engram_cli.stats.source import Source, SourcePartial, read_source, source_memory
 from engram_cli.stats.state import (
     State,
     check,
@@ -44,7 +39,7 @@ from engram_cli.stats.totals import Counts
 
 MOST_SHOWN = 24  # sources, the last of them all others
 MOST_SOURCES = 128  # told apart
-SAMPLE = 2**14  # n-grams of each order and source
+SAMPLE = 2**14  # n-grams of each order and source, and positions of each source
 OTHERS = "(others)"
 GROUPINGS = ("file", "folder")
 
@@ -65,15 +60,18 @@ class Sources(Looker):
         sample_size: int = SAMPLE,
         *,
         by: str = "file",
+        exact: Budget | None = None,
     ) -> None:
         """`source_of`: the source of each file by the file's name, None where labels say it; `by`:
-        what they are told apart by, for messages and to merge only what is alike."""
+        what they are told apart by, for messages and to merge only what is alike; `exact`: every
+        n-gram is counted, in so much memory."""
         self._layout = layout
         self._source_of = source_of
         self._size = sample_size
         self._by = by
-        self._samplers: dict[str, tuple[Sampler, ...]] = {}
-        self._absorbed: dict[str, tuple[NgramSample, ...]] = {}
+        self._exact = exact
+        self._sources: dict[str, Source] = {}
+        self._absorbed: dict[str, SourcePartial] = {}
         self._tokens: dict[str, int] = {}
         for name in dict.fromkeys((source_of or {}).values()):
             self._begin(name)
@@ -86,45 +84,42 @@ class Sources(Looker):
 
     @property
     def memory(self) -> int:
-        """The samplers of all sources; where labels tell them, of as many as there may be."""
+        """That of all sources; where labels tell them, of as many as there may be."""
         sources = MOST_SOURCES if self._source_of is None else len(self._tokens)
-        entries = table_entries(self._size)
-        return sources * sum(entries * (16 + 4 * order) for order in self._layout.orders)
+        return sources * source_memory(self._layout, self._size)
 
     def push(self, passage: Passage) -> None:
-        """Sample the tokens of each file, or label, for its source. Raises TooManySources."""
+        """Look at the tokens of each file, or label, for its source. Raises TooManySources."""
         names = passage.files if self._source_of is not None else passage.labels
         stops = [at for at, _ in names[1:]] + [len(passage)]
         for (begin, name), end in zip(names, stops, strict=True):
             source = name if self._source_of is None else self._source_of[name]
-            if source not in self._samplers:
+            if source not in self._sources:
                 self._begin(source)
             self._tokens[source] += end - begin
-            for sampler in self._samplers[source]:
-                sampler.push(passage.window.part(begin, end))
+            if begin < end:
+                self._sources[source].push(passage.part(begin, end))
 
     def state(self) -> State:
-        """Of the samplers of all sources, their names and tokens."""
-        each = [sampler.state() for name in self._tokens for sampler in self._samplers[name]]
-        return nested(samplers=numbered(each)) | self._named()
+        """Of all sources, their names and tokens."""
+        each = [self._sources[name].state() for name in self._tokens]
+        return nested(sources=numbered(each)) | self._named()
 
     def restore(self, state: State) -> None:
         """Go on from a `state`. Raises ArtifactError."""
-        self._samplers.clear()
+        self._sources.clear()
         self._tokens.clear()
-        for name, tokens in _names(state).items():
+        for index, (name, tokens) in enumerate(_names(state).items()):
             self._begin(name)
             self._tokens[name] = tokens
-        each = [sampler for name in self._tokens for sampler in self._samplers[name]]
-        for index, sampler in enumerate(each):
-            sampler.restore(part_of(state, f"samplers/{index}"))
+            self._sources[name].restore(part_of(state, f"sources/{index}"))
 
     def partial(self) -> State:
-        """The samples of all sources, their names and tokens, by name."""
+        """What is known of all sources, their names and tokens, by name."""
         self._tokens = dict(sorted(self._tokens.items()))
-        samples = numbered([samples_state(self._samples(name)) for name in self._tokens])
+        sources = numbered([self._found(name).state() for name in self._tokens])
         own = {"size": scalar(self._size), "by": _raw(self._by)}
-        return nested(samples=samples) | self._named() | own
+        return nested(sources=sources) | self._named() | own
 
     def absorb(self, state: State) -> None:
         """Take in a partial; sources of one name are one. Raises ArtifactError, MismatchError for
@@ -134,12 +129,17 @@ class Sources(Looker):
                 f"one part of the corpus is grouped by {self._by}, another by {_text(state, 'by')}",
                 "count all parts with the same --group-by",
             )
-        ids, orders = range(self._layout.compressed_size), self._layout.orders
+        if any(name.startswith("samples/") for name in state):
+            raise ArtifactError(
+                "its sources were counted by an earlier version, which knew less of them",
+                "count it again",
+            )
         for index, (name, tokens) in enumerate(_names(state).items()):
-            found = samples_of(part_of(state, f"samples/{index}"), orders, ids, tokens)
+            found = read_source(part_of(state, f"sources/{index}"), self._layout, tokens)
+            known = name in self._absorbed or self._tokens.get(name, 0) > 0
             if name not in self._tokens:
                 self._begin(name)
-            self._absorbed[name] = merged(self._samples(name), found)
+            self._absorbed[name] = self._found(name).merge(found) if known else found
             self._tokens[name] += tokens
 
     def section(self, counts: Counts) -> dict[str, Any]:
@@ -148,23 +148,36 @@ class Sources(Looker):
         Beyond `MOST_SHOWN` the sources of the fewest tokens are one, "(others)".
         """
         shown = self._shown()
-        samples = {
-            name: reduce(merged, [self._samples(each) for each in members])
-            for name, members in shown.items()
-        }
+        tokens = [sum(self._tokens[each] for each in members) for members in shown.values()]
+        sources = [
+            reduce(SourcePartial.merge, [self._found(each) for each in members])
+            for members in shown.values()
+        ]
+        drawn = [drawn_ngrams(source.occurrences, self._layout.orders) for source in sources]
         overlap = []
         for index, order in enumerate(self._layout.orders):
-            own = [samples[name][index] for name in shown]
-            by_use, by_ngram = overlaps(own)
+            own = [
+                SourceNgrams(
+                    tokens=count,
+                    sample=source.best[index],
+                    drawn=some[index],
+                    seen=source.seen[index],
+                )
+                for count, source, some in zip(tokens, sources, drawn, strict=True)
+            ]
+            share, share_error = by_occurrence(own)
+            ngrams, ngrams_error = by_ngram([each.sample for each in own])
             overlap.append(
                 {
                     "order": order,
-                    "share": by_use.tolist(),
-                    "ngrams": by_ngram.tolist(),
-                    "distinct": [sample.distinct for sample in own],
+                    "share": share.tolist(),
+                    "share_error": share_error.tolist(),
+                    "ngrams": ngrams.tolist(),
+                    "ngrams_error": ngrams_error.tolist(),
+                    "distinct": [each.sample.distinct for each in own],
+                    "distinct_error": [each.sample.distinct_error for each in own],
                 }
             )
-        tokens = [sum(self._tokens[each] for each in members) for members in shown.values()]
         return {"names": list(shown), "tokens": tokens, "overlap": overlap}
 
     def _shown(self) -> dict[str, list[str]]:
@@ -185,12 +198,10 @@ class Sources(Looker):
                 "group by what has fewer values, such as --group-by folder",
             )
         self._tokens[name] = 0
-        self._samplers[name] = tuple(
-            Sampler(order, self._layout.filler_id, self._size) for order in self._layout.orders
-        )
+        self._sources[name] = Source(self._layout, self._size, self._exact)
 
-    def _samples(self, name: str) -> tuple[NgramSample, ...]:
-        return self._absorbed.get(name) or tuple(s.sample() for s in self._samplers[name])
+    def _found(self, name: str) -> SourcePartial:
+        return self._absorbed.get(name) or self._sources[name].partial()
 
     def _named(self) -> State:
         """The names and tokens of the sources."""
@@ -222,24 +233,6 @@ def _names(state: State) -> dict[str, int]:
     tokens = take(state, "tokens", np.int64, (len(names),))
     check(bool(np.all(tokens >= 0)), "tokens")
     return dict(zip(names, tokens.tolist(), strict=True))
-
-
-def overlaps(samples: Sequence[NgramSample]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares [G, G] of the occurrences, and of the n-grams, of source i that source j has too."""
-    size = len(samples)
-    by_use, by_ngram = np.eye(size), np.eye(size)
-    for i, one in enumerate(samples):
-        for j, two in enumerate(samples[:i]):
-            threshold = min(one.threshold, two.threshold)
-            a, b = _below(one, threshold), _below(two, threshold)
-            _, in_a, in_b = np.intersect1d(
-                a.hashes, b.hashes, assume_unique=True, return_indices=True
-            )
-            for own, at, row, column in ((a, in_a, i, j), (b, in_b, j, i)):
-                by_ngram[row, column] = len(at) / max(len(own.hashes), 1)
-                uses = max(float(own.counts.sum()), 1.0)
-                by_use[row, column] = float(own.counts[at].sum()) / uses
-    return by_use, by_ngram
 
 
 def group_files(sizes: Mapping[str, int | None], by: str) -> dict[str, str]:
@@ -276,8 +269,3 @@ def _common_folder(names: Sequence[str]) -> tuple[str, ...]:
             break
         common.append(parts[0])
     return tuple(common)
-
-
-def _below(sample: NgramSample, threshold: int) -> NgramSample:
-    """The n-grams of a sample whose hash is below `threshold`."""
-    return lowest(sample.order, sample.size, threshold, sample.hashes, sample.counts, sample.tokens)

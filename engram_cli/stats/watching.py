@@ -11,10 +11,11 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.compare import Uncompressed
 from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.exact import ExactNgrams, exact_ngrams
+from engram_cli.stats.exact import EXACT, Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.growth.collector import Growth
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.locality.collector import Locality
+from engram_cli.stats.occurrences import Occurrences, OccurrenceSample
 from engram_cli.stats.partial import partial_name
 from engram_cli.stats.sources import GROUPINGS, Sources, group_files
 from engram_cli.stats.state import State
@@ -59,10 +60,14 @@ class Watchers:
 
     def kept_partials(self) -> dict[str, State]:
         """Those that a statistics folder keeps: of exact counting only up to `MOST_EXACT`."""
-        kept = self.others
-        if sum(len(table.sample().hashes) for table in self.exact) <= MOST_EXACT:
-            kept = self.collectors
-        return {partial_name(collector): collector.partial() for collector in kept}
+        partials = self.partials()
+        if sum(_exact_ngrams(state) for state in partials.values()) <= MOST_EXACT:
+            return partials
+        others = {collector.name: partials[collector.name] for collector in self.others}
+        return {
+            name: {key: array for key, array in state.items() if EXACT not in key.split("/")}
+            for name, state in others.items()
+        }
 
     def absorb(self, partials: Mapping[str, State]) -> None:
         """Take in the partials of a part of the corpus, made by collectors like these."""
@@ -86,7 +91,29 @@ class Watchers:
 
     def sections(self, counts: Counts) -> dict[str, Any]:
         """What the others found, by its key in stats.json."""
-        return {collector.name: collector.section(counts) for collector in self.others}
+        return sections_of(self.others, counts)
+
+    @property
+    def occurrences(self) -> OccurrenceSample | None:
+        """The sample of positions."""
+        return occurrences_of(self.others)
+
+
+def _exact_ngrams(state: State) -> int:
+    """How many n-grams a partial has of those that exact counting found."""
+    exact = [name for name in state if EXACT in name.split("/") or name == "counts"]
+    return sum(len(state[name]) for name in exact if name.endswith("counts"))
+
+
+def sections_of(collectors: Sequence[Collector], counts: Counts) -> dict[str, Any]:
+    """What collectors found, by its key in stats.json; some only make other figures better."""
+    found = {collector.name: collector.section(counts) for collector in collectors}
+    return {name: section for name, section in found.items() if section is not None}
+
+
+def occurrences_of(collectors: Sequence[Collector]) -> OccurrenceSample | None:
+    """The sample of positions of one of them; None in statistics of earlier versions."""
+    return next((each.sample() for each in collectors if isinstance(each, Occurrences)), None)
 
 
 def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | None:
@@ -110,15 +137,18 @@ def make_watchers(
 
     Raises InputError for what this layout or memory does not allow.
     """
-    others: list[Collector] = [Growth(layout)] if watching.growth else []
+    budget = Budget(watching.exact_bytes) if watching.exact else None
+    others: list[Collector] = [Occurrences(layout)]
+    if watching.growth:
+        others.append(Growth(layout))
     if watching.compare_uncompressed:
-        others.append(Uncompressed(layout, sample_size))
+        others.append(Uncompressed(layout, sample_size, budget))
     holdout = None if watching.holdout is None else Holdout(watching.holdout)
     if watching.locality or holdout is not None:
         others.append(Locality(layout, holdout))
     if watching.group_by is not None:
-        others.append(Sources(layout, source_of, by=watching.group_by))
-    exact = exact_ngrams(layout, watching.exact_bytes) if watching.exact else ()
+        others.append(Sources(layout, source_of, by=watching.group_by, exact=budget))
+    exact = () if budget is None else exact_ngrams(layout, budget)
     return Watchers(exact=exact, others=tuple(others), holdout=holdout)
 
 

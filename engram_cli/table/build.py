@@ -103,7 +103,7 @@ def resumable_bytes(spec: TableSpec, out: Path) -> int:
     """The bytes that a half-built table of the same request has already; changes nothing."""
     journal = Journal(partial_folder(out))
     try:
-        journal.read(spec.request)
+        journal.read(spec.request, spec.chunk_sizes)
     except (OSError, OutputError):
         return 0
     return journal.done_bytes
@@ -146,7 +146,7 @@ def _open_journal(folder: Path, spec: TableSpec, force: bool) -> Journal:
     journal = Journal(folder)
     if journal.path.is_file():
         try:
-            journal.resume(spec.request)
+            journal.resume(spec.request, spec.chunk_sizes)
             return journal
         except OutputError:
             if not force:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import OutputError
 from engram_cli.files import new_file
+from engram_cli.untrusted import parse_json
 
 NAME = "build.jsonl"
 FORMAT = "engram-table-build"
@@ -31,10 +33,11 @@ class Journal:
         with new_file(self.path) as part:
             part.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
-    def read(self, request: dict[str, Any]) -> int:
+    def read(self, request: dict[str, Any], sizes: Mapping[str, int]) -> int:
         """Take up the chunks that are still there; how many bytes of the journal are whole lines.
 
-        Raises OutputError for another request.
+        `sizes`: the bytes that each chunk of the table has; what else the journal names is left
+        out. Raises OutputError for another request.
         """
         lines = self.path.read_bytes().split(b"\n")
         different = differences(_header(lines[0], self.path).get("request"), request)
@@ -45,13 +48,15 @@ class Journal:
             )
         for line in lines[1:-1]:
             entry = _entry(line)
-            if entry is not None and _size_of(self.path.parent / entry[0]) == entry[1]:
+            if entry is None or sizes.get(entry[0]) != entry[1]:
+                continue
+            if _size_of(self.path.parent / entry[0]) == entry[1]:
                 self.done[entry[0]] = (entry[1], entry[2])
         return sum(len(line) + 1 for line in lines[:-1])
 
-    def resume(self, request: dict[str, Any]) -> None:
+    def resume(self, request: dict[str, Any], sizes: Mapping[str, int]) -> None:
         """Read the journal and cut off a torn last line, to go on behind it."""
-        os.truncate(self.path, self.read(request))
+        os.truncate(self.path, self.read(request, sizes))
 
     @property
     def done_bytes(self) -> int:
@@ -76,11 +81,7 @@ def filled(folder: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     entries = {entry[0]: entry[1] for line in lines[1:-1] if (entry := _entry(line)) is not None}
-    whole = {
-        name: size
-        for name, size in entries.items()
-        if ".." not in Path(name).parts and _size_of(folder / name) == size
-    }
+    whole = {name: size for name, size in entries.items() if _size_of(folder / name) == size}
     return len(whole), sum(whole.values())
 
 
@@ -94,7 +95,7 @@ def differences(there: Any, asked: dict[str, Any]) -> str:
 
 def _header(line: bytes, path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(line)
+        header = parse_json(line)
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -104,10 +105,14 @@ def _header(line: bytes, path: Path) -> dict[str, Any]:
 
 def _entry(line: bytes) -> tuple[str, int, str] | None:
     try:
-        entry = json.loads(line)
-        return str(entry["file"]), int(entry["size"]), str(entry["checksum"])
+        entry = parse_json(line)
+        name, size, checksum = entry["file"], entry["size"], entry["checksum"]
     except (ValueError, KeyError, TypeError):
         return None
+    sound = isinstance(name, str) and type(size) is int and isinstance(checksum, str)
+    if not sound or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        return None
+    return name, size, checksum
 
 
 def _size_of(path: Path) -> int | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from engram_cli.errors import OutputError
 from engram_cli.files import output_errors
+from engram_cli.untrusted import parse_json
 
 
 @contextmanager
@@ -73,7 +74,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 def _read_owner(handle: int) -> dict[str, Any]:
     try:
-        owner = json.loads(os.pread(handle, 4096, 0))
+        owner = parse_json(os.pread(handle, 4096, 0))
     except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}

@@ -122,6 +122,11 @@ class TableSpec:
         return [array for group in groups for array in group.values()]
 
     @property
+    def chunk_sizes(self) -> dict[str, int]:
+        """The bytes of each chunk file of the rows and their scales."""
+        return {file: array.chunk_bytes for array in self.filled_arrays for file in array.files}
+
+    @property
     def hits_arrays(self) -> dict[int, ChunkedArray]:
         """The hits of each layer; none without statistics."""
         if self.tokens is None:

@@ -11,6 +11,7 @@ from engram_cli.errors import VocabularyError
 from engram_cli.files import sha256_bytes
 
 HOLE = -1  # the entry of an id that no token has
+MOST_VOCABULARY = 2**25  # ids that a file may claim; a few bytes can claim any number of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,7 +48,8 @@ def check_lookup(lookup: NDArray[np.int32], size: int) -> None:
         raise VocabularyError(
             f"the vocabulary map does not use the ids 0..{size - 1}", "build it again"
         )
-    if np.count_nonzero(np.bincount(used, minlength=size)) != size:
+    # Counted only where there are as many: an id of 2^31 would take 16 GB.
+    if size > used.size or np.count_nonzero(np.bincount(used, minlength=size)) != size:
         raise VocabularyError(f"some of the {size} compressed ids have no token", "build it again")
 
 

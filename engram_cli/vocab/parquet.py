@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import local_path, new_file, output_errors
+from engram_cli.untrusted import parse_json
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
-from engram_cli.vocab.lookup import HOLE, VocabMap, lookup_digest
+from engram_cli.vocab.lookup import HOLE, MOST_VOCABULARY, VocabMap, lookup_digest
 from engram_cli.vocab.padding import choose_pad
 
 FORMAT = "engram-vocab"
@@ -26,6 +28,8 @@ _KEY = b"engram"
 _TOKENIZER_BYTES = 4096
 _TOKENIZER_KEYS = (b'"added_tokens"', b'"pre_tokenizer"')
 _REMAKE = "make it again with engram compress-vocab --force"
+_TEXTS = ["token", "text", "key"]
+_MOST_TEXT = 2**30  # bytes, of all columns
 _SCHEMA = pa.schema(
     [
         ("token_id", pa.int32()),
@@ -156,17 +160,31 @@ def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
         )
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # also a name that is not UTF-8
         raise ArtifactError(f"{path} is not a readable Parquet file: {error}", _REMAKE) from None
     about = _read_metadata(path, metadata)
     try:
         # read_table would load pyarrow.dataset and start a pool of threads: 20 MB and 60 ms.
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, read_dictionary=_TEXTS) as file:
+            if file.metadata.num_rows > MOST_VOCABULARY:
+                raise ValueError(f"{file.metadata.num_rows:,} rows, too many for a vocabulary")
             table = file.read(columns=columns, use_threads=False)
+        table.validate(full=True)
+        if sum(map(_text_bytes, table.columns)) > _MOST_TEXT:
+            raise ValueError(f"its texts have more than {_MOST_TEXT:,} bytes")
         table = table.select(columns).cast(pa.schema([_SCHEMA.field(name) for name in columns]))
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ArtifactError(f"{path} lacks columns of a vocabulary: {error}", _REMAKE) from None
     return table, about
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """The bytes of a column of texts: of a few that are repeated, a file may hold any number."""
+    return sum(
+        pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
+        for chunk in column.chunks
+        if pa.types.is_dictionary(chunk.type) and not pa.types.is_null(chunk.dictionary.type)
+    )
 
 
 def _is_tokenizer(path: Path) -> bool:
@@ -215,7 +233,7 @@ def _metadata(vocab: CompressedVocab) -> dict[str, Any]:
 
 def _read_metadata(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     try:
-        about = json.loads(metadata[_KEY])
+        about = parse_json(metadata[_KEY])
     except (KeyError, ValueError):
         raise ArtifactError(f"{path} is no compressed vocabulary of ours", _REMAKE) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram_cli.errors import VocabularyError
+from engram_cli.errors import InputError, VocabularyError
 from engram_cli.files import local_path, sha256_bytes
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.padding import choose_pad, declared_pad
@@ -46,8 +47,12 @@ class TokenizerFile:
         return {token_id: spellings[token_id] for token_id in sorted(spellings)}
 
     def decode_each(self, ids: Sequence[int]) -> list[str]:
-        """The text of each id decoded alone, special tokens kept (docs/reference/schemes.md)."""
-        return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
+        """The text of each id decoded alone, special tokens kept (docs/reference/schemes.md).
+
+        Raises VocabularyError where the tokenizer cannot.
+        """
+        with _rust_errors(f"{self.path} cannot decode its tokens", _TAKE_AGAIN):
+            return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
 
     def read(self) -> bytes:
         """The bytes of the file. Raises VocabularyError where it has changed meanwhile."""
@@ -61,8 +66,8 @@ class TokenizerFile:
         return str(self.backend.id_to_token(token_id))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without special tokens added around it."""
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        """The ids of `text`, without special tokens added around it. Raises VocabularyError."""
+        return list(self.encode_batch([text])[0].ids)
 
     def encode_batch(self, texts: list[str]) -> list[Any]:
         """An encoding for each text, its `ids` without special tokens added; uses all cores.
@@ -70,13 +75,26 @@ class TokenizerFile:
         Reading `ids` builds a Python list, so that is left to the caller's thread. Raises
         VocabularyError for a text that the vocabulary cannot spell.
         """
-        try:
+        with _rust_errors(
+            f"{self.path} cannot encode a text",
+            "the vocabulary needs an unknown token, or all bytes",
+        ):
             return list(self.backend.encode_batch_fast(texts, add_special_tokens=False))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise VocabularyError(
-                f"{self.path} cannot encode a text: {error}",
-                "the vocabulary needs an unknown token, or all bytes",
-            ) from None
+
+
+_TAKE_AGAIN = "give a Hugging Face tokenizer.json, saved with a current version of tokenizers"
+
+
+@contextmanager
+def _rust_errors(what: str, hint: str) -> Iterator[None]:
+    """Turn what the Rust side raises, bare Exception or a panic that is none, into a
+    VocabularyError."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise VocabularyError(f"{what}: {error}", hint) from None
 
 
 def load_tokenizer(path: str | Path, progress: Progress = SILENT) -> TokenizerFile:
@@ -89,13 +107,8 @@ def load_tokenizer(path: str | Path, progress: Progress = SILENT) -> TokenizerFi
 
     file = find_tokenizer(local_path(path))
     raw = _read(file)
-    try:
+    with _rust_errors(f"{file} is not a tokenizer.json that tokenizers can load", _TAKE_AGAIN):
         backend = Tokenizer.from_str(raw.decode("utf-8"))
-    except Exception as error:  # the Rust side raises bare Exception
-        raise VocabularyError(
-            f"{file} is not a tokenizer.json that tokenizers can load: {error}",
-            "give a Hugging Face tokenizer.json, saved with a current version of tokenizers",
-        ) from None
     backend.no_truncation()
     backend.no_padding()
     if backend.get_vocab_size(with_added_tokens=True) == 0:
@@ -123,6 +136,17 @@ def _without_randomness(model: Any) -> str:
     for name, _ in found:
         setattr(model, name, None)
     return " and ".join(f"{name} {value:g}" for name, value in found)
+
+
+def typed_text(text: str) -> str:
+    """Return a text of the command line as it was typed, in whatever locale it was decoded.
+
+    Raises InputError where it is not UTF-8.
+    """
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise InputError("the text is not UTF-8", "type it in UTF-8, or give token ids") from None
 
 
 def find_tokenizer(path: Path) -> Path:

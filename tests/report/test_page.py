@@ -182,7 +182,8 @@ def test_embedded_json_cannot_end_its_element() -> None:
 def test_tags_escape_text_and_attributes() -> None:
     element = ElementTree.fromstring(tag("p", '<b>&"', data_tip="\"'<&>\n", title=None))
     assert (element.text, element.get("data-tip")) == ('<b>&"', "\"'<&> ")
-    assert escape("\ud800") == "?"
+    assert escape("\ud800\x00\x1b\x9b\u202e\u2066\x7f") == "\ufffd" * 7
+    assert escape("a\t\n\u200db") == "a\t\n\u200db"
 
 
 @pytest.mark.parametrize(

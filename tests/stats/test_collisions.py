@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from stats.truth import count, layout_of, ngrams_of, rows_of, zipf_documents
+from stats.truth import blocks_of, count, layout_of, ngrams_of, rows_of, zipf_documents
 
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout
@@ -17,9 +17,12 @@ from engram_cli.stats.collisions import (
     ideal_occupied_error,
     ideal_shared,
     order_stats,
-    sample_rows,
 )
+from engram_cli.stats.count import count_blocks
+from engram_cli.stats.figures import figures
 from engram_cli.stats.ideal import ALARM, flag, ideal_occupied
+from engram_cli.stats.known import ngram_rows
+from engram_cli.stats.occurrences import Occurrences
 from engram_cli.stats.totals import Counts
 
 
@@ -91,8 +94,9 @@ def test_exact_figures_are_the_truth(rows: int) -> None:
 def test_estimates_lie_within_four_standard_errors(rows: int, seed: int) -> None:
     documents = zipf_documents(seed=seed, count=40, length=500, size=1000)
     layout = layout_of(moduli=tuple(rows + 2 * k for k in range(8)), heads=4, size=1000)
-    counts = count(documents, layout, sample_size=500)
-    found = by_key(column_stats(counts))
+    drawn = Occurrences(layout, 4000)
+    counts = count_blocks(blocks_of(documents, 10_000), layout, sample_size=500, collectors=[drawn])
+    found = by_key(figures(counts, occurrences=drawn.sample()).columns)
     truth = true_figures(documents, layout)
     for key, true in truth.items():
         column = found[key]
@@ -125,7 +129,7 @@ def test_sampled_ngrams_fall_on_the_rows_they_were_counted_on() -> None:
             - np.array(layout.layers[0].offsets)[2 * index : 2 * index + 2, None]
         )
         row_of = {ngram: local[:, at].tolist() for at, ngram in enumerate(stream)}
-        found = sample_rows(sample, plan, index, layout.heads)
+        found = ngram_rows(sample.tokens, plan, index, layout.heads)
         assert [row_of[tuple(ngram)] for ngram in sample.tokens.tolist()] == found.T.tolist()
 
 

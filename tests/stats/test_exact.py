@@ -9,22 +9,28 @@ from stats.truth import blocks_of, hash_by_hand, layout_of, ngrams_of, zipf_docu
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import exact as module
+from engram_cli.stats.collector import Collector
 from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.figures import figures
+from engram_cli.stats.occurrences import Occurrences
 from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(601, 607, 2003, 2011, 2017, 2027), heads=2, orders=(2, 3, 4))
 
 
 def counted(
-    documents: list[np.ndarray], layout: HashLayout, **options: int
+    documents: list[np.ndarray],
+    layout: HashLayout,
+    others: tuple[Collector, ...] = (),
+    **options: int,
 ) -> tuple[Counts, tuple[NgramSample, ...]]:
-    tables = exact_ngrams(layout, None)
+    tables = exact_ngrams(layout, Budget(None))
     block = options.pop("block", 10_000)
-    counts = count_blocks(blocks_of(documents, block), layout, collectors=tables, **options)
+    blocks = blocks_of(documents, block)
+    counts = count_blocks(blocks, layout, collectors=(*tables, *others), **options)
     return counts, tuple(table.sample() for table in tables)
 
 
@@ -60,12 +66,14 @@ def test_figures_by_it_are_those_of_a_complete_sample() -> None:
 def test_the_sample_agrees_within_its_errors(seed: int) -> None:
     documents = zipf_documents(seed=seed, count=40, length=500, size=1000)
     layout = layout_of(moduli=tuple(8009 + 2 * k for k in range(8)), heads=4, size=1000)
-    counts, samples = counted(documents, layout, sample_size=1000)
+    drawn = Occurrences(layout, 2000)
+    counts, samples = counted(documents, layout, (drawn,), sample_size=1000)
+    columns = figures(counts, occurrences=drawn.sample()).columns
     for one, two in zip(order_stats(counts), order_stats(counts, samples), strict=True):
         assert two.exact
         assert not one.exact
         assert abs(one.distinct - two.distinct) < 4 * one.distinct_error
-    for column, true in zip(column_stats(counts), column_stats(counts, samples), strict=True):
+    for column, true in zip(columns, column_stats(counts, samples), strict=True):
         assert true.shared_error == true.shared_occurrences_error == 0.0
         assert abs(column.shared - true.shared) < 4 * column.shared_error
         uses = abs(column.shared_occurrences - true.shared_occurrences)
@@ -78,11 +86,11 @@ def test_memory_that_does_not_suffice_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "_FIRST_SLOTS", 16)
     monkeypatch.setattr(module, "_BLOCK", 16)
     documents = zipf_documents(seed=3, count=30, length=50, size=50)
-    tables = exact_ngrams(LAYOUT, 20_000)
+    tables = exact_ngrams(LAYOUT, Budget(20_000))
     with pytest.raises(InputError, match=r"all \d-grams, [\d,]+ so far, need 0 MB or more"):
         count_blocks(blocks_of(documents, 100), LAYOUT, collectors=tables)
     with pytest.raises(InputError, match="all 2-grams, 0 so far"):
-        exact_ngrams(LAYOUT, 100)
+        exact_ngrams(LAYOUT, Budget(100))
 
 
 def test_a_budget_is_shared_and_given_back() -> None:

@@ -14,7 +14,7 @@ from stats.truth import layout_of
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.hits import kernels, pending
-from engram_cli.stats.hits.pending import Columns, Pending, parts_of, scratch_items
+from engram_cli.stats.hits.pending import Columns, counting, parts_of, scratch_items
 
 ITEMS = 70_000
 FULL = 2**32 - 1
@@ -23,6 +23,7 @@ KINDS = {
     "slow": layout_of(moduli=(101, 103, 107, 109), heads=2),  # too small for the reciprocal
     "far": layout_of(moduli=(1_100_003, 1_300_021, 1_100_009, 2_000_003), heads=2),
 }
+KINDS["powers"] = replace(KINDS["near"], fold="powers")
 KINDS["salted"] = replace(
     KINDS["near"],
     layers=tuple(replace(e, salts=(5, 2**40 + 1, 77, 3)) for e in KINDS["near"].layers),
@@ -64,7 +65,7 @@ def both(
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """The hits by `Pending` and by `Plain`, which also agree on the rows they show."""
     fast, plain = columns_of(layout, order, first), columns_of(layout, order, first)
-    waiting, plainly = Pending(fast, ITEMS), Plain(plain)
+    waiting, plainly = counting(fast, ITEMS), Plain(plain)
     needed = max(scratch_items(modulus, ITEMS) for modulus in layout.layers[0].moduli)
     scratch = np.empty(needed, dtype=np.uint32)
     for window in windows:

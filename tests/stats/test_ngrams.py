@@ -6,24 +6,83 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from stats.truth import count, layout_of, ngrams_of, rows_of, zipf_documents
+from stats.truth import blocks_of, count, layout_of, ngrams_of, rows_of, zipf_documents
 
 from engram_cli import hash_layout
 from engram_cli.stats import ngrams as module
+from engram_cli.stats.count import count_blocks
+from engram_cli.stats.known import KnownNgrams, LeastHits, at_most, known_ngrams
 from engram_cli.stats.ngrams import Names, top_ngrams, worst_rows
+from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
+from engram_cli.stats.totals import FULL, Counts
 from engram_cli.vocab.compress import CompressedVocab
 
 DOCUMENTS = zipf_documents(seed=3, count=30, length=50, size=50)
 LAYOUT = layout_of(moduli=(601, 607, 2003, 2011), heads=2)
 
 
+def known(counts: Counts, drawn: Occurrences | None = None) -> list[KnownNgrams]:
+    """The n-grams of both samples."""
+    orders = counts.layout.orders
+    some = [None] * len(orders) if drawn is None else drawn_ngrams(drawn.sample(), orders)
+    return [known_ngrams(counts, *pair) for pair in zip(counts.samples, some, strict=True)]
+
+
+@pytest.mark.parametrize("rows", [211, 20_011])
+def test_the_most_frequent_ngrams_of_a_corpus_too_large_for_the_sample(rows: int) -> None:
+    """Whatever 200 n-grams the sample holds; in a table so full that no head is clean the counts
+    are upper bounds, too high by no more than is said."""
+    documents = zipf_documents(seed=5, count=60, length=400, size=300)
+    layout = layout_of(moduli=tuple(rows + 2 * k for k in range(16)), heads=8, size=300)
+    drawn = Occurrences(layout, 8000)
+    counts = count_blocks(blocks_of(documents, 777), layout, sample_size=200, collectors=[drawn])
+    own = known(counts, drawn)
+    for entry in top_ngrams(counts, counts.samples, own, Names(layout)):
+        truth = ngrams_of(documents, layout, entry["order"])
+        best = sorted(truth.items(), key=lambda item: (-item[1], item[0]))
+        assert len(truth) > 2000
+        for each in entry["ngrams"]:
+            true = truth[tuple(each["tokens"])]
+            assert each["count"] == true if each["exact"] else each["count"] >= true
+        assert entry["positions"] == 8000
+        assert not entry["exact"]
+        if rows == 20_011 or entry["order"] == 2:
+            names = [tuple(each["tokens"]) for each in entry["ngrams"][:10]]
+            within = [ngram for ngram, times in best if times >= best[9][1]]
+            assert set(names) <= set(within)
+        assert (entry["excess"] > 0) == (rows == 211)
+    for some in own:
+        truth = ngrams_of(documents, layout, some.order)
+        excess = [
+            int(bound) - truth[tuple(ngram)]
+            for ngram, bound, exact in zip(
+                some.tokens.tolist(), some.counts, some.exact, strict=True
+            )
+            if not exact
+        ]
+        said = next(
+            entry["excess"]
+            for entry in top_ngrams(counts, counts.samples, own, Names(layout))
+            if entry["order"] == some.order
+        )
+        assert min(excess) >= 0
+        assert np.mean(np.array(excess) <= said) > 0.9
+
+
+def test_a_counter_that_is_full_bounds_nothing() -> None:
+    found = LeastHits(least=np.array([7, FULL], dtype=np.uint64), ties=np.array([1, 2]))
+    assert at_most(found, 9 * FULL).tolist() == [7, 9 * FULL]
+
+
 def test_the_most_frequent_ngrams() -> None:
     counts = count(DOCUMENTS, LAYOUT)
-    for entry in top_ngrams(counts.samples, Names(LAYOUT), 15):
+    for entry in top_ngrams(counts, counts.samples, known(counts), Names(LAYOUT), 15):
         truth = ngrams_of(DOCUMENTS, LAYOUT, entry["order"])
         best = sorted(truth.items(), key=lambda item: (-item[1], item[0]))[:15]
         assert [(tuple(e["tokens"]), e["count"]) for e in entry["ngrams"]] == best
         assert entry["exact"]
+        assert all(e["exact"] for e in entry["ngrams"])
+        assert (entry["excess"], entry["positions"]) == (0, 0)
         first = entry["ngrams"][0]
         assert first["text"] == " ".join(f"#{token}" for token in first["tokens"])
 
@@ -32,7 +91,7 @@ def test_the_most_frequent_ngrams() -> None:
 def test_the_rows_that_frequent_ngrams_share(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FIRST_LOOK", look)
     counts = count(DOCUMENTS, LAYOUT)
-    found = worst_rows(counts, Names(LAYOUT), limit=5)
+    found = worst_rows(counts, Names(LAYOUT), known(counts), limit=5)
     layer = LAYOUT.layers[0]
     columns = rows_of(DOCUMENTS, LAYOUT, layer)
     for index, order in enumerate(LAYOUT.orders):
@@ -81,5 +140,6 @@ def test_names_of_raw_ids_and_without_a_vocabulary(small_vocab: CompressedVocab)
 def test_one_token_shares_nothing() -> None:
     layout = layout_of(moduli=(11, 13), heads=1)
     counts = count([np.array([3], dtype=np.int32)], layout)
-    assert worst_rows(counts, Names(layout)) == []
-    assert [len(entry["ngrams"]) for entry in top_ngrams(counts.samples, Names(layout))] == [1, 1]
+    assert worst_rows(counts, Names(layout), known(counts)) == []
+    found = top_ngrams(counts, counts.samples, known(counts), Names(layout))
+    assert [len(entry["ngrams"]) for entry in found] == [1, 1]

@@ -21,10 +21,11 @@ from engram_cli.stats import partial_files
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.compare import Uncompressed
 from engram_cli.stats.count import Tally
-from engram_cli.stats.exact import ExactNgrams, exact_ngrams
+from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.locality import Locality
+from engram_cli.stats.occurrences import Occurrences
 from engram_cli.stats.partial import (
     Partial,
     blank_for,
@@ -47,9 +48,14 @@ KINDS: dict[str, Callable[[Holdout | None], Sequence[Collector]]] = {
     "growth": lambda holdout: [Growth(LAYOUT, 300)],
     "locality": lambda holdout: [Locality(LAYOUT)],
     "holdout": lambda holdout: [Locality(LAYOUT, holdout)],
-    "exact": lambda holdout: exact_ngrams(LAYOUT, None),
+    "exact": lambda holdout: exact_ngrams(LAYOUT, Budget(None)),
     "uncompressed": lambda holdout: [Uncompressed(LAYOUT, 100)],
+    "exact uncompressed": lambda holdout: [Uncompressed(LAYOUT, 100, Budget(None))],
+    "occurrences": lambda holdout: [Occurrences(LAYOUT, 100)],
     "sources": lambda holdout: [Sources(LAYOUT, SOURCE_OF, 100, by="folder")],
+    "exact sources": lambda holdout: [
+        Sources(LAYOUT, SOURCE_OF, 100, by="folder", exact=Budget(None))
+    ],
     "labels": lambda holdout: [Sources(LAYOUT, None, 100, by="language")],
 }
 
@@ -186,13 +192,14 @@ def test_they_come_back_from_a_folder(
 ) -> None:
     monkeypatch.setattr(partial_files, "LONG_FROM", 1000)
     partial, _ = counted(kind, range(PARTS))
-    about = json.loads(json.dumps(write_partials(tmp_path, partial.collected)))
+    about, digests = json.loads(json.dumps(write_partials(tmp_path, partial.collected)))
     found = read_partials(tmp_path, about)
     assert found.keys() == partial.collected.keys()
     assert all(same(found[name], dict(state)) for name, state in partial.collected.items())
     again = tmp_path / "again"
     again.mkdir()
-    assert write_partials(again, partial.collected) == about
+    assert write_partials(again, partial.collected) == (about, digests)
+    assert len(digests) == len(about["long"])
     for file in (path for path in tmp_path.rglob("*") if path.is_file()):
         if again not in file.parents:
             assert (again / file.relative_to(tmp_path)).read_bytes() == file.read_bytes()
@@ -200,7 +207,7 @@ def test_they_come_back_from_a_folder(
 
 def test_damaged_folders_are_told(tmp_path: Path) -> None:
     partial, _ = counted("growth", [0])
-    about: dict[str, Any] = write_partials(tmp_path, partial.collected)
+    about: dict[str, Any] = write_partials(tmp_path, partial.collected)[0]
     path = tmp_path / "partials.safetensors"
     raw = path.read_bytes()
     assert read_partials(tmp_path, None) == read_partials(tmp_path, {"of": []}) == {}
@@ -222,6 +229,19 @@ def test_damaged_folders_are_told(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
         read_partials(tmp_path, about)
+
+
+@pytest.mark.parametrize("kind", ["sources", "uncompressed"])
+def test_partials_of_earlier_versions_are_named(kind: str) -> None:
+    """They had neither positions nor bitmaps, and other names for the samples of sources."""
+    state = counted(kind, [0, 1])[0].collected[kind]
+    earlier = {
+        name.replace("sources/0/samples", "samples/0"): array
+        for name, array in state.items()
+        if "occurrences" not in name and "seen" not in name
+    }
+    with pytest.raises(ArtifactError, match="counted by an earlier version"):
+        merged_states(kind, LAYOUT, state, earlier)
 
 
 @pytest.mark.parametrize("kind", KINDS)

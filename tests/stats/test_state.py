@@ -21,10 +21,11 @@ from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_check
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.compare import Uncompressed
 from engram_cli.stats.count import Tally
-from engram_cli.stats.exact import ExactNgrams, exact_ngrams
+from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.locality import Locality
+from engram_cli.stats.occurrences import Occurrences
 from engram_cli.stats.sources import Sources
 from engram_cli.stats.state import State
 from engram_cli.stats.totals import Counts
@@ -60,10 +61,20 @@ KINDS: dict[str, Callable[[HashLayout, Holdout | None], list[Collector]]] = {
     "growth": lambda layout, holdout: [Growth(layout, 400)],
     "locality": lambda layout, holdout: [Locality(layout, sampled_rows=2000, windows=3)],
     "holdout": lambda layout, holdout: [Locality(layout, holdout)],
-    "exact": lambda layout, holdout: list(exact_ngrams(layout, None)),
+    "exact": lambda layout, holdout: list(exact_ngrams(layout, Budget(None))),
     "uncompressed": lambda layout, holdout: [Uncompressed(layout, 200)],
+    "exact uncompressed": lambda layout, holdout: [Uncompressed(layout, 200, Budget(None))],
+    "occurrences": lambda layout, holdout: [Occurrences(layout, 300)],
     "sources": lambda layout, holdout: [
         Sources(layout, {str(index): f"s{index % 2}" for index in range(len(FILES))}, 100)
+    ],
+    "exact sources": lambda layout, holdout: [
+        Sources(
+            layout,
+            {str(index): f"s{index % 2}" for index in range(len(FILES))},
+            100,
+            exact=Budget(None),
+        )
     ],
 }
 

@@ -175,7 +175,7 @@ def test_a_half_built_table_of_another_request_is_kept(
     assert open_table(out).dim == 6
 
 
-@pytest.mark.parametrize("lines", ["torn", "garbage", "other sizes"])
+@pytest.mark.parametrize("lines", ["torn", "garbage", "other sizes", "foreign", "nested", "texts"])
 def test_a_damaged_journal_costs_only_its_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str
 ) -> None:
@@ -191,8 +191,23 @@ def test_a_damaged_journal_costs_only_its_chunks(
         whole = journal.read_text().splitlines()
         journal.write_text("\n".join([*whole[:-1], "{]", '{"file": 3}', ""]))
     else:
-        name = json.loads(journal.read_text().splitlines()[-1])["file"]
-        (partial_folder(out) / name).write_bytes(b"")
+        *whole, last = journal.read_text().splitlines()
+        entry = json.loads(last)
+        changed = partial_folder(out) / entry["file"]
+        if lines == "other sizes":
+            changed.write_bytes(b"")
+        elif lines == "foreign":  # what is there, and is not a chunk of its size
+            changed.write_bytes(b"12345")
+            foreign = {"file": "thesis.tex", "size": 5, "checksum": "0"}
+            (partial_folder(out) / "thesis.tex").write_bytes(b"12345")
+            lines_left = [*whole, json.dumps(entry | {"size": 5}), json.dumps(foreign)]
+            journal.write_text("\n".join([*lines_left, ""]))
+        elif lines == "nested":
+            journal.write_text("\n".join([*whole, "[" * 10**5, '{"file": [[]]}', ""]))
+        else:
+            names = ("\ud800", "a\0b", "../../x", "/etc/passwd")
+            bad = [json.dumps(entry | {"file": name}) for name in names]
+            journal.write_text("\n".join([*whole, *bad, ""]))
     assert build(out).resumed == 4
     assert verify_table(out).ok
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from engram_cli.errors import LayoutError
 from engram_cli.hashing.layout import MAX_MODULUS, HashLayout, LayerHash, check_shape
+from engram_cli.hashing.schemes.base import Scheme
 from engram_cli.hashing.schemes.engram_v1 import as_tuple
 
 LITE_ROWS = 78 * 131072  # ngram_vocab_size_ratio x vocab_size of LongCat-Flash-Lite
@@ -60,3 +61,6 @@ def layout(
         ),
         parameters={"rows_per_head": rows_per_head},
     )
+
+
+SCHEME = Scheme(layout=layout, raw_ids=True)

@@ -7,7 +7,7 @@ from engram_cli.report.frame import legend
 from engram_cli.report.numbers import brief, count, mean, number, percent
 from engram_cli.report.scales import Axis
 from engram_cli.report.sections import Document, Section
-from engram_cli.report.sections.columns import by, color_of, entries, order_name
+from engram_cli.report.sections.columns import Entry, by, color_of, entries, order_name
 from engram_cli.report.sections.occupancy import percent_tick
 from engram_cli.report.tables import figure, row, table
 
@@ -29,11 +29,13 @@ def compression(document: Document) -> Section | None:
             continue
         name, color = order_name(order), color_of(order)
         old, new = number(before[order]["distinct"]), number(entry["distinct"])
+        old_use = _by_use(shared_before.get(order, []))
+        new_use = _by_use(shared_after.get(order, []))
         old_share = mean(number(each["shared"]) for each in shared_before.get(order, []))
         new_share = mean(number(each["shared"]) for each in shared_after.get(order, []))
         saved = 1.0 - new / old if old else 0.0
-        rows.append((name, count(old), count(new), percent(saved), percent(old_share),
-                     percent(new_share)))  # fmt: skip
+        rows.append((name, _distinct(before[order]), _distinct(entry), percent(saved),
+                     percent(old_share), percent(new_share), old_use, new_use))  # fmt: skip
         for into, a, b in ((ngrams, old, new), (sharing, old_share, new_share)):
             bars = (Bar(label="without", color=color, value=a, light=True),
                     Bar(label="with", color=color, value=b))  # fmt: skip
@@ -54,10 +56,24 @@ def compression(document: Document) -> Section | None:
                         groups=(Group(label="", slots=tuple(sharing)),), height=280),
                "N-grams that share their row", note="mean of all heads", keys=keys, half=True),
     ]  # fmt: skip
-    names = ("", ">n-grams, raw ids", ">compressed", ">fewer", ">sharing, raw ids", ">compressed")
+    names = ("", ">n-grams, raw ids", ">compressed", ">fewer", ">sharing, raw ids", ">compressed",
+             ">by use, raw ids", ">compressed")  # fmt: skip
     return Section(
         title="What vocabulary compression is worth",
         lead="Compression gives look-alike tokens one id, so that spellings of the same n-gram "
         "meet on one row: fewer different n-grams, fewer strangers on a row.",
         body=(row(*charts), table(names, rows, caption="With and without compression")),
     )
+
+
+def _distinct(entry: Entry) -> str:
+    """How many n-grams, with the standard error."""
+    error = number(entry["distinct_error"])
+    return count(entry["distinct"]) + (f" ±{count(error)}" if error > 0 else "")
+
+
+def _by_use(columns: list[Entry]) -> str:
+    """The mean share of look-ups that share their row, with its standard error in points."""
+    share = mean(number(each["shared_occurrences"]) for each in columns)
+    error = mean(number(each["shared_occurrences_error"]) for each in columns)
+    return percent(share) + (f" ±{100 * error:.1f}" if error > 0 else "")

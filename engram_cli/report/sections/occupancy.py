@@ -171,6 +171,10 @@ def _flag(entry: Entry) -> str | None:
     return flag if flag in ("above", "below") else None
 
 
+def _points(error: float) -> str:
+    return f" ±{100 * error:.2f}" if error > 0 else ""
+
+
 def _numbers(columns: list[Entry]) -> Html:
     rows = [
         (
@@ -182,7 +186,8 @@ def _numbers(columns: list[Entry]) -> Html:
             count(entry["ideal_occupied"]),
             percent(number(entry["shared"]), 2),
             percent(number(entry["ideal_shared"]), 2),
-            percent(number(entry["shared_occurrences"]), 2),
+            percent(number(entry["shared_occurrences"]), 2)
+            + _points(number(entry["shared_occurrences_error"])),
             count(entry["max_hits"]),
             _flag(entry) or "",
         )

@@ -29,8 +29,9 @@ def sources(document: Document) -> Section | None:
     return Section(
         title="Sources and what they share",
         lead="Read a line from the left: the share of that source's look-ups whose n-gram also "
-        "occurs in the source above. Where little overlaps, a table of one source serves the "
-        "other badly, and that both together need nearly the sum of their rows.",
+        "occurs in the source above, with its standard error in points. Where little overlaps, a "
+        "table of one source serves the other badly, and both together need nearly the sum of "
+        "their rows.",
         body=tuple(body),
     )
 
@@ -38,13 +39,15 @@ def sources(document: Document) -> Section | None:
 def _matrix(names: list[str], entry: Entry) -> Html:
     head = [tag("th", "", scope="col")] + [tag("th", _name(name), scope="col") for name in names]
     lines = []
-    for name, values in zip(names, entry["share"], strict=True):
+    unknown = [[0.0] * len(names)] * len(names)  # earlier versions say no errors
+    errors = entry.get("share_error") or unknown
+    for name, values, spread in zip(names, entry["share"], errors, strict=True):
         cells = []
-        for other, value in zip(names, values, strict=True):
+        for other, value, error in zip(names, values, spread, strict=True):
             share = number(value)
             shade = min(max(round(share * _SHADES), 0), _SHADES)
             own = "cell self" if other == name else f"cell k{shade}"
-            cells.append(tag("td", percent(share, 1), class_=own))
+            cells.append(tag("td", percent(share, 1), _error(number(error)), class_=own))
         lines.append(tag("tr", tag("th", _name(name), scope="row"), *cells))
     title = f"Overlap of {order_name(entry['order'])}"
     return tag(
@@ -60,6 +63,10 @@ def _matrix(names: list[str], entry: Entry) -> Html:
         ),
         id=f"overlap-{int(entry['order'])}",
     )
+
+
+def _error(error: float) -> Html | None:
+    return tag("small", f" ±{100 * error:.1f}") if error > 0 else None
 
 
 def _name(name: str) -> Html:

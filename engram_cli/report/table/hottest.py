@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engram_cli.report.markup import Html, join, ngram, tag
-from engram_cli.report.numbers import count
+from engram_cli.report.numbers import count, times
 from engram_cli.report.sections import Document, Section
 from engram_cli.report.sections.columns import Entry, entries
 from engram_cli.report.tables import table
@@ -23,7 +23,7 @@ def hottest(document: Document) -> Section | None:
     ]
     return Section(
         title="Hottest rows",
-        lead="The rows with the most hits, and which n-grams of the statistics' sample fall on "
+        lead="The rows with the most hits, and which n-grams known to the statistics fall on "
         "them. A frequent n-gram heats a row in each head; what else is there must live with it.",
         body=(
             table(
@@ -38,7 +38,7 @@ def hottest(document: Document) -> Section | None:
 def _ngrams(entry: Entry) -> Html:
     known = entry["ngrams"]
     if not known:
-        return join(["none of the sample"])
-    lines = [tag("div", ngram(each["text"]), f" {count(each['count'])}") for each in known]
+        return join(["none known"])
+    lines = [tag("div", ngram(each["text"]), f" {times(each)}") for each in known]
     rest = int(entry["known"]) - len(known)
     return join([*lines, tag("div", f"and {rest:,} more") if rest > 0 else None])

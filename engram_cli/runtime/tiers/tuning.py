@@ -6,12 +6,12 @@ the fields of `Tuning`.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from engram_cli.errors import InputError
+from engram_cli.untrusted import parse_json
 
 VARIABLE = "ENGRAM_TIERS_TUNING"
 NUMBER_BYTES = 16  # of a row on its way, beside its record: its number and its slot
@@ -79,8 +79,8 @@ def local_tuning() -> Tuning:
     if not path:
         return Tuning()
     try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        document = parse_json(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
         raise InputError(f"{VARIABLE}: {path}: {error}", "name a JSON file") from None
     names = [each.name for each in fields(Tuning)]
     if not isinstance(document, dict) or set(document) - set(names):

@@ -123,6 +123,17 @@ def count_near(mixes, times, modulus, salt, fast, hits):  # type: ignore[no-unty
 
 
 @kernel("void(uint32[::1], uint32[::1])")
+def count_rows(rows, hits):  # type: ignore[no-untyped-def]
+    """Add one occurrence of each of `rows` [n] to the counters of a column."""
+    ahead = max(rows.size - ROWS_AHEAD, 0)
+    later = rows[rows.size - ahead :]
+    for i in range(rows.size):
+        if i < ahead:
+            prefetch(hits, int64(later[i]))
+        hits[rows[i]] = uint32(min(uint64(hits[rows[i]]) + uint64(1), _FULL))
+
+
+@kernel("void(uint32[::1], uint32[::1])")
 def count_items(items, hits):  # type: ignore[no-untyped-def]
     """Add items [n] of a part of a column to its counters."""
     for i in range(items.size):

@@ -55,18 +55,37 @@ class _Group:
     lock: Lock
     parts: dict[int, ColumnPart] | None = None
 
+    def fill(self, column: int, first: int, out: NDArray[np.float32], deal: Deal) -> bool:
+        """Write rows of a column into `out`; whether those were its last ones."""
+        with self.lock:
+            if self.parts is None:
+                self.parts = deal(self.spans)
+            part = self.parts[column]
+        part.fill(first, out)
+        with self.lock:
+            self.left[column] -= len(out)
+            return not self.left[column]
+
+    def release(self, column: int) -> NDArray[np.uint64]:
+        """The buffer of a column of which all rows were asked for."""
+        assert self.parts is not None
+        with self.lock:
+            return self.parts.pop(column).release()
+
 
 class DealtColumns:
     """Some rows of some columns."""
 
     def __init__(self, groups: Sequence[Mapping[int, Span]], deal: Deal, spare: Spare) -> None:
-        """`groups`: the rows of columns that are dealt out together by `deal`, by column."""
+        """`groups`: the rows of columns that are dealt out together by `deal`, by column; those of
+        one column may lie in several, ascending."""
         self._deal, self._spare = deal, spare
-        self._groups: dict[int, _Group] = {}
+        self._groups: dict[int, list[_Group]] = {}
         for spans in groups:
             left = {column: end - begin for column, (begin, end) in spans.items()}
             group = _Group(dict(spans), left, Lock())
-            self._groups |= dict.fromkeys(spans, group)
+            for column in spans:
+                self._groups.setdefault(column, []).append(group)
 
     def parts(self) -> dict[int, DealtColumn]:
         """What fills each column."""
@@ -77,17 +96,11 @@ class DealtColumns:
 
         A row may be asked for once.
         """
-        group = self._groups[column]
-        with group.lock:
-            if group.parts is None:
-                group.parts = self._deal(group.spans)
-            part = group.parts[column]
-        part.fill(first, out)
-        with group.lock:
-            group.left[column] -= len(out)
-            if not group.left[column]:
-                del group.parts[column]
-                self._spare.give(part.release())
+        for group in self._groups[column]:
+            begin, end = group.spans[column]
+            low, high = max(first, begin), min(first + len(out), end)
+            if low < high and group.fill(column, low, out[low - first : high - first], self._deal):
+                self._spare.give(group.release(column))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from engram_cli.table.inits.corpus.buckets import (
 from engram_cli.table.inits.corpus.columns import DealtColumns, Spare
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
 from engram_cli.table.inits.corpus.jit import TOKEN_BITS
-from engram_cli.table.inits.corpus.tally import Occurrences, write_tally
+from engram_cli.table.inits.corpus.tally import Occurrences, check_fold, write_tally
 from engram_cli.table.inits.corpus.tokens import TokenFile
 
 _ENTRY = 8  # bytes of a pair in a bucket
@@ -79,6 +79,7 @@ class CorpusFill:
     def __post_init__(self) -> None:
         if self.memory < _LEAST_MEMORY:
             raise InputError(f"{self.memory} bytes of memory", "give 64MiB or more")
+        check_fold(self.layout)
         if self.layout.vocab_size > 1 << TOKEN_BITS:
             raise InputError(
                 f"a vocabulary of {self.layout.vocab_size:,} tokens",
@@ -200,16 +201,40 @@ class CorpusFill:
                     made |= found
             return made
 
-        columns = DealtColumns(self._together(parts), deal, self.kept.spare)
+        columns = DealtColumns(self._together(entry, parts, dim), deal, self.kept.spare)
         yield partial(fill_columns, entry, columns.parts())
 
-    def _together(self, parts: Mapping[int, Span]) -> list[dict[int, Span]]:
-        """Columns that are dealt out together, by all threads: who wants their rows would wait."""
-        groups = []
+    def _together(
+        self, entry: LayerHash, parts: Mapping[int, Span], dim: int
+    ) -> list[dict[int, Span]]:
+        """Columns that are dealt out together, by all threads: who wants their rows would wait.
+
+        Where memory does not allow two, it is one, or one after another some rows of one: then a
+        chunk of rows takes more than a pass over the pairs.
+        """
+        groups: list[dict[int, Span]] = []
+        room = max(self.memory - self._fixed, 1)
         for _, own in groupby(sorted(parts), lambda column: column // self.layout.heads):
             columns, size = list(own), max(_TOGETHER, self.threads)
-            groups += [columns[at : at + size] for at in range(0, len(columns), size)]
-        return [{column: parts[column] for column in group} for group in groups]
+            needs = (self._entry_bytes(entry, c, parts[c]) for c in columns)
+            need = max(needs) + self._vector_bytes(dim)
+            size = max(min(size, room // need), 1)
+            if need <= room:
+                cuts = [columns[at : at + size] for at in range(0, len(columns), size)]
+                groups += [{column: parts[column] for column in cut} for cut in cuts]
+            else:
+                groups += [
+                    {c: span} for c in columns for span in self._cut(entry, c, parts[c], dim)
+                ]
+        return groups
+
+    def _cut(self, entry: LayerHash, column: int, span: Span, dim: int) -> Iterator[Span]:
+        """Rows of a column in as many ranges as memory asks for."""
+        room = max(self.memory - self._fixed - self._vector_bytes(dim), self.memory // 8, 1)
+        count = -(-self._entry_bytes(entry, column, span) // room)
+        step = max(-(-(span[1] - span[0]) // count), 1)
+        for begin in range(*span, step):
+            yield begin, min(begin + step, span[1])
 
     def followed(self) -> NDArray[np.int64] | None:
         """int64[V]: what the mean that is taken away is weighted by, None where none is."""

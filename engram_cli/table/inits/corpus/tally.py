@@ -16,6 +16,7 @@ from threading import local
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.errors import InputError
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.kernels import mix_ngrams
 from engram_cli.hashing.layout import HashLayout
@@ -129,6 +130,15 @@ def stretch_pairs(
 
 def _steps(begin: int, end: int) -> list[Span]:
     return [(first, min(first + STEP, end)) for first in range(begin, end, STEP)]
+
+
+def check_fold(layout: HashLayout) -> None:
+    """Raises InputError for a layout whose n-grams have no mix to be united by."""
+    if layout.fold == "powers":
+        raise InputError(
+            f"rows of {layout.scheme} cannot be filled from a corpus",
+            "build them with --init normal or zeros",
+        )
 
 
 class _Reader:

@@ -119,11 +119,12 @@ class TokenWriter:
             if length < 4 * state["tokens"] or type(state["largest"]) is not int:
                 return
             mark = None if state["mark"] is None else _mark(state["mark"])
+            complete, encoder = state["complete"] is True, state["encoder"]
         except (ArtifactError, InputError, KeyError, TypeError, OSError):
             return
         self.tokens, self.documents, self.size = counts
-        self.largest, self.mark, self.encoder = state["largest"], mark, state["encoder"]
-        if state["complete"] is True:
+        self.largest, self.mark, self.encoder = state["largest"], mark, encoder
+        if complete:
             self.finished = self._file()
 
     def restart(self) -> None:

@@ -20,6 +20,7 @@ from engram_cli.hashing.reference import hash_columns
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.build import scratch_folder
 from engram_cli.table.inits.corpus import buckets, filled, reference, tally
+from engram_cli.table.inits.corpus.columns import Spare
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
 from engram_cli.table.store import open_table
 from engram_cli.table.verify import verify_table
@@ -130,6 +131,38 @@ def test_passes_threads_and_blocks_change_no_byte(
             == stored_rows(whole, layer)[: 212 * DIM * 4]
         )
     assert not scratch_folder(cut.path).exists()
+
+
+def test_a_chunk_that_memory_cannot_hold_is_filled_in_parts(tmp_path: Path) -> None:
+    """Never more pairs are held than memory allows, though one chunk has all rows of a layer."""
+    layout = mapped_layout()
+    file = write_corpus(tmp_path / "tokens", layout)
+    spec = fill_spec(layout, file, random_vectors(layout), "next-token", chunk_rows=None)
+    whole = open_table(fill(tmp_path / "whole.zarr", spec).path)
+    held: dict[int, int] = {}
+    most = 0
+
+    class Counting(Spare):
+        def take(self, size: int) -> Any:
+            nonlocal most
+            buffer = super().take(size)
+            held[id(buffer)] = 8 * size
+            most = max(most, sum(held.values()))
+            return buffer
+
+        def give(self, buffer: Any) -> None:
+            del held[id(buffer)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filled, "_LEAST_MEMORY", 1)
+        patch.setattr(filled, "Spare", Counting)
+        memory = 12_000
+        init = replace(spec.init, memory=memory, kept=filled.Kept())
+        assert init._entry_bytes(layout.layers[0], 0, (0, 53)) > memory  # of a column alone
+        cut = open_table(fill(tmp_path / "cut.zarr", replace(spec, init=init)).path)
+    assert 0 < most < memory
+    for layer in layout.layer_ids:
+        assert stored_rows(cut, layer) == stored_rows(whole, layer)
 
 
 def test_memory_decides_how_many_passes_there_are(tmp_path: Path) -> None:

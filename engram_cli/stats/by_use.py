@@ -1,0 +1,126 @@
+"""Shares of all occurrences, with their errors: samples of n-grams and of positions in.
+
+A sample of n-grams that is uniform over n-grams misses the frequent ones, which decide such a
+share. So the share is the mean over positions drawn at random. What has to be known of the n-gram
+at a position is whether it is alone on a row: whether the row has no more hits than the n-gram has
+occurrences. Its occurrences are known exactly where the sample of n-grams holds it. Elsewhere they
+are at most the least hits among its rows, and equal to them unless it is alone on none of its rows.
+How often that is so, the sample of n-grams tells, for which both are known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.hashing.hasher import plan_layer
+from engram_cli.hashing.layout import LayerHash
+from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.known import LeastHits, hits_of, least_hits, ngram_rows, places_in
+from engram_cli.stats.occurrences import Drawn
+from engram_cli.stats.totals import Counts
+
+_TIES, _SIZES = 16, 33  # cells: rows with the least hits, and powers of two of those hits
+_PRIOR = 8.0  # n-grams of a cell that count as much as all cells with as many ties
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Uses:
+    """The U distinct n-grams of one order that stand for all occurrences.
+
+    `tokens` int32[U, order]; `counts` uint64[U]: occurrences, or the least hits among the rows;
+    `weights` float64[U]: shares of the occurrences, which sum to 1; `sure` float64[U]: the chance
+    that a row with no more than `counts` hits is the n-gram's alone; `spread` float64[U]: that of
+    the estimate of `sure`, squared, and `cells` int64[U]: which n-grams share it. `positions`: how
+    many were drawn; `unseen`: the share that was not.
+    """
+
+    order: int
+    tokens: NDArray[np.int32]
+    counts: NDArray[np.uint64]
+    weights: NDArray[np.float64]
+    sure: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    cells: NDArray[np.int64]
+    positions: int
+    unseen: float
+
+    def clean(self, counts: Counts, entry: LayerHash) -> NDArray[np.bool_]:
+        """bool[H, U]: which rows of a layer have no more than `counts` hits."""
+        layout, index = counts.layout, counts.layout.orders.index(self.order)
+        columns = slice(index * layout.heads, (index + 1) * layout.heads)
+        offsets = np.array(entry.offsets[columns], dtype=np.int64)[:, None]
+        rows = ngram_rows(self.tokens, plan_layer(layout, entry), index, layout.heads)
+        return np.asarray(counts.hits[entry.layer][rows + offsets] <= self.counts, dtype=np.bool_)
+
+    def mean(self, base: NDArray[np.float64], gain: NDArray[np.float64]) -> tuple[float, float]:
+        """The mean over occurrences of a value, and its standard error: `base` [U] where the
+        n-gram is alone on none of its rows, and `gain` [U] more where `counts` are its own."""
+        values = base + gain * self.sure
+        mean = float(np.sum(self.weights * values))
+        squares = float(np.sum(self.weights * (values - mean) ** 2)) + 1.0 / self.positions
+        variance = self.unseen * squares / max(self.positions - 1, 1)
+        doubt = (self.weights * gain) ** 2 * self.sure * (1.0 - self.sure)
+        by_cell = np.bincount(self.cells, weights=self.weights * gain * np.sqrt(self.spread))
+        return mean, math.sqrt(variance + float(np.sum(doubt)) + float(np.sum(by_cell**2)))
+
+
+def uses_of(counts: Counts, sample: NgramSample, drawn: Drawn) -> Uses | None:
+    """What stands for all occurrences of an order; None where `sample` is complete: it is exact."""
+    if sample.exact or not len(drawn.times):
+        return None
+    layout = counts.layout
+    hits = hits_of(counts)
+    theirs = least_hits(layout, layout.layers, sample.tokens, hits)
+    found = least_hits(layout, layout.layers, drawn.tokens, hits)
+    places = places_in(sample, drawn.hashes)
+    known = places >= 0
+    chances, spread = _chances(theirs, sample.counts)
+    cells = _cells(found)
+    return Uses(
+        order=sample.order,
+        tokens=drawn.tokens,
+        counts=np.where(known, sample.counts[places], found.least),
+        weights=drawn.times / drawn.positions,
+        sure=np.where(known, 1.0, chances[cells]),
+        spread=np.where(known, 0.0, spread[cells]),
+        cells=cells,
+        positions=drawn.positions,
+        unseen=max(1.0 - drawn.positions / counts.tokens, 0.0),
+    )
+
+
+def _cells(found: LeastHits) -> NDArray[np.int64]:
+    """int64[S]: the cell of n-grams by their least hits, and how many rows have no more."""
+    size = np.frexp(np.maximum(found.least, 1).astype(np.float64))[1] - 1
+    cells = (np.minimum(found.ties, _TIES) - 1) * _SIZES + np.minimum(size, _SIZES - 1)
+    return np.asarray(cells, dtype=np.int64)
+
+
+def _chances(
+    found: LeastHits, counts: NDArray[np.uint64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """By cell: the chance that the least hits at a position are the occurrences of its n-gram, and
+    the variance of this estimate, from n-grams with known `counts` [S].
+
+    A position meets an n-gram as often as it occurs, so n-grams weigh as much as they occur, in
+    parts of the most frequent of the cell. What else falls on a row does not depend on that. So
+    for frequent n-grams, few of which are in a sample, it is the chance of all n-grams with as
+    many ties.
+    """
+    cells, shape = _cells(found), (_TIES, _SIZES)
+    sizes = np.ldexp(1.0, np.arange(_SIZES) + 1)
+    weights = counts / np.tile(sizes, _TIES)[cells]
+    right = found.least == counts
+    size = _TIES * _SIZES
+    ngrams = np.bincount(cells, minlength=size).reshape(shape)
+    among = np.bincount(cells[right], minlength=size).reshape(shape)
+    pooled = (among.sum(axis=1) + 1.0) / (ngrams.sum(axis=1) + 2.0)
+    alike = np.bincount(cells, weights=weights, minlength=size).reshape(shape)
+    own = np.bincount(cells[right], weights=weights[right], minlength=size).reshape(shape)
+    chances = (own + _PRIOR * pooled[:, None]) / (alike + _PRIOR)
+    spread = chances * (1.0 - chances) / (alike + _PRIOR)
+    return chances.reshape(-1), spread.reshape(-1)

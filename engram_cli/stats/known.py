@@ -1,0 +1,138 @@
+"""N-grams known by name, with their counts: those of both samples of a corpus.
+
+An n-gram of the sample by hash (`stats.distinct`) has its exact count. One that only the sample of
+positions (`stats.occurrences`) holds has an upper bound: every occurrence adds one hit to a row of
+each head, so it occurs at most as often as the least hit of its rows. This is the Count-Min sketch
+of Cormode and Muthukrishnan (2005); the row counters are one already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.hashing.hasher import LayerPlan, plan_layer
+from engram_cli.hashing.layout import HashLayout, LayerHash
+from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.occurrences import Drawn
+from engram_cli.stats.totals import FULL, Counts
+
+# Hits of rows of a layer: (layer, int64 rows of any shape) -> as many hits.
+HitsAt: TypeAlias = Callable[[int, NDArray[np.int64]], NDArray[np.uint32]]
+
+_STEP = 2**15  # n-grams hashed together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KnownNgrams:
+    """n-grams of one order. `exact` bool[K]: `counts` uint64[K] are theirs, or else at most theirs.
+
+    `tokens` int32[K, order], oldest first; `positions`: how many were drawn to find the frequent
+    ones, 0 where every n-gram is here or none were.
+    """
+
+    order: int
+    positions: int
+    tokens: NDArray[np.int32]
+    counts: NDArray[np.uint64]
+    exact: NDArray[np.bool_]
+
+    def take(self, which: slice | NDArray[np.intp]) -> KnownNgrams:
+        """Some of them."""
+        return replace(
+            self, tokens=self.tokens[which], counts=self.counts[which], exact=self.exact[which]
+        )
+
+
+def ngram_rows(
+    ngrams: NDArray[np.int32], plan: LayerPlan, order: int, heads: int
+) -> NDArray[np.uint32]:
+    """uint32[heads, S]: the head-local rows of n-grams int32[S, n], `order` the index of theirs.
+
+    The n-grams are laid end to end and hashed as one stream; every n-th position is one of them.
+    """
+    length = ngrams.shape[1]
+    tokens = ngrams.reshape(-1)
+    rows = np.empty((heads, len(tokens)), dtype=np.uint32)
+    older = np.zeros(plan.multipliers.shape[1] - 1, dtype=np.int32)
+    seen = np.full(len(tokens), length, dtype=np.uint8)
+    plan.of_order(order).columns(np.concatenate([older, tokens]), seen, rows)
+    return rows[:, length - 1 :: length]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LeastHits:
+    """For each of S n-grams: the `least` uint64[S] hits of its rows, and how many of the rows have
+    no more, `ties` int64[S]."""
+
+    least: NDArray[np.uint64]
+    ties: NDArray[np.int64]
+
+
+def least_hits(
+    layout: HashLayout, layers: Sequence[LayerHash], tokens: NDArray[np.int32], hits_at: HitsAt
+) -> LeastHits:
+    """Of the rows of n-grams int32[S, order] in all heads of some layers."""
+    order, heads = tokens.shape[1], layout.heads
+    index = layout.orders.index(order)
+    least = np.empty(len(tokens), dtype=np.uint32)
+    ties = np.empty(len(tokens), dtype=np.int64)
+    plans = [plan_layer(layout, entry) for entry in layers]
+    for begin in range(0, len(tokens), _STEP):
+        part = tokens[begin : begin + _STEP]
+        met = []
+        for entry, plan in zip(layers, plans, strict=True):
+            offsets = np.array(entry.offsets[index * heads : (index + 1) * heads], dtype=np.int64)
+            rows = ngram_rows(part, plan, index, heads).astype(np.int64) + offsets[:, None]
+            met.append(hits_at(entry.layer, rows))
+        hits = np.concatenate(met)
+        own = hits.min(axis=0)
+        least[begin : begin + _STEP] = own
+        ties[begin : begin + _STEP] = np.count_nonzero(hits == own, axis=0)
+    return LeastHits(least=least.astype(np.uint64), ties=ties)
+
+
+def at_most(found: LeastHits, tokens: int) -> NDArray[np.uint64]:
+    """uint64[S]: how often n-grams occur at most in a corpus of `tokens` tokens; a counter that is
+    full says nothing."""
+    return np.where(found.least < FULL, found.least, np.uint64(tokens))
+
+
+def places_in(sample: NgramSample, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """int64[T]: where the n-grams of `hashes` are in a sample, -1 where it does not hold them."""
+    if not len(sample.hashes):
+        return np.full(len(hashes), -1, dtype=np.int64)
+    places = np.minimum(np.searchsorted(sample.hashes, hashes), len(sample.hashes) - 1)
+    return np.where(sample.hashes[places] == hashes, places, -1)
+
+
+def known_ngrams(counts: Counts, sample: NgramSample, drawn: Drawn | None) -> KnownNgrams:
+    """The n-grams of both samples of an order, those of `sample` first."""
+    own = KnownNgrams(
+        order=sample.order,
+        positions=0,
+        tokens=sample.tokens,
+        counts=sample.counts,
+        exact=np.ones(len(sample.counts), dtype=np.bool_),
+    )
+    if sample.exact or drawn is None:
+        return own
+    others = drawn.tokens[places_in(sample, drawn.hashes) < 0]
+    layout = counts.layout
+    found = least_hits(layout, layout.layers, others, hits_of(counts))
+    return KnownNgrams(
+        order=sample.order,
+        positions=drawn.positions,
+        tokens=np.concatenate([own.tokens, others]),
+        counts=np.concatenate([own.counts, at_most(found, counts.tokens)]),
+        exact=np.concatenate([own.exact, np.zeros(len(others), dtype=np.bool_)]),
+    )
+
+
+def hits_of(counts: Counts) -> HitsAt:
+    """The hits that were counted."""
+    return lambda layer, rows: counts.hits[layer][rows]
