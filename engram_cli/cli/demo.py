@@ -21,7 +21,8 @@ def demo(
         Path, typer.Argument(help="Where the demo works; replaced when it ran there before.")
     ] = Path("engram-demo"),
     train: Annotated[
-        bool, typer.Option("--train/--no-train", help="Train ten steps where torch is installed.")
+        bool,
+        typer.Option("--train/--no-train", help="Train ten steps (needs transformers)."),
     ] = True,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -69,7 +70,7 @@ def _parts(result: DemoResult) -> list[RenderableType]:
     ]  # fmt: skip
     training = result.training
     if training is None:
-        rows.append(("attached", "bundle written; with torch the demo also loads and trains it"))
+        rows.append(("attached", "bundle written; with torch and transformers, the demo trains it"))
     else:
         equal = "equal to the bit" if training.logits_equal else "NOT EQUAL"
         steps = len(training.losses) - 1

@@ -97,7 +97,7 @@ def inspect(
 ) -> None:
     """Say what an artifact is, what it must match, and what its rows hold.
 
-    Rows are read once, in constant memory: norms, zero rows, hits, the hottest, and twins. With
+    Rows are read once, in constant memory: norms, zero rows, hits, hottest and duplicate rows. With
     --probe a table of --init next-token is asked what it knows of a text.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)

@@ -1,4 +1,4 @@
-"""What inspect found, for people: facts, digests, the layout, heads, hot rows, rows alike."""
+"""What inspect found, for people: facts, digests, the layout, heads, hot rows, duplicate rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from engram_cli.commands.inspect import InspectResult
     from engram_cli.commands.inspect_rows import Columns, NormBins
-    from engram_cli.table.scan.likeness import Likeness
+    from engram_cli.table.scan.duplicates import Duplicates
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _BARS = 40
@@ -45,7 +45,7 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     if result.hottest:
         parts.append(_hottest(result))
     if result.layers:
-        parts.append(_alike(result))
+        parts.append(_duplicates(result))
         parts += _twins(result)
     if result.probe is not None:
         parts += probe_parts(result.probe)
@@ -149,42 +149,32 @@ def _hottest(result: InspectResult) -> RenderableType:
     return grid("Hottest rows", names, rows)
 
 
-def _alike(result: InspectResult) -> RenderableType:
+def _duplicates(result: InspectResult) -> RenderableType:
     rows = [
         (
             f"{each.layer}",
-            f"{each.likeness.rows:,}",
-            _distinct(each.likeness),
-            percent(each.likeness.twin_share),
-            f"{each.likeness.compared:,}",
-            "-" if each.likeness.near_share is None else percent(each.likeness.near_share),
+            f"{each.duplicates.rows:,}",
+            _distinct(each.duplicates),
+            percent(each.duplicates.twin_share),
         )
         for each in result.layers
     ]
-    names = (
-        *(">layer", ">rows with values", ">different contents", ">have a twin"),
-        *(">compared", ">have a near twin"),
-    )
-    return grid("Rows alike (near: cosine 0.99 or more)", names, rows)
+    names = (">layer", ">rows with values", ">distinct contents", ">equal to another row")
+    return grid("Duplicate rows", names, rows)
 
 
-def _distinct(likeness: Likeness) -> str:
-    if likeness.distinct_error == 0:
-        return f"{likeness.distinct:,.0f}"
-    return f"{likeness.distinct:,.0f} ± {likeness.distinct_error:,.0f}"
+def _distinct(found: Duplicates) -> str:
+    if found.distinct_error == 0:
+        return f"{found.distinct:,.0f}"
+    return f"{found.distinct:,.0f} ± {found.distinct_error:,.0f}"
 
 
 def _twins(result: InspectResult) -> list[RenderableType]:
-    rows = []
-    for each in result.layers:
-        rows += [
-            (f"{each.layer}", f"{twins.rows:,} equal", f"{twins.first:,}", f"{twins.second:,}")
-            for twins in each.likeness.twins
-        ]
-        rows += [
-            (f"{each.layer}", f"cosine {near.cosine:.4f}", f"{near.first:,}", f"{near.second:,}")
-            for near in each.likeness.near_twins
-        ]
+    rows = [
+        (f"{each.layer}", f"{twins.rows:,}", f"{twins.first:,}", f"{twins.second:,}")
+        for each in result.layers
+        for twins in each.duplicates.twins
+    ]
     if not rows:
         return []
-    return [grid("Some of them", (">layer", "how alike", ">row", ">and row"), rows)]
+    return [grid("The largest groups of them", (">layer", ">equal rows", ">row", ">and row"), rows)]

@@ -100,7 +100,8 @@ PresetOption = Annotated[
 SchemeOption = Annotated[
     str | None,
     typer.Option(
-        help="engram-v1 (default), deepseek-v4.1, qwen-ple or tutorial.", rich_help_panel=_LAYOUT
+        help="engram-v1 (default), deepseek-v4.1, qwen-ple, longcat or tutorial.",
+        rich_help_panel=_LAYOUT,
     ),
 ]
 OrdersOption = Annotated[
@@ -145,8 +146,11 @@ SeedOption = Annotated[
 ]
 VocabSizeOption = Annotated[
     int | None,
-    typer.Option(help="Raw ids, for qwen-ple and tutorial.", rich_help_panel=_LAYOUT),
+    typer.Option(
+        help="Number of token ids, for schemes that hash raw ids.", rich_help_panel=_LAYOUT
+    ),
 ]
 EosIdOption = Annotated[
-    int | None, typer.Option(help="EOS token id, for qwen-ple.", rich_help_panel=_LAYOUT)
+    int | None,
+    typer.Option(help="EOS token id, for schemes that stop at it.", rich_help_panel=_LAYOUT),
 ]

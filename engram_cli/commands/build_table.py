@@ -21,7 +21,7 @@ from engram_cli.commands.corpus_fill import (
     write_tokens,
 )
 from engram_cli.commands.dry_run import refusal
-from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.pad_token import note_pad
 from engram_cli.commands.processors import processors
 from engram_cli.commands.table_plan import TablePlan, fill_plan, planned
@@ -30,6 +30,7 @@ from engram_cli.engines.filling import FILL_ENGINES, FillEngine
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.build import (
     build_store,
@@ -276,7 +277,7 @@ def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout,
 
 def _same_vocabulary(counted: HashLayout, request: BuildTableRequest) -> None:
     """Raises MismatchError when the vocabulary is there and is not that of the statistics."""
-    if counted.scheme in RAW_ID_SCHEMES or not request.vocab.is_file():
+    if takes_raw_ids(counted.scheme) or not request.vocab.is_file():
         return
     digest = read_about(request.vocab).get("vocab_digest")
     if digest != counted.vocab_digest:

@@ -8,11 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engram_cli.commands.geometry import DEFAULT_SCHEME, RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.geometry import DEFAULT_SCHEME, Geometry
 from engram_cli.commands.model_shape import ModelShape, paper_layers, read_model_shape
 from engram_cli.errors import EngramError
 from engram_cli.files import sha256_bytes
 from engram_cli.formats.bundle_spec import layer_number
+from engram_cli.hashing.schemes import SCHEMES, takes_raw_ids
 from engram_cli.progress import Progress
 from engram_cli.vocab.parquet import read_about
 from engram_cli.vocab.tokenizer import MAX_TOKENIZER_BYTES
@@ -67,7 +68,7 @@ def for_checkpoint(geometry: Geometry, folder: Path, vocab: Path, progress: Prog
     another tokenizer than the vocabulary.
     """
     scheme = geometry.scheme or DEFAULT_SCHEME
-    raw = scheme in RAW_ID_SCHEMES
+    raw = takes_raw_ids(scheme)
     open_layers = geometry.layers is None and scheme == DEFAULT_SCHEME
     open_ids = raw and geometry.vocab_size is None
     if not open_layers and not open_ids:
@@ -119,8 +120,8 @@ def _with_ids(geometry: Geometry, chosen: FoundCheckpoint, progress: Progress) -
         return geometry
     progress.note(f"checkpoint {chosen.folder}: its vocabulary has {size:,} token ids")
     geometry = replace(geometry, vocab_size=size)
-    takes_eos = geometry.scheme == "qwen-ple" and geometry.eos_id is None and eos is not None
-    if takes_eos:
+    takes_eos = "eos_id" in SCHEMES.load(geometry.scheme or DEFAULT_SCHEME).parameters
+    if takes_eos and geometry.eos_id is None and eos is not None:
         progress.note(f"checkpoint {chosen.folder}: its EOS token has id {eos:,}")
         return replace(geometry, eos_id=eos)
     return geometry

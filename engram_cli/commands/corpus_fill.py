@@ -27,6 +27,7 @@ from engram_cli.table.inits.corpus.embeddings import (
     MatrixEmbeddings,
     RandomEmbeddings,
 )
+from engram_cli.table.inits.corpus.tally import check_fold
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter
 from engram_cli.table.inits.normal import DEFAULT_STD
 
@@ -114,6 +115,7 @@ def find_vectors(
     request: FillRequest, init: str, layout: HashLayout, std: float | None
 ) -> Embeddings:
     """The vectors of the tokens. Raises InputError, ArtifactError."""
+    check_fold(layout)
     if request.checkpoint is None:
         return RandomEmbeddings(
             tokens=layout.vocab_size,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from engram_cli.commands.checkpoint import find_checkpoints
-from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import sha256_bytes
 from engram_cli.hashing.layout import short
+from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.progress import Progress
 from engram_cli.vocab.parquet import read_about
 from engram_cli.vocab.tokenizer import (
@@ -57,7 +58,7 @@ def tokenizer_of_corpus(
 
 def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
     """The digest of the vocabulary's tokenizer; None when the layout came without a vocabulary."""
-    raw = geometry.scheme in RAW_ID_SCHEMES
+    raw = geometry.scheme is not None and takes_raw_ids(geometry.scheme)
     if raw and (geometry.vocab_size is not None or not vocab.is_file()):
         return None
     return str(read_about(vocab).get("tokenizer_digest"))

@@ -1,7 +1,7 @@
 """demo: the whole pipeline on real input, in one folder, in under a minute.
 
 The DeepSeek tokenizer, the sources of Python's standard library, a table, a small checkpoint, the
-attachment, and with torch ten training steps of the memory.
+attachment, and with torch and transformers ten training steps of the memory.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
         AttachRequest(checkpoint=checkpoint, table=here.table, force=True), progress
     )
     training = None
-    if request.train and find_spec("torch") is not None:
+    if request.train and all(map(find_spec, ("torch", "transformers"))):
         from engram_cli.commands.demo_training import train
 
         training = train(checkpoint, bundle.out, standard_library(corpus), STEPS, progress)

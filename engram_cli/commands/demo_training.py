@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
-from engram_cli.commands.demo_decoder import load_decoder
 from engram_cli.progress import Progress
 from engram_cli.runtime.attach import attach
 from engram_cli.vocab.tokenizer import load_tokenizer
@@ -35,13 +36,14 @@ def train(
     """Attach `bundle` to the model in `checkpoint`, compare its logits, train the memory."""
     torch.manual_seed(0)
     tokens = _tokens(checkpoint, files)
-    model = load_decoder(checkpoint)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     model.requires_grad_(False)
     probe = tokens[:1, :-1]
     with torch.no_grad():
-        bare = model(probe)
+        bare = model(probe).logits
         memory = attach(model, bundle, sparse_gradients=True)
-        equal = torch.equal(model(probe), bare)
+        equal = torch.equal(model(probe).logits, bare)
     rows = [weight for name, weight in memory.named_parameters() if name.endswith(ROWS)]
     dense = [weight for name, weight in memory.named_parameters() if not name.endswith(ROWS)]
     optimisers: list[torch.optim.Optimizer] = [
@@ -81,5 +83,5 @@ def _tokens(checkpoint: Path, files: Sequence[Path]) -> Tensor:
 
 
 def _loss(model: torch.nn.Module, tokens: Tensor) -> Tensor:
-    logits = model(tokens[:, :-1])
+    logits = model(tokens[:, :-1]).logits
     return functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from engram_cli.hashing.layout import HashLayout
 
 DEFAULT_SCHEME = "engram-v1"
-RAW_ID_SCHEMES = ("qwen-ple", "tutorial")  # these hash raw ids and take a vocabulary size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +40,8 @@ class Geometry:
 
         Raises InputError where they are not on record, as in layouts of another program's files.
         """
+        from engram_cli.hashing.schemes import takes_raw_ids
+
         asked = layout.parameters
         sizes = asked.get("rows_per_head")
         listed: list[Any] = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
@@ -50,7 +51,7 @@ class Geometry:
                 "what the layout's scheme was asked for is not on record",
                 "name the geometry: --scheme, --orders, --heads, --rows-per-head, --layers",
             )
-        raw = layout.scheme in RAW_ID_SCHEMES
+        raw = takes_raw_ids(layout.scheme)
         return cls(
             scheme=layout.scheme,
             orders=layout.orders,
@@ -81,11 +82,11 @@ class Geometry:
         Raises InputError for a choice that the scheme does not know, LayoutError for one it cannot
         make.
         """
-        from engram_cli.hashing.schemes import hash_layout
+        from engram_cli.hashing.schemes import hash_layout, takes_raw_ids
 
         choices = self.given
         scheme = choices.pop("scheme", DEFAULT_SCHEME)
-        if scheme in RAW_ID_SCHEMES:
+        if takes_raw_ids(scheme):
             if "rows_per_head" in choices:
                 choices["rows_per_head"] = _single(scheme, choices["rows_per_head"])
             if "vocab_size" not in choices and vocab_path.is_file():

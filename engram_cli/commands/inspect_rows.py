@@ -21,8 +21,8 @@ from engram_cli.progress import Progress
 from engram_cli.stats.company import Company, RowCompany, companies
 from engram_cli.stats.folder import Statistics
 from engram_cli.stats.ngrams import Names
+from engram_cli.table.scan.duplicates import Duplicates
 from engram_cli.table.scan.kernels.rows import BINS, STEPS
-from engram_cli.table.scan.likeness import Likeness
 from engram_cli.table.scan.scan import HOTTEST, LayerScan, scan_layer
 from engram_cli.table.scan.source import RowSource, Span, table_source
 from engram_cli.table.store import open_table
@@ -68,10 +68,10 @@ class NormBins:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRows:
-    """A layer's rows, and how alike they are."""
+    """A layer's rows, and how many of them have equal contents."""
 
     layer: int
-    likeness: Likeness
+    duplicates: Duplicates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +107,12 @@ def inspect_rows(
     begin = time.perf_counter()
     for source in sources:
         entry = rows.layout.layer(source.layer)
-        scan = _scan(rows, source, entry, threads, progress)
+        columns_of_layer = list(zip(entry.offsets, entry.moduli, strict=True))
+        scan = scan_layer(source, columns_of_layer, threads=threads, progress=progress)
         read += scan.read_bytes
         columns += _columns(rows.layout, scan)
         norms += _norm_bins(rows.layout, scan)
-        layers.append(LayerRows(layer=scan.layer, likeness=scan.likeness))
+        layers.append(LayerRows(layer=scan.layer, duplicates=scan.duplicates))
         heat = [column.hottest for column in scan.columns]
         hot += _of_heat(rows, entry, heat, statistics, names, hottest)
     if not sources and statistics is not None:
@@ -181,23 +182,6 @@ def _between(hits: NDArray[np.uint32], first: int, count: int) -> NDArray[np.uin
 
 def _bytes(layout: HashLayout, source: RowSource) -> int:
     return sum(layout.layer(source.layer).moduli) * source.stored_row_bytes
-
-
-def _scan(
-    rows: RowReader,
-    source: RowSource,
-    entry: LayerHash,
-    threads: int,
-    progress: Progress,
-) -> LayerScan:
-    assert rows.vectors is not None
-    return scan_layer(
-        source,
-        list(zip(entry.offsets, entry.moduli, strict=True)),
-        partial(rows.vectors, source.layer),
-        threads=threads,
-        progress=progress,
-    )
 
 
 def _columns(layout: HashLayout, scan: LayerScan) -> Iterator[Columns]:

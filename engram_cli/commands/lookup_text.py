@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import Artifact, Companions, Kind, belongs
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
-from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, VocabularyError
 from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.progress import Progress
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.parquet import read_vocab
@@ -67,7 +68,7 @@ class TextReader:
         return self._loaded
 
     def _of_vocabulary(self) -> TokenizerFile:
-        raw = self._layout.scheme in RAW_ID_SCHEMES
+        raw = takes_raw_ids(self._layout.scheme)
         geometry = Geometry(scheme=self._layout.scheme) if raw else Geometry()
         workspace = Workspace(self._companions.folder)
         return tokenizer_of_corpus(

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram_cli.commands.geometry import RAW_ID_SCHEMES
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import read_json
 from engram_cli.formats.bundle_spec import decoder_index
 from engram_cli.formats.module_spec import DEFAULT_MODULE, KINDS, ModuleSpec, module_spec
 from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.vocab.compress import compress_vocab
 
 # The names that model families give to the same number, by the first one found.
@@ -234,7 +234,7 @@ def check_vocabulary(
 
     A scheme that hashes raw ids only needs the size of the vocabulary to be the model's.
     """
-    if layout.scheme in RAW_ID_SCHEMES:
+    if takes_raw_ids(layout.scheme):
         if model.vocab_size is not None and layout.vocab_size != model.vocab_size:
             raise MismatchError(
                 f"the table hashes {layout.vocab_size:,} token ids, "

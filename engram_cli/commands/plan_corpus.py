@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.geometry import Geometry
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
-from engram_cli.hashing.schemes import hash_layout
+from engram_cli.hashing.schemes import hash_layout, takes_raw_ids
 from engram_cli.progress import Progress
 from engram_cli.stats.folder import Statistics, read_stats
 from engram_cli.stats.growth.projection import project
@@ -90,7 +90,7 @@ class PlanCorpus:
         scheme = choices.pop("scheme")
         if scheme != counted.scheme:
             return wanted.resolve(self.vocab)
-        if scheme in RAW_ID_SCHEMES:
+        if takes_raw_ids(scheme):
             choices["rows_per_head"] = choices["rows_per_head"][0]
             return hash_layout(scheme, **choices)
         if counted.lookup is None:
@@ -261,7 +261,7 @@ def _check_vocab(statistics: Statistics, vocab: Path | None) -> None:
     if vocab is None:
         return
     layout, given = statistics.layout, read_map(vocab)
-    if layout.scheme in RAW_ID_SCHEMES:
+    if takes_raw_ids(layout.scheme):
         own, other = f"{layout.vocab_size:,} token ids", f"{given.vocab_size:,} token ids"
     else:
         own, other = short(layout.vocab_digest), short(given.digest)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from engram_cli.commands.geometry import RAW_ID_SCHEMES, Geometry
+from engram_cli.commands.geometry import Geometry
 from engram_cli.errors import EngramError, InputError
 from engram_cli.hashing.layout import HashLayout, short
-from engram_cli.hashing.schemes import SCHEMES, hash_layout
+from engram_cli.hashing.schemes import SCHEMES, hash_layout, takes_raw_ids
 from engram_cli.vocab.lookup import VocabMap
 
 
@@ -22,7 +22,7 @@ def recomputed(layout: HashLayout) -> HashLayout | str:
     except InputError:
         return "what its scheme was asked for is not on record"
     scheme = choices.pop("scheme")
-    if scheme in RAW_ID_SCHEMES:
+    if takes_raw_ids(scheme):
         choices["rows_per_head"] = choices["rows_per_head"][0]
         return _made(scheme, None, choices)
     if layout.lookup is None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.attach import BUNDLE_NAME
-from engram_cli.commands.geometry import RAW_ID_SCHEMES
 from engram_cli.errors import DependencyError, InputError, MismatchError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import short
+from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.report.place import check_page
 from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer, typed_text
@@ -127,7 +127,7 @@ def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
     A scheme that hashes raw ids has no vocabulary to compare.
     """
     layout = read_bundle(bundle).spec.layout
-    if layout.scheme in RAW_ID_SCHEMES:
+    if takes_raw_ids(layout.scheme):
         return
     digest = compress_vocab(tokenizer).digest
     if digest != layout.vocab_digest:

@@ -8,20 +8,20 @@ from engram_cli.formats.module_spec import ModuleSpec, Part
 from engram_cli.formats.row_types import ROW_TYPES, RowType
 from engram_cli.formats.tensors import TensorSpec
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.hashing.schemes import first_layer
 
 ROWS, SCALES = "rows", "scales"
 HITS = "hits"  # how often the corpus fell on each row, a part that a bundle may have
-ONE_BASED_SCHEMES = ("qwen-ple",)  # these count decoder layers from 1
 
 
 def decoder_index(layout: HashLayout, layer: int) -> int:
     """The place, from 0, of the decoder layer that a layer id of the scheme names."""
-    return layer - 1 if layout.scheme in ONE_BASED_SCHEMES else layer
+    return layer - first_layer(layout.scheme)
 
 
 def layer_number(scheme: str, place: int) -> int:
     """The layer id by which a scheme names the decoder layer at `place`, counted from 0."""
-    return place + 1 if scheme in ONE_BASED_SCHEMES else place
+    return place + first_layer(scheme)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,9 +39,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPlan:
-    """A layer's hash as the kernel takes it."""
+    """A layer's hash as the kernels take it."""
 
     multipliers: NDArray[np.int64]  # [orders, N] by lag
+    weights: NDArray[np.int64]  # [C, N] by lag where the fold is "powers", else [0, N]
     orders: NDArray[np.int64]
     moduli: NDArray[np.int64]  # [C]
     salts: NDArray[np.int64]  # [C]
@@ -49,6 +50,38 @@ class LayerPlan:
     offsets: NDArray[np.int64]  # [C]
     shared: bool
     filler: int
+    heads: int
+
+    def of_order(self, index: int) -> LayerPlan:
+        """The part of the order with this index in the layout."""
+        own = slice(index * self.heads, (index + 1) * self.heads)
+        return LayerPlan(
+            multipliers=self.multipliers[index : index + 1],
+            weights=self.weights[own],
+            orders=self.orders[index : index + 1],
+            moduli=self.moduli[own],
+            salts=self.salts[own],
+            fast=self.fast[own],
+            offsets=self.offsets[own],
+            shared=self.shared,
+            filler=self.filler,
+            heads=self.heads,
+        )
+
+    def columns(
+        self, tokens: NDArray[np.int32], seen: NDArray[np.uint8], out: NDArray[np.uint32]
+    ) -> None:
+        """Write the head-local rows of T positions into `out` uint32[C, T].
+
+        `tokens` int32[N-1+T] compressed ids, the history first; `seen` uint8[T], see `lookback`.
+        """
+        window = (tokens, seen, self.filler)
+        if len(self.weights):
+            columns = (self.weights, self.orders, self.moduli, self.fast)
+            kernels.sum_columns(*window, *columns, out)
+        else:
+            mixed = (self.multipliers, self.orders, self.shared)
+            kernels.hash_columns(*window, *mixed, self.moduli, self.salts, self.fast, out)
 
 
 def plan_layer(layout: HashLayout, layer: LayerHash) -> LayerPlan:
@@ -56,13 +89,19 @@ def plan_layer(layout: HashLayout, layer: LayerHash) -> LayerPlan:
     multipliers = np.zeros((len(layout.orders), layout.max_order), dtype=np.int64)
     for index, order in enumerate(layout.orders):
         multipliers[index, :order] = layout.lag_multipliers(layer, order)
+    summed = layout.fold == "powers"
+    weights = np.zeros((layout.columns if summed else 0, layout.max_order), dtype=np.int64)
+    for column in range(len(weights)):
+        own = layout.weights(layer, column)
+        weights[column, : len(own)] = own
     largest = layout.compressed_size - 1
-    no_wrap = all(m >= 0 and m * largest < 2**63 for m in layer.multipliers)
+    no_wrap = summed or all(m >= 0 and m * largest < 2**63 for m in layer.multipliers)
     moduli = np.array(layer.moduli, dtype=np.int64)
     salts = np.array(layer.salts, dtype=np.int64)
     inside = (moduli > kernels.FAST_MODULUS_ABOVE) & (moduli < kernels.FAST_MODULUS_BELOW)
     return LayerPlan(
         multipliers=multipliers,
+        weights=weights,
         orders=np.array(layout.orders, dtype=np.int64),
         moduli=moduli,
         salts=salts,
@@ -70,6 +109,7 @@ def plan_layer(layout: HashLayout, layer: LayerHash) -> LayerPlan:
         offsets=np.array(layer.offsets, dtype=np.int64),
         shared=layout.fold == "newest-first",
         filler=layout.filler_id,
+        heads=layout.heads,
     )
 
 
@@ -140,18 +180,7 @@ class StreamHasher:
         plan = self._plans[layer]
         if out is None:
             out = np.empty((self.layout.columns, len(window)), dtype=np.uint32)
-        kernels.hash_columns(
-            window.tokens,
-            window.seen,
-            plan.filler,
-            plan.multipliers,
-            plan.orders,
-            plan.shared,
-            plan.moduli,
-            plan.salts,
-            plan.fast,
-            out,
-        )
+        plan.columns(window.tokens, window.seen, out)
         return out
 
     def rows(

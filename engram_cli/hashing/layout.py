@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from numbers import Integral
 from typing import Any, Literal, cast
 
@@ -25,7 +26,9 @@ MAX_MODULUS = 2**32
 INT64 = 2**63
 VERSION = 1
 
-Fold = Literal["newest-first", "oldest-first"]
+# How the tokens of an n-gram become one number; see `HashLayout.lag_multipliers` and `weights`.
+FOLDS = ("newest-first", "oldest-first", "powers")
+Fold = Literal["newest-first", "oldest-first", "powers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,10 @@ class LayerHash:
 class HashLayout:
     """A resolved layout. `lookup` (int32[vocab_size]) is bound, not stored: only its digest is.
 
+    `fold` says how a row follows from the tokens of an n-gram. "newest-first" and "oldest-first":
+    the XOR of token x multiplier over the lags, XOR the column's salt, modulo its modulus.
+    "powers": the sum of token x weight, modulo the modulus; a column's `weights` are products of
+    the multipliers modulo its modulus, such as the powers of a base.
     `filler_id` is the compressed id read at blocked positions; `eos_id` (compressed) ends a segment
     that no n-gram crosses, None where the scheme has no such rule. `parameters` are what the scheme
     was asked for, enough to make the layout again.
@@ -115,7 +122,14 @@ class HashLayout:
     def lag_multipliers(self, layer: LayerHash, order: int) -> tuple[int, ...]:
         """The multiplier of each of an n-gram's tokens, the newest first."""
         own = layer.multipliers[:order]
-        return own if self.fold == "newest-first" else own[::-1]
+        return own[::-1] if self.fold == "oldest-first" else own
+
+    def weights(self, layer: LayerHash, column: int) -> tuple[int, ...]:
+        """What a column multiplies each of its n-gram's tokens by, the newest first, where the fold
+        is "powers": the product of the multipliers up to a lag, modulo the column's modulus."""
+        modulus, order = layer.moduli[column], self.orders[column // self.heads]
+        products = accumulate(layer.multipliers[:order], lambda a, b: a * b % modulus)
+        return tuple(product % modulus for product in products)
 
     def column_names(self) -> list[str]:
         """ "2-gram head 0" and so on, one a column."""
@@ -242,7 +256,7 @@ def _check_layout(layout: HashLayout) -> None:
             raise LayoutError(message, hint)
 
     check_shape(layout.orders, layout.heads, layout.layer_ids)
-    need(layout.fold in ("newest-first", "oldest-first"), f"fold '{layout.fold}'", "unknown fold")
+    need(layout.fold in FOLDS, f"fold '{layout.fold}'", f"known: {', '.join(FOLDS)}")
     need(layout.compressed_size >= 1, "the vocabulary is empty", "give a vocabulary")
     for name, token in (("pad", layout.filler_id), ("EOS", layout.eos_id)):
         need(
@@ -277,6 +291,10 @@ def _check_layer(layout: HashLayout, entry: LayerHash) -> None:
             f"modulus {modulus} is not in 2..2^32",
             "choose between 2 and 2^32 rows a head",
         )
+    if layout.fold == "powers":
+        largest = layout.max_order * (layout.compressed_size - 1) * (max(entry.moduli) - 1)
+        need(largest < INT64, "sums of token x weight overflow int64", "choose fewer rows a head")
+        need(not any(entry.salts), "salts with fold 'powers'", "this fold has no salts")
     need(
         sum(entry.moduli) <= entry.rows < INT64 // 2**16,
         f"{entry.rows} rows cannot hold moduli that sum to {sum(entry.moduli)}",

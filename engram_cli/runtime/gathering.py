@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import InputError
-from engram_cli.runtime.reference import HashTensors, mix_lagged, table_rows
+from engram_cli.runtime.reference import HashTensors, rows_of_lagged
 from engram_cli.runtime.tables import FLOATS, Table, dequantise
 from engram_cli.vocab.lookup import HOLE
 
@@ -143,7 +143,7 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
         if tensors.eos is not None and lag:
             blocked = blocked | (found == tensors.eos)
         lagged.append(torch.where(blocked, tensors.filler, found)[None])
-    rows = table_rows(tensors, mix_lagged(tensors, lagged))
+    rows = rows_of_lagged(tensors, lagged)
     return rows.view(rows.shape[0], *ids.shape, rows.shape[-1])
 
 

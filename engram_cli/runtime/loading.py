@@ -53,10 +53,14 @@ def hash_tensors(
     own = np.arange(layout.compressed_size) if layout.lookup is None else layout.lookup
     lookup[: len(own)] = own
     entries = [layout.layer(layer) for layer in layers]
-    multipliers = torch.zeros(len(layers), len(layout.orders), layout.max_order, dtype=torch.int64)
+    summed = layout.fold == "powers"
+    lines = layout.columns if summed else len(layout.orders)
+    multipliers = torch.zeros(len(layers), lines, layout.max_order, dtype=torch.int64)
     for i, entry in enumerate(entries):
-        for j, order in enumerate(layout.orders):
-            multipliers[i, j, :order] = torch.tensor(layout.lag_multipliers(entry, order))
+        for j in range(lines):
+            order = layout.orders[j // layout.heads if summed else j]
+            by_lag = layout.weights(entry, j) if summed else layout.lag_multipliers(entry, order)
+            multipliers[i, j, :order] = torch.tensor(by_lag)
     columns = [
         [
             (modulus, (2**64 - 1) // modulus, offset, salt)
@@ -69,6 +73,7 @@ def hash_tensors(
         filler=layout.filler_id,
         eos=layout.eos_id,
         shared=layout.fold == "newest-first",
+        summed=summed,
         lookup=torch.from_numpy(lookup).to(device),
         multipliers=multipliers.to(device),
         columns=torch.tensor(columns, dtype=torch.int64, device=device),

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _BUFFERS = ("lookup", "multipliers", "columns")
 _OF_THIS_PROCESS = ("_local", "_replays", "tiers")
-_CONSTANTS = ("orders", "filler", "eos", "shared", "salted", "heights")
+_CONSTANTS = ("orders", "filler", "eos", "shared", "summed", "salted", "heights")
 
 
 @dataclass(slots=True, kw_only=True)

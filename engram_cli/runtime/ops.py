@@ -94,7 +94,8 @@ def look_up(
     ENGRAM_DEBUG is set: then they raise TokenIdError. Raises InputError.
     """
     _debug(tensors, ids)
-    if not has_kernels(ids.device) or is_transformed():
+    # No kernel has the fold "powers".
+    if tensors.summed or not has_kernels(ids.device) or is_transformed():
         return gathering.look_up(tensors, ids, tables, look_back, dtype)
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
@@ -119,7 +120,7 @@ def look_up_step(
     _debug(tensors, ids)
     look_back.check_step()
     history = look_back.history
-    if history is None or not has_kernels(ids.device):
+    if history is None or tensors.summed or not has_kernels(ids.device):
         return gathering.look_up_step(tensors, ids, tables, look_back, dtype)
     longest = ids.numel() if look_back.bounds is not None else ids.shape[1]
     if not _decoded_by_kernels(tables) or longest > history.shape[1] - (tensors.max_order - 1):
@@ -138,7 +139,7 @@ def look_up_step(
 def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS) -> Tensor:
     """int64[L, *ids.shape, C]: the table rows of raw token ids (`gathering.find_rows`)."""
     _debug(tensors, ids)
-    if not has_kernels(ids.device) or is_transformed():
+    if tensors.summed or not has_kernels(ids.device) or is_transformed():
         return gathering.find_rows(tensors, ids, look_back)
     look_back.check(ids, tensors.max_order)
     from engram_cli.runtime import custom

@@ -22,7 +22,8 @@ class HashTensors:
 
     `lookup` int32[V] are the compressed ids of the model's V token ids, HOLE where none has one.
     `multipliers` int64[L, O, N] by lag, zero beyond an order; `shared` says that all orders of a
-    layer have the same ones, so that a mix extends the one before it. `columns` int64[L, C, 4]: of
+    layer have the same ones, so that a mix extends the one before it; with `summed` (the fold
+    "powers") they are int64[L, C, N], the weights of each column. `columns` int64[L, C, 4]: of
     each column modulus, (2**64 - 1) // modulus, first row and salt; `salted`: a salt is not 0.
     `heights`: the rows that each layer's columns can name.
     """
@@ -31,6 +32,7 @@ class HashTensors:
     filler: int
     eos: int | None
     shared: bool
+    summed: bool
     lookup: Tensor
     multipliers: Tensor
     columns: Tensor
@@ -90,21 +92,6 @@ def carry_after(tensors: HashTensors, last_token: Tensor, last_seen: Tensor) -> 
     return carry
 
 
-def mixes(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:
-    """int64[L, B, T, O]: token x multiplier, XORed over each order (docs/reference/schemes.md).
-
-    `window` int64[B, N-1+T] compressed ids with the history first, `seen` int64[B, T].
-    """
-    older, count = tensors.max_order - 1, seen.shape[1]
-    return mix_lagged(
-        tensors,
-        [
-            window[:, older - lag : older - lag + count].masked_fill(seen <= lag, tensors.filler)
-            for lag in range(tensors.max_order)
-        ],
-    )
-
-
 def mix_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
     """int64[L, B, T, O]: the mixes of N tokens int64[B, T] a position, the newest first."""
     by_lag = tensors.multipliers[:, None, None]  # [L, 1, 1, O, N]
@@ -125,9 +112,24 @@ def mix_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
     return torch.stack(found, dim=-1)
 
 
-def table_rows(tensors: HashTensors, mix: Tensor) -> Tensor:
-    """int64[L, B, T, C]: the table row of each column, of mixes int64[L, B, T, O]."""
-    salted = mix[..., None]
+def sum_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
+    """int64[L, B, T, O, H]: token x weight, summed over the lags, where the hash is `summed`."""
+    layers, columns, _ = tensors.multipliers.shape
+    shape = (layers, 1, 1, len(tensors.orders), columns // len(tensors.orders))
+    total = lagged[0][None, ..., None, None] * tensors.multipliers[..., 0].view(shape)
+    for lag in range(1, tensors.max_order):
+        weights = tensors.multipliers[..., lag].view(shape)
+        total = total + lagged[lag][None, ..., None, None] * weights
+    return total
+
+
+def rows_of_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
+    """int64[L, B, T, C]: the table row of each column, of N tokens int64[B, T] a position, the
+    newest first and the filler where a position may not see one (docs/reference/schemes.md)."""
+    if tensors.summed:
+        salted = sum_lagged(tensors, lagged)
+    else:
+        salted = mix_lagged(tensors, lagged)[..., None]
     if tensors.salted:
         salted = salted ^ tensors.of_columns(3)
     rows = torch.remainder(salted, tensors.of_columns(0))
@@ -136,7 +138,14 @@ def table_rows(tensors: HashTensors, mix: Tensor) -> Tensor:
 
 def hash_rows(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:
     """int64[L, B, T, C] table rows of a window int64[B, N-1+T] and `visible` int64[B, T]."""
-    return table_rows(tensors, mixes(tensors, window, seen))
+    older, count = tensors.max_order - 1, seen.shape[1]
+    return rows_of_lagged(
+        tensors,
+        [
+            window[:, older - lag : older - lag + count].masked_fill(seen <= lag, tensors.filler)
+            for lag in range(tensors.max_order)
+        ],
+    )
 
 
 def gather(table: Tensor, rows: Tensor, *, sparse: bool = False) -> Tensor:

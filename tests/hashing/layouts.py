@@ -20,7 +20,8 @@ def layouts(draw: st.DrawFn, *, max_heads: int = 16) -> HashLayout:
     orders = tuple(sorted(draw(st.sets(st.integers(2, 6), min_size=1, max_size=3))))
     heads = draw(st.integers(1, max_heads))
     size = draw(st.integers(1, 2**17))
-    wraps, salted = draw(st.booleans()), draw(st.booleans())
+    fold = draw(st.sampled_from(["newest-first", "oldest-first", "powers"]))
+    wraps, salted = draw(st.booleans()), draw(st.booleans()) and fold != "powers"
     largest = (2**63 - 1) // size // 2
     multiplier = INT64 if wraps else st.integers(0, largest).map(lambda r: 2 * r + 1)
     columns = len(orders) * heads
@@ -37,7 +38,7 @@ def layouts(draw: st.DrawFn, *, max_heads: int = 16) -> HashLayout:
         scheme="random",
         orders=orders,
         heads=heads,
-        fold=draw(st.sampled_from(["newest-first", "oldest-first"])),
+        fold=fold,
         filler_id=draw(token),
         eos_id=draw(st.one_of(st.none(), token)),
         compressed_size=size,
@@ -76,10 +77,14 @@ def plain_rows(
         line, column, offset = [], 0, 0
         for order in layout.orders:
             tokens = window[:order]
-            by_token = tokens if layout.fold == "newest-first" else tokens[::-1]
-            mix = 0
+            by_token = tokens[::-1] if layout.fold == "oldest-first" else tokens
+            mix, power = 0, 1
             for token, multiplier in zip(by_token, layer.multipliers, strict=False):
-                mix ^= _wrap(token * multiplier)
+                power *= multiplier
+                if layout.fold == "powers":
+                    mix += token * power
+                else:
+                    mix ^= _wrap(token * multiplier)
             for _ in range(layout.heads):
                 line.append((mix ^ layer.salts[column]) % layer.moduli[column] + offset)
                 offset += layer.moduli[column]

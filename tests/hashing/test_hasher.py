@@ -268,3 +268,24 @@ def test_masks_of_another_shape_and_unknown_layers(small_vocab: CompressedVocab)
         hash_tokens(layout, [1, 2])
     with pytest.raises(LayoutError, match="no layer 2"):
         hash_tokens(layout, [1, 2], layer=2)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_mixes_and_rows_equal_their_definitions(order: int) -> None:
+    """What hashing, statistics and inits call, on blocked and on open positions."""
+    generator = np.random.default_rng(2)
+    x = generator.integers(0, 99_092, 5003).astype(np.int32)
+    multipliers = (2 * generator.integers(0, 2**45, order) + 1).astype(np.int64)
+    for seen in (generator.integers(0, 5, 5000), np.full(5000, 4)):
+        wanted = reference.mix_ngrams(x, seen.astype(np.uint8), 7, multipliers)
+        for done in range(order):
+            mix = np.zeros(5000, dtype=np.int64)
+            for first, last in ((0, done), (done, order)):  # a mix extends the one of less tokens
+                if first < last:
+                    kernels.mix_ngrams(x, seen.astype(np.uint8), 7, multipliers[:last], first, mix)
+            np.testing.assert_array_equal(mix, wanted)
+        wanted[:5] = [0, 1, 2**63 - 1, 16_000_057 * 3, 16_000_057 * 3 - 1]
+        for modulus, salt, fast in ((16_000_057, 0, True), (53, 10007, False), (8209, 0, True)):
+            rows = np.empty(5000, dtype=np.uint32)
+            kernels.rows_of(wanted.view(np.uint64), modulus, salt, fast, rows)
+            np.testing.assert_array_equal(rows, reference.rows_of(wanted, modulus, salt))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engram_cli import hash_layout, hash_tokens
+from engram_cli.errors import LayoutError
 from engram_cli.hashing.primes import is_prime, next_prime
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.tokenizer import load_tokenizer
@@ -90,3 +91,53 @@ def test_primes_against_a_sieve() -> None:
     assert [is_prime(i) for i in range(5000)] == sieve.tolist()
     assert next_prime(-5) == 2
     assert next_prime(7) == 11
+
+
+def longcat_rows(ids: list[int], vocab: int, heads: int, most: int, m: int, eos: int) -> list:
+    """Rows by the published formula, position by position, in Python's integers."""
+    found = []
+    for position in range(len(ids)):
+        line, offset = [], 0
+        for column in range((most - 1) * heads):
+            order, size = column // heads + 2, m + 2 * column + 1
+            total = 0
+            for lag in range(min(order, position + 1)):
+                token = ids[position - lag]
+                if lag and token == eos:
+                    break
+                total += token * (vocab**lag % size)
+            line.append(total % size + offset)
+            offset += size
+        found.append(line)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("vocab", "heads", "most", "m"),
+    [
+        (131072, 4, 4, 78 * 131072),  # LongCat-Flash-Lite
+        (163840, 4, 5, int(100.567 * 163840)),  # LongCat-2.0
+        (120, 2, 3, 12),
+    ],
+)
+def test_longcat(vocab: int, heads: int, most: int, m: int) -> None:
+    eos = 2
+    layout = hash_layout(
+        "longcat",
+        vocab_size=vocab,
+        eos_id=eos,
+        heads=heads,
+        orders=tuple(range(2, most + 1)),
+        rows_per_head=m,
+    )
+    assert layout.layers[0].moduli[:2] == (m + 1, m + 3)  # odd, not prime
+    ids = np.random.default_rng(0).integers(0, vocab, 300)
+    ids[::7], ids[1::50], ids[:3] = eos, vocab - 1, (0, vocab - 1, eos)
+    rows = hash_tokens(layout, ids)
+    assert rows.tolist() == longcat_rows(ids.tolist(), vocab, heads, most, m, eos)
+
+
+def test_longcat_has_one_layer_and_all_orders() -> None:
+    for wrong in ({"layers": (1,)}, {"orders": (2, 4)}, {"rows_per_head": 2**32}):
+        with pytest.raises(LayoutError):
+            hash_layout("longcat", **wrong)

@@ -15,13 +15,11 @@ from engram_cli.hashing import reference as numpy_reference
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import carry_after, visible
-from engram_cli.hashing.schemes import hash_layout
+from engram_cli.hashing.schemes import SCHEMES, hash_layout
 from engram_cli.runtime import gating, reference
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.vocab.compress import CompressedVocab
-
-SCHEMES = ("engram-v1", "deepseek-v4.1", "qwen-ple", "tutorial")
 
 
 def a_vocab(size: int, groups: int) -> CompressedVocab:
@@ -41,8 +39,8 @@ def a_vocab(size: int, groups: int) -> CompressedVocab:
 
 @st.composite
 def scheme_layouts(draw: st.DrawFn) -> HashLayout:
-    """Layouts of the four schemes with two layers."""
-    scheme = draw(st.sampled_from(SCHEMES))
+    """Layouts of the schemes, with two layers where they have so many."""
+    scheme = draw(st.sampled_from(list(SCHEMES)))
     options: dict[str, Any] = {
         "orders": draw(st.sampled_from([(2,), (2, 3), (2, 3, 4)])),
         "heads": draw(st.integers(1, 4)),
@@ -53,8 +51,10 @@ def scheme_layouts(draw: st.DrawFn) -> HashLayout:
     if scheme in ("engram-v1", "deepseek-v4.1"):
         vocab = a_vocab(size, draw(st.integers(2, size)))
         return hash_layout(scheme, vocab, pad_id=draw(st.integers(0, size - 1)), **options)
-    if scheme == "qwen-ple":
+    if scheme in ("qwen-ple", "longcat"):
         options["eos_id"] = draw(st.integers(0, size - 1))
+    if scheme == "longcat":
+        options["layers"] = (0,)
     return hash_layout(scheme, vocab_size=size, **options)
 
 

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from stats.truth import layout_of
 
-from engram_cli.hashing import kernels as hash_kernels
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.hits import kernels, pending
-from engram_cli.stats.hits.pending import Columns, Pending, parts_of, scratch_items
+from engram_cli.stats.hits.pending import Columns, counting, parts_of, scratch_items
 
 ITEMS = 70_000
 FULL = 2**32 - 1
@@ -24,6 +23,7 @@ KINDS = {
     "slow": layout_of(moduli=(101, 103, 107, 109), heads=2),  # too small for the reciprocal
     "far": layout_of(moduli=(1_100_003, 1_300_021, 1_100_009, 2_000_003), heads=2),
 }
+KINDS["powers"] = replace(KINDS["near"], fold="powers")
 KINDS["salted"] = replace(
     KINDS["near"],
     layers=tuple(replace(e, salts=(5, 2**40 + 1, 77, 3)) for e in KINDS["near"].layers),
@@ -38,21 +38,9 @@ class Plain:
 
     def push(self, window: Window, rows: NDArray[np.uint32]) -> None:
         """Count the n-grams of a window; `rows` gets the rows of the first column."""
-        plan, own = self.columns.plan, self.columns.columns
-        order = slice(self.columns.order, self.columns.order + 1)
+        plan = self.columns.plan
         found = np.empty((len(self.columns.indices), len(window)), dtype=np.uint32)
-        hash_kernels.hash_columns(
-            window.tokens,
-            window.seen,
-            plan.filler,
-            plan.multipliers[order],
-            plan.orders[order],
-            plan.shared,
-            plan.moduli[own],
-            plan.salts[own],
-            plan.fast[own],
-            found,
-        )
+        plan.of_order(self.columns.order).columns(window.tokens, window.seen, found)
         rows[:] = found[0][: len(rows)]
         for column, each in zip(self.columns.indices, found, strict=True):
             begin, modulus = plan.offsets[column], plan.moduli[column]
@@ -77,7 +65,7 @@ def both(
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """The hits by `Pending` and by `Plain`, which also agree on the rows they show."""
     fast, plain = columns_of(layout, order, first), columns_of(layout, order, first)
-    waiting, plainly = Pending(fast, ITEMS), Plain(plain)
+    waiting, plainly = counting(fast, ITEMS), Plain(plain)
     needed = max(scratch_items(modulus, ITEMS) for modulus in layout.layers[0].moduli)
     scratch = np.empty(needed, dtype=np.uint32)
     for window in windows:

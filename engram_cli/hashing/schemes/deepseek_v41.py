@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import engram_v1
+from engram_cli.hashing.schemes.base import Scheme
 from engram_cli.vocab.lookup import VocabMap
 
 
@@ -33,3 +34,6 @@ def layout(
         seed=seed,
         scheme="deepseek-v4.1",
     )
+
+
+SCHEME = Scheme(layout=layout, raw_ids=False)

@@ -10,6 +10,7 @@ import numpy as np
 from engram_cli.errors import LayoutError
 from engram_cli.hashing.layout import HashLayout, LayerHash, check_shape
 from engram_cli.hashing.primes import next_prime
+from engram_cli.hashing.schemes.base import Scheme
 from engram_cli.vocab.lookup import VocabMap
 
 LAYER_STEP = 10007
@@ -118,3 +119,6 @@ def distinct_primes(sizes: Sequence[int], heads: int, layers: int) -> Iterator[t
                 taken.add(prime)
                 columns.append(prime)
         yield tuple(columns)
+
+
+SCHEME = Scheme(layout=layout, raw_ids=False)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from engram_cli.errors import LayoutError
 from engram_cli.hashing.layout import MAX_MODULUS, HashLayout, LayerHash, check_shape
 from engram_cli.hashing.primes import next_prime
+from engram_cli.hashing.schemes.base import Scheme
 from engram_cli.hashing.schemes.engram_v1 import INT64_MAX, LAYER_STEP, as_tuple
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -89,3 +90,6 @@ def splitmix64(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK64
     return value ^ (value >> 31)
+
+
+SCHEME = Scheme(layout=layout, raw_ids=True, first_layer=1)

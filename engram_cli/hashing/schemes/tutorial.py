@@ -12,6 +12,7 @@ import numpy as np
 
 from engram_cli.errors import LayoutError
 from engram_cli.hashing.layout import HashLayout, LayerHash, check_shape
+from engram_cli.hashing.schemes.base import Scheme
 from engram_cli.hashing.schemes.engram_v1 import as_tuple
 from engram_cli.vocab.lookup import lookup_digest
 
@@ -56,3 +57,6 @@ def layout(
         parameters={"rows_per_head": rows_per_head, "vocab_size": vocab_size},
         lookup=lookup,
     )
+
+
+SCHEME = Scheme(layout=layout, raw_ids=True)

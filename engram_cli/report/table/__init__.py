@@ -17,7 +17,7 @@ TABLE_SECTIONS: Registry[Maker] = Registry(
         "norms": "engram_cli.report.table.norms:norms",
         "rows-used": "engram_cli.report.table.heads:rows_used",
         "hottest": "engram_cli.report.table.hottest:hottest",
-        "alike": "engram_cli.report.table.alike:alike",
+        "duplicates": "engram_cli.report.table.duplicates:duplicates",
         "heads": "engram_cli.report.table.heads:heads",
     },
 )

@@ -7,9 +7,10 @@ starts from: those of equal mix have equal rows, so nothing is lost by taking th
 from __future__ import annotations
 
 import numpy as np
-from numba import float64, int64, uint32, uint64
+from numba import int64, uint32, uint64
 
-from engram_cli.hashing.jit import bits_of, kernel, prefetch
+from engram_cli.hashing.jit import kernel, prefetch
+from engram_cli.hashing.kernels import mix_ngrams, rows_of
 
 TILE = 2048
 ROWS_AHEAD = 64  # how far ahead a counter is asked for
@@ -28,45 +29,6 @@ _TIMES = np.uint64(MOST_TIMES)
 _PART_SHIFT = np.uint32(PART_BITS)
 _PART_ROWS = np.uint32(2**PART_BITS - 1)
 _FULL = np.uint64(0xFFFFFFFF)
-_ROUND = np.float64(2.0**52 + 2.0**51)  # see hashing.kernels
-
-
-@kernel("void(int32[::1], uint8[::1], int64, int64[::1], uint64[::1])")
-def mix_ngrams(x, seen, filler, multipliers, out):  # type: ignore[no-untyped-def]
-    """The mix of the n-gram at each of T positions into `out` [T]; `multipliers` [n] by lag."""
-    width = out.size
-    history = x.size - width
-    least = multipliers.size
-    for j in range(width):
-        least = min(least, int64(seen[j]))
-    for j in range(width):
-        out[j] = uint64(0)
-    for lag in range(multipliers.size):
-        multiplier = multipliers[lag]
-        lagged = x[history - lag : history - lag + width]
-        if lag < least:  # nothing is blocked here: nearly everywhere
-            for j in range(width):
-                out[j] ^= uint64(int64(lagged[j]) * multiplier)
-        else:
-            for j in range(width):
-                token = int64(lagged[j]) if seen[j] > lag else filler
-                out[j] ^= uint64(token * multiplier)
-
-
-@kernel("void(uint64[::1], int64, int64, boolean, uint32[::1])")
-def rows_of(mixes, modulus, salt, fast, out):  # type: ignore[no-untyped-def]
-    """The head-local rows [T] of mixes [T]; `fast`: the reciprocal path is exact."""
-    if fast:
-        p = uint32(modulus)
-        reciprocal = 1.0 / float64(modulus)
-        for j in range(out.size):
-            mix = int64(mixes[j])
-            q = uint32(bits_of(float64(mix) * reciprocal + _ROUND) & _FULL)
-            s = uint32(uint32(mix) - uint32(q * p))
-            out[j] = min(s, uint32(s + p))
-    else:
-        for j in range(out.size):
-            out[j] = uint32((int64(mixes[j]) ^ salt) % modulus)
 
 
 @kernel(
@@ -85,16 +47,16 @@ def combine(  # type: ignore[no-untyped-def]
     """
     count = seen.size
     history = x.size - count
-    tile = np.empty(TILE, np.uint64)
+    tile = np.empty(TILE, np.int64)
     for begin in range(0, count, TILE):
         width = min(TILE, count - begin)
         here = tile[:width]
         reach = seen[begin : begin + width]
-        mix_ngrams(x[begin : begin + history + width], reach, filler, multipliers, here)
+        mix_ngrams(x[begin : begin + history + width], reach, filler, multipliers, 0, here)
         if rows.size:
-            rows_of(here, modulus, salt, fast, rows[begin : begin + width])
+            rows_of(here.view(np.uint64), modulus, salt, fast, rows[begin : begin + width])
         for j in range(width):
-            scrambled = here[j] * _ODD
+            scrambled = uint64(here[j]) * _ODD
             slot = int64(scrambled >> _SLOT_SHIFT)
             tag = scrambled & _TAG
             old = slots[slot]
@@ -158,6 +120,17 @@ def count_near(mixes, times, modulus, salt, fast, hits):  # type: ignore[no-unty
         for j in range(led, width):
             hits[now[j]] = uint32(min(uint64(hits[now[j]]) + uint64(add[j]), _FULL))
     return touched
+
+
+@kernel("void(uint32[::1], uint32[::1])")
+def count_rows(rows, hits):  # type: ignore[no-untyped-def]
+    """Add one occurrence of each of `rows` [n] to the counters of a column."""
+    ahead = max(rows.size - ROWS_AHEAD, 0)
+    later = rows[rows.size - ahead :]
+    for i in range(rows.size):
+        if i < ahead:
+            prefetch(hits, int64(later[i]))
+        hits[rows[i]] = uint32(min(uint64(hits[rows[i]]) + uint64(1), _FULL))
 
 
 @kernel("void(uint32[::1], uint32[::1])")

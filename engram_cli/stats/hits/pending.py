@@ -6,6 +6,7 @@ had to make room in it. A full list is counted, each column by whichever thread 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -118,6 +119,40 @@ class Pending:
             kernels.count_far(*hashed, items, np.empty(parts, dtype=np.int64), own)
         else:
             kernels.count_near(*hashed, own)
+
+
+class EachOccurrence:
+    """Counts every occurrence at once, where n-grams have no mix that decides all their rows: the
+    fold "powers". Slower than `Pending`."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self._plan = columns.plan.of_order(columns.order)
+
+    @property
+    def room(self) -> int:
+        """There is always room: nothing is kept."""
+        return sys.maxsize
+
+    def push(self, window: Window, rows: NDArray[np.uint32]) -> None:
+        """Count the n-grams of T positions; `rows` as in `Pending.push`."""
+        plan = self._plan
+        found = np.empty((len(plan.moduli), len(window)), dtype=np.uint32)
+        plan.columns(window.tokens, window.seen, found)
+        rows[:] = found[0][: len(rows)]
+        for own, begin, modulus in zip(found, plan.offsets, plan.moduli, strict=True):
+            kernels.count_rows(own, self.columns.hits[begin : begin + modulus])
+
+    def jobs(self) -> Sequence[Job]:
+        """Nothing is left to do."""
+        return []
+
+    last_jobs = jobs
+
+
+def counting(columns: Columns, items: int) -> Pending | EachOccurrence:
+    """What counts some columns; `items`: how long a list of n-grams may become."""
+    return EachOccurrence(columns) if len(columns.plan.weights) else Pending(columns, items)
 
 
 def parts_of(rows: int) -> int:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import CorpusError
 from engram_cli.hashing.hasher import StreamHasher, plan_layer
+from engram_cli.hashing.kernels import mix_ngrams
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.table.inits.corpus import kernels
 from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
 
 MOST_TOKENS = 2**26  # of the text: more are not read, a sample is taken anyway
@@ -56,8 +56,8 @@ def ask(layout: HashLayout, layer: int, file: TokenFile, count: int, joined: boo
     contexts = {}
     for index, order in enumerate(layout.orders):
         mix = np.empty(len(ids), dtype=np.int64)
-        multipliers = np.ascontiguousarray(plan.multipliers[index])
-        kernels.mixes(window.tokens, window.seen, plan.filler, multipliers, order, mix)
+        multipliers = plan.multipliers[index, :order]
+        mix_ngrams(window.tokens, window.seen, plan.filler, multipliers, 0, mix)
         contexts[order] = mix[chosen]
     offsets = np.array(entry.offsets, dtype=np.int64)
     return Questions(

@@ -21,33 +21,11 @@ def hashes(words: Longs, scales: NDArray[np.float32], keys: Longs) -> Longs:
     return np.minimum(scramble(total + np.uint64(width)), np.uint64(2**64 - 2))
 
 
-def places(words: Longs, mask: int, leading: int) -> Longs:
-    """uint64[n]: where rows stand by the signs in their first `leading` words."""
-    signs = words[:, :leading] & np.uint64(mask)
-    lower = signs >> np.arange(signs.shape[1], dtype=np.uint64)
-    return scramble(np.bitwise_or.reduce(lower, axis=1) ^ np.uint64(0x632BE59BD9B4E019))
-
-
 def norms(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32[n]: Euclidean norms; NaN where a value is, else infinite where one is."""
     with np.errstate(over="ignore", invalid="ignore"):
         sums = np.sum(values.astype(np.float64) ** 2, axis=1)
         return np.asarray(np.sqrt(sums), dtype=np.float32)
-
-
-def nearest(
-    units: NDArray[np.float32], begins: NDArray[np.intp]
-) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Of unit vectors [n, dim] the greatest cosine to another one of its group, and to which.
-
-    Group g is `begins[g]` to `begins[g + 1]`; alone in it, -inf and itself.
-    """
-    group = np.searchsorted(begins, np.arange(len(units)), side="right")
-    cosines = np.where(group[:, None] == group, units @ units.T, -np.inf)
-    np.fill_diagonal(cosines, -np.inf)
-    best = np.max(cosines, axis=1)
-    alone = np.arange(len(units))
-    return best, np.where(np.isinf(best), alone, np.argmax(cosines, axis=1))
 
 
 def scramble(values: Longs) -> Longs:

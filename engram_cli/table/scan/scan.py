@@ -1,4 +1,4 @@
-"""One pass over a layer: stretches of rows on threads in, figures by column and likeness out.
+"""One pass over a layer: stretches of rows on threads in, figures by column and duplicates out.
 
 Memory is a few buffers a thread and the samples, whatever the size of the table. Stretches are
 merged in their order, so that the figures are the same for any number of threads.
@@ -9,32 +9,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.progress import SILENT, Progress
-from engram_cli.table.scan.alike import (
-    ALL,
-    LAST,
-    MOST_ALIKE,
-    SIGNS,
-    Alike,
-    Limits,
-    Vectors,
-    limits_of,
-)
+from engram_cli.table.scan.duplicates import EVERYTHING, Contents, Duplicates
 from engram_cli.table.scan.kernels import rows as kernels
-from engram_cli.table.scan.likeness import Contents, Likeness, likeness
 from engram_cli.table.scan.source import WORD, RowSource, Stretch
 
 HOTTEST = 10
 _SEED = 0x656E6772616D
 _CHOSEN = 2**14  # rows for the samples that a thread keeps until they are taken
-_LOOKED_AT = 2**13  # rows that are looked at before, in so many places
-_LOOKS = 8
 _NO_HITS = np.empty(0, dtype=np.uint32)
 
 
@@ -64,11 +52,11 @@ class ColumnScan:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerScan:
-    """A layer read once: its columns, how alike its rows are, the bytes that were read."""
+    """A layer read once: its columns, its duplicate rows, the bytes that were read."""
 
     layer: int
     columns: tuple[ColumnScan, ...]
-    likeness: Likeness
+    duplicates: Duplicates
     read_bytes: int
 
 
@@ -110,7 +98,7 @@ class _Sums:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Found:
-    """What a stretch gave: its sums, and `chosen` uint64[4, n], what the samples may want."""
+    """What a stretch gave: its sums, and `chosen` uint64[2, n], the sampled rows."""
 
     sums: _Sums
     chosen: NDArray[np.uint64]
@@ -125,113 +113,69 @@ class _Scratch(threading.local):
         self.chosen = np.empty((kernels.COLUMNS, max(kernels.TILE, _CHOSEN)), dtype=np.uint64)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Signs:
-    """How rows are hashed and placed: `keys` uint64[words and scales of a row], the `mask` of the
-    signs in a word, and how many words place a row.
-    """
-
-    keys: NDArray[np.uint64]
-    mask: np.uint64
-    leading: int
-
-    @classmethod
-    def of(cls, source: RowSource) -> _Signs:
-        """Those of a layer; the keys are always the same."""
-        size = source.row_bytes // WORD + source.row_scales
-        keys = np.random.default_rng(_SEED).integers(0, 2**64, size=size, dtype=np.uint64)
-        bits = 64 // source.word_values
-        mask = sum(1 << at for at in range(bits - 1, 64, bits))
-        return cls(keys=keys, mask=np.uint64(mask), leading=max(1, SIGNS // source.word_values))
-
-    def count(self, source: RowSource, words: int) -> int:
-        """The values whose signs the first `words` words hold."""
-        return min(words * source.word_values, source.dim)
-
-
 def scan_layer(
     source: RowSource,
     columns: Sequence[tuple[int, int]],
-    vectors: Vectors,
     *,
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> LayerScan:
     """Read all rows of a layer's columns, each (first row, rows), once.
 
-    `vectors` gives rows of the layer, to compare the sampled ones. Raises ArtifactError for files
-    that cannot be read.
+    Raises ArtifactError for files that cannot be read.
     """
     total = sum(rows for _, rows in columns)
-    signs, scratch = _Signs.of(source), _Scratch(source)
-    limits = _first_limits(source, columns, signs, scratch)
-    contents, alike = Contents(total), Alike(limits)
+    scratch, keys, contents = _Scratch(source), _hash_keys(source), Contents(total)
     merged = [_Sums() for _ in columns]
     stretches = list(source.stretches(columns))
     row_bytes = source.stored_row_bytes
     with ThreadPoolExecutor(threads) as pool:
         scanned = pool.map(
-            lambda stretch: _scan(
-                source, stretch, signs, scratch, (contents.threshold, *alike.limits)
-            ),
-            stretches,
+            lambda stretch: _scan(source, stretch, keys, scratch, contents.threshold), stretches
         )
         for stretch, found in zip(stretches, scanned, strict=True):
             merged[stretch.column].merge(found.sums)
             contents.add(found.chosen)
-            alike.add(found.chosen)
             progress.advance(stretch.rows * row_bytes)
     figures = tuple(
         _column(sums, begin, rows, source.hits is not None)
         for sums, (begin, rows) in zip(merged, columns, strict=True)
     )
     usual = sum(each.rows - each.zero - each.not_finite for each in figures)
-    bits = signs.count(source, signs.leading), signs.count(source, 2 * signs.leading)
     return LayerScan(
         layer=source.layer,
         columns=figures,
-        likeness=likeness(usual, contents, alike, vectors, bits),
+        duplicates=contents.figures(usual),
         read_bytes=total * row_bytes,
     )
 
 
-def _first_limits(
-    source: RowSource, columns: Sequence[tuple[int, int]], signs: _Signs, scratch: _Scratch
-) -> Limits:
-    """What to choose rows by at first, from the signs of some rows of each part of the columns."""
-    total = sum(rows for _, rows in columns)
-    if total <= MOST_ALIKE:
-        return ALL
-    stretches = list(source.stretches(columns, step=-(-total // _LOOKS)))
-    size = min(_LOOKED_AT, total) // len(stretches) + 1
-    looked, met = 0, []
-    for stretch in stretches:
-        part = replace(stretch, rows=min(size, stretch.rows))
-        looked += part.rows
-        met.append(_scan(source, part, signs, scratch, (0, *ALL)).chosen)
-    return limits_of(np.concatenate(met, axis=1), looked / total)
+def _hash_keys(source: RowSource) -> NDArray[np.uint64]:
+    """A random key for each word and each scale of a row, always the same."""
+    size = source.row_bytes // WORD + source.row_scales
+    return np.random.default_rng(_SEED).integers(0, 2**64, size=size, dtype=np.uint64)
 
 
 def _scan(
     source: RowSource,
     stretch: Stretch,
-    signs: _Signs,
+    keys: NDArray[np.uint64],
     scratch: _Scratch,
-    wanted: tuple[int, ...],
+    below: int,
 ) -> _Found:
-    """Read one stretch. `wanted`: what the samples choose by, or more."""
+    """Read one stretch; sample the rows whose hash is under `below`."""
     sums, chosen = _Sums(), list[NDArray[np.uint64]]()
     hits = _NO_HITS if source.hits is None else source.hits(stretch.first, stretch.rows)
     factors, scales = source.factors(stretch.first, stretch.rows), source.row_scales
-    limits = np.array([min(limit, LAST) for limit in wanted], dtype=np.uint64)
+    limit = np.uint64(min(below, EVERYTHING - 1))
     done = 0
     for items in source.pieces(stretch, scratch.piece):
         end = done + len(items)
         while done < end:
             done += kernels.add_rows(
                 source.kind, items[done - end :], factors[done * scales :], scales,
-                int(scales > 1), signs.keys, signs.mask, signs.leading, hits[done:],
-                stretch.first + done, limits, *sums.arrays, scratch.chosen,
+                int(scales > 1), keys, hits[done:], stretch.first + done, limit,
+                *sums.arrays, scratch.chosen,
             )  # fmt: skip
             if done < end or end == stretch.rows:
                 chosen.append(scratch.chosen[:, : sums.counts[kernels.CHOSEN]].copy())

@@ -102,13 +102,6 @@ class RowSource:
         return _KINDS[self.dtype] if self.direct else norms.FLOAT32
 
     @property
-    def word_values(self) -> int:
-        """The values in a word of a row as it is measured."""
-        return {norms.FLOAT32: 2, norms.FLOAT16: 4, norms.BFLOAT16: 4, norms.INT4: 16}.get(
-            self.kind, 8
-        )
-
-    @property
     def row_scales(self) -> int:
         """How many scales of its own a row is measured with."""
         scaling = CODECS.load(self.dtype).scaling

@@ -1,4 +1,4 @@
-"""The kernels of the scan against their definition: norms, hashes, places, bins, choices."""
+"""The kernels of the scan against their definition: norms, hashes, bins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from hypothesis.extra.numpy import arrays
 from engram_cli.table.codecs import CODECS
 from engram_cli.table.scan import reference
 from engram_cli.table.scan.kernels import norms as measured
-from engram_cli.table.scan.kernels import pairs
 from engram_cli.table.scan.kernels import rows as kernels
 
 FLOATS = {
@@ -114,49 +113,25 @@ def test_any_items_under_any_scale(dtype: str, data: st.DataObject) -> None:
         check(dtype, items.view(codec.physical), scales, dim)
 
 
-def summed(items: np.ndarray, factors: np.ndarray, keys: np.ndarray) -> tuple[Any, Any]:
-    """Hashes and places of rows [n, bytes] by the kernels, of four bytes' signs in two words."""
-    words = items.view(np.uint64)
-    hashes, places = np.empty((2, len(items)), dtype=np.uint64)
+def hashed(items: np.ndarray, factors: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Hashes of rows [n, bytes] by the kernels."""
+    hashes = np.empty(len(items), dtype=np.uint64)
     own = 0 if factors.size == 0 else factors.size // len(items)
-    kernels.sum_rows(words, factors, own, keys, np.uint64(MASK), 2, hashes, places)
+    kernels.sum_rows(items.view(np.uint64), factors, own, keys, hashes)
     norms = np.ones(len(items), dtype=np.float32)
-    limits = np.zeros(kernels.LIMITS, dtype=np.uint64)
-    flags = np.empty(len(items), dtype=np.uint8)
-    kernels.scatter(norms, hashes, places, limits, flags)
-    return hashes, places
-
-
-MASK = 0x8080808080808080
+    kernels.finish_hashes(norms, hashes, np.uint64(0), np.empty(len(items), dtype=np.uint8))
+    return hashes
 
 
 @pytest.mark.parametrize("scales", [0, 1, 3])
 @pytest.mark.parametrize("size", [8, 16, 64, 104])
-def test_hashes_and_places_are_their_definition(size: int, scales: int) -> None:
+def test_hashes_are_their_definition(size: int, scales: int) -> None:
     generator = np.random.default_rng(size)
     items = generator.integers(0, 256, (40, size), dtype=np.uint8)
     factors = generator.normal(size=40 * scales).astype(np.float32)
     keys = generator.integers(0, 2**64, size // 8 + scales, dtype=np.uint64)
-    hashes, places = summed(items, factors, keys)
-    words = items.view(np.uint64)
-    own = factors.reshape(40, scales)
-    np.testing.assert_array_equal(hashes, reference.hashes(words, own, keys))
-    np.testing.assert_array_equal(places, reference.places(words, MASK, 2))
-
-
-@pytest.mark.parametrize("values", [2, 4, 8, 16])
-def test_each_sign_has_a_part_in_the_place(values: int) -> None:
-    """The sign in a word's highest bit, too: of a product it would leave no more than parity."""
-    lane = 64 // values
-    mask, words = sum(1 << bit for bit in range(lane - 1, 64, lane)), 32 // values
-    for leading in (words // 2, words):
-        rows = np.zeros((values * leading + 1, words), dtype=np.uint64)
-        for sign in range(values * leading):
-            rows[sign, sign // values] = 1 << (sign % values * lane + lane - 1)
-        signs = [kernels.signs_of(rows, row, mask, leading) for row in range(len(rows))]
-        own = [sign ^ signs[-1] for sign in signs[:-1]]
-        assert all(bits.bit_count() == 1 for bits in own)
-        assert len(set(own)) == values * leading
+    wanted = reference.hashes(items.view(np.uint64), factors.reshape(40, scales), keys)
+    np.testing.assert_array_equal(hashed(items, factors, keys), wanted)
 
 
 def test_other_rows_have_other_hashes() -> None:
@@ -171,7 +146,7 @@ def test_other_rows_have_other_hashes() -> None:
     factors = np.ones(len(rows), dtype=np.float32)
     factors[-2:] = 2.0, 4.0
     keys = np.random.default_rng(5).integers(0, 2**64, 9, dtype=np.uint64)
-    hashes, _ = summed(np.array(rows), factors, keys)
+    hashes = hashed(np.array(rows), factors, keys)
     assert len(np.unique(hashes)) == len(rows)
 
 
@@ -180,15 +155,3 @@ def test_bins_hold_the_norms_they_say(norm: float) -> None:
     at = kernels.bin_of(np.float32(norm))
     low = 2.0 ** (at // kernels.STEPS - 127) * (1 + at % kernels.STEPS / kernels.STEPS)
     assert low <= norm < low * (1 + 1 / kernels.STEPS) * (1 + 1e-12)
-
-
-@pytest.mark.parametrize("sizes", [[1], [2], [70], [1, 5, 1, 2, 40, 3]])
-def test_the_nearest_is_that_of_all_pairs_of_a_group(sizes: list[int]) -> None:
-    count, begins = sum(sizes), np.cumsum([0, *sizes], dtype=np.intp)
-    units = np.random.default_rng(count).normal(size=(count, 24)).astype(np.float32)
-    units /= np.linalg.norm(units, axis=1, keepdims=True)
-    best, mate = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.intp)
-    pairs.nearest(units, begins, best, mate)
-    wanted = reference.nearest(units, begins)
-    np.testing.assert_allclose(best, wanted[0], atol=2e-6)
-    np.testing.assert_array_equal(mate, wanted[1])

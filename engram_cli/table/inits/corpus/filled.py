@@ -35,7 +35,7 @@ from engram_cli.table.inits.corpus.buckets import (
 from engram_cli.table.inits.corpus.columns import DealtColumns, Spare
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
 from engram_cli.table.inits.corpus.jit import TOKEN_BITS
-from engram_cli.table.inits.corpus.tally import Occurrences, write_tally
+from engram_cli.table.inits.corpus.tally import Occurrences, check_fold, write_tally
 from engram_cli.table.inits.corpus.tokens import TokenFile
 
 _ENTRY = 8  # bytes of a pair in a bucket
@@ -79,6 +79,7 @@ class CorpusFill:
     def __post_init__(self) -> None:
         if self.memory < _LEAST_MEMORY:
             raise InputError(f"{self.memory} bytes of memory", "give 64MiB or more")
+        check_fold(self.layout)
         if self.layout.vocab_size > 1 << TOKEN_BITS:
             raise InputError(
                 f"a vocabulary of {self.layout.vocab_size:,} tokens",

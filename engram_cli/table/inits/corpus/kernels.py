@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, uint32, uint64
 
-from engram_cli.hashing.jit import bits_of, kernel, prefetch
+from engram_cli.hashing.jit import kernel, prefetch
+from engram_cli.hashing.kernels import rows_of
 from engram_cli.table.inits.corpus.jit import LANES, TOKEN_BITS, finish_16, sum_16, sum_32, sum_64
 
 TILE = 1024
@@ -22,7 +23,6 @@ _TOKENS = (1 << TOKEN_BITS) - 1
 _LOW = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15
 _OTHER = 0xC2B2AE3D27D4EB4F
-_ROUND = np.float64(2.0**52 + 2.0**51)
 
 
 @kernel("void(uint32[::1], boolean, int64[::1])")
@@ -40,20 +40,6 @@ def count_words(words, joined, counts):  # type: ignore[no-untyped-def]
 def hashed(mix, value, shift):  # type: ignore[no-untyped-def]
     """64 - `shift` bits that follow from a mix and the token of a value."""
     return ((mix ^ ((value >> uint64(32)) * uint64(_OTHER))) * uint64(_GOLDEN)) >> uint64(shift)
-
-
-@kernel("void(int32[::1], uint8[::1], int64, int64[::1], int64, int64[::1])")
-def mixes(x, seen, filler, multipliers, order, out):  # type: ignore[no-untyped-def]
-    """The mix of each position's `order`-gram [T]; `x` [N-1+T], `seen` [T] as in the hash."""
-    history = x.size - seen.size
-    for j in range(seen.size):
-        out[j] = 0
-    for lag in range(order):
-        multiplier = multipliers[lag]
-        lagged = x[history - lag : history - lag + seen.size]
-        for j in range(seen.size):
-            token = int64(lagged[j]) if seen[j] > lag else filler
-            out[j] ^= token * multiplier
 
 
 @kernel("int64(int64[::1], int32[::1], uint64[::1], int64, uint64[::1], int64)")
@@ -144,31 +130,23 @@ def unite(pairs, slots, shift, out):  # type: ignore[no-untyped-def]
     return found
 
 
-@kernel("void(uint64[::1], int64, int64, boolean, uint32[::1])")
-def rows_of(pairs, modulus, salt, fast, out):  # type: ignore[no-untyped-def]
-    """The head-local row of each pair [2 * n]: mix XOR salt, modulo the column's modulus."""
-    if fast:
-        p = uint32(modulus)
-        reciprocal = 1.0 / float64(modulus)
-        for j in range(out.size):
-            mix = int64(pairs[2 * j])
-            q = uint32(bits_of(float64(mix) * reciprocal + _ROUND) & uint64(_LOW))
-            s = uint32(uint32(mix & int64(_LOW)) - uint32(q * p))
-            out[j] = min(s, uint32(s + p))
-    else:
-        for j in range(out.size):
-            out[j] = uint32((int64(pairs[2 * j]) ^ salt) % modulus)
+@kernel("void(uint64[::1], uint64[::1])")
+def mixes_of(pairs, out):  # type: ignore[no-untyped-def]
+    """The mixes of pairs [2 * n] into `out` [n]."""
+    for j in range(out.size):
+        out[j] = pairs[2 * j]
 
 
 @kernel("void(uint64[::1], int64, int64, boolean, int64, int64, int64, int64[::1])")
 def bucket_sizes(pairs, modulus, salt, fast, begin, end, shift, sizes):  # type: ignore[no-untyped-def]
     """Add to `sizes` [buckets] the entries that `deal` makes of the same pairs."""
-    rows = np.empty(TILE, np.uint32)
+    rows, mixes = np.empty(TILE, np.uint32), np.empty(TILE, np.uint64)
     span = uint32(end - begin)
     for first in range(0, pairs.size // 2, TILE):
         width = min(TILE, pairs.size // 2 - first)
         part = pairs[2 * first : 2 * (first + width)]
-        rows_of(part, modulus, salt, fast, rows[:width])
+        mixes_of(part, mixes[:width])
+        rows_of(mixes[:width], modulus, salt, fast, rows[:width])
         for j in range(width):
             local = uint32(rows[j] - uint32(begin))
             if local < span:
@@ -187,13 +165,14 @@ def deal(pairs, modulus, salt, fast, begin, end, shift, places, entries):  # typ
     2**shift rows a bucket; `places` are the buckets' next ones. A count beyond 4,095 makes several
     entries.
     """
-    rows = np.empty(TILE, np.uint32)
+    rows, mixes = np.empty(TILE, np.uint32), np.empty(TILE, np.uint64)
     span = uint32(end - begin)
     inside = uint32((int64(1) << shift) - 1)
     for first in range(0, pairs.size // 2, TILE):
         width = min(TILE, pairs.size // 2 - first)
         part = pairs[2 * first : 2 * (first + width)]
-        rows_of(part, modulus, salt, fast, rows[:width])
+        mixes_of(part, mixes[:width])
+        rows_of(mixes[:width], modulus, salt, fast, rows[:width])
         for j in range(width):
             local = uint32(rows[j] - uint32(begin))
             if local < span:

@@ -31,35 +31,12 @@ def incidences(
     return np.where((seen > lag) & (lag < order), back, -1)
 
 
-def mixes(
-    x: NDArray[np.int32],
-    seen: NDArray[np.uint8],
-    filler: int,
-    multipliers: NDArray[np.int64],
-    order: int,
-    out: NDArray[np.int64],
-) -> None:
-    """The mix of each position's `order`-gram [T]; `x` [N-1+T], `seen` [T] as in the hash."""
-    history = len(x) - len(seen)
-    out[:] = 0
-    for lag in range(order):
-        lagged = x[history - lag : history - lag + len(seen)].astype(np.int64)
-        out ^= np.where(seen > lag, lagged, np.int64(filler)) * multipliers[lag]
-
-
 def united(pairs: NDArray[np.uint64]) -> dict[tuple[int, int], int]:
     """The counts of pairs [2 * n] by (mix, token)."""
     counts: Counter[tuple[int, int]] = Counter()
     for mix, value in pairs.reshape(-1, 2).tolist():
         counts[mix, value >> 32] += value & 0xFFFFFFFF
     return dict(counts)
-
-
-def rows_of(
-    pairs: NDArray[np.uint64], modulus: int, salt: int, fast: bool, out: NDArray[np.uint32]
-) -> None:
-    """The head-local row of each pair [2 * n]."""
-    out[:] = np.remainder(pairs[0::2].view(np.int64) ^ np.int64(salt), np.int64(modulus))
 
 
 def sort_bucket(

@@ -16,7 +16,9 @@ from threading import local
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.errors import InputError
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
+from engram_cli.hashing.kernels import mix_ngrams
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.inits.base import Span
@@ -130,6 +132,15 @@ def _steps(begin: int, end: int) -> list[Span]:
     return [(first, min(first + STEP, end)) for first in range(begin, end, STEP)]
 
 
+def check_fold(layout: HashLayout) -> None:
+    """Raises InputError for a layout whose n-grams have no mix to be united by."""
+    if layout.fold == "powers":
+        raise InputError(
+            f"rows of {layout.scheme} cannot be filled from a corpus",
+            "build them with --init normal or zeros",
+        )
+
+
 class _Reader:
     """Gives the mixes of any part of `words`, and the token of each at a lag."""
 
@@ -152,14 +163,8 @@ class _Reader:
         window = self._window(ids[: end - first], starts[: end - first], begin - first)
         mix = np.empty(len(window), dtype=np.int64)
         plan = self._plan
-        kernels.mixes(
-            window.tokens,
-            window.seen,
-            plan.filler,
-            np.ascontiguousarray(plan.multipliers[self._index]),
-            self._order,
-            mix,
-        )
+        multipliers = plan.multipliers[self._index, : self._order]
+        mix_ngrams(window.tokens, window.seen, plan.filler, multipliers, 0, mix)
         raw = ids.astype(np.int32)
         for lag in self.lags:
             tokens = np.full(len(mix), -1, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""What is done with every row, however it is stored: hash, place by its signs, figures, samples.
+"""What is done with every row, however it is stored: hash, figures, sample.
 
 A tile of rows is measured while it is in the L1 cache, in one short loop after another: each takes
 vector instructions, which one long loop would not.
@@ -18,14 +18,12 @@ STEPS = 8  # bins of a factor 2 in the norm
 BINS = 256 * STEPS
 _ENDLESS = 255 * STEPS  # the first bin of norms that are not finite
 _PARTS = 4  # bins are counted in turn, since an addition to one has to wait for the last one
-# Places in `counts`, in `sums` and in `limits`.
+# Places in `counts` and in `sums`.
 ZERO, NOT_FINITE, HIT, HITS, MAX_HITS, CHOSEN, COUNTS = 0, 1, 2, 3, 4, 5, 6
 NORM, SQUARE, HIT_NORM, SUMS = 0, 1, 2, 3
-BELOW, PLACE, FINER, CONTENT, LIMITS = 0, 1, 2, 3, 4
 # Rows of `chosen`.
-ROW, HASH, AT, FINE, COLUMNS = 0, 1, 2, 3, 4
+ROW, HASH, COLUMNS = 0, 1, 2
 _LOW = 0xFFFFFFFF
-_SALT = 0x632BE59BD9B4E019
 _INFINITY = 0x7F800000
 
 
@@ -43,24 +41,9 @@ def bin_of(norm):  # type: ignore[no-untyped-def]
     return (int64(bits_of_float32(norm)) >> int64(20)) & int64(BINS - 1)
 
 
-@kernel("uint64(uint64[:, ::1], intp, uint64, intp)")
-def signs_of(words, row, mask, leading):  # type: ignore[no-untyped-def]
-    """The signs of a row's first `leading` words, each with a bit of its own.
-
-    Those of a word lie one bit lower than those of the last one: at most as many words as a value
-    has bits. A salt keeps rows without a negative value from always having the first place.
-    """
-    signs = uint64(_SALT)
-    for i in range(min(leading, words.shape[1])):
-        signs ^= (words[row, i] & mask) >> uint64(i)
-    return signs
-
-
-@kernel(
-    "void(uint64[:, ::1], float32[::1], intp, uint64[::1], uint64, intp, uint64[::1], uint64[::1])"
-)
-def sum_rows(words, factors, scales, keys, mask, leading, hashes, places):  # type: ignore[no-untyped-def]
-    """Of rows [n, w] and `scales` factors each: what hashes and places are made of.
+@kernel("void(uint64[:, ::1], float32[::1], intp, uint64[::1], uint64[::1])")
+def sum_rows(words, factors, scales, keys, hashes):  # type: ignore[no-untyped-def]
+    """Of rows [n, w] and `scales` factors each: what their hashes are made of.
 
     The hash is the sum of products of the halves of the words, each with its half of a key added,
     and of keyed scales. Source: Black et al., "UMAC: Fast and Secure Message Authentication"
@@ -78,55 +61,32 @@ def sum_rows(words, factors, scales, keys, mask, leading, hashes, places):  # ty
             bits = bits_of_float32(factors[row * scales + i])
             mixed += uint64(uint32(bits)) * (keys[width + i] | uint64(1))
         hashes[row] = mixed
-        places[row] = signs_of(words, row, mask, leading)
 
 
-@kernel("void(float32[::1], uint64[::1], uint64[::1], uint64[::1], uint8[::1])")
-def scatter(norms, hashes, places, limits, flags):  # type: ignore[no-untyped-def]
-    """Make hashes and places of sums and signs; flag the rows that a sample may want.
+@kernel("void(float32[::1], uint64[::1], uint64, uint8[::1])")
+def finish_hashes(norms, hashes, below, flags):  # type: ignore[no-untyped-def]
+    """Make hashes of sums; flag the rows with values whose hash is under `below`.
 
     A hash is never 2**64 - 1, which stands for no row.
     """
-    below, place = limits[BELOW], limits[PLACE]
     for row in range(norms.size):
         hashed = min(scramble(hashes[row]), uint64(0xFFFFFFFFFFFFFFFE))
-        at = scramble(places[row])
-        hashes[row], places[row] = hashed, at
+        hashes[row] = hashed
         usual = (norms[row] > float32(0)) & (norms[row] < float32(np.inf))
-        flags[row] = uint8(usual & ((hashed < below) | (at <= place)))
+        flags[row] = uint8(usual & (hashed < below))
 
 
-@kernel("boolean(uint64, uint64, uint64, uint64[::1])")
-def comes_before(place, finer, hashed, limits):  # type: ignore[no-untyped-def]
-    """Whether (place, finer place, hash) comes before the limits."""
-    if place != limits[PLACE]:
-        return place < limits[PLACE]
-    if finer != limits[FINER]:
-        return finer < limits[FINER]
-    return hashed < limits[CONTENT]
-
-
-@kernel(
-    "void(uint64[:, ::1], uint64, intp, uint64[::1], uint64[::1], uint64[::1],"
-    " uint8[::1], int64, int64[::1], uint64[:, ::1])"
-)
-def choose(  # type: ignore[no-untyped-def]
-    words, mask, leading, hashes, places, limits, flags, first, counts, chosen
-):
-    """Put the flagged rows that a sample wants behind the counts[CHOSEN] of `chosen` [4, m]."""
+@kernel("void(uint64[::1], uint8[::1], int64, int64[::1], uint64[:, ::1])")
+def choose(hashes, flags, first, counts, chosen):  # type: ignore[no-untyped-def]
+    """Put the flagged rows behind the counts[CHOSEN] of `chosen` [2, m]."""
     found = counts[CHOSEN]
     eights = flags.view(np.uint64)
     for eight in range(eights.size):
         if eights[eight] == 0:
             continue
         for row in range(8 * eight, min(8 * eight + 8, hashes.size)):
-            if not flags[row]:
-                continue
-            finer = scramble(signs_of(words, row, mask, 2 * leading))
-            if hashes[row] < limits[BELOW] or comes_before(places[row], finer, hashes[row], limits):
-                chosen[ROW, found] = uint64(first + row)
-                chosen[HASH, found], chosen[AT, found] = hashes[row], places[row]
-                chosen[FINE, found] = finer
+            if flags[row]:
+                chosen[ROW, found], chosen[HASH, found] = uint64(first + row), hashes[row]
                 found += 1
     counts[CHOSEN] = found
 
@@ -193,22 +153,22 @@ def fold_hits(norms, hits, first, counts, sums, hottest):  # type: ignore[no-unt
 
 
 @kernel(
-    "int64(int64, uint8[:, ::1], float32[::1], int64, int64, uint64[::1], uint64, int64,"
-    " uint32[::1], int64, uint64[::1], int64[::1], float64[::1], float32[::1], int64[::1],"
+    "int64(int64, uint8[:, ::1], float32[::1], int64, int64, uint64[::1],"
+    " uint32[::1], int64, uint64, int64[::1], float64[::1], float32[::1], int64[::1],"
     " int64[:, ::1], uint64[:, ::1])"
 )
 def add_rows(  # type: ignore[no-untyped-def]
-    kind, items, factors, scales, step, keys, mask, leading, hits,
-    first, limits, counts, sums, ends, bins, hottest, chosen,
+    kind, items, factors, scales, step, keys, hits,
+    first, below, counts, sums, ends, bins, hottest, chosen,
 ):  # fmt: skip
     """Measure rows [n, bytes] of `kind`, numbered from `first` on, and add them to the figures.
 
-    The scale of block b of row r is factors[r * scales + b * step]. `mask`: the signs in a word,
-    `leading`: the words that place a row. `hits` [n] or empty. Ends where `chosen` might have no
-    room for the next tile; returned are the rows that were added.
+    The scale of block b of row r is factors[r * scales + b * step]. `hits` [n] or empty. `chosen`
+    takes the rows whose hash is under `below`. Ends where it might have no room for the next tile;
+    returned are the rows that were added.
     """
     norms, flags = np.empty(TILE, np.float32), np.zeros(TILE, np.uint8)
-    hashes, places = np.empty(TILE, np.uint64), np.empty(TILE, np.uint64)
+    hashes = np.empty(TILE, np.uint64)
     parts = np.zeros((_PARTS, BINS), np.int32)
     width, zero = items.shape[1], counts[ZERO]
     done = int64(0)
@@ -217,14 +177,13 @@ def add_rows(  # type: ignore[no-untyped-def]
         if chosen.shape[1] - counts[CHOSEN] < count:
             break
         own = items[done : done + count]
-        words = own.view(np.uint64)
         scale = factors[done * scales :]
-        norm, hashed, place = norms[:count], hashes[:count], places[:count]
+        norm, hashed = norms[:count], hashes[:count]
         flags[count:] = 0
         norms_of(kind, own.reshape(count * width), width, scale, scales, step, norm)
-        sum_rows(words, scale, scales, keys, mask, leading, hashed, place)
-        scatter(norm, hashed, place, limits, flags)
-        choose(words, mask, leading, hashed, place, limits, flags, first + done, counts, chosen)
+        sum_rows(own.view(np.uint64), scale, scales, keys, hashed)
+        finish_hashes(norm, hashed, below, flags)
+        choose(hashed, flags, first + done, counts, chosen)
         fold(norm, counts, sums, ends, parts)
         if hits.size:
             fold_hits(norm, hits[done : done + count], first + done, counts, sums, hottest)

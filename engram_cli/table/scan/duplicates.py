@@ -1,8 +1,7 @@
-"""Rows that are alike: hashes of all rows in, twins out, and near twins beside them.
+"""Rows with equal contents: hashes of rows in, how many are duplicates out.
 
-Both are found in samples that the rows themselves choose, so that those alike are chosen together
-and memory is bounded: equal rows by the hash of their bytes, similar rows (`scan.alike`) by the
-signs of some of their values. Neither depends on the order of reading or on threads.
+They are found in a sample that the rows choose by the hash of their bytes, so that equal rows are
+chosen together and memory is bounded. It does not depend on the order of reading or on threads.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table.scan.alike import Alike, NearTwins, Vectors
 from engram_cli.table.scan.kernels.rows import HASH, ROW
 
 SAMPLE = 2**13  # rows expected in the sample
@@ -31,13 +29,11 @@ class Twins:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Likeness:
-    """How many rows of a layer are alike; rows that are zero or not finite are left out.
+class Duplicates:
+    """How many rows of a layer have equal contents, without those that are zero or not finite.
 
-    `distinct`: different row contents, an estimate with its standard error unless that is 0.
-    `twin_share`: the share of the rows whose content another row has. `compared`: different
-    contents that were compared with others. `near_share`: the share of them that has a near twin,
-    corrected for those that the signs part; None where too many have the same signs to tell.
+    `distinct`: distinct row contents, an estimate with its standard error unless that is 0.
+    `twin_share`: the share of the rows whose content another row has.
     """
 
     rows: int
@@ -45,9 +41,6 @@ class Likeness:
     distinct_error: float
     twin_share: float
     twins: tuple[Twins, ...]
-    compared: int
-    near_share: float | None
-    near_twins: tuple[NearTwins, ...]
 
 
 class Contents:
@@ -62,7 +55,7 @@ class Contents:
         self._waiting: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
 
     def add(self, chosen: NDArray[np.uint64]) -> None:
-        """Take chosen rows uint64[4, n] with their hashes; each row once."""
+        """Take chosen rows uint64[2, n] with their hashes; each row once."""
         hashes, rows = chosen[HASH], chosen[ROW].astype(np.int64)
         below = hashes < np.uint64(min(self.threshold, EVERYTHING - 1))
         self._waiting.append((hashes[below], rows[below]))
@@ -89,8 +82,8 @@ class Contents:
         self._hashes = hashes[begins]
         self._counts = np.add.reduceat(counts, begins) if len(begins) else counts
 
-    def figures(self, rows: int) -> tuple[float, float, float, tuple[Twins, ...]]:
-        """Distinct contents, their error, the share of the `rows` with a twin, the largest groups.
+    def figures(self, rows: int) -> Duplicates:
+        """The figures of a layer of `rows` rows that are neither zero nor not finite.
 
         An estimator of a sample by hash, as of the n-grams of a corpus; never more than the rows
         without those that are known to repeat others.
@@ -112,27 +105,15 @@ class Contents:
             )
             for at in shown
         )
-        return min(size / share, float(rows - (seen - size))), error, twin_share, groups
+        return Duplicates(
+            rows=rows,
+            distinct=min(size / share, float(rows - (seen - size))),
+            distinct_error=error,
+            twin_share=twin_share,
+            twins=groups,
+        )
 
 
 def sample_threshold(rows: int) -> int:
     """The hash below which about `SAMPLE` of `rows` random ones lie."""
     return EVERYTHING if rows <= SAMPLE else EVERYTHING * SAMPLE // rows
-
-
-def likeness(
-    rows: int, contents: Contents, alike: Alike, vectors: Vectors, bits: tuple[int, int]
-) -> Likeness:
-    """The figures of a layer of `rows` rows that are neither zero nor not finite."""
-    distinct, error, twin_share, twins = contents.figures(rows)
-    compared = alike.compare(vectors, bits)
-    return Likeness(
-        rows=rows,
-        distinct=distinct,
-        distinct_error=error,
-        twin_share=twin_share,
-        twins=twins,
-        compared=compared.contents,
-        near_share=compared.share,
-        near_twins=compared.pairs,
-    )
