@@ -19,6 +19,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.compare import uncompressed_twin
 from engram_cli.stats.folder import read_stats
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
@@ -133,25 +134,34 @@ def test_columns(counted: Counted) -> None:
 
 
 def test_uncompressed_columns(counted: Counted) -> None:
-    raw_ids = HashLayout(
-        **{
-            name: getattr(counted.layout, name)
-            for name in ("scheme", "orders", "heads", "fold", "eos_id", "parameters")
-        },
-        filler_id=2,
-        compressed_size=counted.layout.vocab_size,
-        vocab_digest=None,
-        layers=counted.layout.layers,
-    )
+    raw_ids = uncompressed_twin(counted.layout)
     orders = {n: truth.Order(counted.corpus, raw_ids, n) for n in raw_ids.orders}
     section = counted.document["uncompressed"]
     for entry in section["orders"]:
         assert entry["distinct"] == len(orders[entry["order"]].ngrams)
-    # The multipliers of raw ids are others; which rows are met is tested by test_compare.
-    for entry in section["columns"]:
-        distinct = len(orders[entry["order"]].ngrams)
-        ideal = entry["rows"] * (1 - (1 - 1 / entry["rows"]) ** distinct)
-        assert entry["ideal_occupied"] == pytest.approx(ideal, rel=1e-9)
+    check_columns(section, raw_ids, orders)
+
+
+def test_rows_where_frequent_ngrams_meet(counted: Counted) -> None:
+    for layer in counted.layout.layer_ids:
+        for n, order in counted.orders.items():
+            rows = order.ngram_rows(layer)
+            on_row: dict[tuple[int, int], list[int]] = {}
+            for head in range(counted.layout.heads):
+                for row, count in zip(rows[head].tolist(), order.counts.tolist(), strict=True):
+                    on_row.setdefault((head, row), []).append(count)
+            for counts in on_row.values():
+                counts.sort(reverse=True)
+            seconds = sorted((c[1] for c in on_row.values() if len(c) > 1), reverse=True)
+            found = [
+                e for e in counted.document["worst_rows"] if (e["layer"], e["order"]) == (layer, n)
+            ]
+            assert [e["ngrams"][1]["count"] for e in found] == seconds[:10]
+            for entry in found:
+                counts = on_row[entry["head"], entry["row"]]
+                assert entry["hits"] == sum(counts)
+                shown = [each["count"] for each in entry["ngrams"]]  # of the frequent ones, up to 4
+                assert shown == counts[: len(shown)]
 
 
 def test_clean_heads_and_purity(counted: Counted) -> None:
@@ -246,3 +256,13 @@ def test_caches(counted: Counted) -> None:
         rows = order.column_rows(entry["layer"])[0]
         for size, rate in list(zip(entry["cache_rows"], entry["hit_rate"], strict=True))[::3]:
             assert rate == pytest.approx(truth.lru_hit_rate(rows, size), abs=1e-12)
+
+
+def test_windows(counted: Counted) -> None:
+    """Windows are sampled; the mean of all of them lies within four stated errors."""
+    for entry in counted.document["locality"]["windows"]:
+        rows = counted.orders[entry["order"]].column_rows(entry["layer"])[0]
+        length = entry["tokens"]
+        whole = rows[: len(rows) // length * length].reshape(-1, length)
+        true = np.mean([len(np.unique(window)) for window in whole]) / length
+        assert abs(entry["distinct_share"] - true) <= 4 * entry["error"] + 1e-12
