@@ -136,6 +136,11 @@ def check_output(
     if not os.path.lexists(path):
         return
     check_inputs(path, inputs, option=option)
+    if os.path.ismount(path):
+        raise OutputError(
+            f"{path} is where a disk is mounted, which cannot be replaced",
+            f"write into it with {option} {path / 'engram'}",
+        )
     if not force:
         raise OutputError(
             f"{path} already exists", f"use --force to replace it, or {option} to write elsewhere"

@@ -178,6 +178,11 @@ def test_a_place_without_a_name_is_refused(path: str) -> None:
         check_output(Path(path), LETTERS, force=True)
 
 
+def test_a_mounted_disk_is_refused() -> None:
+    with pytest.raises(OutputError, match="/proc is where a disk is mounted"):
+        check_output(Path("/proc"), LETTERS, force=True)
+
+
 def test_inputs_are_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "result"
     with new_folder(path, LETTERS) as part:

@@ -200,7 +200,9 @@ class _Part:
         self.handle = -1
 
     def __enter__(self) -> _Part:
-        self.handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self.handle = os.open(
+            self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666
+        )
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table.tables import build, mapped_layout, stored_rows, table_spec
 
+from engram_cli import renaming
 from engram_cli.errors import EngramError, IncompleteError, OutputError
 from engram_cli.table import build as build_module
 from engram_cli.table import fill
@@ -212,6 +213,39 @@ def test_a_damaged_journal_costs_only_its_chunks(
             journal.write_text("\n".join([*whole, *bad, ""]))
     assert build(out).resumed == 4
     assert verify_table(out).ok
+
+
+@pytest.mark.parametrize("system", ["renameat2", "without"])
+@pytest.mark.parametrize("force", [False, True])
+def test_what_appears_while_a_table_is_built_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool, system: str
+) -> None:
+    """The finished table waits in its partial folder, and the same command puts it in place."""
+    if system == "without":
+        monkeypatch.setattr(renaming, "_libc_renameat2", lambda: None)
+    out = tmp_path / "t.zarr"
+    if force:
+        build(out, seed=1)
+    fill_rows = build_module.fill_rows
+
+    def filled(*arguments: Any, **options: Any) -> None:
+        fill_rows(*arguments, **options)
+        out.mkdir(exist_ok=True)
+        (out / "thesis.tex").write_text("years of work")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "fill_rows", filled)
+        with pytest.raises(OutputError, match=r"appeared while|was changed while"):
+            build(out, force=force)
+    assert (out / "thesis.tex").read_text() == "years of work"
+    assert names_in(tmp_path) == ["t.zarr", "t.zarr.partial"]
+    (out / "thesis.tex").unlink()
+    if not force:
+        out.rmdir()
+    report = build(out, force=force)
+    assert report.resumed == report.chunks
+    assert report.digest == build(tmp_path / "u.zarr").digest
+    assert names_in(tmp_path) == ["t.zarr", "u.zarr"]
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", ".git/HEAD", "0/notes.txt", "build.jsonl"])
