@@ -31,7 +31,7 @@ def check_page(
 
 
 def is_page(path: Path) -> bool:
-    """Whether `path` is a page of ours, whole, with nothing after it."""
+    """Whether `path` is a page that engram wrote, whole, with nothing after it."""
     if not path.is_file():
         return False
     try:

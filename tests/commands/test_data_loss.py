@@ -86,7 +86,7 @@ MARKERS = {
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("name", MARKERS)
 def test_a_folder_is_not_judged_by_its_marker(name: str, whole: bool, here: Path) -> None:
-    """Such as a checkpoint with weights of its own, and a file that has the name of ours."""
+    """Such as a checkpoint with weights of its own, and a file that has the name of a marker."""
     job, (marker, source) = JOBS[name], MARKERS[name]
     out = here / job.out
     out.mkdir()
@@ -152,7 +152,7 @@ def test_force_keeps_a_foreign_file(name: str, here: Path) -> None:
 
 
 def own_columns(path: Path) -> None:
-    """What pandas and pyarrow make of ours: they keep the metadata of the schema."""
+    """What pandas and pyarrow make of a vocabulary: they keep the metadata of the schema."""
     table = pq.read_table(path)
     pq.write_table(table.append_column("mine", pa.array(range(len(table)))), path)
 
@@ -170,7 +170,7 @@ EDITED: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", EDITED)
-def test_force_keeps_a_file_that_somebody_made_of_ours(name: str, here: Path) -> None:
+def test_force_keeps_a_file_that_somebody_made_of_one(name: str, here: Path) -> None:
     job, out = made(name, here)
     EDITED[name](out)
     before = out.read_bytes()
@@ -366,7 +366,7 @@ def test_the_demo_keeps_what_is_not_its_own(here: Path, monkeypatch: pytest.Monk
         other = here / "other"
         other.mkdir(exist_ok=True)
         (other / ".engram-demo").write_text(text)
-        with pytest.raises(OutputError, match="no demo of ours"):
+        with pytest.raises(OutputError, match="was not made by engram demo"):
             demo.run_demo(demo.DemoRequest(folder=other, train=False))
         assert (other / ".engram-demo").read_text() == text
 
