@@ -165,7 +165,8 @@ def _own_folder(folder: Path) -> Path:
     marker = folder / MARKER
     if folder.is_symlink() or (os.path.lexists(folder) and not _is_demo(folder)):
         raise OutputError(
-            f"{folder} is there and was not made by engram demo", "name another folder, or empty this one"
+            f"{folder} is there and was not made by engram demo",
+            "name another folder, or empty this one",
         )
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

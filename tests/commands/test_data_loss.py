@@ -25,6 +25,7 @@ from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import OutputError
 from engram_cli.formats.bundle_files import BUNDLE
+from engram_cli.stats.folder import STATISTICS
 from engram_cli.table.lock import lock_path
 from engram_cli.table.places import partial_folder, scratch_folder
 
@@ -420,3 +421,22 @@ def test_killed_anywhere_every_command_leaves_the_old_or_the_new(tmp_path: Path)
     found = run_script("commands/killed_commands.py", tmp_path, 48)
     assert len(found) == 2 * len(JOBS)
     assert all(each["moments"] >= 40 for each in found.values())
+
+
+def test_statistics_with_long_partials_are_known(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engram_cli.stats.partial_files.LONG_FROM", 8)
+    for sources in (here / "corpus", here / "corpus" / "a.txt"):
+        request = HashStatsRequest(
+            sources=(sources,),
+            workspace=Workspace(here),
+            geometry=dataclasses.replace(demo.GEOMETRY, rows_per_head=(60,)),
+            group_by="file",
+            exact=True,
+            force=True,
+        )
+        hash_stats(request)
+        assert (here / "engram-stats" / "partials.zarr").is_dir()
+        assert STATISTICS.problem(here / "engram-stats") is None
+        assert STATISTICS.unfinished(here / "engram-stats") is None
