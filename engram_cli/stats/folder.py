@@ -223,7 +223,7 @@ def _listing(path: Path) -> Listing | None:
             if names:
                 needed |= {f"{group}/{META}", *(f"{group}/{name}/{META}" for name in names)}
                 optional.update(*(chunk_files(path, group, name) for name in names))
-    except (EngramError, KeyError, TypeError, ValueError, AttributeError):
+    except (EngramError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None
     return Listing(frozenset(needed), frozenset(optional))
 

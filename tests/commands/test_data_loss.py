@@ -25,7 +25,9 @@ from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import OutputError
 from engram_cli.formats.bundle_files import BUNDLE
+from engram_cli.ownership import Kind
 from engram_cli.stats.folder import STATISTICS
+from engram_cli.table.kind import TABLE
 from engram_cli.table.lock import lock_path
 from engram_cli.table.places import partial_folder, scratch_folder
 
@@ -440,3 +442,41 @@ def test_statistics_with_long_partials_are_known(
         assert (here / "engram-stats" / "partials.zarr").is_dir()
         assert STATISTICS.problem(here / "engram-stats") is None
         assert STATISTICS.unfinished(here / "engram-stats") is None
+
+
+@pytest.mark.parametrize("value", [None, 0, -1, 2**70, "x", [], [[1]], {"a": {}}])
+@pytest.mark.parametrize(
+    ("kind", "marker"),
+    [
+        (TABLE, "source.zarr/zarr.json"),
+        (BUNDLE, "bundle/engram.json"),
+        (STATISTICS, "stats-a/stats.json"),
+        (STATISTICS, "stats-a/counters.zarr/1/zarr.json"),
+    ],
+)
+def test_a_damaged_marker_raises_nothing(kind: Kind, marker: str, value: Any, base: Path) -> None:
+    """Each value of the document in turn is another one; a foreign file is never ours."""
+    folder = base / marker.partition("/")[0]
+    raw = (base / marker).read_bytes()
+    (folder / "thesis.tex").write_text("years of work")
+    try:
+        for damaged in changed(json.loads(raw), value, 3):
+            (base / marker).write_text(json.dumps(damaged))
+            assert kind.problem(folder) is not None
+    finally:
+        (base / marker).write_bytes(raw)
+        (folder / "thesis.tex").unlink()
+    assert kind.problem(folder) is None
+
+
+def changed(document: Any, value: Any, depth: int) -> Iterator[Any]:
+    """Copies of a document, each with one of its values replaced; of a list the first."""
+    if not depth or not document or not isinstance(document, dict | list):
+        return
+    for key in document if isinstance(document, dict) else [0]:
+        copy = document.copy()
+        copy[key] = value
+        yield copy
+        for below in changed(document[key], value, depth - 1):
+            copy[key] = below
+            yield copy

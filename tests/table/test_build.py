@@ -201,8 +201,8 @@ def test_a_damaged_journal_costs_only_its_chunks(
             changed.write_bytes(b"")
         elif lines == "foreign":  # what is there, and is not a chunk of its size
             changed.write_bytes(b"12345")
-            foreign = {"file": "thesis.tex", "size": 5, "checksum": "0"}
-            (partial_folder(out) / "thesis.tex").write_bytes(b"12345")
+            foreign = {"file": "0/c.99.0", "size": 5, "checksum": "0"}
+            (partial_folder(out) / "0/c.99.0").write_bytes(b"12345")
             lines_left = [*whole, json.dumps(entry | {"size": 5}), json.dumps(foreign)]
             journal.write_text("\n".join([*lines_left, ""]))
         elif lines == "nested":
