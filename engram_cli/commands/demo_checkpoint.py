@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from engram_cli.errors import EngramError
+from engram_cli.files import read_json
+from engram_cli.formats.bundle_files import BUNDLE
+from engram_cli.ownership import Kind, Listing
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -43,6 +48,23 @@ def write_checkpoint(folder: Path, tokenizer: Path, vocab_size: int, seed: int =
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return sum(weight.size for weight in weights.values())
+
+
+def _listing(path: Path) -> Listing | None:
+    """The demo's checkpoint, by its config.json, and the bundle that the demo attached to it."""
+    try:
+        config = read_json(path / "config.json", "a checkpoint")
+    except EngramError:
+        return None
+    if config != CONFIG | {"vocab_size": config.get("vocab_size")}:
+        return None
+    own = frozenset(("config.json", "tokenizer.json", "model.safetensors"))
+    bundle = BUNDLE.listing(path / "engram")
+    attached = () if bundle is None else (f"engram/{name}" for name in bundle.files)
+    return Listing(own, frozenset(attached))
+
+
+CHECKPOINT = Kind(name="checkpoint of the demo", listing=_listing)
 
 
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +30,21 @@ from engram_cli.corpus.stream import idle_options, needs_tokenizer, remarks
 from engram_cli.engines.resuming import request_fingerprint, resume_folder
 from engram_cli.engines.work import ENGINES, Running, Work
 from engram_cli.errors import InputError, OutputError
-from engram_cli.files import refuse_existing
+from engram_cli.files import prepare_output
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.heap import trim
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page
-from engram_cli.stats.checkpoint import remove_checkpoint
+from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
-from engram_cli.stats.folder import is_stats, read_stats, write_stats
+from engram_cli.stats.folder import STATISTICS, read_stats, write_stats
 from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
 from engram_cli.stats.sources import GROUPINGS
 from engram_cli.stats.watching import Watching, exact_memory, make_watchers, sources_of
+from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 
 # The fields of a request that decide the figures, beside layout, corpus and tokenizer.
@@ -168,11 +171,18 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     Raises CorpusError and TokenIdError naming the file and the place, MismatchError for a tokenizer
     that is not the vocabulary's, InputError when memory does not suffice, OutputError.
     """
+    with ExitStack() as stack:
+        return _hash_stats(request, stack, progress)
+
+
+def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress) -> HashStatsResult:
+    """`hash_stats`; its lock goes onto `stack`."""
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
     geometry = for_checkpoint(request.geometry, here.folder, vocab, progress)
     request = dataclasses.replace(request, geometry=geometry)
     work, running, stamps = _prepare(request, vocab, out, progress)
+    stack.enter_context(build_lock(running.checkpoints, out))
     trim()  # a tokenizer leaves 30 MB where its file was parsed
     counted = ENGINES.load(request.engine)(work, running, progress)
     check_companions(work.plan.files, request.corpus, stamps)
@@ -200,6 +210,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         sections=sections,
         partials=partials,
         force=request.force,
+        finished=partial(note_finished, running.checkpoints),
     )
     if request.report is not None:
         write_report(read_stats(out).document, request.report, force=request.force)
@@ -243,7 +254,7 @@ def _prepare(
     source_of = sources_of(plan.files, request.group_by)
     threads = request.threads or (1 if request.engine != "local" else os.cpu_count() or 1)
     watching, memory = _plan(request, source_of, layout, threads, text)
-    _check_places(request, out)
+    _check_places(request, sources, vocab, out)
     check_field(sources.files, request.corpus, progress)
     tokenizer = (
         tokenizer_of_corpus(vocab, request.geometry, request.workspace, request.tokenizer, progress)
@@ -330,12 +341,16 @@ def _idle(request: HashStatsRequest, sources: Sources, text: bool) -> list[str]:
     return found
 
 
-def _check_places(request: HashStatsRequest, out: Path) -> None:
+def _check_places(request: HashStatsRequest, sources: Sources, vocab: Path, out: Path) -> None:
     """Raises OutputError for what may not be replaced or cannot be written."""
-    refuse_existing(out, request.force, is_stats, "statistics folder")
+    inputs = (*sources.places, vocab, request.tokenizer)
+    if not request.force:
+        clear_finished(resume_folder(out), out)
+        clear_lock(resume_folder(out))
+    prepare_output(out, STATISTICS, force=request.force, inputs=inputs)
     _check_writable(out, "--out")
     if request.report is not None:
-        check_page(request.report, request.force, option="--report")
+        check_page(request.report, request.force, option="--report", inputs=inputs)
         _check_writable(request.report, "--report")
 
 

@@ -103,7 +103,12 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
     for a report that cannot be written, and as `probe`.
     """
     if request.report is not None:
-        check_page(request.report, request.force, option="--report")
+        check_page(
+            request.report,
+            request.force,
+            option="--report",
+            inputs=(request.path, request.stats, request.vocab),
+        )
     found = find_artifact(request.path)
     if request.probe is not None and found.kind is not Kind.TABLE:
         raise InputError(f"a probe of a {found.kind}", "a probe asks a table")

@@ -6,14 +6,15 @@ compressed vocabulary with a geometry (rows alone).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import Companions, Kind, find_artifact
+from engram_cli.commands.artifact import Companions, find_artifact
+from engram_cli.commands.artifact import Kind as ArtifactKind
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.lookup_rows import (
     LookedUp,
@@ -26,12 +27,15 @@ from engram_cli.commands.lookup_rows import (
 from engram_cli.commands.lookup_text import TextReader
 from engram_cli.commands.rows import RowReader, open_rows
 from engram_cli.errors import InputError
-from engram_cli.files import new_file, refuse_existing
+from engram_cli.files import new_file, prepare_output
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import LayerHash
+from engram_cli.ownership import Kind, Listing
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.ngrams import Names
 
+_HEADER_BYTES = 640
+_SHAPE = re.compile(rb"'shape': \(([0-9]{1,12}), ([0-9]{1,12})\)")
 _STEP = 4096  # tokens whose vectors are written together
 
 
@@ -68,7 +72,7 @@ class LookupResult:
     """
 
     path: Path
-    kind: Kind
+    kind: ArtifactKind
     scheme: str
     fingerprint: str
     layer: int
@@ -145,24 +149,40 @@ def _check_vectors(request: LookupRequest, rows: RowReader) -> None:
     assert request.vectors is not None
     if rows.vectors is None:
         raise InputError(f"{request.path} holds no vectors", "give a table or a bundle")
-    refuse_existing(
-        request.vectors, request.force, _is_vectors, "file of vectors", option="--vectors"
+    prepare_output(
+        request.vectors,
+        VECTORS,
+        force=request.force,
+        option="--vectors",
+        inputs=(request.path, request.stats, request.vocab, request.tokenizer),
     )
 
 
-def _is_vectors(path: Path) -> bool:
-    """Whether `path` is float32 [T, n] as `_write_vectors` writes it: what --force may replace."""
+def _header(shape: tuple[int, ...]) -> bytes:
+    """The header of float32 [T, n] as .npy: of our own length, which tells our files from others.
+
+    Readers skip the spaces; NumPy itself writes 128 bytes for such a shape.
+    """
+    text = str({"descr": "<f4", "fortran_order": False, "shape": shape})
+    lead = np.lib.format.magic(1, 0)
+    size = _HEADER_BYTES - len(lead) - 2
+    return lead + size.to_bytes(2, "little") + text.ljust(size - 1).encode("ascii") + b"\n"
+
+
+def _listing(path: Path) -> Listing | None:
+    """Whether `path` is a whole file of float32 [T, n], with the header that `_header` makes."""
     try:
         with path.open("rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                return False
-            shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-            begin = file.tell()
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError):
-        return False
-    if len(shape) != 2 or by_column or dtype != np.dtype("<f4"):
-        return False
-    return path.stat().st_size == begin + shape[0] * shape[1] * dtype.itemsize
+            begin = file.read(_HEADER_BYTES)
+        shape = _SHAPE.search(begin[:128])
+        rows, width = map(int, shape.groups()) if shape is not None else (0, 0)
+        whole = path.stat().st_size == _HEADER_BYTES + 4 * rows * width
+    except (OSError, ValueError):
+        return None
+    return Listing() if whole and begin == _header((rows, width)) else None
+
+
+VECTORS = Kind(name="file of vectors", listing=_listing, folder=False)
 
 
 def _write_vectors(
@@ -173,9 +193,8 @@ def _write_vectors(
         return ()
     places = hash_tokens(rows.layout, ids, entry.layer)
     shape = (len(ids), rows.layout.columns * rows.dim)
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    with new_file(request.vectors, force=request.force) as part, part.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
+    with new_file(request.vectors, VECTORS, force=request.force) as part, part.open("wb") as file:
+        file.write(_header(shape))
         for begin in range(0, len(ids), _STEP):
             wanted = places[begin : begin + _STEP].reshape(-1)
             file.write(rows.vectors(entry.layer, wanted).astype("<f4", copy=False).tobytes())

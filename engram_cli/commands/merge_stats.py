@@ -9,7 +9,7 @@ from typing import Any
 
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
-from engram_cli.files import refuse_existing
+from engram_cli.files import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page
@@ -17,7 +17,13 @@ from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.exact import ExactNgrams
 from engram_cli.stats.figures import Figures, figures
-from engram_cli.stats.folder import FIXED_KEYS, Statistics, is_stats, read_stats, write_stats
+from engram_cli.stats.folder import (
+    FIXED_KEYS,
+    STATISTICS,
+    Statistics,
+    read_stats,
+    write_stats,
+)
 from engram_cli.stats.partial import EXACT, Partial, blank_for, partial_name
 from engram_cli.stats.sources import Sources, TooManySources
 from engram_cli.stats.watching import occurrences_of, sections_of
@@ -74,9 +80,10 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         raise InputError(f"{len(request.parts)} statistics to merge", "give two folders or more")
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
-    refuse_existing(out, request.force, is_stats, "statistics folder")
+    inputs = (*request.parts, vocab)
+    prepare_output(out, STATISTICS, force=request.force, inputs=inputs)
     if request.report is not None:
-        check_page(request.report, request.force, option="--report")
+        check_page(request.report, request.force, option="--report", inputs=inputs)
     progress.start("merging", len(parts), "folders")
     whole, dropped = _merged(parts, progress)
     counts = whole.counts

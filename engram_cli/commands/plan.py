@@ -9,12 +9,12 @@ from pathlib import Path
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_corpus import SAME_SIZE, HotSet, PlanCorpus, read_corpus
-from engram_cli.commands.plan_file import PlannedTable, is_plan, write_plan
+from engram_cli.commands.plan_file import PLAN, PlannedTable, write_plan
 from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
 from engram_cli.commands.table_plan import LayerPlan, layer_plans
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
-from engram_cli.files import refuse_existing
+from engram_cli.files import prepare_output
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.inits import make_init
@@ -150,7 +150,9 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
     is not that of the statistics, ArtifactError for damaged statistics, OutputError.
     """
     if request.out is not None:
-        refuse_existing(request.out, request.force, is_plan, "plan")
+        prepare_output(
+            request.out, PLAN, force=request.force, inputs=(request.stats, request.vocab)
+        )
     vocab = request.vocab or request.workspace.vocab
     corpus = read_corpus(request.stats, request.vocab, vocab, request.tokens, progress)
     if corpus.path is None:

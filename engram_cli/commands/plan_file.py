@@ -12,10 +12,17 @@ from typing import Any
 from engram_cli.commands.geometry import Geometry
 from engram_cli.errors import ArtifactError, EngramError
 from engram_cli.files import canonical_json, new_file, read_json
+from engram_cli.ownership import Kind, Listing
 from engram_cli.version import __version__
 
 FORMAT, VERSION = "engram-plan", 1
 _REMAKE = "make it again with engram plan --out"
+_KEYS = frozenset(
+    (
+        *("format", "version", "tool_version", "geometry", "dim", "dtype", "fingerprint"),
+        "total_bytes",
+    )
+)
 _LISTS = ("orders", "rows_per_head", "layers")
 _NUMBERS = ("heads", "pad_id", "seed", "vocab_size", "eos_id")
 
@@ -43,7 +50,7 @@ def write_plan(planned: PlannedTable, path: Path, *, force: bool = False) -> Non
         "fingerprint": planned.fingerprint,
         "total_bytes": planned.total_bytes,
     }
-    with new_file(path, force=force) as part:
+    with new_file(path, PLAN, force=force) as part:
         part.write_bytes(canonical_json(document) + b"\n")
 
 
@@ -80,6 +87,19 @@ def is_plan(path: Path) -> bool:
         return path.is_file() and read_json(path, "a plan").get("format") == FORMAT
     except EngramError:
         return False
+
+
+def _listing(path: Path) -> Listing | None:
+    """A plan, of whatever version, that holds no more than plans do."""
+    try:
+        document = read_json(path, "a plan")
+    except EngramError:
+        return None
+    ours = document.get("format") == FORMAT and document.keys() <= _KEYS
+    return Listing() if ours else None
+
+
+PLAN = Kind(name="plan", listing=_listing, folder=False)
 
 
 def _geometry(path: Path, choices: Any) -> Geometry:

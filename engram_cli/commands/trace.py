@@ -77,7 +77,12 @@ def trace_text(request: TraceRequest) -> TraceResult:
     a bundle that does not fit, OutputError.
     """
     if request.report is not None:
-        check_page(request.report, request.force, option="--report")
+        check_page(
+            request.report,
+            request.force,
+            option="--report",
+            inputs=(request.checkpoint, request.bundle, request.tokenizer),
+        )
     if not request.checkpoint.is_dir():
         raise InputError(f"no checkpoint at {request.checkpoint}", "give a model's folder")
     if not (request.checkpoint / "config.json").is_file():

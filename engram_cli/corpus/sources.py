@@ -58,6 +58,11 @@ class Sources:
         """The bytes of all files; None when one of them is a pipe."""
         return total_size(self.files)
 
+    @property
+    def places(self) -> list[Path]:
+        """Where the files of this machine lie."""
+        return [file.path for file in self.files if file.path is not None]
+
 
 def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources:
     """Expand files, folders, globs, addresses and "-"; a folder's and a glob's files sorted.

@@ -18,7 +18,6 @@ from engram_cli.corpus.partitions import Plan
 from engram_cli.corpus.stream import TokenStream
 from engram_cli.engines.work import Work
 from engram_cli.errors import EngramError, InputError, MismatchError
-from engram_cli.files import new_file
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
 from engram_cli.stats.memory import available_memory
@@ -165,8 +164,7 @@ def opened_encoder(reading: Reading, size: int | None) -> Iterator[Encoder | Non
         return
     with tempfile.TemporaryDirectory(prefix="engram-") as folder:
         path = Path(folder, "tokenizer.json")
-        with new_file(path) as part:
-            part.write_bytes(reading.tokenizer)
+        path.write_bytes(reading.tokenizer)
         encoder = make_encoder(load_tokenizer(path), reading.encoder, SILENT, size=size)
         try:
             yield encoder

@@ -12,19 +12,26 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from engram_cli.errors import ArtifactError, InputError
+from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import read_json, sha256_bytes
+from engram_cli.ownership import Kind, Listing
 from engram_cli.progress import SILENT, Progress
 
 FORMAT = "engram-bundle"
 VERSION = 2
 DESCRIPTION = "engram.json"
 DENSE = "dense.safetensors"
+CARD = "README.md"
+_CARD_HEAD = b"---\nlibrary_name: engram-tables\n"
 VOCABULARY = "vocabulary.safetensors"
 MAX_DESCRIPTION_BYTES = 64 * 2**20
 MAX_SMALL_BYTES = 8 * 2**30  # dense weights and the vocabulary, which are read into memory
 
 REMAKE = "write the bundle again with engram attach --force"
+# Files that a bundle consists of: a folder of somebody's own model has others.
+_OWN_NAME = re.compile(
+    r"(?:rows|scales|hits)-\d{5,}-of-\d{5,}\.safetensors|(?:dense|vocabulary)\.safetensors"
+)
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
@@ -73,6 +80,36 @@ def read_description(folder: Path) -> dict[str, Any]:
     if version > VERSION:
         raise ArtifactError(f"{path} has version {version}, newer than {VERSION}", "upgrade engram")
     return document
+
+
+def _listing(path: Path) -> Listing | None:
+    """The files that the description of a bundle lists, and its card as long as nobody edited it.
+
+    Bundles of versions before this one do not say what their card was: its head must do.
+    """
+    try:
+        document = read_description(path)
+    except EngramError:
+        return None
+    listed, beside = document.get("files"), document.get("unlisted", {CARD: None})
+    if not isinstance(listed, dict) or not all(map(_OWN_NAME.fullmatch, listed)):
+        return None
+    own = {CARD} & set(beside) if isinstance(beside, dict) else set()
+    return Listing(
+        frozenset(listed) | {DESCRIPTION},
+        frozenset(name for name in own if _as_written(path / name, beside[name])),
+    )
+
+
+def _as_written(path: Path, digest: Any) -> bool:
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return False
+    return raw.startswith(_CARD_HEAD) if digest is None else sha256_bytes(raw) == digest
+
+
+BUNDLE = Kind(name="bundle", listing=_listing)
 
 
 class ListedFiles:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
-from engram_cli.files import canonical_json, new_folder, refuse_existing, sha256_bytes
+from engram_cli.files import canonical_json, new_folder, sha256_bytes
 from engram_cli.formats import tensors
 from engram_cli.formats.bundle_description import document_of
-from engram_cli.formats.bundle_files import DENSE, DESCRIPTION, FORMAT, VOCABULARY
+from engram_cli.formats.bundle_files import BUNDLE, DENSE, DESCRIPTION, FORMAT, VOCABULARY
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.formats.tensors import Array, FileRecord, TensorSpec
@@ -21,15 +21,6 @@ SHARD_BYTES = 5_000_000_000
 
 Rows = Callable[[int], Iterable[tuple[int, Array]]]
 Dense = Callable[[int, bool], Mapping[str, NDArray[np.float32]]]
-
-
-def check_place(path: Path, force: bool) -> None:
-    """Raises OutputError when `path` exists, and also with `force` when it is no bundle."""
-    refuse_existing(path, force, _is_bundle, "bundle")
-
-
-def _is_bundle(path: Path) -> bool:
-    return (path / DESCRIPTION).is_file()
 
 
 def write_bundle(
@@ -57,8 +48,7 @@ def write_bundle(
     sources = {ROWS: rows, SCALES: scales, HITS: hits}
     parts = spec.parts if hits is None else (*spec.parts, HITS)
     plan = plan_shards(spec, shard_bytes, parts)
-    check_place(path, force)
-    with new_folder(path, force=force) as part:
+    with new_folder(path, BUNDLE, force=force) as part:
         records, weights = [], {}
         for layer in spec.layers:
             zero_rows = True
@@ -93,8 +83,7 @@ def write_referring(
 
     `rows` are read until one says something. Raises OutputError.
     """
-    check_place(path, force)
-    with new_folder(path, force=force) as part:
+    with new_folder(path, BUNDLE, force=force) as part:
         weights = {}
         for layer in spec.layers:
             zero_rows = not any(spec.row_type.says_something(piece) for _, piece in rows(layer))
@@ -203,9 +192,12 @@ def _write_shard(
 def _write_last(
     part: Path, document: Mapping[str, object], beside: Mapping[str, bytes] | None
 ) -> list[FileRecord]:
-    """The files that the description does not list, then the description."""
+    """The files that the description lists apart, so that they may be edited; then itself."""
+    apart = dict(beside or {})
+    digests = {name: sha256_bytes(raw) for name, raw in apart.items()}
+    whole = canonical_json({**document, **({"unlisted": digests} if digests else {})})
     records = []
-    for name, raw in {**(beside or {}), DESCRIPTION: canonical_json(document)}.items():
+    for name, raw in {**apart, DESCRIPTION: whole}.items():
         (part / name).write_bytes(raw)
         records.append(FileRecord(name=name, size=len(raw), digest=sha256_bytes(raw)))
     return records

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from engram_cli.formats.bundle_files import CARD as CARD
 from engram_cli.formats.bundle_spec import BundleSpec
-
-CARD = "README.md"
 
 
 def model_card(spec: BundleSpec) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engram_cli.files import new_file
 from engram_cli.report.markup import Html, tag, visible
+from engram_cli.report.place import PAGE
 from engram_cli.version import __version__
 
 SHADES = 10  # the page's classes k0 to k10
@@ -29,7 +30,7 @@ def write_gates(pieces: Sequence[str], layers: Figures, path: Path, *, force: bo
     It opens offline and runs no script. Raises OutputError.
     """
     document = gates_page(pieces, layers)
-    with new_file(path, force=force) as part:
+    with new_file(path, PAGE, force=force) as part:
         part.write_text(document, encoding="utf-8")
 
 

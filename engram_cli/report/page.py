@@ -20,6 +20,7 @@ from engram_cli.files import new_file
 from engram_cli.registry import Registry
 from engram_cli.report.markup import Html, embed_json, join, tag
 from engram_cli.report.numbers import brief, count, number
+from engram_cli.report.place import PAGE
 from engram_cli.report.sections import SECTIONS, Maker, Section
 
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
@@ -55,7 +56,7 @@ def write_report(
     Raises OutputError when it cannot be written, ArtifactError when the document is damaged.
     """
     text = render(document, kind or STATISTICS)
-    with new_file(path, force=force) as part:
+    with new_file(path, PAGE, force=force) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 

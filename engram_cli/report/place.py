@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from engram_cli.files import refuse_existing
+from engram_cli.files import prepare_output
+from engram_cli.ownership import Kind, Listing
 
 _BEGIN = 4096  # bytes: the marks of a page stand in its head
+_END = b"</html>\n"
 _HEAD = re.compile(rb"<!doctype html>\s*<html\b")
 # The generator of every page; what pages say that were drawn before they had one.
 _OURS = re.compile(
@@ -15,18 +19,29 @@ _OURS = re.compile(
 )
 
 
-def check_page(path: Path, force: bool, *, option: str = "--out") -> None:
+def check_page(
+    path: Path,
+    force: bool,
+    *,
+    option: str = "--out",
+    inputs: Iterable[str | os.PathLike[str] | None] = (),
+) -> None:
     """Raises OutputError for what is there, unless `force` is given and it is a page or empty."""
-    refuse_existing(path, force, is_page, "report", option=option)
+    prepare_output(path, PAGE, force=force, option=option, inputs=inputs)
 
 
 def is_page(path: Path) -> bool:
-    """Whether `path` is a page of ours."""
+    """Whether `path` is a page that engram wrote, whole, with nothing after it."""
     if not path.is_file():
         return False
     try:
         with path.open("rb") as file:
             begin = file.read(_BEGIN)
+            file.seek(max(0, path.stat().st_size - len(_END)))
+            end = file.read()
     except OSError:
         return False
-    return bool(_HEAD.match(begin) and _OURS.search(begin))
+    return bool(_HEAD.match(begin) and _OURS.search(begin)) and end == _END
+
+
+PAGE = Kind(name="report", listing=lambda path: Listing() if is_page(path) else None, folder=False)

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError
-from engram_cli.files import sha256_bytes
+from engram_cli.files import read_json, sha256_bytes
 from engram_cli.vocab.lookup import MOST_VOCABULARY
 
+META = "zarr.json"
 REMAKE = "make it again with engram hash-stats --force"
 _CHUNK = 2**22  # entries of a chunk: 16 MB of counters
 _MOST_CHUNKS = 2**16
@@ -131,6 +132,21 @@ def _read_chunk(
     if size != step * values.itemsize:
         raise ValueError(f"chunk {begin // step} has another size than its array says")
     values[begin : begin + step] = array[begin : begin + step]
+
+
+def chunk_files(folder: Path, group: str, name: str) -> list[str]:
+    """The files that the chunks of an array may have, as paths in `folder`.
+
+    Raises ArtifactError, InputError, KeyError, TypeError and ValueError for unsound metadata.
+    """
+    meta = read_json(folder / group / name / META, "the metadata of an array")
+    (rows,), (step,) = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
+    there = folder / group / name / "c"
+    count = -(-int(rows) // int(step))
+    # A damaged length must not make a list of 2^50 names.
+    entries = os.listdir(there) if there.is_dir() and not there.is_symlink() else []
+    indices = (int(each) for each in entries if each.isascii() and each.isdigit())
+    return [f"{group}/{name}/c/{index}" for index in {0, *indices} if index < count]
 
 
 def _write_chunk(array: Any, values: NDArray[Any], begin: int) -> None:

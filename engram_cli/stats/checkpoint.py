@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -24,17 +24,25 @@ from numpy.typing import NDArray
 
 from engram_cli.corpus.base import Mark
 from engram_cli.corpus.stamps import continues
-from engram_cli.errors import ArtifactError, MismatchError, OutputError
-from engram_cli.files import new_file, output_errors, read_json
+from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
+from engram_cli.files import PART, canonical_json, inner_file, output_errors, read_json
 from engram_cli.progress import Progress
 from engram_cli.stats.count import Tally
 from engram_cli.stats.state import State
+from engram_cli.unfinished import Work, clear_work, open_work, remove_work
 from engram_cli.version import __version__
 
 FORMAT = "engram-checkpoint"
 VERSION = 1
 DOCUMENT = "checkpoint.json"
 ARRAYS = ("arrays-0.bin", "arrays-1.bin")
+FINISHED = "finished.json"
+CHECKPOINT = Work(
+    name="checkpoint of a count",
+    files=re.compile(
+        rf"(?:checkpoint\.json|finished\.json|arrays-[01]\.bin)(?:{re.escape(PART)})?"
+    ),
+)
 # Between two checkpoints lies at least this many times what the last one took.
 _SPACING = 10.0
 _DTYPES = ("|u1", "<u4", "<u8", "<i4", "<i8")
@@ -125,11 +133,10 @@ class FolderKeeper:
 
 def write_checkpoint(folder: Path, request: str, checkpoint: Checkpoint) -> int:
     """Write a checkpoint in place of the one that is there; gives its bytes. Raises OutputError."""
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    open_work(folder, CHECKPOINT)
     name = ARRAYS[_named(folder) == ARRAYS[0]]
     listed, size = _listed(checkpoint.state)
-    with new_file(folder / name, force=True) as part:
+    with inner_file(folder / name) as part:
         digest = _write_arrays(part, checkpoint.state)
     document = {
         "format": FORMAT,
@@ -144,9 +151,11 @@ def write_checkpoint(folder: Path, request: str, checkpoint: Checkpoint) -> int:
         "digest": digest,
         "arrays": listed,
     }
-    with new_file(folder / DOCUMENT, force=True) as part:
+    with inner_file(folder / DOCUMENT) as part:
         part.write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
-    _remove(folder, keep=(DOCUMENT, name))  # older arrays, what a killed run left half-written
+    with output_errors(folder):
+        for left in {*ARRAYS, *(f"{each}{PART}" for each in ARRAYS)} - {name}:
+            (folder / left).unlink(missing_ok=True)
     return size
 
 
@@ -177,19 +186,26 @@ def read_checkpoint(folder: Path, request: str) -> Checkpoint | None:
 
 def remove_checkpoint(folder: Path) -> None:
     """Remove what is there of a checkpoint, and the folder unless it holds anything else."""
-    _remove(folder)
-    with suppress(OSError):
-        folder.rmdir()
+    with suppress(OutputError):
+        remove_work(folder, CHECKPOINT)
 
 
-def _remove(folder: Path, keep: Sequence[str] = ()) -> None:
-    own = (DOCUMENT, *ARRAYS)
-    unfinished = tuple(f".{name}." for name in own)
-    with suppress(OSError):
-        for path in list(folder.iterdir()):
-            part = path.name.startswith(unfinished) and path.name.endswith(".part")
-            if part or (path.name in own and path.name not in keep):
-                path.unlink(missing_ok=True)
+def note_finished(folder: Path, digest: str) -> None:
+    """Note that the count is finished, as statistics of this digest: then it is of no use."""
+    if CHECKPOINT.has_mark(folder):
+        with inner_file(folder / FINISHED) as part:
+            part.write_bytes(canonical_json({"digest": digest}))
+
+
+def clear_finished(folder: Path, stats: Path) -> None:
+    """Remove the checkpoint of a run that was killed when its statistics were in place already."""
+    clear_work(folder, CHECKPOINT)
+    try:
+        digest = read_json(folder / FINISHED, "a note")["digest"]
+        if digest == read_json(stats / "stats.json", "statistics")["digest"]:
+            remove_checkpoint(folder)
+    except (ArtifactError, InputError, KeyError):
+        return
 
 
 def _named(folder: Path) -> str | None:

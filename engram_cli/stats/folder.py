@@ -6,7 +6,7 @@ docs/reference/statistics-format.md describes it. What is read back is untrusted
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,26 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError, MismatchError
 from engram_cli.files import canonical_json, local_path, new_folder, read_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.ownership import Kind, Listing
 from engram_cli.stats import kernels
-from engram_cli.stats.arrays import REMAKE, array_digest, read_array, write_arrays
+from engram_cli.stats.arrays import (
+    META,
+    REMAKE,
+    array_digest,
+    chunk_files,
+    read_array,
+    write_arrays,
+)
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.distinct import MOST_SAMPLE, NgramSample
 from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, occurrences_of
-from engram_cli.stats.partial_files import LONG, flat_name, read_partials, write_partials
+from engram_cli.stats.partial_files import (
+    LONG,
+    SHORT,
+    flat_name,
+    read_partials,
+    write_partials,
+)
 from engram_cli.stats.samples import sound_sample
 from engram_cli.stats.state import State, nested
 from engram_cli.stats.totals import Counts
@@ -127,14 +141,15 @@ def write_stats(
     sections: Mapping[str, Any] | None = None,
     partials: Mapping[str, State] | None = None,
     force: bool = False,
+    finished: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Write a statistics folder, whole or not at all. Raises OutputError.
 
     `corpus`: figures of the corpus itself to keep, such as its files and bytes. `sections`: further
     keys of stats.json, plain JSON values. `partials`: what the sections come from, for merging. The
-    same arguments give the same bytes.
+    same arguments give the same bytes. `finished` hears the digest before the folder is in place.
     """
-    with new_folder(path, force=force) as part:
+    with new_folder(path, STATISTICS, force=force) as part:
         counters = {str(layer): hits for layer, hits in counts.hits.items()}
         lookup = {} if counts.layout.lookup is None else {"lookup": counts.layout.lookup}
         stored = write_arrays(part / COUNTERS, counters | lookup)
@@ -158,6 +173,7 @@ def write_stats(
         document |= sections or {}
         document["digest"] = _digest(document)
         (part / DOCUMENT).write_bytes(canonical_json(document))
+        finished(str(document["digest"]))
 
 
 def figures_document(
@@ -186,8 +202,33 @@ def sample_digest(sample: NgramSample) -> str:
 
 
 def is_stats(path: Path) -> bool:
-    """Whether `path` is a statistics folder, finished or not: what --force may replace."""
+    """Whether `path` is a statistics folder, finished or not."""
     return (path / DOCUMENT).is_file() and (path / COUNTERS).is_dir()
+
+
+def _listing(path: Path) -> Listing | None:
+    """The files of a finished statistics folder; a chunk of zeros has no file."""
+    try:
+        document = read_json(path / DOCUMENT, "the statistics of a corpus")
+        if document["format"] != FORMAT or document["complete"] is not True:
+            return None
+        layout = document["layout"]
+        counted = [str(int(entry["layer"])) for entry in layout["layers"]]
+        counted += ["lookup"] if layout.get("vocab_digest") is not None else []
+        about = document.get("partials") or {"of": []}
+        long = sorted(flat_name(str(name)) for name in about.get("long", ()))
+        needed = {DOCUMENT, SAMPLE} | ({SHORT} if about["of"] else set())
+        optional: set[str] = set()
+        for group, names in ((COUNTERS, counted), (LONG, long)):
+            if names:
+                needed |= {f"{group}/{META}", *(f"{group}/{name}/{META}" for name in names)}
+                optional.update(*(chunk_files(path, group, name) for name in names))
+    except (EngramError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return None
+    return Listing(frozenset(needed), frozenset(optional))
+
+
+STATISTICS = Kind(name="statistics folder", listing=_listing)
 
 
 def read_stats(path: str | Path) -> Statistics:

@@ -1,15 +1,15 @@
 """Building a table: a TableSpec in, a finished store out, or a half-built one that can go on.
 
-A table grows in `<name>.partial` beside its place and is renamed when it is finished: what lies at
-its place is always whole, and a table that is replaced stays until the new one is there. A chunk
-is written under a temporary name, flushed, renamed, and then noted in the journal.
+A table grows in `<name>.partial` (`engram_cli.table.places`). A chunk is written under a temporary
+name, flushed, renamed, and then noted in the journal.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import OutputError
-from engram_cli.files import fsync_folder, new_file, output_errors, refuse_existing
+from engram_cli.files import fsync_folder, inner_file, output_errors
 from engram_cli.progress import SILENT, Progress
-from engram_cli.table.attributes import META, PARTIAL_SUFFIX, is_table
+from engram_cli.table.attributes import META
 from engram_cli.table.fill import fill_rows, write_array
 from engram_cli.table.inits.base import Accompanied
 from engram_cli.table.journal import NAME as JOURNAL
 from engram_cli.table.journal import Journal
 from engram_cli.table.lock import build_lock
+from engram_cli.table.places import (
+    check_place,
+    clear_place,
+    drop_partial,
+    open_partial,
+    partial_folder,
+    put_in_place,
+    scratch_folder,
+    settle,
+)
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import zarr_metadata
+from engram_cli.table.work import SCRATCH
+from engram_cli.unfinished import remove_work
 
 Hits = Callable[[int], NDArray[np.uint32]]
 
@@ -58,18 +70,18 @@ def build_store(
     `out` exists (and not `force`), is being built by another, does not fit on the disk, or is
     half-built for another request (and not `force`); what was done is kept.
     """
+    clear_place(out)
     check_place(out, force)
     with build_lock(out):
-        _clear_replaced(out)
+        settle(out)
         folder = partial_folder(out)
-        with output_errors(folder):
-            journal = _open_journal(folder, spec, force)
+        journal = open_partial(out, spec, force)
         done = len(journal.done)
         try:
             check_space(out, spec, journal.done_bytes)
         except OutputError:
             if not journal.done:
-                shutil.rmtree(folder)
+                drop_partial(out)
             raise
         with output_errors(folder):
             _sweep(folder, spec)
@@ -78,8 +90,8 @@ def build_store(
         fill_rows(spec, folder, journal, scratch, threads=threads, progress=progress)
         with output_errors(folder):
             digest = _finish(spec, folder, journal, hits)
-            shutil.rmtree(scratch, ignore_errors=True)
-            _put_in_place(folder, out)
+            remove_work(scratch, SCRATCH)
+            put_in_place(out, journal, force)
         return BuildReport(
             path=out,
             chunks=sum(array.chunks for array in spec.row_arrays.values()),
@@ -87,16 +99,6 @@ def build_store(
             stored_bytes=spec.total_bytes,
             digest=digest,
         )
-
-
-def partial_folder(out: Path) -> Path:
-    """Where the table for `out` lies while it is being built."""
-    return out.with_name(out.name + PARTIAL_SUFFIX)
-
-
-def scratch_folder(out: Path) -> Path:
-    """Where what is needed only while the table is built lies: tokens, tallies."""
-    return out.with_name(f".{out.name}.scratch")
 
 
 def resumable_bytes(spec: TableSpec, out: Path) -> int:
@@ -107,11 +109,6 @@ def resumable_bytes(spec: TableSpec, out: Path) -> int:
     except (OSError, OutputError):
         return 0
     return journal.done_bytes
-
-
-def check_place(out: Path, force: bool) -> None:
-    """Raises OutputError when something is at `out` that may not be replaced."""
-    refuse_existing(out, force, is_table, "table")
 
 
 def free_bytes(out: Path) -> int:
@@ -142,28 +139,6 @@ def _gb(count: int) -> str:
     return f"{count / 1e9:,.3f} GB"
 
 
-def _open_journal(folder: Path, spec: TableSpec, force: bool) -> Journal:
-    journal = Journal(folder)
-    if journal.path.is_file():
-        try:
-            journal.resume(spec.request, spec.chunk_sizes)
-            return journal
-        except OutputError:
-            if not force:
-                raise
-    elif folder.exists() and not _is_ours(folder):
-        raise OutputError(f"{folder} is in the way, and is no half-built table", "move it away")
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    journal.begin(spec.request)
-    return journal
-
-
-def _is_ours(folder: Path) -> bool:
-    return is_table(folder) or all(path.name.startswith(".") for path in folder.iterdir())
-
-
 def _sweep(folder: Path, spec: TableSpec) -> None:
     """Leave only the chunks of `spec` and the journal, and make the folders of its arrays."""
     files = {file for array in spec.arrays for file in array.files} | {JOURNAL}
@@ -179,8 +154,23 @@ def _sweep(folder: Path, spec: TableSpec) -> None:
 
 def _write_metadata(folder: Path, documents: dict[str, bytes]) -> None:
     for name, document in documents.items():
-        with new_file(folder / name, force=True) as part:
+        with inner_file(folder / name) as part:
             part.write_bytes(document)
+
+
+def _check_chunks(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
+    """Raises OutputError when a chunk that was written is not there any more, with its size."""
+    for name, (size, _) in files.items():
+        try:
+            found = os.lstat(folder / name)
+        except FileNotFoundError:
+            found = None
+        if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != size:
+            raise OutputError(
+                f"{folder / name} was {'removed' if found is None else 'changed'} while the table "
+                "was being built",
+                "leave the folder alone and run the same command again: it makes that chunk again",
+            )
 
 
 def _finish(spec: TableSpec, folder: Path, journal: Journal, hits: Hits | None) -> str:
@@ -197,26 +187,7 @@ def _finish(spec: TableSpec, folder: Path, journal: Journal, hits: Hits | None) 
             files |= write_array(folder, array, spec.init.values(array))
     for array in spec.arrays:
         fsync_folder(folder / array.name)
+    _check_chunks(folder, files)
     attributes = spec.final_attributes(files)
     _write_metadata(folder, {META: zarr_metadata([], attributes)[META]})
     return str(attributes["digest"])
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    """Rename the finished table onto `out`; one that was there steps aside first."""
-    if out.exists():
-        os.replace(out, _replaced(out))
-    os.replace(folder, out)
-    fsync_folder(out.parent)
-    (out / JOURNAL).unlink()
-    shutil.rmtree(_replaced(out), ignore_errors=True)
-
-
-def _replaced(out: Path) -> Path:
-    return out.with_name(f"{out.name}.replaced")
-
-
-def _clear_replaced(out: Path) -> None:
-    """Remove the old table of a replacement that was killed when the new one was in its place."""
-    if out.exists() and is_table(_replaced(out)):
-        shutil.rmtree(_replaced(out), ignore_errors=True)

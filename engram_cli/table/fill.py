@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import OutputError
-from engram_cli.files import new_file, output_errors
+from engram_cli.files import PART, inner_file, output_errors
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.checksum import Checksum
 from engram_cli.table.grid import ChunkedArray
@@ -23,6 +23,8 @@ from engram_cli.table.inits.base import Filler, PassInit
 from engram_cli.table.journal import Journal
 from engram_cli.table.layer_scale import layer_scale
 from engram_cli.table.spec import TableSpec
+from engram_cli.table.work import SCRATCH
+from engram_cli.unfinished import open_work
 
 PIECE_BYTES = 2**20  # float32 values made, encoded, summed and written while in the L2 cache
 FLUSHING = 2  # chunks that may wait for the disk while others are made
@@ -59,8 +61,7 @@ def _fill_by_passes(
     spec: TableSpec, init: PassInit, work: _Work, scratch: Path, progress: Progress
 ) -> None:
     """Make the missing chunks, those of a pass together."""
-    with output_errors(scratch):
-        scratch.mkdir(parents=True, exist_ok=True)
+    open_work(scratch, SCRATCH)
     for layer, array in spec.row_arrays.items():
         missing = [index for owner, index in work.missing() if owner == layer]
         spans = [array.span(index) for index in missing]
@@ -193,13 +194,15 @@ class _Part:
 
     def __init__(self, folder: Path, array: ChunkedArray, index: int) -> None:
         self.array, self.name = array, array.file(index)
-        self.path = folder / f"{self.name}.part"
+        self.path = folder / f"{self.name}{PART}"
         self.checksum = Checksum()
         self.size = 0
         self.handle = -1
 
     def __enter__(self) -> _Part:
-        self.handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self.handle = os.open(
+            self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -235,7 +238,7 @@ def write_array(
         chunk = np.zeros(array.chunk_shape, dtype=array.dtype)
         chunk[:count] = values[first : first + count]
         flat = chunk.reshape(-1).view(np.uint8)
-        with new_file(folder / array.file(index), force=True) as part:
+        with inner_file(folder / array.file(index)) as part:
             flat.tofile(part)
         checksum = Checksum()
         checksum.update(flat)

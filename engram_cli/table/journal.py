@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import OutputError
-from engram_cli.files import new_file
+from engram_cli.files import inner_file
 from engram_cli.untrusted import parse_json
 
 NAME = "build.jsonl"
 FORMAT = "engram-table-build"
+_HEADER_BYTES = 2**24
 
 
 class Journal:
@@ -30,7 +32,7 @@ class Journal:
     def begin(self, request: dict[str, Any]) -> None:
         """Start the journal of a new build. Raises OSError."""
         header = {"format": FORMAT, "version": 1, "request": request}
-        with new_file(self.path) as part:
+        with inner_file(self.path) as part:
             part.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
     def read(self, request: dict[str, Any], sizes: Mapping[str, int]) -> int:
@@ -58,6 +60,22 @@ class Journal:
         """Read the journal and cut off a torn last line, to go on behind it."""
         os.truncate(self.path, self.read(request, sizes))
 
+    def note_replaced(self, path: Path) -> None:
+        """Note that the table at `path` is about to change places with this one. Raises OSError."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"replaced": os.lstat(path).st_ino}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def has_replaced(self, path: Path) -> bool:
+        """Whether `path` is what changed places with this table."""
+        try:
+            lines = self.path.read_bytes().split(b"\n")
+            told = parse_json(lines[-2])["replaced"]
+            return bool(told == os.lstat(path).st_ino)
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return False
+
     @property
     def done_bytes(self) -> int:
         """The bytes of the chunks that are whole."""
@@ -69,6 +87,18 @@ class Journal:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         self.done[name] = (size, checksum)
+
+
+def is_journal(path: Path) -> bool:
+    """Whether `path` is the journal of a build, for whatever request."""
+    try:
+        with path.open("rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return False
+            _header(file.readline(_HEADER_BYTES), path)
+    except (OSError, OutputError):
+        return False
+    return not path.is_symlink()
 
 
 def filled(folder: Path) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import local_path, new_file, output_errors
+from engram_cli.ownership import Kind, Listing
 from engram_cli.untrusted import parse_json
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
@@ -74,7 +75,7 @@ def write_vocab(vocab: CompressedVocab, path: Path, *, force: bool = False) -> N
         }
     )
     table = table.replace_schema_metadata({_KEY: json.dumps(_metadata(vocab)).encode()})
-    with new_file(path, force=force) as part, output_errors(path):
+    with new_file(path, VOCABULARY, force=force) as part, output_errors(path):
         pq.write_table(table, part, compression="zstd")
 
 
@@ -140,13 +141,20 @@ def read_about(path: str | Path) -> dict[str, Any]:
     return _read(local_path(path), [])[1]
 
 
-def is_vocab(path: Path) -> bool:
-    """Whether `path` is a compressed vocabulary of ours: what --force may replace."""
+def _listing(path: Path) -> Listing | None:
+    """A compressed vocabulary: our metadata, our columns and no other, a row a token id."""
     try:
-        read_about(path)
-    except EngramError:
-        return False
-    return True
+        about = read_about(path)
+        with pq.ParquetFile(path) as file:
+            same = (
+                file.schema_arrow.equals(_SCHEMA) and file.metadata.num_rows == about["vocab_size"]
+            )
+    except (EngramError, pa.ArrowException, OSError, KeyError):
+        return None
+    return Listing() if same else None
+
+
+VOCABULARY = Kind(name="compressed vocabulary", listing=_listing, folder=False)
 
 
 def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:

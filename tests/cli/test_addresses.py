@@ -20,7 +20,7 @@ from engram_cli.formats.bundle import read_bundle
 from engram_cli.stats.folder import read_stats
 from engram_cli.table.store import open_table
 from engram_cli.vocab.compress import compress_vocab
-from engram_cli.vocab.parquet import read_vocab
+from engram_cli.vocab.parquet import VOCABULARY, read_vocab
 
 COMMANDS: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -112,7 +112,7 @@ def test_python_functions_refuse_them_too(tmp_path: Path, monkeypatch: pytest.Mo
     for write in (new_file, new_folder):
         with (
             pytest.raises(EngramError, match="s3://bucket/key is an address"),
-            write(Path(address)),
+            write(Path(address), VOCABULARY),
         ):
             pass
     with pytest.raises(EngramError, match="s3://bucket/key is an address"):

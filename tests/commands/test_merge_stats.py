@@ -109,6 +109,7 @@ def test_what_does_not_merge_is_refused(tmp_path: Path) -> None:
     one = written(count(DOCUMENTS, LAYOUT), tmp_path / "one")
     other = layout_of(moduli=(101, 103, 10007, 10037), heads=2, layers=(1, 7))
     two = written(count(DOCUMENTS, other), tmp_path / "two")
+    written(count(DOCUMENTS, LAYOUT), tmp_path / "four")
     three = written(count(DOCUMENTS, LAYOUT, sample_size=20), tmp_path / "three")
     out = tmp_path / "out"
     with pytest.raises(MismatchError, match=r"two was counted with another layout than .*one"):
@@ -123,6 +124,9 @@ def test_what_does_not_merge_is_refused(tmp_path: Path) -> None:
         merge_stats(MergeStatsRequest(parts=(one, tmp_path / "none"), out=out))
     with pytest.raises(MismatchError, match="another layout"):  # not hidden by what is in the way
         merge_stats(MergeStatsRequest(parts=(one, two), out=one))
-    with pytest.raises(OutputError, match="already exists"):
-        merge_stats(MergeStatsRequest(parts=(one, three), out=one))
+    for force in (False, True):
+        with pytest.raises(OutputError, match="one is what this command reads"):
+            merge_stats(MergeStatsRequest(parts=(one, three), out=one, force=force))
+    with pytest.raises(OutputError, match="three already exists"):
+        merge_stats(MergeStatsRequest(parts=(one, one.parent / "four"), out=three))
     assert not out.exists()

@@ -22,8 +22,8 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.workspace import Workspace
 from engram_cli.engines import fill_tasks, ray_filling
 from engram_cli.errors import EngramError
-from engram_cli.table.build import partial_folder
 from engram_cli.table.journal import filled
+from engram_cli.table.places import partial_folder
 
 MEMORY = 8 * 2**30  # what a node says it has: nothing is held to it
 

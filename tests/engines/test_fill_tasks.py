@@ -113,7 +113,7 @@ def test_rows_are_those_of_the_local_engine(
 
 def test_pairs_of_stretches_are_those_of_the_whole(tmp_path: Path) -> None:
     layout = mapped_layout()
-    file = write_corpus(tmp_path, layout)
+    file = write_corpus(tmp_path / "tokens", layout)
     for name in ("next-token", "token-mean"):
         what = fill_spec(layout, file, random_vectors(layout), name).init.occurrences
         write_tally(tmp_path / name, what, 3, 3, memory=2**20)

@@ -23,7 +23,7 @@ from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.convert import ConvertRequest, convert_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.lookup import LookupRequest, _is_vectors, lookup
+from engram_cli.commands.lookup import VECTORS, LookupRequest, _header, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.model_shape import read_model_shape
 from engram_cli.commands.plan import PlanRequest, plan
@@ -232,13 +232,15 @@ def _vocabularies(made: Made) -> Iterator[Target]:
         '[layout]\nlayers = [1, 2]\nheads = 4\n[hash-stats]\nexact = true\nout = "x"\n'
     )
     vectors = made.folder / "vectors.npy"
-    np.save(vectors, np.ones((3, 8), dtype=np.float32))
+    vectors.write_bytes(_header((3, 8)) + np.ones((3, 8), dtype=np.float32).tobytes())
     yield Target("vocabulary", made.folder, (name,), read, _forge_vocab(name))
     yield Target("plan", made.folder, ("plan.json",), planned)
     yield Target("tokenizer", made.folder, ("tokenizer.json",), tokenizer)
     yield Target("config", made.folder, ("ckpt/config.json",), model)
     yield Target("toml", made.folder, ("engram.toml",), lambda h: read_config(h / "engram.toml"))
-    yield Target("vectors", made.folder, ("vectors.npy",), lambda h: _is_vectors(h / "vectors.npy"))
+    yield Target(
+        "vectors", made.folder, ("vectors.npy",), lambda h: VECTORS.problem(h / "vectors.npy")
+    )
 
 
 def _half_built(folder: Path) -> Iterator[Target]:

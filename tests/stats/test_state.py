@@ -142,7 +142,7 @@ def whole() -> dict[str, str]:
 def test_a_run_broken_off_anywhere_finds_the_same(
     kind: str, cuts: list[int], whole: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    folder = tmp_path_factory.mktemp("kept")
+    folder = tmp_path_factory.mktemp("kept") / "folder"
     run, at = Run(kind), 0
     for cut in sorted(cuts):
         run.tally.count(blocks(at, cut))

@@ -14,8 +14,8 @@ from table.filled import fill, fill_spec, matrix_vectors, write_corpus
 from table.killed import clear, kill_at, state
 from table.tables import mapped_layout
 
-from engram_cli.table.build import scratch_folder
 from engram_cli.table.inits.corpus import filled, tokens
+from engram_cli.table.places import scratch_folder
 
 STEPS = (3, 8, 17, 30, 47, 68, 93, 122)
 

@@ -17,11 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table.tables import build, mapped_layout, stored_rows, table_spec
 
+from engram_cli import renaming
 from engram_cli.errors import EngramError, IncompleteError, OutputError
+from engram_cli.table import build as build_module
 from engram_cli.table import fill
-from engram_cli.table.build import partial_folder, resumable_bytes
+from engram_cli.table.build import resumable_bytes
 from engram_cli.table.inits.normal import Normal
 from engram_cli.table.lock import build_lock, lock_path
+from engram_cli.table.places import partial_folder
 from engram_cli.table.store import open_table
 from engram_cli.table.verify import verify_table
 
@@ -198,8 +201,8 @@ def test_a_damaged_journal_costs_only_its_chunks(
             changed.write_bytes(b"")
         elif lines == "foreign":  # what is there, and is not a chunk of its size
             changed.write_bytes(b"12345")
-            foreign = {"file": "thesis.tex", "size": 5, "checksum": "0"}
-            (partial_folder(out) / "thesis.tex").write_bytes(b"12345")
+            foreign = {"file": "0/c.99.0", "size": 5, "checksum": "0"}
+            (partial_folder(out) / "0/c.99.0").write_bytes(b"12345")
             lines_left = [*whole, json.dumps(entry | {"size": 5}), json.dumps(foreign)]
             journal.write_text("\n".join([*lines_left, ""]))
         elif lines == "nested":
@@ -212,29 +215,107 @@ def test_a_damaged_journal_costs_only_its_chunks(
     assert verify_table(out).ok
 
 
-def test_a_lost_journal_begins_anew_and_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", ["renameat2", "without"])
+@pytest.mark.parametrize("force", [False, True])
+def test_what_appears_while_a_table_is_built_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool, system: str
+) -> None:
+    """The finished table waits in its partial folder, and the same command puts it in place."""
+    if system == "without":
+        monkeypatch.setattr(renaming, "_libc_renameat2", lambda: None)
     out = tmp_path / "t.zarr"
-    partial = partial_folder(out)
-    partial.mkdir()
-    (partial / ".build.jsonl.x.part").write_bytes(b"")  # killed while the journal began
-    build(out)
-    partial.mkdir()
-    (partial / "thesis.tex").write_text("years of work")
-    for force in (False, True):
-        with pytest.raises(OutputError, match=r"in the way|already exists"):
+    if force:
+        build(out, seed=1)
+    fill_rows = build_module.fill_rows
+
+    def filled(*arguments: Any, **options: Any) -> None:
+        fill_rows(*arguments, **options)
+        out.mkdir(exist_ok=True)
+        (out / "thesis.tex").write_text("years of work")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "fill_rows", filled)
+        with pytest.raises(OutputError, match=r"appeared while|was changed while"):
             build(out, force=force)
-    assert (partial / "thesis.tex").exists()
+    assert (out / "thesis.tex").read_text() == "years of work"
+    assert names_in(tmp_path) == ["t.zarr", "t.zarr.partial"]
+    (out / "thesis.tex").unlink()
+    if not force:
+        out.rmdir()
+    report = build(out, force=force)
+    assert report.resumed == report.chunks
+    assert report.digest == build(tmp_path / "u.zarr").digest
+    assert names_in(tmp_path) == ["t.zarr", "u.zarr"]
 
 
-def test_a_journal_that_cannot_be_read_asks_for_force(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["thesis.tex", ".git/HEAD", "0/notes.txt", "build.jsonl"])
+def test_a_foreign_folder_in_the_way_is_left_alone(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "t.zarr"
+    mine = partial_folder(out) / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("[]\nyears of work")
+    for force in (False, True):
+        with pytest.raises(OutputError, match="in the way: it is no half-built table"):
+            build(out, force=force)
+    assert mine.read_text() == "[]\nyears of work"
+    assert names_in(tmp_path) == ["t.zarr.partial"]
+
+
+@pytest.mark.parametrize("options", [{}, {"force": True, "dim": 7}])
+def test_a_half_built_table_with_a_foreign_file_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    out = tmp_path / "t.zarr"
+    with monkeypatch.context() as patch:
+        fail_after(patch, 5, errno.EIO)
+        with pytest.raises(OutputError):
+            build(out)
+    mine = partial_folder(out) / "0" / "notes.txt"
+    mine.write_text("mine")
+    with pytest.raises(OutputError, match=r"it holds 0/notes\.txt, which engram did not write"):
+        build(out, **options)
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    assert build(out).resumed == 5
+
+
+def test_a_journal_without_a_request_asks_for_force(tmp_path: Path) -> None:
     partial = partial_folder(tmp_path / "t.zarr")
     partial.mkdir()
-    for header in ("", "[]", '{"format": "engram-table-build"}'):
-        (partial / "build.jsonl").write_text(header + "\n")
-        with pytest.raises(OutputError) as caught:
-            build(tmp_path / "t.zarr")
-        assert "--force" in caught.value.hint
+    (partial / "build.jsonl").write_text('{"format": "engram-table-build"}\n')
+    with pytest.raises(OutputError) as caught:
+        build(tmp_path / "t.zarr")
+    assert "--force" in caught.value.hint
     assert build(tmp_path / "t.zarr", force=True).resumed == 0
+
+
+@pytest.mark.parametrize("how", ["removed", "cut", "a link"])
+def test_a_chunk_that_goes_during_a_build_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    out, chunk = tmp_path / "t.zarr", tmp_path / "t.zarr.partial" / "3" / "c.1.0"
+    fill_rows = build_module.fill_rows
+
+    def filled(*arguments: Any, **options: Any) -> None:
+        fill_rows(*arguments, **options)
+        if how == "cut":
+            os.truncate(chunk, 5)
+            return
+        chunk.rename(tmp_path / "moved")
+        if how == "a link":
+            chunk.symlink_to(tmp_path / "moved")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "fill_rows", filled)
+        with pytest.raises(OutputError, match=r"3/c\.1\.0 was (removed|changed) while the table"):
+            build(out)
+    assert not out.exists()
+    if how == "a link":
+        chunk.unlink()
+    report = build(out)
+    assert report.resumed == report.chunks - 1
+    assert report.digest == build(tmp_path / "u.zarr").digest
+    assert verify_table(out).ok
 
 
 def test_an_existing_table_is_replaced_only_with_force_and_only_at_the_end(
@@ -337,7 +418,7 @@ def test_two_builders_do_not_meet(tmp_path: Path) -> None:
 
 def test_a_lock_whose_process_is_gone_is_taken_over(tmp_path: Path) -> None:
     out = tmp_path / "t.zarr"
-    for left in (json.dumps({"pid": 999999, "host": os.uname().nodename}), "", "{", "[]"):
+    for left in (json.dumps({"pid": 999999, "host": os.uname().nodename}), ""):
         lock_path(out).write_text(left)
         build(out, force=True)
     assert names_in(tmp_path) == ["t.zarr"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -22,10 +21,12 @@ from numpy.typing import NDArray
 from engram_cli.corpus.base import Mark, TokenBlock
 from engram_cli.corpus.stamps import continues
 from engram_cli.errors import ArtifactError, InputError, TokenIdError, UndecodableError
-from engram_cli.files import new_file, output_errors, read_json
+from engram_cli.files import inner_file, output_errors, read_json
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.checksum import file_checksum
+from engram_cli.table.work import SCRATCH
+from engram_cli.unfinished import open_work, remove_work
 
 FORMAT = "engram-tokens"
 START = 2**31  # the bit of a document's first token
@@ -129,7 +130,7 @@ class TokenWriter:
 
     def restart(self) -> None:
         """Begin anew."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_work(self.folder, SCRATCH)
         self._reset()
 
     def write(
@@ -157,8 +158,8 @@ class TokenWriter:
         if self.finished is not None:
             return self.finished
         self.encoder = encoder
+        open_work(self.folder, SCRATCH)
         with output_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / TOKENS
             with closing(pieces), path.open("r+b" if path.exists() else "w+b") as file:
                 file.truncate(4 * self.tokens)
@@ -205,7 +206,7 @@ class TokenWriter:
             "encoder": self.encoder,
             "mark": None if mark is None else asdict(mark),
         }
-        with new_file(self.folder / STATE, force=True) as part:
+        with inner_file(self.folder / STATE) as part:
             part.write_text(json.dumps(state), encoding="utf-8")
 
     def _file(self) -> TokenFile:

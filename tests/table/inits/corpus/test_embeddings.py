@@ -52,7 +52,7 @@ def test_a_tampered_hidden_size_is_refused(tmp_path: Path) -> None:
 
 def test_embeddings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     layout = mapped_layout()
-    file = write_corpus(tmp_path, layout)
+    file = write_corpus(tmp_path / "tokens", layout)
     with pytest.raises(MismatchError, match="embeddings have 5 rows"):
         fill_spec(layout, file, RandomEmbeddings(tokens=5))
     with pytest.raises(InputError, match="std"):

@@ -18,10 +18,10 @@ from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.reference import hash_columns
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.table.build import scratch_folder
 from engram_cli.table.inits.corpus import buckets, filled, reference, tally
 from engram_cli.table.inits.corpus.columns import Spare
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
+from engram_cli.table.places import scratch_folder
 from engram_cli.table.store import open_table
 from engram_cli.table.verify import verify_table
 from engram_cli.vocab.compress import CompressedVocab

@@ -76,11 +76,11 @@ def test_what_was_written_before_text_that_is_not_utf8_serves_a_run_that_replace
 @pytest.mark.parametrize("key", ["tokens", "mark", "format", "largest", "documents"])
 def test_a_damaged_state_is_begun_anew(tmp_path: Path, key: str) -> None:
     layout = mapped_layout()
-    write_corpus(tmp_path, layout)
-    state = json.loads((tmp_path / "tokens.json").read_text())
+    write_corpus(tmp_path / "t", layout)
+    state = json.loads((tmp_path / "t" / "tokens.json").read_text())
     state[key] = [10**12]
-    (tmp_path / "tokens.json").write_text(json.dumps(state))
-    writer = TokenWriter(tmp_path, "request")
+    (tmp_path / "t" / "tokens.json").write_text(json.dumps(state))
+    writer = TokenWriter(tmp_path / "t", "request")
     assert writer.finished is None
     assert writer.tokens == 0
 
@@ -93,4 +93,4 @@ def test_foreign_ids_are_named_with_their_place(tmp_path: Path) -> None:
         locate=lambda at: f"a.txt, position {at}",
     )
     with pytest.raises(TokenIdError, match=r"a\.txt, position 1 .*400"):
-        TokenWriter(tmp_path, None).write((b for b in [block]), mapped_layout(), None)
+        TokenWriter(tmp_path / "t", None).write((b for b in [block]), mapped_layout(), None)

@@ -1,0 +1,134 @@
+"""Where a table is built and put: half-built ones, scratch, the replacing of a finished one.
+
+A table grows in `<name>.partial` next to its place and is moved there when it is finished. At every
+moment the old table, the new one or none is at the place, and all that a kill leaves is finished or
+removed by the next run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from engram_cli.errors import OutputError
+from engram_cli.files import clear_output, fsync_folder, output_errors, replace
+from engram_cli.ownership import check_output
+from engram_cli.renaming import rename_new
+from engram_cli.table.attributes import PARTIAL_SUFFIX
+from engram_cli.table.journal import NAME as JOURNAL
+from engram_cli.table.journal import Journal
+from engram_cli.table.kind import TABLE, half_built_problem
+from engram_cli.table.lock import build_lock, clear_lock
+from engram_cli.table.spec import TableSpec
+from engram_cli.temporary import clear_leftovers, discard, make_folder, temporary
+
+
+def partial_folder(out: Path) -> Path:
+    """Where the table for `out` lies while it is being built."""
+    return out.with_name(out.name + PARTIAL_SUFFIX)
+
+
+def scratch_folder(out: Path) -> Path:
+    """Where what is needed only while the table is built lies: tokens, tallies."""
+    return out.with_name(f".{out.name}.scratch")
+
+
+def check_place(
+    out: Path, force: bool, inputs: Iterable[str | os.PathLike[str] | None] = ()
+) -> None:
+    """Raises OutputError when something is at `out` that may not be replaced, or in the way of the
+    half-built table."""
+    check_output(out, TABLE, force=force, inputs=inputs)
+    _check_partial(partial_folder(out))
+
+
+def clear_place(out: Path) -> None:
+    """Finish or remove what a killed build left next to `out`; a live one is left alone."""
+    clear_lock(scratch_folder(out))
+    if (out / JOURNAL).is_file():
+        with suppress(OutputError), build_lock(out):
+            settle(out)
+    clear_lock(out)
+    clear_output(out, TABLE)
+    clear_leftovers(partial_folder(out), _may_go)
+
+
+def settle(out: Path) -> None:
+    """Finish the replacing of a table that was killed when the new one was at `out`.
+
+    Only for the holder of the lock. Raises OutputError.
+    """
+    journal, old = Journal(out), partial_folder(out)
+    if TABLE.problem(out) is not None or not journal.path.is_file():
+        return
+    with output_errors(out):
+        if journal.has_replaced(old) and TABLE.problem(old) is None:
+            discard(old, _may_go)
+        journal.path.unlink()
+
+
+def open_partial(out: Path, spec: TableSpec, force: bool) -> Journal:
+    """The journal of the half-built table for `out`: one of the same request, or a new one.
+
+    With `force` one of another request is dropped. Raises OutputError, also for a folder in the
+    way that is no half-built table or holds something else.
+    """
+    folder = partial_folder(out)
+    journal = Journal(folder)
+    _check_partial(folder)
+    if os.path.lexists(folder):
+        with output_errors(folder):
+            try:
+                journal.resume(spec.request, spec.chunk_sizes)
+                return journal
+            except OutputError:
+                if not force:
+                    raise
+            drop_partial(out)
+    with output_errors(folder):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            make_folder(folder, lambda new: Journal(new).begin(spec.request))
+        except FileExistsError:
+            raise OutputError(f"{folder} is in the way", "move it away") from None
+    return Journal(folder)
+
+
+def drop_partial(out: Path) -> None:
+    """Remove the half-built table for `out`. Raises OSError."""
+    discard(partial_folder(out), _may_go)
+
+
+def put_in_place(out: Path, journal: Journal, force: bool) -> None:
+    """Move the finished table to `out`, in one step with the check of what is there by now.
+
+    Raises OSError, OutputError when something may not be replaced; then the table stays half-built
+    in its journal's eyes, and the same command finishes it.
+    """
+    folder = partial_folder(out)
+    try:
+        rename_new(folder, out)
+    except FileExistsError:
+        if not force:
+            raise OutputError(
+                f"{out} appeared while the table was being built, and is kept",
+                "move it away and run the same command again: it takes what is done",
+            ) from None
+        journal.note_replaced(out)
+        with temporary(out, folder=True) as aside:
+            replace(aside, folder, out, TABLE)
+    fsync_folder(out.parent)
+    (out / JOURNAL).unlink()
+
+
+def _check_partial(folder: Path) -> None:
+    problem = half_built_problem(folder) if os.path.lexists(folder) else None
+    if problem is not None:
+        raise OutputError(f"{folder} is in the way: it {problem}", "move it away")
+
+
+def _may_go(folder: Path) -> bool:
+    """Whether what stood at `<name>.partial` is ours alone: half-built, or a table replaced."""
+    return half_built_problem(folder) is None or TABLE.problem(folder) is None
