@@ -13,7 +13,7 @@ from engram_cli.errors import EngramError, InputError
 from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import Progress
-from engram_cli.stats.folder import DOCUMENT, Statistics, is_stats, read_stats
+from engram_cli.stats.stats_io import DOCUMENT, Statistics, is_stats, read_stats
 from engram_cli.table.attributes import META, PARTIAL_SUFFIX, is_table
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import read_vocab

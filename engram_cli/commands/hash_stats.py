@@ -32,18 +32,18 @@ from engram_cli.engines.work import ENGINES, Running, Work
 from engram_cli.errors import InputError, OutputError
 from engram_cli.files import prepare_output
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.heap import trim
+from engram_cli.malloc import trim
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page
 from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_checkpoint
+from engram_cli.stats.collector_set import Watching, exact_memory, make_watchers, sources_of
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
-from engram_cli.stats.folder import STATISTICS, read_stats, write_stats
 from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
 from engram_cli.stats.sources import GROUPINGS
-from engram_cli.stats.watching import Watching, exact_memory, make_watchers, sources_of
+from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 

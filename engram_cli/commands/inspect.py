@@ -24,7 +24,7 @@ from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
-from engram_cli.stats.folder import read_stats
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.attributes import PARTIAL_SUFFIX
 from engram_cli.table.store import open_table
 

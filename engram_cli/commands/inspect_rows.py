@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from engram_cli.commands.artifact import Artifact, Companions, Kind
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.lookup_rows import OtherNgram
-from engram_cli.commands.rows import RowReader, hits_reader, open_rows
+from engram_cli.commands.open_rows import RowReader, hits_reader, open_rows
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.progress import Progress
-from engram_cli.stats.company import Company, RowCompany, companies
-from engram_cli.stats.folder import Statistics
 from engram_cli.stats.ngrams import Names
+from engram_cli.stats.row_ngrams import Company, RowCompany, companies
+from engram_cli.stats.stats_io import Statistics
 from engram_cli.table.scan.duplicates import Duplicates
 from engram_cli.table.scan.kernels.rows import BINS, STEPS
 from engram_cli.table.scan.scan import HOTTEST, LayerScan, scan_layer

@@ -25,7 +25,7 @@ from engram_cli.commands.lookup_rows import (
     with_shared,
 )
 from engram_cli.commands.lookup_text import TextReader
-from engram_cli.commands.rows import RowReader, open_rows
+from engram_cli.commands.open_rows import RowReader, open_rows
 from engram_cli.errors import InputError
 from engram_cli.files import new_file, prepare_output
 from engram_cli.hashing.hasher import hash_tokens

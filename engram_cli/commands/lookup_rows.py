@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.rows import RowReader, hits_reader
+from engram_cli.commands.open_rows import RowReader, hits_reader
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout, LayerHash
-from engram_cli.stats.company import Company, RowCompany, companies
-from engram_cli.stats.folder import Statistics
 from engram_cli.stats.ngrams import Names
+from engram_cli.stats.row_ngrams import Company, RowCompany, companies
+from engram_cli.stats.stats_io import Statistics
 from engram_cli.stats.totals import FULL
 
 SHOWN_OTHERS = 3

@@ -15,9 +15,9 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import hash_layout, takes_raw_ids
 from engram_cli.progress import Progress
-from engram_cli.stats.folder import Statistics, read_stats
 from engram_cli.stats.growth.projection import project
 from engram_cli.stats.locality.hot import order_hits
+from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.planning.batches import BatchShare, batch_share
 from engram_cli.table.planning.expectation import Demand
 from engram_cli.table.planning.hot import HeldOut, held_out, hot_rows

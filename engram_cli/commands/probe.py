@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.corpus_fill import FillRequest, find_vectors, write_tokens
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.init_corpus import FillRequest, find_vectors, write_tokens
 from engram_cli.commands.processors import processors
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT, Once, Progress

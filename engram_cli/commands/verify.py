@@ -11,7 +11,7 @@ import numpy as np
 
 from engram_cli.commands.artifact import Companions, Kind, find_artifact
 from engram_cli.commands.processors import processors
-from engram_cli.commands.relayout import layout_problem, recomputed
+from engram_cli.commands.recompute_layout import layout_problem, recomputed
 from engram_cli.commands.verify_stats import stats_problems
 from engram_cli.commands.verify_vocab import vocab_problems
 from engram_cli.errors import ArtifactError, InputError, MismatchError
@@ -19,7 +19,7 @@ from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_files import verify_files
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
-from engram_cli.stats.folder import Statistics, read_stats
+from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.store import TableStore, open_table
 from engram_cli.table.verify import verify_table
 from engram_cli.vocab.parquet import read_about

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions
-from engram_cli.corpus.partitions import total_size
-from engram_cli.corpus.places import Place, place_of
-from engram_cli.corpus.readers import READERS
-from engram_cli.corpus.sniff import (
+from engram_cli.corpus.detect import (
     TOKEN_BINS,
     dataset_parts,
     format_of,
@@ -22,6 +19,9 @@ from engram_cli.corpus.sniff import (
     main_file,
     unpacked_name,
 )
+from engram_cli.corpus.partitions import total_size
+from engram_cli.corpus.readers import READERS
+from engram_cli.corpus.storage import Place, place_of
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.files import address_of
 

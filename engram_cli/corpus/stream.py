@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.ahead import ahead
 from engram_cli.corpus.base import (
     BLOCK_TOKENS,
     CorpusFile,
@@ -33,6 +32,7 @@ from engram_cli.corpus.base import (
 )
 from engram_cli.corpus.encode import Encoder
 from engram_cli.corpus.labels import NO_LABEL, runs
+from engram_cli.corpus.prefetch import ahead
 from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError
 

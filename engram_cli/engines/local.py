@@ -17,8 +17,8 @@ from engram_cli.engines.work import Counted, Running, Work
 from engram_cli.errors import ArtifactError, UndecodableError
 from engram_cli.progress import Progress
 from engram_cli.stats.checkpoint import Checkpoint, FolderKeeper, remove_checkpoint
+from engram_cli.stats.collector_set import Watchers
 from engram_cli.stats.count import Tally
-from engram_cli.stats.watching import Watchers
 
 
 def count(work: Work, running: Running, progress: Progress) -> Counted:

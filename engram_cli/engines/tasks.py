@@ -20,10 +20,10 @@ from engram_cli.engines.work import Work
 from engram_cli.errors import EngramError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
+from engram_cli.stats.collector_set import Watching, exact_memory
 from engram_cli.stats.memory import available_memory
 from engram_cli.stats.partial import Partial, read_partial
 from engram_cli.stats.state import State
-from engram_cli.stats.watching import Watching, exact_memory
 from engram_cli.version import __version__
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 

@@ -16,10 +16,10 @@ from engram_cli.errors import CorpusError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.registry import Registry
+from engram_cli.stats.collector_set import Watchers, Watching, make_watchers
 from engram_cli.stats.count import Tally
 from engram_cli.stats.memory import MemoryPlan
 from engram_cli.stats.totals import Counts
-from engram_cli.stats.watching import Watchers, Watching, make_watchers
 from engram_cli.vocab.tokenizer import TokenizerFile
 
 

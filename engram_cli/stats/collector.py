@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State
+from engram_cli.stats.token_chunk import Passage
 from engram_cli.stats.totals import Counts
 
 

@@ -22,7 +22,6 @@ from engram_cli.stats.counters import Counter, pending_bytes, scratch_bytes
 from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE, NgramSample, sampler_bytes
 from engram_cli.stats.exact import EXACT, Budget, exact_ngrams
 from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.samples import merged, samples_of, samples_state
 from engram_cli.stats.state import (
     State,
@@ -33,6 +32,7 @@ from engram_cli.stats.state import (
     take_into,
     take_scalar,
 )
+from engram_cli.stats.token_chunk import Passage
 from engram_cli.stats.totals import Counts
 
 

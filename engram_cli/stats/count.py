@@ -13,15 +13,15 @@ from engram_cli.corpus.base import Mark, TokenBlock
 from engram_cli.errors import InputError, TokenIdError, UndecodableError
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.heap import Trimmer
+from engram_cli.malloc import Trimmer
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.counters import Counter
-from engram_cli.stats.crew import Crew
 from engram_cli.stats.distinct import DEFAULT_SAMPLE
 from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.passage import Passage, Stretcher
 from engram_cli.stats.state import State, nested, part_of, scalar, take, take_scalar, unsound
+from engram_cli.stats.thread_pool import Crew
+from engram_cli.stats.token_chunk import Passage, Stretcher
 from engram_cli.stats.totals import Counts
 
 

@@ -13,7 +13,7 @@ from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector, NgramWatcher, RowWatcher
 from engram_cli.stats.distinct import Sampler
-from engram_cli.stats.hits.pending import (
+from engram_cli.stats.hits.ngram_buffer import (
     ITEM_BYTES,
     LEAST_ITEMS,
     MOST_BYTES,
@@ -26,8 +26,8 @@ from engram_cli.stats.hits.pending import (
     counting,
     scratch_items,
 )
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, nested, numbered, part_of, take_into
+from engram_cli.stats.token_chunk import Passage
 from engram_cli.stats.totals import Counts
 
 STEP = 2**18  # tokens that a task takes at a time: about a millisecond

@@ -18,8 +18,8 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.collector import Looker
 from engram_cli.stats.distinct import EVERYTHING, NgramSample, hash_ngrams
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, check, numbered, part_of, take
+from engram_cli.stats.token_chunk import Passage
 from engram_cli.stats.totals import Counts
 
 _FIRST_SLOTS = 2**20

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from engram_cli.corpus.base import Names, TokenBlock
 from engram_cli.errors import InputError, MismatchError
-from engram_cli.stats.passage import Stretches, scrambled
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
+from engram_cli.stats.token_chunk import Stretches, scrambled
 
 KEPT_TOKENS = 2**20
 _SALT = np.uint64(0x6A09E667F3BCC909)  # other bits than those that say when a stretch arrives

@@ -22,8 +22,8 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.collector import Looker
 from engram_cli.stats.distinct import hash_ngrams
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
+from engram_cli.stats.token_chunk import Passage
 from engram_cli.stats.totals import Counts
 
 # An n-gram that is one in 5,000 positions is drawn 13 times, and missed with a chance of 2e-6; a

@@ -19,9 +19,9 @@ from engram_cli.stats.exact import (
 )
 from engram_cli.stats.membership import BITS, Membership, membership_of
 from engram_cli.stats.occurrences import OccurrenceSample, OccurrenceSampler, occurrences_of
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.samples import merged, samples_of, samples_state
 from engram_cli.stats.state import State, check, nested, numbered, part_of, take_into
+from engram_cli.stats.token_chunk import Passage
 
 _EXACT_ENTRIES = 2**12  # of a table of all n-grams at first: there are many tables
 

@@ -22,7 +22,6 @@ from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE
 from engram_cli.stats.exact import Budget
 from engram_cli.stats.occurrences import drawn_ngrams
 from engram_cli.stats.overlap import SourceNgrams, by_ngram, by_occurrence
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.source import Source, SourcePartial, read_source, source_memory
 from engram_cli.stats.state import (
     State,
@@ -35,6 +34,7 @@ from engram_cli.stats.state import (
     take_scalar,
     unsound,
 )
+from engram_cli.stats.token_chunk import Passage
 from engram_cli.stats.totals import Counts
 
 MOST_SHOWN = 24  # sources, the last of them all others

@@ -15,8 +15,8 @@ from table.filled import write_corpus
 from engram_cli.cli.probe_table import probe_parts
 from engram_cli.cli.terminal import Terminal
 from engram_cli.commands.build_table import BuildTableRequest, build_table
-from engram_cli.commands.corpus_fill import FillRequest
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.probe import ProbeRequest, probe
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions

@@ -23,10 +23,10 @@ from engram_cli.engines.tasks import Shared, count_part, merge_parts, reading_of
 from engram_cli.engines.work import ENGINES, Running, Work
 from engram_cli.errors import CorpusError, EngramError, MismatchError
 from engram_cli.progress import SILENT
+from engram_cli.stats.collector_set import Watching, sources_of
 from engram_cli.stats.memory import plan_memory
 from engram_cli.stats.partial import Partial
 from engram_cli.stats.state import State
-from engram_cli.stats.watching import Watching, sources_of
 from engram_cli.version import __version__
 from engram_cli.vocab.tokenizer import load_tokenizer
 

@@ -42,9 +42,9 @@ from engram_cli.formats.embedding_tensor import find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
 from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from engram_cli.stats.collector_set import Watching, make_watchers
 from engram_cli.stats.counters import Counter
-from engram_cli.stats.folder import _digest, read_stats
-from engram_cli.stats.watching import Watching, make_watchers
+from engram_cli.stats.stats_io import _digest, read_stats
 from engram_cli.table.build import build_store, partial_folder
 from engram_cli.table.checksum import file_checksum
 from engram_cli.table.digest import content_digest

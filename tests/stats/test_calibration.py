@@ -27,7 +27,7 @@ from engram_cli.stats.count import count_blocks
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.growth.projection import project
 from engram_cli.stats.locality.lru import LruWatcher
-from engram_cli.stats.passage import STRETCH
+from engram_cli.stats.token_chunk import STRETCH
 
 TOKENS, ROWS, ORDERS = 1_000_000, 100_003, (2, 3)
 ALL = 10**8

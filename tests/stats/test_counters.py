@@ -18,8 +18,8 @@ from engram_cli.hashing.jit import kernel, prefetch
 from engram_cli.stats import counters, kernels
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.counters import ColumnTask, Counter, SamplingTask
-from engram_cli.stats.crew import Crew
-from engram_cli.stats.passage import Passage, Stretcher
+from engram_cli.stats.thread_pool import Crew
+from engram_cli.stats.token_chunk import Passage, Stretcher
 from engram_cli.stats.totals import FULL, Counts
 
 LAYOUT = layout_of(moduli=(101, 103, 107, 10007, 9973, 8209), heads=3, layers=(1, 4))
@@ -61,7 +61,7 @@ def test_blocks_threads_and_steps_change_nothing(
     expected = count(DOCUMENTS, LAYOUT, sample_size=size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counters, "STEP", step)
-        patch.setattr("engram_cli.stats.crew.STEP", step)
+        patch.setattr("engram_cli.stats.thread_pool.STEP", step)
         found = count(DOCUMENTS, LAYOUT, sample_size=size, block=block, threads=threads)
     assert same(found, expected)
 

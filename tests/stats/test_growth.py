@@ -16,7 +16,7 @@ from engram_cli.errors import MismatchError
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.growth import Growth, curve
 from engram_cli.stats.growth.arrivals import BINS
-from engram_cli.stats.passage import Stretcher
+from engram_cli.stats.token_chunk import Stretcher
 
 LAYOUT = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2)
 # Nine files of many documents.

@@ -13,8 +13,8 @@ from stats.truth import layout_of
 
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.hits import kernels, pending
-from engram_cli.stats.hits.pending import Columns, counting, parts_of, scratch_items
+from engram_cli.stats.hits import kernels
+from engram_cli.stats.hits.ngram_buffer import Columns, counting, parts_of, scratch_items
 
 ITEMS = 70_000
 FULL = 2**32 - 1
@@ -150,8 +150,8 @@ def test_a_part_that_fills_up_is_counted_at_once() -> None:
 
 
 def test_parts_of_columns() -> None:
-    assert parts_of(pending.NEAR_ROWS) == 0
-    assert parts_of(pending.NEAR_ROWS + 1) == 5
+    assert parts_of(ngram_buffer.NEAR_ROWS) == 0
+    assert parts_of(ngram_buffer.NEAR_ROWS + 1) == 5
     assert parts_of(16_000_057) == 62
     assert parts_of(2**31) == 0
     for rows in (2**20 + 1, 16_000_057, 2**28):

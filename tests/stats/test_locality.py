@@ -20,7 +20,7 @@ from engram_cli.stats.locality import Locality
 from engram_cli.stats.locality.hot import SHARES
 from engram_cli.stats.locality.lru import LruWatcher
 from engram_cli.stats.locality.windows import WindowWatcher
-from engram_cli.stats.passage import Passage, Stretcher
+from engram_cli.stats.token_chunk import Passage, Stretcher
 
 LAYOUT = layout_of(moduli=(1009, 1013, 8009, 8011), heads=2, size=300, layers=(1, 4))
 _GENERATOR = np.random.default_rng(3)

@@ -18,7 +18,7 @@ from engram_cli.stats.occurrences import (
     drawn_ngrams,
     occurrences_of,
 )
-from engram_cli.stats.passage import STRETCH
+from engram_cli.stats.token_chunk import STRETCH
 
 LAYOUT = layout_of(moduli=(601, 607, 2003, 2011, 2017, 2027), heads=2, orders=(2, 3, 4))
 DOCUMENTS = zipf_documents(seed=3, count=30, length=60, size=50)

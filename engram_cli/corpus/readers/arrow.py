@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from engram_cli.corpus.arrow_size import check_batches
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader, Section
+from engram_cli.corpus.byte_stream import length_of, opened
 from engram_cli.corpus.columns import (
     blocks,
     column_of,
@@ -21,10 +22,9 @@ from engram_cli.corpus.columns import (
     top_of,
     type_of,
 )
+from engram_cli.corpus.detect import ARROW_MAGIC, ARROW_STREAM
 from engram_cli.corpus.labels import labels_of
-from engram_cli.corpus.opening import length_of, opened
 from engram_cli.corpus.sections import by_weight
-from engram_cli.corpus.sniff import ARROW_MAGIC, ARROW_STREAM
 from engram_cli.errors import CorpusError
 
 _PART_BYTES = 2**22  # of the column, handed on at a time

@@ -12,8 +12,8 @@ from typing import BinaryIO
 import numpy as np
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.byte_stream import basename, beside, length_of, opened
 from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text
-from engram_cli.corpus.opening import basename, beside, length_of, opened
 from engram_cli.corpus.sections import by_search
 from engram_cli.errors import CorpusError
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from engram_cli.corpus.base import TEXT_FIELD, CorpusFile, CorpusOptions, Document, Reader
+from engram_cli.corpus.byte_stream import unpacked
 from engram_cli.corpus.json_text import decoded_size, loads
 from engram_cli.corpus.labels import label_of
-from engram_cli.corpus.opening import unpacked
 from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.errors import CorpusError, UndecodableError
 

@@ -26,10 +26,10 @@ from engram_cli.corpus.base import (
     Reader,
     TokenBlock,
 )
+from engram_cli.corpus.byte_stream import beside, exactly, opened, skip, unpacked
 from engram_cli.corpus.flat import integers
 from engram_cli.corpus.json_text import MOST_DESCRIPTION, check_size, loads
 from engram_cli.corpus.mds_ids import ids_of, is_ids
-from engram_cli.corpus.opening import beside, exactly, opened, skip, unpacked
 from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.corpus.sections import by_weight
 from engram_cli.errors import CorpusError

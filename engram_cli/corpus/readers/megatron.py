@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.byte_stream import basename, beside, exactly, length_of, opened
+from engram_cli.corpus.detect import MEGATRON_MAGIC
 from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text, whole_tokens
-from engram_cli.corpus.opening import basename, beside, exactly, length_of, opened
 from engram_cli.corpus.sections import by_search
-from engram_cli.corpus.sniff import MEGATRON_MAGIC
 from engram_cli.errors import CorpusError
 
 _ENTRIES = 2**16  # read at a time

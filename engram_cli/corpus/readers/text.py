@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Document, Reader
-from engram_cli.corpus.opening import unpacked
+from engram_cli.corpus.byte_stream import unpacked
 from engram_cli.corpus.pieces import decoded, split_documents
 
 

@@ -16,8 +16,8 @@ from engram_cli.errors import MismatchError
 from engram_cli.stats.distinct import EVERYTHING, next_threshold, sound_entries, table_entries
 from engram_cli.stats.growth import kernels
 from engram_cli.stats.kernels import drop_from
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, check, scalar, take, take_into, take_scalar
+from engram_cli.stats.token_chunk import Passage
 
 NEVER = 2**64 - 1
 MOST_ROWS = 2**16  # the rows followed of a column

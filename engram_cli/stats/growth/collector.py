@@ -18,8 +18,8 @@ from engram_cli.stats.growth.arrivals import (
 )
 from engram_cli.stats.growth.curve import Curve
 from engram_cli.stats.growth.partial import GrowthPartial, followed, read_partial
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, nested, numbered, part_of, take_into
+from engram_cli.stats.token_chunk import Passage
 from engram_cli.stats.totals import Counts
 
 DEFAULT_SIZE = 2**14

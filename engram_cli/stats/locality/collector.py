@@ -14,8 +14,8 @@ from engram_cli.stats.holdout import Holdout, holdout_for
 from engram_cli.stats.locality.hot import SHARES, HeldHits, order_hits, ranked
 from engram_cli.stats.locality.lru import SAMPLED_ROWS, LruWatcher
 from engram_cli.stats.locality.windows import LENGTHS, SAMPLED_WINDOWS, WindowWatcher
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, nested, numbered, part_of
+from engram_cli.stats.token_chunk import Passage
 from engram_cli.stats.totals import Counts
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.stats.locality import kernels
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, check, scalar, take, take_into, take_scalar
+from engram_cli.stats.token_chunk import Passage
 
 SAMPLED_ROWS = 2**16
 PARTITION = 2**26  # the tokens after which the cache is empty again

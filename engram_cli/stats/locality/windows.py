@@ -10,8 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.passage import Passage, scrambled
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
+from engram_cli.stats.token_chunk import Passage, scrambled
 
 LENGTHS = (1024, 4096, 16384)
 SAMPLED_WINDOWS = 64

@@ -12,7 +12,7 @@ from stats.truth import layout_of
 from engram_cli.corpus.base import TokenBlock, cut_names
 from engram_cli.stats.collector import Looker
 from engram_cli.stats.count import count_blocks
-from engram_cli.stats.passage import STRETCH, Passage, Stretcher
+from engram_cli.stats.token_chunk import STRETCH, Passage, Stretcher
 from engram_cli.stats.totals import Counts
 
 FILES = {"a": [3, 50, 1], "b": [17], "c": [29, 2, 2]}

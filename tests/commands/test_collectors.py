@@ -16,8 +16,8 @@ from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, ha
 from engram_cli.commands.workspace import Workspace
 from engram_cli.engines import work
 from engram_cli.errors import InputError
-from engram_cli.stats.folder import read_stats
-from engram_cli.stats.watching import exact_memory
+from engram_cli.stats.collector_set import exact_memory
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.vocab.compress import CompressedVocab
 
 GEOMETRY = Geometry(heads=2, rows_per_head=(211,), layers=(1,), pad_id=2)

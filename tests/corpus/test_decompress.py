@@ -14,7 +14,7 @@ import pytest
 from corpus.corpora import read_items, texts
 from corpus.written import PACKERS, zstd
 
-from engram_cli.corpus.unpacking import HEAD, archive, packing
+from engram_cli.corpus.decompress import HEAD, archive, packing
 from engram_cli.errors import CorpusError
 
 ONE, TWO = "the first half, " * 40, "and the second"

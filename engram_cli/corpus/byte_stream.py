@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 from engram_cli.corpus import remote
 from engram_cli.corpus.base import CorpusFile
+from engram_cli.corpus.decompress import HEAD, Unpacking, archive, packing
 from engram_cli.corpus.pieces import as_many
 from engram_cli.corpus.stamps import local_file, unchanged
-from engram_cli.corpus.unpacking import HEAD, Unpacking, archive, packing
 from engram_cli.errors import CorpusError
 
 _BUFFER = 2**18

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engram_cli.commands.corpus_fill import FillPlan
+from engram_cli.commands.init_corpus import FillPlan
 from engram_cli.table.build import free_bytes, resumable_bytes
 from engram_cli.table.inits.corpus.filled import CorpusFill
 from engram_cli.table.spec import TableSpec

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.stats.counters import STEP, Counter, Task
-from engram_cli.stats.hits.pending import Job
-from engram_cli.stats.passage import Passage
+from engram_cli.stats.hits.ngram_buffer import Job
+from engram_cli.stats.token_chunk import Passage
 
 _Work: TypeAlias = Callable[[NDArray[np.uint32]], "Sequence[Job] | None"]
 _DEPTH = 6  # parts of passages that wait for the slowest task

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
+from engram_cli.corpus.decompress import HEAD, archive, packing
 from engram_cli.corpus.json_text import MOST_DESCRIPTION, check_size, loads
-from engram_cli.corpus.places import Place
-from engram_cli.corpus.unpacking import HEAD, archive, packing
+from engram_cli.corpus.storage import Place
 from engram_cli.errors import CorpusError
 
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"

@@ -15,8 +15,8 @@ import pytest
 from corpus.corpora import read_items, stream_of, texts
 from corpus.written import PACKERS, zstd
 
+from engram_cli.corpus.decompress import packing
 from engram_cli.corpus.readers import jsonl
-from engram_cli.corpus.unpacking import packing
 from engram_cli.errors import CorpusError
 
 PACKED = [ending for ending in PACKERS if ending]
