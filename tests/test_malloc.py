@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from engram_cli import malloc
+
 
 def test_freed_memory_is_given_back_every_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []

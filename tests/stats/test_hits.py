@@ -13,7 +13,7 @@ from stats.truth import layout_of
 
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.hits import kernels
+from engram_cli.stats.hits import kernels, ngram_buffer
 from engram_cli.stats.hits.ngram_buffer import Columns, counting, parts_of, scratch_items
 
 ITEMS = 70_000

@@ -26,7 +26,7 @@ from engram_cli.errors import (
     LayoutError,
     OutputError,
 )
-from engram_cli.stats import arrays
+from engram_cli.stats import arrays, stats_io
 from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.stats_io import read_stats, write_stats
 from engram_cli.stats.totals import FULL, Counts
