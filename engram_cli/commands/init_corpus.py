@@ -27,7 +27,7 @@ from engram_cli.table.inits.corpus.embeddings import (
     MatrixEmbeddings,
     RandomEmbeddings,
 )
-from engram_cli.table.inits.corpus.tally import check_fold
+from engram_cli.table.inits.corpus.pairs import check_fold
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter
 from engram_cli.table.inits.normal import DEFAULT_STD
 

@@ -1,4 +1,4 @@
-"""lookup: a text and a table in; for each token and head the row, its hits, its norm and company.
+"""lookup: a text and a table in; for each token and head the row, its hits, norm and n-grams.
 
 Works on a table, a bundle (without hits of its own), a statistics folder (without vectors) and a
 compressed vocabulary with a geometry (rows alone).

@@ -132,13 +132,13 @@ def figures_of(whole: Partial, vocab: CompressedVocab | None) -> Figures:
     Raises ArtifactError for partials that no counting leaves.
     """
     counts = whole.counts
-    watchers = [blank_for(name, counts.layout, state) for name, state in whole.collected.items()]
-    for collector in watchers:
+    collectors = [blank_for(name, counts.layout, state) for name, state in whole.collected.items()]
+    for collector in collectors:
         collector.absorb(whole.collected[partial_name(collector)])
-    exact = [collector for collector in watchers if isinstance(collector, ExactNgrams)]
+    exact = [collector for collector in collectors if isinstance(collector, ExactNgrams)]
     samples = [table.sample() for table in exact]
-    found = figures(counts, vocab, samples, occurrences_of(watchers))
-    return replace(found, sections=found.sections | sections_of(watchers, counts))
+    found = figures(counts, vocab, samples, occurrences_of(collectors))
+    return replace(found, sections=found.sections | sections_of(collectors, counts))
 
 
 def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, set[str]]:

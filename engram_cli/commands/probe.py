@@ -17,7 +17,7 @@ from engram_cli.commands.processors import processors
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT, Once, Progress
 from engram_cli.table.inits.corpus.embeddings import Embeddings, RandomEmbeddings
-from engram_cli.table.inits.corpus.tally import Occurrences
+from engram_cli.table.inits.corpus.pairs import Occurrences
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.probe.combining import fit
 from engram_cli.table.probe.counted import (

@@ -24,7 +24,7 @@ from engram_cli.table.inits.base import Span
 from engram_cli.table.inits.corpus.buckets import ColumnVectors, summed_rows
 from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.filled import column_vectors
-from engram_cli.table.inits.corpus.tally import Occurrences, Stretch, stretch_pairs
+from engram_cli.table.inits.corpus.pairs import Occurrences, Stretch, stretch_pairs
 from engram_cli.table.inits.corpus.tokens import Piece, piece_of
 
 Fetch: TypeAlias = Callable[[Any], NDArray[Any]]

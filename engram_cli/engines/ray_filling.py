@@ -43,7 +43,7 @@ from engram_cli.stats.memory import base_bytes
 from engram_cli.table.inits.base import Filler, Span
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
 from engram_cli.table.inits.corpus.filled import CorpusFill, columns_of, fill_columns
-from engram_cli.table.inits.corpus.tally import stretches
+from engram_cli.table.inits.corpus.pairs import stretches
 from engram_cli.table.inits.corpus.tokens import Piece, TokenWriter
 from engram_cli.version import __version__
 

@@ -20,7 +20,7 @@ from engram_cli.engines.work import Work
 from engram_cli.errors import EngramError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
-from engram_cli.stats.collector_set import Watching, exact_memory
+from engram_cli.stats.collector_set import CollectorOptions, exact_memory
 from engram_cli.stats.memory import available_memory
 from engram_cli.stats.partial import Partial, read_partial
 from engram_cli.stats.state import State
@@ -56,7 +56,7 @@ class Shared:
     """
 
     reading: Reading
-    watching: Watching
+    collector_options: CollectorOptions
     source_of: Mapping[str, str] | None
     sample_size: int
     join_documents: bool
@@ -182,28 +182,28 @@ def check_version(version: str) -> None:
 
 
 def _count(shared: Shared, plan: Plan, encoder: Encoder | None) -> tuple[Report, State]:
-    reading, watching = shared.reading, shared.watching
-    if watching.exact:  # the memory here is not that of where the run was planned
+    reading, collector_options = shared.reading, shared.collector_options
+    if collector_options.exact:  # the memory here is not that of where the run was planned
         room = exact_memory(available_memory(), shared.memory)
-        watching = replace(watching, exact_bytes=room)
+        collector_options = replace(collector_options, exact_bytes=room)
     work = Work(
         plan=plan,
         options=reading.options,
         layout=reading.layout,
         tokenizer=None,
-        watching=watching,
+        collector_options=collector_options,
         source_of=shared.source_of,
         sample_size=shared.sample_size,
         join_documents=shared.join_documents,
     )
-    watchers = work.watchers()
-    tally = work.tally(watchers, reading.threads)
+    collector_set = work.collector_set()
+    counter = work.counter(collector_set, reading.threads)
     stream = TokenStream(plan.files, work.options, encoder, begins=plan.begins)
-    counts = tally.count(stream.blocks())
+    counts = counter.count(stream.blocks())
     report = Report(
-        size=tally.size,
+        size=counter.size,
         empty_files=stream.empty_files,
         cuts=stream.cuts,
         encoder=None if encoder is None else encoder.name,
     )
-    return report, Partial(counts=counts, collected=watchers.partials()).state()
+    return report, Partial(counts=counts, collected=collector_set.partials()).state()

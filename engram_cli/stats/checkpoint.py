@@ -1,4 +1,4 @@
-"""Checkpoints of a count: the state of a tally and a place in the corpus in, a folder out.
+"""Saves and reads checkpoints of a count: the state of a counter and a position in the corpus.
 
 The folder holds `checkpoint.json` and the file of arrays that it names. New arrays are written
 beside the old ones, then the document is replaced, then the old arrays go: whenever the program is
@@ -27,7 +27,7 @@ from engram_cli.corpus.stamps import continues
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.files import PART, canonical_json, inner_file, output_errors, read_json
 from engram_cli.progress import Progress
-from engram_cli.stats.count import Tally
+from engram_cli.stats.count import CorpusCounter
 from engram_cli.stats.state import State
 from engram_cli.unfinished import Work, clear_work, open_work, remove_work
 from engram_cli.version import __version__
@@ -53,7 +53,7 @@ _AGAIN = "count again from the start"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A `state` of a `Tally` that has counted the corpus up to `mark`: `size` bytes, `tokens`.
+    """The `state` of a `CorpusCounter` that has counted `size` bytes and `tokens`, up to `mark`.
 
     `encoder`: the one to go on with, None where the request decides.
     """
@@ -65,7 +65,7 @@ class Checkpoint:
     state: State
 
 
-class FolderKeeper:
+class FolderCheckpointer:
     """Keeps checkpoints in a folder, each time in place of the one before."""
 
     def __init__(
@@ -93,12 +93,12 @@ class FolderKeeper:
         """Whether the last one is long enough ago, or it is the last chance."""
         return not self._failed and (self._ending.is_set() or time.monotonic() >= self._next)
 
-    def keep_last(self, mark: Mark, tally: Tally) -> None:
+    def save_last(self, mark: Mark, counter: CorpusCounter) -> None:
         """Write a checkpoint before the count ends in an error, unless one is there already."""
-        if not self._failed and self.tokens != tally.tokens:
-            self.keep(mark, tally)
+        if not self._failed and self.tokens != counter.tokens:
+            self.save(mark, counter)
 
-    def keep(self, mark: Mark, tally: Tally) -> None:
+    def save(self, mark: Mark, counter: CorpusCounter) -> None:
         """Write a checkpoint; where it cannot be written say so, and try no more.
 
         Raises KeyboardInterrupt after the last one.
@@ -106,10 +106,10 @@ class FolderKeeper:
         begin = time.monotonic()
         kept = Checkpoint(
             mark=mark,
-            size=tally.size,
-            tokens=tally.tokens,
+            size=counter.size,
+            tokens=counter.tokens,
             encoder=self._encoder,
-            state=tally.state(),
+            state=counter.state(),
         )
         try:
             size = write_checkpoint(self.folder, self._request, kept)
@@ -117,7 +117,7 @@ class FolderKeeper:
             self._failed = True
             self._progress.note(f"no checkpoints from here on: {error.message}")
             return
-        self.tokens = tally.tokens
+        self.tokens = counter.tokens
         if self._ending.is_set():
             raise KeyboardInterrupt
         took = time.monotonic() - begin

@@ -1,7 +1,7 @@
-"""What looks at the corpus while it is counted: passages and rows in, a section of stats.json out.
+"""What looks at the corpus while it is counted: chunks and rows in, a section of stats.json out.
 
-A collector is shown every passage in order, by one thread at a time. What it finds may depend
-neither on how the corpus was cut into passages nor on the number of threads.
+A collector is shown every chunk in order, by one thread at a time. What it finds may depend
+neither on how the corpus was cut into chunks nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.stats.state import State
-from engram_cli.stats.token_chunk import Passage
+from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 
-class RowWatcher(Protocol):
+class RowObserver(Protocol):
     """Sees the rows of the first head of an order of a layer, as they are counted."""
 
-    def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
-        """Take the head-local `rows` uint32[T] of the T tokens of the next `passage`.
+    def push_rows(self, rows: NDArray[np.uint32], chunk: TokenChunk) -> None:
+        """Take the head-local `rows` uint32[T] of the T tokens of the next `chunk`.
 
         `rows` is overwritten afterwards.
         """
         ...
 
 
-class NgramWatcher(Protocol):
+class NgramObserver(Protocol):
     """Sees the n-grams of an order by their hashes."""
 
-    def push_ngrams(self, hashes: NDArray[np.uint64], passage: Passage) -> None:
-        """Take the hashes [T] of the n-grams at the T positions of the next `passage`.
+    def push_ngrams(self, hashes: NDArray[np.uint64], chunk: TokenChunk) -> None:
+        """Take the hashes [T] of the n-grams at the T positions of the next `chunk`.
 
         `hashes` is overwritten afterwards.
         """
@@ -48,18 +48,18 @@ class Collector(Protocol):
         """The bytes it takes at most, known from the start."""
         ...
 
-    def push(self, passage: Passage) -> None:
-        """Look at the next passage, of at most about 2**17 tokens."""
+    def push(self, chunk: TokenChunk) -> None:
+        """Look at the next chunk, of at most about 2**17 tokens."""
         ...
 
-    def ngram_watcher(self, order: int) -> NgramWatcher | None:
+    def ngram_observer(self, order: int) -> NgramObserver | None:
         """Who is to see the n-grams of `order`; None for nobody.
 
         It may be called by another thread than `push`.
         """
         ...
 
-    def watcher(self, layer: int, order: int) -> RowWatcher | None:
+    def row_observer(self, layer: int, order: int) -> RowObserver | None:
         """Who is to see the rows of `order` (such as 2) in `layer`; None for nobody.
 
         It may be called by another thread than `push`.
@@ -94,7 +94,7 @@ class Collector(Protocol):
         ...
 
 
-class Looker:
+class BaseCollector:
     """A collector that does nothing; those that need only a part of the protocol inherit it."""
 
     name = ""
@@ -104,14 +104,14 @@ class Looker:
         """None."""
         return 0
 
-    def push(self, passage: Passage) -> None:
+    def push(self, chunk: TokenChunk) -> None:
         """Look away."""
 
-    def ngram_watcher(self, order: int) -> NgramWatcher | None:
+    def ngram_observer(self, order: int) -> NgramObserver | None:
         """Nobody."""
         return None
 
-    def watcher(self, layer: int, order: int) -> RowWatcher | None:
+    def row_observer(self, layer: int, order: int) -> RowObserver | None:
         """Nobody."""
         return None
 

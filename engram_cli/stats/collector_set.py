@@ -27,7 +27,7 @@ MOST_EXACT = 2**26  # n-grams of all orders that a folder keeps, 1 to 2 GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watching:
+class CollectorOptions:
     """What is asked for.
 
     `exact`: every n-gram counted, within `exact_bytes`; `compare_uncompressed`: raw ids counted
@@ -47,7 +47,7 @@ class Watching:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Watchers:
+class CollectorSet:
     """The collectors of one run over the corpus."""
 
     exact: tuple[ExactNgrams, ...]
@@ -127,29 +127,29 @@ def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | 
     return {file.key: source_of[file.name] for file in files}
 
 
-def make_watchers(
-    watching: Watching,
+def make_collectors(
+    collector_options: CollectorOptions,
     layout: HashLayout,
     source_of: Mapping[str, str] | None,
     sample_size: int,
-) -> Watchers:
+) -> CollectorSet:
     """Fresh collectors; `source_of` as `sources_of` gives it.
 
     Raises InputError for what this layout or memory does not allow.
     """
-    budget = Budget(watching.exact_bytes) if watching.exact else None
+    budget = Budget(collector_options.exact_bytes) if collector_options.exact else None
     others: list[Collector] = [Occurrences(layout)]
-    if watching.growth:
+    if collector_options.growth:
         others.append(Growth(layout))
-    if watching.compare_uncompressed:
+    if collector_options.compare_uncompressed:
         others.append(Uncompressed(layout, sample_size, budget))
-    holdout = None if watching.holdout is None else Holdout(watching.holdout)
-    if watching.locality or holdout is not None:
+    holdout = None if collector_options.holdout is None else Holdout(collector_options.holdout)
+    if collector_options.locality or holdout is not None:
         others.append(Locality(layout, holdout))
-    if watching.group_by is not None:
-        others.append(Sources(layout, source_of, by=watching.group_by, exact=budget))
+    if collector_options.group_by is not None:
+        others.append(Sources(layout, source_of, by=collector_options.group_by, exact=budget))
     exact = () if budget is None else exact_ngrams(layout, budget)
-    return Watchers(exact=exact, others=tuple(others), holdout=holdout)
+    return CollectorSet(exact=exact, others=tuple(others), holdout=holdout)
 
 
 def exact_memory(available: int | None, planned: int) -> int | None:

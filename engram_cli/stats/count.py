@@ -20,26 +20,26 @@ from engram_cli.stats.counters import Counter
 from engram_cli.stats.distinct import DEFAULT_SAMPLE
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.state import State, nested, part_of, scalar, take, take_scalar, unsound
-from engram_cli.stats.thread_pool import Crew
-from engram_cli.stats.token_chunk import Passage, Stretcher
+from engram_cli.stats.thread_pool import ThreadPool
+from engram_cli.stats.token_chunk import SegmentSplitter, TokenChunk
 from engram_cli.stats.totals import Counts
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Keeps what has been counted, so that a run that is broken off can be gone on with."""
 
     def due(self) -> bool:
         """Whether it is time to."""
         ...
 
-    def keep(self, mark: Mark, tally: Tally) -> None:
-        """Keep the state of `tally`, which has counted the corpus up to `mark`.
+    def save(self, mark: Mark, counter: CorpusCounter) -> None:
+        """Keep the state of `counter`, which has counted the corpus up to `mark`.
 
         Raises KeyboardInterrupt where the count is to go no further.
         """
         ...
 
-    def keep_last(self, mark: Mark, tally: Tally) -> None:
+    def save_last(self, mark: Mark, counter: CorpusCounter) -> None:
         """Keep the same before the count ends in an error."""
         ...
 
@@ -62,7 +62,7 @@ def count_blocks(
     on the way. What `holdout` takes out is checked but not counted, and look-back ends there.
     Raises TokenIdError naming file, document and position.
     """
-    tally = Tally(
+    counter = CorpusCounter(
         layout,
         sample_size=sample_size,
         threads=threads,
@@ -70,10 +70,10 @@ def count_blocks(
         collectors=collectors,
         holdout=holdout,
     )
-    return tally.count(blocks, progress)
+    return counter.count(blocks, progress)
 
 
-class Tally:
+class CorpusCounter:
     """Counts one stream of blocks, from its beginning or from where another one stood."""
 
     def __init__(
@@ -102,30 +102,32 @@ class Tally:
         self,
         blocks: Generator[TokenBlock, None, None],
         progress: Progress = SILENT,
-        keeper: Keeper | None = None,
+        checkpointer: Checkpointer | None = None,
     ) -> Counts:
-        """Count the blocks, let `keeper` keep the state now and then, and before text that is not
-        UTF-8. Raises TokenIdError."""
+        """Count the blocks. Raises TokenIdError.
+
+        `checkpointer` saves the state now and then, and before text that is not UTF-8.
+        """
         trimmer = Trimmer()
         mark: Mark | None = None  # where the state is whole
-        with closing(blocks), Crew(self._counter, self._threads) as crew:
+        with closing(blocks), ThreadPool(self._counter, self._threads) as pool:
             try:
                 for block in blocks:
                     mark = None
-                    passage = self._feed.passage(block) if len(block.ids) else None
-                    if passage is not None:
-                        crew.push(passage)
+                    chunk = self._feed.chunk(block) if len(block.ids) else None
+                    if chunk is not None:
+                        pool.push(chunk)
                     self.size += block.size
                     mark = block.mark
                     progress.advance(block.size)
                     trimmer.advance(block.size)
-                    if keeper is not None and mark is not None and keeper.due():
-                        crew.drain()
-                        keeper.keep(mark, self)
+                    if checkpointer is not None and mark is not None and checkpointer.due():
+                        pool.drain()
+                        checkpointer.save(mark, self)
             except UndecodableError:
-                if keeper is not None and mark is not None:
-                    crew.drain()
-                    keeper.keep_last(mark, self)
+                if checkpointer is not None and mark is not None:
+                    pool.drain()
+                    checkpointer.save_last(mark, self)
                 raise
         feed = self._feed
         return self._counter.counts(
@@ -145,14 +147,14 @@ class Tally:
 
 
 class _Feed:
-    """Turns blocks into passages, without what is held out."""
+    """Turns blocks into chunks, without what is held out."""
 
     def __init__(self, layout: HashLayout, join_documents: bool, holdout: Holdout | None) -> None:
         self.tokens = self.documents = 0
         self._partition = self._begin = 0  # the one at hand, and the tokens before it
         self._join_documents = join_documents
         self._holdout = holdout
-        self._stretcher = Stretcher()
+        self._splitter = SegmentSplitter()
         self._hasher, self._checker = StreamHasher(layout), StreamHasher(layout)
 
     def state(self) -> State:
@@ -167,7 +169,7 @@ class _Feed:
             "carry": scalar(carry),
         }
         holdout = {} if self._holdout is None else self._holdout.state()
-        return own | nested(stretcher=self._stretcher.state(), holdout=holdout)
+        return own | nested(stretcher=self._splitter.state(), holdout=holdout)
 
     def restore(self, state: State) -> None:
         """Go on from a `state`. Raises ArtifactError."""
@@ -180,42 +182,42 @@ class _Feed:
             self._hasher.remember(history, take_scalar(state, "carry"))
         except InputError:
             raise unsound("history") from None
-        self._stretcher.restore(part_of(state, "stretcher"))
+        self._splitter.restore(part_of(state, "stretcher"))
         if self._holdout is not None:
             self._holdout.restore(part_of(state, "holdout"))
 
-    def passage(self, block: TokenBlock) -> Passage | None:
-        """The passage of a block; None when all of it is held out. Raises TokenIdError.
+    def chunk(self, block: TokenBlock) -> TokenChunk | None:
+        """The chunk of a block; None when all of it is held out. Raises TokenIdError.
 
         With a new partition all begins anew that depends on the order of reading.
         """
         if block.partition != self._partition:
             self._partition, self._begin = block.partition, self.tokens
             self._hasher.reset()
-        stretches = self._stretcher.push(block.starts, block.files)
+        segments = self._splitter.push(block.starts, block.files)
         cuts = None
         if self._holdout is not None:
-            kept = self._holdout.push(block, stretches)
+            kept = self._holdout.push(block, segments)
             if len(kept.held.ids):
                 _window(self._checker, kept.held, kept.held.starts)
-            block, stretches, cuts = kept.block, kept.stretches, kept.cuts
+            block, segments, cuts = kept.block, kept.segments, kept.cuts
         if not len(block.ids):
             return None
         starts = cuts if self._join_documents else block.starts
         if cuts is not None and starts is not None:
             starts = starts | cuts
-        passage = Passage(
+        chunk = TokenChunk(
             window=_window(self._hasher, block, starts),
             ids=block.ids,
             starts=block.starts,
-            stretches=stretches,
+            segments=segments,
             files=block.files,
             position=self.tokens - self._begin,
             labels=block.labels,
         )
         self.tokens += len(block.ids)
         self.documents += int(np.count_nonzero(block.starts))
-        return passage
+        return chunk
 
 
 def _window(hasher: StreamHasher, block: TokenBlock, starts: NDArray[np.bool_] | None) -> Window:

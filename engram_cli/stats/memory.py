@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.counters import pending_bytes, scratch_bytes
+from engram_cli.stats.counters import buffer_bytes, scratch_bytes
 from engram_cli.stats.distinct import sampler_bytes
 
 # The interpreter and its libraries, and what is on its way, with two tokenizers and their caches or
@@ -49,7 +49,7 @@ def plan_memory(
         counters=4 * sum(entry.rows for entry in layout.layers),
         samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
         more=more,
-        buffers=base_bytes(text=text) + pending_bytes(layout) + threads * scratch_bytes(layout),
+        buffers=base_bytes(text=text) + buffer_bytes(layout) + threads * scratch_bytes(layout),
     )
 
 

@@ -18,7 +18,7 @@ _STEP = 2**17  # n-grams hashed together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Company:
+class RowNgram:
     """An n-gram on a row: its place among those known, and how often it occurred, or at most."""
 
     at: int
@@ -26,7 +26,7 @@ class Company:
     exact: bool
 
 
-class RowCompany:
+class RowNgrams:
     """The known n-grams of an order by the rows of a layer they fall on, for rows asked for."""
 
     def __init__(
@@ -49,7 +49,7 @@ class RowCompany:
         self._plan = plan_layer(layout, entry)
         self._hits_at, self._positions = hits_at, positions
 
-    def on(self, rows: NDArray[np.integer]) -> list[dict[int, list[Company]]]:
+    def on(self, rows: NDArray[np.integer]) -> list[dict[int, list[RowNgram]]]:
         """By head, for rows [H, n] of it: row -> its n-grams, the most frequent first."""
         wanted = [np.unique(own) for own in rows]
         places: list[list[NDArray[np.int64]]] = [[] for _ in wanted]
@@ -83,22 +83,24 @@ class RowCompany:
 
     def _by_row(
         self, places: NDArray[np.int64], rows: NDArray[np.uint32], counts: dict[int, int]
-    ) -> dict[int, list[Company]]:
-        met: dict[int, list[Company]] = {}
+    ) -> dict[int, list[RowNgram]]:
+        met: dict[int, list[RowNgram]] = {}
         for at, row in zip(places.tolist(), rows.tolist(), strict=True):
-            company = Company(at=at, count=counts[at], exact=at < len(self.sample.counts))
-            met.setdefault(row, []).append(company)
+            ngram = RowNgram(at=at, count=counts[at], exact=at < len(self.sample.counts))
+            met.setdefault(row, []).append(ngram)
         for found in met.values():
-            found.sort(key=lambda company: (-company.count, company.at))
+            found.sort(key=lambda ngram: (-ngram.count, ngram.at))
         return met
 
 
-def companies(statistics: Statistics, entry: LayerHash, hits_at: HitsAt) -> tuple[RowCompany, ...]:
+def load_row_ngrams(
+    statistics: Statistics, entry: LayerHash, hits_at: HitsAt
+) -> tuple[RowNgrams, ...]:
     """For each order those that statistics know. Raises ArtifactError."""
     layout, occurrences = statistics.layout, statistics.occurrences()
     drawn = None if occurrences is None else drawn_ngrams(occurrences, layout.orders)
     return tuple(
-        RowCompany(
+        RowNgrams(
             layout, entry, sample, None if drawn is None else drawn[index], hits_at,
             statistics.tokens,
         )

@@ -1,8 +1,8 @@
-"""What the counting sees of the corpus: blocks in, passages out.
+"""What the counting sees of the corpus: blocks in, chunks out.
 
-A stretch is a document, or 16,384 tokens of a long one. Its key is a 64-bit hash of the file's
-identity, of the document's number in the file and of the stretch's in the document: the same
-wherever and whenever the stretch is read. Keys decide which stretches are held out, and in what
+A segment is a document, or 16,384 tokens of a long one. Its key is a 64-bit hash of the file's
+identity, of the document's number in the file and of the segment's in the document: the same
+wherever and whenever the segment is read. Keys decide which segments are held out, and in what
 random order the growth of a corpus is looked at.
 """
 
@@ -20,14 +20,14 @@ from engram_cli.corpus.identity import identity
 from engram_cli.hashing.hasher import Window
 from engram_cli.stats.state import State, scalar, take, take_scalar
 
-STRETCH = 2**14
+SEGMENT_TOKENS = 2**14
 _ODD1, _ODD2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _DOCUMENT = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Stretches:
-    """The S stretches of T tokens: `begins` int64[S] ascending from 0, `keys` uint64[S].
+class Segments:
+    """The S segments of T tokens: `begins` int64[S] ascending from 0, `keys` uint64[S].
 
     The first one may have begun before: `carried` of its tokens are in front.
     """
@@ -36,11 +36,11 @@ class Stretches:
     keys: NDArray[np.uint64]
     carried: int = 0
 
-    def part(self, begin: int, end: int) -> Stretches:
-        """The stretches of the tokens begin..end-1."""
+    def part(self, begin: int, end: int) -> Segments:
+        """The segments of the tokens begin..end-1."""
         first = int(np.searchsorted(self.begins, begin, side="right")) - 1
         last = int(np.searchsorted(self.begins, end, side="left"))
-        return Stretches(
+        return Segments(
             begins=np.maximum(self.begins[first:last] - begin, 0),
             keys=self.keys[first:last],
             carried=begin - int(self.begins[first]) + (0 if first else self.carried),
@@ -48,8 +48,8 @@ class Stretches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Passage:
-    """T tokens of the corpus that follow those of the passage before.
+class TokenChunk:
+    """T tokens of the corpus that follow those of the chunk before.
 
     `window`: compressed, as they are hashed; `ids`: as they were read; `starts` bool[T]: first
     tokens of documents; `files`: (index, name) where a file's tokens begin, the first at 0;
@@ -60,7 +60,7 @@ class Passage:
     window: Window
     ids: NDArray[np.integer]
     starts: NDArray[np.bool_]
-    stretches: Stretches
+    segments: Segments
     files: Names
     position: int
     labels: Names = ()
@@ -68,40 +68,40 @@ class Passage:
     def __len__(self) -> int:
         return len(self.window)
 
-    def part(self, begin: int, end: int) -> Passage:
+    def part(self, begin: int, end: int) -> TokenChunk:
         """The tokens begin..end-1, without a copy."""
         if (begin, end) == (0, len(self)):
             return self
-        return Passage(
+        return TokenChunk(
             window=self.window.part(begin, end),
             ids=self.ids[begin:end],
             starts=self.starts[begin:end],
-            stretches=self.stretches.part(begin, end),
+            segments=self.segments.part(begin, end),
             files=cut_names(self.files, begin, end),
             position=self.position + begin,
             labels=cut_names(self.labels, begin, end),
         )
 
 
-class Stretcher:
-    """Divides a stream of blocks into stretches; where it is cut changes nothing."""
+class SegmentSplitter:
+    """Divides a stream of blocks into segments; where it is cut changes nothing."""
 
-    def __init__(self, stretch: int = STRETCH) -> None:
-        self._stretch = stretch
+    def __init__(self, segment: int = SEGMENT_TOKENS) -> None:
+        self._segment_tokens = segment
         self._file: str | None = None
         self._key = np.uint64(0)
         self._documents = 0  # of the current file so far
         self._position = 0  # in the current document
 
-    def push(self, starts: NDArray[np.bool_], files: Sequence[tuple[int, str]]) -> Stretches:
-        """The stretches of the next T tokens, T above 0."""
+    def push(self, starts: NDArray[np.bool_], files: Sequence[tuple[int, str]]) -> Segments:
+        """The segments of the next T tokens, T above 0."""
         parts = []
         same = bool(files) and files[0][1] == self._file and not starts[0]
-        carried = self._position % self._stretch if same else 0
+        carried = self._position % self._segment_tokens if same else 0
         for (begin, name), (end, _) in zip(files, [*files[1:], (len(starts), "")], strict=True):
             if begin < end:
                 parts.append(self._in_file(name, starts[begin:end], begin))
-        return Stretches(
+        return Segments(
             begins=np.concatenate([begins for begins, _ in parts]),
             keys=np.concatenate([keys for _, keys in parts]),
             carried=carried,
@@ -138,7 +138,7 @@ class Stretcher:
         if name != self._file:
             self._begin(name)
         begins = np.flatnonzero(starts)
-        carried = int(not starts[0])  # the first stretch goes on with a document
+        carried = int(not starts[0])  # the first segment goes on with a document
         if carried:
             begins = np.concatenate([[0], begins])
         numbers = self._documents + np.arange(1 - carried, len(begins) + 1 - carried)
@@ -148,11 +148,11 @@ class Stretcher:
         lengths = np.diff(begins, append=len(starts))
         self._documents = int(numbers[-1])
         self._position = int(positions[-1] + lengths[-1])
-        first = positions // self._stretch
-        pieces = (positions + lengths - 1) // self._stretch - first + 1
+        first = positions // self._segment_tokens
+        pieces = (positions + lengths - 1) // self._segment_tokens - first + 1
         which = np.repeat(np.arange(len(begins)), pieces)
         piece = np.arange(len(which)) - np.repeat(np.cumsum(pieces) - pieces, pieces) + first[which]
-        offset = np.maximum(piece * self._stretch - positions[which], 0)
+        offset = np.maximum(piece * self._segment_tokens - positions[which], 0)
         documents = scrambled(self._key ^ (numbers.astype(np.uint64) * _DOCUMENT))
         keys = scrambled(documents[which] + piece.astype(np.uint64))
         return at + begins[which] + offset, keys

@@ -22,7 +22,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.table.inits.corpus.tally import Occurrences
+from engram_cli.table.inits.corpus.pairs import Occurrences
 from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
 from engram_cli.table.probe.counted import count_followers, first_choices, witten_bell
 from engram_cli.table.probe.held import ask

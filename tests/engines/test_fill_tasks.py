@@ -29,8 +29,8 @@ from engram_cli.engines.ray import Cluster
 from engram_cli.engines.ray_filling import RayFill, _cut, _partition_after, _runs
 from engram_cli.errors import CorpusError, InputError, MismatchError
 from engram_cli.progress import SILENT
+from engram_cli.table.inits.corpus.pairs import stretch_pairs, stretches, write_pairs
 from engram_cli.table.inits.corpus.reference import united
-from engram_cli.table.inits.corpus.tally import stretch_pairs, stretches, write_tally
 from engram_cli.table.inits.corpus.tokens import Piece, TokenWriter
 from engram_cli.vocab.tokenizer import load_tokenizer
 
@@ -116,7 +116,7 @@ def test_pairs_of_stretches_are_those_of_the_whole(tmp_path: Path) -> None:
     file = write_corpus(tmp_path / "tokens", layout)
     for name in ("next-token", "token-mean"):
         what = fill_spec(layout, file, random_vectors(layout), name).init.occurrences
-        write_tally(tmp_path / name, what, 3, 3, memory=2**20)
+        write_pairs(tmp_path / name, what, 3, 3, memory=2**20)
         found = [
             stretch_pairs(what, 3, 3, file.map()[part.first : part.last], part)
             for part in stretches(what, 613)

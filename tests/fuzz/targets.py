@@ -42,7 +42,7 @@ from engram_cli.formats.embedding_tensor import find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
 from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from engram_cli.stats.collector_set import Watching, make_watchers
+from engram_cli.stats.collector_set import CollectorOptions, make_collectors
 from engram_cli.stats.counters import Counter
 from engram_cli.stats.stats_io import _digest, read_stats
 from engram_cli.table.build import build_store, partial_folder
@@ -275,11 +275,11 @@ def _checkpoints(folder: Path, made: Made) -> Iterator[Target]:
     """A count and a token file that were interrupted, and a model's embeddings."""
     here = folder / "resume"
     layout = mapped_layout()
-    watching = Watching(growth=True, locality=True, compare_uncompressed=True, holdout=0.1)
+    options = CollectorOptions(growth=True, locality=True, compare_uncompressed=True, holdout=0.1)
 
     def counter() -> Counter:
-        watchers = make_watchers(watching, layout, None, 1024)
-        return Counter(layout, 1024, watchers.collectors)
+        collectors = make_collectors(options, layout, None, 1024)
+        return Counter(layout, 1024, collectors.collectors)
 
     state = counter().state()
     write_checkpoint(

@@ -49,7 +49,7 @@ class Columns:
         return range(self.columns.start, self.columns.stop)
 
 
-class Pending:
+class NgramBuffer:
     """The n-grams of one order of a layer that are not counted yet."""
 
     def __init__(self, columns: Columns, items: int) -> None:
@@ -121,9 +121,9 @@ class Pending:
             kernels.count_near(*hashed, own)
 
 
-class EachOccurrence:
+class DirectCounter:
     """Counts every occurrence at once, where n-grams have no mix that decides all their rows: the
-    fold "powers". Slower than `Pending`."""
+    fold "powers". Slower than `NgramBuffer`."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -135,7 +135,7 @@ class EachOccurrence:
         return sys.maxsize
 
     def push(self, window: Window, rows: NDArray[np.uint32]) -> None:
-        """Count the n-grams of T positions; `rows` as in `Pending.push`."""
+        """Count the n-grams of T positions; `rows` as in `NgramBuffer.push`."""
         plan = self._plan
         found = np.empty((len(plan.moduli), len(window)), dtype=np.uint32)
         plan.columns(window.tokens, window.seen, found)
@@ -150,9 +150,9 @@ class EachOccurrence:
     last_jobs = jobs
 
 
-def counting(columns: Columns, items: int) -> Pending | EachOccurrence:
+def make_buffer(columns: Columns, items: int) -> NgramBuffer | DirectCounter:
     """What counts some columns; `items`: how long a list of n-grams may become."""
-    return EachOccurrence(columns) if len(columns.plan.weights) else Pending(columns, items)
+    return DirectCounter(columns) if len(columns.plan.weights) else NgramBuffer(columns, items)
 
 
 def parts_of(rows: int) -> int:

@@ -18,7 +18,7 @@ from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.reference import hash_columns
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.table.inits.corpus import buckets, filled, reference, tally
+from engram_cli.table.inits.corpus import buckets, filled, pairs, reference
 from engram_cli.table.inits.corpus.columns import Spare
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
 from engram_cli.table.places import scratch_folder
@@ -114,10 +114,10 @@ def test_passes_threads_and_blocks_change_no_byte(
     whole = open_table(fill(folder / "whole.zarr", spec).path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filled, "_LEAST_MEMORY", 1)
-        patch.setattr(tally, "STEP", step)
-        patch.setattr(tally, "_LEAST", block)
-        patch.setattr(tally, "PARTS_BITS", bits)
-        patch.setattr(tally, "_TABLE_BITS", 4 + bits)
+        patch.setattr(pairs, "STEP", step)
+        patch.setattr(pairs, "_LEAST", block)
+        patch.setattr(pairs, "PARTS_BITS", bits)
+        patch.setattr(pairs, "_TABLE_BITS", 4 + bits)
         patch.setattr(buckets, "_BUCKET_BITS", bits)
         patch.setattr(buckets, "_BLOCK", step)
         patch.setattr(filled, "_TOGETHER", 1 + bits % 3)

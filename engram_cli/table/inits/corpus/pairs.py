@@ -1,4 +1,4 @@
-"""The tally of an order: which tokens its n-grams add to their rows, each pair with its count.
+"""Counts the (n-gram, token) pairs of an order: which tokens its n-grams add to their rows.
 
 All heads of an order see the same n-grams, and a row depends on an n-gram through its mix alone.
 So (mix, token) pairs are united once, by blocks of the token file, and every head hashes a
@@ -67,7 +67,7 @@ class Occurrences:
         return counts
 
 
-def write_tally(
+def write_pairs(
     path: Path,
     what: Occurrences,
     layer: int,
