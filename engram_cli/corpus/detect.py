@@ -7,7 +7,7 @@ from typing import Any
 
 from engram_cli.corpus.decompress import HEAD, archive, packing
 from engram_cli.corpus.json_text import MOST_DESCRIPTION, check_size, loads
-from engram_cli.corpus.storage import Place
+from engram_cli.corpus.storage import Storage
 from engram_cli.errors import CorpusError
 
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
@@ -53,23 +53,23 @@ def main_file(name: str) -> str | None:
     return None
 
 
-def is_token_bin(name: str, place: Place) -> bool:
+def is_token_bin(name: str, storage: Storage) -> bool:
     """Whether a .bin file says that it holds token ids: any other file could be called .bin."""
-    return format_of(name, place) in ("llmc", "megatron")
+    return format_of(name, storage) in ("llmc", "megatron")
 
 
-def format_of(name: str, place: Place) -> str:
+def format_of(name: str, storage: Storage) -> str:
     """The format of a file. Raises CorpusError for what is known and cannot be read."""
     ending = PurePosixPath(unpacked_name(name).lower()).suffix
     usual = _FORMATS.get(ending, "text")
-    if place.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
+    if storage.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
         return usual
     if PurePosixPath(name).name == "index.json":
         folder = name[: -len("index.json")] or "."
-        return "mds" if is_mds_index(folder, place) else usual
-    if place.distant and ending in _CERTAIN:
+        return "mds" if is_mds_index(folder, storage) else usual
+    if storage.distant and ending in _CERTAIN:
         return usual
-    head = place.head(name, HEAD)
+    head = storage.head(name, HEAD)
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
@@ -77,8 +77,8 @@ def format_of(name: str, place: Place) -> str:
         return "llmc" if head[:4] in LLMC_MAGIC else _stream_of_ones(ending)
     _refuse(name, ending, usual, head)
     if ending == ".bin":
-        return "megatron" if place.kind(name[: -len(".bin")] + ".idx") == "file" else "nanogpt"
-    if ending == ".npy" and _may_be_raw(name, place, head):
+        return "megatron" if storage.kind(name[: -len(".bin")] + ".idx") == "file" else "nanogpt"
+    if ending == ".npy" and _may_be_raw(name, storage, head):
         return "olmo"
     return usual
 
@@ -107,32 +107,32 @@ def _refuse(name: str, ending: str, usual: str, head: bytes) -> None:
         raise CorpusError(f"{name} is a shard of an MDS data set", "give the folder of index.json")
 
 
-def _may_be_raw(name: str, place: Place, head: bytes) -> bool:
+def _may_be_raw(name: str, storage: Storage, head: bytes) -> bool:
     """Whether a .npy without the header of one may be bare token ids."""
-    size = place.file(name, "olmo").size
+    size = storage.file(name, "olmo").size
     whole = size is None or (size > 0 and size % 2 == 0)
     return whole and not b"\x93NUMPY".startswith(head[:6])
 
 
-def is_mds_index(folder: str, place: Place) -> bool:
+def is_mds_index(folder: str, storage: Storage) -> bool:
     """Whether a folder's index.json describes MDS shards."""
-    about = _json(place.join(folder, "index.json"), place)
+    about = _json(storage.join(folder, "index.json"), storage)
     return isinstance(about.get("shards"), list) and about.get("version") == 2
 
 
 def dataset_parts(
-    folder: str, folders: list[str], files: list[str], place: Place
+    folder: str, folders: list[str], files: list[str], storage: Storage
 ) -> list[str] | None:
     """The files, or folders, of a folder that Hugging Face `datasets` saved, in its own order.
 
     None for any other folder. Raises CorpusError for files that the folder names and has not.
     """
     if "dataset_dict.json" in files:
-        splits = _json(place.join(folder, "dataset_dict.json"), place).get("splits")
+        splits = _json(storage.join(folder, "dataset_dict.json"), storage).get("splits")
         if isinstance(splits, list):
             return [_present(folder, split, folders) for split in splits]
     if "state.json" in files:
-        state = _json(place.join(folder, "state.json"), place)
+        state = _json(storage.join(folder, "state.json"), storage)
         if isinstance(state.get("_data_files"), list):
             if state.get("_indices_data_files"):
                 raise CorpusError(
@@ -159,9 +159,9 @@ def _present(folder: str, name: Any, names: list[str]) -> str:
     return name
 
 
-def _json(name: str, place: Place) -> dict[str, Any]:
+def _json(name: str, storage: Storage) -> dict[str, Any]:
     """A JSON object; empty for anything else."""
-    raw = place.head(name, MOST_DESCRIPTION + 1)
+    raw = storage.head(name, MOST_DESCRIPTION + 1)
     try:
         check_size(raw, name)
         about = loads(raw)

@@ -23,7 +23,7 @@ class _End:
     pass
 
 
-class _Line(Generic[T]):
+class _Channel(Generic[T]):
     """What a thread and its consumer share."""
 
     def __init__(self, depth: int, cancel: threading.Event) -> None:
@@ -60,7 +60,7 @@ class _Line(Generic[T]):
         self.put(last)
 
 
-def ahead(
+def prefetch(
     source: Generator[T, None, None],
     *,
     depth: int,
@@ -73,21 +73,23 @@ def ahead(
     An error of the source is raised here. When this generator is closed the source is closed too,
     in its thread; up to `patience` seconds are waited for that, for the thread may hang in a read
     from a pipe and does not keep the program from ending. `cancel` is shared by all the threads of
-    a line; only the `last` of them sets it, whose consumer is at the end of the line.
+    a line; only the `last` of them sets it, whose consumer is at the end of the chain.
     """
-    line: _Line[T] = _Line(depth, cancel)
-    thread = threading.Thread(target=line.run, args=(source,), daemon=True, name="engram-ahead")
+    channel: _Channel[T] = _Channel(depth, cancel)
+    thread = threading.Thread(
+        target=channel.run, args=(source,), daemon=True, name="engram-prefetch"
+    )
     thread.start()
     try:
         while True:
-            item = line.get()
+            item = channel.get()
             if isinstance(item, _End):
                 return
             if isinstance(item, _Failure):
                 raise item.error
             yield item
     finally:
-        line.unwanted.set()
+        channel.unwanted.set()
         if last:
             cancel.set()
         thread.join(patience)

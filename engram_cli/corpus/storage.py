@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 from engram_cli.corpus.base import CorpusFile
-from engram_cli.corpus.remote import RemotePlace, is_remote
+from engram_cli.corpus.remote import RemoteStorage, is_remote
 from engram_cli.corpus.stamps import local_file
 from engram_cli.errors import CorpusError
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """Names in, what lies there out. All raise CorpusError for what cannot be looked at."""
 
     @property
@@ -42,13 +42,13 @@ class Place(Protocol):
         """The corpus file of that name."""
 
 
-class LocalPlace:
+class LocalStorage:
     """The files of this machine."""
 
     distant = False
 
     def kind(self, name: str) -> str | None:
-        """See `Place`; pipes and devices are things."""
+        """See `Storage`; pipes and devices are things."""
         if os.path.isdir(name):
             return "folder"
         if os.path.isfile(name):
@@ -56,13 +56,13 @@ class LocalPlace:
         return "thing" if os.path.exists(name) else None
 
     def matches(self, pattern: str) -> list[str] | None:
-        """See `Place`."""
+        """See `Storage`."""
         if not glob.has_magic(pattern):
             return None
         return [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """See `Place`; links to folders count as neither, so that no loop is walked."""
+        """See `Storage`; links to folders count as neither, so that no loop is walked."""
         try:
             with os.scandir(folder) as found:
                 inside = sorted(found, key=lambda entry: entry.name)
@@ -76,15 +76,15 @@ class LocalPlace:
         )
 
     def join(self, folder: str, name: str) -> str:
-        """See `Place`."""
+        """See `Storage`."""
         return str(Path(folder, name))
 
     def key(self, name: str) -> str:
-        """See `Place`."""
+        """See `Storage`."""
         return os.path.realpath(name)
 
     def head(self, name: str, length: int) -> bytes:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             with open(name, "rb") as stream:
                 return stream.read(length)
@@ -92,17 +92,17 @@ class LocalPlace:
             raise CorpusError(f"cannot read {name}: {error.strerror}", "check the file") from None
 
     def file(self, name: str, format_: str) -> CorpusFile:
-        """See `Place`; the size of a pipe is unknown."""
+        """See `Storage`; the size of a pipe is unknown."""
         try:
             return local_file(Path(name), format_)
         except OSError as error:
             raise CorpusError(f"cannot read {name}: {error.strerror}", "check the file") from None
 
 
-LOCAL = LocalPlace()
-REMOTE = RemotePlace()
+LOCAL = LocalStorage()
+REMOTE = RemoteStorage()
 
 
-def place_of(name: str) -> Place:
+def storage_of(name: str) -> Storage:
     """Where a name is to be looked for."""
     return REMOTE if is_remote(name) else LOCAL

@@ -74,8 +74,8 @@ def _count(
         latest = None if checkpointer is None else checkpointer.tokens
         return resumed if latest is None else latest
 
-    mark = None if found is None else found.mark
-    stream = TokenStream(plan.files, work.options, encoder, mark, begins=plan.begins)
+    read_position = None if found is None else found.read_position
+    stream = TokenStream(plan.files, work.options, encoder, read_position, begins=plan.begins)
     try:
         with nullcontext() if checkpointer is None else put_off(ending):
             counts = counter.count(stream.blocks(), progress, checkpointer)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import Mark
+from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.stamps import continues
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.files import PART, canonical_json, inner_file, output_errors, read_json
@@ -53,12 +53,12 @@ _AGAIN = "count again from the start"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:
-    """The `state` of a `CorpusCounter` that has counted `size` bytes and `tokens`, up to `mark`.
+    """The `state` of a `CorpusCounter`, which counted `size` bytes and `tokens`.
 
-    `encoder`: the one to go on with, None where the request decides.
+    `read_position`: how far the corpus was read. `encoder`: the one to go on with, None where the request decides.
     """
 
-    mark: Mark
+    read_position: ReadPosition
     size: int
     tokens: int
     encoder: str | None
@@ -93,19 +93,19 @@ class FolderCheckpointer:
         """Whether the last one is long enough ago, or it is the last chance."""
         return not self._failed and (self._ending.is_set() or time.monotonic() >= self._next)
 
-    def save_last(self, mark: Mark, counter: CorpusCounter) -> None:
+    def save_last(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
         """Write a checkpoint before the count ends in an error, unless one is there already."""
         if not self._failed and self.tokens != counter.tokens:
-            self.save(mark, counter)
+            self.save(read_position, counter)
 
-    def save(self, mark: Mark, counter: CorpusCounter) -> None:
+    def save(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
         """Write a checkpoint; where it cannot be written say so, and try no more.
 
         Raises KeyboardInterrupt after the last one.
         """
         begin = time.monotonic()
         kept = Checkpoint(
-            mark=mark,
+            read_position=read_position,
             size=counter.size,
             tokens=counter.tokens,
             encoder=self._encoder,
@@ -143,7 +143,7 @@ def write_checkpoint(folder: Path, request: str, checkpoint: Checkpoint) -> int:
         "version": VERSION,
         "tool_version": __version__,
         "request": request,
-        "mark": asdict(checkpoint.mark),
+        "mark": asdict(checkpoint.read_position),
         "size": checkpoint.size,
         "tokens": checkpoint.tokens,
         "encoder": checkpoint.encoder,
@@ -176,7 +176,7 @@ def read_checkpoint(folder: Path, request: str) -> Checkpoint | None:
     if encoder not in (None, "tokenizers") or not all(_is_count(n) for n in numbers):
         raise _damaged(path, "has no sound fields")
     return Checkpoint(
-        mark=_mark(document.get("mark"), path),
+        read_position=_read_position(document.get("mark"), path),
         size=document["size"],
         tokens=document["tokens"],
         encoder=encoder,
@@ -276,14 +276,14 @@ def _array(raw: Any, length: int, entry: Any, path: Path) -> tuple[str, NDArray[
     return name, np.frombuffer(raw, dtype=dtype, count=count, offset=offset).reshape(shape)
 
 
-def _mark(value: Any, path: Path) -> Mark:
-    names = {field.name: field.type for field in fields(Mark)}
+def _read_position(value: Any, path: Path) -> ReadPosition:
+    names = {field.name: field.type for field in fields(ReadPosition)}
     if not isinstance(value, dict) or value.keys() != names.keys():
         raise _damaged(path, "names no place in the corpus")
     for name, kind in names.items():
         if not (isinstance(value[name], bool) if kind == "bool" else _is_count(value[name])):
             raise _damaged(path, f"has the {name} {value[name]!r}")
-    return Mark(**value)
+    return ReadPosition(**value)
 
 
 def _is_count(value: Any) -> bool:

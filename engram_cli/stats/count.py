@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import Mark, TokenBlock
+from engram_cli.corpus.base import ReadPosition, TokenBlock
 from engram_cli.errors import InputError, TokenIdError, UndecodableError
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout
@@ -32,14 +32,14 @@ class Checkpointer(Protocol):
         """Whether it is time to."""
         ...
 
-    def save(self, mark: Mark, counter: CorpusCounter) -> None:
-        """Keep the state of `counter`, which has counted the corpus up to `mark`.
+    def save(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
+        """Keep the state of `counter`, which has counted the corpus up to `read_position`.
 
         Raises KeyboardInterrupt where the count is to go no further.
         """
         ...
 
-    def save_last(self, mark: Mark, counter: CorpusCounter) -> None:
+    def save_last(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
         """Keep the same before the count ends in an error."""
         ...
 
@@ -109,25 +109,29 @@ class CorpusCounter:
         `checkpointer` saves the state now and then, and before text that is not UTF-8.
         """
         trimmer = Trimmer()
-        mark: Mark | None = None  # where the state is whole
+        read_position: ReadPosition | None = None  # where the state is whole
         with closing(blocks), ThreadPool(self._counter, self._threads) as pool:
             try:
                 for block in blocks:
-                    mark = None
+                    read_position = None
                     chunk = self._feed.chunk(block) if len(block.ids) else None
                     if chunk is not None:
                         pool.push(chunk)
                     self.size += block.size
-                    mark = block.mark
+                    read_position = block.read_position
                     progress.advance(block.size)
                     trimmer.advance(block.size)
-                    if checkpointer is not None and mark is not None and checkpointer.due():
+                    if (
+                        checkpointer is not None
+                        and read_position is not None
+                        and checkpointer.due()
+                    ):
                         pool.drain()
-                        checkpointer.save(mark, self)
+                        checkpointer.save(read_position, self)
             except UndecodableError:
-                if checkpointer is not None and mark is not None:
+                if checkpointer is not None and read_position is not None:
                     pool.drain()
-                    checkpointer.save_last(mark, self)
+                    checkpointer.save_last(read_position, self)
                 raise
         feed = self._feed
         return self._counter.counts(

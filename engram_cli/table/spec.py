@@ -23,7 +23,7 @@ from engram_cli.table.grid import (
     row_array,
     scales_array,
 )
-from engram_cli.table.inits.base import Accompanied, Init
+from engram_cli.table.inits.base import Init, InitWithArrays
 from engram_cli.version import __version__
 
 FORMAT = "engram-table"
@@ -158,7 +158,7 @@ class TableSpec:
     @property
     def init_arrays(self) -> list[ChunkedArray]:
         """What the init stores beside the rows, so that a reader can undo what it did."""
-        return self.init.arrays(self.dim) if isinstance(self.init, Accompanied) else []
+        return self.init.arrays(self.dim) if isinstance(self.init, InitWithArrays) else []
 
     @property
     def total_bytes(self) -> int:

@@ -17,7 +17,7 @@ from scripts import run_script
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.corpus import encode
-from engram_cli.corpus.base import Mark
+from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.encode import EncoderDiffers, ReferenceEncoder
 from engram_cli.engines import local
 from engram_cli.errors import CorpusError, InputError, UndecodableError
@@ -267,7 +267,7 @@ def test_the_time_between_two_grows_with_what_one_takes(tmp_path: Path) -> None:
         patch.setattr(checkpoint.time, "monotonic", lambda: now[0])
         checkpointer._next = 100.0
         assert checkpointer.due()
-        checkpointer.save(Mark(), Counter())  # type: ignore[arg-type]
+        checkpointer.save(ReadPosition(), Counter())  # type: ignore[arg-type]
         now[0] += 69.0
         assert not checkpointer.due()
         now[0] += 2.0

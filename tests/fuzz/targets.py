@@ -31,7 +31,7 @@ from engram_cli.commands.plan_file import is_plan, read_plan
 from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.commands.workspace import read_config
-from engram_cli.corpus.base import CorpusOptions, Mark
+from engram_cli.corpus.base import CorpusOptions, ReadPosition
 from engram_cli.corpus.encode import make_encoder
 from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stream import TokenStream, needs_tokenizer
@@ -283,7 +283,9 @@ def _checkpoints(folder: Path, made: Made) -> Iterator[Target]:
 
     state = counter().state()
     write_checkpoint(
-        here, "asked", Checkpoint(mark=Mark(), size=9, tokens=4, encoder=None, state=state)
+        here,
+        "asked",
+        Checkpoint(read_position=ReadPosition(), size=9, tokens=4, encoder=None, state=state),
     )
 
     def restored(here: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stats.truth import layout_of, zipf_documents
 
-from engram_cli.corpus.base import Mark, TokenBlock
+from engram_cli.corpus.base import ReadPosition, TokenBlock
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -122,11 +122,18 @@ def found(collector: Collector, counts: Counts) -> Any:
 
 def through_a_file(state: State, folder: Path) -> State:
     """A state as it comes back from a checkpoint."""
-    kept = Checkpoint(mark=Mark(file=3, open=True), size=5, tokens=6, encoder=None, state=state)
+    kept = Checkpoint(
+        read_position=ReadPosition(file=3, open=True), size=5, tokens=6, encoder=None, state=state
+    )
     write_checkpoint(folder, "request", kept)
     read = read_checkpoint(folder, "request")
     assert read is not None
-    assert (read.mark, read.size, read.tokens, read.encoder) == (kept.mark, 5, 6, None)
+    assert (read.read_position, read.size, read.tokens, read.encoder) == (
+        kept.read_position,
+        5,
+        6,
+        None,
+    )
     return read.state
 
 

@@ -45,7 +45,7 @@ class Init(Protocol):
 
 
 @runtime_checkable
-class Accompanied(Init, Protocol):
+class InitWithArrays(Init, Protocol):
     """Rows that come with further arrays, so that a reader can undo what was done to them."""
 
     def arrays(self, dim: int) -> list[ChunkedArray]:
@@ -56,7 +56,7 @@ class Accompanied(Init, Protocol):
 
 
 @runtime_checkable
-class PassInit(Accompanied, Protocol):
+class PassInit(InitWithArrays, Protocol):
     """Rows that take work before they can be written, shared by the ranges of a pass."""
 
     def passes(self, layer: int, dim: int, spans: Sequence[Span]) -> list[list[int]]:

@@ -42,7 +42,7 @@ def rewrite(table: Path, layer: int, values: np.ndarray) -> None:
 def test_figures_are_those_of_all_rows(
     tmp_path: Path, dtype: str, dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a stretch and a piece are a few rows, and heads end inside of chunks."""
+    """Also where a range and a piece are a few rows, and heads end inside of chunks."""
     monkeypatch.setattr(source, "STRETCH_BYTES", 300)
     monkeypatch.setattr(source, "PIECE_BYTES", 90)
     build(tmp_path / "t.zarr", tokens=7, dtype=dtype, dim=dim)

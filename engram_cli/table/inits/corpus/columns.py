@@ -20,7 +20,7 @@ from engram_cli.table.inits.corpus.buckets import ColumnPart
 Deal = Callable[[Mapping[int, Span]], dict[int, ColumnPart]]
 
 
-class Spare:
+class BufferPool:
     """Buffers that are free to be used again."""
 
     def __init__(self) -> None:
@@ -73,13 +73,15 @@ class _Group:
             return self.parts.pop(column).release()
 
 
-class DealtColumns:
+class PartitionedColumns:
     """Some rows of some columns."""
 
-    def __init__(self, groups: Sequence[Mapping[int, Span]], deal: Deal, spare: Spare) -> None:
+    def __init__(
+        self, groups: Sequence[Mapping[int, Span]], deal: Deal, buffer_pool: BufferPool
+    ) -> None:
         """`groups`: the rows of columns that are dealt out together by `deal`, by column; those of
         one column may lie in several, ascending."""
-        self._deal, self._spare = deal, spare
+        self._deal, self._buffer_pool = deal, buffer_pool
         self._groups: dict[int, list[_Group]] = {}
         for spans in groups:
             left = {column: end - begin for column, (begin, end) in spans.items()}
@@ -87,9 +89,9 @@ class DealtColumns:
             for column in spans:
                 self._groups.setdefault(column, []).append(group)
 
-    def parts(self) -> dict[int, DealtColumn]:
+    def parts(self) -> dict[int, PartitionedColumn]:
         """What fills each column."""
-        return {column: DealtColumn(self, column) for column in self._groups}
+        return {column: PartitionedColumn(self, column) for column in self._groups}
 
     def fill(self, column: int, first: int, out: NDArray[np.float32]) -> None:
         """Write the rows from `first` (counted in the column) into `out` float32[n, w].
@@ -100,14 +102,14 @@ class DealtColumns:
             begin, end = group.spans[column]
             low, high = max(first, begin), min(first + len(out), end)
             if low < high and group.fill(column, low, out[low - first : high - first], self._deal):
-                self._spare.give(group.release(column))
+                self._buffer_pool.give(group.release(column))
 
 
 @dataclass(frozen=True, slots=True)
-class DealtColumn:
+class PartitionedColumn:
     """One of them."""
 
-    columns: DealtColumns
+    columns: PartitionedColumns
     column: int
 
     def fill(self, first: int, out: NDArray[np.float32]) -> None:

@@ -32,7 +32,7 @@ from engram_cli.table.inits.corpus.buckets import (
     deal_out,
     map_pairs,
 )
-from engram_cli.table.inits.corpus.columns import DealtColumns, Spare
+from engram_cli.table.inits.corpus.columns import BufferPool, PartitionedColumns
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
 from engram_cli.table.inits.corpus.jit import TOKEN_BITS
 from engram_cli.table.inits.corpus.pairs import Occurrences, check_fold, write_pairs
@@ -48,7 +48,7 @@ class Kept:
 
     def __init__(self) -> None:
         """Nothing yet."""
-        self.spare = Spare()
+        self.buffer_pool = BufferPool()
         self.followed: NDArray[np.int64] | None = None
 
 
@@ -189,7 +189,7 @@ class CorpusFill:
 
         def deal(spans: Mapping[int, Span]) -> dict[int, ColumnPart]:
             pairs = map_pairs(pair_files[self.layout.orders[min(spans) // self.layout.heads]])
-            take = self.kept.spare.take
+            take = self.kept.buffer_pool.take
 
             def some(own: dict[int, Span]) -> dict[int, ColumnPart]:
                 vectors = {c: column_vectors(self.embeddings, layer, c, dim, followed) for c in own}
@@ -201,7 +201,7 @@ class CorpusFill:
                     made |= found
             return made
 
-        columns = DealtColumns(self._together(entry, parts, dim), deal, self.kept.spare)
+        columns = PartitionedColumns(self._together(entry, parts, dim), deal, self.kept.buffer_pool)
         yield partial(fill_columns, entry, columns.parts())
 
     def _together(

@@ -19,7 +19,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.reference import hash_columns
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.inits.corpus import buckets, filled, pairs, reference
-from engram_cli.table.inits.corpus.columns import Spare
+from engram_cli.table.inits.corpus.columns import BufferPool
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
 from engram_cli.table.places import scratch_folder
 from engram_cli.table.store import open_table
@@ -142,7 +142,7 @@ def test_a_chunk_that_memory_cannot_hold_is_filled_in_parts(tmp_path: Path) -> N
     held: dict[int, int] = {}
     most = 0
 
-    class Counting(Spare):
+    class Counting(BufferPool):
         def take(self, size: int) -> Any:
             nonlocal most
             buffer = super().take(size)
