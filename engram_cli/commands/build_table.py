@@ -1,4 +1,4 @@
-"""build-table: a geometry or statistics in, a table store on disk out, bytes reckoned first."""
+"""build-table: writes a table store from a geometry or statistics; computes its size first."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class BuildTableRequest:
     """What table to build.
 
     `stats`: a statistics folder whose geometry is taken where `geometry` leaves a choice open, and
-    whose hits are stored beside the rows when the geometry stays the same; nothing is taken when
+    whose hits are stored with the rows when the geometry stays the same; nothing is taken when
     there is no such folder. `folder`: where a checkpoint is looked for that decides what is open
     without statistics, None for nowhere. `dim`: values a row, of one head. `std` and `init_seed`
     are the init's; `fill` is the corpus of an init that needs one. `chunk_rows` None is about

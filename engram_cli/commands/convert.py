@@ -1,4 +1,4 @@
-"""convert: a finished table in, the same rows in another dtype out, bytes reckoned first."""
+"""convert: writes the rows of a finished table in another dtype; computes the size first."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 
-# The fields of a request that decide the figures, beside layout, corpus and tokenizer.
+# The fields of a request that decide the figures, with layout, corpus and tokenizer.
 _DECISIVE = (
     *("join_documents", "sample_size", "exact", "compare_uncompressed", "group_by"),
     *("locality", "holdout", "growth", "partition_size"),
@@ -71,7 +71,7 @@ class HashStatsRequest:
     `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
     `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see
     `CollectorOptions`.
-    `restart`: begin anew although a checkpoint of this request is there. `checkpoint_seconds`: how
+    `restart`: ignore a checkpoint of this request and start over. `checkpoint_seconds`: how
     often one is written at most; 0 for every chance. `partition_size`: bytes, see
     `corpus.partitions`. `engine`: "local" or "ray", `ray_address`: of an existing cluster.
     `report`: a page to draw of it all, see `commands.report`.

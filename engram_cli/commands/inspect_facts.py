@@ -106,7 +106,7 @@ def about_half_built(path: Path) -> About:
 
 
 def about_bundle(bundle: Bundle, companions: Companions) -> About:
-    """A bundle beside a checkpoint."""
+    """A bundle next to a checkpoint."""
     spec = bundle.spec
     rows = sum(spec.rows(layer) for layer in spec.layers)
     layers = ", ".join(

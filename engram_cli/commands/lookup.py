@@ -43,9 +43,9 @@ _STEP = 4096  # tokens whose vectors are written together
 class LookupRequest:
     """What to look up where.
 
-    Either `text` or `ids`; with `against` or `against_ids` a second text beside the first. `layer`
-    None is the first of the layout. `vectors`: where float32 [T, C*dim] go. `geometry` is for a
-    vocabulary, which has none of its own. Of each text the first `limit` tokens are told of.
+    Either `text` or `ids`; with `against` or `against_ids` a second text to compare with the first.
+    `layer` None is the first of the layout. `vectors`: where float32 [T, C*dim] go. `geometry` is
+    for a vocabulary, which has none of its own. The first `limit` tokens of each text are listed.
     """
 
     path: Path

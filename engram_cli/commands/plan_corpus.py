@@ -99,7 +99,7 @@ class PlanCorpus:
         return hash_layout(scheme, vocab, **choices)
 
     def demands(self, orders: tuple[int, ...]) -> tuple[Demand, ...]:
-        """The distinct n-grams of each order. Raises InputError for an order nobody counted.
+        """The distinct n-grams of each order. Raises InputError for an order that was not counted.
 
         A longer n-gram ends with a shorter one, so there are no fewer of them, whatever the samples
         of two orders say.
@@ -169,7 +169,7 @@ class PlanCorpus:
         return tuple(found)
 
     def batch_share(self, layout: HashLayout, batch: int) -> BatchShare | None:
-        """The share of a batch's look-ups that are different rows; None where nobody measured it.
+        """The share of a batch's look-ups that are different rows; None where it was not measured.
 
         Raises ArtifactError.
         """

@@ -29,7 +29,7 @@ from engram_cli.vocab.parquet import read_about
 class VerifyRequest:
     """What to verify.
 
-    `stats` and `vocab` are held against the artifact; without them those that lie beside it and
+    `stats` and `vocab` are compared with the artifact; without them those that lie next to it and
     belong to it. `tokenizer`: what a vocabulary was made from. `threads` None is one a processor.
     """
 
@@ -126,7 +126,7 @@ def _table(
 
 
 def _count_problems(table: TableStore, statistics: Statistics) -> list[str]:
-    """Where the hits beside the rows are not those of the statistics."""
+    """Return where the hits stored with the rows differ from the statistics."""
     problems = []
     for layer in table.layout.layer_ids:
         own, counted = table.hits(layer), statistics.hits(layer)
@@ -221,7 +221,7 @@ def _layout(layout: HashLayout, found: _Findings) -> None:
 
 
 def _vocabulary(layout: HashLayout, companions: Companions, found: _Findings) -> None:
-    """Hold the digest of the vocabulary against a named one, or one beside."""
+    """Compare the digest of the vocabulary with a given file, or one next to it."""
     place = companions.vocabulary_place()
     if place is None or layout.vocab_digest is None:
         if companions.vocab is not None:

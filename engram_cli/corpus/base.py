@@ -107,7 +107,7 @@ class CorpusFile:
 
     @property
     def key(self) -> str:
-        """What tells it from every other file and section: documents are counted anew in each."""
+        """A key unique to this file and section; documents are numbered from 0 in each."""
         if self.section is None or self.section.number == 0:
             return self.name
         return f"{self.name}\0{self.section.number}"

@@ -17,7 +17,7 @@ from engram_cli.corpus.detect import (
     is_mds_index,
     is_token_bin,
     main_file,
-    unpacked_name,
+    uncompressed_name,
 )
 from engram_cli.corpus.partitions import total_size
 from engram_cli.corpus.readers import READERS
@@ -87,7 +87,10 @@ def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources
                 repeated += 1
                 continue
             met.add(key)
-            files.append(_stdin(options) if path == STDIN else _file(path, storage, options))
+            if path == STDIN:
+                files.append(_stdin(options))
+            else:
+                files.append(storage.file(path, options.format or format_of(path, storage)))
     return Sources(files=tuple(files), repeated=repeated, folders=folders)
 
 
@@ -160,7 +163,7 @@ def _wanted(folder: str, name: str, storage: Storage, options: CorpusOptions) ->
     if lower.endswith(".bin"):
         chosen = options.format in TOKEN_BINS
         return chosen or is_token_bin(storage.join(folder, name), storage)
-    return unpacked_name(lower).endswith(FOLDER_SUFFIXES)
+    return uncompressed_name(lower).endswith(FOLDER_SUFFIXES)
 
 
 def _stdin(options: CorpusOptions) -> CorpusFile:
@@ -168,7 +171,3 @@ def _stdin(options: CorpusOptions) -> CorpusFile:
     if chosen not in _PIPED:
         raise CorpusError(f"{chosen} cannot be read from standard input", "give the file's path")
     return CorpusFile(name="<stdin>", path=None, size=None, format=chosen)
-
-
-def _file(name: str, storage: Storage, options: CorpusOptions) -> CorpusFile:
-    return storage.file(name, options.format or format_of(name, storage))

@@ -1,4 +1,4 @@
-"""Where files lie: what sources.py asks about names, answered for this machine."""
+"""Defines what `sources` asks about names, and answers it for the files of this machine."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from engram_cli.errors import CorpusError
 
 
 class Storage(Protocol):
-    """Names in, what lies there out. All raise CorpusError for what cannot be looked at."""
+    """Lists and reads files by name. All methods raise CorpusError for what cannot be read."""
 
     @property
     def distant(self) -> bool:
-        """Whether looking into a file takes long."""
+        """Whether reading the start of a file is slow."""
 
     def kind(self, name: str) -> str | None:
-        """Whether `name` is a "file", a "folder", another "thing", or None: not there."""
+        """Return "file", "folder", "thing" for anything else, or None where nothing is there."""
 
     def matches(self, pattern: str) -> list[str] | None:
-        """The files that match, sorted; None for what is no pattern."""
+        """Return the files that match, sorted; None if `pattern` has no wildcard."""
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """The names of the folders and of the files in a folder, sorted."""
+        """Return the names of the folders and of the files in a folder, sorted."""
 
     def join(self, folder: str, name: str) -> str:
-        """The name of `name` in `folder`."""
+        """Return the full name of `name` in `folder`."""
 
     def key(self, name: str) -> str:
-        """The same for every name of a file."""
+        """Return one key for all names of the same file."""
 
     def head(self, name: str, length: int) -> bytes:
-        """The first bytes of a file."""
+        """Return the first `length` bytes of a file."""
 
     def file(self, name: str, format_: str) -> CorpusFile:
-        """The corpus file of that name."""
+        """Return the corpus file of that name."""
 
 
 class LocalStorage:
-    """The files of this machine."""
+    """Reads the files of this machine."""
 
     distant = False
 
@@ -104,5 +104,5 @@ REMOTE = RemoteStorage()
 
 
 def storage_of(name: str) -> Storage:
-    """Where a name is to be looked for."""
+    """Return the storage that a name belongs to."""
     return REMOTE if is_remote(name) else LOCAL

@@ -41,8 +41,8 @@ from engram_cli.errors import CorpusError
 _FIRST_BATCH = 2**16
 _FULL_BATCH = 2**19 * min(max(os.cpu_count() or 1, 2), 8)
 _BATCH_TEXTS = 2**14
-# How long to wait for threads when the run is broken off: the encoder's is inside compiled code for
-# at most a batch, the reader's may wait for a pipe for ever.
+# Seconds to wait for threads when the run is interrupted: the encoder's is inside compiled code for
+# at most a batch, the reader's may wait for a pipe forever.
 _PATIENCE, _READER_PATIENCE = 10.0, 0.5
 
 

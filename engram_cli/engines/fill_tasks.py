@@ -1,7 +1,7 @@
 """What the workers of a cluster do to fill a table: partitions in, tokens out; tokens in, pairs
 out; pairs in, the rows of a range out.
 
-Errors a user can mend travel as values, as in `engines.tasks`. Arrays come read-only from a
+Errors a user can fix travel as values, as in `engines.tasks`. Arrays come read-only from a
 cluster, and kernels take no such ones, so they are copied.
 """
 
@@ -52,7 +52,7 @@ class TaskMemory:
 
     @classmethod
     def divide(cls, total: int, tokens: int, dim: int, lags: int) -> TaskMemory:
-        """What a task of `total` bytes has room for beside the vectors of `tokens` tokens.
+        """What a task of `total` bytes has room for next to the vectors of `tokens` tokens.
 
         Half is sums and rows, half is pairs, of which a block may be a third. Raises InputError.
         """

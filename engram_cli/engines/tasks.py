@@ -1,6 +1,6 @@
 """What the workers of a cluster do: partitions in, partials out; partials in, their sum out.
 
-Errors a user can mend travel as values: an engine that retries lost tasks must not retry these.
+Errors a user can fix travel as values: an engine that retries lost tasks must not retry these.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engram_cli.stats.state import State
 from engram_cli.version import __version__
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
-TASKS_A_SLOT = 4  # so that whoever is done early takes more
+TASKS_A_SLOT = 4  # so that a slot that finishes early takes more
 # Of the counters: the sum, the part at hand and copies of them while they are added.
 MERGE_COPIES = 4
 _LEAST_MERGE = 350 * 10**6  # bytes of an interpreter and its libraries
@@ -95,7 +95,7 @@ def merge_parts(layout: HashLayout, *states: State) -> tuple[Report, State]:
 
 
 def merge_memory(layout: HashLayout) -> int:
-    """The bytes that merging takes at most, beside sections."""
+    """The most bytes that merging takes, without sections."""
     return _LEAST_MERGE + MERGE_COPIES * 4 * sum(entry.rows for entry in layout.layers)
 
 

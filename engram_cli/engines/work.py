@@ -64,7 +64,7 @@ class Running:
 
     `encoder`: "auto", "tokenizers" or "fast". `threads`: of a counter. `memory`: what one counter
     takes. `checkpoints`: where they lie; `fingerprint`: of the request, None when nothing can be
-    gone on with; `restart`, `checkpoint_seconds`: as in `HashStatsRequest`. `address`: of a
+    resumed; `restart`, `checkpoint_seconds`: as in `HashStatsRequest`. `address`: of a
     cluster, None for the one that the engine finds or makes.
     """
 

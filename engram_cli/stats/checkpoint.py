@@ -1,7 +1,7 @@
 """Saves and reads checkpoints of a count: the state of a counter and a position in the corpus.
 
 The folder holds `checkpoint.json` and the file of arrays that it names. New arrays are written
-beside the old ones, then the document is replaced, then the old arrays go: whenever the program is
+next to the old ones, then the document is replaced, then the old arrays go: whenever the program is
 killed there is one whole checkpoint. What is read back is untrusted.
 """
 
@@ -55,7 +55,8 @@ _AGAIN = "count again from the start"
 class Checkpoint:
     """The `state` of a `CorpusCounter`, which counted `size` bytes and `tokens`.
 
-    `read_position`: how far the corpus was read. `encoder`: the one to go on with, None where the request decides.
+    `read_position`: how far the corpus was read. `encoder`: the one to continue with, None where
+    the request decides.
     """
 
     read_position: ReadPosition
@@ -66,7 +67,7 @@ class Checkpoint:
 
 
 class FolderCheckpointer:
-    """Keeps checkpoints in a folder, each time in place of the one before."""
+    """Saves checkpoints in a folder; each one replaces the one before."""
 
     def __init__(
         self,
@@ -78,7 +79,8 @@ class FolderCheckpointer:
         ending: Event,
     ) -> None:
         """`request`: the fingerprint of what is counted; `seconds` between two checkpoints, 0 for
-        one at every chance. With `ending` the next chance is taken, and the count broken off."""
+        one at every chance. Once `ending` is set, the next checkpoint is the last, and the count
+        stops there."""
         self.folder = folder
         self.tokens: int | None = None  # of the last checkpoint
         self._request = request
@@ -90,7 +92,7 @@ class FolderCheckpointer:
         self._next = time.monotonic() + seconds
 
     def due(self) -> bool:
-        """Whether the last one is long enough ago, or it is the last chance."""
+        """Return whether the last checkpoint is old enough, or this is the last chance."""
         return not self._failed and (self._ending.is_set() or time.monotonic() >= self._next)
 
     def save_last(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
@@ -99,7 +101,7 @@ class FolderCheckpointer:
             self.save(read_position, counter)
 
     def save(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
-        """Write a checkpoint; where it cannot be written say so, and try no more.
+        """Write a checkpoint. When that fails, note it and write no more.
 
         Raises KeyboardInterrupt after the last one.
         """
@@ -230,12 +232,12 @@ def _listed(state: State) -> tuple[list[dict[str, Any]], int]:
 def _write_arrays(path: Path, state: State) -> str:
     """Write the arrays one after another; gives the digest of the file."""
     digest = sha256()
-    with path.open("wb") as out, ThreadPoolExecutor(1) as beside:
+    with path.open("wb") as out, ThreadPoolExecutor(1) as hashing:
         for array in state.values():
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             for begin in range(0, len(flat), _PIECE):
                 piece = flat[begin : begin + _PIECE].data
-                hashed = beside.submit(digest.update, piece)
+                hashed = hashing.submit(digest.update, piece)
                 out.write(piece)
                 hashed.result()
             padding = bytes(-len(flat) % _ALIGN)

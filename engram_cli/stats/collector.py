@@ -1,4 +1,4 @@
-"""What looks at the corpus while it is counted: chunks and rows in, a section of stats.json out.
+"""Defines collectors, which see the corpus while it is counted and give a section of stats.json.
 
 A collector is shown every chunk in order, by one thread at a time. What it finds may depend
 neither on how the corpus was cut into chunks nor on the number of threads.
@@ -39,54 +39,54 @@ class NgramObserver(Protocol):
 
 
 class Collector(Protocol):
-    """Looks at all that is counted. `name`: its key in stats.json."""
+    """Sees all that is counted. `name`: its key in stats.json."""
 
     name: str
 
     @property
     def memory(self) -> int:
-        """The bytes it takes at most, known from the start."""
+        """The most bytes it takes, known from the start."""
         ...
 
     def push(self, chunk: TokenChunk) -> None:
-        """Look at the next chunk, of at most about 2**17 tokens."""
+        """Take the next chunk, of at most about 2**17 tokens."""
         ...
 
     def ngram_observer(self, order: int) -> NgramObserver | None:
-        """Who is to see the n-grams of `order`; None for nobody.
+        """Return the observer of the n-grams of `order`, or None.
 
         It may be called by another thread than `push`.
         """
         ...
 
     def row_observer(self, layer: int, order: int) -> RowObserver | None:
-        """Who is to see the rows of `order` (such as 2) in `layer`; None for nobody.
+        """Return the observer of the rows of `order` (such as 2) in `layer`, or None.
 
         It may be called by another thread than `push`.
         """
         ...
 
     def section(self, counts: Counts) -> Any:
-        """What was found, as plain JSON values; `counts` are those of the whole corpus."""
+        """Return the result as plain JSON values; `counts` are those of the whole corpus."""
         ...
 
     def state(self) -> State:
-        """All that `restore` of a fresh one needs to go on from here; it may share memory."""
+        """Return all that `restore` of a new collector needs to continue; it may share memory."""
         ...
 
     def restore(self, state: State) -> None:
-        """Go on from a `state` that comes from a file. Raises ArtifactError for an unsound one."""
+        """Continue from a `state` read from a file. Raises ArtifactError for an unsound one."""
         ...
 
     def partial(self) -> State:
-        """What merges with that of another part of the corpus; the same however this part was read.
+        """Return what merges with the partials of other parts; reading order changes nothing.
 
         It may share memory.
         """
         ...
 
     def absorb(self, state: State) -> None:
-        """Take in the `partial` of another part, which may come from a file; nothing is pushed
+        """Merge the `partial` of another part, which may come from a file; nothing is pushed
         afterwards. The order in which parts are absorbed changes nothing.
 
         Raises ArtifactError for an unsound one, MismatchError for one that does not belong here.
@@ -95,36 +95,36 @@ class Collector(Protocol):
 
 
 class BaseCollector:
-    """A collector that does nothing; those that need only a part of the protocol inherit it."""
+    """Does nothing; collectors that need only a part of the protocol inherit from it."""
 
     name = ""
 
     @property
     def memory(self) -> int:
-        """None."""
+        """It takes no memory."""
         return 0
 
     def push(self, chunk: TokenChunk) -> None:
-        """Look away."""
+        """Ignore the chunk."""
 
     def ngram_observer(self, order: int) -> NgramObserver | None:
-        """Nobody."""
+        """Return None: it needs no observer."""
         return None
 
     def row_observer(self, layer: int, order: int) -> RowObserver | None:
-        """Nobody."""
+        """Return None: it needs no observer."""
         return None
 
     def state(self) -> State:
-        """Nothing."""
+        """Return an empty state."""
         return {}
 
     def restore(self, state: State) -> None:
-        """Nothing was kept."""
+        """Ignore the state."""
 
     def partial(self) -> State:
-        """Nothing."""
+        """Return an empty state."""
         return {}
 
     def absorb(self, state: State) -> None:
-        """Nothing was found."""
+        """Ignore the partial."""

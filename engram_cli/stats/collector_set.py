@@ -1,4 +1,4 @@
-"""What hash-stats looks at beside rows and samples: choices in, collectors and sections out."""
+"""Makes the collectors of a run of hash-stats, and combines their partials and sections."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from engram_cli.stats.sources import GROUPINGS, Sources, group_files
 from engram_cli.stats.state import State
 from engram_cli.stats.totals import Counts
 
-# Of the memory that is left, so much may go to exact counting: it is not ours alone.
+# The share of the free memory that exact counting may take: other programs need some too.
 _EXACT_SHARE = 0.9
 MOST_EXACT = 2**26  # n-grams of all orders that a folder keeps, 1 to 2 GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectorOptions:
-    """What is asked for.
+    """Says which optional statistics to collect.
 
     `exact`: every n-gram counted, within `exact_bytes`; `compare_uncompressed`: raw ids counted
-    beside; `group_by`: sources told apart by "file", "folder", or a field that labels documents;
+    too; `group_by`: sources separated by "file", "folder", or a field that labels documents;
     `locality`: hot rows, windows and caches; `holdout`: the share of the corpus that is not counted
     and only looked up, which asks for `locality` too; `growth`: how the n-grams grow with the
     corpus.
@@ -48,18 +48,18 @@ class CollectorOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CollectorSet:
-    """The collectors of one run over the corpus."""
+    """Holds the collectors of one run over the corpus."""
 
     exact: tuple[ExactNgrams, ...]
     others: tuple[Collector, ...]
     holdout: Holdout | None = None
 
     def partials(self) -> dict[str, State]:
-        """What all of them found, by name; nothing is counted afterwards."""
+        """Return the partials of all collectors, by name; nothing is counted afterwards."""
         return {partial_name(collector): collector.partial() for collector in self.collectors}
 
     def kept_partials(self) -> dict[str, State]:
-        """Those that a statistics folder keeps: of exact counting only up to `MOST_EXACT`."""
+        """Return the partials that a statistics folder stores: exact counts up to `MOST_EXACT`."""
         partials = self.partials()
         if sum(_exact_ngrams(state) for state in partials.values()) <= MOST_EXACT:
             return partials
@@ -70,27 +70,27 @@ class CollectorSet:
         }
 
     def absorb(self, partials: Mapping[str, State]) -> None:
-        """Take in the partials of a part of the corpus, made by collectors like these."""
+        """Merge the partials of a part of the corpus, made by collectors like these."""
         for collector in self.collectors:
             collector.absorb(partials[partial_name(collector)])
 
     @property
     def collectors(self) -> tuple[Collector, ...]:
-        """All of them."""
+        """All collectors."""
         return (*self.exact, *self.others)
 
     @property
     def memory(self) -> int:
-        """The bytes they take; of exact counting, those it begins with."""
+        """The bytes they take; for exact counting, the bytes it starts with."""
         held = 0 if self.holdout is None else self.holdout.memory
         return held + sum(collector.memory for collector in self.collectors)
 
     def samples(self) -> tuple[NgramSample, ...]:
-        """All n-grams of each order, () unless every one was counted. Ask once."""
+        """Return all n-grams of each order, () unless every one was counted. Call once."""
         return tuple(table.sample() for table in self.exact)
 
     def sections(self, counts: Counts) -> dict[str, Any]:
-        """What the others found, by its key in stats.json."""
+        """Return the sections of the other collectors, by their key in stats.json."""
         return sections_of(self.others, counts)
 
     @property
@@ -100,24 +100,24 @@ class CollectorSet:
 
 
 def _exact_ngrams(state: State) -> int:
-    """How many n-grams a partial has of those that exact counting found."""
+    """Return how many n-grams of exact counting a partial holds."""
     exact = [name for name in state if EXACT in name.split("/") or name == "counts"]
     return sum(len(state[name]) for name in exact if name.endswith("counts"))
 
 
 def sections_of(collectors: Sequence[Collector], counts: Counts) -> dict[str, Any]:
-    """What collectors found, by its key in stats.json; some only make other figures better."""
+    """Return the sections of collectors, by their key in stats.json; some have none."""
     found = {collector.name: collector.section(counts) for collector in collectors}
     return {name: section for name, section in found.items() if section is not None}
 
 
 def occurrences_of(collectors: Sequence[Collector]) -> OccurrenceSample | None:
-    """The sample of positions of one of them; None in statistics of earlier versions."""
+    """Return the sample of positions; None in statistics of earlier versions."""
     return next((each.sample() for each in collectors if isinstance(each, Occurrences)), None)
 
 
 def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | None:
-    """The source of each file or section by its key; None where nothing is told apart by files."""
+    """Return key of a file or section -> source; None unless files are the sources."""
     if by not in GROUPINGS:  # labels of documents say it
         return None
     sizes: dict[str, int | None] = {}
@@ -133,7 +133,7 @@ def make_collectors(
     source_of: Mapping[str, str] | None,
     sample_size: int,
 ) -> CollectorSet:
-    """Fresh collectors; `source_of` as `sources_of` gives it.
+    """Return new collectors; `source_of` as `sources_of` gives it.
 
     Raises InputError for what this layout or memory does not allow.
     """
@@ -153,5 +153,5 @@ def make_collectors(
 
 
 def exact_memory(available: int | None, planned: int) -> int | None:
-    """The bytes that exact counting may take beside what is planned; None where nobody knows."""
+    """Return the bytes left for exact counting after `planned`; None when unknown."""
     return None if available is None else max(int(_EXACT_SHARE * (available - planned)), 0)

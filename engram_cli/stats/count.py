@@ -1,4 +1,4 @@
-"""Token blocks in, counts out: the loop between the corpus and the threads that count."""
+"""Counts a stream of token blocks: the loop between the corpus and the counting threads."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from engram_cli.stats.totals import Counts
 
 
 class Checkpointer(Protocol):
-    """Keeps what has been counted, so that a run that is broken off can be gone on with."""
+    """Saves what has been counted, so that an interrupted run can be resumed."""
 
     def due(self) -> bool:
-        """Whether it is time to."""
+        """Return whether it is time to save."""
         ...
 
     def save(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
-        """Keep the state of `counter`, which has counted the corpus up to `read_position`.
+        """Save the state of `counter`, which has counted the corpus up to `read_position`.
 
-        Raises KeyboardInterrupt where the count is to go no further.
+        Raises KeyboardInterrupt when the count must stop.
         """
         ...
 
     def save_last(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
-        """Keep the same before the count ends in an error."""
+        """Save the same before the count ends in an error."""
         ...
 
 
@@ -58,8 +58,8 @@ def count_blocks(
     """Count the rows that the tokens of `blocks` look up, and sample their n-grams.
 
     Each document is a sequence of its own, with `join_documents` each partition. The result does
-    not depend on how the tokens are cut into blocks, nor on `threads`. `collectors` see all of it
-    on the way. What `holdout` takes out is checked but not counted, and look-back ends there.
+    not depend on how the tokens are cut into blocks, nor on `threads`. `collectors` see every
+    chunk. What `holdout` takes out is checked but not counted, and look-back ends there.
     Raises TokenIdError naming file, document and position.
     """
     counter = CorpusCounter(
@@ -74,7 +74,7 @@ def count_blocks(
 
 
 class CorpusCounter:
-    """Counts one stream of blocks, from its beginning or from where another one stood."""
+    """Counts one stream of blocks, from its start or from a saved state."""
 
     def __init__(
         self,
@@ -139,19 +139,19 @@ class CorpusCounter:
         )
 
     def state(self) -> State:
-        """All that another one needs to go on; no thread may be counting."""
+        """Return all that another counter needs to continue; no thread may be counting."""
         own = {"size": scalar(self.size)}
         return own | nested(counter=self._counter.state(), feed=self._feed.state())
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`. Raises ArtifactError; this one is of no use then."""
+        """Continue from a `state`. Raises ArtifactError, after which this one is unusable."""
         self.size = take_scalar(state, "size")
         self._counter.restore(part_of(state, "counter"))
         self._feed.restore(part_of(state, "feed"))
 
 
 class _Feed:
-    """Turns blocks into chunks, without what is held out."""
+    """Turns blocks into chunks, without the held-out tokens."""
 
     def __init__(self, layout: HashLayout, join_documents: bool, holdout: Holdout | None) -> None:
         self.tokens = self.documents = 0
@@ -162,7 +162,7 @@ class _Feed:
         self._hasher, self._checker = StreamHasher(layout), StreamHasher(layout)
 
     def state(self) -> State:
-        """Where the stream stands, and what is held out."""
+        """Return the position in the stream, and what is held out."""
         history, carry = self._hasher.memory
         own = {
             "tokens": scalar(self.tokens),
@@ -176,7 +176,7 @@ class _Feed:
         return own | nested(stretcher=self._splitter.state(), holdout=holdout)
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`. Raises ArtifactError."""
+        """Continue from a `state`. Raises ArtifactError."""
         self.tokens = take_scalar(state, "tokens")
         self.documents = take_scalar(state, "documents")
         self._partition = take_scalar(state, "partition")
@@ -191,9 +191,9 @@ class _Feed:
             self._holdout.restore(part_of(state, "holdout"))
 
     def chunk(self, block: TokenBlock) -> TokenChunk | None:
-        """The chunk of a block; None when all of it is held out. Raises TokenIdError.
+        """Return the chunk of a block; None when all of it is held out. Raises TokenIdError.
 
-        With a new partition all begins anew that depends on the order of reading.
+        A new partition resets all that depends on the order of reading.
         """
         if block.partition != self._partition:
             self._partition, self._begin = block.partition, self.tokens
@@ -234,7 +234,7 @@ def _window(hasher: StreamHasher, block: TokenBlock, starts: NDArray[np.bool_] |
 
 
 def _first_bad(ids: NDArray[np.integer], layout: HashLayout) -> int:
-    """The index of the first id that no token has; there is one."""
+    """Return the index of the first id that no token has; there is one."""
     wide = ids.astype(np.int64)
     bad = (wide < 0) | (wide >= layout.vocab_size)
     if layout.lookup is not None:

@@ -34,7 +34,7 @@ class Budget:
     """Bytes that several tables may take together, from several threads."""
 
     def __init__(self, size: int | None) -> None:
-        """`size`: None where nobody knows how much memory there is."""
+        """`size`: None where the free memory is unknown."""
         self.size = size
         self._taken = 0
         self._lock = threading.Lock()

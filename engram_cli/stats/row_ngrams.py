@@ -1,4 +1,4 @@
-"""Which known n-grams lie on given rows: statistics and rows in, n-grams by row out."""
+"""Finds the known n-grams that hash to given rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STEP = 2**17  # n-grams hashed together
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowNgram:
-    """An n-gram on a row: its place among those known, and how often it occurred, or at most."""
+    """An n-gram on a row: its index `at` among the known ones, and its count or an upper bound."""
 
     at: int
     count: int
@@ -27,7 +27,7 @@ class RowNgram:
 
 
 class RowNgrams:
-    """The known n-grams of an order by the rows of a layer they fall on, for rows asked for."""
+    """Finds the known n-grams of one order on the rows of a layer."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class RowNgrams:
         self._hits_at, self._positions = hits_at, positions
 
     def on(self, rows: NDArray[np.integer]) -> list[dict[int, list[RowNgram]]]:
-        """By head, for rows [H, n] of it: row -> its n-grams, the most frequent first."""
+        """Return, for each head of `rows` [H, n], row -> its n-grams, the most frequent first."""
         wanted = [np.unique(own) for own in rows]
         places: list[list[NDArray[np.int64]]] = [[] for _ in wanted]
         fallen: list[list[NDArray[np.uint32]]] = [[] for _ in wanted]
@@ -69,11 +69,11 @@ class RowNgrams:
         ]
 
     def find(self, ngrams: NDArray[np.int32]) -> NDArray[np.int64]:
-        """int64[T]: the places of n-grams [T, n] in the sample, -1 for those it does not hold."""
+        """Return int64[T]: the indices of n-grams [T, n] in the sample, -1 for those not in it."""
         return places_in(self.sample, hash_ngrams(np.ascontiguousarray(ngrams)))
 
     def _counts(self, places: NDArray[np.int64]) -> dict[int, int]:
-        """By place: how often those n-grams occur, those that are not of the sample at most."""
+        """Return index -> count; an upper bound for n-grams outside the sample."""
         own = np.unique(places)
         exact, others = own[own < len(self.sample.counts)], own[own >= len(self.sample.counts)]
         found = least_hits(self._layout, [self._entry], self.tokens[others], self._hits_at)
@@ -96,7 +96,7 @@ class RowNgrams:
 def load_row_ngrams(
     statistics: Statistics, entry: LayerHash, hits_at: HitsAt
 ) -> tuple[RowNgrams, ...]:
-    """For each order those that statistics know. Raises ArtifactError."""
+    """Return a finder for each order of the statistics. Raises ArtifactError."""
     layout, occurrences = statistics.layout, statistics.occurrences()
     drawn = None if occurrences is None else drawn_ngrams(occurrences, layout.orders)
     return tuple(

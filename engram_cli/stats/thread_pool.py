@@ -1,4 +1,4 @@
-"""Threads that count: every task is shown every chunk in order, by whichever thread is free."""
+"""Runs the counting tasks in threads: each task gets every chunk in order, from any free thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POLL = 0.2  # seconds: how late Ctrl-C may be noticed where waiting cannot be i
 
 
 class _TaskState:
-    """A task, how many parts it is through with, and what is left of the one it is at."""
+    """A task, the number of parts it has finished, and the jobs left of the current part."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -32,10 +32,10 @@ class _TaskState:
 
 
 class ThreadPool:
-    """Used in a `with` block: at its end every chunk has been counted, or the error is raised.
+    """Use it in a `with` block: at its end every chunk is counted, or the error is raised.
 
-    When the block ends by an exception, Ctrl-C among them, the threads stop after what they are at,
-    a few milliseconds later.
+    When an exception ends the block, Ctrl-C included, each thread finishes its current job first,
+    which takes a few milliseconds.
     """
 
     def __init__(self, counter: Counter, threads: int) -> None:
@@ -62,7 +62,7 @@ class ThreadPool:
             self._put(chunk.part(begin, min(begin + STEP, len(chunk))))
 
     def drain(self) -> None:
-        """Wait until every chunk handed over has been counted, and nothing is pending."""
+        """Wait until every chunk is counted and all buffers are empty."""
         self._put(None)
         self._wait(lambda: not self._parts)
 
@@ -108,8 +108,8 @@ class ThreadPool:
                 self._change.notify_all()
 
     def _next(self) -> tuple[_TaskState, _Work] | None:
-        """Wait for something to do: for jobs first, then for the task that is furthest behind; None
-        at the end."""
+        """Return the next work: jobs first, then the task that is furthest behind; None at the
+        end."""
         with self._change:
             while not self._stopped:
                 for state in self._states:
@@ -126,12 +126,12 @@ class ThreadPool:
         return None
 
     def _push_next(self, state: _TaskState, scratch: NDArray[np.uint32]) -> Sequence[Job]:
-        """Show a task its next part."""
+        """Give a task its next part."""
         part = self._parts[state.done - self._first]
         return state.task.settle() if part is None else state.task.push(part, scratch)
 
     def _finish(self, state: _TaskState, jobs: Sequence[Job]) -> None:
-        """Note that a piece of work is done and has left `jobs` to do."""
+        """Record that a piece of work is done and has left `jobs`."""
         with self._change:
             state.running -= 1
             state.jobs += jobs

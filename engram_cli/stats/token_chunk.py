@@ -1,9 +1,9 @@
-"""What the counting sees of the corpus: blocks in, chunks out.
+"""Cuts token blocks into the chunks and segments that counting works on.
 
 A segment is a document, or 16,384 tokens of a long one. Its key is a 64-bit hash of the file's
-identity, of the document's number in the file and of the segment's in the document: the same
-wherever and whenever the segment is read. Keys decide which segments are held out, and in what
-random order the growth of a corpus is looked at.
+identity, the document's number in the file and the segment's number in the document. So a segment
+has the same key wherever and whenever it is read. Keys decide which segments are held out, and the
+random order in which the growth of a corpus is measured.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _DOCUMENT = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Segments:
-    """The S segments of T tokens: `begins` int64[S] ascending from 0, `keys` uint64[S].
+    """Holds the S segments of T tokens: `begins` int64[S] ascending from 0, `keys` uint64[S].
 
-    The first one may have begun before: `carried` of its tokens are in front.
+    The first one may have begun earlier: `carried` of its tokens come before.
     """
 
     begins: NDArray[np.int64]
@@ -37,7 +37,7 @@ class Segments:
     carried: int = 0
 
     def part(self, begin: int, end: int) -> Segments:
-        """The segments of the tokens begin..end-1."""
+        """Return the segments of the tokens begin..end-1."""
         first = int(np.searchsorted(self.begins, begin, side="right")) - 1
         last = int(np.searchsorted(self.begins, end, side="left"))
         return Segments(
@@ -49,7 +49,7 @@ class Segments:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenChunk:
-    """T tokens of the corpus that follow those of the chunk before.
+    """Holds T tokens of the corpus, which follow those of the previous chunk.
 
     `window`: compressed, as they are hashed; `ids`: as they were read; `starts` bool[T]: first
     tokens of documents; `files`: (index, name) where a file's tokens begin, the first at 0;
@@ -69,7 +69,7 @@ class TokenChunk:
         return len(self.window)
 
     def part(self, begin: int, end: int) -> TokenChunk:
-        """The tokens begin..end-1, without a copy."""
+        """Return the tokens begin..end-1, without a copy."""
         if (begin, end) == (0, len(self)):
             return self
         return TokenChunk(
@@ -84,7 +84,7 @@ class TokenChunk:
 
 
 class SegmentSplitter:
-    """Divides a stream of blocks into segments; where it is cut changes nothing."""
+    """Divides a stream of blocks into segments; block boundaries change nothing."""
 
     def __init__(self, segment: int = SEGMENT_TOKENS) -> None:
         self._segment_tokens = segment
@@ -94,7 +94,7 @@ class SegmentSplitter:
         self._position = 0  # in the current document
 
     def push(self, starts: NDArray[np.bool_], files: Sequence[tuple[int, str]]) -> Segments:
-        """The segments of the next T tokens, T above 0."""
+        """Return the segments of the next T tokens, T above 0."""
         parts = []
         same = bool(files) and files[0][1] == self._file and not starts[0]
         carried = self._position % self._segment_tokens if same else 0
@@ -108,7 +108,7 @@ class SegmentSplitter:
         )
 
     def state(self) -> State:
-        """The file, and the document in it."""
+        """Return the current file, and the position in it."""
         name = (self._file or "").encode("utf-8", "surrogatepass")
         return {
             "file": np.frombuffer(name, dtype=np.uint8),
@@ -119,7 +119,7 @@ class SegmentSplitter:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`. Raises ArtifactError."""
+        """Continue from a `state`. Raises ArtifactError."""
         raw = take(state, "file", np.uint8, (-1,)).tobytes()
         begun = take_scalar(state, "begun", 0, 1)
         self._file = raw.decode("utf-8", "surrogatepass") if begun else None
@@ -138,7 +138,7 @@ class SegmentSplitter:
         if name != self._file:
             self._begin(name)
         begins = np.flatnonzero(starts)
-        carried = int(not starts[0])  # the first segment goes on with a document
+        carried = int(not starts[0])  # the first segment continues a document
         if carried:
             begins = np.concatenate([[0], begins])
         numbers = self._documents + np.arange(1 - carried, len(begins) + 1 - carried)
@@ -159,7 +159,7 @@ class SegmentSplitter:
 
 
 def scrambled(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 of each value: a bijection that looks random."""
+    """Return the finaliser of SplitMix64 of each value: a bijection that looks random."""
     values = (values ^ (values >> np.uint64(30))) * _ODD1
     values = (values ^ (values >> np.uint64(27))) * _ODD2
     return values ^ (values >> np.uint64(31))

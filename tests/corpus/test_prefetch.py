@@ -106,7 +106,7 @@ def test_an_interrupt_while_waiting_cancels_before_it_joins(
         raise KeyboardInterrupt
 
     line = started(silent(), cancel, last=True)
-    monkeypatch.setattr("engram_cli.corpus.prefetch._Line.get", interrupted)
+    monkeypatch.setattr("engram_cli.corpus.prefetch._Channel.get", interrupted)
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         next(line)

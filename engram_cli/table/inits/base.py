@@ -46,7 +46,7 @@ class Init(Protocol):
 
 @runtime_checkable
 class InitWithArrays(Init, Protocol):
-    """Rows that come with further arrays, so that a reader can undo what was done to them."""
+    """Initial rows with further arrays, which a reader needs to undo what was done to them."""
 
     def arrays(self, dim: int) -> list[ChunkedArray]:
         """Further arrays of the store."""

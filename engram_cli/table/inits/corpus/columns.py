@@ -1,4 +1,5 @@
-"""The columns of a pass: dealt out when their rows are first asked for, forgotten after the last.
+"""Fills the columns of a pass: partitions pairs when a row is first asked for, frees them after the
+last.
 
 In: the pairs of each order, and what columns a pass covers. Out: rows. Few columns are held at a
 time, and their memory is used again: on a virtual machine, fresh pages took 11 to 19 ns for the 8
@@ -21,16 +22,16 @@ Deal = Callable[[Mapping[int, Span]], dict[int, ColumnPart]]
 
 
 class BufferPool:
-    """Buffers that are free to be used again."""
+    """Keeps buffers for reuse."""
 
     def __init__(self) -> None:
-        """None at first."""
+        """Start without buffers."""
         self._lock = Lock()
         self._free: list[NDArray[np.uint64]] = []
 
     def take(self, size: int) -> NDArray[np.uint64]:
-        """At least `size` numbers; the smallest buffer that does, else a new one for the largest
-        that does not."""
+        """Return the smallest free buffer of at least `size` numbers. If there is none, make a new
+        one in place of the largest."""
         with self._lock:
             self._free.sort(key=len)
             for index, buffer in enumerate(self._free):
@@ -41,14 +42,14 @@ class BufferPool:
         return np.empty(size + size // 16, dtype=np.uint64)
 
     def give(self, buffer: NDArray[np.uint64]) -> None:
-        """What `take` gave, once it is used no more."""
+        """Return a buffer of `take` to the pool."""
         with self._lock:
             self._free.append(buffer)
 
 
 @dataclass(slots=True)
 class _Group:
-    """Columns that are dealt out together; `left`: rows of each that were not asked for yet."""
+    """Columns partitioned together; `left`: rows of each that were not asked for yet."""
 
     spans: dict[int, Span]
     left: dict[int, int]
@@ -74,7 +75,7 @@ class _Group:
 
 
 class PartitionedColumns:
-    """Some rows of some columns."""
+    """Fills some rows of some columns."""
 
     def __init__(
         self, groups: Sequence[Mapping[int, Span]], deal: Deal, buffer_pool: BufferPool
@@ -107,7 +108,7 @@ class PartitionedColumns:
 
 @dataclass(frozen=True, slots=True)
 class PartitionedColumn:
-    """One of them."""
+    """Fills one column of `PartitionedColumns`."""
 
     columns: PartitionedColumns
     column: int

@@ -95,7 +95,7 @@ def write_pairs(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSpan:
-    """The words begin..end-1 of a token file, as words first..last-1 of it show them."""
+    """The words begin..end-1 of a token file, with their context first..last-1."""
 
     begin: int
     end: int
@@ -104,7 +104,7 @@ class TokenSpan:
 
 
 def token_spans(what: Occurrences, most: int) -> list[TokenSpan]:
-    """The token file in spans of `most` tokens, each with the words around it that it needs."""
+    """Return the token file in spans of `most` tokens, each with the context it needs."""
     older, tokens = what.layout.max_order, what.file.tokens
     found = []
     for begin in range(0, tokens, most):
@@ -117,7 +117,7 @@ def token_spans(what: Occurrences, most: int) -> list[TokenSpan]:
 def span_pairs(
     what: Occurrences, layer: int, order: int, words: NDArray[np.uint32], span: TokenSpan
 ) -> NDArray[np.uint64]:
-    """The pairs of one order of a layer in a span, united, [2 * n]; `words` are those it shows.
+    """Return the united pairs of one order of a layer in a span, [2 * n]; `words` are its own.
 
     Takes about 40 bytes for each token and each of `what.lags`.
     """

@@ -1,7 +1,7 @@
 """The scratch token file: a corpus as raw ids, tokenised once and hashed as often as needed.
 
 In: token blocks. Out: a file of uint32, the highest bit set on the first token of each document,
-and beside it a document that says how far it is whole. A run that was broken off goes on there.
+and beside it a document that says how far it is whole. An interrupted run resumes there.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class TokenFile:
 class Piece:
     """Words of a token file, uint32[T], from `size` bytes of the corpus.
 
-    `read_position`: where the corpus can be gone on with after it, None where it cannot.
+    `read_position`: where reading can resume after it, None where it cannot.
     """
 
     words: NDArray[np.uint32]
@@ -90,7 +90,7 @@ class TokenWriter:
     """Writes the token file in `folder`, or goes on with one of the same `request`."""
 
     def __init__(self, folder: Path, request: str | None) -> None:
-        """`request`: a digest of all that decides the ids; None: nothing can be gone on with."""
+        """`request`: a digest of all that decides the ids; None: nothing can be resumed."""
         self.folder = folder
         self._request = request
         self._reset()
@@ -129,7 +129,7 @@ class TokenWriter:
             self.finished = self._file()
 
     def restart(self) -> None:
-        """Begin anew."""
+        """Start over."""
         remove_work(self.folder, SCRATCH)
         self._reset()
 
