@@ -103,7 +103,10 @@ def inspect_rows(
     hot: list[HotRow] = []
     read = 0
     sources = list(_sources(found, rows, statistics))
-    progress.start("inspect", sum(_bytes(rows.layout, source) for source in sources), "bytes")
+    size = sum(
+        sum(rows.layout.layer(source.layer).moduli) * source.stored_row_bytes for source in sources
+    )
+    progress.start("inspect", size, "bytes")
     begin = time.perf_counter()
     for source in sources:
         entry = rows.layout.layer(source.layer)
@@ -178,10 +181,6 @@ def _counted_source(source: RowSource, statistics: Statistics | None) -> RowSour
 
 def _between(hits: NDArray[np.uint32], first: int, count: int) -> NDArray[np.uint32]:
     return hits[first : first + count]
-
-
-def _bytes(layout: HashLayout, source: RowSource) -> int:
-    return sum(layout.layer(source.layer).moduli) * source.stored_row_bytes
 
 
 def _columns(layout: HashLayout, scan: LayerScan) -> Iterator[Columns]:

@@ -73,19 +73,16 @@ def format_of(name: str, storage: Storage) -> str:
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
-    if (ending == ".bin" and head[:4] in LLMC_MAGIC) or head.startswith(ARROW_STREAM):
-        return "llmc" if head[:4] in LLMC_MAGIC else _stream_of_ones(ending)
+    if ending == ".bin" and head[:4] in LLMC_MAGIC:
+        return "llmc"
+    if head.startswith(ARROW_STREAM):  # bare token ids may begin with 0xFFFFFFFF too
+        return {".bin": "nanogpt", ".npy": "olmo", ".ds": "datatrove"}.get(ending, "arrow")
     _refuse(name, ending, usual, head)
     if ending == ".bin":
         return "megatron" if storage.kind(name[: -len(".bin")] + ".idx") == "file" else "nanogpt"
     if ending == ".npy" and _may_be_raw(name, storage, head):
         return "olmo"
     return usual
-
-
-def _stream_of_ones(ending: str) -> str:
-    """Return the format of 0xFFFFFFFF: an Arrow stream begins so, and bare token ids may."""
-    return {".bin": "nanogpt", ".npy": "olmo", ".ds": "datatrove"}.get(ending, "arrow")
 
 
 def _refuse(name: str, ending: str, usual: str, head: bytes) -> None:

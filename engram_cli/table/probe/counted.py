@@ -49,7 +49,11 @@ def count_followers(
     path = scratch / f"contexts-{order}.u64"
     write_pairs(path, what, layer, order, memory=memory, threads=threads)
     wanted, place = np.unique(contexts, return_inverse=True)
-    found = [_matching(block, wanted) for block in _blocks(path)]
+    pairs = map_pairs(path).reshape(-1, 2)
+    found = [
+        _matching(pairs[begin : begin + _BLOCK], wanted) for begin in range(0, len(pairs), _BLOCK)
+    ]
+    del pairs  # unmapped, so that the file can go
     path.unlink()
     keys = np.concatenate([np.empty(0, np.int64), *(key for key, _ in found)])
     counts = np.concatenate([np.empty(0, np.int64), *(count for _, count in found)])
@@ -102,11 +106,6 @@ def witten_bell(
         )
         chance = np.where(known, mixed, chance)
     return chance
-
-
-def _blocks(path: Path) -> list[NDArray[np.uint64]]:
-    pairs = map_pairs(path).reshape(-1, 2)
-    return [pairs[begin : begin + _BLOCK] for begin in range(0, len(pairs), _BLOCK)]
 
 
 def _matching(
