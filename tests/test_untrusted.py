@@ -27,7 +27,7 @@ from engram_cli.files import read_json
 from engram_cli.formats.embedding_tensor import find_embeddings
 from engram_cli.formats.tensors import read_header
 from engram_cli.stats.collisions import column_stats, order_stats
-from engram_cli.stats.folder import read_stats, write_stats
+from engram_cli.stats.stats_io import read_stats, write_stats
 from engram_cli.table.lock import build_lock, lock_path
 from engram_cli.untrusted import MAX_DEPTH, parse_json
 from engram_cli.vocab import parquet

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engram_cli.commands.build_table import BuildTableResult
-    from engram_cli.commands.corpus_fill import FillPlan
+    from engram_cli.commands.init_corpus import FillPlan
 
 _FILL = "Rows from a corpus"
 
@@ -173,7 +173,7 @@ def build_table(
         from engram_cli.commands.build_table import BuildTableRequest
         from engram_cli.commands.build_table import build_table as run
         from engram_cli.commands.checkpoint import find_checkpoints
-        from engram_cli.commands.corpus_fill import FillRequest
+        from engram_cli.commands.init_corpus import FillRequest
         from engram_cli.commands.workspace import Workspace
         from engram_cli.corpus.base import CorpusOptions
 

@@ -45,7 +45,7 @@ from engram_cli.cli.paths import refuse_address
 from engram_cli.cli.stats_growth import growth_parts, held_out_rows, locality_parts
 from engram_cli.cli.stats_sections import Figured, chosen_parts, clean_heads_part, ngram_parts
 from engram_cli.cli.terminal import Terminal, follow, reported, shown_path
-from engram_cli.heap import bound_arenas
+from engram_cli.malloc import bound_arenas
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -110,7 +110,7 @@ def inspect(
             raise InputError("a corpus or a checkpoint, and no text", "give one with --probe")
         asked = None
         if probe:
-            from engram_cli.commands.corpus_fill import FillRequest
+            from engram_cli.commands.init_corpus import FillRequest
             from engram_cli.commands.probe import ProbeRequest
             from engram_cli.commands.workspace import Workspace
             from engram_cli.corpus.base import CorpusOptions

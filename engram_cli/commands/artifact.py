@@ -13,7 +13,7 @@ from engram_cli.errors import EngramError, InputError
 from engram_cli.formats.bundle_files import DESCRIPTION
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import Progress
-from engram_cli.stats.folder import DOCUMENT, Statistics, is_stats, read_stats
+from engram_cli.stats.stats_io import DOCUMENT, Statistics, is_stats, read_stats
 from engram_cli.table.attributes import META, PARTIAL_SUFFIX, is_table
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import read_vocab
@@ -75,7 +75,7 @@ def half_built(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Companions:
-    """Where to look for what goes with an artifact: what was named, else what lies beside it."""
+    """Finds the files that go with an artifact: the given ones, else those that lie next to it."""
 
     artifact: Path
     folder: Path = Path()
@@ -83,10 +83,10 @@ class Companions:
     vocab: Path | None = None
 
     def statistics(self, layout: HashLayout, progress: Progress) -> Statistics | None:
-        """The statistics of `layout`; None where none lie beside.
+        """The statistics of `layout`; None where none lie nearby.
 
         Raises what `read_stats` raises for those that were named, and InputError when they were
-        counted with another layout; of those found beside, that is only noted.
+        counted with another layout; for those found nearby, that is only noted.
         """
         if self.stats is not None:
             named = read_stats(self.stats)
@@ -97,7 +97,7 @@ class Companions:
                     "give the statistics of this layout, or leave --stats out",
                 )
             return named
-        for place in self._beside(lambda here: here.stats):
+        for place in self._nearby(lambda here: here.stats):
             try:
                 found = read_stats(place)
             except EngramError as error:
@@ -110,7 +110,7 @@ class Companions:
         return None
 
     def vocabulary(self, layout: HashLayout, progress: Progress) -> CompressedVocab | None:
-        """The vocabulary of `layout`, to read n-grams by; None where none lies beside.
+        """The vocabulary of `layout`, to read n-grams by; None where none lies nearby.
 
         Raises as `statistics` does.
         """
@@ -123,7 +123,7 @@ class Companions:
                     "give the vocabulary it was made with, or leave --vocab out",
                 )
             return named
-        for place in self._beside(lambda here: here.vocab):
+        for place in self._nearby(lambda here: here.vocab):
             try:
                 found = read_vocab(place)
             except EngramError as error:
@@ -135,11 +135,11 @@ class Companions:
         return None
 
     def vocabulary_place(self) -> Path | None:
-        """Where a vocabulary lies, named or beside."""
-        return self.vocab or next(self._beside(lambda here: here.vocab), None)
+        """The path of a vocabulary, given or nearby."""
+        return self.vocab or next(self._nearby(lambda here: here.vocab), None)
 
-    def _beside(self, name: Callable[[Workspace], Path]) -> Iterator[Path]:
-        """What is there of a name: beside the artifact, up to two folders above, in the folder."""
+    def _nearby(self, name: Callable[[Workspace], Path]) -> Iterator[Path]:
+        """Yield the files of a name next to the artifact, up to two folders above, and here."""
         above = self.artifact.parents
         met = set()
         for folder in (*above[:1], self.folder, *above[1:3]):

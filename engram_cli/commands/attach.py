@@ -223,7 +223,7 @@ def _write(
             gate=request.init_gate,
         )
 
-    beside = {CARD: model_card(spec).encode()}
+    extra_files = {CARD: model_card(spec).encode()}
     reference = None
     if request.reference:
         files = read_description(store.path).files
@@ -236,7 +236,7 @@ def _write(
             reference,
             tool_version=__version__,
             force=request.force,
-            beside=beside,
+            beside=extra_files,
         )
     else:
         stored = planned.cost.table_bytes + planned.cost.hits_bytes
@@ -250,7 +250,7 @@ def _write(
             hits=store.hit_chunks if store.has_hits else None,
             tool_version=__version__,
             force=request.force,
-            beside=beside,
+            beside=extra_files,
             advance=progress.advance,
         )
     return replace(

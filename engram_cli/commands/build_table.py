@@ -1,4 +1,4 @@
-"""build-table: a geometry or statistics in, a table store on disk out, bytes reckoned first."""
+"""build-table: writes a table store from a geometry or statistics; computes its size first."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.checkpoint import for_checkpoint
-from engram_cli.commands.corpus_fill import (
+from engram_cli.commands.dry_run import refusal
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.init_corpus import (
     CORPUS_INITS,
     FillRequest,
     find_vectors,
     guess_tokens,
     write_tokens,
 )
-from engram_cli.commands.dry_run import refusal
-from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.pad_token import note_pad
 from engram_cli.commands.processors import processors
-from engram_cli.commands.table_plan import TablePlan, fill_plan, planned
+from engram_cli.commands.size_estimate import TablePlan, fill_plan, planned
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.sources import find_sources
 from engram_cli.engines.filling import FILL_ENGINES, FillEngine
@@ -47,7 +47,7 @@ from engram_cli.table.spec import TableSpec
 from engram_cli.vocab.parquet import read_about
 
 if TYPE_CHECKING:
-    from engram_cli.stats.folder import Statistics
+    from engram_cli.stats.stats_io import Statistics
 
 Filling: TypeAlias = tuple[TokenFile, Embeddings]
 
@@ -57,7 +57,7 @@ class BuildTableRequest:
     """What table to build.
 
     `stats`: a statistics folder whose geometry is taken where `geometry` leaves a choice open, and
-    whose hits are stored beside the rows when the geometry stays the same; nothing is taken when
+    whose hits are stored with the rows when the geometry stays the same; nothing is taken when
     there is no such folder. `folder`: where a checkpoint is looked for that decides what is open
     without statistics, None for nowhere. `dim`: values a row, of one head. `std` and `init_seed`
     are the init's; `fill` is the corpus of an init that needs one. `chunk_rows` None is about
@@ -265,7 +265,7 @@ def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout,
         if request.folder is not None:
             geometry = for_checkpoint(geometry, request.folder, request.vocab, progress)
         return geometry.resolve(request.vocab), None
-    from engram_cli.stats.folder import read_stats
+    from engram_cli.stats.stats_io import read_stats
 
     statistics = read_stats(request.stats)
     counted = statistics.layout

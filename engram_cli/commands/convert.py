@@ -1,4 +1,4 @@
-"""convert: a finished table in, the same rows in another dtype out, bytes reckoned first."""
+"""convert: writes the rows of a finished table in another dtype; computes the size first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engram_cli.commands.dry_run import refusal
 from engram_cli.commands.processors import processors
-from engram_cli.commands.table_plan import LayerPlan, layer_plans
+from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.errors import EngramError, InputError, OutputError
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import is_table

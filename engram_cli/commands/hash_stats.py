@@ -32,22 +32,27 @@ from engram_cli.engines.work import ENGINES, Running, Work
 from engram_cli.errors import InputError, OutputError
 from engram_cli.files import prepare_output
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.heap import trim
+from engram_cli.malloc import trim
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page
 from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_checkpoint
+from engram_cli.stats.collector_set import (
+    CollectorOptions,
+    exact_memory,
+    make_collectors,
+    sources_of,
+)
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.figures import figures
-from engram_cli.stats.folder import STATISTICS, read_stats, write_stats
 from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
 from engram_cli.stats.sources import GROUPINGS
-from engram_cli.stats.watching import Watching, exact_memory, make_watchers, sources_of
+from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 
-# The fields of a request that decide the figures, beside layout, corpus and tokenizer.
+# The fields of a request that decide the figures, with layout, corpus and tokenizer.
 _DECISIVE = (
     *("join_documents", "sample_size", "exact", "compare_uncompressed", "group_by"),
     *("locality", "holdout", "growth", "partition_size"),
@@ -64,8 +69,9 @@ class HashStatsRequest:
     see `CorpusOptions`; the geometry's EOS ends documents when no other token is named. `encoder`:
     "auto", "tokenizers" or "fast". `threads`: of the counting, None for one a core.
     `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
-    `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see `Watching`.
-    `restart`: begin anew although a checkpoint of this request is there. `checkpoint_seconds`: how
+    `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see
+    `CollectorOptions`.
+    `restart`: ignore a checkpoint of this request and start over. `checkpoint_seconds`: how
     often one is written at most; 0 for every chance. `partition_size`: bytes, see
     `corpus.partitions`. `engine`: "local" or "ray", `ray_address`: of an existing cluster.
     `report`: a page to draw of it all, see `commands.report`.
@@ -186,20 +192,20 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
     trim()  # a tokenizer leaves 30 MB where its file was parsed
     counted = ENGINES.load(request.engine)(work, running, progress)
     check_companions(work.plan.files, request.corpus, stamps)
-    counts, watchers = counted.counts, counted.watchers
+    counts, collector_set = counted.counts, counted.collector_set
     plan, tokenizer = work.plan, None if work.tokenizer is None else work.tokenizer.path
     del work  # the tokenizer takes a hundred megabytes, and the figures some more
     trim()
     read = read_vocab(vocab) if vocab.is_file() else None
-    found = figures(counts, read, watchers.samples(), watchers.occurrences)
+    found = figures(counts, read, collector_set.samples(), collector_set.occurrences)
     del read  # eighty megabytes of texts
     trim()
     files = len({file.name for file in plan.files})
-    sections = found.sections | watchers.sections(counts)
+    sections = found.sections | collector_set.sections(counts)
     if "sources" in sections:
         check_names(sections["sources"]["names"], plan.files, request.corpus)
-    partials = watchers.kept_partials()
-    if len(partials) < len(watchers.collectors):
+    partials = collector_set.kept_partials()
+    if len(partials) < len(collector_set.collectors):
         progress.note("so many n-grams are not kept: --merge will go by samples of them")
     write_stats(
         counts,
@@ -253,7 +259,7 @@ def _prepare(
     plan = plan_partitions(sources.files, request.corpus, request.partition_size)
     source_of = sources_of(plan.files, request.group_by)
     threads = request.threads or (1 if request.engine != "local" else os.cpu_count() or 1)
-    watching, memory = _plan(request, source_of, layout, threads, text)
+    collector_options, memory = _plan(request, source_of, layout, threads, text)
     _check_places(request, sources, vocab, out)
     check_field(sources.files, request.corpus, progress)
     tokenizer = (
@@ -264,8 +270,8 @@ def _prepare(
     for remark in (*_idle(request, sources, text), *remarks(sources.files, request.corpus)):
         progress.note(remark)
     progress.note(str(memory))
-    if watching.exact_bytes is not None:
-        progress.note(f"exact counting may take {watching.exact_bytes / 1e6:,.0f} MB more")
+    if collector_options.exact_bytes is not None:
+        progress.note(f"exact counting may take {collector_options.exact_bytes / 1e6:,.0f} MB more")
     decisive = {name: getattr(request, name) for name in _DECISIVE} | {
         "layout": layout.fingerprint,
         "tokenizer": None if tokenizer is None else tokenizer.digest,
@@ -279,7 +285,7 @@ def _prepare(
         options=request.corpus,
         layout=layout,
         tokenizer=tokenizer,
-        watching=watching,
+        collector_options=collector_options,
         source_of=source_of,
         sample_size=request.sample_size,
         join_documents=request.join_documents,
@@ -303,23 +309,23 @@ def _plan(
     layout: HashLayout,
     threads: int,
     text: bool,
-) -> tuple[Watching, MemoryPlan]:
+) -> tuple[CollectorOptions, MemoryPlan]:
     """What is looked at, and the memory of it all. Raises InputError when that does not fit."""
-    watching = Watching(
+    collector_options = CollectorOptions(
         compare_uncompressed=request.compare_uncompressed,
         group_by=request.group_by,
         locality=request.locality,
         holdout=request.holdout,
         growth=request.growth,
     )
-    watchers = make_watchers(watching, layout, source_of, request.sample_size)
-    plan = plan_memory(layout, request.sample_size, threads, text=text, more=watchers.memory)
+    collector_set = make_collectors(collector_options, layout, source_of, request.sample_size)
+    plan = plan_memory(layout, request.sample_size, threads, text=text, more=collector_set.memory)
     available = available_memory()
     check_memory(plan, available)
     if request.exact:
         room = exact_memory(available, plan.total)
-        watching = dataclasses.replace(watching, exact=True, exact_bytes=room)
-    return watching, plan
+        collector_options = dataclasses.replace(collector_options, exact=True, exact_bytes=room)
+    return collector_options, plan
 
 
 def _idle(request: HashStatsRequest, sources: Sources, text: bool) -> list[str]:

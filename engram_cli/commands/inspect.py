@@ -24,7 +24,7 @@ from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
-from engram_cli.stats.folder import read_stats
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.attributes import PARTIAL_SUFFIX
 from engram_cli.table.store import open_table
 
@@ -33,7 +33,7 @@ from engram_cli.table.store import open_table
 class InspectRequest:
     """What to inspect.
 
-    `stats`, `vocab`: None for those that lie beside and belong to it. `hottest`: rows listed of
+    `stats`, `vocab`: None for those that lie next to it and belong to it. `hottest`: rows listed of
     each order. `rows`: read the rows too; without it only what describes them. `probe`: ask the
     table what it knows of a text. `report`: a page to draw of it all. `threads` None is one a
     processor.

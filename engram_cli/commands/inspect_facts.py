@@ -12,7 +12,7 @@ from engram_cli.errors import EngramError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import HITS
 from engram_cli.hashing.layout import HashLayout, short
-from engram_cli.stats.folder import Statistics
+from engram_cli.stats.stats_io import Statistics
 from engram_cli.table.attributes import PARTIAL_SUFFIX
 from engram_cli.table.codecs.base import row_bytes
 from engram_cli.table.journal import filled
@@ -106,7 +106,7 @@ def about_half_built(path: Path) -> About:
 
 
 def about_bundle(bundle: Bundle, companions: Companions) -> About:
-    """A bundle beside a checkpoint."""
+    """A bundle next to a checkpoint."""
     spec = bundle.spec
     rows = sum(spec.rows(layer) for layer in spec.layers)
     layers = ", ".join(

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from engram_cli.commands.artifact import Artifact, Companions, Kind
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.lookup_rows import OtherNgram
-from engram_cli.commands.rows import RowReader, hits_reader, open_rows
+from engram_cli.commands.open_rows import RowReader, hits_reader, open_rows
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.progress import Progress
-from engram_cli.stats.company import Company, RowCompany, companies
-from engram_cli.stats.folder import Statistics
 from engram_cli.stats.ngrams import Names
+from engram_cli.stats.row_ngrams import RowNgram, RowNgrams, load_row_ngrams
+from engram_cli.stats.stats_io import Statistics
 from engram_cli.table.scan.duplicates import Duplicates
 from engram_cli.table.scan.kernels.rows import BINS, STEPS
 from engram_cli.table.scan.scan import HOTTEST, LayerScan, scan_layer
@@ -103,7 +103,10 @@ def inspect_rows(
     hot: list[HotRow] = []
     read = 0
     sources = list(_sources(found, rows, statistics))
-    progress.start("inspect", sum(_bytes(rows.layout, source) for source in sources), "bytes")
+    size = sum(
+        sum(rows.layout.layer(source.layer).moduli) * source.stored_row_bytes for source in sources
+    )
+    progress.start("inspect", size, "bytes")
     begin = time.perf_counter()
     for source in sources:
         entry = rows.layout.layer(source.layer)
@@ -178,10 +181,6 @@ def _counted_source(source: RowSource, statistics: Statistics | None) -> RowSour
 
 def _between(hits: NDArray[np.uint32], first: int, count: int) -> NDArray[np.uint32]:
     return hits[first : first + count]
-
-
-def _bytes(layout: HashLayout, source: RowSource) -> int:
-    return sum(layout.layer(source.layer).moduli) * source.stored_row_bytes
 
 
 def _columns(layout: HashLayout, scan: LayerScan) -> Iterator[Columns]:
@@ -275,20 +274,20 @@ def _of_heat(
 ) -> list[HotRow]:
     """The hottest rows of each order among all its heads, and what is known to lie on them."""
     found, layout = [], rows.layout
-    known: Sequence[RowCompany | None] = [None] * len(layout.orders)
+    known: Sequence[RowNgrams | None] = [None] * len(layout.orders)
     hits_at = hits_reader(rows, entry.layer, statistics)
     if statistics is not None and hits_at is not None:
-        known = companies(statistics, entry, hits_at)
+        known = load_row_ngrams(statistics, entry, hits_at)
     for index, order in enumerate(layout.orders):
         own = heat[index * layout.heads : (index + 1) * layout.heads]
         best = sorted(((-hits, head, row) for head, some in enumerate(own) for row, hits in some))[
             :limit
         ]
-        among, met = known[index], [dict[int, list[Company]]() for _ in own]
+        among, met = known[index], [dict[int, list[RowNgram]]() for _ in own]
         if among is not None and best:
             met = among.on(np.array([[row for _, _, row in best]] * layout.heads))
         for negative, head, row in best:
-            company = met[head].get(row, [])
+            ngrams = met[head].get(row, [])
             found.append(
                 HotRow(
                     layer=entry.layer,
@@ -302,10 +301,10 @@ def _of_heat(
                             count=each.count,
                             exact=each.exact,
                         )
-                        for each in company[:_NGRAMS]
+                        for each in ngrams[:_NGRAMS]
                         if among is not None
                     ),
-                    known=len(company),
+                    known=len(ngrams),
                 )
             )
     return found

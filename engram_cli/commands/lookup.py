@@ -1,4 +1,4 @@
-"""lookup: a text and a table in; for each token and head the row, its hits, its norm and company.
+"""lookup: a text and a table in; for each token and head the row, its hits, norm and n-grams.
 
 Works on a table, a bundle (without hits of its own), a statistics folder (without vectors) and a
 compressed vocabulary with a geometry (rows alone).
@@ -25,7 +25,7 @@ from engram_cli.commands.lookup_rows import (
     with_shared,
 )
 from engram_cli.commands.lookup_text import TextReader
-from engram_cli.commands.rows import RowReader, open_rows
+from engram_cli.commands.open_rows import RowReader, open_rows
 from engram_cli.errors import InputError
 from engram_cli.files import new_file, prepare_output
 from engram_cli.hashing.hasher import hash_tokens
@@ -43,9 +43,9 @@ _STEP = 4096  # tokens whose vectors are written together
 class LookupRequest:
     """What to look up where.
 
-    Either `text` or `ids`; with `against` or `against_ids` a second text beside the first. `layer`
-    None is the first of the layout. `vectors`: where float32 [T, C*dim] go. `geometry` is for a
-    vocabulary, which has none of its own. Of each text the first `limit` tokens are told of.
+    Either `text` or `ids`; with `against` or `against_ids` a second text to compare with the first.
+    `layer` None is the first of the layout. `vectors`: where float32 [T, C*dim] go. `geometry` is
+    for a vocabulary, which has none of its own. The first `limit` tokens of each text are listed.
     """
 
     path: Path

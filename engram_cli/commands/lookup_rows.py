@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.rows import RowReader, hits_reader
+from engram_cli.commands.open_rows import RowReader, hits_reader
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout, LayerHash
-from engram_cli.stats.company import Company, RowCompany, companies
-from engram_cli.stats.folder import Statistics
 from engram_cli.stats.ngrams import Names
+from engram_cli.stats.row_ngrams import RowNgram, RowNgrams, load_row_ngrams
+from engram_cli.stats.stats_io import Statistics
 from engram_cli.stats.totals import FULL
 
 SHOWN_OTHERS = 3
@@ -115,9 +115,9 @@ def look_up(
     norms = None if rows.vectors is None else _norms(rows, entry.layer, place)
     hits_at = hits_reader(rows, entry.layer, statistics)
     hits = None if hits_at is None else hits_at(entry.layer, place)
-    counted: Sequence[RowCompany | None] = [None] * len(layout.orders)
+    counted: Sequence[RowNgrams | None] = [None] * len(layout.orders)
     if statistics is not None and hits_at is not None:
-        counted = companies(statistics, entry, hits_at)
+        counted = load_row_ngrams(statistics, entry, hits_at)
     by_order = []
     ngrams = tuple(_ngrams(window, layout, order) for order in layout.orders)
     for index, order in enumerate(layout.orders):
@@ -129,7 +129,7 @@ def look_up(
             place=place[own],
             hits=None if hits is None else hits[own],
             norms=None if norms is None else norms[own],
-            company=counted[index],
+            row_ngrams=counted[index],
             names=names,
         )
         by_order.append(list(looked.each()))
@@ -199,13 +199,13 @@ class _Order:
     place: NDArray[np.int64]
     hits: NDArray[np.uint32] | None
     norms: NDArray[np.float32] | None
-    company: RowCompany | None
+    row_ngrams: RowNgrams | None
     names: Names
 
     def each(self) -> Iterator[OrderLookup]:
         """The look-up of each token."""
-        company = None if self.company is None else self.company.on(self.local)
-        places = None if self.company is None else self.company.find(self.ngrams)
+        by_head = None if self.row_ngrams is None else self.row_ngrams.on(self.local)
+        places = None if self.row_ngrams is None else self.row_ngrams.find(self.ngrams)
         most = None if self.hits is None else self.hits.min(axis=0)
         for at in range(self.local.shape[1]):
             own = -1 if places is None else int(places[at])
@@ -215,17 +215,17 @@ class _Order:
                 sampled=self._count(own),
                 at_most=None if most is None or most[at] == FULL else int(most[at]),
                 heads=tuple(
-                    self._head(head, at, [] if company is None else company[head].get(int(row), []))
+                    self._head(head, at, [] if by_head is None else by_head[head].get(int(row), []))
                     for head, row in enumerate(self.local[:, at])
                 ),
             )
 
     def _count(self, place: int) -> int | None:
-        if self.company is None or place < 0:
+        if self.row_ngrams is None or place < 0:
             return None
-        return int(self.company.sample.counts[place])
+        return int(self.row_ngrams.sample.counts[place])
 
-    def _head(self, head: int, at: int, met: list[Company]) -> Lookup:
+    def _head(self, head: int, at: int, met: list[RowNgram]) -> Lookup:
         others = [each for each in met if not self._same(each, at)]
         return Lookup(
             head=head,
@@ -237,15 +237,15 @@ class _Order:
             others_known=len(others),
         )
 
-    def _same(self, company: Company, at: int) -> bool:
+    def _same(self, ngram: RowNgram, at: int) -> bool:
         """Whether it is the n-gram that ends at a token."""
-        assert self.company is not None
-        return bool(np.array_equal(self.company.tokens[company.at], self.ngrams[at]))
+        assert self.row_ngrams is not None
+        return bool(np.array_equal(self.row_ngrams.tokens[ngram.at], self.ngrams[at]))
 
-    def _other(self, company: Company) -> OtherNgram:
-        assert self.company is not None
-        text = self.names.ngram(self.company.tokens[company.at])
-        return OtherNgram(text=text, count=company.count, exact=company.exact)
+    def _other(self, ngram: RowNgram) -> OtherNgram:
+        assert self.row_ngrams is not None
+        text = self.names.ngram(self.row_ngrams.tokens[ngram.at])
+        return OtherNgram(text=text, count=ngram.count, exact=ngram.exact)
 
 
 def _ngrams(window: Window, layout: HashLayout, order: int) -> NDArray[np.int32]:

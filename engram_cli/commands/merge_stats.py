@@ -14,19 +14,19 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page
 from engram_cli.stats.arrays import REMAKE
+from engram_cli.stats.collector_set import occurrences_of, sections_of
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.exact import ExactNgrams
 from engram_cli.stats.figures import Figures, figures
-from engram_cli.stats.folder import (
+from engram_cli.stats.partial import EXACT, Partial, blank_for, partial_name
+from engram_cli.stats.sources import Sources, TooManySources
+from engram_cli.stats.stats_io import (
     FIXED_KEYS,
     STATISTICS,
     Statistics,
     read_stats,
     write_stats,
 )
-from engram_cli.stats.partial import EXACT, Partial, blank_for, partial_name
-from engram_cli.stats.sources import Sources, TooManySources
-from engram_cli.stats.watching import occurrences_of, sections_of
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import read_vocab
 
@@ -132,13 +132,13 @@ def figures_of(whole: Partial, vocab: CompressedVocab | None) -> Figures:
     Raises ArtifactError for partials that no counting leaves.
     """
     counts = whole.counts
-    watchers = [blank_for(name, counts.layout, state) for name, state in whole.collected.items()]
-    for collector in watchers:
+    collectors = [blank_for(name, counts.layout, state) for name, state in whole.collected.items()]
+    for collector in collectors:
         collector.absorb(whole.collected[partial_name(collector)])
-    exact = [collector for collector in watchers if isinstance(collector, ExactNgrams)]
+    exact = [collector for collector in collectors if isinstance(collector, ExactNgrams)]
     samples = [table.sample() for table in exact]
-    found = figures(counts, vocab, samples, occurrences_of(watchers))
-    return replace(found, sections=found.sections | sections_of(watchers, counts))
+    found = figures(counts, vocab, samples, occurrences_of(collectors))
+    return replace(found, sections=found.sections | sections_of(collectors, counts))
 
 
 def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, set[str]]:

@@ -11,7 +11,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_corpus import SAME_SIZE, HotSet, PlanCorpus, read_corpus
 from engram_cli.commands.plan_file import PLAN, PlannedTable, write_plan
 from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
-from engram_cli.commands.table_plan import LayerPlan, layer_plans
+from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
 from engram_cli.files import prepare_output

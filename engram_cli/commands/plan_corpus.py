@@ -15,9 +15,9 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import hash_layout, takes_raw_ids
 from engram_cli.progress import Progress
-from engram_cli.stats.folder import Statistics, read_stats
 from engram_cli.stats.growth.projection import project
 from engram_cli.stats.locality.hot import order_hits
+from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.planning.batches import BatchShare, batch_share
 from engram_cli.table.planning.expectation import Demand
 from engram_cli.table.planning.hot import HeldOut, held_out, hot_rows
@@ -99,7 +99,7 @@ class PlanCorpus:
         return hash_layout(scheme, vocab, **choices)
 
     def demands(self, orders: tuple[int, ...]) -> tuple[Demand, ...]:
-        """The distinct n-grams of each order. Raises InputError for an order nobody counted.
+        """The distinct n-grams of each order. Raises InputError for an order that was not counted.
 
         A longer n-gram ends with a shorter one, so there are no fewer of them, whatever the samples
         of two orders say.
@@ -169,7 +169,7 @@ class PlanCorpus:
         return tuple(found)
 
     def batch_share(self, layout: HashLayout, batch: int) -> BatchShare | None:
-        """The share of a batch's look-ups that are different rows; None where nobody measured it.
+        """The share of a batch's look-ups that are different rows; None where it was not measured.
 
         Raises ArtifactError.
         """

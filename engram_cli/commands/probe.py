@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.corpus_fill import FillRequest, find_vectors, write_tokens
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.init_corpus import FillRequest, find_vectors, write_tokens
 from engram_cli.commands.processors import processors
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT, Once, Progress
 from engram_cli.table.inits.corpus.embeddings import Embeddings, RandomEmbeddings
-from engram_cli.table.inits.corpus.tally import Occurrences
+from engram_cli.table.inits.corpus.pairs import Occurrences
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.probe.combining import fit
 from engram_cli.table.probe.counted import (
@@ -72,7 +72,7 @@ class ProbeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """What the table knows, beside models that were counted exactly on the same corpus.
+    """What the table knows, compared with models counted exactly on the same corpus.
 
     `fitted` positions set the weights of `evidence`, `positions` others were scored. `known`: of
     each order, the share of positions whose n-gram is in the corpus. `of_exact`: the combined
@@ -94,7 +94,7 @@ class ProbeResult:
 
 
 def probe(request: ProbeRequest, progress: Progress = SILENT) -> ProbeResult:
-    """Ask the table about the positions of a held-out text, and counted models beside it.
+    """Predict the positions of a held-out text with the table and with counted models.
 
     Raises InputError for a table of another init, MismatchError when corpus, checkpoint or seed are
     not those that filled it, CorpusError, and as `open_table`.

@@ -8,7 +8,7 @@ from pathlib import Path
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page
-from engram_cli.stats.folder import read_stats
+from engram_cli.stats.stats_io import read_stats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from engram_cli.commands.artifact import Companions, Kind, find_artifact
 from engram_cli.commands.processors import processors
-from engram_cli.commands.relayout import layout_problem, recomputed
+from engram_cli.commands.recompute_layout import layout_problem, recomputed
 from engram_cli.commands.verify_stats import stats_problems
 from engram_cli.commands.verify_vocab import vocab_problems
 from engram_cli.errors import ArtifactError, InputError, MismatchError
@@ -19,7 +19,7 @@ from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_files import verify_files
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
-from engram_cli.stats.folder import Statistics, read_stats
+from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.store import TableStore, open_table
 from engram_cli.table.verify import verify_table
 from engram_cli.vocab.parquet import read_about
@@ -29,7 +29,7 @@ from engram_cli.vocab.parquet import read_about
 class VerifyRequest:
     """What to verify.
 
-    `stats` and `vocab` are held against the artifact; without them those that lie beside it and
+    `stats` and `vocab` are compared with the artifact; without them those that lie next to it and
     belong to it. `tokenizer`: what a vocabulary was made from. `threads` None is one a processor.
     """
 
@@ -126,7 +126,7 @@ def _table(
 
 
 def _count_problems(table: TableStore, statistics: Statistics) -> list[str]:
-    """Where the hits beside the rows are not those of the statistics."""
+    """Return where the hits stored with the rows differ from the statistics."""
     problems = []
     for layer in table.layout.layer_ids:
         own, counted = table.hits(layer), statistics.hits(layer)
@@ -221,7 +221,7 @@ def _layout(layout: HashLayout, found: _Findings) -> None:
 
 
 def _vocabulary(layout: HashLayout, companions: Companions, found: _Findings) -> None:
-    """Hold the digest of the vocabulary against a named one, or one beside."""
+    """Compare the digest of the vocabulary with a given file, or one next to it."""
     place = companions.vocabulary_place()
     if place is None or layout.vocab_digest is None:
         if companions.vocab is not None:

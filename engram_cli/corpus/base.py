@@ -107,7 +107,7 @@ class CorpusFile:
 
     @property
     def key(self) -> str:
-        """What tells it from every other file and section: documents are counted anew in each."""
+        """A key unique to this file and section; documents are numbered from 0 in each."""
         if self.section is None or self.section.number == 0:
             return self.name
         return f"{self.name}\0{self.section.number}"
@@ -130,8 +130,8 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """How far a corpus was read, to go on from there.
+class ReadPosition:
+    """Says how far a corpus was read, so that reading can resume there.
 
     `items` of the file with the index `file` were read, and all of the files before it; `blank`: of
     these items none held anything. `empty_files`, `cuts`: as in `TokenStream`. `open`, `before`: of
@@ -155,7 +155,7 @@ class TokenBlock:
     read for it. `locate` names the file, document and position of the token at an index, for
     messages. `files`: (index, name) where the tokens of a file begin, the first at 0; `labels`: the
     same for the values of `CorpusOptions.label`, () without it. `partition`: the number of the
-    partition it is of. `mark`: where the corpus can be gone on with after this block, None where it
+    partition it is of. `read_position`: where reading can resume after this block, None where it
     cannot.
     """
 
@@ -166,7 +166,7 @@ class TokenBlock:
     files: Names = ((0, ""),)
     labels: Names = ()
     partition: int = 0
-    mark: Mark | None = None
+    read_position: ReadPosition | None = None
 
 
 Item: TypeAlias = Document | TokenBlock

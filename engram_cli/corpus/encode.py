@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import CorpusError, DependencyError, InputError
-from engram_cli.heap import trim
+from engram_cli.malloc import trim
 from engram_cli.progress import Progress
 from engram_cli.vocab.tokenizer import TokenizerFile
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, TokenBlock
-from engram_cli.corpus.opening import exactly
+from engram_cli.corpus.byte_stream import exactly
 from engram_cli.errors import CorpusError
 
 Offsets = NDArray[np.int64]

@@ -1,8 +1,8 @@
 """The partitions of a corpus: files in, a plan out that depends on them and their sizes alone.
 
 A partition is whole files, about `size` bytes of them, or a section of one large file. What the
-order of reading decides (look-back between joined documents, windows, caches) begins anew with
-each, so that whoever counts them, in whatever order and grouping, finds the same.
+order of reading decides (look-back between joined documents, windows, caches) restarts with
+each, so that counting them in any order and grouping gives the same result.
 """
 
 from __future__ import annotations

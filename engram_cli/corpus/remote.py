@@ -61,8 +61,8 @@ def file_at(url: str, format_: str) -> CorpusFile:
     return CorpusFile(name=url, path=None, size=size, format=format_, url=url, stamp=stamp)
 
 
-class RemotePlace:
-    """The files behind addresses, as `corpus.places` looks at them."""
+class RemoteStorage:
+    """The files behind addresses, as `corpus.storage` looks at them."""
 
     distant = True
 

@@ -1,6 +1,6 @@
-"""Which files a corpus is: paths, folders, globs, addresses and "-" in, files out.
+"""Finds the files of a corpus: paths, folders, globs, addresses and "-" in, files out.
 
-What a folder or a file is, is told by `sniff`; where it lies is the matter of `places`.
+`detect` tells the format of a file or folder, `storage` reads local and remote names alike.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions
-from engram_cli.corpus.partitions import total_size
-from engram_cli.corpus.places import Place, place_of
-from engram_cli.corpus.readers import READERS
-from engram_cli.corpus.sniff import (
+from engram_cli.corpus.detect import (
     TOKEN_BINS,
     dataset_parts,
     format_of,
     is_mds_index,
     is_token_bin,
     main_file,
-    unpacked_name,
+    uncompressed_name,
 )
+from engram_cli.corpus.partitions import total_size
+from engram_cli.corpus.readers import READERS
+from engram_cli.corpus.storage import Storage, storage_of
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.files import address_of
 
@@ -79,26 +79,29 @@ def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources
     repeated = folders = 0
     for given in names:
         name = given if isinstance(given, str) else address_of(given) or str(given)
-        place = place_of(name)
-        folders += name != STDIN and place.kind(name) == "folder"
-        for path in _expand(name, place, options):
-            key = STDIN if path == STDIN else place.key(path)
+        storage = storage_of(name)
+        folders += name != STDIN and storage.kind(name) == "folder"
+        for path in _expand(name, storage, options):
+            key = STDIN if path == STDIN else storage.key(path)
             if key in met:
                 repeated += 1
                 continue
             met.add(key)
-            files.append(_stdin(options) if path == STDIN else _file(path, place, options))
+            if path == STDIN:
+                files.append(_stdin(options))
+            else:
+                files.append(storage.file(path, options.format or format_of(path, storage)))
     return Sources(files=tuple(files), repeated=repeated, folders=folders)
 
 
-def _expand(name: str, place: Place, options: CorpusOptions) -> Iterator[str]:
+def _expand(name: str, storage: Storage, options: CorpusOptions) -> Iterator[str]:
     if name == STDIN:
         yield STDIN
         return
-    kind = place.kind(name)
+    kind = storage.kind(name)
     if kind == "folder":
         found = False
-        for path in _folder(name, place, options):
+        for path in _folder(name, storage, options):
             found = True
             yield path
         if not found:
@@ -106,38 +109,38 @@ def _expand(name: str, place: Place, options: CorpusOptions) -> Iterator[str]:
                 f"no corpus file in {name}", "name the files, or their endings with --suffixes"
             )
     elif kind is not None:
-        yield _main(name, place) or name
-    elif (matches := place.matches(name)) is not None:
+        yield _main(name, storage) or name
+    elif (matches := storage.matches(name)) is not None:
         if not matches:
             raise CorpusError(f"no file matches {name}", "check the pattern")
         given = set(matches)
-        yield from (path for path in matches if _main(path, place) not in given)
-    elif place.kind(f"{name}.idx") == place.kind(f"{name}.bin") == "file":
+        yield from (path for path in matches if _main(path, storage) not in given)
+    elif storage.kind(f"{name}.idx") == storage.kind(f"{name}.bin") == "file":
         yield f"{name}.bin"  # Megatron calls its pair of files by what they have in common
     else:
         raise CorpusError(f"corpus not found: {name}", "check the path")
 
 
-def _main(name: str, place: Place) -> str | None:
+def _main(name: str, storage: Storage) -> str | None:
     """The file that `name` is an index of, where that file exists."""
     main = main_file(name)
-    return main if main is not None and place.kind(main) == "file" else None
+    return main if main is not None and storage.kind(main) == "file" else None
 
 
-def _folder(folder: str, place: Place, options: CorpusOptions) -> Iterator[str]:
+def _folder(folder: str, storage: Storage, options: CorpusOptions) -> Iterator[str]:
     """The files below `folder` that can be read, hidden ones left out; data sets as they say."""
-    folders, files = place.entries(folder)
+    folders, files = storage.entries(folder)
     if not _OURS.isdisjoint(files):
         return
-    if "index.json" in files and is_mds_index(folder, place):
-        yield place.join(folder, "index.json")
+    if "index.json" in files and is_mds_index(folder, storage):
+        yield storage.join(folder, "index.json")
         return
-    parts = dataset_parts(folder, folders, files, place)
+    parts = dataset_parts(folder, folders, files, storage)
     if parts is not None:
         for part in parts:
-            path = place.join(folder, part)
+            path = storage.join(folder, part)
             if part in folders:
-                yield from _folder(path, place, options)
+                yield from _folder(path, storage, options)
             else:
                 yield path
         return
@@ -145,22 +148,22 @@ def _folder(folder: str, place: Place, options: CorpusOptions) -> Iterator[str]:
         if (
             not name.startswith(".")
             and name not in _OURS_ALONE
-            and _wanted(folder, name, place, options)
+            and _wanted(folder, name, storage, options)
         ):
-            yield place.join(folder, name)
+            yield storage.join(folder, name)
     for name in folders:
         if not name.startswith("."):
-            yield from _folder(place.join(folder, name), place, options)
+            yield from _folder(storage.join(folder, name), storage, options)
 
 
-def _wanted(folder: str, name: str, place: Place, options: CorpusOptions) -> bool:
+def _wanted(folder: str, name: str, storage: Storage, options: CorpusOptions) -> bool:
     lower = name.lower()
     if options.suffixes is not None:
         return lower.endswith(options.suffixes)
     if lower.endswith(".bin"):
         chosen = options.format in TOKEN_BINS
-        return chosen or is_token_bin(place.join(folder, name), place)
-    return unpacked_name(lower).endswith(FOLDER_SUFFIXES)
+        return chosen or is_token_bin(storage.join(folder, name), storage)
+    return uncompressed_name(lower).endswith(FOLDER_SUFFIXES)
 
 
 def _stdin(options: CorpusOptions) -> CorpusFile:
@@ -168,7 +171,3 @@ def _stdin(options: CorpusOptions) -> CorpusFile:
     if chosen not in _PIPED:
         raise CorpusError(f"{chosen} cannot be read from standard input", "give the file's path")
     return CorpusFile(name="<stdin>", path=None, size=None, format=chosen)
-
-
-def _file(name: str, place: Place, options: CorpusOptions) -> CorpusFile:
-    return place.file(name, options.format or format_of(name, place))

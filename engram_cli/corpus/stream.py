@@ -20,19 +20,19 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.ahead import ahead
 from engram_cli.corpus.base import (
     BLOCK_TOKENS,
     CorpusFile,
     CorpusOptions,
     Document,
-    Mark,
     Names,
+    ReadPosition,
     TokenBlock,
     cut_names,
 )
 from engram_cli.corpus.encode import Encoder
 from engram_cli.corpus.labels import NO_LABEL, runs
+from engram_cli.corpus.prefetch import prefetch
 from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError
 
@@ -41,8 +41,8 @@ from engram_cli.errors import CorpusError
 _FIRST_BATCH = 2**16
 _FULL_BATCH = 2**19 * min(max(os.cpu_count() or 1, 2), 8)
 _BATCH_TEXTS = 2**14
-# How long to wait for threads when the run is broken off: the encoder's is inside compiled code for
-# at most a batch, the reader's may wait for a pipe for ever.
+# Seconds to wait for threads when the run is interrupted: the encoder's is inside compiled code for
+# at most a batch, the reader's may wait for a pipe forever.
 _PATIENCE, _READER_PATIENCE = 10.0, 0.5
 
 
@@ -53,7 +53,7 @@ class Texts:
     documents: list[Document]
     files: list[tuple[int, str]]
     partition: int
-    mark: Mark
+    read_position: ReadPosition
 
 
 Batch: TypeAlias = Texts | TokenBlock
@@ -90,23 +90,23 @@ class TokenStream:
         files: Sequence[CorpusFile],
         options: CorpusOptions,
         encoder: Encoder | None,
-        mark: Mark | None = None,
+        read_position: ReadPosition | None = None,
         *,
         begins: Sequence[int] = (0,),
     ) -> None:
         """`encoder` may be None when no file holds texts. `begins`: the indices of the files that
         begin a partition, as in `corpus.partitions.Plan`; no block is of two of them. What is
-        before `mark` is left out: the file there is read from its beginning, but neither encoded
-        nor handed on."""
-        self._mark = mark = mark or Mark()
-        self.empty_files = mark.empty_files
-        self.cuts = mark.cuts  # where long documents were cut
+        before `read_position` is left out: the file there is read from its beginning, but neither
+        encoded nor handed on."""
+        self._read_position = read_position = read_position or ReadPosition()
+        self.empty_files = read_position.empty_files
+        self.cuts = read_position.cuts  # where long documents were cut
         self._files = files
         self._begins = begins
         self._options = options
         self._encoder = encoder
-        self._open = mark.open  # a document has begun of which no token was seen
-        self._before = mark.before  # the tokens of the current document before the batch
+        self._open = read_position.open  # a document has begun of which no token was seen
+        self._before = read_position.before  # the tokens of the current document before the batch
 
     def blocks(self) -> Generator[TokenBlock, None, None]:
         """Blocks of at most about `BLOCK_TOKENS` tokens. Raises CorpusError, VocabularyError.
@@ -114,24 +114,24 @@ class TokenStream:
         Close the generator to stop the threads.
         """
         cancel = threading.Event()
-        batches = ahead(self._batches(), depth=2, cancel=cancel, patience=_READER_PATIENCE)
-        encoded = ahead(
+        batches = prefetch(self._batches(), depth=2, cancel=cancel, patience=_READER_PATIENCE)
+        encoded = prefetch(
             self._encode(batches), depth=1, cancel=cancel, patience=_PATIENCE, last=True
         )
         with closing(encoded):
             for item in encoded:
                 if isinstance(item, TokenBlock):
-                    yield replace(item, mark=self._marked(item.mark))
+                    yield replace(item, read_position=self._with_position(item.read_position))
                 else:
                     yield from self._assemble(*item)
 
     def _batches(self) -> Generator[Batch, None, None]:
         """Texts gathered into batches, token blocks as they come, in the order of the files."""
         held = _Held()
-        enough, at = _FIRST_BATCH, self._mark
+        enough, at = _FIRST_BATCH, self._read_position
         for index, file in enumerate(self._files[at.file :], at.file):
             if index > at.file:
-                at = Mark(file=index)
+                at = ReadPosition(file=index)
             partition = bisect_right(self._begins, index) - 1
             if held.documents and held.partition != partition:
                 yield held.batch(self._counted(at))
@@ -145,7 +145,7 @@ class TokenStream:
                         item,
                         files=((0, file.key),),
                         partition=partition,
-                        mark=self._counted(at),
+                        read_position=self._counted(at),
                     )
                     continue
                 held.take(item, file.key, partition)
@@ -156,14 +156,18 @@ class TokenStream:
                     enough = min(2 * enough, _FULL_BATCH)
             self.empty_files += at.blank
         if held.documents:
-            yield held.batch(self._counted(Mark(file=len(self._files))))
+            yield held.batch(self._counted(ReadPosition(file=len(self._files))))
 
-    def _counted(self, mark: Mark) -> Mark:
-        return replace(mark, empty_files=self.empty_files, cuts=self.cuts)
+    def _counted(self, read_position: ReadPosition) -> ReadPosition:
+        return replace(read_position, empty_files=self.empty_files, cuts=self.cuts)
 
-    def _marked(self, mark: Mark | None) -> Mark | None:
-        """`mark` with what the consumer's side knows."""
-        return None if mark is None else replace(mark, open=self._open, before=self._before)
+    def _with_position(self, read_position: ReadPosition | None) -> ReadPosition | None:
+        """`read_position` with what the consumer's side knows."""
+        return (
+            None
+            if read_position is None
+            else replace(read_position, open=self._open, before=self._before)
+        )
 
     def _encode(self, batches: Generator[Batch, None, None]) -> Generator[Encoded, None, None]:
         with closing(batches):
@@ -203,7 +207,7 @@ class TokenStream:
                 files=cut_names(files, begin, end) or ((0, batch.files[0][1]),),
                 labels=cut_names(labels, begin, end),
                 partition=batch.partition,
-                mark=self._marked(batch.mark) if end == total else None,
+                read_position=self._with_position(batch.read_position) if end == total else None,
             )
 
     def _starts(self, documents: list[Document], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -234,10 +238,13 @@ class _Held:
         self.characters += len(document.text)
         self.partition = partition
 
-    def batch(self, mark: Mark) -> Texts:
+    def batch(self, read_position: ReadPosition) -> Texts:
         """All of them; none is held afterwards."""
         found = Texts(
-            documents=self.documents, files=self._files, partition=self.partition, mark=mark
+            documents=self.documents,
+            files=self._files,
+            partition=self.partition,
+            read_position=read_position,
         )
         self.documents, self._files, self.characters = [], [], 0
         return found

@@ -1,7 +1,7 @@
 """What the workers of a cluster do to fill a table: partitions in, tokens out; tokens in, pairs
 out; pairs in, the rows of a range out.
 
-Errors a user can mend travel as values, as in `engines.tasks`. Arrays come read-only from a
+Errors a user can fix travel as values, as in `engines.tasks`. Arrays come read-only from a
 cluster, and kernels take no such ones, so they are copied.
 """
 
@@ -24,7 +24,7 @@ from engram_cli.table.inits.base import Span
 from engram_cli.table.inits.corpus.buckets import ColumnVectors, summed_rows
 from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.filled import column_vectors
-from engram_cli.table.inits.corpus.tally import Occurrences, Stretch, stretch_pairs
+from engram_cli.table.inits.corpus.pairs import Occurrences, TokenSpan, span_pairs
 from engram_cli.table.inits.corpus.tokens import Piece, piece_of
 
 Fetch: TypeAlias = Callable[[Any], NDArray[Any]]
@@ -33,7 +33,7 @@ Fetch: TypeAlias = Callable[[Any], NDArray[Any]]
 TASK_BYTES = 2 * 10**9  # of a task, unless the user says otherwise
 _PIECE = 2**20  # tokens of a piece, at least
 _PAIR = 24  # bytes of a pair and of its entry in a bucket
-_STRETCH = 40  # bytes of a token while its pairs are made, for each of its lags
+_TOKEN_BYTES = 40  # bytes of a token while its pairs are made, for each of its lags
 _VECTOR = 24  # bytes of a value of the vectors while they are made
 _LONGEST = 2**24  # tokens: beyond, less and less of them are equal
 _LEAST_ROOM = 64 * 2**20
@@ -43,16 +43,16 @@ _LEAST_ROOM = 64 * 2**20
 class TaskMemory:
     """How the bytes of a summing task are spent.
 
-    `rows`: of a range at most, `pairs`: at a time, `stretch`: tokens whose pairs are made at once.
+    `rows`: of a range at most, `pairs`: at a time, `span`: tokens whose pairs are made at once.
     """
 
     rows: int
     pairs: int
-    stretch: int
+    span: int
 
     @classmethod
     def divide(cls, total: int, tokens: int, dim: int, lags: int) -> TaskMemory:
-        """What a task of `total` bytes has room for beside the vectors of `tokens` tokens.
+        """What a task of `total` bytes has room for next to the vectors of `tokens` tokens.
 
         Half is sums and rows, half is pairs, of which a block may be a third. Raises InputError.
         """
@@ -65,7 +65,7 @@ class TaskMemory:
         return cls(
             rows=max(room // 2 // (12 * dim + 8), 1),
             pairs=room // 2 // _PAIR,
-            stretch=min(room // (2 * _STRETCH * lags), _LONGEST),
+            span=min(room // (2 * _TOKEN_BYTES * lags), _LONGEST),
         )
 
 
@@ -115,12 +115,12 @@ def part_vectors(shared: FillShared, layer: int, column: int) -> tuple[Report, A
 
 
 def part_pairs(
-    shared: FillShared, layer: int, order: int, words: NDArray[np.uint32], stretch: Stretch
+    shared: FillShared, layer: int, order: int, words: NDArray[np.uint32], span: TokenSpan
 ) -> tuple[Report, Any]:
-    """The united pairs of an order in a stretch of the corpus, uint64[2 * n]."""
+    """The united pairs of an order in a span of the corpus, uint64[2 * n]."""
     try:
         check_version(shared.version)
-        return Report(), stretch_pairs(shared.what, layer, order, words, stretch)
+        return Report(), span_pairs(shared.what, layer, order, words, span)
     except EngramError as error:
         return Report(error=error), None
 

@@ -59,7 +59,9 @@ class LocalFill:
         if work.tokenizer is not None:
             encoder = make_encoder(work.tokenizer, name, progress, size=work.plan.size)
         plan = work.plan
-        stream = TokenStream(plan.files, work.options, encoder, writer.mark, begins=plan.begins)
+        stream = TokenStream(
+            plan.files, work.options, encoder, writer.read_position, begins=plan.begins
+        )
         keep = work.encoder if work.insisted else writer.encoder
         try:
             writer.write(stream.blocks(), work.layout, keep, progress)

@@ -16,9 +16,9 @@ from engram_cli.engines.resuming import find_checkpoint, tell_resumed
 from engram_cli.engines.work import Counted, Running, Work
 from engram_cli.errors import ArtifactError, UndecodableError
 from engram_cli.progress import Progress
-from engram_cli.stats.checkpoint import Checkpoint, FolderKeeper, remove_checkpoint
-from engram_cli.stats.count import Tally
-from engram_cli.stats.watching import Watchers
+from engram_cli.stats.checkpoint import Checkpoint, FolderCheckpointer, remove_checkpoint
+from engram_cli.stats.collector_set import CollectorSet
+from engram_cli.stats.count import CorpusCounter
 
 
 def count(work: Work, running: Running, progress: Progress) -> Counted:
@@ -51,37 +51,42 @@ def _count(
     """`encoder_name`: None for the one that the checkpoint was made with, or is asked for."""
     begin = time.perf_counter()
     plan = work.plan
-    tally, watchers, found = _tally(work, running, found, progress)
+    counter, collector_set, found = _start_counter(work, running, found, progress)
     if found is not None:
         encoder_name = encoder_name or found.encoder
     progress.start("counting", plan.size, "bytes")
-    if tally.size:
-        progress.advance(tally.size)
-    keeper, ending = None, Event()
+    if counter.size:
+        progress.advance(counter.size)
+    checkpointer, ending = None, Event()
     if running.fingerprint is not None:
         every = running.checkpoint_seconds
         folder = running.checkpoints
-        keeper = FolderKeeper(folder, running.fingerprint, every, progress, encoder_name, ending)
-    resumed = tally.tokens
+        checkpointer = FolderCheckpointer(
+            folder, running.fingerprint, every, progress, encoder_name, ending
+        )
+    resumed = counter.tokens
     encoder = None
     if work.tokenizer is not None:
         name = encoder_name or running.encoder
         encoder = make_encoder(work.tokenizer, name, progress, size=plan.size)
-    mark = None if found is None else found.mark
-    stream = TokenStream(plan.files, work.options, encoder, mark, begins=plan.begins)
+
+    def saved_tokens() -> int:
+        latest = None if checkpointer is None else checkpointer.tokens
+        return resumed if latest is None else latest
+
+    read_position = None if found is None else found.read_position
+    stream = TokenStream(plan.files, work.options, encoder, read_position, begins=plan.begins)
     try:
-        with nullcontext() if keeper is None else put_off(ending):
-            counts = tally.count(stream.blocks(), progress, keeper)
+        with nullcontext() if checkpointer is None else put_off(ending):
+            counts = counter.count(stream.blocks(), progress, checkpointer)
     except KeyboardInterrupt:
-        kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens
-        if kept:
+        if kept := saved_tokens():
             progress.note(f"{kept:,} tokens are kept: the same command goes on from there")
         else:
             progress.note("no checkpoint was written yet: the same command begins anew")
         raise
     except UndecodableError:
-        kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens
-        if kept:
+        if kept := saved_tokens():
             progress.note(
                 f"{kept:,} tokens are kept: the same command with --errors replace continues there"
             )
@@ -91,7 +96,7 @@ def _count(
             encoder.close()
     return Counted(
         counts=counts,
-        watchers=watchers,
+        collector_set=collector_set,
         empty_files=stream.empty_files,
         cuts=stream.cuts,
         encoder=None if encoder is None else encoder.name,
@@ -100,19 +105,19 @@ def _count(
     )
 
 
-def _tally(
+def _start_counter(
     work: Work, running: Running, found: Checkpoint | None, progress: Progress
-) -> tuple[Tally, Watchers, Checkpoint | None]:
+) -> tuple[CorpusCounter, CollectorSet, Checkpoint | None]:
     """What counts, as the checkpoint left it; without it, which is said, where it is unsound."""
-    watchers = work.watchers()
-    tally = work.tally(watchers, running.threads)
+    collector_set = work.collector_set()
+    counter = work.counter(collector_set, running.threads)
     if found is not None:
         try:
-            tally.restore(found.state)
+            counter.restore(found.state)
         except ArtifactError as error:
             progress.note(f"counting from the start, the checkpoint is dropped: {error.message}")
             remove_checkpoint(running.checkpoints)
-            return _tally(work, running, None, progress)
+            return _start_counter(work, running, None, progress)
         found.state.clear()  # its arrays are mapped from a file that is to go
         tell_resumed(found, work.plan.size, progress)
-    return tally, watchers, found
+    return counter, collector_set, found

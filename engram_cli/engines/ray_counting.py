@@ -68,12 +68,12 @@ def _count(cluster: Cluster, work: Work, running: Running, progress: Progress) -
             partial = run.result(progress)
         finally:
             run.cancel()
-    watchers = work.watchers()
-    watchers.absorb(partial.collected)
+    collector_set = work.collector_set()
+    collector_set.absorb(partial.collected)
     encoders = sorted({each.encoder for each in run.reports if each.encoder is not None})
     return Counted(
         counts=partial.counts,
-        watchers=watchers,
+        collector_set=collector_set,
         empty_files=sum(each.empty_files for each in run.reports),
         cuts=sum(each.cuts for each in run.reports),
         encoder=", ".join(encoders) or None,
@@ -120,7 +120,7 @@ class _Run:
             reading=reading_of(
                 work.layout, work.options, work.tokenizer, running.encoder, running.threads
             ),
-            watching=work.watching,
+            collector_options=work.collector_options,
             source_of=work.source_of,
             sample_size=work.sample_size,
             join_documents=work.join_documents,

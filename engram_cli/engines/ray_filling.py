@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import Mark
+from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.partitions import Plan
 from engram_cli.engines.fill_tasks import (
     FillShared,
@@ -43,7 +43,7 @@ from engram_cli.stats.memory import base_bytes
 from engram_cli.table.inits.base import Filler, Span
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
 from engram_cli.table.inits.corpus.filled import CorpusFill, columns_of, fill_columns
-from engram_cli.table.inits.corpus.tally import stretches
+from engram_cli.table.inits.corpus.pairs import token_spans
 from engram_cli.table.inits.corpus.tokens import Piece, TokenWriter
 from engram_cli.version import __version__
 
@@ -69,7 +69,7 @@ class RayFill:
     def write_tokens(self, work: TokenWork, writer: TokenWriter, progress: Progress) -> None:
         """As `FillEngine` says; goes on with the partition after the last one that was whole."""
         check_reachable(work.plan.files)
-        first = _partition_after(work.plan, writer.mark)
+        first = _partition_after(work.plan, writer.read_position)
         if first is None:
             progress.note("they end inside a partition, so the cluster begins anew")
             writer.restart()
@@ -106,7 +106,7 @@ class RayFill:
                 done = len(plan) - len(waiting) - len(underway)
                 last = plan.begins[done] if done < len(plan) else len(plan.files)
                 empty = np.empty(0, dtype=np.uint32)
-                yield Piece(words=empty, size=0, mark=Mark(file=last))
+                yield Piece(words=empty, size=0, read_position=ReadPosition(file=last))
         finally:
             cluster.cancel(underway)
 
@@ -122,7 +122,7 @@ class RayFill:
 
 @dataclass(slots=True)
 class _There:
-    """What lies on the cluster: words by stretch, pairs by (layer, order), what tasks share."""
+    """What lies on the cluster: words by span, pairs by (layer, order), what tasks share."""
 
     words: list[Any] = field(default_factory=list)
     pairs: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
@@ -216,7 +216,7 @@ class ClusterFill(CorpusFill):
             del there.pairs[key]
         if (layer, order) in there.pairs:
             return
-        parts = stretches(self.occurrences, memory.stretch)
+        parts = token_spans(self.occurrences, memory.span)
         if not there.words:
             words = self.file.map()
             there.words = [self.cluster.put(np.array(words[p.first : p.last])) for p in parts]
@@ -291,15 +291,15 @@ def _sent(embeddings: Embeddings, cluster: Cluster) -> Embeddings:
     return replace(embeddings, read=_Matrix(blocks=blocks))
 
 
-def _partition_after(plan: Plan, mark: Mark | None) -> int | None:
+def _partition_after(plan: Plan, read_position: ReadPosition | None) -> int | None:
     """The number of the first partition that is not read yet; None where a part of it is."""
-    if mark is None:
+    if read_position is None:
         return 0
-    if mark.items or mark.open:
+    if read_position.items or read_position.open:
         return None
-    if mark.file == len(plan.files):
+    if read_position.file == len(plan.files):
         return len(plan)
-    return plan.begins.index(mark.file) if mark.file in plan.begins else None
+    return plan.begins.index(read_position.file) if read_position.file in plan.begins else None
 
 
 def _runs(spans: Sequence[Span]) -> Iterator[Span]:

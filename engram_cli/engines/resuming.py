@@ -1,4 +1,4 @@
-"""Runs of hash-stats that were broken off: a request in, the checkpoint to go on from out."""
+"""Finds the checkpoint of an interrupted run of hash-stats for a request."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the workers of a cluster do: partitions in, partials out; partials in, their sum out.
 
-Errors a user can mend travel as values: an engine that retries lost tasks must not retry these.
+Errors a user can fix travel as values: an engine that retries lost tasks must not retry these.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from engram_cli.engines.work import Work
 from engram_cli.errors import EngramError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
+from engram_cli.stats.collector_set import CollectorOptions, exact_memory
 from engram_cli.stats.memory import available_memory
 from engram_cli.stats.partial import Partial, read_partial
 from engram_cli.stats.state import State
-from engram_cli.stats.watching import Watching, exact_memory
 from engram_cli.version import __version__
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
-TASKS_A_SLOT = 4  # so that whoever is done early takes more
+TASKS_A_SLOT = 4  # so that a slot that finishes early takes more
 # Of the counters: the sum, the part at hand and copies of them while they are added.
 MERGE_COPIES = 4
 _LEAST_MERGE = 350 * 10**6  # bytes of an interpreter and its libraries
@@ -56,7 +56,7 @@ class Shared:
     """
 
     reading: Reading
-    watching: Watching
+    collector_options: CollectorOptions
     source_of: Mapping[str, str] | None
     sample_size: int
     join_documents: bool
@@ -95,7 +95,7 @@ def merge_parts(layout: HashLayout, *states: State) -> tuple[Report, State]:
 
 
 def merge_memory(layout: HashLayout) -> int:
-    """The bytes that merging takes at most, beside sections."""
+    """The most bytes that merging takes, without sections."""
     return _LEAST_MERGE + MERGE_COPIES * 4 * sum(entry.rows for entry in layout.layers)
 
 
@@ -182,28 +182,28 @@ def check_version(version: str) -> None:
 
 
 def _count(shared: Shared, plan: Plan, encoder: Encoder | None) -> tuple[Report, State]:
-    reading, watching = shared.reading, shared.watching
-    if watching.exact:  # the memory here is not that of where the run was planned
+    reading, collector_options = shared.reading, shared.collector_options
+    if collector_options.exact:  # the memory here is not that of where the run was planned
         room = exact_memory(available_memory(), shared.memory)
-        watching = replace(watching, exact_bytes=room)
+        collector_options = replace(collector_options, exact_bytes=room)
     work = Work(
         plan=plan,
         options=reading.options,
         layout=reading.layout,
         tokenizer=None,
-        watching=watching,
+        collector_options=collector_options,
         source_of=shared.source_of,
         sample_size=shared.sample_size,
         join_documents=shared.join_documents,
     )
-    watchers = work.watchers()
-    tally = work.tally(watchers, reading.threads)
+    collector_set = work.collector_set()
+    counter = work.counter(collector_set, reading.threads)
     stream = TokenStream(plan.files, work.options, encoder, begins=plan.begins)
-    counts = tally.count(stream.blocks())
+    counts = counter.count(stream.blocks())
     report = Report(
-        size=tally.size,
+        size=counter.size,
         empty_files=stream.empty_files,
         cuts=stream.cuts,
         encoder=None if encoder is None else encoder.name,
     )
-    return report, Partial(counts=counts, collected=watchers.partials()).state()
+    return report, Partial(counts=counts, collected=collector_set.partials()).state()

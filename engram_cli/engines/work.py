@@ -16,10 +16,10 @@ from engram_cli.errors import CorpusError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.registry import Registry
-from engram_cli.stats.count import Tally
+from engram_cli.stats.collector_set import CollectorOptions, CollectorSet, make_collectors
+from engram_cli.stats.count import CorpusCounter
 from engram_cli.stats.memory import MemoryPlan
 from engram_cli.stats.totals import Counts
-from engram_cli.stats.watching import Watchers, Watching, make_watchers
 from engram_cli.vocab.tokenizer import TokenizerFile
 
 
@@ -35,24 +35,26 @@ class Work:
     options: CorpusOptions
     layout: HashLayout
     tokenizer: TokenizerFile | None
-    watching: Watching
+    collector_options: CollectorOptions
     source_of: Mapping[str, str] | None
     sample_size: int
     join_documents: bool
 
-    def watchers(self) -> Watchers:
+    def collector_set(self) -> CollectorSet:
         """Fresh collectors."""
-        return make_watchers(self.watching, self.layout, self.source_of, self.sample_size)
+        return make_collectors(
+            self.collector_options, self.layout, self.source_of, self.sample_size
+        )
 
-    def tally(self, watchers: Watchers, threads: int) -> Tally:
-        """A fresh tally."""
-        return Tally(
+    def counter(self, collector_set: CollectorSet, threads: int) -> CorpusCounter:
+        """Return a counter that has counted nothing yet."""
+        return CorpusCounter(
             self.layout,
             sample_size=self.sample_size,
             threads=threads,
             join_documents=self.join_documents,
-            collectors=watchers.collectors,
-            holdout=watchers.holdout,
+            collectors=collector_set.collectors,
+            holdout=collector_set.holdout,
         )
 
 
@@ -62,7 +64,7 @@ class Running:
 
     `encoder`: "auto", "tokenizers" or "fast". `threads`: of a counter. `memory`: what one counter
     takes. `checkpoints`: where they lie; `fingerprint`: of the request, None when nothing can be
-    gone on with; `restart`, `checkpoint_seconds`: as in `HashStatsRequest`. `address`: of a
+    resumed; `restart`, `checkpoint_seconds`: as in `HashStatsRequest`. `address`: of a
     cluster, None for the one that the engine finds or makes.
     """
 
@@ -85,7 +87,7 @@ class Counted:
     """
 
     counts: Counts
-    watchers: Watchers
+    collector_set: CollectorSet
     empty_files: int
     cuts: int
     encoder: str | None

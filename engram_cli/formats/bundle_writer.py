@@ -86,7 +86,7 @@ def write_referring(
     with new_folder(path, BUNDLE, force=force) as part:
         weights = {}
         for layer in spec.layers:
-            zero_rows = not any(spec.row_type.says_something(piece) for _, piece in rows(layer))
+            zero_rows = not any(spec.row_type.any_nonzero(piece) for _, piece in rows(layer))
             for name, value in dense(layer, zero_rows).items():
                 weights[f"layers.{layer}.{name}"] = value
         records = _write_small(part, spec, weights)
@@ -162,7 +162,7 @@ class _Stream:
             )
         self._next += len(chunk)
         if self.all_zero and self._part == ROWS:
-            self.all_zero = not self._spec.row_type.says_something(chunk)
+            self.all_zero = not self._spec.row_type.any_nonzero(chunk)
         return chunk
 
     def _error(self, what: str) -> ArtifactError:

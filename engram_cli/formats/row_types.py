@@ -40,7 +40,7 @@ class RowType:
             return (1,)
         return (rows, -(-dim // BLOCK) if self.per == "block" else 1)
 
-    def says_something(self, stored: NDArray[Any]) -> bool:
+    def any_nonzero(self, stored: NDArray[Any]) -> bool:
         """Whether an item of `stored` [n, width] differs from zero, minus zero being zero."""
         step = max(1, _PIECE_ITEMS // stored.shape[1])
         for begin in range(0, len(stored), step):

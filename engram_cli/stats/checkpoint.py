@@ -1,7 +1,7 @@
-"""Checkpoints of a count: the state of a tally and a place in the corpus in, a folder out.
+"""Saves and reads checkpoints of a count: the state of a counter and a position in the corpus.
 
 The folder holds `checkpoint.json` and the file of arrays that it names. New arrays are written
-beside the old ones, then the document is replaced, then the old arrays go: whenever the program is
+next to the old ones, then the document is replaced, then the old arrays go: whenever the program is
 killed there is one whole checkpoint. What is read back is untrusted.
 """
 
@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import Mark
+from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.stamps import continues
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.files import PART, canonical_json, inner_file, output_errors, read_json
 from engram_cli.progress import Progress
-from engram_cli.stats.count import Tally
+from engram_cli.stats.count import CorpusCounter
 from engram_cli.stats.state import State
 from engram_cli.unfinished import Work, clear_work, open_work, remove_work
 from engram_cli.version import __version__
@@ -53,20 +53,21 @@ _AGAIN = "count again from the start"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A `state` of a `Tally` that has counted the corpus up to `mark`: `size` bytes, `tokens`.
+    """The `state` of a `CorpusCounter`, which counted `size` bytes and `tokens`.
 
-    `encoder`: the one to go on with, None where the request decides.
+    `read_position`: how far the corpus was read. `encoder`: the one to continue with, None where
+    the request decides.
     """
 
-    mark: Mark
+    read_position: ReadPosition
     size: int
     tokens: int
     encoder: str | None
     state: State
 
 
-class FolderKeeper:
-    """Keeps checkpoints in a folder, each time in place of the one before."""
+class FolderCheckpointer:
+    """Saves checkpoints in a folder; each one replaces the one before."""
 
     def __init__(
         self,
@@ -78,7 +79,8 @@ class FolderKeeper:
         ending: Event,
     ) -> None:
         """`request`: the fingerprint of what is counted; `seconds` between two checkpoints, 0 for
-        one at every chance. With `ending` the next chance is taken, and the count broken off."""
+        one at every chance. Once `ending` is set, the next checkpoint is the last, and the count
+        stops there."""
         self.folder = folder
         self.tokens: int | None = None  # of the last checkpoint
         self._request = request
@@ -90,26 +92,26 @@ class FolderKeeper:
         self._next = time.monotonic() + seconds
 
     def due(self) -> bool:
-        """Whether the last one is long enough ago, or it is the last chance."""
+        """Return whether the last checkpoint is old enough, or this is the last chance."""
         return not self._failed and (self._ending.is_set() or time.monotonic() >= self._next)
 
-    def keep_last(self, mark: Mark, tally: Tally) -> None:
+    def save_last(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
         """Write a checkpoint before the count ends in an error, unless one is there already."""
-        if not self._failed and self.tokens != tally.tokens:
-            self.keep(mark, tally)
+        if not self._failed and self.tokens != counter.tokens:
+            self.save(read_position, counter)
 
-    def keep(self, mark: Mark, tally: Tally) -> None:
-        """Write a checkpoint; where it cannot be written say so, and try no more.
+    def save(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
+        """Write a checkpoint. When that fails, note it and write no more.
 
         Raises KeyboardInterrupt after the last one.
         """
         begin = time.monotonic()
         kept = Checkpoint(
-            mark=mark,
-            size=tally.size,
-            tokens=tally.tokens,
+            read_position=read_position,
+            size=counter.size,
+            tokens=counter.tokens,
             encoder=self._encoder,
-            state=tally.state(),
+            state=counter.state(),
         )
         try:
             size = write_checkpoint(self.folder, self._request, kept)
@@ -117,7 +119,7 @@ class FolderKeeper:
             self._failed = True
             self._progress.note(f"no checkpoints from here on: {error.message}")
             return
-        self.tokens = tally.tokens
+        self.tokens = counter.tokens
         if self._ending.is_set():
             raise KeyboardInterrupt
         took = time.monotonic() - begin
@@ -143,7 +145,7 @@ def write_checkpoint(folder: Path, request: str, checkpoint: Checkpoint) -> int:
         "version": VERSION,
         "tool_version": __version__,
         "request": request,
-        "mark": asdict(checkpoint.mark),
+        "mark": asdict(checkpoint.read_position),
         "size": checkpoint.size,
         "tokens": checkpoint.tokens,
         "encoder": checkpoint.encoder,
@@ -176,7 +178,7 @@ def read_checkpoint(folder: Path, request: str) -> Checkpoint | None:
     if encoder not in (None, "tokenizers") or not all(_is_count(n) for n in numbers):
         raise _damaged(path, "has no sound fields")
     return Checkpoint(
-        mark=_mark(document.get("mark"), path),
+        read_position=_read_position(document.get("mark"), path),
         size=document["size"],
         tokens=document["tokens"],
         encoder=encoder,
@@ -230,12 +232,12 @@ def _listed(state: State) -> tuple[list[dict[str, Any]], int]:
 def _write_arrays(path: Path, state: State) -> str:
     """Write the arrays one after another; gives the digest of the file."""
     digest = sha256()
-    with path.open("wb") as out, ThreadPoolExecutor(1) as beside:
+    with path.open("wb") as out, ThreadPoolExecutor(1) as hashing:
         for array in state.values():
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             for begin in range(0, len(flat), _PIECE):
                 piece = flat[begin : begin + _PIECE].data
-                hashed = beside.submit(digest.update, piece)
+                hashed = hashing.submit(digest.update, piece)
                 out.write(piece)
                 hashed.result()
             padding = bytes(-len(flat) % _ALIGN)
@@ -276,14 +278,14 @@ def _array(raw: Any, length: int, entry: Any, path: Path) -> tuple[str, NDArray[
     return name, np.frombuffer(raw, dtype=dtype, count=count, offset=offset).reshape(shape)
 
 
-def _mark(value: Any, path: Path) -> Mark:
-    names = {field.name: field.type for field in fields(Mark)}
+def _read_position(value: Any, path: Path) -> ReadPosition:
+    names = {field.name: field.type for field in fields(ReadPosition)}
     if not isinstance(value, dict) or value.keys() != names.keys():
         raise _damaged(path, "names no place in the corpus")
     for name, kind in names.items():
         if not (isinstance(value[name], bool) if kind == "bool" else _is_count(value[name])):
             raise _damaged(path, f"has the {name} {value[name]!r}")
-    return Mark(**value)
+    return ReadPosition(**value)
 
 
 def _is_count(value: Any) -> bool:

@@ -1,7 +1,7 @@
-"""What looks at the corpus while it is counted: passages and rows in, a section of stats.json out.
+"""Defines collectors, which see the corpus while it is counted and give a section of stats.json.
 
-A collector is shown every passage in order, by one thread at a time. What it finds may depend
-neither on how the corpus was cut into passages nor on the number of threads.
+A collector is shown every chunk in order, by one thread at a time. What it finds may depend
+neither on how the corpus was cut into chunks nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State
+from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 
-class RowWatcher(Protocol):
+class RowObserver(Protocol):
     """Sees the rows of the first head of an order of a layer, as they are counted."""
 
-    def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
-        """Take the head-local `rows` uint32[T] of the T tokens of the next `passage`.
+    def push_rows(self, rows: NDArray[np.uint32], chunk: TokenChunk) -> None:
+        """Take the head-local `rows` uint32[T] of the T tokens of the next `chunk`.
 
         `rows` is overwritten afterwards.
         """
         ...
 
 
-class NgramWatcher(Protocol):
+class NgramObserver(Protocol):
     """Sees the n-grams of an order by their hashes."""
 
-    def push_ngrams(self, hashes: NDArray[np.uint64], passage: Passage) -> None:
-        """Take the hashes [T] of the n-grams at the T positions of the next `passage`.
+    def push_ngrams(self, hashes: NDArray[np.uint64], chunk: TokenChunk) -> None:
+        """Take the hashes [T] of the n-grams at the T positions of the next `chunk`.
 
         `hashes` is overwritten afterwards.
         """
@@ -39,54 +39,54 @@ class NgramWatcher(Protocol):
 
 
 class Collector(Protocol):
-    """Looks at all that is counted. `name`: its key in stats.json."""
+    """Sees all that is counted. `name`: its key in stats.json."""
 
     name: str
 
     @property
     def memory(self) -> int:
-        """The bytes it takes at most, known from the start."""
+        """The most bytes it takes, known from the start."""
         ...
 
-    def push(self, passage: Passage) -> None:
-        """Look at the next passage, of at most about 2**17 tokens."""
+    def push(self, chunk: TokenChunk) -> None:
+        """Take the next chunk, of at most about 2**17 tokens."""
         ...
 
-    def ngram_watcher(self, order: int) -> NgramWatcher | None:
-        """Who is to see the n-grams of `order`; None for nobody.
+    def ngram_observer(self, order: int) -> NgramObserver | None:
+        """Return the observer of the n-grams of `order`, or None.
 
         It may be called by another thread than `push`.
         """
         ...
 
-    def watcher(self, layer: int, order: int) -> RowWatcher | None:
-        """Who is to see the rows of `order` (such as 2) in `layer`; None for nobody.
+    def row_observer(self, layer: int, order: int) -> RowObserver | None:
+        """Return the observer of the rows of `order` (such as 2) in `layer`, or None.
 
         It may be called by another thread than `push`.
         """
         ...
 
     def section(self, counts: Counts) -> Any:
-        """What was found, as plain JSON values; `counts` are those of the whole corpus."""
+        """Return the result as plain JSON values; `counts` are those of the whole corpus."""
         ...
 
     def state(self) -> State:
-        """All that `restore` of a fresh one needs to go on from here; it may share memory."""
+        """Return all that `restore` of a new collector needs to continue; it may share memory."""
         ...
 
     def restore(self, state: State) -> None:
-        """Go on from a `state` that comes from a file. Raises ArtifactError for an unsound one."""
+        """Continue from a `state` read from a file. Raises ArtifactError for an unsound one."""
         ...
 
     def partial(self) -> State:
-        """What merges with that of another part of the corpus; the same however this part was read.
+        """Return what merges with the partials of other parts; reading order changes nothing.
 
         It may share memory.
         """
         ...
 
     def absorb(self, state: State) -> None:
-        """Take in the `partial` of another part, which may come from a file; nothing is pushed
+        """Merge the `partial` of another part, which may come from a file; nothing is pushed
         afterwards. The order in which parts are absorbed changes nothing.
 
         Raises ArtifactError for an unsound one, MismatchError for one that does not belong here.
@@ -94,37 +94,37 @@ class Collector(Protocol):
         ...
 
 
-class Looker:
-    """A collector that does nothing; those that need only a part of the protocol inherit it."""
+class BaseCollector:
+    """Does nothing; collectors that need only a part of the protocol inherit from it."""
 
     name = ""
 
     @property
     def memory(self) -> int:
-        """None."""
+        """It takes no memory."""
         return 0
 
-    def push(self, passage: Passage) -> None:
-        """Look away."""
+    def push(self, chunk: TokenChunk) -> None:
+        """Ignore the chunk."""
 
-    def ngram_watcher(self, order: int) -> NgramWatcher | None:
-        """Nobody."""
+    def ngram_observer(self, order: int) -> NgramObserver | None:
+        """Return None: it needs no observer."""
         return None
 
-    def watcher(self, layer: int, order: int) -> RowWatcher | None:
-        """Nobody."""
+    def row_observer(self, layer: int, order: int) -> RowObserver | None:
+        """Return None: it needs no observer."""
         return None
 
     def state(self) -> State:
-        """Nothing."""
+        """Return an empty state."""
         return {}
 
     def restore(self, state: State) -> None:
-        """Nothing was kept."""
+        """Ignore the state."""
 
     def partial(self) -> State:
-        """Nothing."""
+        """Return an empty state."""
         return {}
 
     def absorb(self, state: State) -> None:
-        """Nothing was found."""
+        """Ignore the partial."""

@@ -1,6 +1,6 @@
 """What vocabulary compression is worth: the corpus hashed with raw token ids too.
 
-The twin of a layout has the same geometry and takes token ids as they are. Passages in, the section
+The twin of a layout has the same geometry and takes token ids as they are. Chunks in, the section
 "uncompressed" of stats.json out.
 """
 
@@ -16,13 +16,12 @@ from engram_cli.hashing.hasher import Window
 from engram_cli.hashing.layout import INT64, HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.by_use import uses_of
-from engram_cli.stats.collector import Looker
+from engram_cli.stats.collector import BaseCollector
 from engram_cli.stats.collisions import column_stats, order_stats
-from engram_cli.stats.counters import Counter, pending_bytes, scratch_bytes
+from engram_cli.stats.counters import Counter, buffer_bytes, scratch_bytes
 from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE, NgramSample, sampler_bytes
 from engram_cli.stats.exact import EXACT, Budget, exact_ngrams
 from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.samples import merged, samples_of, samples_state
 from engram_cli.stats.state import (
     State,
@@ -33,10 +32,11 @@ from engram_cli.stats.state import (
     take_into,
     take_scalar,
 )
+from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 
-class Uncompressed(Looker):
+class Uncompressed(BaseCollector):
     """Counts what the twin of a layout looks up."""
 
     name = "uncompressed"
@@ -65,15 +65,15 @@ class Uncompressed(Looker):
         """Counters and samples once more."""
         samples = sum(sampler_bytes(order, self._size) for order in self.layout.orders)
         samples += self._occurrences.memory
-        scratch = pending_bytes(self.layout) + scratch_bytes(self.layout)
+        scratch = buffer_bytes(self.layout) + scratch_bytes(self.layout)
         return 4 * sum(entry.rows for entry in self.layout.layers) + samples + scratch
 
-    def push(self, passage: Passage) -> None:
-        """Count the raw ids of a passage; look-back ends where it ends in the compressed ones."""
-        tokens = np.concatenate([self._history, passage.ids.astype(np.int32)])
+    def push(self, chunk: TokenChunk) -> None:
+        """Count the raw ids of a chunk; look-back ends where it ends in the compressed ones."""
+        tokens = np.concatenate([self._history, chunk.ids.astype(np.int32)])
         self._history = tokens[len(tokens) - len(self._history) :].copy()
-        window = Window(tokens=tokens, seen=passage.window.seen)
-        self._counter.push(replace(passage, window=window), self._scratch)
+        window = Window(tokens=tokens, seen=chunk.window.seen)
+        self._counter.push(replace(chunk, window=window), self._scratch)
 
     def counts(self, counts: Counts) -> Counts:
         """What the twin counted, in the corpus of `counts`."""

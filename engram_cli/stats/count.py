@@ -1,4 +1,4 @@
-"""Token blocks in, counts out: the loop between the corpus and the threads that count."""
+"""Counts a stream of token blocks: the loop between the corpus and the counting threads."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import Mark, TokenBlock
+from engram_cli.corpus.base import ReadPosition, TokenBlock
 from engram_cli.errors import InputError, TokenIdError, UndecodableError
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.heap import Trimmer
+from engram_cli.malloc import Trimmer
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.counters import Counter
-from engram_cli.stats.crew import Crew
 from engram_cli.stats.distinct import DEFAULT_SAMPLE
 from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.passage import Passage, Stretcher
 from engram_cli.stats.state import State, nested, part_of, scalar, take, take_scalar, unsound
+from engram_cli.stats.thread_pool import ThreadPool
+from engram_cli.stats.token_chunk import SegmentSplitter, TokenChunk
 from engram_cli.stats.totals import Counts
 
 
-class Keeper(Protocol):
-    """Keeps what has been counted, so that a run that is broken off can be gone on with."""
+class Checkpointer(Protocol):
+    """Saves what has been counted, so that an interrupted run can be resumed."""
 
     def due(self) -> bool:
-        """Whether it is time to."""
+        """Return whether it is time to save."""
         ...
 
-    def keep(self, mark: Mark, tally: Tally) -> None:
-        """Keep the state of `tally`, which has counted the corpus up to `mark`.
+    def save(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
+        """Save the state of `counter`, which has counted the corpus up to `read_position`.
 
-        Raises KeyboardInterrupt where the count is to go no further.
+        Raises KeyboardInterrupt when the count must stop.
         """
         ...
 
-    def keep_last(self, mark: Mark, tally: Tally) -> None:
-        """Keep the same before the count ends in an error."""
+    def save_last(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
+        """Save the same before the count ends in an error."""
         ...
 
 
@@ -58,11 +58,11 @@ def count_blocks(
     """Count the rows that the tokens of `blocks` look up, and sample their n-grams.
 
     Each document is a sequence of its own, with `join_documents` each partition. The result does
-    not depend on how the tokens are cut into blocks, nor on `threads`. `collectors` see all of it
-    on the way. What `holdout` takes out is checked but not counted, and look-back ends there.
+    not depend on how the tokens are cut into blocks, nor on `threads`. `collectors` see every
+    chunk. What `holdout` takes out is checked but not counted, and look-back ends there.
     Raises TokenIdError naming file, document and position.
     """
-    tally = Tally(
+    counter = CorpusCounter(
         layout,
         sample_size=sample_size,
         threads=threads,
@@ -70,11 +70,11 @@ def count_blocks(
         collectors=collectors,
         holdout=holdout,
     )
-    return tally.count(blocks, progress)
+    return counter.count(blocks, progress)
 
 
-class Tally:
-    """Counts one stream of blocks, from its beginning or from where another one stood."""
+class CorpusCounter:
+    """Counts one stream of blocks, from its start or from a saved state."""
 
     def __init__(
         self,
@@ -102,30 +102,36 @@ class Tally:
         self,
         blocks: Generator[TokenBlock, None, None],
         progress: Progress = SILENT,
-        keeper: Keeper | None = None,
+        checkpointer: Checkpointer | None = None,
     ) -> Counts:
-        """Count the blocks, let `keeper` keep the state now and then, and before text that is not
-        UTF-8. Raises TokenIdError."""
+        """Count the blocks. Raises TokenIdError.
+
+        `checkpointer` saves the state now and then, and before text that is not UTF-8.
+        """
         trimmer = Trimmer()
-        mark: Mark | None = None  # where the state is whole
-        with closing(blocks), Crew(self._counter, self._threads) as crew:
+        read_position: ReadPosition | None = None  # where the state is whole
+        with closing(blocks), ThreadPool(self._counter, self._threads) as pool:
             try:
                 for block in blocks:
-                    mark = None
-                    passage = self._feed.passage(block) if len(block.ids) else None
-                    if passage is not None:
-                        crew.push(passage)
+                    read_position = None
+                    chunk = self._feed.chunk(block) if len(block.ids) else None
+                    if chunk is not None:
+                        pool.push(chunk)
                     self.size += block.size
-                    mark = block.mark
+                    read_position = block.read_position
                     progress.advance(block.size)
                     trimmer.advance(block.size)
-                    if keeper is not None and mark is not None and keeper.due():
-                        crew.drain()
-                        keeper.keep(mark, self)
+                    if (
+                        checkpointer is not None
+                        and read_position is not None
+                        and checkpointer.due()
+                    ):
+                        pool.drain()
+                        checkpointer.save(read_position, self)
             except UndecodableError:
-                if keeper is not None and mark is not None:
-                    crew.drain()
-                    keeper.keep_last(mark, self)
+                if checkpointer is not None and read_position is not None:
+                    pool.drain()
+                    checkpointer.save_last(read_position, self)
                 raise
         feed = self._feed
         return self._counter.counts(
@@ -133,30 +139,30 @@ class Tally:
         )
 
     def state(self) -> State:
-        """All that another one needs to go on; no thread may be counting."""
+        """Return all that another counter needs to continue; no thread may be counting."""
         own = {"size": scalar(self.size)}
         return own | nested(counter=self._counter.state(), feed=self._feed.state())
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`. Raises ArtifactError; this one is of no use then."""
+        """Continue from a `state`. Raises ArtifactError, after which this one is unusable."""
         self.size = take_scalar(state, "size")
         self._counter.restore(part_of(state, "counter"))
         self._feed.restore(part_of(state, "feed"))
 
 
 class _Feed:
-    """Turns blocks into passages, without what is held out."""
+    """Turns blocks into chunks, without the held-out tokens."""
 
     def __init__(self, layout: HashLayout, join_documents: bool, holdout: Holdout | None) -> None:
         self.tokens = self.documents = 0
         self._partition = self._begin = 0  # the one at hand, and the tokens before it
         self._join_documents = join_documents
         self._holdout = holdout
-        self._stretcher = Stretcher()
+        self._splitter = SegmentSplitter()
         self._hasher, self._checker = StreamHasher(layout), StreamHasher(layout)
 
     def state(self) -> State:
-        """Where the stream stands, and what is held out."""
+        """Return the position in the stream, and what is held out."""
         history, carry = self._hasher.memory
         own = {
             "tokens": scalar(self.tokens),
@@ -167,10 +173,10 @@ class _Feed:
             "carry": scalar(carry),
         }
         holdout = {} if self._holdout is None else self._holdout.state()
-        return own | nested(stretcher=self._stretcher.state(), holdout=holdout)
+        return own | nested(stretcher=self._splitter.state(), holdout=holdout)
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`. Raises ArtifactError."""
+        """Continue from a `state`. Raises ArtifactError."""
         self.tokens = take_scalar(state, "tokens")
         self.documents = take_scalar(state, "documents")
         self._partition = take_scalar(state, "partition")
@@ -180,42 +186,42 @@ class _Feed:
             self._hasher.remember(history, take_scalar(state, "carry"))
         except InputError:
             raise unsound("history") from None
-        self._stretcher.restore(part_of(state, "stretcher"))
+        self._splitter.restore(part_of(state, "stretcher"))
         if self._holdout is not None:
             self._holdout.restore(part_of(state, "holdout"))
 
-    def passage(self, block: TokenBlock) -> Passage | None:
-        """The passage of a block; None when all of it is held out. Raises TokenIdError.
+    def chunk(self, block: TokenBlock) -> TokenChunk | None:
+        """Return the chunk of a block; None when all of it is held out. Raises TokenIdError.
 
-        With a new partition all begins anew that depends on the order of reading.
+        A new partition resets all that depends on the order of reading.
         """
         if block.partition != self._partition:
             self._partition, self._begin = block.partition, self.tokens
             self._hasher.reset()
-        stretches = self._stretcher.push(block.starts, block.files)
+        segments = self._splitter.push(block.starts, block.files)
         cuts = None
         if self._holdout is not None:
-            kept = self._holdout.push(block, stretches)
+            kept = self._holdout.push(block, segments)
             if len(kept.held.ids):
                 _window(self._checker, kept.held, kept.held.starts)
-            block, stretches, cuts = kept.block, kept.stretches, kept.cuts
+            block, segments, cuts = kept.block, kept.segments, kept.cuts
         if not len(block.ids):
             return None
         starts = cuts if self._join_documents else block.starts
         if cuts is not None and starts is not None:
             starts = starts | cuts
-        passage = Passage(
+        chunk = TokenChunk(
             window=_window(self._hasher, block, starts),
             ids=block.ids,
             starts=block.starts,
-            stretches=stretches,
+            segments=segments,
             files=block.files,
             position=self.tokens - self._begin,
             labels=block.labels,
         )
         self.tokens += len(block.ids)
         self.documents += int(np.count_nonzero(block.starts))
-        return passage
+        return chunk
 
 
 def _window(hasher: StreamHasher, block: TokenBlock, starts: NDArray[np.bool_] | None) -> Window:
@@ -228,7 +234,7 @@ def _window(hasher: StreamHasher, block: TokenBlock, starts: NDArray[np.bool_] |
 
 
 def _first_bad(ids: NDArray[np.integer], layout: HashLayout) -> int:
-    """The index of the first id that no token has; there is one."""
+    """Return the index of the first id that no token has; there is one."""
     wide = ids.astype(np.int64)
     bad = (wide < 0) | (wide >= layout.vocab_size)
     if layout.lookup is not None:

@@ -1,4 +1,4 @@
-"""The counters and samplers of a layout, and the tasks that fill them: passages in, counts out."""
+"""Counts rows and samples n-grams of a layout: the counters, and the tasks that fill them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.collector import Collector, NgramWatcher, RowWatcher
+from engram_cli.stats.collector import Collector, NgramObserver, RowObserver
 from engram_cli.stats.distinct import Sampler
-from engram_cli.stats.hits.pending import (
+from engram_cli.stats.hits.ngram_buffer import (
     ITEM_BYTES,
     LEAST_ITEMS,
     MOST_BYTES,
     MOST_ITEMS,
     SLOT_BYTES,
     Columns,
-    EachOccurrence,
+    DirectCounter,
     Job,
-    Pending,
-    counting,
+    NgramBuffer,
+    make_buffer,
     scratch_items,
 )
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, nested, numbered, part_of, take_into
+from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 STEP = 2**18  # tokens that a task takes at a time: about a millisecond
@@ -35,74 +35,74 @@ _HASHED = 2**16  # n-grams hashed at a time: half a megabyte, which stays in the
 
 
 class Task(Protocol):
-    """Something that is shown the whole corpus, part after part, by one thread at a time."""
+    """Takes the whole corpus, part after part, from one thread at a time."""
 
-    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> Sequence[Job]:
-        """Take the next at most `STEP` tokens. What it leaves to do may be done by several threads
-        side by side, before the next is pushed."""
+    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+        """Take the next chunk, at most `STEP` tokens. The jobs it returns may run in several
+        threads, and must be done before the next push."""
         ...
 
     def settle(self) -> Sequence[Job]:
-        """What is left to do for all that was pushed to be counted."""
+        """Return the jobs left until all that was pushed is counted."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ColumnTask:
-    """Counts the rows of one order of a layer; `watchers` are shown those of its first head."""
+    """Counts the rows of one order of a layer; `observers` get those of its first head."""
 
-    pending: Pending | EachOccurrence
-    watchers: tuple[RowWatcher, ...]
+    buffer: NgramBuffer | DirectCounter
+    observers: tuple[RowObserver, ...]
 
-    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> Sequence[Job]:
-        """Take the n-grams of a passage."""
-        rows = scratch[: len(passage) if self.watchers else 0]
-        self.pending.push(passage.window, rows)
-        for watcher in self.watchers:
-            watcher.push_rows(rows, passage)
-        return self.pending.jobs() if self.pending.room < STEP else ()
+    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+        """Take the n-grams of a chunk."""
+        rows = scratch[: len(chunk) if self.observers else 0]
+        self.buffer.push(chunk.window, rows)
+        for observer in self.observers:
+            observer.push_rows(rows, chunk)
+        return self.buffer.jobs() if self.buffer.room < STEP else ()
 
     def settle(self) -> Sequence[Job]:
-        """Count what is pending."""
-        return self.pending.last_jobs()
+        """Return the jobs that count what is in the buffer."""
+        return self.buffer.last_jobs()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LookingTask:
-    """Shows all to a collector."""
+class CollectorTask:
+    """Gives every chunk to a collector."""
 
     collector: Collector
 
-    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> Sequence[Job]:
-        """Show it."""
-        self.collector.push(passage)
+    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+        """Push the chunk."""
+        self.collector.push(chunk)
         return ()
 
     def settle(self) -> Sequence[Job]:
-        """Nothing is left."""
+        """Return no jobs."""
         return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SamplingTask:
-    """Draws the sample of an order; `watchers` are shown the hashes of its n-grams."""
+    """Draws the sample of an order; `observers` get the hashes of its n-grams."""
 
     sampler: Sampler
-    watchers: tuple[NgramWatcher, ...]
+    observers: tuple[NgramObserver, ...]
 
-    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> Sequence[Job]:
-        """Draw from a passage."""
-        for begin in range(0, len(passage), _HASHED):
-            part = passage.part(begin, min(begin + _HASHED, len(passage)))
+    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+        """Draw from a chunk."""
+        for begin in range(0, len(chunk), _HASHED):
+            part = chunk.part(begin, min(begin + _HASHED, len(chunk)))
             hashes = scratch[: 2 * len(part)].view(np.uint64)
             self.sampler.hash(part.window, hashes)
             self.sampler.push_hashes(hashes, part.window)
-            for watcher in self.watchers:
-                watcher.push_ngrams(hashes, part)
+            for observer in self.observers:
+                observer.push_ngrams(hashes, part)
         return ()
 
     def settle(self) -> Sequence[Job]:
-        """Nothing is left."""
+        """Return no jobs."""
         return ()
 
 
@@ -124,21 +124,21 @@ class Counter:
         self.tasks: tuple[Task, ...] = (
             *self._column_tasks(),
             *self._sampling_tasks(),
-            *(LookingTask(collector=collector) for collector in self.collectors),
+            *(CollectorTask(collector=collector) for collector in self.collectors),
         )
 
     def scratch(self) -> NDArray[np.uint32]:
-        """What a thread needs for the tasks; only what is used of it takes memory."""
+        """Return the scratch memory of a thread; pages that are not used take no memory."""
         return np.empty(scratch_bytes(self.layout) // 4, dtype=np.uint32)
 
-    def push(self, passage: Passage, scratch: NDArray[np.uint32]) -> None:
+    def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> None:
         """Count at most `STEP` tokens in this thread."""
         for task in self.tasks:
-            for job in task.push(passage, scratch):
+            for job in task.push(chunk, scratch):
                 job(scratch)
 
     def counts(self, *, tokens: int, documents: int, joined: bool) -> Counts:
-        """What was counted; the arrays are not copied."""
+        """Return the counts; the arrays are not copied."""
         self.settle()
         return Counts(
             layout=self.layout,
@@ -150,7 +150,7 @@ class Counter:
         )
 
     def state(self) -> State:
-        """Of counters, samplers and collectors; no thread may be counting."""
+        """Return the state of counters, samplers and collectors; no thread may be counting."""
         self.settle()
         return nested(
             hits={str(layer): hits for layer, hits in self.hits.items()},
@@ -159,7 +159,7 @@ class Counter:
         )
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`. Raises ArtifactError; this one is of no use then."""
+        """Continue from a `state`. Raises ArtifactError, after which this one is unusable."""
         for layer, hits in self.hits.items():
             take_into(state, f"hits/{layer}", hits)
         for index, sampler in enumerate(self.samplers):
@@ -168,7 +168,7 @@ class Counter:
             collector.restore(part_of(state, f"collectors/{index}"))
 
     def settle(self) -> None:
-        """Count in this thread what is still pending."""
+        """Count in this thread what is still in the buffers."""
         scratch: NDArray[np.uint32] | None = None
         for task in self.tasks:
             for job in task.settle():
@@ -176,14 +176,14 @@ class Counter:
                 job(scratch)
 
     def _sampling_tasks(self) -> Iterator[SamplingTask]:
-        """One for each order."""
+        """Yield one for each order."""
         for sampler in self.samplers:
-            watching = (c.ngram_watcher(sampler.order) for c in self.collectors)
-            watchers = tuple(w for w in watching if w is not None)
-            yield SamplingTask(sampler=sampler, watchers=watchers)
+            asked = (c.ngram_observer(sampler.order) for c in self.collectors)
+            observers = tuple(w for w in asked if w is not None)
+            yield SamplingTask(sampler=sampler, observers=observers)
 
     def _column_tasks(self) -> Iterator[ColumnTask]:
-        """One for each layer and order."""
+        """Yield one for each layer and order."""
         layout, heads = self.layout, self.layout.heads
         for entry in layout.layers:
             plan = plan_layer(layout, entry)
@@ -194,28 +194,31 @@ class Counter:
                     columns=slice(index * heads, (index + 1) * heads),
                     hits=self.hits[entry.layer],
                 )
-                watching = (c.watcher(entry.layer, order) for c in self.collectors)
+                asked = (c.row_observer(entry.layer, order) for c in self.collectors)
                 yield ColumnTask(
-                    pending=counting(columns, _items(layout)),
-                    watchers=tuple(w for w in watching if w is not None),
+                    buffer=make_buffer(columns, _items(layout)),
+                    observers=tuple(w for w in asked if w is not None),
                 )
 
 
-def pending_bytes(layout: HashLayout) -> int:
-    """The memory of what is pending of all layers and orders."""
+def buffer_bytes(layout: HashLayout) -> int:
+    """Return the bytes of the n-gram buffers of all layers and orders."""
     lists = len(layout.layers) * len(layout.orders)
     return lists * (SLOT_BYTES + ITEM_BYTES * _items(layout))
 
 
 def scratch_bytes(layout: HashLayout) -> int:
-    """The memory that each thread needs."""
+    """Return the bytes of scratch memory that each thread needs."""
     items = max(scratch_items(modulus, _items(layout)) for modulus in _moduli(layout))
     return 4 * max(items, 2 * STEP)
 
 
 def _items(layout: HashLayout) -> int:
-    """How long the lists of pending n-grams become: one n-gram for four rows of a column is worth
-    counting, if the lists do not take too much together."""
+    """Return the length of the n-gram buffers.
+
+    One n-gram for four rows of a column is worth counting, if the buffers do not take too much
+    together.
+    """
     lists = len(layout.layers) * len(layout.orders)
     wanted = min(max(_moduli(layout)) // 4, MOST_ITEMS, MOST_BYTES // ITEM_BYTES // lists)
     return max(wanted, LEAST_ITEMS) + STEP

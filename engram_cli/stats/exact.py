@@ -1,4 +1,4 @@
-"""Every n-gram of a corpus with its count: passages in, samples that miss nothing out.
+"""Every n-gram of a corpus with its count: chunks in, samples that miss nothing out.
 
 For corpora whose n-grams fit in memory; the counters and the sample do without. N-grams are told
 apart by the 64-bit hash of `stats.distinct`: 2-grams never meet, of 100 million longer ones two do
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
-from engram_cli.stats.collector import Looker
+from engram_cli.stats.collector import BaseCollector
 from engram_cli.stats.distinct import EVERYTHING, NgramSample, hash_ngrams
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, check, numbered, part_of, take
+from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 _FIRST_SLOTS = 2**20
@@ -34,7 +34,7 @@ class Budget:
     """Bytes that several tables may take together, from several threads."""
 
     def __init__(self, size: int | None) -> None:
-        """`size`: None where nobody knows how much memory there is."""
+        """`size`: None where the free memory is unknown."""
         self.size = size
         self._taken = 0
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class Budget:
             self._taken += amount
 
 
-class ExactNgrams(Looker):
+class ExactNgrams(BaseCollector):
     """Counts all n-grams of one order, in a table that doubles."""
 
     name = "exact"
@@ -79,9 +79,9 @@ class ExactNgrams(Looker):
         """What it begins with; more is asked of the budget."""
         return self._first * _SLOT + self._block_bytes
 
-    def push(self, passage: Passage) -> None:
+    def push(self, chunk: TokenChunk) -> None:
         """Count the n-grams at every position. Raises InputError when memory does not suffice."""
-        window, done = passage.window, 0
+        window, done = chunk.window, 0
         while done < len(window):
             done = kernels.count_ngrams(
                 window.tokens,

@@ -12,7 +12,7 @@ from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.heads import clean_heads, row_hits
 from engram_cli.stats.known import known_ngrams
 from engram_cli.stats.ngrams import Names, top_ngrams, worst_rows
-from engram_cli.stats.occurrences import Drawn, OccurrenceSample, drawn_ngrams
+from engram_cli.stats.occurrences import OccurrenceSample, drawn_ngrams
 from engram_cli.stats.totals import Counts
 from engram_cli.vocab.compress import CompressedVocab
 
@@ -40,7 +40,8 @@ def figures(
     """
     names = Names(counts.layout, vocab)
     chosen = tuple(samples) or counts.samples
-    drawn = _drawn(counts, occurrences)
+    orders = counts.layout.orders
+    drawn = [None] * len(orders) if occurrences is None else drawn_ngrams(occurrences, orders)
     uses = [
         None if some is None else uses_of(counts, sample, some)
         for sample, some in zip(chosen, drawn, strict=True)
@@ -56,10 +57,3 @@ def figures(
             "worst_rows": worst_rows(counts, names, known),
         },
     )
-
-
-def _drawn(
-    counts: Counts, occurrences: OccurrenceSample | None
-) -> tuple[Drawn, ...] | tuple[None, ...]:
-    orders = counts.layout.orders
-    return (None,) * len(orders) if occurrences is None else drawn_ngrams(occurrences, orders)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import LayerHash
@@ -91,7 +90,7 @@ def _clean_heads(
     for begin in range(0, len(sample.counts), _STEP):
         part = sample.take(slice(begin, begin + _STEP))
         met = hits[ngram_rows(part.tokens, plan, index, heads) + offsets]
-        clean = _at_most(met, part.counts)
+        clean = np.count_nonzero(met <= part.counts, axis=0)  # heads with no more hits than it
         by_ngram += np.bincount(clean, minlength=heads + 1)
         by_use += np.bincount(clean, weights=part.counts, minlength=heads + 1)
         own = np.minimum(part.counts / met, 1.0)
@@ -119,8 +118,3 @@ def _by_use(use: Uses, counts: Counts, entry: LayerHash) -> tuple[list[float], l
         base = np.full(len(clean), float(heads == 0))
         found.append(use.mean(base, (clean == heads) - base))
     return [share for share, _ in found], [error for _, error in found]
-
-
-def _at_most(met: NDArray[np.uint32], own: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """int64[S]: in how many of the heads the hits `met` [H, S] are no more than `own` [S]."""
-    return np.asarray(np.count_nonzero(met <= own, axis=0), dtype=np.int64)

@@ -1,7 +1,7 @@
 """A part of the corpus that is not counted: blocks in, what is left of them and a sample out.
 
-A stretch is held out when a hash of its key says so, wherever and whenever it is read. Of the
-tokens held out those of the stretches with the smallest keys are kept, about a million.
+A segment is held out when a hash of its key says so, wherever and whenever it is read. Of the
+tokens held out those of the segments with the smallest keys are kept, about a million.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from engram_cli.corpus.base import Names, TokenBlock
 from engram_cli.errors import InputError, MismatchError
-from engram_cli.stats.passage import Stretches, scrambled
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
+from engram_cli.stats.token_chunk import Segments, scrambled
 
 KEPT_TOKENS = 2**20
-_SALT = np.uint64(0x6A09E667F3BCC909)  # other bits than those that say when a stretch arrives
+_SALT = np.uint64(0x6A09E667F3BCC909)  # other bits than those that say when a segment arrives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,7 +30,7 @@ class Kept:
     """
 
     block: TokenBlock
-    stretches: Stretches
+    segments: Segments
     cuts: NDArray[np.bool_]
     held: TokenBlock
 
@@ -49,7 +49,7 @@ class Holdout:
         self._limit: int | None = None  # keys from here on are no longer kept
         self._parts: dict[int, list[NDArray[np.integer]]] = {}
         self._held = 0  # tokens in `_parts`
-        self._last: int | None = None  # the key of the last stretch
+        self._last: int | None = None  # the key of the last segment
         self._copy = False  # which is a copy of one that is kept
         self._cut = False  # the last token of the stream was taken out
         self._documents = self._left = 0  # begun so far, and the one of the last token left
@@ -59,12 +59,12 @@ class Holdout:
         """The bytes of the tokens kept, of any integer type."""
         return 3 * 8 * self._budget
 
-    def push(self, block: TokenBlock, stretches: Stretches) -> Kept:
-        """Divide a block; `stretches` are its own."""
-        chosen = scrambled(stretches.keys ^ _SALT) < self._below
-        ends = np.append(stretches.begins[1:], len(block.ids))
-        lengths = ends - stretches.begins
-        self._keep(block, stretches, chosen, ends)
+    def push(self, block: TokenBlock, segments: Segments) -> Kept:
+        """Divide a block; `segments` are its own."""
+        chosen = scrambled(segments.keys ^ _SALT) < self._below
+        ends = np.append(segments.begins[1:], len(block.ids))
+        lengths = ends - segments.begins
+        self._keep(block, segments, chosen, ends)
         taken = np.repeat(chosen, lengths)
         self.tokens += int(np.count_nonzero(taken))
         after = np.concatenate([[self._cut], chosen[:-1]]) & ~chosen
@@ -79,27 +79,27 @@ class Holdout:
         self._left = int(documents[index[-1]]) if len(index) else self._left
         return Kept(
             block=replace(_select(block, index), starts=starts),
-            stretches=Stretches(
+            segments=Segments(
                 begins=begins,
-                keys=stretches.keys[~chosen],
-                carried=0 if chosen[0] else stretches.carried,
+                keys=segments.keys[~chosen],
+                carried=0 if chosen[0] else segments.carried,
             ),
             cuts=cuts,
             held=_select(block, np.flatnonzero(taken)),
         )
 
     def sample(self) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-        """Token ids [T] of stretches that were held out, and bool[T] where each begins."""
+        """Token ids [T] of segments that were held out, and bool[T] where each begins."""
         self._shrink()
-        stretches = [np.concatenate(self._parts[key]) for key in sorted(self._parts)]
-        if not stretches:
+        segments = [np.concatenate(self._parts[key]) for key in sorted(self._parts)]
+        if not segments:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
-        starts = np.zeros(sum(map(len, stretches)), dtype=np.bool_)
-        starts[np.cumsum([0, *map(len, stretches[:-1])])] = True
-        return np.concatenate(stretches), starts
+        starts = np.zeros(sum(map(len, segments)), dtype=np.bool_)
+        starts[np.cumsum([0, *map(len, segments[:-1])])] = True
+        return np.concatenate(segments), starts
 
     def state(self) -> State:
-        """The stretches kept, and where the stream stands."""
+        """The segments kept, and where the stream stands."""
         keys = sorted(self._parts)
         parts = [part.astype(np.int64) for key in keys for part in self._parts[key]]
         lengths = [sum(map(len, self._parts[key])) for key in keys]
@@ -142,7 +142,7 @@ class Holdout:
         self._left = take_scalar(state, "left")
 
     def partial(self) -> State:
-        """The stretches kept; what is left of the stream is no matter of other parts."""
+        """The segments kept; what is left of the stream is no matter of other parts."""
         self._shrink()
         keys = sorted(self._parts)
         kept = [np.concatenate(self._parts[key]).astype(np.int64) for key in keys]
@@ -157,7 +157,7 @@ class Holdout:
         }
 
     def absorb(self, state: State, vocab_size: int) -> None:
-        """Take in a partial, of ids below `vocab_size`; of a stretch that both parts have the
+        """Take in a partial, of ids below `vocab_size`; of a segment that both parts have the
         longer one stays. Raises ArtifactError, MismatchError for another share."""
         other = holdout_for(state)
         if (other.share, other._budget) != (self.share, self._budget):
@@ -182,26 +182,26 @@ class Holdout:
     def _keep(
         self,
         block: TokenBlock,
-        stretches: Stretches,
+        segments: Segments,
         chosen: NDArray[np.bool_],
         ends: NDArray[np.int64],
     ) -> None:
         for which in np.flatnonzero(chosen):
-            key = int(stretches.keys[which])
+            key = int(segments.keys[which])
             if which or block.starts[0] or key != self._last:
                 self._copy = key in self._parts
             if not self._copy and (self._limit is None or key < self._limit):
-                part = block.ids[stretches.begins[which] : ends[which]].copy()
+                part = block.ids[segments.begins[which] : ends[which]].copy()
                 self._parts.setdefault(key, []).append(part)
                 self._held += len(part)
-        self._last = int(stretches.keys[-1])
+        self._last = int(segments.keys[-1])
         if self._held > 2 * self._budget:
             self._shrink()
 
     def _shrink(self) -> None:
-        """Keep the stretches with the smallest keys, as many as it takes to fill the budget.
+        """Keep the segments with the smallest keys, as many as it takes to fill the budget.
 
-        That a stretch may yet grow only makes fewer of them do.
+        That a segment may yet grow only makes fewer of them do.
         """
         total = 0
         for key in sorted(self._parts):
@@ -221,7 +221,7 @@ def holdout_for(state: State) -> Holdout:
 
 
 def _extent(ids: NDArray[np.integer]) -> tuple[int, bytes]:
-    """By which one of two stretches with the same key is chosen."""
+    """By which one of two segments with the same key is chosen."""
     return len(ids), ids.tobytes()
 
 

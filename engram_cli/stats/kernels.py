@@ -114,23 +114,23 @@ def draw_positions(  # type: ignore[no-untyped-def]
     """The positions 0..count-1 whose priority is at most `highest`, into `places`, and their
     `priorities` [count]; gives how many there are.
 
-    `begins`, `keys` [S]: stretches; `carried`: tokens of the first that were before. Of 8 tokens
-    next to each other in a stretch each has another upper 3 bits of the priority, and they share
+    `begins`, `keys` [S]: segments; `carried`: tokens of the first that were before. Of 8 tokens
+    next to each other in a segment each has another upper 3 bits of the priority, and they share
     the others: so one hash is enough for 8 positions once `highest` is below an eighth.
     """
     drawn = 0
     ranks = int64(highest >> _RANK_SHIFT) + 1
-    for stretch in range(begins.size):
-        first = 0 if stretch else carried
-        end = begins[stretch + 1] if stretch + 1 < begins.size else count
-        last = first + end - begins[stretch]
+    for segment in range(begins.size):
+        first = 0 if segment else carried
+        end = begins[segment + 1] if segment + 1 < begins.size else count
+        last = first + end - begins[segment]
         for block in range(first >> 3, (last + 7) >> 3):
-            bits = scramble(keys[stretch] ^ (uint64(block) * _ODD3))
+            bits = scramble(keys[segment] ^ (uint64(block) * _ODD3))
             for rank in range(ranks):
                 at = (block << 3) + ((int64(bits & uint64(7)) + rank) & 7)
                 priority = (uint64(rank) << _RANK_SHIFT) | (bits >> uint64(3))
                 if priority <= highest and first <= at and at < last:
-                    places[drawn] = begins[stretch] + at - first
+                    places[drawn] = begins[segment] + at - first
                     priorities[drawn] = priority
                     drawn += 1
     return drawn

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.counters import pending_bytes, scratch_bytes
+from engram_cli.stats.counters import buffer_bytes, scratch_bytes
 from engram_cli.stats.distinct import sampler_bytes
 
 # The interpreter and its libraries, and what is on its way, with two tokenizers and their caches or
-# without: measured 540 MB on 2 GB of text, and 360 MB; 20 MB more from Python, where nobody bounds
+# without: measured 540 MB on 2 GB of text, and 360 MB; 20 MB more from Python, where nothing bounds
 # the arenas of the heap.
 _WITH_TEXT, _WITHOUT_TEXT = 560 * 10**6, 360 * 10**6
 _CGROUP = Path("/sys/fs/cgroup")
@@ -49,7 +49,7 @@ def plan_memory(
         counters=4 * sum(entry.rows for entry in layout.layers),
         samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
         more=more,
-        buffers=base_bytes(text=text) + pending_bytes(layout) + threads * scratch_bytes(layout),
+        buffers=base_bytes(text=text) + buffer_bytes(layout) + threads * scratch_bytes(layout),
     )
 
 

@@ -2,8 +2,8 @@
 
 The sample of n-grams (`stats.distinct`) holds each distinct n-gram with the same chance, so it
 misses the few that decide every figure weighted by use. This one draws positions: those with the
-smallest 64-bit priorities. A priority is a hash of the stretch's key and of the position in the
-stretch, so the sample does not depend on the order of reading, on splits or on threads, and samples
+smallest 64-bit priorities. A priority is a hash of the segment's key and of the position in the
+segment, so the sample does not depend on the order of reading, on splits or on threads, and samples
 of two corpora merge into the sample of both. An n-gram with a share p of the positions is missed
 with a chance of exp(-k p), k the size of the sample.
 """
@@ -20,10 +20,10 @@ from engram_cli.errors import MismatchError
 from engram_cli.hashing.hasher import Window
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
-from engram_cli.stats.collector import Looker
+from engram_cli.stats.collector import BaseCollector
 from engram_cli.stats.distinct import hash_ngrams
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
+from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 # An n-gram that is one in 5,000 positions is drawn 13 times, and missed with a chance of 2e-6; a
@@ -110,25 +110,25 @@ class OccurrenceSampler:
         """The bytes it takes at most: what it holds, and copies while it is cut."""
         return 2 * (3 * self.size + _LEAST_PUSHED) * (8 + 4 * self._width)
 
-    def push(self, passage: Passage, window: Window | None = None) -> None:
-        """Draw from a passage; `window`: its tokens where they are not those of the passage."""
-        window = passage.window if window is None else window
+    def push(self, chunk: TokenChunk, window: Window | None = None) -> None:
+        """Draw from a chunk; `window`: its tokens where they are not those of the chunk."""
+        window = chunk.window if window is None else window
         begin = 0
-        while begin < len(passage):
+        while begin < len(chunk):
             # Until the threshold has fallen most positions are drawn: fewer at a time.
-            step = len(passage) if self._highest < _EVERY // 4 else max(self.size, _LEAST_PUSHED)
-            end = min(begin + step, len(passage))
-            self._draw(passage.part(begin, end), window.part(begin, end))
+            step = len(chunk) if self._highest < _EVERY // 4 else max(self.size, _LEAST_PUSHED)
+            end = min(begin + step, len(chunk))
+            self._draw(chunk.part(begin, end), window.part(begin, end))
             begin = end
 
-    def _draw(self, passage: Passage, window: Window) -> None:
-        places = np.empty(len(passage), dtype=np.int64)
-        priorities = np.empty(len(passage), dtype=np.uint64)
+    def _draw(self, chunk: TokenChunk, window: Window) -> None:
+        places = np.empty(len(chunk), dtype=np.int64)
+        priorities = np.empty(len(chunk), dtype=np.uint64)
         drawn = kernels.draw_positions(
-            passage.stretches.begins,
-            passage.stretches.keys,
-            len(passage),
-            passage.stretches.carried,
+            chunk.segments.begins,
+            chunk.segments.keys,
+            len(chunk),
+            chunk.segments.carried,
             np.uint64(self._highest),
             places,
             priorities,
@@ -175,7 +175,7 @@ class OccurrenceSampler:
         self._priorities, self._ngrams, self._held = [priorities], [ngrams], len(priorities)
 
 
-class Occurrences(Looker):
+class Occurrences(BaseCollector):
     """The collector of the sample: other figures go by it, it has none of its own."""
 
     name = "occurrences"
@@ -195,9 +195,9 @@ class Occurrences(Looker):
         """That of the sampler."""
         return self._sampler.memory
 
-    def push(self, passage: Passage) -> None:
-        """Draw from a passage."""
-        self._sampler.push(passage)
+    def push(self, chunk: TokenChunk) -> None:
+        """Draw from a chunk."""
+        self._sampler.push(chunk)
 
     def sample(self) -> OccurrenceSample:
         """The sample of all that was pushed, or absorbed."""

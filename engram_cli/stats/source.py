@@ -19,9 +19,9 @@ from engram_cli.stats.exact import (
 )
 from engram_cli.stats.membership import BITS, Membership, membership_of
 from engram_cli.stats.occurrences import OccurrenceSample, OccurrenceSampler, occurrences_of
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.samples import merged, samples_of, samples_state
 from engram_cli.stats.state import State, check, nested, numbered, part_of, take_into
+from engram_cli.stats.token_chunk import TokenChunk
 
 _EXACT_ENTRIES = 2**12  # of a table of all n-grams at first: there are many tables
 
@@ -91,16 +91,16 @@ class Source:
         if exact is not None:
             self._exact = exact_ngrams(layout, exact, _EXACT_ENTRIES)
 
-    def push(self, passage: Passage) -> None:
-        """Look at a passage."""
-        hashes = np.empty(len(passage), dtype=np.uint64)
+    def push(self, chunk: TokenChunk) -> None:
+        """Look at a chunk."""
+        hashes = np.empty(len(chunk), dtype=np.uint64)
         for sampler, seen in zip(self._samplers, self._seen, strict=True):
-            sampler.hash(passage.window, hashes)
-            sampler.push_hashes(hashes, passage.window)
+            sampler.hash(chunk.window, hashes)
+            sampler.push_hashes(hashes, chunk.window)
             seen.add(hashes)
-        self._occurrences.push(passage)
+        self._occurrences.push(chunk)
         for table in self._exact:
-            table.push(passage)
+            table.push(chunk)
 
     def partial(self) -> SourcePartial:
         """What is known; nothing is pushed afterwards."""

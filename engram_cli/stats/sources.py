@@ -1,4 +1,4 @@
-"""How the parts of a corpus overlap: passages in, the section "sources" of stats.json out.
+"""How the parts of a corpus overlap: chunks in, the section "sources" of stats.json out.
 
 Each source has samples of its own, of n-grams and of positions, and a bitmap of all its n-grams;
 `stats.overlap` compares them. A source is some files, or the documents with a certain label.
@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.collector import Looker
+from engram_cli.stats.collector import BaseCollector
 from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE
 from engram_cli.stats.exact import Budget
 from engram_cli.stats.occurrences import drawn_ngrams
 from engram_cli.stats.overlap import SourceNgrams, by_ngram, by_occurrence
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.source import Source, SourcePartial, read_source, source_memory
 from engram_cli.stats.state import (
     State,
@@ -35,6 +34,7 @@ from engram_cli.stats.state import (
     take_scalar,
     unsound,
 )
+from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 MOST_SHOWN = 24  # sources, the last of them all others
@@ -48,7 +48,7 @@ class TooManySources(InputError):
     """More sources than are told apart."""
 
 
-class Sources(Looker):
+class Sources(BaseCollector):
     """Samples the n-grams of each source."""
 
     name = "sources"
@@ -88,17 +88,17 @@ class Sources(Looker):
         sources = MOST_SOURCES if self._source_of is None else len(self._tokens)
         return sources * source_memory(self._layout, self._size)
 
-    def push(self, passage: Passage) -> None:
+    def push(self, chunk: TokenChunk) -> None:
         """Look at the tokens of each file, or label, for its source. Raises TooManySources."""
-        names = passage.files if self._source_of is not None else passage.labels
-        stops = [at for at, _ in names[1:]] + [len(passage)]
+        names = chunk.files if self._source_of is not None else chunk.labels
+        stops = [at for at, _ in names[1:]] + [len(chunk)]
         for (begin, name), end in zip(names, stops, strict=True):
             source = name if self._source_of is None else self._source_of[name]
             if source not in self._sources:
                 self._begin(source)
             self._tokens[source] += end - begin
             if begin < end:
-                self._sources[source].push(passage.part(begin, end))
+                self._sources[source].push(chunk.part(begin, end))
 
     def state(self) -> State:
         """Of all sources, their names and tokens."""

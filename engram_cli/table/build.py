@@ -22,7 +22,7 @@ from engram_cli.files import fsync_folder, inner_file, output_errors
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import META
 from engram_cli.table.fill import fill_rows, write_array
-from engram_cli.table.inits.base import Accompanied
+from engram_cli.table.inits.base import InitWithArrays
 from engram_cli.table.journal import NAME as JOURNAL
 from engram_cli.table.journal import Journal
 from engram_cli.table.lock import build_lock
@@ -182,7 +182,7 @@ def _finish(spec: TableSpec, folder: Path, journal: Journal, hits: Hits | None) 
         files |= write_array(folder, array, hits(layer))
     if spec.lookup_array is not None and spec.layout.lookup is not None:
         files |= write_array(folder, spec.lookup_array, spec.layout.lookup)
-    if isinstance(spec.init, Accompanied):
+    if isinstance(spec.init, InitWithArrays):
         for array in spec.init_arrays:
             files |= write_array(folder, array, spec.init.values(array))
     for array in spec.arrays:

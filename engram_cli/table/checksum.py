@@ -27,7 +27,9 @@ class Checksum:
     """A running XXH64; how the bytes are cut changes nothing."""
 
     def __init__(self) -> None:
-        self._lanes = np.array(_start_lanes(), dtype=np.uint64)
+        self._lanes = np.array(
+            [PRIME_1 + PRIME_2 & _MASK, PRIME_2, 0, -PRIME_1 & _MASK], dtype=np.uint64
+        )
         self._rest = b""
         self._size = 0
 
@@ -75,10 +77,6 @@ def file_checksum(path: Path) -> str:
         while count := file.readinto(buffer.data):
             checksum.update(buffer[:count])
     return checksum.hexdigest()
-
-
-def _start_lanes() -> list[int]:
-    return [PRIME_1 + PRIME_2 & _MASK, PRIME_2, 0, -PRIME_1 & _MASK]
 
 
 def _aligned(data: NDArray[np.uint8]) -> NDArray[np.uint64]:

@@ -31,27 +31,6 @@ def float32_of_bits(typingctx: Any, value: Any) -> Any:
 
 
 @intrinsic
-def prefetch_read(typingctx: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of `array[index]` (one-dimensional, contiguous) to be read.
-
-    `hashing.jit.prefetch` asks to write, which takes the line from the other cores.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-
-        view = context.make_array(signature.args[0])(context, builder, args[0])
-        address = builder.bitcast(builder.gep(view.data, [args[1]]), cgutils.voidptr_t)
-        i32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32])
-        declare: Any = cgutils.get_or_insert_function
-        hint = declare(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(hint, [address, i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), codegen
-
-
-@intrinsic
 def add_in_any_order(typingctx: Any, a: Any, b: Any) -> Any:
     """The sum of two floats, one of many that may be summed in any order, so in vectors."""
     kind = types.float64 if types.float64 in (a, b) else types.float32

@@ -31,7 +31,7 @@ def partial_folder(out: Path) -> Path:
 
 
 def scratch_folder(out: Path) -> Path:
-    """Where what is needed only while the table is built lies: tokens, tallies."""
+    """Where what is needed only while the table is built lies: tokens, pairs."""
     return out.with_name(f".{out.name}.scratch")
 
 

@@ -23,7 +23,7 @@ from engram_cli.table.grid import (
     row_array,
     scales_array,
 )
-from engram_cli.table.inits.base import Accompanied, Init
+from engram_cli.table.inits.base import Init, InitWithArrays
 from engram_cli.version import __version__
 
 FORMAT = "engram-table"
@@ -37,7 +37,7 @@ class TableSpec:
     """A table of `dim` values a row and head, stored as `dtype`, filled by `init`.
 
     `chunk_rows`: rows a chunk file, None for about 128 MiB. `tokens`: how many tokens the hits that
-    are stored beside the rows were counted over, None where there are no hits. `scale`: the scale
+    are stored with the rows were counted over, None where there are no hits. `scale`: the scale
     of every layer, for a dtype that has one for all rows; None to find it. `source`: dtype and
     digest of the table that this one is converted from.
     """
@@ -157,8 +157,8 @@ class TableSpec:
 
     @property
     def init_arrays(self) -> list[ChunkedArray]:
-        """What the init stores beside the rows, so that a reader can undo what it did."""
-        return self.init.arrays(self.dim) if isinstance(self.init, Accompanied) else []
+        """What the init stores with the rows, so that a reader can undo what it did."""
+        return self.init.arrays(self.dim) if isinstance(self.init, InitWithArrays) else []
 
     @property
     def total_bytes(self) -> int:

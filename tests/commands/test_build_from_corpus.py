@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
 from engram_cli.commands.build_table import BuildTableRequest, build_table, plan_table
-from engram_cli.commands.corpus_fill import FillRequest
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import CorpusError, InputError, MismatchError, OutputError
 from engram_cli.table.lock import build_lock

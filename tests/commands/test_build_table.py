@@ -16,7 +16,7 @@ from engram_cli.errors import ArtifactError, InputError, LayoutError, MismatchEr
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.stats import folder
+from engram_cli.stats import stats_io
 from engram_cli.stats.distinct import EVERYTHING, NgramSample
 from engram_cli.stats.totals import Counts
 from engram_cli.table.store import open_table
@@ -83,7 +83,7 @@ def count_corpus(path: Path, layout: HashLayout) -> Counts:
     counts = Counts(
         layout=layout, tokens=500, documents=1, joined=False, hits=hits, samples=samples
     )
-    folder.write_stats(counts, [], [], path)
+    stats_io.write_stats(counts, [], [], path)
     return counts
 
 
@@ -262,7 +262,7 @@ def test_statistics_of_raw_ids_need_no_vocabulary(request_: BuildTableRequest) -
 def test_counters_of_another_height_are_refused(
     request_: BuildTableRequest, counts: Counts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder.Statistics, "hits", lambda self, layer: np.zeros(3, np.uint32))
+    monkeypatch.setattr(stats_io.Statistics, "hits", lambda self, layer: np.zeros(3, np.uint32))
     with pytest.raises(ArtifactError, match=r"layer 1 are uint32 of shape \(3,\)"):
         build_table(replace(request_, geometry=Geometry()))
     assert not request_.out.exists()

@@ -20,9 +20,9 @@ from engram_cli.commands.lookup import LookupRequest, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.commands.workspace import Workspace
-from engram_cli.stats.folder import read_stats
 from engram_cli.stats.occurrences import Occurrences
 from engram_cli.stats.sources import Sources
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.vocab.compress import CompressedVocab
 
 GEOMETRY = Geometry(heads=4, rows_per_head=(20_011,), layers=(1,), pad_id=2)

@@ -24,7 +24,7 @@ from engram_cli.errors import (
     MismatchError,
 )
 from engram_cli.hashing import reference
-from engram_cli.stats.folder import read_stats
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.tokenizer import load_tokenizer
 

@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_counting(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(work, "Tally", None)
+    monkeypatch.setattr(work, "CorpusCounter", None)
     with pytest.raises(OutputError, match="is read-only"):
         run(here, out=here / "new" / "deeper")
 

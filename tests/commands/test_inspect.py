@@ -14,7 +14,7 @@ from engram_cli.commands.artifact import Kind
 from engram_cli.commands.convert import ConvertRequest, convert_table
 from engram_cli.commands.inspect import InspectRequest, InspectResult, inspect
 from engram_cli.errors import InputError, OutputError
-from engram_cli.stats.folder import read_stats
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.store import open_table
 
 

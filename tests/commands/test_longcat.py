@@ -11,14 +11,14 @@ import pytest
 from engram_cli import hash_tokens
 from engram_cli.cli.options import SchemeOption
 from engram_cli.commands.build_table import BuildTableRequest, build_table
-from engram_cli.commands.corpus_fill import FillRequest
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
+from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
 from engram_cli.hashing.schemes import SCHEMES
-from engram_cli.stats.folder import read_stats
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.store import open_table
 
 GEOMETRY = Geometry(

@@ -15,7 +15,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.lookup import LookupRequest, LookupResult, lookup
 from engram_cli.errors import InputError, MismatchError, OutputError, TokenIdError
 from engram_cli.hashing.hasher import hash_tokens
-from engram_cli.stats.folder import read_stats
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.store import open_table
 from engram_cli.vocab.tokenizer import load_tokenizer
 

@@ -14,7 +14,7 @@ from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, OutputError
 from engram_cli.stats.figures import figures
-from engram_cli.stats.folder import write_stats
+from engram_cli.stats.stats_io import write_stats
 from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(101, 103, 10007, 10009), heads=2, layers=(1, 7))

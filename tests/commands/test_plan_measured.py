@@ -13,7 +13,7 @@ from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.plan import PlanRequest, PlanResult, plan
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.progress import Silent
-from engram_cli.stats.folder import read_stats
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
 

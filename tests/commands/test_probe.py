@@ -15,14 +15,14 @@ from table.filled import write_corpus
 from engram_cli.cli.probe_table import probe_parts
 from engram_cli.cli.terminal import Terminal
 from engram_cli.commands.build_table import BuildTableRequest, build_table
-from engram_cli.commands.corpus_fill import FillRequest
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.probe import ProbeRequest, probe
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.table.inits.corpus.tally import Occurrences
+from engram_cli.table.inits.corpus.pairs import Occurrences
 from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
 from engram_cli.table.probe.counted import count_followers, first_choices, witten_bell
 from engram_cli.table.probe.held import ask

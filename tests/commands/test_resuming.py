@@ -17,7 +17,7 @@ from scripts import run_script
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.corpus import encode
-from engram_cli.corpus.base import Mark
+from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.encode import EncoderDiffers, ReferenceEncoder
 from engram_cli.engines import local
 from engram_cli.errors import CorpusError, InputError, UndecodableError
@@ -253,25 +253,25 @@ def test_the_interval_is_a_number_of_seconds(here: Path) -> None:
 def test_the_time_between_two_grows_with_what_one_takes(tmp_path: Path) -> None:
     now = [100.0]
 
-    class Tally:
+    class Counter:
         size, tokens = 1, 1
 
         def state(self) -> dict[str, Any]:
             now[0] += 7.0
             return {}
 
-    keeper = checkpoint.FolderKeeper(
+    checkpointer = checkpoint.FolderCheckpointer(
         tmp_path / "kept", "request", 30.0, Heard(), None, threading.Event()
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.time, "monotonic", lambda: now[0])
-        keeper._next = 100.0
-        assert keeper.due()
-        keeper.keep(Mark(), Tally())  # type: ignore[arg-type]
+        checkpointer._next = 100.0
+        assert checkpointer.due()
+        checkpointer.save(ReadPosition(), Counter())  # type: ignore[arg-type]
         now[0] += 69.0
-        assert not keeper.due()
+        assert not checkpointer.due()
         now[0] += 2.0
-        assert keeper.due()
+        assert checkpointer.due()
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -124,10 +124,10 @@ def test_a_corpus_can_be_gone_on_with_at_every_mark(
     files = find_sources(names, options).files
     whole = TokenStream(files, options, encoder)
     blocks = list(whole.blocks())
-    marked = [index for index, block in enumerate(blocks) if block.mark is not None]
+    marked = [index for index, block in enumerate(blocks) if block.read_position is not None]
     assert marked
     for index in marked:
-        rest = TokenStream(files, options, encoder, blocks[index].mark)
+        rest = TokenStream(files, options, encoder, blocks[index].read_position)
         assert [told(block) for block in rest.blocks()] == [told(b) for b in blocks[index + 1 :]]
         assert (rest.empty_files, rest.cuts) == (whole.empty_files, whole.cuts)
 
@@ -135,7 +135,14 @@ def test_a_corpus_can_be_gone_on_with_at_every_mark(
 def told(block: TokenBlock) -> list[Any]:
     """All that is known of a block."""
     places = [block.locate(at) for at in range(len(block.ids))]
-    return [block.ids.tolist(), block.starts.tolist(), block.size, block.files, block.mark, places]
+    return [
+        block.ids.tolist(),
+        block.starts.tolist(),
+        block.size,
+        block.files,
+        block.read_position,
+        places,
+    ]
 
 
 @pytest.mark.parametrize("kind", VARIANTS)

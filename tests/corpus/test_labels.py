@@ -27,8 +27,8 @@ from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stream import TokenStream
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.progress import SILENT
-from engram_cli.stats.folder import read_stats
 from engram_cli.stats.sources import TooManySources
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.tokenizer import load_tokenizer
 

@@ -15,7 +15,7 @@ from corpus.corpora import read_items, stream_of, texts
 from corpus.written import VARIANTS, Corpus
 
 from engram_cli.errors import CorpusError, UndecodableError
-from engram_cli.stats.watching import sources_of
+from engram_cli.stats.collector_set import sources_of
 
 CORPUS = Corpus(texts=["a", "b"], ids=[[5, 6], [7]], mark=9)
 

@@ -15,10 +15,10 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from engram_cli.commands import corpus_fill
+from engram_cli.commands import init_corpus
 from engram_cli.commands.build_table import BuildTableRequest, build_table
-from engram_cli.commands.corpus_fill import FillRequest
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.engines import fill_tasks, ray_filling
 from engram_cli.errors import EngramError
@@ -53,7 +53,7 @@ class Heard:
 
 def small_tasks() -> None:
     """So that a small corpus makes many tasks."""
-    corpus_fill.PARTITION_BYTES = 1024
+    init_corpus.PARTITION_BYTES = 1024
     fill_tasks._LONGEST = 300
     ray_filling._LEAST_ROWS = 20
 

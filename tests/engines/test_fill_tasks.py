@@ -19,7 +19,7 @@ from stats.truth import layout_of
 from table.filled import fill, fill_spec, matrix_vectors, random_vectors, write_corpus
 from table.tables import mapped_layout, raw_layout
 
-from engram_cli.corpus.base import CorpusOptions, Mark
+from engram_cli.corpus.base import CorpusOptions, ReadPosition
 from engram_cli.corpus.partitions import plan_partitions
 from engram_cli.corpus.sources import find_sources
 from engram_cli.engines import fill_tasks, ray_filling, tasks
@@ -29,8 +29,8 @@ from engram_cli.engines.ray import Cluster
 from engram_cli.engines.ray_filling import RayFill, _cut, _partition_after, _runs
 from engram_cli.errors import CorpusError, InputError, MismatchError
 from engram_cli.progress import SILENT
+from engram_cli.table.inits.corpus.pairs import span_pairs, token_spans, write_pairs
 from engram_cli.table.inits.corpus.reference import united
-from engram_cli.table.inits.corpus.tally import stretch_pairs, stretches, write_tally
 from engram_cli.table.inits.corpus.tokens import Piece, TokenWriter
 from engram_cli.vocab.tokenizer import load_tokenizer
 
@@ -116,10 +116,10 @@ def test_pairs_of_stretches_are_those_of_the_whole(tmp_path: Path) -> None:
     file = write_corpus(tmp_path / "tokens", layout)
     for name in ("next-token", "token-mean"):
         what = fill_spec(layout, file, random_vectors(layout), name).init.occurrences
-        write_tally(tmp_path / name, what, 3, 3, memory=2**20)
+        write_pairs(tmp_path / name, what, 3, 3, memory=2**20)
         found = [
-            stretch_pairs(what, 3, 3, file.map()[part.first : part.last], part)
-            for part in stretches(what, 613)
+            span_pairs(what, 3, 3, file.map()[part.first : part.last], part)
+            for part in token_spans(what, 613)
         ]
         assert len(found) == 5
         whole = np.fromfile(tmp_path / name, dtype="<u8")
@@ -155,9 +155,9 @@ def test_tokens_come_in_order_and_go_on_after_any_partition(
     far = RayFill(InProcess(), 1, SILENT)
 
     class Broken(TokenWriter):
-        def _keep(self, file: Any, mark: Mark | None, *, complete: bool) -> None:
-            super()._keep(file, mark, complete=complete)
-            if mark is not None and mark.file == work.plan.begins[2]:
+        def _keep(self, file: Any, read_position: ReadPosition | None, *, complete: bool) -> None:
+            super()._keep(file, read_position, complete=complete)
+            if read_position is not None and read_position.file == work.plan.begins[2]:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -179,12 +179,12 @@ def test_what_is_broken_off_inside_a_partition_begins_anew(work: TokenWork) -> N
     plan = work.plan
     assert len(plan) > 3
     assert _partition_after(plan, None) == 0
-    assert _partition_after(plan, Mark(file=plan.begins[2])) == 2
-    assert _partition_after(plan, Mark(file=len(plan.files))) == len(plan)
-    assert _partition_after(plan, Mark(file=plan.begins[2], items=1)) is None
-    assert _partition_after(plan, Mark(file=plan.begins[2], open=True)) is None
+    assert _partition_after(plan, ReadPosition(file=plan.begins[2])) == 2
+    assert _partition_after(plan, ReadPosition(file=len(plan.files))) == len(plan)
+    assert _partition_after(plan, ReadPosition(file=plan.begins[2], items=1)) is None
+    assert _partition_after(plan, ReadPosition(file=plan.begins[2], open=True)) is None
     inside = set(range(len(plan.files))) - set(plan.begins)
-    assert all(_partition_after(plan, Mark(file=at)) is None for at in inside)
+    assert all(_partition_after(plan, ReadPosition(file=at)) is None for at in inside)
 
 
 def test_errors_of_reading_travel_as_values(
@@ -208,8 +208,8 @@ def test_a_task_keeps_to_its_memory() -> None:
     room = 2 * 10**9 - 350 * 10**6 - 24 * 129_280 * 64
     assert memory.rows * (12 * 64 + 8) <= room // 2
     assert memory.pairs * 24 <= room // 2
-    assert memory.stretch * 3 * 24 <= room // 2  # one block is always taken
-    assert memory.stretch * 3 * 40 <= room
+    assert memory.span * 3 * 24 <= room // 2  # one block is always taken
+    assert memory.span * 3 * 40 <= room
     with pytest.raises(InputError, match="100 MB a task"):
         TaskMemory.divide(10**8, tokens=10, dim=4, lags=1)
 

@@ -23,15 +23,15 @@ from engram_cli.engines.tasks import Shared, count_part, merge_parts, reading_of
 from engram_cli.engines.work import ENGINES, Running, Work
 from engram_cli.errors import CorpusError, EngramError, MismatchError
 from engram_cli.progress import SILENT
+from engram_cli.stats.collector_set import CollectorOptions, sources_of
 from engram_cli.stats.memory import plan_memory
 from engram_cli.stats.partial import Partial
 from engram_cli.stats.state import State
-from engram_cli.stats.watching import Watching, sources_of
 from engram_cli.version import __version__
 from engram_cli.vocab.tokenizer import load_tokenizer
 
 TEXTS = [f"{at} " + PROSE[at % len(PROSE)] * (6 + at % 5) for at in range(10)]
-WATCHING = Watching(exact=True, group_by="file", locality=True, holdout=0.2)
+COLLECTORS = CollectorOptions(exact=True, group_by="file", locality=True, holdout=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Work
             moduli=(1009, 1013, 1019, 1021), heads=2, size=max(tokenizer.spellings()) + 1
         ),
         tokenizer=tokenizer,
-        watching=WATCHING,
+        collector_options=COLLECTORS,
         source_of=sources_of(plan.files, "file"),
         sample_size=64,
         join_documents=True,
@@ -61,7 +61,7 @@ def shared_of(work: Work) -> Shared:
     assert work.tokenizer is not None
     return Shared(
         reading=reading_of(work.layout, work.options, work.tokenizer, "auto", 1),
-        watching=work.watching,
+        collector_options=work.collector_options,
         source_of=work.source_of,
         sample_size=work.sample_size,
         join_documents=work.join_documents,
@@ -81,7 +81,7 @@ def whole(work: Work, tmp_path_factory: pytest.TempPathFactory) -> State:
     )
     counted = ENGINES.load("local")(work, running, SILENT)
     assert ENGINES.load("local") is local.count
-    return Partial(counts=counted.counts, collected=counted.watchers.partials()).state()
+    return Partial(counts=counted.counts, collected=counted.collector_set.partials()).state()
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))

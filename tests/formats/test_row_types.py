@@ -36,11 +36,11 @@ def test_items_and_scales_are_the_codecs(name: str, dim: int) -> None:
 def test_rows_of_zeros_say_nothing(name: str) -> None:
     kind = ROW_TYPES[name]
     stored = np.zeros((5, kind.width(6)), dtype=physical_dtype(kind.items))
-    assert not kind.says_something(stored)
+    assert not kind.any_nonzero(stored)
     if stored.dtype.kind == "f":
         stored[:] = -0.0
     else:
         stored[:] = kind.sign  # minus zero, where there is one
-    assert not kind.says_something(stored)
+    assert not kind.any_nonzero(stored)
     stored[-1, -1] += 1
-    assert kind.says_something(stored)
+    assert kind.any_nonzero(stored)

@@ -31,7 +31,7 @@ from engram_cli.commands.plan_file import is_plan, read_plan
 from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.commands.workspace import read_config
-from engram_cli.corpus.base import CorpusOptions, Mark
+from engram_cli.corpus.base import CorpusOptions, ReadPosition
 from engram_cli.corpus.encode import make_encoder
 from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stream import TokenStream, needs_tokenizer
@@ -42,9 +42,9 @@ from engram_cli.formats.embedding_tensor import find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
 from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from engram_cli.stats.collector_set import CollectorOptions, make_collectors
 from engram_cli.stats.counters import Counter
-from engram_cli.stats.folder import _digest, read_stats
-from engram_cli.stats.watching import Watching, make_watchers
+from engram_cli.stats.stats_io import _digest, read_stats
 from engram_cli.table.build import build_store, partial_folder
 from engram_cli.table.checksum import file_checksum
 from engram_cli.table.digest import content_digest
@@ -275,15 +275,17 @@ def _checkpoints(folder: Path, made: Made) -> Iterator[Target]:
     """A count and a token file that were interrupted, and a model's embeddings."""
     here = folder / "resume"
     layout = mapped_layout()
-    watching = Watching(growth=True, locality=True, compare_uncompressed=True, holdout=0.1)
+    options = CollectorOptions(growth=True, locality=True, compare_uncompressed=True, holdout=0.1)
 
     def counter() -> Counter:
-        watchers = make_watchers(watching, layout, None, 1024)
-        return Counter(layout, 1024, watchers.collectors)
+        collectors = make_collectors(options, layout, None, 1024)
+        return Counter(layout, 1024, collectors.collectors)
 
     state = counter().state()
     write_checkpoint(
-        here, "asked", Checkpoint(mark=Mark(), size=9, tokens=4, encoder=None, state=state)
+        here,
+        "asked",
+        Checkpoint(read_position=ReadPosition(), size=9, tokens=4, encoder=None, state=state),
     )
 
     def restored(here: Path) -> None:

@@ -26,8 +26,8 @@ from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.growth.projection import project
-from engram_cli.stats.locality.lru import LruWatcher
-from engram_cli.stats.passage import STRETCH
+from engram_cli.stats.locality.lru import LruObserver
+from engram_cli.stats.token_chunk import SEGMENT_TOKENS
 
 TOKENS, ROWS, ORDERS = 1_000_000, 100_003, (2, 3)
 ALL = 10**8
@@ -112,16 +112,16 @@ def locality_figures() -> Iterator[tuple[str, float]]:
         every = np.concatenate(codes(list(documents()), order))
         local = (every.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)
         rows = (local % np.uint64(ROWS)).astype(np.uint32)
-        full = LruWatcher(ROWS, ROWS)
+        full = LruObserver(ROWS, ROWS)
         full.push_rows(rows, _Start)
         truth = dict(zip(full.cache_rows(), full.hit_rates(), strict=True))
         for draw in range(2 * DRAWS):
             generator = np.random.default_rng(draw)
             factor, shift = generator.integers(1, ROWS), generator.integers(ROWS)
             other = ((rows.astype(np.int64) * factor + shift) % ROWS).astype(np.uint32)
-            watcher = LruWatcher(ROWS, 2**14)
-            watcher.push_rows(other, _Start)
-            figures = (watcher.cache_rows(), watcher.hit_rates(), watcher.errors())
+            observer = LruObserver(ROWS, 2**14)
+            observer.push_rows(other, _Start)
+            figures = (observer.cache_rows(), observer.hit_rates(), observer.errors())
             for size, rate, error in zip(*figures, strict=True):
                 yield "hit rates of caches", (rate - truth[size]) / error
         for length in (1024, 4096):
@@ -142,14 +142,14 @@ class _Start:
 
 
 def growth_inside() -> Iterator[tuple[str, float]]:
-    """The curve against random parts of the corpus, in stretches."""
+    """The curve against random parts of the corpus, in segments."""
     parts = list(documents())
     for name, own in (("files", parts), ("one document", [np.concatenate(parts)])):
         for order in ORDERS:
             pieces = [
-                part[begin : begin + STRETCH]
+                part[begin : begin + SEGMENT_TOKENS]
                 for part in codes(own, order)
-                for begin in range(0, len(part), STRETCH)
+                for begin in range(0, len(part), SEGMENT_TOKENS)
             ]
             for draw in range(4 * DRAWS):
                 entry = grown(own, draw)[ORDERS.index(order)]

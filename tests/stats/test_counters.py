@@ -18,8 +18,8 @@ from engram_cli.hashing.jit import kernel, prefetch
 from engram_cli.stats import counters, kernels
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.counters import ColumnTask, Counter, SamplingTask
-from engram_cli.stats.crew import Crew
-from engram_cli.stats.passage import Passage, Stretcher
+from engram_cli.stats.thread_pool import ThreadPool
+from engram_cli.stats.token_chunk import SegmentSplitter, TokenChunk
 from engram_cli.stats.totals import FULL, Counts
 
 LAYOUT = layout_of(moduli=(101, 103, 107, 10007, 9973, 8209), heads=3, layers=(1, 4))
@@ -61,7 +61,7 @@ def test_blocks_threads_and_steps_change_nothing(
     expected = count(DOCUMENTS, LAYOUT, sample_size=size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counters, "STEP", step)
-        patch.setattr("engram_cli.stats.crew.STEP", step)
+        patch.setattr("engram_cli.stats.thread_pool.STEP", step)
         found = count(DOCUMENTS, LAYOUT, sample_size=size, block=block, threads=threads)
     assert same(found, expected)
 
@@ -71,10 +71,10 @@ def test_every_column_and_sampler_has_one_task(moduli: tuple[int, ...]) -> None:
     layout = layout_of(moduli=moduli, heads=3, layers=(1, 4))
     counter = Counter(layout, 16)
     columns = [
-        (id(task.pending.columns.hits), column)
+        (id(task.buffer.columns.hits), column)
         for task in counter.tasks
         if isinstance(task, ColumnTask)
-        for column in task.pending.columns.indices
+        for column in task.buffer.columns.indices
     ]
     assert len(columns) == len(set(columns)) == 12
     samplers = [task.sampler for task in counter.tasks if isinstance(task, SamplingTask)]
@@ -182,27 +182,27 @@ def test_an_interrupt_stops_the_threads() -> None:
 
 
 def test_a_thread_that_fails_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: object, passage: object, scratch: object) -> None:
+    def broken(self: object, chunk: object, scratch: object) -> None:
         raise RuntimeError("a counter broke")
 
     monkeypatch.setattr(counters.SamplingTask, "push", broken)
     with pytest.raises(RuntimeError, match="a counter broke"):
-        push_forever(Crew(Counter(LAYOUT, 16), 2))
+        push_forever(ThreadPool(Counter(LAYOUT, 16), 2))
 
 
-def push_forever(crew: Crew) -> None:
+def push_forever(pool: ThreadPool) -> None:
     starts = np.zeros(len(DOCUMENTS[0]), dtype=bool)
-    passage = Passage(
+    chunk = TokenChunk(
         window=StreamHasher(LAYOUT).push(DOCUMENTS[0]),
         ids=DOCUMENTS[0],
         starts=starts,
-        stretches=Stretcher().push(starts, ((0, ""),)),
+        segments=SegmentSplitter().push(starts, ((0, ""),)),
         files=((0, ""),),
         position=0,
     )
-    with crew:
+    with pool:
         while True:
-            crew.push(passage)
+            pool.push(chunk)
 
 
 def _fields(counts: Counts) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Heaps' curve equals sets that grow stretch by stretch, whatever the order of reading."""
+"""Heaps' curve equals sets that grow segment by segment, whatever the order of reading."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engram_cli.errors import MismatchError
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.growth import Growth, curve
 from engram_cli.stats.growth.arrivals import BINS
-from engram_cli.stats.passage import Stretcher
+from engram_cli.stats.token_chunk import SegmentSplitter
 
 LAYOUT = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2)
 # Nine files of many documents.
@@ -53,12 +53,12 @@ def test_the_curve_is_that_of_sets() -> None:
     for name, documents in enumerate(FILES):
         starts = np.zeros(sum(map(len, documents)), dtype=bool)
         starts[np.cumsum([0, *map(len, documents[:-1])])] = True
-        keys += list(Stretcher().push(starts, ((0, str(name)),)).keys)
+        keys += list(SegmentSplitter().push(starts, ((0, str(name)),)).keys)
     flat = [document for documents in FILES for document in documents]
     order = np.argsort(np.array(keys))
     for entry, n in zip(section, LAYOUT.orders, strict=True):
         assert entry["order"] == n
-        assert entry["error"][-1] == 0.0  # all of the corpus, whichever stretches come first
+        assert entry["error"][-1] == 0.0  # all of the corpus, whichever segments come first
         assert min(entry["error"][:-1]) >= 0.0
         assert max(entry["error"]) > 0.0
         figures = (entry["tokens"], entry["distinct"], entry["occupied"][0]["rows"])

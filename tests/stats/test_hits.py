@@ -13,8 +13,8 @@ from stats.truth import layout_of
 
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.hits import kernels, pending
-from engram_cli.stats.hits.pending import Columns, counting, parts_of, scratch_items
+from engram_cli.stats.hits import kernels, ngram_buffer
+from engram_cli.stats.hits.ngram_buffer import Columns, make_buffer, parts_of, scratch_items
 
 ITEMS = 70_000
 FULL = 2**32 - 1
@@ -31,7 +31,7 @@ KINDS["salted"] = replace(
 
 
 class Plain:
-    """What `Pending` does, one occurrence after another."""
+    """What `NgramBuffer` does, one occurrence after another."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -63,9 +63,9 @@ def columns_of(layout: HashLayout, order: int, first: int = 0) -> Columns:
 def both(
     layout: HashLayout, windows: list[Window], order: int, first: int = 0
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """The hits by `Pending` and by `Plain`, which also agree on the rows they show."""
+    """The hits by `NgramBuffer` and by `Plain`, which also agree on the rows they show."""
     fast, plain = columns_of(layout, order, first), columns_of(layout, order, first)
-    waiting, plainly = counting(fast, ITEMS), Plain(plain)
+    waiting, plainly = make_buffer(fast, ITEMS), Plain(plain)
     needed = max(scratch_items(modulus, ITEMS) for modulus in layout.layers[0].moduli)
     scratch = np.empty(needed, dtype=np.uint32)
     for window in windows:
@@ -150,8 +150,8 @@ def test_a_part_that_fills_up_is_counted_at_once() -> None:
 
 
 def test_parts_of_columns() -> None:
-    assert parts_of(pending.NEAR_ROWS) == 0
-    assert parts_of(pending.NEAR_ROWS + 1) == 5
+    assert parts_of(ngram_buffer.NEAR_ROWS) == 0
+    assert parts_of(ngram_buffer.NEAR_ROWS + 1) == 5
     assert parts_of(16_000_057) == 62
     assert parts_of(2**31) == 0
     for rows in (2**20 + 1, 16_000_057, 2**28):

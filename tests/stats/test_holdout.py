@@ -14,7 +14,7 @@ from engram_cli.corpus.base import TokenBlock, cut_names
 from engram_cli.errors import InputError, TokenIdError
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.passage import STRETCH, Stretcher, scrambled
+from engram_cli.stats.token_chunk import SEGMENT_TOKENS, SegmentSplitter, scrambled
 from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2)
@@ -106,7 +106,7 @@ def test_look_back_ends_where_something_was_taken_out(size: int) -> None:
     documents, files = files_of([0, 1, 2, 3])
     holdout = Holdout(0.2)
     starts = starts_of(documents)
-    keys = Stretcher().push(starts, files)
+    keys = SegmentSplitter().push(starts, files)
     lengths = np.diff(keys.begins, append=len(starts))
     whole = TokenBlock(
         ids=np.concatenate(documents), starts=starts, size=0, locate=str, files=tuple(files)
@@ -132,13 +132,13 @@ def test_a_bad_id_is_found_where_it_is_and_even_if_held_out() -> None:
 
 @pytest.mark.parametrize("block", [5000, 20_000, 10**6])
 def test_a_document_whose_beginning_is_held_out_is_counted(block: int) -> None:
-    ids = np.random.default_rng(0).integers(0, 50, 60 * STRETCH).astype(np.int32)
+    ids = np.random.default_rng(0).integers(0, 50, 60 * SEGMENT_TOKENS).astype(np.int32)
     for name in "abcdefghijklmnop":
         files = [(0, name)]
         holdout = Holdout(0.3)
         counts = count_blocks(blocks_of([ids], files, block), LAYOUT, holdout=holdout)
         assert counts.documents == 1
-        key = Stretcher().push(np.arange(len(ids)) == 0, files).keys[:1]
+        key = SegmentSplitter().push(np.arange(len(ids)) == 0, files).keys[:1]
         if scrambled(key ^ np.uint64(0x6A09E667F3BCC909))[0] < 0.3 * 2.0**64:
             break
     else:

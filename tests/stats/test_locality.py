@@ -18,9 +18,9 @@ from engram_cli.stats.count import count_blocks
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.locality import Locality
 from engram_cli.stats.locality.hot import SHARES
-from engram_cli.stats.locality.lru import LruWatcher
-from engram_cli.stats.locality.windows import WindowWatcher
-from engram_cli.stats.passage import Passage, Stretcher
+from engram_cli.stats.locality.lru import LruObserver
+from engram_cli.stats.locality.windows import WindowObserver
+from engram_cli.stats.token_chunk import SegmentSplitter, TokenChunk
 
 LAYOUT = layout_of(moduli=(1009, 1013, 8009, 8011), heads=2, size=300, layers=(1, 4))
 _GENERATOR = np.random.default_rng(3)
@@ -36,19 +36,19 @@ def blocks(size: int) -> Generator[TokenBlock, None, None]:
         yield TokenBlock(ids=IDS[begin:end], starts=STARTS[begin:end], size=0, locate=str)
 
 
-def passages(rows: np.ndarray, size: int) -> Generator[tuple[np.ndarray, Passage], None, None]:
-    """Rows as a watcher is shown them, in passages of `size` tokens."""
-    stretcher, hasher = Stretcher(), StreamHasher(LAYOUT)
+def chunks(rows: np.ndarray, size: int) -> Generator[tuple[np.ndarray, TokenChunk], None, None]:
+    """Rows as a watcher is shown them, in chunks of `size` tokens."""
+    stretcher, hasher = SegmentSplitter(), StreamHasher(LAYOUT)
     for begin in range(0, len(rows), size):
         part = rows[begin : begin + size]
         ids, starts = np.zeros(len(part), dtype=np.int32), np.zeros(len(part), dtype=bool)
         yield (
             part,
-            Passage(
+            TokenChunk(
                 window=hasher.push(ids),
                 ids=ids,
                 starts=starts,
-                stretches=stretcher.push(starts, ((0, ""),)),
+                segments=stretcher.push(starts, ((0, ""),)),
                 files=((0, ""),),
                 position=begin,
             ),
@@ -86,21 +86,21 @@ def zipf_rows(count: int, rows: int, seed: int) -> np.ndarray:
 @settings(max_examples=20, deadline=None)
 def test_all_rows_followed_give_the_hits_of_a_cache(size: int, partition: int, seed: int) -> None:
     rows = zipf_rows(6000, 700, seed)
-    watcher = LruWatcher(700, 10_000, partition)
-    for part, passage in passages(rows, size):
-        watcher.push_rows(part, passage)
-    assert watcher.rate == 1.0
-    expected = [cached(rows, capacity, partition) / 6000 for capacity in watcher.cache_rows()]
-    assert watcher.hit_rates() == pytest.approx(expected, abs=1e-12)
-    assert watcher.cache_rows() == [16, 32, 64, 128, 256, 512, 700]
+    observer = LruObserver(700, 10_000, partition)
+    for part, chunk in chunks(rows, size):
+        observer.push_rows(part, chunk)
+    assert observer.rate == 1.0
+    expected = [cached(rows, capacity, partition) / 6000 for capacity in observer.cache_rows()]
+    assert observer.hit_rates() == pytest.approx(expected, abs=1e-12)
+    assert observer.cache_rows() == [16, 32, 64, 128, 256, 512, 700]
 
 
 def test_a_sample_of_rows_lies_within_its_error() -> None:
     """Whichever rows the hash chooses: rows are renamed, which changes nothing of the truth."""
     base, total = zipf_rows(40_000, 20_000, 1), 20_011
-    everything = LruWatcher(total, total)
-    for part, passage in passages(base, 7_000):
-        everything.push_rows(part, passage)
+    everything = LruObserver(total, total)
+    for part, chunk in chunks(base, 7_000):
+        everything.push_rows(part, chunk)
     truth = dict(zip(everything.cache_rows(), everything.hit_rates(), strict=True))
     assert everything.errors() == [0.0] * len(truth)
     off = []
@@ -108,11 +108,11 @@ def test_a_sample_of_rows_lies_within_its_error() -> None:
         generator = np.random.default_rng(seed)
         factor, shift = generator.integers(1, total), generator.integers(total)
         rows = ((base.astype(np.int64) * factor + shift) % total).astype(np.uint32)
-        watcher = LruWatcher(total, 2_000)
-        for part, passage in passages(rows, 7_000):
-            watcher.push_rows(part, passage)
-        assert watcher.rate == pytest.approx(0.1, rel=0.1)
-        figures = zip(watcher.cache_rows(), watcher.hit_rates(), watcher.errors(), strict=True)
+        observer = LruObserver(total, 2_000)
+        for part, chunk in chunks(rows, 7_000):
+            observer.push_rows(part, chunk)
+        assert observer.rate == pytest.approx(0.1, rel=0.1)
+        figures = zip(observer.cache_rows(), observer.hit_rates(), observer.errors(), strict=True)
         off += [abs(rate - truth[size]) / error for size, rate, error in figures]
     within = np.mean(np.array(off) < 2)
     assert within > 0.9, off
@@ -122,10 +122,10 @@ def test_a_sample_of_rows_lies_within_its_error() -> None:
 
 def test_two_partitions_add_up() -> None:
     rows = zipf_rows(8000, 700, 1)
-    whole, one, two = (LruWatcher(700, 100, 4000) for _ in range(3))
-    for watcher, part in ((whole, rows), (one, rows[:4000]), (two, rows[4000:])):
-        for each, passage in passages(part, 1000):
-            watcher.push_rows(each, passage)
+    whole, one, two = (LruObserver(700, 100, 4000) for _ in range(3))
+    for observer, part in ((whole, rows), (one, rows[:4000]), (two, rows[4000:])):
+        for each, chunk in chunks(part, 1000):
+            observer.push_rows(each, chunk)
     one.add(two)
     assert one.hit_rates() == whole.hit_rates()
 
@@ -134,13 +134,13 @@ def test_two_partitions_add_up() -> None:
 @settings(max_examples=20, deadline=None)
 def test_windows_are_sets(size: int, length: int) -> None:
     rows = zipf_rows(5000, 700, 2)
-    watcher = WindowWatcher(length, 1000)
-    for part, passage in passages(rows, size):
-        watcher.push_rows(part, passage)
+    observer = WindowObserver(length, 1000)
+    for part, chunk in chunks(rows, size):
+        observer.push_rows(part, chunk)
     count = len(rows) // length
     distinct = [len(set(rows[at * length : (at + 1) * length].tolist())) for at in range(count)]
-    assert sorted(watcher.found.values()) == sorted(distinct)
-    mean, error = watcher.share() or (0.0, 0.0)
+    assert sorted(observer.found.values()) == sorted(distinct)
+    mean, error = observer.share() or (0.0, 0.0)
     assert mean == pytest.approx(np.mean(distinct) / length)
     assert error == pytest.approx(np.std(distinct, ddof=1) / length / np.sqrt(count))
 
@@ -149,19 +149,19 @@ def test_sampled_windows_come_near_and_do_not_depend_on_passages() -> None:
     rows = zipf_rows(50_000, 2000, 4)
     found = []
     for size in (333, 5000, 50_000):
-        watcher = WindowWatcher(100, 40)
-        for part, passage in passages(rows, size):
-            watcher.push_rows(part, passage)
-        assert len(watcher.found) == 40
-        found.append(watcher.found)
+        observer = WindowObserver(100, 40)
+        for part, chunk in chunks(rows, size):
+            observer.push_rows(part, chunk)
+        assert len(observer.found) == 40
+        found.append(observer.found)
     assert found[0] == found[1] == found[2]
     everything = [len(set(rows[at : at + 100].tolist())) for at in range(0, len(rows), 100)]
-    mean, error = watcher.share() or (0.0, 0.0)
+    mean, error = observer.share() or (0.0, 0.0)
     assert 0.0 < abs(mean - np.mean(everything) / 100) < 4 * error
 
 
 def test_a_corpus_shorter_than_a_window_has_none() -> None:
-    assert WindowWatcher(1024).share() is None
+    assert WindowObserver(1024).share() is None
 
 
 def test_hot_rows_are_those_of_sorting() -> None:

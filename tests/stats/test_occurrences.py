@@ -18,7 +18,7 @@ from engram_cli.stats.occurrences import (
     drawn_ngrams,
     occurrences_of,
 )
-from engram_cli.stats.passage import STRETCH
+from engram_cli.stats.token_chunk import SEGMENT_TOKENS
 
 LAYOUT = layout_of(moduli=(601, 607, 2003, 2011, 2017, 2027), heads=2, orders=(2, 3, 4))
 DOCUMENTS = zipf_documents(seed=3, count=30, length=60, size=50)
@@ -61,7 +61,7 @@ def test_blocks_change_nothing(block: int) -> None:
 
 
 def test_every_position_is_drawn_alike() -> None:
-    """Over 4,000 stretches of 40 tokens, a quarter of the positions: each about 1,000 times."""
+    """Over 4,000 segments of 40 tokens, a quarter of the positions: each about 1,000 times."""
     keys = np.random.default_rng(1).integers(0, 2**63, 4000).astype(np.uint64)
     times = np.zeros(40)
     for key in keys:
@@ -76,8 +76,8 @@ def test_every_position_is_drawn_alike() -> None:
 
 
 def test_priorities_are_uniform_and_do_not_repeat() -> None:
-    length = 3 * STRETCH
-    keys, begins = np.array([11, 12, 13], dtype=np.uint64), np.arange(3) * STRETCH
+    length = 3 * SEGMENT_TOKENS
+    keys, begins = np.array([11, 12, 13], dtype=np.uint64), np.arange(3) * SEGMENT_TOKENS
     places, priorities = np.empty(length, dtype=np.int64), np.empty(length, dtype=np.uint64)
     every = np.uint64(2**64 - 1)
     assert kernels.draw_positions(begins, keys, length, 0, every, places, priorities) == length

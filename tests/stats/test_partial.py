@@ -20,7 +20,7 @@ from engram_cli.errors import ArtifactError, EngramError, MismatchError
 from engram_cli.stats import partial_files
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.compare import Uncompressed
-from engram_cli.stats.count import Tally
+from engram_cli.stats.count import CorpusCounter
 from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.holdout import Holdout
@@ -89,7 +89,7 @@ def counted(
     """What some of the files leave behind."""
     holdout = Holdout(0.3, kept_tokens=200) if kind == "holdout" else None
     collectors = KINDS[kind](holdout)
-    tally = Tally(
+    counter = CorpusCounter(
         LAYOUT,
         sample_size=100,
         threads=threads,
@@ -97,7 +97,7 @@ def counted(
         collectors=collectors,
         holdout=holdout,
     )
-    counts = tally.count(blocks(parts, size))
+    counts = counter.count(blocks(parts, size))
     collected = {partial_name(each): each.partial() for each in collectors}
     return Partial(counts=counts, collected=collected), collectors
 
@@ -159,8 +159,8 @@ def test_partitions_decide_and_nothing_else() -> None:
     apart, _ = counted("locality", range(PARTS), joined=True)
     one = [replace(block, partition=0) for block in blocks(range(PARTS))]
     collector = Locality(LAYOUT)
-    tally = Tally(LAYOUT, sample_size=100, join_documents=True, collectors=[collector])
-    counts = tally.count(block for block in one)
+    counter = CorpusCounter(LAYOUT, sample_size=100, join_documents=True, collectors=[collector])
+    counts = counter.count(block for block in one)
     assert counts.tokens == apart.counts.tokens
     assert not np.array_equal(counts.hits[1], apart.counts.hits[1])
     assert not same(collector.partial(), apart.collected["locality"])
@@ -176,7 +176,7 @@ def test_what_one_part_lacks_is_left_out() -> None:
 
 
 def test_a_file_counted_twice_is_the_same_in_either_order() -> None:
-    """Stretches with equal keys: of another state of the file, or of the file itself."""
+    """Segments with equal keys: of another state of the file, or of the file itself."""
     for kind in ("holdout", "locality", "growth"):
         name = "growth" if kind == "growth" else "locality"
         one, two = (counted(kind, parts)[0].collected[name] for parts in ([0, 1], [1, 2]))

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stats.truth import layout_of, zipf_documents
 
-from engram_cli.corpus.base import Mark, TokenBlock
+from engram_cli.corpus.base import ReadPosition, TokenBlock
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.compare import Uncompressed
-from engram_cli.stats.count import Tally
+from engram_cli.stats.count import CorpusCounter
 from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.holdout import Holdout
@@ -37,12 +37,12 @@ SIZE = 700  # tokens of a block
 
 
 class Run:
-    """A tally with one kind of collector, over files of documents."""
+    """A counter with one kind of collector, over files of documents."""
 
     def __init__(self, kind: str, layout: HashLayout = LAYOUT) -> None:
         self.holdout = Holdout(0.3, kept_tokens=900) if kind == "holdout" else None
         self.collectors = KINDS[kind](layout, self.holdout)
-        self.tally = Tally(
+        self.counter = CorpusCounter(
             layout,
             sample_size=300,
             threads=2,
@@ -52,7 +52,7 @@ class Run:
 
     def count(self, begin: int = 0, end: int | None = None) -> str:
         """Count some blocks; all that was found by then."""
-        counts = self.tally.count(blocks(begin, end))
+        counts = self.counter.count(blocks(begin, end))
         return json.dumps([figures(counts), *(found(each, counts) for each in self.collectors)])
 
 
@@ -122,11 +122,18 @@ def found(collector: Collector, counts: Counts) -> Any:
 
 def through_a_file(state: State, folder: Path) -> State:
     """A state as it comes back from a checkpoint."""
-    kept = Checkpoint(mark=Mark(file=3, open=True), size=5, tokens=6, encoder=None, state=state)
+    kept = Checkpoint(
+        read_position=ReadPosition(file=3, open=True), size=5, tokens=6, encoder=None, state=state
+    )
     write_checkpoint(folder, "request", kept)
     read = read_checkpoint(folder, "request")
     assert read is not None
-    assert (read.mark, read.size, read.tokens, read.encoder) == (kept.mark, 5, 6, None)
+    assert (read.read_position, read.size, read.tokens, read.encoder) == (
+        kept.read_position,
+        5,
+        6,
+        None,
+    )
     return read.state
 
 
@@ -145,23 +152,23 @@ def test_a_run_broken_off_anywhere_finds_the_same(
     folder = tmp_path_factory.mktemp("kept") / "folder"
     run, at = Run(kind), 0
     for cut in sorted(cuts):
-        run.tally.count(blocks(at, cut))
-        state = through_a_file(run.tally.state(), folder)
+        run.counter.count(blocks(at, cut))
+        state = through_a_file(run.counter.state(), folder)
         run, at = Run(kind), cut
-        run.tally.restore(state)
+        run.counter.restore(state)
     assert run.count(at) == whole[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_array_is_missed_and_a_wrong_one_refused(kind: str) -> None:
     run = Run(kind)
-    run.tally.count(blocks(0, 9))
-    state = {name: array.copy() for name, array in run.tally.state().items()}
+    run.counter.count(blocks(0, 9))
+    state = {name: array.copy() for name, array in run.counter.state().items()}
     for name, array in state.items():
         without = {key: value for key, value in state.items() if key != name}
         for broken in (without, state | {name: array.astype(np.float64)}):
             with pytest.raises(ArtifactError, match="not what counting leaves"):
-                Run(kind).tally.restore(broken)
+                Run(kind).counter.restore(broken)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +190,8 @@ def test_every_array_is_missed_and_a_wrong_one_refused(kind: str) -> None:
 )
 def test_what_would_lead_a_kernel_astray_is_refused(kind: str, name: str, value: Any) -> None:
     run = Run(kind)
-    run.tally.count(blocks(0, 9))
-    state = dict(run.tally.state())
+    run.counter.count(blocks(0, 9))
+    state = dict(run.counter.state())
     assert name in state
     with pytest.raises(ArtifactError):
-        Run(kind).tally.restore(state | {name: value})
+        Run(kind).counter.restore(state | {name: value})

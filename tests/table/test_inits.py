@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_cli.commands.corpus_fill import CORPUS_INITS
+from engram_cli.commands.init_corpus import CORPUS_INITS
 from engram_cli.errors import InputError
 from engram_cli.table.inits import INITS, kernels, make_init, reference
 from engram_cli.table.inits.normal import stream_key

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from engram_cli.corpus.arrow_size import check_batches
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader, Section
+from engram_cli.corpus.byte_stream import length_of, opened
 from engram_cli.corpus.columns import (
     blocks,
     column_of,
@@ -21,10 +22,9 @@ from engram_cli.corpus.columns import (
     top_of,
     type_of,
 )
+from engram_cli.corpus.detect import ARROW_MAGIC, ARROW_STREAM
 from engram_cli.corpus.labels import labels_of
-from engram_cli.corpus.opening import length_of, opened
 from engram_cli.corpus.sections import by_weight
-from engram_cli.corpus.sniff import ARROW_MAGIC, ARROW_STREAM
 from engram_cli.errors import CorpusError
 
 _PART_BYTES = 2**22  # of the column, handed on at a time
@@ -40,7 +40,8 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
         field = field_of(schema, file, options)
         texts = is_text(type_of(schema, field))
         label = label_field(schema, file, options)
-        tops = {_top(schema, name) for name in (field, label) if name is not None}
+        names = [name for name in (field, label) if name is not None]
+        tops = {schema.names.index(top_of(schema, name)) for name in names}
         reader, batches = _open(source, pa.ipc.IpcReadOptions(included_fields=sorted(tops)))
         numbers = range(batches or 0)
         if file.section is not None:
@@ -138,11 +139,6 @@ def _next(reader: Any, number: int | None) -> pa.RecordBatch | None:
         return reader.read_next_batch() if number is None else reader.get_batch(number)
     except StopIteration:
         return None
-
-
-def _top(schema: pa.Schema, field: str) -> int:
-    """The index of the column that a field, dotted where nested, is in."""
-    return int(schema.names.index(top_of(schema, field)))
 
 
 def _parts(column: pa.Array) -> Iterator[pa.Array]:

@@ -1,4 +1,4 @@
-"""The .ds of datatrove: bare token ids, and beside them in .ds.index where each document ends.
+"""Reads the .ds files of datatrove: token ids, and in .ds.index where each document ends.
 
 The index is of uint64, counted in tokens; the width of an id is the file's size by the last end.
 """
@@ -12,8 +12,8 @@ from typing import BinaryIO
 import numpy as np
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.byte_stream import basename, length_of, opened, sibling_file
 from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text
-from engram_cli.corpus.opening import basename, beside, length_of, opened
 from engram_cli.corpus.sections import by_search
 from engram_cli.errors import CorpusError
 
@@ -77,7 +77,7 @@ def companions(file: CorpusFile, options: CorpusOptions) -> Sequence[CorpusFile]
 
 
 def _index(file: CorpusFile) -> CorpusFile:
-    return beside(file, f"{basename(file)}.index")
+    return sibling_file(file, f"{basename(file)}.index")
 
 
 def _count(index: CorpusFile, ends: BinaryIO) -> int:

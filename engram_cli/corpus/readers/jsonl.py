@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from engram_cli.corpus.base import TEXT_FIELD, CorpusFile, CorpusOptions, Document, Reader
+from engram_cli.corpus.byte_stream import open_decompressed
 from engram_cli.corpus.json_text import decoded_size, loads
 from engram_cli.corpus.labels import label_of
-from engram_cli.corpus.opening import unpacked
 from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.errors import CorpusError, UndecodableError
 
@@ -42,7 +42,7 @@ class _Line:
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
     """The text of each line; blank lines and nulls hold no document. Raises CorpusError."""
     # What is wrong with a line is raised while the file is open: it may have changed.
-    with unpacked(file) as (stream, spent):
+    with open_decompressed(file) as (stream, spent):
         for line in _lines(file, options, stream, spent):
             yield from _documents(file, options, line)
 
@@ -71,7 +71,7 @@ def fields_until(
     file: CorpusFile, options: CorpusOptions, field: str
 ) -> Iterator[list[str] | None]:
     """The names in each record up to the first that has `field`, then None. Raises CorpusError."""
-    with unpacked(file) as (stream, spent):
+    with open_decompressed(file) as (stream, spent):
         for line in _lines(file, options, stream, spent):
             record = line.record()
             if _value(record, field) is not _MISSING:

@@ -26,10 +26,10 @@ from engram_cli.corpus.base import (
     Reader,
     TokenBlock,
 )
+from engram_cli.corpus.byte_stream import exactly, open_decompressed, opened, sibling_file, skip
 from engram_cli.corpus.flat import integers
 from engram_cli.corpus.json_text import MOST_DESCRIPTION, check_size, loads
 from engram_cli.corpus.mds_ids import ids_of, is_ids
-from engram_cli.corpus.opening import beside, exactly, opened, skip, unpacked
 from engram_cli.corpus.pieces import decode_whole, pieces
 from engram_cli.corpus.sections import by_weight
 from engram_cli.errors import CorpusError
@@ -163,7 +163,7 @@ def _shard_file(file: CorpusFile, about: dict[str, Any], wrong: CorpusError) -> 
                     f"known: {', '.join(_PACKINGS)}",
                 )
             try:
-                found = beside(file, name)
+                found = sibling_file(file, name)
             except CorpusError as error:
                 missing = error
     if found is None:
@@ -195,7 +195,7 @@ def _samples(shard: _Shard, column: int) -> Iterator[tuple[bytes, int]]:
 
     Other columns are passed over: a packed shard of some megabytes may hold gigabytes of them.
     """
-    with unpacked(shard.file) as (stream, spent):
+    with open_decompressed(shard.file) as (stream, spent):
         offsets = _offsets(shard, stream)
         name, size = shard.file.name, int(offsets[0])
         skip(stream, size - 4 * (shard.samples + 2), name)  # the description

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.byte_stream import basename, exactly, length_of, opened, sibling_file
+from engram_cli.corpus.detect import MEGATRON_MAGIC
 from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text, whole_tokens
-from engram_cli.corpus.opening import basename, beside, exactly, length_of, opened
 from engram_cli.corpus.sections import by_search
-from engram_cli.corpus.sniff import MEGATRON_MAGIC
 from engram_cli.errors import CorpusError
 
 _ENTRIES = 2**16  # read at a time
@@ -63,7 +63,7 @@ class _Index:
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
     """The ids of a .bin, its documents as the .idx has them. Raises CorpusError."""
-    index_file = beside(file, _index_name(file))
+    index_file = sibling_file(file, _index_name(file))
     with opened(file) as stream, opened(index_file) as entries:
         index = _header(index_file, entries)
         size = length_of(file, stream)
@@ -83,7 +83,7 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
 
 def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
     """The file in sections of whole documents."""
-    index_file = beside(file, _index_name(file))
+    index_file = sibling_file(file, _index_name(file))
     with opened(index_file) as entries:
         index = _header(index_file, entries)
 
@@ -95,7 +95,7 @@ def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[Corp
 
 def companions(file: CorpusFile, options: CorpusOptions) -> Sequence[CorpusFile]:
     """The .idx."""
-    return (beside(file, _index_name(file)),)
+    return (sibling_file(file, _index_name(file)),)
 
 
 def _index_name(file: CorpusFile) -> str:

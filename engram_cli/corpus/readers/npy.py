@@ -17,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 
 from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.byte_stream import exactly, opened
 from engram_cli.corpus.flat import never_text
-from engram_cli.corpus.opening import exactly, opened
 from engram_cli.corpus.sections import sections
 from engram_cli.errors import CorpusError
 

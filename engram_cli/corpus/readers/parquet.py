@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader
+from engram_cli.corpus.byte_stream import opened
 from engram_cli.corpus.columns import (
     blocks,
     column_of,
@@ -21,7 +22,6 @@ from engram_cli.corpus.columns import (
     type_of,
 )
 from engram_cli.corpus.labels import labels_of
-from engram_cli.corpus.opening import opened
 from engram_cli.corpus.sections import by_weight
 from engram_cli.corpus.stamps import unchanged
 from engram_cli.errors import CorpusError

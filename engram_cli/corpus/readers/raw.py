@@ -12,8 +12,8 @@ from typing import BinaryIO
 import numpy as np
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.byte_stream import length_of, opened
 from engram_cli.corpus.flat import Marked, blocks, never_text, whole_tokens
-from engram_cli.corpus.opening import length_of, opened
 
 _LOOKED_AT = 2**16  # bytes
 _MOST_UPPER = 3

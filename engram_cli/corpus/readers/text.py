@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Document, Reader
-from engram_cli.corpus.opening import unpacked
+from engram_cli.corpus.byte_stream import open_decompressed
 from engram_cli.corpus.pieces import decoded, split_documents
 
 
@@ -13,7 +13,7 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
     """The documents of a text file. Raises CorpusError."""
     separator = options.document_separator
     number = -1
-    with unpacked(file) as (stream, spent):
+    with open_decompressed(file) as (stream, spent):
         chunks = decoded(stream, file.name, options.errors, spent)
         for text, first, size in split_documents(chunks, separator):
             number += first

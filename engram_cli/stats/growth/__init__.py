@@ -1,4 +1,4 @@
-"""How the number of different n-grams grows with the corpus: stretches in, Heaps' curve out."""
+"""How the number of different n-grams grows with the corpus: segments in, Heaps' curve out."""
 
 from engram_cli.stats.growth.collector import Growth
 

@@ -1,7 +1,7 @@
-"""When n-grams and rows are first met if the stretches come in random order; partials that merge.
+"""When n-grams and rows are first met if the segments come in random order; partials that merge.
 
-A stretch arrives at the time its key says, between 0 and 1. The least arrival of an n-gram is that
-of the first stretch that holds it, so how many n-grams have arrived by a time t is how many a
+A segment arrives at the time its key says, between 0 and 1. The least arrival of an n-gram is that
+of the first segment that holds it, so how many n-grams have arrived by a time t is how many a
 random share t of the corpus holds. Nothing of it depends on the order of reading.
 """
 
@@ -16,8 +16,8 @@ from engram_cli.errors import MismatchError
 from engram_cli.stats.distinct import EVERYTHING, next_threshold, sound_entries, table_entries
 from engram_cli.stats.growth import kernels
 from engram_cli.stats.kernels import drop_from
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, check, scalar, take, take_into, take_scalar
+from engram_cli.stats.token_chunk import TokenChunk
 
 NEVER = 2**64 - 1
 MOST_ROWS = 2**16  # the rows followed of a column
@@ -58,7 +58,7 @@ class NgramArrivals:
 
 
 class ArrivalSampler:
-    """Draws `NgramArrivals` of one order from a stream of passages; a `NgramWatcher`."""
+    """Draws `NgramArrivals` of one order from a stream of chunks; a `NgramObserver`."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -67,8 +67,8 @@ class ArrivalSampler:
         self._entries = np.zeros(1, dtype=np.int64)
         self._threshold = EVERYTHING
 
-    def push_ngrams(self, hashes: NDArray[np.uint64], passage: Passage) -> None:
-        """Meet the n-grams at every position of a passage, by their hashes."""
+    def push_ngrams(self, hashes: NDArray[np.uint64], chunk: TokenChunk) -> None:
+        """Meet the n-grams at every position of a chunk, by their hashes."""
         done = 0
         while done < len(hashes):
             done = kernels.sample_arrivals(
@@ -76,8 +76,8 @@ class ArrivalSampler:
                 done,
                 np.uint64(self._threshold - 1),
                 self._limit,
-                passage.stretches.begins,
-                passage.stretches.keys,
+                chunk.segments.begins,
+                chunk.segments.keys,
                 self._slots,
                 self._entries,
             )
@@ -124,12 +124,12 @@ class RowArrivals:
         followed = -(-rows >> self._shift)
         self.arrivals = np.full(followed, NEVER, dtype=np.uint64)
 
-    def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
-        """Meet the rows of the tokens of a passage."""
+    def push_rows(self, rows: NDArray[np.uint32], chunk: TokenChunk) -> None:
+        """Meet the rows of the tokens of a chunk."""
         mask = np.uint32((1 << self._shift) - 1)
-        stretches = passage.stretches
+        segments = chunk.segments
         shift = np.uint32(self._shift)
-        kernels.watch_rows(rows, mask, shift, stretches.begins, stretches.keys, self.arrivals)
+        kernels.observe_rows(rows, mask, shift, segments.begins, segments.keys, self.arrivals)
 
     def state(self) -> State:
         """The arrivals."""

@@ -1,4 +1,4 @@
-"""The collector of the growth: passages in, the section "growth" of stats.json out."""
+"""The collector of the growth: chunks in, the section "growth" of stats.json out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.collector import Looker, NgramWatcher, RowWatcher
+from engram_cli.stats.collector import BaseCollector, NgramObserver, RowObserver
 from engram_cli.stats.distinct import table_entries
 from engram_cli.stats.growth.arrivals import (
     BINS,
@@ -18,15 +18,15 @@ from engram_cli.stats.growth.arrivals import (
 )
 from engram_cli.stats.growth.curve import Curve
 from engram_cli.stats.growth.partial import GrowthPartial, followed, read_partial
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, nested, numbered, part_of, take_into
+from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 DEFAULT_SIZE = 2**14
 _BIN_SHIFT = np.uint64(64 - BINS.bit_length() + 1)
 
 
-class Growth(Looker):
+class Growth(BaseCollector):
     """Follows the first arrivals of n-grams, and of the rows of each order's first head."""
 
     name = "growth"
@@ -50,17 +50,17 @@ class Growth(Looker):
         one = 16 * table_entries(self._size) + 3 * 24 * self._size
         return one * len(self._samplers) + 8 * min(MOST_ROWS, 2**16) * len(self._rows)
 
-    def push(self, passage: Passage) -> None:
-        """Note when the tokens of a passage arrive."""
-        stretches = passage.stretches
-        lengths = np.diff(stretches.begins, append=len(passage))
-        np.add.at(self._tokens, (stretches.keys >> _BIN_SHIFT).astype(np.int64), lengths)
+    def push(self, chunk: TokenChunk) -> None:
+        """Note when the tokens of a chunk arrive."""
+        segments = chunk.segments
+        lengths = np.diff(segments.begins, append=len(chunk))
+        np.add.at(self._tokens, (segments.keys >> _BIN_SHIFT).astype(np.int64), lengths)
 
-    def ngram_watcher(self, order: int) -> NgramWatcher:
+    def ngram_observer(self, order: int) -> NgramObserver:
         """The n-grams of every order are followed."""
         return self._samplers[self._layout.orders.index(order)]
 
-    def watcher(self, layer: int, order: int) -> RowWatcher:
+    def row_observer(self, layer: int, order: int) -> RowObserver:
         """The rows of every order are followed."""
         return self._rows[layer, order]
 

@@ -22,7 +22,7 @@ FACTORS = (10, 100)
 # The fit sees the last part of the curve, from 1/SPAN of the tokens on; steps are even in log.
 SPAN, STEPS, LEAST_POINTS = 64, 33, 8
 GROUPS = 16
-LEAST_BINS = 32  # with stretches in them, which say how unlike they are
+LEAST_BINS = 32  # with segments in them, which say how unlike they are
 LEAST_MISS = 0.03  # of the law, in log distinct for each factor e: three trials may agree by chance
 # Fitted up to the first share of the tokens, what does the law say of the second one?
 TRIALS = ((0.1, 1.0), (0.25, 1.0), (0.05, 0.5))
@@ -114,7 +114,7 @@ def _met(arrivals: NDArray[np.uint64]) -> NDArray[np.int64]:
 def _order_variances(
     tokens: NDArray[np.int64], met: NDArray[np.int64], share: float
 ) -> NDArray[np.float64]:
-    """float64[BINS]: the variance of the n-grams met by each bin, had other stretches come first.
+    """float64[BINS]: the variance of the n-grams met by each bin, had other segments come first.
 
     A jackknife: what the last bins to arrive brought that nothing had before is what the part would
     lack without them. How far it lies from the mean of as many tokens, less what the sample of

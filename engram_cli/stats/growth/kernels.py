@@ -1,4 +1,4 @@
-"""Numba kernels of the growth: passages in, least arrivals of n-grams and rows lowered."""
+"""Numba kernels of the growth: chunks in, least arrivals of n-grams and rows lowered."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def sample_arrivals(  # type: ignore[no-untyped-def]
 ):
     """Lower the arrivals of the n-grams at positions first..T-1 whose hash is at most `highest`.
 
-    `hashes` [T]; `begins`, `keys` [s]: the stretches and when they arrive; `slots` [2 S]: hash and
+    `hashes` [T]; `begins`, `keys` [s]: the segments and when they arrive; `slots` [2 S]: hash and
     least arrival of an entry, 0 where free, S a power of two; `entries` [1]. Gives T, or the
     position to go on from when there are more than `limit` entries.
     """
     count = hashes.size
     mask = uint64(slots.size // 2 - 1)
     kept = np.empty(TILE, np.int64)
-    stretch = 0
+    segment = 0
     for begin in range(first, count, TILE):
         here = hashes[begin : min(begin + TILE, count)]
         chosen = choose(here, highest, kept)
         for i in range(chosen):
             place = begin + kept[i]
-            while stretch + 1 < begins.size and begins[stretch + 1] <= place:
-                stretch += 1
+            while segment + 1 < begins.size and begins[segment + 1] <= place:
+                segment += 1
             key = here[kept[i]]
             at = find_slot(slots, key, mask)
             arrival = at + uint64(1)
@@ -41,7 +41,7 @@ def sample_arrivals(  # type: ignore[no-untyped-def]
                 slots[at] = key
                 slots[arrival] = _NEVER
                 entries[0] += 1
-            slots[arrival] = min(slots[arrival], keys[stretch])
+            slots[arrival] = min(slots[arrival], keys[segment])
             if entries[0] > limit:
                 return place + 1
     return count
@@ -58,13 +58,13 @@ def fill_arrivals(hashes, arrivals, slots):  # type: ignore[no-untyped-def]
 
 
 @kernel("void(uint32[::1], uint32, uint32, int64[::1], uint64[::1], uint64[::1])")
-def watch_rows(rows, mask, shift, begins, keys, arrivals):  # type: ignore[no-untyped-def]
+def observe_rows(rows, mask, shift, begins, keys, arrivals):  # type: ignore[no-untyped-def]
     """Lower the arrivals of the rows r of T tokens with r & mask == 0; theirs is at r >> shift."""
     kept = np.empty(TILE, np.uint32)
-    for stretch in range(begins.size):
-        end = begins[stretch + 1] if stretch + 1 < begins.size else rows.size
-        key = keys[stretch]
-        for begin in range(begins[stretch], end, TILE):
+    for segment in range(begins.size):
+        end = begins[segment + 1] if segment + 1 < begins.size else rows.size
+        key = keys[segment]
+        for begin in range(begins[segment], end, TILE):
             own = rows[begin : min(begin + TILE, end)]
             chosen = 0
             for j in range(own.size):

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.collector import Looker, RowWatcher
+from engram_cli.stats.collector import BaseCollector, RowObserver
 from engram_cli.stats.holdout import Holdout, holdout_for
 from engram_cli.stats.locality.hot import SHARES, HeldHits, order_hits, ranked
-from engram_cli.stats.locality.lru import SAMPLED_ROWS, LruWatcher
-from engram_cli.stats.locality.windows import LENGTHS, SAMPLED_WINDOWS, WindowWatcher
-from engram_cli.stats.passage import Passage
+from engram_cli.stats.locality.lru import SAMPLED_ROWS, LruObserver
+from engram_cli.stats.locality.windows import LENGTHS, SAMPLED_WINDOWS, WindowObserver
 from engram_cli.stats.state import State, nested, numbered, part_of
+from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 
@@ -23,14 +23,14 @@ class ColumnLocality:
     """Windows and caches of one column."""
 
     def __init__(self, rows: int, sampled_rows: int, windows: int) -> None:
-        self.windows = [WindowWatcher(length, windows) for length in LENGTHS]
-        self.lru = LruWatcher(rows, sampled_rows)
+        self.windows = [WindowObserver(length, windows) for length in LENGTHS]
+        self.lru = LruObserver(rows, sampled_rows)
 
-    def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
-        """Look at the rows of a passage."""
+    def push_rows(self, rows: NDArray[np.uint32], chunk: TokenChunk) -> None:
+        """Look at the rows of a chunk."""
         for window in self.windows:
-            window.push_rows(rows, passage)
-        self.lru.push_rows(rows, passage)
+            window.push_rows(rows, chunk)
+        self.lru.push_rows(rows, chunk)
 
     def state(self) -> State:
         """Of windows and caches."""
@@ -55,7 +55,7 @@ class ColumnLocality:
         self.lru.absorb(part_of(state, "lru"))
 
 
-class Locality(Looker):
+class Locality(BaseCollector):
     """Follows the first head of every order; the hot rows are those of all heads."""
 
     name = "locality"
@@ -85,7 +85,7 @@ class Locality(Looker):
         columns = self._columns.values()
         return sum(each.lru.memory for each in columns) + len(columns) * 12 * sum(LENGTHS)
 
-    def watcher(self, layer: int, order: int) -> RowWatcher:
+    def row_observer(self, layer: int, order: int) -> RowObserver:
         """Every order is followed."""
         return self._columns[layer, order]
 

@@ -53,7 +53,7 @@ class HeldHits:
     """How many hits the rows have that a held-out sample looks up."""
 
     def __init__(self, counts: Counts, ids: NDArray[np.integer], starts: NDArray[np.bool_]) -> None:
-        """`ids` [T] of stretches that begin where `starts` says."""
+        """`ids` [T] of segments that begin where `starts` says."""
         self._counts = counts
         self._hasher = StreamHasher(counts.layout)
         self._window = self._hasher.push(ids, starts=starts)

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.stats.locality import kernels
-from engram_cli.stats.passage import Passage
 from engram_cli.stats.state import State, check, scalar, take, take_into, take_scalar
+from engram_cli.stats.token_chunk import TokenChunk
 
 SAMPLED_ROWS = 2**16
 PARTITION = 2**26  # the tokens after which the cache is empty again
@@ -27,7 +27,7 @@ LEAST_CACHE = 16  # where all rows are followed
 GROUPS = 32  # of the rows followed, whose misses are counted apart
 
 
-class LruWatcher:
+class LruObserver:
     """Follows the rows of a column; `rows` is how many it has."""
 
     def __init__(
@@ -55,11 +55,11 @@ class LruWatcher:
         """The bytes of the tables, and of renumbering."""
         return 2 * self._slots.nbytes + self._tree.nbytes + self._classes.nbytes
 
-    def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
-        """Use the rows of a passage, one after the other."""
+    def push_rows(self, rows: NDArray[np.uint32], chunk: TokenChunk) -> None:
+        """Use the rows of a chunk, one after the other."""
         begin = 0
         while begin < len(rows):
-            at = passage.position + begin
+            at = chunk.position + begin
             if at % self._partition == 0:
                 self._empty()
             end = min(len(rows), begin + self._partition - at % self._partition)
@@ -87,7 +87,7 @@ class LruWatcher:
         take_into(state, "found", self.found)
         self.tokens = take_scalar(state, "tokens")
 
-    def add(self, other: LruWatcher) -> None:
+    def add(self, other: LruObserver) -> None:
         """Take in what was counted elsewhere."""
         self.absorb(other.partial())
 

@@ -10,14 +10,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.passage import Passage, scrambled
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
+from engram_cli.stats.token_chunk import TokenChunk, scrambled
 
 LENGTHS = (1024, 4096, 16384)
 SAMPLED_WINDOWS = 64
 
 
-class WindowWatcher:
+class WindowObserver:
     """Counts the different rows in windows of `length` tokens that do not overlap.
 
     Of all whole windows those `size` are kept whose keys are the smallest.
@@ -31,9 +31,9 @@ class WindowWatcher:
         self._key: int | None = None  # of the window that has begun, if it may be kept
         self._held: list[NDArray[np.uint32]] = []
 
-    def push_rows(self, rows: NDArray[np.uint32], passage: Passage) -> None:
-        """Look at the rows of a passage."""
-        length, inside = self.length, passage.position % self.length
+    def push_rows(self, rows: NDArray[np.uint32], chunk: TokenChunk) -> None:
+        """Look at the rows of a chunk."""
+        length, inside = self.length, chunk.position % self.length
         done = (length - inside) % length  # where the next window begins
         if done and self._key is not None:
             self._held.append(rows[:done].copy())
@@ -43,10 +43,10 @@ class WindowWatcher:
         begins = np.arange(done, len(rows), length)
         if not len(begins):
             return
-        stretches = passage.stretches
-        which = np.searchsorted(stretches.begins, begins, side="right") - 1
-        places = ((passage.position + begins) // length).astype(np.uint64)
-        keys = scrambled(stretches.keys[which] ^ scrambled(places))
+        segments = chunk.segments
+        which = np.searchsorted(segments.begins, begins, side="right") - 1
+        places = ((chunk.position + begins) // length).astype(np.uint64)
+        keys = scrambled(segments.keys[which] ^ scrambled(places))
         for at in np.flatnonzero(keys <= np.uint64(self._limit - 1)):
             part = rows[begins[at] : begins[at] + length]
             if len(part) == length:
@@ -56,7 +56,7 @@ class WindowWatcher:
         if last + length > len(rows) and int(keys[-1]) < self._limit:
             self._key, self._held = int(keys[-1]), [rows[last:].copy()]
 
-    def add(self, other: WindowWatcher) -> None:
+    def add(self, other: WindowObserver) -> None:
         """Take in the windows of another part of the corpus."""
         for key, rows in other.found.items():
             if key < self._limit:
@@ -77,7 +77,7 @@ class WindowWatcher:
         rows = take(state, "rows", np.int64, (len(keys),))
         sound = len(keys) <= self._size and bool(np.all((rows > 0) & (rows <= self.length)))
         check(sound and len(np.unique(keys)) == len(keys), "keys")
-        other = WindowWatcher(self.length, self._size)
+        other = WindowObserver(self.length, self._size)
         other.found = dict(zip(keys.tolist(), rows.tolist(), strict=True))
         self.add(other)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """The scales beside a layer's rows: one for the layer, for each row, or for a block of a row.
+    """The scales of a layer's rows: one for the layer, for each row, or for a block of a row.
 
     `dtype`: that of a stored scale, little-endian. `block`: values that share a scale, the last
     block of a row may be shorter.

@@ -45,8 +45,8 @@ class Init(Protocol):
 
 
 @runtime_checkable
-class Accompanied(Init, Protocol):
-    """Rows that come with further arrays, so that a reader can undo what was done to them."""
+class InitWithArrays(Init, Protocol):
+    """Initial rows with further arrays, which a reader needs to undo what was done to them."""
 
     def arrays(self, dim: int) -> list[ChunkedArray]:
         """Further arrays of the store."""
@@ -56,7 +56,7 @@ class Accompanied(Init, Protocol):
 
 
 @runtime_checkable
-class PassInit(Accompanied, Protocol):
+class PassInit(InitWithArrays, Protocol):
     """Rows that take work before they can be written, shared by the ranges of a pass."""
 
     def passes(self, layer: int, dim: int, spans: Sequence[Span]) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """Which share of the rows is hot: row hits, and what they caught of held-out text, in.
 
 A hot row is one that was hit. What is said holds at the number of rows that was counted. With fewer
-rows a head no more of them are needed; with more rows more of them are, and nobody knows how many.
+rows a head no more of them are needed; with more rows more of them are, but how many is unknown.
 """
 
 from __future__ import annotations

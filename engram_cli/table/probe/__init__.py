@@ -1,1 +1,1 @@
-"""What a next-token table knows: its rows read back as a language model, beside counted ones."""
+"""Reads a next-token table back as a language model, and compares it with counted models."""

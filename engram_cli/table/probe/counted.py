@@ -1,6 +1,6 @@
 """Counted n-gram models of the corpus: what an exact table of the same n-grams would know.
 
-In: the tallies of the corpus and the contexts that are asked about. Out: their followers with
+In: the pairs of the corpus and the contexts that are asked about. Out: their followers with
 counts; from these a back-off model's first choice and Witten-Bell probabilities.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.table.inits.corpus.buckets import map_pairs
-from engram_cli.table.inits.corpus.tally import Occurrences, write_tally
+from engram_cli.table.inits.corpus.pairs import Occurrences, write_pairs
 
 _BLOCK = 2**20  # pairs
 
@@ -47,14 +47,18 @@ def count_followers(
 ) -> Followers:
     """Count what follows each context (its mix) in the corpus. `unigrams`: int64[V]."""
     path = scratch / f"contexts-{order}.u64"
-    write_tally(path, what, layer, order, memory=memory, threads=threads)
+    write_pairs(path, what, layer, order, memory=memory, threads=threads)
     wanted, place = np.unique(contexts, return_inverse=True)
-    found = [_matching(block, wanted) for block in _blocks(path)]
+    pairs = map_pairs(path).reshape(-1, 2)
+    found = [
+        _matching(pairs[begin : begin + _BLOCK], wanted) for begin in range(0, len(pairs), _BLOCK)
+    ]
+    del pairs  # unmapped, so that the file can go
     path.unlink()
     keys = np.concatenate([np.empty(0, np.int64), *(key for key, _ in found)])
     counts = np.concatenate([np.empty(0, np.int64), *(count for _, count in found)])
     keys, inverse = np.unique(keys, return_inverse=True)
-    # A pair may come once for each block of the tally.
+    # A pair may come once for each block of the file.
     counts = np.bincount(inverse, weights=counts, minlength=len(keys)).astype(np.int64)
     owner, token = keys >> 32, keys & 0xFFFFFFFF
     total = np.bincount(owner, weights=counts, minlength=len(wanted)).astype(np.int64)
@@ -102,11 +106,6 @@ def witten_bell(
         )
         chance = np.where(known, mixed, chance)
     return chance
-
-
-def _blocks(path: Path) -> list[NDArray[np.uint64]]:
-    pairs = map_pairs(path).reshape(-1, 2)
-    return [pairs[begin : begin + _BLOCK] for begin in range(0, len(pairs), _BLOCK)]
 
 
 def _matching(

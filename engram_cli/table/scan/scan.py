@@ -1,4 +1,4 @@
-"""One pass over a layer: stretches of rows on threads in, figures by column and duplicates out.
+"""One pass over a layer: ranges of rows on threads in, figures by column and duplicates out.
 
 Memory is a few buffers a thread and the samples, whatever the size of the table. Stretches are
 merged in their order, so that the figures are the same for any number of threads.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.scan.duplicates import EVERYTHING, Contents, Duplicates
 from engram_cli.table.scan.kernels import rows as kernels
-from engram_cli.table.scan.source import WORD, RowSource, Stretch
+from engram_cli.table.scan.source import WORD, RowRange, RowSource
 
 HOTTEST = 10
 _SEED = 0x656E6772616D
@@ -98,7 +98,7 @@ class _Sums:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Found:
-    """What a stretch gave: its sums, and `chosen` uint64[2, n], the sampled rows."""
+    """What a range gave: its sums, and `chosen` uint64[2, n], the sampled rows."""
 
     sums: _Sums
     chosen: NDArray[np.uint64]
@@ -127,16 +127,17 @@ def scan_layer(
     total = sum(rows for _, rows in columns)
     scratch, keys, contents = _Scratch(source), _hash_keys(source), Contents(total)
     merged = [_Sums() for _ in columns]
-    stretches = list(source.stretches(columns))
+    row_ranges = list(source.row_ranges(columns))
     row_bytes = source.stored_row_bytes
     with ThreadPoolExecutor(threads) as pool:
         scanned = pool.map(
-            lambda stretch: _scan(source, stretch, keys, scratch, contents.threshold), stretches
+            lambda row_range: _scan(source, row_range, keys, scratch, contents.threshold),
+            row_ranges,
         )
-        for stretch, found in zip(stretches, scanned, strict=True):
-            merged[stretch.column].merge(found.sums)
+        for row_range, found in zip(row_ranges, scanned, strict=True):
+            merged[row_range.column].merge(found.sums)
             contents.add(found.chosen)
-            progress.advance(stretch.rows * row_bytes)
+            progress.advance(row_range.rows * row_bytes)
     figures = tuple(
         _column(sums, begin, rows, source.hits is not None)
         for sums, (begin, rows) in zip(merged, columns, strict=True)
@@ -158,26 +159,26 @@ def _hash_keys(source: RowSource) -> NDArray[np.uint64]:
 
 def _scan(
     source: RowSource,
-    stretch: Stretch,
+    row_range: RowRange,
     keys: NDArray[np.uint64],
     scratch: _Scratch,
     below: int,
 ) -> _Found:
-    """Read one stretch; sample the rows whose hash is under `below`."""
+    """Read one range; sample the rows whose hash is under `below`."""
     sums, chosen = _Sums(), list[NDArray[np.uint64]]()
-    hits = _NO_HITS if source.hits is None else source.hits(stretch.first, stretch.rows)
-    factors, scales = source.factors(stretch.first, stretch.rows), source.row_scales
+    hits = _NO_HITS if source.hits is None else source.hits(row_range.first, row_range.rows)
+    factors, scales = source.factors(row_range.first, row_range.rows), source.row_scales
     limit = np.uint64(min(below, EVERYTHING - 1))
     done = 0
-    for items in source.pieces(stretch, scratch.piece):
+    for items in source.pieces(row_range, scratch.piece):
         end = done + len(items)
         while done < end:
             done += kernels.add_rows(
                 source.kind, items[done - end :], factors[done * scales :], scales,
-                int(scales > 1), keys, hits[done:], stretch.first + done, limit,
+                int(scales > 1), keys, hits[done:], row_range.first + done, limit,
                 *sums.arrays, scratch.chosen,
             )  # fmt: skip
-            if done < end or end == stretch.rows:
+            if done < end or end == row_range.rows:
                 chosen.append(scratch.chosen[:, : sums.counts[kernels.CHOSEN]].copy())
                 sums.counts[kernels.CHOSEN] = 0
     return _Found(sums=sums, chosen=np.concatenate(chosen, axis=1))

@@ -1,4 +1,4 @@
-"""Where a layer's rows lie: files and offsets in, stretches of one column's rows out."""
+"""Where a layer's rows lie: files and offsets in, ranges of one column's rows out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engram_cli.table.scan.kernels import norms
 from engram_cli.table.scan.kernels.lanes import ITEMS
 from engram_cli.table.store import TableStore
 
-STRETCH_BYTES = 32 * 2**20  # read by one thread, one after another
+RANGE_BYTES = 32 * 2**20  # read by one thread, one after another
 PIECE_BYTES = 2**19  # read and measured while it is in the L2 cache
 DECODED_BYTES = 2**21  # of values: each piece costs a call of the codec
 WORD = 8  # bytes
@@ -51,7 +51,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
+class RowRange:
     """Rows of one column, all in one span."""
 
     column: int
@@ -121,19 +121,19 @@ class RowSource:
         stored = self.scales(first, count)
         return np.ascontiguousarray(codec.widen(stored).reshape(-1), dtype=np.float32)
 
-    def stretches(
+    def row_ranges(
         self, columns: Sequence[tuple[int, int]], step: int | None = None
-    ) -> Iterator[Stretch]:
+    ) -> Iterator[RowRange]:
         """All rows of the columns, each (first row, rows), cut at files and at `step` rows.
 
-        `step` None is `STRETCH_BYTES`.
+        `step` None is `RANGE_BYTES`.
         """
-        step = step or max(1, STRETCH_BYTES // self.stored_row_bytes)
+        step = step or max(1, RANGE_BYTES // self.stored_row_bytes)
         for column, (begin, rows) in enumerate(columns):
             for span in self.spans:
                 low, high = max(begin, span.first), min(begin + rows, span.first + span.rows)
                 for first in range(low, high, step):
-                    yield Stretch(
+                    yield RowRange(
                         column=column, span=span, first=first, rows=min(step, high - first)
                     )
 
@@ -142,23 +142,23 @@ class RowSource:
         """The rows of a piece: what fits the cache."""
         return max(1, (PIECE_BYTES if self.direct else DECODED_BYTES) // self.row_bytes)
 
-    def pieces(self, stretch: Stretch, buffer: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-        """The bytes [n, row_bytes] of a stretch, one after another, read or decoded into `buffer`
+    def pieces(self, row_range: RowRange, buffer: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        """The bytes [n, row_bytes] of a range, one after another, read or decoded into `buffer`
         [piece_rows, row_bytes].
 
         Raises ArtifactError for a file that cannot be read or is too short.
         """
         if not self.direct:
-            for first in range(stretch.first, stretch.first + stretch.rows, len(buffer)):
-                piece = buffer[: min(len(buffer), stretch.first + stretch.rows - first)]
+            for first in range(row_range.first, row_range.first + row_range.rows, len(buffer)):
+                piece = buffer[: min(len(buffer), row_range.first + row_range.rows - first)]
                 self._decoded(first, piece)
                 yield piece
             return
-        row_bytes, file = self.row_bytes, stretch.span.file
-        begin = stretch.span.offset + (stretch.first - stretch.span.first) * row_bytes
+        row_bytes, file = self.row_bytes, row_range.span.file
+        begin = row_range.span.offset + (row_range.first - row_range.span.first) * row_bytes
         with _opened(file) as handle:
-            for done in range(0, stretch.rows, len(buffer)):
-                piece = buffer[: min(len(buffer), stretch.rows - done)]
+            for done in range(0, row_range.rows, len(buffer)):
+                piece = buffer[: min(len(buffer), row_range.rows - done)]
                 _read(handle, piece, begin + done * row_bytes, file)
                 yield piece
 

@@ -24,8 +24,8 @@ from training import Size, Trained, evaluate, load_ids, new_model, remember, tra
 from engram_cli.commands.attach import AttachRequest, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.compress_vocab import CompressVocabRequest, run_compress_vocab
-from engram_cli.commands.corpus_fill import FillRequest
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.workspace import Workspace
 
 LAYERS = (1, 4)

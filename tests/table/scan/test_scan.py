@@ -42,8 +42,8 @@ def rewrite(table: Path, layer: int, values: np.ndarray) -> None:
 def test_figures_are_those_of_all_rows(
     tmp_path: Path, dtype: str, dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where a stretch and a piece are a few rows, and heads end inside of chunks."""
-    monkeypatch.setattr(source, "STRETCH_BYTES", 300)
+    """Also where a range and a piece are a few rows, and heads end inside of chunks."""
+    monkeypatch.setattr(source, "RANGE_BYTES", 300)
     monkeypatch.setattr(source, "PIECE_BYTES", 90)
     build(tmp_path / "t.zarr", tokens=7, dtype=dtype, dim=dim)
     table = open_table(tmp_path / "t.zarr")
@@ -75,7 +75,7 @@ def test_figures_are_those_of_all_rows(
 
 
 def test_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "STRETCH_BYTES", 300)
+    monkeypatch.setattr(source, "RANGE_BYTES", 300)
     build(tmp_path / "t.zarr", tokens=7)
     table = open_table(tmp_path / "t.zarr")
     one, three = scanned(table, 3), scanned(table, 3, threads=3)

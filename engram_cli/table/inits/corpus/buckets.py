@@ -184,7 +184,7 @@ def bucket_bits(rows: int) -> int:
 
 
 def map_pairs(path: Path) -> NDArray[np.uint64]:
-    """The pairs of a tally [2 * n], mapped, not read."""
+    """Maps a file of pairs, [2 * n], without reading it."""
     if not path.stat().st_size:
         return np.empty(0, dtype=np.uint64)
     return np.memmap(path, dtype="<u8", mode="c")

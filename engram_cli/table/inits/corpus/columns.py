@@ -1,4 +1,5 @@
-"""The columns of a pass: dealt out when their rows are first asked for, forgotten after the last.
+"""Fills the columns of a pass: partitions pairs when a row is first asked for, frees them after the
+last.
 
 In: the pairs of each order, and what columns a pass covers. Out: rows. Few columns are held at a
 time, and their memory is used again: on a virtual machine, fresh pages took 11 to 19 ns for the 8
@@ -20,17 +21,17 @@ from engram_cli.table.inits.corpus.buckets import ColumnPart
 Deal = Callable[[Mapping[int, Span]], dict[int, ColumnPart]]
 
 
-class Spare:
-    """Buffers that are free to be used again."""
+class BufferPool:
+    """Keeps buffers for reuse."""
 
     def __init__(self) -> None:
-        """None at first."""
+        """Start without buffers."""
         self._lock = Lock()
         self._free: list[NDArray[np.uint64]] = []
 
     def take(self, size: int) -> NDArray[np.uint64]:
-        """At least `size` numbers; the smallest buffer that does, else a new one for the largest
-        that does not."""
+        """Return the smallest free buffer of at least `size` numbers. If there is none, make a new
+        one in place of the largest."""
         with self._lock:
             self._free.sort(key=len)
             for index, buffer in enumerate(self._free):
@@ -41,14 +42,14 @@ class Spare:
         return np.empty(size + size // 16, dtype=np.uint64)
 
     def give(self, buffer: NDArray[np.uint64]) -> None:
-        """What `take` gave, once it is used no more."""
+        """Return a buffer of `take` to the pool."""
         with self._lock:
             self._free.append(buffer)
 
 
 @dataclass(slots=True)
 class _Group:
-    """Columns that are dealt out together; `left`: rows of each that were not asked for yet."""
+    """Columns partitioned together; `left`: rows of each that were not asked for yet."""
 
     spans: dict[int, Span]
     left: dict[int, int]
@@ -73,13 +74,15 @@ class _Group:
             return self.parts.pop(column).release()
 
 
-class DealtColumns:
-    """Some rows of some columns."""
+class PartitionedColumns:
+    """Fills some rows of some columns."""
 
-    def __init__(self, groups: Sequence[Mapping[int, Span]], deal: Deal, spare: Spare) -> None:
+    def __init__(
+        self, groups: Sequence[Mapping[int, Span]], deal: Deal, buffer_pool: BufferPool
+    ) -> None:
         """`groups`: the rows of columns that are dealt out together by `deal`, by column; those of
         one column may lie in several, ascending."""
-        self._deal, self._spare = deal, spare
+        self._deal, self._buffer_pool = deal, buffer_pool
         self._groups: dict[int, list[_Group]] = {}
         for spans in groups:
             left = {column: end - begin for column, (begin, end) in spans.items()}
@@ -87,9 +90,9 @@ class DealtColumns:
             for column in spans:
                 self._groups.setdefault(column, []).append(group)
 
-    def parts(self) -> dict[int, DealtColumn]:
+    def parts(self) -> dict[int, PartitionedColumn]:
         """What fills each column."""
-        return {column: DealtColumn(self, column) for column in self._groups}
+        return {column: PartitionedColumn(self, column) for column in self._groups}
 
     def fill(self, column: int, first: int, out: NDArray[np.float32]) -> None:
         """Write the rows from `first` (counted in the column) into `out` float32[n, w].
@@ -100,14 +103,14 @@ class DealtColumns:
             begin, end = group.spans[column]
             low, high = max(first, begin), min(first + len(out), end)
             if low < high and group.fill(column, low, out[low - first : high - first], self._deal):
-                self._spare.give(group.release(column))
+                self._buffer_pool.give(group.release(column))
 
 
 @dataclass(frozen=True, slots=True)
-class DealtColumn:
-    """One of them."""
+class PartitionedColumn:
+    """Fills one column of `PartitionedColumns`."""
 
-    columns: DealtColumns
+    columns: PartitionedColumns
     column: int
 
     def fill(self, first: int, out: NDArray[np.float32]) -> None:

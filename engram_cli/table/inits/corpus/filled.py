@@ -32,10 +32,10 @@ from engram_cli.table.inits.corpus.buckets import (
     deal_out,
     map_pairs,
 )
-from engram_cli.table.inits.corpus.columns import DealtColumns, Spare
+from engram_cli.table.inits.corpus.columns import BufferPool, PartitionedColumns
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
 from engram_cli.table.inits.corpus.jit import TOKEN_BITS
-from engram_cli.table.inits.corpus.tally import Occurrences, check_fold, write_tally
+from engram_cli.table.inits.corpus.pairs import Occurrences, check_fold, write_pairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
 
 _ENTRY = 8  # bytes of a pair in a bucket
@@ -48,7 +48,7 @@ class Kept:
 
     def __init__(self) -> None:
         """Nothing yet."""
-        self.spare = Spare()
+        self.buffer_pool = BufferPool()
         self.followed: NDArray[np.int64] | None = None
 
 
@@ -174,22 +174,22 @@ class CorpusFill:
     def prepared(
         self, layer: int, dim: int, spans: Sequence[Span], scratch: Path
     ) -> Iterator[Filler]:
-        """What fills the rows of `spans` while the block runs; tallies lie in `scratch`.
+        """What fills the rows of `spans` while the block runs; files of pairs lie in `scratch`.
 
-        A tally is made when a pass needs it, and removed when one comes that does not.
+        A file of pairs is written when a pass needs it, and removed by a pass that does not.
         """
         entry = self.layout.layer(layer)
         whole = (min(first for first, _ in spans), max(first + count for first, count in spans))
         parts = dict(columns_of(entry, (whole[0], whole[1] - whole[0])))
         orders = {self.layout.orders[column // self.layout.heads] for column in parts}
-        tallies = {order: self._tally(layer, order, scratch) for order in sorted(orders)}
-        _keep_only(scratch, set(tallies.values()))
+        pair_files = {order: self._pair_file(layer, order, scratch) for order in sorted(orders)}
+        _keep_only(scratch, set(pair_files.values()))
         followed = self.followed()
         plan = plan_layer(self.layout, entry)
 
         def deal(spans: Mapping[int, Span]) -> dict[int, ColumnPart]:
-            pairs = map_pairs(tallies[self.layout.orders[min(spans) // self.layout.heads]])
-            take = self.kept.spare.take
+            pairs = map_pairs(pair_files[self.layout.orders[min(spans) // self.layout.heads]])
+            take = self.kept.buffer_pool.take
 
             def some(own: dict[int, Span]) -> dict[int, ColumnPart]:
                 vectors = {c: column_vectors(self.embeddings, layer, c, dim, followed) for c in own}
@@ -201,7 +201,7 @@ class CorpusFill:
                     made |= found
             return made
 
-        columns = DealtColumns(self._together(entry, parts, dim), deal, self.kept.spare)
+        columns = PartitionedColumns(self._together(entry, parts, dim), deal, self.kept.buffer_pool)
         yield partial(fill_columns, entry, columns.parts())
 
     def _together(
@@ -244,7 +244,7 @@ class CorpusFill:
 
     @property
     def _key(self) -> str:
-        """What a tally on the disk must have been made for."""
+        """What a file of pairs on the disk must have been written for."""
         own = [self.name, self.layout.fingerprint, self.file.digest, str(self.joined)]
         return sha256_bytes(" ".join(own).encode())[-16:]
 
@@ -260,13 +260,13 @@ class CorpusFill:
     def _vector_bytes(self, dim: int) -> int:
         return 2 * dim * self.embeddings.tokens
 
-    def _tally(self, layer: int, order: int, scratch: Path) -> Path:
+    def _pair_file(self, layer: int, order: int, scratch: Path) -> Path:
         path = scratch / f"pairs-{self._key}-{layer}-{order}.u64"
         if not path.exists():
             part = path.with_suffix(".part")
             self.progress.start(f"{order}-grams of layer {layer}", self.file.tokens, "tokens")
             with output_errors(path):
-                write_tally(
+                write_pairs(
                     part,
                     self.occurrences,
                     layer,

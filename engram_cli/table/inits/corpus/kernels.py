@@ -1,4 +1,4 @@
-"""Numba kernels of the corpus-filled inits: windows in, n-gram tallies, buckets and row sums out.
+"""Numba kernels of the corpus-filled inits: windows in, n-gram pairs, buckets and row sums out.
 
 A pair is two uint64: the mix of an n-gram and `token << 32 | count`. An entry is what a bucket of
 rows keeps of it: `row in the bucket << 32 | value`, a value is `count << 20 | token`. All sums are

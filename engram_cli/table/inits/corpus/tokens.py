@@ -1,7 +1,7 @@
 """The scratch token file: a corpus as raw ids, tokenised once and hashed as often as needed.
 
 In: token blocks. Out: a file of uint32, the highest bit set on the first token of each document,
-and beside it a document that says how far it is whole. A run that was broken off goes on there.
+and beside it a document that says how far it is whole. An interrupted run resumes there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import Mark, TokenBlock
+from engram_cli.corpus.base import ReadPosition, TokenBlock
 from engram_cli.corpus.stamps import continues
 from engram_cli.errors import ArtifactError, InputError, TokenIdError, UndecodableError
 from engram_cli.files import inner_file, output_errors, read_json
@@ -55,12 +55,12 @@ class TokenFile:
 class Piece:
     """Words of a token file, uint32[T], from `size` bytes of the corpus.
 
-    `mark`: where the corpus can be gone on with after it, None where it cannot.
+    `read_position`: where reading can resume after it, None where it cannot.
     """
 
     words: NDArray[np.uint32]
     size: int
-    mark: Mark | None = None
+    read_position: ReadPosition | None = None
 
 
 def piece_of(block: TokenBlock, layout: HashLayout) -> Piece:
@@ -78,7 +78,7 @@ def piece_of(block: TokenBlock, layout: HashLayout) -> Piece:
         )
     words = ids.astype("<u4")
     words[block.starts] |= np.uint32(START)
-    return Piece(words=words, size=block.size, mark=block.mark)
+    return Piece(words=words, size=block.size, read_position=block.read_position)
 
 
 def split_starts(words: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
@@ -90,7 +90,7 @@ class TokenWriter:
     """Writes the token file in `folder`, or goes on with one of the same `request`."""
 
     def __init__(self, folder: Path, request: str | None) -> None:
-        """`request`: a digest of all that decides the ids; None: nothing can be gone on with."""
+        """`request`: a digest of all that decides the ids; None: nothing can be resumed."""
         self.folder = folder
         self._request = request
         self._reset()
@@ -106,7 +106,7 @@ class TokenWriter:
         self.finished: TokenFile | None = None
         self.tokens = self.documents = self.size = 0
         self.largest = -1
-        self.mark: Mark | None = None
+        self.read_position: ReadPosition | None = None
         self.encoder: str | None = None
 
     def _take_up(self) -> None:
@@ -119,17 +119,17 @@ class TokenWriter:
                 return
             if length < 4 * state["tokens"] or type(state["largest"]) is not int:
                 return
-            mark = None if state["mark"] is None else _mark(state["mark"])
+            read_position = None if state["mark"] is None else _read_position(state["mark"])
             complete, encoder = state["complete"] is True, state["encoder"]
         except (ArtifactError, InputError, KeyError, TypeError, OSError):
             return
         self.tokens, self.documents, self.size = counts
-        self.largest, self.mark, self.encoder = state["largest"], mark, encoder
+        self.largest, self.read_position, self.encoder = state["largest"], read_position, encoder
         if complete:
             self.finished = self._file()
 
     def restart(self) -> None:
-        """Begin anew."""
+        """Start over."""
         remove_work(self.folder, SCRATCH)
         self._reset()
 
@@ -165,18 +165,18 @@ class TokenWriter:
                 file.truncate(4 * self.tokens)
                 file.seek(0, os.SEEK_END)
                 last = time.monotonic()
-                mark: Mark | None = None
+                read_position: ReadPosition | None = None
                 try:
                     for piece in pieces:
                         self._append(piece, file)
                         progress.advance(piece.size)
-                        mark = piece.mark
-                        if mark is not None and time.monotonic() - last > KEEP_SECONDS:
-                            self._keep(file, mark, complete=False)
+                        read_position = piece.read_position
+                        if read_position is not None and time.monotonic() - last > KEEP_SECONDS:
+                            self._keep(file, read_position, complete=False)
                             last = time.monotonic()
                 except UndecodableError:
-                    if mark is not None:
-                        self._keep(file, mark, complete=False)
+                    if read_position is not None:
+                        self._keep(file, read_position, complete=False)
                     raise
                 self._keep(file, None, complete=True)
         self.finished = self._file()
@@ -192,7 +192,7 @@ class TokenWriter:
         self.documents += int(np.count_nonzero(starts))
         self.largest = max(self.largest, int(ids.max()))
 
-    def _keep(self, file: Any, mark: Mark | None, *, complete: bool) -> None:
+    def _keep(self, file: Any, read_position: ReadPosition | None, *, complete: bool) -> None:
         file.flush()
         os.fsync(file.fileno())
         state = {
@@ -204,7 +204,7 @@ class TokenWriter:
             "size": self.size,
             "largest": self.largest,
             "encoder": self.encoder,
-            "mark": None if mark is None else asdict(mark),
+            "mark": None if read_position is None else asdict(read_position),
         }
         with inner_file(self.folder / STATE) as part:
             part.write_text(json.dumps(state), encoding="utf-8")
@@ -220,11 +220,11 @@ class TokenWriter:
         )
 
 
-def _mark(value: Any) -> Mark:
-    """A mark as it was written. Raises TypeError for anything else."""
-    kinds = {field.name: type(field.default) for field in fields(Mark)}
+def _read_position(value: Any) -> ReadPosition:
+    """Reads back a stored position. Raises TypeError for anything else."""
+    kinds = {field.name: type(field.default) for field in fields(ReadPosition)}
     if not isinstance(value, dict) or value.keys() != kinds.keys():
-        raise TypeError("no mark")
+        raise TypeError("no read position")
     if any(type(value[n]) is not kinds[n] for n in kinds):
-        raise TypeError("no mark")
-    return Mark(**value)
+        raise TypeError("no read position")
+    return ReadPosition(**value)

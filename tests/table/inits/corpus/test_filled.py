@@ -18,8 +18,8 @@ from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.reference import hash_columns
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.table.inits.corpus import buckets, filled, reference, tally
-from engram_cli.table.inits.corpus.columns import Spare
+from engram_cli.table.inits.corpus import buckets, filled, pairs, reference
+from engram_cli.table.inits.corpus.columns import BufferPool
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
 from engram_cli.table.places import scratch_folder
 from engram_cli.table.store import open_table
@@ -114,10 +114,10 @@ def test_passes_threads_and_blocks_change_no_byte(
     whole = open_table(fill(folder / "whole.zarr", spec).path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filled, "_LEAST_MEMORY", 1)
-        patch.setattr(tally, "STEP", step)
-        patch.setattr(tally, "_LEAST", block)
-        patch.setattr(tally, "PARTS_BITS", bits)
-        patch.setattr(tally, "_TABLE_BITS", 4 + bits)
+        patch.setattr(pairs, "STEP", step)
+        patch.setattr(pairs, "_LEAST", block)
+        patch.setattr(pairs, "PARTS_BITS", bits)
+        patch.setattr(pairs, "_TABLE_BITS", 4 + bits)
         patch.setattr(buckets, "_BUCKET_BITS", bits)
         patch.setattr(buckets, "_BLOCK", step)
         patch.setattr(filled, "_TOGETHER", 1 + bits % 3)
@@ -142,7 +142,7 @@ def test_a_chunk_that_memory_cannot_hold_is_filled_in_parts(tmp_path: Path) -> N
     held: dict[int, int] = {}
     most = 0
 
-    class Counting(Spare):
+    class Counting(BufferPool):
         def take(self, size: int) -> Any:
             nonlocal most
             buffer = super().take(size)
@@ -155,7 +155,7 @@ def test_a_chunk_that_memory_cannot_hold_is_filled_in_parts(tmp_path: Path) -> N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filled, "_LEAST_MEMORY", 1)
-        patch.setattr(filled, "Spare", Counting)
+        patch.setattr(filled, "BufferPool", Counting)
         memory = 12_000
         init = replace(spec.init, memory=memory, kept=filled.Kept())
         assert init._entry_bytes(layout.layers[0], 0, (0, 53)) > memory  # of a column alone

@@ -11,7 +11,7 @@ import pytest
 from table.filled import corpus, write_corpus
 from table.tables import mapped_layout
 
-from engram_cli.corpus.base import CorpusOptions, Mark, TokenBlock
+from engram_cli.corpus.base import CorpusOptions, ReadPosition, TokenBlock
 from engram_cli.corpus.stamps import request_of
 from engram_cli.errors import TokenIdError, UndecodableError
 from engram_cli.table.inits.corpus.tokens import TokenWriter
@@ -21,8 +21,10 @@ def test_a_token_file_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
     layout = mapped_layout()
     ids, starts = corpus(40)
     blocks = [
-        TokenBlock(ids=ids[b : b + 500], starts=starts[b : b + 500], size=9, locate=str, mark=m)
-        for b, m in zip(range(0, 3000, 500), [Mark(items=i) for i in range(6)], strict=True)
+        TokenBlock(
+            ids=ids[b : b + 500], starts=starts[b : b + 500], size=9, locate=str, read_position=m
+        )
+        for b, m in zip(range(0, 3000, 500), [ReadPosition(items=i) for i in range(6)], strict=True)
     ]
     whole = TokenWriter(tmp_path / "whole", "r").write((b for b in blocks), layout, None)
 
@@ -38,7 +40,7 @@ def test_a_token_file_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
         file.write(b"torn")
     writer = TokenWriter(tmp_path / "cut", "r")
     assert (writer.tokens, writer.size, writer.encoder) == (2000, 36, "fast")
-    assert writer.mark == Mark(items=3)
+    assert writer.read_position == ReadPosition(items=3)
     found = writer.write((b for b in blocks[4:]), layout, None)
     assert (found.digest, found.documents, found.largest) == (
         whole.digest,
@@ -55,8 +57,10 @@ def test_what_was_written_before_text_that_is_not_utf8_serves_a_run_that_replace
     layout = mapped_layout()
     ids, starts = corpus(40)
     blocks = [
-        TokenBlock(ids=ids[b : b + 500], starts=starts[b : b + 500], size=9, locate=str, mark=m)
-        for b, m in zip(range(0, 1500, 500), [Mark(items=i) for i in range(3)], strict=True)
+        TokenBlock(
+            ids=ids[b : b + 500], starts=starts[b : b + 500], size=9, locate=str, read_position=m
+        )
+        for b, m in zip(range(0, 1500, 500), [ReadPosition(items=i) for i in range(3)], strict=True)
     ]
 
     def bad() -> Any:
@@ -67,7 +71,7 @@ def test_what_was_written_before_text_that_is_not_utf8_serves_a_run_that_replace
     with pytest.raises(UndecodableError):
         TokenWriter(tmp_path / "cut", strict).write(bad(), layout, None)
     writer = TokenWriter(tmp_path / "cut", lenient)
-    assert (writer.tokens, writer.mark) == (1500, Mark(items=2))
+    assert (writer.tokens, writer.read_position) == (1500, ReadPosition(items=2))
     writer.write((b for b in blocks), layout, None)
     assert TokenWriter(tmp_path / "cut", strict).finished is None
     assert TokenWriter(tmp_path / "cut", lenient).finished is not None

@@ -1,6 +1,7 @@
-"""The statistics folder: counts of a corpus and the figures from them, written whole, read checked.
+"""Writes and reads a statistics folder: the counts of a corpus and the figures from them.
 
-docs/reference/statistics-format.md describes it. What is read back is untrusted.
+docs/reference/statistics-format.md describes it. A folder is written whole or not
+at all. What is read back is untrusted.
 """
 
 from __future__ import annotations
@@ -267,7 +268,7 @@ def read_stats(path: str | Path) -> Statistics:
 
 
 def _bound(layout: HashLayout, counters: Path) -> HashLayout:
-    """The layout with the look-up that was stored beside the hits. Raises ArtifactError."""
+    """Return the layout with the vocabulary map stored next to the hits. Raises ArtifactError."""
     if layout.vocab_digest is None:
         return layout
     lookup = np.asarray(read_array(counters, "lookup", None, np.dtype(np.int32)))

@@ -1,4 +1,4 @@
-"""Which known n-grams lie on given rows: statistics and rows in, n-grams by row out."""
+"""Finds the known n-grams that hash to given rows."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from numpy.typing import NDArray
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.stats.distinct import NgramSample, hash_ngrams
-from engram_cli.stats.folder import Statistics
 from engram_cli.stats.known import HitsAt, at_most, least_hits, ngram_rows, places_in
 from engram_cli.stats.occurrences import Drawn, drawn_ngrams
+from engram_cli.stats.stats_io import Statistics
 
 _STEP = 2**17  # n-grams hashed together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Company:
-    """An n-gram on a row: its place among those known, and how often it occurred, or at most."""
+class RowNgram:
+    """An n-gram on a row: its index `at` among the known ones, and its count or an upper bound."""
 
     at: int
     count: int
     exact: bool
 
 
-class RowCompany:
-    """The known n-grams of an order by the rows of a layer they fall on, for rows asked for."""
+class RowNgrams:
+    """Finds the known n-grams of one order on the rows of a layer."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class RowCompany:
         self._plan = plan_layer(layout, entry)
         self._hits_at, self._positions = hits_at, positions
 
-    def on(self, rows: NDArray[np.integer]) -> list[dict[int, list[Company]]]:
-        """By head, for rows [H, n] of it: row -> its n-grams, the most frequent first."""
+    def on(self, rows: NDArray[np.integer]) -> list[dict[int, list[RowNgram]]]:
+        """Return, for each head of `rows` [H, n], row -> its n-grams, the most frequent first."""
         wanted = [np.unique(own) for own in rows]
         places: list[list[NDArray[np.int64]]] = [[] for _ in wanted]
         fallen: list[list[NDArray[np.uint32]]] = [[] for _ in wanted]
@@ -69,11 +69,11 @@ class RowCompany:
         ]
 
     def find(self, ngrams: NDArray[np.int32]) -> NDArray[np.int64]:
-        """int64[T]: the places of n-grams [T, n] in the sample, -1 for those it does not hold."""
+        """Return int64[T]: the indices of n-grams [T, n] in the sample, -1 for those not in it."""
         return places_in(self.sample, hash_ngrams(np.ascontiguousarray(ngrams)))
 
     def _counts(self, places: NDArray[np.int64]) -> dict[int, int]:
-        """By place: how often those n-grams occur, those that are not of the sample at most."""
+        """Return index -> count; an upper bound for n-grams outside the sample."""
         own = np.unique(places)
         exact, others = own[own < len(self.sample.counts)], own[own >= len(self.sample.counts)]
         found = least_hits(self._layout, [self._entry], self.tokens[others], self._hits_at)
@@ -83,22 +83,24 @@ class RowCompany:
 
     def _by_row(
         self, places: NDArray[np.int64], rows: NDArray[np.uint32], counts: dict[int, int]
-    ) -> dict[int, list[Company]]:
-        met: dict[int, list[Company]] = {}
+    ) -> dict[int, list[RowNgram]]:
+        met: dict[int, list[RowNgram]] = {}
         for at, row in zip(places.tolist(), rows.tolist(), strict=True):
-            company = Company(at=at, count=counts[at], exact=at < len(self.sample.counts))
-            met.setdefault(row, []).append(company)
+            ngram = RowNgram(at=at, count=counts[at], exact=at < len(self.sample.counts))
+            met.setdefault(row, []).append(ngram)
         for found in met.values():
-            found.sort(key=lambda company: (-company.count, company.at))
+            found.sort(key=lambda ngram: (-ngram.count, ngram.at))
         return met
 
 
-def companies(statistics: Statistics, entry: LayerHash, hits_at: HitsAt) -> tuple[RowCompany, ...]:
-    """For each order those that statistics know. Raises ArtifactError."""
+def load_row_ngrams(
+    statistics: Statistics, entry: LayerHash, hits_at: HitsAt
+) -> tuple[RowNgrams, ...]:
+    """Return a finder for each order of the statistics. Raises ArtifactError."""
     layout, occurrences = statistics.layout, statistics.occurrences()
     drawn = None if occurrences is None else drawn_ngrams(occurrences, layout.orders)
     return tuple(
-        RowCompany(
+        RowNgrams(
             layout, entry, sample, None if drawn is None else drawn[index], hits_at,
             statistics.tokens,
         )

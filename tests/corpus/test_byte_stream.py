@@ -15,8 +15,8 @@ import pytest
 from corpus.corpora import read_items, stream_of, texts
 from corpus.written import PACKERS, zstd
 
+from engram_cli.corpus.decompress import compression_of
 from engram_cli.corpus.readers import jsonl
-from engram_cli.corpus.unpacking import packing
 from engram_cli.errors import CorpusError
 
 PACKED = [ending for ending in PACKERS if ending]
@@ -110,7 +110,11 @@ def test_packed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_text_that_begins_like_bzip2_is_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"BZh9 is how bzip2 begins")
     assert texts(read_items(tmp_path / "a.txt")) == ["BZh9 is how bzip2 begins"]
-    assert packing(bz2.compress(b"")[:16]) == packing(bz2.compress(b"x", 1)[:16]) == "bz2"
+    assert (
+        compression_of(bz2.compress(b"")[:16])
+        == compression_of(bz2.compress(b"x", 1)[:16])
+        == "bz2"
+    )
 
 
 def test_a_folder_gives_its_packed_texts(tmp_path: Path) -> None:

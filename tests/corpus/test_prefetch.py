@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from engram_cli.corpus.ahead import ahead
+from engram_cli.corpus.prefetch import prefetch
 
 
 def numbers(count: int, closed: list[int] | None = None) -> Generator[int, None, None]:
@@ -23,7 +23,7 @@ def numbers(count: int, closed: list[int] | None = None) -> Generator[int, None,
 def started(
     source: Generator[int, None, None], cancel: threading.Event | None = None, last: bool = False
 ) -> Generator[int, None, None]:
-    return ahead(source, depth=2, cancel=cancel or threading.Event(), patience=60.0, last=last)
+    return prefetch(source, depth=2, cancel=cancel or threading.Event(), patience=60.0, last=last)
 
 
 def test_items_in_order_and_the_source_is_closed() -> None:
@@ -85,7 +85,7 @@ def test_a_source_that_hangs_does_not_hold_up_the_end() -> None:
         yield 1
         release.wait(60)
 
-    line = ahead(hanging(), depth=2, cancel=cancel, patience=0.05, last=True)
+    line = prefetch(hanging(), depth=2, cancel=cancel, patience=0.05, last=True)
     assert next(line) == 1
     begin = time.monotonic()
     line.close()
@@ -106,7 +106,7 @@ def test_an_interrupt_while_waiting_cancels_before_it_joins(
         raise KeyboardInterrupt
 
     line = started(silent(), cancel, last=True)
-    monkeypatch.setattr("engram_cli.corpus.ahead._Line.get", interrupted)
+    monkeypatch.setattr("engram_cli.corpus.prefetch._Channel.get", interrupted)
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         next(line)

@@ -1,4 +1,4 @@
-"""What hash-stats looks at beside rows and samples: choices in, collectors and sections out."""
+"""Makes the collectors of a run of hash-stats, and combines their partials and sections."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from engram_cli.stats.sources import GROUPINGS, Sources, group_files
 from engram_cli.stats.state import State
 from engram_cli.stats.totals import Counts
 
-# Of the memory that is left, so much may go to exact counting: it is not ours alone.
+# The share of the free memory that exact counting may take: other programs need some too.
 _EXACT_SHARE = 0.9
 MOST_EXACT = 2**26  # n-grams of all orders that a folder keeps, 1 to 2 GB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watching:
-    """What is asked for.
+class CollectorOptions:
+    """Says which optional statistics to collect.
 
     `exact`: every n-gram counted, within `exact_bytes`; `compare_uncompressed`: raw ids counted
-    beside; `group_by`: sources told apart by "file", "folder", or a field that labels documents;
+    too; `group_by`: sources separated by "file", "folder", or a field that labels documents;
     `locality`: hot rows, windows and caches; `holdout`: the share of the corpus that is not counted
     and only looked up, which asks for `locality` too; `growth`: how the n-grams grow with the
     corpus.
@@ -47,19 +47,19 @@ class Watching:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Watchers:
-    """The collectors of one run over the corpus."""
+class CollectorSet:
+    """Holds the collectors of one run over the corpus."""
 
     exact: tuple[ExactNgrams, ...]
     others: tuple[Collector, ...]
     holdout: Holdout | None = None
 
     def partials(self) -> dict[str, State]:
-        """What all of them found, by name; nothing is counted afterwards."""
+        """Return the partials of all collectors, by name; nothing is counted afterwards."""
         return {partial_name(collector): collector.partial() for collector in self.collectors}
 
     def kept_partials(self) -> dict[str, State]:
-        """Those that a statistics folder keeps: of exact counting only up to `MOST_EXACT`."""
+        """Return the partials that a statistics folder stores: exact counts up to `MOST_EXACT`."""
         partials = self.partials()
         if sum(_exact_ngrams(state) for state in partials.values()) <= MOST_EXACT:
             return partials
@@ -70,27 +70,27 @@ class Watchers:
         }
 
     def absorb(self, partials: Mapping[str, State]) -> None:
-        """Take in the partials of a part of the corpus, made by collectors like these."""
+        """Merge the partials of a part of the corpus, made by collectors like these."""
         for collector in self.collectors:
             collector.absorb(partials[partial_name(collector)])
 
     @property
     def collectors(self) -> tuple[Collector, ...]:
-        """All of them."""
+        """All collectors."""
         return (*self.exact, *self.others)
 
     @property
     def memory(self) -> int:
-        """The bytes they take; of exact counting, those it begins with."""
+        """The bytes they take; for exact counting, the bytes it starts with."""
         held = 0 if self.holdout is None else self.holdout.memory
         return held + sum(collector.memory for collector in self.collectors)
 
     def samples(self) -> tuple[NgramSample, ...]:
-        """All n-grams of each order, () unless every one was counted. Ask once."""
+        """Return all n-grams of each order, () unless every one was counted. Call once."""
         return tuple(table.sample() for table in self.exact)
 
     def sections(self, counts: Counts) -> dict[str, Any]:
-        """What the others found, by its key in stats.json."""
+        """Return the sections of the other collectors, by their key in stats.json."""
         return sections_of(self.others, counts)
 
     @property
@@ -100,24 +100,24 @@ class Watchers:
 
 
 def _exact_ngrams(state: State) -> int:
-    """How many n-grams a partial has of those that exact counting found."""
+    """Return how many n-grams of exact counting a partial holds."""
     exact = [name for name in state if EXACT in name.split("/") or name == "counts"]
     return sum(len(state[name]) for name in exact if name.endswith("counts"))
 
 
 def sections_of(collectors: Sequence[Collector], counts: Counts) -> dict[str, Any]:
-    """What collectors found, by its key in stats.json; some only make other figures better."""
+    """Return the sections of collectors, by their key in stats.json; some have none."""
     found = {collector.name: collector.section(counts) for collector in collectors}
     return {name: section for name, section in found.items() if section is not None}
 
 
 def occurrences_of(collectors: Sequence[Collector]) -> OccurrenceSample | None:
-    """The sample of positions of one of them; None in statistics of earlier versions."""
+    """Return the sample of positions; None in statistics of earlier versions."""
     return next((each.sample() for each in collectors if isinstance(each, Occurrences)), None)
 
 
 def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | None:
-    """The source of each file or section by its key; None where nothing is told apart by files."""
+    """Return key of a file or section -> source; None unless files are the sources."""
     if by not in GROUPINGS:  # labels of documents say it
         return None
     sizes: dict[str, int | None] = {}
@@ -127,31 +127,31 @@ def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | 
     return {file.key: source_of[file.name] for file in files}
 
 
-def make_watchers(
-    watching: Watching,
+def make_collectors(
+    collector_options: CollectorOptions,
     layout: HashLayout,
     source_of: Mapping[str, str] | None,
     sample_size: int,
-) -> Watchers:
-    """Fresh collectors; `source_of` as `sources_of` gives it.
+) -> CollectorSet:
+    """Return new collectors; `source_of` as `sources_of` gives it.
 
     Raises InputError for what this layout or memory does not allow.
     """
-    budget = Budget(watching.exact_bytes) if watching.exact else None
+    budget = Budget(collector_options.exact_bytes) if collector_options.exact else None
     others: list[Collector] = [Occurrences(layout)]
-    if watching.growth:
+    if collector_options.growth:
         others.append(Growth(layout))
-    if watching.compare_uncompressed:
+    if collector_options.compare_uncompressed:
         others.append(Uncompressed(layout, sample_size, budget))
-    holdout = None if watching.holdout is None else Holdout(watching.holdout)
-    if watching.locality or holdout is not None:
+    holdout = None if collector_options.holdout is None else Holdout(collector_options.holdout)
+    if collector_options.locality or holdout is not None:
         others.append(Locality(layout, holdout))
-    if watching.group_by is not None:
-        others.append(Sources(layout, source_of, by=watching.group_by, exact=budget))
+    if collector_options.group_by is not None:
+        others.append(Sources(layout, source_of, by=collector_options.group_by, exact=budget))
     exact = () if budget is None else exact_ngrams(layout, budget)
-    return Watchers(exact=exact, others=tuple(others), holdout=holdout)
+    return CollectorSet(exact=exact, others=tuple(others), holdout=holdout)
 
 
 def exact_memory(available: int | None, planned: int) -> int | None:
-    """The bytes that exact counting may take beside what is planned; None where nobody knows."""
+    """Return the bytes left for exact counting after `planned`; None when unknown."""
     return None if available is None else max(int(_EXACT_SHARE * (available - planned)), 0)

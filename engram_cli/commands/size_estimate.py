@@ -1,11 +1,11 @@
-"""The arithmetic of a table before anything is written: a specification in, bytes out."""
+"""Computes the size of a table from its specification, before anything is written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from engram_cli.commands.corpus_fill import FillPlan
+from engram_cli.commands.init_corpus import FillPlan
 from engram_cli.table.build import free_bytes, resumable_bytes
 from engram_cli.table.inits.corpus.filled import CorpusFill
 from engram_cli.table.spec import TableSpec
@@ -13,7 +13,7 @@ from engram_cli.table.spec import TableSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPlan:
-    """The bytes of a layer: rows in chunk files, the last one filled up, their scales, its hits.
+    """Holds the bytes of a layer: rows in chunk files, the last one padded, their scales, its hits.
 
     `row_bytes`: of a row with its scales. `chunk_bytes`: of a chunk of rows alone.
     """
@@ -35,7 +35,7 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePlan:
-    """The arithmetic of a table, before anything is written.
+    """Holds the sizes of a table, before anything is written.
 
     `tokens`: over how many the hits were counted, None where there are no hits. `done_bytes`: what
     a half-built table of the same request has already. `token_rows`, `token_bytes`: what looking up
@@ -80,7 +80,7 @@ class TablePlan:
 
 
 def planned(spec: TableSpec, out: Path, fill: FillPlan | None) -> TablePlan:
-    """The arithmetic of `spec` at `out`; `fill`: what filling its rows takes, None without."""
+    """Return the sizes of `spec` at `out`; `fill`: what filling its rows takes, None without."""
     layout = spec.layout
     return TablePlan(
         out=out,
@@ -102,7 +102,10 @@ def planned(spec: TableSpec, out: Path, fill: FillPlan | None) -> TablePlan:
 
 
 def fill_plan(spec: TableSpec, *, known: bool = True) -> FillPlan | None:
-    """What filling the rows of `spec` takes, None without a corpus; `known`: in how many passes."""
+    """Return what filling the rows of `spec` takes; None for an init without a corpus.
+
+    `known`: whether the number of passes is known yet.
+    """
     init = spec.init
     if not isinstance(init, CorpusFill):
         return None
@@ -120,7 +123,7 @@ def fill_plan(spec: TableSpec, *, known: bool = True) -> FillPlan | None:
 
 
 def layer_plans(spec: TableSpec) -> tuple[LayerPlan, ...]:
-    """The bytes of every layer of a table."""
+    """Return the bytes of every layer of a table."""
     scales = spec.row_scale_arrays | spec.layer_scale_arrays
     return tuple(
         LayerPlan(

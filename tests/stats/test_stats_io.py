@@ -26,9 +26,9 @@ from engram_cli.errors import (
     LayoutError,
     OutputError,
 )
-from engram_cli.stats import arrays, folder
+from engram_cli.stats import arrays, stats_io
 from engram_cli.stats.collisions import column_stats, order_stats
-from engram_cli.stats.folder import read_stats, write_stats
+from engram_cli.stats.stats_io import read_stats, write_stats
 from engram_cli.stats.totals import FULL, Counts
 from engram_cli.vocab.compress import CompressedVocab
 
@@ -136,7 +136,7 @@ def test_nothing_is_left_of_a_write_that_fails(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "_write_samples", full)
+    monkeypatch.setattr(stats_io, "_write_samples", full)
     with pytest.raises(OutputError, match="No space left on device"):
         write(counted(), tmp_path / "stats")
     assert os.listdir(tmp_path) == []

@@ -1,13 +1,13 @@
-"""What a file or a folder is: its first bytes, what lies beside it, then its ending."""
+"""Detects the format of a file or folder by its first bytes, its neighbours, then its suffix."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 from typing import Any
 
+from engram_cli.corpus.decompress import HEAD, archive, compression_of
 from engram_cli.corpus.json_text import MOST_DESCRIPTION, check_size, loads
-from engram_cli.corpus.places import Place
-from engram_cli.corpus.unpacking import HEAD, archive, packing
+from engram_cli.corpus.storage import Storage
 from engram_cli.errors import CorpusError
 
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
@@ -33,63 +33,60 @@ _FORMATS = {
     ".ds": "datatrove",
 }
 _TEXTS = ("text", "jsonl")
-# Endings that leave no doubt: files far away are not opened to tell them.
+# Suffixes that leave no doubt: remote files with these are not opened.
 _CERTAIN = (".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".text", ".md")
 _INDEXES = {".idx": ".bin", ".ds.index": ".ds", ".ds.loss": ".ds", ".ds.metadata": ".ds"}
 
 
-def unpacked_name(name: str) -> str:
-    """`name` without the ending that says how it is packed."""
+def uncompressed_name(name: str) -> str:
+    """Return `name` without the suffix of its compression."""
     lower = name.lower()
     ending = next((e for e in _PACKED_ENDINGS if lower.endswith(e)), "")
     return name[: len(name) - len(ending)]
 
 
 def main_file(name: str) -> str | None:
-    """The file that `name` would be an index of."""
+    """Return the file that `name` would be an index of."""
     for ending, main in _INDEXES.items():
         if name.endswith(ending):
             return name[: -len(ending)] + main
     return None
 
 
-def is_token_bin(name: str, place: Place) -> bool:
-    """Whether a .bin file says that it holds token ids: any other file could be called .bin."""
-    return format_of(name, place) in ("llmc", "megatron")
+def is_token_bin(name: str, storage: Storage) -> bool:
+    """Return whether a .bin file has a header of token ids; any file may be called .bin."""
+    return format_of(name, storage) in ("llmc", "megatron")
 
 
-def format_of(name: str, place: Place) -> str:
-    """The format of a file. Raises CorpusError for what is known and cannot be read."""
-    ending = PurePosixPath(unpacked_name(name).lower()).suffix
+def format_of(name: str, storage: Storage) -> str:
+    """Return the format of a file. Raises CorpusError for known, unsupported formats."""
+    ending = PurePosixPath(uncompressed_name(name).lower()).suffix
     usual = _FORMATS.get(ending, "text")
-    if place.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
+    if storage.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
         return usual
     if PurePosixPath(name).name == "index.json":
         folder = name[: -len("index.json")] or "."
-        return "mds" if is_mds_index(folder, place) else usual
-    if place.distant and ending in _CERTAIN:
+        return "mds" if is_mds_index(folder, storage) else usual
+    if storage.distant and ending in _CERTAIN:
         return usual
-    head = place.head(name, HEAD)
+    head = storage.head(name, HEAD)
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
-    if (ending == ".bin" and head[:4] in LLMC_MAGIC) or head.startswith(ARROW_STREAM):
-        return "llmc" if head[:4] in LLMC_MAGIC else _stream_of_ones(ending)
+    if ending == ".bin" and head[:4] in LLMC_MAGIC:
+        return "llmc"
+    if head.startswith(ARROW_STREAM):  # bare token ids may begin with 0xFFFFFFFF too
+        return {".bin": "nanogpt", ".npy": "olmo", ".ds": "datatrove"}.get(ending, "arrow")
     _refuse(name, ending, usual, head)
     if ending == ".bin":
-        return "megatron" if place.kind(name[: -len(".bin")] + ".idx") == "file" else "nanogpt"
-    if ending == ".npy" and _may_be_raw(name, place, head):
+        return "megatron" if storage.kind(name[: -len(".bin")] + ".idx") == "file" else "nanogpt"
+    if ending == ".npy" and _may_be_raw(name, storage, head):
         return "olmo"
     return usual
 
 
-def _stream_of_ones(ending: str) -> str:
-    """Four bytes of ones begin an Arrow stream, and may begin bare token ids."""
-    return {".bin": "nanogpt", ".npy": "olmo", ".ds": "datatrove"}.get(ending, "arrow")
-
-
 def _refuse(name: str, ending: str, usual: str, head: bytes) -> None:
-    packed, kept = packing(head), archive(head)
+    packed, kept = compression_of(head), archive(head)
     if kept is not None or (
         packed is not None and (usual not in _TEXTS or ending in (".bin", ".tar"))
     ):
@@ -107,48 +104,47 @@ def _refuse(name: str, ending: str, usual: str, head: bytes) -> None:
         raise CorpusError(f"{name} is a shard of an MDS data set", "give the folder of index.json")
 
 
-def _may_be_raw(name: str, place: Place, head: bytes) -> bool:
-    """Whether a .npy without the header of one may be bare token ids."""
-    size = place.file(name, "olmo").size
+def _may_be_raw(name: str, storage: Storage, head: bytes) -> bool:
+    """Return whether a .npy file without its header may be bare token ids."""
+    size = storage.file(name, "olmo").size
     whole = size is None or (size > 0 and size % 2 == 0)
     return whole and not b"\x93NUMPY".startswith(head[:6])
 
 
-def is_mds_index(folder: str, place: Place) -> bool:
-    """Whether a folder's index.json describes MDS shards."""
-    about = _json(place.join(folder, "index.json"), place)
+def is_mds_index(folder: str, storage: Storage) -> bool:
+    """Return whether a folder's index.json describes MDS shards."""
+    about = _json(storage.join(folder, "index.json"), storage)
     return isinstance(about.get("shards"), list) and about.get("version") == 2
 
 
 def dataset_parts(
-    folder: str, folders: list[str], files: list[str], place: Place
+    folder: str, folders: list[str], files: list[str], storage: Storage
 ) -> list[str] | None:
-    """The files, or folders, of a folder that Hugging Face `datasets` saved, in its own order.
+    """Return the files or folders of a folder saved by Hugging Face `datasets`, in its order.
 
-    None for any other folder. Raises CorpusError for files that the folder names and has not.
+    None for any other folder. Raises CorpusError for listed files that are missing.
     """
     if "dataset_dict.json" in files:
-        splits = _json(place.join(folder, "dataset_dict.json"), place).get("splits")
+        splits = _json(storage.join(folder, "dataset_dict.json"), storage).get("splits")
         if isinstance(splits, list):
             return [_present(folder, split, folders) for split in splits]
     if "state.json" in files:
-        state = _json(place.join(folder, "state.json"), place)
+        state = _json(storage.join(folder, "state.json"), storage)
         if isinstance(state.get("_data_files"), list):
             if state.get("_indices_data_files"):
                 raise CorpusError(
                     f"{folder} is a selection from its files", "save it after flatten_indices()"
                 )
-            named = [_name_of(entry) for entry in state["_data_files"]]
+            named = [
+                entry.get("filename") if isinstance(entry, dict) else entry
+                for entry in state["_data_files"]
+            ]
             return [_present(folder, name, files) for name in named]
     if "dataset_info.json" in files:
         # cache-*.arrow are what map() and filter() left behind.
         shards = [n for n in files if n.endswith((".arrow", ".parquet")) and n[:6] != "cache-"]
         return shards or None
     return None
-
-
-def _name_of(entry: Any) -> Any:
-    return entry.get("filename") if isinstance(entry, dict) else entry
 
 
 def _present(folder: str, name: Any, names: list[str]) -> str:
@@ -159,9 +155,9 @@ def _present(folder: str, name: Any, names: list[str]) -> str:
     return name
 
 
-def _json(name: str, place: Place) -> dict[str, Any]:
-    """A JSON object; empty for anything else."""
-    raw = place.head(name, MOST_DESCRIPTION + 1)
+def _json(name: str, storage: Storage) -> dict[str, Any]:
+    """Return a JSON object; empty for anything else."""
+    raw = storage.head(name, MOST_DESCRIPTION + 1)
     try:
         check_size(raw, name)
         about = loads(raw)

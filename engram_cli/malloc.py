@@ -1,7 +1,7 @@
-"""The heap: few arenas for many threads, and what was freed given back to the system.
+"""Tunes malloc of glibc: few arenas for many threads, and freed memory returned to the system.
 
-Texts and ids are freed by other threads than made them, and by default glibc keeps what they leave.
-Other C libraries keep less, and are left alone.
+Texts and ids are freed by other threads than the ones that made them, and glibc keeps that memory
+by default. Other C libraries keep less, and are left alone.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def trim() -> None:
 
 
 class Trimmer:
-    """Trims while a corpus is read: 500 MB of text left 500 MB behind, with this 100 MB. It takes
-    20 ms each time, 1 % of the whole."""
+    """Trims while a corpus is read: 500 MB of text kept 500 MB allocated, with this 100 MB. Each
+    time takes 20 ms, 1 % of the run."""
 
     def __init__(self) -> None:
         self._since = 0
 
     def advance(self, size: int) -> None:
-        """`size` more bytes of the corpus were read."""
+        """Note that `size` more bytes of the corpus were read."""
         self._since += size
         if self._since >= _TRIM_EVERY:
             self._since = 0
@@ -53,7 +53,7 @@ class Trimmer:
 
 
 def _glibc(name: str) -> Any:
-    """A function of glibc, None where there is another C library."""
+    """Return a function of glibc, None with another C library."""
     try:
         return getattr(ctypes.CDLL(None), name) if sys.platform == "linux" else None
     except (OSError, AttributeError):

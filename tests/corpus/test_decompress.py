@@ -14,7 +14,7 @@ import pytest
 from corpus.corpora import read_items, texts
 from corpus.written import PACKERS, zstd
 
-from engram_cli.corpus.unpacking import HEAD, archive, packing
+from engram_cli.corpus.decompress import HEAD, archive, compression_of
 from engram_cli.errors import CorpusError
 
 ONE, TWO = "the first half, " * 40, "and the second"
@@ -92,10 +92,10 @@ def test_the_packing_is_told_from_behind_skipped_frames() -> None:
     for magic, kind in ((zstd(b"x"), "zstd"), (b"\x04\x22\x4d\x18", "lz4")):
         for skipped in (b"", SKIPPED, SKIPPED[:4] + bytes(4)):
             head = (skipped + magic)[:HEAD]
-            assert (packing(head), archive(head)) == (
+            assert (compression_of(head), archive(head)) == (
                 (kind, None) if kind == "zstd" else (None, kind)
             )
-    assert packing(SKIPPED[:4] + b"\xff\xff\xff\x7f" + bytes(8)) == "zstd"
+    assert compression_of(SKIPPED[:4] + b"\xff\xff\xff\x7f" + bytes(8)) == "zstd"
 
 
 # What `zstd --long=28` and `xz --lzma2=dict=256MiB` write, whatever the length of the text.

@@ -1,4 +1,4 @@
-"""Stretches keep their keys wherever blocks are cut and in whatever order files are read."""
+"""Segments keep their keys wherever blocks are cut and in whatever order files are read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from stats.truth import layout_of
 
 from engram_cli.corpus.base import TokenBlock, cut_names
-from engram_cli.stats.collector import Looker
+from engram_cli.stats.collector import BaseCollector
 from engram_cli.stats.count import count_blocks
-from engram_cli.stats.passage import STRETCH, Passage, Stretcher
+from engram_cli.stats.token_chunk import SEGMENT_TOKENS, SegmentSplitter, TokenChunk
 from engram_cli.stats.totals import Counts
 
 FILES = {"a": [3, 50, 1], "b": [17], "c": [29, 2, 2]}
@@ -30,10 +30,10 @@ def stream(names: str) -> tuple[np.ndarray, tuple[tuple[int, str], ...]]:
     return starts, tuple(files)
 
 
-def keys_of(names: str, block: int, stretch: int = 7) -> np.ndarray:
+def keys_of(names: str, block: int, segment: int = 7) -> np.ndarray:
     """The key of every token."""
     starts, files = stream(names)
-    stretcher = Stretcher(stretch)
+    stretcher = SegmentSplitter(segment)
     keys = []
     for begin in range(0, len(starts), block):
         end = min(begin + block, len(starts))
@@ -58,7 +58,7 @@ def test_files_keep_their_keys_in_another_order() -> None:
 
 def test_parts_of_stretches() -> None:
     starts, files = stream("abc")
-    whole = Stretcher(7).push(starts, files)
+    whole = SegmentSplitter(7).push(starts, files)
     by_token = np.repeat(whole.keys, np.diff(whole.begins, append=len(starts)))
     for begin in range(0, 100, 9):
         for end in (begin + 1, min(begin + 13, len(starts)), len(starts)):
@@ -67,23 +67,23 @@ def test_parts_of_stretches() -> None:
             assert np.array_equal(found, by_token[begin:end])
 
 
-class Reader(Looker):
+class Reader(BaseCollector):
     """Remembers what it was shown."""
 
     name = "reader"
 
     def __init__(self) -> None:
-        self.passages: list[Passage] = []
+        self.chunks: list[TokenChunk] = []
         self.rows: list[np.ndarray] = []
 
-    def push(self, passage: Passage) -> None:
-        self.passages.append(passage)
+    def push(self, chunk: TokenChunk) -> None:
+        self.chunks.append(chunk)
 
-    def watcher(self, layer: int, order: int) -> Reader | None:
+    def row_observer(self, layer: int, order: int) -> Reader | None:
         return self if (layer, order) == (1, 3) else None
 
-    def push_rows(self, rows: np.ndarray, passage: Passage) -> None:
-        assert len(rows) == len(passage)
+    def push_rows(self, rows: np.ndarray, chunk: TokenChunk) -> None:
+        assert len(rows) == len(chunk)
         self.rows.append(rows.copy())
 
     def section(self, counts: Counts) -> int:
@@ -104,12 +104,12 @@ def test_collectors_see_every_token_once_in_order() -> None:
         readers = [Reader(), Reader()]
         counts = count_blocks(blocks(), layout, threads=threads, collectors=readers)
         for reader in readers:
-            seen = reader.passages
+            seen = reader.chunks
             assert np.array_equal(np.concatenate([p.ids for p in seen]), ids)
             assert [p.position for p in seen] == list(np.cumsum([0, *map(len, seen[:-1])]))
             assert {name for p in seen for _, name in p.files} == {"f"}
-            keys = {int(key) for p in seen for key in p.stretches.keys}
-            assert len(keys) == 3 * -(-100_000 // STRETCH)
+            keys = {int(key) for p in seen for key in p.segments.keys}
+            assert len(keys) == 3 * -(-100_000 // SEGMENT_TOKENS)
             # The rows are those of the first head of order 3.
             hits = np.bincount(np.concatenate(reader.rows), minlength=107)
             assert np.array_equal(hits, counts.hits[1][204 : 204 + 107])

@@ -1,4 +1,4 @@
-"""The tally of an order: which tokens its n-grams add to their rows, each pair with its count.
+"""Counts the (n-gram, token) pairs of an order: which tokens its n-grams add to their rows.
 
 All heads of an order see the same n-grams, and a row depends on an n-gram through its mix alone.
 So (mix, token) pairs are united once, by blocks of the token file, and every head hashes a
@@ -67,7 +67,7 @@ class Occurrences:
         return counts
 
 
-def write_tally(
+def write_pairs(
     path: Path,
     what: Occurrences,
     layer: int,
@@ -94,8 +94,8 @@ def write_tally(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
-    """The words begin..end-1 of a token file, as words first..last-1 of it show them."""
+class TokenSpan:
+    """The words begin..end-1 of a token file, with their context first..last-1."""
 
     begin: int
     end: int
@@ -103,26 +103,26 @@ class Stretch:
     last: int
 
 
-def stretches(what: Occurrences, most: int) -> list[Stretch]:
-    """The token file in stretches of `most` tokens, each with the words around it that it needs."""
+def token_spans(what: Occurrences, most: int) -> list[TokenSpan]:
+    """Return the token file in spans of `most` tokens, each with the context it needs."""
     older, tokens = what.layout.max_order, what.file.tokens
     found = []
     for begin in range(0, tokens, most):
         end = min(begin + most, tokens)
         last = min(end + 1, tokens)
-        found.append(Stretch(begin=begin, end=end, first=max(begin - older, 0), last=last))
+        found.append(TokenSpan(begin=begin, end=end, first=max(begin - older, 0), last=last))
     return found
 
 
-def stretch_pairs(
-    what: Occurrences, layer: int, order: int, words: NDArray[np.uint32], stretch: Stretch
+def span_pairs(
+    what: Occurrences, layer: int, order: int, words: NDArray[np.uint32], span: TokenSpan
 ) -> NDArray[np.uint64]:
-    """The pairs of one order of a layer in a stretch, united, [2 * n]; `words` are those it shows.
+    """Return the united pairs of one order of a layer in a span, [2 * n]; `words` are its own.
 
     Takes about 40 bytes for each token and each of `what.lags`.
     """
     reader = _Reader(what, layer, order, words)
-    begin, end = stretch.begin - stretch.first, stretch.end - stretch.first
+    begin, end = span.begin - span.first, span.end - span.first
     uniter = _Uniter(end - begin, len(reader.lags), 1)
     with ThreadPoolExecutor(1) as pool:
         return np.concatenate(list(uniter.united(reader, _steps(begin, end), pool)))

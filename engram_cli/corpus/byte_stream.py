@@ -1,6 +1,7 @@
-"""A corpus file in, its bytes out: local, remote or standard input, unpacked where it is packed.
+"""Opens a corpus file as a stream of bytes: local, remote or standard input, decompressed.
 
-Packing is told by the first bytes and undone as a stream, so memory does not grow with the file.
+Compression is detected by the first bytes and undone as a stream, so memory does not grow with the
+file.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 from engram_cli.corpus import remote
 from engram_cli.corpus.base import CorpusFile
+from engram_cli.corpus.decompress import HEAD, DecompressedStream, archive, compression_of
 from engram_cli.corpus.pieces import as_many
 from engram_cli.corpus.stamps import local_file, unchanged
-from engram_cli.corpus.unpacking import HEAD, Unpacking, archive, packing
 from engram_cli.errors import CorpusError
 
 _BUFFER = 2**18
 _PIECE = 2**20  # bytes read at a time where a file says how long something is
 
-Unpacked: TypeAlias = tuple[BinaryIO, Callable[[int], int]]
+Decompressed: TypeAlias = tuple[BinaryIO, Callable[[int], int]]
 
 
 @contextmanager
 def opened(file: CorpusFile) -> Iterator[BinaryIO]:
-    """The bytes of `file` as they are; what the system says about them as a CorpusError.
+    """Open `file` without decompressing it; system errors become CorpusError.
 
     Raises CorpusError where a local file is not the one that was planned, or changes until the end.
     """
@@ -46,8 +47,8 @@ def opened(file: CorpusFile) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def unpacked(file: CorpusFile) -> Iterator[Unpacked]:
-    """The bytes of `file`, unpacked where they are packed.
+def open_decompressed(file: CorpusFile) -> Iterator[Decompressed]:
+    """Open `file`, decompressed where it is compressed.
 
     Comes with a function that turns the number of bytes just taken from the stream into the bytes
     of the file read for them. Raises CorpusError for a truncated or damaged archive.
@@ -55,19 +56,19 @@ def unpacked(file: CorpusFile) -> Iterator[Unpacked]:
     with opened(file) as plain:
         stream: Any = plain if hasattr(plain, "peek") else io.BufferedReader(cast(Any, plain))
         head = stream.peek(HEAD)[:HEAD]
-        kind = packing(head)
+        kind = compression_of(head)
         if kind is None:
             if archive(head) is not None:
                 raise CorpusError(f"{file.name} is packed with {archive(head)}", "unpack it first")
             yield stream, as_many
             return
         meter = _Meter(stream, file.name)
-        with io.BufferedReader(Unpacking(meter, kind, file.name), _BUFFER) as result:
+        with io.BufferedReader(DecompressedStream(meter, kind, file.name), _BUFFER) as result:
             yield cast(BinaryIO, result), meter.spent
 
 
-def beside(file: CorpusFile, name: str) -> CorpusFile:
-    """The file called `name`, which may lie in a folder below, in the folder of `file`.
+def sibling_file(file: CorpusFile, name: str) -> CorpusFile:
+    """Return the file called `name` in the folder of `file`, or in one below it.
 
     Raises CorpusError when there is none.
     """
@@ -90,12 +91,12 @@ def beside(file: CorpusFile, name: str) -> CorpusFile:
 
 
 def basename(file: CorpusFile) -> str:
-    """The last part of a file's path or address."""
+    """Return the last part of a file's path or address."""
     return file.name.rpartition("/")[2] if file.path is None else file.path.name
 
 
 def length_of(file: CorpusFile, stream: BinaryIO) -> int:
-    """The bytes of an opened file, which then stands at its beginning. Raises CorpusError."""
+    """Return the length of an opened file and seek to its start. Raises CorpusError."""
     if not stream.seekable():
         raise CorpusError(f"{file.name}: {file.format} cannot be read from a pipe", "give a file")
     length = stream.seek(0, io.SEEK_END)
@@ -104,7 +105,7 @@ def length_of(file: CorpusFile, stream: BinaryIO) -> int:
 
 
 def exactly(stream: BinaryIO, length: int, name: str) -> bytes:
-    """The next `length` bytes. Raises CorpusError where the file ends before.
+    """Return the next `length` bytes. Raises CorpusError where the file ends before.
 
     Memory grows with what is there, not with what a damaged file promises.
     """
@@ -113,7 +114,7 @@ def exactly(stream: BinaryIO, length: int, name: str) -> bytes:
 
 
 def skip(stream: BinaryIO, length: int, name: str) -> None:
-    """Pass over the next `length` bytes. Raises CorpusError where the file ends before."""
+    """Skip the next `length` bytes. Raises CorpusError where the file ends before."""
     for _ in _parts(stream, length, name):
         pass
 
@@ -128,7 +129,7 @@ def _parts(stream: BinaryIO, length: int, name: str) -> Iterator[bytes]:
 
 
 class _Meter:
-    """Counts what an unpacker takes from a file."""
+    """Counts the bytes that a decompressor reads from a file."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream = stream
@@ -146,12 +147,12 @@ class _Meter:
         return part
 
     def spent(self, length: int) -> int:
-        """The bytes of the file that were taken since this was last asked."""
+        """Return the bytes of the file read since the last call."""
         new = self._count - self._told
         self._told = self._count
         return new
 
-    # What pyarrow looks for in a file.
+    # pyarrow and io expect these methods of a file.
     def readable(self) -> bool:
         return True
 
@@ -166,7 +167,7 @@ class _Meter:
 
 
 def _standard_input() -> BinaryIO:
-    """Standard input with a buffer of its own: one that `sys` owns would block the exit of the
+    """Open standard input with its own buffer: the one that `sys` owns would block the exit of the
     program while a thread waits in it for input."""
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)

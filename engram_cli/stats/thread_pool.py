@@ -1,4 +1,4 @@
-"""Threads that count: every task is shown every passage in order, by whichever thread is free."""
+"""Runs the counting tasks in threads: each task gets every chunk in order, from any free thread."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.stats.counters import STEP, Counter, Task
-from engram_cli.stats.hits.pending import Job
-from engram_cli.stats.passage import Passage
+from engram_cli.stats.hits.ngram_buffer import Job
+from engram_cli.stats.token_chunk import TokenChunk
 
 _Work: TypeAlias = Callable[[NDArray[np.uint32]], "Sequence[Job] | None"]
-_DEPTH = 6  # parts of passages that wait for the slowest task
+_DEPTH = 6  # parts of chunks that wait for the slowest task
 _POLL = 0.2  # seconds: how late Ctrl-C may be noticed where waiting cannot be interrupted
 
 
-class _Line:
-    """A task, how many parts it is through with, and what is left of the one it is at."""
+class _TaskState:
+    """A task, the number of parts it has finished, and the jobs left of the current part."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -31,17 +31,17 @@ class _Line:
         self.jobs: list[Job] = []
 
 
-class Crew:
-    """Used in a `with` block: at its end every passage has been counted, or the error is raised.
+class ThreadPool:
+    """Use it in a `with` block: at its end every chunk is counted, or the error is raised.
 
-    When the block ends by an exception, Ctrl-C among them, the threads stop after what they are at,
-    a few milliseconds later.
+    When an exception ends the block, Ctrl-C included, each thread finishes its current job first,
+    which takes a few milliseconds.
     """
 
     def __init__(self, counter: Counter, threads: int) -> None:
         self._counter = counter
-        self._lines = [_Line(task) for task in counter.tasks]
-        self._parts: deque[Passage | None] = deque()  # None: settle
+        self._states = [_TaskState(task) for task in counter.tasks]
+        self._parts: deque[TokenChunk | None] = deque()  # None: settle
         self._first = 0  # the number of the first of them
         self._change = threading.Condition()
         self._stopped = False
@@ -51,18 +51,18 @@ class Crew:
             for _ in range(max(threads, 1))
         ]
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> ThreadPool:
         for thread in self._threads:
             thread.start()
         return self
 
-    def push(self, passage: Passage) -> None:
-        """Hand over a passage; waits while a task is far behind."""
-        for begin in range(0, len(passage), STEP):
-            self._put(passage.part(begin, min(begin + STEP, len(passage))))
+    def push(self, chunk: TokenChunk) -> None:
+        """Hand over a chunk; waits while a task is far behind."""
+        for begin in range(0, len(chunk), STEP):
+            self._put(chunk.part(begin, min(begin + STEP, len(chunk))))
 
     def drain(self) -> None:
-        """Wait until every passage handed over has been counted, and nothing is pending."""
+        """Wait until every chunk is counted and all buffers are empty."""
         self._put(None)
         self._wait(lambda: not self._parts)
 
@@ -82,7 +82,7 @@ class Crew:
             for thread in self._threads:
                 thread.join()
 
-    def _put(self, part: Passage | None) -> None:
+    def _put(self, part: TokenChunk | None) -> None:
         self._wait(lambda: len(self._parts) < _DEPTH)
         with self._change:
             self._parts.append(part)
@@ -99,45 +99,45 @@ class Crew:
         try:
             scratch = self._counter.scratch()
             while (found := self._next()) is not None:
-                line, work = found
-                self._through(line, work(scratch) or ())
+                state, work = found
+                self._finish(state, work(scratch) or ())
         except BaseException as error:
             with self._change:
                 self._errors.append(error)
                 self._stopped = True
                 self._change.notify_all()
 
-    def _next(self) -> tuple[_Line, _Work] | None:
-        """Wait for something to do: for jobs first, then for the task that is furthest behind; None
-        at the end."""
+    def _next(self) -> tuple[_TaskState, _Work] | None:
+        """Return the next work: jobs first, then the task that is furthest behind; None at the
+        end."""
         with self._change:
             while not self._stopped:
-                for line in self._lines:
-                    if line.jobs:
-                        line.running += 1
-                        return line, line.jobs.pop()
+                for state in self._states:
+                    if state.jobs:
+                        state.running += 1
+                        return state, state.jobs.pop()
                 end = self._first + len(self._parts)
-                idle = [line for line in self._lines if not line.running and line.done < end]
+                idle = [state for state in self._states if not state.running and state.done < end]
                 if idle:
-                    line = min(idle, key=lambda line: line.done)
-                    line.running = 1
-                    return line, partial(self._show, line)
+                    state = min(idle, key=lambda state: state.done)
+                    state.running = 1
+                    return state, partial(self._push_next, state)
                 self._change.wait()
         return None
 
-    def _show(self, line: _Line, scratch: NDArray[np.uint32]) -> Sequence[Job]:
-        """Show a task its next part."""
-        part = self._parts[line.done - self._first]
-        return line.task.settle() if part is None else line.task.push(part, scratch)
+    def _push_next(self, state: _TaskState, scratch: NDArray[np.uint32]) -> Sequence[Job]:
+        """Give a task its next part."""
+        part = self._parts[state.done - self._first]
+        return state.task.settle() if part is None else state.task.push(part, scratch)
 
-    def _through(self, line: _Line, jobs: Sequence[Job]) -> None:
-        """Note that a piece of work is done and has left `jobs` to do."""
+    def _finish(self, state: _TaskState, jobs: Sequence[Job]) -> None:
+        """Record that a piece of work is done and has left `jobs`."""
         with self._change:
-            line.running -= 1
-            line.jobs += jobs
-            if not (line.running or line.jobs):
-                line.done += 1
-                while self._parts and all(line.done > self._first for line in self._lines):
+            state.running -= 1
+            state.jobs += jobs
+            if not (state.running or state.jobs):
+                state.done += 1
+                while self._parts and all(state.done > self._first for state in self._states):
                     self._parts.popleft()
                     self._first += 1
             self._change.notify_all()

@@ -7,32 +7,32 @@ import sys
 
 import pytest
 
-from engram_cli import heap
+from engram_cli import malloc
 
 
 def test_freed_memory_is_given_back_every_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(heap, "_TRIM_EVERY", 100)
-    monkeypatch.setattr(heap, "trim", lambda: calls.append(0))
-    trimmer = heap.Trimmer()
+    monkeypatch.setattr(malloc, "_TRIM_EVERY", 100)
+    monkeypatch.setattr(malloc, "trim", lambda: calls.append(0))
+    trimmer = malloc.Trimmer()
     for _ in range(10):
         trimmer.advance(30)
     assert calls == [0, 0]
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    heap.trim()  # the real one, where there is one
+    malloc.trim()  # the real one, where there is one
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert heap._glibc("malloc_trim") is None
-    heap.trim()
-    heap.bound_arenas()
+    assert malloc._glibc("malloc_trim") is None
+    malloc.trim()
+    malloc.bound_arenas()
 
 
 ARENAS = """
 import ctypes, re, sys, threading
-from engram_cli import heap
+from engram_cli import malloc
 if sys.argv[1] == "bound":
-    heap.bound_arenas()
+    malloc.bound_arenas()
 gate = threading.Barrier(7)
 def hold():
     kept = [bytes(50_000) for _ in range(9)]
@@ -49,7 +49,7 @@ print(open(sys.argv[2]).read().count("<heap nr="))
 """
 
 
-@pytest.mark.skipif(heap._glibc("malloc_info") is None, reason="glibc has arenas")
+@pytest.mark.skipif(malloc._glibc("malloc_info") is None, reason="glibc has arenas")
 def test_threads_share_few_arenas(tmp_path: object) -> None:
     def arenas(how: str) -> int:
         command = [sys.executable, "-c", ARENAS, how, f"{tmp_path}/info"]

@@ -1,4 +1,4 @@
-"""The corpus behind --init token-mean and next-token: sources in, tokens and embeddings out."""
+"""Reads the corpus for --init token-mean and next-token: its tokens and their embeddings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from engram_cli.table.inits.corpus.embeddings import (
     MatrixEmbeddings,
     RandomEmbeddings,
 )
-from engram_cli.table.inits.corpus.tally import check_fold
+from engram_cli.table.inits.corpus.pairs import check_fold
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter
 from engram_cli.table.inits.normal import DEFAULT_STD
 
@@ -38,7 +38,7 @@ _BYTES_A_TOKEN = 3  # of text; for what is said before the corpus was read
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FillRequest:
-    """The corpus that fills the rows, and whose vectors it writes there.
+    """Says which corpus fills the rows, and with which token vectors.
 
     `sources`, `corpus`, `tokenizer`, `encoder`, `join_documents`: as in `HashStatsRequest`.
     `checkpoint`: a model's folder, None for random vectors; `embedding_tensor`: the matrix in it,
@@ -72,7 +72,7 @@ class FillRequest:
 
     @property
     def memory_bytes(self) -> int:
-        """What may be taken."""
+        """The bytes of memory that filling may take."""
         if self.memory is not None:
             return self.memory
         if self.engine != "local":
@@ -83,7 +83,7 @@ class FillRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FillPlan:
-    """What filling takes. `tokens` is a guess from the files' sizes where they were not read yet.
+    """Says what filling takes. `tokens` is a guess from file sizes until the files are read.
 
     `passes`: None where a cluster, not asked yet, decides. `memory_bytes`: of a cluster, of a task.
     `scratch_bytes`: on the disk at most, until the table is there.
@@ -97,7 +97,7 @@ class FillPlan:
 
     @property
     def some_passes(self) -> str:
-        """How many, in words."""
+        """The number of passes, in words."""
         if self.passes is None:
             return "passes"
         return "1 pass" if self.passes == 1 else f"{self.passes} passes"
@@ -114,7 +114,7 @@ class FillPlan:
 def find_vectors(
     request: FillRequest, init: str, layout: HashLayout, std: float | None
 ) -> Embeddings:
-    """The vectors of the tokens. Raises InputError, ArtifactError."""
+    """Return the vectors of the tokens. Raises InputError, ArtifactError."""
     check_fold(layout)
     if request.checkpoint is None:
         return RandomEmbeddings(
@@ -137,7 +137,7 @@ def find_vectors(
 
 
 def guess_tokens(request: FillRequest) -> TokenFile:
-    """A file of about as many tokens as the corpus has, which is not there."""
+    """Return a stand-in for the token file, its size guessed from the size of the corpus."""
     size = find_sources(request.sources, request.corpus).size or 0
     return TokenFile(path=Path(), tokens=size // _BYTES_A_TOKEN, documents=0, largest=-1, digest="")
 
@@ -151,9 +151,9 @@ def write_tokens(
     progress: Progress,
     engine: FillEngine | None = None,
 ) -> TokenFile:
-    """The corpus as tokens, in a scratch file in `folder`: the one that is there, or a new one.
+    """Return the tokens of the corpus in a scratch file in `folder`, written if missing.
 
-    `engine`: who reads, None for this machine. Files are read in partitions, whoever does.
+    `engine`: what reads, None for this machine. Files are always read in partitions.
     Raises CorpusError and TokenIdError naming the file and the place, MismatchError, InputError,
     OutputError.
     """

@@ -1,4 +1,4 @@
-"""A layout made again from what its scheme was asked for, and held against the stored one."""
+"""Recomputes a layout from the choices stored with it, and compares the two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engram_cli.vocab.lookup import VocabMap
 
 
 def recomputed(layout: HashLayout) -> HashLayout | str:
-    """The layout that its scheme makes from the stored choices and the bound vocabulary map.
+    """Return the layout that its scheme makes of the stored choices and vocabulary map.
 
     A line of why not, where the scheme is not known here or the choices are not on record, as in
     layouts that were read from another program's files.
@@ -31,7 +31,7 @@ def recomputed(layout: HashLayout) -> HashLayout | str:
 
 
 def layout_problem(stored: HashLayout, again: HashLayout) -> str | None:
-    """How a stored layout differs from the one made again; None where they are the same."""
+    """Return how a stored layout differs from the recomputed one; None if they are equal."""
     if stored.fingerprint == again.fingerprint:
         return None
     found = [

@@ -1,4 +1,4 @@
-"""Where files lie: what sources.py asks about names, answered for this machine."""
+"""Defines what `sources` asks about names, and answers it for the files of this machine."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from pathlib import Path
 from typing import Protocol
 
 from engram_cli.corpus.base import CorpusFile
-from engram_cli.corpus.remote import RemotePlace, is_remote
+from engram_cli.corpus.remote import RemoteStorage, is_remote
 from engram_cli.corpus.stamps import local_file
 from engram_cli.errors import CorpusError
 
 
-class Place(Protocol):
-    """Names in, what lies there out. All raise CorpusError for what cannot be looked at."""
+class Storage(Protocol):
+    """Lists and reads files by name. All methods raise CorpusError for what cannot be read."""
 
     @property
     def distant(self) -> bool:
-        """Whether looking into a file takes long."""
+        """Whether reading the start of a file is slow."""
 
     def kind(self, name: str) -> str | None:
-        """Whether `name` is a "file", a "folder", another "thing", or None: not there."""
+        """Return "file", "folder", "thing" for anything else, or None where nothing is there."""
 
     def matches(self, pattern: str) -> list[str] | None:
-        """The files that match, sorted; None for what is no pattern."""
+        """Return the files that match, sorted; None if `pattern` has no wildcard."""
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """The names of the folders and of the files in a folder, sorted."""
+        """Return the names of the folders and of the files in a folder, sorted."""
 
     def join(self, folder: str, name: str) -> str:
-        """The name of `name` in `folder`."""
+        """Return the full name of `name` in `folder`."""
 
     def key(self, name: str) -> str:
-        """The same for every name of a file."""
+        """Return one key for all names of the same file."""
 
     def head(self, name: str, length: int) -> bytes:
-        """The first bytes of a file."""
+        """Return the first `length` bytes of a file."""
 
     def file(self, name: str, format_: str) -> CorpusFile:
-        """The corpus file of that name."""
+        """Return the corpus file of that name."""
 
 
-class LocalPlace:
-    """The files of this machine."""
+class LocalStorage:
+    """Reads the files of this machine."""
 
     distant = False
 
     def kind(self, name: str) -> str | None:
-        """See `Place`; pipes and devices are things."""
+        """See `Storage`; pipes and devices are things."""
         if os.path.isdir(name):
             return "folder"
         if os.path.isfile(name):
@@ -56,13 +56,13 @@ class LocalPlace:
         return "thing" if os.path.exists(name) else None
 
     def matches(self, pattern: str) -> list[str] | None:
-        """See `Place`."""
+        """See `Storage`."""
         if not glob.has_magic(pattern):
             return None
         return [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """See `Place`; links to folders count as neither, so that no loop is walked."""
+        """See `Storage`; links to folders count as neither, so that no loop is walked."""
         try:
             with os.scandir(folder) as found:
                 inside = sorted(found, key=lambda entry: entry.name)
@@ -76,15 +76,15 @@ class LocalPlace:
         )
 
     def join(self, folder: str, name: str) -> str:
-        """See `Place`."""
+        """See `Storage`."""
         return str(Path(folder, name))
 
     def key(self, name: str) -> str:
-        """See `Place`."""
+        """See `Storage`."""
         return os.path.realpath(name)
 
     def head(self, name: str, length: int) -> bytes:
-        """See `Place`."""
+        """See `Storage`."""
         try:
             with open(name, "rb") as stream:
                 return stream.read(length)
@@ -92,17 +92,17 @@ class LocalPlace:
             raise CorpusError(f"cannot read {name}: {error.strerror}", "check the file") from None
 
     def file(self, name: str, format_: str) -> CorpusFile:
-        """See `Place`; the size of a pipe is unknown."""
+        """See `Storage`; the size of a pipe is unknown."""
         try:
             return local_file(Path(name), format_)
         except OSError as error:
             raise CorpusError(f"cannot read {name}: {error.strerror}", "check the file") from None
 
 
-LOCAL = LocalPlace()
-REMOTE = RemotePlace()
+LOCAL = LocalStorage()
+REMOTE = RemoteStorage()
 
 
-def place_of(name: str) -> Place:
-    """Where a name is to be looked for."""
+def storage_of(name: str) -> Storage:
+    """Return the storage that a name belongs to."""
     return REMOTE if is_remote(name) else LOCAL

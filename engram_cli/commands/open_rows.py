@@ -1,4 +1,4 @@
-"""What holds rows, opened: a layout, and where there are any, vectors and hits at given rows."""
+"""Opens a table, bundle, statistics folder or vocabulary for reading its rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.folder import Statistics, read_stats
 from engram_cli.stats.known import HitsAt
+from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.codecs import CODECS
 from engram_cli.table.store import TableStore, open_table
 
@@ -25,7 +25,9 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowReader:
-    """`layout` is bound. `vectors(layer, rows)` gives float32[n, dim], None where there are none;
+    """Reads rows at given indices; `layout` is bound.
+
+    `vectors(layer, rows)` gives float32[n, dim], None where there are none;
     `hits(layer, rows)` uint32[n]; `scales(layer, first, count)` a bundle's, as stored, for rows in
     order; `statistics` is what was opened, when it was that.
     """
@@ -63,9 +65,9 @@ def open_rows(found: Artifact, geometry: Geometry) -> RowReader:
 
 
 def hits_reader(rows: RowReader, layer: int, statistics: Statistics | None) -> HitsAt | None:
-    """What gives the hits of rows of `layer`, of any shape; None where none were counted.
+    """Return a reader of the hits of rows of `layer`, of any shape; None without hits.
 
-    Statistics are compressed: theirs are read once, and kept.
+    The hits of statistics are compressed, so they are read once and kept in memory.
     """
     counted = rows.statistics or statistics
     if rows.hits is not None and rows.statistics is None:
@@ -100,6 +102,7 @@ def _of_statistics(statistics: Statistics) -> RowReader:
 def _of_bundle(bundle: Bundle) -> RowReader:
     spec = bundle.spec
     maps = {(layer, part): bundle.maps(layer, part) for layer in spec.layers for part in spec.parts}
+    hit_maps = {layer: bundle.maps(layer, HITS) for layer in spec.layers if bundle.has_hits}
     codec = CODECS.load(spec.dtype)
 
     def vectors(layer: int, rows: Indices) -> NDArray[np.float32]:
@@ -114,25 +117,20 @@ def _of_bundle(bundle: Bundle) -> RowReader:
 
     def scales(layer: int, first: int, count: int) -> NDArray[Any]:
         own = maps[layer, SCALES]
-        return own[0] if spec.row_type.per == "layer" else _stretch(own, first, count)
+        return own[0] if spec.row_type.per == "layer" else _line_range(own, first, count)
 
     return RowReader(
         layout=spec.layout,
         layers=spec.layers,
         dim=spec.dim,
         vectors=vectors,
-        hits=_hits_of_bundle(bundle) if bundle.has_hits else None,
+        hits=(lambda layer, rows: _lines(hit_maps[layer], rows)) if bundle.has_hits else None,
         scales=scales if SCALES in spec.parts else None,
     )
 
 
-def _hits_of_bundle(bundle: Bundle) -> Callable[[int, Indices], NDArray[np.uint32]]:
-    maps = {layer: bundle.maps(layer, HITS) for layer in bundle.spec.layers}
-    return lambda layer, rows: _lines(maps[layer], rows)
-
-
-def _stretch(maps: list[NDArray[Any]], first: int, count: int) -> NDArray[Any]:
-    """`count` lines from `first` on of an array that lies in pieces, copied."""
+def _line_range(maps: list[NDArray[Any]], first: int, count: int) -> NDArray[Any]:
+    """Copy `count` lines from `first` on of an array in pieces."""
     found, begin = [], 0
     for own in maps:
         found.append(own[max(first - begin, 0) : max(first + count - begin, 0)])
@@ -141,7 +139,7 @@ def _stretch(maps: list[NDArray[Any]], first: int, count: int) -> NDArray[Any]:
 
 
 def _lines(maps: list[NDArray[Any]], rows: Indices) -> NDArray[Any]:
-    """The lines at `rows` of an array that lies in pieces, copied."""
+    """Copy the lines at `rows` of an array in pieces."""
     found: NDArray[Any] = np.empty((len(rows), *maps[0].shape[1:]), dtype=maps[0].dtype)
     first = 0
     for own in maps:

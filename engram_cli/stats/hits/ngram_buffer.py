@@ -1,7 +1,7 @@
-"""N-grams on their way to the counters: windows in, occurrences added up by n-gram, rows counted.
+"""Buffers n-grams before they are counted: adds up occurrences by n-gram, then counts the rows.
 
-What is pending is a table of the latest n-grams with their occurrences, and a list of those that
-had to make room in it. A full list is counted, each column by whichever thread is free.
+A buffer is a table of the latest n-grams with their occurrences, and a list of n-grams evicted from
+it. A full list is counted, each column by any free thread.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Columns:
         return range(self.columns.start, self.columns.stop)
 
 
-class Pending:
-    """The n-grams of one order of a layer that are not counted yet."""
+class NgramBuffer:
+    """Holds the n-grams of one order of a layer that are not counted yet."""
 
     def __init__(self, columns: Columns, items: int) -> None:
-        """`items`: how long the list may become."""
+        """`items`: the most n-grams of the list."""
         plan = columns.plan
         self.columns = columns
         self._multipliers = plan.multipliers[columns.order, : plan.orders[columns.order]].copy()
@@ -64,7 +64,7 @@ class Pending:
 
     @property
     def room(self) -> int:
-        """How many tokens may be pushed before `jobs` must be asked for, and done."""
+        """How many tokens may be pushed before the `jobs` must be run."""
         return len(self._mixes) - 1 - self._used
 
     def push(self, window: Window, rows: NDArray[np.uint32]) -> None:
@@ -88,7 +88,7 @@ class Pending:
         )
 
     def jobs(self) -> Sequence[Job]:
-        """Empty the list: what there is to be done for it, in any order, before the next push."""
+        """Empty the list; run the jobs, in any order, before the next push."""
         mixes, times = self._mixes[: self._used], self._times[: self._used]
         self._used = 0
         kernels.unscramble(mixes)
@@ -97,7 +97,7 @@ class Pending:
         return [partial(self._count, column, mixes, times) for column in self.columns.indices]
 
     def last_jobs(self) -> Sequence[Job]:
-        """Empty table and list."""
+        """Empty the table and the list."""
         assert len(self._slots) <= self.room
         self._used = kernels.empty_slots(self._slots, self._used, self._mixes, self._times)
         return self.jobs()
@@ -121,9 +121,9 @@ class Pending:
             kernels.count_near(*hashed, own)
 
 
-class EachOccurrence:
+class DirectCounter:
     """Counts every occurrence at once, where n-grams have no mix that decides all their rows: the
-    fold "powers". Slower than `Pending`."""
+    fold "powers". Slower than `NgramBuffer`."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
@@ -131,11 +131,11 @@ class EachOccurrence:
 
     @property
     def room(self) -> int:
-        """There is always room: nothing is kept."""
+        """Unlimited: nothing is buffered."""
         return sys.maxsize
 
     def push(self, window: Window, rows: NDArray[np.uint32]) -> None:
-        """Count the n-grams of T positions; `rows` as in `Pending.push`."""
+        """Count the n-grams of T positions; `rows` as in `NgramBuffer.push`."""
         plan = self._plan
         found = np.empty((len(plan.moduli), len(window)), dtype=np.uint32)
         plan.columns(window.tokens, window.seen, found)
@@ -144,25 +144,27 @@ class EachOccurrence:
             kernels.count_rows(own, self.columns.hits[begin : begin + modulus])
 
     def jobs(self) -> Sequence[Job]:
-        """Nothing is left to do."""
+        """Return no jobs."""
         return []
 
     last_jobs = jobs
 
 
-def counting(columns: Columns, items: int) -> Pending | EachOccurrence:
-    """What counts some columns; `items`: how long a list of n-grams may become."""
-    return EachOccurrence(columns) if len(columns.plan.weights) else Pending(columns, items)
+def make_buffer(columns: Columns, items: int) -> NgramBuffer | DirectCounter:
+    """Return the buffer of some columns; `items`: the most n-grams of its list."""
+    return DirectCounter(columns) if len(columns.plan.weights) else NgramBuffer(columns, items)
 
 
 def parts_of(rows: int) -> int:
-    """Into how many parts a column is divided to be counted; 0: into none."""
+    """Return into how many parts a column is divided for counting; 0: it is not divided."""
     parts = -(-rows >> kernels.PART_BITS)
     return parts if rows > NEAR_ROWS and parts <= MOST_PARTS else 0
 
 
 def scratch_items(rows: int, items: int) -> int:
-    """The uint32 that counting `items` n-grams in a column of `rows` takes: a quarter more than
-    they are, for parts are not filled evenly, and two tiles for each part."""
+    """Return how many uint32 it takes to count `items` n-grams in a column of `rows`.
+
+    A quarter more than `items`, for parts are not filled evenly, and two tiles for each part.
+    """
     parts = parts_of(rows)
     return items + items // 4 + 2 * kernels.TILE * parts if parts else 0

@@ -1,7 +1,7 @@
-"""Unpacks gzip, zstd, xz and bzip2 as a stream, to the last byte of the file.
+"""Decompresses gzip, zstd, xz and bzip2 as a stream, to the last byte of the file.
 
-Every stream of a file is read, and what lies between and behind them is looked at: a library's idea
-of where an archive ends is not trusted. Memory does not grow with what is unpacked.
+Every stream of a file is read, and the bytes between and after them are checked: a library's idea
+of where an archive ends is not trusted. Memory does not grow with the decompressed size.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _MOST_MEMORY = 2**27
 _XZ_PADDING = 4  # its padding is whole groups of so many zeros
 
 
-def packing(head: bytes) -> str | None:
+def compression_of(head: bytes) -> str | None:
     """Return how a file that begins with `head` is packed: gzip, zstd, xz, bz2, or None.
 
     Three bytes of a magic that are all there is are a truncated archive.
@@ -77,7 +77,7 @@ def _behind_skipped(head: bytes) -> bytes:
     return head
 
 
-class Unpacking(io.RawIOBase):
+class DecompressedStream(io.RawIOBase):
     """The unpacked bytes of a stream.
 
     Raises CorpusError for an archive that is truncated or damaged, is followed by something else,

@@ -1,4 +1,4 @@
-"""Work ahead of who consumes it: a generator run in a thread, its items handed over in order."""
+"""Runs a generator ahead of its consumer in a thread, and hands over its items in order."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class _End:
     pass
 
 
-class _Line(Generic[T]):
-    """What a thread and its consumer share."""
+class _Channel(Generic[T]):
+    """The queue between a thread and its consumer."""
 
     def __init__(self, depth: int, cancel: threading.Event) -> None:
         self.items: queue.Queue[T | _Failure | _End] = queue.Queue(depth)
@@ -32,7 +32,7 @@ class _Line(Generic[T]):
         self.cancel = cancel
 
     def put(self, item: T | _Failure | _End) -> bool:
-        """Hand over `item`; False when nobody wants it any more."""
+        """Hand over `item`; return False when the consumer is gone."""
         while not (self.unwanted.is_set() or self.cancel.is_set()):
             with suppress(queue.Full):
                 self.items.put(item, timeout=_POLL)
@@ -40,7 +40,7 @@ class _Line(Generic[T]):
         return False
 
     def get(self) -> T | _Failure | _End:
-        """The next item; the end when everything was cancelled."""
+        """Return the next item; the end when everything was cancelled."""
         while not self.cancel.is_set():
             with suppress(queue.Empty):
                 return self.items.get(timeout=_POLL)
@@ -60,7 +60,7 @@ class _Line(Generic[T]):
         self.put(last)
 
 
-def ahead(
+def prefetch(
     source: Generator[T, None, None],
     *,
     depth: int,
@@ -68,26 +68,28 @@ def ahead(
     patience: float,
     last: bool = False,
 ) -> Generator[T, None, None]:
-    """The items of `source`, made up to `depth` ahead in a thread of its own.
+    """Yield the items of `source`, made up to `depth` ahead in a thread.
 
     An error of the source is raised here. When this generator is closed the source is closed too,
     in its thread; up to `patience` seconds are waited for that, for the thread may hang in a read
     from a pipe and does not keep the program from ending. `cancel` is shared by all the threads of
-    a line; only the `last` of them sets it, whose consumer is at the end of the line.
+    a line; only the `last` of them sets it, whose consumer is at the end of the chain.
     """
-    line: _Line[T] = _Line(depth, cancel)
-    thread = threading.Thread(target=line.run, args=(source,), daemon=True, name="engram-ahead")
+    channel: _Channel[T] = _Channel(depth, cancel)
+    thread = threading.Thread(
+        target=channel.run, args=(source,), daemon=True, name="engram-prefetch"
+    )
     thread.start()
     try:
         while True:
-            item = line.get()
+            item = channel.get()
             if isinstance(item, _End):
                 return
             if isinstance(item, _Failure):
                 raise item.error
             yield item
     finally:
-        line.unwanted.set()
+        channel.unwanted.set()
         if last:
             cancel.set()
         thread.join(patience)

@@ -16,8 +16,8 @@ from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, ha
 from engram_cli.commands.workspace import Workspace
 from engram_cli.engines import work
 from engram_cli.errors import InputError
-from engram_cli.stats.folder import read_stats
-from engram_cli.stats.watching import exact_memory
+from engram_cli.stats.collector_set import exact_memory
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.vocab.compress import CompressedVocab
 
 GEOMETRY = Geometry(heads=2, rows_per_head=(211,), layers=(1,), pad_id=2)
@@ -68,7 +68,7 @@ def test_exact_counting_is_refused_before_the_corpus_is_read(
 ) -> None:
     monkeypatch.setattr(command, "available_memory", lambda: 900 * 10**6)
     monkeypatch.setattr(command, "exact_memory", lambda available, planned: 10**6)
-    monkeypatch.setattr(work, "Tally", None)
+    monkeypatch.setattr(work, "CorpusCounter", None)
     with pytest.raises(InputError, match="all 2-grams, 0 so far, need 17 MB or more, 1 MB"):
         run(here, "exact", exact=True)
     assert not (here / "exact").exists()
