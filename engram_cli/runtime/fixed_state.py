@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.runtime.recording import is_recorded
+from engram_cli.runtime.graph_capture import is_capturing_graph
 
 
 class FixedState:
@@ -63,7 +63,7 @@ class FixedState:
                 layer: inputs.detach().new_zeros(batch, self.reaches[layer], inputs.shape[2])
                 for layer, inputs in conv.items()
             }
-            if tokens.is_cuda and not is_recorded():
+            if tokens.is_cuda and not is_capturing_graph():
                 for held in (self.seen, self.tokens, *self.conv.values()):
                     torch._dynamo.mark_static_address(held)  # CUDA graphs may change them in place
         self.seen += tokens.shape[1]

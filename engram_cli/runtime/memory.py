@@ -20,14 +20,14 @@ from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.tensors import Array
 from engram_cli.runtime import ops
 from engram_cli.runtime.caches import caches_in, carrier, handed_back, handed_out, values_of
-from engram_cli.runtime.capture import (
+from engram_cli.runtime.forward_args import (
     Call,
     document_ages,
     merge_calls,
     read_call,
     real_positions,
 )
-from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
 from engram_cli.runtime.notices import warn_of_saving
 from engram_cli.runtime.past import cache_at_layer, cache_of, check_start, past_of, unseen_state

@@ -18,7 +18,7 @@ from torch import Tensor
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.caches import STATES, cache_length, carrier
 from engram_cli.runtime.fixed_state import FixedState, was_skipped
-from engram_cli.runtime.recording import is_recorded
+from engram_cli.runtime.graph_capture import is_capturing_graph
 
 KEEP = 64  # positions beyond the needed ones: assisted decoding takes back at most a few dozen
 _FOLLOWED = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")
@@ -238,7 +238,7 @@ def keep_on(cache: Any, name: str, state: State) -> None:
     """
     held = carrier(cache)
     states = getattr(held, STATES, None)
-    if is_recorded() and states is not None and states.get(name) is state:
+    if is_capturing_graph() and states is not None and states.get(name) is state:
         return
     if states is None:
         states = {}

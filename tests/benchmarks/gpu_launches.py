@@ -32,9 +32,9 @@ from tier_cases import a_store, random_records, some_rows, tier_spec  # noqa: E4
 from engram_cli.runtime import (  # noqa: E402
     RowwiseAdagrad,
     RowwiseAdam,
-    custom_rows,
-    gathering,
+    lookup_reference,
     ops,
+    torch_ops_rows,
 )
 from engram_cli.runtime.kernels import launching  # noqa: E402
 from engram_cli.runtime.loading import hash_tensors  # noqa: E402
@@ -145,7 +145,7 @@ class World:
         self.few = torch.randint(0, vocab, (1, 4 if small else 64), device=DEVICE)
         tokens = (1, 8) if small else (8, 2048)
         self.many = torch.randint(0, vocab, tokens, device=DEVICE, dtype=torch.int32)
-        self.rows = gathering.find_rows(self.hashed, self.many)[0]
+        self.rows = lookup_reference.find_rows(self.hashed, self.many)[0]
         self.values = torch.randn(1, *tokens, self.rows.shape[-1] * DIM, device=DEVICE)
         spec, count = tier_spec("bfloat16", DIM), 300
         self.store = a_store(spec, random_records(spec, count), DEVICE)
@@ -178,7 +178,7 @@ class World:
             "gate, forward and backward": lambda: self.gates[0].gradients(ops.gate),
             "convolution, forward and backward": lambda: self.gates[1].gradients(ops.gate),
             "ops.sum_rows": lambda: ops.sum_rows(vectors, rows, height),
-            "dense gradient, atomic": lambda: custom_rows.dense_row_gradient(
+            "dense gradient, atomic": lambda: torch_ops_rows.dense_row_gradient(
                 vectors, rows, height, item, True
             ),
         }

@@ -16,7 +16,7 @@ import torch
 from tiers_cases import ROW_BYTES, Calls
 from torch import Tensor
 
-from engram_cli.runtime import gathering, ops
+from engram_cli.runtime import lookup_reference, ops
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.tables import Table
 from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
@@ -137,15 +137,15 @@ def check(it: World) -> dict[str, Any]:
     """Every way of reading gives what the twin gives on the CPU."""
     ids = it.id_sets(64)[0]
     cpu = hash_tensors(it.spec.layout, it.spec.layers)
-    rows = gathering.find_rows(cpu, ids.cpu())
+    rows = lookup_reference.find_rows(cpu, ids.cpu())
     records = table_of(it.buffer.view(-1, 264), it.spec)
-    expected = gathering.vectors([records], rows, torch.bfloat16)[0]
+    expected = lookup_reference.vectors([records], rows, torch.bfloat16)[0]
     hot = np.unique(rows.numpy().reshape(-1)[::3])
     for store in (it.store, it.tiered(hot)):
         for path in ("in-place", "staged", None):
             _same(it.ours(store, ids, path)(), expected)
     if it.peers:
-        other = gathering.vectors([it.theirs], rows, torch.bfloat16)[0]
+        other = lookup_reference.vectors([it.theirs], rows, torch.bfloat16)[0]
         for name, peer in it.peers.items():
             found = peer(ids)()
             _same(found[1] if isinstance(found, tuple) else found, other, name)

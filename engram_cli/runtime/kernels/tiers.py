@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels.launch import converts_fp8
 from engram_cli.runtime.kernels.launching import Launcher
 from engram_cli.runtime.kernels.lookup import GROUP, _deliver
+from engram_cli.runtime.kernels.lookup_launcher import converts_fp8
 from engram_cli.runtime.kernels.tiles import parts_of, power_of_two
 from engram_cli.runtime.tiers.hot_set import HotSet
 from engram_cli.runtime.tiers.reading import Shelves, key_dtype
@@ -314,5 +314,5 @@ def _launch(
 
 
 def _values_a_thread(values: int) -> int:
-    """As in `launch.choose_plan`; in place 8, so that many programs share the wait."""
+    """As in `lookup_launcher.choose_plan`; in place 8, so that many programs share the wait."""
     return 8 if values <= 2**17 else 32 if values <= 2**21 else 64

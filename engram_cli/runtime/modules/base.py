@@ -17,7 +17,7 @@ from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.runtime import ops
 from engram_cli.runtime.clipping import Watched
-from engram_cli.runtime.gating import GateWeights
+from engram_cli.runtime.gate_reference import GateWeights
 from engram_cli.runtime.tables import Table, dequantise
 from engram_cli.runtime.tiers.placed import PlacedRows
 
