@@ -35,14 +35,14 @@ from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.replay import Replays
 from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
 from engram_cli.runtime.tables import FLOATS, Table
-from engram_cli.runtime.tiers.placed import PlacedRows
+from engram_cli.runtime.tiers.protocol import PlacedRows
 from engram_cli.vocab.lookup import HOLE
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.placement import Placement
-    from engram_cli.runtime.tiers.reads import Reads
-    from engram_cli.runtime.tiers.serving import Counters, Tiers
-    from engram_cli.runtime.tiers.store import TieredRows
+    from engram_cli.runtime.tiers.tier_counters import Counters, Tiers
+    from engram_cli.runtime.tiers.tier_reader import TierReader
+    from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 _BUFFERS = ("lookup", "multipliers", "columns")
 _OF_THIS_PROCESS = ("_local", "_replays", "tiers")
@@ -70,7 +70,7 @@ class Step:
     cache: Any
     containers: dict[str, Any]
     trains: bool
-    reads: Reads | None = None
+    reads: TierReader | None = None
     done: set[int] = field(default_factory=set)
     conv: dict[int, Tensor] = field(default_factory=dict)
 
@@ -125,9 +125,9 @@ class Memory(nn.Module):
         stores = {place: own for place, own in enumerate(rows) if isinstance(own, PlacedRows)}
         if not stores:
             return None
-        from engram_cli.runtime.tiers.serving import Tiers
+        from engram_cli.runtime.tiers.tier_counters import Tiers
 
-        return Tiers(cast("dict[int, TieredRows]", stores))
+        return Tiers(cast("dict[int, TieredEmbedding]", stores))
 
     @property
     def counters(self) -> Counters:
@@ -135,7 +135,7 @@ class Memory(nn.Module):
 
         All zero where all rows lie in HBM, which nothing counts.
         """
-        from engram_cli.runtime.tiers.serving import Counters
+        from engram_cli.runtime.tiers.tier_counters import Counters
 
         return Counters() if self.tiers is None else self.tiers.counters()
 

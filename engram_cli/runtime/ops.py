@@ -40,7 +40,7 @@ from engram_cli.runtime.tables import FLOATS, Table, dequantise
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.hot_set import HotSet
-    from engram_cli.runtime.tiers.reading import Shelves
+    from engram_cli.runtime.tiers.tier_records import TierBuffers
 
 __all__ = [
     "GateWeights",
@@ -147,28 +147,28 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
     return torch_ops.call(torch_ops.find_rows, ids, tensors, look_back)
 
 
-def read_tiers(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
-    """Write the vectors of rows int64[n] to `out` [n, dim], from two places (`reading.read`)."""
+def read_tiers(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
+    """Write the vectors of rows int64[n] in tiers to `out` [n, dim] (`tier_records.read`)."""
     if not has_kernels(out.device):
-        from engram_cli.runtime.tiers import reading
+        from engram_cli.runtime.tiers import tier_records
 
-        reading.read(shelves, rows, slots, out)
+        tier_records.read(tier_buffers, rows, slots, out)
         return
     from engram_cli.runtime.kernels import tiers
 
-    if shelves.form.has_kernel:
-        tiers.read(shelves, rows, slots, out)
+    if tier_buffers.form.has_kernel:
+        tiers.read(tier_buffers, rows, slots, out)
         return
-    table = shelves.form.table(tiers.read_records(shelves, rows, slots))
+    table = tier_buffers.form.table(tiers.read_records(tier_buffers, rows, slots))
     out.copy_(dequantise(table, torch.arange(len(rows), device=out.device), out.dtype))
 
 
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
-    """Rows int64[n] with `height` for each hot one (`reading.cold_keys`)."""
+    """Rows int64[n] with `height` for each hot one (`tier_records.cold_keys`)."""
     if not has_kernels(rows.device):
-        from engram_cli.runtime.tiers import reading
+        from engram_cli.runtime.tiers import tier_records
 
-        return reading.cold_keys(rows, hot, height)
+        return tier_records.cold_keys(rows, hot, height)
     from engram_cli.runtime.kernels import tiers
 
     return tiers.cold_keys(rows, hot, height)
@@ -177,11 +177,11 @@ def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
 def find_slots(
     keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
 ) -> None:
-    """Number the distinct ones of sorted keys [n], and count them (`reading.find_slots`)."""
+    """Number the distinct ones of sorted keys [n], and count them (`tier_records.find_slots`)."""
     if not has_kernels(keys.device):
-        from engram_cli.runtime.tiers import reading
+        from engram_cli.runtime.tiers import tier_records
 
-        reading.find_slots(keys, order, height, slots, found, counted)
+        tier_records.find_slots(keys, order, height, slots, found, counted)
         return
     from engram_cli.runtime.kernels import tiers
 

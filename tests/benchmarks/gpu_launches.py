@@ -171,7 +171,7 @@ class World:
             "ops.find_rows, few tokens": lambda: ops.find_rows(self.hashed, self.few),
             "ops.look_up, few tokens": lambda: ops.look_up(self.hashed, self.few, tables),
             "ops.read_tiers, in place": lambda: ops.read_tiers(
-                store.shelves, self.places, None, out
+                store.tier_buffers, self.places, None, out
             ),
             "ops.gate": lambda: gate(0),
             "ops.gate with a convolution": lambda: gate(1),
@@ -185,11 +185,11 @@ class World:
 
     def staged(self) -> None:
         """What staging launches."""
-        hot, height = self.store.shelves.hot_set, 300
+        hot, height = self.store.tier_buffers.hot_set, 300
         keys, order = ops.cold_keys(self.places, hot, height).sort(stable=True)
         slots = torch.empty_like(self.places)
         found = torch.empty(len(slots) + 1, dtype=torch.int64, device=DEVICE)
-        ops.find_slots(keys, order, height, slots, found, self.store.shelves.counted)
+        ops.find_slots(keys, order, height, slots, found, self.store.tier_buffers.counted)
 
     def steps(self) -> dict[str, Call]:
         """Training steps in a plain loop, torch's first."""

@@ -77,7 +77,7 @@ def rows() -> None:
 
 
 def tiers() -> None:
-    """Rows out of two places, hot or not, in place and brought by a courier."""
+    """Hot rows and others, read in place and copied by a copy thread."""
     for dtype, dims in WIDTHS.items():
         spec = tier_spec(dtype, dims[0])
         records = random_records(spec, 300)

@@ -24,7 +24,7 @@ def test_importing_the_runtime_loads_torch_and_numpy_only() -> None:
 
 def test_tiers_and_operators_are_loaded_where_there_are_some() -> None:
     late = (
-        "tiers.store",
+        "tiers.tiered_embedding",
         "tiers.building",
         "torch_ops",
         "torch_ops_rows",

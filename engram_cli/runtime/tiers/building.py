@@ -29,10 +29,10 @@ from engram_cli.runtime.tiers.placement import (
     parse_placement,
     resolve,
 )
-from engram_cli.runtime.tiers.ring import Road
-from engram_cli.runtime.tiers.source import RowSource, record_layout
-from engram_cli.runtime.tiers.store import TieredRows
-from engram_cli.runtime.tiers.tuning import Tuning, local_tuning
+from engram_cli.runtime.tiers.protocol import RowSource
+from engram_cli.runtime.tiers.staging_ring import StagingQueue, Tuning, local_tuning
+from engram_cli.runtime.tiers.tier_records import record_layout
+from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 from engram_cli.sizes import read_size
 
 HOST_MEMORY = "ENGRAM_HOST_MEMORY"
@@ -68,12 +68,12 @@ def stores_of(
     bundle: Bundle,
     placement: Placement,
     homes: Mapping[int, tuple[torch.dtype, torch.device]],
-) -> dict[int, TieredRows]:
+) -> dict[int, TieredEmbedding]:
     """Each layer's rows as placed, where its dense weights have a dtype and device of `homes`."""
     tuning = _tuning(bundle.spec, {device for _, device in homes.values()})
-    roads: dict[torch.device, Road] = {}
+    staging_queues: dict[torch.device, StagingQueue] = {}
     return {
-        layer: _store(bundle, own, *homes[layer], roads, tuning)
+        layer: _store(bundle, own, *homes[layer], staging_queues, tuning)
         for layer, own in placement.layers.items()
     }
 
@@ -89,25 +89,25 @@ def _store(
     placed: LayerPlacement,
     dtype: torch.dtype,
     device: torch.device,
-    roads: dict[torch.device, Road],
+    staging_queues: dict[torch.device, StagingQueue],
     tuning: Tuning,
-) -> TieredRows:
+) -> TieredEmbedding:
     layer = placed.layer
-    if device not in roads:
-        roads[device] = Road(device, tuning)
+    if device not in staging_queues:
+        staging_queues[device] = StagingQueue(device, tuning)
     cold: RowSource
     if placed.cold == "host":
         cold = HostRows.of_bundle(bundle, layer, pinned=device.type == "cuda")
     else:
         cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes)
-    return TieredRows(
+    return TieredEmbedding(
         bundle.spec,
         cold,
         device=device,
         hot_rows=placed.hot_rows,
         layer_scale=_layer_scale(bundle, layer),
         dtype=dtype if dtype in FLOATS else torch.float32,
-        road=roads[device],
+        staging_queue=staging_queues[device],
         origin=(bundle, layer),
     )
 

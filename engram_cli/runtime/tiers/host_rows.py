@@ -1,6 +1,6 @@
 """All rows of a layer in host memory, as records: pinned where a GPU is to read them.
 
-In: a bundle's shards, or records that lie there already. Out: any rows, gathered by the crew, or
+In: a bundle's shards, or records that lie there already. Out: any rows, gathered by the pool, or
 read in place by a kernel.
 """
 
@@ -22,11 +22,11 @@ from torch import Tensor
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle import Bundle, Place
 from engram_cli.formats.bundle_spec import ROWS, SCALES
-from engram_cli.runtime.tiers.forks import renew_in_children
-from engram_cli.runtime.tiers.source import RecordLayout, record_layout
+from engram_cli.runtime.tiers.protocol import renew_in_children
+from engram_cli.runtime.tiers.tier_records import RecordLayout, record_layout
 
 if TYPE_CHECKING:
-    from engram_cli.runtime.tiers.crew.crew import Crew
+    from engram_cli.runtime.tiers.host_gather.gather_pool import GatherPool
 
 _PIECE_BYTES = 16 * 2**20  # read at once
 _PINNED_BYTES = 2**30  # registered at once
@@ -49,7 +49,7 @@ class HostRows:
         renew_in_children(self)
 
     def after_fork(self) -> None:
-        """A lock of its own for a child process; the crew makes its own."""
+        """A lock of its own for a child process; the pool makes its own."""
         self._lock = threading.Lock()
 
     @classmethod
@@ -59,7 +59,7 @@ class HostRows:
         records = host_memory(host_bytes(bundle, layer), pinned=pinned)
         records = records.view(-1, layout.record_bytes)
         if pinned:
-            _the_crew()  # made, which may mean compiled, before anyone waits for rows
+            _gather_pool()  # made, which may mean compiled, before anyone waits for rows
         _fill(records, layout, bundle, layer)
         return cls(records)
 
@@ -76,11 +76,11 @@ class HostRows:
     def gather(self, rows: Tensor, out: Tensor) -> None:
         """Write the records of `rows` to `out` (`RowSource.gather`)."""
         begin = time.perf_counter()
-        crew = _the_crew()
-        if crew is None:
+        pool = _gather_pool()
+        if pool is None:
             wrong = gather_plainly(self.records, rows, out)
         else:
-            wrong = crew.gather(self.records, rows, out)
+            wrong = pool.gather(self.records, rows, out)
         if wrong:
             raise InputError(f"a row is outside 0..{self.rows - 1}", "ask for rows of it")
         with self._lock:
@@ -98,14 +98,14 @@ class HostRows:
         self.records = self.records[:0]
 
 
-def _the_crew() -> Crew | None:
-    from engram_cli.runtime.tiers.crew.crew import the_crew
+def _gather_pool() -> GatherPool | None:
+    from engram_cli.runtime.tiers.host_gather.gather_pool import shared_gather_pool
 
-    return the_crew()
+    return shared_gather_pool()
 
 
 def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:
-    """Twin of `Crew.gather`: whether a row has no record."""
+    """Twin of `GatherPool.gather`: whether a row has no record."""
     try:
         # Eight bytes at a time: byte by byte torch gathers a tenth of it.
         torch.index_select(records.view(torch.int64), 0, rows, out=out.view(torch.int64))

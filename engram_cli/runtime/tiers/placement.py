@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.tiers.disk_rows import SCRATCH_BYTES
-from engram_cli.runtime.tiers.hot_set import hot_set_bytes
-from engram_cli.runtime.tiers.hottest import Hottest, hottest
+from engram_cli.runtime.tiers.hot_set import Hottest, hot_set_bytes, hottest
 from engram_cli.runtime.tiers.row_cache import slot_bytes
-from engram_cli.runtime.tiers.source import record_layout
+from engram_cli.runtime.tiers.tier_records import record_layout
 from engram_cli.sizes import read_size
 
 Cold = Literal["none", "host", "disk"]

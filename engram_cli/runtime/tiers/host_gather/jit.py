@@ -1,4 +1,4 @@
-"""What the crew's kernels need beyond Numba: atomics, semaphores, calls and accesses by address."""
+"""What the pool's kernels need beyond Numba: atomics, semaphores, calls and accesses by address."""
 
 from __future__ import annotations
 
