@@ -54,16 +54,17 @@ class Step:
     """One forward call under way: T new positions of B sequences after `state`'s.
 
     `older` int64[B, N-1] the compressed ids before `tokens`; `trains`: the call makes a graph.
-    `rows` int64[L, B, T, C], or their vectors [L, B, T, C x dim]; `keep` bool[B, T], False at
-    padding; `age` int64[B, T], earlier positions of the same document; `reads`: the vectors that
-    are on their way from other tiers; `done` the layers that ran, `conv` their convolutions'
-    inputs.
+    `rows` int64[L, B, T, C] are row numbers, None where one kernel looked up the `vectors`
+    [L, B, T, C x dim] of all layers at once, which are None elsewhere. `keep` bool[B, T], False at
+    padding; `age` int64[B, T], earlier positions of the same document; `reads`: vectors that are
+    prefetched from other tiers; `done` the layers that ran, `conv` their convolutions' inputs.
     """
 
     tokens: Tensor
     older: Tensor
     seen: Tensor
-    rows: Tensor
+    rows: Tensor | None
+    vectors: Tensor | None
     keep: Tensor | None
     age: Tensor | None
     state: State
@@ -73,6 +74,21 @@ class Step:
     reads: TierReader | None = None
     done: set[int] = field(default_factory=set)
     conv: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def row_numbers(self) -> Tensor:
+        """`rows` of a memory with rows in tiers, which one kernel cannot look up."""
+        assert self.rows is not None
+        return self.rows
+
+    def module_input(self, place: int) -> Tensor:
+        """What the module of the layer at index `place` takes: its row numbers, or its vectors.
+
+        `MemoryModule.vectors` tells them apart by dtype: vectors are floats.
+        """
+        if self.reads is not None and place in self.reads:
+            return self.reads.take(place)
+        return (self.row_numbers if self.vectors is None else self.vectors)[place]
 
 
 class _Local(threading.local):
@@ -93,7 +109,7 @@ class Memory(nn.Module):
         self.name = name
         self.spec = spec
         self.layers = nn.ModuleDict({str(layer): module for layer, module in modules.items()})
-        self.reaches = {layer: m.reach for layer, m in modules.items() if m.reach}
+        self.conv_receptive_fields = {layer: m.reach for layer, m in modules.items() if m.reach}
         self.places = {layer: place for place, layer in enumerate(modules)}
         self.hashed = hashed
         self.has_holes = bool(ops.is_hole(hashed.lookup).any())
@@ -102,7 +118,7 @@ class Memory(nn.Module):
         self.register_state_dict_pre_hook(warn_of_saving)  # type: ignore[no-untyped-call]
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
         # Its states on caches are no other's, nor those of what was attached by its name before.
-        self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.reaches}"
+        self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.conv_receptive_fields}"
         self.active = True
         self.asked = "hbm"  # the placement asked for, and what was resolved
         self.placement: Placement | None = None
@@ -151,7 +167,7 @@ class Memory(nn.Module):
             return
         call = read_call(0, ("input_ids",), (ids,), inputs)
         with torch.no_grad():
-            self.tiers.prefetch(self._begin(merge_calls([call])).rows)
+            self.tiers.prefetch(self._begin(merge_calls([call])).row_numbers)
 
     def replace_rows(self, rows: dict[int, AnyRows]) -> None:
         """Put other rows into all layers; those in tiers are let go of."""
@@ -196,7 +212,7 @@ class Memory(nn.Module):
             step = self._begin(merge_calls(calls))
             # A compiler sees one operator where a layer needs its rows.
             if self.tiers is not None and not torch.compiler.is_compiling():
-                step.reads = self.tiers.start(step.rows)
+                step.reads = self.tiers.start(step.row_numbers)
             self._local.step = step
 
     def leave(self, depth: int, names: Sequence[str], is_owner: bool, output: Any) -> None:
@@ -225,19 +241,17 @@ class Memory(nn.Module):
             step.cache = cache_at_layer(given, self.key, step.tokens.shape, step.keep, grad=grad)
         history = step.state.conv_history(layer)
         place = self.places[layer]
-        rows = step.rows[place]
-        if step.reads is not None and place in step.reads:
-            rows = step.reads.take(place)
-        self._replays.keep(layer, hidden, step, rows, history)
+        rows_or_vectors = step.module_input(place)
+        self._replays.keep(layer, hidden, step, rows_or_vectors, history)
         summed: Tensor
         summed, inputs = self.layers[str(layer)](
             hidden,
-            rows,
+            rows_or_vectors,
             step.keep,
             history,
             step.age,
             residual=True,
-            tail=self.reaches.get(layer, 0) + KEEP,
+            tail=self.conv_receptive_fields.get(layer, 0) + KEEP,
         )
         step.done.add(layer)
         if inputs is not None:
@@ -247,20 +261,21 @@ class Memory(nn.Module):
     def _add_again(self, layer: int, hidden: Tensor) -> Tensor:
         """`add` where a checkpoint runs the layer again. Raises RuntimeAttachError elsewhere."""
         replay = self._replays.find(layer, hidden)
-        step, rows = replay.step, replay.rows
-        if rows.requires_grad and not replay.had_graph:
+        step, rows_or_vectors = replay.step, replay.rows_or_vectors
+        if rows_or_vectors.requires_grad and not replay.had_graph:
             # Each layer's backward frees the graph it goes through: none is shared by layers.
             window = torch.cat((step.older, step.tokens), dim=1)
-            rows = ops.hash_rows(self.hash_tensors(), window, step.seen)[self.places[layer]]
+            every_layer = ops.hash_rows(self.hash_tensors(), window, step.seen)
+            rows_or_vectors = every_layer[self.places[layer]]
         summed: Tensor
         summed, _ = self.layers[str(layer)](
             hidden,
-            rows,
+            rows_or_vectors,
             step.keep,
             replay.history,
             step.age,
             residual=True,
-            tail=self.reaches.get(layer, 0) + KEEP,
+            tail=self.conv_receptive_fields.get(layer, 0) + KEEP,
         )
         return summed
 
@@ -282,7 +297,7 @@ class Memory(nn.Module):
         ids = call.ids.to(hashed.lookup.device)
         cache = cache_of(call, self.key)
         older = max(1, hashed.max_order - 1)
-        state, past = past_of(cache, self.key, ids.shape[0], older, self.reaches)
+        state, past = past_of(cache, self.key, ids.shape[0], older, self.conv_receptive_fields)
         keep = real_positions(call.mask, past, ids.shape[1])
         if isinstance(past, int) and past == 0:
             check_start(call, keep)
@@ -303,6 +318,7 @@ class Memory(nn.Module):
         if self.spec.packed:
             age = document_ages(call, past, ids).to(seen.device)
             seen = torch.minimum(seen, age + 1)
+        rows = vectors = None
         if not ops.has_kernels(hashed.lookup.device):
             rows = ops.hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
         else:
@@ -315,12 +331,13 @@ class Memory(nn.Module):
             if tables is None:
                 rows = ops.find_rows(hashed, ids, back)
             else:
-                rows = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
+                vectors = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
         return Step(
             tokens=tokens,
             older=history,
             seen=seen,
             rows=rows,
+            vectors=vectors,
             keep=keep,
             age=age,
             state=state,

@@ -45,7 +45,7 @@ def cache_of(call: Call, name: str) -> Any:
 
 
 def past_of(
-    cache: Any, name: str, batch: int, older: int, reaches: dict[int, int]
+    cache: Any, name: str, batch: int, older: int, conv_receptive_fields: dict[int, int]
 ) -> tuple[State, int | Tensor]:
     """The state of a cache of `batch` sequences and its length; a new state where it is empty.
 
@@ -63,7 +63,7 @@ def past_of(
         length = state.length if length < state.length else length
     known = 0 if state is None or isinstance(length, Tensor) else state.length
     if isinstance(length, Tensor) or length == known == 0:
-        return new_state(cache, older, reaches), length
+        return new_state(cache, older, conv_receptive_fields), length
     if state is None or length != known:
         raise RuntimeAttachError(
             f"the cache holds {length} tokens, of which the memory has seen {known}", _REFILL

@@ -163,11 +163,11 @@ class MemoryModule(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What to add to `hidden`, of its shape, and the convolution's new inputs if it has one.
 
-        `hidden` [B, T, d], [B, T, streams, d] or [B, T, streams x d]; `rows` int64[B, T, C]; `keep`
-        bool[B, T], False at padding, which gets zero and feeds nothing; `history` [B, reach,
-        streams x d]; `age` int64[B, T], how many earlier positions belong to the same document,
-        None where a line is one document. `residual` gives the sum with `hidden`, rounded once;
-        the inputs are those of the last `tail` positions.
+        `hidden` [B, T, d], [B, T, streams, d] or [B, T, streams x d]; `rows` int64[B, T, C], or
+        their vectors; `keep` bool[B, T], False at padding, which gets zero and feeds nothing;
+        `history` [B, reach, streams x d]; `age` int64[B, T], how many earlier positions belong to
+        the same document, None where a line is one document. `residual` gives the sum with
+        `hidden`, rounded once; the inputs are those of the last `tail` positions.
         """
         weights = self.gate_weights()
         device = weights.query.device

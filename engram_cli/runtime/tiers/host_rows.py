@@ -1,7 +1,6 @@
-"""All rows of a layer in host memory, as records: pinned where a GPU is to read them.
+"""All rows of a layer in host memory as records, pinned where a GPU reads them: a `RowSource`.
 
-In: a bundle's shards, or records that lie there already. Out: any rows, gathered by the pool, or
-read in place by a kernel.
+Rows are gathered by the threads of the `GatherPool`, or read in place by a kernel.
 """
 
 from __future__ import annotations
@@ -49,17 +48,17 @@ class HostRows:
         renew_in_children(self)
 
     def after_fork(self) -> None:
-        """A lock of its own for a child process; the pool makes its own."""
+        """Make a new lock in a child process; the pool makes new threads itself."""
         self._lock = threading.Lock()
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, layer: int, *, pinned: bool) -> HostRows:
-        """A layer of a bundle. Raises InputError where memory cannot be had, ArtifactError."""
+        """Read a layer of a bundle. Raises InputError for refused memory, and ArtifactError."""
         layout = record_layout(bundle.spec)
         records = host_memory(host_bytes(bundle, layer), pinned=pinned)
         records = records.view(-1, layout.record_bytes)
         if pinned:
-            _gather_pool()  # made, which may mean compiled, before anyone waits for rows
+            _gather_pool()  # made now, because compiling it takes seconds
         _fill(records, layout, bundle, layer)
         return cls(records)
 
@@ -94,7 +93,7 @@ class HostRows:
         return {"rows": rows, "bytes": rows * self.record_bytes, "hits": 0, "seconds": seconds}
 
     def close(self) -> None:
-        """Let go of the memory; kernels that read it must have ended."""
+        """Free the memory; kernels that read it must have ended."""
         self.records = self.records[:0]
 
 
@@ -105,9 +104,9 @@ def _gather_pool() -> GatherPool | None:
 
 
 def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:
-    """Twin of `GatherPool.gather`: whether a row has no record."""
+    """`GatherPool.gather` in plain PyTorch; returns 1 where a row is outside the table."""
     try:
-        # Eight bytes at a time: byte by byte torch gathers a tenth of it.
+        # As 8-byte words: torch gathers single bytes at a tenth of the speed.
         torch.index_select(records.view(torch.int64), 0, rows, out=out.view(torch.int64))
     except IndexError:
         return 1
@@ -115,20 +114,20 @@ def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:
 
 
 def host_bytes(bundle: Bundle, layer: int) -> int:
-    """What the records of a layer take."""
+    """Return the bytes of a layer's records."""
     return bundle.spec.rows(layer) * record_layout(bundle.spec).record_bytes
 
 
 def host_memory(size: int, *, pinned: bool) -> Tensor:
-    """uint8[size], zero: whole pages, the larger the better; pinned in place, not by torch.
+    """Allocate uint8[size], zero, on huge pages where the system has them.
 
-    torch's own pinned memory comes in powers of two, which may be twice as much. Raises InputError
-    where the system does not give it.
+    Pinned in place, because torch allocates pinned memory in powers of two, which may take twice as
+    much. Raises InputError where the system refuses.
     """
     if not size:
         return torch.empty(0, dtype=torch.uint8)
     try:
-        # Private, since shared pages are seldom huge.
+        # Private, because shared pages are rarely huge.
         memory = _Pages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as error:
         raise InputError(f"{size:,} bytes of host memory: {error}", "ask for less") from None
@@ -142,19 +141,19 @@ def host_memory(size: int, *, pinned: bool) -> Tensor:
 
 
 class _Pages(mmap.mmap):
-    """Pages that give up their registration with CUDA before they go."""
+    """Memory pages that are unregistered from CUDA before they are freed."""
 
     registered: tuple[int, ...] = ()
 
     def __del__(self) -> None:
         if self.registered and not sys.is_finalizing():
-            torch.cuda.synchronize()  # no kernel reads them any more
+            torch.cuda.synchronize()  # kernels may still read them
             for address in self.registered:
                 _cudart().cudaHostUnregister(address)
 
 
 def _pin(memory: _Pages, held: Tensor) -> None:
-    """Register the pages of `held` with CUDA, touched first, since that is what takes the time."""
+    """Register the pages of `held` with CUDA; touched first, in parallel, which takes most time."""
     begins = range(0, len(held), _PINNED_BYTES)
     with ThreadPoolExecutor(_threads()) as pool:
         list(pool.map(partial(_touch, held), begins))

@@ -1,7 +1,7 @@
-"""Which rows lie where: what was asked, a bundle's hits and free memory in, a placement out.
+"""Decides which rows are stored where, from the request, a bundle's hits and the free memory.
 
-Decided before anything is allocated, and in bytes: what does not fit is refused. Nothing falls back
-to another tier than was asked, and `Placement.lines` say what came of it.
+The decision is made in bytes, before anything is allocated; what does not fit is refused. Nothing
+falls back to another tier than the one asked for. `Placement.lines` describe the result.
 """
 
 from __future__ import annotations
