@@ -28,6 +28,9 @@ from engram_cli.runtime.tiers.protocol import RowSource, renew_in_children
 from engram_cli.runtime.tiers.streams import CudaEvent, SideStream, with_index
 from engram_cli.untrusted import parse_json
 
+if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.host_gather.copy_thread import CopyThread, Load
+
 VARIABLE = "ENGRAM_TIERS_TUNING"
 NUMBER_BYTES = 16  # of a staged row in addition to its record: its number and its slot
 MOST_STAGED = 8  # at most 1 / 8 of a memory's records is staged at a time
@@ -104,9 +107,6 @@ def local_tuning() -> Tuning:
         )
     return Tuning(**document)
 
-
-if TYPE_CHECKING:
-    from engram_cli.runtime.tiers.host_gather.copy_thread import CopyThread, Load
 
 _JOIN_SECONDS = 30.0  # for the worker to end: a disk may never answer
 

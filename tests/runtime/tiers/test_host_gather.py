@@ -159,7 +159,7 @@ def a_load(records: Tensor, rows: Tensor, found: int = 0) -> tuple[Load, Tensor]
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize(("buffers", "size"), [(1, 264), (2, 1000), (3, 4096), (8, 60_000)])
-def test_a_courier_brings_every_record(
+def test_a_copy_thread_copies_every_record(
     pool: GatherPool, records: Tensor, buffers: int, size: int, dtype: torch.dtype
 ) -> None:
     fake = FakeDriver()
