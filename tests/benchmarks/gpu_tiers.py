@@ -43,9 +43,9 @@ NOTE = (
 
 def _spent(store: TieredEmbedding) -> dict[str, float]:
     """Sums of the stages of staged reads, in seconds."""
-    staging_queue = store.staging_queue.travelled
+    totals = store.staging_queue.travelled
     names = ("seconds_found", "seconds_gathered", "seconds_copies", "rows", "bytes")
-    return {name: getattr(staging_queue, name) for name in names} | {"seconds_waited": store.waited}
+    return {name: getattr(totals, name) for name in names} | {"seconds_waited": store.waited}
 
 
 def _stages(it: World, store: TieredEmbedding, sets: list[Tensor]) -> dict[str, Any]:

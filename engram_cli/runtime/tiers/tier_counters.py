@@ -26,7 +26,7 @@ class Counters:
     the GPU, `staged` the rest, of which `travelled` were distinct in their block and took `bytes`.
     Of these `cached` were in the row cache over the disk. Seconds: `waited` by callers at their
     layers; of the worker `finding` (for row numbers), `gathering`, `copying` (for a free buffer).
-    Calls whose rows were asked for ahead: `ahead_used`, and `ahead_dropped` for others' rows.
+    Prefetched calls: `ahead_used`, and `ahead_dropped` where the next call needed other rows.
     """
 
     hot: int = 0
