@@ -56,8 +56,8 @@ class Free:
 class LayerPlacement:
     """A layer: `hot_rows` int64 ascending are in HBM, all rows are in the `cold` tier.
 
-    `cold` is "none" where all rows are in HBM; `hot_rows` are empty then. `cache_bytes`: host memory
-    to cache rows on disk.
+    `cold` is "none" where all rows are in HBM; `hot_rows` are empty then. `cache_bytes`: memory
+    of the host to cache rows on disk.
     """
 
     layer: int
