@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from engram_cli.errors import RuntimeAttachError
 
 if TYPE_CHECKING:
-    from engram_cli.runtime.memory import Step
+    from engram_cli.runtime.step import Step
 
 Key = tuple[int, int, int, torch.Size]
 
