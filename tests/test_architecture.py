@@ -13,7 +13,7 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 HASH_FILES = {
     "NumPy": ("hashing/reference.py", "hashing/lookback.py"),
     "Numba": ("hashing/kernels.py", "hashing/hasher.py"),
-    "torch": ("runtime/reference.py", "runtime/gathering.py", "runtime/tables.py"),
+    "torch": ("runtime/reference.py", "runtime/lookup_reference.py", "runtime/tables.py"),
     "Triton": ("runtime/kernels/lookup.py",),
 }
 
