@@ -23,9 +23,9 @@ def compress_vocab(
     source: Annotated[
         Path | None,
         typer.Argument(
-            help="tokenizer.json, a Hugging Face folder, or a compressed vocabulary to ask. By "
-            "default ./tokenizer.json, else that of the checkpoint in this folder, else the "
-            "installed DeepSeek tokenizer.",
+            help="tokenizer.json, a Hugging Face folder, or a compressed vocabulary to inspect "
+            "(./tokenizer.json, else that of the checkpoint in this folder, else the installed "
+            "DeepSeek tokenizer).",
             show_default=False,
         ),
     ] = None,
@@ -34,25 +34,23 @@ def compress_vocab(
         typer.Option("--out", "-o", help="Parquet file to write (engram-vocab.parquet)."),
     ] = None,
     show: Annotated[
-        list[str] | None, typer.Option(help="Print the group that a text falls into.")
+        list[str] | None, typer.Option(help="Print the group of tokens that this text belongs to.")
     ] = None,
     diff: Annotated[
         Path | None, typer.Option(help="Compare with another compressed vocabulary.")
     ] = None,
     expect: Annotated[
-        int | None, typer.Option(help="Exit 1 unless there are this many compressed ids.")
+        int | None, typer.Option(help="Exit with 1 unless there are this many compressed ids.")
     ] = None,
-    groups: Annotated[
-        int, typer.Option(min=0, help="How many of the largest groups to print.")
-    ] = 8,
+    groups: Annotated[int, typer.Option(min=0, help="Number of largest groups to print.")] = 8,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Collapse look-alike tokens ("Apple", " apple") of a tokenizer into one id each.
+    """Map look-alike tokens of a tokenizer ("Apple", " apple") to one id per group.
 
-    --show and --diff only ask: nothing is written unless --out says where.
+    With --show or --diff, nothing is written unless you give --out.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
