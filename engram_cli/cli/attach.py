@@ -137,7 +137,7 @@ def _parts(result: AttachResult) -> list[RenderableType]:
     ]  # fmt: skip
     if not result.written:
         free = quantity(result.free_bytes, "bytes")
-        lines.append(("fits", f"{'yes' if result.fits else 'no'}: {free} are free on the disk"))
+        lines.append(("fits", f"{'yes' if result.fits else 'no'}: {free} free on the disk"))
         if result.in_the_way is not None:
             lines.append(("in the way", result.in_the_way))
     if result.zero_rows:

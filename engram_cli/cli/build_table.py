@@ -279,7 +279,7 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
     from engram_cli.cli.render import facts, grid, quantity, short_digest
 
     plan = result.plan
-    hits = "none" if plan.tokens is None else f"of {plan.tokens:,} tokens, beside the rows"
+    hits = "none" if plan.tokens is None else f"of {plan.tokens:,} tokens, stored with the rows"
     orders = ", ".join(map(str, plan.orders))
     lines = [
         ("scheme", f"{plan.scheme}, orders {orders}, {plan.heads} heads"),
@@ -294,12 +294,12 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
         pace = quantity((plan.total_bytes - plan.done_bytes) / max(result.seconds, 1e-9), "bytes")
         lines.append(("took", f"{result.seconds:.1f} s, {pace}/s"))
         if result.resumed_chunks:
-            lines.append(("resumed", f"{result.resumed_chunks:,} chunks were there"))
+            lines.append(("resumed", f"{result.resumed_chunks:,} chunks were already written"))
         lines.append(("digest", short_digest(result.digest)))
         lines.append(("written", shown_path(plan.out)))
     else:
         free = quantity(plan.free_bytes, "bytes")
-        lines.append(("fits", f"{'yes' if plan.fits else 'no'}: {free} are free on the disk"))
+        lines.append(("fits", f"{'yes' if plan.fits else 'no'}: {free} free on the disk"))
         lines.append(("would write", shown_path(plan.out)))
         if result.in_the_way is not None:
             lines.append(("in the way", result.in_the_way))
@@ -315,7 +315,7 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
         )
         for layer in plan.layers
     ]
-    names = (">layer", ">rows", ">bytes a row", ">chunks", ">of", ">hits", ">together")
+    names = (">layer", ">rows", ">bytes per row", ">chunks", ">chunk size", ">hits", ">total")
     return [facts("Table", lines), grid("Layers", names, rows)]
 
 

@@ -88,7 +88,7 @@ def _parts(result: CompressVocabResult) -> list[RenderableType]:
             ("reduction", percent(result.reduction)),
             ("special", f"{result.special:,} tokens"),
             ("pad token", _pad(result)),
-            ("partial UTF-8", f"{result.partial:,} tokens keep an id of their own spelling"),
+            ("partial UTF-8", f"{result.partial:,} tokens are grouped by their spelling"),
             ("canonical", f"{result.canonical:,} tokens are their own key"),
             ("sharing", f"{result.shared:,} tokens share an id with others"),
             ("digest", short_digest(result.vocab_digest)),
@@ -113,7 +113,7 @@ def _pad(result: CompressVocabResult) -> str:
     pad = result.pad
     if pad is None:
         return "none: the tokenizer has no special token, so name one with hash-stats --pad-id"
-    return named(pad) + ("" if pad.ordinary is None else ", which texts hold too")
+    return named(pad) + ("" if pad.ordinary is None else ", which also occurs in texts")
 
 
 def _largest(groups: tuple[Group, ...]) -> RenderableType:
@@ -134,7 +134,7 @@ def _shown(text: str, group: Group | None) -> RenderableType:
         return f"no token of this vocabulary looks like '{readable(text)}'"
     rows = [(f"{m.token_id}", m.readable, m.token) for m in group.members]
     title = f"'{readable(text)}' is compressed id {group.compressed_id}, key '{_key(group)}'"
-    return grid(title, (">token id", "text", "as spelt"), rows)
+    return grid(title, (">token id", "text", "as spelled"), rows)
 
 
 def _difference(difference: VocabDiff) -> list[RenderableType]:

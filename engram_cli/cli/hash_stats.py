@@ -241,7 +241,7 @@ def hash_stats(
 
 
 def _note_unmerged(terminal: Terminal, context: typer.Context) -> None:
-    """Name the options that were typed and that merging does not read."""
+    """Print a note with the given options that merging does not use."""
     given = [
         parameter.opts[0]
         for parameter in context.command.params
@@ -250,9 +250,9 @@ def _note_unmerged(terminal: Terminal, context: typer.Context) -> None:
         and source.name == "COMMANDLINE"
     ]
     if given:
-        change = "changes" if len(given) == 1 else "change"
+        have = "has" if len(given) == 1 else "have"
         terminal.note(
-            f"{', '.join(given)} {change} nothing: merging takes the parts as they were counted"
+            f"{', '.join(given)} {have} no effect: merging uses the parts as they were counted"
         )
 
 
@@ -303,7 +303,7 @@ def _merge(
 
 
 def stats_parts(result: HashStatsResult) -> list[RenderableType]:
-    """The figures for people: the corpus, the n-grams, the rows of each head, clean heads."""
+    """Return the printed parts: the corpus, the n-grams, the rows of each head, clean heads."""
     return [_summary(result), _orders(result), *_columns(result), clean_heads_part(result)]
 
 
@@ -313,7 +313,7 @@ def _summary(result: HashStatsResult) -> RenderableType:
     size = "" if result.bytes is None else f", {quantity(result.bytes, 'bytes')}"
     rate = quantity(result.tokens_per_second, "tokens")
     here = result.tokens - result.resumed_tokens
-    now = f", {here:,} of them" if result.resumed_tokens else ""
+    now = f", {here:,} of them in this run," if result.resumed_tokens else ""
     rows = [
         ("corpus", f"{count(result.files, 'file')}{size}, {count(result.documents, 'document')}"),
         ("tokens", f"{result.tokens:,}{now} in {result.seconds:.1f} s, {rate}/s"),
@@ -338,7 +338,7 @@ def _orders(result: Figured) -> RenderableType:
         )
         for entry in result.orders
     ]
-    names = (">order", ">windows", ">distinct n-grams", ">error", ">times each")
+    names = (">order", ">windows", ">distinct n-grams", ">error", ">mean count")
     return grid("N-grams", names, rows)
 
 
@@ -363,8 +363,10 @@ def _columns(result: Figured) -> list[RenderableType]:
         *(">order", ">head", ">rows", ">used", ">ideal", ">sharing", ">ideal", ">by use"),
         ">most hits",
     )
-    flags = "; + - mark what is none" if any(e.flag for e in result.columns) else ""
+    flags = (
+        "; + and - mark heads that differ from it" if any(e.flag for e in result.columns) else ""
+    )
     return [
-        grid(f"Layer {layer}: rows used, n-grams that share one, an ideal hash{flags}", names, rows)
+        grid(f"Layer {layer}: used rows, shared rows, and an ideal hash{flags}", names, rows)
         for layer, rows in layers.items()
     ]

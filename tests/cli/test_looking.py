@@ -36,7 +36,7 @@ def test_lookup_fits_a_terminal(filled: Engram) -> None:
     done = filled("lookup", "engram-table.zarr", TEXT, "--against", "the horse")
     assert done.code == 0, done.err
     assert widest(done.out) <= 100
-    assert "Rows of the text that the other one looks at too" in done.out
+    assert "Rows that both texts use" in done.out
     assert "Known n-grams on the same rows" in done.out
     assert "statistics: engram-stats (found beside)" in done.err
 

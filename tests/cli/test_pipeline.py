@@ -264,7 +264,7 @@ def test_all_that_may_be_asked_for_is_shown(corpus: Engram) -> None:
     options = ("--exact", "--compare-uncompressed", "--group-by", "folder", "--ngrams")
     done = corpus("hash-stats", "texts", *ROWS, "--layers", "1,2", *options, "--holdout", "0.3")
     assert done.code == 0, done.err
-    for shown in ("What compressing the vocabulary is worth", "prose", "3-grams: % of"):
+    for shown in ("Effect of compressing the vocabulary", "prose", "3-grams: % of"):
         assert shown in done.out
     assert "exact counting may take" in done.err
     assert max(map(len, done.out.splitlines())) <= 100
