@@ -110,7 +110,7 @@ class HashStatsRequest:
         if self.engine not in ENGINES:
             raise InputError(f"unknown engine '{self.engine}'", f"known: {', '.join(ENGINES)}")
         if self.ray_address is not None and self.engine != "ray":
-            raise InputError("--ray-address without a cluster", "give --engine ray too")
+            raise InputError("--ray-address needs --engine ray", "give --engine ray too")
         check_size(self.sample_size)
         check_partition_size(self.partition_size)
 
@@ -200,7 +200,7 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
         check_names(sections["sources"]["names"], plan.files, request.corpus)
     partials = watchers.kept_partials()
     if len(partials) < len(watchers.collectors):
-        progress.note("so many n-grams are not kept: --merge will go by samples of them")
+        progress.note("too many n-grams to keep all: --merge will use samples of them")
     write_stats(
         counts,
         found.orders,
@@ -273,7 +273,7 @@ def _prepare(
     stamps = stamps_of(sources.files, request.corpus)
     fingerprint = request_fingerprint(sources.files, request.corpus, decisive, stamps)
     if fingerprint is None and request.engine == "local":
-        progress.note("no checkpoints are kept: a source is a pipe, or its size is unknown")
+        progress.note("no checkpoints: a source is a pipe or has an unknown size")
     work = Work(
         plan=plan,
         options=request.corpus,

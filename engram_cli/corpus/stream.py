@@ -172,7 +172,7 @@ class TokenStream:
                     yield batch
                 elif self._encoder is None:
                     raise CorpusError(
-                        f"{batch.documents[0].file} holds text, and no tokenizer was given",
+                        f"{batch.documents[0].file} holds text, but no tokenizer was given",
                         "give a tokenizer.json with --tokenizer",
                     )
                 else:

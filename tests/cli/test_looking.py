@@ -74,7 +74,7 @@ def test_verify_leaves_with_one_and_the_list(filled: Engram) -> None:
     ("command", "match"),
     [
         (("verify", "nowhere"), "nothing at nowhere"),
-        (("verify", "corpus.txt"), "corpus.txt is no file of ours"),
+        (("verify", "corpus.txt"), "corpus.txt was not written by engram"),
         (("lookup", "nowhere", "a"), "nothing at nowhere"),
         (("lookup", "engram-table.zarr"), "either a text or ids"),
         (("lookup", "engram-table.zarr", "a", "--heads", "2"), "has its own geometry"),
@@ -150,7 +150,7 @@ def test_a_probe_fits_a_terminal_speaks_json_and_is_drawn(filled: Engram) -> Non
         (asked, "--probe without a corpus"),
         ((*asked, "--corpus", "heldout.txt"), "was filled from"),
         (("inspect", "n.zarr", "--corpus", "many.txt"), "give one with --probe"),
-        (("inspect", "engram-stats", *asked[2:], "--corpus", "many.txt"), "a probe asks a table"),
+        (("inspect", "engram-stats", *asked[2:], "--corpus", "many.txt"), "--probe needs a table"),
     ):
         refused = filled(*wrong)
         assert refused.code == 2

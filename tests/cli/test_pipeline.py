@@ -35,7 +35,7 @@ def test_each_command_finds_what_the_one_before_left(corpus: Engram) -> None:
     assert "memory:" in counted.err
     built = corpus("build-table", "--heads", "8")
     assert built.code == 0, built.err
-    assert "beside the rows" in built.out
+    assert "stored with the rows" in built.out
     assert "next: engram attach ckpt/" in built.err
     attached = corpus("attach", "ckpt/")
     assert attached.code == 0, attached.err
@@ -234,7 +234,7 @@ def test_statistics_of_parts_merge(corpus: Engram) -> None:
     assert "no statistics folder at corpus.txt" in again.error_line
     told = corpus("hash-stats", "--merge", "corpus.stats", "more.stats", *ROWS, "-o", "other")
     assert told.code == 0
-    assert "--rows-per-head changes nothing" in told.err
+    assert "--rows-per-head has no effect" in told.err
     assert "--out" not in told.err.split("changes nothing")[0]
     assert "build-table --stats other" in told.out + told.err
     (corpus.folder / "texts").mkdir()

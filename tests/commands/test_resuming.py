@@ -214,7 +214,7 @@ def test_a_pipe_takes_none_and_that_is_said(here: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stdin", Input())
     heard = Heard()
     run(here, heard, sources=("-",))
-    assert heard.said("no checkpoints are kept: ")
+    assert heard.said("no checkpoints: ")
     assert not heard.said("checkpoint: ")
 
 
