@@ -33,7 +33,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """Something of ours at a path; of a checkpoint folder with a bundle inside, the bundle."""
+    """An artifact at a path; for a checkpoint folder with a bundle inside, the bundle."""
 
     path: Path
     kind: Kind
@@ -74,7 +74,7 @@ def half_built(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Companions:
-    """Where to look for what goes with an artifact: what was named, else what lies beside it."""
+    """Finds the files that belong to an artifact: those given, else those next to it."""
 
     artifact: Path
     folder: Path = Path()
@@ -82,7 +82,7 @@ class Companions:
     vocab: Path | None = None
 
     def statistics(self, layout: HashLayout, progress: Progress) -> Statistics | None:
-        """The statistics of `layout`; None where none lie beside.
+        """Return the statistics of `layout`; None if there are none next to the artifact.
 
         Raises what `read_stats` raises for those that were named, and InputError when they were
         counted with another layout; of those found beside, that is only noted.
@@ -109,7 +109,7 @@ class Companions:
         return None
 
     def vocabulary(self, layout: HashLayout, progress: Progress) -> CompressedVocab | None:
-        """The vocabulary of `layout`, to read n-grams by; None where none lies beside.
+        """Return the vocabulary of `layout`, to read n-grams; None if there is none next to it.
 
         Raises as `statistics` does.
         """
@@ -134,11 +134,11 @@ class Companions:
         return None
 
     def vocabulary_place(self) -> Path | None:
-        """Where a vocabulary lies, named or beside."""
+        """Return the path of a vocabulary, given or next to the artifact."""
         return self.vocab or next(self._beside(lambda here: here.vocab), None)
 
     def _beside(self, name: Callable[[Workspace], Path]) -> Iterator[Path]:
-        """What is there of a name: beside the artifact, up to two folders above, in the folder."""
+        """Return paths of a name: next to the artifact, up to two folders above, in the folder."""
         above = self.artifact.parents
         met = set()
         for folder in (*above[:1], self.folder, *above[1:3]):

@@ -47,7 +47,7 @@ from engram_cli.stats.watching import Watching, exact_memory, make_watchers, sou
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 
-# The fields of a request that decide the figures, beside layout, corpus and tokenizer.
+# The fields of a request that decide the results, in addition to layout, corpus and tokenizer.
 _DECISIVE = (
     *("join_documents", "sample_size", "exact", "compare_uncompressed", "group_by"),
     *("locality", "holdout", "growth", "partition_size"),
@@ -65,7 +65,7 @@ class HashStatsRequest:
     "auto", "tokenizers" or "fast". `threads`: of the counting, None for one a core.
     `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
     `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see `Watching`.
-    `restart`: begin anew although a checkpoint of this request is there. `checkpoint_seconds`: how
+    `restart`: start over even if there is a checkpoint of this request. `checkpoint_seconds`: how
     often one is written at most; 0 for every chance. `partition_size`: bytes, see
     `corpus.partitions`. `engine`: "local" or "ray", `ray_address`: of an existing cluster.
     `report`: a page to draw of it all, see `commands.report`.
@@ -333,9 +333,9 @@ def _idle(request: HashStatsRequest, sources: Sources, text: bool) -> list[str]:
     }
     found = idle_options(sources.files, [name for name, is_given in given.items() if is_given])
     if request.suffixes is not None and not sources.folders:
-        found.append("--suffixes changes nothing: no folder was named, and files are read as named")
+        found.append("--suffixes has no effect: no folder was named, and files are read as named")
     if not text and (request.tokenizer is not None or request.encoder != "auto"):
-        found.append("--tokenizer and --encoder change nothing: the corpus holds token ids")
+        found.append("--tokenizer and --encoder have no effect: the corpus holds token ids")
     if sources.repeated:
         found.append(f"{sources.repeated} files were named twice; each is read once")
     return found

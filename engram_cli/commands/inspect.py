@@ -33,7 +33,7 @@ from engram_cli.table.store import open_table
 class InspectRequest:
     """What to inspect.
 
-    `stats`, `vocab`: None for those that lie beside and belong to it. `hottest`: rows listed of
+    `stats`, `vocab`: None for those next to it that match it. `hottest`: rows listed of
     each order. `rows`: read the rows too; without it only what describes them. `probe`: ask the
     table what it knows of a text. `report`: a page to draw of it all. `threads` None is one a
     processor.
@@ -99,7 +99,7 @@ class InspectResult:
 def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:
     """Say what an artifact is and what its rows hold; constant memory, one pass over the rows.
 
-    Raises InputError where nothing of ours lies at the path, ArtifactError for damage, OutputError
+    Raises InputError if nothing of engram is at the path, ArtifactError for damage, OutputError
     for a report that cannot be written, and as `probe`.
     """
     if request.report is not None:

@@ -106,7 +106,7 @@ def about_half_built(path: Path) -> About:
 
 
 def about_bundle(bundle: Bundle, companions: Companions) -> About:
-    """A bundle beside a checkpoint."""
+    """Return the facts of a bundle next to a checkpoint."""
     spec = bundle.spec
     rows = sum(spec.rows(layer) for layer in spec.layers)
     layers = ", ".join(
@@ -149,7 +149,7 @@ def about_statistics(statistics: Statistics, companions: Companions) -> About:
     facts += [
         (
             f"{entry['order']}-grams",
-            f"{entry['distinct']:,.0f} different ones, "
+            f"{entry['distinct']:,.0f} distinct ones, "
             + ("counted" if entry["exact"] else f"± {entry['distinct_error']:,.0f}"),
         )
         for entry in document["orders"]

@@ -99,7 +99,7 @@ class PlanCorpus:
         return hash_layout(scheme, vocab, **choices)
 
     def demands(self, orders: tuple[int, ...]) -> tuple[Demand, ...]:
-        """The distinct n-grams of each order. Raises InputError for an order nobody counted.
+        """The distinct n-grams of each order. Raises InputError for an order that was not counted.
 
         A longer n-gram ends with a shorter one, so there are no fewer of them, whatever the samples
         of two orders say.

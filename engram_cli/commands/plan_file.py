@@ -82,7 +82,7 @@ def read_plan(path: Path) -> PlannedTable:
 
 
 def is_plan(path: Path) -> bool:
-    """Whether `path` is a plan of ours, of whatever version and however damaged."""
+    """Return whether engram wrote `path` as a plan, of any version and however damaged."""
     try:
         return path.is_file() and read_json(path, "a plan").get("format") == FORMAT
     except EngramError:

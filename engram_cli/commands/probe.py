@@ -72,7 +72,7 @@ class ProbeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """What the table knows, beside models that were counted exactly on the same corpus.
+    """What the table knows, compared with models counted exactly on the same corpus.
 
     `fitted` positions set the weights of `evidence`, `positions` others were scored. `known`: of
     each order, the share of positions whose n-gram is in the corpus. `of_exact`: the combined
@@ -94,7 +94,7 @@ class ProbeResult:
 
 
 def probe(request: ProbeRequest, progress: Progress = SILENT) -> ProbeResult:
-    """Ask the table about the positions of a held-out text, and counted models beside it.
+    """Probe the table at positions of a held-out text, and compare it with counted models.
 
     Raises InputError for a table of another init, MismatchError when corpus, checkpoint or seed are
     not those that filled it, CorpusError, and as `open_table`.

@@ -29,7 +29,7 @@ from engram_cli.vocab.parquet import read_about
 class VerifyRequest:
     """What to verify.
 
-    `stats` and `vocab` are held against the artifact; without them those that lie beside it and
+    `stats` and `vocab` are held against the artifact; without them those next to it and
     belong to it. `tokenizer`: what a vocabulary was made from. `threads` None is one a processor.
     """
 
@@ -76,8 +76,8 @@ class _Findings:
 def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     """Read an artifact again and compare it with its checksums, its scheme and its counts.
 
-    What is wrong is in `problems`. Raises InputError where nothing of ours lies at the path, and
-    for named statistics or vocabularies that do not belong to it.
+    What is wrong is in `problems`. Raises InputError if no file written by engram is at the path,
+    and for given statistics or a vocabulary that do not belong to it.
     """
     begin = time.perf_counter()
     artifact = find_artifact(request.path)
@@ -126,7 +126,7 @@ def _table(
 
 
 def _count_problems(table: TableStore, statistics: Statistics) -> list[str]:
-    """Where the hits beside the rows are not those of the statistics."""
+    """Return where the stored hits differ from those of the statistics."""
     problems = []
     for layer in table.layout.layer_ids:
         own, counted = table.hits(layer), statistics.hits(layer)
@@ -221,7 +221,7 @@ def _layout(layout: HashLayout, found: _Findings) -> None:
 
 
 def _vocabulary(layout: HashLayout, companions: Companions, found: _Findings) -> None:
-    """Hold the digest of the vocabulary against a named one, or one beside."""
+    """Compare the digest of the vocabulary with a given one, or one next to the artifact."""
     place = companions.vocabulary_place()
     if place is None or layout.vocab_digest is None:
         if companions.vocab is not None:

@@ -109,7 +109,7 @@ class CorpusFile:
 
     @property
     def key(self) -> str:
-        """What tells it from every other file and section: documents are counted anew in each."""
+        """Identifies a file or section; documents are numbered from 1 in each."""
         if self.section is None or self.section.number == 0:
             return self.name
         return f"{self.name}\0{self.section.number}"

@@ -1,4 +1,4 @@
-"""What a file or a folder is: its first bytes, what lies beside it, then its ending."""
+"""Detects the format of a file or folder: first bytes, files next to it, then its suffix."""
 
 from __future__ import annotations
 

@@ -75,9 +75,9 @@ def _count(
     except KeyboardInterrupt:
         kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens
         if kept:
-            progress.note(f"{kept:,} tokens are kept: the same command goes on from there")
+            progress.note(f"{kept:,} tokens are kept: the same command resumes from there")
         else:
-            progress.note("no checkpoint was written yet: the same command begins anew")
+            progress.note("no checkpoint was written yet: the same command starts over")
         raise
     except UndecodableError:
         kept = resumed if keeper is None or keeper.tokens is None else keeper.tokens

@@ -104,11 +104,11 @@ def test_choices_that_change_nothing_are_told(here: Path) -> None:
         run(here, heard, sources=(here / name,), force=True, **options)
         return [note for note in heard.notes if "nothing" in note]
 
-    separator = "--document-separator changes nothing: the corpus is jsonl"
+    separator = "--document-separator has no effect: the corpus is jsonl"
     assert said("a.jsonl", document_separator="\n\n", errors="replace") == [separator]
     assert said("corpus", document_separator="\n\n", suffixes=(".txt",)) == []
     [suffixes] = said("corpus/0.txt", suffixes=(".md",))
-    assert suffixes.startswith("--suffixes changes nothing: no folder was named")
+    assert suffixes.startswith("--suffixes has no effect: no folder was named")
     found = said("ids.npy", field="text", ids_dtype="int32", document_end_id=1, encoder="fast")
     assert [note.split()[0] for note in found] == [
         *("--field", "--document-end-id", "--ids-dtype", "--tokenizer")
