@@ -35,22 +35,27 @@ class Seat:
     @property
     def memory(self) -> Memory:
         """Who serves a call."""
-        model = self._model and self._model()
-        return memory_in(getattr(model, self._memory.name, None)) or self._memory
+        found = memory_in(getattr(self.model, self._memory.name, None))
+        return self._memory if found is None else found
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that carries it; None without one, or when it is gone."""
+        # Compilers trace this: torch 2.11 cannot ask whether a weak reference is true.
+        return None if self._model is None else self._model()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Seat:
         """The seat in the copy of a model; of a module without its model the memory's own copy."""
         from copy import deepcopy
 
         copied = memo[id(self)] = Seat.__new__(Seat)
-        model = self._model and self._model()
-        copied.__setstate__((None, memo.get(id(model)), []))
+        copied.__setstate__((None, memo.get(id(self.model)), []))
         copied._memory = deepcopy(self._memory, memo)
         copied.handles = deepcopy(self.handles, memo)
         return copied
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._memory, self._model and self._model(), self.handles
+        return self._memory, self.model, self.handles
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._memory, model, self.handles = state

@@ -234,7 +234,8 @@ def make_base(base: Path) -> None:
         byte_level_tokenizer().save(str(place / "tokenizer.json"))
     (base / "ckpt" / "config.json").write_text(json.dumps(CONFIG))
     for name in "abc":
-        (base / "corpus" / f"{name}.txt").write_text("\n".join(PROSE * 3), encoding="utf-8")
+        text = "\n".join([*PROSE * 3, name * 9])  # no two files are equal
+        (base / "corpus" / f"{name}.txt").write_text(text, encoding="utf-8")
     run_compress_vocab(CompressVocabRequest(source=base / "tokenizer.json", out=here.vocab))
     wordpiece_tokenizer().save(str(base / "other.json"))
     run_compress_vocab(CompressVocabRequest(source=base / "other.json", out=base / "other.parquet"))
