@@ -38,7 +38,7 @@ def test_lookup_fits_a_terminal(filled: Engram) -> None:
     assert widest(done.out) <= 100
     assert "Rows that both texts use" in done.out
     assert "Known n-grams on the same rows" in done.out
-    assert "statistics: engram-stats (found beside)" in done.err
+    assert "statistics: engram-stats (found next to the artifact)" in done.err
 
 
 def test_lookup_speaks_json(filled: Engram) -> None:
@@ -73,9 +73,9 @@ def test_verify_leaves_with_one_and_the_list(filled: Engram) -> None:
 @pytest.mark.parametrize(
     ("command", "match"),
     [
-        (("verify", "nowhere"), "nothing at nowhere"),
+        (("verify", "nowhere"), "nowhere does not exist"),
         (("verify", "corpus.txt"), "corpus.txt was not written by engram"),
-        (("lookup", "nowhere", "a"), "nothing at nowhere"),
+        (("lookup", "nowhere", "a"), "nowhere does not exist"),
         (("lookup", "engram-table.zarr"), "either a text or ids"),
         (("lookup", "engram-table.zarr", "a", "--heads", "2"), "has its own geometry"),
     ],
