@@ -348,7 +348,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     checkpoint: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engram_cli.commands.attach.free_bytes", lambda out: 1000)
-    with pytest.raises(OutputError, match=r"needs [0-9,]+ bytes, 1,000 are free"):
+    with pytest.raises(OutputError, match=r"needs [0-9,]+ bytes, only 1,000 are free"):
         attach_checkpoint(request(checkpoint, table))
     assert not (checkpoint / "engram").exists()
     attach_checkpoint(request(checkpoint, table, dry_run=True))

@@ -102,7 +102,7 @@ def test_choices_that_change_nothing_are_told(here: Path) -> None:
     def said(name: str, **options: Any) -> list[str]:
         heard = Heard()
         run(here, heard, sources=(here / name,), force=True, **options)
-        return [note for note in heard.notes if "nothing" in note]
+        return [note for note in heard.notes if "no effect" in note]
 
     separator = "--document-separator has no effect: the corpus is jsonl"
     assert said("a.jsonl", document_separator="\n\n", errors="replace") == [separator]

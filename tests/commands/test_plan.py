@@ -275,7 +275,7 @@ def test_without_statistics_there_are_bounds(made: Made) -> None:
 
 
 def test_what_cannot_be_planned_is_refused(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="knows no 4-grams"):
+    with pytest.raises(InputError, match="has no 4-grams"):
         planned(made, geometry=Geometry(orders=(2, 3, 4), scheme="engram-v1"))
     with pytest.raises(InputError, match="unknown hardware 'tpu'"):
         find_hardware("tpu")
