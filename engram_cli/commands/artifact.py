@@ -100,7 +100,7 @@ class Companions:
             try:
                 found = read_stats(place)
             except EngramError as error:
-                progress.note(f"left aside: {error.message}")
+                progress.note(f"not used: {error.message}")
                 continue
             if found.layout.fingerprint == layout.fingerprint:
                 progress.note(f"statistics: {place} (found next to the artifact)")
@@ -126,7 +126,7 @@ class Companions:
             try:
                 found = read_vocab(place)
             except EngramError as error:
-                progress.note(f"left aside: {error.message}")
+                progress.note(f"not used: {error.message}")
                 continue
             if belongs(found, layout):
                 return found
