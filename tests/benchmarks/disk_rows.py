@@ -1,4 +1,4 @@
-"""Rows on disk: random reads beside threads of pread and the disk's own queue, then the cache.
+"""Rows on disk: random reads compared with threads of pread and the disk's queue, then the cache.
 
 The bundle takes 4.3 GB below ENGRAM_BENCHMARK_FOLDER, or else in /var/tmp, until the end.
 """

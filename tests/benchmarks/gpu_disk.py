@@ -1,4 +1,4 @@
-"""Rows from the machine's disk through a bounded cache, beside what it gives to plain reads.
+"""Rows from the machine's disk through a bounded cache, compared with plain reads of the disk.
 
     python tests/benchmarks/gpu_disk.py FOLDER ROWS_PER_HEAD
 

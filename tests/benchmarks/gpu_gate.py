@@ -1,4 +1,4 @@
-"""The gate alone and with its convolution on one GPU: torch, torch.compile, SGLang and our kernels.
+"""The gate, alone and with its convolution, on one GPU: torch, torch.compile, SGLang and engram.
 
     python tests/benchmarks/gpu_gate.py [RESULT.json]
 

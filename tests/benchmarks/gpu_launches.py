@@ -1,4 +1,4 @@
-"""What the host pays for a launch on one GPU: Triton's own beside direct ones, and whole calls.
+"""Host time of a launch on one GPU: Triton's own launcher, direct launches, and whole calls.
 
     ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_launches.py [OUT.json] [--small]
 

@@ -1,4 +1,4 @@
-"""Look-up in HBM on one GPU: token ids to dequantised vectors, beside SGLang's and vLLM's kernels.
+"""Look-up in HBM on one GPU: token ids to dequantised vectors, compared with SGLang and vLLM.
 
     ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_lookup.py
 

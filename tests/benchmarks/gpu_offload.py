@@ -1,4 +1,4 @@
-"""What rows in host memory cost a decoder of 4 B parameters on one GPU, beside rows in HBM.
+"""Rows in host memory under a decoder of 4 B parameters on one GPU, compared with rows in HBM.
 
     ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_offload.py [RESULT.json] [--tiny] [--no-host]
 

@@ -1,4 +1,4 @@
-"""Rows below HBM on one GPU: look-ups from host memory, beside SGLang's and vLLM's paths.
+"""Rows below HBM on one GPU: look-ups from host memory, compared with SGLang's and vLLM's paths.
 
     ENGRAM_PEERS=FOLDER ENGRAM_TEXT=FOLDER python tests/benchmarks/gpu_tiers.py [RESULT.json]
 

@@ -1,4 +1,4 @@
-"""Training a table's rows on one GPU: look-up, its gradient and the optimiser, beside torch's.
+"""Training a table's rows on one GPU: look-up, gradient and optimiser, compared with torch.
 
     python tests/benchmarks/gpu_training.py ids FOLDER     # token ids of text, where there is a CPU
     ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_training.py
