@@ -1,4 +1,4 @@
-"""The errors a user can meet. Every one carries a message (what, where) and a hint (how to mend).
+"""The errors a user can meet, each with a message (what, where) and a hint (how to fix it).
 
 EngramError                      exit 2
 |- InputError                    something handed to us cannot be used: a path, a flag, a value
@@ -23,7 +23,7 @@ _MOST_MESSAGE = 1000  # characters
 
 
 class EngramError(Exception):
-    """What went wrong in one line, and one line on how to mend it."""
+    """An error with one line on what went wrong and one line on how to fix it."""
 
     exit_code = 2
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.loading import hash_tensors
+from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.tables import Table
 from engram_cli.vocab.compress import CompressedVocab

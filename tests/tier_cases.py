@@ -12,8 +12,8 @@ from torch import Tensor
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.tables import dequantise
 from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
-from engram_cli.runtime.tiers.source import record_layout, table_of
-from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.tier_records import record_layout, table_of
+from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 WIDTHS = {
     "float32": (12, 5),
@@ -89,11 +89,11 @@ def host_records(records: Tensor, device: torch.device) -> HostRows:
 
 def a_store(
     spec: BundleSpec, records: Tensor, device: torch.device, share: float = 0.3, **options: Any
-) -> TieredRows:
+) -> TieredEmbedding:
     """A layer with its records on the host and some of them hot."""
     options.setdefault("cold", host_records(records, device))
     options.setdefault("hot_rows", hot_rows(len(records), share))
-    return TieredRows(spec, device=device, layer_scale=layer_scale(spec), **options)
+    return TieredEmbedding(spec, device=device, layer_scale=layer_scale(spec), **options)
 
 
 def expected(spec: BundleSpec, records: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""The `engram` command: its subcommands, its help and its way out."""
+"""The `engram` command: its subcommands, its help and its exit codes."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def engram(
 ) -> None:
     """Build, inspect and attach Engram tables: hashed n-gram memory for language models.
 
-    In one folder: compress-vocab, hash-stats corpus.txt, build-table, attach ckpt/. Each command
-    finds there what the one before it left. Try `engram demo` first.
+    Try `engram demo` first. Then, in one folder: compress-vocab, hash-stats corpus.txt,
+    build-table, attach ckpt/. Each command finds what the previous one wrote.
     """
 
 
 def run() -> None:
-    """Run the command line and leave with its exit code; SIGTERM ends it as Ctrl-C does."""
+    """Run the command line and exit with its code; SIGTERM is handled like Ctrl-C."""
     interrupts.during()
     spell_what_streams_cannot()
     try:
@@ -85,7 +85,7 @@ def run() -> None:
         interrupts.leaving(said=True)
         sys.exit(interrupts.CODE)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # no usage error: a bug of ours
+        if not hasattr(error, "format_message"):  # not a usage error: a bug in engram
             raise
         sys.exit(_usage(error))
     interrupts.leaving(said=True)
@@ -93,8 +93,8 @@ def run() -> None:
 
 
 def _usage(error: Any) -> int:
-    """Say what is wrong with an option or argument, in one line."""
-    if type(error).__name__ == "NoArgsIsHelpError":  # nothing is wrong: it shows the help
+    """Print what is wrong with an option or argument, in one line."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # no error: print the help
         error.show()
         return 2
     context = getattr(error, "ctx", None)

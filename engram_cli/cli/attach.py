@@ -29,15 +29,17 @@ def attach(
     ],
     table: Annotated[Path | None, typer.Option(help="Table to attach (engram-table.zarr).")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write (CHECKPOINT/engram).")
+        Path | None, typer.Option("--out", "-o", help="Bundle folder to write (CHECKPOINT/engram).")
     ] = None,
     into: Annotated[
-        Path | None, typer.Option(help="Folder that gets the bundle as DIR/engram.", metavar="DIR")
+        Path | None, typer.Option(help="Write the bundle to DIR/engram.", metavar="DIR")
     ] = None,
     layers: Annotated[
         Any,
         typer.Option(
-            parser=parse_integers, metavar="LAYER,...", help="Only these of the table's layers."
+            parser=parse_integers,
+            metavar="LAYER,...",
+            help="Use only these layers of the table (all).",
         ),
     ] = None,
     at: Annotated[
@@ -45,8 +47,8 @@ def attach(
         typer.Option(
             parser=parse_integers,
             metavar="LAYER,...",
-            help="Decoder layers that get them, counted from 0 (those of the same number, else "
-            "the second and the middle one).",
+            help="Decoder layers that receive them, counted from 0 (the layers with the same "
+            "numbers, else the second and the middle one).",
         ),
     ] = None,
     tokenizer: Annotated[
@@ -54,31 +56,37 @@ def attach(
     ] = None,
     module: Annotated[
         str | None,
-        typer.Option(help="engram-v1, deepseek-v4.1 or qwen-ple (that of the table's scheme)."),
+        typer.Option(
+            help="Module: engram-v1, deepseek-v4.1 or qwen-ple (the one of the table's scheme)."
+        ),
     ] = None,
     init_value: Annotated[
         str,
-        typer.Option(help="Value projection: zero, random, or auto: random where rows are zero."),
+        typer.Option(
+            help="How the value projection starts: zero, random, or auto (random in layers "
+            "whose rows are all zero, else zero)."
+        ),
     ] = "auto",
     init_gate: Annotated[
-        str, typer.Option(help="Gates at first: random, or even: all near one half.")
+        str, typer.Option(help="How the gates start: random, or even (all near one half).")
     ] = "random",
     packed: Annotated[
-        bool, typer.Option("--packed", help="Documents packed into a line see nothing of others.")
+        bool,
+        typer.Option("--packed", help="Keep documents that are packed into one sequence apart."),
     ] = False,
     reference: Annotated[
         bool, typer.Option("--reference", help="Refer to the table instead of copying its rows.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the gate's random weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the module's random weights.")] = 0,
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Write a bundle beside a checkpoint: what a model needs to carry the table.
+    """Write a bundle next to a checkpoint: everything a model needs to use the table.
 
-    The memory adds nothing at first: the model's outputs are equal to the bit until it is trained.
+    The memory adds nothing at first: outputs stay bit for bit the same until you train it.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
@@ -129,7 +137,7 @@ def _parts(result: AttachResult) -> list[RenderableType]:
     ]  # fmt: skip
     if not result.written:
         free = quantity(result.free_bytes, "bytes")
-        lines.append(("fits", f"{'yes' if result.fits else 'no'}: {free} are free on the disk"))
+        lines.append(("fits", f"{'yes' if result.fits else 'no'}: {free} free on the disk"))
         if result.in_the_way is not None:
             lines.append(("in the way", result.in_the_way))
     if result.zero_rows:

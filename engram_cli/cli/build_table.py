@@ -73,51 +73,58 @@ def build_table(
     eos_id: EosIdOption = None,
     dim: Annotated[
         int | None,
-        typer.Option(min=1, help="Values a row, the width of one head (64, or the preset's)."),
+        typer.Option(min=1, help="Values per row, the width of one head (64, or the preset's)."),
     ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="How rows are stored (bfloat16, or the plan's): see "
+            help="Data type of the stored rows (bfloat16, or the plan's). Types: "
             "docs/reference/table-format.md."
         ),
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="What engram plan --out wrote; other options win over it.")
+        Path | None,
+        typer.Option(help="Plan written by engram plan --out. Other options override it."),
     ] = None,
     init: Annotated[
         str,
-        typer.Option(help="normal or zeros; with --corpus, token-mean or next-token."),
+        typer.Option(
+            help="How rows start: normal or zeros; with --corpus, token-mean or next-token."
+        ),
     ] = "normal",
     std: Annotated[
         float | None,
         typer.Option(help="Standard deviation of --init normal, or of random embeddings (0.02)."),
     ] = None,
-    init_seed: Annotated[int | None, typer.Option(min=0, help="Seed of --init normal.")] = None,
+    init_seed: Annotated[int | None, typer.Option(min=0, help="Seed of --init normal (0).")] = None,
     corpus: Annotated[
         list[str] | None,
         typer.Option(
-            help="Files, folders, globs or addresses whose n-grams fill the rows; repeat it for "
-            "more.",
+            help="Files, folders, globs or addresses whose n-grams fill the rows. Can be repeated.",
             rich_help_panel=_FILL,
         ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="Model folder (safetensors) whose token embeddings are written into the rows; "
-            "without it, random ones.",
+            help="Model folder (safetensors) whose token embeddings fill the rows (random "
+            "embeddings).",
             rich_help_panel=_FILL,
         ),
     ] = None,
     embedding_tensor: Annotated[
         str | None,
-        typer.Option(help="Their name in the checkpoint, if not found.", rich_help_panel=_FILL),
+        typer.Option(
+            help="Name of the embedding tensor in the checkpoint (found automatically).",
+            rich_help_panel=_FILL,
+        ),
     ] = None,
     embedding_seed: Annotated[
         int,
         typer.Option(
-            min=0, help="Seed of random embeddings, or of the projections.", rich_help_panel=_FILL
+            min=0,
+            help="Seed of the random embeddings, or of the projections.",
+            rich_help_panel=_FILL,
         ),
     ] = 0,
     memory: Annotated[
@@ -125,14 +132,14 @@ def build_table(
         typer.Option(
             parser=parse_size,
             metavar="SIZE",
-            help="Memory for the passes: 4GB (half of what is free; with ray, 2GB a task).",
+            help="Memory limit, such as 4GB (half of the free memory; with ray, 2GB per task).",
             rich_help_panel=_FILL,
         ),
     ] = None,
     engine: Annotated[
         str,
         typer.Option(
-            help="local, or ray: tokens and rows are made by tasks on a Ray cluster.",
+            help="Where to compute rows from a corpus: local, or ray (tasks on a Ray cluster).",
             rich_help_panel=ENGINE_PANEL,
         ),
     ] = "local",
@@ -152,11 +159,11 @@ def build_table(
     threads: ThreadsOption = None,
     stats: Annotated[
         Path | None,
-        typer.Option(help="Statistics whose geometry and row hits are taken (engram-stats)."),
+        typer.Option(help="Statistics to take the geometry and row hits from (engram-stats)."),
     ] = None,
     vocab: VocabOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Store to write (engram-table.zarr).")
+        Path | None, typer.Option("--out", "-o", help="Table to write (engram-table.zarr).")
     ] = None,
     dry_run: DryRunOption = False,
     force: ForceOption = False,
@@ -164,9 +171,9 @@ def build_table(
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Build a table of vectors as a Zarr store, or go on with a build that was interrupted.
+    """Build a table of vectors as a Zarr store, or resume an interrupted build.
 
-    The geometry is that of the statistics in the folder, where there are any; flags win.
+    The geometry comes from the statistics in the folder, if there are any. Options override it.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
@@ -234,7 +241,7 @@ def build_table(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Chosen:
-    """What was said of the rows; `fingerprint` of the layout where a plan is taken as it is."""
+    """The chosen geometry and row type; `fingerprint` is set when a plan is used unchanged."""
 
     geometry: Geometry
     dim: int | None
@@ -243,7 +250,7 @@ class _Chosen:
 
 
 def _chosen(context: typer.Context, preset: str | None, plan: Path | None) -> _Chosen:
-    """What a flag says, else the preset or the plan, else engram.toml."""
+    """Return each choice from a flag, else the preset or the plan, else engram.toml."""
     from engram_cli.commands.plan_file import read_plan
     from engram_cli.commands.presets import find_preset, with_preset
 
@@ -268,11 +275,11 @@ def _chosen(context: typer.Context, preset: str | None, plan: Path | None) -> _C
 
 
 def table_parts(result: BuildTableResult) -> list[RenderableType]:
-    """The arithmetic and where the table is, for people."""
+    """Return the printed parts: sizes, and where the table is."""
     from engram_cli.cli.render import facts, grid, quantity, short_digest
 
     plan = result.plan
-    hits = "none" if plan.tokens is None else f"of {plan.tokens:,} tokens, beside the rows"
+    hits = "none" if plan.tokens is None else f"of {plan.tokens:,} tokens, stored with the rows"
     orders = ", ".join(map(str, plan.orders))
     lines = [
         ("scheme", f"{plan.scheme}, orders {orders}, {plan.heads} heads"),
@@ -287,12 +294,12 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
         pace = quantity((plan.total_bytes - plan.done_bytes) / max(result.seconds, 1e-9), "bytes")
         lines.append(("took", f"{result.seconds:.1f} s, {pace}/s"))
         if result.resumed_chunks:
-            lines.append(("resumed", f"{result.resumed_chunks:,} chunks were there"))
+            lines.append(("resumed", f"{result.resumed_chunks:,} chunks were already written"))
         lines.append(("digest", short_digest(result.digest)))
         lines.append(("written", shown_path(plan.out)))
     else:
         free = quantity(plan.free_bytes, "bytes")
-        lines.append(("fits", f"{'yes' if plan.fits else 'no'}: {free} are free on the disk"))
+        lines.append(("fits", f"{'yes' if plan.fits else 'no'}: {free} free on the disk"))
         lines.append(("would write", shown_path(plan.out)))
         if result.in_the_way is not None:
             lines.append(("in the way", result.in_the_way))
@@ -308,7 +315,7 @@ def table_parts(result: BuildTableResult) -> list[RenderableType]:
         )
         for layer in plan.layers
     ]
-    names = (">layer", ">rows", ">bytes a row", ">chunks", ">of", ">hits", ">together")
+    names = (">layer", ">rows", ">bytes per row", ">chunks", ">chunk size", ">hits", ">total")
     return [facts("Table", lines), grid("Layers", names, rows)]
 
 

@@ -23,9 +23,9 @@ def compress_vocab(
     source: Annotated[
         Path | None,
         typer.Argument(
-            help="tokenizer.json, a Hugging Face folder, or a compressed vocabulary to ask. By "
-            "default ./tokenizer.json, else that of the checkpoint in this folder, else the "
-            "installed DeepSeek tokenizer.",
+            help="tokenizer.json, a Hugging Face folder, or a compressed vocabulary to inspect "
+            "(./tokenizer.json, else that of the checkpoint in this folder, else the installed "
+            "DeepSeek tokenizer).",
             show_default=False,
         ),
     ] = None,
@@ -34,25 +34,23 @@ def compress_vocab(
         typer.Option("--out", "-o", help="Parquet file to write (engram-vocab.parquet)."),
     ] = None,
     show: Annotated[
-        list[str] | None, typer.Option(help="Print the group that a text falls into.")
+        list[str] | None, typer.Option(help="Print the group of tokens that this text belongs to.")
     ] = None,
     diff: Annotated[
         Path | None, typer.Option(help="Compare with another compressed vocabulary.")
     ] = None,
     expect: Annotated[
-        int | None, typer.Option(help="Exit 1 unless there are this many compressed ids.")
+        int | None, typer.Option(help="Exit with 1 unless there are this many compressed ids.")
     ] = None,
-    groups: Annotated[
-        int, typer.Option(min=0, help="How many of the largest groups to print.")
-    ] = 8,
+    groups: Annotated[int, typer.Option(min=0, help="Number of largest groups to print.")] = 8,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Collapse look-alike tokens ("Apple", " apple") of a tokenizer into one id each.
+    """Map look-alike tokens of a tokenizer ("Apple", " apple") to one id per group.
 
-    --show and --diff only ask: nothing is written unless --out says where.
+    With --show or --diff, nothing is written unless you give --out.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
@@ -90,7 +88,7 @@ def _parts(result: CompressVocabResult) -> list[RenderableType]:
             ("reduction", percent(result.reduction)),
             ("special", f"{result.special:,} tokens"),
             ("pad token", _pad(result)),
-            ("partial UTF-8", f"{result.partial:,} tokens keep an id of their own spelling"),
+            ("partial UTF-8", f"{result.partial:,} tokens are grouped by their spelling"),
             ("canonical", f"{result.canonical:,} tokens are their own key"),
             ("sharing", f"{result.shared:,} tokens share an id with others"),
             ("digest", short_digest(result.vocab_digest)),
@@ -115,7 +113,7 @@ def _pad(result: CompressVocabResult) -> str:
     pad = result.pad
     if pad is None:
         return "none: the tokenizer has no special token, so name one with hash-stats --pad-id"
-    return named(pad) + ("" if pad.ordinary is None else ", which texts hold too")
+    return named(pad) + ("" if pad.ordinary is None else ", which also occurs in texts")
 
 
 def _largest(groups: tuple[Group, ...]) -> RenderableType:
@@ -136,7 +134,7 @@ def _shown(text: str, group: Group | None) -> RenderableType:
         return f"no token of this vocabulary looks like '{readable(text)}'"
     rows = [(f"{m.token_id}", m.readable, m.token) for m in group.members]
     title = f"'{readable(text)}' is compressed id {group.compressed_id}, key '{_key(group)}'"
-    return grid(title, (">token id", "text", "as spelt"), rows)
+    return grid(title, (">token id", "text", "as spelled"), rows)
 
 
 def _difference(difference: VocabDiff) -> list[RenderableType]:

@@ -52,13 +52,13 @@ def load_config(context: typer.Context, folder: Path) -> Path:
 
 
 def in_config(context: Any, parameter: str) -> bool:
-    """Whether the value of a parameter came from engram.toml."""
+    """Return whether the value of a parameter came from engram.toml."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name == "DEFAULT_MAP"
 
 
 def unless_in_config(context: typer.Context, name: str) -> Any:
-    """The value of a parameter; None where engram.toml says it, since a flag names another."""
+    """Return the value of a parameter, or None if it came from engram.toml."""
     return None if in_config(context, name) else context.params[name]
 
 
@@ -73,7 +73,7 @@ def layout_choices(context: typer.Context, only_flags: Collection[str] = ()) -> 
 
 
 def _parameters(context: typer.Context) -> dict[str, str]:
-    """The parameters of the command by the names of their options, - written as _."""
+    """Return the command's parameters by option name, with - written as _."""
     found = {}
     for parameter in context.command.params:
         for option in parameter.opts:

@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 def convert(
     table: Annotated[Path, typer.Argument(help="Table to convert.", show_default=False)],
     dtype: Annotated[str, typer.Option(help=DTYPES_HELP, show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Store to write.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Table to write.", show_default=False)],
     scale: ScaleOption = None,
     chunk_rows: ChunkRowsOption = None,
     threads: ThreadsOption = None,
     verify: Annotated[
-        bool, typer.Option(help="Check the checksums of what is read, before anything is written.")
+        bool, typer.Option(help="Verify the checksums of the table before writing anything.")
     ] = True,
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a table's rows in another dtype, or go on where that was interrupted.
+    """Convert a table's rows to another dtype, or resume an interrupted conversion.
 
-    Row hits and the vocabulary map go along. At the end the rows are compared with the old ones.
+    Row hits and the vocabulary map are copied. At the end the rows are compared with the old ones.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
@@ -64,7 +64,7 @@ def convert(
 
 
 def _parts(result: ConvertResult) -> list[RenderableType]:
-    """The arithmetic, and how far the rows moved, for people."""
+    """Return the printed parts: sizes, and how much the rows changed."""
     from engram_cli.cli.render import facts, grid, quantity, short_digest
 
     plan = result.plan

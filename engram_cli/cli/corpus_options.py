@@ -1,4 +1,4 @@
-"""Options that say how a corpus is read, the same for every command that reads one."""
+"""Options for reading a corpus, shared by every command that reads one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="text, jsonl, parquet, arrow, npy, nanogpt, llmc, olmo, megatron, datatrove or "
-        "mds; by default told from each file.",
+        help="File format: text, jsonl, parquet, arrow, npy, nanogpt, llmc, olmo, megatron, "
+        "datatrove or mds (detected for each file).",
         rich_help_panel=_CORPUS,
     ),
 ]
 FieldOption = Annotated[
     str | None,
     typer.Option(
-        help="Field of the text (or token ids), dotted where nested (text).",
+        help="Field that holds the text or token ids; use dots for nested fields (text).",
         rich_help_panel=_CORPUS,
     ),
 ]
@@ -31,7 +31,7 @@ SeparatorOption = Annotated[
     str | None,
     typer.Option(
         "--document-separator",
-        help=r"What parts documents inside a text file, such as '\n\n'.",
+        help=r"Separator between documents in a text file, such as '\n\n'.",
         rich_help_panel=_CORPUS,
     ),
 ]
@@ -40,7 +40,7 @@ EndIdOption = Annotated[
     typer.Option(
         "--document-end-id",
         min=0,
-        help="Token that parts documents in nanogpt, llmc and olmo files.",
+        help="Token id between documents in nanogpt, llmc and olmo files.",
         rich_help_panel=_CORPUS,
     ),
 ]
@@ -48,42 +48,52 @@ IdsTypeOption = Annotated[
     str | None,
     typer.Option(
         "--ids-dtype",
-        help="uint16, uint32, int32 or int64, for nanogpt and olmo files; by default told.",
+        help="Type of the ids in nanogpt and olmo files: uint16, uint32, int32 or int64 "
+        "(detected).",
         rich_help_panel=_CORPUS,
     ),
 ]
 SuffixesOption = Annotated[
     str | None,
-    typer.Option(help="Files of a folder to read: .txt,.md", rich_help_panel=_CORPUS),
+    typer.Option(
+        help="Read only the files of a folder that have these suffixes: .txt,.md",
+        rich_help_panel=_CORPUS,
+    ),
 ]
 ErrorsOption = Annotated[
     str,
-    typer.Option(help="Bytes that are not UTF-8: strict or replace.", rich_help_panel=_CORPUS),
+    typer.Option(
+        help="What to do with bytes that are not UTF-8: strict (stop) or replace (read U+FFFD).",
+        rich_help_panel=_CORPUS,
+    ),
 ]
 JoinOption = Annotated[
     bool,
     typer.Option(
         "--join-documents",
-        help="Let n-grams run across documents.",
+        help="Let n-grams cross document boundaries.",
         rich_help_panel=_CORPUS,
     ),
 ]
 TokenizerOption = Annotated[
     Path | None,
     typer.Option(
-        help="The tokenizer the vocabulary was made with; by default found.",
+        help="Tokenizer that the vocabulary was made from (found automatically).",
         rich_help_panel=_CORPUS,
     ),
 ]
 EncoderOption = Annotated[
-    str, typer.Option(help="auto, tokenizers or fast.", rich_help_panel=_CORPUS)
+    str,
+    typer.Option(
+        help="Tokenizer implementation: auto, tokenizers or fast.", rich_help_panel=_CORPUS
+    ),
 ]
 
 
 def corpus_choices(context: typer.Context, end_id: int | None = None) -> dict[str, Any]:
-    """How a command's corpus is read, as fields of `CorpusOptions`.
+    """Return a command's corpus options as fields of `CorpusOptions`.
 
-    `end_id`: what ends documents where no `--document-end-id` was given.
+    `end_id`: the token that ends documents when `--document-end-id` is not given.
     """
     given = context.params
     chosen, suffixes = given["document_end_id"], given["suffixes"]

@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 
 def demo(
     folder: Annotated[
-        Path, typer.Argument(help="Where the demo works; replaced when it ran there before.")
+        Path,
+        typer.Argument(
+            help="Folder for the demo's files. A folder of an earlier demo is replaced."
+        ),
     ] = Path("engram-demo"),
     train: Annotated[
         bool,
-        typer.Option("--train/--no-train", help="Train ten steps (needs transformers)."),
+        typer.Option(
+            "--train/--no-train", help="Train the memory for ten steps (needs transformers)."
+        ),
     ] = True,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run all of it on real input: a tokenizer, a corpus, a table and a model that carries it."""
+    """Run every step on real input: tokenizer, corpus, table, and a small model that uses it."""
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
         from engram_cli.commands.demo import DemoRequest, run_demo
@@ -55,7 +60,7 @@ def _parts(result: DemoResult) -> list[RenderableType]:
         shared = sum(column.shared for column in heads) / len(heads)
         fair = sum(column.ideal_shared for column in heads) / len(heads)
         rows += [
-            (f"{order.order}-grams", f"{order.distinct:,.0f} different ones; "
+            (f"{order.order}-grams", f"{order.distinct:,.0f} distinct; "
              f"{percent(occupied, 1)} of the rows are used (ideal hash {percent(ideal, 1)})"),
             ("", f"{percent(shared, 1)} of them share their row in a head "
              f"(ideal hash {percent(fair, 1)})"),

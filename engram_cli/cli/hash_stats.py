@@ -66,7 +66,7 @@ def hash_stats(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders, globs or addresses; - is standard input. "
+            help="Files, folders, globs or addresses to read; - reads standard input. "
             "With --merge, statistics folders.",
             show_default=False,
         ),
@@ -94,64 +94,78 @@ def hash_stats(
     sample_size: Annotated[
         Any,
         typer.Option(
-            parser=parse_size, metavar="SIZE", help="N-grams sampled of each order (256Ki)."
+            parser=parse_size, metavar="SIZE", help="N-grams to sample per order (256Ki)."
         ),
     ] = None,
     merge: Annotated[
         bool,
-        typer.Option("--merge", help="SOURCES are statistics folders: write those of all of them."),
+        typer.Option("--merge", help="Merge the statistics folders in SOURCES into one."),
     ] = False,
     ngrams: Annotated[
         bool,
-        typer.Option("--ngrams", help="Show frequent n-grams, and those that fight over a row."),
+        typer.Option(
+            "--ngrams", help="Show frequent n-grams, and frequent n-grams that share a row."
+        ),
     ] = False,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Count every n-gram, as far as memory goes.")
+        bool, typer.Option("--exact", help="Count every distinct n-gram exactly, if memory allows.")
     ] = False,
     compare_uncompressed: Annotated[
-        bool, typer.Option("--compare-uncompressed", help="Hash raw token ids too, and compare.")
+        bool,
+        typer.Option(
+            "--compare-uncompressed", help="Also hash raw token ids, and compare the two."
+        ),
     ] = False,
     group_by: Annotated[
         str | None,
         typer.Option(
-            help="file, folder, or a field of the documents: how the n-grams of these overlap.",
+            help="Show how n-grams overlap between groups of documents: file, folder, or a field.",
             metavar="WHAT",
         ),
     ] = None,
     locality: Annotated[
-        bool, typer.Option("--locality", help="How hot the rows are, and what caches would catch.")
+        bool,
+        typer.Option(
+            "--locality", help="Measure how unevenly rows are used, and the hit rates of caches."
+        ),
     ] = False,
     holdout: Annotated[
         float | None,
         typer.Option(
-            help="Share of the corpus to look up and not to count: 0.1; turns --locality on.",
+            help="Hold out this share of the corpus: look it up but do not count it, such as 0.1. "
+            "Turns on --locality.",
             metavar="SHARE",
         ),
     ] = None,
     growth: Annotated[
         bool,
-        typer.Option("--growth/--no-growth", help="How n-grams grow with the corpus."),
+        typer.Option(
+            "--growth/--no-growth",
+            help="Measure how the number of distinct n-grams grows with the corpus.",
+        ),
     ] = True,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="Begin anew where a run that was broken off could go on."),
+        typer.Option("--restart", help="Ignore the saved checkpoint and start over."),
     ] = False,
     report: Annotated[
         Path | None,
-        typer.Option(help="Draw it all as one HTML page that opens offline: report.html"),
+        typer.Option(
+            help="Also write the results as one HTML page that opens offline: report.html"
+        ),
     ] = None,
     threads: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Counting threads: one a core, with ray one a task.",
+            help="Number of counting threads (one per core; with ray, one per task).",
             rich_help_panel=ENGINE_PANEL,
         ),
     ] = None,
     engine: Annotated[
         str,
         typer.Option(
-            help="local, or ray: partitions become tasks on a Ray cluster.",
+            help="Where to count: local, or ray (each partition is a task on a Ray cluster).",
             rich_help_panel=ENGINE_PANEL,
         ),
     ] = "local",
@@ -161,7 +175,8 @@ def hash_stats(
         typer.Option(
             parser=parse_size,
             metavar="BYTES",
-            help="Bytes after which windows, caches and joined documents begin anew (256Mi).",
+            help="Bytes per partition (256Mi). Windows, caches and joined documents start over in "
+            "each partition.",
             rich_help_panel=ENGINE_PANEL,
         ),
     ] = None,
@@ -174,10 +189,10 @@ def hash_stats(
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Stream a corpus through the hash: which rows it uses, and which n-grams share one."""
+    """Hash a corpus: measure which rows it uses and how many n-grams share a row."""
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
-        bound_arenas()  # before there is a second thread, that of the bar
+        bound_arenas()  # before the progress bar starts a second thread
         terminal.start("loading", None, "")
         if merge:
             _note_unmerged(terminal, context)
@@ -226,7 +241,7 @@ def hash_stats(
 
 
 def _note_unmerged(terminal: Terminal, context: typer.Context) -> None:
-    """Name the options that were typed and that merging does not read."""
+    """Print a note with the given options that merging does not use."""
     given = [
         parameter.opts[0]
         for parameter in context.command.params
@@ -235,9 +250,9 @@ def _note_unmerged(terminal: Terminal, context: typer.Context) -> None:
         and source.name == "COMMANDLINE"
     ]
     if given:
-        change = "changes" if len(given) == 1 else "change"
+        have = "has" if len(given) == 1 else "have"
         terminal.note(
-            f"{', '.join(given)} {change} nothing: merging takes the parts as they were counted"
+            f"{', '.join(given)} {have} no effect: merging uses the parts as they were counted"
         )
 
 
@@ -288,7 +303,7 @@ def _merge(
 
 
 def stats_parts(result: HashStatsResult) -> list[RenderableType]:
-    """The figures for people: the corpus, the n-grams, the rows of each head, clean heads."""
+    """Return the printed parts: the corpus, the n-grams, the rows of each head, clean heads."""
     return [_summary(result), _orders(result), *_columns(result), clean_heads_part(result)]
 
 
@@ -298,7 +313,7 @@ def _summary(result: HashStatsResult) -> RenderableType:
     size = "" if result.bytes is None else f", {quantity(result.bytes, 'bytes')}"
     rate = quantity(result.tokens_per_second, "tokens")
     here = result.tokens - result.resumed_tokens
-    now = f", {here:,} of them" if result.resumed_tokens else ""
+    now = f", {here:,} of them in this run," if result.resumed_tokens else ""
     rows = [
         ("corpus", f"{count(result.files, 'file')}{size}, {count(result.documents, 'document')}"),
         ("tokens", f"{result.tokens:,}{now} in {result.seconds:.1f} s, {rate}/s"),
@@ -323,7 +338,7 @@ def _orders(result: Figured) -> RenderableType:
         )
         for entry in result.orders
     ]
-    names = (">order", ">windows", ">distinct n-grams", ">error", ">times each")
+    names = (">order", ">windows", ">distinct n-grams", ">error", ">mean count")
     return grid("N-grams", names, rows)
 
 
@@ -348,8 +363,10 @@ def _columns(result: Figured) -> list[RenderableType]:
         *(">order", ">head", ">rows", ">used", ">ideal", ">sharing", ">ideal", ">by use"),
         ">most hits",
     )
-    flags = "; + - mark what is none" if any(e.flag for e in result.columns) else ""
+    flags = (
+        "; + and - mark heads that differ from it" if any(e.flag for e in result.columns) else ""
+    )
     return [
-        grid(f"Layer {layer}: rows used, n-grams that share one, an ideal hash{flags}", names, rows)
+        grid(f"Layer {layer}: used rows, shared rows, and an ideal hash{flags}", names, rows)
         for layer, rows in layers.items()
     ]

@@ -37,48 +37,50 @@ def inspect(
     context: typer.Context,
     path: Annotated[
         Path,
-        typer.Argument(help="Table, bundle, vocabulary or statistics.", show_default=False),
+        typer.Argument(
+            help="Table, bundle, vocabulary or statistics to inspect.", show_default=False
+        ),
     ],
     stats: Annotated[
         Path | None,
-        typer.Option(help="Statistics with hits and n-grams; by default those beside."),
+        typer.Option(help="Statistics with hits and n-grams (those next to the artifact)."),
     ] = None,
     vocab: VocabOption = None,
     hottest: Annotated[
-        int, typer.Option(min=0, max=10, help="Hottest rows to list of each order.")
+        int, typer.Option(min=0, max=10, help="Number of hottest rows to list per order.")
     ] = 5,
     rows: Annotated[
-        bool, typer.Option("--rows/--no-rows", help="Read the rows, or only what describes them.")
+        bool, typer.Option("--rows/--no-rows", help="Read the rows, or only their metadata.")
     ] = True,
     report: Annotated[
         Path | None,
-        typer.Option(help="Draw it all as one HTML page that opens offline: page.html"),
+        typer.Option(help="Also write the results as one HTML page that opens offline: page.html"),
     ] = None,
     probe: Annotated[
         list[str] | None,
         typer.Option(
-            help="Held-out text: how well the table alone foretells it, beside n-grams counted "
-            "exactly; repeat it for more.",
+            help="Held-out text: measure how well the table alone predicts it, compared with exact "
+            "n-gram counts. Can be repeated.",
             rich_help_panel=_PROBE,
         ),
     ] = None,
     corpus: Annotated[
         list[str] | None,
         typer.Option(
-            help="The corpus that filled the table; the counted n-grams learn from it.",
+            help="Corpus that filled the table; the exact n-grams are counted on it.",
             rich_help_panel=_PROBE,
         ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="The model whose embeddings are in the rows.", rich_help_panel=_PROBE),
+        typer.Option(help="Model whose embeddings fill the rows.", rich_help_panel=_PROBE),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Layer to ask (the first).", rich_help_panel=_PROBE)
+        int | None, typer.Option(help="Layer to probe (the first).", rich_help_panel=_PROBE)
     ] = None,
     positions: Annotated[
         int,
-        typer.Option(min=40, help="Positions to ask about, at most.", rich_help_panel=_PROBE),
+        typer.Option(min=40, help="Maximum number of positions to probe.", rich_help_panel=_PROBE),
     ] = 8000,
     format_: FormatOption = None,
     field: FieldOption = None,
@@ -95,10 +97,10 @@ def inspect(
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Say what an artifact is, what it must match, and what its rows hold.
+    """Show what an artifact is, what it must match, and what its rows hold.
 
-    Rows are read once, in constant memory: norms, zero rows, hits, hottest and duplicate rows. With
-    --probe a table of --init next-token is asked what it knows of a text.
+    Rows are read once, in constant memory: norms, zero rows, hits, hottest and duplicate rows.
+    With --probe, measure how well a table built with --init next-token predicts a text.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):

@@ -1,4 +1,4 @@
-"""What inspect found, for people: facts, digests, the layout, heads, hot rows, duplicate rows."""
+"""Prints inspect's results: facts, digests, the layout, heads, hot rows, duplicate rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BARS = 40
 
 
 def inspect_parts(result: InspectResult) -> list[RenderableType]:
-    """The whole result."""
+    """Return the whole result."""
     size = f"{quantity(result.stored_bytes, 'bytes')} ({result.stored_bytes:,} bytes)"
     lines: list[tuple[str, str | Text]] = [
         ("path", shown_path(result.path)),
@@ -58,16 +58,16 @@ def _digests(result: InspectResult) -> RenderableType:
         (each.name, _first_digits(each.value), each.must_match, signs[each.matches])
         for each in result.digests
     ]
-    return grid("Digests", ("of", "digest", "must be that of", "is"), rows)
+    return grid("Digests", ("of", "digest", "must match", "matches"), rows)
 
 
 def _first_digits(digest: str) -> str:
-    """Enough to tell two apart; --json has all."""
+    """Return the beginning of a digest; --json has all of it."""
     return digest if len(digest) <= 27 else f"{digest[:23]}..."
 
 
 def _layers(result: InspectResult) -> list[RenderableType]:
-    """A table a layer: its columns, with what their rows hold where they were read."""
+    """Return one table per layer: its columns, and their contents if rows were read."""
     known = {(each.layer, each.order, each.head): each for each in result.columns}
     multipliers = dict(result.multipliers)
     parts: list[RenderableType] = []
@@ -115,7 +115,7 @@ def _cells(column: Columns | None) -> tuple[str, ...]:
 
 
 def _norms(bins: NormBins) -> RenderableType:
-    """A line of bars, one a bin, or of several bins where there are many."""
+    """Return a line of bars, one per bin, or one per several bins if there are many."""
     wide = -(-len(bins.rows) // _BARS)
     sums = [sum(bins.rows[at : at + wide]) for at in range(0, len(bins.rows), wide)]
     most = max(sums)
@@ -145,7 +145,7 @@ def _hottest(result: InspectResult) -> RenderableType:
                 (ngrams or "none known") + (f" and {rest:,} more" if rest else ""),
             )
         )
-    names = (">layer", ">n", ">head", ">row", ">hits", "known n-grams (times)")
+    names = (">layer", ">n", ">head", ">row", ">hits", "known n-grams (count)")
     return grid("Hottest rows", names, rows)
 
 
@@ -177,4 +177,8 @@ def _twins(result: InspectResult) -> list[RenderableType]:
     ]
     if not rows:
         return []
-    return [grid("The largest groups of them", (">layer", ">equal rows", ">row", ">and row"), rows)]
+    return [
+        grid(
+            "Largest groups of duplicate rows", (">layer", ">equal rows", ">row", ">and row"), rows
+        )
+    ]

@@ -34,30 +34,35 @@ def lookup(
     context: typer.Context,
     path: Annotated[
         Path,
-        typer.Argument(help="Table, bundle, statistics or vocabulary.", show_default=False),
+        typer.Argument(help="Table, bundle, statistics or vocabulary to use.", show_default=False),
     ],
     text: Annotated[str | None, typer.Argument(help="Text to look up.", show_default=False)] = None,
     ids: Annotated[
-        Any, typer.Option("--ids", help="Token ids in the place of a text.", **_IDS)
+        Any, typer.Option("--ids", help="Token ids to look up instead of a text.", **_IDS)
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A second text: which rows do they share?")
+        str | None,
+        typer.Option(metavar="TEXT", help="Second text: show which rows both texts use."),
     ] = None,
     against_ids: Annotated[
-        Any, typer.Option("--against-ids", help="The second text as token ids.", **_IDS)
+        Any, typer.Option("--against-ids", help="Second text as token ids.", **_IDS)
     ] = None,
-    layer: Annotated[int | None, typer.Option(help="Layer (the first one).")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Tokens of a text that are told of.")] = 64,
+    layer: Annotated[int | None, typer.Option(help="Layer to look up (the first).")] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Maximum number of tokens to show per text.")
+    ] = 64,
     vectors: Annotated[
         Path | None,
-        typer.Option(help="Write the looked-up vectors, float32 [tokens, heads x width]: out.npy"),
+        typer.Option(
+            help="Write the vectors as a NumPy file, float32 [tokens, heads x width]: out.npy"
+        ),
     ] = None,
     stats: Annotated[
         Path | None,
-        typer.Option(help="Statistics with the sample of n-grams; by default those beside."),
+        typer.Option(help="Statistics with the n-gram sample (those next to the artifact)."),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="The tokenizer of the vocabulary; by default found.")
+        Path | None, typer.Option(help="Tokenizer of the vocabulary (found automatically).")
     ] = None,
     vocab: VocabOption = None,
     scheme: SchemeOption = None,
@@ -74,9 +79,9 @@ def lookup(
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Look a text up: for each token and head the row, its hits, its norm, and who else is there.
+    """Look up a text: show each token's row per head, its hits, its norm, and what shares it.
 
-    The layout options are for a bare vocabulary, to see where a geometry would look.
+    Layout options apply only to a vocabulary: they show which rows a geometry would use.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):

@@ -1,4 +1,4 @@
-"""Look-ups for people: a line an order with the heads as cells, and the n-grams met on the rows."""
+"""Prints look-ups: one line per order with a cell per head, and the n-grams on the rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OTHERS, _SAME = "*", "="
 
 
 def lookup_parts(result: LookupResult) -> list[RenderableType]:
-    """The whole result."""
+    """Return the whole result."""
     parts: list[RenderableType] = [facts("Look-up", _facts(result))]
     parts.append(_Grid("Text", result.tokens, result.tokens_total))
     if result.against:
@@ -46,7 +46,7 @@ def _facts(result: LookupResult) -> list[tuple[str, str | Text]]:
     ]
     if result.stats is not None:
         whole = "every n-gram" if result.sample_exact else "the most frequent n-grams and a sample"
-        rows.append(("statistics", f"{shown_path(result.stats)}, which know {whole}"))
+        rows.append(("statistics", f"{shown_path(result.stats)}, with {whole}"))
     if result.vectors is not None:
         shape = " x ".join(f"{n:,}" for n in result.vectors_shape)
         rows.append(("written", f"{shown_path(result.vectors)}, float32 {shape}"))
@@ -62,9 +62,9 @@ def _legend(result: LookupResult) -> str:
         said.append("norm")
     text = ", ".join(said)
     if result.stats is not None:
-        text += f"; {_OTHERS} another known n-gram is there"
+        text += f"; {_OTHERS} another known n-gram uses it"
     if result.against:
-        text += f"; {_SAME} both texts look here"
+        text += f"; {_SAME} both texts use it"
     return text
 
 
@@ -119,7 +119,7 @@ def _token(token: TokenLookup) -> Text:
 
 
 def _cells(heads: Sequence[Lookup]) -> tuple[Text, list[Text]]:
-    """What the lines of a cell are, and the cell of each head."""
+    """Return the names of a cell's lines, and the cell of each head."""
     kinds = ["row"]
     if heads[0].hits is not None:
         kinds.append("hits")
@@ -158,12 +158,12 @@ def _shared(result: LookupResult) -> RenderableType:
         )
         for each in result.shared
     ]
-    names = (">order", ">look-ups", ">same n-gram there", ">another n-gram, same row", ">own row")
-    return grid("Rows of the text that the other one looks at too", names, rows)
+    names = (">order", ">look-ups", ">same n-gram", ">another n-gram, same row", ">own row")
+    return grid("Rows that both texts use", names, rows)
 
 
 def _met(tokens: Sequence[TokenLookup]) -> RenderableType | None:
-    """The known n-grams on the rows of the text, those of one look-up after another."""
+    """Return the known n-grams on the rows of the text, look-up by look-up."""
     met = [
         (order, head)
         for token in tokens
@@ -188,12 +188,12 @@ def _met(tokens: Sequence[TokenLookup]) -> RenderableType | None:
     title = "Known n-grams on the same rows"
     if len(met) > len(rows):
         title += f", the first {len(rows)} of {count(len(met), 'look-up')}"
-    names = ("n-gram", ">times", ">head", ">row", "also there", ">times", ">and others")
+    names = ("n-gram", ">count", ">head", ">row", "also on it", ">count", ">and others")
     return grid(title, names, rows)
 
 
 def _own_times(order: OrderLookup) -> str:
-    """How often the n-gram of a look-up occurs."""
+    """Return how often the n-gram of a look-up occurs."""
     if order.at_most == 0:
         return "0"
     if order.sampled is not None:

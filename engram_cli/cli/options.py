@@ -1,4 +1,4 @@
-"""Options that several commands share, and the readers of their values."""
+"""Options that several commands share, and the functions that parse their values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
 
 
 def parse_size(text: str) -> int:
-    """A count or a number of bytes: 646400, 16M, 5GB, 64MiB."""
+    """Parse a count or a number of bytes: 646400, 16M, 5GB, 64MiB."""
     try:
         return read_size(text)
     except ValueError as error:
@@ -23,12 +23,12 @@ def parse_size(text: str) -> int:
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    """Sizes with commas between: 646400 or 16M,16M,8M."""
+    """Parse comma-separated sizes: 646400 or 16M,16M,8M."""
     return tuple(parse_size(part) for part in text.split(","))
 
 
 def parse_integers(text: str) -> tuple[int, ...]:
-    """Integers with commas between: 2,3."""
+    """Parse comma-separated integers: 2,3."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -36,7 +36,7 @@ def parse_integers(text: str) -> tuple[int, ...]:
 
 
 def unescape(text: str | None) -> str | None:
-    r"""Text with \n, \t, \\ and \x1e written out, as a shell passes them."""
+    r"""Replace the escapes \n, \t, \\ and \x1e, which a shell passes as written."""
     if text is None:
         return None
     return re.sub(r"\\(x[0-9A-Fa-f]{2}|.)", _meaning, text)
@@ -52,39 +52,41 @@ WorkspaceOption = Annotated[
     typer.Option(
         "--workspace",
         "-w",
-        help="Folder where the artifacts and engram.toml lie.",
+        help="Folder that holds the artifacts and engram.toml.",
         is_eager=True,
         callback=load_config,
         file_okay=False,
     ),
 ]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")
+    bool, typer.Option("--json", help="Print one JSON document to stdout and nothing else.")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what engram wrote before.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace an output that engram wrote before.")
+]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print the byte arithmetic and stop.")
+    bool, typer.Option("--dry-run", help="Print the sizes in bytes and write nothing.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads (one a core).")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Number of threads (one per core).")]
 ChunkRowsOption = Annotated[
-    int | None, typer.Option(min=1, help="Rows a chunk file (about 128 MiB).")
+    int | None, typer.Option(min=1, help="Rows per chunk file (about 128 MiB).")
 ]
 VocabOption = Annotated[
     Path | None,
-    typer.Option("--vocab", help="Compressed vocabulary; by default the workspace's."),
+    typer.Option("--vocab", help="Compressed vocabulary (the one in the workspace)."),
 ]
 DTYPES_HELP = "float32, float16, bfloat16, fp8_e8m0, fp8, int8, int8_b32, int4 or int4_b32."
 ScaleOption = Annotated[
     float | None,
-    typer.Option(help="The scale of every layer, for dtype fp8; by default found from the rows."),
+    typer.Option(help="Scale of every layer, for dtype fp8 (computed from the rows)."),
 ]
 _LAYOUT = "Layout"
 ENGINE_PANEL = "Engine"
 RayAddressOption = Annotated[
     str | None,
     typer.Option(
-        help="The cluster; by default the one of this machine, or a new one on it.",
+        help="Ray cluster to use (one running on this machine, else a new one).",
         metavar="ADDRESS",
         rich_help_panel=ENGINE_PANEL,
     ),
@@ -92,15 +94,15 @@ RayAddressOption = Annotated[
 PresetOption = Annotated[
     str | None,
     typer.Option(
-        help="A published geometry: engram-v1-demo, deepseek-v4.1, qwen-ple or engram-27b; other "
-        "options win over it.",
+        help="Start from a published geometry: engram-v1-demo, deepseek-v4.1, qwen-ple or "
+        "engram-27b. Other options override it.",
         rich_help_panel=_LAYOUT,
     ),
 ]
 SchemeOption = Annotated[
     str | None,
     typer.Option(
-        help="engram-v1 (default), deepseek-v4.1, qwen-ple, longcat or tutorial.",
+        help="Hashing scheme: engram-v1, deepseek-v4.1, qwen-ple, longcat or tutorial (engram-v1).",
         rich_help_panel=_LAYOUT,
     ),
 ]
@@ -109,12 +111,12 @@ OrdersOption = Annotated[
     typer.Option(
         parser=parse_integers,
         metavar="N,...",
-        help="Lengths of the n-grams, such as 2,3.",
+        help="N-gram lengths, such as 2,3.",
         rich_help_panel=_LAYOUT,
     ),
 ]
 HeadsOption = Annotated[
-    int | None, typer.Option(help="Hash heads of each order.", rich_help_panel=_LAYOUT)
+    int | None, typer.Option(help="Number of hash heads per order.", rich_help_panel=_LAYOUT)
 ]
 RowsOption = Annotated[
     Any,
@@ -122,7 +124,7 @@ RowsOption = Annotated[
         "--rows-per-head",
         parser=parse_sizes,
         metavar="SIZE,...",
-        help="Least rows of a head, one size or one an order: 646400, 16M.",
+        help="Minimum rows per head, one size or one per order: 646400, 16M.",
         rich_help_panel=_LAYOUT,
     ),
 ]
@@ -131,18 +133,19 @@ LayersOption = Annotated[
     typer.Option(
         parser=parse_integers,
         metavar="LAYER,...",
-        help="Layers that get a table (1,15, or those that suit the checkpoint in the folder).",
+        help="Layers that get a table (1,15, or layers that suit the checkpoint in the folder).",
         rich_help_panel=_LAYOUT,
     ),
 ]
 PadIdOption = Annotated[
     int | None,
     typer.Option(
-        help="Token id read before the start (the tokenizer's pad token).", rich_help_panel=_LAYOUT
+        help="Token id that fills positions before the start (the tokenizer's pad token).",
+        rich_help_panel=_LAYOUT,
     ),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option(help="Seed of the multipliers.", rich_help_panel=_LAYOUT)
+    int | None, typer.Option(help="Seed of the hash multipliers.", rich_help_panel=_LAYOUT)
 ]
 VocabSizeOption = Annotated[
     int | None,
@@ -152,5 +155,7 @@ VocabSizeOption = Annotated[
 ]
 EosIdOption = Annotated[
     int | None,
-    typer.Option(help="EOS token id, for schemes that stop at it.", rich_help_panel=_LAYOUT),
+    typer.Option(
+        help="EOS token id, for schemes whose n-grams stop at it.", rich_help_panel=_LAYOUT
+    ),
 ]

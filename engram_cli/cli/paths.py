@@ -1,4 +1,4 @@
-"""Options that are paths on this machine: an address such as s3://bucket/key is refused in all."""
+"""Options that are local paths: an address such as s3://bucket/key is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def local_paths(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def refuse_address(path: Path | str, name: str) -> None:
-    """Raises InputError where `path`, the value of the option `name`, is an address."""
+    """Raise InputError if `path`, the value of the option `name`, is an address."""
     address = address_of(path)
     if address is not None:
         raise InputError(

@@ -31,12 +31,12 @@ _BUDGET, _HARDWARE = "Budget", "Hardware"
 
 
 def parse_count(text: str) -> int:
-    """A count with K, M, B (10**9) or T: 5.7B, 1T."""
+    """Parse a count with K, M, B (10**9) or T: 5.7B, 1T."""
     return parse_size(text[:-1] + "G" if text[-1:] in ("b", "B") else text)
 
 
 def parse_share(text: str) -> tuple[float, float]:
-    """A share, or the ends of a range of shares: 0.2..0.25."""
+    """Parse a share, or the two ends of a range of shares: 0.2..0.25."""
     try:
         parts = [float(part) for part in text.split("..")]
         return parts[0], parts[-1]
@@ -54,43 +54,46 @@ def _count(panel: str | None, help_: str) -> Any:
 
 def plan(
     context: typer.Context,
-    memory: Annotated[Any, _size(_BUDGET, "Bytes of rows: 94GB.")] = None,
-    params: Annotated[Any, _count(_BUDGET, "Parameters in rows: 5.7B.")] = None,
+    memory: Annotated[Any, _size(_BUDGET, "Budget in bytes for the rows: 94GB.")] = None,
+    params: Annotated[Any, _count(_BUDGET, "Budget in parameters for the rows: 5.7B.")] = None,
     sparse_params: Annotated[
-        Any, _count(_BUDGET, "All sparse parameters, of which rows get --share: 27B.")
+        Any, _count(_BUDGET, "All sparse parameters: 27B. Rows get --share of them.")
     ] = None,
     share: Annotated[
         Any,
         typer.Option(
             parser=parse_share,
             metavar="RANGE",
-            help="Share of --sparse-params in rows (0.2..0.25, the paper's optimum).",
+            help="Share of --sparse-params that rows get (0.2..0.25, the paper's optimum).",
             rich_help_panel=_BUDGET,
         ),
     ] = None,
     tokens: Annotated[
-        Any, _count(None, "Tokens that will be trained on (those of the statistics): 1T.")
+        Any, _count(None, "Tokens you will train on (those of the statistics): 1T.")
     ] = None,
-    dim: Annotated[int, typer.Option(min=1, help="Values a row, the width of one head.")] = 64,
-    dtype: Annotated[str, typer.Option(help="How rows are stored.")] = "bfloat16",
+    dim: Annotated[int, typer.Option(min=1, help="Values per row, the width of one head.")] = 64,
+    dtype: Annotated[str, typer.Option(help="Data type of the stored rows.")] = "bfloat16",
     hardware: Annotated[
         str,
         typer.Option(
-            help="h100, h200, b200, gb200, l40s, rtx-4090 or cpu.", rich_help_panel=_HARDWARE
+            help="Accelerator: h100, h200, b200, gb200, l40s, rtx-4090 or cpu.",
+            rich_help_panel=_HARDWARE,
         ),
     ] = "h200",
-    hbm: Annotated[Any, _size(_HARDWARE, "Memory of the accelerator left for rows.")] = None,
-    host: Annotated[Any, _size(_HARDWARE, "Memory of the host (512GB).")] = None,
-    disk: Annotated[Any, _size(_HARDWARE, "Room on disk (2TB).")] = None,
+    hbm: Annotated[Any, _size(_HARDWARE, "Accelerator memory available for rows.")] = None,
+    host: Annotated[Any, _size(_HARDWARE, "Host memory (512GB).")] = None,
+    disk: Annotated[Any, _size(_HARDWARE, "Disk space (2TB).")] = None,
     hbm_bandwidth: Annotated[
-        Any, _size(_HARDWARE, "Bytes a second of the accelerator's memory.")
+        Any, _size(_HARDWARE, "Bandwidth of the accelerator's memory, in bytes per second.")
     ] = None,
-    link: Annotated[Any, _size(_HARDWARE, "Bytes a second from host to accelerator.")] = None,
-    disk_bandwidth: Annotated[Any, _size(_HARDWARE, "Bytes a second of the disk.")] = None,
+    link: Annotated[
+        Any, _size(_HARDWARE, "Bandwidth from host to accelerator, in bytes per second.")
+    ] = None,
+    disk_bandwidth: Annotated[Any, _size(_HARDWARE, "Disk bandwidth, in bytes per second.")] = None,
     hit_rate: Annotated[
-        float, typer.Option(help="Share of look-ups that the hot rows are to catch.")
+        float, typer.Option(help="Share of look-ups that the hot rows should serve.")
     ] = 0.9,
-    batch: Annotated[int, typer.Option(min=1, help="Tokens looked up together.")] = 4096,
+    batch: Annotated[int, typer.Option(min=1, help="Tokens per batch of look-ups.")] = 4096,
     scheme: SchemeOption = None,
     orders: OrdersOption = None,
     heads: HeadsOption = None,
@@ -106,16 +109,16 @@ def plan(
     vocab: VocabOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write plan.json, for build-table --plan."),
+        typer.Option("--out", "-o", help="Plan file to write, for build-table --plan: plan.json"),
     ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Size a table: rows and heads for a budget, what they will hold, where they fit, how fast.
+    """Size a table: rows and heads for a budget, expected use, where it fits and how fast it is.
 
-    Reads statistics where there are any; writes nothing but --out.
+    Uses the statistics in the folder, if there are any. Writes nothing except --out.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):

@@ -1,4 +1,4 @@
-"""A plan for people: the table, what its rows will hold, where they fit, what else could be."""
+"""Prints a plan: the table, expected use of its rows, where they fit, and alternatives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def plan_parts(result: PlanResult) -> list[RenderableType]:
-    """The whole plan."""
+    """Return the whole plan."""
     parts = [facts("Plan", _facts(result)), _expected(result)]
     if result.hot:
         parts.append(_hot(result))
@@ -33,7 +33,7 @@ def _facts(result: PlanResult) -> list[tuple[str, str | Text]]:
     sizes = sorted(set(geometry.rows_per_head or ()))
     rows: list[tuple[str, str | Text]] = [
         ("scheme", f"{geometry.scheme}, orders {orders}, {geometry.heads} heads, layers {layers}"),
-        ("rows a head", f"{', '.join(f'{size:,}' for size in sizes)} or the primes above"),
+        ("rows per head", f"{', '.join(f'{size:,}' for size in sizes)} or the primes above"),
         (
             "rows",
             f"{result.rows:,} of {result.dim} x {result.dtype}, {result.row_bytes} bytes each",
@@ -52,12 +52,12 @@ def _facts(result: PlanResult) -> list[tuple[str, str | Text]]:
 
 def _corpus(result: PlanResult) -> str:
     if result.counted_tokens is None:
-        return f"{result.tokens:,} tokens, nothing counted: all figures are bounds"
+        return f"{result.tokens:,} tokens, no statistics: all numbers are bounds"
     counted = f"{result.counted_tokens:,} tokens counted"
     if result.tokens == result.counted_tokens:
         return counted
     factor = result.tokens / result.counted_tokens
-    far = " - far beyond the 4 to 10 times that the curve was held against" if factor > 100 else ""
+    far = " - far beyond the 4 to 10 times for which the curve was checked" if factor > 100 else ""
     return f"{result.tokens:,} tokens, {factor:,.4g} times the {counted}{far}"
 
 
@@ -78,12 +78,12 @@ def _expected(result: PlanResult) -> RenderableType:
             )
         )
     names = (
-        *(">n", ">different n-grams", ">rows a head", ">of them used"),
+        *(">n", ">distinct n-grams", ">rows per head", ">of them used"),
         *(">clean heads", ">none clean", ">all clean"),
     )
-    title = "What the rows will hold (clean: no other n-gram on the row; rows a head: the mean"
+    title = "Expected use of the rows (clean: no other n-gram on the row; rows per head: the mean"
     if result.tokens != (result.counted_tokens or result.tokens):
-        title += "; errors are for documents drawn as those counted were"
+        title += "; errors assume documents of the same kind"
     title += ")"
     return grid(title, names, rows)
 
@@ -97,7 +97,7 @@ def _hot(result: PlanResult) -> RenderableType:
             "-" if each.share is None else percent(each.share, 2),
             "-" if each.rows is None else quantity(each.rows * result.row_bytes, "bytes"),
             "unknown" if each.reach is None else percent(each.reach, 1),
-            ("text held out" if each.held_out else "the corpus counted")
+            ("held-out text" if each.held_out else "the counted corpus")
             + (", larger heads" if each.at_most else ""),
         )
         for each in result.hot
@@ -108,14 +108,14 @@ def _hot(result: PlanResult) -> RenderableType:
         title += most + quantity(result.hot_bytes, "bytes")
     else:
         title += "; ".join(f"{each.order}-grams: {_unreached(each)}" for each in missed)
-    names = (">n", ">rows", ">of all", ">bytes", ">on rows hit", "measured on")
+    names = (">n", ">rows", ">of all", ">bytes", ">on used rows", "measured on")
     return grid(title, names, rows)
 
 
 def _unreached(hot: HotSet) -> str:
     if hot.reach is None:
-        return "the counts do not tell; count with these --rows-per-head"
-    return f"at most {percent(hot.reach, 1)} of look-ups fall on rows this corpus hits"
+        return "these counts cannot tell; count with these --rows-per-head"
+    return f"at most {percent(hot.reach, 1)} of look-ups fall on rows that this corpus uses"
 
 
 def _placements(result: PlanResult) -> RenderableType:
@@ -133,15 +133,15 @@ def _placements(result: PlanResult) -> RenderableType:
         for each in result.placements
     ]
     names = (
-        *("rows lie", "fits", ">HBM", ">host", ">disk", ">moves a token", ">time"),
+        *("placement", "fits", ">HBM", ">host", ">disk", ">moved per token", ">time"),
         f">{result.batch:,} tokens",
     )
     share = ""
     batch = result.batch_share
     if batch is not None:
         said = f"at most {percent(batch.share, 0)}" if batch.at_most else _share(batch)
-        share = f"; of a batch's look-ups {said} are different rows"
-    return grid(f"Where they fit; times by the bandwidths alone{share}", names, rows)
+        share = f"; {said} of a batch's look-ups are distinct rows"
+    return grid(f"Where the rows fit; times from bandwidth alone{share}", names, rows)
 
 
 def _alternatives(result: PlanResult) -> RenderableType:
@@ -149,7 +149,7 @@ def _alternatives(result: PlanResult) -> RenderableType:
     rows = [_alternative(each) for each in result.alternatives]
     used = f">used, {' / '.join(orders)}"
     clean = f">heads clean, {' / '.join(orders)}"
-    names = ("", ">heads", ">width", "dtype", ">rows a head", ">token reads", used, clean)
+    names = ("", ">heads", ">width", "dtype", ">rows per head", ">token reads", used, clean)
     return grid("The same bytes in other shapes", names, rows)
 
 

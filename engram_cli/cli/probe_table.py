@@ -1,4 +1,4 @@
-"""What a table knows, for people: the probe's figures as a table."""
+"""Prints what a table knows: the results of the probe as a table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def probe_parts(result: ProbeResult) -> list[RenderableType]:
-    """The positions that were asked about, and a line for each model."""
+    """Return the probed positions, and one line for each model."""
     known = ", ".join(f"{percent(share, 1)} of the {n}-grams" for n, share in result.known.items())
     lines = [
-        ("asked", f"{result.positions:,} positions of {result.heldout_tokens:,} held-out tokens"),
-        ("fitted on", f"{result.fitted:,} others"),
-        ("corpus", f"{result.corpus_tokens:,} tokens; it has {known}"),
+        ("probed", f"{result.positions:,} positions of {result.heldout_tokens:,} held-out tokens"),
+        ("fitted on", f"{result.fitted:,} other positions"),
+        ("corpus", f"{result.corpus_tokens:,} tokens; it contains {known}"),
         ("of the exact", f"{percent(result.of_exact, 1)} of the longest back-off's top-1"),
     ]
     rows = [

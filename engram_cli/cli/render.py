@@ -1,4 +1,4 @@
-"""Figures, facts and tables as people read them."""
+"""Formats numbers, facts and tables for printing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STEPS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number with its unit: bytes as 31.5 MB, others as 8.2 Mtokens."""
+    """Return a number with its unit: bytes as 31.5 MB, others as 8.2 M tokens."""
     for step, letter in _STEPS:
         if value >= step:
             text = f"{value / step:.1f} {letter}"
@@ -25,32 +25,32 @@ def quantity(value: float, unit: str) -> str:
 
 
 def short_digest(digest: str) -> str:
-    """The first half of a digest: enough to tell two apart; --json has all of it."""
+    """Return the first half of a digest; --json has all of it."""
     return f"{digest[:39]}..." if len(digest) > 42 else digest
 
 
 def count(number: int, noun: str) -> str:
-    """A number and its noun: 1 file, 2 files."""
+    """Return a number and its noun: 1 file, 2 files."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """A share 0..1 as a percentage."""
+    """Return a share 0..1 as a percentage."""
     return f"{100 * share:.{digits}f} %"
 
 
 def times(count: int, exact: bool) -> str:
-    """How often something occurs: 1,234, or ≤ 1,234 where that is an upper bound."""
+    """Return a count: 1,234, or ≤ 1,234 if it is an upper bound."""
     return f"{count:,}" if exact else f"≤ {count:,}"
 
 
 def error(value: float, digits: int = 2) -> str:
-    """The standard error of a percentage; empty where there is none."""
+    """Return the standard error of a percentage; empty if there is none."""
     return f" ±{100 * value:.{digits}f}" if value > 0 else ""
 
 
 def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Group:
-    """A heading and facts under it, names on the left."""
+    """Return a heading with facts below it, names on the left."""
     table = Table(
         box=None,
         show_header=False,
@@ -65,16 +65,16 @@ def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Group:
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Group:
-    """A table with a heading; columns whose name starts with ">" are numbers, flush right.
+    """Return a table with a heading; columns named ">..." are right-aligned numbers.
 
-    A number is never broken: where room is short names of columns and texts wrap.
+    Numbers never wrap: if there is too little room, column names and texts wrap.
     """
     cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     return Group(Text(title, "bold"), _Grid(columns, cells))
 
 
 class _Grid:
-    """A table that breaks the names of its columns, then closes up, only where it is too wide."""
+    """A table that wraps its column names and then narrows its gaps, only if it is too wide."""
 
     def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
         self._columns, self._rows = columns, rows
@@ -113,10 +113,10 @@ def _whole(name: str, width: int) -> str:
 
 
 def _at_words(name: str, width: int) -> str:
-    """A name on lines of `width`, or of its longest word."""
+    """Return a name wrapped to `width`, or to its longest word."""
     return _anywhere(name, max(width, *map(len, name.split()))) if name.split() else name
 
 
 def _anywhere(name: str, width: int) -> str:
-    """A name on lines of `width`, of three letters at least."""
+    """Return a name wrapped to `width`, at least three letters."""
     return "\n".join(textwrap.wrap(name, max(width, 3)))

@@ -14,7 +14,7 @@ from engram_cli.cli.terminal import Terminal, reported, shown_path
 def report(
     stats: Annotated[
         Path | None,
-        typer.Argument(help="Statistics folder (engram-stats).", show_default=False),
+        typer.Argument(help="Statistics folder to read (engram-stats).", show_default=False),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Page to write (report.html).")
@@ -24,7 +24,7 @@ def report(
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Draw the statistics of a corpus as one HTML page that opens offline."""
+    """Write the statistics of a corpus as one HTML page that opens offline."""
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
         from engram_cli.cli.render import facts, quantity

@@ -1,4 +1,4 @@
-"""Growth and locality as people read them: how many rows are enough, how hot the rows are."""
+"""Prints growth and locality: how many rows are enough, how unevenly rows are used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def growth_parts(result: Figured) -> list[RenderableType]:
-    """The n-grams of this corpus and of larger ones, and the rows that would keep them apart."""
+    """Return the n-grams of this corpus and of larger ones, and the rows they need."""
     from engram_cli.cli.render import grid, percent, quantity
 
     rows = []
@@ -56,30 +56,30 @@ def growth_parts(result: Figured) -> list[RenderableType]:
     if not rows:
         return []
     title = (
-        "How many rows are enough: of a head, for so many n-grams to share; errors are for more "
+        "How many rows are enough: rows per head if this share of n-grams may share a row; errors "
     )
-    title += "documents drawn as these were, other kinds of text add more"
+    title += "assume more documents of the same kind, other text adds more n-grams"
     return [grid(title, names, rows)]
 
 
 def rows_for(distinct: float, share: float) -> float:
-    """The rows of which an ideal hash lets `share` of the n-grams share one with another."""
+    """Return the rows with which, under an ideal hash, `share` of the n-grams share a row."""
     return max(distinct - 1.0, 0.0) / -math.log1p(-share)
 
 
 def held_out_rows(result: Figured) -> list[tuple[str, str]]:
-    """The fact of what was held out, beside the tokens that were counted; () where nothing was."""
+    """Return the line about held-out tokens; () if nothing was held out."""
     section = result.sections.get("locality")
     held = 0 if section is None else section["held_out_tokens"]
     if not held:
         return []
     share = held / (held + result.tokens)
-    said = f"{held:,} tokens ({100 * share:.1f} %), looked up for the hot rows and not counted, nor"
-    return [("held out", f"{said} are documents that lie wholly in them")]
+    said = f"{held:,} tokens ({100 * share:.1f} %), looked up to measure hot rows, not counted;"
+    return [("held out", f"{said} documents wholly inside them are not counted either")]
 
 
 def locality_parts(result: Figured) -> list[RenderableType]:
-    """What the hottest rows catch; windows and caches."""
+    """Return what the hottest rows serve, and windows and caches."""
     from engram_cli.cli.render import grid
 
     section = result.sections.get("locality")
@@ -91,8 +91,8 @@ def locality_parts(result: Figured) -> list[RenderableType]:
     ]
     names = (">layer", ">order", *(f">hottest {100 * share:g} % of rows" for share in _HOT))
     held = section["held_out_tokens"]
-    note = f"; in brackets of {held:,} tokens held out" if held else ""
-    parts: list[RenderableType] = [grid(f"How hot: % of look-ups caught{note}", names, hot)]
+    note = f"; in brackets, of {held:,} held-out tokens" if held else ""
+    parts: list[RenderableType] = [grid(f"Hot rows: % of look-ups they serve{note}", names, hot)]
     windows = {(w["layer"], w["order"], w["tokens"]): w for w in section["windows"]}
     lengths = sorted({length for _, _, length in windows})
     rows = [
@@ -109,8 +109,7 @@ def locality_parts(result: Figured) -> list[RenderableType]:
         *(f">in {length:,} tokens" for length in lengths),
         *(f">LRU, {100 * share:g} % of rows" for share in _CACHES),
     )
-    title = "Different rows in a window, and look-ups that a cache of the last rows has, in %, "
-    title += "± one standard error"
+    title = "Distinct rows in a window, and hit rates of LRU caches, in %, ± one standard error"
     return [*parts, grid(title, names, rows)]
 
 
@@ -127,7 +126,7 @@ def _window(window: dict[str, Any] | None) -> str:
 
 
 def _cache(entry: dict[str, Any], share: float) -> str:
-    """The hit rate of the cache nearest to a share of the rows; its rows in brackets."""
+    """Return the hit rate of the cache nearest to a share of the rows; its rows in brackets."""
     from engram_cli.cli.render import quantity
 
     wanted = math.log(max(share * entry["cache_rows"][-1], 1.0))
@@ -141,5 +140,5 @@ def _cache(entry: dict[str, Any], share: float) -> str:
 
 
 def _give_or_take(error: float) -> str:
-    """A standard error behind its share, in %; "" for an exact one."""
+    """Return a standard error in %, or "" if the share is exact."""
     return f"{NO_BREAK}±{100 * error:.1f}" if error else ""

@@ -1,4 +1,4 @@
-"""What hash-stats found beside rows and n-grams, for people: clean heads, n-grams, sources."""
+"""Prints further results of hash-stats: clean heads, n-grams, sources."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _NAME = 28
 
 
 class Figured(Protocol):
-    """What has figures to show."""
+    """Counted statistics, from hash-stats or from a folder."""
 
     @property
     def tokens(self) -> int:
-        """That were counted."""
+        """The number of counted tokens."""
 
     @property
     def orders(self) -> tuple[OrderStats, ...]:
-        """By order."""
+        """Results per order."""
 
     @property
     def columns(self) -> tuple[ColumnStats, ...]:
-        """By layer, order and head."""
+        """Results per layer, order and head."""
 
     @property
     def sections(self) -> dict[str, Any]:
-        """Further keys of stats.json."""
+        """The sections: further keys of stats.json."""
 
 
 def clean_heads_part(result: Figured) -> RenderableType:
-    """How many of its heads an n-gram has for itself, a line an order."""
+    """Return the table of clean heads, one row per layer and order."""
     from engram_cli.cli.render import grid, percent
 
     rows = []
@@ -62,11 +62,11 @@ def clean_heads_part(result: Figured) -> RenderableType:
         *(">layer", ">order", ">clean heads", ">ideal", ">none clean", ">ideal"),
         *(">all clean", ">ideal", ">by use", ">purity"),
     )
-    return grid("Clean heads: where no other n-gram falls on an n-gram's row", names, rows)
+    return grid("Clean heads: no other n-gram uses the n-gram's row", names, rows)
 
 
 def chosen_parts(result: Figured) -> list[RenderableType]:
-    """What was asked for beside the usual: raw ids beside compressed ones, sources."""
+    """Return the optional parts: raw ids compared with compressed ones, and sources."""
     parts: list[RenderableType] = []
     if "uncompressed" in result.sections:
         parts.append(_uncompressed(result))
@@ -76,7 +76,7 @@ def chosen_parts(result: Figured) -> list[RenderableType]:
 
 
 def _uncompressed(result: Figured) -> RenderableType:
-    """Order by order: distinct n-grams, and the mean over layers and heads of who shares a row."""
+    """Return distinct n-grams and shared rows (means over layers and heads), per order."""
     from engram_cli.cli.render import grid, percent
 
     raw = result.sections["uncompressed"]
@@ -100,16 +100,16 @@ def _uncompressed(result: Figured) -> RenderableType:
         *(">order", ">distinct, raw ids", ">compressed", ">fewer", ">sharing, raw ids"),
         *(">compressed", ">by use, raw ids", ">compressed"),
     )
-    return grid("What compressing the vocabulary is worth", names, rows)
+    return grid("Effect of compressing the vocabulary", names, rows)
 
 
 def _give_or_take(value: float, error: float) -> str:
-    """A figure with its standard error, where it has one."""
+    """Return a number with its standard error, if it has one."""
     return f"{value:,.0f}" + (f" ±{error:,.0f}" if error else "")
 
 
 def _sources(section: dict[str, Any]) -> list[RenderableType]:
-    """A matrix an order: whose occurrences are of n-grams that another source has too."""
+    """Return one matrix per order: the occurrences whose n-gram another source has too."""
     from engram_cli.cli.render import grid
 
     names = section["names"]
@@ -126,7 +126,7 @@ def _sources(section: dict[str, Any]) -> list[RenderableType]:
             for i in shown
         ]
         more = len(names) - len(shown)
-        title = f"{entry['order']}-grams: % of occurrences known to source"
+        title = f"{entry['order']}-grams: % of occurrences whose n-gram source"
         most = max(entry["share_error"][i][j] for i in shown for j in shown)
         if most and len(shown) > _WITH_ERRORS:
             title += f", standard error up to {100 * most:.1f}"
@@ -137,7 +137,7 @@ def _sources(section: dict[str, Any]) -> list[RenderableType]:
 
 
 def _known(entry: dict[str, Any], i: int, j: int, *, errors: bool) -> str:
-    """A cell of the matrix."""
+    """Return a cell of the matrix."""
     from engram_cli.cli.render import error
 
     share, spread = entry["share"][i][j], entry["share_error"][i][j]
@@ -145,7 +145,7 @@ def _known(entry: dict[str, Any], i: int, j: int, *, errors: bool) -> str:
 
 
 def ngram_parts(result: Figured) -> list[RenderableType]:
-    """The most frequent n-grams of each order, and rows that frequent n-grams share."""
+    """Return the most frequent n-grams of each order, and rows that frequent n-grams share."""
     from engram_cli.cli.render import grid, times
 
     best = [
@@ -156,7 +156,7 @@ def ngram_parts(result: Figured) -> list[RenderableType]:
     excess = max(entry["excess"] for entry in result.sections["top_ngrams"])
     partly = any(not (e["exact"] or e["positions"]) for e in result.sections["top_ngrams"])
     title = "Most frequent n-grams" + (" of the sample" if partly else "")
-    title += f" (≤: at most; too high by up to {excess:,}, 19 times of 20)" if excess else ""
+    title += f" (≤: upper bound, too high by up to {excess:,} in 19 of 20 cases)" if excess else ""
     worst = [
         (
             f"{row['layer']}",
@@ -170,15 +170,15 @@ def ngram_parts(result: Figured) -> list[RenderableType]:
         )
         for row in _first_of_each(result.sections["worst_rows"])
     ]
-    names = (">layer", ">order", ">head", ">row", ">hits", "its n-grams")
+    names = (">layer", ">order", ">head", ">row", ">hits", "n-grams on it")
     return [
-        grid(title, (">order", "n-gram", ">times"), best),
+        grid(title, (">order", "n-gram", ">count"), best),
         grid("Rows that frequent n-grams share", names, worst),
     ]
 
 
 def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first rows of each layer and order."""
+    """Return the first rows of each layer and order."""
     met: dict[tuple[int, int], int] = {}
     first = []
     for row in rows:
@@ -190,7 +190,7 @@ def _first_of_each(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _by_use(columns: list[dict[str, Any]]) -> str:
-    """The mean of the shares of columns, with the mean of their errors: they go by one sample."""
+    """Return the mean share and the mean error of columns, which use the same sample."""
     from engram_cli.cli.render import error, percent
 
     share = sum(column["shared_occurrences"] for column in columns) / len(columns)

@@ -1,4 +1,4 @@
-"""The terminal: results on stdout, talk and progress on stderr, errors in one line."""
+"""The terminal: results on stdout, notes and progress on stderr, errors in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDTH = 100
 
 
 class Terminal:
-    """Where a command's results, talk and progress go; a `Progress` for the commands below."""
+    """Prints a command's results, notes and progress; implements `Progress` for the commands."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
@@ -33,7 +33,7 @@ class Terminal:
         self._task: TaskID | None = None
 
     def show(self, *parts: RenderableType) -> None:
-        """Print parts of a result for people, on stdout."""
+        """Print parts of a result on stdout."""
         console = _console(sys.stdout)
         if sys.stdout.isatty():
             for part in parts:
@@ -46,7 +46,7 @@ class Terminal:
         sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
 
     def result(self, value: Any, *parts: RenderableType, next_command: str | None = None) -> None:
-        """Print a result: the dataclass as JSON, or the parts for people and the next command."""
+        """Print a result: the dataclass as JSON, or the parts as text and the next command."""
         self.close()
         if self.as_json:
             sys.stdout.write(f"{plain_json(asdict(value))}\n")
@@ -56,14 +56,14 @@ class Terminal:
             self.note(f"next: {next_command}")
 
     def note(self, text: str) -> None:
-        """A line of talk on stderr."""
+        """Print a note on stderr."""
         if not self.quiet:
             console = self._bars.console if self._bars is not None else _console(sys.stderr)
             in_a_file = not sys.stderr.isatty()  # there, one line stays one line
             console.print(text, style="dim", markup=False, highlight=False, soft_wrap=in_a_file)
 
     def start(self, what: str, total: int | None, unit: str) -> None:
-        """Begin a bar, on a terminal only."""
+        """Start a progress bar, on a terminal only."""
         if self.quiet or not sys.stderr.isatty():
             return
         from engram_cli.cli.progress import make_bars
@@ -76,12 +76,12 @@ class Terminal:
         self._task = self._bars.add_task(what, total=total, unit=unit)
 
     def advance(self, amount: int) -> None:
-        """Move the bar."""
+        """Advance the progress bar."""
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, amount)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
@@ -90,7 +90,7 @@ class Terminal:
 
 @contextmanager
 def reported(terminal: Terminal | None = None) -> Iterator[None]:
-    """Turn what a user can mend into one line on stderr and an exit code; never a traceback."""
+    """Turn expected errors into one line on stderr and an exit code, without a traceback."""
     try:
         yield
     except EngramError as error:
@@ -134,14 +134,14 @@ def _console(stream: Any) -> Console:
 
 
 def follow(command: str, workspace: Path, **given: Path | None) -> str:
-    """The next command, in the same workspace, told of what was `given` another place."""
+    """Return the next command for the same workspace, with the paths `given` as options."""
     for option, path in given.items():
         command += "" if path is None else f" --{option} {shown_path(path)}"
     return command if workspace == Path() else f"{command} --workspace {workspace}"
 
 
 def shown_path(path: Path | str) -> str:
-    """A path as short as it can be said: relative to the working directory when inside it."""
+    """Return a path as text, relative to the working directory if inside it."""
     path = Path(path)
     try:
         return str(path.resolve().relative_to(Path.cwd()))

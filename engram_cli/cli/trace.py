@@ -22,8 +22,8 @@ def trace(
     checkpoint: Annotated[
         Path, typer.Argument(help="Folder of a Hugging Face checkpoint.", show_default=False)
     ],
-    text: Annotated[str, typer.Argument(help="The text to run over.", show_default=False)],
-    bundle: Annotated[Path | None, typer.Option(help="Bundle (CHECKPOINT/engram).")] = None,
+    text: Annotated[str, typer.Argument(help="Text to run the model on.", show_default=False)],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to use (CHECKPOINT/engram).")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="The model's tokenizer (CHECKPOINT/tokenizer.json).")
     ] = None,
@@ -32,7 +32,7 @@ def trace(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show where the memory speaks: how far the gate of each token of a text opens."""
+    """Show where the memory is used: how far the gate opens for each token of a text."""
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
         from engram_cli.commands.trace import TraceRequest, trace_text
@@ -92,6 +92,6 @@ def _layer(result: TraceResult, layer: LayerTrace, stream: int) -> RenderableTyp
 
 
 def _shown(piece: str) -> str:
-    """A token without what a terminal would act on."""
+    """Return a token without characters that would control the terminal."""
     plain = "".join(sign if sign.isprintable() else "↵" if sign == "\n" else "·" for sign in piece)
     return plain or "·"

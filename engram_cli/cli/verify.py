@@ -25,25 +25,27 @@ if TYPE_CHECKING:
 def verify(
     path: Annotated[
         Path,
-        typer.Argument(help="Table, bundle, vocabulary or statistics.", show_default=False),
+        typer.Argument(
+            help="Table, bundle, vocabulary or statistics to check.", show_default=False
+        ),
     ],
     stats: Annotated[
         Path | None,
-        typer.Option(help="Statistics that the counts must equal; by default those beside."),
+        typer.Option(help="Statistics that the counts must match (those next to the artifact)."),
     ] = None,
     vocab: VocabOption = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="Tokenizer that a vocabulary was made from; by default found."),
+        typer.Option(help="Tokenizer that a vocabulary was made from (found automatically)."),
     ] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Check an artifact: checksums, the layout made again, counts against statistics.
+    """Check an artifact: its checksums, its layout, and its counts against the statistics.
 
-    Leaves with 0 when all is right, with 1 and the list when something is not.
+    Exits with 0 if everything is right, or lists what is wrong and exits with 1.
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
@@ -67,7 +69,7 @@ def verify(
 
 
 def verify_parts(result: VerifyResult) -> list[RenderableType]:
-    """One line where all is right, else the list of what is not."""
+    """Return one line if everything is right, else the list of what is wrong."""
     from rich.text import Text
 
     from engram_cli.cli.render import count, quantity

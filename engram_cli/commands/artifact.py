@@ -33,7 +33,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """Something of ours at a path; of a checkpoint folder with a bundle inside, the bundle."""
+    """An artifact at a path; for a checkpoint folder with a bundle inside, the bundle."""
 
     path: Path
     kind: Kind
@@ -46,11 +46,12 @@ def find_artifact(path: Path) -> Artifact:
             return Artifact(path=path, kind=Kind.VOCABULARY)
         if path.stat().st_size <= _PLAN_BYTES and is_plan(path):
             raise InputError(
-                f"{path} is a plan of a table, not yet built",
+                f"{path} is a plan, not a table",
                 f"build it: engram build-table --plan {path}",
             )
         raise InputError(
-            f"{path} is no file of ours", "give a table, bundle, vocabulary or statistics"
+            f"{path} was not written by engram",
+            "give a table, bundle, vocabulary or statistics",
         )
     if is_table(path) or path.name.endswith(PARTIAL_SUFFIX) or half_built(path):
         return Artifact(path=path, kind=Kind.TABLE)
@@ -62,10 +63,8 @@ def find_artifact(path: Path) -> Artifact:
     if (path / META).is_file():
         return Artifact(path=path, kind=Kind.TABLE)
     if not path.exists():
-        raise InputError(f"nothing at {path}", "check the path")
-    raise InputError(
-        f"{path} is neither table, bundle, vocabulary nor statistics", "check the path"
-    )
+        raise InputError(f"{path} does not exist", "check the path")
+    raise InputError(f"{path} is not a table, bundle, vocabulary or statistics", "check the path")
 
 
 def half_built(path: Path) -> bool:
@@ -101,12 +100,12 @@ class Companions:
             try:
                 found = read_stats(place)
             except EngramError as error:
-                progress.note(f"left aside: {error.message}")
+                progress.note(f"not used: {error.message}")
                 continue
             if found.layout.fingerprint == layout.fingerprint:
-                progress.note(f"statistics: {place} (found beside)")
+                progress.note(f"statistics: {place} (found next to the artifact)")
                 return found
-            progress.note(f"left aside: {place} was counted with another layout")
+            progress.note(f"not used: {place} was counted with another layout")
         return None
 
     def vocabulary(self, layout: HashLayout, progress: Progress) -> CompressedVocab | None:
@@ -127,11 +126,11 @@ class Companions:
             try:
                 found = read_vocab(place)
             except EngramError as error:
-                progress.note(f"left aside: {error.message}")
+                progress.note(f"not used: {error.message}")
                 continue
             if belongs(found, layout):
                 return found
-            progress.note(f"left aside: {place} is not the vocabulary of {self.artifact}")
+            progress.note(f"not used: {place} is not the vocabulary of {self.artifact}")
         return None
 
     def vocabulary_place(self) -> Path | None:

@@ -315,7 +315,7 @@ def _check_space(planned: AttachResult, reference: bool) -> None:
     need, free = planned.cost.disk_bytes, planned.free_bytes
     if not planned.fits:
         raise OutputError(
-            f"{planned.out} needs {need:,} bytes, {free:,} are free",
+            f"{planned.out} needs {need:,} bytes, only {free:,} are free",
             f"free {need - free:,} bytes, or write to another disk with --out"
             + ("" if reference else ", or leave the rows in the table with --reference"),
         )

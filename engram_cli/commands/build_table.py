@@ -91,12 +91,15 @@ class BuildTableRequest:
             raise InputError(f"unknown init '{self.init}'", f"known: {', '.join(INITS)}")
         if self.fill is not None and self.init not in CORPUS_INITS:
             raise InputError(
-                f"a corpus for --init {self.init}", f"give --init {' or '.join(CORPUS_INITS)}"
+                f"--init {self.init} does not use a corpus",
+                f"give --init {' or '.join(CORPUS_INITS)}",
             )
         if self.fill is None and self.init in CORPUS_INITS:
             raise InputError(f"--init {self.init} without a corpus", "give one with --corpus")
         if self.fill is not None and self.init_seed is not None:
-            raise InputError(f"init seed with --init {self.init}", "give --embedding-seed")
+            raise InputError(
+                f"--init-seed does not apply to --init {self.init}", "give --embedding-seed"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,8 +163,8 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
         plan = planned(spec, request.out, fill_plan(spec))
         if plan.done_bytes:
             progress.note(
-                f"going on with a half-built table: {plan.done_bytes:,} of {plan.total_bytes:,} "
-                "bytes are there"
+                f"resuming an interrupted build: {plan.done_bytes:,} of {plan.total_bytes:,} bytes "
+                "are already written"
             )
         if plan.fill is not None:
             progress.note(str(plan.fill))
@@ -253,7 +256,7 @@ def _agreed_layout(
         raise MismatchError(
             f"the plan is of layout {short(request.fingerprint)}, this one is "
             f"{short(layout.fingerprint)}",
-            "use the vocabulary that was planned with, or plan again",
+            "use the vocabulary of the plan, or run engram plan again",
         )
     return layout, statistics
 
@@ -283,7 +286,7 @@ def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout,
         return counted, statistics
     progress.note(
         f"the row hits in {request.stats} were counted with another geometry and are left out; "
-        "run engram hash-stats with this one to have them"
+        "to include hits, run engram hash-stats with this geometry"
     )
     return layout, None
 

@@ -78,13 +78,13 @@ def for_checkpoint(geometry: Geometry, folder: Path, vocab: Path, progress: Prog
     if not fitting:
         for each in found:
             progress.note(
-                f"checkpoint {each.folder}: not taken, its tokenizer is not that of {vocab}; for a "
-                f"memory in it run first: engram compress-vocab {each.folder} --force"
+                f"checkpoint {each.folder}: not used, its tokenizer is not that of {vocab}; to "
+                f"build a memory for it, run first: engram compress-vocab {each.folder} --force"
             )
         return geometry
     if len({each.model for each in fitting}) > 1:
         names = ", ".join(str(each.folder) for each in fitting)
-        progress.note(f"checkpoints {names}: they differ, so none decides the geometry")
+        progress.note(f"checkpoints {names} differ, so none is used for the geometry")
         return geometry
     chosen = fitting[0]
     if open_layers:
@@ -109,7 +109,7 @@ def _with_layers(
     progress.note(
         f"checkpoint {chosen.folder}: {chosen.model.model_type} with "
         f"{chosen.model.num_layers} decoder layers; tables for {named} (counted from 0), {why}, "
-        "as in the paper; --layers takes others"
+        "as in the paper; choose others with --layers"
     )
     return replace(geometry, layers=tuple(layer_number(scheme, place) for place in places))
 

@@ -135,7 +135,7 @@ def find_source(request: CompressVocabRequest) -> tuple[Path, str]:
         names = [str(each.folder) for each in found if each.tokenizer]
         raise InputError(
             f"checkpoints with different tokenizers: {', '.join(names)}",
-            f"name the one that is to get a memory: engram compress-vocab {names[0]}",
+            f"name the one to build a memory for: engram compress-vocab {names[0]}",
         )
     for each in theirs.values():
         assert each.tokenizer is not None

@@ -103,7 +103,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     source = open_table(request.source)
     spec = conversion(source, request.dtype, scale=request.scale, chunk_rows=request.chunk_rows)
     if request.out.absolute() == request.source.absolute():
-        raise OutputError(f"{request.out} is the table that is read", "give another --out")
+        raise OutputError(f"{request.out} is the table to convert", "give another --out")
     if not request.dry_run:
         clear_place(request.out)
     finished = None if request.force else _finished(spec, request.out)
@@ -116,7 +116,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         return ConvertResult(plan=plan, written=False, in_the_way=in_the_way)
     threads = request.threads or processors()
     if finished is not None:
-        progress.note(f"{request.out} is this conversion, finished: only comparing the rows")
+        progress.note(f"{request.out} is already converted: only comparing the rows")
         return ConvertResult(
             plan=plan,
             written=True,
@@ -130,8 +130,8 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         require_sound(request.source, hint, threads=threads, progress=progress)
     if plan.done_bytes:
         progress.note(
-            f"going on with a half-built table: {plan.done_bytes:,} of {plan.total_bytes:,} bytes "
-            "are there"
+            f"resuming an interrupted conversion: {plan.done_bytes:,} of {plan.total_bytes:,} "
+            "bytes are already written"
         )
     report = build_store(
         spec,
@@ -169,7 +169,7 @@ def _compare(
     try:
         return compare_tables(source, table, threads=threads, progress=progress)
     except KeyboardInterrupt:
-        progress.note(f"{table.path} is finished; only its comparison with the old rows is not")
+        progress.note(f"{table.path} is written; only the comparison with the old rows is missing")
         raise
 
 

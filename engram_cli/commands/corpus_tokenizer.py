@@ -41,7 +41,7 @@ def tokenizer_of_corpus(
             raise MismatchError(
                 f"{tokenizer.path} ({short(tokenizer.digest)}) is not the tokenizer that {vocab} "
                 f"was made with ({short(wanted)})",
-                "give that one, or compress this one's vocabulary",
+                "give that tokenizer, or compress the vocabulary of this one",
             )
         progress.note(f"tokenizer: {tokenizer.path} (as given)")
         return tokenizer

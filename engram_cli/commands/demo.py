@@ -150,7 +150,7 @@ def standard_library(folder: Path) -> list[Path]:
     )
     if not found:
         raise InputError(
-            f"no Python sources in {folder}", "run the demo with a Python that has its sources"
+            f"no Python sources in {folder}", "run the demo with a Python that includes its sources"
         )
     return found
 
@@ -165,7 +165,7 @@ def _own_folder(folder: Path) -> Path:
     marker = folder / MARKER
     if folder.is_symlink() or (os.path.lexists(folder) and not _is_demo(folder)):
         raise OutputError(
-            f"{folder} is there and was not made by engram demo",
+            f"{folder} exists and was not made by engram demo",
             "name another folder, or empty this one",
         )
     with output_errors(folder):

@@ -28,10 +28,9 @@ def check_first_memory(checkpoint: Path) -> None:
         raise _second(checkpoint, f"has Engram layers of its own (tensor {own})")
     if saved is not None:
         raise MismatchError(
-            f"the weights of {checkpoint} hold a memory that the model carried when it was saved "
-            f"(tensor {saved})",
-            "write that one with save_engram(model, folder) while it is attached; "
-            "--force begins with another",
+            f"the weights of {checkpoint} already contain a memory (tensor {saved})",
+            "save that memory with save_engram(model, folder) while it is attached, or attach a "
+            "new one with --force",
         )
 
 

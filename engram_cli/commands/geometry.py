@@ -48,8 +48,8 @@ class Geometry:
         others = [asked[name] for name in ("pad_id", "seed") if asked.get(name) is not None]
         if not listed or not all(map(_is_number, [*listed, *others])):
             raise InputError(
-                "what the layout's scheme was asked for is not on record",
-                "name the geometry: --scheme, --orders, --heads, --rows-per-head, --layers",
+                "the artifact does not record the geometry that its layout was made from",
+                "give the geometry: --scheme, --orders, --heads, --rows-per-head, --layers",
             )
         raw = takes_raw_ids(layout.scheme)
         return cls(
@@ -94,7 +94,7 @@ class Geometry:
             return hash_layout(scheme, **choices)
         if not vocab_path.is_file():
             raise InputError(
-                f"no compressed vocabulary at {vocab_path}", "run first: engram compress-vocab"
+                f"no compressed vocabulary at {vocab_path}", "run: engram compress-vocab"
             )
         return hash_layout(scheme, _read(vocab_path), **choices)
 
@@ -111,5 +111,7 @@ def _is_number(value: Any) -> bool:
 
 def _single(scheme: str, sizes: tuple[int, ...]) -> int:
     if len(sizes) != 1:
-        raise InputError(f"{scheme} has one size of rows per head", f"{len(sizes)} were given")
+        raise InputError(
+            f"{scheme} takes one --rows-per-head, {len(sizes)} were given", "give one size"
+        )
     return sizes[0]

@@ -116,7 +116,7 @@ class HashStatsRequest:
         if self.engine not in ENGINES:
             raise InputError(f"unknown engine '{self.engine}'", f"known: {', '.join(ENGINES)}")
         if self.ray_address is not None and self.engine != "ray":
-            raise InputError("--ray-address without a cluster", "give --engine ray too")
+            raise InputError("--ray-address needs --engine ray", "give --engine ray too")
         check_size(self.sample_size)
         check_partition_size(self.partition_size)
 
@@ -206,7 +206,7 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
         check_names(sections["sources"]["names"], plan.files, request.corpus)
     partials = collector_set.kept_partials()
     if len(partials) < len(collector_set.collectors):
-        progress.note("so many n-grams are not kept: --merge will go by samples of them")
+        progress.note("too many n-grams to keep all: --merge will use samples of them")
     write_stats(
         counts,
         found.orders,
@@ -279,7 +279,7 @@ def _prepare(
     stamps = stamps_of(sources.files, request.corpus)
     fingerprint = request_fingerprint(sources.files, request.corpus, decisive, stamps)
     if fingerprint is None and request.engine == "local":
-        progress.note("no checkpoints are kept: a source is a pipe, or its size is unknown")
+        progress.note("no checkpoints: a source is a pipe or has an unknown size")
     work = Work(
         plan=plan,
         options=request.corpus,
@@ -339,9 +339,9 @@ def _idle(request: HashStatsRequest, sources: Sources, text: bool) -> list[str]:
     }
     found = idle_options(sources.files, [name for name, is_given in given.items() if is_given])
     if request.suffixes is not None and not sources.folders:
-        found.append("--suffixes changes nothing: no folder was named, and files are read as named")
+        found.append("--suffixes has no effect: no folder was named, and files are read as named")
     if not text and (request.tokenizer is not None or request.encoder != "auto"):
-        found.append("--tokenizer and --encoder change nothing: the corpus holds token ids")
+        found.append("--tokenizer and --encoder have no effect: the corpus holds token ids")
     if sources.repeated:
         found.append(f"{sources.repeated} files were named twice; each is read once")
     return found

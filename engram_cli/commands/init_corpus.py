@@ -64,9 +64,9 @@ class FillRequest:
         if self.engine not in FILL_ENGINES:
             raise InputError(f"unknown engine '{self.engine}'", f"known: {', '.join(FILL_ENGINES)}")
         if self.ray_address is not None and self.engine != "ray":
-            raise InputError("--ray-address without a cluster", "give --engine ray too")
+            raise InputError("--ray-address needs --engine ray", "give --engine ray too")
         if self.embedding_tensor is not None and self.checkpoint is None:
-            raise InputError("an embedding tensor, and no checkpoint", "give --checkpoint")
+            raise InputError("--embedding-tensor needs a checkpoint", "give --checkpoint")
         if not 0 <= self.embedding_seed < 2**64:
             raise InputError(f"embedding seed {self.embedding_seed}", "give 0 to 2^64 - 1")
 
@@ -123,7 +123,10 @@ def find_vectors(
             std=DEFAULT_STD if std is None else std,
         )
     if std is not None:
-        raise InputError("std with a checkpoint", "its embeddings have their own scale")
+        raise InputError(
+            "--std does not apply with --checkpoint",
+            "leave out --std; embeddings have their own scale",
+        )
     side: Side = "output" if init == "next-token" else "input"
     tensor = find_embeddings(request.checkpoint, side, request.embedding_tensor)
     return MatrixEmbeddings(
@@ -194,16 +197,18 @@ def write_tokens(
             _write(again, writer, engine or LocalFill(), progress)
         check_companions(sources.files, request.corpus, stamps)
     else:
-        progress.note(f"{writer.tokens:,} tokens of this corpus are there from a run before")
+        progress.note(f"reusing {writer.tokens:,} tokens of this corpus from an earlier run")
     found = writer.finished
     if found is None or not found.tokens:
-        raise CorpusError(f"{sources.files[0].name} and the rest hold no token", "give texts")
+        raise CorpusError(
+            f"the corpus holds no tokens ({sources.files[0].name})", "give a corpus that has text"
+        )
     return found
 
 
 def _write(work: TokenWork, writer: TokenWriter, engine: FillEngine, progress: Progress) -> None:
     if writer.tokens:
-        progress.note(f"{writer.tokens:,} tokens are there from a run that was broken off")
+        progress.note(f"resuming: {writer.tokens:,} tokens are there from an interrupted run")
     progress.start("tokens of the corpus", work.plan.size, "bytes")
     if writer.size:
         progress.advance(writer.size)
@@ -213,6 +218,6 @@ def _write(work: TokenWork, writer: TokenWriter, engine: FillEngine, progress: P
         if writer.tokens and writer.resumable:
             progress.note(
                 f"{writer.tokens:,} tokens are kept: the same command with --errors replace "
-                "continues there"
+                "resumes there"
             )
         raise

@@ -99,7 +99,7 @@ class InspectResult:
 def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:
     """Say what an artifact is and what its rows hold; constant memory, one pass over the rows.
 
-    Raises InputError where nothing of ours lies at the path, ArtifactError for damage, OutputError
+    Raises InputError if nothing of engram is at the path, ArtifactError for damage, OutputError
     for a report that cannot be written, and as `probe`.
     """
     if request.report is not None:
@@ -111,7 +111,7 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
         )
     found = find_artifact(request.path)
     if request.probe is not None and found.kind is not Kind.TABLE:
-        raise InputError(f"a probe of a {found.kind}", "a probe asks a table")
+        raise InputError(f"cannot probe {found.kind}", "--probe needs a table")
     if found.kind is Kind.TABLE and (
         half_built(found.path) or found.path.name.endswith(PARTIAL_SUFFIX)
     ):

@@ -149,7 +149,7 @@ def about_statistics(statistics: Statistics, companions: Companions) -> About:
     facts += [
         (
             f"{entry['order']}-grams",
-            f"{entry['distinct']:,.0f} different ones, "
+            f"{entry['distinct']:,.0f} distinct ones, "
             + ("counted" if entry["exact"] else f"± {entry['distinct_error']:,.0f}"),
         )
         for entry in document["orders"]

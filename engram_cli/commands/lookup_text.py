@@ -93,10 +93,10 @@ class TextReader:
                 raise MismatchError(
                     f"{loaded.path} gives vocabulary {short(vocab.digest)}, {self._artifact.path} "
                     f"was made for {short(self._layout.vocab_digest)}",
-                    "give the tokenizer it was made with",
+                    "give the tokenizer that it was made from",
                 )
         raise InputError(
-            f"a text was given, and no tokenizer of {self._artifact.path} was found",
+            f"no tokenizer of {self._artifact.path} was found for the text",
             "give its tokenizer.json with --tokenizer, or token ids with --ids",
         )
 

@@ -77,7 +77,9 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     out = request.out or request.workspace.stats
     vocab = request.vocab or request.workspace.vocab
     if len(request.parts) < 2:
-        raise InputError(f"{len(request.parts)} statistics to merge", "give two folders or more")
+        raise InputError(
+            f"cannot merge {len(request.parts)} statistics folder", "give two folders or more"
+        )
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
     inputs = (*request.parts, vocab)
@@ -88,14 +90,16 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     whole, dropped = _merged(parts, progress)
     counts = whole.counts
     if counts.joined:
-        progress.note("documents were joined: n-grams that run from one part into the next miss")
+        progress.note(
+            "documents were joined: n-grams that cross from one part into the next are missing"
+        )
     found = figures_of(whole, read_vocab(vocab) if vocab.is_file() else None)
     sections, corpus = found.sections, _corpus(parts)
     left_out = sorted(
         {key for part in parts for key in part.document} - FIXED_KEYS - sections.keys() | dropped
     )
     if left_out:
-        progress.note(f"left out, since not all parts have them whole: {', '.join(left_out)}")
+        progress.note(f"left out, because not all parts have them: {', '.join(left_out)}")
     write_stats(
         counts,
         found.orders,
@@ -148,7 +152,7 @@ def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, s
     if earlier:
         progress.note(
             f"{earlier[0].path} was counted by an earlier version: the most frequent n-grams and "
-            "the figures by use go by a sample of n-grams; count it again for better ones"
+            "the results by use come from a sample of n-grams; count it again for better results"
         )
     whole = _partial(parts[0])
     dropped = _exact(whole)

@@ -88,7 +88,9 @@ def _eos(value: Any) -> int | None:
 def _model_type(path: Path, value: Any) -> str:
     """A plain name: it goes into a model card, which hubs read as YAML and Markdown."""
     if not isinstance(value, str) or not _MODEL_TYPE.fullmatch(value):
-        raise InputError(f"{path}: model_type is {value!r}", "a name such as llama was expected")
+        raise InputError(
+            f"{path}: model_type is {value!r}, not a name such as llama", "check the checkpoint"
+        )
     return value
 
 
@@ -105,7 +107,9 @@ def _size(path: Path, config: Mapping[str, Any], names: tuple[str, ...]) -> int:
         )
     value = config[name]
     if type(value) is not int or not 1 <= value < 2**31:
-        raise InputError(f"{path}: {name} is {value!r}", "a positive number was expected")
+        raise InputError(
+            f"{path}: {name} is {value!r}, not a positive number", "check the checkpoint"
+        )
     return value
 
 
@@ -147,8 +151,8 @@ def place_layers(
     count = model.num_layers
     if len(layers) > count:
         raise MismatchError(
-            f"{len(layers)} layers of {table} for a model of {count}",
-            f"attach some of them: --layers {','.join(map(str, layers[:count]))}",
+            f"{table} has {len(layers)} layers, the model only {count}",
+            f"attach a part of them: --layers {','.join(map(str, layers[:count]))}",
         )
     named = {layer: decoder_index(layout, layer) for layer in layers}
     places = {layer: place for layer, place in named.items() if 0 <= place < count}
@@ -199,7 +203,7 @@ def _choose_layers(
         )
     if wanted is not None:
         if not wanted:
-            raise InputError("no layer was named", f"the table has {listed(known)}")
+            raise InputError("--layers names no layer", f"the table has {listed(known)}")
         if len(set(wanted)) != len(wanted):
             raise InputError(f"--layers {listed(wanted)}", "name each layer once")
         return wanted, "as asked"
@@ -258,7 +262,7 @@ def check_vocabulary(
         )
     if model.vocab_size is not None and model.vocab_size < layout.vocab_size:
         raise MismatchError(
-            f"{source} has {layout.vocab_size:,} ids, the model takes {model.vocab_size:,}",
+            f"{source} has {layout.vocab_size:,} ids, the model only {model.vocab_size:,}",
             "save the model with an embedding for every token, or take the added tokens out of "
             "its tokenizer.json",
         )

@@ -54,8 +54,7 @@ class Budget:
         if self.share is not None and self.sparse_params is None:
             raise InputError(
                 "--share without --sparse-params",
-                "give the sparse parameters that it is a share of, or leave it out and give "
-                "--params or --memory",
+                "give --sparse-params too, or leave out --share and give --params or --memory",
             )
         low, high = self.share or SHARE
         if not 0.0 < low <= high <= 1.0:
@@ -98,7 +97,7 @@ class PlanRequest:
         if not 0.0 < self.hit_rate < 1.0:
             raise InputError(f"a hit rate of {self.hit_rate}", "give a share such as 0.9")
         if self.batch < 1 or (self.tokens is not None and self.tokens < 1):
-            raise InputError("no tokens", "give 1 or more")
+            raise InputError("--tokens is 0", "give 1 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,7 +267,7 @@ def _layout(request: PlanRequest, corpus: PlanCorpus) -> HashLayout:
     if wanted is None:
         return base
     if request.geometry.rows_per_head is not None:
-        raise InputError("both a budget and --rows-per-head", "give one of them")
+        raise InputError("a budget and --rows-per-head exclude each other", "give one of them")
     return fit_layout(base, wanted, lambda sizes: corpus.resolve(request.geometry, sizes))
 
 

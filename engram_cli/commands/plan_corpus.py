@@ -201,7 +201,7 @@ class PlanCorpus:
             counted = {entry["order"]: entry for entry in document["orders"]}
             if order not in counted:
                 raise InputError(
-                    f"{path} knows no {order}-grams",
+                    f"{path} has no {order}-grams",
                     f"it counted orders {', '.join(map(str, counted))}; count with --orders",
                 )
             own = Demand(
@@ -212,7 +212,7 @@ class PlanCorpus:
             curves = {entry["order"]: entry for entry in document.get("growth") or []}
             return _along(curves.get(order), own, tokens, self.statistics.tokens)
         except _DAMAGE as error:
-            raise ArtifactError(f"{path}: its figures cannot be read: {error!r}", _REMAKE) from None
+            raise ArtifactError(f"{path}: its results cannot be read: {error!r}", _REMAKE) from None
 
     def _held_out(self, layer: int, order: int, occupied: float) -> HeldOut | None:
         try:
@@ -293,5 +293,7 @@ def read_corpus(
         )
     if tokens is None:
         raise InputError("no statistics and no number of tokens", "give --stats or --tokens")
-    progress.note("without statistics every n-gram is taken to be new: a bound, far too high")
+    progress.note(
+        "no statistics: every n-gram counts as distinct, an upper bound that is far too high"
+    )
     return PlanCorpus(statistics=None, vocab=vocab, tokens=tokens)

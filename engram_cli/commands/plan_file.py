@@ -58,7 +58,7 @@ def read_plan(path: Path) -> PlannedTable:
     """Read what `write_plan` wrote. Raises InputError when there is none, ArtifactError."""
     document = read_json(path, "a plan")
     if document.get("format") != FORMAT:
-        raise ArtifactError(f"{path} holds no plan of ours", _REMAKE)
+        raise ArtifactError(f"{path} is not a plan written by engram", _REMAKE)
     version: Any = document.get("version")
     if not _is_count(version):
         raise ArtifactError(f"{path} is damaged: its version is {version!r}", _REMAKE)
@@ -82,7 +82,7 @@ def read_plan(path: Path) -> PlannedTable:
 
 
 def is_plan(path: Path) -> bool:
-    """Whether `path` is a plan of ours, of whatever version and however damaged."""
+    """Return whether engram wrote `path` as a plan, of any version and however damaged."""
     try:
         return path.is_file() and read_json(path, "a plan").get("format") == FORMAT
     except EngramError:

@@ -197,7 +197,7 @@ def _made_from(table: TableStore) -> dict[str, Any]:
     if table.init != "next-token":
         raise InputError(
             f"{table.path} was filled with --init {table.init}",
-            "a probe reads tables that were filled with --init next-token",
+            "--probe needs a table that was filled with --init next-token",
         )
     return dict(table.attributes["init"]["parameters"])
 
@@ -225,8 +225,8 @@ def _vectors(fill: FillRequest, table: TableStore, made: dict[str, Any]) -> Embe
         )
     if fill.checkpoint is None:
         raise InputError(
-            f"{table.path} holds the embeddings {wanted['tensor']} of a checkpoint",
-            "give it with --checkpoint",
+            f"{table.path} was filled with the embeddings {wanted['tensor']} of a checkpoint",
+            "give that checkpoint with --checkpoint",
         )
     named = replace(
         fill, embedding_tensor=str(wanted["tensor"]), embedding_seed=int(wanted["seed"])
@@ -234,7 +234,8 @@ def _vectors(fill: FillRequest, table: TableStore, made: dict[str, Any]) -> Embe
     vectors = find_vectors(named, "next-token", table.layout, None)
     if vectors.parameters != wanted:
         raise MismatchError(
-            f"{fill.checkpoint} is not the checkpoint whose embeddings {table.path} holds",
-            "give the one that it was filled with",
+            f"{table.path} was filled with the embeddings of another checkpoint, not "
+            f"{fill.checkpoint}",
+            "give the checkpoint that it was filled with",
         )
     return vectors

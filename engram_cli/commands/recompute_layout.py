@@ -16,17 +16,17 @@ def recomputed(layout: HashLayout) -> HashLayout | str:
     layouts that were read from another program's files.
     """
     if layout.scheme not in SCHEMES:
-        return f"scheme '{layout.scheme}' is not one that makes layouts here"
+        return f"scheme '{layout.scheme}' cannot make layouts in this version"
     try:
         choices = Geometry.from_layout(layout).given
     except InputError:
-        return "what its scheme was asked for is not on record"
+        return "the artifact does not record the choices of its scheme"
     scheme = choices.pop("scheme")
     if takes_raw_ids(scheme):
         choices["rows_per_head"] = choices["rows_per_head"][0]
         return _made(scheme, None, choices)
     if layout.lookup is None:
-        return "its vocabulary map is not at hand"
+        return "its vocabulary map was not found"
     return _made(scheme, VocabMap(lookup=layout.lookup, size=layout.compressed_size), choices)
 
 

@@ -87,7 +87,7 @@ def trace_text(request: TraceRequest) -> TraceResult:
         raise InputError(f"no checkpoint at {request.checkpoint}", "give a model's folder")
     if not (request.checkpoint / "config.json").is_file():
         raise InputError(
-            f"{request.checkpoint} is no checkpoint: it has no config.json",
+            f"{request.checkpoint} is not a checkpoint: it has no config.json",
             "give the folder of a Hugging Face checkpoint",
         )
     tokenizer = load_tokenizer(request.tokenizer or request.checkpoint)
@@ -139,7 +139,7 @@ def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
         raise MismatchError(
             f"{tokenizer.path} gives vocabulary {short(digest)}, {bundle} was made for "
             f"{short(layout.vocab_digest)}",
-            "give the tokenizer it was made with",
+            "give the tokenizer that it was made from",
         )
 
 

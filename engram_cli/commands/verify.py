@@ -76,8 +76,8 @@ class _Findings:
 def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     """Read an artifact again and compare it with its checksums, its scheme and its counts.
 
-    What is wrong is in `problems`. Raises InputError where nothing of ours lies at the path, and
-    for named statistics or vocabularies that do not belong to it.
+    What is wrong is in `problems`. Raises InputError if no file written by engram is at the path,
+    and for given statistics or a vocabulary that do not belong to it.
     """
     begin = time.perf_counter()
     artifact = find_artifact(request.path)
@@ -113,7 +113,7 @@ def _table(
     found.files, found.stored_bytes = checksums.files, checksums.stored_bytes
     found.take("checksums", list(checksums.problems))
     if checksums.problems:
-        found.not_checked.append("layout and counts: the files are not what was written")
+        found.not_checked.append("layout and counts: the files were changed or damaged")
         return
     table = open_table(path)
     _layout(table.layout, found)
@@ -122,7 +122,7 @@ def _table(
     if statistics is not None:
         found.take("counts", _count_problems(table, statistics))
     elif table.attributes["statistics"] is not None:
-        found.not_checked.append("counts: the statistics they came from are not at hand")
+        found.not_checked.append("counts: the statistics they came from were not found")
 
 
 def _count_problems(table: TableStore, statistics: Statistics) -> list[str]:
@@ -131,7 +131,7 @@ def _count_problems(table: TableStore, statistics: Statistics) -> list[str]:
     for layer in table.layout.layer_ids:
         own, counted = table.hits(layer), statistics.hits(layer)
         if own is None:
-            return ["the table holds no counts, and statistics were given"]
+            return ["the table has no counts to compare with the given statistics"]
         different = own != counted
         if different.any():
             first = int(np.argmax(different))
@@ -157,7 +157,7 @@ def _bundle(
     found.files, found.stored_bytes = digests.files, digests.stored_bytes
     found.take("digests", list(digests.problems))
     if digests.problems:
-        found.not_checked.append("headers and layout: the files are not what was written")
+        found.not_checked.append("headers and layout: the files were changed or damaged")
         return
     try:
         bundle = read_bundle(path)

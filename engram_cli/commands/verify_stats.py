@@ -91,10 +91,10 @@ def _figure_problems(
     complete = all(sample.exact for sample in whole.counts.samples)
     left: dict[str, str] = {}
     if claimed and not exact and not complete:  # so many n-grams are not kept
-        reason = "the n-grams that were counted exactly are not kept"
+        reason = "the exactly counted n-grams were not kept"
         left = {key: reason for key in again if key not in ("tokens", "documents", "row_hits")}
     for key in document.keys() - again.keys() - FIXED_KEYS:
-        left[key] = "what it comes from is not kept"
+        left[key] = "its partial was not kept"
     problems: list[str] = []
     for key in sorted(again):
         if key in left or (key not in document and _is_older(document)):
@@ -105,11 +105,11 @@ def _figure_problems(
             unnamed = list(_differences(f"'{key}'", document.get(key), plain, document))
             found = min(found, unnamed, key=len)
             if vocab is None:
-                left[f"texts of {key}"] = "the vocabulary is not at hand"
+                left[f"texts of {key}"] = "the vocabulary was not found"
                 found = [each for each in found if not each[0].endswith("text")]
         problems += [f"{path} of {DOCUMENT} {what}" for path, what in found]
     if len(problems) > _MOST_PROBLEMS:
-        problems[_MOST_PROBLEMS:] = [f"{len(problems) - _MOST_PROBLEMS} more figures are wrong"]
+        problems[_MOST_PROBLEMS:] = [f"{len(problems) - _MOST_PROBLEMS} more values are wrong"]
     return problems, [f"{key}: {reason}" for key, reason in sorted(left.items())]
 
 

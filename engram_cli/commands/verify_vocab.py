@@ -30,7 +30,7 @@ def vocab_problems(path: Path, tokenizer: Path | None) -> tuple[list[str], list[
         checked.append("keys and ids")
     source = tokenizer or _find_source(vocab)
     if source is None:
-        not_checked.append("texts: the tokenizer it was made from is not at hand")
+        not_checked.append("texts: the tokenizer it was made from was not found")
         return checked, not_checked, problems
     made = load_tokenizer(source)
     if made.digest != vocab.tokenizer_digest:

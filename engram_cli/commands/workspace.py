@@ -46,17 +46,17 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}", "mend or remove it") from None
+        raise InputError(f"cannot read {path}: {error}", "fix or remove it") from None
     try:
         tables = tomllib.loads(text)
     except RecursionError:
         raise InputError(f"{path} is nested without end", "fix or remove it") from None
     except ValueError as error:  # TOMLDecodeError, and numbers and dates that are none
-        raise InputError(f"{path}: {error}", "mend the line or remove the file") from None
+        raise InputError(f"{path}: {error}", "fix the line or remove the file") from None
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise InputError(
-                f"{path}: '{name}' stands outside a table",
+                f"{path}: '{name}' is outside a table",
                 "put it under [layout] or under a command, such as [hash-stats]",
             )
     return tables

@@ -35,7 +35,7 @@ def check_batches(file: CorpusFile, stream: BinaryIO, begin: int) -> None:
             unpacked = sum(_unpacked(stream, at + offset, size) for offset, size in buffers)
             if unpacked > max(_LARGE, _RATIO * body):
                 raise CorpusError(
-                    f"{file.name}: a record batch of {body:,} bytes unpacks to {unpacked:,}",
+                    f"{file.name}: a record batch of {body:,} bytes decompresses to {unpacked:,}",
                     "write it again in smaller record batches",
                 )
             stream.seek(at + body)

@@ -46,9 +46,11 @@ class CorpusOptions:
 
     def __post_init__(self) -> None:
         if self.errors not in ("strict", "replace"):
-            raise InputError(f"unknown handling of errors '{self.errors}'", "strict or replace")
+            raise InputError(f"unknown --errors '{self.errors}'", "give strict or replace")
         if self.document_separator == "":
-            raise InputError("the document separator is empty", "give the text between documents")
+            raise InputError(
+                "the document separator is empty", "give the text that separates documents"
+            )
         if self.field == "":
             raise InputError("the field has no name", "give the field that holds the text")
         if self.suffixes is not None and not all(s.startswith(".") for s in self.suffixes):

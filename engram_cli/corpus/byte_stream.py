@@ -59,7 +59,9 @@ def open_decompressed(file: CorpusFile) -> Iterator[Decompressed]:
         kind = compression_of(head)
         if kind is None:
             if archive(head) is not None:
-                raise CorpusError(f"{file.name} is packed with {archive(head)}", "unpack it first")
+                raise CorpusError(
+                    f"{file.name} is compressed with {archive(head)}", "decompress it first"
+                )
             yield stream, as_many
             return
         meter = _Meter(stream, file.name)
@@ -75,17 +77,17 @@ def sibling_file(file: CorpusFile, name: str) -> CorpusFile:
     if file.url is not None:
         return remote.file_at(f"{file.url.rpartition('/')[0]}/{name}", file.format)
     if file.path is None:
-        raise CorpusError(f"{file.name} needs {name} beside it", "give the file's path")
+        raise CorpusError(f"{file.name} needs {name} next to it", "give the file's path")
     path = Path(file.path.parent, name)
     try:
         return local_file(path, file.format)
     except OSError as error:
         raise CorpusError(
-            f"{file.name} needs {path.name} beside it: {error.strerror}", "copy that file too"
+            f"{file.name} needs {path.name} next to it: {error.strerror}", "copy that file too"
         ) from None
     except ValueError:  # a NUL, or half of a surrogate pair
         raise CorpusError(
-            f"{file.name} needs {name!r}, which no file can be called",
+            f"{file.name} needs {name!r}, which is not a valid file name",
             "write the index again",
         ) from None
 

@@ -50,7 +50,7 @@ def _check_once(schema: pa.Schema, field: str, file: CorpusFile) -> None:
     top = top_of(schema, field)
     if (count := schema.names.count(top)) > 1:
         raise CorpusError(
-            f"{file.name} has {count} columns '{top}'", "write it again with one of that name"
+            f"{file.name} has {count} columns '{top}'", "write it again with only one of that name"
         )
 
 

@@ -110,17 +110,17 @@ class DecompressedStream(io.RawIOBase):
         if "too much memory" in reason or "Memory usage limit" in reason:
             unpack = "zstd -dc --long=31" if self._kind == "zstd" else f"{self._kind} -dc"
             return CorpusError(
-                f"{self._name} takes more than {_MOST_MEMORY >> 20} MiB of memory to unpack: its "
-                "window is that long",
-                f"unpack it first, or pipe it: {unpack} FILE | engram hash-stats -",
+                f"{self._name} takes more than {_MOST_MEMORY >> 20} MiB of memory to decompress: "
+                "its window is that long",
+                f"decompress it first, or pipe it: {unpack} FILE | engram hash-stats -",
             )
         if "Dictionary mismatch" in reason:
             return CorpusError(
-                f"{self._name} was packed with a dictionary of zstd", "unpack it first"
+                f"{self._name} was compressed with a zstd dictionary", "decompress it first"
             )
         return CorpusError(
-            f"{self._name} is damaged or truncated: {self._kind} cannot unpack it ({reason})",
-            "copy or pack the file again",
+            f"{self._name} is damaged or truncated: {self._kind} cannot decompress it ({reason})",
+            "copy or compress the file again",
         )
 
 
@@ -177,7 +177,7 @@ class _Streams:
                 self._held = self._stream.unused_data
                 self._stream = self._next()
             elif over and not part:
-                raise EOFError("it ends within a stream")
+                raise EOFError("it ends inside a stream")
             if part:
                 return part
         return b""
@@ -199,7 +199,7 @@ class _Streams:
             if kept or not self._fill():
                 break
         if self._kind == "xz" and zeros % _XZ_PADDING:
-            raise EOFError(f"{zeros:,} zeros follow a stream, no multiple of {_XZ_PADDING}")
+            raise EOFError(f"{zeros:,} zeros follow a stream, not a multiple of {_XZ_PADDING}")
         if not self._held:
             return None
         magic = _BEGIN[self._kind]
@@ -207,5 +207,5 @@ class _Streams:
             pass
         if not self._held.startswith(magic):
             at = self._taken - len(self._held)
-            raise EOFError(f"byte {at:,} follows the last stream and begins no other")
+            raise EOFError(f"byte {at:,} follows the last stream and does not begin a new one")
         return self._make()

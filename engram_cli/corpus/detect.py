@@ -91,11 +91,11 @@ def _refuse(name: str, ending: str, usual: str, head: bytes) -> None:
         packed is not None and (usual not in _TEXTS or ending in (".bin", ".tar"))
     ):
         raise CorpusError(
-            f"{name} is packed with {packed or kept}",
-            "unpack it first; text and jsonl are read packed with gz, zst, bz2 or xz",
+            f"{name} is compressed with {packed or kept}",
+            "decompress it first; text and jsonl may be compressed with gz, zst, bz2 or xz",
         )
     if ending == ".bin" and head.startswith(LLMC_EVAL_MAGIC):
-        raise CorpusError(f"{name} holds llm.c's questions of an evaluation", "leave it out")
+        raise CorpusError(f"{name} is an llm.c evaluation file", "leave it out")
     if head.startswith(MEGATRON_MAGIC):
         raise CorpusError(f"{name} is the index of a file that is not there", "copy the .bin too")
     if head.startswith(b"FEA1"):
@@ -150,7 +150,7 @@ def dataset_parts(
 def _present(folder: str, name: Any, names: list[str]) -> str:
     if not isinstance(name, str) or name not in names:
         raise CorpusError(
-            f"{folder} says that it holds {name!r}, and does not", "copy or save the data set again"
+            f"{folder} lists {name!r}, which is not in it", "copy or save the data set again"
         )
     return name
 

@@ -235,7 +235,7 @@ def make_encoder(
     check_encoder(name)
     if name == "tokenizers" or not _fast_is_installed():
         if name == "auto":
-            progress.note("encoder: tokenizers; pip install 'engram-tables[fast]' is far faster")
+            progress.note("encoder: tokenizers; pip install 'engram-tables[fast]' is much faster")
         return ReferenceEncoder(tokenizer)
     if name == "auto" and size is not None and size < WORTH_LOADING:
         return ReferenceEncoder(tokenizer)

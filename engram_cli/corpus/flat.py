@@ -133,7 +133,7 @@ def whole_tokens(name: str, size: int, width: int) -> int:
     """How many ids of `width` bytes are `size` bytes. Raises CorpusError for a part of one."""
     if size % width:
         raise CorpusError(
-            f"{name} is truncated: {size:,} bytes are no whole number of ids of {width} bytes",
+            f"{name} is truncated: {size:,} bytes are not a whole number of ids of {width} bytes",
             "copy or write the file again, or say what it holds with --format and --ids-dtype",
         )
     return size // width

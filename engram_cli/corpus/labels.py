@@ -81,7 +81,7 @@ def label_of(value: Any, field: str, where: str) -> str:
         return "true" if value else "false"
     if isinstance(value, (list, dict)):
         raise CorpusError(
-            f"{where}: field '{field}' is a {type(value).__name__}, no label",
+            f"{where}: field '{field}' is a {type(value).__name__}, not a label",
             "group by a field of texts or numbers",
         )
     # Half a surrogate pair, which JSON can spell, is no text.

@@ -90,7 +90,7 @@ def check_partition_size(size: int) -> None:
     """Raises InputError for a size of partitions that cannot be."""
     if size < LEAST_BYTES:
         raise InputError(
-            f"partitions of {size} bytes", f"give --partition-size {LEAST_BYTES} or more"
+            f"--partition-size {size} is too small", f"give --partition-size {LEAST_BYTES} or more"
         )
 
 

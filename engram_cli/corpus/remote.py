@@ -126,7 +126,9 @@ class RemoteStorage:
 def _system(url: str) -> tuple[Any, str]:
     protocol = url.partition("://")[0]
     if "::" in url:
-        raise CorpusError(f"{url}: chained addresses are not read", "give the address of the files")
+        raise CorpusError(
+            f"{url}: chained addresses are not supported", "give the address of the files"
+        )
     try:
         from fsspec import core  # an extra, and slow to import
     except ImportError:
@@ -142,7 +144,9 @@ def _system(url: str) -> tuple[Any, str]:
             f"pip install {package}" if package else "install the package of this store",
         ) from None
     except ValueError as error:
-        raise CorpusError(f"{url}: {error}", "s3://, gs://, hf:// or a path") from None
+        raise CorpusError(
+            f"{url}: {error}", "give an address such as s3://, gs:// or hf://, or a path"
+        ) from None
     except Exception as error:
         raise _unreadable(url, error) from None
     return system, str(path)

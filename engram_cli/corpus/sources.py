@@ -71,7 +71,7 @@ def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources
     InputError for an unknown format.
     """
     if not names:
-        raise InputError("no corpus was given", "give files, folders, globs, or - for stdin")
+        raise InputError("no corpus given", "give files, folders, globs, or - for stdin")
     if options.format is not None:
         READERS.load(options.format)
     files: list[CorpusFile] = []
@@ -106,7 +106,8 @@ def _expand(name: str, storage: Storage, options: CorpusOptions) -> Iterator[str
             yield path
         if not found:
             raise CorpusError(
-                f"no corpus file in {name}", "name the files, or their endings with --suffixes"
+                f"no corpus file in {name}",
+                "name the files, or give their suffixes with --suffixes",
             )
     elif kind is not None:
         yield _main(name, storage) or name

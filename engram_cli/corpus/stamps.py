@@ -76,7 +76,8 @@ def _is_still(path: Path, before: Stamp | None) -> bool:
 
 def _changed(name: str, when: str) -> CorpusError:
     return CorpusError(
-        f"{name} has changed {when}", "run it again when nothing writes to it, or give a copy"
+        f"{name} has changed {when}",
+        "run the command again when no program writes to it, or give a copy",
     )
 
 

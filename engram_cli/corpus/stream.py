@@ -76,7 +76,7 @@ def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]
     formats = sorted({file.format for file in files})
     used = {name for each in formats for name in READERS.load(each).uses}
     return [
-        f"--{name.replace('_', '-')} changes nothing: the corpus is {', '.join(formats)}"
+        f"--{name.replace('_', '-')} has no effect: the corpus is {', '.join(formats)}"
         for name in given
         if name not in used
     ]
@@ -176,7 +176,7 @@ class TokenStream:
                     yield batch
                 elif self._encoder is None:
                     raise CorpusError(
-                        f"{batch.documents[0].file} holds text, and no tokenizer was given",
+                        f"{batch.documents[0].file} holds text, but no tokenizer was given",
                         "give a tokenizer.json with --tokenizer",
                     )
                 else:

@@ -81,9 +81,9 @@ def _count(
             counts = counter.count(stream.blocks(), progress, checkpointer)
     except KeyboardInterrupt:
         if kept := saved_tokens():
-            progress.note(f"{kept:,} tokens are kept: the same command goes on from there")
+            progress.note(f"{kept:,} tokens are kept: the same command resumes from there")
         else:
-            progress.note("no checkpoint was written yet: the same command begins anew")
+            progress.note("no checkpoint was written yet: the same command starts over")
         raise
     except UndecodableError:
         if kept := saved_tokens():

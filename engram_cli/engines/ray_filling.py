@@ -71,7 +71,7 @@ class RayFill:
         check_reachable(work.plan.files)
         first = _partition_after(work.plan, writer.read_position)
         if first is None:
-            progress.note("they end inside a partition, so the cluster begins anew")
+            progress.note("they end inside a partition, so the cluster starts over")
             writer.restart()
             progress.start("tokens of the corpus", work.plan.size, "bytes")
         keep = work.encoder if work.insisted else writer.encoder

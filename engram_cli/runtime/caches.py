@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engram_cli.runtime.recording import is_recorded
+from engram_cli.runtime.graph_capture import is_capturing_graph
 
 STATES = "_engram_states"  # the attribute of a cache that holds the states of memories
 _METHODS = ("get_seq_length", "reorder_cache", "update", "reset")
@@ -84,7 +84,7 @@ def cache_length(cache: Any) -> int | Tensor | None:
         length: int | Tensor = cache.get_seq_length()
     except ValueError:  # transformers: "current Cache seem to only contain LinearAttention layers"
         return None
-    if is_recorded():
+    if is_capturing_graph():
         return length
     return int(length) or _longest(cache)
 

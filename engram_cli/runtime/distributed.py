@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engram_cli.runtime.clipping import with_norm
-from engram_cli.runtime.custom_rows import sparse_tensor
 from engram_cli.runtime.sparse_gradients import coalesced
+from engram_cli.runtime.torch_ops_rows import sparse_tensor
 from engram_cli.runtime.training import row_parameters
 
 

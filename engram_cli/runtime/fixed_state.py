@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.runtime.recording import is_recorded
+from engram_cli.runtime.graph_capture import is_capturing_graph
 
 
 class FixedState:
@@ -23,8 +23,8 @@ class FixedState:
     `seen` int64[1], how many positions were seen.
     """
 
-    def __init__(self, older: int, reaches: dict[int, int]) -> None:
-        self.older, self.reaches = older, reaches
+    def __init__(self, older: int, conv_receptive_fields: dict[int, int]) -> None:
+        self.older, self.conv_receptive_fields = older, conv_receptive_fields
         self.seen: Tensor | None = None
         self.tokens: Tensor | None = None
         self.conv: dict[int, Tensor] = {}
@@ -60,15 +60,17 @@ class FixedState:
             self.seen = torch.zeros(1, dtype=torch.int64, device=tokens.device)
             self.tokens = tokens.new_zeros(batch, self.older, 2)
             self.conv = {
-                layer: inputs.detach().new_zeros(batch, self.reaches[layer], inputs.shape[2])
+                layer: inputs.detach().new_zeros(
+                    batch, self.conv_receptive_fields[layer], inputs.shape[2]
+                )
                 for layer, inputs in conv.items()
             }
-            if tokens.is_cuda and not is_recorded():
+            if tokens.is_cuda and not is_capturing_graph():
                 for held in (self.seen, self.tokens, *self.conv.values()):
                     torch._dynamo.mark_static_address(held)  # CUDA graphs may change them in place
         self.seen += tokens.shape[1]
         _shift_in(self.tokens, torch.stack((tokens, seen), dim=-1))
-        for layer in self.reaches:
+        for layer in self.conv_receptive_fields:
             if layer in conv and layer in self.conv:
                 _shift_in(self.conv[layer], conv[layer].detach())
             else:

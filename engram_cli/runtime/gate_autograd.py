@@ -1,8 +1,8 @@
 """The gate with its gradient written out, for training where there are no kernels.
 
-In and out as in `gating.gate`, whose equal it is up to rounding. Autograd goes through each of that
-twin's two dozen operations again and keeps what they need; written out, norms and gates are one
-number a row, and half of the passes over the values go away.
+Arguments and results are those of `gate_reference.gate`, equal up to rounding. Autograd would
+repeat the two dozen operations of that function and keep what each one needs. Written out, norms
+and gates are one number a row, and half of the passes over the values go away.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engram_cli.runtime.direct import is_transformed
-from engram_cli.runtime.gating import (
+from engram_cli.runtime.gate_reference import (
     MIN_DOT,
     GateWeights,
     Past,
@@ -48,7 +48,7 @@ def gate(
     residual: bool = False,
     tail: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`gating.gate` of a call that `applies`."""
+    """`gate_reference.gate` of a call that `applies`."""
     out, inputs = _Gate.apply(  # type: ignore[no-untyped-call]
         hidden,
         projected,

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from engram_cli.runtime.capture import bind, parameter_names, read_call
 from engram_cli.runtime.decoder import Decoder
+from engram_cli.runtime.forward_args import bind, parameter_names, read_call
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.seat import Seat, Seated
 

@@ -23,7 +23,7 @@ from engram_cli.runtime.modules.base import (
     load_dense,
 )
 from engram_cli.runtime.reference import HashTensors
-from engram_cli.runtime.tiers.placed import PlacedRows
+from engram_cli.runtime.tiers.protocol import PlacedRows
 from engram_cli.vocab.lookup import HOLE
 
 if TYPE_CHECKING:

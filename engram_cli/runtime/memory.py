@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,59 +19,33 @@ from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.tensors import Array
 from engram_cli.runtime import ops
 from engram_cli.runtime.caches import caches_in, carrier, handed_back, handed_out, values_of
-from engram_cli.runtime.capture import (
+from engram_cli.runtime.forward_args import (
     Call,
     document_ages,
     merge_calls,
     read_call,
     real_positions,
 )
-from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
 from engram_cli.runtime.notices import warn_of_saving
 from engram_cli.runtime.past import cache_at_layer, cache_of, check_start, past_of, unseen_state
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.replay import Replays
 from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
+from engram_cli.runtime.step import Step
 from engram_cli.runtime.tables import FLOATS, Table
-from engram_cli.runtime.tiers.placed import PlacedRows
+from engram_cli.runtime.tiers.protocol import PlacedRows
 from engram_cli.vocab.lookup import HOLE
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.placement import Placement
-    from engram_cli.runtime.tiers.reads import Reads
-    from engram_cli.runtime.tiers.serving import Counters, Tiers
-    from engram_cli.runtime.tiers.store import TieredRows
+    from engram_cli.runtime.tiers.tier_counters import Counters, Tiers
+    from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 _BUFFERS = ("lookup", "multipliers", "columns")
 _OF_THIS_PROCESS = ("_local", "_replays", "tiers")
 _CONSTANTS = ("orders", "filler", "eos", "shared", "summed", "salted", "heights")
-
-
-@dataclass(slots=True, kw_only=True)
-class Step:
-    """One forward call under way: T new positions of B sequences after `state`'s.
-
-    `older` int64[B, N-1] the compressed ids before `tokens`; `trains`: the call makes a graph.
-    `rows` int64[L, B, T, C], or their vectors [L, B, T, C x dim]; `keep` bool[B, T], False at
-    padding; `age` int64[B, T], earlier positions of the same document; `reads`: the vectors that
-    are on their way from other tiers; `done` the layers that ran, `conv` their convolutions'
-    inputs.
-    """
-
-    tokens: Tensor
-    older: Tensor
-    seen: Tensor
-    rows: Tensor
-    keep: Tensor | None
-    age: Tensor | None
-    state: State
-    cache: Any
-    containers: dict[str, Any]
-    trains: bool
-    reads: Reads | None = None
-    done: set[int] = field(default_factory=set)
-    conv: dict[int, Tensor] = field(default_factory=dict)
 
 
 class _Local(threading.local):
@@ -93,7 +66,7 @@ class Memory(nn.Module):
         self.name = name
         self.spec = spec
         self.layers = nn.ModuleDict({str(layer): module for layer, module in modules.items()})
-        self.reaches = {layer: m.reach for layer, m in modules.items() if m.reach}
+        self.conv_receptive_fields = {layer: m.reach for layer, m in modules.items() if m.reach}
         self.places = {layer: place for place, layer in enumerate(modules)}
         self.hashed = hashed
         self.has_holes = bool(ops.is_hole(hashed.lookup).any())
@@ -102,7 +75,7 @@ class Memory(nn.Module):
         self.register_state_dict_pre_hook(warn_of_saving)  # type: ignore[no-untyped-call]
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
         # Its states on caches are no other's, nor those of what was attached by its name before.
-        self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.reaches}"
+        self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.conv_receptive_fields}"
         self.active = True
         self.asked = "hbm"  # the placement asked for, and what was resolved
         self.placement: Placement | None = None
@@ -125,9 +98,9 @@ class Memory(nn.Module):
         stores = {place: own for place, own in enumerate(rows) if isinstance(own, PlacedRows)}
         if not stores:
             return None
-        from engram_cli.runtime.tiers.serving import Tiers
+        from engram_cli.runtime.tiers.tier_counters import Tiers
 
-        return Tiers(cast("dict[int, TieredRows]", stores))
+        return Tiers(cast("dict[int, TieredEmbedding]", stores))
 
     @property
     def counters(self) -> Counters:
@@ -135,7 +108,7 @@ class Memory(nn.Module):
 
         All zero where all rows lie in HBM, which nothing counts.
         """
-        from engram_cli.runtime.tiers.serving import Counters
+        from engram_cli.runtime.tiers.tier_counters import Counters
 
         return Counters() if self.tiers is None else self.tiers.counters()
 
@@ -151,7 +124,7 @@ class Memory(nn.Module):
             return
         call = read_call(0, ("input_ids",), (ids,), inputs)
         with torch.no_grad():
-            self.tiers.prefetch(self._begin(merge_calls([call])).rows)
+            self.tiers.prefetch(self._begin(merge_calls([call])).row_numbers)
 
     def replace_rows(self, rows: dict[int, AnyRows]) -> None:
         """Put other rows into all layers; those in tiers are let go of."""
@@ -196,7 +169,7 @@ class Memory(nn.Module):
             step = self._begin(merge_calls(calls))
             # A compiler sees one operator where a layer needs its rows.
             if self.tiers is not None and not torch.compiler.is_compiling():
-                step.reads = self.tiers.start(step.rows)
+                step.reads = self.tiers.start(step.row_numbers)
             self._local.step = step
 
     def leave(self, depth: int, names: Sequence[str], is_owner: bool, output: Any) -> None:
@@ -225,19 +198,17 @@ class Memory(nn.Module):
             step.cache = cache_at_layer(given, self.key, step.tokens.shape, step.keep, grad=grad)
         history = step.state.conv_history(layer)
         place = self.places[layer]
-        rows = step.rows[place]
-        if step.reads is not None and place in step.reads:
-            rows = step.reads.take(place)
-        self._replays.keep(layer, hidden, step, rows, history)
+        rows_or_vectors = step.module_input(place)
+        self._replays.keep(layer, hidden, step, rows_or_vectors, history)
         summed: Tensor
         summed, inputs = self.layers[str(layer)](
             hidden,
-            rows,
+            rows_or_vectors,
             step.keep,
             history,
             step.age,
             residual=True,
-            tail=self.reaches.get(layer, 0) + KEEP,
+            tail=self.conv_receptive_fields.get(layer, 0) + KEEP,
         )
         step.done.add(layer)
         if inputs is not None:
@@ -247,20 +218,21 @@ class Memory(nn.Module):
     def _add_again(self, layer: int, hidden: Tensor) -> Tensor:
         """`add` where a checkpoint runs the layer again. Raises RuntimeAttachError elsewhere."""
         replay = self._replays.find(layer, hidden)
-        step, rows = replay.step, replay.rows
-        if rows.requires_grad and not replay.had_graph:
+        step, rows_or_vectors = replay.step, replay.rows_or_vectors
+        if rows_or_vectors.requires_grad and not replay.had_graph:
             # Each layer's backward frees the graph it goes through: none is shared by layers.
             window = torch.cat((step.older, step.tokens), dim=1)
-            rows = ops.hash_rows(self.hash_tensors(), window, step.seen)[self.places[layer]]
+            every_layer = ops.hash_rows(self.hash_tensors(), window, step.seen)
+            rows_or_vectors = every_layer[self.places[layer]]
         summed: Tensor
         summed, _ = self.layers[str(layer)](
             hidden,
-            rows,
+            rows_or_vectors,
             step.keep,
             replay.history,
             step.age,
             residual=True,
-            tail=self.reaches.get(layer, 0) + KEEP,
+            tail=self.conv_receptive_fields.get(layer, 0) + KEEP,
         )
         return summed
 
@@ -282,7 +254,7 @@ class Memory(nn.Module):
         ids = call.ids.to(hashed.lookup.device)
         cache = cache_of(call, self.key)
         older = max(1, hashed.max_order - 1)
-        state, past = past_of(cache, self.key, ids.shape[0], older, self.reaches)
+        state, past = past_of(cache, self.key, ids.shape[0], older, self.conv_receptive_fields)
         keep = real_positions(call.mask, past, ids.shape[1])
         if isinstance(past, int) and past == 0:
             check_start(call, keep)
@@ -303,6 +275,7 @@ class Memory(nn.Module):
         if self.spec.packed:
             age = document_ages(call, past, ids).to(seen.device)
             seen = torch.minimum(seen, age + 1)
+        rows = vectors = None
         if not ops.has_kernels(hashed.lookup.device):
             rows = ops.hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
         else:
@@ -315,12 +288,13 @@ class Memory(nn.Module):
             if tables is None:
                 rows = ops.find_rows(hashed, ids, back)
             else:
-                rows = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
+                vectors = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
         return Step(
             tokens=tokens,
             older=history,
             seen=seen,
             rows=rows,
+            vectors=vectors,
             keep=keep,
             age=age,
             state=state,

@@ -1,8 +1,8 @@
 """The one place that picks an implementation of the runtime's operations.
 
-Names and signatures are those of `reference`, `gathering` and `gating`, the plain twins that any
-other must equal. Look-up and gate run as Triton kernels where their tensors lie on a CUDA device
-and triton can be imported; elsewhere they are the twins.
+Names and signatures are those of `reference`, `lookup_reference` and `gate_reference`, the plain
+PyTorch versions that every other implementation must equal. Look-up and gate run as Triton kernels
+where their tensors are on a CUDA device and triton can be imported, elsewhere in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor
 from engram_cli.errors import TokenIdError
 from engram_cli.runtime import (
     gate_autograd,
-    gathering,
-    gating,
+    gate_reference,
+    lookup_reference,
     row_gradients,
     row_steps,
 )
 from engram_cli.runtime.direct import is_transformed
-from engram_cli.runtime.gathering import NO_LIMITS, LookBack, common_dtype
-from engram_cli.runtime.gating import NO_PAST, GateWeights, Past, opened_by
+from engram_cli.runtime.gate_reference import NO_PAST, GateWeights, Past, opened_by
+from engram_cli.runtime.lookup_reference import NO_LIMITS, LookBack, common_dtype
 from engram_cli.runtime.reference import (
     HashTensors,
     carry_after,
@@ -40,7 +40,7 @@ from engram_cli.runtime.tables import FLOATS, Table, dequantise
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.hot_set import HotSet
-    from engram_cli.runtime.tiers.reading import Shelves
+    from engram_cli.runtime.tiers.tier_records import TierBuffers
 
 __all__ = [
     "GateWeights",
@@ -88,7 +88,7 @@ def look_up(
     look_back: LookBack = NO_LIMITS,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """[L, *ids.shape, C x dim] in `dtype`: the vectors of raw token ids (`gathering.look_up`).
+    """[L, *ids.shape, C x dim] in `dtype`: vectors of raw token ids (`lookup_reference.look_up`).
 
     One operator where there are kernels. Ids outside the vocabulary count as the filler, unless
     ENGRAM_DEBUG is set: then they raise TokenIdError. Raises InputError.
@@ -96,14 +96,14 @@ def look_up(
     _debug(tensors, ids)
     # No kernel has the fold "powers".
     if tensors.summed or not has_kernels(ids.device) or is_transformed():
-        return gathering.look_up(tensors, ids, tables, look_back, dtype)
+        return lookup_reference.look_up(tensors, ids, tables, look_back, dtype)
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
     if not _decoded_by_kernels(tables):
-        return gathering.vectors(tables, find_rows(tensors, ids, look_back), wanted)
-    from engram_cli.runtime import custom
+        return lookup_reference.vectors(tables, find_rows(tensors, ids, look_back), wanted)
+    from engram_cli.runtime import torch_ops
 
-    return custom.call(custom.look_up, ids, tensors, look_back, tables, wanted)
+    return torch_ops.call(torch_ops.look_up, ids, tensors, look_back, tables, wanted)
 
 
 def look_up_step(
@@ -121,54 +121,54 @@ def look_up_step(
     look_back.check_step()
     history = look_back.history
     if history is None or tensors.summed or not has_kernels(ids.device):
-        return gathering.look_up_step(tensors, ids, tables, look_back, dtype)
+        return lookup_reference.look_up_step(tensors, ids, tables, look_back, dtype)
     longest = ids.numel() if look_back.bounds is not None else ids.shape[1]
     if not _decoded_by_kernels(tables) or longest > history.shape[1] - (tensors.max_order - 1):
         with torch.no_grad():
             long = look_up(tensors, ids, tables, look_back, dtype)
-        gathering.remember(tensors, ids, look_back)
+        lookup_reference.remember(tensors, ids, look_back)
         return long
     look_back.check(ids, tensors.max_order)
     wanted = common_dtype(tensors, ids, tables, dtype)
     assert look_back.positions is not None
-    from engram_cli.runtime import custom
+    from engram_cli.runtime import torch_ops
 
-    return custom.call(custom.look_up_step, ids, tensors, look_back, tables, wanted)
+    return torch_ops.call(torch_ops.look_up_step, ids, tensors, look_back, tables, wanted)
 
 
 def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS) -> Tensor:
-    """int64[L, *ids.shape, C]: the table rows of raw token ids (`gathering.find_rows`)."""
+    """int64[L, *ids.shape, C]: the table rows of raw token ids (`lookup_reference.find_rows`)."""
     _debug(tensors, ids)
     if tensors.summed or not has_kernels(ids.device) or is_transformed():
-        return gathering.find_rows(tensors, ids, look_back)
+        return lookup_reference.find_rows(tensors, ids, look_back)
     look_back.check(ids, tensors.max_order)
-    from engram_cli.runtime import custom
+    from engram_cli.runtime import torch_ops
 
-    return custom.call(custom.find_rows, ids, tensors, look_back)
+    return torch_ops.call(torch_ops.find_rows, ids, tensors, look_back)
 
 
-def read_tiers(shelves: Shelves, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
-    """Write the vectors of rows int64[n] to `out` [n, dim], from two places (`reading.read`)."""
+def read_tiers(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
+    """Write the vectors of rows int64[n] in tiers to `out` [n, dim] (`tier_records.read`)."""
     if not has_kernels(out.device):
-        from engram_cli.runtime.tiers import reading
+        from engram_cli.runtime.tiers import tier_records
 
-        reading.read(shelves, rows, slots, out)
+        tier_records.read(tier_buffers, rows, slots, out)
         return
     from engram_cli.runtime.kernels import tiers
 
-    if shelves.form.has_kernel:
-        tiers.read(shelves, rows, slots, out)
+    if tier_buffers.form.has_kernel:
+        tiers.read(tier_buffers, rows, slots, out)
         return
-    table = shelves.form.table(tiers.read_records(shelves, rows, slots))
+    table = tier_buffers.form.table(tiers.read_records(tier_buffers, rows, slots))
     out.copy_(dequantise(table, torch.arange(len(rows), device=out.device), out.dtype))
 
 
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
-    """Rows int64[n] with `height` for each hot one (`reading.cold_keys`)."""
+    """Rows int64[n] with `height` for each hot one (`tier_records.cold_keys`)."""
     if not has_kernels(rows.device):
-        from engram_cli.runtime.tiers import reading
+        from engram_cli.runtime.tiers import tier_records
 
-        return reading.cold_keys(rows, hot, height)
+        return tier_records.cold_keys(rows, hot, height)
     from engram_cli.runtime.kernels import tiers
 
     return tiers.cold_keys(rows, hot, height)
@@ -177,11 +177,11 @@ def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
 def find_slots(
     keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
 ) -> None:
-    """Number the distinct ones of sorted keys [n], and count them (`reading.find_slots`)."""
+    """Number the distinct ones of sorted keys [n], and count them (`tier_records.find_slots`)."""
     if not has_kernels(keys.device):
-        from engram_cli.runtime.tiers import reading
+        from engram_cli.runtime.tiers import tier_records
 
-        reading.find_slots(keys, order, height, slots, found, counted)
+        tier_records.find_slots(keys, order, height, slots, found, counted)
         return
     from engram_cli.runtime.kernels import tiers
 
@@ -198,7 +198,7 @@ def gate(
     residual: bool = False,
     tail: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What the memory adds to `hidden`, or the sum, and the convolution's inputs (`gating.gate`).
+    """`gate_reference.gate`: what the memory adds to `hidden`, or the sum, and the conv's inputs.
 
     One operator where there are kernels; a gradient beside a history is the twin's work, too.
     """
@@ -206,17 +206,17 @@ def gate(
     needs_gradient = torch.is_grad_enabled() and past.history is not None
     if not fits or needs_gradient or not has_kernels(hidden.device) or is_transformed():
         if not gate_autograd.applies(weights, hidden, projected, past):
-            return gating.gate(
+            return gate_reference.gate(
                 weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
             )
-        gating.check(weights, hidden, projected, past)
+        gate_reference.check(weights, hidden, projected, past)
         return gate_autograd.gate(
             weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
         )
-    gating.check(weights, hidden, projected, past)
-    from engram_cli.runtime import custom_gate
+    gate_reference.check(weights, hidden, projected, past)
+    from engram_cli.runtime import torch_ops_gate
 
-    return custom_gate.run_gate(
+    return torch_ops_gate.run_gate(
         weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
     )
 
@@ -225,9 +225,9 @@ def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]
     """The rows that occur and the sums of their vectors (`row_gradients.sum_rows`)."""
     if not _adds_by_kernel(values):
         return row_gradients.sum_rows(values, rows, height)
-    from engram_cli.runtime import custom_rows
+    from engram_cli.runtime import torch_ops_rows
 
-    found, sums = custom_rows.sum_rows(values, rows, height)
+    found, sums = torch_ops_rows.sum_rows(values, rows, height)
     return found, sums
 
 
@@ -238,9 +238,9 @@ def adagrad_step(
     if not _adds_by_kernel(values, weight):
         row_steps.adagrad_step(weight, sums, values, rows, lr, eps)
         return
-    from engram_cli.runtime import custom_rows
+    from engram_cli.runtime import torch_ops_rows
 
-    custom_rows.adagrad_step(weight, sums, values, rows, lr, eps)
+    torch_ops_rows.adagrad_step(weight, sums, values, rows, lr, eps)
 
 
 def adam_step(
@@ -256,9 +256,9 @@ def adam_step(
     if not _adds_by_kernel(values, weight):
         row_steps.adam_step(weight, state, values, rows, lr, betas, eps)
         return
-    from engram_cli.runtime import custom_rows
+    from engram_cli.runtime import torch_ops_rows
 
-    custom_rows.adam_step(weight, state, values, rows, lr, betas, eps)
+    torch_ops_rows.adam_step(weight, state, values, rows, lr, betas, eps)
 
 
 def _adds_by_kernel(values: Tensor, weight: Tensor | None = None) -> bool:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime import caches
-from engram_cli.runtime.capture import Call, places_in
 from engram_cli.runtime.fixed_state import FixedState
-from engram_cli.runtime.recording import is_recorded
+from engram_cli.runtime.forward_args import Call, places_in
+from engram_cli.runtime.graph_capture import is_capturing_graph
 from engram_cli.runtime.state import State, new_state, state_of
 
 _REFILL = "fill the cache with the memory attached, and crop it through the cache's methods"
@@ -45,7 +45,7 @@ def cache_of(call: Call, name: str) -> Any:
 
 
 def past_of(
-    cache: Any, name: str, batch: int, older: int, reaches: dict[int, int]
+    cache: Any, name: str, batch: int, older: int, conv_receptive_fields: dict[int, int]
 ) -> tuple[State, int | Tensor]:
     """The state of a cache of `batch` sequences and its length; a new state where it is empty.
 
@@ -54,7 +54,7 @@ def past_of(
     state = state_of(cache, name)
     length = _length(cache, state)
     if isinstance(state, FixedState) and state.batch == batch:
-        if is_recorded():  # the state's zeros stand for an empty cache
+        if is_capturing_graph():  # the state's zeros stand for an empty cache
             return state, length
         if length == 0:
             state.reset()
@@ -63,7 +63,7 @@ def past_of(
         length = state.length if length < state.length else length
     known = 0 if state is None or isinstance(length, Tensor) else state.length
     if isinstance(length, Tensor) or length == known == 0:
-        return new_state(cache, older, reaches), length
+        return new_state(cache, older, conv_receptive_fields), length
     if state is None or length != known:
         raise RuntimeAttachError(
             f"the cache holds {length} tokens, of which the memory has seen {known}", _REFILL
@@ -78,7 +78,7 @@ def past_of(
 
 def check_start(call: Call, keep: Tensor | None) -> None:
     """Raises RuntimeAttachError where positions or the mask tell of a past, and no cache does."""
-    if is_recorded():
+    if is_capturing_graph():
         return
     assert call.ids is not None
     batch, count = call.ids.shape
@@ -102,14 +102,14 @@ def cache_at_layer(
     """
     found = caches.caches_in(given.values())
     if not found:
-        if not grad and not is_recorded():
+        if not grad and not is_capturing_graph():
             # Elsewhere than on the CPU reading them waits, so there only for a decode step.
             places = [p for p in places_in(given) if shape[1] == 1 or p.device.type == "cpu"]
             _check_places(places, shape, keep)
         return None
     cache = _only(found)
     length, state = caches.cache_length(cache), state_of(cache, name)
-    seen = 0 if state is None or is_recorded() else state.length
+    seen = 0 if state is None or is_capturing_graph() else state.length
     if seen or (isinstance(length, int) and length > shape[1]):
         raise RuntimeAttachError(
             f"the layers were given a cache of {length or seen} tokens that the model was not",
@@ -150,11 +150,11 @@ def _length(cache: Any, state: State | None) -> int | Tensor:
         length = caches.cache_length(cache)
         if length is not None:
             return length
-    if isinstance(state, FixedState) and is_recorded() and state.seen is not None:
+    if isinstance(state, FixedState) and is_capturing_graph() and state.seen is not None:
         return state.seen
     if state is not None:
         return state.length
-    if is_recorded() or caches.is_blank(cache):
+    if is_capturing_graph() or caches.is_blank(cache):
         return 0
     raise RuntimeAttachError(
         f"the cache ({type(cache).__name__}) holds tokens that the memory has not seen", _REFILL

@@ -1,8 +1,8 @@
 """The hash in plain torch: raw token ids in, the table rows of all layers out, on any device.
 
 Twins of `hashing.lookback` and `hashing.reference`, equal to them bit for bit, for a batch and for
-all the layers of a bundle at once. int64 products wrap in torch as they do in NumPy. `gathering`
-goes on from rows to vectors.
+all the layers of a bundle at once. int64 products wrap in torch as they do in NumPy.
+`lookup_reference` continues from rows to vectors.
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from engram_cli.errors import RuntimeAttachError
 
 if TYPE_CHECKING:
-    from engram_cli.runtime.memory import Step
+    from engram_cli.runtime.step import Step
 
 Key = tuple[int, int, int, torch.Size]
 
 
 @dataclass(slots=True, kw_only=True)
 class Replay:
-    """What a layer's first run had: `rows` and `history` as the module takes them.
+    """The inputs of a layer's first run: row numbers or vectors, and `history`.
 
     `had_graph`: whether it made a graph, which the second run then only refills. `ambiguous`: the
     same hidden states were given with other token ids.
@@ -33,7 +33,7 @@ class Replay:
     storage: StorageWeakRef
     version: int
     step: Step
-    rows: Tensor
+    rows_or_vectors: Tensor
     history: Tensor | None
     had_graph: bool
     ambiguous: bool = False
@@ -53,7 +53,12 @@ class Replays:
         self._kept: dict[Key, Replay] = {}
 
     def keep(
-        self, layer: int, hidden: Tensor, step: Step, rows: Tensor, history: Tensor | None
+        self,
+        layer: int,
+        hidden: Tensor,
+        step: Step,
+        rows_or_vectors: Tensor,
+        history: Tensor | None,
     ) -> None:
         """Note a run inside a checkpoint of a call that `trains`; any other is not repeated."""
         if not step.trains or torch.compiler.is_compiling() or type(hidden) not in _PLAIN:
@@ -65,7 +70,7 @@ class Replays:
             storage=StorageWeakRef(hidden.untyped_storage()),  # type: ignore[no-untyped-call]
             version=hidden._version,
             step=step,
-            rows=rows,
+            rows_or_vectors=rows_or_vectors,
             history=history,
             had_graph=had_graph,
         )

@@ -33,7 +33,7 @@ from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import HELD, MemoryModule
 from engram_cli.runtime.tiers import building
-from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 from engram_cli.version import __version__
 
 _PIECE_BYTES = 64 * 2**20
@@ -242,7 +242,7 @@ def _stored(
 
     def pieces(layer: int) -> Iterator[tuple[int, Array]]:
         rows = cast(MemoryModule, memory.layers[str(layer)]).multi_head_embedding.embedding
-        if isinstance(rows, TieredRows):
+        if isinstance(rows, TieredEmbedding):
             yield from _mapped(rows, part)
             return
         whole, held = spec.tensor(layer, part), _tensor(states[layer], layer, part)
@@ -255,7 +255,7 @@ def _stored(
     return pieces
 
 
-def _mapped(rows: TieredRows, part: str) -> Iterator[tuple[int, Array]]:
+def _mapped(rows: TieredEmbedding, part: str) -> Iterator[tuple[int, Array]]:
     """Rows or scales that lie in tiers, from the bundle that they are of: they are frozen."""
     if rows.origin is None:
         raise RuntimeAttachError("rows that are of no bundle cannot be saved", "attach a bundle")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.custom_rows import sparse_tensor
+from engram_cli.runtime.torch_ops_rows import sparse_tensor
 
 
 def coalesced(gradient: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.caches import STATES, cache_length, carrier
 from engram_cli.runtime.fixed_state import FixedState, was_skipped
-from engram_cli.runtime.recording import is_recorded
+from engram_cli.runtime.graph_capture import is_capturing_graph
 
 KEEP = 64  # positions beyond the needed ones: assisted decoding takes back at most a few dozen
 _FOLLOWED = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop", "reset")
@@ -79,10 +79,10 @@ class DecodeState:
     the convolution's inputs per layer, but for `skipped` layers, which did not run each time.
     """
 
-    def __init__(self, older: int, reaches: dict[int, int]) -> None:
+    def __init__(self, older: int, conv_receptive_fields: dict[int, int]) -> None:
         self.length = 0
         self.tokens = Recent(older)
-        self.conv = {layer: Recent(reach) for layer, reach in reaches.items()}
+        self.conv = {layer: Recent(reach) for layer, reach in conv_receptive_fields.items()}
         self.skipped: set[int] = set()
 
     def fork(self) -> DecodeState:
@@ -171,21 +171,25 @@ class DecodeState:
 State = DecodeState | FixedState
 
 
-def new_state(cache: Any, older: int, reaches: dict[int, int]) -> State:
-    """The state for a new cache: at fixed addresses where the cache's own tensors are."""
+def new_state(cache: Any, older: int, conv_receptive_fields: dict[int, int]) -> State:
+    """Return a state for a new cache; its addresses are fixed where the cache's tensors' are."""
     is_fixed = getattr(cache, "is_compileable", False)
-    return FixedState(older, reaches) if is_fixed else DecodeState(older, reaches)
+    return (
+        FixedState(older, conv_receptive_fields)
+        if is_fixed
+        else DecodeState(older, conv_receptive_fields)
+    )
 
 
 def _no_cache() -> None:
-    """Stands for a weak reference to a cache that is gone."""
+    """Replaces a weak reference to a cache that no longer exists."""
 
 
-class _Follower:
-    """Stands for a method of a cache object: calls it, then does the same to the states.
+class CacheMethodProxy:
+    """Replaces a method of a cache object: calls the method, then does the same to the states.
 
-    Holds the cache weakly, so that dropping the cache frees its memory at once, and follows a deep
-    copy of it to the copy, and a pickled one to what is loaded.
+    The cache is referenced weakly, so that dropping it frees its memory at once. A deep copy of the
+    cache, or a pickled one that is loaded, gets a proxy of its own.
     """
 
     def __init__(self, cache: Any, name: str) -> None:
@@ -204,12 +208,12 @@ class _Follower:
             self._follow(state, cache, value)
         return result
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Follower:
+    def __deepcopy__(self, memo: dict[int, Any]) -> CacheMethodProxy:
         cache = self.cache()
-        return _Follower(memo.get(id(cache), cache), self.name)
+        return CacheMethodProxy(memo.get(id(cache), cache), self.name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Follower, (self.cache(), self.name)
+        return CacheMethodProxy, (self.cache(), self.name)
 
     def _follow(self, state: State, cache: Any, value: Any) -> None:
         if self.name == "reset":
@@ -238,7 +242,7 @@ def keep_on(cache: Any, name: str, state: State) -> None:
     """
     held = carrier(cache)
     states = getattr(held, STATES, None)
-    if is_recorded() and states is not None and states.get(name) is state:
+    if is_capturing_graph() and states is not None and states.get(name) is state:
         return
     if states is None:
         states = {}
@@ -255,6 +259,6 @@ def keep_on(cache: Any, name: str, state: State) -> None:
         return
     for method in _FOLLOWED:
         present = vars(cache).get(method)
-        mine = isinstance(present, _Follower) and present.cache() is cache
+        mine = isinstance(present, CacheMethodProxy) and present.cache() is cache
         if not mine and hasattr(type(cache), method):
-            setattr(cache, method, _Follower(cache, method))
+            setattr(cache, method, CacheMethodProxy(cache, method))

@@ -259,8 +259,8 @@ def _raise_first(done: set[Future[None]], folder: Path) -> None:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise OutputError(
                 f"cannot write {folder}: {error.strerror or error}",
-                f"{'free some space' if full else 'mend that'}, then run the same command again: "
-                "it goes on from there",
+                f"{'free some space' if full else 'fix that'}, then run the same command again: "
+                "it resumes from there",
             ) from error
         if error is not None:
             raise error

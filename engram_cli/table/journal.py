@@ -46,7 +46,7 @@ class Journal:
         if different:
             raise OutputError(
                 f"{self.path.parent} is a half-built table of another request: {different}",
-                "ask for the same again to finish it, or use --force to begin anew",
+                "run the same command again to finish it, or start over with --force",
             )
         for line in lines[1:-1]:
             entry = _entry(line)
@@ -129,7 +129,7 @@ def _header(line: bytes, path: Path) -> dict[str, Any]:
     except ValueError:
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise OutputError(f"{path} is no journal of a build", "use --force to begin anew")
+        raise OutputError(f"{path} is not the journal of a build", "start over with --force")
     return header
 
 

@@ -1,4 +1,4 @@
-"""What an attached memory costs: beside the bare model, and engram-peft where it is installed."""
+"""Cost of an attached memory, compared with the bare model and with engram-peft if installed."""
 
 from __future__ import annotations
 

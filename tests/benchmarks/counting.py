@@ -1,4 +1,4 @@
-"""Token ids to row hits: the demo's NumPy statements with np.bincount, ours with all it does.
+"""Token ids to row hits: the demo's NumPy statements with np.bincount, and engram.
 
 The ids are those of Python's standard library, documentation and manuals under DeepSeek's
 tokenizer, each file a document.

@@ -1,4 +1,4 @@
-"""Token ids to row hits at V4.1's geometry: what `counting` measures, in 1.5 GB of counters."""
+"""Token ids to row hits at V4.1's geometry: the work of `counting`, with 1.5 GB of counters."""
 
 from __future__ import annotations
 

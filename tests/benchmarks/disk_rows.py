@@ -1,4 +1,4 @@
-"""Rows on disk: random reads beside threads of pread and the disk's own queue, then the cache.
+"""Rows on disk: random reads compared with threads of pread and the disk's queue, then the cache.
 
 The bundle takes 4.3 GB below ENGRAM_BENCHMARK_FOLDER, or else in /var/tmp, until the end.
 """
@@ -27,8 +27,8 @@ from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.runtime.tiers.disk_rows import DiskRows
-from engram_cli.runtime.tiers.mapped_rows import MappedRows
 from engram_cli.runtime.tiers.row_cache import RowCache, slot_bytes
+from engram_cli.runtime.tiers.tier_records import MappedRows
 
 DISK = Path(os.environ.get("ENGRAM_BENCHMARK_FOLDER", "/var/tmp"))
 ROWS_PER_HEAD = int(os.environ.get("ENGRAM_BENCHMARK_ROWS", 1_000_000))

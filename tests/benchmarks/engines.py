@@ -1,4 +1,4 @@
-"""A corpus to its statistics folder: one and two threads here, two tasks at a time on Ray.
+"""A corpus to its statistics folder: one and two local threads, and two tasks at a time on Ray.
 
 The text of Python's standard library under DeepSeek's tokenizer, in partitions of 8 MiB; then two
 partials of it added up.

@@ -1,4 +1,4 @@
-"""Rows filled from a corpus: hash, gather and add an occurrence at a time in NumPy, and ours.
+"""Rows filled from a corpus: NumPy (hash, gather and add one occurrence at a time), and engram.
 
 The ids are those of Python's standard library under DeepSeek's tokenizer, each file a document.
 """

@@ -1,4 +1,4 @@
-"""Text to a statistics folder: the whole of hash-stats beside tokenising alone.
+"""Text to a statistics folder: all of hash-stats compared with tokenising alone.
 
 The text is that of Python's standard library, documentation and manuals under DeepSeek's tokenizer.
 """

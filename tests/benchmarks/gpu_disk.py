@@ -1,4 +1,4 @@
-"""Rows from the machine's disk through a bounded cache, beside what it gives to plain reads.
+"""Rows from the machine's disk through a bounded cache, compared with plain reads of the disk.
 
     python tests/benchmarks/gpu_disk.py FOLDER ROWS_PER_HEAD
 
@@ -37,7 +37,7 @@ from engram_cli.formats.module_spec import module_spec
 from engram_cli.runtime import ops
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.tiers.disk_rows import DiskRows
-from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 LAYER = 1
 
@@ -249,7 +249,7 @@ def text(folder: Path, size: Size, device: torch.device) -> list[dict[str, Any]]
     cases, count = [], size.tokens
     for domain in ("python", "manual"):
         cold = DiskRows(bundle, LAYER, cache_bytes=size.cache)
-        store = TieredRows(bundle.spec, cold, device=device, dtype=torch.bfloat16)
+        store = TieredEmbedding(bundle.spec, cold, device=device, dtype=torch.bfloat16)
         ids = torch.from_numpy(held_out[domain].astype(np.int32)).to(device)
         forget(folder)
         times, asked = [], 0

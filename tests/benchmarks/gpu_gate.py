@@ -1,4 +1,4 @@
-"""The gate alone and with its convolution on one GPU: torch, torch.compile, SGLang and our kernels.
+"""The gate, alone and with its convolution, on one GPU: torch, torch.compile, SGLang and engram.
 
     python tests/benchmarks/gpu_gate.py [RESULT.json]
 
@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from runtime.kernels.gate_cases import Call, GateCase, far, make_call  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from engram_cli.runtime import custom_gate, gating  # noqa: E402
+from engram_cli.runtime import gate_reference, torch_ops_gate  # noqa: E402
 
 ROUNDS, REPLAYS = 7, 20
 WIDTH, STREAMS = 2560, 4
@@ -119,11 +119,11 @@ def least_bytes(tokens: int, backward: bool) -> int:
 def contestants(call: Call, conv: bool, backward: bool) -> dict[str, Callable[[], Any]]:
     """Calls that give the sum, or the gradients of all leaves."""
     torch._dynamo.reset()
-    compiled = torch.compile(gating.gate, dynamic=False)
+    compiled = torch.compile(gate_reference.gate, dynamic=False)
     functions = {
-        "torch eager": gating.gate,
+        "torch eager": gate_reference.gate,
         "torch.compile": compiled,
-        "engram": custom_gate.run_gate,
+        "engram": torch_ops_gate.run_gate,
     }
     runs: dict[str, Callable[[], Any]] = {}
     for name, function in functions.items():
@@ -133,7 +133,9 @@ def contestants(call: Call, conv: bool, backward: bool) -> dict[str, Callable[[]
         own = call.weights
         hidden, projected = (x.detach().flatten(0, 1) for x in (call.hidden, call.projected))
         weights = own.query.detach(), own.key.detach()
-        runs["SGLang"] = lambda: theirs(hidden, projected, *weights, own.eps, gating.MIN_DOT)
+        runs["SGLang"] = lambda: theirs(
+            hidden, projected, *weights, own.eps, gate_reference.MIN_DOT
+        )
     return runs
 
 

@@ -1,4 +1,4 @@
-"""What the host pays for a launch on one GPU: Triton's own beside direct ones, and whole calls.
+"""Host time of a launch on one GPU: Triton's own launcher, direct launches, and whole calls.
 
     ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_launches.py [OUT.json] [--small]
 
@@ -32,9 +32,9 @@ from tier_cases import a_store, random_records, some_rows, tier_spec  # noqa: E4
 from engram_cli.runtime import (  # noqa: E402
     RowwiseAdagrad,
     RowwiseAdam,
-    custom_rows,
-    gathering,
+    lookup_reference,
     ops,
+    torch_ops_rows,
 )
 from engram_cli.runtime.kernels import launching  # noqa: E402
 from engram_cli.runtime.loading import hash_tensors  # noqa: E402
@@ -145,7 +145,7 @@ class World:
         self.few = torch.randint(0, vocab, (1, 4 if small else 64), device=DEVICE)
         tokens = (1, 8) if small else (8, 2048)
         self.many = torch.randint(0, vocab, tokens, device=DEVICE, dtype=torch.int32)
-        self.rows = gathering.find_rows(self.hashed, self.many)[0]
+        self.rows = lookup_reference.find_rows(self.hashed, self.many)[0]
         self.values = torch.randn(1, *tokens, self.rows.shape[-1] * DIM, device=DEVICE)
         spec, count = tier_spec("bfloat16", DIM), 300
         self.store = a_store(spec, random_records(spec, count), DEVICE)
@@ -171,25 +171,25 @@ class World:
             "ops.find_rows, few tokens": lambda: ops.find_rows(self.hashed, self.few),
             "ops.look_up, few tokens": lambda: ops.look_up(self.hashed, self.few, tables),
             "ops.read_tiers, in place": lambda: ops.read_tiers(
-                store.shelves, self.places, None, out
+                store.tier_buffers, self.places, None, out
             ),
             "ops.gate": lambda: gate(0),
             "ops.gate with a convolution": lambda: gate(1),
             "gate, forward and backward": lambda: self.gates[0].gradients(ops.gate),
             "convolution, forward and backward": lambda: self.gates[1].gradients(ops.gate),
             "ops.sum_rows": lambda: ops.sum_rows(vectors, rows, height),
-            "dense gradient, atomic": lambda: custom_rows.dense_row_gradient(
+            "dense gradient, atomic": lambda: torch_ops_rows.dense_row_gradient(
                 vectors, rows, height, item, True
             ),
         }
 
     def staged(self) -> None:
         """What staging launches."""
-        hot, height = self.store.shelves.hot_set, 300
+        hot, height = self.store.tier_buffers.hot_set, 300
         keys, order = ops.cold_keys(self.places, hot, height).sort(stable=True)
         slots = torch.empty_like(self.places)
         found = torch.empty(len(slots) + 1, dtype=torch.int64, device=DEVICE)
-        ops.find_slots(keys, order, height, slots, found, self.store.shelves.counted)
+        ops.find_slots(keys, order, height, slots, found, self.store.tier_buffers.counted)
 
     def steps(self) -> dict[str, Call]:
         """Training steps in a plain loop, torch's first."""

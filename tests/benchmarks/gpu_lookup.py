@@ -1,4 +1,4 @@
-"""Look-up in HBM on one GPU: token ids to dequantised vectors, beside SGLang's and vLLM's kernels.
+"""Look-up in HBM on one GPU: token ids to dequantised vectors, compared with SGLang and vLLM.
 
     ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_lookup.py
 
@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from runner import RESULTS, commit, machine, versions
 from torch import Tensor
 
-from engram_cli.runtime import gathering, ops
-from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime import lookup_reference, ops
 from engram_cli.runtime.loading import hash_tensors
+from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.tables import Table
 
 DEVICE = torch.device("cuda")
@@ -97,7 +97,7 @@ def deepseek_cases(place: Path) -> list[dict[str, Any]]:
     for count in BOUNDS:
         sets = id_sets(count, vocab)
         mine = ops.look_up(hashed, sets[0], [table])
-        same(mine, gathering.look_up(hashed, sets[0], [table]))
+        same(mine, lookup_reference.look_up(hashed, sets[0], [table]))
         theirs = sglang.prefill(sets[0][0])()
         same(mine, theirs[1])
         same(mine, vllm.prefill(sets[0][0])()[1])
@@ -135,10 +135,10 @@ def demo_cases() -> list[dict[str, Any]]:
     hashed = hash_tensors(layout, (1,), device=DEVICE)
     values = torch.randn(layout.layers[0].rows, 64, device=DEVICE, dtype=torch.bfloat16)
     table, found = Table(values=values), []
-    compiled = torch.compile(gathering.look_up, dynamic=False)
+    compiled = torch.compile(lookup_reference.look_up, dynamic=False)
     for count in (512, 4096, 16384):
         sets = id_sets(count, len(hashed.lookup))
-        rows = [gathering.find_rows(hashed, ids)[0, 0] for ids in sets]
+        rows = [lookup_reference.find_rows(hashed, ids)[0, 0] for ids in sets]
         same(ops.look_up(hashed, sets[0], [table]), F.embedding(rows[0], values))
         source = torch.randn(count * 16, 64, device=DEVICE).to(torch.bfloat16)
         target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""What rows in host memory cost a decoder of 4 B parameters on one GPU, beside rows in HBM.
+"""Rows in host memory under a decoder of 4 B parameters on one GPU, compared with rows in HBM.
 
     ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_offload.py [RESULT.json] [--tiny] [--no-host]
 
@@ -37,9 +37,8 @@ from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import MultiHeadEmbedding, StoredRows, load_dense
 from engram_cli.runtime.ops import has_kernels
 from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
-from engram_cli.runtime.tiers.ring import Road
-from engram_cli.runtime.tiers.store import TieredRows
-from engram_cli.runtime.tiers.tuning import local_tuning
+from engram_cli.runtime.tiers.staging_ring import StagingQueue, local_tuning
+from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 ROUNDS = 7
 PIECE_BYTES = 2**30  # as they are pinned
@@ -107,7 +106,7 @@ class Bench:
     def attach_host(self) -> None:
         """The same rows as records in host memory."""
         rows: dict[int, nn.Module] = {}
-        road = Road(self.device, local_tuning())
+        staging_queue = StagingQueue(self.device, local_tuning())
         for layer in self.spec.layers:
             held = self.memories[HBM].layers[str(layer)].multi_head_embedding.embedding
             count, is_gpu = self.spec.rows(layer), self.device.type == "cuda"
@@ -118,12 +117,12 @@ class Bench:
                 own = slice(begin // 264, -(-(begin + len(piece)) // 264))
                 records = torch.cat([held.weight[own], held.scales[own]], dim=1).view(-1)
                 piece.copy_(records[begin - own.start * 264 :][: len(piece)])
-            rows[layer] = TieredRows(
+            rows[layer] = TieredEmbedding(
                 self.spec,
                 HostRows(memory.view(-1, 264)),
                 device=self.device,
                 dtype=torch.bfloat16,
-                road=road,
+                staging_queue=staging_queue,
             )
         self.memories[HOST] = self._attach("engram_host", rows)
 

@@ -1,4 +1,4 @@
-"""Rows below HBM on one GPU: look-ups from host memory, beside SGLang's and vLLM's paths.
+"""Rows below HBM on one GPU: look-ups from host memory, compared with SGLang's and vLLM's paths.
 
     ENGRAM_PEERS=FOLDER ENGRAM_TEXT=FOLDER python tests/benchmarks/gpu_tiers.py [RESULT.json]
 
@@ -31,8 +31,8 @@ from tiers_cases import ROW_BYTES, Calls, case, in_a_row, one_at_a_time, show, w
 from tiers_world import IN_PLACE, SGLANG, STAGED, TINY, Size, World, check
 from torch import Tensor
 
-from engram_cli.runtime.tiers.reads import Reads
-from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.tier_reader import TierReader
+from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 NOTE = (
     "One call at a time: from the host's clock at the call to its vectors on the device, medians; "
@@ -41,14 +41,14 @@ NOTE = (
 )
 
 
-def _spent(store: TieredRows) -> dict[str, float]:
+def _spent(store: TieredEmbedding) -> dict[str, float]:
     """Sums of the stages of staged reads, in seconds."""
-    road = store.road.travelled
+    totals = store.staging_queue.travelled
     names = ("seconds_found", "seconds_gathered", "seconds_copies", "rows", "bytes")
-    return {name: getattr(road, name) for name in names} | {"seconds_waited": store.waited}
+    return {name: getattr(totals, name) for name in names} | {"seconds_waited": store.waited}
 
 
-def _stages(it: World, store: TieredRows, sets: list[Tensor]) -> dict[str, Any]:
+def _stages(it: World, store: TieredEmbedding, sets: list[Tensor]) -> dict[str, Any]:
     """Microseconds of each stage of a staged call, and of the launches before it, by differences.
 
     `find`: hash, hot bits, sort and the copy of row numbers, on the device.
@@ -134,7 +134,7 @@ def throughput(it: World) -> list[dict[str, Any]]:
     return cases
 
 
-def _runs(it: World, sets: list[Tensor], stores: dict[str, TieredRows]) -> dict[str, Any]:
+def _runs(it: World, sets: list[Tensor], stores: dict[str, TieredEmbedding]) -> dict[str, Any]:
     """Each contestant's calls on these token ids, one after another, and how many they are."""
     runs: dict[str, Any] = {
         name: (lambda calls=calls: [calls[i % len(calls)]() for i in range(len(sets))], len(sets))
@@ -146,12 +146,12 @@ def _runs(it: World, sets: list[Tensor], stores: dict[str, TieredRows]) -> dict[
     return runs
 
 
-def _ask_early(it: World, store: TieredRows, sets: list[Tensor]) -> None:
+def _ask_early(it: World, store: TieredEmbedding, sets: list[Tensor]) -> None:
     store.path = "staged"
-    ahead = [Reads({0: store}, [it.find(sets[0])])]
+    ahead = [TierReader({0: store}, [it.find(sets[0])])]
     for ids in [*sets[1:], None]:
         if ids is not None:
-            ahead.append(Reads({0: store}, [it.find(ids)]))
+            ahead.append(TierReader({0: store}, [it.find(ids)]))
         ahead.pop(0).take(0)
 
 
@@ -219,10 +219,12 @@ def _hot_rows(place: Path, figures: dict[str, Any], it: World) -> np.ndarray:
     return np.flatnonzero(np.unpackbits(bits, count=it.rows))
 
 
-def _text_facts(it: World, store: TieredRows, sets: list[Tensor], count: int) -> dict[str, Any]:
+def _text_facts(
+    it: World, store: TieredEmbedding, sets: list[Tensor], count: int
+) -> dict[str, Any]:
     """What is hot and what is distinct in these look-ups, and the stages."""
     rows = it.find(sets[0]).flatten()
-    hot_set = store.shelves.hot_set
+    hot_set = store.tier_buffers.hot_set
     assert hot_set is not None
     is_hot = hot_set.rank(rows) >= 0
     cold = rows[~is_hot]

@@ -1,4 +1,4 @@
-"""Training a table's rows on one GPU: look-up, its gradient and the optimiser, beside torch's.
+"""Training a table's rows on one GPU: look-up, gradient and optimiser, compared with torch.
 
     python tests/benchmarks/gpu_training.py ids FOLDER     # token ids of text, where there is a CPU
     ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_training.py
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from runner import RESULTS, commit, machine, versions
 from torch import Tensor, nn
 
-from engram_cli.runtime import RowwiseAdagrad, RowwiseAdam, custom_rows, gathering, ops
+from engram_cli.runtime import RowwiseAdagrad, RowwiseAdam, lookup_reference, ops, torch_ops_rows
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.tables import Table
@@ -71,7 +71,7 @@ class Contest:
     def __init__(self, kind: str, dtype: torch.dtype, hashed: HashTensors) -> None:
         self.hashed, self.dtype = hashed, dtype
         self.ids = id_sets(kind, len(hashed.lookup))
-        self.rows = [gathering.find_rows(hashed, ids)[0] for ids in self.ids]
+        self.rows = [lookup_reference.find_rows(hashed, ids)[0] for ids in self.ids]
         self.start = (torch.randn(hashed.heights[0], DIM, device=DEVICE) * 0.02).to(dtype)
         self.gradients = [
             torch.randn(1, *self.ids[0].shape, COLUMNS * DIM, device=DEVICE).to(dtype)
@@ -298,7 +298,7 @@ def stages_case(kind: str, dtype: torch.dtype, hashed: HashTensors) -> dict[str,
 
 
 def _dense(values: Tensor, rows: Tensor, height: int, *, atomic: bool) -> Tensor:
-    dense: Tensor = custom_rows.dense_row_gradient(values, rows, height, values.dtype, atomic)
+    dense: Tensor = torch_ops_rows.dense_row_gradient(values, rows, height, values.dtype, atomic)
     return dense
 
 

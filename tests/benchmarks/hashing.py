@@ -1,4 +1,4 @@
-"""Token ids to rows: the statements of the published demo in NumPy, `%` in Numba, ours."""
+"""Token ids to rows: the published demo's NumPy statements, `%` in Numba, and engram."""
 
 from __future__ import annotations
 

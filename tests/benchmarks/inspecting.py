@@ -1,4 +1,4 @@
-"""Inspecting a table: one pass with figures, beside a plain sequential read of the same files.
+"""Inspecting a table: one pass with all measures, compared with a plain sequential read.
 
 The tables are half a GB of rows of 64 values, warm. The read keeps one buffer of 1 MiB.
 """

@@ -5,7 +5,7 @@ A benchmark module has `cases()`: named groups of contestants that must give equ
     python tests/benchmarks/runner.py hashing
 
 with the package and its test extra installed; the figures go to tests/benchmarks/results and
-docs/benchmarks.md is written anew from all of them.
+docs/benchmarks.md is written again from all of them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Case:
 
 
 def main(names: Iterable[str]) -> None:
-    """Run the named benchmark modules, keep their figures, render the page."""
+    """Run the named benchmark modules, save their results, render the page."""
     sys.path.insert(0, str(HERE))
     for name in names:
         module = importlib.import_module(name)
@@ -144,7 +144,7 @@ def _prepare(case: Case) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return the machine that the results were measured on."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -154,7 +154,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what takes part."""
+    """Return the versions of Python and of the packages involved."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -165,19 +165,20 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit the figures belong to."""
+    """Return the commit that the results belong to."""
     command = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
 
 def page() -> str:
-    """docs/benchmarks.md from every result on file."""
+    """Return docs/benchmarks.md, made from all saved results."""
     parts = [
         "# Benchmarks",
-        "Written by `python tests/benchmarks/runner.py NAME`; do not edit. Every contestant first "
-        "gives the same result as the baseline, then all are timed in turn; medians. Rates are of "
-        "one machine in one run: compare ratios.",
+        "Written by `python tests/benchmarks/runner.py NAME`; do not edit. Each contestant must "
+        "first give the same result as the baseline, which is the first row of its table. Then all "
+        "contestants are timed in turn, round after round; tables show medians. Rates hold for one "
+        'machine in one run, so compare ratios. "engram" and "ours" are this package.',
     ]
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
@@ -214,7 +215,7 @@ def page() -> str:
 
 
 def _device_table(case: dict[str, Any]) -> str:
-    """A case timed on a GPU: microseconds a call instead of rates of the CPU."""
+    """Return the table of a case timed on a GPU: microseconds per call instead of CPU rates."""
     table = ["| contestant | us | GB/s | ratio |", "| --- | ---: | ---: | ---: |"]
     table += [
         f"| {row['name']} | {row['median_us']:,.2f} | {row['gb_s']:,} | {row['ratio']:.2f} |"
@@ -225,7 +226,7 @@ def _device_table(case: dict[str, Any]) -> str:
 
 
 def _call_table(case: dict[str, Any]) -> str:
-    """A case of calls that host threads take part in: their time, tokens and rows."""
+    """Return the table of a case whose calls use host threads: time, tokens and rows."""
     table = [
         "| contestant | us a call | tokens/s | GB/s of rows | ratio |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -236,7 +237,7 @@ def _call_table(case: dict[str, Any]) -> str:
         for row in case["rows"]
     ]
     facts = "; ".join(f"{name}: {value}" for name, value in case["facts"].items())
-    return "\n".join(table) + (f"\n\nOf ours, staged: {facts}." if facts else "")
+    return "\n".join(table) + (f"\n\nStaged reads by engram: {facts}." if facts else "")
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Tables: writing beside ndarray.tofile and zarr, gathering beside np.memmap and engramdb.
+"""Tables: writing compared with ndarray.tofile and zarr, gathering with np.memmap and engramdb.
 
 Writing goes to memory (tmpfs), so that no disk hides the work, and once to the disk, both flushed.
 Files lie below ENGRAM_BENCHMARK_FOLDER, or else in /var/tmp, and go away at the end.

@@ -122,11 +122,11 @@ def _caught(layout: HashLayout, hot: NDArray[np.bool_], ids: NDArray[np.uint32])
     """The share of look-ups of these tokens, as one stream, that hot rows answer."""
     import torch
 
-    from engram_cli.runtime import gathering
+    from engram_cli.runtime import lookup_reference
     from engram_cli.runtime.loading import hash_tensors
 
     hashed = hash_tensors(layout, (LAYER,))
-    rows = gathering.find_rows(hashed, torch.from_numpy(ids[:65536].astype(np.int64))[None])
+    rows = lookup_reference.find_rows(hashed, torch.from_numpy(ids[:65536].astype(np.int64))[None])
     return float(hot[rows.numpy()].mean())
 
 

@@ -16,13 +16,13 @@ import torch
 from tiers_cases import ROW_BYTES, Calls
 from torch import Tensor
 
-from engram_cli.runtime import gathering, ops
+from engram_cli.runtime import lookup_reference, ops
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.tables import Table
 from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
-from engram_cli.runtime.tiers.source import table_of
-from engram_cli.runtime.tiers.store import TieredRows
-from engram_cli.runtime.tiers.tuning import local_tuning
+from engram_cli.runtime.tiers.staging_ring import local_tuning
+from engram_cli.runtime.tiers.tier_records import table_of
+from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 OURS = "engram"  # by the way that it chooses itself
 IN_PLACE, STAGED = "engram, in place", "engram, staged"
@@ -73,9 +73,9 @@ class World:
         if self.place is not None:
             self._find_peers(self.place)
 
-    def tiered(self, hot_rows: np.ndarray | None) -> TieredRows:
+    def tiered(self, hot_rows: np.ndarray | None) -> TieredEmbedding:
         """Our rows over the one buffer."""
-        return TieredRows(
+        return TieredEmbedding(
             self.spec,
             HostRows(self.buffer.view(-1, 264)),
             device=self.device,
@@ -102,7 +102,7 @@ class World:
         """int64[1, T, 24]: the rows of token ids [1, T]."""
         return ops.find_rows(self.hashed, ids)[0]
 
-    def ours(self, store: TieredRows, ids: Tensor, path: Any) -> Callable[[], Tensor]:
+    def ours(self, store: TieredEmbedding, ids: Tensor, path: Any) -> Callable[[], Tensor]:
         """A look-up by a forced path, or the chosen one."""
 
         def call() -> Tensor:
@@ -120,7 +120,9 @@ class World:
             torch.randint(0, high, (1, count), generator=generator, **options) for _ in range(sets)
         ]
 
-    def contestants(self, sets: list[Tensor], stores: dict[str, TieredRows]) -> dict[str, Calls]:
+    def contestants(
+        self, sets: list[Tensor], stores: dict[str, TieredEmbedding]
+    ) -> dict[str, Calls]:
         """Everyone on these token ids; `stores` by what is added to our name."""
         found: dict[str, Calls] = {n: [peer(x) for x in sets] for n, peer in self.peers.items()}
         if self.device.type == "cuda":
@@ -137,15 +139,15 @@ def check(it: World) -> dict[str, Any]:
     """Every way of reading gives what the twin gives on the CPU."""
     ids = it.id_sets(64)[0]
     cpu = hash_tensors(it.spec.layout, it.spec.layers)
-    rows = gathering.find_rows(cpu, ids.cpu())
+    rows = lookup_reference.find_rows(cpu, ids.cpu())
     records = table_of(it.buffer.view(-1, 264), it.spec)
-    expected = gathering.vectors([records], rows, torch.bfloat16)[0]
+    expected = lookup_reference.vectors([records], rows, torch.bfloat16)[0]
     hot = np.unique(rows.numpy().reshape(-1)[::3])
     for store in (it.store, it.tiered(hot)):
         for path in ("in-place", "staged", None):
             _same(it.ours(store, ids, path)(), expected)
     if it.peers:
-        other = gathering.vectors([it.theirs], rows, torch.bfloat16)[0]
+        other = lookup_reference.vectors([it.theirs], rows, torch.bfloat16)[0]
         for name, peer in it.peers.items():
             found = peer(ids)()
             _same(found[1] if isinstance(found, tuple) else found, other, name)

@@ -140,7 +140,7 @@ def test_the_workspace_can_be_another_folder(engram: Engram, tokenizer_file: Pat
     [
         ("[compress-vocab\n", "engram.toml"),
         ("[compress-vocab]\nexpct = 5\n", "[compress-vocab] has no option 'expct'"),
-        ("expect = 5\n", "'expect' stands outside a table"),
+        ("expect = 5\n", "'expect' is outside a table"),
         ("[layout]\nhead = 16\n", "[layout] has no option 'head'"),
         ("[layouts]\nheads = 16\n", "unknown table [layouts]"),
     ],

@@ -46,7 +46,7 @@ def test_fp8_takes_a_scale(folder: Engram) -> None:
         (("none.zarr", "--dtype", "int8", "-o", "u.zarr"), "no table at none.zarr"),
         (("t.zarr", "--dtype", "int3", "-o", "u.zarr"), "unknown dtype 'int3'"),
         (("t.zarr", "--dtype", "float32", "-o", "u.zarr"), "is float32 already"),
-        (("t.zarr", "--dtype", "int8", "-o", "t.zarr", "--force"), "the table that is read"),
+        (("t.zarr", "--dtype", "int8", "-o", "t.zarr", "--force"), "the table to convert"),
     ],
 )
 def test_bad_input_is_one_line(folder: Engram, arguments: tuple[str, ...], match: str) -> None:

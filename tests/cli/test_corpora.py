@@ -34,7 +34,7 @@ def counted(engram: Engram, *arguments: object) -> dict:
 
 def test_help_names_every_format(engram: Engram) -> None:
     told = " ".join(engram("hash-stats", "--help").out.replace("│", " ").split())
-    listed = told.partition("text, jsonl")[2].partition("; by default")[0].replace(" or ", ", ")
+    listed = told.partition("text, jsonl")[2].partition(" (detected")[0].replace(" or ", ", ")
     assert {name.strip() for name in f"text, jsonl{listed}".split(",")} == set(READERS)
     assert "--document-end-id" in told
 

@@ -53,7 +53,7 @@ def test_it_replaces_its_own_folder_and_no_other(engram: Engram, library: Path) 
     (engram.folder / "theirs" / "thesis.txt").write_text("do not touch")
     other = engram("demo", "theirs")
     assert other.code == 2
-    assert "theirs is there and was not made by engram demo" in other.error_line
+    assert "theirs exists and was not made by engram demo" in other.error_line
     assert [path.name for path in (engram.folder / "theirs").iterdir()] == ["thesis.txt"]
 
 

@@ -211,7 +211,7 @@ def test_several_checkpoints(folder: Engram, tokenizer_file: Path) -> None:
     built = folder("build-table", "--dim", "4", "--stats", "engram-stats", "-o", "x.zarr")
     assert built.code == 2, "the statistics are of another vocabulary"
     done = folder("hash-stats", "corpus.txt", "--force")
-    assert "checkpoints ckpt, other: they differ, so none decides" in " ".join(done.err.split())
+    assert "checkpoints ckpt, other differ, so none is used" in " ".join(done.err.split())
     document = json.loads((folder.folder / "engram-stats" / "stats.json").read_text())
     assert [entry["layer"] for entry in document["layout"]["layers"]] == [1, 15]
 
@@ -243,7 +243,7 @@ def test_a_checkpoint_with_another_tokenizer_than_the_vocabulary(
 ) -> None:
     folder("compress-vocab", tokenizer_file)
     done = folder("hash-stats", "corpus.txt", "--layers", "1")
-    assert "not taken" not in done.err
+    assert "not used" not in done.err
     done = folder("hash-stats", "corpus.txt", "--force")
-    assert "checkpoint ckpt: not taken, its tokenizer is not that of" in done.err
+    assert "checkpoint ckpt: not used, its tokenizer is not that of" in done.err
     assert "engram compress-vocab ckpt --force" in " ".join(done.err.split())

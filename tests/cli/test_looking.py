@@ -36,9 +36,9 @@ def test_lookup_fits_a_terminal(filled: Engram) -> None:
     done = filled("lookup", "engram-table.zarr", TEXT, "--against", "the horse")
     assert done.code == 0, done.err
     assert widest(done.out) <= 100
-    assert "Rows of the text that the other one looks at too" in done.out
+    assert "Rows that both texts use" in done.out
     assert "Known n-grams on the same rows" in done.out
-    assert "statistics: engram-stats (found beside)" in done.err
+    assert "statistics: engram-stats (found next to the artifact)" in done.err
 
 
 def test_lookup_speaks_json(filled: Engram) -> None:
@@ -73,9 +73,9 @@ def test_verify_leaves_with_one_and_the_list(filled: Engram) -> None:
 @pytest.mark.parametrize(
     ("command", "match"),
     [
-        (("verify", "nowhere"), "nothing at nowhere"),
-        (("verify", "corpus.txt"), "corpus.txt is no file of ours"),
-        (("lookup", "nowhere", "a"), "nothing at nowhere"),
+        (("verify", "nowhere"), "nowhere does not exist"),
+        (("verify", "corpus.txt"), "corpus.txt was not written by engram"),
+        (("lookup", "nowhere", "a"), "nowhere does not exist"),
         (("lookup", "engram-table.zarr"), "either a text or ids"),
         (("lookup", "engram-table.zarr", "a", "--heads", "2"), "has its own geometry"),
     ],
@@ -150,7 +150,7 @@ def test_a_probe_fits_a_terminal_speaks_json_and_is_drawn(filled: Engram) -> Non
         (asked, "--probe without a corpus"),
         ((*asked, "--corpus", "heldout.txt"), "was filled from"),
         (("inspect", "n.zarr", "--corpus", "many.txt"), "give one with --probe"),
-        (("inspect", "engram-stats", *asked[2:], "--corpus", "many.txt"), "a probe asks a table"),
+        (("inspect", "engram-stats", *asked[2:], "--corpus", "many.txt"), "--probe needs a table"),
     ):
         refused = filled(*wrong)
         assert refused.code == 2

@@ -35,7 +35,7 @@ def test_each_command_finds_what_the_one_before_left(corpus: Engram) -> None:
     assert "memory:" in counted.err
     built = corpus("build-table", "--heads", "8")
     assert built.code == 0, built.err
-    assert "beside the rows" in built.out
+    assert "stored with the rows" in built.out
     assert "next: engram attach ckpt/" in built.err
     attached = corpus("attach", "ckpt/")
     assert attached.code == 0, attached.err
@@ -234,8 +234,8 @@ def test_statistics_of_parts_merge(corpus: Engram) -> None:
     assert "no statistics folder at corpus.txt" in again.error_line
     told = corpus("hash-stats", "--merge", "corpus.stats", "more.stats", *ROWS, "-o", "other")
     assert told.code == 0
-    assert "--rows-per-head changes nothing" in told.err
-    assert "--out" not in told.err.split("changes nothing")[0]
+    assert "--rows-per-head has no effect" in told.err
+    assert "--out" not in told.err.split("has no effect")[0]
     assert "build-table --stats other" in told.out + told.err
     (corpus.folder / "texts").mkdir()
     for command in (
@@ -264,7 +264,7 @@ def test_all_that_may_be_asked_for_is_shown(corpus: Engram) -> None:
     options = ("--exact", "--compare-uncompressed", "--group-by", "folder", "--ngrams")
     done = corpus("hash-stats", "texts", *ROWS, "--layers", "1,2", *options, "--holdout", "0.3")
     assert done.code == 0, done.err
-    for shown in ("What compressing the vocabulary is worth", "prose", "3-grams: % of"):
+    for shown in ("Effect of compressing the vocabulary", "prose", "3-grams: % of"):
         assert shown in done.out
     assert "exact counting may take" in done.err
     assert max(map(len, done.out.splitlines())) <= 100

@@ -71,7 +71,7 @@ def test_a_held_out_part_is_looked_up_beside_the_rest(corpus: Path) -> None:
     held = document["locality"]["held_out_tokens"]
     assert document["tokens"] + held == 40_000
     assert held > 0
-    assert f"{held:,} tokens held out" in shown
+    assert f"{held:,} held-out tokens" in shown
     [head] = [line for line in shown.splitlines() if line.startswith("held out ")]
     assert f"{held:,} tokens ({held / 400:.1f} %)" in head
     hot = document["locality"]["hot"][0]

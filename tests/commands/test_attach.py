@@ -274,7 +274,7 @@ def test_layers_lie_on_decoder_layers_that_exist(
 @pytest.mark.parametrize(
     ("count", "options", "message"),
     [
-        (1, {}, "2 layers of .* for a model of 1"),
+        (1, {}, ".* has 2 layers, the model only 1"),
         (12, {"layers": (1, 7)}, "has no layer 7, it has 1, 2"),
         (12, {"layers": (1, 1)}, "--layers 1, 1"),
         (4, {"at": (1,)}, "--at 1 for layers 1, 2"),
@@ -348,7 +348,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     checkpoint: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engram_cli.commands.attach.free_bytes", lambda out: 1000)
-    with pytest.raises(OutputError, match=r"needs [0-9,]+ bytes, 1,000 are free"):
+    with pytest.raises(OutputError, match=r"needs [0-9,]+ bytes, only 1,000 are free"):
         attach_checkpoint(request(checkpoint, table))
     assert not (checkpoint / "engram").exists()
     attach_checkpoint(request(checkpoint, table, dry_run=True))
@@ -421,7 +421,7 @@ def test_into_another_folder_with_a_card(checkpoint: Path, table: Path, tmp_path
 
 def test_a_model_that_takes_fewer_ids_than_its_own_tokenizer(checkpoint: Path, table: Path) -> None:
     configure(checkpoint, LLAMA | {"vocab_size": 100})
-    with pytest.raises(MismatchError, match=r"401 ids, the model takes 100") as caught:
+    with pytest.raises(MismatchError, match=r"401 ids, the model only 100") as caught:
         attach_checkpoint(request(checkpoint, table))
     assert "resize_token_embeddings" not in caught.value.hint
 

@@ -131,7 +131,7 @@ def test_the_tokens_of_a_broken_run_are_used_again(
     assert scratch_folder(request_.out).is_dir()
     progress = Notes()
     digest = build_table(request_, progress).digest
-    assert any("tokens of this corpus are there" in note for note in progress.notes)
+    assert any("tokens of this corpus from an earlier run" in note for note in progress.notes)
     again = replace(request_, out=request_.out.with_name("u.zarr"), threads=1)
     assert build_table(again).digest == digest
     (request_.out.parent / "texts" / "c.txt").write_text("more")
@@ -161,11 +161,11 @@ def test_what_does_not_go_together_is_refused(request_: BuildTableRequest) -> No
     assert fill is not None
     with pytest.raises(InputError, match="without a corpus"):
         replace(request_, fill=None)
-    with pytest.raises(InputError, match="a corpus for --init normal"):
+    with pytest.raises(InputError, match="--init normal does not use a corpus"):
         replace(request_, init="normal")
-    with pytest.raises(InputError, match="init seed"):
+    with pytest.raises(InputError, match="--init-seed does not apply"):
         replace(request_, init_seed=1)
-    with pytest.raises(InputError, match="no checkpoint"):
+    with pytest.raises(InputError, match="needs a checkpoint"):
         replace(fill, embedding_tensor="x")
     with pytest.raises(CorpusError):
         build_table(replace(request_, fill=replace(fill, sources=("none.txt",))))

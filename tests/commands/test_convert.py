@@ -55,7 +55,7 @@ def test_damage_is_not_passed_on(request_: ConvertRequest) -> None:
 
 
 def test_what_cannot_be_is_refused_before_anything_is_read(request_: ConvertRequest) -> None:
-    with pytest.raises(OutputError, match="is the table that is read"):
+    with pytest.raises(OutputError, match="is the table to convert"):
         convert_table(changed(request_, out=request_.source, force=True))
     request_.out.mkdir()
     (request_.out / "mine").write_text("mine")

@@ -49,7 +49,7 @@ def test_an_existing_folder_is_kept_unless_forced(here: Path) -> None:
     ("array", "message"),
     [
         (np.array([{"a": 1}], dtype=object), "holds pickled objects"),
-        (np.array([0.5]), "holds float64, no token ids"),
+        (np.array([0.5]), "holds float64, not token ids"),
     ],
 )
 def test_headers_of_arrays_are_checked_before_anything_is_counted(
@@ -102,13 +102,13 @@ def test_choices_that_change_nothing_are_told(here: Path) -> None:
     def said(name: str, **options: Any) -> list[str]:
         heard = Heard()
         run(here, heard, sources=(here / name,), force=True, **options)
-        return [note for note in heard.notes if "nothing" in note]
+        return [note for note in heard.notes if "no effect" in note]
 
-    separator = "--document-separator changes nothing: the corpus is jsonl"
+    separator = "--document-separator has no effect: the corpus is jsonl"
     assert said("a.jsonl", document_separator="\n\n", errors="replace") == [separator]
     assert said("corpus", document_separator="\n\n", suffixes=(".txt",)) == []
     [suffixes] = said("corpus/0.txt", suffixes=(".md",))
-    assert suffixes.startswith("--suffixes changes nothing: no folder was named")
+    assert suffixes.startswith("--suffixes has no effect: no folder was named")
     found = said("ids.npy", field="text", ids_dtype="int32", document_end_id=1, encoder="fast")
     assert [note.split()[0] for note in found] == [
         *("--field", "--document-end-id", "--ids-dtype", "--tokenizer")
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_counting(
         ("a.txt", b"fine\xff", CorpusError, "a.txt, line 1: byte 4 is not UTF-8"),
         ("a.txt", b"", CorpusError, "holds no token"),
         ("a.jsonl", b"{", CorpusError, "a.jsonl, line 1 is not JSON"),
-        ("a.npy", b"\x93NUMPY", CorpusError, "a.npy is no .npy file"),
+        ("a.npy", b"\x93NUMPY", CorpusError, "a.npy is not a .npy file"),
         ("a.parquet", b"PAR1", CorpusError, "a.parquet cannot be read as Parquet"),
     ],
 )

@@ -206,7 +206,7 @@ def test_what_cannot_be_looked_up_is_refused(
         looked(made.table, text="a", tokenizer=deepseek_tokenizer_file)
     with pytest.raises(InputError, match="was counted with"):
         looked(made_once.vocab, text="a", geometry=Geometry(seed=3), stats=made_once.stats)
-    with pytest.raises(InputError, match="no file of ours"):
+    with pytest.raises(InputError, match="was not written by engram"):
         looked(made_once.folder / "corpus.txt", text="a")
     with pytest.raises(InputError, match="limit"):
         looked(made_once.table, text="a", limit=0)

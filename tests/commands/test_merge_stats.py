@@ -118,7 +118,7 @@ def test_what_does_not_merge_is_refused(tmp_path: Path) -> None:
         merge_stats(MergeStatsRequest(parts=(one, three), out=out))
     with pytest.raises(InputError, match="one is given twice"):
         merge_stats(MergeStatsRequest(parts=(one, one), out=out))
-    with pytest.raises(InputError, match="1 statistics to merge"):
+    with pytest.raises(InputError, match="cannot merge 1 statistics folder"):
         merge_stats(MergeStatsRequest(parts=(one,), out=out))
     with pytest.raises(InputError, match="no statistics folder"):
         merge_stats(MergeStatsRequest(parts=(one, tmp_path / "none"), out=out))

@@ -235,7 +235,7 @@ def test_a_checkpoints_table_is_read_with_that_checkpoint(
     )
     asked = replace(request_, table=out, fill=fill)
     assert probe(asked).of_exact > 0.9
-    with pytest.raises(InputError, match="give it with --checkpoint"):
+    with pytest.raises(InputError, match="give that checkpoint with --checkpoint"):
         probe(replace(asked, fill=request_.fill))
-    with pytest.raises(MismatchError, match="is not the checkpoint"):
+    with pytest.raises(MismatchError, match="the embeddings of another checkpoint"):
         probe(replace(asked, fill=replace(fill, checkpoint=tmp_path / "b")))

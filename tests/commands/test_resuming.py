@@ -33,7 +33,7 @@ def test_after_ctrl_c_the_same_command_goes_on(here: Path) -> None:
     whole = run(here, out=here / "whole")
     assert whole.resumed_tokens == 0
     heard = broken_off(here)
-    assert heard.notes[-1].endswith("tokens are kept: the same command goes on from there")
+    assert heard.notes[-1].endswith("tokens are kept: the same command resumes from there")
     assert heard.said("checkpoint: ")
     again = Heard()
     result = run(here, again)
@@ -60,7 +60,7 @@ def test_after_ctrl_c_before_the_first_checkpoint_too(here: Path) -> None:
     heard = Heard(stop_after=size_of(here) // 4, ctrl_c=1)
     with pytest.raises(KeyboardInterrupt):
         run(here, heard, checkpoint_seconds=30.0)
-    assert heard.notes[-1].endswith("tokens are kept: the same command goes on from there")
+    assert heard.notes[-1].endswith("tokens are kept: the same command resumes from there")
     assert heard.done < size_of(here) // 2
     assert not (here / "engram-stats").exists()
     again = Heard()
@@ -75,7 +75,7 @@ def test_the_second_ctrl_c_ends_at_once(here: Path) -> None:
     heard = Heard(stop_after=size_of(here) // 4, ctrl_c=2)
     with pytest.raises(KeyboardInterrupt):
         run(here, heard, checkpoint_seconds=30.0)
-    assert heard.notes[-1] == "no checkpoint was written yet: the same command begins anew"
+    assert heard.notes[-1] == "no checkpoint was written yet: the same command starts over"
     assert not list(here.glob(".engram-stats*"))
 
 
@@ -214,7 +214,7 @@ def test_a_pipe_takes_none_and_that_is_said(here: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stdin", Input())
     heard = Heard()
     run(here, heard, sources=("-",))
-    assert heard.said("no checkpoints are kept: ")
+    assert heard.said("no checkpoints: ")
     assert not heard.said("checkpoint: ")
 
 
@@ -232,7 +232,7 @@ def test_an_interrupt_that_is_not_put_off_keeps_nothing(here: Path) -> None:
         run(here, heard, checkpoint_seconds=30.0)
     assert not list(here.glob(".engram-stats*"))
     assert not any("kept" in note for note in heard.notes)
-    assert heard.notes[-1] == "no checkpoint was written yet: the same command begins anew"
+    assert heard.notes[-1] == "no checkpoint was written yet: the same command starts over"
 
 
 def test_an_error_in_the_corpus_leaves_the_checkpoint(here: Path) -> None:

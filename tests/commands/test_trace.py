@@ -98,7 +98,7 @@ def test_what_cannot_be_traced(checkpoint: Path, tmp_path: Path) -> None:
         trace_text(TraceRequest(checkpoint=checkpoint, text=""))
     with pytest.raises(InputError, match="no bundle at"):
         trace_text(TraceRequest(checkpoint=checkpoint, text="a", bundle=tmp_path))
-    with pytest.raises(InputError, match=r"is no checkpoint: it has no config\.json"):
+    with pytest.raises(InputError, match=r"is not a checkpoint: it has no config\.json"):
         trace_text(TraceRequest(checkpoint=tmp_path, text="a"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(VocabularyError, match="tokenizer"):

@@ -82,7 +82,7 @@ def test_hits_that_are_not_the_statistics_are_found(made: Made) -> None:
     shutil.rmtree(made.stats)
     result = verified(made.table)
     assert result.ok
-    assert result.not_checked == ("counts: the statistics they came from are not at hand",)
+    assert result.not_checked == ("counts: the statistics they came from were not found",)
 
 
 def test_a_layout_that_its_scheme_does_not_make_is_found(made: Made) -> None:
@@ -105,7 +105,7 @@ def test_a_foreign_layout_is_said_not_to_be_checked(made: Made) -> None:
     tamper(made.table, lambda a: a["layout"].update(parameters={}))
     result = verified(made.table)
     assert result.ok
-    assert "layout: what its scheme was asked for is not on record" in result.not_checked
+    assert "layout: the artifact does not record the choices of its scheme" in result.not_checked
 
 
 def test_every_changed_shard_of_a_bundle_is_named(made: Made) -> None:

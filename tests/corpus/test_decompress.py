@@ -55,7 +55,7 @@ def test_the_place_of_what_follows_is_named(tmp_path: Path) -> None:
 
 
 def test_padding_of_xz_is_of_four_bytes(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"3 zeros follow a stream, no multiple of 4"):
+    with pytest.raises(CorpusError, match=r"3 zeros follow a stream, not a multiple of 4"):
         read(tmp_path, lzma.compress(b"one") + bytes(3))
 
 
@@ -129,7 +129,7 @@ def test_archives_that_are_not_read_are_named_and_not_read_as_text(
     head: bytes, kind: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a.txt").write_bytes(head)
-    with pytest.raises(CorpusError, match=f"a.txt is packed with {kind}"):
+    with pytest.raises(CorpusError, match=f"a.txt is compressed with {kind}"):
         read_items(tmp_path / "a.txt", errors="replace")
 
 

@@ -40,7 +40,7 @@ IDS = np.array(CORPUS.flat, "<u2").tobytes()
         (megatron_index([3, 1, 2], [0, 6, 8], [0, 1, 2, 3], 99), "type 99"),
         (struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 8, 2**63, 2**63), "promises"),
         (struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 2, 8, 0, 0), "version 2"),
-        (b"something else, and longer than the header", "is no Megatron index"),
+        (b"something else, and longer than the header", "is not a Megatron index"),
         (b"", "is truncated"),
     ],
 )
@@ -101,7 +101,7 @@ def test_an_index_of_datatrove_that_lies(ends: list[int], message: str, tmp_path
 
 def test_a_ds_needs_its_index_and_its_width_can_be_said(tmp_path: Path) -> None:
     put(tmp_path, "a.ds", IDS)
-    with pytest.raises(CorpusError, match=r"a.ds needs a.ds.index beside it"):
+    with pytest.raises(CorpusError, match=r"a.ds needs a.ds.index next to it"):
         read_items(tmp_path / "a.ds")
     put(tmp_path, "a.ds.index", np.array([3], "<u8").tobytes())
     with pytest.raises(CorpusError, match="has 4 bytes a token, no uint16"):
@@ -123,7 +123,7 @@ def edited(folder: Path, change: Callable[[dict], object], shard: int = 0) -> Pa
     [
         ({"raw_data": {"basename": "../x"}}, "outside of its folder"),
         ({"raw_data": {"basename": "/etc/passwd"}}, "outside of its folder"),
-        ({"raw_data": {"basename": "missing"}}, "needs missing beside it"),
+        ({"raw_data": {"basename": "missing"}}, "needs missing next to it"),
         ({"raw_data": None}, "describes a shard"),
         ({"samples": 3}, "it has 2 samples, index.json says 3"),
         ({"samples": -1}, "describes a shard"),
@@ -134,7 +134,10 @@ def edited(folder: Path, change: Callable[[dict], object], shard: int = 0) -> Pa
         ({"column_encodings": ["int", "ndarray:float32", "str"]}, "is of encoding ndarray:float"),
         ({"column_names": ["id", "x", "url"]}, "has no column 'text or tokens or input_ids'"),
         ({"format": "jsonl"}, "describes a shard"),
-        ({"compression": "br", "zip_data": {"basename": "x.br"}, "raw_data": 1}, "packed with .br"),
+        (
+            {"compression": "br", "zip_data": {"basename": "x.br"}, "raw_data": 1},
+            "compressed with .br",
+        ),
     ],
 )
 def test_an_mds_index_that_lies(change: dict, message: str, tmp_path: Path) -> None:
@@ -217,7 +220,7 @@ def test_an_arrow_stream_cut_between_two_batches_is_refused(tmp_path: Path) -> N
 
 def test_saved_data_sets_that_name_what_they_have_not(tmp_path: Path) -> None:
     put(tmp_path, "state.json", b'{"_data_files": [{"filename": "../secret.arrow"}]}')
-    with pytest.raises(CorpusError, match=r"says that it holds '../secret.arrow', and does not"):
+    with pytest.raises(CorpusError, match=r"lists '../secret.arrow', which is not in it"):
         stream_of([tmp_path])
     put(tmp_path, "state.json", b'{"_data_files": [], "_indices_data_files": [{"filename": "x"}]}')
     with pytest.raises(CorpusError, match="is a selection from its files"):
@@ -227,13 +230,13 @@ def test_saved_data_sets_that_name_what_they_have_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "raw", "message"),
     [
-        ("a.npy.gz", b"\x1f\x8b\x08" + bytes(20), "packed with gzip"),
-        ("a.tar.xz", b"\xfd7zXZ\x00" + bytes(20), "packed with xz"),
-        ("a.bin", b"\x28\xb5\x2f\xfd" + bytes(20), "packed with zstd"),
-        ("a.txt", b"PK\x03\x04" + bytes(20), "packed with zip"),
+        ("a.npy.gz", b"\x1f\x8b\x08" + bytes(20), "compressed with gzip"),
+        ("a.tar.xz", b"\xfd7zXZ\x00" + bytes(20), "compressed with xz"),
+        ("a.bin", b"\x28\xb5\x2f\xfd" + bytes(20), "compressed with zstd"),
+        ("a.txt", b"PK\x03\x04" + bytes(20), "compressed with zip"),
         ("a.feather", b"FEA1" + bytes(20), "Feather version 1"),
         ("a.mds", bytes(20), "shard of an MDS data set"),
-        ("a.bin", struct.pack("<3i", 20240522, 1, 4).ljust(1024, b"\0"), "questions of an eval"),
+        ("a.bin", struct.pack("<3i", 20240522, 1, 4).ljust(1024, b"\0"), "llm.c evaluation file"),
     ],
 )
 def test_what_is_known_and_not_read_is_named(
@@ -246,10 +249,10 @@ def test_what_is_known_and_not_read_is_named(
 
 def test_bare_ids_that_are_no_whole_ids(tmp_path: Path) -> None:
     put(tmp_path, "a.bin", IDS + b"x")
-    with pytest.raises(CorpusError, match="13 bytes are no whole number of ids of 2 bytes"):
+    with pytest.raises(CorpusError, match="13 bytes are not a whole number of ids of 2 bytes"):
         read_items(tmp_path / "a.bin")
     put(tmp_path, "a.bin", IDS + b"xy")
-    with pytest.raises(CorpusError, match="14 bytes are no whole number of ids of 4 bytes"):
+    with pytest.raises(CorpusError, match="14 bytes are not a whole number of ids of 4 bytes"):
         read_items(tmp_path / "a.bin", ids_dtype="int32")
 
 

@@ -147,7 +147,7 @@ def test_sources_are_the_values_of_a_field(holdout: float | None, here: Path) ->
 
 def test_values_that_are_no_labels(here: Path) -> None:
     (here / "a.jsonl").write_text('{"text": "an apple", "a": [1], "b": 7, "c": true}\n')
-    with pytest.raises(CorpusError, match=r"line 1: field 'a' is a list, no label"):
+    with pytest.raises(CorpusError, match=r"line 1: field 'a' is a list, not a label"):
         run(here, "a.jsonl", group_by="a")
     for field, name in (("b", "7"), ("c", "true")):
         result = run(here, "a.jsonl", group_by=field, force=True)

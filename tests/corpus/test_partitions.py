@@ -200,5 +200,5 @@ def test_units_are_searched(lengths: list[int], size: int) -> None:
 def test_a_size_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert PARTITION_BYTES == 2**28
-    with pytest.raises(InputError, match="partitions of 5 bytes"):
+    with pytest.raises(InputError, match="--partition-size 5 is too small"):
         plan_partitions([file("a", 3)], CorpusOptions(), 5)

@@ -204,7 +204,7 @@ def test_an_array_of_one_dimension_is_a_document(
     ("array", "message"),
     [
         (np.array([{"a": 1}], dtype=object), "holds pickled objects, which are never loaded"),
-        (np.array([1.5]), "holds float64, no token ids"),
+        (np.array([1.5]), "holds float64, not token ids"),
         (np.array([True]), "holds bool"),
         (np.zeros((2, 2, 2), np.int32), "has the shape"),
         (np.array(3), "has the shape"),
@@ -226,7 +226,7 @@ def test_a_truncated_array_is_refused_before_it_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("raw", [b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff\xff{", b"raw ids"])
 def test_what_is_no_array(raw: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.npy").write_bytes(raw)
-    with pytest.raises(CorpusError, match=r"x.npy is no .npy file"):
+    with pytest.raises(CorpusError, match=r"x.npy is not a .npy file"):
         read_items(tmp_path / "x.npy")
 
 

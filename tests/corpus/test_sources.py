@@ -84,7 +84,7 @@ def test_sizes_are_summed_unless_there_is_a_pipe(tmp_path: Path) -> None:
         (["missing.txt"], "corpus not found: .*missing.txt"),
         (["*.nothing"], "no file matches"),
         (["empty"], "no corpus file in"),
-        (["packed.npy.gz"], "packed with gzip"),
+        (["packed.npy.gz"], "compressed with gzip"),
     ],
 )
 def test_what_is_not_there_is_named(tmp_path: Path, names: list[str], message: str) -> None:
@@ -98,7 +98,7 @@ def test_unusable_options_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a.txt")
     with pytest.raises(InputError, match="unknown corpus format 'pickle'"):
         find_sources([tmp_path], CorpusOptions(format="pickle"))
-    with pytest.raises(InputError, match="no corpus was given"):
+    with pytest.raises(InputError, match="no corpus given"):
         find_sources([], PLAIN)
     with pytest.raises(CorpusError, match="npy cannot be read from standard input"):
         find_sources(["-"], CorpusOptions(format="npy"))

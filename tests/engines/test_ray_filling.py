@@ -51,8 +51,8 @@ def test_a_cluster_that_loses_nodes_fills_the_same(
     assert found["rows"] > 0
     assert found["idle"]
     assert found["again"]
-    assert any("tokens of this corpus are there" in note for note in found["again notes"])
-    assert any("going on with a half-built table" in note for note in found["again notes"])
+    assert any("tokens of this corpus from an earlier run" in note for note in found["again notes"])
+    assert any("resuming an interrupted build" in note for note in found["again notes"])
     assert found["bad"] == [
         "UndecodableError",
         f"{tmp_path}/bad/a.txt, line 1: byte 4 is not UTF-8 (0xFF)",

@@ -20,7 +20,7 @@ from runtime.kernels.gate_cases import GateCase, make_call
 from runtime.kernels.row_cases import CASES
 from tier_cases import WIDTHS, a_store, random_records, some_rows, tier_spec
 
-from engram_cli.runtime import custom_rows, ops
+from engram_cli.runtime import ops, torch_ops_rows
 from engram_cli.runtime.tables import Table
 
 DEVICE = torch.device("cuda")
@@ -63,7 +63,7 @@ def rows() -> None:
         places = places % height
         ops.sum_rows(values, places, height)
         for atomic in (False, True):
-            custom_rows.dense_row_gradient(values, places, height, torch.bfloat16, atomic)
+            torch_ops_rows.dense_row_gradient(values, places, height, torch.bfloat16, atomic)
         weight = torch.randn(height, case.dim, device=DEVICE)
         mean, square = torch.rand(2, height, case.dim, device=DEVICE)
         steps = torch.ones((), device=DEVICE)
@@ -77,7 +77,7 @@ def rows() -> None:
 
 
 def tiers() -> None:
-    """Rows out of two places, hot or not, in place and brought by a courier."""
+    """Hot rows and others, read in place and copied by a copy thread."""
     for dtype, dims in WIDTHS.items():
         spec = tier_spec(dtype, dims[0])
         records = random_records(spec, 300)

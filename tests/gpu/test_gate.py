@@ -8,7 +8,7 @@ import pytest
 import torch
 from runtime.kernels.gate_cases import NEAR, GateCase, far, make_call
 
-from engram_cli.runtime import gating, ops
+from engram_cli.runtime import gate_reference, ops
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,13 +40,13 @@ def test_outputs_and_gradients_are_the_twins(case: GateCase) -> None:
     exact = call.wider()
     for found, twin, true in zip(
         (call.run(ops.gate)[0], *call.gradients(ops.gate)),
-        (call.run(gating.gate)[0], *call.gradients(gating.gate)),
-        (exact.run(gating.gate)[0], *exact.gradients(gating.gate)),
+        (call.run(gate_reference.gate)[0], *call.gradients(gate_reference.gate)),
+        (exact.run(gate_reference.gate)[0], *exact.gradients(gate_reference.gate)),
         strict=True,
     ):
         true = true.to(found.dtype) if case.dtype == torch.float32 else twin
         assert far(found, true) < max(NEAR[case.dtype], 2 * far(twin, true))
-    inputs, kept = (call.run(function)[1] for function in (ops.gate, gating.gate))
+    inputs, kept = (call.run(function)[1] for function in (ops.gate, gate_reference.gate))
     if inputs is not None:
         assert far(inputs, kept) < NEAR[case.dtype]
 
@@ -66,7 +66,7 @@ def test_a_decode_step_continues_a_line() -> None:
             call,
             hidden=call.hidden[:, 30:31],
             projected=call.projected[:, 30:31],
-            past=gating.Past(history=inputs[:, 24:30]),
+            past=gate_reference.Past(history=inputs[:, 24:30]),
         )
         assert torch.equal(step.run(ops.gate)[0], whole[:, 30:31])
 

@@ -8,9 +8,9 @@ from gpu.interpreted import checks
 from lookup_cases import FORMS, a_table, bare_vocab, same_bits, the_hash
 
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.runtime import custom, gathering, ops
-from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime import lookup_reference, ops, torch_ops
 from engram_cli.runtime.loading import hash_tensors
+from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.tables import Table
 
 pytestmark = [
@@ -35,21 +35,21 @@ def test_a_table_beyond_two_to_the_32_elements() -> None:
     ids = torch.randint(0, 1000, (1, 5000), device=CUDA)
     assert int(ops.find_rows(hashed, ids).max()) * 64 > 2**32
     found = ops.look_up(hashed, ids, [table])
-    assert same_bits(found, gathering.look_up(hashed, ids, [table]))
+    assert same_bits(found, lookup_reference.look_up(hashed, ids, [table]))
 
 
 def test_integers_decode_e4m3_as_the_hardware_does() -> None:
-    from engram_cli.runtime.kernels import launch
+    from engram_cli.runtime.kernels import lookup_launcher
 
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("no conversion in hardware")
     hashed = the_hash("engram-v1", CUDA)
-    own = launch.Hash(*custom.hash_arguments(hashed))
+    own = lookup_launcher.Hash(*torch_ops.hash_arguments(hashed))
     ids = torch.arange(40, device=CUDA)[None]
     tables = [a_table("fp8 + e8m0", height, 256, CUDA, wide=True) for height in hashed.heights]
-    values, scales, kind = custom.table_arguments(tables)
+    values, scales, kind = torch_ops.table_arguments(tables)
     both = [
-        launch.look_up(
+        lookup_launcher.look_up(
             own._replace(orders=tuple(own.orders)),
             ids,
             values,
@@ -68,7 +68,7 @@ def test_a_graph_replays_on_new_ids_and_histories() -> None:
     hashed = the_hash("deepseek-v4.1", CUDA)
     tables = [a_table("fp8 + e8m0", height, 64, CUDA) for height in hashed.heights]
     ids = torch.randint(0, 20, (3, 12), device=CUDA)
-    whole = gathering.look_up(hashed, ids, tables)
+    whole = lookup_reference.look_up(hashed, ids, tables)
     step, positions = ids[:, :1].clone(), torch.zeros(3, dtype=torch.int64, device=CUDA)
     back = LookBack(history=torch.zeros(3, 4, dtype=torch.int32, device=CUDA), positions=positions)
     ops.look_up_step(hashed, step, tables, back)
@@ -91,7 +91,7 @@ def test_compiled_it_is_one_operator() -> None:
         return ops.look_up(hashed, ids, tables, back) * 2
 
     found = torch.compile(twice, fullgraph=True)(ids)
-    assert torch.equal(found, gathering.look_up(hashed, ids, tables, back) * 2)
+    assert torch.equal(found, lookup_reference.look_up(hashed, ids, tables, back) * 2)
 
 
 def test_it_runs_on_the_current_stream() -> None:
@@ -105,7 +105,7 @@ def test_it_runs_on_the_current_stream() -> None:
         ids.random_(0, 20)  # a launch on another stream would read the zeros
         found = ops.look_up(hashed, ids, tables)
     side.synchronize()
-    assert same_bits(found, gathering.look_up(hashed, ids, tables))
+    assert same_bits(found, lookup_reference.look_up(hashed, ids, tables))
 
 
 def test_the_device_of_the_ids_wins() -> None:
@@ -115,4 +115,6 @@ def test_the_device_of_the_ids_wins() -> None:
     hashed = the_hash("engram-v1", other)
     tables = [a_table("bfloat16", height, 64, other) for height in hashed.heights]
     ids = FORMS["int32"](other)[0]
-    assert same_bits(ops.look_up(hashed, ids, tables), gathering.look_up(hashed, ids, tables))
+    assert same_bits(
+        ops.look_up(hashed, ids, tables), lookup_reference.look_up(hashed, ids, tables)
+    )

@@ -14,9 +14,8 @@ from lookup_cases import same_bits
 from tier_cases import a_store, expected, host_records, random_records, some_rows, tier_spec
 
 from engram_cli.runtime.tiers.host_rows import host_memory
-from engram_cli.runtime.tiers.reads import Reads
-from engram_cli.runtime.tiers.ring import Road
-from engram_cli.runtime.tiers.tuning import Tuning
+from engram_cli.runtime.tiers.staging_ring import StagingQueue, Tuning
+from engram_cli.runtime.tiers.tier_reader import TierReader
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,7 +87,7 @@ def test_another_stream_and_a_stream_that_takes_what_another_asked_for() -> None
         store.path = path
         with torch.cuda.stream(side):
             own = rows.to(CUDA)
-            reads = Reads({0: store}, [own])
+            reads = TierReader({0: store}, [own])
             inside = store(own)
             side.synchronize()
         outside = reads.take(0)
@@ -98,11 +97,11 @@ def test_another_stream_and_a_stream_that_takes_what_another_asked_for() -> None
 
 def test_a_graph_replays_on_new_rows() -> None:
     store, records = the_layer()
-    other, more = the_layer(road=store.road)
+    other, more = the_layer(staging_queue=store.staging_queue)
     held = some_rows(ROWS, 4, 1, 24).to(CUDA)
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
-        reads = Reads({0: store, 1: other}, [held, held])
+        reads = TierReader({0: store, 1: other}, [held, held])
         return reads.take(0).clone(), reads.take(1).clone()
 
     warm = torch.cuda.Stream()
@@ -149,8 +148,12 @@ def test_a_compiled_step_is_one_graph() -> None:
 
 def test_two_stores_in_two_threads() -> None:
     failures: list[int] = []
-    road = Road(torch.device("cuda", 0), SMALL)
-    stores = [the_layer(road=road), the_layer(tuning=SMALL), the_layer(road=road)]
+    staging_queue = StagingQueue(torch.device("cuda", 0), SMALL)
+    stores = [
+        the_layer(staging_queue=staging_queue),
+        the_layer(tuning=SMALL),
+        the_layer(staging_queue=staging_queue),
+    ]
 
     def run(number: int) -> None:
         store, records = stores[number]
@@ -174,7 +177,7 @@ def test_what_was_asked_for_ahead_and_dropped() -> None:
     store.path = "staged"
     rows = some_rows(ROWS, 1, 600, 24)
     for _ in range(8):
-        reads = Reads({0: store}, [rows.to(CUDA)])
+        reads = TierReader({0: store}, [rows.to(CUDA)])
         reads.drop()
         assert right(store, records, rows, store(rows.to(CUDA)))
 
@@ -187,7 +190,7 @@ def test_records_that_lie_in_memory_already() -> None:
     store = a_store(spec, records, CUDA, cold=cold, hot_rows=None)
     rows = some_rows(ROWS, 3, 1, 16)
     assert same_bits(store(rows.to(CUDA)).cpu(), expected(spec, records, rows, torch.bfloat16))
-    assert store.shelves.counted.tolist() == [[0, 0], [48, 0]]
+    assert store.tier_buffers.counted.tolist() == [[0, 0], [48, 0]]
 
 
 def test_a_model_in_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

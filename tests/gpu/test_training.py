@@ -10,7 +10,7 @@ from runtime.kernels.row_cases import RowCase
 from torch import Tensor, nn
 
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.runtime import custom_rows, gathering, ops, row_gradients
+from engram_cli.runtime import lookup_reference, ops, row_gradients, torch_ops_rows
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.row_optimisers import RowwiseAdagrad, RowwiseAdam
@@ -144,7 +144,7 @@ def test_another_stream_and_a_gradient_that_lies_apart() -> None:
     hashed = the_hash("engram-v1", CUDA)
     ids = torch.randint(0, 20, (4, 500), device=CUDA)
     found = []
-    for way in (ops.look_up, gathering.look_up):
+    for way in (ops.look_up, lookup_reference.look_up):
         weights = [nn.Parameter(torch.ones(h, 16, device=CUDA)) for h in hashed.heights]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -163,9 +163,9 @@ def test_another_stream_and_a_gradient_that_lies_apart() -> None:
 def test_coalesced_gradients_have_each_row_once() -> None:
     values, rows = LARGE.make(CUDA)
     shape = (LARGE.height, LARGE.dim)
-    gradient = custom_rows.sparse_tensor(rows, values, torch.Size(shape))
+    gradient = torch_ops_rows.sparse_tensor(rows, values, torch.Size(shape))
     found = coalesced(gradient)
     assert found.is_coalesced()
     assert found.indices().shape[1] == len(rows.unique())
-    dense = custom_rows.dense_row_gradient(values, rows, LARGE.height, values.dtype, False)
+    dense = torch_ops_rows.dense_row_gradient(values, rows, LARGE.height, values.dtype, False)
     assert torch.equal(found.to_dense(), dense)

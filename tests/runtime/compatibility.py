@@ -23,7 +23,7 @@ def _rows(families: dict[str, Family]) -> list[str]:
 
 
 def page() -> str:
-    """The page: families, modules and modes, each cell of which is a test."""
+    """Return the page: families, modules and modes; each combination is a test."""
     from runtime.families import FAMILIES, MORE_FAMILIES, STATE_FAMILIES
     from runtime.modes import MODES
     from tiny_models import MODULES
@@ -38,8 +38,9 @@ def page() -> str:
         "",
         f"Every family below is tested with every module ({names}) in every mode: {cells} tests in "
         "`tests/runtime/test_matrix.py`, on tiny models with random weights in float32.",
-        "In each the memory is identity when attached, detached it leaves the same bits, and what "
-        "is generated equals one full forward without a cache: logits within 1e-5, tokens exactly.",
+        "Each test checks three things: attaching the memory changes no output, detaching it "
+        "leaves the same bits, and generation equals one full forward pass without a cache (logits "
+        "within 1e-5, tokens exactly).",
         "",
         "| family | `model_type` |",
         "| --- | --- |",
@@ -48,34 +49,37 @@ def page() -> str:
         "## Greedy decoding of more families",
         "",
         "`tests/runtime/test_state_families.py` compares greedy texts and their logits with those "
-        "of full forwards, for families that keep a state in addition to keys and values or "
-        "instead of them, and for more that keep keys and values.",
+        "of full forward passes. It covers families that keep a state in addition to keys and "
+        "values or instead of them, and more families that keep keys and values.",
         "`python tests/runtime/greedy_texts.py` counts the texts that a cache changes: 0 of 20 in "
-        "each family of this page, with transformers 5.0.0 and 5.24.0.",
+        "each family on this page, with transformers 5.0.0 and 5.24.0.",
         "",
         "| family | `model_type` |",
         "| --- | --- |",
         *_rows(STATE_FAMILIES | MORE_FAMILIES),
         "",
-        "Encoder-decoders carry a memory in their decoder: T5 (`t5`) and BART (`bart`), with and "
-        "without a decoder mask, greedily and with beams "
+        "In encoder-decoder models the memory is in the decoder. T5 (`t5`) and BART (`bart`) are "
+        "tested with and without a decoder mask, with greedy decoding and beam search "
         "(`tests/runtime/test_encoder_decoders.py`).",
         "",
-        "RWKV decodes one sequence at a time: transformers itself mixes up the sequences of a "
-        "batch. RecurrentGemma keeps its state inside the model in releases of "
-        "transformers such as 5.0 and 5.8; a decode step is refused there. Gemma 3n is refused "
-        "when a memory is attached, because "
-        "its layers carry several predictions of each hidden state. Continuous batching "
-        "(`generate_batch`) is refused: its requests end with the error.",
+        "## Limits",
+        "",
+        "- RWKV decodes one sequence at a time: transformers itself mixes up the sequences of a "
+        "batch.",
+        "- RecurrentGemma keeps its state inside the model in releases of transformers such as 5.0 "
+        "and 5.8. There a decode step is refused.",
+        "- Gemma 3n is refused when you attach a memory, because its layers carry several "
+        "predictions of each hidden state.",
+        "- Continuous batching (`generate_batch`) is refused: its requests end with the error.",
         "",
         "## Other models",
         "",
-        "Any other `nn.Module` works with `attach(model, bundle, layers=model.blocks)` where its "
-        "layers take hidden states first.",
+        "Any other `nn.Module` works with `attach(model, bundle, layers=model.blocks)` if its "
+        "layers take hidden states as their first argument.",
         "",
         "## Modes",
         "",
-        "| mode | what is held |",
+        "| mode | what the test checks |",
         "| --- | --- |",
         *(f"| {name} | {(mode.__doc__ or '').strip()} |" for name, mode in MODES.items()),
     ]

@@ -60,20 +60,20 @@ def padded_left(short: Tensor, long: Tensor, pad: int) -> tuple[Tensor, Tensor]:
 
 
 def logits_in_pieces(model: PreTrainedModel) -> None:
-    """A prompt, then single tokens, then a piece: the logits of one forward."""
+    """A prompt, then single tokens, then several tokens give the logits of one forward pass."""
     ids = text(VOCAB, 2, 14)
     found = fed(model, list(ids.split([6, 1, 1, 1, 5], dim=1)), DynamicCache(config=model.config))
     close(found, logits(model, ids, use_cache=False))
 
 
 def greedy(model: PreTrainedModel) -> None:
-    """generate's greedy tokens are those of full forwards."""
+    """The greedy tokens of generate equal those of full forward passes."""
     ids = text(VOCAB, 2, 7)
     assert torch.equal(generated(model, ids), by_hand(model, ids))
 
 
 def one_token_prompt(model: PreTrainedModel) -> None:
-    """The same from a prompt of one token."""
+    """The same, starting from a prompt of one token."""
     ids = text(VOCAB, 2, 1, seed=4)
     assert torch.equal(generated(model, ids), by_hand(model, ids))
 
@@ -88,14 +88,14 @@ def sampling(model: PreTrainedModel) -> None:
 
 
 def beam_search(model: PreTrainedModel) -> None:
-    """Beams move between sequences, and their memory with them."""
+    """When beams move between sequences, their memory moves with them."""
     ids = text(VOCAB, 2, 5)
     found = [generated(model, ids, num_beams=3, use_cache=cached) for cached in (True, False)]
     assert torch.equal(*found)
 
 
 def left_padding(model: PreTrainedModel) -> None:
-    """Prompts of two lengths in a batch go on as each would alone."""
+    """Two prompts of different lengths in a batch continue as each would alone."""
     short, long = text(VOCAB, 1, 3, seed=1), text(VOCAB, 1, 8, seed=2)
     batch, mask = padded_left(short, long, 2)
     found = generated(model, batch, attention_mask=mask)
@@ -103,7 +103,7 @@ def left_padding(model: PreTrainedModel) -> None:
 
 
 def right_padding(model: PreTrainedModel) -> None:
-    """In training, logits and the rows' gradients are those of the sequences alone."""
+    """In training, logits and the rows' gradients equal those of each sequence alone."""
     long, short = text(VOCAB, 1, 9, seed=1), text(VOCAB, 1, 5, seed=2)
     batch = torch.cat((long, torch.nn.functional.pad(short, (0, 4), value=2)))
     mask = torch.ones_like(batch)
@@ -121,7 +121,7 @@ def right_padding(model: PreTrainedModel) -> None:
 
 
 def chunked_prefill(model: PreTrainedModel) -> None:
-    """A prompt that generate prefills in chunks."""
+    """Generate prefills a prompt in chunks."""
     if transformers.__version__.startswith(("5.0.", "5.2.")):
         pytest.skip("this release of transformers loses the cache between chunks")
     ids = text(VOCAB, 2, 11)
@@ -129,7 +129,7 @@ def chunked_prefill(model: PreTrainedModel) -> None:
 
 
 def multi_turn(model: PreTrainedModel) -> None:
-    """A conversation whose turns reuse one cache."""
+    """The turns of a conversation reuse one cache."""
     cache = DynamicCache(config=model.config)
     ids = text(VOCAB, 1, 6)
     for turn in range(2):
@@ -139,14 +139,14 @@ def multi_turn(model: PreTrainedModel) -> None:
 
 
 def assisted(model: PreTrainedModel) -> None:
-    """Drafted tokens that are rejected are cropped from the cache, and from the memory."""
+    """Rejected draft tokens are removed from the cache and from the memory."""
     ids = torch.cat([text(VOCAB, 1, 4)] * 3, dim=1)
     found = generated(model, ids, prompt_lookup_num_tokens=3, eos_token_id=NEVER)
     assert torch.equal(found, by_hand(model, ids))
 
 
 def static_cache(model: PreTrainedModel) -> None:
-    """A cache of fixed addresses, with left padding."""
+    """A cache with fixed addresses works, with left padding."""
     batch, mask = padded_left(text(VOCAB, 1, 3, seed=1), text(VOCAB, 1, 6, seed=2), 2)
     found = generated(model, batch, attention_mask=mask, cache_implementation="static")
     alone = [
@@ -156,7 +156,7 @@ def static_cache(model: PreTrainedModel) -> None:
 
 
 def interleaved(model: PreTrainedModel) -> None:
-    """Two sequences decoded in turns on one model keep apart."""
+    """Two sequences decoded in turns on one model do not affect each other."""
     one, two = text(VOCAB, 1, 8, seed=1), text(VOCAB, 2, 8, seed=2)
     caches = DynamicCache(config=model.config), DynamicCache(config=model.config)
     found: tuple[list[Tensor], list[Tensor]] = ([], [])

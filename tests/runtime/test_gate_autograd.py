@@ -10,7 +10,7 @@ import pytest
 import torch
 from runtime.kernels.gate_cases import FORWARD_MODE, NEAR, GateCase, far, make_call
 
-from engram_cli.runtime import gate_autograd, gating, ops
+from engram_cli.runtime import gate_autograd, gate_reference, ops
 
 CASES = {
     "gate": GateCase(conv=False),
@@ -33,14 +33,14 @@ CASES = {
 def test_outputs_and_gradients_are_the_twins(case: GateCase) -> None:
     call = make_call(case)
     assert gate_autograd.applies(call.weights, call.hidden, call.projected, call.past)
-    (out, inputs), (expected, kept) = (call.run(f.gate) for f in (gate_autograd, gating))
+    (out, inputs), (expected, kept) = (call.run(f.gate) for f in (gate_autograd, gate_reference))
     assert far(out, expected) < NEAR[case.dtype]
     assert (inputs is None) == (kept is None)
     if inputs is not None and kept is not None:
         assert far(inputs, kept) < NEAR[case.dtype]
         assert not inputs.requires_grad
     for found, twin in zip(
-        call.gradients(gate_autograd.gate), call.gradients(gating.gate), strict=True
+        call.gradients(gate_autograd.gate), call.gradients(gate_reference.gate), strict=True
     ):
         assert far(found, twin) < NEAR[case.dtype]
 
@@ -49,7 +49,7 @@ def test_outputs_and_gradients_are_the_twins(case: GateCase) -> None:
 def test_in_float64_they_are_equal(case: GateCase) -> None:
     call = make_call(case).wider()
     for found, twin in zip(
-        call.gradients(gate_autograd.gate), call.gradients(gating.gate), strict=True
+        call.gradients(gate_autograd.gate), call.gradients(gate_reference.gate), strict=True
     ):
         assert far(found, twin) < 1e-12
 
@@ -61,7 +61,7 @@ def test_in_float64_they_are_equal(case: GateCase) -> None:
 def test_second_derivatives_are_the_twins(case: GateCase) -> None:
     call = make_call(case).wider()
     for found, twin in zip(
-        call.second_gradients(ops.gate), call.second_gradients(gating.gate), strict=True
+        call.second_gradients(ops.gate), call.second_gradients(gate_reference.gate), strict=True
     ):
         assert far(found, twin) < 1e-12
 
@@ -72,7 +72,7 @@ def test_second_derivatives_of_some_leaves() -> None:
     call.weights.taps.requires_grad_(False)
     own = dataclasses.replace(call, gradient=torch.ones_like(call.gradient))
     results = []
-    for function in (ops.gate, gating.gate):
+    for function in (ops.gate, gate_reference.gate):
         out, _ = own.run(function)
         (first,) = torch.autograd.grad(out.sum(), [own.projected], create_graph=True)
         results.append(torch.autograd.grad(first.square().sum(), [own.hidden, own.weights.query]))
@@ -89,7 +89,7 @@ def test_forward_mode_and_functional_transforms_are_the_twins() -> None:
         return dataclasses.replace(call, hidden=hidden).run(function)[0].square().sum()
 
     results = []
-    for function in (ops.gate, gating.gate):
+    for function in (ops.gate, gate_reference.gate):
         own = partial(loss, function=function)
         with torch.autograd.forward_ad.dual_level():
             dual = torch.autograd.forward_ad.make_dual(call.hidden, direction)
@@ -108,7 +108,7 @@ def test_where_the_root_is_cut_off_there_is_no_slope() -> None:
     keys[0, 0, :40] = 0
     call = dataclasses.replace(call, projected=keys.requires_grad_())
     for found, twin in zip(
-        call.gradients(gate_autograd.gate), call.gradients(gating.gate), strict=True
+        call.gradients(gate_autograd.gate), call.gradients(gate_reference.gate), strict=True
     ):
         assert far(found, twin) < 1e-12
 
@@ -130,12 +130,12 @@ def test_it_is_for_training_alone() -> None:
     call = make_call(GateCase(history=True))
     arguments = (call.weights, call.hidden, call.projected)
     assert not gate_autograd.applies(*arguments, call.past), "a history is the twin's work"
-    assert gate_autograd.applies(*arguments, gating.NO_PAST)
+    assert gate_autograd.applies(*arguments, gate_reference.NO_PAST)
     with torch.no_grad():
-        assert not gate_autograd.applies(*arguments, gating.NO_PAST)
+        assert not gate_autograd.applies(*arguments, gate_reference.NO_PAST)
     frozen = make_call(GateCase())
     for leaf in frozen.leaves:
         leaf.requires_grad_(False)
     assert not gate_autograd.applies(
-        frozen.weights, frozen.hidden, frozen.projected, gating.NO_PAST
+        frozen.weights, frozen.hidden, frozen.projected, gate_reference.NO_PAST
     )

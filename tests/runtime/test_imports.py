@@ -23,7 +23,14 @@ def test_importing_the_runtime_loads_torch_and_numpy_only() -> None:
 
 
 def test_tiers_and_operators_are_loaded_where_there_are_some() -> None:
-    late = ("tiers.store", "tiers.building", "custom", "custom_rows", "custom_gate", "kernels")
+    late = (
+        "tiers.tiered_embedding",
+        "tiers.building",
+        "torch_ops",
+        "torch_ops_rows",
+        "torch_ops_gate",
+        "kernels",
+    )
     code = (
         "import sys\nfrom engram_cli.runtime import attach, detach\n"
         f"print([n for n in {late!r} if 'engram_cli.runtime.' + n in sys.modules])"

@@ -16,7 +16,7 @@ from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import carry_after, visible
 from engram_cli.hashing.schemes import SCHEMES, hash_layout
-from engram_cli.runtime import gating, reference
+from engram_cli.runtime import gate_reference, reference
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.vocab.compress import CompressedVocab
@@ -215,13 +215,13 @@ def test_the_convolution_is_torchs_and_may_be_cut(
     reach = (kernel - 1) * dilation
     history = torch.zeros(batch, reach, 5)
     taps = weight.squeeze(1).t()
-    whole = gating.dilated_conv(values, taps, dilation, gating.NO_PAST)
+    whole = gate_reference.dilated_conv(values, taps, dilation, gate_reference.NO_PAST)
     padded = torch.nn.functional.pad(values.transpose(1, 2), (reach, 0))
     expected = torch.nn.functional.conv1d(padded, weight, groups=5, dilation=dilation)
     torch.testing.assert_close(whole, expected.transpose(1, 2), atol=1e-6, rtol=0)
 
     cut = data.draw(st.integers(1, count))
     stream = torch.cat((history, values), dim=1)
-    past = gating.Past(history=stream[:, cut : cut + reach])
-    tail = gating.dilated_conv(values[:, cut:], taps, dilation, past)
+    past = gate_reference.Past(history=stream[:, cut : cut + reach])
+    tail = gate_reference.dilated_conv(values[:, cut:], taps, dilation, past)
     assert torch.equal(tail, whole[:, cut:])

@@ -15,10 +15,10 @@ from engram_cli.runtime import (
     RowwiseAdagrad,
     RowwiseAdam,
     clip_grad_norm,
-    custom_rows,
-    gathering,
+    lookup_reference,
     ops,
     row_gradients,
+    torch_ops_rows,
 )
 from engram_cli.runtime.reference import gather
 from engram_cli.runtime.sparse_gradients import coalesced
@@ -83,7 +83,7 @@ def test_the_dense_gradient_is_that_of_finite_differences() -> None:
 def test_a_sparse_gradient_holds_the_vectors_as_they_came() -> None:
     vectors = torch.randn(2, 3, 8)
     rows = torch.tensor([[[4, 1], [1, 4], [0, 1]]] * 2)
-    found = custom_rows.gradient(vectors, rows, torch.Size((6, 4)), torch.float32, "sparse")
+    found = torch_ops_rows.gradient(vectors, rows, torch.Size((6, 4)), torch.float32, "sparse")
     assert not found.is_coalesced()
     assert found._values().data_ptr() == vectors.data_ptr()
     table = torch.zeros(6, 4, requires_grad=True)
@@ -100,12 +100,12 @@ def test_gradients_must_be_of_a_known_kind(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(InputError, match="'fast'"):
         Table(values=torch.zeros(2, 3), gradients="fast")
     called = []
-    monkeypatch.setattr(custom_rows, "dense_row_gradient", lambda *a: called.append(a[-1]))
+    monkeypatch.setattr(torch_ops_rows, "dense_row_gradient", lambda *a: called.append(a[-1]))
     arguments = (torch.zeros(1, 4), torch.zeros(1, 1, dtype=torch.int64), torch.Size((2, 4)))
-    custom_rows.gradient(*arguments, torch.float32, "atomic")
+    torch_ops_rows.gradient(*arguments, torch.float32, "atomic")
     torch.use_deterministic_algorithms(True)
     try:
-        custom_rows.gradient(*arguments, torch.float32, "atomic")
+        torch_ops_rows.gradient(*arguments, torch.float32, "atomic")
     finally:
         torch.use_deterministic_algorithms(False)
     assert called == [True, False]
@@ -209,5 +209,5 @@ def test_layers_differ_in_gradients() -> None:
     ]
     assert not tables[0].is_like(tables[1])
     with pytest.raises(InputError, match="gradients"):
-        gathering.look_up(hashed, torch.zeros(1, 2, dtype=torch.int64), tables)
+        lookup_reference.look_up(hashed, torch.zeros(1, 2, dtype=torch.int64), tables)
     assert not ops.has_kernels(CPU)

@@ -135,7 +135,7 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on_later(
         fail_after(patch, 5, errno.ENOSPC)
         with pytest.raises(OutputError, match="No space left") as caught:
             build(out, tokens=3)
-    assert "goes on from there" in caught.value.hint
+    assert "resumes from there" in caught.value.hint
     # What could not be written is gone, so that it takes no space.
     assert not list(tmp_path.rglob("*.part"))
     spec = table_spec(tokens=3)

@@ -39,7 +39,7 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for name, found in json.loads(done.stdout).items():
         assert "No space left on device" in found["said"], name
-        assert "goes on from there" in found["said"], name
+        assert "resumes from there" in found["said"], name
         assert (found["parts"], found["opened"], found["equal"]) == ([], False, True), name
         assert found["resumed"] > 0, name
 

@@ -136,7 +136,7 @@ def test_a_half_built_table_says_how_to_go_on(tmp_path: Path, table: Path) -> No
     tamper(table, lambda a: a.update(complete=False))
     with pytest.raises(IncompleteError, match="half-built") as caught:
         open_table(table)
-    assert "goes on from there" in caught.value.hint
+    assert "resumes from there" in caught.value.hint
     (tmp_path / "u.zarr.partial").mkdir()
     for name in ("u.zarr", "u.zarr.partial"):
         with pytest.raises(IncompleteError, match="half-built"):

@@ -131,7 +131,7 @@ def _parse(source: str, where: str) -> dict[str, Any]:
         ) from None
     if not isinstance(record, dict):
         raise CorpusError(
-            f"{where} holds a {type(record).__name__}, no JSON object",
+            f"{where} holds a {type(record).__name__}, not a JSON object",
             'each line must look like {"text": "..."}',
         )
     return record
@@ -156,7 +156,7 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise CorpusError(
-            f"{where}: field '{field}' is a {type(value).__name__}, no text",
+            f"{where}: field '{field}' is a {type(value).__name__}, not text",
             "name the field that holds the text with --field",
         )
     return value

@@ -39,7 +39,7 @@ def _header(file: CorpusFile, stream: BinaryIO) -> tuple[np.dtype[np.integer], i
     size = length_of(file, stream)
     raw = exactly(stream, _HEADER, file.name)
     if raw[:4] not in LLMC_MAGIC:
-        raise CorpusError(f"{file.name} does not begin as llm.c files do", "is it of nanogpt?")
+        raise CorpusError(f"{file.name} does not begin like an llm.c file", "try --format nanogpt")
     kind = LLMC_MAGIC[raw[:4]]
     dtype: np.dtype[np.integer] = np.dtype(kind).newbyteorder("<")
     version, tokens = np.frombuffer(raw, "<i4")[1:3].tolist()

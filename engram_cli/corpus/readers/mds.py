@@ -108,7 +108,7 @@ def _shards(file: CorpusFile) -> list[Any]:
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{file.name} is not JSON: {error}", _HINT) from None
     if not isinstance(about, dict) or about.get("version") != 2:
-        raise CorpusError(f"{file.name} is no MDS index of version 2", "give an MDS folder")
+        raise CorpusError(f"{file.name} is not an MDS index of version 2", "give an MDS folder")
     if not isinstance(about.get("shards"), list):
         raise CorpusError(f"{file.name} lists no shards", _HINT)
     return list(about["shards"])
@@ -159,7 +159,7 @@ def _shard_file(file: CorpusFile, about: dict[str, Any], wrong: CorpusError) -> 
             packed = str(about.get("compression")).partition(":")[0]
             if key == "zip_data" and packed not in _PACKINGS:
                 raise CorpusError(
-                    f"{file.name}: {name!r} is packed with {packed!r}",
+                    f"{file.name}: {name!r} is compressed with {packed!r}",
                     f"known: {', '.join(_PACKINGS)}",
                 )
             try:
@@ -221,7 +221,7 @@ def _samples(shard: _Shard, column: int) -> Iterator[tuple[bytes, int]]:
             yield raw, spent(size + length)
             size = 0
         if stream.read(1):
-            raise shard.wrong("it goes on after the last sample")
+            raise shard.wrong("it has data after the last sample")
 
 
 def _offsets(shard: _Shard, stream: BinaryIO) -> NDArray[np.uint32]:

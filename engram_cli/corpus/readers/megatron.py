@@ -145,8 +145,8 @@ def _header(file: CorpusFile, stream: BinaryIO) -> _Index:
     raw = exactly(stream, _HEADER, file.name)
     if not raw.startswith(MEGATRON_MAGIC):
         raise CorpusError(
-            f"{file.name} is no Megatron index",
-            "copy it again, or say what the .bin beside it is with --format",
+            f"{file.name} is not a Megatron index",
+            "copy it again, or say what the .bin next to it is with --format",
         )
     rest = raw[len(MEGATRON_MAGIC) :]
     version, code = int.from_bytes(rest[:8], "little"), rest[8]

@@ -103,7 +103,7 @@ def read_header(stream: BinaryIO, file: CorpusFile) -> NpyHeader:
         shape, fortran, dtype = parse(head)
     except (ValueError, EOFError, SyntaxError, TokenError) as error:
         raise CorpusError(
-            f"{file.name} is no .npy file: {str(error).splitlines()[0]}",
+            f"{file.name} is not a .npy file: {str(error).splitlines()[0]}",
             "save the token ids with numpy.save",
         ) from None
     _check(file.name, shape, dtype)
@@ -125,7 +125,7 @@ def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> No
             "save the token ids as an array of integers",
         )
     if dtype.kind not in "iu":
-        raise CorpusError(f"{name} holds {dtype}, no token ids", "save integers")
+        raise CorpusError(f"{name} holds {dtype}, not token ids", "save the token ids as integers")
     if len(shape) not in (1, 2) or any(size < 0 for size in shape):
         raise CorpusError(f"{name} has the shape {shape}", "save token ids as [T] or [B, T]")
 
@@ -155,7 +155,7 @@ def _column_major(file: CorpusFile, header: NpyHeader, stream: BinaryIO) -> Iter
     if file.path is None or header.line > _MOST_COLUMNS:
         raise CorpusError(
             f"{file.name} is stored by column, which cannot be read "
-            + ("from afar" if file.path is None else f"where a line has {header.line:,} ids"),
+            + ("remotely" if file.path is None else f"where a line has {header.line:,} ids"),
             "copy the file here, or save it by line (numpy.ascontiguousarray)",
         )
     count, width = header.shape[0], header.dtype.itemsize

@@ -58,7 +58,7 @@ def _figure(entry: Entry, suffix: str) -> Html:
         BarChart(
             name=f"clean-{int(entry['layer'])}-{int(order)}",
             title=f"Clean heads of {name}",
-            description="For each number of clean heads, the share of different n-grams and of "
+            description="For each number of clean heads, the share of distinct n-grams and of "
             "look-ups that have as many. The tick is an ideal hash's share of n-grams.",
             x_title="",
             y=Axis(title="share", low=0.0, most=1.0, format=percent_tick),

@@ -13,7 +13,7 @@ from engram_cli.report.tables import figure, row, table
 
 
 def compression(document: Document) -> Section | None:
-    """Different n-grams and sharing with and without compression."""
+    """Distinct n-grams and sharing with and without compression."""
     without = document.get("uncompressed")
     if not without:
         return None
@@ -44,11 +44,11 @@ def compression(document: Document) -> Section | None:
         return None
     keys = legend(("raw token ids", "light", 7), ("compressed vocabulary", "bar", 7))
     charts = [
-        figure(BarChart(name="worth-ngrams", title="Different n-grams with and without compression",
+        figure(BarChart(name="worth-ngrams", title="Distinct n-grams with and without compression",
                         description="Two bars for each order.", x_title="",
-                        y=Axis(title="different n-grams", low=0.0),
+                        y=Axis(title="distinct n-grams", low=0.0),
                         groups=(Group(label="", slots=tuple(ngrams)),), height=280, y_value=brief),
-               "Different n-grams", keys=keys, half=True),
+               "Distinct n-grams", keys=keys, half=True),
         figure(BarChart(name="worth-sharing", title="Sharing with and without compression",
                         description="Two bars for each order.", x_title="",
                         y=Axis(title="n-grams that share their row", low=0.0, most=1.0,
@@ -61,7 +61,7 @@ def compression(document: Document) -> Section | None:
     return Section(
         title="What vocabulary compression is worth",
         lead="Compression gives look-alike tokens one id, so that spellings of the same n-gram "
-        "meet on one row: fewer different n-grams, fewer strangers on a row.",
+        "meet on one row: fewer distinct n-grams, fewer n-grams that share a row.",
         body=(row(*charts), table(names, rows, caption="With and without compression")),
     )
 

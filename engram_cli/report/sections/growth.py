@@ -1,4 +1,4 @@
-"""Different n-grams and used rows against tokens read, and what a larger corpus would bring."""
+"""Distinct n-grams and used rows against tokens read, and estimates for a larger corpus."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def _heaps(found: list[Entry]) -> Html:
         keys += [("extrapolated", "dashed", 7), ("two standard errors", "band", 7)]
     chart = LineChart(
         name="heaps",
-        title="Different n-grams against tokens read",
+        title="Distinct n-grams against tokens read",
         description="A rising line for each order on logarithmic axes, with the extrapolation "
         "to a corpus ten and a hundred times larger and its error band.",
         x=Axis(title="tokens", log=True),
-        y=Axis(title="different n-grams", log=True),
+        y=Axis(title="distinct n-grams", log=True),
         curves=tuple(curves),
         height=380,
     )
-    return figure(chart, "Different n-grams against tokens read", note="both axes logarithmic",
+    return figure(chart, "Distinct n-grams against tokens read", note="both axes logarithmic",
                   keys=legend(*keys))  # fmt: skip
 
 
@@ -156,5 +156,5 @@ def _numbers(found: list[Entry]) -> Html:
              f"± {brief(number(each['error']))}", f"{number(each['factor']):g} times larger")
             for each in entry.get("extrapolated") or []
         ]  # fmt: skip
-    names = (">order", ">tokens", ">different n-grams", ">standard error", "how")
+    names = (">order", ">tokens", ">distinct n-grams", ">standard error", "how")
     return table(names, rows, caption="Growth")

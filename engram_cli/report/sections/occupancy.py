@@ -74,12 +74,12 @@ def _layer(layer: int, columns: list[Entry], suffix: str) -> list[Html]:
         ),
         figure(
             BarChart(name=f"shared-{layer}", title=f"N-grams that share their row{suffix}",
-                     description="Two bars for each head: the share of different n-grams, and of "
+                     description="Two bars for each head: the share of distinct n-grams, and of "
                      "look-ups, whose row holds another n-gram. The tick is an ideal hash's.",
                      x_title="head", y=Axis(title="share", low=0.0, most=1.0, format=percent_tick),
                      groups=tuple(shared)),
             f"N-grams that share their row{suffix}",
-            note="of the different n-grams (full) and of all look-ups (pale)",
+            note="of the distinct n-grams (full) and of all look-ups (pale)",
             keys=legend(*keys, ("of look-ups", "light", 7),
                         ("ideal hash", "ideal", 0)),
         ),

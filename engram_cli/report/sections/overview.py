@@ -49,12 +49,12 @@ def overview(document: Document) -> Section | None:
     return Section(
         title="At a glance",
         lead="A row is shared when more than one n-gram falls on it. The ideal is what a random "
-        "hash would give for as many different n-grams and as many rows: a good layout "
+        "hash would give for as many distinct n-grams and as many rows: a good layout "
         "matches it, only more rows beat it.",
         body=(
             tiles(*shown),
             table(
-                ("", ">different n-grams", ">standard error", ">times each", ">rows used",
+                ("", ">distinct n-grams", ">standard error", ">times each", ">rows used",
                  ">n-grams sharing", ">ideal", ">look-ups sharing"),
                 lines,
                 caption="By order, mean of all heads and layers",

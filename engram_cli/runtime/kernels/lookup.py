@@ -2,7 +2,7 @@
 
 A program serves BLOCK_T tokens and BLOCK_C columns of one layer. Each of its R = BLOCK_T x BLOCK_C
 lanes computes one row: it reads the ids of an n-gram, maps and limits them, mixes them and takes
-the modulus; then the program copies R rows. Equal to `gathering`, its plain twin, to the bit.
+the modulus; then the program copies R rows. Rows equal those of `lookup_reference` to the bit.
 """
 
 from __future__ import annotations

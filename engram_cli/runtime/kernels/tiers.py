@@ -1,7 +1,7 @@
-"""Rows out of two places as Triton kernels: hot ones in HBM by rank, the others staged or in place.
+"""Triton kernels that read rows from two tables: hot rows in HBM, others staged or in place.
 
-In place means pinned host memory, read by the GPU over the bus. Equal to `tiers.reading`, the plain
-twin, to the bit.
+In place means pinned host memory, read by the GPU over the bus. The results must equal those of
+`tiers.tier_records` to the bit.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels.launch import converts_fp8
 from engram_cli.runtime.kernels.launching import Launcher
 from engram_cli.runtime.kernels.lookup import GROUP, _deliver
+from engram_cli.runtime.kernels.lookup_launcher import converts_fp8
 from engram_cli.runtime.kernels.tiles import parts_of, power_of_two
 from engram_cli.runtime.tiers.hot_set import HotSet
-from engram_cli.runtime.tiers.reading import Shelves, key_dtype
+from engram_cli.runtime.tiers.tier_records import TierBuffers, key_dtype
 
 _KEY_ROWS = 1024  # rows a program of the keys' kernel
 
@@ -207,7 +207,7 @@ _SLOTS = Launcher(slots_kernel)
 
 
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
-    """`reading.cold_keys`."""
+    """`tier_records.cold_keys`."""
     if hot is None:
         return rows.to(key_dtype(height))
     keys = torch.empty(len(rows), dtype=key_dtype(height), device=rows.device)
@@ -219,7 +219,7 @@ def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
 def find_slots(
     keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
 ) -> None:
-    """`reading.find_slots`."""
+    """`tier_records.find_slots`."""
     count, blocks = len(keys), parts_of(len(keys), _KEY_ROWS)
     numbers = torch.empty(blocks, dtype=torch.int32, device=keys.device)
     _FRESH((blocks,), numbers, keys, count, ROWS=_KEY_ROWS)
@@ -227,7 +227,7 @@ def find_slots(
 
 
 def read(
-    shelves: Shelves,
+    tier_buffers: TierBuffers,
     rows: Tensor,
     slots: Tensor | None,
     out: Tensor,
@@ -235,11 +235,11 @@ def read(
     each: int | None = None,
     bits: bool | None = None,
 ) -> None:
-    """`reading.read` of rows that kernels decode.
+    """`tier_records.read` of rows that kernels decode.
 
     `each` values a thread and `bits` (decode e4m3 by integer operations) are chosen when None.
     """
-    form = shelves.form
+    form = tier_buffers.form
     kind, items, fp8 = form.kind, form.items, form.kind in ("grouped", "scaled")
     if bits is None:
         bits = not converts_fp8(out.device)
@@ -248,27 +248,34 @@ def read(
     size = form.scale_items.itemsize
     scaled = kind in ("grouped", "per-row")
     constants = {
-        "SCALE_STRIDE": shelves.cold.shape[1] // size if scaled else 0,
+        "SCALE_STRIDE": tier_buffers.cold.shape[1] // size if scaled else 0,
         "SCALE_BEGIN": form.scale_begin // size if scaled else 0,
         "KIND": kind,
         "BITS": fp8 and bits,
     }
     _launch(
-        shelves, rows, slots, out, items, form.scale_items if scaled else items, each, constants
+        tier_buffers,
+        rows,
+        slots,
+        out,
+        items,
+        form.scale_items if scaled else items,
+        each,
+        constants,
     )
 
 
-def read_records(shelves: Shelves, rows: Tensor, slots: Tensor | None) -> Tensor:
+def read_records(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None) -> Tensor:
     """uint8[n, record_bytes]: the records of rows int64[n], for what only the twin decodes."""
-    width = shelves.cold.shape[1] // 8
+    width = tier_buffers.cold.shape[1] // 8
     out = torch.empty((len(rows), width), dtype=torch.int64, device=rows.device)
     constants = {"SCALE_STRIDE": 0, "SCALE_BEGIN": 0, "KIND": "raw", "BITS": False}
-    _launch(shelves, rows, slots, out, torch.int64, torch.int64, None, constants)
+    _launch(tier_buffers, rows, slots, out, torch.int64, torch.int64, None, constants)
     return out.view(torch.uint8)
 
 
 def _launch(
-    shelves: Shelves,
+    tier_buffers: TierBuffers,
     rows: Tensor,
     slots: Tensor | None,
     out: Tensor,
@@ -284,24 +291,27 @@ def _launch(
     if each is None:
         each = 8 if slots is None else _values_a_thread(count * block)
     lanes = power_of_two(max(1, 32 * each // block))
-    hot_set, hot = shelves.hot_set, shelves.cold if shelves.hot is None else shelves.hot
-    scale = shelves.form.layer_scale
+    hot_set, hot = (
+        tier_buffers.hot_set,
+        tier_buffers.cold if tier_buffers.hot is None else tier_buffers.hot,
+    )
+    scale = tier_buffers.form.layer_scale
     _READ(
         (parts_of(count, lanes),),
         out,
         rows,
         rows if slots is None else slots,
-        shelves.cold.view(items),
-        shelves.cold.view(scale_items),
+        tier_buffers.cold.view(items),
+        tier_buffers.cold.view(scale_items),
         hot.view(items),
         hot.view(scale_items),
         rows if scale is None else scale,
         rows if hot_set is None else hot_set.words,
         rows if hot_set is None else hot_set.ranks,
-        shelves.counted[1],
+        tier_buffers.counted[1],
         count,
         DIM=dim,
-        TABLE_STRIDE=shelves.cold.shape[1] // items.itemsize,
+        TABLE_STRIDE=tier_buffers.cold.shape[1] // items.itemsize,
         VECTOR=min(block, max(1, 16 // max(items.itemsize, out.element_size()))),
         HOT=hot_set is not None,
         SLOTS=slots is not None,
@@ -314,5 +324,5 @@ def _launch(
 
 
 def _values_a_thread(values: int) -> int:
-    """As in `launch.choose_plan`; in place 8, so that many programs share the wait."""
+    """As in `lookup_launcher.choose_plan`; in place 8, so that many programs share the wait."""
     return 8 if values <= 2**17 else 32 if values <= 2**21 else 64

@@ -17,9 +17,9 @@ from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.runtime import ops
 from engram_cli.runtime.clipping import Watched
-from engram_cli.runtime.gating import GateWeights
+from engram_cli.runtime.gate_reference import GateWeights
 from engram_cli.runtime.tables import Table, dequantise
-from engram_cli.runtime.tiers.placed import PlacedRows
+from engram_cli.runtime.tiers.protocol import PlacedRows
 
 MANY_TOKENS = 512  # from here on outputs are larger than weights
 TABLE = "multi_head_embedding.embedding.weight"
@@ -163,11 +163,11 @@ class MemoryModule(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What to add to `hidden`, of its shape, and the convolution's new inputs if it has one.
 
-        `hidden` [B, T, d], [B, T, streams, d] or [B, T, streams x d]; `rows` int64[B, T, C]; `keep`
-        bool[B, T], False at padding, which gets zero and feeds nothing; `history` [B, reach,
-        streams x d]; `age` int64[B, T], how many earlier positions belong to the same document,
-        None where a line is one document. `residual` gives the sum with `hidden`, rounded once;
-        the inputs are those of the last `tail` positions.
+        `hidden` [B, T, d], [B, T, streams, d] or [B, T, streams x d]; `rows` int64[B, T, C], or
+        their vectors; `keep` bool[B, T], False at padding, which gets zero and feeds nothing;
+        `history` [B, reach, streams x d]; `age` int64[B, T], how many earlier positions belong to
+        the same document, None where a line is one document. `residual` gives the sum with
+        `hidden`, rounded once; the inputs are those of the last `tail` positions.
         """
         weights = self.gate_weights()
         device = weights.query.device

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.formats.bundle_spec import BundleSpec
-from engram_cli.runtime.gating import GateWeights
+from engram_cli.runtime.gate_reference import GateWeights
 from engram_cli.runtime.modules.base import MemoryModule, MultiHeadEmbedding
 
 

@@ -1,5 +1,5 @@
-"""Where a layer's rows lie: in HBM, in host memory, on disk, or split over them by their hits.
+"""The rows of a layer in tiers: in HBM, in pinned host memory, on disk, or split by their hits.
 
-Rows travel between tiers as records, a row with its scales behind it (`source`). A tier that holds
-every row of a layer is a `RowSource`; which rows lie where is decided in `placement`.
+Rows are copied between tiers as records: a stored row followed by its scales (`tier_records`). A
+tier that holds every row of a layer is a `RowSource`. `placement` decides where rows are stored.
 """

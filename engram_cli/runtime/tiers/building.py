@@ -1,7 +1,7 @@
-"""From a bundle and what was asked for to layers in tiers, refused before anything is allocated.
+"""Makes the tiered layers of a bundle for a placement such as "hbm=20GB,host=64GB".
 
-In: a bundle, a placement such as "hbm=20GB,host=64GB", and where the layers are. Out: the resolved
-placement, and a store for each layer where rows lie below HBM.
+`resolve_for` decides the placement, and refuses what does not fit before anything is allocated.
+`stores_of` makes a `TieredEmbedding` for each layer.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from engram_cli.runtime.tiers.placement import (
     parse_placement,
     resolve,
 )
-from engram_cli.runtime.tiers.ring import Road
-from engram_cli.runtime.tiers.source import RowSource, record_layout
-from engram_cli.runtime.tiers.store import TieredRows
-from engram_cli.runtime.tiers.tuning import Tuning, local_tuning
+from engram_cli.runtime.tiers.protocol import RowSource
+from engram_cli.runtime.tiers.staging_ring import StagingQueue, Tuning, local_tuning
+from engram_cli.runtime.tiers.tier_records import record_layout
+from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 from engram_cli.sizes import read_size
 
 HOST_MEMORY = "ENGRAM_HOST_MEMORY"
@@ -42,9 +42,9 @@ _GROUP = Path("/sys/fs/cgroup")
 
 
 def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.device]) -> Placement:
-    """What `placement` means for a bundle whose layers run on `devices`, by layer.
+    """Resolve `placement` for a bundle whose layers run on `devices`, by layer.
 
-    Raises InputError where it is no placement, or does not fit in what is free.
+    Raises InputError where it cannot be parsed, or does not fit in free memory.
     """
     wanted, spec = parse_placement(placement), bundle.spec
     used = set(devices.values())
@@ -56,7 +56,7 @@ def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.devi
         gpu=any(device.type != "cpu" for device in used),
     )
     if wanted == _EVERYTHING and all(device.type == "cpu" for device in used):
-        # Files of a bundle are mapped there, and need no memory of their own.
+        # On a CPU the files of a bundle are mapped, and need no memory of their own.
         unlimited = Free(hbm=spec.table_bytes, host=0)
         return resolve(spec, hits, wanted, unlimited, staging=staging)
     host = free_host_bytes()
@@ -68,18 +68,18 @@ def stores_of(
     bundle: Bundle,
     placement: Placement,
     homes: Mapping[int, tuple[torch.dtype, torch.device]],
-) -> dict[int, TieredRows]:
-    """Each layer's rows as placed, where its dense weights have a dtype and device of `homes`."""
+) -> dict[int, TieredEmbedding]:
+    """Make each layer's rows as placed; `homes`: dtype and device of its dense weights."""
     tuning = _tuning(bundle.spec, {device for _, device in homes.values()})
-    roads: dict[torch.device, Road] = {}
+    staging_queues: dict[torch.device, StagingQueue] = {}
     return {
-        layer: _store(bundle, own, *homes[layer], roads, tuning)
+        layer: _store(bundle, own, *homes[layer], staging_queues, tuning)
         for layer, own in placement.layers.items()
     }
 
 
 def _tuning(spec: BundleSpec, devices: Collection[torch.device]) -> Tuning:
-    """This machine's tuning, within the bounds of a memory on distinct `devices`."""
+    """Return this machine's tuning, bounded for a memory on distinct `devices`."""
     rows = sum(spec.rows(layer) for layer in spec.layers)
     return local_tuning().within(rows, record_layout(spec).record_bytes, devices=len(devices))
 
@@ -89,25 +89,25 @@ def _store(
     placed: LayerPlacement,
     dtype: torch.dtype,
     device: torch.device,
-    roads: dict[torch.device, Road],
+    staging_queues: dict[torch.device, StagingQueue],
     tuning: Tuning,
-) -> TieredRows:
+) -> TieredEmbedding:
     layer = placed.layer
-    if device not in roads:
-        roads[device] = Road(device, tuning)
+    if device not in staging_queues:
+        staging_queues[device] = StagingQueue(device, tuning)
     cold: RowSource
     if placed.cold == "host":
         cold = HostRows.of_bundle(bundle, layer, pinned=device.type == "cuda")
     else:
         cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes)
-    return TieredRows(
+    return TieredEmbedding(
         bundle.spec,
         cold,
         device=device,
         hot_rows=placed.hot_rows,
         layer_scale=_layer_scale(bundle, layer),
         dtype=dtype if dtype in FLOATS else torch.float32,
-        road=roads[device],
+        staging_queue=staging_queues[device],
         origin=(bundle, layer),
     )
 
@@ -119,10 +119,10 @@ def _layer_scale(bundle: Bundle, layer: int) -> Tensor | None:
 
 
 def free_host_bytes() -> int:
-    """Host memory that may be used: what the system says is available, less than a group's limit.
+    """Return the free host memory: what the system reports, at most what the control group leaves.
 
-    ENGRAM_HOST_MEMORY=SIZE says it instead, for machines whose memory grows as it is used. Raises
-    InputError for a size that is none.
+    ENGRAM_HOST_MEMORY=SIZE sets it instead, for machines whose memory grows as it is used. Raises
+    InputError for a size that cannot be parsed.
     """
     said = os.environ.get(HOST_MEMORY)
     if said:
@@ -144,7 +144,7 @@ def _of_system() -> int:
 
 
 def _of_group() -> int | None:
-    """What a control group leaves; the files it has in memory can go. None without a limit."""
+    """Return what a control group leaves, cached files not counted; None without a limit."""
     try:
         limit = int((_GROUP / "memory.max").read_text(encoding="ascii"))
         used = int((_GROUP / "memory.current").read_text(encoding="ascii"))
@@ -156,7 +156,7 @@ def _of_group() -> int | None:
 
 
 def _free_bytes(device: torch.device, host: int) -> int:
-    """The memory of a device that is free, or that torch holds and nothing uses."""
+    """Return the free memory of a device, including what torch reserved and does not use."""
     if device.type != "cuda":
         return host
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,7 +1,6 @@
-"""All rows of a layer in host memory, as records: pinned where a GPU is to read them.
+"""All rows of a layer in host memory as records, pinned where a GPU reads them: a `RowSource`.
 
-In: a bundle's shards, or records that lie there already. Out: any rows, gathered by the crew, or
-read in place by a kernel.
+Rows are gathered by the threads of the `GatherPool`, or read in place by a kernel.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from torch import Tensor
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle import Bundle, Place
 from engram_cli.formats.bundle_spec import ROWS, SCALES
-from engram_cli.runtime.tiers.forks import renew_in_children
-from engram_cli.runtime.tiers.source import RecordLayout, record_layout
+from engram_cli.runtime.tiers.protocol import renew_in_children
+from engram_cli.runtime.tiers.tier_records import RecordLayout, record_layout
 
 if TYPE_CHECKING:
-    from engram_cli.runtime.tiers.crew.crew import Crew
+    from engram_cli.runtime.tiers.host_gather.gather_pool import GatherPool
 
 _PIECE_BYTES = 16 * 2**20  # read at once
 _PINNED_BYTES = 2**30  # registered at once
@@ -49,17 +48,17 @@ class HostRows:
         renew_in_children(self)
 
     def after_fork(self) -> None:
-        """A lock of its own for a child process; the crew makes its own."""
+        """Make a new lock in a child process; the pool makes new threads itself."""
         self._lock = threading.Lock()
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, layer: int, *, pinned: bool) -> HostRows:
-        """A layer of a bundle. Raises InputError where memory cannot be had, ArtifactError."""
+        """Read a layer of a bundle. Raises InputError for refused memory, and ArtifactError."""
         layout = record_layout(bundle.spec)
         records = host_memory(host_bytes(bundle, layer), pinned=pinned)
         records = records.view(-1, layout.record_bytes)
         if pinned:
-            _the_crew()  # made, which may mean compiled, before anyone waits for rows
+            _gather_pool()  # made now, because compiling it takes seconds
         _fill(records, layout, bundle, layer)
         return cls(records)
 
@@ -76,11 +75,11 @@ class HostRows:
     def gather(self, rows: Tensor, out: Tensor) -> None:
         """Write the records of `rows` to `out` (`RowSource.gather`)."""
         begin = time.perf_counter()
-        crew = _the_crew()
-        if crew is None:
+        pool = _gather_pool()
+        if pool is None:
             wrong = gather_plainly(self.records, rows, out)
         else:
-            wrong = crew.gather(self.records, rows, out)
+            wrong = pool.gather(self.records, rows, out)
         if wrong:
             raise InputError(f"a row is outside 0..{self.rows - 1}", "ask for rows of it")
         with self._lock:
@@ -94,20 +93,20 @@ class HostRows:
         return {"rows": rows, "bytes": rows * self.record_bytes, "hits": 0, "seconds": seconds}
 
     def close(self) -> None:
-        """Let go of the memory; kernels that read it must have ended."""
+        """Free the memory; kernels that read it must have ended."""
         self.records = self.records[:0]
 
 
-def _the_crew() -> Crew | None:
-    from engram_cli.runtime.tiers.crew.crew import the_crew
+def _gather_pool() -> GatherPool | None:
+    from engram_cli.runtime.tiers.host_gather.gather_pool import shared_gather_pool
 
-    return the_crew()
+    return shared_gather_pool()
 
 
 def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:
-    """Twin of `Crew.gather`: whether a row has no record."""
+    """`GatherPool.gather` in plain PyTorch; returns 1 where a row is outside the table."""
     try:
-        # Eight bytes at a time: byte by byte torch gathers a tenth of it.
+        # As 8-byte words: torch gathers single bytes at a tenth of the speed.
         torch.index_select(records.view(torch.int64), 0, rows, out=out.view(torch.int64))
     except IndexError:
         return 1
@@ -115,20 +114,20 @@ def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:
 
 
 def host_bytes(bundle: Bundle, layer: int) -> int:
-    """What the records of a layer take."""
+    """Return the bytes of a layer's records."""
     return bundle.spec.rows(layer) * record_layout(bundle.spec).record_bytes
 
 
 def host_memory(size: int, *, pinned: bool) -> Tensor:
-    """uint8[size], zero: whole pages, the larger the better; pinned in place, not by torch.
+    """Allocate uint8[size], zero, on huge pages where the system has them.
 
-    torch's own pinned memory comes in powers of two, which may be twice as much. Raises InputError
-    where the system does not give it.
+    Pinned in place, because torch allocates pinned memory in powers of two, which may take twice as
+    much. Raises InputError where the system refuses.
     """
     if not size:
         return torch.empty(0, dtype=torch.uint8)
     try:
-        # Private, since shared pages are seldom huge.
+        # Private, because shared pages are rarely huge.
         memory = _Pages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as error:
         raise InputError(f"{size:,} bytes of host memory: {error}", "ask for less") from None
@@ -142,19 +141,19 @@ def host_memory(size: int, *, pinned: bool) -> Tensor:
 
 
 class _Pages(mmap.mmap):
-    """Pages that give up their registration with CUDA before they go."""
+    """Memory pages that are unregistered from CUDA before they are freed."""
 
     registered: tuple[int, ...] = ()
 
     def __del__(self) -> None:
         if self.registered and not sys.is_finalizing():
-            torch.cuda.synchronize()  # no kernel reads them any more
+            torch.cuda.synchronize()  # kernels may still read them
             for address in self.registered:
                 _cudart().cudaHostUnregister(address)
 
 
 def _pin(memory: _Pages, held: Tensor) -> None:
-    """Register the pages of `held` with CUDA, touched first, since that is what takes the time."""
+    """Register the pages of `held` with CUDA; touched first, in parallel, which takes most time."""
     begins = range(0, len(held), _PINNED_BYTES)
     with ThreadPoolExecutor(_threads()) as pool:
         list(pool.map(partial(_touch, held), begins))

@@ -1,7 +1,7 @@
-"""Which rows lie where: what was asked, a bundle's hits and free memory in, a placement out.
+"""Decides which rows are stored where, from the request, a bundle's hits and the free memory.
 
-Decided before anything is allocated, and in bytes: what does not fit is refused. Nothing falls back
-to another tier than was asked, and `Placement.lines` say what came of it.
+The decision is made in bytes, before anything is allocated; what does not fit is refused. Nothing
+falls back to another tier than the one asked for. `Placement.lines` describe the result.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.tiers.disk_rows import SCRATCH_BYTES
-from engram_cli.runtime.tiers.hot_set import hot_set_bytes
-from engram_cli.runtime.tiers.hottest import Hottest, hottest
+from engram_cli.runtime.tiers.hot_set import Hottest, hot_set_bytes, hottest
 from engram_cli.runtime.tiers.row_cache import slot_bytes
-from engram_cli.runtime.tiers.source import record_layout
+from engram_cli.runtime.tiers.tier_records import record_layout
 from engram_cli.sizes import read_size
 
 Cold = Literal["none", "host", "disk"]
 TIERS = ("hbm", "host", "disk")
-DEFAULT_CACHE_BYTES = 4 * 2**30  # of all layers, where rows lie on disk and no size is given
+DEFAULT_CACHE_BYTES = 4 * 2**30  # of all layers, for rows on disk, where no size is given
 LEAST_CACHE_BYTES = 2**20  # of a layer
 _KNOWN = (
     "give hbm, host or disk; or budgets for a part of them: hbm=20GB, host=64GB, "
@@ -34,10 +33,10 @@ _KNOWN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What was asked for. Budgets in bytes; a tier without one takes what it must.
+    """The placement asked for, with budgets in bytes; a tier without a budget takes what it needs.
 
-    `hbm` None: a hot set is not wanted, or everything (`cold` "none"). `host`: of all layers' rows,
-    or of the cache over those on disk. `cold` None: "host" where the rows fit `host`, else "disk".
+    `hbm` None: no hot set, or all rows in HBM (`cold` "none"). `host`: for all layers' rows, or for
+    the cache of rows on disk. `cold` None: "host" where the rows fit in `host`, otherwise "disk".
     """
 
     hbm: int | None = None
@@ -55,10 +54,10 @@ class Free:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPlacement:
-    """A layer: `hot_rows` int64 ascending lie in HBM, all rows in the `cold` tier.
+    """A layer: `hot_rows` int64 ascending are in HBM, all rows are in the `cold` tier.
 
-    `cold` is "none" where all rows lie in HBM, and `hot_rows` are empty then. `cache_bytes`: of
-    host memory over rows on disk.
+    `cold` is "none" where all rows are in HBM; `hot_rows` are empty then. `cache_bytes`: memory
+    of the host to cache rows on disk.
     """
 
     layer: int
@@ -69,9 +68,9 @@ class LayerPlacement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staging:
-    """The most bytes that records on their way take, of all layers together.
+    """The most bytes that staged records take, of all layers together.
 
-    Without a `gpu` rows in host memory are read where they lie, and "HBM" is plain memory.
+    Without a `gpu`, rows in host memory are read in place, and "HBM" is plain memory.
     """
 
     hbm: int = 0
@@ -79,13 +78,13 @@ class Staging:
     gpu: bool = True
 
     def of(self, cold: Cold) -> Staging:
-        """The same where rows that are not hot lie in the `cold` tier."""
+        """Return the staging needed where rows that are not hot are in the `cold` tier."""
         return self if self.gpu or cold == "disk" else replace(self, hbm=0, host=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """What was resolved. Bytes of all layers together by tier, `staging` included.
+    """The resolved placement, with the bytes of all layers by tier, `staging` included.
 
     `caught`: the share of the counted look-ups that the hot rows serve, None without hits.
     """
@@ -100,11 +99,11 @@ class Placement:
 
     @property
     def cold(self) -> Cold:
-        """Where the rows that are not hot lie, the same in all layers."""
+        """The tier of the rows that are not hot, the same in all layers."""
         return next(iter(self.layers.values())).cold
 
     def lines(self) -> list[str]:
-        """What was resolved, to read: a line for each tier that is used."""
+        """Describe the placement, one line for each tier that is used."""
         rows = sum(self.spec.rows(layer) for layer in self.layers)
         if self.cold == "none":
             return [f"{self._near}: all {rows:,} rows, {self.hbm_bytes:,} bytes"]
@@ -240,7 +239,7 @@ def _all_in_hbm(spec: BundleSpec, staging: Staging) -> Placement:
 def _choose(
     spec: BundleSpec, hits: Mapping[int, NDArray[np.uint32]] | None, room: int, budget: int
 ) -> Hottest:
-    """The hot rows that fit in `room` bytes of HBM."""
+    """Choose the hot rows that fit in `room` bytes of HBM."""
     if hits is None:
         raise InputError(
             f"a budget of {budget:,} bytes of HBM for rows of {spec.table_bytes:,}, and the bundle "
@@ -260,14 +259,14 @@ def _choose(
 
 
 def _cold(spec: BundleSpec, wanted: Wanted, staging: Staging) -> Cold:
-    """Where all rows lie that are not all in HBM."""
+    """Return the tier that holds all rows, where they are not all in HBM."""
     if wanted.cold is not None:
         return wanted.cold
     return "host" if (wanted.host or 0) >= _all_on_host(spec, staging) else "disk"
 
 
 def _caches(spec: BundleSpec, wanted: Wanted, staging: Staging, enough: int) -> dict[int, int]:
-    """The cache of each layer over its rows on disk; `enough` host memory would do."""
+    """Return each layer's cache bytes for its rows on disk; an error suggests `enough` bytes."""
     total = DEFAULT_CACHE_BYTES
     if wanted.host is not None:
         total = wanted.host - staging.host - SCRATCH_BYTES
@@ -288,7 +287,7 @@ def _caches(spec: BundleSpec, wanted: Wanted, staging: Staging, enough: int) -> 
 
 
 def _least_host(spec: BundleSpec, wanted: Wanted, staging: Staging) -> int:
-    """A budget of the host that is enough: for caches, or for all rows where they may lie there."""
+    """Return a host budget that is enough: for caches, or for all rows where that is allowed."""
     rows = [spec.rows(layer) for layer in spec.layers]
     caches = -(-LEAST_CACHE_BYTES * sum(rows) // min(rows))
     over_disk = staging.host + SCRATCH_BYTES + caches
@@ -300,13 +299,13 @@ def _all_on_host(spec: BundleSpec, staging: Staging) -> int:
 
 
 def _record_bytes(spec: BundleSpec) -> int:
-    """The bytes of all layers' records."""
+    """Return the bytes of all layers' records."""
     size = record_layout(spec).record_bytes
     return sum(spec.rows(layer) for layer in spec.layers) * size
 
 
 def _checked(placement: Placement, free: Free) -> Placement:
-    """Raises InputError where a tier has less free than the placement takes."""
+    """Return `placement`. Raises InputError where a tier has less free memory than it takes."""
     for name, needed, there, other in (
         ("HBM", placement.hbm_bytes, free.hbm, "a budget of HBM (hbm=SIZE) or placement=host"),
         ("host memory", placement.host_bytes, free.host, "a budget (host=SIZE) or placement=disk"),

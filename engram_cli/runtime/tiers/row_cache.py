@@ -1,8 +1,7 @@
-"""A bounded cache of records in host memory: set-associative, the least used way goes first.
+"""A bounded, set-associative cache of records in host memory, which evicts the least used record.
 
-In: row numbers, and records of rows that were not found. Out: records of those that were. A row can
-lie in the `WAYS` slots of its set alone, so that a look-up of many rows is a few array operations,
-and what is kept never grows.
+A row can only be in the `WAYS` slots of its set, so that a look-up of many rows is a few array
+operations, and the memory never grows.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 WAYS = 8
-MOST_USES = 15  # counted of a slot
+MAX_USES = 15  # the use counter of a slot saturates here
 _FREE = -1  # the row of an empty slot
 _SPREAD = -7046029254386353131  # 2**64 / golden ratio, odd, as int64
 
@@ -22,27 +21,27 @@ Rows = NDArray[np.int64]
 
 
 def slot_bytes(record_bytes: int) -> int:
-    """What a cached record takes: itself, its row number, its uses."""
+    """Return the bytes of a cached record with its row number and use counter."""
     return record_bytes + 8 + 1
 
 
 class RowCache:
     """Records of `record_bytes`, a multiple of 8, in at most `size` bytes; may hold none.
 
-    A slot counts its uses. A new row takes the slot of its set with the fewest, which are then
-    taken off the set's others, so that rows that were hot grow old. Thread safe.
+    A slot counts its uses. A new row takes the slot of its set with the fewest uses. These are
+    subtracted from the other slots of the set, so that formerly hot rows age. Thread safe.
     """
 
     def __init__(self, record_bytes: int, size: int) -> None:
         self.sets = size // (WAYS * slot_bytes(record_bytes))
-        # Pages of records cost nothing until they are written.
+        # Pages take no memory until they are written.
         self._records = np.empty((self.sets * WAYS, record_bytes // 8), dtype=np.int64)
         self._rows = np.full((self.sets, WAYS), _FREE, dtype=np.int64)
         self._uses = np.zeros((self.sets, WAYS), dtype=np.uint8)
         self._lock = Lock()
 
     def after_fork(self) -> None:
-        """In a child process: empty where another thread was about to change it."""
+        """Make a new lock in a child process; clear the cache where a thread was changing it."""
         if self._lock.locked():
             self._rows.fill(_FREE)
             self._uses.fill(0)
@@ -50,18 +49,18 @@ class RowCache:
 
     @property
     def nbytes(self) -> int:
-        """What the cache takes at most."""
+        """The most bytes that the cache takes."""
         return self._records.nbytes + self._rows.nbytes + self._uses.nbytes
 
     @property
     def slots(self) -> int:
-        """How many records it has room for."""
+        """How many records fit."""
         return len(self._records)
 
     def take(self, rows: Rows, out: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Copy the records of cached `rows` [n] to their lines of `out` int64[n, words].
 
-        True in bool[n] where there was one; the other lines hold anything afterwards.
+        Returns bool[n], True where a row was cached; the other lines are unspecified.
         """
         if not self.sets:
             return np.zeros(len(rows), dtype=np.bool_)
@@ -70,20 +69,18 @@ class RowCache:
             slots, found = self._find(rows, sets)
             used = slots[found]
             uses = self._uses.reshape(-1)
-            uses[used] = np.minimum(uses[used] + np.uint8(1), MOST_USES)
+            uses[used] = np.minimum(uses[used] + np.uint8(1), MAX_USES)
             if len(used) == len(rows):
                 _gather(self._records, slots, out)
             elif len(used):
-                # Lines without a record get that of a slot that is read anyway.
+                # Lines without a record get a copy of a record that is read anyway.
                 _gather(self._records, np.where(found, slots, used[0]), out)
         return found
 
     def put(self, rows: Rows, lines: Rows, records: NDArray[np.int64]) -> None:
-        """Keep the `lines` [n] of `records` int64[.., words] as those of `rows` [n].
+        """Cache the `lines` [n] of `records` int64[.., words] as the records of `rows` [n].
 
-        As many as their sets have room for.
-
-        Rows that are cached already, and repeated ones, are left out.
+        Rows beyond the ways of a set, rows that are cached already and repeated rows are skipped.
         """
         if not self.sets or not len(rows):
             return
@@ -108,13 +105,13 @@ class RowCache:
         return spread * self.sets >> 31
 
     def _find(self, rows: Rows, sets: Rows) -> tuple[Rows, NDArray[np.bool_]]:
-        """The slot of each row, valid where it is found, and whether it is."""
+        """Return the slot of each row, valid where it is cached, and whether it is cached."""
         same = self._rows[sets] == rows[:, None]
         way = same.argmax(axis=1)
         return sets * WAYS + way, same[np.arange(len(rows)), way]
 
     def _make_room(self, sets: Rows) -> tuple[Rows, Rows]:
-        """Slots for new rows of `sets`, ascending: (which of them get one, the slots).
+        """Free slots for new rows of `sets`, ascending; return (which rows get one, the slots).
 
         Rows beyond the ways of a set get none.
         """
@@ -134,6 +131,6 @@ class RowCache:
 
 
 def _gather(records: NDArray[np.int64], slots: Rows, out: NDArray[np.int64]) -> None:
-    # torch gathers with all cores, and lets other threads run meanwhile.
+    # torch gathers on all cores and releases the GIL.
     held, places = torch.from_numpy(records), torch.from_numpy(slots)
     torch.index_select(held, 0, places, out=torch.from_numpy(out))

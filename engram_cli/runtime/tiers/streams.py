@@ -1,4 +1,4 @@
-"""Side streams of a CUDA device behind one door; on a CPU everything is done in turn."""
+"""CUDA side streams and events; on a CPU they do nothing, because everything runs in order."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import torch
 from torch import Tensor
 
 
-class Mark:
-    """A point in what a stream does; on a CPU one that is always passed."""
+class CudaEvent:
+    """An event of a stream; without one, as on a CPU, it has always happened."""
 
     def __init__(self, event: torch.cuda.Event | None) -> None:
         self._event = event
 
     @property
     def address(self) -> int:
-        """Where CUDA's event is, 0 on a CPU."""
+        """The address of CUDA's event, 0 on a CPU."""
         return 0 if self._event is None else int(self._event.cuda_event)
 
     def wait(self) -> None:
-        """Block this thread until the point is passed."""
+        """Block this thread until the event has happened."""
         if self._event is not None:
             self._event.synchronize()
 
     def hold_back(self, device: torch.device) -> None:
-        """Let what the current stream of `device` gets from now on begin after the point."""
+        """Make later work of the current stream of `device` wait for the event."""
         if self._event is not None:
             torch.cuda.current_stream(device).wait_event(self._event)
 
 
-class Side:
-    """A stream beside the current one; `stream` is None on a CPU."""
+class SideStream:
+    """A stream in addition to the current one; `stream` is None on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream: torch.cuda.Stream | None = None
@@ -42,7 +42,7 @@ class Side:
 
     @contextmanager
     def after_current(self) -> Iterator[None]:
-        """What is launched inside begins when all that the current stream has now is done."""
+        """Launch on this stream, after all work that the current stream has now."""
         if self.stream is None:
             yield
             return
@@ -52,27 +52,27 @@ class Side:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """What is launched inside waits for nothing but this stream itself."""
+        """Launch on this stream, without waiting for others."""
         if self.stream is None:
             yield
             return
         with torch.cuda.stream(self.stream):
             yield
 
-    def mark(self) -> Mark:
-        """The point that this stream has reached when all launched so far is done."""
-        return Mark(None if self.stream is None else self.stream.record_event())
+    def record(self) -> CudaEvent:
+        """Record an event that happens when all work launched so far is done."""
+        return CudaEvent(None if self.stream is None else self.stream.record_event())
 
 
 def with_index(device: torch.device) -> torch.device:
-    """A CUDA device by its number, as tensors name theirs."""
+    """Return a CUDA device with its index, as the devices of tensors have one."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 def lend(*tensors: Tensor) -> None:
-    """Tell torch that the current stream uses memory that may be another's."""
+    """Tell torch that the current stream uses memory that another stream may have allocated."""
     for tensor in tensors:
         if tensor.is_cuda:
             tensor.record_stream(torch.cuda.current_stream(tensor.device))

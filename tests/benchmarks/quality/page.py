@@ -1,4 +1,4 @@
-"""docs/quality.md out of what runs of the experiments found.
+"""Writes docs/quality.md from the results of the experiments.
 
 python tests/benchmarks/quality/page.py
 """
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def page(found: dict[str, Any], shares: dict[str, Any]) -> str:
-    """The page."""
+    """Return the page."""
     size, trainings = found["size"], found["trainings"]
     scratch = [t for t in trainings if t["start"] == "scratch"]
     go_on = [t for t in trainings if t["start"] == "bare"]
@@ -69,9 +69,16 @@ def page(found: dict[str, Any], shares: dict[str, Any]) -> str:
 
 
 def _shares(found: dict[str, Any]) -> dict[str, Any]:
-    """What the page says of the budget that is experts or memory."""
+    """Return the fields of the section on one budget for experts or memory."""
     trainings = sorted(found["trainings"], key=lambda t: (t["part"], t["seed"]))
-    header = ["memory", "experts, idle", "rows", "experts a layer", "held-out loss", "against none"]
+    header = [
+        "memory",
+        "experts, idle",
+        "rows",
+        "experts per layer",
+        "held-out loss",
+        "compared with none",
+    ]
     lines = [header, ["---:"] * len(header)]
     none = {t["seed"]: t["held_out"] for t in trainings if not t["part"]}
     for training in trainings:
@@ -101,14 +108,14 @@ def _shares(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _against_bare(name: str, within: list[dict[str, Any]]) -> list[float]:
-    """The held-out loss of a training less that of the bare one, by seed."""
+    """Return the held-out loss of a training minus that of the bare one, by seed."""
     bare = {t["seed"]: t["held_out"] for t in within if t["name"] == "bare"}
     return [t["held_out"] - bare[t["seed"]] for t in within if t["name"] == name]
 
 
 def _table(trainings: list[dict[str, Any]]) -> str:
     seeds = sorted({t["seed"] for t in trainings})
-    header = ["training", *(f"seed {seed}" for seed in seeds), "against bare", "spread"]
+    header = ["training", *(f"seed {seed}" for seed in seeds), "compared with bare", "spread"]
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for name in dict.fromkeys(t["name"] for t in trainings):
         own = {t["seed"]: t["held_out"] for t in trainings if t["name"] == name}
@@ -117,7 +124,7 @@ def _table(trainings: list[dict[str, Any]]) -> str:
         losses = [f"{own[seed]:.3f}" if seed in own else "" for seed in seeds]
         differs = "" if name == "bare" else f"{statistics.mean(against):+.3f}"
         lines.append([name, *losses, differs, "" if name == "bare" else spread])
-    return "Held-out loss, nats a token:\n\n" + "\n".join(f"| {' | '.join(x)} |" for x in lines)
+    return "Held-out loss, nats per token:\n\n" + "\n".join(f"| {' | '.join(x)} |" for x in lines)
 
 
 def _gates(trainings: list[dict[str, Any]]) -> str:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from runtime.kernels.gate_cases import FORWARD_MODE, NEAR, GateCase, far, make_call
 
-from engram_cli.runtime import custom_gate, gating, ops
+from engram_cli.runtime import gate_reference, ops, torch_ops_gate
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -47,7 +47,7 @@ def _kernels_run() -> None:
 def test_the_output_is_the_twins(case: GateCase) -> None:
     call = make_call(case, DEVICE)
     out, inputs = call.run(ops.gate)
-    expected, kept = call.run(gating.gate)
+    expected, kept = call.run(gate_reference.gate)
     assert far(out, expected) < NEAR[case.dtype]
     assert (inputs is None) == (kept is None) == (not case.conv)
     if inputs is not None:
@@ -58,7 +58,9 @@ def test_the_output_is_the_twins(case: GateCase) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_gradients_are_the_twins(case: GateCase) -> None:
     call = make_call(case, DEVICE)
-    for found, expected in zip(call.gradients(ops.gate), call.gradients(gating.gate), strict=True):
+    for found, expected in zip(
+        call.gradients(ops.gate), call.gradients(gate_reference.gate), strict=True
+    ):
         assert far(found, expected) < NEAR[case.dtype]
 
 
@@ -66,7 +68,7 @@ def test_gradients_are_the_twins(case: GateCase) -> None:
 def test_second_gradients_are_the_twins(conv: bool) -> None:
     call = make_call(GateCase(count=3, batch=1, width=17, conv=conv), DEVICE)
     for found, expected in zip(
-        call.second_gradients(ops.gate), call.second_gradients(gating.gate), strict=True
+        call.second_gradients(ops.gate), call.second_gradients(gate_reference.gate), strict=True
     ):
         assert far(found, expected) < 1e-4
 
@@ -79,7 +81,7 @@ def test_a_tangent_is_not_dropped() -> None:
         leaf.requires_grad_(False)
     direction = torch.ones_like(frozen.hidden)
     found = []
-    for function in (ops.gate, gating.gate):
+    for function in (ops.gate, gate_reference.gate):
         with torch.autograd.forward_ad.dual_level():
             dual = torch.autograd.forward_ad.make_dual(frozen.hidden, direction)
             out, _ = dataclasses.replace(frozen, hidden=dual).run(function)
@@ -93,7 +95,7 @@ def test_a_history_goes_before(options: dict[str, Any]) -> None:
     call = make_call(GateCase(history=True, **options), DEVICE)
     with torch.no_grad():
         out, inputs = call.run(ops.gate)
-    expected, kept = call.run(gating.gate)
+    expected, kept = call.run(gate_reference.gate)
     assert far(out, expected) < NEAR[call.hidden.dtype]
     assert far(inputs, kept) < NEAR[call.hidden.dtype]
 
@@ -107,7 +109,7 @@ def test_the_same_bits_however_a_line_is_cut() -> None:
         call,
         hidden=call.hidden[:, begin:],
         projected=call.projected[:, begin:],
-        past=gating.Past(history=inputs[:, begin - 6 : begin]),
+        past=gate_reference.Past(history=inputs[:, begin - 6 : begin]),
     )
     with torch.no_grad():
         assert torch.equal(rest.run(ops.gate)[0], whole[:, begin:])
@@ -141,7 +143,7 @@ def test_the_operators_are_well_formed(conv: bool) -> None:
     rest = (call.past.keep, None, None, 1e-6, 1e-5, 2, False, True, torch.float32, 9)
     arguments = (*arguments, own.norm, own.taps, *rest)
     torch.library.opcheck(
-        custom_gate.gate,
+        torch_ops_gate.gate,
         arguments,
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )

@@ -16,8 +16,8 @@ from runtime.kernels.gate_cases import FORWARD_MODE
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError, TokenIdError
-from engram_cli.runtime import custom, gathering, ops
-from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime import lookup_reference, ops, torch_ops
+from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.tables import Table
 
 # The interpreter multiplies with NumPy, which warns where int64 wraps.
@@ -41,7 +41,9 @@ def _some(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def test_rows_equal_the_twin(name: str, form: str) -> None:
     hashed = the_hash(name, DEVICE)
     ids, back = FORMS[form](DEVICE)
-    assert torch.equal(ops.find_rows(hashed, ids, back), gathering.find_rows(hashed, ids, back))
+    assert torch.equal(
+        ops.find_rows(hashed, ids, back), lookup_reference.find_rows(hashed, ids, back)
+    )
 
 
 def test_moduli_are_exact_at_their_edges() -> None:
@@ -71,7 +73,7 @@ def test_vectors_equal_the_twin(kind: str, dim: int, dtype: torch.dtype) -> None
     wide = dtype == torch.float32 or DEVICE.type == "cuda"
     tables = [a_table(kind, height, dim, DEVICE, wide=wide) for height in hashed.heights]
     found = ops.look_up(hashed, ids, tables, back, dtype)
-    assert same_bits(found, gathering.look_up(hashed, ids, tables, back, dtype))
+    assert same_bits(found, lookup_reference.look_up(hashed, ids, tables, back, dtype))
 
 
 @pytest.mark.parametrize("kind", DECODED)
@@ -82,7 +84,7 @@ def test_rows_without_a_kernel_are_decoded_by_the_twin(kind: str) -> None:
     said = pytest.warns(UserWarning, match="have no kernel") if ids.is_cuda else nullcontext()
     with said:
         found = ops.look_up(hashed, ids, rows, back, torch.float32)
-    assert same_bits(found, gathering.look_up(hashed, ids, rows, back, torch.float32))
+    assert same_bits(found, lookup_reference.look_up(hashed, ids, rows, back, torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_vectors_of_every_form_equal_the_twin(name: str, form: str) -> None:
     ids, back = FORMS[form](DEVICE)
     tables = [a_table("fp8 + e8m0", height, 32, DEVICE) for height in hashed.heights]
     found = ops.look_up(hashed, ids, tables, back)
-    assert same_bits(found, gathering.look_up(hashed, ids, tables, back))
+    assert same_bits(found, lookup_reference.look_up(hashed, ids, tables, back))
 
 
 @pytest.mark.parametrize("count", [1, 40, 700, 9000] if DEVICE.type == "cuda" else [90])
@@ -103,7 +105,9 @@ def test_every_size_has_a_plan(count: int) -> None:
     ids = torch.arange(count, device=DEVICE)[None] % 20
     for kind, dim in (("bfloat16", 64), ("fp8 + e8m0", 256)):
         tables = [a_table(kind, height, dim, DEVICE) for height in hashed.heights]
-        assert same_bits(ops.look_up(hashed, ids, tables), gathering.look_up(hashed, ids, tables))
+        assert same_bits(
+            ops.look_up(hashed, ids, tables), lookup_reference.look_up(hashed, ids, tables)
+        )
 
 
 @pytest.mark.parametrize("form", ["history", "packed history", "short history"])
@@ -112,7 +116,7 @@ def test_a_step_writes_its_history(name: str, form: str) -> None:
     hashed = the_hash(name, DEVICE)
     tables = [a_table("float32", height, 4, DEVICE) for height in hashed.heights]
     ids, back = FORMS[form](DEVICE)
-    expected = gathering.look_up_step(hashed, ids, tables, back)
+    expected = lookup_reference.look_up_step(hashed, ids, tables, back)
     (again, mine) = FORMS[form](DEVICE)
     found = ops.look_up_step(hashed, again, tables, mine)
     assert torch.equal(found, expected)
@@ -148,7 +152,7 @@ def test_gradients_equal_the_twins() -> None:
     ids, back = FORMS["dead"](DEVICE)
     tables = [a_table("float32", height, 12, DEVICE) for height in hashed.heights]
     found = _gradients(lambda t: ops.look_up(hashed, ids, t, back), tables)
-    expected = _gradients(lambda t: gathering.look_up(hashed, ids, t, back), tables)
+    expected = _gradients(lambda t: lookup_reference.look_up(hashed, ids, t, back), tables)
     assert len(found) == len(expected) == 2
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
@@ -160,7 +164,7 @@ def test_second_gradients_and_tangents_equal_the_twins() -> None:
     ids, back = FORMS["dead"](DEVICE)
     tables = [a_table("float32", height, 12, DEVICE) for height in hashed.heights]
     results = []
-    for function in (ops.look_up, gathering.look_up):
+    for function in (ops.look_up, lookup_reference.look_up):
         leaves = [table.values.detach().clone().requires_grad_() for table in tables]
         out = function(hashed, ids, [Table(values=leaf) for leaf in leaves], back)
         firsts = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
@@ -191,19 +195,19 @@ def test_the_operators_keep_torchs_rules() -> None:
     hashed = the_hash("one head", DEVICE)
     ids, back = FORMS["history"](DEVICE)
     limits = (back.dead, None, None, back.history, back.positions, back.slots)
-    own = custom.hash_arguments(hashed)
+    own = torch_ops.hash_arguments(hashed)
     tables = [a_table("float32", height, 4, DEVICE).values for height in hashed.heights]
     kind = ("plain", torch.float32)
     # In the interpreter each of the four takes seconds.
     rules = ("test_schema", "test_faketensor", "test_autograd_registration")
     if DEVICE.type == "cuda":
         rules = (*rules, "test_aot_dispatch_dynamic")
-        torch.library.opcheck(custom.find_rows, (ids, *own, *limits), test_utils=rules)
+        torch.library.opcheck(torch_ops.find_rows, (ids, *own, *limits), test_utils=rules)
         arguments = (ids, tables, [], *kind, *own, *limits)
-        torch.library.opcheck(custom.look_up_step, arguments, test_utils=rules)
+        torch.library.opcheck(torch_ops.look_up_step, arguments, test_utils=rules)
     leaves = [table.requires_grad_() for table in tables]
     arguments = (ids, leaves, [], *kind, *own, *limits, "dense")
-    torch.library.opcheck(custom.look_up, arguments, test_utils=rules)
+    torch.library.opcheck(torch_ops.look_up, arguments, test_utils=rules)
 
 
 def test_two_hashes_at_once() -> None:
@@ -211,7 +215,9 @@ def test_two_hashes_at_once() -> None:
     ids = FORMS["int32"](DEVICE)[0]
     for hashed in (one, two, one):
         tables = [a_table("float16", height, 8, DEVICE) for height in hashed.heights]
-        assert same_bits(ops.look_up(hashed, ids, tables), gathering.look_up(hashed, ids, tables))
+        assert same_bits(
+            ops.look_up(hashed, ids, tables), lookup_reference.look_up(hashed, ids, tables)
+        )
 
 
 def test_bad_ids_raise_in_debug_mode(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +230,7 @@ def test_bad_ids_raise_in_debug_mode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_poisoned_output_is_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engram_cli.runtime.kernels import launch
+    from engram_cli.runtime.kernels import lookup_launcher
 
     def poisoned(*shape: object, **options: object) -> Tensor:
         return torch.full(*shape, float("nan"), **options)  # type: ignore[call-overload, no-any-return]
@@ -232,7 +238,7 @@ def test_a_poisoned_output_is_written_whole(monkeypatch: pytest.MonkeyPatch) -> 
     hashed = the_hash("deepseek-v4.1", DEVICE)
     tables = [a_table("bfloat16", height, 12, DEVICE) for height in hashed.heights]
     ids = FORMS["int32"](DEVICE)[0]
-    monkeypatch.setattr(launch.torch, "empty", poisoned)
+    monkeypatch.setattr(lookup_launcher.torch, "empty", poisoned)
     assert not ops.look_up(hashed, ids, tables).isnan().any()
 
 
@@ -259,8 +265,8 @@ def test_a_model_looks_up_by_one_operator(
     mask[0, :2] = 0
     places = torch.tensor([[1, 1, 0, 1, 0, 1], [0, 1, 0, 1, 2, 3]], device=DEVICE)
     calls = []
-    launched = custom.call
-    monkeypatch.setattr(custom, "call", lambda *a: calls.append(1) or launched(*a))
+    launched = torch_ops.call
+    monkeypatch.setattr(torch_ops, "call", lambda *a: calls.append(1) or launched(*a))
 
     def run() -> tuple[Tensor, Tensor]:
         with torch.no_grad():

@@ -14,8 +14,8 @@ from lookup_cases import FORMS, a_table, the_hash
 from runtime.kernels.row_cases import CASES, RowCase
 from torch import Tensor, nn
 
-from engram_cli.runtime import custom_rows, gathering, ops, row_gradients, row_steps
-from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime import lookup_reference, ops, row_gradients, row_steps, torch_ops_rows
+from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.row_optimisers import RowwiseAdagrad, RowwiseAdam
 from engram_cli.runtime.tables import Table
 
@@ -54,7 +54,7 @@ def test_dense_gradients_are_the_twins(case: RowCase, dtype: torch.dtype) -> Non
     if case.height > 1000 and DEVICE.type == "cpu":
         pytest.skip("one of these is enough")
     sorted_, atomic = (
-        custom_rows.dense_row_gradient(values, rows, case.height, dtype, how).cpu()
+        torch_ops_rows.dense_row_gradient(values, rows, case.height, dtype, how).cpu()
         for how in (False, True)
     )
     expected = row_gradients.dense_gradient(*on_cpu(values, rows), case.height, dtype)
@@ -130,7 +130,7 @@ def test_the_look_ups_gradients_equal_the_twins(how: str) -> None:
     ids, back = FORMS["dead"](DEVICE)
     tables = [a_table("float32", height, 12, DEVICE) for height in hashed.heights]
     found = _gradients(lambda t: ops.look_up(hashed, ids, t, back), tables, how)
-    expected = _gradients(lambda t: gathering.look_up(hashed, ids, t, back), tables, how)
+    expected = _gradients(lambda t: lookup_reference.look_up(hashed, ids, t, back), tables, how)
     assert len(found) == len(expected) == 2
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.is_sparse == theirs.is_sparse == (how == "sparse")
@@ -175,11 +175,11 @@ def test_the_operators_keep_torchs_rules() -> None:
     mean, square = torch.rand(2, 5, 4).to(DEVICE)
     steps = torch.ones((), device=DEVICE)
     calls = [
-        (custom_rows.dense_row_gradient, (values, rows, 5, torch.float32, False)),
-        (custom_rows.sum_rows, (values, rows, 5)),
-        (custom_rows.adagrad_operator, (weight, sums, values, rows, 0.1, 1e-8)),
+        (torch_ops_rows.dense_row_gradient, (values, rows, 5, torch.float32, False)),
+        (torch_ops_rows.sum_rows, (values, rows, 5)),
+        (torch_ops_rows.adagrad_operator, (weight, sums, values, rows, 0.1, 1e-8)),
         (
-            custom_rows.adam_operator,
+            torch_ops_rows.adam_operator,
             (weight, mean, square, steps, values, rows, 0.1, 0.9, 0.99, 1e-8),
         ),
     ]
@@ -207,7 +207,7 @@ def test_a_look_back_of_sparse_rows() -> None:
     tables = [Table(values=leaf.requires_grad_(), gradients="sparse") for leaf in leaves]
     back = LookBack(ages=(torch.arange(12, device=DEVICE) % 7)[None])
     ops.look_up(hashed, ids, tables, back).sum().backward()
-    rows = gathering.find_rows(hashed, ids, back)
+    rows = lookup_reference.find_rows(hashed, ids, back)
     for leaf, own in zip(leaves, rows, strict=True):
         assert torch.equal(leaf.grad._indices()[0], own.reshape(-1))
 

@@ -9,10 +9,10 @@ from tier_cases import WIDTHS, a_store, expected, hot_rows, random_records, some
 from torch import Tensor
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.tiers import reading
+from engram_cli.runtime.tiers import tier_records
 from engram_cli.runtime.tiers.hot_set import hot_set
-from engram_cli.runtime.tiers.reading import Shelves
-from engram_cli.runtime.tiers.store import TieredRows
+from engram_cli.runtime.tiers.tier_records import TierBuffers
+from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
@@ -26,12 +26,14 @@ def _kernels_run() -> None:
     assert ops.has_kernels(DEVICE)
 
 
-def read(store: TieredRows, rows: Tensor, slots: Tensor | None, **shelves: Tensor) -> Tensor:
+def read(
+    store: TieredEmbedding, rows: Tensor, slots: Tensor | None, **tier_buffers: Tensor
+) -> Tensor:
     out = torch.full((len(rows), store.width), float("nan"), dtype=store.dtype, device=DEVICE)
-    own = store.shelves
-    if shelves:
-        own = Shelves(
-            form=own.form, counted=own.counted, hot=own.hot, hot_set=own.hot_set, **shelves
+    own = store.tier_buffers
+    if tier_buffers:
+        own = TierBuffers(
+            form=own.form, counted=own.counted, hot=own.hot, hot_set=own.hot_set, **tier_buffers
         )
     ops.read_tiers(own, rows, slots, out)
     return out
@@ -49,7 +51,7 @@ def test_rows_in_place(dtype: str, dim: int, share: float) -> None:
     found = read(store, rows, None)
     assert same_bits(found.cpu(), expected(spec, records, rows[:, None], store.dtype))
     hot = int(torch.isin(rows.cpu(), torch.from_numpy(hot_rows(ROWS, share))).sum())
-    assert store.shelves.counted.tolist() == [[0, 0], [37, hot]]
+    assert store.tier_buffers.counted.tolist() == [[0, 0], [37, hot]]
 
 
 @pytest.mark.parametrize(("dtype", "dim"), CASES)
@@ -64,7 +66,7 @@ def test_rows_by_slots(dtype: str, dim: int) -> None:
     staged = records[order].to(DEVICE)
     found = read(store, rows.to(DEVICE), slots[rows].to(DEVICE), cold=staged)
     assert same_bits(found.cpu(), expected(spec, records, rows[:, None], store.dtype))
-    assert not store.shelves.counted.any()
+    assert not store.tier_buffers.counted.any()
 
 
 @pytest.mark.parametrize("height", [ROWS, 2**31 - 1, 2**31, 2**33])
@@ -75,7 +77,7 @@ def test_keys_and_slots_equal_the_twins(count: int, share: float, height: int) -
     own = hot_set(hot, ROWS, DEVICE) if len(hot) else None
     rows = some_rows(ROWS, count).to(DEVICE)
     both = []
-    for implementation in (reading, ops):
+    for implementation in (tier_records, ops):
         keys, order = implementation.cold_keys(rows, own, height).sort(stable=True)
         assert keys.dtype == (torch.int32 if height < 2**31 else torch.int64)
         slots = torch.full((count,), -1, dtype=torch.int32, device=DEVICE)

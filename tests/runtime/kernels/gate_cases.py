@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engram_cli.runtime.gating import GateWeights, Past
+from engram_cli.runtime.gate_reference import GateWeights, Past
 
 # torch uses its own deprecated torch.jit.script when forward mode is first used.
 FORWARD_MODE = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")

@@ -10,7 +10,7 @@ import torch
 from runtime.kernels.gate_cases import GateCase, make_call
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.runtime import gating, ops
+from engram_cli.runtime import gate_reference, ops
 
 
 @pytest.mark.parametrize("case", [GateCase(conv=False), GateCase(keep=True, age=True)])
@@ -24,7 +24,7 @@ def test_gradients_are_those_of_finite_differences(case: GateCase) -> None:
 
     def run(hidden: torch.Tensor, projected: torch.Tensor, *values: torch.Tensor) -> Any:
         own = dataclasses.replace(call.weights, **dict(zip(names, values, strict=True)))
-        return gating.gate(own, hidden, projected, call.past, **call.options)[0]
+        return gate_reference.gate(own, hidden, projected, call.past, **call.options)[0]
 
     weights = [getattr(call.weights, name) for name in names]
     assert torch.autograd.gradcheck(run, (clean, call.projected, *weights))
@@ -33,16 +33,16 @@ def test_gradients_are_those_of_finite_differences(case: GateCase) -> None:
 def test_alien_shapes_are_refused() -> None:
     call = make_call(GateCase())
     with pytest.raises(RuntimeAttachError, match="projections"):
-        dataclasses.replace(call, projected=call.projected[..., :-1]).run(gating.gate)
+        dataclasses.replace(call, projected=call.projected[..., :-1]).run(gate_reference.gate)
 
 
 def test_ops_give_the_twin_where_there_is_no_kernel() -> None:
     call = make_call(GateCase(dtype=torch.float64))
     with torch.no_grad():
-        assert torch.equal(call.run(ops.gate)[0], call.run(gating.gate)[0])
+        assert torch.equal(call.run(ops.gate)[0], call.run(gate_reference.gate)[0])
     # With a gradient, `gate_autograd` rounds otherwise.
     torch.testing.assert_close(
-        call.run(ops.gate)[0], call.run(gating.gate)[0], rtol=1e-12, atol=1e-12
+        call.run(ops.gate)[0], call.run(gate_reference.gate)[0], rtol=1e-12, atol=1e-12
     )
 
 

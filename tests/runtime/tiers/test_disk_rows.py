@@ -24,11 +24,11 @@ from engram_cli.formats.bundle_writer import write_referring
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.row_types import ROW_DTYPES
 from engram_cli.formats.table_reference import refer
-from engram_cli.runtime.tiers import disk_rows, row_files
-from engram_cli.runtime.tiers.disk_rows import SCRATCH_BYTES, DiskRows
+from engram_cli.runtime.tiers import disk_rows
+from engram_cli.runtime.tiers.disk_rows import SCRATCH_BYTES, DiskRows, RowFiles
+from engram_cli.runtime.tiers.protocol import RowSource
 from engram_cli.runtime.tiers.row_cache import slot_bytes
-from engram_cli.runtime.tiers.row_files import RowFiles
-from engram_cli.runtime.tiers.source import RowSource, record_layout
+from engram_cli.runtime.tiers.tier_records import record_layout
 from engram_cli.table.attributes import read_description
 from engram_cli.table.build import build_store
 from engram_cli.table.inits import make_init
@@ -109,8 +109,8 @@ def test_requests_larger_than_a_piece(
 ) -> None:
     monkeypatch.setattr(disk_rows, "_PIECE_ROWS", part_rows)
     monkeypatch.setattr(disk_rows, "_ALONE", 3)
-    monkeypatch.setattr(row_files, "WINDOW", 4)
-    monkeypatch.setattr(row_files, "RUN_ROWS", 5)
+    monkeypatch.setattr(disk_rows, "WINDOW", 4)
+    monkeypatch.setattr(disk_rows, "RUN_ROWS", 5)
     source = DiskRows(bundle, 1, cache_bytes=50_000)
     for rows in requests(source.rows).values():
         check(source, bundle, 1, rows)
@@ -142,7 +142,7 @@ def test_neighbours_are_one_read(bundle: Bundle) -> None:
         lines = np.arange(len(rows))
         return files.read(np.array(rows), lines, layout.record_bytes, target)
 
-    gap = row_files.GAP_BYTES // layout.row_bytes
+    gap = disk_rows.GAP_BYTES // layout.row_bytes
     assert reads([3, 4, 5]) == 1
     assert reads([3, 4 + gap]) == 1
     assert reads([3, 5 + gap]) == 2
@@ -246,7 +246,7 @@ def test_reads_that_come_in_parts(bundle: Bundle, monkeypatch: pytest.MonkeyPatc
 
 
 def test_more_files_than_are_kept_open(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_files, "KEPT_OPEN", 0)
+    monkeypatch.setattr(disk_rows, "KEPT_OPEN", 0)
     source = DiskRows(bundle, 1, cache_bytes=0)
     before = len(os.listdir("/proc/self/fd"))
     for rows in requests(source.rows).values():

@@ -49,7 +49,7 @@ def locks_held(memory: Memory, held: ExitStack) -> None:
     assert memory.tiers is not None
     stores = memory.tiers.stores.values()
     locks = [memory.tiers._lock]
-    locks += [lock for store in stores for lock in (store.road._lock, store.cold._lock)]
+    locks += [lock for store in stores for lock in (store.staging_queue._lock, store.cold._lock)]
     locks += [store.cold.cache._lock for store in stores if hasattr(store.cold, "cache")]
     for lock in {id(lock): lock for lock in locks}.values():
         held.enter_context(lock)

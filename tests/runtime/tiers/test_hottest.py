@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engram_cli.runtime.tiers import hottest as module
-from engram_cli.runtime.tiers.hottest import hottest
+from engram_cli.runtime.tiers import hot_set as module
+from engram_cli.runtime.tiers.hot_set import hottest
 
 Hits = NDArray[np.uint32]
 
@@ -36,7 +36,7 @@ LAYER = st.lists(NUMBERS, max_size=30)
 def test_it_is_what_a_sort_chooses(layers: list[list[int]], count: int) -> None:
     hits = {9 - at: np.array(own, dtype=np.uint32) for at, own in enumerate(layers)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_PIECE_ROWS", 4)
+        patch.setattr(module, "_HITS_PIECE_ROWS", 4)
         found = hottest(hits, count)
     expected = sorted_out(hits, count)
     assert {layer: own.tolist() for layer, own in found.rows.items()} == expected

@@ -24,7 +24,7 @@ from engram_cli.formats.row_types import ROW_TYPES
 from engram_cli.formats.tensors import physical_dtype
 from engram_cli.runtime import attach, detach, load, parameter_groups, save_engram
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.tiers.tuning import VARIABLE
+from engram_cli.runtime.tiers.staging_ring import VARIABLE
 from engram_cli.vocab.compress import CompressedVocab
 
 DIM = 32
@@ -106,7 +106,7 @@ def staged(model: PreTrainedModel) -> Memory:
 
 
 def our_threads() -> list[str]:
-    """The threads that serve tiers now, but for the crew, which sleeps until the process ends."""
+    """The threads that serve tiers now, but for the pool, which sleeps until the process ends."""
     names = [t.name for t in threading.enumerate() if t.name.startswith("engram-")]
     return [name for name in names if not name.startswith("engram-gather-")]
 
@@ -193,9 +193,9 @@ def test_a_small_table_goes_under_small_budgets(
         assert placed.hbm_bytes <= 20_000
         assert placed.hbm_bytes < placed.spec.table_bytes
         assert (placed.staging.hbm > 0) == (placed.cold == "disk"), "a CPU reads the host in place"
-        road = next(iter(memory.tiers.stores.values())).road
-        assert placed.staging.hbm in (0, road.tuning.device_bytes)
-        assert placed.staging.host in (0, road.tuning.pinned_bytes)
+        staging_queue = next(iter(memory.tiers.stores.values())).staging_queue
+        assert placed.staging.hbm in (0, staging_queue.tuning.device_bytes)
+        assert placed.staging.host in (0, staging_queue.tuning.pinned_bytes)
         assert torch.equal(logits(model, ids), logits(here, ids))
     for wrong in (5, b"host"):
         with pytest.raises(InputError, match="is no text"):
@@ -290,8 +290,8 @@ def test_a_forward_that_fails_between_layers_leaves_nothing_behind(attached: Att
             logits(model, ids)
     handle.remove()
     assert torch.equal(logits(model, ids), expected)
-    road = next(iter(memory.tiers.stores.values())).road
-    assert road.reserve(road.tuning.ahead_bytes)
+    staging_queue = next(iter(memory.tiers.stores.values())).staging_queue
+    assert staging_queue.reserve(staging_queue.tuning.ahead_bytes)
 
 
 def test_detach_gives_memory_and_threads_back(attached: Attached) -> None:

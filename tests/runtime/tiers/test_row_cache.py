@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engram_cli.runtime.tiers.row_cache import MOST_USES, WAYS, RowCache, slot_bytes
+from engram_cli.runtime.tiers.row_cache import MAX_USES, WAYS, RowCache, slot_bytes
 
 RECORD = 24
 
@@ -99,12 +99,12 @@ def test_rows_that_are_asked_for_stay_and_grow_old() -> None:
     cache = RowCache(RECORD, WAYS * slot_bytes(RECORD))
     hot = np.arange(3)
     put(cache, hot)
-    for _ in range(3 * MOST_USES):
+    for _ in range(3 * MAX_USES):
         assert take(cache, hot).all()
     for row in range(100, 120):  # a scan of rows that nobody asks for again
         put(cache, np.array([row]))
     assert take(cache, hot).all()
-    for row in range(1000, 1000 + 8 * MOST_USES):
+    for row in range(1000, 1000 + 8 * MAX_USES):
         put(cache, np.array([row]))
     assert not take(cache, hot).any(), "what was hot once goes in the end"
 

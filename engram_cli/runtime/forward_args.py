@@ -1,8 +1,8 @@
-"""Catches what a forward call was given: token ids, attention mask and cache, on their way.
+"""Reads the arguments of a forward call: token ids, attention mask, positions and cache.
 
-Decoder layers never see token ids. Hooks on the modules from the model down to the owner of the
-layers note them for the length of a call; inner modules, which some callers run directly, win.
-Where the ids come from one of them, everything else comes from it or from inside it.
+Decoder layers never get token ids. Hooks on the modules from the model down to the owner of the
+layers record the arguments for the length of a call. Arguments of inner modules take precedence,
+because some callers run these directly. Modules outside of the one that gave the ids are ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.caches import caches_in, first_tensor
-from engram_cli.runtime.recording import is_recorded
+from engram_cli.runtime.graph_capture import is_capturing_graph
 
 _DECODERS = "decoder_"  # how an encoder-decoder's forward names what is its decoder's
 
@@ -42,17 +42,17 @@ class Call:
 
 
 def parameter_names(module: nn.Module) -> list[str]:
-    """The names of a module's forward parameters, in the order of positional arguments."""
+    """Return the names of a module's forward parameters, in the order of positional arguments."""
     return list(inspect.signature(type(module).forward).parameters)[1:]
 
 
 def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name."""
+    """Return the arguments of a call by name."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def places_in(arguments: Mapping[str, Any]) -> list[Tensor]:
-    """The integer tensors that are called positions."""
+    """Return the integer tensors whose names say that they are positions."""
     return [
         value
         for name, value in arguments.items()
@@ -61,9 +61,9 @@ def places_in(arguments: Mapping[str, Any]) -> list[Tensor]:
 
 
 def read_call(depth: int, names: Sequence[str], args: Sequence[Any], kwargs: Any) -> Call:
-    """What a call of the module at `depth` was given.
+    """Read the arguments of a call of the module at `depth`.
 
-    Of the call of an encoder-decoder only what is its decoder's is taken: `decoder_input_ids`.
+    Of an encoder-decoder's call only the decoder's arguments are read (`decoder_input_ids`).
     """
     given = bind(names, args, kwargs)
     own = given
@@ -91,7 +91,7 @@ def read_call(depth: int, names: Sequence[str], args: Sequence[Any], kwargs: Any
 
 
 def merge_calls(calls: Sequence[Call]) -> Call:
-    """One call of nested ones, the inner winning; of masks the inner 2-D one, else the innermost.
+    """Merge nested calls; the innermost value wins, and a 2-D mask wins over other masks.
 
     Modules outside of the one whose ids are used are left out: what they were given may be another
     sequence's, as an encoder's mask. Raises RuntimeAttachError when there are no token ids, or not
@@ -182,13 +182,13 @@ def real_positions(mask: Any, past: int | Tensor, count: int) -> Tensor | None:
                 "pass the mask of the past and the new positions together",
             )
         keep = mask[:, begin : begin + count] != 0
-    if keep.device.type == "cpu" and not is_recorded() and bool(keep.all()):
+    if keep.device.type == "cpu" and not is_capturing_graph() and bool(keep.all()):
         return None
     return keep
 
 
 def _real_in_a_graph(mask: Tensor, past: Tensor, count: int) -> Tensor:
-    """The same where `past` is a tensor: places are gathered, no shape depends on it."""
+    """The same where `past` is a tensor: positions are gathered, no shape depends on it."""
     places = torch.arange(count, device=mask.device) + past.to(mask.device)
     if mask.ndim == 2:
         keep: Tensor = mask != 0
@@ -198,7 +198,7 @@ def _real_in_a_graph(mask: Tensor, past: Tensor, count: int) -> Tensor:
 
 
 def _diagonal(mask: Tensor, past: int, count: int) -> Tensor:
-    """What each position sees of itself: padding is masked for everyone, also for itself."""
+    """Return whether each position may attend to itself; padding may not."""
     begin = min(past, mask.shape[3] - count)
     if begin < 0 or mask.shape[2] != count:
         raise RuntimeAttachError(

@@ -1,8 +1,8 @@
-"""The rows of one forward call, asked for when it starts and taken where a layer needs them.
+"""Prefetches the rows of one forward call; each layer waits only for its own.
 
-In: row numbers of each layer. On the device the rows that are not hot are found and made distinct;
-blocks of them travel by the road in the order of the layers, as many at once as its budget lets.
-Out: a layer's vectors. Whatever is not taken must be dropped.
+On the device the rows that are not hot are found and made distinct. They are staged in blocks, in
+the order of the layers, as many at once as the budget of the `StagingQueue` allows. `take` returns
+the vectors of a layer. Reads that are not taken must be dropped.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.tiers.reading import Shelves, key_dtype
-from engram_cli.runtime.tiers.ring import Block, Road
-from engram_cli.runtime.tiers.source import RowSource
-from engram_cli.runtime.tiers.streams import Mark, lend
-from engram_cli.runtime.tiers.tuning import NUMBER_BYTES, Tuning
+from engram_cli.runtime.tiers.protocol import RowSource
+from engram_cli.runtime.tiers.staging_ring import NUMBER_BYTES, Block, StagingQueue, Tuning
+from engram_cli.runtime.tiers.streams import CudaEvent, lend
+from engram_cli.runtime.tiers.tier_records import TierBuffers, key_dtype
 
 
 class Store(Protocol):
-    """A layer's rows as they are read here (`store.TieredRows`)."""
+    """What is needed of a layer in tiers (`tiered_embedding.TieredEmbedding`)."""
 
     device: torch.device
     cold: RowSource
-    road: Road
-    shelves: Shelves
+    staging_queue: StagingQueue
+    tier_buffers: TierBuffers
     tuning: Tuning
     width: int
     waited: float
@@ -48,7 +47,7 @@ class Store(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Piece:
-    """Some rows int64[n] of a layer, and once begun their slots in the block's staging."""
+    """Rows int64[n] of a layer that are staged together, and later their slots in the block."""
 
     store: Store
     rows: Tensor
@@ -62,22 +61,22 @@ class _Piece:
         return len(self.rows) * (self.store.cold.record_bytes + NUMBER_BYTES)
 
     def begin(self) -> None:
-        """Find the distinct rows that are not hot, beside the current stream, and send for them.
+        """Find the distinct rows that are not hot, on a side stream, and queue their block.
 
-        Nothing here waits for the device: how many rows there are is known to the worker alone.
+        Nothing here waits for the device: only the worker learns how many rows there are.
         """
         store, device, count = self.store, self.store.device, len(self.rows)
-        height, hot_set = store.cold.rows, store.shelves.hot_set
-        # Made on the current stream, where they are used and given back.
+        height, hot_set = store.cold.rows, store.tier_buffers.hot_set
+        # Allocated on the current stream, where they are used and freed.
         self.slots = torch.empty(count, dtype=torch.int32, device=device)
         staging = torch.empty(count, store.cold.record_bytes, dtype=torch.uint8, device=device)
         host = torch.empty(count + 1, dtype=key_dtype(height), pin_memory=device.type == "cuda")
-        with store.road.find.after_current():
+        with store.staging_queue.find.after_current():
             keys, order = ops.cold_keys(self.rows, hot_set, height).sort()
-            ops.find_slots(keys, order, height, self.slots, host, store.shelves.counted)
-            mark = store.road.find.mark()
-        self.block = Block(source=store.cold, host=host, found=mark, staging=staging)
-        store.road.send(self.block)
+            ops.find_slots(keys, order, height, self.slots, host, store.tier_buffers.counted)
+            event = store.staging_queue.find.record()
+        self.block = Block(source=store.cold, host=host, found=event, staging=staging)
+        store.staging_queue.send(self.block)
 
     def deliver(self, out: Tensor) -> None:
         """Write the vectors to `out` [n, dim]; blocks until the worker has launched the copies."""
@@ -85,10 +84,10 @@ class _Piece:
         assert block is not None
         assert self.slots is not None
         begin = time.perf_counter()
-        store.road.wait(block)
+        store.staging_queue.wait(block)
         store.waited += time.perf_counter() - begin
         block.copied.hold_back(store.device)
-        staged = replace(store.shelves, cold=block.staging)
+        staged = replace(store.tier_buffers, cold=block.staging)
         ops.read_tiers(staged, self.rows, self.slots, out)
         lend(block.staging, self.slots, self.rows)
         self.block = self.slots = None
@@ -96,16 +95,16 @@ class _Piece:
 
 @dataclass(slots=True, eq=False)
 class _Layer:
-    """What a layer asked for: its vectors on their way in place, or pieces that are staged."""
+    """A layer's read: vectors that are read in place, or pieces that are staged."""
 
     rows: Tensor
     vectors: Tensor | None = None
-    mark: Mark | None = None
+    event: CudaEvent | None = None
     pieces: list[_Piece] = field(default_factory=list)
 
 
-class Reads:
-    """The reads of a call, begun at once: rows int64[..., C] of each place that has a store."""
+class TierReader:
+    """The reads of a call, begun together: rows int64[..., C] by the index of each tiered layer."""
 
     def __init__(self, stores: Mapping[int, Store], rows: Sequence[Tensor] | Tensor) -> None:
         self.stores = stores
@@ -116,18 +115,18 @@ class Reads:
         self._start(rows)
 
     def expect(self, rows: Tensor, same: Tensor, tell: Callable[[bool], None]) -> None:
-        """Where `same`, one bool on the device, is False, `rows` are meant instead.
+        """Read `rows` instead where `same`, one bool on the device, is False.
 
-        It is read, and told, when the first layer takes its vectors: nothing waits for it before.
+        `same` is read, and passed to `tell`, when the first layer takes its vectors.
         """
         self._expected = rows, same, tell
 
     def take(self, place: int) -> Tensor:
-        """[..., C x dim]: the vectors of a layer, once. Raises what its source raised."""
+        """Return the vectors [..., C x dim] of a layer, once. Raises the error of its source."""
         self._keep_or_renew()
         layer, store = self._layers.pop(place), self.stores[place]
-        if layer.vectors is not None and layer.mark is not None:
-            layer.mark.hold_back(store.device)
+        if layer.vectors is not None and layer.event is not None:
+            layer.event.hold_back(store.device)
             lend(layer.vectors, layer.rows)
             return layer.vectors
         out = store.empty(layer.rows)
@@ -143,7 +142,7 @@ class Reads:
         return out
 
     def _keep_or_renew(self) -> None:
-        """Begin anew where rows were asked for ahead that are not those of the call."""
+        """Start again where the rows that were prefetched are not those of the call."""
         if self._expected is None:
             return
         (rows, same, tell), self._expected = self._expected, None
@@ -163,7 +162,7 @@ class Reads:
             raise
 
     def drop(self) -> None:
-        """Forget what was not taken; its memory is free when this returns."""
+        """Drop the reads that were not taken; their memory is free when this returns."""
         layers, self._layers = list(self._layers.values()), {}
         self._waiting.clear()
         if os.getpid() != self._process:  # the threads that write are the parent's
@@ -176,23 +175,26 @@ class Reads:
             self._drop(layer)
 
     def __del__(self) -> None:
-        # When Python ends the worker has ended, and there is nothing to wait for.
+        # When Python exits, the worker has ended and there is nothing to wait for.
         if getattr(self, "_layers", None) and not sys.is_finalizing():
             self.drop()
 
     def __contains__(self, place: int) -> bool:
-        """Whether a layer's vectors are there to be taken."""
+        """Whether a layer's vectors can be taken."""
         return place in self._layers
 
     def _begin(self, store: Store, rows: Tensor) -> _Layer:
-        """In place beside the current stream, or in pieces of a block each."""
+        """Read in place on a side stream, or prepare pieces of one block each."""
         if store.reads_in_place(rows):
             out = store.empty(rows)
-            with store.road.find.after_current():
+            with store.staging_queue.find.after_current():
                 ops.read_tiers(
-                    store.shelves, rows.reshape(-1).contiguous(), None, out.view(-1, store.width)
+                    store.tier_buffers,
+                    rows.reshape(-1).contiguous(),
+                    None,
+                    out.view(-1, store.width),
                 )
-                return _Layer(rows, vectors=out, mark=store.road.find.mark())
+                return _Layer(rows, vectors=out, event=store.staging_queue.find.record())
         line = store.cold.record_bytes + NUMBER_BYTES
         step = max(1, store.tuning.block_bytes // line)
         flat = rows.reshape(-1).contiguous()
@@ -201,23 +203,23 @@ class Reads:
         return _Layer(rows, pieces=pieces)
 
     def _send(self) -> None:
-        """Begin what the budget lets, in order."""
+        """Begin the waiting pieces that the budget allows, in order."""
         while self._waiting:
             piece = self._waiting[0]
-            if not piece.store.road.reserve(piece.nbytes):
+            if not piece.store.staging_queue.reserve(piece.nbytes):
                 return
             self._waiting.popleft()
             piece.reserved = True
             piece.begin()
 
     def _deliver(self, piece: _Piece, out: Tensor) -> None:
-        road = piece.store.road
+        staging_queue = piece.store.staging_queue
         if piece.block is None:
             self._send()
         if piece.block is None:
-            # Others have the budget, and may wait for us: one block more for one caller at a time.
+            # Other calls hold the budget and may wait for this one: allow one block over it.
             self._waiting.remove(piece)
-            with road.alone:
+            with staging_queue.alone:
                 piece.begin()
                 piece.deliver(out)
         else:
@@ -226,9 +228,9 @@ class Reads:
         self._send()
 
     def _drop(self, layer: _Layer) -> None:
-        """Wait until nothing writes for a layer any more, and give back its budget."""
-        if layer.mark is not None and layer.vectors is not None:
-            layer.mark.hold_back(layer.vectors.device)
+        """Wait until no copy writes for a layer any more, and release its budget."""
+        if layer.event is not None and layer.vectors is not None:
+            layer.event.hold_back(layer.vectors.device)
         for piece in layer.pieces:
             if piece in self._waiting:
                 self._waiting.remove(piece)
@@ -244,4 +246,4 @@ class Reads:
     def _release(piece: _Piece) -> None:
         if piece.reserved:
             piece.reserved = False
-            piece.store.road.release(piece.nbytes)
+            piece.store.staging_queue.release(piece.nbytes)

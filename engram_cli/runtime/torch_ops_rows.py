@@ -1,7 +1,7 @@
-"""Gradients of rows and steps of their optimisers as torch operators; they run `kernels.segments`.
+"""Row gradients and optimiser steps as torch operators, which run the kernels of `kernels.rows`.
 
-`engram::dense_row_gradient`, `engram::sum_rows`, `engram::adagrad_step`, `engram::adam_step`;
-steps go past the dispatcher where nothing looks on.
+The operators are `engram::dense_row_gradient`, `engram::sum_rows`, `engram::adagrad_step` and
+`engram::adam_step`. Steps skip torch's dispatcher where nothing needs it (`direct.is_plain_call`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from engram_cli.runtime.direct import is_plain_call
 def gradient(
     vectors: Tensor, rows: Tensor, shape: torch.Size, dtype: torch.dtype, how: str
 ) -> Tensor:
-    """The gradient of a table of `shape`: of vectors [..., C x dim] at rows int64[..., C].
+    """Return the gradient of a table of `shape`, from vectors [..., C x dim] at rows int64[..., C].
 
-    `how` is one of `tables.GRADIENTS`. A sparse one holds the vectors as they came, a row as often
-    as it was looked up: whoever takes it adds them up.
+    `how` is one of `tables.GRADIENTS`. A sparse gradient is not coalesced: it holds a row as often
+    as it was looked up.
     """
     values, places = vectors.reshape(-1, shape[1]), rows.reshape(-1)
     if torch.is_grad_enabled() and vectors.requires_grad:
@@ -41,8 +41,8 @@ def gradient(
 def sparse_tensor(
     rows: Tensor, values: Tensor, shape: torch.Size, *, is_coalesced: bool = False
 ) -> Tensor:
-    """A sparse tensor of `values` [n, dim] at `rows` int64[n], which are not checked."""
-    # torch.sparse_coo_tensor warns that they are not, whatever it is told.
+    """Return a sparse tensor of `values` [n, dim] at `rows` int64[n], which are not checked."""
+    # torch.sparse_coo_tensor warns about unchecked rows even with check_invariants=False.
     found: Tensor = torch.ops.aten._sparse_coo_tensor_with_dims_and_tensors(
         1,
         1,

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError, RuntimeAttachError
 from engram_cli.runtime.tiers.host_rows import HostRows
-from engram_cli.runtime.tiers.reads import Reads
-from engram_cli.runtime.tiers.ring import Block, Road
-from engram_cli.runtime.tiers.store import TieredRows
-from engram_cli.runtime.tiers.tuning import (
+from engram_cli.runtime.tiers.staging_ring import (
     MOST_STAGED,
     NUMBER_BYTES,
     VARIABLE,
+    Block,
+    StagingQueue,
     Tuning,
     local_tuning,
 )
+from engram_cli.runtime.tiers.tier_reader import TierReader
+from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 CPU = torch.device("cpu")
 ROWS = 300
@@ -60,7 +61,7 @@ class Below(HostRows):
         self.closed = True
 
 
-def below_store(rows: int = ROWS, dim: int = 64, **options: Any) -> tuple[TieredRows, Tensor]:
+def below_store(rows: int = ROWS, dim: int = 64, **options: Any) -> tuple[TieredEmbedding, Tensor]:
     spec = tier_spec("bfloat16", dim)
     records = random_records(spec, rows)
     options.setdefault("cold", Below(records))
@@ -86,7 +87,9 @@ def test_vectors_are_those_of_one_place(dtype: str, dim: int, share: float, path
     assert same_bits(found, expected(spec, records, rows, wanted))
     hot = int(torch.isin(rows, torch.from_numpy(hot_rows(ROWS, share))).sum())
     own = [rows.numel(), hot]
-    assert store.shelves.counted.tolist() == ([own, [0, 0]] if path == "staged" else [[0, 0], own])
+    assert store.tier_buffers.counted.tolist() == (
+        [own, [0, 0]] if path == "staged" else [[0, 0], own]
+    )
 
 
 def test_no_rows_are_no_vectors() -> None:
@@ -100,8 +103,8 @@ def test_each_row_below_is_asked_for_once() -> None:
     store(rows)
     cold = set(rows.flatten().tolist()) - set(hot_rows(ROWS).tolist())
     assert store.cold.asked == sorted(cold)
-    assert store.road.travelled.rows == len(cold)
-    assert store.road.travelled.bytes == len(cold) * 128
+    assert store.staging_queue.travelled.rows == len(cold)
+    assert store.staging_queue.travelled.bytes == len(cold) * 128
 
 
 @pytest.mark.parametrize("ahead", [0, 65536, 10 * 65536])
@@ -109,17 +112,18 @@ def test_more_rows_than_a_block_holds(ahead: int) -> None:
     tuning = Tuning(block_bytes=65536, ahead_bytes=ahead, ring_buffer_bytes=65536)
     spec = tier_spec("bfloat16", 64)
     records = random_records(spec, 5000)
-    road = Road(CPU, tuning)
+    staging_queue = StagingQueue(CPU, tuning)
     stores = [
-        a_store(spec, records, CPU, road=road, cold=Below(records), hot_rows=None) for _ in range(3)
+        a_store(spec, records, CPU, staging_queue=staging_queue, cold=Below(records), hot_rows=None)
+        for _ in range(3)
     ]
     for store in stores:
         store.path = "staged"
     rows = [some_rows(5000, 2, 300, 6, seed=seed) for seed in range(3)]
-    reads = Reads(dict(enumerate(stores)), rows)
+    reads = TierReader(dict(enumerate(stores)), rows)
     for place, of in enumerate(rows):
         assert same_bits(reads.take(place), expected(spec, records, of, torch.bfloat16))
-    assert road.reserve(ahead)  # all of it was given back
+    assert staging_queue.reserve(ahead)  # all of it was given back
 
 
 def test_tuning_stays_within_a_part_of_the_table() -> None:
@@ -146,13 +150,13 @@ def test_a_call_of_more_rows_than_the_table_takes_what_was_said(
     tuning = Tuning().within(rows, records.shape[1])
     store = a_store(spec, records, CPU, tuning=tuning, cold=Below(records), hot_rows=None)
     store.path = "staged"
-    sizes, send = [], store.road.send
+    sizes, send = [], store.staging_queue.send
 
     def noted(block: Block) -> None:
         sizes.append(block.staging.nbytes + NUMBER_BYTES * len(block.staging))
         send(block)
 
-    monkeypatch.setattr(store.road, "send", noted)
+    monkeypatch.setattr(store.staging_queue, "send", noted)
     asked = some_rows(rows, 2, 500, 6, seed=1)
     assert same_bits(store(asked), expected(spec, records, asked, torch.bfloat16))
     assert len(sizes) > 1
@@ -173,9 +177,9 @@ def test_a_block_of_many_chunks(buffer: int) -> None:
 
 def test_all_layers_are_asked_for_before_one_is_taken() -> None:
     one, records = below_store()
-    two, _ = below_store(road=one.road)
+    two, _ = below_store(staging_queue=one.staging_queue)
     rows = some_rows(ROWS, 2, 5, 6)
-    reads = Reads({0: one, 1: two}, [rows, rows])
+    reads = TierReader({0: one, 1: two}, [rows, rows])
     second = reads.take(1)  # in any order
     assert same_bits(second, expected(one.spec, records, rows, torch.bfloat16))
     assert same_bits(reads.take(0), second)
@@ -186,37 +190,37 @@ def test_a_failure_is_raised_where_the_rows_are_needed() -> None:
     records = random_records(spec, ROWS)
     broken = Below(records, ArtifactError("a file ends", "copy it again"))
     store, _ = below_store(cold=broken, hot_rows=None)
-    fine, _ = below_store(road=store.road)
+    fine, _ = below_store(staging_queue=store.staging_queue)
     rows = some_rows(ROWS, 2, 5, 6)
-    reads = Reads({0: store, 1: fine}, [rows, rows])
+    reads = TierReader({0: store, 1: fine}, [rows, rows])
     with pytest.raises(ArtifactError, match="a file ends"):
         reads.take(0)
     assert reads.take(1).shape == (2, 5, 6 * 64)
     broken.error = None
     assert torch.equal(store(rows), fine(rows))
-    assert store.road.reserve(SMALL.ahead_bytes)
+    assert store.staging_queue.reserve(SMALL.ahead_bytes)
 
 
 def test_what_is_dropped_gives_its_memory_back() -> None:
     store, _ = below_store()
     store.cold.gate.clear()
     rows = some_rows(ROWS, 2, 30, 6)
-    reads = Reads({0: store}, [rows])
-    assert not store.road.reserve(SMALL.ahead_bytes)
+    reads = TierReader({0: store}, [rows])
+    assert not store.staging_queue.reserve(SMALL.ahead_bytes)
     store.cold.gate.set()
     reads.drop()
-    assert store.road.reserve(SMALL.ahead_bytes)
-    store.road.release(SMALL.ahead_bytes)
-    reads = Reads({0: store}, [rows])
+    assert store.staging_queue.reserve(SMALL.ahead_bytes)
+    store.staging_queue.release(SMALL.ahead_bytes)
+    reads = TierReader({0: store}, [rows])
     del reads
     gc.collect()
-    assert store.road.reserve(SMALL.ahead_bytes)
+    assert store.staging_queue.reserve(SMALL.ahead_bytes)
 
 
 def test_two_callers_that_fill_the_budget_do_not_wait_for_each_other() -> None:
     store, records = below_store(5000)
     rows = some_rows(5000, 1, 400, 6)
-    held = Reads({0: store}, [rows])  # has the budget and is not taken
+    held = TierReader({0: store}, [rows])  # has the budget and is not taken
     found: list[Tensor] = []
     other = threading.Thread(target=lambda: found.append(store(rows)), daemon=True)
     other.start()
@@ -258,12 +262,12 @@ def test_rows_in_inference_mode_and_out_of_it() -> None:
 
 def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
     store, _ = below_store()
-    road = store.road
+    staging_queue = store.staging_queue
     rows = some_rows(ROWS, 2, 5, 6)
     store(rows)
-    worker = road._workers[0]
+    worker = staging_queue._workers[0]
     assert worker.is_alive()
-    reads = Reads({0: store}, [rows])
+    reads = TierReader({0: store}, [rows])
     reads.take(0)
     cold = store.cold
     store.close()
@@ -276,7 +280,7 @@ def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
 def test_a_store_that_is_forgotten_ends_its_thread() -> None:
     store, _ = below_store()
     store(some_rows(ROWS, 2, 5, 6))
-    worker, gone = store.road._workers[0], weakref.ref(store.cold)
+    worker, gone = store.staging_queue._workers[0], weakref.ref(store.cold)
     del store
     gc.collect()
     worker.join(10)
@@ -297,13 +301,13 @@ def test_copies_share_rows_until_the_last_is_closed() -> None:
 
 
 def test_the_operator_is_one_of_torchs() -> None:
-    from engram_cli.runtime.tiers import operators
+    from engram_cli.runtime.tiers import tiered_embedding
 
     store, _ = below_store()
     rows = some_rows(ROWS, 2, 5, 6)
     arguments = (rows, store.number, store.width, store.dtype)
     torch.library.opcheck(
-        operators.tiered, arguments, test_utils=("test_schema", "test_faketensor")
+        tiered_embedding.tiered, arguments, test_utils=("test_schema", "test_faketensor")
     )
     compiled = torch.compile(store, fullgraph=True, backend="eager")
     assert torch.equal(compiled(rows), store(rows))

@@ -1,8 +1,8 @@
 """The look-up as torch operators, so that torch.compile and CUDA graphs see one op each.
 
 `engram::look_up`, `engram::find_rows` and `engram::look_up_step` run the kernel of
-`kernels.lookup`; arguments are flat because operators take tensors, integers and lists only.
-`call` runs them, past the dispatcher where only autograd looks on.
+`kernels.lookup`. Arguments are flat because operators take tensors, integers and lists only. `call`
+runs them, and skips torch's dispatcher where only autograd needs to see the call.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engram_cli.runtime import custom_rows
+from engram_cli.runtime import torch_ops_rows
 from engram_cli.runtime.direct import is_plain_call
-from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.tables import Table
 
 if TYPE_CHECKING:
-    from engram_cli.runtime.kernels import launch
+    from engram_cli.runtime.kernels import lookup_launcher
 
 _TABLES = "Tensor[] tables, Tensor[] scales, str kind, ScalarType dtype"
 _HASH = (
@@ -31,37 +31,37 @@ _LIMITS = (
     "Tensor? dead, Tensor? ages, Tensor? bounds, Tensor? history, Tensor? positions, Tensor? slots"
 )
 _WRITTEN = _LIMITS.replace("Tensor? history", "Tensor(a!) history")
-_OF_HASH = 7  # so many arguments are the hash
+_OF_HASH = 7  # arguments of `hash_arguments`
 
 
 def hash_arguments(tensors: HashTensors) -> tuple[Any, ...]:
-    """The hash as the operators take it."""
+    """Return the hash as the operators take it."""
     eos = -1 if tensors.eos is None else tensors.eos
     constants = (list(tensors.orders), tensors.filler, eos, tensors.salted)
     return (tensors.lookup, tensors.multipliers, tensors.columns, *constants)
 
 
 def table_arguments(tables: Sequence[Table]) -> tuple[list[Tensor], list[Tensor], str]:
-    """The rows, the scales and the kind of tables as the operators take them."""
+    """Return the rows, the scales and the kind of tables as the operators take them."""
     scales = [table.scales for table in tables if table.scales is not None]
     return [table.values for table in tables], scales, tables[0].kind
 
 
 def limit_arguments(back: LookBack) -> tuple[Tensor | None, ...]:
-    """What limits the n-grams as the operators take it."""
+    """Return the limits of the n-grams as the operators take them."""
     return (back.dead, back.ages, back.bounds, back.history, back.positions, back.slots)
 
 
-def _hash_and_limits(arguments: Sequence[Any]) -> tuple[launch.Hash, LookBack]:
-    """Hash and limits, from `hash_arguments` and `limit_arguments` one after the other."""
-    from engram_cli.runtime.kernels import launch
+def _hash_and_limits(arguments: Sequence[Any]) -> tuple[lookup_launcher.Hash, LookBack]:
+    """Rebuild hash and limits from `hash_arguments` followed by `limit_arguments`."""
+    from engram_cli.runtime.kernels import lookup_launcher
 
     lookup, multipliers, columns, orders, *constants = arguments[:_OF_HASH]
     dead, ages, bounds, history, positions, slots = arguments[_OF_HASH:]
     back = LookBack(
         dead=dead, ages=ages, bounds=bounds, history=history, positions=positions, slots=slots
     )
-    return launch.Hash(lookup, multipliers, columns, tuple(orders), *constants), back
+    return lookup_launcher.Hash(lookup, multipliers, columns, tuple(orders), *constants), back
 
 
 def _look_up(
@@ -72,11 +72,11 @@ def _look_up(
     dtype: torch.dtype,
     *rest: Any,
 ) -> Tensor:
-    """`gathering.look_up`; `gradients` are those of `Table`."""
-    from engram_cli.runtime.kernels import launch
+    """`lookup_reference.look_up`; `gradients` are those of `Table`."""
+    from engram_cli.runtime.kernels import lookup_launcher
 
     hashed, back = _hash_and_limits(rest[:-1])
-    return launch.look_up(hashed, ids, tables, scales, back, dtype, kind=kind)
+    return lookup_launcher.look_up(hashed, ids, tables, scales, back, dtype, kind=kind)
 
 
 def _look_up_step(
@@ -87,11 +87,11 @@ def _look_up_step(
     dtype: torch.dtype,
     *rest: Any,
 ) -> Tensor:
-    """`gathering.look_up_step`."""
-    from engram_cli.runtime.kernels import launch
+    """`lookup_reference.look_up_step`."""
+    from engram_cli.runtime.kernels import lookup_launcher
 
     hashed, back = _hash_and_limits(rest)
-    return launch.look_up(hashed, ids, tables, scales, back, dtype, kind=kind, commit=True)
+    return lookup_launcher.look_up(hashed, ids, tables, scales, back, dtype, kind=kind, commit=True)
 
 
 look_up = torch.library.custom_op(
@@ -116,11 +116,11 @@ def _(ids, tables, scales, kind, dtype, lookup, multipliers, columns, *rest):  #
 
 
 def _find_rows(ids: Tensor, *rest: Any) -> Tensor:
-    """`gathering.find_rows`."""
-    from engram_cli.runtime.kernels import launch
+    """`lookup_reference.find_rows`."""
+    from engram_cli.runtime.kernels import lookup_launcher
 
     hashed, back = _hash_and_limits(rest)
-    return launch.find_rows(hashed, ids, back)
+    return lookup_launcher.find_rows(hashed, ids, back)
 
 
 find_rows = torch.library.custom_op(
@@ -145,12 +145,12 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
 
 
 def _table_gradients(ctx: Any, gradient: Tensor) -> list[Tensor | None]:
-    """The gradients of the tables; the rows are found again instead of being kept."""
+    """Return the gradients of the tables; rows are computed again instead of being saved."""
     ids, lookup, multipliers, columns, *limits = ctx.saved_tensors
     find = _find_rows if is_plain_call(ids) else find_rows
     rows = find(ids, lookup, multipliers, columns, *ctx.constants, *limits)
     return [
-        custom_rows.gradient(own, of, shape, dtype, ctx.gradients) if wanted else None
+        torch_ops_rows.gradient(own, of, shape, dtype, ctx.gradients) if wanted else None
         for (shape, dtype, wanted), of, own in zip(ctx.tables, rows, gradient, strict=True)
     ]
 
@@ -163,7 +163,7 @@ look_up.register_autograd(_backward, setup_context=_setup)
 
 
 class _LookUp(torch.autograd.Function):
-    """`look_up` for autograd alone."""
+    """`look_up` as an autograd function, without torch's dispatcher."""
 
     @staticmethod
     def forward(ctx: Any, arguments: tuple[Any, ...], *tables: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def call(
     tables: Sequence[Table] = (),
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """What the operator gives: `look_up`, `look_up_step` or `find_rows`, which takes no tables."""
+    """Run `operator`: `look_up`, `look_up_step`, or `find_rows`, which takes no tables."""
     values = [table.values for table in tables]
     plain = is_plain_call(ids, *values)
     wants_gradient = (
@@ -211,15 +211,17 @@ def _run(
     tables: Sequence[Table],
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """What the operator computes, from what it is given before that is made flat."""
-    from engram_cli.runtime.kernels import launch
+    """Launch the kernel of `operator` directly, from arguments that are not flattened."""
+    from engram_cli.runtime.kernels import lookup_launcher
 
     eos = -1 if tensors.eos is None else tensors.eos
     sizes = (tensors.orders, tensors.filler, eos, tensors.salted)
-    hashed = launch.Hash(tensors.lookup, tensors.multipliers, tensors.columns, *sizes)
+    hashed = lookup_launcher.Hash(tensors.lookup, tensors.multipliers, tensors.columns, *sizes)
     if operator is find_rows:
-        return launch.find_rows(hashed, ids, back)
+        return lookup_launcher.find_rows(hashed, ids, back)
     assert dtype is not None
     values, scales, kind = table_arguments(tables)
     commit = operator is look_up_step
-    return launch.look_up(hashed, ids, values, scales, back, dtype, kind=kind, commit=commit)
+    return lookup_launcher.look_up(
+        hashed, ids, values, scales, back, dtype, kind=kind, commit=commit
+    )

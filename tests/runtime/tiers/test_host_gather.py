@@ -1,4 +1,4 @@
-"""The crew gathers what plain indexing does, for many at once; a courier brings it to a device."""
+"""The gather pool gathers what plain indexing does, for many callers; a copy thread copies it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import InputError
-from engram_cli.runtime.tiers.crew import kernels
-from engram_cli.runtime.tiers.crew.courier import Courier, Driver, Load
-from engram_cli.runtime.tiers.crew.crew import Crew, the_crew
+from engram_cli.runtime.tiers.host_gather import kernels
+from engram_cli.runtime.tiers.host_gather.copy_thread import CopyThread, Driver, Load
+from engram_cli.runtime.tiers.host_gather.gather_pool import GatherPool, shared_gather_pool
 from engram_cli.runtime.tiers.host_rows import gather_plainly
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the crew is Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the gather pool needs Linux")
 
 ROWS, WIDTH = 5000, 264
 
 
 @pytest.fixture(scope="module", params=[1, 2, 5])
-def crew(request: pytest.FixtureRequest) -> Iterator[Crew]:
-    own = Crew(request.param)
+def pool(request: pytest.FixtureRequest) -> Iterator[GatherPool]:
+    own = GatherPool(request.param)
     yield own
     own.close()
 
@@ -46,44 +46,46 @@ def some(count: int, dtype: torch.dtype = torch.int64, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1000, 7001])
 def test_gathers_equal_the_twins(
-    crew: Crew, records: Tensor, count: int, dtype: torch.dtype
+    pool: GatherPool, records: Tensor, count: int, dtype: torch.dtype
 ) -> None:
     rows = some(count, dtype)
     mine, twin = torch.zeros(2, count, WIDTH, dtype=torch.uint8)
-    assert crew.gather(records, rows, mine) == 0
+    assert pool.gather(records, rows, mine) == 0
     assert gather_plainly(records, rows, twin) == 0
     assert torch.equal(mine, twin)
 
 
 @pytest.mark.parametrize("width", [8, 16, 72, 1024, 4104])
-def test_records_of_any_width(crew: Crew, width: int) -> None:
+def test_records_of_any_width(pool: GatherPool, width: int) -> None:
     records = torch.arange(300 * width // 8).view(300, -1).view(torch.uint8)
     rows = torch.randint(0, 300, (500,), generator=torch.Generator().manual_seed(width))
     out = torch.zeros(500, width, dtype=torch.uint8)
-    assert crew.gather(records, rows, out) == 0
+    assert pool.gather(records, rows, out) == 0
     assert torch.equal(out, records[rows])
 
 
-def test_rows_without_a_record_are_counted_and_never_read(crew: Crew, records: Tensor) -> None:
+def test_rows_without_a_record_are_counted_and_never_read(
+    pool: GatherPool, records: Tensor
+) -> None:
     rows = some(300)
     rows[[0, 63, 64, 299]] = torch.tensor([-1, ROWS, 2**62, -(2**63)])
     out = torch.full((300, WIDTH), 7, dtype=torch.uint8)
-    assert crew.gather(records, rows, out) == 4
+    assert pool.gather(records, rows, out) == 4
     inside = (rows >= 0) & (rows < ROWS)
     assert torch.equal(out[inside], records[rows[inside]])
     assert (out[~inside] == 7).all()
     assert gather_plainly(records, rows, out) == 1
 
 
-def test_many_ask_at_once(crew: Crew, records: Tensor) -> None:
-    """More threads than slots, requests of all sizes, some while the crew sleeps."""
+def test_many_ask_at_once(pool: GatherPool, records: Tensor) -> None:
+    """More threads than slots, requests of all sizes, some while the pool sleeps."""
     wrong: list[int] = []
 
     def ask(seed: int) -> None:
         for turn in range(15):
             rows = some(1 + (seed * 37 + turn * 211) % 2000, seed=seed)
             out = torch.zeros(len(rows), WIDTH, dtype=torch.uint8)
-            crew.gather(records, rows, out)
+            pool.gather(records, rows, out)
             if not torch.equal(out, records[rows]):
                 wrong.append(seed)
 
@@ -135,11 +137,13 @@ class FakeDriver:
 
 
 @contextmanager
-def courier(crew: Crew, fake: FakeDriver, buffers: int, size: int) -> Iterator[Courier]:
-    slots = crew.take_slots(min(3, buffers))
+def copy_thread(
+    pool: GatherPool, fake: FakeDriver, buffers: int, size: int
+) -> Iterator[CopyThread]:
+    slots = pool.take_slots(min(3, buffers))
     assert slots is not None
     ring = torch.empty(buffers, size, dtype=torch.uint8)
-    own = Courier(crew, slots, fake.driver, ring, device=torch.device("cpu"))
+    own = CopyThread(pool, slots, fake.driver, ring, device=torch.device("cpu"))
     try:
         yield own
     finally:
@@ -155,12 +159,12 @@ def a_load(records: Tensor, rows: Tensor, found: int = 0) -> tuple[Load, Tensor]
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize(("buffers", "size"), [(1, 264), (2, 1000), (3, 4096), (8, 60_000)])
-def test_a_courier_brings_every_record(
-    crew: Crew, records: Tensor, buffers: int, size: int, dtype: torch.dtype
+def test_a_copy_thread_copies_every_record(
+    pool: GatherPool, records: Tensor, buffers: int, size: int, dtype: torch.dtype
 ) -> None:
     fake = FakeDriver()
     parts = 0
-    with courier(crew, fake, buffers, size) as own:
+    with copy_thread(pool, fake, buffers, size) as own:
         loads = []
         for count in (0, 1, 3, 4, 700):
             rows = some(count, dtype)
@@ -179,13 +183,13 @@ def test_a_courier_brings_every_record(
     assert fake.waits.count(55) == fake.records.count(99) == len(loads)
     assert fake.waits.count(0) == fake.records.count(0) == parts
     assert not fake.early
-    assert fake.threads == ({"engram-courier"} if parts else set())
+    assert fake.threads == ({"engram-copy"} if parts else set())
 
 
-def test_errors_of_a_courier_are_told_and_it_goes_on(crew: Crew, records: Tensor) -> None:
+def test_a_copy_thread_reports_errors_and_continues(pool: GatherPool, records: Tensor) -> None:
     fake, rows = FakeDriver(), some(100)
     fake.fail[4] = 719
-    with courier(crew, fake, 3, 10 * WIDTH) as own:
+    with copy_thread(pool, fake, 3, 10 * WIDTH) as own:
         load, _ = a_load(records, rows)
         own.send(load)
         with pytest.raises(RuntimeError, match="CUDA error 719"):
@@ -203,9 +207,9 @@ def test_errors_of_a_courier_are_told_and_it_goes_on(crew: Crew, records: Tensor
         assert torch.equal(target[:100], records[rows])
 
 
-def test_a_dropped_load_is_not_brought(crew: Crew, records: Tensor) -> None:
+def test_a_dropped_load_is_not_copied(pool: GatherPool, records: Tensor) -> None:
     fake = FakeDriver()
-    with courier(crew, fake, 3, 4096) as own:
+    with copy_thread(pool, fake, 3, 4096) as own:
         load, target = a_load(records, some(100))
         load.drop()
         own.send(load)
@@ -215,28 +219,29 @@ def test_a_dropped_load_is_not_brought(crew: Crew, records: Tensor) -> None:
         assert not fake.copies
 
 
-def test_slots_run_out_and_come_back(crew: Crew) -> None:
+def test_slots_run_out_and_come_back(pool: GatherPool) -> None:
     taken = []
-    while (slots := crew.take_slots(3)) is not None:
+    while (slots := pool.take_slots(3)) is not None:
         taken.append(slots)
     assert len({slot for slots in taken for slot in slots}) == 3 * len(taken)
     assert kernels.SLOTS - 3 * len(taken) >= 2, "short jobs must find one"
     for slots in taken:
-        crew.give_slots(slots)
-    assert crew.take_slots(3) is not None
+        pool.give_slots(slots)
+    assert pool.take_slots(3) is not None
 
 
-def test_one_crew_a_process() -> None:
-    assert the_crew() is the_crew()
+def test_one_gather_pool_a_process() -> None:
+    assert shared_gather_pool() is shared_gather_pool()
 
 
 PROGRAM = """
 import os, torch
-from engram_cli.runtime.tiers.crew.crew import the_crew
+from engram_cli.runtime.tiers.host_gather.gather_pool import shared_gather_pool
 records, rows = torch.arange(800).view(-1, 8).view(torch.uint8), torch.arange(100).flip(0)
 expected, out = records[rows].numpy().tobytes(), torch.zeros(2, 100, 64, dtype=torch.uint8)
 def gathers(out):  # torch itself may hang in a child when its threads have run
-    return the_crew().gather(records, rows, out) == 0 and out.numpy().tobytes() == expected
+    wrong = shared_gather_pool().gather(records, rows, out)
+    return wrong == 0 and out.numpy().tobytes() == expected
 assert gathers(out[0])
 child = os.fork()
 if child == 0:

@@ -14,8 +14,8 @@ from lookup_cases import FORMS, LAYOUTS, a_table, modulo_hash, same_bits, the_ha
 from engram_cli.errors import InputError, TokenIdError
 from engram_cli.hashing import reference as numpy_reference
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.runtime import gathering, ops, reference
-from engram_cli.runtime.gathering import LookBack
+from engram_cli.runtime import lookup_reference, ops, reference
+from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.tables import Table, _e8m0, dequantise
 
 CPU = torch.device("cpu")
@@ -50,12 +50,12 @@ def test_rows_equal_the_definition(name: str, data: st.DataObject) -> None:
     place = np.broadcast_to(np.arange(count), shape)
     begin = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
     masks = {"dead": torch.from_numpy(dead), "ages": torch.from_numpy(place - begin)}
-    found = gathering.find_rows(hashed, torch.from_numpy(ids), LookBack(**masks))
+    found = lookup_reference.find_rows(hashed, torch.from_numpy(ids), LookBack(**masks))
     assert np.array_equal(found.numpy(), expected)
 
     bounds = torch.arange(batch + 1) * count
     flat = LookBack(bounds=bounds, **{name: mask.reshape(-1) for name, mask in masks.items()})
-    found = gathering.find_rows(hashed, torch.from_numpy(ids.reshape(-1)), flat)
+    found = lookup_reference.find_rows(hashed, torch.from_numpy(ids.reshape(-1)), flat)
     assert np.array_equal(found.view(expected.shape).numpy(), expected)
 
 
@@ -65,7 +65,7 @@ def test_steps_of_any_length_equal_the_whole(name: str, ring: int) -> None:
     hashed = the_hash(name, CPU)
     ids = torch.randint(0, 20, (2, 23), generator=torch.Generator().manual_seed(1))
     dead = torch.rand(2, 23, generator=torch.Generator().manual_seed(2)) < 0.2
-    whole = gathering.find_rows(hashed, ids, LookBack(dead=dead))
+    whole = lookup_reference.find_rows(hashed, ids, LookBack(dead=dead))
     history = torch.full((3, max(ring, hashed.max_order - 1)), 99, dtype=torch.int32)
     slots, begin = torch.tensor([2, 0]), 0
     for length in (1, 1, 6, 2, 9, 1, 3):
@@ -76,8 +76,10 @@ def test_steps_of_any_length_equal_the_whole(name: str, ring: int) -> None:
             slots=slots,
             dead=dead[:, part],
         )
-        assert torch.equal(gathering.find_rows(hashed, ids[:, part], back), whole[:, :, part])
-        gathering.remember(hashed, ids[:, part], back)
+        assert torch.equal(
+            lookup_reference.find_rows(hashed, ids[:, part], back), whole[:, :, part]
+        )
+        lookup_reference.remember(hashed, ids[:, part], back)
         begin += length
     assert (history[1] == 99).all()
 
@@ -87,7 +89,9 @@ def test_ids_outside_the_vocabulary_are_the_filler() -> None:
     beyond = torch.tensor([[3, -1, 9, 40, 2**31 - 1, 5]])
     filler = int((hashed.lookup == hashed.filler).nonzero()[0])
     instead = torch.tensor([[3, filler, 9, filler, filler, 5]])
-    assert torch.equal(gathering.find_rows(hashed, beyond), gathering.find_rows(hashed, instead))
+    assert torch.equal(
+        lookup_reference.find_rows(hashed, beyond), lookup_reference.find_rows(hashed, instead)
+    )
     with pytest.raises(TokenIdError, match=r"token id -1 at \(0, 1\) is outside 0..39"):
         ops.check_ids(hashed, beyond)
 
@@ -98,13 +102,14 @@ def test_a_wall_is_a_hole_or_a_dead_token() -> None:
     dead = torch.tensor([[False, True, False, False]])
     other = torch.tensor([[3, 8, 9, 10]])
     assert torch.equal(
-        gathering.find_rows(hashed, ids), gathering.find_rows(hashed, other, LookBack(dead=dead))
+        lookup_reference.find_rows(hashed, ids),
+        lookup_reference.find_rows(hashed, other, LookBack(dead=dead)),
     )
 
 
 def test_rows_equal_python_at_the_edges_of_the_moduli() -> None:
     hashed, mixes, moduli = modulo_hash(CPU)
-    rows = gathering.find_rows(hashed, torch.tensor([[0]]))[:, 0, 0]
+    rows = lookup_reference.find_rows(hashed, torch.tensor([[0]]))[:, 0, 0]
     found = (rows - hashed.columns[..., 2]).reshape(-1).tolist()
     assert found == [mix % modulus for mix, modulus in zip(mixes, moduli, strict=True)]
 
@@ -130,11 +135,11 @@ def test_a_look_up_is_its_rows_side_by_side() -> None:
     hashed = the_hash("engram-v1", CPU)
     ids, back = FORMS["dead"](CPU)
     tables = [a_table("bfloat16", height, 4, CPU) for height in hashed.heights]
-    found = gathering.look_up(hashed, ids, tables, back)
-    rows = gathering.find_rows(hashed, ids, back)
+    found = lookup_reference.look_up(hashed, ids, tables, back)
+    rows = lookup_reference.find_rows(hashed, ids, back)
     for layer, table in enumerate(tables):
         assert torch.equal(found[layer], reference.gather(table.values, rows[layer]))
-    assert gathering.look_up(hashed, ids, tables, back, torch.float32).dtype == torch.float32
+    assert lookup_reference.look_up(hashed, ids, tables, back, torch.float32).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -163,9 +168,9 @@ def test_what_does_not_fit_is_refused() -> None:
     half = a_table("float16", hashed.heights[0], 4, CPU)
     for tables in ([good[0]], [short, good[1]], [good[0], wide], [good[0], half]):
         with pytest.raises(InputError):
-            gathering.look_up(hashed, ids, tables)
+            lookup_reference.look_up(hashed, ids, tables)
     with pytest.raises(InputError):
-        gathering.look_up(hashed, ids, good, dtype=torch.float64)
+        lookup_reference.look_up(hashed, ids, good, dtype=torch.float64)
     history = torch.zeros(2, 4, dtype=torch.int32)
     positions = torch.zeros(2, dtype=torch.int64)
     for wrong, back in [
@@ -182,9 +187,9 @@ def test_what_does_not_fit_is_refused() -> None:
         (ids, LookBack(ages=ids.bool())),
     ]:
         with pytest.raises(InputError):
-            gathering.find_rows(hashed, wrong, back)
+            lookup_reference.find_rows(hashed, wrong, back)
     with pytest.raises(InputError):
-        gathering.look_up_step(hashed, ids, good, LookBack())
+        lookup_reference.look_up_step(hashed, ids, good, LookBack())
     aged = LookBack(history=history, positions=positions, ages=ids)
     with pytest.raises(InputError):
         ops.look_up_step(hashed, ids, good, aged)

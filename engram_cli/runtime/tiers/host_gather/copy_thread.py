@@ -1,8 +1,9 @@
-"""A courier: rows from host memory to a device without the interpreter.
+"""A thread that copies rows from host memory to a device without the interpreter.
 
-In: loads, each some row numbers that the device finds, the records they are of, and where these go.
-Its thread waits for the numbers, has the crew gather the records into a ring of pinned buffers, and
-launches the copies. Out: the records on the device, when the load's mark is passed.
+It takes loads from a queue. A load has row numbers that the device computes, the table of records,
+and the device memory for them. The thread waits for the row numbers, has the `GatherPool` gather
+the records into a ring of pinned buffers, and launches the copies. A CUDA event of the load happens
+after the last copy.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram_cli.errors import InputError
-from engram_cli.runtime.tiers.crew import kernels
-from engram_cli.runtime.tiers.crew.crew import Crew, describe, the_crew
+from engram_cli.runtime.tiers.host_gather import kernels
+from engram_cli.runtime.tiers.host_gather.gather_pool import (
+    GatherPool,
+    describe,
+    shared_gather_pool,
+)
 
-_JOBS = 3  # of a courier that are under way
-_PATIENCE = 40  # pauses before whoever waits for a load sleeps
+_JOBS = 3  # gathers that a copy thread has under way
+_SPINS = 40  # pauses before a thread that waits for a load sleeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +56,11 @@ def cuda_driver() -> Driver | None:
 
 
 class Load:
-    """Records on their way: `host` int32 or int64 [n + 1], once `found` is passed how many row
-    numbers, then they; their records go to `target` uint8[n, record_bytes], before `copied`.
+    """Records to copy to a device.
 
-    `found` and `copied` are addresses of CUDA events. All is held until `wait` has returned.
+    `host` int32 or int64 [n + 1] is valid after the event `found`: the count of row numbers, then
+    the row numbers. `target` uint8[n, record_bytes] has the records after the event `copied`.
+    `found` and `copied` are addresses of CUDA events. All must exist until `wait` has returned.
     """
 
     def __init__(
@@ -65,10 +71,10 @@ class Load:
         describe(self.fields, records, host, target.data_ptr())
         self.fields[kernels.FOUND] = found
         self.fields[kernels.COPIED] = copied
-        kernels.address_to(self.fields)
+        kernels.init_load(self.fields)
 
     def drop(self) -> None:
-        """Nobody wants it any more; to be waited for all the same."""
+        """Mark the load as not needed; it must still be waited for."""
         self.fields[kernels.DROPPED] = 1
 
     def wait(self) -> None:
@@ -76,7 +82,7 @@ class Load:
 
         Raises InputError for rows that have no record, RuntimeError where CUDA fails.
         """
-        kernels.await_arrival(self.fields, _PATIENCE)
+        kernels.wait_for_load(self.fields, _SPINS)
         if self.fields[kernels.FAILED]:
             code = self.fields[kernels.FAILED]
             raise RuntimeError(f"rows on their way to the device: CUDA error {code}")
@@ -87,26 +93,26 @@ class Load:
 
     @property
     def rows(self) -> int:
-        """How many records travelled, known after `wait`."""
+        """How many records were copied, known after `wait`."""
         return 0 if self.fields[kernels.DROPPED] else int(self.fields[kernels.COUNT])
 
     @property
     def seconds(self) -> tuple[float, float, float]:
-        """What the courier waited for row numbers, for gathers, and for copies; after `wait`."""
+        """Seconds spent waiting for row numbers, gathers and copies, known after `wait`."""
         finding, gathering, copying = self.fields[kernels.FINDING : kernels.COPYING + 1] / 1e9
         return float(finding), float(gathering), float(copying)
 
 
-class Courier:
+class CopyThread:
     """One thread, with `ring` uint8[buffers, bytes], pinned, and `events`, one a buffer.
 
-    Copies go to `stream`; without one, as in tests, the driver is given 0 for it and for events.
-    `slots` of the crew are given back at the end.
+    Copies go to `stream`; without one, as in tests, the driver gets 0 for it and for events. The
+    `slots` of the pool are given back at the end.
     """
 
     def __init__(
         self,
-        crew: Crew,
+        pool: GatherPool,
         slots: list[int],
         driver: Driver,
         ring: Tensor,
@@ -116,82 +122,82 @@ class Courier:
         device: torch.device,
     ) -> None:
         self.stream = stream
-        self._desk = np.zeros(kernels.DESK, dtype=np.int64)
-        self._desk[kernels.STREAM] = 0 if stream is None else stream.cuda_stream
-        self._desk[kernels.COPY] = driver.copy
-        self._desk[kernels.RECORD] = driver.record
-        self._desk[kernels.SYNCHRONIZE] = driver.synchronize
-        self._desk[kernels.RING] = ring.data_ptr()
-        self._desk[kernels.BUFFER_BYTES] = ring.shape[1]
-        kernels.open_desk(self._desk)
+        self._queue = np.zeros(kernels.QUEUE, dtype=np.int64)
+        self._queue[kernels.STREAM] = 0 if stream is None else stream.cuda_stream
+        self._queue[kernels.COPY] = driver.copy
+        self._queue[kernels.RECORD] = driver.record
+        self._queue[kernels.SYNCHRONIZE] = driver.synchronize
+        self._queue[kernels.RING] = ring.data_ptr()
+        self._queue[kernels.BUFFER_BYTES] = ring.shape[1]
+        kernels.init_queue(self._queue)
         self._lock = threading.Lock()
         self._thread = threading.Thread(
             target=_run,
-            args=(crew, slots, self._desk, ring, events, device),
-            name="engram-courier",
+            args=(pool, slots, self._queue, ring, events, device),
+            name="engram-copy",
             daemon=True,
         )
         self._thread.start()
-        self._end = weakref.finalize(self, _end, self._desk, self._thread)
+        self._end = weakref.finalize(self, _end, self._queue, self._thread)
 
     def load(
         self, records: Tensor, host: Tensor, target: Tensor, found: int
     ) -> tuple[Load, torch.cuda.Event]:
-        """A load (`Load`) and the event that its copies pass."""
+        """Return a new `Load` and the event that happens after its copies."""
         assert self.stream is not None
         copied = new_event(self.stream)
         return Load(records, host, target, found=found, copied=copied.cuda_event), copied
 
     def send(self, load: Load) -> None:
-        """Have a load fetched, after those sent before."""
+        """Append a load to the queue."""
         with self._lock:
-            kernels.post(self._desk, load.fields.ctypes.data)
+            kernels.post(self._queue, load.fields.ctypes.data)
 
     def close(self) -> None:
-        """End the thread, when it has done what it was sent."""
+        """End the thread after the loads in its queue."""
         with self._lock:
             self._end()
 
 
 def _run(
-    crew: Crew,
+    pool: GatherPool,
     slots: list[int],
-    desk: NDArray[np.int64],
+    queue: NDArray[np.int64],
     ring: Tensor,
     events: Sequence[torch.cuda.Event],
     device: torch.device,
 ) -> None:
-    """The thread; `ring` and `events` are held until it ends."""
+    """Run the thread; `ring` and `events` exist until it ends."""
     addresses = [event.cuda_event for event in events] or [0] * len(ring)
-    own, marks = np.array(slots, dtype=np.int64), np.array(addresses, dtype=np.int64)
+    slots_array, events_array = (np.array(each, dtype=np.int64) for each in (slots, addresses))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernels.run_errands(crew.control, desk, own, marks)
-    crew.give_slots(slots)
+        kernels.run_queue(pool.control, queue, slots_array, events_array)
+    pool.give_slots(slots)
 
 
-def _end(desk: NDArray[np.int64], thread: threading.Thread) -> None:
-    kernels.post(desk, 0)
+def _end(queue: NDArray[np.int64], thread: threading.Thread) -> None:
+    kernels.post(queue, 0)
     if thread is not threading.current_thread():
         thread.join()
 
 
-def cuda_courier(device: torch.device, buffers: int, size: int) -> Courier | None:
-    """A courier to a CUDA device with a ring of `buffers` of `size` bytes.
+def cuda_copy_thread(device: torch.device, buffers: int, size: int) -> CopyThread | None:
+    """Start a copy thread to a CUDA device with a ring of `buffers` of `size` bytes.
 
-    None where this process has no crew, or one without free slots, or CUDA's driver is not found.
+    None where this process has no pool, the pool has no free slots, or CUDA's driver is not found.
     """
-    crew, driver = the_crew(), None if torch.version.cuda is None else cuda_driver()
-    slots = None if crew is None or driver is None else crew.take_slots(min(_JOBS, buffers))
-    if crew is None or driver is None or slots is None:
+    pool, driver = shared_gather_pool(), None if torch.version.cuda is None else cuda_driver()
+    slots = None if pool is None or driver is None else pool.take_slots(min(_JOBS, buffers))
+    if pool is None or driver is None or slots is None:
         return None
     ring = torch.empty(buffers, size, dtype=torch.uint8, pin_memory=True)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     events = [new_event(stream) for _ in range(buffers)]
-    return Courier(crew, slots, driver, ring, stream=stream, events=events, device=device)
+    return CopyThread(pool, slots, driver, ring, stream=stream, events=events, device=device)
 
 
 def new_event(stream: torch.cuda.Stream) -> torch.cuda.Event:
-    """An event that exists: torch makes it when it is first recorded."""
+    """Return a recorded event: torch creates CUDA's event only when it is first recorded."""
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(stream)
     return event

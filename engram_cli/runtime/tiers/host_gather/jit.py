@@ -1,4 +1,4 @@
-"""What the crew's kernels need beyond Numba: atomics, semaphores, calls and accesses by address."""
+"""Numba intrinsics for the threads: atomics, semaphores, calls and memory accesses by address."""
 
 from __future__ import annotations
 

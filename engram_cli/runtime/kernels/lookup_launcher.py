@@ -1,4 +1,4 @@
-"""Launching the look-up kernel: how a launch is cut, what it is given, where the vectors go."""
+"""Launches the look-up kernel: chooses the block sizes and prepares the arguments."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engram_cli.runtime.gathering import LookBack
 from engram_cli.runtime.kernels.launching import Launcher
 from engram_cli.runtime.kernels.lookup import lookup_kernel
 from engram_cli.runtime.kernels.tiles import parts_of, power_of_two
+from engram_cli.runtime.lookup_reference import LookBack
 
 _LOOK_UP = Launcher(lookup_kernel)
 
@@ -30,7 +30,7 @@ class Hash(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a launch is cut: tokens and columns a program; `once`: rows are not kept in L1."""
+    """Tokens and columns a program handles; `once`: rows are not kept in L1."""
 
     tokens: int
     columns: int
@@ -39,10 +39,10 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def choose_plan(rows: int, columns: int, width: int) -> Plan:
-    """The plan for `rows` rows in all, of `width` values in a block, `columns` a token and layer.
+    """Return the plan for `rows` rows of `width` values in a block, `columns` a token and layer.
 
     Measured on an H200 (docs/benchmarks.md). Few rows: 8 values a thread, so that many programs
-    share the wait. Many: 64, which fill the memory's queues. In between 32.
+    hide the latency. Many rows: 64, which fill the memory's queues. In between: 32.
     """
     values = rows * width
     each = 8 if values <= 2**17 else 32 if values <= 2**21 else 64

@@ -1,10 +1,10 @@
-"""What the crew's threads do, without the interpreter: units of jobs, taken by tickets.
+"""The loops of the gather threads and of the copy thread, compiled by Numba to run without Python.
 
-`control` int64 [BEDS + threads x LINE] is shared by all. Tickets are numbers that only grow; a job
-owns those from BASE to END, a unit of `control[UNIT]` rows each. A thread takes the next ticket,
-waits until a job that owns it is there, gathers the unit, and takes another. Whoever is through
-with a job's last unit posts its semaphore. A job is written into a slot that nobody waits for; END
-first becomes 0, so that no thread takes a half-written one for its own.
+`control` int64 [SLEEP_SLOTS + threads x LINE] is shared by all threads. A job is split into units
+of `control[UNIT]` rows. Units have tickets, numbers that only grow: a job owns those from BASE to
+END. A thread takes the next ticket, waits until a job that owns it is published, gathers the unit,
+and takes another. The thread that finishes a job's last unit posts its semaphore. A job is written
+to a slot that no other job uses; END is set to 0 first, so that no thread takes a half-written job.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray
 
 from engram_cli.hashing.jit import kernel
-from engram_cli.runtime.tiers.crew.jit import (
+from engram_cli.runtime.tiers.host_gather.jit import (
     atomic_add,
     atomic_load,
     atomic_store,
@@ -34,37 +34,39 @@ from engram_cli.runtime.tiers.crew.jit import (
     yield_core,
 )
 
-LINE = 16  # words: what different threads write lies 128 bytes apart
+LINE = 16  # words of 8 bytes: words that different threads write are 128 bytes apart
 TAKEN, PUBLISHED, STOPPED, LOCK, NEWEST, SPINS = (LINE * i for i in range(6))
-PATIENCE, UNIT, AHEAD, THREADS = (SPINS + i for i in range(1, 5))
+CALLER_SPINS, UNIT, AHEAD, THREADS = (SPINS + i for i in range(1, 5))
 JOBS = 6 * LINE
 SLOTS = 32
 SLOT = 3 * LINE  # words of a job
 END, BASE, SOURCE, STRIDE, HEIGHT, ROWS, ROW_BYTES, COUNT, TARGET = range(9)
-DONE, WRONG, DOOR = LINE, LINE + 1, 2 * LINE
-BEDS = JOBS + SLOTS * SLOT
-ASLEEP, BED = 0, 1  # of a line of one thread
+DONE, WRONG, DONE_SEMAPHORE = LINE, LINE + 1, 2 * LINE
+SLEEP_SLOTS = JOBS + SLOTS * SLOT
+ASLEEP, SLEEP_SEMAPHORE = 0, 1  # of a thread's sleep slot
 
-# A load: the fields of a job (SOURCE to TARGET, ROWS being where the number of rows stands, and
-# then they), the event to wait for, that to record, and what became of it.
+# A load: the fields of a job (SOURCE to TARGET; ROWS is the address of the count of rows, followed
+# by the rows), the event to wait for, the event to record, and the results.
 FOUND, COPIED, DROPPED = range(TARGET + 1, TARGET + 4)
-FAILED, OUTSIDE, FINDING, GATHERING, COPYING, ARRIVED, KNOCK = range(TARGET + 4, TARGET + 11)
-LOAD = KNOCK + 4
+FAILED, OUTSIDE, FINDING, GATHERING, COPYING, FINISHED, WAKE_SEMAPHORE = range(
+    TARGET + 4, TARGET + 11
+)
+LOAD = WAKE_SEMAPHORE + 4
 
-# A courier's desk: its ring and stream, the driver's functions, and the addresses of loads.
+# The queue of a copy thread: its ring and stream, the driver's functions, and addresses of loads.
 STREAM, COPY, RECORD, SYNCHRONIZE, RING, BUFFER_BYTES, SENT = range(7)
-POSTED, FETCHED, HOME = (LINE * i for i in range(1, 4))
-LETTERS = 4 * LINE
-MOST_LETTERS = 256
-DESK = LETTERS + MOST_LETTERS
+POSTED, FETCHED, OWN_SLEEP_SLOT = (LINE * i for i in range(1, 4))
+ENTRIES = 4 * LINE
+MAX_ENTRIES = 256
+QUEUE = ENTRIES + MAX_ENTRIES
 
 _CACHE_LINE = 64  # bytes
-_YIELD = 64  # spins between two offers of the core
+_YIELD = 64  # spins between two calls of sched_yield
 
 
 @kernel()
 def _is_published(control, ticket, mine):
-    """Wait for a job with this ticket; False at the end."""
+    """Wait for a job with this ticket; False after `stop`."""
     spins = 0
     while atomic_load(control, PUBLISHED) <= ticket:
         if atomic_load(control, STOPPED) != 0:
@@ -76,9 +78,9 @@ def _is_published(control, ticket, mine):
                 yield_core()
             continue
         atomic_store(control, mine + ASLEEP, 1)
-        # Whoever publishes after this look sees that this thread sleeps.
+        # A thread that publishes after this load sees that this thread sleeps.
         if atomic_load(control, PUBLISHED) <= ticket and atomic_load(control, STOPPED) == 0:
-            sem_wait(control, mine + BED)
+            sem_wait(control, mine + SLEEP_SEMAPHORE)
         spins = 0
     return True
 
@@ -86,14 +88,14 @@ def _is_published(control, ticket, mine):
 @kernel()
 def _wake(control):
     for number in range(control[THREADS]):
-        bed = BEDS + number * LINE
-        if atomic_swap(control, bed + ASLEEP, 0) != 0:
-            sem_post(control, bed + BED)
+        slot = SLEEP_SLOTS + number * LINE
+        if atomic_swap(control, slot + ASLEEP, 0) != 0:
+            sem_post(control, slot + SLEEP_SEMAPHORE)
 
 
 @kernel()
 def _slot_of(control, ticket):
-    """The slot whose job owns a published ticket. END is read first: see the module."""
+    """Return the slot whose job owns a published ticket. END is read first: see the module."""
     while True:
         newest = control[NEWEST]
         for i in range(SLOTS):
@@ -112,7 +114,7 @@ def _row_at(rows, size, i):
 
 @kernel()
 def _gather(control, slot, unit):
-    """Copy the records of a unit's rows; those of rows outside the table are left and counted."""
+    """Copy the records of a unit's rows; rows outside the table are skipped and counted."""
     source, stride, height = control[slot + SOURCE], control[slot + STRIDE], control[slot + HEIGHT]
     rows, size, target = control[slot + ROWS], control[slot + ROW_BYTES], control[slot + TARGET]
     ahead = control[AHEAD]
@@ -136,17 +138,17 @@ def _gather(control, slot, unit):
 
 @kernel("void(int64[::1])")
 def prepare(control):
-    """Make the semaphores; `control` is 0 but for its settings."""
+    """Initialise the semaphores; `control` is 0 except for its settings."""
     for number in range(control[THREADS]):
-        sem_init(control, BEDS + number * LINE + BED)
+        sem_init(control, SLEEP_SLOTS + number * LINE + SLEEP_SEMAPHORE)
     for number in range(SLOTS):
-        sem_init(control, JOBS + number * SLOT + DOOR)
+        sem_init(control, JOBS + number * SLOT + DONE_SEMAPHORE)
 
 
 @kernel("void(int64[::1], int64)")
 def serve(control, number):
-    """What a thread of the crew does until `stop`."""
-    mine = BEDS + number * LINE
+    """Run a thread of the pool until `stop`."""
+    mine = SLEEP_SLOTS + number * LINE
     while True:
         ticket = atomic_add(control, TAKEN, 1)
         if not _is_published(control, ticket, mine):
@@ -155,19 +157,19 @@ def serve(control, number):
         units = control[slot + END] - control[slot + BASE]
         _gather(control, slot, ticket - control[slot + BASE])
         if atomic_add(control, slot + DONE, 1) + 1 == units:
-            sem_post(control, slot + DOOR)
+            sem_post(control, slot + DONE_SEMAPHORE)
 
 
 @kernel("void(int64[::1])")
 def stop(control):
-    """Let the threads end; jobs that are not done are left."""
+    """Let the threads end; unfinished jobs stay unfinished."""
     atomic_store(control, STOPPED, 1)
     _wake(control)
 
 
 @kernel("void(int64[::1], int64, int64[::1])")
 def submit(control, slot, job):
-    """Publish a job, END and BASE aside, in a free slot."""
+    """Publish a job in a free slot; END and BASE are set here."""
     while atomic_swap(control, LOCK, 1) != 0:
         yield_core()
     atomic_store(control, slot + END, 0)
@@ -187,37 +189,37 @@ def submit(control, slot, job):
 
 @kernel("int64(int64[::1], int64)")
 def finish(control, slot):
-    """Wait until the job in a slot is done; how many of its rows are outside the table."""
+    """Wait until the job in a slot is done; return how many of its rows are outside the table."""
     units = control[slot + END] - control[slot + BASE]
     spins = 0
     while atomic_load(control, slot + DONE) < units:
         spins += 1
-        if spins > control[PATIENCE]:
-            sem_wait(control, slot + DOOR)
+        if spins > control[CALLER_SPINS]:
+            sem_wait(control, slot + DONE_SEMAPHORE)
         else:
             pause()
     return atomic_load(control, slot + WRONG)
 
 
 @kernel()
-def _carry(control, desk, slots, events, load, rows, count):
-    """Gather rows of a load buffer by buffer, and have each copied to the device."""
+def _copy_records(control, queue, slots, events, load, rows, count):
+    """Gather the rows of a load buffer by buffer, and launch the copy of each to the device."""
     stride, size = load[STRIDE], load[ROW_BYTES]
-    step = desk[BUFFER_BYTES] // stride
+    step = queue[BUFFER_BYTES] // stride
     parts = (count + step - 1) // step
     depth = len(slots)
     job = load[: TARGET + 1].copy()
     for part in range(parts + depth - 1):
         if part < parts:
-            buffer = (desk[SENT] + part) % len(events)
+            buffer = (queue[SENT] + part) % len(events)
             begin = nanoseconds()
-            code = call_with_event(desk[SYNCHRONIZE], events[buffer])
+            code = call_with_event(queue[SYNCHRONIZE], events[buffer])
             load[COPYING] += nanoseconds() - begin
             if load[FAILED] == 0:
                 load[FAILED] = code
             job[ROWS] = rows + part * step * size
             job[COUNT] = min(step, count - part * step)
-            job[TARGET] = desk[RING] + buffer * desk[BUFFER_BYTES]
+            job[TARGET] = queue[RING] + buffer * queue[BUFFER_BYTES]
             submit(control, slots[part % depth], job)
         ready = part - (depth - 1)
         if ready >= 0:
@@ -225,97 +227,97 @@ def _carry(control, desk, slots, events, load, rows, count):
             load[OUTSIDE] += finish(control, slots[ready % depth])
             load[GATHERING] += nanoseconds() - begin
             if load[FAILED] == 0:
-                buffer = (desk[SENT] + ready) % len(events)
-                source = desk[RING] + buffer * desk[BUFFER_BYTES]
+                buffer = (queue[SENT] + ready) % len(events)
+                source = queue[RING] + buffer * queue[BUFFER_BYTES]
                 target = load[TARGET] + ready * step * stride
                 many = min(step, count - ready * step) * stride
-                load[FAILED] = _send(desk, target, source, many, events[buffer])
-    desk[SENT] += parts
+                load[FAILED] = _send(queue, target, source, many, events[buffer])
+    queue[SENT] += parts
 
 
 @kernel()
-def _send(desk, target, source, size, event):
-    code = copy_to_device(desk[COPY], target, source, size, desk[STREAM])
+def _send(queue, target, source, size, event):
+    code = copy_to_device(queue[COPY], target, source, size, queue[STREAM])
     if code == 0:
-        code = call_with_event_and_stream(desk[RECORD], event, desk[STREAM])
+        code = call_with_event_and_stream(queue[RECORD], event, queue[STREAM])
     return code
 
 
 @kernel()
-def _deliver(control, desk, slots, events, load):
-    """See a load through: its row numbers, its records, its mark."""
+def _process_load(control, queue, slots, events, load):
+    """Process a load: wait for its row numbers, copy its records, record its event."""
     begin = nanoseconds()
-    _wake(control)  # while the device still finds the rows
-    load[FAILED] = call_with_event(desk[SYNCHRONIZE], load[FOUND])
+    _wake(control)  # while the device still computes the row numbers
+    load[FAILED] = call_with_event(queue[SYNCHRONIZE], load[FOUND])
     load[FINDING] = nanoseconds() - begin
     if load[FAILED] == 0 and atomic_load(load, DROPPED) == 0:
         size = load[ROW_BYTES]
         load[COUNT] = _row_at(load[ROWS], size, 0)
-        _carry(control, desk, slots, events, load, load[ROWS] + size, load[COUNT])
+        _copy_records(control, queue, slots, events, load, load[ROWS] + size, load[COUNT])
         if load[FAILED] == 0:
-            load[FAILED] = call_with_event_and_stream(desk[RECORD], load[COPIED], desk[STREAM])
-    sem_post(load, KNOCK)
-    atomic_store(load, ARRIVED, 1)  # from here on the load may be gone
+            load[FAILED] = call_with_event_and_stream(queue[RECORD], load[COPIED], queue[STREAM])
+    sem_post(load, WAKE_SEMAPHORE)
+    atomic_store(load, FINISHED, 1)  # the load may be freed from here on
 
 
 @kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
-def run_errands(control, desk, slots, events):
-    """What a courier does until a load at address 0: one load after another.
+def run_queue(control, queue, slots, events):
+    """Run a copy thread: process one load after another, until the address 0.
 
-    `slots` int64, free ones, no more than there are buffers; `events` one a buffer of the ring,
-    recorded behind the copy that reads it.
+    `slots` int64 are free slots, no more than there are buffers. `events` has one event for each
+    buffer of the ring, recorded after the copy from it.
     """
     while True:
-        number = desk[FETCHED]
+        number = queue[FETCHED]
         spins = 0
-        while atomic_load(desk, POSTED) <= number:
+        while atomic_load(queue, POSTED) <= number:
             spins += 1
             if spins <= control[SPINS]:
                 pause()
                 if spins % _YIELD == 0:
                     yield_core()
                 continue
-            atomic_store(desk, HOME + ASLEEP, 1)
-            if atomic_load(desk, POSTED) <= number:
-                sem_wait(desk, HOME + BED)
+            atomic_store(queue, OWN_SLEEP_SLOT + ASLEEP, 1)
+            if atomic_load(queue, POSTED) <= number:
+                sem_wait(queue, OWN_SLEEP_SLOT + SLEEP_SEMAPHORE)
             spins = 0
-        address = desk[LETTERS + number % MOST_LETTERS]
+        address = queue[ENTRIES + number % MAX_ENTRIES]
         if address == 0:
             return
-        _deliver(control, desk, slots, events, carray(pointer(address), LOAD, np.int64))
-        atomic_store(desk, FETCHED, number + 1)
+        _process_load(control, queue, slots, events, carray(pointer(address), LOAD, np.int64))
+        atomic_store(queue, FETCHED, number + 1)
 
 
 @kernel("void(int64[::1])")
-def open_desk(desk):
-    """Make a courier's semaphore; its desk is 0 but for its fields."""
-    sem_init(desk, HOME + BED)
+def init_queue(queue):
+    """Initialise the semaphore of a queue, which is 0 except for its fields."""
+    sem_init(queue, OWN_SLEEP_SLOT + SLEEP_SEMAPHORE)
 
 
 @kernel("void(int64[::1], int64)")
-def post(desk, address):
-    """Give a courier the address of a load, 0 to end it; by one thread at a time."""
-    number = desk[POSTED]
-    while number - atomic_load(desk, FETCHED) >= MOST_LETTERS:
+def post(queue, address):
+    """Append the address of a load, or 0 to end the copy thread; callers must hold a lock."""
+    number = queue[POSTED]
+    while number - atomic_load(queue, FETCHED) >= MAX_ENTRIES:
         yield_core()
-    desk[LETTERS + number % MOST_LETTERS] = address
-    atomic_store(desk, POSTED, number + 1)
-    if atomic_swap(desk, HOME + ASLEEP, 0) != 0:
-        sem_post(desk, HOME + BED)
+    queue[ENTRIES + number % MAX_ENTRIES] = address
+    atomic_store(queue, POSTED, number + 1)
+    if atomic_swap(queue, OWN_SLEEP_SLOT + ASLEEP, 0) != 0:
+        sem_post(queue, OWN_SLEEP_SLOT + SLEEP_SEMAPHORE)
 
 
 @kernel("void(int64[::1])")
-def address_to(load):
-    """Make a load's semaphore; it is 0 but for its fields."""
-    sem_init(load, KNOCK)
+def init_load(load):
+    """Initialise the semaphore of a load, which is 0 except for its fields."""
+    sem_init(load, WAKE_SEMAPHORE)
 
 
 @kernel("void(int64[::1], int64)")
-def await_arrival(load, patience):
-    """Wait until a courier is through with a load."""
+def wait_for_load(load, max_spins):
+    """Wait until a copy thread has processed a load."""
     spins = 0
-    while atomic_load(load, ARRIVED) == 0:
+    while atomic_load(load, FINISHED) == 0:
         spins += 1
-        if spins == patience:
-            sem_wait(load, KNOCK)
+        if spins == max_spins:
+            sem_wait(load, WAKE_SEMAPHORE)
         pause()

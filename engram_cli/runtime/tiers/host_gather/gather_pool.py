@@ -1,7 +1,8 @@
-"""The crew of this process: threads that gather records out of host memory for whoever asks.
+"""The threads of this process that gather records from host memory, for all callers.
 
-In: a table of records, row numbers, and where the records go. Threads begin with the first request
-and wait awake for a moment after each, so that the next one need not wake them.
+A caller gives a table of records, row numbers, and the memory to write to. Threads start with the
+first request. After each request they spin for a moment before they sleep, so that the next request
+need not wake them.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engram_cli.runtime.tiers.crew import kernels
+from engram_cli.runtime.tiers.host_gather import kernels
 
-_MOST = 16  # threads: so many fill the bus of one GPU
-_OTHERS = 3  # cores: for the courier, for whoever waits, and for CUDA's threads
+_MOST = 16  # threads; so many saturate the bus of one GPU
+_OTHERS = 3  # cores left for the copy thread, the waiting caller, and CUDA's threads
 _SPINS = 2000  # pauses before a thread sleeps: about 0.1 ms
-_PATIENCE = 40  # pauses before whoever waits for a job sleeps
-_UNIT = 64  # rows
-_AHEAD = 8  # rows whose cache lines are asked for early
-_LEFT = 2  # slots that are for short jobs alone
+_CALLER_SPINS = 40  # pauses before a thread that waits for a job sleeps
+_UNIT = 64  # rows that a thread takes at once
+_AHEAD = 8  # rows whose cache lines are prefetched
+_LEFT = 2  # slots kept for `GatherPool.gather`
 
 
-class Crew:
+class GatherPool:
     """`threads` threads, for `kernels.SLOTS` jobs at a time."""
 
     def __init__(self, threads: int) -> None:
-        self.control = np.zeros(kernels.BEDS + threads * kernels.LINE, dtype=np.int64)
+        self.control = np.zeros(kernels.SLEEP_SLOTS + threads * kernels.LINE, dtype=np.int64)
         self.control[kernels.SPINS] = _SPINS
-        self.control[kernels.PATIENCE] = _PATIENCE
+        self.control[kernels.CALLER_SPINS] = _CALLER_SPINS
         self.control[kernels.UNIT] = _UNIT
         self.control[kernels.AHEAD] = _AHEAD
         self.control[kernels.THREADS] = threads
@@ -44,7 +45,7 @@ class Crew:
             self._slots.put(kernels.JOBS + number * kernels.SLOT)
 
     def take_slots(self, count: int) -> list[int] | None:
-        """Free slots for jobs, and threads that serve them; None where some must be left."""
+        """Take free slots for jobs, and start the threads; None where too few are free."""
         with self._lock:
             self._start()
             if self._slots.qsize() < count + _LEFT:
@@ -52,15 +53,15 @@ class Crew:
             return [self._slots.get() for _ in range(count)]
 
     def give_slots(self, slots: list[int]) -> None:
-        """Give back what was taken."""
+        """Give back slots that were taken."""
         for slot in slots:
             self._slots.put(slot)
 
     def gather(self, records: Tensor, rows: Tensor, out: Tensor) -> int:
-        """Write `records[rows]` to `out` uint8[n, record_bytes]; how many rows have no record.
+        """Write `records[rows]` to `out` uint8[n, record_bytes]; return how many rows are outside.
 
-        `rows` int64 or int32 [n]. All in host memory and contiguous; records that overlap `out`
-        are an error that nobody finds.
+        `rows` int64 or int32 [n]. All are in host memory and contiguous. `out` must not overlap
+        `records`, which is not checked.
         """
         if not len(rows):
             return 0
@@ -75,7 +76,7 @@ class Crew:
         return wrong
 
     def close(self) -> None:
-        """End the threads; nothing may be asked for any more."""
+        """End the threads; `gather` may not be called afterwards."""
         kernels.stop(self.control)
         for thread in self._threads:
             thread.join()
@@ -103,18 +104,18 @@ def describe(job: NDArray[np.int64], records: Tensor, rows: Tensor, target: int)
     job[kernels.TARGET] = target
 
 
-_crew: Crew | None = None
+_crew: GatherPool | None = None
 _making = threading.Lock()
 
 
-def the_crew() -> Crew | None:
-    """The crew of this process, made when it is first needed; None where there is none."""
+def shared_gather_pool() -> GatherPool | None:
+    """Return the pool of this process, made when first needed; None on other systems than Linux."""
     global _crew
     if sys.platform != "linux":
         return None
     with _making:
         if _crew is None:
-            _crew = Crew(max(1, min(_MOST, len(os.sched_getaffinity(0)) - _OTHERS)))
+            _crew = GatherPool(max(1, min(_MOST, len(os.sched_getaffinity(0)) - _OTHERS)))
         return _crew
 
 

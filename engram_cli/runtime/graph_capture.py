@@ -1,6 +1,7 @@
-"""Whether a graph is being made of what runs: then no value of a tensor can be read.
+"""Tells whether a graph is being made of the running code, which must then read no tensor's value.
 
-One place for it, since two things make graphs: `torch.compile`, and a CUDA graph under capture.
+Two tools make graphs, so they are asked in one place: `torch.compile`, and the capture of a CUDA
+graph.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import torch
 
 
-def is_recorded() -> bool:
+def is_capturing_graph() -> bool:
     """Whether torch.compile traces this call, or a CUDA graph captures it."""
     if torch.compiler.is_compiling():
         return True

@@ -1,8 +1,8 @@
 """The gate as torch operators, so that torch.compile and CUDA graphs see one op each.
 
-`engram::gate` and `engram::gate_backward` run the kernels of `kernels.gate` and `kernels.conv`;
-arguments are flat because operators take tensors, numbers and dtypes only. Without gradients the
-forward goes past the dispatcher where nothing looks on.
+`engram::gate` and `engram::gate_backward` run the kernels of `kernels.gate` and `kernels.conv`.
+Arguments are flat because operators take tensors, numbers and dtypes only. Without gradients the
+forward skips torch's dispatcher where nothing needs it (`direct.is_plain_call`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime.direct import is_plain_call
-from engram_cli.runtime.gating import GateWeights, Past, twice_differentiable
+from engram_cli.runtime.gate_reference import GateWeights, Past, twice_differentiable
 
 
 def run_gate(
@@ -26,7 +26,7 @@ def run_gate(
     residual: bool,
     tail: int | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`gating.gate` by the operator."""
+    """Run `gate_reference.gate` as an operator."""
     count = hidden.shape[1]
     given = (hidden, projected, weights.query, weights.key, weights.norm, weights.taps)
     plain = is_plain_call(*given, past.keep, past.age, past.history)
@@ -70,7 +70,7 @@ def _gate(
     dtype: torch.dtype,
     tail: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`gating.gate`'s output and inputs, and float32[5, rows], what the backward needs of a row."""
+    """`gate_reference.gate`'s output and inputs, and float32[5, rows] for the backward."""
     from engram_cli.runtime.kernels import gate as kernels
     from engram_cli.runtime.kernels.conv import convolve
 
@@ -140,7 +140,7 @@ def gate_backward(
     centred: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of hidden, projected, query, key, norm and taps; nothing for what is None."""
+    """Return the gradients of hidden, projected, query, key, norm and taps; empty where None."""
     from engram_cli.runtime.kernels import gate as kernels
     from engram_cli.runtime.kernels.conv_backward import conv_backward
 
@@ -198,7 +198,7 @@ def _(gradient, hidden, projected, query, key, norm, taps, *rest):  # type: igno
 
 
 def _flat(hidden: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden [tokens, S, d] and projected [tokens, S x d + d] in one piece each."""
+    """Return hidden [tokens, S, d] and projected [tokens, S x d + d], contiguous."""
     return hidden.contiguous().flatten(0, 1), projected.contiguous().flatten(0, 1)
 
 
@@ -207,13 +207,13 @@ def _bytes(mask: Tensor | None) -> Tensor | None:
 
 
 def _by_tap(taps: Tensor) -> Tensor:
-    """float32[K, S x d]: a tap's weights side by side."""
+    """Return the taps as float32[K, S x d], contiguous for each tap."""
     return taps.squeeze(1).t().float().contiguous()
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, history = inputs[:8], inputs[8]
-    assert history is None, "gradients beside a history are the twin's work"
+    assert history is None, "gradients of a call with a history are computed by gate_reference"
     ctx.save_for_backward(*tensors, output[2])
     ctx.eps, *ctx.numbers, ctx.dtype = inputs[9:15]
     ctx.set_materialize_grads(False)
@@ -231,7 +231,7 @@ def _backward(ctx: Any, gradient: Tensor | None, *state: Tensor | None) -> tuple
 
 
 def _twice_differentiable(ctx: Any, gradient: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
-    """The gradients of the first six, by the twin."""
+    """The gradients of the first six tensors, by `gate_reference.twice_differentiable`."""
     *given, keep, age = tensors
     norm_eps, dilation, centred, residual = ctx.numbers
     query, key, norm, taps = given[2:]

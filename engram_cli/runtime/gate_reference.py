@@ -1,9 +1,10 @@
-"""The gate and its short convolution in plain torch: what all modules do after their projections.
+"""The gate and its short convolution in plain PyTorch: what all modules do after their projections.
 
-In: hidden states, each stream's key and the shared value. Out: what the memory adds to the hidden
-states, or the sum, and what decoding remembers. Everything is computed in float32 (float64 stays)
-and rounded once, the convolution's inputs apart: decoding keeps them in the model's dtype.
-The twin of the kernels in `kernels.gate` and `kernels.conv`, and their definition.
+Takes hidden states, each stream's key and the shared value. Returns what the memory adds to the
+hidden states, or the sum, and the convolution's inputs, which decoding remembers. Everything is
+computed in float32 (float64 stays) and rounded once. Only the convolution's inputs are rounded
+earlier, because decoding keeps them in the model's dtype. The kernels in `kernels.gate` and
+`kernels.conv` are tested against these functions.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def twice_differentiable(
     `tensors` are hidden, projected, query, key, norm and taps; those without a gradient give None.
     For the backward of faster implementations, whose own result has no derivative.
     """
-    # Aliases: none of them may come from another one, or its gradient would count twice.
+    # Aliases, because the gradient of one computed from another would be counted twice.
     given = [None if x is None else x.view_as(x) for x in tensors]
     hidden, projected, query, key, norm, taps = given
     assert hidden is not None

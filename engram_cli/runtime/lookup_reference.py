@@ -1,7 +1,7 @@
-"""The whole look-up in plain torch: raw token ids and tables in, dequantised vectors out.
+"""The look-up in plain PyTorch, from raw token ids and tables to dequantised vectors.
 
-Twin of the Triton kernel in `kernels.lookup`, which must equal it bit for bit, NaNs aside.
-`LookBack` is what limits and extends the n-grams of a call.
+The Triton kernel in `kernels.lookup` must equal it bit for bit, NaNs aside. `LookBack` limits and
+extends the n-grams of a call.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from engram_cli.vocab.lookup import HOLE
 class LookBack:
     """What limits the n-grams of ids [B, T], or of flat ids [T] with `bounds`.
 
-    `dead` bool like the ids: tokens that see nothing and are walls; `ages` integers like them: how
-    many tokens before it each may see at most, those of its document; below 0 not even itself.
+    `dead` bool like the ids: tokens that see nothing, and that no later token sees past. `ages`
+    integers like the ids: how many tokens before it each may see at most, those of its document;
+    below 0 not even itself.
     `bounds` integers [S + 1]: sequence s has the tokens bounds[s] .. bounds[s + 1] - 1.
     `history` int32 [slots, ring]: compressed ids of earlier tokens, position p at p modulo ring,
     HOLE for a dead one; `positions` [S]: the position of each sequence's first token here;
@@ -39,7 +40,7 @@ class LookBack:
 
     def check(self, ids: Tensor, max_order: int) -> None:
         """Raises InputError where shapes or dtypes do not fit token ids."""
-        # Every call comes here: a message is made where it is needed.
+        # Every call runs this, so messages are only built where they are needed.
         if ids.dtype not in _INTEGERS:
             raise InputError(f"ids are {ids.dtype}", "int32 or int64")
         if ids.ndim != (1 if self.bounds is not None else 2):
@@ -95,7 +96,7 @@ def known_tokens(tensors: HashTensors, ids: Tensor) -> Tensor:
 
 
 def _places(ids: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """int64[count] each token's sequence and place in it, and bool: it is in no sequence."""
+    """Return each token's sequence and offset in it, int64[count], and whether it is in none."""
     index = torch.arange(ids.numel(), device=ids.device)
     if bounds is None:
         sequence = index // max(1, ids.shape[1])
@@ -112,7 +113,7 @@ def _places(ids: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _tokens(tensors: HashTensors, ids: Tensor, look_back: LookBack) -> Tensor:
-    """int64[count]: compressed ids, HOLE at walls."""
+    """Return compressed ids int64[count], HOLE at dead tokens."""
     tokens = known_tokens(tensors, ids).reshape(-1)
     if look_back.dead is not None:
         tokens = tokens.masked_fill(look_back.dead.reshape(-1), HOLE)
@@ -171,7 +172,7 @@ def remember(tensors: HashTensors, ids: Tensor, look_back: LookBack) -> None:
         length = look_back.bounds.long().diff()[sequence]
     ring = history.shape[1]
     slot = sequence if look_back.slots is None else look_back.slots.long()[sequence]
-    # Earlier tokens would share a cell with these.
+    # Earlier tokens would be written to the same cells.
     last = ~outside & (offset >= length - ring) & (slot >= 0)
     place = (positions.long()[sequence] + offset) % ring
     history.index_put_((slot[last], place[last]), tokens[last].to(torch.int32))

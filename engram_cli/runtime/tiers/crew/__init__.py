@@ -1,1 +1,0 @@
-"""Threads that gather records out of host memory and stay awake between requests."""

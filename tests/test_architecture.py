@@ -1,0 +1,69 @@
+"""docs/architecture.md names files and functions that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "engram_cli"
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+HASH_FILES = {
+    "NumPy": ("hashing/reference.py", "hashing/lookback.py"),
+    "Numba": ("hashing/kernels.py", "hashing/hasher.py"),
+    "torch": ("runtime/reference.py", "runtime/lookup_reference.py", "runtime/tables.py"),
+    "Triton": ("runtime/kernels/lookup.py",),
+}
+
+
+def named_paths() -> list[str]:
+    """The paths in inline code: files, and folders with a slash at the end."""
+    code = re.findall(r"`([\w./*]+(?:\.py|\.md|/))`", PAGE)
+    return sorted(set(code) - {"stats/", "engram-stats/"})
+
+
+def tree_files() -> list[str]:
+    """The files and folders that the package tree names, with the folder each stands in."""
+    tree = re.search(r"```\nengram_cli/\n(.*?)```", PAGE, re.DOTALL)
+    assert tree is not None
+    found, folder = [], ""
+    for line in tree[1].splitlines():
+        names = re.findall(r"[\w*]+(?:\.py|/)", line)
+        top = re.match(r"  (\w+/) ", line)
+        if top is not None:
+            folder = top[1]
+            found.append(folder)
+        elif re.match(r"  \w", line):
+            folder = ""
+            found += names[:1]
+        elif re.match(r"    \w", line):
+            found += [folder + name for name in names[:1]]
+    return found
+
+
+@pytest.mark.parametrize("path", named_paths())
+def test_every_path_in_the_text_exists(path: str) -> None:
+    assert list(PACKAGE.glob(path)) or list(ROOT.glob(path)), f"{path} does not exist"
+
+
+@pytest.mark.parametrize("path", tree_files())
+def test_every_path_in_the_tree_exists(path: str) -> None:
+    assert list(PACKAGE.glob(path)), f"engram_cli/{path} does not exist"
+
+
+def test_the_tree_has_every_folder() -> None:
+    folders = {f"{init.parent.name}/" for init in PACKAGE.glob("*/__init__.py")}
+    assert folders == {path for path in tree_files() if path in folders}
+
+
+def test_every_function_is_in_the_files_of_its_column() -> None:
+    table = PAGE.split("| step |")[1].split("\n\n")[0].splitlines()
+    heads = [head.strip() for head in table[0].strip("|").split("|")]
+    for line in table[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+        for head, cell in zip(heads, cells, strict=True):
+            text = "\n".join((PACKAGE / name).read_text() for name in HASH_FILES[head])
+            for function in re.findall(r"`(\w+)`", cell):
+                assert f"def {function}(" in text, f"{function} is not in {HASH_FILES[head]}"
