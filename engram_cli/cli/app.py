@@ -21,6 +21,7 @@ from engram_cli.cli.paths import local_paths
 from engram_cli.cli.plain import plain, spell_what_streams_cannot
 from engram_cli.cli.plan import plan
 from engram_cli.cli.report import report
+from engram_cli.cli.terminal import open_nowhere
 from engram_cli.cli.trace import trace
 from engram_cli.cli.verify import verify
 from engram_cli.commands.workspace import CONFIG_NAME
@@ -74,6 +75,10 @@ def engram(
 def run() -> None:
     """Run the command line and exit with its code; SIGTERM is handled like Ctrl-C."""
     interrupts.during()
+    if sys.stdout is None:  # closed by who started the program, as some daemons do
+        sys.stdout = open_nowhere()
+    if sys.stderr is None:
+        sys.stderr = open_nowhere()
     spell_what_streams_cannot()
     try:
         code = app(standalone_mode=False)

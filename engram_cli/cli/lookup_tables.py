@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -13,12 +14,13 @@ from engram_cli.cli.render import count, facts, grid, times
 from engram_cli.cli.terminal import shown_path
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
     from engram_cli.commands.lookup import LookupResult
     from engram_cli.commands.lookup_rows import Lookup, OrderLookup, TokenLookup
 
-_HEADS = 8  # of a line: with rows of eight digits they fill 100 columns
+_HEADS = 8  # of a line at most
+_BEFORE = 22  # columns of the terminal before the first head
 _TOKEN = 11
 _MET = 24
 _OTHERS, _SAME = "*", "="
@@ -27,9 +29,9 @@ _OTHERS, _SAME = "*", "="
 def lookup_parts(result: LookupResult) -> list[RenderableType]:
     """Return the whole result."""
     parts: list[RenderableType] = [facts("Look-up", _facts(result))]
-    parts.append(_grid("Text", result, result.tokens, result.tokens_total))
+    parts.append(_Grid("Text", result.tokens, result.tokens_total))
     if result.against:
-        parts.append(_grid("Against", result, result.against, result.against_total))
+        parts.append(_Grid("Against", result.against, result.against_total))
         parts.append(_shared(result))
     met = _met(result.tokens)
     if met is not None:
@@ -66,10 +68,24 @@ def _legend(result: LookupResult) -> str:
     return text
 
 
-def _grid(
-    what: str, result: LookupResult, tokens: Sequence[TokenLookup], total: int
-) -> RenderableType:
-    heads = min(max(len(order.heads) for order in tokens[0].orders), _HEADS)
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """The look-ups of some tokens, as many heads in a line as the terminal is wide for."""
+
+    what: str
+    tokens: Sequence[TokenLookup]
+    total: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        heads = [head for t in self.tokens for order in t.orders for head in order.heads]
+        widest = max(len(f"{head.row}") for head in heads) + len(_OTHERS + _SAME)
+        most = max(len(order.heads) for order in self.tokens[0].orders)
+        fitting = max(1, (options.max_width - _BEFORE) // (max(widest, len("head 0")) + 1))
+        yield _grid(self.what, self.tokens, self.total, min(most, _HEADS, fitting))
+
+
+def _grid(what: str, tokens: Sequence[TokenLookup], total: int, heads: int) -> RenderableType:
+    """A table of the look-ups, `heads` in a line."""
     shown = "" if len(tokens) == total else f", the first {len(tokens):,} of {total:,} tokens"
     table = Table(
         title=f"{what}{shown}",
@@ -178,6 +194,8 @@ def _met(tokens: Sequence[TokenLookup]) -> RenderableType | None:
 
 def _own_times(order: OrderLookup) -> str:
     """Return how often the n-gram of a look-up occurs."""
+    if order.at_most == 0:
+        return "0"
     if order.sampled is not None:
         return f"{order.sampled:,}"
     return "?" if order.at_most is None else times(order.at_most, False)

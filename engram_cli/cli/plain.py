@@ -28,6 +28,11 @@ def plain(text: str) -> str:
     return _ACTING.sub("\ufffd", text)
 
 
+def one_line(name: str) -> str:
+    """Return a name with its line breaks and tabs spelled, so that it cannot forge a line."""
+    return name.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+
+
 def plain_json(value: Any) -> str:
     """Return `value` as indented JSON; what acts on a terminal, or cannot be written, escaped."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")

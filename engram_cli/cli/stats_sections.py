@@ -110,9 +110,10 @@ def _give_or_take(value: float, error: float) -> str:
 
 def _sources(section: dict[str, Any]) -> list[RenderableType]:
     """Return one matrix per order: the occurrences whose n-gram another source has too."""
+    from engram_cli.cli.plain import one_line
     from engram_cli.cli.render import grid
 
-    names = section["names"]
+    names = [one_line(name) for name in section["names"]]
     shown = range(min(len(names), _SHOWN_SOURCES))
     parts: list[RenderableType] = []
     for entry in section["overlap"]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from engram_cli import interrupts
-from engram_cli.cli.plain import plain_json
-from engram_cli.errors import EngramError
+from engram_cli.cli.plain import one_line, plain_json
+from engram_cli.errors import EngramError, OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -33,6 +34,11 @@ class Terminal:
         self._task: TaskID | None = None
 
     def show(self, *parts: RenderableType) -> None:
+        """Print parts of a result for people, on stdout. Raises OutputError where it is full."""
+        with _written():
+            self._show(*parts)
+
+    def _show(self, *parts: RenderableType) -> None:
         """Print parts of a result on stdout."""
         console = _console(sys.stdout)
         if sys.stdout.isatty():
@@ -49,7 +55,8 @@ class Terminal:
         """Print a result: the dataclass as JSON, or the parts as text and the next command."""
         self.close()
         if self.as_json:
-            sys.stdout.write(f"{plain_json(asdict(value))}\n")
+            with _written():
+                sys.stdout.write(f"{plain_json(asdict(value))}\n")
             return
         self.show(*parts)
         if next_command is not None and not self.quiet:
@@ -86,6 +93,29 @@ class Terminal:
             self._bars.stop()
             self._bars = None
             self._task = None
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Write to stdout, and at once: what fails at the end of the program has no line of its own."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with suppress(OSError):
+            sys.stdout.close()  # what it still holds would fail again
+        sys.stdout = open_nowhere()
+        raise OutputError(
+            f"cannot write to standard output: {error.strerror}",
+            "what the command made is whole; send its output elsewhere",
+        ) from None
+
+
+def open_nowhere() -> Any:
+    """A stream that forgets what is written to it."""
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 @contextmanager
@@ -144,6 +174,6 @@ def shown_path(path: Path | str) -> str:
     """Return a path as text, relative to the working directory if inside it."""
     path = Path(path)
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        return one_line(str(path.resolve().relative_to(Path.cwd())))
     except (ValueError, OSError):
-        return str(path)
+        return one_line(str(path))

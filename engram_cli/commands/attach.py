@@ -6,6 +6,7 @@ vocabulary or for layers the model has not, and writes `engram/` into the checkp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,6 +36,7 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import read_description
 from engram_cli.table.build import free_bytes
 from engram_cli.table.store import TableStore, open_table
+from engram_cli.table.verify import require_sound
 from engram_cli.version import __version__
 
 BUNDLE_NAME = "engram"
@@ -183,6 +185,13 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     if request.dry_run:
         return result
     _check_space(result, request.reference)
+    if not request.reference:
+        require_sound(
+            request.table,
+            "build it again, or copy what is there: engram convert --no-verify",
+            threads=os.cpu_count() or 1,
+            progress=progress,
+        )
     return _write(spec, store, request, result, progress)
 
 

@@ -274,10 +274,15 @@ def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout,
     counted = statistics.layout
     _same_vocabulary(counted, request)
     wanted = request.geometry.over(counted)
-    if wanted == Geometry.from_layout(counted):
-        return counted, statistics
-    layout = wanted.resolve(request.vocab)
+    same = wanted == Geometry.from_layout(counted)
+    layout = counted if same else wanted.resolve(request.vocab)
     if layout.fingerprint == counted.fingerprint:
+        layers = ", ".join(map(str, counted.layer_ids))
+        least = min(counted.layers[0].moduli)
+        progress.note(
+            f"geometry and row hits: those of {request.stats}, layers {layers}, at least {least:,} "
+            "rows a head"
+        )
         return counted, statistics
     progress.note(
         f"the row hits in {request.stats} were counted with another geometry and are left out; "

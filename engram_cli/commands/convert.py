@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engram_cli.commands.dry_run import refusal
 from engram_cli.commands.processors import processors
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
-from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
+from engram_cli.errors import EngramError, InputError, OutputError
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
@@ -23,7 +23,7 @@ from engram_cli.table.difference import Difference, compare_tables
 from engram_cli.table.places import check_place, clear_place
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table
-from engram_cli.table.verify import verify_table
+from engram_cli.table.verify import require_sound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,8 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
             seconds=time.perf_counter() - begin,
         )
     if request.verify:
-        _verify(request.source, threads, progress)
+        hint = "build it again; --no-verify converts what is there"
+        require_sound(request.source, hint, threads=threads, progress=progress)
     if plan.done_bytes:
         progress.note(
             f"resuming an interrupted conversion: {plan.done_bytes:,} of {plan.total_bytes:,} "
@@ -188,17 +189,6 @@ def _plan(
         done_bytes=spec.total_bytes if finished else resumable_bytes(spec, request.out),
         free_bytes=free_bytes(request.out),
     )
-
-
-def _verify(source: Path, threads: int, progress: Progress) -> None:
-    """Raises ArtifactError, with the first of them, when checksums of the source do not hold."""
-    problems = verify_table(source, threads=threads, progress=progress).problems
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ArtifactError(
-            f"{source} is damaged: {problems[0]}{more}",
-            "build it again, or convert the damaged table with --no-verify",
-        )
 
 
 def _hits(source: TableStore, layer: int) -> NDArray[np.uint32]:

@@ -356,7 +356,9 @@ def _check_places(request: HashStatsRequest, sources: Sources, vocab: Path, out:
     prepare_output(out, STATISTICS, force=request.force, inputs=inputs)
     _check_writable(out, "--out")
     if request.report is not None:
-        check_page(request.report, request.force, option="--report", inputs=inputs)
+        check_page(
+            request.report, request.force, option="--report", inputs=inputs, artifacts=(out,)
+        )
         _check_writable(request.report, "--report")
 
 

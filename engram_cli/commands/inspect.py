@@ -108,6 +108,7 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
             request.force,
             option="--report",
             inputs=(request.path, request.stats, request.vocab),
+            artifacts=(request.path,),
         )
     found = find_artifact(request.path)
     if request.probe is not None and found.kind is not Kind.TABLE:

@@ -85,7 +85,13 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     inputs = (*request.parts, vocab)
     prepare_output(out, STATISTICS, force=request.force, inputs=inputs)
     if request.report is not None:
-        check_page(request.report, request.force, option="--report", inputs=inputs)
+        check_page(
+            request.report,
+            request.force,
+            option="--report",
+            inputs=inputs,
+            artifacts=(out, *request.parts),
+        )
     progress.start("merging", len(parts), "folders")
     whole, dropped = _merged(parts, progress)
     counts = whole.counts

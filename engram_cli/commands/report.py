@@ -37,7 +37,7 @@ def report(request: ReportRequest, progress: Progress = SILENT) -> ReportResult:
     Raises InputError, IncompleteError and ArtifactError as `read_stats` does, ArtifactError for
     damaged counters, samples or partials and for figures that cannot be drawn, OutputError.
     """
-    check_page(request.out, request.force, inputs=(request.stats,))
+    check_page(request.out, request.force, inputs=(request.stats,), artifacts=(request.stats,))
     statistics = read_stats(request.stats)
     progress.start("checking counters", len(statistics.layout.layer_ids), "layers")
     for layer in statistics.layout.layer_ids:  # figures whose counts are damaged prove nothing

@@ -18,7 +18,7 @@ from engram_cli.corpus.base import CorpusFile
 from engram_cli.corpus.decompress import HEAD, DecompressedStream, archive, compression_of
 from engram_cli.corpus.pieces import as_many
 from engram_cli.corpus.stamps import local_file, unchanged
-from engram_cli.errors import CorpusError
+from engram_cli.errors import CorpusError, InputError
 
 _BUFFER = 2**18
 _PIECE = 2**20  # bytes read at a time where a file says how long something is
@@ -171,6 +171,8 @@ class _Meter:
 def _standard_input() -> BinaryIO:
     """Open standard input with its own buffer: the one that `sys` owns would block the exit of the
     program while a thread waits in it for input."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed", "name a file, or pipe the corpus in")
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except (AttributeError, ValueError, OSError):

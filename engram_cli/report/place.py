@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from engram_cli.errors import OutputError
 from engram_cli.files import prepare_output
 from engram_cli.ownership import Kind, Listing
 
@@ -25,8 +26,17 @@ def check_page(
     *,
     option: str = "--out",
     inputs: Iterable[str | os.PathLike[str] | None] = (),
+    artifacts: Iterable[Path] = (),
 ) -> None:
-    """Raises OutputError for what is there, unless `force` is given and it is a page or empty."""
+    """Raises OutputError for what is there, unless `force` is given and it is a page or empty, and
+    for a page inside one of the folders in `artifacts`, where it would be a foreign file."""
+    page = Path(os.path.realpath(path))
+    for folder in artifacts:
+        if Path(os.path.realpath(folder)) in (page, *page.parents):
+            raise OutputError(
+                f"{path} lies in {folder}, which holds nothing but what engram lists there",
+                f"write the page elsewhere with {option}",
+            )
     prepare_output(path, PAGE, force=force, option=option, inputs=inputs)
 
 

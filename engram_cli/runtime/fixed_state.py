@@ -29,6 +29,7 @@ class FixedState:
         self.tokens: Tensor | None = None
         self.conv: dict[int, Tensor] = {}
         self.skipped: set[int] = set()  # layers that did not run each time
+        self.ends_in_padding: bool | Tensor = False
 
     @property
     def length(self) -> int:
@@ -79,6 +80,7 @@ class FixedState:
     def reset(self) -> None:
         """Forget everything: the next token is the first of a sequence."""
         self.skipped.clear()
+        self.ends_in_padding = False
         if self.seen is not None and self.tokens is not None:
             for held in (self.seen, self.tokens, *self.conv.values()):
                 held.zero_()

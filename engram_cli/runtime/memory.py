@@ -29,7 +29,15 @@ from engram_cli.runtime.forward_args import (
 from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
 from engram_cli.runtime.notices import warn_of_saving
-from engram_cli.runtime.past import cache_at_layer, cache_of, check_start, past_of, unseen_state
+from engram_cli.runtime.past import (
+    cache_at_layer,
+    cache_of,
+    check_end,
+    check_start,
+    ends_in_padding,
+    past_of,
+    unseen_state,
+)
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.replay import Replays
 from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
@@ -255,6 +263,7 @@ class Memory(nn.Module):
         cache = cache_of(call, self.key)
         older = max(1, hashed.max_order - 1)
         state, past = past_of(cache, self.key, ids.shape[0], older, self.conv_receptive_fields)
+        check_end(state)
         keep = real_positions(call.mask, past, ids.shape[1])
         if isinstance(past, int) and past == 0:
             check_start(call, keep)
@@ -341,6 +350,7 @@ class Memory(nn.Module):
         """Leave the state on the cache, or on the tensors that the model will be given again."""
         if step.cache is None:
             step.cache = next(iter(caches_in(values_of(output))), None)
+        step.state.ends_in_padding = ends_in_padding(step.keep, step.state)
         if step.cache is not None and carrier(step.cache) is step.cache:
             step.state.extend(step.tokens, step.seen, step.conv)
             keep_on(step.cache, self.key, step.state)

@@ -181,3 +181,29 @@ def _check_places(places: list[Tensor], shape: Sequence[int], keep: Tensor | Non
                 f"the tokens begin at position {start}, and there is no cache of those before",
                 _NO_PAST,
             )
+
+
+def ends_in_padding(keep: Tensor | None, state: State) -> bool | Tensor:
+    """Return whether padding follows the tokens of a row, by bool[B, T] of what is no padding.
+
+    The device is asked when the cache is continued; for a static cache now, since the steps that
+    continue it may be captured as a graph. Of one position it says nothing.
+    """
+    if keep is None or keep.shape[1] < 2 or is_capturing_graph():
+        return False
+    found = (keep.any(dim=1) & ~keep[:, -1]).any()
+    return bool(found) if isinstance(state, FixedState) else found
+
+
+def check_end(state: State) -> None:
+    """Raises RuntimeAttachError for a state whose tokens end in padding."""
+    found = state.ends_in_padding
+    if isinstance(found, Tensor):
+        if is_capturing_graph():
+            return
+        found = state.ends_in_padding = bool(found)
+    if found:
+        raise RuntimeAttachError(
+            "the cached tokens of a row end in padding, and what follows cannot look past it",
+            "pad on the left (padding_side='left'), or run rows of other lengths by themselves",
+        )

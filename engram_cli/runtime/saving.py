@@ -18,7 +18,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engram_cli.errors import MismatchError, RuntimeAttachError
+from engram_cli.errors import MismatchError, OutputError, RuntimeAttachError
 from engram_cli.files import local_path
 from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
@@ -53,6 +53,10 @@ def save_engram(
     """
     memory = memory_of(model, name)
     path = local_path(folder)
+    if not force and path.exists():
+        raise OutputError(
+            f"{path} already exists", "pass force=True to replace it, or name another folder"
+        )
     states = {layer: _state(memory, layer) for layer in memory.spec.layers}
     weights = {layer: _dense(memory, layer, state) for layer, state in states.items()}
     spec = replace(memory.spec, dtype=_row_dtype(memory, states))

@@ -77,6 +77,8 @@ class DecodeState:
 
     `length` positions were seen. `tokens` int64[B, t, 2]: compressed ids and `visible`; `conv` has
     the convolution's inputs per layer, but for `skipped` layers, which did not run each time.
+    `ends_in_padding`: a row's last positions are padding, with tokens before them; a tensor bool
+    where the device was not asked yet.
     """
 
     def __init__(self, older: int, conv_receptive_fields: dict[int, int]) -> None:
@@ -84,11 +86,13 @@ class DecodeState:
         self.tokens = Recent(older)
         self.conv = {layer: Recent(reach) for layer, reach in conv_receptive_fields.items()}
         self.skipped: set[int] = set()
+        self.ends_in_padding: bool | Tensor = False
 
     def fork(self) -> DecodeState:
         """A copy to extend where the model returns new tensors and the old ones stay valid."""
         twin = DecodeState(self.tokens.need, {i: recent.need for i, recent in self.conv.items()})
         twin.length, twin.skipped = self.length, set(self.skipped)
+        twin.ends_in_padding = self.ends_in_padding
         for own, other in zip(twin._all(), self._all(), strict=True):
             own.pieces = list(other.pieces)
         return twin
@@ -127,6 +131,7 @@ class DecodeState:
         """Forget everything: the next token is the first of a sequence."""
         self.length = 0
         self.skipped.clear()
+        self.ends_in_padding = False
         for recent in self._all():
             recent.pieces = []
 

@@ -338,7 +338,7 @@ def _most_entries(metadata: pq.FileMetaData) -> int:
 def _read_samples(statistics: Statistics) -> tuple[NgramSample, ...]:
     path = statistics.path / SAMPLE
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
             entries = MOST_SAMPLE * sum(statistics.layout.orders)
             if _most_entries(file.metadata) > entries:
                 raise ValueError(f"it has more than {entries:,} entries")

@@ -56,6 +56,19 @@ def verify_table(
     )
 
 
+def require_sound(
+    path: Path | str, hint: str, *, threads: int = 1, progress: Progress = SILENT
+) -> None:
+    """Raises ArtifactError, which names the first problem, when checksums of a table do not hold.
+
+    What is copied out of a table gets checksums of its own, which would vouch for the damage.
+    """
+    problems = verify_table(path, threads=threads, progress=progress).problems
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ArtifactError(f"{path} is damaged: {problems[0]}{more}", hint)
+
+
 def _group_problems(about: Description) -> list[str]:
     """What is wrong with the metadata of the store and of the groups that its arrays lie in."""
     inner = {name.rpartition("/")[0] for name in about.arrays} - {""}

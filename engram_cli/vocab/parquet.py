@@ -145,7 +145,7 @@ def _listing(path: Path) -> Listing | None:
     """A compressed vocabulary: our metadata, our columns and no other, a row a token id."""
     try:
         about = read_about(path)
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
             same = (
                 file.schema_arrow.equals(_SCHEMA) and file.metadata.num_rows == about["vocab_size"]
             )
@@ -167,13 +167,14 @@ def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
             f"make the vocabulary from it: engram compress-vocab {path}",
         )
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError, ValueError) as error:  # also a name that is not UTF-8
+        with path.open("rb") as raw:  # a name need not be UTF-8, as Arrow would have it
+            metadata = pq.read_schema(raw).metadata or {}
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not a readable Parquet file: {error}", _REMAKE) from None
     about = _read_metadata(path, metadata)
     try:
         # read_table would load pyarrow.dataset and start a pool of threads: 20 MB and 60 ms.
-        with pq.ParquetFile(path, read_dictionary=_TEXTS) as file:
+        with path.open("rb") as raw, pq.ParquetFile(raw, read_dictionary=_TEXTS) as file:
             if file.metadata.num_rows > MOST_VOCABULARY:
                 raise ValueError(f"{file.metadata.num_rows:,} rows, too many for a vocabulary")
             table = file.read(columns=columns, use_threads=False)

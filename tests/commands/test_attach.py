@@ -34,7 +34,7 @@ class Listener:
         self.done = 0
 
     def start(self, what: str, total: int | None, unit: str) -> None:
-        self.total = total
+        self.total, self.done = total, 0
 
     def advance(self, amount: int) -> None:
         self.done += amount
@@ -495,3 +495,14 @@ def test_other_tensors_are_no_memory(name: str, checkpoint: Path, table: Path) -
 def test_weights_that_are_not_there_yet_show_nothing(checkpoint: Path, table: Path) -> None:
     (checkpoint / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert attach_checkpoint(request(checkpoint, table)).written
+
+
+def test_a_damaged_table_is_not_copied(checkpoint: Path, table: Path) -> None:
+    """The bundle's digests would vouch for the damage."""
+    file = next(path for path in sorted(table.rglob("c.0.0")) if path.stat().st_size)
+    raw = bytearray(file.read_bytes())
+    raw[5] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(ArtifactError, match=r"is damaged: .*its bytes have changed"):
+        attach_checkpoint(AttachRequest(checkpoint=checkpoint, table=table))
+    assert not (checkpoint / "engram").exists()

@@ -155,7 +155,10 @@ def test_statistics_give_geometry_and_hits(request_: BuildTableRequest, counts: 
     assert table.attributes["statistics"] == {"tokens": 500}
     for layer, hits in counts.hits.items():
         np.testing.assert_array_equal(table.hits(layer), hits)
-    assert progress.notes == ["pad token: <pad> (id 2)"]
+    assert progress.notes == [
+        f"geometry and row hits: those of {request_.stats}, layers 1, 4, at least 61 rows a head",
+        "pad token: <pad> (id 2)",
+    ]
 
 
 def test_statistics_are_enough_without_a_vocabulary(

@@ -325,3 +325,18 @@ def test_prefetch_takes_the_cache_by_any_name(small_vocab: CompressedVocab, tmp_
         in_pieces(model, ids[:, 7:], [1], cache)
         assert memory.counters.ahead_used == used + 1
     detach(model)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_padding_at_the_end_is_not_continued(awake: PreTrainedModel, static: bool) -> None:
+    """Hashed from the padding on, the next tokens would silently lose those before it."""
+    ids, mask = text(VOCAB, 2, 12), torch.ones(2, 7, dtype=torch.long)
+    mask[0, 5:] = 0
+    cache: Any = DynamicCache(config=awake.config)
+    if static:
+        cache = transformers.StaticCache(config=awake.config, max_cache_len=16)
+    with torch.no_grad():
+        awake(ids[:, :7], **with_cache(cache), attention_mask=mask)
+        longer = torch.cat((mask, torch.ones(2, 1, dtype=torch.long)), dim=1)
+        with pytest.raises(RuntimeAttachError, match="end in padding"):
+            awake(ids[:, 7:8], **with_cache(cache), attention_mask=longer)

@@ -153,3 +153,11 @@ def test_a_handful_of_tokens_is_not_extrapolated() -> None:
     for entry in growth.section(counts):
         assert entry["extrapolated"] == []
         assert entry["tokens"][-1] == 5
+
+
+def test_a_larger_corpus_has_no_fewer_ngrams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The law can bend down, as on one text repeated; n-grams that were met do not go away."""
+    monkeypatch.setattr(curve, "_predict", lambda *_: 0.5 * LAYOUT.compressed_size)
+    for entry in json.loads(grown(list(range(9)))):
+        assert len(entry["extrapolated"]) == 2
+        assert {each["distinct"] for each in entry["extrapolated"]} == {entry["distinct"][-1]}

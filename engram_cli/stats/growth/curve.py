@@ -71,7 +71,8 @@ class Curve:
         groups = [each for each in self._groups() if _fit(tokens, each, BINS)]
         found = []
         for factor in FACTORS:
-            guess = _predict(tokens, distinct, BINS, factor * tokens[-1])
+            # A repetitive corpus bends the law down; n-grams that were met do not go away.
+            guess = max(_predict(tokens, distinct, BINS, factor * tokens[-1]), float(distinct[-1]))
             spread = [_predict(tokens, each, BINS, factor * tokens[-1]) for each in groups]
             noise = float(np.std(np.log(spread), ddof=1)) / math.sqrt(GROUPS) if groups else 0.0
             error = math.hypot(rate * math.log(factor), noise)
