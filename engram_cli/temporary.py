@@ -1,4 +1,4 @@
-"""Temporary folders beside an output: what is being written, and what was replaced, until it goes.
+"""Temporary folders next to an output: what is being written, and what was replaced, until it goes.
 
 A temporary folder has a random name and holds a mark (`engram_cli.marks`), made first and locked as
 long as its process lives. The next run for the same output removes what a killed one left, and
@@ -87,7 +87,7 @@ def discard(path: Path, may_go: Callable[[Path], bool]) -> bool:
 
 
 def clear_leftovers(path: Path, may_go: Callable[[Path], bool]) -> None:
-    """Remove what killed runs left beside `path`. `may_go` judges what they had displaced; where
+    """Remove what killed runs left next to `path`. `may_go` judges what they had displaced; where
     nothing has the name `path`, that gets its name back."""
     try:
         homes = [each for each in os.scandir(path.parent) if _NAME.fullmatch(each.name)]

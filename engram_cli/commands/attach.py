@@ -236,7 +236,7 @@ def _write(
             reference,
             tool_version=__version__,
             force=request.force,
-            beside=extra_files,
+            extra_files=extra_files,
         )
     else:
         stored = planned.cost.table_bytes + planned.cost.hits_bytes
@@ -250,7 +250,7 @@ def _write(
             hits=store.hit_chunks if store.has_hits else None,
             tool_version=__version__,
             force=request.force,
-            beside=extra_files,
+            extra_files=extra_files,
             advance=progress.advance,
         )
     return replace(

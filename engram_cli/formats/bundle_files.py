@@ -91,13 +91,13 @@ def _listing(path: Path) -> Listing | None:
         document = read_description(path)
     except EngramError:
         return None
-    listed, beside = document.get("files"), document.get("unlisted", {CARD: None})
+    listed, unlisted = document.get("files"), document.get("unlisted", {CARD: None})
     if not isinstance(listed, dict) or not all(map(_OWN_NAME.fullmatch, listed)):
         return None
-    own = {CARD} & set(beside) if isinstance(beside, dict) else set()
+    own = {CARD} & set(unlisted) if isinstance(unlisted, dict) else set()
     return Listing(
         frozenset(listed) | {DESCRIPTION},
-        frozenset(name for name in own if _as_written(path / name, beside[name])),
+        frozenset(name for name in own if _as_written(path / name, unlisted[name])),
     )
 
 

@@ -34,15 +34,15 @@ def write_bundle(
     hits: Rows | None = None,
     force: bool = False,
     shard_bytes: int = SHARD_BYTES,
-    beside: Mapping[str, bytes] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> list[FileRecord]:
     """Write the folder `path`, whole or not at all; never more than a piece of rows in memory.
 
     `rows(layer)` yields (first row, [n, width] as stored) ascending, `scales(layer)` in the same
     way the scales of quantised rows, `hits(layer)` uint32[n], None for a bundle without.
-    `dense(layer, zero_rows)` is asked after the layer's rows were seen. `beside`: files that the
-    description does not list, so that they may be edited. `advance` hears of bytes. Raises
+    `dense(layer, zero_rows)` is asked after the layer's rows were seen. `extra_files`: files that
+    the description does not list, so that they may be edited. `advance` hears of bytes. Raises
     OutputError, and ArtifactError when `rows` does not yield the layout's table.
     """
     sources = {ROWS: rows, SCALES: scales, HITS: hits}
@@ -65,7 +65,7 @@ def write_bundle(
                 weights[f"layers.{layer}.{name}"] = value
         records += _write_small(part, spec, weights)
         document = document_of(spec, records, tool_version, shards=plan)
-        return records + _write_last(part, document, beside)
+        return records + _write_last(part, document, extra_files)
 
 
 def write_referring(
@@ -77,7 +77,7 @@ def write_referring(
     *,
     tool_version: str,
     force: bool = False,
-    beside: Mapping[str, bytes] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
 ) -> list[FileRecord]:
     """Write a bundle that refers to a table: all but the shards, as `write_bundle` does.
 
@@ -91,7 +91,7 @@ def write_referring(
                 weights[f"layers.{layer}.{name}"] = value
         records = _write_small(part, spec, weights)
         document = document_of(spec, records, tool_version, reference=reference)
-        return records + _write_last(part, document, beside)
+        return records + _write_last(part, document, extra_files)
 
 
 def plan_shards(
@@ -190,10 +190,10 @@ def _write_shard(
 
 
 def _write_last(
-    part: Path, document: Mapping[str, object], beside: Mapping[str, bytes] | None
+    part: Path, document: Mapping[str, object], extra_files: Mapping[str, bytes] | None
 ) -> list[FileRecord]:
     """The files that the description lists apart, so that they may be edited; then itself."""
-    apart = dict(beside or {})
+    apart = dict(extra_files or {})
     digests = {name: sha256_bytes(raw) for name, raw in apart.items()}
     whole = canonical_json({**document, **({"unlisted": digests} if digests else {})})
     records = []

@@ -71,7 +71,7 @@ def save_engram(
             hits=_hits(memory) if memory.hits else None,
             tool_version=__version__,
             force=force,
-            beside={CARD: model_card(spec).encode()},
+            extra_files={CARD: model_card(spec).encode()},
         )
     return path
 
@@ -88,7 +88,7 @@ def load(
 
     As in `attach`, the folder may be one with the bundle in its `engram`.
     Optimisers keep their parameters. With a `placement`, and where rows are not in HBM, rows are
-    placed anew, beside those before, which then go: as `placement` says, else as when they were
+    placed next to the old ones, which are then freed: as `placement` says, else as when they were
     attached. `verify` checks every byte first. Raises MismatchError for a bundle of another layout
     or module, InputError for rows that do not fit, RuntimeAttachError for weights that cannot be
     replaced; with none attached, use `attach`.

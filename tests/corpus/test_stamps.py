@@ -20,7 +20,7 @@ from engram_cli.corpus.stamps import check_companions, continues, request_of, st
 from engram_cli.errors import CorpusError
 
 CORPUS = Corpus(texts=["a first text", "b\nc", "third"], ids=[[5, 6, 9], [7, 9], [8, 3, 9]], mark=9)
-BESIDE = {"megatron": "a.idx", "datatrove": "a.ds.index", "mds": "0/shard.00000.mds"}
+COMPANIONS = {"megatron": "a.idx", "datatrove": "a.ds.index", "mds": "0/shard.00000.mds"}
 WRITES: dict[str, Callable[[Path], Any]] = {
     "grows": lambda path: path.write_bytes(path.read_bytes() + b"more"),
     "shrinks": lambda path: path.write_bytes(path.read_bytes()[:-2]),
@@ -116,9 +116,11 @@ def test_a_companion_that_changes_between_two_sections_is_named(kind: str, tmp_p
     stamps = stamps_of(files, options)
     plan = plan_partitions(files, options, 2**10)
     check_companions(plan.files, options, stamps)
-    (name,) = (path for path in tmp_path.rglob("*") if str(path).endswith(BESIDE[kind]))
+    (name,) = (path for path in tmp_path.rglob("*") if str(path).endswith(COMPANIONS[kind]))
     os.utime(name, ns=(10**18, 10**18 + 1))
-    with pytest.raises(CorpusError, match=f"{BESIDE[kind]} has changed while the corpus was read"):
+    with pytest.raises(
+        CorpusError, match=f"{COMPANIONS[kind]} has changed while the corpus was read"
+    ):
         check_companions(plan.files, options, stamps)
 
 

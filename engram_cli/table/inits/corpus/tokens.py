@@ -1,7 +1,7 @@
 """The scratch token file: a corpus as raw ids, tokenised once and hashed as often as needed.
 
 In: token blocks. Out: a file of uint32, the highest bit set on the first token of each document,
-and beside it a document that says how far it is whole. An interrupted run resumes there.
+and next to it a document that says how far it is whole. An interrupted run resumes there.
 """
 
 from __future__ import annotations
