@@ -350,9 +350,10 @@ class Memory(nn.Module):
         """Leave the state on the cache, or on the tensors that the model will be given again."""
         if step.cache is None:
             step.cache = next(iter(caches_in(values_of(output))), None)
-        step.state.ends_in_padding = ends_in_padding(step.keep, step.state)
+        ended = ends_in_padding(step.keep, step.state)
         if step.cache is not None and carrier(step.cache) is step.cache:
             step.state.extend(step.tokens, step.seen, step.conv)
+            step.state.ends_in_padding = ended
             keep_on(step.cache, self.key, step.state)
             return
         assert isinstance(step.state, DecodeState)  # others lie on cache objects only
@@ -362,6 +363,7 @@ class Memory(nn.Module):
         for value in [*again, *handed_out(output, names)]:
             state = step.state.fork()
             state.extend(step.tokens, step.seen, step.conv)
+            state.ends_in_padding = ended  # of the copy: the tensors before it stay valid
             keep_on(value, self.key, state)
 
 
