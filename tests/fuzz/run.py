@@ -26,8 +26,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 from fuzz.mutate import mutate
@@ -160,7 +160,7 @@ def _overtime(*_: object) -> None:
 
 
 def _work(
-    targets: list[Target], seed: str, cases: list[int], until: float, queue: Any, now: Any
+    targets: list[Target], seed: str, cases: list[int], until: float, results: Connection, now: Any
 ) -> None:
     limit()
     faulthandler.enable()
@@ -171,7 +171,8 @@ def _work(
                 break
             now.value, begin = case, time.monotonic()
             name, outcome, finding = fuzzer.run(case)
-            queue.put((case, name, outcome, finding, time.monotonic() - begin))
+            # Sent before the next case begins, which may end the process.
+            results.send((case, name, outcome, finding, time.monotonic() - begin))
 
 
 def fuzz(
@@ -179,59 +180,56 @@ def fuzz(
 ) -> Iterator[tuple[int, str, str, Finding | None, float]]:
     """(case, target, outcome, finding, seconds) of each; a worker that dies is a finding too."""
     context = mp.get_context("fork")
-    queue: Any = context.Queue()
     until = time.monotonic() + seconds
     left = {w: list(range(first + w, first + count, workers)) for w in range(workers)}
-    running: dict[int, tuple[Any, Any]] = {}
+    running: dict[int, tuple[Any, Any, Connection]] = {}
 
     def begin(worker: int) -> None:
         now = context.Value("q", -1)
-        args = (targets, seed, left[worker], until, queue, now)
+        reader, writer = context.Pipe(duplex=False)
+        args = (targets, seed, left[worker], until, writer, now)
         process = context.Process(target=_work, args=args, daemon=True)
         process.start()
-        running[worker] = process, now
+        writer.close()
+        running[worker] = process, now, reader
 
     for worker in range(workers):
         begin(worker)
     heard = {worker: (-1, time.monotonic()) for worker in running}
     while running:
-        try:
-            yield queue.get(timeout=0.2)
-            continue
-        except Empty:
-            pass
-        for worker, (process, now) in list(running.items()):
+        wait([reader for *_, reader in running.values()], timeout=0.2)
+        for worker, (process, now, reader) in list(running.items()):
+            ended = not process.is_alive()  # asked first: what it sent last is then in the pipe
+            yield from _sent(reader)
             case = now.value
             if case != heard[worker][0]:
                 heard[worker] = case, time.monotonic()
             hanging = case >= 0 and time.monotonic() - heard[worker][1] > HANG
-            if process.is_alive() and not hanging:
+            if not ended and not hanging:
                 continue
             if hanging:
                 os.kill(process.pid, signal.SIGABRT)  # faulthandler says where it was
             process.join()
-            yield from _left(queue)
+            yield from _sent(reader)
+            reader.close()
             del running[worker]
-            if process.exitcode == 0:
-                left[worker] = [each for each in left[worker] if each > case]
-                if left[worker] and case >= 0 and time.monotonic() < until:
-                    begin(worker)
-                    heard[worker] = -1, time.monotonic()
-                continue
-            name = targets[case % len(targets)].name
-            why = "hangs" if hanging else f"ends the process with {process.exitcode}"
-            yield case, name, "finding", Finding(case, name, "?", why), 0.0
             left[worker] = [each for each in left[worker] if each > case]
+            if process.exitcode != 0:
+                name = targets[case % len(targets)].name
+                why = "hangs" if hanging else f"ends the process with {process.exitcode}"
+                yield case, name, "finding", Finding(case, name, "?", why), 0.0
+            elif not left[worker] or case < 0 or time.monotonic() >= until:
+                continue
             begin(worker)
             heard[worker] = -1, time.monotonic()
 
 
-def _left(queue: Any) -> Iterator[tuple[int, str, str, Finding | None, float]]:
-    """What is still in the queue of a process that has ended."""
+def _sent(reader: Connection) -> Iterator[tuple[int, str, str, Finding | None, float]]:
+    """The results that wait in the pipe of a worker."""
     try:
-        while True:
-            yield queue.get(timeout=0.1)
-    except Empty:
+        while reader.poll():
+            yield reader.recv()
+    except EOFError:  # the worker has ended
         return
 
 
