@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from runner import Case
 
 from engram_cli.hashing.schemes import hash_layout
+from engram_cli.rows.codecs import CODECS
 from engram_cli.table.build import build_store
-from engram_cli.table.codecs import CODECS
 from engram_cli.table.inits import make_init
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table

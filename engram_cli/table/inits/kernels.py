@@ -10,8 +10,8 @@ import numpy as np
 from numba import float32, int32, uint64
 
 from engram_cli.hashing.jit import kernel
+from engram_cli.rows.jit import bits_of_float32, float32_of_bits
 from engram_cli.table.inits.reference import COSINE, EXPONENT, LOGARITHM, SINE
-from engram_cli.table.jit import bits_of_float32, float32_of_bits
 
 TILE = 2048  # pairs: words and values of a tile stay in the L1 cache
 

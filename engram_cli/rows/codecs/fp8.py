@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table.codecs import kernels
-from engram_cli.table.codecs.base import Scaling
-from engram_cli.table.codecs.e4m3 import LARGEST, meanings
-from engram_cli.table.codecs.scaled import ScaledCodec
+from engram_cli.rows.codecs import kernels
+from engram_cli.rows.codecs.base import Scaling
+from engram_cli.rows.codecs.e4m3 import LARGEST, meanings
+from engram_cli.rows.codecs.scaled import ScaledCodec
 
 # From here on neither a product with an item nor a quotient leaves the normal float32 numbers.
 LEAST_SCALE, LARGEST_SCALE = 2.0**-100, 2.0**100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engram_cli.table.codecs.integers import integer_codec
+from engram_cli.rows.codecs.integers import integer_codec
 
 INT4 = integer_codec("int4", limit=7, blocks=False)
 INT4_B32 = integer_codec("int4_b32", limit=7, blocks=True)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table.codecs import kernels
-from engram_cli.table.codecs.base import Scaling
+from engram_cli.rows.codecs import kernels
+from engram_cli.rows.codecs.base import Scaling
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

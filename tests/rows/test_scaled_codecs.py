@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_cli.table.codecs import CODECS, kernels, reference
-from engram_cli.table.codecs.base import Codec
-from engram_cli.table.codecs.e4m3 import meanings
-from engram_cli.table.codecs.fp8 import scale_of
+from engram_cli.rows.codecs import CODECS, kernels, reference
+from engram_cli.rows.codecs.base import Codec
+from engram_cli.rows.codecs.e4m3 import meanings
+from engram_cli.rows.codecs.fp8 import scale_of
 
 SCALED = [name for name in CODECS if CODECS.load(name).scaling is not None]
 OWN = [name for name in SCALED if CODECS.load(name).scaling.per != "layer"]

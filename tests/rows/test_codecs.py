@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engram_cli.errors import InputError
-from engram_cli.table.codecs import CODECS
-from engram_cli.table.codecs.base import Codec
+from engram_cli.rows.codecs import CODECS
+from engram_cli.rows.codecs.base import Codec
 
 FLOATS = ("float32", "float16", "bfloat16")
 HALVES = ("float16", "bfloat16")

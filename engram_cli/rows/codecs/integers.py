@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table.codecs import kernels
-from engram_cli.table.codecs.base import Scaling
-from engram_cli.table.codecs.scaled import Bytes, Floats, ScaledCodec
+from engram_cli.rows.codecs import kernels
+from engram_cli.rows.codecs.base import Scaling
+from engram_cli.rows.codecs.scaled import Bytes, Floats, ScaledCodec
 
 BLOCK = 32
 _LEAST_FLOAT32 = np.float32(2.0**-126)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table.codecs import kernels
+from engram_cli.rows.codecs import kernels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

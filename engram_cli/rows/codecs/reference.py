@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table.codecs.e4m3 import meanings
+from engram_cli.rows.codecs.e4m3 import meanings
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

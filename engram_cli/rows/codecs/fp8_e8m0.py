@@ -11,10 +11,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table.codecs import kernels
-from engram_cli.table.codecs.base import Scaling
-from engram_cli.table.codecs.e4m3 import meanings
-from engram_cli.table.codecs.scaled import ScaledCodec
+from engram_cli.rows.codecs import kernels
+from engram_cli.rows.codecs.base import Scaling
+from engram_cli.rows.codecs.e4m3 import meanings
+from engram_cli.rows.codecs.scaled import ScaledCodec
 
 BLOCK = 32
 # Sizes up to 464 are nearer to 448 than to what would follow: 464 = (1 + 0x680000 / 2**23) * 2**8.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engram_cli.table.codecs.integers import integer_codec
+from engram_cli.rows.codecs.integers import integer_codec
 
 INT8 = integer_codec("int8", limit=127, blocks=False)
 INT8_B32 = integer_codec("int8_b32", limit=127, blocks=True)
