@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import OutputError
-from engram_cli.files import inner_file
-from engram_cli.untrusted import parse_json
+from engram_cli.files import inner_file, parse_json
 
 NAME = "build.jsonl"
 FORMAT = "engram-table-build"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from engram_cli.files import PART
-from engram_cli.unfinished import Work
+from engram_cli.outputs import Work
 
 SCRATCH = Work(
     name="scratch of a table",
