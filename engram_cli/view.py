@@ -6,12 +6,14 @@ The page draws all of it. The terminal prints the tables, and charts with `spark
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from engram_cli.numbers import brief, count, percent
 
+T = TypeVar("T")
+K = TypeVar("K")
 Unit = Literal["count", "percent", "ratio", "decimal"]
 Kind = Literal["count", "brief", "percent", "decimal", "text", "ngram", "ngrams", "digest"]
 Where = Literal["both", "page", "terminal"]
@@ -310,3 +312,30 @@ class Page:
     facts: tuple[tuple[str, str], ...]
     views: tuple[View, ...]
     data: Mapping[str, Any]
+
+
+def order_name(order: int) -> str:
+    """Return "2-grams" for 2."""
+    return f"{order}-grams"
+
+
+def order_color(order: int) -> int:
+    """Return the color of an order, the same in every chart."""
+    return max(order - 2, 0) if order != 1 else 7
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Return items by a key, in the order in which the keys appear."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def by_layer(items: Iterable[T], key: Callable[[T], int]) -> list[tuple[int, str, list[T]]]:
+    """Return (layer, what to add to a title, items) for each layer; "" for a single layer."""
+    groups = grouped(items, key)
+    return [
+        (layer, f", layer {layer}" if len(groups) > 1 else "", own)
+        for layer, own in groups.items()
+    ]
