@@ -30,9 +30,9 @@ from engram_cli.corpus.stream import idle_options, needs_tokenizer, remarks
 from engram_cli.engines.resuming import request_fingerprint, resume_folder
 from engram_cli.engines.work import ENGINES, Running, Work
 from engram_cli.errors import InputError, OutputError
-from engram_cli.files import prepare_output
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
+from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page

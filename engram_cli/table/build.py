@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import OutputError
 from engram_cli.files import fsync_folder, inner_file, output_errors
+from engram_cli.outputs import remove_work
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import META
 from engram_cli.table.fill import fill_rows, write_array
@@ -38,7 +39,6 @@ from engram_cli.table.places import (
 )
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import zarr_metadata
-from engram_cli.unfinished import remove_work
 
 Hits = Callable[[int], NDArray[np.uint32]]
 

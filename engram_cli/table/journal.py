@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import OutputError
-from engram_cli.files import PART, inner_file
-from engram_cli.unfinished import Work
-from engram_cli.untrusted import parse_json
+from engram_cli.files import PART, inner_file, parse_json
+from engram_cli.outputs import Work
 
 NAME = "build.jsonl"
 FORMAT = "engram-table-build"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table import plain
 
 from engram_cli.commands.init_corpus import CORPUS_INITS
 from engram_cli.errors import InputError

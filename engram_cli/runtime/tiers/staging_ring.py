@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import InputError, RuntimeAttachError
+from engram_cli.files import parse_json
 from engram_cli.runtime.tiers.host_rows import HostRows
 from engram_cli.runtime.tiers.protocol import RowSource, renew_in_children
 from engram_cli.runtime.tiers.streams import CudaEvent, SideStream, with_index
-from engram_cli.untrusted import parse_json
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.host_gather.copy_thread import CopyThread, Load

@@ -97,7 +97,9 @@ def test_pairs_that_repeat_are_combined_and_none_is_lost(parts: int, slots: int,
     used = kernels.drain(table, out, used)
     assert not table[1::2].any()
     some = tokens >= 0
-    listed = np.stack([mix[some], tokens[some].astype(np.int64) << 32 | 1], axis=1).astype(np.uint64)
+    listed = np.stack([mix[some], tokens[some].astype(np.int64) << 32 | 1], axis=1).astype(
+        np.uint64
+    )
     expected = plain.united(listed.reshape(-1))
     assert plain.united(out[: 2 * used]) == expected
     sizes = np.zeros(1 << parts, dtype=np.int64)
