@@ -41,10 +41,10 @@ def view(found: UncompressedResult, results: Results) -> Iterable[View]:
     """Draw distinct n-grams and sharing with and without compression, by order."""
     before = {entry.order: entry for entry in found.orders}
     raw = grouped(found.columns, lambda column: column.order)
-    own = grouped(results.get(COLUMNS) or (), lambda column: column.order)
+    own = grouped(results.listed(COLUMNS), lambda column: column.order)
     rows: list[tuple[Cell, ...]] = []
     ngrams, sharing = [], []
-    for entry in results.get(ORDERS) or ():
+    for entry in results.listed(ORDERS):
         order = entry.order
         if order not in before:
             continue
@@ -92,9 +92,7 @@ def view(found: UncompressedResult, results: Results) -> Iterable[View]:
         "meet on one row: fewer distinct n-grams, fewer n-grams that share a row.",
         parts=(
             Row(parts=charts),
-            Table(
-                title="Effect of compressing the vocabulary", columns=columns, rows=tuple(rows)
-            ),
+            Table(title="Effect of compressing the vocabulary", columns=columns, rows=tuple(rows)),
         ),
     )
 
