@@ -24,8 +24,8 @@ from engram_cli.runtime import (
     row_gradients,
     row_steps,
 )
-from engram_cli.runtime.direct import is_transformed
 from engram_cli.runtime.gate_reference import NO_PAST, GateWeights, Past, opened_by
+from engram_cli.runtime.graph_capture import is_transformed
 from engram_cli.runtime.lookup_reference import NO_LIMITS, LookBack, common_dtype
 from engram_cli.runtime.reference import (
     HashTensors,

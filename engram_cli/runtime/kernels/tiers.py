@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels.launching import Launcher
 from engram_cli.runtime.kernels.lookup import GROUP, _deliver
 from engram_cli.runtime.kernels.lookup_launcher import converts_fp8
-from engram_cli.runtime.kernels.tiles import parts_of, power_of_two
+from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
 from engram_cli.runtime.tiers.hot_set import HotSet
 from engram_cli.runtime.tiers.tier_records import TierBuffers, key_dtype
 
@@ -200,19 +199,13 @@ def slots_kernel(
     tl.atomic_add(counted + 1 + lane * 0, count - lane, mask=fresh & is_hot, sem="relaxed")
 
 
-_READ = Launcher(read_kernel)
-_KEYS = Launcher(keys_kernel)
-_FRESH = Launcher(fresh_kernel)
-_SLOTS = Launcher(slots_kernel)
-
-
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
     """`tier_records.cold_keys`."""
     if hot is None:
         return rows.to(key_dtype(height))
     keys = torch.empty(len(rows), dtype=key_dtype(height), device=rows.device)
     blocks = parts_of(len(rows), _KEY_ROWS)
-    _KEYS((blocks,), keys, rows, hot.words, len(rows), height, ROWS=_KEY_ROWS)
+    launch(keys_kernel, (blocks,), keys, rows, hot.words, len(rows), height, ROWS=_KEY_ROWS)
     return keys
 
 
@@ -222,8 +215,20 @@ def find_slots(
     """`tier_records.find_slots`."""
     count, blocks = len(keys), parts_of(len(keys), _KEY_ROWS)
     numbers = torch.empty(blocks, dtype=torch.int32, device=keys.device)
-    _FRESH((blocks,), numbers, keys, count, ROWS=_KEY_ROWS)
-    _SLOTS((blocks,), slots, found, counted, keys, order, numbers, count, height, ROWS=_KEY_ROWS)
+    launch(fresh_kernel, (blocks,), numbers, keys, count, ROWS=_KEY_ROWS)
+    launch(
+        slots_kernel,
+        (blocks,),
+        slots,
+        found,
+        counted,
+        keys,
+        order,
+        numbers,
+        count,
+        height,
+        ROWS=_KEY_ROWS,
+    )
 
 
 def read(
@@ -296,7 +301,8 @@ def _launch(
         tier_buffers.cold if tier_buffers.hot is None else tier_buffers.hot,
     )
     scale = tier_buffers.form.layer_scale
-    _READ(
+    launch(
+        read_kernel,
         (parts_of(count, lanes),),
         out,
         rows,
