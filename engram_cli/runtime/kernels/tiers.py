@@ -1,7 +1,7 @@
 """Triton kernels that read rows from two tables: hot rows in HBM, others staged or in place.
 
 In place means pinned host memory, read by the GPU over the bus. The results must equal those of
-`tiers.tier_records` to the bit.
+`tiers.records` to the bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engram_cli.runtime.kernels.lookup import GROUP, _deliver
 from engram_cli.runtime.kernels.lookup_launcher import converts_fp8
 from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
 from engram_cli.runtime.tiers.hot_set import HotSet
-from engram_cli.runtime.tiers.tier_records import TierBuffers, key_dtype
+from engram_cli.runtime.tiers.records import TierBuffers, key_dtype
 
 _KEY_ROWS = 1024  # rows a program of the keys' kernel
 
@@ -200,7 +200,7 @@ def slots_kernel(
 
 
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
-    """`tier_records.cold_keys`."""
+    """`records.cold_keys`."""
     if hot is None:
         return rows.to(key_dtype(height))
     keys = torch.empty(len(rows), dtype=key_dtype(height), device=rows.device)
@@ -212,7 +212,7 @@ def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
 def find_slots(
     keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
 ) -> None:
-    """`tier_records.find_slots`."""
+    """`records.find_slots`."""
     count, blocks = len(keys), parts_of(len(keys), _KEY_ROWS)
     numbers = torch.empty(blocks, dtype=torch.int32, device=keys.device)
     launch(fresh_kernel, (blocks,), numbers, keys, count, ROWS=_KEY_ROWS)
@@ -240,7 +240,7 @@ def read(
     each: int | None = None,
     bits: bool | None = None,
 ) -> None:
-    """`tier_records.read` of rows that kernels decode.
+    """`records.read` of rows that kernels decode.
 
     `each` values a thread and `bits` (decode e4m3 by integer operations) are chosen when None.
     """
