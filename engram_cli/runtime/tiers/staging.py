@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import InputError, RuntimeAttachError
+from engram_cli.files import parse_json
 from engram_cli.runtime.tiers import renew_in_children
 from engram_cli.runtime.tiers.host import HostRows
 from engram_cli.runtime.tiers.records import RecordSource
-from engram_cli.untrusted import parse_json
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.host_gather import CopyThread, Load
