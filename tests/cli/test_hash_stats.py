@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engram_cli.stats.growth_view import rows_for
 from rich.console import Console
 from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
 from engram_cli.numbers import brief
+from engram_cli.stats.growth_view import rows_for
 from engram_cli.stats.ideal import ideal_shared
 
 GEOMETRY = ["--scheme", "tutorial", "--vocab-size", "3000", "--heads", "2", "--layers", "1"]
