@@ -113,7 +113,7 @@ def _store(
 
 
 def _layer_scale(bundle: Bundle, layer: int) -> Tensor | None:
-    if bundle.spec.row_type.per != "layer":
+    if not bundle.spec.row_type.of_layer:
         return None
     return torch.from_numpy(np.array(bundle.maps(layer, SCALES)[0], dtype=np.float32))
 
