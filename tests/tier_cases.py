@@ -12,9 +12,9 @@ from torch import Tensor
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.runtime.tables import dequantise
-from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
-from engram_cli.runtime.tiers.tier_records import record_layout, table_of
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.host import HostRows, host_memory
+from engram_cli.runtime.tiers.records import record_layout, table_of
 
 WIDTHS = {
     "float32": (12, 5),
@@ -49,9 +49,9 @@ def random_records(spec: BundleSpec, rows: int) -> Tensor:
     shape = (rows, layout.record_bytes)
     raw = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     part = raw[:, : layout.row_bytes]
-    if spec.row_type.items in ("float32", "float16", "bfloat16"):
+    if not spec.row_type.quantised:
         values = torch.randn(rows, spec.dim, generator=generator)
-        dtype = getattr(torch, spec.row_type.items)
+        dtype = getattr(torch, spec.dtype)
         part.copy_(values.to(dtype).contiguous().view(torch.uint8).view(rows, -1))
     elif spec.row_type.items.name == "e4m3":
         part &= 0xFE
@@ -114,7 +114,7 @@ def some_rows(height: int, *shape: int, seed: int = 0) -> Tensor:
 
 
 class MappedRows:
-    """All rows of a layer from memory maps of a bundle: the plain `RowSource` for comparisons."""
+    """All rows of a layer from memory maps of a bundle: the plain `RecordSource` of tests."""
 
     def __init__(self, bundle: Bundle, layer: int) -> None:
         self._layout = record_layout(bundle.spec)
@@ -129,7 +129,7 @@ class MappedRows:
         self._given = 0
 
     def gather(self, rows: Tensor, out: Tensor) -> None:
-        """Write the records of `rows` to `out` (`RowSource.gather`)."""
+        """Write the records of `rows` to `out` (`RecordSource.gather`)."""
         wanted = rows.numpy()
         for part, maps in self._maps.items():
             first = 0
@@ -141,7 +141,7 @@ class MappedRows:
         self._given += len(wanted)
 
     def counters(self) -> dict[str, int | float]:
-        """Totals since the start (`RowSource.counters`); seconds are not measured."""
+        """Totals since the start (`RecordSource.counters`); seconds are not measured."""
         size = self._given * self.record_bytes
         return {"rows": self._given, "bytes": size, "hits": 0, "seconds": 0.0}
 
