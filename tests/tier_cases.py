@@ -114,7 +114,7 @@ def some_rows(height: int, *shape: int, seed: int = 0) -> Tensor:
 
 
 class MappedRows:
-    """All rows of a layer from memory maps of a bundle: the plain `RecordSource` of tests."""
+    """All rows of a layer from memory maps of a bundle: the plain `RecordSource` for tests."""
 
     def __init__(self, bundle: Bundle, layer: int) -> None:
         self._layout = record_layout(bundle.spec)
