@@ -34,7 +34,7 @@ def _drawn(part: Part) -> Iterator[RenderableType]:
     if isinstance(part, Row):
         for each in part.parts:
             yield from _drawn(each)
-    elif isinstance(part, Table) and part.where != "page":
+    elif isinstance(part, Table) and not part.page_only:
         yield _table(part)
     elif isinstance(part, Matrix):
         yield _matrix(part)

@@ -30,17 +30,16 @@ _OF_CELL = 12  # n-grams shown in a cell
 _HOLLOW = "·"  # an empty piece of a text
 
 
-def draw(part: Part) -> Html | None:
-    """Return a part of a view as HTML; None for a table that only the terminal prints."""
+def draw(part: Part) -> Html:
+    """Return a part of a view as HTML."""
     if isinstance(part, Table):
-        return _folding(part) if part.where != "terminal" else None
+        return _folding(part)
     if isinstance(part, Row):
         return _row(part)
     if isinstance(part, Tiles):
         entries = [
-            tag("div", tag("dt", each.what), tag("dd", each.value),
-                tag("dd", each.beside, class_="beside"))
-            for each in part.entries
+            tag("div", tag("dt", what), tag("dd", value), tag("dd", beside, class_="beside"))
+            for value, what, beside in part.entries
         ]  # fmt: skip
         return tag("dl", *entries, class_="tiles")
     if isinstance(part, Matrix):
@@ -48,7 +47,7 @@ def draw(part: Part) -> Html | None:
     return _shades(part) if isinstance(part, Shades) else _figure(part)
 
 
-def _row(row: Row) -> Html | None:
+def _row(row: Row) -> Html:
     """Draw charts, or tables, side by side."""
     if len(row.parts) == 1:
         return draw(row.parts[0])
