@@ -19,17 +19,22 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.tiers.protocol import RowSource
-from engram_cli.runtime.tiers.staging_ring import NUMBER_BYTES, Block, StagingQueue, Tuning
-from engram_cli.runtime.tiers.streams import CudaEvent, lend
-from engram_cli.runtime.tiers.tier_records import TierBuffers, key_dtype
+from engram_cli.runtime.tiers.records import RecordSource, TierBuffers, key_dtype
+from engram_cli.runtime.tiers.staging import (
+    NUMBER_BYTES,
+    Block,
+    CudaEvent,
+    StagingQueue,
+    Tuning,
+    lend,
+)
 
 
 class Store(Protocol):
-    """What is needed of a layer in tiers (`tiered_embedding.TieredEmbedding`)."""
+    """What is needed of a layer in tiers (`embedding.TieredEmbedding`)."""
 
     device: torch.device
-    cold: RowSource
+    cold: RecordSource
     staging_queue: StagingQueue
     tier_buffers: TierBuffers
     tuning: Tuning

@@ -2,15 +2,17 @@
 
 Given row numbers it returns their vectors: hot rows from device memory, other rows from the source
 below. These are read in place where the source is pinned host memory and they are few, and staged
-otherwise (`tier_reader`). For torch.compile the look-up is one operator, `engram::tiered`. It finds
+otherwise (`reader`). For torch.compile the look-up is one operator, `engram::tiered`. It finds
 its layer by a number, because host tensors as arguments would keep inductor from using CUDA graphs.
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,15 +22,23 @@ from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.formats.bundle import Bundle
-from engram_cli.formats.bundle_spec import BundleSpec
+from engram_cli.formats.bundle_spec import SCALES, BundleSpec
 from engram_cli.runtime import ops
-from engram_cli.runtime.tiers.host_rows import HostRows
+from engram_cli.runtime.tables import FLOATS
+from engram_cli.runtime.tiers import PlacedRows, renew_in_children
+from engram_cli.runtime.tiers.disk import DiskRows
+from engram_cli.runtime.tiers.host import HostRows
 from engram_cli.runtime.tiers.hot_set import hot_set
-from engram_cli.runtime.tiers.protocol import PlacedRows, RowSource
-from engram_cli.runtime.tiers.staging_ring import StagingQueue, Tuning, local_tuning
-from engram_cli.runtime.tiers.streams import is_captured, with_index
-from engram_cli.runtime.tiers.tier_reader import TierReader
-from engram_cli.runtime.tiers.tier_records import TierBuffers, record_form, record_layout
+from engram_cli.runtime.tiers.placement import LayerPlacement, Placement, tuning_for
+from engram_cli.runtime.tiers.reader import TierReader
+from engram_cli.runtime.tiers.records import RecordSource, TierBuffers, record_form, record_layout
+from engram_cli.runtime.tiers.staging import (
+    StagingQueue,
+    Tuning,
+    is_captured,
+    local_tuning,
+    with_index,
+)
 
 _STORES: weakref.WeakValueDictionary[int, PlacedRows] = weakref.WeakValueDictionary()
 
@@ -65,7 +75,7 @@ class TieredEmbedding(PlacedRows):
     def __init__(
         self,
         spec: BundleSpec,
-        cold: RowSource,
+        cold: RecordSource,
         *,
         device: torch.device | str,
         hot_rows: NDArray[np.int64] | None = None,
@@ -185,7 +195,7 @@ class TieredEmbedding(PlacedRows):
         return f"{self.cold.rows}, {self.width}, {self.spec.dtype}, {hot} in hbm, {below} below"
 
 
-def _fetch(cold: RowSource, hot: NDArray[np.int64], device: torch.device) -> Tensor:
+def _fetch(cold: RecordSource, hot: NDArray[np.int64], device: torch.device) -> Tensor:
     """uint8[H, record_bytes] on the device: the records of hot rows, in pieces."""
     found = torch.empty(len(hot), cold.record_bytes, dtype=torch.uint8, device=device)
     for begin in range(0, len(hot), _PIECE_ROWS):
@@ -194,3 +204,161 @@ def _fetch(cold: RowSource, hot: NDArray[np.int64], device: torch.device) -> Ten
         cold.gather(rows, piece)
         found[begin : begin + len(rows)].copy_(piece)
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """Totals since a memory was attached, over its layers.
+
+    Rows asked for, each as often as asked: `hot` in HBM, `in_place` read from pinned host memory by
+    the GPU, `staged` the rest, of which `travelled` were distinct in their block and took `bytes`.
+    Of these `cached` were in the row cache over the disk. Seconds: `waited` by callers at their
+    layers; of the worker `finding` (for row numbers), `gathering`, `copying` (for a free buffer).
+    Prefetched calls: `ahead_used`, and `ahead_dropped` where the next call needed other rows.
+    """
+
+    hot: int = 0
+    in_place: int = 0
+    staged: int = 0
+    travelled: int = 0
+    bytes: int = 0
+    cached: int = 0
+    waited: float = 0.0
+    finding: float = 0.0
+    gathering: float = 0.0
+    copying: float = 0.0
+    ahead_used: int = 0
+    ahead_dropped: int = 0
+
+
+class Tiers:
+    """The tiered layers of a memory, by their index in it."""
+
+    def __init__(self, stores: Mapping[int, TieredEmbedding]) -> None:
+        self.stores = dict(stores)
+        self._used = self._dropped = 0
+        self.after_fork()
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """Start without prefetched rows and with a new lock, also in a child process."""
+        self._lock = threading.Lock()
+        self._ahead: tuple[Tensor, TierReader] | None = None
+
+    def start(self, rows: Tensor) -> TierReader:
+        """Start reading the rows int64[L, ..., C] of a call, unless they were prefetched."""
+        if any(is_captured(store.device) for store in self.stores.values()):
+            return TierReader(self.stores, rows)
+        ahead = self._exchange(None)
+        if ahead is None:
+            return TierReader(self.stores, rows)
+        known, reads = ahead
+        if known.shape != rows.shape or known.device != rows.device:
+            reads.drop()
+            self._dropped += 1
+            return TierReader(self.stores, rows)
+        reads.expect(rows, (known == rows).all(), self._tell)
+        return reads
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Start reading rows for the next call; rows that were prefetched before are dropped.
+
+        They use the memory for staged rows until that call.
+        """
+        earlier = self._exchange(None)
+        if earlier is not None:
+            earlier[1].drop()
+            self._dropped += 1
+        self._exchange((rows, TierReader(self.stores, rows)))
+
+    def counters(self) -> Counters:
+        """Return the totals; waits for the devices."""
+        asked = torch.stack([store.tier_buffers.counted.cpu() for store in self.stores.values()])
+        below = [store.cold.counters() for store in self.stores.values()]
+        staging_queues = {
+            id(store.staging_queue): store.staging_queue.travelled for store in self.stores.values()
+        }.values()
+        (staged, staged_hot), (in_place, in_place_hot) = asked.sum(0).tolist()
+        return Counters(
+            hot=staged_hot + in_place_hot,
+            staged=staged - staged_hot,
+            in_place=in_place - in_place_hot,
+            travelled=sum(staging_queue.rows for staging_queue in staging_queues),
+            bytes=sum(staging_queue.bytes for staging_queue in staging_queues),
+            cached=sum(int(source["hits"]) for source in below),
+            waited=sum(store.waited for store in self.stores.values()),
+            finding=sum(staging_queue.seconds_found for staging_queue in staging_queues),
+            gathering=sum(staging_queue.seconds_gathered for staging_queue in staging_queues),
+            copying=sum(staging_queue.seconds_copies for staging_queue in staging_queues),
+            ahead_used=self._used,
+            ahead_dropped=self._dropped,
+        )
+
+    def close(self) -> None:
+        """Free the rows and their memory, and end their threads."""
+        ahead = self._exchange(None)
+        if ahead is not None:
+            ahead[1].drop()
+        for store in self.stores.values():
+            store.close()
+
+    def _exchange(
+        self, ahead: tuple[Tensor, TierReader] | None
+    ) -> tuple[Tensor, TierReader] | None:
+        with self._lock:
+            self._ahead, earlier = ahead, self._ahead
+        return earlier
+
+    def _tell(self, same: bool) -> None:
+        if same:
+            self._used += 1
+        else:
+            self._dropped += 1
+
+
+def stores_of(
+    bundle: Bundle,
+    placement: Placement,
+    homes: Mapping[int, tuple[torch.dtype, torch.device]],
+) -> dict[int, TieredEmbedding]:
+    """Make each layer's rows as placed; `homes`: dtype and device of its dense weights."""
+    tuning = tuning_for(bundle.spec, {device for _, device in homes.values()})
+    staging_queues: dict[torch.device, StagingQueue] = {}
+    return {
+        layer: _store(bundle, own, *homes[layer], staging_queues, tuning)
+        for layer, own in placement.layers.items()
+    }
+
+
+def _store(
+    bundle: Bundle,
+    placed: LayerPlacement,
+    dtype: torch.dtype,
+    device: torch.device,
+    staging_queues: dict[torch.device, StagingQueue],
+    tuning: Tuning,
+) -> TieredEmbedding:
+    layer = placed.layer
+    if device not in staging_queues:
+        staging_queues[device] = StagingQueue(device, tuning)
+    cold: RecordSource
+    if placed.cold == "host":
+        cold = HostRows.of_bundle(bundle, layer, pinned=device.type == "cuda")
+    else:
+        cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes)
+    return TieredEmbedding(
+        bundle.spec,
+        cold,
+        device=device,
+        hot_rows=placed.hot_rows,
+        layer_scale=_layer_scale(bundle, layer),
+        dtype=dtype if dtype in FLOATS else torch.float32,
+        staging_queue=staging_queues[device],
+        origin=(bundle, layer),
+    )
+
+
+def _layer_scale(bundle: Bundle, layer: int) -> Tensor | None:
+    if bundle.spec.row_type.per != "layer":
+        return None
+    return torch.from_numpy(np.array(bundle.maps(layer, SCALES)[0], dtype=np.float32))

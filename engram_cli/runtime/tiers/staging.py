@@ -1,4 +1,4 @@
-"""Copies staged rows from a `RowSource` to a device, through a ring of pinned buffers.
+"""Copies staged rows from a `RecordSource` to a device, through a ring of pinned buffers.
 
 A block has row numbers that are copied to the host, and device memory for their records. The
 records are gathered part by part into the next free buffer, which is copied to the device on a
@@ -13,7 +13,8 @@ import os
 import threading
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,12 +25,12 @@ from torch import Tensor
 
 from engram_cli.errors import InputError, RuntimeAttachError
 from engram_cli.files import parse_json
-from engram_cli.runtime.tiers.host_rows import HostRows
-from engram_cli.runtime.tiers.protocol import RowSource, renew_in_children
-from engram_cli.runtime.tiers.streams import CudaEvent, SideStream, with_index
+from engram_cli.runtime.tiers import renew_in_children
+from engram_cli.runtime.tiers.host import HostRows
+from engram_cli.runtime.tiers.records import RecordSource
 
 if TYPE_CHECKING:
-    from engram_cli.runtime.tiers.host_gather.copy_thread import CopyThread, Load
+    from engram_cli.runtime.tiers.host_gather import CopyThread, Load
 
 VARIABLE = "ENGRAM_TIERS_TUNING"
 NUMBER_BYTES = 16  # of a staged row in addition to its record: its number and its slot
@@ -108,6 +109,80 @@ def local_tuning() -> Tuning:
     return Tuning(**document)
 
 
+class CudaEvent:
+    """An event of a stream; without one, as on a CPU, it has always happened."""
+
+    def __init__(self, event: torch.cuda.Event | None) -> None:
+        self._event = event
+
+    @property
+    def address(self) -> int:
+        """The address of CUDA's event, 0 on a CPU."""
+        return 0 if self._event is None else int(self._event.cuda_event)
+
+    def wait(self) -> None:
+        """Block this thread until the event has happened."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def hold_back(self, device: torch.device) -> None:
+        """Make later work of the current stream of `device` wait for the event."""
+        if self._event is not None:
+            torch.cuda.current_stream(device).wait_event(self._event)
+
+
+class SideStream:
+    """A stream in addition to the current one; `stream` is None on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._device = device
+
+    @contextmanager
+    def after_current(self) -> Iterator[None]:
+        """Launch on this stream, after all work that the current stream has now."""
+        if self.stream is None:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self.stream):
+            yield
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Launch on this stream, without waiting for others."""
+        if self.stream is None:
+            yield
+            return
+        with torch.cuda.stream(self.stream):
+            yield
+
+    def record(self) -> CudaEvent:
+        """Record an event that happens when all work launched so far is done."""
+        return CudaEvent(None if self.stream is None else self.stream.record_event())
+
+
+def with_index(device: torch.device) -> torch.device:
+    """Return a CUDA device with its index, as the devices of tensors have one."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def lend(*tensors: Tensor) -> None:
+    """Tell torch that the current stream uses memory that another stream may have allocated."""
+    for tensor in tensors:
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether the current stream of `device` is being captured into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 _JOIN_SECONDS = 30.0  # for the worker to end: a disk may never answer
 
 
@@ -120,7 +195,7 @@ class Block:
     event `copied`. A copy thread copies them as `load`, or the worker, which sets `done`.
     """
 
-    source: RowSource
+    source: RecordSource
     host: Tensor
     found: CudaEvent
     staging: Tensor
@@ -230,7 +305,7 @@ class StagingQueue:
         if not self._copy_threads:
             self._copy_threads.append(None)
             if self.device.type == "cuda":
-                from engram_cli.runtime.tiers.host_gather.copy_thread import cuda_copy_thread
+                from engram_cli.runtime.tiers.host_gather import cuda_copy_thread
 
                 size = self.tuning.ring_buffer_bytes
                 self._copy_threads[0] = cuda_copy_thread(

@@ -17,8 +17,10 @@ from tier_cases import WIDTHS, a_store, expected, hot_rows, random_records, some
 from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError, RuntimeAttachError
-from engram_cli.runtime.tiers.host_rows import HostRows
-from engram_cli.runtime.tiers.staging_ring import (
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.host import HostRows
+from engram_cli.runtime.tiers.reader import TierReader
+from engram_cli.runtime.tiers.staging import (
     MOST_STAGED,
     NUMBER_BYTES,
     VARIABLE,
@@ -27,8 +29,6 @@ from engram_cli.runtime.tiers.staging_ring import (
     Tuning,
     local_tuning,
 )
-from engram_cli.runtime.tiers.tier_reader import TierReader
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 CPU = torch.device("cpu")
 ROWS = 300
@@ -301,14 +301,12 @@ def test_copies_share_rows_until_the_last_is_closed() -> None:
 
 
 def test_the_operator_is_one_of_torchs() -> None:
-    from engram_cli.runtime.tiers import tiered_embedding
+    from engram_cli.runtime.tiers.embedding import tiered
 
     store, _ = below_store()
     rows = some_rows(ROWS, 2, 5, 6)
     arguments = (rows, store.number, store.width, store.dtype)
-    torch.library.opcheck(
-        tiered_embedding.tiered, arguments, test_utils=("test_schema", "test_faketensor")
-    )
+    torch.library.opcheck(tiered, arguments, test_utils=("test_schema", "test_faketensor"))
     compiled = torch.compile(store, fullgraph=True, backend="eager")
     assert torch.equal(compiled(rows), store(rows))
     torch._dynamo.reset()
