@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from engram_cli.hashing.schemes import SCHEMES
 from engram_cli.cli.configured import load_config
+from engram_cli.hashing.schemes import SCHEMES
 from engram_cli.sizes import read_size
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
