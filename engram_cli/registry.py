@@ -1,6 +1,6 @@
 """Names to implementations: a plain table of "module:attribute" strings, imported on first use.
 
-A new scheme, reader, codec, init or format is one file and one line in the `Registry` of its stage.
+A new scheme, reader, dtype, init or format is one file and one line in the `Registry` of its stage.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ class Registry(Generic[T]):
         """Return the names as a help text lists them: "a, b or c"."""
         *most, last = self._entries
         return f"{', '.join(most)} or {last}"
+
+    def register(self, name: str, entry: str) -> None:
+        """Add `name` as "module:attribute". Raises InputError where the name is taken."""
+        if name in self._entries:
+            raise InputError(f"there is a {self.kind} '{name}' already", "choose another name")
+        self._entries[name] = entry
 
     def load(self, name: str) -> T:
         """The object called `name`. Raises InputError, which lists the known names."""
