@@ -16,6 +16,7 @@ from engram_cli.engines.local import put_off
 from engram_cli.errors import ArtifactError, CorpusError, MismatchError, UndecodableError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
+from engram_cli.sizes import available_memory
 from engram_cli.stats.checkpoint import (
     Checkpoint,
     FolderCheckpointer,
@@ -29,7 +30,7 @@ from engram_cli.stats.collector_set import (
     make_collectors,
 )
 from engram_cli.stats.count import CorpusCounter
-from engram_cli.stats.memory import MemoryPlan, available_memory
+from engram_cli.stats.memory import MemoryPlan
 from engram_cli.stats.partial import Partial, read_partial
 from engram_cli.stats.state import State
 from engram_cli.stats.totals import Counts
