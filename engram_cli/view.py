@@ -17,6 +17,7 @@ K = TypeVar("K")
 Unit = Literal["count", "percent", "ratio", "decimal"]
 Kind = Literal["count", "brief", "percent", "decimal", "text", "ngram", "ngrams", "digest"]
 Shown = Literal["always", "asked", "page"]
+Where = Literal["both", "page", "terminal"]
 _NUMERIC = frozenset(("count", "brief", "percent", "decimal"))
 
 
@@ -48,12 +49,14 @@ class Column:
     `kind`: "count", "brief" (63.7 M), "percent" (of a share 0..1) and "decimal" are numbers;
     "ngram" is the text of one n-gram, "ngrams" a tuple of `Ngram`, "digest" a checksum. `digits`:
     after the point; None for as many as the number needs. `bar`: the page draws the number's size.
+    `alarm`: the terminal prints cells with this text in red.
     """
 
     name: str
     kind: Kind = "count"
     digits: int | None = None
     bar: bool = False
+    alarm: str | None = None
 
     @property
     def numeric(self) -> bool:
@@ -103,7 +106,7 @@ class Table:
     """A table; every row has one cell for each column.
 
     `folded`: the page shows it on demand. `limit`: rows that the terminal prints, of each group of
-    rows whose first `group` cells are equal; None for all. `page_only`: the terminal has none.
+    rows whose first `group` cells are equal; None for all. `where`: what draws it.
     """
 
     title: str
@@ -114,7 +117,7 @@ class Table:
     folded: bool = False
     limit: int | None = None
     group: int = 0
-    page_only: bool = False
+    where: Where = "both"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,7 @@ def inspection_views(result: InspectResult) -> Iterator[View]:
 def _digests(result: InspectResult) -> View:
     columns = (
         *(Column("of", "text"), Column("digest", "digest")),
-        *(Column("must match", "text"), Column("matches", "text")),
+        *(Column("must match", "text"), Column("matches", "text", alarm="no")),
     )
     rows = tuple(
         (each.name, each.value, each.must_match, _SAID[each.matches]) for each in result.digests
@@ -223,8 +223,34 @@ def _heads(result: InspectResult) -> View:
         title="The heads",
         lead="The layout column by column: its rows, where they begin in the layer's table, and "
         "what they hold.",
-        parts=(Table("Heads", columns, rows),),
+        parts=(Table("Heads", columns, rows, where="page"), *_layers(result)),
     )
+
+
+def _layers(result: InspectResult) -> Iterator[Table]:
+    """Yield a table of each layer for the terminal, which has no room for all columns of heads."""
+    known = {(each.layer, each.order, each.head): each for each in result.columns}
+    hits = any(column.hit_rows is not None for column in result.columns)
+    norms = any(column.mean is not None for column in result.columns)
+    columns = [*counts("n", "head", "rows (modulus)", "first row")]
+    if hits:
+        columns += [*percents("hit", digits=1), Column("most")]
+    if norms:
+        columns += [*counts("zero", "bad")]
+        columns += [Column(name, "decimal") for name in ("norm", "least", "most")]
+    for layer, said in result.multipliers:
+        rows: list[tuple[Cell, ...]] = []
+        for each in (column for column in result.layout if column.layer == layer):
+            own = known.get((layer, each.order, each.head))
+            cells: list[Cell] = [each.order, each.head, each.modulus, each.offset]
+            if hits:
+                share = None if own is None or own.hit_rows is None else own.hit_rows / own.rows
+                cells += [share, None if own is None else own.max_hits]
+            if norms:
+                cells += _contents(own)[2:7]
+            rows.append(tuple(cells))
+        title = f"Layer {layer}, multipliers {' '.join(said)}"
+        yield Table(title, tuple(columns), tuple(rows), where="terminal")
 
 
 def _contents(own: Columns | None) -> tuple[Cell, ...]:

@@ -30,10 +30,10 @@ _OF_CELL = 12  # n-grams shown in a cell
 _HOLLOW = "·"  # an empty piece of a text
 
 
-def draw(part: Part) -> Html:
-    """Return a part of a view as HTML."""
+def draw(part: Part) -> Html | None:
+    """Return a part of a view as HTML; None for a table that only the terminal prints."""
     if isinstance(part, Table):
-        return _folding(part)
+        return _folding(part) if part.where != "terminal" else None
     if isinstance(part, Row):
         return _row(part)
     if isinstance(part, Tiles):
@@ -47,7 +47,7 @@ def draw(part: Part) -> Html:
     return _shades(part) if isinstance(part, Shades) else _figure(part)
 
 
-def _row(row: Row) -> Html:
+def _row(row: Row) -> Html | None:
     """Draw charts, or tables, side by side."""
     if len(row.parts) == 1:
         return draw(row.parts[0])

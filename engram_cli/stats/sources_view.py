@@ -61,7 +61,7 @@ def view(found: SourcesResult, results: Results) -> Iterable[View]:
         "occurs in the source above, with its standard error in points. Where little overlaps, a "
         "table of one source serves the other badly, and both together need nearly the sum of "
         "their rows.",
-        parts=(Table("Sources", columns, rows, page_only=True), *matrices),
+        parts=(Table("Sources", columns, rows, where="page"), *matrices),
     )
 
 
