@@ -1,7 +1,7 @@
 """Views: results as plain data, which `cli/views.py` prints and `report/` draws as a page.
 
-A statistic, or an inspected artifact, gives a `View`: a heading, a paragraph, tables and charts.
-The page draws all of it. The terminal prints the tables, and charts with `spark` as a line of bars.
+A statistic, or an inspected artifact, gives views. The page draws them with their charts; the
+terminal prints the tables, and charts with `spark` as a line of bars.
 """
 
 from __future__ import annotations
@@ -180,9 +180,8 @@ class Axis:
         """Return a value in full, for hovering and for the table below a chart."""
         if self.unit == "percent":
             return percent(value)
-        if self.unit == "ratio":
-            return f"{value:.4f}"
-        return f"{value:,.1f}" if self.unit == "decimal" else count(value)
+        digits = {"ratio": 4, "decimal": 1}.get(self.unit, 0)
+        return f"{value:,.{digits}f}"
 
 
 def share_axis(title: str, *, high: float | None = None) -> Axis:
@@ -358,7 +357,7 @@ H = TypeVar("H", bound=_OfHead)
 def by_layer(items: Iterable[L], draw: Callable[[int, str, list[L]], Chart]) -> tuple[Row, ...]:
     """Return one chart for each layer, side by side; () without items.
 
-    `draw` gets the layer, what to add to a title ("" for a single layer), and the layer's items.
+    `draw` gets the layer, what to add to a title ("" if there is one layer), and its items.
     """
     groups = grouped(items, lambda item: item.layer)
     charts = tuple(
