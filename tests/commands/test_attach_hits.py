@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commands.made import Made
 from commands.test_attach import Listener, request
+from engram_cli.commands.open_rows import open_rows
 from formats.bundles import put
 from tiny_models import llama
 
@@ -18,7 +19,6 @@ from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.attach import attach_checkpoint
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.open_rows import open_rows
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands.test_attach import LLAMA, build, configure, request
+from engram_cli.commands.open_rows import open_rows
 from formats.bundles import put
 from safetensors.torch import load_file
 from table.tables import tamper
@@ -19,7 +20,6 @@ from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.attach import attach_checkpoint
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.open_rows import open_rows
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.files import canonical_json

@@ -20,7 +20,7 @@ from engram_cli.commands.artifact import Kind, find_artifact
 from engram_cli.commands.verify import VerifyRequest, VerifyResult, verify
 from engram_cli.errors import InputError
 from engram_cli.files import canonical_json
-from engram_cli.table.checksum import file_checksum
+from engram_cli.rows.checksum import file_checksum
 
 
 def verified(path: Path, **options: object) -> VerifyResult:

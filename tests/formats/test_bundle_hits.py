@@ -10,8 +10,7 @@ import pytest
 from formats.bundles import hits_in_chunks, hits_of, make_spec, write
 
 from engram_cli.errors import ArtifactError
-from engram_cli.formats.bundle import read_bundle
-from engram_cli.formats.bundle_files import verify_files
+from engram_cli.formats.bundle import read_bundle, verify_files
 from engram_cli.formats.bundle_spec import HITS
 from engram_cli.vocab.compress import CompressedVocab
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from engram_cli.errors import MismatchError, RuntimeAttachError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_writer import write_bundle, write_referring
-from engram_cli.formats.dense import first_values
+from engram_cli.formats.module_spec import first_values
 from engram_cli.formats.table_reference import refer
 from engram_cli.rows.codecs import CODECS
 from engram_cli.runtime import (

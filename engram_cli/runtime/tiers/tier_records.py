@@ -16,7 +16,7 @@ from torch import Tensor
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
-from engram_cli.formats.tensors import physical_dtype
+from engram_cli.rows.safetensors import physical_dtype
 from engram_cli.runtime.tables import Table, dequantise
 from engram_cli.runtime.tiers.hot_set import HotSet
 

@@ -19,9 +19,9 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from engram_cli.errors import ArtifactError, InputError, RuntimeAttachError
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.dense import first_values
+from engram_cli.formats.module_spec import first_values
 from engram_cli.formats.row_types import ROW_TYPES
-from engram_cli.formats.tensors import physical_dtype
+from engram_cli.rows.safetensors import physical_dtype
 from engram_cli.runtime import attach, detach, load, parameter_groups, save_engram
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.tiers.staging_ring import VARIABLE

@@ -12,10 +12,10 @@ from table.filled import DIM, HIDDEN, fill, fill_spec, matrix_vectors, write_cor
 from table.tables import mapped_layout, tamper
 
 from engram_cli.errors import ArtifactError, InputError, MismatchError
+from engram_cli.formats.zarr_table import verify_table
 from engram_cli.table.convert import conversion
 from engram_cli.table.inits.corpus.embeddings import MatrixEmbeddings, RandomEmbeddings
 from engram_cli.table.store import open_table, read_whole
-from engram_cli.table.verify import verify_table
 
 
 def test_a_projection_is_orthonormal_and_stored(tmp_path: Path) -> None:

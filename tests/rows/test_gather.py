@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from table.tables import build
 
 from engram_cli.errors import ArtifactError
+from engram_cli.rows.gather import Gatherer
 from engram_cli.table import kernels, reference
-from engram_cli.table.gather import Gatherer
 from engram_cli.table.store import TableStore, open_table
 
 
