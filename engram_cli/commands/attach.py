@@ -26,13 +26,13 @@ from engram_cli.commands.model_shape import (
     read_model_shape,
 )
 from engram_cli.errors import InputError, OutputError
-from engram_cli.files import prepare_output
 from engram_cli.formats.base import require_sound
 from engram_cli.formats.bundle import BUNDLE, CARD
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
 from engram_cli.formats.module_spec import INIT_GATES, INIT_VALUES, first_values
 from engram_cli.formats.table_reference import refer
+from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.source import HITS, SCALES, RowSource
 from engram_cli.table.attributes import read_description

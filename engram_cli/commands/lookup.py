@@ -27,11 +27,10 @@ from engram_cli.commands.lookup_rows import (
 )
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, VocabularyError
-from engram_cli.files import new_file, prepare_output
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import takes_raw_ids
-from engram_cli.ownership import Kind, Listing
+from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.source import RowSource
 from engram_cli.stats.ngrams import Names

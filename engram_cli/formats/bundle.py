@@ -25,7 +25,7 @@ from engram_cli.files import local_path, read_json, sha256_bytes
 from engram_cli.formats.bundle_description import FORMAT, PLAIN_NAME, VERSION, parse
 from engram_cli.formats.bundle_spec import BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
-from engram_cli.ownership import Kind, Listing
+from engram_cli.outputs import Kind, Listing
 from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.safetensors import Array, TensorPlace
 from engram_cli.rows.source import HITS, ROWS, Span

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
-from engram_cli.files import canonical_json, new_folder, sha256_bytes
+from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.formats.bundle import BUNDLE, DENSE, DESCRIPTION, VOCABULARY
 from engram_cli.formats.bundle_description import FORMAT, document_of
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
+from engram_cli.outputs import new_folder
 from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.safetensors import Array, FileRecord, TensorSpec
 

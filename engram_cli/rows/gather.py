@@ -163,7 +163,7 @@ class FileArray:
             raise ArtifactError(f"{span.file} cannot be mapped: {error}", self.hint) from None
         if random and hasattr(mmap, "MADV_RANDOM"):
             mapped.madvise(mmap.MADV_RANDOM)
-        inner = np.empty((0, *self.tail), dtype=self.dtype).strides[1:]
+        inner = np.empty((1, *self.tail), dtype=self.dtype).strides[1:]
         return np.ndarray(
             (span.rows, *self.tail), self.dtype, mapped, skipped, strides=(stride, *inner)
         )

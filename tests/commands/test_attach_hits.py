@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from commands.made import Made
 from commands.test_attach import Listener, request
-from engram_cli.commands.open_rows import open_rows
 from formats.bundles import put
 from tiny_models import llama
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.attach import attach_checkpoint
-from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.inspect import InspectRequest, inspect
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.errors import ArtifactError
@@ -43,7 +41,7 @@ def test_the_hits_are_the_tables(made_once: Made, tmp_path: Path, reference: boo
     assert any(name.startswith("hits-") for name in result.files) != reference
     assert bundle.has_hits
     at = np.array([5, 0, 299, 5])
-    found = open_rows(find_artifact(result.out), Geometry()).hits
+    found = find_artifact(result.out).open().hits_at
     assert found is not None
     for layer in bundle.spec.layers:
         assert np.array_equal(bundle.hits(layer), table.hits(layer))

@@ -56,13 +56,14 @@ class LayerReader:
     Rows are measured as they are stored (`direct`) where they are whole words and whole blocks of
     items, one after another; else as float32. `row_bytes` are those of a row as it is measured,
     whole words; `kind` is what it holds, as the kernels say it; `row_scales` its own scales.
-    `counted`: what has the hits of the rows, None where nothing has.
+    `counted`: what has the hits of the rows where the source has none; None for nothing.
     """
 
     def __init__(self, source: RowSource, layer: int, counted: RowSource | None = None) -> None:
         assert source.dim is not None
         assert source.dtype is not None
-        self.source, self.layer, self.counted = source, layer, counted
+        self.source, self.layer = source, layer
+        self.counted = source if source.has_hits else counted
         self.dim, self._codec = source.dim, CODECS.load(source.dtype)
         self.stored_row_bytes = self._codec.width(self.dim) * self._codec.physical.itemsize
         whole = Span(file=source.path, begin=0, first=0, rows=source.layout.layer(layer).rows)
