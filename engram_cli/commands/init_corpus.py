@@ -22,7 +22,7 @@ from engram_cli.formats.checkpoint import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.rows.checksum import array_checksum
-from engram_cli.stats.memory import available_memory
+from engram_cli.sizes import available_memory
 from engram_cli.table.inits.corpus.embeddings import (
     Embeddings,
     MatrixEmbeddings,

@@ -198,10 +198,10 @@ def test_a_file_that_was_cut_names_the_row(own: Bundle, many: bool) -> None:
     place = own.spans(1, ROWS)[1]
     before = torch.tensor([place.first + 19])
     expected = records_of(own, 1, before)
-    os.truncate(place.path, place.begin + 20 * 256 + 255)
+    os.truncate(place.file, place.begin + 20 * 256 + 255)
     row = place.first + 20
     rows = torch.arange(source.rows) if many else torch.tensor([row])
-    with pytest.raises(ArtifactError, match=rf"{place.path}: row {row} of layer 1 .* ends before"):
+    with pytest.raises(ArtifactError, match=rf"{place.file}: row {row} of layer 1 .* ends before"):
         gather(source, rows)
     assert torch.equal(gather(source, before), expected)
     source.close()
