@@ -14,8 +14,7 @@ from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.errors import EngramError, InputError, OutputError
 from engram_cli.formats.base import require_sound
 from engram_cli.progress import SILENT, Progress
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.base import row_bytes
+from engram_cli.rows import DTYPES
 from engram_cli.rows.source import HITS, RowSource
 from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
@@ -110,7 +109,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     if finished is None:
         place = partial(check_place, request.out, request.force, (request.source,))
         in_the_way = refusal(place, request.dry_run)
-    plan = _plan(request, source, row_bytes(CODECS.load(dtype), dim), spec, finished)
+    plan = _plan(request, source, DTYPES.load(dtype).row_bytes(dim), spec, finished)
     if request.dry_run:
         return ConvertResult(plan=plan, written=False, in_the_way=in_the_way)
     threads = request.threads or processors()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from engram_cli.errors import EngramError, IncompleteError, InputError
 from engram_cli.formats.base import Digest, Facts, stored_size
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
-from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page
-from engram_cli.report.table import TABLE
 from engram_cli.rows.source import RowSource
 from engram_cli.vocab.parquet import read_about, read_map
 
@@ -118,10 +115,9 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
             return _result(found, facts, files=files, stored_bytes=size, complete=False)
         result = _rows(found, source, request, progress)
     if request.report is not None:
-        document = json.loads(json.dumps(asdict(result), default=str)) | {"name": found.path.name}
-        for said in ("seconds", "report"):  # the same artifact gives the same page
-            del document[said]
-        write_report(document, request.report, force=request.force, kind=TABLE)
+        from engram_cli.commands.inspect_page import write_inspection
+
+        write_inspection(result, found.path.name, request.report, force=request.force)
     return result
 
 

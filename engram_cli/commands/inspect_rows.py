@@ -15,7 +15,7 @@ from engram_cli.commands.lookup_rows import OtherNgram
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.progress import Progress
 from engram_cli.rows.source import HITS, RowSource
-from engram_cli.stats.ngrams import Names
+from engram_cli.stats.names import Names
 from engram_cli.stats.row_ngrams import RowNgram, RowNgrams, load_row_ngrams
 from engram_cli.table.scan.duplicates import Duplicates
 from engram_cli.table.scan.kernels.rows import BINS, STEPS

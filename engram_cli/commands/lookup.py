@@ -33,7 +33,7 @@ from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.source import RowSource
-from engram_cli.stats.ngrams import Names
+from engram_cli.stats.names import Names
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.parquet import read_vocab
 from engram_cli.vocab.tokenizer import (

@@ -17,8 +17,7 @@ from engram_cli.errors import ArtifactError
 from engram_cli.formats import FORMATS
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.base import row_bytes
+from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource
 from engram_cli.stats.stats_io import Statistics
 
@@ -87,7 +86,7 @@ def rows_facts(source: RowSource) -> Facts:
             ("rows", f"{count:,} of {dim} x {dtype}"),
             ("parameters", f"{count * dim:,}"),
             ("row hits", "kept for every row" if source.has_hits else "none"),
-            token_fact(source.layout, row_bytes(CODECS.load(dtype), dim)),
+            token_fact(source.layout, DTYPES.load(dtype).row_bytes(dim)),
         ]
     return facts
 

@@ -19,8 +19,8 @@ from engram_cli.formats.bundle import (
     read_description,
 )
 from engram_cli.formats.zarr_table import verify_table
+from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
-from engram_cli.rows.safetensors import physical_dtype
 from engram_cli.rows.source import HITS
 
 

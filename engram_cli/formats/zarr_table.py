@@ -15,7 +15,6 @@ from engram_cli.formats.base import Checks, Facts, Format, hash_facts, token_fac
 from engram_cli.hashing.layout import short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.checksum import file_checksum
-from engram_cli.rows.codecs.base import row_bytes
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.table.attributes import (
     META,
@@ -134,7 +133,7 @@ def _facts(table: TableStore) -> Facts:
         *converted,
         ("row hits", "none" if counted is None else f"of {counted['tokens']:,} tokens"),
         ("filled", "whole: every chunk is on the manifest"),
-        token_fact(table.layout, row_bytes(table.codec, table.dim)),
+        token_fact(table.layout, table.row_type.row_bytes(table.dim)),
         ("made by", f"engram {attributes.get('tool_version')}"),
     ]
 

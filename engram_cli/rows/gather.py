@@ -24,9 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.rows import kernels
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.base import Codec
+from engram_cli.rows import DTYPES, kernels
+from engram_cli.rows.dtypes import RowType
 from engram_cli.rows.source import HITS, ROWS, SCALES, Span
 
 SAMPLE = 64  # rows whose place is asked for: 24 us compared with the 3 ms of 64k rows
@@ -187,9 +186,9 @@ class FileRows:
     parts: Mapping[tuple[int, str], FileArray] = field(default_factory=dict, repr=False)
 
     @property
-    def codec(self) -> Codec:
-        """How the values are stored."""
-        return CODECS.load(self.dtype or "")
+    def row_type(self) -> RowType:
+        """How rows are stored."""
+        return DTYPES.load(self.dtype or "")
 
     @property
     def has_hits(self) -> bool:
@@ -230,7 +229,7 @@ class FileRows:
         rows = self._array(layer, ROWS)
         wanted = _row_numbers(ids, rows.rows, self.layout.layer(layer).layer)
         taken = rows.take(wanted)
-        if self.codec.scaling is None:
+        if self.row_type.scaling is None:
             return taken, None
         scales = self._array(layer, SCALES)
         return taken, scales.read(0, 1) if _is_single(scales, SCALES) else scales.take(wanted)
@@ -242,7 +241,7 @@ class FileRows:
         """
         stored, scales = self.stored(layer, ids)
         values = np.empty((len(stored), self.dim or 0), dtype=np.float32)
-        self.codec.decode(stored, scales, values)
+        self.row_type.decode(stored, scales, values)
         return values
 
     def read(self, layer: int | None, first: int, values: NDArray[np.float32]) -> None:
@@ -251,9 +250,9 @@ class FileRows:
         Raises as `lines`. May run in threads.
         """
         stored = self.lines(layer, ROWS, first, len(values))
-        scaled = self.codec.scaling is not None
+        scaled = self.row_type.scaling is not None
         scales = self.lines(layer, SCALES, first, len(values)) if scaled else None
-        self.codec.decode(stored, scales, values)
+        self.row_type.decode(stored, scales, values)
 
     def hits_at(self, layer: int | None, ids: ArrayLike) -> NDArray[np.uint32]:
         """Return the hits of the rows at `ids` [n] as uint32[n]. Raises as `stored`."""

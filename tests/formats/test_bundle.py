@@ -19,7 +19,8 @@ from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import plan_shards
 from engram_cli.formats.module_spec import KINDS, ModuleSpec, first_values, module_spec
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.rows.safetensors import Array, physical_dtype
+from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.safetensors import Array
 from engram_cli.vocab.compress import CompressedVocab
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.scaled import ScaledCodec
+from engram_cli.rows import DTYPES
 from engram_cli.rows.gather import DAMAGED
 from engram_cli.rows.source import HITS, SCALES, RowSource, Span
 from engram_cli.table.scan.kernels import norms
@@ -26,18 +25,6 @@ DECODED_BYTES = 2**21  # of values: each piece costs a call of the codec
 WORD = 8  # bytes
 NO_FACTORS = np.empty(0, dtype=np.float32)
 NO_HITS = np.empty(0, dtype=np.uint32)
-
-_KINDS = {
-    "float32": norms.FLOAT32,
-    "float16": norms.FLOAT16,
-    "bfloat16": norms.BFLOAT16,
-    "int8": norms.INT8,
-    "int8_b32": norms.INT8,
-    "int4": norms.INT4,
-    "int4_b32": norms.INT4,
-    "fp8": norms.E4M3,
-    "fp8_e8m0": norms.E4M3,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,21 +51,21 @@ class LayerReader:
         assert source.dtype is not None
         self.source, self.layer = source, layer
         self.counted = source if source.has_hits else counted
-        self.dim, self._codec = source.dim, CODECS.load(source.dtype)
-        self.stored_row_bytes = self._codec.width(self.dim) * self._codec.physical.itemsize
+        self.dim, self._row_type = source.dim, DTYPES.load(source.dtype)
+        self.stored_row_bytes = self._row_type.record_layout(self.dim).row_bytes
         whole = Span(file=source.path, begin=0, first=0, rows=source.layout.layer(layer).rows)
         spans = source.spans(layer)
         self.spans = spans or (whole,)
-        scaling = self._codec.scaling
+        scaling, items = self._row_type.scaling, self._row_type.items.name
         self.direct = (
             bool(spans)
-            and source.dtype in _KINDS
+            and items in norms.KINDS
             and self.stored_row_bytes % WORD == 0
             and all(span.stride in (0, self.stored_row_bytes) for span in spans)
             and (scaling is None or self.dim % ITEMS == 0)
         )
         self.row_bytes = self.stored_row_bytes if self.direct else 4 * (self.dim + self.dim % 2)
-        self.kind = _KINDS[source.dtype] if self.direct else norms.FLOAT32
+        self.kind = norms.KINDS[items] if self.direct else norms.FLOAT32
         self.row_scales = 0
         if self.direct and scaling is not None and scaling.per != "layer":
             self.row_scales = scaling.width(self.dim)
@@ -90,11 +77,10 @@ class LayerReader:
 
         Raises ArtifactError for a file that cannot be read. May run in threads.
         """
-        if not self.direct or self._codec.scaling is None:
+        if not self.direct or self._row_type.scaling is None:
             return NO_FACTORS
-        assert isinstance(self._codec, ScaledCodec)
-        stored = self.source.lines(self.layer, SCALES, first, count)
-        return np.ascontiguousarray(self._codec.widen(stored).reshape(-1), dtype=np.float32)
+        factors = self._row_type.widen(self.source.lines(self.layer, SCALES, first, count))
+        return np.ascontiguousarray(factors.reshape(-1), dtype=np.float32)
 
     def hits(self, first: int, count: int) -> NDArray[np.uint32]:
         """Return the hits of `count` rows from `first` on; none where nothing counted them."""
