@@ -39,15 +39,15 @@ from engram_cli.corpus.stream import TokenStream
 from engram_cli.errors import EngramError
 from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.formats.bundle import read_bundle
-from engram_cli.formats.embedding_tensor import find_embeddings
+from engram_cli.formats.checkpoint import find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
+from engram_cli.rows.checksum import file_checksum
 from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from engram_cli.stats.collector_set import CollectorOptions, make_collectors
 from engram_cli.stats.counters import Counter
 from engram_cli.stats.stats_io import _digest, read_stats
 from engram_cli.table.build import build_store, partial_folder
-from engram_cli.table.checksum import file_checksum
 from engram_cli.table.digest import content_digest
 from engram_cli.table.inits.corpus.tokens import TokenWriter
 from engram_cli.table.journal import filled
@@ -298,7 +298,7 @@ def _checkpoints(folder: Path, made: Made) -> Iterator[Target]:
 
     tokens = folder / "tokens"
     writer = TokenWriter(tokens, "asked")
-    writer.write_pieces((piece for piece in ()), None)
+    writer.write((piece for piece in ()), None)
     files = _files(tokens, tokens)
     if any(name.endswith(".json") for name in files):
         yield Target("token file", tokens, files, lambda h: TokenWriter(h, "asked"))

@@ -25,7 +25,7 @@ from engram_cli.files import inner_file, output_errors, read_json
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import open_work, remove_work
 from engram_cli.progress import SILENT, Progress
-from engram_cli.table.checksum import file_checksum
+from engram_cli.rows.checksum import file_checksum
 from engram_cli.table.journal import SCRATCH
 
 FORMAT = "engram-tokens"
@@ -134,18 +134,6 @@ class TokenWriter:
         self._reset()
 
     def write(
-        self,
-        blocks: Generator[TokenBlock, None, None],
-        layout: HashLayout,
-        encoder: str | None,
-        progress: Progress = SILENT,
-    ) -> TokenFile:
-        """`write_pieces` of blocks. Raises TokenIdError naming file, document and position."""
-        with closing(blocks):
-            pieces = (piece_of(block, layout) for block in blocks)
-            return self.write_pieces(pieces, encoder, progress)
-
-    def write_pieces(
         self,
         pieces: Generator[Piece, None, None],
         encoder: str | None,
