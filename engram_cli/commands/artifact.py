@@ -72,12 +72,10 @@ def find_artifact(path: Path) -> Artifact:
     if path.is_file():
         if path.stat().st_size <= _PLAN_BYTES and is_plan(path):
             raise InputError(
-                f"{path} is a plan, not a table",
-                f"build it: engram build-table --plan {path}",
+                f"{path} is a plan, not a table", f"build it: engram build-table --plan {path}"
             )
         raise InputError(
-            f"{path} was not written by engram",
-            "give a table, bundle, vocabulary or statistics",
+            f"{path} was not written by engram", "give a table, bundle, vocabulary or statistics"
         )
     if not path.exists():
         raise InputError(f"{path} does not exist", "check the path")
