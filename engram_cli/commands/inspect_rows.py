@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import Companions, counted_by, hits_reader
-from engram_cli.commands.lookup_rows import OtherNgram
+from engram_cli.commands.artifact import Companions, counted_by, known_ngrams
+from engram_cli.commands.lookup_rows import OtherNgram, named_ngrams
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.rows.source import HITS, RowSource
 from engram_cli.stats.names import Names
-from engram_cli.stats.row_ngrams import RowNgram, RowNgrams, load_row_ngrams
+from engram_cli.stats.row_ngrams import RowNgram, RowNgrams
 from engram_cli.table.scan.duplicates import Duplicates
 from engram_cli.table.scan.kernels.rows import BINS, STEPS
 from engram_cli.table.scan.scan import Columns, Hottest, scan_hits, scan_layer
@@ -91,9 +91,7 @@ def inspect_rows(
             norms += _norm_bins(layout, layer, scan.bins)
         if scan.duplicates is not None:
             layers.append(LayerRows(layer=layer, duplicates=scan.duplicates))
-        known: Sequence[RowNgrams | None] = [None] * len(layout.orders)
-        if statistics is not None and counted is not None:
-            known = load_row_ngrams(statistics, entry, hits_reader(counted))
+        _, known = known_ngrams(source, layer, statistics)
         hot += _hot_rows(layout, layer, scan.hottest, known, names, hottest)
     return {
         "columns": tuple(columns),
@@ -144,6 +142,7 @@ def _hot_rows(
             met = among.on(np.array([[row for _, _, row in best]] * layout.heads))
         for negative, head, row in best:
             ngrams = met[head].get(row, [])
+            shown = () if among is None else named_ngrams(among, ngrams[:_NGRAMS], names)
             found.append(
                 HotRow(
                     layer=layer,
@@ -151,15 +150,7 @@ def _hot_rows(
                     head=head,
                     row=row,
                     hits=-negative,
-                    ngrams=tuple(
-                        OtherNgram(
-                            text=names.ngram(among.tokens[each.at]),
-                            count=each.count,
-                            exact=each.exact,
-                        )
-                        for each in ngrams[:_NGRAMS]
-                        if among is not None
-                    ),
+                    ngrams=shown,
                     known=len(ngrams),
                 )
             )
