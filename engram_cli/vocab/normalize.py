@@ -1,13 +1,12 @@
-"""The key that look-alike tokens share (docs/reference/schemes.md): text in, key out.
+"""Normalises tokens to the key that look-alike tokens share (docs/reference/schemes.md).
 
 The normalisers are those of `tokenizers`, because published tables were hashed with them: another
-library's Unicode version would move ids. `normalize_plain` is the readable twin on `unicodedata`.
+library's Unicode version would move ids. A plain twin on `unicodedata` is in tests/vocab.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 
 REPLACEMENT = "\ufffd"
@@ -20,7 +19,8 @@ _WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
 
 
 def normalizer() -> Callable[[str], str]:
-    """The normaliser as a function of one text; ASCII, half of all tokens, takes a short cut."""
+    """Return the normaliser as a function of one text; ASCII, half of all tokens, takes a short
+    cut."""
     chain = library_normalizer()
 
     def normalize(text: str) -> str:
@@ -30,7 +30,7 @@ def normalizer() -> Callable[[str], str]:
 
 
 def library_normalizer() -> Callable[[str], str]:
-    """The normaliser of `tokenizers`, without the short cut."""
+    """Return the normaliser of `tokenizers`, without the short cut."""
     from tokenizers import Regex, normalizers
 
     chain = normalizers.Sequence(
@@ -50,7 +50,8 @@ def library_normalizer() -> Callable[[str], str]:
 
 
 def token_key(text: str, token: str, normalize: Callable[[str], str]) -> str:
-    """The key of one token: its spelling when it is a part of a character, else its normal form.
+    """Return the key of one token: its spelling when it is a part of a character, else its normal
+    form.
 
     `text` is the token decoded alone, `token` its spelling in the vocabulary.
     """
@@ -60,15 +61,6 @@ def token_key(text: str, token: str, normalize: Callable[[str], str]) -> str:
 
 
 def _normalize_ascii(text: str) -> str:
-    """What the chain does to ASCII: no character of it decomposes or carries an accent."""
+    """Return what the chain does to ASCII: no character of it decomposes or carries an accent."""
     text = _RUNS.sub(" ", text.lower())
     return " " if text == " " else text.strip(_WHITE)
-
-
-def normalize_plain(text: str) -> str:
-    """`normalizer()` written out with the standard library; equal to it up to Unicode versions."""
-    text = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
-    text = "".join(c for c in text if unicodedata.category(c)[0] != "M")
-    text = "".join(c.lower() for c in text)
-    text = _RUNS.sub(" ", text)
-    return " " if text == " " else text.strip(_WHITE).replace(_LONE_SPACE, " ")

