@@ -29,6 +29,7 @@ PHYSICAL_DTYPES = {
     "bfloat16": "<u2",
     "float8_e4m3fn": "u1",
     "float8_e8m0fnu": "u1",
+    "int64": "<i8",
     "int32": "<i4",
     "int8": "i1",
     "uint8": "u1",
