@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import InputError
 from engram_cli.files import read_json
-from engram_cli.formats.base import Facts, Format, rows_facts
+from engram_cli.formats.base import Format
 from engram_cli.formats.model_folder import (
     CONFIG,
     Check,
+    CheckpointRows,
     FolderTokenizer,
     ModelFolder,
+    checkpoint_facts,
     compared,
     config_of,
     count_in,
@@ -29,7 +31,6 @@ from engram_cli.formats.model_folder import (
 )
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import ROWS, SCALES
 from engram_cli.vocab.lookup import VocabMap
 
@@ -49,15 +50,6 @@ _KEYS = (
     "engram_compressed_vocab_size",
 )
 _PAD = ("engram_pad_token_id", "engram_pad_id")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeepseekRows(FileRows):
-    """The rows of an opened checkpoint, and what was compared."""
-
-    dialect: str
-    folder: ModelFolder
-    checks: tuple[Check, ...]
 
 
 def _engram_config(folder: Path) -> tuple[Mapping[str, Any], str] | None:
@@ -82,10 +74,12 @@ def _recognise(path: Path) -> Path | None:
     return path
 
 
-def _open(path: Path, tokenizer: Path | None = None) -> DeepseekRows:
+def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
     found = _engram_config(path)
     if found is None:
-        raise InputError(f"{path} has no config with engram_layer_ids", "give a checkpoint's folder")
+        raise InputError(
+            f"{path} has no config with engram_layer_ids", "give a checkpoint's folder"
+        )
     config, dialect = found
     folder = open_folder(path, config, lambda name: _NAME.fullmatch(name) is not None)
     vocab = FolderTokenizer(folder=path, given=tokenizer).vocab()
@@ -99,7 +93,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> DeepseekRows:
             parts[layer, ROWS] = folder.array([own["rows"]])
             if "scales" in own:
                 parts[layer, SCALES] = folder.array([own["scales"]])
-    return DeepseekRows(
+    return CheckpointRows(
         format="deepseek-v4.1",
         path=path,
         layout=layout,
@@ -123,7 +117,7 @@ def _by_layer(folder: ModelFolder) -> dict[int, dict[str, str]]:
     for name in folder.tensors:
         match = _NAME.fullmatch(name)
         assert match is not None
-        layer, embed, kind, dense = match.groups()
+        layer, embed, kind, _ = match.groups()
         if embed is not None:
             part = "rows" if kind == "weight" else "scales"
         else:
@@ -176,21 +170,28 @@ def _config_checks(config: Mapping[str, Any], vocab: VocabMap | None) -> list[Ch
     missing += [] if any(key in config for key in _PAD) else [_PAD[0]]
     size, pad = config.get("engram_compressed_vocab_size"), _pad(config)
     dead = config.get("image_token_id")
-    checks = [
-        compared("config keys", "missing: " * bool(missing) + ", ".join(missing) or "all there",
-                 "all there"),
-        compared("compressed size", size, None if vocab is None else vocab.size),
-        compared("token ids", config.get("vocab_size"), None if vocab is None else vocab.vocab_size),
+    known = vocab is not None
+    there = f"missing: {', '.join(missing)}" if missing else "all there"
+    token = (
+        f"compressed {vocab.lookup[pad]}" if vocab is not None and pad is not None else "a token"
+    )
+    return [
+        compared("config keys", there, "all there"),
+        compared("compressed size", size, vocab.size if vocab is not None else None),
+        compared("token ids", config.get("vocab_size"), vocab.vocab_size if vocab else None),
         Check(
             name="pad token",
-            result="undecided" if vocab is None or pad is None else "ok",
+            result="ok" if known and pad is not None else "undecided",
             found=str(pad),
-            expected="a token" if vocab is None or pad is None else f"compressed {vocab.lookup[pad]}",
+            expected=token,
         ),
-        Check(name="dead tokens", result="ok" if dead is not None else "undecided",
-              found="none named" if dead is None else str(dead), expected="image_token_id"),
-    ]  # fmt: skip
-    return checks
+        Check(
+            name="dead tokens",
+            result="undecided" if dead is None else "ok",
+            found="none named" if dead is None else str(dead),
+            expected="image_token_id",
+        ),
+    ]
 
 
 def _layer_checks(
@@ -199,22 +200,24 @@ def _layer_checks(
     """Compare the tensors of a layer with the config, and with the layout it gives."""
     config, own, label = folder.config, names.get(layer, {}), f"layer {layer}"
     dim, rows = count_in(config, "engram_head_dim"), layout.layer(layer).rows
-    told = dict(zip(counts_in(config, "engram_layer_ids"),
-                    counts_in(config, "engram_num_embeddings"), strict=False))  # fmt: skip
+    layers, heights = (
+        counts_in(config, key) for key in ("engram_layer_ids", "engram_num_embeddings")
+    )
+    told = dict(zip(layers, heights, strict=False))
     width, hidden = layout.columns * dim, config.get("hidden_size")
     streams = config.get("hc_mult", config.get("hyper_connection_size"))
     heads = (streams, hidden) if streams is not None and hidden is not None else None
     projection = None if heads is None else (heads[0] * heads[1] + heads[1], width)
-    expected: dict[str, tuple[tuple[int, ...] | None, str | None]] = {
-        "rows": ((rows, dim), None),
-        "scales": ((rows, -(-dim // _BLOCK)), None),
-        "wkv.weight": (projection, None),
-        "q_weight": (heads, None),
-        "k_weight": (heads, None),
+    expected: dict[str, tuple[int, ...] | None] = {
+        "rows": (rows, dim),
+        "scales": (rows, -(-dim // _BLOCK)),
+        "wkv.weight": projection,
+        "q_weight": heads,
+        "k_weight": heads,
     }
     checks = [compared(f"{label}: rows of the config", told.get(layer), rows)]
     quantised = isinstance(config.get("quantization_config"), Mapping)
-    for part, (shape, _) in expected.items():
+    for part, shape in expected.items():
         if part not in own:
             is_needed = part != "scales" or quantised
             found = "missing" if is_needed else "none"
@@ -239,10 +242,6 @@ def _layer_checks(
     return checks
 
 
-def _facts(source: DeepseekRows) -> Facts:
-    return [*rows_facts(source), ("dialect", source.dialect)]
-
-
 def bare_map(size: int) -> VocabMap:
     """Return a map that stands for one of `size` compressed ids which is not known."""
     import numpy as np
@@ -251,5 +250,5 @@ def bare_map(size: int) -> VocabMap:
 
 
 FORMAT = Format(
-    name="deepseek-v4.1", recognise=_recognise, open=_open, facts=_facts, foreign=True
+    name="deepseek-v4.1", recognise=_recognise, open=_open, facts=checkpoint_facts, foreign=True
 )

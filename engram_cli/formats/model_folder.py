@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import read_json
+from engram_cli.formats.base import Facts, rows_facts
 from engram_cli.rows.dtypes import physical_dtype
-from engram_cli.rows.gather import FileArray
+from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.safetensors import INDEX, TensorPlace, raw_header, shard_path, tensor_place
 from engram_cli.rows.source import Span
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
@@ -123,6 +123,23 @@ def _some(names: Sequence[str], what: str = "missing") -> str:
     return f"{what}: {shown}" if names else "all there"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRows(FileRows):
+    """The rows of an opened checkpoint, and what was compared. `dialect`: how it spells things."""
+
+    dialect: str
+    folder: ModelFolder
+    checks: tuple[Check, ...]
+
+
+def checkpoint_facts(source: CheckpointRows) -> Facts:
+    """Return what a checkpoint says of itself, for people."""
+    place = source.folder
+    read = f"{place.header_bytes:,} bytes of headers"
+    unread = f"; the headers of {place.unread:,} more files were not needed" if place.unread else ""
+    return [*rows_facts(source), ("dialect", source.dialect), ("read", read + unread)]
+
+
 def config_of(folder: Path) -> dict[str, Any] | None:
     """Return the config.json of a folder; None where there is none that can be read."""
     try:
@@ -209,6 +226,13 @@ def count_in(config: Mapping[str, Any], key: str) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ArtifactError(f"the config has {key} = {value!r}", "a count is needed: check it")
     return value
+
+
+def eos_in(config: Mapping[str, Any]) -> int:
+    """Return the EOS token id of a config, the first of several. Raises ArtifactError."""
+    value = config.get("eos_token_id")
+    first = value[0] if isinstance(value, list) and value else value
+    return count_in({"eos_token_id": first}, "eos_token_id")
 
 
 def counts_in(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
