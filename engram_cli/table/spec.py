@@ -11,16 +11,15 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows import DTYPES
 from engram_cli.rows.checksum import ALGORITHM
 from engram_cli.rows.dtypes import LARGEST_SCALE, LEAST_SCALE, RowType
-from engram_cli.table.digest import content_digest
+from engram_cli.rows.source import HITS, SCALES
 from engram_cli.table.grid import (
     HITS_TYPE,
     LOOKUP,
     LOOKUP_TYPE,
     ChunkedArray,
+    array_name,
     chunked,
-    hits_array,
-    row_array,
-    scales_array,
+    content_digest,
 )
 from engram_cli.table.inits.base import Init, InitWithArrays
 from engram_cli.version import __version__
@@ -81,7 +80,7 @@ class TableSpec:
         width = self.row_type.width(self.dim)
         return {
             entry.layer: chunked(
-                row_array(entry.layer), entry.rows, width, self.row_type.physical, self.chunk_rows
+                array_name(entry.layer), entry.rows, width, self.row_type.physical, self.chunk_rows
             )
             for entry in self.layout.layers
         }
@@ -94,7 +93,9 @@ class TableSpec:
             return {}
         width = scaling.width(self.dim)
         return {
-            layer: chunked(scales_array(layer), rows.rows, width, scaling.dtype, rows.chunk_rows)
+            layer: chunked(
+                array_name(layer, SCALES), rows.rows, width, scaling.dtype, rows.chunk_rows
+            )
             for layer, rows in self.row_arrays.items()
         }
 
@@ -105,7 +106,8 @@ class TableSpec:
         if scaling is None or not self.row_type.of_layer:
             return {}
         return {
-            layer: chunked(scales_array(layer), 1, None, scaling.dtype) for layer in self.row_arrays
+            layer: chunked(array_name(layer, SCALES), 1, None, scaling.dtype)
+            for layer in self.row_arrays
         }
 
     @property
@@ -130,7 +132,7 @@ class TableSpec:
         if self.tokens is None:
             return {}
         return {
-            entry.layer: chunked(hits_array(entry.layer), entry.rows, None, HITS_TYPE)
+            entry.layer: chunked(array_name(entry.layer, HITS), entry.rows, None, HITS_TYPE)
             for entry in self.layout.layers
         }
 
