@@ -118,6 +118,6 @@ def projection_array(layer: int) -> str:
 
 
 def content_digest(attributes: Mapping[str, Any]) -> str:
-    """Return the digest that names a table's content: of all attributes of the group that decide it."""
+    """Return the digest that names a table: of all attributes that decide its content."""
     content = {key: value for key, value in attributes.items() if key not in _NOT_CONTENT}
     return sha256_bytes(b"engram table 1\n", canonical_json(content))

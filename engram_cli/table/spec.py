@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows import DTYPES
@@ -21,13 +24,14 @@ from engram_cli.table.grid import (
     chunked,
     content_digest,
 )
-from engram_cli.table.inits.base import Init, InitWithArrays
+from engram_cli.table.inits.base import Filler, Init, InitWithArrays
 from engram_cli.version import __version__
 
 FORMAT = "engram-table"
 VERSION = 1
 MAX_DIM = 2**16
 MAX_CHUNKS = 2**17
+PIECE_BYTES = 2**20  # float32 values made while in the L2 cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,3 +206,26 @@ class TableSpec:
             "files": {name: list(files[name]) for name in sorted(files)},
         }
         return attributes | {"digest": content_digest(attributes)}
+
+
+def layer_scale(spec: TableSpec, layer: int, filler: Filler | None) -> NDArray[np.float32]:
+    """The scale float32[1] of a layer of `spec`, whose rows `filler` gives."""
+    if spec.scale is not None:
+        return np.array([spec.scale], dtype=np.float32)
+    bound = spec.init.bound(layer, spec.dim)
+    if bound is None:
+        bound = 0.0 if filler is None else largest(filler, spec.row_arrays[layer].rows, spec.dim)
+    return np.array([spec.row_type.layer_scale(bound)], dtype=np.float32)
+
+
+def largest(filler: Filler, rows: int, dim: int) -> float:
+    """The largest size of a finite value in all rows, 0 where there is none."""
+    step = min(max(1, PIECE_BYTES // (4 * dim)), rows)
+    values = np.empty((step, dim), dtype=np.float32)
+    found = 0.0
+    for first in range(0, rows, step):
+        piece = values[: min(step, rows - first)]
+        filler(first, piece)
+        sizes = np.abs(piece)
+        found = max(found, float(np.max(sizes, where=np.isfinite(sizes), initial=0)))
+    return found
