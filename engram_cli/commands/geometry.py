@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from engram_cli.commands.requests.options import LAYOUT, Option, integers
 from engram_cli.errors import InputError
+from engram_cli.sizes import read_size
 
 if TYPE_CHECKING:
     from engram_cli.hashing.layout import HashLayout
@@ -14,19 +16,55 @@ if TYPE_CHECKING:
 DEFAULT_SCHEME = "engram-v1"
 
 
+def read_sizes(text: str) -> tuple[int, ...]:
+    """Parse comma-separated sizes: 646400 or 16M,16M,8M."""
+    return tuple(read_size(part) for part in text.split(","))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
     """The choices that make a layout; None leaves one to the scheme."""
 
-    scheme: str | None = None
-    orders: tuple[int, ...] | None = None
-    heads: int | None = None
-    rows_per_head: tuple[int, ...] | None = None
-    layers: tuple[int, ...] | None = None
-    pad_id: int | None = None
-    seed: int | None = None
-    vocab_size: int | None = None
-    eos_id: int | None = None
+    PANEL = LAYOUT
+
+    scheme: Annotated[
+        str | None,
+        Option(
+            "Hashing scheme: engram-v1, deepseek-v4.1, qwen-ple, longcat or tutorial (engram-v1)."
+        ),
+    ] = None
+    orders: Annotated[
+        tuple[int, ...] | None,
+        Option("N-gram lengths, such as 2,3.", metavar="N,...", parser=integers),
+    ] = None
+    heads: Annotated[int | None, Option("Number of hash heads per order.")] = None
+    rows_per_head: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "Minimum rows per head, one size or one per order: 646400, 16M.",
+            metavar="SIZE,...",
+            parser=read_sizes,
+        ),
+    ] = None
+    layers: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "Layers that get a table (1,15, or layers that suit the checkpoint in the folder).",
+            metavar="LAYER,...",
+            parser=integers,
+        ),
+    ] = None
+    pad_id: Annotated[
+        int | None,
+        Option("Token id that fills positions before the start (the tokenizer's pad token)."),
+    ] = None
+    seed: Annotated[int | None, Option("Seed of the hash multipliers.")] = None
+    vocab_size: Annotated[
+        int | None, Option("Number of token ids, for schemes that hash raw ids.")
+    ] = None
+    eos_id: Annotated[int | None, Option("EOS token id, for schemes whose n-grams stop at it.")] = (
+        None
+    )
 
     @property
     def given(self) -> dict[str, Any]:
@@ -97,6 +135,9 @@ class Geometry:
                 f"no compressed vocabulary at {vocab_path}", "run: engram compress-vocab"
             )
         return hash_layout(scheme, _read(vocab_path), **choices)
+
+
+LAYOUT_NAMES = frozenset(field.name for field in fields(Geometry))
 
 
 def _read(path: Path) -> Any:

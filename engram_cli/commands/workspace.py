@@ -34,6 +34,11 @@ class Workspace:
         return self.folder / "engram-table.zarr"
 
     @property
+    def report(self) -> Path:
+        """What report writes."""
+        return self.folder / "report.html"
+
+    @property
     def config(self) -> Path:
         """The persistent choices: a table [layout], and a table for each command."""
         return self.folder / CONFIG_NAME
