@@ -25,7 +25,7 @@ from engram_cli.table.attributes import META
 from engram_cli.table.fill import fill_rows, write_array
 from engram_cli.table.inits.base import InitWithArrays
 from engram_cli.table.journal import NAME as JOURNAL
-from engram_cli.table.journal import Journal
+from engram_cli.table.journal import SCRATCH, Journal
 from engram_cli.table.lock import build_lock
 from engram_cli.table.places import (
     check_place,
@@ -39,7 +39,6 @@ from engram_cli.table.places import (
 )
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import zarr_metadata
-from engram_cli.table.work import SCRATCH
 
 Hits = Callable[[int], NDArray[np.uint32]]
 

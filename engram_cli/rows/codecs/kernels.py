@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, int32, uint8, uint16
 
-from engram_cli.hashing.jit import kernel
-from engram_cli.rows.jit import bits_of_float32, float32_of_bits
+from engram_cli.jit import bits_of_float32, float32_of_bits, kernel
 
 _ABSOLUTE = 0x7FFFFFFF
 _INFINITY = 0x7F800000

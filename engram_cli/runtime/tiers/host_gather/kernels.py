@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from engram_cli.hashing.jit import kernel
+from engram_cli.jit import kernel
 from engram_cli.runtime.tiers.host_gather.jit import (
     atomic_add,
     atomic_load,

@@ -26,7 +26,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import open_work, remove_work
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.checksum import file_checksum
-from engram_cli.table.work import SCRATCH
+from engram_cli.table.journal import SCRATCH
 
 FORMAT = "engram-tokens"
 START = 2**31  # the bit of a document's first token

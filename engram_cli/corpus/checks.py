@@ -1,22 +1,39 @@
-"""Which label a document has: the value of a field in, a short text out."""
+"""Checks the files of a corpus before they are read, and says what the user should know of them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from engram_cli.corpus.base import CorpusFile, CorpusOptions, Names
+from engram_cli.corpus.base import NO_LABEL, CorpusFile, CorpusOptions
 from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.progress import SILENT, Progress
 
-NO_LABEL = "(none)"  # documents without the field, or with a null there
-_LONGEST = 120  # characters
 _PATIENCE = 10_000  # documents without the field until that is told
 _SHOWN = 8  # fields that a hint names
+
+
+def needs_tokenizer(files: Sequence[CorpusFile], options: CorpusOptions) -> bool:
+    """Whether some file holds texts. Raises CorpusError for one that cannot be read."""
+    return any(READERS.load(file.format).gives_text(file, options) for file in files)
+
+
+def remarks(files: Sequence[CorpusFile], options: CorpusOptions) -> list[str]:
+    """What the user should know about how files will be read, each once."""
+    heard = Counter(READERS.load(file.format).remark(file, options) for file in files)
+    return [f"{count} {text}" for text, count in heard.items() if text is not None]
+
+
+def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]:
+    """What to say of the choices of `CorpusOptions` that were `given` and that no file minds."""
+    formats = sorted({file.format for file in files})
+    used = {name for each in formats for name in READERS.load(each).uses}
+    return [
+        f"--{name.replace('_', '-')} has no effect: the corpus is {', '.join(formats)}"
+        for name in given
+        if name not in used
+    ]
 
 
 def check_labelled(files: Iterable[CorpusFile], options: CorpusOptions) -> None:
@@ -71,48 +88,3 @@ def _no_field(field: str, seen: Iterable[str]) -> CorpusError:
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     hint = f"their fields: {', '.join(known[:_SHOWN])}{more}" if known else "check its spelling"
     return CorpusError(f"no document has a field '{field}' to group by", hint)
-
-
-def label_of(value: Any, field: str, where: str) -> str:
-    """The label that a JSON value is. Raises CorpusError for a list or an object."""
-    if value is None:
-        return NO_LABEL
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, dict)):
-        raise CorpusError(
-            f"{where}: field '{field}' is a {type(value).__name__}, not a label",
-            "group by a field of texts or numbers",
-        )
-    # Half a surrogate pair, which JSON can spell, is no text.
-    return str(value).encode("utf-8", "replace").decode()[:_LONGEST] or NO_LABEL
-
-
-def labels_of(column: pa.Array, field: str, name: str) -> list[str]:
-    """The labels of the rows of a column. Raises CorpusError for one of lists or structures."""
-    if pa.types.is_dictionary(column.type):
-        # Their labels are short; their texts, which rows may share, need not be.
-        known = labels_of(column.dictionary, field, name)
-        return [NO_LABEL if at is None else known[at] for at in column.indices.to_pylist()]
-    kind = column.type
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        raise CorpusError(
-            f"{name}: column '{field}' is {kind}, no label", "group by a column of texts or numbers"
-        )
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if not text and not pa.types.is_string_view(kind):
-        column = pc.cast(column, pa.large_string())
-    raw = column.cast(pa.large_binary()).to_pylist()
-    return [
-        NO_LABEL if each is None else each.decode("utf-8", "replace")[:_LONGEST] or NO_LABEL
-        for each in raw
-    ]
-
-
-def runs(labels: Sequence[str], begins: Sequence[int]) -> Names:
-    """Where the tokens of each label begin: those of document i are begins[i]..begins[i + 1]-1."""
-    found: list[tuple[int, str]] = []
-    for label, begin, end in zip(labels, begins[:-1], begins[1:], strict=True):
-        if begin < end and (not found or found[-1][1] != label):
-            found.append((begin, label))
-    return tuple(found)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint32, uint64
 
-from engram_cli.hashing.jit import kernel, prefetch
 from engram_cli.hashing.kernels import mix_ngrams, rows_of
+from engram_cli.jit import kernel, prefetch
 
 TILE = 2048
 ROWS_AHEAD = 64  # how far ahead a counter is asked for

@@ -14,7 +14,7 @@ from corpus.corpora import drain, stream_of
 from corpus.written import VARIANTS, Corpus, put
 from small_tokenizers import PROSE
 
-from engram_cli.corpus import remote
+from engram_cli.corpus import storage
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.encode import Encoder, make_encoder
 from engram_cli.corpus.sources import find_sources
@@ -149,10 +149,10 @@ def test_known_endings_are_not_opened_to_be_told(
     for name in ("a.parquet", "b.jsonl.zst", "c.txt"):
         put(tmp_path, name, b"")
     upload(tmp_path)
-    monkeypatch.setattr(remote, "opened", None)
+    monkeypatch.setattr(storage, "open_remote", None)
     assert len(names_of([memory])) == 3
 
 
 def test_paths_are_no_addresses() -> None:
-    assert remote.is_remote("s3://a/b")
-    assert not any(map(remote.is_remote, ["a/b", "/a://b", "C://x", "a:b", "-"]))
+    assert storage.is_remote("s3://a/b")
+    assert not any(map(storage.is_remote, ["a/b", "/a://b", "C://x", "a:b", "-"]))

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_cli.corpus import pieces
-from engram_cli.corpus import pieces as pieces_module
-from engram_cli.corpus.pieces import cut, decoded, split_documents
+from engram_cli.corpus import text as corpus_text
+from engram_cli.corpus.text import cut, decoded, split_documents
 from engram_cli.errors import CorpusError
 
 TEXT = st.text(alphabet="ab é🍎\n\t \r|", max_size=300)
@@ -18,8 +17,8 @@ TEXT = st.text(alphabet="ab é🍎\n\t \r|", max_size=300)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE", 20)
-    monkeypatch.setattr(pieces, "_CHUNK", 7)
+    monkeypatch.setattr(corpus_text, "PIECE", 20)
+    monkeypatch.setattr(corpus_text, "_CHUNK", 7)
 
 
 def chunked(text: str, size: int) -> list[tuple[str, int]]:
@@ -31,7 +30,7 @@ def chunked(text: str, size: int) -> list[tuple[str, int]]:
 def test_documents_do_not_depend_on_chunks_and_lose_nothing(text: str, size: int) -> None:
     found: list[str] = []
     for piece, first, _ in split_documents(chunked(text, size), "||"):
-        assert len(piece) <= pieces.PIECE
+        assert len(piece) <= corpus_text.PIECE
         if first:
             found.append("")
         found[-1] += piece
@@ -50,8 +49,8 @@ def test_a_text_without_a_separator_is_one_document(text: str, size: int) -> Non
 
 @given(text=TEXT)
 def test_whole_texts_are_cut_as_files_are(text: str) -> None:
-    assert "".join(pieces.pieces(text)) == text
-    assert all(len(piece) <= pieces.PIECE for piece in pieces.pieces(text))
+    assert "".join(corpus_text.pieces(text)) == text
+    assert all(len(piece) <= corpus_text.PIECE for piece in corpus_text.pieces(text))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +92,7 @@ def test_the_byte_that_is_not_utf8_is_named(before: str, after: str, bad: bytes)
 
 
 def test_lines_are_counted_over_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces_module, "_CHUNK", 5)
+    monkeypatch.setattr(corpus_text, "_CHUNK", 5)
     raw = "é\nzwölf\n\nx".encode() + b"\n\xe9"
     with pytest.raises(CorpusError, match=r"x, line 5: byte 13 is not UTF-8 \(0xE9\)"):
         list(decoded(io.BytesIO(raw), "x", "strict"))

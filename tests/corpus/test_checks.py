@@ -19,10 +19,10 @@ from engram_cli import write_vocab
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
 from engram_cli.commands.workspace import Workspace
-from engram_cli.corpus import labels, stream
-from engram_cli.corpus.base import CorpusOptions
+from engram_cli.corpus import checks, stream
+from engram_cli.corpus.base import NO_LABEL, CorpusOptions
+from engram_cli.corpus.columns import labels_of
 from engram_cli.corpus.encode import Encoder, make_encoder
-from engram_cli.corpus.labels import NO_LABEL, labels_of
 from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stream import TokenStream
 from engram_cli.errors import CorpusError, InputError
@@ -174,7 +174,7 @@ def test_a_field_that_no_document_has_is_told(here: Path, monkeypatch: pytest.Mo
         result = run(here, "*.jsonl", group_by=field, force=True)
         assert NO_LABEL in result.sections["sources"]["names"]
     notes: list[str] = []
-    monkeypatch.setattr(labels, "_PATIENCE", 2)
+    monkeypatch.setattr(checks, "_PATIENCE", 2)
     monkeypatch.setattr(type(SILENT), "note", lambda self, text: notes.append(text))
     with pytest.raises(CorpusError, match="no document has a field 'lang'"):
         run(here, "*.jsonl", group_by="lang", force=True)

@@ -1,7 +1,8 @@
-"""What the kernels of the corpus-filled inits compute, in plain NumPy: the definition of right."""
+"""What the kernels of a table compute, in plain NumPy: the gather, normal rows, filled rows."""
 
 from __future__ import annotations
 
+import ctypes
 from collections import Counter
 
 import numpy as np
@@ -9,8 +10,70 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import visible
+from engram_cli.hashing.reference import hash_columns
+from engram_cli.table.inits.kernels import COSINE, EXPONENT, LOGARITHM, SINE
 
 Starts = NDArray[np.bool_]
+
+
+def take_rows(
+    bases: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+    chunk_rows: int,
+    row_bytes: int,
+    out: NDArray[np.uint8],
+) -> None:
+    """Copy each row to `out` from its chunk, chunk i being mapped at `bases[i]`."""
+    target = out.reshape(len(rows), row_bytes)
+    chunk_of = rows // chunk_rows
+    for index in np.unique(chunk_of).tolist():
+        memory = (ctypes.c_uint8 * (chunk_rows * row_bytes)).from_address(int(bases[index]))
+        chunk = np.ctypeslib.as_array(memory).reshape(chunk_rows, row_bytes)
+        places = np.flatnonzero(chunk_of == index)
+        target[places] = chunk.take(rows[places] - index * chunk_rows, axis=0)
+
+
+def normal(key: int, first: int, std: np.float32, out: NDArray[np.float32]) -> None:
+    """Normal values of the counters from `first` on, two a counter, into `out` float32[2 * n]."""
+    low, high = words(key, first, len(out) // 2)
+    radius = std * _radius(low)
+    t = ((high & 0x3FFFFFFF) - 0x20000000).astype(np.float32)
+    t = (t + np.float32(0.5)) * np.float32(2.0**-30)
+    y = t * t
+    sine = radius * (t * _horner(SINE, y))
+    cosine = radius * _horner(COSINE, y)
+    cosine = (cosine.view(np.int32) ^ (high & np.int32(-(2**31)))).view(np.float32)
+    swap = (high & 0x40000000) != 0
+    out[0::2] = np.where(swap, sine, cosine)
+    out[1::2] = np.where(swap, cosine, sine)
+
+
+def words(key: int, first: int, count: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The lower and upper halves of SplitMix64's outputs `first`, ... of a stream, int32[count]."""
+    counters = np.arange(count, dtype=np.uint64) + np.uint64((first + 1) % 2**64)
+    z = counters * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    halves = z.view(np.int32).reshape(-1, 2)
+    return halves[:, 0].copy(), halves[:, 1].copy()
+
+
+def _radius(low: NDArray[np.int32]) -> NDArray[np.float32]:
+    u = ((low & 0x7FFFFFFF).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-31)
+    bits = u.view(np.int32)
+    exponent = (bits - 0x3F3504F3) >> 23  # 0x3F3504F3: the bits of sqrt(0.5)
+    f = (bits - (exponent << 23)).view(np.float32) - np.float32(1)
+    square = _horner(LOGARITHM, f) * f + exponent.astype(np.float32) * EXPONENT
+    radius: NDArray[np.float32] = np.sqrt(square)
+    return radius
+
+
+def _horner(coefficients: tuple[np.float32, ...], x: NDArray[np.float32]) -> NDArray[np.float32]:
+    value = np.full_like(x, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        value = value * x + coefficient
+    return value
 
 
 def incidences(
@@ -118,8 +181,6 @@ def fill_column(
 
     `follow`: of next-token; otherwise of token-mean.
     """
-    from engram_cli.hashing.reference import hash_columns
-
     order = layout.orders[column // layout.heads]
     compressed = raw.astype(np.int32) if layout.lookup is None else layout.lookup[raw]
     rows = hash_columns(layout, layer, compressed, starts=starts)[column]
