@@ -52,7 +52,7 @@ def command(request: type) -> Callable[[Run], Run]:
         parameters += [each for each in own if each.annotation is not typer.Context]
         parameters += _TERMINAL if here is None else (*_TERMINAL, _WORKSPACE)
         invoked.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        invoked.__annotations__ = {}
+        invoked.__annotations__ = {each.name: each.annotation for each in parameters}
         invoked.__name__, invoked.__doc__ = run.__name__, run.__doc__
         return invoked
 
@@ -98,9 +98,7 @@ def _parameter(each: Declared) -> Parameter:
         info = typer.Argument(**settings)
     else:
         info = typer.Option(*_flags(each, default), **settings)
-    return Parameter(
-        each.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
-    )
+    return _setting(each.name, Annotated[kind, info], default)
 
 
 def _flags(each: Declared, default: Any) -> list[str]:
@@ -180,23 +178,22 @@ def _named(names: Iterable[str]) -> str:
     return f"it has {', '.join(sorted(name.replace('_', '-') for name in names if len(name) > 1))}"
 
 
-def _setting(name: str, kind: type, default: Any, *flags: str, **settings: Any) -> Parameter:
-    """Return an option that is not of a request, but of every command."""
-    annotation = Annotated[kind, typer.Option(*flags, **settings)]
+def _setting(name: str, annotation: Any, default: Any) -> Parameter:
+    """Return an option that is not a field of a request."""
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-_TERMINAL = (
-    _setting(
-        *("as_json", bool, False, "--json"),
-        help="Print one JSON document to stdout and nothing else.",
-    ),
-    _setting("quiet", bool, False, "--quiet", "-q", help="Print only results and errors."),
-)
-_WORKSPACE = _setting(
-    *("workspace", Path, Path(), "--workspace", "-w"),
+_JSON = typer.Option("--json", help="Print one JSON document to stdout and nothing else.")
+_QUIET = typer.Option("--quiet", "-q", help="Print only results and errors.")
+_FOLDER = typer.Option(
+    *("--workspace", "-w"),
     help=WORKSPACE.help,
     is_eager=True,
     callback=load_config,
     file_okay=False,
 )
+_TERMINAL = (
+    _setting("as_json", Annotated[bool, _JSON], False),
+    _setting("quiet", Annotated[bool, _QUIET], False),
+)
+_WORKSPACE = _setting("workspace", Annotated[Path, _FOLDER], Path())

@@ -24,11 +24,12 @@ from engram_cli.commands.model_shape import (
     place_layers,
     read_model_shape,
 )
-from engram_cli.errors import InputError, OutputError
+from engram_cli.commands.requests.tables import AttachRequest
+from engram_cli.errors import OutputError
 from engram_cli.formats.bundle_files import BUNDLE
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle, write_referring
-from engram_cli.formats.dense import INIT_GATES, INIT_VALUES, first_values
+from engram_cli.formats.dense import first_values
 from engram_cli.formats.model_card import CARD, model_card
 from engram_cli.formats.table_reference import refer
 from engram_cli.outputs import prepare_output
@@ -40,38 +41,6 @@ from engram_cli.table.verify import require_sound
 from engram_cli.version import __version__
 
 BUNDLE_NAME = "engram"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttachRequest:
-    """What to attach to what, and where the bundle goes.
-
-    `out` None is `engram` in the folder `into`, which None is the checkpoint. `layers` None are the
-    table's, of more than two those that suit best. `at` are the decoder layers, counted from 0,
-    that get them, one a layer; None for those of the same number, or what suits
-    (`model_shape.place_layers`).
-
-    `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
-    that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
-    which are random (docs/reference/modules.md). With `reference` the bundle maps the table's own
-    chunk files instead of holding a copy. With `dry_run` nothing is written.
-    """
-
-    checkpoint: Path
-    table: Path
-    out: Path | None = None
-    into: Path | None = None
-    layers: tuple[int, ...] | None = None
-    at: tuple[int, ...] | None = None
-    tokenizer: Path | None = None
-    module: str | None = None
-    init_value: str = "auto"
-    init_gate: str = "random"
-    packed: bool = False
-    reference: bool = False
-    seed: int = 0
-    force: bool = False
-    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +111,6 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     store = open_table(request.table)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
     check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer)
-    _check_choices(request)
     spec = BundleSpec(
         layout=store.layout,
         layers=placed.layers,
@@ -196,9 +164,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
 
 
 def output_of(request: AttachRequest) -> Path:
-    """The folder of the bundle. Raises InputError when two places are given."""
-    if request.out is not None and request.into is not None:
-        raise InputError("both --out and --into are given", "--into DIR is --out DIR/engram")
+    """Return the folder of the bundle."""
     return request.out or (request.into or request.checkpoint) / BUNDLE_NAME
 
 
@@ -261,16 +227,6 @@ def _write(
         zero_rows=tuple(zero_layers),
         files={record.name: record.size for record in records},
     )
-
-
-def _check_choices(request: AttachRequest) -> None:
-    """Raises InputError for a way to start that there is not."""
-    for name, value, known in (
-        ("init-value", request.init_value, INIT_VALUES),
-        ("init-gate", request.init_gate, INIT_GATES),
-    ):
-        if value not in known:
-            raise InputError(f"--{name} '{value}'", f"known: {', '.join(known)}")
 
 
 def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = False) -> AttachCost:

@@ -14,21 +14,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engram_cli.commands.attach import (
-    BUNDLE_NAME,
-    AttachRequest,
-    AttachResult,
-    attach_checkpoint,
-)
-from engram_cli.commands.build_table import BuildTableRequest, BuildTableResult, build_table
-from engram_cli.commands.compress_vocab import (
-    CompressVocabRequest,
-    CompressVocabResult,
-    run_compress_vocab,
-)
+from engram_cli.commands.attach import BUNDLE_NAME, AttachResult, attach_checkpoint
+from engram_cli.commands.build_table import BuildTableResult, build_table
+from engram_cli.commands.compress_vocab import CompressVocabResult, run_compress_vocab
 from engram_cli.commands.demo_checkpoint import CHECKPOINT, write_checkpoint
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
+from engram_cli.commands.hash_stats import HashStatsResult, hash_stats
+from engram_cli.commands.requests.corpus import CompressVocabRequest, HashStatsRequest
+from engram_cli.commands.requests.reading import DemoRequest
+from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import DependencyError, InputError, OutputError
 from engram_cli.files import output_errors
@@ -46,14 +40,6 @@ _MARK = "engram demo works in this folder and replaces what is here\n"
 GEOMETRY = Geometry(orders=(2, 3), heads=8, rows_per_head=(262_144,), layers=(1,))
 DIM = 16
 STEPS = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoRequest:
-    """Where the demo works: a new folder, or one of an earlier demo, which is replaced."""
-
-    folder: Path = Path("engram-demo")
-    train: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ compressed vocabulary with a geometry (rows alone).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import Companions, find_artifact
 from engram_cli.commands.artifact import Kind as ArtifactKind
-from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.lookup_rows import (
     LookedUp,
     SharedRows,
@@ -26,6 +25,7 @@ from engram_cli.commands.lookup_rows import (
 )
 from engram_cli.commands.lookup_text import TextReader
 from engram_cli.commands.open_rows import RowReader, open_rows
+from engram_cli.commands.requests.reading import LookupRequest
 from engram_cli.errors import InputError
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import LayerHash
@@ -36,31 +36,6 @@ from engram_cli.stats.ngrams import Names
 _HEADER_BYTES = 640
 _SHAPE = re.compile(rb"'shape': \(([0-9]{1,12}), ([0-9]{1,12})\)")
 _STEP = 4096  # tokens whose vectors are written together
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LookupRequest:
-    """What to look up where.
-
-    Either `text` or `ids`; with `against` or `against_ids` a second text to compare with the first.
-    `layer` None is the first of the layout. `vectors`: where float32 [T, C*dim] go. `geometry` is
-    for a vocabulary, which has none of its own. The first `limit` tokens of each text are listed.
-    """
-
-    path: Path
-    text: str | None = None
-    ids: tuple[int, ...] | None = None
-    against: str | None = None
-    against_ids: tuple[int, ...] | None = None
-    layer: int | None = None
-    limit: int = 64
-    vectors: Path | None = None
-    force: bool = False
-    stats: Path | None = None
-    vocab: Path | None = None
-    tokenizer: Path | None = None
-    geometry: Geometry = field(default_factory=Geometry)
-    folder: Path = Path()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ import numpy as np
 from engram_cli.commands.artifact import Companions, Kind, find_artifact
 from engram_cli.commands.processors import processors
 from engram_cli.commands.recompute_layout import layout_problem, recomputed
+from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.verify_stats import stats_problems
 from engram_cli.commands.verify_vocab import vocab_problems
 from engram_cli.errors import ArtifactError, InputError, MismatchError
@@ -23,22 +24,6 @@ from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.store import TableStore, open_table
 from engram_cli.table.verify import verify_table
 from engram_cli.vocab.parquet import read_about
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyRequest:
-    """What to verify.
-
-    `stats` and `vocab` are compared with the artifact; without them those that lie next to it and
-    belong to it. `tokenizer`: what a vocabulary was made from. `threads` None is one a processor.
-    """
-
-    path: Path
-    stats: Path | None = None
-    vocab: Path | None = None
-    tokenizer: Path | None = None
-    folder: Path = Path()
-    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,7 +121,7 @@ def test_the_arithmetic_is_right_and_comes_first(checkpoint: Path, table: Path) 
     forced = attach_checkpoint(request(checkpoint, table, dry_run=True, force=True))
     assert forced.in_the_way is None
     for dry_run in (False, True):
-        with pytest.raises(InputError, match="--init-gate 'shut'"):
+        with pytest.raises(InputError, match="unknown init-gate 'shut'"):
             attach_checkpoint(request(checkpoint, table, dry_run=dry_run, init_gate="shut"))
     assert written.cost == result.cost
     dense = (checkpoint / "engram" / "dense.safetensors").stat().st_size

@@ -19,7 +19,6 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.probe import ProbeRequest, probe
 from engram_cli.commands.workspace import Workspace
-from engram_cli.corpus.base import CorpusOptions
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.inits.corpus.pairs import Occurrences
@@ -51,7 +50,9 @@ def request_(tmp_path: Path) -> ProbeRequest:
     )
     fill = FillRequest(
         sources=(tmp_path / "corpus.bin",),
-        corpus=CorpusOptions(format="nanogpt", ids_dtype="uint16", document_end_id=299),
+        format="nanogpt",
+        ids_dtype="uint16",
+        document_end_id=299,
         workspace=Workspace(tmp_path),
     )
     out = tmp_path / "t.zarr"
@@ -94,7 +95,9 @@ def test_orders_combined_say_more_than_either_alone(tmp_path: Path) -> None:
     )
     fill = FillRequest(
         sources=(tmp_path / "corpus.bin",),
-        corpus=CorpusOptions(format="nanogpt", ids_dtype="uint16", document_end_id=299),
+        format="nanogpt",
+        ids_dtype="uint16",
+        document_end_id=299,
         workspace=Workspace(tmp_path),
     )
     table, vocab = tmp_path / "t.zarr", tmp_path / "none.parquet"
@@ -206,7 +209,7 @@ def test_what_did_not_fill_the_table_is_refused(request_: ProbeRequest, tmp_path
     sentences(2, 20).tofile(tmp_path / "short.bin")
     with pytest.raises(InputError, match="positions"):
         probe(replace(request_, heldout=(tmp_path / "short.bin",)))
-    with pytest.raises(InputError, match="39 positions"):
+    with pytest.raises(InputError, match="--positions 39"):
         replace(request_, positions=39)
     normal = tmp_path / "normal.zarr"
     geometry = Geometry(scheme="qwen-ple", vocab_size=VOCAB, rows_per_head=(50,), eos_id=9)

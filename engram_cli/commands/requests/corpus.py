@@ -193,8 +193,6 @@ class HashStatsRequest(CorpusRun):
     between two checkpoints of the run; 0 writes one at every chance.
     """
 
-    PANEL = None
-
     sources: Annotated[
         tuple[str | Path, ...],
         Option(
@@ -206,7 +204,14 @@ class HashStatsRequest(CorpusRun):
     preset: Preset = None
     geometry: Annotated[Geometry, Group(Geometry)] = dataclasses.field(default_factory=Geometry)
     sample_size: Annotated[
-        int, Option("N-grams to sample per order (256Ki).", metavar="SIZE", parser=read_size)
+        int,
+        Option(
+            "N-grams to sample per order (256Ki).",
+            metavar="SIZE",
+            parser=read_size,
+            least=16,
+            most=2**23,
+        ),
     ] = 2**18
     exact: Annotated[bool, Option("Count every distinct n-gram exactly, if memory allows.")] = False
     compare_uncompressed: Annotated[
@@ -255,6 +260,7 @@ class HashStatsRequest(CorpusRun):
             panel=ENGINE,
             metavar="BYTES",
             parser=read_size,
+            least=2**10,
         ),
     ] = 2**28
     vocab: Vocab = None

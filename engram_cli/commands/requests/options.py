@@ -86,10 +86,10 @@ class Request:
 
     __slots__ = ()
     RULES: ClassVar[tuple[Rule, ...]] = ()
-    PANEL: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
-        for field, _, mark in _marked(type(self)):
+        request: Any = type(self)
+        for field, _, mark in _marked(request):
             value = getattr(self, field.name)
             if isinstance(mark, Option) and value is not None:
                 _check(mark.name or field.name, mark, value)
@@ -107,7 +107,7 @@ class Request:
 
 
 @cache
-def _marked(cls: type) -> tuple[tuple[Any, Any, Option | Group], ...]:
+def _marked(cls: Any) -> tuple[tuple[Any, Any, Option | Group], ...]:
     """Return each field that has a mark, with its type and the mark; inherited fields come last."""
     hints = get_type_hints(cls, include_extras=True)
     own = get_annotations(cls)
@@ -142,7 +142,7 @@ def declared(request: type) -> Iterator[Declared]:
         home = next(base for base in request.__mro__ if field.name in get_annotations(base))
         yield Declared(
             name=mark.name or field.name,
-            panel=mark.panel or getattr(home, "PANEL", None),
+            panel=mark.panel or vars(home).get("PANEL"),
             option=mark,
             type=kind,
             default=field.default if field.default_factory is MISSING else None,
@@ -159,8 +159,10 @@ def build(request: type, given: Mapping[str, Any]) -> Any:
                 value = value.resolved(given)
         else:
             value = given.get(mark.name or field.name)
-            value = tuple(value) if isinstance(value, list) else value
-            value = Workspace(value) if kind is Workspace else value
+            if isinstance(value, list):
+                value = tuple(value)
+            elif kind is Workspace:
+                value = Workspace(given["workspace"])
         if value is not None:
             values[field.name] = value
     return request(**values)

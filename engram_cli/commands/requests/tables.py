@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ from engram_cli.table.planning.hardware import Hardware, find_hardware
 
 CORPUS_INITS = ("token-mean", "next-token")
 DTYPES = "float32, float16, bfloat16, fp8_e8m0, fp8, int8, int8_b32, int4 or int4_b32."
+DEFAULT_DIM, DEFAULT_DTYPE = 64, "bfloat16"
 SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts
 _BUDGET, _HARDWARE = "Budget", "Hardware"
 
@@ -335,11 +336,10 @@ class Machine(Request):
 
     def resolved(self, given: Mapping[str, Any]) -> Hardware:
         """Return the hardware with the given changes. Raises InputError for an unknown name."""
-        names = ("hbm_bytes", "host_bytes", "disk_bytes")
-        names += ("hbm_bandwidth", "link", "disk_bandwidth")
-        changed = {name: getattr(self, name) for name in names}
-        changed = {name: value for name, value in changed.items() if value is not None}
-        return replace(find_hardware(self.hardware), **changed)
+        changed = {each.name: getattr(self, each.name) for each in fields(self)}
+        name = changed.pop("hardware")
+        changed = {field: value for field, value in changed.items() if value is not None}
+        return replace(find_hardware(name), **changed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,8 +362,8 @@ class PlanRequest(Request):
             least=1,
         ),
     ] = None
-    dim: Annotated[int, Option("Values per row, the width of one head.", least=1)] = 64
-    dtype: Annotated[str, Option("Data type of the stored rows.")] = "bfloat16"
+    dim: Annotated[int, Option("Values per row, the width of one head.", least=1)] = DEFAULT_DIM
+    dtype: Annotated[str, Option("Data type of the stored rows.")] = DEFAULT_DTYPE
     hardware: Annotated[Hardware, Group(Machine)] = field(
         default_factory=lambda: find_hardware("h200")
     )
