@@ -9,11 +9,12 @@ import torch
 from lookup_cases import scheme_layout
 from torch import Tensor
 
-from engram_cli.formats.bundle_spec import BundleSpec
+from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.runtime.tables import dequantise
-from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
-from engram_cli.runtime.tiers.tier_records import record_layout, table_of
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.host import HostRows, host_memory
+from engram_cli.runtime.tiers.records import record_layout, table_of
 
 WIDTHS = {
     "float32": (12, 5),
@@ -110,3 +111,40 @@ def some_rows(height: int, *shape: int, seed: int = 0) -> Tensor:
     rows = torch.where(torch.rand(shape, generator=generator) < 0.5, wide, narrow)
     rows.view(-1)[:1] = height - 1
     return rows
+
+
+class MappedRows:
+    """All rows of a layer from memory maps of a bundle: the plain `RecordSource` for tests."""
+
+    def __init__(self, bundle: Bundle, layer: int) -> None:
+        self._layout = record_layout(bundle.spec)
+        parts = {ROWS: self._layout.row_bytes, SCALES: self._layout.scale_bytes}
+        self._maps = {
+            part: [own.reshape(len(own), -1).view(np.uint8) for own in bundle.maps(layer, part)]
+            for part, size in parts.items()
+            if size
+        }
+        self.rows = bundle.spec.rows(layer)
+        self.record_bytes = self._layout.record_bytes
+        self._given = 0
+
+    def gather(self, rows: Tensor, out: Tensor) -> None:
+        """Write the records of `rows` to `out` (`RecordSource.gather`)."""
+        wanted = rows.numpy()
+        for part, maps in self._maps.items():
+            first = 0
+            for own in maps:
+                here = np.flatnonzero((wanted >= first) & (wanted < first + len(own)))
+                lines = torch.from_numpy(own.take(wanted[here] - first, axis=0))
+                self._layout.part(out, part)[torch.from_numpy(here)] = lines
+                first += len(own)
+        self._given += len(wanted)
+
+    def counters(self) -> dict[str, int | float]:
+        """Totals since the start (`RecordSource.counters`); seconds are not measured."""
+        size = self._given * self.record_bytes
+        return {"rows": self._given, "bytes": size, "hits": 0, "seconds": 0.0}
+
+    def close(self) -> None:
+        """Close the maps."""
+        self._maps = {}

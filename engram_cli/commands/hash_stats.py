@@ -39,6 +39,7 @@ from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page
+from engram_cli.sizes import available_memory
 from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.collector_set import (
     CollectorOptions,
@@ -48,7 +49,7 @@ from engram_cli.stats.collector_set import (
 )
 from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.figures import figures
-from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
+from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tier_cases import MappedRows
 from tiny_models import make_layout, make_spec
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from engram_cli.formats.bundle_spec import SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.tensors import Array, physical_dtype
-from engram_cli.runtime.tiers.tier_records import MappedRows
 from engram_cli.vocab.compress import CompressedVocab
 
 

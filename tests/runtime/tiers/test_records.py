@@ -12,7 +12,7 @@ from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.row_types import ROW_TYPES
 from engram_cli.formats.tensors import physical_dtype
 from engram_cli.runtime.tables import dequantise
-from engram_cli.runtime.tiers.tier_records import record_layout, table_of
+from engram_cli.runtime.tiers.records import record_layout, table_of
 from engram_cli.vocab.compress import CompressedVocab
 
 DIMS = (1, 31, 32, 33, 64, 256)

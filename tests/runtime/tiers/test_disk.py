@@ -24,11 +24,10 @@ from engram_cli.formats.bundle_writer import write_referring
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.row_types import ROW_DTYPES
 from engram_cli.formats.table_reference import refer
-from engram_cli.runtime.tiers import disk_rows
-from engram_cli.runtime.tiers.disk_rows import SCRATCH_BYTES, DiskRows, RowFiles
-from engram_cli.runtime.tiers.protocol import RowSource
+from engram_cli.runtime.tiers import disk
+from engram_cli.runtime.tiers.disk import SCRATCH_BYTES, DiskRows, RowFiles
+from engram_cli.runtime.tiers.records import RecordSource, record_layout
 from engram_cli.runtime.tiers.row_cache import slot_bytes
-from engram_cli.runtime.tiers.tier_records import record_layout
 from engram_cli.table.attributes import read_description
 from engram_cli.table.build import build_store
 from engram_cli.table.inits import make_init
@@ -44,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, small_vocab: CompressedVoca
     return random_bundle(path, small_vocab, "fp8_e8m0", dim=256, shard_rows=110)
 
 
-def gather(source: RowSource, rows: Tensor) -> Tensor:
+def gather(source: RecordSource, rows: Tensor) -> Tensor:
     out = torch.zeros(len(rows), source.record_bytes, dtype=torch.uint8)
     source.gather(rows, out)
     return out
@@ -56,7 +55,7 @@ def meaningful(bundle: Bundle, records: Tensor) -> Tensor:
     return torch.cat([layout.part(records, ROWS), layout.part(records, SCALES)], dim=1)
 
 
-def check(source: RowSource, bundle: Bundle, layer: int, rows: Tensor) -> None:
+def check(source: RecordSource, bundle: Bundle, layer: int, rows: Tensor) -> None:
     found, expected = (
         meaningful(bundle, records)
         for records in (gather(source, rows), records_of(bundle, layer, rows))
@@ -107,10 +106,10 @@ def test_records_are_the_twins(
 def test_requests_larger_than_a_piece(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, part_rows: int
 ) -> None:
-    monkeypatch.setattr(disk_rows, "_PIECE_ROWS", part_rows)
-    monkeypatch.setattr(disk_rows, "_ALONE", 3)
-    monkeypatch.setattr(disk_rows, "WINDOW", 4)
-    monkeypatch.setattr(disk_rows, "RUN_ROWS", 5)
+    monkeypatch.setattr(disk, "_PIECE_ROWS", part_rows)
+    monkeypatch.setattr(disk, "_ALONE", 3)
+    monkeypatch.setattr(disk, "WINDOW", 4)
+    monkeypatch.setattr(disk, "RUN_ROWS", 5)
     source = DiskRows(bundle, 1, cache_bytes=50_000)
     for rows in requests(source.rows).values():
         check(source, bundle, 1, rows)
@@ -142,7 +141,7 @@ def test_neighbours_are_one_read(bundle: Bundle) -> None:
         lines = np.arange(len(rows))
         return files.read(np.array(rows), lines, layout.record_bytes, target)
 
-    gap = disk_rows.GAP_BYTES // layout.row_bytes
+    gap = disk.GAP_BYTES // layout.row_bytes
     assert reads([3, 4, 5]) == 1
     assert reads([3, 4 + gap]) == 1
     assert reads([3, 5 + gap]) == 2
@@ -246,7 +245,7 @@ def test_reads_that_come_in_parts(bundle: Bundle, monkeypatch: pytest.MonkeyPatc
 
 
 def test_more_files_than_are_kept_open(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_rows, "KEPT_OPEN", 0)
+    monkeypatch.setattr(disk, "KEPT_OPEN", 0)
     source = DiskRows(bundle, 1, cache_bytes=0)
     before = len(os.listdir("/proc/self/fd"))
     for rows in requests(source.rows).values():

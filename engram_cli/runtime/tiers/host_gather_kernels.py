@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray
 
 from engram_cli.jit import kernel
-from engram_cli.runtime.tiers.host_gather.jit import (
+from engram_cli.runtime.tiers.host_gather_jit import (
     atomic_add,
     atomic_load,
     atomic_store,

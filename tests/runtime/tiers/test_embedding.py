@@ -17,8 +17,10 @@ from tier_cases import WIDTHS, a_store, expected, hot_rows, random_records, some
 from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError, RuntimeAttachError
-from engram_cli.runtime.tiers.host_rows import HostRows
-from engram_cli.runtime.tiers.staging_ring import (
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.host import HostRows
+from engram_cli.runtime.tiers.reader import TierReader
+from engram_cli.runtime.tiers.staging import (
     MOST_STAGED,
     NUMBER_BYTES,
     VARIABLE,
@@ -27,8 +29,6 @@ from engram_cli.runtime.tiers.staging_ring import (
     Tuning,
     local_tuning,
 )
-from engram_cli.runtime.tiers.tier_reader import TierReader
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 CPU = torch.device("cpu")
 ROWS = 300
@@ -103,8 +103,8 @@ def test_each_row_below_is_asked_for_once() -> None:
     store(rows)
     cold = set(rows.flatten().tolist()) - set(hot_rows(ROWS).tolist())
     assert store.cold.asked == sorted(cold)
-    assert store.staging_queue.travelled.rows == len(cold)
-    assert store.staging_queue.travelled.bytes == len(cold) * 128
+    assert store.staging_queue.transfers.rows == len(cold)
+    assert store.staging_queue.transfers.bytes == len(cold) * 128
 
 
 @pytest.mark.parametrize("ahead", [0, 65536, 10 * 65536])
@@ -265,7 +265,7 @@ def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
     staging_queue = store.staging_queue
     rows = some_rows(ROWS, 2, 5, 6)
     store(rows)
-    worker = staging_queue._workers[0]
+    worker = staging_queue._worker.thread
     assert worker.is_alive()
     reads = TierReader({0: store}, [rows])
     reads.take(0)
@@ -280,7 +280,7 @@ def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
 def test_a_store_that_is_forgotten_ends_its_thread() -> None:
     store, _ = below_store()
     store(some_rows(ROWS, 2, 5, 6))
-    worker, gone = store.staging_queue._workers[0], weakref.ref(store.cold)
+    worker, gone = store.staging_queue._worker.thread, weakref.ref(store.cold)
     del store
     gc.collect()
     worker.join(10)
@@ -301,14 +301,12 @@ def test_copies_share_rows_until_the_last_is_closed() -> None:
 
 
 def test_the_operator_is_one_of_torchs() -> None:
-    from engram_cli.runtime.tiers import tiered_embedding
+    from engram_cli.runtime.tiers.embedding import tiered
 
     store, _ = below_store()
     rows = some_rows(ROWS, 2, 5, 6)
     arguments = (rows, store.number, store.width, store.dtype)
-    torch.library.opcheck(
-        tiered_embedding.tiered, arguments, test_utils=("test_schema", "test_faketensor")
-    )
+    torch.library.opcheck(tiered, arguments, test_utils=("test_schema", "test_faketensor"))
     compiled = torch.compile(store, fullgraph=True, backend="eager")
     assert torch.equal(compiled(rows), store(rows))
     torch._dynamo.reset()

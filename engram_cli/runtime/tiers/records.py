@@ -8,17 +8,47 @@ kernels in `kernels.tiers` must equal the functions here bit for bit, NaNs aside
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engram_cli.errors import InputError
-from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.tensors import physical_dtype
 from engram_cli.runtime.tables import Table, dequantise
 from engram_cli.runtime.tiers.hot_set import HotSet
+
+
+class RecordSource(Protocol):
+    """Holds every row of a layer and copies any of them out as records. Thread safe."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows the layer's table has."""
+        ...
+
+    @property
+    def record_bytes(self) -> int:
+        """The bytes of a record."""
+        ...
+
+    def gather(self, rows: Tensor, out: Tensor) -> None:
+        """Write the records of `rows` int64[n] to `out` uint8[n, record_bytes], both on the CPU.
+
+        Rows are distinct, in any order. Returns when all are written; padding is unspecified.
+        Raises InputError for rows or an `out` that do not fit, ArtifactError for a failed read.
+        """
+        ...
+
+    def counters(self) -> dict[str, int | float]:
+        """Totals since the start: `rows` and `bytes` copied, cache `hits`, `seconds` spent."""
+        ...
+
+    def close(self) -> None:
+        """Free memory, close files, end threads; `gather` may not be called afterwards."""
+        ...
+
 
 RECORD_ALIGNMENT = 8  # bytes; the widest aligned load. V4.1's 264 bytes need no padding
 
@@ -214,40 +244,3 @@ def find_slots(
     found.copy_(numbers, non_blocking=True)
     counted[0, 0] += len(keys)
     counted[0, 1] += is_hot.sum()
-
-
-class MappedRows:
-    """All rows of a layer from memory maps of a bundle: the plain `RowSource` for comparisons."""
-
-    def __init__(self, bundle: Bundle, layer: int) -> None:
-        self._layout = record_layout(bundle.spec)
-        parts = {ROWS: self._layout.row_bytes, SCALES: self._layout.scale_bytes}
-        self._maps = {
-            part: [own.reshape(len(own), -1).view(np.uint8) for own in bundle.maps(layer, part)]
-            for part, size in parts.items()
-            if size
-        }
-        self.rows = bundle.spec.rows(layer)
-        self.record_bytes = self._layout.record_bytes
-        self._given = 0
-
-    def gather(self, rows: Tensor, out: Tensor) -> None:
-        """Write the records of `rows` to `out` (`RowSource.gather`)."""
-        wanted = rows.numpy()
-        for part, maps in self._maps.items():
-            first = 0
-            for own in maps:
-                here = np.flatnonzero((wanted >= first) & (wanted < first + len(own)))
-                lines = torch.from_numpy(own.take(wanted[here] - first, axis=0))
-                self._layout.part(out, part)[torch.from_numpy(here)] = lines
-                first += len(own)
-        self._given += len(wanted)
-
-    def counters(self) -> dict[str, int | float]:
-        """Totals since the start (`RowSource.counters`); seconds are not measured."""
-        size = self._given * self.record_bytes
-        return {"rows": self._given, "bytes": size, "hits": 0, "seconds": 0.0}
-
-    def close(self) -> None:
-        """Close the maps."""
-        self._maps = {}

@@ -1,4 +1,4 @@
-"""All rows of a layer on disk, with a bounded cache in host memory: a `RowSource`.
+"""All rows of a layer on disk, with a bounded cache in host memory: a `RecordSource`.
 
 `DiskRows` reads the files of a bundle, or those of the table that the bundle refers to. Rows that
 are not in the cache are read by row number, by a few threads, and cached. `RowFiles` advises the
@@ -26,9 +26,9 @@ from torch import Tensor
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle import Bundle, Place
 from engram_cli.formats.bundle_spec import ROWS, SCALES
-from engram_cli.runtime.tiers.protocol import renew_in_children
+from engram_cli.runtime.tiers import renew_in_children
+from engram_cli.runtime.tiers.records import record_layout
 from engram_cli.runtime.tiers.row_cache import RowCache
-from engram_cli.runtime.tiers.tier_records import record_layout
 
 WINDOW = 128  # reads announced ahead
 GAP_BYTES = 4096  # the largest gap between rows of one read: skipping a page costs no more
@@ -268,7 +268,7 @@ class DiskRows:
         return self.cache.nbytes + (0 if self._scales is None else self._scales.nbytes)
 
     def gather(self, rows: Tensor, out: Tensor) -> None:
-        """Write the records of `rows` to `out` (`RowSource.gather`); repeated rows too."""
+        """Write the records of `rows` to `out` (`RecordSource.gather`); repeated rows too."""
         wanted, lines = self._checked(rows, out)
         begin = time.perf_counter()
         hits = reads = 0
@@ -289,7 +289,7 @@ class DiskRows:
                 self._sums[name] += value
 
     def counters(self) -> dict[str, int | float]:
-        """Totals since the start (`RowSource.counters`), and `reads` of the files."""
+        """Totals since the start (`RecordSource.counters`), and `reads` of the files."""
         with self._lock:
             return dict(self._sums)
 

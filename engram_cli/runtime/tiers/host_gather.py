@@ -1,20 +1,27 @@
-"""A thread that copies rows from host memory to a device without the interpreter.
+"""Threads that gather records from host memory without the interpreter, and copy them to a GPU.
 
-It takes loads from a queue. A load has row numbers that the device computes, the table of records,
-and the device memory for them. The thread waits for the row numbers, has the `GatherPool` gather
-the records into a ring of pinned buffers, and launches the copies. A CUDA event of the load happens
-after the last copy.
+The `GatherPool` serves all callers of this process: they give a table of records, row numbers, and
+the memory to write to. Its threads start with the first request. After each request they spin for
+a moment before they sleep, so that the next request need not wake them.
+
+A `CopyThread` takes loads from a queue. A load has row numbers that the device computes, the table
+of records, and the device memory for them. The thread waits for the row numbers, has the pool
+gather the records into a ring of pinned buffers, and launches the copies. A CUDA event of the load
+happens after the last copy.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cache
+from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,19 +29,118 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram_cli.errors import InputError
-from engram_cli.runtime.tiers.host_gather import kernels
-from engram_cli.runtime.tiers.host_gather.gather_pool import (
-    GatherPool,
-    describe,
-    shared_gather_pool,
-)
+from engram_cli.runtime.tiers import host_gather_kernels as kernels
+
+_MOST = 16  # threads; so many saturate the bus of one GPU
+_OTHERS = 3  # cores left for the copy thread, the waiting caller, and CUDA's threads
+_SPINS = 2000  # pauses before a thread sleeps: about 0.1 ms
+_CALLER_SPINS = 40  # pauses before a thread that waits for a job sleeps
+_UNIT = 64  # rows that a thread takes at once
+_AHEAD = 8  # rows whose cache lines are prefetched
+_LEFT = 2  # slots kept for `GatherPool.gather`
+
+
+class GatherPool:
+    """`threads` threads, for `kernels.SLOTS` jobs at a time."""
+
+    def __init__(self, threads: int) -> None:
+        self.control = np.zeros(kernels.SLEEP_SLOTS + threads * kernels.LINE, dtype=np.int64)
+        settings = (_SPINS, _CALLER_SPINS, _UNIT, _AHEAD, threads)
+        self.control[kernels.SPINS : kernels.THREADS + 1] = settings
+        kernels.prepare(self.control)
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._slots = SimpleQueue[int]()
+        for number in range(kernels.SLOTS):
+            self._slots.put(kernels.JOBS + number * kernels.SLOT)
+
+    def take_slots(self, count: int) -> list[int] | None:
+        """Take free slots for jobs, and start the threads; None where too few are free."""
+        with self._lock:
+            self._start()
+            if self._slots.qsize() < count + _LEFT:
+                return None
+            return [self._slots.get() for _ in range(count)]
+
+    def give_slots(self, slots: list[int]) -> None:
+        """Give back slots that were taken."""
+        for slot in slots:
+            self._slots.put(slot)
+
+    def gather(self, records: Tensor, rows: Tensor, out: Tensor) -> int:
+        """Write `records[rows]` to `out` uint8[n, record_bytes]; return how many rows are outside.
+
+        `rows` int64 or int32 [n]. All are in host memory and contiguous. `out` must not overlap
+        `records`, which is not checked.
+        """
+        if not len(rows):
+            return 0
+        job = _fields(kernels.TARGET + 1, records, rows, out)
+        with self._lock:
+            self._start()
+        slot = self._slots.get()  # waits where all are taken
+        kernels.submit(self.control, slot, job)
+        wrong = int(kernels.finish(self.control, slot))
+        self._slots.put(slot)
+        return wrong
+
+    def close(self) -> None:
+        """End the threads; `gather` may not be called afterwards."""
+        kernels.stop(self.control)
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self) -> None:
+        for number in range(len(self._threads), int(self.control[kernels.THREADS])):
+            thread = threading.Thread(
+                target=kernels.serve,
+                args=(self.control, number),
+                name=f"engram-gather-{number}",
+                daemon=True,
+            )
+            thread.start()
+            self._threads.append(thread)
+
+
+def _fields(size: int, records: Tensor, rows: Tensor, target: Tensor) -> NDArray[np.int64]:
+    """Return a job of `size` words: its fields are SOURCE to TARGET of `kernels`."""
+    job = np.zeros(size, dtype=np.int64)
+    table = (records.data_ptr(), records.shape[1], len(records))
+    asked = (rows.data_ptr(), rows.element_size(), len(rows))
+    job[kernels.SOURCE : kernels.TARGET + 1] = (*table, *asked, target.data_ptr())
+    return job
+
+
+_shared: GatherPool | None = None
+_shared_lock = threading.Lock()
+
+
+def shared_gather_pool() -> GatherPool | None:
+    """Return the pool of this process, made when first needed; None on other systems than Linux."""
+    global _shared
+    if sys.platform != "linux":
+        return None
+    with _shared_lock:
+        if _shared is None:
+            _shared = GatherPool(max(1, min(_MOST, len(os.sched_getaffinity(0)) - _OTHERS)))
+        return _shared
+
+
+def _forget() -> None:
+    """Forget the pool in a child process, which has none of its threads."""
+    global _shared, _shared_lock
+    _shared, _shared_lock = None, threading.Lock()
+
+
+if sys.platform == "linux":
+    os.register_at_fork(after_in_child=_forget)
+
 
 _JOBS = 3  # gathers that a copy thread has under way
-_SPINS = 40  # pauses before a thread that waits for a load sleeps
+_LOAD_SPINS = 40  # pauses before a thread that waits for a load sleeps
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Driver:
+class Driver(NamedTuple):
     """Addresses of functions: `copy` to the device, `record` an event, `synchronize` with one."""
 
     copy: int
@@ -44,15 +150,13 @@ class Driver:
 
 @cache
 def cuda_driver() -> Driver | None:
-    """CUDA's driver, None where its library cannot be found."""
+    """Return CUDA's driver, None where its library cannot be found."""
+    names = ("cuMemcpyHtoDAsync_v2", "cuEventRecord", "cuEventSynchronize")
     try:
-        library = ctypes.CDLL("libcuda.so.1")
-        names = ("cuMemcpyHtoDAsync_v2", "cuEventRecord", "cuEventSynchronize")
-        found = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
+        functions = [getattr(ctypes.CDLL("libcuda.so.1"), name) for name in names]
     except (OSError, AttributeError):
         return None
-    copy, record, synchronize = (address or 0 for address in found)
-    return Driver(copy=copy, record=record, synchronize=synchronize)
+    return Driver(*(ctypes.cast(each, ctypes.c_void_p).value or 0 for each in functions))
 
 
 class Load:
@@ -67,10 +171,8 @@ class Load:
         self, records: Tensor, host: Tensor, target: Tensor, *, found: int, copied: int
     ) -> None:
         self._held = records, host, target
-        self.fields = np.zeros(kernels.LOAD, dtype=np.int64)
-        describe(self.fields, records, host, target.data_ptr())
-        self.fields[kernels.FOUND] = found
-        self.fields[kernels.COPIED] = copied
+        self.fields = _fields(kernels.LOAD, records, host, target)
+        self.fields[[kernels.FOUND, kernels.COPIED]] = found, copied
         kernels.init_load(self.fields)
 
     def drop(self) -> None:
@@ -82,7 +184,7 @@ class Load:
 
         Raises InputError for rows that have no record, RuntimeError where CUDA fails.
         """
-        kernels.wait_for_load(self.fields, _SPINS)
+        kernels.wait_for_load(self.fields, _LOAD_SPINS)
         if self.fields[kernels.FAILED]:
             code = self.fields[kernels.FAILED]
             raise RuntimeError(f"rows on their way to the device: CUDA error {code}")
@@ -123,12 +225,11 @@ class CopyThread:
     ) -> None:
         self.stream = stream
         self._queue = np.zeros(kernels.QUEUE, dtype=np.int64)
-        self._queue[kernels.STREAM] = 0 if stream is None else stream.cuda_stream
-        self._queue[kernels.COPY] = driver.copy
-        self._queue[kernels.RECORD] = driver.record
-        self._queue[kernels.SYNCHRONIZE] = driver.synchronize
-        self._queue[kernels.RING] = ring.data_ptr()
-        self._queue[kernels.BUFFER_BYTES] = ring.shape[1]
+        self._queue[: kernels.BUFFER_BYTES + 1] = (
+            0 if stream is None else stream.cuda_stream,
+            *(driver.copy, driver.record, driver.synchronize),
+            *(ring.data_ptr(), ring.shape[1]),
+        )
         kernels.init_queue(self._queue)
         self._lock = threading.Lock()
         self._thread = threading.Thread(

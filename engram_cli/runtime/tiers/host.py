@@ -1,4 +1,4 @@
-"""All rows of a layer in host memory as records, pinned where a GPU reads them: a `RowSource`.
+"""All rows of a layer in host memory as records, pinned where a GPU reads them: a `RecordSource`.
 
 Rows are gathered by the threads of the `GatherPool`, or read in place by a kernel.
 """
@@ -21,11 +21,11 @@ from torch import Tensor
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle import Bundle, Place
 from engram_cli.formats.bundle_spec import ROWS, SCALES
-from engram_cli.runtime.tiers.protocol import renew_in_children
-from engram_cli.runtime.tiers.tier_records import RecordLayout, record_layout
+from engram_cli.runtime.tiers import renew_in_children
+from engram_cli.runtime.tiers.records import RecordLayout, record_layout
 
 if TYPE_CHECKING:
-    from engram_cli.runtime.tiers.host_gather.gather_pool import GatherPool
+    from engram_cli.runtime.tiers.host_gather import GatherPool
 
 _PIECE_BYTES = 16 * 2**20  # read at once
 _PINNED_BYTES = 2**30  # registered at once
@@ -33,7 +33,7 @@ _THREADS = 8
 
 
 class HostRows:
-    """Records uint8[rows, record_bytes] in host memory, indexed by row number; a `RowSource`."""
+    """Records uint8[rows, record_bytes] in host memory, indexed by row number; a `RecordSource`."""
 
     def __init__(self, records: Tensor) -> None:
         if records.ndim != 2 or records.dtype != torch.uint8 or records.shape[1] % 8:
@@ -73,7 +73,7 @@ class HostRows:
         return self.records.shape[1]
 
     def gather(self, rows: Tensor, out: Tensor) -> None:
-        """Write the records of `rows` to `out` (`RowSource.gather`)."""
+        """Write the records of `rows` to `out` (`RecordSource.gather`)."""
         begin = time.perf_counter()
         pool = _gather_pool()
         if pool is None:
@@ -87,7 +87,7 @@ class HostRows:
             self._seconds += time.perf_counter() - begin
 
     def counters(self) -> dict[str, int | float]:
-        """Sums since the start (`RowSource.counters`)."""
+        """Sums since the start (`RecordSource.counters`)."""
         with self._lock:
             rows, seconds = self._given, self._seconds
         return {"rows": rows, "bytes": rows * self.record_bytes, "hits": 0, "seconds": seconds}
@@ -98,7 +98,7 @@ class HostRows:
 
 
 def _gather_pool() -> GatherPool | None:
-    from engram_cli.runtime.tiers.host_gather.gather_pool import shared_gather_pool
+    from engram_cli.runtime.tiers.host_gather import shared_gather_pool
 
     return shared_gather_pool()
 
