@@ -229,7 +229,7 @@ def vocab_parts(result: CompressVocabResult) -> list[RenderableType]:
 
 
 def _pad(result: CompressVocabResult) -> str:
-    from engram_cli.commands.pad_token import named
+    from engram_cli.commands.corpus_tokenizer import named
 
     pad = result.pad
     if pad is None:

@@ -15,16 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.dry_run import refusal
-from engram_cli.commands.first_memory import check_first_memory
-from engram_cli.commands.model_shape import (
-    ModelShape,
-    check_vocabulary,
-    choose_module,
-    place_layers,
-    read_model_shape,
-)
+from engram_cli.commands.attach_layers import check_vocabulary, choose_module, place_layers
+from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_model_shape
 from engram_cli.commands.requests.tables import AttachRequest
+from engram_cli.commands.workspace import refusal
 from engram_cli.errors import OutputError
 from engram_cli.formats.bundle_files import BUNDLE
 from engram_cli.formats.bundle_spec import BundleSpec

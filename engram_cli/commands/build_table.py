@@ -13,21 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.checkpoint import for_checkpoint
-from engram_cli.commands.dry_run import refusal
-from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.corpus_tokenizer import note_pad
+from engram_cli.commands.geometry import Geometry, find_preset, with_preset
 from engram_cli.commands.init_corpus import (
     find_vectors,
     guess_tokens,
     memory_of,
     write_tokens,
 )
-from engram_cli.commands.pad_token import note_pad
 from engram_cli.commands.plan_file import read_plan
-from engram_cli.commands.presets import find_preset, with_preset
-from engram_cli.commands.processors import processors
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.commands.requests.tables import DEFAULT_DIM, DEFAULT_DTYPE, BuildTableRequest
 from engram_cli.commands.size_estimate import TablePlan, fill_plan, planned
+from engram_cli.commands.workspace import refusal
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.engines.filling import FILL_ENGINES
 from engram_cli.errors import ArtifactError, MismatchError
@@ -35,6 +33,7 @@ from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.progress import SILENT, Progress
+from engram_cli.sizes import processors
 from engram_cli.table.build import build_store, check_space
 from engram_cli.table.inits import INITS, make_init
 from engram_cli.table.inits.base import Init

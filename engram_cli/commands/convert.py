@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.dry_run import refusal
-from engram_cli.commands.processors import processors
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
+from engram_cli.commands.workspace import refusal
 from engram_cli.errors import EngramError, OutputError
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.codecs.base import row_bytes
+from engram_cli.sizes import processors
 from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
 from engram_cli.table.convert import conversion, is_conversion

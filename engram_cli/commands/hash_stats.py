@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.checkpoint import for_checkpoint
-from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
-from engram_cli.commands.pad_token import note_pad
-from engram_cli.commands.presets import with_preset
+from engram_cli.commands.corpus_tokenizer import note_pad, tokenizer_of_corpus
+from engram_cli.commands.geometry import with_preset
 from engram_cli.commands.requests.corpus import HashStatsRequest
 from engram_cli.corpus.checks import (
     check_field,

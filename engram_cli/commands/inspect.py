@@ -18,13 +18,13 @@ from engram_cli.commands.inspect_facts import (
 )
 from engram_cli.commands.inspect_rows import Columns, HotRow, LayerRows, NormBins, inspect_rows
 from engram_cli.commands.probe import ProbeResult, probe
-from engram_cli.commands.processors import processors
 from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import IncompleteError, InputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
+from engram_cli.sizes import processors
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.attributes import PARTIAL_SUFFIX
 from engram_cli.table.store import open_table

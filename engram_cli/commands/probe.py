@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.init_corpus import find_vectors, memory_of, write_tokens
-from engram_cli.commands.processors import processors
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.commands.requests.reading import LEAST_POSITIONS, ProbeRequest
 from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT, Once, Progress
+from engram_cli.sizes import processors
 from engram_cli.table.inits.corpus.embeddings import Embeddings, RandomEmbeddings
 from engram_cli.table.inits.corpus.pairs import Occurrences
 from engram_cli.table.inits.corpus.tokens import TokenFile

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from engram_cli.commands.artifact import Companions, Kind, find_artifact
-from engram_cli.commands.processors import processors
 from engram_cli.commands.recompute_layout import layout_problem, recomputed
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.verify_stats import stats_problems
@@ -20,6 +19,7 @@ from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_files import verify_files
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import SILENT, Progress
+from engram_cli.sizes import processors
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.store import TableStore, open_table
 from engram_cli.table.verify import verify_table

@@ -12,7 +12,7 @@ import pytest
 from small_tokenizers import byte_level_tokenizer
 
 from engram_cli.commands.attach import AttachRequest, attach_checkpoint
-from engram_cli.commands.model_shape import read_model_shape
+from engram_cli.commands.checkpoint import read_model_shape
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.schemes import hash_layout
