@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engram_cli.cli.command import command, refuse_address
-from engram_cli.cli.stats_growth import growth_parts, held_out_rows, locality_parts
-from engram_cli.cli.stats_sections import Figured, chosen_parts, clean_heads_part, ngram_parts
 from engram_cli.cli.terminal import Terminal, follow, shown_path
 from engram_cli.commands.requests.corpus import CompressVocabRequest, HashStatsRequest
 from engram_cli.malloc import bound_arenas
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
 
     from engram_cli.commands.compress_vocab import CompressVocabResult
     from engram_cli.commands.hash_stats import HashStatsResult
+    from engram_cli.commands.merge_stats import MergeStatsResult
+    from engram_cli.stats.statistic import Results
     from engram_cli.vocab.groups import Group, VocabDiff
 
 _MOVED = 12  # regrouped tokens that are listed
@@ -28,7 +28,6 @@ _OF_MERGING = frozenset(
         *("as_json", "quiet"),
     )
 )
-_MARKS = {"above": "+", "below": "-", None: ""}
 
 
 @command(CompressVocabRequest)
@@ -71,12 +70,11 @@ def hash_stats(
         _note_unmerged(terminal, context)
         _merge(request, terminal, ngrams, following)
         return
+    from engram_cli.cli.views import printed
     from engram_cli.commands.hash_stats import hash_stats as run
 
     result = run(request, terminal)
-    parts = [*stats_parts(result), *growth_parts(result), *locality_parts(result)]
-    parts += chosen_parts(result)
-    parts += ngram_parts(result) if ngrams else []
+    parts = [_summary(result), *printed(results_of(result).views(), asked=ngrams)]
     terminal.result(result, *parts, next_command=following)
     if request.report is not None:
         terminal.note(f"report: {shown_path(request.report)}")
@@ -100,6 +98,7 @@ def _note_unmerged(terminal: Terminal, context: typer.Context) -> None:
 
 def _merge(request: HashStatsRequest, terminal: Terminal, ngrams: bool, following: str) -> None:
     from engram_cli.cli.render import count, facts
+    from engram_cli.cli.views import printed
     from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 
     for part in request.sources:
@@ -119,19 +118,12 @@ def _merge(request: HashStatsRequest, terminal: Terminal, ngrams: bool, followin
         ("parts", ", ".join(shown_path(part) for part in result.parts)),
         ("corpus", f"{count(result.files, 'file')}, {count(result.documents, 'document')}"),
         ("tokens", f"{result.tokens:,}"),
-        *held_out_rows(result),
+        *held_out(result),
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
         ("written", shown_path(result.out)),
     ]
-    shown = [_orders(result), *_columns(result), clean_heads_part(result)]
-    shown += [*growth_parts(result), *locality_parts(result), *chosen_parts(result)]
-    shown += ngram_parts(result) if ngrams else []
-    terminal.result(result, facts("Merged statistics", summary), *shown, next_command=following)
-
-
-def stats_parts(result: HashStatsResult) -> list[RenderableType]:
-    """Return the printed parts: the corpus, the n-grams, the rows of each head, clean heads."""
-    return [_summary(result), _orders(result), *_columns(result), clean_heads_part(result)]
+    tables = printed(results_of(result).views(), asked=ngrams)
+    terminal.result(result, facts("Merged statistics", summary), *tables, next_command=following)
 
 
 def _summary(result: HashStatsResult) -> RenderableType:
@@ -144,7 +136,7 @@ def _summary(result: HashStatsResult) -> RenderableType:
     rows = [
         ("corpus", f"{count(result.files, 'file')}{size}, {count(result.documents, 'document')}"),
         ("tokens", f"{result.tokens:,}{now} in {result.seconds:.1f} s, {rate}/s"),
-        *held_out_rows(result),
+        *held_out(result),
         ("encoder", result.encoder or "none: the corpus holds token ids"),
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
         ("written", shown_path(result.out)),
@@ -152,51 +144,25 @@ def _summary(result: HashStatsResult) -> RenderableType:
     return facts("Statistics", rows)
 
 
-def _orders(result: Figured) -> RenderableType:
-    from engram_cli.cli.render import grid
+def results_of(result: HashStatsResult | MergeStatsResult) -> Results:
+    """Return the results of all statistics, whose views are printed."""
+    from engram_cli.stats.statistic import Results
 
-    rows = [
-        (
-            f"{entry.order}",
-            f"{entry.windows:,}",
-            f"{entry.distinct:,.0f}",
-            "exact" if entry.exact else f"±{entry.distinct_error:,.0f}",
-            f"{entry.windows / max(entry.distinct, 1):.1f}",
-        )
-        for entry in result.orders
-    ]
-    names = (">order", ">windows", ">distinct n-grams", ">error", ">mean count")
-    return grid("N-grams", names, rows)
+    found = {"orders": result.orders, "columns": result.columns, **result.sections}
+    return Results(tokens=result.tokens, documents=result.documents, found=found)
 
 
-def _columns(result: Figured) -> list[RenderableType]:
-    from engram_cli.cli.render import error, grid, percent
+def held_out(result: HashStatsResult | MergeStatsResult) -> list[tuple[str, str]]:
+    """Return the line about held-out tokens; [] if nothing was held out."""
+    from engram_cli.stats.locality_view import LocalityResult
 
-    layers: dict[int, list[tuple[str, ...]]] = {}
-    for entry in result.columns:
-        row = (
-            f"{entry.order}",
-            f"{entry.head}",
-            f"{entry.rows:,}",
-            percent(entry.occupied / entry.rows) + _MARKS[entry.flag],
-            percent(entry.ideal_occupied / entry.rows),
-            percent(entry.shared, 1),
-            percent(entry.ideal_shared, 1),
-            percent(entry.shared_occurrences, 1) + error(entry.shared_occurrences_error),
-            f"{entry.max_hits:,}",
-        )
-        layers.setdefault(entry.layer, []).append(row)
-    names = (
-        *(">order", ">head", ">rows", ">used", ">ideal", ">sharing", ">ideal", ">by use"),
-        ">most hits",
-    )
-    flags = (
-        "; + and - mark heads that differ from it" if any(e.flag for e in result.columns) else ""
-    )
-    return [
-        grid(f"Layer {layer}: used rows, shared rows, and an ideal hash{flags}", names, rows)
-        for layer, rows in layers.items()
-    ]
+    locality = result.sections.get("locality")
+    if not isinstance(locality, LocalityResult) or not locality.held_out_tokens:
+        return []
+    held = locality.held_out_tokens
+    share = 100 * held / (held + result.tokens)
+    said = f"{held:,} tokens ({share:.1f} %), looked up to measure hot rows, not counted;"
+    return [("held out", f"{said} documents wholly inside them are not counted either")]
 
 
 def vocab_parts(result: CompressVocabResult) -> list[RenderableType]:

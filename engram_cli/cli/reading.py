@@ -19,8 +19,11 @@ from engram_cli.commands.requests.reading import (
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from engram_cli.commands.demo import DemoResult
+    from engram_cli.commands.inspect import InspectResult
+    from engram_cli.commands.probe import ProbeResult
     from engram_cli.commands.trace import LayerTrace, TraceResult
     from engram_cli.commands.verify import VerifyResult
 
@@ -34,7 +37,6 @@ def inspect(request: InspectRequest, terminal: Terminal) -> None:
     Rows are read once, in constant memory: norms, zero rows, hits, hottest and duplicate rows.
     With --probe, measure how well a table built with --init next-token predicts a text.
     """
-    from engram_cli.cli.inspect_tables import inspect_parts
     from engram_cli.commands.inspect import inspect as run
 
     result = run(request, terminal)
@@ -109,6 +111,50 @@ def demo(request: DemoRequest, terminal: Terminal) -> None:
 
     result = run_demo(request, terminal)
     terminal.result(result, *_demo(result))
+
+
+def inspect_parts(result: InspectResult) -> list[RenderableType]:
+    """Return what is known of the artifact, and the tables of its views."""
+    from engram_cli.cli.render import facts, quantity
+    from engram_cli.cli.views import printed
+    from engram_cli.commands.inspect_page import inspection_views
+
+    size = f"{quantity(result.stored_bytes, 'bytes')} ({result.stored_bytes:,} bytes)"
+    lines: list[tuple[str, str | Text]] = [
+        ("path", shown_path(result.path)),
+        *result.facts,
+        ("on disk", f"{size}, {result.files:,} files"),
+    ]
+    if result.stats is not None and result.kind != "statistics":
+        lines.append(("statistics", shown_path(result.stats)))
+    if result.read_bytes:
+        pace = quantity(result.read_bytes / max(result.seconds, 1e-9), "bytes")
+        lines.append(("read", f"{quantity(result.read_bytes, 'bytes')} of rows, {pace}/s"))
+    if result.report is not None:
+        lines.append(("report", shown_path(result.report)))
+    views = {view.name: view for view in inspection_views(result)}
+    # The page has the heads at its end, where they may be long.
+    order = ("digests", "heads", "norms", "hottest", "duplicates")
+    tables = printed(views[name] for name in order if name in views)
+    return [facts(str(result.kind).capitalize(), lines), *tables, *probe_parts(result.probe)]
+
+
+def probe_parts(result: ProbeResult | None) -> list[RenderableType]:
+    """Return the probed positions and one line for each model; nothing without a probe."""
+    if result is None:
+        return []
+    from engram_cli.cli.render import facts, percent
+    from engram_cli.cli.views import printed
+    from engram_cli.commands.inspect_page import probe_view
+
+    known = ", ".join(f"{percent(share, 1)} of the {n}-grams" for n, share in result.known.items())
+    lines: list[tuple[str, str | Text]] = [
+        ("probed", f"{result.positions:,} positions of {result.heldout_tokens:,} held-out tokens"),
+        ("fitted on", f"{result.fitted:,} other positions"),
+        ("corpus", f"{result.corpus_tokens:,} tokens; it contains {known}"),
+        ("of the exact", f"{percent(result.of_exact, 1)} of the longest back-off's top-1"),
+    ]
+    return [facts("Probe", lines), *printed([probe_view(result)])]
 
 
 def verify_parts(result: VerifyResult) -> list[RenderableType]:

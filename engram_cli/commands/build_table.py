@@ -27,7 +27,8 @@ from engram_cli.commands.requests.tables import DEFAULT_DIM, DEFAULT_DTYPE, Buil
 from engram_cli.commands.size_estimate import TablePlan, fill_plan, planned
 from engram_cli.commands.workspace import refusal
 from engram_cli.corpus.sources import Sources, find_sources
-from engram_cli.engines.filling import FILL_ENGINES
+from engram_cli.engines.base import ENGINES
+from engram_cli.engines.filling import placed
 from engram_cli.errors import ArtifactError, MismatchError
 from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout, short
@@ -226,7 +227,7 @@ def _filled(
     assert sources is not None
     assert vectors is not None
     stack.enter_context(build_lock(scratch_folder(request.out), request.out))
-    start = FILL_ENGINES.load(fill.engine)
+    start = ENGINES.load(fill.engine)
     engine = stack.enter_context(start(fill.ray_address, request.threads or 1, progress))
     if not partial_folder(request.out).exists():
         check_space(request.out, found.spec)
@@ -242,7 +243,7 @@ def _filled(
     )
     init = _corpus_init(request, fill, found.spec.layout, file, vectors, progress)
     if isinstance(init, CorpusFill):
-        init = engine.placed(init)
+        init = placed(engine, init, progress)
     return replace(found.spec, init=init)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from engram_cli.commands.requests.options import LAYOUT, Option, integers
 from engram_cli.errors import InputError
+from engram_cli.hashing.schemes import SCHEMES
 from engram_cli.sizes import read_size
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ class Geometry:
 
     scheme: Annotated[
         str | None,
-        Option(
-            "Hashing scheme: engram-v1, deepseek-v4.1, qwen-ple, longcat or tutorial (engram-v1)."
-        ),
+        Option(f"Hashing scheme: {SCHEMES.choices()} (engram-v1)."),
     ] = None
     orders: Annotated[
         tuple[int, ...] | None,

@@ -10,12 +10,13 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import EncoderDiffers
-from engram_cli.corpus.partitions import PARTITION_BYTES, plan_partitions
+from engram_cli.corpus.partitions import PARTITION_BYTES, Plan, plan_partitions
 from engram_cli.corpus.sources import Sources
 from engram_cli.corpus.stamps import check_companions, stamps_of
-from engram_cli.engines.fill_tasks import TASK_BYTES
-from engram_cli.engines.filling import FillEngine, LocalFill, TokenWork
-from engram_cli.engines.resuming import request_fingerprint
+from engram_cli.engines import filling
+from engram_cli.engines.base import Engine, Reading, request_fingerprint
+from engram_cli.engines.filling import TASK_BYTES
+from engram_cli.engines.local import LocalEngine
 from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.formats.embedding_tensor import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
@@ -117,7 +118,7 @@ def write_tokens(
     vocab: Path,
     folder: Path,
     progress: Progress,
-    engine: FillEngine | None = None,
+    engine: Engine | None = None,
 ) -> TokenFile:
     """Return the tokens of the corpus in a scratch file in `folder`, written if missing.
 
@@ -139,26 +140,24 @@ def write_tokens(
         "tokenizer": None if tokenizer is None else tokenizer.digest,
         "partition_size": PARTITION_BYTES,
     }
-    work = TokenWork(
-        plan=plan_partitions(sources.files, request.corpus, PARTITION_BYTES),
-        options=request.corpus,
-        layout=layout,
-        tokenizer=tokenizer,
-        encoder=request.encoder,
+    plan = plan_partitions(sources.files, request.corpus, PARTITION_BYTES)
+    reading = Reading(
+        layout=layout, options=request.corpus, tokenizer=tokenizer, encoder=request.encoder
     )
+    engine = engine or LocalEngine(1)
     stamps = stamps_of(sources.files, request.corpus)
     request_digest = request_fingerprint(sources.files, request.corpus, decisive, stamps)
     writer = TokenWriter(folder, request_digest)
     if writer.finished is None:
         try:
-            _write(work, writer, engine or LocalFill(), progress)
+            _write(engine, reading, plan, writer, progress)
         except EncoderDiffers as error:
             if sources.size is None:  # what came through a pipe is gone
                 raise
             writer.restart()
             progress.note(f"{error.message}: reading again from the start with tokenizers")
-            again = replace(work, encoder="tokenizers", insisted=True)
-            _write(again, writer, engine or LocalFill(), progress)
+            again = replace(reading, encoder="tokenizers")
+            _write(engine, again, plan, writer, progress, insisted=True)
         check_companions(sources.files, request.corpus, stamps)
     else:
         progress.note(f"reusing {writer.tokens:,} tokens of this corpus from an earlier run")
@@ -170,14 +169,22 @@ def write_tokens(
     return found
 
 
-def _write(work: TokenWork, writer: TokenWriter, engine: FillEngine, progress: Progress) -> None:
+def _write(
+    engine: Engine,
+    reading: Reading,
+    plan: Plan,
+    writer: TokenWriter,
+    progress: Progress,
+    *,
+    insisted: bool = False,
+) -> None:
     if writer.tokens:
         progress.note(f"resuming: {writer.tokens:,} tokens are there from an interrupted run")
-    progress.start("tokens of the corpus", work.plan.size, "bytes")
+    progress.start("tokens of the corpus", plan.size, "bytes")
     if writer.size:
         progress.advance(writer.size)
     try:
-        engine.write_tokens(work, writer, progress)
+        filling.write_tokens(engine, reading, plan, writer, progress, insisted=insisted)
     except UndecodableError:
         if writer.tokens and writer.resumable:
             progress.note(

@@ -24,6 +24,7 @@ from engram_cli.commands.requests.options import (
     unescape,
 )
 from engram_cli.commands.workspace import Workspace
+from engram_cli.corpus.readers import READERS
 from engram_cli.errors import InputError
 from engram_cli.sizes import read_size
 
@@ -84,10 +85,7 @@ class CorpusFields(Request):
 
     format: Annotated[
         str | None,
-        Option(
-            "File format: text, jsonl, parquet, arrow, npy, nanogpt, llmc, olmo, megatron, "
-            "datatrove or mds (detected for each file)."
-        ),
+        Option(f"File format: {READERS.choices()} (detected for each file)."),
     ] = None
     field: Annotated[
         str | None,

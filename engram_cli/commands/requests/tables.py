@@ -26,13 +26,14 @@ from engram_cli.commands.requests.options import (
     integers,
 )
 from engram_cli.commands.workspace import Workspace
+from engram_cli.rows import DTYPES
 from engram_cli.sizes import read_size
 from engram_cli.table.planning.hardware import Hardware, find_hardware
 
 CORPUS_INITS = ("token-mean", "next-token")
-DTYPES = "float32, float16, bfloat16, fp8_e8m0, fp8, int8, int8_b32, int4 or int4_b32."
 DEFAULT_DIM, DEFAULT_DTYPE = 64, "bfloat16"
 SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts
+_DTYPES = list(DTYPES)
 _BUDGET, _HARDWARE = "Budget", "Hardware"
 
 
@@ -144,7 +145,7 @@ class ConvertRequest(Request):
     """
 
     source: Annotated[Path, Option("Table to convert.", argument=True, name="table")]
-    dtype: Annotated[str, Option(DTYPES)]
+    dtype: Annotated[str, Option(f"{', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}.")]
     out: Annotated[Path, Option("Table to write.", short="-o")]
     scale: Scale = None
     chunk_rows: ChunkRows = None
