@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engram_cli.cli.inspect import probe_parts
+from engram_cli.cli.reading import probe_parts
 from safetensors.torch import save_file
 from table.filled import write_corpus
 
