@@ -14,10 +14,10 @@ from engram_cli.commands.geometry import DEFAULT_SCHEME, Geometry
 from engram_cli.errors import EngramError, InputError, MismatchError
 from engram_cli.files import read_json, sha256_bytes
 from engram_cli.formats.bundle_spec import layer_number
-from engram_cli.formats.embedding_tensor import tensor_names
-from engram_cli.formats.own_layers import named_as_saved, named_in_config, named_in_layers
+from engram_cli.formats.checkpoint import named_as_saved, named_in_config, named_in_layers
 from engram_cli.hashing.schemes import SCHEMES, takes_raw_ids
 from engram_cli.progress import Progress
+from engram_cli.rows.safetensors import checkpoint_files
 from engram_cli.vocab.parquet import read_about
 from engram_cli.vocab.tokenizer import MAX_TOKENIZER_BYTES
 
@@ -239,7 +239,7 @@ def check_first_memory(checkpoint: Path) -> None:
     if found is not None:
         raise _second(checkpoint, f"has Engram layers of its own (config.json: {found})")
     try:
-        names = tensor_names(checkpoint)
+        names = sorted(checkpoint_files(checkpoint))
     except EngramError:
         return
     own, saved = named_in_layers(names), named_as_saved(names)

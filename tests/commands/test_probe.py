@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engram_cli.cli.reading import probe_parts
 from safetensors.torch import save_file
 from table.filled import write_corpus
 
+from engram_cli.cli.reading import probe_parts
 from engram_cli.cli.terminal import Terminal
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
@@ -24,8 +24,7 @@ from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.inits.corpus.pairs import Occurrences
 from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
 from engram_cli.table.probe.counted import count_followers, first_choices, witten_bell
-from engram_cli.table.probe.held import ask
-from engram_cli.table.probe.reading import head_weights
+from engram_cli.table.probe.reading import ask, head_weights
 
 VOCAB = 300
 

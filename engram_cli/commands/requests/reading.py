@@ -166,9 +166,9 @@ class LookupRequest(Request):
     @classmethod
     def overruled(cls, given: Mapping[str, Any]) -> frozenset[str]:
         """Return the options of the layout, unless the artifact is a vocabulary and has none."""
-        from engram_cli.commands.artifact import Kind, find_artifact
+        from engram_cli.commands.artifact import VOCABULARY, find_artifact
 
-        bare = find_artifact(given["path"]).kind is Kind.VOCABULARY
+        bare = find_artifact(given["path"]).kind == VOCABULARY
         return frozenset() if bare else LAYOUT_NAMES
 
 

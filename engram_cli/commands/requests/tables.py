@@ -28,7 +28,7 @@ from engram_cli.commands.requests.options import (
 from engram_cli.commands.workspace import Workspace
 from engram_cli.rows import DTYPES
 from engram_cli.sizes import read_size
-from engram_cli.table.planning.hardware import Hardware, find_hardware
+from engram_cli.table.planning.placement import Hardware, find_hardware
 
 CORPUS_INITS = ("token-mean", "next-token")
 DEFAULT_DIM, DEFAULT_DTYPE = 64, "bfloat16"
