@@ -1,29 +1,34 @@
-"""Makes the collectors of a run of hash-stats, and combines their partials and sections."""
+"""Makes the collectors of a run of hash-stats, and reads the partials that they leave."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engram_cli.corpus.base import CorpusFile
+from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.collector import Collector
-from engram_cli.stats.compare import Uncompressed
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.exact import EXACT, Budget, ExactNgrams, exact_ngrams
-from engram_cli.stats.growth.collector import Growth
+from engram_cli.stats.collector import Collector, CollectorPartial
+from engram_cli.stats.compare import Uncompressed, read_uncompressed
+from engram_cli.stats.growth import Growth, read_growth
 from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.locality.collector import Locality
-from engram_cli.stats.occurrences import Occurrences, OccurrenceSample
-from engram_cli.stats.partial import partial_name
-from engram_cli.stats.sources import GROUPINGS, Sources, group_files
-from engram_cli.stats.state import State
-from engram_cli.stats.totals import Counts
+from engram_cli.stats.locality import Locality, read_locality
+from engram_cli.stats.occurrences import Occurrences, read_occurrences
+from engram_cli.stats.sources import GROUPINGS, Sources, group_files, read_sources
+from engram_cli.stats.state import State, check
+from engram_cli.stats.text_ngrams import EXACT, EXACT_OF, Budget, exact_ngrams, read_all
 
 # The share of the free memory that exact counting may take: other programs need some too.
 _EXACT_SHARE = 0.9
 MOST_EXACT = 2**26  # n-grams of all orders that a folder keeps, 1 to 2 GB
+
+_READERS: dict[str, Callable[[HashLayout, State], CollectorPartial]] = {
+    Growth.name: read_growth,
+    Locality.name: read_locality,
+    Occurrences.name: read_occurrences,
+    Sources.name: read_sources,
+    Uncompressed.name: read_uncompressed,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +37,8 @@ class CollectorOptions:
 
     `exact`: every n-gram counted, within `exact_bytes`; `compare_uncompressed`: raw ids counted
     too; `group_by`: sources separated by "file", "folder", or a field that labels documents;
-    `locality`: hot rows, windows and caches; `holdout`: the share of the corpus that is not counted
-    and only looked up, which asks for `locality` too; `growth`: how the n-grams grow with the
-    corpus.
+    `locality`: hot rows and caches; `holdout`: the share of the corpus that is not counted and only
+    looked up, which asks for `locality` too; `growth`: how the n-grams grow with the corpus.
     """
 
     exact: bool = False
@@ -50,34 +54,8 @@ class CollectorOptions:
 class CollectorSet:
     """Holds the collectors of one run over the corpus."""
 
-    exact: tuple[ExactNgrams, ...]
-    others: tuple[Collector, ...]
+    collectors: tuple[Collector, ...]
     holdout: Holdout | None = None
-
-    def partials(self) -> dict[str, State]:
-        """Return the partials of all collectors, by name; nothing is counted afterwards."""
-        return {partial_name(collector): collector.partial() for collector in self.collectors}
-
-    def kept_partials(self) -> dict[str, State]:
-        """Return the partials that a statistics folder stores: exact counts up to `MOST_EXACT`."""
-        partials = self.partials()
-        if sum(_exact_ngrams(state) for state in partials.values()) <= MOST_EXACT:
-            return partials
-        others = {collector.name: partials[collector.name] for collector in self.others}
-        return {
-            name: {key: array for key, array in state.items() if EXACT not in key.split("/")}
-            for name, state in others.items()
-        }
-
-    def absorb(self, partials: Mapping[str, State]) -> None:
-        """Merge the partials of a part of the corpus, made by collectors like these."""
-        for collector in self.collectors:
-            collector.absorb(partials[partial_name(collector)])
-
-    @property
-    def collectors(self) -> tuple[Collector, ...]:
-        """All collectors."""
-        return (*self.exact, *self.others)
 
     @property
     def memory(self) -> int:
@@ -85,46 +63,9 @@ class CollectorSet:
         held = 0 if self.holdout is None else self.holdout.memory
         return held + sum(collector.memory for collector in self.collectors)
 
-    def samples(self) -> tuple[NgramSample, ...]:
-        """Return all n-grams of each order, () unless every one was counted. Call once."""
-        return tuple(table.sample() for table in self.exact)
-
-    def sections(self, counts: Counts) -> dict[str, Any]:
-        """Return the sections of the other collectors, by their key in stats.json."""
-        return sections_of(self.others, counts)
-
-    @property
-    def occurrences(self) -> OccurrenceSample | None:
-        """The sample of positions."""
-        return occurrences_of(self.others)
-
-
-def _exact_ngrams(state: State) -> int:
-    """Return how many n-grams of exact counting a partial holds."""
-    exact = [name for name in state if EXACT in name.split("/") or name == "counts"]
-    return sum(len(state[name]) for name in exact if name.endswith("counts"))
-
-
-def sections_of(collectors: Sequence[Collector], counts: Counts) -> dict[str, Any]:
-    """Return the sections of collectors, by their key in stats.json; some have none."""
-    found = {collector.name: collector.section(counts) for collector in collectors}
-    return {name: section for name, section in found.items() if section is not None}
-
-
-def occurrences_of(collectors: Sequence[Collector]) -> OccurrenceSample | None:
-    """Return the sample of positions; None in statistics of earlier versions."""
-    return next((each.sample() for each in collectors if isinstance(each, Occurrences)), None)
-
-
-def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | None:
-    """Return key of a file or section -> source; None unless files are the sources."""
-    if by not in GROUPINGS:  # labels of documents say it
-        return None
-    sizes: dict[str, int | None] = {}
-    for file in files:
-        sizes[file.name] = (sizes.get(file.name) or 0) + (file.size or 0)
-    source_of = group_files(sizes, by)
-    return {file.key: source_of[file.name] for file in files}
+    def partials(self) -> dict[str, CollectorPartial]:
+        """Return the partials of all collectors, by name; nothing is counted afterwards."""
+        return {collector.name: collector.partial() for collector in self.collectors}
 
 
 def make_collectors(
@@ -138,18 +79,58 @@ def make_collectors(
     Raises InputError for what this layout or memory does not allow.
     """
     budget = Budget(collector_options.exact_bytes) if collector_options.exact else None
-    others: list[Collector] = [Occurrences(layout)]
+    collectors: list[Collector] = [Occurrences(layout)]
     if collector_options.growth:
-        others.append(Growth(layout))
+        collectors.append(Growth(layout))
     if collector_options.compare_uncompressed:
-        others.append(Uncompressed(layout, sample_size, budget))
+        collectors.append(Uncompressed(layout, sample_size, budget))
     holdout = None if collector_options.holdout is None else Holdout(collector_options.holdout)
     if collector_options.locality or holdout is not None:
-        others.append(Locality(layout, holdout))
+        collectors.append(Locality(layout, holdout))
     if collector_options.group_by is not None:
-        others.append(Sources(layout, source_of, by=collector_options.group_by, exact=budget))
+        collectors.append(Sources(layout, source_of, by=collector_options.group_by, exact=budget))
     exact = () if budget is None else exact_ngrams(layout, budget)
-    return CollectorSet(exact=exact, others=tuple(others), holdout=holdout)
+    return CollectorSet(collectors=(*exact, *collectors), holdout=holdout)
+
+
+def read_collected(name: str, layout: HashLayout, state: State) -> CollectorPartial:
+    """Return the partial of that name in a `state`. Raises ArtifactError."""
+    if name.startswith(EXACT_OF):
+        order = next((n for n in layout.orders if name == f"{EXACT_OF}{n}"), None)
+        check(order is not None, name)
+        return read_all(layout, order or 0, state)
+    if name not in _READERS:
+        raise ArtifactError(f"'{name}' is no partial of this version", "upgrade engram")
+    return _READERS[name](layout, state)
+
+
+def kept_states(partials: Mapping[str, CollectorPartial]) -> dict[str, State]:
+    """Return the partials that a statistics folder stores: exact counts up to `MOST_EXACT`."""
+    states = {name: partial.state() for name, partial in partials.items()}
+    exact = [
+        array
+        for name, state in states.items()
+        for key, array in state.items()
+        if key.endswith("counts") and (name.startswith(EXACT_OF) or EXACT in key.split("/"))
+    ]
+    if sum(map(len, exact)) <= MOST_EXACT:
+        return states
+    return {
+        name: {key: array for key, array in state.items() if EXACT not in key.split("/")}
+        for name, state in states.items()
+        if not name.startswith(EXACT_OF)
+    }
+
+
+def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | None:
+    """Return key of a file or section -> source; None unless files are the sources."""
+    if by not in GROUPINGS:  # labels of documents say it
+        return None
+    sizes: dict[str, int | None] = {}
+    for file in files:
+        sizes[file.name] = (sizes.get(file.name) or 0) + (file.size or 0)
+    source_of = group_files(sizes, by)
+    return {file.key: source_of[file.name] for file in files}
 
 
 def exact_memory(available: int | None, planned: int) -> int | None:

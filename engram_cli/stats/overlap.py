@@ -17,10 +17,35 @@ from numpy.typing import NDArray
 
 from engram_cli.stats.distinct import EVERYTHING, NgramSample, lowest
 from engram_cli.stats.known import places_in
-from engram_cli.stats.membership import Membership
 from engram_cli.stats.occurrences import Drawn
+from engram_cli.stats.text_ngrams import Membership
 
 Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """What the G sources share of the n-grams of an order; [i][j]: what j has of i.
+
+    `share`: of the occurrences, `ngrams`: of the distinct n-grams; `distinct`: how many each has.
+    """
+
+    order: int
+    share: list[list[float]]
+    share_error: list[list[float]]
+    ngrams: list[list[float]]
+    ngrams_error: list[list[float]]
+    distinct: list[float]
+    distinct_error: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcesResult:
+    """The sources by name, their tokens, and their overlap by order."""
+
+    names: list[str]
+    tokens: list[int]
+    overlap: list[Overlap]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
