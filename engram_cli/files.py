@@ -1,30 +1,34 @@
-"""Files and folders that appear whole or not at all, and digests of them.
+"""Reads and writes single files: JSON, digests, addresses, and renames that replace nothing.
 
-Every output goes through here: written in a temporary folder next to its place, flushed to the
-disk, then moved there in one step. What the operating system refuses becomes an `OutputError`.
+Every artifact is described in JSON, and every one of these descriptions is read through
+`parse_json`, because it may come from anywhere.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+import stat
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engram_cli.addresses import address_of as address_of
 from engram_cli.errors import ArtifactError, InputError, OutputError
-from engram_cli.ownership import Kind, check_output
-from engram_cli.renaming import exchange, rename_new
-from engram_cli.temporary import Temporary, clear_leftovers, temporary
-from engram_cli.untrusted import parse_json
 
 PART = ".part"
-
 MAX_JSON_BYTES = 256 * 2**20  # the manifest of the largest table has 30 MB
+MAX_DEPTH = 64  # lists in lists; our own documents reach 8
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+# Protocols that are addresses even without a slash after the colon.
+_STORES = "s3|s3a|gs|gcs|hf|abfs|az|http|https|ftp|ssh"
+_ADDRESS = re.compile(rf"({_STORES}):(/*)|([A-Za-z][A-Za-z0-9+.-]+):(/+)", re.IGNORECASE)
 _MENDS = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some space, or write to another disk",
@@ -33,6 +37,25 @@ _MENDS = {
     errno.EACCES: "no permission: write elsewhere with --out",
     errno.EPERM: "no permission: write elsewhere with --out",
 }
+
+_AT_FDCWD = -100
+_NOREPLACE, _EXCHANGE = 1, 2
+_UNSUPPORTED = frozenset((errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP))
+_NO_LINKS = frozenset((errno.EPERM, errno.EMLINK, *_UNSUPPORTED))
+
+
+def address_of(path: Path | str) -> str | None:
+    """`path` as the address that was meant by it, None for a path on this machine.
+
+    pathlib takes one slash out of s3://bucket/key; it is put back.
+    """
+    match = _ADDRESS.match(str(path))
+    if match is None:
+        return None
+    protocol, slashes = match[1] or match[3], match[2] or match[4] or ""
+    if slashes == "/":
+        slashes = "///" if protocol == "file" else "//"
+    return f"{protocol}:{slashes}{str(path)[match.end() :]}"
 
 
 def local_path(path: Path | str) -> Path:
@@ -80,6 +103,40 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return value
 
 
+def parse_json(raw: bytes) -> Any:
+    """Return the JSON value in `raw`. Raises ValueError, and nothing else, for what is none.
+
+    A text with half a surrogate pair cannot be written as UTF-8, and lists nested without end
+    cannot be copied, so both are refused here rather than wherever they are used.
+    """
+    try:
+        text = raw.decode(json.detect_encoding(raw))
+        value = json.loads(text)
+        if not _is_shallow(value):
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
+    except UnicodeEncodeError:
+        raise ValueError("a text in it holds half a surrogate pair") from None
+    return value
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return True
+    return False
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable, where the system lets a folder be opened."""
     with suppress(OSError):
@@ -101,64 +158,6 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def new_file(path: Path, kind: Kind, *, force: bool = False) -> Iterator[Path]:
-    """A temporary file, moved to `path` when the block ends well; with `force` it replaces a file
-    of this `kind`. Raises OutputError as `new_folder` does."""
-    with _new(path, kind, force, folder=False) as part:
-        yield part
-
-
-@contextmanager
-def new_folder(path: Path, kind: Kind, *, force: bool = False) -> Iterator[Path]:
-    """A temporary folder, moved to `path` when the block ends well.
-
-    With `force` it replaces an artifact of this `kind` (`engram_cli.ownership`), and at every
-    moment either the old or the new one is at `path`. Raises OutputError when something else is at
-    `path`, at the start or by the end, or when the system refuses.
-    """
-    with _new(path, kind, force, folder=True) as part:
-        yield part
-
-
-@contextmanager
-def _new(path: Path, kind: Kind, force: bool, *, folder: bool) -> Iterator[Path]:
-    clear_output(path, kind)
-    check_output(path, kind, force=force)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(path, folder=folder) as new:
-            yield new.content
-            problem = kind.unfinished(new.content)
-            if problem is not None:
-                raise OutputError(
-                    f"{path} was changed while it was being written: it {problem}", "run it again"
-                )
-            _flush(new.content)
-            _put(new, path, kind, force)
-
-
-def prepare_output(
-    path: Path,
-    kind: Kind,
-    *,
-    force: bool,
-    option: str = "--out",
-    inputs: Iterable[str | os.PathLike[str] | None] = (),
-    dry_run: bool = False,
-) -> None:
-    """What a command does before any work: `check_output`, and unless it is a `dry_run` it first
-    removes what runs that were killed left next to `path`."""
-    if not dry_run:
-        clear_output(path, kind)
-    check_output(path, kind, force=force, option=option, inputs=inputs)
-
-
-def clear_output(path: Path, kind: Kind) -> None:
-    """Remove what runs that were killed left next to the output `path`."""
-    clear_leftovers(path, lambda displaced: kind.problem(displaced) is None)
-
-
-@contextmanager
 def inner_file(path: Path) -> Iterator[Path]:
     """A temporary file, renamed onto `path` when the block ends well.
 
@@ -176,61 +175,59 @@ def inner_file(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-def _put(new: Temporary, path: Path, kind: Kind, force: bool) -> None:
-    """Move what was written to `path`, in one step with the check of what is there by now."""
+def rename_new(source: Path, target: Path) -> None:
+    """Rename `source` to `target`. Raises FileExistsError when there is something at `target`."""
+    if _renameat2(source, target, _NOREPLACE):
+        return
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    if stat.S_ISDIR(os.lstat(source).st_mode):
+        try:
+            os.rename(source, target)  # a folder replaces no file, and no folder with files
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        return
     try:
-        rename_new(new.content, path)
-    except FileExistsError:
-        if not force:
-            raise OutputError(
-                f"{path} appeared while it was being written, and is kept",
-                "move it away, or write elsewhere with --out",
-            ) from None
-        replace(new, new.content, path, kind)
-    fsync_folder(path.parent)
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.rename(source, target)
+    else:
+        os.unlink(source)
 
 
-def replace(new: Temporary, whole: Path, path: Path, kind: Kind) -> None:
-    """Put `whole` in the place of the artifact at `path`, which then goes by way of `new`.
+def exchange(one: Path, two: Path) -> bool:
+    """Exchange what two names stand for, in one step; False where the system cannot.
 
-    Raises OutputError when what is at `path` is not to be replaced; it stays there.
+    Raises FileNotFoundError when one of them is missing.
     """
-    if exchange(whole, path):
-        fsync_folder(path.parent)
-        problem = kind.problem(whole)
-        if problem is not None:
-            exchange(whole, path)
-            raise _kept(path, problem)
-        new.discard(whole)
-        return
-    problem = kind.problem(path)
-    if problem is not None:
-        raise _kept(path, problem)
-    if not kind.folder and path.is_file():
-        os.replace(whole, path)
-        return
-    os.rename(path, new.old)
-    problem = kind.problem(new.old)
-    if problem is not None:
-        rename_new(new.old, path)
-        raise _kept(path, problem)
-    rename_new(whole, path)
-    fsync_folder(path.parent)
-    new.discard(new.old)
+    return _renameat2(one, two, _EXCHANGE)
 
 
-def _kept(path: Path, problem: str) -> OutputError:
-    return OutputError(
-        f"{path} was changed while it was being written: it {problem}, and is kept",
-        "move it away, or write elsewhere with --out",
-    )
+def _renameat2(source: Path, target: Path, flags: int) -> bool:
+    call = _libc_renameat2()
+    if call is None:
+        return False
+    sys.audit("os.rename", str(source), str(target), -1, -1)  # as os.rename says it
+    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _UNSUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), str(source), None, str(target))
 
 
-def _flush(path: Path) -> None:
-    """Write a file, or all files of a folder, to the disk."""
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    for each in files:
-        with each.open("rb") as written:
-            os.fsync(written.fileno())
-    for folder in {each.parent for each in files} - {path.parent}:
-        fsync_folder(folder)
+@lru_cache(maxsize=1)
+def _libc_renameat2() -> Any:
+    """The function of libc, None where there is none."""
+    if not sys.platform.startswith("linux"):
+        return None
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None:
+        name = ctypes.c_char_p
+        call.argtypes = (ctypes.c_int, name, ctypes.c_int, name, ctypes.c_uint)
+        call.restype = ctypes.c_int
+    return call

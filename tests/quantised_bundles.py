@@ -11,7 +11,7 @@ from tiny_models import make_layout, make_spec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.row_types import FLOAT_DTYPES, ROW_DTYPES
-from engram_cli.table.codecs import CODECS
+from engram_cli.rows.codecs import CODECS
 from engram_cli.vocab.compress import CompressedVocab
 
 QUANTISED = tuple(name for name in ROW_DTYPES if name not in FLOAT_DTYPES)

@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 
-from engram_cli import files, marks, renaming
+from engram_cli import files, temporary
 from engram_cli.errors import OutputError
-from engram_cli.files import new_file, new_folder, prepare_output
-from engram_cli.ownership import Kind, Listing, check_output
+from engram_cli.outputs import Kind, Listing, check_output, new_file, new_folder, prepare_output
 from engram_cli.temporary import FORMAT, MARK
 
 
@@ -62,7 +61,7 @@ def contents(folder: Path) -> dict[str, Any]:
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Systems with renameat2 and without it."""
     if request.param == "without":
-        monkeypatch.setattr(renaming, "_libc_renameat2", lambda: None)
+        monkeypatch.setattr(files, "_libc_renameat2", lambda: None)
     return str(request.param)
 
 
@@ -278,8 +277,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_files import LETTER, LETTERS, write_letters
-from engram_cli import files
-from engram_cli.files import new_file, new_folder
+from engram_cli import files, outputs
+from engram_cli.outputs import new_file, new_folder
 path = Path({path!r})
 {patch}
 with new_folder(path, LETTERS, force=True) as part:
@@ -313,7 +312,7 @@ def test_a_replacement_that_was_killed_is_finished(when: str, tmp_path: Path) ->
     path = tmp_path / "result"
     with new_folder(path, LETTERS) as part:
         write_letters(part, "one")
-    name = "files.exchange" if when == "exchanged" else "shutil.rmtree"
+    name = "outputs.exchange" if when == "exchanged" else "shutil.rmtree"
     patch = f"import shutil\nreal = {name}\ndef die(*a): real(*a); {DIE}\n{name} = die"
     killed(path, then="pass", patch=patch)
     assert (path / "new").exists()
@@ -329,9 +328,9 @@ def test_without_exchanging_the_old_one_gets_its_name_back(
     with new_folder(path, LETTERS) as part:
         write_letters(part, "one")
     patch = (
-        "from engram_cli import renaming\nrenaming._libc_renameat2 = lambda: None\n"
+        "files._libc_renameat2 = lambda: None\n"
         f"real = files.rename_new\ndef die(*a):\n    if path.exists(): real(*a)\n    else: {DIE}\n"
-        "files.rename_new = die"
+        "outputs.rename_new = die"
     )
     killed(path, then="pass", patch=patch)
     assert not path.exists()
@@ -392,7 +391,7 @@ def test_displaced_files_that_are_not_ours_are_kept(tmp_path: Path) -> None:
     with new_folder(path, LETTERS) as part:
         write_letters(part, "one")
     add = "(path / 'thesis.tex').write_text('years of work')"
-    patch = f"real = files.exchange\ndef die(*a): real(*a); {DIE}\nfiles.exchange = die"
+    patch = f"real = files.exchange\ndef die(*a): real(*a); {DIE}\noutputs.exchange = die"
     killed(path, then=add, patch=patch)
     prepare_output(path, LETTERS, force=True)
     (kept,) = tmp_path.glob(".engram-*/content/thesis.tex")
@@ -415,11 +414,11 @@ def test_without_locks_only_a_process_known_to_be_gone_is_gone(
     if change in ("boot", "namespace"):
         said[change] = "another"
     elif change == "pid":  # a live process, which started when the mark says
-        said |= {"pid": os.getpid(), "started": marks._started(os.getpid())}
+        said |= {"pid": os.getpid(), "started": temporary._started(os.getpid())}
     elif change == "host":
         said["host"] = "elsewhere"
     (left / MARK).write_text(json.dumps(said))
-    monkeypatch.setattr(marks.fcntl, "flock", no_locks)
+    monkeypatch.setattr(temporary.fcntl, "flock", no_locks)
     prepare_output(path, LETTERS, force=False)
     assert left.exists() == (change in ("boot", "namespace", "pid"))
 
@@ -444,14 +443,14 @@ def test_a_free_lock_proves_nothing_about_another_machine(
 
 def test_a_refused_exchange_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a file system without it, where the call gives EINVAL."""
-    monkeypatch.setattr(renaming, "_UNSUPPORTED", frozenset((errno.EEXIST, errno.EINVAL)))
+    monkeypatch.setattr(files, "_UNSUPPORTED", frozenset((errno.EEXIST, errno.EINVAL)))
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_text("1")
-    assert not renaming._renameat2(one, one / "no", 8)
-    renaming.rename_new(one, two)
+    assert not files._renameat2(one, one / "no", 8)
+    files.rename_new(one, two)
     one.write_text("new")
     with pytest.raises(FileExistsError):
-        renaming.rename_new(one, two)
+        files.rename_new(one, two)
     assert (one.read_text(), two.read_text()) == ("new", "1")
     assert files.exchange(one, two)
     assert (one.read_text(), two.read_text()) == ("1", "new")

@@ -23,13 +23,12 @@ from engram_cli.commands.model_shape import read_model_shape
 from engram_cli.commands.plan_file import read_plan
 from engram_cli.commands.workspace import read_config
 from engram_cli.errors import ArtifactError, EngramError, InputError, VocabularyError
-from engram_cli.files import read_json
+from engram_cli.files import MAX_DEPTH, parse_json, read_json
 from engram_cli.formats.embedding_tensor import find_embeddings
 from engram_cli.formats.tensors import read_header
 from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.stats_io import read_stats, write_stats
 from engram_cli.table.lock import build_lock, lock_path
-from engram_cli.untrusted import MAX_DEPTH, parse_json
 from engram_cli.vocab import parquet
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.lookup import VocabMap

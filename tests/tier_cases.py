@@ -11,9 +11,9 @@ from torch import Tensor
 
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.tables import dequantise
-from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
-from engram_cli.runtime.tiers.tier_records import record_layout, table_of
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.host import HostRows, host_memory
+from engram_cli.runtime.tiers.records import record_layout, table_of
 
 WIDTHS = {
     "float32": (12, 5),

@@ -25,13 +25,13 @@ from engram_cli.commands.model_shape import (
     read_model_shape,
 )
 from engram_cli.errors import InputError, OutputError
-from engram_cli.files import prepare_output
 from engram_cli.formats.bundle_files import BUNDLE
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle, write_referring
 from engram_cli.formats.dense import INIT_GATES, INIT_VALUES, first_values
 from engram_cli.formats.model_card import CARD, model_card
 from engram_cli.formats.table_reference import refer
+from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import read_description
 from engram_cli.table.build import free_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 from engram_cli.commands.checkpoint import find_checkpoints
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import CheckFailed, InputError
-from engram_cli.files import prepare_output
+from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.groups import Group, VocabDiff, diff, group_of_text, largest_groups

@@ -15,9 +15,9 @@ from engram_cli.commands.processors import processors
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.errors import EngramError, InputError, OutputError
 from engram_cli.progress import SILENT, Progress
+from engram_cli.rows.codecs.base import row_bytes
 from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
-from engram_cli.table.codecs.base import row_bytes
 from engram_cli.table.convert import conversion, is_conversion
 from engram_cli.table.difference import Difference, compare_tables
 from engram_cli.table.places import check_place, clear_place

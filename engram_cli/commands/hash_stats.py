@@ -17,8 +17,15 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.pad_token import note_pad
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions, Errors
+from engram_cli.corpus.checks import (
+    check_field,
+    check_labelled,
+    check_names,
+    idle_options,
+    needs_tokenizer,
+    remarks,
+)
 from engram_cli.corpus.encode import check_encoder
-from engram_cli.corpus.labels import check_field, check_labelled, check_names
 from engram_cli.corpus.partitions import (
     PARTITION_BYTES,
     check_partition_size,
@@ -26,13 +33,12 @@ from engram_cli.corpus.partitions import (
 )
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stamps import Stamps, check_companions, stamps_of
-from engram_cli.corpus.stream import idle_options, needs_tokenizer, remarks
 from engram_cli.engines.resuming import request_fingerprint, resume_folder
 from engram_cli.engines.work import ENGINES, Running, Work
 from engram_cli.errors import InputError, OutputError
-from engram_cli.files import prepare_output
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
+from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page

@@ -9,11 +9,11 @@ from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions
+from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import EncoderDiffers
 from engram_cli.corpus.partitions import PARTITION_BYTES, plan_partitions
 from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stamps import check_companions, stamps_of
-from engram_cli.corpus.stream import needs_tokenizer, remarks
 from engram_cli.engines.fill_tasks import TASK_BYTES
 from engram_cli.engines.filling import FILL_ENGINES, FillEngine, LocalFill, TokenWork
 from engram_cli.engines.resuming import request_fingerprint

@@ -12,9 +12,9 @@ from engram_cli.errors import EngramError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import HITS
 from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.rows.codecs.base import row_bytes
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.table.attributes import PARTIAL_SUFFIX
-from engram_cli.table.codecs.base import row_bytes
 from engram_cli.table.journal import filled
 from engram_cli.table.store import TableStore
 from engram_cli.vocab.parquet import read_about, read_map

@@ -27,10 +27,9 @@ from engram_cli.commands.lookup_rows import (
 from engram_cli.commands.lookup_text import TextReader
 from engram_cli.commands.open_rows import RowReader, open_rows
 from engram_cli.errors import InputError
-from engram_cli.files import new_file, prepare_output
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import LayerHash
-from engram_cli.ownership import Kind, Listing
+from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.ngrams import Names
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
-from engram_cli.files import prepare_output
+from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_report
 from engram_cli.report.place import check_page

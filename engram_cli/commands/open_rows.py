@@ -15,9 +15,9 @@ from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.rows.codecs import CODECS
 from engram_cli.stats.known import HitsAt
 from engram_cli.stats.stats_io import Statistics, read_stats
-from engram_cli.table.codecs import CODECS
 from engram_cli.table.store import TableStore, open_table
 
 Indices = NDArray[np.int64]

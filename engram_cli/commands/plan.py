@@ -14,8 +14,8 @@ from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
-from engram_cli.files import prepare_output
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.inits import make_init
 from engram_cli.table.planning.batches import BatchShare

@@ -11,8 +11,8 @@ from typing import Any
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.errors import ArtifactError, EngramError
-from engram_cli.files import canonical_json, new_file, read_json
-from engram_cli.ownership import Kind, Listing
+from engram_cli.files import canonical_json, read_json
+from engram_cli.outputs import Kind, Listing, new_file
 from engram_cli.version import __version__
 
 FORMAT, VERSION = "engram-plan", 1

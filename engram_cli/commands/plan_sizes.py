@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.table.codecs import CODECS
-from engram_cli.table.codecs.base import row_bytes as codec_row_bytes
+from engram_cli.rows.codecs import CODECS
+from engram_cli.rows.codecs.base import row_bytes as codec_row_bytes
 from engram_cli.table.planning.expectation import Demand, expect
 
 _HEADS = (4, 8, 16)

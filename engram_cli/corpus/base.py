@@ -18,6 +18,8 @@ Names: TypeAlias = tuple[tuple[int, str], ...]
 BLOCK_TOKENS = 2**18  # the most tokens of a block: 1 MB of ids, a few milliseconds of counting
 TEXT_FIELD = "text"
 IDS_FIELD = "input_ids"
+NO_LABEL = "(none)"  # documents without the field of labels, or with a null there
+LONGEST_LABEL = 120  # characters
 IDS_DTYPES = ("uint16", "uint32", "int32", "int64")
 
 
@@ -182,6 +184,15 @@ def cut_names(names: Sequence[tuple[int, str]], begin: int, end: int) -> Names:
         for (at, name), stop in zip(names, stops, strict=True)
         if at < end and stop > begin
     )
+
+
+def runs(labels: Sequence[str], begins: Sequence[int]) -> Names:
+    """Where the tokens of each label begin: those of document i are begins[i]..begins[i + 1]-1."""
+    found: list[tuple[int, str]] = []
+    for label, begin, end in zip(labels, begins[:-1], begins[1:], strict=True):
+        if begin < end and (not found or found[-1][1] != label):
+            found.append((begin, label))
+    return tuple(found)
 
 
 def _nothing(file: CorpusFile, options: CorpusOptions) -> str | None:

@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from engram_cli.corpus.base import (
     BLOCK_TOKENS,
     IDS_FIELD,
+    LONGEST_LABEL,
+    NO_LABEL,
     TEXT_FIELD,
     CorpusFile,
     CorpusOptions,
     Document,
     TokenBlock,
     cut_names,
+    runs,
 )
-from engram_cli.corpus.labels import runs
-from engram_cli.corpus.pieces import decode_whole, pieces
+from engram_cli.corpus.text import decode_whole, pieces
 from engram_cli.errors import CorpusError
 
 
@@ -108,6 +110,27 @@ def label_field(schema: pa.Schema, file: CorpusFile, options: CorpusOptions) -> 
     if options.label is not None:
         _check_once(schema, options.label, file)
     return options.label
+
+
+def labels_of(column: pa.Array, field: str, name: str) -> list[str]:
+    """The labels of the rows of a column. Raises CorpusError for one of lists or structures."""
+    if pa.types.is_dictionary(column.type):
+        # Their labels are short; their texts, which rows may share, need not be.
+        known = labels_of(column.dictionary, field, name)
+        return [NO_LABEL if at is None else known[at] for at in column.indices.to_pylist()]
+    kind = column.type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise CorpusError(
+            f"{name}: column '{field}' is {kind}, no label", "group by a column of texts or numbers"
+        )
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if not text and not pa.types.is_string_view(kind):
+        column = pc.cast(column, pa.large_string())
+    raw = column.cast(pa.large_binary()).to_pylist()
+    return [
+        NO_LABEL if each is None else each.decode("utf-8", "replace")[:LONGEST_LABEL] or NO_LABEL
+        for each in raw
+    ]
 
 
 def documents(

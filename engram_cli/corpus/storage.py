@@ -1,16 +1,208 @@
-"""Defines what `sources` asks about names, and answers it for the files of this machine."""
+"""Lists and reads files by name: those of this machine, and behind addresses such as s3://bucket/key.
+
+The only file that imports `fsspec`. What a store's package raises is anything at all, so every call
+is wrapped: a CorpusError names the address.
+"""
 
 from __future__ import annotations
 
 import glob
+import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
-from engram_cli.corpus.base import CorpusFile
-from engram_cli.corpus.remote import RemoteStorage, is_remote
+from engram_cli.corpus.base import CorpusFile, Stamp
 from engram_cli.corpus.stamps import local_file
-from engram_cli.errors import CorpusError
+from engram_cli.errors import CorpusError, DependencyError, EngramError
+
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "hf": "huggingface_hub",
+    "abfs": "adlfs",
+    "az": "adlfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+_BUFFER = 2**18
+# What stores call the version of a file, its digest or the time of its last change.
+_VERSIONS = (
+    *("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created"),
+    *("generation", "VersionId", "md5Hash", "Content-MD5", "blob_id"),
+)
+
+
+def is_remote(name: str) -> bool:
+    """Whether `name` is an address and no path."""
+    protocol, mark, _ = name.partition("://")
+    return bool(mark) and "/" not in protocol and len(protocol) > 1
+
+
+@contextmanager
+def open_remote(url: str) -> Iterator[BinaryIO]:
+    """The bytes of a remote file; it can be sought in where the store can. Raises CorpusError."""
+    system, path = _system(url)
+    with _named(url):
+        inner = system.open(path, "rb")
+    with io.BufferedReader(_Remote(inner, url), _BUFFER) as stream:
+        yield cast(BinaryIO, stream)
+
+
+def file_at(url: str, format_: str) -> CorpusFile:
+    """Describe a remote file; its size is None where the store does not say. Raises CorpusError."""
+    system, path = _system(url)
+    with _named(url):
+        about = system.info(path)
+    size: int | None = about.get("size")
+    version = [f"{key}={about[key]}" for key in _VERSIONS if about.get(key) is not None]
+    stamp = Stamp(size=size, changed=" ".join(version))
+    return CorpusFile(name=url, path=None, size=size, format=format_, url=url, stamp=stamp)
+
+
+class RemoteStorage:
+    """The files behind addresses, as `corpus.storage` looks at them."""
+
+    distant = True
+
+    def kind(self, name: str) -> str | None:
+        """Whether `name` is a "file", a "folder", or None: not there."""
+        system, path = _system(name)
+        with _named(name):
+            try:
+                return "folder" if system.info(path)["type"] == "directory" else "file"
+            except FileNotFoundError:
+                return None
+
+    def matches(self, pattern: str) -> list[str] | None:
+        """The files that match, sorted; None for what is no pattern."""
+        if not glob.has_magic(pattern) or pattern.startswith("http"):
+            return None
+        system, path = _system(pattern)
+        with _named(pattern):
+            found = system.glob(path, detail=True)
+            return sorted(
+                str(system.unstrip_protocol(name))
+                for name, about in found.items()
+                if about["type"] == "file"
+            )
+
+    def entries(self, folder: str) -> tuple[list[str], list[str]]:
+        """The names of the folders and of the files in a folder, sorted."""
+        system, path = _system(folder)
+        with _named(folder):
+            found = system.ls(path, detail=True)
+            here = str(system._strip_protocol(path)).rstrip("/")
+            names = {
+                kind: sorted(
+                    about["name"].rstrip("/").rpartition("/")[2]
+                    for about in found
+                    if about["type"] == kind and str(about["name"]).rstrip("/") != here
+                )
+                for kind in ("directory", "file")
+            }
+        return names["directory"], names["file"]
+
+    def join(self, folder: str, name: str) -> str:
+        """The address of `name` in `folder`."""
+        return f"{folder.rstrip('/')}/{name}"
+
+    def key(self, name: str) -> str:
+        """The same for every way to write an address."""
+        system, path = _system(name)
+        return str(system.unstrip_protocol(path))
+
+    def head(self, name: str, length: int) -> bytes:
+        """The first bytes of a file."""
+        with open_remote(name) as stream:
+            return stream.read(length)
+
+    def file(self, name: str, format_: str) -> CorpusFile:
+        """The corpus file at an address."""
+        return file_at(name, format_)
+
+
+def _system(url: str) -> tuple[Any, str]:
+    protocol = url.partition("://")[0]
+    if "::" in url:
+        raise CorpusError(
+            f"{url}: chained addresses are not supported", "give the address of the files"
+        )
+    try:
+        from fsspec import core  # an extra, and slow to import
+    except ImportError:
+        raise DependencyError(
+            f"{url} needs the package fsspec", "pip install 'engram-tables[remote]'"
+        ) from None
+    try:
+        system, path = core.url_to_fs(url)
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        raise DependencyError(
+            f"{url}: {error}",
+            f"pip install {package}" if package else "install the package of this store",
+        ) from None
+    except ValueError as error:
+        raise CorpusError(
+            f"{url}: {error}", "give an address such as s3://, gs:// or hf://, or a path"
+        ) from None
+    except Exception as error:
+        raise _unreadable(url, error) from None
+    return system, str(path)
+
+
+@contextmanager
+def _named(url: str) -> Iterator[None]:
+    try:
+        yield
+    except EngramError:
+        raise
+    except FileNotFoundError:
+        raise CorpusError(f"corpus not found: {url}", "check the address") from None
+    except Exception as error:
+        raise _unreadable(url, error) from None
+
+
+def _unreadable(url: str, error: Exception) -> CorpusError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CorpusError(f"cannot read {url}: {reason}", "check the address and your access to it")
+
+
+class _Remote(io.RawIOBase):
+    """A file of a store, its errors as CorpusErrors."""
+
+    def __init__(self, inner: Any, url: str) -> None:
+        self._inner = inner
+        self._url = url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._inner.seekable())
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _named(self._url):
+            return int(self._inner.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._inner.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with _named(self._url):
+            part = self._inner.read(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            with _named(self._url):
+                self._inner.close()
 
 
 class Storage(Protocol):

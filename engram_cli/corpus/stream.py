@@ -7,21 +7,22 @@ consumer in the order of the files. What is held at a time is a few batches, wha
 from __future__ import annotations
 
 import os
+import queue
 import threading
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.corpus.base import (
     BLOCK_TOKENS,
+    NO_LABEL,
     CorpusFile,
     CorpusOptions,
     Document,
@@ -29,12 +30,97 @@ from engram_cli.corpus.base import (
     ReadPosition,
     TokenBlock,
     cut_names,
+    runs,
 )
 from engram_cli.corpus.encode import Encoder
-from engram_cli.corpus.labels import NO_LABEL, runs
-from engram_cli.corpus.prefetch import prefetch
 from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError
+
+T = TypeVar("T")
+
+_POLL = 0.1  # seconds: how late a thread may see that it is no longer wanted
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: BaseException
+
+
+class _End:
+    pass
+
+
+class _Channel(Generic[T]):
+    """The queue between a thread and its consumer."""
+
+    def __init__(self, depth: int, cancel: threading.Event) -> None:
+        self.items: queue.Queue[T | _Failure | _End] = queue.Queue(depth)
+        self.unwanted = threading.Event()
+        self.cancel = cancel
+
+    def put(self, item: T | _Failure | _End) -> bool:
+        """Hand over `item`; return False when the consumer is gone."""
+        while not (self.unwanted.is_set() or self.cancel.is_set()):
+            with suppress(queue.Full):
+                self.items.put(item, timeout=_POLL)
+                return True
+        return False
+
+    def get(self) -> T | _Failure | _End:
+        """Return the next item; the end when everything was cancelled."""
+        while not self.cancel.is_set():
+            with suppress(queue.Empty):
+                return self.items.get(timeout=_POLL)
+        return _End()
+
+    def run(self, source: Generator[T, None, None]) -> None:
+        """Hand over all that `source` gives, then the end or the error it ended with."""
+        last: _Failure | _End = _End()
+        try:
+            for item in source:
+                if not self.put(item):
+                    break
+        except BaseException as error:
+            last = _Failure(error)
+        finally:
+            source.close()
+        self.put(last)
+
+
+def prefetch(
+    source: Generator[T, None, None],
+    *,
+    depth: int,
+    cancel: threading.Event,
+    patience: float,
+    last: bool = False,
+) -> Generator[T, None, None]:
+    """Yield the items of `source`, made up to `depth` ahead in a thread.
+
+    An error of the source is raised here. When this generator is closed the source is closed too,
+    in its thread; up to `patience` seconds are waited for that, for the thread may hang in a read
+    from a pipe and does not keep the program from ending. `cancel` is shared by all the threads of
+    a line; only the `last` of them sets it, whose consumer is at the end of the chain.
+    """
+    channel: _Channel[T] = _Channel(depth, cancel)
+    thread = threading.Thread(
+        target=channel.run, args=(source,), daemon=True, name="engram-prefetch"
+    )
+    thread.start()
+    try:
+        while True:
+            item = channel.get()
+            if isinstance(item, _End):
+                return
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        channel.unwanted.set()
+        if last:
+            cancel.set()
+        thread.join(patience)
+
 
 # A batch of texts grows from the first to the second number of characters: something is to be seen
 # soon, and later the encoder's threads are kept busy. `tokenizers` holds 100 bytes a token of it.
@@ -58,28 +144,6 @@ class Texts:
 
 Batch: TypeAlias = Texts | TokenBlock
 Encoded: TypeAlias = tuple[Texts, Any] | TokenBlock
-
-
-def needs_tokenizer(files: Sequence[CorpusFile], options: CorpusOptions) -> bool:
-    """Whether some file holds texts. Raises CorpusError for one that cannot be read."""
-    return any(READERS.load(file.format).gives_text(file, options) for file in files)
-
-
-def remarks(files: Sequence[CorpusFile], options: CorpusOptions) -> list[str]:
-    """What the user should know about how files will be read, each once."""
-    heard = Counter(READERS.load(file.format).remark(file, options) for file in files)
-    return [f"{count} {text}" for text, count in heard.items() if text is not None]
-
-
-def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]:
-    """What to say of the choices of `CorpusOptions` that were `given` and that no file minds."""
-    formats = sorted({file.format for file in files})
-    used = {name for each in formats for name in READERS.load(each).uses}
-    return [
-        f"--{name.replace('_', '-')} has no effect: the corpus is {', '.join(formats)}"
-        for name in given
-        if name not in used
-    ]
 
 
 class TokenStream:

@@ -14,7 +14,7 @@ from typing import Any
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import read_json, sha256_bytes
-from engram_cli.ownership import Kind, Listing
+from engram_cli.outputs import Kind, Listing
 from engram_cli.progress import SILENT, Progress
 
 FORMAT = "engram-bundle"

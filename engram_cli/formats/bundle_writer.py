@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
-from engram_cli.files import canonical_json, new_folder, sha256_bytes
+from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.formats import tensors
 from engram_cli.formats.bundle_description import document_of
 from engram_cli.formats.bundle_files import BUNDLE, DENSE, DESCRIPTION, FORMAT, VOCABULARY
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.formats.tensors import Array, FileRecord, TensorSpec
+from engram_cli.outputs import new_folder
 
 SHARD_BYTES = 5_000_000_000
 

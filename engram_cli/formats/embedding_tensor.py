@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
-from engram_cli.files import read_json
+from engram_cli.files import parse_json, read_json
 from engram_cli.formats.tensors import header_length
 from engram_cli.table.checksum import Checksum
-from engram_cli.untrusted import parse_json
 
 Side = Literal["input", "output"]
 

@@ -1,6 +1,6 @@
 """How rows are stored: for each logical dtype of a table the tensors that hold a layer.
 
-In shapes and dtypes the twin of `table.codecs`, which the runtime cannot import; what the items and
+In shapes and dtypes the twin of `rows.codecs`, which the runtime cannot import; what the items and
 scales mean is in docs/reference/table-format.md.
 """
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from engram_cli.errors import ArtifactError
-from engram_cli.untrusted import parse_json
+from engram_cli.files import parse_json
 
 Array = NDArray[Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from engram_cli.files import new_file
+from engram_cli.outputs import new_file
 from engram_cli.report.markup import Html, tag, visible
 from engram_cli.report.place import PAGE
 from engram_cli.version import __version__

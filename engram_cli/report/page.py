@@ -16,7 +16,7 @@ from typing import Any
 
 from engram_cli import __version__
 from engram_cli.errors import ArtifactError
-from engram_cli.files import new_file
+from engram_cli.outputs import new_file
 from engram_cli.registry import Registry
 from engram_cli.report.markup import Html, embed_json, join, tag
 from engram_cli.report.numbers import brief, count, number

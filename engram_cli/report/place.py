@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from engram_cli.errors import OutputError
-from engram_cli.files import prepare_output
-from engram_cli.ownership import Kind, Listing
+from engram_cli.outputs import Kind, Listing, prepare_output
 
 _BEGIN = 4096  # bytes: the marks of a page stand in its head
 _END = b"</html>\n"

@@ -72,9 +72,9 @@ def attach(
     if rows_device is not None:
         place = _device(rows_device)
         rows_homes = {layer: (dtype, place) for layer, (dtype, _) in homes.items()}
-    from engram_cli.runtime.tiers import building
+    from engram_cli.runtime.tiers.placement import resolve_for
 
-    placed = building.resolve_for(bundle, placement, {i: home[1] for i, home in rows_homes.items()})
+    placed = resolve_for(bundle, placement, {i: home[1] for i, home in rows_homes.items()})
     trainable = _trainable(bundle, placed, rows_trainable, sparse_gradients)
     rows = loading.all_rows(
         bundle, placed, rows_homes, trainable=trainable, sparse=sparse_gradients

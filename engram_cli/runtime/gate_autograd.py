@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engram_cli.runtime.direct import is_transformed
 from engram_cli.runtime.gate_reference import (
     MIN_DOT,
     GateWeights,
@@ -23,6 +22,7 @@ from engram_cli.runtime.gate_reference import (
     twice_differentiable,
     weight_of,
 )
+from engram_cli.runtime.graph_capture import is_transformed
 
 
 def applies(weights: GateWeights, hidden: Tensor, projected: Tensor, past: Past) -> bool:

@@ -23,7 +23,7 @@ from engram_cli.runtime.modules.base import (
     load_dense,
 )
 from engram_cli.runtime.reference import HashTensors
-from engram_cli.runtime.tiers.protocol import PlacedRows
+from engram_cli.runtime.tiers import PlacedRows
 from engram_cli.vocab.lookup import HOLE
 
 if TYPE_CHECKING:
@@ -148,9 +148,9 @@ def all_rows(
     device of its rows.
     """
     if placement.cold != "none":
-        from engram_cli.runtime.tiers import building
+        from engram_cli.runtime.tiers.embedding import stores_of
 
-        return {**building.stores_of(bundle, placement, homes)}
+        return {**stores_of(bundle, placement, homes)}
     return {
         layer: rows_of(bundle, layer, device, trainable=trainable, sparse=sparse)
         for layer, (_, device) in homes.items()

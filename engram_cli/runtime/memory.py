@@ -43,13 +43,12 @@ from engram_cli.runtime.replay import Replays
 from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
 from engram_cli.runtime.step import Step
 from engram_cli.runtime.tables import FLOATS, Table
-from engram_cli.runtime.tiers.protocol import PlacedRows
+from engram_cli.runtime.tiers import PlacedRows
 from engram_cli.vocab.lookup import HOLE
 
 if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.embedding import Counters, TieredEmbedding, Tiers
     from engram_cli.runtime.tiers.placement import Placement
-    from engram_cli.runtime.tiers.tier_counters import Counters, Tiers
-    from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
 
 _BUFFERS = ("lookup", "multipliers", "columns")
 _OF_THIS_PROCESS = ("_local", "_replays", "tiers")
@@ -106,7 +105,7 @@ class Memory(nn.Module):
         stores = {place: own for place, own in enumerate(rows) if isinstance(own, PlacedRows)}
         if not stores:
             return None
-        from engram_cli.runtime.tiers.tier_counters import Tiers
+        from engram_cli.runtime.tiers.embedding import Tiers
 
         return Tiers(cast("dict[int, TieredEmbedding]", stores))
 
@@ -116,7 +115,7 @@ class Memory(nn.Module):
 
         All zero where all rows lie in HBM, which nothing counts.
         """
-        from engram_cli.runtime.tiers.tier_counters import Counters
+        from engram_cli.runtime.tiers.embedding import Counters
 
         return Counters() if self.tiers is None else self.tiers.counters()
 

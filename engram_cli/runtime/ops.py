@@ -24,8 +24,8 @@ from engram_cli.runtime import (
     row_gradients,
     row_steps,
 )
-from engram_cli.runtime.direct import is_transformed
 from engram_cli.runtime.gate_reference import NO_PAST, GateWeights, Past, opened_by
+from engram_cli.runtime.graph_capture import is_transformed
 from engram_cli.runtime.lookup_reference import NO_LIMITS, LookBack, common_dtype
 from engram_cli.runtime.reference import (
     HashTensors,
@@ -40,7 +40,7 @@ from engram_cli.runtime.tables import FLOATS, Table, dequantise
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.hot_set import HotSet
-    from engram_cli.runtime.tiers.tier_records import TierBuffers
+    from engram_cli.runtime.tiers.records import TierBuffers
 
 __all__ = [
     "GateWeights",
@@ -148,11 +148,11 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
 
 
 def read_tiers(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
-    """Write the vectors of rows int64[n] in tiers to `out` [n, dim] (`tier_records.read`)."""
+    """Write the vectors of rows int64[n] in tiers to `out` [n, dim] (`records.read`)."""
     if not has_kernels(out.device):
-        from engram_cli.runtime.tiers import tier_records
+        from engram_cli.runtime.tiers import records
 
-        tier_records.read(tier_buffers, rows, slots, out)
+        records.read(tier_buffers, rows, slots, out)
         return
     from engram_cli.runtime.kernels import tiers
 
@@ -164,11 +164,11 @@ def read_tiers(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, ou
 
 
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
-    """Rows int64[n] with `height` for each hot one (`tier_records.cold_keys`)."""
+    """Rows int64[n] with `height` for each hot one (`records.cold_keys`)."""
     if not has_kernels(rows.device):
-        from engram_cli.runtime.tiers import tier_records
+        from engram_cli.runtime.tiers import records
 
-        return tier_records.cold_keys(rows, hot, height)
+        return records.cold_keys(rows, hot, height)
     from engram_cli.runtime.kernels import tiers
 
     return tiers.cold_keys(rows, hot, height)
@@ -177,11 +177,11 @@ def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
 def find_slots(
     keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
 ) -> None:
-    """Number the distinct ones of sorted keys [n], and count them (`tier_records.find_slots`)."""
+    """Number the distinct ones of sorted keys [n], and count them (`records.find_slots`)."""
     if not has_kernels(keys.device):
-        from engram_cli.runtime.tiers import tier_records
+        from engram_cli.runtime.tiers import records
 
-        tier_records.find_slots(keys, order, height, slots, found, counted)
+        records.find_slots(keys, order, height, slots, found, counted)
         return
     from engram_cli.runtime.kernels import tiers
 

@@ -32,8 +32,8 @@ from engram_cli.runtime.attach import memory_of
 from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import HELD, MemoryModule
-from engram_cli.runtime.tiers import building
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.placement import resolve_for
 from engram_cli.version import __version__
 
 _PIECE_BYTES = 64 * 2**20
@@ -119,7 +119,7 @@ def _place_anew(memory: Memory, bundle: Bundle, placement: str | None) -> None:
         layer: cast(MemoryModule, memory.layers[str(layer)]).anchor for layer in memory.spec.layers
     }
     homes = {layer: (anchor.dtype, anchor.device) for layer, anchor in anchors.items()}
-    placed = building.resolve_for(bundle, wanted, {i: home[1] for i, home in homes.items()})
+    placed = resolve_for(bundle, wanted, {i: home[1] for i, home in homes.items()})
     trainable = bundle.spec.row_type.scales is None
     rows = loading.all_rows(bundle, placed, homes, trainable=trainable, sparse=False)
     memory.replace_rows(rows)

@@ -10,7 +10,7 @@ from torch import Tensor
 from engram_cli.runtime.state import State
 
 if TYPE_CHECKING:
-    from engram_cli.runtime.tiers.tier_reader import TierReader
+    from engram_cli.runtime.tiers.reader import TierReader
 
 
 @dataclass(slots=True, kw_only=True)

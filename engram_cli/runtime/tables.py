@@ -1,7 +1,7 @@
 """A layer's rows as they are stored, and the plain twin that turns them into numbers.
 
 In: stored items, scales, row numbers. Out: vectors, computed in float32 and rounded once; as
-float32 they equal what `table.codecs` decodes, to the bit, NaNs aside.
+float32 they equal what `rows.codecs` decodes, to the bit, NaNs aside.
 """
 
 from __future__ import annotations

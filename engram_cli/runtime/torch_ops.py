@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime import torch_ops_rows
-from engram_cli.runtime.direct import is_plain_call
+from engram_cli.runtime.graph_capture import is_plain_call
 from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.tables import Table

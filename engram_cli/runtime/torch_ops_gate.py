@@ -2,7 +2,7 @@
 
 `engram::gate` and `engram::gate_backward` run the kernels of `kernels.gate` and `kernels.conv`.
 Arguments are flat because operators take tensors, numbers and dtypes only. Without gradients the
-forward skips torch's dispatcher where nothing needs it (`direct.is_plain_call`).
+forward skips torch's dispatcher where nothing needs it (`graph_capture.is_plain_call`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engram_cli.runtime.direct import is_plain_call
 from engram_cli.runtime.gate_reference import GateWeights, Past, twice_differentiable
+from engram_cli.runtime.graph_capture import is_plain_call
 
 
 def run_gate(

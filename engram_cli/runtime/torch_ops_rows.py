@@ -1,7 +1,7 @@
 """Row gradients and optimiser steps as torch operators, which run the kernels of `kernels.rows`.
 
 The operators are `engram::dense_row_gradient`, `engram::sum_rows`, `engram::adagrad_step` and
-`engram::adam_step`. Steps skip torch's dispatcher where nothing needs it (`direct.is_plain_call`).
+`engram::adam_step`. Steps skip the dispatcher where nothing needs it (`is_plain_call`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.runtime.direct import is_plain_call
+from engram_cli.runtime.graph_capture import is_plain_call
 
 
 def gradient(

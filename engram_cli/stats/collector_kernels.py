@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, uint32, uint64
 
-from engram_cli.hashing.jit import kernel
+from engram_cli.jit import kernel
 from engram_cli.stats.kernels import TILE, choose, find_slot
 
 _NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)

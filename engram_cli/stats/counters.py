@@ -13,7 +13,7 @@ from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector, NgramObserver, RowObserver
 from engram_cli.stats.distinct import Sampler
-from engram_cli.stats.hits.ngram_buffer import (
+from engram_cli.stats.ngram_buffer import (
     ITEM_BYTES,
     LEAST_ITEMS,
     MOST_BYTES,

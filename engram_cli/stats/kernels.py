@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, uint32, uint64
 
-from engram_cli.hashing.jit import bits_of, kernel, prefetch
+from engram_cli.jit import bits_of, kernel, prefetch
 
 SLOTS_AHEAD = 32  # how far ahead the slot of an n-gram is asked for
 ALL_AHEAD = 64  # the same where every n-gram is counted, in a table beyond the caches

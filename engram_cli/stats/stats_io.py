@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError, MismatchError
-from engram_cli.files import canonical_json, local_path, new_folder, read_json, sha256_bytes
+from engram_cli.files import canonical_json, local_path, read_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.ownership import Kind, Listing
+from engram_cli.outputs import Kind, Listing, new_folder
 from engram_cli.stats import kernels
 from engram_cli.stats.arrays import (
     META,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.stats.counters import STEP, Counter, Task
-from engram_cli.stats.hits.ngram_buffer import Job
+from engram_cli.stats.ngram_buffer import Job
 from engram_cli.stats.token_chunk import TokenChunk
 
 _Work: TypeAlias = Callable[[NDArray[np.uint32]], "Sequence[Job] | None"]

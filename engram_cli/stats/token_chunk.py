@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.corpus.base import Names, cut_names
-from engram_cli.corpus.identity import identity
+from engram_cli.corpus.stamps import identity
 from engram_cli.hashing.hasher import Window
 from engram_cli.stats.state import State, scalar, take, take_scalar
 

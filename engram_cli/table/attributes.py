@@ -14,9 +14,9 @@ from typing import Any, TypeGuard
 from engram_cli.errors import ArtifactError, IncompleteError, InputError
 from engram_cli.files import read_json
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.rows.codecs import CODECS
+from engram_cli.rows.codecs.base import Scaling
 from engram_cli.table.checksum import ALGORITHM
-from engram_cli.table.codecs import CODECS
-from engram_cli.table.codecs.base import Scaling
 from engram_cli.table.digest import content_digest
 from engram_cli.table.grid import (
     HITS_TYPE,

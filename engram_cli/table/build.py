@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import OutputError
 from engram_cli.files import fsync_folder, inner_file, output_errors
+from engram_cli.outputs import remove_work
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.attributes import META
 from engram_cli.table.fill import fill_rows, write_array
 from engram_cli.table.inits.base import InitWithArrays
 from engram_cli.table.journal import NAME as JOURNAL
-from engram_cli.table.journal import Journal
+from engram_cli.table.journal import SCRATCH, Journal
 from engram_cli.table.lock import build_lock
 from engram_cli.table.places import (
     check_place,
@@ -38,8 +39,6 @@ from engram_cli.table.places import (
 )
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import zarr_metadata
-from engram_cli.table.work import SCRATCH
-from engram_cli.unfinished import remove_work
 
 Hits = Callable[[int], NDArray[np.uint32]]
 

@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import OutputError
 from engram_cli.files import PART, inner_file, output_errors
+from engram_cli.outputs import open_work
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.checksum import Checksum
 from engram_cli.table.grid import ChunkedArray
 from engram_cli.table.inits.base import Filler, PassInit
-from engram_cli.table.journal import Journal
+from engram_cli.table.journal import SCRATCH, Journal
 from engram_cli.table.layer_scale import layer_scale
 from engram_cli.table.spec import TableSpec
-from engram_cli.table.work import SCRATCH
-from engram_cli.unfinished import open_work
 
 PIECE_BYTES = 2**20  # float32 values made, encoded, summed and written while in the L2 cache
 FLUSHING = 2  # chunks that may wait for the disk while others are made

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import OutputError
-from engram_cli.files import inner_file
-from engram_cli.untrusted import parse_json
+from engram_cli.files import PART, inner_file, parse_json
+from engram_cli.outputs import Work
 
 NAME = "build.jsonl"
 FORMAT = "engram-table-build"
 _HEADER_BYTES = 2**24
+# What lies next to a table while it is filled from a corpus.
+SCRATCH = Work(
+    name="scratch of a table",
+    files=re.compile(
+        rf"tokens\.(?:u32|json)(?:{re.escape(PART)})?|pairs-[0-9a-z-]+(?:\.u64|{re.escape(PART)})"
+    ),
+)
 
 
 class Journal:

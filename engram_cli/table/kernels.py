@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int32, int64, uint64
 
-from engram_cli.hashing.jit import kernel
-from engram_cli.table.jit import copy_from, madvise, mincore, prefetch_at
+from engram_cli.jit import copy_from, kernel, madvise, mincore, prefetch_at
 
 PRIME_1 = 0x9E3779B185EBCA87
 PRIME_2 = 0xC2B2AE3D27D4EB4F

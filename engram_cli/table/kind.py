@@ -8,7 +8,7 @@ from typing import Any
 
 from engram_cli.errors import EngramError
 from engram_cli.files import PART, read_json
-from engram_cli.ownership import Kind, Listing, foreign_files
+from engram_cli.outputs import Kind, Listing, foreign_files
 from engram_cli.table.attributes import META
 from engram_cli.table.journal import NAME as JOURNAL
 from engram_cli.table.journal import is_journal

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table.codecs.fp8 import scale_of
+from engram_cli.rows.codecs.fp8 import scale_of
 from engram_cli.table.inits.base import Filler
 from engram_cli.table.spec import TableSpec
 

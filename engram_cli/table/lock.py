@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engram_cli.errors import OutputError
 from engram_cli.files import output_errors
-from engram_cli.marks import (
+from engram_cli.temporary import (
     ForeignError,
     HeldError,
     VanishedError,

@@ -13,9 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from engram_cli.errors import OutputError
-from engram_cli.files import clear_output, fsync_folder, output_errors, replace
-from engram_cli.ownership import check_output
-from engram_cli.renaming import rename_new
+from engram_cli.files import fsync_folder, output_errors, rename_new
+from engram_cli.outputs import check_output, clear_output, replace
 from engram_cli.table.attributes import PARTIAL_SUFFIX
 from engram_cli.table.journal import NAME as JOURNAL
 from engram_cli.table.journal import Journal

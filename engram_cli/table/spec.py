@@ -8,10 +8,10 @@ from typing import Any
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.rows.codecs import CODECS
+from engram_cli.rows.codecs.base import Codec, row_bytes
+from engram_cli.rows.codecs.fp8 import LARGEST_SCALE, LEAST_SCALE
 from engram_cli.table.checksum import ALGORITHM
-from engram_cli.table.codecs import CODECS
-from engram_cli.table.codecs.base import Codec, row_bytes
-from engram_cli.table.codecs.fp8 import LARGEST_SCALE, LEAST_SCALE
 from engram_cli.table.digest import content_digest
 from engram_cli.table.grid import (
     HITS_TYPE,

@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.rows.codecs import CODECS
+from engram_cli.rows.codecs.base import Codec
 from engram_cli.table.attributes import Description, read_description
-from engram_cli.table.codecs import CODECS
-from engram_cli.table.codecs.base import Codec
 from engram_cli.table.gather import Gatherer
 from engram_cli.table.grid import LOOKUP, ChunkedArray, hits_array, row_array, scales_array
 from engram_cli.table.reading import DAMAGED, map_chunk, read_range

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
-from engram_cli.files import local_path, new_file, output_errors
-from engram_cli.ownership import Kind, Listing
-from engram_cli.untrusted import parse_json
+from engram_cli.files import local_path, output_errors, parse_json
+from engram_cli.outputs import Kind, Listing, new_file
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.lookup import HOLE, MOST_VOCABULARY, VocabMap, lookup_digest

@@ -26,9 +26,9 @@ from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.runtime.tiers.disk_rows import DiskRows
+from engram_cli.runtime.tiers.disk import DiskRows
+from engram_cli.runtime.tiers.records import MappedRows
 from engram_cli.runtime.tiers.row_cache import RowCache, slot_bytes
-from engram_cli.runtime.tiers.tier_records import MappedRows
 
 DISK = Path(os.environ.get("ENGRAM_BENCHMARK_FOLDER", "/var/tmp"))
 ROWS_PER_HEAD = int(os.environ.get("ENGRAM_BENCHMARK_ROWS", 1_000_000))

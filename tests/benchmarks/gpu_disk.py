@@ -36,8 +36,8 @@ from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.module_spec import module_spec
 from engram_cli.runtime import ops
 from engram_cli.runtime.loading import hash_tensors
-from engram_cli.runtime.tiers.disk_rows import DiskRows
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
+from engram_cli.runtime.tiers.disk import DiskRows
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
 
 LAYER = 1
 

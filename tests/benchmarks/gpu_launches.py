@@ -1,4 +1,4 @@
-"""Host time of a launch on one GPU: Triton's own launcher, direct launches, and whole calls.
+"""Host time of the calls that launch kernels on one GPU, and of training steps.
 
     ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_launches.py [OUT.json] [--small]
 
@@ -36,7 +36,6 @@ from engram_cli.runtime import (  # noqa: E402
     ops,
     torch_ops_rows,
 )
-from engram_cli.runtime.kernels import launching  # noqa: E402
 from engram_cli.runtime.loading import hash_tensors  # noqa: E402
 from engram_cli.runtime.reference import HashTensors  # noqa: E402
 from engram_cli.runtime.tables import Table  # noqa: E402
@@ -104,34 +103,6 @@ def case_of(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
     runs = len(next(iter(times.values())))
     common = {"amount": 1, "unit": "calls", "notes": "", "facts": {}}
     return {"name": name, "runs": runs, "rows": rows, **common}
-
-
-def by_triton(call: Call, measure: Callable[[Call], list[float]]) -> list[float]:
-    """The times of a call while Triton makes every launch."""
-    known, launching._HAS_KNOWN_VERSION = launching._HAS_KNOWN_VERSION, False
-    try:
-        call()
-        return measure(call)
-    finally:
-        launching._HAS_KNOWN_VERSION = known
-
-
-def recorded(calls: list[Call]) -> dict[str, tuple[Any, ...]]:
-    """By name of a kernel the last launch that the calls made of it."""
-    found: dict[str, tuple[Any, ...]] = {}
-    launch = launching.Launcher.__call__
-
-    def record(self: Any, grid: Any, *arguments: Any, **constants: Any) -> None:
-        found[self._kernel.__name__] = (self, grid, arguments, constants)
-        launch(self, grid, *arguments, **constants)
-
-    launching.Launcher.__call__ = record  # type: ignore[method-assign]
-    try:
-        for call in calls:
-            call()
-    finally:
-        launching.Launcher.__call__ = launch  # type: ignore[method-assign]
-    return found
 
 
 class World:
@@ -222,47 +193,19 @@ class World:
         }
 
 
-def kernel_cases(own: World, steps: dict[str, Call], runs: int) -> list[dict[str, Any]]:
-    """The launch of each kernel with real arguments, by Triton and directly."""
-    cases = []
-    launches = recorded([*own.calls().values(), own.staged, *steps.values()])
-    for name, (launcher, grid, arguments, constants) in sorted(launches.items()):
-        # Bound now: the loop goes on.
-        def tritons(
-            of: Any = launcher._kernel[grid], a: Any = arguments, c: Any = constants
-        ) -> None:
-            of(*a, **c)
-
-        def direct(
-            of: Any = launcher, g: Any = grid, a: Any = arguments, c: Any = constants
-        ) -> None:
-            of(g, *a, **c)
-
-        times = {"Triton": host_times(tritons, runs), "direct": host_times(direct, runs)}
-        cases.append(case_of(name, times))
-    return cases
-
-
 def main(out: Path, *, small: bool) -> None:
     """Measure and write the figures to `out`."""
     runs, rounds = (2, 1) if small else (300, 7)
     own = World(small=small)
     steps = own.steps()
-    cases = kernel_cases(own, steps, runs)
-    for name, call in own.calls().items():
-        call()
-        tritons = by_triton(call, lambda call: host_times(call, runs))
-        cases.append(case_of(name, {"Triton": tritons, "direct": host_times(call, runs)}))
+    calls = own.calls() | {"find the rows to stage": own.staged}
+    cases = [case_of(name, {"engram": host_times(call, runs)}) for name, call in calls.items()]
     own.weight.grad = None
     for label, measure in [
         ("host", lambda call: host_times(call, runs)),
         ("in a loop", lambda call: loop_times(call, rounds, 2 if small else 24)),
     ]:
-        times: dict[str, list[float]] = {}
-        for name, step in steps.items():
-            if "engram" in name:
-                times[f"{name}, launched by Triton"] = by_triton(step, measure)
-            times[name] = measure(step)
+        times = {name: measure(step) for name, step in steps.items()}
         cases.append(case_of(f"training step, {label}", times))
     result = {
         "benchmark": "gpu_launches",

@@ -36,9 +36,9 @@ from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import MultiHeadEmbedding, StoredRows, load_dense
 from engram_cli.runtime.ops import has_kernels
-from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
-from engram_cli.runtime.tiers.staging_ring import StagingQueue, local_tuning
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.host import HostRows, host_memory
+from engram_cli.runtime.tiers.staging import StagingQueue, local_tuning
 
 ROUNDS = 7
 PIECE_BYTES = 2**30  # as they are pinned

@@ -31,8 +31,8 @@ from tiers_cases import ROW_BYTES, Calls, case, in_a_row, one_at_a_time, show, w
 from tiers_world import IN_PLACE, SGLANG, STAGED, TINY, Size, World, check
 from torch import Tensor
 
-from engram_cli.runtime.tiers.tier_reader import TierReader
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.reader import TierReader
 
 NOTE = (
     "One call at a time: from the host's clock at the call to its vectors on the device, medians; "

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from runner import Case
 
 from engram_cli.hashing.schemes import hash_layout
+from engram_cli.rows.codecs import CODECS
 from engram_cli.table.build import build_store
-from engram_cli.table.codecs import CODECS
 from engram_cli.table.inits import make_init
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table
@@ -206,7 +206,7 @@ class _Peers:
     """The same rows as one raw file and, by hard links to our chunks, as an engramdb store."""
 
     def __init__(self, table: TableStore, shards: Path, raw: Path) -> None:
-        self.path, self.array, self.shards, self.raw = table.path, table.arrays["1"], shards, raw
+        self.path, self.array, self.shards, self.raw = table.path, table.arrays["2"], shards, raw
         self.files = [table.path / name for name in self.array.files]
         shards.mkdir()
         for index, file in enumerate(self.files):
@@ -235,7 +235,7 @@ def _warm(path: Path, peers: _Peers) -> Case:
     table = open_table(path)
     wanted = GENERATOR.integers(0, peers.array.rows, WARM_ROWS)
     numbers, raw, store = wanted.tolist(), peers.memmap(), peers.engramdb()
-    array = zarr.open_array(table.path / "1", mode="r")
+    array = zarr.open_array(table.path / "2", mode="r")
     for file in (*peers.files, peers.raw):
         file.read_bytes()
     return Case(
@@ -246,7 +246,7 @@ def _warm(path: Path, peers: _Peers) -> Case:
         "raw file for np.memmap.",
         contestants={
             "np.memmap.take": lambda: raw.take(wanted, axis=0),
-            "engram, TableStore.stored": lambda: table.stored(1, wanted)[0],
+            "engram, TableStore.stored": lambda: table.stored(2, wanted)[0],
             "engramdb, Store.fetch": lambda: np.frombuffer(store.fetch(numbers), np.uint8).reshape(
                 -1, 160
             ),
@@ -260,7 +260,7 @@ def _decoded(path: Path, peers: _Peers) -> Case:
     table = open_table(path)
     wanted = GENERATOR.integers(0, peers.array.rows, WARM_ROWS)
     raw = peers.memmap()
-    scale = np.float32(np.fromfile(table.path / "scales" / "1" / "c.0", "<f4")[0])
+    scale = np.float32(np.fromfile(table.path / "scales" / "2" / "c.0", "<f4")[0])
     meanings = CODECS.load("fp8").meanings  # type: ignore[attr-defined]
     return Case(
         name=f"gather {WARM_ROWS:,} rows as float32, warm",
@@ -268,7 +268,7 @@ def _decoded(path: Path, peers: _Peers) -> Case:
         unit="rows",
         contestants={
             "np.memmap.take and a table of 256": lambda: meanings[raw.take(wanted, axis=0)] * scale,
-            "engram, TableStore.rows": lambda: table.rows(1, wanted),
+            "engram, TableStore.rows": lambda: table.rows(2, wanted),
         },
         same=np.array_equal,
     )
@@ -294,11 +294,11 @@ def _cold(path: Path, peers: _Peers) -> Case:
         before=prepare,
         contestants={
             "engramdb, Store.fetch": lambda: ready["store"].fetch(ready["numbers"]),
-            "engram, TableStore.stored": lambda: ready["table"].stored(1, ready["rows"])[0],
+            "engram, TableStore.stored": lambda: ready["table"].stored(2, ready["rows"])[0],
         },
         checks={
             "engramdb, Store.fetch": lambda: peers.engramdb().fetch(fixed.tolist()),
-            "engram, TableStore.stored": lambda: open_table(path).stored(1, fixed)[0].tobytes(),
+            "engram, TableStore.stored": lambda: open_table(path).stored(2, fixed)[0].tobytes(),
         },
         same=lambda a, b: bytes(a) == b,
     )

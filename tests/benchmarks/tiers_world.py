@@ -19,10 +19,10 @@ from torch import Tensor
 from engram_cli.runtime import lookup_reference, ops
 from engram_cli.runtime.loading import hash_tensors
 from engram_cli.runtime.tables import Table
-from engram_cli.runtime.tiers.host_rows import HostRows, host_memory
-from engram_cli.runtime.tiers.staging_ring import local_tuning
-from engram_cli.runtime.tiers.tier_records import table_of
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.host import HostRows, host_memory
+from engram_cli.runtime.tiers.records import table_of
+from engram_cli.runtime.tiers.staging import local_tuning
 
 OURS = "engram"  # by the way that it chooses itself
 IN_PLACE, STAGED = "engram, in place", "engram, staged"

@@ -15,8 +15,9 @@ from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import CorpusError, EngramError
-from engram_cli.files import address_of, new_file, new_folder
+from engram_cli.files import address_of
 from engram_cli.formats.bundle import read_bundle
+from engram_cli.outputs import new_file, new_folder
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.store import open_table
 from engram_cli.vocab.compress import compress_vocab

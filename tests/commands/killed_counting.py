@@ -19,7 +19,8 @@ from typing import Any
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
-from engram_cli.corpus import flat, pieces, stream
+from engram_cli.corpus import flat, stream
+from engram_cli.corpus import text as corpus_text
 from engram_cli.stats import exact
 
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
@@ -109,7 +110,7 @@ def count(folder: Path, name: str, seconds: float) -> None:
     """Run hash-stats in small batches and blocks."""
     stream._FIRST_BATCH = stream._FULL_BATCH = 600
     stream.BLOCK_TOKENS = flat.BLOCK_TOKENS = 100
-    pieces.PIECE = 500
+    corpus_text.PIECE = 500
     exact._FIRST_SLOTS, exact._BLOCK = 2**8, 2**6
     request = HashStatsRequest(
         sources=(folder / "corpus",),

@@ -18,7 +18,8 @@ from small_tokenizers import sentencepiece_tokenizer
 
 from engram_cli import read_vocab, write_vocab
 from engram_cli.commands.geometry import Geometry
-from engram_cli.corpus import pieces, stream
+from engram_cli.corpus import stream
+from engram_cli.corpus import text as corpus_text
 from engram_cli.errors import (
     InputError,
     MismatchError,
@@ -96,7 +97,7 @@ def test_pieces_and_batches_change_nothing(here: Path, monkeypatch: pytest.Monke
     text = "".join(f"line {number} of an apple tree\n" for number in range(60))
     (here / "corpus" / "long.txt").write_text(text)
     whole = run(here, out=here / "one")
-    monkeypatch.setattr(pieces, "PIECE", 100)
+    monkeypatch.setattr(corpus_text, "PIECE", 100)
     monkeypatch.setattr(stream, "_FIRST_BATCH", 150)
     monkeypatch.setattr(stream, "BLOCK_TOKENS", 50)
     heard = Heard()

@@ -13,7 +13,7 @@ from small_tokenizers import PROSE
 
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.workspace import Workspace
-from engram_cli.corpus.identity import identity
+from engram_cli.corpus.stamps import identity
 from engram_cli.stats.stats_io import read_stats
 
 OPTIONS = {"holdout": 0.2}

@@ -15,7 +15,7 @@ import pytest
 from corpus.corpora import read_items, stream_of, texts
 from corpus.written import PACKERS, zstd
 
-from engram_cli.corpus.decompress import compression_of
+from engram_cli.corpus.byte_stream import compression_of
 from engram_cli.corpus.readers import jsonl
 from engram_cli.errors import CorpusError
 

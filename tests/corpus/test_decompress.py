@@ -14,7 +14,7 @@ import pytest
 from corpus.corpora import read_items, texts
 from corpus.written import PACKERS, zstd
 
-from engram_cli.corpus.decompress import HEAD, archive, compression_of
+from engram_cli.corpus.byte_stream import HEAD, archive, compression_of
 from engram_cli.errors import CorpusError
 
 ONE, TWO = "the first half, " * 40, "and the second"

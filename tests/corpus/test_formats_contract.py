@@ -13,12 +13,14 @@ import pytest
 from corpus.written import VARIANTS, Corpus, Variant
 from stats.truth import blocks_of, layout_of
 
-from engram_cli.corpus import flat, pieces, stream
+from engram_cli.corpus import flat, stream
+from engram_cli.corpus import text as corpus_text
 from engram_cli.corpus.base import CorpusOptions, TokenBlock
+from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import Encoder, make_encoder
 from engram_cli.corpus.readers import READERS, mds
 from engram_cli.corpus.sources import find_sources
-from engram_cli.corpus.stream import TokenStream, needs_tokenizer, remarks
+from engram_cli.corpus.stream import TokenStream
 from engram_cli.errors import CorpusError
 from engram_cli.progress import SILENT
 from engram_cli.stats.count import count_blocks
@@ -112,7 +114,7 @@ def test_a_corpus_can_be_gone_on_with_at_every_mark(
     encoder: Encoder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module, name in ((flat, "BLOCK_TOKENS"), (mds, "BLOCK_TOKENS"), (pieces, "PIECE")):
+    for module, name in ((flat, "BLOCK_TOKENS"), (mds, "BLOCK_TOKENS"), (corpus_text, "PIECE")):
         monkeypatch.setattr(module, name, 16)
     monkeypatch.setattr(stream, "_FIRST_BATCH", 30)
     monkeypatch.setattr(stream, "_FULL_BATCH", 30)

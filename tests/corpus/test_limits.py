@@ -18,8 +18,9 @@ from corpus.corpora import read_items, texts
 from corpus.written import VARIANTS, Corpus
 from scripts import run_script
 
-from engram_cli.corpus import arrow_size, columns, json_text
-from engram_cli.corpus.readers import jsonl, mds, npy, parquet
+from engram_cli.corpus import columns
+from engram_cli.corpus import text as corpus_text
+from engram_cli.corpus.readers import arrow, jsonl, mds, npy, parquet
 from engram_cli.errors import CorpusError
 
 
@@ -71,7 +72,7 @@ def test_a_batch_of_arrow_that_unpacks_to_far_more_is_refused(
     kind: str, packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By what its buffers say of themselves, before they are unpacked."""
-    monkeypatch.setattr(arrow_size, "_LARGE", 2**16)
+    monkeypatch.setattr(arrow, "_LARGE", 2**16)
 
     def write(text: str) -> Path:
         column = pa.array([text, "other"])
@@ -179,7 +180,7 @@ def test_long_samples_of_mds_are_cut_into_blocks(
 def test_a_description_that_would_fill_the_memory_is_refused_by_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_text, "MOST_DESCRIPTION", 1000)
+    monkeypatch.setattr(corpus_text, "MOST_DESCRIPTION", 1000)
     (tmp_path / "index.json").write_text('{"version": 2, "shards": [' + "{}," * 50 + "{}]}")
     with pytest.raises(CorpusError, match=r"index.json, of 180 bytes, may take [\d,]+ bytes"):
         read_items(tmp_path)

@@ -15,7 +15,7 @@ from corpus.written import VARIANTS, Corpus
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_cli.corpus import partitions, sections, stream
+from engram_cli.corpus import partitions, stream
 from engram_cli.corpus.base import CorpusFile, CorpusOptions
 from engram_cli.corpus.encode import Encoder, make_encoder
 from engram_cli.corpus.partitions import PARTITION_BYTES, Plan, plan_partitions
@@ -172,7 +172,7 @@ def test_files_fill_partitions_in_order(sizes: list[int | None], size: int) -> N
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 200))
 def test_units_are_weighed(weights: list[int], size: int) -> None:
     whole = file("a", 10 * sum(weights))
-    found = sections.by_weight(whole, weights, size)
+    found = partitions.by_weight(whole, weights, size)
     assert sum(each.size or 0 for each in found) == whole.size
     if found == [whole]:
         return
@@ -187,7 +187,7 @@ def test_units_are_weighed(weights: list[int], size: int) -> None:
 def test_units_are_searched(lengths: list[int], size: int) -> None:
     begins = np.cumsum([0, *lengths]).tolist()
     whole = file("a", begins[-1])
-    found = sections.by_search(whole, len(lengths), begins.__getitem__, size)
+    found = partitions.by_search(whole, len(lengths), begins.__getitem__, size)
     assert sum(each.size or 0 for each in found) == whole.size
     for each in found[1:]:
         assert each.section is not None

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from engram_cli.corpus.prefetch import prefetch
+from engram_cli.corpus.stream import prefetch
 
 
 def numbers(count: int, closed: list[int] | None = None) -> Generator[int, None, None]:
@@ -106,7 +106,7 @@ def test_an_interrupt_while_waiting_cancels_before_it_joins(
         raise KeyboardInterrupt
 
     line = started(silent(), cancel, last=True)
-    monkeypatch.setattr("engram_cli.corpus.prefetch._Channel.get", interrupted)
+    monkeypatch.setattr("engram_cli.corpus.stream._Channel.get", interrupted)
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         next(line)

@@ -24,7 +24,7 @@ from corpus.corpora import (
     write_text,
 )
 
-from engram_cli.corpus import pieces
+from engram_cli.corpus import text as corpus_text
 from engram_cli.corpus.base import CorpusOptions, TokenBlock
 from engram_cli.corpus.readers import READERS, npy, parquet
 from engram_cli.corpus.sources import find_sources
@@ -38,7 +38,7 @@ WRITERS = {"text": write_text, "jsonl": write_jsonl, "parquet": write_parquet}
 def test_text_formats_give_the_same_documents(
     kind: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "PIECE", piece)
+    monkeypatch.setattr(corpus_text, "PIECE", piece)
     path = WRITERS[kind](tmp_path / f"corpus.{kind}", DOCUMENTS)
     items = read_items(path, document_separator=SEPARATOR)
     assert texts(items) == DOCUMENTS

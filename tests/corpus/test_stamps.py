@@ -11,7 +11,7 @@ import pytest
 from corpus.corpora import stream_of
 from corpus.written import VARIANTS, Corpus
 
-from engram_cli.corpus import pieces
+from engram_cli.corpus import text as corpus_text
 from engram_cli.corpus.base import CorpusFile, CorpusOptions
 from engram_cli.corpus.partitions import plan_partitions
 from engram_cli.corpus.readers import READERS, mds
@@ -59,7 +59,7 @@ def planned(folder: Path, kind: str) -> tuple[list[CorpusFile], CorpusOptions]:
 def test_a_text_that_changes_while_it_is_read_is_named(
     change: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pieces, "_CHUNK", 4)
+    monkeypatch.setattr(corpus_text, "_CHUNK", 4)
     (file,), options = planned(tmp_path, kind)
     items = READERS.load(file.format).read(file, options)
     next(items)

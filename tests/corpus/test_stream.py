@@ -19,9 +19,10 @@ from corpus.corpora import (
 )
 from small_tokenizers import wordpiece_tokenizer
 
-from engram_cli.corpus import pieces, stream
+from engram_cli.corpus import stream
+from engram_cli.corpus import text as corpus_text
+from engram_cli.corpus.checks import needs_tokenizer
 from engram_cli.corpus.encode import ReferenceEncoder
-from engram_cli.corpus.stream import needs_tokenizer
 from engram_cli.errors import CorpusError
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
@@ -73,7 +74,7 @@ def test_a_document_cut_into_pieces_stays_one(
     lines = [f"line {number} of an apple tree\n" for number in range(40)]
     path = write_text(tmp_path / "a.txt", ["".join(lines)])
     whole = tokenizer.encode("".join(lines))
-    monkeypatch.setattr(pieces, "PIECE", 100)
+    monkeypatch.setattr(corpus_text, "PIECE", 100)
     monkeypatch.setattr(stream, "_FIRST_BATCH", 150)
     source, _ = stream_of([path, save_ids(tmp_path / "b.npy", [1, 2])], ReferenceEncoder(tokenizer))
     blocks = list(source.blocks())
@@ -92,7 +93,7 @@ def test_a_document_that_begins_with_a_piece_without_tokens_still_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wordpiece_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    monkeypatch.setattr(pieces, "PIECE", 10)
+    monkeypatch.setattr(corpus_text, "PIECE", 10)
     monkeypatch.setattr(stream, "_FIRST_BATCH", 1)  # each piece a batch
     documents = ["apple", " " * 30 + "tree apple", " " * 30, "s"]
     path = write_text(tmp_path / "a.txt", documents)

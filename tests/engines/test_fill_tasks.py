@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from small_tokenizers import PROSE
 from stats.truth import layout_of
 from table.filled import fill, fill_spec, matrix_vectors, random_vectors, write_corpus
+from table.plain import united
 from table.tables import mapped_layout, raw_layout
 
 from engram_cli.corpus.base import CorpusOptions, ReadPosition
@@ -30,7 +31,6 @@ from engram_cli.engines.ray_filling import RayFill, _cut, _partition_after, _run
 from engram_cli.errors import CorpusError, InputError, MismatchError
 from engram_cli.progress import SILENT
 from engram_cli.table.inits.corpus.pairs import span_pairs, token_spans, write_pairs
-from engram_cli.table.inits.corpus.reference import united
 from engram_cli.table.inits.corpus.tokens import Piece, TokenWriter
 from engram_cli.vocab.tokenizer import load_tokenizer
 

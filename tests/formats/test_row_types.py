@@ -7,8 +7,8 @@ import pytest
 
 from engram_cli.formats.row_types import FLOAT_DTYPES, ROW_TYPES
 from engram_cli.formats.tensors import physical_dtype
-from engram_cli.table.codecs import CODECS
-from engram_cli.table.codecs.base import row_bytes
+from engram_cli.rows.codecs import CODECS
+from engram_cli.rows.codecs.base import row_bytes
 
 
 def test_every_dtype_of_a_table_has_a_place_in_a_bundle() -> None:

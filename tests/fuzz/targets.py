@@ -32,9 +32,10 @@ from engram_cli.commands.report import ReportRequest, report
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.commands.workspace import read_config
 from engram_cli.corpus.base import CorpusOptions, ReadPosition
+from engram_cli.corpus.checks import needs_tokenizer
 from engram_cli.corpus.encode import make_encoder
 from engram_cli.corpus.sources import find_sources
-from engram_cli.corpus.stream import TokenStream, needs_tokenizer
+from engram_cli.corpus.stream import TokenStream
 from engram_cli.errors import EngramError
 from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.formats.bundle import read_bundle

@@ -13,9 +13,9 @@ from gpu.interpreted import checks
 from lookup_cases import same_bits
 from tier_cases import a_store, expected, host_records, random_records, some_rows, tier_spec
 
-from engram_cli.runtime.tiers.host_rows import host_memory
-from engram_cli.runtime.tiers.staging_ring import StagingQueue, Tuning
-from engram_cli.runtime.tiers.tier_reader import TierReader
+from engram_cli.runtime.tiers.host import host_memory
+from engram_cli.runtime.tiers.reader import TierReader
+from engram_cli.runtime.tiers.staging import StagingQueue, Tuning
 
 pytestmark = [
     pytest.mark.gpu,

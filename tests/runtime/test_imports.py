@@ -24,8 +24,8 @@ def test_importing_the_runtime_loads_torch_and_numpy_only() -> None:
 
 def test_tiers_and_operators_are_loaded_where_there_are_some() -> None:
     late = (
-        "tiers.tiered_embedding",
-        "tiers.building",
+        "tiers.embedding",
+        "tiers.placement",
         "torch_ops",
         "torch_ops_rows",
         "torch_ops_gate",

@@ -20,6 +20,7 @@ from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_writer import write_bundle, write_referring
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.table_reference import refer
+from engram_cli.rows.codecs import CODECS
 from engram_cli.runtime import (
     attach,
     detach,
@@ -30,7 +31,6 @@ from engram_cli.runtime import (
 )
 from engram_cli.table.attributes import read_description
 from engram_cli.table.build import build_store
-from engram_cli.table.codecs import CODECS
 from engram_cli.table.inits import make_init
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import open_table

@@ -14,7 +14,7 @@ from stats.truth import blocks_of, count, layout_of, rows_of, zipf_documents
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.errors import MismatchError, TokenIdError
 from engram_cli.hashing.hasher import StreamHasher
-from engram_cli.hashing.jit import kernel, prefetch
+from engram_cli.jit import kernel, prefetch
 from engram_cli.stats import counters, kernels
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.counters import ColumnTask, Counter, SamplingTask

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table.tables import build, mapped_layout, stored_rows, table_spec
 
-from engram_cli import renaming
+from engram_cli import files
 from engram_cli.errors import EngramError, IncompleteError, OutputError
 from engram_cli.table import build as build_module
 from engram_cli.table import fill
@@ -222,7 +222,7 @@ def test_what_appears_while_a_table_is_built_is_kept(
 ) -> None:
     """The finished table waits in its partial folder, and the same command puts it in place."""
     if system == "without":
-        monkeypatch.setattr(renaming, "_libc_renameat2", lambda: None)
+        monkeypatch.setattr(files, "_libc_renameat2", lambda: None)
     out = tmp_path / "t.zarr"
     if force:
         build(out, seed=1)

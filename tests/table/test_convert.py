@@ -14,10 +14,10 @@ from table.tables import build, counted, mapped_layout
 from table.test_build import fail_after
 
 from engram_cli.errors import InputError, MismatchError, OutputError
+from engram_cli.rows.codecs import CODECS
+from engram_cli.rows.codecs.fp8 import scale_of
 from engram_cli.table import difference, kernels
 from engram_cli.table.build import BuildReport, build_store
-from engram_cli.table.codecs import CODECS
-from engram_cli.table.codecs.fp8 import scale_of
 from engram_cli.table.convert import conversion
 from engram_cli.table.difference import Difference, compare_tables
 from engram_cli.table.store import TableStore, open_table

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table import plain
 from table.tables import build
 
 from engram_cli.errors import ArtifactError
-from engram_cli.table import kernels, reference
+from engram_cli.table import kernels
 from engram_cli.table.gather import Gatherer
 from engram_cli.table.store import TableStore, open_table
 
@@ -53,7 +54,7 @@ def test_the_kernel_equals_its_twin(sizes: tuple[int, int, int], count: int, see
     rows = generator.integers(0, chunks * chunk_rows, count)
     found, twin = (np.zeros(count * row_bytes, np.uint8) for _ in range(2))
     kernels.take_rows(bases, rows, chunk_rows, row_bytes, found)
-    reference.take_rows(bases, rows, chunk_rows, row_bytes, twin)
+    plain.take_rows(bases, rows, chunk_rows, row_bytes, twin)
     np.testing.assert_array_equal(found, twin)
     expected = memory[order].reshape(-1, row_bytes)[rows]
     np.testing.assert_array_equal(found.reshape(-1, row_bytes), expected)

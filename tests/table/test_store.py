@@ -26,7 +26,7 @@ from table.tables import (
 
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError
 from engram_cli.hashing.hasher import hash_tokens
-from engram_cli.table.codecs import CODECS
+from engram_cli.rows.codecs import CODECS
 from engram_cli.table.inits.normal import Normal
 from engram_cli.table.store import open_table, read_whole
 

@@ -9,7 +9,7 @@ import pytest
 import tensorstore
 from table.tables import build, raw_layout
 
-from engram_cli.table.codecs import CODECS
+from engram_cli.rows.codecs import CODECS
 from engram_cli.table.store import open_table, read_whole
 
 

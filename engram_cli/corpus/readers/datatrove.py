@@ -14,7 +14,7 @@ import numpy as np
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
 from engram_cli.corpus.byte_stream import basename, length_of, opened, sibling_file
 from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text
-from engram_cli.corpus.sections import by_search
+from engram_cli.corpus.partitions import by_search
 from engram_cli.errors import CorpusError
 
 _ENDS = 2**16  # read at a time

@@ -6,11 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from engram_cli.corpus.base import TEXT_FIELD, CorpusFile, CorpusOptions, Document, Reader
+from engram_cli.corpus.base import (
+    LONGEST_LABEL,
+    NO_LABEL,
+    TEXT_FIELD,
+    CorpusFile,
+    CorpusOptions,
+    Document,
+    Reader,
+)
 from engram_cli.corpus.byte_stream import open_decompressed
-from engram_cli.corpus.json_text import decoded_size, loads
-from engram_cli.corpus.labels import label_of
-from engram_cli.corpus.pieces import decode_whole, pieces
+from engram_cli.corpus.text import decode_whole, decoded_size, loads, pieces
 from engram_cli.errors import CorpusError, UndecodableError
 
 _MISSING = object()
@@ -53,7 +59,7 @@ def _documents(file: CorpusFile, options: CorpusOptions, line: _Line) -> Iterato
     label = None
     if options.label is not None:
         found = _value(record, options.label)
-        label = label_of(None if found is _MISSING else found, options.label, line.where)
+        label = _label(None if found is _MISSING else found, options.label, line.where)
     del record
     text = _mend_surrogates(text, options, line.where) if line.escaped else text
     for index, piece in enumerate(pieces(text)):
@@ -145,6 +151,21 @@ def _value(record: dict[str, Any], field: str) -> Any:
         for name in field.split("."):
             value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
     return value
+
+
+def _label(value: Any, field: str, where: str) -> str:
+    """The label that a JSON value is. Raises CorpusError for a list or an object."""
+    if value is None:
+        return NO_LABEL
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, dict)):
+        raise CorpusError(
+            f"{where}: field '{field}' is a {type(value).__name__}, not a label",
+            "group by a field of texts or numbers",
+        )
+    # Half a surrogate pair, which JSON can spell, is no text.
+    return str(value).encode("utf-8", "replace").decode()[:LONGEST_LABEL] or NO_LABEL
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:

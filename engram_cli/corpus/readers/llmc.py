@@ -13,8 +13,8 @@ import numpy as np
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
 from engram_cli.corpus.byte_stream import exactly, length_of, opened
-from engram_cli.corpus.detect import LLMC_MAGIC
 from engram_cli.corpus.flat import Marked, blocks, never_text
+from engram_cli.corpus.sources import LLMC_MAGIC
 from engram_cli.errors import CorpusError
 
 _HEADER = 1024  # bytes

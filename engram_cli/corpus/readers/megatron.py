@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
 from engram_cli.corpus.byte_stream import basename, exactly, length_of, opened, sibling_file
-from engram_cli.corpus.detect import MEGATRON_MAGIC
 from engram_cli.corpus.flat import Listed, Offsets, blocks, integers, never_text, whole_tokens
-from engram_cli.corpus.sections import by_search
+from engram_cli.corpus.partitions import by_search
+from engram_cli.corpus.sources import MEGATRON_MAGIC
 from engram_cli.errors import CorpusError
 
 _ENTRIES = 2**16  # read at a time

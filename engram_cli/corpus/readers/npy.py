@@ -19,7 +19,7 @@ import numpy as np
 from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, Reader, TokenBlock
 from engram_cli.corpus.byte_stream import exactly, opened
 from engram_cli.corpus.flat import never_text
-from engram_cli.corpus.sections import sections
+from engram_cli.corpus.partitions import sections
 from engram_cli.errors import CorpusError
 
 _MOST_COLUMNS = 2**20  # of an array stored by column: a line is read in so many pieces

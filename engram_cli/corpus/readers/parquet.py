@@ -19,10 +19,10 @@ from engram_cli.corpus.columns import (
     field_of,
     is_text,
     label_field,
+    labels_of,
     type_of,
 )
-from engram_cli.corpus.labels import labels_of
-from engram_cli.corpus.sections import by_weight
+from engram_cli.corpus.partitions import by_weight
 from engram_cli.corpus.stamps import unchanged
 from engram_cli.errors import CorpusError
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Document, Reader
 from engram_cli.corpus.byte_stream import open_decompressed
-from engram_cli.corpus.pieces import decoded, split_documents
+from engram_cli.corpus.text import decoded, split_documents
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:

@@ -10,8 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels.launching import Launcher
-from engram_cli.runtime.kernels.tiles import Tile, parts_of
+from engram_cli.runtime.kernels.tiles import Tile, launch, parts_of
 
 
 @triton.jit
@@ -134,8 +133,6 @@ def conv_kernel(
 # From figures of an H200: 16 bytes a thread and load, a row of the tile to a warp.
 FORWARD = Tile(8, 256, 4, range=32)
 
-_CONV = Launcher(conv_kernel)
-
 
 def convolve(
     out: Tensor,
@@ -165,7 +162,8 @@ def convolve(
         return inputs
     tile = FORWARD.fit(width)
     grid = (parts_of(width, tile.columns), streams, parts_of(tokens, tile.range))
-    _CONV(
+    launch(
+        conv_kernel,
         grid,
         out,
         inputs,

@@ -12,8 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engram_cli.runtime.kernels.conv import SIZES, norm_weight, seen_before, tap_weights
-from engram_cli.runtime.kernels.launching import Launcher
-from engram_cli.runtime.kernels.tiles import Tile, parts_of
+from engram_cli.runtime.kernels.tiles import Tile, launch, parts_of
 
 
 @triton.jit
@@ -223,10 +222,6 @@ def sum_kernel(
 SLOPE = Tile(1, 256, 1, range=32)
 BACKWARD = Tile(4, 128, 8, parts=26)
 
-_CONV_SLOPE = Launcher(conv_slope_kernel)
-_SUM = Launcher(sum_kernel)
-_CONV_BACKWARD = Launcher(conv_backward_kernel)
-
 
 def conv_backward(
     gradient: Tensor,
@@ -259,7 +254,8 @@ def conv_backward(
     sizes = (tokens, rows, line)
     ages = gradient if age is None else age
     options = {"STREAMS": streams, "TAPS": count, "DILATION": dilation, "AGE": age is not None}
-    _CONV_SLOPE(
+    launch(
+        conv_slope_kernel,
         (blocks, streams, parts_of(tokens, slope.range)),
         conv_gradient,
         slope_parts,
@@ -281,7 +277,8 @@ def conv_backward(
         num_warps=slope.warps,
         **options,
     )
-    _SUM(
+    launch(
+        sum_kernel,
         (parts_of(rows, 128),),
         slopes,
         factor_slopes,
@@ -294,7 +291,8 @@ def conv_backward(
         num_warps=4,
         **options,
     )
-    _CONV_BACKWARD(
+    launch(
+        conv_backward_kernel,
         (parts_of(width, back.columns), len(tap_parts)),
         value_gradient,
         norm_parts,

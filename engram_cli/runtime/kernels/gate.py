@@ -15,8 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engram_cli.runtime.kernels import tiles
-from engram_cli.runtime.kernels.launching import Launcher
-from engram_cli.runtime.kernels.tiles import Tile, parts_of
+from engram_cli.runtime.kernels.tiles import Tile, launch, parts_of
 
 # Facts [5, rows]: the gate; what a value is multiplied with before the convolution (without the
 # norm's weight); the scaled dot product; the reciprocal roots of the hidden state and the key.
@@ -264,10 +263,6 @@ def gate_backward_kernel(
 # From figures of an H200: 16 bytes a thread and load, a row of the tile to a warp; two waves.
 BACKWARD = Tile(2, 256, 2, parts=79)
 
-_GATE = Launcher(gate_kernel)
-_GATE_SLOPE = Launcher(gate_slope_kernel)
-_GATE_BACKWARD = Launcher(gate_backward_kernel)
-
 
 def gate(
     out: Tensor | None,
@@ -291,7 +286,8 @@ def gate(
     if not tokens:
         return facts
     block, warps = tiles.row_plan(width, held=out is not None)
-    _GATE(
+    launch(
+        gate_kernel,
         (tokens * streams,),
         facts if out is None else out,
         facts,
@@ -321,7 +317,8 @@ def gate_slopes(gradient: Tensor, projected: Tensor, keep: Tensor | None) -> Ten
     tokens, streams, width = gradient.shape
     slopes = gradient.new_empty(tokens * streams, dtype=torch.float32)
     block, warps = tiles.row_plan(width, held=False)
-    _GATE_SLOPE(
+    launch(
+        gate_slope_kernel,
         (tokens,),
         slopes,
         gradient,
@@ -360,7 +357,8 @@ def gate_backward(
     tile = BACKWARD.fit(width)
     parts = hidden.new_empty((tile.cut(tokens), streams, width), dtype=torch.float32)
     value_gradient, factor_slopes = (gradient, slopes) if conv is None else conv
-    _GATE_BACKWARD(
+    launch(
+        gate_backward_kernel,
         (parts_of(width, tile.columns), len(parts)),
         hidden_gradient,
         projected_gradient,

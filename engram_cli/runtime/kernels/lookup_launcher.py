@@ -9,12 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engram_cli.runtime.kernels.launching import Launcher
 from engram_cli.runtime.kernels.lookup import lookup_kernel
-from engram_cli.runtime.kernels.tiles import parts_of, power_of_two
+from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
 from engram_cli.runtime.lookup_reference import LookBack
-
-_LOOK_UP = Launcher(lookup_kernel)
 
 
 class Hash(NamedTuple):
@@ -134,7 +131,8 @@ def _launch(
         return ids if tensor is None else tensor.contiguous()
 
     blocks = parts_of(columns, plan.columns) * parts_of(count, plan.tokens)
-    _LOOK_UP(
+    launch(
+        lookup_kernel,
         (blocks, layers),
         out,
         ids,

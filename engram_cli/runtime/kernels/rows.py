@@ -9,18 +9,10 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime.kernels import segments
-from engram_cli.runtime.kernels.launching import Launcher
-from engram_cli.runtime.kernels.tiles import parts_of, power_of_two
+from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
 
 WIDEST = 8192  # values of a row that one block holds
 _VALUES = 256  # of a block: 8 a thread; 512 is as fast for float32, 7 % slower for bfloat16
-
-
-_PIECES = Launcher(segments.pieces_kernel)
-_SUMS = Launcher(segments.sums_kernel)
-_ATOMIC = Launcher(segments.atomic_kernel)
-_ADAGRAD = Launcher(segments.adagrad_kernel)
-_ADAM = Launcher(segments.adam_kernel)
 
 
 class Sorted(NamedTuple):
@@ -47,8 +39,16 @@ def dense_gradient(
         values = _in_lines(values)
         if len(rows):
             block, grid = _cut(len(rows), dim)
-            _ATOMIC(
-                grid, out, rows, values, len(rows), DIM=dim, VALUE_STRIDE=values.stride(0), **block
+            launch(
+                segments.atomic_kernel,
+                grid,
+                out,
+                rows,
+                values,
+                len(rows),
+                DIM=dim,
+                VALUE_STRIDE=values.stride(0),
+                **block,
             )
         return out.to(dtype)
     out = torch.zeros((height, dim), dtype=dtype, device=values.device)
@@ -79,7 +79,8 @@ def adagrad_step(
         return
     ordered = _sort(values, rows, len(weight))
     block, grid = _cut(ordered.count, weight.shape[1])
-    _ADAGRAD(
+    launch(
+        segments.adagrad_kernel,
         grid,
         weight,
         sums,
@@ -106,7 +107,8 @@ def adam_step(
         return
     ordered = _sort(values, rows, len(weight))
     block, grid = _cut(ordered.count, weight.shape[1])
-    _ADAM(
+    launch(
+        segments.adam_kernel,
         grid,
         weight,
         *state,
@@ -134,7 +136,8 @@ def _sort(values: Tensor, rows: Tensor, height: int) -> Sorted:
     partial = torch.empty((pieces, dim), dtype=torch.float32, device=values.device)
     ordered = Sorted(keys, order, values, partial)
     if pieces > 1:
-        _PIECES(
+        launch(
+            segments.pieces_kernel,
             (pieces - 1,),
             partial,
             keys,
@@ -152,7 +155,8 @@ def _sort(values: Tensor, rows: Tensor, height: int) -> Sorted:
 def _write_sums(out: Tensor, targets: Tensor | None, ordered: Sorted) -> None:
     dim = out.shape[1]
     block, grid = _cut(ordered.count, dim)
-    _SUMS(
+    launch(
+        segments.sums_kernel,
         grid,
         out,
         ordered.order if targets is None else targets,

@@ -1,7 +1,7 @@
 """Triton kernels that read rows from two tables: hot rows in HBM, others staged or in place.
 
 In place means pinned host memory, read by the GPU over the bus. The results must equal those of
-`tiers.tier_records` to the bit.
+`tiers.records` to the bit.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels.launching import Launcher
 from engram_cli.runtime.kernels.lookup import GROUP, _deliver
 from engram_cli.runtime.kernels.lookup_launcher import converts_fp8
-from engram_cli.runtime.kernels.tiles import parts_of, power_of_two
+from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
 from engram_cli.runtime.tiers.hot_set import HotSet
-from engram_cli.runtime.tiers.tier_records import TierBuffers, key_dtype
+from engram_cli.runtime.tiers.records import TierBuffers, key_dtype
 
 _KEY_ROWS = 1024  # rows a program of the keys' kernel
 
@@ -200,30 +199,36 @@ def slots_kernel(
     tl.atomic_add(counted + 1 + lane * 0, count - lane, mask=fresh & is_hot, sem="relaxed")
 
 
-_READ = Launcher(read_kernel)
-_KEYS = Launcher(keys_kernel)
-_FRESH = Launcher(fresh_kernel)
-_SLOTS = Launcher(slots_kernel)
-
-
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
-    """`tier_records.cold_keys`."""
+    """`records.cold_keys`."""
     if hot is None:
         return rows.to(key_dtype(height))
     keys = torch.empty(len(rows), dtype=key_dtype(height), device=rows.device)
     blocks = parts_of(len(rows), _KEY_ROWS)
-    _KEYS((blocks,), keys, rows, hot.words, len(rows), height, ROWS=_KEY_ROWS)
+    launch(keys_kernel, (blocks,), keys, rows, hot.words, len(rows), height, ROWS=_KEY_ROWS)
     return keys
 
 
 def find_slots(
     keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
 ) -> None:
-    """`tier_records.find_slots`."""
+    """`records.find_slots`."""
     count, blocks = len(keys), parts_of(len(keys), _KEY_ROWS)
     numbers = torch.empty(blocks, dtype=torch.int32, device=keys.device)
-    _FRESH((blocks,), numbers, keys, count, ROWS=_KEY_ROWS)
-    _SLOTS((blocks,), slots, found, counted, keys, order, numbers, count, height, ROWS=_KEY_ROWS)
+    launch(fresh_kernel, (blocks,), numbers, keys, count, ROWS=_KEY_ROWS)
+    launch(
+        slots_kernel,
+        (blocks,),
+        slots,
+        found,
+        counted,
+        keys,
+        order,
+        numbers,
+        count,
+        height,
+        ROWS=_KEY_ROWS,
+    )
 
 
 def read(
@@ -235,7 +240,7 @@ def read(
     each: int | None = None,
     bits: bool | None = None,
 ) -> None:
-    """`tier_records.read` of rows that kernels decode.
+    """`records.read` of rows that kernels decode.
 
     `each` values a thread and `bits` (decode e4m3 by integer operations) are chosen when None.
     """
@@ -296,7 +301,8 @@ def _launch(
         tier_buffers.cold if tier_buffers.hot is None else tier_buffers.hot,
     )
     scale = tier_buffers.form.layer_scale
-    _READ(
+    launch(
+        read_kernel,
         (parts_of(count, lanes),),
         out,
         rows,

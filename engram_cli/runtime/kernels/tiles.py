@@ -1,8 +1,22 @@
-"""How the gate's kernels are cut and launched. The cuts are constants: results depend on no GPU."""
+"""What all kernels need: how they are launched, and how work is cut into tiles.
+
+The tiles are constants, so that results do not depend on the GPU.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel on the device of its first argument, a tensor.
+
+    Triton itself launches on the current device, which is another one in a model on several GPUs.
+    """
+    with torch.cuda.device_of(arguments[0]):
+        kernel[grid](*arguments, **constants)
 
 
 class Tile(NamedTuple):

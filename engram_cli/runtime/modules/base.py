@@ -19,7 +19,7 @@ from engram_cli.runtime import ops
 from engram_cli.runtime.clipping import Watched
 from engram_cli.runtime.gate_reference import GateWeights
 from engram_cli.runtime.tables import Table, dequantise
-from engram_cli.runtime.tiers.protocol import PlacedRows
+from engram_cli.runtime.tiers import PlacedRows
 
 MANY_TOKENS = 512  # from here on outputs are larger than weights
 TABLE = "multi_head_embedding.embedding.weight"

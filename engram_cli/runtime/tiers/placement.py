@@ -6,25 +6,33 @@ falls back to another tier than the one asked for. `Placement.lines` describe th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from engram_cli.errors import InputError
+from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import BundleSpec
-from engram_cli.runtime.tiers.disk_rows import SCRATCH_BYTES
+from engram_cli.runtime.tiers.disk import SCRATCH_BYTES
 from engram_cli.runtime.tiers.hot_set import Hottest, hot_set_bytes, hottest
+from engram_cli.runtime.tiers.records import record_layout
 from engram_cli.runtime.tiers.row_cache import slot_bytes
-from engram_cli.runtime.tiers.tier_records import record_layout
+from engram_cli.runtime.tiers.staging import Tuning, local_tuning
 from engram_cli.sizes import read_size
 
 Cold = Literal["none", "host", "disk"]
 TIERS = ("hbm", "host", "disk")
 DEFAULT_CACHE_BYTES = 4 * 2**30  # of all layers, for rows on disk, where no size is given
 LEAST_CACHE_BYTES = 2**20  # of a layer
+HOST_MEMORY = "ENGRAM_HOST_MEMORY"
+_MEMORY = Path("/proc/meminfo")
+_GROUP = Path("/sys/fs/cgroup")
 _KNOWN = (
     "give hbm, host or disk; or budgets for a part of them: hbm=20GB, host=64GB, "
     "hbm=20GB,host=64GB, hbm=20GB,disk"
@@ -317,3 +325,78 @@ def _checked(placement: Placement, free: Free) -> Placement:
                 f"give {other}",
             )
     return placement
+
+
+def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.device]) -> Placement:
+    """Resolve `placement` for a bundle whose layers run on `devices`, by layer.
+
+    Raises InputError where it cannot be parsed, or does not fit in free memory.
+    """
+    wanted, spec = parse_placement(placement), bundle.spec
+    used = set(devices.values())
+    hits = {layer: bundle.hits(layer) for layer in spec.layers} if bundle.has_hits else None
+    tuning = tuning_for(spec, used)
+    staging = Staging(
+        hbm=len(used) * tuning.device_bytes,
+        host=len(used) * tuning.pinned_bytes,
+        gpu=any(device.type != "cpu" for device in used),
+    )
+    if wanted == Wanted(cold="none") and all(device.type == "cpu" for device in used):
+        # On a CPU the files of a bundle are mapped, and need no memory of their own.
+        unlimited = Free(hbm=spec.table_bytes, host=0)
+        return resolve(spec, hits, wanted, unlimited, staging=staging)
+    host = free_host_bytes()
+    free = Free(hbm=sum(_free_bytes(device, host) for device in used), host=host)
+    return resolve(spec, hits, wanted, free, staging=staging)
+
+
+def tuning_for(spec: BundleSpec, devices: Collection[torch.device]) -> Tuning:
+    """Return this machine's tuning, bounded for a memory on distinct `devices`."""
+    rows = sum(spec.rows(layer) for layer in spec.layers)
+    return local_tuning().within(rows, record_layout(spec).record_bytes, devices=len(devices))
+
+
+def free_host_bytes() -> int:
+    """Return the free host memory: what the system reports, at most what the control group leaves.
+
+    ENGRAM_HOST_MEMORY=SIZE sets it instead, for machines whose memory grows as it is used. Raises
+    InputError for a size that cannot be parsed.
+    """
+    said = os.environ.get(HOST_MEMORY)
+    if said:
+        try:
+            return read_size(said)
+        except ValueError as error:
+            raise InputError(f"{HOST_MEMORY}: {error}", "give a size such as 100GB") from None
+    found = _of_system()
+    return found if (group := _of_group()) is None else min(found, group)
+
+
+def _of_system() -> int:
+    try:
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _of_group() -> int | None:
+    """Return what a control group leaves, cached files not counted; None without a limit."""
+    try:
+        limit = int((_GROUP / "memory.max").read_text(encoding="ascii"))
+        used = int((_GROUP / "memory.current").read_text(encoding="ascii"))
+        lines = (_GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        files = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None
+    return max(0, limit - used + files)
+
+
+def _free_bytes(device: torch.device, host: int) -> int:
+    """Return the free memory of a device, including what torch reserved and does not use."""
+    if device.type != "cuda":
+        return host
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free) + unused

@@ -15,8 +15,8 @@ INITS: Registry[Callable[..., Init]] = Registry(
     {
         "zeros": "engram_cli.table.inits.zeros:Zeros",
         "normal": "engram_cli.table.inits.normal:Normal",
-        "token-mean": "engram_cli.table.inits.token_mean:TokenMean",
-        "next-token": "engram_cli.table.inits.next_token:NextToken",
+        "token-mean": "engram_cli.table.inits.corpus.filled:TokenMean",
+        "next-token": "engram_cli.table.inits.corpus.filled:NextToken",
     },
 )
 

@@ -16,12 +16,12 @@ from engram_cli.errors import InputError
 from engram_cli.hashing.schemes.qwen_ple import splitmix64
 from engram_cli.table.inits import kernels
 from engram_cli.table.inits.base import Filler
-from engram_cli.table.inits.reference import GENERATOR
 
 # The initializer_range of almost every decoder's config: rows start at the scale of the
 # checkpoint's own embeddings.
 DEFAULT_STD = 0.02
 LARGEST = 6.67
+GENERATOR = "splitmix64-box-muller-1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

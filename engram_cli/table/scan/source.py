@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
-from engram_cli.table.codecs import CODECS
-from engram_cli.table.codecs.scaled import ScaledCodec
+from engram_cli.rows.codecs import CODECS
+from engram_cli.rows.codecs.scaled import ScaledCodec
 from engram_cli.table.grid import row_array
 from engram_cli.table.reading import DAMAGED
 from engram_cli.table.scan.kernels import norms

@@ -9,10 +9,10 @@ from tier_cases import WIDTHS, a_store, expected, hot_rows, random_records, some
 from torch import Tensor
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.tiers import tier_records
+from engram_cli.runtime.tiers import records
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
 from engram_cli.runtime.tiers.hot_set import hot_set
-from engram_cli.runtime.tiers.tier_records import TierBuffers
-from engram_cli.runtime.tiers.tiered_embedding import TieredEmbedding
+from engram_cli.runtime.tiers.records import TierBuffers
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
@@ -77,7 +77,7 @@ def test_keys_and_slots_equal_the_twins(count: int, share: float, height: int) -
     own = hot_set(hot, ROWS, DEVICE) if len(hot) else None
     rows = some_rows(ROWS, count).to(DEVICE)
     both = []
-    for implementation in (tier_records, ops):
+    for implementation in (records, ops):
         keys, order = implementation.cold_keys(rows, own, height).sort(stable=True)
         assert keys.dtype == (torch.int32 if height < 2**31 else torch.int64)
         slots = torch.full((count,), -1, dtype=torch.int32, device=DEVICE)

@@ -15,7 +15,7 @@ from engram_cli.formats.bundle_spec import SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.tensors import Array, physical_dtype
-from engram_cli.runtime.tiers.tier_records import MappedRows
+from engram_cli.runtime.tiers.records import MappedRows
 from engram_cli.vocab.compress import CompressedVocab
 
 

@@ -15,10 +15,15 @@ import torch
 from torch import Tensor
 
 from engram_cli.errors import InputError
-from engram_cli.runtime.tiers.host_gather import kernels
-from engram_cli.runtime.tiers.host_gather.copy_thread import CopyThread, Driver, Load
-from engram_cli.runtime.tiers.host_gather.gather_pool import GatherPool, shared_gather_pool
-from engram_cli.runtime.tiers.host_rows import gather_plainly
+from engram_cli.runtime.tiers import host_gather_kernels as kernels
+from engram_cli.runtime.tiers.host import gather_plainly
+from engram_cli.runtime.tiers.host_gather import (
+    CopyThread,
+    Driver,
+    GatherPool,
+    Load,
+    shared_gather_pool,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the gather pool needs Linux")
 
@@ -236,7 +241,7 @@ def test_one_gather_pool_a_process() -> None:
 
 PROGRAM = """
 import os, torch
-from engram_cli.runtime.tiers.host_gather.gather_pool import shared_gather_pool
+from engram_cli.runtime.tiers.host_gather import shared_gather_pool
 records, rows = torch.arange(800).view(-1, 8).view(torch.uint8), torch.arange(100).flip(0)
 expected, out = records[rows].numpy().tobytes(), torch.zeros(2, 100, 64, dtype=torch.uint8)
 def gathers(out):  # torch itself may hang in a child when its threads have run

@@ -24,7 +24,7 @@ from engram_cli.formats.row_types import ROW_TYPES
 from engram_cli.formats.tensors import physical_dtype
 from engram_cli.runtime import attach, detach, load, parameter_groups, save_engram
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.tiers.staging_ring import VARIABLE
+from engram_cli.runtime.tiers.staging import VARIABLE
 from engram_cli.vocab.compress import CompressedVocab
 
 DIM = 32

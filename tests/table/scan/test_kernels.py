@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from engram_cli.table.codecs import CODECS
+from engram_cli.rows.codecs import CODECS
 from engram_cli.table.scan import reference
 from engram_cli.table.scan.kernels import norms as measured
 from engram_cli.table.scan.kernels import rows as kernels

@@ -12,7 +12,7 @@ from table.tables import build, mapped_layout
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.table.codecs import CODECS
+from engram_cli.rows.codecs import CODECS
 from engram_cli.table.scan import duplicates, source
 from engram_cli.table.scan.kernels.rows import bin_of
 from engram_cli.table.scan.scan import LayerScan, scan_layer

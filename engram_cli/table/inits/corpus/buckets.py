@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import LayerPlan
+from engram_cli.jit import LANES
 from engram_cli.table.inits.base import Span
 from engram_cli.table.inits.corpus import kernels
-from engram_cli.table.inits.corpus.jit import LANES
 
 # 646,400 rows and 12 M pairs: 316 buckets are dealt out to in 6 ns a pair, 632 in 11.
 _BUCKET_BITS = 11

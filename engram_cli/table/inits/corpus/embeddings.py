@@ -18,8 +18,7 @@ from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.schemes.qwen_ple import splitmix64
 from engram_cli.table.inits import kernels as normal_kernels
 from engram_cli.table.inits.corpus import kernels
-from engram_cli.table.inits.normal import DEFAULT_STD
-from engram_cli.table.inits.reference import GENERATOR
+from engram_cli.table.inits.normal import DEFAULT_STD, GENERATOR
 
 # Normal values reach 6.66 standard deviations: 27,280 steps.
 _RANDOM_STEPS = 4096

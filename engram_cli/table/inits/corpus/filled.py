@@ -22,6 +22,7 @@ from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import output_errors, sha256_bytes
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout, LayerHash
+from engram_cli.jit import TOKEN_BITS
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.grid import PROJECTION_TYPE, ChunkedArray, chunked, projection_array
 from engram_cli.table.inits.base import Filler, Span
@@ -34,7 +35,6 @@ from engram_cli.table.inits.corpus.buckets import (
 )
 from engram_cli.table.inits.corpus.columns import BufferPool, PartitionedColumns
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
-from engram_cli.table.inits.corpus.jit import TOKEN_BITS
 from engram_cli.table.inits.corpus.pairs import Occurrences, check_fold, write_pairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
 
@@ -277,6 +277,13 @@ class CorpusFill:
                 )
                 part.replace(path)
         return path
+
+
+NextToken = partial(CorpusFill, name="next-token")
+"""Rows: the mean vector of the tokens that follow their n-grams, less the mean over the corpus."""
+
+TokenMean = partial(CorpusFill, name="token-mean")
+"""Rows: the mean vector of the tokens of their n-grams, over every occurrence."""
 
 
 def _shares(spans: Mapping[int, Span], threads: int) -> list[dict[int, Span]]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, uint32, uint64
 
-from engram_cli.hashing.jit import kernel, prefetch
 from engram_cli.hashing.kernels import rows_of
-from engram_cli.table.inits.corpus.jit import LANES, TOKEN_BITS, finish_16, sum_16, sum_32, sum_64
+from engram_cli.jit import LANES, TOKEN_BITS, finish_16, kernel, prefetch, sum_16, sum_32, sum_64
 
 TILE = 1024
 START = np.uint32(2**31)  # as in `corpus.tokens`

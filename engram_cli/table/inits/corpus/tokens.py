@@ -23,10 +23,10 @@ from engram_cli.corpus.stamps import continues
 from engram_cli.errors import ArtifactError, InputError, TokenIdError, UndecodableError
 from engram_cli.files import inner_file, output_errors, read_json
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.outputs import open_work, remove_work
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.checksum import file_checksum
-from engram_cli.table.work import SCRATCH
-from engram_cli.unfinished import open_work, remove_work
+from engram_cli.table.journal import SCRATCH
 
 FORMAT = "engram-tokens"
 START = 2**31  # the bit of a document's first token

@@ -11,8 +11,7 @@ import math
 import numpy as np
 from numba import float32, float64, int32, int64, uint32
 
-from engram_cli.hashing.jit import kernel
-from engram_cli.table.jit import add_in_any_order, float32_of_bits
+from engram_cli.jit import add_in_any_order, float32_of_bits, kernel
 from engram_cli.table.scan.kernels.lanes import (
     ITEMS,
     squares_of_e4m3,

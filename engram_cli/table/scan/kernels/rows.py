@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float32, float64, int32, int64, uint8, uint32, uint64
 
-from engram_cli.hashing.jit import kernel
-from engram_cli.table.jit import add_in_any_order, bits_of_float32, float32_of_bits
+from engram_cli.jit import add_in_any_order, bits_of_float32, float32_of_bits, kernel
 from engram_cli.table.scan.kernels.norms import norms_of
 
 TILE = 256  # rows, a multiple of 8

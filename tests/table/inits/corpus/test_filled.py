@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table import plain
 from table.filled import DIM, fill, fill_spec, matrix_vectors, random_vectors, write_corpus
 from table.tables import mapped_layout, raw_layout, stored_rows
 
@@ -18,7 +19,7 @@ from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.reference import hash_columns
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.table.inits.corpus import buckets, filled, pairs, reference
+from engram_cli.table.inits.corpus import buckets, filled, pairs
 from engram_cli.table.inits.corpus.columns import BufferPool
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
 from engram_cli.table.places import scratch_folder
@@ -78,7 +79,7 @@ def _equals_definition(
         for column, (offset, modulus) in enumerate(zip(entry.offsets, entry.moduli, strict=True)):
             values, scale = embeddings.vectors(entry.layer, column, DIM)
             follow = name == "next-token"
-            expected = reference.fill_column(
+            expected = plain.fill_column(
                 layout, entry, column, raw, starts, values, scale, follow=follow
             )
             got = table.rows(entry.layer, offset + np.arange(modulus))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table import plain
 
-from engram_cli.table.inits.corpus import kernels, reference
+from engram_cli.table.inits.corpus import kernels
 
 
 def test_projecting_equals_its_twin() -> None:
@@ -16,7 +17,7 @@ def test_projecting_equals_its_twin() -> None:
     lines = generator.normal(size=(70, 9)).astype(np.float32)
     got, expected = np.empty((2, 50, 9), dtype=np.float32)
     kernels.project(values, lines, got)
-    reference.project(values, lines, expected)
+    plain.project(values, lines, expected)
     np.testing.assert_array_equal(got, expected)
 
 
@@ -29,13 +30,13 @@ def test_pairs_are_united_exactly(kinds: int, seed: int) -> None:
     pairs[:, 1] = generator.integers(0, 3, 1000).astype(np.uint64) << np.uint64(32)
     pairs[:, 1] |= generator.integers(1, 2**31, 1000).astype(np.uint64) >> np.uint64(20)
     pairs[:, 1] |= np.uint64(1)
-    expected = reference.united(pairs.reshape(-1))
+    expected = plain.united(pairs.reshape(-1))
     slots = np.zeros(2 << 11, dtype=np.uint64)
     flat = pairs.reshape(-1)
     count = kernels.unite(flat, slots, 64 - 11, flat)
     assert not slots[1::2].any()
     assert count == len(expected)
-    assert reference.united(flat[: 2 * count]) == expected
+    assert plain.united(flat[: 2 * count]) == expected
 
 
 @pytest.mark.parametrize("width", [1, 6, 16, 33, 64, 80, 112])
@@ -59,13 +60,13 @@ def test_sums_equal_their_twin(width: int, extreme: bool) -> None:
     begins, wanted_begins = np.empty((2, 21), dtype=np.int32)
     values, wanted_values = np.empty((2, len(entries)), dtype=np.uint32)
     kernels.sort_bucket(entries, begins, values)
-    reference.sort_bucket(entries, wanted_begins, wanted_values)
+    plain.sort_bucket(entries, wanted_begins, wanted_values)
     np.testing.assert_array_equal(begins, wanted_begins)
     np.testing.assert_array_equal(values, wanted_values)
     sums, wanted = np.ones((2, 19, width), dtype=np.int64)
     hits, counts = np.ones((2, 19), dtype=np.int64)
     kernels.add_rows(values, begins, vectors, sums, hits)
-    reference.add_rows(values, begins, vectors, wanted, counts)
+    plain.add_rows(values, begins, vectors, wanted, counts)
     np.testing.assert_array_equal(sums, wanted)
     np.testing.assert_array_equal(hits, counts)
     if extreme:
@@ -74,11 +75,11 @@ def test_sums_equal_their_twin(width: int, extreme: bool) -> None:
     mean = generator.normal(size=width)
     got, expected = np.empty((2, 19, width), dtype=np.float32)
     kernels.fill_rows(values, begins, vectors, mean, 0.25, got)
-    reference.fill_rows(values, begins, vectors, mean, 0.25, expected)
+    plain.fill_rows(values, begins, vectors, mean, 0.25, expected)
     np.testing.assert_array_equal(got, expected)
     assert not got[18].any()
     kernels.finish(wanted, counts, mean, 0.25, got)
-    reference.finish(wanted, counts, mean, 0.25, expected)
+    plain.finish(wanted, counts, mean, 0.25, expected)
     np.testing.assert_array_equal(got, expected)
 
 
@@ -96,16 +97,18 @@ def test_pairs_that_repeat_are_combined_and_none_is_lost(parts: int, slots: int,
     used = kernels.drain(table, out, used)
     assert not table[1::2].any()
     some = tokens >= 0
-    plain = np.stack([mix[some], tokens[some].astype(np.int64) << 32 | 1], axis=1).astype(np.uint64)
-    expected = reference.united(plain.reshape(-1))
-    assert reference.united(out[: 2 * used]) == expected
+    listed = np.stack([mix[some], tokens[some].astype(np.int64) << 32 | 1], axis=1).astype(
+        np.uint64
+    )
+    expected = plain.united(listed.reshape(-1))
+    assert plain.united(out[: 2 * used]) == expected
     sizes = np.zeros(1 << parts, dtype=np.int64)
     kernels.part_sizes(out[: 2 * used], 64 - parts, sizes) if parts else sizes.fill(used)
     assert sizes.sum() == used
     if parts:
         dealt = np.empty(2 * used, dtype=np.uint64)
         kernels.split(out[: 2 * used], 64 - parts, np.cumsum(sizes) - sizes, dealt)
-        assert reference.united(dealt) == expected
+        assert plain.united(dealt) == expected
 
 
 def test_large_counts_are_dealt_out_in_several_entries() -> None:

@@ -1,0 +1,180 @@
+"""Turns bytes into bounded text, and JSON into values.
+
+A document longer than `PIECE` characters is tokenised piece by piece, so that memory does not grow
+with it. Pieces end at a line end that a character other than white space follows: there the
+tokenizers in use end a token anyway.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from engram_cli.corpus.base import Errors
+from engram_cli.errors import CorpusError, UndecodableError
+
+PIECE = 2**18  # characters
+_CHUNK = 2**20  # bytes read at a time
+_BOM = "\ufeff"
+
+
+def as_many(length: int) -> int:
+    """What `length` bytes cost where nothing is packed."""
+    return length
+
+
+def decoded(
+    stream: BinaryIO, name: str, errors: Errors, spent: Callable[[int], int] = as_many
+) -> Iterator[tuple[str, int]]:
+    """The text of a stream in chunks, each with the bytes read for it; a leading BOM is dropped.
+
+    `spent` turns the bytes just taken from the stream into bytes of the file. Raises
+    UndecodableError with the line and the byte offset of what is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    offset, line = 0, 1
+    while True:
+        chunk = stream.read(_CHUNK)
+        held = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            line += error.object.count(b"\n", 0, error.start)
+            raise not_utf8(f"{name}, line {line}", error, offset - held) from None
+        if offset == 0:
+            text = text.removeprefix(_BOM)
+        offset += len(chunk)
+        line += text.count("\n")
+        if text or chunk:
+            yield text, spent(len(chunk))
+        if not chunk:
+            return
+
+
+def decode_whole(raw: bytes, where: str, offset: int, errors: Errors) -> str:
+    """The text of `raw`, which begins at byte `offset` of `where`. Raises UndecodableError."""
+    try:
+        return raw.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise not_utf8(where, error, offset) from None
+
+
+def not_utf8(where: str, error: UnicodeDecodeError, offset: int = 0) -> UndecodableError:
+    """The error for a byte that is not UTF-8, of what begins at byte `offset` of `where`."""
+    return UndecodableError(
+        f"{where}: byte {offset + error.start} is not UTF-8 (0x{error.object[error.start]:02X})",
+        "convert it, leave it out, or use --errors replace to read U+FFFD there",
+    )
+
+
+def split_documents(
+    chunks: Iterable[tuple[str, int]], separator: str | None
+) -> Iterator[tuple[str, bool, int]]:
+    """Documents of a text in bounded pieces: (text, is the document's first, bytes read for it)."""
+    held, first, size = "", True, 0
+    for chunk, read in chunks:
+        held += chunk
+        size += read
+        if separator is not None:
+            *whole, held = held.split(separator)
+            for document in whole:
+                for piece in pieces(document):
+                    yield piece, first, size
+                    first, size = False, 0
+                first = True
+        # What may be the beginning of a separator stays in hand.
+        spare = 0 if separator is None else len(separator) - 1
+        while len(held) - spare > PIECE:
+            at = cut(held, PIECE)
+            yield held[:at], first, size
+            held, first, size = held[at:], False, 0
+    if held or size:
+        for piece in pieces(held):
+            yield piece, first, size
+            first, size = False, 0
+
+
+def pieces(text: str) -> Iterator[str]:
+    """`text` itself, or in pieces of at most `PIECE` characters."""
+    begin = 0
+    while len(text) - begin > PIECE:
+        end = begin + cut(text[begin : begin + PIECE + 1], PIECE)
+        yield text[begin:end]
+        begin = end
+    yield text[begin:] if begin else text
+
+
+def cut(text: str, limit: int) -> int:
+    """Where to cut `text`, which is longer than `limit`: in its second half, at a line end or
+    before a space where there is one."""
+    least = limit // 2
+    end = limit
+    while (end := text.rfind("\n", least, end)) >= 0:
+        if not text[end + 1].isspace():
+            return end + 1
+    line_end = text.rfind("\n", least, limit)
+    if line_end >= 0:
+        return line_end + 1
+    space = text.rfind(" ", least, limit)
+    return space if space > 0 else limit
+
+
+MOST_DESCRIPTION = 2**28  # bytes of memory: an MDS index of 100,000 shards
+_CONTINUED = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that begin no character
+_WIDE = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")  # characters of four bytes in a str
+_CONTAINER, _VALUE = 64, 40  # bytes of an empty object, and of a number in a list
+
+
+@dataclass(frozen=True, slots=True)
+class LongInteger:
+    """An integer of more digits than Python converts."""
+
+    digits: str
+
+    def __str__(self) -> str:
+        return self.digits
+
+
+def loads(source: str | bytes) -> Any:
+    """Parse JSON; an integer with more digits than Python converts is a `LongInteger`.
+
+    Raises ValueError, RecursionError.
+    """
+    try:
+        return json.loads(source)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:  # the limit of digits, which costs a call for each integer
+        return json.loads(source, parse_int=_integer)
+
+
+def _integer(digits: str) -> int | LongInteger:
+    most = sys.get_int_max_str_digits()
+    return LongInteger(digits) if most and len(digits.lstrip("-")) > most else int(digits)
+
+
+def check_size(raw: bytes, name: str) -> None:
+    """Raise CorpusError for a description of a data set that would take too much memory."""
+    size = sum(decoded_size(raw))
+    if size > MOST_DESCRIPTION:
+        raise CorpusError(
+            f"{name}, of {len(raw):,} bytes, may take {size:,} bytes of memory; the most is "
+            f"{MOST_DESCRIPTION:,}",
+            "divide the data set",
+        )
+
+
+def decoded_size(raw: bytes) -> tuple[int, int]:
+    """The most bytes that JSON takes as text and, in addition to that, as values.
+
+    Both are upper bounds: a bracket or a comma may be part of a text.
+    """
+    characters = len(raw) if raw.isascii() else len(raw.translate(None, _CONTINUED))
+    width = 4 if _WIDE.search(raw) else 1 if raw.isascii() and b"\\u" not in raw else 2
+    containers = raw.count(b"{") + raw.count(b"[")
+    return characters * width, containers * _CONTAINER + raw.count(b",") * _VALUE

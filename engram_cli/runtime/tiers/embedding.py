@@ -1,0 +1,364 @@
+"""A layer's table in tiers, as the module that the model calls.
+
+Given row numbers it returns their vectors: hot rows from device memory, other rows from the source
+below. These are read in place where the source is pinned host memory and they are few, and staged
+otherwise (`reader`). For torch.compile the look-up is one operator, `engram::tiered`. It finds
+its layer by a number, because host tensors as arguments would keep inductor from using CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engram_cli.errors import RuntimeAttachError
+from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle_spec import SCALES, BundleSpec
+from engram_cli.runtime import ops
+from engram_cli.runtime.tables import FLOATS
+from engram_cli.runtime.tiers import PlacedRows, renew_in_children
+from engram_cli.runtime.tiers.disk import DiskRows
+from engram_cli.runtime.tiers.host import HostRows
+from engram_cli.runtime.tiers.hot_set import hot_set
+from engram_cli.runtime.tiers.placement import LayerPlacement, Placement, tuning_for
+from engram_cli.runtime.tiers.reader import TierReader
+from engram_cli.runtime.tiers.records import RecordSource, TierBuffers, record_form, record_layout
+from engram_cli.runtime.tiers.staging import (
+    StagingQueue,
+    Tuning,
+    is_captured,
+    local_tuning,
+    with_index,
+)
+
+_STORES: weakref.WeakValueDictionary[int, PlacedRows] = weakref.WeakValueDictionary()
+
+
+def _register(number: int, store: PlacedRows) -> None:
+    """Let the operator find `store` by `number` for as long as it exists."""
+    _STORES[number] = store
+
+
+@torch.library.custom_op("engram::tiered", mutates_args=())
+def tiered(rows: Tensor, store: int, width: int, dtype: torch.dtype) -> Tensor:
+    """`PlacedRows.vectors` of rows int64[..., C]: [..., C x width] in `dtype`."""
+    return _STORES[store].vectors(rows)
+
+
+@tiered.register_fake
+def _(rows, store, width, dtype):  # type: ignore[no-untyped-def]
+    return rows.new_empty((*rows.shape[:-1], rows.shape[-1] * width), dtype=dtype)
+
+
+Path = Literal["in-place", "staged"]
+_PIECE_ROWS = 2**16  # hot rows fetched at once
+_numbers = itertools.count()
+
+
+class TieredEmbedding(PlacedRows):
+    """A layer's rows, frozen, in place of `Rows` or `StoredRows`.
+
+    They are neither parameters nor buffers: they stay where they were placed when the model is
+    moved, and are in no state dict. `path` forces a way of reading, for measuring; None chooses by
+    size.
+    """
+
+    def __init__(
+        self,
+        spec: BundleSpec,
+        cold: RecordSource,
+        *,
+        device: torch.device | str,
+        hot_rows: NDArray[np.int64] | None = None,
+        layer_scale: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        staging_queue: StagingQueue | None = None,
+        tuning: Tuning | None = None,
+        origin: tuple[Bundle, int] | None = None,
+    ) -> None:
+        """`cold` has every row; `hot_rows` int64, ascending, are copied to `device`.
+
+        Quantised rows are dequantised to `dtype`, float32 when None. `layer_scale`: one float32,
+        for row types with one scale a layer. `origin`: the bundle and the layer of the rows.
+        """
+        super().__init__()
+        self.spec, self.cold = spec, cold
+        self.device = with_index(torch.device(device))
+        self.staging_queue = staging_queue or StagingQueue(self.device, tuning or local_tuning())
+        self.tuning = tuning or self.staging_queue.tuning
+        self.path: Path | None = None
+        self.origin = origin
+        self.holders = 1
+        self.waited = 0.0  # seconds that callers waited for the copies
+        self.form = record_form(spec, layer_scale, self.device)
+        hot = None if hot_rows is None or not len(hot_rows) else hot_rows
+        self._nothing = torch.empty(0, record_layout(spec).record_bytes, dtype=torch.uint8)
+        self.tier_buffers = TierBuffers(
+            form=self.form,
+            cold=cold.records if isinstance(cold, HostRows) else self._nothing,
+            counted=torch.zeros(2, 2, dtype=torch.int64, device=self.device),
+            hot=None if hot is None else _fetch(cold, hot, self.device),
+            hot_set=None if hot is None else hot_set(hot, cold.rows, self.device),
+        )
+        self.width = self.form.width
+        self.dtype = self.form.items if self.form.kind == "plain" else dtype or torch.float32
+        self._can_read_host = isinstance(cold, HostRows) and self._device_reads_host()
+        self.number = next(_numbers)
+        _register(self.number, self)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[B, T, C x dim] of rows int64[B, T, C], in the rows' dtype, or that of quantised ones."""
+        rows = rows.to(self.device)
+        if torch.compiler.is_compiling():
+            found: Tensor = tiered(rows, self.number, self.width, self.dtype)
+            return found
+        return self.vectors(rows)
+
+    def vectors(self, rows: Tensor) -> Tensor:
+        """`forward` outside torch.compile. Raises RuntimeAttachError, and the source's errors."""
+        if self.reads_in_place(rows):
+            return self.in_place(rows)
+        return TierReader({0: self}, [rows]).take(0)
+
+    def in_place(self, rows: Tensor) -> Tensor:
+        """`forward` with cold rows read in place, by a kernel on the current stream."""
+        out = self.empty(rows)
+        flat = out.view(-1, self.width)
+        ops.read_tiers(self.tier_buffers, rows.reshape(-1).contiguous(), None, flat)
+        return out
+
+    def empty(self, rows: Tensor) -> Tensor:
+        """Memory for the vectors of rows [..., C]."""
+        shape = (*rows.shape[:-1], rows.shape[-1] * self.width)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def reads_in_place(self, rows: Tensor) -> bool:
+        """Whether these rows are read in place. Raises RuntimeAttachError where they must be, and
+        after `close`.
+        """
+        if not self.holders:
+            raise RuntimeAttachError("the memory was detached", "attach it again")
+        captured, can = is_captured(self.device), self._can_read_host
+        if captured and not can:
+            raise RuntimeAttachError(
+                "rows below host memory cannot be read inside a CUDA graph",
+                "attach with placement='host' or 'hbm', or run without CUDA graphs",
+            )
+        if captured or not can:
+            return can
+        if self.path is not None:
+            return self.path == "in-place"
+        few = rows.numel() * self.cold.record_bytes <= self.tuning.in_place_bytes
+        return few or self.device.type == "cpu"
+
+    def _device_reads_host(self) -> bool:
+        """Whether the device can read the host's records."""
+        if self.device.type == "cpu":
+            return True
+        return ops.has_kernels(self.device) and self.tier_buffers.cold.is_pinned()
+
+    def close(self) -> None:
+        """Free the rows when no copy of the model uses them any more."""
+        self.holders -= 1
+        if self.holders == 0:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.tier_buffers = replace(
+                self.tier_buffers, cold=self._nothing, hot=None, hot_set=None
+            )
+            self.staging_queue.close()
+            self.cold.close()
+
+    def __deepcopy__(self, memo: object) -> TieredEmbedding:
+        """Return the module itself: copies of a model share frozen rows."""
+        self.holders += 1
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
+        raise RuntimeAttachError(
+            "rows in tiers cannot be pickled", "save_engram(model, folder) writes a bundle"
+        )
+
+    def extra_repr(self) -> str:
+        """What `print` shows of the module."""
+        hot = 0 if self.tier_buffers.hot is None else len(self.tier_buffers.hot)
+        below = type(self.cold).__name__
+        return f"{self.cold.rows}, {self.width}, {self.spec.dtype}, {hot} in hbm, {below} below"
+
+
+def _fetch(cold: RecordSource, hot: NDArray[np.int64], device: torch.device) -> Tensor:
+    """uint8[H, record_bytes] on the device: the records of hot rows, in pieces."""
+    found = torch.empty(len(hot), cold.record_bytes, dtype=torch.uint8, device=device)
+    for begin in range(0, len(hot), _PIECE_ROWS):
+        rows = torch.from_numpy(np.ascontiguousarray(hot[begin : begin + _PIECE_ROWS]))
+        piece = torch.empty(len(rows), cold.record_bytes, dtype=torch.uint8)
+        cold.gather(rows, piece)
+        found[begin : begin + len(rows)].copy_(piece)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """Totals since a memory was attached, over its layers.
+
+    Rows asked for, each as often as asked: `hot` in HBM, `in_place` read from pinned host memory by
+    the GPU, `staged` the rest, of which `travelled` were distinct in their block and took `bytes`.
+    Of these `cached` were in the row cache over the disk. Seconds: `waited` by callers at their
+    layers; of the worker `finding` (for row numbers), `gathering`, `copying` (for a free buffer).
+    Prefetched calls: `ahead_used`, and `ahead_dropped` where the next call needed other rows.
+    """
+
+    hot: int = 0
+    in_place: int = 0
+    staged: int = 0
+    travelled: int = 0
+    bytes: int = 0
+    cached: int = 0
+    waited: float = 0.0
+    finding: float = 0.0
+    gathering: float = 0.0
+    copying: float = 0.0
+    ahead_used: int = 0
+    ahead_dropped: int = 0
+
+
+class Tiers:
+    """The tiered layers of a memory, by their index in it."""
+
+    def __init__(self, stores: Mapping[int, TieredEmbedding]) -> None:
+        self.stores = dict(stores)
+        self._used = self._dropped = 0
+        self.after_fork()
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """Start without prefetched rows and with a new lock, also in a child process."""
+        self._lock = threading.Lock()
+        self._ahead: tuple[Tensor, TierReader] | None = None
+
+    def start(self, rows: Tensor) -> TierReader:
+        """Start reading the rows int64[L, ..., C] of a call, unless they were prefetched."""
+        if any(is_captured(store.device) for store in self.stores.values()):
+            return TierReader(self.stores, rows)
+        ahead = self._exchange(None)
+        if ahead is None:
+            return TierReader(self.stores, rows)
+        known, reads = ahead
+        if known.shape != rows.shape or known.device != rows.device:
+            reads.drop()
+            self._dropped += 1
+            return TierReader(self.stores, rows)
+        reads.expect(rows, (known == rows).all(), self._tell)
+        return reads
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Start reading rows for the next call; rows that were prefetched before are dropped.
+
+        They use the memory for staged rows until that call.
+        """
+        earlier = self._exchange(None)
+        if earlier is not None:
+            earlier[1].drop()
+            self._dropped += 1
+        self._exchange((rows, TierReader(self.stores, rows)))
+
+    def counters(self) -> Counters:
+        """Return the totals; waits for the devices."""
+        asked = torch.stack([store.tier_buffers.counted.cpu() for store in self.stores.values()])
+        below = [store.cold.counters() for store in self.stores.values()]
+        staging_queues = {
+            id(store.staging_queue): store.staging_queue.travelled for store in self.stores.values()
+        }.values()
+        (staged, staged_hot), (in_place, in_place_hot) = asked.sum(0).tolist()
+        return Counters(
+            hot=staged_hot + in_place_hot,
+            staged=staged - staged_hot,
+            in_place=in_place - in_place_hot,
+            travelled=sum(staging_queue.rows for staging_queue in staging_queues),
+            bytes=sum(staging_queue.bytes for staging_queue in staging_queues),
+            cached=sum(int(source["hits"]) for source in below),
+            waited=sum(store.waited for store in self.stores.values()),
+            finding=sum(staging_queue.seconds_found for staging_queue in staging_queues),
+            gathering=sum(staging_queue.seconds_gathered for staging_queue in staging_queues),
+            copying=sum(staging_queue.seconds_copies for staging_queue in staging_queues),
+            ahead_used=self._used,
+            ahead_dropped=self._dropped,
+        )
+
+    def close(self) -> None:
+        """Free the rows and their memory, and end their threads."""
+        ahead = self._exchange(None)
+        if ahead is not None:
+            ahead[1].drop()
+        for store in self.stores.values():
+            store.close()
+
+    def _exchange(
+        self, ahead: tuple[Tensor, TierReader] | None
+    ) -> tuple[Tensor, TierReader] | None:
+        with self._lock:
+            self._ahead, earlier = ahead, self._ahead
+        return earlier
+
+    def _tell(self, same: bool) -> None:
+        if same:
+            self._used += 1
+        else:
+            self._dropped += 1
+
+
+def stores_of(
+    bundle: Bundle,
+    placement: Placement,
+    homes: Mapping[int, tuple[torch.dtype, torch.device]],
+) -> dict[int, TieredEmbedding]:
+    """Make each layer's rows as placed; `homes`: dtype and device of its dense weights."""
+    tuning = tuning_for(bundle.spec, {device for _, device in homes.values()})
+    staging_queues: dict[torch.device, StagingQueue] = {}
+    return {
+        layer: _store(bundle, own, *homes[layer], staging_queues, tuning)
+        for layer, own in placement.layers.items()
+    }
+
+
+def _store(
+    bundle: Bundle,
+    placed: LayerPlacement,
+    dtype: torch.dtype,
+    device: torch.device,
+    staging_queues: dict[torch.device, StagingQueue],
+    tuning: Tuning,
+) -> TieredEmbedding:
+    layer = placed.layer
+    if device not in staging_queues:
+        staging_queues[device] = StagingQueue(device, tuning)
+    cold: RecordSource
+    if placed.cold == "host":
+        cold = HostRows.of_bundle(bundle, layer, pinned=device.type == "cuda")
+    else:
+        cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes)
+    return TieredEmbedding(
+        bundle.spec,
+        cold,
+        device=device,
+        hot_rows=placed.hot_rows,
+        layer_scale=_layer_scale(bundle, layer),
+        dtype=dtype if dtype in FLOATS else torch.float32,
+        staging_queue=staging_queues[device],
+        origin=(bundle, layer),
+    )
+
+
+def _layer_scale(bundle: Bundle, layer: int) -> Tensor | None:
+    if bundle.spec.row_type.per != "layer":
+        return None
+    return torch.from_numpy(np.array(bundle.maps(layer, SCALES)[0], dtype=np.float32))

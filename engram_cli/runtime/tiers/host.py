@@ -1,0 +1,219 @@
+"""All rows of a layer in host memory as records, pinned where a GPU reads them: a `RecordSource`.
+
+Rows are gathered by the threads of the `GatherPool`, or read in place by a kernel.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from engram_cli.errors import ArtifactError, InputError
+from engram_cli.formats.bundle import Bundle, Place
+from engram_cli.formats.bundle_spec import ROWS, SCALES
+from engram_cli.runtime.tiers import renew_in_children
+from engram_cli.runtime.tiers.records import RecordLayout, record_layout
+
+if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.host_gather import GatherPool
+
+_PIECE_BYTES = 16 * 2**20  # read at once
+_PINNED_BYTES = 2**30  # registered at once
+_THREADS = 8
+
+
+class HostRows:
+    """Records uint8[rows, record_bytes] in host memory, indexed by row number; a `RecordSource`."""
+
+    def __init__(self, records: Tensor) -> None:
+        if records.ndim != 2 or records.dtype != torch.uint8 or records.shape[1] % 8:
+            raise InputError(
+                f"records are {records.dtype} {tuple(records.shape)}",
+                "give uint8 [rows, record_bytes], a record padded to 8 bytes",
+            )
+        self.records = records
+        self._lock = threading.Lock()
+        self._given = 0
+        self._seconds = 0.0
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """Make a new lock in a child process; the pool makes new threads itself."""
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle, layer: int, *, pinned: bool) -> HostRows:
+        """Read a layer of a bundle. Raises InputError for refused memory, and ArtifactError."""
+        layout = record_layout(bundle.spec)
+        records = host_memory(host_bytes(bundle, layer), pinned=pinned)
+        records = records.view(-1, layout.record_bytes)
+        if pinned:
+            _gather_pool()  # made now, because compiling it takes seconds
+        _fill(records, layout, bundle, layer)
+        return cls(records)
+
+    @property
+    def rows(self) -> int:
+        """The height of the layer's table."""
+        return len(self.records)
+
+    @property
+    def record_bytes(self) -> int:
+        """The bytes of a record."""
+        return self.records.shape[1]
+
+    def gather(self, rows: Tensor, out: Tensor) -> None:
+        """Write the records of `rows` to `out` (`RecordSource.gather`)."""
+        begin = time.perf_counter()
+        pool = _gather_pool()
+        if pool is None:
+            wrong = gather_plainly(self.records, rows, out)
+        else:
+            wrong = pool.gather(self.records, rows, out)
+        if wrong:
+            raise InputError(f"a row is outside 0..{self.rows - 1}", "ask for rows of it")
+        with self._lock:
+            self._given += len(rows)
+            self._seconds += time.perf_counter() - begin
+
+    def counters(self) -> dict[str, int | float]:
+        """Sums since the start (`RecordSource.counters`)."""
+        with self._lock:
+            rows, seconds = self._given, self._seconds
+        return {"rows": rows, "bytes": rows * self.record_bytes, "hits": 0, "seconds": seconds}
+
+    def close(self) -> None:
+        """Free the memory; kernels that read it must have ended."""
+        self.records = self.records[:0]
+
+
+def _gather_pool() -> GatherPool | None:
+    from engram_cli.runtime.tiers.host_gather import shared_gather_pool
+
+    return shared_gather_pool()
+
+
+def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:
+    """`GatherPool.gather` in plain PyTorch; returns 1 where a row is outside the table."""
+    try:
+        # As 8-byte words: torch gathers single bytes at a tenth of the speed.
+        torch.index_select(records.view(torch.int64), 0, rows, out=out.view(torch.int64))
+    except IndexError:
+        return 1
+    return 0
+
+
+def host_bytes(bundle: Bundle, layer: int) -> int:
+    """Return the bytes of a layer's records."""
+    return bundle.spec.rows(layer) * record_layout(bundle.spec).record_bytes
+
+
+def host_memory(size: int, *, pinned: bool) -> Tensor:
+    """Allocate uint8[size], zero, on huge pages where the system has them.
+
+    Pinned in place, because torch allocates pinned memory in powers of two, which may take twice as
+    much. Raises InputError where the system refuses.
+    """
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    try:
+        # Private, because shared pages are rarely huge.
+        memory = _Pages(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, ValueError) as error:
+        raise InputError(f"{size:,} bytes of host memory: {error}", "ask for less") from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    held = torch.frombuffer(memory, dtype=torch.uint8)
+    if pinned:
+        _pin(memory, held)
+    return held
+
+
+class _Pages(mmap.mmap):
+    """Memory pages that are unregistered from CUDA before they are freed."""
+
+    registered: tuple[int, ...] = ()
+
+    def __del__(self) -> None:
+        if self.registered and not sys.is_finalizing():
+            torch.cuda.synchronize()  # kernels may still read them
+            for address in self.registered:
+                _cudart().cudaHostUnregister(address)
+
+
+def _pin(memory: _Pages, held: Tensor) -> None:
+    """Register the pages of `held` with CUDA; touched first, in parallel, which takes most time."""
+    begins = range(0, len(held), _PINNED_BYTES)
+    with ThreadPoolExecutor(_threads()) as pool:
+        list(pool.map(partial(_touch, held), begins))
+        codes = list(pool.map(partial(_register, held), begins))
+    addresses = (held.data_ptr() + begin for begin in begins)
+    memory.registered = tuple(a for a, code in zip(addresses, codes, strict=True) if code == 0)
+    if any(codes):
+        raise InputError(
+            f"{len(held):,} bytes of host memory cannot be pinned (CUDA error {max(codes)})",
+            "raise the limit of locked memory (ulimit -l), or ask for less",
+        )
+
+
+def _touch(held: Tensor, begin: int) -> None:
+    held[begin : begin + _PINNED_BYTES : mmap.PAGESIZE].zero_()
+
+
+def _register(held: Tensor, begin: int) -> int:
+    size = min(_PINNED_BYTES, len(held) - begin)
+    return int(_cudart().cudaHostRegister(held.data_ptr() + begin, size, 0))
+
+
+def _fill(records: Tensor, layout: RecordLayout, bundle: Bundle, layer: int) -> None:
+    """Read a layer's shards into their parts of `records`, several pieces at a time."""
+    tasks = []
+    for part, size in ((ROWS, layout.row_bytes), (SCALES, layout.scale_bytes)):
+        held = layout.part(records, part)
+        for place in bundle.places(layer, part) if size else ():
+            step = max(1, _PIECE_BYTES // size)
+            for line in range(0, place.shard.rows, step):
+                count = min(step, place.shard.rows - line)
+                target = held[place.shard.first_row + line :][:count]
+                tasks.append((place, line * size, target))
+    with ThreadPoolExecutor(_threads()) as pool:
+        for done in [pool.submit(_read, *task) for task in tasks]:
+            done.result()
+
+
+def _read(place: Place, begin: int, target: Tensor) -> None:
+    """Fill `target` uint8[n, size] with the bytes of a shard from its `begin` on."""
+    direct = target.is_contiguous()
+    piece = target if direct else torch.empty(target.shape, dtype=torch.uint8)
+    raw = memoryview(piece.numpy().reshape(-1).data)
+    with place.path.open("rb") as file:
+        done = 0
+        while done < len(raw):
+            count = os.preadv(file.fileno(), [raw[done:]], place.begin + begin + done)
+            if count == 0:
+                raise ArtifactError(
+                    f"{place.path} ends in the middle of its rows",
+                    "write the bundle again with engram attach --force",
+                )
+            done += count
+    if not direct:
+        target.copy_(piece)
+
+
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _threads() -> int:
+    return min(_THREADS, os.cpu_count() or 1)
