@@ -107,7 +107,7 @@ class PlanResult:
     `token_rows`, `token_bytes`: read to look up a token, in all layers. `layers` and `total_bytes`
     are those of the store that `build-table` will write. `counted_tokens`: behind the statistics.
     `hot` is empty where they say nothing of hot rows; `hot_bytes` is 0 where the hit rate is not
-    reached in every order. `batch_share` is None where no window was measured.
+    reached in every order. `batch_share` is None if no cache was measured.
     """
 
     geometry: Geometry

@@ -19,6 +19,7 @@ from engram_cli.progress import Progress
 from engram_cli.stats.checkpoint import Checkpoint, FolderCheckpointer, remove_checkpoint
 from engram_cli.stats.collector_set import CollectorSet
 from engram_cli.stats.count import CorpusCounter
+from engram_cli.stats.partial import Partial
 
 
 def count(work: Work, running: Running, progress: Progress) -> Counted:
@@ -95,8 +96,7 @@ def _count(
         if encoder is not None:
             encoder.close()
     return Counted(
-        counts=counts,
-        collector_set=collector_set,
+        partial=Partial(counts=counts, collected=collector_set.partials()),
         empty_files=stream.empty_files,
         cuts=stream.cuts,
         encoder=None if encoder is None else encoder.name,

@@ -27,6 +27,7 @@ from engram_cli.engines.tasks import (
 )
 from engram_cli.engines.work import Counted, Running, Work
 from engram_cli.progress import Progress
+from engram_cli.stats.collector_set import check_exact_memory
 from engram_cli.stats.partial import Partial, read_partial
 
 FAN_IN = 4  # partials merged by a task
@@ -68,12 +69,10 @@ def _count(cluster: Cluster, work: Work, running: Running, progress: Progress) -
             partial = run.result(progress)
         finally:
             run.cancel()
-    collector_set = work.collector_set()
-    collector_set.absorb(partial.collected)
+    check_exact_memory(work.collector_options, partial.collected)
     encoders = sorted({each.encoder for each in run.reports if each.encoder is not None})
     return Counted(
-        counts=partial.counts,
-        collector_set=collector_set,
+        partial=partial,
         empty_files=sum(each.empty_files for each in run.reports),
         cuts=sum(each.cuts for each in run.reports),
         encoder=", ".join(encoders) or None,

@@ -19,6 +19,7 @@ from engram_cli.registry import Registry
 from engram_cli.stats.collector_set import CollectorOptions, CollectorSet, make_collectors
 from engram_cli.stats.count import CorpusCounter
 from engram_cli.stats.memory import MemoryPlan
+from engram_cli.stats.partial import Partial
 from engram_cli.stats.totals import Counts
 from engram_cli.vocab.tokenizer import TokenizerFile
 
@@ -86,13 +87,17 @@ class Counted:
     found `resumed_tokens` counted before; `cuts`: where long documents were cut.
     """
 
-    counts: Counts
-    collector_set: CollectorSet
+    partial: Partial
     empty_files: int
     cuts: int
     encoder: str | None
     seconds: float
     resumed_tokens: int = 0
+
+    @property
+    def counts(self) -> Counts:
+        """The counts without what the collectors found."""
+        return self.partial.counts
 
     def checked(self, work: Work, progress: Progress) -> Counted:
         """Itself; says what is worth saying. Raises CorpusError for a corpus without a token."""

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engram_cli.corpus.base import CorpusFile
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats import STATISTICS
 from engram_cli.stats.collector import Collector, CollectorPartial
-from engram_cli.stats.compare import Uncompressed, read_uncompressed
-from engram_cli.stats.growth import Growth, read_growth
 from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.locality import Locality, read_locality
 from engram_cli.stats.occurrences import Occurrences, read_occurrences
-from engram_cli.stats.sources import GROUPINGS, Sources, group_files, read_sources
+from engram_cli.stats.sources import GROUPINGS, group_files
 from engram_cli.stats.state import State, check
-from engram_cli.stats.text_ngrams import EXACT, EXACT_OF, Budget, exact_ngrams, read_all
+from engram_cli.stats.statistic import CollectorPlan
+from engram_cli.stats.text_ngrams import (
+    EXACT,
+    EXACT_OF,
+    AllNgrams,
+    Budget,
+    exact_ngrams,
+    read_all,
+)
 
 # The share of the free memory that exact counting may take: other programs need some too.
 _EXACT_SHARE = 0.9
 MOST_EXACT = 2**26  # n-grams of all orders that a folder keeps, 1 to 2 GB
-
-_READERS: dict[str, Callable[[HashLayout, State], CollectorPartial]] = {
-    Growth.name: read_growth,
-    Locality.name: read_locality,
-    Occurrences.name: read_occurrences,
-    Sources.name: read_sources,
-    Uncompressed.name: read_uncompressed,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,29 +77,37 @@ def make_collectors(
     Raises InputError for what this layout or memory does not allow.
     """
     budget = Budget(collector_options.exact_bytes) if collector_options.exact else None
-    collectors: list[Collector] = [Occurrences(layout)]
-    if collector_options.growth:
-        collectors.append(Growth(layout))
-    if collector_options.compare_uncompressed:
-        collectors.append(Uncompressed(layout, sample_size, budget))
     holdout = None if collector_options.holdout is None else Holdout(collector_options.holdout)
-    if collector_options.locality or holdout is not None:
-        collectors.append(Locality(layout, holdout))
-    if collector_options.group_by is not None:
-        collectors.append(Sources(layout, source_of, by=collector_options.group_by, exact=budget))
+    plan = CollectorPlan(
+        options=collector_options,
+        layout=layout,
+        sample_size=sample_size,
+        source_of=source_of,
+        exact=budget,
+        holdout=holdout,
+    )
+    made = (collect(plan) for key in STATISTICS if (collect := STATISTICS.load(key).collect))
+    others = (Occurrences(layout), *(collector for collector in made if collector is not None))
     exact = () if budget is None else exact_ngrams(layout, budget)
-    return CollectorSet(collectors=(*exact, *collectors), holdout=holdout)
+    return CollectorSet(collectors=(*exact, *others), holdout=holdout)
 
 
-def read_collected(name: str, layout: HashLayout, state: State) -> CollectorPartial:
-    """Return the partial of that name in a `state`. Raises ArtifactError."""
+def read_collected(layout: HashLayout, states: Mapping[str, State]) -> dict[str, CollectorPartial]:
+    """Return the partials of collectors, by name. Raises ArtifactError for an unsound one."""
+    return {name: _read_partial(name, layout, state) for name, state in states.items()}
+
+
+def _read_partial(name: str, layout: HashLayout, state: State) -> CollectorPartial:
     if name.startswith(EXACT_OF):
         order = next((n for n in layout.orders if name == f"{EXACT_OF}{n}"), None)
         check(order is not None, name)
         return read_all(layout, order or 0, state)
-    if name not in _READERS:
+    if name == Occurrences.name:
+        return read_occurrences(layout, state)
+    read = STATISTICS.load(name).read_partial if name in STATISTICS else None
+    if read is None:
         raise ArtifactError(f"'{name}' is no partial of this version", "upgrade engram")
-    return _READERS[name](layout, state)
+    return read(layout, state)
 
 
 def kept_states(partials: Mapping[str, CollectorPartial]) -> dict[str, State]:
@@ -131,6 +137,16 @@ def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | 
         sizes[file.name] = (sizes.get(file.name) or 0) + (file.size or 0)
     source_of = group_files(sizes, by)
     return {file.key: source_of[file.name] for file in files}
+
+
+def check_exact_memory(
+    collector_options: CollectorOptions, partials: Mapping[str, CollectorPartial]
+) -> None:
+    """Raise InputError when all n-grams, counted elsewhere, do not fit into `exact_bytes` here."""
+    every = [partial for partial in partials.values() if isinstance(partial, AllNgrams)]
+    Budget(collector_options.exact_bytes).take(
+        sum(partial.memory for partial in every), "all n-grams together"
+    )
 
 
 def exact_memory(available: int | None, planned: int) -> int | None:

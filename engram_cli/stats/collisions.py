@@ -257,9 +257,7 @@ def _table(columns: Sequence[ColumnStats]) -> Table:
     )
 
 
-def _charts(
-    layer: int, suffix: str, orders: dict[int, list[ColumnStats]]
-) -> Iterable[BarChart]:
+def _charts(layer: int, suffix: str, orders: dict[int, list[ColumnStats]]) -> Iterable[BarChart]:
     yield BarChart(
         name=f"occupancy-{layer}",
         title=f"Rows used by head{suffix}",

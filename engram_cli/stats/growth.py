@@ -18,7 +18,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import collector_kernels as kernels
 from engram_cli.stats.collector import Collector, first_heads
 from engram_cli.stats.distinct import EVERYTHING, next_threshold, sound_entries, table_entries
-from engram_cli.stats.growth_curve import BINS, ColumnRows, GrowthCurve, growth_curve
+from engram_cli.stats.growth_curve import BINS, ColumnRows, OrderGrowth, growth_curve
 from engram_cli.stats.kernels import drop_from
 from engram_cli.stats.state import (
     State,
@@ -204,10 +204,10 @@ class GrowthPartial:
             rows={key: np.minimum(rows, other.rows[key]) for key, rows in self.rows.items()},
         )
 
-    def result(self, counts: Counts | None = None) -> list[GrowthCurve]:
+    def result(self, counts: Counts) -> tuple[OrderGrowth, ...]:
         """Return the curve of each order, and where it leads."""
         heads = first_heads(self.layout)
-        return [
+        return tuple(
             growth_curve(
                 order,
                 self.tokens,
@@ -224,7 +224,7 @@ class GrowthPartial:
                 },
             )
             for order, sample in zip(self.layout.orders, self.ngrams, strict=True)
-        ]
+        )
 
 
 def _arrived(arrivals: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -31,16 +31,16 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRows:
-    """The occupied rows of a layer's first head at each point of the curve."""
+class OccupiedRows:
+    """The occupied rows of the first head of an order in one layer, at each point of the curve."""
 
     layer: int
-    rows: list[float]
+    rows: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerShare:
-    """The share of the rows of a layer's first head that an ideal hash would occupy."""
+class OccupiedShare:
+    """The share of a head's rows that a larger corpus would occupy."""
 
     layer: int
     share: float
@@ -48,25 +48,30 @@ class LayerShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extrapolation:
-    """The distinct n-grams of `factor` times the tokens, with the standard error."""
+    """What a corpus of the same kind, `factor` times larger, would hold."""
 
     factor: int
     tokens: int
     distinct: float
     error: float
-    occupied: list[LayerShare]
+    occupied: tuple[OccupiedShare, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GrowthCurve:
-    """The growth of one order: `distinct` n-grams and their `error` at each number of `tokens`."""
+class OrderGrowth:
+    """The curve of an order: `distinct` n-grams, with standard `error`, after `tokens` tokens."""
 
     order: int
-    tokens: list[int]
-    distinct: list[float]
-    error: list[float]
-    occupied: list[LayerRows]
-    extrapolated: list[Extrapolation]
+    tokens: tuple[int, ...]
+    distinct: tuple[float, ...]
+    error: tuple[float, ...] = ()
+    occupied: tuple[OccupiedRows, ...] = ()
+    extrapolated: tuple[Extrapolation, ...] = ()
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """The standard errors; zeros in statistics of earlier versions, which have none."""
+        return self.error or (0.0,) * len(self.tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,7 +89,7 @@ def growth_curve(
     met: NDArray[np.int64],
     share: float,
     columns: Mapping[int, ColumnRows],
-) -> GrowthCurve:
+) -> OrderGrowth:
     """Return points that double from one to the next, and the extrapolations.
 
     `arrived` int64[BINS]: tokens by their arrival; `met` int64[BINS]: the n-grams of the sample
@@ -95,24 +100,24 @@ def growth_curve(
     spread = _order_variances(arrived, met, share)
     tokens, distinct = total.astype(np.float64), met / share
     rate = _miss_rate(tokens, distinct)
-    return GrowthCurve(
+    return OrderGrowth(
         order=order,
-        tokens=[int(total[at - 1]) for at in bins],
-        distinct=[int(met[at - 1]) / share for at in bins],
-        error=[
+        tokens=tuple(int(total[at - 1]) for at in bins),
+        distinct=tuple(int(met[at - 1]) / share for at in bins),
+        error=tuple(
             math.sqrt(int(met[at - 1]) * (1 - share) / share**2 + 2.0 * spread[at - 1])
             for at in bins
-        ],
-        occupied=[
-            LayerRows(
+        ),
+        occupied=tuple(
+            OccupiedRows(
                 layer=layer,
-                rows=[int(rows.met[at - 1]) * rows.rows / rows.followed for at in bins],
+                rows=tuple(int(rows.met[at - 1]) * rows.rows / rows.followed for at in bins),
             )
             for layer, rows in columns.items()
-        ],
-        extrapolated=[]
+        ),
+        extrapolated=()
         if rate is None
-        else [_extrapolated(tokens, distinct, factor, rate, columns) for factor in FACTORS],
+        else tuple(_extrapolated(tokens, distinct, factor, rate, columns) for factor in FACTORS),
     )
 
 
@@ -126,10 +131,10 @@ def _extrapolated(
         tokens=int(factor * tokens[-1]),
         distinct=guess,
         error=guess * math.expm1(rate * math.log(factor)),
-        occupied=[
-            LayerShare(layer=layer, share=ideal_occupied(rows.rows, guess) / rows.rows)
+        occupied=tuple(
+            OccupiedShare(layer=layer, share=ideal_occupied(rows.rows, guess) / rows.rows)
             for layer, rows in columns.items()
-        ],
+        ),
     )
 
 

@@ -30,37 +30,41 @@ _STEP = 2**14  # held-out tokens hashed at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HotRows:
-    """The shares of look-ups that the hottest rows of an order catch.
+    """The shares of look-ups that the hottest `rows_share` of the rows serve.
 
-    `rows_share`: of the rows, `counted`: of the look-ups that were counted, `held_out`: of those
-    held out, None if there were none.
+    `counted`: of the counted tokens; `held_out`: of held-out tokens, None without any.
     """
 
     layer: int
     order: int
-    rows_share: list[float]
-    counted: list[float]
-    held_out: list[float] | None
+    held_out: tuple[float, ...] | None = None
+    rows_share: tuple[float, ...]
+    counted: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cache:
-    """The hit rates of LRU caches of the first head of an order, and their standard errors."""
+class CacheHits:
+    """Hit rates of least-recently-used caches of `cache_rows` rows of one head."""
 
     layer: int
     order: int
-    cache_rows: list[int]
-    hit_rate: list[float]
-    error: list[float]
+    cache_rows: tuple[int, ...]
+    hit_rate: tuple[float, ...]
+    error: tuple[float, ...] = ()
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """The standard errors; zeros in statistics of earlier versions, which have none."""
+        return self.error or (0.0,) * len(self.cache_rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalityResult:
-    """Hot rows and caches by layer and order; `held_out_tokens` were not counted."""
+    """How unevenly rows are used."""
 
-    hot: list[HotRows]
-    lru: list[Cache]
-    held_out_tokens: int
+    hot: tuple[HotRows, ...] = ()
+    lru: tuple[CacheHits, ...] = ()
+    held_out_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,16 +98,16 @@ class LocalityPartial:
         """Return hot rows and caches by layer and order."""
         return LocalityResult(
             hot=hot_rows(counts, self.held),
-            lru=[
-                Cache(
+            lru=tuple(
+                CacheHits(
                     layer=layer,
                     order=order,
-                    cache_rows=column.cache_rows,
+                    cache_rows=tuple(column.cache_rows),
                     hit_rate=column.hit_rates(),
                     error=column.errors(),
                 )
                 for (layer, order), column in self.columns.items()
-            ],
+            ),
             held_out_tokens=0 if self.held is None else self.held.tokens,
         )
 
@@ -174,18 +178,18 @@ class Ranking:
     values: NDArray[np.int64]
     rows: NDArray[np.int64]
 
-    def caught(self, weights: NDArray[np.float64]) -> list[float]:
+    def caught(self, weights: NDArray[np.float64]) -> tuple[float, ...]:
         """Return the share of the `weights` [v] that each of `SHARES` catches, the hottest first.
 
         Among rows with as many hits none comes first.
         """
         total = float(weights.sum())
         if total == 0.0:
-            return [0.0] * len(SHARES)
+            return (0.0,) * len(SHARES)
         ranks = np.concatenate([[0], np.cumsum(self.rows)])
         sums = np.concatenate([[0.0], np.cumsum(weights)])
         found = np.interp(np.array(SHARES) * ranks[-1], ranks, sums) / total
-        return [min(float(share), 1.0) for share in found]
+        return tuple(min(float(share), 1.0) for share in found)
 
 
 def ranked(hits: NDArray[np.uint32]) -> Ranking:
@@ -207,7 +211,7 @@ def order_hits(
     return hits[entry.offsets[first] : entry.offsets[last] + entry.moduli[last]]
 
 
-def hot_rows(counts: Counts, held: HeldOut | None) -> list[HotRows]:
+def hot_rows(counts: Counts, held: HeldOut | None) -> tuple[HotRows, ...]:
     """Return what the hottest rows of each layer and order catch, also of what was held out."""
     layout, window = counts.layout, None
     hasher = StreamHasher(layout)
@@ -240,9 +244,9 @@ def hot_rows(counts: Counts, held: HeldOut | None) -> list[HotRows]:
                 HotRows(
                     layer=layer,
                     order=order,
-                    rows_share=list(SHARES),
+                    rows_share=SHARES,
                     counted=ranking.caught(own),
                     held_out=None if looked_up is None else ranking.caught(looked_up),
                 )
             )
-    return found
+    return tuple(found)

@@ -1,30 +1,24 @@
-"""Which rows are hot, and what caches and windows would catch: the typed result and its view."""
+"""Draws which rows are hot, and what caches would catch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from engram_cli.numbers import brief, count
-from engram_cli.stats.locality.collector import Locality
+from engram_cli.numbers import brief
+from engram_cli.stats.locality import CacheHits, HotRows, Locality, LocalityResult, read_locality
 from engram_cli.stats.statistic import CollectorPlan, Results, Statistic
 from engram_cli.view import (
     Axis,
-    Bar,
-    BarChart,
     Cell,
     Column,
     Curve,
     Estimate,
-    Group,
     LineChart,
     Row,
-    Slot,
     Table,
     View,
     by_layer,
-    grouped,
     order_color,
     order_name,
     share_axis,
@@ -34,62 +28,11 @@ _HOT = (0.001, 0.01, 0.1, 0.2)  # shares of the rows in the table
 _CACHES = (0.01, 0.1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HotRows:
-    """The shares of look-ups that the hottest `rows_share` of the rows serve.
-
-    `counted`: of the counted tokens; `held_out`: of held-out tokens, None without any.
-    """
-
-    layer: int
-    order: int
-    held_out: tuple[float, ...] | None = None
-    rows_share: tuple[float, ...]
-    counted: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowRows:
-    """Distinct rows over look-ups in windows of `tokens` tokens."""
-
-    layer: int
-    order: int
-    tokens: int
-    distinct_share: float
-    error: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheHits:
-    """Hit rates of least-recently-used caches of `cache_rows` rows of one head."""
-
-    layer: int
-    order: int
-    cache_rows: tuple[int, ...]
-    hit_rate: tuple[float, ...]
-    error: tuple[float, ...] = ()
-
-    @property
-    def errors(self) -> tuple[float, ...]:
-        """The standard errors; zeros in statistics of earlier versions, which have none."""
-        return self.error or (0.0,) * len(self.cache_rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalityResult:
-    """How unevenly rows are used."""
-
-    hot: tuple[HotRows, ...] = ()
-    windows: tuple[WindowRows, ...] = ()
-    lru: tuple[CacheHits, ...] = ()
-    held_out_tokens: int = 0
-
-
 def view(found: LocalityResult, results: Results) -> Iterable[View]:
-    """Draw the hot set, and caches with windows."""
+    """Draw the hot set, and caches."""
     if found.hot:
         yield _hot_view(found)
-    if found.lru or found.windows:
+    if found.lru:
         yield _cache_view(found)
 
 
@@ -165,18 +108,13 @@ def _cache_view(found: LocalityResult) -> View:
         _cache_chart(layer, suffix, own)
         for layer, suffix, own in by_layer(found.lru, lambda entry: entry.layer)
     ]
-    windows = [
-        _window_chart(layer, suffix, own)
-        for layer, suffix, own in by_layer(found.windows, lambda entry: entry.layer)
-    ]
-    rows = tuple(Row(parts=tuple(charts)) for charts in (caches, windows) if charts)
     return View(
         name="cache",
-        title="Caches and batches",
+        title="Caches",
         lead="A cache that keeps the rows used last needs no counts beforehand; compare it with "
-        "the hot set at the same number of rows. Inside one batch, rows come back: only the "
-        "distinct ones have to be fetched.",
-        parts=(*rows, *((_cache_table(found),) if found.lru else ())),
+        "the hot set at the same number of rows. How many distinct rows a batch fetches follows "
+        "from these curves: engram plan --batch.",
+        parts=(Row(parts=tuple(caches)), _cache_table(found)),
     )
 
 
@@ -209,54 +147,19 @@ def _cache_chart(layer: int, suffix: str, own: Sequence[CacheHits]) -> LineChart
     )
 
 
-def _window_chart(layer: int, suffix: str, own: Sequence[WindowRows]) -> BarChart:
-    slots = tuple(
-        Slot(
-            label=count(tokens),
-            title=f"windows of {count(tokens)} tokens",
-            bars=tuple(
-                Bar(
-                    label=order_name(entry.order),
-                    color=order_color(entry.order),
-                    value=entry.distinct_share,
-                    error=entry.error,
-                )
-                for entry in entries
-            ),
-        )
-        for tokens, entries in grouped(own, lambda entry: entry.tokens).items()
-    )
-    return BarChart(
-        name=f"windows-{layer}",
-        title=f"Distinct rows in a window of tokens{suffix}",
-        description="For each window length, a bar for each order: distinct rows over look-ups.",
-        note="the rest are fetched once and used again",
-        y=share_axis("distinct rows / look-ups", high=1.0),
-        groups=(Group(label="tokens in the window", slots=slots),),
-    )
-
-
 def _cache_table(found: LocalityResult) -> Table:
-    """Draw windows, and the caches nearest to some shares of the rows."""
-    windows = {(w.layer, w.order, w.tokens): w for w in found.windows}
-    lengths = sorted({window.tokens for window in found.windows})
-    rows = []
-    for entry in found.lru:
-        own = [windows.get((entry.layer, entry.order, length)) for length in lengths]
-        shares = [
-            None if w is None else Estimate(value=w.distinct_share, error=w.error) for w in own
-        ]
-        rows.append((entry.layer, entry.order, *shares, *(_cache(entry, s) for s in _CACHES)))
-    columns = (
-        *(Column(name=name) for name in ("layer", "order")),
-        *(Column(name=f"in {length:,} tokens", kind="percent", digits=1) for length in lengths),
-        *(Column(name=f"LRU, {100 * s:g} % of rows", kind="percent", digits=1) for s in _CACHES),
-    )
+    """Draw the hit rates of the caches nearest to some shares of the rows."""
     return Table(
-        title="Distinct rows in a window, and hit rates of LRU caches",
+        title="Hit rates of LRU caches",
         note="± one standard error; in brackets the rows of the cache",
-        columns=columns,
-        rows=tuple(rows),
+        columns=(
+            *(Column(name=name) for name in ("layer", "order")),
+            *(Column(name=f"{100 * s:g} % of rows", kind="percent", digits=1) for s in _CACHES),
+        ),
+        rows=tuple(
+            (entry.layer, entry.order, *(_cache(entry, share) for share in _CACHES))
+            for entry in found.lru
+        ),
     )
 
 
@@ -281,5 +184,5 @@ LOCALITY = Statistic(
     kind=LocalityResult,
     view=view,
     collect=_collect,
-    blank=Locality.blank_for,
+    read_partial=read_locality,
 )

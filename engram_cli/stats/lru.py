@@ -47,22 +47,24 @@ class LruCounts:
         """The cache sizes: powers of two, and all rows."""
         return cache_sizes(self.rows, self.rate)
 
-    def hit_rates(self) -> list[float]:
+    def hit_rates(self) -> tuple[float, ...]:
         """Return the share of the look-ups that a cache of each size holds."""
         misses = self._misses().sum(axis=0) / max(self.tokens * self.rate, 1.0)
-        return [min(max(1.0 - float(share), 0.0), 1.0) if self.tokens else 0.0 for share in misses]
+        if not self.tokens:
+            return (0.0,) * len(misses)
+        return tuple(min(max(1.0 - float(share), 0.0), 1.0) for share in misses)
 
-    def errors(self) -> list[float]:
+    def errors(self) -> tuple[float, ...]:
         """Return the standard errors of the hit rates; 0 if all rows are followed."""
         sizes, rates = np.array(self.cache_rows, dtype=np.float64), np.array(self.hit_rates())
         if self.rate == 1.0 or not self.tokens:
-            return [0.0] * len(sizes)
+            return (0.0,) * len(sizes)
         slopes = np.gradient(rates, np.log(sizes)) if len(sizes) > 1 else np.zeros(1)
         unseen = 1.0 - self.rate
         of_size = np.sqrt(unseen * (1.0 - sizes / self.rows) / (self.rate * sizes))
         spread = GROUPS * np.var(self._misses(), axis=0, ddof=1)
         of_misses = np.sqrt(unseen * spread) / (self.rate * self.tokens)
-        return [float(error) for error in np.hypot(slopes * of_size, of_misses)]
+        return tuple(float(error) for error in np.hypot(slopes * of_size, of_misses))
 
     def _misses(self) -> NDArray[np.int64]:
         """Return int64[GROUPS, s]: look-ups of rows followed that miss a cache of each size."""

@@ -100,9 +100,7 @@ def _tiles(columns: Sequence[ColumnStats], results: Results) -> Tiles:
                 what="rows",
                 beside=f"{layers} layer{'s' if layers > 1 else ''}, {len(columns)} columns",
             ),
-            Tile(
-                value=percent(used), what="of the rows are used", beside="at least once"
-            ),
+            Tile(value=percent(used), what="of the rows are used", beside="at least once"),
             Tile(
                 value=percent(mean(each.shared_occurrences for each in columns)),
                 what="of look-ups meet a shared row",

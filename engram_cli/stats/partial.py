@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import CollectorPartial
@@ -39,8 +38,8 @@ class Partial:
             },
         )
 
-    def results(self) -> dict[str, Any]:
-        """Return the results of the collectors by their key in stats.json; some have none."""
+    def results(self) -> dict[str, object]:
+        """Return the results of the collectors, by statistic; some have none."""
         found = {name: partial.result(self.counts) for name, partial in self.collected.items()}
         return {name: result for name, result in found.items() if result is not None}
 
@@ -76,13 +75,8 @@ def read_partial(layout: HashLayout, state: State) -> Partial:
             },
             samples=samples_of(part_of(state, "samples"), layout.orders, ids, tokens),
         ),
-        collected=read_partials(
+        collected=read_collected(
             layout,
             {name: part_of(found, name) for name in dict.fromkeys(n.split("/")[0] for n in found)},
         ),
     )
-
-
-def read_partials(layout: HashLayout, states: Mapping[str, State]) -> dict[str, CollectorPartial]:
-    """Return the partials of collectors, by name. Raises ArtifactError for an unsound one."""
-    return {name: read_collected(name, layout, state) for name, state in states.items()}

@@ -9,7 +9,6 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.numbers import brief, count
 from engram_cli.stats import STATISTICS
 from engram_cli.stats.by_use import uses_of
-from engram_cli.stats.collector import Collector
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.known import known_ngrams
 from engram_cli.stats.names import Names
@@ -48,16 +47,6 @@ def count_results(
     )
     computed = {key: STATISTICS.load(key).compute for key in STATISTICS}
     return {key: compute(counted) for key, compute in computed.items() if compute is not None}
-
-
-def collected_results(collectors: Sequence[Collector], counts: Counts) -> dict[str, object]:
-    """Return the results of collectors, by statistic; some have none."""
-    found = {}
-    for collector in collectors:
-        result = collector.section(counts)
-        if result is not None:
-            found[collector.name] = STATISTICS.load(collector.name).read(result)
-    return found
 
 
 def read_results(document: Mapping[str, Any], layout: HashLayout) -> Results:

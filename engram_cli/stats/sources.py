@@ -20,7 +20,15 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE, Sampler, table_entries
 from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
-from engram_cli.stats.overlap import Overlap, SourceNgrams, SourcesResult, by_ngram, by_occurrence
+from engram_cli.stats.overlap import (
+    Floats,
+    Overlap,
+    SourceNgrams,
+    SourcesResult,
+    by_ngram,
+    by_occurrence,
+    overlap_views,
+)
 from engram_cli.stats.state import (
     State,
     check,
@@ -33,6 +41,7 @@ from engram_cli.stats.state import (
     take_scalar,
     unsound,
 )
+from engram_cli.stats.statistic import CollectorPlan, Statistic
 from engram_cli.stats.text_ngrams import (
     BITS,
     EXACT,
@@ -123,15 +132,15 @@ class SourcesPartial:
             overlap.append(
                 Overlap(
                     order=order,
-                    share=share.tolist(),
-                    share_error=share_error.tolist(),
-                    ngrams=ngrams.tolist(),
-                    ngrams_error=ngrams_error.tolist(),
-                    distinct=[each.sample.distinct for each in sources],
-                    distinct_error=[each.sample.distinct_error for each in sources],
+                    share=_rows(share),
+                    share_error=_rows(share_error),
+                    ngrams=_rows(ngrams),
+                    ngrams_error=_rows(ngrams_error),
+                    distinct=tuple(each.sample.distinct for each in sources),
+                    distinct_error=tuple(each.sample.distinct_error for each in sources),
                 )
             )
-        return SourcesResult(names=list(shown), tokens=tokens, overlap=overlap)
+        return SourcesResult(names=tuple(shown), tokens=tuple(tokens), overlap=tuple(overlap))
 
 
 def read_sources(layout: HashLayout, state: State) -> SourcesPartial:
@@ -304,6 +313,10 @@ def _shown(tokens: Mapping[str, int]) -> dict[str, list[str]]:
     return {name: [name] for name in names} | ({OTHERS: rest} if rest else {})
 
 
+def _rows(matrix: Floats) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in matrix.tolist())
+
+
 def _named(tokens: Mapping[str, int]) -> State:
     """Return names and tokens of sources as arrays."""
     return {
@@ -368,3 +381,18 @@ def _common_folders(names: Sequence[str]) -> int:
         if len(set(parts)) > 1:
             return depth
     return min(map(len, folders), default=0)
+
+
+def _collect(plan: CollectorPlan) -> Sources | None:
+    if plan.options.group_by is None:
+        return None
+    return Sources(plan.layout, plan.source_of, by=plan.options.group_by, exact=plan.exact)
+
+
+SOURCES = Statistic(
+    key="sources",
+    kind=SourcesResult,
+    view=overlap_views,
+    collect=_collect,
+    read_partial=read_sources,
+)

@@ -70,6 +70,11 @@ class AllNgrams:
 
     sample: NgramSample
 
+    @property
+    def memory(self) -> int:
+        """The bytes of all of them: tokens, hashes and counts."""
+        return len(self.sample.counts) * (4 * self.sample.order + 16)
+
     def state(self) -> State:
         """Return tokens and counts; the hashes follow from the tokens."""
         return {"tokens": self.sample.tokens.reshape(-1), "counts": self.sample.counts}
@@ -188,7 +193,7 @@ class ExactNgrams(Collector):
         return {"slots": self._slots} | numbered([{"tokens": block} for block in blocks])
 
     def restore(self, state: State) -> None:
-        """Continue from a `state`. Raises ArtifactError, InputError when memory does not suffice."""
+        """Continue from a `state`. Raises ArtifactError, InputError for too little memory."""
         slots = take(state, "slots", np.uint64, (-1,))
         entries, last = len(slots) // 2, len(state) - 2
         used = int(np.count_nonzero(slots[::2]))
@@ -208,7 +213,11 @@ class ExactNgrams(Collector):
 
     @property
     def _block_bytes(self) -> int:
-        return self._block * ngram_bytes(self.order, self._heads)
+        """The bytes of a block's tokens, and of what the figures take for as many n-grams.
+
+        They take the tokens once more, hash, count and index, and a byte for each head.
+        """
+        return self._block * (2 * 4 * self.order + 24 + self._heads)
 
     def _new_block(self) -> None:
         self._budget.take(self._block_bytes, self._what())
@@ -228,14 +237,6 @@ class ExactNgrams(Collector):
 
     def _what(self) -> str:
         return f"all {self.order}-grams, {int(self._state[0]):,} so far,"
-
-
-def ngram_bytes(order: int, heads: int) -> int:
-    """Return the bytes that one n-gram takes: its tokens, and what the figures take for it.
-
-    They take the tokens once more, hash, count and index, and a byte for each head.
-    """
-    return 2 * 4 * order + 24 + heads
 
 
 def exact_ngrams(

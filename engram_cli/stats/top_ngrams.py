@@ -119,9 +119,7 @@ def view(found: tuple[TopNgrams, ...], results: Results) -> Iterable[View]:
         if entry.excess:
             note = f"≤: too high by up to {count(entry.excess)} in 19 of 20 cases"
         title = f"Most frequent {order_name(entry.order)}"
-        tables.append(
-            Table(title=title, columns=columns, rows=rows, note=note, limit=_ON_TERMINAL)
-        )
+        tables.append(Table(title=title, columns=columns, rows=rows, note=note, limit=_ON_TERMINAL))
     lead = (
         f"{_scope(found)} A box is a token, after compression; ␣ is a space. What is frequent here "
         "is learned well with any table; it also drowns what shares its row."
@@ -151,6 +149,4 @@ def _scope(found: tuple[TopNgrams, ...]) -> str:
     )
 
 
-TOP_NGRAMS = Statistic(
-    key="top_ngrams", kind=tuple[TopNgrams, ...], compute=compute, view=view
-)
+TOP_NGRAMS = Statistic(key="top_ngrams", kind=tuple[TopNgrams, ...], compute=compute, view=view)

@@ -1,4 +1,10 @@
-"""How many different rows a batch looks up: windows that were measured in, a share out."""
+"""How many distinct rows a batch looks up, from the hit rates of caches that were measured.
+
+The last T look-ups use s(T) distinct rows, and the next one finds a new row as often as a cache of
+the s(T) rows used last misses: ds/dT = miss(s). So one curve of hit rates says s for every T.
+Source: Denning and Schwartz, "Properties of the working-set model" (1972); Xiang et al., "HOTL: a
+higher order theory of locality" (ASPLOS 2013).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+_STEPS = 4096  # of the integration, even in log rows
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchShare:
-    """The share of a batch's look-ups that are different rows, with its standard error.
+    """The share of a batch's look-ups that are distinct rows, with its standard error.
 
-    `at_most`: the widest window measured is shorter than the batch, which repeats more.
+    `at_most`: the batch is longer than the corpus that was counted, and repeats more than it.
     """
 
     share: float
@@ -21,40 +32,70 @@ class BatchShare:
 
 
 def batch_share(
-    windows: Sequence[Mapping[str, Any]],
+    caches: Sequence[Mapping[str, Any]],
     batch: int,
+    counted_tokens: int,
     sizes: Mapping[int, tuple[float, float]],
 ) -> BatchShare | None:
-    """The mean over the orders in `sizes`, of `batch` tokens that follow one another.
+    """Return the mean over the orders in `sizes`, for `batch` tokens that follow one another.
 
-    `windows`: as in the section `locality`; `sizes`: by order the rows of a head that was counted
-    and of one that is planned. None where an order has no window of at most `batch` tokens.
-    Raises KeyError, TypeError or ValueError for damaged windows.
+    `caches`: the hit rates of the section `locality`, of a corpus of `counted_tokens`; `sizes`: by
+    order the rows of a head that was counted and of one that is planned. None if an order has no
+    caches. Raises KeyError, TypeError, ValueError or IndexError for damaged ones.
     """
-    shares, errors, widest = [], [], batch
+    shares, errors = [], []
+    tokens = min(batch, counted_tokens)
     for order, (counted, planned) in sizes.items():
-        fitting = [w for w in windows if w["order"] == order and w["tokens"] <= batch]
-        if not fitting:
+        own = [cache for cache in caches if cache["order"] == order]
+        if not own:
             return None
-        tokens = max(int(window["tokens"]) for window in fitting)
-        widest = min(widest, tokens)
-        for window in fitting:
-            if window["tokens"] == tokens:
-                shares.append(resized(float(window["distinct_share"]), tokens, counted, planned))
-                errors.append(float(window["error"]))
+        for cache in own:
+            share, error = _distinct_share(cache, tokens)
+            shares.append(resized(share, tokens, counted, planned))
+            errors.append(error)
     if not shares:
         return None
     return BatchShare(
         share=math.fsum(shares) / len(shares),
-        error=math.fsum(errors) / len(errors),  # all are of the same windows
-        at_most=widest < batch,
+        error=math.fsum(errors) / len(errors),  # all are of the same text
+        at_most=batch > counted_tokens,
     )
 
 
-def resized(share: float, tokens: int, counted: float, planned: float) -> float:
-    """The share of `tokens` look-ups that are different rows with `planned` rows instead.
+def _distinct_share(cache: Mapping[str, Any], tokens: int) -> tuple[float, float]:
+    """Return the share of `tokens` look-ups that are distinct rows, and its standard error.
 
-    As an ideal hash fills rows: u n-grams met m (1 - e^(-u/m)) of m rows.
+    Caches smaller than the smallest one that was measured are read in two ways, which differ only
+    there: on a line to a cache of no rows, which misses always, and on the line through the two
+    smallest caches, in log rows. The result is their mean. The error is half their difference, and
+    the largest error of a hit rate.
+    """
+    sizes = np.log1p(np.array(cache["cache_rows"], dtype=np.float64))
+    misses = 1.0 - np.array(cache["hit_rate"], dtype=np.float64)
+    grid = np.linspace(0.0, float(sizes[-1]), _STEPS)
+    inside = np.interp(grid, np.append(0.0, sizes), np.append(1.0, misses))
+    slope = (misses[1] - misses[0]) / (sizes[1] - sizes[0]) if len(sizes) > 1 else 0.0
+    ahead = np.clip(misses[0] + slope * (grid - sizes[0]), 0.0, 1.0)
+    low, high = (
+        _distinct(grid, miss, tokens) / tokens
+        for miss in (inside, np.where(grid < sizes[0], ahead, inside))
+    )
+    error = max(map(float, cache.get("error") or [0.0]))
+    return (low + high) / 2.0, math.hypot((high - low) / 2.0, error)
+
+
+def _distinct(grid: NDArray[np.float64], misses: NDArray[np.float64], tokens: int) -> float:
+    """Return s(T) at T = `tokens`: T is the integral of 1 / miss over the rows."""
+    rows = np.expm1(grid)
+    between = np.maximum((misses[1:] + misses[:-1]) / 2.0, 1e-9)
+    steps = np.concatenate([[0.0], np.cumsum(np.diff(rows) / between)])
+    return min(float(np.interp(tokens, steps, rows)), float(tokens))
+
+
+def resized(share: float, tokens: int, counted: float, planned: float) -> float:
+    """Return the share of `tokens` look-ups that are distinct rows with `planned` rows instead.
+
+    As an ideal hash fills rows: u n-grams occupy m (1 - e^(-u/m)) of m rows.
     """
     met = share * tokens / counted
     ngrams = float(tokens)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.locality.hot import ranked
+from engram_cli.stats.locality import ranked
 
 
 def hot_rows(hits: NDArray[np.uint32], hit_rate: float) -> int:
