@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engram_cli.stats.figures import figures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stats.truth import count, layout_of, zipf_documents
@@ -13,7 +14,6 @@ from stats.truth import count, layout_of, zipf_documents
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, OutputError
-from engram_cli.stats.figures import figures
 from engram_cli.stats.stats_io import write_stats
 from engram_cli.stats.totals import Counts
 

@@ -25,7 +25,6 @@ from engram_cli.errors import CorpusError, EngramError, MismatchError
 from engram_cli.progress import SILENT
 from engram_cli.stats.collector_set import CollectorOptions, sources_of
 from engram_cli.stats.memory import plan_memory
-from engram_cli.stats.partial import Partial
 from engram_cli.stats.state import State
 from engram_cli.version import __version__
 from engram_cli.vocab.tokenizer import load_tokenizer
@@ -81,7 +80,7 @@ def whole(work: Work, tmp_path_factory: pytest.TempPathFactory) -> State:
     )
     counted = ENGINES.load("local")(work, running, SILENT)
     assert ENGINES.load("local") is local.count
-    return Partial(counts=counted.counts, collected=counted.collector_set.partials()).state()
+    return counted.partial.state()
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))

@@ -9,12 +9,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from engram_cli.report.scales import Axis
 from report.documents import full_document
 
 from engram_cli.errors import ArtifactError, OutputError
 from engram_cli.report.markup import embed_json, escape, ngram, tag
 from engram_cli.report.page import render, write_report
-from engram_cli.report.scales import Axis
 from engram_cli.report.sections import SECTIONS
 
 VOID = {"meta", "link", "br", "hr"}

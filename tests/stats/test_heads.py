@@ -8,10 +8,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from engram_cli.stats.heads import clean_heads, ideal_clean, row_hits
 from stats.truth import count, layout_of, ngrams_of, rows_of, zipf_documents
 
 from engram_cli.stats import heads as module
-from engram_cli.stats.heads import clean_heads, ideal_clean, row_hits
 
 DOCUMENTS = zipf_documents(seed=3, count=30, length=50, size=50)
 LAYOUT = layout_of(moduli=(601, 607, 613, 2003, 2011, 2017), heads=3, layers=(0, 5))

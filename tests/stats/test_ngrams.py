@@ -6,13 +6,13 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+from engram_cli.stats.ngrams import Names, top_ngrams, worst_rows
 from stats.truth import blocks_of, count, layout_of, ngrams_of, rows_of, zipf_documents
 
 from engram_cli import hash_layout
 from engram_cli.stats import ngrams as module
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.known import KnownNgrams, LeastHits, at_most, known_ngrams
-from engram_cli.stats.ngrams import Names, top_ngrams, worst_rows
 from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
 from engram_cli.stats.totals import FULL, Counts
 from engram_cli.vocab.compress import CompressedVocab
@@ -24,7 +24,7 @@ LAYOUT = layout_of(moduli=(601, 607, 2003, 2011), heads=2)
 def known(counts: Counts, drawn: Occurrences | None = None) -> list[KnownNgrams]:
     """The n-grams of both samples."""
     orders = counts.layout.orders
-    some = [None] * len(orders) if drawn is None else drawn_ngrams(drawn.sample(), orders)
+    some = [None] * len(orders) if drawn is None else drawn_ngrams(drawn.partial(), orders)
     return [known_ngrams(counts, *pair) for pair in zip(counts.samples, some, strict=True)]
 
 
