@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
-
-from engram_cli.errors import ArtifactError
 
 T = TypeVar("T")
 
@@ -21,7 +19,7 @@ T = TypeVar("T")
 def read_json_as(kind: type[T], value: object, where: str) -> T:
     """Return `value`, plain JSON, as `kind`: a dataclass, a tuple, a union, or a plain type.
 
-    `where` names the value in messages. Raises ArtifactError for a value of another type.
+    `where` names the value in messages. Raises ValueError for a value of another type.
     """
     return cast(T, _read(kind, value, where))
 
@@ -29,7 +27,7 @@ def read_json_as(kind: type[T], value: object, where: str) -> T:
 def as_json(value: object) -> Any:
     """Return a typed value as plain JSON: dataclasses as objects, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return {each.name: as_json(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, tuple | list):
         return [as_json(each) for each in value]
     if isinstance(value, Mapping):
@@ -71,7 +69,7 @@ def _read_object(kind: type, value: object, where: str) -> object:
         if name in value:
             given[name] = _read(own, value[name], f"{where} {name}")
         elif needed:
-            raise ArtifactError(f"{where} has no '{name}'")
+            raise ValueError(f"{where} has no '{name}'")
     return kind(**given)
 
 
@@ -85,5 +83,5 @@ def _fields(kind: type) -> tuple[tuple[str, Any, bool], ...]:
     )
 
 
-def _wrong(where: str, value: object, wanted: str) -> ArtifactError:
-    return ArtifactError(f"{where} is {repr(value)[:60]}, not {wanted}")
+def _wrong(where: str, value: object, wanted: str) -> ValueError:
+    return ValueError(f"{where} is {repr(value)[:60]}, not {wanted}")

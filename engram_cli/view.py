@@ -38,7 +38,7 @@ class Ngram:
     count: Estimate
 
 
-Cell: TypeAlias = int | float | str | None | Estimate | tuple[Ngram, ...]
+Cell: TypeAlias = int | float | str | Estimate | tuple[Ngram, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,9 @@ class Column:
     def _error(self, error: float) -> str:
         if not error > 0:
             return ""
-        return f" ±{100 * error:.2g}" if self.kind == "percent" else f" ±{self._number(error)}"
+        digits = 2 if self.digits is None else self.digits
+        points = f"{100 * error:.{digits}f}"
+        return f" ±{points if self.kind == 'percent' else self._number(error)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +110,7 @@ class Table:
 class Matrix:
     """Shares between things, drawn as shaded cells; `values` and `errors` are [N][N].
 
-    The terminal prints it without the names of the columns, so `title` says what a line is. `beside`
-    gives each name one more number, such as its tokens.
+    The terminal numbers the columns. `beside` gives each name one more number, such as its tokens.
     """
 
     name: str
@@ -336,6 +337,5 @@ def by_layer(items: Iterable[T], key: Callable[[T], int]) -> list[tuple[int, str
     """Return (layer, what to add to a title, items) for each layer; "" for a single layer."""
     groups = grouped(items, key)
     return [
-        (layer, f", layer {layer}" if len(groups) > 1 else "", own)
-        for layer, own in groups.items()
+        (layer, f", layer {layer}" if len(groups) > 1 else "", own) for layer, own in groups.items()
     ]

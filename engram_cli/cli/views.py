@@ -1,4 +1,4 @@
-"""Prints views: the tables of statistics and inspections; the page in `report/` draws the charts."""
+"""Prints the tables of views; the page (`report/`) draws their charts too."""
 
 from __future__ import annotations
 

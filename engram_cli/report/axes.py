@@ -81,6 +81,82 @@ def nice_step(least: float) -> float:
     return 10.0 * power
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """A drawing of `width` x `height` pixels; its scales reach the plot's edges."""
+
+    width: int
+    height: int
+    x: Scale
+    y: Scale
+
+    @classmethod
+    def fit(
+        cls, width: int, height: int, x: Axis, y: Axis, xs: Sequence[float], ys: Sequence[float]
+    ) -> Frame:
+        """Return the frame whose axes hold `xs` and `ys`."""
+        return cls(
+            width=width,
+            height=height,
+            x=fit(x, xs, LEFT, width - RIGHT),
+            y=fit(y, ys, height - BOTTOM, TOP),
+        )
+
+    def axes(self, x: Axis, y: Axis, *, x_grid: bool = False) -> Html:
+        """Draw the grid, ticks, labels and titles."""
+        bottom, parts = self.height - BOTTOM, []
+        for value, label in self.y.ticks:
+            at = self.y(value)
+            parts.append(tag("line", class_="grid", x1=LEFT, x2=self.width - RIGHT, y1=at, y2=at))
+            parts.append(tag("text", label, class_="tick end", x=LEFT - 8, y=at + 4))
+        every = self._every()
+        for i, (value, label) in enumerate(self.x.ticks):
+            at = self.x(value)
+            if x_grid:
+                parts.append(tag("line", class_="grid", x1=at, x2=at, y1=TOP, y2=bottom))
+            if i % every == 0:
+                place = "end" if at > self.width - RIGHT - 8 and len(label) > 4 else "mid"
+                parts.append(tag("text", label, class_=f"tick {place}", x=at, y=bottom + 17))
+        parts.append(tag("line", class_="axis", x1=LEFT, x2=self.width - RIGHT,
+                         y1=bottom, y2=bottom))  # fmt: skip
+        parts.append(tag("text", y.title, class_="name", x=0, y=12))
+        parts.append(tag("text", x.title, class_="name end", x=self.width - RIGHT,
+                         y=self.height - 8))  # fmt: skip
+        return tag("g", *parts, class_="axes")
+
+    def _every(self) -> int:
+        """Return n where every n-th tick of the x axis has room for its label."""
+        ticks = self.x.ticks
+        if len(ticks) < 2:
+            return 1
+        apart = (self.x(ticks[-1][0]) - self.x(ticks[0][0])) / (len(ticks) - 1)
+        return max(1, math.ceil((6.6 * max(len(label) for _, label in ticks) + 6) / apart))
+
+    def strip(self, begin: float, end: float, at: float | None, hover: str) -> Html:
+        """Draw an invisible strip from `begin` to `end`: hovering shows `hover` and a line."""
+        hair = None
+        if at is not None:
+            hair = tag("line", class_="hair", x1=at, x2=at, y1=TOP, y2=self.height - BOTTOM)
+        area = tag("rect", x=begin, y=TOP, width=max(end - begin, 0.5),
+                   height=self.height - BOTTOM - TOP)  # fmt: skip
+        return tag("g", area, hair, class_="strip", data_tip=hover)
+
+    def svg(self, name: str, title: str, description: str, *parts: Html) -> Html:
+        """Return the drawing; `description` is for readers who do not see it."""
+        return tag(
+            "svg",
+            tag("title", title, id=f"{name}-title"),
+            tag("desc", description, id=f"{name}-desc"),
+            *parts,
+            viewBox=f"0 0 {self.width} {self.height}",
+            role="img",
+            tabindex="0",
+            aria_labelledby=f"{name}-title",
+            aria_describedby=f"{name}-desc",
+            class_="chart",
+        )
+
+
 def tip(title: str, lines: Sequence[tuple[str, str, int | None]]) -> str:
     """Return what hovering shows: a title and (name, value, color or None), separated by tabs."""
     rows = [(title,), *((n, v, "" if color is None else f"{color}") for n, v, color in lines)]
@@ -98,5 +174,3 @@ def path(points: Sequence[tuple[float, float]], class_: str, *, closed: bool = F
 def hue(color: int) -> str:
     """Return the class of a color of the palette."""
     return f"c{color % COLORS}"
-
-

@@ -35,9 +35,7 @@ def _bars(chart: BarChart, width: int) -> Html:
     parts = [bare.axes(x, chart.y), _bar_labels(chart, frame, wide)]
     if chart.dots:
         one = frame.y(1.0)
-        parts.append(
-            tag("line", class_="one", x1=frame.x.begin, x2=frame.x.end, y1=one, y2=one)
-        )
+        parts.append(tag("line", class_="one", x1=frame.x.begin, x2=frame.x.end, y1=one, y2=one))
     strips = []
     for place, slot in zip(places, slots, strict=True):
         left = frame.x(place)

@@ -72,8 +72,8 @@ def _table(table: Table) -> Html:
         for column in table.columns
     ]
     most = [
-        max((float(row[at]) for row in table.rows if isinstance(row[at], int | float)), default=1.0)
-        for at in range(len(table.columns))
+        max((float(cell) for cell in cells if isinstance(cell, int | float)), default=1.0)
+        for cells in (zip(*table.rows, strict=True) if table.rows else [()] * len(table.columns))
     ]
     body = [
         tag("tr", *[
@@ -146,7 +146,7 @@ def _shade(value: float) -> int:
 
 def _shades(text: Shades) -> Html:
     pieces = [
-        tag("span", visible(piece) if piece else _HOLLOW, class_=f"tok k{_shade(shade)}", title=note)
+        tag("span", visible(piece or _HOLLOW), class_=f"tok k{_shade(shade)}", title=note)
         for piece, shade, note in zip(text.pieces, text.shades, text.notes, strict=True)
     ]
     return tag("p", tag("code", *pieces, class_="ngram"), class_="shaded")

@@ -42,7 +42,9 @@ def render(page: Page) -> str:
         data = embed_json(dict(page.data), "engram-data")
     except (ValueError, ArithmeticError, RecursionError) as error:
         said = f"{type(error).__name__}: {error}"[:200]
-        raise ArtifactError(f"'{page.title}' cannot be drawn ({said})") from None
+        raise ArtifactError(
+            f"'{page.title}' cannot be drawn ({said})", "make its data again"
+        ) from None
     style, script = _asset("page.css"), _asset("page.js")
     policy = (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
@@ -73,9 +75,7 @@ def render(page: Page) -> str:
 
 
 def _masthead(page: Page) -> Html:
-    facts = [
-        tag("div", tag("dt", name), tag("dd", _fact(value))) for name, value in page.facts
-    ]
+    facts = [tag("div", tag("dt", name), tag("dd", _fact(value))) for name, value in page.facts]
     tools = (
         tag("button", "Theme: auto", id="theme", type="button", hidden=True),
         tag("button", "Save the data", id="save", type="button", hidden=True),

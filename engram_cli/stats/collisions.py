@@ -95,7 +95,7 @@ def column_stats(
 def shared_by_head(
     counts: Counts, entry: LayerHash, index: int, sample: NgramSample
 ) -> NDArray[np.bool_]:
-    """Return bool[H, S]: whether another n-gram falls on an n-gram's row, for each head of an order."""
+    """Return bool[H, S]: whether another n-gram falls on an n-gram's row, in each head."""
     heads = counts.layout.heads
     plan = plan_layer(counts.layout, entry)
     offsets = np.array(entry.offsets[index * heads : (index + 1) * heads], dtype=np.int64)
@@ -163,7 +163,7 @@ def _column(
 
 
 def share_of_ngrams(sample: NgramSample, shared: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the share of the distinct n-grams that are `shared` bool[S], and its standard error."""
+    """Return the share of distinct n-grams that are `shared` bool[S], and its standard error."""
     size = len(shared)
     if size == 0:
         return 0.0, 0.0

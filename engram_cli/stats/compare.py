@@ -187,10 +187,10 @@ def view(found: UncompressedResult, results: Results) -> Iterable[View]:
     """Draw distinct n-grams and sharing with and without compression, by order."""
     before = {entry.order: entry for entry in found.orders}
     raw = grouped(found.columns, lambda column: column.order)
-    own = grouped(results.get(COLUMNS) or (), lambda column: column.order)
+    own = grouped(results.listed(COLUMNS), lambda column: column.order)
     rows: list[tuple[Cell, ...]] = []
     ngrams, sharing = [], []
-    for entry in results.get(ORDERS) or ():
+    for entry in results.listed(ORDERS):
         order = entry.order
         if order not in before:
             continue

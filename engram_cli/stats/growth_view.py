@@ -53,9 +53,9 @@ def rows_for(distinct: float, share: float) -> float:
 
 def _enough(found: Sequence[OrderGrowth], results: Results) -> Iterable[Table]:
     """Draw the n-grams of this corpus and of larger ones, and the rows they need."""
-    moduli = {(c.layer, c.order): c.rows for c in reversed(results.get(COLUMNS) or ())}
+    moduli = {(c.layer, c.order): c.rows for c in reversed(results.listed(COLUMNS))}
     # The orders were counted from more n-grams than the curve follows.
-    counted = {entry.order: entry for entry in results.get(ORDERS) or ()}
+    counted = {entry.order: entry for entry in results.listed(ORDERS)}
     rows: list[tuple[Cell, ...]] = []
     for entry in found:
         if not entry.tokens or not entry.occupied:
@@ -87,7 +87,7 @@ def _enough(found: Sequence[OrderGrowth], results: Results) -> Iterable[Table]:
             *(Column(name=f"rows, {share:.0%} share", kind="brief") for share in _SHARING),
         )
         yield Table(
-            title="How many rows are enough: rows per head if this share of n-grams may share a row",
+            title="How many rows are enough: rows per head if this share of n-grams may share one",
             note="errors assume more documents of the same kind, other text adds more n-grams",
             columns=columns,
             rows=tuple(rows),
@@ -144,7 +144,7 @@ def _rows_chart(
     found: Sequence[OrderGrowth], layer: int, several: bool, results: Results
 ) -> LineChart:
     """Draw the share of a layer's rows in use; the first head stands for its order."""
-    moduli = {c.order: c.rows for c in reversed(results.get(COLUMNS) or ()) if c.layer == layer}
+    moduli = {c.order: c.rows for c in reversed(results.listed(COLUMNS)) if c.layer == layer}
     curves = []
     for entry in found:
         used = next((own for own in entry.occupied if own.layer == layer), None)

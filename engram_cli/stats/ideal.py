@@ -21,7 +21,7 @@ def ideal_occupied(rows: int, ngrams: float) -> float:
 
 
 def occupied_variance(rows: int, ngrams: float) -> float:
-    """Return the variance of the rows that `ngrams` n-grams occupy: m e^-a (1 - (1 + a) e^-a), a = n/m.
+    """Return the variance of the occupied rows: m e^-a (1 - (1 + a) e^-a), a = n/m.
 
     Source: Johnson and Kotz, "Urn Models and Their Application" (1977), section 6.2.
     """
@@ -64,7 +64,7 @@ def flag(
 
 
 def reach(variance: float, chance: float) -> float:
-    """Return the deviation that a sum of independent yes-or-no variables exceeds with at most `chance`.
+    """Return the deviation that a sum of yes-or-no variables exceeds with at most `chance`.
 
     Solves v h(t / v) = -log(chance), h(u) = (1 + u) log(1 + u) - u. Source: Bennett, "Probability
     inequalities for the sum of independent random variables" (1962).

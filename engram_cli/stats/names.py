@@ -28,7 +28,7 @@ class Names:
         return " ".join(self.token(int(token)) for token in tokens)
 
     def token(self, token: int) -> str:
-        """Return the text of a compressed id: its group's key, or its only token; spaces visible."""
+        """Return the text of a compressed id: its group's key or only token; spaces visible."""
         vocab = self._vocab
         if vocab is None:
             return f"#{token}"

@@ -43,7 +43,7 @@ def view(orders: tuple[OrderStats, ...], results: Results) -> Iterable[View]:
     """Draw key numbers, and one line of a table for each order."""
     if not orders:
         return
-    columns = results.get(COLUMNS) or ()
+    columns = results.listed(COLUMNS)
     names = (
         Column(name="order"),
         Column(name="distinct n-grams"),

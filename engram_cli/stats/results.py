@@ -49,6 +49,12 @@ def count_results(
     return {key: compute(counted) for key, compute in computed.items() if compute is not None}
 
 
+def split_results(results: Mapping[str, object]) -> dict[str, Any]:
+    """Return results as the fields of a command's result: `orders`, `columns` and `sections`."""
+    sections = {key: each for key, each in results.items() if key not in ("orders", "columns")}
+    return {"orders": results["orders"], "columns": results["columns"], "sections": sections}
+
+
 def read_results(document: Mapping[str, Any], layout: HashLayout) -> Results:
     """Return the results in a stats.json. Raises ArtifactError for damaged ones."""
     found = {

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from engram_cli.stats.text_ngrams import Budget
 
 R = TypeVar("R")
+T = TypeVar("T")
 _DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
 
 
@@ -83,6 +84,10 @@ class Results:
         """Return the result of a statistic; None if it was not collected."""
         return cast(R | None, self.found.get(statistic.key))
 
+    def listed(self, statistic: Statistic[tuple[T, ...]]) -> tuple[T, ...]:
+        """Return the result of a statistic that is a tuple; () if it was not collected."""
+        return self.get(statistic) or ()
+
     def views(self) -> tuple[View, ...]:
         """Return the views of all statistics, in the order of the registry.
 
@@ -120,5 +125,5 @@ class Statistic(Generic[R]):
         """Return the result from its JSON. Raises ArtifactError."""
         try:
             return read_json_as(self.kind, value, f"'{self.key}'")
-        except ArtifactError as error:
-            raise ArtifactError(f"'{self.key}' cannot be drawn: {error.message}", REMAKE) from None
+        except ValueError as error:
+            raise ArtifactError(f"{error}: it cannot be drawn", REMAKE) from None

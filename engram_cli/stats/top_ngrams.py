@@ -82,7 +82,7 @@ def _excess(counts: Counts, sample: NgramSample) -> int:
 
 
 def most_frequent(known: KnownNgrams, limit: int) -> NDArray[np.intp]:
-    """Return the indices of the `limit` most frequent n-grams, ties in the order of their tokens."""
+    """Return the indices of the `limit` most frequent n-grams, ties ordered by tokens."""
     counts = known.counts
     if len(counts) > limit:
         least = np.partition(counts, len(counts) - limit)[len(counts) - limit]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engram_cli.cli.stats_growth import rows_for
 from rich.console import Console
 from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
-from engram_cli.cli.stats_growth import rows_for
 from engram_cli.stats.collisions import ideal_shared
 
 GEOMETRY = ["--scheme", "tutorial", "--vocab-size", "3000", "--heads", "2", "--layers", "1"]
