@@ -110,9 +110,8 @@ def _read_partial(name: str, layout: HashLayout, state: State) -> CollectorParti
     return read(layout, state)
 
 
-def kept_states(partials: Mapping[str, CollectorPartial]) -> dict[str, State]:
+def kept_states(states: Mapping[str, State]) -> Mapping[str, State]:
     """Return the partials that a statistics folder stores: exact counts up to `MOST_EXACT`."""
-    states = {name: partial.state() for name, partial in partials.items()}
     exact = [
         array
         for name, state in states.items()

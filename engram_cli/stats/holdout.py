@@ -205,7 +205,9 @@ class Holdout:
 
     def state(self) -> State:
         """Return the segments kept, and the position in the stream."""
-        return nested(held=self.held.state()) | {
+        held = self.held.state()
+        del held["share"]  # the request says it
+        return nested(held=held) | {
             "last": np.array([] if self._last is None else [self._last], dtype=np.uint64),
             "copy": scalar(self._copy),
             "cut": scalar(self._cut),
@@ -215,10 +217,10 @@ class Holdout:
 
     def restore(self, state: State) -> None:
         """Continue from a `state`. Raises ArtifactError."""
-        held = read_held_out(part_of(state, "held"), 2**63)
-        same = (held.share, held.budget) == (self.held.share, self.held.budget)
+        share = np.array([self.held.share], dtype=np.float64)
+        held = read_held_out(part_of(state, "held") | {"share": share}, 2**63)
         last = take(state, "last", np.uint64, (-1,))
-        check(same and len(last) <= 1, "held")
+        check(held.budget == self.held.budget and len(last) <= 1, "held")
         self.held = held
         self._last = int(last[0]) if len(last) else None
         self._copy = bool(take_scalar(state, "copy", 0, 1))

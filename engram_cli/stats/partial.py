@@ -43,18 +43,21 @@ class Partial:
         found = {name: partial.result(self.counts) for name, partial in self.collected.items()}
         return {name: result for name, result in found.items() if result is not None}
 
+    def states(self) -> dict[str, State]:
+        """Return what the collectors found as named arrays, by collector."""
+        return {name: partial.state() for name, partial in self.collected.items()}
+
     def state(self) -> State:
         """Return all of it as named arrays, without the layout; it may share memory."""
         counts = self.counts
         hits = {str(layer): hits for layer, hits in counts.hits.items()}
-        collected = {name: partial.state() for name, partial in self.collected.items()}
         own = {
             "tokens": scalar(counts.tokens),
             "documents": scalar(counts.documents),
             "joined": scalar(counts.joined),
         }
         return own | nested(
-            hits=hits, samples=samples_state(counts.samples), collected=nested(**collected)
+            hits=hits, samples=samples_state(counts.samples), collected=nested(**self.states())
         )
 
 
