@@ -1,11 +1,14 @@
-"""Sizes as people write them: 646400, 16M, 5GB, 64MiB."""
+"""Sizes as people write them (646400, 16M, 5GB, 64MiB), and how much memory is free."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 _NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMGT]I?)?B?", re.IGNORECASE | re.ASCII)
 
 
@@ -21,3 +24,33 @@ def read_size(text: str) -> int:
     if value != int(value):
         raise ValueError(f"'{text}' is not a whole number")
     return int(value)
+
+
+def available_memory() -> int | None:
+    """Return the bytes this process may still take, None where the system does not say."""
+    found = [value for value in (_system(), _cgroup()) if value is not None]
+    return min(found, default=None)
+
+
+def _system() -> int | None:
+    try:
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _cgroup() -> int | None:
+    """Return what a container may still take (cgroup v2); its page cache counts as free."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        used = int((_CGROUP / "memory.current").read_text())
+        lines = (_CGROUP / "memory.stat").read_text().split("\n")
+        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        return max(int(limit) - used + cached, 0)
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None

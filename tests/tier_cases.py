@@ -9,7 +9,8 @@ import torch
 from lookup_cases import scheme_layout
 from torch import Tensor
 
-from engram_cli.formats.bundle_spec import BundleSpec
+from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.runtime.tables import dequantise
 from engram_cli.runtime.tiers.embedding import TieredEmbedding
 from engram_cli.runtime.tiers.host import HostRows, host_memory
@@ -48,11 +49,11 @@ def random_records(spec: BundleSpec, rows: int) -> Tensor:
     shape = (rows, layout.record_bytes)
     raw = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     part = raw[:, : layout.row_bytes]
-    if spec.row_type.items in ("float32", "float16", "bfloat16"):
+    if not spec.row_type.quantised:
         values = torch.randn(rows, spec.dim, generator=generator)
-        dtype = getattr(torch, spec.row_type.items)
+        dtype = getattr(torch, spec.dtype)
         part.copy_(values.to(dtype).contiguous().view(torch.uint8).view(rows, -1))
-    elif spec.row_type.items == "float8_e4m3fn":
+    elif spec.row_type.items.name == "e4m3":
         part &= 0xFE
     elif spec.dtype.startswith("int8"):
         part.clamp_(max=127)
@@ -61,8 +62,8 @@ def random_records(spec: BundleSpec, rows: int) -> Tensor:
     begin, end = layout.scale_begin, layout.scale_begin + layout.scale_bytes
     if spec.dtype == "fp8_e8m0":
         raw[:, begin:end] = raw[:, begin:end] % 50 + 100
-    elif layout.scale_bytes:
-        dtype = torch.float16 if spec.row_type.per == "block" else torch.float32
+    elif (scaling := spec.row_type.scaling) is not None and layout.scale_bytes:
+        dtype = torch.float16 if scaling.per == "block" else torch.float32
         scales = torch.rand(rows, layout.scale_bytes // dtype.itemsize, generator=generator)
         raw[:, begin:end] = scales.to(dtype).view(torch.uint8).view(rows, -1)
     return raw
@@ -70,7 +71,7 @@ def random_records(spec: BundleSpec, rows: int) -> Tensor:
 
 def layer_scale(spec: BundleSpec) -> Tensor | None:
     """The scale of a layer that has one."""
-    return torch.tensor([0.37]) if spec.row_type.per == "layer" else None
+    return torch.tensor([0.37]) if spec.row_type.of_layer else None
 
 
 def hot_rows(rows: int, share: float = 0.3) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -110,3 +111,40 @@ def some_rows(height: int, *shape: int, seed: int = 0) -> Tensor:
     rows = torch.where(torch.rand(shape, generator=generator) < 0.5, wide, narrow)
     rows.view(-1)[:1] = height - 1
     return rows
+
+
+class MappedRows:
+    """All rows of a layer from memory maps of a bundle: the plain `RecordSource` for tests."""
+
+    def __init__(self, bundle: Bundle, layer: int) -> None:
+        self._layout = record_layout(bundle.spec)
+        parts = {ROWS: self._layout.row_bytes, SCALES: self._layout.scale_bytes}
+        self._maps = {
+            part: [own.reshape(len(own), -1).view(np.uint8) for own in bundle.maps(layer, part)]
+            for part, size in parts.items()
+            if size
+        }
+        self.rows = bundle.spec.rows(layer)
+        self.record_bytes = self._layout.record_bytes
+        self._given = 0
+
+    def gather(self, rows: Tensor, out: Tensor) -> None:
+        """Write the records of `rows` to `out` (`RecordSource.gather`)."""
+        wanted = rows.numpy()
+        for part, maps in self._maps.items():
+            first = 0
+            for own in maps:
+                here = np.flatnonzero((wanted >= first) & (wanted < first + len(own)))
+                lines = torch.from_numpy(own.take(wanted[here] - first, axis=0))
+                self._layout.part(out, part)[torch.from_numpy(here)] = lines
+                first += len(own)
+        self._given += len(wanted)
+
+    def counters(self) -> dict[str, int | float]:
+        """Totals since the start (`RecordSource.counters`); seconds are not measured."""
+        size = self._given * self.record_bytes
+        return {"rows": self._given, "bytes": size, "hits": 0, "seconds": 0.0}
+
+    def close(self) -> None:
+        """Close the maps."""
+        self._maps = {}

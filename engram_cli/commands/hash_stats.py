@@ -41,6 +41,7 @@ from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
+from engram_cli.sizes import available_memory
 from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.collector_set import (
     CollectorOptions,
@@ -51,7 +52,7 @@ from engram_cli.stats.collector_set import (
 )
 from engram_cli.stats.collisions import ColumnStats
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
-from engram_cli.stats.memory import MemoryPlan, available_memory, check_memory, plan_memory
+from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.orders import OrderStats
 from engram_cli.stats.overlap import SourcesResult
 from engram_cli.stats.results import all_results, split_results, statistics_page

@@ -21,7 +21,7 @@ from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.formats.embedding_tensor import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
-from engram_cli.stats.memory import available_memory
+from engram_cli.sizes import available_memory
 from engram_cli.table.inits.corpus.embeddings import (
     Embeddings,
     MatrixEmbeddings,

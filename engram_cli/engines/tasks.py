@@ -20,8 +20,8 @@ from engram_cli.engines.work import Work
 from engram_cli.errors import EngramError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
+from engram_cli.sizes import available_memory
 from engram_cli.stats.collector_set import CollectorOptions, exact_memory
-from engram_cli.stats.memory import available_memory
 from engram_cli.stats.partial import Partial, read_partial
 from engram_cli.stats.state import State
 from engram_cli.version import __version__

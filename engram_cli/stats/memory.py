@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
@@ -14,8 +13,6 @@ from engram_cli.stats.distinct import sampler_bytes
 # without: measured 540 MB on 2 GB of text, and 360 MB; 20 MB more from Python, where nothing bounds
 # the arenas of the heap.
 _WITH_TEXT, _WITHOUT_TEXT = 560 * 10**6, 360 * 10**6
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,36 +66,6 @@ def check_memory(plan: MemoryPlan, available: int | None) -> None:
             "count fewer layers with --layers, or rows with --rows-per-head, or a smaller "
             "--sample-size",
         )
-
-
-def available_memory() -> int | None:
-    """The bytes this process may still take, None where the system does not say."""
-    found = [value for value in (_system(), _cgroup()) if value is not None]
-    return min(found, default=None)
-
-
-def _system() -> int | None:
-    try:
-        for line in _MEMINFO.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
-def _cgroup() -> int | None:
-    """What a container may still take (version 2), its page cache counted as free."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit == "max":
-            return None
-        used = int((_CGROUP / "memory.current").read_text())
-        lines = (_CGROUP / "memory.stat").read_text().split("\n")
-        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-        return max(int(limit) - used + cached, 0)
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
 
 
 def _mb(size: int) -> str:

@@ -20,6 +20,7 @@ import torch
 from direct_reads import DirectReads
 from numpy.typing import NDArray
 from runner import Case
+from tier_cases import MappedRows
 
 from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
@@ -27,7 +28,6 @@ from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.runtime.tiers.disk import DiskRows
-from engram_cli.runtime.tiers.records import MappedRows
 from engram_cli.runtime.tiers.row_cache import RowCache, slot_bytes
 
 DISK = Path(os.environ.get("ENGRAM_BENCHMARK_FOLDER", "/var/tmp"))

@@ -43,9 +43,9 @@ NOTE = (
 
 def _spent(store: TieredEmbedding) -> dict[str, float]:
     """Sums of the stages of staged reads, in seconds."""
-    totals = store.staging_queue.travelled
-    names = ("seconds_found", "seconds_gathered", "seconds_copies", "rows", "bytes")
-    return {name: getattr(totals, name) for name in names} | {"seconds_waited": store.waited}
+    totals = store.staging_queue.transfers
+    names = ("finding", "gathering", "copying", "rows", "bytes")
+    return {name: getattr(totals, name) for name in names} | {"waited": store.waited}
 
 
 def _stages(it: World, store: TieredEmbedding, sets: list[Tensor]) -> dict[str, Any]:
@@ -68,12 +68,12 @@ def _stages(it: World, store: TieredEmbedding, sets: list[Tensor]) -> dict[str, 
     hashing = (time.perf_counter() - begin) / len(sets)
     return {
         "hash alone, us": round(hashing * 1e6, 1),
-        "worker waits for row numbers, us": round(spent["seconds_found"] * 1e6, 1),
-        "gather by CPU threads, us": round(spent["seconds_gathered"] * 1e6, 1),
-        "worker waits for a buffer, us": round(spent["seconds_copies"] * 1e6, 1),
-        "caller waits for the worker, us": round(spent["seconds_waited"] * 1e6, 1),
+        "worker waits for row numbers, us": round(spent["finding"] * 1e6, 1),
+        "gather by CPU threads, us": round(spent["gathering"] * 1e6, 1),
+        "worker waits for a buffer, us": round(spent["copying"] * 1e6, 1),
+        "caller waits for the worker, us": round(spent["waited"] * 1e6, 1),
         "rows that travel": round(spent["rows"]),
-        "gathered GB/s": round(spent["bytes"] / max(spent["seconds_gathered"], 1e-9) / 1e9, 1),
+        "gathered GB/s": round(spent["bytes"] / max(spent["gathering"], 1e-9) / 1e9, 1),
     }
 
 

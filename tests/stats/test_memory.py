@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from stats.truth import layout_of
 
 from engram_cli.errors import InputError
-from engram_cli.stats import memory
-from engram_cli.stats.memory import (
-    MemoryPlan,
-    available_memory,
-    check_memory,
-    plan_memory,
-)
+from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
 
 LAYOUT = layout_of(moduli=(10**6,) * 4, heads=2, layers=(1, 2))
 
@@ -33,19 +25,3 @@ def test_what_does_not_fit_is_refused() -> None:
     check_memory(plan, None)
     with pytest.raises(InputError, match=r"take 21.0 GB, 5,000 MB of memory are available"):
         check_memory(plan, 5 * 10**9)
-
-
-def test_available_memory_is_the_least_that_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert available_memory() is None
-    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:  2000 kB\n")
-    assert available_memory() == 2000 * 1024
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
-    assert available_memory() == 700_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory() == 2000 * 1024

@@ -32,6 +32,13 @@ class PlacedRows(nn.Module):
         raise NotImplementedError
 
 
+def with_index(device: torch.device) -> torch.device:
+    """Return a CUDA device with its index, as the devices of tensors have one."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 _alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
 

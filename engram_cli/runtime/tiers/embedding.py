@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,27 +25,18 @@ from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import SCALES, BundleSpec
 from engram_cli.runtime import ops
 from engram_cli.runtime.tables import FLOATS
-from engram_cli.runtime.tiers import PlacedRows, renew_in_children
+from engram_cli.runtime.tiers import PlacedRows, renew_in_children, with_index
 from engram_cli.runtime.tiers.disk import DiskRows
 from engram_cli.runtime.tiers.host import HostRows
 from engram_cli.runtime.tiers.hot_set import hot_set
-from engram_cli.runtime.tiers.placement import LayerPlacement, Placement, tuning_for
+from engram_cli.runtime.tiers.placement import Placement, tuning_for
 from engram_cli.runtime.tiers.reader import TierReader
 from engram_cli.runtime.tiers.records import RecordSource, TierBuffers, record_form, record_layout
-from engram_cli.runtime.tiers.staging import (
-    StagingQueue,
-    Tuning,
-    is_captured,
-    local_tuning,
-    with_index,
-)
+from engram_cli.runtime.tiers.staging import StagingQueue, Tuning, local_tuning
 
+# The layers that the operator finds by their numbers.
 _STORES: weakref.WeakValueDictionary[int, PlacedRows] = weakref.WeakValueDictionary()
-
-
-def _register(number: int, store: PlacedRows) -> None:
-    """Let the operator find `store` by `number` for as long as it exists."""
-    _STORES[number] = store
+_numbers = itertools.count()
 
 
 @torch.library.custom_op("engram::tiered", mutates_args=())
@@ -61,7 +52,6 @@ def _(rows, store, width, dtype):  # type: ignore[no-untyped-def]
 
 Path = Literal["in-place", "staged"]
 _PIECE_ROWS = 2**16  # hot rows fetched at once
-_numbers = itertools.count()
 
 
 class TieredEmbedding(PlacedRows):
@@ -111,9 +101,12 @@ class TieredEmbedding(PlacedRows):
         )
         self.width = self.form.width
         self.dtype = self.form.items if self.form.kind == "plain" else dtype or torch.float32
-        self._can_read_host = isinstance(cold, HostRows) and self._device_reads_host()
+        self._can_read_host = isinstance(cold, HostRows) and (
+            self.device.type == "cpu"
+            or (ops.has_kernels(self.device) and self.tier_buffers.cold.is_pinned())
+        )
         self.number = next(_numbers)
-        _register(self.number, self)
+        _STORES[self.number] = self
 
     def forward(self, rows: Tensor) -> Tensor:
         """[B, T, C x dim] of rows int64[B, T, C], in the rows' dtype, or that of quantised ones."""
@@ -125,16 +118,16 @@ class TieredEmbedding(PlacedRows):
 
     def vectors(self, rows: Tensor) -> Tensor:
         """`forward` outside torch.compile. Raises RuntimeAttachError, and the source's errors."""
-        if self.reads_in_place(rows):
-            return self.in_place(rows)
-        return TierReader({0: self}, [rows]).take(0)
-
-    def in_place(self, rows: Tensor) -> Tensor:
-        """`forward` with cold rows read in place, by a kernel on the current stream."""
+        if not self.reads_in_place(rows):
+            return TierReader({0: self}, [rows]).take(0)
         out = self.empty(rows)
+        self.read_in_place(rows, out)
+        return out
+
+    def read_in_place(self, rows: Tensor, out: Tensor) -> None:
+        """Write the vectors to `out` by a kernel on the current stream, which reads cold rows."""
         flat = out.view(-1, self.width)
         ops.read_tiers(self.tier_buffers, rows.reshape(-1).contiguous(), None, flat)
-        return out
 
     def empty(self, rows: Tensor) -> Tensor:
         """Memory for the vectors of rows [..., C]."""
@@ -147,7 +140,7 @@ class TieredEmbedding(PlacedRows):
         """
         if not self.holders:
             raise RuntimeAttachError("the memory was detached", "attach it again")
-        captured, can = is_captured(self.device), self._can_read_host
+        captured, can = _is_captured(self.device), self._can_read_host
         if captured and not can:
             raise RuntimeAttachError(
                 "rows below host memory cannot be read inside a CUDA graph",
@@ -159,12 +152,6 @@ class TieredEmbedding(PlacedRows):
             return self.path == "in-place"
         few = rows.numel() * self.cold.record_bytes <= self.tuning.in_place_bytes
         return few or self.device.type == "cpu"
-
-    def _device_reads_host(self) -> bool:
-        """Whether the device can read the host's records."""
-        if self.device.type == "cpu":
-            return True
-        return ops.has_kernels(self.device) and self.tier_buffers.cold.is_pinned()
 
     def close(self) -> None:
         """Free the rows when no copy of the model uses them any more."""
@@ -232,7 +219,10 @@ class Counters:
 
 
 class Tiers:
-    """The tiered layers of a memory, by their index in it."""
+    """The tiered layers of a memory, by their index in it: read together, prefetched, and counted.
+
+    Rows that were prefetched serve the next call if it needs the same rows, and are dropped if not.
+    """
 
     def __init__(self, stores: Mapping[int, TieredEmbedding]) -> None:
         self.stores = dict(stores)
@@ -247,9 +237,8 @@ class Tiers:
 
     def start(self, rows: Tensor) -> TierReader:
         """Start reading the rows int64[L, ..., C] of a call, unless they were prefetched."""
-        if any(is_captured(store.device) for store in self.stores.values()):
-            return TierReader(self.stores, rows)
-        ahead = self._exchange(None)
+        captured = any(_is_captured(store.device) for store in self.stores.values())
+        ahead = None if captured else self._exchange(None)
         if ahead is None:
             return TierReader(self.stores, rows)
         known, reads = ahead
@@ -257,7 +246,7 @@ class Tiers:
             reads.drop()
             self._dropped += 1
             return TierReader(self.stores, rows)
-        reads.expect(rows, (known == rows).all(), self._tell)
+        reads.expect(rows, (known == rows).all(), self._count)
         return reads
 
     def prefetch(self, rows: Tensor) -> None:
@@ -273,23 +262,25 @@ class Tiers:
 
     def counters(self) -> Counters:
         """Return the totals; waits for the devices."""
-        asked = torch.stack([store.tier_buffers.counted.cpu() for store in self.stores.values()])
-        below = [store.cold.counters() for store in self.stores.values()]
-        staging_queues = {
-            id(store.staging_queue): store.staging_queue.travelled for store in self.stores.values()
-        }.values()
-        (staged, staged_hot), (in_place, in_place_hot) = asked.sum(0).tolist()
+        stores = self.stores.values()
+        asked = torch.stack([store.tier_buffers.counted.cpu() for store in stores]).sum(0)
+        (staged, staged_hot), (in_place, in_place_hot) = asked.tolist()
+        transfers = {id(own): own for own in (store.staging_queue.transfers for store in stores)}
+
+        def total(name: str) -> Any:
+            return sum(getattr(own, name) for own in transfers.values())
+
         return Counters(
             hot=staged_hot + in_place_hot,
             staged=staged - staged_hot,
             in_place=in_place - in_place_hot,
-            travelled=sum(staging_queue.rows for staging_queue in staging_queues),
-            bytes=sum(staging_queue.bytes for staging_queue in staging_queues),
-            cached=sum(int(source["hits"]) for source in below),
-            waited=sum(store.waited for store in self.stores.values()),
-            finding=sum(staging_queue.seconds_found for staging_queue in staging_queues),
-            gathering=sum(staging_queue.seconds_gathered for staging_queue in staging_queues),
-            copying=sum(staging_queue.seconds_copies for staging_queue in staging_queues),
+            travelled=total("rows"),
+            bytes=total("bytes"),
+            cached=sum(int(store.cold.counters()["hits"]) for store in stores),
+            waited=sum(store.waited for store in stores),
+            finding=total("finding"),
+            gathering=total("gathering"),
+            copying=total("copying"),
             ahead_used=self._used,
             ahead_dropped=self._dropped,
         )
@@ -309,11 +300,9 @@ class Tiers:
             self._ahead, earlier = ahead, self._ahead
         return earlier
 
-    def _tell(self, same: bool) -> None:
-        if same:
-            self._used += 1
-        else:
-            self._dropped += 1
+    def _count(self, same: bool) -> None:
+        self._used += same
+        self._dropped += not same
 
 
 def stores_of(
@@ -324,41 +313,32 @@ def stores_of(
     """Make each layer's rows as placed; `homes`: dtype and device of its dense weights."""
     tuning = tuning_for(bundle.spec, {device for _, device in homes.values()})
     staging_queues: dict[torch.device, StagingQueue] = {}
-    return {
-        layer: _store(bundle, own, *homes[layer], staging_queues, tuning)
-        for layer, own in placement.layers.items()
-    }
+    stores = {}
+    for layer, placed in placement.layers.items():
+        dtype, device = homes[layer]
+        if device not in staging_queues:
+            staging_queues[device] = StagingQueue(device, tuning)
+        cold: RecordSource
+        if placed.cold == "host":
+            cold = HostRows.of_bundle(bundle, layer, pinned=device.type == "cuda")
+        else:
+            cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes)
+        scale = None
+        if bundle.spec.row_type.of_layer:
+            scale = torch.from_numpy(np.array(bundle.maps(layer, SCALES)[0], dtype=np.float32))
+        stores[layer] = TieredEmbedding(
+            bundle.spec,
+            cold,
+            device=device,
+            hot_rows=placed.hot_rows,
+            layer_scale=scale,
+            dtype=dtype if dtype in FLOATS else torch.float32,
+            staging_queue=staging_queues[device],
+            origin=(bundle, layer),
+        )
+    return stores
 
 
-def _store(
-    bundle: Bundle,
-    placed: LayerPlacement,
-    dtype: torch.dtype,
-    device: torch.device,
-    staging_queues: dict[torch.device, StagingQueue],
-    tuning: Tuning,
-) -> TieredEmbedding:
-    layer = placed.layer
-    if device not in staging_queues:
-        staging_queues[device] = StagingQueue(device, tuning)
-    cold: RecordSource
-    if placed.cold == "host":
-        cold = HostRows.of_bundle(bundle, layer, pinned=device.type == "cuda")
-    else:
-        cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes)
-    return TieredEmbedding(
-        bundle.spec,
-        cold,
-        device=device,
-        hot_rows=placed.hot_rows,
-        layer_scale=_layer_scale(bundle, layer),
-        dtype=dtype if dtype in FLOATS else torch.float32,
-        staging_queue=staging_queues[device],
-        origin=(bundle, layer),
-    )
-
-
-def _layer_scale(bundle: Bundle, layer: int) -> Tensor | None:
-    if bundle.spec.row_type.per != "layer":
-        return None
-    return torch.from_numpy(np.array(bundle.maps(layer, SCALES)[0], dtype=np.float32))
+def _is_captured(device: torch.device) -> bool:
+    """Whether the current stream of `device` is being captured into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -19,9 +19,9 @@ import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cache
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,11 +45,8 @@ class GatherPool:
 
     def __init__(self, threads: int) -> None:
         self.control = np.zeros(kernels.SLEEP_SLOTS + threads * kernels.LINE, dtype=np.int64)
-        self.control[kernels.SPINS] = _SPINS
-        self.control[kernels.CALLER_SPINS] = _CALLER_SPINS
-        self.control[kernels.UNIT] = _UNIT
-        self.control[kernels.AHEAD] = _AHEAD
-        self.control[kernels.THREADS] = threads
+        settings = (_SPINS, _CALLER_SPINS, _UNIT, _AHEAD, threads)
+        self.control[kernels.SPINS : kernels.THREADS + 1] = settings
         kernels.prepare(self.control)
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -78,8 +75,7 @@ class GatherPool:
         """
         if not len(rows):
             return 0
-        job = np.zeros(kernels.TARGET + 1, dtype=np.int64)
-        describe(job, records, rows, out.data_ptr())
+        job = _fields(kernels.TARGET + 1, records, rows, out)
         with self._lock:
             self._start()
         slot = self._slots.get()  # waits where all are taken
@@ -106,47 +102,45 @@ class GatherPool:
             self._threads.append(thread)
 
 
-def describe(job: NDArray[np.int64], records: Tensor, rows: Tensor, target: int) -> None:
-    """Fill in the fields of a job, as `kernels` names them; `target` is an address."""
-    job[kernels.SOURCE] = records.data_ptr()
-    job[kernels.STRIDE] = records.shape[1]
-    job[kernels.HEIGHT] = len(records)
-    job[kernels.ROWS] = rows.data_ptr()
-    job[kernels.ROW_BYTES] = rows.element_size()
-    job[kernels.COUNT] = len(rows)
-    job[kernels.TARGET] = target
+def _fields(size: int, records: Tensor, rows: Tensor, target: Tensor) -> NDArray[np.int64]:
+    """Return a job of `size` words: its fields are SOURCE to TARGET of `kernels`."""
+    job = np.zeros(size, dtype=np.int64)
+    table = (records.data_ptr(), records.shape[1], len(records))
+    asked = (rows.data_ptr(), rows.element_size(), len(rows))
+    job[kernels.SOURCE : kernels.TARGET + 1] = (*table, *asked, target.data_ptr())
+    return job
 
 
-_crew: GatherPool | None = None
-_making = threading.Lock()
+_shared: GatherPool | None = None
+_shared_lock = threading.Lock()
 
 
 def shared_gather_pool() -> GatherPool | None:
     """Return the pool of this process, made when first needed; None on other systems than Linux."""
-    global _crew
+    global _shared
     if sys.platform != "linux":
         return None
-    with _making:
-        if _crew is None:
-            _crew = GatherPool(max(1, min(_MOST, len(os.sched_getaffinity(0)) - _OTHERS)))
-        return _crew
+    with _shared_lock:
+        if _shared is None:
+            _shared = GatherPool(max(1, min(_MOST, len(os.sched_getaffinity(0)) - _OTHERS)))
+        return _shared
 
 
 def _forget() -> None:
-    global _crew, _making
-    _crew, _making = None, threading.Lock()
+    """Forget the pool in a child process, which has none of its threads."""
+    global _shared, _shared_lock
+    _shared, _shared_lock = None, threading.Lock()
 
 
 if sys.platform == "linux":
-    os.register_at_fork(after_in_child=_forget)  # a child has none of the threads
+    os.register_at_fork(after_in_child=_forget)
 
 
 _JOBS = 3  # gathers that a copy thread has under way
 _LOAD_SPINS = 40  # pauses before a thread that waits for a load sleeps
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Driver:
+class Driver(NamedTuple):
     """Addresses of functions: `copy` to the device, `record` an event, `synchronize` with one."""
 
     copy: int
@@ -156,15 +150,13 @@ class Driver:
 
 @cache
 def cuda_driver() -> Driver | None:
-    """CUDA's driver, None where its library cannot be found."""
+    """Return CUDA's driver, None where its library cannot be found."""
+    names = ("cuMemcpyHtoDAsync_v2", "cuEventRecord", "cuEventSynchronize")
     try:
-        library = ctypes.CDLL("libcuda.so.1")
-        names = ("cuMemcpyHtoDAsync_v2", "cuEventRecord", "cuEventSynchronize")
-        found = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
+        functions = [getattr(ctypes.CDLL("libcuda.so.1"), name) for name in names]
     except (OSError, AttributeError):
         return None
-    copy, record, synchronize = (address or 0 for address in found)
-    return Driver(copy=copy, record=record, synchronize=synchronize)
+    return Driver(*(ctypes.cast(each, ctypes.c_void_p).value or 0 for each in functions))
 
 
 class Load:
@@ -179,10 +171,8 @@ class Load:
         self, records: Tensor, host: Tensor, target: Tensor, *, found: int, copied: int
     ) -> None:
         self._held = records, host, target
-        self.fields = np.zeros(kernels.LOAD, dtype=np.int64)
-        describe(self.fields, records, host, target.data_ptr())
-        self.fields[kernels.FOUND] = found
-        self.fields[kernels.COPIED] = copied
+        self.fields = _fields(kernels.LOAD, records, host, target)
+        self.fields[[kernels.FOUND, kernels.COPIED]] = found, copied
         kernels.init_load(self.fields)
 
     def drop(self) -> None:
@@ -235,12 +225,11 @@ class CopyThread:
     ) -> None:
         self.stream = stream
         self._queue = np.zeros(kernels.QUEUE, dtype=np.int64)
-        self._queue[kernels.STREAM] = 0 if stream is None else stream.cuda_stream
-        self._queue[kernels.COPY] = driver.copy
-        self._queue[kernels.RECORD] = driver.record
-        self._queue[kernels.SYNCHRONIZE] = driver.synchronize
-        self._queue[kernels.RING] = ring.data_ptr()
-        self._queue[kernels.BUFFER_BYTES] = ring.shape[1]
+        self._queue[: kernels.BUFFER_BYTES + 1] = (
+            0 if stream is None else stream.cuda_stream,
+            *(driver.copy, driver.record, driver.synchronize),
+            *(ring.data_ptr(), ring.shape[1]),
+        )
         kernels.init_queue(self._queue)
         self._lock = threading.Lock()
         self._thread = threading.Thread(

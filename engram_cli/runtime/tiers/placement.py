@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -24,15 +23,13 @@ from engram_cli.runtime.tiers.hot_set import Hottest, hot_set_bytes, hottest
 from engram_cli.runtime.tiers.records import record_layout
 from engram_cli.runtime.tiers.row_cache import slot_bytes
 from engram_cli.runtime.tiers.staging import Tuning, local_tuning
-from engram_cli.sizes import read_size
+from engram_cli.sizes import available_memory, read_size
 
 Cold = Literal["none", "host", "disk"]
 TIERS = ("hbm", "host", "disk")
 DEFAULT_CACHE_BYTES = 4 * 2**30  # of all layers, for rows on disk, where no size is given
 LEAST_CACHE_BYTES = 2**20  # of a layer
 HOST_MEMORY = "ENGRAM_HOST_MEMORY"
-_MEMORY = Path("/proc/meminfo")
-_GROUP = Path("/sys/fs/cgroup")
 _KNOWN = (
     "give hbm, host or disk; or budgets for a part of them: hbm=20GB, host=64GB, "
     "hbm=20GB,host=64GB, hbm=20GB,disk"
@@ -192,56 +189,43 @@ def resolve(
     what does not fit in `free`, and for a hot set without hits to choose it by.
     """
     staging = staging or Staging()
+    cold: Cold = "none"
     if wanted.cold == "none" or (wanted.hbm is not None and wanted.hbm >= spec.table_bytes):
-        return _checked(_all_in_hbm(spec, replace(staging, hbm=0, host=0)), free)
-    cold = _cold(spec, wanted, staging)
-    staging, least_host = staging.of(cold), _least_host(spec, wanted, staging)
+        staging = replace(staging, hbm=0, host=0)
+    else:
+        cold = _cold(spec, wanted, staging)
+        staging = staging.of(cold)
     hot = Hottest(rows=dict.fromkeys(spec.layers, _NOTHING), caught=None)
-    hbm_bytes = staging.hbm
-    if wanted.hbm is not None:
+    hbm_bytes = spec.table_bytes if cold == "none" else staging.hbm
+    if cold != "none" and wanted.hbm is not None:
         index = sum(hot_set_bytes(spec.rows(layer)) for layer in spec.layers)
-        room = wanted.hbm - index - staging.hbm
-        hot = _choose(spec, hits, room, wanted.hbm)
+        hot = _choose(spec, hits, wanted.hbm - index - staging.hbm, wanted.hbm)
         hbm_bytes += index + sum(map(len, hot.rows.values())) * record_layout(spec).record_bytes
-    caches = _caches(spec, wanted, staging, least_host) if cold == "disk" else None
-    return _checked(
-        Placement(
-            spec=spec,
-            layers={
-                layer: LayerPlacement(
-                    layer=layer,
-                    hot_rows=hot.rows[layer],
-                    cold=cold,
-                    cache_bytes=caches[layer] if caches else 0,
-                )
-                for layer in spec.layers
-            },
-            hbm_bytes=hbm_bytes,
-            host_bytes=staging.host
-            + (sum(caches.values()) + SCRATCH_BYTES if caches else _record_bytes(spec)),
-            disk_bytes=spec.table_bytes if cold == "disk" else 0,
-            staging=staging,
-            caught=hot.caught,
-        ),
-        free,
+    host_bytes, caches = staging.host, dict.fromkeys(spec.layers, 0)
+    if cold == "disk":
+        caches = _caches(spec, wanted, staging)
+        host_bytes += sum(caches.values()) + SCRATCH_BYTES
+    elif cold == "host":
+        host_bytes += _record_bytes(spec)
+    placement = Placement(
+        spec=spec,
+        layers={
+            layer: LayerPlacement(
+                layer=layer, hot_rows=hot.rows[layer], cold=cold, cache_bytes=caches[layer]
+            )
+            for layer in spec.layers
+        },
+        hbm_bytes=hbm_bytes,
+        host_bytes=host_bytes,
+        disk_bytes=spec.table_bytes if cold == "disk" else 0,
+        staging=staging,
+        caught=hot.caught,
     )
+    _check_free(placement, free)
+    return placement
 
 
 _NOTHING: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-
-def _all_in_hbm(spec: BundleSpec, staging: Staging) -> Placement:
-    layers = {
-        layer: LayerPlacement(layer=layer, hot_rows=_NOTHING, cold="none") for layer in spec.layers
-    }
-    return Placement(
-        spec=spec,
-        layers=layers,
-        hbm_bytes=spec.table_bytes,
-        host_bytes=0,
-        disk_bytes=0,
-        staging=staging,
-    )
 
 
 def _choose(
@@ -273,33 +257,24 @@ def _cold(spec: BundleSpec, wanted: Wanted, staging: Staging) -> Cold:
     return "host" if (wanted.host or 0) >= _all_on_host(spec, staging) else "disk"
 
 
-def _caches(spec: BundleSpec, wanted: Wanted, staging: Staging, enough: int) -> dict[int, int]:
-    """Return each layer's cache bytes for its rows on disk; an error suggests `enough` bytes."""
-    total = DEFAULT_CACHE_BYTES
+def _caches(spec: BundleSpec, wanted: Wanted, staging: Staging) -> dict[int, int]:
+    """Return each layer's cache bytes for its rows on disk. Raises InputError for too few."""
+    total, over = DEFAULT_CACHE_BYTES, staging.host + SCRATCH_BYTES
     if wanted.host is not None:
-        total = wanted.host - staging.host - SCRATCH_BYTES
-    rows = sum(spec.rows(layer) for layer in spec.layers)
-    size = slot_bytes(record_layout(spec).record_bytes)
-    caches = {
-        layer: min(total * spec.rows(layer) // rows, spec.rows(layer) * size)
-        for layer in spec.layers
-    }
-    least = min(LEAST_CACHE_BYTES, *(spec.rows(layer) * size for layer in spec.layers))
-    if min(caches.values()) < least:
+        total = wanted.host - over
+    rows = {layer: spec.rows(layer) for layer in spec.layers}
+    size, all_rows = slot_bytes(record_layout(spec).record_bytes), sum(rows.values())
+    caches = {layer: min(total * own // all_rows, own * size) for layer, own in rows.items()}
+    if min(caches.values()) < min(LEAST_CACHE_BYTES, *(own * size for own in rows.values())):
+        enough = over - (-LEAST_CACHE_BYTES * all_rows // min(rows.values()))
+        if wanted.cold != "disk":  # then all rows on the host are allowed, too
+            enough = min(enough, _all_on_host(spec, staging))
         raise InputError(
             f"{wanted.host or 0:,} bytes of host memory are too few for the caches of "
-            f"{len(spec.layers)} layers beside {staging.host + SCRATCH_BYTES:,} bytes of staging",
+            f"{len(rows)} layers and {over:,} bytes of staging",
             f"give {enough:,} or more",
         )
     return caches
-
-
-def _least_host(spec: BundleSpec, wanted: Wanted, staging: Staging) -> int:
-    """Return a host budget that is enough: for caches, or for all rows where that is allowed."""
-    rows = [spec.rows(layer) for layer in spec.layers]
-    caches = -(-LEAST_CACHE_BYTES * sum(rows) // min(rows))
-    over_disk = staging.host + SCRATCH_BYTES + caches
-    return over_disk if wanted.cold == "disk" else min(over_disk, _all_on_host(spec, staging))
 
 
 def _all_on_host(spec: BundleSpec, staging: Staging) -> int:
@@ -312,8 +287,8 @@ def _record_bytes(spec: BundleSpec) -> int:
     return sum(spec.rows(layer) for layer in spec.layers) * size
 
 
-def _checked(placement: Placement, free: Free) -> Placement:
-    """Return `placement`. Raises InputError where a tier has less free memory than it takes."""
+def _check_free(placement: Placement, free: Free) -> None:
+    """Raises InputError where a tier has less free memory than the placement takes."""
     for name, needed, there, other in (
         ("HBM", placement.hbm_bytes, free.hbm, "a budget of HBM (hbm=SIZE) or placement=host"),
         ("host memory", placement.host_bytes, free.host, "a budget (host=SIZE) or placement=disk"),
@@ -324,7 +299,6 @@ def _checked(placement: Placement, free: Free) -> Placement:
                 f"{needed - there:,} too many",
                 f"give {other}",
             )
-    return placement
 
 
 def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.device]) -> Placement:
@@ -368,29 +342,10 @@ def free_host_bytes() -> int:
             return read_size(said)
         except ValueError as error:
             raise InputError(f"{HOST_MEMORY}: {error}", "give a size such as 100GB") from None
-    found = _of_system()
-    return found if (group := _of_group()) is None else min(found, group)
-
-
-def _of_system() -> int:
-    try:
-        lines = _MEMORY.read_text(encoding="ascii").splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
+    found = available_memory()
+    if found is None:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _of_group() -> int | None:
-    """Return what a control group leaves, cached files not counted; None without a limit."""
-    try:
-        limit = int((_GROUP / "memory.max").read_text(encoding="ascii"))
-        used = int((_GROUP / "memory.current").read_text(encoding="ascii"))
-        lines = (_GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
-        files = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-    except (OSError, ValueError, StopIteration, IndexError):
-        return None
-    return max(0, limit - used + files)
+    return found
 
 
 def _free_bytes(device: torch.device, host: int) -> int:

@@ -13,48 +13,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.tiers.records import RecordSource, TierBuffers, key_dtype
-from engram_cli.runtime.tiers.staging import (
-    NUMBER_BYTES,
-    Block,
-    CudaEvent,
-    StagingQueue,
-    Tuning,
-    lend,
-)
+from engram_cli.runtime.tiers.records import key_dtype
+from engram_cli.runtime.tiers.staging import NUMBER_BYTES, Block, CudaEvent
 
-
-class Store(Protocol):
-    """What is needed of a layer in tiers (`embedding.TieredEmbedding`)."""
-
-    device: torch.device
-    cold: RecordSource
-    staging_queue: StagingQueue
-    tier_buffers: TierBuffers
-    tuning: Tuning
-    width: int
-    waited: float
-
-    def empty(self, rows: Tensor) -> Tensor:
-        """Memory for the vectors of rows [..., C]."""
-        ...
-
-    def reads_in_place(self, rows: Tensor) -> bool:
-        """Whether these rows are read in place."""
-        ...
+if TYPE_CHECKING:
+    from engram_cli.runtime.tiers.embedding import TieredEmbedding
 
 
 @dataclass(slots=True, eq=False)
 class _Piece:
     """Rows int64[n] of a layer that are staged together, and later their slots in the block."""
 
-    store: Store
+    store: TieredEmbedding
     rows: Tensor
     slots: Tensor | None = None
     block: Block | None = None
@@ -76,7 +52,7 @@ class _Piece:
         self.slots = torch.empty(count, dtype=torch.int32, device=device)
         staging = torch.empty(count, store.cold.record_bytes, dtype=torch.uint8, device=device)
         host = torch.empty(count + 1, dtype=key_dtype(height), pin_memory=device.type == "cuda")
-        with store.staging_queue.find.after_current():
+        with store.staging_queue.find.launch(after_current=True):
             keys, order = ops.cold_keys(self.rows, hot_set, height).sort()
             ops.find_slots(keys, order, height, self.slots, host, store.tier_buffers.counted)
             event = store.staging_queue.find.record()
@@ -94,7 +70,7 @@ class _Piece:
         block.copied.hold_back(store.device)
         staged = replace(store.tier_buffers, cold=block.staging)
         ops.read_tiers(staged, self.rows, self.slots, out)
-        lend(block.staging, self.slots, self.rows)
+        _lend(block.staging, self.slots, self.rows)
         self.block = self.slots = None
 
 
@@ -111,7 +87,9 @@ class _Layer:
 class TierReader:
     """The reads of a call, begun together: rows int64[..., C] by the index of each tiered layer."""
 
-    def __init__(self, stores: Mapping[int, Store], rows: Sequence[Tensor] | Tensor) -> None:
+    def __init__(
+        self, stores: Mapping[int, TieredEmbedding], rows: Sequence[Tensor] | Tensor
+    ) -> None:
         self.stores = stores
         self._process = os.getpid()
         self._layers: dict[int, _Layer] = {}
@@ -132,7 +110,7 @@ class TierReader:
         layer, store = self._layers.pop(place), self.stores[place]
         if layer.vectors is not None and layer.event is not None:
             layer.event.hold_back(store.device)
-            lend(layer.vectors, layer.rows)
+            _lend(layer.vectors, layer.rows)
             return layer.vectors
         out = store.empty(layer.rows)
         flat, begin = out.view(-1, store.width), 0
@@ -188,17 +166,12 @@ class TierReader:
         """Whether a layer's vectors can be taken."""
         return place in self._layers
 
-    def _begin(self, store: Store, rows: Tensor) -> _Layer:
+    def _begin(self, store: TieredEmbedding, rows: Tensor) -> _Layer:
         """Read in place on a side stream, or prepare pieces of one block each."""
         if store.reads_in_place(rows):
             out = store.empty(rows)
-            with store.staging_queue.find.after_current():
-                ops.read_tiers(
-                    store.tier_buffers,
-                    rows.reshape(-1).contiguous(),
-                    None,
-                    out.view(-1, store.width),
-                )
+            with store.staging_queue.find.launch(after_current=True):
+                store.read_in_place(rows, out)
                 return _Layer(rows, vectors=out, event=store.staging_queue.find.record())
         line = store.cold.record_bytes + NUMBER_BYTES
         step = max(1, store.tuning.block_bytes // line)
@@ -252,3 +225,10 @@ class TierReader:
         if piece.reserved:
             piece.reserved = False
             piece.store.staging_queue.release(piece.nbytes)
+
+
+def _lend(*tensors: Tensor) -> None:
+    """Tell torch that the current stream uses memory that another stream may have allocated."""
+    for tensor in tensors:
+        if tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))

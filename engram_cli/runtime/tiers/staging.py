@@ -18,14 +18,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from engram_cli.errors import InputError, RuntimeAttachError
 from engram_cli.files import parse_json
-from engram_cli.runtime.tiers import renew_in_children
+from engram_cli.runtime.tiers import renew_in_children, with_index
 from engram_cli.runtime.tiers.host import HostRows
 from engram_cli.runtime.tiers.records import RecordSource
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 VARIABLE = "ENGRAM_TIERS_TUNING"
 NUMBER_BYTES = 16  # of a staged row in addition to its record: its number and its slot
 MOST_STAGED = 8  # at most 1 / 8 of a memory's records is staged at a time
+_JOIN_SECONDS = 30.0  # for the worker to end: a disk may never answer
 _MIB = 2**20
 _PAGE = 4096
 
@@ -109,26 +110,25 @@ def local_tuning() -> Tuning:
     return Tuning(**document)
 
 
-class CudaEvent:
+class CudaEvent(NamedTuple):
     """An event of a stream; without one, as on a CPU, it has always happened."""
 
-    def __init__(self, event: torch.cuda.Event | None) -> None:
-        self._event = event
+    event: torch.cuda.Event | None = None
 
     @property
     def address(self) -> int:
         """The address of CUDA's event, 0 on a CPU."""
-        return 0 if self._event is None else int(self._event.cuda_event)
+        return 0 if self.event is None else int(self.event.cuda_event)
 
     def wait(self) -> None:
         """Block this thread until the event has happened."""
-        if self._event is not None:
-            self._event.synchronize()
+        if self.event is not None:
+            self.event.synchronize()
 
     def hold_back(self, device: torch.device) -> None:
         """Make later work of the current stream of `device` wait for the event."""
-        if self._event is not None:
-            torch.cuda.current_stream(device).wait_event(self._event)
+        if self.event is not None:
+            torch.cuda.current_stream(device).wait_event(self.event)
 
 
 class SideStream:
@@ -141,49 +141,19 @@ class SideStream:
         self._device = device
 
     @contextmanager
-    def after_current(self) -> Iterator[None]:
-        """Launch on this stream, after all work that the current stream has now."""
+    def launch(self, *, after_current: bool) -> Iterator[None]:
+        """Launch on this stream, if asked for after all work that the current stream has now."""
         if self.stream is None:
             yield
             return
-        self.stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self.stream):
-            yield
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Launch on this stream, without waiting for others."""
-        if self.stream is None:
-            yield
-            return
+        if after_current:
+            self.stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self.stream):
             yield
 
     def record(self) -> CudaEvent:
         """Record an event that happens when all work launched so far is done."""
         return CudaEvent(None if self.stream is None else self.stream.record_event())
-
-
-def with_index(device: torch.device) -> torch.device:
-    """Return a CUDA device with its index, as the devices of tensors have one."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
-def lend(*tensors: Tensor) -> None:
-    """Tell torch that the current stream uses memory that another stream may have allocated."""
-    for tensor in tensors:
-        if tensor.is_cuda:
-            tensor.record_stream(torch.cuda.current_stream(tensor.device))
-
-
-def is_captured(device: torch.device) -> bool:
-    """Whether the current stream of `device` is being captured into a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-_JOIN_SECONDS = 30.0  # for the worker to end: a disk may never answer
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -201,7 +171,7 @@ class Block:
     staging: Tensor
     load: Load | None = None
     done: threading.Event = field(default_factory=threading.Event)
-    copied: CudaEvent = field(default_factory=lambda: CudaEvent(None))
+    copied: CudaEvent = field(default_factory=CudaEvent)
     error: BaseException | None = None
     dropped: bool = False
 
@@ -223,30 +193,30 @@ class Block:
         return None
 
 
-class _TransferCounters:
-    """Totals since the start."""
+@dataclass(slots=True)
+class Transfers:
+    """Totals since the start: records, their bytes, and seconds of the thread that copies them.
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self.bytes = 0
-        self.seconds_found = 0.0
-        self.seconds_gathered = 0.0
-        self.seconds_copies = 0.0
+    `finding`: waiting for row numbers; `gathering`; `copying`: waiting for a free buffer.
+    """
 
-    def add(self, block: Block) -> None:
-        """Add a block that a copy thread copied."""
-        if block.load is None:
-            return
-        rows, (found, gathered, copies) = block.load.rows, block.load.seconds
+    rows: int = 0
+    bytes: int = 0
+    finding: float = 0.0
+    gathering: float = 0.0
+    copying: float = 0.0
+
+    def add(self, rows: int, size: int, finding: float, gathering: float, copying: float) -> None:
+        """Add `rows` records of `size` bytes in all, and seconds."""
         self.rows += rows
-        self.bytes += rows * block.staging.shape[1]
-        self.seconds_found += found
-        self.seconds_gathered += gathered
-        self.seconds_copies += copies
+        self.bytes += size
+        self.finding += finding
+        self.gathering += gathering
+        self.copying += copying
 
 
 class StagingQueue:
-    """Fetches blocks for one device, in order, for all layers of a memory there.
+    """Copies blocks to one device, in order, for all layers of a memory there.
 
     `reserve` and `release` count the device memory of blocks that were begun ahead.
     """
@@ -254,7 +224,7 @@ class StagingQueue:
     def __init__(self, device: torch.device, tuning: Tuning) -> None:
         self.device, self.tuning = with_index(device), tuning
         self.find = SideStream(self.device)
-        self.travelled = _TransferCounters()
+        self.transfers = Transfers()
         self._closed = False
         self._parents: list[object] = []  # used by threads of the parent process, kept alive
         self._start()
@@ -264,14 +234,13 @@ class StagingQueue:
         self.alone = threading.Lock()  # its holder may begin one block over the budget
         self._lock = threading.Lock()
         self._ahead = 0
-        self._queue: SimpleQueue[Block | None] = SimpleQueue()
-        self._workers: list[threading.Thread] = []
+        self._worker = _Worker(self.device, self.tuning, self.transfers)
         self._copy_threads: list[CopyThread | None] = []  # [None] where there can be none
-        self._end = weakref.finalize(self, _end, self._queue, self._workers)
+        self._end = weakref.finalize(self, self._worker.close)
 
     def after_fork(self) -> None:
         """Make threads and locks again in a child process."""
-        self._parents += [self._queue, *self._workers, *self._copy_threads]
+        self._parents += [self._worker, *self._copy_threads]
         self._end.detach()
         self._start()
 
@@ -289,16 +258,17 @@ class StagingQueue:
                 block.copied = CudaEvent(copied)
                 copy_thread.send(block.load)
             else:
-                self._start_worker()
-                self._queue.put(block)
+                self._worker.send(block)
 
     def wait(self, block: Block) -> None:
         """Wait until a block's copies are launched. Raises the error of its source."""
         error = block.wait()
         if error is not None:
             raise error
-        with self._lock:
-            self.travelled.add(block)
+        if block.load is not None:
+            with self._lock:
+                rows = block.load.rows
+                self.transfers.add(rows, rows * block.staging.shape[1], *block.load.seconds)
 
     def _copy_thread(self) -> CopyThread | None:
         """The thread that copies rows from host memory to a GPU, None where it cannot exist."""
@@ -307,23 +277,10 @@ class StagingQueue:
             if self.device.type == "cuda":
                 from engram_cli.runtime.tiers.host_gather import cuda_copy_thread
 
-                size = self.tuning.ring_buffer_bytes
                 self._copy_threads[0] = cuda_copy_thread(
-                    self.device, self.tuning.ring_buffers, size
+                    self.device, self.tuning.ring_buffers, self.tuning.ring_buffer_bytes
                 )
         return self._copy_threads[0]
-
-    def _start_worker(self) -> None:
-        if self._workers:
-            return
-        worker = threading.Thread(
-            target=_work,
-            args=(self._queue, self.device, self.tuning, self.travelled),
-            name="engram-rows",
-            daemon=True,
-        )
-        worker.start()
-        self._workers.append(worker)
 
     def reserve(self, size: int) -> bool:
         """Reserve `size` bytes for staging until `release`; False where the budget is used up."""
@@ -348,25 +305,15 @@ class StagingQueue:
         self._end()
 
 
-def _end(queue: SimpleQueue[Block | None], workers: list[threading.Thread]) -> None:
-    """End the worker after its queue is empty, also when Python ends, and wait for it."""
-    queue.put(None)
-    for worker in workers:
-        if worker is not threading.current_thread():
-            worker.join(_JOIN_SECONDS)
-
-
 class _Ring:
-    """The worker's pinned buffers, each with the event of the last copy from it."""
+    """The worker's stream and pinned buffers, each with the event of the last copy from it."""
 
     def __init__(self, device: torch.device, tuning: Tuning) -> None:
-        self._buffers = torch.empty(
-            (tuning.ring_buffers, tuning.ring_buffer_bytes),
-            dtype=torch.uint8,
-            pin_memory=device.type == "cuda",
-        )
+        self.copies = SideStream(device)
+        shape = (tuning.ring_buffers, tuning.ring_buffer_bytes)
+        self._buffers = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.size = tuning.ring_buffer_bytes
-        self._events = [CudaEvent(None)] * tuning.ring_buffers
+        self._events = [CudaEvent()] * tuning.ring_buffers
         self._next = 0
 
     def take(self) -> Tensor:
@@ -374,64 +321,77 @@ class _Ring:
         self._events[self._next].wait()
         return self._buffers[self._next]
 
-    def give(self, event: CudaEvent) -> None:
-        """Give back the buffer taken last; copies read it until `event`."""
-        self._events[self._next] = event
+    def give(self) -> None:
+        """Give back the buffer taken last, which is read by the copies launched so far."""
+        self._events[self._next] = self.copies.record()
         self._next = (self._next + 1) % len(self._buffers)
 
 
-def _work(
-    queue: SimpleQueue[Block | None],
-    device: torch.device,
-    tuning: Tuning,
-    travelled: _TransferCounters,
-) -> None:
-    """Run the worker thread. It holds no reference to its queue, so that this can be freed."""
-    ring: _Ring | None = None
-    copies: SideStream | None = None
-    # Tensors made in inference mode may only be written in that mode.
-    with torch.inference_mode():
-        while (block := queue.get()) is not None:
-            try:
-                if ring is None or copies is None:
-                    copies = SideStream(device)
-                    ring = _Ring(device, tuning)
-                _fetch(block, ring, copies, travelled)
-            except BaseException as error:
-                block.error = error
-                with suppress(RuntimeError):  # of a device that is lost
-                    block.found.wait()
-                    if copies is not None:
-                        copies.record().wait()  # nothing writes to the block any more
-            finally:
-                block.done.set()
-                del block
+class _Worker:
+    """A thread that copies the blocks that no copy thread can copy; it starts with the first.
 
+    It holds no reference to its `StagingQueue`, so that this can be freed.
+    """
 
-def _fetch(block: Block, ring: _Ring, copies: SideStream, travelled: _TransferCounters) -> None:
-    """Gather a block's records and launch their copies."""
-    begin = time.perf_counter()
-    block.found.wait()  # dropped or not: `host` is written until then
-    if block.dropped:
-        return
-    travelled.seconds_found += time.perf_counter() - begin
-    rows = block.host[1 : 1 + int(block.host[0])].long()
-    width = block.staging.shape[1]
-    step = ring.size // width
-    with copies.at_once():
-        for first in range(0, len(rows), step):
-            if block.dropped:
-                break
-            part = rows[first : first + step]
-            begin = time.perf_counter()
-            records = ring.take()[: len(part) * width].view(-1, width)
-            taken = time.perf_counter()
-            block.source.gather(part, records)
-            gathered = time.perf_counter()
-            block.staging[first : first + len(part)].copy_(records, non_blocking=True)
-            ring.give(copies.record())
-            travelled.seconds_copies += taken - begin
-            travelled.seconds_gathered += gathered - taken
-            travelled.rows += len(part)
-            travelled.bytes += records.numel()
-    block.copied = copies.record()
+    def __init__(self, device: torch.device, tuning: Tuning, transfers: Transfers) -> None:
+        self.thread: threading.Thread | None = None
+        self._queue: SimpleQueue[Block | None] = SimpleQueue()
+        self._device, self._tuning, self._transfers = device, tuning, transfers
+
+    def send(self, block: Block) -> None:
+        """Queue a block; callers hold a lock."""
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._run, name="engram-rows", daemon=True)
+            self.thread.start()
+        self._queue.put(block)
+
+    def close(self) -> None:
+        """End the thread after its queue is empty, also when Python ends, and wait for it."""
+        self._queue.put(None)
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join(_JOIN_SECONDS)
+
+    def _run(self) -> None:
+        ring: _Ring | None = None
+        # Tensors made in inference mode may only be written in that mode.
+        with torch.inference_mode():
+            while (block := self._queue.get()) is not None:
+                try:
+                    ring = ring or _Ring(self._device, self._tuning)
+                    self._copy(block, ring)
+                except BaseException as error:
+                    block.error = error
+                    with suppress(RuntimeError):  # of a device that is lost
+                        block.found.wait()
+                        if ring is not None:
+                            ring.copies.record().wait()  # nothing writes to the block any more
+                finally:
+                    block.done.set()
+                    del block
+
+    def _copy(self, block: Block, ring: _Ring) -> None:
+        """Gather a block's records and launch their copies."""
+        begin = time.perf_counter()
+        block.found.wait()  # dropped or not: `host` is written until then
+        if block.dropped:
+            return
+        self._transfers.finding += time.perf_counter() - begin
+        rows = block.host[1 : 1 + int(block.host[0])].long()
+        width = block.staging.shape[1]
+        step = ring.size // width
+        with ring.copies.launch(after_current=False):
+            for first in range(0, len(rows), step):
+                if block.dropped:
+                    break
+                part = rows[first : first + step]
+                begin = time.perf_counter()
+                records = ring.take()[: len(part) * width].view(-1, width)
+                taken = time.perf_counter()
+                block.source.gather(part, records)
+                gathered = time.perf_counter()
+                block.staging[first : first + len(part)].copy_(records, non_blocking=True)
+                ring.give()
+                self._transfers.add(
+                    len(part), records.numel(), 0.0, gathered - taken, taken - begin
+                )
+        block.copied = ring.copies.record()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tier_cases import MappedRows
 from tiny_models import make_layout, make_spec
 from torch import Tensor
 
@@ -14,8 +15,8 @@ from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
-from engram_cli.formats.tensors import Array, physical_dtype
-from engram_cli.runtime.tiers.records import MappedRows
+from engram_cli.formats.tensors import Array
+from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.vocab.compress import CompressedVocab
 
 

@@ -81,7 +81,7 @@ def test_vectors_are_those_of_one_place(dtype: str, dim: int, share: float, path
     store = a_store(spec, records, CPU, share, dtype=torch.bfloat16)
     store.path = path
     rows = some_rows(ROWS, 3, 7, 6)
-    wanted = torch.bfloat16 if spec.row_type.scales else store.dtype
+    wanted = torch.bfloat16 if spec.row_type.quantised else store.dtype
     found = store(rows)
     assert found.shape == (3, 7, 6 * dim)
     assert same_bits(found, expected(spec, records, rows, wanted))
@@ -103,8 +103,8 @@ def test_each_row_below_is_asked_for_once() -> None:
     store(rows)
     cold = set(rows.flatten().tolist()) - set(hot_rows(ROWS).tolist())
     assert store.cold.asked == sorted(cold)
-    assert store.staging_queue.travelled.rows == len(cold)
-    assert store.staging_queue.travelled.bytes == len(cold) * 128
+    assert store.staging_queue.transfers.rows == len(cold)
+    assert store.staging_queue.transfers.bytes == len(cold) * 128
 
 
 @pytest.mark.parametrize("ahead", [0, 65536, 10 * 65536])
@@ -265,7 +265,7 @@ def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
     staging_queue = store.staging_queue
     rows = some_rows(ROWS, 2, 5, 6)
     store(rows)
-    worker = staging_queue._workers[0]
+    worker = staging_queue._worker.thread
     assert worker.is_alive()
     reads = TierReader({0: store}, [rows])
     reads.take(0)
@@ -280,7 +280,7 @@ def test_close_ends_the_thread_and_refuses_what_comes_later() -> None:
 def test_a_store_that_is_forgotten_ends_its_thread() -> None:
     store, _ = below_store()
     store(some_rows(ROWS, 2, 5, 6))
-    worker, gone = store.staging_queue._workers[0], weakref.ref(store.cold)
+    worker, gone = store.staging_queue._worker.thread, weakref.ref(store.cold)
     del store
     gc.collect()
     worker.join(10)

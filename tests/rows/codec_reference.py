@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.rows.codecs.e4m3 import meanings
+from engram_cli.rows import DTYPES
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+E4M3: Any = DTYPES.load("fp8").items.values
 
 
 def block_tops(values: Floats, dim: int, block: int, tops: Floats) -> None:
@@ -30,7 +31,7 @@ def to_e4m3(values: Floats, scales: Floats, dim: int, block: int, out: Bytes) ->
     # The step between neighbours at each size, by the exponent of the size; 2**-9 below 2**-6.
     steps = np.ldexp(1.0, np.maximum(np.frexp(sizes)[1] - 1, -6) - 3)
     rounded = np.minimum(np.rint(sizes / steps) * steps, 448)
-    codes = np.searchsorted(meanings()[:127], rounded).astype(np.uint8)
+    codes = np.searchsorted(E4M3[:127], rounded).astype(np.uint8)
     codes[~known] = 0x7F
     out[:] = codes | np.signbit(values).astype(np.uint8) << np.uint8(7)
 
