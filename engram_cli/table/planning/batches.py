@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STEPS = 4096  # of the integration, even in log rows
+# The error of reading a curve, and more of it far below the smallest cache that was measured.
+# Against counting: 120 batches of 256 to 262,144 tokens, 20 k to 9 M rows, 96 % within two errors.
+_READING = (0.004, 0.03)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,21 +70,24 @@ def _distinct_share(cache: Mapping[str, Any], tokens: int) -> tuple[float, float
 
     Caches smaller than the smallest one that was measured are read in two ways, which differ only
     there: on a line to a cache of no rows, which misses always, and on the line through the two
-    smallest caches, in log rows. The result is their mean. The error is half their difference, and
-    the largest error of a hit rate.
+    smallest caches, in log rows. The result is their mean. The error adds up half their difference,
+    what leaving out every second cache changes, the largest error of a hit rate, and `_READING`.
     """
     sizes = np.log1p(np.array(cache["cache_rows"], dtype=np.float64))
     misses = 1.0 - np.array(cache["hit_rate"], dtype=np.float64)
     grid = np.linspace(0.0, float(sizes[-1]), _STEPS)
-    inside = np.interp(grid, np.append(0.0, sizes), np.append(1.0, misses))
+    to_none = np.interp(grid, np.append(0.0, sizes), np.append(1.0, misses))
+    fewer = slice((len(sizes) + 1) % 2, None, 2)  # the last one stays
+    coarse = np.interp(grid, np.append(0.0, sizes[fewer]), np.append(1.0, misses[fewer]))
     slope = (misses[1] - misses[0]) / (sizes[1] - sizes[0]) if len(sizes) > 1 else 0.0
     ahead = np.clip(misses[0] + slope * (grid - sizes[0]), 0.0, 1.0)
-    low, high = (
-        _distinct(grid, miss, tokens) / tokens
-        for miss in (inside, np.where(grid < sizes[0], ahead, inside))
-    )
-    error = max(map(float, cache.get("error") or [0.0]))
-    return (low + high) / 2.0, math.hypot((high - low) / 2.0, error)
+    ahead = np.where(grid < sizes[0], ahead, to_none)
+    one, two, three = (_distinct(grid, each, tokens) / tokens for each in (to_none, ahead, coarse))
+    share = (one + two) / 2.0
+    smaller = max(1.0 - share * tokens / math.expm1(float(sizes[0])), 0.0)
+    reading = _READING[0] + _READING[1] * smaller
+    measured = max(map(float, cache.get("error") or [0.0]))
+    return share, math.hypot((one - two) / 2.0, one - three, measured, reading)
 
 
 def _distinct(grid: NDArray[np.float64], misses: NDArray[np.float64], tokens: int) -> float:
