@@ -48,12 +48,14 @@ class Column:
     `kind`: "count", "brief" (63.7 M), "percent" (of a share 0..1) and "decimal" are numbers;
     "ngram" is the text of one n-gram, "ngrams" a tuple of `Ngram`, "digest" a checksum. `digits`:
     after the point; None for as many as the number needs. `bar`: the page draws the number's size.
+    `alarm`: the terminal prints cells with this text in red.
     """
 
     name: str
     kind: Kind = "count"
     digits: int | None = None
     bar: bool = False
+    alarm: str | None = None
 
     @property
     def numeric(self) -> bool:

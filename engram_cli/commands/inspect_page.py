@@ -86,7 +86,7 @@ def _digests(result: InspectResult) -> View:
         Column(name="of", kind="text"),
         Column(name="digest", kind="digest"),
         Column(name="must match", kind="text"),
-        Column(name="matches", kind="text"),
+        Column(name="matches", kind="text", alarm="no"),
     )
     rows = tuple(
         (each.name, each.value, each.must_match, _SAID[each.matches]) for each in result.digests
@@ -248,13 +248,40 @@ def _heads(result: InspectResult) -> View:
         *(Column(name=name) for name in whole),
         *(Column(name=name, kind="decimal") for name in norms),
     )
+    table = Table(title="Heads", columns=columns, rows=rows, where="page")
     return View(
         name="heads",
         title="The heads",
         lead="The layout column by column: its rows, where they begin in the layer's table, and "
         "what they hold.",
-        parts=(Table(title="Heads", columns=columns, rows=rows),),
+        parts=(table, *_layers(result)),
     )
+
+
+def _layers(result: InspectResult) -> Iterator[Table]:
+    """Yield a table of each layer for the terminal, which has no room for all columns of heads."""
+    known = {(each.layer, each.order, each.head): each for each in result.columns}
+    hits = any(column.hit_rows is not None for column in result.columns)
+    norms = any(column.mean is not None for column in result.columns)
+    columns = [Column(name=name) for name in ("n", "head", "rows (modulus)", "first row")]
+    if hits:
+        columns += [Column(name="hit", kind="percent", digits=1), Column(name="most")]
+    if norms:
+        columns += [Column(name="zero"), Column(name="bad")]
+        columns += [Column(name=name, kind="decimal") for name in ("norm", "least", "most")]
+    for layer, said in result.multipliers:
+        rows: list[tuple[Cell, ...]] = []
+        for each in (column for column in result.layout if column.layer == layer):
+            own = known.get((layer, each.order, each.head))
+            cells: list[Cell] = [each.order, each.head, each.modulus, each.offset]
+            if hits:
+                share = None if own is None or own.hit_rows is None else own.hit_rows / own.rows
+                cells += [share, None if own is None else own.max_hits]
+            if norms:
+                cells += _contents(own)[2:7]
+            rows.append(tuple(cells))
+        title = f"Layer {layer}, multipliers {' '.join(said)}"
+        yield Table(title=title, columns=tuple(columns), rows=tuple(rows), where="terminal")
 
 
 def _contents(own: Columns | None) -> tuple[Cell, ...]:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from table.filled import write_corpus
 
-from engram_cli.cli.probe_table import probe_parts
+from engram_cli.cli.inspect import probe_parts
 from engram_cli.cli.terminal import Terminal
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
