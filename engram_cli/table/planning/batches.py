@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# First uses count as misses, also those of rows that a longer corpus would have used before. Batches
+# up to this part of the corpus hardly feel it: at a half, 12.1 % distinct rows instead of 10.7 %.
+_PART = 8
 _STEPS = 4096  # of the integration, even in log rows
 # The error of reading a curve, and more of it far below the smallest cache that was measured.
 # Against counting, 120 batches of 256 to 262,144 tokens, 20 k to 9 M rows: at most 1.9 errors off.
@@ -26,7 +29,7 @@ _READING = (0.004, 0.03)
 class BatchShare:
     """The share of a batch's look-ups that are distinct rows, with its standard error.
 
-    `at_most`: the batch is longer than the corpus that was counted, and repeats more than it.
+    `at_most`: the batch is too long for the corpus that was counted, and repeats more.
     """
 
     share: float
@@ -61,7 +64,7 @@ def batch_share(
     return BatchShare(
         share=math.fsum(shares) / len(shares),
         error=math.fsum(errors) / len(errors),  # all are of the same text
-        at_most=batch > counted_tokens,
+        at_most=batch > counted_tokens // _PART,
     )
 
 
