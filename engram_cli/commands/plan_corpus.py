@@ -19,8 +19,7 @@ from engram_cli.stats.growth_curve import project
 from engram_cli.stats.locality import order_hits
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.planning.batches import BatchShare, batch_share
-from engram_cli.table.planning.expectation import Demand
-from engram_cli.table.planning.hot import HeldOut, held_out, hot_rows
+from engram_cli.table.planning.estimates import Demand, HeldOut, held_out, hot_rows
 from engram_cli.vocab.lookup import VocabMap
 from engram_cli.vocab.parquet import read_map
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.formats import own_layers
+from engram_cli.formats import checkpoint
 from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
 from engram_cli.runtime import loading
 from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
@@ -213,8 +213,8 @@ def _check_first_memory(model: nn.Module) -> None:
     """Raises RuntimeAttachError for a model that has Engram layers of its own."""
     config = getattr(model, "config", None)
     as_dict = getattr(config, "to_dict", None)
-    found = own_layers.named_in_config(as_dict() if callable(as_dict) else config)
-    found = found or own_layers.named_in_layers(name for name, _ in model.named_modules())
+    found = checkpoint.named_in_config(as_dict() if callable(as_dict) else config)
+    found = found or checkpoint.named_in_layers(name for name, _ in model.named_modules())
     if found is not None:
         raise RuntimeAttachError(
             f"{type(model).__name__} has Engram layers of its own ({found})",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES
-from engram_cli.formats.tensors import Array
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.rows.safetensors import Array
 from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import (
     AnyRows,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError, TokenIdError
 from engram_cli.formats.bundle_spec import BundleSpec
-from engram_cli.formats.tensors import Array
+from engram_cli.rows.safetensors import Array
 from engram_cli.runtime import ops
 from engram_cli.runtime.caches import caches_in, carrier, handed_back, handed_out, values_of
 from engram_cli.runtime.forward_args import (

@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from engram_cli.errors import MismatchError, OutputError, RuntimeAttachError
 from engram_cli.files import local_path
-from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle import CARD, Bundle, bundle_folder, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
-from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.model_card import CARD, model_card
-from engram_cli.formats.tensors import Array
+from engram_cli.formats.bundle_writer import model_card, write_bundle
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.safetensors import Array
 from engram_cli.runtime import loading
 from engram_cli.runtime.adapters import adapted, merged_state
 from engram_cli.runtime.attach import memory_of

@@ -12,15 +12,14 @@ from engram_cli.view import (
     Axis,
     Cell,
     Column,
-    Curve,
     Estimate,
     LineChart,
-    Row,
     Table,
     View,
     by_layer,
-    order_color,
-    order_name,
+    counts,
+    order_curve,
+    percents,
     share_axis,
 )
 
@@ -33,7 +32,14 @@ def view(found: LocalityResult, results: Results) -> Iterable[View]:
     if found.hot:
         yield _hot_view(found)
     if found.lru:
-        yield _cache_view(found)
+        yield View(
+            name="cache",
+            title="Caches",
+            lead="A cache that keeps the rows used last needs no counts beforehand; compare it "
+            "with the hot set at the same number of rows. How many distinct rows a batch fetches "
+            "follows from these curves: engram plan --batch.",
+            parts=(*by_layer(found.lru, _cache_chart), _cache_table(found)),
+        )
 
 
 def _hot_view(found: LocalityResult) -> View:
@@ -44,103 +50,63 @@ def _hot_view(found: LocalityResult) -> View:
             f"Dashed: the same rows, asked by {brief(held)} tokens held out of the counting. Size "
             "a hot set by the dashed lines; the full ones mostly flatter it."
         )
-    charts = [
-        _hot_chart(layer, suffix, own)
-        for layer, suffix, own in by_layer(found.hot, lambda entry: entry.layer)
-    ]
-    rows: list[tuple[Cell, ...]] = []
+    rows = []
     for entry in found.hot:
-        places = [entry.rows_share.index(share) for share in _HOT if share in entry.rows_share]
-        rows.append((entry.layer, entry.order, "counted", *(entry.counted[at] for at in places)))
-        if entry.held_out is not None:
-            own = [entry.held_out[at] for at in places]
-            rows.append((entry.layer, entry.order, "held out", *own))
-    shares = [share for share in _HOT if share in found.hot[0].rows_share]
+        for name, values in (("counted", entry.counted), ("held out", entry.held_out)):
+            if values is not None:
+                served = dict(zip(entry.rows_share, values, strict=True))
+                rows.append((entry.layer, entry.order, name, *map(served.get, _HOT)))
     columns = (
-        Column(name="layer"),
-        Column(name="order"),
-        Column(name="look-ups", kind="text"),
-        *(Column(name=f"hottest {100 * share:g} % of rows", kind="percent", digits=1)
-          for share in shares),
-    )  # fmt: skip
-    table = Table(
-        title="Hot rows: the share of look-ups that they serve",
-        note=f"{held:,} held-out tokens" if held else "",
-        columns=columns,
-        rows=tuple(rows),
+        *(*counts("layer", "order"), Column("look-ups", "text")),
+        *percents(*(f"hottest {100 * share:g} % of rows" for share in _HOT), digits=1),
     )
+    note = f"{held:,} held-out tokens" if held else ""
+    title = "Hot rows: the share of look-ups that they serve"
     return View(
         name="hot-set",
         title="The hot set",
         lead="Keep the hottest rows in fast memory, and this is the share of look-ups that never "
         f"leave it. {lead}",
-        parts=(Row(parts=tuple(charts)), table),
+        parts=(*by_layer(found.hot, _hot_chart), Table(title, columns, tuple(rows), note=note)),
     )
 
 
 def _hot_chart(layer: int, suffix: str, own: Sequence[HotRows]) -> LineChart:
-    curves = []
-    for entry in own:
-        for values, variant in ((entry.counted, ""), (entry.held_out, "held out")):
-            if values is not None:
-                curves.append(
-                    Curve(
-                        label=order_name(entry.order),
-                        color=order_color(entry.order),
-                        points=tuple(zip(entry.rows_share, values, strict=True)),
-                        variant=variant,
-                    )
-                )
+    curves = [
+        order_curve(entry.order, zip(entry.rows_share, values, strict=True), variant=variant)
+        for entry in own
+        for values, variant in ((entry.counted, ""), (entry.held_out, "held out"))
+        if values is not None
+    ]
     return LineChart(
         name=f"hot-{layer}",
         title=f"Look-ups caught by the hottest rows{suffix}",
         description="A rising line for each order: the share of look-ups that fall on the hottest "
         "rows, against how many rows are kept, on a logarithmic axis.",
-        x=Axis(title="of the rows kept", unit="percent", log=True, high=1.0),
+        x=Axis("of the rows kept", "percent", log=True, high=1.0),
         y=share_axis("look-ups caught", high=1.0),
         curves=tuple(curves),
         height=360,
     )
 
 
-def _cache_view(found: LocalityResult) -> View:
-    caches = [
-        _cache_chart(layer, suffix, own)
-        for layer, suffix, own in by_layer(found.lru, lambda entry: entry.layer)
-    ]
-    return View(
-        name="cache",
-        title="Caches",
-        lead="A cache that keeps the rows used last needs no counts beforehand; compare it with "
-        "the hot set at the same number of rows. How many distinct rows a batch fetches follows "
-        "from these curves: engram plan --batch.",
-        parts=(Row(parts=tuple(caches)), _cache_table(found)),
-    )
-
-
 def _cache_chart(layer: int, suffix: str, own: Sequence[CacheHits]) -> LineChart:
-    curves = [
-        Curve(
-            label=order_name(entry.order),
-            color=order_color(entry.order),
-            points=tuple(zip(map(float, entry.cache_rows), entry.hit_rate, strict=True)),
-            band=tuple(
-                (float(size), max(rate - 2 * error, 0.0), min(rate + 2 * error, 1.0))
-                for size, rate, error in zip(
-                    entry.cache_rows, entry.hit_rate, entry.errors, strict=True
-                )
-                if error
-            ),
-        )
-        for entry in own
-    ]
+    curves = []
+    for entry in own:
+        points = list(zip(entry.cache_rows, entry.hit_rate, strict=True))
+        band = [
+            (size, max(rate - 2 * error, 0.0), min(rate + 2 * error, 1.0))
+            for (size, rate), error in zip(points, entry.errors, strict=True)
+            if error
+        ]
+        curves.append(order_curve(entry.order, points, band))
     return LineChart(
         name=f"lru-{layer}",
         title=f"Hit rate of a cache of the rows used last{suffix}",
         description="A rising line for each order: the hit rate of a least-recently-used cache "
         "against its size in rows, on a logarithmic axis.",
         note="least recently used leaves first",
-        x=Axis(title="rows in the cache of a head", log=True),
+        x=Axis("rows in the cache of a head", log=True),
         y=share_axis("hit rate", high=1.0),
         curves=tuple(curves),
         height=320,
@@ -149,18 +115,14 @@ def _cache_chart(layer: int, suffix: str, own: Sequence[CacheHits]) -> LineChart
 
 def _cache_table(found: LocalityResult) -> Table:
     """Draw the hit rates of the caches nearest to some shares of the rows."""
-    return Table(
-        title="Hit rates of LRU caches",
-        note="± one standard error; in brackets the rows of the cache",
-        columns=(
-            *(Column(name=name) for name in ("layer", "order")),
-            *(Column(name=f"{100 * s:g} % of rows", kind="percent", digits=1) for s in _CACHES),
-        ),
-        rows=tuple(
-            (entry.layer, entry.order, *(_cache(entry, share) for share in _CACHES))
-            for entry in found.lru
-        ),
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (*(entry.layer, entry.order), *(_cache(entry, share) for share in _CACHES))
+        for entry in found.lru
     )
+    names = [f"LRU, {100 * share:g} % of rows" for share in _CACHES]
+    columns = (*counts("layer", "order"), *percents(*names, digits=1))
+    note = "± one standard error; in brackets the rows of the cache"
+    return Table("Hit rates of LRU caches", columns, rows, note=note)
 
 
 def _cache(entry: CacheHits, share: float) -> Estimate:
@@ -171,7 +133,7 @@ def _cache(entry: CacheHits, share: float) -> Estimate:
         key=lambda index: abs(math.log(entry.cache_rows[index]) - wanted),
     )
     mark = f" ({brief(entry.cache_rows[at])})"
-    return Estimate(value=entry.hit_rate[at], error=entry.errors[at], mark=mark)
+    return Estimate(entry.hit_rate[at], entry.errors[at], mark)
 
 
 def _collect(plan: CollectorPlan) -> Locality | None:

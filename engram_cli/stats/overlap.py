@@ -20,7 +20,7 @@ from engram_cli.stats.known import places_in
 from engram_cli.stats.occurrences import Drawn
 from engram_cli.stats.statistic import Results
 from engram_cli.stats.text_ngrams import Membership
-from engram_cli.view import Cell, Column, Matrix, Table, View, order_name
+from engram_cli.view import Column, Matrix, Table, View, counts, order_name, percents
 
 Floats = NDArray[np.float64]
 
@@ -125,18 +125,10 @@ def _below(sample: NgramSample, threshold: int) -> NgramSample:
 
 def overlap_views(found: SourcesResult, results: Results) -> Iterable[View]:
     """Draw the sources, and a matrix for each order."""
-    if not found.names:
-        return
     whole = sum(found.tokens) or 1
-    columns = (
-        Column(name="source", kind="text"),
-        Column(name="tokens"),
-        Column(name="share", kind="percent", digits=1),
-    )
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (name, own, own / whole) for name, own in zip(found.names, found.tokens, strict=True)
-    )
-    overlap = found.overlap if len(found.names) > 1 else ()
+    tokens = zip(found.names, found.tokens, strict=True)
+    columns = (Column("source", "text"), *counts("tokens"), *percents("share", digits=1))
+    rows = tuple((name, own, own / whole) for name, own in tokens)
     matrices = [
         Matrix(
             name=f"overlap-{entry.order}",
@@ -147,7 +139,7 @@ def overlap_views(found: SourcesResult, results: Results) -> Iterable[View]:
             beside=found.tokens,
             beside_name="tokens",
         )
-        for entry in overlap
+        for entry in (found.overlap if len(found.names) > 1 else ())
     ]
     yield View(
         name="sources",
@@ -156,5 +148,5 @@ def overlap_views(found: SourcesResult, results: Results) -> Iterable[View]:
         "occurs in the source above, with its standard error in points. Where little overlaps, a "
         "table of one source serves the other badly, and both together need nearly the sum of "
         "their rows.",
-        parts=(Table(title="Sources", columns=columns, rows=rows, where="page"), *matrices),
+        parts=(Table("Sources", columns, rows, where="page"), *matrices),
     )

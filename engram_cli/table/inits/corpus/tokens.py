@@ -25,7 +25,7 @@ from engram_cli.files import inner_file, output_errors, read_json
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import open_work, remove_work
 from engram_cli.progress import SILENT, Progress
-from engram_cli.table.checksum import file_checksum
+from engram_cli.rows.checksum import file_checksum
 from engram_cli.table.journal import SCRATCH
 
 FORMAT = "engram-tokens"

@@ -16,6 +16,7 @@ from table.tables import mapped_layout, raw_layout, stored_rows
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.errors import InputError
+from engram_cli.formats.zarr_table import verify_table
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.reference import hash_columns
 from engram_cli.hashing.schemes import hash_layout
@@ -24,7 +25,6 @@ from engram_cli.table.inits.corpus.columns import BufferPool
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, piece_of, split_starts
 from engram_cli.table.places import scratch_folder
 from engram_cli.table.store import open_table
-from engram_cli.table.verify import verify_table
 from engram_cli.vocab.compress import CompressedVocab
 
 LAYOUTS = {"mapped": mapped_layout, "raw": raw_layout}
