@@ -74,7 +74,7 @@ def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]
 def adagrad_step(
     weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
 ) -> None:
-    """`row_steps.adagrad_step`, in place."""
+    """`row_gradients.adagrad_step`, in place."""
     if not len(rows):
         return
     ordered = _sort(values, rows, len(weight))
@@ -102,7 +102,7 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """`row_steps.adam_step`, in place."""
+    """`row_gradients.adam_step`, in place."""
     if not len(rows):
         return
     ordered = _sort(values, rows, len(weight))

@@ -3,7 +3,7 @@
 In: the rows of n gradient vectors in ascending order with the places of their vectors. The vectors
 of one row are a segment. A segment is cut at the multiples of PIECE; each piece is summed in order,
 then the pieces' sums are, so that long segments are summed by many programs and the bits are the
-same every time. Twins: `row_gradients` and `row_steps`. Everything is computed in float32.
+same every time. Twins: `row_gradients` and `row_gradients`. Everything is computed in float32.
 """
 
 from __future__ import annotations
