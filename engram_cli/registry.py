@@ -1,6 +1,6 @@
 """Names to implementations: a plain table of "module:attribute" strings, imported on first use.
 
-A new scheme, reader, codec, init or format is one file and one line in the `Registry` of its stage.
+A new scheme, reader, dtype, init or format is one file and one line in the `Registry` of its stage.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+    def register(self, name: str, entry: str) -> None:
+        """Add `name` as "module:attribute". Raises InputError where the name is taken."""
+        if name in self._entries:
+            raise InputError(f"there is a {self.kind} '{name}' already", "choose another name")
+        self._entries[name] = entry
 
     def load(self, name: str) -> T:
         """The object called `name`. Raises InputError, which lists the known names."""

@@ -10,17 +10,16 @@ from tiny_models import make_layout, make_spec
 
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
-from engram_cli.formats.row_types import FLOAT_DTYPES, ROW_DTYPES
-from engram_cli.rows.codecs import CODECS
+from engram_cli.rows import DTYPES
 from engram_cli.vocab.compress import CompressedVocab
 
-QUANTISED = tuple(name for name in ROW_DTYPES if name not in FLOAT_DTYPES)
+QUANTISED = tuple(name for name in DTYPES if DTYPES.load(name).quantised)
 DIM = 33  # two blocks, the last of one value
 
 
 def stored(dtype: str, rows: int, dim: int, layer: int) -> tuple[Any, Any]:
     """Rows and scales as the codec stores random values, NaN among them."""
-    codec = CODECS.load(dtype)
+    codec = DTYPES.load(dtype)
     values = np.random.default_rng(layer).standard_normal((rows, dim)).astype(np.float32)
     values[3, 2] = np.nan
     assert codec.scaling is not None

@@ -26,7 +26,7 @@ from engram_cli.errors import ArtifactError, EngramError, InputError, Vocabulary
 from engram_cli.files import MAX_DEPTH, parse_json, read_json
 from engram_cli.formats.embedding_tensor import find_embeddings
 from engram_cli.formats.tensors import read_header
-from engram_cli.stats.collisions import column_stats, order_stats
+from engram_cli.stats.results import count_results
 from engram_cli.stats.stats_io import read_stats, write_stats
 from engram_cli.table.lock import build_lock, lock_path
 from engram_cli.vocab import parquet
@@ -140,7 +140,7 @@ def stats(tmp_path: Path, small_vocab: CompressedVocab) -> Path:
 
     layout = hash_layout("engram-v1", small_vocab, rows_per_head=101, heads=2, layers=(1,))
     counts = count(zipf_documents(seed=4, count=20, length=40, size=50), layout)
-    write_stats(counts, order_stats(counts), column_stats(counts), tmp_path / "stats")
+    write_stats(counts, count_results(counts), tmp_path / "stats")
     return tmp_path / "stats"
 
 
@@ -200,7 +200,7 @@ def test_a_damaged_chunk_among_many_is_one_error_and_nothing_else(
     monkeypatch.setattr(arrays, "_CHUNK", 256)
     layout = layout_of(moduli=(10007, 10009, 10037, 10039), heads=2, layers=(1,))
     counts = count(zipf_documents(seed=4, count=20, length=40, size=50), layout)
-    write_stats(counts, order_stats(counts), column_stats(counts), tmp_path / "stats")
+    write_stats(counts, count_results(counts), tmp_path / "stats")
     folder = tmp_path / "stats" / "counters.zarr" / "1" / "c"
     chunks = sorted(folder.iterdir())
     assert len(chunks) > 100

@@ -49,11 +49,11 @@ def random_records(spec: BundleSpec, rows: int) -> Tensor:
     shape = (rows, layout.record_bytes)
     raw = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     part = raw[:, : layout.row_bytes]
-    if spec.row_type.items in ("float32", "float16", "bfloat16"):
+    if not spec.row_type.quantised:
         values = torch.randn(rows, spec.dim, generator=generator)
-        dtype = getattr(torch, spec.row_type.items)
+        dtype = getattr(torch, spec.dtype)
         part.copy_(values.to(dtype).contiguous().view(torch.uint8).view(rows, -1))
-    elif spec.row_type.items == "float8_e4m3fn":
+    elif spec.row_type.items.name == "e4m3":
         part &= 0xFE
     elif spec.dtype.startswith("int8"):
         part.clamp_(max=127)
@@ -62,8 +62,8 @@ def random_records(spec: BundleSpec, rows: int) -> Tensor:
     begin, end = layout.scale_begin, layout.scale_begin + layout.scale_bytes
     if spec.dtype == "fp8_e8m0":
         raw[:, begin:end] = raw[:, begin:end] % 50 + 100
-    elif layout.scale_bytes:
-        dtype = torch.float16 if spec.row_type.per == "block" else torch.float32
+    elif (scaling := spec.row_type.scaling) is not None and layout.scale_bytes:
+        dtype = torch.float16 if scaling.per == "block" else torch.float32
         scales = torch.rand(rows, layout.scale_bytes // dtype.itemsize, generator=generator)
         raw[:, begin:end] = scales.to(dtype).view(torch.uint8).view(rows, -1)
     return raw
@@ -71,7 +71,7 @@ def random_records(spec: BundleSpec, rows: int) -> Tensor:
 
 def layer_scale(spec: BundleSpec) -> Tensor | None:
     """The scale of a layer that has one."""
-    return torch.tensor([0.37]) if spec.row_type.per == "layer" else None
+    return torch.tensor([0.37]) if spec.row_type.of_layer else None
 
 
 def hot_rows(rows: int, share: float = 0.3) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -42,15 +42,16 @@ from engram_cli.cli.options import (
     parse_size,
 )
 from engram_cli.cli.paths import refuse_address
-from engram_cli.cli.stats_growth import growth_parts, held_out_rows, locality_parts
-from engram_cli.cli.stats_sections import Figured, chosen_parts, clean_heads_part, ngram_parts
 from engram_cli.cli.terminal import Terminal, follow, reported, shown_path
+from engram_cli.cli.views import printed
 from engram_cli.malloc import bound_arenas
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engram_cli.commands.hash_stats import HashStatsResult
+    from engram_cli.commands.merge_stats import MergeStatsResult
+    from engram_cli.stats.statistic import Results
 
 _OF_MERGING = frozenset(
     (
@@ -58,7 +59,6 @@ _OF_MERGING = frozenset(
         *("as_json", "quiet"),
     )
 )
-_MARKS = {"above": "+", "below": "-", None: ""}
 
 
 def hash_stats(
@@ -231,9 +231,7 @@ def hash_stats(
             **chosen,
         )
         result = run(request, terminal)
-        parts = [*stats_parts(result), *growth_parts(result), *locality_parts(result)]
-        parts += chosen_parts(result)
-        parts += ngram_parts(result) if ngrams else []
+        parts = [_summary(result), *printed(results_of(result).views(), asked=ngrams)]
         following = follow("engram build-table", workspace, stats=out)
         terminal.result(result, *parts, next_command=following)
         if report is not None:
@@ -287,24 +285,16 @@ def _merge(
         ("parts", ", ".join(shown_path(part) for part in result.parts)),
         ("corpus", f"{count(result.files, 'file')}, {count(result.documents, 'document')}"),
         ("tokens", f"{result.tokens:,}"),
-        *held_out_rows(result),
+        *held_out(result),
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
         ("written", shown_path(result.out)),
     ]
-    shown = [_orders(result), *_columns(result), clean_heads_part(result)]
-    shown += [*growth_parts(result), *locality_parts(result), *chosen_parts(result)]
-    shown += ngram_parts(result) if ngrams else []
     terminal.result(
         result,
         facts("Merged statistics", summary),
-        *shown,
+        *printed(results_of(result).views(), asked=ngrams),
         next_command=follow("engram build-table", workspace, stats=out),
     )
-
-
-def stats_parts(result: HashStatsResult) -> list[RenderableType]:
-    """Return the printed parts: the corpus, the n-grams, the rows of each head, clean heads."""
-    return [_summary(result), _orders(result), *_columns(result), clean_heads_part(result)]
 
 
 def _summary(result: HashStatsResult) -> RenderableType:
@@ -317,7 +307,7 @@ def _summary(result: HashStatsResult) -> RenderableType:
     rows = [
         ("corpus", f"{count(result.files, 'file')}{size}, {count(result.documents, 'document')}"),
         ("tokens", f"{result.tokens:,}{now} in {result.seconds:.1f} s, {rate}/s"),
-        *held_out_rows(result),
+        *held_out(result),
         ("encoder", result.encoder or "none: the corpus holds token ids"),
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
         ("written", shown_path(result.out)),
@@ -325,48 +315,22 @@ def _summary(result: HashStatsResult) -> RenderableType:
     return facts("Statistics", rows)
 
 
-def _orders(result: Figured) -> RenderableType:
-    from engram_cli.cli.render import grid
+def results_of(result: HashStatsResult | MergeStatsResult) -> Results:
+    """Return the results of all statistics, whose views are printed."""
+    from engram_cli.stats.statistic import Results
 
-    rows = [
-        (
-            f"{entry.order}",
-            f"{entry.windows:,}",
-            f"{entry.distinct:,.0f}",
-            "exact" if entry.exact else f"±{entry.distinct_error:,.0f}",
-            f"{entry.windows / max(entry.distinct, 1):.1f}",
-        )
-        for entry in result.orders
-    ]
-    names = (">order", ">windows", ">distinct n-grams", ">error", ">mean count")
-    return grid("N-grams", names, rows)
+    found = {"orders": result.orders, "columns": result.columns, **result.sections}
+    return Results(tokens=result.tokens, documents=result.documents, found=found)
 
 
-def _columns(result: Figured) -> list[RenderableType]:
-    from engram_cli.cli.render import error, grid, percent
+def held_out(result: HashStatsResult | MergeStatsResult) -> list[tuple[str, str]]:
+    """Return the line about held-out tokens; [] if nothing was held out."""
+    from engram_cli.stats.locality_view import LocalityResult
 
-    layers: dict[int, list[tuple[str, ...]]] = {}
-    for entry in result.columns:
-        row = (
-            f"{entry.order}",
-            f"{entry.head}",
-            f"{entry.rows:,}",
-            percent(entry.occupied / entry.rows) + _MARKS[entry.flag],
-            percent(entry.ideal_occupied / entry.rows),
-            percent(entry.shared, 1),
-            percent(entry.ideal_shared, 1),
-            percent(entry.shared_occurrences, 1) + error(entry.shared_occurrences_error),
-            f"{entry.max_hits:,}",
-        )
-        layers.setdefault(entry.layer, []).append(row)
-    names = (
-        *(">order", ">head", ">rows", ">used", ">ideal", ">sharing", ">ideal", ">by use"),
-        ">most hits",
-    )
-    flags = (
-        "; + and - mark heads that differ from it" if any(e.flag for e in result.columns) else ""
-    )
-    return [
-        grid(f"Layer {layer}: used rows, shared rows, and an ideal hash{flags}", names, rows)
-        for layer, rows in layers.items()
-    ]
+    locality = result.sections.get("locality")
+    if not isinstance(locality, LocalityResult) or not locality.held_out_tokens:
+        return []
+    held = locality.held_out_tokens
+    share = 100 * held / (held + result.tokens)
+    said = f"{held:,} tokens ({share:.1f} %), looked up to measure hot rows, not counted;"
+    return [("held out", f"{said} documents wholly inside them are not counted either")]

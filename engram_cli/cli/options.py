@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from engram_cli.cli.configured import load_config
+from engram_cli.rows import DTYPES
 from engram_cli.sizes import read_size
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
@@ -76,7 +77,8 @@ VocabOption = Annotated[
     Path | None,
     typer.Option("--vocab", help="Compressed vocabulary (the one in the workspace)."),
 ]
-DTYPES_HELP = "float32, float16, bfloat16, fp8_e8m0, fp8, int8, int8_b32, int4 or int4_b32."
+_NAMES = list(DTYPES)
+DTYPES_HELP = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}."
 ScaleOption = Annotated[
     float | None,
     typer.Option(help="Scale of every layer, for dtype fp8 (computed from the rows)."),

@@ -15,7 +15,6 @@ from engram_cli.commands.processors import processors
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.errors import EngramError, InputError, OutputError
 from engram_cli.progress import SILENT, Progress
-from engram_cli.rows.codecs.base import row_bytes
 from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
 from engram_cli.table.convert import conversion, is_conversion
@@ -183,7 +182,7 @@ def _plan(
         dtype=spec.dtype,
         dim=spec.dim,
         layers=layer_plans(spec),
-        source_row_bytes=row_bytes(source.codec, source.dim),
+        source_row_bytes=source.row_type.row_bytes(source.dim),
         source_bytes=sum(array.stored_bytes for array in source.arrays.values()),
         total_bytes=spec.total_bytes,
         done_bytes=spec.total_bytes if finished else resumable_bytes(spec, request.out),

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
@@ -40,7 +39,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
-from engram_cli.report.page import write_report
+from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
 from engram_cli.sizes import available_memory
 from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_checkpoint
@@ -50,11 +49,18 @@ from engram_cli.stats.collector_set import (
     make_collectors,
     sources_of,
 )
-from engram_cli.stats.collisions import ColumnStats, OrderStats
+from engram_cli.stats.collisions import ColumnStats
 from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
-from engram_cli.stats.figures import figures
 from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
+from engram_cli.stats.orders import OrderStats
+from engram_cli.stats.results import (
+    collected_results,
+    count_results,
+    split_results,
+    statistics_page,
+)
 from engram_cli.stats.sources import GROUPINGS
+from engram_cli.stats.sources_view import SourcesResult
 from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
@@ -168,7 +174,7 @@ class HashStatsResult:
     memory_bytes: int
     orders: tuple[OrderStats, ...]
     columns: tuple[ColumnStats, ...]
-    sections: dict[str, Any]
+    sections: dict[str, object]
     seconds: float
     resumed_tokens: int = 0
 
@@ -204,29 +210,29 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
     del work  # the tokenizer takes a hundred megabytes, and the figures some more
     trim()
     read = read_vocab(vocab) if vocab.is_file() else None
-    found = figures(counts, read, collector_set.samples(), collector_set.occurrences)
+    results = count_results(counts, read, collector_set.samples(), collector_set.occurrences)
     del read  # eighty megabytes of texts
     trim()
     files = len({file.name for file in plan.files})
-    sections = found.sections | collector_set.sections(counts)
-    if "sources" in sections:
-        check_names(sections["sources"]["names"], plan.files, request.corpus)
+    results |= collected_results(collector_set.others, counts)
+    sources = results.get("sources")
+    if isinstance(sources, SourcesResult):
+        check_names(sources.names, plan.files, request.corpus)
     partials = collector_set.kept_partials()
     if len(partials) < len(collector_set.collectors):
         progress.note("too many n-grams to keep all: --merge will use samples of them")
     write_stats(
         counts,
-        found.orders,
-        found.columns,
+        results,
         out,
         corpus={"files": files, "empty_files": counted.empty_files},
-        sections=sections,
         partials=partials,
         force=request.force,
         finished=partial(note_finished, running.checkpoints),
     )
     if request.report is not None:
-        write_report(read_stats(out).document, request.report, force=request.force)
+        page = statistics_page(read_stats(out).document, counts.layout)
+        write_page(page, request.report, force=request.force)
     remove_checkpoint(running.checkpoints)
     return HashStatsResult(
         out=out,
@@ -242,9 +248,7 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
         tokenizer=tokenizer,
         encoder=counted.encoder,
         memory_bytes=running.memory.total,
-        orders=found.orders,
-        columns=found.columns,
-        sections=sections,
+        **split_results(results),
         seconds=counted.seconds,
         resumed_tokens=counted.resumed_tokens,
     )

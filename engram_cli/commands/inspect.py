@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,9 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
         return _result(found, about_half_built(found.path), complete=False)
     result = _INSPECTORS[found.kind](found, request, progress)
     if request.report is not None:
-        from engram_cli.commands.inspect_page import write_page
+        from engram_cli.commands.inspect_page import write_inspection
 
-        write_page(asdict(result), found.path.name, request.report, force=request.force)
+        write_inspection(result, found.path.name, request.report, force=request.force)
     return result
 
 

@@ -12,7 +12,6 @@ from engram_cli.errors import EngramError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import HITS
 from engram_cli.hashing.layout import HashLayout, short
-from engram_cli.rows.codecs.base import row_bytes
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.table.attributes import PARTIAL_SUFFIX
 from engram_cli.table.journal import filled
@@ -54,7 +53,7 @@ def about_table(table: TableStore, companions: Companions) -> About:
         *_converted(attributes.get("source")),
         ("row hits", "none" if counted is None else f"of {counted['tokens']:,} tokens"),
         ("filled", "whole: every chunk is on the manifest"),
-        ("a token reads", _token_bytes(table.layout, row_bytes(table.codec, table.dim))),
+        ("a token reads", _token_bytes(table.layout, table.row_type.row_bytes(table.dim))),
         ("made by", f"engram {attributes.get('tool_version')}"),
     ]
     files, size = _sizes(table.path)

@@ -18,7 +18,7 @@ from engram_cli.commands.open_rows import RowReader, hits_reader, open_rows
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.progress import Progress
-from engram_cli.stats.ngrams import Names
+from engram_cli.stats.names import Names
 from engram_cli.stats.row_ngrams import RowNgram, RowNgrams, load_row_ngrams
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.table.scan.duplicates import Duplicates

@@ -31,7 +31,7 @@ from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import SILENT, Progress
-from engram_cli.stats.ngrams import Names
+from engram_cli.stats.names import Names
 
 _HEADER_BYTES = 640
 _SHAPE = re.compile(rb"'shape': \(([0-9]{1,12}), ([0-9]{1,12})\)")

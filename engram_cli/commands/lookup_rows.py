@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from engram_cli.commands.open_rows import RowReader, hits_reader
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout, LayerHash
-from engram_cli.stats.ngrams import Names
+from engram_cli.stats.names import Names
 from engram_cli.stats.row_ngrams import RowNgram, RowNgrams, load_row_ngrams
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.stats.totals import FULL

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
-from engram_cli.report.page import write_report
+from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
 from engram_cli.stats.arrays import REMAKE
-from engram_cli.stats.collector_set import occurrences_of, sections_of
-from engram_cli.stats.collisions import ColumnStats, OrderStats
+from engram_cli.stats.collector_set import occurrences_of
+from engram_cli.stats.collisions import ColumnStats
 from engram_cli.stats.exact import ExactNgrams
-from engram_cli.stats.figures import Figures, figures
+from engram_cli.stats.orders import OrderStats
 from engram_cli.stats.partial import EXACT, Partial, blank_for, partial_name
+from engram_cli.stats.results import (
+    collected_results,
+    count_results,
+    split_results,
+    statistics_page,
+)
 from engram_cli.stats.sources import Sources, TooManySources
 from engram_cli.stats.stats_io import (
     FIXED_KEYS,
@@ -64,7 +69,7 @@ class MergeStatsResult:
     left_out: tuple[str, ...]
     orders: tuple[OrderStats, ...]
     columns: tuple[ColumnStats, ...]
-    sections: dict[str, Any]
+    sections: dict[str, object]
 
 
 def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> MergeStatsResult:
@@ -99,25 +104,24 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         progress.note(
             "documents were joined: n-grams that cross from one part into the next are missing"
         )
-    found = figures_of(whole, read_vocab(vocab) if vocab.is_file() else None)
-    sections, corpus = found.sections, _corpus(parts)
+    results = results_of(whole, read_vocab(vocab) if vocab.is_file() else None)
+    corpus = _corpus(parts)
     left_out = sorted(
-        {key for part in parts for key in part.document} - FIXED_KEYS - sections.keys() | dropped
+        {key for part in parts for key in part.document} - FIXED_KEYS - results.keys() | dropped
     )
     if left_out:
         progress.note(f"left out, because not all parts have them: {', '.join(left_out)}")
     write_stats(
         counts,
-        found.orders,
-        found.columns,
+        results,
         out,
         corpus=corpus,
-        sections=sections,
         partials=whole.collected,
         force=request.force,
     )
     if request.report is not None:
-        write_report(read_stats(out).document, request.report, force=request.force)
+        page = statistics_page(read_stats(out).document, counts.layout)
+        write_page(page, request.report, force=request.force)
     return MergeStatsResult(
         out=out,
         parts=request.parts,
@@ -130,14 +134,12 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         tokens=counts.tokens,
         join_documents=counts.joined,
         left_out=tuple(left_out),
-        orders=found.orders,
-        columns=found.columns,
-        sections=sections,
+        **split_results(results),
     )
 
 
-def figures_of(whole: Partial, vocab: CompressedVocab | None) -> Figures:
-    """The figures of counts and partials, and among their sections those of the collectors.
+def results_of(whole: Partial, vocab: CompressedVocab | None) -> dict[str, object]:
+    """Return the results that follow from counts and partials, by statistic.
 
     Raises ArtifactError for partials that no counting leaves.
     """
@@ -147,8 +149,8 @@ def figures_of(whole: Partial, vocab: CompressedVocab | None) -> Figures:
         collector.absorb(whole.collected[partial_name(collector)])
     exact = [collector for collector in collectors if isinstance(collector, ExactNgrams)]
     samples = [table.sample() for table in exact]
-    found = figures(counts, vocab, samples, occurrences_of(collectors))
-    return replace(found, sections=found.sections | sections_of(collectors, counts))
+    found = count_results(counts, vocab, samples, occurrences_of(collectors))
+    return found | collected_results(collectors, counts)
 
 
 def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, set[str]]:

@@ -15,7 +15,6 @@ from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.rows.codecs import CODECS
 from engram_cli.stats.known import HitsAt
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.store import TableStore, open_table
@@ -102,22 +101,22 @@ def _of_statistics(statistics: Statistics) -> RowReader:
 def _of_bundle(bundle: Bundle) -> RowReader:
     spec = bundle.spec
     maps = {(layer, part): bundle.maps(layer, part) for layer in spec.layers for part in spec.parts}
+    whole_layer = spec.row_type.of_layer
     hit_maps = {layer: bundle.maps(layer, HITS) for layer in spec.layers if bundle.has_hits}
-    codec = CODECS.load(spec.dtype)
 
     def vectors(layer: int, rows: Indices) -> NDArray[np.float32]:
         stored = _lines(maps[layer, ROWS], rows)
         scales = None
         if SCALES in spec.parts:
             own = maps[layer, SCALES]
-            scales = own[0] if spec.row_type.per == "layer" else _lines(own, rows)
+            scales = own[0] if whole_layer else _lines(own, rows)
         values = np.empty((len(rows), spec.dim), dtype=np.float32)
-        codec.decode(stored, scales, values)
+        spec.row_type.decode(stored, scales, values)
         return values
 
     def scales(layer: int, first: int, count: int) -> NDArray[Any]:
         own = maps[layer, SCALES]
-        return own[0] if spec.row_type.per == "layer" else _line_range(own, first, count)
+        return own[0] if whole_layer else _line_range(own, first, count)
 
     return RowReader(
         layout=spec.layout,

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.base import row_bytes as codec_row_bytes
+from engram_cli.rows import DTYPES
 from engram_cli.table.planning.expectation import Demand, expect
 
 _HEADS = (4, 8, 16)
-_DTYPES = ("bfloat16", "fp8_e8m0", "int8", "int4_b32")
 _LEAST_DIM = 8
 _TRIES = 16
 
@@ -64,7 +62,7 @@ def alternatives(
     """Heads, widths and dtypes for the same bytes of rows; sizes are before primes."""
     layers, orders = len(layout.layers), len(layout.orders)
     for heads, width, stored in _shapes(layout.heads, dim, dtype):
-        row_bytes = codec_row_bytes(CODECS.load(stored), width)
+        row_bytes = DTYPES.load(stored).row_bytes(width)
         size = budget // (layers * orders * heads * row_bytes)
         if not 2 <= size <= 2**32:
             continue
@@ -88,7 +86,7 @@ def _shapes(heads: int, dim: int, dtype: str) -> Iterator[tuple[int, int, str]]:
     shapes = [(heads, dim, dtype)]
     shapes += [(other, heads * dim // other, dtype) for other in _HEADS]
     shapes += [(heads, dim // 2, dtype), (heads, dim * 2, dtype)]
-    shapes += [(heads, dim, other) for other in _DTYPES]
+    shapes += [(heads, dim, other) for other in DTYPES if DTYPES.load(other).suggested]
     met = set()
     for shape in shapes:
         if shape not in met and shape[1] >= min(_LEAST_DIM, dim):

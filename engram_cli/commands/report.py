@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engram_cli.progress import SILENT, Progress
-from engram_cli.report.page import write_report
+from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
+from engram_cli.stats.results import statistics_page
 from engram_cli.stats.stats_io import read_stats
 
 
@@ -45,7 +46,8 @@ def report(request: ReportRequest, progress: Progress = SILENT) -> ReportResult:
         progress.advance(1)
     statistics.samples()
     statistics.partials()
-    write_report(statistics.document, request.out, force=request.force)
+    page = statistics_page(statistics.document, statistics.layout)
+    write_page(page, request.out, force=request.force)
     return ReportResult(
         out=request.out,
         stats=request.stats,

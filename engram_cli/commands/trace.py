@@ -5,7 +5,9 @@ Runs the model once (`runtime.tracing`); `--report` draws the same figures as a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.report.place import check_page
+from engram_cli.view import Column, Page, Shades, Table, View
 from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer, typed_text
 
@@ -107,11 +110,61 @@ def trace_text(request: TraceRequest) -> TraceResult:
         report=request.report,
     )
     if request.report is not None:
-        from engram_cli.report.gates import write_gates
+        from engram_cli.report.page import write_page
 
-        figures = [(layer.name, layer.gates, layer.strengths) for layer in layers]
-        write_gates(result.pieces, figures, request.report, force=request.force)
+        write_page(gates_page(result), request.report, force=request.force)
     return result
+
+
+def gates_page(result: TraceResult) -> Page:
+    """Return the page of a traced text: its tokens shaded by how far each gate opened."""
+    views = [
+        _gates_view(result.pieces, layer, stream)
+        for layer in result.layers
+        for stream in range(len(layer.gates[0]))
+    ]
+    return Page(
+        kicker="Engram · gates of a text",
+        heading="Where the memory speaks",
+        title="Where the memory speaks",
+        facts=(
+            ("Tokens", f"{len(result.pieces):,}"),
+            ("Shades", "the darker a token, the further its gate let the memory in"),
+            ("Tables", "the gates, and what was added as a share of the hidden state"),
+        ),
+        views=tuple(views),
+        data={"pieces": result.pieces, "layers": [asdict(layer) for layer in result.layers]},
+    )
+
+
+def _gates_view(pieces: Sequence[str], layer: LayerTrace, stream: int) -> View:
+    several = len(layer.gates[0]) > 1
+    name = layer.name[:1].upper() + layer.name[1:] + (f", stream {stream}" if several else "")
+    gates = [row[stream] for row in layer.gates]
+    low, high = min(gates), max(gates)
+    span = high - low or 1.0
+    pairs = list(zip(gates, layer.strengths, strict=True))
+    columns = (
+        Column(name="token", kind="ngram"),
+        Column(name="gate", kind="decimal", digits=3),
+        Column(name="added", kind="percent", digits=2),
+    )
+    rows = tuple(
+        (piece.replace(" ", "␣") or "·", *pair) for piece, pair in zip(pieces, pairs, strict=True)
+    )
+    return View(
+        name=re.sub(r"\W+", "-", name.lower()),
+        title=name,
+        lead=f"Gates from {low:.3f} to {high:.3f}, mean {sum(gates) / len(gates):.3f}.",
+        parts=(
+            Shades(
+                pieces=tuple(pieces),
+                shades=tuple((gate - low) / span for gate in gates),
+                notes=tuple(f"gate {gate:.3f}, added {share:.1%}" for gate, share in pairs),
+            ),
+            Table(title=name, columns=columns, rows=rows, folded=True),
+        ),
+    )
 
 
 def pieces_of(tokenizer: TokenizerFile, text: str, ids: list[int]) -> tuple[str, ...]:

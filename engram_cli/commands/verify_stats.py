@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from engram_cli.commands.merge_stats import figures_of
+from engram_cli.commands.merge_stats import results_of
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import Progress
 from engram_cli.stats.partial import EXACT, Partial
@@ -116,8 +116,8 @@ def _figure_problems(
 def _again(whole: Partial, vocab: CompressedVocab | None) -> dict[str, Any]:
     """The figures as stats.json would have them."""
     with np.errstate(divide="ignore", invalid="ignore"):  # hits of 0 under an n-gram, if damaged
-        found = figures_of(whole, vocab)
-    document = figures_document(whole.counts, found.orders, found.columns) | found.sections
+        found = results_of(whole, vocab)
+    document = figures_document(whole.counts, found)
     value: dict[str, Any] = json.loads(json.dumps(document))
     return value
 

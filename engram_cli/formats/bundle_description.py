@@ -15,10 +15,10 @@ from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_files import FORMAT, PLAIN_NAME, VERSION
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.formats.module_spec import KINDS, ModuleSpec
-from engram_cli.formats.row_types import ROW_DTYPES
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.formats.tensors import FileRecord
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.rows import DTYPES
 
 T = TypeVar("T")
 # Where a layer lists the files of each part.
@@ -83,7 +83,7 @@ def parse(
         layout=layout,
         layers=tuple(_count(entry["layer"], low=0) for entry in entries),
         dim=_count(rows["dim"]),
-        dtype=_one_of(rows["dtype"], ROW_DTYPES),
+        dtype=_one_of(rows["dtype"], tuple(DTYPES)),
         hidden_size=_count(model["hidden_size"]),
         num_layers=_count(model["num_hidden_layers"]),
         model_type=str(model["model_type"]),

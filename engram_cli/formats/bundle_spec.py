@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engram_cli.formats.module_spec import ModuleSpec, Part
-from engram_cli.formats.row_types import ROW_TYPES, RowType
 from engram_cli.formats.tensors import TensorSpec
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import first_layer
+from engram_cli.rows import DTYPES
+from engram_cli.rows.dtypes import RowType
 
 ROWS, SCALES = "rows", "scales"
 HITS = "hits"  # how often the corpus fell on each row, a part that a bundle may have
@@ -33,7 +34,7 @@ class BundleSpec:
     `layers` are the layout's ids, which seed the hash; `decoder_layers` are the decoder layers,
     counted from 0, that carry them, () for those that the ids name.
 
-    `dtype` is the logical one of the rows (`row_types`). `packed`: positions that restart at 0
+    `dtype` is the logical one of the rows (`rows.dtypes`). `packed`: positions that restart at 0
     begin another document, which sees nothing of the last.
     """
 
@@ -70,29 +71,30 @@ class BundleSpec:
     @property
     def row_type(self) -> RowType:
         """How rows are stored."""
-        return ROW_TYPES[self.dtype]
+        return DTYPES.load(self.dtype)
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The tensors that hold a layer: its rows, and their scales where the dtype has some."""
-        return (ROWS,) if self.row_type.scales is None else (ROWS, SCALES)
+        return (ROWS,) if self.row_type.scaling is None else (ROWS, SCALES)
 
     def tensor(self, layer: int, part: str) -> TensorSpec:
         """A whole tensor of a layer: `layers.N.rows`, `layers.N.scales` or `layers.N.hits`."""
-        kind, rows = self.row_type, self.rows(layer)
+        row_type, rows = self.row_type, self.rows(layer)
         name = f"layers.{layer}.{part}"
         if part == HITS:
             return TensorSpec(name=name, dtype="uint32", shape=(rows,))
         if part == ROWS:
-            return TensorSpec(name=name, dtype=kind.items, shape=(rows, kind.width(self.dim)))
-        assert kind.scales is not None
-        return TensorSpec(name=name, dtype=kind.scales, shape=kind.scale_shape(rows, self.dim))
+            shape = (rows, row_type.width(self.dim))
+            return TensorSpec(name=name, dtype=row_type.items.tensor, shape=shape)
+        scaling = row_type.scaling
+        assert scaling is not None
+        return TensorSpec(name=name, dtype=scaling.tensor, shape=scaling.shape(rows, self.dim))
 
     @property
     def row_bytes(self) -> int:
         """The bytes of one row with its scales, the one of a layer left out."""
-        whole = [self.tensor(self.layers[0], part) for part in self.parts]
-        return sum(one.nbytes // one.shape[0] for one in whole if one.shape != (1,))
+        return self.row_type.row_bytes(self.dim)
 
     @property
     def table_bytes(self) -> int:

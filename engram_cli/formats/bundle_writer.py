@@ -17,6 +17,7 @@ from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.formats.tensors import Array, FileRecord, TensorSpec
 from engram_cli.outputs import new_folder
+from engram_cli.rows.dtypes import physical_dtype
 
 SHARD_BYTES = 5_000_000_000
 
@@ -132,7 +133,7 @@ class _Stream:
     ) -> None:
         self._spec, self._layer, self._part = spec, layer, part
         whole = spec.tensor(layer, part)
-        self._dtype, self._tail = tensors.physical_dtype(whole.dtype), whole.shape[1:]
+        self._dtype, self._tail = physical_dtype(whole.dtype), whole.shape[1:]
         self._chunks = iter(chunks)
         self._rest: Array = np.empty((0, *self._tail), dtype=self._dtype)
         self._next = 0

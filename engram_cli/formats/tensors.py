@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.files import parse_json
+from engram_cli.rows.dtypes import physical_dtype
 
 Array = NDArray[Any]
 
@@ -44,22 +45,6 @@ _CODES = {
     "uint32": "U32",
 }
 _NAMES = {code: name for name, code in _CODES.items()}
-_PHYSICAL: dict[str, DTypeLike] = {
-    "float32": "<f4",
-    "float16": "<f2",
-    "bfloat16": "<u2",
-    "float8_e4m3fn": "u1",
-    "float8_e8m0fnu": "u1",
-    "int32": "<i4",
-    "int8": "i1",
-    "uint8": "u1",
-    "uint32": "<u4",
-}
-
-
-def physical_dtype(dtype: str) -> np.dtype[Any]:
-    """The NumPy dtype that holds a logical one: uint16 for "bfloat16", uint8 for float8."""
-    return np.dtype(_PHYSICAL[dtype])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

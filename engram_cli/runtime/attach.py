@@ -235,7 +235,7 @@ def _check_vocabulary(model: nn.Module, bundle: Bundle) -> None:
 
 def _trainable(bundle: Bundle, placed: Placement, asked: bool | None, sparse: bool) -> bool:
     """Whether rows are trained. Raises RuntimeAttachError where those should be that cannot."""
-    floats = bundle.spec.row_type.scales is None
+    floats = not bundle.spec.row_type.quantised
     if floats and placed.cold == "none":
         return asked is not False
     if asked or sparse:

@@ -29,13 +29,6 @@ from engram_cli.vocab.lookup import HOLE
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.placement import Placement
 
-# e8m0 bytes stay bytes: not every torch has their dtype.
-_SCALE_TYPES = {
-    "float8_e8m0fnu": torch.uint8,
-    "float32": torch.float32,
-    "float16": torch.float16,
-}
-
 
 def hash_tensors(
     layout: HashLayout,
@@ -124,16 +117,12 @@ def rows_of(
     bundle: Bundle, layer: int, device: torch.device, *, trainable: bool, sparse: bool
 ) -> Rows | StoredRows:
     """A layer's rows on `device`: a parameter of floats, or quantised rows as they are stored."""
-    kind = bundle.spec.row_type
+    row_type = bundle.spec.row_type
     values = table(bundle, layer, ROWS, device)
-    if kind.scales is None:
+    if not row_type.quantised:
         return Rows(values, trainable=trainable, sparse=sparse)
-    return StoredRows(
-        values,
-        table(bundle, layer, SCALES, device),
-        kind=_SCALE_TYPES[kind.scales],
-        packed_dim=bundle.spec.dim if kind.packed else None,
-    )
+    scales = table(bundle, layer, SCALES, device)
+    return StoredRows(values, scales, row_type=row_type, dim=bundle.spec.dim)
 
 
 def all_rows(

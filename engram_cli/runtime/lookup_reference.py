@@ -238,7 +238,7 @@ def common_dtype(
 
 def _check_alike(table: Table, first: Table) -> None:
     """Raises InputError where two layers' tables cannot be read by one launch."""
-    if table.kind != first.kind or table.values.dtype != first.values.dtype:
+    if table.row_type is not first.row_type or table.values.dtype != first.values.dtype:
         raise InputError("the layers' tables differ in kind", "look layers up one by one")
     if (table.width, table.values.shape[1]) != (first.width, first.values.shape[1]):
         raise InputError("the layers' tables differ in width", "look layers up one by one")

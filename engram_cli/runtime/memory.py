@@ -329,7 +329,7 @@ class Memory(nn.Module):
 
     def _vector_dtype(self, tables: list[Table]) -> torch.dtype | None:
         """What quantised rows become: the dtype of the dense weights, where layers have one."""
-        if tables[0].kind == "plain":
+        if not tables[0].row_type.quantised:
             return None
         dtypes = {cast(MemoryModule, module).anchor.dtype for module in self.layers.values()}
         own = dtypes.pop()

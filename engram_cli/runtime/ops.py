@@ -298,7 +298,7 @@ def _decoded_by_kernels(tables: Sequence[Table]) -> bool:
         return True
     if tables[0].values.is_cuda:
         warnings.warn(
-            "rows in 4-bit integers, or in 8-bit ones under a scale for 32 values, have no kernel: "
+            f"rows stored as {tables[0].row_type.name} have no kernel: "
             "their rows are found by one and decoded as plain torch operations",
             stacklevel=3,
         )

@@ -24,8 +24,9 @@ from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.model_card import CARD, model_card
-from engram_cli.formats.row_types import FLOAT_DTYPES
-from engram_cli.formats.tensors import Array, physical_dtype
+from engram_cli.formats.tensors import Array
+from engram_cli.rows import DTYPES
+from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.runtime import loading
 from engram_cli.runtime.adapters import adapted, merged_state
 from engram_cli.runtime.attach import memory_of
@@ -120,7 +121,7 @@ def _place_anew(memory: Memory, bundle: Bundle, placement: str | None) -> None:
     }
     homes = {layer: (anchor.dtype, anchor.device) for layer, anchor in anchors.items()}
     placed = resolve_for(bundle, wanted, {i: home[1] for i, home in homes.items()})
-    trainable = bundle.spec.row_type.scales is None
+    trainable = not bundle.spec.row_type.quantised
     rows = loading.all_rows(bundle, placed, homes, trainable=trainable, sparse=False)
     memory.replace_rows(rows)
     memory.asked, memory.placement = wanted, placed
@@ -147,7 +148,7 @@ def _check_same(spec: BundleSpec, bundle: Bundle) -> None:
 
 def _quantised(spec: BundleSpec) -> str:
     """What rows must agree in: floats are rounded to those of the memory, anything else is not."""
-    return "floats" if spec.row_type.scales is None else spec.dtype
+    return spec.dtype if spec.row_type.quantised else "floats"
 
 
 def _state(memory: Memory, layer: int) -> dict[str, Tensor]:
@@ -222,15 +223,16 @@ def _dense(
 
 def _row_dtype(memory: Memory, states: Mapping[int, Mapping[str, Tensor]]) -> str:
     """The dtype of the rows; floats may have been moved to another since they were attached."""
-    if memory.spec.dtype not in FLOAT_DTYPES or memory.tiers is not None:
+    if memory.spec.row_type.quantised or memory.tiers is not None:
         return memory.spec.dtype
     names = {
         str(_tensor(state, layer, ROWS).dtype).removeprefix("torch.")
         for layer, state in states.items()
     }
-    if len(names) > 1 or not names <= set(FLOAT_DTYPES):
+    floats = [name for name in DTYPES if not DTYPES.load(name).quantised]
+    if len(names) > 1 or not names <= set(floats):
         raise RuntimeAttachError(
-            f"rows of {', '.join(sorted(names))}", f"a bundle has {', '.join(FLOAT_DTYPES)}"
+            f"rows of {', '.join(sorted(names))}", f"a bundle has {', '.join(floats)}"
         )
     return names.pop()
 

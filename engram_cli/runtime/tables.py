@@ -1,7 +1,7 @@
-"""A layer's rows as they are stored, and the plain twin that turns them into numbers.
+"""A layer's rows as they are stored, and the plain torch function that turns them into vectors.
 
-In: stored items, scales, row numbers. Out: vectors, computed in float32 and rounded once; as
-float32 they equal what `rows.codecs` decodes, to the bit, NaNs aside.
+Vectors are computed in float32 and rounded once. As float32 they equal what `RowType.decode` gives,
+to the bit, NaNs aside.
 """
 
 from __future__ import annotations
@@ -13,45 +13,59 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engram_cli.errors import InputError
+from engram_cli.rows import DTYPES
+from engram_cli.rows.dtypes import BFLOAT16, FLOAT16, FLOAT32, PHYSICAL_DTYPES, RowType
 
-GROUP = 32  # values of a row that share a scale, where a row has several
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-FP8 = (torch.uint8, torch.float8_e4m3fn)
-_E8M0 = (torch.uint8, getattr(torch, "float8_e8m0fnu", torch.uint8))
+_PLAIN = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+FLOATS = tuple(_PLAIN)
 GRADIENTS = ("dense", "sparse", "atomic")
-KERNEL_KINDS = ("plain", "grouped", "scaled", "per-row")
-_MEND = (
+DECODED = "decoded"  # the kind of rows that no kernel decodes
+_ACCEPTED = (
     "give floats; e4m3 with e8m0 scales by 32 or one float32; int8, or two 4-bit integers a byte "
-    "and `dim`, with a float32 a row or float16 by 32"
+    "and `dim`, with a float32 a row or float16 by 32; or name another `row_type`"
 )
+
+
+# The torch dtypes of a stored tensor dtype, first the one that it is held as: float8 is held as
+# bytes, because not every torch has all float8 dtypes.
+HELD_DTYPES: dict[str, tuple[torch.dtype, ...]] = {
+    name: (
+        (torch.uint8, getattr(torch, name, torch.uint8))
+        if name.startswith("float8")
+        else (getattr(torch, name),)
+    )
+    for name in PHYSICAL_DTYPES
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A layer's rows `values` [rows, dim]: floats; or e4m3 (float8 or uint8); or int8; or, where
-    `dim` is given, two 4-bit integers a byte, uint8 [rows, ceil(dim / 2)], the lower half first.
+    """A layer's rows `values` [rows, width of a stored row], stored as `row_type`.
 
-    `scales`: for e4m3 uint8 [rows, ceil(dim / 32)] of e8m0, or one float32; for integers float32
-    [rows] or float16 [rows, ceil(dim / 32)]. Rows may lie apart (a stride), values of a row may
-    not. `gradients` of floats: dense; sparse; or dense and added up by a GPU in whatever order,
-    which is not the same to the bit every time. Raises InputError for anything else.
+    Without a `row_type`, it is the dtype of engram that the tensors fit. `scales`: none, one,
+    [rows] or [rows, blocks], as the dtype has them. `dim`: the values of a row, where two of them
+    share a byte. float8 may be uint8. Rows may lie apart (a stride), values of a row may not.
+    `gradients` of floats: dense; sparse; or dense and added up by a GPU in any order, which is not
+    the same to the bit every time. Raises InputError for tensors that the dtype does not have.
     """
 
     values: Tensor
     scales: Tensor | None = None
     dim: int | None = None
     gradients: str = "dense"
+    row_type: RowType = None  # type: ignore[assignment]  # set in __post_init__
 
     def __post_init__(self) -> None:
-        kind, scales = self.kind, self.scales
-        several = scales is not None and scales.ndim == 2 and kind != "scaled"
-        apart = several and scales is not None and scales.stride(1) != 1
-        if self.values.stride(1) != 1 or apart:
+        values, scales = self.values, self.scales
+        if self.row_type is None:
+            object.__setattr__(self, "row_type", self._recognised())
+        elif not self._fits(self.row_type):
+            raise self._unknown(self.row_type.name)
+        apart = scales is not None and self.per == "block" and scales.stride(1) != 1
+        if values.stride(1) != 1 or apart:
             raise InputError("the values of a table's row are not next to each other", "copy it")
-        if scales is not None and scales.device != self.values.device:
-            raise InputError(
-                f"scales on {scales.device}, rows on {self.values.device}", "move one of them"
-            )
+        if scales is not None and scales.device != values.device:
+            raise InputError(f"scales on {scales.device}, rows on {values.device}", "move one")
         if self.gradients not in GRADIENTS:
             raise InputError(f"gradients {self.gradients!r}", f"one of {', '.join(GRADIENTS)}")
 
@@ -61,60 +75,29 @@ class Table:
         return self.values.shape[1] if self.dim is None else self.dim
 
     @property
+    def per(self) -> str | None:
+        """What has a scale of its own: the layer, each row, each block of a row, or nothing."""
+        scaling = self.row_type.scaling
+        return None if scaling is None else scaling.per
+
+    @property
     def kind(self) -> str:
-        """How a row becomes numbers: one of `KERNEL_KINDS`, or what only the twin decodes.
-
-        These are `ragged` (e8m0 whose last block is short), `blocks` (int8 under float16), `halves`
-        and `halves, blocks` (4-bit integers under a float32 a row or float16).
-        """
-        values, scales = self.values, self.scales
-        if values.ndim == 2 and scales is None and self.dim is None and values.dtype in FLOATS:
-            return "plain"
-        if values.ndim == 2 and scales is not None:
-            kind = self._halves(scales) if self.dim is not None else self._bytes(scales)
-            if kind is not None:
-                return kind
-        about = "none" if scales is None else f"{scales.dtype} {tuple(scales.shape)}"
-        raise InputError(
-            f"no table has rows {values.dtype} {tuple(values.shape)} with scales {about}", _MEND
-        )
-
-    def _bytes(self, scales: Tensor) -> str | None:
-        """The kind of rows with an item a byte."""
-        rows, dim = self.values.shape
-        by_block = scales.shape == (rows, -(-dim // GROUP))
-        if self.values.dtype in FP8:
-            if scales.dtype == torch.float32 and scales.numel() == 1:
-                return "scaled"
-            if scales.dtype in _E8M0 and by_block:
-                return "ragged" if dim % GROUP else "grouped"
-        if self.values.dtype == torch.int8:
-            if scales.dtype == torch.float32 and scales.shape == (rows,):
-                return "per-row"
-            if scales.dtype == torch.float16 and by_block:
-                return "blocks"
-        return None
-
-    def _halves(self, scales: Tensor) -> str | None:
-        """The kind of rows with two items a byte."""
-        rows, dim = len(self.values), self.width
-        if self.values.dtype != torch.uint8 or self.values.shape[1] != -(-dim // 2):
-            return None
-        if scales.dtype == torch.float32 and scales.shape == (rows,):
-            return "halves"
-        blocks = scales.dtype == torch.float16 and scales.shape == (rows, -(-dim // GROUP))
-        return "halves, blocks" if blocks else None
+        """The branch of the kernels that decodes such rows, or DECODED."""
+        kernel, scaling = self.row_type.kernel, self.row_type.scaling
+        if kernel is None or (scaling is not None and scaling.block and self.width % scaling.block):
+            return DECODED
+        return kernel
 
     @property
     def has_kernel(self) -> bool:
-        """Whether the kernels decode such rows; if not, the twin does."""
-        return self.kind in KERNEL_KINDS
+        """Whether the kernels decode such rows; if not, plain torch operations do."""
+        return self.kind != DECODED
 
     def is_like(self, other: Table) -> bool:
-        """Whether one launch can serve both: equal in kind, dtype, width, gradients, strides."""
-        mine = (self.kind, self.values.dtype, self.width, self.gradients, self.strides)
-        own = (other.kind, other.values.dtype, other.width, other.gradients, other.strides)
-        return mine == own
+        """Whether one launch can serve both: equal in dtype, width, gradients, strides."""
+        mine = (self.values.dtype, self.width, self.gradients, self.strides)
+        theirs = (other.values.dtype, other.width, other.gradients, other.strides)
+        return self.row_type is other.row_type and mine == theirs
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -125,40 +108,86 @@ class Table:
     @property
     def default_dtype(self) -> torch.dtype:
         """What vectors come as when nothing is asked: the rows' dtype, bfloat16 if quantised."""
-        return self.values.dtype if self.kind == "plain" else torch.bfloat16
+        return torch.bfloat16 if self.row_type.quantised else self.values.dtype
+
+    def _recognised(self) -> RowType:
+        plain = _PLAIN.get(self.values.dtype)  # the common case, at each call of a model
+        for row_type in map(DTYPES.load, DTYPES) if plain is None else (plain,):
+            if self._fits(row_type):
+                return row_type
+        raise self._unknown("dtype")
+
+    def _fits(self, row_type: RowType) -> bool:
+        """Whether the tensors are those of a dtype."""
+        values, scales, items = self.values, self.scales, row_type.items
+        if values.ndim != 2 or values.dtype not in HELD_DTYPES[items.tensor]:
+            return False
+        if items.packed != (self.dim is not None) or (
+            values.shape[1] != row_type.width(self.width)
+        ):
+            return False
+        scaling = row_type.scaling
+        if scaling is None or scales is None:
+            return scaling is None and scales is None
+        if scales.dtype not in HELD_DTYPES[scaling.tensor]:
+            return False
+        if scaling.per == "layer":
+            return scales.numel() == 1
+        blocks = () if scaling.per == "row" else (scaling.width(self.width),)
+        return scales.shape == (len(values), *blocks)
+
+    def _unknown(self, what: str) -> InputError:
+        values, scales = self.values, self.scales
+        about = "none" if scales is None else f"{scales.dtype} {tuple(scales.shape)}"
+        return InputError(
+            f"no {what} has rows {values.dtype} {tuple(values.shape)} with scales {about}",
+            _ACCEPTED,
+        )
 
 
 def dequantise(table: Table, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """[..., dim] in `dtype` of rows int64[...]: computed in float32, rounded once."""
+    """Return [..., dim] in `dtype` of rows int64[...]: computed in float32, rounded once."""
     if table.scales is None:
         sparse = table.gradients == "sparse"
         return F.embedding(rows, table.values, sparse=sparse).to(dtype)
     numbers = _numbers(table, table.values[rows])
-    if table.kind == "scaled":
-        return (numbers * table.scales.reshape(())).to(dtype)
-    factors = table.scales[rows]
-    if factors.dtype in _E8M0:
-        factors = _e8m0(factors.view(torch.uint8))
-    if factors.ndim < numbers.ndim:  # one a row
-        factors = factors[..., None]
+    if table.per == "layer":
+        return (numbers * _factors(table, table.scales).reshape(())).to(dtype)
+    factors = _factors(table, table.scales[rows])
+    scaling = table.row_type.scaling
+    if scaling is not None and scaling.per == "block":
+        factors = factors.repeat_interleave(scaling.block, dim=-1)[..., : table.width]
     else:
-        factors = factors.float().repeat_interleave(GROUP, dim=-1)[..., : table.width]
+        factors = factors[..., None]
     return (numbers * factors).to(dtype)
 
 
 def _numbers(table: Table, stored: Tensor) -> Tensor:
-    """float32 [..., dim] of stored items [..., width] at scale 1."""
-    if table.dim is not None:
-        halves = torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)[..., : table.dim]
-        signed = (halves.to(torch.int8) ^ 8) - 8
+    """Return float32 [..., dim] of stored items [..., width] at scale 1."""
+    items = table.row_type.items
+    if items.packed:
+        stored = torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)[..., : table.width]
+    if items.name == "int4":
+        signed = (stored.to(torch.int8) ^ 8) - 8
         return signed.float().masked_fill(signed == -8, torch.nan)
-    if stored.dtype == torch.int8:
+    if items.name == "int8":
         return stored.float().masked_fill(stored == -128, torch.nan)
-    return stored.view(torch.float8_e4m3fn).float()
+    if items.name == "e4m3":
+        return stored.view(torch.float8_e4m3fn).float()
+    values = torch.from_numpy(items.values).to(stored.device)
+    return values[stored.view(torch.uint8).int()]
+
+
+def _factors(table: Table, stored: Tensor) -> Tensor:
+    """Return stored scales as float32."""
+    scaling = table.row_type.scaling
+    if scaling is not None and scaling.tensor == "float8_e8m0fnu":
+        return _e8m0(stored.view(torch.uint8))
+    return stored.float()
 
 
 def _e8m0(raw: Tensor) -> Tensor:
-    """float32 of e8m0 bytes: 2**(byte - 127), NaN for 255."""
+    """Return float32 of e8m0 bytes: 2**(byte - 127), NaN for 255."""
     byte = raw.int()
     bits = torch.where(byte == 0, 0x00400000, byte << 23)
     return torch.where(byte == 255, 0x7FC00000, bits).view(torch.float32)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from engram_cli.corpus.base import CorpusFile
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats import STATISTICS
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.compare import Uncompressed
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.exact import EXACT, Budget, ExactNgrams, exact_ngrams
-from engram_cli.stats.growth.collector import Growth
 from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.locality.collector import Locality
 from engram_cli.stats.occurrences import Occurrences, OccurrenceSample
 from engram_cli.stats.partial import partial_name
-from engram_cli.stats.sources import GROUPINGS, Sources, group_files
+from engram_cli.stats.sources import GROUPINGS, group_files
 from engram_cli.stats.state import State
-from engram_cli.stats.totals import Counts
+from engram_cli.stats.statistic import CollectorPlan
 
 # The share of the free memory that exact counting may take: other programs need some too.
 _EXACT_SHARE = 0.9
@@ -89,10 +86,6 @@ class CollectorSet:
         """Return all n-grams of each order, () unless every one was counted. Call once."""
         return tuple(table.sample() for table in self.exact)
 
-    def sections(self, counts: Counts) -> dict[str, Any]:
-        """Return the sections of the other collectors, by their key in stats.json."""
-        return sections_of(self.others, counts)
-
     @property
     def occurrences(self) -> OccurrenceSample | None:
         """The sample of positions."""
@@ -103,12 +96,6 @@ def _exact_ngrams(state: State) -> int:
     """Return how many n-grams of exact counting a partial holds."""
     exact = [name for name in state if EXACT in name.split("/") or name == "counts"]
     return sum(len(state[name]) for name in exact if name.endswith("counts"))
-
-
-def sections_of(collectors: Sequence[Collector], counts: Counts) -> dict[str, Any]:
-    """Return the sections of collectors, by their key in stats.json; some have none."""
-    found = {collector.name: collector.section(counts) for collector in collectors}
-    return {name: section for name, section in found.items() if section is not None}
 
 
 def occurrences_of(collectors: Sequence[Collector]) -> OccurrenceSample | None:
@@ -138,18 +125,19 @@ def make_collectors(
     Raises InputError for what this layout or memory does not allow.
     """
     budget = Budget(collector_options.exact_bytes) if collector_options.exact else None
-    others: list[Collector] = [Occurrences(layout)]
-    if collector_options.growth:
-        others.append(Growth(layout))
-    if collector_options.compare_uncompressed:
-        others.append(Uncompressed(layout, sample_size, budget))
     holdout = None if collector_options.holdout is None else Holdout(collector_options.holdout)
-    if collector_options.locality or holdout is not None:
-        others.append(Locality(layout, holdout))
-    if collector_options.group_by is not None:
-        others.append(Sources(layout, source_of, by=collector_options.group_by, exact=budget))
+    plan = CollectorPlan(
+        options=collector_options,
+        layout=layout,
+        sample_size=sample_size,
+        source_of=source_of,
+        exact=budget,
+        holdout=holdout,
+    )
+    made = (collect(plan) for key in STATISTICS if (collect := STATISTICS.load(key).collect))
+    others = (Occurrences(layout), *(collector for collector in made if collector is not None))
     exact = () if budget is None else exact_ngrams(layout, budget)
-    return CollectorSet(exact=exact, others=tuple(others), holdout=holdout)
+    return CollectorSet(exact=exact, others=others, holdout=holdout)
 
 
 def exact_memory(available: int | None, planned: int) -> int | None:

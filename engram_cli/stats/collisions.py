@@ -1,14 +1,14 @@
-"""Which n-grams share a row: row hits and n-gram samples in, figures by order and by head out.
+"""Which rows are used and which n-grams share a row, head by head, compared with an ideal hash.
 
 An n-gram of the sample is alone on its row exactly when the row has no more hits than it has
 occurrences. Shares of n-grams come from the sample of n-grams, shares of occurrences from
-`stats.by_use`. Each figure has the one of an ideal random hash for as many n-grams next to it.
+`stats.by_use`. The ideal is a random hash of as many n-grams.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,23 +19,37 @@ from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats import kernels
 from engram_cli.stats.by_use import Uses
 from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.ideal import ALARM, Flag, flag, ideal_occupied, occupied_variance
+from engram_cli.stats.ideal import (
+    ALARM,
+    Flag,
+    flag,
+    ideal_occupied,
+    ideal_occupied_error,
+    ideal_shared,
+)
 from engram_cli.stats.known import ngram_rows
+from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.stats.totals import FULL, Counts
+from engram_cli.view import (
+    Axis,
+    Bar,
+    BarChart,
+    Column,
+    Estimate,
+    Group,
+    Slot,
+    Table,
+    View,
+    by_layer,
+    grouped,
+    order_color,
+    order_name,
+    share_axis,
+)
 
 _STEP = 2**17  # n-grams hashed together
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrderStats:
-    """The n-grams of one order: `windows` occurrences of about `distinct` different ones."""
-
-    order: int
-    windows: int
-    distinct: float
-    distinct_error: float
-    exact: bool
-    sampled: int
+_MOST_LAYERS = 4  # drawn
+_MARKS = {"above": "+", "below": "-", None: ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +70,8 @@ class ColumnStats:
     rows: int
     occupied: int
     ideal_occupied: float
-    ideal_occupied_error: float
-    flag: Flag | None
+    ideal_occupied_error: float = 0.0
+    flag: Flag | None = None
     shared: float
     shared_error: float
     shared_occurrences: float
@@ -67,52 +81,21 @@ class ColumnStats:
     full_rows: int
 
 
-def order_stats(counts: Counts, samples: Sequence[NgramSample] = ()) -> tuple[OrderStats, ...]:
-    """The figures of each order; `samples` as in `column_stats`."""
-    return tuple(
-        OrderStats(
-            order=sample.order,
-            windows=counts.tokens,
-            distinct=sample.distinct,
-            distinct_error=sample.distinct_error,
-            exact=sample.exact,
-            sampled=len(sample.hashes),
-        )
-        for sample in samples or counts.samples
-    )
-
-
 def column_stats(
-    counts: Counts, samples: Sequence[NgramSample] = (), uses: Sequence[Uses | None] = ()
+    counts: Counts, samples: Sequence[NgramSample], uses: Sequence[Uses | None]
 ) -> tuple[ColumnStats, ...]:
-    """The figures of each column, by layer, order and head.
+    """Return the results of each column, by layer, order and head.
 
-    `samples`: n-grams to go by in the place of those in `counts`, one sample an order. `uses`: what
-    figures by use go by, as `stats.by_use` gives it; else they go by the samples too.
+    `samples`: one for each order. `uses`: what stands for all occurrences of an order; None where
+    the sample does.
     """
-    samples = samples or counts.samples
-    return tuple(_columns(counts, samples, uses or [None] * len(samples)))
-
-
-def ideal_occupied_error(rows: int, ngrams: float, ngrams_error: float) -> float:
-    """The standard error of the rows that `ngrams` n-grams, known to `ngrams_error`, occupy.
-
-    The variance of the occupancy, and that of the n-grams times the slope e^-(n/m). At least one
-    row: a few rows compared with an expectation of none say nothing.
-    """
-    by_ngrams = math.exp(-ngrams / rows) * ngrams_error
-    return math.sqrt(max(occupied_variance(rows, ngrams) + by_ngrams**2, 1.0))
-
-
-def ideal_shared(rows: int, ngrams: float) -> float:
-    """The chance that some other of `ngrams` n-grams falls on a given one's row."""
-    return -math.expm1(max(ngrams - 1.0, 0.0) * math.log1p(-1.0 / rows))
+    return tuple(_columns(counts, samples, uses))
 
 
 def shared_by_head(
     counts: Counts, entry: LayerHash, index: int, sample: NgramSample
 ) -> NDArray[np.bool_]:
-    """bool[H, S]: whether another n-gram falls on an n-gram's row, for each head of an order."""
+    """Return bool[H, S]: whether another n-gram falls on an n-gram's row, in each head."""
     heads = counts.layout.heads
     plan = plan_layer(counts.layout, entry)
     offsets = np.array(entry.offsets[index * heads : (index + 1) * heads], dtype=np.int64)
@@ -180,7 +163,7 @@ def _column(
 
 
 def share_of_ngrams(sample: NgramSample, shared: NDArray[np.bool_]) -> tuple[float, float]:
-    """The share of the different n-grams that are `shared` bool[S], and its standard error."""
+    """Return the share of distinct n-grams that are `shared` bool[S], and its standard error."""
     size = len(shared)
     if size == 0:
         return 0.0, 0.0
@@ -192,10 +175,10 @@ def share_of_ngrams(sample: NgramSample, shared: NDArray[np.bool_]) -> tuple[flo
 
 
 def share_of_occurrences(sample: NgramSample, shared: NDArray[np.bool_]) -> tuple[float, float]:
-    """The share of the occurrences whose n-gram is `shared` bool[S], by the sample of n-grams.
+    """Return the share of the occurrences whose n-gram is `shared` bool[S], and its standard error.
 
-    Exact where that is complete. Else its standard error, that of a ratio, is too small where
-    frequent n-grams decide, which the sample does not know. Source: Cochran, "Sampling Techniques"
+    Exact for a complete sample. Otherwise the error, that of a ratio, is too small where frequent
+    n-grams decide, which the sample does not know. Source: Cochran, "Sampling Techniques"
     (1977), section 6.3.
     """
     size = len(shared)
@@ -212,6 +195,162 @@ def share_of_occurrences(sample: NgramSample, shared: NDArray[np.bool_]) -> tupl
 
 
 def _spread(share: float, size: int) -> float:
-    """The variance of a yes or no that `share` of `size` say; not 0 when all say the same."""
+    """Return the variance of a yes or no that `share` of `size` say; not 0 if all agree."""
     seen = (share * size + 1.0) / (size + 2.0)
     return seen * (1.0 - seen)
+
+
+def view(columns: tuple[ColumnStats, ...], results: Results) -> Iterable[View]:
+    """Draw three charts for each layer, and a table of all columns."""
+    if not columns:
+        return
+    layers = by_layer(columns, lambda column: column.layer)
+    charts = [
+        chart
+        for layer, suffix, own in layers[:_MOST_LAYERS]
+        for chart in _charts(layer, suffix, grouped(own, lambda column: column.order))
+    ]
+    flagged = sum(1 for column in columns if column.flag)
+    verdict = "No column lies outside the interval of an ideal hash."
+    if flagged:
+        verdict = (
+            f"{flagged} of {len(columns)} columns lie outside the interval of an ideal hash; they "
+            "are marked with a triangle."
+        )
+    if len(layers) > _MOST_LAYERS:
+        verdict += f" The first {_MOST_LAYERS} of {len(layers)} layers are drawn."
+    yield View(
+        name="occupancy",
+        title="Rows used and shared, head by head",
+        lead=f"{verdict} Bars that are high everywhere ask for more rows; one head that stands out "
+        "asks for another modulus or seed.",
+        parts=(*charts, _table(columns)),
+    )
+
+
+def _table(columns: Sequence[ColumnStats]) -> Table:
+    share = {"rows used": 2, "ideal": 2, "n-grams sharing": 1, "ideal ": 1, "by use": 2}
+    names = (
+        *(Column(name=name) for name in ("layer", "order", "head", "rows")),
+        *(Column(name=name.strip(), kind="percent", digits=digits)
+          for name, digits in share.items()),
+        Column(name="most hits"),
+    )  # fmt: skip
+    rows = tuple(
+        (
+            *(each.layer, each.order, each.head, each.rows),
+            Estimate(value=each.occupied / each.rows, mark=_MARKS[each.flag]),
+            each.ideal_occupied / each.rows,
+            *(each.shared, each.ideal_shared),
+            Estimate(value=each.shared_occurrences, error=each.shared_occurrences_error),
+            each.max_hits,
+        )
+        for each in columns
+    )
+    marked = any(each.flag for each in columns)
+    return Table(
+        title="Used rows, shared rows, and an ideal hash",
+        note="+ and - mark heads that differ from it" if marked else "",
+        columns=names,
+        rows=rows,
+        folded=True,
+    )
+
+
+def _charts(layer: int, suffix: str, orders: dict[int, list[ColumnStats]]) -> Iterable[BarChart]:
+    yield BarChart(
+        name=f"occupancy-{layer}",
+        title=f"Rows used by head{suffix}",
+        description="A bar for each head: the share of its rows that were looked up. The tick is "
+        "an ideal hash's share.",
+        note="looked up at least once",
+        x_title="head",
+        y=share_axis("share of the head's rows"),
+        groups=_groups(orders, _used),
+        height=300,
+    )
+    yield BarChart(
+        name=f"shared-{layer}",
+        title=f"N-grams that share their row{suffix}",
+        description="Two bars for each head: the share of distinct n-grams, and of look-ups, whose "
+        "row holds another n-gram. The tick is an ideal hash's.",
+        note="of the distinct n-grams (full) and of all look-ups (pale)",
+        x_title="head",
+        y=share_axis("share"),
+        groups=_groups(orders, _shared),
+        height=300,
+    )
+    ideal = {n: [each for each in own if each.ideal_occupied > 0] for n, own in orders.items()}
+    groups = _groups({order: own for order, own in ideal.items() if own}, _against)
+    if groups:
+        yield BarChart(
+            name=f"against-{layer}",
+            title=f"Rows used, compared with the ideal{suffix}",
+            description="A dot for each head: rows used over those an ideal hash would use, with "
+            "four standard errors of the ideal.",
+            note="whiskers of four standard errors; triangles are false in 1 report of 1,000",
+            x_title="head",
+            y=Axis(title="used / ideal", unit="ratio"),
+            groups=groups,
+            dots=True,
+            sigmas=4.0,
+            height=240,
+        )
+
+
+def _groups(
+    orders: dict[int, list[ColumnStats]], bars: Callable[[ColumnStats, int], tuple[Bar, ...]]
+) -> tuple[Group, ...]:
+    """Return one group for each order, with its heads side by side."""
+    return tuple(
+        Group(
+            label=order_name(order),
+            slots=tuple(
+                Slot(
+                    label=str(each.head),
+                    title=f"{order_name(order)}, head {each.head}",
+                    bars=bars(each, order_color(order)),
+                )
+                for each in own
+            ),
+        )
+        for order, own in orders.items()
+    )
+
+
+def _used(each: ColumnStats, color: int) -> tuple[Bar, ...]:
+    value, ideal = each.occupied / each.rows, each.ideal_occupied / each.rows
+    return (Bar(label="rows used", color=color, value=value, ideal=ideal, flag=each.flag),)
+
+
+def _shared(each: ColumnStats, color: int) -> tuple[Bar, ...]:
+    return (
+        Bar(
+            label="n-grams",
+            color=color,
+            value=each.shared,
+            error=each.shared_error,
+            ideal=each.ideal_shared,
+        ),
+        Bar(
+            label="look-ups",
+            color=color,
+            light=True,
+            value=each.shared_occurrences,
+            error=each.shared_occurrences_error,
+        ),
+    )
+
+
+def _against(each: ColumnStats, color: int) -> tuple[Bar, ...]:
+    value = each.occupied / each.ideal_occupied
+    error = each.ideal_occupied_error / each.ideal_occupied
+    return (Bar(label="used / ideal", color=color, value=value, error=error),)
+
+
+COLUMNS = Statistic(
+    key="columns",
+    kind=tuple[ColumnStats, ...],
+    compute=lambda counted: column_stats(counted.counts, counted.samples, counted.uses),
+    view=view,
+)

@@ -17,11 +17,12 @@ from engram_cli.hashing.layout import INT64, HashLayout
 from engram_cli.stats import kernels
 from engram_cli.stats.by_use import uses_of
 from engram_cli.stats.collector import BaseCollector
-from engram_cli.stats.collisions import column_stats, order_stats
+from engram_cli.stats.collisions import column_stats
 from engram_cli.stats.counters import Counter, buffer_bytes, scratch_bytes
 from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE, NgramSample, sampler_bytes
 from engram_cli.stats.exact import EXACT, Budget, exact_ngrams
 from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
+from engram_cli.stats.orders import order_stats
 from engram_cli.stats.samples import merged, samples_of, samples_state
 from engram_cli.stats.state import (
     State,
@@ -132,7 +133,7 @@ class Uncompressed(BaseCollector):
         drawn = drawn_ngrams(self._occurrences.sample(), self.layout.orders)
         uses = [uses_of(own, *pair) for pair in zip(samples, drawn, strict=True)]
         return {
-            "orders": [asdict(each) for each in order_stats(own, samples)],
+            "orders": [asdict(each) for each in order_stats(samples, own.tokens)],
             "columns": [asdict(each) for each in column_stats(own, samples, uses)],
         }
 

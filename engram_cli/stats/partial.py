@@ -8,31 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats import STATISTICS
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.compare import Uncompressed
 from engram_cli.stats.exact import ExactNgrams
-from engram_cli.stats.growth.collector import Growth
-from engram_cli.stats.locality.collector import Locality
 from engram_cli.stats.occurrences import Occurrences
 from engram_cli.stats.samples import samples_of, samples_state
-from engram_cli.stats.sources import Sources
 from engram_cli.stats.state import State, check, nested, part_of, scalar, take, take_scalar
 from engram_cli.stats.totals import Counts
 
 EXACT = "exact-"  # begins the name of the partial of exact counting of an order
-
-
-class _Kind(Protocol):
-    def blank_for(self, layout: HashLayout, state: State) -> Collector: ...
-
-
-_KINDS: dict[str, _Kind] = {
-    kind.name: kind for kind in (Growth, Locality, Occurrences, Sources, Uncompressed)
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,9 +94,12 @@ def blank_for(name: str, layout: HashLayout, state: State) -> Collector:
         order = next((n for n in layout.orders if name == f"{EXACT}{n}"), None)
         check(order is not None, name)
         return ExactNgrams.blank_for(layout, order or 0)
-    if name not in _KINDS:
+    if name == Occurrences.name:
+        return Occurrences.blank_for(layout, state)
+    blank = STATISTICS.load(name).blank if name in STATISTICS else None
+    if blank is None:
         raise ArtifactError(f"'{name}' is no partial of this version", "upgrade engram")
-    return _KINDS[name].blank_for(layout, state)
+    return blank(layout, state)
 
 
 def merged_states(name: str, layout: HashLayout, *states: State) -> State:

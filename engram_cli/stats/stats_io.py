@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from engram_cli.stats.arrays import (
     read_array,
     write_arrays,
 )
-from engram_cli.stats.collisions import ColumnStats, OrderStats
 from engram_cli.stats.distinct import MOST_SAMPLE, NgramSample
 from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, occurrences_of
 from engram_cli.stats.partial_files import (
@@ -43,6 +42,7 @@ from engram_cli.stats.partial_files import (
 from engram_cli.stats.samples import sound_sample
 from engram_cli.stats.state import State, nested
 from engram_cli.stats.totals import Counts
+from engram_cli.typed_json import as_json
 from engram_cli.version import __version__
 
 FORMAT = "engram-stats"
@@ -51,7 +51,7 @@ DOCUMENT, COUNTERS, SAMPLE = "stats.json", "counters.zarr", "sample.parquet"
 FIXED_KEYS = frozenset(
     (
         *("format", "version", "tool_version", "complete", "layout", "fingerprint", "tokens"),
-        *("documents", "join_documents", "corpus", "samples", "orders", "columns", "partials"),
+        *("documents", "join_documents", "corpus", "samples", "partials"),
         *("arrays", "digest"),
     )
 )
@@ -134,21 +134,20 @@ class Statistics:
 
 def write_stats(
     counts: Counts,
-    orders: Sequence[OrderStats],
-    columns: Sequence[ColumnStats],
+    results: Mapping[str, object],
     path: Path,
     *,
     corpus: Mapping[str, int] | None = None,
-    sections: Mapping[str, Any] | None = None,
     partials: Mapping[str, State] | None = None,
     force: bool = False,
     finished: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Write a statistics folder, whole or not at all. Raises OutputError.
 
-    `corpus`: figures of the corpus itself to keep, such as its files and bytes. `sections`: further
-    keys of stats.json, plain JSON values. `partials`: what the sections come from, for merging. The
-    same arguments give the same bytes. `finished` hears the digest before the folder is in place.
+    `results`: the typed results of statistics, by their keys in stats.json. `corpus`: numbers of
+    the corpus itself to keep, such as its files and bytes. `partials`: what the results come from,
+    for merging. The same arguments give the same bytes. `finished` is called with the digest before
+    the folder is in place.
     """
     with new_folder(path, STATISTICS, force=force) as part:
         counters = {str(layer): hits for layer, hits in counts.hits.items()}
@@ -165,23 +164,18 @@ def write_stats(
             "tool_version": __version__,
             "complete": True,
             "corpus": dict(corpus or {}),
-            **figures_document(counts, orders, columns),
+            **figures_document(counts, results),
             "partials": about,
             "arrays": digests,
         }
-        if clash := FIXED_KEYS & (sections or {}).keys():
-            raise ValueError(f"sections named as fixed keys: {', '.join(sorted(clash))}")
-        document |= sections or {}
         document["digest"] = _digest(document)
         (part / DOCUMENT).write_bytes(canonical_json(document))
         finished(str(document["digest"]))
 
 
-def figures_document(
-    counts: Counts, orders: Sequence[OrderStats], columns: Sequence[ColumnStats]
-) -> dict[str, Any]:
-    """The keys of stats.json that follow from what was counted; the sections come on top."""
-    return {
+def figures_document(counts: Counts, results: Mapping[str, object]) -> dict[str, Any]:
+    """Return the keys of stats.json that follow from what was counted, as plain JSON."""
+    fixed = {
         "layout": counts.layout.to_json(),
         "fingerprint": counts.layout.fingerprint,
         "tokens": counts.tokens,
@@ -191,9 +185,10 @@ def figures_document(
             {"order": s.order, "size": s.size, "threshold": str(s.threshold)}
             for s in counts.samples
         ],
-        "orders": [asdict(each) for each in orders],
-        "columns": [asdict(each) for each in columns],
     }
+    if clash := fixed.keys() & results.keys():
+        raise ValueError(f"statistics named as other keys: {', '.join(sorted(clash))}")
+    return fixed | {key: as_json(result) for key, result in results.items()}
 
 
 def sample_digest(sample: NgramSample) -> str:

@@ -14,8 +14,8 @@ from typing import Any, TypeGuard
 from engram_cli.errors import ArtifactError, IncompleteError, InputError
 from engram_cli.files import read_json
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.base import Scaling
+from engram_cli.rows import DTYPES
+from engram_cli.rows.dtypes import Scaling
 from engram_cli.table.checksum import ALGORITHM
 from engram_cli.table.digest import content_digest
 from engram_cli.table.grid import (
@@ -62,7 +62,7 @@ def read_description(path: Path) -> Description:
         _need(layout.fingerprint == attributes["fingerprint"], "layout and fingerprint disagree")
         dim, dtype = attributes["dim"], attributes["dtype"]
         _need(_is_count(dim) and 1 <= dim <= MAX_DIM, f"dim is {dim!r}")
-        _need(isinstance(dtype, str) and dtype in CODECS, f"dtype is {dtype!r}")
+        _need(isinstance(dtype, str) and dtype in DTYPES, f"dtype is {dtype!r}")
         _need(isinstance(attributes["init"]["name"], str), "init has no name")
         _need(attributes["digest"] == content_digest(attributes), "attributes and digest disagree")
         arrays = _read_arrays(path, attributes, layout)
@@ -161,17 +161,19 @@ def _group_attributes(path: Path) -> dict[str, Any]:
 def _read_arrays(
     path: Path, attributes: dict[str, Any], layout: HashLayout
 ) -> dict[str, ChunkedArray]:
-    codec = CODECS.load(attributes["dtype"])
-    width = codec.width(attributes["dim"])
+    row_type = DTYPES.load(attributes["dtype"])
+    width = row_type.width(attributes["dim"])
     statistics = attributes["statistics"]
     _need(statistics is None or _is_count(statistics["tokens"]), f"statistics are {statistics!r}")
     arrays: dict[str, ChunkedArray] = {}
     for entry in layout.layers:
         rows = row_array(entry.layer)
-        arrays[rows] = _read_array(path, rows, entry.rows, width, codec.physical)
-        if codec.scaling is not None:
+        arrays[rows] = _read_array(path, rows, entry.rows, width, row_type.physical)
+        if row_type.scaling is not None:
             name = scales_array(entry.layer)
-            arrays[name] = _read_scales(path, name, codec.scaling, attributes["dim"], arrays[rows])
+            arrays[name] = _read_scales(
+                path, name, row_type.scaling, attributes["dim"], arrays[rows]
+            )
         if statistics is not None:
             hits = hits_array(entry.layer)
             arrays[hits] = _read_array(path, hits, entry.rows, None, HITS_TYPE)

@@ -167,7 +167,7 @@ class _Work:
 
     def _pieces(self, layer: int, index: int) -> Iterator[list[NDArray[np.uint8]]]:
         """The bytes of a chunk's rows and scales, without the filling; none where all are zero."""
-        filler, dim, codec = self.fillers[layer], self.spec.dim, self.spec.codec
+        filler, dim, row_type = self.fillers[layer], self.spec.dim, self.spec.row_type
         if filler is None:
             return
         arrays = self._together(layer)
@@ -180,7 +180,7 @@ class _Work:
             filler(first + begin, values[:rows])
             parts = [buffer[:rows] for buffer in buffers]
             scales = parts[1] if len(parts) > 1 else self.layer_scales.get(layer)
-            codec.encode(values[:rows], parts[0], scales)
+            row_type.encode(values[:rows], parts[0], scales)
             yield [part.reshape(-1).view(np.uint8) for part in parts]
 
     def _count(self, amount: int) -> None:

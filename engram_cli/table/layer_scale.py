@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.rows.codecs.fp8 import scale_of
 from engram_cli.table.inits.base import Filler
 from engram_cli.table.spec import TableSpec
 
@@ -23,7 +22,7 @@ def layer_scale(spec: TableSpec, layer: int, filler: Filler | None) -> NDArray[n
     bound = spec.init.bound(layer, spec.dim)
     if bound is None:
         bound = 0.0 if filler is None else largest(filler, spec.row_arrays[layer].rows, spec.dim)
-    return np.array([scale_of(bound)], dtype=np.float32)
+    return np.array([spec.row_type.layer_scale(bound)], dtype=np.float32)
 
 
 def largest(filler: Filler, rows: int, dim: int) -> float:

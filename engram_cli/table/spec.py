@@ -8,9 +8,8 @@ from typing import Any
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.base import Codec, row_bytes
-from engram_cli.rows.codecs.fp8 import LARGEST_SCALE, LEAST_SCALE
+from engram_cli.rows import DTYPES
+from engram_cli.rows.dtypes import LARGEST_SCALE, LEAST_SCALE, RowType
 from engram_cli.table.checksum import ALGORITHM
 from engram_cli.table.digest import content_digest
 from engram_cli.table.grid import (
@@ -66,24 +65,23 @@ class TableSpec:
                 )
 
     def _check_scale(self, scale: float) -> None:
-        scaling = self.codec.scaling
-        if scaling is None or scaling.per != "layer":
+        if not self.row_type.of_layer:
             raise InputError(f"{self.dtype} takes no scale", "leave it out, or give dtype fp8")
         if not LEAST_SCALE <= scale <= LARGEST_SCALE:
             raise InputError(f"scale {scale}", "give a positive number such as 0.0002")
 
     @property
-    def codec(self) -> Codec:
-        """How the values are stored."""
-        return CODECS.load(self.dtype)
+    def row_type(self) -> RowType:
+        """How rows are stored."""
+        return DTYPES.load(self.dtype)
 
     @property
     def row_arrays(self) -> dict[int, ChunkedArray]:
         """The rows of each layer."""
-        width = self.codec.width(self.dim)
+        width = self.row_type.width(self.dim)
         return {
             entry.layer: chunked(
-                row_array(entry.layer), entry.rows, width, self.codec.physical, self.chunk_rows
+                row_array(entry.layer), entry.rows, width, self.row_type.physical, self.chunk_rows
             )
             for entry in self.layout.layers
         }
@@ -91,8 +89,8 @@ class TableSpec:
     @property
     def row_scale_arrays(self) -> dict[int, ChunkedArray]:
         """The scales of each layer's rows, in chunks of as many rows; none without such scaling."""
-        scaling = self.codec.scaling
-        if scaling is None or scaling.per == "layer":
+        scaling = self.row_type.scaling
+        if scaling is None or self.row_type.of_layer:
             return {}
         width = scaling.width(self.dim)
         return {
@@ -103,8 +101,8 @@ class TableSpec:
     @property
     def layer_scale_arrays(self) -> dict[int, ChunkedArray]:
         """The one scale of each layer, where the dtype has one for all of its rows."""
-        scaling = self.codec.scaling
-        if scaling is None or scaling.per != "layer":
+        scaling = self.row_type.scaling
+        if scaling is None or not self.row_type.of_layer:
             return {}
         return {
             layer: chunked(scales_array(layer), 1, None, scaling.dtype) for layer in self.row_arrays
@@ -113,7 +111,7 @@ class TableSpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row with its scales."""
-        return row_bytes(self.codec, self.dim)
+        return self.row_type.row_bytes(self.dim)
 
     @property
     def filled_arrays(self) -> list[ChunkedArray]:

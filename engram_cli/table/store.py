@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.base import Codec
+from engram_cli.rows import DTYPES
+from engram_cli.rows.dtypes import RowType
 from engram_cli.table.attributes import Description, read_description
 from engram_cli.table.gather import Gatherer
 from engram_cli.table.grid import LOOKUP, ChunkedArray, hits_array, row_array, scales_array
@@ -46,9 +46,9 @@ class TableStore:
         return str(self.attributes["digest"])
 
     @property
-    def codec(self) -> Codec:
-        """How the values are stored."""
-        return CODECS.load(self.dtype)
+    def row_type(self) -> RowType:
+        """How rows are stored."""
+        return DTYPES.load(self.dtype)
 
     @property
     def has_hits(self) -> bool:
@@ -117,7 +117,7 @@ class TableStore:
             )
         stored = read_range(self.path, array, first, len(values))
         factors = None if scales is None else self.read_scales(layer, first, len(values))
-        self.codec.decode(stored, factors, values)
+        self.row_type.decode(stored, factors, values)
 
     def rows(self, layer: int | None, indices: ArrayLike) -> NDArray[np.float32]:
         """float32[n, dim]: the rows of a layer at `indices` [n], in any order.
@@ -126,7 +126,7 @@ class TableStore:
         """
         stored, scales = self.stored(layer, indices)
         values = np.empty((len(stored), self.dim), dtype=np.float32)
-        self.codec.decode(stored, scales, values)
+        self.row_type.decode(stored, scales, values)
         return values
 
     def stored(

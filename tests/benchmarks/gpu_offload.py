@@ -100,7 +100,7 @@ class Bench:
             count = self.spec.rows(layer)
             table = world.fp8_table(count, 256, world.random_bytes(count * 264, self.device))
             assert table.scales is not None
-            rows[layer] = StoredRows(table.values, table.scales, kind=torch.uint8)
+            rows[layer] = StoredRows(table.values, table.scales, row_type=table.row_type, dim=256)
         self.memories[HBM] = self._attach("engram_hbm", rows)
 
     def attach_host(self) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from runner import Case
 
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.rows.codecs import CODECS
+from engram_cli.rows import DTYPES
 from engram_cli.table.build import build_store
 from engram_cli.table.inits import make_init
 from engram_cli.table.spec import TableSpec
@@ -261,7 +261,7 @@ def _decoded(path: Path, peers: _Peers) -> Case:
     wanted = GENERATOR.integers(0, peers.array.rows, WARM_ROWS)
     raw = peers.memmap()
     scale = np.float32(np.fromfile(table.path / "scales" / "2" / "c.0", "<f4")[0])
-    meanings = CODECS.load("fp8").meanings  # type: ignore[attr-defined]
+    meanings = DTYPES.load("fp8").items.values
     return Case(
         name=f"gather {WARM_ROWS:,} rows as float32, warm",
         amount=WARM_ROWS,

@@ -25,12 +25,12 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputEr
 from engram_cli.files import canonical_json
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
-from engram_cli.formats.row_types import FLOAT_DTYPES, ROW_DTYPES
+from engram_cli.rows import DTYPES
 from engram_cli.table.inits import make_init
 from engram_cli.table.store import open_table
 from engram_cli.vocab.compress import CompressedVocab
 
-QUANTISED = tuple(name for name in ROW_DTYPES if name not in FLOAT_DTYPES)
+QUANTISED = tuple(name for name in DTYPES if DTYPES.load(name).quantised)
 
 
 @pytest.fixture(scope="module")

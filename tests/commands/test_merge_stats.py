@@ -13,7 +13,7 @@ from stats.truth import count, layout_of, zipf_documents
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, OutputError
-from engram_cli.stats.figures import figures
+from engram_cli.stats.results import count_results
 from engram_cli.stats.stats_io import write_stats
 from engram_cli.stats.totals import Counts
 
@@ -22,15 +22,7 @@ DOCUMENTS = zipf_documents(seed=4, count=12, length=40, size=50)
 
 
 def written(counts: Counts, path: Path, files: int = 1) -> Path:
-    found = figures(counts)
-    write_stats(
-        counts,
-        found.orders,
-        found.columns,
-        path,
-        corpus={"files": files, "empty_files": 0},
-        sections=found.sections,
-    )
+    write_stats(counts, count_results(counts), path, corpus={"files": files, "empty_files": 0})
     return path
 
 
@@ -94,9 +86,7 @@ def test_the_folder_is_that_of_the_whole(size: int, tmp_path: Path) -> None:
 def test_sections_that_do_not_merge_are_named(tmp_path: Path) -> None:
     counts = count(DOCUMENTS, LAYOUT)
     one = written(counts, tmp_path / "one")
-    found = figures(counts)
-    more = found.sections | {"growth": []}
-    write_stats(counts, found.orders, found.columns, tmp_path / "two", sections=more)
+    write_stats(counts, count_results(counts) | {"growth": []}, tmp_path / "two")
     result = merge_stats(
         MergeStatsRequest(parts=(one, tmp_path / "two"), workspace=Workspace(tmp_path))
     )

@@ -29,6 +29,7 @@ from engram_cli.errors import CorpusError, InputError
 from engram_cli.progress import SILENT
 from engram_cli.stats.sources import TooManySources
 from engram_cli.stats.stats_io import read_stats
+from engram_cli.typed_json import as_json
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.tokenizer import load_tokenizer
 
@@ -133,13 +134,13 @@ def test_sources_are_the_values_of_a_field(holdout: float | None, here: Path) ->
         run(here, name, group_by="meta.lang", holdout=holdout, out=here / f"{name}.stats")
         for name in WRITERS
     ]
-    section = found[1].sections["sources"]
+    section = as_json(found[1].sections["sources"])
     if holdout is None:
         tokens = Counter[str]()
         for label, text in zip(LANGUAGES, TEXTS, strict=True):
             tokens[label or NO_LABEL] += len(encode(text))
         assert dict(zip(section["names"], section["tokens"], strict=True)) == tokens
-        assert all(each.sections["sources"] == section for each in found)
+        assert all(as_json(each.sections["sources"]) == section for each in found)
         assert section["names"] == ["(none)", "de", "en"]
     assert sum(section["tokens"]) == found[1].tokens
     assert read_stats(found[0].out).partials().keys() >= {"sources"}
@@ -151,7 +152,7 @@ def test_values_that_are_no_labels(here: Path) -> None:
         run(here, "a.jsonl", group_by="a")
     for field, name in (("b", "7"), ("c", "true")):
         result = run(here, "a.jsonl", group_by=field, force=True)
-        assert result.sections["sources"]["names"] == [name]
+        assert as_json(result.sections["sources"])["names"] == [name]
     pq.write_table(pa.table({"text": ["an apple"], "a": [[1]]}), here / "a.parquet")
     with pytest.raises(CorpusError, match=r"column 'a' is list<.*no label"):
         run(here, "a.parquet", group_by="a", force=True)
@@ -172,7 +173,7 @@ def test_a_field_that_no_document_has_is_told(here: Path, monkeypatch: pytest.Mo
     assert not (here / "engram-stats").exists()
     for field in ("origin", "meta.lang"):
         result = run(here, "*.jsonl", group_by=field, force=True)
-        assert NO_LABEL in result.sections["sources"]["names"]
+        assert NO_LABEL in as_json(result.sections["sources"])["names"]
     notes: list[str] = []
     monkeypatch.setattr(checks, "_PATIENCE", 2)
     monkeypatch.setattr(type(SILENT), "note", lambda self, text: notes.append(text))
@@ -200,7 +201,7 @@ def test_a_pipe_without_the_field_is_told(here: Path, monkeypatch: pytest.Monkey
                 hash_stats(request)
             assert not (here / "engram-stats").exists()
         else:
-            assert hash_stats(request).sections["sources"]["names"] == ["an apple"]
+            assert as_json(hash_stats(request).sections["sources"])["names"] == ["an apple"]
 
 
 def test_too_many_values_are_told(here: Path) -> None:

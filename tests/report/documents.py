@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from stats.truth import layout_of
+
+from engram_cli.report.page import render, write_page
+from engram_cli.stats.results import statistics_page
+from engram_cli.view import Page
 
 ORDERS, HEADS, LAYER = (2, 3, 4), 8, 1
 ROWS = 8_262_400
 TOKENS = 63_712_480
 NGRAMS = {2: 3.1e6, 3: 13.4e6, 4: 27.2e6}
+
+
+def page_of(document: dict[str, Any]) -> Page:
+    """The page of a stats.json, of any layout."""
+    return statistics_page(document, layout_of(moduli=(101,) * 24, heads=8, orders=ORDERS))
+
+
+def rendered(document: dict[str, Any]) -> str:
+    """The text of that page."""
+    return render(page_of(document))
+
+
+def write(document: dict[str, Any], path: Path, *, force: bool = False) -> None:
+    """Write that page."""
+    write_page(page_of(document), path, force=force)
 
 
 def full_document() -> dict[str, Any]:

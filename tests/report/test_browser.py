@@ -8,10 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from report.documents import full_document
+from report.documents import full_document, write
 from report.test_page import HOSTILE, with_texts
-
-from engram_cli.report.page import write_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), None)
@@ -38,7 +36,7 @@ def console(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def test_figures_are_drawn(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    write_report(full_document(), page)
+    write(full_document(), page)
     done = browse(page, tmp_path / "profile", "--dump-dom")
     assert console(done) == []
     assert 'data-ready="yes"' in done.stdout
@@ -50,7 +48,7 @@ def test_figures_are_drawn(tmp_path: Path) -> None:
 
 def test_hostile_texts_do_not_run(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    write_report(with_texts(HOSTILE), page)
+    write(with_texts(HOSTILE), page)
     done = browse(page, tmp_path / "profile", "--dump-dom")
     assert console(done) == []
     assert "<title>Engram report: 63.7\u202fM tokens</title>" in done.stdout
@@ -65,6 +63,6 @@ def test_the_console_is_heard(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [1280, 500])
 def test_a_picture_of_it_shows_something(tmp_path: Path, width: int) -> None:
     page, picture = tmp_path / "report.html", tmp_path / "page.png"
-    write_report(full_document(), page)
+    write(full_document(), page)
     browse(page, tmp_path / "profile", f"--window-size={width},1600", f"--screenshot={picture}")
     assert picture.stat().st_size > 40_000

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engram_cli.errors import InputError
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.base import Codec
+from engram_cli.rows import DTYPES
+from engram_cli.rows.dtypes import RowType
 
 FLOATS = ("float32", "float16", "bfloat16")
 HALVES = ("float16", "bfloat16")
@@ -21,13 +21,13 @@ EDGES += [0x3F800000, 0x3F808000, 0x3F818000, 0x477FE000, 0x477FEFFF, 0x477FF000
 EDGES += [0x7F7FFFFF, 0x7F7F7FFF, 0x7F7F8000, 0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF]
 
 
-def encode(codec: Codec, values: np.ndarray) -> np.ndarray:
+def encode(codec: RowType, values: np.ndarray) -> np.ndarray:
     out = np.empty((len(values), codec.width(values.shape[1])), dtype=codec.physical)
     codec.encode(values, out, None)
     return out
 
 
-def decode(codec: Codec, stored: np.ndarray) -> np.ndarray:
+def decode(codec: RowType, stored: np.ndarray) -> np.ndarray:
     values = np.empty(stored.shape, dtype=np.float32)
     codec.decode(stored, None, values)
     return values
@@ -43,7 +43,7 @@ def some_floats() -> np.ndarray:
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_a_codec_stores_rows_and_reads_them_back(name: str) -> None:
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     assert codec.name == name
     assert codec.physical.byteorder in "=<|"
     values = np.random.default_rng(0).standard_normal((31, 6)).astype(np.float32)
@@ -60,7 +60,7 @@ def test_a_codec_stores_rows_and_reads_them_back(name: str) -> None:
 @pytest.mark.parametrize("name", FLOATS)
 def test_nan_stays_nan_and_nothing_else_becomes_it(name: str) -> None:
     values = some_floats()
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     decoded = decode(codec, encode(codec, values))
     np.testing.assert_array_equal(np.isnan(decoded), np.isnan(values))
     known = ~np.isnan(values)
@@ -70,7 +70,7 @@ def test_nan_stays_nan_and_nothing_else_becomes_it(name: str) -> None:
 @pytest.mark.parametrize("name", HALVES)
 def test_halves_equal_torch(name: str) -> None:
     values = some_floats()
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     expected = torch.from_numpy(values).to(getattr(torch, name))
     known = ~np.isnan(values)
     stored = encode(codec, values).view(np.uint16)
@@ -84,7 +84,7 @@ def test_halves_equal_torch(name: str) -> None:
 
 @pytest.mark.parametrize("name", HALVES)
 def test_every_half_is_read_and_written_exactly(name: str) -> None:
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     stored = np.arange(2**16, dtype=np.uint16).reshape(-1, 64)
     values = decode(codec, stored.view(codec.physical))
     known = ~np.isnan(values)
@@ -100,7 +100,7 @@ def test_a_half_is_the_nearest_and_even_on_a_tie(name: str, bits: int) -> None:
     value = np.array([[bits]], dtype=np.uint32).view(np.float32)
     if not np.isfinite(value[0, 0]):
         return
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     stored = int(encode(codec, value).view(np.uint16)[0, 0])
     neighbours = np.array([max(stored - 1, 0), stored, stored + 1], dtype=np.uint16)
     around = decode(codec, neighbours.view(codec.physical).reshape(-1, 1))[:, 0]
@@ -116,12 +116,12 @@ def test_a_half_is_the_nearest_and_even_on_a_tie(name: str, bits: int) -> None:
         assert stored % 2 == 0
 
 
-def _before(codec: Codec, stored: int) -> float:
+def _before(codec: RowType, stored: int) -> float:
     before = np.array([[stored - 1]], dtype=np.uint16).view(codec.physical)
     return float(decode(codec, before)[0, 0])
 
 
 def test_an_unknown_dtype_is_named_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="'fp12'") as caught:
-        CODECS.load("fp12")
+        DTYPES.load("fp12")
     assert "bfloat16" in caught.value.hint

@@ -9,32 +9,33 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import codec_reference as reference
 
-from engram_cli.rows.codecs import CODECS, kernels, reference
-from engram_cli.rows.codecs.base import Codec
-from engram_cli.rows.codecs.e4m3 import meanings
-from engram_cli.rows.codecs.fp8 import scale_of
+from engram_cli.rows import DTYPES
+from engram_cli.rows.codecs import kernels
+from engram_cli.rows.dtypes import RowType
 
-SCALED = [name for name in CODECS if CODECS.load(name).scaling is not None]
-OWN = [name for name in SCALED if CODECS.load(name).scaling.per != "layer"]
+E4M3: Any = DTYPES.load("fp8").items.values
+SCALED = [name for name in DTYPES if DTYPES.load(name).scaling is not None]
+OWN = [name for name in SCALED if DTYPES.load(name).scaling.per != "layer"]
 FP8 = ("fp8", "fp8_e8m0")
 
 
-def coded(codec: Codec, values: np.ndarray, scale: float | None = None) -> tuple[Any, Any]:
+def coded(codec: RowType, values: np.ndarray, scale: float | None = None) -> tuple[Any, Any]:
     """Stored rows and scales."""
     rows, dim = values.shape
     stored = np.empty((rows, codec.width(dim)), dtype=codec.physical)
     if codec.scaling.per == "layer":
         finite = np.abs(values)[np.isfinite(values)]
         largest = float(finite.max(initial=0))
-        scales = np.array([scale or scale_of(largest)], dtype=np.float32)
+        scales = np.array([scale or codec.layer_scale(largest)], dtype=np.float32)
     else:
         scales = np.empty((rows, codec.scaling.width(dim)), dtype=codec.scaling.dtype)
     codec.encode(values, stored, scales)
     return stored, scales
 
 
-def decoded(codec: Codec, stored: np.ndarray, scales: np.ndarray, dim: int) -> np.ndarray:
+def decoded(codec: RowType, stored: np.ndarray, scales: np.ndarray, dim: int) -> np.ndarray:
     values = np.empty((len(stored), dim), dtype=np.float32)
     codec.decode(stored, scales, values)
     return values
@@ -60,7 +61,7 @@ CODES = st.integers(0, 2**32 - 1)
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.parametrize("dim", [1, 5, 32, 33, 64])
 def test_what_was_read_is_written_as_the_same_bytes(name: str, dim: int) -> None:
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     for seed in range(20):
         stored, scales = coded(codec, some_rows(dim, seed))
         values = decoded(codec, stored, scales, dim)
@@ -73,7 +74,7 @@ def test_what_was_read_is_written_as_the_same_bytes(name: str, dim: int) -> None
 @given(bits=st.lists(CODES, min_size=1, max_size=40))
 @settings(max_examples=300, deadline=None)
 def test_any_row_comes_back_as_it_was_read(name: str, bits: list[int]) -> None:
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     values = np.array([bits], dtype=np.uint32).view(np.float32)
     stored, scales = coded(codec, values)
     again, scales_again = coded(codec, decoded(codec, stored, scales, values.shape[1]))
@@ -84,7 +85,7 @@ def test_any_row_comes_back_as_it_was_read(name: str, bits: list[int]) -> None:
 @pytest.mark.parametrize("name", SCALED)
 def test_not_finite_becomes_nan_and_nothing_else_does(name: str) -> None:
     values = some_rows(37)
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     back = decoded(codec, *coded(codec, values), 37)
     np.testing.assert_array_equal(np.isnan(back), ~np.isfinite(values))
     assert not np.isinf(back).any()
@@ -93,7 +94,7 @@ def test_not_finite_becomes_nan_and_nothing_else_does(name: str) -> None:
 @pytest.mark.parametrize("name", SCALED)
 def test_a_row_of_zeros_is_zero_bytes(name: str) -> None:
     """So that a hole of a file, and the filling of the last chunk, are rows of zeros."""
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     stored, scales = coded(codec, np.zeros((3, 33), np.float32))
     assert not stored.view(np.uint8).any()
     if codec.scaling.per != "layer":
@@ -113,7 +114,7 @@ WORST = {
 
 @pytest.mark.parametrize("name", OWN)
 def test_no_value_is_farther_off_than_half_a_step(name: str) -> None:
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     values = np.random.default_rng(1).standard_normal((2000, 64)).astype(np.float32) * 0.02
     back = decoded(codec, *coded(codec, values), 64)
     block = codec.scaling.block or 64
@@ -126,7 +127,7 @@ def test_no_value_is_farther_off_than_half_a_step(name: str) -> None:
 @pytest.mark.parametrize("name", FP8)
 def test_e4m3_equals_torch(name: str) -> None:
     values = np.random.default_rng(2).standard_normal((500, 64)).astype(np.float32)
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     stored, scales = coded(codec, values)
     factors = np.repeat(codec.widen(scales).reshape(len(scales), -1), 32, axis=1)
     exact = values / (factors[0, 0] if name == "fp8" else factors)
@@ -136,7 +137,7 @@ def test_e4m3_equals_torch(name: str) -> None:
 
 def test_every_e4m3_and_e8m0_is_read_as_published() -> None:
     """value = fp8 * 2**(e - 127), computed in float32, then rounded once to bfloat16."""
-    codec = CODECS.load("fp8_e8m0")
+    codec = DTYPES.load("fp8_e8m0")
     items = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     scales = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 8, axis=1)
     values = decoded(codec, items, scales, 256)
@@ -144,12 +145,12 @@ def test_every_e4m3_and_e8m0_is_read_as_published() -> None:
     powers = torch.from_numpy(scales[:, :1]).view(torch.float8_e8m0fnu).float()
     expected = fp8 * powers
     np.testing.assert_array_equal(values, expected.numpy())
-    np.testing.assert_array_equal(meanings(), fp8[0].numpy())
+    np.testing.assert_array_equal(E4M3, fp8[0].numpy())
 
 
 def test_foreign_fp8_scales_are_written_as_equal_values() -> None:
     """A published block need not have the least scale; written again it has, and equal values."""
-    codec = CODECS.load("fp8_e8m0")
+    codec = DTYPES.load("fp8_e8m0")
     generator = np.random.default_rng(3)
     items = generator.integers(0, 256, (2000, 32), dtype=np.uint8)
     items[items & 127 == 127] = 0
@@ -164,14 +165,14 @@ def test_foreign_fp8_scales_are_written_as_equal_values() -> None:
 
 @pytest.mark.parametrize("name", ["fp8_e8m0"])
 def test_the_scale_is_the_least_that_does_not_saturate(name: str) -> None:
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     sizes = np.array([448, 464, np.nextafter(np.float32(464), np.float32(500)), 480, 1, 2.0**-126])
     _, scales = coded(codec, np.repeat(sizes.astype(np.float32)[:, None], 32, axis=1))
     assert scales[:, 0].tolist() == [127, 127, 128, 128, 119, 0]
 
 
 def test_sizes_past_the_scale_of_a_layer_saturate() -> None:
-    codec = CODECS.load("fp8")
+    codec = DTYPES.load("fp8")
     values = np.array([[1.0, 447, 464, 500, -1e30, np.inf]], dtype=np.float32)
     stored, scales = coded(codec, values, 1.0)
     assert decoded(codec, stored, scales, 6)[0, :5].tolist() == [1, 448, 448, 448, -448]
@@ -180,14 +181,14 @@ def test_sizes_past_the_scale_of_a_layer_saturate() -> None:
 
 @pytest.mark.parametrize(("name", "limit"), [("int8_b32", 127), ("int4_b32", 7)])
 def test_sizes_past_the_largest_float16_scale_saturate(name: str, limit: int) -> None:
-    codec = CODECS.load(name)
+    codec = DTYPES.load(name)
     stored, scales = coded(codec, np.full((1, 32), -1e30, np.float32))
     assert scales.tolist() == [[65504]]
     assert (decoded(codec, stored, scales, 32) == -65504.0 * limit).all()
 
 
 def test_two_int4_share_a_byte_the_first_in_the_lower_half() -> None:
-    codec = CODECS.load("int4")
+    codec = DTYPES.load("int4")
     stored, scales = coded(codec, np.array([[7, -7, 1, -1, 3]], dtype=np.float32))
     assert stored.tobytes().hex() == "97f103"
     assert scales.tolist() == [[1]]
@@ -210,7 +211,7 @@ def test_kernels_equal_their_twins(sizes: tuple[int, int, int], seed: int, wild:
     for divisor in (448, 127, 7):
         scales = tops / np.float32(divisor)
         items = equal("to_e4m3", values, scales, dim, block, out=empty(rows * dim))
-        equal("from_bytes", items, meanings(), scales, dim, block, out=np.empty_like(values))
+        equal("from_bytes", items, E4M3, scales, dim, block, out=np.empty_like(values))
         equal("to_integers", values, scales, dim, block, min(divisor, 127), out=empty(rows * dim))
     packed = equal("to_nibbles", items, dim, out=empty(rows * -(-dim // 2)))
     equal("from_nibbles", packed, dim, out=empty(rows * dim))

@@ -20,7 +20,7 @@ from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_writer import write_bundle, write_referring
 from engram_cli.formats.dense import first_values
 from engram_cli.formats.table_reference import refer
-from engram_cli.rows.codecs import CODECS
+from engram_cli.rows import DTYPES
 from engram_cli.runtime import (
     attach,
     detach,
@@ -44,7 +44,7 @@ def test_vectors_are_what_the_codec_decodes(
 ) -> None:
     path = quantised_bundle(tmp_path / "engram", small_vocab, dtype, dim=dim, nan=True)
     memory = attach(llama(small_vocab.vocab_size), path)
-    codec = CODECS.load(dtype)
+    codec = DTYPES.load(dtype)
     for layer, module in memory.layers.items():
         items, scales = stored(dtype, memory.spec.rows(int(layer)), dim, int(layer))
         expected = np.empty((len(items), dim), dtype=np.float32)

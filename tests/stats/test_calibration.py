@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stats.truth import blocks_of, layout_of
+from stats.truth import blocks_of, columns_of, layout_of, orders_of
 
 from engram_cli.corpus.base import TokenBlock
-from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.growth.projection import project
@@ -100,9 +99,9 @@ def sampled_figures() -> Iterator[tuple[str, float]]:
         parts, plan = renamed(draw), layout(draw)
         exact = count_blocks(blocks_of(parts, 50_000), plan, sample_size=2**20)
         sampled = count_blocks(blocks_of(parts, 50_000), plan, sample_size=2**12)
-        for one, other in zip(order_stats(sampled), order_stats(exact), strict=True):
+        for one, other in zip(orders_of(sampled), orders_of(exact), strict=True):
             yield "distinct n-grams", (one.distinct - other.distinct) / one.distinct_error
-        for one, other in zip(column_stats(sampled), column_stats(exact), strict=True):
+        for one, other in zip(columns_of(sampled), columns_of(exact), strict=True):
             yield "n-grams that share a row", (one.shared - other.shared) / one.shared_error
 
 

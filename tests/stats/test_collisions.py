@@ -7,22 +7,29 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from stats.truth import blocks_of, count, layout_of, ngrams_of, rows_of, zipf_documents
+from stats.truth import (
+    blocks_of,
+    columns_of,
+    count,
+    layout_of,
+    ngrams_of,
+    orders_of,
+    rows_of,
+    zipf_documents,
+)
 
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collisions import (
     ColumnStats,
-    column_stats,
     ideal_occupied_error,
     ideal_shared,
-    order_stats,
 )
 from engram_cli.stats.count import count_blocks
-from engram_cli.stats.figures import figures
 from engram_cli.stats.ideal import ALARM, flag, ideal_occupied
 from engram_cli.stats.known import ngram_rows
 from engram_cli.stats.occurrences import Occurrences
+from engram_cli.stats.results import count_results
 from engram_cli.stats.totals import Counts
 
 
@@ -71,7 +78,7 @@ def test_exact_figures_are_the_truth(rows: int) -> None:
     moduli = tuple(rows + 2 * k for k in range(6))
     layout = layout_of(moduli=moduli, heads=3, layers=(0, 5))
     counts = count(documents, layout)
-    found = by_key(column_stats(counts))
+    found = by_key(columns_of(counts))
     truth = true_figures(documents, layout)
     assert found.keys() == truth.keys()
     for key, true in truth.items():
@@ -83,7 +90,7 @@ def test_exact_figures_are_the_truth(rows: int) -> None:
         assert column.shared_error == column.shared_occurrences_error == 0.0
         assert column.full_rows == 0
         assert math.isclose(column.ideal_occupied, ideal_occupied(column.rows, true["distinct"]))
-    for order in order_stats(counts):
+    for order in orders_of(counts):
         assert order.exact
         assert order.windows == counts.tokens
         assert order.distinct == truth[0, order.order, 0]["distinct"]
@@ -96,7 +103,7 @@ def test_estimates_lie_within_four_standard_errors(rows: int, seed: int) -> None
     layout = layout_of(moduli=tuple(rows + 2 * k for k in range(8)), heads=4, size=1000)
     drawn = Occurrences(layout, 4000)
     counts = count_blocks(blocks_of(documents, 10_000), layout, sample_size=500, collectors=[drawn])
-    found = by_key(figures(counts, occurrences=drawn.sample()).columns)
+    found = by_key(count_results(counts, occurrences=drawn.sample())["columns"])
     truth = true_figures(documents, layout)
     for key, true in truth.items():
         column = found[key]
@@ -111,7 +118,7 @@ def test_estimates_lie_within_four_standard_errors(rows: int, seed: int) -> None
 def test_a_good_hash_is_near_the_ideal() -> None:
     documents = zipf_documents(seed=9, count=40, length=500, size=1000)
     layout = layout_of(moduli=(20_011, 20_021), heads=1, size=1000)
-    for column in column_stats(count(documents, layout)):
+    for column in columns_of(count(documents, layout)):
         assert abs(column.occupied / column.ideal_occupied - 1) < 0.03
         assert abs(column.shared - column.ideal_shared) < 0.03
 
@@ -146,7 +153,7 @@ def test_the_ideals_by_enumeration_and_where_doubles_are_coarse() -> None:
 
 def test_one_token_alone() -> None:
     layout = layout_of(moduli=(11, 13), heads=1)
-    for column in column_stats(count([np.array([3], dtype=np.int32)], layout)):
+    for column in columns_of(count([np.array([3], dtype=np.int32)], layout)):
         assert (column.occupied, column.shared, column.shared_occurrences) == (1, 0.0, 0.0)
         assert column.max_hits == 1
 
@@ -168,11 +175,11 @@ def test_columns_away_from_the_ideal_are_flagged(sample_size: int) -> None:
     documents = zipf_documents(seed=9, count=40, length=500, size=1000)
     layout = layout_of(moduli=(20_011, 20_021), heads=1, size=1000)
     counts = count(documents, layout, sample_size=sample_size)
-    assert [column.flag for column in column_stats(counts)] == [None, None]
+    assert [column.flag for column in columns_of(counts)] == [None, None]
     for hits in counts.hits.values():  # every row of the first column hit, few of the second's
         hits[:20_011] = np.maximum(hits[:20_011], 1)
         hits[20_011 + 2000 :] = 0
-    assert [column.flag for column in column_stats(counts)] == ["above", "below"]
+    assert [column.flag for column in columns_of(counts)] == ["above", "below"]
 
 
 @pytest.mark.parametrize("ngrams", [50, 1000, 4000])
@@ -204,7 +211,7 @@ def test_the_chance_is_that_of_all_columns_together() -> None:
     layout = layout_of(moduli=(101,) * 16, heads=8, layers=tuple(range(4)))
     assert ALARM == 0.001
     counts = count(zipf_documents(seed=1, count=3, length=20, size=50), layout)
-    for column in column_stats(counts):
+    for column in columns_of(counts):
         own = flag(column.occupied, 101, column_distinct(counts, column.order), 0.0, ALARM / 64)
         assert column.flag == own
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from stats.truth import blocks_of, hash_by_hand, layout_of, ngrams_of, zipf_documents
+from stats.truth import (
+    blocks_of,
+    columns_of,
+    hash_by_hand,
+    json_of,
+    layout_of,
+    ngrams_of,
+    orders_of,
+    zipf_documents,
+)
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import exact as module
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
-from engram_cli.stats.figures import figures
 from engram_cli.stats.occurrences import Occurrences
+from engram_cli.stats.results import count_results
 from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(601, 607, 2003, 2011, 2017, 2027), heads=2, orders=(2, 3, 4))
@@ -59,7 +69,7 @@ def test_figures_by_it_are_those_of_a_complete_sample() -> None:
     documents = zipf_documents(seed=3, count=30, length=50, size=50)
     counts, samples = counted(documents, LAYOUT)
     assert all(sample.exact for sample in counts.samples)
-    assert figures(counts, samples=samples) == figures(counts)
+    assert json_of(counts, samples=samples) == json_of(counts)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,12 +78,12 @@ def test_the_sample_agrees_within_its_errors(seed: int) -> None:
     layout = layout_of(moduli=tuple(8009 + 2 * k for k in range(8)), heads=4, size=1000)
     drawn = Occurrences(layout, 2000)
     counts, samples = counted(documents, layout, (drawn,), sample_size=1000)
-    columns = figures(counts, occurrences=drawn.sample()).columns
-    for one, two in zip(order_stats(counts), order_stats(counts, samples), strict=True):
+    columns: Any = count_results(counts, occurrences=drawn.sample())["columns"]
+    for one, two in zip(orders_of(counts), orders_of(counts, samples), strict=True):
         assert two.exact
         assert not one.exact
         assert abs(one.distinct - two.distinct) < 4 * one.distinct_error
-    for column, true in zip(columns, column_stats(counts, samples), strict=True):
+    for column, true in zip(columns, columns_of(counts, samples), strict=True):
         assert true.shared_error == true.shared_occurrences_error == 0.0
         assert abs(column.shared - true.shared) < 4 * column.shared_error
         uses = abs(column.shared_occurrences - true.shared_occurrences)

@@ -8,10 +8,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from stats.truth import count, layout_of, ngrams_of, rows_of, zipf_documents
+from stats.truth import count, json_of, layout_of, ngrams_of, rows_of, zipf_documents
 
-from engram_cli.stats import heads as module
-from engram_cli.stats.heads import clean_heads, ideal_clean, row_hits
+from engram_cli.stats import clean_heads as module
+from engram_cli.stats.clean_heads import ideal_clean
 
 DOCUMENTS = zipf_documents(seed=3, count=30, length=50, size=50)
 LAYOUT = layout_of(moduli=(601, 607, 613, 2003, 2011, 2017), heads=3, layers=(0, 5))
@@ -35,7 +35,7 @@ def rows_by_ngram(layer_index: int, order_index: int) -> dict[tuple[int, ...], t
 def test_clean_heads_are_the_truth(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STEP", step)
     counts = count(DOCUMENTS, LAYOUT)
-    found = {(entry["layer"], entry["order"]): entry for entry in clean_heads(counts)}
+    found = {(entry["layer"], entry["order"]): entry for entry in json_of(counts)["clean_heads"]}
     assert list(found) == [(0, 2), (0, 3), (5, 2), (5, 3)]
     for layer, order in itertools.product((0, 1), (0, 1)):
         rows = rows_by_ngram(layer, order)
@@ -60,8 +60,8 @@ def test_clean_heads_are_the_truth(step: int, monkeypatch: pytest.MonkeyPatch) -
 def test_a_sample_tells_what_all_ngrams_tell() -> None:
     documents = zipf_documents(seed=1, count=40, length=500, size=1000)
     layout = layout_of(moduli=(8009, 8011, 20_011, 20_021), heads=2, size=1000)
-    exact = clean_heads(count(documents, layout))
-    sampled = clean_heads(count(documents, layout, sample_size=2000))
+    exact = json_of(count(documents, layout))["clean_heads"]
+    sampled = json_of(count(documents, layout, sample_size=2000))["clean_heads"]
     for one, two in zip(exact, sampled, strict=True):
         assert np.allclose(one["ngrams"], two["ngrams"], atol=4 * 0.5 / math.sqrt(2000))
         assert np.allclose(one["ideal"], two["ideal"], atol=0.03)
@@ -79,7 +79,7 @@ def test_the_ideal_by_enumeration() -> None:
 
 def test_row_hits_by_powers_of_two() -> None:
     counts = count(DOCUMENTS, LAYOUT)
-    for entry in row_hits(counts):
+    for entry in json_of(counts)["row_hits"]:
         first = LAYOUT.orders.index(entry["order"]) * 3
         layer = LAYOUT.layer(entry["layer"])
         begin, end = layer.offsets[first], layer.offsets[first + 2] + layer.moduli[first + 2]
@@ -95,6 +95,6 @@ def test_the_edges_of_the_bins() -> None:
     layout = layout_of(moduli=(11, 13), heads=1)
     counts = count([np.array([3], dtype=np.int32)], layout)
     counts.hits[1][:11] = [0, 1, 2, 3, 4, 7, 8, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
-    entry = row_hits(counts)[0]
+    entry = json_of(counts)["row_hits"][0]
     assert (len(entry["bins"]), entry["bins"][-1]) == (33, 2**31)
     assert entry["rows"] == [1, 1, 2, 2, 1, *[0] * 26, 1, 3]

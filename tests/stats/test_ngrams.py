@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
 from stats.truth import blocks_of, count, layout_of, ngrams_of, rows_of, zipf_documents
 
 from engram_cli import hash_layout
-from engram_cli.stats import ngrams as module
+from engram_cli.stats import top_ngrams
+from engram_cli.stats import worst_rows as module
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.known import KnownNgrams, LeastHits, at_most, known_ngrams
-from engram_cli.stats.ngrams import Names, top_ngrams, worst_rows
+from engram_cli.stats.names import Names
 from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
+from engram_cli.stats.statistic import Counted
 from engram_cli.stats.totals import FULL, Counts
+from engram_cli.typed_json import as_json
 from engram_cli.vocab.compress import CompressedVocab
 
 DOCUMENTS = zipf_documents(seed=3, count=30, length=50, size=50)
@@ -28,6 +32,27 @@ def known(counts: Counts, drawn: Occurrences | None = None) -> list[KnownNgrams]
     return [known_ngrams(counts, *pair) for pair in zip(counts.samples, some, strict=True)]
 
 
+def counted(counts: Counts, own: list[KnownNgrams]) -> Counted:
+    """Counts and known n-grams, as the statistics take them."""
+    return Counted(
+        counts=counts,
+        samples=counts.samples,
+        uses=(None,) * len(own),
+        known=tuple(own),
+        names=Names(counts.layout),
+    )
+
+
+def top_of(counts: Counts, own: list[KnownNgrams], *limit: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = as_json(top_ngrams.compute(counted(counts, own), *limit))
+    return found
+
+
+def worst_of(counts: Counts, own: list[KnownNgrams], *limit: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = as_json(module.compute(counted(counts, own), *limit))
+    return found
+
+
 @pytest.mark.parametrize("rows", [211, 20_011])
 def test_the_most_frequent_ngrams_of_a_corpus_too_large_for_the_sample(rows: int) -> None:
     """Whatever 200 n-grams the sample holds; in a table so full that no head is clean the counts
@@ -37,7 +62,7 @@ def test_the_most_frequent_ngrams_of_a_corpus_too_large_for_the_sample(rows: int
     drawn = Occurrences(layout, 8000)
     counts = count_blocks(blocks_of(documents, 777), layout, sample_size=200, collectors=[drawn])
     own = known(counts, drawn)
-    for entry in top_ngrams(counts, counts.samples, own, Names(layout)):
+    for entry in top_of(counts, own):
         truth = ngrams_of(documents, layout, entry["order"])
         best = sorted(truth.items(), key=lambda item: (-item[1], item[0]))
         assert len(truth) > 2000
@@ -61,9 +86,7 @@ def test_the_most_frequent_ngrams_of_a_corpus_too_large_for_the_sample(rows: int
             if not exact
         ]
         said = next(
-            entry["excess"]
-            for entry in top_ngrams(counts, counts.samples, own, Names(layout))
-            if entry["order"] == some.order
+            entry["excess"] for entry in top_of(counts, own) if entry["order"] == some.order
         )
         assert min(excess) >= 0
         assert np.mean(np.array(excess) <= said) > 0.9
@@ -76,7 +99,7 @@ def test_a_counter_that_is_full_bounds_nothing() -> None:
 
 def test_the_most_frequent_ngrams() -> None:
     counts = count(DOCUMENTS, LAYOUT)
-    for entry in top_ngrams(counts, counts.samples, known(counts), Names(LAYOUT), 15):
+    for entry in top_of(counts, known(counts), 15):
         truth = ngrams_of(DOCUMENTS, LAYOUT, entry["order"])
         best = sorted(truth.items(), key=lambda item: (-item[1], item[0]))[:15]
         assert [(tuple(e["tokens"]), e["count"]) for e in entry["ngrams"]] == best
@@ -91,7 +114,7 @@ def test_the_most_frequent_ngrams() -> None:
 def test_the_rows_that_frequent_ngrams_share(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FIRST_LOOK", look)
     counts = count(DOCUMENTS, LAYOUT)
-    found = worst_rows(counts, Names(LAYOUT), known(counts), limit=5)
+    found = worst_of(counts, known(counts), 5)
     layer = LAYOUT.layers[0]
     columns = rows_of(DOCUMENTS, LAYOUT, layer)
     for index, order in enumerate(LAYOUT.orders):
@@ -140,6 +163,6 @@ def test_names_of_raw_ids_and_without_a_vocabulary(small_vocab: CompressedVocab)
 def test_one_token_shares_nothing() -> None:
     layout = layout_of(moduli=(11, 13), heads=1)
     counts = count([np.array([3], dtype=np.int32)], layout)
-    assert worst_rows(counts, Names(layout), known(counts)) == []
-    found = top_ngrams(counts, counts.samples, known(counts), Names(layout))
+    assert worst_of(counts, known(counts)) == []
+    found = top_of(counts, known(counts))
     assert [len(entry["ngrams"]) for entry in found] == [1, 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 import zarr.codecs
-from stats.truth import count, layout_of, zipf_documents
+from stats.truth import columns_of, count, layout_of, orders_of, zipf_documents
 
 from engram_cli import hash_layout
 from engram_cli.errors import (
@@ -27,7 +27,6 @@ from engram_cli.errors import (
     OutputError,
 )
 from engram_cli.stats import arrays, stats_io
-from engram_cli.stats.collisions import column_stats, order_stats
 from engram_cli.stats.stats_io import read_stats, write_stats
 from engram_cli.stats.totals import FULL, Counts
 from engram_cli.vocab.compress import CompressedVocab
@@ -40,8 +39,11 @@ def counted(**options: int) -> Counts:
     return count(DOCUMENTS, LAYOUT, **options)
 
 
-def write(counts: Counts, path: Path, **options: Any) -> None:
-    write_stats(counts, order_stats(counts), column_stats(counts), path, **options)
+def write(
+    counts: Counts, path: Path, sections: Mapping[str, object] | None = None, **options: Any
+) -> None:
+    results = {"orders": orders_of(counts), "columns": columns_of(counts)} | dict(sections or {})
+    write_stats(counts, results, path, **options)
 
 
 def bytes_of(path: Path) -> dict[str, bytes]:
@@ -77,8 +79,8 @@ def test_what_is_read_is_what_was_written(
         assert np.array_equal(one.hashes, two.hashes)
         assert np.array_equal(one.counts, two.counts)
         assert np.array_equal(one.tokens, two.tokens)
-    assert column_stats(found.counts()) == column_stats(counts)
-    assert order_stats(found.counts().merge(counts))[0].windows == 2 * counts.tokens
+    assert columns_of(found.counts()) == columns_of(counts)
+    assert orders_of(found.counts().merge(counts))[0].windows == 2 * counts.tokens
 
 
 def test_the_same_counts_give_the_same_bytes(tmp_path: Path) -> None:
@@ -271,11 +273,14 @@ def test_full_counters_are_read_back(tmp_path: Path) -> None:
     for entry in LAYOUT.layers:
         hits[entry.layer][list(entry.offsets)] = FULL
     full = Counts(**fields | {"hits": hits, "tokens": 2**33})
-    columns = column_stats(full)
+    columns = columns_of(full)
+    results = {"orders": orders_of(full), "columns": columns}
     assert [column.full_rows for column in columns] == [1] * 8
-    write_stats(full, order_stats(full), columns, tmp_path / "stats")
+    write_stats(full, results, tmp_path / "stats")
     assert np.array_equal(read_stats(tmp_path / "stats").hits(1), hits[1])
     hits[7][LAYOUT.layers[1].offsets[2]] = 5  # a column whose hits do not reach the tokens
-    write_stats(full, order_stats(full), columns, tmp_path / "stats", force=True)
+    write_stats(
+        full, {"orders": orders_of(full), "columns": columns}, tmp_path / "stats", force=True
+    )
     with pytest.raises(ArtifactError, match="layer 7, column 2 sum to"):
         read_stats(tmp_path / "stats").hits(7)

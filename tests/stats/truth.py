@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,32 @@ from engram_cli.corpus.base import TokenBlock
 from engram_cli.hashing import reference
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import visible
+from engram_cli.stats.collisions import ColumnStats, column_stats
 from engram_cli.stats.count import count_blocks
+from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.orders import OrderStats, order_stats
+from engram_cli.stats.results import count_results
 from engram_cli.stats.totals import Counts
+from engram_cli.typed_json import as_json
 
 MASK = 2**64 - 1
+
+
+def columns_of(counts: Counts, samples: Sequence[NgramSample] = ()) -> tuple[ColumnStats, ...]:
+    """The figures of each column by the n-grams of `samples`, else by those of `counts`."""
+    chosen = samples or counts.samples
+    return column_stats(counts, chosen, [None] * len(chosen))
+
+
+def orders_of(counts: Counts, samples: Sequence[NgramSample] = ()) -> tuple[OrderStats, ...]:
+    """The figures of each order."""
+    return order_stats(samples or counts.samples, counts.tokens)
+
+
+def json_of(counts: Counts, **options: Any) -> dict[str, Any]:
+    """All figures that follow from counts, as stats.json has them."""
+    found: dict[str, Any] = as_json(count_results(counts, **options))
+    return found
 
 
 def layout_of(

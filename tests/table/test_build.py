@@ -84,7 +84,7 @@ def test_chunks_and_threads_change_no_byte_of_the_rows(
         if init == "normal":
             Normal().filler(layer, 5)(0, expected)
         stored = np.zeros((212, 5), np.uint16)
-        table_spec(dtype="bfloat16").codec.encode(expected, stored, None)
+        table_spec(dtype="bfloat16").row_type.encode(expected, stored, None)
         assert stored_rows(cut, layer) == stored.tobytes()
 
 

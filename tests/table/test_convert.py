@@ -14,8 +14,7 @@ from table.tables import build, counted, mapped_layout
 from table.test_build import fail_after
 
 from engram_cli.errors import InputError, MismatchError, OutputError
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.fp8 import scale_of
+from engram_cli.rows import DTYPES
 from engram_cli.table import difference, kernels
 from engram_cli.table.build import BuildReport, build_store
 from engram_cli.table.convert import conversion
@@ -24,7 +23,7 @@ from engram_cli.table.store import TableStore, open_table
 from engram_cli.table.verify import verify_table
 
 DIM = 40
-OTHERS = [name for name in CODECS if name != "float32"]
+OTHERS = [name for name in DTYPES if name != "float32"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +51,7 @@ def test_rows_are_those_that_the_codec_makes_of_the_source(
     assert convert(source, tmp_path / "u.zarr", dtype, chunk_rows=50).digest == digest
     table = open_table(tmp_path / "t.zarr")
     assert verify_table(table.path).ok
-    codec = table.codec
+    codec = table.row_type
     for layer in table.layout.layer_ids:
         values = whole(source, layer)
         stored = np.empty((len(values), codec.width(DIM)), codec.physical)
@@ -60,7 +59,7 @@ def test_rows_are_those_that_the_codec_makes_of_the_source(
         if codec.scaling is not None:
             scales = np.empty((len(values), codec.scaling.width(DIM)), codec.scaling.dtype)
             if codec.scaling.per == "layer":
-                scales = np.array([scale_of(float(np.abs(values).max()))], np.float32)
+                scales = np.array([codec.layer_scale(float(np.abs(values).max()))], np.float32)
         codec.encode(values, stored, scales)
         expected = np.empty_like(values)
         codec.decode(stored, scales, expected)

@@ -26,7 +26,7 @@ from table.tables import (
 
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError
 from engram_cli.hashing.hasher import hash_tokens
-from engram_cli.rows.codecs import CODECS
+from engram_cli.rows import DTYPES
 from engram_cli.table.inits.normal import Normal
 from engram_cli.table.store import open_table, read_whole
 
@@ -46,7 +46,7 @@ def table(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "t.zarr"))
 
 
-@pytest.mark.parametrize("dtype", list(CODECS))
+@pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("chunk_rows", [None, 1, 32, 53, 212])
 def test_zarr_reads_the_bytes_that_were_mapped(
     tmp_path: Path, dtype: str, chunk_rows: int | None
@@ -57,7 +57,7 @@ def test_zarr_reads_the_bytes_that_were_mapped(
     group = zarr.open_group(out, mode="r")
     # No warning about a file that zarr does not know (warnings are errors here).
     names = {name for name, _ in group.members(max_depth=None)}
-    scaled = {"scales", "scales/0", "scales/3"} if table.codec.scaling else set()
+    scaled = {"scales", "scales/0", "scales/3"} if table.row_type.scaling else set()
     assert names == {"0", "3", "hits", "hits/0", "hits/3", "lookup"} | scaled
     for layer in LAYERS:
         if scaled:
@@ -95,7 +95,7 @@ def test_a_layout_of_raw_ids_stores_no_lookup_and_no_hits(tmp_path: Path) -> Non
     assert len(stored_rows(table)) == raw_layout().layer().rows * 5 * 4
 
 
-@pytest.mark.parametrize("dtype", list(CODECS))
+@pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("chunk_rows", [None, 32])
 def test_rows_are_gathered_from_their_chunks(
     tmp_path: Path, dtype: str, chunk_rows: int | None
@@ -326,7 +326,7 @@ def raw_layout_of(rows: int) -> Any:
     return hash_layout("qwen-ple", rows_per_head=rows)
 
 
-@pytest.mark.parametrize("dtype", list(CODECS))
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_values_come_in_pieces_as_they_were_written(tmp_path: Path, dtype: str) -> None:
     build(tmp_path / "t.zarr", dtype=dtype, chunk_rows=32, dim=40)
     table = open_table(tmp_path / "t.zarr")

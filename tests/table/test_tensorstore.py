@@ -9,7 +9,7 @@ import pytest
 import tensorstore
 from table.tables import build, raw_layout
 
-from engram_cli.rows.codecs import CODECS
+from engram_cli.rows import DTYPES
 from engram_cli.table.store import open_table, read_whole
 
 
@@ -18,7 +18,7 @@ def opened(path: Path) -> tensorstore.TensorStore:
     return tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, open=True, read=True).result()
 
 
-@pytest.mark.parametrize("dtype", list(CODECS))
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_tensorstore_reads_the_same_bytes(tmp_path: Path, dtype: str) -> None:
     build(tmp_path / "t.zarr", dtype=dtype, dim=37, chunk_rows=50, tokens=7)
     table = open_table(tmp_path / "t.zarr")

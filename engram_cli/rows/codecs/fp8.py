@@ -1,39 +1,46 @@
-"""fp8: float8 e4m3fn items under one float32 scale for all rows of a layer (Qwen's n-gram tables).
+"""fp8_e8m0 and fp8: float8 e4m3fn items, absolute values past 448 scales stored as 448.
 
-The scale is known before the first row is written (`table.layer_scale`). Sizes past 448 scales are
-stored as 448. Reading rounds once, in item times scale.
+fp8_e8m0 (DeepSeek-V4.1) has a power of two as scale for each 32 values: one byte e for 2**(e -
+127), 255 being NaN. Reading is exact, unless it leaves the range of float32. The encoding is that
+of the published table (docs/reference/table-format.md).
+
+fp8 (Qwen's n-gram tables) has one float32 scale for all rows of a layer, known before the first row
+is written (`table.layer_scale`). Reading rounds once, in item times scale.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.rows.codecs import kernels
-from engram_cli.rows.codecs.base import Scaling
-from engram_cli.rows.codecs.e4m3 import LARGEST, meanings
-from engram_cli.rows.codecs.scaled import ScaledCodec
+from engram_cli.rows.codecs import kernels, scaled
+from engram_cli.rows.dtypes import Floats, RowType
 
-# From here on neither a product with an item nor a quotient leaves the normal float32 numbers.
-LEAST_SCALE, LARGEST_SCALE = 2.0**-100, 2.0**100
+decode = scaled.decode
 
-
-def scale_of(largest: float) -> float:
-    """The scale that brings `largest` to 448, 1 where all is zero; rounded to float32."""
-    scale = largest / LARGEST if largest > 0 else 1.0
-    return float(np.float32(min(max(scale, LEAST_SCALE), LARGEST_SCALE)))
+# Sizes up to 464 are nearer to 448 than to what would follow: 464 = (1 + 0x680000 / 2**23) * 2**8.
+_BEYOND = 0x7FFFFF - 0x680000
+_SHIFT = 8
 
 
-def _as_float32(scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(scales, dtype=np.float32)
+def encode(row_type: RowType, values: Floats, stored: NDArray[Any], scales: NDArray[Any]) -> None:
+    """Store `values` as `RowType.encode` says."""
+    scaled.encode(row_type, values, stored, scales, e8m0_scales, kernels.to_e4m3)
 
 
-FP8 = ScaledCodec(
-    name="fp8",
-    physical=np.dtype("u1"),
-    scaling=Scaling(per="layer", dtype=np.dtype("<f4")),
-    choose=_as_float32,
-    widen=_as_float32,
-    quantise=kernels.to_e4m3,
-    meanings=meanings(),
-)
+def widen(row_type: RowType, scales: NDArray[Any]) -> Floats:
+    """Return float32 scales as they are, and the powers of two that e8m0 bytes stand for."""
+    if scales.dtype == np.float32:
+        return scales
+    powers = np.empty(scales.shape, dtype=np.float32)
+    kernels.powers_of_two(np.ascontiguousarray(scales).reshape(-1), powers.reshape(-1))
+    return powers
+
+
+def e8m0_scales(tops: Floats) -> NDArray[Any]:
+    """Return the least power of two that brings a block's largest size to 464 or below."""
+    exponents = (tops.view(np.int32) + _BEYOND >> 23) - _SHIFT
+    scales: NDArray[Any] = np.maximum(exponents, 0).astype(np.uint8)
+    return scales

@@ -1,4 +1,4 @@
-"""Codecs of small integers and floats under scales: what they share, as one dataclass.
+"""Items of a byte or half a byte under scales: what their codecs share.
 
 A value is stored as the item nearest to value / scale and read as item times scale in float32. A
 block's scale follows from its largest finite value; NaN and infinite values are stored as NaN.
@@ -7,74 +7,60 @@ block's scale follows from its largest finite value; NaN and infinite values are
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.rows.codecs import kernels
-from engram_cli.rows.codecs.base import Scaling
-
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
+from engram_cli.rows.dtypes import Floats, RowType
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScaledCodec:
-    """Items of a byte or of half a byte (`packed`), with scales.
+def encode(
+    row_type: RowType,
+    values: Floats,
+    stored: NDArray[Any],
+    scales: NDArray[Any],
+    choose: Callable[[Floats], NDArray[Any]],
+    quantise: Callable[[Floats, Floats, int, int, NDArray[np.uint8]], None],
+) -> None:
+    """Store `values` as `RowType.encode` says.
 
-    `choose`: stored scales from the largest finite sizes of the blocks; not asked where one scale
-    serves a layer. `widen`: stored scales as float32. `quantise(values, scales, dim, block, items)`
-    writes items uint8; `meanings` float32[256] is the value of each item at scale 1.
+    `choose` gives stored scales from the largest finite absolute values of the blocks; it is not
+    called where one scale serves a layer. `quantise(values, scales, dim, block, items)` writes
+    items uint8, one a value, under a float32 scale a block.
     """
+    dim = values.shape[1]
+    block = _block(row_type, dim)
+    if not row_type.of_layer:
+        tops = np.empty(scales.shape, dtype=np.float32)
+        kernels.block_tops(values.reshape(-1), dim, block, tops.reshape(-1))
+        scales[:] = choose(tops)
+    packed = row_type.items.packed
+    out = stored.view(np.uint8).reshape(-1)
+    items = np.empty(values.size, dtype=np.uint8) if packed else out
+    quantise(values.reshape(-1), _factors(row_type, scales, len(values)), dim, block, items)
+    if packed:
+        kernels.to_nibbles(items, dim, out)
 
-    name: str
-    physical: np.dtype[Any]
-    scaling: Scaling
-    choose: Callable[[Floats], NDArray[Any]]
-    widen: Callable[[NDArray[Any]], Floats]
-    quantise: Callable[[Floats, Floats, int, int, Bytes], None]
-    meanings: Floats
-    packed: bool = False
 
-    def width(self, dim: int) -> int:
-        """A row of `dim` values takes `dim` items, two of them a byte where they are packed."""
-        return -(-dim // 2) if self.packed else dim
+def decode(row_type: RowType, stored: NDArray[Any], scales: NDArray[Any], values: Floats) -> None:
+    """Write item times scale to `values`, as `RowType.decode` says."""
+    dim = values.shape[1]
+    items = stored.view(np.uint8).reshape(-1)
+    if row_type.items.packed:
+        packed, items = items, np.empty(values.size, dtype=np.uint8)
+        kernels.from_nibbles(packed, dim, items)
+    factors = _factors(row_type, scales, len(values))
+    block = _block(row_type, dim)
+    kernels.from_bytes(items, row_type.items.values, factors, dim, block, values.reshape(-1))
 
-    def encode(self, values: Floats, stored: NDArray[Any], scales: NDArray[Any] | None) -> None:
-        """Store `values` float32[n, dim] as `stored` [n, width] and, but for a layer's, `scales`.
 
-        All contiguous.
-        """
-        assert scales is not None
-        dim = values.shape[1]
-        block = self._block(dim)
-        if self.scaling.per != "layer":
-            tops = np.empty(scales.shape, dtype=np.float32)
-            kernels.block_tops(values.reshape(-1), dim, block, tops.reshape(-1))
-            scales[:] = self.choose(tops)
-        out = stored.view(np.uint8).reshape(-1)
-        items = np.empty(values.size, dtype=np.uint8) if self.packed else out
-        self.quantise(values.reshape(-1), self._factors(scales, len(values)), dim, block, items)
-        if self.packed:
-            kernels.to_nibbles(items, dim, out)
+def _block(row_type: RowType, dim: int) -> int:
+    return (row_type.scaling.block if row_type.scaling is not None else 0) or dim
 
-    def decode(self, stored: NDArray[Any], scales: NDArray[Any] | None, values: Floats) -> None:
-        """Write the values of `stored` [n, width] to `values` float32[n, dim]; all contiguous."""
-        assert scales is not None
-        dim = values.shape[1]
-        items = stored.view(np.uint8).reshape(-1)
-        if self.packed:
-            packed, items = items, np.empty(values.size, dtype=np.uint8)
-            kernels.from_nibbles(packed, dim, items)
-        factors = self._factors(scales, len(values))
-        kernels.from_bytes(items, self.meanings, factors, dim, self._block(dim), values.reshape(-1))
 
-    def _block(self, dim: int) -> int:
-        return self.scaling.block or dim
-
-    def _factors(self, scales: NDArray[Any], rows: int) -> Floats:
-        """The scale of every block, float32, one after another."""
-        factors = self.widen(scales).reshape(-1)
-        return np.repeat(factors, rows) if self.scaling.per == "layer" else factors
+def _factors(row_type: RowType, scales: NDArray[Any], rows: int) -> Floats:
+    """Return the scale of every block, float32, one after another."""
+    factors = row_type.widen(scales).reshape(-1)
+    return np.repeat(factors, rows) if row_type.of_layer else factors

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
+from engram_cli.rows.dtypes import RowType
 from engram_cli.runtime import ops
 from engram_cli.runtime.clipping import Watched
 from engram_cli.runtime.gate_reference import GateWeights
-from engram_cli.runtime.tables import Table, dequantise
+from engram_cli.runtime.tables import HELD_DTYPES, Table, dequantise
 from engram_cli.runtime.tiers import PlacedRows
 
 MANY_TOKENS = 512  # from here on outputs are larger than weights
@@ -61,27 +62,30 @@ class StoredRows(nn.Module):
     """Quantised rows and scales as they are stored, frozen; a look-up makes them numbers.
 
     Buffers, since integers have no gradient. Scales are held as integers of their size, so that
-    `model.to(dtype)` leaves them as they are; `kind` is the dtype that they are.
+    `model.to(dtype)` leaves them as they are. `dim`: the values of a row.
     """
 
     weight: Tensor
     scales: Tensor
 
-    def __init__(
-        self, weight: Tensor, scales: Tensor, *, kind: torch.dtype, packed_dim: int | None = None
-    ) -> None:
+    def __init__(self, weight: Tensor, scales: Tensor, *, row_type: RowType, dim: int) -> None:
         super().__init__()
-        self.kind = kind
-        self.packed_dim = packed_dim
+        assert row_type.scaling is not None
+        self.row_type = row_type
+        self._scale_dtype = HELD_DTYPES[row_type.scaling.tensor][0]
+        self._per_row = row_type.scaling.per == "row"
+        self._packed_dim = dim if row_type.items.packed else None
         self.register_buffer("weight", weight)
         self.register_buffer("scales", scales)
 
     def table(self) -> Table:
         """The rows as the look-up takes them."""
-        scales = self.scales.view(self.kind)
-        if self.kind == torch.float32 and scales.ndim == 2:  # one a row
+        scales = self.scales.view(self._scale_dtype)
+        if self._per_row:
             scales = scales[:, 0]
-        return Table(values=self.weight, scales=scales, dim=self.packed_dim)
+        return Table(
+            values=self.weight, scales=scales, dim=self._packed_dim, row_type=self.row_type
+        )
 
     def forward(self, rows: Tensor) -> Tensor:
         """[B, T, C x dim] of rows int64[B, T, C], float32."""
@@ -90,7 +94,7 @@ class StoredRows(nn.Module):
 
     def extra_repr(self) -> str:
         """What is printed of it."""
-        scales = f"{self.kind} {tuple(self.scales.shape)}".removeprefix("torch.")
+        scales = f"{self._scale_dtype} {tuple(self.scales.shape)}".removeprefix("torch.")
         return f"{tuple(self.weight.shape)}, {self.weight.dtype}, scales {scales}"
 
 

@@ -324,7 +324,7 @@ def stores_of(
         else:
             cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes)
         scale = None
-        if bundle.spec.row_type.per == "layer":
+        if bundle.spec.row_type.of_layer:
             scale = torch.from_numpy(np.array(bundle.maps(layer, SCALES)[0], dtype=np.float32))
         stores[layer] = TieredEmbedding(
             bundle.spec,

@@ -21,8 +21,9 @@ from torch import Tensor
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle import Bundle, Place
 from engram_cli.formats.bundle_spec import ROWS, SCALES
+from engram_cli.rows.dtypes import RecordLayout
 from engram_cli.runtime.tiers import renew_in_children
-from engram_cli.runtime.tiers.records import RecordLayout, record_layout
+from engram_cli.runtime.tiers.records import record_layout
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.host_gather import GatherPool

@@ -1,8 +1,7 @@
 """Records: where their parts are, and how vectors are read from them, in plain PyTorch.
 
-A record is a stored row followed by its own scales, padded to 8 bytes, so that one read and one
-copy bring all that a row needs. `TierBuffers` are the records that a layer reads from. The Triton
-kernels in `kernels.tiers` must equal the functions here bit for bit, NaNs aside.
+Where they are is in `rows.dtypes.RecordLayout`. `TierBuffers` are the records that a layer reads
+from. The Triton kernels in `kernels.tiers` must equal the functions here bit for bit, NaNs aside.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
-from engram_cli.formats.tensors import physical_dtype
-from engram_cli.runtime.tables import Table, dequantise
+from engram_cli.rows.dtypes import RecordLayout
+from engram_cli.runtime.tables import HELD_DTYPES, Table, dequantise
 from engram_cli.runtime.tiers.hot_set import HotSet
 
 
@@ -50,53 +49,9 @@ class RecordSource(Protocol):
         ...
 
 
-RECORD_ALIGNMENT = 8  # bytes; the widest aligned load. V4.1's 264 bytes need no padding
-
-_ITEMS = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float8_e4m3fn": torch.uint8,
-    "float8_e8m0fnu": torch.uint8,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordLayout:
-    """A record has `record_bytes`: `row_bytes` of the row, then its scales from `scale_begin`.
-
-    `scale_bytes` is 0 where rows have no scales of their own.
-    """
-
-    row_bytes: int
-    scale_begin: int
-    scale_bytes: int
-    record_bytes: int
-
-    def part(self, records: Tensor, part: str) -> Tensor:
-        """Return a part as a view [n, row_bytes or scale_bytes] of uint8[n, record_bytes]."""
-        if part == ROWS:
-            return records[:, : self.row_bytes]
-        return records[:, self.scale_begin : self.scale_begin + self.scale_bytes]
-
-
 def record_layout(spec: BundleSpec) -> RecordLayout:
-    """Return the record layout of a bundle's rows; scales are aligned to their own size."""
-    kind = spec.row_type
-    row_bytes = kind.width(spec.dim) * physical_dtype(kind.items).itemsize
-    begin, scale_bytes = row_bytes, 0
-    if kind.scales is not None and kind.per != "layer":
-        size = physical_dtype(kind.scales).itemsize
-        begin = _padded(row_bytes, size)
-        scale_bytes = kind.scale_shape(1, spec.dim)[1] * size
-    return RecordLayout(
-        row_bytes=row_bytes,
-        scale_begin=begin,
-        scale_bytes=scale_bytes,
-        record_bytes=_padded(begin + scale_bytes, RECORD_ALIGNMENT),
-    )
+    """Return the record layout of a bundle's rows."""
+    return spec.row_type.record_layout(spec.dim)
 
 
 def table_of(records: Tensor, spec: BundleSpec, *, layer_scale: Tensor | None = None) -> Table:
@@ -105,29 +60,26 @@ def table_of(records: Tensor, spec: BundleSpec, *, layer_scale: Tensor | None = 
     `layer_scale` is one float32 on the same device, for row types with one scale a layer. Raises
     InputError for records of another width, and where `layer_scale` is missing or not expected.
     """
-    layout, kind = record_layout(spec), spec.row_type
+    layout, row_type = record_layout(spec), spec.row_type
     if records.dtype != torch.uint8 or records.shape[1:] != (layout.record_bytes,):
         raise InputError(
             f"records are {records.dtype} {tuple(records.shape)}",
             f"records of these rows are torch.uint8 [n, {layout.record_bytes}]",
         )
-    if (layer_scale is not None) != (kind.per == "layer"):
+    if (layer_scale is not None) != row_type.of_layer:
         raise InputError(
-            f"rows of {spec.dtype} {'need the' if kind.per == 'layer' else 'have no'} layer_scale",
+            f"rows of {spec.dtype} {'need the' if row_type.of_layer else 'have no'} layer_scale",
             "give it where one scale serves the whole layer, and only there",
         )
-    values = layout.part(records, ROWS).view(_ITEMS[kind.items])
+    values = layout.part(records, ROWS).view(HELD_DTYPES[row_type.items.tensor][0])
     scales = layer_scale
     if layout.scale_bytes:
-        assert kind.scales is not None
-        scales = layout.part(records, SCALES).view(_ITEMS[kind.scales])
-        if kind.per == "row":
+        assert row_type.scaling is not None
+        scales = layout.part(records, SCALES).view(HELD_DTYPES[row_type.scaling.tensor][0])
+        if row_type.scaling.per == "row":
             scales = scales[:, 0]
-    return Table(values=values, scales=scales, dim=spec.dim if kind.packed else None)
-
-
-def _padded(size: int, step: int) -> int:
-    return -(-size // step) * step
+    dim = spec.dim if row_type.items.packed else None
+    return Table(values=values, scales=scales, dim=dim, row_type=row_type)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engram_cli.stats.collisions import ideal_occupied_error
-from engram_cli.stats.heads import ideal_clean
-from engram_cli.stats.ideal import ideal_occupied
+from engram_cli.stats.clean_heads import ideal_clean
+from engram_cli.stats.ideal import ideal_occupied, ideal_occupied_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

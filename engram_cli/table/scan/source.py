@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
-from engram_cli.rows.codecs import CODECS
-from engram_cli.rows.codecs.scaled import ScaledCodec
+from engram_cli.rows import DTYPES
+from engram_cli.rows.dtypes import RowType
 from engram_cli.table.grid import row_array
 from engram_cli.table.reading import DAMAGED
 from engram_cli.table.scan.kernels import norms
@@ -26,18 +26,6 @@ PIECE_BYTES = 2**19  # read and measured while it is in the L2 cache
 DECODED_BYTES = 2**21  # of values: each piece costs a call of the codec
 WORD = 8  # bytes
 NO_FACTORS = np.empty(0, dtype=np.float32)
-
-_KINDS = {
-    "float32": norms.FLOAT32,
-    "float16": norms.FLOAT16,
-    "bfloat16": norms.BFLOAT16,
-    "int8": norms.INT8,
-    "int8_b32": norms.INT8,
-    "int4": norms.INT4,
-    "int4_b32": norms.INT4,
-    "fp8": norms.E4M3,
-    "fp8_e8m0": norms.E4M3,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +67,21 @@ class RowSource:
     hits: Callable[[int, int], NDArray[np.uint32]] | None = None
 
     @property
+    def row_type(self) -> RowType:
+        """How rows are stored."""
+        return DTYPES.load(self.dtype)
+
+    @property
     def stored_row_bytes(self) -> int:
         """The bytes of a row's items, scales left out."""
-        codec = CODECS.load(self.dtype)
-        return codec.width(self.dim) * codec.physical.itemsize
+        return self.row_type.record_layout(self.dim).row_bytes
 
     @property
     def direct(self) -> bool:
         """Whether rows are measured as they are stored: whole words, and whole blocks of items."""
-        if self.dtype not in _KINDS or self.stored_row_bytes % WORD:
+        if self.row_type.items.name not in norms.KINDS or self.stored_row_bytes % WORD:
             return False
-        return CODECS.load(self.dtype).scaling is None or self.dim % ITEMS == 0
+        return self.row_type.scaling is None or self.dim % ITEMS == 0
 
     @property
     def row_bytes(self) -> int:
@@ -99,12 +91,12 @@ class RowSource:
     @property
     def kind(self) -> int:
         """What a row holds as it is measured, as the kernels say it."""
-        return _KINDS[self.dtype] if self.direct else norms.FLOAT32
+        return norms.KINDS[self.row_type.items.name] if self.direct else norms.FLOAT32
 
     @property
     def row_scales(self) -> int:
         """How many scales of its own a row is measured with."""
-        scaling = CODECS.load(self.dtype).scaling
+        scaling = self.row_type.scaling
         if not self.direct or scaling is None or scaling.per == "layer":
             return 0
         return scaling.width(self.dim)
@@ -116,10 +108,8 @@ class RowSource:
         """
         if not self.direct or self.scales is None:
             return NO_FACTORS
-        codec = CODECS.load(self.dtype)
-        assert isinstance(codec, ScaledCodec)
-        stored = self.scales(first, count)
-        return np.ascontiguousarray(codec.widen(stored).reshape(-1), dtype=np.float32)
+        factors = self.row_type.widen(self.scales(first, count))
+        return np.ascontiguousarray(factors.reshape(-1), dtype=np.float32)
 
     def row_ranges(
         self, columns: Sequence[tuple[int, int]], step: int | None = None
@@ -193,7 +183,7 @@ def table_source(table: TableStore, layer: int) -> RowSource:
         decode=lambda first, values: table.read(layer, first, values),
         scales=(
             None
-            if table.codec.scaling is None
+            if table.row_type.scaling is None
             else lambda first, count: table.read_scales(layer, first, count)
         ),
         hits=(lambda first, count: table.read_hits(layer, first, count)) if counted else None,

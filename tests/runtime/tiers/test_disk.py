@@ -22,8 +22,8 @@ from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.formats.bundle_writer import write_referring
 from engram_cli.formats.dense import first_values
-from engram_cli.formats.row_types import ROW_DTYPES
 from engram_cli.formats.table_reference import refer
+from engram_cli.rows import DTYPES
 from engram_cli.runtime.tiers import disk
 from engram_cli.runtime.tiers.disk import SCRATCH_BYTES, DiskRows, RowFiles
 from engram_cli.runtime.tiers.records import RecordSource, record_layout
@@ -81,7 +81,7 @@ def requests(height: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("cache", ["none", "smaller than a request", "all"])
 @pytest.mark.parametrize("dim", [33, 256])
-@pytest.mark.parametrize("dtype", ROW_DTYPES)
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_records_are_the_twins(
     tmp_path: Path, small_vocab: CompressedVocab, dtype: str, dim: int, cache: str
 ) -> None:

@@ -81,7 +81,7 @@ def test_vectors_are_those_of_one_place(dtype: str, dim: int, share: float, path
     store = a_store(spec, records, CPU, share, dtype=torch.bfloat16)
     store.path = path
     rows = some_rows(ROWS, 3, 7, 6)
-    wanted = torch.bfloat16 if spec.row_type.scales else store.dtype
+    wanted = torch.bfloat16 if spec.row_type.quantised else store.dtype
     found = store(rows)
     assert found.shape == (3, 7, 6 * dim)
     assert same_bits(found, expected(spec, records, rows, wanted))

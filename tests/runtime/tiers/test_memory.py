@@ -20,8 +20,8 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 from engram_cli.errors import ArtifactError, InputError, RuntimeAttachError
 from engram_cli.formats.bundle_writer import write_bundle
 from engram_cli.formats.dense import first_values
-from engram_cli.formats.row_types import ROW_TYPES
-from engram_cli.formats.tensors import physical_dtype
+from engram_cli.rows import DTYPES as ROW_TYPES
+from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.runtime import attach, detach, load, parameter_groups, save_engram
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.tiers.staging import VARIABLE
@@ -44,12 +44,12 @@ def _small_staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def the_bundle(path: Path, vocab: CompressedVocab, dtype: str = "bfloat16") -> Path:
     """A bundle of random rows of any dtype, with hits."""
     spec = make_spec(make_layout(vocab), dtype, dim=DIM)
-    kind = ROW_TYPES[dtype]
+    kind = ROW_TYPES.load(dtype)
 
     def rows(layer: int) -> list[tuple[int, Any]]:
         generator = np.random.default_rng(layer)
         whole = spec.tensor(layer, "rows")
-        if kind.scales is None:
+        if kind.scaling is None:
             values = generator.standard_normal(whole.shape).astype(np.float32)
             if dtype == "bfloat16":
                 return [(0, (values.view(np.uint32) >> 16).astype(np.uint16))]
@@ -60,7 +60,7 @@ def the_bundle(path: Path, vocab: CompressedVocab, dtype: str = "bfloat16") -> P
     def scales(layer: int) -> list[tuple[int, Any]]:
         generator = np.random.default_rng(100 + layer)
         whole = spec.tensor(layer, "scales")
-        if kind.scales == "float8_e8m0fnu":
+        if whole.dtype == "float8_e8m0fnu":
             return [(0, generator.integers(120, 130, whole.shape).astype(np.uint8))]
         return [(0, generator.random(whole.shape).astype(np.float32) / 100)]
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
-from engram_cli.formats.row_types import ROW_TYPES
-from engram_cli.formats.tensors import physical_dtype
+from engram_cli.rows import DTYPES
 from engram_cli.runtime.tables import dequantise
 from engram_cli.runtime.tiers.records import record_layout, table_of
 from engram_cli.vocab.compress import CompressedVocab
@@ -27,24 +26,24 @@ def random_records(spec: BundleSpec, count: int) -> Tensor:
 
 
 def scale_of(spec: BundleSpec) -> Tensor | None:
-    return torch.tensor([0.37]) if spec.row_type.per == "layer" else None
+    return torch.tensor([0.37]) if spec.row_type.of_layer else None
 
 
 @pytest.mark.parametrize("dim", DIMS)
-@pytest.mark.parametrize("dtype", ROW_TYPES)
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_the_parts_of_a_record_lie_in_order_and_aligned(
     small_vocab: CompressedVocab, dtype: str, dim: int
 ) -> None:
     spec = make_spec(make_layout(small_vocab), dtype, dim=dim)
-    layout, kind = record_layout(spec), ROW_TYPES[dtype]
+    layout, kind = record_layout(spec), DTYPES.load(dtype)
     assert layout.row_bytes + layout.scale_bytes == spec.row_bytes
     assert layout.row_bytes <= layout.scale_begin
     end = layout.scale_begin + layout.scale_bytes
     assert end <= layout.record_bytes < end + 8
     assert layout.record_bytes % 8 == 0
     if layout.scale_bytes:
-        assert kind.scales is not None
-        assert layout.scale_begin % physical_dtype(kind.scales).itemsize == 0
+        assert kind.scaling is not None
+        assert layout.scale_begin % kind.scaling.dtype.itemsize == 0
 
 
 def test_the_published_row_takes_264_bytes(small_vocab: CompressedVocab) -> None:
@@ -54,7 +53,7 @@ def test_the_published_row_takes_264_bytes(small_vocab: CompressedVocab) -> None
 
 
 @pytest.mark.parametrize("dim", DIMS)
-@pytest.mark.parametrize("dtype", ROW_TYPES)
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_records_are_the_table_of_their_parts(
     small_vocab: CompressedVocab, dtype: str, dim: int
 ) -> None:
@@ -73,8 +72,8 @@ def test_records_are_the_table_of_their_parts(
         stored = apart[:, begin : begin + layout.scale_bytes].contiguous()
         assert table.scales is not None
         scales = stored.view(table.scales.dtype)
-        parts["scales"] = scales[:, 0] if kind.per == "row" else scales
-    elif kind.per == "layer" and table.scales is not None:
+        parts["scales"] = scales[:, 0] if table.per == "row" else scales
+    elif kind.of_layer and table.scales is not None:
         parts["scales"] = table.scales
     plain = type(table)(**parts, dim=table.dim)
     assert plain.kind == table.kind
@@ -83,7 +82,7 @@ def test_records_are_the_table_of_their_parts(
     assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
 
 
-@pytest.mark.parametrize("dtype", ROW_TYPES)
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_no_records_are_a_table_too(small_vocab: CompressedVocab, dtype: str) -> None:
     spec = make_spec(make_layout(small_vocab), dtype, dim=32)
     table = table_of(random_records(spec, 0), spec, layer_scale=scale_of(spec))

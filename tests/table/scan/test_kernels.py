@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from engram_cli.rows.codecs import CODECS
+from engram_cli.rows import DTYPES
 from engram_cli.table.scan import reference
 from engram_cli.table.scan.kernels import norms as measured
 from engram_cli.table.scan.kernels import rows as kernels
@@ -33,7 +33,7 @@ NO_FACTORS = np.empty(0, dtype=np.float32)
 
 def check(dtype: str, stored: np.ndarray, scales: np.ndarray | None, dim: int) -> None:
     """The norms of stored rows [n, width], held against those of the decoded values."""
-    codec: Any = CODECS.load(dtype)
+    codec: Any = DTYPES.load(dtype)
     values = np.empty((len(stored), dim), dtype=np.float32)
     codec.decode(stored, scales, values)
     items = np.ascontiguousarray(stored).view(np.uint8).reshape(len(stored), -1)
@@ -55,7 +55,7 @@ def test_rows_of_floats(dtype: str, dim: int) -> None:
     values = np.random.default_rng(dim).normal(0, 0.02, (50, dim)).astype(np.float32)
     values[7] = 0
     values[9] = -0.0
-    codec = CODECS.load(dtype)
+    codec = DTYPES.load(dtype)
     stored: Any = np.empty((50, dim), dtype=codec.physical)
     codec.encode(values, stored, None)
     check(dtype, stored, None, dim)
@@ -70,7 +70,7 @@ def test_rows_of_items_under_scales(dtype: str, dim: int) -> None:
     values[9, 3] = np.nan
     values[11] *= np.float32(2.0**-110)
     values[12] *= np.float32(2.0**80)
-    codec: Any = CODECS.load(dtype)
+    codec: Any = DTYPES.load(dtype)
     stored: Any = np.empty((50, codec.width(dim)), dtype=codec.physical)
     scales = np.array([0.001], dtype=np.float32)
     if codec.scaling.per != "layer":
@@ -84,7 +84,7 @@ def test_rows_of_items_under_scales(dtype: str, dim: int) -> None:
 @given(data=st.data())
 def test_any_bits_of_floats(dtype: str, data: st.DataObject) -> None:
     """NaN, infinities, the smallest and the largest numbers among them."""
-    codec = CODECS.load(dtype)
+    codec = DTYPES.load(dtype)
     kind: Any = np.dtype(f"u{codec.physical.itemsize}")
     top = int(np.iinfo(kind).max)
     awkward = st.sampled_from(
@@ -99,7 +99,7 @@ def test_any_bits_of_floats(dtype: str, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_any_items_under_any_scale(dtype: str, data: st.DataObject) -> None:
     """Scales that are zero, NaN, infinite, and of a table that others wrote."""
-    codec: Any = CODECS.load(dtype)
+    codec: Any = DTYPES.load(dtype)
     dim, wide = 64, codec.width(64)
     awkward = st.sampled_from([0, 0x80, 0x7F, 0x88, 1, 8])
     items = data.draw(arrays(np.uint8, (3, wide), elements=st.one_of(awkward, st.integers(0, 255))))

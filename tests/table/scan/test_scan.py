@@ -12,7 +12,7 @@ from table.tables import build, mapped_layout
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.rows.codecs import CODECS
+from engram_cli.rows import DTYPES
 from engram_cli.table.scan import duplicates, source
 from engram_cli.table.scan.kernels.rows import bin_of
 from engram_cli.table.scan.scan import LayerScan, scan_layer
@@ -38,7 +38,7 @@ def rewrite(table: Path, layer: int, values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("dim", [4, 5, 64])
-@pytest.mark.parametrize("dtype", list(CODECS))
+@pytest.mark.parametrize("dtype", list(DTYPES))
 def test_figures_are_those_of_all_rows(
     tmp_path: Path, dtype: str, dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

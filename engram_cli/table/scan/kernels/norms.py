@@ -19,8 +19,16 @@ from engram_cli.table.scan.kernels.lanes import (
     squares_of_int8,
 )
 
-# What a row holds.
+# What a row holds, and the items (`rows.dtypes.Items`) that these kernels measure as stored.
 FLOAT32, FLOAT16, BFLOAT16, INT8, INT4, E4M3 = 0, 1, 2, 3, 4, 5
+KINDS = {
+    "float32": FLOAT32,
+    "float16": FLOAT16,
+    "bfloat16": BFLOAT16,
+    "int8": INT8,
+    "int4": INT4,
+    "e4m3": E4M3,
+}
 _LEAST = np.float32(2.0**-100)  # squared norms below lost some of their values
 _MOST = np.float32(2.0**120)
 # Of both halves of a word: all bits but the sign, what an infinite one lacks to the sign, the sign.

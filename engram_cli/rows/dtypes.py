@@ -1,0 +1,310 @@
+"""Describes each dtype of stored rows once; tables, bundles, tiers and kernels read it from here.
+
+A dtype is a kind of item (`Items`), how the items are scaled (`Scaling`), and the module that
+encodes and decodes rows (`codec`). What the bytes mean is in docs/reference/table-format.md. This
+module needs NumPy alone, because models load it; codecs, which need Numba, are imported when used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+BLOCK = 32  # values of a row that share a scale, where a row has several
+RECORD_ALIGNMENT = 8  # bytes; the widest aligned load. V4.1's 264 bytes need no padding
+# Between these, neither a product with an item nor a quotient leaves the normal float32 numbers.
+LEAST_SCALE, LARGEST_SCALE = 2.0**-100, 2.0**100
+_PIECE_ITEMS = 2**22
+
+# The NumPy dtype that holds a tensor's items; NumPy has neither bfloat16 nor float8.
+PHYSICAL_DTYPES = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "float8_e4m3fn": "u1",
+    "float8_e8m0fnu": "u1",
+    "int32": "<i4",
+    "int8": "i1",
+    "uint8": "u1",
+    "uint32": "<u4",
+}
+
+
+def physical_dtype(tensor: str) -> np.dtype[Any]:
+    """Return the NumPy dtype that holds a tensor dtype: uint16 for "bfloat16", uint8 for float8."""
+    return np.dtype(PHYSICAL_DTYPES[tensor])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Items:
+    """What one stored item is, before any scale.
+
+    `tensor`: the dtype of a safetensors tensor of items. `values` float32[256]: the value of every
+    byte, or of every half of a byte where items are `packed` two a byte, the lower half first; NaN
+    for the items that stand for NaN and infinity. None for floats, which are their own values and
+    become infinite past the largest. `sign`: the bits of an item, as an unsigned integer, that
+    make no difference to a zero.
+
+    `name` chooses the fast paths: the kernel that measures norms (`table.scan`) and the plain torch
+    decoder. Items that these do not know are decoded by `values`.
+    """
+
+    name: str
+    tensor: str
+    values: Floats | None = None
+    packed: bool = False
+    sign: int = 0
+
+    @property
+    def physical(self) -> np.dtype[Any]:
+        """The NumPy dtype of a stored item, little-endian; of a pair where items are packed."""
+        return physical_dtype(self.tensor)
+
+    @property
+    def largest(self) -> float:
+        """The largest absolute value of an item: what lies past it at scale 1 is stored as it."""
+        assert self.values is not None
+        return float(np.nanmax(self.values))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Scaling:
+    """The scales of a layer's rows: one for the layer, for each row, or for a block of a row.
+
+    `tensor`: the dtype of a safetensors tensor of scales. `block`: values that share a scale; the
+    last block of a row may be shorter.
+    """
+
+    per: Literal["layer", "row", "block"]
+    tensor: str
+    block: int = 0
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy dtype of a stored scale, little-endian."""
+        return physical_dtype(self.tensor)
+
+    def width(self, dim: int) -> int:
+        """Return how many scales a row of `dim` values has; the one of a layer counts as one."""
+        return -(-dim // self.block) if self.per == "block" else 1
+
+    def shape(self, rows: int, dim: int) -> tuple[int, ...]:
+        """Return the shape of the scales of `rows` rows."""
+        return (1,) if self.per == "layer" else (rows, self.width(dim))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordLayout:
+    """The bytes of a record: a row, then its own scales from `scale_begin`, then padding.
+
+    Rows are copied between tiers as records, so that one read brings all that a row needs.
+    `scale_bytes` is 0 where rows have no scales of their own.
+    """
+
+    row_bytes: int
+    scale_begin: int
+    scale_bytes: int
+    record_bytes: int
+
+    def part(self, records: Any, part: str) -> Any:
+        """Return the "rows" or "scales" of `records` uint8[n, record_bytes] as a view [n, size]."""
+        if part == "rows":
+            return records[:, : self.row_bytes]
+        return records[:, self.scale_begin : self.scale_begin + self.scale_bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RowType:
+    """How float32 rows are stored as one dtype.
+
+    `codec`: the module with `encode`, `decode` and `widen`, imported on first use. `kernel`: the
+    branch of the Triton kernels that decodes such rows (KIND in `runtime.kernels.lookup`), None
+    where plain torch operations do it. `suggested`: whether `engram plan` offers it as an
+    alternative.
+    """
+
+    name: str
+    items: Items
+    codec: str
+    scaling: Scaling | None = None
+    kernel: str | None = None
+    suggested: bool = False
+
+    @property
+    def quantised(self) -> bool:
+        """Whether items need scales. Rows that are not quantised can be trained."""
+        return self.scaling is not None
+
+    @property
+    def of_layer(self) -> bool:
+        """Whether one scale serves all rows of a layer."""
+        return self.scaling is not None and self.scaling.per == "layer"
+
+    @property
+    def physical(self) -> np.dtype[Any]:
+        """The NumPy dtype of a stored item, little-endian."""
+        return self.items.physical
+
+    def width(self, dim: int) -> int:
+        """Return how many stored items a row of `dim` values takes, packed ones counted by pair."""
+        return -(-dim // 2) if self.items.packed else dim
+
+    def row_bytes(self, dim: int) -> int:
+        """Return the bytes of a row of `dim` values and its scales, without the one of a layer."""
+        layout = self.record_layout(dim)
+        return layout.row_bytes + layout.scale_bytes
+
+    def record_layout(self, dim: int) -> RecordLayout:
+        """Return where the parts of a record lie; scales are aligned to their own size."""
+        row_bytes = self.width(dim) * self.physical.itemsize
+        begin, scale_bytes = row_bytes, 0
+        if self.scaling is not None and not self.of_layer:
+            size = self.scaling.dtype.itemsize
+            begin = _padded(row_bytes, size)
+            scale_bytes = self.scaling.width(dim) * size
+        return RecordLayout(
+            row_bytes=row_bytes,
+            scale_begin=begin,
+            scale_bytes=scale_bytes,
+            record_bytes=_padded(begin + scale_bytes, RECORD_ALIGNMENT),
+        )
+
+    def any_nonzero(self, stored: NDArray[Any]) -> bool:
+        """Return whether an item of `stored` [n, width] is not zero; minus zero is zero."""
+        sign = self.items.sign
+        step = max(1, _PIECE_ITEMS // stored.shape[1])
+        for begin in range(0, len(stored), step):
+            part = stored[begin : begin + step]
+            if np.any(part & ~np.asarray(sign, part.dtype) if sign else part):
+                return True
+        return False
+
+    def layer_scale(self, largest: float) -> float:
+        """Return the one scale of a layer: `largest` becomes the largest item; 1 if all is zero."""
+        scale = largest / self.items.largest if largest > 0 else 1.0
+        return float(np.float32(min(max(scale, LEAST_SCALE), LARGEST_SCALE)))
+
+    def encode(
+        self, values: Floats, stored: NDArray[Any], scales: NDArray[Any] | None = None
+    ) -> None:
+        """Store `values` float32[n, dim] in `stored` [n, width] and, but for a layer's, `scales`.
+
+        `scales` are [n, scaling.width(dim)], or [1] where one serves the layer, which is read; None
+        without scaling. All contiguous. Holds no state and may run in threads.
+        """
+        import_module(self.codec).encode(self, values, stored, scales)
+
+    def decode(self, stored: NDArray[Any], scales: NDArray[Any] | None, values: Floats) -> None:
+        """Write the values of `stored` [n, width] to `values` float32[n, dim]; see `encode`."""
+        import_module(self.codec).decode(self, stored, scales, values)
+
+    def widen(self, scales: NDArray[Any]) -> Floats:
+        """Return stored scales as float32, in the same shape."""
+        widened: Floats = import_module(self.codec).widen(self, scales)
+        return widened
+
+
+def _padded(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+def _e4m3_values() -> Floats:
+    """Return the values of float8 e4m3fn: 4 bits of exponent, 3 of mantissa, no infinity."""
+    items = np.arange(256)
+    exponent, mantissa = items >> 3 & 15, items & 7
+    normal = (8 + mantissa) * 2.0 ** (exponent - 10.0)
+    sizes = np.where(exponent == 0, mantissa * 2.0**-9, normal)
+    sizes[items & 127 == 127] = np.nan
+    return np.where(items < 128, sizes, -sizes).astype(np.float32)
+
+
+def _integer_values(limit: int) -> Floats:
+    """Return the values of integers -limit to limit of a byte or half a byte; below is NaN."""
+    codes = np.arange(256)
+    signed = ((codes & 15) ^ 8) - 8 if limit < 8 else (codes ^ 128) - 128
+    return np.where(signed < -limit, np.nan, signed).astype(np.float32)
+
+
+# NaN items: 0x7F and 0xFF of e4m3, -128 of int8, -8 of int4. bfloat16 is held as its bits.
+_E4M3 = Items(name="e4m3", tensor="float8_e4m3fn", values=_e4m3_values(), sign=0x80)
+_INT8_ITEMS = Items(name="int8", tensor="int8", values=_integer_values(127))
+_INT4_ITEMS = Items(name="int4", tensor="uint8", values=_integer_values(7), packed=True)
+
+_FLOATS = "engram_cli.rows.codecs.floats"
+_FP8 = "engram_cli.rows.codecs.fp8"
+_INTEGERS = "engram_cli.rows.codecs.integers"
+
+FLOAT32 = RowType(
+    name="float32",
+    items=Items(name="float32", tensor="float32"),
+    codec=_FLOATS,
+    kernel="plain",
+)
+FLOAT16 = RowType(
+    name="float16",
+    items=Items(name="float16", tensor="float16"),
+    codec=_FLOATS,
+    kernel="plain",
+)
+# The upper 16 bits of a float32.
+BFLOAT16 = RowType(
+    name="bfloat16",
+    items=Items(name="bfloat16", tensor="bfloat16", sign=0x8000),
+    codec=_FLOATS,
+    kernel="plain",
+    suggested=True,
+)
+# e4m3 with a power of two for each 32 values (DeepSeek-V4.1).
+FP8_E8M0 = RowType(
+    name="fp8_e8m0",
+    items=_E4M3,
+    scaling=Scaling(per="block", tensor="float8_e8m0fnu", block=BLOCK),
+    codec=_FP8,
+    kernel="grouped",
+    suggested=True,
+)
+# e4m3 with one float32 scale a layer (Qwen's n-gram tables).
+FP8 = RowType(
+    name="fp8",
+    items=_E4M3,
+    scaling=Scaling(per="layer", tensor="float32"),
+    codec=_FP8,
+    kernel="scaled",
+)
+# 8-bit integers with a float32 scale a row.
+INT8 = RowType(
+    name="int8",
+    items=_INT8_ITEMS,
+    scaling=Scaling(per="row", tensor="float32"),
+    codec=_INTEGERS,
+    kernel="per-row",
+    suggested=True,
+)
+# 8-bit integers with a float16 scale for each 32 values.
+INT8_B32 = RowType(
+    name="int8_b32",
+    items=_INT8_ITEMS,
+    scaling=Scaling(per="block", tensor="float16", block=BLOCK),
+    codec=_INTEGERS,
+)
+# 4-bit integers with a float32 scale a row.
+INT4 = RowType(
+    name="int4",
+    items=_INT4_ITEMS,
+    scaling=Scaling(per="row", tensor="float32"),
+    codec=_INTEGERS,
+)
+# 4-bit integers with a float16 scale for each 32 values.
+INT4_B32 = RowType(
+    name="int4_b32",
+    items=_INT4_ITEMS,
+    scaling=Scaling(per="block", tensor="float16", block=BLOCK),
+    codec=_INTEGERS,
+    suggested=True,
+)

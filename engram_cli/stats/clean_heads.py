@@ -1,0 +1,196 @@
+"""How many of its heads an n-gram has for itself.
+
+A head is clean for an n-gram when no other n-gram falls on its row there. A memory reads all heads
+of an order together, so the other heads may still tell apart what one head blurs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engram_cli.hashing.hasher import plan_layer
+from engram_cli.hashing.layout import LayerHash
+from engram_cli.numbers import percent
+from engram_cli.stats.by_use import Uses
+from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.ideal import ideal_shared
+from engram_cli.stats.known import ngram_rows
+from engram_cli.stats.statistic import Counted, Results, Statistic
+from engram_cli.stats.totals import Counts
+from engram_cli.view import (
+    Bar,
+    BarChart,
+    Column,
+    Group,
+    Row,
+    Slot,
+    Table,
+    View,
+    by_layer,
+    order_color,
+    order_name,
+    share_axis,
+)
+
+_STEP = 2**17  # n-grams looked at together
+_UNIT = 2**36
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CleanHeads:
+    """The heads of an order that are clean, in one layer.
+
+    `ngrams`, `occurrences`, `ideal`: the shares of distinct n-grams, of their occurrences, and of
+    the n-grams under an ideal hash, for which 0..H heads are clean. `purity`: the mean over n-grams
+    and heads of own occurrences / hits of the row.
+    """
+
+    layer: int
+    order: int
+    ngrams: tuple[float, ...]
+    occurrences: tuple[float, ...]
+    occurrences_error: tuple[float, ...] = ()
+    ideal: tuple[float, ...]
+    purity: float | None = None
+
+
+def compute(counted: Counted) -> tuple[CleanHeads, ...]:
+    """Return the clean heads of each layer and order."""
+    return tuple(
+        _clean_heads(counted.counts, entry, index, sample, counted.uses[index])
+        for entry in counted.counts.layout.layers
+        for index, sample in enumerate(counted.samples)
+    )
+
+
+def ideal_clean(moduli: Sequence[int], ngrams: float) -> list[float]:
+    """Return the chances that 0..H heads are clean for an n-gram, if heads are independent.
+
+    The Poisson-binomial distribution of heads that are each clean with their own chance.
+    """
+    chances = np.ones(1)
+    for modulus in moduli:
+        blurred = ideal_shared(modulus, ngrams)
+        chances = np.convolve(chances, [blurred, 1.0 - blurred])
+    return [float(chance) for chance in chances]
+
+
+def _clean_heads(
+    counts: Counts, entry: LayerHash, index: int, sample: NgramSample, use: Uses | None
+) -> CleanHeads:
+    heads = counts.layout.heads
+    by_ngram = np.zeros(heads + 1, dtype=np.int64)
+    by_use = np.zeros(heads + 1)
+    purity = 0  # in units, as whole numbers: the same in any order of the n-grams
+    columns = slice(index * heads, (index + 1) * heads)
+    plan = plan_layer(counts.layout, entry)
+    offsets = np.array(entry.offsets[columns], dtype=np.int64)[:, None]
+    hits = counts.hits[entry.layer]
+    for begin in range(0, len(sample.counts), _STEP):
+        part = sample.take(slice(begin, begin + _STEP))
+        met = hits[ngram_rows(part.tokens, plan, index, heads) + offsets]
+        clean = np.count_nonzero(met <= part.counts, axis=0)  # heads with no more hits than it
+        by_ngram += np.bincount(clean, minlength=heads + 1)
+        by_use += np.bincount(clean, weights=part.counts, minlength=heads + 1)
+        own = np.minimum(part.counts / met, 1.0)
+        purity += int(np.sum((own * _UNIT).astype(np.int64)))
+    size = len(sample.counts)
+    occurrences, errors = (by_use / max(by_use.sum(), 1.0)).tolist(), [0.0] * (heads + 1)
+    if use is not None:
+        occurrences, errors = _by_use(use, counts, entry)
+    return CleanHeads(
+        layer=entry.layer,
+        order=sample.order,
+        ngrams=tuple((by_ngram / max(size, 1)).tolist()),
+        occurrences=tuple(occurrences),
+        occurrences_error=tuple(errors),
+        ideal=tuple(ideal_clean(entry.moduli[columns], sample.distinct)),
+        purity=purity / _UNIT / max(size * heads, 1),
+    )
+
+
+def _by_use(use: Uses, counts: Counts, entry: LayerHash) -> tuple[list[float], list[float]]:
+    """Return the shares of occurrences by how many heads are clean, and their standard errors."""
+    clean = np.count_nonzero(use.clean(counts, entry), axis=0)
+    found = []
+    for heads in range(counts.layout.heads + 1):
+        base = np.full(len(clean), float(heads == 0))
+        found.append(use.mean(base, (clean == heads) - base))
+    return [share for share, _ in found], [error for _, error in found]
+
+
+def view(found: tuple[CleanHeads, ...], results: Results) -> Iterable[View]:
+    """Draw a histogram and one line of a table for each layer and order."""
+    if not found:
+        return
+    charts = [
+        _chart(entry, suffix)
+        for _, suffix, own in by_layer(found, lambda entry: entry.layer)
+        for entry in own
+    ]
+    columns = (
+        Column(name="layer"),
+        Column(name="order"),
+        Column(name="heads"),
+        *(Column(name=name, kind="decimal", digits=2) for name in ("clean", "ideal")),
+        *(
+            Column(name=name, kind="percent", digits=1)
+            for name in ("none clean", "ideal", "all clean", "ideal")
+        ),
+        Column(name="clean by use", kind="decimal", digits=2),
+        Column(name="purity", kind="percent", digits=1),
+    )
+    rows = tuple(
+        (
+            *(entry.layer, entry.order, len(entry.ideal) - 1),
+            *(_mean(entry.ngrams), _mean(entry.ideal), entry.ngrams[0], entry.ideal[0]),
+            *(entry.ngrams[-1], entry.ideal[-1], _mean(entry.occurrences), entry.purity),
+        )
+        for entry in found
+    )
+    title = "Clean heads: no other n-gram uses the n-gram's row"
+    yield View(
+        name="clean-heads",
+        title="How many heads are clean",
+        lead="An n-gram's head is clean when nothing else of the corpus falls on its row. A model "
+        "reads all heads together, so an n-gram is lost only when none is clean: "
+        f"{percent(max(entry.ngrams[0] for entry in found))} of the n-grams of the worst order. "
+        "Purity is the part of a row's hits that is the n-gram's own.",
+        parts=(Row(parts=tuple(charts)), Table(title=title, columns=columns, rows=rows)),
+    )
+
+
+def _chart(entry: CleanHeads, suffix: str) -> BarChart:
+    color, name = order_color(entry.order), f"{order_name(entry.order)}{suffix}"
+    slots = tuple(
+        Slot(
+            label=str(clean),
+            title=f"{clean} of {len(entry.ngrams) - 1} heads clean",
+            bars=(
+                Bar(label="n-grams", color=color, value=ngrams, ideal=ideal),
+                Bar(label="look-ups", color=color, value=uses, light=True),
+            ),
+        )
+        for clean, (ngrams, uses, ideal) in enumerate(
+            zip(entry.ngrams, entry.occurrences, entry.ideal, strict=True)
+        )
+    )
+    return BarChart(
+        name=f"clean-{entry.layer}-{entry.order}",
+        title=f"Clean heads of {name}",
+        description="For each number of clean heads, the share of distinct n-grams and of look-ups "
+        "that have as many. The tick is an ideal hash's share of n-grams.",
+        note="" if entry.purity is None else f"purity {percent(entry.purity)}",
+        y=share_axis("share"),
+        groups=(Group(label="clean heads", slots=slots),),
+    )
+
+
+def _mean(shares: Sequence[float]) -> float:
+    return sum(heads * share for heads, share in enumerate(shares))
+
+
+CLEAN_HEADS = Statistic(key="clean_heads", kind=tuple[CleanHeads, ...], compute=compute, view=view)

@@ -1,0 +1,145 @@
+"""Computes, reads and draws the results of all statistics; goes over the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.numbers import brief, count
+from engram_cli.stats import STATISTICS
+from engram_cli.stats.by_use import uses_of
+from engram_cli.stats.collector import Collector
+from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.known import known_ngrams
+from engram_cli.stats.names import Names
+from engram_cli.stats.occurrences import OccurrenceSample, drawn_ngrams
+from engram_cli.stats.statistic import Counted, Results
+from engram_cli.stats.totals import Counts
+from engram_cli.version import __version__
+from engram_cli.view import Column, Page, Table, View
+from engram_cli.vocab.compress import CompressedVocab
+
+
+def count_results(
+    counts: Counts,
+    vocab: CompressedVocab | None = None,
+    samples: Sequence[NgramSample] = (),
+    occurrences: OccurrenceSample | None = None,
+) -> dict[str, object]:
+    """Return the results that follow from `counts`, by statistic; `vocab` gives n-grams texts.
+
+    `samples`: n-grams to go by in place of those in `counts`, one sample for each order.
+    `occurrences`: what results by use and the most frequent n-grams go by; None for statistics of
+    earlier versions, which have no such sample.
+    """
+    chosen = tuple(samples) or counts.samples
+    orders = counts.layout.orders
+    drawn = [None] * len(orders) if occurrences is None else drawn_ngrams(occurrences, orders)
+    pairs = list(zip(chosen, drawn, strict=True))
+    counted = Counted(
+        counts=counts,
+        samples=chosen,
+        uses=tuple(
+            None if some is None else uses_of(counts, sample, some) for sample, some in pairs
+        ),
+        known=tuple(known_ngrams(counts, sample, some) for sample, some in pairs),
+        names=Names(counts.layout, vocab),
+    )
+    computed = {key: STATISTICS.load(key).compute for key in STATISTICS}
+    return {key: compute(counted) for key, compute in computed.items() if compute is not None}
+
+
+def collected_results(collectors: Sequence[Collector], counts: Counts) -> dict[str, object]:
+    """Return the results of collectors, by statistic; some have none."""
+    found = {}
+    for collector in collectors:
+        result = collector.section(counts)
+        if result is not None:
+            found[collector.name] = STATISTICS.load(collector.name).read(result)
+    return found
+
+
+def split_results(results: Mapping[str, object]) -> dict[str, Any]:
+    """Return results as the fields of a command's result: `orders`, `columns` and `sections`."""
+    sections = {key: each for key, each in results.items() if key not in ("orders", "columns")}
+    return {"orders": results["orders"], "columns": results["columns"], "sections": sections}
+
+
+def read_results(document: Mapping[str, Any], layout: HashLayout) -> Results:
+    """Return the results in a stats.json. Raises ArtifactError for damaged ones."""
+    found = {
+        key: STATISTICS.load(key).read(document[key])
+        for key in STATISTICS
+        if document.get(key) is not None
+    }
+    return Results(
+        tokens=document["tokens"], documents=document["documents"], found=found, layout=layout
+    )
+
+
+def statistics_page(document: Mapping[str, Any], layout: HashLayout) -> Page:
+    """Return the page of a stats.json. Raises ArtifactError for damaged results."""
+    results = read_results(document, layout)
+    corpus: Mapping[str, int] = document.get("corpus") or {}
+    facts = []
+    if corpus.get("files"):
+        empty = corpus.get("empty_files") or 0
+        some = f", {count(empty)} of them empty" if empty else ""
+        facts.append(("Corpus", f"{count(corpus['files'])} files{some}"))
+    joined = ", joined" if document.get("join_documents") else ""
+    size = f"{count(results.tokens)} tokens, {count(results.documents)} documents{joined}"
+    orders, layers = ", ".join(map(str, layout.orders)), ", ".join(map(str, layout.layer_ids))
+    plural = "s" if len(layout.layers) > 1 else ""
+    facts += [
+        ("Counted", size),
+        (
+            "Layout",
+            f"{layout.scheme}: orders {orders}, {layout.heads} heads, layer{plural} {layers}",
+        ),
+        ("Fingerprint", layout.fingerprint),
+        ("Made by", f"engram {document.get('tool_version') or __version__}"),
+    ]
+    return Page(
+        kicker="Engram · hash statistics",
+        heading="What this corpus does to this table",
+        title=f"Engram report: {brief(results.tokens)} tokens",
+        facts=tuple(facts),
+        views=(*results.views(), _layout_view(layout)),
+        data=document,
+    )
+
+
+def _layout_view(layout: HashLayout) -> View:
+    """Draw the layout that the results are of."""
+    settings = (
+        ("scheme", layout.scheme),
+        ("orders", ", ".join(map(str, layout.orders))),
+        ("heads of an order", f"{layout.heads}"),
+        ("fold", layout.fold),
+        ("filler id", count(layout.filler_id)),
+        ("end-of-text id", "none" if layout.eos_id is None else count(layout.eos_id)),
+        ("compressed vocabulary", f"{count(layout.compressed_size)} ids"),
+        ("vocabulary digest", layout.vocab_digest or "none: raw token ids"),
+        ("fingerprint", layout.fingerprint),
+    )
+    names = (Column(name="setting", kind="text"), Column(name="value", kind="text"))
+    layers = (
+        *(Column(name=name) for name in ("layer", "rows", "columns")),
+        *(Column(name=name, kind="brief") for name in ("least rows of a head", "most")),
+    )
+    rows = tuple(
+        (entry.layer, entry.rows, len(entry.moduli), min(entry.moduli), max(entry.moduli))
+        for entry in layout.layers
+    )
+    return View(
+        name="layout",
+        title="The layout",
+        lead="Everything that decides which row an n-gram falls on. Equal fingerprints give equal "
+        "rows.",
+        parts=(
+            Table(title="Settings", columns=names, rows=settings),
+            Table(title="Layers", columns=layers, rows=rows),
+        ),
+        shown="page",
+    )

@@ -1,0 +1,98 @@
+"""How many rows have how many hits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from engram_cli.stats import kernels
+from engram_cli.stats.statistic import Counted, Results, Statistic
+from engram_cli.view import Axis, Curve, LineChart, Row, View, by_layer, order_color, order_name
+
+_BINS = 34
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowHits:
+    """The `rows` of an order with hits from `bins[i]` up to `bins[i + 1]`: 0, 1, 2-3, 4-7, ..."""
+
+    layer: int
+    order: int
+    bins: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+def compute(counted: Counted) -> tuple[RowHits, ...]:
+    """Return the histogram of each layer and order."""
+    found = []
+    layout, heads = counted.counts.layout, counted.counts.layout.heads
+    for entry in layout.layers:
+        for index, order in enumerate(layout.orders):
+            first, last = index * heads, (index + 1) * heads - 1
+            end = entry.offsets[last] + entry.moduli[last]
+            bins = np.zeros(_BINS, dtype=np.int64)
+            kernels.bin_hits(counted.counts.hits[entry.layer][entry.offsets[first] : end], bins)
+            used = int(np.flatnonzero(bins)[-1]) + 1
+            found.append(
+                RowHits(
+                    layer=entry.layer,
+                    order=order,
+                    bins=(0, *(2**power for power in range(used - 1))),
+                    rows=tuple(bins[:used].tolist()),
+                )
+            )
+    return tuple(found)
+
+
+def view(found: tuple[RowHits, ...], results: Results) -> Iterable[View]:
+    """Draw a stepped line for each order of each layer."""
+    charts = [_chart(layer, suffix, own) for layer, suffix, own in by_layer(found, _layer)]
+    if charts:
+        yield View(
+            name="row-hits",
+            title="Hits of a row",
+            lead="Each step to the right doubles the hits, and each line up is ten times as many "
+            "rows. The left end are rows that this corpus never trains; the right tail are the few "
+            "rows that most look-ups go to.",
+            parts=(Row(parts=tuple(charts)),),
+        )
+
+
+def _layer(entry: RowHits) -> int:
+    return entry.layer
+
+
+def _chart(layer: int, suffix: str, own: list[RowHits]) -> LineChart:
+    longest = max(own, key=lambda entry: len(entry.rows))
+    begins = longest.bins[: len(longest.rows)]
+    ranges = [
+        f"{low:,}" if end == low + 1 else f"{low:,} to {end - 1:,}" for low, end in pairwise(begins)
+    ]
+    return LineChart(
+        name=f"row-hits-{layer}",
+        title=f"Rows by hits{suffix}",
+        description="A stepped line for each order: how many rows have a number of hits; hits "
+        "double from step to step, rows are on a logarithmic axis.",
+        note="both axes logarithmic, 0 apart",
+        x=Axis(
+            title="hits of a row, from",
+            labels=tuple(f"{low}" if low < 1000 else f"{low / 1000:.0f}k" for low in begins),
+        ),
+        y=Axis(title="rows", log=True),
+        curves=tuple(
+            Curve(
+                label=order_name(entry.order),
+                color=order_color(entry.order),
+                points=tuple((float(i), float(rows)) for i, rows in enumerate(entry.rows)),
+                step=True,
+            )
+            for entry in own
+        ),
+        places=tuple(f"{name} hits" for name in (*ranges, f"{begins[-1]:,} or more")),
+    )
+
+
+ROW_HITS = Statistic(key="row_hits", kind=tuple[RowHits, ...], compute=compute, view=view)

@@ -1,0 +1,129 @@
+"""Defines a statistic: what it collects or computes, its typed result, and its view.
+
+A statistic is one module with a `Statistic`, and one line in `stats/__init__.py`. Everything else
+goes over that registry: `hash-stats` and its `--merge`, `verify`, stats.json, the terminal and the
+page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
+
+from engram_cli.errors import ArtifactError
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats import STATISTICS
+from engram_cli.stats.arrays import REMAKE
+from engram_cli.stats.by_use import Uses
+from engram_cli.stats.collector import Collector
+from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.known import KnownNgrams
+from engram_cli.stats.names import Names
+from engram_cli.stats.state import State
+from engram_cli.stats.totals import Counts
+from engram_cli.typed_json import read_json_as
+from engram_cli.view import View
+
+if TYPE_CHECKING:
+    from engram_cli.stats.collector_set import CollectorOptions
+    from engram_cli.stats.exact import Budget
+    from engram_cli.stats.holdout import Holdout
+
+R = TypeVar("R")
+T = TypeVar("T")
+_DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Counted:
+    """A counted corpus, as statistics without a collector need it.
+
+    `samples`: the n-grams to go by, one sample for each order; `uses`: what stands for all
+    occurrences of each order, None where the sample is complete; `known`: the n-grams whose counts
+    or upper bounds are known; `names`: their texts.
+    """
+
+    counts: Counts
+    samples: tuple[NgramSample, ...]
+    uses: tuple[Uses | None, ...]
+    known: tuple[KnownNgrams, ...]
+    names: Names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CollectorPlan:
+    """What a collector is made for: the options of the run, its layout, and what it shares.
+
+    `source_of`: the source of each file by its key, None unless files are the sources;
+    `exact`: the memory that exact counting shares, None without it; `holdout`: the part of the
+    corpus that is looked up and not counted.
+    """
+
+    options: CollectorOptions
+    layout: HashLayout
+    sample_size: int
+    source_of: Mapping[str, str] | None
+    exact: Budget | None
+    holdout: Holdout | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """The typed results of statistics by their key in stats.json, and the size of the corpus.
+
+    `layout` is None where only the terminal shows the results.
+    """
+
+    tokens: int
+    documents: int
+    found: Mapping[str, object]
+    layout: HashLayout | None = None
+
+    def get(self, statistic: Statistic[R]) -> R | None:
+        """Return the result of a statistic; None if it was not collected."""
+        return cast(R | None, self.found.get(statistic.key))
+
+    def listed(self, statistic: Statistic[tuple[T, ...]]) -> tuple[T, ...]:
+        """Return the result of a statistic that is a tuple; () if it was not collected."""
+        return self.get(statistic) or ()
+
+    def views(self) -> tuple[View, ...]:
+        """Return the views of all statistics, in the order of the registry.
+
+        Raises ArtifactError for results that no counting leaves.
+        """
+        views: list[View] = []
+        for key in STATISTICS:
+            statistic = STATISTICS.load(key)
+            result = self.get(statistic)
+            try:
+                views += [] if result is None else statistic.view(result, self)
+            except _DAMAGE as error:
+                said = f"{type(error).__name__}: {error}"[:200]
+                raise ArtifactError(f"'{key}' cannot be drawn ({said})", REMAKE) from None
+        return tuple(views)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistic(Generic[R]):
+    """One statistic. `key`: its key in stats.json; `kind`: the type of its result.
+
+    `view` draws a result, and may look at those of other statistics. A result comes either from
+    `compute`, which gets what was counted, or from a collector: `collect` makes one for a run, or
+    returns None if its options leave the statistic out; `blank` makes one that absorbs partials.
+    """
+
+    key: str
+    kind: type[R]
+    view: Callable[[R, Results], Iterable[View]]
+    compute: Callable[[Counted], R] | None = None
+    collect: Callable[[CollectorPlan], Collector | None] | None = None
+    blank: Callable[[HashLayout, State], Collector] | None = None
+
+    def read(self, value: object) -> R:
+        """Return the result from its JSON. Raises ArtifactError."""
+        try:
+            return read_json_as(self.kind, value, f"'{self.key}'")
+        except ValueError as error:
+            raise ArtifactError(f"{error}: it cannot be drawn", REMAKE) from None

@@ -1,0 +1,341 @@
+"""Views: results as plain data, which `cli/views.py` prints and `report/` draws as a page.
+
+A statistic, or an inspected artifact, gives a `View`: a heading, a paragraph, tables and charts.
+The page draws all of it. The terminal prints the tables, and charts with `spark` as a line of bars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from engram_cli.numbers import brief, count, percent
+
+T = TypeVar("T")
+K = TypeVar("K")
+Unit = Literal["count", "percent", "ratio", "decimal"]
+Kind = Literal["count", "brief", "percent", "decimal", "text", "ngram", "ngrams", "digest"]
+Where = Literal["both", "page", "terminal"]
+_NUMERIC = frozenset(("count", "brief", "percent", "decimal"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A number with its standard error; `mark`: a sign after it; `bound`: it is an upper bound."""
+
+    value: float
+    error: float = 0.0
+    mark: str = ""
+    bound: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ngram:
+    """An n-gram by its `text`, tokens separated by spaces, and how often it occurs."""
+
+    text: str
+    count: Estimate
+
+
+Cell: TypeAlias = int | float | str | Estimate | tuple[Ngram, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of a table: what its cells are.
+
+    `kind`: "count", "brief" (63.7 M), "percent" (of a share 0..1) and "decimal" are numbers;
+    "ngram" is the text of one n-gram, "ngrams" a tuple of `Ngram`, "digest" a checksum. `digits`:
+    after the point; None for as many as the number needs. `bar`: the page draws the number's size.
+    """
+
+    name: str
+    kind: Kind = "count"
+    digits: int | None = None
+    bar: bool = False
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the cells are numbers, which are right-aligned."""
+        return self.kind in _NUMERIC
+
+    def text(self, cell: Cell) -> str:
+        """Return a cell as text; a missing number is "-"."""
+        if isinstance(cell, tuple):
+            return "\n".join(f"{self.text(each.count)} x {each.text}" for each in cell)
+        if cell is None or isinstance(cell, str):
+            return cell or ("-" if cell is None and self.numeric else "")
+        if not isinstance(cell, Estimate):
+            return self._number(cell)
+        bound = "≤\u202f" if cell.bound else ""
+        return f"{bound}{self._number(cell.value)}{self._error(cell.error)}{cell.mark}"
+
+    def _number(self, value: float) -> str:
+        if self.kind == "percent":
+            return percent(value, self.digits)
+        if self.kind == "brief":
+            return brief(value)
+        if self.kind == "decimal":
+            return f"{value:.4g}" if self.digits is None else f"{value:,.{self.digits}f}"
+        return count(value)
+
+    def _error(self, error: float) -> str:
+        if not error > 0:
+            return ""
+        digits = 2 if self.digits is None else self.digits
+        points = f"{100 * error:.{digits}f}"
+        return f" ±{points if self.kind == 'percent' else self._number(error)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table; every row has one cell for each column.
+
+    `folded`: the page shows it on demand. `limit`: rows that the terminal prints, of each group of
+    rows whose first `group` cells are equal; None for all.
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    folded: bool = False
+    limit: int | None = None
+    group: int = 0
+    where: Where = "both"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """Shares between things, drawn as shaded cells; `values` and `errors` are [N][N].
+
+    The terminal numbers the columns. `beside` gives each name one more number, such as its tokens.
+    """
+
+    name: str
+    title: str
+    names: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    errors: tuple[tuple[float, ...], ...] = ()
+    beside: tuple[int, ...] = ()
+    beside_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """A key number: its value as text, what it is, and what it is compared with."""
+
+    value: str
+    what: str
+    beside: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiles:
+    """Key numbers at the top of a page; the terminal leaves them out."""
+
+    entries: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shades:
+    """Pieces of a text, each shaded by its value 0..1, with what hovering over it says."""
+
+    pieces: tuple[str, ...]
+    shades: tuple[float, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """An axis. `low`, `high`: None for as far as the values go, but not past `most`.
+
+    `labels`: names of the places 0, 1, 2, ... in place of numbers.
+    """
+
+    title: str
+    unit: Unit = "count"
+    log: bool = False
+    low: float | None = None
+    high: float | None = None
+    most: float | None = None
+    labels: tuple[str, ...] | None = None
+
+    def tick(self, value: float) -> str:
+        """Return a value as the label of a tick."""
+        if self.unit == "percent":
+            return f"{100 * value:.3g}\u202f%"
+        if self.unit == "ratio":
+            return f"{value:.4f}".rstrip("0").rstrip(".")
+        return brief(value)
+
+    def text(self, value: float) -> str:
+        """Return a value in full, for hovering and for the table below a chart."""
+        if self.unit == "percent":
+            return percent(value)
+        if self.unit == "ratio":
+            return f"{value:.4f}"
+        return f"{value:,.1f}" if self.unit == "decimal" else count(value)
+
+
+def share_axis(title: str, *, high: float | None = None) -> Axis:
+    """Return an axis of shares from 0 to at most 1."""
+    return Axis(title=title, unit="percent", low=0.0, high=high, most=1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """A bar from zero; `error` is the standard error, `ideal` a value to compare it with."""
+
+    label: str
+    color: int
+    value: float
+    error: float = 0.0
+    ideal: float | None = None
+    light: bool = False
+    flag: Literal["above", "below"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """Bars side by side at one place."""
+
+    label: str
+    bars: tuple[Bar, ...]
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Slots under one name."""
+
+    slots: tuple[Slot, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BarChart:
+    """Bars from zero; with `dots`, points with `sigmas` standard errors around a line at 1.
+
+    `name` is unique in a page, `description` is for readers who do not see the chart.
+    """
+
+    name: str
+    title: str
+    description: str
+    y: Axis
+    groups: tuple[Group, ...]
+    note: str = ""
+    x_title: str = ""
+    height: int = 280
+    dots: bool = False
+    sigmas: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A line through `points`, with an optional band of (x, low, high); x ascends.
+
+    `variant` says how it differs from the curve of the same label, such as "extrapolated", and
+    makes it dashed. `step`: each point is a level as wide as its bin.
+    """
+
+    label: str
+    color: int
+    points: tuple[tuple[float, float], ...]
+    band: tuple[tuple[float, float, float], ...] = ()
+    variant: str = ""
+    dots: bool = False
+    step: bool = False
+
+    @property
+    def name(self) -> str:
+        """The label and the variant."""
+        return f"{self.label}, {self.variant}" if self.variant else self.label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineChart:
+    """Curves over one pair of axes.
+
+    `places`: what the places of a labelled x axis are called in full. `spark`: the terminal prints
+    each curve as a line of bars.
+    """
+
+    name: str
+    title: str
+    description: str
+    x: Axis
+    y: Axis
+    curves: tuple[Curve, ...]
+    note: str = ""
+    height: int = 340
+    places: tuple[str, ...] | None = None
+    spark: bool = False
+
+
+Chart: TypeAlias = BarChart | LineChart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Charts, or tables, side by side where there is room."""
+
+    parts: tuple[Chart | Table, ...]
+
+
+Part: TypeAlias = Table | Matrix | Tiles | Shades | BarChart | LineChart | Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One part of a page or of a command's output.
+
+    `name`: the part's id on a page. `lead`: in a sentence or two, what to see in it (page only).
+    `shown`: when the terminal prints it: "always", only when "asked" for, or never ("page").
+    """
+
+    name: str
+    title: str
+    lead: str
+    parts: tuple[Part, ...]
+    shown: Literal["always", "asked", "page"] = "always"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One HTML page: `facts` are (name, value) below its heading, `data` is kept in it as JSON."""
+
+    kicker: str
+    heading: str
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    views: tuple[View, ...]
+    data: Mapping[str, Any]
+
+
+def order_name(order: int) -> str:
+    """Return "2-grams" for 2."""
+    return f"{order}-grams"
+
+
+def order_color(order: int) -> int:
+    """Return the color of an order, the same in every chart."""
+    return max(order - 2, 0) if order != 1 else 7
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Return items by a key, in the order in which the keys appear."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def by_layer(items: Iterable[T], key: Callable[[T], int]) -> list[tuple[int, str, list[T]]]:
+    """Return (layer, what to add to a title, items) for each layer; "" for a single layer."""
+    groups = grouped(items, key)
+    return [
+        (layer, f", layer {layer}" if len(groups) > 1 else "", own) for layer, own in groups.items()
+    ]
