@@ -27,6 +27,11 @@ class Registry(Generic[T]):
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
+    def choices(self) -> str:
+        """Return the names as a help text lists them: "a, b or c"."""
+        *most, last = self._entries
+        return f"{', '.join(most)} or {last}"
+
     def register(self, name: str, entry: str) -> None:
         """Add `name` as "module:attribute". Raises InputError where the name is taken."""
         if name in self._entries:

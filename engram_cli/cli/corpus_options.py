@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from engram_cli.cli.options import unescape
+from engram_cli.corpus.readers import READERS
 
 _CORPUS = "Corpus"
 
@@ -15,8 +16,7 @@ FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
-        help="File format: text, jsonl, parquet, arrow, npy, nanogpt, llmc, olmo, megatron, "
-        "datatrove or mds (detected for each file).",
+        help=f"File format: {READERS.choices()} (detected for each file).",
         rich_help_panel=_CORPUS,
     ),
 ]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from engram_cli.cli.configured import load_config
+from engram_cli.hashing.schemes import SCHEMES
 from engram_cli.rows import DTYPES
 from engram_cli.sizes import read_size
 
@@ -104,7 +105,7 @@ PresetOption = Annotated[
 SchemeOption = Annotated[
     str | None,
     typer.Option(
-        help="Hashing scheme: engram-v1, deepseek-v4.1, qwen-ple, longcat or tutorial (engram-v1).",
+        help=f"Hashing scheme: {SCHEMES.choices()} (engram-v1).",
         rich_help_panel=_LAYOUT,
     ),
 ]

@@ -29,7 +29,8 @@ from engram_cli.commands.processors import processors
 from engram_cli.commands.size_estimate import TablePlan, fill_plan, planned
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.sources import find_sources
-from engram_cli.engines.filling import FILL_ENGINES, FillEngine
+from engram_cli.engines.base import ENGINES, Engine
+from engram_cli.engines.filling import placed
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout, short
@@ -153,13 +154,13 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
         filling, engine = None, None
         if request.fill is not None:
             stack.enter_context(build_lock(scratch_folder(request.out), request.out))
-            start = FILL_ENGINES.load(request.fill.engine)
+            start = ENGINES.load(request.fill.engine)
             threads = request.threads or 1
             engine = stack.enter_context(start(request.fill.ray_address, threads, progress))
             filling = _filling(request, request.fill, layout, statistics, engine, progress)
         spec = _specify(request, layout, statistics, filling, progress)
         if engine is not None and isinstance(spec.init, CorpusFill):
-            spec = replace(spec, init=engine.placed(spec.init))
+            spec = replace(spec, init=placed(engine, spec.init, progress))
         plan = planned(spec, request.out, fill_plan(spec))
         if plan.done_bytes:
             progress.note(
@@ -198,7 +199,7 @@ def _filling(
     fill: FillRequest,
     layout: HashLayout,
     statistics: Statistics | None,
-    engine: FillEngine,
+    engine: Engine,
     progress: Progress,
 ) -> Filling:
     """The corpus as tokens and their vectors, after a look at whether there is room for a table."""

@@ -32,8 +32,8 @@ from engram_cli.corpus.partitions import (
 )
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stamps import Stamps, check_companions, stamps_of
-from engram_cli.engines.resuming import request_fingerprint, resume_folder
-from engram_cli.engines.work import ENGINES, Running, Work
+from engram_cli.engines.base import ENGINES, Reading, request_fingerprint
+from engram_cli.engines.counting import Running, Work, count, resume_folder
 from engram_cli.errors import InputError, OutputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
@@ -203,10 +203,12 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
     work, running, stamps = _prepare(request, vocab, out, progress)
     stack.enter_context(build_lock(running.checkpoints, out))
     trim()  # a tokenizer leaves 30 MB where its file was parsed
-    counted = ENGINES.load(request.engine)(work, running, progress)
+    opened = ENGINES.load(request.engine)(request.ray_address, work.reading.threads, progress)
+    with opened as engine:
+        counted = count(engine, work, running, progress)
     check_companions(work.plan.files, request.corpus, stamps)
     counts, collector_set = counted.counts, counted.collector_set
-    plan, tokenizer = work.plan, None if work.tokenizer is None else work.tokenizer.path
+    plan, tokenizer = work.plan, work.reading.tokenizer_path
     del work  # the tokenizer takes a hundred megabytes, and the figures some more
     trim()
     read = read_vocab(vocab) if vocab.is_file() else None
@@ -293,23 +295,24 @@ def _prepare(
         progress.note("no checkpoints: a source is a pipe or has an unknown size")
     work = Work(
         plan=plan,
-        options=request.corpus,
-        layout=layout,
-        tokenizer=tokenizer,
+        reading=Reading(
+            layout=layout,
+            options=request.corpus,
+            tokenizer=tokenizer,
+            encoder=request.encoder,
+            threads=threads,
+        ),
         collector_options=collector_options,
         source_of=source_of,
         sample_size=request.sample_size,
         join_documents=request.join_documents,
     )
     running = Running(
-        encoder=request.encoder,
-        threads=threads,
         memory=memory,
         checkpoints=resume_folder(out),
         fingerprint=fingerprint,
         restart=request.restart,
         checkpoint_seconds=request.checkpoint_seconds,
-        address=request.ray_address,
     )
     return work, running, stamps
 

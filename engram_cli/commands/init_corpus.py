@@ -11,12 +11,13 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import EncoderDiffers
-from engram_cli.corpus.partitions import PARTITION_BYTES, plan_partitions
+from engram_cli.corpus.partitions import PARTITION_BYTES, Plan, plan_partitions
 from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stamps import check_companions, stamps_of
-from engram_cli.engines.fill_tasks import TASK_BYTES
-from engram_cli.engines.filling import FILL_ENGINES, FillEngine, LocalFill, TokenWork
-from engram_cli.engines.resuming import request_fingerprint
+from engram_cli.engines import filling
+from engram_cli.engines.base import ENGINES, Engine, Reading, request_fingerprint
+from engram_cli.engines.filling import TASK_BYTES
+from engram_cli.engines.local import LocalEngine
 from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.formats.embedding_tensor import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
@@ -61,8 +62,8 @@ class FillRequest:
     ray_address: str | None = None
 
     def __post_init__(self) -> None:
-        if self.engine not in FILL_ENGINES:
-            raise InputError(f"unknown engine '{self.engine}'", f"known: {', '.join(FILL_ENGINES)}")
+        if self.engine not in ENGINES:
+            raise InputError(f"unknown engine '{self.engine}'", f"known: {', '.join(ENGINES)}")
         if self.ray_address is not None and self.engine != "ray":
             raise InputError("--ray-address needs --engine ray", "give --engine ray too")
         if self.embedding_tensor is not None and self.checkpoint is None:
@@ -152,7 +153,7 @@ def write_tokens(
     vocab: Path,
     folder: Path,
     progress: Progress,
-    engine: FillEngine | None = None,
+    engine: Engine | None = None,
 ) -> TokenFile:
     """Return the tokens of the corpus in a scratch file in `folder`, written if missing.
 
@@ -175,26 +176,24 @@ def write_tokens(
         "tokenizer": None if tokenizer is None else tokenizer.digest,
         "partition_size": PARTITION_BYTES,
     }
-    work = TokenWork(
-        plan=plan_partitions(sources.files, request.corpus, PARTITION_BYTES),
-        options=request.corpus,
-        layout=layout,
-        tokenizer=tokenizer,
-        encoder=request.encoder,
+    plan = plan_partitions(sources.files, request.corpus, PARTITION_BYTES)
+    reading = Reading(
+        layout=layout, options=request.corpus, tokenizer=tokenizer, encoder=request.encoder
     )
+    engine = engine or LocalEngine(1)
     stamps = stamps_of(sources.files, request.corpus)
     request_digest = request_fingerprint(sources.files, request.corpus, decisive, stamps)
     writer = TokenWriter(folder, request_digest)
     if writer.finished is None:
         try:
-            _write(work, writer, engine or LocalFill(), progress)
+            _write(engine, reading, plan, writer, progress)
         except EncoderDiffers as error:
             if sources.size is None:  # what came through a pipe is gone
                 raise
             writer.restart()
             progress.note(f"{error.message}: reading again from the start with tokenizers")
-            again = replace(work, encoder="tokenizers", insisted=True)
-            _write(again, writer, engine or LocalFill(), progress)
+            again = replace(reading, encoder="tokenizers")
+            _write(engine, again, plan, writer, progress, insisted=True)
         check_companions(sources.files, request.corpus, stamps)
     else:
         progress.note(f"reusing {writer.tokens:,} tokens of this corpus from an earlier run")
@@ -206,14 +205,22 @@ def write_tokens(
     return found
 
 
-def _write(work: TokenWork, writer: TokenWriter, engine: FillEngine, progress: Progress) -> None:
+def _write(
+    engine: Engine,
+    reading: Reading,
+    plan: Plan,
+    writer: TokenWriter,
+    progress: Progress,
+    *,
+    insisted: bool = False,
+) -> None:
     if writer.tokens:
         progress.note(f"resuming: {writer.tokens:,} tokens are there from an interrupted run")
-    progress.start("tokens of the corpus", work.plan.size, "bytes")
+    progress.start("tokens of the corpus", plan.size, "bytes")
     if writer.size:
         progress.advance(writer.size)
     try:
-        engine.write_tokens(work, writer, progress)
+        filling.write_tokens(engine, reading, plan, writer, progress, insisted=insisted)
     except UndecodableError:
         if writer.tokens and writer.resumable:
             progress.note(

@@ -1,16 +1,19 @@
-"""What flows through the corpus stage: files in, texts of documents or token ids, blocks out."""
+"""Defines what flows through the corpus stage: options, files, documents, blocks, and readers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import InputError
+from engram_cli.errors import CorpusError, InputError
+
+if TYPE_CHECKING:
+    from engram_cli.corpus.storage import Storage
 
 Errors = Literal["strict", "replace"]
 Names: TypeAlias = tuple[tuple[int, str], ...]
@@ -27,13 +30,13 @@ IDS_DTYPES = ("uint16", "uint32", "int32", "int64")
 class CorpusOptions:
     """How files become documents.
 
-    `format`: the reader for every file, None to tell it from each file. `field`: the field or
-    column that holds the text or the token ids, dotted where nested; None: "text", in Parquet files
-    without one "input_ids". `document_separator`: what ends a document inside a text file, None
-    where a file is a document. `suffixes`: which files of a folder are read, None for the known
-    ones. `errors`: bytes that are not UTF-8 stop the run ("strict") or read U+FFFD ("replace").
-    `document_end_id`: the token that parts documents in files of bare token ids. `ids_dtype`: the
-    integers of files that do not say it, None to tell it from their bytes. `label`: the field whose
+    `format`: the reader for every file; None detects it for each. `field`: the field or column that
+    holds the text or the token ids, dotted where nested; None: "text", in Parquet files without one
+    "input_ids". `document_separator`: what ends a document inside a text file; None: each file is
+    one document. `suffixes`: the files of a folder that are read; None: the known ones. `errors`:
+    bytes that are not UTF-8 stop the run ("strict") or are read as U+FFFD ("replace").
+    `document_end_id`: the token between documents in files of bare token ids. `ids_dtype`: the
+    integers of files that do not say it; None detects it from their bytes. `label`: the field whose
     value labels each document, dotted where nested.
     """
 
@@ -81,7 +84,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamp:
-    """What a file was like when it was looked at; another one is of another content.
+    """What a file was like when it was looked at; one of other content has another stamp.
 
     `size`: bytes. `changed`: the time of the last change in ns, or what a store calls the version.
     `inode`: where the system has one; a file put in the place of another has a new one.
@@ -111,10 +114,21 @@ class CorpusFile:
 
     @property
     def key(self) -> str:
-        """A key unique to this file and section; documents are numbered from 0 in each."""
+        """Return a key unique to this file and section; documents start at 0 in each."""
         if self.section is None or self.section.number == 0:
             return self.name
         return f"{self.name}\0{self.section.number}"
+
+    def units(self, count: int, what: str) -> range:
+        """Return which of the `count` units of the file to read: all, or those of its section.
+
+        Raises CorpusError when the file has changed since it was divided.
+        """
+        if self.section is None:
+            return range(count)
+        if self.section.end > count:
+            raise CorpusError(f"{self.name} has changed: {count:,} {what}", "run it again")
+        return range(self.section.begin, self.section.end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +149,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPosition:
-    """Says how far a corpus was read, so that reading can resume there.
+    """How far a corpus was read, so that reading can resume there.
 
     `items` of the file with the index `file` were read, and all of the files before it; `blank`: of
     these items none held anything. `empty_files`, `cuts`: as in `TokenStream`. `open`, `before`: of
@@ -177,7 +191,7 @@ Item: TypeAlias = Document | TokenBlock
 
 
 def cut_names(names: Sequence[tuple[int, str]], begin: int, end: int) -> Names:
-    """The files or labels of the tokens begin..end-1, counted from `begin`."""
+    """Return the files or labels of the tokens begin..end-1, counted from `begin`."""
     stops = [at for at, _ in names[1:]] + [end] * bool(names)
     return tuple(
         (max(at - begin, 0), name)
@@ -187,7 +201,7 @@ def cut_names(names: Sequence[tuple[int, str]], begin: int, end: int) -> Names:
 
 
 def runs(labels: Sequence[str], begins: Sequence[int]) -> Names:
-    """Where the tokens of each label begin: those of document i are begins[i]..begins[i + 1]-1."""
+    """Return where the tokens of each label begin; document i has begins[i]..begins[i + 1]-1."""
     found: list[tuple[int, str]] = []
     for label, begin, end in zip(labels, begins[:-1], begins[1:], strict=True):
         if begin < end and (not found or found[-1][1] != label):
@@ -195,42 +209,91 @@ def runs(labels: Sequence[str], begins: Sequence[int]) -> Names:
     return tuple(found)
 
 
-def _nothing(file: CorpusFile, options: CorpusOptions) -> str | None:
-    return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What tells the format of a file: its name, suffix, first bytes and neighbours.
+
+    `ending`: the suffix in lower case, without that of a compression. `head`: the first 16 bytes,
+    empty for the file that describes a data set. `bare`: files with this suffix may begin with any
+    bytes. `storage` reads the neighbours.
+    """
+
+    name: str
+    ending: str
+    head: bytes
+    bare: bool
+    storage: Storage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signs:
+    """How the files of a format are recognised; the first bytes count more than the suffix.
+
+    `magic`: first bytes that are of this format, whatever the suffix. `suffixes`: files whose first
+    bytes say nothing; folders are searched for these, `unsearched` ones left out. `shared`:
+    suffixes that files of other formats have, too; in folders these files are read only where
+    `recognises` says so or the format was chosen. `certain`: suffixes that leave no doubt, so that
+    remote files are not opened for it. `streams`: the files may be compressed or come through a
+    pipe. `bare`: they may begin with any bytes. `dataset`: the file of this name describes a
+    folder that is one data set, if it is recognised. `indexes`: the suffixes of index files, each
+    with that of the file it belongs to.
+
+    `recognises` is asked where no magic decides. It raises CorpusError for a relative of the format
+    that cannot be read.
+    """
+
+    magic: tuple[bytes, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    unsearched: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    certain: tuple[str, ...] = ()
+    streams: bool = False
+    bare: bool = False
+    dataset: str | None = None
+    indexes: Mapping[str, str] = field(default_factory=dict)
+    recognises: Callable[[Look], bool] | None = None
+
+
+def always_text(file: CorpusFile, options: CorpusOptions) -> bool:
+    """Return True: the files of a format hold text."""
+    return True
+
+
+def never_text(file: CorpusFile, options: CorpusOptions) -> bool:
+    """Return False: the files of a format hold token ids."""
+    return False
+
+
+def _undivided(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
+    return (file,)
 
 
 def _alone(file: CorpusFile, options: CorpusOptions) -> Sequence[CorpusFile]:
     return ()
 
 
-def _unchecked(file: CorpusFile, options: CorpusOptions) -> None:
-    return None
-
-
-def _whole(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
-    return (file,)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """A format: `read` gives the documents of a file in order, as texts or as token blocks.
+    """A corpus format: how its files are recognised, checked, divided and read.
 
-    `gives_text` says beforehand whether a tokenizer will be needed, `remark` what the user should
-    know about how the file will be read. `check`, asked of every file before any is read, raises
-    CorpusError for one whose header says that it cannot be. `divide` gives the sections of a file,
-    each of about as many bytes as asked for, `(file,)` where it has no index; `lists` says that a
-    file of this format is a list of others, so that its own size says nothing; `labels` that its
-    documents have fields to be labelled by; `uses` names the choices of `CorpusOptions` that it
-    minds. `companions` gives the other files that decide what is read of a file, as they are now.
-    `fields_until`, where no schema says which, gives the names of the fields of each
-    document up to the first that has a certain one, and None for that one.
+    `read` gives the documents of a file in order, as texts or as token blocks. `gives_text` says
+    beforehand whether a tokenizer will be needed, `remark` what the user should know about how the
+    file will be read. `check`, called for every file before any is read, raises CorpusError for
+    one whose header says that it cannot be. `divide` gives the sections of a file, each of about as
+    many bytes as asked for, `(file,)` where it has no index. `companions` gives the other files
+    that decide what is read of a file, as they are now. `lists`: the file is a list of others, so
+    its own size says nothing. `labels`: documents have fields to be labelled by. `uses`: the
+    choices of `CorpusOptions` that have an effect. `fields_until`, for formats without a schema,
+    gives the field names of each document up to the first that has a certain field, and None for
+    that one.
     """
 
     read: Callable[[CorpusFile, CorpusOptions], Iterator[Item]]
-    gives_text: Callable[[CorpusFile, CorpusOptions], bool]
-    remark: Callable[[CorpusFile, CorpusOptions], str | None] = _nothing
-    check: Callable[[CorpusFile, CorpusOptions], None] = _unchecked
-    divide: Callable[[CorpusFile, CorpusOptions, int], Sequence[CorpusFile]] = _whole
+    signs: Signs
+    gives_text: Callable[[CorpusFile, CorpusOptions], bool] = always_text
+    remark: Callable[[CorpusFile, CorpusOptions], str | None] = lambda file, options: None
+    check: Callable[[CorpusFile, CorpusOptions], None] = lambda file, options: None
+    divide: Callable[[CorpusFile, CorpusOptions, int], Sequence[CorpusFile]] = _undivided
     companions: Callable[[CorpusFile, CorpusOptions], Sequence[CorpusFile]] = _alone
     lists: bool = False
     labels: bool = False

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from engram_cli.corpus.base import CorpusFile
 from engram_cli.corpus.stamps import local_file, unchanged
-from engram_cli.corpus.storage import file_at, open_remote
+from engram_cli.corpus.storage import open_remote, remote_file
 from engram_cli.corpus.text import as_many
 from engram_cli.errors import CorpusError, InputError
 
@@ -51,7 +51,7 @@ HEAD = 16  # bytes that tell the packing
 # zstd and lz4 share the 16 magics of frames that are to be skipped; pzstd begins with one of 4
 # bytes, behind which the magic of a frame of text is still within `HEAD`.
 _SKIPPED = tuple(bytes([last]) + b"\x2a\x4d\x18" for last in range(0x50, 0x60))
-_PIECE = 2**16  # packed bytes read at a time
+_PACKED_PIECE = 2**16  # bytes of an archive read at a time
 # What a decoder may take: xz -9 takes 65 MiB, and 128 MiB is the largest window that zstd reads
 # without being told to.
 _MOST_MEMORY = 2**27
@@ -194,7 +194,7 @@ class _Streams:
 
     def _fill(self) -> bool:
         """Read on; whether there was anything."""
-        part = self._packed.read(_PIECE)
+        part = self._packed.read(_PACKED_PIECE)
         self._held += part
         self._taken += len(part)
         return bool(part)
@@ -276,7 +276,7 @@ def sibling_file(file: CorpusFile, name: str) -> CorpusFile:
     Raises CorpusError when there is none.
     """
     if file.url is not None:
-        return file_at(f"{file.url.rpartition('/')[0]}/{name}", file.format)
+        return remote_file(f"{file.url.rpartition('/')[0]}/{name}", file.format)
     if file.path is None:
         raise CorpusError(f"{file.name} needs {name} next to it", "give the file's path")
     path = Path(file.path.parent, name)

@@ -51,7 +51,7 @@ def check_field(
 ) -> None:
     """Raises CorpusError when no document has the field to be labelled by.
 
-    Reads up to the first that has it. Schemas speak for themselves when their files are read, and
+    Reads up to the first that has it. Files with a schema are checked when a column is chosen, and
     what comes through a pipe is looked at afterwards, by `check_names`.
     """
     field = options.label

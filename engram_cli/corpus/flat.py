@@ -1,4 +1,4 @@
-"""Token ids one after the other in a file, and where its documents begin: in; token blocks: out.
+"""Turns token ids that follow each other in a file, and the places of its documents, into blocks.
 
 Files are read in pieces, not mapped: a mapped corpus would count as our memory, and a file that
 shrinks while it is read would kill the process.
@@ -6,14 +6,14 @@ shrinks while it is read would kill the process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, TokenBlock
+from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, TokenBlock, cut_names, runs
 from engram_cli.corpus.byte_stream import exactly
 from engram_cli.errors import CorpusError
 
@@ -24,14 +24,14 @@ class Documents(Protocol):
     """Where the documents of a file begin, asked for one block after the other."""
 
     def within(self, ids: NDArray[np.integer], begin: int) -> Offsets:
-        """int64[D], ascending: the documents that begin in the block `ids` at token `begin`."""
+        """Return int64[D], ascending: where documents begin in the block `ids` at token `begin`."""
 
     def finish(self) -> None:
-        """There are no more blocks. Raises CorpusError where there should be."""
+        """Raise CorpusError where there should be more blocks."""
 
 
 class Marked:
-    """Documents parted by a token, which ends one ("after") or begins one ("before")."""
+    """Documents that a token separates: it ends each ("after") or begins each ("before")."""
 
     def __init__(self, token: int | None, side: str) -> None:
         """`token` None: the file is one document."""
@@ -52,7 +52,7 @@ class Marked:
         return found[:-1] if self._begins else found
 
     def finish(self) -> None:
-        """Nothing was promised."""
+        """See `Documents`; nothing was promised."""
 
 
 class Listed:
@@ -65,7 +65,10 @@ class Listed:
 
     def within(self, ids: NDArray[np.integer], begin: int) -> Offsets:
         """See `Documents`."""
-        end = begin + len(ids)
+        return self.below(begin + len(ids))
+
+    def below(self, end: int) -> Offsets:
+        """Return the next entries below `end`; all smaller ones were taken before."""
         held = [self._ahead]
         while self._more and (not len(held[-1]) or held[-1][-1] < end):
             piece = next(self._pieces, None)
@@ -78,12 +81,12 @@ class Listed:
         return listed[:cut]
 
     def finish(self) -> None:
-        """The rest of the list is read, which checks it."""
+        """See `Documents`; the rest of the list is read, which checks it."""
         for _ in self._pieces:
             pass
 
 
-def blocks(
+def stream_blocks(
     file: CorpusFile,
     stream: BinaryIO,
     dtype: np.dtype[np.integer],
@@ -93,7 +96,7 @@ def blocks(
     first: int = 0,
     first_document: int = 0,
 ) -> Iterator[TokenBlock]:
-    """The next `tokens` ids of a stream. Raises CorpusError where it ends before.
+    """Yield the next `tokens` ids of a stream. Raises CorpusError where it ends before.
 
     `first`: the token of the file that they begin with, that of the document `first_document`.
     """
@@ -105,32 +108,59 @@ def blocks(
         begins = documents.within(ids, begin)
         starts = np.zeros(count, dtype=np.bool_)
         starts[begins - begin] = True
-        yield TokenBlock(
-            ids=ids,
-            starts=starts,
-            size=ids.nbytes + extra,
-            locate=partial(_locate, file.name, begin, number, at, begins),
-        )
+        locate = partial(_locate, file.name, "document", number, at, begins, begin)
+        yield TokenBlock(ids=ids, starts=starts, size=ids.nbytes + extra, locate=locate)
         extra = 0
         if len(begins):
             number, at = number + len(begins), int(begins[-1])
     documents.finish()
 
 
-def _locate(name: str, begin: int, number: int, at: int, begins: Offsets, index: int) -> str:
+def list_blocks(
+    name: str,
+    unit: str,
+    first: int,
+    ids: NDArray[np.integer],
+    lengths: NDArray[np.integer] | Sequence[int],
+    size: int,
+    labels: Sequence[str] | None = None,
+) -> Iterator[TokenBlock]:
+    """Yield documents that are whole in memory, such as rows or samples, in blocks.
+
+    `lengths`: the ids of each; `first`: the number of the first `unit` in the file. `size`: the
+    bytes read for all. `labels`: the label of each.
+    """
+    begins = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=begins[1:])
+    starts = np.zeros(len(ids), dtype=np.bool_)
+    starts[begins[:-1][np.diff(begins) > 0]] = True
+    named = () if labels is None else runs(labels, begins.tolist())
+    for begin in range(0, max(len(ids), 1), BLOCK_TOKENS):
+        end = min(begin + BLOCK_TOKENS, len(ids))
+        yield TokenBlock(
+            ids=ids[begin:end],
+            starts=starts[begin:end],
+            size=0 if begin else size,
+            locate=partial(_locate, name, unit, first - 1, 0, begins, begin),
+            labels=cut_names(named, begin, end),
+        )
+
+
+def _locate(
+    name: str, unit: str, number: int, at: int, begins: NDArray[Any], begin: int, index: int
+) -> str:
+    """Name the unit and the position of the token `index` of a block that begins at `begin`.
+
+    `begins`: where the units after `number`, which begins at `at`, begin.
+    """
     token = begin + index
     passed = int(np.searchsorted(begins, token, side="right"))
     first = int(begins[passed - 1]) if passed else at
-    return f"{name}, document {number + passed}, position {token - first}"
-
-
-def never_text(file: CorpusFile, options: CorpusOptions) -> bool:
-    """Never."""
-    return False
+    return f"{name}, {unit} {number + passed}, position {token - first}"
 
 
 def whole_tokens(name: str, size: int, width: int) -> int:
-    """How many ids of `width` bytes are `size` bytes. Raises CorpusError for a part of one."""
+    """Return how many ids of `width` bytes are `size` bytes. Raises CorpusError for a rest."""
     if size % width:
         raise CorpusError(
             f"{name} is truncated: {size:,} bytes are not a whole number of ids of {width} bytes",
@@ -140,6 +170,6 @@ def whole_tokens(name: str, size: int, width: int) -> int:
 
 
 def integers(stream: BinaryIO, count: int, dtype: str, name: str) -> NDArray[np.integer]:
-    """The next `count` integers of an index. Raises CorpusError."""
+    """Read the next `count` integers of an index. Raises CorpusError."""
     wanted: np.dtype[np.integer] = np.dtype(dtype)
     return np.frombuffer(exactly(stream, count * wanted.itemsize, name), wanted)

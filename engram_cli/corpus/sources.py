@@ -1,195 +1,28 @@
 """Finds the files of a corpus and detects their formats.
 
-Paths, folders, globs, addresses and "-" in, files out. A format is detected by the first bytes of a
-file, its neighbours, then its suffix.
+Paths, folders, globs, addresses and "-" in, files out. What tells a format is said by its reader
+(`Signs` in `corpus.base`): the first bytes of a file, its neighbours, then its suffix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from engram_cli.corpus.base import CorpusFile, CorpusOptions
+from engram_cli.corpus.base import CorpusFile, CorpusOptions, Look, Signs
 from engram_cli.corpus.byte_stream import HEAD, archive, compression_of
 from engram_cli.corpus.partitions import total_size
 from engram_cli.corpus.readers import READERS
-from engram_cli.corpus.storage import Storage, storage_of
-from engram_cli.corpus.text import MOST_DESCRIPTION, check_size, loads
+from engram_cli.corpus.storage import Storage, read_object, storage_of
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.files import address_of
 
-MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
-LLMC_MAGIC = {
-    (20240520).to_bytes(4, "little"): "uint16",
-    (20240801).to_bytes(4, "little"): "uint32",
-}
-LLMC_EVAL_MAGIC = (20240522).to_bytes(4, "little")
-ARROW_MAGIC = b"ARROW1"
-ARROW_STREAM = b"\xff\xff\xff\xff"
-TOKEN_BINS = ("nanogpt", "llmc", "megatron")
-
-_MAGIC = {b"\x93NUMPY": "npy", b"PAR1": "parquet", ARROW_MAGIC: "arrow"}
-_PACKED_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
-_FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".npy": "npy",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ds": "datatrove",
-}
-_TEXTS = ("text", "jsonl")
-# Suffixes that leave no doubt: remote files with these are not opened.
-_CERTAIN = (".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".text", ".md")
-_INDEXES = {".idx": ".bin", ".ds.index": ".ds", ".ds.loss": ".ds", ".ds.metadata": ".ds"}
-
-
-def uncompressed_name(name: str) -> str:
-    """Return `name` without the suffix of its compression."""
-    lower = name.lower()
-    ending = next((e for e in _PACKED_ENDINGS if lower.endswith(e)), "")
-    return name[: len(name) - len(ending)]
-
-
-def main_file(name: str) -> str | None:
-    """Return the file that `name` would be an index of."""
-    for ending, main in _INDEXES.items():
-        if name.endswith(ending):
-            return name[: -len(ending)] + main
-    return None
-
-
-def is_token_bin(name: str, storage: Storage) -> bool:
-    """Return whether a .bin file has a header of token ids; any file may be called .bin."""
-    return format_of(name, storage) in ("llmc", "megatron")
-
-
-def format_of(name: str, storage: Storage) -> str:
-    """Return the format of a file. Raises CorpusError for known, unsupported formats."""
-    ending = PurePosixPath(uncompressed_name(name).lower()).suffix
-    usual = _FORMATS.get(ending, "text")
-    if storage.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
-        return usual
-    if PurePosixPath(name).name == "index.json":
-        folder = name[: -len("index.json")] or "."
-        return "mds" if is_mds_index(folder, storage) else usual
-    if storage.distant and ending in _CERTAIN:
-        return usual
-    head = storage.head(name, HEAD)
-    for magic, kind in _MAGIC.items():
-        if head.startswith(magic):
-            return kind
-    if ending == ".bin" and head[:4] in LLMC_MAGIC:
-        return "llmc"
-    if head.startswith(ARROW_STREAM):  # bare token ids may begin with 0xFFFFFFFF too
-        return {".bin": "nanogpt", ".npy": "olmo", ".ds": "datatrove"}.get(ending, "arrow")
-    _refuse(name, ending, usual, head)
-    if ending == ".bin":
-        return "megatron" if storage.kind(name[: -len(".bin")] + ".idx") == "file" else "nanogpt"
-    if ending == ".npy" and _may_be_raw(name, storage, head):
-        return "olmo"
-    return usual
-
-
-def _refuse(name: str, ending: str, usual: str, head: bytes) -> None:
-    packed, kept = compression_of(head), archive(head)
-    if kept is not None or (
-        packed is not None and (usual not in _TEXTS or ending in (".bin", ".tar"))
-    ):
-        raise CorpusError(
-            f"{name} is compressed with {packed or kept}",
-            "decompress it first; text and jsonl may be compressed with gz, zst, bz2 or xz",
-        )
-    if ending == ".bin" and head.startswith(LLMC_EVAL_MAGIC):
-        raise CorpusError(f"{name} is an llm.c evaluation file", "leave it out")
-    if head.startswith(MEGATRON_MAGIC):
-        raise CorpusError(f"{name} is the index of a file that is not there", "copy the .bin too")
-    if head.startswith(b"FEA1"):
-        raise CorpusError(f"{name} is Feather version 1", "write it again with pyarrow.feather")
-    if ending == ".mds":
-        raise CorpusError(f"{name} is a shard of an MDS data set", "give the folder of index.json")
-
-
-def _may_be_raw(name: str, storage: Storage, head: bytes) -> bool:
-    """Return whether a .npy file without its header may be bare token ids."""
-    size = storage.file(name, "olmo").size
-    whole = size is None or (size > 0 and size % 2 == 0)
-    return whole and not b"\x93NUMPY".startswith(head[:6])
-
-
-def is_mds_index(folder: str, storage: Storage) -> bool:
-    """Return whether a folder's index.json describes MDS shards."""
-    about = _json(storage.join(folder, "index.json"), storage)
-    return isinstance(about.get("shards"), list) and about.get("version") == 2
-
-
-def dataset_parts(
-    folder: str, folders: list[str], files: list[str], storage: Storage
-) -> list[str] | None:
-    """Return the files or folders of a folder saved by Hugging Face `datasets`, in its order.
-
-    None for any other folder. Raises CorpusError for listed files that are missing.
-    """
-    if "dataset_dict.json" in files:
-        splits = _json(storage.join(folder, "dataset_dict.json"), storage).get("splits")
-        if isinstance(splits, list):
-            return [_present(folder, split, folders) for split in splits]
-    if "state.json" in files:
-        state = _json(storage.join(folder, "state.json"), storage)
-        if isinstance(state.get("_data_files"), list):
-            if state.get("_indices_data_files"):
-                raise CorpusError(
-                    f"{folder} is a selection from its files", "save it after flatten_indices()"
-                )
-            named = [
-                entry.get("filename") if isinstance(entry, dict) else entry
-                for entry in state["_data_files"]
-            ]
-            return [_present(folder, name, files) for name in named]
-    if "dataset_info.json" in files:
-        # cache-*.arrow are what map() and filter() left behind.
-        shards = [n for n in files if n.endswith((".arrow", ".parquet")) and n[:6] != "cache-"]
-        return shards or None
-    return None
-
-
-def _present(folder: str, name: Any, names: list[str]) -> str:
-    if not isinstance(name, str) or name not in names:
-        raise CorpusError(
-            f"{folder} lists {name!r}, which is not in it", "copy or save the data set again"
-        )
-    return name
-
-
-def _json(name: str, storage: Storage) -> dict[str, Any]:
-    """Return a JSON object; empty for anything else."""
-    raw = storage.head(name, MOST_DESCRIPTION + 1)
-    try:
-        check_size(raw, name)
-        about = loads(raw)
-    except (ValueError, RecursionError):
-        return {}
-    return about if isinstance(about, dict) else {}
-
-
 STDIN = "-"
-_PIPED = ("text", "jsonl")
-# What a folder is searched for. Not .json: in folders it is mostly configuration, not JSON lines.
-FOLDER_SUFFIXES = (
-    *(".jsonl", ".ndjson", ".parquet", ".npy", ".arrow", ".feather", ".ds"),
-    *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".html", ".htm"),
-    *(".py", ".pyi", ".pyx", ".ipynb", ".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".cu"),
-    *(".rs", ".go", ".java", ".kt", ".scala", ".cs", ".swift", ".js", ".mjs", ".ts", ".jsx"),
-    *(".tsx", ".vue", ".css", ".scss", ".rb", ".php", ".pl", ".pm", ".lua", ".r", ".jl", ".hs"),
-    *(".ml", ".ex", ".exs", ".erl", ".clj", ".lisp", ".el", ".f90", ".sql", ".sh", ".bash"),
-    *(".zsh", ".ps1", ".bat", ".cmake", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".xml"),
-)
-
-
+_TEXT = "text"  # the format of what nothing else tells
+_PACKED_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 # What this tool wrote is no corpus: folders that hold one of these, and files of these names.
 _OURS = frozenset({"stats.json", "engram.json", "zarr.json"})
 _OURS_ALONE = frozenset({"engram-vocab.parquet", "engram.toml", "tokenizer.json"})
@@ -206,12 +39,12 @@ class Sources:
 
     @property
     def size(self) -> int | None:
-        """The bytes of all files; None when one of them is a pipe."""
+        """Return the bytes of all files; None when one of them is a pipe."""
         return total_size(self.files)
 
     @property
     def places(self) -> list[Path]:
-        """Where the files of this machine lie."""
+        """Return the paths of the files on this machine."""
         return [file.path for file in self.files if file.path is not None]
 
 
@@ -239,10 +72,16 @@ def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources
                 continue
             met.add(key)
             if path == STDIN:
-                files.append(_stdin(options))
+                files.append(_stdin(options.format or _TEXT))
             else:
                 files.append(storage.file(path, options.format or format_of(path, storage)))
     return Sources(files=tuple(files), repeated=repeated, folders=folders)
+
+
+def _stdin(chosen: str) -> CorpusFile:
+    if not READERS.load(chosen).signs.streams:
+        raise CorpusError(f"{chosen} cannot be read from standard input", "give the file's path")
+    return CorpusFile(name="<stdin>", path=None, size=None, format=chosen)
 
 
 def _expand(name: str, storage: Storage, options: CorpusOptions) -> Iterator[str]:
@@ -261,22 +100,33 @@ def _expand(name: str, storage: Storage, options: CorpusOptions) -> Iterator[str
                 "name the files, or give their suffixes with --suffixes",
             )
     elif kind is not None:
-        yield _main(name, storage) or name
+        yield _main_file(name, storage) or name
     elif (matches := storage.matches(name)) is not None:
         if not matches:
             raise CorpusError(f"no file matches {name}", "check the pattern")
         given = set(matches)
-        yield from (path for path in matches if _main(path, storage) not in given)
-    elif storage.kind(f"{name}.idx") == storage.kind(f"{name}.bin") == "file":
-        yield f"{name}.bin"  # Megatron calls its pair of files by what they have in common
+        yield from (path for path in matches if _main_file(path, storage) not in given)
     else:
-        raise CorpusError(f"corpus not found: {name}", "check the path")
+        yield _pair(name, storage)
 
 
-def _main(name: str, storage: Storage) -> str | None:
-    """The file that `name` is an index of, where that file exists."""
-    main = main_file(name)
-    return main if main is not None and storage.kind(main) == "file" else None
+def _main_file(name: str, storage: Storage) -> str | None:
+    """Return the file that `name` is an index of, where that file exists."""
+    for signs in _formats().values():
+        for suffix, main in signs.indexes.items():
+            if name.endswith(suffix):
+                path = name[: -len(suffix)] + main
+                return path if storage.kind(path) == "file" else None
+    return None
+
+
+def _pair(name: str, storage: Storage) -> str:
+    """Return the file of a pair, such as Megatron's, that is named by what both have in common."""
+    for signs in _formats().values():
+        for suffix, main in signs.indexes.items():
+            if storage.kind(name + suffix) == storage.kind(name + main) == "file":
+                return name + main
+    raise CorpusError(f"corpus not found: {name}", "check the path")
 
 
 def _folder(folder: str, storage: Storage, options: CorpusOptions) -> Iterator[str]:
@@ -284,10 +134,13 @@ def _folder(folder: str, storage: Storage, options: CorpusOptions) -> Iterator[s
     folders, files = storage.entries(folder)
     if not _OURS.isdisjoint(files):
         return
-    if "index.json" in files and is_mds_index(folder, storage):
-        yield storage.join(folder, "index.json")
-        return
-    parts = dataset_parts(folder, folders, files, storage)
+    for signs in _formats().values():
+        if signs.dataset in files and _describes(
+            storage.join(folder, signs.dataset), signs, storage
+        ):
+            yield storage.join(folder, signs.dataset)
+            return
+    parts = _dataset_parts(folder, folders, files, storage)
     if parts is not None:
         for part in parts:
             path = storage.join(folder, part)
@@ -312,14 +165,109 @@ def _wanted(folder: str, name: str, storage: Storage, options: CorpusOptions) ->
     lower = name.lower()
     if options.suffixes is not None:
         return lower.endswith(options.suffixes)
-    if lower.endswith(".bin"):
-        chosen = options.format in TOKEN_BINS
-        return chosen or is_token_bin(storage.join(folder, name), storage)
-    return uncompressed_name(lower).endswith(FOLDER_SUFFIXES)
+    if uncompressed_name(lower).endswith(_searched(tuple(READERS))):
+        return True
+    formats = _formats()
+    if not lower.endswith(tuple(suffix for signs in formats.values() for suffix in signs.shared)):
+        return False
+    if options.format is not None and lower.endswith(formats[options.format].shared):
+        return True
+    signs = formats[format_of(storage.join(folder, name), storage)]
+    return signs.recognises is not None and lower.endswith(signs.shared)
 
 
-def _stdin(options: CorpusOptions) -> CorpusFile:
-    chosen = options.format or "text"
-    if chosen not in _PIPED:
-        raise CorpusError(f"{chosen} cannot be read from standard input", "give the file's path")
-    return CorpusFile(name="<stdin>", path=None, size=None, format=chosen)
+def _dataset_parts(
+    folder: str, folders: list[str], files: list[str], storage: Storage
+) -> list[str] | None:
+    """Return the files or folders of a folder saved by Hugging Face `datasets`, in its order.
+
+    None for any other folder. Raises CorpusError for listed files that are missing.
+    """
+    if "dataset_dict.json" in files:
+        splits = read_object(storage.join(folder, "dataset_dict.json"), storage).get("splits")
+        if isinstance(splits, list):
+            return [_present(folder, split, folders) for split in splits]
+    if "state.json" in files:
+        state = read_object(storage.join(folder, "state.json"), storage)
+        if isinstance(state.get("_data_files"), list):
+            if state.get("_indices_data_files"):
+                raise CorpusError(
+                    f"{folder} is a selection from its files", "save it after flatten_indices()"
+                )
+            named = [
+                entry.get("filename") if isinstance(entry, dict) else entry
+                for entry in state["_data_files"]
+            ]
+            return [_present(folder, name, files) for name in named]
+    if "dataset_info.json" in files:
+        # cache-*.arrow are what map() and filter() left behind.
+        shards = [n for n in files if n.endswith((".arrow", ".parquet")) and n[:6] != "cache-"]
+        return shards or None
+    return None
+
+
+def _present(folder: str, name: Any, names: list[str]) -> str:
+    if not isinstance(name, str) or name not in names:
+        raise CorpusError(
+            f"{folder} lists {name!r}, which is not in it", "copy or save the data set again"
+        )
+    return name
+
+
+def format_of(name: str, storage: Storage) -> str:
+    """Return the format of a file. Raises CorpusError for known formats that cannot be read."""
+    formats = _formats()
+    ending = PurePosixPath(uncompressed_name(name).lower()).suffix
+    usual = next((key for key, signs in formats.items() if ending in signs.suffixes), _TEXT)
+    if storage.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
+        return usual
+    for key, signs in formats.items():
+        if PurePosixPath(name).name == signs.dataset:
+            return key if _describes(name, signs, storage) else usual
+    if storage.distant and ending in formats[usual].certain:
+        return usual
+    head = storage.head(name, HEAD)
+    for key, signs in formats.items():
+        if head.startswith(signs.magic):
+            return key
+    packed, kept = compression_of(head), archive(head)
+    if kept or (packed and (not formats[usual].streams or ending == ".tar")):
+        raise CorpusError(
+            f"{name} is compressed with {packed or kept}",
+            "decompress it first; text and jsonl may be compressed with gz, zst, bz2 or xz",
+        )
+    bare = any(signs.bare and ending in signs.suffixes + signs.shared for signs in formats.values())
+    look = Look(name=name, ending=ending, head=head, bare=bare, storage=storage)
+    for key, signs in formats.items():
+        if signs.recognises is not None and signs.recognises(look):
+            return key
+    return usual
+
+
+def _describes(name: str, signs: Signs, storage: Storage) -> bool:
+    """Return whether the file `name` describes a data set of a format."""
+    look = Look(name=name, ending="", head=b"", bare=False, storage=storage)
+    return signs.recognises is not None and signs.recognises(look)
+
+
+def uncompressed_name(name: str) -> str:
+    """Return `name` without the suffix of its compression."""
+    suffix = next((each for each in _PACKED_SUFFIXES if name.lower().endswith(each)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def _formats() -> Mapping[str, Signs]:
+    """Return what tells each registered format."""
+    return _signs(tuple(READERS))
+
+
+@lru_cache(maxsize=4)
+def _signs(names: tuple[str, ...]) -> Mapping[str, Signs]:
+    return {name: READERS.load(name).signs for name in names}
+
+
+@lru_cache(maxsize=4)
+def _searched(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the suffixes that folders are searched for."""
+    every = _signs(names).values()
+    return tuple(each for signs in every for each in signs.suffixes if each not in signs.unsearched)

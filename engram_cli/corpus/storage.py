@@ -1,4 +1,4 @@
-"""Lists and reads files by name: those of this machine, and behind addresses such as s3://bucket/key.
+"""Lists and reads files by name: those of this machine, and those behind addresses.
 
 The only file that imports `fsspec`. What a store's package raises is anything at all, so every call
 is wrapped: a CorpusError names the address.
@@ -12,10 +12,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, cast
 
 from engram_cli.corpus.base import CorpusFile, Stamp
 from engram_cli.corpus.stamps import local_file
+from engram_cli.corpus.text import MOST_DESCRIPTION, check_size, loads
 from engram_cli.errors import CorpusError, DependencyError, EngramError
 
 _PACKAGES = {
@@ -37,40 +38,70 @@ _VERSIONS = (
 )
 
 
-def is_remote(name: str) -> bool:
-    """Whether `name` is an address and no path."""
-    protocol, mark, _ = name.partition("://")
-    return bool(mark) and "/" not in protocol and len(protocol) > 1
+class Storage:
+    """Lists and reads the files of this machine. All methods raise CorpusError."""
+
+    distant = False  # whether reading the start of a file is slow
+
+    def kind(self, name: str) -> str | None:
+        """Return "file", "folder", "thing" for a pipe or device, or None for nothing."""
+        if os.path.isdir(name):
+            return "folder"
+        if os.path.isfile(name):
+            return "file"
+        return "thing" if os.path.exists(name) else None
+
+    def matches(self, pattern: str) -> list[str] | None:
+        """Return the files that match, sorted; None if `pattern` has no wildcard."""
+        if not glob.has_magic(pattern):
+            return None
+        return [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+
+    def entries(self, folder: str) -> tuple[list[str], list[str]]:
+        """Return the names of the folders and of the files in a folder, sorted.
+
+        Links to folders count as neither, so that no loop is walked.
+        """
+        with _readable(folder, "folder"), os.scandir(folder) as found:
+            inside = sorted(found, key=lambda entry: entry.name)
+        return (
+            [entry.name for entry in inside if entry.is_dir(follow_symlinks=False)],
+            [entry.name for entry in inside if entry.is_file()],
+        )
+
+    def join(self, folder: str, name: str) -> str:
+        """Return the full name of `name` in `folder`."""
+        return str(Path(folder, name))
+
+    def key(self, name: str) -> str:
+        """Return one key for all names of the same file."""
+        return os.path.realpath(name)
+
+    def head(self, name: str, length: int) -> bytes:
+        """Return the first `length` bytes of a file."""
+        with _readable(name, "file"), open(name, "rb") as stream:
+            return stream.read(length)
+
+    def file(self, name: str, format_: str) -> CorpusFile:
+        """Return the corpus file of that name; the size of a pipe is unknown."""
+        with _readable(name, "file"):
+            return local_file(Path(name), format_)
 
 
 @contextmanager
-def open_remote(url: str) -> Iterator[BinaryIO]:
-    """The bytes of a remote file; it can be sought in where the store can. Raises CorpusError."""
-    system, path = _system(url)
-    with _named(url):
-        inner = system.open(path, "rb")
-    with io.BufferedReader(_Remote(inner, url), _BUFFER) as stream:
-        yield cast(BinaryIO, stream)
+def _readable(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(f"cannot read {name}: {error.strerror}", f"check the {what}") from None
 
 
-def file_at(url: str, format_: str) -> CorpusFile:
-    """Describe a remote file; its size is None where the store does not say. Raises CorpusError."""
-    system, path = _system(url)
-    with _named(url):
-        about = system.info(path)
-    size: int | None = about.get("size")
-    version = [f"{key}={about[key]}" for key in _VERSIONS if about.get(key) is not None]
-    stamp = Stamp(size=size, changed=" ".join(version))
-    return CorpusFile(name=url, path=None, size=size, format=format_, url=url, stamp=stamp)
-
-
-class RemoteStorage:
-    """The files behind addresses, as `corpus.storage` looks at them."""
+class RemoteStorage(Storage):
+    """Lists and reads files behind addresses, such as s3://bucket/key."""
 
     distant = True
 
     def kind(self, name: str) -> str | None:
-        """Whether `name` is a "file", a "folder", or None: not there."""
         system, path = _system(name)
         with _named(name):
             try:
@@ -79,7 +110,6 @@ class RemoteStorage:
                 return None
 
     def matches(self, pattern: str) -> list[str] | None:
-        """The files that match, sorted; None for what is no pattern."""
         if not glob.has_magic(pattern) or pattern.startswith("http"):
             return None
         system, path = _system(pattern)
@@ -92,7 +122,6 @@ class RemoteStorage:
             )
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """The names of the folders and of the files in a folder, sorted."""
         system, path = _system(folder)
         with _named(folder):
             found = system.ls(path, detail=True)
@@ -108,22 +137,65 @@ class RemoteStorage:
         return names["directory"], names["file"]
 
     def join(self, folder: str, name: str) -> str:
-        """The address of `name` in `folder`."""
         return f"{folder.rstrip('/')}/{name}"
 
     def key(self, name: str) -> str:
-        """The same for every way to write an address."""
         system, path = _system(name)
         return str(system.unstrip_protocol(path))
 
     def head(self, name: str, length: int) -> bytes:
-        """The first bytes of a file."""
         with open_remote(name) as stream:
             return stream.read(length)
 
     def file(self, name: str, format_: str) -> CorpusFile:
-        """The corpus file at an address."""
-        return file_at(name, format_)
+        return remote_file(name, format_)
+
+
+LOCAL = Storage()
+REMOTE = RemoteStorage()
+
+
+def storage_of(name: str) -> Storage:
+    """Return the storage that a name belongs to."""
+    return REMOTE if is_remote(name) else LOCAL
+
+
+def is_remote(name: str) -> bool:
+    """Return whether `name` is an address and not a path."""
+    protocol, mark, _ = name.partition("://")
+    return bool(mark) and "/" not in protocol and len(protocol) > 1
+
+
+def read_object(name: str, storage: Storage) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one for anything else. Raises CorpusError."""
+    raw = storage.head(name, MOST_DESCRIPTION + 1)
+    try:
+        check_size(raw, name)
+        about = loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+@contextmanager
+def open_remote(url: str) -> Iterator[BinaryIO]:
+    """Open a remote file; it can be sought in where the store can. Raises CorpusError."""
+    system, path = _system(url)
+    with _named(url):
+        inner = system.open(path, "rb")
+    with io.BufferedReader(_Remote(inner, url), _BUFFER) as stream:
+        yield cast(BinaryIO, stream)
+
+
+def remote_file(url: str, format_: str) -> CorpusFile:
+    """Describe a remote file; its size is None where the store does not say. Raises CorpusError."""
+    system, path = _system(url)
+    with _named(url):
+        about = system.info(path)
+    size: int | None = about.get("size")
+    version = [f"{key}={about[key]}" for key in _VERSIONS if about.get(key) is not None]
+    stamp = Stamp(size=size, changed=" ".join(version))
+    return CorpusFile(name=url, path=None, size=size, format=format_, url=url, stamp=stamp)
 
 
 def _system(url: str) -> tuple[Any, str]:
@@ -203,98 +275,3 @@ class _Remote(io.RawIOBase):
             super().close()
             with _named(self._url):
                 self._inner.close()
-
-
-class Storage(Protocol):
-    """Lists and reads files by name. All methods raise CorpusError for what cannot be read."""
-
-    @property
-    def distant(self) -> bool:
-        """Whether reading the start of a file is slow."""
-
-    def kind(self, name: str) -> str | None:
-        """Return "file", "folder", "thing" for anything else, or None where nothing is there."""
-
-    def matches(self, pattern: str) -> list[str] | None:
-        """Return the files that match, sorted; None if `pattern` has no wildcard."""
-
-    def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """Return the names of the folders and of the files in a folder, sorted."""
-
-    def join(self, folder: str, name: str) -> str:
-        """Return the full name of `name` in `folder`."""
-
-    def key(self, name: str) -> str:
-        """Return one key for all names of the same file."""
-
-    def head(self, name: str, length: int) -> bytes:
-        """Return the first `length` bytes of a file."""
-
-    def file(self, name: str, format_: str) -> CorpusFile:
-        """Return the corpus file of that name."""
-
-
-class LocalStorage:
-    """Reads the files of this machine."""
-
-    distant = False
-
-    def kind(self, name: str) -> str | None:
-        """See `Storage`; pipes and devices are things."""
-        if os.path.isdir(name):
-            return "folder"
-        if os.path.isfile(name):
-            return "file"
-        return "thing" if os.path.exists(name) else None
-
-    def matches(self, pattern: str) -> list[str] | None:
-        """See `Storage`."""
-        if not glob.has_magic(pattern):
-            return None
-        return [name for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
-
-    def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """See `Storage`; links to folders count as neither, so that no loop is walked."""
-        try:
-            with os.scandir(folder) as found:
-                inside = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            raise CorpusError(
-                f"cannot read {folder}: {error.strerror}", "check the folder"
-            ) from None
-        return (
-            [entry.name for entry in inside if entry.is_dir(follow_symlinks=False)],
-            [entry.name for entry in inside if entry.is_file()],
-        )
-
-    def join(self, folder: str, name: str) -> str:
-        """See `Storage`."""
-        return str(Path(folder, name))
-
-    def key(self, name: str) -> str:
-        """See `Storage`."""
-        return os.path.realpath(name)
-
-    def head(self, name: str, length: int) -> bytes:
-        """See `Storage`."""
-        try:
-            with open(name, "rb") as stream:
-                return stream.read(length)
-        except OSError as error:
-            raise CorpusError(f"cannot read {name}: {error.strerror}", "check the file") from None
-
-    def file(self, name: str, format_: str) -> CorpusFile:
-        """See `Storage`; the size of a pipe is unknown."""
-        try:
-            return local_file(Path(name), format_)
-        except OSError as error:
-            raise CorpusError(f"cannot read {name}: {error.strerror}", "check the file") from None
-
-
-LOCAL = LocalStorage()
-REMOTE = RemoteStorage()
-
-
-def storage_of(name: str) -> Storage:
-    """Return the storage that a name belongs to."""
-    return REMOTE if is_remote(name) else LOCAL

@@ -1,4 +1,4 @@
-"""Turns bytes into bounded text, and JSON into values.
+"""Turns bytes into texts of bounded length, and JSON into values.
 
 A document longer than `PIECE` characters is tokenised piece by piece, so that memory does not grow
 with it. Pieces end at a line end that a character other than white space follows: there the
@@ -12,26 +12,30 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, BinaryIO
 
-from engram_cli.corpus.base import Errors
+from engram_cli.corpus.base import Document, Errors
 from engram_cli.errors import CorpusError, UndecodableError
 
 PIECE = 2**18  # characters
 _CHUNK = 2**20  # bytes read at a time
 _BOM = "\ufeff"
+MOST_DESCRIPTION = 2**28  # bytes of memory: an MDS index of 100,000 shards
+_CONTINUED = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that begin no character
+_WIDE = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")  # characters of four bytes in a str
+_CONTAINER, _VALUE = 64, 40  # bytes of an empty object, and of a number in a list
 
 
 def as_many(length: int) -> int:
-    """What `length` bytes cost where nothing is packed."""
+    """Return `length`: the bytes of the file read for so many where nothing is compressed."""
     return length
 
 
 def decoded(
     stream: BinaryIO, name: str, errors: Errors, spent: Callable[[int], int] = as_many
 ) -> Iterator[tuple[str, int]]:
-    """The text of a stream in chunks, each with the bytes read for it; a leading BOM is dropped.
+    """Yield the text of a stream in chunks, each with the bytes read for it; a BOM is dropped.
 
     `spent` turns the bytes just taken from the stream into bytes of the file. Raises
     UndecodableError with the line and the byte offset of what is not UTF-8.
@@ -45,7 +49,7 @@ def decoded(
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             line += error.object.count(b"\n", 0, error.start)
-            raise not_utf8(f"{name}, line {line}", error, offset - held) from None
+            raise _not_utf8(f"{name}, line {line}", error, offset - held) from None
         if offset == 0:
             text = text.removeprefix(_BOM)
         offset += len(chunk)
@@ -57,15 +61,14 @@ def decoded(
 
 
 def decode_whole(raw: bytes, where: str, offset: int, errors: Errors) -> str:
-    """The text of `raw`, which begins at byte `offset` of `where`. Raises UndecodableError."""
+    """Decode `raw`, which begins at byte `offset` of `where`. Raises UndecodableError."""
     try:
         return raw.decode("utf-8", errors)
     except UnicodeDecodeError as error:
-        raise not_utf8(where, error, offset) from None
+        raise _not_utf8(where, error, offset) from None
 
 
-def not_utf8(where: str, error: UnicodeDecodeError, offset: int = 0) -> UndecodableError:
-    """The error for a byte that is not UTF-8, of what begins at byte `offset` of `where`."""
+def _not_utf8(where: str, error: UnicodeDecodeError, offset: int) -> UndecodableError:
     return UndecodableError(
         f"{where}: byte {offset + error.start} is not UTF-8 (0x{error.object[error.start]:02X})",
         "convert it, leave it out, or use --errors replace to read U+FFFD there",
@@ -75,7 +78,7 @@ def not_utf8(where: str, error: UnicodeDecodeError, offset: int = 0) -> Undecoda
 def split_documents(
     chunks: Iterable[tuple[str, int]], separator: str | None
 ) -> Iterator[tuple[str, bool, int]]:
-    """Documents of a text in bounded pieces: (text, is the document's first, bytes read for it)."""
+    """Yield the documents of a text in pieces: (text, whether it begins one, bytes read for it)."""
     held, first, size = "", True, 0
     for chunk, read in chunks:
         held += chunk
@@ -99,8 +102,23 @@ def split_documents(
             first, size = False, 0
 
 
+def whole_document(
+    file: str, place: str, text: str, size: int, label: str | None = None
+) -> Iterator[Document]:
+    """Yield a document that is in memory in pieces; `size`: bytes of the file read for it."""
+    for index, piece in enumerate(pieces(text)):
+        yield Document(
+            file=file,
+            place=place,
+            text=piece,
+            first=index == 0,
+            size=0 if index else size,
+            label=label,
+        )
+
+
 def pieces(text: str) -> Iterator[str]:
-    """`text` itself, or in pieces of at most `PIECE` characters."""
+    """Yield `text` itself, or in pieces of at most `PIECE` characters."""
     begin = 0
     while len(text) - begin > PIECE:
         end = begin + cut(text[begin : begin + PIECE + 1], PIECE)
@@ -110,8 +128,8 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def cut(text: str, limit: int) -> int:
-    """Where to cut `text`, which is longer than `limit`: in its second half, at a line end or
-    before a space where there is one."""
+    """Return where to cut `text`, which is longer than `limit`: in its second half, at a line end
+    or before a space where there is one."""
     least = limit // 2
     end = limit
     while (end := text.rfind("\n", least, end)) >= 0:
@@ -124,24 +142,8 @@ def cut(text: str, limit: int) -> int:
     return space if space > 0 else limit
 
 
-MOST_DESCRIPTION = 2**28  # bytes of memory: an MDS index of 100,000 shards
-_CONTINUED = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that begin no character
-_WIDE = re.compile(rb"[\xf0-\xf4]|\\u[dD][89abAB]")  # characters of four bytes in a str
-_CONTAINER, _VALUE = 64, 40  # bytes of an empty object, and of a number in a list
-
-
-@dataclass(frozen=True, slots=True)
-class LongInteger:
-    """An integer of more digits than Python converts."""
-
-    digits: str
-
-    def __str__(self) -> str:
-        return self.digits
-
-
 def loads(source: str | bytes) -> Any:
-    """Parse JSON; an integer with more digits than Python converts is a `LongInteger`.
+    """Parse JSON; an integer with more digits than Python converts becomes a Decimal.
 
     Raises ValueError, RecursionError.
     """
@@ -153,9 +155,9 @@ def loads(source: str | bytes) -> Any:
         return json.loads(source, parse_int=_integer)
 
 
-def _integer(digits: str) -> int | LongInteger:
+def _integer(digits: str) -> int | Decimal:
     most = sys.get_int_max_str_digits()
-    return LongInteger(digits) if most and len(digits.lstrip("-")) > most else int(digits)
+    return Decimal(digits) if most and len(digits.lstrip("-")) > most else int(digits)
 
 
 def check_size(raw: bytes, name: str) -> None:
@@ -170,7 +172,7 @@ def check_size(raw: bytes, name: str) -> None:
 
 
 def decoded_size(raw: bytes) -> tuple[int, int]:
-    """The most bytes that JSON takes as text and, in addition to that, as values.
+    """Return the most bytes that JSON takes as text and, in addition to that, as values.
 
     Both are upper bounds: a bracket or a comma may be part of a text.
     """

@@ -1,1 +1,1 @@
-"""Who counts: the same map and merge over the partitions of a corpus, here or on a cluster."""
+"""Runs the same work here or on a cluster: tasks over the partitions of a corpus, merged."""

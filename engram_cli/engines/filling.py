@@ -1,90 +1,407 @@
-"""Who fills rows from a corpus: the same tokens and the same sums, here or on a cluster.
+"""Fills rows from a corpus: tokens and rows as tasks for any engine.
 
-In: a corpus and a `CorpusFill`. Out: its token file, and a fill that makes the same rows elsewhere.
+Workers need the corpus, not the disk of the table. Tokens come back in order into the builder's
+scratch file, whole rows into its chunks, so that journal, checksums and digest are made in one
+place. Rows are equal to the bit on every engine: all sums are of integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
 
-from engram_cli.corpus.base import CorpusOptions
-from engram_cli.corpus.encode import make_encoder
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.partitions import Plan
-from engram_cli.corpus.stream import TokenStream
-from engram_cli.hashing.layout import HashLayout
-from engram_cli.progress import Progress
-from engram_cli.registry import Registry
-from engram_cli.table.inits.corpus.filled import CorpusFill
-from engram_cli.table.inits.corpus.tokens import TokenWriter
-from engram_cli.vocab.tokenizer import TokenizerFile
+from engram_cli.engines.base import Engine, Reading, Task, check_reachable, portable
+from engram_cli.errors import InputError
+from engram_cli.hashing.hasher import plan_layer
+from engram_cli.progress import SILENT, Progress
+from engram_cli.stats.memory import base_bytes
+from engram_cli.table.inits.base import Filler, Span
+from engram_cli.table.inits.corpus.buckets import ColumnVectors, summed_rows
+from engram_cli.table.inits.corpus.columns import PartitionedColumns
+from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
+from engram_cli.table.inits.corpus.filled import (
+    CorpusFill,
+    column_vectors,
+    columns_of,
+    fill_columns,
+)
+from engram_cli.table.inits.corpus.pairs import Occurrences, TokenSpan, span_pairs, token_spans
+from engram_cli.table.inits.corpus.tokens import Piece, TokenWriter, piece_of
+
+Fetch: TypeAlias = Callable[[Any], NDArray[Any]]
+"""Gives the array that a reference stands for, inside a task."""
+
+TASK_BYTES = 2 * 10**9  # of a task, unless the user says otherwise
+_PIECE = 2**20  # tokens of a piece from a worker, at least
+_PAIR = 24  # bytes of a pair and of its entry in a bucket
+_TOKEN_BYTES = 40  # bytes of a token while its pairs are made, for each of its lags
+_VECTOR = 24  # bytes of a value of the vectors while they are made
+_LONGEST = 2**24  # tokens: beyond, less and less of them are equal
+_LEAST_ROOM = 64 * 2**20
+_STORED_SHARE = 4  # rows of a pass take one part in so many of what references may hold
+_TASKS_A_SLOT = 4  # so that a slot that finishes early takes more
+_LEAST_ROWS = 2**16  # of a range: below, hashing all pairs for it outweighs adding its own
+_MATRIX_ROWS = 2**11  # of an embedding matrix that are one object, read at a time
+
+
+def write_tokens(
+    engine: Engine,
+    reading: Reading,
+    plan: Plan,
+    writer: TokenWriter,
+    progress: Progress,
+    *,
+    insisted: bool = False,
+) -> None:
+    """Write the corpus into `writer`, from where it stands; a cluster continues with the partition
+    after the last whole one.
+
+    `insisted`: a run that continues must take the same encoder. Raises CorpusError and TokenIdError
+    naming the file and the place, EncoderDiffers, OutputError; EngineError where a cluster fails.
+    """
+    read_position, first = writer.read_position, 0
+    if engine.remote:
+        check_reachable(plan.files)
+        after = _partition_after(plan, read_position)
+        if after is None:
+            progress.note("they end inside a partition, so the cluster starts over")
+            writer.restart()
+            progress.start("tokens of the corpus", plan.size, "bytes")
+        first = after or 0
+    keep = reading.encoder if insisted else writer.encoder
+    reading = replace(reading, encoder=keep or reading.encoder, threads=engine.threads)
+    memory = base_bytes(text=reading.tokenizer is not None)
+    task = Task(function=token_pieces, cpus=engine.threads, memory=memory)
+    if not engine.remote:
+        pieces = engine.stream(task, [((reading, plan, None, read_position, progress), 0)])
+    else:
+        slots = engine.slots(task)
+        progress.note(
+            f"ray: tokens of {len(plan) - first} partitions, {slots} at a time, "
+            f"{memory / 1e6:,.0f} MB each"
+        )
+        shared = engine.put(reading.sent())
+        ends = [*plan.begins[1:], len(plan.files)]
+        parts = range(first, len(plan))
+        calls = [((shared, portable(plan.part(at, at + 1)), ends[at]), 0) for at in parts]
+        pieces = engine.stream(task, calls)
+    writer.write(pieces, keep, progress)
+
+
+def token_pieces(
+    reading: Reading,
+    plan: Plan,
+    end: int | None,
+    read_position: ReadPosition | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[Piece]:
+    """Yield the words of some partitions, from `read_position` on.
+
+    `end`: the index of the file after the partition that a worker reads. Then words come a few MB
+    at a time, and reading can resume after the last ones alone.
+    """
+    with (
+        reading.stream(plan, read_position, progress) as (stream, _),
+        closing(stream.blocks()) as blocks,
+    ):
+        held: list[Piece] = []
+        for block in blocks:
+            held.append(piece_of(block, reading.layout))
+            if end is None:
+                yield held.pop()
+            elif sum(len(piece.words) for piece in held) >= _PIECE:
+                yield _joined(held)
+                held = []
+        if end is not None:
+            empty = Piece(words=np.empty(0, dtype=np.uint32), size=0)
+            yield replace(_joined([*held, empty]), read_position=ReadPosition(file=end))
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    words = np.concatenate([piece.words for piece in pieces])
+    return Piece(words=words, size=sum(piece.size for piece in pieces))
+
+
+def _partition_after(plan: Plan, read_position: ReadPosition | None) -> int | None:
+    """Return the first partition that is not read yet; None where a part of it is."""
+    if read_position is None:
+        return 0
+    if read_position.items or read_position.open:
+        return None
+    if read_position.file == len(plan.files):
+        return len(plan)
+    return plan.begins.index(read_position.file) if read_position.file in plan.begins else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenWork:
-    """A corpus to be written as tokens. `tokenizer`: None where no file holds texts; `encoder`:
-    "auto", "tokenizers" or "fast"; `insisted`: a run that goes on must take the same one."""
+class TaskMemory:
+    """How the bytes of a summing task are spent.
 
-    plan: Plan
-    options: CorpusOptions
-    layout: HashLayout
-    tokenizer: TokenizerFile | None
-    encoder: str
-    insisted: bool = False
+    `rows`: of a range at most, `pairs`: at a time, `span`: tokens whose pairs are made at once.
+    """
 
+    rows: int
+    pairs: int
+    span: int
 
-class FillEngine(Protocol):
-    """Makes tokens and rows."""
+    @classmethod
+    def divide(cls, total: int, tokens: int, dim: int, lags: int) -> TaskMemory:
+        """Return what a task of `total` bytes has room for next to the vectors of `tokens` tokens.
 
-    def write_tokens(self, work: TokenWork, writer: TokenWriter, progress: Progress) -> None:
-        """Write the corpus into `writer`, from where it stands.
-
-        Raises CorpusError and TokenIdError naming the file and the place, EncoderDiffers,
-        OutputError; EngineError where a cluster fails.
+        Half is sums and rows, half is pairs, of which a block may be a third. Raises InputError.
         """
-
-    def placed(self, fill: CorpusFill) -> CorpusFill:
-        """The fill that makes the rows of `fill` with this engine."""
-
-
-class LocalFill:
-    """This machine's processors."""
-
-    def write_tokens(self, work: TokenWork, writer: TokenWriter, progress: Progress) -> None:
-        """As `FillEngine` says; goes on in the middle of a file."""
-        encoder = None
-        name = work.encoder if work.insisted else writer.encoder or work.encoder
-        if work.tokenizer is not None:
-            encoder = make_encoder(work.tokenizer, name, progress, size=work.plan.size)
-        plan = work.plan
-        stream = TokenStream(
-            plan.files, work.options, encoder, writer.read_position, begins=plan.begins
+        fixed = base_bytes(text=False) + _VECTOR * tokens * dim
+        room = total - fixed
+        if room < _LEAST_ROOM:
+            raise InputError(
+                f"{total / 1e6:,.0f} MB a task", f"give --memory {(fixed + _LEAST_ROOM) // 10**6}MB"
+            )
+        return cls(
+            rows=max(room // 2 // (12 * dim + 8), 1),
+            pairs=room // 2 // _PAIR,
+            span=min(room // (2 * _TOKEN_BYTES * lags), _LONGEST),
         )
-        keep = work.encoder if work.insisted else writer.encoder
-        try:
-            writer.write(stream.blocks(), work.layout, keep, progress)
-        finally:
-            if encoder is not None:
-                encoder.close()
 
-    def placed(self, fill: CorpusFill) -> CorpusFill:
-        """Itself."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillShared:
+    """What all tasks of a fill need, sent once; `most`: pairs added at a time."""
+
+    what: Occurrences
+    embeddings: Embeddings
+    dim: int
+    followed: NDArray[np.int64] | None
+    most: int
+
+
+# Tasks get arrays that are read-only, and kernels take no such ones, so these are copied.
+
+
+def make_vectors(shared: FillShared, layer: int, column: int) -> ColumnVectors:
+    """Return the vectors of a column."""
+    followed = None if shared.followed is None else np.array(shared.followed)
+    return column_vectors(shared.embeddings, layer, column, shared.dim, followed)
+
+
+def make_pairs(
+    shared: FillShared, layer: int, order: int, words: NDArray[np.uint32], span: TokenSpan
+) -> NDArray[np.uint64]:
+    """Return the united pairs of an order in a span of the corpus, uint64[2 * n]."""
+    return span_pairs(shared.what, layer, order, np.array(words), span)
+
+
+def make_rows(
+    shared: FillShared,
+    layer: int,
+    column: int,
+    span: Span,
+    vectors: ColumnVectors,
+    blocks: Sequence[Any],
+    fetch: Fetch,
+) -> NDArray[np.float32]:
+    """Return float32[n, dim]: the rows of a range of a column, from all pairs of its order.
+
+    One block after the other is fetched, so that memory does not depend on the corpus.
+    """
+    layout = shared.what.layout
+    own = replace(vectors, values=np.array(vectors.values), mean=np.array(vectors.mean))
+    plan = plan_layer(layout, layout.layer(layer))
+    pairs = (fetch(block) for block in blocks)
+    return summed_rows(pairs, plan, column, span, own, most=shared.most)
+
+
+def placed(engine: Engine, fill: CorpusFill, progress: Progress) -> CorpusFill:
+    """Return the fill that makes the rows of `fill` on an engine: here with pairs on the disk, on
+    a cluster with pairs in its memory. Raises InputError where no node has the memory."""
+    if not engine.remote:
         return fill
+    slots = engine.slots(Task(function=make_rows, memory=fill.memory))
+    progress.note(
+        f"ray: rows are summed by {slots} tasks at a time, {fill.memory / 1e6:,.0f} MB each"
+    )
+    return on_engine(engine, fill, slots)
 
 
-@contextmanager
-def local_fill(address: str | None, threads: int, progress: Progress) -> Iterator[FillEngine]:
-    """The local engine, which has no address."""
-    yield LocalFill()
+def on_engine(engine: Engine, fill: CorpusFill, slots: int) -> EngineFill:
+    """Return `fill` with its passes as tasks, `slots` at a time."""
+    own = {each.name: getattr(fill, each.name) for each in fields(fill)}
+    return EngineFill(**own, engine=engine, slots=slots)
 
 
-FILL_ENGINES: Registry[Callable[[str | None, int, Progress], AbstractContextManager[FillEngine]]]
-FILL_ENGINES = Registry(
-    "engine",
-    {
-        "local": "engram_cli.engines.filling:local_fill",
-        "ray": "engram_cli.engines.ray_filling:ray_fill",
-    },
-)
+@dataclass(slots=True)
+class _Sent:
+    """What the engine holds: words by span, pairs by (layer, order), what tasks share."""
+
+    words: list[Any] = field(default_factory=list)
+    pairs: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
+    shared: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFill(CorpusFill):
+    """A fill whose passes are tasks, `slots` at a time; `memory` is that of a task."""
+
+    engine: Engine
+    slots: int
+    held: _Sent = field(default_factory=_Sent, compare=False)
+
+    def passes(self, layer: int, dim: int, spans: Sequence[Span]) -> list[list[int]]:
+        """Return which spans are made together: what a part of the engine's stores holds."""
+        room = self.engine.store_bytes // _STORED_SHARE
+        groups: list[list[int]] = []
+        used = 0
+        for index, (_, count) in enumerate(spans):
+            size = 4 * dim * count
+            if not groups or used + size > room:
+                groups.append([])
+                used = 0
+            groups[-1].append(index)
+            used += size
+        return groups
+
+    @contextmanager
+    def prepared(
+        self, layer: int, dim: int, spans: Sequence[Span], scratch: Path
+    ) -> Iterator[Filler]:
+        """Yield what fills the rows of `spans`, which are all made when the block begins."""
+        entry, memory = self.layout.layer(layer), self._memory(dim)
+        whole = sum(count for _, count in spans)
+        most = min(memory.rows, max(whole // (_TASKS_A_SLOT * self.slots), _LEAST_ROWS))
+        parts = [part for run in _runs(spans) for part in columns_of(entry, run)]
+        ranges = [(column, cut) for column, span in parts for cut in _cut(span, most)]
+        columns = sorted({column for column, _ in ranges})
+        orders = {column: self.layout.orders[column // self.layout.heads] for column in columns}
+        shared = self._shared(dim, memory)
+        for order in sorted(set(orders.values())):
+            self._send_pairs(layer, order, shared, memory)
+        self.progress.start(f"vectors of layer {layer}", len(columns), "columns")
+        made = self._map(make_vectors, [((shared, layer, column), 1) for column in columns])
+        vectors = dict(zip(columns, made, strict=True))
+        self.progress.start(f"sums of layer {layer}", whole, "rows")
+        fetch = self.engine.fetch
+        calls = [
+            (
+                (shared, layer, c, span, vectors[c], self.held.pairs[layer, orders[c]], fetch),
+                span[1] - span[0],
+            )
+            for c, span in ranges
+        ]
+        rows = self._map(make_rows, calls)
+        del calls, made, vectors
+        references = dict(zip(ranges, rows, strict=True))
+        del rows
+
+        def get(spans: Mapping[int, Span]) -> dict[int, _FetchedRows]:
+            return {
+                column: _FetchedRows(span[0], self.engine.get(references.pop((column, span))))
+                for column, span in spans.items()
+            }
+
+        groups = [{column: span} for column, span in ranges]
+        yield partial(fill_columns, entry, PartitionedColumns(groups, get, lambda part: None))
+
+    def _map(self, function: Callable[..., Any], calls: Sequence[Any]) -> list[Any]:
+        return self.engine.map(Task(function=function, memory=self.memory), calls, self.progress)
+
+    def _memory(self, dim: int) -> TaskMemory:
+        lags = max(len(self.occurrences.lags(order)) for order in self.layout.orders)
+        return TaskMemory.divide(self.memory, self.embeddings.tokens, dim, lags)
+
+    def _shared(self, dim: int, memory: TaskMemory) -> Any:
+        if self.held.shared is None:
+            shared = FillShared(
+                what=self.occurrences,
+                embeddings=_sent(self.embeddings, self.engine),
+                dim=dim,
+                followed=self.followed(),
+                most=memory.pairs,
+            )
+            self.held.shared = self.engine.put(shared)
+        return self.held.shared
+
+    def _send_pairs(self, layer: int, order: int, shared: Any, memory: TaskMemory) -> None:
+        """Have the engine hold the pairs of an order; those of other layers are dropped."""
+        held = self.held
+        for key in [key for key in held.pairs if key[0] != layer]:
+            del held.pairs[key]
+        if (layer, order) in held.pairs:
+            return
+        parts = token_spans(self.occurrences, memory.span)
+        if not held.words:
+            words = self.file.map()
+            held.words = [self.engine.put(np.array(words[p.first : p.last])) for p in parts]
+        self.progress.start(f"{order}-grams of layer {layer}", self.file.tokens, "tokens")
+        calls = [
+            ((shared, layer, order, words, part), part.end - part.begin)
+            for words, part in zip(held.words, parts, strict=True)
+        ]
+        held.pairs[layer, order] = self._map(make_pairs, calls)
+
+
+@dataclass(frozen=True, slots=True)
+class _FetchedRows:
+    """Rows of a column from `begin` on."""
+
+    begin: int
+    rows: NDArray[np.float32]
+
+    def fill(self, first: int, out: NDArray[np.float32]) -> None:
+        """Write the rows from `first` into `out` float32[n, w]."""
+        out[:] = self.rows[first - self.begin :][: len(out)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Matrix:
+    """The rows of a matrix that an engine holds in blocks of `_MATRIX_ROWS`."""
+
+    blocks: tuple[Any, ...]
+    rows: int
+    fetch: Fetch
+
+    def __call__(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Return float32[end - begin, hidden]."""
+        size = self.rows
+        found = [
+            self.fetch(self.blocks[at])[max(begin - at * size, 0) : end - at * size]
+            for at in range(begin // size, -(-end // size))
+        ]
+        return np.concatenate(found)
+
+
+def _sent(embeddings: Embeddings, engine: Engine) -> Embeddings:
+    """Return embeddings for workers that do not have the checkpoint."""
+    if not isinstance(embeddings, MatrixEmbeddings):
+        return embeddings
+    blocks = tuple(
+        engine.put(embeddings.read(begin, min(begin + _MATRIX_ROWS, embeddings.tokens)))
+        for begin in range(0, embeddings.tokens, _MATRIX_ROWS)
+    )
+    return replace(embeddings, read=_Matrix(blocks=blocks, rows=_MATRIX_ROWS, fetch=engine.fetch))
+
+
+def _runs(spans: Sequence[Span]) -> list[Span]:
+    """Return spans (first row, count) that follow each other as one."""
+    runs: list[Span] = []
+    for first, count in spans:
+        if runs and sum(runs[-1]) == first:
+            first, count = runs[-1][0], runs.pop()[1] + count
+        runs.append((first, count))
+    return runs
+
+
+def _cut(span: Span, most: int) -> list[Span]:
+    """Return the rows begin..end-1 in ranges of about equal size, `most` at most."""
+    begin, end = span
+    count = -(-(end - begin) // most)
+    bounds = [begin + (end - begin) * at // count for at in range(count + 1)]
+    return list(pairwise(bounds))

@@ -1,123 +1,116 @@
-"""The engine of one machine: threads, one partition after the other, checkpoints on the way.
+"""The engine of this machine: every task runs here, one after another, with threads of its own.
 
-It needs no package and no cluster; one set of counters sees the whole corpus, so nothing is merged.
+One task takes a whole corpus, so nothing is merged, and checkpoints are saved on the way.
 """
 
 from __future__ import annotations
 
-import time
-from contextlib import nullcontext
-from threading import Event
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
-from engram_cli.corpus.encode import EncoderDiffers, make_encoder
-from engram_cli.corpus.stream import TokenStream
-from engram_cli.engines.interruption import put_off
-from engram_cli.engines.resuming import find_checkpoint, tell_resumed
-from engram_cli.engines.work import Counted, Running, Work
-from engram_cli.errors import ArtifactError, UndecodableError
+from engram_cli.corpus.partitions import Plan
+from engram_cli.engines.base import Call, Job, Task
 from engram_cli.progress import Progress
-from engram_cli.stats.checkpoint import Checkpoint, FolderCheckpointer, remove_checkpoint
-from engram_cli.stats.collector_set import CollectorSet
-from engram_cli.stats.count import CorpusCounter
+
+PATIENCE = 2.0  # seconds
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def count(work: Work, running: Running, progress: Progress) -> Counted:
-    """Go on from a checkpoint or count from the start; when the fast encoder turns out to differ,
-    count again from the start without it.
+class LocalEngine:
+    """Runs tasks in this process: a reference is the value itself."""
 
-    Raises CorpusError, TokenIdError, InputError when memory does not suffice.
+    remote = False
+    store_bytes = 2**31
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    @property
+    def fetch(self) -> Callable[[Any], Any]:
+        """The identity: values lie here."""
+        return _identity
+
+    def slots(self, task: Task) -> int:
+        """Return 1: a task uses the threads itself."""
+        return 1
+
+    def put(self, value: Any) -> Any:
+        """Return `value`."""
+        return value
+
+    def get(self, reference: Any) -> Any:
+        """Return `reference`."""
+        return reference
+
+    def map(self, task: Task, calls: Sequence[Call], progress: Progress) -> list[Any]:
+        """Run all calls."""
+        values = []
+        for arguments, amount in calls:
+            values.append(task.function(*arguments))
+            progress.advance(amount)
+        return values
+
+    def stream(self, task: Task, calls: Sequence[Call]) -> Generator[Any, None, None]:
+        """Yield what the calls yield."""
+        for arguments, _ in calls:
+            yield from task.function(*arguments)
+
+    def reduce(self, job: Job, plan: Plan, progress: Progress) -> Any:
+        """Run a job over all partitions at once; the job reports its progress."""
+        progress.start(job.what, plan.size, "bytes")
+        return job.run(plan)
+
+
+def _identity(reference: Any) -> Any:
+    return reference
+
+
+@contextmanager
+def local(address: str | None, threads: int, progress: Progress) -> Iterator[LocalEngine]:
+    """Open the engine of this machine, which has no address."""
+    yield LocalEngine(threads)
+
+
+@contextmanager
+def put_off(asked: threading.Event, patience: float = PATIENCE) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM set `asked` instead of raising KeyboardInterrupt.
+
+    That is raised by the next one, after `patience` seconds, or at the end of the block. Only
+    signals that would raise it are taken, and only in the main thread, which alone may handle any.
     """
-    found = None
-    if running.fingerprint is not None:
-        folder = running.checkpoints
-        found = find_checkpoint(folder, running.fingerprint, progress, restart=running.restart)
+    taken = [each for each in _SIGNALS if signal.getsignal(each) is signal.default_int_handler]
+    main = threading.main_thread().ident
+    if not taken or main is None or main != threading.get_ident():
+        yield
+        return
+    over = threading.Event()
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    def watch() -> None:
+        asked.wait()
+        if not over.wait(patience):
+            signal.pthread_kill(main, taken[0])
+
+    # Started now: a handler must not wait for the locks that starting a thread takes.
+    watcher = threading.Thread(target=watch, daemon=True, name="engram-interruption")
+    watcher.start()
+    for each in taken:
+        signal.signal(each, heard)
     try:
-        return _count(work, running, None, found, progress).checked(work, progress)
-    except EncoderDiffers as error:
-        if work.plan.size is None:  # what came through a pipe is gone
-            raise
-        remove_checkpoint(running.checkpoints)
-        progress.note(f"{error.message}: counting again from the start with tokenizers")
-    return _count(work, running, "tokenizers", None, progress).checked(work, progress)
-
-
-def _count(
-    work: Work,
-    running: Running,
-    encoder_name: str | None,
-    found: Checkpoint | None,
-    progress: Progress,
-) -> Counted:
-    """`encoder_name`: None for the one that the checkpoint was made with, or is asked for."""
-    begin = time.perf_counter()
-    plan = work.plan
-    counter, collector_set, found = _start_counter(work, running, found, progress)
-    if found is not None:
-        encoder_name = encoder_name or found.encoder
-    progress.start("counting", plan.size, "bytes")
-    if counter.size:
-        progress.advance(counter.size)
-    checkpointer, ending = None, Event()
-    if running.fingerprint is not None:
-        every = running.checkpoint_seconds
-        folder = running.checkpoints
-        checkpointer = FolderCheckpointer(
-            folder, running.fingerprint, every, progress, encoder_name, ending
-        )
-    resumed = counter.tokens
-    encoder = None
-    if work.tokenizer is not None:
-        name = encoder_name or running.encoder
-        encoder = make_encoder(work.tokenizer, name, progress, size=plan.size)
-
-    def saved_tokens() -> int:
-        latest = None if checkpointer is None else checkpointer.tokens
-        return resumed if latest is None else latest
-
-    read_position = None if found is None else found.read_position
-    stream = TokenStream(plan.files, work.options, encoder, read_position, begins=plan.begins)
-    try:
-        with nullcontext() if checkpointer is None else put_off(ending):
-            counts = counter.count(stream.blocks(), progress, checkpointer)
-    except KeyboardInterrupt:
-        if kept := saved_tokens():
-            progress.note(f"{kept:,} tokens are kept: the same command resumes from there")
-        else:
-            progress.note("no checkpoint was written yet: the same command starts over")
-        raise
-    except UndecodableError:
-        if kept := saved_tokens():
-            progress.note(
-                f"{kept:,} tokens are kept: the same command with --errors replace continues there"
-            )
-        raise
+        yield
+        if asked.is_set():
+            raise KeyboardInterrupt
     finally:
-        if encoder is not None:
-            encoder.close()
-    return Counted(
-        counts=counts,
-        collector_set=collector_set,
-        empty_files=stream.empty_files,
-        cuts=stream.cuts,
-        encoder=None if encoder is None else encoder.name,
-        seconds=time.perf_counter() - begin,
-        resumed_tokens=resumed,
-    )
-
-
-def _start_counter(
-    work: Work, running: Running, found: Checkpoint | None, progress: Progress
-) -> tuple[CorpusCounter, CollectorSet, Checkpoint | None]:
-    """What counts, as the checkpoint left it; without it, which is said, where it is unsound."""
-    collector_set = work.collector_set()
-    counter = work.counter(collector_set, running.threads)
-    if found is not None:
-        try:
-            counter.restore(found.state)
-        except ArtifactError as error:
-            progress.note(f"counting from the start, the checkpoint is dropped: {error.message}")
-            remove_checkpoint(running.checkpoints)
-            return _start_counter(work, running, None, progress)
-        found.state.clear()  # its arrays are mapped from a file that is to go
-        tell_resumed(found, work.plan.size, progress)
-    return counter, collector_set, found
+        for each in taken:
+            signal.signal(each, signal.default_int_handler)
+        over.set()
+        asked.set()  # whether or not it was: the watcher must end
+        watcher.join()

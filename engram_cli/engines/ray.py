@@ -1,7 +1,7 @@
-"""The only door to `ray`, an extra: a connection to a cluster, tasks on it, what they leave behind.
+"""The engine of a Ray cluster, and the only file that imports `ray`, an extra.
 
-In: functions of `engines.tasks` and `engines.fill_tasks`, and their arguments. Out: references to
-what they gave. Lost tasks, and what lost nodes held, are made again by Ray.
+Tasks that are lost, and what lost nodes held, are made again by Ray. An error that a user can fix
+travels as a value, because a task that raises would be retried.
 """
 
 from __future__ import annotations
@@ -10,49 +10,41 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.engines.tasks import Report
-from engram_cli.errors import DependencyError, EngineError, InputError
+from engram_cli.corpus.partitions import Plan
+from engram_cli.engines.base import Call, Job, Task, portable
+from engram_cli.errors import DependencyError, EngineError, EngramError, InputError, MismatchError
 from engram_cli.progress import Progress
+from engram_cli.version import __version__
 
+TASKS_A_SLOT = 4  # so that a slot that finishes early takes more
+FAN_IN = 4  # partials merged by a task
+_AHEAD = 2  # streams a slot that are under way or wait to be taken
 _RETRIES = 8  # of a task whose worker or node is lost
 _POLL = 0.5  # seconds
 
-Call: TypeAlias = tuple[Any, Any, int]
-"""The references to a task's report and to what it leaves, and the work it stands for."""
 
+class RayEngine:
+    """Runs tasks on a cluster: a reference is an object in its stores."""
 
-class Cluster:
-    """A connection to a cluster."""
+    remote = True
 
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, threads: int, progress: Progress) -> None:
+        self.threads = threads
+        self._ray, self._progress = ray, progress
 
-    def slots(self, cpus: int, memory: int) -> int:
-        """How many tasks of so many CPUs and bytes may run at a time.
-
-        Raises InputError when no node could take one.
-        """
-        nodes = self._nodes()
-        fits = [
-            min(int(node.get("CPU", 0)) // cpus, int(node.get("memory", 0)) // memory)
-            for node in nodes
-        ]
-        if not any(fits):
-            most = max((int(node.get("CPU", 0)) for node in nodes), default=0)
-            room = max((int(node.get("memory", 0)) for node in nodes), default=0)
-            raise InputError(
-                f"a task takes {cpus} CPUs and {memory / 1e6:,.0f} MB; the nodes of this cluster "
-                f"have up to {most} CPUs and {room / 1e6:,.0f} MB",
-                "give fewer --threads or --layers, less --memory, or larger nodes",
-            )
-        return sum(fits)
+    @property
+    def fetch(self) -> Callable[[Any], Any]:
+        """The function that gives a writable array inside a task."""
+        return fetched
 
     @property
     def store_bytes(self) -> int:
@@ -62,82 +54,226 @@ class Cluster:
     def _nodes(self) -> list[dict[str, Any]]:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
+    def slots(self, task: Task) -> int:
+        """Return how many calls run at a time. Raises InputError when no node could take one."""
+        nodes = [(int(n.get("CPU", 0)), int(n.get("memory", 0))) for n in self._nodes()]
+        fits = [min(cpus // task.cpus, room // task.memory) for cpus, room in nodes]
+        if not any(fits):
+            most = max((cpus for cpus, _ in nodes), default=0)
+            room = max((room for _, room in nodes), default=0)
+            raise InputError(
+                f"a task takes {task.cpus} CPUs and {task.memory / 1e6:,.0f} MB; the nodes of this "
+                f"cluster have up to {most} CPUs and {room / 1e6:,.0f} MB",
+                "give fewer --threads or --layers, less --memory, or larger nodes",
+            )
+        return sum(fits)
+
     def put(self, value: Any) -> Any:
-        """A reference to `value`, for any number of tasks."""
+        """Return a reference to `value`, for any number of tasks."""
         return self._ray.put(value)
 
     def get(self, reference: Any) -> Any:
-        """What a reference stands for."""
+        """Return the value of a reference."""
         return self._ray.get(reference)
 
-    def task(
-        self, function: Callable[..., Any], *, cpus: int, memory: int, returns: int | str = 2
-    ) -> Callable[..., Any]:
-        """`function` as a task that is done again when it is lost; gives `returns` references."""
-        task = self._ray.remote(function).options(
-            num_cpus=cpus, memory=memory, num_returns=returns, max_retries=_RETRIES
+    def map(self, task: Task, calls: Sequence[Call], progress: Progress) -> list[Any]:
+        """Run all calls; return references to their values, in order.
+
+        Raises the error of the first one that failed. On any error, Ctrl-C included, all of them
+        are cancelled.
+        """
+        submit = self._submitter(task)
+        submitted = [(*submit(*arguments), amount) for arguments, amount in calls]
+        running = {error: amount for error, _, amount in submitted}
+        try:
+            while running:
+                for done in self._done(running):
+                    self._raise(done)
+                    progress.advance(running.pop(done))
+        finally:
+            self._cancel(running)
+        return [value for _, value, _ in submitted]
+
+    def stream(self, task: Task, calls: Sequence[Call]) -> Generator[Any, None, None]:
+        """Yield what the calls yield, in order."""
+        most = _AHEAD * self.slots(task)
+        submit = self._submitter(task, _guarded_stream, "streaming")
+        waiting, running = deque(calls), deque[Any]()
+        try:
+            while waiting or running:
+                while waiting and len(running) < most:
+                    running.append(submit(*waiting.popleft()[0]))
+                yield from self._items(running[0])
+                running.popleft()
+        finally:
+            self._cancel(running)
+
+    def reduce(self, job: Job, plan: Plan, progress: Progress) -> Any:
+        """Run a job over neighbouring partitions and merge their partials in a tree."""
+        task = Task(function=_run, cpus=self.threads, memory=job.memory)
+        slots = self.slots(replace(task, memory=max(job.memory, job.merge_memory)))
+        sizes = [plan.part(number, number + 1).size or 0 for number in range(len(plan))]
+        bounds = task_bounds(sizes, TASKS_A_SLOT * slots)
+        self._progress.note(
+            f"ray: {len(bounds)} tasks for {len(plan)} partitions, {slots} at a time, "
+            f"{job.memory / 1e6:,.0f} MB each"
         )
-        submit: Callable[..., Any] = task.remote
+        progress.start(job.what, plan.size, "bytes")
+        shared = self.put(job.sent())
+        submit, tree = self._submitter(task), _Tree()
+        merge = self._submitter(Task(function=_merge, memory=job.merge_memory))
+        running: dict[Any, tuple[Any, int, int]] = {}  # error -> partial, level, bytes
+        try:
+            for first, last in bounds:
+                part = plan.part(first, last)
+                error, partial = submit(shared, portable(part))
+                running[error] = partial, 0, part.size or 0
+            while True:
+                while running:
+                    for done in self._done(running):
+                        self._raise(done)
+                        partial, level, size = running.pop(done)
+                        progress.advance(size)
+                        if ready := tree.take(partial, level):
+                            error, partial = merge(shared, *ready)
+                            running[error] = partial, level + 1, 0
+                rest = tree.rest()
+                if len(rest) == 1:
+                    return job.result(self.get(rest[0]))
+                error, partial = merge(shared, *rest)
+                running[error] = partial, len(tree.levels), 0
+        finally:
+            self._cancel(running)
+
+    def _submitter(
+        self, task: Task, guard: Callable[..., Any] | None = None, returns: int | str = 2
+    ) -> Callable[..., Any]:
+        """Return what submits calls, which are done again when they are lost."""
+        remote = self._ray.remote(guard or _guarded).options(
+            num_cpus=task.cpus, memory=task.memory, num_returns=returns, max_retries=_RETRIES
+        )
+
+        def submit(*arguments: Any) -> Any:
+            return remote.remote(__version__, task.function, *arguments)
+
         return submit
 
-    def done(self, references: Iterable[Any]) -> list[Any]:
-        """Those that are done, after a short wait: () when there are none yet."""
+    def _done(self, references: Iterable[Any]) -> list[Any]:
+        """Return those that are done, after a short wait: () when there are none yet."""
         done: list[Any] = self._ray.wait(list(references), timeout=_POLL)[0]
         return done
 
-    def items(self, stream: Any) -> Iterator[Any]:
-        """What a task with returns="streaming" yields, one after the other."""
+    def _raise(self, reference: Any) -> None:
+        error: EngramError | None = self._ray.get(reference)
+        if error is not None:
+            raise error
+
+    def _items(self, stream: Any) -> Iterator[Any]:
         while True:
-            if self.done([stream]):
+            if self._done([stream]):
                 try:
-                    reference = next(stream)
+                    item = self._ray.get(next(stream))
                 except StopIteration:
                     return
-                yield self._ray.get(reference)
+                if isinstance(item, EngramError):
+                    raise item
+                yield item
 
-    def gather(self, calls: Sequence[Call], progress: Progress) -> list[Any]:
-        """Wait for tasks of (report, state): the references to their states, in order.
-
-        Raises the error of the first one that failed. On any error, Ctrl-C included, all of them
-        are given up.
-        """
-        open_ = {report: amount for report, _, amount in calls}
-        try:
-            while open_:
-                for report in self.done(open_):
-                    found: Report = self._ray.get(report)
-                    if found.error is not None:
-                        raise found.error
-                    progress.advance(open_.pop(report))
-        finally:
-            self.cancel(open_)
-        return [state for _, state, _ in calls]
-
-    def cancel(self, references: Iterable[Any]) -> None:
-        """Give up what is still running."""
+    def _cancel(self, references: Iterable[Any]) -> None:
         for reference in references:
             with suppress(Exception):  # the cluster may be gone
                 self._ray.cancel(reference, force=False)
 
-    @contextmanager
-    def failures(self) -> Iterator[None]:
-        """Ray's own errors as EngineError."""
-        try:
-            yield
-        except self._ray.exceptions.RayError as error:
-            raise _failed(error) from error
+
+class _Tree:
+    """Partials that wait to be merged, by how many merges they are from the leaves."""
+
+    def __init__(self) -> None:
+        self.levels: list[list[Any]] = []
+
+    def take(self, partial: Any, level: int) -> list[Any] | None:
+        """Add a partial; return those that must be merged now."""
+        while len(self.levels) <= level:
+            self.levels.append([])
+        waiting = self.levels[level]
+        waiting.append(partial)
+        if len(waiting) < FAN_IN:
+            return None
+        self.levels[level] = []
+        return waiting
+
+    def rest(self) -> list[Any]:
+        """Take up to `FAN_IN` of those that wait, the ones with the fewest merges first."""
+        found: list[Any] = []
+        for waiting in self.levels:
+            while waiting and len(found) < FAN_IN:
+                found.append(waiting.pop())
+        return found
+
+
+def task_bounds(sizes: Sequence[int], tasks: int) -> list[tuple[int, int]]:
+    """Return which partitions, of so many bytes each, every task takes: neighbours, about as many
+    bytes in each of at most `tasks` tasks."""
+    total, done, begin = max(sum(sizes), 1), 0, 0
+    found: list[tuple[int, int]] = []
+    for end, size in enumerate(sizes, 1):
+        done += size
+        full = done * tasks >= total * (len(found) + 1) and len(found) < tasks - 1
+        if full or end == len(sizes):
+            found.append((begin, end))
+            begin = end
+    return found
+
+
+def _run(job: Job, plan: Plan) -> Any:
+    return job.partial(job.run(plan))
+
+
+def _merge(job: Job, *partials: Any) -> Any:
+    return job.merge(*partials)
+
+
+def _guarded(
+    version: str, function: Callable[..., Any], *arguments: Any
+) -> tuple[EngramError | None, Any]:
+    """Call a function in a worker; return its error, or its value."""
+    try:
+        _check_version(version)
+        return None, function(*arguments)
+    except EngramError as error:
+        return error, None
+
+
+def _guarded_stream(
+    version: str, function: Callable[..., Any], *arguments: Any
+) -> Iterator[EngramError | Any]:
+    """Yield what a function yields in a worker, and its error at last."""
+    try:
+        _check_version(version)
+        yield from function(*arguments)
+    except EngramError as error:
+        yield error
+
+
+def _check_version(version: str) -> None:
+    """Raises MismatchError when another version of engram asks than this one."""
+    if version != __version__:
+        raise MismatchError(
+            f"a worker has engram {__version__}, this is {version}",
+            "install the same version on every node of the cluster",
+        )
 
 
 def fetched(reference: Any) -> NDArray[Any]:
-    """Inside a task: an array of its own of what a reference stands for (Ray's are read-only)."""
+    """Return, inside a task, a writable copy of the array that a reference stands for."""
     import ray
 
     return np.array(ray.get(reference))
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Cluster]:
-    """The cluster at `address`, one that is found, or a local one; a caller's own one is used.
+def connected(address: str | None, threads: int, progress: Progress) -> Iterator[RayEngine]:
+    """Open the cluster at `address`, one that is found, or a local one; a caller's own is used.
 
     It is left as it was found. Raises EngineError without one, DependencyError without Ray.
     """
@@ -147,8 +283,10 @@ def connected(address: str | None) -> Iterator[Cluster]:
         raise DependencyError(
             "--engine ray needs the package ray", "pip install 'engram-tables[ray]'"
         ) from None
+    engine = RayEngine(ray, threads, progress)
     if ray.is_initialized():
-        yield Cluster(ray)
+        with _failures(ray):
+            yield engine
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # users did not ask to be counted
     main = threading.current_thread() is threading.main_thread()
@@ -168,18 +306,23 @@ def connected(address: str | None) -> Iterator[Cluster]:
     if handler is not None:  # Ray takes it for itself
         signal.signal(signal.SIGTERM, handler)
     try:
-        yield Cluster(ray)
+        with _failures(ray):
+            yield engine
     finally:
         ray.shutdown()
 
 
-def _failed(error: Exception) -> EngineError:
-    """What Ray says of a task that failed for good."""
-    cause = getattr(error, "cause", None) or error
-    return EngineError(
-        f"Ray gave up a task: {type(cause).__name__}: {_line(cause)}",
-        "install the same engram and extras on every node; see its logs, `ray logs`",
-    )
+@contextmanager
+def _failures(ray: Any) -> Iterator[None]:
+    """Raise Ray's own errors as EngineError within a block."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise EngineError(
+            f"Ray gave up a task: {type(cause).__name__}: {_line(cause)}",
+            "install the same engram and extras on every node; see its logs, `ray logs`",
+        ) from error
 
 
 def _line(error: object) -> str:

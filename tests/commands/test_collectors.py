@@ -14,7 +14,7 @@ from engram_cli.commands import hash_stats as command
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
 from engram_cli.commands.workspace import Workspace
-from engram_cli.engines import work
+from engram_cli.engines import counting
 from engram_cli.errors import InputError
 from engram_cli.stats.collector_set import exact_memory
 from engram_cli.stats.stats_io import read_stats
@@ -69,7 +69,7 @@ def test_exact_counting_is_refused_before_the_corpus_is_read(
 ) -> None:
     monkeypatch.setattr(command, "available_memory", lambda: 900 * 10**6)
     monkeypatch.setattr(command, "exact_memory", lambda available, planned: 10**6)
-    monkeypatch.setattr(work, "CorpusCounter", None)
+    monkeypatch.setattr(counting, "CorpusCounter", None)
     with pytest.raises(InputError, match="all 2-grams, 0 so far, need 17 MB or more, 1 MB"):
         run(here, "exact", exact=True)
     assert not (here / "exact").exists()

@@ -21,7 +21,7 @@ from engram_cli.commands import hash_stats as command
 from engram_cli.commands.geometry import Geometry
 from engram_cli.corpus import encode, stream
 from engram_cli.corpus.encode import FastEncoder
-from engram_cli.engines import work
+from engram_cli.engines import counting
 from engram_cli.errors import (
     CorpusError,
     InputError,
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_counting(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(work, "CorpusCounter", None)
+    monkeypatch.setattr(counting, "CorpusCounter", None)
     with pytest.raises(OutputError, match="is read-only"):
         run(here, out=here / "new" / "deeper")
 

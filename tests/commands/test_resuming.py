@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.corpus import encode
 from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.encode import EncoderDiffers, ReferenceEncoder
-from engram_cli.engines import local
+from engram_cli.engines import base
 from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.stats import checkpoint
 
@@ -193,7 +192,7 @@ def test_when_the_fast_encoder_differs_nothing_it_gave_is_gone_on_with(
             monkeypatch.setattr(encode.ReferenceEncoder, "encode", reference)
         return ReferenceEncoder(tokenizer)
 
-    monkeypatch.setattr(local, "make_encoder", made)
+    monkeypatch.setattr(base, "make_encoder", made)
     again = Heard(stop_after=size_of(here) * 3 // 4)
     with pytest.raises(KeyboardInterrupt):
         run(here, again)
@@ -260,9 +259,7 @@ def test_the_time_between_two_grows_with_what_one_takes(tmp_path: Path) -> None:
             now[0] += 7.0
             return {}
 
-    checkpointer = checkpoint.FolderCheckpointer(
-        tmp_path / "kept", "request", 30.0, Heard(), None, threading.Event()
-    )
+    checkpointer = checkpoint.FolderCheckpointer(tmp_path / "kept", "request", 30.0, Heard(), None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint.time, "monotonic", lambda: now[0])
         checkpointer._next = 100.0

@@ -18,7 +18,7 @@ from corpus.corpora import read_items, texts
 from corpus.written import VARIANTS, Corpus
 from scripts import run_script
 
-from engram_cli.corpus import columns
+from engram_cli.corpus import flat
 from engram_cli.corpus import text as corpus_text
 from engram_cli.corpus.readers import arrow, jsonl, mds, npy, parquet
 from engram_cli.errors import CorpusError
@@ -99,7 +99,7 @@ def test_a_batch_of_arrow_that_unpacks_to_far_more_is_refused(
 def test_long_rows_of_ids_are_cut_into_blocks(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(columns, "BLOCK_TOKENS", 3)
+    monkeypatch.setattr(flat, "BLOCK_TOKENS", 3)
     table = pa.table({"input_ids": [[1, 2], [], [3, 4, 5, 6, 7, 8, 9], [10]], "x": list("abbc")})
     if kind == "parquet":
         pq.write_table(table, tmp_path / "a")
@@ -171,7 +171,8 @@ def test_long_samples_of_mds_are_cut_into_blocks(
 ) -> None:
     corpus = Corpus(texts=["x"] * 3, ids=[[1, 2, 3, 4, 5], [6], [7]], mark=1)
     (name,) = VARIANTS["mds"].write(tmp_path, corpus)
-    monkeypatch.setattr(mds, "BLOCK_TOKENS", 2)
+    for module in (mds, flat):
+        monkeypatch.setattr(module, "BLOCK_TOKENS", 2)
     items = read_items(tmp_path / name)
     assert [item.ids.tolist() for item in items] == [[1, 2], [3, 4], [5], [6], [7]]
     assert items[1].locate(1).endswith("sample 0, position 3")

@@ -96,7 +96,7 @@ def test_dotted_fields(tmp_path: Path) -> None:
         ('{"text": {"a": "b"}}', "line 2: field 'text' is a dict"),
         ('{"text": "\\ud83d"}', "line 2: character 0 of the text is half of a surrogate pair"),
         ("[" * 100_000, "line 2 is not JSON"),
-        ('{"text": ' + "1" * 5000 + "}", "line 2: field 'text' is a LongInteger"),
+        ('{"text": ' + "1" * 5000 + "}", "line 2: field 'text' is a Decimal"),
     ],
 )
 def test_a_wrong_line_is_named(line: str, message: str, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.workspace import Workspace
-from engram_cli.engines import fill_tasks, ray_filling
+from engram_cli.engines import filling
 from engram_cli.errors import EngramError
 from engram_cli.table.journal import filled
 from engram_cli.table.places import partial_folder
@@ -54,8 +54,8 @@ class Heard:
 def small_tasks() -> None:
     """So that a small corpus makes many tasks."""
     init_corpus.PARTITION_BYTES = 1024
-    fill_tasks._LONGEST = 300
-    ray_filling._LEAST_ROWS = 20
+    filling._LONGEST = 300
+    filling._LEAST_ROWS = 20
 
 
 def main(here: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from engram_cli.engines.interruption import put_off
+from engram_cli.engines.local import put_off
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 

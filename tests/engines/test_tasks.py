@@ -1,4 +1,4 @@
-"""Tasks of any size, merged in any tree, give what the local engine counts: without a cluster."""
+"""Tasks of any size merge in any tree; errors and versions travel; ranges cover their rows."""
 
 from __future__ import annotations
 
@@ -8,121 +8,69 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from engines.fake_ray import InProcess
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from small_tokenizers import PROSE
-from stats.truth import layout_of
+from table.filled import fill_spec, random_vectors, write_corpus
+from table.plain import united
+from table.tables import mapped_layout
 
 from engram_cli import errors
-from engram_cli.corpus.base import CorpusOptions
-from engram_cli.corpus.partitions import plan_partitions
-from engram_cli.corpus.sources import find_sources
-from engram_cli.engines import local, tasks
-from engram_cli.engines.ray_counting import FAN_IN, _Tree
-from engram_cli.engines.tasks import Shared, count_part, merge_parts, reading_of, task_bounds
-from engram_cli.engines.work import ENGINES, Running, Work
-from engram_cli.errors import CorpusError, EngramError, MismatchError
+from engram_cli.corpus.base import ReadPosition
+from engram_cli.engines import ray
+from engram_cli.engines.base import Task
+from engram_cli.engines.counting import CountJob, Work
+from engram_cli.engines.filling import TaskMemory, _cut, _partition_after, _runs
+from engram_cli.engines.ray import FAN_IN, _Tree, task_bounds
+from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT
-from engram_cli.stats.collector_set import CollectorOptions, sources_of
-from engram_cli.stats.memory import plan_memory
-from engram_cli.stats.partial import Partial
-from engram_cli.stats.state import State
+from engram_cli.table.inits.corpus.pairs import span_pairs, token_spans, write_pairs
 from engram_cli.version import __version__
-from engram_cli.vocab.tokenizer import load_tokenizer
-
-TEXTS = [f"{at} " + PROSE[at % len(PROSE)] * (6 + at % 5) for at in range(10)]
-COLLECTORS = CollectorOptions(exact=True, group_by="file", locality=True, holdout=0.2)
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Work:
-    """Ten files of text in as many partitions, or fewer."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for at, text in enumerate(TEXTS):
-        (folder / f"{at:02}.txt").write_text(text, encoding="utf-8")
-    tokenizer = load_tokenizer(tokenizer_file)
-    options = CorpusOptions()
-    plan = plan_partitions(find_sources([folder], options).files, options, 1024)
-    return Work(
-        plan=plan,
-        options=options,
-        layout=layout_of(
-            moduli=(1009, 1013, 1019, 1021), heads=2, size=max(tokenizer.spellings()) + 1
-        ),
-        tokenizer=tokenizer,
-        collector_options=COLLECTORS,
-        source_of=sources_of(plan.files, "file"),
-        sample_size=64,
-        join_documents=True,
-    )
-
-
-def shared_of(work: Work) -> Shared:
-    assert work.tokenizer is not None
-    return Shared(
-        reading=reading_of(work.layout, work.options, work.tokenizer, "auto", 1),
-        collector_options=work.collector_options,
-        source_of=work.source_of,
-        sample_size=work.sample_size,
-        join_documents=work.join_documents,
-        memory=10**9,
-    )
-
-
-@pytest.fixture(scope="module")
-def whole(work: Work, tmp_path_factory: pytest.TempPathFactory) -> State:
-    """What the local engine counts."""
-    running = Running(
-        encoder="auto",
-        threads=2,
-        memory=plan_memory(work.layout, 64, 2, text=True),
-        checkpoints=tmp_path_factory.mktemp("kept"),
-        fingerprint=None,
-    )
-    counted = ENGINES.load("local")(work, running, SILENT)
-    assert ENGINES.load("local") is local.count
-    return Partial(counts=counted.counts, collected=counted.collector_set.partials()).state()
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sets(st.integers(1, 6), max_size=6), st.randoms(use_true_random=False))
-def test_any_tasks_in_any_tree(work: Work, whole: State, cuts: set[int], draw) -> None:
-    shared = pickle.loads(pickle.dumps(shared_of(work)))
+def test_any_tasks_in_any_tree(work: Work, cuts: set[int], draw) -> None:
+    job = CountJob(work=work, memory=10**9)
+    whole = job.partial(job.run(work.plan))[0]
+    sent = pickle.loads(pickle.dumps(job.sent()))
     bounds = [0, *sorted(cuts & set(range(1, len(work.plan)))), len(work.plan)]
-    states = []
-    for begin, end in pairwise(bounds):
-        report, state = count_part(shared, work.plan.part(begin, end))
-        assert report.error is None
-        assert report.size == work.plan.part(begin, end).size
-        states.append(state)
-    while len(states) > 1:
-        draw.shuffle(states)
+    parts = [sent.partial(sent.run(work.plan.part(*each))) for each in pairwise(bounds)]
+    while len(parts) > 1:
+        draw.shuffle(parts)
         count = draw.randint(2, FAN_IN)
-        report, state = merge_parts(work.layout, *states[:count])
-        assert report.error is None
-        states[:count] = [state]
-    assert states[0].keys() == whole.keys()
-    assert all(np.array_equal(array, whole[name]) for name, array in states[0].items())
+        parts[:count] = [sent.merge(*parts[:count])]
+    state = parts[0][0]
+    assert state.keys() == whole.keys()
+    assert all(np.array_equal(array, whole[name]) for name, array in state.items())
 
 
-def test_errors_travel_as_values(work: Work, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"fine\xff")
-    plan = plan_partitions(find_sources([tmp_path], work.options).files, work.options)
-    report, state = pickle.loads(pickle.dumps(count_part(shared_of(work), plan)))
-    assert isinstance(report.error, CorpusError)
-    assert report.error.message == f"{tmp_path}/a.txt, line 1: byte 4 is not UTF-8 (0xFF)"
-    assert state == {}
-    report, state = merge_parts(work.layout, {}, {})
-    assert isinstance(report.error, EngramError)
-    assert state == {}
+def fail(kind: str) -> None:
+    raise getattr(errors, kind)("what", "how")
 
 
-def test_another_version_is_told(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = shared_of(work)
-    monkeypatch.setattr(tasks, "__version__", "0.0.7")
-    report, _ = count_part(shared, work.plan)
-    assert isinstance(report.error, MismatchError)
-    assert report.error.message == f"a worker has engram 0.0.7, this is {__version__}"
+def test_errors_travel_as_values_and_end_the_run() -> None:
+    engine = InProcess()
+    calls = [((kind,), 1) for kind in ("CorpusError", "CorpusError")]
+    with pytest.raises(errors.CorpusError, match="what"):
+        engine.map(Task(function=fail, memory=1), calls, SILENT)
+    assert len(engine.ray.cancelled) == 2
+    with pytest.raises(errors.InputError, match="what"):
+        list(engine.stream(Task(function=fail, memory=1), [(("InputError",), 0)]))
+
+
+def test_another_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    error, value = ray._guarded("0.0.7", abs, -1)
+    assert isinstance(error, MismatchError)
+    assert error.message == f"a worker has engram {__version__}, this is 0.0.7"
+    assert value is None
+    [told] = ray._guarded_stream("0.0.7", range, 3)
+    assert isinstance(told, MismatchError)
+
+
+def test_what_no_node_can_take_is_refused() -> None:
+    with pytest.raises(InputError, match="a task takes 4 CPUs and 1 MB; the nodes of this cluster"):
+        InProcess().slots(Task(function=abs, memory=10**6, cpus=4))
 
 
 def test_every_error_travels() -> None:
@@ -164,3 +112,57 @@ def test_a_tree_merges_all_once(leaves: int) -> None:
         waiting.append((set().union(*rest), len(tree.levels)))
     assert rest[0] == set(range(leaves))
     assert done <= 4
+
+
+def test_pairs_of_spans_are_those_of_the_whole(tmp_path: Path) -> None:
+    layout = mapped_layout()
+    file = write_corpus(tmp_path / "tokens", layout)
+    for name in ("next-token", "token-mean"):
+        what = fill_spec(layout, file, random_vectors(layout), name).init.occurrences
+        write_pairs(tmp_path / name, what, 3, 3, memory=2**20)
+        found = [
+            span_pairs(what, 3, 3, file.map()[part.first : part.last], part)
+            for part in token_spans(what, 613)
+        ]
+        assert len(found) == 5
+        whole = np.fromfile(tmp_path / name, dtype="<u8")
+        assert united(np.concatenate(found)) == united(whole)
+
+
+def test_what_is_interrupted_inside_a_partition_starts_over(work: Work) -> None:
+    plan = work.plan
+    assert len(plan) > 3
+    assert _partition_after(plan, None) == 0
+    assert _partition_after(plan, ReadPosition(file=plan.begins[2])) == 2
+    assert _partition_after(plan, ReadPosition(file=len(plan.files))) == len(plan)
+    assert _partition_after(plan, ReadPosition(file=plan.begins[2], items=1)) is None
+    assert _partition_after(plan, ReadPosition(file=plan.begins[2], open=True)) is None
+    inside = set(range(len(plan.files))) - set(plan.begins)
+    assert all(_partition_after(plan, ReadPosition(file=at)) is None for at in inside)
+
+
+def test_a_task_keeps_to_its_memory() -> None:
+    memory = TaskMemory.divide(2 * 10**9, tokens=129_280, dim=64, lags=3)
+    room = 2 * 10**9 - 350 * 10**6 - 24 * 129_280 * 64
+    assert memory.rows * (12 * 64 + 8) <= room // 2
+    assert memory.pairs * 24 <= room // 2
+    assert memory.span * 3 * 24 <= room // 2  # one block is always taken
+    assert memory.span * 3 * 40 <= room
+    with pytest.raises(InputError, match="100 MB a task"):
+        TaskMemory.divide(10**8, tokens=10, dim=4, lags=1)
+
+
+@given(st.integers(0, 50), st.integers(1, 200), st.integers(1, 40))
+def test_ranges_cover_their_rows_once(begin: int, count: int, most: int) -> None:
+    cuts = _cut((begin, begin + count), most)
+    rows = [row for first, last in cuts for row in range(first, last)]
+    assert rows == list(range(begin, begin + count))
+    assert all(last - first <= most for first, last in cuts)
+
+
+@given(st.sets(st.integers(0, 30)))
+def test_runs_are_what_their_spans_cover(chunks: set[int]) -> None:
+    runs = list(_runs([(4 * chunk, 4) for chunk in sorted(chunks)]))
+    rows = [row for first, count in runs for row in range(first, first + count)]
+    assert rows == [4 * chunk + at for chunk in sorted(chunks) for at in range(4)]
+    assert all(one[0] + one[1] < two[0] for one, two in pairwise(runs))

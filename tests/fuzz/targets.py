@@ -298,7 +298,7 @@ def _checkpoints(folder: Path, made: Made) -> Iterator[Target]:
 
     tokens = folder / "tokens"
     writer = TokenWriter(tokens, "asked")
-    writer.write_pieces((piece for piece in ()), None)
+    writer.write((piece for piece in ()), None)
     files = _files(tokens, tokens)
     if any(name.endswith(".json") for name in files):
         yield Target("token file", tokens, files, lambda h: TokenWriter(h, "asked"))

@@ -17,7 +17,7 @@ from engram_cli.table.inits.corpus.embeddings import (
     MatrixEmbeddings,
     RandomEmbeddings,
 )
-from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter
+from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, piece_of
 from engram_cli.table.spec import TableSpec
 
 DIM = 6
@@ -43,7 +43,7 @@ def write_corpus(
         TokenBlock(ids=ids[b : b + block], starts=starts[b : b + block], size=1, locate=str)
         for b in range(0, tokens, block)
     )
-    return TokenWriter(folder, "request").write(blocks, layout, None)
+    return TokenWriter(folder, "request").write((piece_of(block, layout) for block in blocks), None)
 
 
 def random_vectors(layout: HashLayout) -> RandomEmbeddings:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from engram_cli.corpus.base import Reader
+from typing import TYPE_CHECKING
+
 from engram_cli.registry import Registry
+
+if TYPE_CHECKING:  # numpy stays out of --help, which lists the names
+    from engram_cli.corpus.base import Reader
 
 READERS: Registry[Reader] = Registry(
     "corpus format",

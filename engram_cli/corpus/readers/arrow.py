@@ -1,4 +1,9 @@
-"""Arrow IPC, the file format (Feather too) and the stream format: a row is a document."""
+"""Reads Arrow IPC, the file format (Feather too) and the stream format: a row is a document.
+
+pyarrow decompresses a record batch as a whole: a file of some kilobytes may hold one of gigabytes.
+What the batches of a file take is found from their headers first, by reading the messages of the
+IPC format as far as they name their buffers (Message.fbs, FlatBuffers).
+"""
 
 from __future__ import annotations
 
@@ -10,32 +15,153 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader, Section
+from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Look, Reader, Signs
 from engram_cli.corpus.byte_stream import length_of, opened
-from engram_cli.corpus.columns import (
-    blocks,
-    column_of,
-    documents,
-    field_of,
-    is_text,
-    label_field,
-    labels_of,
-    top_of,
-    type_of,
-)
+from engram_cli.corpus.columns import choose_columns, column_of, labels_of, top_of
 from engram_cli.corpus.partitions import by_weight
-from engram_cli.corpus.sources import ARROW_MAGIC, ARROW_STREAM
 from engram_cli.errors import CorpusError
 
-_LARGE = 2**28  # bytes of a batch, that may be any
+_MAGIC = b"ARROW1"
+_CONTINUED = b"\xff\xff\xff\xff"  # begins each message, and so a stream
+_END_OF_STREAM = _CONTINUED + b"\x00\x00\x00\x00"
+_FIRST_MESSAGE = 8  # behind the magic of a file
+_PART_BYTES = 2**22  # of the column, handed on at a time
+_PART_ROWS = 2**16
+_LARGE = 2**28  # bytes of a batch, which any may take
 _RATIO = 32  # of what a larger one takes packed: text is packed to a third or a tenth
-_CONTINUED = b"\xff\xff\xff\xff"
-_DICTIONARY, _BATCH = 2, 3
+_DICTIONARY, _BATCH = 2, 3  # kinds of messages
 _MOST_HEADER = 2**26
 
 
-def check_batches(file: CorpusFile, stream: BinaryIO, begin: int) -> None:
-    """Raise CorpusError for a batch that unpacks to far more than it takes in the file.
+def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
+    """Yield the documents of an Arrow file; rows that are null hold none. Raises CorpusError."""
+    with _source(file) as source:
+        schema = _open(source, None)[0].schema
+        columns = choose_columns(schema, file, options)
+        tops = {schema.names.index(top_of(schema, name)) for name in columns.wanted}
+        reader, batches = _open(source, pa.ipc.IpcReadOptions(included_fields=sorted(tops)))
+        numbers = file.units(batches or 0, "record batches")
+        if file.section is not None:
+            # How many rows lie before is not in the index.
+            file = replace(file, name=f"{file.name}, from batch {numbers.start}")
+            columns = replace(columns, file=file)
+        first = spent = 0
+        for number in numbers if batches is not None else iter(int, 1):
+            batch = _next(reader, None if batches is None else number)
+            if batch is None:
+                break
+            done = source.tell()
+            if batches is not None:
+                done = (number + 1 - numbers.start) * (file.size or 0) // len(numbers)
+            size, spent = done - spent, done
+            labels = None
+            if columns.label is not None:
+                labelled = column_of(batch, columns.label)
+                _validated(labelled)
+                labels = labels_of(labelled, columns.label, file.name)
+            begin = first
+            for part in _parts(column_of(batch, columns.field)):
+                part_labels = labels and labels[first - begin :][: len(part)]
+                yield from columns.items(part, first, size, part_labels)
+                first += len(part)
+                size = 0
+
+
+def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
+    """Return whether the column is of texts."""
+    with _source(file) as source:
+        return choose_columns(_open(source, None)[0].schema, file, options).texts
+
+
+def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
+    """Divide the file into sections of whole record batches; a stream has no index of them."""
+    with _source(file) as source:
+        _, batches = _open(source, None)
+    return by_weight(file, [1] * (batches or 1), size)
+
+
+def recognises(look: Look) -> bool:
+    """Return whether a file is an Arrow stream; bare token ids may begin with these bytes, too."""
+    if look.head.startswith(b"FEA1"):
+        raise CorpusError(
+            f"{look.name} is Feather version 1", "write it again with pyarrow.feather"
+        )
+    return look.head.startswith(_CONTINUED) and not look.bare
+
+
+@contextmanager
+def _source(file: CorpusFile) -> Iterator[Any]:
+    try:
+        with ExitStack() as stack:
+            stream = stack.enter_context(opened(file))
+            length = length_of(file, stream)
+            if stream.read(len(_CONTINUED)) == _CONTINUED:
+                # pyarrow takes a stream that was cut between two batches for a whole one.
+                stream.seek(max(length - len(_END_OF_STREAM), 0))
+                if stream.read() != _END_OF_STREAM:
+                    raise CorpusError(
+                        f"{file.name} is truncated: the mark at the end of an Arrow stream is "
+                        "missing",
+                        "copy or write the file again",
+                    )
+                begin = 0
+            else:
+                begin = _FIRST_MESSAGE
+            if file.path is not None and file.section is None:  # far away that takes long
+                _check_batches(file, stream, begin)
+            local = None if file.path is None else pa.OSFile(str(file.path))
+            yield stack.enter_context(local or pa.PythonFile(stream, "r"))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CorpusError(
+            f"{file.name} cannot be read as Arrow: {reason}", "write the file again"
+        ) from None
+
+
+def _open(source: Any, options: Any) -> tuple[Any, int | None]:
+    """Return a reader from the beginning, and the number of batches, None for a stream."""
+    source.seek(0)
+    head = source.read(len(_MAGIC))
+    source.seek(0)
+    if head == _MAGIC:
+        reader = pa.ipc.open_file(source, options=options)
+        return reader, int(reader.num_record_batches)
+    return pa.ipc.open_stream(source, options=options), None
+
+
+def _next(reader: Any, number: int | None) -> pa.RecordBatch | None:
+    try:
+        return reader.read_next_batch() if number is None else reader.get_batch(number)
+    except StopIteration:
+        return None
+
+
+def _parts(column: pa.Array) -> Iterator[pa.Array]:
+    """Yield a column in parts that are worth a block."""
+    column = _validated(column)
+    rows = min(max(_PART_BYTES * len(column) // max(column.nbytes, 1), 1), _PART_ROWS)
+    for begin in range(0, len(column), rows):
+        yield column.slice(begin, rows)
+
+
+def _validated(column: pa.Array) -> pa.Array:
+    """Return the column with its offsets checked before they are used, texts as bytes.
+
+    Whether they are UTF-8 is checked for each row.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(column.indices, _validated(column.dictionary))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
+    elif pa.types.is_string_view(kind):
+        column = column.view(pa.binary_view())
+    column.validate(full=True)
+    return column
+
+
+def _check_batches(file: CorpusFile, stream: BinaryIO, begin: int) -> None:
+    """Raise CorpusError for a batch that decompresses to far more than it takes in the file.
 
     `begin`: where the first message is. What is no message ends the search: pyarrow will say so.
     """
@@ -59,7 +185,7 @@ def check_batches(file: CorpusFile, stream: BinaryIO, begin: int) -> None:
 
 
 def _unpacked(stream: BinaryIO, at: int, size: int) -> int:
-    """What a buffer says of itself; -1 stands for one that is not packed."""
+    """Return the bytes that a buffer says it takes; -1 stands for one that is not compressed."""
     if size < 8:
         return 0
     stream.seek(at)
@@ -67,7 +193,7 @@ def _unpacked(stream: BinaryIO, at: int, size: int) -> int:
 
 
 def _buffers(message: bytes) -> tuple[list[tuple[int, int]], int]:
-    """The places and sizes of the packed buffers in a message's body, and the size of the body."""
+    """Return (place, size) of the compressed buffers in a message's body, and the body's size."""
     root = _Table(message, int(struct.unpack_from("<I", message)[0]))
     body = root.scalar(3, "<q")
     if body < 0:
@@ -88,7 +214,7 @@ def _buffers(message: bytes) -> tuple[list[tuple[int, int]], int]:
 
 
 class _Table:
-    """A table of FlatBuffers: its fields by their numbers."""
+    """The fields of a FlatBuffers table, by their numbers."""
 
     def __init__(self, message: bytes, at: int) -> None:
         self._message = message
@@ -98,7 +224,7 @@ class _Table:
             raise ValueError("a table outside of the message")
 
     def place(self, number: int) -> int:
-        """Where a field is, 0 where it is left out."""
+        """Return where a field is, 0 where it is left out."""
         (size,) = struct.unpack_from("<H", self._message, self._fields)
         if 4 + 2 * number >= size:
             return 0
@@ -106,160 +232,24 @@ class _Table:
         return self._at + offset if offset else 0
 
     def scalar(self, number: int, kind: str) -> int:
-        """The value of a field, 0 where it is left out."""
         place = self.place(number)
         return int(struct.unpack_from(kind, self._message, place)[0]) if place else 0
 
     def follow(self, number: int) -> int:
-        """Where the table or vector is that a field points to."""
         place = self.place(number)
         if not place:
             raise ValueError("a field is missing")
         return place + int(struct.unpack_from("<I", self._message, place)[0])
 
     def table(self, number: int) -> _Table:
-        """The table that a field points to."""
         return _Table(self._message, self.follow(number))
 
 
-_PART_BYTES = 2**22  # of the column, handed on at a time
-_PART_ROWS = 2**16
-_FIRST_MESSAGE = 8  # behind the magic of a file
-_END_OF_STREAM = ARROW_STREAM + b"\x00\x00\x00\x00"
-
-
-def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
-    """The documents of an Arrow file; rows that are null hold none. Raises CorpusError."""
-    with _source(file) as source:
-        schema = _open(source, None)[0].schema
-        field = field_of(schema, file, options)
-        texts = is_text(type_of(schema, field))
-        label = label_field(schema, file, options)
-        names = [name for name in (field, label) if name is not None]
-        tops = {schema.names.index(top_of(schema, name)) for name in names}
-        reader, batches = _open(source, pa.ipc.IpcReadOptions(included_fields=sorted(tops)))
-        numbers = range(batches or 0)
-        if file.section is not None:
-            numbers = _section(file, file.section, batches)
-            # How many rows lie before is not in the index.
-            file = replace(file, name=f"{file.name}, from batch {numbers.start}")
-        first = spent = 0
-        for number in numbers if batches is not None else iter(int, 1):
-            batch = _next(reader, None if batches is None else number)
-            if batch is None:
-                break
-            done = source.tell()
-            if batches is not None:
-                done = (number + 1 - numbers.start) * (file.size or 0) // len(numbers)
-            size, spent = done - spent, done
-            labels = None
-            if label is not None:
-                labelled = column_of(batch, label)
-                _validated(labelled)
-                labels = labels_of(labelled, label, file.name)
-            begin = first
-            for column in _parts(column_of(batch, field)):
-                own = None if labels is None else labels[first - begin :][: len(column)]
-                if texts:
-                    yield from documents(file, options, column, first, size, own)
-                else:
-                    yield from blocks(file, column, first, size, own)
-                first += len(column)
-                size = 0
-
-
-def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
-    """Whether the column is of texts."""
-    with _source(file) as source:
-        schema = _open(source, None)[0].schema
-        return is_text(type_of(schema, field_of(schema, file, options)))
-
-
-def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
-    """The file in sections of whole record batches; a stream has no index of them."""
-    with _source(file) as source:
-        _, batches = _open(source, None)
-    return by_weight(file, [1] * (batches or 1), size)
-
-
-def _section(file: CorpusFile, section: Section, batches: int | None) -> range:
-    """The batches to read. Raises CorpusError when the file has changed since it was divided."""
-    if batches is None or section.end > batches:
-        raise CorpusError(f"{file.name} has changed: {batches} record batches", "run it again")
-    return range(section.begin, section.end)
-
-
-@contextmanager
-def _source(file: CorpusFile) -> Iterator[Any]:
-    try:
-        with ExitStack() as stack:
-            stream = stack.enter_context(opened(file))
-            length = length_of(file, stream)
-            if stream.read(len(ARROW_STREAM)) == ARROW_STREAM:
-                # pyarrow takes a stream that was cut between two batches for a whole one.
-                stream.seek(max(length - len(_END_OF_STREAM), 0))
-                if stream.read() != _END_OF_STREAM:
-                    raise CorpusError(
-                        f"{file.name} is truncated: the mark at the end of an Arrow stream is "
-                        "missing",
-                        "copy or write the file again",
-                    )
-                begin = 0
-            else:
-                begin = _FIRST_MESSAGE
-            if file.path is not None and file.section is None:  # far away that takes long
-                check_batches(file, stream, begin)
-            local = None if file.path is None else pa.OSFile(str(file.path))
-            yield stack.enter_context(local or pa.PythonFile(stream, "r"))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CorpusError(
-            f"{file.name} cannot be read as Arrow: {reason}", "write the file again"
-        ) from None
-
-
-def _open(source: Any, options: Any) -> tuple[Any, int | None]:
-    """A reader from the beginning, and how many batches it has, None for a stream."""
-    source.seek(0)
-    head = source.read(len(ARROW_MAGIC))
-    source.seek(0)
-    if head == ARROW_MAGIC:
-        reader = pa.ipc.open_file(source, options=options)
-        return reader, int(reader.num_record_batches)
-    return pa.ipc.open_stream(source, options=options), None
-
-
-def _next(reader: Any, number: int | None) -> pa.RecordBatch | None:
-    try:
-        return reader.read_next_batch() if number is None else reader.get_batch(number)
-    except StopIteration:
-        return None
-
-
-def _parts(column: pa.Array) -> Iterator[pa.Array]:
-    """A column in parts that are worth a block."""
-    column = _validated(column)
-    rows = min(max(_PART_BYTES * len(column) // max(column.nbytes, 1), 1), _PART_ROWS)
-    for begin in range(0, len(column), rows):
-        yield column.slice(begin, rows)
-
-
-def _validated(column: pa.Array) -> pa.Array:
-    """The column, its offsets checked before they are used, texts as bytes.
-
-    Whether they are UTF-8 is found out, and said, for each row.
-    """
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        return pa.DictionaryArray.from_arrays(column.indices, _validated(column.dictionary))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        column = column.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
-    elif pa.types.is_string_view(kind):
-        column = column.view(pa.binary_view())
-    column.validate(full=True)
-    return column
-
-
 READER = Reader(
-    read=read, gives_text=gives_text, divide=divide, labels=True, uses=("field", "errors")
+    read=read,
+    gives_text=gives_text,
+    divide=divide,
+    labels=True,
+    uses=("field", "errors"),
+    signs=Signs(magic=(_MAGIC,), suffixes=(".arrow", ".feather"), recognises=recognises),
 )

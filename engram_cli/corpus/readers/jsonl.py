@@ -1,4 +1,4 @@
-"""JSON lines in UTF-8: a line is an object, one of its fields the text of a document."""
+"""Reads JSON lines in UTF-8: a line is an object, one of its fields the text of a document."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from engram_cli.corpus.base import (
     CorpusOptions,
     Document,
     Reader,
+    Signs,
 )
 from engram_cli.corpus.byte_stream import open_decompressed
-from engram_cli.corpus.text import decode_whole, decoded_size, loads, pieces
+from engram_cli.corpus.text import decode_whole, decoded_size, loads, whole_document
 from engram_cli.errors import CorpusError, UndecodableError
 
 _MISSING = object()
@@ -39,14 +40,14 @@ class _Line:
     escaped: bool = False
 
     def record(self) -> dict[str, Any]:
-        """The object; the JSON text is dropped. Raises CorpusError."""
+        """Return the object and drop the JSON text. Raises CorpusError."""
         source, self.source = self.source, ""
         self.escaped = "\\u" in source
         return _parse(source, self.where)
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
-    """The text of each line; blank lines and nulls hold no document. Raises CorpusError."""
+    """Yield the text of each line; blank lines and nulls hold none. Raises CorpusError."""
     # What is wrong with a line is raised while the file is open: it may have changed.
     with open_decompressed(file) as (stream, spent):
         for line in _lines(file, options, stream, spent):
@@ -61,22 +62,14 @@ def _documents(file: CorpusFile, options: CorpusOptions, line: _Line) -> Iterato
         found = _value(record, options.label)
         label = _label(None if found is _MISSING else found, options.label, line.where)
     del record
-    text = _mend_surrogates(text, options, line.where) if line.escaped else text
-    for index, piece in enumerate(pieces(text)):
-        yield Document(
-            file=file.name,
-            place=f"line {line.number}",
-            text=piece,
-            first=index == 0,
-            size=0 if index else line.size,
-            label=label,
-        )
+    text = _without_surrogates(text, options, line.where) if line.escaped else text
+    yield from whole_document(file.name, f"line {line.number}", text, line.size, label)
 
 
 def fields_until(
     file: CorpusFile, options: CorpusOptions, field: str
 ) -> Iterator[list[str] | None]:
-    """The names in each record up to the first that has `field`, then None. Raises CorpusError."""
+    """Yield the names in each record up to the first that has `field`, then None."""
     with open_decompressed(file) as (stream, spent):
         for line in _lines(file, options, stream, spent):
             record = line.record()
@@ -89,7 +82,7 @@ def fields_until(
 def _lines(
     file: CorpusFile, options: CorpusOptions, stream: BinaryIO, spent: Callable[[int], int]
 ) -> Iterator[_Line]:
-    """The lines that are not blank. Raises CorpusError."""
+    """Yield the lines that are not blank. Raises CorpusError."""
     offset = number = 0
     while line := stream.readline(_LONGEST):
         number += 1
@@ -110,7 +103,7 @@ def _lines(
 
 
 def _weigh(line: bytes, where: str) -> None:
-    """Raises CorpusError for a line that would take too much memory."""
+    """Raise CorpusError for a line that would take too much memory."""
     for what, size, most in zip(
         ("text", "values"), decoded_size(line), (_LONGEST, _MOST_VALUES), strict=True
     ):
@@ -120,11 +113,6 @@ def _weigh(line: bytes, where: str) -> None:
                 f"the most is {most:,}",
                 _HINT,
             )
-
-
-def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
-    """Always."""
-    return True
 
 
 def _parse(source: str, where: str) -> dict[str, Any]:
@@ -144,7 +132,7 @@ def _parse(source: str, where: str) -> dict[str, Any]:
 
 
 def _value(record: dict[str, Any], field: str) -> Any:
-    """The value of a field, dotted where nested, or `_MISSING`."""
+    """Return the value of a field, dotted where nested, or `_MISSING`."""
     value: Any = record.get(field, _MISSING)
     if value is _MISSING:
         value = record
@@ -154,7 +142,7 @@ def _value(record: dict[str, Any], field: str) -> Any:
 
 
 def _label(value: Any, field: str, where: str) -> str:
-    """The label that a JSON value is. Raises CorpusError for a list or an object."""
+    """Return the label that a JSON value is. Raises CorpusError for a list or an object."""
     if value is None:
         return NO_LABEL
     if isinstance(value, bool):
@@ -183,8 +171,8 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
     return value
 
 
-def _mend_surrogates(text: str, options: CorpusOptions, where: str) -> str:
-    r"""Half of a \uD83D\uDE00 pair is no character, and no tokenizer takes it."""
+def _without_surrogates(text: str, options: CorpusOptions, where: str) -> str:
+    r"""Replace half of a \uD83D\uDE00 pair: it is no character, and no tokenizer takes it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -199,8 +187,14 @@ def _mend_surrogates(text: str, options: CorpusOptions, where: str) -> str:
 
 READER = Reader(
     read=read,
-    gives_text=gives_text,
     labels=True,
     fields_until=fields_until,
     uses=("field", "errors"),
+    # Folders are not searched for .json: it is mostly configuration there, not JSON lines.
+    signs=Signs(
+        suffixes=(".jsonl", ".ndjson", ".json"),
+        unsearched=(".json",),
+        certain=(".jsonl", ".ndjson", ".json"),
+        streams=True,
+    ),
 )

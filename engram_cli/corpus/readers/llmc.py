@@ -1,4 +1,4 @@
-"""The .bin of llm.c and modded-nanogpt: 256 int32 of header, then token ids.
+"""Reads the .bin of llm.c and modded-nanogpt: 256 int32 of header, then token ids.
 
 Header: [0] 20240520 and [1] version 1 for uint16 ids, 20240801 and version 7 for uint32, as in
 llm.c's data_common.py; [2] how many ids. The end-of-text token stands before each document.
@@ -11,25 +11,38 @@ from typing import BinaryIO
 
 import numpy as np
 
-from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.base import (
+    CorpusFile,
+    CorpusOptions,
+    Look,
+    Reader,
+    Signs,
+    TokenBlock,
+    never_text,
+)
 from engram_cli.corpus.byte_stream import exactly, length_of, opened
-from engram_cli.corpus.flat import Marked, blocks, never_text
-from engram_cli.corpus.sources import LLMC_MAGIC
+from engram_cli.corpus.flat import Marked, stream_blocks
 from engram_cli.errors import CorpusError
 
 _HEADER = 1024  # bytes
+_MAGIC = {
+    (20240520).to_bytes(4, "little"): "uint16",
+    (20240801).to_bytes(4, "little"): "uint32",
+}
+_EVALUATION = (20240522).to_bytes(4, "little")
 _VERSIONS = {"uint16": 1, "uint32": 7}  # GPT-2's ids, Llama 3's
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
-    """The ids of a file; `document_end_id` begins a document, else there is one. CorpusError."""
+    """Yield the ids of a file; `document_end_id` begins a document. Raises CorpusError."""
     with opened(file) as stream:
         dtype, tokens = _header(file, stream)
-        yield from blocks(file, stream, dtype, tokens, Marked(options.document_end_id, "before"))
+        documents = Marked(options.document_end_id, "before")
+        yield from stream_blocks(file, stream, dtype, tokens, documents)
 
 
 def remark(file: CorpusFile, options: CorpusOptions) -> str:
-    """Where documents begin."""
+    """Return where documents begin."""
     if options.document_end_id is None:
         return "llmc files: each is one document (--document-end-id parts them)"
     return f"llmc files: token {options.document_end_id} begins a document"
@@ -38,9 +51,9 @@ def remark(file: CorpusFile, options: CorpusOptions) -> str:
 def _header(file: CorpusFile, stream: BinaryIO) -> tuple[np.dtype[np.integer], int]:
     size = length_of(file, stream)
     raw = exactly(stream, _HEADER, file.name)
-    if raw[:4] not in LLMC_MAGIC:
+    if raw[:4] not in _MAGIC:
         raise CorpusError(f"{file.name} does not begin like an llm.c file", "try --format nanogpt")
-    kind = LLMC_MAGIC[raw[:4]]
+    kind = _MAGIC[raw[:4]]
     dtype: np.dtype[np.integer] = np.dtype(kind).newbyteorder("<")
     version, tokens = np.frombuffer(raw, "<i4")[1:3].tolist()
     if version != _VERSIONS[kind]:
@@ -58,4 +71,17 @@ def _header(file: CorpusFile, stream: BinaryIO) -> tuple[np.dtype[np.integer], i
     return dtype, tokens
 
 
-READER = Reader(read=read, gives_text=never_text, remark=remark, uses=("document_end_id",))
+def recognises(look: Look) -> bool:
+    """Return whether a .bin file has a header of llm.c; refuse its evaluation files."""
+    if look.ending == ".bin" and look.head.startswith(_EVALUATION):
+        raise CorpusError(f"{look.name} is an llm.c evaluation file", "leave it out")
+    return look.ending == ".bin" and look.head[:4] in _MAGIC
+
+
+READER = Reader(
+    read=read,
+    gives_text=never_text,
+    remark=remark,
+    uses=("document_end_id",),
+    signs=Signs(shared=(".bin",), bare=True, recognises=recognises),
+)

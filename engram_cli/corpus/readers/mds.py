@@ -1,7 +1,11 @@
-"""MDS, the shards of mosaicml-streaming: index.json says which, a sample of one is a document.
+"""Reads MDS, the shards of mosaicml-streaming that index.json lists: a sample is a document.
 
 A shard: u32 samples N, u32[N + 1] byte offsets, a description, the samples. A sample: u32 sizes of
 its columns of no fixed size, then the columns. Nothing is unpickled.
+
+Columns of token ids are encoded as ndarray, ndarray:DTYPE, ndarray:DTYPE:SHAPE or bytes. What the
+name does not say stands before the values: u8 the type, then u8 (dimensions << 2 | log2 of the
+width of a size) and the sizes.
 """
 
 from __future__ import annotations
@@ -9,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
@@ -24,15 +27,26 @@ from engram_cli.corpus.base import (
     CorpusOptions,
     Document,
     Item,
+    Look,
     Reader,
+    Signs,
     TokenBlock,
 )
 from engram_cli.corpus.byte_stream import exactly, open_decompressed, opened, sibling_file, skip
-from engram_cli.corpus.flat import integers
+from engram_cli.corpus.flat import integers, list_blocks
 from engram_cli.corpus.partitions import by_weight
-from engram_cli.corpus.text import MOST_DESCRIPTION, check_size, decode_whole, loads, pieces
+from engram_cli.corpus.storage import read_object
+from engram_cli.corpus.text import MOST_DESCRIPTION, check_size, decode_whole, loads, whole_document
 from engram_cli.errors import CorpusError
 
+_INDEX = "index.json"
+_FIELDS = (TEXT_FIELD, "tokens", IDS_FIELD)
+_HINT = "copy or write the data set again"
+_PACKINGS = ("zstd", "gz", "bz2")
+_LONGEST = 2**26  # bytes of a text or of token ids: a sample is whole in memory
+_MOST_SAMPLES = 2**24  # of a shard, of four bytes each in memory
+_OFFSETS = 2**16  # turned into numbers at a time
+# The types of integers by their codes in an ndarray column.
 _CODES = {
     8: "uint8",
     9: "int8",
@@ -44,60 +58,6 @@ _CODES = {
     65: "int64",
 }
 _BYTES_DTYPE = "int64"  # what is usually written as bytes, which do not say it
-
-
-def is_ids(encoding: str) -> bool:
-    """Whether an encoding may hold token ids."""
-    name, *rest = encoding.split(":")
-    shaped = len(rest) < 2 or (len(rest) == 2 and all(n.isdigit() for n in rest[1].split(",")))
-    return encoding == "bytes" or (
-        name == "ndarray" and shaped and (not rest or rest[0] in _CODES.values())
-    )
-
-
-def ids_of(raw: bytes, encoding: str, dtype: str | None) -> NDArray[np.integer]:
-    """The integers of a sample, in one line; `dtype` is of bytes. Raises ValueError."""
-    if encoding == "bytes":
-        return _values(raw, dtype or _BYTES_DTYPE)
-    _, *rest = encoding.split(":")
-    if not raw:
-        raise ValueError("an array of no bytes")
-    if rest:
-        kind = rest[0]
-    else:
-        if raw[0] not in _CODES:
-            raise ValueError(f"an array of type {raw[0]}, no integers")
-        kind, raw = _CODES[raw[0]], raw[1:]
-    if len(rest) == 2:
-        shape = [int(size) for size in rest[1].split(",")]
-    else:
-        if not raw:
-            raise ValueError("an array without a shape")
-        dimensions, width = raw[0] >> 2, 2 ** (raw[0] & 3)
-        begin = 1 + dimensions * width
-        if not dimensions or len(raw) < begin:
-            raise ValueError("an array without a shape")
-        shape = np.frombuffer(raw[1:begin], f"<u{width}").tolist()
-        raw = raw[begin:]
-    ids = _values(raw, kind)
-    if math.prod(shape) != len(ids):
-        raise ValueError(f"an array of shape {shape} with {len(ids)} values")
-    return ids
-
-
-def _values(raw: bytes, kind: str) -> NDArray[np.integer]:
-    dtype: np.dtype[np.integer] = np.dtype(kind).newbyteorder("<")
-    if len(raw) % dtype.itemsize:
-        raise ValueError(f"{len(raw)} bytes are no {kind}")
-    return np.frombuffer(raw, dtype)
-
-
-_FIELDS = (TEXT_FIELD, "tokens", IDS_FIELD)
-_HINT = "copy or write the data set again"
-_PACKINGS = ("zstd", "gz", "bz2")
-_LONGEST = 2**26  # bytes of a text or of token ids: a sample is whole in memory
-_MOST_SAMPLES = 2**24  # of a shard, of four bytes each in memory
-_OFFSETS = 2**16  # turned into numbers at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +75,7 @@ class _Shard:
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
-    """The samples of all shards in order. Raises CorpusError."""
+    """Yield the samples of all shards in order. Raises CorpusError."""
     shards = _shards(file)
     if file.section is not None:
         shards = shards[file.section.begin : file.section.end]
@@ -129,13 +89,13 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
 
 
 def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
-    """Whether the column is of texts, in any shard."""
+    """Return whether the column is of texts, in any shard."""
     shards = (_shard(file, about) for about in _shards(file))
     return any(shard.encodings[_column(shard, options)] == "str" for shard in shards)
 
 
 def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
-    """The data set in sections of whole shards; it is as large as index.json says of them."""
+    """Divide the data set into sections of whole shards, whose sizes index.json has."""
     weights = [_bytes(about) for about in _shards(file)]
     if sum(weights) <= size:
         return (file,)
@@ -143,12 +103,12 @@ def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[Corp
 
 
 def companions(file: CorpusFile, options: CorpusOptions) -> Sequence[CorpusFile]:
-    """The shards."""
+    """Return the shards."""
     return [_shard(file, about).file for about in _shards(file)]
 
 
 def _bytes(about: Any) -> int:
-    """The bytes of a shard, as far as the index tells."""
+    """Return the bytes of a shard, as far as the index tells."""
     for key in ("raw_data", "zip_data"):
         entry = about.get(key) if isinstance(about, dict) else None
         found = entry.get("bytes") if isinstance(entry, dict) else None
@@ -173,7 +133,7 @@ def _shards(file: CorpusFile) -> list[Any]:
 
 
 def _shard(file: CorpusFile, about: Any) -> _Shard:
-    """A checked entry of the index."""
+    """Return a checked entry of the index."""
     wrong = CorpusError(f"{file.name} describes a shard that cannot be read", _HINT)
     if not isinstance(about, dict) or about.get("format") != "mds" or about.get("version") != 2:
         raise wrong
@@ -197,12 +157,12 @@ def _shard(file: CorpusFile, about: Any) -> _Shard:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a value is a text; half of a surrogate pair, which JSON can spell, is none."""
+    """Return whether a value is a text; half of a surrogate pair, which JSON can spell, is not."""
     return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 
 def _shard_file(file: CorpusFile, about: dict[str, Any], wrong: CorpusError) -> CorpusFile:
-    """The plain file of a shard, or where it is missing the packed one."""
+    """Return the plain file of a shard, or where it is missing the compressed one."""
     found: CorpusFile | None = None
     missing: CorpusError = wrong
     for key in ("raw_data", "zip_data"):
@@ -249,9 +209,9 @@ def _column(shard: _Shard, options: CorpusOptions) -> int:
 
 
 def _samples(shard: _Shard, column: int) -> Iterator[tuple[bytes, int]]:
-    """The bytes of a column in each sample, and the bytes of the file read for it.
+    """Yield the bytes of a column in each sample, and the bytes of the file read for it.
 
-    Other columns are passed over: a packed shard of some megabytes may hold gigabytes of them.
+    Other columns are skipped: a compressed shard of some megabytes may hold gigabytes of them.
     """
     with open_decompressed(shard.file) as (stream, spent):
         offsets = _offsets(shard, stream)
@@ -283,7 +243,7 @@ def _samples(shard: _Shard, column: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _offsets(shard: _Shard, stream: BinaryIO) -> NDArray[np.uint32]:
-    """uint32[N + 1]: where samples begin, checked to ascend and to leave room for themselves."""
+    """Return uint32[N + 1]: where samples begin, checked to ascend and not to overlap the head."""
     name = shard.file.name
     samples = int(integers(stream, 1, "<u4", name)[0])
     if samples != shard.samples:
@@ -299,28 +259,27 @@ def _offsets(shard: _Shard, stream: BinaryIO) -> NDArray[np.uint32]:
 
 
 def _lengths(offsets: NDArray[np.uint32]) -> Iterator[int]:
-    """The bytes of each sample, not all of them in a list."""
+    """Yield the bytes of each sample, not all of them in a list."""
     for begin in range(0, len(offsets) - 1, _OFFSETS):
         yield from np.diff(offsets[begin : begin + _OFFSETS + 1]).tolist()
 
 
 def _texts(shard: _Shard, column: int, options: CorpusOptions) -> Iterator[Document]:
+    name = shard.file.name
     for number, (raw, size) in enumerate(_samples(shard, column)):
-        text = decode_whole(raw, f"{shard.file.name}, sample {number}", 0, options.errors)
-        for index, piece in enumerate(pieces(text)):
-            yield Document(
-                file=shard.file.name,
-                place=f"sample {number}",
-                text=piece,
-                first=index == 0,
-                size=0 if index else size,
-            )
+        text = decode_whole(raw, f"{name}, sample {number}", 0, options.errors)
+        yield from whole_document(name, f"sample {number}", text, size)
 
 
 def _blocks(shard: _Shard, column: int, options: CorpusOptions) -> Iterator[TokenBlock]:
-    """The ids of the samples, joined to blocks."""
+    """Yield the ids of the samples, joined to blocks; one sample may take several."""
     held: list[NDArray[np.integer]] = []
     first = tokens = size = 0
+
+    def joined() -> Iterator[TokenBlock]:
+        lengths = [len(ids) for ids in held]
+        return list_blocks(shard.file.name, "sample", first, np.concatenate(held), lengths, size)
+
     for number, (raw, spent) in enumerate(_samples(shard, column)):
         try:
             ids = ids_of(raw, shard.encodings[column], options.ids_dtype)
@@ -329,33 +288,68 @@ def _blocks(shard: _Shard, column: int, options: CorpusOptions) -> Iterator[Toke
         held.append(ids)
         tokens, size = tokens + len(ids), size + spent
         if tokens >= BLOCK_TOKENS:
-            yield from _split(shard, held, first, size)
+            yield from joined()
             held, first, tokens, size = [], number + 1, 0, 0
     if held:
-        yield from _split(shard, held, first, size)
+        yield from joined()
 
 
-def _split(
-    shard: _Shard, held: list[NDArray[np.integer]], first: int, size: int
-) -> Iterator[TokenBlock]:
-    """Some samples in blocks: one sample may be long."""
-    begins = np.cumsum([0, *map(len, held)])
-    starts = np.zeros(int(begins[-1]), dtype=np.bool_)
-    starts[begins[:-1][np.diff(begins) > 0]] = True
-    ids = np.concatenate(held)
-    for begin in range(0, max(len(ids), 1), BLOCK_TOKENS):
-        yield TokenBlock(
-            ids=ids[begin : begin + BLOCK_TOKENS],
-            starts=starts[begin : begin + BLOCK_TOKENS],
-            size=0 if begin else size,
-            locate=partial(_locate, shard.file.name, first, begins, begin),
+def is_ids(encoding: str) -> bool:
+    """Return whether an encoding may hold token ids."""
+    name, *rest = encoding.split(":")
+    shaped = len(rest) < 2 or (len(rest) == 2 and all(n.isdigit() for n in rest[1].split(",")))
+    return encoding == "bytes" or (
+        name == "ndarray" and shaped and (not rest or rest[0] in _CODES.values())
+    )
+
+
+def ids_of(raw: bytes, encoding: str, dtype: str | None) -> NDArray[np.integer]:
+    """Return the integers of a sample, in one line; `dtype` is of bytes. Raises ValueError."""
+    if encoding == "bytes":
+        return _values(raw, dtype or _BYTES_DTYPE)
+    _, *rest = encoding.split(":")
+    if not raw:
+        raise ValueError("an array of no bytes")
+    if rest:
+        kind = rest[0]
+    else:
+        if raw[0] not in _CODES:
+            raise ValueError(f"an array of type {raw[0]}, no integers")
+        kind, raw = _CODES[raw[0]], raw[1:]
+    if len(rest) == 2:
+        shape = [int(size) for size in rest[1].split(",")]
+    else:
+        if not raw:
+            raise ValueError("an array without a shape")
+        dimensions, width = raw[0] >> 2, 2 ** (raw[0] & 3)
+        begin = 1 + dimensions * width
+        if not dimensions or len(raw) < begin:
+            raise ValueError("an array without a shape")
+        shape = np.frombuffer(raw[1:begin], f"<u{width}").tolist()
+        raw = raw[begin:]
+    ids = _values(raw, kind)
+    if math.prod(shape) != len(ids):
+        raise ValueError(f"an array of shape {shape} with {len(ids)} values")
+    return ids
+
+
+def _values(raw: bytes, kind: str) -> NDArray[np.integer]:
+    dtype: np.dtype[np.integer] = np.dtype(kind).newbyteorder("<")
+    if len(raw) % dtype.itemsize:
+        raise ValueError(f"{len(raw)} bytes are no {kind}")
+    return np.frombuffer(raw, dtype)
+
+
+def recognises(look: Look) -> bool:
+    """Return whether a folder's index.json describes MDS shards; a shard alone is refused."""
+    if look.ending == ".mds":
+        raise CorpusError(
+            f"{look.name} is a shard of an MDS data set", "give the folder of index.json"
         )
-
-
-def _locate(name: str, first: int, begins: NDArray[np.int64], begin: int, index: int) -> str:
-    index += begin
-    sample = int(np.searchsorted(begins, index, side="right")) - 1
-    return f"{name}, sample {first + sample}, position {index - int(begins[sample])}"
+    if PurePosixPath(look.name).name != _INDEX:
+        return False
+    about = read_object(look.name, look.storage)
+    return isinstance(about.get("shards"), list) and about.get("version") == 2
 
 
 READER = Reader(
@@ -365,4 +359,5 @@ READER = Reader(
     companions=companions,
     lists=True,
     uses=("field", "ids_dtype", "errors"),
+    signs=Signs(dataset=_INDEX, recognises=recognises),
 )

@@ -1,4 +1,4 @@
-"""NumPy arrays of token ids: one dimension is a document, of two each line is one.
+"""Reads NumPy arrays of token ids: one dimension is a document, of two each line is one.
 
 The file is read in pieces, not mapped: a mapped corpus would count as our memory, and a file that
 shrinks while it is read would kill the process.
@@ -16,9 +16,16 @@ from typing import BinaryIO
 
 import numpy as np
 
-from engram_cli.corpus.base import BLOCK_TOKENS, CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.base import (
+    BLOCK_TOKENS,
+    CorpusFile,
+    CorpusOptions,
+    Reader,
+    Signs,
+    TokenBlock,
+    never_text,
+)
 from engram_cli.corpus.byte_stream import exactly, opened
-from engram_cli.corpus.flat import never_text
 from engram_cli.corpus.partitions import sections
 from engram_cli.errors import CorpusError
 
@@ -27,7 +34,7 @@ _MOST_HEADER = 2**14  # bytes; numpy parses no more than 10,000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NpyHeader:
+class _Header:
     """What a .npy file says about itself; `begin` is the byte where its items begin."""
 
     dtype: np.dtype[np.integer]
@@ -37,23 +44,24 @@ class NpyHeader:
 
     @property
     def line(self) -> int:
-        """The tokens of a document."""
+        """Return the tokens of a document."""
         return self.shape[-1]
 
     @property
-    def tokens(self) -> int:
-        """The tokens of the file."""
-        return math.prod(self.shape)
+    def lines(self) -> int:
+        """Return the number of documents."""
+        return self.shape[0] if len(self.shape) == 2 else 1
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
-    """The token ids of a .npy file in blocks. Raises CorpusError."""
+    """Yield the token ids of a .npy file in blocks. Raises CorpusError."""
     with opened(file) as stream:
-        header = read_header(stream, file)
+        header = _read_header(stream, file)
         if header.fortran and len(header.shape) == 2:
             yield from _column_major(file, header, stream)
             return
-        first, last = _tokens(file, header)
+        lines = file.units(header.lines, "lines")
+        first, last = lines.start * header.line, lines.stop * header.line
         if first:
             stream.seek(header.begin + first * header.dtype.itemsize)
         for begin in range(first, last, BLOCK_TOKENS):
@@ -63,34 +71,24 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
 
 
 def check(file: CorpusFile, options: CorpusOptions) -> None:
-    """Raises CorpusError for a header that promises no token ids, or more than there are."""
+    """Raise CorpusError for a header that promises no token ids, or more than there are."""
     with opened(file) as stream:
-        read_header(stream, file)
+        _read_header(stream, file)
 
 
 def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
-    """The file in sections of whole lines; an array of one dimension is one document."""
+    """Divide the file into sections of whole lines; an array of one dimension is one document."""
     with opened(file) as stream:
-        header = read_header(stream, file)
+        header = _read_header(stream, file)
     width = header.line * header.dtype.itemsize
     if len(header.shape) == 1 or header.fortran or not width:
         return (file,)
-    lines = max(size // width, 1)
-    bounds = [*range(0, header.shape[0], lines), header.shape[0]]
+    bounds = [*range(0, header.lines, max(size // width, 1)), header.lines]
     return sections(file, bounds, [0, *(header.begin + width * at for at in bounds[1:])])
 
 
-def _tokens(file: CorpusFile, header: NpyHeader) -> tuple[int, int]:
-    """The first token to read, and the one after the last."""
-    if file.section is None:
-        return 0, header.tokens
-    if len(header.shape) == 1 or file.section.end > header.shape[0]:
-        raise CorpusError(f"{file.name} has changed: its shape is {header.shape}", "run it again")
-    return file.section.begin * header.line, file.section.end * header.line
-
-
-def read_header(stream: BinaryIO, file: CorpusFile) -> NpyHeader:
-    """The checked header of a .npy file; it is parsed, never unpickled. Raises CorpusError."""
+def _read_header(stream: BinaryIO, file: CorpusFile) -> _Header:
+    """Return the checked header of a .npy file; it is parsed, never unpickled."""
     # numpy reads as much as the header says that it is long.
     head = io.BytesIO(stream.read(_MOST_HEADER))
     try:
@@ -106,10 +104,20 @@ def read_header(stream: BinaryIO, file: CorpusFile) -> NpyHeader:
             f"{file.name} is not a .npy file: {str(error).splitlines()[0]}",
             "save the token ids with numpy.save",
         ) from None
-    _check(file.name, shape, dtype)
-    header = NpyHeader(dtype=dtype, shape=shape, fortran=fortran, begin=head.tell())
+    if dtype.hasobject:
+        raise CorpusError(
+            f"{file.name} holds pickled objects, which are never loaded",
+            "save the token ids as an array of integers",
+        )
+    if dtype.kind not in "iu":
+        raise CorpusError(
+            f"{file.name} holds {dtype}, not token ids", "save the token ids as integers"
+        )
+    if len(shape) not in (1, 2) or any(size < 0 for size in shape):
+        raise CorpusError(f"{file.name} has the shape {shape}", "save token ids as [T] or [B, T]")
+    header = _Header(dtype=dtype, shape=shape, fortran=fortran, begin=head.tell())
     stream.seek(header.begin)
-    wanted = header.begin + header.tokens * dtype.itemsize
+    wanted = header.begin + math.prod(shape) * dtype.itemsize
     if file.section is None and file.size is not None and file.size < wanted:
         raise CorpusError(
             f"{file.name} is truncated: {file.size:,} bytes, its header promises {wanted:,}",
@@ -118,40 +126,21 @@ def read_header(stream: BinaryIO, file: CorpusFile) -> NpyHeader:
     return header
 
 
-def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
-    if dtype.hasobject:
-        raise CorpusError(
-            f"{name} holds pickled objects, which are never loaded",
-            "save the token ids as an array of integers",
-        )
-    if dtype.kind not in "iu":
-        raise CorpusError(f"{name} holds {dtype}, not token ids", "save the token ids as integers")
-    if len(shape) not in (1, 2) or any(size < 0 for size in shape):
-        raise CorpusError(f"{name} has the shape {shape}", "save token ids as [T] or [B, T]")
-
-
-def _block(file: CorpusFile, header: NpyHeader, ids: np.ndarray, begin: int) -> TokenBlock:
+def _block(file: CorpusFile, header: _Header, ids: np.ndarray, begin: int) -> TokenBlock:
     starts = np.zeros(len(ids), dtype=np.bool_)
     starts[-begin % header.line :: header.line] = True
-    return TokenBlock(
-        ids=ids,
-        starts=starts,
-        size=ids.nbytes,
-        locate=partial(_locate, file.name, header, begin),
-    )
+    locate = partial(_locate, file.name, header, begin)
+    return TokenBlock(ids=ids, starts=starts, size=ids.nbytes, locate=locate)
 
 
-def _locate(name: str, header: NpyHeader, begin: int, index: int) -> str:
+def _locate(name: str, header: _Header, begin: int, index: int) -> str:
     document, position = divmod(begin + index, header.line)
     line = f", line {document}" if len(header.shape) == 2 else ""
     return f"{name}{line}, position {position}"
 
 
-def _column_major(file: CorpusFile, header: NpyHeader, stream: BinaryIO) -> Iterator[TokenBlock]:
-    """Arrays stored by column: a part of each column is read for some lines at a time.
-
-    Not mapped: a file that shrinks while it is mapped would kill the process.
-    """
+def _column_major(file: CorpusFile, header: _Header, stream: BinaryIO) -> Iterator[TokenBlock]:
+    """Read an array that is stored by column: a part of each column for some lines at a time."""
     if file.path is None or header.line > _MOST_COLUMNS:
         raise CorpusError(
             f"{file.name} is stored by column, which cannot be read "
@@ -169,4 +158,10 @@ def _column_major(file: CorpusFile, header: NpyHeader, stream: BinaryIO) -> Iter
         yield _block(file, header, ids.reshape(-1), first * header.line)
 
 
-READER = Reader(read=read, gives_text=never_text, check=check, divide=divide)
+READER = Reader(
+    read=read,
+    gives_text=never_text,
+    check=check,
+    divide=divide,
+    signs=Signs(magic=(b"\x93NUMPY",), suffixes=(".npy",)),
+)

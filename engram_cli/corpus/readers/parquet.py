@@ -1,4 +1,4 @@
-"""Parquet: a column of texts, or a column of lists of token ids; a row is a document."""
+"""Reads Parquet: a column of texts, or a column of lists of token ids; a row is a document."""
 
 from __future__ import annotations
 
@@ -10,18 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader
+from engram_cli.corpus.base import CorpusFile, CorpusOptions, Item, Reader, Signs
 from engram_cli.corpus.byte_stream import opened
-from engram_cli.corpus.columns import (
-    blocks,
-    column_of,
-    documents,
-    field_of,
-    is_text,
-    label_field,
-    labels_of,
-    type_of,
-)
+from engram_cli.corpus.columns import choose_columns, column_of, is_text, type_of
 from engram_cli.corpus.partitions import by_weight
 from engram_cli.corpus.stamps import unchanged
 from engram_cli.errors import CorpusError
@@ -33,37 +24,45 @@ _PLAIN_BYTES = 2**24  # the most that a batch takes whose rows may all be as lon
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Item]:
-    """The documents of a Parquet file; rows that are null hold none. Raises CorpusError."""
+    """Yield the documents of a Parquet file; rows that are null hold none. Raises CorpusError."""
     with _opened(file) as (source, parquet):
-        schema = parquet.schema_arrow
-        field = field_of(schema, file, options)
-        label = label_field(schema, file, options)
-        texts = is_text(type_of(schema, field))
-        groups = _groups(parquet, file)
-        before = sum(_rows(parquet)[: groups.start])
-        rows = max(sum(_rows(parquet)[groups.start : groups.stop]), 1)
-        first = before
-        wanted = [field] if label is None else [field, label]
-        most = min(_batch_rows(parquet), _BATCH_ROWS if texts else _LIST_ROWS)
-        for batch in _batches(source, parquet, groups, wanted, most):
+        columns = choose_columns(parquet.schema_arrow, file, options)
+        counts = _rows(parquet)
+        groups = file.units(len(counts), "row groups")
+        first = before = sum(counts[: groups.start])
+        rows = max(sum(counts[groups.start : groups.stop]), 1)
+        most = min(_batch_rows(parquet), _BATCH_ROWS if columns.texts else _LIST_ROWS)
+        for batch in _batches(source, parquet, groups, columns.wanted, most):
             # A row is worth its share of the file, as far as progress is concerned.
             places = (first - before, first - before + batch.num_rows)
             begin, end = ((file.size or 0) * row // rows for row in places)
-            column = column_of(batch, field)
-            labels = None
-            if label is not None:
-                labels = labels_of(column_of(batch, label), label, file.name)
-            if texts:
-                yield from documents(file, options, column, first, end - begin, labels)
-            elif batch.num_rows:
-                yield from blocks(file, column, first, end - begin, labels)
+            column, labels = column_of(batch, columns.field), columns.labels(batch)
+            yield from columns.items(column, first, end - begin, labels)
             first += batch.num_rows
+
+
+def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
+    """Return whether the column is of texts."""
+    with _opened(file) as (_, parquet):
+        return choose_columns(parquet.schema_arrow, file, options).texts
+
+
+def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
+    """Divide the file into sections of whole row groups."""
+    with _opened(file) as (_, parquet):
+        return by_weight(file, _rows(parquet), size)
+
+
+def _rows(parquet: pq.ParquetFile) -> list[int]:
+    """Return the rows of each row group."""
+    about = parquet.metadata
+    return [max(int(about.row_group(at).num_rows), 0) for at in range(about.num_row_groups)]
 
 
 def _batches(
     source: Any, parquet: pq.ParquetFile, groups: range, wanted: list[str], rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of some groups, `rows` at a time, texts as dictionaries.
+    """Yield the rows of some groups, `rows` at a time, texts as dictionaries.
 
     A page of some bytes can hold any number of equal texts. Read as a dictionary they take what
     they take in the file; where pyarrow cannot do so, fewer rows are read at a time.
@@ -96,38 +95,9 @@ def _batches(
                     yield batch.slice(passed)
 
 
-def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
-    """Whether the column is of texts."""
-    with _opened(file) as (_, parquet):
-        schema = parquet.schema_arrow
-        return is_text(type_of(schema, field_of(schema, file, options)))
-
-
-def divide(file: CorpusFile, options: CorpusOptions, size: int) -> Sequence[CorpusFile]:
-    """The file in sections of whole row groups."""
-    with _opened(file) as (_, parquet):
-        return by_weight(file, _rows(parquet), size)
-
-
-def _rows(parquet: pq.ParquetFile) -> list[int]:
-    """The rows of each row group."""
-    about = parquet.metadata
-    return [max(int(about.row_group(at).num_rows), 0) for at in range(about.num_row_groups)]
-
-
-def _groups(parquet: pq.ParquetFile, file: CorpusFile) -> range:
-    """The row groups to read. Raises CorpusError when the file has changed since it was divided."""
-    groups = range(parquet.metadata.num_row_groups)
-    if file.section is None:
-        return groups
-    if file.section.end > len(groups):
-        raise CorpusError(f"{file.name} has changed: {len(groups)} row groups", "run it again")
-    return groups[file.section.begin : file.section.end]
-
-
 @contextmanager
 def _opened(file: CorpusFile) -> Iterator[tuple[Any, pq.ParquetFile]]:
-    """The file as pyarrow opens it, a path or a stream, and opened."""
+    """Open a file: what pyarrow opens, a path or a stream, and the file that it opened."""
     try:
         with ExitStack() as stack:
             # pyarrow reads a path by itself, without taking turns with our threads.
@@ -146,9 +116,9 @@ def _opened(file: CorpusFile) -> Iterator[tuple[Any, pq.ParquetFile]]:
 
 
 def _batch_rows(parquet: pq.ParquetFile) -> int:
-    """How many rows hold about `_BATCH_BYTES`, the other columns counted too.
+    """Return how many rows hold about `_BATCH_BYTES`, the other columns counted too.
 
-    The sizes of single columns are not asked for: in a damaged file pyarrow ends the program there.
+    The sizes of single columns are not read: in a damaged file pyarrow ends the program there.
     """
     about = parquet.metadata
     groups = (about.row_group(group) for group in range(about.num_row_groups))
@@ -158,5 +128,10 @@ def _batch_rows(parquet: pq.ParquetFile) -> int:
 
 
 READER = Reader(
-    read=read, gives_text=gives_text, divide=divide, labels=True, uses=("field", "errors")
+    read=read,
+    gives_text=gives_text,
+    divide=divide,
+    labels=True,
+    uses=("field", "errors"),
+    signs=Signs(magic=(b"PAR1",), suffixes=(".parquet",), certain=(".parquet",)),
 )

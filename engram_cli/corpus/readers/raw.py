@@ -1,7 +1,7 @@
-"""Bare token ids without a header: the .bin of nanoGPT, the .npy of OLMo. Nothing says their width.
+"""Reads bare token ids without a header: the .bin of nanoGPT, the .npy of OLMo.
 
-uint16, unless the first ids read so would all have an upper neighbour of at most 3: then they are
-uint32, of a vocabulary of less than 2**18.
+Nothing in a file says how wide its ids are. They are uint16, unless the first ids read so would all
+have an upper neighbour of at most 3: then they are uint32, of a vocabulary of less than 2**18.
 """
 
 from __future__ import annotations
@@ -11,25 +11,35 @@ from typing import BinaryIO
 
 import numpy as np
 
-from engram_cli.corpus.base import CorpusFile, CorpusOptions, Reader, TokenBlock
+from engram_cli.corpus.base import (
+    CorpusFile,
+    CorpusOptions,
+    Look,
+    Reader,
+    Signs,
+    TokenBlock,
+    never_text,
+)
 from engram_cli.corpus.byte_stream import length_of, opened
-from engram_cli.corpus.flat import Marked, blocks, never_text, whole_tokens
+from engram_cli.corpus.flat import Marked, stream_blocks, whole_tokens
 
 _LOOKED_AT = 2**16  # bytes
 _MOST_UPPER = 3
+_NPY_MAGIC = b"\x93NUMPY"
 
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
-    """The ids of a file; `document_end_id` ends a document, else there is one. CorpusError."""
+    """Yield the ids of a file; `document_end_id` ends a document. Raises CorpusError."""
     with opened(file) as stream:
         size = length_of(file, stream)
         dtype = _dtype(stream, size, options)
         tokens = whole_tokens(file.name, size, dtype.itemsize)
-        yield from blocks(file, stream, dtype, tokens, Marked(options.document_end_id, "after"))
+        documents = Marked(options.document_end_id, "after")
+        yield from stream_blocks(file, stream, dtype, tokens, documents)
 
 
 def remark(file: CorpusFile, options: CorpusOptions) -> str | None:
-    """What was assumed of a file that says nothing."""
+    """Return what was assumed of a file that says nothing."""
     with opened(file) as stream:
         dtype = _dtype(stream, length_of(file, stream), options)
     told = f"{file.format} files of {dtype.name} ids"
@@ -48,6 +58,20 @@ def _dtype(stream: BinaryIO, size: int, options: CorpusOptions) -> np.dtype[np.i
     return np.dtype("<u4" if wide else "<u2")
 
 
-_USES = ("document_end_id", "ids_dtype")
-NANOGPT = Reader(read=read, gives_text=never_text, remark=remark, uses=_USES)
-OLMO = Reader(read=read, gives_text=never_text, remark=remark, uses=_USES)
+def _may_be_bare(look: Look) -> bool:
+    """Return whether a .npy file without NumPy's header may be bare token ids."""
+    if look.ending != ".npy":
+        return False
+    size = look.storage.file(look.name, "olmo").size
+    whole = size is None or (size > 0 and size % 2 == 0)
+    return whole and not _NPY_MAGIC.startswith(look.head[:6])
+
+
+def _reader(signs: Signs) -> Reader:
+    uses = ("document_end_id", "ids_dtype")
+    return Reader(read=read, gives_text=never_text, remark=remark, uses=uses, signs=signs)
+
+
+# Any file may be called .bin: in folders such a file is read only when the format is given.
+NANOGPT = _reader(Signs(suffixes=(".bin",), unsearched=(".bin",), shared=(".bin",), bare=True))
+OLMO = _reader(Signs(shared=(".npy",), bare=True, recognises=_may_be_bare))

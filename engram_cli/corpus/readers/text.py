@@ -1,16 +1,26 @@
-"""Text files in UTF-8: a file is a document, or a separator ends each."""
+"""Reads text files in UTF-8: a file is a document, or a separator ends each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engram_cli.corpus.base import CorpusFile, CorpusOptions, Document, Reader
+from engram_cli.corpus.base import CorpusFile, CorpusOptions, Document, Reader, Signs
 from engram_cli.corpus.byte_stream import open_decompressed
 from engram_cli.corpus.text import decoded, split_documents
 
+_PLAIN = (".txt", ".text", ".md")
+_SUFFIXES = (
+    *(*_PLAIN, ".markdown", ".rst", ".tex", ".org", ".adoc", ".html", ".htm"),
+    *(".py", ".pyi", ".pyx", ".ipynb", ".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".cu"),
+    *(".rs", ".go", ".java", ".kt", ".scala", ".cs", ".swift", ".js", ".mjs", ".ts", ".jsx"),
+    *(".tsx", ".vue", ".css", ".scss", ".rb", ".php", ".pl", ".pm", ".lua", ".r", ".jl", ".hs"),
+    *(".ml", ".ex", ".exs", ".erl", ".clj", ".lisp", ".el", ".f90", ".sql", ".sh", ".bash"),
+    *(".zsh", ".ps1", ".bat", ".cmake", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".xml"),
+)
+
 
 def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
-    """The documents of a text file. Raises CorpusError."""
+    """Yield the documents of a text file. Raises CorpusError."""
     separator = options.document_separator
     number = -1
     with open_decompressed(file) as (stream, spent):
@@ -21,9 +31,8 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[Document]:
             yield Document(file=file.name, place=place, text=text, first=first, size=size)
 
 
-def gives_text(file: CorpusFile, options: CorpusOptions) -> bool:
-    """Always."""
-    return True
-
-
-READER = Reader(read=read, gives_text=gives_text, uses=("document_separator", "errors"))
+READER = Reader(
+    read=read,
+    uses=("document_separator", "errors"),
+    signs=Signs(suffixes=_SUFFIXES, certain=_PLAIN, streams=True),
+)

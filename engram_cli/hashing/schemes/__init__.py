@@ -5,13 +5,14 @@ A new scheme is one file with a `Scheme` and one line here.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engram_cli.errors import InputError
-from engram_cli.hashing.layout import HashLayout
-from engram_cli.hashing.schemes.base import Scheme
 from engram_cli.registry import Registry
-from engram_cli.vocab.lookup import VocabMap
+
+if TYPE_CHECKING:  # numpy stays out of --help, which lists the names
+    from engram_cli.hashing.layout import HashLayout
+    from engram_cli.hashing.schemes.base import Scheme
 
 SCHEMES: Registry[Scheme] = Registry(
     "scheme",
@@ -26,13 +27,15 @@ SCHEMES: Registry[Scheme] = Registry(
 
 
 def hash_layout(scheme: str, vocab: Any = None, **parameters: Any) -> HashLayout:
-    """The layout of a scheme for a vocabulary.
+    """Return the layout of a scheme for a vocabulary.
 
     Schemes of compressed ids (`engram-v1`, `deepseek-v4.1`) take a `CompressedVocab` (or a bare
     `VocabMap`) as `vocab`; those of raw ids take `vocab_size=`. Every other parameter has the
     published default; see the modules of `hashing.schemes`. Raises InputError for an unknown scheme
     or parameter, LayoutError for a geometry that cannot be.
     """
+    from engram_cli.vocab.lookup import VocabMap
+
     found = SCHEMES.load(scheme)
     if vocab is not None:
         parameters["vocab"] = vocab
@@ -51,10 +54,10 @@ def hash_layout(scheme: str, vocab: Any = None, **parameters: Any) -> HashLayout
 
 
 def takes_raw_ids(scheme: str) -> bool:
-    """Whether a scheme hashes token ids as they are; one that is not known here does not."""
+    """Return whether a scheme hashes token ids as they are; an unknown scheme does not."""
     return scheme in SCHEMES and SCHEMES.load(scheme).raw_ids
 
 
 def first_layer(scheme: str) -> int:
-    """The number, 0 or 1, by which a scheme names the first decoder layer; 0 if it is not known."""
+    """Return the number, 0 or 1, of a scheme's first decoder layer; 0 for an unknown scheme."""
     return SCHEMES.load(scheme).first_layer if scheme in SCHEMES else 0

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,13 +50,6 @@ class Kept:
         """Nothing yet."""
         self.buffer_pool = BufferPool()
         self.followed: NDArray[np.int64] | None = None
-
-
-class Part(Protocol):
-    """Some rows of a column."""
-
-    def fill(self, first: int, out: NDArray[np.float32]) -> None:
-        """Write the rows from `first` (counted in the column) into `out` float32[n, w]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +194,11 @@ class CorpusFill:
                     made |= found
             return made
 
-        columns = PartitionedColumns(self._together(entry, parts, dim), deal, self.kept.buffer_pool)
-        yield partial(fill_columns, entry, columns.parts())
+        def release(part: ColumnPart) -> None:
+            self.kept.buffer_pool.give(part.release())
+
+        columns = PartitionedColumns(self._together(entry, parts, dim), deal, release)
+        yield partial(fill_columns, entry, columns)
 
     def _together(
         self, entry: LayerHash, parts: Mapping[int, Span], dim: int
@@ -321,16 +317,16 @@ def column_vectors(
 
 
 def fill_columns(
-    entry: LayerHash, parts: Mapping[int, Part], first: int, out: NDArray[np.float32]
+    entry: LayerHash, columns: PartitionedColumns[Any], first: int, out: NDArray[np.float32]
 ) -> None:
-    """Write the rows from `first` of a layer into `out` float32[n, w], each column from its part.
+    """Write the rows from `first` of a layer into `out` float32[n, w].
 
     Rows of no column, the scheme's padding, are zero.
     """
     offsets, done = entry.offsets, 0
     for column, (begin, end) in columns_of(entry, (first, len(out))):
         done = offsets[column] + end - first
-        parts[column].fill(begin, out[done - (end - begin) : done])
+        columns.fill(column, begin, out[done - (end - begin) : done])
     out[done:] = 0
 
 

@@ -135,18 +135,6 @@ class TokenWriter:
 
     def write(
         self,
-        blocks: Generator[TokenBlock, None, None],
-        layout: HashLayout,
-        encoder: str | None,
-        progress: Progress = SILENT,
-    ) -> TokenFile:
-        """`write_pieces` of blocks. Raises TokenIdError naming file, document and position."""
-        with closing(blocks):
-            pieces = (piece_of(block, layout) for block in blocks)
-            return self.write_pieces(pieces, encoder, progress)
-
-    def write_pieces(
-        self,
         pieces: Generator[Piece, None, None],
         encoder: str | None,
         progress: Progress = SILENT,

@@ -21,7 +21,7 @@ from engram_cli.hashing.reference import hash_columns
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.inits.corpus import buckets, filled, pairs
 from engram_cli.table.inits.corpus.columns import BufferPool
-from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, split_starts
+from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, piece_of, split_starts
 from engram_cli.table.places import scratch_folder
 from engram_cli.table.store import open_table
 from engram_cli.table.verify import verify_table
@@ -208,7 +208,9 @@ def test_hot_rows_do_not_overflow(tmp_path: Path) -> None:
     starts = np.zeros(len(ids), dtype=bool)
     starts[0] = True
     block = TokenBlock(ids=ids, starts=starts, size=1, locate=str)
-    file = TokenWriter(tmp_path / "tokens", None).write((b for b in [block]), layout, None)
+    file = TokenWriter(tmp_path / "tokens", None).write(
+        (piece_of(b, layout) for b in [block]), None
+    )
     vectors = matrix_vectors(layout)
     spec = fill_spec(layout, file, vectors, "token-mean")
     fill(tmp_path / "t.zarr", spec)

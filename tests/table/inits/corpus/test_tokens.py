@@ -14,7 +14,7 @@ from table.tables import mapped_layout
 from engram_cli.corpus.base import CorpusOptions, ReadPosition, TokenBlock
 from engram_cli.corpus.stamps import request_of
 from engram_cli.errors import TokenIdError, UndecodableError
-from engram_cli.table.inits.corpus.tokens import TokenWriter
+from engram_cli.table.inits.corpus.tokens import TokenWriter, piece_of
 
 
 def test_a_token_file_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
@@ -26,22 +26,22 @@ def test_a_token_file_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
         )
         for b, m in zip(range(0, 3000, 500), [ReadPosition(items=i) for i in range(6)], strict=True)
     ]
-    whole = TokenWriter(tmp_path / "whole", "r").write((b for b in blocks), layout, None)
+    whole = TokenWriter(tmp_path / "whole", "r").write((piece_of(b, layout) for b in blocks), None)
 
     def broken() -> Any:
-        yield from blocks[:4]
+        yield from (piece_of(block, layout) for block in blocks[:4])
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engram_cli.table.inits.corpus.tokens.KEEP_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            TokenWriter(tmp_path / "cut", "r").write(broken(), layout, "fast")
+            TokenWriter(tmp_path / "cut", "r").write(broken(), "fast")
     with (tmp_path / "cut" / "tokens.u32").open("ab") as file:
         file.write(b"torn")
     writer = TokenWriter(tmp_path / "cut", "r")
     assert (writer.tokens, writer.size, writer.encoder) == (2000, 36, "fast")
     assert writer.read_position == ReadPosition(items=3)
-    found = writer.write((b for b in blocks[4:]), layout, None)
+    found = writer.write((piece_of(b, layout) for b in blocks[4:]), None)
     assert (found.digest, found.documents, found.largest) == (
         whole.digest,
         whole.documents,
@@ -64,15 +64,15 @@ def test_what_was_written_before_text_that_is_not_utf8_serves_a_run_that_replace
     ]
 
     def bad() -> Any:
-        yield from blocks
+        yield from (piece_of(block, layout) for block in blocks)
         raise UndecodableError("a.txt", "replace it")
 
     strict, lenient = (request_of("r", CorpusOptions(errors=e)) for e in ("strict", "replace"))
     with pytest.raises(UndecodableError):
-        TokenWriter(tmp_path / "cut", strict).write(bad(), layout, None)
+        TokenWriter(tmp_path / "cut", strict).write(bad(), None)
     writer = TokenWriter(tmp_path / "cut", lenient)
     assert (writer.tokens, writer.read_position) == (1500, ReadPosition(items=2))
-    writer.write((b for b in blocks), layout, None)
+    writer.write((piece_of(b, layout) for b in blocks), None)
     assert TokenWriter(tmp_path / "cut", strict).finished is None
     assert TokenWriter(tmp_path / "cut", lenient).finished is not None
 
@@ -97,4 +97,6 @@ def test_foreign_ids_are_named_with_their_place(tmp_path: Path) -> None:
         locate=lambda at: f"a.txt, position {at}",
     )
     with pytest.raises(TokenIdError, match=r"a\.txt, position 1 .*400"):
-        TokenWriter(tmp_path / "t", None).write((b for b in [block]), mapped_layout(), None)
+        TokenWriter(tmp_path / "t", None).write(
+            (piece_of(b, mapped_layout()) for b in [block]), None
+        )
