@@ -1,6 +1,6 @@
 """Gradients of rows in plain torch: vectors with row numbers in, one sum for each row out.
 
-Twins of `kernels.segments`. The order of a sum is part of the definition, so that both give the
+Twins of `kernels.rows`. The order of a sum is part of the definition, so that both give the
 same bits on every run: by row, then by place; a row's vectors are cut at the multiples of PIECE in
 that order, each piece is summed, and then the pieces' sums are. Sums are float32 (of float64,
 which only the twin takes, float64).

@@ -1,4 +1,4 @@
-"""Optimiser steps for the rows that have a gradient, in plain torch: twins of `kernels.segments`.
+"""Optimiser steps for the rows that have a gradient, in plain torch: twins of `kernels.rows`.
 
 In: a table, its state, and gradient vectors with their row numbers, a row as often as it occurred.
 The table and its state are changed in place, in no other rows. Computed in float32, rounded once.
