@@ -1,14 +1,14 @@
 """Views: results as plain data, which `cli/views.py` prints and `report/` draws as a page.
 
-A statistic, or an inspected artifact, gives a `View`: a heading, a paragraph, tables and charts.
-The page draws all of it. The terminal prints the tables, and charts with `spark` as a line of bars.
+A statistic, or an inspected artifact, gives views. The page draws them with their charts; the
+terminal prints the tables, and charts with `spark` as a line of bars.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from engram_cli.numbers import brief, count, percent
 
@@ -16,11 +16,12 @@ T = TypeVar("T")
 K = TypeVar("K")
 Unit = Literal["count", "percent", "ratio", "decimal"]
 Kind = Literal["count", "brief", "percent", "decimal", "text", "ngram", "ngrams", "digest"]
+Shown = Literal["always", "asked", "page"]
 Where = Literal["both", "page", "terminal"]
 _NUMERIC = frozenset(("count", "brief", "percent", "decimal"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """A number with its standard error; `mark`: a sign after it; `bound`: it is an upper bound."""
 
@@ -30,7 +31,7 @@ class Estimate:
     bound: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Ngram:
     """An n-gram by its `text`, tokens separated by spaces, and how often it occurs."""
 
@@ -41,19 +42,21 @@ class Ngram:
 Cell: TypeAlias = int | float | str | Estimate | tuple[Ngram, ...] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table: what its cells are.
 
     `kind`: "count", "brief" (63.7 M), "percent" (of a share 0..1) and "decimal" are numbers;
     "ngram" is the text of one n-gram, "ngrams" a tuple of `Ngram`, "digest" a checksum. `digits`:
     after the point; None for as many as the number needs. `bar`: the page draws the number's size.
+    `alarm`: the terminal prints cells with this text in red.
     """
 
     name: str
     kind: Kind = "count"
     digits: int | None = None
     bar: bool = False
+    alarm: str | None = None
 
     @property
     def numeric(self) -> bool:
@@ -88,17 +91,28 @@ class Column:
         return f" ±{points if self.kind == 'percent' else self._number(error)}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def counts(*names: str) -> tuple[Column, ...]:
+    """Return columns of whole numbers."""
+    return tuple(Column(name) for name in names)
+
+
+def percents(*names: str, digits: int | None = None) -> tuple[Column, ...]:
+    """Return columns of shares."""
+    return tuple(Column(name, "percent", digits) for name in names)
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """A table; every row has one cell for each column.
 
     `folded`: the page shows it on demand. `limit`: rows that the terminal prints, of each group of
-    rows whose first `group` cells are equal; None for all.
+    rows whose first `group` cells are equal; None for all. `where`: what draws it.
     """
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    _: KW_ONLY
     note: str = ""
     folded: bool = False
     limit: int | None = None
@@ -122,20 +136,11 @@ class Matrix:
     beside_name: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
-    """A key number: its value as text, what it is, and what it is compared with."""
-
-    value: str
-    what: str
-    beside: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Tiles:
-    """Key numbers at the top of a page; the terminal leaves them out."""
+    """Key numbers of a page: (value as text, what it is, what it is compared with)."""
 
-    entries: tuple[Tile, ...]
+    entries: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +152,7 @@ class Shades:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Axis:
     """An axis. `low`, `high`: None for as far as the values go, but not past `most`.
 
@@ -156,6 +161,7 @@ class Axis:
 
     title: str
     unit: Unit = "count"
+    _: KW_ONLY
     log: bool = False
     low: float | None = None
     high: float | None = None
@@ -174,9 +180,8 @@ class Axis:
         """Return a value in full, for hovering and for the table below a chart."""
         if self.unit == "percent":
             return percent(value)
-        if self.unit == "ratio":
-            return f"{value:.4f}"
-        return f"{value:,.1f}" if self.unit == "decimal" else count(value)
+        digits = {"ratio": 4, "decimal": 1}.get(self.unit, 0)
+        return f"{value:,.{digits}f}"
 
 
 def share_axis(title: str, *, high: float | None = None) -> Axis:
@@ -184,7 +189,7 @@ def share_axis(title: str, *, high: float | None = None) -> Axis:
     return Axis(title=title, unit="percent", low=0.0, high=high, most=1.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Bar:
     """A bar from zero; `error` is the standard error, `ideal` a value to compare it with."""
 
@@ -197,21 +202,21 @@ class Bar:
     flag: Literal["above", "below"] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Slot:
-    """Bars side by side at one place."""
+    """Bars side by side at one place; `title` names it in full."""
 
     label: str
     bars: tuple[Bar, ...]
-    title: str | None = None
+    title: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Group:
     """Slots under one name."""
 
+    label: str
     slots: tuple[Slot, ...]
-    label: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +238,7 @@ class BarChart:
     sigmas: float = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Curve:
     """A line through `points`, with an optional band of (x, low, high); x ascends.
 
@@ -278,7 +283,7 @@ class LineChart:
 Chart: TypeAlias = BarChart | LineChart
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """Charts, or tables, side by side where there is room."""
 
@@ -300,7 +305,7 @@ class View:
     title: str
     lead: str
     parts: tuple[Part, ...]
-    shown: Literal["always", "asked", "page"] = "always"
+    shown: Shown = "always"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,9 +338,63 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     return groups
 
 
-def by_layer(items: Iterable[T], key: Callable[[T], int]) -> list[tuple[int, str, list[T]]]:
-    """Return (layer, what to add to a title, items) for each layer; "" for a single layer."""
-    groups = grouped(items, key)
-    return [
-        (layer, f", layer {layer}" if len(groups) > 1 else "", own) for layer, own in groups.items()
-    ]
+class _OfLayer(Protocol):
+    @property
+    def layer(self) -> int: ...
+
+
+class _OfHead(Protocol):
+    @property
+    def order(self) -> int: ...
+    @property
+    def head(self) -> int: ...
+
+
+L = TypeVar("L", bound=_OfLayer)
+H = TypeVar("H", bound=_OfHead)
+
+
+def by_layer(items: Iterable[L], draw: Callable[[int, str, list[L]], Chart]) -> tuple[Row, ...]:
+    """Return one chart for each layer, side by side; () without items.
+
+    `draw` gets the layer, what to add to a title ("" if there is one layer), and its items.
+    """
+    groups = grouped(items, lambda item: item.layer)
+    charts = tuple(
+        draw(layer, f", layer {layer}" if len(groups) > 1 else "", own)
+        for layer, own in groups.items()
+    )
+    return (Row(charts),) if charts else ()
+
+
+def by_head(items: Iterable[H], bars: Callable[[H, int], tuple[Bar, ...]]) -> tuple[Group, ...]:
+    """Return a slot for each head, grouped by order; `bars` gets an item and its color."""
+    return tuple(
+        Group(
+            order_name(order),
+            tuple(
+                Slot(
+                    f"{item.head}",
+                    bars(item, order_color(order)),
+                    f"{order_name(order)}, head {item.head}",
+                )
+                for item in own
+            ),
+        )
+        for order, own in grouped(items, lambda item: item.order).items()
+    )
+
+
+def order_curve(
+    order: int,
+    points: Iterable[tuple[float, float]],
+    band: Iterable[tuple[float, float, float]] = (),
+    variant: str = "",
+    *,
+    dots: bool = False,
+    step: bool = False,
+) -> Curve:
+    """Return the curve of an order, in its name and color."""
+    return Curve(
+        order_name(order), order_color(order), tuple(points), tuple(band), variant, dots, step
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from tiny_models import make_layout, make_spec
 
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.dense import first_values
+from engram_cli.formats.module_spec import first_values
 from engram_cli.rows import DTYPES
 from engram_cli.vocab.compress import CompressedVocab
 

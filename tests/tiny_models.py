@@ -19,11 +19,10 @@ from transformers import (
 
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.dense import first_values
-from engram_cli.formats.module_spec import module_spec
-from engram_cli.formats.tensors import Array
+from engram_cli.formats.module_spec import first_values, module_spec
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
+from engram_cli.rows.safetensors import Array
 from engram_cli.runtime.memory import Memory
 from engram_cli.vocab.compress import CompressedVocab
 

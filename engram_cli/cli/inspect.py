@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,8 +27,15 @@ from engram_cli.cli.options import (
     VocabOption,
     WorkspaceOption,
 )
-from engram_cli.cli.terminal import Terminal, reported
+from engram_cli.cli.terminal import Terminal, reported, shown_path
 from engram_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from engram_cli.commands.inspect import InspectResult
+    from engram_cli.commands.probe import ProbeResult
 
 _PROBE = "What a next-token table knows"
 
@@ -104,7 +111,6 @@ def inspect(
     """
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
-        from engram_cli.cli.inspect_tables import inspect_parts
         from engram_cli.commands.inspect import InspectRequest
         from engram_cli.commands.inspect import inspect as run
 
@@ -151,4 +157,48 @@ def inspect(
             threads=threads,
         )
         result = run(request, terminal)
-        terminal.result(result, *inspect_parts(result))
+        terminal.result(result, *_printed(result))
+
+
+def _printed(result: InspectResult) -> list[RenderableType]:
+    """Return what is known of the artifact, and the tables of its views."""
+    from engram_cli.cli.render import facts, quantity
+    from engram_cli.cli.views import printed
+    from engram_cli.commands.inspect_page import inspection_views
+
+    size = f"{quantity(result.stored_bytes, 'bytes')} ({result.stored_bytes:,} bytes)"
+    lines: list[tuple[str, str | Text]] = [
+        ("path", shown_path(result.path)),
+        *result.facts,
+        ("on disk", f"{size}, {result.files:,} files"),
+    ]
+    if result.stats is not None and result.kind != "statistics":
+        lines.append(("statistics", shown_path(result.stats)))
+    if result.read_bytes:
+        pace = quantity(result.read_bytes / max(result.seconds, 1e-9), "bytes")
+        lines.append(("read", f"{quantity(result.read_bytes, 'bytes')} of rows, {pace}/s"))
+    if result.report is not None:
+        lines.append(("report", shown_path(result.report)))
+    views = {view.name: view for view in inspection_views(result)}
+    # The page has the heads at its end, where they may be long.
+    order = ("digests", "heads", "norms", "hottest", "duplicates")
+    tables = printed(views[name] for name in order if name in views)
+    return [facts(str(result.kind).capitalize(), lines), *tables, *probe_parts(result.probe)]
+
+
+def probe_parts(result: ProbeResult | None) -> list[RenderableType]:
+    """Return the probed positions and one line for each model; nothing without a probe."""
+    if result is None:
+        return []
+    from engram_cli.cli.render import facts, percent
+    from engram_cli.cli.views import printed
+    from engram_cli.commands.inspect_page import probe_view
+
+    known = ", ".join(f"{percent(share, 1)} of the {n}-grams" for n, share in result.known.items())
+    lines: list[tuple[str, str | Text]] = [
+        ("probed", f"{result.positions:,} positions of {result.heldout_tokens:,} held-out tokens"),
+        ("fitted on", f"{result.fitted:,} other positions"),
+        ("corpus", f"{result.corpus_tokens:,} tokens; it contains {known}"),
+        ("of the exact", f"{percent(result.of_exact, 1)} of the longest back-off's top-1"),
+    ]
+    return [facts("Probe", lines), *printed([probe_view(result)])]

@@ -86,11 +86,11 @@ def lookup(
     terminal = Terminal(as_json=as_json, quiet=quiet)
     with reported(terminal):
         from engram_cli.cli.lookup_tables import lookup_parts
-        from engram_cli.commands.artifact import Kind, find_artifact
+        from engram_cli.commands.artifact import VOCABULARY, find_artifact
         from engram_cli.commands.lookup import LookupRequest
         from engram_cli.commands.lookup import lookup as run
 
-        bare = find_artifact(path).kind is Kind.VOCABULARY
+        bare = find_artifact(path).kind == VOCABULARY
         request = LookupRequest(
             path=path,
             text=text,

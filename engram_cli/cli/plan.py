@@ -128,7 +128,7 @@ def plan(
         from engram_cli.commands.plan import Budget, PlanRequest
         from engram_cli.commands.plan import plan as run
         from engram_cli.commands.workspace import Workspace
-        from engram_cli.table.planning.hardware import find_hardware
+        from engram_cli.table.planning.placement import find_hardware
 
         here = Workspace(workspace)
         changed = {

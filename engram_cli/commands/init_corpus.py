@@ -19,9 +19,10 @@ from engram_cli.engines.base import ENGINES, Engine, Reading, request_fingerprin
 from engram_cli.engines.filling import TASK_BYTES
 from engram_cli.engines.local import LocalEngine
 from engram_cli.errors import CorpusError, InputError, UndecodableError
-from engram_cli.formats.embedding_tensor import Side, find_embeddings
+from engram_cli.formats.checkpoint import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
+from engram_cli.rows.checksum import array_checksum
 from engram_cli.sizes import available_memory
 from engram_cli.table.inits.corpus.embeddings import (
     Embeddings,
@@ -135,7 +136,7 @@ def find_vectors(
         hidden=tensor.hidden,
         read=tensor.read,
         name=tensor.name,
-        digest=tensor.digest(),
+        digest=array_checksum(tensor.map()),
         seed=request.embedding_seed,
     )
 

@@ -6,27 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram_cli.commands.artifact import Artifact, Companions, Kind, find_artifact, half_built
-from engram_cli.commands.inspect_facts import (
-    About,
-    Digest,
-    about_bundle,
-    about_half_built,
-    about_statistics,
-    about_table,
-    about_vocabulary,
-)
+from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
 from engram_cli.commands.inspect_rows import Columns, HotRow, LayerRows, NormBins, inspect_rows
 from engram_cli.commands.probe import ProbeRequest, ProbeResult, probe
 from engram_cli.commands.processors import processors
-from engram_cli.errors import IncompleteError, InputError
-from engram_cli.formats.bundle import read_bundle
+from engram_cli.errors import EngramError, IncompleteError, InputError
+from engram_cli.formats.base import Digest, Facts, stored_size
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
-from engram_cli.stats.stats_io import read_stats
-from engram_cli.table.attributes import PARTIAL_SUFFIX
-from engram_cli.table.store import open_table
+from engram_cli.rows.source import RowSource
+from engram_cli.vocab.parquet import read_about, read_map
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +66,7 @@ class InspectResult:
     """
 
     path: Path
-    kind: Kind
+    kind: str
     complete: bool
     facts: tuple[tuple[str, str], ...]
     digests: tuple[Digest, ...]
@@ -99,7 +89,7 @@ class InspectResult:
 def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:
     """Say what an artifact is and what its rows hold; constant memory, one pass over the rows.
 
-    Raises InputError if nothing of engram is at the path, ArtifactError for damage, OutputError
+    Raises InputError if nothing that is known is at the path, ArtifactError for damage, OutputError
     for a report that cannot be written, and as `probe`.
     """
     if request.report is not None:
@@ -111,13 +101,19 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
             artifacts=(request.path,),
         )
     found = find_artifact(request.path)
-    if request.probe is not None and found.kind is not Kind.TABLE:
+    if request.probe is not None and found.kind != "table":
         raise InputError(f"cannot probe {found.kind}", "--probe needs a table")
-    if found.kind is Kind.TABLE and (
-        half_built(found.path) or found.path.name.endswith(PARTIAL_SUFFIX)
-    ):
-        return _result(found, about_half_built(found.path), complete=False)
-    result = _INSPECTORS[found.kind](found, request, progress)
+    if found.kind == VOCABULARY:
+        result = _vocabulary(found.path, request)
+    else:
+        try:
+            source = found.open()
+        except IncompleteError:
+            if found.format.unfinished is None:
+                raise
+            facts, files, size = found.format.unfinished(found.path)
+            return _result(found, facts, files=files, stored_bytes=size, complete=False)
+        result = _rows(found, source, request, progress)
     if request.report is not None:
         from engram_cli.commands.inspect_page import write_inspection
 
@@ -125,65 +121,75 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
     return result
 
 
-def _vocabulary(found: Artifact, request: InspectRequest, progress: Progress) -> InspectResult:
-    return _result(found, about_vocabulary(found.path), report=request.report)
-
-
-def _table(found: Artifact, request: InspectRequest, progress: Progress) -> InspectResult:
-    try:
-        table = open_table(found.path)
-    except IncompleteError:
-        return _result(found, about_half_built(found.path), complete=False)
-    companions = _companions(found, request)
-    about = about_table(table, companions)
-    # First, since what it needs may be wrong.
-    known = None if request.probe is None else probe(request.probe, progress)
-    rows = _rows(found, request, companions, progress)
-    return _result(found, about, table.layout, report=request.report, probe=known, **rows)
-
-
-def _bundle(found: Artifact, request: InspectRequest, progress: Progress) -> InspectResult:
-    bundle = read_bundle(found.path)
-    companions = _companions(found, request)
-    about = about_bundle(bundle, companions)
-    rows = _rows(found, request, companions, progress)
-    return _result(found, about, bundle.spec.layout, report=request.report, **rows)
-
-
-def _statistics(found: Artifact, request: InspectRequest, progress: Progress) -> InspectResult:
-    statistics = read_stats(found.path)
-    companions = _companions(found, request)
-    about = about_statistics(statistics, companions)
-    rows = _rows(found, request, companions, progress)
-    return _result(found, about, statistics.layout, report=request.report, **rows)
-
-
 def _rows(
-    found: Artifact, request: InspectRequest, companions: Companions, progress: Progress
-) -> dict[str, Any]:
-    if not request.rows:
-        return {}
-    threads = request.threads or processors()
-    return inspect_rows(
-        found, companions, hottest=request.hottest, threads=threads, progress=progress
-    )
-
-
-def _companions(found: Artifact, request: InspectRequest) -> Companions:
-    return Companions(
+    found: Artifact, source: RowSource, request: InspectRequest, progress: Progress
+) -> InspectResult:
+    companions = Companions(
         artifact=found.path, folder=request.folder, stats=request.stats, vocab=request.vocab
     )
+    digests = _layout_digests(source.layout, companions)
+    if source.digest is not None and found.format.shows_digest:
+        own = Digest(name=found.kind, value=source.digest, must_match="names this content")
+        digests = (own, *digests)
+    facts, (files, size) = found.format.facts(source), stored_size(found.path)
+    # First, since what it needs may be wrong.
+    known = None if request.probe is None else probe(request.probe, progress)
+    rows: dict[str, Any] = {}
+    if request.rows:
+        threads = request.threads or processors()
+        rows = inspect_rows(
+            source, companions, hottest=request.hottest, threads=threads, progress=progress
+        )
+    return _result(
+        found,
+        facts,
+        source.layout,
+        digests=digests,
+        files=files,
+        stored_bytes=size,
+        report=request.report,
+        probe=known,
+        **rows,
+    )
+
+
+def _vocabulary(path: Path, request: InspectRequest) -> InspectResult:
+    about, known = read_about(path), read_map(path)
+    tokens = int((known.lookup >= 0).sum())
+    facts = (
+        ("token ids", f"{known.vocab_size:,}, {tokens:,} of them with a token"),
+        ("compressed ids", f"{known.size:,} ({100 * (1 - known.size / tokens):.2f} % fewer)"),
+        ("made from", str(about.get("source"))),
+        ("made by", f"engram {about.get('tool_version')}"),
+    )
+    digests = (
+        Digest(
+            name="vocabulary",
+            value=known.digest,
+            must_match="layouts, statistics, tables and bundles made with it",
+        ),
+        Digest(
+            name="tokenizer",
+            value=str(about.get("tokenizer_digest")),
+            must_match="SHA-256 of the tokenizer.json it was made from",
+        ),
+    )
+    found = Artifact(path=path, kind=VOCABULARY)
+    size = path.stat().st_size
+    return _result(found, facts, digests=digests, files=1, stored_bytes=size, report=request.report)
 
 
 def _result(
     found: Artifact,
-    about: About,
+    facts: Facts,
     layout: HashLayout | None = None,
     *,
     complete: bool = True,
-    **rows: Any,
+    digests: tuple[Digest, ...] = (),
+    **others: Any,
 ) -> InspectResult:
-    columns = () if layout is None else tuple(
+    entries = () if layout is None else layout.layers
+    columns = tuple(
         LayoutColumn(
             layer=entry.layer,
             order=layout.orders[column // layout.heads],
@@ -191,29 +197,38 @@ def _result(
             modulus=modulus,
             offset=offset,
         )
-        for entry in layout.layers
+        for entry in entries
         for column, (modulus, offset) in enumerate(zip(entry.moduli, entry.offsets, strict=True))
-    )  # fmt: skip
+        if layout is not None
+    )
     return InspectResult(
         path=found.path,
         kind=found.kind,
         complete=complete,
-        facts=about.facts,
-        digests=about.digests,
-        files=about.files,
-        stored_bytes=about.stored_bytes,
+        facts=tuple(facts),
+        digests=digests,
         scheme=None if layout is None else layout.scheme,
-        multipliers=() if layout is None else tuple(
-            (entry.layer, tuple(map(str, entry.multipliers))) for entry in layout.layers
-        ),
+        multipliers=tuple((entry.layer, tuple(map(str, entry.multipliers))) for entry in entries),
         layout=columns,
-        **rows,
-    )  # fmt: skip
+        **others,
+    )
 
 
-_INSPECTORS = {
-    Kind.TABLE: _table,
-    Kind.BUNDLE: _bundle,
-    Kind.VOCABULARY: _vocabulary,
-    Kind.STATISTICS: _statistics,
-}
+def _layout_digests(layout: HashLayout, companions: Companions) -> tuple[Digest, ...]:
+    """Return the digests of a layout, compared with a vocabulary that lies at hand."""
+    own = Digest(
+        name="layout",
+        value=layout.fingerprint,
+        must_match="statistics, tables and bundles that go together",
+    )
+    if layout.vocab_digest is None:
+        return (own,)
+    place, matches = companions.vocabulary_place(), None
+    try:
+        if place is not None:
+            matches = read_about(place).get("vocab_digest") == layout.vocab_digest
+    except EngramError:
+        matches = False
+    where = "the vocabulary" if place is None else f"{place}"
+    value = layout.vocab_digest
+    return own, Digest(name="vocabulary", value=value, must_match=where, matches=matches)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engram_cli.commands.inspect_rows import Columns, NormBins
-from engram_cli.commands.probe import ProbeResult, ProbeRow
+from engram_cli.commands.probe import ProbeResult
 from engram_cli.numbers import count, percent
 from engram_cli.report.page import write_page
 from engram_cli.view import (
@@ -19,20 +19,20 @@ from engram_cli.view import (
     BarChart,
     Cell,
     Column,
-    Curve,
     Estimate,
     Group,
     LineChart,
     Ngram,
     Page,
-    Row,
     Slot,
     Table,
     View,
+    by_head,
     by_layer,
-    grouped,
-    order_color,
+    counts,
+    order_curve,
     order_name,
+    percents,
     share_axis,
 )
 
@@ -69,10 +69,23 @@ def inspection_views(result: InspectResult) -> Iterator[View]:
     if result.probe is not None:
         yield probe_view(result.probe)
     if result.norms:
-        yield _norms(result)
+        yield View(
+            name="norms",
+            title="Norms of rows",
+            lead="The length of each row as a vector; zero rows are left out. Rows that training "
+            "has moved stand apart from those it has not; a second hump is often the rows that "
+            "were never hit.",
+            parts=by_layer(result.norms, _norm_chart),
+        )
     used = [column for column in result.columns if column.hit_rows is not None]
     if used:
-        yield _rows_used(used)
+        yield View(
+            name="rows-used",
+            title="Rows the corpus uses",
+            lead="The share of each head's rows with at least one hit. The others never get a "
+            "gradient from this corpus: what they hold is what they were filled with.",
+            parts=by_layer(used, _used_chart),
+        )
     if result.hottest:
         yield _hottest(result)
     if result.layers:
@@ -83,10 +96,8 @@ def inspection_views(result: InspectResult) -> Iterator[View]:
 
 def _digests(result: InspectResult) -> View:
     columns = (
-        Column(name="of", kind="text"),
-        Column(name="digest", kind="digest"),
-        Column(name="must match", kind="text"),
-        Column(name="matches", kind="text"),
+        *(Column("of", "text"), Column("digest", "digest")),
+        *(Column("must match", "text"), Column("matches", "text", alarm="no")),
     )
     rows = tuple(
         (each.name, each.value, each.must_match, _SAID[each.matches]) for each in result.digests
@@ -95,44 +106,22 @@ def _digests(result: InspectResult) -> View:
         name="digests",
         title="Digests",
         lead="Artifacts go together only where these are equal: equal sizes are not equal maps.",
-        parts=(Table(title="Digests", columns=columns, rows=rows),),
-    )
-
-
-def _norms(result: InspectResult) -> View:
-    charts = [
-        _norm_chart(layer, suffix, own)
-        for layer, suffix, own in by_layer(result.norms, lambda bins: bins.layer)
-    ]
-    return View(
-        name="norms",
-        title="Norms of rows",
-        lead="The length of each row as a vector; zero rows are left out. Rows that training has "
-        "moved stand apart from those it has not; a second hump is often the rows that were never "
-        "hit.",
-        parts=(Row(parts=tuple(charts)),),
+        parts=(Table("Digests", columns, rows),),
     )
 
 
 def _norm_chart(layer: int, suffix: str, own: list[NormBins]) -> LineChart:
     lows = sorted({low for bins in own for low in bins.low})
     edges = [*lows[: -1 : -(-(len(lows) - 1) // _MOST_BINS) or 1], lows[-1]]
-    curves = tuple(
-        Curve(
-            label=order_name(bins.order),
-            color=order_color(bins.order),
-            points=tuple((float(i), rows) for i, rows in enumerate(_summed(bins, edges))),
-            step=True,
-        )
-        for bins in own
-    )
     return LineChart(
         name=f"norms-{layer}",
         title=f"Rows by norm{suffix}",
         description="A stepped line for each order: how many rows have a norm in a bin.",
-        x=Axis(title="norm, from", labels=tuple(f"{low:.3g}" for low in edges[:-1])),
-        y=Axis(title="rows", low=0.0),
-        curves=curves,
+        x=Axis("norm, from", labels=tuple(f"{low:.3g}" for low in edges[:-1])),
+        y=Axis("rows", low=0.0),
+        curves=tuple(
+            order_curve(bins.order, enumerate(_summed(bins, edges)), step=True) for bins in own
+        ),
         places=tuple(f"norm {low:.4g} to {high:.4g}" for low, high in pairwise(edges)),
         spark=True,
     )
@@ -148,81 +137,63 @@ def _summed(bins: NormBins, edges: list[float]) -> list[float]:
     return sums
 
 
-def _rows_used(columns: list[Columns]) -> View:
-    charts = [
-        BarChart(
-            name=f"rows-used-{layer}",
-            title=f"Rows with a hit{suffix}",
-            description="A bar for each head: the share of its rows with a hit.",
-            y=share_axis("share of rows"),
-            groups=tuple(
-                Group(label=order_name(order), slots=tuple(_used_slot(each) for each in heads))
-                for order, heads in grouped(own, lambda column: column.order).items()
-            ),
-            height=300,
-        )
-        for layer, suffix, own in by_layer(columns, lambda column: column.layer)
-    ]
-    return View(
-        name="rows-used",
-        title="Rows the corpus uses",
-        lead="The share of each head's rows with at least one hit. The others never get a "
-        "gradient from this corpus: what they hold is what they were filled with.",
-        parts=(Row(parts=tuple(charts)),),
+def _used_chart(layer: int, suffix: str, own: list[Columns]) -> BarChart:
+    return BarChart(
+        name=f"rows-used-{layer}",
+        title=f"Rows with a hit{suffix}",
+        description="A bar for each head: the share of its rows with a hit.",
+        y=share_axis("share of rows"),
+        groups=by_head(own, _used),
+        height=300,
     )
 
 
-def _used_slot(column: Columns) -> Slot:
-    share = (column.hit_rows or 0) / column.rows
-    bar = Bar(label="rows with a hit", color=order_color(column.order), value=share)
-    title = f"{order_name(column.order)}, head {column.head}"
-    return Slot(label=f"{column.head}", title=title, bars=(bar,))
+def _used(column: Columns, color: int) -> tuple[Bar, ...]:
+    return (Bar("rows with a hit", color, (column.hit_rows or 0) / column.rows),)
 
 
 def _hottest(result: InspectResult) -> View:
     rows = tuple(
         (
             *(each.layer, each.order, each.head, each.row, each.hits),
-            tuple(
-                Ngram(text=own.text, count=Estimate(value=own.count, bound=not own.exact))
-                for own in each.ngrams
-            )
+            tuple(Ngram(own.text, Estimate(own.count, bound=not own.exact)) for own in each.ngrams)
             or "none known",
             each.known,
         )
         for each in result.hottest
     )
     columns = (
-        *(Column(name=name) for name in ("layer", "order", "head", "row", "hits")),
-        Column(name="known n-grams (count)", kind="ngrams"),
-        Column(name="of"),
+        *counts("layer", "order", "head", "row", "hits"),
+        *(Column("known n-grams (count)", "ngrams"), Column("of")),
     )
     return View(
         name="hottest",
         title="Hottest rows",
         lead="The rows with the most hits, and which n-grams known to the statistics fall on "
         "them. A frequent n-gram heats a row in each head; what else is there must live with it.",
-        parts=(Table(title="Hottest rows", columns=columns, rows=rows),),
+        parts=(Table("Hottest rows", columns, rows),),
     )
 
 
 def _duplicates(result: InspectResult) -> View:
-    rows: list[tuple[Cell, ...]] = []
-    twins: list[tuple[Cell, ...]] = []
-    for each in result.layers:
-        own = each.duplicates
-        distinct = Estimate(value=own.distinct, error=own.distinct_error)
-        rows.append((each.layer, own.rows, distinct, own.twin_share))
-        twins += [(each.layer, twin.rows, twin.first, twin.second) for twin in own.twins]
-    columns = (
-        *(Column(name=name) for name in ("layer", "rows with values", "distinct contents")),
-        Column(name="equal to another row", kind="percent"),
+    rows = tuple(
+        (each.layer, own.rows, Estimate(own.distinct, own.distinct_error), own.twin_share)
+        for each in result.layers
+        for own in (each.duplicates,)
     )
-    parts = [Table(title="Duplicate rows", columns=columns, rows=tuple(rows))]
+    twins = tuple(
+        (each.layer, twin.rows, twin.first, twin.second)
+        for each in result.layers
+        for twin in each.duplicates.twins
+    )
+    columns = (
+        *counts("layer", "rows with values", "distinct contents"),
+        *percents("equal to another row"),
+    )
+    parts = [Table("Duplicate rows", columns, rows)]
     if twins:
-        names = tuple(Column(name=name) for name in ("layer", "equal rows", "row", "and row"))
-        title = "The largest groups of duplicate rows"
-        parts.append(Table(title=title, columns=names, rows=tuple(twins)))
+        names = counts("layer", "equal rows", "row", "and row")
+        parts.append(Table("The largest groups of duplicate rows", names, twins))
     return View(
         name="duplicates",
         title="Duplicate rows",
@@ -241,20 +212,45 @@ def _heads(result: InspectResult) -> View:
         )
         for each in result.layout
     )
-    whole = ("layer", "order", "head", "rows", "first row", "rows hit", "most hits", "zero rows",
-             "not finite")  # fmt: skip
     norms = ("mean norm", "least", "most", "mean, hit", "mean, not hit")
     columns = (
-        *(Column(name=name) for name in whole),
-        *(Column(name=name, kind="decimal") for name in norms),
+        *counts("layer", "order", "head", "rows", "first row"),
+        *counts("rows hit", "most hits", "zero rows", "not finite"),
+        *(Column(name, "decimal") for name in norms),
     )
     return View(
         name="heads",
         title="The heads",
         lead="The layout column by column: its rows, where they begin in the layer's table, and "
         "what they hold.",
-        parts=(Table(title="Heads", columns=columns, rows=rows),),
+        parts=(Table("Heads", columns, rows, where="page"), *_layers(result)),
     )
+
+
+def _layers(result: InspectResult) -> Iterator[Table]:
+    """Yield a table of each layer for the terminal, which has no room for all columns of heads."""
+    known = {(each.layer, each.order, each.head): each for each in result.columns}
+    hits = any(column.hit_rows is not None for column in result.columns)
+    norms = any(column.mean is not None for column in result.columns)
+    columns = [*counts("n", "head", "rows (modulus)", "first row")]
+    if hits:
+        columns += [*percents("hit", digits=1), Column("most")]
+    if norms:
+        columns += [*counts("zero", "bad")]
+        columns += [Column(name, "decimal") for name in ("norm", "least", "most")]
+    for layer, said in result.multipliers:
+        rows: list[tuple[Cell, ...]] = []
+        for each in (column for column in result.layout if column.layer == layer):
+            own = known.get((layer, each.order, each.head))
+            cells: list[Cell] = [each.order, each.head, each.modulus, each.offset]
+            if hits:
+                share = None if own is None or own.hit_rows is None else own.hit_rows / own.rows
+                cells += [share, None if own is None else own.max_hits]
+            if norms:
+                cells += _contents(own)[2:7]
+            rows.append(tuple(cells))
+        title = f"Layer {layer}, multipliers {' '.join(said)}"
+        yield Table(title, tuple(columns), tuple(rows), where="terminal")
 
 
 def _contents(own: Columns | None) -> tuple[Cell, ...]:
@@ -269,8 +265,10 @@ def _contents(own: Columns | None) -> tuple[Cell, ...]:
 def probe_view(found: ProbeResult) -> View:
     """Return the view of what a next-token table knows, compared with exact n-grams."""
     known = ", ".join(
-        f"{percent(share)} of the {order_name(order)}" for order, share in found.known.items()
+        f"{percent(share)} of the {order_name(n)}" for n, share in found.known.items()
     )
+    right = [(row.model, row.top1) for row in found.rows]
+    chance = [(r.model, r.perplexity) for r in found.rows if r.perplexity is not None]
     charts = (
         BarChart(
             name="probe-first",
@@ -278,7 +276,7 @@ def probe_view(found: ProbeResult) -> View:
             description="A bar for each model: the share of positions whose true token it puts "
             "first.",
             y=share_axis("share of positions"),
-            groups=_models([(row, row.top1) for row in found.rows]),
+            groups=_models(right),
             height=300,
         ),
         BarChart(
@@ -286,17 +284,14 @@ def probe_view(found: ProbeResult) -> View:
             title="Perplexity, lower is better",
             description="A bar for each model that gives probabilities: its perplexity, on a log "
             "axis.",
-            y=Axis(title="perplexity", unit="decimal", log=True, low=1.0),
-            groups=_models(
-                [(row, row.perplexity) for row in found.rows if row.perplexity is not None]
-            ),
+            y=Axis("perplexity", "decimal", log=True, low=1.0),
+            groups=_models(chance),
             height=300,
         ),
     )
     columns = (
-        Column(name="model", kind="text"),
-        Column(name="right first", kind="percent"),
-        Column(name="perplexity", kind="decimal", digits=1),
+        *(Column("model", "text"), Column("right first", "percent")),
+        Column("perplexity", "decimal", 1),
     )
     rows = tuple((row.model, row.top1, row.perplexity) for row in found.rows)
     return View(
@@ -306,28 +301,23 @@ def probe_view(found: ProbeResult) -> View:
         f"follows each. The counted models are exact n-grams of the corpus that filled the table; "
         f"it has {known} of those positions. The table alone, all orders combined, reaches "
         f"{percent(found.of_exact)} of what the longest exact back-off puts first.",
-        parts=(*charts, Table(title="Next token", columns=columns, rows=rows)),
+        parts=(*charts, Table("Next token", columns, rows)),
     )
 
 
-def _models(rows: list[tuple[ProbeRow, float]]) -> tuple[Group, ...]:
+def _models(rows: list[tuple[str, float]]) -> tuple[Group, ...]:
     """Return the counted models, then those of the table."""
     kinds = (("counted exactly", _COUNTED, False), ("read from the table", _TABLE, True))
     return tuple(
-        Group(
-            label=label,
-            slots=tuple(
-                Slot(
-                    label=_short(row.model),
-                    title=row.model,
-                    bars=(Bar(label=label, color=color, value=value),),
-                )
-                for row, value in rows
-                if row.model.startswith(_PREFIX) == ours
-            ),
-        )
+        Group(label, slots)
         for label, color, ours in kinds
-        if any(row.model.startswith(_PREFIX) == ours for row, _ in rows)
+        if (
+            slots := tuple(
+                Slot(_short(model), (Bar(label, color, value),), model)
+                for model, value in rows
+                if model.startswith(_PREFIX) == ours
+            )
+        )
     )
 
 

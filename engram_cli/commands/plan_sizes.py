@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows import DTYPES
-from engram_cli.table.planning.expectation import Demand, expect
+from engram_cli.table.planning.estimates import Demand, expect
 
 _HEADS = (4, 8, 16)
 _LEAST_DIM = 8

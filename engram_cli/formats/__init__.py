@@ -1,5 +1,24 @@
-"""Stage 6 of 7: what a model loads. A table and a module's weights in, a bundle folder out.
+"""Formats of artifacts that hold rows: one file and one line of `FORMATS` each.
 
-`bundle` is our own format, `tensors` the safetensors files inside it, `dense` the weights beside
-the rows. Plain Python and NumPy: the runtime reads bundles too.
+`base` says what a format is: how it is recognised, its reader, which gives a `RowSource`, and what
+else it may offer. `bundle` and its neighbours are read by the runtime too, and need NumPy only.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engram_cli.registry import Registry
+
+if TYPE_CHECKING:
+    from engram_cli.formats.base import Format
+
+# In the order in which they are asked whether a path is theirs.
+FORMATS: Registry[Format] = Registry(
+    "format",
+    {
+        "bundle": "engram_cli.formats.bundle_rows:FORMAT",
+        "statistics": "engram_cli.formats.statistics:FORMAT",
+        "table": "engram_cli.formats.zarr_table:FORMAT",
+    },
+)

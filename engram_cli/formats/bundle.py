@@ -1,46 +1,46 @@
 """The bundle, what a model loads: a folder with `engram.json`, weights and memory-mappable rows.
 
-`engram.json` says what the other files are, how large, and with which digest. Read as untrusted
-input: names, sizes, headers and digests are checked before anything is mapped. `bundle_writer`
-writes it; docs/reference/bundle-format.md is the format.
+`engram.json` says what the other files are, how large, and with which digest. It is untrusted:
+every name, count, size, header and digest is checked before anything is mapped. `bundle_writer`
+writes bundles; docs/reference/bundle-format.md describes the format. The runtime imports this file,
+so it needs NumPy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import ArtifactError, InputError
-from engram_cli.files import local_path
-from engram_cli.formats import tensors
-from engram_cli.formats.bundle_description import parse
-from engram_cli.formats.bundle_files import (
-    DENSE,
-    DESCRIPTION,
-    REMAKE,
-    VOCABULARY,
-    ListedFiles,
-    opened,
-    read_description,
-)
-from engram_cli.formats.bundle_spec import HITS, ROWS, BundleSpec, Shard
+from engram_cli.errors import ArtifactError, EngramError, InputError
+from engram_cli.files import local_path, read_json, sha256_bytes
+from engram_cli.formats.bundle_description import FORMAT, PLAIN_NAME, VERSION, parse
+from engram_cli.formats.bundle_spec import BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
-from engram_cli.formats.tensors import Array, TensorPlace
+from engram_cli.outputs import Kind, Listing
+from engram_cli.rows import safetensors as tensors
+from engram_cli.rows.safetensors import Array, TensorPlace
+from engram_cli.rows.source import HITS, ROWS, Span
 
 BUNDLE_NAME = "engram"  # of a bundle's folder in a checkpoint's
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a shard's lines lie: in the file at `path`, from byte `begin` on."""
-
-    path: Path
-    begin: int
-    shard: Shard
+DESCRIPTION, DENSE, CARD = "engram.json", "dense.safetensors", "README.md"
+VOCABULARY = "vocabulary.safetensors"
+MAX_DESCRIPTION_BYTES = 64 * 2**20
+MAX_SMALL_BYTES = 8 * 2**30  # dense weights and the vocabulary, which are read into memory
+REMAKE = "write the bundle again with engram attach --force"
+_CARD_HEAD = b"---\nlibrary_name: engram-tables\n"
+# Files that a bundle consists of: a folder of somebody's own model has others.
+_OWN_NAME = re.compile(
+    r"(?:rows|scales|hits)-\d{5,}-of-\d{5,}\.safetensors|(?:dense|vocabulary)\.safetensors"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,48 +58,58 @@ class Bundle:
     reference: TableReference | None = None
     table: Path | None = None
 
+    @property
+    def has_hits(self) -> bool:
+        """Whether the bundle says how often the corpus looked each row up."""
+        return any(shard.part == HITS for shard in self.shards)
+
+    def spans(self, layer: int, part: str = ROWS) -> tuple[Span, ...]:
+        """Return the spans of files that hold a part of a layer, ascending. Raises ArtifactError.
+
+        The scales of a layer that has one for all rows are one row.
+        """
+        own = [shard for shard in self.shards if (shard.layer, shard.part) == (layer, part)]
+        return tuple(
+            Span(
+                file=(self.table or self.folder) / shard.file,
+                begin=0 if self.table else only_tensor(self.folder, self.spec, shard).begin,
+                first=shard.first_row,
+                rows=shard.rows,
+            )
+            for shard in own
+        )
+
     def maps(self, layer: int, part: str = ROWS) -> list[Array]:
-        """A layer's rows, scales or hits as private memory maps, one a shard, ascending.
+        """Map a layer's rows, scales or hits privately, one array a shard, ascending.
 
         The dtype is the physical one: uint16 where the rows are bfloat16. Raises ArtifactError.
         """
+        whole = self.spec.tensor(layer, part)
         return [
             tensors.map_tensor(
-                place.path, TensorPlace(spec=place.shard.tensor(self.spec), begin=place.begin)
+                span.file,
+                TensorPlace(
+                    spec=tensors.TensorSpec(
+                        name=whole.name, dtype=whole.dtype, shape=(span.rows, *whole.shape[1:])
+                    ),
+                    begin=span.begin,
+                ),
             )
-            for place in self.places(layer, part)
+            for span in self.spans(layer, part)
         ]
 
-    @property
-    def has_hits(self) -> bool:
-        """Whether the bundle says how often the corpus fell on each row."""
-        return any(shard.part == HITS for shard in self.shards)
-
     def hits(self, layer: int) -> NDArray[np.uint32]:
-        """uint32[rows]: how often the corpus fell on each row of a layer; a map where it can be.
+        """Return how often the corpus looked each row of a layer up, uint32[rows]; mapped if it is
+        one file.
 
         Only for a bundle that `has_hits`. Raises ArtifactError.
         """
         maps = self.maps(layer, HITS)
         return maps[0] if len(maps) == 1 else np.concatenate(maps)
 
-    def places(self, layer: int, part: str = ROWS) -> list[Place]:
-        """A layer's shards, ascending, each with the byte of its file that its lines begin at."""
-        own = [shard for shard in self.shards if (shard.layer, shard.part) == (layer, part)]
-        if self.table is not None:
-            return [Place(path=self.table / shard.file, begin=0, shard=shard) for shard in own]
-        return [
-            Place(
-                path=self.folder / shard.file,
-                begin=_only_tensor(self.folder, self.spec, shard).begin,
-                shard=shard,
-            )
-            for shard in own
-        ]
-
 
 def bundle_folder(path: str | Path) -> Path:
-    """The folder of a bundle: `path`, or `engram` in it, where `engram attach` writes it."""
+    """Return the folder of a bundle: `path`, or `engram` in it, where `engram attach` writes it."""
     folder = Path(path)
     inside = folder / BUNDLE_NAME
     if not (folder / DESCRIPTION).exists() and (inside / DESCRIPTION).exists():
@@ -125,9 +135,19 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
         raise ArtifactError(f"{folder / DESCRIPTION} is not a bundle: {error!r}", REMAKE) from None
     table = None
     if reference is not None:
-        table = _referred(reference, folder, spec, verify=verify)
+        table = reference.check(folder, spec)
+        if verify:
+            raise InputError(
+                f"the bundle {folder} refers to the table {table}, whose bytes are not checked "
+                "here",
+                f"run engram verify {folder}, and load it without verify",
+            )
     else:
-        _check_shards(files, folder, spec, shards, verify=verify)
+        files.expect({shard.file for shard in shards})
+        for shard in shards:
+            only_tensor(folder, spec, shard)
+            if verify:
+                files.check_digest(shard.file)
     return Bundle(
         folder=folder,
         spec=spec,
@@ -138,24 +158,137 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     )
 
 
-def _referred(reference: TableReference, folder: Path, spec: BundleSpec, *, verify: bool) -> Path:
-    table = reference.check(folder, spec)
-    if verify:
-        raise InputError(
-            f"the bundle {folder} refers to the table {table}, whose bytes are not checked here",
-            f"run engram verify {folder}, and load it without verify",
+def read_description(folder: Path) -> dict[str, Any]:
+    """The JSON of `engram.json`. Raises InputError where there is none, ArtifactError."""
+    path = folder / DESCRIPTION
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise InputError(f"no bundle at {folder}", "make one with engram attach") from None
+    if size > MAX_DESCRIPTION_BYTES:
+        raise ArtifactError(f"{path} has {size} bytes, too many for a description", REMAKE)
+    document = read_json(path, "a bundle's description")
+    version = document.get("version")
+    if document.get("format") != FORMAT or type(version) is not int:
+        raise ArtifactError(f"{path} does not describe a bundle", REMAKE)
+    if version > VERSION:
+        raise ArtifactError(f"{path} has version {version}, newer than {VERSION}", "upgrade engram")
+    return document
+
+
+class ListedFiles:
+    """The files that a description lists; each has a plain name and the size it should have."""
+
+    def __init__(self, folder: Path, document: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._listed: dict[str, tuple[int, str]] = {}
+        listed = document.get("files")
+        for name, about in listed.items() if isinstance(listed, dict) else ():
+            if not PLAIN_NAME.fullmatch(name):
+                raise ArtifactError(f"{folder / DESCRIPTION} lists a file {name!r}", REMAKE)
+            try:
+                self._listed[name] = int(about["bytes"]), str(about["digest"])
+            except (KeyError, TypeError, ValueError, OverflowError):
+                raise ArtifactError(
+                    f"{folder / DESCRIPTION} gives {name} no size and digest", REMAKE
+                ) from None
+        for name in self._listed:
+            self._check_size(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._listed
+
+    @property
+    def names(self) -> list[str]:
+        """The files, by name."""
+        return sorted(self._listed)
+
+    def size(self, name: str) -> int:
+        """The bytes that a file should have, and has."""
+        return self._listed[name][0]
+
+    def problem(self, name: str) -> str | None:
+        """What is wrong with a file that is read whole; None where nothing is."""
+        try:
+            self.check_digest(name)
+        except ArtifactError as error:
+            return error.message
+        return None
+
+    def expect(self, names: set[str]) -> None:
+        """Raises ArtifactError for a name that the description does not list."""
+        for name in sorted(names - set(self._listed)):
+            raise ArtifactError(f"{self._folder / DESCRIPTION} lists no file {name!r}", REMAKE)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a small file, its digest checked."""
+        self.expect({name})
+        if self._listed[name][0] > MAX_SMALL_BYTES:
+            raise ArtifactError(f"{self._folder / name} is too large", REMAKE)
+        with opened(self._folder / name) as file:
+            raw = file.read()
+        if sha256_bytes(raw) != self._listed[name][1]:
+            raise self._changed(name)
+        return raw
+
+    def check_digest(self, name: str) -> None:
+        """Read the whole file. Raises ArtifactError when it is not the one that was written."""
+        with opened(self._folder / name) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if f"sha256:{digest}" != self._listed[name][1]:
+            raise self._changed(name)
+
+    def _check_size(self, name: str) -> None:
+        path, expected = self._folder / name, self._listed[name][0]
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing", REMAKE)
+        if path.stat().st_size != expected:
+            raise ArtifactError(f"{path}: {path.stat().st_size} bytes, not {expected}", REMAKE)
+
+    def _changed(self, name: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self._folder / name} was changed after it was written: digests differ", REMAKE
         )
-    return table
 
 
-def _check_shards(
-    files: ListedFiles, folder: Path, spec: BundleSpec, shards: tuple[Shard, ...], *, verify: bool
-) -> None:
-    files.expect({shard.file for shard in shards})
-    for shard in shards:
-        _only_tensor(folder, spec, shard)
-        if verify:
-            files.check_digest(shard.file)
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """A file of a bundle, open for reading. Raises ArtifactError."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}", REMAKE) from None
+
+
+def _listing(path: Path) -> Listing | None:
+    """The files that the description of a bundle lists, and its card as long as nobody edited it.
+
+    Bundles of versions before this one do not say what their card was: its head must do.
+    """
+    try:
+        document = read_description(path)
+    except EngramError:
+        return None
+    listed, unlisted = document.get("files"), document.get("unlisted", {CARD: None})
+    if not isinstance(listed, dict) or not all(map(_OWN_NAME.fullmatch, listed)):
+        return None
+    own = {CARD} & set(unlisted) if isinstance(unlisted, dict) else set()
+    return Listing(
+        frozenset(listed) | {DESCRIPTION},
+        frozenset(name for name in own if _as_written(path / name, unlisted[name])),
+    )
+
+
+def _as_written(path: Path, digest: Any) -> bool:
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return False
+    return raw.startswith(_CARD_HEAD) if digest is None else sha256_bytes(raw) == digest
+
+
+BUNDLE = Kind(name="bundle", listing=_listing)
 
 
 def _lookup(files: ListedFiles) -> NDArray[np.int32] | None:
@@ -185,7 +318,7 @@ def _dense(files: ListedFiles, spec: BundleSpec) -> dict[int, dict[str, NDArray[
     }
 
 
-def _only_tensor(folder: Path, spec: BundleSpec, shard: Shard) -> tensors.TensorPlace:
+def only_tensor(folder: Path, spec: BundleSpec, shard: Shard) -> tensors.TensorPlace:
     with opened(folder / shard.file) as file:
         places = tensors.open_tensors(file, shard.file)
     expected = shard.tensor(spec)

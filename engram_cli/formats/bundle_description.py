@@ -5,6 +5,7 @@ What is read is untrusted: every name, count and dtype is checked here, before a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
-from engram_cli.formats.bundle_files import FORMAT, PLAIN_NAME, VERSION
-from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
+from engram_cli.formats.bundle_spec import BundleSpec, Shard
 from engram_cli.formats.module_spec import KINDS, ModuleSpec
 from engram_cli.formats.table_reference import TableReference
-from engram_cli.formats.tensors import FileRecord
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows import DTYPES
+from engram_cli.rows.safetensors import FileRecord
+from engram_cli.rows.source import HITS, ROWS, SCALES
 
+FORMAT, VERSION = "engram-bundle", 2
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 T = TypeVar("T")
 # Where a layer lists the files of each part.
 _LISTS = {ROWS: "shards", SCALES: "scales", HITS: "hits"}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engram_cli.formats.module_spec import ModuleSpec, Part
-from engram_cli.formats.tensors import TensorSpec
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import first_layer
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import RowType
-
-ROWS, SCALES = "rows", "scales"
-HITS = "hits"  # how often the corpus fell on each row, a part that a bundle may have
+from engram_cli.rows.safetensors import TensorSpec
+from engram_cli.rows.source import HITS as HITS
+from engram_cli.rows.source import ROWS as ROWS
+from engram_cli.rows.source import SCALES as SCALES
 
 
 def decoder_index(layout: HashLayout, layer: int) -> int:

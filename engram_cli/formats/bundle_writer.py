@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json, sha256_bytes
-from engram_cli.formats import tensors
-from engram_cli.formats.bundle_description import document_of
-from engram_cli.formats.bundle_files import BUNDLE, DENSE, DESCRIPTION, FORMAT, VOCABULARY
+from engram_cli.formats.bundle import BUNDLE, DENSE, DESCRIPTION, VOCABULARY
+from engram_cli.formats.bundle_description import FORMAT, document_of
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.formats.table_reference import TableReference
-from engram_cli.formats.tensors import Array, FileRecord, TensorSpec
 from engram_cli.outputs import new_folder
+from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.safetensors import Array, FileRecord, TensorSpec
 
 SHARD_BYTES = 5_000_000_000
 
@@ -217,3 +217,44 @@ def _write_small(part: Path, spec: BundleSpec, weights: Mapping[str, Array]) -> 
             tensors.write_tensors(part / VOCABULARY, [about], [lookup.astype("<i4", copy=False)])
         )
     return records
+
+
+def model_card(spec: BundleSpec) -> str:
+    """Return the README of a bundle, Markdown with the metadata that model hubs read.
+
+    It says what the bundle is, where it fits and how to load it; equal specs give equal text.
+    """
+    layout = spec.layout
+    layers = ", ".join(spec.label(layer) for layer in spec.layers)
+    rows = " + ".join(f"{spec.rows(layer):,}" for layer in spec.layers)
+    orders = ", ".join(map(str, layout.orders))
+    return f"""---
+library_name: engram-tables
+tags: [engram, conditional-memory, {spec.model_type}]
+---
+
+# Engram memory for a {spec.model_type} model
+
+A hashed n-gram memory that is added to the hidden states before these decoder layers,
+counted from 0: {layers}.
+It holds no backbone: load the model it was made for, then attach it. A bundle that
+was never trained changes no output.
+
+```python
+from engram_cli.runtime import attach
+
+attach(model, "engram")
+```
+
+| | |
+| --- | --- |
+| model | {spec.model_type}, {spec.num_layers} layers of width {spec.hidden_size:,} |
+| scheme | {layout.scheme}: orders {orders}, {layout.heads} heads, {layout.vocab_size:,} token ids |
+| module | {spec.module.kind}, streams: {spec.module.streams} |
+| rows | {rows}, {spec.dim} x {spec.dtype} each: {spec.table_bytes:,} bytes |
+| a token reads | {layout.columns * len(spec.layers)} rows |
+| packed documents | {"kept apart" if spec.packed else "one sequence"} |
+| fingerprint | `{layout.fingerprint}` |
+
+It fits only the tokenizer it was made for: another one gives other token ids, which are other rows.
+"""

@@ -1,18 +1,25 @@
-"""The modules that a bundle can name: their settings and the weights each has beside its rows.
+"""The modules that a bundle can name: their settings, their weights, and how these start.
 
 docs/reference/modules.md has the arithmetic. A weight is made of parts, each with a role that says
-how it starts (`formats.dense`); most have one, DeepSeek's fused projection has two.
+how it starts; most have one, DeepSeek's fused projection has two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
 
 ENGRAM_V1, DEEPSEEK_V41, QWEN_PLE = "engram-v1", "deepseek-v4.1", "qwen-ple"
 DEFAULT_MODULE = ENGRAM_V1
 MAX_STREAMS, MAX_KERNEL = 64, 64
+SPREAD = 0.02  # the standard deviation of random projections, as language models commonly start
+EVEN = 0.01  # the key norm's weight under "even": gates within 0.45 to 0.55, never without gradient
+INIT_VALUES = ("auto", "zero", "random")
+INIT_GATES = ("random", "even")
 
 
 class Role(Enum):
@@ -118,3 +125,47 @@ KINDS: dict[str, Callable[[ModuleSpec, int, int], Iterator[Part]]] = {
     DEEPSEEK_V41: _deepseek_v41,
     QWEN_PLE: _qwen_ple,
 }
+
+
+def first_values(
+    parts: Sequence[Part],
+    *,
+    layer: int,
+    seed: int,
+    zero_rows: bool,
+    value: str = "auto",
+    gate: str = "random",
+) -> dict[str, NDArray[np.float32]]:
+    """Return float32 weights by name; the same seed gives the same bytes.
+
+    By default they make the module the identity: where the rows say something the value projection
+    is zero, where all rows are zero it is random. Either way the first training step has a
+    gradient. The convolution starts at zero, as in the paper.
+
+    `value`: "zero", "random", or "auto", which is random exactly where all rows are zero. `gate`:
+    "random" normalised keys, or "even", which scales them down so that all gates begin near 1/2.
+    Raises ValueError for another choice.
+    """
+    if value not in INIT_VALUES or gate not in INIT_GATES:
+        raise ValueError(f"value {value!r}, gate {gate!r}")
+    generator = np.random.default_rng([seed, layer])
+    random_roles = {Role.KEY}
+    if value == "random" or (value == "auto" and zero_rows):
+        random_roles.add(Role.VALUE)
+    pieces: dict[str, list[NDArray[np.float32]]] = {}
+    for part in sorted(
+        parts, key=lambda part: part.name
+    ):  # stable: parts of a weight stay in order
+        if part.role in random_roles:
+            piece = generator.standard_normal(part.shape, dtype=np.float32) * np.float32(SPREAD)
+        else:
+            piece = np.full(part.shape, _constant(part, gate), dtype=np.float32)
+        pieces.setdefault(part.name, []).append(piece)
+    return {name: np.concatenate(found) for name, found in pieces.items()}
+
+
+def _constant(part: Part, gate: str) -> float:
+    if part.role not in (Role.NORM, Role.KEY_NORM):
+        return 0.0
+    scale = EVEN if gate == "even" and part.role is Role.KEY_NORM else 1.0
+    return scale - 1.0 if part.centred else scale

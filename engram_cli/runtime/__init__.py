@@ -21,7 +21,6 @@ if find_spec("torch") is None:
 from engram_cli.runtime.attach import activate, attach, deactivate, detach, memories
 
 if TYPE_CHECKING:
-    from engram_cli.runtime.distributed import average_row_gradients as average_row_gradients
     from engram_cli.runtime.row_optimisers import RowwiseAdagrad as RowwiseAdagrad
     from engram_cli.runtime.row_optimisers import RowwiseAdam as RowwiseAdam
     from engram_cli.runtime.saving import load as load
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from engram_cli.runtime.sparse_gradients import clip_grad_norm as clip_grad_norm
     from engram_cli.runtime.tracing import Trace as Trace
     from engram_cli.runtime.tracing import trace as trace
+    from engram_cli.runtime.training import average_row_gradients as average_row_gradients
     from engram_cli.runtime.training import parameter_groups as parameter_groups
     from engram_cli.runtime.training import row_parameters as row_parameters
 
@@ -37,7 +37,7 @@ _HOMES = {
     "RowwiseAdagrad": "row_optimisers",
     "RowwiseAdam": "row_optimisers",
     "Trace": "tracing",
-    "average_row_gradients": "distributed",
+    "average_row_gradients": "training",
     "clip_grad_norm": "sparse_gradients",
     "load": "saving",
     "parameter_groups": "training",

@@ -1,4 +1,4 @@
-"""attach and detach: bundles' memories into a live model, and out again without a trace.
+"""Attach the memories of bundles to a live model, and detach them without a trace.
 
 A model carries any number of memories by name. In a layer that several have tables for, each sees
 what those attached before it have added.
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.formats import own_layers
+from engram_cli.formats import checkpoint
 from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
 from engram_cli.runtime import loading
-from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
 from engram_cli.runtime.decoder import Decoder, find_decoder
-from engram_cli.runtime.hooks import hook, memories_at
+from engram_cli.runtime.hooks import attachments, hook, memories_at, memory_in
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.seat import memory_in, seats
+from engram_cli.runtime.modules.base import StoredRows
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.placement import Placement
 
 NAME = "engram"  # of the first memory, and of the attribute that holds it
+_IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DDP from the module that it wraps
 _OTHER_MODEL = "make a bundle for this model with engram attach"
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
@@ -59,14 +59,23 @@ def attach(
     has a smaller vocabulary than its tokenizer, has Engram layers, or carries a memory of this name
     already; InputError for rows that do not fit.
     """
-    attribute = _attribute(name)
+    if not _PLAIN_NAME.fullmatch(name):
+        raise RuntimeAttachError(
+            f"a memory cannot be called {name!r}", "use lower-case letters, digits and _"
+        )
+    attribute = name if name == NAME else f"{NAME}_{name}"
     bundle = read_bundle(bundle_folder(bundle_dir), verify=verify)
     decoder = find_decoder(model, layers)
+    spec, vocabulary = bundle.spec, _vocabulary_size(model)
     _check(model, decoder, bundle, attribute)
     if not force:
         _check_first_memory(model)
-    _check_vocabulary(model, bundle)
-    spec = bundle.spec
+    if 0 < vocabulary < spec.layout.vocab_size:
+        raise RuntimeAttachError(
+            f"the bundle {bundle.folder} was made for a tokenizer of {spec.layout.vocab_size:,} "
+            f"ids, {type(model).__name__} takes {vocabulary:,}",
+            "attach a bundle that was made with this model's own tokenizer",
+        )
     homes = {layer: _home(decoder.layers[spec.index(layer)]) for layer in spec.layers}
     rows_homes = homes
     if rows_device is not None:
@@ -86,7 +95,7 @@ def attach(
     hashed = loading.hash_tensors(
         spec.layout,
         spec.layers,
-        vocab_size=_vocabulary_size(model),
+        vocab_size=vocabulary,
         device=_home(decoder.layers[0])[1],
     )
     memory = Memory(attribute, spec, hashed, modules)
@@ -100,7 +109,7 @@ def attach(
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
-    """Take the memory called `name`, or all of them, out of `model`, as if never attached.
+    """Remove the memory called `name`, or all of them, from `model`, as if never attached.
 
     Raises RuntimeAttachError when the model carries none.
     """
@@ -108,11 +117,11 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     if not wanted:
         raise _no_memory()
     leaving = {id(memory) for memory in wanted.values()}
-    for seat in list(seats(model)):
-        if id(seat.memory) in leaving:
-            for handle in seat.handles:
+    for attachment in attachments(model):
+        if id(attachment.memory) in leaving:
+            for handle in attachment.handles:
                 handle.remove()
-            seat.handles.clear()
+            attachment.handles.clear()
     for memory in wanted.values():
         memory.close()
     for parent in list(model.modules()):
@@ -123,7 +132,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
 
 
 def memories(model: nn.Module) -> dict[str, Memory]:
-    """The memories that `model` carries, by name, wherever in it they were attached."""
+    """Return the memories that `model` carries by name, wherever in it they were attached."""
     found: dict[str, Memory] = {}
     for module in model.modules():
         memory = memory_in(module)
@@ -133,7 +142,7 @@ def memories(model: nn.Module) -> dict[str, Memory]:
 
 
 def memory_of(model: nn.Module, name: str | None = None) -> Memory:
-    """The memory called `name`; without a name the only one. Raises RuntimeAttachError."""
+    """Return the memory called `name`; without a name the only one. Raises RuntimeAttachError."""
     found = memories(model)
     if not found:
         raise _no_memory()
@@ -148,24 +157,44 @@ def memory_of(model: nn.Module, name: str | None = None) -> Memory:
 
 
 def activate(model: nn.Module, *names: str) -> None:
-    """Let these memories, or all, take part again. Raises RuntimeAttachError for an unknown one."""
+    """Switch these memories, or all, on again. Raises RuntimeAttachError for an unknown one."""
     _switch(model, names, active=True)
 
 
 def deactivate(model: nn.Module, *names: str) -> None:
-    """Let these memories, or all, take no part: the model computes as if they were detached.
+    """Switch these memories, or all, off: the model computes as if they were detached.
 
-    A cache that is filled meanwhile cannot be gone on with once they are active again. Raises
+    A cache that is filled meanwhile cannot be continued once they are active again. Raises
     RuntimeAttachError for an unknown one.
     """
     _switch(model, names, active=False)
 
 
+def leave_out_of_broadcasts(model: nn.Module) -> None:
+    """Name the quantised rows that `model` carries now, and no longer those it carried before.
+
+    Names that others put there stay. DDP around a module that holds `model` does not see them:
+    it is right there too, but sends the rows (`broadcast_buffers=False` keeps it from that).
+    """
+    rows = {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, StoredRows)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+    others = [name for name in getattr(model, _IGNORED, ()) if not _is_rows(name)]
+    if rows or others:
+        setattr(model, _IGNORED, [*others, *sorted(rows)])
+    elif hasattr(model, _IGNORED):
+        delattr(model, _IGNORED)
+
+
+def _is_rows(name: str) -> bool:
+    return ".multi_head_embedding.embedding." in name
+
+
 def _switch(model: nn.Module, names: Sequence[str], *, active: bool) -> None:
-    found = memories(model)
-    if not found:
-        raise _no_memory()
-    for memory in [memory_of(model, name) for name in names or found]:
+    for memory in [memory_of(model, name) for name in names or memories(model) or (None,)]:
         memory.active = active
 
 
@@ -173,17 +202,8 @@ def _no_memory() -> RuntimeAttachError:
     return RuntimeAttachError("the model carries no memory", "attach one first")
 
 
-def _attribute(name: str) -> str:
-    """The attribute of a model that holds the memory called `name`."""
-    if not _PLAIN_NAME.fullmatch(name):
-        raise RuntimeAttachError(
-            f"a memory cannot be called {name!r}", "use lower-case letters, digits and _"
-        )
-    return name if name == NAME else f"{NAME}_{name}"
-
-
 def _check(model: nn.Module, decoder: Decoder, bundle: Bundle, attribute: str) -> None:
-    """Raises RuntimeAttachError unless the bundle fits the model, whose name for it is free."""
+    """Raise RuntimeAttachError unless the bundle fits the model, whose name for it is free."""
     spec = bundle.spec
     present = [memory for layer in decoder.layers for memory in memories_at(layer)]
     if any(memory.name == attribute for memory in present):
@@ -210,11 +230,11 @@ def _check(model: nn.Module, decoder: Decoder, bundle: Bundle, attribute: str) -
 
 
 def _check_first_memory(model: nn.Module) -> None:
-    """Raises RuntimeAttachError for a model that has Engram layers of its own."""
+    """Raise RuntimeAttachError for a model that has Engram layers of its own."""
     config = getattr(model, "config", None)
     as_dict = getattr(config, "to_dict", None)
-    found = own_layers.named_in_config(as_dict() if callable(as_dict) else config)
-    found = found or own_layers.named_in_layers(name for name, _ in model.named_modules())
+    found = checkpoint.named_in_config(as_dict() if callable(as_dict) else config)
+    found = found or checkpoint.named_in_layers(name for name, _ in model.named_modules())
     if found is not None:
         raise RuntimeAttachError(
             f"{type(model).__name__} has Engram layers of its own ({found})",
@@ -222,19 +242,8 @@ def _check_first_memory(model: nn.Module) -> None:
         )
 
 
-def _check_vocabulary(model: nn.Module, bundle: Bundle) -> None:
-    """Raises RuntimeAttachError for a model that takes fewer ids than the tokenizer gives."""
-    size, wanted = _vocabulary_size(model), bundle.spec.layout.vocab_size
-    if 0 < size < wanted:
-        raise RuntimeAttachError(
-            f"the bundle {bundle.folder} was made for a tokenizer of {wanted:,} ids, "
-            f"{type(model).__name__} takes {size:,}",
-            "attach a bundle that was made with this model's own tokenizer",
-        )
-
-
 def _trainable(bundle: Bundle, placed: Placement, asked: bool | None, sparse: bool) -> bool:
-    """Whether rows are trained. Raises RuntimeAttachError where those should be that cannot."""
+    """Return whether rows are trained. Raises RuntimeAttachError where they cannot be."""
     floats = not bundle.spec.row_type.quantised
     if floats and placed.cold == "none":
         return asked is not False
@@ -254,7 +263,7 @@ def _trainable(bundle: Bundle, placed: Placement, asked: bool | None, sparse: bo
 
 
 def _device(named: torch.device | str) -> torch.device:
-    """A device that there is. Raises RuntimeAttachError for another one."""
+    """Return a device that exists. Raises RuntimeAttachError for another one."""
     try:
         device = torch.device(named)
         torch.empty(0, device=device)
@@ -267,7 +276,7 @@ def _device(named: torch.device | str) -> torch.device:
 
 
 def _home(layer: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device of a layer: those of its first floating-point parameter."""
+    """Return the dtype and device of a layer's first floating-point parameter."""
     for parameter in layer.parameters():
         if parameter.is_floating_point() and parameter.dtype.itemsize > 1:
             if parameter.device.type == "meta":
@@ -283,7 +292,7 @@ def _home(layer: nn.Module) -> tuple[torch.dtype, torch.device]:
 
 
 def _vocabulary_size(model: nn.Module) -> int:
-    """How many token ids the model's input embedding takes, 0 when it does not say."""
+    """Return how many token ids the input embedding takes, 0 when the model does not say."""
     getter = getattr(model, "get_input_embeddings", None)
     try:
         embedding = getter() if callable(getter) else None

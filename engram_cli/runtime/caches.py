@@ -20,7 +20,7 @@ _OTHERS = (Tensor, nn.Module, Mapping, Set, tuple, list, str, bytes, int, float,
 
 
 def is_cache(value: Any) -> bool:
-    """Whether `value` is an object that has the methods of a cache."""
+    """Return whether `value` is an object that has the methods of a cache."""
     if value is None or isinstance(value, _OTHERS):
         return False
     if hasattr(value, "get_seq_length"):
@@ -39,7 +39,7 @@ def caches_in(values: Iterable[Any]) -> list[Any]:
 
 
 def is_paged(cache: Any) -> bool:
-    """Whether a cache hands out blocks to requests that are packed into one line."""
+    """Return whether a cache hands out blocks to requests that are packed into one line."""
     return hasattr(cache, "free_blocks") or hasattr(cache, "block_tables")
 
 
@@ -60,7 +60,7 @@ def first_tensor(container: Any) -> Tensor | None:
 
 
 def is_legacy(value: Any, batch: int) -> bool:
-    """Whether a container is a past of old models: for each layer tensors [batch, ...]."""
+    """Return whether a container is a past of old models: for each layer tensors [batch, ...]."""
     if not isinstance(value, (tuple, list)) or not value:
         return False
     return all(
@@ -102,7 +102,7 @@ def _longest(cache: Any) -> int:
 
 
 def is_blank(cache: Any) -> bool:
-    """Whether a cache that counts no positions is still empty: it has no tensor but of zeros."""
+    """Return whether a cache that counts no positions is still empty: all its tensors are zero."""
     return not any(bool(held.any()) for held in _tensors(cache, 4))
 
 

@@ -1,4 +1,4 @@
-"""Where a model's decoder layers are, and the modules that its token ids pass on the way."""
+"""Find a model's decoder layers, and the modules that its token ids pass on the way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from engram_cli.errors import RuntimeAttachError
 
-# Towers beside the language model have layers too.
+# Towers next to the language model have layers too.
 _OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech", "encoder", "mtp")
 _HINT = "name them: attach(model, bundle, layers=model.path.to.layers)"
 
@@ -33,7 +33,7 @@ class Decoder:
 
 
 def find_decoder(model: nn.Module, layers: Sequence[nn.Module] | None = None) -> Decoder:
-    """The decoder of a transformers model, or the one whose `layers` are given.
+    """Return the decoder of a transformers model, or the one whose `layers` are given.
 
     Without `layers` it is the ModuleList as long as the text config's number of layers, outside
     vision and audio towers. Raises RuntimeAttachError when there is none, or more than one.
@@ -46,13 +46,13 @@ def find_decoder(model: nn.Module, layers: Sequence[nn.Module] | None = None) ->
             "attach to a model without AltUp",
         )
     if layers is not None:
-        prefix = _common_owner(model, list(layers))
         found = list(layers)
+        prefix = _common_owner(model, found)
     else:
         prefix, found = _search(model, config)
-    parts = prefix.split(".") if prefix else []
-    names = [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
-    path = [model.get_submodule(name) for name in names]
+    path = [model]
+    for part in prefix.split(".") if prefix else ():
+        path.append(path[-1].get_submodule(part))
     return Decoder(
         layers=found,
         path=[module for module in path if not isinstance(module, (nn.ModuleList, nn.Sequential))],
@@ -61,7 +61,7 @@ def find_decoder(model: nn.Module, layers: Sequence[nn.Module] | None = None) ->
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of the language model inside `model`, None where there is none."""
+    """Return the config of the language model inside `model`, None where there is none."""
     config = getattr(model, "config", None)
     inner = getattr(config, "get_text_config", None)
     return inner() if callable(inner) else getattr(config, "text_config", config)
@@ -97,7 +97,7 @@ def _search(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
 
 
 def _layer_count(model: nn.Module, config: Any) -> tuple[Any, bool]:
-    """Returns how many decoder layers the config has, and whether it is an encoder-decoder's.
+    """Return how many decoder layers the config has, and whether it is an encoder-decoder's.
 
     In that of an encoder-decoder the plain name counts the encoder's layers.
     """
@@ -112,7 +112,7 @@ def _in_other_tower(name: str) -> bool:
 
 
 def _common_owner(model: nn.Module, layers: list[nn.Module]) -> str:
-    """The name of the deepest module that holds all `layers`."""
+    """Return the name of the deepest module that holds all `layers`."""
     names = {id(module): name for name, module in model.named_modules()}
     if not layers or any(id(layer) not in names for layer in layers):
         raise RuntimeAttachError(

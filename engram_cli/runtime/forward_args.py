@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,12 +31,12 @@ class Call:
     """
 
     depth: int
-    ids: Tensor | None
-    embeds: Tensor | None
-    mask: Any
-    caches: list[Any]
-    containers: dict[str, Any]
-    places: list[Tensor]
+    ids: Tensor | None = None
+    embeds: Tensor | None = None
+    mask: Any = None
+    caches: list[Any] = field(default_factory=list)
+    containers: dict[str, Any] = field(default_factory=dict)
+    places: list[Tensor] = field(default_factory=list)
     positions: Any = None
     cu_seqlens: Any = None
 
@@ -74,9 +74,7 @@ def read_call(depth: int, names: Sequence[str], args: Sequence[Any], kwargs: Any
         first = given.get(names[0])
         if isinstance(first, Tensor) and not first.is_floating_point():
             ids = first
-    boundaries = [
-        value for name, value in own.items() if name.startswith("cu_seq") and name[-2:] != "_k"
-    ]
+    boundaries = [v for n, v in own.items() if n.startswith("cu_seq") and n[-2:] != "_k"]
     return Call(
         depth=depth,
         ids=ids if isinstance(ids, Tensor) else None,
@@ -103,7 +101,7 @@ def merge_calls(calls: Sequence[Call]) -> Call:
             "the model was called without input_ids, and the memory needs token ids",
             "pass input_ids, or detach(model) before calling with inputs_embeds only",
         )
-    merged = Call(calls[-1].depth, None, calls[-1].embeds, None, [], {}, [])
+    merged = Call(calls[-1].depth, embeds=calls[-1].embeds)
     inner = calls[with_ids[-1] :]
     for call in inner:
         merged.ids = merged.ids if call.ids is None else call.ids
@@ -127,7 +125,7 @@ def merge_calls(calls: Sequence[Call]) -> Call:
 
 
 def document_ages(call: Call, past: int | Tensor, ids: Tensor) -> Tensor:
-    """int64[B, T]: how many earlier positions of ids [B, T] belong to the same document.
+    """Return int64[B, T]: how many earlier positions of ids [B, T] are of the same document.
 
     From the cumulative lengths of one packed line, else from position_ids, which count from 0 in
     each document, else the line is one document. Raises RuntimeAttachError when neither fits.
@@ -155,7 +153,7 @@ def document_ages(call: Call, past: int | Tensor, ids: Tensor) -> Tensor:
 
 
 def real_positions(mask: Any, past: int | Tensor, count: int) -> Tensor | None:
-    """bool[B, T]: which of the T positions after `past` ones are no padding; None when all are.
+    """Return bool[B, T]: which of the T positions after `past` are no padding; None when all are.
 
     `mask` is what a model takes: [B, past + T], [B, T], [B, 1, T, keys], or such by kind of layer.
     Raises RuntimeAttachError for one that does not say it.
@@ -188,7 +186,7 @@ def real_positions(mask: Any, past: int | Tensor, count: int) -> Tensor | None:
 
 
 def _real_in_a_graph(mask: Tensor, past: Tensor, count: int) -> Tensor:
-    """The same where `past` is a tensor: positions are gathered, no shape depends on it."""
+    """Do the same where `past` is a tensor: positions are gathered, no shape depends on it."""
     places = torch.arange(count, device=mask.device) + past.to(mask.device)
     if mask.ndim == 2:
         keep: Tensor = mask != 0

@@ -26,7 +26,7 @@ from engram_cli.runtime.graph_capture import is_transformed
 
 
 def applies(weights: GateWeights, hidden: Tensor, projected: Tensor, past: Past) -> bool:
-    """Whether a call is one of a training step: with a gradient, without a history.
+    """Return whether a call is one of a training step: with a gradient, without a history.
 
     A compiler makes its own gradient, of the twin; so do forward mode and torch.func.
     """
@@ -188,26 +188,26 @@ def _inverse_root(rows: Tensor, eps: float) -> Tensor:
 
 
 def _row_sums(rows: Tensor, weight: Tensor) -> Tensor:
-    """[B, T, S, 1]: the sums of rows times `weight` [S, d]."""
+    """Return [B, T, S, 1]: the sums of rows times `weight` [S, d]."""
     if len(weight) == 1:
         return rows @ weight.t()
     return (rows * weight).sum(dim=-1, keepdim=True)
 
 
 def _over_streams(rows: Tensor) -> Tensor:
-    """[B, T, 1, ...]: the sum of the streams."""
+    """Return [B, T, 1, ...]: the sum of the streams."""
     return rows if rows.shape[2] == 1 else rows.sum(dim=2, keepdim=True)
 
 
 def _column_sums(rows: Tensor, factor: Tensor) -> Tensor:
-    """[S, d]: the sum over tokens of rows, each times its factor."""
+    """Return [S, d]: the sum over tokens of rows, each times its factor."""
     if rows.shape[2] == 1:
         return factor.reshape(1, -1) @ rows.reshape(-1, rows.shape[-1])
     return (rows * factor).sum(dim=(0, 1))
 
 
 def _by_tap(taps: Tensor, wide: torch.dtype) -> Tensor:
-    """[K, S x d]: a tap's weights side by side."""
+    """Return [K, S x d]: a tap's weights side by side."""
     return taps.squeeze(1).t().to(wide).contiguous()
 
 
@@ -225,7 +225,7 @@ def _seen(values: Tensor, age: Tensor | None, distance: int) -> Tensor:
 
 
 def _convolved(inputs: Tensor, taps: Tensor, dilation: int, age: Tensor | None) -> Tensor:
-    """[B, T, D]: the causal convolution of inputs [B, T, D] with taps [K, D]."""
+    """Return [B, T, D]: the causal convolution of inputs [B, T, D] with taps [K, D]."""
     out, count = torch.zeros_like(inputs), inputs.shape[1]
     for tap, distance in _pairs(count, len(taps), dilation):
         source = _seen(inputs[:, : count - distance], age, distance)
@@ -234,7 +234,7 @@ def _convolved(inputs: Tensor, taps: Tensor, dilation: int, age: Tensor | None) 
 
 
 def _sent_back(slopes: Tensor, taps: Tensor, dilation: int, age: Tensor | None) -> Tensor:
-    """[B, T, D]: the gradient of the convolution's inputs."""
+    """Return [B, T, D]: the gradient of the convolution's inputs."""
     out, count = torch.zeros_like(slopes), slopes.shape[1]
     for tap, distance in _pairs(count, len(taps), dilation):
         out[:, : count - distance].addcmul_(_seen(slopes[:, distance:], age, distance), taps[tap])
@@ -244,7 +244,7 @@ def _sent_back(slopes: Tensor, taps: Tensor, dilation: int, age: Tensor | None) 
 def _tap_gradient(
     slopes: Tensor, inputs: Tensor, taps: Tensor, dilation: int, age: Tensor | None
 ) -> Tensor | None:
-    """[D, 1, K], None where the taps are frozen."""
+    """Return [D, 1, K], None where the taps are frozen."""
     if not taps.requires_grad:
         return None
     out = torch.zeros(taps.shape, dtype=slopes.dtype, device=slopes.device)

@@ -173,7 +173,7 @@ def weight_of(weight: Tensor, dtype: torch.dtype, centred: bool) -> Tensor:
 
 
 def dilated_conv(inputs: Tensor, taps: Tensor, dilation: int, past: Past) -> Tensor:
-    """[B, T, D]: the depthwise causal convolution of `inputs` [B, T, D] with `taps` [K, D].
+    """Return [B, T, D]: the depthwise causal convolution of `inputs` [B, T, D] with `taps` [K, D].
 
     The same sum in the same order however the stream was cut; a tap reads zero where it lies in an
     earlier document.
@@ -195,7 +195,7 @@ def dilated_conv(inputs: Tensor, taps: Tensor, dilation: int, past: Past) -> Ten
 
 
 def check(weights: GateWeights, hidden: Tensor, projected: Tensor, past: Past) -> None:
-    """Raises RuntimeAttachError unless the shapes of a call fit its weights."""
+    """Raise RuntimeAttachError unless the shapes of a call fit its weights."""
     streams, width = weights.query.shape
     batch, count = hidden.shape[:2]
     wanted = {

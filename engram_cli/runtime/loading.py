@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES
-from engram_cli.formats.tensors import Array
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.rows.safetensors import Array
 from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import (
     AnyRows,
@@ -37,7 +37,7 @@ def hash_tensors(
     vocab_size: int = 0,
     device: torch.device | str = "cpu",
 ) -> HashTensors:
-    """The hash of `layers` as tensors on `device`.
+    """Return the hash of `layers` as tensors on `device`.
 
     Ids from the layout's vocabulary up to `vocab_size`, which models pad their embedding with, are
     holes.
@@ -78,7 +78,7 @@ def hash_tensors(
 def table(
     bundle: Bundle, layer: int, part: str = ROWS, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """A layer's rows or scales on `device`, as `StoredRows` or `Rows` hold them.
+    """Return a layer's rows or scales on `device`, as `StoredRows` or `Rows` hold them.
 
     On the CPU one file is mapped: its pages are read when touched and copied when changed. Several
     are copied into one tensor.
@@ -101,13 +101,23 @@ def fill(whole: Tensor, pieces: Sequence[Tensor]) -> None:
 
 
 def table_pieces(bundle: Bundle, layer: int, part: str = ROWS) -> list[Tensor]:
-    """A layer's shards of rows or scales, ascending, mapped."""
-    dtype = bundle.spec.tensor(layer, part).dtype
-    return [_as_torch(array, dtype, part) for array in bundle.maps(layer, part)]
+    """Return a layer's shards of rows or scales, ascending, mapped.
+
+    bfloat16 goes by its bits, and scales are integers of their size (`StoredRows`).
+    """
+    maps = bundle.maps(layer, part)
+    if part == SCALES:
+        return [
+            torch.from_numpy(map if map.itemsize == 1 else map.view(f"<i{map.itemsize}"))
+            for map in maps
+        ]
+    if bundle.spec.tensor(layer, part).dtype == "bfloat16":
+        return [torch.from_numpy(map.view(np.int16)).view(torch.bfloat16) for map in maps]
+    return [torch.from_numpy(map) for map in maps]
 
 
 def hits(bundle: Bundle) -> dict[int, list[Array]]:
-    """The hits of each layer's rows, uint32 and mapped, one array a shard; nothing without them."""
+    """Return the hits of each layer's rows, uint32 and mapped, one array a shard; {} without."""
     if not bundle.has_hits:
         return {}
     return {layer: bundle.maps(layer, HITS) for layer in bundle.spec.layers}
@@ -116,7 +126,7 @@ def hits(bundle: Bundle) -> dict[int, list[Array]]:
 def rows_of(
     bundle: Bundle, layer: int, device: torch.device, *, trainable: bool, sparse: bool
 ) -> Rows | StoredRows:
-    """A layer's rows on `device`: a parameter of floats, or quantised rows as they are stored."""
+    """Return a layer's rows on `device`: a parameter of floats, or quantised rows as stored."""
     row_type = bundle.spec.row_type
     values = table(bundle, layer, ROWS, device)
     if not row_type.quantised:
@@ -133,9 +143,7 @@ def all_rows(
     trainable: bool,
     sparse: bool,
 ) -> dict[int, AnyRows]:
-    """The rows of all layers where they were placed; `homes`: each layer's dense dtype, and the
-    device of its rows.
-    """
+    """Return each layer's rows as placed; `homes`: its dense dtype, and the device of its rows."""
     if placement.cold != "none":
         from engram_cli.runtime.tiers.embedding import stores_of
 
@@ -149,26 +157,12 @@ def all_rows(
 def module(
     bundle: Bundle, layer: int, rows: AnyRows, *, device: torch.device, dtype: torch.dtype
 ) -> MemoryModule:
-    """A layer's module: dense weights in `dtype` on `device`, and its rows."""
+    """Return a layer's module: dense weights in `dtype` on `device`, and its rows."""
     spec = bundle.spec
     held = rows.device if isinstance(rows, PlacedRows) else rows.weight.device
     offsets = torch.tensor(spec.layout.layer(layer).offsets, device=held)
     with torch.device("meta"):
         built = MODULES.load(spec.module.kind)(spec, MultiHeadEmbedding(rows, offsets))
-    load_dense(
-        built,
-        {
-            name: torch.from_numpy(np.array(value)).to(device, dtype)
-            for name, value in bundle.dense[layer].items()
-        },
-    )
+    dense = bundle.dense[layer].items()
+    load_dense(built, {n: torch.from_numpy(np.array(v)).to(device, dtype) for n, v in dense})
     return built
-
-
-def _as_torch(array: np.ndarray[Any, Any], dtype: str, part: str) -> Tensor:
-    """A map as a tensor: bfloat16 by its bits, scales as integers of their size."""
-    if part == SCALES and array.itemsize > 1:
-        return torch.from_numpy(array.view(f"<i{array.itemsize}"))
-    if dtype != "bfloat16":
-        return torch.from_numpy(array)
-    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

@@ -39,7 +39,7 @@ class LookBack:
     slots: Tensor | None = None
 
     def check(self, ids: Tensor, max_order: int) -> None:
-        """Raises InputError where shapes or dtypes do not fit token ids."""
+        """Raise InputError where shapes or dtypes do not fit token ids."""
         # Every call runs this, so messages are only built where they are needed.
         if ids.dtype not in _INTEGERS:
             raise InputError(f"ids are {ids.dtype}", "int32 or int64")
@@ -71,7 +71,7 @@ class LookBack:
         _need(self.slots is not None or len(history) >= sequences, "history", "a line a sequence")
 
     def check_step(self) -> None:
-        """Raises InputError unless a step can leave its tokens behind, which have no ages there."""
+        """Raise InputError unless a step can leave its tokens behind, which have no ages there."""
         _need(self.history is not None, "a step needs a history", "give history and positions")
         _need(self.ages is None, "a step has no ages", "restart the positions at 0")
 
@@ -121,7 +121,7 @@ def _tokens(tensors: HashTensors, ids: Tensor, look_back: LookBack) -> Tensor:
 
 
 def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS) -> Tensor:
-    """int64[L, *ids.shape, C]: the table rows of raw token ids, of all layers.
+    """Return int64[L, *ids.shape, C]: the table rows of raw token ids, of all layers.
 
     Ids outside the vocabulary count as the filler. Raises InputError.
     """
@@ -149,7 +149,7 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
 
 
 def _remembered(look_back: LookBack, sequence: Tensor, offset: Tensor) -> Tensor:
-    """int64[count]: the history at a place (below 0) of each token's sequence, HOLE before 0."""
+    """Return int64[count]: each token's history at an offset below 0, HOLE before position 0."""
     history, positions = look_back.history, look_back.positions
     assert history is not None
     assert positions is not None
@@ -179,7 +179,7 @@ def remember(tensors: HashTensors, ids: Tensor, look_back: LookBack) -> None:
 
 
 def vectors(tables: Sequence[Table], rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """[L, ..., C x dim] in `dtype`: the rows int64[L, ..., C], column after column."""
+    """Return [L, ..., C x dim] in `dtype`: the rows int64[L, ..., C], column after column."""
     return torch.stack(
         [dequantise(table, of, dtype).flatten(-2) for table, of in zip(tables, rows, strict=True)]
     )
@@ -192,7 +192,7 @@ def look_up(
     look_back: LookBack = NO_LIMITS,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """[L, *ids.shape, C x dim] in `dtype`: the vectors of raw token ids, column after column.
+    """Return [L, *ids.shape, C x dim] in `dtype`: vectors of raw token ids, column after column.
 
     `tables` one a layer, of one kind and shape. Differentiable in float tables. Raises InputError.
     """
@@ -237,7 +237,7 @@ def common_dtype(
 
 
 def _check_alike(table: Table, first: Table) -> None:
-    """Raises InputError where two layers' tables cannot be read by one launch."""
+    """Raise InputError where two layers' tables cannot be read by one launch."""
     if table.row_type is not first.row_type or table.values.dtype != first.values.dtype:
         raise InputError("the layers' tables differ in kind", "look layers up one by one")
     if (table.width, table.values.shape[1]) != (first.width, first.values.shape[1]):

@@ -7,7 +7,9 @@ its module adds to the hidden states; when the call ends, the state goes onto th
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError, TokenIdError
 from engram_cli.formats.bundle_spec import BundleSpec
-from engram_cli.formats.tensors import Array
+from engram_cli.rows.safetensors import Array
 from engram_cli.runtime import ops
 from engram_cli.runtime.caches import caches_in, carrier, handed_back, handed_out, values_of
 from engram_cli.runtime.forward_args import (
@@ -28,7 +30,6 @@ from engram_cli.runtime.forward_args import (
 )
 from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
-from engram_cli.runtime.notices import warn_of_saving
 from engram_cli.runtime.past import (
     cache_at_layer,
     cache_of,
@@ -38,10 +39,16 @@ from engram_cli.runtime.past import (
     past_of,
     unseen_state,
 )
-from engram_cli.runtime.reference import HashTensors
-from engram_cli.runtime.replay import Replays
+from engram_cli.runtime.reference import (
+    HashTensors,
+    carry_after,
+    compress,
+    hash_rows,
+    is_hole,
+    visible,
+)
 from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
-from engram_cli.runtime.step import Step
+from engram_cli.runtime.step import Replays, Step
 from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers import PlacedRows
 from engram_cli.vocab.lookup import HOLE
@@ -52,6 +59,7 @@ if TYPE_CHECKING:
 
 _BUFFERS = ("lookup", "multipliers", "columns")
 _OF_THIS_PROCESS = ("_local", "_replays", "tiers")
+_HELD_BY_PEFT = ("modules_to_save.", "original_module.")  # which loads what it trained
 _CONSTANTS = ("orders", "filler", "eos", "shared", "summed", "salted", "heights")
 
 
@@ -76,10 +84,10 @@ class Memory(nn.Module):
         self.conv_receptive_fields = {layer: m.reach for layer, m in modules.items() if m.reach}
         self.places = {layer: place for place, layer in enumerate(modules)}
         self.hashed = hashed
-        self.has_holes = bool(ops.is_hole(hashed.lookup).any())
+        self.has_holes = bool(is_hole(hashed.lookup).any())
         for buffer in _BUFFERS:
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
-        self.register_state_dict_pre_hook(warn_of_saving)  # type: ignore[no-untyped-call]
+        self.register_state_dict_pre_hook(_warn_of_saving)  # type: ignore[no-untyped-call]
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
         # Its states on caches are no other's, nor those of what was attached by its name before.
         self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.conv_receptive_fields}"
@@ -148,7 +156,7 @@ class Memory(nn.Module):
 
     @property
     def in_force(self) -> Memory:
-        """This memory; of a wrapper that passes attributes on, the one it uses (`seat`)."""
+        """This memory; of a wrapper that passes attributes on, the one it uses now."""
         return self
 
     def extra_repr(self) -> str:
@@ -204,19 +212,9 @@ class Memory(nn.Module):
             grad = torch.is_grad_enabled()
             step.cache = cache_at_layer(given, self.key, step.tokens.shape, step.keep, grad=grad)
         history = step.state.conv_history(layer)
-        place = self.places[layer]
-        rows_or_vectors = step.module_input(place)
+        rows_or_vectors = step.module_input(self.places[layer])
         self._replays.keep(layer, hidden, step, rows_or_vectors, history)
-        summed: Tensor
-        summed, inputs = self.layers[str(layer)](
-            hidden,
-            rows_or_vectors,
-            step.keep,
-            history,
-            step.age,
-            residual=True,
-            tail=self.conv_receptive_fields.get(layer, 0) + KEEP,
-        )
+        summed, inputs = self._run(layer, hidden, rows_or_vectors, step, history)
         step.done.add(layer)
         if inputs is not None:
             step.conv[layer] = inputs
@@ -229,19 +227,20 @@ class Memory(nn.Module):
         if rows_or_vectors.requires_grad and not replay.had_graph:
             # Each layer's backward frees the graph it goes through: none is shared by layers.
             window = torch.cat((step.older, step.tokens), dim=1)
-            every_layer = ops.hash_rows(self.hash_tensors(), window, step.seen)
+            every_layer = hash_rows(self.hash_tensors(), window, step.seen)
             rows_or_vectors = every_layer[self.places[layer]]
-        summed: Tensor
-        summed, _ = self.layers[str(layer)](
-            hidden,
-            rows_or_vectors,
-            step.keep,
-            replay.history,
-            step.age,
-            residual=True,
-            tail=self.conv_receptive_fields.get(layer, 0) + KEEP,
+        return self._run(layer, hidden, rows_or_vectors, step, replay.history)[0]
+
+    def _run(
+        self, layer: int, hidden: Tensor, rows_or_vectors: Tensor, step: Step, history: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `hidden` with a layer's memory added, and its convolution's last inputs."""
+        tail = self.conv_receptive_fields.get(layer, 0) + KEEP
+        keep, age = step.keep, step.age
+        summed, inputs = self.layers[str(layer)](
+            hidden, rows_or_vectors, keep, history, age, residual=True, tail=tail
         )
-        return summed
+        return summed, inputs
 
     def _check_shape(self, layer: int, hidden: Tensor, step: Step) -> None:
         """Streams lie in a dimension of their own, or side by side."""
@@ -267,7 +266,7 @@ class Memory(nn.Module):
         if isinstance(past, int) and past == 0:
             check_start(call, keep)
         try:
-            tokens = ops.compress(hashed, ids)
+            tokens = compress(hashed, ids)
         except IndexError:
             raise TokenIdError(
                 f"input_ids has ids outside 0..{len(hashed.lookup) - 1}",
@@ -275,23 +274,19 @@ class Memory(nn.Module):
             ) from None
         dead = None if keep is None else ~keep.to(tokens.device)
         if self.has_holes:
-            holes = ops.is_hole(tokens)
+            holes = is_hole(tokens)
             dead = holes if dead is None else dead | holes
         history, carry = self._history(hashed, state, tokens)
-        seen = ops.visible(hashed, tokens, carry, dead)
+        seen = visible(hashed, tokens, carry, dead)
         age = None
         if self.spec.packed:
             age = document_ages(call, past, ids).to(seen.device)
             seen = torch.minimum(seen, age + 1)
         rows = vectors = None
         if not ops.has_kernels(hashed.lookup.device):
-            rows = ops.hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
+            rows = hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
         else:
-            back = (
-                LookBack(dead=dead, ages=age)
-                if not history.shape[1]
-                else _ring(history, carry, dead, age)
-            )
+            back = _look_back(history, carry, dead, age)
             tables = self._tables(hashed.lookup.device)
             if tables is None:
                 rows = ops.find_rows(hashed, ids, back)
@@ -342,7 +337,7 @@ class Memory(nn.Module):
         if recent is None:
             return tokens.new_zeros(batch, older), tokens.new_zeros(batch)
         recent = recent.to(tokens.device)
-        carry = ops.carry_after(hashed, recent[:, -1, 0], recent[:, -1, 1])
+        carry = carry_after(hashed, recent[:, -1, 0], recent[:, -1, 1])
         return recent[:, recent.shape[1] - older :, 0], carry
 
     def _remember(self, step: Step, names: Sequence[str], output: Any) -> None:
@@ -366,9 +361,11 @@ class Memory(nn.Module):
             keep_on(value, self.key, state)
 
 
-def _ring(history: Tensor, carry: Tensor, dead: Tensor | None, age: Tensor | None) -> LookBack:
-    """Decode state as the look-up takes it, of `Memory._history`: its first id is position 0."""
+def _look_back(history: Tensor, carry: Tensor, dead: Tensor | None, age: Tensor | None) -> LookBack:
+    """Return decode state as the look-up takes it; the first id of `history` is position 0."""
     older = history.shape[1]
+    if not older:
+        return LookBack(dead=dead, ages=age)
     place = torch.arange(older, device=history.device)
     unseen = place < older - carry[:, None]
     return LookBack(
@@ -377,3 +374,24 @@ def _ring(history: Tensor, carry: Tensor, dead: Tensor | None, age: Tensor | Non
         history=history.masked_fill(unseen, HOLE).to(torch.int32),
         positions=torch.full_like(carry, older),
     )
+
+
+def _warn_of_saving(memory: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Warn where `save_pretrained` asks for a memory's state dict.
+
+    Of transformers or of PEFT, also as a Trainer calls it. Neither loads a memory again: there is
+    none in the model that they make. A state dict for `load_state_dict` is no reason to warn.
+    """
+    if not prefix or any(part in prefix for part in _HELD_BY_PEFT):
+        return
+    frame, depth = sys._getframe(1), 3  # 3: who called the caller
+    while frame.f_back is not None:
+        if frame.f_code.co_name == "save_pretrained":
+            name = prefix.rstrip(".")
+            warnings.warn(
+                f"save_pretrained: the memory {name} will not be loaded with the model; write it "
+                "with save_engram(model, folder) too, and attach(model, folder) after loading",
+                stacklevel=depth,
+            )
+            return
+        frame, depth = frame.f_back, depth + 1

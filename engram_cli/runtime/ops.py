@@ -1,8 +1,8 @@
-"""The one place that picks an implementation of the runtime's operations.
+"""Picks an implementation of each operation of the runtime; no other module chooses.
 
-Names and signatures are those of `reference`, `lookup_reference` and `gate_reference`, the plain
-PyTorch versions that every other implementation must equal. Look-up and gate run as Triton kernels
-where their tensors are on a CUDA device and triton can be imported, elsewhere in plain PyTorch.
+Names and signatures are those of `lookup_reference`, `gate_reference`, `row_gradients` and
+`tiers.records`, the plain PyTorch versions that every other implementation must equal. Triton
+kernels run where the tensors are on a CUDA device and triton can be imported.
 """
 
 from __future__ import annotations
@@ -11,63 +11,24 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from engram_cli.errors import TokenIdError
-from engram_cli.runtime import (
-    gate_autograd,
-    gate_reference,
-    lookup_reference,
-    row_gradients,
-    row_steps,
-)
-from engram_cli.runtime.gate_reference import NO_PAST, GateWeights, Past, opened_by
+from engram_cli.runtime import gate_autograd, gate_reference, lookup_reference, row_gradients
+from engram_cli.runtime.gate_reference import NO_PAST, GateWeights, Past
 from engram_cli.runtime.graph_capture import is_transformed
 from engram_cli.runtime.lookup_reference import NO_LIMITS, LookBack, common_dtype
-from engram_cli.runtime.reference import (
-    HashTensors,
-    carry_after,
-    compress,
-    gather,
-    hash_rows,
-    is_hole,
-    visible,
-)
+from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.tables import FLOATS, Table, dequantise
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.hot_set import HotSet
     from engram_cli.runtime.tiers.records import TierBuffers
 
-__all__ = [
-    "GateWeights",
-    "HashTensors",
-    "LookBack",
-    "Past",
-    "Table",
-    "adagrad_step",
-    "adam_step",
-    "carry_after",
-    "check_ids",
-    "cold_keys",
-    "compress",
-    "find_rows",
-    "find_slots",
-    "gate",
-    "gather",
-    "has_kernels",
-    "hash_rows",
-    "is_hole",
-    "look_up",
-    "look_up_step",
-    "opened_by",
-    "read_tiers",
-    "sum_rows",
-    "visible",
-]
+__all__ = ["HashTensors", "LookBack", "Table", "find_rows", "look_up", "look_up_step"]
 
 
 def _asked_for(variable: str) -> bool:
@@ -88,7 +49,7 @@ def look_up(
     look_back: LookBack = NO_LIMITS,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """[L, *ids.shape, C x dim] in `dtype`: vectors of raw token ids (`lookup_reference.look_up`).
+    """Return the vectors [L, *ids.shape, C x dim] of raw token ids (`lookup_reference.look_up`).
 
     One operator where there are kernels. Ids outside the vocabulary count as the filler, unless
     ENGRAM_DEBUG is set: then they raise TokenIdError. Raises InputError.
@@ -137,7 +98,7 @@ def look_up_step(
 
 
 def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS) -> Tensor:
-    """int64[L, *ids.shape, C]: the table rows of raw token ids (`lookup_reference.find_rows`)."""
+    """Return int64[L, *ids.shape, C], the rows of raw token ids (`lookup_reference.find_rows`)."""
     _debug(tensors, ids)
     if tensors.summed or not has_kernels(ids.device) or is_transformed():
         return lookup_reference.find_rows(tensors, ids, look_back)
@@ -149,14 +110,8 @@ def find_rows(tensors: HashTensors, ids: Tensor, look_back: LookBack = NO_LIMITS
 
 def read_tiers(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
     """Write the vectors of rows int64[n] in tiers to `out` [n, dim] (`records.read`)."""
-    if not has_kernels(out.device):
-        from engram_cli.runtime.tiers import records
-
-        records.read(tier_buffers, rows, slots, out)
-        return
-    from engram_cli.runtime.kernels import tiers
-
-    if tier_buffers.form.has_kernel:
+    tiers = _tiers(out.device)
+    if tier_buffers.form.has_kernel or not has_kernels(out.device):
         tiers.read(tier_buffers, rows, slots, out)
         return
     table = tier_buffers.form.table(tiers.read_records(tier_buffers, rows, slots))
@@ -164,28 +119,26 @@ def read_tiers(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, ou
 
 
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
-    """Rows int64[n] with `height` for each hot one (`records.cold_keys`)."""
-    if not has_kernels(rows.device):
-        from engram_cli.runtime.tiers import records
-
-        return records.cold_keys(rows, hot, height)
-    from engram_cli.runtime.kernels import tiers
-
-    return tiers.cold_keys(rows, hot, height)
+    """Return rows int64[n] with `height` for each hot one (`records.cold_keys`)."""
+    keys: Tensor = _tiers(rows.device).cold_keys(rows, hot, height)
+    return keys
 
 
 def find_slots(
     keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
 ) -> None:
     """Number the distinct ones of sorted keys [n], and count them (`records.find_slots`)."""
-    if not has_kernels(keys.device):
-        from engram_cli.runtime.tiers import records
+    _tiers(keys.device).find_slots(keys, order, height, slots, found, counted)
 
-        records.find_slots(keys, order, height, slots, found, counted)
-        return
-    from engram_cli.runtime.kernels import tiers
 
-    tiers.find_slots(keys, order, height, slots, found, counted)
+def _tiers(device: torch.device) -> Any:
+    if has_kernels(device):
+        from engram_cli.runtime.kernels import tiers
+
+        return tiers
+    from engram_cli.runtime.tiers import records
+
+    return records
 
 
 def gate(
@@ -198,49 +151,40 @@ def gate(
     residual: bool = False,
     tail: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`gate_reference.gate`: what the memory adds to `hidden`, or the sum, and the conv's inputs.
+    """Return what the memory adds to `hidden`, or the sum, and the convolution's inputs.
 
-    One operator where there are kernels; a gradient beside a history is the twin's work, too.
+    As `gate_reference.gate`, which alone gives a gradient to a call with a history. One operator
+    where there are kernels.
     """
+    run: Any
     fits = all(x.dtype in FLOATS for x in (hidden, projected, weights.query))
     needs_gradient = torch.is_grad_enabled() and past.history is not None
-    if not fits or needs_gradient or not has_kernels(hidden.device) or is_transformed():
-        if not gate_autograd.applies(weights, hidden, projected, past):
-            return gate_reference.gate(
-                weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
-            )
-        gate_reference.check(weights, hidden, projected, past)
-        return gate_autograd.gate(
+    if fits and not needs_gradient and has_kernels(hidden.device) and not is_transformed():
+        from engram_cli.runtime.torch_ops_gate import run_gate as run
+    elif gate_autograd.applies(weights, hidden, projected, past):
+        run = gate_autograd.gate
+    else:
+        return gate_reference.gate(
             weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
         )
     gate_reference.check(weights, hidden, projected, past)
-    from engram_cli.runtime import torch_ops_gate
-
-    return torch_ops_gate.run_gate(
+    found: tuple[Tensor, Tensor | None] = run(
         weights, hidden, projected, past, dtype=dtype, residual=residual, tail=tail
     )
+    return found
 
 
 def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]:
-    """The rows that occur and the sums of their vectors (`row_gradients.sum_rows`)."""
-    if not _adds_by_kernel(values):
-        return row_gradients.sum_rows(values, rows, height)
-    from engram_cli.runtime import torch_ops_rows
-
-    found, sums = torch_ops_rows.sum_rows(values, rows, height)
+    """Return the rows that occur and the sums of their vectors (`row_gradients.sum_rows`)."""
+    found, sums = _row_functions(values).sum_rows(values, rows, height)
     return found, sums
 
 
 def adagrad_step(
     weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
 ) -> None:
-    """One step of row-wise Adagrad, in place (`row_steps.adagrad_step`)."""
-    if not _adds_by_kernel(values, weight):
-        row_steps.adagrad_step(weight, sums, values, rows, lr, eps)
-        return
-    from engram_cli.runtime import torch_ops_rows
-
-    torch_ops_rows.adagrad_step(weight, sums, values, rows, lr, eps)
+    """Take one step of row-wise Adagrad, in place (`row_gradients.adagrad_step`)."""
+    _row_functions(values, weight).adagrad_step(weight, sums, values, rows, lr, eps)
 
 
 def adam_step(
@@ -252,25 +196,24 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """One step of Adam for the rows with a gradient, in place (`row_steps.adam_step`)."""
-    if not _adds_by_kernel(values, weight):
-        row_steps.adam_step(weight, state, values, rows, lr, betas, eps)
-        return
-    from engram_cli.runtime import torch_ops_rows
-
-    torch_ops_rows.adam_step(weight, state, values, rows, lr, betas, eps)
+    """Take one step of Adam for the rows with a gradient, in place (`row_gradients.adam_step`)."""
+    _row_functions(values, weight).adam_step(weight, state, values, rows, lr, betas, eps)
 
 
-def _adds_by_kernel(values: Tensor, weight: Tensor | None = None) -> bool:
-    """Whether the kernels add up such gradients, and step in such a table."""
+def _row_functions(values: Tensor, weight: Tensor | None = None) -> Any:
+    """Return what adds up such gradients, and steps in such a table."""
     fits = values.dtype in FLOATS and values.shape[1] <= _WIDEST_GRADIENT
     if weight is not None:
         fits = fits and weight.dtype in FLOATS and weight.stride(1) == 1
-    return fits and has_kernels(values.device)
+    if not fits or not has_kernels(values.device):
+        return row_gradients
+    from engram_cli.runtime import torch_ops_rows
+
+    return torch_ops_rows
 
 
 def check_ids(tensors: HashTensors, ids: Tensor) -> None:
-    """Raises TokenIdError where an id is outside the vocabulary; waits for the device."""
+    """Raise TokenIdError where an id is outside the vocabulary; waits for the device."""
     bad = ((ids < 0) | (ids >= len(tensors.lookup))).nonzero()
     if len(bad):
         place = tuple(bad[0].tolist())
@@ -281,7 +224,7 @@ def check_ids(tensors: HashTensors, ids: Tensor) -> None:
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether kernels run on `device`; warns where a GPU has to do without."""
+    """Return whether kernels run on `device`; warn where a GPU has to do without."""
     if device.type == "cuda" and not _HAS_TRITON:
         warnings.warn(
             "triton is not installed: the memory runs as plain torch operations, several times "
@@ -293,7 +236,7 @@ def has_kernels(device: torch.device) -> bool:
 
 
 def _decoded_by_kernels(tables: Sequence[Table]) -> bool:
-    """Whether kernels know how the rows are stored; warns where a GPU has to do without."""
+    """Return whether kernels know how the rows are stored; warn where a GPU has to do without."""
     if all(table.has_kernel for table in tables):
         return True
     if tables[0].values.is_cuda:

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime import caches
-from engram_cli.runtime.fixed_state import FixedState
 from engram_cli.runtime.forward_args import Call, places_in
 from engram_cli.runtime.graph_capture import is_capturing_graph
-from engram_cli.runtime.state import State, new_state, state_of
+from engram_cli.runtime.state import FixedState, State, new_state, state_of
 
 _REFILL = "fill the cache with the memory attached, and crop it through the cache's methods"
 _NO_PAST = (
@@ -77,7 +76,7 @@ def past_of(
 
 
 def check_start(call: Call, keep: Tensor | None) -> None:
-    """Raises RuntimeAttachError where positions or the mask tell of a past, and no cache does."""
+    """Raise RuntimeAttachError where positions or the mask tell of a past, and no cache does."""
     if is_capturing_graph():
         return
     assert call.ids is not None
@@ -162,7 +161,7 @@ def _length(cache: Any, state: State | None) -> int | Tensor:
 
 
 def _check_places(places: list[Tensor], shape: Sequence[int], keep: Tensor | None) -> None:
-    """Raises RuntimeAttachError where a line's first real token is at a position after its index.
+    """Raise RuntimeAttachError where a line's first real token is at a position after its index.
 
     With padding before it the position may be lower: some positions count padding, some do not.
     """
@@ -196,7 +195,7 @@ def ends_in_padding(keep: Tensor | None, state: State) -> bool | Tensor:
 
 
 def check_end(state: State) -> None:
-    """Raises RuntimeAttachError for a state whose tokens end in padding."""
+    """Raise RuntimeAttachError for a state whose tokens end in padding."""
     found = state.ends_in_padding
     if isinstance(found, Tensor):
         if is_capturing_graph():

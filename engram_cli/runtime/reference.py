@@ -45,7 +45,7 @@ class HashTensors:
         return self.orders[-1]
 
     def of_columns(self, place: int) -> Tensor:
-        """int64[L, 1, 1, O, H]: one of the four numbers of each column."""
+        """Return int64[L, 1, 1, O, H]: one of the four numbers of each column."""
         layers, columns = self.columns.shape[:2]
         orders = len(self.orders)
         return self.columns[..., place].view(layers, 1, 1, orders, columns // orders)
@@ -62,7 +62,7 @@ def compress(tensors: HashTensors, ids: Tensor) -> Tensor:
 def visible(
     tensors: HashTensors, tokens: Tensor, carry: Tensor, dead: Tensor | None = None
 ) -> Tensor:
-    """int64[B, T] in 0..N: how many tokens of its n-gram each position may see, its own included.
+    """Return int64[B, T] in 0..N: how many tokens of its n-gram a position may see, with its own.
 
     `tokens` int64[B, T] compressed; `carry` int64[B], how many tokens before the first one may
     still be seen; `dead` bool[B, T], positions that see nothing and are walls for later ones.
@@ -82,7 +82,7 @@ def visible(
 
 
 def carry_after(tensors: HashTensors, last_token: Tensor, last_seen: Tensor) -> Tensor:
-    """int64[B]: how many of the last tokens the next position may see.
+    """Return int64[B]: how many of the last tokens the next position may see.
 
     `last_token` and `last_seen` int64[B] are the last position's compressed id and `visible`.
     """
@@ -93,7 +93,7 @@ def carry_after(tensors: HashTensors, last_token: Tensor, last_seen: Tensor) -> 
 
 
 def mix_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
-    """int64[L, B, T, O]: the mixes of N tokens int64[B, T] a position, the newest first."""
+    """Return int64[L, B, T, O]: the mixes of N tokens int64[B, T] a position, the newest first."""
     by_lag = tensors.multipliers[:, None, None]  # [L, 1, 1, O, N]
     if not tensors.shared:
         tokens = torch.stack(lagged, dim=-1)[None, :, :, None]  # [1, B, T, 1, N]
@@ -113,7 +113,7 @@ def mix_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
 
 
 def sum_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
-    """int64[L, B, T, O, H]: token x weight, summed over the lags, where the hash is `summed`."""
+    """Return int64[L, B, T, O, H]: token x weight summed over the lags, of a `summed` hash."""
     layers, columns, _ = tensors.multipliers.shape
     shape = (layers, 1, 1, len(tensors.orders), columns // len(tensors.orders))
     total = lagged[0][None, ..., None, None] * tensors.multipliers[..., 0].view(shape)
@@ -124,8 +124,11 @@ def sum_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
 
 
 def rows_of_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
-    """int64[L, B, T, C]: the table row of each column, of N tokens int64[B, T] a position, the
-    newest first and the filler where a position may not see one (docs/reference/schemes.md)."""
+    """Return int64[L, B, T, C], the table row of each column (docs/reference/schemes.md).
+
+    `lagged`: N tensors of tokens int64[B, T], the newest first, with the filler where a position
+    may not see a token.
+    """
     if tensors.summed:
         salted = sum_lagged(tensors, lagged)
     else:
@@ -137,7 +140,7 @@ def rows_of_lagged(tensors: HashTensors, lagged: list[Tensor]) -> Tensor:
 
 
 def hash_rows(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:
-    """int64[L, B, T, C] table rows of a window int64[B, N-1+T] and `visible` int64[B, T]."""
+    """Return int64[L, B, T, C] table rows of a window int64[B, N-1+T] and `visible` int64[B, T]."""
     older, count = tensors.max_order - 1, seen.shape[1]
     return rows_of_lagged(
         tensors,
@@ -148,14 +151,6 @@ def hash_rows(tensors: HashTensors, window: Tensor, seen: Tensor) -> Tensor:
     )
 
 
-def gather(table: Tensor, rows: Tensor, *, sparse: bool = False) -> Tensor:
-    """[B, T, C x dim]: the rows int64[B, T, C] of a table [rows, dim], column after column.
-
-    Differentiable in the table; with `sparse` its gradient is a sparse tensor.
-    """
-    return F.embedding(rows, table, sparse=sparse).flatten(-2)
-
-
 def is_hole(tokens: Tensor) -> Tensor:
-    """bool: where a compressed id says that no token has the raw id."""
+    """Return bool: where a compressed id says that no token has the raw id."""
     return tokens == HOLE

@@ -1,9 +1,10 @@
-"""Gradients of rows in plain torch: vectors with row numbers in, one sum for each row out.
+"""Sums of row gradients, and the optimiser steps that use them, in plain torch.
 
-Twins of `kernels.rows`. The order of a sum is part of the definition, so that both give the
-same bits on every run: by row, then by place; a row's vectors are cut at the multiples of PIECE in
-that order, each piece is summed, and then the pieces' sums are. Sums are float32 (of float64,
-which only the twin takes, float64).
+The kernels of `kernels.rows` must equal these functions. The order of a sum is part of the
+definition, so that both give the same bits on every run: by row, then by place. A row's vectors are
+cut at the multiples of PIECE in that order; each piece is summed, then the pieces' sums. Sums are
+float32; those of float64, which no kernel takes, are float64. Steps change the table and its state
+in place, in the rows that have a gradient; they are computed in float32 and rounded once.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 PIECE = 32
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]:
-    """int64[u] the rows that occur, ascending, and [u, dim] the sums of their vectors.
+    """Return int64[u] the rows that occur, ascending, and [u, dim] the sums of their vectors.
 
     `values` [n, dim] floats, `rows` int64[n] below `height`.
     """
@@ -33,7 +35,7 @@ def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]
 def dense_gradient(
     values: Tensor, rows: Tensor, height: int, dtype: torch.dtype, *, atomic: bool = False
 ) -> Tensor:
-    """[height, dim] in `dtype`: the sums of `sum_rows` in their rows, zero elsewhere.
+    """Return [height, dim] in `dtype`: the sums of `sum_rows` in their rows, zero elsewhere.
 
     Where `atomic` is set a kernel adds in whatever order; here it changes nothing.
     """
@@ -46,3 +48,46 @@ def dense_gradient(
 def _add_up(values: Tensor, into: Tensor, lines: int) -> Tensor:
     out = values.new_zeros(lines, values.shape[1])
     return out.index_add_(0, into, values)
+
+
+def adagrad_step(
+    weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
+) -> None:
+    """One step of row-wise Adagrad: `sums` float32[rows] are a row's mean squares so far.
+
+    sum += mean(g^2), row -= lr g / (sqrt(sum) + eps), g the sum of a row's `values` [n, dim].
+    """
+    found, gradient = sum_rows(values, rows, len(weight))
+    summed = sums[found] + gradient.square().mean(dim=1)
+    sums[found] = summed
+    change = adagrad_change(gradient, summed, lr, eps)
+    weight[found] = (weight[found].float() - change).to(weight.dtype)
+
+
+def adagrad_change(gradient: Tensor, sums: Tensor, lr: float, eps: float) -> Tensor:
+    """Return [n, dim]: what Adagrad takes from rows; zero where the gradient is."""
+    divisor = (sums.sqrt() + eps).clamp_min(_TINY)
+    return gradient / divisor[:, None] * lr
+
+
+def adam_step(
+    weight: Tensor,
+    state: tuple[Tensor, Tensor, Tensor],
+    values: Tensor,
+    rows: Tensor,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """One step of Adam for the rows that have a gradient: the arithmetic of torch's SparseAdam.
+
+    `state`: mean and square float32 [rows, dim], and float32 how many steps there were with this.
+    """
+    mean, square, steps = state
+    found, gradient = sum_rows(values, rows, len(weight))
+    first = mean[found] + (gradient - mean[found]) * (1 - betas[0])
+    second = square[found] + (gradient.square() - square[found]) * (1 - betas[1])
+    mean[found], square[found] = first, second
+    left = [1 - beta ** steps.double() for beta in betas]
+    change = first / (second.sqrt() + eps) * ((left[1].sqrt() / left[0]).float() * lr)
+    weight[found] = (weight[found].float() - change).to(weight.dtype)

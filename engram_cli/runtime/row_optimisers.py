@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.row_steps import adagrad_change
+from engram_cli.runtime.row_gradients import adagrad_change
 
 
 class _RowOptimiser(torch.optim.Optimizer):

@@ -1,13 +1,15 @@
-"""save_engram and load: a live memory into a bundle, and a bundle's weights into a live memory.
+"""Save a live memory as a bundle, and load a bundle's weights into a live memory.
 
 Both keep every bit: rows in their own dtype, quantised ones as they are stored, dense weights in
-float32, which holds float16 and bfloat16 exactly.
+float32, which holds float16 and bfloat16 exactly. PEFT's adapters around a memory's modules are
+saved as the model computes: those in force are merged, those switched off are left out.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,17 +22,14 @@ from torch import Tensor, nn
 
 from engram_cli.errors import MismatchError, OutputError, RuntimeAttachError
 from engram_cli.files import local_path
-from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle import CARD, Bundle, bundle_folder, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
-from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.model_card import CARD, model_card
-from engram_cli.formats.tensors import Array
+from engram_cli.formats.bundle_writer import model_card, write_bundle
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.safetensors import Array
 from engram_cli.runtime import loading
-from engram_cli.runtime.adapters import adapted, merged_state
-from engram_cli.runtime.attach import memory_of
-from engram_cli.runtime.broadcasts import leave_out_of_broadcasts
+from engram_cli.runtime.attach import leave_out_of_broadcasts, memory_of
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import HELD, MemoryModule
 from engram_cli.runtime.tiers.embedding import TieredEmbedding
@@ -58,10 +57,20 @@ def save_engram(
         raise OutputError(
             f"{path} already exists", "pass force=True to replace it, or name another folder"
         )
-    states = {layer: _state(memory, layer) for layer in memory.spec.layers}
+    states, merged = {}, []
+    for layer in memory.spec.layers:
+        module = memory.layers[str(layer)]
+        adapters = adapted(module)
+        states[layer] = merged_state(module) if adapters else module.state_dict()
+        merged += [f"{adapter} of layer {layer}" for adapter in adapters]
     weights = {layer: _dense(memory, layer, state) for layer, state in states.items()}
     spec = replace(memory.spec, dtype=_row_dtype(memory, states))
-    _tell_merged(memory)
+    if merged:
+        warnings.warn(
+            "the bundle has what the model computes, adapters in force merged into the weights: "
+            + ", ".join(merged),
+            stacklevel=2,
+        )
     if not dist.is_initialized() or dist.get_rank() == 0:
         write_bundle(
             path,
@@ -128,7 +137,7 @@ def _place_anew(memory: Memory, bundle: Bundle, placement: str | None) -> None:
 
 
 def _check_same(spec: BundleSpec, bundle: Bundle) -> None:
-    found = bundle.spec
+    both = spec, found = spec, bundle.spec
     for what, mine, other in (
         ("fingerprint", spec.layout.fingerprint, found.layout.fingerprint),
         ("layers", spec.layers, found.layers),
@@ -137,7 +146,8 @@ def _check_same(spec: BundleSpec, bundle: Bundle) -> None:
         ("module", spec.module, found.module),
         ("hidden size", spec.hidden_size, found.hidden_size),
         ("packing", spec.packed, found.packed),
-        ("stored rows", _quantised(spec), _quantised(found)),
+        # Floats are rounded to those of the memory, anything else is not.
+        ("stored rows", *(one.dtype if one.row_type.quantised else "floats" for one in both)),
     ):
         if mine != other:
             raise MismatchError(
@@ -146,19 +156,8 @@ def _check_same(spec: BundleSpec, bundle: Bundle) -> None:
             )
 
 
-def _quantised(spec: BundleSpec) -> str:
-    """What rows must agree in: floats are rounded to those of the memory, anything else is not."""
-    return spec.dtype if spec.row_type.quantised else "floats"
-
-
-def _state(memory: Memory, layer: int) -> dict[str, Tensor]:
-    """The weights of a layer's module by name, adapters merged."""
-    module = memory.layers[str(layer)]
-    return merged_state(module) if adapted(module) else module.state_dict()
-
-
 def _check_plain(state: Mapping[str, Tensor], key: str, layer: int) -> None:
-    """Raises RuntimeAttachError for a weight that is not there as one tensor of numbers."""
+    """Raise RuntimeAttachError for a weight that is not there as one tensor of numbers."""
     value: Any = state.get(key)
     if isinstance(value, Tensor) and value.is_meta:
         raise RuntimeAttachError(
@@ -173,22 +172,8 @@ def _check_plain(state: Mapping[str, Tensor], key: str, layer: int) -> None:
         )
 
 
-def _tell_merged(memory: Memory) -> None:
-    found = [
-        f"{name} of layer {layer}"
-        for layer in memory.spec.layers
-        for name in adapted(memory.layers[str(layer)])
-    ]
-    if found:
-        warnings.warn(
-            "the bundle has what the model computes, adapters in force merged into the weights: "
-            + ", ".join(found),
-            stacklevel=3,
-        )
-
-
 def _check_loadable(memory: Memory) -> None:
-    """Raises RuntimeAttachError where copying weights in place would not change the model."""
+    """Raise RuntimeAttachError where copying weights in place would not change the model."""
     for layer in memory.spec.layers:
         module = memory.layers[str(layer)]
         names = adapted(module)
@@ -222,7 +207,7 @@ def _dense(
 
 
 def _row_dtype(memory: Memory, states: Mapping[int, Mapping[str, Tensor]]) -> str:
-    """The dtype of the rows; floats may have been moved to another since they were attached."""
+    """Return the dtype of the rows; floats may have been moved to another since attaching."""
     if memory.spec.row_type.quantised or memory.tiers is not None:
         return memory.spec.dtype
     names = {
@@ -285,3 +270,46 @@ def _hits(memory: Memory) -> Callable[[int], Iterator[tuple[int, Array]]]:
 def _tensor(state: Mapping[str, Tensor], layer: int, part: str) -> Tensor:
     _check_plain(state, HELD[part], layer)
     return state[HELD[part]].detach()
+
+
+def merged_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's parameters and buffers by name, as if it had never had an adapter."""
+    state: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    state |= dict(module.named_buffers(recurse=False))
+    for name, child in module.named_children():
+        state |= {f"{name}.{key}": value for key, value in merged_state(_merged(child)).items()}
+    return state
+
+
+def adapted(module: nn.Module) -> list[str]:
+    """Return the names of the modules inside that an adapter is wrapped around."""
+    found = [name for name, child in module.named_modules() if _is_adapter(child)]
+    return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    """Return whether a module is one of PEFT's layers, or its copies that replace a module."""
+    return hasattr(module, "get_base_layer") or hasattr(module, "modules_to_save")
+
+
+def _merged(module: Any) -> nn.Module:
+    """Return what computes the same as a module that may have an adapter."""
+    found: nn.Module = module
+    if not _is_adapter(module):
+        return found
+    off = module.disable_adapters or not module.active_adapters
+    if hasattr(module, "modules_to_save"):
+        name = "" if off else module.active_adapters[0]
+        copies = module.modules_to_save
+        found = dict(copies.items()).get(name, module.original_module)
+    elif not (off or module.merged):
+        copied = deepcopy(module)
+        copied.merge()
+        found = copied.get_base_layer()
+    elif off and module.merged:
+        copied = deepcopy(module)
+        copied.unmerge()
+        found = copied.get_base_layer()
+    else:
+        found = module.get_base_layer()
+    return _merged(found)

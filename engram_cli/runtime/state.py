@@ -9,6 +9,7 @@ more positions than needed are kept, so that assisted decoding can crop what it 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.caches import STATES, cache_length, carrier
-from engram_cli.runtime.fixed_state import FixedState, was_skipped
 from engram_cli.runtime.graph_capture import is_capturing_graph
 
 KEEP = 64  # positions beyond the needed ones: assisted decoding takes back at most a few dozen
@@ -46,7 +46,7 @@ class Recent:
             length -= self.pieces.pop(0).shape[1]
 
     def last(self) -> Tensor:
-        """[B, need, ...]: the last positions, zeros before the first."""
+        """Return the last positions [B, need, ...], zeros before the first."""
         if not self.need:
             return self.pieces[-1][:, :0]
         length, begin = 0, len(self.pieces)
@@ -65,18 +65,18 @@ class Recent:
                 self.pieces.append(piece[:, : piece.shape[1] - count])
             count = max(0, count - piece.shape[1])
 
-    def merged(self) -> Tensor:
-        """All the positions in one piece, which then replaces the pieces."""
-        if len(self.pieces) > 1:
-            self.pieces = [torch.cat(self.pieces, dim=1)]
-        return self.pieces[0]
+    def change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace the pieces by `change` of all positions in one piece."""
+        if self.pieces:
+            whole = self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces, dim=1)
+            self.pieces = [change(whole)]
 
 
 class DecodeState:
     """What one attachment remembers of the sequences of one cache.
 
     `length` positions were seen. `tokens` int64[B, t, 2]: compressed ids and `visible`; `conv` has
-    the convolution's inputs per layer, but for `skipped` layers, which did not run each time.
+    the convolution's inputs per layer, except for `skipped` layers, which did not run each time.
     `ends_in_padding`: a row's last positions are padding, with tokens before them; a tensor bool
     where the device was not asked yet.
     """
@@ -89,7 +89,7 @@ class DecodeState:
         self.ends_in_padding: bool | Tensor = False
 
     def fork(self) -> DecodeState:
-        """A copy to extend where the model returns new tensors and the old ones stay valid."""
+        """Return a copy to extend where the model returns new tensors and the old stay valid."""
         twin = DecodeState(self.tokens.need, {i: recent.need for i, recent in self.conv.items()})
         twin.length, twin.skipped = self.length, set(self.skipped)
         twin.ends_in_padding = self.ends_in_padding
@@ -103,21 +103,20 @@ class DecodeState:
         return self.tokens.pieces[0].shape[0] if self.tokens.pieces else None
 
     def recent_tokens(self) -> Tensor | None:
-        """int64[B, older, 2]: the last ids and `visible`, None before the first token."""
+        """Return int64[B, older, 2]: the last ids and `visible`, None before the first token."""
         return self.tokens.last() if self.length else None
 
     def conv_history(self, layer: int) -> Tensor | None:
-        """[B, reach, D]: what the convolution of a layer read last, None before the first token.
+        """Return [B, reach, D]: what a layer's convolution read last, None before the first token.
 
         Raises RuntimeAttachError for a layer that was skipped.
         """
-        if layer in self.skipped:
-            raise was_skipped(layer, self.length)
+        _check_not_skipped(self, layer)
         recent = self.conv.get(layer)
         return recent.last() if recent is not None and recent.pieces else None
 
     def extend(self, tokens: Tensor, seen: Tensor, conv: dict[int, Tensor]) -> None:
-        """Remember T more positions: [B, T] tokens and `visible`, [B, T, d] per layer that ran."""
+        """Remember T more positions: [B, T] tokens and `visible`, [B, T, D] per layer that ran."""
         self.length += tokens.shape[1]
         self.tokens.append(torch.stack((tokens, seen), dim=-1))
         for layer, recent in self.conv.items():
@@ -151,26 +150,129 @@ class DecodeState:
             recent.drop(count)
         self.length = length
 
-    def select(self, indices: Tensor) -> None:
-        """Keep these sequences, in this order, repeats allowed."""
+    def change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply `change` to the tensors [B, ...] of all positions: select or repeat sequences."""
         for recent in self._recents():
-            if recent.pieces:
-                merged = recent.merged()
-                recent.pieces = [merged[torch.as_tensor(indices, device=merged.device)]]
-
-    def repeat(self, repeats: int) -> None:
-        """Repeat each sequence `repeats` times, side by side."""
-        for recent in self._recents():
-            if recent.pieces:
-                recent.pieces = [recent.merged().repeat_interleave(repeats, dim=0)]
+            recent.change(change)
 
     def _recents(self) -> list[Recent]:
-        """Those that have all positions."""
+        """Return those that have all positions."""
         whole = [recent for layer, recent in self.conv.items() if layer not in self.skipped]
         return [self.tokens, *whole]
 
     def _all(self) -> list[Recent]:
         return [self.tokens, *self.conv.values()]
+
+
+class FixedState:
+    """`DecodeState` for static caches: tensors at fixed addresses, changed in place.
+
+    A compiled decode step reads and writes them inside its graph: nothing in Python changes from
+    step to step, so nothing is compiled again. Zeros mean "before the start", so an empty state
+    needs no branch. Nothing beyond the needed positions is kept: static caches are not cropped.
+
+    `tokens` int64[B, older, 2]: compressed ids and `visible`; `conv` [B, reach, D] per layer;
+    `seen` int64[1], how many positions were seen.
+    """
+
+    def __init__(self, older: int, conv_receptive_fields: dict[int, int]) -> None:
+        self.older, self.conv_receptive_fields = older, conv_receptive_fields
+        self.seen: Tensor | None = None
+        self.tokens: Tensor | None = None
+        self.conv: dict[int, Tensor] = {}
+        self.skipped: set[int] = set()
+        self.ends_in_padding: bool | Tensor = False
+
+    @property
+    def length(self) -> int:
+        """How many positions were seen; reads it from the device."""
+        return 0 if self.seen is None else int(self.seen)
+
+    @property
+    def batch(self) -> int | None:
+        """B, None before the first token."""
+        return None if self.tokens is None else self.tokens.shape[0]
+
+    def recent_tokens(self) -> Tensor | None:
+        """Return int64[B, older, 2], None before the first token."""
+        return self.tokens
+
+    def conv_history(self, layer: int) -> Tensor | None:
+        """Return [B, reach, D], as `DecodeState.conv_history`."""
+        _check_not_skipped(self, layer)
+        return self.conv.get(layer)
+
+    def extend(self, tokens: Tensor, seen: Tensor, conv: dict[int, Tensor]) -> None:
+        """Remember T more positions, as `DecodeState.extend`."""
+        if self.seen is None or self.tokens is None:
+            batch = tokens.shape[0]
+            self.seen = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+            self.tokens = tokens.new_zeros(batch, self.older, 2)
+            self.conv = {
+                layer: inputs.detach().new_zeros(
+                    batch, self.conv_receptive_fields[layer], inputs.shape[2]
+                )
+                for layer, inputs in conv.items()
+            }
+            if tokens.is_cuda and not is_capturing_graph():
+                for held in (self.seen, self.tokens, *self.conv.values()):
+                    torch._dynamo.mark_static_address(held)  # CUDA graphs may change them in place
+        self.seen += tokens.shape[1]
+        _shift_in(self.tokens, torch.stack((tokens, seen), dim=-1))
+        for layer in self.conv_receptive_fields:
+            if layer in conv and layer in self.conv:
+                _shift_in(self.conv[layer], conv[layer].detach())
+            else:
+                self.skipped.add(layer)
+
+    def reset(self) -> None:
+        """Forget everything: the next token is the first of a sequence."""
+        self.skipped.clear()
+        self.ends_in_padding = False
+        if self.seen is not None and self.tokens is not None:
+            for held in (self.seen, self.tokens, *self.conv.values()):
+                held.zero_()
+
+    def crop(self, length: int) -> None:
+        """Take back to `length` positions: only to none. Raises RuntimeAttachError."""
+        if length == self.length:
+            return
+        if length:
+            raise RuntimeAttachError(
+                "a static cache was cropped, and the memory keeps no older positions of it",
+                "use a DynamicCache where tokens are taken back",
+            )
+        self.reset()
+
+    def change(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply `change` to the tensors [B, ...]; the address stays where the batch size does."""
+        if self.tokens is None:
+            return
+        self.tokens = _kept(self.tokens, change(self.tokens))
+        self.conv = {layer: _kept(held, change(held)) for layer, held in self.conv.items()}
+
+
+def _check_not_skipped(state: State, layer: int) -> None:
+    """Raise RuntimeAttachError for a layer that runs after it was skipped, as in an early exit."""
+    if layer in state.skipped:
+        raise RuntimeAttachError(
+            f"layer {layer} did not run for all of the {state.length} tokens in this cache, and "
+            "its memory's convolution needs what it would have read of them",
+            "start with an empty cache where layers are skipped for some tokens only",
+        )
+
+
+def _shift_in(held: Tensor, piece: Tensor) -> None:
+    """Write the last positions of `held` [B, n, ...] followed by `piece` [B, T, ...] in place."""
+    size, count = held.shape[1], piece.shape[1]
+    if count >= size:
+        held.copy_(piece[:, count - size :])
+    else:
+        held.copy_(torch.cat((held[:, count:], piece.to(held.dtype)), dim=1))
+
+
+def _kept(held: Tensor, changed: Tensor) -> Tensor:
+    return held.copy_(changed) if held.shape == changed.shape else changed
 
 
 State = DecodeState | FixedState
@@ -179,11 +281,7 @@ State = DecodeState | FixedState
 def new_state(cache: Any, older: int, conv_receptive_fields: dict[int, int]) -> State:
     """Return a state for a new cache; its addresses are fixed where the cache's tensors' are."""
     is_fixed = getattr(cache, "is_compileable", False)
-    return (
-        FixedState(older, conv_receptive_fields)
-        if is_fixed
-        else DecodeState(older, conv_receptive_fields)
-    )
+    return (FixedState if is_fixed else DecodeState)(older, conv_receptive_fields)
 
 
 def _no_cache() -> None:
@@ -229,13 +327,13 @@ class CacheMethodProxy:
                 length = value if value > 0 else state.length + value
             state.crop(min(state.length, int(length)))
         elif self.name == "batch_repeat_interleave":
-            state.repeat(value)
+            state.change(lambda held: held.repeat_interleave(value, dim=0))
         else:
-            state.select(value)
+            state.change(lambda held: held[torch.as_tensor(value, device=held.device)])
 
 
 def state_of(cache: Any, name: str) -> State | None:
-    """The state that an attachment left on a cache object, or on the tensors of a container."""
+    """Return the state that an attachment left on a cache object, or on a container's tensors."""
     states: dict[str, State] | None = getattr(carrier(cache), STATES, None)
     return None if states is None else states.get(name)
 

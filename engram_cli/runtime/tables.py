@@ -90,14 +90,15 @@ class Table:
 
     @property
     def has_kernel(self) -> bool:
-        """Whether the kernels decode such rows; if not, plain torch operations do."""
+        """Whether the kernels decode such rows; else plain torch operations do."""
         return self.kind != DECODED
 
     def is_like(self, other: Table) -> bool:
-        """Whether one launch can serve both: equal in dtype, width, gradients, strides."""
-        mine = (self.values.dtype, self.width, self.gradients, self.strides)
-        theirs = (other.values.dtype, other.width, other.gradients, other.strides)
-        return self.row_type is other.row_type and mine == theirs
+        """Return whether one launch can serve both: equal in dtype, width, gradients, strides."""
+        return self.row_type is other.row_type and (
+            (self.values.dtype, self.width, self.gradients, self.strides)
+            == (other.values.dtype, other.width, other.gradients, other.strides)
+        )
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -111,6 +112,7 @@ class Table:
         return torch.bfloat16 if self.row_type.quantised else self.values.dtype
 
     def _recognised(self) -> RowType:
+        """Return the dtype that the tensors fit. Raises InputError."""
         plain = _PLAIN.get(self.values.dtype)  # the common case, at each call of a model
         for row_type in map(DTYPES.load, DTYPES) if plain is None else (plain,):
             if self._fits(row_type):
@@ -118,13 +120,11 @@ class Table:
         raise self._unknown("dtype")
 
     def _fits(self, row_type: RowType) -> bool:
-        """Whether the tensors are those of a dtype."""
+        """Return whether the tensors are those of a dtype."""
         values, scales, items = self.values, self.scales, row_type.items
         if values.ndim != 2 or values.dtype not in HELD_DTYPES[items.tensor]:
             return False
-        if items.packed != (self.dim is not None) or (
-            values.shape[1] != row_type.width(self.width)
-        ):
+        if (items.packed, values.shape[1]) != (self.dim is not None, row_type.width(self.width)):
             return False
         scaling = row_type.scaling
         if scaling is None or scales is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.graph_capture import is_plain_call
+from engram_cli.runtime.sparse_gradients import sparse_tensor
 
 
 def gradient(
@@ -36,25 +37,6 @@ def gradient(
     atomic = how == "atomic" and not torch.are_deterministic_algorithms_enabled()
     dense: Tensor = dense_row_gradient(values, places, shape[0], dtype, atomic)
     return dense
-
-
-def sparse_tensor(
-    rows: Tensor, values: Tensor, shape: torch.Size, *, is_coalesced: bool = False
-) -> Tensor:
-    """Return a sparse tensor of `values` [n, dim] at `rows` int64[n], which are not checked."""
-    # torch.sparse_coo_tensor warns about unchecked rows even with check_invariants=False.
-    found: Tensor = torch.ops.aten._sparse_coo_tensor_with_dims_and_tensors(
-        1,
-        1,
-        shape,
-        rows[None],
-        values,
-        dtype=values.dtype,
-        layout=torch.sparse_coo,
-        device=values.device,
-        is_coalesced=is_coalesced,
-    )
-    return found
 
 
 @torch.library.custom_op("engram::dense_row_gradient", mutates_args=())
@@ -129,7 +111,7 @@ def _(*arguments):  # type: ignore[no-untyped-def]
 def adagrad_step(
     weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
 ) -> None:
-    """`row_steps.adagrad_step`."""
+    """`row_gradients.adagrad_step`."""
     if not is_plain_call(weight, values, rows):
         adagrad_operator(weight, sums, values, rows, lr, eps)
         return
@@ -146,7 +128,7 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """`row_steps.adam_step`."""
+    """`row_gradients.adam_step`."""
     if not is_plain_call(weight, values, rows):
         adam_operator(weight, *state, values, rows, lr, *betas, eps)
         return

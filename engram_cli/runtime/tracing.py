@@ -1,7 +1,4 @@
-"""trace: how far each gate opened for each token, which is where the memory spoke.
-
-In: a model with a memory and a text, or token ids. Out: a Trace, plain numbers.
-"""
+"""Trace a text through a model: how far each gate of its memory opens for each token."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from torch import Tensor, nn
 
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.runtime.attach import memory_of
-from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import MemoryModule
 
 
@@ -48,7 +44,7 @@ def trace(
     tokenizer: Callable[[str], Any] | None = None,
     name: str | None = None,
 ) -> Trace:
-    """Run `model` once over a text and give the gates of the memory it carries.
+    """Run `model` once over a text and return the gates of the memory it carries.
 
     `text`: a string, for which `tokenizer` gives token ids as transformers' or tokenizers' do, or
     int64 ids [T] or [1, T]. The model's mode and gradients stay as they are. Raises InputError for
@@ -75,7 +71,7 @@ def trace(
     try:
         model.eval()
         with torch.no_grad():
-            model(ids[None].to(_device(memory)))
+            model(ids[None].to(memory.hash_tensors().lookup.device))
     finally:
         model.train(mode)
         for handle in handles:
@@ -110,7 +106,3 @@ def _ids(text: str, tokenizer: Callable[[str], Any] | None) -> list[int]:
         raise InputError("a text needs a tokenizer", "trace(model, text, tokenizer=tokenizer)")
     found = encode(text)
     return [int(token) for token in getattr(found, "ids", found)]
-
-
-def _device(memory: Memory) -> torch.device:
-    return memory.hash_tensors().lookup.device

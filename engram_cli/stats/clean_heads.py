@@ -29,9 +29,10 @@ from engram_cli.view import (
     Slot,
     Table,
     View,
-    by_layer,
+    counts,
     order_color,
     order_name,
+    percents,
     share_axis,
 )
 
@@ -124,24 +125,13 @@ def _by_use(use: Uses, counts: Counts, entry: LayerHash) -> tuple[list[float], l
 
 def view(found: tuple[CleanHeads, ...], results: Results) -> Iterable[View]:
     """Draw a histogram and one line of a table for each layer and order."""
-    if not found:
-        return
-    charts = [
-        _chart(entry, suffix)
-        for _, suffix, own in by_layer(found, lambda entry: entry.layer)
-        for entry in own
-    ]
+    several = len({entry.layer for entry in found}) > 1
     columns = (
-        Column(name="layer"),
-        Column(name="order"),
-        Column(name="heads"),
-        *(Column(name=name, kind="decimal", digits=2) for name in ("clean", "ideal")),
-        *(
-            Column(name=name, kind="percent", digits=1)
-            for name in ("none clean", "ideal", "all clean", "ideal")
-        ),
-        Column(name="clean by use", kind="decimal", digits=2),
-        Column(name="purity", kind="percent", digits=1),
+        *counts("layer", "order", "heads"),
+        *(Column(name, "decimal", 2) for name in ("clean", "ideal")),
+        *percents("none clean", "ideal", "all clean", "ideal", digits=1),
+        Column("clean by use", "decimal", 2),
+        *percents("purity", digits=1),
     )
     rows = tuple(
         (
@@ -151,7 +141,6 @@ def view(found: tuple[CleanHeads, ...], results: Results) -> Iterable[View]:
         )
         for entry in found
     )
-    title = "Clean heads: no other n-gram uses the n-gram's row"
     yield View(
         name="clean-heads",
         title="How many heads are clean",
@@ -159,33 +148,36 @@ def view(found: tuple[CleanHeads, ...], results: Results) -> Iterable[View]:
         "reads all heads together, so an n-gram is lost only when none is clean: "
         f"{percent(max(entry.ngrams[0] for entry in found))} of the n-grams of the worst order. "
         "Purity is the part of a row's hits that is the n-gram's own.",
-        parts=(Row(parts=tuple(charts)), Table(title=title, columns=columns, rows=rows)),
+        parts=(
+            Row(tuple(_chart(entry, several) for entry in found)),
+            Table("Clean heads: no other n-gram uses the n-gram's row", columns, rows),
+        ),
     )
 
 
-def _chart(entry: CleanHeads, suffix: str) -> BarChart:
-    color, name = order_color(entry.order), f"{order_name(entry.order)}{suffix}"
+def _chart(entry: CleanHeads, several: bool) -> BarChart:
+    color, heads = order_color(entry.order), len(entry.ngrams) - 1
+    shares = zip(entry.ngrams, entry.occurrences, entry.ideal, strict=True)
     slots = tuple(
         Slot(
-            label=str(clean),
-            title=f"{clean} of {len(entry.ngrams) - 1} heads clean",
-            bars=(
-                Bar(label="n-grams", color=color, value=ngrams, ideal=ideal),
-                Bar(label="look-ups", color=color, value=uses, light=True),
+            f"{clean}",
+            (
+                Bar("n-grams", color, ngrams, ideal=ideal),
+                Bar("look-ups", color, uses, light=True),
             ),
+            f"{clean} of {heads} heads clean",
         )
-        for clean, (ngrams, uses, ideal) in enumerate(
-            zip(entry.ngrams, entry.occurrences, entry.ideal, strict=True)
-        )
+        for clean, (ngrams, uses, ideal) in enumerate(shares)
     )
+    layer = f", layer {entry.layer}" if several else ""
     return BarChart(
         name=f"clean-{entry.layer}-{entry.order}",
-        title=f"Clean heads of {name}",
+        title=f"Clean heads of {order_name(entry.order)}{layer}",
         description="For each number of clean heads, the share of distinct n-grams and of look-ups "
         "that have as many. The tick is an ideal hash's share of n-grams.",
         note="" if entry.purity is None else f"purity {percent(entry.purity)}",
         y=share_axis("share"),
-        groups=(Group(label="clean heads", slots=slots),),
+        groups=(Group("clean heads", slots),),
     )
 
 

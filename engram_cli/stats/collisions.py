@@ -8,7 +8,7 @@ occurrences. Shares of n-grams come from the sample of n-grams, shares of occurr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,16 +34,13 @@ from engram_cli.view import (
     Axis,
     Bar,
     BarChart,
-    Column,
     Estimate,
-    Group,
-    Slot,
     Table,
     View,
-    by_layer,
+    by_head,
+    counts,
     grouped,
-    order_color,
-    order_name,
+    percents,
     share_axis,
 )
 
@@ -202,13 +199,11 @@ def _spread(share: float, size: int) -> float:
 
 def view(columns: tuple[ColumnStats, ...], results: Results) -> Iterable[View]:
     """Draw three charts for each layer, and a table of all columns."""
-    if not columns:
-        return
-    layers = by_layer(columns, lambda column: column.layer)
+    layers = grouped(columns, lambda column: column.layer)
     charts = [
         chart
-        for layer, suffix, own in layers[:_MOST_LAYERS]
-        for chart in _charts(layer, suffix, grouped(own, lambda column: column.order))
+        for layer, own in list(layers.items())[:_MOST_LAYERS]
+        for chart in _charts(layer, f", layer {layer}" if len(layers) > 1 else "", own)
     ]
     flagged = sum(1 for column in columns if column.flag)
     verdict = "No column lies outside the interval of an ideal hash."
@@ -224,40 +219,33 @@ def view(columns: tuple[ColumnStats, ...], results: Results) -> Iterable[View]:
         title="Rows used and shared, head by head",
         lead=f"{verdict} Bars that are high everywhere ask for more rows; one head that stands out "
         "asks for another modulus or seed.",
-        parts=(*charts, _table(columns)),
+        parts=(*charts, _table(columns, flagged > 0)),
     )
 
 
-def _table(columns: Sequence[ColumnStats]) -> Table:
-    share = {"rows used": 2, "ideal": 2, "n-grams sharing": 1, "ideal ": 1, "by use": 2}
+def _table(columns: Sequence[ColumnStats], marked: bool) -> Table:
     names = (
-        *(Column(name=name) for name in ("layer", "order", "head", "rows")),
-        *(Column(name=name.strip(), kind="percent", digits=digits)
-          for name, digits in share.items()),
-        Column(name="most hits"),
-    )  # fmt: skip
+        *counts("layer", "order", "head", "rows"),
+        *percents("rows used", "ideal", digits=2),
+        *percents("n-grams sharing", "ideal", digits=1),
+        *percents("by use", digits=2),
+        *counts("most hits"),
+    )
     rows = tuple(
         (
             *(each.layer, each.order, each.head, each.rows),
-            Estimate(value=each.occupied / each.rows, mark=_MARKS[each.flag]),
-            each.ideal_occupied / each.rows,
-            *(each.shared, each.ideal_shared),
-            Estimate(value=each.shared_occurrences, error=each.shared_occurrences_error),
+            Estimate(each.occupied / each.rows, mark=_MARKS[each.flag]),
+            *(each.ideal_occupied / each.rows, each.shared, each.ideal_shared),
+            Estimate(each.shared_occurrences, each.shared_occurrences_error),
             each.max_hits,
         )
         for each in columns
     )
-    marked = any(each.flag for each in columns)
-    return Table(
-        title="Used rows, shared rows, and an ideal hash",
-        note="+ and - mark heads that differ from it" if marked else "",
-        columns=names,
-        rows=rows,
-        folded=True,
-    )
+    note = "+ and - mark heads that differ from it" if marked else ""
+    return Table("Used rows, shared rows, and an ideal hash", names, rows, note=note, folded=True)
 
 
-def _charts(layer: int, suffix: str, orders: dict[int, list[ColumnStats]]) -> Iterable[BarChart]:
+def _charts(layer: int, suffix: str, columns: list[ColumnStats]) -> Iterable[BarChart]:
     yield BarChart(
         name=f"occupancy-{layer}",
         title=f"Rows used by head{suffix}",
@@ -266,7 +254,7 @@ def _charts(layer: int, suffix: str, orders: dict[int, list[ColumnStats]]) -> It
         note="looked up at least once",
         x_title="head",
         y=share_axis("share of the head's rows"),
-        groups=_groups(orders, _used),
+        groups=by_head(columns, _used),
         height=300,
     )
     yield BarChart(
@@ -277,11 +265,10 @@ def _charts(layer: int, suffix: str, orders: dict[int, list[ColumnStats]]) -> It
         note="of the distinct n-grams (full) and of all look-ups (pale)",
         x_title="head",
         y=share_axis("share"),
-        groups=_groups(orders, _shared),
+        groups=by_head(columns, _shared),
         height=300,
     )
-    ideal = {n: [each for each in own if each.ideal_occupied > 0] for n, own in orders.items()}
-    groups = _groups({order: own for order, own in ideal.items() if own}, _against)
+    groups = by_head([each for each in columns if each.ideal_occupied > 0], _against)
     if groups:
         yield BarChart(
             name=f"against-{layer}",
@@ -290,7 +277,7 @@ def _charts(layer: int, suffix: str, orders: dict[int, list[ColumnStats]]) -> It
             "four standard errors of the ideal.",
             note="whiskers of four standard errors; triangles are false in 1 report of 1,000",
             x_title="head",
-            y=Axis(title="used / ideal", unit="ratio"),
+            y=Axis("used / ideal", "ratio"),
             groups=groups,
             dots=True,
             sigmas=4.0,
@@ -298,54 +285,22 @@ def _charts(layer: int, suffix: str, orders: dict[int, list[ColumnStats]]) -> It
         )
 
 
-def _groups(
-    orders: dict[int, list[ColumnStats]], bars: Callable[[ColumnStats, int], tuple[Bar, ...]]
-) -> tuple[Group, ...]:
-    """Return one group for each order, with its heads side by side."""
-    return tuple(
-        Group(
-            label=order_name(order),
-            slots=tuple(
-                Slot(
-                    label=str(each.head),
-                    title=f"{order_name(order)}, head {each.head}",
-                    bars=bars(each, order_color(order)),
-                )
-                for each in own
-            ),
-        )
-        for order, own in orders.items()
-    )
-
-
 def _used(each: ColumnStats, color: int) -> tuple[Bar, ...]:
     value, ideal = each.occupied / each.rows, each.ideal_occupied / each.rows
-    return (Bar(label="rows used", color=color, value=value, ideal=ideal, flag=each.flag),)
+    return (Bar("rows used", color, value, ideal=ideal, flag=each.flag),)
 
 
 def _shared(each: ColumnStats, color: int) -> tuple[Bar, ...]:
+    uses, error = each.shared_occurrences, each.shared_occurrences_error
     return (
-        Bar(
-            label="n-grams",
-            color=color,
-            value=each.shared,
-            error=each.shared_error,
-            ideal=each.ideal_shared,
-        ),
-        Bar(
-            label="look-ups",
-            color=color,
-            light=True,
-            value=each.shared_occurrences,
-            error=each.shared_occurrences_error,
-        ),
+        Bar("n-grams", color, each.shared, each.shared_error, each.ideal_shared),
+        Bar("look-ups", color, uses, error, light=True),
     )
 
 
 def _against(each: ColumnStats, color: int) -> tuple[Bar, ...]:
-    value = each.occupied / each.ideal_occupied
-    error = each.ideal_occupied_error / each.ideal_occupied
-    return (Bar(label="used / ideal", color=color, value=value, error=error),)
+    ideal, error = each.ideal_occupied, each.ideal_occupied_error
+    return (Bar("used / ideal", color, each.occupied / ideal, error / ideal),)
 
 
 COLUMNS = Statistic(

@@ -15,16 +15,17 @@ from engram_cli.view import (
     Bar,
     BarChart,
     Cell,
-    Column,
     Estimate,
     Group,
     Row,
     Slot,
     Table,
     View,
+    counts,
     grouped,
     order_color,
     order_name,
+    percents,
     share_axis,
 )
 
@@ -39,42 +40,34 @@ class UncompressedResult:
 
 def view(found: UncompressedResult, results: Results) -> Iterable[View]:
     """Draw distinct n-grams and sharing with and without compression, by order."""
-    before = {entry.order: entry for entry in found.orders}
     raw = grouped(found.columns, lambda column: column.order)
     own = grouped(results.listed(COLUMNS), lambda column: column.order)
     rows: list[tuple[Cell, ...]] = []
     ngrams, sharing = [], []
-    for entry in results.listed(ORDERS):
-        order = entry.order
-        if order not in before:
-            continue
-        old, theirs, ours = before[order], raw.get(order, []), own.get(order, [])
-        shares = mean(each.shared for each in theirs), mean(each.shared for each in ours)
+    if not (orders := results.listed(ORDERS)):
+        return
+    for old, new in zip(found.orders, orders, strict=True):
+        before, after = raw.get(new.order, []), own.get(new.order, [])
+        shares = mean(each.shared for each in before), mean(each.shared for each in after)
+        distinct = Estimate(old.distinct, old.distinct_error)
+        fewer = 1.0 - new.distinct / max(old.distinct, 1.0)
         rows.append(
             (
-                order,
-                Estimate(value=old.distinct, error=old.distinct_error),
-                Estimate(value=entry.distinct, error=entry.distinct_error),
-                1.0 - entry.distinct / max(old.distinct, 1.0),
-                *(*shares, _by_use(theirs), _by_use(ours)),
+                *(new.order, distinct, Estimate(new.distinct, new.distinct_error), fewer),
+                *(*shares, _by_use(before), _by_use(after)),
             )
         )
-        ngrams.append(_slot(order, old.distinct, entry.distinct))
-        sharing.append(_slot(order, *shares))
-    if not rows:
-        return
+        ngrams.append(_slot(new.order, old.distinct, new.distinct))
+        sharing.append(_slot(new.order, *shares))
     names = ("fewer", "sharing, raw ids", "compressed", "by use, raw ids", "compressed")
-    columns = (
-        *(Column(name=name) for name in ("order", "distinct, raw ids", "compressed")),
-        *(Column(name=name, kind="percent", digits=1) for name in names),
-    )
+    columns = (*counts("order", "distinct, raw ids", "compressed"), *percents(*names, digits=1))
     charts = (
         BarChart(
             name="worth-ngrams",
             title="Distinct n-grams",
             description="Two bars for each order: raw token ids, and the compressed vocabulary.",
-            y=Axis(title="distinct n-grams", low=0.0),
-            groups=(Group(slots=tuple(ngrams)),),
+            y=Axis("distinct n-grams", low=0.0),
+            groups=(Group("", tuple(ngrams)),),
         ),
         BarChart(
             name="worth-sharing",
@@ -82,7 +75,7 @@ def view(found: UncompressedResult, results: Results) -> Iterable[View]:
             description="Two bars for each order: raw token ids, and the compressed vocabulary.",
             note="mean of all heads",
             y=share_axis("n-grams that share their row"),
-            groups=(Group(slots=tuple(sharing)),),
+            groups=(Group("", tuple(sharing)),),
         ),
     )
     yield View(
@@ -90,28 +83,20 @@ def view(found: UncompressedResult, results: Results) -> Iterable[View]:
         title="What vocabulary compression is worth",
         lead="Compression gives look-alike tokens one id, so that spellings of the same n-gram "
         "meet on one row: fewer distinct n-grams, fewer n-grams that share a row.",
-        parts=(
-            Row(parts=charts),
-            Table(title="Effect of compressing the vocabulary", columns=columns, rows=tuple(rows)),
-        ),
+        parts=(Row(charts), Table("Effect of compressing the vocabulary", columns, tuple(rows))),
     )
 
 
 def _slot(order: int, before: float, after: float) -> Slot:
     color = order_color(order)
-    bars = (
-        Bar(label="raw token ids", color=color, value=before, light=True),
-        Bar(label="compressed vocabulary", color=color, value=after),
-    )
-    return Slot(label=order_name(order), bars=bars)
+    without = Bar("raw token ids", color, before, light=True)
+    return Slot(order_name(order), (without, Bar("compressed vocabulary", color, after)))
 
 
 def _by_use(columns: Sequence[ColumnStats]) -> Estimate:
     """Return the mean share and the mean error of columns, which use the same sample."""
-    return Estimate(
-        value=mean(each.shared_occurrences for each in columns),
-        error=mean(each.shared_occurrences_error for each in columns),
-    )
+    shares = [(each.shared_occurrences, each.shared_occurrences_error) for each in columns]
+    return Estimate(mean(share for share, _ in shares), mean(error for _, error in shares))
 
 
 def _collect(plan: CollectorPlan) -> Uncompressed | None:

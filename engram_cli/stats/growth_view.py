@@ -14,13 +14,13 @@ from engram_cli.view import (
     Axis,
     Cell,
     Column,
-    Curve,
     LineChart,
     Row,
     Table,
     View,
-    order_color,
-    order_name,
+    order_curve,
+    percents,
+    share_axis,
 )
 
 _SIGMAS = 2.0
@@ -73,11 +73,13 @@ class OrderGrowth:
 
 def view(found: tuple[OrderGrowth, ...], results: Results) -> Iterable[View]:
     """Draw the curves, the rows in use, and how many rows are enough."""
-    if not found:
-        return
     layers = list(dict.fromkeys(own.layer for entry in found for own in entry.occupied))
-    charts = [_rows_chart(found, layer, len(layers) > 1, results) for layer in layers]
-    used = (Row(parts=tuple(charts)),) if charts else ()
+    used = tuple(
+        _rows_chart(found, layer, f", layer {layer}" if len(layers) > 1 else "", results)
+        for layer in layers
+    )
+    rows = [row for entry in found if entry.tokens for row in _enough(entry, results)]
+    parts = [_heaps(found), *((Row(used),) if used else ()), _enough_table(rows)]
     yield View(
         name="growth",
         title="Growth",
@@ -86,7 +88,7 @@ def view(found: tuple[OrderGrowth, ...], results: Results) -> Iterable[View]:
         "the bands are two standard errors for documents drawn at random from the same source; "
         "other kinds of text, which bring more n-grams, are left out. Size the table for the "
         "corpus it will serve.",
-        parts=(_heaps(found), *used, *_enough(found, results)),
+        parts=tuple(parts),
     )
 
 
@@ -95,84 +97,69 @@ def rows_for(distinct: float, share: float) -> float:
     return max(distinct - 1.0, 0.0) / -math.log1p(-share)
 
 
-def _enough(found: Sequence[OrderGrowth], results: Results) -> Iterable[Table]:
-    """Draw the n-grams of this corpus and of larger ones, and the rows they need."""
-    moduli = {(c.layer, c.order): c.rows for c in reversed(results.listed(COLUMNS))}
-    # The orders were counted from more n-grams than the curve follows.
-    counted = {entry.order: entry for entry in results.listed(ORDERS)}
-    rows: list[tuple[Cell, ...]] = []
-    for entry in found:
-        if not entry.tokens or not entry.occupied:
-            continue
-        first, order = entry.occupied[0], entry.order
-        occupied = first.rows[-1] / moduli[first.layer, order] if moduli else None
-        own = counted.get(order)
-        distinct = entry.distinct[-1] if own is None else own.distinct
-        error = entry.errors[-1] if own is None else own.distinct_error
-        points = [("this corpus", entry.tokens[-1], distinct, error, occupied)]
-        points += [
-            (f"{p.factor} times", p.tokens, p.distinct, p.error,
-             p.occupied[0].share if p.occupied else None)
-            for p in entry.extrapolated
-        ]  # fmt: skip
-        rows += [
-            (order, name, tokens, ngrams, wrong / max(ngrams, 1.0), share,
-             *(rows_for(ngrams, sharing) for sharing in _SHARING))
-            for name, tokens, ngrams, wrong, share in points
-        ]  # fmt: skip
-    if rows:
-        columns = (
-            Column(name="order"),
-            Column(name="corpus", kind="text"),
-            Column(name="tokens", kind="brief"),
-            Column(name="distinct n-grams", kind="brief"),
-            Column(name="error", kind="percent", digits=1),
-            Column(name="occupied", kind="percent", digits=1),
-            *(Column(name=f"rows, {share:.0%} share", kind="brief") for share in _SHARING),
-        )
-        yield Table(
-            title="How many rows are enough: rows per head if this share of n-grams may share one",
-            note="errors assume more documents of the same kind, other text adds more n-grams",
-            columns=columns,
-            rows=tuple(rows),
-        )
+def _enough_table(rows: list[tuple[Cell, ...]]) -> Table:
+    columns = (
+        *(Column("order"), Column("corpus", "text")),
+        *(Column(name, "brief") for name in ("tokens", "distinct n-grams")),
+        *percents("error", "occupied", digits=1),
+        *(Column(f"rows, {share:.0%} share", "brief") for share in _SHARING),
+    )
+    return Table(
+        "How many rows are enough: rows per head if this share of n-grams may share one",
+        columns,
+        tuple(rows),
+        note="errors assume more documents of the same kind, other text adds more n-grams",
+    )
+
+
+def _enough(entry: OrderGrowth, results: Results) -> Iterable[tuple[Cell, ...]]:
+    """Yield the n-grams of this corpus and of larger ones, and the rows they need."""
+    order = entry.order
+    distinct, error, share = entry.distinct[-1], entry.errors[-1], None
+    for own in results.listed(ORDERS):  # counted from more n-grams than the curve follows
+        if own.order == order:
+            distinct, error = own.distinct, own.distinct_error
+    for first in entry.occupied[:1]:
+        rows = _head_rows(results, first.layer, order)
+        share = first.rows[-1] / rows if rows else None
+    points = [("this corpus", entry.tokens[-1], distinct, error, share)]
+    for p in entry.extrapolated:
+        share = p.occupied[0].share if p.occupied else None
+        points.append((f"{p.factor} times", p.tokens, p.distinct, p.error, share))
+    for name, tokens, ngrams, wrong, share in points:
+        enough = [rows_for(ngrams, sharing) for sharing in _SHARING]
+        yield order, name, tokens, ngrams, wrong / max(ngrams, 1.0), share, *enough
+
+
+def _head_rows(results: Results, layer: int, order: int) -> int | None:
+    """Return the rows of the first head of an order, which stands for its order."""
+    columns = results.listed(COLUMNS)
+    return next((c.rows for c in columns if (c.layer, c.order) == (layer, order)), None)
 
 
 def _heaps(found: Sequence[OrderGrowth]) -> LineChart:
     curves = []
     for entry in found:
-        color, name = order_color(entry.order), order_name(entry.order)
-        points = tuple(
-            (float(x), float(y)) for x, y in zip(entry.tokens, entry.distinct, strict=True)
-        )
-        band = tuple(
+        points = list(zip(entry.tokens, entry.distinct, strict=True))
+        band = [
             (x, max(y - _SIGMAS * error, y / 10, 1.0), y + _SIGMAS * error)
             for (x, y), error in zip(points, entry.errors, strict=True)
-        )
-        curves.append(
-            Curve(label=name, color=color, points=points, band=band if any(entry.errors) else ())
-        )
+        ]
+        curves.append(order_curve(entry.order, points, band if any(entry.errors) else ()))
         if entry.extrapolated and points:
-            ahead = [(float(p.tokens), p.distinct, p.error) for p in entry.extrapolated]
-            line = [(*points[-1], entry.errors[-1]), *ahead]
-            curves.append(
-                Curve(
-                    label=name,
-                    color=color,
-                    variant="extrapolated",
-                    dots=True,
-                    points=tuple((x, y) for x, y, _ in line),
-                    band=tuple(_fan(x, y, error, points[-1][1]) for x, y, error in line),
-                )
-            )
+            ahead = [(*points[-1], entry.errors[-1])]
+            ahead += [(p.tokens, p.distinct, p.error) for p in entry.extrapolated]
+            fan = [_fan(x, y, error, points[-1][1]) for x, y, error in ahead]
+            line = [(x, y) for x, y, _ in ahead]
+            curves.append(order_curve(entry.order, line, fan, "extrapolated", dots=True))
     return LineChart(
         name="heaps",
         title="Distinct n-grams against tokens read",
         description="A rising line for each order on logarithmic axes, with the extrapolation to a "
         "corpus ten and a hundred times larger and its error band.",
         note="both axes logarithmic",
-        x=Axis(title="tokens", log=True),
-        y=Axis(title="distinct n-grams", log=True),
+        x=Axis("tokens", log=True),
+        y=Axis("distinct n-grams", log=True),
         curves=tuple(curves),
         height=380,
     )
@@ -185,44 +172,32 @@ def _fan(x: float, y: float, error: float, met: float) -> tuple[float, float, fl
 
 
 def _rows_chart(
-    found: Sequence[OrderGrowth], layer: int, several: bool, results: Results
+    found: Sequence[OrderGrowth], layer: int, suffix: str, results: Results
 ) -> LineChart:
-    """Draw the share of a layer's rows in use; the first head stands for its order."""
-    moduli = {c.order: c.rows for c in reversed(results.listed(COLUMNS)) if c.layer == layer}
     curves = []
     for entry in found:
-        used = next((own for own in entry.occupied if own.layer == layer), None)
-        if used is None or entry.order not in moduli:
+        used = next((own.rows for own in entry.occupied if own.layer == layer), ())
+        rows = _head_rows(results, layer, entry.order)
+        if not used or rows is None:
             continue
-        color, name = order_color(entry.order), order_name(entry.order)
-        points = tuple(
-            (float(x), rows / moduli[entry.order])
-            for x, rows in zip(entry.tokens, used.rows, strict=True)
-        )
-        curves.append(Curve(label=name, color=color, points=points))
-        ahead = tuple(
-            (float(point.tokens), own.share)
+        points = [(x, met / rows) for x, met in zip(entry.tokens, used, strict=True)]
+        curves.append(order_curve(entry.order, points))
+        ahead = [
+            (point.tokens, own.share)
             for point in entry.extrapolated
             for own in point.occupied
             if own.layer == layer
-        )
-        if ahead and points:
-            curves.append(
-                Curve(
-                    label=name,
-                    color=color,
-                    variant="extrapolated",
-                    dots=True,
-                    points=(points[-1], *ahead),
-                )
-            )
+        ]
+        if ahead:
+            line = [points[-1], *ahead]
+            curves.append(order_curve(entry.order, line, variant="extrapolated", dots=True))
     return LineChart(
         name=f"rows-in-use-{layer}",
-        title="Rows in use against tokens read" + (f", layer {layer}" if several else ""),
+        title=f"Rows in use against tokens read{suffix}",
         description="A rising line for each order, from 0 to 100 %: when it nears the top, new "
         "n-grams find no free row.",
-        x=Axis(title="tokens", log=True),
-        y=Axis(title="share of a head's rows", unit="percent", low=0.0, high=1.0),
+        x=Axis("tokens", log=True),
+        y=share_axis("share of a head's rows", high=1.0),
         curves=tuple(curves),
         height=300,
     )

@@ -13,20 +13,20 @@ from engram_cli.view import (
     Axis,
     Bar,
     BarChart,
-    Cell,
     Column,
-    Curve,
     Estimate,
     Group,
     LineChart,
-    Row,
     Slot,
     Table,
     View,
     by_layer,
+    counts,
     grouped,
     order_color,
+    order_curve,
     order_name,
+    percents,
     share_axis,
 )
 
@@ -90,7 +90,15 @@ def view(found: LocalityResult, results: Results) -> Iterable[View]:
     if found.hot:
         yield _hot_view(found)
     if found.lru or found.windows:
-        yield _cache_view(found)
+        parts = (*by_layer(found.lru, _cache_chart), *by_layer(found.windows, _window_chart))
+        yield View(
+            name="cache",
+            title="Caches and batches",
+            lead="A cache that keeps the rows used last needs no counts beforehand; compare it "
+            "with the hot set at the same number of rows. Inside one batch, rows come back: only "
+            "the distinct ones have to be fetched.",
+            parts=(*parts, _cache_table(found)),
+        )
 
 
 def _hot_view(found: LocalityResult) -> View:
@@ -101,108 +109,63 @@ def _hot_view(found: LocalityResult) -> View:
             f"Dashed: the same rows, asked by {brief(held)} tokens held out of the counting. Size "
             "a hot set by the dashed lines; the full ones mostly flatter it."
         )
-    charts = [
-        _hot_chart(layer, suffix, own)
-        for layer, suffix, own in by_layer(found.hot, lambda entry: entry.layer)
-    ]
-    rows: list[tuple[Cell, ...]] = []
+    rows = []
     for entry in found.hot:
-        places = [entry.rows_share.index(share) for share in _HOT if share in entry.rows_share]
-        rows.append((entry.layer, entry.order, "counted", *(entry.counted[at] for at in places)))
-        if entry.held_out is not None:
-            own = [entry.held_out[at] for at in places]
-            rows.append((entry.layer, entry.order, "held out", *own))
-    shares = [share for share in _HOT if share in found.hot[0].rows_share]
+        for name, values in (("counted", entry.counted), ("held out", entry.held_out)):
+            if values is not None:
+                served = dict(zip(entry.rows_share, values, strict=True))
+                rows.append((entry.layer, entry.order, name, *map(served.get, _HOT)))
     columns = (
-        Column(name="layer"),
-        Column(name="order"),
-        Column(name="look-ups", kind="text"),
-        *(Column(name=f"hottest {100 * share:g} % of rows", kind="percent", digits=1)
-          for share in shares),
-    )  # fmt: skip
-    table = Table(
-        title="Hot rows: the share of look-ups that they serve",
-        note=f"{held:,} held-out tokens" if held else "",
-        columns=columns,
-        rows=tuple(rows),
+        *(*counts("layer", "order"), Column("look-ups", "text")),
+        *percents(*(f"hottest {100 * share:g} % of rows" for share in _HOT), digits=1),
     )
+    note = f"{held:,} held-out tokens" if held else ""
+    title = "Hot rows: the share of look-ups that they serve"
     return View(
         name="hot-set",
         title="The hot set",
         lead="Keep the hottest rows in fast memory, and this is the share of look-ups that never "
         f"leave it. {lead}",
-        parts=(Row(parts=tuple(charts)), table),
+        parts=(*by_layer(found.hot, _hot_chart), Table(title, columns, tuple(rows), note=note)),
     )
 
 
 def _hot_chart(layer: int, suffix: str, own: Sequence[HotRows]) -> LineChart:
-    curves = []
-    for entry in own:
-        for values, variant in ((entry.counted, ""), (entry.held_out, "held out")):
-            if values is not None:
-                curves.append(
-                    Curve(
-                        label=order_name(entry.order),
-                        color=order_color(entry.order),
-                        points=tuple(zip(entry.rows_share, values, strict=True)),
-                        variant=variant,
-                    )
-                )
+    curves = [
+        order_curve(entry.order, zip(entry.rows_share, values, strict=True), variant=variant)
+        for entry in own
+        for values, variant in ((entry.counted, ""), (entry.held_out, "held out"))
+        if values is not None
+    ]
     return LineChart(
         name=f"hot-{layer}",
         title=f"Look-ups caught by the hottest rows{suffix}",
         description="A rising line for each order: the share of look-ups that fall on the hottest "
         "rows, against how many rows are kept, on a logarithmic axis.",
-        x=Axis(title="of the rows kept", unit="percent", log=True, high=1.0),
+        x=Axis("of the rows kept", "percent", log=True, high=1.0),
         y=share_axis("look-ups caught", high=1.0),
         curves=tuple(curves),
         height=360,
     )
 
 
-def _cache_view(found: LocalityResult) -> View:
-    caches = [
-        _cache_chart(layer, suffix, own)
-        for layer, suffix, own in by_layer(found.lru, lambda entry: entry.layer)
-    ]
-    windows = [
-        _window_chart(layer, suffix, own)
-        for layer, suffix, own in by_layer(found.windows, lambda entry: entry.layer)
-    ]
-    rows = tuple(Row(parts=tuple(charts)) for charts in (caches, windows) if charts)
-    return View(
-        name="cache",
-        title="Caches and batches",
-        lead="A cache that keeps the rows used last needs no counts beforehand; compare it with "
-        "the hot set at the same number of rows. Inside one batch, rows come back: only the "
-        "distinct ones have to be fetched.",
-        parts=(*rows, *((_cache_table(found),) if found.lru else ())),
-    )
-
-
 def _cache_chart(layer: int, suffix: str, own: Sequence[CacheHits]) -> LineChart:
-    curves = [
-        Curve(
-            label=order_name(entry.order),
-            color=order_color(entry.order),
-            points=tuple(zip(map(float, entry.cache_rows), entry.hit_rate, strict=True)),
-            band=tuple(
-                (float(size), max(rate - 2 * error, 0.0), min(rate + 2 * error, 1.0))
-                for size, rate, error in zip(
-                    entry.cache_rows, entry.hit_rate, entry.errors, strict=True
-                )
-                if error
-            ),
-        )
-        for entry in own
-    ]
+    curves = []
+    for entry in own:
+        points = list(zip(entry.cache_rows, entry.hit_rate, strict=True))
+        band = [
+            (size, max(rate - 2 * error, 0.0), min(rate + 2 * error, 1.0))
+            for (size, rate), error in zip(points, entry.errors, strict=True)
+            if error
+        ]
+        curves.append(order_curve(entry.order, points, band))
     return LineChart(
         name=f"lru-{layer}",
         title=f"Hit rate of a cache of the rows used last{suffix}",
         description="A rising line for each order: the hit rate of a least-recently-used cache "
         "against its size in rows, on a logarithmic axis.",
         note="least recently used leaves first",
-        x=Axis(title="rows in the cache of a head", log=True),
+        x=Axis("rows in the cache of a head", log=True),
         y=share_axis("hit rate", high=1.0),
         curves=tuple(curves),
         height=320,
@@ -212,19 +175,14 @@ def _cache_chart(layer: int, suffix: str, own: Sequence[CacheHits]) -> LineChart
 def _window_chart(layer: int, suffix: str, own: Sequence[WindowRows]) -> BarChart:
     slots = tuple(
         Slot(
-            label=count(tokens),
-            title=f"windows of {count(tokens)} tokens",
-            bars=tuple(
-                Bar(
-                    label=order_name(entry.order),
-                    color=order_color(entry.order),
-                    value=entry.distinct_share,
-                    error=entry.error,
-                )
-                for entry in entries
+            count(tokens),
+            tuple(
+                Bar(order_name(w.order), order_color(w.order), w.distinct_share, w.error)
+                for w in windows
             ),
+            f"windows of {count(tokens)} tokens",
         )
-        for tokens, entries in grouped(own, lambda entry: entry.tokens).items()
+        for tokens, windows in grouped(own, lambda window: window.tokens).items()
     )
     return BarChart(
         name=f"windows-{layer}",
@@ -232,32 +190,30 @@ def _window_chart(layer: int, suffix: str, own: Sequence[WindowRows]) -> BarChar
         description="For each window length, a bar for each order: distinct rows over look-ups.",
         note="the rest are fetched once and used again",
         y=share_axis("distinct rows / look-ups", high=1.0),
-        groups=(Group(label="tokens in the window", slots=slots),),
+        groups=(Group("tokens in the window", slots),),
     )
 
 
 def _cache_table(found: LocalityResult) -> Table:
     """Draw windows, and the caches nearest to some shares of the rows."""
-    windows = {(w.layer, w.order, w.tokens): w for w in found.windows}
+    windows = {
+        (w.layer, w.order, w.tokens): Estimate(w.distinct_share, w.error) for w in found.windows
+    }
     lengths = sorted({window.tokens for window in found.windows})
-    rows = []
-    for entry in found.lru:
-        own = [windows.get((entry.layer, entry.order, length)) for length in lengths]
-        shares = [
-            None if w is None else Estimate(value=w.distinct_share, error=w.error) for w in own
-        ]
-        rows.append((entry.layer, entry.order, *shares, *(_cache(entry, s) for s in _CACHES)))
-    columns = (
-        *(Column(name=name) for name in ("layer", "order")),
-        *(Column(name=f"in {length:,} tokens", kind="percent", digits=1) for length in lengths),
-        *(Column(name=f"LRU, {100 * s:g} % of rows", kind="percent", digits=1) for s in _CACHES),
+    rows = tuple(
+        (
+            *(entry.layer, entry.order),
+            *(windows.get((entry.layer, entry.order, length)) for length in lengths),
+            *(_cache(entry, share) for share in _CACHES),
+        )
+        for entry in found.lru
     )
-    return Table(
-        title="Distinct rows in a window, and hit rates of LRU caches",
-        note="± one standard error; in brackets the rows of the cache",
-        columns=columns,
-        rows=tuple(rows),
-    )
+    names = [f"in {length:,} tokens" for length in lengths]
+    names += [f"LRU, {100 * share:g} % of rows" for share in _CACHES]
+    columns = (*counts("layer", "order"), *percents(*names, digits=1))
+    title = "Distinct rows in a window, and hit rates of LRU caches"
+    note = "± one standard error; in brackets the rows of the cache"
+    return Table(title, columns, rows, note=note)
 
 
 def _cache(entry: CacheHits, share: float) -> Estimate:
@@ -268,7 +224,7 @@ def _cache(entry: CacheHits, share: float) -> Estimate:
         key=lambda index: abs(math.log(entry.cache_rows[index]) - wanted),
     )
     mark = f" ({brief(entry.cache_rows[at])})"
-    return Estimate(value=entry.hit_rate[at], error=entry.errors[at], mark=mark)
+    return Estimate(entry.hit_rate[at], entry.errors[at], mark)
 
 
 def _collect(plan: CollectorPlan) -> Locality | None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from engram_cli.numbers import brief, count, mean, percent
 from engram_cli.stats.collisions import COLUMNS, ColumnStats
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.statistic import Results, Statistic
-from engram_cli.view import Cell, Column, Estimate, Table, Tile, Tiles, View, grouped
+from engram_cli.view import (
+    Cell,
+    Column,
+    Estimate,
+    Table,
+    Tiles,
+    View,
+    counts,
+    grouped,
+    percents,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,20 +51,14 @@ def order_stats(samples: Sequence[NgramSample], tokens: int) -> tuple[OrderStats
 
 def view(orders: tuple[OrderStats, ...], results: Results) -> Iterable[View]:
     """Draw key numbers, and one line of a table for each order."""
-    if not orders:
-        return
     columns = results.listed(COLUMNS)
+    heads = grouped(columns, lambda column: column.order)
+    rows = tuple(_line(entry, heads.get(entry.order, [])) for entry in orders)
     names = (
-        Column(name="order"),
-        Column(name="distinct n-grams"),
-        Column(name="times each", kind="decimal", digits=1),
-        *(
-            Column(name=name, kind="percent")
-            for name in ("rows used", "n-grams sharing", "ideal", "by use")
-        ),
+        *counts("order", "distinct n-grams"),
+        Column("times each", "decimal", 1),
+        *percents("rows used", "n-grams sharing", "ideal", "by use"),
     )
-    of_order = grouped(columns, lambda column: column.order)
-    rows = tuple(_line(entry, of_order.get(entry.order, [])) for entry in orders)
     yield View(
         name="overview",
         title="At a glance",
@@ -62,52 +66,36 @@ def view(orders: tuple[OrderStats, ...], results: Results) -> Iterable[View]:
         "hash would give for as many distinct n-grams and as many rows: a good layout matches it, "
         "only more rows beat it.",
         parts=(
-            _tiles(columns, results),
-            Table(title="N-grams by order, mean of all heads and layers", columns=names, rows=rows),
+            Tiles(tuple(_tiles(columns, results))),
+            Table("N-grams by order, mean of all heads and layers", names, rows),
         ),
     )
 
 
-def _line(entry: OrderStats, own: Sequence[ColumnStats]) -> tuple[Cell, ...]:
-    shares = (
-        [each.occupied / each.rows for each in own],
-        [each.shared for each in own],
-        [each.ideal_shared for each in own],
-        [each.shared_occurrences for each in own],
-    )
+def _line(entry: OrderStats, heads: Sequence[ColumnStats]) -> tuple[Cell, ...]:
+    shares = [
+        (each.occupied / each.rows, each.shared, each.ideal_shared, each.shared_occurrences)
+        for each in heads
+    ]
     return (
         entry.order,
-        Estimate(value=entry.distinct, error=entry.distinct_error),
+        Estimate(entry.distinct, entry.distinct_error),
         entry.windows / max(entry.distinct, 1.0),
-        *(mean(values) if values else None for values in shares),
+        *(map(mean, zip(*shares, strict=True)) if shares else (None,) * 4),
     )
 
 
-def _tiles(columns: Sequence[ColumnStats], results: Results) -> Tiles:
-    tokens = Tile(
-        value=brief(results.tokens), what="tokens", beside=f"{count(results.documents)} documents"
-    )
-    if not columns:
-        return Tiles(entries=(tokens,))
-    rows = sum(each.rows for each in columns)
-    layers = len({each.layer for each in columns})
-    used = sum(each.occupied for each in columns) / rows
-    return Tiles(
-        entries=(
-            tokens,
-            Tile(
-                value=brief(rows),
-                what="rows",
-                beside=f"{layers} layer{'s' if layers > 1 else ''}, {len(columns)} columns",
-            ),
-            Tile(value=percent(used), what="of the rows are used", beside="at least once"),
-            Tile(
-                value=percent(mean(each.shared_occurrences for each in columns)),
-                what="of look-ups meet a shared row",
-                beside="mean of all heads",
-            ),
-        )
-    )
+def _tiles(columns: Sequence[ColumnStats], results: Results) -> Iterator[tuple[str, str, str]]:
+    yield brief(results.tokens), "tokens", f"{count(results.documents)} documents"
+    if columns:
+        layers = len({each.layer for each in columns})
+        rows = sum(each.rows for each in columns)
+        used = sum(each.occupied for each in columns) / rows
+        shared = mean(each.shared_occurrences for each in columns)
+        plural = "s" if layers > 1 else ""
+        yield brief(rows), "rows", f"{layers} layer{plural}, {len(columns)} columns"
+        yield percent(used), "of the rows are used", "at least once by this corpus"
+        yield percent(shared), "of look-ups meet a shared row", "mean of all heads"
 
 
 ORDERS = Statistic(

@@ -18,6 +18,7 @@ from engram_cli.stats.statistic import Counted, Results
 from engram_cli.stats.totals import Counts
 from engram_cli.version import __version__
 from engram_cli.view import Column, Page, Table, View
+from engram_cli.view import counts as table_columns
 from engram_cli.vocab.compress import CompressedVocab
 
 
@@ -123,14 +124,14 @@ def _layout_view(layout: HashLayout) -> View:
         ("vocabulary digest", layout.vocab_digest or "none: raw token ids"),
         ("fingerprint", layout.fingerprint),
     )
-    names = (Column(name="setting", kind="text"), Column(name="value", kind="text"))
-    layers = (
-        *(Column(name=name) for name in ("layer", "rows", "columns")),
-        *(Column(name=name, kind="brief") for name in ("least rows of a head", "most")),
-    )
     rows = tuple(
         (entry.layer, entry.rows, len(entry.moduli), min(entry.moduli), max(entry.moduli))
         for entry in layout.layers
+    )
+    names = (Column("setting", "text"), Column("value", "text"))
+    layers = (
+        *table_columns("layer", "rows", "columns"),
+        *(Column(name, "brief") for name in ("least rows of a head", "most")),
     )
     return View(
         name="layout",
@@ -138,8 +139,8 @@ def _layout_view(layout: HashLayout) -> View:
         lead="Everything that decides which row an n-gram falls on. Equal fingerprints give equal "
         "rows.",
         parts=(
-            Table(title="Settings", columns=names, rows=settings),
-            Table(title="Layers", columns=layers, rows=rows),
+            Table("Settings", names, settings),
+            Table("Layers", layers, rows),
         ),
         shown="page",
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from engram_cli.stats import kernels
 from engram_cli.stats.statistic import Counted, Results, Statistic
-from engram_cli.view import Axis, Curve, LineChart, Row, View, by_layer, order_color, order_name
+from engram_cli.view import Axis, LineChart, View, by_layer, order_curve
 
 _BINS = 34
 
@@ -49,20 +49,14 @@ def compute(counted: Counted) -> tuple[RowHits, ...]:
 
 def view(found: tuple[RowHits, ...], results: Results) -> Iterable[View]:
     """Draw a stepped line for each order of each layer."""
-    charts = [_chart(layer, suffix, own) for layer, suffix, own in by_layer(found, _layer)]
-    if charts:
-        yield View(
-            name="row-hits",
-            title="Hits of a row",
-            lead="Each step to the right doubles the hits, and each line up is ten times as many "
-            "rows. The left end are rows that this corpus never trains; the right tail are the few "
-            "rows that most look-ups go to.",
-            parts=(Row(parts=tuple(charts)),),
-        )
-
-
-def _layer(entry: RowHits) -> int:
-    return entry.layer
+    yield View(
+        name="row-hits",
+        title="Hits of a row",
+        lead="Each step to the right doubles the hits, and each line up is ten times as many "
+        "rows. The left end are rows that this corpus never trains; the right tail are the few "
+        "rows that most look-ups go to.",
+        parts=by_layer(found, _chart),
+    )
 
 
 def _chart(layer: int, suffix: str, own: list[RowHits]) -> LineChart:
@@ -71,26 +65,17 @@ def _chart(layer: int, suffix: str, own: list[RowHits]) -> LineChart:
     ranges = [
         f"{low:,}" if end == low + 1 else f"{low:,} to {end - 1:,}" for low, end in pairwise(begins)
     ]
+    labels = tuple(f"{low}" if low < 1000 else f"{low / 1000:.0f}k" for low in begins)
+    curves = (order_curve(entry.order, enumerate(entry.rows), step=True) for entry in own)
     return LineChart(
         name=f"row-hits-{layer}",
         title=f"Rows by hits{suffix}",
         description="A stepped line for each order: how many rows have a number of hits; hits "
         "double from step to step, rows are on a logarithmic axis.",
         note="both axes logarithmic, 0 apart",
-        x=Axis(
-            title="hits of a row, from",
-            labels=tuple(f"{low}" if low < 1000 else f"{low / 1000:.0f}k" for low in begins),
-        ),
-        y=Axis(title="rows", log=True),
-        curves=tuple(
-            Curve(
-                label=order_name(entry.order),
-                color=order_color(entry.order),
-                points=tuple((float(i), float(rows)) for i, rows in enumerate(entry.rows)),
-                step=True,
-            )
-            for entry in own
-        ),
+        x=Axis("hits of a row, from", labels=labels),
+        y=Axis("rows", log=True),
+        curves=tuple(curves),
         places=tuple(f"{name} hits" for name in (*ranges, f"{begins[-1]:,} or more")),
     )
 

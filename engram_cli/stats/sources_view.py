@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from engram_cli.stats.sources import Sources
 from engram_cli.stats.statistic import CollectorPlan, Results, Statistic
-from engram_cli.view import Cell, Column, Matrix, Table, View, order_name
+from engram_cli.view import Column, Matrix, Table, View, counts, order_name, percents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,18 +38,10 @@ class SourcesResult:
 
 def view(found: SourcesResult, results: Results) -> Iterable[View]:
     """Draw the sources, and a matrix for each order."""
-    if not found.names:
-        return
     whole = sum(found.tokens) or 1
-    columns = (
-        Column(name="source", kind="text"),
-        Column(name="tokens"),
-        Column(name="share", kind="percent", digits=1),
-    )
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (name, own, own / whole) for name, own in zip(found.names, found.tokens, strict=True)
-    )
-    overlap = found.overlap if len(found.names) > 1 else ()
+    tokens = zip(found.names, found.tokens, strict=True)
+    columns = (Column("source", "text"), *counts("tokens"), *percents("share", digits=1))
+    rows = tuple((name, own, own / whole) for name, own in tokens)
     matrices = [
         Matrix(
             name=f"overlap-{entry.order}",
@@ -60,7 +52,7 @@ def view(found: SourcesResult, results: Results) -> Iterable[View]:
             beside=found.tokens,
             beside_name="tokens",
         )
-        for entry in overlap
+        for entry in (found.overlap if len(found.names) > 1 else ())
     ]
     yield View(
         name="sources",
@@ -69,7 +61,7 @@ def view(found: SourcesResult, results: Results) -> Iterable[View]:
         "occurs in the source above, with its standard error in points. Where little overlaps, a "
         "table of one source serves the other badly, and both together need nearly the sum of "
         "their rows.",
-        parts=(Table(title="Sources", columns=columns, rows=rows, where="page"), *matrices),
+        parts=(Table("Sources", columns, rows, where="page"), *matrices),
     )
 
 

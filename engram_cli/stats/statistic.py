@@ -98,7 +98,7 @@ class Results:
             statistic = STATISTICS.load(key)
             result = self.get(statistic)
             try:
-                views += [] if result is None else statistic.view(result, self)
+                views += [] if result in (None, ()) else statistic.view(result, self)
             except _DAMAGE as error:
                 said = f"{type(error).__name__}: {error}"[:200]
                 raise ArtifactError(f"'{key}' cannot be drawn ({said})", REMAKE) from None

@@ -95,42 +95,29 @@ def most_frequent(known: KnownNgrams, limit: int) -> NDArray[np.intp]:
 
 def view(found: tuple[TopNgrams, ...], results: Results) -> Iterable[View]:
     """Draw one table for each order."""
-    if not found:
-        return
-    columns = (
-        Column(name="n-gram", kind="ngram"),
-        Column(name="", bar=True),
-        Column(name="count"),
-        Column(name="share", kind="percent", digits=2),
-    )
-    sampled = all(not (entry.exact or entry.positions) for entry in found)
-    tables = []
-    for entry in found:
-        rows = tuple(
-            (
-                each.text,
-                each.count,
-                Estimate(value=each.count, bound=not each.exact),
-                each.count / max(results.tokens, 1),
-            )
-            for each in entry.ngrams
-        )
-        note = "of the sample" if sampled else ""
-        if entry.excess:
-            note = f"≤: too high by up to {count(entry.excess)} in 19 of 20 cases"
-        title = f"Most frequent {order_name(entry.order)}"
-        tables.append(Table(title=title, columns=columns, rows=rows, note=note, limit=_ON_TERMINAL))
-    lead = (
-        f"{_scope(found)} A box is a token, after compression; ␣ is a space. What is frequent here "
-        "is learned well with any table; it also drowns what shares its row."
-    )
     yield View(
         name="ngrams",
         title="The most frequent n-grams",
-        lead=lead,
-        parts=(Row(parts=tuple(tables)),),
+        lead=f"{_scope(found)} A box is a token, after compression; ␣ is a space. What is frequent "
+        "here is learned well with any table; it also drowns what shares its row.",
+        parts=(Row(tuple(_table(entry, results.tokens) for entry in found)),),
         shown="asked",
     )
+
+
+def _table(entry: TopNgrams, tokens: int) -> Table:
+    rows = tuple(
+        (each.text, each.count, Estimate(each.count, bound=not each.exact),
+         each.count / max(tokens, 1))
+        for each in entry.ngrams
+    )  # fmt: skip
+    columns = (Column("n-gram", "ngram"), Column("", bar=True), Column("count"),
+               Column("share", "percent", 2))  # fmt: skip
+    note = "" if entry.exact or entry.positions else "of the sample"
+    if entry.excess:
+        note = f"≤: too high by up to {count(entry.excess)} in 19 of 20 cases"
+    title = f"Most frequent {order_name(entry.order)}"
+    return Table(title, columns, rows, note=note, limit=_ON_TERMINAL)
 
 
 def _scope(found: tuple[TopNgrams, ...]) -> str:

@@ -12,7 +12,7 @@ from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.stats.known import KnownNgrams, ngram_rows
 from engram_cli.stats.statistic import Counted, Results, Statistic
 from engram_cli.stats.top_ngrams import most_frequent
-from engram_cli.view import Column, Estimate, Ngram, Table, View
+from engram_cli.view import Column, Estimate, Ngram, Table, View, counts
 
 WORST = 10  # rows of an order of a layer
 _ON_TERMINAL = 3  # of them
@@ -106,35 +106,21 @@ def _seconds(rows: NDArray[np.uint32]) -> list[int]:
 
 def view(found: tuple[WorstRow, ...], results: Results) -> Iterable[View]:
     """Draw one table."""
-    if not found:
-        return
-    columns = (
-        *(Column(name=name) for name in ("layer", "order", "head", "row", "hits")),
-        Column(name="n-grams on it", kind="ngrams"),
-    )
+    columns = (*counts("layer", "order", "head", "row", "hits"), Column("n-grams on it", "ngrams"))
     rows = tuple(
         (
             *(each.layer, each.order, each.head, each.row, each.hits),
-            tuple(
-                Ngram(text=own.text, count=Estimate(value=own.count, bound=not own.exact))
-                for own in each.ngrams
-            ),
+            tuple(Ngram(own.text, Estimate(own.count, bound=not own.exact)) for own in each.ngrams),
         )
         for each in found
     )
-    table = Table(
-        title="Rows that frequent n-grams share",
-        columns=columns,
-        rows=rows,
-        limit=_ON_TERMINAL,
-        group=2,
-    )
+    title = "Rows that frequent n-grams share"
     yield View(
         name="worst-rows",
         title="The worst rows",
         lead="Rows where frequent n-grams meet. Look whether the pairs matter: other heads of the "
         "same n-grams fall elsewhere.",
-        parts=(table,),
+        parts=(Table(title, columns, rows, limit=_ON_TERMINAL, group=2),),
         shown="asked",
     )
 

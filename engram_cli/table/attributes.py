@@ -15,8 +15,8 @@ from engram_cli.errors import ArtifactError, IncompleteError, InputError
 from engram_cli.files import read_json
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows import DTYPES
+from engram_cli.rows.checksum import ALGORITHM
 from engram_cli.rows.dtypes import Scaling
-from engram_cli.table.checksum import ALGORITHM
 from engram_cli.table.digest import content_digest
 from engram_cli.table.grid import (
     HITS_TYPE,
@@ -99,6 +99,11 @@ def is_table(path: Path) -> bool:
     except (InputError, ArtifactError):
         return False
     return isinstance(attributes, dict) and attributes.get("format") == FORMAT
+
+
+def half_built(path: Path) -> bool:
+    """Whether only the beginning of a table that was to stand at `path` is there."""
+    return not path.exists() and path.with_name(path.name + PARTIAL_SUFFIX).is_dir()
 
 
 def group_problem(folder: Path, *, root: bool = False) -> str | None:

@@ -18,7 +18,7 @@ from engram_cli.errors import OutputError
 from engram_cli.files import PART, inner_file, output_errors
 from engram_cli.outputs import open_work
 from engram_cli.progress import SILENT, Progress
-from engram_cli.table.checksum import Checksum
+from engram_cli.rows.checksum import Checksum
 from engram_cli.table.grid import ChunkedArray
 from engram_cli.table.inits.base import Filler, PassInit
 from engram_cli.table.journal import SCRATCH, Journal

@@ -7,15 +7,20 @@ long as the others, filled up with zeros.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from engram_cli.rows.gather import FileArray
+from engram_cli.rows.source import Span
 
 TARGET_CHUNK_BYTES = 128 * 2**20
 HITS_TYPE: np.dtype[Any] = np.dtype("<u4")
 LOOKUP_TYPE: np.dtype[Any] = np.dtype("<i4")
 PROJECTION_TYPE: np.dtype[Any] = np.dtype("<f4")
 LOOKUP = "lookup"
+DAMAGED = "see what is wrong with engram verify, then build the table again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +79,14 @@ class ChunkedArray:
         """The first row of chunk `index`, and how many rows it holds without the filling."""
         first = index * self.chunk_rows
         return first, min(self.chunk_rows, self.rows - first)
+
+    def on(self, store: Path) -> FileArray:
+        """The array in the chunk files of the store at `store`, none of which is opened yet."""
+        spans = []
+        for index in range(self.chunks):
+            first, rows = self.span(index)
+            spans.append(Span(file=store / self.file(index), begin=0, first=first, rows=rows))
+        return FileArray(spans, self.dtype, self.shape[1:], DAMAGED)
 
 
 def chunked(

@@ -9,8 +9,8 @@ from typing import Any
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows import DTYPES
+from engram_cli.rows.checksum import ALGORITHM
 from engram_cli.rows.dtypes import LARGEST_SCALE, LEAST_SCALE, RowType
-from engram_cli.table.checksum import ALGORITHM
 from engram_cli.table.digest import content_digest
 from engram_cli.table.grid import (
     HITS_TYPE,

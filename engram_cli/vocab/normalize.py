@@ -1,13 +1,12 @@
-"""The key that look-alike tokens share (docs/reference/schemes.md): text in, key out.
+"""Normalises tokens to the key that look-alike tokens share (docs/reference/schemes.md).
 
 The normalisers are those of `tokenizers`, because published tables were hashed with them: another
-library's Unicode version would move ids. `normalize_plain` is the readable twin on `unicodedata`.
+library's Unicode version would move ids. A plain twin on `unicodedata` is in tests/vocab.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable
 
 REPLACEMENT = "\ufffd"
@@ -63,12 +62,3 @@ def _normalize_ascii(text: str) -> str:
     """What the chain does to ASCII: no character of it decomposes or carries an accent."""
     text = _RUNS.sub(" ", text.lower())
     return " " if text == " " else text.strip(_WHITE)
-
-
-def normalize_plain(text: str) -> str:
-    """`normalizer()` written out with the standard library; equal to it up to Unicode versions."""
-    text = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
-    text = "".join(c for c in text if unicodedata.category(c)[0] != "M")
-    text = "".join(c.lower() for c in text)
-    text = _RUNS.sub(" ", text)
-    return " " if text == " " else text.strip(_WHITE).replace(_LONE_SPACE, " ")

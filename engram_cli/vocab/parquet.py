@@ -20,7 +20,7 @@ from engram_cli.outputs import Kind, Listing, new_file
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.lookup import HOLE, MOST_VOCABULARY, VocabMap, lookup_digest
-from engram_cli.vocab.padding import choose_pad
+from engram_cli.vocab.tokenizer import choose_pad
 
 FORMAT = "engram-vocab"
 VERSION = 1

@@ -1,18 +1,22 @@
-"""The only door to `tokenizers`: a tokenizer.json in, texts of ids and ids of texts out."""
+"""Loads a tokenizer.json: texts of ids, ids of texts, and the pad token. Only here: `tokenizers`.
+
+The pad token is what the hash reads before the start of a document. It must be a token that no text
+holds, or document starts share their rows with that text.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram_cli.errors import InputError, VocabularyError
-from engram_cli.files import local_path, sha256_bytes
+from engram_cli.errors import EngramError, InputError, VocabularyError
+from engram_cli.files import local_path, read_json, sha256_bytes
 from engram_cli.progress import SILENT, Progress
-from engram_cli.vocab.padding import choose_pad, declared_pad
 
 # A tokenizer.json is a few MB; the largest published one is 33 MB.
 MAX_TOKENIZER_BYTES = 512 * 2**20
@@ -183,3 +187,56 @@ def _read(file: Path) -> bytes:
     if not raw.strip():
         raise VocabularyError(f"{file} is empty", "give a Hugging Face tokenizer.json")
     return raw
+
+
+_PAD_NAMES = ("pad", "padding", "finetunerightpadid")
+# Without a pad token: what models pad with instead, the likeliest first.
+_OTHER_NAMES = ("endoftext", "eos", "/s", "endofsentence", "s", "bos", "unk")
+
+
+def choose_pad(special: Mapping[int, str], declared: int | None = None) -> int | None:
+    """The id to pad with: the special token called pad, else the `declared` one, else EOS.
+
+    `special` are the spellings of the special tokens by id. A declared token that is not special
+    is taken only where there are none; None where nothing was declared either.
+    """
+    by_name: dict[str, int] = {}
+    for token_id in sorted(special):
+        by_name.setdefault(_plain(special[token_id]), token_id)
+    found = [by_name[name] for name in _PAD_NAMES if name in by_name]
+    if declared is not None and declared in special:
+        found.append(declared)
+    found += [by_name[name] for name in _OTHER_NAMES if name in by_name]
+    found += sorted(special)[:1]
+    return found[0] if found else declared
+
+
+def declared_pad(tokenizer: Path, ids: Mapping[str, int]) -> int | None:
+    """The pad id that the files next to a tokenizer.json name, None where they name no token.
+
+    `ids` are the ids of all tokens by their spelling. tokenizer_config.json comes before
+    config.json.
+    """
+    token = _value(tokenizer.with_name("tokenizer_config.json"), "pad_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if isinstance(token, str) and token in ids:
+        return ids[token]
+    number = _value(tokenizer.with_name("config.json"), "pad_token_id")
+    return number if type(number) is int and number in ids.values() else None
+
+
+def _value(path: Path, key: str) -> Any:
+    """An entry of a JSON file that may be missing, damaged, or have it in its text config."""
+    with suppress(EngramError):
+        document = read_json(path, "a checkpoint's settings")
+        inner = document.get("text_config")
+        return document.get(key, inner.get(key) if isinstance(inner, dict) else None)
+    return None
+
+
+def _plain(token: str) -> str:
+    """The token's name in small letters: `<|PAD|>` and `[PAD]` as pad, `</s>` as /s."""
+    letters = (sign for sign in unicodedata.normalize("NFKC", token) if sign.isalnum())
+    name = "".join(letters).lower()
+    return f"/{name}" if token.startswith("</") else name

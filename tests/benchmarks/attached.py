@@ -18,8 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from engram_cli import hash_layout
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.dense import first_values
-from engram_cli.formats.module_spec import KINDS, module_spec
+from engram_cli.formats.module_spec import KINDS, first_values, module_spec
 from engram_cli.runtime import RowwiseAdagrad, attach, parameter_groups
 
 WIDTH, LAYERS, VOCAB = 512, 8, 8192

@@ -25,7 +25,7 @@ from tier_cases import MappedRows
 from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.dense import first_values
+from engram_cli.formats.module_spec import first_values
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.runtime.tiers.disk import DiskRows
 from engram_cli.runtime.tiers.row_cache import RowCache, slot_bytes
@@ -97,8 +97,8 @@ class _Wanted:
         """Go on to the next rows, with nothing of the files in memory."""
         self.at = (self.at + READ) % (len(self.order) - READ)
         for part in (ROWS, SCALES):
-            for place in self.bundle.places(self.layer, part):
-                file = os.open(place.path, os.O_RDONLY)
+            for place in self.bundle.spans(self.layer, part):
+                file = os.open(place.file, os.O_RDONLY)
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(file)
 
@@ -110,8 +110,8 @@ class _Wanted:
 def _cold(bundle: Bundle) -> Case:
     wanted = _Wanted(bundle)
     layer = wanted.layer
-    (place,) = bundle.places(layer, ROWS)
-    file = os.open(place.path, os.O_RDONLY)
+    (place,) = bundle.spans(layer, ROWS)
+    file = os.open(place.file, os.O_RDONLY)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
 
     def pread(threads: int, check: bool) -> NDArray[np.uint8]:
@@ -145,7 +145,7 @@ def _cold(bundle: Bundle) -> Case:
         for threads in THREADS
     }
     if platform.machine() == "x86_64" and hasattr(os, "O_DIRECT"):
-        direct = DirectReads(place.path, DIM, DEPTH)
+        direct = DirectReads(place.file, DIM, DEPTH)
         calls[f"past the page cache, {DEPTH} in flight"] = lambda check: direct.read(
             place.begin + np.sort(wanted.rows(check)) * DIM
         )

@@ -22,7 +22,7 @@ from engram_cli import compress_vocab, hash_layout
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.table.checksum import Checksum
+from engram_cli.rows.checksum import Checksum
 from engram_cli.table.inits import make_init
 from engram_cli.table.inits.corpus.embeddings import RandomEmbeddings
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, piece_of, split_starts

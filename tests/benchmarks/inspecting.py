@@ -16,7 +16,7 @@ from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.build import build_store
 from engram_cli.table.inits import make_init
 from engram_cli.table.scan.scan import scan_layer
-from engram_cli.table.scan.source import table_source
+from engram_cli.table.scan.source import LayerReader
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table
 
@@ -70,7 +70,5 @@ def _scan(table: TableStore, threads: int) -> int:
     entry = table.layout.layers[0]
     columns = list(zip(entry.offsets, entry.moduli, strict=True))
     layer = entry.layer
-    found = scan_layer(
-        table_source(table, layer), columns, lambda rows: table.rows(layer, rows), threads=threads
-    )
+    found = scan_layer(LayerReader(table, layer), columns, threads=threads)
     return found.read_bytes

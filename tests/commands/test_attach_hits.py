@@ -16,9 +16,7 @@ from tiny_models import llama
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.attach import attach_checkpoint
-from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.open_rows import open_rows
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json
@@ -43,7 +41,7 @@ def test_the_hits_are_the_tables(made_once: Made, tmp_path: Path, reference: boo
     assert any(name.startswith("hits-") for name in result.files) != reference
     assert bundle.has_hits
     at = np.array([5, 0, 299, 5])
-    found = open_rows(find_artifact(result.out), Geometry()).hits
+    found = find_artifact(result.out).open().hits_at
     assert found is not None
     for layer in bundle.spec.layers:
         assert np.array_equal(bundle.hits(layer), table.hits(layer))

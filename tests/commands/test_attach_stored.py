@@ -17,9 +17,7 @@ from table.tables import tamper
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.attach import attach_checkpoint
-from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.open_rows import open_rows
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.files import canonical_json
@@ -63,10 +61,10 @@ def test_stored_rows_are_the_tables(
         stored = np.concatenate([rows for _, rows in table.chunks(layer)])
         assert np.array_equal(np.concatenate(bundle.maps(layer, ROWS)), stored)
         if dtype in QUANTISED:
-            scales = np.concatenate([scales for _, scales in table.scale_chunks(layer)])
+            scales = np.concatenate([scales for _, scales in table.chunks(layer, SCALES)])
             assert np.array_equal(np.concatenate(bundle.maps(layer, SCALES)), scales)
     at = np.array([0, 99, 100, 101, 5])
-    vectors = open_rows(find_artifact(result.out), Geometry()).vectors
+    vectors = find_artifact(result.out).open().vectors
     assert vectors is not None
     assert np.array_equal(vectors(2, at), table.rows(2, at))
     own = sum(path.stat().st_size for path in result.out.glob("[rs]*.safetensors"))

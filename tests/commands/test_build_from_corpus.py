@@ -19,10 +19,10 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import CorpusError, InputError, MismatchError, OutputError
+from engram_cli.formats.zarr_table import verify_table
 from engram_cli.table.lock import build_lock
 from engram_cli.table.places import scratch_folder
 from engram_cli.table.store import open_table
-from engram_cli.table.verify import verify_table
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
 

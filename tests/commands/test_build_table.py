@@ -13,6 +13,7 @@ import pytest
 from engram_cli.commands.build_table import BuildTableRequest, build_table, plan_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.errors import ArtifactError, InputError, LayoutError, MismatchError, OutputError
+from engram_cli.formats.zarr_table import verify_table
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
@@ -20,7 +21,6 @@ from engram_cli.stats import stats_io
 from engram_cli.stats.distinct import EVERYTHING, NgramSample
 from engram_cli.stats.totals import Counts
 from engram_cli.table.store import open_table
-from engram_cli.table.verify import verify_table
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
 

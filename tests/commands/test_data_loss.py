@@ -25,7 +25,7 @@ from engram_cli.commands.compress_vocab import CompressVocabRequest, run_compres
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import OutputError
-from engram_cli.formats.bundle_files import BUNDLE
+from engram_cli.formats.bundle import BUNDLE
 from engram_cli.outputs import Kind
 from engram_cli.stats.stats_io import STATISTICS
 from engram_cli.table.kind import TABLE

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from commands.made import Made
 
-from engram_cli.commands.artifact import Kind
 from engram_cli.commands.convert import ConvertRequest, convert_table
 from engram_cli.commands.inspect import InspectRequest, InspectResult, inspect
 from engram_cli.errors import InputError, OutputError
@@ -29,7 +28,7 @@ def said(result: InspectResult) -> dict[str, str]:
 def test_a_table_is_told_with_its_layout(made_once: Made) -> None:
     result = inspected(made_once.table)
     layout = open_table(made_once.table).layout
-    assert result.kind is Kind.TABLE
+    assert result.kind == "table"
     assert result.complete
     assert said(result)["rows"].endswith("of 6 x float32")
     assert [c.modulus for c in result.layout] == [m for e in layout.layers for m in e.moduli]
@@ -98,7 +97,7 @@ def test_what_is_not_read_is_not_told(made: Made) -> None:
 
 def test_a_vocabulary_has_facts_and_digests(made_once: Made, small_vocab: Any) -> None:
     result = inspected(made_once.vocab)
-    assert result.kind is Kind.VOCABULARY
+    assert result.kind == "vocabulary"
     assert said(result)["compressed ids"].startswith(f"{small_vocab.size:,} (")
     assert [digest.value for digest in result.digests] == [
         small_vocab.digest,

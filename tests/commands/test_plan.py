@@ -23,9 +23,8 @@ from engram_cli.progress import Silent
 from engram_cli.sizes import read_size
 from engram_cli.stats.growth.projection import project
 from engram_cli.stats.stats_io import read_stats
-from engram_cli.table.planning.hardware import HARDWARE, find_hardware
-from engram_cli.table.planning.hot import hot_rows
-from engram_cli.table.planning.placement import touched
+from engram_cli.table.planning.estimates import hot_rows
+from engram_cli.table.planning.placement import HARDWARE, find_hardware, touched
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
 

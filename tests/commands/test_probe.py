@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from table.filled import write_corpus
 
-from engram_cli.cli.probe_table import probe_parts
+from engram_cli.cli.inspect import probe_parts
 from engram_cli.cli.terminal import Terminal
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
@@ -25,8 +25,7 @@ from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.inits.corpus.pairs import Occurrences
 from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
 from engram_cli.table.probe.counted import count_followers, first_choices, witten_bell
-from engram_cli.table.probe.held import ask
-from engram_cli.table.probe.reading import head_weights
+from engram_cli.table.probe.reading import ask, head_weights
 
 VOCAB = 300
 

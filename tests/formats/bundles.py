@@ -10,10 +10,10 @@ import numpy as np
 
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.dense import first_values
-from engram_cli.formats.tensors import Array
+from engram_cli.formats.module_spec import first_values
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.safetensors import Array
 from engram_cli.vocab.compress import CompressedVocab
 
 DIM = 6

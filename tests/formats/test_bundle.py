@@ -17,11 +17,10 @@ from engram_cli.files import sha256_bytes
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import plan_shards
-from engram_cli.formats.dense import first_values
-from engram_cli.formats.module_spec import KINDS, ModuleSpec, module_spec
-from engram_cli.formats.tensors import Array
+from engram_cli.formats.module_spec import KINDS, ModuleSpec, first_values, module_spec
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.safetensors import Array
 from engram_cli.vocab.compress import CompressedVocab
 
 

@@ -10,8 +10,9 @@ import pytest
 from formats.bundles import hits_in_chunks, hits_of, make_spec, write
 
 from engram_cli.errors import ArtifactError
+from engram_cli.formats import FORMATS
+from engram_cli.formats.base import Checks
 from engram_cli.formats.bundle import read_bundle
-from engram_cli.formats.bundle_files import verify_files
 from engram_cli.formats.bundle_spec import HITS
 from engram_cli.vocab.compress import CompressedVocab
 
@@ -63,7 +64,9 @@ def test_a_changed_hit_is_found(tmp_path: Path, small_vocab: CompressedVocab) ->
     read_bundle(tmp_path / "engram")
     with pytest.raises(ArtifactError, match="digests differ"):
         read_bundle(tmp_path / "engram", verify=True)
-    assert len(verify_files(tmp_path / "engram").problems) == 1
+    checks = Checks()
+    assert FORMATS.load("bundle").verify(tmp_path / "engram", checks) is None
+    assert len(checks.problems) == 1
 
 
 @pytest.mark.parametrize("what", ["too few", "another dtype"])

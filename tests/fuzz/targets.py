@@ -39,15 +39,15 @@ from engram_cli.corpus.stream import TokenStream
 from engram_cli.errors import EngramError
 from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.formats.bundle import read_bundle
-from engram_cli.formats.embedding_tensor import find_embeddings
+from engram_cli.formats.checkpoint import find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
+from engram_cli.rows.checksum import file_checksum
 from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from engram_cli.stats.collector_set import CollectorOptions, make_collectors
 from engram_cli.stats.counters import Counter
 from engram_cli.stats.stats_io import _digest, read_stats
 from engram_cli.table.build import build_store, partial_folder
-from engram_cli.table.checksum import file_checksum
 from engram_cli.table.digest import content_digest
 from engram_cli.table.inits.corpus.tokens import TokenWriter
 from engram_cli.table.journal import filled

@@ -9,7 +9,7 @@ import pytest
 
 from engram_cli import hash_layout, hash_tokens
 from engram_cli.errors import LayoutError
-from engram_cli.hashing.primes import is_prime, next_prime
+from engram_cli.hashing.schemes.base import is_prime, next_prime
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.tokenizer import load_tokenizer
 

@@ -14,7 +14,7 @@ from tiny_models import MODULES, llama, logits, make_bundle, spec_of, text, wake
 from transformers import PreTrainedModel, StaticCache
 
 from engram_cli.runtime import attach
-from engram_cli.runtime.fixed_state import FixedState
+from engram_cli.runtime.state import FixedState
 from engram_cli.vocab.compress import CompressedVocab
 
 

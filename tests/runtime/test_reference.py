@@ -198,12 +198,6 @@ def test_ids_without_a_token_are_holes_and_ids_beyond_fail(small_vocab: Compress
         hash_tokens(layout, [size])
 
 
-def test_rows_are_gathered_column_after_column() -> None:
-    table = torch.arange(20.0).view(10, 2)
-    rows = torch.tensor([[[3, 0], [9, 9]]])
-    assert reference.gather(table, rows).tolist() == [[[6, 7, 0, 1], [18, 19, 18, 19]]]
-
-
 @given(st.integers(1, 3), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4), st.data())
 @settings(max_examples=40, deadline=None)
 def test_the_convolution_is_torchs_and_may_be_cut(

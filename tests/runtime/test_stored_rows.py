@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from engram_cli.errors import MismatchError, RuntimeAttachError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_writer import write_bundle, write_referring
-from engram_cli.formats.dense import first_values
+from engram_cli.formats.module_spec import first_values
 from engram_cli.formats.table_reference import refer
 from engram_cli.rows import DTYPES
+from engram_cli.rows.source import SCALES
 from engram_cli.runtime import (
     attach,
     detach,
@@ -194,7 +196,7 @@ def test_a_table_that_is_referred_to_is_what_its_copy_is(
     files = read_description(store.path).files
     reference = refer(store.path, store.digest, files, spec, tmp_path / "refers")
     write_referring(tmp_path / "refers", spec, store.chunks, dense, reference, tool_version="0")
-    copy = {"scales": store.scale_chunks, "tool_version": "0"}
+    copy = {"scales": partial(store.chunks, part=SCALES), "tool_version": "0"}
     write_bundle(tmp_path / "copies", spec, store.chunks, dense, **copy)
     found = []
     for name in ("refers", "copies"):

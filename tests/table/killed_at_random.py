@@ -24,11 +24,11 @@ from typing import Any
 from table.killed import clear, state
 from table.tables import table_spec
 
+from engram_cli.formats.zarr_table import verify_table
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.build import BuildReport, build_store
 from engram_cli.table.convert import conversion
 from engram_cli.table.store import open_table
-from engram_cli.table.verify import verify_table
 
 Make = Callable[[Path], BuildReport]
 LAYOUT = hash_layout("qwen-ple", vocab_size=5000, eos_id=1, rows_per_head=20_000)

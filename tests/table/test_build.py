@@ -19,6 +19,7 @@ from table.tables import build, mapped_layout, stored_rows, table_spec
 
 from engram_cli import files
 from engram_cli.errors import EngramError, IncompleteError, OutputError
+from engram_cli.formats.zarr_table import verify_table
 from engram_cli.table import build as build_module
 from engram_cli.table import fill
 from engram_cli.table.build import resumable_bytes
@@ -26,7 +27,6 @@ from engram_cli.table.inits.normal import Normal
 from engram_cli.table.lock import build_lock, lock_path
 from engram_cli.table.places import partial_folder
 from engram_cli.table.store import open_table
-from engram_cli.table.verify import verify_table
 
 
 class Interrupting:

@@ -14,13 +14,12 @@ from table.tables import build, counted, mapped_layout
 from table.test_build import fail_after
 
 from engram_cli.errors import InputError, MismatchError, OutputError
-from engram_cli.rows import DTYPES
-from engram_cli.table import difference, kernels
+from engram_cli.formats.zarr_table import verify_table
+from engram_cli.rows import DTYPES, kernels
+from engram_cli.table import convert as converting
 from engram_cli.table.build import BuildReport, build_store
-from engram_cli.table.convert import conversion
-from engram_cli.table.difference import Difference, compare_tables
+from engram_cli.table.convert import Difference, compare_tables, conversion
 from engram_cli.table.store import TableStore, open_table
-from engram_cli.table.verify import verify_table
 
 DIM = 40
 OTHERS = [name for name in DTYPES if name != "float32"]
@@ -150,8 +149,8 @@ def test_figures_are_those_of_their_definition(
 ) -> None:
     convert(source, tmp_path / "t.zarr", dtype)
     table = open_table(tmp_path / "t.zarr")
-    monkeypatch.setattr(difference, "PIECE_BYTES", 7 * 4 * DIM)
-    monkeypatch.setattr(difference, "_PIECES", 3)
+    monkeypatch.setattr(converting, "PIECE_BYTES", 7 * 4 * DIM)
+    monkeypatch.setattr(converting, "_PIECES", 3)
     found = compare_tables(source, table, threads=3)
     assert found == compare_tables(source, table)
     for layer, each in zip((0, 3), found, strict=True):
@@ -179,7 +178,7 @@ def test_rows_of_zeros_and_of_nan_have_their_place_in_the_figures() -> None:
 def figures(a: np.ndarray, b: np.ndarray) -> Difference:
     products = np.empty((len(a), 4))
     kernels.row_products(a, b, products)
-    sums = difference._Sums()
+    sums = converting._Sums()
     sums.take(0, products)
     return sums.difference(0, len(a), a.shape[1])
 

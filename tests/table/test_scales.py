@@ -11,11 +11,11 @@ import pytest
 from table.tables import build, tamper
 
 from engram_cli.errors import ArtifactError, OutputError
+from engram_cli.formats.zarr_table import verify_table
 from engram_cli.table.build import build_store
 from engram_cli.table.convert import conversion
 from engram_cli.table.lock import build_lock
 from engram_cli.table.store import open_table
-from engram_cli.table.verify import verify_table
 
 DTYPES = {"fp8_e8m0": "scales/3/c.1.0", "int8": "scales/3/c.1.0", "fp8": "scales/3/c.0"}
 

@@ -9,9 +9,9 @@ import pytest
 from table.tables import build, tamper
 
 from engram_cli.errors import ArtifactError, IncompleteError
-from engram_cli.table.checksum import file_checksum
+from engram_cli.formats.zarr_table import verify_table
+from engram_cli.rows.checksum import file_checksum
 from engram_cli.table.store import open_table
-from engram_cli.table.verify import verify_table
 
 
 @pytest.fixture

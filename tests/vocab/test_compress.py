@@ -18,8 +18,17 @@ from tokenizers import Tokenizer
 from engram_cli.errors import ArtifactError, InputError, TokenIdError, VocabularyError
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.groups import diff, group_of_text, largest_groups, readable
-from engram_cli.vocab.normalize import library_normalizer, normalize_plain, normalizer
+from engram_cli.vocab.normalize import _LONE_SPACE, _RUNS, _WHITE, library_normalizer, normalizer
 from engram_cli.vocab.parquet import read_map, read_vocab, write_vocab
+
+
+def normalize_plain(text: str) -> str:
+    """`normalizer()` written out with the standard library; equal to it up to Unicode versions."""
+    text = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
+    text = "".join(c for c in text if unicodedata.category(c)[0] != "M")
+    text = "".join(c.lower() for c in text)
+    text = _RUNS.sub(" ", text)
+    return " " if text == " " else text.strip(_WHITE).replace(_LONE_SPACE, " ")
 
 
 def plain_lookup(tokenizer: Tokenizer) -> tuple[list[int], int]:

@@ -15,8 +15,8 @@ from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.lookup import VocabMap
-from engram_cli.vocab.padding import choose_pad
 from engram_cli.vocab.parquet import read_map, read_vocab, write_vocab
+from engram_cli.vocab.tokenizer import choose_pad
 
 SMALL = {"heads": 2, "rows_per_head": 500, "layers": (1,)}
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from engram_cli.errors import LayoutError
 from engram_cli.hashing.layout import HashLayout, LayerHash, check_shape
-from engram_cli.hashing.primes import next_prime
-from engram_cli.hashing.schemes.base import Scheme
+from engram_cli.hashing.schemes.base import Scheme, next_prime
 from engram_cli.vocab.lookup import VocabMap
 
 LAYER_STEP = 10007

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from engram_cli.errors import LayoutError
 from engram_cli.hashing.layout import MAX_MODULUS, HashLayout, LayerHash, check_shape
-from engram_cli.hashing.primes import next_prime
-from engram_cli.hashing.schemes.base import Scheme
+from engram_cli.hashing.schemes.base import Scheme, next_prime
 from engram_cli.hashing.schemes.engram_v1 import INT64_MAX, LAYER_STEP, as_tuple
 
 GOLDEN = 0x9E3779B97F4A7C15

@@ -3,7 +3,7 @@
 Duplicates are summed in a fixed order. In: the rows of n gradient vectors in ascending order with
 the places of their vectors. The vectors of one row are a segment. A segment is cut at the multiples
 of PIECE; each piece is summed in order, then the pieces' sums are, so that long segments are summed
-by many programs and the bits are the same every time. Twins: `row_gradients` and `row_steps`.
+by many programs and the bits are the same every time. Their twin is `row_gradients`.
 Everything is computed in float32.
 """
 
@@ -302,7 +302,7 @@ def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]
 def adagrad_step(
     weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
 ) -> None:
-    """`row_steps.adagrad_step`, in place."""
+    """`row_gradients.adagrad_step`, in place."""
     if len(rows):
         ordered, stride = _sort(values, rows, len(weight)), weight.stride(0)
         ordered.launch(adagrad_kernel, weight, sums, rates=(lr, eps), WEIGHT_STRIDE=stride)
@@ -317,7 +317,7 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """`row_steps.adam_step`, in place."""
+    """`row_gradients.adam_step`, in place."""
     if not len(rows):
         return
     _sort(values, rows, len(weight)).launch(

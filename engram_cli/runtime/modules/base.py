@@ -17,8 +17,8 @@ from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.rows.dtypes import RowType
 from engram_cli.runtime import ops
-from engram_cli.runtime.clipping import Watched
-from engram_cli.runtime.gate_reference import GateWeights
+from engram_cli.runtime.gate_reference import GateWeights, Past, opened_by
+from engram_cli.runtime.sparse_gradients import Watched
 from engram_cli.runtime.tables import HELD_DTYPES, Table, dequantise
 from engram_cli.runtime.tiers import PlacedRows
 
@@ -118,17 +118,13 @@ class MultiHeadEmbedding(nn.Module):
 
 
 class MemoryModule(nn.Module):
-    """A layer's module: `forward` gives the addition, `gates` how far each stream lets it in."""
+    """A layer's module: `forward` returns the addition, `gates` how far each stream opens."""
 
     def __init__(self, spec: BundleSpec, embedding: MultiHeadEmbedding) -> None:
         super().__init__()
         self.streams = spec.module.streams
         self.multi_head_embedding = embedding
-
-    @property
-    def reach(self) -> int:
-        """How many earlier positions the module reads beside the look-up: the convolution's."""
-        return 0
+        self.reach = 0  # earlier positions that the convolution reads, where there is one
 
     @property
     def anchor(self) -> Tensor:
@@ -139,7 +135,10 @@ class MemoryModule(nn.Module):
         raise NotImplementedError
 
     def project(self, vectors: Tensor) -> Tensor:
-        """[B, T, streams x d + d]: the keys of all streams, then the value, of `vectors`."""
+        """Return [B, T, streams x d + d]: the keys of all streams, then the value.
+
+        `vectors` [B, T, C x dim].
+        """
         raise NotImplementedError
 
     def gate_weights(self) -> GateWeights:
@@ -151,8 +150,8 @@ class MemoryModule(nn.Module):
         return hidden.dtype
 
     def gates(self, hidden: Tensor, vectors: Tensor) -> Tensor:
-        """[B, T, streams, 1] in 0..1, float32, of hidden [B, T, streams, d] and [B, T, C x dim]."""
-        return ops.opened_by(self.gate_weights(), hidden, self.project(vectors))[0]
+        """Return [B, T, streams, 1] in 0..1, float32; `hidden` [B, T, streams, d]."""
+        return opened_by(self.gate_weights(), hidden, self.project(vectors))[0]
 
     def forward(
         self,
@@ -165,7 +164,7 @@ class MemoryModule(nn.Module):
         residual: bool = False,
         tail: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """What to add to `hidden`, of its shape, and the convolution's new inputs if it has one.
+        """Return what to add to `hidden`, of its shape, and the convolution's new inputs, if any.
 
         `hidden` [B, T, d], [B, T, streams, d] or [B, T, streams x d]; `rows` int64[B, T, C], or
         their vectors; `keep` bool[B, T], False at padding, which gets zero and feeds nothing;
@@ -181,7 +180,7 @@ class MemoryModule(nn.Module):
             weights,
             streams,
             self.project(self.vectors(rows)),
-            ops.Past(keep=keep, history=history, age=age),
+            Past(keep=keep, history=history, age=age),
             dtype=hidden.dtype if residual else self.added_dtype(hidden),
             residual=residual,
             tail=tail,
@@ -189,7 +188,7 @@ class MemoryModule(nn.Module):
         return out.reshape(hidden.shape).to(hidden.device), inputs
 
     def vectors(self, rows: Tensor) -> Tensor:
-        """[B, T, C x dim] of rows int64[B, T, C] where the dense weights are, in their dtype.
+        """Return [B, T, C x dim] of rows int64[B, T, C], with the dense weights' device and dtype.
 
         Floats are vectors that were looked up for all layers at once, and pass.
         """
@@ -218,7 +217,7 @@ class Weight(nn.Module):
 
 
 def project(vectors: Tensor, linears: Sequence[nn.Module]) -> Tensor:
-    """The outputs of linear layers side by side, [B, T, sum of their widths].
+    """Return the outputs of linear layers side by side, [B, T, sum of their widths].
 
     Many tokens: one product with all weights, so that no output is copied; few: one each, so that
     no weight is. A layer that is more than nn.Linear (an adapter, quantised, offloaded) is called.
@@ -233,14 +232,14 @@ def project(vectors: Tensor, linears: Sequence[nn.Module]) -> Tensor:
 
 
 def is_plain(linear: nn.Linear) -> bool:
-    """Whether calling a layer is no more than a product with its weight."""
+    """Return whether calling a layer is no more than a product with its weight."""
     hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks)
     changed = "forward" in linear.__dict__ or any(hooks) or bool(linear._backward_pre_hooks)
     return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and not changed
 
 
 def load_dense(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put dense weights by name into `module`. Raises ArtifactError when one lacks or is alien."""
+    """Load dense weights by name. Raises ArtifactError where names or shapes differ."""
     own = dense_state(module)
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
         raise ArtifactError(
@@ -251,5 +250,5 @@ def load_dense(module: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def dense_state(module: nn.Module) -> dict[str, Any]:
-    """A module's weights beside its table, by name."""
+    """Return a module's weights without its table, by name."""
     return {k: v for k, v in module.state_dict().items() if not k.startswith("multi_head")}

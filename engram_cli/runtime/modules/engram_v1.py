@@ -28,17 +28,13 @@ class EngramV1(MemoryModule):
     def __init__(self, spec: BundleSpec, embedding: MultiHeadEmbedding) -> None:
         super().__init__(spec, embedding)
         d, embed, streams = spec.hidden_size, spec.embed_dim, self.streams
-        self.kernel = spec.module.conv_kernel
-        self.short_conv = NormedConv(d, streams, self.kernel, spec.conv_dilation)
+        kernel, dilation = spec.module.conv_kernel, spec.conv_dilation
+        self.short_conv = NormedConv(d, streams, kernel, dilation)
+        self.reach = (kernel - 1) * dilation
         self.value_proj = nn.Linear(embed, d)
         self.key_projs = nn.ModuleList(nn.Linear(embed, d) for _ in range(streams))
         self.norm1 = nn.ModuleList(Weight(d) for _ in range(streams))
         self.norm2 = nn.ModuleList(Weight(d) for _ in range(streams))
-
-    @property
-    def reach(self) -> int:
-        """How many earlier positions the convolution reads."""
-        return (self.kernel - 1) * self.short_conv.dilation
 
     @property
     def anchor(self) -> Tensor:
@@ -47,7 +43,7 @@ class EngramV1(MemoryModule):
         return weight
 
     def project(self, vectors: Tensor) -> Tensor:
-        """[B, T, streams x d + d] of vectors [B, T, C x dim]."""
+        """Return [B, T, streams x d + d] of vectors [B, T, C x dim]."""
         return project(vectors, [*self.key_projs, self.value_proj])
 
     def gate_weights(self) -> GateWeights:

@@ -23,13 +23,9 @@ class QwenPLE(MemoryModule):
         self.norm_key = Weight(streams * d)
         self.norm_query = Weight(streams * d)
         self.norm_conv = Weight(streams * d)
-        self.kernel, self.dilation = spec.module.conv_kernel, spec.conv_dilation
-        self.conv1d = Weight(streams * d, 1, self.kernel)
-
-    @property
-    def reach(self) -> int:
-        """How many earlier positions the convolution reads."""
-        return (self.kernel - 1) * self.dilation
+        kernel, self.dilation = spec.module.conv_kernel, spec.conv_dilation
+        self.conv1d = Weight(streams * d, 1, kernel)
+        self.reach = (kernel - 1) * self.dilation
 
     @property
     def anchor(self) -> Tensor:
@@ -38,7 +34,7 @@ class QwenPLE(MemoryModule):
         return weight
 
     def project(self, vectors: Tensor) -> Tensor:
-        """[B, T, streams x d + d] of vectors [B, T, C x dim]."""
+        """Return [B, T, streams x d + d] of vectors [B, T, C x dim]."""
         return project(vectors, [self.key_proj, self.value_proj])
 
     def gate_weights(self) -> GateWeights:

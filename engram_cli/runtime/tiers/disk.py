@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError
-from engram_cli.formats.bundle import Bundle, Place
+from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
+from engram_cli.rows.source import Span
 from engram_cli.runtime.tiers import renew_in_children
 from engram_cli.runtime.tiers.records import record_layout
 from engram_cli.runtime.tiers.row_cache import RowCache
@@ -61,10 +62,10 @@ class _Runs:
 class RowFiles:
     """The files with the rows, or the scales, of a layer, `row_bytes` each. Thread safe."""
 
-    def __init__(self, places: Sequence[Place], row_bytes: int) -> None:
-        self.row_bytes = row_bytes
+    def __init__(self, places: Sequence[Span], row_bytes: int, layer: int) -> None:
+        self.row_bytes, self._layer = row_bytes, layer
         self._places = tuple(places)
-        self._firsts = np.array([place.shard.first_row for place in places], dtype=np.int64)
+        self._firsts = np.array([place.first for place in places], dtype=np.int64)
         self._begins = np.array([place.begin for place in places], dtype=np.int64)
         self._lock = Lock()
         self._kept: dict[int, int] = {}
@@ -135,7 +136,7 @@ class RowFiles:
         )
 
     def _open(self, file: int, opened: dict[int, int]) -> None:
-        path = self._places[file].path
+        path = self._places[file].file
         with self._lock:
             if file in opened:
                 return
@@ -177,7 +178,7 @@ class RowFiles:
     def _unreadable(self, file: int, row: int, why: str) -> ArtifactError:
         place = self._places[file]
         return ArtifactError(
-            f"{place.path}: row {row} of layer {place.shard.layer} cannot be read: {why}",
+            f"{place.file}: row {row} of layer {self._layer} cannot be read: {why}",
             "check the disk, then write the bundle again with engram attach --force",
         )
 
@@ -225,10 +226,11 @@ class DiskRows:
     ) -> None:
         self._layout = record_layout(bundle.spec)
         self._rows = bundle.spec.rows(layer)
-        self._files = {ROWS: RowFiles(bundle.places(layer, ROWS), self._layout.row_bytes)}
+        self._files = {ROWS: RowFiles(bundle.spans(layer, ROWS), self._layout.row_bytes, layer)}
         self._scales = None
         if self._layout.scale_bytes:
-            self._files[SCALES] = RowFiles(bundle.places(layer, SCALES), self._layout.scale_bytes)
+            spans = bundle.spans(layer, SCALES)
+            self._files[SCALES] = RowFiles(spans, self._layout.scale_bytes, layer)
             if self._rows * self._layout.scale_bytes <= cache_bytes * HELD_SHARE:
                 self._scales = _read_scales(bundle, layer, self._layout.scale_bytes)
         held = 0 if self._scales is None else self._scales.nbytes
@@ -359,18 +361,18 @@ class DiskRows:
 def _read_scales(bundle: Bundle, layer: int, width: int) -> NDArray[np.uint8]:
     """Read all scales of a layer, uint8[rows, width]. Raises ArtifactError."""
     held = np.empty((bundle.spec.rows(layer), width), dtype=np.uint8)
-    for place in bundle.places(layer, SCALES):
-        first = place.shard.first_row
-        target = held[first : first + place.shard.rows].reshape(-1).data
+    for place in bundle.spans(layer, SCALES):
+        first = place.first
+        target = held[first : first + place.rows].reshape(-1).data
         try:
-            with place.path.open("rb", buffering=0) as file:
+            with place.file.open("rb", buffering=0) as file:
                 file.seek(place.begin)
                 while target and (count := file.readinto(target)):
                     target = target[count:]
         except OSError as error:
-            raise ArtifactError(f"cannot read {place.path}: {error.strerror}", _MEND) from None
+            raise ArtifactError(f"cannot read {place.file}: {error.strerror}", _MEND) from None
         if target:
-            raise ArtifactError(f"{place.path} ends in the middle of its scales", _MEND)
+            raise ArtifactError(f"{place.file} ends in the middle of its scales", _MEND)
     return held
 
 

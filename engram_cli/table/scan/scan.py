@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.scan.duplicates import EVERYTHING, Contents, Duplicates
 from engram_cli.table.scan.kernels import rows as kernels
-from engram_cli.table.scan.source import WORD, RowRange, RowSource
+from engram_cli.table.scan.source import WORD, LayerReader, RowRange
 
 HOTTEST = 10
 _SEED = 0x656E6772616D
 _CHOSEN = 2**14  # rows for the samples that a thread keeps until they are taken
-_NO_HITS = np.empty(0, dtype=np.uint32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,14 +106,14 @@ class _Found:
 class _Scratch(threading.local):
     """What a thread reads into, again and again: fresh pages would cost a third."""
 
-    def __init__(self, source: RowSource) -> None:
+    def __init__(self, source: LayerReader) -> None:
         rows = source.piece_rows
         self.piece = np.zeros((rows, source.row_bytes), dtype=np.uint8)
         self.chosen = np.empty((kernels.COLUMNS, max(kernels.TILE, _CHOSEN)), dtype=np.uint64)
 
 
 def scan_layer(
-    source: RowSource,
+    source: LayerReader,
     columns: Sequence[tuple[int, int]],
     *,
     threads: int = 1,
@@ -139,7 +138,7 @@ def scan_layer(
             contents.add(found.chosen)
             progress.advance(row_range.rows * row_bytes)
     figures = tuple(
-        _column(sums, begin, rows, source.hits is not None)
+        _column(sums, begin, rows, source.counted is not None)
         for sums, (begin, rows) in zip(merged, columns, strict=True)
     )
     usual = sum(each.rows - each.zero - each.not_finite for each in figures)
@@ -151,14 +150,14 @@ def scan_layer(
     )
 
 
-def _hash_keys(source: RowSource) -> NDArray[np.uint64]:
+def _hash_keys(source: LayerReader) -> NDArray[np.uint64]:
     """A random key for each word and each scale of a row, always the same."""
     size = source.row_bytes // WORD + source.row_scales
     return np.random.default_rng(_SEED).integers(0, 2**64, size=size, dtype=np.uint64)
 
 
 def _scan(
-    source: RowSource,
+    source: LayerReader,
     row_range: RowRange,
     keys: NDArray[np.uint64],
     scratch: _Scratch,
@@ -166,7 +165,7 @@ def _scan(
 ) -> _Found:
     """Read one range; sample the rows whose hash is under `below`."""
     sums, chosen = _Sums(), list[NDArray[np.uint64]]()
-    hits = _NO_HITS if source.hits is None else source.hits(row_range.first, row_range.rows)
+    hits = source.hits(row_range.first, row_range.rows)
     factors, scales = source.factors(row_range.first, row_range.rows), source.row_scales
     limit = np.uint64(min(below, EVERYTHING - 1))
     done = 0

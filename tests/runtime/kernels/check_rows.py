@@ -14,7 +14,7 @@ from lookup_cases import FORMS, a_table, the_hash
 from runtime.kernels.row_cases import CASES, RowCase
 from torch import Tensor, nn
 
-from engram_cli.runtime import lookup_reference, ops, row_gradients, row_steps, torch_ops_rows
+from engram_cli.runtime import lookup_reference, ops, row_gradients, torch_ops_rows
 from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.row_optimisers import RowwiseAdagrad, RowwiseAdam
 from engram_cli.runtime.tables import Table
@@ -95,7 +95,7 @@ def test_steps_are_the_twins(case: RowCase, name: str, dtype: torch.dtype) -> No
     state = _state(name, case)
     mine, own = weight.to(DEVICE).clone(), tuple(part.to(DEVICE).clone() for part in state)
     STEPS[name](ops, mine, own, values, rows)
-    STEPS[name](row_steps, weight, state, *on_cpu(values, rows))
+    STEPS[name](row_gradients, weight, state, *on_cpu(values, rows))
     torch.testing.assert_close(mine.cpu(), weight, **NEAR[dtype])
     for found, expected in zip(own, state, strict=True):
         exact = {"atol": 0.0, "rtol": 0.0} if name == "adam" else NEAR[torch.float32]
@@ -111,7 +111,7 @@ def test_a_table_whose_rows_lie_apart_takes_steps() -> None:
     for name, step in STEPS.items():
         own = tuple(part.to(DEVICE) for part in _state(name, case))
         step(ops, mine[:, : case.dim], own, values, rows)
-        step(row_steps, expected[:, : case.dim], _state(name, case), *on_cpu(values, rows))
+        step(row_gradients, expected[:, : case.dim], _state(name, case), *on_cpu(values, rows))
     torch.testing.assert_close(mine.cpu(), expected)
     assert torch.equal(mine[:, case.dim :].cpu(), whole[:, case.dim :])
 

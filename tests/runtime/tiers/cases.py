@@ -14,9 +14,9 @@ from torch import Tensor
 from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.dense import first_values
-from engram_cli.formats.tensors import Array
+from engram_cli.formats.module_spec import first_values
 from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.safetensors import Array
 from engram_cli.vocab.compress import CompressedVocab
 
 

@@ -21,7 +21,7 @@ from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.formats.bundle_writer import write_referring
-from engram_cli.formats.dense import first_values
+from engram_cli.formats.module_spec import first_values
 from engram_cli.formats.table_reference import refer
 from engram_cli.rows import DTYPES
 from engram_cli.runtime.tiers import disk
@@ -134,7 +134,7 @@ def test_scales_are_held_where_they_fit(bundle: Bundle) -> None:
 def test_neighbours_are_one_read(bundle: Bundle) -> None:
     source = DiskRows(bundle, 1, cache_bytes=0)
     layout = record_layout(bundle.spec)
-    files = RowFiles(bundle.places(1, ROWS), layout.row_bytes)
+    files = RowFiles(bundle.spans(1, ROWS), layout.row_bytes, 1)
     target = memoryview(bytearray(20 * layout.record_bytes))
 
     def reads(rows: list[int]) -> int:
@@ -145,7 +145,7 @@ def test_neighbours_are_one_read(bundle: Bundle) -> None:
     assert reads([3, 4, 5]) == 1
     assert reads([3, 4 + gap]) == 1
     assert reads([3, 5 + gap]) == 2
-    first = bundle.places(1, ROWS)[1].shard.first_row
+    first = bundle.spans(1, ROWS)[1].first
     assert reads([first - 1, first]) == 2, "in two files"
     files.close()
     source.close()
@@ -195,13 +195,13 @@ def own(tmp_path: Path, small_vocab: CompressedVocab) -> Bundle:
 @pytest.mark.parametrize("many", [False, True])
 def test_a_file_that_was_cut_names_the_row(own: Bundle, many: bool) -> None:
     source = DiskRows(own, 1, cache_bytes=0)
-    place = own.places(1, ROWS)[1]
-    before = torch.tensor([place.shard.first_row + 19])
+    place = own.spans(1, ROWS)[1]
+    before = torch.tensor([place.first + 19])
     expected = records_of(own, 1, before)
-    os.truncate(place.path, place.begin + 20 * 256 + 255)
-    row = place.shard.first_row + 20
+    os.truncate(place.file, place.begin + 20 * 256 + 255)
+    row = place.first + 20
     rows = torch.arange(source.rows) if many else torch.tensor([row])
-    with pytest.raises(ArtifactError, match=rf"{place.path}: row {row} of layer 1 .* ends before"):
+    with pytest.raises(ArtifactError, match=rf"{place.file}: row {row} of layer 1 .* ends before"):
         gather(source, rows)
     assert torch.equal(gather(source, before), expected)
     source.close()
@@ -209,7 +209,7 @@ def test_a_file_that_was_cut_names_the_row(own: Bundle, many: bool) -> None:
 
 def test_a_file_that_is_gone(own: Bundle) -> None:
     source = DiskRows(own, 1, cache_bytes=0)
-    path = own.places(1, ROWS)[0].path
+    path = own.spans(1, ROWS)[0].file
     path.unlink()
     with pytest.raises(ArtifactError, match=f"cannot open {path}: No such file"):
         gather(source, torch.tensor([0]))
@@ -218,7 +218,7 @@ def test_a_file_that_is_gone(own: Bundle) -> None:
 
 def test_an_error_of_the_disk_names_the_row(own: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     source = DiskRows(own, 1, cache_bytes=0)
-    bad = own.places(1, ROWS)[0].begin + 7 * 256
+    bad = own.spans(1, ROWS)[0].begin + 7 * 256
     read = os.preadv
 
     def failing(descriptor: int, buffers: Any, offset: int) -> int:
@@ -310,10 +310,10 @@ def test_a_table_that_is_referred_to(
         check(source, bundle, 2, rows)
     source.close()
     if dtype == "int4_b32":
-        (cut, *_) = bundle.places(2, SCALES)
-        os.truncate(cut.path, 5)
-        with pytest.raises(ArtifactError, match=f"{cut.path} ends in the middle of its scales"):
+        (cut, *_) = bundle.spans(2, SCALES)
+        os.truncate(cut.file, 5)
+        with pytest.raises(ArtifactError, match=f"{cut.file} ends in the middle of its scales"):
             DiskRows(bundle, 2, cache_bytes=5_000)
-        cut.path.unlink()
-        with pytest.raises(ArtifactError, match=f"cannot read {cut.path}: No such file"):
+        cut.file.unlink()
+        with pytest.raises(ArtifactError, match=f"cannot read {cut.file}: No such file"):
             DiskRows(bundle, 2, cache_bytes=5_000)

@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from engram_cli.errors import ArtifactError, InputError, RuntimeAttachError
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.dense import first_values
+from engram_cli.formats.module_spec import first_values
 from engram_cli.rows import DTYPES as ROW_TYPES
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.runtime import attach, detach, load, parameter_groups, save_engram

@@ -16,14 +16,14 @@ from engram_cli.rows import DTYPES
 from engram_cli.table.scan import duplicates, source
 from engram_cli.table.scan.kernels.rows import bin_of
 from engram_cli.table.scan.scan import LayerScan, scan_layer
-from engram_cli.table.scan.source import table_source
+from engram_cli.table.scan.source import LayerReader
 from engram_cli.table.store import TableStore, open_table
 
 
 def scanned(table: TableStore, layer: int, threads: int = 1) -> LayerScan:
     entry = table.layout.layer(layer)
     columns = list(zip(entry.offsets, entry.moduli, strict=True))
-    return scan_layer(table_source(table, layer), columns, threads=threads)
+    return scan_layer(LayerReader(table, layer), columns, threads=threads)
 
 
 def rewrite(table: Path, layer: int, values: np.ndarray) -> None:
@@ -172,7 +172,7 @@ def test_pieces_change_nothing(tmp_path: Path, dtype: str, monkeypatch: pytest.M
     """Also where a sample of many rows is taken over from the kernel in small parts."""
     build(tmp_path / "t.zarr", tokens=7, dtype=dtype, dim=32)
     table = open_table(tmp_path / "t.zarr")
-    assert table_source(table, 3).direct
+    assert LayerReader(table, 3).direct
     whole = scanned(table, 3)
     monkeypatch.setattr(source, "PIECE_BYTES", 90)
     monkeypatch.setattr("engram_cli.table.scan.scan._CHOSEN", 5)

@@ -12,10 +12,10 @@ from table.filled import DIM, HIDDEN, fill, fill_spec, matrix_vectors, write_cor
 from table.tables import mapped_layout, tamper
 
 from engram_cli.errors import ArtifactError, InputError, MismatchError
+from engram_cli.formats.zarr_table import verify_table
 from engram_cli.table.convert import conversion
 from engram_cli.table.inits.corpus.embeddings import MatrixEmbeddings, RandomEmbeddings
-from engram_cli.table.store import open_table, read_whole
-from engram_cli.table.verify import verify_table
+from engram_cli.table.store import open_table
 
 
 def test_a_projection_is_orthonormal_and_stored(tmp_path: Path) -> None:
@@ -74,5 +74,7 @@ def test_a_converted_table_keeps_its_projections(tmp_path: Path) -> None:
     converted = open_table(fill(tmp_path / "b.zarr", conversion(source, "int8")).path)
     assert verify_table(converted.path).ok
     for name in ("projection/0", "projection/3"):
-        first, second = (read_whole(t.path, t.arrays[name]) for t in (source, converted))
+        first, second = (
+            t.arrays[name].on(t.path).read(0, t.arrays[name].rows) for t in (source, converted)
+        )
         np.testing.assert_array_equal(first, second)

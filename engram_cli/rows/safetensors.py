@@ -1,9 +1,9 @@
-"""safetensors files, written as a stream and read as memory maps.
+"""safetensors files: written as a stream, read as memory maps, found in a checkpoint's folder.
 
 A file is an 8-byte little-endian header length, a JSON header padded with spaces, then raw data.
 Written by hand for two reasons: a table never fits in memory, and NumPy has neither bfloat16 nor
 float8, which are uint16 and uint8 here. Files are untrusted: nothing is mapped before every number
-of the header was checked.
+of the header is checked.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import ArtifactError
-from engram_cli.files import parse_json
+from engram_cli.errors import ArtifactError, InputError
+from engram_cli.files import parse_json, read_json
 from engram_cli.rows.dtypes import physical_dtype
 
 Array = NDArray[Any]
 
 # Data begins on a page, so that a map of it is aligned for every dtype and for direct I/O.
 ALIGNMENT = 4096
+INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_AXES = 8
 _PIECE_BYTES = 4 * 2**20  # hashed and written while it is in the cache
@@ -79,7 +80,7 @@ class FileRecord:
 
 
 def encode_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> bytes:
-    """The length and the JSON header of a file, padded so that the data begins aligned."""
+    """Return the length and the JSON header of a file, padded so that the data begins aligned."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for spec in specs:
@@ -104,8 +105,8 @@ def write_tensors(
 ) -> FileRecord:
     """Write `specs` to a new file; `data` yields their values in order, in pieces of any size.
 
-    Nothing but one piece is held in memory. `advance` hears of the bytes written. Raises OSError,
-    and ArtifactError when `data` has more or fewer bytes than the specs.
+    Nothing but one piece is held in memory. `advance` is called with the bytes written. Raises
+    OSError, and ArtifactError when `data` has more or fewer bytes than the specs.
     """
     digest = hashlib.sha256()
     header = encode_header(specs, metadata or {})
@@ -134,7 +135,7 @@ def write_tensors(
 
 
 def read_header(start: bytes, size: int, what: str) -> dict[str, TensorPlace]:
-    """The tensors of a file of `size` bytes that begins with `start` (8 bytes + header or more).
+    """Return the tensors of a file of `size` bytes that begins with `start`: 8 bytes and a header.
 
     Their data must follow each other and fill the file, as the format demands. Raises
     ArtifactError naming `what`.
@@ -157,7 +158,7 @@ def read_header(start: bytes, size: int, what: str) -> dict[str, TensorPlace]:
 
 
 def header_length(start: bytes, size: int, what: str) -> int:
-    """The length of the JSON header. Raises ArtifactError when it cannot be true."""
+    """Return the length of the JSON header. Raises ArtifactError when it cannot be true."""
     length = int.from_bytes(start[:8], "little") if len(start) >= 8 else -1
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         raise ArtifactError(f"{what} is no safetensors file", _REMAKE)
@@ -165,7 +166,7 @@ def header_length(start: bytes, size: int, what: str) -> int:
 
 
 def open_tensors(file: BinaryIO, what: str) -> dict[str, TensorPlace]:
-    """The tensors of an open file, of which only the header is read. Raises ArtifactError."""
+    """Read the header of an open file and return its tensors. Raises ArtifactError."""
     size = os.fstat(file.fileno()).st_size
     start = file.read(8)
     start += file.read(header_length(start, size, what))
@@ -173,7 +174,7 @@ def open_tensors(file: BinaryIO, what: str) -> dict[str, TensorPlace]:
 
 
 def map_tensor(path: Path, place: TensorPlace) -> Array:
-    """The tensor as a private memory map: pages come when touched, changes never reach the file."""
+    """Map a tensor privately: pages are read when touched, changes never reach the file."""
     spec = place.spec
     return np.memmap(
         path, dtype=physical_dtype(spec.dtype), mode="c", offset=place.begin, shape=spec.shape
@@ -181,12 +182,60 @@ def map_tensor(path: Path, place: TensorPlace) -> Array:
 
 
 def view_tensor(raw: bytes, place: TensorPlace) -> Array:
-    """The tensor in the bytes of a whole file, read-only."""
+    """Return a tensor in the bytes of a whole file, read-only."""
     spec = place.spec
     flat = np.frombuffer(
         raw, dtype=physical_dtype(spec.dtype), count=prod(spec.shape), offset=place.begin
     )
     return flat.reshape(spec.shape)
+
+
+def checkpoint_files(folder: Path) -> dict[str, Path]:
+    """Return the file of each tensor of the checkpoint in `folder`: one file, several, or an index.
+
+    Raises InputError when there are none, ArtifactError for a damaged file.
+    """
+    if folder.is_file() and folder.suffix == ".safetensors":
+        return dict.fromkeys(raw_header(folder)[0], folder)
+    if not folder.is_dir():
+        raise InputError(f"no checkpoint at {folder}", "give a folder with safetensors files")
+    if (folder / INDEX).is_file():
+        listed = read_json(folder / INDEX, "an index of shards").get("weight_map")
+        if not isinstance(listed, dict):
+            raise ArtifactError(f"{folder / INDEX} has no weight_map", "take the checkpoint again")
+        return {str(name): _shard(folder, file) for name, file in listed.items()}
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder} holds no safetensors file", "give a checkpoint's folder")
+    return {name: file for file in files for name in raw_header(file)[0]}
+
+
+def raw_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the tensors of a file as its header has them, unchecked, and where their data begins.
+
+    Raises InputError for a file that cannot be read, ArtifactError for one without a header.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            length = header_length(start, size, str(path))
+            header = parse_json(file.read(length))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", "check the checkpoint") from None
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise ArtifactError(f"{path} has no safetensors header", "take it again")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _shard(folder: Path, file: Any) -> Path:
+    """Return the path of a file of the folder itself: an index must not lead elsewhere."""
+    if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+        raise ArtifactError(f"{folder / INDEX} names the file {file!r}", "take it again")
+    return folder / file
 
 
 _REMAKE = "the file is damaged: write the bundle again with engram attach --force"

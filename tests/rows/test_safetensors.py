@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from engram_cli.errors import ArtifactError
-from engram_cli.formats.tensors import (
+from engram_cli.rows.safetensors import (
     ALIGNMENT,
     TensorSpec,
     encode_header,

@@ -6,12 +6,13 @@ It finds damage, not forgery. `xxhsum -H64 FILE` prints the same digits.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.table import kernels
-from engram_cli.table.kernels import PRIME_1, PRIME_2
+from engram_cli.rows import kernels
+from engram_cli.rows.kernels import PRIME_1, PRIME_2
 
 ALGORITHM = "xxh64"
 _PRIME_3 = 0x165667B19E3779F9
@@ -53,7 +54,7 @@ class Checksum:
             self.update(_ZEROS[: count - begin])
 
     def hexdigest(self) -> str:
-        """The checksum of all bytes so far, as 16 hex digits."""
+        """Return the checksum of all bytes so far as 16 hex digits."""
         if self._size < _STRIPE:
             value = _PRIME_5
         else:
@@ -70,12 +71,21 @@ class Checksum:
 
 
 def file_checksum(path: Path) -> str:
-    """The checksum of a file, read once in order with constant memory. Raises OSError."""
+    """Return the checksum of a file, read once in order with constant memory. Raises OSError."""
     checksum = Checksum()
     buffer = np.empty(_PIECE, dtype=np.uint8)
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer.data):
             checksum.update(buffer[:count])
+    return checksum.hexdigest()
+
+
+def array_checksum(values: NDArray[Any]) -> str:
+    """Return the checksum of the bytes of a contiguous array, which may be mapped."""
+    checksum = Checksum()
+    flat = values.reshape(-1).view(np.uint8)
+    for first in range(0, len(flat), _PIECE):
+        checksum.update(np.array(flat[first : first + _PIECE]))
     return checksum.hexdigest()
 
 

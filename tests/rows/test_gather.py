@@ -14,8 +14,8 @@ from table import plain
 from table.tables import build
 
 from engram_cli.errors import ArtifactError
-from engram_cli.table import kernels
-from engram_cli.table.gather import Gatherer
+from engram_cli.rows import kernels
+from engram_cli.rows.gather import FileArray
 from engram_cli.table.store import TableStore, open_table
 
 
@@ -65,7 +65,7 @@ def test_the_kernel_equals_its_twin(sizes: tuple[int, int, int], count: int, see
 def test_warm_and_cold_rows_are_the_same(
     table: TableStore, count: int, cold: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Gatherer, "_in_memory", lambda self, rows: not cold)
+    monkeypatch.setattr(FileArray, "_in_memory", lambda self, rows: not cold)
     fresh = open_table(table.path)
     rows = np.random.default_rng(count).integers(0, 212, count)
     stored, scales = fresh.stored(3, rows)
@@ -81,16 +81,16 @@ def test_what_is_not_in_memory_is_noticed_and_asked_for(
     array = table.arrays["3"]
     rows = np.arange(0, 212, 13)
     asked: list[int] = []
-    ask = Gatherer._ask_for
-    monkeypatch.setattr(Gatherer, "_ask_for", lambda self, r: (asked.append(len(r)), ask(self, r)))
+    ask = FileArray._ask_for
+    monkeypatch.setattr(FileArray, "_ask_for", lambda self, r: (asked.append(len(r)), ask(self, r)))
     list(table.values(3))
-    warm = Gatherer(table.path, array)
+    warm = array.on(table.path)
     warm.take(rows)
     assert not asked
     del warm
     drop(table)
-    cold = Gatherer(table.path, array)
-    cold._map_chunks(rows)
+    cold = array.on(table.path)
+    cold._map_spans(rows)
     if cold._in_memory(rows):
         pytest.skip("this file system keeps its pages in memory")
     np.testing.assert_array_equal(cold.take(rows), whole(table)[rows])
@@ -107,7 +107,7 @@ def test_threads_may_gather_from_one_table(table: TableStore) -> None:
 
 
 def test_only_chunks_with_wanted_rows_are_mapped(table: TableStore) -> None:
-    gatherer = Gatherer(table.path, table.arrays["3"])
+    gatherer = table.arrays["3"].on(table.path)
     gatherer.take(np.array([60, 210, 99]))
     assert (gatherer._bases != 0).tolist() == [False, True, False, False, True]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram_cli.table.checksum import Checksum, file_checksum
+from engram_cli.rows.checksum import Checksum, file_checksum
 
 # Published test values of the algorithm, seed 0.
 VECTORS = {

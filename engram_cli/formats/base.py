@@ -1,0 +1,193 @@
+"""What a format is: how it is recognised, its reader, and what it says of itself.
+
+A format is one file with a `FORMAT`, and one line in `formats.FORMATS`. The functions below serve
+every format, so that a new one needs no more than `recognise` and `open`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from engram_cli.errors import ArtifactError
+from engram_cli.formats import FORMATS
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.progress import SILENT, Progress
+from engram_cli.rows import DTYPES
+from engram_cli.rows.source import RowSource
+from engram_cli.stats.stats_io import Statistics
+
+PIECE_BYTES = 2**20  # float32 values read at a time
+
+Facts = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digest:
+    """A digest, what else must have it, and whether that is so where it lies at hand."""
+
+    name: str
+    value: str
+    must_match: str
+    matches: bool | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Checks:
+    """What a verification has found so far; `problems` is a line for each thing that is wrong."""
+
+    threads: int = 1
+    progress: Progress = SILENT
+    checked: list[str] = field(default_factory=list)
+    not_checked: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    files: int = 0
+    stored_bytes: int = 0
+
+    def take(self, what: str, problems: Sequence[str]) -> None:
+        """Note that `what` was checked, and what is wrong with it."""
+        self.problems += problems
+        if not problems:
+            self.checked.append(what)
+
+    def add(self, what: str, others: Checks, prefix: str = "") -> None:
+        """Take the problems, files and bytes of other checks, those of `what`."""
+        self.take(what, [f"{prefix}{problem}" for problem in others.problems])
+        self.files += others.files
+        self.stored_bytes += others.stored_bytes
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+class Writer(Protocol):
+    """Writes the rows of a source as an artifact of a format."""
+
+    def __call__(self, source: RowSource, out: Path, *, force: bool, progress: Progress) -> None:
+        """Write `out`, whole or not at all.
+
+        Raises InputError for a source that the format cannot hold, OutputError, ArtifactError.
+        """
+
+
+def rows_facts(source: RowSource) -> Facts:
+    """Return what any `RowSource` says of itself, for people: (name, text)."""
+    dim, dtype = source.dim, source.dtype
+    facts = [*hash_facts(source.layout)]
+    if dim is not None and dtype is not None:
+        count = sum(source.layout.layer(layer).rows for layer in source.layers)
+        facts += [
+            ("rows", f"{count:,} of {dim} x {dtype}"),
+            ("parameters", f"{count * dim:,}"),
+            ("row hits", "kept for every row" if source.has_hits else "none"),
+            token_fact(source.layout, DTYPES.load(dtype).row_bytes(dim)),
+        ]
+    return facts
+
+
+def hash_facts(layout: HashLayout) -> Facts:
+    """Return what a layout is, for people: (name, text)."""
+    orders = ", ".join(map(str, layout.orders))
+    layers = ", ".join(map(str, layout.layer_ids))
+    token = layout.parameters.get("pad_id")
+    raw = "" if token is None else f", pad token {token}"
+    facts = [
+        ("scheme", layout.scheme),
+        ("geometry", f"orders {orders}, {layout.heads} heads, layers {layers}"),
+        ("ids", f"{layout.vocab_size:,} -> {layout.compressed_size:,}"),
+        ("before the start", f"compressed id {layout.filler_id}{raw}; folded {layout.fold}"),
+    ]
+    if layout.eos_id is not None:
+        facts.append(("EOS id", f"{layout.eos_id}, which no n-gram crosses"))
+    return facts
+
+
+def token_fact(layout: HashLayout, row_bytes: int) -> tuple[str, str]:
+    """Return what a token reads, of rows of `row_bytes` with their scales."""
+    count = len(layout.layers) * layout.columns
+    return "a token reads", f"{count:,} rows, {count * row_bytes:,} bytes"
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Return how many files an artifact has, and their bytes."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return len(files), sum(file.stat().st_size for file in files)
+
+
+def row_problems(source: RowSource, progress: Progress = SILENT) -> list[str]:
+    """Read all rows of a source once; return a line for each layer with values that are not finite.
+
+    Raises ArtifactError for a file that cannot be read.
+    """
+    problems = []
+    heights = {layer: source.layout.layer(layer).rows for layer in source.layers}
+    progress.start("verify", sum(heights.values()), "rows")
+    for layer, rows in heights.items():
+        dim, bad = source.dim or 1, 0
+        step = max(1, PIECE_BYTES // (4 * dim))
+        for first in range(0, rows, step):
+            values = np.empty((min(step, rows - first), dim), dtype=np.float32)
+            source.read(layer, first, values)
+            bad += int(np.count_nonzero(~np.isfinite(values).all(axis=1)))
+            progress.advance(len(values))
+        if bad:
+            problems.append(f"layer {layer}: {bad:,} rows have values that are not finite")
+    return problems
+
+
+def require_sound(
+    source: RowSource, hint: str, *, threads: int = 1, progress: Progress = SILENT
+) -> None:
+    """Raise ArtifactError, which names the first problem, when the source does not verify.
+
+    What is copied out of an artifact gets checksums of its own, which would vouch for the damage.
+    """
+    checks = Checks(threads=threads, progress=progress)
+    FORMATS.load(source.format).verify(source.path, checks)
+    if not checks.ok:
+        rest = len(checks.problems) - 1
+        more = f" (and {rest} more)" if rest else ""
+        raise ArtifactError(f"{source.path} is damaged: {checks.problems[0]}{more}", hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A format of artifacts that hold rows.
+
+    `recognise` returns the artifact's own path for a path that is one, or for a folder that has one
+    inside, None for anything else; it looks at names and first bytes, and raises nothing. `open`
+    checks what it reads and raises InputError, IncompleteError or ArtifactError.
+
+    The rest may be left out. `facts`: what inspect says of the opened source. `unfinished`: facts,
+    files and bytes of an artifact for which `open` raises IncompleteError. `check`: what verify
+    reads in full, for example checksums; None where that shows the rest is not worth checking.
+    `counts`: where the hits differ from statistics of the same layout. `write`: a writer.
+    """
+
+    name: str
+    recognise: Callable[[Path], Path | None]
+    open: Callable[[Path], RowSource]
+    facts: Callable[[Any], Facts] = rows_facts
+    shows_digest: bool = True
+    unfinished: Callable[[Path], tuple[Facts, int, int]] | None = None
+    check: Callable[[Path, Checks], RowSource | None] | None = None
+    counts: Callable[[Any, Statistics], list[str]] | None = None
+    write: Writer | None = None
+
+    def verify(self, path: Path, checks: Checks) -> RowSource | None:
+        """Check an artifact with `check`, else read all its rows once; return it opened.
+
+        None where what was found says enough. Raises as `open`.
+        """
+        if self.check is not None:
+            return self.check(path, checks)
+        checks.files, checks.stored_bytes = stored_size(path)
+        source = self.open(path)
+        checks.take("rows", row_problems(source, checks.progress))
+        return source

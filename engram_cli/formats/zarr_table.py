@@ -1,0 +1,174 @@
+"""A table, a Zarr store, as a `RowSource`; and its checksums read again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engram_cli.errors import ArtifactError, IncompleteError
+from engram_cli.files import local_path
+from engram_cli.formats.base import Checks, Facts, Format, hash_facts, token_fact
+from engram_cli.hashing.layout import short
+from engram_cli.progress import SILENT, Progress
+from engram_cli.rows.checksum import file_checksum
+from engram_cli.stats.stats_io import Statistics
+from engram_cli.table.attributes import (
+    META,
+    PARTIAL_SUFFIX,
+    Description,
+    group_problem,
+    half_built,
+    is_table,
+    read_description,
+)
+from engram_cli.table.journal import filled
+from engram_cli.table.store import TableStore, bound_layout, open_table
+
+
+def verify_table(path: Path | str, *, threads: int = 1, progress: Progress = SILENT) -> Checks:
+    """Recompute every checksum of the table at `path`, and the digest of its vocabulary map.
+
+    Raises what `open_table` raises when the attributes themselves are not to be trusted.
+    """
+    about = read_description(local_path(path))
+    total = sum(size for size, _ in about.files.values())
+    progress.start("verify", total, "bytes")
+    groups = {name.rpartition("/")[0] for name in about.arrays} - {""}
+    found = [group_problem(about.path, root=True)]
+    found += [group_problem(about.path / name) for name in sorted(groups)]
+    problems = [problem for problem in found if problem is not None]
+    with ThreadPoolExecutor(threads) as pool:
+        names = sorted(about.files)
+        for name, problem in zip(names, pool.map(lambda n: _check(about, n), names), strict=True):
+            progress.advance(about.files[name][0])
+            if problem is not None:
+                problems.append(f"{name}: {problem}")
+    if not problems:
+        try:
+            bound_layout(about)
+        except ArtifactError as error:
+            problems.append(error.message)
+    return Checks(problems=problems, files=len(about.files), stored_bytes=total)
+
+
+def _check(about: Description, name: str) -> str | None:
+    size, checksum = about.files[name]
+    file = about.path / name
+    try:
+        found = file.stat().st_size
+        if found != size:
+            return f"has {found} bytes, the manifest says {size}"
+        actual = file_checksum(file)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if actual != checksum:
+        return f"its bytes have changed: checksum {actual}, the manifest says {checksum}"
+    return None
+
+
+def _check_table(path: Path, checks: Checks) -> TableStore | None:
+    found = verify_table(path, threads=checks.threads, progress=checks.progress)
+    checks.add("checksums", found)
+    if not found.ok:
+        checks.not_checked.append("layout and counts: the files were changed or damaged")
+        return None
+    return open_table(path)
+
+
+def _count_problems(table: TableStore, statistics: Statistics) -> list[str]:
+    """Return where the hits stored with the rows differ from the statistics."""
+    problems = []
+    for layer in table.layout.layer_ids:
+        own, counted = table.hits(layer), statistics.hits(layer)
+        if own is None:
+            return ["the table has no counts to compare with the given statistics"]
+        different = own != counted
+        if different.any():
+            first = int(np.argmax(different))
+            problems.append(
+                f"layer {layer}: {int(np.count_nonzero(different)):,} rows have other hits than "
+                f"{statistics.path} says, the first is row {first:,}: {own[first]:,}, not "
+                f"{counted[first]:,}"
+            )
+    tokens = table.attributes["statistics"]["tokens"]
+    if tokens != statistics.tokens:
+        problems.append(f"counted over {tokens:,} tokens, not {statistics.tokens:,}")
+    return problems
+
+
+def _recognise(path: Path) -> Path | None:
+    if path.is_file():
+        return None
+    known = is_table(path) or path.name.endswith(PARTIAL_SUFFIX) or half_built(path)
+    return path if known or (path / META).is_file() else None
+
+
+def _open(path: Path) -> TableStore:
+    if path.name.endswith(PARTIAL_SUFFIX):
+        raise IncompleteError(f"{path} is half-built", "run the same engram build-table again")
+    return open_table(path)
+
+
+def _facts(table: TableStore) -> Facts:
+    attributes = table.attributes
+    counted, source = attributes["statistics"], attributes.get("source")
+    rows = sum(entry.rows for entry in table.layout.layers)
+    converted = []
+    if isinstance(source, Mapping):
+        digest = short(str(source.get("digest")))
+        kind = source.get("format", "table")
+        text = f"from a {kind} of {source.get('dtype')} with digest {digest}"
+        converted.append(("converted", text))
+    return [
+        *hash_facts(table.layout),
+        ("rows", f"{rows:,} of {table.dim} x {table.dtype}"),
+        ("parameters", f"{rows * table.dim:,}"),
+        ("init", _init(table.init, attributes["init"].get("parameters") or {})),
+        *converted,
+        ("row hits", "none" if counted is None else f"of {counted['tokens']:,} tokens"),
+        ("filled", "whole: every chunk is on the manifest"),
+        token_fact(table.layout, table.row_type.row_bytes(table.dim)),
+        ("made by", f"engram {attributes.get('tool_version')}"),
+    ]
+
+
+def _init(name: str, parameters: Mapping[str, Any]) -> str:
+    """Say what the rows were filled with: parameters by name, a corpus and its vectors in words."""
+    vectors = parameters.get("embeddings")
+    if not isinstance(vectors, Mapping):
+        return ", ".join([name, *(f"{key} {value}" for key, value in parameters.items())])
+    joined = ", joined to one stream" if parameters.get("join_documents") else ""
+    source = f"embeddings {vectors.get('tensor')}"
+    if vectors.get("kind") == "random":
+        source = f"random vectors of std {vectors.get('std')}"
+    return (
+        f"{name} of {parameters.get('tokens'):,} tokens, {parameters.get('documents'):,} documents"
+        f"{joined}; {source}, seed {vectors.get('seed')}"
+    )
+
+
+def _unfinished(path: Path) -> tuple[Facts, int, int]:
+    folder = path if path.exists() else path.with_name(path.name + PARTIAL_SUFFIX)
+    chunks, size = filled(folder)
+    facts = [
+        ("filled", f"half-built: {chunks:,} chunks, {size:,} bytes are whole"),
+        ("to go on", "run the same engram build-table again"),
+    ]
+    return facts, chunks, size
+
+
+FORMAT = Format(
+    name="table",
+    recognise=_recognise,
+    open=_open,
+    facts=_facts,
+    unfinished=_unfinished,
+    check=_check_table,
+    counts=_count_problems,
+)

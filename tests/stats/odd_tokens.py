@@ -1,0 +1,71 @@
+"""A statistic in one module, as somebody would add it: how many token ids are odd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.collector import BaseCollector
+from engram_cli.stats.state import State, scalar, take_scalar
+from engram_cli.stats.statistic import CollectorPlan, Results, Statistic
+from engram_cli.stats.token_chunk import TokenChunk
+from engram_cli.stats.totals import Counts
+from engram_cli.view import Bar, BarChart, Group, Slot, Table, View, counts, percents, share_axis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OddTokens:
+    """The tokens of the corpus with an odd id."""
+
+    odd: int
+    tokens: int
+
+
+class OddCollector(BaseCollector):
+    """Counts odd ids."""
+
+    name = "odd_tokens"
+
+    def __init__(self) -> None:
+        self._odd = 0
+
+    def push(self, chunk: TokenChunk) -> None:
+        self._odd += int(np.sum(chunk.ids & 1))
+
+    def section(self, counts: Counts) -> OddTokens:
+        return OddTokens(odd=self._odd, tokens=counts.tokens)
+
+    def partial(self) -> State:
+        return {"odd": scalar(self._odd)}
+
+    def absorb(self, state: State) -> None:
+        self._odd += take_scalar(state, "odd")
+
+
+def view(found: OddTokens, results: Results) -> Iterable[View]:
+    share = found.odd / found.tokens
+    slot = Slot("all", (Bar("odd", 0, share),))
+    chart = BarChart(
+        name="odd",
+        title="Odd ids",
+        description="One bar.",
+        y=share_axis("share"),
+        groups=(Group("", (slot,)),),
+    )
+    columns = (*counts("odd tokens"), *percents("odd share", digits=1))
+    table = Table("Tokens with an odd id", columns, ((found.odd, share),))
+    yield View(name="odd-tokens", title="Odd tokens", lead="", parts=(chart, table))
+
+
+def collect(plan: CollectorPlan) -> OddCollector:
+    return OddCollector()
+
+
+def blank(layout: HashLayout, state: State) -> OddCollector:
+    return OddCollector()
+
+
+ODD_TOKENS = Statistic(key="odd_tokens", kind=OddTokens, view=view, collect=collect, blank=blank)
