@@ -8,44 +8,21 @@ from functools import partial
 from pathlib import Path
 
 from engram_cli.commands.artifact import open_vectors
-from engram_cli.commands.dry_run import refusal
-from engram_cli.commands.processors import processors
+from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
-from engram_cli.errors import EngramError, InputError, OutputError
+from engram_cli.commands.workspace import refusal
+from engram_cli.errors import EngramError, OutputError
 from engram_cli.formats.base import require_sound
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import HITS, RowSource
+from engram_cli.sizes import processors
 from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
 from engram_cli.table.convert import Difference, compare_tables, conversion, is_conversion
 from engram_cli.table.places import check_place, clear_place
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertRequest:
-    """Which table to convert to which dtype.
-
-    `scale`: the scale of every layer, for dtypes that have one for all rows; None to find it.
-    `verify`: read the source's checksums first, so that damage is not passed on as sound. `force`
-    replaces a table at `out`; with `dry_run` nothing is written.
-    """
-
-    source: Path
-    dtype: str
-    out: Path
-    scale: float | None = None
-    chunk_rows: int | None = None
-    verify: bool = True
-    force: bool = False
-    threads: int | None = None
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"{self.threads} threads", "give 1 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,16 +90,38 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     if request.dry_run:
         return ConvertResult(plan=plan, written=False, in_the_way=in_the_way)
     threads = request.threads or processors()
-    if finished is not None:
+    resumed = sum(array.chunks for array in spec.row_arrays.values())
+    if finished is None:
+        resumed = _build(request, source, spec, plan, threads, progress)
+        finished = open_table(request.out)
+    else:
         progress.note(f"{request.out} is already converted: only comparing the rows")
-        return ConvertResult(
-            plan=plan,
-            written=True,
-            digest=finished.digest,
-            resumed_chunks=sum(array.chunks for array in spec.row_arrays.values()),
-            differences=_compare(source, finished, threads, progress),
-            seconds=time.perf_counter() - begin,
+    try:
+        differences = compare_tables(source, finished, threads=threads, progress=progress)
+    except KeyboardInterrupt:
+        progress.note(
+            f"{finished.path} is written; only the comparison with the old rows is missing"
         )
+        raise
+    return ConvertResult(
+        plan=plan,
+        written=True,
+        digest=finished.digest,
+        resumed_chunks=resumed,
+        seconds=time.perf_counter() - begin,
+        differences=differences,
+    )
+
+
+def _build(
+    request: ConvertRequest,
+    source: RowSource,
+    spec: TableSpec,
+    plan: ConvertPlan,
+    threads: int,
+    progress: Progress,
+) -> int:
+    """Write the table; return how many of its row chunks were written before."""
     if request.verify:
         hint = "build it again; --no-verify converts what is there"
         require_sound(source, hint, threads=threads, progress=progress)
@@ -139,15 +138,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         threads=threads,
         progress=progress,
     )
-    differences = _compare(source, open_table(request.out), threads, progress)
-    return ConvertResult(
-        plan=plan,
-        written=True,
-        digest=report.digest,
-        resumed_chunks=report.resumed,
-        seconds=time.perf_counter() - begin,
-        differences=differences,
-    )
+    return report.resumed
 
 
 def _finished(spec: TableSpec, out: Path) -> TableStore | None:
@@ -159,16 +150,6 @@ def _finished(spec: TableSpec, out: Path) -> TableStore | None:
         return table if is_conversion(table, spec) else None
     except EngramError:
         return None
-
-
-def _compare(
-    source: RowSource, table: TableStore, threads: int, progress: Progress
-) -> tuple[Difference, ...]:
-    try:
-        return compare_tables(source, table, threads=threads, progress=progress)
-    except KeyboardInterrupt:
-        progress.note(f"{table.path} is written; only the comparison with the old rows is missing")
-        raise
 
 
 def _plan(
