@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,6 +163,18 @@ class ReadPosition:
     cuts: int = 0
     open: bool = False
     before: int = 0
+
+    @classmethod
+    def read(cls, stored: Any) -> ReadPosition:
+        """Return a position that was stored as `asdict` gives it. Raises ValueError."""
+        kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
+        if not isinstance(stored, dict) or stored.keys() != kinds.keys():
+            raise ValueError("names no place in the corpus")
+        for name, kind in kinds.items():
+            value = stored[name]
+            if type(value) is not kind or not 0 <= value < 2**63:
+                raise ValueError(f"has the {name} {value!r}")
+        return cls(**stored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -130,7 +130,8 @@ def _pair(name: str, storage: Storage) -> str:
 
 
 def _folder(folder: str, storage: Storage, options: CorpusOptions) -> Iterator[str]:
-    """The files below `folder` that can be read, hidden ones left out; data sets as they say."""
+    """Yield the files below `folder` that can be read, hidden ones left out; data sets as they
+    say."""
     folders, files = storage.entries(folder)
     if not _OURS.isdisjoint(files):
         return

@@ -192,20 +192,14 @@ def request_fingerprint(
     return request_of(sha256_bytes(json.dumps(value, sort_keys=True).encode()), corpus)
 
 
-def check_reachable(files: Sequence[CorpusFile]) -> None:
-    """Raises InputError for a pipe, which no worker can read."""
-    for file in files:
+def portable(plan: Plan) -> Plan:
+    """Return `plan` as workers read it, from another folder. Raises InputError for a pipe."""
+    files = []
+    for file in plan.files:
         if file.path is None and file.url is None:
             raise InputError(
                 f"{file.name} cannot be read by the workers of a cluster",
                 "give files, or leave out --engine ray",
             )
-
-
-def portable(plan: Plan) -> Plan:
-    """Return `plan` as it is read from another working folder."""
-    files = (
-        file if file.path is None else replace(file, path=file.path.absolute())
-        for file in plan.files
-    )
+        files.append(replace(file, path=None if file.path is None else file.path.absolute()))
     return replace(plan, files=tuple(files))

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from engram_cli.corpus.encode import EncoderDiffers
 from engram_cli.corpus.partitions import Plan
-from engram_cli.engines.base import Engine, Reading, check_reachable
+from engram_cli.engines.base import Engine, Reading
 from engram_cli.engines.local import put_off
 from engram_cli.errors import ArtifactError, CorpusError, MismatchError, UndecodableError
 from engram_cli.hashing.layout import HashLayout
@@ -109,8 +109,6 @@ def count(engine: Engine, work: Work, running: Running, progress: Progress) -> C
     CorpusError, TokenIdError, InputError when memory does not suffice or for pipes that workers
     cannot read, EngineError and DependencyError for a cluster.
     """
-    if engine.remote:
-        check_reachable(work.plan.files)
     found = None if engine.remote else _find_checkpoint(running, progress)
     try:
         return _count(engine, work, running, None, found, progress)

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.partitions import Plan
-from engram_cli.engines.base import Engine, Reading, Task, check_reachable, portable
+from engram_cli.engines.base import Engine, Reading, Task, portable
 from engram_cli.errors import InputError
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.memory import base_bytes
 from engram_cli.table.inits.base import Filler, Span
-from engram_cli.table.inits.corpus.buckets import ColumnVectors, summed_rows
-from engram_cli.table.inits.corpus.columns import PartitionedColumns
+from engram_cli.table.inits.corpus.buckets import ColumnVectors, PartitionedColumns, summed_rows
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
 from engram_cli.table.inits.corpus.filled import (
     CorpusFill,
@@ -71,7 +70,7 @@ def write_tokens(
     """
     read_position, first = writer.read_position, 0
     if engine.remote:
-        check_reachable(plan.files)
+        plan = portable(plan)
         after = _partition_after(plan, read_position)
         if after is None:
             progress.note("they end inside a partition, so the cluster starts over")
@@ -93,7 +92,7 @@ def write_tokens(
         shared = engine.put(reading.sent())
         ends = [*plan.begins[1:], len(plan.files)]
         parts = range(first, len(plan))
-        calls = [((shared, portable(plan.part(at, at + 1)), ends[at]), 0) for at in parts]
+        calls = [((shared, plan.part(at, at + 1), ends[at]), 0) for at in parts]
         pieces = engine.stream(task, calls)
     writer.write(pieces, keep, progress)
 
@@ -184,6 +183,15 @@ class FillShared:
     most: int
 
 
+@dataclass(slots=True)
+class _Held:
+    """What an engine holds: words by span, pairs by (layer, order), what tasks share."""
+
+    words: list[Any] = field(default_factory=list)
+    pairs: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
+    shared: Any = None
+
+
 # Tasks get arrays that are read-only, and kernels take no such ones, so these are copied.
 
 
@@ -238,22 +246,13 @@ def on_engine(engine: Engine, fill: CorpusFill, slots: int) -> EngineFill:
     return EngineFill(**own, engine=engine, slots=slots)
 
 
-@dataclass(slots=True)
-class _Sent:
-    """What the engine holds: words by span, pairs by (layer, order), what tasks share."""
-
-    words: list[Any] = field(default_factory=list)
-    pairs: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
-    shared: Any = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFill(CorpusFill):
     """A fill whose passes are tasks, `slots` at a time; `memory` is that of a task."""
 
     engine: Engine
     slots: int
-    held: _Sent = field(default_factory=_Sent, compare=False)
+    held: _Held = field(default_factory=_Held, compare=False)
 
     def passes(self, layer: int, dim: int, spans: Sequence[Span]) -> list[list[int]]:
         """Return which spans are made together: what a part of the engine's stores holds."""

@@ -110,6 +110,7 @@ class RayEngine:
 
     def reduce(self, job: Job, plan: Plan, progress: Progress) -> Any:
         """Run a job over neighbouring partitions and merge their partials in a tree."""
+        plan = portable(plan)
         task = Task(function=_run, cpus=self.threads, memory=job.memory)
         slots = self.slots(replace(task, memory=max(job.memory, job.merge_memory)))
         sizes = [plan.part(number, number + 1).size or 0 for number in range(len(plan))]
@@ -126,7 +127,7 @@ class RayEngine:
         try:
             for first, last in bounds:
                 part = plan.part(first, last)
-                error, partial = submit(shared, portable(part))
+                error, partial = submit(shared, part)
                 running[error] = partial, 0, part.size or 0
             while True:
                 while running:

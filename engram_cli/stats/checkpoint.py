@@ -13,7 +13,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from threading import Event
@@ -176,8 +176,12 @@ def read_checkpoint(folder: Path, request: str) -> Checkpoint | None:
     encoder, numbers = document.get("encoder"), (document.get("size"), document.get("tokens"))
     if encoder not in (None, "tokenizers") or not all(_is_count(n) for n in numbers):
         raise _damaged(path, "has no sound fields")
+    try:
+        read_position = ReadPosition.read(document.get("mark"))
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
     return Checkpoint(
-        read_position=_read_position(document.get("mark"), path),
+        read_position=read_position,
         size=document["size"],
         tokens=document["tokens"],
         encoder=encoder,
@@ -275,16 +279,6 @@ def _array(raw: Any, length: int, entry: Any, path: Path) -> tuple[str, NDArray[
     if not count:
         return name, np.empty(shape, dtype=dtype)
     return name, np.frombuffer(raw, dtype=dtype, count=count, offset=offset).reshape(shape)
-
-
-def _read_position(value: Any, path: Path) -> ReadPosition:
-    names = {field.name: field.type for field in fields(ReadPosition)}
-    if not isinstance(value, dict) or value.keys() != names.keys():
-        raise _damaged(path, "names no place in the corpus")
-    for name, kind in names.items():
-        if not (isinstance(value[name], bool) if kind == "bool" else _is_count(value[name])):
-            raise _damaged(path, f"has the {name} {value[name]!r}")
-    return ReadPosition(**value)
 
 
 def _is_count(value: Any) -> bool:

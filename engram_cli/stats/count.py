@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,24 +24,8 @@ from engram_cli.stats.thread_pool import ThreadPool
 from engram_cli.stats.token_chunk import SegmentSplitter, TokenChunk
 from engram_cli.stats.totals import Counts
 
-
-class Checkpointer(Protocol):
-    """Saves what has been counted, so that an interrupted run can be resumed."""
-
-    def due(self) -> bool:
-        """Return whether it is time to save."""
-        ...
-
-    def save(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
-        """Save the state of `counter`, which has counted the corpus up to `read_position`.
-
-        Raises KeyboardInterrupt when the count must stop.
-        """
-        ...
-
-    def save_last(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
-        """Save the same before the count ends in an error."""
-        ...
+if TYPE_CHECKING:
+    from engram_cli.stats.checkpoint import FolderCheckpointer
 
 
 def count_blocks(
@@ -102,7 +86,7 @@ class CorpusCounter:
         self,
         blocks: Generator[TokenBlock, None, None],
         progress: Progress = SILENT,
-        checkpointer: Checkpointer | None = None,
+        checkpointer: FolderCheckpointer | None = None,
     ) -> Counts:
         """Count the blocks. Raises TokenIdError.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,21 +34,23 @@ STEP = 2**18  # tokens that a task takes at a time: about a millisecond
 _HASHED = 2**16  # n-grams hashed at a time: half a megabyte, which stays in the L2 cache
 
 
-class Task(Protocol):
+class Task(ABC):
     """Takes the whole corpus, part after part, from one thread at a time."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def push(self, chunk: TokenChunk, scratch: NDArray[np.uint32]) -> Sequence[Job]:
         """Take the next chunk, at most `STEP` tokens. The jobs it returns may run in several
         threads, and must be done before the next push."""
-        ...
 
     def settle(self) -> Sequence[Job]:
         """Return the jobs left until all that was pushed is counted."""
-        ...
+        return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ColumnTask:
+class ColumnTask(Task):
     """Counts the rows of one order of a layer; `observers` get those of its first head."""
 
     buffer: NgramBuffer | DirectCounter
@@ -68,7 +70,7 @@ class ColumnTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CollectorTask:
+class CollectorTask(Task):
     """Gives every chunk to a collector."""
 
     collector: Collector
@@ -78,13 +80,9 @@ class CollectorTask:
         self.collector.push(chunk)
         return ()
 
-    def settle(self) -> Sequence[Job]:
-        """Return no jobs."""
-        return ()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SamplingTask:
+class SamplingTask(Task):
     """Draws the sample of an order; `observers` get the hashes of its n-grams."""
 
     sampler: Sampler
@@ -99,10 +97,6 @@ class SamplingTask:
             self.sampler.push_hashes(hashes, part.window)
             for observer in self.observers:
                 observer.push_ngrams(hashes, part)
-        return ()
-
-    def settle(self) -> Sequence[Job]:
-        """Return no jobs."""
         return ()
 
 

@@ -28,12 +28,13 @@ from engram_cli.table.grid import PROJECTION_TYPE, ChunkedArray, chunked, projec
 from engram_cli.table.inits.base import Filler, Span
 from engram_cli.table.inits.corpus import kernels
 from engram_cli.table.inits.corpus.buckets import (
+    BufferPool,
     ColumnPart,
     ColumnVectors,
+    PartitionedColumns,
     deal_out,
     map_pairs,
 )
-from engram_cli.table.inits.corpus.columns import BufferPool, PartitionedColumns
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
 from engram_cli.table.inits.corpus.pairs import Occurrences, check_fold, write_pairs
 from engram_cli.table.inits.corpus.tokens import TokenFile

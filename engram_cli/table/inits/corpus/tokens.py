@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,9 @@ class TokenWriter:
                 return
             if length < 4 * state["tokens"] or type(state["largest"]) is not int:
                 return
-            read_position = None if state["mark"] is None else _read_position(state["mark"])
+            read_position = None if state["mark"] is None else ReadPosition.read(state["mark"])
             complete, encoder = state["complete"] is True, state["encoder"]
-        except (ArtifactError, InputError, KeyError, TypeError, OSError):
+        except (ArtifactError, InputError, KeyError, TypeError, ValueError, OSError):
             return
         self.tokens, self.documents, self.size = counts
         self.largest, self.read_position, self.encoder = state["largest"], read_position, encoder
@@ -206,13 +206,3 @@ class TokenWriter:
             largest=self.largest,
             digest=file_checksum(path),
         )
-
-
-def _read_position(value: Any) -> ReadPosition:
-    """Reads back a stored position. Raises TypeError for anything else."""
-    kinds = {field.name: type(field.default) for field in fields(ReadPosition)}
-    if not isinstance(value, dict) or value.keys() != kinds.keys():
-        raise TypeError("no read position")
-    if any(type(value[n]) is not kinds[n] for n in kinds):
-        raise TypeError("no read position")
-    return ReadPosition(**value)

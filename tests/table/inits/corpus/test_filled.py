@@ -21,7 +21,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.reference import hash_columns
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.inits.corpus import buckets, filled, pairs
-from engram_cli.table.inits.corpus.columns import BufferPool
+from engram_cli.table.inits.corpus.buckets import BufferPool
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter, piece_of, split_starts
 from engram_cli.table.places import scratch_folder
 from engram_cli.table.store import open_table
