@@ -22,23 +22,23 @@ RECORD_ALIGNMENT = 8  # bytes; the widest aligned load. V4.1's 264 bytes need no
 LEAST_SCALE, LARGEST_SCALE = 2.0**-100, 2.0**100
 _PIECE_ITEMS = 2**22
 
-# The NumPy dtype that holds a tensor's items; NumPy has neither bfloat16 nor float8.
-PHYSICAL_DTYPES = {
-    "float32": "<f4",
-    "float16": "<f2",
-    "bfloat16": "<u2",
-    "float8_e4m3fn": "u1",
-    "float8_e8m0fnu": "u1",
-    "int32": "<i4",
-    "int8": "i1",
-    "uint8": "u1",
-    "uint32": "<u4",
+# Tensor dtypes: the name that safetensors has for each, and the NumPy dtype that holds its items.
+TENSOR_DTYPES = {
+    "float32": ("F32", "<f4"),
+    "float16": ("F16", "<f2"),
+    "bfloat16": ("BF16", "<u2"),
+    "float8_e4m3fn": ("F8_E4M3", "u1"),
+    "float8_e8m0fnu": ("F8_E8M0", "u1"),
+    "int32": ("I32", "<i4"),
+    "int8": ("I8", "i1"),
+    "uint8": ("U8", "u1"),
+    "uint32": ("U32", "<u4"),
 }
 
 
 def physical_dtype(tensor: str) -> np.dtype[Any]:
     """Return the NumPy dtype that holds a tensor dtype: uint16 for "bfloat16", uint8 for float8."""
-    return np.dtype(PHYSICAL_DTYPES[tensor])
+    return np.dtype(TENSOR_DTYPES[tensor][1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
