@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.known import LeastHits, hits_of, least_hits, ngram_rows, places_in
+from engram_cli.stats.known import LeastHits, head_hits, hits_of, least_hits, places_in
 from engram_cli.stats.occurrences import Drawn
 from engram_cli.stats.totals import Counts
 
@@ -50,11 +49,7 @@ class Uses:
 
     def clean(self, counts: Counts, entry: LayerHash) -> NDArray[np.bool_]:
         """bool[H, U]: which rows of a layer have no more than `counts` hits."""
-        layout, index = counts.layout, counts.layout.orders.index(self.order)
-        columns = slice(index * layout.heads, (index + 1) * layout.heads)
-        offsets = np.array(entry.offsets[columns], dtype=np.int64)[:, None]
-        rows = ngram_rows(self.tokens, plan_layer(layout, entry), index, layout.heads)
-        return np.asarray(counts.hits[entry.layer][rows + offsets] <= self.counts, dtype=np.bool_)
+        return np.asarray(head_hits(counts, entry, self.tokens) <= self.counts, dtype=np.bool_)
 
     def mean(self, base: NDArray[np.float64], gain: NDArray[np.float64]) -> tuple[float, float]:
         """The mean over occurrences of a value, and its standard error: `base` [U] where the
