@@ -53,7 +53,7 @@ def _add_up(values: Tensor, into: Tensor, lines: int) -> Tensor:
 def adagrad_step(
     weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
 ) -> None:
-    """One step of row-wise Adagrad: `sums` float32[rows] are a row's mean squares so far.
+    """Take one step of row-wise Adagrad: `sums` float32[rows] are a row's mean squares so far.
 
     sum += mean(g^2), row -= lr g / (sqrt(sum) + eps), g the sum of a row's `values` [n, dim].
     """
@@ -79,7 +79,7 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """One step of Adam for the rows that have a gradient: the arithmetic of torch's SparseAdam.
+    """Take one step of Adam for the rows that have a gradient, as torch's SparseAdam does.
 
     `state`: mean and square float32 [rows, dim], and float32 how many steps there were with this.
     """
