@@ -20,12 +20,12 @@ from table.tables import counted, mapped_layout, table_spec
 
 from engram_cli.commands.attach import AttachRequest, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, build_table
+from engram_cli.commands.checkpoint import read_model_shape
 from engram_cli.commands.convert import ConvertRequest, convert_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.inspect import InspectRequest, inspect
 from engram_cli.commands.lookup import VECTORS, LookupRequest, _header, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
-from engram_cli.commands.model_shape import read_model_shape
 from engram_cli.commands.plan import PlanRequest, plan
 from engram_cli.commands.plan_file import is_plan, read_plan
 from engram_cli.commands.report import ReportRequest, report
