@@ -23,5 +23,6 @@ FORMATS: Registry[Format] = Registry(
         "deepseek-v4.1": "engram_cli.formats.deepseek_v41:FORMAT",
         "qwen-ple": "engram_cli.formats.qwen_ple:FORMAT",
         "longcat": "engram_cli.formats.longcat:FORMAT",
+        "gguf": "engram_cli.formats.gguf:FORMAT",
     },
 )

@@ -22,6 +22,7 @@ from engram_cli.formats.model_folder import (
     CheckpointRows,
     FolderTokenizer,
     ModelFolder,
+    bare_map,
     checkpoint_facts,
     compared,
     config_of,
@@ -240,13 +241,6 @@ def _layer_checks(
         )
     )
     return checks
-
-
-def bare_map(size: int) -> VocabMap:
-    """Return a map that stands for one of `size` compressed ids which is not known."""
-    import numpy as np
-
-    return VocabMap(lookup=np.arange(size, dtype=np.int32), size=size)
 
 
 FORMAT = Format(

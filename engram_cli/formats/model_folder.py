@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
@@ -21,6 +22,7 @@ from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.safetensors import INDEX, TensorPlace, raw_header, shard_path, tensor_place
 from engram_cli.rows.source import Span
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
+from engram_cli.vocab.lookup import VocabMap
 from engram_cli.vocab.tokenizer import load_tokenizer
 
 Result = Literal["ok", "differs", "undecided"]
@@ -218,6 +220,11 @@ class FolderTokenizer:
                 return None
             self._vocab = compress_vocab(load_tokenizer(place))
         return self._vocab
+
+
+def bare_map(size: int) -> VocabMap:
+    """Return a map that stands for one onto `size` compressed ids which is not known."""
+    return VocabMap(lookup=np.arange(size, dtype=np.int32), size=size)
 
 
 def count_in(config: Mapping[str, Any], key: str) -> int:

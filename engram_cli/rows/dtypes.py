@@ -52,6 +52,8 @@ class Items:
     become infinite past the largest. `sign`: the bits of an item, as an unsigned integer, that
     make no difference to a zero.
 
+    `block`: (values, bytes) of rows that are stored in blocks of bytes with scales inside.
+
     `name` chooses the fast paths: the kernel that measures norms (`table.scan`) and the plain torch
     decoder. Items that these do not know are decoded by `values`.
     """
@@ -61,6 +63,7 @@ class Items:
     values: Floats | None = None
     packed: bool = False
     sign: int = 0
+    block: tuple[int, int] | None = None
 
     @property
     def physical(self) -> np.dtype[Any]:
@@ -154,6 +157,9 @@ class RowType:
 
     def width(self, dim: int) -> int:
         """Return how many stored items a row of `dim` values takes, packed ones counted by pair."""
+        if self.items.block is not None:
+            values, size = self.items.block
+            return -(-dim // values) * size
         return -(-dim // 2) if self.items.packed else dim
 
     def row_bytes(self, dim: int) -> int:

@@ -207,3 +207,132 @@ def longcat(folder: Path, *, old_names: bool = False, tables: int = 12) -> Writt
         )
     path = writer.write(config, index=False)
     return Written(path=path, layout=layout, rows={0: np.concatenate(parts)}, scales={})
+
+
+GGUF_TYPES = {"float32": 0, "float16": 1, "q8_0": 8, "int8": 24, "int32": 26, "int64": 27}
+GGUF_TYPES |= {"bfloat16": 30, "q4_0": 2, "q4_k": 12, "q6_k": 14}
+BLOCKS = {"q8_0": (32, 34), "q4_0": (32, 18), "q4_k": (256, 144), "q6_k": (256, 210)}
+
+
+def gguf(path: Path, keys: Mapping[str, Any], tensors: Mapping[str, tuple[str, Array]]) -> Path:
+    """Write a GGUF file of version 3. Tensors are (type, stored bytes or values [rows, ...])."""
+
+    def text(value: str) -> bytes:
+        raw = value.encode()
+        return len(raw).to_bytes(8, "little") + raw
+
+    def value(each: Any) -> bytes:
+        if isinstance(each, str):
+            return (8).to_bytes(4, "little") + text(each)
+        if isinstance(each, int):
+            return (4).to_bytes(4, "little") + each.to_bytes(4, "little")
+        if isinstance(each, list):  # of texts
+            parts = b"".join(map(text, each))
+            return (
+                (9).to_bytes(4, "little")
+                + (8).to_bytes(4, "little")
+                + len(each).to_bytes(8, "little")
+                + parts
+            )
+        kind = {"<u4": 4, "<i4": 5, "<u8": 10}[each.dtype.str]
+        head = (9).to_bytes(4, "little") + kind.to_bytes(4, "little")
+        return head + len(each).to_bytes(8, "little") + each.tobytes()
+
+    out = b"GGUF" + (3).to_bytes(4, "little")
+    out += len(tensors).to_bytes(8, "little") + len(keys).to_bytes(8, "little")
+    out += b"".join(text(name) + value(each) for name, each in keys.items())
+    offset, data = 0, b""
+    for name, (kind, values) in tensors.items():
+        dims = [*values.shape[::-1]]
+        if kind in BLOCKS:
+            per, size = BLOCKS[kind]
+            dims[0] = dims[0] // size * per
+        out += text(name) + len(dims).to_bytes(4, "little")
+        out += b"".join(int(dim).to_bytes(8, "little") for dim in dims)
+        out += GGUF_TYPES[kind].to_bytes(4, "little") + offset.to_bytes(8, "little")
+        raw = np.ascontiguousarray(values).tobytes()
+        data += raw + bytes(-len(raw) % 32)
+        offset = len(data)
+    path.write_bytes(out + bytes(-len(out) % 32) + data)
+    return path
+
+
+def deepseek_gguf(
+    path: Path, vocab: CompressedVocab, dialect: str, *, leave_out: tuple[str, ...] = ()
+) -> Written:
+    """A GGUF file of V4.1 in a dialect; `leave_out`: ends of the keys and tensors that lack."""
+    layout = hash_layout("deepseek-v4.1", vocab, rows_per_head=97, layers=(1, 3), pad_id=2)
+    random, rows, scales = np.random.default_rng(4), {}, {}
+    for entry in layout.layers:
+        rows[entry.layer] = random.integers(0, 127, (entry.rows, 256), dtype=np.uint8)
+        scales[entry.layer] = random.integers(110, 130, (entry.rows, 8), dtype=np.uint8)
+    layers = np.array([1, 3], dtype="<i4")
+    flat = {
+        "multipliers": np.array([m for e in layout.layers for m in e.multipliers], dtype="<u8"),
+        "primes": np.array([m for e in layout.layers for m in e.moduli], dtype="<u8"),
+        "offsets": np.array([m for e in layout.layers for m in e.offsets], dtype="<u8"),
+        "token_map": vocab.lookup.astype("<i4"),
+    }
+    heights = np.array([entry.rows for entry in layout.layers], dtype="<u4")
+    pad = layout.filler_id
+    keys: dict[str, Any] = {"general.architecture": "deepseek41"}
+    tensors: dict[str, tuple[str, Array]] = {}
+    shape = {
+        "deepseek41.engram.head_count": 8,
+        "deepseek41.engram.key_length": 256,
+        "deepseek41.engram.max_ngram_size": 4,
+    }
+    packed = {n: np.concatenate([rows[n], scales[n]], axis=1) for n in rows}
+    if dialect in ("llama.cpp", "tensors"):
+        keys |= {"deepseek41.engram.layer_ids": layers, **shape, "deepseek41.engram.pad_id": pad}
+        if dialect == "llama.cpp":
+            keys |= {f"deepseek41.engram.{name}": values for name, values in flat.items()}
+        else:
+            wide = {name: ("int64", values.astype("<i8")) for name, values in flat.items()}
+            wide["token_map"] = ("int32", flat["token_map"])
+            tensors |= {f"engram.{name}": each for name, each in wide.items()}
+        for n in rows:
+            tensors[f"blk.{n}.engram_embd.weight"] = "int8", packed[n]
+            tensors[f"blk.{n}.engram_wkv.weight"] = "float32", np.zeros((4, 8), np.float32)
+    elif dialect == "ds4":
+        start = "deepseek41.engram."
+        keys |= {f"{start}encoding": "e4m3_e8m0_32_row264", f"{start}layer_ids": layers,
+                 f"{start}rows": heights, f"{start}compressed_vocab_size": vocab.size,
+                 f"{start}pad_id": pad, f"{start}token_map": flat["token_map"].astype("<u4"),
+                 f"{start}primes": flat["primes"].astype("<u4"),
+                 f"{start}multipliers": flat["multipliers"]}  # fmt: skip
+        tensors |= {f"blk.{n}.engram_embd.weight": ("int8", packed[n]) for n in rows}
+    elif dialect.startswith("upper case"):
+        heads = {"upper case": "ENGRAM_EMBEDDING_COUNTS"}.get(dialect, "ENGRAM_NUM_EMBEDDINGS")
+        keys |= {"ENGRAM_LAYERS": layers, "ENGRAM_NGRAM_SIZE": 4, "ENGRAM_HEAD_COUNT": 8,
+                 "ENGRAM_HEAD_DIM": 256, "ENGRAM_COMPRESSED_VOCAB_SIZE": vocab.size,
+                 "ENGRAM_PAD_TOKEN_ID": 2, heads: heights,
+                 "ENGRAM_HEAD_BUCKET_SIZES": flat["primes"], "ENGRAM_HEAD_OFFSETS": flat["offsets"],
+                 "ENGRAM_MULTIPLIERS": flat["multipliers"],
+                 "ENGRAM_TOKEN_MAP": flat["token_map"]}  # fmt: skip
+        for n in rows:
+            tensors[f"blk.{n}.engram_embd"] = "int8", rows[n]
+            tensors[f"blk.{n}.engram_embd_scale"] = "int8", scales[n]
+    else:
+        start = "deepseek4-engram."
+        keys = {"general.architecture": "deepseek4-engram", f"{start}layers": layers,
+                f"{start}row_counts": heights, f"{start}max_ngram_size": 4,
+                f"{start}ngram_count": 3, f"{start}head_count": 8, f"{start}head_dim": 256,
+                f"{start}vocab_size": vocab.vocab_size,
+                f"{start}compressed_vocab_size": vocab.size, f"{start}pad_token_id": 2,
+                f"{start}compressed_pad_id": pad}  # fmt: skip
+        names = {"token_map": "token_map", "multipliers": "hash_multipliers",
+                 "primes": "hash_primes", "offsets": "hash_offsets"}  # fmt: skip
+        for name, other in names.items():
+            is_map = name == "token_map"
+            values = flat[name].astype("<i4" if is_map else "<i8")
+            tensors[f"engram.{other}"] = "int32" if is_map else "int64", values
+        for n in rows:
+            blocks = [scales[n][:, :, None], rows[n].reshape(len(rows[n]), 8, 32)]
+            packed[n] = np.concatenate(blocks, axis=2).reshape(len(rows[n]), 264)
+            tensors[f"engram.{n}.embd.weight"] = "int8", packed[n]
+    keys = {name: each for name, each in keys.items() if not name.endswith(leave_out or ("\0",))}
+    tensors = {name: e for name, e in tensors.items() if not name.endswith(leave_out or ("\0",))}
+    keys["tokenizer.ggml.tokens"] = ["a", "bc"] * 20
+    gguf(path, keys, tensors)
+    return Written(path=path, layout=layout, rows=rows, scales=scales)
