@@ -45,7 +45,7 @@ _NO_LINKS = frozenset((errno.EPERM, errno.EMLINK, *_UNSUPPORTED))
 
 
 def address_of(path: Path | str) -> str | None:
-    """`path` as the address that was meant by it, None for a path on this machine.
+    """Return the address that was meant by `path`, None for a path on this machine.
 
     pathlib takes one slash out of s3://bucket/key; it is put back.
     """
@@ -59,7 +59,7 @@ def address_of(path: Path | str) -> str | None:
 
 
 def local_path(path: Path | str) -> Path:
-    """`path` on this machine. Raises InputError where it is an address."""
+    """Return `path` on this machine. Raises InputError where it is an address."""
     address = address_of(path)
     if address is not None:
         raise InputError(
@@ -70,7 +70,7 @@ def local_path(path: Path | str) -> Path:
 
 
 def sha256_bytes(*parts: bytes | memoryview) -> str:
-    """The SHA-256 of the parts, one after another, as "sha256:<hex>"."""
+    """Return the SHA-256 of the parts, one after another, as "sha256:<hex>"."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -78,12 +78,12 @@ def sha256_bytes(*parts: bytes | memoryview) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    """Return JSON with sorted keys and no spaces: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in `path`. Raises ArtifactError naming `what` when it is not one."""
+    """Return the JSON object in `path`. Raises ArtifactError naming `what` when it is not one."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ArtifactError(f"{path} is too large: it cannot be {what}", "check the path")
@@ -159,7 +159,7 @@ def output_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def inner_file(path: Path) -> Iterator[Path]:
-    """A temporary file, renamed onto `path` when the block ends well.
+    """Give a temporary file that is renamed onto `path` when the block ends well.
 
     Only for a folder that engram made and one process works in: it replaces what is at `path`.
     """
@@ -222,7 +222,7 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
 
 @lru_cache(maxsize=1)
 def _libc_renameat2() -> Any:
-    """The function of libc, None where there is none."""
+    """Return the function of libc, None where there is none."""
     if not sys.platform.startswith("linux"):
         return None
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

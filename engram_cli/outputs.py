@@ -41,7 +41,7 @@ class Listing:
 
     @property
     def files(self) -> frozenset[str]:
-        """All files that belong to the artifact."""
+        """Return all files that belong to the artifact."""
         return self.needed | self.optional
 
 
@@ -58,8 +58,8 @@ class Kind:
     folder: bool = True
 
     def problem(self, path: Path) -> str | None:
-        """Why `path` may not be replaced or removed, None when it may: then it is empty, or an
-        artifact of this kind with nothing else in it."""
+        """Return why `path` may not be replaced or removed, None when it may: then it is empty, or
+        an artifact of this kind with nothing else in it."""
         try:
             mode = os.lstat(path).st_mode
             if stat.S_ISLNK(mode):
@@ -76,7 +76,8 @@ class Kind:
             return f"cannot be read ({error.strerror})"
 
     def unfinished(self, path: Path) -> str | None:
-        """What is wrong with an artifact at `path` that was just written, None when nothing is."""
+        """Return what is wrong with an artifact at `path` that was just written, None when nothing
+        is."""
         listing = self.listing(path)
         if listing is None:
             return f"is no {self.name}"
@@ -96,8 +97,8 @@ class Kind:
 def foreign_files(
     folder: Path, is_file: Callable[[str], bool], is_folder: Callable[[str], bool]
 ) -> str | None:
-    """What `folder` holds beyond the files and folders that belong to it, in words; None when
-    nothing. Both are asked about paths in the folder. A link belongs to nothing."""
+    """Return what `folder` holds beyond the files and folders that belong to it, in words; None
+    when nothing. Both are asked about paths in the folder. A link belongs to nothing."""
     found = list(islice(_foreign(str(folder), "", is_file, is_folder), _NAMED + 1))
     if not found:
         return None
@@ -128,7 +129,7 @@ def check_output(
     option: str = "--out",
     inputs: Iterable[str | os.PathLike[str] | None] = (),
 ) -> None:
-    """Raises OutputError when `path` may not be written; `option` names the place.
+    """Raise OutputError when `path` may not be written; `option` names the place.
 
     That is when it is an address or a symbolic link, when it is or holds one of the `inputs`, when
     it exists and `force` is not given, and when `kind` does not allow to replace it.
@@ -166,7 +167,7 @@ def check_output(
 def check_inputs(
     path: Path, inputs: Iterable[str | os.PathLike[str] | None], *, option: str = "--out"
 ) -> None:
-    """Raises OutputError when what is at `path` is, or holds, something that is read."""
+    """Raise OutputError when what is at `path` is, or holds, something that is read."""
     try:
         out = os.stat(path)
     except OSError:
@@ -193,15 +194,17 @@ def check_inputs(
 
 @contextmanager
 def new_file(path: Path, kind: Kind, *, force: bool = False) -> Iterator[Path]:
-    """A temporary file, moved to `path` when the block ends well; with `force` it replaces a file
-    of this `kind`. Raises OutputError as `new_folder` does."""
+    """Give a temporary file that is moved to `path` when the block ends well.
+
+    With `force` it replaces a file of this `kind`. Raises OutputError as `new_folder` does.
+    """
     with _new(path, kind, force, folder=False) as part:
         yield part
 
 
 @contextmanager
 def new_folder(path: Path, kind: Kind, *, force: bool = False) -> Iterator[Path]:
-    """A temporary folder, moved to `path` when the block ends well.
+    """Give a temporary folder that is moved to `path` when the block ends well.
 
     With `force` it replaces an artifact of this `kind`, and at every
     moment either the old or the new one is at `path`. Raises OutputError when something else is at
@@ -237,8 +240,10 @@ def prepare_output(
     inputs: Iterable[str | os.PathLike[str] | None] = (),
     dry_run: bool = False,
 ) -> None:
-    """What a command does before any work: `check_output`, and unless it is a `dry_run` it first
-    removes what runs that were killed left next to `path`."""
+    """Check the output of a command before any work, as `check_output` does.
+
+    Unless it is a `dry_run`, what killed runs left next to `path` is removed first.
+    """
     if not dry_run:
         clear_output(path, kind)
     check_output(path, kind, force=force, option=option, inputs=inputs)
@@ -320,7 +325,7 @@ class Work:
     files: re.Pattern[str]
 
     def has_mark(self, folder: Path) -> bool:
-        """Whether `folder` is no link and has the mark of this kind."""
+        """Return whether `folder` is no link and has the mark of this kind."""
         if folder.is_symlink() or (folder / MARK).is_symlink():
             return False
         try:
@@ -330,7 +335,7 @@ class Work:
         return (said.get("format"), said.get("work")) == (FORMAT, self.name)
 
     def problem(self, folder: Path) -> str | None:
-        """Why `folder` may not be worked in or removed, None when it may."""
+        """Return why `folder` may not be worked in or removed, None when it may."""
         if not self.has_mark(folder):
             return "was not made by engram"
         try:

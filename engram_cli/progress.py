@@ -1,4 +1,4 @@
-"""How long work says where it is; the command line draws it, everyone else ignores it."""
+"""Defines how work reports its progress; the command line draws it, other callers ignore it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ class Progress(Protocol):
     """A listener to one piece of work after another."""
 
     def start(self, what: str, total: int | None, unit: str) -> None:
-        """A new piece of work begins: `total` units of "bytes", "tokens" or "rows", if known; ""
-        where nothing is counted."""
+        """Begin a piece of work of `total` "bytes", "tokens" or "rows", None if not known.
+
+        `unit` is "" where nothing is counted.
+        """
 
     def advance(self, amount: int) -> None:
-        """`amount` more units are done."""
+        """Count `amount` more units as done."""
 
     def note(self, text: str) -> None:
-        """A line worth reading: what was chosen, what it will cost, what was fallen back to."""
+        """Report what was chosen, what it will cost, or what was fallen back to."""
 
 
 class Silent:
-    """The listener that hears nothing."""
+    """A listener that ignores everything."""
 
     def start(self, what: str, total: int | None, unit: str) -> None:
-        """Hear nothing."""
+        """Ignore it."""
 
     def advance(self, amount: int) -> None:
-        """Hear nothing."""
+        """Ignore it."""
 
     def note(self, text: str) -> None:
-        """Hear nothing."""
+        """Ignore it."""
 
 
 SILENT = Silent()
@@ -39,19 +41,12 @@ class Once:
     """Passes everything on to another listener, and a note only the first time."""
 
     def __init__(self, listener: Progress) -> None:
-        self._listener = listener
+        self.start, self.advance = listener.start, listener.advance
+        self._note = listener.note
         self._said: set[str] = set()
 
-    def start(self, what: str, total: int | None, unit: str) -> None:
-        """Pass it on."""
-        self._listener.start(what, total, unit)
-
-    def advance(self, amount: int) -> None:
-        """Pass it on."""
-        self._listener.advance(amount)
-
     def note(self, text: str) -> None:
-        """Pass it on unless it was said before."""
+        """Pass a note on unless it was passed on before."""
         if text not in self._said:
             self._said.add(text)
-            self._listener.note(text)
+            self._note(text)

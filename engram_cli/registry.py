@@ -39,7 +39,7 @@ class Registry(Generic[T]):
         self._entries[name] = entry
 
     def load(self, name: str) -> T:
-        """The object called `name`. Raises InputError, which lists the known names."""
+        """Return the object called `name`. Raises InputError, which lists the known names."""
         try:
             module, _, attribute = self._entries[name].partition(":")
         except KeyError:

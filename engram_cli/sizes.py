@@ -13,7 +13,8 @@ _NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMGT]I?)?B?", re.IGNORECASE 
 
 
 def read_size(text: str) -> int:
-    """A count or a number of bytes. Raises ValueError, which says what is wrong with `text`."""
+    """Return a count or a number of bytes. Raises ValueError, which says what is wrong with
+    `text`."""
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise ValueError(

@@ -53,7 +53,7 @@ class Temporary:
 
 @contextmanager
 def temporary(path: Path, *, folder: bool) -> Iterator[Temporary]:
-    """A new temporary folder for the output `path`, whose `content` is an empty file or folder."""
+    """Give a temporary folder for the output `path`; its `content` is an empty file or folder."""
     made = _make(path, folder)
     try:
         yield made
@@ -165,7 +165,7 @@ def _sweep(home: Path, mark: int, made: Any, may_go: Callable[[Path], bool]) -> 
 
 
 def _made(path: Path) -> int | None:
-    """What tells a file or folder from others of its disk, None where there is none."""
+    """Return what tells a file or folder from others of its disk, None where there is none."""
     try:
         return os.lstat(path).st_ino
     except OSError:
@@ -173,7 +173,7 @@ def _made(path: Path) -> int | None:
 
 
 def _empty(path: Path) -> int | None:
-    """`_made` of an empty file or folder, None of anything else."""
+    """Return `_made` of an empty file or folder, None for anything else."""
     with suppress(OSError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             return None if os.listdir(path) else _made(path)
@@ -312,7 +312,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _seen_from_here(said: Mapping[str, Any]) -> bool:
-    """Whether a lock of that owner would be seen here: this kernel's, or this host's.
+    """Return whether a lock of that owner would be seen here: this kernel's, or this host's.
 
     Locks of another machine need not reach this one, so that one that is free proves nothing.
     """
@@ -323,7 +323,7 @@ def _seen_from_here(said: Mapping[str, Any]) -> bool:
 
 
 def _is_gone(said: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a mark is known to be gone, without locks to tell.
+    """Return whether the process that wrote a mark is known to be gone, without locks to tell.
 
     A process number means something only within one boot and one namespace of processes.
     """

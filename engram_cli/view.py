@@ -14,7 +14,7 @@ from engram_cli.numbers import brief, count, percent
 
 T = TypeVar("T")
 K = TypeVar("K")
-Unit = Literal["count", "percent", "ratio", "decimal"]
+Unit = Literal["count", "percent", "decimal"]
 Kind = Literal["count", "brief", "percent", "decimal", "text", "ngram", "ngrams", "digest"]
 Shown = Literal["always", "asked", "page"]
 Where = Literal["both", "page", "terminal"]
@@ -170,18 +170,13 @@ class Axis:
 
     def tick(self, value: float) -> str:
         """Return a value as the label of a tick."""
-        if self.unit == "percent":
-            return f"{100 * value:.3g}\u202f%"
-        if self.unit == "ratio":
-            return f"{value:.4f}".rstrip("0").rstrip(".")
-        return brief(value)
+        return f"{100 * value:.3g}\u202f%" if self.unit == "percent" else brief(value)
 
     def text(self, value: float) -> str:
         """Return a value in full, for hovering and for the table below a chart."""
         if self.unit == "percent":
             return percent(value)
-        digits = {"ratio": 4, "decimal": 1}.get(self.unit, 0)
-        return f"{value:,.{digits}f}"
+        return f"{value:,.1f}" if self.unit == "decimal" else count(value)
 
 
 def share_axis(title: str, *, high: float | None = None) -> Axis:
@@ -221,10 +216,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BarChart:
-    """Bars from zero; with `dots`, points with `sigmas` standard errors around a line at 1.
-
-    `name` is unique in a page, `description` is for readers who do not see the chart.
-    """
+    """Bars from zero. `name` is unique in a page; `description` is read out by screen readers."""
 
     name: str
     title: str
@@ -234,8 +226,6 @@ class BarChart:
     note: str = ""
     x_title: str = ""
     height: int = 280
-    dots: bool = False
-    sigmas: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_file import is_plan
@@ -18,6 +21,7 @@ from engram_cli.progress import Progress
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import RowSource
 from engram_cli.stats.known import HitsAt
+from engram_cli.stats.row_ngrams import RowNgrams, load_row_ngrams
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import read_vocab
@@ -72,12 +76,10 @@ def find_artifact(path: Path) -> Artifact:
     if path.is_file():
         if path.stat().st_size <= _PLAN_BYTES and is_plan(path):
             raise InputError(
-                f"{path} is a plan, not a table",
-                f"build it: engram build-table --plan {path}",
+                f"{path} is a plan, not a table", f"build it: engram build-table --plan {path}"
             )
         raise InputError(
-            f"{path} was not written by engram",
-            "give a table, bundle, vocabulary or statistics",
+            f"{path} was not written by engram", "give a table, bundle, vocabulary or statistics"
         )
     if not path.exists():
         raise InputError(f"{path} does not exist", "check the path")
@@ -104,9 +106,23 @@ def counted_by(source: RowSource, statistics: Statistics | None) -> RowSource | 
     return statistics_rows(statistics)
 
 
-def hits_reader(counted: RowSource) -> HitsAt:
-    """Return a reader of the hits of rows of any shape."""
-    return lambda layer, at: counted.hits_at(layer, at.reshape(-1)).reshape(at.shape)
+def known_ngrams(
+    source: RowSource, layer: int, statistics: Statistics | None
+) -> tuple[HitsAt | None, Sequence[RowNgrams | None]]:
+    """Return a reader of the hits of rows of any shape, and a finder of n-grams for each order.
+
+    None where nothing counted the hits, and where there are no statistics.
+    """
+    counted, none = counted_by(source, statistics), [None] * len(source.layout.orders)
+    if counted is None:
+        return None, none
+
+    def hits_at(layer: int, ids: NDArray[np.int64]) -> NDArray[np.uint32]:
+        return counted.hits_at(layer, ids.reshape(-1)).reshape(ids.shape)
+
+    if statistics is None:
+        return hits_at, none
+    return hits_at, load_row_ngrams(statistics, source.layout.layer(layer), hits_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

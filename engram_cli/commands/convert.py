@@ -113,16 +113,38 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     if request.dry_run:
         return ConvertResult(plan=plan, written=False, in_the_way=in_the_way)
     threads = request.threads or processors()
-    if finished is not None:
+    resumed = sum(array.chunks for array in spec.row_arrays.values())
+    if finished is None:
+        resumed = _build(request, source, spec, plan, threads, progress)
+        finished = open_table(request.out)
+    else:
         progress.note(f"{request.out} is already converted: only comparing the rows")
-        return ConvertResult(
-            plan=plan,
-            written=True,
-            digest=finished.digest,
-            resumed_chunks=sum(array.chunks for array in spec.row_arrays.values()),
-            differences=_compare(source, finished, threads, progress),
-            seconds=time.perf_counter() - begin,
+    try:
+        differences = compare_tables(source, finished, threads=threads, progress=progress)
+    except KeyboardInterrupt:
+        progress.note(
+            f"{finished.path} is written; only the comparison with the old rows is missing"
         )
+        raise
+    return ConvertResult(
+        plan=plan,
+        written=True,
+        digest=finished.digest,
+        resumed_chunks=resumed,
+        seconds=time.perf_counter() - begin,
+        differences=differences,
+    )
+
+
+def _build(
+    request: ConvertRequest,
+    source: RowSource,
+    spec: TableSpec,
+    plan: ConvertPlan,
+    threads: int,
+    progress: Progress,
+) -> int:
+    """Write the table; return how many of its row chunks were written before."""
     if request.verify:
         hint = "build it again; --no-verify converts what is there"
         require_sound(source, hint, threads=threads, progress=progress)
@@ -139,15 +161,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         threads=threads,
         progress=progress,
     )
-    differences = _compare(source, open_table(request.out), threads, progress)
-    return ConvertResult(
-        plan=plan,
-        written=True,
-        digest=report.digest,
-        resumed_chunks=report.resumed,
-        seconds=time.perf_counter() - begin,
-        differences=differences,
-    )
+    return report.resumed
 
 
 def _finished(spec: TableSpec, out: Path) -> TableStore | None:
@@ -159,16 +173,6 @@ def _finished(spec: TableSpec, out: Path) -> TableStore | None:
         return table if is_conversion(table, spec) else None
     except EngramError:
         return None
-
-
-def _compare(
-    source: RowSource, table: TableStore, threads: int, progress: Progress
-) -> tuple[Difference, ...]:
-    try:
-        return compare_tables(source, table, threads=threads, progress=progress)
-    except KeyboardInterrupt:
-        progress.note(f"{table.path} is written; only the comparison with the old rows is missing")
-        raise
 
 
 def _plan(

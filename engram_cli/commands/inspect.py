@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
-from engram_cli.commands.inspect_rows import Columns, HotRow, LayerRows, NormBins, inspect_rows
+from engram_cli.commands.inspect_rows import HotRow, LayerRows, NormBins, inspect_rows
 from engram_cli.commands.probe import ProbeRequest, ProbeResult, probe
 from engram_cli.commands.processors import processors
 from engram_cli.errors import EngramError, IncompleteError, InputError
@@ -16,6 +16,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
 from engram_cli.rows.source import RowSource
+from engram_cli.table.scan.scan import Columns
 from engram_cli.vocab.parquet import read_about, read_map
 
 

@@ -9,10 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engram_cli.commands.inspect_rows import Columns, NormBins
+from engram_cli.commands.inspect_rows import NormBins
 from engram_cli.commands.probe import ProbeResult
 from engram_cli.numbers import count, percent
 from engram_cli.report.page import write_page
+from engram_cli.table.scan.scan import Columns
 from engram_cli.view import (
     Axis,
     Bar,

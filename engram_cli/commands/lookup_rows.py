@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import counted_by, hits_reader
+from engram_cli.commands.artifact import known_ngrams
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.rows.source import RowSource
 from engram_cli.stats.names import Names
-from engram_cli.stats.row_ngrams import RowNgram, RowNgrams, load_row_ngrams
+from engram_cli.stats.row_ngrams import RowNgram, RowNgrams
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.stats.totals import FULL
 
@@ -114,27 +114,22 @@ def look_up(
     heads = layout.heads
     place = columns.astype(np.int64) + np.array(entry.offsets, dtype=np.int64)[:, None]
     norms = None if rows.dim is None else _norms(rows, entry.layer, place)
-    source = counted_by(rows, statistics)
-    hits_at = None if source is None else hits_reader(source)
+    hits_at, known = known_ngrams(rows, entry.layer, statistics)
     hits = None if hits_at is None else hits_at(entry.layer, place)
-    counted: Sequence[RowNgrams | None] = [None] * len(layout.orders)
-    if statistics is not None and hits_at is not None:
-        counted = load_row_ngrams(statistics, entry, hits_at)
     by_order = []
     ngrams = tuple(_ngrams(window, layout, order) for order in layout.orders)
-    for index, order in enumerate(layout.orders):
-        own = slice(index * heads, (index + 1) * heads)
+    for index, own in enumerate(ngrams):
+        lines = slice(index * heads, (index + 1) * heads)
         looked = _Order(
-            order=order,
-            ngrams=ngrams[index],
-            local=columns[own],
-            place=place[own],
-            hits=None if hits is None else hits[own],
-            norms=None if norms is None else norms[own],
-            row_ngrams=counted[index],
+            ngrams=own,
+            local=columns[lines],
+            place=place[lines],
+            hits=None if hits is None else hits[lines],
+            norms=None if norms is None else norms[lines],
+            known=known[index],
             names=names,
         )
-        by_order.append(list(looked.each()))
+        by_order.append([looked.at(position) for position in range(len(ids))])
     fresh = window.tokens[layout.max_order - 1 :]
     tokens = tuple(
         TokenLookup(
@@ -148,7 +143,7 @@ def look_up(
     )
     return LookedUp(
         tokens=tokens,
-        exact=None if statistics is None else all(c.sample.exact for c in counted if c is not None),
+        exact=None if statistics is None else all(k.sample.exact for k in known if k is not None),
         orders=layout.orders,
         ngrams=ngrams,
         rows=tuple(columns[i * heads : (i + 1) * heads] for i in range(len(layout.orders))),
@@ -191,63 +186,68 @@ def shared_rows(own: LookedUp, other: LookedUp) -> tuple[SharedRows, ...]:
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Order:
-    """One order of a text: `local` and `place` [H, T] are rows of a head and of the table."""
+    """One order of a text: n-grams int32[T, n]; rows of a head and of the table, and what is
+    stored of them, [H, T]."""
 
-    order: int
-    ngrams: NDArray[np.int32]
-    local: NDArray[np.uint32]
-    place: NDArray[np.int64]
-    hits: NDArray[np.uint32] | None
-    norms: NDArray[np.float32] | None
-    row_ngrams: RowNgrams | None
-    names: Names
+    def __init__(
+        self,
+        ngrams: NDArray[np.int32],
+        local: NDArray[np.uint32],
+        place: NDArray[np.int64],
+        hits: NDArray[np.uint32] | None,
+        norms: NDArray[np.float32] | None,
+        known: RowNgrams | None,
+        names: Names,
+    ) -> None:
+        self._ngrams, self._local, self._place = ngrams, local, place
+        self._hits, self._norms, self._known, self._names = hits, norms, known, names
+        self._sampled = None if known is None else known.find(ngrams)
+        self._met = [{} for _ in local] if known is None else known.on(local)
 
-    def each(self) -> Iterator[OrderLookup]:
-        """The look-up of each token."""
-        by_head = None if self.row_ngrams is None else self.row_ngrams.on(self.local)
-        places = None if self.row_ngrams is None else self.row_ngrams.find(self.ngrams)
-        most = None if self.hits is None else self.hits.min(axis=0)
-        for at in range(self.local.shape[1]):
-            own = -1 if places is None else int(places[at])
-            yield OrderLookup(
-                order=self.order,
-                ngram=self.names.ngram(self.ngrams[at]),
-                sampled=self._count(own),
-                at_most=None if most is None or most[at] == FULL else int(most[at]),
-                heads=tuple(
-                    self._head(head, at, [] if by_head is None else by_head[head].get(int(row), []))
-                    for head, row in enumerate(self.local[:, at])
-                ),
-            )
+    def at(self, position: int) -> OrderLookup:
+        """Return the look-up of a token."""
+        sampled, at_most = None, None
+        if self._known is not None and self._sampled is not None and self._sampled[position] >= 0:
+            sampled = int(self._known.sample.counts[self._sampled[position]])
+        if self._hits is not None and (least := self._hits[:, position].min()) != FULL:
+            at_most = int(least)
+        return OrderLookup(
+            order=self._ngrams.shape[1],
+            ngram=self._names.ngram(self._ngrams[position]),
+            sampled=sampled,
+            at_most=at_most,
+            heads=tuple(self._head(head, position) for head in range(len(self._local))),
+        )
 
-    def _count(self, place: int) -> int | None:
-        if self.row_ngrams is None or place < 0:
-            return None
-        return int(self.row_ngrams.sample.counts[place])
-
-    def _head(self, head: int, at: int, met: list[RowNgram]) -> Lookup:
-        others = [each for each in met if not self._same(each, at)]
+    def _head(self, head: int, position: int) -> Lookup:
+        row, own = int(self._local[head, position]), self._ngrams[position]
+        others: list[RowNgram] = []
+        named: tuple[OtherNgram, ...] = ()
+        if self._known is not None:
+            tokens = self._known.tokens
+            met = self._met[head].get(row, [])
+            others = [each for each in met if not np.array_equal(tokens[each.at], own)]
+            named = named_ngrams(self._known, others[:SHOWN_OTHERS], self._names)
         return Lookup(
             head=head,
-            row=int(self.local[head, at]),
-            table_row=int(self.place[head, at]),
-            hits=None if self.hits is None else int(self.hits[head, at]),
-            norm=None if self.norms is None else float(self.norms[head, at]),
-            others=tuple(self._other(each) for each in others[:SHOWN_OTHERS]),
+            row=row,
+            table_row=int(self._place[head, position]),
+            hits=None if self._hits is None else int(self._hits[head, position]),
+            norm=None if self._norms is None else float(self._norms[head, position]),
+            others=named,
             others_known=len(others),
         )
 
-    def _same(self, ngram: RowNgram, at: int) -> bool:
-        """Whether it is the n-gram that ends at a token."""
-        assert self.row_ngrams is not None
-        return bool(np.array_equal(self.row_ngrams.tokens[ngram.at], self.ngrams[at]))
 
-    def _other(self, ngram: RowNgram) -> OtherNgram:
-        assert self.row_ngrams is not None
-        text = self.names.ngram(self.row_ngrams.tokens[ngram.at])
-        return OtherNgram(text=text, count=ngram.count, exact=ngram.exact)
+def named_ngrams(
+    known: RowNgrams, ngrams: Sequence[RowNgram], names: Names
+) -> tuple[OtherNgram, ...]:
+    """Return known n-grams by their texts."""
+    return tuple(
+        OtherNgram(text=names.ngram(known.tokens[each.at]), count=each.count, exact=each.exact)
+        for each in ngrams
+    )
 
 
 def _ngrams(window: Window, layout: HashLayout, order: int) -> NDArray[np.int32]:

@@ -18,13 +18,7 @@ from engram_cli.errors import ArtifactError
 from engram_cli.progress import Progress
 from engram_cli.stats.partial import EXACT, Partial
 from engram_cli.stats.partial_files import LONG
-from engram_cli.stats.stats_io import (
-    COUNTERS,
-    DOCUMENT,
-    FIXED_KEYS,
-    Statistics,
-    figures_document,
-)
+from engram_cli.stats.stats_io import COUNTERS, DOCUMENT, FIXED_KEYS, Statistics, figures_document
 from engram_cli.stats.totals import Counts
 from engram_cli.table.attributes import group_problem
 from engram_cli.version import __version__

@@ -78,7 +78,7 @@ def archive(head: bytes) -> str | None:
 
 
 def _behind_skipped(head: bytes) -> bytes:
-    """`head` from behind its first frames that are to be skipped, as far as it shows them."""
+    """Return what follows the skippable frames at the beginning of `head`, as far as it shows."""
     while head.startswith(_SKIPPED) and len(head) >= 8:
         behind = head[8 + int.from_bytes(head[4:8], "little") :]
         if len(behind) < 4:
@@ -176,7 +176,7 @@ class _Streams:
         self._stream: Any = self._make()
 
     def read(self, most: int) -> bytes:
-        """The next bytes, b"" after the last stream. Raises what the libraries raise."""
+        """Return the next bytes, b"" after the last stream. Raises what the libraries raise."""
         while self._stream is not None:
             over = False
             if self._stream.needs_input and not self._held:
@@ -200,7 +200,7 @@ class _Streams:
         return bool(part)
 
     def _next(self) -> Any:
-        """A decompressor for the next stream; None when only zeros are left."""
+        """Return a decompressor for the next stream; None when only zeros are left."""
         zeros = 0
         while True:
             kept = self._held.lstrip(b"\0")

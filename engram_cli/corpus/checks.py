@@ -15,18 +15,19 @@ _SHOWN = 8  # fields that a hint names
 
 
 def needs_tokenizer(files: Sequence[CorpusFile], options: CorpusOptions) -> bool:
-    """Whether some file holds texts. Raises CorpusError for one that cannot be read."""
+    """Return whether some file holds texts. Raises CorpusError for one that cannot be read."""
     return any(READERS.load(file.format).gives_text(file, options) for file in files)
 
 
 def remarks(files: Sequence[CorpusFile], options: CorpusOptions) -> list[str]:
-    """What the user should know about how files will be read, each once."""
+    """Return what the user should know about how files will be read, each once."""
     heard = Counter(READERS.load(file.format).remark(file, options) for file in files)
     return [f"{count} {text}" for text, count in heard.items() if text is not None]
 
 
 def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]:
-    """What to say of the choices of `CorpusOptions` that were `given` and that no file minds."""
+    """Return what to say of the choices of `CorpusOptions` that were `given` and that no file
+    minds."""
     formats = sorted({file.format for file in files})
     used = {name for each in formats for name in READERS.load(each).uses}
     return [
@@ -37,7 +38,7 @@ def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]
 
 
 def check_labelled(files: Iterable[CorpusFile], options: CorpusOptions) -> None:
-    """Raises InputError naming the first file whose documents have no fields to be labelled by."""
+    """Raise InputError naming the first file whose documents have no fields to be labelled by."""
     for file in files:
         if options.label is not None and not READERS.load(file.format).labels:
             raise InputError(
@@ -49,7 +50,7 @@ def check_labelled(files: Iterable[CorpusFile], options: CorpusOptions) -> None:
 def check_field(
     files: Sequence[CorpusFile], options: CorpusOptions, progress: Progress = SILENT
 ) -> None:
-    """Raises CorpusError when no document has the field to be labelled by.
+    """Raise CorpusError when no document has the field to be labelled by.
 
     Reads up to the first that has it. Files with a schema are checked when a column is chosen, and
     what comes through a pipe is looked at afterwards, by `check_names`.
@@ -77,7 +78,7 @@ def check_field(
 
 
 def check_names(names: Sequence[str], files: Iterable[CorpusFile], options: CorpusOptions) -> None:
-    """Raises CorpusError when what came through a pipe had no labels; `names`: those counted."""
+    """Raise CorpusError when what came through a pipe had no labels; `names`: those counted."""
     piped = any(file.path is None and file.url is None for file in files)
     if options.label is not None and piped and list(names) == [NO_LABEL]:
         raise _no_field(options.label, ())

@@ -165,7 +165,8 @@ def labels_of(column: pa.Array, field: str, name: str) -> list[str]:
 
 
 def _raw_texts(column: pa.Array) -> Iterator[bytes | None]:
-    """The bytes of each row; of a dictionary one after the other, for rows may share long ones."""
+    """Yield the bytes of each row; of a dictionary one after the other, for rows may share long
+    ones."""
     if not pa.types.is_dictionary(column.type):
         yield from column.cast(pa.large_binary()).to_pylist()
         return

@@ -1,7 +1,8 @@
-"""Texts in, token ids out: by `tokenizers`, the reference, or by `fastokens` where it is equal.
+"""Encodes texts to token ids, with `tokenizers` or, where it gives the same ids, `fastokens`.
 
-The only door to `fastokens`. It is used when its ids equal the reference's on texts of this corpus
-and on a set of awkward ones; later slices are compared again, one every few megabytes.
+The only file that imports `fastokens`. It is used when its ids equal those of `tokenizers` on texts
+of this corpus and on a set of awkward ones. Later slices are compared again, one every few
+megabytes.
 """
 
 from __future__ import annotations
@@ -50,16 +51,17 @@ class Encoder(Protocol):
 
     @property
     def name(self) -> str:
-        """The package that does the work."""
+        """Return the name of the package that does the work."""
 
     def encode(self, texts: list[str]) -> Any:
-        """The long step, which holds no lock."""
+        """Do the long step, which holds no lock."""
 
     def flatten(self, encoded: Any) -> Tokens:
-        """What `encode` gave as ids uint32[T] of all texts, and where each begins int64[n+1]."""
+        """Return what `encode` gave as ids uint32[T] of all texts, and where each begins
+        int64[n+1]."""
 
     def close(self) -> None:
-        """Leave nothing running."""
+        """Stop what is running."""
 
 
 class ReferenceEncoder:
@@ -71,7 +73,7 @@ class ReferenceEncoder:
         self._tokenizer = tokenizer
 
     def encode(self, texts: list[str]) -> Any:
-        """The encodings of `tokenizers`. Raises VocabularyError."""
+        """Return the encodings of `tokenizers`. Raises VocabularyError."""
         return self._tokenizer.encode_batch(texts)
 
     def flatten(self, encoded: Any) -> Tokens:
@@ -82,7 +84,7 @@ class ReferenceEncoder:
         return np.concatenate([np.empty(0, np.uint32), *arrays]), begins
 
     def close(self) -> None:
-        """Nothing runs."""
+        """See `Encoder`; nothing is running."""
 
 
 class FastEncoder:
@@ -101,7 +103,8 @@ class FastEncoder:
         self.name = f"fastokens {version('fastokens')}"
 
     def encode(self, texts: list[str]) -> Any:
-        """The ids and where each text's begin, as bytes. Raises EncoderDiffers when it fails."""
+        """Return the ids and where each text's begin, as bytes. Raises EncoderDiffers when it
+        fails."""
         try:
             return self._backend.encode_batch_flat(texts)
         except BaseException as error:  # a panic of the Rust side is no Exception
@@ -110,7 +113,7 @@ class FastEncoder:
             ) from None
 
     def flatten(self, encoded: Any) -> Tokens:
-        """The bytes as arrays, not copied."""
+        """Return the bytes as arrays, not copied."""
         ids, begins = encoded
         return np.frombuffer(ids, np.dtype("<u4")), np.frombuffer(begins, np.dtype("<i8"))
 
@@ -134,7 +137,7 @@ class ChoosingEncoder:
 
     @property
     def name(self) -> str:
-        """The encoder in use."""
+        """Return the encoder in use."""
         return self._reference.name if self._trusted is None else self._trusted.name
 
     def encode(self, texts: list[str]) -> Any:
@@ -151,7 +154,7 @@ class ChoosingEncoder:
         return self._reference, expected
 
     def flatten(self, encoded: Any) -> Tokens:
-        """As the encoder that did the work does it."""
+        """Flatten what the encoder in use at the time gave."""
         encoder, raw = encoded
         tokens: Tokens = encoder.flatten(raw)
         return tokens
@@ -184,7 +187,7 @@ class ChoosingEncoder:
         )
 
     def _difference(self, texts: list[str], expected: Tokens) -> str:
-        """Why the fast encoder is not to be used, "" when it is."""
+        """Return why the fast encoder is not to be used, "" when it is."""
         if isinstance(self._loaded, str):
             return self._loaded
         probes = _probes(self._tokenizer)
@@ -212,7 +215,7 @@ class ChoosingEncoder:
 
 
 def check_encoder(name: str) -> None:
-    """Raises InputError for an unknown encoder, DependencyError for "fast" without fastokens."""
+    """Raise InputError for an unknown encoder, DependencyError for "fast" without fastokens."""
     if name not in ENCODERS:
         raise InputError(f"unknown encoder '{name}'", f"known: {', '.join(ENCODERS)}")
     if name == "fast" and not _fast_is_installed():
@@ -228,7 +231,7 @@ def _fast_is_installed() -> bool:
 def make_encoder(
     tokenizer: TokenizerFile, name: str, progress: Progress, *, size: int | None
 ) -> Encoder:
-    """The encoder called `name`; `size` is the bytes of the corpus, if known.
+    """Return the encoder called `name`; `size` is the bytes of the corpus, if known.
 
     Raises InputError for an unknown name, DependencyError for "fast" without fastokens.
     """

@@ -133,7 +133,7 @@ def list_blocks(
     begins = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=begins[1:])
     starts = np.zeros(len(ids), dtype=np.bool_)
-    starts[begins[:-1][np.diff(begins) > 0]] = True
+    starts[begins[:-1][np.asarray(lengths) > 0]] = True
     named = () if labels is None else runs(labels, begins.tolist())
     for begin in range(0, max(len(ids), 1), BLOCK_TOKENS):
         end = min(begin + BLOCK_TOKENS, len(ids))

@@ -36,15 +36,15 @@ class Plan:
 
     @property
     def size(self) -> int | None:
-        """The bytes of all files; None when one of them is a pipe."""
+        """Return the bytes of all files; None when one of them is a pipe."""
         return total_size(self.files)
 
     def partition(self, file: int) -> int:
-        """The number of the partition of a file, by its index."""
+        """Return the number of the partition of a file, by its index."""
         return bisect_right(self.begins, file) - 1
 
     def part(self, begin: int, end: int) -> Plan:
-        """The partitions begin..end-1 as a plan of their own."""
+        """Return the partitions begin..end-1 as a plan of their own."""
         first = self.begins[begin]
         last = self.begins[end] if end < len(self) else len(self.files)
         return Plan(
@@ -88,7 +88,7 @@ def plan_partitions(
 
 
 def check_partition_size(size: int) -> None:
-    """Raises InputError for a size of partitions that cannot be."""
+    """Raise InputError for a size of partitions that cannot be."""
     if size < LEAST_BYTES:
         raise InputError(
             f"--partition-size {size} is too small", f"give --partition-size {LEAST_BYTES} or more"
@@ -96,7 +96,7 @@ def check_partition_size(size: int) -> None:
 
 
 def total_size(files: Sequence[CorpusFile]) -> int | None:
-    """The bytes of all files; None when the size of one is unknown."""
+    """Return the bytes of all files; None when the size of one is unknown."""
     sizes = [file.size for file in files]
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None
@@ -145,7 +145,8 @@ def by_search(
 
 
 def sections(file: CorpusFile, bounds: Sequence[int], places: Sequence[int]) -> list[CorpusFile]:
-    """The sections between `bounds` in units, at `places` in bytes; the file itself for one."""
+    """Return the sections between `bounds` in units, at `places` in bytes; the file itself for
+    one."""
     if len(bounds) < 3:
         return [file]
     return [

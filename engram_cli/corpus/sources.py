@@ -6,10 +6,11 @@ Paths, folders, globs, addresses and "-" in, files out. What tells a format is s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from engram_cli.corpus.base import CorpusFile, CorpusOptions, Look, Signs
@@ -112,33 +113,31 @@ def _expand(name: str, storage: Storage, options: CorpusOptions) -> Iterator[str
 
 def _main_file(name: str, storage: Storage) -> str | None:
     """Return the file that `name` is an index of, where that file exists."""
-    for signs in _formats().values():
-        for suffix, main in signs.indexes.items():
-            if name.endswith(suffix):
-                path = name[: -len(suffix)] + main
-                return path if storage.kind(path) == "file" else None
+    for suffix, main in _formats().indexes:
+        if name.endswith(suffix):
+            path = name[: -len(suffix)] + main
+            return path if storage.kind(path) == "file" else None
     return None
 
 
 def _pair(name: str, storage: Storage) -> str:
     """Return the file of a pair, such as Megatron's, that is named by what both have in common."""
-    for signs in _formats().values():
-        for suffix, main in signs.indexes.items():
-            if storage.kind(name + suffix) == storage.kind(name + main) == "file":
-                return name + main
+    for suffix, main in _formats().indexes:
+        if storage.kind(name + suffix) == storage.kind(name + main) == "file":
+            return name + main
     raise CorpusError(f"corpus not found: {name}", "check the path")
 
 
 def _folder(folder: str, storage: Storage, options: CorpusOptions) -> Iterator[str]:
-    """The files below `folder` that can be read, hidden ones left out; data sets as they say."""
+    """Yield the files below `folder` that can be read, hidden ones left out; data sets as they
+    say."""
     folders, files = storage.entries(folder)
     if not _OURS.isdisjoint(files):
         return
-    for signs in _formats().values():
-        if signs.dataset in files and _describes(
-            storage.join(folder, signs.dataset), signs, storage
-        ):
-            yield storage.join(folder, signs.dataset)
+    for described, (_, recognises) in _formats().datasets.items():
+        path = storage.join(folder, described)
+        if described in files and recognises(_look(path, storage)):
+            yield path
             return
     parts = _dataset_parts(folder, folders, files, storage)
     if parts is not None:
@@ -165,14 +164,14 @@ def _wanted(folder: str, name: str, storage: Storage, options: CorpusOptions) ->
     lower = name.lower()
     if options.suffixes is not None:
         return lower.endswith(options.suffixes)
-    if uncompressed_name(lower).endswith(_searched(tuple(READERS))):
-        return True
     formats = _formats()
-    if not lower.endswith(tuple(suffix for signs in formats.values() for suffix in signs.shared)):
-        return False
-    if options.format is not None and lower.endswith(formats[options.format].shared):
+    if uncompressed_name(lower).endswith(formats.searched):
         return True
-    signs = formats[format_of(storage.join(folder, name), storage)]
+    if not lower.endswith(formats.shared):
+        return False
+    if options.format is not None and lower.endswith(formats.signs[options.format].shared):
+        return True
+    signs = formats.signs[format_of(storage.join(folder, name), storage)]
     return signs.recognises is not None and lower.endswith(signs.shared)
 
 
@@ -217,37 +216,34 @@ def _present(folder: str, name: Any, names: list[str]) -> str:
 def format_of(name: str, storage: Storage) -> str:
     """Return the format of a file. Raises CorpusError for known formats that cannot be read."""
     formats = _formats()
-    ending = PurePosixPath(uncompressed_name(name).lower()).suffix
-    usual = next((key for key, signs in formats.items() if ending in signs.suffixes), _TEXT)
+    ending = os.path.splitext(uncompressed_name(name))[1].lower()
+    last = name.rpartition("/")[2]
+    usual = formats.usual.get(ending, _TEXT)
     if storage.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
         return usual
-    for key, signs in formats.items():
-        if PurePosixPath(name).name == signs.dataset:
-            return key if _describes(name, signs, storage) else usual
-    if storage.distant and ending in formats[usual].certain:
+    if last in formats.datasets:
+        key, recognises = formats.datasets[last]
+        return key if recognises(_look(name, storage)) else usual
+    if storage.distant and ending in formats.signs[usual].certain:
         return usual
     head = storage.head(name, HEAD)
-    for key, signs in formats.items():
-        if head.startswith(signs.magic):
+    for magic, key in formats.magic:
+        if head.startswith(magic):
             return key
     packed, kept = compression_of(head), archive(head)
-    if kept or (packed and (not formats[usual].streams or ending == ".tar")):
+    if kept or (packed and (not formats.signs[usual].streams or ending == ".tar")):
         raise CorpusError(
             f"{name} is compressed with {packed or kept}",
             "decompress it first; text and jsonl may be compressed with gz, zst, bz2 or xz",
         )
-    bare = any(signs.bare and ending in signs.suffixes + signs.shared for signs in formats.values())
-    look = Look(name=name, ending=ending, head=head, bare=bare, storage=storage)
-    for key, signs in formats.items():
-        if signs.recognises is not None and signs.recognises(look):
-            return key
-    return usual
+    look = _look(name, storage, ending, head)
+    return next((key for key, recognises in formats.recognisers if recognises(look)), usual)
 
 
-def _describes(name: str, signs: Signs, storage: Storage) -> bool:
-    """Return whether the file `name` describes a data set of a format."""
-    look = Look(name=name, ending="", head=b"", bare=False, storage=storage)
-    return signs.recognises is not None and signs.recognises(look)
+def _look(name: str, storage: Storage, ending: str = "", head: bytes = b"") -> Look:
+    return Look(
+        name=name, ending=ending, head=head, bare=ending in _formats().bare, storage=storage
+    )
 
 
 def uncompressed_name(name: str) -> str:
@@ -256,18 +252,39 @@ def uncompressed_name(name: str) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def _formats() -> Mapping[str, Signs]:
-    """Return what tells each registered format."""
-    return _signs(tuple(READERS))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Formats:
+    """What tells the registered formats, by what is looked at: see `Signs`."""
+
+    signs: Mapping[str, Signs]
+    usual: Mapping[str, str]  # by suffix
+    magic: tuple[tuple[bytes, str], ...]
+    datasets: Mapping[str, tuple[str, Callable[[Look], bool]]]  # by the file that describes one
+    recognisers: tuple[tuple[str, Callable[[Look], bool]], ...]
+    indexes: tuple[tuple[str, str], ...]
+    searched: tuple[str, ...]
+    shared: tuple[str, ...]
+    bare: frozenset[str]
+
+
+def _formats() -> _Formats:
+    return _formats_of(tuple(READERS))
 
 
 @lru_cache(maxsize=4)
-def _signs(names: tuple[str, ...]) -> Mapping[str, Signs]:
-    return {name: READERS.load(name).signs for name in names}
-
-
-@lru_cache(maxsize=4)
-def _searched(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the suffixes that folders are searched for."""
-    every = _signs(names).values()
-    return tuple(each for signs in every for each in signs.suffixes if each not in signs.unsearched)
+def _formats_of(names: tuple[str, ...]) -> _Formats:
+    every = {name: READERS.load(name).signs for name in names}
+    recognisers = [(key, each.recognises) for key, each in every.items() if each.recognises]
+    datasets = {every[key].dataset: (key, recognises) for key, recognises in recognisers}
+    signs = every.values()
+    return _Formats(
+        signs=every,
+        usual={suffix: key for key, each in every.items() for suffix in each.suffixes},
+        magic=tuple((magic, key) for key, each in every.items() for magic in each.magic),
+        datasets={name: own for name, own in datasets.items() if name is not None},
+        recognisers=tuple(recognisers),
+        indexes=tuple(pair for each in signs for pair in each.indexes.items()),
+        searched=tuple(s for each in signs for s in each.suffixes if s not in each.unsearched),
+        shared=tuple(suffix for each in signs for suffix in each.shared),
+        bare=frozenset(s for each in signs if each.bare for s in each.suffixes + each.shared),
+    )

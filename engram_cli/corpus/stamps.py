@@ -117,7 +117,7 @@ def request_of(digest: str, options: CorpusOptions) -> str:
 
 
 def continues(request: str, found: Any) -> bool:
-    """Whether `request` may continue what the request `found` left behind.
+    """Return whether `request` may continue what the request `found` left behind.
 
     What was read strictly holds no byte that would have been replaced, so it is the same for all.
     """
@@ -144,7 +144,7 @@ def identity(key: str) -> bytes:
 
 
 def _content(path: str) -> bytes | None:
-    """The size and a digest of both ends of a file; None for what is no regular file."""
+    """Return the size and a digest of both ends of a file; None for what is no regular file."""
     if not os.path.isfile(path):
         return None
     with open(path, "rb") as stream:

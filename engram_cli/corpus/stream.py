@@ -1,7 +1,7 @@
-"""The corpus as one stream of token blocks: reading, encoding and consuming side by side.
+"""Reads a corpus as one stream of token blocks: reading, encoding and consuming run side by side.
 
-Files are read in one thread, texts encoded in another (which uses all cores), blocks handed to the
-consumer in the order of the files. What is held at a time is a few batches, whatever the corpus.
+Files are read in one thread and texts encoded in another, which uses all cores. The consumer gets
+blocks in the order of the files. A few batches are held at a time, whatever the size of the corpus.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class TokenStream:
         self._before = read_position.before  # the tokens of the current document before the batch
 
     def blocks(self) -> Generator[TokenBlock, None, None]:
-        """Blocks of at most about `BLOCK_TOKENS` tokens. Raises CorpusError, VocabularyError.
+        """Yield blocks of at most about `BLOCK_TOKENS` tokens. Raises CorpusError, VocabularyError.
 
         Close the generator to stop the threads.
         """
@@ -226,7 +226,7 @@ class TokenStream:
         return replace(read_position, empty_files=self.empty_files, cuts=self.cuts)
 
     def _with_position(self, read_position: ReadPosition | None) -> ReadPosition | None:
-        """`read_position` with what the consumer's side knows."""
+        """Return `read_position` with what the consumer's side knows."""
         return (
             None
             if read_position is None
@@ -275,8 +275,8 @@ class TokenStream:
             )
 
     def _starts(self, documents: list[Document], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """bool[T]: the first token since a document began, which may have been in a piece, or in
-        documents, without a token."""
+        """Return bool[T]: the first token since a document began, which may have been in a piece,
+        or in documents, without a token."""
         starts = np.zeros(int(begins[-1]), dtype=np.bool_)
         begun = np.cumsum([self._open, *(document.first for document in documents)])[1:]
         filled = np.flatnonzero(np.diff(begins))
@@ -295,7 +295,7 @@ class _Held:
         self._files: list[tuple[int, str]] = []
 
     def take(self, document: Document, key: str, partition: int) -> None:
-        """One more, of the file with that key."""
+        """Add a document of the file with that key."""
         if not self._files or self._files[-1][1] != key:
             self._files.append((len(self.documents), key))
         self.documents.append(document)
@@ -303,7 +303,7 @@ class _Held:
         self.partition = partition
 
     def batch(self, read_position: ReadPosition) -> Texts:
-        """All of them; none is held afterwards."""
+        """Return all documents; none is held afterwards."""
         found = Texts(
             documents=self.documents,
             files=self._files,
@@ -315,8 +315,8 @@ class _Held:
 
 
 def _placed(names: list[tuple[int, str]], begins: NDArray[np.int64]) -> list[tuple[int, str]]:
-    """Where the tokens of each file begin; `names` by their first document. Files without a token
-    are left out."""
+    """Return where the tokens of each file begin; `names` by their first document. Files without a
+    token are left out."""
     stops = [*(at for at, _ in names[1:]), len(begins) - 1]
     return [
         (int(begins[first]), name)

@@ -162,12 +162,7 @@ def _layer_document(spec: BundleSpec, layer: int, shards: Sequence[Shard]) -> di
         for part, name in _LISTS.items()
         if part in present
     }
-    return {
-        "layer": layer,
-        "decoder_layer": spec.index(layer),
-        "rows": spec.rows(layer),
-        **lists,
-    }
+    return {"layer": layer, "decoder_layer": spec.index(layer), "rows": spec.rows(layer), **lists}
 
 
 def _count(value: Any, *, low: int = 1) -> int:

@@ -32,7 +32,7 @@ class Window:
         return len(self.seen)
 
     def part(self, begin: int, end: int) -> Window:
-        """The positions begin..end-1 with their history, without a copy."""
+        """Return the positions begin..end-1 with their history, without a copy."""
         history = len(self.tokens) - len(self.seen)
         return Window(tokens=self.tokens[begin : end + history], seen=self.seen[begin:end])
 
@@ -53,7 +53,7 @@ class LayerPlan:
     heads: int
 
     def of_order(self, index: int) -> LayerPlan:
-        """The part of the order with this index in the layout."""
+        """Return the part of the order with this index in the layout."""
         own = slice(index * self.heads, (index + 1) * self.heads)
         return LayerPlan(
             multipliers=self.multipliers[index : index + 1],
@@ -85,7 +85,8 @@ class LayerPlan:
 
 
 def plan_layer(layout: HashLayout, layer: LayerHash) -> LayerPlan:
-    """The kernel's arguments for `layer`; says for which columns the reciprocal path is exact."""
+    """Return the kernel's arguments for `layer`; says for which columns the reciprocal path is
+    exact."""
     multipliers = np.zeros((len(layout.orders), layout.max_order), dtype=np.int64)
     for index, order in enumerate(layout.orders):
         multipliers[index, :order] = layout.lag_multipliers(layer, order)
@@ -129,7 +130,7 @@ class StreamHasher:
 
     @property
     def memory(self) -> tuple[NDArray[np.int32], int]:
-        """The last N-1 compressed tokens, and how many of them the next one may see."""
+        """Return the last N-1 compressed tokens, and how many of them the next one may see."""
         return self._history.copy(), self._carry
 
     def remember(self, history: NDArray[np.int32], carry: int) -> None:
@@ -176,7 +177,7 @@ class StreamHasher:
     def columns(
         self, window: Window, layer: int, out: NDArray[np.uint32] | None = None
     ) -> NDArray[np.uint32]:
-        """uint32[C, T]: the head-local rows of `layer` for the positions of `window`."""
+        """Return uint32[C, T]: the head-local rows of `layer` for the positions of `window`."""
         plan = self._plans[layer]
         if out is None:
             out = np.empty((self.layout.columns, len(window)), dtype=np.uint32)

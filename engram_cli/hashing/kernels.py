@@ -41,7 +41,7 @@ def compress(ids, lookup, out):  # type: ignore[no-untyped-def]
 
 @kernel("void(int32[::1], boolean[::1], boolean[::1], int64, int64, int64, uint8[::1])")
 def visible(x, dead, starts, eos, order, carry, out):  # type: ignore[no-untyped-def]
-    """`lookback.visible` as one recurrence; empty masks mean none, eos -1 means no segments.
+    """Compute `lookback.visible` as one recurrence; empty masks: none, eos -1: no segments.
 
     Where nothing ends within a stretch of positions, nearly everywhere, all see `order` tokens.
     """
@@ -106,7 +106,8 @@ def mix_ngrams(x, seen, filler, multipliers, done, mix):  # type: ignore[no-unty
 
 @kernel("void(int32[::1], uint8[::1], int64, int64[::1], int64[::1])")
 def sum_ngrams(x, seen, filler, weights, total):  # type: ignore[no-untyped-def]
-    """The sum of token x weight over the lags into `total` [T]; arguments as in `mix_ngrams`."""
+    """Write the sum of token x weight over the lags into `total` [T]; arguments as in
+    `mix_ngrams`."""
     width = total.size
     history = x.size - width
     for j in range(width):
@@ -121,8 +122,8 @@ def sum_ngrams(x, seen, filler, weights, total):  # type: ignore[no-untyped-def]
 
 @kernel("uint32(float64, uint32, uint32, float64)")
 def fast_row(mix, low, modulus, reciprocal):  # type: ignore[no-untyped-def]
-    """A mix modulo a modulus, where the reciprocal path is exact: the mix as a float64, its lower
-    32 bits, the modulus and 1 / modulus."""
+    """Return a mix modulo a modulus, where the reciprocal path is exact: the mix as a float64, its
+    lower 32 bits, the modulus and 1 / modulus."""
     quotient = uint32(bits_of(mix * reciprocal + _ROUND) & uint64(0xFFFFFFFF))
     row = uint32(low - uint32(quotient * modulus))
     return min(row, uint32(row + modulus))
@@ -130,7 +131,7 @@ def fast_row(mix, low, modulus, reciprocal):  # type: ignore[no-untyped-def]
 
 @kernel("uint32(int64, int64, int64)")
 def plain_row(mix, salt, modulus):  # type: ignore[no-untyped-def]
-    """(mix XOR salt) mod modulus, for any mix and modulus."""
+    """Return (mix XOR salt) mod modulus, for any mix and modulus."""
     return uint32((mix ^ salt) % modulus)
 
 

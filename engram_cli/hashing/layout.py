@@ -47,7 +47,7 @@ class LayerHash:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """The first table row of each column."""
+        """Return the first table row of each column."""
         sums = [0]
         for modulus in self.moduli[:-1]:
             sums.append(sums[-1] + modulus)
@@ -84,32 +84,33 @@ class HashLayout:
 
     @property
     def max_order(self) -> int:
-        """N, the longest n-gram."""
+        """Return N, the longest n-gram."""
         return self.orders[-1]
 
     @property
     def columns(self) -> int:
-        """C = orders x heads, the rows looked up for a token and a layer."""
+        """Return C = orders x heads, the rows looked up for a token and a layer."""
         return len(self.orders) * self.heads
 
     @property
     def layer_ids(self) -> tuple[int, ...]:
-        """The layers that have a table, in the order of the scheme's walk."""
+        """Return the layers that have a table, in the order of the scheme's walk."""
         return tuple(entry.layer for entry in self.layers)
 
     @property
     def vocab_size(self) -> int:
-        """How many raw token ids the layout takes."""
+        """Return how many raw token ids the layout takes."""
         return self.compressed_size if self.lookup is None else len(self.lookup)
 
     @property
     def fingerprint(self) -> str:
-        """The digest of all that decides rows. Equal fingerprints: the same row for every token."""
+        """Return the digest of all that decides rows. Equal fingerprints: the same row for every
+        token."""
         decisive = {k: v for k, v in self.to_json().items() if k not in ("parameters", "scheme")}
         return sha256_bytes(b"engram layout 1\n", canonical_json(decisive))
 
     def layer(self, layer: int | None = None) -> LayerHash:
-        """The hash of `layer`; without one, of the only layer. Raises LayoutError."""
+        """Return the hash of `layer`; without one, of the only layer. Raises LayoutError."""
         if layer is None and len(self.layers) == 1:
             return self.layers[0]
         for entry in self.layers:
@@ -120,13 +121,14 @@ class HashLayout:
         raise LayoutError(wanted, f"its layers are {known}")
 
     def lag_multipliers(self, layer: LayerHash, order: int) -> tuple[int, ...]:
-        """The multiplier of each of an n-gram's tokens, the newest first."""
+        """Return the multiplier of each of an n-gram's tokens, the newest first."""
         own = layer.multipliers[:order]
         return own[::-1] if self.fold == "oldest-first" else own
 
     def weights(self, layer: LayerHash, column: int) -> tuple[int, ...]:
-        """What a column multiplies each of its n-gram's tokens by, the newest first, where the fold
-        is "powers": the product of the multipliers up to a lag, modulo the column's modulus."""
+        """Return what a column multiplies each of its n-gram's tokens by, the newest first, where
+        the fold is "powers": the product of the multipliers up to a lag, modulo the column's
+        modulus."""
         modulus, order = layer.moduli[column], self.orders[column // self.heads]
         products = accumulate(layer.multipliers[:order], lambda a, b: a * b % modulus)
         return tuple(product % modulus for product in products)
@@ -136,7 +138,7 @@ class HashLayout:
         return [f"{n}-gram head {h}" for n in self.orders for h in range(self.heads)]
 
     def bind(self, lookup: NDArray[np.int32] | None) -> HashLayout:
-        """The same layout with its vocabulary map. Raises MismatchError for another map."""
+        """Return the same layout with its vocabulary map. Raises MismatchError for another map."""
         digest = None if lookup is None else lookup_digest(lookup)
         if digest != self.vocab_digest:
             raise MismatchError(
@@ -147,7 +149,7 @@ class HashLayout:
         return replace(self, lookup=lookup)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value; multipliers and salts, which exceed 53 bits, as strings."""
+        """Return a JSON value; multipliers and salts, which exceed 53 bits, as strings."""
         value = {name: getattr(self, name) for name in self.__slots__ if name != "lookup"}
         value["version"] = VERSION
         value["orders"] = list(self.orders)
@@ -202,7 +204,7 @@ class HashLayout:
 
 
 def short(digest: str | None) -> str:
-    """The first digits of a digest, for messages."""
+    """Return the first digits of a digest, for messages."""
     return "none" if digest is None else digest.removeprefix("sha256:")[:12]
 
 
@@ -227,7 +229,7 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def check_shape(orders: Sequence[int], heads: int, layers: Sequence[int]) -> None:
-    """Raises LayoutError for orders, heads or layers that no layout can have."""
+    """Raise LayoutError for orders, heads or layers that no layout can have."""
     orders, layers = list(orders), list(layers)
     if not all(isinstance(n, Integral) for n in (heads, *orders, *layers)):
         raise LayoutError(

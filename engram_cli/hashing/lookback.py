@@ -23,7 +23,7 @@ def visible(
     starts: Mask | None = None,
     carry: int = 0,
 ) -> NDArray[np.uint8]:
-    """uint8[T] in 0..N for compressed ids int32[T].
+    """Return uint8[T] in 0..N for compressed ids int32[T].
 
     `dead` and `starts` are bool[T] masks of dead tokens and of first tokens of sequences; `carry`
     is how many tokens before the first one may still be seen (`carry_after` of what went before).
@@ -46,7 +46,8 @@ def visible(
 def carry_after(
     layout: HashLayout, compressed: NDArray[np.int32], seen: NDArray[np.uint8], carry: int
 ) -> int:
-    """How many of the last tokens the next position may see; `seen` is `visible` of these."""
+    """Return how many of the last tokens the next position may see; `seen` is `visible` of
+    these."""
     if not len(compressed):
         return carry
     if layout.eos_id is not None and int(compressed[-1]) == layout.eos_id:

@@ -21,7 +21,7 @@ def hash_columns(
     dead: Mask | None = None,
     starts: Mask | None = None,
 ) -> NDArray[np.uint32]:
-    """uint32[C, T]: the head-local row of each column at each position of one stream.
+    """Return uint32[C, T]: the head-local row of each column at each position of one stream.
 
     `compressed`: int32[T] compressed ids.
     """
@@ -43,7 +43,7 @@ def hash_columns(
 def mix_ngrams(
     x: NDArray[np.int32], seen: NDArray[np.uint8], filler: int, multipliers: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """int64[T]: the XOR over the lags of token x multiplier, in wrapping int64.
+    """Return int64[T]: the XOR over the lags of token x multiplier, in wrapping int64.
 
     `x` int32[H+T]: compressed ids, H older ones first; `seen` uint8[T]: how many tokens each
     position may see, itself included; `multipliers` int64[n] by lag, n - 1 <= H.
@@ -59,7 +59,7 @@ def mix_ngrams(
 def sum_ngrams(
     x: NDArray[np.int32], seen: NDArray[np.uint8], filler: int, weights: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """int64[T]: the sum over the lags of token x weight; arguments as in `mix_ngrams`."""
+    """Return int64[T]: the sum over the lags of token x weight; arguments as in `mix_ngrams`."""
     count, history = len(seen), len(x) - len(seen)
     total = np.zeros(count, dtype=np.int64)
     for lag, weight in enumerate(weights):
@@ -69,7 +69,7 @@ def sum_ngrams(
 
 
 def rows_of(mixes: NDArray[np.int64], modulus: int, salt: int) -> NDArray[np.uint32]:
-    """uint32[T]: (mix XOR salt) modulo the modulus, never negative."""
+    """Return uint32[T]: (mix XOR salt) modulo the modulus, never negative."""
     rows: NDArray[np.uint32] = np.remainder(mixes ^ np.int64(salt), np.int64(modulus)).astype(
         np.uint32
     )

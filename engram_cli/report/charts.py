@@ -1,4 +1,4 @@
-"""Draws charts as SVG: bars from zero, dots around one, and curves with error bands."""
+"""Draws charts as SVG: bars from zero, and curves with error bands."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from engram_cli.view import Axis, Bar, BarChart, Chart, Curve, LineChart, Slot
 
 _GAP = 0.6  # between groups of bars, in slots
 _MOST_STRIPS = 120
+_SIGMAS = 2.0
 
 
 def draw_chart(chart: Chart, width: int) -> Html:
@@ -33,13 +34,10 @@ def _bars(chart: BarChart, width: int) -> Html:
     wide = frame.x(1.0) - frame.x(0.0)
     bare = replace(frame, x=replace(frame.x, ticks=()))
     parts = [bare.axes(x, chart.y), _bar_labels(chart, frame, wide)]
-    if chart.dots:
-        one = frame.y(1.0)
-        parts.append(tag("line", class_="one", x1=frame.x.begin, x2=frame.x.end, y1=one, y2=one))
     strips = []
     for place, slot in zip(places, slots, strict=True):
         left = frame.x(place)
-        parts.append(_slot(chart, frame, slot, left, wide))
+        parts.append(_slot(frame, slot, left, wide))
         strips.append(frame.strip(left, left + wide, None, _bar_tip(chart, slot)))
     strip = tag("g", *strips, class_="strips")
     return frame.svg(f"{chart.name}-{width}", chart.title, chart.description, *parts, strip)
@@ -47,11 +45,8 @@ def _bars(chart: BarChart, width: int) -> Html:
 
 def _bar_values(chart: BarChart) -> list[float]:
     bars = [bar for group in chart.groups for slot in group.slots for bar in slot.bars]
-    values = [bar.value + chart.sigmas * bar.error for bar in bars]
-    values += [bar.ideal for bar in bars if bar.ideal is not None]
-    if chart.dots:
-        values += [bar.value - chart.sigmas * bar.error for bar in bars] + [1.0]
-    return values
+    values = [bar.value + _SIGMAS * bar.error for bar in bars]
+    return values + [bar.ideal for bar in bars if bar.ideal is not None]
 
 
 def _bar_labels(chart: BarChart, frame: Frame, wide: float) -> Html:
@@ -71,16 +66,10 @@ def _bar_labels(chart: BarChart, frame: Frame, wide: float) -> Html:
     return tag("g", *parts)
 
 
-def _slot(chart: BarChart, frame: Frame, slot: Slot, left: float, wide: float) -> Html:
+def _slot(frame: Frame, slot: Slot, left: float, wide: float) -> Html:
     own = min(wide * 0.78 / max(len(slot.bars), 1), 46.0)
     begin = left + (wide - own * len(slot.bars)) / 2
-    parts = [
-        _dot(frame, bar, begin + (i + 0.5) * own, chart.sigmas)
-        if chart.dots
-        else _bar(frame, bar, begin + i * own, own)
-        for i, bar in enumerate(slot.bars)
-    ]
-    return tag("g", *parts)
+    return tag("g", *[_bar(frame, bar, begin + i * own, own) for i, bar in enumerate(slot.bars)])
 
 
 def _bar(frame: Frame, bar: Bar, left: float, wide: float) -> Html:
@@ -100,17 +89,10 @@ def _bar(frame: Frame, bar: Bar, left: float, wide: float) -> Html:
     return tag("g", *parts, class_=hue(bar.color))
 
 
-def _dot(frame: Frame, bar: Bar, x: float, sigmas: float) -> Html:
-    low, high = frame.y(bar.value - sigmas * bar.error), frame.y(bar.value + sigmas * bar.error)
-    whisker = tag("line", class_="whisker", x1=x, x2=x, y1=low, y2=high) if bar.error else None
-    dot = tag("circle", class_="dot", cx=x, cy=frame.y(bar.value), r=3.4)
-    return tag("g", whisker, dot, class_=hue(bar.color))
-
-
 def _bar_tip(chart: BarChart, slot: Slot) -> str:
     lines: list[tuple[str, str, int | None]] = []
     for bar in slot.bars:
-        error = f" ± {chart.y.text(chart.sigmas * bar.error)}" if bar.error else ""
+        error = f" ± {chart.y.text(_SIGMAS * bar.error)}" if bar.error else ""
         lines.append((bar.label, f"{chart.y.text(bar.value)}{error}", bar.color))
         if bar.ideal is not None:
             lines.append((f"{bar.label}, ideal", chart.y.text(bar.ideal), None))

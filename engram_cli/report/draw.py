@@ -180,23 +180,17 @@ def _keys(chart: Chart) -> Iterator[tuple[str, str, int]]:
         if any(curve.band for curve in chart.curves):
             yield "two standard errors", "band", _PLAIN
         return
-    every = [(group, bar) for group in chart.groups for slot in group.slots for bar in slot.bars]
-    several = len({group.label for group, _ in every}) > 1
-    colors: dict[str, set[int]] = {}
-    for group, bar in every:
-        colors.setdefault(_key(group.label if several else "", bar), set()).add(bar.color)
-    for group, bar in every:
-        label = _key(group.label if several else "", bar)
-        if label in colors:
-            own = colors.pop(label)
-            shape = "dot" if chart.dots else "light" if bar.light else "bar"
-            yield label, shape, bar.color if len(own) == 1 else _PLAIN
-    if chart.dots or any(bar.ideal is not None for _, bar in every):
-        yield "ideal hash", "one" if chart.dots else "ideal", 0
-
-
-def _key(group: str, bar: Bar) -> str:
-    return bar.label if bar.light or not group else group
+    several = len({group.label for group in chart.groups}) > 1
+    colors: dict[tuple[bool, str], set[int]] = {}
+    for group in chart.groups:
+        for bar in (bar for slot in group.slots for bar in slot.bars):
+            label = group.label if several and not bar.light else bar.label
+            colors.setdefault((bar.light, label), set()).add(bar.color)
+    for (light, label), own in sorted(colors.items(), key=lambda item: item[0][0]):
+        yield label, "light" if light else "bar", own.pop() if len(own) == 1 else _PLAIN
+    bars = (bar for group in chart.groups for slot in group.slots for bar in slot.bars)
+    if any(bar.ideal is not None for bar in bars):
+        yield "ideal hash", "ideal", 0
 
 
 def _swatch(shape: str, color: int) -> Html:
@@ -206,9 +200,7 @@ def _swatch(shape: str, color: int) -> Html:
         "bar": tag("rect", x=2, y=1, width=14, height=10, rx=1, class_="bar"),
         "light": tag("rect", x=2, y=1, width=14, height=10, rx=1, class_="bar light"),
         "ideal": tag("path", d="M1 6 H17", class_="ideal"),
-        "dot": tag("circle", cx=9, cy=6, r=3.5, class_="dot"),
         "band": tag("rect", x=0, y=1, width=18, height=10, class_="band"),
-        "one": tag("path", d="M0 6 H18", class_="one"),
     }[shape]
     return tag("svg", drawn, class_=f"swatch {hue(color)}", viewBox="0 0 18 12", aria_hidden="true")
 

@@ -30,7 +30,7 @@ class Html(str):
 
 
 def tag(name: str, *children: object, **attributes: object) -> Html:
-    """An element. `class_` is class and `data_tip` data-tip; None leaves an attribute out."""
+    """Return an element. `class_` is class, `data_tip` data-tip; None leaves an attribute out."""
     opening = [name]
     for key, value in attributes.items():
         if value is None or value is False:
@@ -42,7 +42,7 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
 
 
 def join(children: Iterable[object]) -> Html:
-    """Children after one another, each escaped unless it is `Html`; None is nothing."""
+    """Return children one after another, escaped unless they are `Html`; None is nothing."""
     return Html(
         "".join(
             child if isinstance(child, Html) else escape(str(child))
@@ -53,13 +53,18 @@ def join(children: Iterable[object]) -> Html:
 
 
 def escape(text: str) -> Html:
-    """Text for an element or a quoted attribute; U+FFFD for characters that UTF-8 cannot say, that
-    HTML may not hold, or that would reorder what stands around them."""
+    """Return text for an element or a quoted attribute.
+
+    U+FFFD replaces characters that UTF-8 or HTML cannot hold, or that reorder their neighbours.
+    """
     return Html(html.escape(_ACTING.sub("\ufffd", text), quote=True))
 
 
 def embed_json(value: Any, name: str) -> Html:
-    """A JSON block with id `name`, which no text inside can end. Raises ValueError for NaN."""
+    """Return a JSON block with id `name`, which no text inside can end.
+
+    Raises ValueError for NaN.
+    """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -67,9 +72,9 @@ def embed_json(value: Any, name: str) -> Html:
 
 
 def ngram(text: str) -> Html:
-    """The tokens of an n-gram, parted by spaces in `text`, each apart and each character visible.
+    """Return the tokens of an n-gram, separated by spaces in `text`, as boxes.
 
-    A space inside a token is written as ␣ by who made `text`.
+    The caller writes a space inside a token as ␣.
     """
     shown = text[:_MOST_SHOWN].split(" ") + ([] if len(text) <= _MOST_SHOWN else ["…"])
     tokens = [tag("span", visible(token), class_="tok") for token in shown if token]
@@ -79,7 +84,7 @@ def ngram(text: str) -> Html:
 
 
 def visible(text: str) -> Html:
-    """Text with marks for the characters that have no ink, so that none is lost or acts."""
+    """Return text with marks in place of invisible characters."""
     parts: list[Html] = []
     plain = ""
     for character in text:
@@ -93,7 +98,7 @@ def visible(text: str) -> Html:
 
 
 def _sign(character: str) -> str | None:
-    """What stands for a character that cannot be seen; None for one that can."""
+    """Return the mark of an invisible character; None for a visible one."""
     if character in _SIGNS:
         return _SIGNS[character]
     kind = unicodedata.category(character)
@@ -103,7 +108,7 @@ def _sign(character: str) -> str | None:
 
 
 def _short(value: object) -> str:
-    """Coordinates to a hundredth; others as they are."""
+    """Return coordinates to a hundredth, other values as they are."""
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
     return str(value)

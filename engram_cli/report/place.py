@@ -1,4 +1,4 @@
-"""Where a page may go: a path in; nothing out, or a refusal to replace what is no page of ours."""
+"""Checks where a page may go: it replaces only pages that engram wrote."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engram_cli.outputs import Kind, Listing, prepare_output
 _BEGIN = 4096  # bytes: the marks of a page stand in its head
 _END = b"</html>\n"
 _HEAD = re.compile(rb"<!doctype html>\s*<html\b")
-# The generator of every page; what pages say that were drawn before they had one.
+# The generator of every page; the title of trace pages of earlier versions, which had none.
 _OURS = re.compile(
     rb'<meta name="generator" content="engram [^"]*">|<title>Where the memory speaks</title>'
 )
@@ -27,8 +27,10 @@ def check_page(
     inputs: Iterable[str | os.PathLike[str] | None] = (),
     artifacts: Iterable[Path] = (),
 ) -> None:
-    """Raises OutputError for what is there, unless `force` is given and it is a page or empty, and
-    for a page inside one of the folders in `artifacts`, where it would be a foreign file."""
+    """Raise OutputError if something is there, unless `force` is given and it is a page or empty.
+
+    A page inside one of the folders in `artifacts` would be a foreign file, and is refused too.
+    """
     page = Path(os.path.realpath(path))
     for folder in artifacts:
         if Path(os.path.realpath(folder)) in (page, *page.parents):
@@ -40,7 +42,7 @@ def check_page(
 
 
 def is_page(path: Path) -> bool:
-    """Whether `path` is a page that engram wrote, whole, with nothing after it."""
+    """Return whether `path` is a page that engram wrote, whole, with nothing after it."""
     if not path.is_file():
         return False
     try:

@@ -1,8 +1,8 @@
-"""Long arrays in a Zarr group: arrays in, a folder out, and checked the way back.
+"""Writes and reads long arrays in a Zarr group; what is read back is checked.
 
-The only door to `zarr` of this stage. It is imported when it is used: it takes 0.3 s and 30 MB,
-which a count needs at its end alone. Chunks are read one a call: zarr reads those of one call side
-by side, and where one of them is damaged it abandons the others with a traceback each.
+This is the only file of the stage that imports zarr, and only when it is called: zarr takes 0.3 s
+and 30 MB. Each call reads one chunk: zarr reads the chunks of a call side by side, and if one is
+damaged it abandons the others with a traceback each.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, st
 def read_array(
     path: Path, name: str, shape: tuple[int, ...] | None, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """A whole array; its shape, type, codecs and the sizes of its chunks are checked first.
+    """Return a whole array after checking its shape, type, codecs and the sizes of its chunks.
 
     `shape` None stands for any vocabulary. A missing chunk is zeros, which take no memory until
     they are read. Raises ArtifactError.
@@ -98,8 +98,7 @@ def read_array(
 def _checked_chunk(
     array: Any, where: str, shape: tuple[int, ...] | None, dtype: np.dtype[Any]
 ) -> tuple[int, bool]:
-    """The entries of a chunk of a sound array, and whether it is compressed. Raises
-    ArtifactError."""
+    """Return the entries of a chunk, and whether it is compressed. Raises ArtifactError."""
     if array.dtype != dtype or array.ndim != 1 or (shape and array.shape != shape):
         raise ArtifactError(
             f"{where} is {array.dtype} of shape {array.shape}, not {dtype} of {shape or '[V]'}",
@@ -135,7 +134,7 @@ def _read_chunk(
 
 
 def chunk_files(folder: Path, group: str, name: str) -> list[str]:
-    """The files that the chunks of an array may have, as paths in `folder`.
+    """Return the files that the chunks of an array may have, as paths in `folder`.
 
     Raises ArtifactError, InputError, KeyError, TypeError and ValueError for unsound metadata.
     """
@@ -154,7 +153,7 @@ def _write_chunk(array: Any, values: NDArray[Any], begin: int) -> None:
 
 
 def _unpacked_bytes(header: bytes) -> int | None:
-    """The size that the header of a zstd frame (RFC 8878) claims; None where it claims none.
+    """Return the size that the header of a zstd frame (RFC 8878) claims; None if it claims none.
 
     The decoder allocates as much as the header claims, whatever the file holds.
     """

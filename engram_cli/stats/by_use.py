@@ -1,11 +1,11 @@
-"""Shares of all occurrences, with their errors: samples of n-grams and of positions in.
+"""Estimates shares of all occurrences, with their errors, from samples of n-grams and positions.
 
-A sample of n-grams that is uniform over n-grams misses the frequent ones, which decide such a
-share. So the share is the mean over positions drawn at random. What has to be known of the n-gram
-at a position is whether it is alone on a row: whether the row has no more hits than the n-gram has
-occurrences. Its occurrences are known exactly where the sample of n-grams holds it. Elsewhere they
-are at most the least hits among its rows, and equal to them unless it is alone on none of its rows.
-How often that is so, the sample of n-grams tells, for which both are known.
+A sample that is uniform over n-grams misses the frequent ones, which decide such a share. So the
+share is the mean over positions drawn at random. The question at a position is whether its n-gram
+is alone on a row: whether the row has no more hits than the n-gram has occurrences. These are known
+exactly if the sample of n-grams holds it. Otherwise they are at most the least hits among its rows,
+and equal to them unless it is alone on none of its rows. The sample of n-grams, for which both
+numbers are known, says how often that is so.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.known import LeastHits, hits_of, least_hits, ngram_rows, places_in
+from engram_cli.stats.known import LeastHits, head_hits, hits_of, least_hits, places_in
 from engram_cli.stats.occurrences import Drawn
 from engram_cli.stats.totals import Counts
 
@@ -49,16 +48,15 @@ class Uses:
     unseen: float
 
     def clean(self, counts: Counts, entry: LayerHash) -> NDArray[np.bool_]:
-        """bool[H, U]: which rows of a layer have no more than `counts` hits."""
-        layout, index = counts.layout, counts.layout.orders.index(self.order)
-        columns = slice(index * layout.heads, (index + 1) * layout.heads)
-        offsets = np.array(entry.offsets[columns], dtype=np.int64)[:, None]
-        rows = ngram_rows(self.tokens, plan_layer(layout, entry), index, layout.heads)
-        return np.asarray(counts.hits[entry.layer][rows + offsets] <= self.counts, dtype=np.bool_)
+        """Return bool[H, U]: which rows of a layer have no more than `counts` hits."""
+        return np.asarray(head_hits(counts, entry, self.tokens) <= self.counts, dtype=np.bool_)
 
     def mean(self, base: NDArray[np.float64], gain: NDArray[np.float64]) -> tuple[float, float]:
-        """The mean over occurrences of a value, and its standard error: `base` [U] where the
-        n-gram is alone on none of its rows, and `gain` [U] more where `counts` are its own."""
+        """Return the mean over occurrences of a value, and its standard error.
+
+        The value is `base` [U] if the n-gram is alone on none of its rows, and `gain` [U] more if
+        `counts` are its own.
+        """
         values = base + gain * self.sure
         mean = float(np.sum(self.weights * values))
         squares = float(np.sum(self.weights * (values - mean) ** 2)) + 1.0 / self.positions
@@ -69,7 +67,7 @@ class Uses:
 
 
 def uses_of(counts: Counts, sample: NgramSample, drawn: Drawn) -> Uses | None:
-    """What stands for all occurrences of an order; None where `sample` is complete: it is exact."""
+    """Return what stands for all occurrences of an order; None if `sample` is complete."""
     if sample.exact or not len(drawn.times):
         return None
     layout = counts.layout
@@ -94,7 +92,7 @@ def uses_of(counts: Counts, sample: NgramSample, drawn: Drawn) -> Uses | None:
 
 
 def _cells(found: LeastHits) -> NDArray[np.int64]:
-    """int64[S]: the cell of n-grams by their least hits, and how many rows have no more."""
+    """Return int64[S]: the cells of n-grams by their least hits, and how many rows have no more."""
     size = np.frexp(np.maximum(found.least, 1).astype(np.float64))[1] - 1
     cells = (np.minimum(found.ties, _TIES) - 1) * _SIZES + np.minimum(size, _SIZES - 1)
     return np.asarray(cells, dtype=np.int64)
@@ -103,13 +101,12 @@ def _cells(found: LeastHits) -> NDArray[np.int64]:
 def _chances(
     found: LeastHits, counts: NDArray[np.uint64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """By cell: the chance that the least hits at a position are the occurrences of its n-gram, and
-    the variance of this estimate, from n-grams with known `counts` [S].
+    """Return by cell the chance that the least hits at a position are the n-gram's occurrences,
+    and the variance of this estimate, from n-grams with known `counts` [S].
 
-    A position meets an n-gram as often as it occurs, so n-grams weigh as much as they occur, in
-    parts of the most frequent of the cell. What else falls on a row does not depend on that. So
-    for frequent n-grams, few of which are in a sample, it is the chance of all n-grams with as
-    many ties.
+    A position meets an n-gram as often as it occurs, so n-grams weigh as much as they occur,
+    relative to the most frequent of the cell. What else falls on a row does not depend on that. So
+    frequent n-grams, few of which are in a sample, get the chance of all n-grams with as many ties.
     """
     cells, shape = _cells(found), (_TIES, _SIZES)
     sizes = np.ldexp(1.0, np.arange(_SIZES) + 1)

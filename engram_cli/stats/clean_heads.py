@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.numbers import percent
 from engram_cli.stats.by_use import Uses
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.ideal import ideal_shared
-from engram_cli.stats.known import ngram_rows
+from engram_cli.stats.known import head_hits
 from engram_cli.stats.statistic import Counted, Results, Statistic
 from engram_cli.stats.totals import Counts
 from engram_cli.view import (
@@ -82,33 +81,27 @@ def ideal_clean(moduli: Sequence[int], ngrams: float) -> list[float]:
 def _clean_heads(
     counts: Counts, entry: LayerHash, index: int, sample: NgramSample, use: Uses | None
 ) -> CleanHeads:
-    heads = counts.layout.heads
-    by_ngram = np.zeros(heads + 1, dtype=np.int64)
-    by_use = np.zeros(heads + 1)
+    heads, size = counts.layout.heads, len(sample.counts)
+    by_ngram, by_use = np.zeros(heads + 1, dtype=np.int64), np.zeros(heads + 1)
     purity = 0  # in units, as whole numbers: the same in any order of the n-grams
-    columns = slice(index * heads, (index + 1) * heads)
-    plan = plan_layer(counts.layout, entry)
-    offsets = np.array(entry.offsets[columns], dtype=np.int64)[:, None]
-    hits = counts.hits[entry.layer]
-    for begin in range(0, len(sample.counts), _STEP):
-        part = sample.take(slice(begin, begin + _STEP))
-        met = hits[ngram_rows(part.tokens, plan, index, heads) + offsets]
-        clean = np.count_nonzero(met <= part.counts, axis=0)  # heads with no more hits than it
+    for begin in range(0, size, _STEP):
+        times = sample.counts[begin : begin + _STEP]
+        hits = head_hits(counts, entry, sample.tokens[begin : begin + _STEP])
+        clean = np.count_nonzero(hits <= times, axis=0)  # heads with no more hits than it
         by_ngram += np.bincount(clean, minlength=heads + 1)
-        by_use += np.bincount(clean, weights=part.counts, minlength=heads + 1)
-        own = np.minimum(part.counts / met, 1.0)
-        purity += int(np.sum((own * _UNIT).astype(np.int64)))
-    size = len(sample.counts)
+        by_use += np.bincount(clean, weights=times, minlength=heads + 1)
+        purity += int(np.sum((np.minimum(times / hits, 1.0) * _UNIT).astype(np.int64)))
     occurrences, errors = (by_use / max(by_use.sum(), 1.0)).tolist(), [0.0] * (heads + 1)
     if use is not None:
         occurrences, errors = _by_use(use, counts, entry)
+    moduli = entry.moduli[index * heads : (index + 1) * heads]
     return CleanHeads(
         layer=entry.layer,
         order=sample.order,
         ngrams=tuple((by_ngram / max(size, 1)).tolist()),
         occurrences=tuple(occurrences),
         occurrences_error=tuple(errors),
-        ideal=tuple(ideal_clean(entry.moduli[columns], sample.distinct)),
+        ideal=tuple(ideal_clean(moduli, sample.distinct)),
         purity=purity / _UNIT / max(size * heads, 1),
     )
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.stats import kernels
 from engram_cli.stats.by_use import Uses
@@ -27,11 +26,10 @@ from engram_cli.stats.ideal import (
     ideal_occupied_error,
     ideal_shared,
 )
-from engram_cli.stats.known import ngram_rows
+from engram_cli.stats.known import head_hits
 from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.stats.totals import FULL, Counts
 from engram_cli.view import (
-    Axis,
     Bar,
     BarChart,
     Estimate,
@@ -89,18 +87,12 @@ def column_stats(
     return tuple(_columns(counts, samples, uses))
 
 
-def shared_by_head(
-    counts: Counts, entry: LayerHash, index: int, sample: NgramSample
-) -> NDArray[np.bool_]:
+def shared_by_head(counts: Counts, entry: LayerHash, sample: NgramSample) -> NDArray[np.bool_]:
     """Return bool[H, S]: whether another n-gram falls on an n-gram's row, in each head."""
-    heads = counts.layout.heads
-    plan = plan_layer(counts.layout, entry)
-    offsets = np.array(entry.offsets[index * heads : (index + 1) * heads], dtype=np.int64)
-    shared = np.empty((heads, len(sample.counts)), dtype=np.bool_)
+    shared = np.empty((counts.layout.heads, len(sample.counts)), dtype=np.bool_)
     for begin in range(0, shared.shape[1], _STEP):
-        part = sample.take(slice(begin, begin + _STEP))
-        rows = ngram_rows(part.tokens, plan, index, heads) + offsets[:, None]
-        shared[:, begin : begin + _STEP] = part.counts < counts.hits[entry.layer][rows]
+        step = slice(begin, begin + _STEP)
+        shared[:, step] = sample.counts[step] < head_hits(counts, entry, sample.tokens[step])
     return shared
 
 
@@ -112,7 +104,7 @@ def _columns(
     for entry in counts.layout.layers:
         hits = counts.hits[entry.layer]
         for index, (sample, use) in enumerate(zip(samples, uses, strict=True)):
-            shared = shared_by_head(counts, entry, index, sample)
+            shared = shared_by_head(counts, entry, sample)
             clean = None if use is None else use.clean(counts, entry)
             for head in range(heads):
                 column = index * heads + head
@@ -198,7 +190,7 @@ def _spread(share: float, size: int) -> float:
 
 
 def view(columns: tuple[ColumnStats, ...], results: Results) -> Iterable[View]:
-    """Draw three charts for each layer, and a table of all columns."""
+    """Draw two charts for each layer, and a table of all columns."""
     layers = grouped(columns, lambda column: column.layer)
     charts = [
         chart
@@ -251,7 +243,7 @@ def _charts(layer: int, suffix: str, columns: list[ColumnStats]) -> Iterable[Bar
         title=f"Rows used by head{suffix}",
         description="A bar for each head: the share of its rows that were looked up. The tick is "
         "an ideal hash's share.",
-        note="looked up at least once",
+        note="looked up at least once; triangles are false in 1 report of 1,000",
         x_title="head",
         y=share_axis("share of the head's rows"),
         groups=by_head(columns, _used),
@@ -268,21 +260,6 @@ def _charts(layer: int, suffix: str, columns: list[ColumnStats]) -> Iterable[Bar
         groups=by_head(columns, _shared),
         height=300,
     )
-    groups = by_head([each for each in columns if each.ideal_occupied > 0], _against)
-    if groups:
-        yield BarChart(
-            name=f"against-{layer}",
-            title=f"Rows used, compared with the ideal{suffix}",
-            description="A dot for each head: rows used over those an ideal hash would use, with "
-            "four standard errors of the ideal.",
-            note="whiskers of four standard errors; triangles are false in 1 report of 1,000",
-            x_title="head",
-            y=Axis("used / ideal", "ratio"),
-            groups=groups,
-            dots=True,
-            sigmas=4.0,
-            height=240,
-        )
 
 
 def _used(each: ColumnStats, color: int) -> tuple[Bar, ...]:
@@ -296,11 +273,6 @@ def _shared(each: ColumnStats, color: int) -> tuple[Bar, ...]:
         Bar("n-grams", color, each.shared, each.shared_error, each.ideal_shared),
         Bar("look-ups", color, uses, error, light=True),
     )
-
-
-def _against(each: ColumnStats, color: int) -> tuple[Bar, ...]:
-    ideal, error = each.ideal_occupied, each.ideal_occupied_error
-    return (Bar("used / ideal", color, each.occupied / ideal, error / ideal),)
 
 
 COLUMNS = Statistic(

@@ -1,10 +1,10 @@
-"""How many different n-grams there are: a sample of them by hash, each with its exact count.
+"""Estimates how many distinct n-grams there are from a sample of them by hash.
 
 The sample of an order is the k n-grams with the smallest 64-bit hashes. An n-gram is the tuple of
-compressed ids as the hash sees it: the filler stands at blocked positions. Whoever is in the sample
-at the end was in it from its first occurrence on, since the threshold only falls; so its count is
-exact, and the sample does not depend on the order of reading, on splits or on threads. Samples of
-two corpora merge into the sample of both.
+compressed ids that is hashed, with the filler at blocked positions. The threshold only falls, so an
+n-gram in the final sample was in it from its first occurrence: its count is exact, and the sample
+does not depend on the order of reading, on splits or on threads. Samples of two corpora merge into
+the sample of both.
 
 Source of the estimator: Bar-Yossef et al., "Counting distinct elements in a data stream" (2002).
 """
@@ -12,7 +12,7 @@ Source of the estimator: Bar-Yossef et al., "Counting distinct elements in a dat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class NgramSample:
     """The n-grams of one order whose hash is below `threshold`, and how often each occurred.
 
     `hashes` uint64[S] ascending, `counts` uint64[S], `tokens` int32[S, order] oldest first; S is
-    `size` unless there are fewer different n-grams, and then the sample is all of them.
+    `size` unless there are fewer distinct n-grams, and then the sample is all of them.
     """
 
     order: int
@@ -49,7 +49,7 @@ class NgramSample:
 
     @property
     def distinct(self) -> float:
-        """How many different n-grams there are, an unbiased estimate unless `exact`."""
+        """The number of distinct n-grams: an unbiased estimate unless `exact`."""
         return len(self.hashes) * (EVERYTHING / self.threshold)
 
     @property
@@ -60,14 +60,8 @@ class NgramSample:
         unseen = 1.0 - len(self.hashes) / self.distinct
         return self.distinct * math.sqrt(max(unseen, 0.0) / (len(self.hashes) - 1))
 
-    def take(self, which: slice | NDArray[np.intp]) -> NgramSample:
-        """Some n-grams of it: no sample any more but in name."""
-        return replace(
-            self, hashes=self.hashes[which], counts=self.counts[which], tokens=self.tokens[which]
-        )
-
     def merge(self, other: NgramSample) -> NgramSample:
-        """The sample of both corpora. Raises MismatchError for another order or size."""
+        """Return the sample of both corpora. Raises MismatchError for another order or size."""
         if (self.order, self.size) != (other.order, other.size):
             raise MismatchError(
                 f"samples of {self.size} {self.order}-grams and of {other.size} {other.order}-grams"
@@ -92,12 +86,10 @@ def lowest(
     counts: NDArray[np.uint64],
     tokens: NDArray[np.int32],
 ) -> NgramSample:
-    """The sample of `size` n-grams out of all those below `threshold`; `hashes` ascend."""
-    below = (
-        len(hashes)
-        if threshold == EVERYTHING
-        else int(np.searchsorted(hashes, np.uint64(threshold)))
-    )
+    """Return the `size` n-grams with the smallest of all hashes below `threshold`, which ascend."""
+    below = len(hashes)
+    if threshold < EVERYTHING:
+        below = int(np.searchsorted(hashes, np.uint64(threshold)))
     if below > size:
         threshold, below = int(hashes[size]), size
     return NgramSample(
@@ -111,9 +103,9 @@ def lowest(
 
 
 def hash_ngrams(ngrams: NDArray[np.int32]) -> NDArray[np.uint64]:
-    """The hashes uint64[S] of n-grams int32[S, n], oldest token first.
+    """Return the hashes uint64[S] of n-grams int32[S, n], oldest token first.
 
-    They are laid end to end and hashed as one stream; every n-th position is one of them.
+    The n-grams form one stream, in which every n-th position is the end of one.
     """
     count, order = ngrams.shape
     hashes = np.empty(count * order, dtype=np.uint64)
@@ -127,7 +119,7 @@ class Sampler:
     """Draws the sample of one order from a stream of windows."""
 
     def __init__(self, order: int, filler: int, size: int = DEFAULT_SAMPLE) -> None:
-        """Raises InputError for a size that cannot be."""
+        """Raise InputError for an impossible size."""
         check_size(size)
         self.order = order
         self.size = size
@@ -146,11 +138,11 @@ class Sampler:
         self.push_hashes(hashes, window)
 
     def hash(self, window: Window, out: NDArray[np.uint64]) -> None:
-        """The hashes [T] of the n-grams at every position."""
+        """Compute the hashes [T] of the n-grams at every position."""
         kernels.ngram_hashes(window.tokens, window.seen, self._filler, self.order, out)
 
     def push_hashes(self, hashes: NDArray[np.uint64], window: Window) -> None:
-        """The same, where the hashes of the n-grams are known."""
+        """Count the n-grams at every position of `window`, whose hashes are known."""
         done = 0
         while done < len(window):
             done = kernels.sample_ngrams(
@@ -169,7 +161,7 @@ class Sampler:
                 self._lower()
 
     def sample(self) -> NgramSample:
-        """The sample of all that was pushed."""
+        """Return the sample of all that was pushed."""
         hashes, counts, tokens = self._held()
         order = np.argsort(hashes)
         return lowest(
@@ -177,13 +169,13 @@ class Sampler:
         )
 
     def state(self) -> State:
-        """The entries and the threshold."""
+        """Return the entries and the threshold."""
         hashes, counts, tokens = self._held()
         highest = scalar(self._threshold - 1, np.uint64)
         return {"highest": highest, "hashes": hashes, "counts": counts, "tokens": tokens}
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`. Raises ArtifactError."""
+        """Continue from a `state`. Raises ArtifactError."""
         highest = take_scalar(state, "highest", 0, EVERYTHING - 1)
         hashes = take(state, "hashes", np.uint64, (-1,))
         counts = take(state, "counts", np.uint64, (len(hashes),))
@@ -200,21 +192,21 @@ class Sampler:
         return slots[live, 0], slots[live, 1], self._tokens[live]
 
     def _lower(self) -> None:
-        """Lower the threshold to the hash after the `size` smallest; drop what is not below."""
+        """Lower the threshold to the hash after the `size` smallest, and drop all others."""
         self._threshold = next_threshold(self._slots, self._limit + 1, self.size)
         threshold = np.uint64(self._threshold)
         self._entries[0] = kernels.drop_from(self._slots, self._tokens, threshold)
 
 
 def next_threshold(slots: NDArray[np.uint64], entries: int, size: int) -> int:
-    """The hash after the `size` smallest of the `entries` in `slots`."""
+    """Return the hash after the `size` smallest of the `entries` in `slots`."""
     hashes = np.empty(entries, dtype=np.uint64)
     kernels.held_hashes(slots, hashes)
     return int(np.partition(hashes, size)[size])
 
 
 def sound_entries(hashes: NDArray[np.uint64], highest: int, limit: int) -> bool:
-    """Whether these may be the hashes of a sampler's table: few enough, different, in range."""
+    """Return whether these may be the hashes of a sampler: few enough, distinct, in range."""
     if len(hashes) > limit or not len(hashes):
         return not len(hashes)
     ordered = np.sort(hashes)
@@ -223,7 +215,7 @@ def sound_entries(hashes: NDArray[np.uint64], highest: int, limit: int) -> bool:
 
 
 def check_size(size: int) -> None:
-    """Raises InputError for a sample size that cannot be."""
+    """Raise InputError for an impossible sample size."""
     if not LEAST_SAMPLE <= size <= MOST_SAMPLE:
         raise InputError(
             f"a sample of {size} n-grams", f"give --sample-size {LEAST_SAMPLE} to {MOST_SAMPLE}"
@@ -231,10 +223,10 @@ def check_size(size: int) -> None:
 
 
 def table_entries(size: int) -> int:
-    """How many entries the table of a sampler has room for: a power of two, 2 k or more."""
+    """Return the entries that the table of a sampler has room for: a power of two, 2 k or more."""
     return int(1 << (2 * size - 1).bit_length())
 
 
 def sampler_bytes(order: int, size: int) -> int:
-    """The memory of a sampler, and of what lowering its threshold copies."""
+    """Return the bytes of a sampler, and of what lowering its threshold copies."""
     return table_entries(size) * (16 + 4 * order) + 2 * size * (16 + 4 * order)

@@ -133,6 +133,16 @@ def known_ngrams(counts: Counts, sample: NgramSample, drawn: Drawn | None) -> Kn
     )
 
 
+def head_hits(counts: Counts, entry: LayerHash, tokens: NDArray[np.int32]) -> NDArray[np.uint32]:
+    """Return uint32[heads, S]: the hits of the rows of n-grams int32[S, order] in a layer."""
+    layout, index = counts.layout, counts.layout.orders.index(tokens.shape[1])
+    columns = slice(index * layout.heads, (index + 1) * layout.heads)
+    offsets = np.array(entry.offsets[columns], dtype=np.int64)[:, None]
+    rows = ngram_rows(tokens, plan_layer(layout, entry), index, layout.heads)
+    hits: NDArray[np.uint32] = counts.hits[entry.layer][rows + offsets]
+    return hits
+
+
 def hits_of(counts: Counts) -> HitsAt:
     """The hits that were counted."""
     return lambda layer, rows: counts.hits[layer][rows]

@@ -17,8 +17,7 @@ _WITH_TEXT, _WITHOUT_TEXT = 560 * 10**6, 360 * 10**6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Bytes of the row counters, of the n-gram samples, of what else is looked at, and about of
-    everything else."""
+    """Bytes of row counters, n-gram samples and collectors (`more`); `buffers`: about the rest."""
 
     counters: int
     samples: int
@@ -27,7 +26,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.counters + self.samples + self.more + self.buffers
 
     def __str__(self) -> str:
@@ -40,8 +39,10 @@ class MemoryPlan:
 def plan_memory(
     layout: HashLayout, sample_size: int, threads: int, *, text: bool, more: int = 0
 ) -> MemoryPlan:
-    """What counting with `layout` takes, whatever the corpus; `text`: it must be tokenised; `more`:
-    what collectors take."""
+    """Return what counting with `layout` takes, which does not depend on the size of the corpus.
+
+    `text`: the corpus must be tokenised. `more`: what collectors take.
+    """
     return MemoryPlan(
         counters=4 * sum(entry.rows for entry in layout.layers),
         samples=sum(sampler_bytes(order, sample_size) for order in layout.orders),
@@ -51,13 +52,15 @@ def plan_memory(
 
 
 def base_bytes(*, text: bool) -> int:
-    """What the interpreter, its libraries and a corpus on its way take about; `text`: it must be
-    tokenised."""
+    """Return about what the interpreter, its libraries and the corpus being read take.
+
+    `text`: the corpus must be tokenised.
+    """
     return _WITH_TEXT if text else _WITHOUT_TEXT
 
 
 def check_memory(plan: MemoryPlan, available: int | None) -> None:
-    """Raises InputError when counters and samples do not fit in what is available."""
+    """Raise InputError if counters and samples do not fit in the available memory."""
     needed = plan.counters + plan.samples + plan.more
     if available is not None and needed > available:
         raise InputError(

@@ -1,11 +1,18 @@
-"""N-gram samples as named arrays: samples in, arrays out, and checked the way back."""
+"""N-gram samples as named arrays and as a Parquet file; what is read back is checked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from engram_cli.errors import ArtifactError
+from engram_cli.files import sha256_bytes
+from engram_cli.stats.arrays import REMAKE, array_digest
 from engram_cli.stats.distinct import (
     EVERYTHING,
     LEAST_SAMPLE,
@@ -17,7 +24,7 @@ from engram_cli.stats.state import State, check, numbered, part_of, scalar, take
 
 
 def samples_state(samples: Sequence[NgramSample]) -> State:
-    """The arrays of one sample an order."""
+    """Return the arrays of one sample for each order."""
     return numbered(
         [
             {
@@ -35,11 +42,11 @@ def samples_state(samples: Sequence[NgramSample]) -> State:
 def samples_of(
     state: State, orders: Sequence[int], ids: range, tokens: int
 ) -> tuple[NgramSample, ...]:
-    """The samples of `orders`, of ids in `ids`, drawn from a corpus of `tokens` tokens.
+    """Return the samples of `orders`, of ids in `ids`, drawn from a corpus of `tokens` tokens.
 
-    Raises ArtifactError for what no corpus of that size leaves.
+    Raises ArtifactError for samples that no corpus of that size leaves.
     """
-    found = []
+    samples = []
     for index, order in enumerate(orders):
         own = part_of(state, index)
         hashes = take(own, "hashes", np.uint64, (-1,))
@@ -51,13 +58,83 @@ def samples_of(
             counts=take(own, "counts", np.uint64, (len(hashes),)),
             tokens=take(own, "tokens", np.int32, (len(hashes) * order,)).reshape(-1, order),
         )
-        check(sound_sample(sample, ids, tokens), f"{index}/hashes")
-        found.append(sample)
-    return tuple(found)
+        check(_is_sound(sample, ids, tokens), f"{index}/hashes")
+        samples.append(sample)
+    return tuple(samples)
 
 
-def sound_sample(sample: NgramSample, ids: range, tokens: int) -> bool:
-    """Whether a corpus of `tokens` tokens, with ids in `ids`, may leave this sample."""
+def merged(one: Sequence[NgramSample], two: Sequence[NgramSample]) -> tuple[NgramSample, ...]:
+    """Return the samples of both corpora. Raises MismatchError."""
+    return tuple(a.merge(b) for a, b in zip(one, two, strict=True))
+
+
+def sample_digest(sample: NgramSample) -> str:
+    """Return the digest of a sample, which does not depend on the writer of its Parquet file."""
+    digests = [array_digest(own) for own in (sample.hashes, sample.counts, sample.tokens)]
+    return sha256_bytes("".join(digests).encode())
+
+
+def write_samples(samples: Sequence[NgramSample], path: Path) -> None:
+    """Write samples as one Parquet file, a row for each n-gram."""
+    lengths = np.concatenate([np.full(len(s.hashes), s.order, np.int32) for s in samples])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    tokens = np.concatenate([s.tokens.reshape(-1) for s in samples])
+    table = pa.table(
+        {
+            "order": lengths,
+            "hash": np.concatenate([s.hashes for s in samples]),
+            "count": np.concatenate([s.counts for s in samples]),
+            "tokens": pa.ListArray.from_arrays(offsets, tokens),
+        }
+    )
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_samples(
+    path: Path, about: Sequence[Mapping[str, Any]], orders: Sequence[int], ids: range, tokens: int
+) -> tuple[NgramSample, ...]:
+    """Return the samples in a Parquet file, checked as in `samples_of`.
+
+    `about`: the size and threshold of each, from stats.json. Raises ArtifactError.
+    """
+    try:
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
+            if _most_entries(file.metadata) > MOST_SAMPLE * sum(orders):
+                raise ValueError(f"it has more than {MOST_SAMPLE * sum(orders):,} entries")
+            table = file.read(columns=["order", "hash", "count", "tokens"])
+        table.validate(full=True)
+        order_of = table["order"].to_numpy()
+        states: list[State] = []
+        for entry, order in zip(about, orders, strict=True):
+            own = table.take(np.flatnonzero(order_of == order))
+            flat = own["tokens"].combine_chunks().flatten().to_numpy()
+            states.append(
+                {
+                    "size": scalar(int(entry["size"])),
+                    "highest": scalar(int(entry["threshold"]) - 1, np.uint64),
+                    "hashes": own["hash"].to_numpy().astype(np.uint64, casting="safe"),
+                    "counts": own["count"].to_numpy().astype(np.uint64, casting="safe"),
+                    "tokens": flat.astype(np.int32, casting="safe"),
+                }
+            )
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path} cannot be read as a sample: {reason}", REMAKE) from None
+    try:
+        return samples_of(numbered(states), orders, ids, tokens)
+    except ArtifactError:
+        raise ArtifactError(f"{path}: a sample was changed after it was written", REMAKE) from None
+
+
+def _most_entries(metadata: pq.FileMetaData) -> int:
+    """Return the entries of the longest column of a Parquet file, according to its footer."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = ([group.column(i).num_values for i in range(group.num_columns)] for group in groups)
+    return sum(max(values, default=0) for values in columns)
+
+
+def _is_sound(sample: NgramSample, ids: range, tokens: int) -> bool:
+    """Return whether a corpus of `tokens` tokens, with ids in `ids`, may leave this sample."""
     hashes, found = sample.hashes, sample.tokens
     return (
         1 <= sample.threshold <= EVERYTHING
@@ -69,8 +146,3 @@ def sound_sample(sample: NgramSample, ids: range, tokens: int) -> bool:
         and bool(np.array_equal(hash_ngrams(found), hashes))
         and int(sample.counts.sum()) <= tokens
     )
-
-
-def merged(one: Sequence[NgramSample], two: Sequence[NgramSample]) -> tuple[NgramSample, ...]:
-    """The samples of both corpora. Raises MismatchError."""
-    return tuple(a.merge(b) for a, b in zip(one, two, strict=True))

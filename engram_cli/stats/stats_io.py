@@ -1,20 +1,17 @@
-"""Writes and reads a statistics folder: the counts of a corpus and the figures from them.
+"""Writes and reads a statistics folder: the counts of a corpus and the results from them.
 
-docs/reference/statistics-format.md describes it. A folder is written whole or not
-at all. What is read back is untrusted.
+docs/reference/statistics-format.md describes it. What is read back is untrusted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError, MismatchError
@@ -30,7 +27,7 @@ from engram_cli.stats.arrays import (
     read_array,
     write_arrays,
 )
-from engram_cli.stats.distinct import MOST_SAMPLE, NgramSample
+from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, occurrences_of
 from engram_cli.stats.partial_files import (
     LONG,
@@ -39,7 +36,7 @@ from engram_cli.stats.partial_files import (
     read_partials,
     write_partials,
 )
-from engram_cli.stats.samples import sound_sample
+from engram_cli.stats.samples import read_samples, sample_digest, write_samples
 from engram_cli.stats.state import State, nested
 from engram_cli.stats.totals import Counts
 from engram_cli.typed_json import as_json
@@ -73,7 +70,7 @@ class Statistics:
         return bool(self.document["join_documents"])
 
     def hits(self, layer: int) -> NDArray[np.uint32]:
-        """uint32[rows]: how often each row of `layer` was looked up.
+        """Return uint32[rows]: how often each row of `layer` was looked up.
 
         Raises LayoutError for an unknown layer, ArtifactError when counters are missing or changed.
         """
@@ -92,36 +89,43 @@ class Statistics:
                     f"{total:,}, not to the {self.tokens:,} tokens",
                     REMAKE,
                 )
-        self.check_digest(f"{COUNTERS}/{layer}", hits)
+        self._check_digest(f"{COUNTERS}/{layer}", array_digest(hits))
         return hits
 
-    def check_digest(self, name: str, values: NDArray[Any]) -> None:
-        """Raises ArtifactError where stats.json has another digest of an array; folders of earlier
-        versions have none."""
-        known = self.document.get("arrays", {})
-        if name in known and known[name] != array_digest(values):
+    def _check_digest(self, name: str, digest: str) -> None:
+        """Check the digest of an array in stats.json; folders of earlier versions have none."""
+        if self.document.get("arrays", {}).get(name, digest) != digest:
             raise ArtifactError(f"{self.path / name} was changed after it was written", REMAKE)
 
     def samples(self) -> tuple[NgramSample, ...]:
-        """The n-gram sample of each order. Raises ArtifactError."""
-        return _read_samples(self)
+        """Return the n-gram sample of each order. Raises ArtifactError."""
+        ids = range(self.layout.compressed_size)
+        samples = read_samples(
+            self.path / SAMPLE, self.document["samples"], self.layout.orders, ids, self.tokens
+        )
+        for sample in samples:
+            self._check_digest(f"{SAMPLE}/{sample.order}", sample_digest(sample))
+        return samples
 
     def partials(self) -> dict[str, State]:
-        """What the sections come from, by collector. Raises ArtifactError."""
+        """Return what the results of collectors come from, by collector. Raises ArtifactError."""
         partials = read_partials(self.path, self.document.get("partials"))
         for name, array in nested(**partials).items():
-            self.check_digest(f"{LONG}/{flat_name(name)}", array)
+            self._check_digest(f"{LONG}/{flat_name(name)}", array_digest(array))
         return partials
 
     def occurrences(self) -> OccurrenceSample | None:
-        """The sample of positions; None in a folder of an earlier version. Raises ArtifactError."""
+        """Return the sample of positions; None in a folder of an earlier version.
+
+        Raises ArtifactError.
+        """
         about, name = self.document.get("partials"), Occurrences.name
         state = read_partials(self.path, about, only=name).get(name)
         ids = range(self.layout.compressed_size)
         return None if state is None else occurrences_of(state, self.layout.max_order, ids)
 
     def counts(self) -> Counts:
-        """All that was counted, to be merged with other counts. Raises ArtifactError."""
+        """Return all that was counted, to be merged with other counts. Raises ArtifactError."""
         return Counts(
             layout=self.layout,
             tokens=self.tokens,
@@ -154,7 +158,7 @@ def write_stats(
         lookup = {} if counts.layout.lookup is None else {"lookup": counts.layout.lookup}
         stored = write_arrays(part / COUNTERS, counters | lookup)
         digests = {f"{COUNTERS}/{name}": digest for name, digest in stored.items()}
-        _write_samples(counts.samples, part / SAMPLE)
+        write_samples(counts.samples, part / SAMPLE)
         digests |= {f"{SAMPLE}/{s.order}": sample_digest(s) for s in counts.samples}
         about, stored = write_partials(part, partials or {})
         digests |= {f"{LONG}/{name}": digest for name, digest in stored.items()}
@@ -191,19 +195,13 @@ def figures_document(counts: Counts, results: Mapping[str, object]) -> dict[str,
     return fixed | {key: as_json(result) for key, result in results.items()}
 
 
-def sample_digest(sample: NgramSample) -> str:
-    """The digest of a sample: of its hashes, counts and tokens, whatever wrote the Parquet file."""
-    digests = [array_digest(own) for own in (sample.hashes, sample.counts, sample.tokens)]
-    return sha256_bytes("".join(digests).encode())
-
-
 def is_stats(path: Path) -> bool:
-    """Whether `path` is a statistics folder, finished or not."""
+    """Return whether `path` is a statistics folder, finished or not."""
     return (path / DOCUMENT).is_file() and (path / COUNTERS).is_dir()
 
 
 def _listing(path: Path) -> Listing | None:
-    """The files of a finished statistics folder; a chunk of zeros has no file."""
+    """Return the files of a finished statistics folder; a chunk of zeros has no file."""
     try:
         document = read_json(path / DOCUMENT, "the statistics of a corpus")
         if document["format"] != FORMAT or document["complete"] is not True:
@@ -278,7 +276,7 @@ def _bound(layout: HashLayout, counters: Path) -> HashLayout:
 def _check_document(path: Path, document: dict[str, Any]) -> None:
     name = path / DOCUMENT
     if document.get("format") != FORMAT:
-        raise ArtifactError(f"{name} holds no statistics of ours", REMAKE)
+        raise ArtifactError(f"{name} is not a stats.json of engram", REMAKE)
     version = document.get("version")
     if not isinstance(version, int) or version > VERSION:
         raise ArtifactError(f"{name} was written by a newer version ({version})", "upgrade engram")
@@ -303,72 +301,6 @@ def _is_as_written(document: dict[str, Any]) -> bool:
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    """That of all that a stats.json says but its own digest, as it is read back."""
+    """Return the digest of a stats.json without its own, as it is read back."""
     said = {key: value for key, value in document.items() if key != "digest"}
     return sha256_bytes(canonical_json(json.loads(canonical_json(said))))
-
-
-def _write_samples(samples: Sequence[NgramSample], path: Path) -> None:
-    lengths = np.concatenate([np.full(len(s.hashes), s.order, np.int32) for s in samples])
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    tokens = np.concatenate([s.tokens.reshape(-1) for s in samples])
-    table = pa.table(
-        {
-            "order": lengths,
-            "hash": np.concatenate([s.hashes for s in samples]),
-            "count": np.concatenate([s.counts for s in samples]),
-            "tokens": pa.ListArray.from_arrays(offsets, tokens),
-        }
-    )
-    pq.write_table(table, path, compression="zstd")
-
-
-def _most_entries(metadata: pq.FileMetaData) -> int:
-    """The entries of the longest column of a Parquet file, as its footer says."""
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
-    columns = ([group.column(i).num_values for i in range(group.num_columns)] for group in groups)
-    return sum(max(values, default=0) for values in columns)
-
-
-def _read_samples(statistics: Statistics) -> tuple[NgramSample, ...]:
-    path = statistics.path / SAMPLE
-    try:
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
-            entries = MOST_SAMPLE * sum(statistics.layout.orders)
-            if _most_entries(file.metadata) > entries:
-                raise ValueError(f"it has more than {entries:,} entries")
-            table = file.read(columns=["order", "hash", "count", "tokens"])
-        table.validate(full=True)
-        orders = table["order"].to_numpy()
-        hashes = table["hash"].to_numpy().astype(np.uint64, casting="safe")
-        counts = table["count"].to_numpy().astype(np.uint64, casting="safe")
-        samples = []
-        for entry, order in zip(
-            statistics.document["samples"], statistics.layout.orders, strict=True
-        ):
-            own = np.flatnonzero(orders == order)
-            tokens = table["tokens"].take(own).combine_chunks().flatten().to_numpy()
-            samples.append(
-                NgramSample(
-                    order=order,
-                    size=int(entry["size"]),
-                    threshold=int(entry["threshold"]),
-                    hashes=hashes[own],
-                    counts=counts[own],
-                    tokens=tokens.astype(np.int32, casting="safe").reshape(len(own), order),
-                )
-            )
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{path} cannot be read as a sample: {reason}", REMAKE) from None
-    ids = range(statistics.layout.compressed_size)
-    for sample in samples:
-        if not sound_sample(sample, ids, statistics.tokens):
-            raise ArtifactError(f"{path}: the sample of {sample.order}-grams was changed", REMAKE)
-        known = statistics.document.get("arrays", {})
-        if known.get(f"{SAMPLE}/{sample.order}", "") not in ("", sample_digest(sample)):
-            raise ArtifactError(
-                f"{path}: the sample of {sample.order}-grams was changed after it was written",
-                REMAKE,
-            )
-    return tuple(samples)

@@ -1,4 +1,4 @@
-"""Row hits and n-gram samples of a layout: what a corpus is reduced to, and how it merges."""
+"""Row hits and n-gram samples of a layout: what counting a corpus leaves, and how it merges."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FULL = 2**32 - 1  # a counter that reached this stays there
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Counts:
-    """What was counted in a corpus.
+    """The counts of a corpus.
 
-    `hits`: layer -> uint32[rows], how often each global row was looked up; `samples`: one an order;
-    `joined`: documents were hashed as one stream.
+    `hits`: layer -> uint32[rows], how often each global row was looked up; `samples`: one for
+    each order; `joined`: documents were hashed as one stream.
     """
 
     layout: HashLayout
@@ -32,7 +32,7 @@ class Counts:
     samples: tuple[NgramSample, ...]
 
     def merge(self, other: Counts) -> Counts:
-        """The counts of both corpora, in new arrays. Raises MismatchError for another layout."""
+        """Return the counts of both corpora. Raises MismatchError for another layout."""
         if self.layout.fingerprint != other.layout.fingerprint or self.joined != other.joined:
             raise MismatchError(
                 "counts of two layouts do not merge",

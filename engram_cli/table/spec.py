@@ -146,12 +146,7 @@ class TableSpec:
     def arrays(self) -> list[ChunkedArray]:
         """Every array of the store."""
         lookup = [] if self.lookup_array is None else [self.lookup_array]
-        return [
-            *self.filled_arrays,
-            *self.hits_arrays.values(),
-            *lookup,
-            *self.init_arrays,
-        ]
+        return [*self.filled_arrays, *self.hits_arrays.values(), *lookup, *self.init_arrays]
 
     @property
     def init_arrays(self) -> list[ChunkedArray]:

@@ -20,14 +20,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import HITS, ROWS, SCALES
 from engram_cli.table.attributes import Description, read_description
-from engram_cli.table.grid import (
-    DAMAGED,
-    LOOKUP,
-    ChunkedArray,
-    hits_array,
-    row_array,
-    scales_array,
-)
+from engram_cli.table.grid import DAMAGED, LOOKUP, ChunkedArray, hits_array, row_array, scales_array
 
 PIECE_BYTES = 2**20  # float32 values decoded while in the L2 cache
 _NAMES = {ROWS: row_array, SCALES: scales_array, HITS: hits_array}

@@ -45,27 +45,27 @@ class CompressedVocab(VocabMap):
 
     @property
     def token_count(self) -> int:
-        """How many ids a token has: V without the holes."""
+        """Return how many ids a token has: V without the holes."""
         return int(np.count_nonzero(self.lookup >= 0))
 
     @property
     def reduction(self) -> float:
-        """The share of the ids that compression saved, 0..1."""
+        """Return the share of the ids that compression saved, 0..1."""
         return 1.0 - self.size / self.token_count
 
     @property
     def partial_count(self) -> int:
-        """How many tokens are parts of a character (their text holds U+FFFD)."""
+        """Return how many tokens are parts of a character (their text holds U+FFFD)."""
         return sum(REPLACEMENT in text for text in self.texts)
 
     @property
     def canonical_count(self) -> int:
-        """How many tokens already are their own key."""
+        """Return how many tokens already are their own key."""
         pairs = zip(self.texts, self.keys, self.lookup, strict=True)
         return sum(hit >= 0 and text == key for text, key, hit in pairs)
 
     def compress(self, ids: ArrayLike) -> NDArray[np.int64]:
-        """Compressed ids of token ids, int64 of the same shape; ids below 0 pass unchanged.
+        """Return compressed ids of token ids, int64 of the same shape; ids below 0 pass unchanged.
 
         Raises TokenIdError for an id beyond the vocabulary or in a hole of it.
         """
@@ -87,11 +87,11 @@ class CompressedVocab(VocabMap):
         return flat.reshape(array.shape)
 
     def members(self, compressed_id: int) -> list[int]:
-        """The token ids that share a compressed id, ascending."""
+        """Return the token ids that share a compressed id, ascending."""
         return [int(i) for i in np.flatnonzero(self.lookup == compressed_id)]
 
     def group_sizes(self) -> NDArray[np.int64]:
-        """int64[size]: how many tokens each compressed id has."""
+        """Return int64[size]: how many tokens each compressed id has."""
         return np.bincount(self.lookup[self.lookup >= 0], minlength=self.size)
 
 

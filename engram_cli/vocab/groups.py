@@ -26,7 +26,8 @@ class Member:
 
     @property
     def readable(self) -> str:
-        """The text with spaces and control characters visible; a part of a character as spelt."""
+        """Return the text with spaces and control characters visible; a part of a character as
+        spelt."""
         return readable(self.token if REPLACEMENT in self.text else self.text)
 
 
@@ -56,12 +57,12 @@ class VocabDiff:
 
     @property
     def equal(self) -> bool:
-        """Whether both maps are the same map."""
+        """Return whether both maps are the same map."""
         return self.moved == 0 and self.vocab_sizes[0] == self.vocab_sizes[1]
 
 
 def readable(text: str) -> str:
-    """`text` with every character visible: spaces as ␣, what has no ink of its own escaped.
+    """Return `text` with every character visible: spaces as ␣, invisible ones escaped.
 
     A combining mark stays as it is behind a character that carries it.
     """
@@ -73,7 +74,7 @@ def readable(text: str) -> str:
 
 
 def group(vocab: CompressedVocab, compressed_id: int) -> Group:
-    """The group with this compressed id."""
+    """Return the group with this compressed id."""
     ids = vocab.members(compressed_id)
     return Group(
         compressed_id=compressed_id,
@@ -83,13 +84,14 @@ def group(vocab: CompressedVocab, compressed_id: int) -> Group:
 
 
 def largest_groups(vocab: CompressedVocab, count: int) -> list[Group]:
-    """The `count` groups with the most tokens, the largest first, ties by compressed id."""
+    """Return the `count` groups with the most tokens, the largest first, ties by compressed id."""
     order = np.argsort(-vocab.group_sizes(), kind="stable")[:count]
     return [group(vocab, int(compressed_id)) for compressed_id in order]
 
 
 def group_of_text(vocab: CompressedVocab, text: str) -> Group | None:
-    """The group a text falls into: by a token's text, else by its spelling, else by its key."""
+    """Return the group a text falls into: by a token's text, else by its spelling, else by its
+    key."""
     wanted = normalizer()(text) or text
     for column, value in ((vocab.texts, text), (vocab.tokens, text), (vocab.keys, wanted)):
         try:
@@ -103,7 +105,7 @@ def group_of_text(vocab: CompressedVocab, text: str) -> Group | None:
 
 
 def diff(ours: CompressedVocab, theirs: CompressedVocab) -> VocabDiff:
-    """What differs between two maps. Equal sizes are not equal maps."""
+    """Return what differs between two maps. Equal sizes are not equal maps."""
     count = min(ours.vocab_size, theirs.vocab_size)
     a, b = ours.lookup[:count], theirs.lookup[:count]
     regrouped = np.flatnonzero(~_same_company(a, b))

@@ -30,17 +30,17 @@ class VocabMap:
 
     @property
     def digest(self) -> str:
-        """The digest of the map alone: equal exactly when every token id has the same id."""
+        """Return the digest of the map alone: equal exactly when every token id has the same id."""
         return lookup_digest(self.lookup)
 
     @property
     def vocab_size(self) -> int:
-        """V: one more than the largest token id."""
+        """Return V: one more than the largest token id."""
         return len(self.lookup)
 
 
 def check_lookup(lookup: NDArray[np.int32], size: int) -> None:
-    """Raises VocabularyError unless `lookup` is int32[V] onto 0..size-1, holes aside."""
+    """Raise VocabularyError unless `lookup` is int32[V] onto 0..size-1, holes aside."""
     if lookup.dtype != np.int32 or lookup.ndim != 1 or lookup.size == 0:
         raise VocabularyError("a vocabulary map must be a non-empty int32 vector", "build it again")
     used = lookup[lookup != HOLE]
@@ -54,5 +54,5 @@ def check_lookup(lookup: NDArray[np.int32], size: int) -> None:
 
 
 def lookup_digest(lookup: NDArray[np.int32]) -> str:
-    """The digest that layouts, tables and bundles carry for a vocabulary map int32[V]."""
+    """Return the digest that layouts, tables and bundles carry for a vocabulary map int32[V]."""
     return sha256_bytes(b"engram vocabulary 1\n", lookup.astype("<i4", copy=False).tobytes())

@@ -19,7 +19,8 @@ _WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
 
 
 def normalizer() -> Callable[[str], str]:
-    """The normaliser as a function of one text; ASCII, half of all tokens, takes a short cut."""
+    """Return the normaliser as a function of one text; ASCII, half of all tokens, takes a short
+    cut."""
     chain = library_normalizer()
 
     def normalize(text: str) -> str:
@@ -29,7 +30,7 @@ def normalizer() -> Callable[[str], str]:
 
 
 def library_normalizer() -> Callable[[str], str]:
-    """The normaliser of `tokenizers`, without the short cut."""
+    """Return the normaliser of `tokenizers`, without the short cut."""
     from tokenizers import Regex, normalizers
 
     chain = normalizers.Sequence(
@@ -49,7 +50,8 @@ def library_normalizer() -> Callable[[str], str]:
 
 
 def token_key(text: str, token: str, normalize: Callable[[str], str]) -> str:
-    """The key of one token: its spelling when it is a part of a character, else its normal form.
+    """Return the key of one token: its spelling when it is a part of a character, else its normal
+    form.
 
     `text` is the token decoded alone, `token` its spelling in the vocabulary.
     """
@@ -59,6 +61,6 @@ def token_key(text: str, token: str, normalize: Callable[[str], str]) -> str:
 
 
 def _normalize_ascii(text: str) -> str:
-    """What the chain does to ASCII: no character of it decomposes or carries an accent."""
+    """Return what the chain does to ASCII: no character of it decomposes or carries an accent."""
     text = _RUNS.sub(" ", text.lower())
     return " " if text == " " else text.strip(_WHITE)

@@ -116,12 +116,13 @@ def read_map(path: str | Path) -> VocabMap:
 
 
 def read_token(path: str | Path, token_id: int) -> StoredToken:
-    """One token of a stored vocabulary, by an id that it has. Raises InputError, ArtifactError."""
+    """Return one token of a stored vocabulary, by an id that it has. Raises InputError,
+    ArtifactError."""
     return token_of(read_vocab(path), token_id)
 
 
 def token_of(vocab: CompressedVocab, token_id: int) -> StoredToken:
-    """One token of a vocabulary, by an id that it has."""
+    """Return one token of a vocabulary, by an id that it has."""
     alike = vocab.members(int(vocab.lookup[token_id]))
     ordinary = next((i for i in alike if i not in vocab.special_ids), None)
     return StoredToken(
@@ -133,7 +134,7 @@ def token_of(vocab: CompressedVocab, token_id: int) -> StoredToken:
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """The metadata of a compressed vocabulary: sizes, digests, "source". Reads no row.
+    """Return the metadata of a compressed vocabulary: sizes, digests, "source". Reads no row.
 
     Raises InputError or ArtifactError.
     """
@@ -141,7 +142,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 
 def _listing(path: Path) -> Listing | None:
-    """A compressed vocabulary: our metadata, our columns and no other, a row a token id."""
+    """Return a compressed vocabulary: our metadata, our columns and no other, a row a token id."""
     try:
         about = read_about(path)
         with path.open("rb") as raw, pq.ParquetFile(raw) as file:
@@ -187,7 +188,8 @@ def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def _text_bytes(column: pa.ChunkedArray) -> int:
-    """The bytes of a column of texts: of a few that are repeated, a file may hold any number."""
+    """Return the bytes of a column of texts: of a few that are repeated, a file may hold any
+    number."""
     return sum(
         pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
         for chunk in column.chunks
@@ -196,7 +198,7 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
 
 
 def _is_tokenizer(path: Path) -> bool:
-    """Whether `path` begins as a tokenizer.json does."""
+    """Return whether `path` begins as a tokenizer.json does."""
     try:
         with path.open("rb") as file:
             begin = file.read(_TOKENIZER_BYTES)
@@ -206,7 +208,7 @@ def _is_tokenizer(path: Path) -> bool:
 
 
 def _lookup(path: Path, table: pa.Table, about: dict[str, Any]) -> NDArray[np.int32]:
-    """The map, its ids and its digest checked."""
+    """Return the map, its ids and its digest checked."""
     ids = table["token_id"].fill_null(HOLE).to_numpy()
     if not np.array_equal(ids, np.arange(len(ids))):
         raise ArtifactError(f"{path}: its token ids are not 0, 1, 2, ...", _REMAKE)
@@ -219,7 +221,7 @@ def _lookup(path: Path, table: pa.Table, about: dict[str, Any]) -> NDArray[np.in
 def _pad_id(
     about: dict[str, Any], lookup: NDArray[np.int32], special: Mapping[int, str]
 ) -> int | None:
-    """The recorded pad id; of an older file, or of one that names no token, by the names."""
+    """Return the recorded pad id; of an older file, or of one that names no token, by the names."""
     pad = about.get("pad_id", choose_pad(special))
     valid = type(pad) is int and 0 <= pad < len(lookup) and lookup[pad] != HOLE
     return pad if valid else None

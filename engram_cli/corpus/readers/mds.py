@@ -346,7 +346,7 @@ def recognises(look: Look) -> bool:
         raise CorpusError(
             f"{look.name} is a shard of an MDS data set", "give the folder of index.json"
         )
-    if PurePosixPath(look.name).name != _INDEX:
+    if look.name.rpartition("/")[2] != _INDEX:
         return False
     about = read_object(look.name, look.storage)
     return isinstance(about.get("shards"), list) and about.get("version") == 2

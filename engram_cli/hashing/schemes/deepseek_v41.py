@@ -23,7 +23,8 @@ def layout(
     pad_id: int = 2,
     seed: int = 0,
 ) -> HashLayout:
-    """The layout of `vocab`, by default with the released model's geometry. Raises LayoutError."""
+    """Return the layout of `vocab`, by default with the released model's geometry. Raises
+    LayoutError."""
     return engram_v1.layout(
         vocab,
         orders=orders,

@@ -29,7 +29,7 @@ def layout(
     seed: int = 0,
     scheme: str = "engram-v1",
 ) -> HashLayout:
-    """The layout of `vocab`; the moduli are different primes from `rows_per_head` up.
+    """Return the layout of `vocab`; the moduli are different primes from `rows_per_head` up.
 
     `rows_per_head`: one base size, or one an order. `pad_id` is a raw token id; its compressed id
     stands for every blocked position. None is the vocabulary's own pad token, or the demo's where
@@ -71,7 +71,7 @@ def layout(
 
 
 def multipliers(compressed_size: int, count: int, layer: int, seed: int) -> tuple[int, ...]:
-    """The odd multipliers of a layer, drawn so that token x multiplier stays below 2**63."""
+    """Return the odd multipliers of a layer, drawn so that token x multiplier stays below 2**63."""
     if seed < 0 or layer < 0:
         raise LayoutError(f"seed {seed}, layer {layer}: below 0", "seeds and layers count from 0")
     generator = np.random.default_rng(seed + LAYER_STEP * layer)
@@ -81,12 +81,12 @@ def multipliers(compressed_size: int, count: int, layer: int, seed: int) -> tupl
 
 
 def as_tuple(values: int | Sequence[int]) -> tuple[int, ...]:
-    """One integer, or several."""
+    """Return one integer, or several."""
     return tuple(values) if isinstance(values, Sequence) else (values,)
 
 
 def base_sizes(rows_per_head: int | Sequence[int], orders: Sequence[int]) -> tuple[int, ...]:
-    """One base size an order. Raises LayoutError when their number is another."""
+    """Return one base size an order. Raises LayoutError when their number is another."""
     sizes = as_tuple(rows_per_head)
     if not all(isinstance(size, Integral) for size in sizes):
         raise LayoutError(f"{rows_per_head!r} rows per head", "give an integer, or one an order")

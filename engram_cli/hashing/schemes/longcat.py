@@ -26,7 +26,7 @@ def layout(
     rows_per_head: int = LITE_ROWS,
     layers: Sequence[int] = (0,),
 ) -> HashLayout:
-    """The layout for `vocab_size` raw ids, by default that of LongCat-Flash-Lite.
+    """Return the layout for `vocab_size` raw ids, by default that of LongCat-Flash-Lite.
 
     `rows_per_head`: m, int(ngram_vocab_size_ratio x vocab_size) of the config. `orders` must be 2
     to emb_neighbor_num, `heads` is emb_split_num. `layers`: one, 0, for the memory acts where

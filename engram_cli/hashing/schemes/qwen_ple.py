@@ -24,7 +24,7 @@ def layout(
     seed: int = 1234,
     divisor: int = 128,
 ) -> HashLayout:
-    """The layout for `vocab_size` raw ids; `layers` are the ple_layer_ids, counted from one.
+    """Return the layout for `vocab_size` raw ids; `layers` are the ple_layer_ids, counted from one.
 
     The default is the release's, decoder layer 1 counted from 0. The multipliers depend on a
     layer's place in `layers`, not on its number. `orders` must be 2..N. The rows of a layer are
@@ -77,14 +77,14 @@ def layout(
 
 
 def multipliers(vocab_size: int, count: int, index: int, seed: int) -> tuple[int, ...]:
-    """The odd multipliers of the PLE layer with this 0-based index."""
+    """Return the odd multipliers of the PLE layer with this 0-based index."""
     bound = max(1, INT64_MAX // vocab_size // 2)
     base = seed + LAYER_STEP * index
     return tuple(2 * (splitmix64(base + GOLDEN * (k + 1)) % bound) + 1 for k in range(count))
 
 
 def splitmix64(value: int) -> int:
-    """One step of SplitMix64 (Steele, Lea and Flood 2014), modulo 2**64."""
+    """Return one step of SplitMix64 (Steele, Lea and Flood 2014), modulo 2**64."""
     value = (value + GOLDEN) & MASK64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK64

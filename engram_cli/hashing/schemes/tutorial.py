@@ -27,7 +27,8 @@ def layout(
     rows_per_head: int = 5003,
     layers: Sequence[int] = (0,),
 ) -> HashLayout:
-    """The layout for `vocab_size` raw ids, the same rows for every head. Raises LayoutError."""
+    """Return the layout for `vocab_size` raw ids, the same rows for every head. Raises
+    LayoutError."""
     if vocab_size < 2:
         raise LayoutError(f"vocab_size {vocab_size}", "the tutorial scheme needs 2 ids or more")
     orders, layers = as_tuple(orders), as_tuple(layers)

@@ -54,7 +54,7 @@ class Expectation:
 
 
 def expect(demand: Demand, moduli: Sequence[int]) -> Expectation:
-    """What `demand` does to the heads of an order, which have `moduli` rows."""
+    """Return what `demand` does to the heads of an order, which have `moduli` rows."""
     clean = ideal_clean(moduli, demand.distinct)
     occupied = [ideal_occupied(rows, demand.distinct) / rows for rows in moduli]
     errors = [ideal_occupied_error(rows, demand.distinct, demand.error) / rows for rows in moduli]
@@ -89,7 +89,7 @@ def batch_share(
     batch: int,
     sizes: Mapping[int, tuple[float, float]],
 ) -> BatchShare | None:
-    """The mean over the orders in `sizes`, of `batch` tokens that follow one another.
+    """Return the mean over the orders in `sizes`, of `batch` tokens that follow one another.
 
     `windows`: as in the section `locality`; `sizes`: by order the rows of a head that was counted
     and of one that is planned. None where an order has no window of at most `batch` tokens.
@@ -116,7 +116,7 @@ def batch_share(
 
 
 def resized(share: float, tokens: int, counted: float, planned: float) -> float:
-    """The share of `tokens` look-ups that are different rows with `planned` rows instead.
+    """Return the share of `tokens` look-ups that are different rows with `planned` rows instead.
 
     As an ideal hash fills rows: u n-grams met m (1 - e^(-u/m)) of m rows.
     """
@@ -128,7 +128,7 @@ def resized(share: float, tokens: int, counted: float, planned: float) -> float:
 
 
 def hot_rows(hits: NDArray[np.uint32], hit_rate: float) -> int:
-    """How many of the rows catch `hit_rate` of the counted look-ups, the hottest first."""
+    """Return how many of the rows catch `hit_rate` of the counted look-ups, the hottest first."""
     ranking = ranked(hits)
     caught = np.cumsum(ranking.values.astype(np.float64) * ranking.rows)
     if len(caught) == 0 or caught[-1] == 0:
@@ -152,18 +152,19 @@ class HeldOut:
 
     @property
     def reach(self) -> float:
-        """The share of look-ups that all used rows catch."""
+        """Return the share of look-ups that all used rows catch."""
         return float(self.caught[-1])
 
     def share(self, hit_rate: float) -> float | None:
-        """The share of all rows that catches `hit_rate`; None where the used ones do not."""
+        """Return the share of all rows that catches `hit_rate`; None where the used ones do not."""
         if hit_rate > self.caught[-1]:
             return None
         return float(np.interp(hit_rate, self.caught, self.rows))
 
 
 def held_out(entry: Mapping[str, Any], occupied: float) -> HeldOut | None:
-    """The curve of an order of the section `locality`, "hot"; None where nothing was held out.
+    """Return the curve of an order of the section `locality`, "hot"; None where nothing was held
+    out.
 
     `occupied`: the share of its rows with a hit. Rows without one catch evenly, so behind it the
     curve is a line up to all rows, and what all used rows catch follows from any point on it.

@@ -94,7 +94,7 @@ HARDWARE = {
 
 
 def find_hardware(name: str) -> Hardware:
-    """The hardware called `name`. Raises InputError, which lists the known names."""
+    """Return the hardware called `name`. Raises InputError, which lists the known names."""
     if name not in HARDWARE:
         raise InputError(f"unknown hardware '{name}'", f"known: {', '.join(HARDWARE)}")
     return HARDWARE[name]
@@ -124,12 +124,12 @@ class Load:
 
     @property
     def bytes(self) -> int:
-        """All rows."""
+        """Return all rows."""
         return self.rows * self.row_bytes
 
     @property
     def hot_bytes(self) -> int:
-        """The hot rows, and what tells them from the others."""
+        """Return the hot rows, and what tells them from the others."""
         return self.hot_rows * self.row_bytes + math.ceil(self.rows * HOT_BITS / 8)
 
 
@@ -153,7 +153,8 @@ class Placement:
 
 
 def touched(row_bytes: int, block: int) -> float:
-    """The mean bytes moved for a row in whole blocks, rows lying one after another from a block."""
+    """Return the mean bytes moved for a row in whole blocks, rows lying one after another from a
+    block."""
     common = math.gcd(row_bytes, block)
     return (row_bytes + block - common) / block * block
 
@@ -168,7 +169,7 @@ class _Tier:
 
 
 def placements(load: Load, hardware: Hardware) -> Iterator[Placement]:
-    """The ways to place a table, the fastest first."""
+    """Yield the ways to place a table, the fastest first."""
     everything, hot = load.bytes, load.hot_bytes
     in_hbm = _Tier(load.row_bytes, SECTOR, hardware.hbm_bandwidth or math.inf)
     on_host = _Tier(load.row_bytes, LINE, hardware.link or hardware.host_bandwidth)

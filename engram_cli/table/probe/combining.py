@@ -37,14 +37,14 @@ class Combination:
     shares: NDArray[np.float64]
 
     def choose(self, answers: Answers) -> NDArray[np.int64]:
-        """int64[Q]: the best token of each question."""
+        """Return int64[Q]: the best token of each question."""
         best = np.argmax(self._chances(answers), axis=1)
         return np.take_along_axis(answers.tokens, best[:, None], axis=1)[:, 0]
 
     def likelihood(
         self, answers: Answers, truth: NDArray[np.int64], floor: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """float64[Q]: the chance of each true token; `floor` float64[V] sums to 1."""
+        """Return float64[Q]: the chance of each true token; `floor` float64[V] sums to 1."""
         chances = self._chances(answers)
         named = _of_truth(answers, chances, truth)
         share = self.shares[np.searchsorted(self.edges, chances.max(axis=1))]
@@ -56,7 +56,8 @@ class Combination:
 
 
 def fit(answers: Answers, truth: NDArray[np.int64], floor: NDArray[np.float64]) -> Combination:
-    """The combination under which the true tokens are likeliest; the same for the same input."""
+    """Return the combination under which the true tokens are likeliest; the same for the same
+    input."""
     known = answers.known.astype(np.float64)
     centre, spread = float(known.mean()), float(_spread(known))
     evidence = _evidence(answers, centre, spread)
@@ -75,7 +76,7 @@ def fit(answers: Answers, truth: NDArray[np.int64], floor: NDArray[np.float64]) 
 
 
 def _evidence(answers: Answers, centre: float, spread: float) -> NDArray[np.float64]:
-    """float64[Q, K, 2 * F]."""
+    """Return float64[Q, K, 2 * F]."""
     known = ((answers.known.astype(np.float64) - centre) / spread)[:, None, None]
     return np.concatenate([answers.evidence, answers.evidence * known], axis=2)
 
@@ -105,8 +106,8 @@ def _fit_weights(
 
 
 def _spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The standard deviation of each column; infinite for one that is constant, so that what is
-    divided by it counts for nothing."""
+    """Return the standard deviation of each column; infinite for one that is constant, so that what
+    is divided by it counts for nothing."""
     spread = np.asarray(values.std(axis=0))
     return np.where(spread <= _CONSTANT * np.abs(values).max(axis=0), np.inf, spread)
 

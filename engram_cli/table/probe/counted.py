@@ -75,7 +75,7 @@ def count_followers(
 
 
 def first_choices(orders: list[Followers], unigrams: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64[Q]: the most frequent follower of the longest context that is known.
+    """Return int64[Q]: the most frequent follower of the longest context that is known.
 
     `orders` from the shortest; at the end the most frequent token of all.
     """
@@ -86,14 +86,14 @@ def first_choices(orders: list[Followers], unigrams: NDArray[np.int64]) -> NDArr
 
 
 def unigram_probabilities(unigrams: NDArray[np.int64]) -> NDArray[np.float64]:
-    """float64[V]: shares of the corpus, each token counted once more than it is there."""
+    """Return float64[V]: shares of the corpus, each token counted once more than it is there."""
     return np.asarray((unigrams + 1) / (unigrams.sum() + len(unigrams)))
 
 
 def witten_bell(
     orders: list[Followers], truth: NDArray[np.int64], unigrams: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """float64[Q]: the probability of each true token.
+    """Return float64[Q]: the probability of each true token.
 
     Each order is mixed with the shorter ones by how many different tokens followed a context
     (Witten and Bell 1991): (count + kinds x shorter) / (total + kinds).
@@ -111,7 +111,7 @@ def witten_bell(
 def _matching(
     block: NDArray[np.uint64], wanted: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(index of the context << 32 | token, count) of the pairs whose mix is wanted."""
+    """Return (index of the context << 32 | token, count) of the pairs whose mix is wanted."""
     mixes = block[:, 0].astype(np.int64)
     place = np.searchsorted(wanted, mixes)
     place[place == len(wanted)] = 0

@@ -41,7 +41,7 @@ class Questions:
         return len(self.truth)
 
     def part(self, chosen: NDArray[np.integer] | slice) -> Questions:
-        """Some of them."""
+        """Return some of them."""
         contexts = {order: mixes[chosen] for order, mixes in self.contexts.items()}
         return Questions(rows=self.rows[chosen], truth=self.truth[chosen], contexts=contexts)
 
@@ -99,7 +99,7 @@ class Answers:
     alone: dict[str, NDArray[np.int64]]
 
     def part(self, chosen: NDArray[np.bool_]) -> Answers:
-        """Those to some of the questions, bool[Q]."""
+        """Return those to some of the questions, bool[Q]."""
         return Answers(
             tokens=self.tokens[chosen],
             single=self.single[chosen],
@@ -128,7 +128,7 @@ class Reader:
         self._squares = np.array([square for _, square in found], dtype=np.float32)
 
     def answer(self, questions: Questions, progress: Progress) -> Answers:
-        """The tokens that the rows of each question name."""
+        """Return the tokens that the rows of each question name."""
         progress.start("reading the rows", len(questions), "positions")
         parts = []
         for begin in range(0, len(questions), _STEP):
@@ -171,13 +171,13 @@ class Reader:
         )
 
     def _orders(self) -> Iterator[tuple[int, slice]]:
-        """(order, its columns)."""
+        """Yield (order, its columns)."""
         heads = self.layout.heads
         for index, order in enumerate(self.layout.orders):
             yield order, slice(index * heads, (index + 1) * heads)
 
     def _scores(self, rows: Floats, weights: Floats, heads: slice) -> Floats:
-        """float32[Q, V]: the share of each token by the heads of an order."""
+        """Return float32[Q, V]: the share of each token by the heads of an order."""
         scores: Floats = np.zeros((len(rows), len(self._vectors[0])), dtype=np.float32)
         for column in range(heads.start, heads.stop):
             scores += (rows[:, column] * weights[:, column, None]) @ self._vectors[column].T
@@ -205,8 +205,8 @@ class Reader:
 
 
 def head_weights(rows: Floats, hits: Floats, squares: Floats, heads: int) -> Floats:
-    """float32[Q, C], those of each order's `heads` summing to 1: what the shares that columns say
-    are multiplied by to be added up.
+    """Return float32[Q, C], those of each order's `heads` summing to 1: what the shares that
+    columns say are multiplied by to be added up.
 
     `rows` [Q, C, w]; `hits` [Q, C], 1 at least; `squares` [C]: vectors' usual squared lengths.
     A row that nothing fell on has nearly all the weight: the n-gram is new.
@@ -220,8 +220,8 @@ def head_weights(rows: Floats, hits: Floats, squares: Floats, heads: int) -> Flo
 def _centred(
     embeddings: Embeddings, layer: int, column: int, dim: int, mean: NDArray[np.float64]
 ) -> tuple[Floats, float]:
-    """float32[V, w]: vectors less their mean, over the squares of their lengths, so that a vector's
-    product with its own is 1; and the mean of the squares."""
+    """Return float32[V, w]: vectors less their mean, over the squares of their lengths, so that a
+    vector's product with its own is 1; and the mean of the squares."""
     values, scale = embeddings.vectors(layer, column, dim)
     vectors = values.astype(np.float32) * np.float32(scale)
     vectors -= (mean[: len(vectors)] @ vectors.astype(np.float64)).astype(np.float32)
@@ -231,7 +231,7 @@ def _centred(
 
 
 def _first_of_its_kind(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool[Q, K]: False where the same token stands further left."""
+    """Return bool[Q, K]: False where the same token stands further left."""
     order = np.argsort(tokens, axis=1, kind="stable")
     ordered = np.take_along_axis(tokens, order, axis=1)
     again = np.zeros(tokens.shape, dtype=bool)

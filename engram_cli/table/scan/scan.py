@@ -1,13 +1,12 @@
 """One pass over a layer: ranges of rows on threads in, figures by column and duplicates out.
 
-Memory is a few buffers a thread and the samples, whatever the size of the table. Stretches are
-merged in their order, so that the figures are the same for any number of threads.
+Memory is a few buffers a thread and the samples, whatever the size of the table. Ranges are merged
+in their order, so that the figures are the same for any number of threads.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.scan.duplicates import EVERYTHING, Contents, Duplicates
 from engram_cli.table.scan.kernels import rows as kernels
@@ -23,59 +23,56 @@ from engram_cli.table.scan.source import WORD, LayerReader, RowRange
 HOTTEST = 10
 _SEED = 0x656E6772616D
 _CHOSEN = 2**14  # rows for the samples that a thread keeps until they are taken
+Hottest = tuple[tuple[int, int], ...]  # (row of a column, hits), by hits
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ColumnScan:
-    """What the rows of a column are.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """One head of one order of one layer.
 
-    `zero` and `not_finite` rows; of the others the `mean`, root mean square, `least` and `most`
-    norm and `bins` int64[BINS] of them. `hit_rows`, `hits`, `max_hits`, and the mean norm of rows
-    with a hit and without one: None without hits. `hottest`: (row of the column, hits), by hits.
+    `zero` and `not_finite` rows; `mean`, `rms`, `least`, `most`: norms of the others; `hit_mean`
+    and `unhit_mean`: of those with and without a hit. None where there are no vectors or no hits.
     """
 
+    layer: int
+    order: int
+    head: int
     rows: int
-    zero: int
-    not_finite: int
-    mean: float
-    rms: float
-    least: float
-    most: float
-    bins: NDArray[np.int64] = field(repr=False)
     hit_rows: int | None
     hits: int | None
     max_hits: int | None
-    hit_mean: float | None
-    hottest: tuple[tuple[int, int], ...]
+    zero: int | None = None
+    not_finite: int | None = None
+    mean: float | None = None
+    rms: float | None = None
+    least: float | None = None
+    most: float | None = None
+    hit_mean: float | None = None
+    unhit_mean: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerScan:
-    """A layer read once: its columns, its duplicate rows, the bytes that were read."""
+    """A layer read once: by column its figures, how many norms lie in each bin, its hottest rows.
 
-    layer: int
-    columns: tuple[ColumnScan, ...]
-    duplicates: Duplicates
-    read_bytes: int
+    `bins` int64[C, BINS]. Without vectors there are no bins and no duplicates.
+    """
+
+    columns: tuple[Columns, ...]
+    hottest: tuple[Hottest, ...]
+    bins: NDArray[np.int64] | None = field(default=None, repr=False)
+    duplicates: Duplicates | None = None
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class _Sums:
     """Figures that add up, as the kernel writes them. `hottest` int64[2, HOTTEST]: rows, hits."""
 
-    counts: NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(kernels.COUNTS, dtype=np.int64)
-    )
-    sums: NDArray[np.float64] = field(
-        default_factory=lambda: np.zeros(kernels.SUMS, dtype=np.float64)
-    )
-    ends: NDArray[np.float32] = field(
-        default_factory=lambda: np.array([np.inf, 0.0], dtype=np.float32)
-    )
-    bins: NDArray[np.int64] = field(default_factory=lambda: np.zeros(kernels.BINS, dtype=np.int64))
-    hottest: NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros((2, HOTTEST), dtype=np.int64)
-    )
+    def __init__(self) -> None:
+        self.counts = np.zeros(kernels.COUNTS, dtype=np.int64)
+        self.sums = np.zeros(kernels.SUMS, dtype=np.float64)
+        self.ends = np.array([np.inf, 0.0], dtype=np.float32)
+        self.bins = np.zeros(kernels.BINS, dtype=np.int64)
+        self.hottest = np.zeros((2, HOTTEST), dtype=np.int64)
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
@@ -95,14 +92,6 @@ class _Sums:
             kernels.heat(self.hottest, row, hits)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Found:
-    """What a range gave: its sums, and `chosen` uint64[2, n], the sampled rows."""
-
-    sums: _Sums
-    chosen: NDArray[np.uint64]
-
-
 class _Scratch(threading.local):
     """What a thread reads into, again and again: fresh pages would cost a third."""
 
@@ -112,48 +101,65 @@ class _Scratch(threading.local):
         self.chosen = np.empty((kernels.COLUMNS, max(kernels.TILE, _CHOSEN)), dtype=np.uint64)
 
 
-def scan_layer(
-    source: LayerReader,
-    columns: Sequence[tuple[int, int]],
-    *,
-    threads: int = 1,
-    progress: Progress = SILENT,
-) -> LayerScan:
-    """Read all rows of a layer's columns, each (first row, rows), once.
+def scan_layer(source: LayerReader, *, threads: int = 1, progress: Progress = SILENT) -> LayerScan:
+    """Read all rows of a layer once, column by column.
 
     Raises ArtifactError for files that cannot be read.
     """
-    total = sum(rows for _, rows in columns)
-    scratch, keys, contents = _Scratch(source), _hash_keys(source), Contents(total)
-    merged = [_Sums() for _ in columns]
-    row_ranges = list(source.row_ranges(columns))
-    row_bytes = source.stored_row_bytes
+    layout, layer = source.source.layout, source.layer
+    entry = layout.layer(layer)
+    total = sum(entry.moduli)
+    scratch, contents = _Scratch(source), Contents(total)
+    # A random key for each word and each scale of a row, always the same.
+    size = source.row_bytes // WORD + source.row_scales
+    keys = np.random.default_rng(_SEED).integers(0, 2**64, size=size, dtype=np.uint64)
+    merged = [_Sums() for _ in entry.moduli]
+    row_ranges = list(source.row_ranges(list(zip(entry.offsets, entry.moduli, strict=True))))
     with ThreadPoolExecutor(threads) as pool:
         scanned = pool.map(
             lambda row_range: _scan(source, row_range, keys, scratch, contents.threshold),
             row_ranges,
         )
-        for row_range, found in zip(row_ranges, scanned, strict=True):
-            merged[row_range.column].merge(found.sums)
-            contents.add(found.chosen)
-            progress.advance(row_range.rows * row_bytes)
-    figures = tuple(
-        _column(sums, begin, rows, source.counted is not None)
-        for sums, (begin, rows) in zip(merged, columns, strict=True)
-    )
-    usual = sum(each.rows - each.zero - each.not_finite for each in figures)
+        for row_range, (sums, chosen) in zip(row_ranges, scanned, strict=True):
+            merged[row_range.column].merge(sums)
+            contents.add(chosen)
+            progress.advance(row_range.rows * source.stored_row_bytes)
+    counted = source.counted is not None
+    figures = tuple(_column(layout, layer, at, sums, counted) for at, sums in enumerate(merged))
+    lost = sum(int(sums.counts[[kernels.ZERO, kernels.NOT_FINITE]].sum()) for sums in merged)
     return LayerScan(
-        layer=source.layer,
         columns=figures,
-        duplicates=contents.figures(usual),
-        read_bytes=total * row_bytes,
+        hottest=tuple(
+            tuple((row - begin, hits) for row, hits in sums.hottest.T.tolist() if hits)
+            for sums, begin in zip(merged, entry.offsets, strict=True)
+        ),
+        bins=np.stack([sums.bins for sums in merged]),
+        duplicates=contents.figures(total - lost),
     )
 
 
-def _hash_keys(source: LayerReader) -> NDArray[np.uint64]:
-    """A random key for each word and each scale of a row, always the same."""
-    size = source.row_bytes // WORD + source.row_scales
-    return np.random.default_rng(_SEED).integers(0, 2**64, size=size, dtype=np.uint64)
+def scan_hits(layout: HashLayout, layer: int, hits: NDArray[np.uint32]) -> LayerScan:
+    """Return what hits uint32[rows] alone say of a layer."""
+    columns, hottest, entry = [], [], layout.layer(layer)
+    for at, (begin, rows) in enumerate(zip(entry.offsets, entry.moduli, strict=True)):
+        own = hits[begin : begin + rows]
+        columns.append(
+            Columns(
+                layer=layer,
+                order=layout.orders[at // layout.heads],
+                head=at % layout.heads,
+                rows=rows,
+                hit_rows=int(np.count_nonzero(own)),
+                hits=int(own.sum(dtype=np.int64)),
+                max_hits=int(own.max()),
+            )
+        )
+        most = min(HOTTEST, rows)
+        least = np.partition(own, rows - most)[rows - most]
+        among = np.flatnonzero(own >= max(least, 1))
+        best = among[np.lexsort([among, -own[among].astype(np.int64)])][:most]
+        hottest.append(tuple((int(row), int(own[row])) for row in best))
+    return LayerScan(columns=tuple(columns), hottest=tuple(hottest))
 
 
 def _scan(
@@ -162,8 +168,8 @@ def _scan(
     keys: NDArray[np.uint64],
     scratch: _Scratch,
     below: int,
-) -> _Found:
-    """Read one range; sample the rows whose hash is under `below`."""
+) -> tuple[_Sums, NDArray[np.uint64]]:
+    """Read one range; return its sums, and the rows uint64[2, n] whose hash is under `below`."""
     sums, chosen = _Sums(), list[NDArray[np.uint64]]()
     hits = source.hits(row_range.first, row_range.rows)
     factors, scales = source.factors(row_range.first, row_range.rows), source.row_scales
@@ -180,26 +186,34 @@ def _scan(
             if done < end or end == row_range.rows:
                 chosen.append(scratch.chosen[:, : sums.counts[kernels.CHOSEN]].copy())
                 sums.counts[kernels.CHOSEN] = 0
-    return _Found(sums=sums, chosen=np.concatenate(chosen, axis=1))
+    return sums, np.concatenate(chosen, axis=1)
 
 
-def _column(found: _Sums, begin: int, rows: int, counted: bool) -> ColumnScan:
-    counts = {name: int(found.counts[getattr(kernels, name)]) for name in
-              ("ZERO", "NOT_FINITE", "HIT", "HITS", "MAX_HITS")}  # fmt: skip
-    usual = rows - counts["ZERO"] - counts["NOT_FINITE"]
+def _column(layout: HashLayout, layer: int, at: int, found: _Sums, counted: bool) -> Columns:
+    rows = layout.layer(layer).moduli[at]
+    zero, not_finite, hit_rows, hits, max_hits, _ = map(int, found.counts)
+    usual = rows - zero - not_finite
     norm, square, hit_norm = map(float, found.sums)
-    return ColumnScan(
+    mean = norm / max(usual, 1)
+    hit_mean = hit_norm / hit_rows if counted and hit_rows else None
+    unhit = None
+    if counted and rows - hit_rows - not_finite > 0:
+        total = mean * usual - (hit_mean or 0.0) * hit_rows
+        unhit = max(total, 0.0) / (rows - hit_rows - not_finite)
+    return Columns(
+        layer=layer,
+        order=layout.orders[at // layout.heads],
+        head=at % layout.heads,
         rows=rows,
-        zero=counts["ZERO"],
-        not_finite=counts["NOT_FINITE"],
-        mean=norm / max(usual, 1),
+        hit_rows=hit_rows if counted else None,
+        hits=hits if counted else None,
+        max_hits=max_hits if counted else None,
+        zero=zero,
+        not_finite=not_finite,
+        mean=mean,
         rms=float(np.sqrt(square / max(usual, 1))),
         least=float(found.ends[0]) if usual else 0.0,
         most=float(found.ends[1]),
-        bins=found.bins,
-        hit_rows=counts["HIT"] if counted else None,
-        hits=counts["HITS"] if counted else None,
-        max_hits=counts["MAX_HITS"] if counted else None,
-        hit_mean=hit_norm / counts["HIT"] if counted and counts["HIT"] else None,
-        hottest=tuple((row - begin, hits) for row, hits in found.hottest.T.tolist() if hits),
+        hit_mean=hit_mean,
+        unhit_mean=unhit,
     )

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from table.scan import plain
 
 from engram_cli.rows import DTYPES
-from engram_cli.table.scan import reference
 from engram_cli.table.scan.kernels import norms as measured
 from engram_cli.table.scan.kernels import rows as kernels
 
@@ -45,7 +45,7 @@ def check(dtype: str, stored: np.ndarray, scales: np.ndarray | None, dim: int) -
     kind = (FLOATS | SCALED)[dtype]
     flat = items.reshape(-1)
     measured.norms_of(kind, flat, items.shape[1], factors, own, int(own > 1), norms)
-    np.testing.assert_allclose(norms, reference.norms(values), rtol=2e-6)
+    np.testing.assert_allclose(norms, plain.norms(values), rtol=2e-6)
     assert np.array_equal(norms == 0, ~(values != 0).any(axis=1))
 
 
@@ -130,7 +130,7 @@ def test_hashes_are_their_definition(size: int, scales: int) -> None:
     items = generator.integers(0, 256, (40, size), dtype=np.uint8)
     factors = generator.normal(size=40 * scales).astype(np.float32)
     keys = generator.integers(0, 2**64, size // 8 + scales, dtype=np.uint64)
-    wanted = reference.hashes(items.view(np.uint64), factors.reshape(40, scales), keys)
+    wanted = plain.hashes(items.view(np.uint64), factors.reshape(40, scales), keys)
     np.testing.assert_array_equal(hashed(items, factors, keys), wanted)
 
 
