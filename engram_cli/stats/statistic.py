@@ -70,15 +70,11 @@ class CollectorPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The typed results of statistics by their key in stats.json, and the size of the corpus.
-
-    `layout` is None where only the terminal shows the results.
-    """
+    """The typed results of statistics by their key in stats.json, and the size of the corpus."""
 
     tokens: int
     documents: int
     found: Mapping[str, object]
-    layout: HashLayout | None = None
 
     def get(self, statistic: Statistic[R]) -> R | None:
         """Return the result of a statistic; None if it was not collected."""
