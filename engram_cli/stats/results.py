@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from engram_cli.hashing.layout import HashLayout
@@ -14,13 +15,21 @@ from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.known import known_ngrams
 from engram_cli.stats.names import Names
 from engram_cli.stats.occurrences import OccurrenceSample, drawn_ngrams
-from engram_cli.stats.statistic import Counted, Results
+from engram_cli.stats.statistic import Counted, Results, read_typed
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.stats.totals import Counts
 from engram_cli.version import __version__
 from engram_cli.view import Column, Page, Table, View
 from engram_cli.view import counts as table_columns
 from engram_cli.vocab.compress import CompressedVocab
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """The files that were counted, as stats.json names them."""
+
+    files: int = 0
+    empty_files: int = 0
 
 
 def count_results(
@@ -81,12 +90,11 @@ def read_results(statistics: Statistics) -> Results:
 def statistics_page(statistics: Statistics) -> Page:
     """Return the page of a statistics folder. Raises ArtifactError for damaged results."""
     results, document, layout = read_results(statistics), statistics.document, statistics.layout
-    corpus: Mapping[str, int] = document.get("corpus") or {}
+    corpus = read_typed(Corpus, document.get("corpus") or {}, "'corpus'")
     facts = []
-    if corpus.get("files"):
-        empty = corpus.get("empty_files") or 0
-        some = f", {count(empty)} of them empty" if empty else ""
-        facts.append(("Corpus", f"{count(corpus['files'])} files{some}"))
+    if corpus.files:
+        some = f", {count(corpus.empty_files)} of them empty" if corpus.empty_files else ""
+        facts.append(("Corpus", f"{count(corpus.files)} files{some}"))
     joined = ", joined" if statistics.joined else ""
     size = f"{count(results.tokens)} tokens, {count(results.documents)} documents{joined}"
     orders, layers = ", ".join(map(str, layout.orders)), ", ".join(map(str, layout.layer_ids))

@@ -119,7 +119,12 @@ class Statistic(Generic[R]):
 
     def read(self, value: object) -> R:
         """Return the result from its JSON. Raises ArtifactError."""
-        try:
-            return read_json_as(self.kind, value, f"'{self.key}'")
-        except ValueError as error:
-            raise ArtifactError(f"{error}: it cannot be drawn", REMAKE) from None
+        return read_typed(self.kind, value, f"'{self.key}'")
+
+
+def read_typed(kind: type[R], value: object, where: str) -> R:
+    """Return a part of stats.json as `kind`; `where` names it. Raises ArtifactError."""
+    try:
+        return read_json_as(kind, value, where)
+    except ValueError as error:
+        raise ArtifactError(f"{error}: it cannot be drawn", REMAKE) from None
