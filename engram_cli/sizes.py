@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -55,3 +57,10 @@ def _cgroup() -> int | None:
         return max(int(limit) - used + cached, 0)
     except (OSError, ValueError, IndexError, StopIteration):
         return None
+
+
+def processors() -> int:
+    """Return the number of processors that the system lets this process run on."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

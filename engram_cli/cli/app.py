@@ -8,22 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from engram_cli import interrupts
-from engram_cli.cli.attach import attach
-from engram_cli.cli.build_table import build_table
-from engram_cli.cli.compress_vocab import compress_vocab
-from engram_cli.cli.configured import in_config
-from engram_cli.cli.convert import convert
-from engram_cli.cli.demo import demo
-from engram_cli.cli.hash_stats import hash_stats
-from engram_cli.cli.inspect import inspect
-from engram_cli.cli.lookup import lookup
-from engram_cli.cli.paths import local_paths
+from engram_cli.cli import corpus, reading, tables
+from engram_cli.cli.command import in_config
 from engram_cli.cli.plain import plain, spell_what_streams_cannot
-from engram_cli.cli.plan import plan
-from engram_cli.cli.report import report
 from engram_cli.cli.terminal import open_nowhere
-from engram_cli.cli.trace import trace
-from engram_cli.cli.verify import verify
 from engram_cli.commands.workspace import CONFIG_NAME
 from engram_cli.version import __version__
 
@@ -36,18 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("compress-vocab")(local_paths(compress_vocab))
-app.command("hash-stats")(local_paths(hash_stats))
-app.command("report")(local_paths(report))
-app.command("build-table")(local_paths(build_table))
-app.command("convert")(local_paths(convert))
-app.command("attach")(local_paths(attach))
-app.command("trace")(local_paths(trace))
-app.command("plan")(local_paths(plan))
-app.command("inspect")(local_paths(inspect))
-app.command("lookup")(local_paths(lookup))
-app.command("verify")(local_paths(verify))
-app.command("demo")(local_paths(demo))
+for run_command in (
+    *(corpus.compress_vocab, corpus.hash_stats, reading.report),
+    *(tables.build_table, tables.convert, tables.attach, reading.trace, tables.plan),
+    *(reading.inspect, reading.lookup, reading.verify, reading.demo),
+):
+    app.command(run_command.__name__.replace("_", "-"))(run_command)
 
 
 def _print_version(wanted: bool) -> None:

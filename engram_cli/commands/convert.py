@@ -8,44 +8,21 @@ from functools import partial
 from pathlib import Path
 
 from engram_cli.commands.artifact import open_vectors
-from engram_cli.commands.dry_run import refusal
-from engram_cli.commands.processors import processors
+from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
-from engram_cli.errors import EngramError, InputError, OutputError
+from engram_cli.commands.workspace import refusal
+from engram_cli.errors import EngramError, OutputError
 from engram_cli.formats.base import require_sound
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import HITS, RowSource
+from engram_cli.sizes import processors
 from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
 from engram_cli.table.convert import Difference, compare_tables, conversion, is_conversion
 from engram_cli.table.places import check_place, clear_place
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertRequest:
-    """Which table to convert to which dtype.
-
-    `scale`: the scale of every layer, for dtypes that have one for all rows; None to find it.
-    `verify`: read the source's checksums first, so that damage is not passed on as sound. `force`
-    replaces a table at `out`; with `dry_run` nothing is written.
-    """
-
-    source: Path
-    dtype: str
-    out: Path
-    scale: float | None = None
-    chunk_rows: int | None = None
-    verify: bool = True
-    force: bool = False
-    threads: int | None = None
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"{self.threads} threads", "give 1 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,32 +6,30 @@ attachment, and with torch and transformers ten training steps of the memory.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sysconfig
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from engram_cli.commands.attach import (
-    BUNDLE_NAME,
-    AttachRequest,
-    AttachResult,
-    attach_checkpoint,
-)
-from engram_cli.commands.build_table import BuildTableRequest, BuildTableResult, build_table
-from engram_cli.commands.compress_vocab import (
-    CompressVocabRequest,
-    CompressVocabResult,
-    run_compress_vocab,
-)
-from engram_cli.commands.demo_checkpoint import CHECKPOINT, write_checkpoint
+import numpy as np
+from safetensors.numpy import save_file
+
+from engram_cli.commands.attach import BUNDLE_NAME, AttachResult, attach_checkpoint
+from engram_cli.commands.build_table import BuildTableResult, build_table
+from engram_cli.commands.compress_vocab import CompressVocabResult, run_compress_vocab
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
+from engram_cli.commands.hash_stats import HashStatsResult, hash_stats
+from engram_cli.commands.requests.corpus import CompressVocabRequest, HashStatsRequest
+from engram_cli.commands.requests.reading import DemoRequest
+from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.workspace import Workspace
-from engram_cli.errors import DependencyError, InputError, OutputError
-from engram_cli.files import output_errors
+from engram_cli.errors import DependencyError, EngramError, InputError, OutputError
+from engram_cli.files import output_errors, read_json
 from engram_cli.formats.bundle import BUNDLE
 from engram_cli.outputs import Kind, Listing, clear_output, new_file, new_folder
 from engram_cli.progress import SILENT, Progress
@@ -46,14 +44,6 @@ _MARK = "engram demo works in this folder and replaces what is here\n"
 GEOMETRY = Geometry(orders=(2, 3), heads=8, rows_per_head=(262_144,), layers=(1,))
 DIM = 16
 STEPS = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoRequest:
-    """Where the demo works: a new folder, or one of an earlier demo, which is replaced."""
-
-    folder: Path = Path("engram-demo")
-    train: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,3 +180,71 @@ def _is_mark(path: Path) -> Listing | None:
 
 
 MARK = Kind(name="mark of a demo", listing=_is_mark, folder=False)
+
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+}
+
+
+def write_checkpoint(folder: Path, tokenizer: Path, vocab_size: int, seed: int = 0) -> int:
+    """Write config.json, tokenizer.json and seeded random weights; the number of parameters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = CONFIG | {"vocab_size": vocab_size}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    generator = np.random.default_rng(seed)
+    weights = {
+        name: np.ones(shape, np.float32)
+        if len(shape) == 1
+        else generator.normal(0.0, 0.02, shape).astype(np.float32)
+        for name, shape in _shapes(config).items()
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return sum(weight.size for weight in weights.values())
+
+
+def _checkpoint_listing(path: Path) -> Listing | None:
+    """The demo's checkpoint, by its config.json, and the bundle that the demo attached to it."""
+    try:
+        config = read_json(path / "config.json", "a checkpoint")
+    except EngramError:
+        return None
+    if config != CONFIG | {"vocab_size": config.get("vocab_size")}:
+        return None
+    own = frozenset(("config.json", "tokenizer.json", "model.safetensors"))
+    bundle = BUNDLE.listing(path / "engram")
+    attached = () if bundle is None else (f"engram/{name}" for name in bundle.files)
+    return Listing(own, frozenset(attached))
+
+
+CHECKPOINT = Kind(name="checkpoint of the demo", listing=_checkpoint_listing)
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    d, wide = config["hidden_size"], config["intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], d),
+        "model.norm.weight": (d,),
+    }
+    for index in range(config["num_hidden_layers"]):
+        at = f"model.layers.{index}"
+        shapes |= {f"{at}.self_attn.{name}_proj.weight": (d, d) for name in "qkvo"}
+        shapes |= {f"{at}.mlp.{name}_proj.weight": (wide, d) for name in ("gate", "up")}
+        shapes[f"{at}.mlp.down_proj.weight"] = (d, wide)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{at}.{norm}.weight"] = (d,)
+    return shapes

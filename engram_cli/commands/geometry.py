@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from engram_cli.commands.requests.options import LAYOUT, Option, integers
 from engram_cli.errors import InputError
+from engram_cli.hashing.schemes import SCHEMES
+from engram_cli.sizes import read_size
 
 if TYPE_CHECKING:
     from engram_cli.hashing.layout import HashLayout
@@ -14,19 +17,53 @@ if TYPE_CHECKING:
 DEFAULT_SCHEME = "engram-v1"
 
 
+def read_sizes(text: str) -> tuple[int, ...]:
+    """Parse comma-separated sizes: 646400 or 16M,16M,8M."""
+    return tuple(read_size(part) for part in text.split(","))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
     """The choices that make a layout; None leaves one to the scheme."""
 
-    scheme: str | None = None
-    orders: tuple[int, ...] | None = None
-    heads: int | None = None
-    rows_per_head: tuple[int, ...] | None = None
-    layers: tuple[int, ...] | None = None
-    pad_id: int | None = None
-    seed: int | None = None
-    vocab_size: int | None = None
-    eos_id: int | None = None
+    PANEL = LAYOUT
+
+    scheme: Annotated[
+        str | None,
+        Option(f"Hashing scheme: {SCHEMES.choices()} (engram-v1)."),
+    ] = None
+    orders: Annotated[
+        tuple[int, ...] | None,
+        Option("N-gram lengths, such as 2,3.", metavar="N,...", parser=integers),
+    ] = None
+    heads: Annotated[int | None, Option("Number of hash heads per order.")] = None
+    rows_per_head: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "Minimum rows per head, one size or one per order: 646400, 16M.",
+            metavar="SIZE,...",
+            parser=read_sizes,
+        ),
+    ] = None
+    layers: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "Layers that get a table (1,15, or layers that suit the checkpoint in the folder).",
+            metavar="LAYER,...",
+            parser=integers,
+        ),
+    ] = None
+    pad_id: Annotated[
+        int | None,
+        Option("Token id that fills positions before the start (the tokenizer's pad token)."),
+    ] = None
+    seed: Annotated[int | None, Option("Seed of the hash multipliers.")] = None
+    vocab_size: Annotated[
+        int | None, Option("Number of token ids, for schemes that hash raw ids.")
+    ] = None
+    eos_id: Annotated[int | None, Option("EOS token id, for schemes whose n-grams stop at it.")] = (
+        None
+    )
 
     @property
     def given(self) -> dict[str, Any]:
@@ -99,6 +136,9 @@ class Geometry:
         return hash_layout(scheme, _read(vocab_path), **choices)
 
 
+LAYOUT_NAMES = frozenset(field.name for field in fields(Geometry))
+
+
 def _read(path: Path) -> Any:
     from engram_cli.vocab.parquet import read_map
 
@@ -115,3 +155,92 @@ def _single(scheme: str, sizes: tuple[int, ...]) -> int:
             f"{scheme} takes one --rows-per-head, {len(sizes)} were given", "give one size"
         )
     return sizes[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A geometry, the width of a row, and where both are published."""
+
+    geometry: Geometry
+    dim: int
+    source: str
+
+
+# Sizes are the base of a head's prime. engram-27b is read as engram-v1 hashing; its size is taken
+# for each head, which gives the published 5.7 B parameters. The paper counts layers from one: its
+# layers 2 and 15 are decoder layers 1 and 14, as in DeepSeek-V4.1-Flash.
+PRESETS = {
+    "engram-v1-demo": Preset(
+        geometry=Geometry(
+            scheme="engram-v1",
+            orders=(2, 3),
+            heads=8,
+            rows_per_head=(646_400,),
+            layers=(1, 15),
+            pad_id=2,
+            seed=0,
+        ),
+        dim=64,
+        source="the paper's demo",
+    ),
+    "deepseek-v4.1": Preset(
+        geometry=Geometry(
+            scheme="deepseek-v4.1",
+            orders=(2, 3, 4),
+            heads=8,
+            rows_per_head=(16_000_000,),
+            layers=(1, 14),
+            pad_id=2,
+            seed=0,
+        ),
+        dim=256,
+        source="the configuration of DeepSeek-V4.1-Flash",
+    ),
+    "qwen-ple": Preset(
+        geometry=Geometry(
+            scheme="qwen-ple",
+            orders=(2, 3),
+            heads=8,
+            rows_per_head=(20_000_000,),
+            layers=(2,),  # ple_layer_ids count from one: decoder layer 1
+            seed=1234,
+            vocab_size=248_320,
+            eos_id=248_044,
+        ),
+        dim=160,
+        source="the configuration of Qwen4-Exp",
+    ),
+    "engram-27b": Preset(
+        geometry=Geometry(
+            scheme="engram-v1",
+            orders=(2, 3),
+            heads=8,
+            rows_per_head=(2_262_400,),
+            layers=(1, 14),
+            pad_id=2,
+            seed=0,
+        ),
+        dim=80,
+        source="the paper, arXiv 2601.07372, Engram-27B",
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`. Raises InputError, which lists the known names."""
+    if name not in PRESETS:
+        raise InputError(f"unknown preset '{name}'", f"known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def with_preset(name: str | None, geometry: Geometry) -> Geometry:
+    """The choices of `geometry`, and those of the preset where none was made."""
+    if name is None:
+        return geometry
+    base = find_preset(name).geometry
+    if geometry.scheme not in (None, base.scheme):
+        raise InputError(
+            f"scheme {geometry.scheme} with preset {name}, which is {base.scheme}",
+            "leave one of them out",
+        )
+    return replace(base, **geometry.given)

@@ -11,11 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from engram_cli.commands.checkpoint import for_checkpoint
-from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
-from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.pad_token import note_pad
-from engram_cli.commands.workspace import Workspace
-from engram_cli.corpus.base import CorpusOptions, Errors
+from engram_cli.commands.corpus_tokenizer import note_pad, tokenizer_of_corpus
+from engram_cli.commands.geometry import with_preset
+from engram_cli.commands.requests.corpus import HashStatsRequest
 from engram_cli.corpus.checks import (
     check_field,
     check_labelled,
@@ -26,15 +24,13 @@ from engram_cli.corpus.checks import (
 )
 from engram_cli.corpus.encode import check_encoder
 from engram_cli.corpus.partitions import (
-    PARTITION_BYTES,
-    check_partition_size,
     plan_partitions,
 )
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stamps import Stamps, check_companions, stamps_of
 from engram_cli.engines.base import ENGINES, Reading, request_fingerprint
 from engram_cli.engines.counting import Running, Work, count, resume_folder
-from engram_cli.errors import InputError, OutputError
+from engram_cli.errors import OutputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
 from engram_cli.outputs import prepare_output
@@ -46,21 +42,15 @@ from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_ch
 from engram_cli.stats.collector_set import (
     CollectorOptions,
     exact_memory,
+    kept_states,
     make_collectors,
     sources_of,
 )
 from engram_cli.stats.collisions import ColumnStats
-from engram_cli.stats.distinct import DEFAULT_SAMPLE, check_size
 from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.orders import OrderStats
-from engram_cli.stats.results import (
-    collected_results,
-    count_results,
-    split_results,
-    statistics_page,
-)
-from engram_cli.stats.sources import GROUPINGS
-from engram_cli.stats.sources_view import SourcesResult
+from engram_cli.stats.overlap import SourcesResult
+from engram_cli.stats.results import all_results, split_results, statistics_page
 from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
@@ -70,83 +60,6 @@ _DECISIVE = (
     *("join_documents", "sample_size", "exact", "compare_uncompressed", "group_by"),
     *("locality", "holdout", "growth", "partition_size"),
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HashStatsRequest:
-    """What to count.
-
-    `sources`: files, folders, globs, "-" for standard input. `vocab`, `out`: None for the fixed
-    names in `workspace`. `tokenizer`: None looks for the one that the vocabulary was made with.
-    `format`, `field`, `document_separator`, `document_end_id`, `ids_dtype`, `suffixes`, `errors`:
-    see `CorpusOptions`; the geometry's EOS ends documents when no other token is named. `encoder`:
-    "auto", "tokenizers" or "fast". `threads`: of the counting, None for one a core.
-    `join_documents`: hash the corpus as one stream. `sample_size`: n-grams kept of each order.
-    `exact`, `compare_uncompressed`, `group_by`, `locality`, `holdout`, `growth`: see
-    `CollectorOptions`.
-    `restart`: ignore a checkpoint of this request and start over. `checkpoint_seconds`: how
-    often one is written at most; 0 for every chance. `partition_size`: bytes, see
-    `corpus.partitions`. `engine`: "local" or "ray", `ray_address`: of an existing cluster.
-    `report`: a page to draw of it all, see `commands.report`.
-    """
-
-    sources: tuple[str | Path, ...]
-    geometry: Geometry = dataclasses.field(default_factory=Geometry)
-    workspace: Workspace = dataclasses.field(default_factory=Workspace)
-    vocab: Path | None = None
-    tokenizer: Path | None = None
-    out: Path | None = None
-    force: bool = False
-    format: str | None = None
-    field: str | None = None
-    document_separator: str | None = None
-    document_end_id: int | None = None
-    ids_dtype: str | None = None
-    suffixes: tuple[str, ...] | None = None
-    errors: Errors = "strict"
-    encoder: str = "auto"
-    threads: int | None = None
-    join_documents: bool = False
-    sample_size: int = DEFAULT_SAMPLE
-    exact: bool = False
-    compare_uncompressed: bool = False
-    group_by: str | None = None
-    locality: bool = False
-    holdout: float | None = None
-    growth: bool = True
-    restart: bool = False
-    checkpoint_seconds: float = 30.0
-    report: Path | None = None
-    partition_size: int = PARTITION_BYTES
-    engine: str = "local"
-    ray_address: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.checkpoint_seconds >= 0.0:
-            raise InputError(f"{self.checkpoint_seconds} seconds", "give 0 or more")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"{self.threads} threads", "give 1 or more")
-        if self.engine not in ENGINES:
-            raise InputError(f"unknown engine '{self.engine}'", f"known: {', '.join(ENGINES)}")
-        if self.ray_address is not None and self.engine != "ray":
-            raise InputError("--ray-address needs --engine ray", "give --engine ray too")
-        check_size(self.sample_size)
-        check_partition_size(self.partition_size)
-
-    @property
-    def corpus(self) -> CorpusOptions:
-        """How the files are read."""
-        end = self.geometry.eos_id if self.document_end_id is None else self.document_end_id
-        return CorpusOptions(
-            format=self.format,
-            field=self.field,
-            document_separator=self.document_separator,
-            document_end_id=end,
-            ids_dtype=self.ids_dtype,
-            suffixes=self.suffixes,
-            errors=self.errors,
-            label=None if self.group_by in GROUPINGS else self.group_by,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +111,9 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
     """`hash_stats`; its lock goes onto `stack`."""
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
-    geometry = for_checkpoint(request.geometry, here.folder, vocab, progress)
-    request = dataclasses.replace(request, geometry=geometry)
+    geometry = with_preset(request.preset, request.geometry)
+    geometry = for_checkpoint(geometry, here.folder, vocab, progress)
+    request = dataclasses.replace(request, geometry=geometry, preset=None)
     work, running, stamps = _prepare(request, vocab, out, progress)
     stack.enter_context(build_lock(running.checkpoints, out))
     trim()  # a tokenizer leaves 30 MB where its file was parsed
@@ -207,21 +121,20 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
     with opened as engine:
         counted = count(engine, work, running, progress)
     check_companions(work.plan.files, request.corpus, stamps)
-    counts, collector_set = counted.counts, counted.collector_set
+    counts, whole = counted.counts, counted.partial
     plan, tokenizer = work.plan, work.reading.tokenizer_path
     del work  # the tokenizer takes a hundred megabytes, and the figures some more
     trim()
     read = read_vocab(vocab) if vocab.is_file() else None
-    results = count_results(counts, read, collector_set.samples(), collector_set.occurrences)
+    results = all_results(whole, read)
     del read  # eighty megabytes of texts
     trim()
     files = len({file.name for file in plan.files})
-    results |= collected_results(collector_set.others, counts)
     sources = results.get("sources")
     if isinstance(sources, SourcesResult):
         check_names(sources.names, plan.files, request.corpus)
-    partials = collector_set.kept_partials()
-    if len(partials) < len(collector_set.collectors):
+    partials = kept_states(whole.states())
+    if len(partials) < len(whole.collected):
         progress.note("too many n-grams to keep all: --merge will use samples of them")
     write_stats(
         counts,

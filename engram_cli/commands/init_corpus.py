@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.workspace import Workspace
-from engram_cli.corpus.base import CorpusOptions
+from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import EncoderDiffers
 from engram_cli.corpus.partitions import PARTITION_BYTES, Plan, plan_partitions
-from engram_cli.corpus.sources import find_sources
+from engram_cli.corpus.sources import Sources
 from engram_cli.corpus.stamps import check_companions, stamps_of
 from engram_cli.engines import filling
-from engram_cli.engines.base import ENGINES, Engine, Reading, request_fingerprint
+from engram_cli.engines.base import Engine, Reading, request_fingerprint
 from engram_cli.engines.filling import TASK_BYTES
 from engram_cli.engines.local import LocalEngine
 from engram_cli.errors import CorpusError, InputError, UndecodableError
@@ -36,51 +35,6 @@ from engram_cli.table.inits.normal import DEFAULT_STD
 CORPUS_INITS = ("token-mean", "next-token")
 _DEFAULT_MEMORY = 2 * 2**30  # where the system does not say what is free
 _BYTES_A_TOKEN = 3  # of text; for what is said before the corpus was read
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FillRequest:
-    """Says which corpus fills the rows, and with which token vectors.
-
-    `sources`, `corpus`, `tokenizer`, `encoder`, `join_documents`: as in `HashStatsRequest`.
-    `checkpoint`: a model's folder, None for random vectors; `embedding_tensor`: the matrix in it,
-    None for the known names. `embedding_seed`: of the random vectors, or of the projections.
-    `engine`: "local" or "ray", `ray_address`: of an existing cluster. `memory`: bytes, None for
-    half of what is free; with ray, of a task, None for 2 GB.
-    """
-
-    sources: tuple[str | Path, ...]
-    corpus: CorpusOptions = field(default_factory=CorpusOptions)
-    workspace: Workspace = field(default_factory=Workspace)
-    tokenizer: Path | None = None
-    encoder: str = "auto"
-    join_documents: bool = False
-    checkpoint: Path | None = None
-    embedding_tensor: str | None = None
-    embedding_seed: int = 0
-    memory: int | None = None
-    engine: str = "local"
-    ray_address: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise InputError(f"unknown engine '{self.engine}'", f"known: {', '.join(ENGINES)}")
-        if self.ray_address is not None and self.engine != "ray":
-            raise InputError("--ray-address needs --engine ray", "give --engine ray too")
-        if self.embedding_tensor is not None and self.checkpoint is None:
-            raise InputError("--embedding-tensor needs a checkpoint", "give --checkpoint")
-        if not 0 <= self.embedding_seed < 2**64:
-            raise InputError(f"embedding seed {self.embedding_seed}", "give 0 to 2^64 - 1")
-
-    @property
-    def memory_bytes(self) -> int:
-        """The bytes of memory that filling may take."""
-        if self.memory is not None:
-            return self.memory
-        if self.engine != "local":
-            return TASK_BYTES
-        free = available_memory()
-        return _DEFAULT_MEMORY if free is None else free // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,14 +95,25 @@ def find_vectors(
     )
 
 
-def guess_tokens(request: FillRequest) -> TokenFile:
+def memory_of(request: FillRequest) -> int:
+    """Return the bytes of memory that filling may take, or a task of it on a cluster."""
+    if request.memory is not None:
+        return request.memory
+    if request.engine != "local":
+        return TASK_BYTES
+    free = available_memory()
+    return _DEFAULT_MEMORY if free is None else free // 2
+
+
+def guess_tokens(sources: Sources) -> TokenFile:
     """Return a stand-in for the token file, its size guessed from the size of the corpus."""
-    size = find_sources(request.sources, request.corpus).size or 0
+    size = sources.size or 0
     return TokenFile(path=Path(), tokens=size // _BYTES_A_TOKEN, documents=0, largest=-1, digest="")
 
 
 def write_tokens(
     request: FillRequest,
+    sources: Sources,
     geometry: Geometry,
     layout: HashLayout,
     vocab: Path,
@@ -162,7 +127,6 @@ def write_tokens(
     Raises CorpusError and TokenIdError naming the file and the place, MismatchError, InputError,
     OutputError.
     """
-    sources = find_sources(request.sources, request.corpus)
     text = needs_tokenizer(sources.files, request.corpus)
     tokenizer = None
     if text:

@@ -8,42 +8,17 @@ from typing import Any
 
 from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
 from engram_cli.commands.inspect_rows import HotRow, LayerRows, NormBins, inspect_rows
-from engram_cli.commands.probe import ProbeRequest, ProbeResult, probe
-from engram_cli.commands.processors import processors
+from engram_cli.commands.probe import ProbeResult, probe
+from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import EngramError, IncompleteError, InputError
 from engram_cli.formats.base import Digest, Facts, stored_size
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
 from engram_cli.rows.source import RowSource
+from engram_cli.sizes import processors
 from engram_cli.table.scan.scan import Columns
 from engram_cli.vocab.parquet import read_about, read_map
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectRequest:
-    """What to inspect.
-
-    `stats`, `vocab`: None for those that lie next to it and belong to it. `hottest`: rows listed of
-    each order. `rows`: read the rows too; without it only what describes them. `probe`: ask the
-    table what it knows of a text. `report`: a page to draw of it all. `threads` None is one a
-    processor.
-    """
-
-    path: Path
-    stats: Path | None = None
-    vocab: Path | None = None
-    hottest: int = 5
-    rows: bool = True
-    probe: ProbeRequest | None = None
-    report: Path | None = None
-    force: bool = False
-    folder: Path = Path()
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.hottest <= 10:
-            raise InputError(f"{self.hottest} hottest rows", "give 0 to 10")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

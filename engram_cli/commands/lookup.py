@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from engram_cli.commands.lookup_rows import (
     shared_rows,
     with_shared,
 )
+from engram_cli.commands.requests.reading import LookupRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, VocabularyError
 from engram_cli.hashing.hasher import hash_tokens
@@ -47,31 +48,6 @@ from engram_cli.vocab.tokenizer import (
 _HEADER_BYTES = 640
 _SHAPE = re.compile(rb"'shape': \(([0-9]{1,12}), ([0-9]{1,12})\)")
 _STEP = 4096  # tokens whose vectors are written together
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LookupRequest:
-    """What to look up where.
-
-    Either `text` or `ids`; with `against` or `against_ids` a second text to compare with the first.
-    `layer` None is the first of the layout. `vectors`: where float32 [T, C*dim] go. `geometry` is
-    for a vocabulary, which has none of its own. The first `limit` tokens of each text are listed.
-    """
-
-    path: Path
-    text: str | None = None
-    ids: tuple[int, ...] | None = None
-    against: str | None = None
-    against_ids: tuple[int, ...] | None = None
-    layer: int | None = None
-    limit: int = 64
-    vectors: Path | None = None
-    force: bool = False
-    stats: Path | None = None
-    vocab: Path | None = None
-    tokenizer: Path | None = None
-    geometry: Geometry = field(default_factory=Geometry)
-    folder: Path = Path()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

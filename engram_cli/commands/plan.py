@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engram_cli.commands.checkpoint import for_checkpoint
@@ -11,91 +11,20 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_corpus import SAME_SIZE, HotSet, PlanCorpus, read_corpus
 from engram_cli.commands.plan_file import PLAN, PlannedTable, write_plan
 from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
+from engram_cli.commands.requests.tables import PlanRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
-from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.inits import make_init
-from engram_cli.table.planning.estimates import BatchShare, Demand, Expectation, expect
-from engram_cli.table.planning.placement import Hardware, Load, Placement, find_hardware, placements
+from engram_cli.table.planning.batches import BatchShare
+from engram_cli.table.planning.estimates import Demand, Expectation, expect
+from engram_cli.table.planning.placement import Hardware, Load, Placement, placements
 from engram_cli.table.spec import TableSpec
 
 SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts
 FAR = 1000.0  # times the tokens counted: from here on a plan says how uncertain it is
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """How large the rows may be: bytes, or parameters, or a share of all sparse parameters.
-
-    None of them keeps the size that the geometry has. `share`: of `sparse_params`, None for
-    `SHARE`; of its range the middle is planned.
-    """
-
-    memory: int | None = None
-    params: int | None = None
-    sparse_params: int | None = None
-    share: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        given = [self.memory, self.params, self.sparse_params]
-        if sum(value is not None for value in given) > 1:
-            raise InputError(
-                "more than one budget", "give one of --memory, --params, --sparse-params"
-            )
-        if any(value is not None and value < 1 for value in given):
-            raise InputError(
-                "a budget below 1", "give --memory, --params or --sparse-params as 94GB or 5.7B"
-            )
-        if self.share is not None and self.sparse_params is None:
-            raise InputError(
-                "--share without --sparse-params",
-                "give --sparse-params too, or leave out --share and give --params or --memory",
-            )
-        low, high = self.share or SHARE
-        if not 0.0 < low <= high <= 1.0:
-            raise InputError(f"a share of {low} to {high}", "give a range such as 0.2..0.25")
-
-    def rows(self, dim: int, row_bytes: int) -> int | None:
-        """The rows of all layers that fit it; None without a budget."""
-        if self.memory is not None:
-            return self.memory // row_bytes
-        if self.sparse_params is not None:
-            return int(self.sparse_params * sum(self.share or SHARE) / 2) // dim
-        return None if self.params is None else self.params // dim
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRequest:
-    """What to plan.
-
-    `stats` or `vocab` (with `tokens`) say what is hashed; a `vocab` that is given must be that of
-    the statistics, None takes the one in `workspace`. `tokens` also: how much will be trained on,
-    by the growth curve of the statistics. `hardware`: None plans no placement. `hit_rate`: of the
-    hot rows. `batch`: tokens looked up together. `out`: where plan.json goes.
-    """
-
-    geometry: Geometry = field(default_factory=Geometry)
-    stats: Path | None = None
-    vocab: Path | None = None
-    workspace: Workspace = field(default_factory=Workspace)
-    tokens: int | None = None
-    dim: int = 64
-    dtype: str = "bfloat16"
-    budget: Budget = field(default_factory=Budget)
-    hardware: Hardware = field(default_factory=lambda: find_hardware("h200"))
-    hit_rate: float = 0.9
-    batch: int = 4096
-    out: Path | None = None
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.hit_rate < 1.0:
-            raise InputError(f"a hit rate of {self.hit_rate}", "give a share such as 0.9")
-        if self.batch < 1 or (self.tokens is not None and self.tokens < 1):
-            raise InputError("--tokens is 0", "give 1 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +34,7 @@ class PlanResult:
     `token_rows`, `token_bytes`: read to look up a token, in all layers. `layers` and `total_bytes`
     are those of the store that `build-table` will write. `counted_tokens`: behind the statistics.
     `hot` is empty where they say nothing of hot rows; `hot_bytes` is 0 where the hit rate is not
-    reached in every order. `batch_share` is None where no window was measured.
+    reached in every order. `batch_share` is None if no cache was measured.
     """
 
     geometry: Geometry

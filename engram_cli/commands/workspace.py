@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engram_cli.errors import InputError
+from engram_cli.errors import InputError, OutputError
 
 CONFIG_NAME = "engram.toml"
 
@@ -32,6 +33,11 @@ class Workspace:
     def table(self) -> Path:
         """What build-table writes."""
         return self.folder / "engram-table.zarr"
+
+    @property
+    def report(self) -> Path:
+        """What report writes."""
+        return self.folder / "report.html"
 
     @property
     def config(self) -> Path:
@@ -60,3 +66,17 @@ def read_config(path: Path) -> dict[str, dict[str, Any]]:
                 "put it under [layout] or under a command, such as [hash-stats]",
             )
     return tables
+
+
+def refusal(check: Callable[[], None], dry_run: bool) -> str | None:
+    """Return what `check` has against the output; None if it may be written.
+
+    Raises the OutputError itself, unless this is a dry run, which writes nothing.
+    """
+    try:
+        check()
+    except OutputError as error:
+        if not dry_run:
+            raise
+        return f"{error.message}; {error.hint}"
+    return None

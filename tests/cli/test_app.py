@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from cli.conftest import Engram
 
 from engram_cli.cli.app import run
-from engram_cli.cli.options import parse_integers, parse_size, parse_sizes
+from engram_cli.commands.geometry import read_sizes
+from engram_cli.commands.requests.options import integers
+from engram_cli.sizes import read_size
 from engram_cli.version import __version__
 
 Capture = pytest.CaptureFixture[str]
@@ -174,20 +175,20 @@ def test_a_bad_value_in_engram_toml_names_the_file(
     ],
 )
 def test_sizes(text: str, value: int) -> None:
-    assert parse_size(text) == value
+    assert read_size(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "5 parsecs", "1e3"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(typer.BadParameter):
-        parse_size(text)
+    with pytest.raises(ValueError, match="number"):
+        read_size(text)
 
 
 def test_lists() -> None:
-    assert parse_integers("2,3") == (2, 3)
-    assert parse_sizes("1k,2M") == (1000, 2_000_000)
-    with pytest.raises(typer.BadParameter):
-        parse_integers("2,x")
+    assert integers("2,3") == (2, 3)
+    assert read_sizes("1k,2M") == (1000, 2_000_000)
+    with pytest.raises(ValueError, match="list such as"):
+        integers("2,x")
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:

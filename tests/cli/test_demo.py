@@ -10,7 +10,7 @@ from cli.conftest import Engram
 from small_tokenizers import PROSE
 
 from engram_cli.commands import demo
-from engram_cli.commands.demo_checkpoint import write_checkpoint
+from engram_cli.commands.demo import write_checkpoint
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engram_cli.cli.options import unescape
+from engram_cli.commands.requests.options import unescape
 
 
 @pytest.mark.parametrize(
@@ -14,8 +14,7 @@ from engram_cli.cli.options import unescape
         (r"a\tb\\n", "a\tb\\n"),
         (r"\q \x1 \xZZ", r"\q \x1 \xZZ"),
         ("\n\x1e", "\n\x1e"),
-        (None, None),
     ],
 )
-def test_what_is_written_out_is_what_is_meant(typed: str | None, meant: str | None) -> None:
+def test_what_is_written_out_is_what_is_meant(typed: str, meant: str) -> None:
     assert unescape(typed) == meant

@@ -12,7 +12,7 @@ import pytest
 from small_tokenizers import byte_level_tokenizer
 
 from engram_cli.commands.attach import AttachRequest, attach_checkpoint
-from engram_cli.commands.model_shape import read_model_shape
+from engram_cli.commands.checkpoint import read_model_shape
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.schemes import hash_layout
@@ -121,7 +121,7 @@ def test_the_arithmetic_is_right_and_comes_first(checkpoint: Path, table: Path) 
     forced = attach_checkpoint(request(checkpoint, table, dry_run=True, force=True))
     assert forced.in_the_way is None
     for dry_run in (False, True):
-        with pytest.raises(InputError, match="--init-gate 'shut'"):
+        with pytest.raises(InputError, match="unknown init-gate 'shut'"):
             attach_checkpoint(request(checkpoint, table, dry_run=dry_run, init_gate="shut"))
     assert written.cost == result.cost
     dense = (checkpoint / "engram" / "dense.safetensors").stat().st_size

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
-from engram_cli.commands.build_table import BuildTableRequest, build_table, plan_table
+from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.workspace import Workspace
@@ -149,7 +149,7 @@ def test_one_builder_at_a_time(request_: BuildTableRequest) -> None:
 
 def test_a_plan_guesses_the_tokens_and_writes_nothing(request_: BuildTableRequest) -> None:
     before = sorted(request_.out.parent.rglob("*"))
-    plan = plan_table(request_)
+    plan = build_table(replace(request_, dry_run=True)).plan
     assert plan.fill is not None
     assert plan.fill.guessed
     assert 500 < plan.fill.tokens < 2200

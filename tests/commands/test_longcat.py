@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from engram_cli import hash_tokens
-from engram_cli.cli.options import SchemeOption
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.init_corpus import FillRequest
+from engram_cli.commands.requests.options import declared
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
@@ -64,5 +64,5 @@ def test_rows_are_not_filled_from_a_corpus(corpus: Path) -> None:
 
 
 def test_the_help_names_every_scheme() -> None:
-    text = SchemeOption.__metadata__[0].help
+    text = next(each.option.help for each in declared(Geometry) if each.name == "scheme")
     assert set(re.findall(r"[a-z][a-z0-9.-]*[a-z0-9]", text)) >= set(SCHEMES)

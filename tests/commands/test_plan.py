@@ -16,12 +16,13 @@ from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
-from engram_cli.commands.plan import Budget, PlanRequest, PlanResult, plan
+from engram_cli.commands.plan import PlanRequest, PlanResult, plan
 from engram_cli.commands.plan_file import read_plan
+from engram_cli.commands.requests.tables import Budget
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.progress import Silent
 from engram_cli.sizes import read_size
-from engram_cli.stats.growth.projection import project
+from engram_cli.stats.growth_curve import project
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.planning.estimates import hot_rows
 from engram_cli.table.planning.placement import HARDWARE, find_hardware, touched

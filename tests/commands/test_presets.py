@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.presets import PRESETS, find_preset, with_preset
+from engram_cli.commands.geometry import PRESETS, Geometry, find_preset, with_preset
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle_spec import decoder_index
 from engram_cli.hashing.schemes import hash_layout

@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import save_file
 from table.filled import write_corpus
 
-from engram_cli.cli.inspect import probe_parts
+from engram_cli.cli.reading import probe_parts
 from engram_cli.cli.terminal import Terminal
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.init_corpus import FillRequest
 from engram_cli.commands.probe import ProbeRequest, probe
 from engram_cli.commands.workspace import Workspace
-from engram_cli.corpus.base import CorpusOptions
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.inits.corpus.pairs import Occurrences
@@ -50,7 +49,9 @@ def request_(tmp_path: Path) -> ProbeRequest:
     )
     fill = FillRequest(
         sources=(tmp_path / "corpus.bin",),
-        corpus=CorpusOptions(format="nanogpt", ids_dtype="uint16", document_end_id=299),
+        format="nanogpt",
+        ids_dtype="uint16",
+        document_end_id=299,
         workspace=Workspace(tmp_path),
     )
     out = tmp_path / "t.zarr"
@@ -93,7 +94,9 @@ def test_orders_combined_say_more_than_either_alone(tmp_path: Path) -> None:
     )
     fill = FillRequest(
         sources=(tmp_path / "corpus.bin",),
-        corpus=CorpusOptions(format="nanogpt", ids_dtype="uint16", document_end_id=299),
+        format="nanogpt",
+        ids_dtype="uint16",
+        document_end_id=299,
         workspace=Workspace(tmp_path),
     )
     table, vocab = tmp_path / "t.zarr", tmp_path / "none.parquet"
@@ -205,7 +208,7 @@ def test_what_did_not_fill_the_table_is_refused(request_: ProbeRequest, tmp_path
     sentences(2, 20).tofile(tmp_path / "short.bin")
     with pytest.raises(InputError, match="positions"):
         probe(replace(request_, heldout=(tmp_path / "short.bin",)))
-    with pytest.raises(InputError, match="39 positions"):
+    with pytest.raises(InputError, match="--positions 39"):
         replace(request_, positions=39)
     normal = tmp_path / "normal.zarr"
     geometry = Geometry(scheme="qwen-ple", vocab_size=VOCAB, rows_per_head=(50,), eos_id=9)

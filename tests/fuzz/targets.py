@@ -20,12 +20,12 @@ from table.tables import counted, mapped_layout, table_spec
 
 from engram_cli.commands.attach import AttachRequest, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, build_table
+from engram_cli.commands.checkpoint import read_model_shape
 from engram_cli.commands.convert import ConvertRequest, convert_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.inspect import InspectRequest, inspect
 from engram_cli.commands.lookup import VECTORS, LookupRequest, _header, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
-from engram_cli.commands.model_shape import read_model_shape
 from engram_cli.commands.plan import PlanRequest, plan
 from engram_cli.commands.plan_file import is_plan, read_plan
 from engram_cli.commands.report import ReportRequest, report
@@ -48,7 +48,7 @@ from engram_cli.stats.collector_set import CollectorOptions, make_collectors
 from engram_cli.stats.counters import Counter
 from engram_cli.stats.stats_io import _digest, read_stats
 from engram_cli.table.build import build_store, partial_folder
-from engram_cli.table.digest import content_digest
+from engram_cli.table.grid import content_digest
 from engram_cli.table.inits.corpus.tokens import TokenWriter
 from engram_cli.table.journal import filled
 from engram_cli.table.store import open_table

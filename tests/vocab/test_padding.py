@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer, wordpiece_tokenizer
 
-from engram_cli.commands.pad_token import note_pad
+from engram_cli.commands.corpus_tokenizer import note_pad
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab

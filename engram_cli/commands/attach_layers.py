@@ -1,116 +1,20 @@
-"""A checkpoint's shape, and what of a table and of the modules fits it.
-
-In: config.json, tokenizer.json and a table's layout. Out: layers, their places in the decoder and
-a module, or a refusal.
-"""
+"""Which layers of a table go where in a checkpoint's decoder, with which module."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from engram_cli.commands.checkpoint import ModelShape, paper_layers
 from engram_cli.errors import InputError, MismatchError
-from engram_cli.files import read_json
 from engram_cli.formats.bundle_spec import decoder_index
 from engram_cli.formats.module_spec import DEFAULT_MODULE, KINDS, ModuleSpec, module_spec
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.vocab.compress import compress_vocab
 
-# The names that model families give to the same number, by the first one found.
-_HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
-_NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-# Of encoder-decoders, whose plain names count the encoder's layers.
-_NUM_DECODER_LAYERS = ("decoder_layers", "num_decoder_layers", *_NUM_LAYERS)
-_STREAMS = ("hc_mult", "hc_count")
-_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_rms_epsilon")
-_MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+/-]{0,99}")
 _DEFAULT_EPS = 1e-6
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """What attach needs to know of a model's config.json.
-
-    `streams` are the copies of the hidden state that a hyper-connection model carries; `norm_eps`
-    None where the config has none, as `eos_id`, the first where it names several.
-    """
-
-    model_type: str
-    hidden_size: int
-    num_layers: int
-    vocab_size: int | None
-    streams: int = 1
-    norm_eps: float | None = None
-    eos_id: int | None = None
-
-
-def read_model_shape(checkpoint: Path) -> ModelShape:
-    """The sizes in a checkpoint's config.json, also where they lie in a text config.
-
-    Raises InputError when the folder, the file or a size is missing.
-    """
-    path = checkpoint / "config.json"
-    if not path.is_file():
-        raise InputError(
-            f"no config.json in {checkpoint}", "give the folder of a Hugging Face checkpoint"
-        )
-    config = read_json(path, "a checkpoint's config")
-    nested = (config[name] for name in _TEXT_CONFIGS if isinstance(config.get(name), dict))
-    text = next(nested, config)
-    is_part = bool(config.get("is_encoder_decoder"))
-    if text.get("altup_num_inputs", 1) != 1:
-        raise InputError(
-            f"{path}: the layers carry {text['altup_num_inputs']} predictions of each hidden state "
-            "(AltUp, altup_num_inputs), which no memory module reads",
-            "choose a model without AltUp",
-        )
-    return ModelShape(
-        model_type=_model_type(path, config.get("model_type", "unknown")),
-        hidden_size=_size(path, text, _HIDDEN_SIZE),
-        num_layers=_size(path, text, _NUM_DECODER_LAYERS if is_part else _NUM_LAYERS),
-        vocab_size=_size(path, text, ("vocab_size",)) if "vocab_size" in text else None,
-        streams=_size(path, text, _STREAMS) if any(text.get(n) for n in _STREAMS) else 1,
-        eos_id=_eos(text.get("eos_token_id", config.get("eos_token_id"))),
-        norm_eps=next((float(text[n]) for n in _NORM_EPS if _is_eps(text.get(n))), None),
-    )
-
-
-def _eos(value: Any) -> int | None:
-    first = value[0] if isinstance(value, list) and value else value
-    return first if type(first) is int and first >= 0 else None
-
-
-def _model_type(path: Path, value: Any) -> str:
-    """A plain name: it goes into a model card, which hubs read as YAML and Markdown."""
-    if not isinstance(value, str) or not _MODEL_TYPE.fullmatch(value):
-        raise InputError(
-            f"{path}: model_type is {value!r}, not a name such as llama", "check the checkpoint"
-        )
-    return value
-
-
-def _is_eps(value: Any) -> bool:
-    return type(value) in (float, int) and 0 <= value < 1
-
-
-def _size(path: Path, config: Mapping[str, Any], names: tuple[str, ...]) -> int:
-    name = next((name for name in names if config.get(name) is not None), None)
-    if name is None:
-        raise InputError(
-            f"{path} has no {names[0]} (nor {', '.join(names[1:]) or 'another name for it'})",
-            "give the folder of a decoder-only language model",
-        )
-    value = config[name]
-    if type(value) is not int or not 1 <= value < 2**31:
-        raise InputError(
-            f"{path}: {name} is {value!r}, not a positive number", "check the checkpoint"
-        )
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +24,6 @@ class PlacedLayers:
     layers: tuple[int, ...]
     decoder_layers: tuple[int, ...]
     why: str
-
-
-def paper_layers(count: int) -> tuple[int, ...]:
-    """The decoder layers, from 0, that the paper's choice means for a model of `count` layers.
-
-    The second spares the lower layers their work early, the middle one's gate knows its context.
-    """
-    return tuple(sorted({min(1, count - 1), count // 2}))
 
 
 def place_layers(

@@ -1,0 +1,199 @@
+"""Makes a Typer command from a request: its options, and their defaults from engram.toml.
+
+A choice is made, in this order, by a flag; by what a flag names (a preset, a plan, an artifact); by
+engram.toml; by the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_origin
+
+import typer
+
+from engram_cli.cli.terminal import Terminal, reported
+from engram_cli.commands.geometry import LAYOUT_NAMES
+from engram_cli.commands.requests.options import WORKSPACE, Declared, build, declared
+from engram_cli.commands.workspace import Workspace, read_config
+from engram_cli.errors import InputError
+from engram_cli.files import address_of
+
+Run = Callable[..., None]
+
+
+def command(request: type) -> Callable[[Run], Run]:
+    """Return a decorator that makes a Typer command of `run(request, terminal, **options)`.
+
+    Options of the command line that are no field of the request are parameters of `run` after the
+    first two.
+    """
+
+    def decorate(run: Run) -> Run:
+        own = list(signature(run, eval_str=True).parameters.values())[2:]
+        own = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own]
+        options = {each.name: each for each in declared(request)}
+        here = options.pop("workspace", None)
+
+        def invoked(context: typer.Context, as_json: bool, quiet: bool, **given: Any) -> None:
+            terminal = Terminal(as_json=as_json, quiet=quiet)
+            with reported(terminal):
+                for name, value in given.items():
+                    for each in value if isinstance(value, list) else (value,):
+                        if isinstance(each, Path):
+                            refuse_address(each, name.replace("_", "-"))
+                extra = {each.name: given.pop(each.name, context) for each in own}
+                run(_request(request, options, context, given), terminal, **extra)
+
+        parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        parameters += [_parameter(each) for each in options.values()]
+        parameters += [each for each in own if each.annotation is not typer.Context]
+        parameters += _TERMINAL if here is None else (*_TERMINAL, _WORKSPACE)
+        invoked.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        invoked.__annotations__ = {each.name: each.annotation for each in parameters}
+        invoked.__name__, invoked.__doc__ = run.__name__, run.__doc__
+        return invoked
+
+    return decorate
+
+
+def _request(
+    request: Any, options: dict[str, Declared], context: typer.Context, given: dict[str, Any]
+) -> Any:
+    """Return the request: what engram.toml may not decide left out, paths of the workspace in."""
+    for name in request.overruled(given):
+        if in_config(context, name):
+            given[name] = None
+    for name, each in options.items():
+        mark, value = each.option, given[name]
+        if mark.must_exist is not None and value is not None and not value.exists():
+            what, hint = mark.must_exist
+            raise InputError(f"{what} not found: {value}", hint)
+        if mark.place is not None and value is None:
+            given[name] = getattr(Workspace(given["workspace"]), mark.place)
+    return build(request, given)
+
+
+def _parameter(each: Declared) -> Parameter:
+    """Return an option as Typer reads it."""
+    mark, kind = each.option, each.type
+    default = None if mark.place or mark.parser else each.default
+    settings: dict[str, Any] = {
+        "help": mark.help, "metavar": mark.metavar, "rich_help_panel": each.panel
+    }  # fmt: skip
+    if mark.parser is not None:
+        kind, settings["parser"] = Any, _typed(mark.parser)
+    elif get_origin(kind) is tuple:
+        kind, default = list[str], default or None
+    elif get_origin(kind) is Literal:
+        kind = str
+    else:
+        settings |= {"min": mark.least, "max": mark.most}
+    if default is MISSING:
+        default, settings["show_default"] = Parameter.empty, False
+    if mark.argument:
+        settings.setdefault("show_default", default is not None)
+        info = typer.Argument(**settings)
+    else:
+        info = typer.Option(*_flags(each, default), **settings)
+    return _setting(each.name, Annotated[kind, info], default)
+
+
+def _flags(each: Declared, default: Any) -> list[str]:
+    flag = each.name.replace("_", "-")
+    both = f"/--no-{flag}" if default is True else ""
+    return [f"--{flag}{both}", *([each.option.short] if each.option.short else [])]
+
+
+def _typed(parser: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return the parser, its ValueError as a usage error."""
+
+    def parse(text: str) -> Any:
+        try:
+            return parser(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
+
+
+def refuse_address(path: Path | str, name: str) -> None:
+    """Raise InputError if `path`, the value of the option `name`, is an address."""
+    address = address_of(path)
+    if address is not None:
+        raise InputError(
+            f"{name} {address} is an address, and a path on this machine is needed",
+            "only a corpus is read from addresses: download what is read, upload what is written",
+        )
+
+
+def load_config(context: typer.Context, folder: Path) -> Path:
+    """Take the folder's engram.toml as the defaults of this command's options; flags win.
+
+    Runs before the other options are read. Keys are option names with - or _.
+    """
+    with reported():
+        path = Workspace(folder).config
+        parameters = {
+            option.lstrip("-").replace("-", "_"): str(parameter.name)
+            for parameter in context.command.params
+            for option in parameter.opts
+        }
+        commands = set(getattr(getattr(context.parent, "command", None), "commands", ()))
+        defaults: dict[str, Any] = {}
+        for table, choices in read_config(path).items():
+            if table not in {"layout", context.info_name, *commands}:
+                raise InputError(f"{path}: unknown table [{table}]", "give [layout] or a command")
+            if table not in ("layout", context.info_name):
+                continue
+            known = LAYOUT_NAMES if table == "layout" else parameters
+            for key, value in choices.items():
+                name = key.replace("-", "_")
+                if name not in known:
+                    raise InputError(f"{path}: [{table}] has no option '{key}'", _named(known))
+                option = _as_option(value)
+                if isinstance(option, str) and "\0" in option:
+                    raise InputError(f"{path}: '{key}' holds a NUL character", "fix the line")
+                if name in parameters:
+                    defaults[parameters[name]] = option
+    context.default_map = defaults
+    return folder
+
+
+def in_config(context: Any, parameter: str) -> bool:
+    """Return whether the value of a parameter came from engram.toml."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "DEFAULT_MAP"
+
+
+def _as_option(value: Any) -> Any:
+    if isinstance(value, list):
+        return ",".join(str(entry) for entry in value)
+    return value if isinstance(value, bool) else str(value)
+
+
+def _named(names: Iterable[str]) -> str:
+    return f"it has {', '.join(sorted(name.replace('_', '-') for name in names if len(name) > 1))}"
+
+
+def _setting(name: str, annotation: Any, default: Any) -> Parameter:
+    """Return an option that is not a field of a request."""
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_JSON = typer.Option("--json", help="Print one JSON document to stdout and nothing else.")
+_QUIET = typer.Option("--quiet", "-q", help="Print only results and errors.")
+_FOLDER = typer.Option(
+    *("--workspace", "-w"),
+    help=WORKSPACE.help,
+    is_eager=True,
+    callback=load_config,
+    file_okay=False,
+)
+_TERMINAL = (
+    _setting("as_json", Annotated[bool, _JSON], False),
+    _setting("quiet", Annotated[bool, _QUIET], False),
+)
+_WORKSPACE = _setting("workspace", Annotated[Path, _FOLDER], Path())

@@ -1,0 +1,267 @@
+"""engram compress-vocab and engram hash-stats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engram_cli.cli.command import command, refuse_address
+from engram_cli.cli.terminal import Terminal, follow, shown_path
+from engram_cli.commands.requests.corpus import CompressVocabRequest, HashStatsRequest
+from engram_cli.malloc import bound_arenas
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from engram_cli.commands.compress_vocab import CompressVocabResult
+    from engram_cli.commands.hash_stats import HashStatsResult
+    from engram_cli.commands.merge_stats import MergeStatsResult
+    from engram_cli.stats.statistic import Results
+    from engram_cli.vocab.groups import Group, VocabDiff
+
+_MOVED = 12  # regrouped tokens that are listed
+_OF_MERGING = frozenset(
+    (
+        *("sources", "merge", "vocab", "out", "force", "workspace", "ngrams", "report"),
+        *("as_json", "quiet"),
+    )
+)
+
+
+@command(CompressVocabRequest)
+def compress_vocab(request: CompressVocabRequest, terminal: Terminal) -> None:
+    """Map look-alike tokens of a tokenizer ("Apple", " apple") to one id per group.
+
+    With --show or --diff, nothing is written unless you give --out.
+    """
+    from engram_cli.commands.compress_vocab import check_expectation, run_compress_vocab
+
+    result = run_compress_vocab(request, terminal)
+    following = None
+    if result.written is not None:
+        folder = request.workspace.folder
+        following = follow("engram hash-stats corpus.txt", folder, vocab=request.out)
+    terminal.result(result, *vocab_parts(result), next_command=following)
+    check_expectation(result, request.expect)
+
+
+@command(HashStatsRequest)
+def hash_stats(
+    request: HashStatsRequest,
+    terminal: Terminal,
+    context: typer.Context,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge the statistics folders in SOURCES into one.")
+    ] = False,
+    ngrams: Annotated[
+        bool,
+        typer.Option(
+            "--ngrams", help="Show frequent n-grams, and frequent n-grams that share a row."
+        ),
+    ] = False,
+) -> None:
+    """Hash a corpus: measure which rows it uses and how many n-grams share a row."""
+    bound_arenas()  # before the progress bar starts a second thread
+    terminal.start("loading", None, "")
+    following = follow("engram build-table", request.workspace.folder, stats=request.out)
+    if merge:
+        _note_unmerged(terminal, context)
+        _merge(request, terminal, ngrams, following)
+        return
+    from engram_cli.cli.views import printed
+    from engram_cli.commands.hash_stats import hash_stats as run
+
+    result = run(request, terminal)
+    parts = [_summary(result), *printed(results_of(result).views(), asked=ngrams)]
+    terminal.result(result, *parts, next_command=following)
+    if request.report is not None:
+        terminal.note(f"report: {shown_path(request.report)}")
+
+
+def _note_unmerged(terminal: Terminal, context: typer.Context) -> None:
+    """Print a note with the given options that merging does not use."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in _OF_MERGING
+        and (source := context.get_parameter_source(str(parameter.name))) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if given:
+        have = "has" if len(given) == 1 else "have"
+        terminal.note(
+            f"{', '.join(given)} {have} no effect: merging uses the parts as they were counted"
+        )
+
+
+def _merge(request: HashStatsRequest, terminal: Terminal, ngrams: bool, following: str) -> None:
+    from engram_cli.cli.render import count, facts
+    from engram_cli.cli.views import printed
+    from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
+
+    for part in request.sources:
+        refuse_address(part, "sources")
+    result = merge_stats(
+        MergeStatsRequest(
+            parts=tuple(map(Path, request.sources)),
+            workspace=request.workspace,
+            vocab=request.vocab,
+            out=request.out,
+            force=request.force,
+            report=request.report,
+        ),
+        terminal,
+    )
+    summary = [
+        ("parts", ", ".join(shown_path(part) for part in result.parts)),
+        ("corpus", f"{count(result.files, 'file')}, {count(result.documents, 'document')}"),
+        ("tokens", f"{result.tokens:,}"),
+        *held_out(result),
+        ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
+        ("written", shown_path(result.out)),
+    ]
+    tables = printed(results_of(result).views(), asked=ngrams)
+    terminal.result(result, facts("Merged statistics", summary), *tables, next_command=following)
+
+
+def _summary(result: HashStatsResult) -> RenderableType:
+    from engram_cli.cli.render import count, facts, quantity
+
+    size = "" if result.bytes is None else f", {quantity(result.bytes, 'bytes')}"
+    rate = quantity(result.tokens_per_second, "tokens")
+    here = result.tokens - result.resumed_tokens
+    now = f", {here:,} of them in this run," if result.resumed_tokens else ""
+    rows = [
+        ("corpus", f"{count(result.files, 'file')}{size}, {count(result.documents, 'document')}"),
+        ("tokens", f"{result.tokens:,}{now} in {result.seconds:.1f} s, {rate}/s"),
+        *held_out(result),
+        ("encoder", result.encoder or "none: the corpus holds token ids"),
+        ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
+        ("written", shown_path(result.out)),
+    ]
+    return facts("Statistics", rows)
+
+
+def results_of(result: HashStatsResult | MergeStatsResult) -> Results:
+    """Return the results of all statistics, whose views are printed."""
+    from engram_cli.stats.statistic import Results
+
+    found = {"orders": result.orders, "columns": result.columns, **result.sections}
+    return Results(tokens=result.tokens, documents=result.documents, found=found)
+
+
+def held_out(result: HashStatsResult | MergeStatsResult) -> list[tuple[str, str]]:
+    """Return the line about held-out tokens; [] if nothing was held out."""
+    from engram_cli.stats.locality import LocalityResult
+
+    locality = result.sections.get("locality")
+    if not isinstance(locality, LocalityResult) or not locality.held_out_tokens:
+        return []
+    held = locality.held_out_tokens
+    share = 100 * held / (held + result.tokens)
+    said = f"{held:,} tokens ({share:.1f} %), looked up to measure hot rows, not counted;"
+    return [("held out", f"{said} documents wholly inside them are not counted either")]
+
+
+def vocab_parts(result: CompressVocabResult) -> list[RenderableType]:
+    from engram_cli.cli.render import facts, percent, short_digest
+
+    parts: list[RenderableType] = []
+    if not result.shown and result.difference is None:
+        rows = [
+            ("ids", f"{result.tokens:,} -> {result.compressed_size:,}"),
+            ("reduction", percent(result.reduction)),
+            ("special", f"{result.special:,} tokens"),
+            ("pad token", _pad(result)),
+            ("partial UTF-8", f"{result.partial:,} tokens are grouped by their spelling"),
+            ("canonical", f"{result.canonical:,} tokens are their own key"),
+            ("sharing", f"{result.shared:,} tokens share an id with others"),
+            ("digest", short_digest(result.vocab_digest)),
+        ]
+        holes = result.vocab_size - result.tokens
+        if holes:
+            rows.insert(1, ("holes", f"{holes:,} ids below {result.vocab_size:,} have no token"))
+        if result.written:
+            rows.append(("written", shown_path(result.written)))
+        parts.append(facts("Compressed vocabulary", rows))
+        if result.largest:
+            parts.append(_largest(result.largest))
+    parts += [_group(text, group) for text, group in result.shown]
+    if result.difference is not None:
+        parts += _difference(result.difference)
+    return parts
+
+
+def _pad(result: CompressVocabResult) -> str:
+    from engram_cli.commands.corpus_tokenizer import named
+
+    pad = result.pad
+    if pad is None:
+        return "none: the tokenizer has no special token, so name one with hash-stats --pad-id"
+    return named(pad) + ("" if pad.ordinary is None else ", which also occurs in texts")
+
+
+def _largest(groups: tuple[Group, ...]) -> RenderableType:
+    from engram_cli.cli.render import grid
+
+    rows = [
+        (f"{group.compressed_id}", f"{len(group.members)}", _key(group), _members(group, 9))
+        for group in groups
+    ]
+    return grid("Largest groups", (">id", ">tokens", "key", "members"), rows)
+
+
+def _group(text: str, group: Group | None) -> RenderableType:
+    from engram_cli.cli.render import grid
+    from engram_cli.vocab.groups import readable
+
+    if group is None:
+        return f"no token of this vocabulary looks like '{readable(text)}'"
+    rows = [(f"{m.token_id}", m.readable, m.token) for m in group.members]
+    title = f"'{readable(text)}' is compressed id {group.compressed_id}, key '{_key(group)}'"
+    return grid(title, (">token id", "text", "as spelled"), rows)
+
+
+def _difference(difference: VocabDiff) -> list[RenderableType]:
+    from engram_cli.cli.render import facts, grid
+    from engram_cli.hashing.layout import short
+    from engram_cli.vocab.groups import readable
+
+    ours, theirs = difference.sizes
+    here, there = difference.tokenizers
+    same = "the same file"
+    if here != there:
+        same = f"{short(here)} here, {short(there)} there: they differ, so ids may mean others"
+    parts: list[RenderableType] = [
+        facts(
+            "Difference",
+            [
+                ("tokenizer", same),
+                ("same map", "yes" if difference.equal else "no"),
+                ("compressed ids", f"{ours:,} here, {theirs:,} there"),
+                ("token ids", "{:,} here, {:,} there".format(*difference.vocab_sizes)),
+                ("moved", f"{difference.moved:,} token ids have another compressed id"),
+                ("regrouped", f"{len(difference.regrouped):,} token ids have other company"),
+            ],
+        )
+    ]
+    if difference.regrouped:
+        first = difference.regrouped[:_MOVED]
+        rows = [(f"{i}", readable(t), readable(a), readable(b)) for i, t, a, b in first]
+        title = f"The first {len(first)} that were regrouped"
+        parts.append(grid(title, (">token id", "text", "key here", "key there"), rows))
+    return parts
+
+
+def _key(group: Group) -> str:
+    from engram_cli.vocab.groups import readable
+
+    return readable(group.key)
+
+
+def _members(group: Group, count: int) -> str:
+    names = [member.readable for member in group.members[:count]]
+    more = len(group.members) - len(names)
+    return "  ".join(names) + (f"  (+{more})" if more else "")

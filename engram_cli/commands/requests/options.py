@@ -1,0 +1,212 @@
+"""How a field of a request becomes an option of the command line and of engram.toml.
+
+A field is `Annotated` with an `Option`, or with a `Group` of further options. The command line
+reads both from here, and so do the checks of `Request`; nothing else lists the options.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import KW_ONLY, MISSING, dataclass, fields
+from functools import cache
+from importlib import import_module
+from inspect import get_annotations
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, get_type_hints
+
+from engram_cli.commands.workspace import Workspace
+from engram_cli.errors import InputError
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
+LAYOUT, CORPUS, ENGINE = "Layout", "Corpus", "Engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option, or with `argument` a positional argument, of the command line.
+
+    `name`: None for the field's. `panel`: None for the `PANEL` of its class. `parser`: makes the
+    value from text; raises ValueError. `least`, `most`: limits of the value. `known`: the values
+    that it may have, or "module:attribute" of a registry of them.
+    `place`: the attribute of `Workspace` that the command line takes where nothing is given.
+    `must_exist`: what a given path is, and the command that makes it.
+    """
+
+    help: str
+    _: KW_ONLY
+    argument: bool = False
+    name: str | None = None
+    short: str | None = None
+    panel: str | None = None
+    metavar: str | None = None
+    parser: Callable[[str], Any] | None = None
+    least: int | None = None
+    most: int | None = None
+    known: tuple[str, ...] | str | None = None
+    place: str | None = None
+    must_exist: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A field whose value is made from the options of another class.
+
+    If that class has `resolved(given)`, its result is the value; `given` are all options by name.
+    """
+
+    options: type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """An option with its name and panel, and the type and default of its field.
+
+    `default`: MISSING if the option is required, None if the field makes its default itself.
+    """
+
+    name: str
+    panel: str | None
+    option: Option
+    type: Any
+    default: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A combination of options that cannot be; `{0.name}` in a text is a field of the request."""
+
+    broken: Callable[[Any], bool]
+    message: str
+    hint: str
+
+
+class Request:
+    """Base of every request: checks the options one by one, then the `RULES`."""
+
+    __slots__ = ()
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    def __post_init__(self) -> None:
+        request: Any = type(self)
+        for field, _, mark in _marked(request):
+            value = getattr(self, field.name)
+            if isinstance(mark, Option) and value is not None:
+                _check(mark.name or field.name, mark, value)
+        for rule in self.RULES:
+            if rule.broken(self):
+                raise InputError(rule.message.format(self), rule.hint.format(self))
+
+    @classmethod
+    def overruled(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Return the options that engram.toml does not decide, because a flag names their source.
+
+        `given`: all options by name. The default is none.
+        """
+        return frozenset()
+
+
+@cache
+def _marked(cls: Any) -> tuple[tuple[Any, Any, Option | Group], ...]:
+    """Return each field that has a mark, with its type and the mark; inherited fields come last."""
+    hints = get_type_hints(cls, include_extras=True)
+    own = get_annotations(cls)
+    return tuple(
+        (field, hints[field.name].__origin__, mark)
+        for field in sorted(fields(cls), key=lambda field: field.name not in own)
+        for mark in getattr(hints[field.name], "__metadata__", ())
+        if isinstance(mark, Option | Group)
+    )
+
+
+def _check(name: str, option: Option, value: Any) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    if option.least is not None and value < option.least:
+        raise InputError(f"{flag} {value}", f"give {option.least} or more")
+    if option.most is not None and value > option.most:
+        raise InputError(f"{flag} {value}", f"give {option.most} or less")
+    known = option.known
+    if isinstance(known, str):
+        module, _, attribute = known.partition(":")
+        known = tuple(getattr(import_module(module), attribute))
+    if known is not None and value not in known:
+        raise InputError(f"unknown {flag[2:]} '{value}'", f"known: {', '.join(known)}")
+
+
+def declared(request: type) -> Iterator[Declared]:
+    """Yield the options of a request in the order of its fields, those of groups in between."""
+    for field, kind, mark in _marked(request):
+        if isinstance(mark, Group):
+            yield from declared(mark.options)
+            continue
+        home = next(base for base in request.__mro__ if field.name in get_annotations(base))
+        yield Declared(
+            name=mark.name or field.name,
+            panel=mark.panel or vars(home).get("PANEL"),
+            option=mark,
+            type=kind,
+            default=field.default if field.default_factory is MISSING else None,
+        )
+
+
+def build(request: type, given: Mapping[str, Any]) -> Any:
+    """Return the request made from the values of options; None leaves a field at its default."""
+    values = {}
+    for field, kind, mark in _marked(request):
+        if isinstance(mark, Group):
+            value = build(mark.options, given)
+            if hasattr(value, "resolved"):
+                value = value.resolved(given)
+        else:
+            value = given.get(mark.name or field.name)
+            if isinstance(value, list):
+                value = tuple(value)
+            elif kind is Workspace:
+                value = Workspace(given["workspace"])
+        if value is not None:
+            values[field.name] = value
+    return request(**values)
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Parse comma-separated integers: 2,3."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"'{text}' is not a list such as 2,3") from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Parse comma-separated names: .txt,.md."""
+    return tuple(text.split(","))
+
+
+def unescape(text: str) -> str:
+    r"""Replace the escapes \n, \t, \\ and \x1e, which a shell passes as written."""
+
+    def meaning(escape: re.Match[str]) -> str:
+        name = escape[1]
+        return chr(int(name[1:], 16)) if len(name) == 3 else _ESCAPES.get(name, escape[0])
+
+    return re.sub(r"\\(x[0-9A-Fa-f]{2}|.)", meaning, text)
+
+
+# Options of several commands, so that they have the same help everywhere.
+WORKSPACE = Option("Folder that holds the artifacts and engram.toml.", name="workspace", short="-w")
+Here = Annotated[Workspace, WORKSPACE]
+Force = Annotated[bool, Option("Replace an output that engram wrote before.")]
+DryRun = Annotated[bool, Option("Print the sizes in bytes and write nothing.")]
+Threads = Annotated[int | None, Option("Number of threads (one per core).", least=1)]
+Vocab = Annotated[Path | None, Option("Compressed vocabulary (the one in the workspace).")]
+ChunkRows = Annotated[int | None, Option("Rows per chunk file (about 128 MiB).", least=1)]
+Scale = Annotated[
+    float | None, Option("Scale of every layer, for dtype fp8 (computed from the rows).")
+]
+Preset = Annotated[
+    str | None,
+    Option(
+        "Start from a published geometry: engram-v1-demo, deepseek-v4.1, qwen-ple or "
+        "engram-27b. Other options override it.",
+        panel=LAYOUT,
+    ),
+]

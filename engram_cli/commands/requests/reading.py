@@ -1,0 +1,238 @@
+"""The requests that read artifacts: inspect, lookup, verify, report, trace; and the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry
+from engram_cli.commands.requests.corpus import CorpusFields, FillRequest
+from engram_cli.commands.requests.options import (
+    WORKSPACE,
+    Force,
+    Group,
+    Option,
+    Request,
+    Threads,
+    Vocab,
+    integers,
+)
+from engram_cli.commands.workspace import Workspace
+from engram_cli.errors import InputError
+
+_PROBE = "What a next-token table knows"
+LEAST_POSITIONS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeRequest(Request):
+    """What to ask a table that was filled with --init next-token.
+
+    `fill`: the corpus (and checkpoint) that the table was filled from, which the counted models
+    learn from too. `heldout`: texts that are not in it, read in the same way. `positions`: at most
+    so many are asked about. `layer`: None for the first.
+    """
+
+    table: Path
+    heldout: tuple[str | Path, ...]
+    fill: FillRequest
+    vocab: Path
+    layer: int | None = None
+    positions: Annotated[int, Option("", least=LEAST_POSITIONS)] = 8000
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeOptions(CorpusFields):
+    """The options of `inspect` for a `ProbeRequest`."""
+
+    PANEL = _PROBE
+
+    heldout: Annotated[
+        tuple[str, ...],
+        Option(
+            "Held-out text: measure how well the table alone predicts it, compared with exact "
+            "n-gram counts. Can be repeated.",
+            name="probe",
+        ),
+    ] = ()
+    sources: Annotated[
+        tuple[str, ...],
+        Option("Corpus that filled the table; the exact n-grams are counted on it.", name="corpus"),
+    ] = ()
+    checkpoint: Annotated[Path | None, Option("Model whose embeddings fill the rows.")] = None
+    layer: Annotated[int | None, Option("Layer to probe (the first).")] = None
+    positions: Annotated[
+        int, Option("Maximum number of positions to probe.", least=LEAST_POSITIONS)
+    ] = 8000
+
+    def resolved(self, given: Mapping[str, Any]) -> ProbeRequest | None:
+        """Return the request, or None if no text to probe is given."""
+        if not self.heldout:
+            if self.sources or self.checkpoint is not None:
+                raise InputError("a corpus or a checkpoint, and no text", "give one with --probe")
+            return None
+        if not self.sources:
+            raise InputError(
+                "--probe without a corpus", "give the one that filled the table with --corpus"
+            )
+        here = Workspace(given["workspace"])
+        return ProbeRequest(
+            table=given["path"],
+            heldout=self.heldout,
+            fill=FillRequest(
+                sources=self.sources,
+                checkpoint=self.checkpoint,
+                workspace=here,
+                **{each.name: getattr(self, each.name) for each in fields(CorpusFields)},
+            ),
+            vocab=given["vocab"] or here.vocab,
+            layer=self.layer,
+            positions=self.positions,
+            threads=given["threads"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectRequest(Request):
+    """What to inspect.
+
+    `stats`, `vocab`: None for those that lie next to it and belong to it. `hottest`: rows listed of
+    each order. `rows`: read the rows too; without it only what describes them. `probe`: ask the
+    table what it knows of a text. `report`: a page to draw of it all.
+    """
+
+    path: Annotated[
+        Path, Option("Table, bundle, vocabulary or statistics to inspect.", argument=True)
+    ]
+    stats: Annotated[
+        Path | None, Option("Statistics with hits and n-grams (those next to the artifact).")
+    ] = None
+    vocab: Vocab = None
+    hottest: Annotated[
+        int, Option("Number of hottest rows to list per order.", least=0, most=10)
+    ] = 5
+    rows: Annotated[bool, Option("Read the rows, or only their metadata.")] = True
+    report: Annotated[
+        Path | None, Option("Also write the results as one HTML page that opens offline: page.html")
+    ] = None
+    probe: Annotated[ProbeRequest | None, Group(ProbeOptions)] = None
+    threads: Threads = None
+    force: Force = False
+    folder: Annotated[Path, WORKSPACE] = Path()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookupRequest(Request):
+    """What to look up where.
+
+    Either `text` or `ids`; with `against` or `against_ids` a second text to compare with the first.
+    `layer` None is the first of the layout. `vectors`: where float32 [T, C*dim] go. `geometry` is
+    for a vocabulary, which has none of its own. The first `limit` tokens of each text are listed.
+    """
+
+    path: Annotated[Path, Option("Table, bundle, statistics or vocabulary to use.", argument=True)]
+    text: Annotated[str | None, Option("Text to look up.", argument=True)] = None
+    ids: Annotated[
+        tuple[int, ...] | None,
+        Option("Token ids to look up instead of a text.", metavar="ID,...", parser=integers),
+    ] = None
+    against: Annotated[
+        str | None, Option("Second text: show which rows both texts use.", metavar="TEXT")
+    ] = None
+    against_ids: Annotated[
+        tuple[int, ...] | None,
+        Option("Second text as token ids.", metavar="ID,...", parser=integers),
+    ] = None
+    layer: Annotated[int | None, Option("Layer to look up (the first).")] = None
+    limit: Annotated[int, Option("Maximum number of tokens to show per text.", least=1)] = 64
+    vectors: Annotated[
+        Path | None,
+        Option("Write the vectors as a NumPy file, float32 [tokens, heads x width]: out.npy"),
+    ] = None
+    stats: Annotated[
+        Path | None, Option("Statistics with the n-gram sample (those next to the artifact).")
+    ] = None
+    tokenizer: Annotated[
+        Path | None, Option("Tokenizer of the vocabulary (found automatically).")
+    ] = None
+    vocab: Vocab = None
+    geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
+    force: Force = False
+    folder: Annotated[Path, WORKSPACE] = Path()
+
+    @classmethod
+    def overruled(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Return the options of the layout, unless the artifact is a vocabulary and has none."""
+        from engram_cli.commands.artifact import VOCABULARY, find_artifact
+
+        bare = find_artifact(given["path"]).kind == VOCABULARY
+        return frozenset() if bare else LAYOUT_NAMES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyRequest(Request):
+    """What to verify.
+
+    `stats` and `vocab` are compared with the artifact; without them those that lie next to it and
+    belong to it. `tokenizer`: what a vocabulary was made from.
+    """
+
+    path: Annotated[
+        Path, Option("Table, bundle, vocabulary or statistics to check.", argument=True)
+    ]
+    stats: Annotated[
+        Path | None, Option("Statistics that the counts must match (those next to the artifact).")
+    ] = None
+    vocab: Vocab = None
+    tokenizer: Annotated[
+        Path | None, Option("Tokenizer that a vocabulary was made from (found automatically).")
+    ] = None
+    threads: Threads = None
+    folder: Annotated[Path, WORKSPACE] = Path()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportRequest(Request):
+    """Which statistics folder to draw, and where the page goes."""
+
+    stats: Annotated[
+        Path, Option("Statistics folder to read (engram-stats).", argument=True, place="stats")
+    ]
+    out: Annotated[Path, Option("Page to write (report.html).", short="-o", place="report")] = (
+        Workspace().report
+    )
+    force: Force = False
+    folder: Annotated[Path | None, WORKSPACE] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceRequest(Request):
+    """What to run over which text. `bundle` None is `<checkpoint>/engram`.
+
+    `tokenizer` None is the checkpoint's; `report` is an HTML page to write, None for none.
+    """
+
+    checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
+    text: Annotated[str, Option("Text to run the model on.", argument=True)]
+    bundle: Annotated[Path | None, Option("Bundle to use (CHECKPOINT/engram).")] = None
+    tokenizer: Annotated[
+        Path | None, Option("The model's tokenizer (CHECKPOINT/tokenizer.json).")
+    ] = None
+    report: Annotated[Path | None, Option("HTML page to write.", metavar="PAGE")] = None
+    force: Force = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoRequest(Request):
+    """Where the demo works: a new folder, or one of an earlier demo, which is replaced."""
+
+    folder: Annotated[
+        Path,
+        Option(
+            "Folder for the demo's files. A folder of an earlier demo is replaced.", argument=True
+        ),
+    ] = Path("engram-demo")
+    train: Annotated[bool, Option("Train the memory for ten steps (needs transformers).")] = True

@@ -1,0 +1,396 @@
+"""The requests of tables and bundles: plan, build-table, convert, attach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry
+from engram_cli.commands.requests.corpus import FillRequest
+from engram_cli.commands.requests.options import (
+    WORKSPACE,
+    ChunkRows,
+    DryRun,
+    Force,
+    Group,
+    Here,
+    Option,
+    Preset,
+    Request,
+    Rule,
+    Scale,
+    Threads,
+    Vocab,
+    integers,
+)
+from engram_cli.commands.workspace import Workspace
+from engram_cli.rows import DTYPES
+from engram_cli.sizes import read_size
+from engram_cli.table.planning.placement import Hardware, find_hardware
+
+CORPUS_INITS = ("token-mean", "next-token")
+DEFAULT_DIM, DEFAULT_DTYPE = 64, "bfloat16"
+SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts
+_DTYPES = list(DTYPES)
+_BUDGET, _HARDWARE = "Budget", "Hardware"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildTableRequest(Request):
+    """What table to build.
+
+    A choice of `geometry` overrides that of `preset` or `plan`, and these override `stats`: a
+    statistics folder, whose hits are stored with the rows if the geometry stays the same. Without
+    such a folder nothing is taken. `folder`: where a checkpoint is looked for that decides what is
+    open without statistics, None for nowhere. `dim`: values per row, of one head. `std` and
+    `init_seed` are the init's; `fill` is the corpus of an init that needs one. `chunk_rows` None is
+    about 128 MiB a chunk. `scale` is for dtypes with one scale a layer, None finds it.
+    `fingerprint`: what that of the layout must be. With `dry_run` nothing is written.
+    """
+
+    preset: Preset = None
+    geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
+    dim: Annotated[
+        int | None, Option("Values per row, the width of one head (64, or the preset's).", least=1)
+    ] = None
+    dtype: Annotated[
+        str | None,
+        Option(
+            "Data type of the stored rows (bfloat16, or the plan's). Types: "
+            "docs/reference/table-format.md."
+        ),
+    ] = None
+    plan: Annotated[
+        Path | None, Option("Plan written by engram plan --out. Other options override it.")
+    ] = None
+    init: Annotated[
+        str,
+        Option(
+            "How rows start: normal or zeros; with --corpus, token-mean or next-token.",
+            known="engram_cli.table.inits:INITS",
+        ),
+    ] = "normal"
+    std: Annotated[
+        float | None, Option("Standard deviation of --init normal, or of random embeddings (0.02).")
+    ] = None
+    init_seed: Annotated[int | None, Option("Seed of --init normal (0).", least=0)] = None
+    fill: Annotated[FillRequest | None, Group(FillRequest)] = None
+    chunk_rows: ChunkRows = None
+    scale: Scale = None
+    threads: Threads = None
+    stats: Annotated[
+        Path | None,
+        Option(
+            "Statistics to take the geometry and row hits from (engram-stats).",
+            place="stats",
+            must_exist=("statistics", "run: engram hash-stats CORPUS"),
+        ),
+    ] = None
+    vocab: Annotated[
+        Path,
+        Option(
+            "Compressed vocabulary (the one in the workspace).",
+            place="vocab",
+            must_exist=("vocabulary", "run: engram compress-vocab"),
+        ),
+    ] = Workspace().vocab
+    out: Annotated[
+        Path, Option("Table to write (engram-table.zarr).", short="-o", place="table")
+    ] = Workspace().table
+    dry_run: DryRun = False
+    force: Force = False
+    folder: Annotated[Path | None, WORKSPACE] = None
+    fingerprint: str | None = None
+
+    RULES = (
+        Rule(
+            lambda request: request.preset is not None and request.plan is not None,
+            "both --plan and --preset",
+            "give one of them",
+        ),
+        Rule(
+            lambda request: request.fill is not None and request.init not in CORPUS_INITS,
+            "--init {0.init} does not use a corpus",
+            f"give --init {' or '.join(CORPUS_INITS)}",
+        ),
+        Rule(
+            lambda request: request.fill is None and request.init in CORPUS_INITS,
+            "--init {0.init} without a corpus",
+            "give one with --corpus",
+        ),
+        Rule(
+            lambda request: request.fill is not None and request.init_seed is not None,
+            "--init-seed does not apply to --init {0.init}",
+            "give --embedding-seed",
+        ),
+    )
+
+    @classmethod
+    def overruled(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Return the options that a preset or a plan decides."""
+        if given["preset"] is None and given["plan"] is None:
+            return frozenset()
+        return LAYOUT_NAMES | {"dim", "dtype"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertRequest(Request):
+    """Which table to convert to which dtype.
+
+    `scale`: the scale of every layer, for dtypes that have one for all rows; None to find it.
+    `verify`: read the source's checksums first, so that damage is not passed on as sound. `force`
+    replaces a table at `out`; with `dry_run` nothing is written.
+    """
+
+    source: Annotated[Path, Option("Table to convert.", argument=True, name="table")]
+    dtype: Annotated[str, Option(f"{', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}.")]
+    out: Annotated[Path, Option("Table to write.", short="-o")]
+    scale: Scale = None
+    chunk_rows: ChunkRows = None
+    threads: Threads = None
+    verify: Annotated[
+        bool, Option("Verify the checksums of the table before writing anything.")
+    ] = True
+    dry_run: DryRun = False
+    force: Force = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachRequest(Request):
+    """What to attach to what, and where the bundle goes.
+
+    `out` None is `engram` in the folder `into`, which None is the checkpoint. `layers` None are the
+    table's, of more than two those that suit best. `at` are the decoder layers, counted from 0,
+    that get them, one a layer; None for those of the same number, or what suits
+    (`attach_layers.place_layers`).
+
+    `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
+    that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
+    which are random (docs/reference/modules.md). With `reference` the bundle maps the table's own
+    chunk files instead of holding a copy. With `dry_run` nothing is written.
+    """
+
+    checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
+    table: Annotated[Path, Option("Table to attach (engram-table.zarr).", place="table")]
+    out: Annotated[
+        Path | None, Option("Bundle folder to write (CHECKPOINT/engram).", short="-o")
+    ] = None
+    into: Annotated[Path | None, Option("Write the bundle to DIR/engram.", metavar="DIR")] = None
+    layers: Annotated[
+        tuple[int, ...] | None,
+        Option("Use only these layers of the table (all).", metavar="LAYER,...", parser=integers),
+    ] = None
+    at: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "Decoder layers that receive them, counted from 0 (the layers with the same "
+            "numbers, else the second and the middle one).",
+            metavar="LAYER,...",
+            parser=integers,
+        ),
+    ] = None
+    tokenizer: Annotated[
+        Path | None, Option("The model's tokenizer (CHECKPOINT/tokenizer.json).")
+    ] = None
+    module: Annotated[
+        str | None,
+        Option("Module: engram-v1, deepseek-v4.1 or qwen-ple (the one of the table's scheme)."),
+    ] = None
+    init_value: Annotated[
+        str,
+        Option(
+            "How the value projection starts: zero, random, or auto (random in layers whose "
+            "rows are all zero, else zero).",
+            known=("auto", "zero", "random"),
+        ),
+    ] = "auto"
+    init_gate: Annotated[
+        str,
+        Option(
+            "How the gates start: random, or even (all near one half).", known=("random", "even")
+        ),
+    ] = "random"
+    packed: Annotated[bool, Option("Keep documents that are packed into one sequence apart.")] = (
+        False
+    )
+    reference: Annotated[bool, Option("Refer to the table instead of copying its rows.")] = False
+    seed: Annotated[int, Option("Seed of the module's random weights.", least=0)] = 0
+    dry_run: DryRun = False
+    force: Force = False
+    folder: Annotated[Path | None, WORKSPACE] = None
+
+    RULES = (
+        Rule(
+            lambda request: request.out is not None and request.into is not None,
+            "both --out and --into are given",
+            "--into DIR is --out DIR/engram",
+        ),
+    )
+
+
+def read_count(text: str) -> int:
+    """Parse a count with K, M, B (10**9) or T: 5.7B, 1T."""
+    return read_size(text[:-1] + "G" if text[-1:] in ("b", "B") else text)
+
+
+def read_share(text: str) -> tuple[float, float]:
+    """Parse a share, or the two ends of a range of shares: 0.2..0.25."""
+    try:
+        parts = [float(part) for part in text.split("..")]
+        return parts[0], parts[-1]
+    except ValueError:
+        raise ValueError(f"'{text}' is not a range such as 0.2..0.25") from None
+
+
+def _size(help_: str) -> Option:
+    return Option(help_, parser=read_size, metavar="SIZE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget(Request):
+    """How large the rows may be: bytes, or parameters, or a share of all sparse parameters.
+
+    None of them keeps the size that the geometry has. `share`: of `sparse_params`, None for
+    `SHARE`; of its range the middle is planned.
+    """
+
+    PANEL = _BUDGET
+
+    memory: Annotated[
+        int | None, Option("Budget in bytes for the rows: 94GB.", metavar="SIZE", parser=read_size)
+    ] = None
+    params: Annotated[
+        int | None,
+        Option("Budget in parameters for the rows: 5.7B.", metavar="COUNT", parser=read_count),
+    ] = None
+    sparse_params: Annotated[
+        int | None,
+        Option(
+            "All sparse parameters: 27B. Rows get --share of them.",
+            metavar="COUNT",
+            parser=read_count,
+        ),
+    ] = None
+    share: Annotated[
+        tuple[float, float] | None,
+        Option(
+            "Share of --sparse-params that rows get (0.2..0.25, the paper's optimum).",
+            metavar="RANGE",
+            parser=read_share,
+        ),
+    ] = None
+
+    RULES = (
+        Rule(lambda budget: len(budget.given) > 1, "more than one budget",
+             "give one of --memory, --params, --sparse-params"),
+        Rule(lambda budget: min(budget.given, default=1) < 1, "a budget below 1",
+             "give --memory, --params or --sparse-params as 94GB or 5.7B"),
+        Rule(lambda budget: budget.share is not None and budget.sparse_params is None,
+             "--share without --sparse-params",
+             "give --sparse-params too, or leave out --share and give --params or --memory"),
+        Rule(lambda budget: not 0.0 < budget.range[0] <= budget.range[1] <= 1.0,
+             "a share of {0.range[0]} to {0.range[1]}", "give a range such as 0.2..0.25"),
+    )  # fmt: skip
+
+    @property
+    def given(self) -> list[int]:
+        """The budgets that are given."""
+        return [x for x in (self.memory, self.params, self.sparse_params) if x is not None]
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest share of the sparse parameters that rows may get."""
+        return self.share or SHARE
+
+    def rows(self, dim: int, row_bytes: int) -> int | None:
+        """Return the rows of all layers that fit it; None without a budget."""
+        if self.memory is not None:
+            return self.memory // row_bytes
+        if self.sparse_params is not None:
+            return int(self.sparse_params * sum(self.range) / 2) // dim
+        return None if self.params is None else self.params // dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine(Request):
+    """The options for a `Hardware`: a known one by name, and what is different about it."""
+
+    PANEL = _HARDWARE
+
+    hardware: Annotated[
+        str, Option("Accelerator: h100, h200, b200, gb200, l40s, rtx-4090 or cpu.")
+    ] = "h200"
+    hbm_bytes: Annotated[
+        int | None, replace(_size("Accelerator memory available for rows."), name="hbm")
+    ] = None
+    host_bytes: Annotated[int | None, replace(_size("Host memory (512GB)."), name="host")] = None
+    disk_bytes: Annotated[int | None, replace(_size("Disk space (2TB)."), name="disk")] = None
+    hbm_bandwidth: Annotated[
+        int | None, _size("Bandwidth of the accelerator's memory, in bytes per second.")
+    ] = None
+    link: Annotated[
+        int | None, _size("Bandwidth from host to accelerator, in bytes per second.")
+    ] = None
+    disk_bandwidth: Annotated[int | None, _size("Disk bandwidth, in bytes per second.")] = None
+
+    def resolved(self, given: Mapping[str, Any]) -> Hardware:
+        """Return the hardware with the given changes. Raises InputError for an unknown name."""
+        changed = {each.name: getattr(self, each.name) for each in fields(self)}
+        name = changed.pop("hardware")
+        changed = {field: value for field, value in changed.items() if value is not None}
+        return replace(find_hardware(name), **changed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest(Request):
+    """What to plan.
+
+    `stats` or `vocab` (with `tokens`) say what is hashed; a `vocab` that is given must be that of
+    the statistics, None takes the one in `workspace`. `tokens` also: how much will be trained on,
+    by the growth curve of the statistics. `hit_rate`: of the hot rows. `batch`: tokens looked up
+    together. `out`: where plan.json goes.
+    """
+
+    budget: Annotated[Budget, Group(Budget)] = field(default_factory=Budget)
+    tokens: Annotated[
+        int | None,
+        Option(
+            "Tokens you will train on (those of the statistics): 1T.",
+            metavar="COUNT",
+            parser=read_count,
+            least=1,
+        ),
+    ] = None
+    dim: Annotated[int, Option("Values per row, the width of one head.", least=1)] = DEFAULT_DIM
+    dtype: Annotated[str, Option("Data type of the stored rows.")] = DEFAULT_DTYPE
+    hardware: Annotated[Hardware, Group(Machine)] = field(
+        default_factory=lambda: find_hardware("h200")
+    )
+    hit_rate: Annotated[float, Option("Share of look-ups that the hot rows should serve.")] = 0.9
+    batch: Annotated[int, Option("Tokens per batch of look-ups.", least=1)] = 4096
+    geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
+    stats: Annotated[
+        Path | None, Option("Statistics of the corpus (engram-stats).", place="stats")
+    ] = None
+    vocab: Vocab = None
+    out: Annotated[
+        Path | None, Option("Plan file to write, for build-table --plan: plan.json", short="-o")
+    ] = None
+    force: Force = False
+    workspace: Here = field(default_factory=Workspace)
+
+    RULES = (
+        Rule(
+            lambda request: not 0.0 < request.hit_rate < 1.0,
+            "a hit rate of {0.hit_rate}",
+            "give a share such as 0.9",
+        ),
+    )
+
+    @classmethod
+    def overruled(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Return the rows per head if a budget decides them."""
+        budgets = (given["memory"], given["params"], given["sparse_params"])
+        return frozenset(("rows_per_head",) if any(x is not None for x in budgets) else ())
