@@ -1,6 +1,6 @@
 """Sums of row gradients, and the optimiser steps that use them, in plain torch.
 
-The kernels of `kernels.segments` must equal these functions. The order of a sum is part of the
+The kernels of `kernels.rows` must equal these functions. The order of a sum is part of the
 definition, so that both give the same bits on every run: by row, then by place. A row's vectors are
 cut at the multiples of PIECE in that order; each piece is summed, then the pieces' sums. Sums are
 float32; those of float64, which no kernel takes, are float64. Steps change the table and its state
