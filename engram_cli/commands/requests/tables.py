@@ -173,9 +173,7 @@ class AttachRequest(Request):
     """
 
     checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
-    table: Annotated[
-        Path, Option("Table or bundle to attach (engram-table.zarr).", place="table")
-    ]
+    table: Annotated[Path, Option("Table or bundle to attach (engram-table.zarr).", place="table")]
     out: Annotated[
         Path | None, Option("Bundle folder to write (CHECKPOINT/engram).", short="-o")
     ] = None
