@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import open_vectors
+from engram_cli.commands.artifact import Companions, open_vectors
 from engram_cli.commands.attach_layers import check_vocabulary, choose_module, place_layers
 from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_model_shape
 from engram_cli.commands.requests.tables import AttachRequest
@@ -105,7 +105,11 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         check_first_memory(request.checkpoint)
     store, dim, dtype = open_vectors(request.table)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
-    check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer)
+    nearby = Companions(artifact=request.table, folder=request.folder or Path())
+    check_vocabulary(
+        *(store.layout, model, request.checkpoint, request.tokenizer),
+        nearby.vocabulary_places(),
+    )
     spec = BundleSpec(
         layout=store.layout,
         layers=placed.layers,

