@@ -114,7 +114,7 @@ def _written() -> Iterator[None]:
 
 
 def open_nowhere() -> Any:
-    """A stream that forgets what is written to it."""
+    """Return a stream that discards what is written to it."""
     return open(os.devnull, "w", encoding="utf-8")
 
 

@@ -234,7 +234,7 @@ def _write(
 
 
 def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = False) -> AttachCost:
-    """What the bundle takes, from its shapes alone; `counted`: whether the table has hits."""
+    """Return what the bundle takes, from its shapes alone; `counted`: the table has hits."""
     count = sum(int(np.prod(shape)) for shape in spec.dense_shapes.values()) * len(spec.layers)
     token_rows = spec.layout.columns * len(spec.layers)
     lookup = 0 if spec.layout.lookup is None else spec.layout.lookup.nbytes
@@ -253,7 +253,7 @@ def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = Fa
 def describe_cost(
     spec: BundleSpec, cost: AttachCost, out: Path, reference: bool = False
 ) -> list[str]:
-    """The arithmetic as lines to read."""
+    """Return the sizes as lines to read."""
     rows = " + ".join(f"{spec.rows(layer):,}" for layer in spec.layers)
     where = "in the table's own files" if reference else "on disk"
     hits = ""
@@ -271,7 +271,7 @@ def describe_cost(
 
 
 def _check_space(planned: AttachResult, reference: bool) -> None:
-    """Raises OutputError, with the arithmetic, when the bundle does not fit on the disk."""
+    """Raise OutputError with the sizes if the bundle does not fit on the disk."""
     need, free = planned.cost.disk_bytes, planned.free_bytes
     if not planned.fits:
         raise OutputError(

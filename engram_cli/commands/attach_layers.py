@@ -37,7 +37,7 @@ def place_layers(
     model: ModelShape,
     table: Path,
 ) -> PlacedLayers:
-    """The layers of a table to attach, and where: `wanted` and `at`, or what suits the model.
+    """Return the layers of a table to attach, and where: `wanted` and `at`, or what suits.
 
     A layer's number only seeds its hash. It lies in the decoder layer that the number names where
     there is one, else in the second or the middle one, or the free one nearest to the middle.
@@ -70,7 +70,7 @@ def place_layers(
 
 
 def _placed(layout: HashLayout, places: Mapping[int, int], why: str) -> PlacedLayers:
-    """The layers in the order of the table, each with its place."""
+    """Return the layers in the order of the table, each with its place."""
     layers = tuple(layer for layer in layout.layer_ids if layer in places)
     return PlacedLayers(
         layers=layers, decoder_layers=tuple(places[layer] for layer in layers), why=why
@@ -78,7 +78,7 @@ def _placed(layout: HashLayout, places: Mapping[int, int], why: str) -> PlacedLa
 
 
 def _check_places(at: tuple[int, ...], layers: tuple[int, ...], model: ModelShape) -> None:
-    """Raises InputError unless `at` is one decoder layer of the model for each of `layers`."""
+    """Raise InputError unless `at` is one decoder layer of the model for each of `layers`."""
     hint = f"give {len(layers)} different decoder layers of 0 to {model.num_layers - 1}"
     if len(at) != len(layers):
         raise InputError(f"--at {listed(at)} for layers {listed(layers)}", hint)
@@ -93,7 +93,7 @@ def _choose_layers(
     model: ModelShape,
     table: Path,
 ) -> tuple[tuple[int, ...], str]:
-    """The layers of a table to attach, and why these: `wanted`, or the two that suit best."""
+    """Return the layers of a table to attach, and why: `wanted`, or the two that suit best."""
     known = layout.layer_ids
     missing = [layer for layer in wanted or () if layer not in known]
     if missing:
@@ -120,7 +120,7 @@ def _choose_layers(
 
 
 def choose_module(layout: HashLayout, wanted: str | None, model: ModelShape) -> ModuleSpec:
-    """The module `wanted`, or the one published with the layout's scheme, for this model.
+    """Return the module `wanted`, or the one published with the layout's scheme.
 
     Raises InputError for one that there is not.
     """
@@ -190,5 +190,5 @@ def vocab_digest(tokenizer: Path, layout: HashLayout, nearby: Iterable[Path]) ->
 
 
 def listed(layers: tuple[int, ...] | list[int]) -> str:
-    """Layer ids to read."""
+    """Return layer numbers as text."""
     return ", ".join(map(str, layers))

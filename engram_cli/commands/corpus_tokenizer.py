@@ -30,7 +30,7 @@ def tokenizer_of_corpus(
     progress: Progress,
     why: str = "the corpus holds text",
 ) -> TokenizerFile:
-    """The tokenizer that the vocabulary was made with: the one `given`, or one that is found.
+    """Return the tokenizer that the vocabulary was made with: the one `given`, or one found.
 
     `why` it is needed is for the message. Raises MismatchError, InputError.
     """
@@ -57,7 +57,7 @@ def tokenizer_of_corpus(
 
 
 def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
-    """The digest of the vocabulary's tokenizer; None when the layout came without a vocabulary."""
+    """Return the digest of the vocabulary's tokenizer; None for a layout without vocabulary."""
     raw = geometry.scheme is not None and takes_raw_ids(geometry.scheme)
     if raw and (geometry.vocab_size is not None or not vocab.is_file()):
         return None
@@ -65,7 +65,7 @@ def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
 
 
 def _candidates(workspace: Workspace, vocab: Path, wanted: str | None) -> list[tuple[Path, str]]:
-    """Where the tokenizer may be, and how that is said.
+    """Return where the tokenizer may be, and a text that says so.
 
     Without a digest to go by only the folder's own, and that of its checkpoints if it is one.
     """
@@ -110,7 +110,7 @@ def note_pad(layout: HashLayout, vocab: Path, progress: Progress) -> StoredToken
 
 
 def named(pad: StoredToken) -> str:
-    """The token to read, with its id."""
+    """Return the token as text, with its id."""
     return f"{readable(pad.token)} (id {pad.token_id})"
 
 

@@ -114,8 +114,8 @@ def results_of(whole: Partial, vocab: CompressedVocab | None) -> dict[str, objec
 
 
 def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, set[str]]:
-    """All parts as one, and the names of what does not merge: exact counting that one of them
-    lacks, sources that are too many together."""
+    """Return all parts as one, and the names of what does not merge: exact counting that one of
+    them lacks, sources that are too many together."""
     earlier = [part for part in parts if part.occurrences() is None]
     if earlier:
         progress.note(
@@ -155,7 +155,7 @@ def _exact(partial: Partial) -> set[str]:
 
 
 def _check_parts(parts: list[Statistics]) -> None:
-    """Raises MismatchError naming the part that does not belong, InputError for one given twice."""
+    """Raise MismatchError naming the part that does not belong, InputError for one given twice."""
     first = parts[0]
     met: set[Path] = set()
     for part in parts:
@@ -170,7 +170,7 @@ def _check_parts(parts: list[Statistics]) -> None:
 
 
 def _corpus(parts: list[Statistics]) -> dict[str, int]:
-    """The figures of the corpora themselves, such as their files, summed."""
+    """Return the sums of what is known of the corpora, such as their files."""
     sums: dict[str, int] = {}
     for part in parts:
         for name, value in part.document.get("corpus", {}).items():

@@ -78,7 +78,9 @@ class PlanCorpus:
         return self.tokens / (self.counted_tokens or self.tokens)
 
     def resolve(self, geometry: Geometry, size: int | None = None) -> HashLayout:
-        """The layout of a geometry, its open choices those of the statistics; `size` rows a head.
+        """Return the layout of a geometry; the statistics decide its open choices.
+
+        `size`: rows per head.
 
         Raises InputError, LayoutError.
         """
@@ -104,7 +106,7 @@ class PlanCorpus:
         return hash_layout(scheme, vocab, **choices)
 
     def demands(self, orders: tuple[int, ...]) -> tuple[Demand, ...]:
-        """The distinct n-grams of each order. Raises InputError for an order that was not counted.
+        """Return the distinct n-grams of each order. Raises InputError for one not counted.
 
         A longer n-gram ends with a shorter one, so there are no fewer of them, whatever the samples
         of two orders say.
@@ -118,7 +120,7 @@ class PlanCorpus:
         return tuple(found[order] for order in orders)
 
     def hits_tokens(self, layout: HashLayout) -> int | None:
-        """Over how many tokens the hits that a build stores were counted; None where none are."""
+        """Return how many tokens were counted for the hits that a build stores, or None."""
         statistics = self.statistics
         if statistics is None or statistics.layout.fingerprint != layout.fingerprint:
             return None
@@ -130,12 +132,12 @@ class PlanCorpus:
         return self.statistics is not None and 1 / HOT_FACTOR <= self.factor <= HOT_FACTOR
 
     def size_factor(self, layout: HashLayout) -> float:
-        """How many times as many rows a head of the layout has as one counted; the largest."""
+        """Return how many times the rows of a counted head the layout has; the largest."""
         sizes = self._sizes(layout).values()
         return max((planned / counted for counted, planned in sizes), default=1.0)
 
     def hot_sets(self, layout: HashLayout, hit_rate: float) -> tuple[HotSet, ...]:
-        """The hot rows of each order, from the heads counted.
+        """Return the hot rows of each order, from the counted heads.
 
         () unless `tells_hot_rows`, and for larger heads than were counted.
         """
@@ -174,7 +176,7 @@ class PlanCorpus:
         return tuple(found)
 
     def batch_share(self, layout: HashLayout, batch: int) -> BatchShare | None:
-        """The share of a batch's look-ups that are different rows; None where it was not measured.
+        """Return the share of a batch's look-ups that are distinct rows; None if not measured.
 
         Raises ArtifactError.
         """
@@ -186,7 +188,7 @@ class PlanCorpus:
             ) from None
 
     def _sizes(self, layout: HashLayout) -> dict[int, tuple[float, float]]:
-        """By order the mean rows of a head that was counted, and of one of the layout."""
+        """Return by order the mean rows of a counted head, and of one of the layout."""
         if self.statistics is None:
             return {}
         counted = self.statistics.layout
@@ -237,7 +239,7 @@ class PlanCorpus:
 
 
 def _along(curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: int) -> Demand:
-    """The n-grams among `tokens`, where `own` are those of the `counted`.
+    """Return the n-grams among `tokens`; `own` are those of the `counted`.
 
     The curve is of fewer n-grams than `own`, which it is held to. Where it does not reach, a bound:
     every further token brings a new n-gram.
@@ -257,12 +259,12 @@ def _along(curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: i
 
 
 def _moduli(entry: LayerHash, heads: int, order: int) -> tuple[int, ...]:
-    """The rows of the heads of an order, by its index, of a layer."""
+    """Return the rows of the heads of an order, by its index, of a layer."""
     return tuple(entry.moduli[order * heads : (order + 1) * heads])
 
 
 def _check_vocab(statistics: Statistics, vocab: Path | None) -> None:
-    """Raises MismatchError for a vocabulary that is not the one the statistics were made with."""
+    """Raise MismatchError for a vocabulary that is not the one the statistics were made with."""
     if vocab is None:
         return
     layout, given = statistics.layout, read_map(vocab)
@@ -280,7 +282,7 @@ def _check_vocab(statistics: Statistics, vocab: Path | None) -> None:
 def read_corpus(
     stats: Path | None, given: Path | None, vocab: Path, tokens: int | None, progress: Progress
 ) -> PlanCorpus:
-    """The corpus by its statistics, where there are some, else by `tokens` alone.
+    """Return the corpus by its statistics if there are some, else by `tokens` alone.
 
     `given`: the vocabulary that was asked for; `vocab`: that, or the one of the workspace. Raises
     InputError where there are neither statistics nor tokens, MismatchError for statistics of

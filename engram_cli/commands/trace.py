@@ -155,7 +155,7 @@ def _gates_view(pieces: Sequence[str], layer: LayerTrace, stream: int) -> View:
 
 
 def pieces_of(tokenizer: TokenizerFile, text: str, ids: list[int]) -> tuple[str, ...]:
-    """Each token's part of `text`; "" where it only goes on with a character begun before."""
+    """Return each token's part of `text`; "" if it only continues a character."""
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
     if list(encoding.ids) != ids:
         return tuple(tokenizer.decode_each(ids))
@@ -185,7 +185,7 @@ def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
 
 
 def _run(request: TraceRequest, ids: list[int]) -> tuple[tuple[LayerTrace, ...], tuple[int, ...]]:
-    """The figures of the layers, and which of them are untrained."""
+    """Return the figures of the layers, and which of them are untrained."""
     try:
         import torch
         from transformers import AutoModelForCausalLM
