@@ -41,19 +41,15 @@ from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_ch
 from engram_cli.stats.collector_set import (
     CollectorOptions,
     exact_memory,
+    kept_states,
     make_collectors,
     sources_of,
 )
 from engram_cli.stats.collisions import ColumnStats
 from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.orders import OrderStats
-from engram_cli.stats.results import (
-    collected_results,
-    count_results,
-    split_results,
-    statistics_page,
-)
-from engram_cli.stats.sources_view import SourcesResult
+from engram_cli.stats.overlap import SourcesResult
+from engram_cli.stats.results import all_results, split_results, statistics_page
 from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
@@ -128,20 +124,19 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         with opened as engine:
             counted = count(engine, work, running, progress)
         check_companions(work.plan.files, request.corpus, stamps)
-        collectors = counted.collector_set
+        whole = counted.partial
         plan, tokenizer = work.plan, work.reading.tokenizer_path
         del work  # the tokenizer takes a hundred megabytes, and the results some more
         trim()
         read = read_vocab(vocab) if vocab.is_file() else None
-        results = count_results(counted.counts, read, collectors.samples(), collectors.occurrences)
+        results = all_results(whole, read)
         del read  # eighty megabytes of texts
         trim()
-        results |= collected_results(collectors.others, counted.counts)
         sources = results.get("sources")
         if isinstance(sources, SourcesResult):
             check_names(sources.names, plan.files, request.corpus)
-        partials = collectors.kept_partials()
-        if len(partials) < len(collectors.collectors):
+        partials = kept_states(whole.states())
+        if len(partials) < len(whole.collected):
             progress.note("too many n-grams to keep all: --merge will use samples of them")
         files = len({file.name for file in plan.files})
         written = write_statistics(

@@ -22,23 +22,23 @@ RECORD_ALIGNMENT = 8  # bytes; the widest aligned load. V4.1's 264 bytes need no
 LEAST_SCALE, LARGEST_SCALE = 2.0**-100, 2.0**100
 _PIECE_ITEMS = 2**22
 
-# The NumPy dtype that holds a tensor's items; NumPy has neither bfloat16 nor float8.
-PHYSICAL_DTYPES = {
-    "float32": "<f4",
-    "float16": "<f2",
-    "bfloat16": "<u2",
-    "float8_e4m3fn": "u1",
-    "float8_e8m0fnu": "u1",
-    "int32": "<i4",
-    "int8": "i1",
-    "uint8": "u1",
-    "uint32": "<u4",
+# Tensor dtypes: the name that safetensors has for each, and the NumPy dtype that holds its items.
+TENSOR_DTYPES = {
+    "float32": ("F32", "<f4"),
+    "float16": ("F16", "<f2"),
+    "bfloat16": ("BF16", "<u2"),
+    "float8_e4m3fn": ("F8_E4M3", "u1"),
+    "float8_e8m0fnu": ("F8_E8M0", "u1"),
+    "int32": ("I32", "<i4"),
+    "int8": ("I8", "i1"),
+    "uint8": ("U8", "u1"),
+    "uint32": ("U32", "<u4"),
 }
 
 
 def physical_dtype(tensor: str) -> np.dtype[Any]:
     """Return the NumPy dtype that holds a tensor dtype: uint16 for "bfloat16", uint8 for float8."""
-    return np.dtype(PHYSICAL_DTYPES[tensor])
+    return np.dtype(TENSOR_DTYPES[tensor][1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -232,79 +232,34 @@ def _integer_values(limit: int) -> Floats:
 
 
 # NaN items: 0x7F and 0xFF of e4m3, -128 of int8, -8 of int4. bfloat16 is held as its bits.
+_FLOAT32 = Items(name="float32", tensor="float32")
+_FLOAT16 = Items(name="float16", tensor="float16")
+_BFLOAT16 = Items(name="bfloat16", tensor="bfloat16", sign=0x8000)
 _E4M3 = Items(name="e4m3", tensor="float8_e4m3fn", values=_e4m3_values(), sign=0x80)
-_INT8_ITEMS = Items(name="int8", tensor="int8", values=_integer_values(127))
-_INT4_ITEMS = Items(name="int4", tensor="uint8", values=_integer_values(7), packed=True)
+_INT8 = Items(name="int8", tensor="int8", values=_integer_values(127))
+_INT4 = Items(name="int4", tensor="uint8", values=_integer_values(7), packed=True)
+
+_LAYER = Scaling(per="layer", tensor="float32")
+_ROW = Scaling(per="row", tensor="float32")
+_E8M0 = Scaling(per="block", tensor="float8_e8m0fnu", block=BLOCK)
+_BLOCK = Scaling(per="block", tensor="float16", block=BLOCK)
 
 _FLOATS = "engram_cli.rows.codecs.floats"
 _FP8 = "engram_cli.rows.codecs.fp8"
 _INTEGERS = "engram_cli.rows.codecs.integers"
 
-FLOAT32 = RowType(
-    name="float32",
-    items=Items(name="float32", tensor="float32"),
-    codec=_FLOATS,
-    kernel="plain",
-)
-FLOAT16 = RowType(
-    name="float16",
-    items=Items(name="float16", tensor="float16"),
-    codec=_FLOATS,
-    kernel="plain",
-)
-# The upper 16 bits of a float32.
-BFLOAT16 = RowType(
-    name="bfloat16",
-    items=Items(name="bfloat16", tensor="bfloat16", sign=0x8000),
-    codec=_FLOATS,
-    kernel="plain",
-    suggested=True,
-)
-# e4m3 with a power of two for each 32 values (DeepSeek-V4.1).
+FLOAT32 = RowType(name="float32", items=_FLOAT32, codec=_FLOATS, kernel="plain")
+FLOAT16 = RowType(name="float16", items=_FLOAT16, codec=_FLOATS, kernel="plain")
+BFLOAT16 = RowType(name="bfloat16", items=_BFLOAT16, codec=_FLOATS, kernel="plain", suggested=True)
+# DeepSeek-V4.1: a power of two for each 32 values.
 FP8_E8M0 = RowType(
-    name="fp8_e8m0",
-    items=_E4M3,
-    scaling=Scaling(per="block", tensor="float8_e8m0fnu", block=BLOCK),
-    codec=_FP8,
-    kernel="grouped",
-    suggested=True,
+    name="fp8_e8m0", items=_E4M3, scaling=_E8M0, codec=_FP8, kernel="grouped", suggested=True
 )
-# e4m3 with one float32 scale a layer (Qwen's n-gram tables).
-FP8 = RowType(
-    name="fp8",
-    items=_E4M3,
-    scaling=Scaling(per="layer", tensor="float32"),
-    codec=_FP8,
-    kernel="scaled",
-)
-# 8-bit integers with a float32 scale a row.
+# Qwen's n-gram tables: one scale a layer.
+FP8 = RowType(name="fp8", items=_E4M3, scaling=_LAYER, codec=_FP8, kernel="scaled")
 INT8 = RowType(
-    name="int8",
-    items=_INT8_ITEMS,
-    scaling=Scaling(per="row", tensor="float32"),
-    codec=_INTEGERS,
-    kernel="per-row",
-    suggested=True,
+    name="int8", items=_INT8, scaling=_ROW, codec=_INTEGERS, kernel="per-row", suggested=True
 )
-# 8-bit integers with a float16 scale for each 32 values.
-INT8_B32 = RowType(
-    name="int8_b32",
-    items=_INT8_ITEMS,
-    scaling=Scaling(per="block", tensor="float16", block=BLOCK),
-    codec=_INTEGERS,
-)
-# 4-bit integers with a float32 scale a row.
-INT4 = RowType(
-    name="int4",
-    items=_INT4_ITEMS,
-    scaling=Scaling(per="row", tensor="float32"),
-    codec=_INTEGERS,
-)
-# 4-bit integers with a float16 scale for each 32 values.
-INT4_B32 = RowType(
-    name="int4_b32",
-    items=_INT4_ITEMS,
-    scaling=Scaling(per="block", tensor="float16", block=BLOCK),
-    codec=_INTEGERS,
-    suggested=True,
-)
+INT8_B32 = RowType(name="int8_b32", items=_INT8, scaling=_BLOCK, codec=_INTEGERS)
+INT4 = RowType(name="int4", items=_INT4, scaling=_ROW, codec=_INTEGERS)
+INT4_B32 = RowType(name="int4_b32", items=_INT4, scaling=_BLOCK, codec=_INTEGERS, suggested=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import parse_json, read_json
-from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.dtypes import TENSOR_DTYPES, physical_dtype
 
 Array = NDArray[Any]
 
@@ -34,18 +34,7 @@ MAX_HEADER_BYTES = 16 * 2**20
 MAX_AXES = 8
 _PIECE_BYTES = 4 * 2**20  # hashed and written while it is in the cache
 
-_CODES = {
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e8m0fnu": "F8_E8M0",
-    "int32": "I32",
-    "int8": "I8",
-    "uint8": "U8",
-    "uint32": "U32",
-}
-_NAMES = {code: name for name, code in _CODES.items()}
+_NAMES = {code: name for name, (code, _) in TENSOR_DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +75,7 @@ def encode_header(specs: Sequence[TensorSpec], metadata: Mapping[str, str]) -> b
     for spec in specs:
         begin, end = end, end + spec.nbytes
         header[spec.name] = {
-            "dtype": _CODES[spec.dtype],
+            "dtype": TENSOR_DTYPES[spec.dtype][0],
             "shape": list(spec.shape),
             "data_offsets": [begin, end],
         }

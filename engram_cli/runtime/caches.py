@@ -30,7 +30,7 @@ def is_cache(value: Any) -> bool:
 
 
 def caches_in(values: Iterable[Any]) -> list[Any]:
-    """The distinct cache objects among `values`."""
+    """Return the distinct cache objects among `values`."""
     found: list[Any] = []
     for value in values:
         if is_cache(value) and not any(value is other for other in found):
@@ -44,12 +44,12 @@ def is_paged(cache: Any) -> bool:
 
 
 def carrier(cache: Any) -> Any:
-    """What a state can be kept on: the cache object, or the first tensor of a container."""
+    """Return what a state can be kept on: the cache object, or a container's first tensor."""
     return first_tensor(cache) if isinstance(cache, (tuple, list, Mapping)) else cache
 
 
 def first_tensor(container: Any) -> Tensor | None:
-    """The first of the tensors that make up a (nested) container, None where others are in it."""
+    """Return the first tensor of a (nested) container of tensors, None where it holds others."""
     value = container
     while isinstance(value, (tuple, list, Mapping)):
         values = list(value.values()) if isinstance(value, Mapping) else list(value)
@@ -72,7 +72,7 @@ def is_legacy(value: Any, batch: int) -> bool:
 
 
 def cache_length(cache: Any) -> int | Tensor | None:
-    """How many positions a cache object holds, 0 without one; a tensor where a graph is made.
+    """Return how many positions a cache object holds, 0 without one; in a graph a tensor.
 
     None where the cache does not count them: those of state-space models have none to count.
     """
@@ -90,7 +90,7 @@ def cache_length(cache: Any) -> int | Tensor | None:
 
 
 def _longest(cache: Any) -> int:
-    """The most positions that a layer holds: the first may be one that counts none."""
+    """Return the most positions that a layer holds: the first may be one that counts none."""
     layers = len(cache) if hasattr(cache, "__len__") else 0
     found = [0]
     for layer in range(1, layers):
@@ -122,7 +122,7 @@ def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
 
 
 def values_of(output: Any) -> list[Any]:
-    """What a module returned, read without the names that transformers deprecates."""
+    """Return what a module returned, without reading names that transformers deprecates."""
     if isinstance(output, Mapping):
         return list(output.values())
     if isinstance(output, (tuple, list)):
@@ -131,7 +131,7 @@ def values_of(output: Any) -> list[Any]:
 
 
 def handed_back(output: Any, given: Mapping[str, Any]) -> list[Any]:
-    """The containers of tensors in `output` that were `given`: by name, or the same tensors."""
+    """Return the containers of tensors in `output` that were `given`, by name or by tensor."""
     handed = [first_tensor(value) for value in given.values()]
     named = dict(output.items()) if isinstance(output, Mapping) else {}
     found = [named[name] for name in given if first_tensor(named.get(name)) is not None]
@@ -140,6 +140,6 @@ def handed_back(output: Any, given: Mapping[str, Any]) -> list[Any]:
 
 
 def handed_out(output: Any, names: Sequence[str]) -> list[Any]:
-    """The containers of tensors in `output` with the name of a parameter of the forward."""
+    """Return the containers of tensors in `output` that have the name of a forward parameter."""
     named = output.items() if isinstance(output, Mapping) else ()
     return [value for name, value in named if name in names and first_tensor(value) is not None]

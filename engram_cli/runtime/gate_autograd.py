@@ -174,7 +174,7 @@ class _Gate(torch.autograd.Function):
 def _rows(
     hidden: Tensor, projected: Tensor, shape: torch.Size, wide: torch.dtype, dead: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states (zero where dead), keys [B, T, S, d] and the value [B, T, 1, d], in `wide`."""
+    """Return hidden (0 where dead), keys [B, T, S, d] and the value [B, T, 1, d], in `wide`."""
     projected, rows = projected.to(wide), hidden.to(wide)
     rows = rows if dead is None else rows.masked_fill(dead, 0)
     split = shape.numel()
@@ -182,7 +182,7 @@ def _rows(
 
 
 def _inverse_root(rows: Tensor, eps: float) -> Tensor:
-    """One over the root of a row's mean square."""
+    """Return one over the root of a row's mean square."""
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return torch.rsqrt(norm.square() / rows.shape[-1] + eps)
 
@@ -212,13 +212,13 @@ def _by_tap(taps: Tensor, wide: torch.dtype) -> Tensor:
 
 
 def _pairs(length: int, taps: int, dilation: int) -> list[tuple[int, int]]:
-    """(tap, distance) of those that reach a position of a line; the last reads the present."""
+    """Return (tap, distance) of taps that reach into a line; the last reads the present."""
     far = [(tap, (taps - 1 - tap) * dilation) for tap in range(taps)]
     return [(tap, distance) for tap, distance in far if distance < length]
 
 
 def _seen(values: Tensor, age: Tensor | None, distance: int) -> Tensor:
-    """Values [B, T - distance, D] of readers, zero where the document begins in between."""
+    """Return values [B, T - distance, D], zero where a document begins in between."""
     if age is None or not distance:
         return values
     return values.masked_fill((age[:, distance:] < distance)[:, :, None], 0)

@@ -83,7 +83,7 @@ def gate(
     residual: bool = False,
     tail: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """What to add to `hidden` [B, T, S, d], in `dtype`, and the convolution's last inputs.
+    """Return what to add to `hidden` [B, T, S, d], in `dtype`, and the convolution's last inputs.
 
     `projected` [B, T, S x d + d]: the keys of the streams, then the value. With `residual` the sum
     with `hidden` comes back instead, rounded once. The inputs [B, t, S x d] of the last `tail`
@@ -121,7 +121,7 @@ def twice_differentiable(
     dtype: torch.dtype,
     residual: bool,
 ) -> list[Tensor | None]:
-    """The gradients of `tensors` for that of `gate`'s output, with a graph of their own.
+    """Return the gradients of `tensors` for that of `gate`'s output, with a graph of their own.
 
     `tensors` are hidden, projected, query, key, norm and taps; those without a gradient give None.
     For the backward of faster implementations, whose own result has no derivative.
@@ -143,7 +143,7 @@ def twice_differentiable(
 def opened_by(
     weights: GateWeights, hidden: Tensor, projected: Tensor, keep: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The gates [B, T, S, 1] in 0..1 and the value [B, T, 1, d], float32 or wider; see `gate`."""
+    """Return the gates [B, T, S, 1] in 0..1 and the value [B, T, 1, d], float32 or wider."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
     projected, keys = projected.to(wide), weights.query.numel()
     value = projected[..., None, keys:]
@@ -158,7 +158,7 @@ def opened_by(
 
 
 def open_gate(dot: Tensor) -> Tensor:
-    """The gate in 0..1 of a scaled dot product: the sigmoid of its signed root."""
+    """Return the gate in 0..1 of a scaled dot product: the sigmoid of its signed root."""
     return (dot.abs().clamp_min(MIN_DOT).sqrt() * dot.sign()).sigmoid()
 
 
@@ -168,7 +168,7 @@ def mean_square_normed(x: Tensor, eps: float) -> Tensor:
 
 
 def weight_of(weight: Tensor, dtype: torch.dtype, centred: bool) -> Tensor:
-    """A norm's weight as it is multiplied with."""
+    """Return a norm's weight as it is multiplied with."""
     return weight.to(dtype) + 1 if centred else weight.to(dtype)
 
 

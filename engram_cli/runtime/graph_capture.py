@@ -14,7 +14,7 @@ _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
 def is_capturing_graph() -> bool:
-    """Whether torch.compile traces this call, or a CUDA graph captures it."""
+    """Return whether torch.compile traces this call, or a CUDA graph captures it."""
     if torch.compiler.is_compiling():
         return True
     started: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -22,7 +22,7 @@ def is_capturing_graph() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether derivatives are taken that only plain torch operations have.
+    """Return whether derivatives are taken that only plain torch operations have.
 
     These are forward mode and the transforms of torch.func: an operator or a kernel would drop a
     tangent without an error.
@@ -34,7 +34,7 @@ def is_transformed() -> bool:
 
 
 def is_plain_call(*tensors: Tensor | None) -> bool:
-    """Whether nothing but autograd watches a call with these tensors.
+    """Return whether nothing but autograd watches a call with these tensors.
 
     Such a call may run an operator's function instead of the operator: torch's dispatcher takes
     0.1 to 0.3 ms of the host for an operator that is written in Python.

@@ -87,7 +87,7 @@ def _need(true: bool, message: str, hint: str) -> None:
 
 
 def known_tokens(tensors: HashTensors, ids: Tensor) -> Tensor:
-    """Compressed ids int64 like `ids`; the filler for an id outside the vocabulary."""
+    """Return compressed ids int64 like `ids`, the filler for an id outside the vocabulary."""
     size = len(tensors.lookup)
     known = (ids >= 0) & (ids < size)
     inside = torch.where(known, ids, 0).reshape(-1).long()
@@ -218,7 +218,7 @@ def look_up_step(
 def common_dtype(
     tensors: HashTensors, ids: Tensor, tables: Sequence[Table], dtype: torch.dtype | None
 ) -> torch.dtype:
-    """The dtype of the vectors. Raises InputError where tables do not go together or with ids."""
+    """Return the vectors' dtype. Raises InputError where tables and ids do not fit together."""
     if len(tables) != len(tensors.columns):
         raise InputError(f"{len(tables)} tables for {len(tensors.columns)} layers", "one a layer")
     first = tables[0]

@@ -108,7 +108,7 @@ class Memory(nn.Module):
         self._replays = Replays()
 
     def _find_tiers(self) -> Tiers | None:
-        """The stores of those layers whose rows lie in tiers, None where none do."""
+        """Return the stores of the layers whose rows are in tiers, None where none are."""
         rows = [cast(MemoryModule, m).multi_head_embedding.embedding for m in self.layers.values()]
         stores = {place: own for place, own in enumerate(rows) if isinstance(own, PlacedRows)}
         if not stores:
@@ -165,7 +165,7 @@ class Memory(nn.Module):
         return f"decoder layers {layers}; rows of {self.spec.dim} x {self.spec.dtype}"
 
     def hash_tensors(self) -> HashTensors:
-        """The hash where the model is now."""
+        """Return the hash on the device where the model is now."""
         place = self.hash_lookup.device
         if place != self.hashed.lookup.device and place.type != "meta":  # offloaded: as they were
             moved = {name: getattr(self, f"hash_{name}") for name in _BUFFERS}
@@ -174,7 +174,7 @@ class Memory(nn.Module):
         return self.hashed
 
     def enter(self, call: Call, is_owner: bool) -> None:
-        """A module on the way to the layers is called; at the owner the look-up begins."""
+        """Note the call of a module on the way to the layers; at the owner the look-up begins."""
         calls = self._local.calls
         while calls and calls[-1].depth >= call.depth:
             calls.pop()
@@ -188,7 +188,7 @@ class Memory(nn.Module):
             self._local.step = step
 
     def leave(self, depth: int, names: Sequence[str], is_owner: bool, output: Any) -> None:
-        """The call ended; `output` is None when it failed, and then nothing is remembered.
+        """Note the end of a call; `output` is None when it failed, and nothing is remembered.
 
         `names`: those of the module's forward parameters.
         """
@@ -203,7 +203,7 @@ class Memory(nn.Module):
                 self._remember(step, names, output)
 
     def add(self, layer: int, hidden: Tensor, given: Mapping[str, Any]) -> Tensor:
-        """The hidden states [B, T, d] of a layer, with these arguments, and its memory added."""
+        """Return the hidden states [B, T, d] of a layer with its memory added."""
         step = self._local.step
         if step is None:
             return self._add_again(layer, hidden)
@@ -243,7 +243,7 @@ class Memory(nn.Module):
         return summed, inputs
 
     def _check_shape(self, layer: int, hidden: Tensor, step: Step) -> None:
-        """Streams lie in a dimension of their own, or side by side."""
+        """Raise RuntimeAttachError unless streams have their own dimension, or are side by side."""
         width, streams = self.spec.hidden_size, self.spec.module.streams
         tails = [(streams * width,), *([(streams, width)] if streams > 1 else [])]
         if hidden.shape not in [(*step.tokens.shape, *tail) for tail in tails]:
@@ -307,7 +307,7 @@ class Memory(nn.Module):
         )
 
     def _tables(self, device: torch.device) -> list[Table] | None:
-        """The layers' tables where one operator on `device` can look all of them up."""
+        """Return the layers' tables where one operator on `device` can look up all of them."""
         modules = [cast(MemoryModule, module) for module in self.layers.values()]
         tables = []
         for rows in (module.multi_head_embedding.embedding for module in modules):
@@ -323,7 +323,7 @@ class Memory(nn.Module):
         return tables
 
     def _vector_dtype(self, tables: list[Table]) -> torch.dtype | None:
-        """What quantised rows become: the dtype of the dense weights, where layers have one."""
+        """Return what quantised rows become: the dtype that all dense weights share, if any."""
         if not tables[0].row_type.quantised:
             return None
         dtypes = {cast(MemoryModule, module).anchor.dtype for module in self.layers.values()}
@@ -331,7 +331,7 @@ class Memory(nn.Module):
         return own if not dtypes and own in FLOATS else torch.float32
 
     def _history(self, hashed: HashTensors, state: State, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The N-1 compressed ids before `tokens`, int64[B, N-1], and how many may be seen."""
+        """Return the ids before `tokens`, int64[B, N-1], and how many of them may be seen."""
         older, batch = hashed.max_order - 1, tokens.shape[0]
         recent = state.recent_tokens()
         if recent is None:

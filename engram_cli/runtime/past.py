@@ -25,7 +25,7 @@ _NO_PAST = (
 
 
 def cache_of(call: Call, name: str) -> Any:
-    """The cache of a call: an object, or a container of tensors that has a state called `name`.
+    """Return a call's cache: an object, or a container of tensors with a state called `name`.
 
     Raises RuntimeAttachError for one that cannot carry a state, and where it is unclear which.
     """
@@ -46,7 +46,7 @@ def cache_of(call: Call, name: str) -> Any:
 def past_of(
     cache: Any, name: str, batch: int, older: int, conv_receptive_fields: dict[int, int]
 ) -> tuple[State, int | Tensor]:
-    """The state of a cache of `batch` sequences and its length; a new state where it is empty.
+    """Return the state and length of a cache of `batch` sequences; a new state where it is empty.
 
     Raises RuntimeAttachError when the cache holds what the memory has not seen.
     """
@@ -94,7 +94,7 @@ def check_start(call: Call, keep: Tensor | None) -> None:
 def cache_at_layer(
     given: Mapping[str, Any], name: str, shape: Sequence[int], keep: Tensor | None, *, grad: bool
 ) -> Any:
-    """The cache among the arguments of a layer, of a call [B, T] that was given none.
+    """Return the cache among the arguments of a layer, of a call [B, T] that was given none.
 
     Raises RuntimeAttachError when it holds more than this call's tokens, or there is none and
     positions begin later. `grad`: positions are left unread, which in training would be a wait.
@@ -118,7 +118,7 @@ def cache_at_layer(
 
 
 def unseen_state(given: Sequence[str]) -> RuntimeAttachError:
-    """The error for a state of plain tensors that the memory has no part of."""
+    """Return the error for a state of plain tensors that the memory has not seen."""
     return RuntimeAttachError(
         f"the model was given a state ({', '.join(given)}) that the memory has not seen",
         "pass the very tensors that a call with the memory attached has returned, not copies",
@@ -126,7 +126,7 @@ def unseen_state(given: Sequence[str]) -> RuntimeAttachError:
 
 
 def _only(found: list[Any]) -> Any:
-    """The one cache object among those found."""
+    """Return the one cache object among those found. Raises RuntimeAttachError."""
     counting = [cache for cache in found if hasattr(cache, "get_seq_length")] or found
     if any(caches.is_paged(cache) for cache in found):
         raise RuntimeAttachError(
@@ -144,7 +144,7 @@ def _only(found: list[Any]) -> Any:
 
 
 def _length(cache: Any, state: State | None) -> int | Tensor:
-    """How many positions a cache holds; where it does not count them, what the state says."""
+    """Return how many positions a cache holds; where it does not count them, the state's length."""
     if caches.carrier(cache) is cache:
         length = caches.cache_length(cache)
         if length is not None:

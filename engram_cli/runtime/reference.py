@@ -52,7 +52,7 @@ class HashTensors:
 
 
 def compress(tensors: HashTensors, ids: Tensor) -> Tensor:
-    """Compressed ids int64 of raw ids, of the same shape; HOLE where no token has the id.
+    """Return compressed ids int64 of raw ids, of the same shape; HOLE where no token has the id.
 
     An id outside 0..V-1 raises IndexError on the CPU; on other devices it fails as in an embedding.
     """

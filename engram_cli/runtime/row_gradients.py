@@ -1,6 +1,6 @@
 """Sums of row gradients, and the optimiser steps that use them, in plain torch.
 
-The kernels of `kernels.segments` must equal these functions. The order of a sum is part of the
+The kernels of `kernels.rows` must equal these functions. The order of a sum is part of the
 definition, so that both give the same bits on every run: by row, then by place. A row's vectors are
 cut at the multiples of PIECE in that order; each piece is summed, then the pieces' sums. Sums are
 float32; those of float64, which no kernel takes, are float64. Steps change the table and its state
@@ -53,7 +53,7 @@ def _add_up(values: Tensor, into: Tensor, lines: int) -> Tensor:
 def adagrad_step(
     weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
 ) -> None:
-    """One step of row-wise Adagrad: `sums` float32[rows] are a row's mean squares so far.
+    """Take one step of row-wise Adagrad: `sums` float32[rows] are a row's mean squares so far.
 
     sum += mean(g^2), row -= lr g / (sqrt(sum) + eps), g the sum of a row's `values` [n, dim].
     """
@@ -79,7 +79,7 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """One step of Adam for the rows that have a gradient: the arithmetic of torch's SparseAdam.
+    """Take one step of Adam for the rows that have a gradient, as torch's SparseAdam does.
 
     `state`: mean and square float32 [rows, dim], and float32 how many steps there were with this.
     """

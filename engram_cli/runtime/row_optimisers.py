@@ -34,7 +34,7 @@ class _RowOptimiser(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but state stays float32 where parameters are narrower."""
+        """Load as torch does, but state stays float32 where parameters are narrower."""
         super().load_state_dict(state_dict)
         numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
         weights = [weight for group in self.param_groups for weight in group["params"]]

@@ -225,7 +225,7 @@ def _row_dtype(memory: Memory, states: Mapping[int, Mapping[str, Tensor]]) -> st
 def _stored(
     memory: Memory, spec: BundleSpec, states: Mapping[int, Mapping[str, Tensor]], part: str
 ) -> Callable[[int], Iterator[tuple[int, Array]]]:
-    """A layer's rows or scales in pieces, as a bundle stores them."""
+    """Return a function that yields a layer's rows or scales in pieces, as a bundle stores them."""
 
     def pieces(layer: int) -> Iterator[tuple[int, Array]]:
         rows = cast(MemoryModule, memory.layers[str(layer)]).multi_head_embedding.embedding
@@ -243,7 +243,7 @@ def _stored(
 
 
 def _mapped(rows: TieredEmbedding, part: str) -> Iterator[tuple[int, Array]]:
-    """Rows or scales that lie in tiers, from the bundle that they are of: they are frozen."""
+    """Yield rows or scales in tiers from their bundle: they are frozen."""
     if rows.origin is None:
         raise RuntimeAttachError("rows that are of no bundle cannot be saved", "attach a bundle")
     bundle, layer = rows.origin
@@ -256,7 +256,7 @@ def _mapped(rows: TieredEmbedding, part: str) -> Iterator[tuple[int, Array]]:
 
 
 def _hits(memory: Memory) -> Callable[[int], Iterator[tuple[int, Array]]]:
-    """A layer's hits, mapped, as a bundle stores them."""
+    """Return a function that gives a layer's hits, mapped, as a bundle stores them."""
 
     def pieces(layer: int) -> Iterator[tuple[int, Array]]:
         first = 0

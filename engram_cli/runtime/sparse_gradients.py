@@ -36,7 +36,7 @@ def sparse_tensor(
 
 
 def coalesced(gradient: Tensor) -> Tensor:
-    """The same sparse gradient [rows, dim] with each row once, ascending, added up in float32.
+    """Return a sparse gradient [rows, dim] with each row once, ascending, added up in float32.
 
     The same bits every time; it waits for the device, which must say how many rows there are.
     """
@@ -94,7 +94,7 @@ class SparseGradient(Tensor):
 
 
 def with_norm(gradient: Tensor) -> Tensor:
-    """The same sparse gradient, as torch can clip it."""
+    """Return the same sparse gradient, as torch can clip it."""
     if type(gradient) is SparseGradient:
         return gradient
     found: Tensor = Tensor._make_subclass(SparseGradient, gradient)

@@ -58,7 +58,7 @@ class Step:
         return self.rows
 
     def module_input(self, place: int) -> Tensor:
-        """What the module of the layer at index `place` takes: its row numbers, or its vectors.
+        """Return what the module of the layer at index `place` takes: row numbers, or vectors.
 
         `MemoryModule.vectors` tells them apart by dtype: vectors are floats.
         """
@@ -128,7 +128,7 @@ class Replays:
             self._kept[_key(layer, hidden)] = replay
 
     def find(self, layer: int, hidden: Tensor) -> Replay:
-        """The run that is repeated. Raises RuntimeAttachError when it is not known."""
+        """Return the run that is repeated. Raises RuntimeAttachError when it is not known."""
         with self._lock:
             found = self._kept.get(_key(layer, hidden))
         if found is None or found.expired:

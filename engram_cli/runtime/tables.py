@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engram_cli.errors import InputError
 from engram_cli.rows import DTYPES
-from engram_cli.rows.dtypes import BFLOAT16, FLOAT16, FLOAT32, PHYSICAL_DTYPES, RowType
+from engram_cli.rows.dtypes import BFLOAT16, FLOAT16, FLOAT32, TENSOR_DTYPES, RowType
 
 _PLAIN = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 FLOATS = tuple(_PLAIN)
@@ -34,7 +34,7 @@ HELD_DTYPES: dict[str, tuple[torch.dtype, ...]] = {
         if name.startswith("float8")
         else (getattr(torch, name),)
     )
-    for name in PHYSICAL_DTYPES
+    for name in TENSOR_DTYPES
 }
 
 

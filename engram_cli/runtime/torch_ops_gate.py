@@ -231,7 +231,7 @@ def _backward(ctx: Any, gradient: Tensor | None, *state: Tensor | None) -> tuple
 
 
 def _twice_differentiable(ctx: Any, gradient: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
-    """The gradients of the first six tensors, by `gate_reference.twice_differentiable`."""
+    """Return the gradients of the first six tensors, by `gate_reference.twice_differentiable`."""
     *given, keep, age = tensors
     norm_eps, dilation, centred, residual = ctx.numbers
     query, key, norm, taps = given[2:]

@@ -9,12 +9,13 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.numbers import brief, count
 from engram_cli.stats import STATISTICS
 from engram_cli.stats.by_use import uses_of
-from engram_cli.stats.collector import Collector
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.known import known_ngrams
 from engram_cli.stats.names import Names
-from engram_cli.stats.occurrences import OccurrenceSample, drawn_ngrams
+from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, drawn_ngrams
+from engram_cli.stats.partial import Partial
 from engram_cli.stats.statistic import Counted, Results
+from engram_cli.stats.text_ngrams import AllNgrams
 from engram_cli.stats.totals import Counts
 from engram_cli.version import __version__
 from engram_cli.view import Column, Page, Table, View
@@ -51,14 +52,13 @@ def count_results(
     return {key: compute(counted) for key, compute in computed.items() if compute is not None}
 
 
-def collected_results(collectors: Sequence[Collector], counts: Counts) -> dict[str, object]:
-    """Return the results of collectors, by statistic; some have none."""
-    found = {}
-    for collector in collectors:
-        result = collector.section(counts)
-        if result is not None:
-            found[collector.name] = STATISTICS.load(collector.name).read(result)
-    return found
+def all_results(whole: Partial, vocab: CompressedVocab | None = None) -> dict[str, object]:
+    """Return the results of all statistics of a corpus; `vocab` gives n-grams texts."""
+    every = [found.sample for found in whole.collected.values() if isinstance(found, AllNgrams)]
+    every.sort(key=lambda sample: sample.order)
+    drawn = whole.collected.get(Occurrences.name)
+    occurrences = drawn if isinstance(drawn, OccurrenceSample) else None
+    return count_results(whole.counts, vocab, every, occurrences) | whole.results()
 
 
 def split_results(results: Mapping[str, object]) -> dict[str, Any]:

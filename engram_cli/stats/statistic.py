@@ -16,7 +16,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import STATISTICS
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.by_use import Uses
-from engram_cli.stats.collector import Collector
+from engram_cli.stats.collector import Collector, CollectorPartial
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.known import KnownNgrams
 from engram_cli.stats.names import Names
@@ -27,8 +27,8 @@ from engram_cli.view import View
 
 if TYPE_CHECKING:
     from engram_cli.stats.collector_set import CollectorOptions
-    from engram_cli.stats.exact import Budget
     from engram_cli.stats.holdout import Holdout
+    from engram_cli.stats.text_ngrams import Budget
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class Statistic(Generic[R]):
 
     `view` draws a result, and may look at those of other statistics. A result comes either from
     `compute`, which gets what was counted, or from a collector: `collect` makes one for a run, or
-    returns None if its options leave the statistic out; `blank` makes one that absorbs partials.
+    returns None if its options leave the statistic out; `read_partial` reads what it left.
     """
 
     key: str
@@ -119,7 +119,7 @@ class Statistic(Generic[R]):
     view: Callable[[R, Results], Iterable[View]]
     compute: Callable[[Counted], R] | None = None
     collect: Callable[[CollectorPlan], Collector | None] | None = None
-    blank: Callable[[HashLayout, State], Collector] | None = None
+    read_partial: Callable[[HashLayout, State], CollectorPartial] | None = None
 
     def read(self, value: object) -> R:
         """Return the result from its JSON. Raises ArtifactError."""

@@ -10,25 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels.tiles import Tile, launch, parts_of
+from engram_cli.runtime.kernels.tiles import Tile, launch, load, norm_weight, parts_of
 
 
 @triton.jit
-def seen_before(token, place, here, lag, age, AGE: tl.constexpr):
+def seen_before(token, place, here, lag, age):
     """Whether the token `lag` before is in the same line and document, [BLOCK_T]."""
     seen = here & (place >= lag)
-    if AGE:
+    if age is not None:
         seen = seen & (tl.load(age + token, mask=here, other=0) >= lag)
     return seen
-
-
-@triton.jit
-def norm_weight(norm, at, inside, CENTRED: tl.constexpr):
-    """The norm's weight as it is multiplied with, [BLOCK_D]."""
-    weight = tl.load(norm + at, mask=inside, other=0.0).to(tl.float32)
-    if CENTRED:
-        weight += 1.0
-    return weight
 
 
 @triton.jit
@@ -36,8 +27,16 @@ def tap_weights(taps, at, inside, stride, TAPS: tl.constexpr):
     """The weights of all taps, TAPS x [1, BLOCK_D]."""
     found = ()
     for tap in tl.static_range(TAPS):
-        found = found + (tl.load(taps + tap * stride + at, mask=inside, other=0.0)[None, :],)
+        found = found + (load(taps + tap * stride + at, inside)[None, :],)
     return found
+
+
+@triton.jit
+def read_input(values, facts, row, lag, weight, seen, inside, KIND, D, STREAMS):
+    """The value `lag` tokens earlier, and the convolution's input there, rounded to KIND."""
+    v = load(values - lag * ((STREAMS + 1) * D), seen[:, None] & inside[None, :])
+    factor = load(facts + row - lag * STREAMS, seen)
+    return v, (v * factor[:, None] * weight).to(KIND)
 
 
 # Sizes that change from call to call must not each have a kernel compiled for them.
@@ -65,9 +64,6 @@ def conv_kernel(
     TAPS: tl.constexpr,
     DILATION: tl.constexpr,
     CENTRED: tl.constexpr,
-    KEEP: tl.constexpr,
-    AGE: tl.constexpr,
-    HISTORY: tl.constexpr,
     RESIDUAL: tl.constexpr,
     RANGE: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -99,14 +95,13 @@ def conv_kernel(
         v = total
         for tap in tl.static_range(TAPS):
             lag = (TAPS - 1 - tap) * DILATION
-            seen = seen_before(token, place, here, lag, age, AGE)
-            source = values - lag * ((STREAMS + 1) * D)
-            v = tl.load(source, mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            factor = tl.load(facts + rows + row - lag * STREAMS, mask=seen, other=0.0)
-            normed = (v * factor[:, None] * weight).to(kind)
-            if HISTORY:
+            seen = seen_before(token, place, here, lag, age)
+            v, normed = read_input(
+                values, facts + rows, row, lag, weight, seen, inside, kind, D, STREAMS
+            )
+            if history is not None:
                 earlier = here & (place < lag)
-                if AGE:
+                if age is not None:
                     earlier = earlier & (tl.load(age + token, mask=here, other=0) >= lag)
                 past = (sequence.to(tl.int64) + 1) * ((TAPS - 1) * DILATION) + place - lag
                 source = history + (past * STREAMS + stream)[:, None] * D + column[None, :]
@@ -120,13 +115,12 @@ def conv_kernel(
                     slot = sequence.to(tl.int64) * tail + place - (line - tail)
                     target = inputs + (slot * STREAMS + stream)[:, None] * D + column[None, :]
                     tl.store(target, normed, mask=kept[:, None] & inside[None, :])
-        gate = tl.load(facts + row, mask=here, other=0.0)
-        y = gate[:, None] * v + total * tl.sigmoid(total)
-        if KEEP:
+        y = load(facts + row, here)[:, None] * v + total * tl.sigmoid(total)
+        if keep is not None:
             live = tl.load(keep + token, mask=here, other=0) != 0
             y = tl.where(live[:, None], y, 0.0)
         if RESIDUAL:
-            y += tl.load(hidden + at, mask=mask, other=0.0).to(tl.float32)
+            y += load(hidden + at, mask)
         tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
 
 
@@ -151,42 +145,24 @@ def convolve(
     centred: bool,
     residual: bool,
 ) -> Tensor:
-    """Fill `out` [tokens, S, d] of lines of `line` tokens; the last inputs [B, tail, S x d].
+    """Fill `out` [tokens, S, d] of lines of `line` tokens; return the last inputs [B, tail, S x d].
 
     `taps` float32[K, S x d]; the rest as `gate.gate` takes it.
     """
     tokens, streams, width = hidden.shape
     lines = tokens // line if line else 0
     inputs = projected.new_empty((lines, tail, streams * width))
-    if not tokens:
-        return inputs
     tile = FORWARD.fit(width)
-    grid = (parts_of(width, tile.columns), streams, parts_of(tokens, tile.range))
     launch(
         conv_kernel,
-        grid,
-        out,
-        inputs,
-        hidden,
-        projected,
-        hidden if history is None else history,
-        norm,
-        taps,
-        hidden if keep is None else keep,
-        hidden if age is None else age,
-        facts,
-        tokens,
-        tokens * streams,
-        line,
-        tail,
+        (parts_of(width, tile.columns), streams, parts_of(tokens, tile.range)),
+        *(out, inputs, hidden, projected, history, norm, taps, keep, age, facts),
+        *(tokens, tokens * streams, line, tail),
         D=width,
         STREAMS=streams,
         TAPS=len(taps),
         DILATION=dilation,
         CENTRED=centred,
-        KEEP=keep is not None,
-        AGE=age is not None,
-        HISTORY=history is not None,
         RESIDUAL=residual,
         RANGE=tile.range,
         BLOCK_T=tile.tokens,

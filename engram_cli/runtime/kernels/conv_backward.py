@@ -11,15 +11,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels.conv import SIZES, norm_weight, seen_before, tap_weights
-from engram_cli.runtime.kernels.tiles import Tile, launch, parts_of
+from engram_cli.runtime.kernels.conv import SIZES, read_input, seen_before, tap_weights
+from engram_cli.runtime.kernels.tiles import (
+    Tile,
+    is_live,
+    launch,
+    load,
+    norm_weight,
+    parts_of,
+    zeros,
+)
 
 
 @triton.jit
-def _reached(token, place, here, lag, line, age, AGE: tl.constexpr):
+def _reached(token, place, here, lag, line, age):
     """Whether the token `lag` after is in the same line and document, [BLOCK_T]."""
     reached = here & (place + lag < line)
-    if AGE:
+    if age is not None:
         reached = reached & (tl.load(age + token + lag, mask=reached, other=0) >= lag)
     return reached
 
@@ -44,8 +52,6 @@ def conv_slope_kernel(
     TAPS: tl.constexpr,
     DILATION: tl.constexpr,
     CENTRED: tl.constexpr,
-    KEEP: tl.constexpr,
-    AGE: tl.constexpr,
     RANGE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -69,22 +75,19 @@ def conv_slope_kernel(
         here = index < tokens
         place = index % line
         token = index.to(tl.int64)
-        live = here
-        if KEEP:
-            live = here & (tl.load(keep + token, mask=here, other=0) != 0)
+        live = is_live(keep, token, here)
         row = token * STREAMS + stream
         at = row[:, None] * D + column[None, :]
-        g = tl.load(gradient + at, mask=live[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        g = load(gradient + at, live[:, None] & inside[None, :])
         values = projected + token[:, None] * ((STREAMS + 1) * D) + (STREAMS * D + column)[None, :]
         total = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
         window = ()
         for tap in tl.static_range(TAPS):
             lag = (TAPS - 1 - tap) * DILATION
-            seen = seen_before(token, place, here, lag, age, AGE)
-            source = values - lag * ((STREAMS + 1) * D)
-            v = tl.load(source, mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            factor = tl.load(facts + rows + row - lag * STREAMS, mask=seen, other=0.0)
-            normed = (v * factor[:, None] * weight).to(kind)
+            seen = seen_before(token, place, here, lag, age)
+            v, normed = read_input(
+                values, facts + rows, row, lag, weight, seen, inside, kind, D, STREAMS
+            )
             total += normed.to(tl.float32) * tapped[tap]
             window = window + (v,)
         opened = tl.sigmoid(total)
@@ -118,7 +121,6 @@ def conv_backward_kernel(
     TAPS: tl.constexpr,
     DILATION: tl.constexpr,
     CENTRED: tl.constexpr,
-    AGE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -131,12 +133,8 @@ def conv_backward_kernel(
     part = tl.program_id(1).to(tl.int64)
     length = tl.cdiv(tl.cdiv(tokens, tl.num_programs(1)), BLOCK_T) * BLOCK_T
     kind = projected.dtype.element_ty
-    norm_sums = ()
-    tap_sums = ()
-    for _ in tl.static_range(STREAMS):
-        norm_sums = norm_sums + (tl.zeros([BLOCK_T, BLOCK_D], tl.float32),)
-    for _ in tl.static_range(STREAMS * TAPS):
-        tap_sums = tap_sums + (tl.zeros([BLOCK_T, BLOCK_D], tl.float32),)
+    norm_sums = zeros(STREAMS, BLOCK_T, BLOCK_D)
+    tap_sums = zeros(STREAMS * TAPS, BLOCK_T, BLOCK_D)
     first = tl.program_id(1) * length
     for begin in range(first, tl.minimum(tokens, first + length), BLOCK_T):
         index = begin + tl.arange(0, BLOCK_T)
@@ -145,26 +143,22 @@ def conv_backward_kernel(
         token = index.to(tl.int64)
         mask = here[:, None] & inside[None, :]
         at = projected + token[:, None] * ((STREAMS + 1) * D) + (STREAMS * D + column)[None, :]
-        v = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        v = load(at, mask)
         v_gradient = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
         norm_added = ()
         tap_added = ()
         for stream in tl.static_range(STREAMS):
             row = token * STREAMS + stream
             weight = norm_weight(norm, stream * D + column, inside, CENTRED)[None, :]
-            factor = tl.load(facts + rows + row, mask=here, other=0.0)[:, None]
+            factor = load(facts + rows + row, here)[:, None]
             normed = (v * factor * weight).to(kind).to(tl.float32)
             carried = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
             for tap in tl.static_range(TAPS):
                 lag = (TAPS - 1 - tap) * DILATION
-                reached = _reached(token, place, here, lag, line, age, AGE)
+                reached = _reached(token, place, here, lag, line, age)
                 at = (row + lag * STREAMS)[:, None] * D + column[None, :]
-                g = tl.load(
-                    conv_gradient + at, mask=reached[:, None] & inside[None, :], other=0.0
-                ).to(tl.float32)
-                tapped = tl.load(
-                    taps + (tap * STREAMS + stream) * D + column, mask=inside, other=0.0
-                )
+                g = load(conv_gradient + at, reached[:, None] & inside[None, :])
+                tapped = load(taps + (tap * STREAMS + stream) * D + column, inside)
                 carried += g * tapped[None, :]
                 tap_added = tap_added + (tap_sums[stream * TAPS + tap] + g * normed,)
             norm_added = norm_added + (norm_sums[stream] + carried * v * factor,)
@@ -194,7 +188,6 @@ def sum_kernel(
     STREAMS: tl.constexpr,
     TAPS: tl.constexpr,
     DILATION: tl.constexpr,
-    AGE: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -207,12 +200,11 @@ def sum_kernel(
     slope = tl.zeros([BLOCK], tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     for part in range(PARTS):
-        slope += tl.load(slope_parts + part * rows + row, mask=here, other=0.0)
+        slope += load(slope_parts + part * rows + row, here)
         for tap in tl.static_range(TAPS):
             lag = (TAPS - 1 - tap) * DILATION
-            reached = _reached(token, place, here, lag, line, age, AGE)
-            at = pull_parts + (part * TAPS + tap) * rows + row + lag * STREAMS
-            total += tl.load(at, mask=reached, other=0.0)
+            reached = _reached(token, place, here, lag, line, age)
+            total += load(pull_parts + (part * TAPS + tap) * rows + row + lag * STREAMS, reached)
     tl.store(slopes + row, slope, mask=here)
     tl.store(factor_slopes + row, total, mask=here)
 
@@ -236,8 +228,10 @@ def conv_backward(
     dilation: int,
     centred: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of the output's gradient [tokens, S, d]: those of gates and of factors float32[rows], of the
-    value through the convolution float32[tokens, d], of norm float32[S, d], taps float32[K, S x d].
+    """Return gradients, given the output's [tokens, S, d].
+
+    They are those of gates and of factors float32[rows], of the value through the convolution
+    float32[tokens, d], of norm float32[S, d] and of taps float32[K, S x d].
     """
     tokens, streams, width = gradient.shape
     rows, count = tokens * streams, len(taps)
@@ -252,40 +246,23 @@ def conv_backward(
     norm_parts = gradient.new_empty((back.cut(tokens), streams, width), **single)
     tap_parts = gradient.new_empty((back.cut(tokens), count, streams, width), **single)
     sizes = (tokens, rows, line)
-    ages = gradient if age is None else age
-    options = {"STREAMS": streams, "TAPS": count, "DILATION": dilation, "AGE": age is not None}
+    options = {"STREAMS": streams, "TAPS": count, "DILATION": dilation}
+    columns = options | {"D": width, "CENTRED": centred}
     launch(
         conv_slope_kernel,
         (blocks, streams, parts_of(tokens, slope.range)),
-        conv_gradient,
-        slope_parts,
-        pull_parts,
-        gradient,
-        projected,
-        norm,
-        taps,
-        gradient if keep is None else keep,
-        ages,
-        facts,
-        *sizes,
-        D=width,
-        CENTRED=centred,
-        KEEP=keep is not None,
+        *(conv_gradient, slope_parts, pull_parts),
+        *(gradient, projected, norm, taps, keep, age, facts, *sizes),
         RANGE=slope.range,
         BLOCK_T=slope.tokens,
         BLOCK_D=slope.columns,
         num_warps=slope.warps,
-        **options,
+        **columns,
     )
     launch(
         sum_kernel,
         (parts_of(rows, 128),),
-        slopes,
-        factor_slopes,
-        slope_parts,
-        pull_parts,
-        ages,
-        *sizes,
+        *(slopes, factor_slopes, slope_parts, pull_parts, age, *sizes),
         PARTS=blocks,
         BLOCK=128,
         num_warps=4,
@@ -294,22 +271,12 @@ def conv_backward(
     launch(
         conv_backward_kernel,
         (parts_of(width, back.columns), len(tap_parts)),
-        value_gradient,
-        norm_parts,
-        tap_parts,
-        conv_gradient,
-        projected,
-        norm,
-        taps,
-        ages,
-        facts,
-        *sizes,
-        D=width,
-        CENTRED=centred,
+        *(value_gradient, norm_parts, tap_parts),
+        *(conv_gradient, projected, norm, taps, age, facts, *sizes),
         BLOCK_T=back.tokens,
         BLOCK_D=back.columns,
         num_warps=back.warps,
-        **options,
+        **columns,
     )
     taps_gradient = tap_parts.sum(0).view(count, streams * width)
     return slopes, factor_slopes, value_gradient, norm_parts.sum(0), taps_gradient

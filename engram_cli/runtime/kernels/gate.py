@@ -14,8 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels import tiles
-from engram_cli.runtime.kernels.tiles import Tile, launch, parts_of
+from engram_cli.runtime.kernels.tiles import (
+    Tile,
+    is_live,
+    launch,
+    load,
+    norm_weight,
+    parts_of,
+    row_plan,
+    zeros,
+)
 
 # Facts [5, rows]: the gate; what a value is multiplied with before the convolution (without the
 # norm's weight); the scaled dot product; the reciprocal roots of the hidden state and the key.
@@ -24,8 +32,8 @@ FACTS = 5
 
 @triton.jit(do_not_specialize=["rows"])
 def gate_kernel(
-    out,
     facts,
+    out,  # None where a convolution follows
     hidden,
     projected,
     query,
@@ -38,12 +46,10 @@ def gate_kernel(
     D: tl.constexpr,
     STREAMS: tl.constexpr,
     CENTRED: tl.constexpr,
-    KEEP: tl.constexpr,
-    CONV: tl.constexpr,
     RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Facts of a row, and without CONV its output [D]."""
+    """Facts of a row, and its output [D] unless a convolution follows."""
     row = tl.program_id(0).to(tl.int64)
     token = row // STREAMS
     stream = row % STREAMS
@@ -51,7 +57,7 @@ def gate_kernel(
     keys = projected + token * (STREAMS + 1) * D + stream * D
     values = projected + token * (STREAMS + 1) * D + STREAMS * D
     live = True
-    if KEEP:
+    if keep is not None:
         live = tl.load(keep + token) != 0
     xx = tl.zeros([BLOCK], tl.float32)
     kk = tl.zeros([BLOCK], tl.float32)
@@ -62,43 +68,40 @@ def gate_kernel(
     for chunk in tl.static_range((D + BLOCK - 1) // BLOCK):
         column = chunk * BLOCK + lane
         inside = column < D
-        x = tl.load(hidden + row * D + column, mask=inside, other=0.0).to(tl.float32)
-        k = tl.load(keys + column, mask=inside, other=0.0).to(tl.float32)
-        v = tl.load(values + column, mask=inside, other=0.0).to(tl.float32)
-        wq = tl.load(query + stream * D + column, mask=inside, other=0.0).to(tl.float32)
-        wk = tl.load(key + stream * D + column, mask=inside, other=0.0).to(tl.float32)
-        if CENTRED:
-            wq += 1.0
-            wk += 1.0
-        if not CONV:
+        x = load(hidden + row * D + column, inside)
+        k = load(keys + column, inside)
+        v = load(values + column, inside)
+        wq = norm_weight(query + stream * D, column, inside, CENTRED)
+        wk = norm_weight(key + stream * D, column, inside, CENTRED)
+        if out is not None:
             held_x = held_x + (x,)
             held_v = held_v + (v,)
-        if KEEP:
+        if keep is not None:
             x = tl.where(live, x, 0.0)
         xx += x * x
         kk += k * k
         xk += x * wq * (k * wk)
-        if CONV:
+        if out is None:
             vv += v * v
     x_root = tl.rsqrt(tl.sum(xx) / D + eps)
     k_root = tl.rsqrt(tl.sum(kk) / D + eps)
     dot = tl.sum(xk) * x_root * k_root * scale
     root = tl.sqrt(tl.maximum(tl.abs(dot), 1e-6))
     gate = tl.sigmoid(tl.where(dot > 0, root, tl.where(dot < 0, -root, 0.0)))
-    if KEEP:
+    if keep is not None:
         gate = tl.where(live, gate, 0.0)
     tl.store(facts + row, gate)
     tl.store(facts + 2 * rows + row, dot)
     tl.store(facts + 3 * rows + row, x_root)
     tl.store(facts + 4 * rows + row, k_root)
-    if CONV:
+    if out is None:
         factor = gate * tl.rsqrt(gate * gate * (tl.sum(vv) / D) + norm_eps)
         tl.store(facts + rows + row, factor)
     else:
         for chunk in tl.static_range((D + BLOCK - 1) // BLOCK):
             column = chunk * BLOCK + lane
             y = gate * held_v[chunk]
-            if KEEP:
+            if keep is not None:
                 y = tl.where(live, y, 0.0)
             if RESIDUAL:
                 y += held_x[chunk]
@@ -113,7 +116,6 @@ def gate_slope_kernel(
     keep,
     D: tl.constexpr,
     STREAMS: tl.constexpr,
-    KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Without a convolution: the gradient of each gate of a token, its output's times the value."""
@@ -126,19 +128,18 @@ def gate_slope_kernel(
     for chunk in tl.static_range((D + BLOCK - 1) // BLOCK):
         column = chunk * BLOCK + lane
         inside = column < D
-        v = tl.load(values + column, mask=inside, other=0.0).to(tl.float32)
+        v = load(values + column, inside)
         added = ()
         for stream in tl.static_range(STREAMS):
-            at = gradient + (token * STREAMS + stream) * D + column
-            g = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+            g = load(gradient + (token * STREAMS + stream) * D + column, inside)
             added = added + (sums[stream] + g * v,)
         sums = added
     live = True
-    if KEEP:
+    if keep is not None:
         live = tl.load(keep + token) != 0
     for stream in tl.static_range(STREAMS):
         slope = tl.sum(sums[stream])
-        if KEEP:
+        if keep is not None:
             slope = tl.where(live, slope, 0.0)
         tl.store(slopes + token * STREAMS + stream, slope)
 
@@ -165,8 +166,6 @@ def gate_backward_kernel(
     D: tl.constexpr,
     STREAMS: tl.constexpr,
     CENTRED: tl.constexpr,
-    KEEP: tl.constexpr,
-    CONV: tl.constexpr,
     RESIDUAL: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -174,52 +173,46 @@ def gate_backward_kernel(
     """Gradients of hidden states and projections for BLOCK_D columns of a range of tokens.
 
     `value_gradient` [tokens, D] is what the convolution adds to the value's; `slopes` and
-    `factor_slopes` [rows] are the gradients of gate and factor. `parts` [ranges, S, D] gets the sum
-    over the range of the gradient of query weight x key weight.
+    `factor_slopes` [rows] are the gradients of gate and factor. `value_gradient` and
+    `factor_slopes` are None without a convolution. `parts` [ranges, S, D] gets the sum over the
+    range of the gradient of query weight x key weight.
     """
     column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = (column < D)[None, :]
     part = tl.program_id(1)
     length = tl.cdiv(tl.cdiv(tokens, tl.num_programs(1)), BLOCK_T) * BLOCK_T
     weights = ()
-    sums = ()
     for stream in tl.static_range(STREAMS):
-        wq = tl.load(query + stream * D + column, mask=column < D, other=0.0).to(tl.float32)
-        wk = tl.load(key + stream * D + column, mask=column < D, other=0.0).to(tl.float32)
-        if CENTRED:
-            wq += 1.0
-            wk += 1.0
+        wq = norm_weight(query + stream * D, column, column < D, CENTRED)
+        wk = norm_weight(key + stream * D, column, column < D, CENTRED)
         weights = weights + ((wq * wk)[None, :],)
-        sums = sums + (tl.zeros([BLOCK_T, BLOCK_D], tl.float32),)
+    sums = zeros(STREAMS, BLOCK_T, BLOCK_D)
     for begin in range(part * length, tl.minimum(tokens, part * length + length), BLOCK_T):
         token = (begin + tl.arange(0, BLOCK_T)).to(tl.int64)
         here = token < tokens
-        live = here
-        if KEEP:
-            live = here & (tl.load(keep + token, mask=here, other=0) != 0)
+        live = is_live(keep, token, here)
         mask = here[:, None] & inside
         line = projected + token[:, None] * ((STREAMS + 1) * D) + column[None, :]
-        v = tl.load(line + STREAMS * D, mask=mask, other=0.0).to(tl.float32)
+        v = load(line + STREAMS * D, mask)
         v_gradient = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
         shrink = tl.zeros([BLOCK_T], tl.float32)
-        if CONV:
-            at = value_gradient + token[:, None] * D + column[None, :]
-            v_gradient += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        if value_gradient is not None:
+            v_gradient += load(value_gradient + token[:, None] * D + column[None, :], mask)
         added = ()
         for stream in tl.static_range(STREAMS):
             row = token * STREAMS + stream
             at = row[:, None] * D + column[None, :]
-            g = tl.load(gradient + at, mask=mask, other=0.0).to(tl.float32)
-            x = tl.load(hidden + at, mask=mask, other=0.0).to(tl.float32)
-            k = tl.load(line + stream * D, mask=mask, other=0.0).to(tl.float32)
-            gate = tl.load(facts + row, mask=here, other=0.0)
-            dot = tl.load(facts + 2 * rows + row, mask=here, other=0.0)
-            x_root = tl.load(facts + 3 * rows + row, mask=here, other=0.0)
-            k_root = tl.load(facts + 4 * rows + row, mask=here, other=0.0)
-            slope = tl.load(slopes + row, mask=here, other=0.0)
-            if CONV:
-                factor = tl.load(facts + rows + row, mask=here, other=0.0)
-                own = tl.load(factor_slopes + row, mask=here, other=0.0)
+            g = load(gradient + at, mask)
+            x = load(hidden + at, mask)
+            k = load(line + stream * D, mask)
+            gate = load(facts + row, here)
+            dot = load(facts + 2 * rows + row, here)
+            x_root = load(facts + 3 * rows + row, here)
+            k_root = load(facts + 4 * rows + row, here)
+            slope = load(slopes + row, here)
+            if value_gradient is not None:
+                factor = load(facts + rows + row, here)
+                own = load(factor_slopes + row, here)
                 ratio = factor / tl.where(gate > 0, gate, 1.0)
                 slope += own * norm_eps * ratio * ratio * ratio
                 shrink += own * factor * factor * factor
@@ -230,12 +223,11 @@ def gate_backward_kernel(
             common = (slope * scale * x_root * k_root)[:, None]
             x_pull = (slope * dot * x_root * x_root / D)[:, None]
             k_pull = (slope * dot * k_root * k_root / D)[:, None]
-            if KEEP:
+            x_live = x
+            g_live = g
+            if keep is not None:
                 x_live = tl.where(live[:, None], x, 0.0)
                 g_live = tl.where(live[:, None], g, 0.0)
-            else:
-                x_live = x
-                g_live = g
             x_gradient = common * k * weights[stream] - x_pull * x_live
             if RESIDUAL:
                 x_gradient += g
@@ -249,7 +241,7 @@ def gate_backward_kernel(
             at = line_gradient + (stream * D + column)[None, :]
             tl.store(at, k_gradient.to(kind), mask=mask)
         sums = added
-        if CONV:
+        if value_gradient is not None:
             v_gradient -= v * (shrink / D)[:, None]
         kind = projected_gradient.dtype.element_ty
         line_gradient = projected_gradient + token[:, None] * ((STREAMS + 1) * D)
@@ -277,34 +269,21 @@ def gate(
     centred: bool,
     residual: bool,
 ) -> Tensor:
-    """Facts float32[5, rows] of hidden [tokens, S, d] and projected [tokens, S x d + d].
+    """Return the facts float32[5, rows] of hidden [tokens, S, d] and projected [tokens, S x d + d].
 
     `out` [tokens, S, d] is filled, unless None: then a convolution follows.
     """
     tokens, streams, width = hidden.shape
     facts = hidden.new_empty((FACTS, tokens * streams), dtype=torch.float32)
-    if not tokens:
-        return facts
-    block, warps = tiles.row_plan(width, held=out is not None)
+    block, warps = row_plan(width, held=out is not None)
     launch(
         gate_kernel,
         (tokens * streams,),
-        facts if out is None else out,
-        facts,
-        hidden,
-        projected,
-        query,
-        key,
-        hidden if keep is None else keep,
-        tokens * streams,
-        eps,
-        norm_eps,
-        width**-0.5,
+        *(facts, out, hidden, projected, query, key, keep),
+        *(tokens * streams, eps, norm_eps, width**-0.5),
         D=width,
         STREAMS=streams,
         CENTRED=centred,
-        KEEP=keep is not None,
-        CONV=out is None,
         RESIDUAL=residual,
         BLOCK=block,
         num_warps=warps,
@@ -313,22 +292,13 @@ def gate(
 
 
 def gate_slopes(gradient: Tensor, projected: Tensor, keep: Tensor | None) -> Tensor:
-    """float32[rows]: the gates' gradients of the output's [tokens, S, d]; no convolution."""
+    """Return the gates' gradients float32[rows] of the output's [tokens, S, d]; no convolution."""
     tokens, streams, width = gradient.shape
     slopes = gradient.new_empty(tokens * streams, dtype=torch.float32)
-    block, warps = tiles.row_plan(width, held=False)
+    block, warps = row_plan(width, held=False)
+    sizes = {"D": width, "STREAMS": streams, "BLOCK": block}
     launch(
-        gate_slope_kernel,
-        (tokens,),
-        slopes,
-        gradient,
-        projected,
-        gradient if keep is None else keep,
-        D=width,
-        STREAMS=streams,
-        KEEP=keep is not None,
-        BLOCK=block,
-        num_warps=warps,
+        gate_slope_kernel, (tokens,), slopes, gradient, projected, keep, **sizes, num_warps=warps
     )
     return slopes
 
@@ -348,43 +318,27 @@ def gate_backward(
     centred: bool,
     residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of hidden, of projected, and float32[S, d] of query weight x key weight.
+    """Return the gradients of hidden, projected, and float32[S, d] of query weight x key weight.
 
     `conv`: what the convolution adds to the value's gradient, and the gradients of the factors.
     """
     tokens, streams, width = hidden.shape
-    hidden_gradient, projected_gradient = torch.empty_like(hidden), torch.empty_like(projected)
     tile = BACKWARD.fit(width)
     parts = hidden.new_empty((tile.cut(tokens), streams, width), dtype=torch.float32)
-    value_gradient, factor_slopes = (gradient, slopes) if conv is None else conv
+    gradients = torch.empty_like(hidden), torch.empty_like(projected), parts
+    value_gradient, factor_slopes = conv or (None, None)
     launch(
         gate_backward_kernel,
         (parts_of(width, tile.columns), len(parts)),
-        hidden_gradient,
-        projected_gradient,
-        parts,
-        gradient,
-        hidden,
-        projected,
-        value_gradient,
-        query,
-        key,
-        hidden if keep is None else keep,
-        facts,
-        slopes,
-        factor_slopes,
-        tokens,
-        tokens * streams,
-        width**-0.5,
-        norm_eps,
+        *(*gradients, gradient, hidden, projected, value_gradient, query, key, keep),
+        *(facts, slopes, factor_slopes),
+        *(tokens, tokens * streams, width**-0.5, norm_eps),
         D=width,
         STREAMS=streams,
         CENTRED=centred,
-        KEEP=keep is not None,
-        CONV=conv is not None,
         RESIDUAL=residual,
         BLOCK_T=tile.tokens,
         BLOCK_D=tile.columns,
         num_warps=tile.warps,
     )
-    return hidden_gradient, projected_gradient, parts.sum(0)
+    return gradients[0], gradients[1], parts.sum(0)

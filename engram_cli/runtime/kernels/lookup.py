@@ -66,45 +66,24 @@ def _e8m0(raw):
 
 
 @triton.jit
-def _fetch(
-    rows,
-    live,
-    table,
-    scale,
-    chunk,
-    DIM: tl.constexpr,
-    TABLE_STRIDE: tl.constexpr,
-    SCALE_STRIDE: tl.constexpr,
-    KIND: tl.constexpr,
-    VECTOR: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ONCE: tl.constexpr,
-):
-    """Rows as they are stored [R, D], and their scales: [R, G], [R] or one."""
+def columns_of(chunk, live, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The columns [1, D] of a chunk, and which of the values [R, D] there are."""
     column = chunk * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     valid = live[:, None]
     if DIM % BLOCK_D != 0:
         valid = valid & (column < DIM)
-    # VECTOR values a thread are one load and one store of at most 16 bytes, in one layout.
-    address = tl.max_contiguous(table + rows[:, None] * TABLE_STRIDE + column, [1, VECTOR])
-    if ONCE:
-        raw = tl.load(address, mask=valid, eviction_policy="evict_first")
-    else:
-        raw = tl.load(address, mask=valid)
-    factor = rows
-    if KIND == "grouped":
-        group = chunk * (BLOCK_D // GROUP) + tl.arange(0, BLOCK_D // GROUP)[None, :]
-        present = live[:, None] & (group < DIM // GROUP)
-        factor = tl.load(scale + rows[:, None] * SCALE_STRIDE + group, mask=present, other=0)
-    if KIND == "scaled":
-        factor = tl.load(scale)
-    if KIND == "per-row":
-        factor = tl.load(scale + rows * SCALE_STRIDE, mask=live, other=0)
-    return raw, factor
+    return column, valid
 
 
 @triton.jit
-def _deliver(
+def groups_of(chunk, live, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The groups [1, G] of a chunk, and which of the scales [R, G] there are."""
+    group = chunk * (BLOCK_D // GROUP) + tl.arange(0, BLOCK_D // GROUP)[None, :]
+    return group, live[:, None] & (group < DIM // GROUP)
+
+
+@triton.jit
+def deliver(
     out,
     target,
     live,
@@ -116,7 +95,10 @@ def _deliver(
     BITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Dequantise in float32, round once, and write R rows to `target` int64[R]."""
+    """Dequantise in float32, round once, and write R rows to `target` int64[R].
+
+    `raw` [R, D] are stored values, `factor` their scales: [R, G], [R] or one.
+    """
     value = _e4m3(raw) if BITS else raw.to(tl.float32)
     if KIND == "grouped":
         each = tl.broadcast_to(_e8m0(factor)[:, :, None], [factor.shape[0], factor.shape[1], GROUP])
@@ -125,10 +107,7 @@ def _deliver(
         value = value * factor
     if KIND == "per-row":
         value = tl.where(raw == -128, float("nan"), value) * factor[:, None]
-    column = chunk * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    valid = live[:, None]
-    if DIM % BLOCK_D != 0:
-        valid = valid & (column < DIM)
+    column, valid = columns_of(chunk, live, DIM, BLOCK_D)
     tl.store(out + target[:, None] * DIM + column, value.to(out.dtype.element_ty), mask=valid)
 
 
@@ -141,9 +120,9 @@ def lookup_kernel(
     columns,  # int64 [LAYERS, C, 4]: modulus, magic, offset, salt
     tables,  # LAYERS tensors [rows, DIM]
     scales,  # as many
-    dead,  # bool [count]
+    dead,  # bool [count]; this and what follows to `positions` may be None
     ages,  # [count]
-    bounds,  # [sequences + 1]
+    bounds,  # [sequences + 1]: ids are flat
     history,  # int32 [slots, ring]
     slots,  # [sequences]
     positions,  # [sequences]
@@ -155,7 +134,7 @@ def lookup_kernel(
     column_stride,
     vocab,
     filler,
-    eos,
+    eos,  # or None
     ring,
     N: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -168,13 +147,7 @@ def lookup_kernel(
     BITS: tl.constexpr,
     VECTOR: tl.constexpr,
     SALTED: tl.constexpr,
-    FLAT: tl.constexpr,
-    DEAD: tl.constexpr,
-    AGES: tl.constexpr,
-    HISTORY: tl.constexpr,
-    SLOTS: tl.constexpr,
     COMMIT: tl.constexpr,
-    EOS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -201,7 +174,7 @@ def lookup_kernel(
         weights = multipliers + (layer * (COLUMNS // HEADS) + first_column // HEADS) * N
     else:
         weights = multipliers + here // HEADS * N
-    if FLAT:
+    if bounds is not None:
         sequence = _find_sequence(t, bounds, sequences, steps)
         first = tl.load(bounds + sequence).to(tl.int32)
         offset = t - first
@@ -213,19 +186,19 @@ def lookup_kernel(
         blocked = offset < 0
         token_at = ids + sequence.to(tl.int64) * row_stride + offset.to(tl.int64) * column_stride
     outside = blocked
-    if HISTORY:
+    if history is not None:
         position = tl.load(positions + sequence, mask=live, other=0).to(tl.int32)
         slot = sequence.to(tl.int64)
-        if SLOTS:
+        if slots is not None:
             slot = tl.load(slots + sequence, mask=live, other=0).to(tl.int64)
-    if AGES:
+    if ages is not None:
         age = tl.load(ages + t, mask=live, other=0).to(tl.int32)
     for lag in tl.static_range(N):
         inside = live & (offset >= lag)
         raw = tl.load(token_at - lag * column_stride, mask=inside, other=0).to(tl.int64)
         known = inside & (raw >= 0) & (raw < vocab)
         found = tl.load(vocabulary + raw, mask=known, other=filler).to(tl.int32)
-        if HISTORY:
+        if history is not None:
             before = position + offset - lag
             stored = live & (offset < lag) & (before >= 0) & (slot >= 0)
             cell = history + slot * ring + before % ring
@@ -233,13 +206,13 @@ def lookup_kernel(
             found = tl.where(offset < lag, kept, found)
         else:
             blocked |= offset < lag
-        if DEAD:
+        if dead is not None:
             wall = tl.load(dead + t - lag, mask=inside, other=0) != 0
             found = tl.where(wall, -1, found)
         blocked |= found < 0
-        if AGES:
+        if ages is not None:
             blocked |= age < lag
-        if EOS and lag > 0:
+        if eos is not None and lag > 0:
             blocked |= found == eos
         if COMMIT and lag == 0:
             token = found
@@ -271,18 +244,21 @@ def lookup_kernel(
         # anew in each layout it wants the rows in, eight times a thread (939 for 661 instructions).
         rows = tl.gather(rows, lane, 0)
         for chunk in tl.static_range(CHUNKS):
-            raw, factor = _fetch(
-                rows,
-                served,
-                table,
-                scale,
-                chunk,
-                DIM,
-                TABLE_STRIDE,
-                SCALE_STRIDE,
-                KIND,
-                VECTOR,
-                BLOCK_D,
-                ONCE,
-            )
-            _deliver(out, target, served, raw, factor, chunk, DIM, KIND, BITS, BLOCK_D)
+            within, valid = columns_of(chunk, served, DIM, BLOCK_D)
+            # VECTOR values a thread are one load and one store of at most 16 bytes, in one layout.
+            address = table + rows[:, None] * TABLE_STRIDE + within
+            address = tl.max_contiguous(address, [1, VECTOR])
+            if ONCE:
+                raw = tl.load(address, mask=valid, eviction_policy="evict_first")
+            else:
+                raw = tl.load(address, mask=valid)
+            factor = rows
+            if KIND == "grouped":
+                group, present = groups_of(chunk, served, DIM, BLOCK_D)
+                address = scale + rows[:, None] * SCALE_STRIDE + group
+                factor = tl.load(address, mask=present, other=0)
+            if KIND == "scaled":
+                factor = tl.load(scale)
+            if KIND == "per-row":
+                factor = tl.load(scale + rows * SCALE_STRIDE, mask=served, other=0)
+            deliver(out, target, served, raw, factor, chunk, DIM, KIND, BITS, BLOCK_D)

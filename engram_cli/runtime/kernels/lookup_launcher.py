@@ -41,8 +41,7 @@ def choose_plan(rows: int, columns: int, width: int) -> Plan:
     Measured on an H200 (docs/benchmarks.md). Few rows: 8 values a thread, so that many programs
     hide the latency. Many rows: 64, which fill the memory's queues. In between: 32.
     """
-    values = rows * width
-    each = 8 if values <= 2**17 else 32 if values <= 2**21 else 64
+    each = values_a_thread(rows * width)
     lanes = max(1, 32 * each // width)
     sizes = [2**i for i in range(lanes.bit_length())]
     own = min(sizes, key=lambda size: (parts_of(columns, size) * size, -size))
@@ -118,63 +117,37 @@ def _launch(
     plan: Plan,
     constants: dict[str, Any],
 ) -> None:
-    count = ids.numel()
-    if not count:
-        return
-    orders, eos = hashed.orders, hashed.eos
+    count, bounds = ids.numel(), back.bounds
     layers, columns = hashed.columns.shape[:2]
-    heads = columns // len(orders)
-    flat = back.bounds is not None
-    sequences = len(back.bounds) - 1 if flat else len(ids)
-
-    def given(tensor: Tensor | None) -> Tensor:
-        return ids if tensor is None else tensor.contiguous()
-
-    blocks = parts_of(columns, plan.columns) * parts_of(count, plan.tokens)
+    sequences = len(ids) if bounds is None else len(bounds) - 1
+    limits = (back.dead, back.ages, bounds, back.history, back.slots, back.positions)
     launch(
         lookup_kernel,
-        (blocks, layers),
-        out,
-        ids,
-        hashed.lookup,
-        hashed.multipliers,
-        hashed.columns,
-        tuple(tables),
-        tuple(scales),
-        given(back.dead),
-        given(back.ages),
-        given(back.bounds),
-        given(back.history),
-        given(back.slots),
-        given(back.positions),
-        count,
-        0 if flat else ids.shape[1],
-        sequences,
-        sequences.bit_length(),
-        0 if flat else ids.stride(0),
-        ids.stride(-1),
-        len(hashed.lookup),
-        hashed.filler,
-        eos,
+        (parts_of(columns, plan.columns) * parts_of(count, plan.tokens), layers),
+        *(out, ids, hashed.lookup, hashed.multipliers, hashed.columns),
+        *(tuple(tables), tuple(scales)),
+        *(None if limit is None else limit.contiguous() for limit in limits),
+        *(count, ids.shape[1] if bounds is None else 0, sequences, sequences.bit_length()),
+        *(ids.stride(0) if bounds is None else 0, ids.stride(-1), len(hashed.lookup)),
+        *(hashed.filler, hashed.eos if hashed.eos >= 0 else None),
         1 if back.history is None else back.history.shape[1],
-        N=orders[-1],
+        N=hashed.orders[-1],
         COLUMNS=columns,
-        HEADS=heads,
+        HEADS=columns // len(hashed.orders),
         LAYERS=layers,
         SALTED=hashed.salted,
-        FLAT=flat,
-        DEAD=back.dead is not None,
-        AGES=back.ages is not None,
-        HISTORY=back.history is not None,
-        SLOTS=back.slots is not None,
         COMMIT=commit,
-        EOS=eos >= 0,
         BLOCK_T=plan.tokens,
         BLOCK_C=plan.columns,
         ONCE=plan.once,
         num_warps=1,
         **constants,
     )
+
+
+def values_a_thread(values: int) -> int:
+    """Return how many of the `values` of a launch each thread handles (`choose_plan`)."""
+    return 8 if values <= 2**17 else 32 if values <= 2**21 else 64
 
 
 @cache

@@ -6,15 +6,13 @@ In place means pinned host memory, read by the GPU over the bus. The results mus
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from engram_cli.runtime.kernels.lookup import GROUP, _deliver
-from engram_cli.runtime.kernels.lookup_launcher import converts_fp8
+from engram_cli.runtime.kernels.lookup import columns_of, deliver, groups_of
+from engram_cli.runtime.kernels.lookup_launcher import converts_fp8, values_a_thread
 from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
 from engram_cli.runtime.tiers.hot_set import HotSet
 from engram_cli.runtime.tiers.records import TierBuffers, key_dtype
@@ -56,10 +54,10 @@ def _rank(rows, hot, word, words, ranks):
 def read_kernel(
     out,  # [count, DIM]
     rows,  # int64 [count]
-    slots,  # int32 [count]: the place of a row in the cold table, its number without SLOTS
+    slots,  # int32 [count]: the place of a row in the cold table; None where its number is
     cold,  # records [n, TABLE_STRIDE], the first DIM of them the row
     cold_scales,  # the same, as scales: from SCALE_BEGIN on
-    hot,  # records [H, TABLE_STRIDE]
+    hot,  # records [H, TABLE_STRIDE]; this and what follows may be None
     hot_scales,
     layer_scale,
     words,
@@ -73,8 +71,6 @@ def read_kernel(
     KIND: tl.constexpr,
     BITS: tl.constexpr,
     VECTOR: tl.constexpr,
-    HOT: tl.constexpr,
-    SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -85,34 +81,30 @@ def read_kernel(
     row = tl.load(rows + lane, mask=live, other=0)
     place = row
     is_hot = live
-    if SLOTS:
+    if slots is not None:
         place = tl.load(slots + lane, mask=live, other=0).to(tl.int64)
-    if HOT:
+    if words is not None:
         is_hot, word = _is_hot(row, live, words)
         place = tl.where(is_hot, _rank(row, is_hot, word, words, ranks), place)
-    if not SLOTS:
+    if slots is None:
         if tl.program_id(0) == 0:
             tl.atomic_add(counted, count.to(tl.int64), sem="relaxed")
-        if HOT:
+        if words is not None:
             warm = tl.sum(is_hot.to(tl.int32))
             tl.atomic_add(counted + 1, warm.to(tl.int64), mask=warm > 0, sem="relaxed")
     for chunk in tl.static_range(CHUNKS):
-        column = chunk * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-        valid = live[:, None]
-        if DIM % BLOCK_D != 0:
-            valid = valid & (column < DIM)
+        column, valid = columns_of(chunk, live, DIM, BLOCK_D)
         offset = place[:, None] * TABLE_STRIDE + column
         address = cold + offset
-        if HOT:
+        if words is not None:
             address = tl.where(is_hot[:, None], hot + offset, address)
         raw = tl.load(tl.max_contiguous(address, [1, VECTOR]), mask=valid)
         factor = place
         if KIND == "grouped":
-            group = chunk * (BLOCK_D // GROUP) + tl.arange(0, BLOCK_D // GROUP)[None, :]
-            present = live[:, None] & (group < DIM // GROUP)
+            group, present = groups_of(chunk, live, DIM, BLOCK_D)
             offset = place[:, None] * SCALE_STRIDE + SCALE_BEGIN + group
             address = cold_scales + offset
-            if HOT:
+            if words is not None:
                 address = tl.where(is_hot[:, None], hot_scales + offset, address)
             factor = tl.load(address, mask=present, other=0)
         if KIND == "scaled":
@@ -120,13 +112,13 @@ def read_kernel(
         if KIND == "per-row":
             offset = place * SCALE_STRIDE + SCALE_BEGIN
             address = cold_scales + offset
-            if HOT:
+            if words is not None:
                 address = tl.where(is_hot, hot_scales + offset, address)
             factor = tl.load(address, mask=live, other=0)
         if KIND == "raw":
             tl.store(out + lane[:, None] * DIM + column, raw, mask=valid)
         else:
-            _deliver(out, lane, live, raw, factor, chunk, DIM, KIND, BITS, BLOCK_D)
+            deliver(out, lane, live, raw, factor, chunk, DIM, KIND, BITS, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["count", "height"])
@@ -245,37 +237,21 @@ def read(
     `each` values a thread and `bits` (decode e4m3 by integer operations) are chosen when None.
     """
     form = tier_buffers.form
-    kind, items, fp8 = form.kind, form.items, form.kind in ("grouped", "scaled")
+    items, fp8 = form.items, form.kind in ("grouped", "scaled")
     if bits is None:
         bits = not converts_fp8(out.device)
     if fp8:
         items = torch.uint8 if bits else torch.float8_e4m3fn
-    size = form.scale_items.itemsize
-    scaled = kind in ("grouped", "per-row")
-    constants = {
-        "SCALE_STRIDE": tier_buffers.cold.shape[1] // size if scaled else 0,
-        "SCALE_BEGIN": form.scale_begin // size if scaled else 0,
-        "KIND": kind,
-        "BITS": fp8 and bits,
-    }
-    _launch(
-        tier_buffers,
-        rows,
-        slots,
-        out,
-        items,
-        form.scale_items if scaled else items,
-        each,
-        constants,
-    )
+    has_scales = form.kind in ("grouped", "per-row")
+    scale_items = form.scale_items if has_scales else items
+    _launch(tier_buffers, rows, slots, out, form.kind, items, scale_items, fp8 and bits, each)
 
 
 def read_records(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None) -> Tensor:
     """uint8[n, record_bytes]: the records of rows int64[n], for what only the twin decodes."""
     width = tier_buffers.cold.shape[1] // 8
     out = torch.empty((len(rows), width), dtype=torch.int64, device=rows.device)
-    constants = {"SCALE_STRIDE": 0, "SCALE_BEGIN": 0, "KIND": "raw", "BITS": False}
-    _launch(tier_buffers, rows, slots, out, torch.int64, torch.int64, None, constants)
+    _launch(tier_buffers, rows, slots, out, "raw", torch.int64, torch.int64, False, None)
     return out.view(torch.uint8)
 
 
@@ -284,51 +260,36 @@ def _launch(
     rows: Tensor,
     slots: Tensor | None,
     out: Tensor,
+    kind: str,
     items: torch.dtype,
     scale_items: torch.dtype,
+    bits: bool,
     each: int | None,
-    constants: dict[str, Any],
 ) -> None:
-    count, dim = out.shape
-    if not count:
-        return
+    (count, dim), cold, hot_set = out.shape, tier_buffers.cold, tier_buffers.hot_set
+    hot = None if hot_set is None else tier_buffers.hot
+    has_scales = kind in ("grouped", "per-row")
     block = min(power_of_two(dim), 1024)
     if each is None:
-        each = 8 if slots is None else _values_a_thread(count * block)
+        each = 8 if slots is None else values_a_thread(count * block)
     lanes = power_of_two(max(1, 32 * each // block))
-    hot_set, hot = (
-        tier_buffers.hot_set,
-        tier_buffers.cold if tier_buffers.hot is None else tier_buffers.hot,
-    )
-    scale = tier_buffers.form.layer_scale
     launch(
         read_kernel,
         (parts_of(count, lanes),),
-        out,
-        rows,
-        rows if slots is None else slots,
-        tier_buffers.cold.view(items),
-        tier_buffers.cold.view(scale_items),
-        hot.view(items),
-        hot.view(scale_items),
-        rows if scale is None else scale,
-        rows if hot_set is None else hot_set.words,
-        rows if hot_set is None else hot_set.ranks,
-        tier_buffers.counted[1],
-        count,
+        *(out, rows, slots, cold.view(items), cold.view(scale_items)),
+        *(None if hot is None else hot.view(of) for of in (items, scale_items)),
+        tier_buffers.form.layer_scale,
+        *((None, None) if hot_set is None else (hot_set.words, hot_set.ranks)),
+        *(tier_buffers.counted[1], count),
         DIM=dim,
-        TABLE_STRIDE=tier_buffers.cold.shape[1] // items.itemsize,
+        TABLE_STRIDE=cold.shape[1] // items.itemsize,
+        SCALE_STRIDE=cold.shape[1] // scale_items.itemsize if has_scales else 0,
+        SCALE_BEGIN=tier_buffers.form.scale_begin // scale_items.itemsize if has_scales else 0,
+        KIND=kind,
+        BITS=bits,
         VECTOR=min(block, max(1, 16 // max(items.itemsize, out.element_size()))),
-        HOT=hot_set is not None,
-        SLOTS=slots is not None,
         ROWS=lanes,
         BLOCK_D=block,
         CHUNKS=parts_of(dim, block),
         num_warps=1,
-        **constants,
     )
-
-
-def _values_a_thread(values: int) -> int:
-    """As in `lookup_launcher.choose_plan`; in place 8, so that many programs share the wait."""
-    return 8 if values <= 2**17 else 32 if values <= 2**21 else 64

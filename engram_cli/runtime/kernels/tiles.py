@@ -1,6 +1,7 @@
-"""What all kernels need: how they are launched, and how work is cut into tiles.
+"""What all kernels need: launches, tiles, and the loads that they share.
 
-The tiles are constants, so that results do not depend on the GPU.
+Tiles are constants, so that results do not depend on the GPU. An argument that a call does not have
+is None: Triton compiles a kernel for its absence.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -57,3 +60,36 @@ def parts_of(count: int, size: int) -> int:
 def power_of_two(count: int) -> int:
     """The least one that is not below `count`; triton.next_power_of_2 takes 5 us, too."""
     return 1 << max(0, count - 1).bit_length()
+
+
+@triton.jit
+def load(address, mask):
+    """What lies there, as float32, 0 where masked."""
+    return tl.load(address, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def norm_weight(weight, at, inside, CENTRED: tl.constexpr):
+    """The weight of a norm as it is multiplied with, [BLOCK]."""
+    found = load(weight + at, inside)
+    if CENTRED:
+        found += 1.0
+    return found
+
+
+@triton.jit
+def is_live(keep, token, here):
+    """Which tokens are not padding, [BLOCK]; `keep` is None where there is none."""
+    live = here
+    if keep is not None:
+        live = here & (tl.load(keep + token, mask=here, other=0) != 0)
+    return live
+
+
+@triton.jit
+def zeros(COUNT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr):
+    """COUNT sums to be, float32[BLOCK_T, BLOCK_D] each."""
+    sums = ()
+    for _ in tl.static_range(COUNT):
+        sums = sums + (tl.zeros([BLOCK_T, BLOCK_D], tl.float32),)
+    return sums

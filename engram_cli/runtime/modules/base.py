@@ -47,12 +47,12 @@ class Rows(nn.Embedding):
             self._watched.watch(self.weight)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[B, T, C, dim] of rows int64[B, T, C], in the table's dtype."""
+        """Return [B, T, C, dim] of rows int64[B, T, C], in the table's dtype."""
         self._watch()
         return F.embedding(rows.to(self.weight.device), self.weight, sparse=self.sparse)
 
     def table(self) -> Table:
-        """The rows as the look-up takes them."""
+        """Return the rows as the look-up takes them."""
         self._watch()
         gradients = "sparse" if self.sparse else "atomic" if self.atomic else "dense"
         return Table(values=self.weight, gradients=gradients)
@@ -79,7 +79,7 @@ class StoredRows(nn.Module):
         self.register_buffer("scales", scales)
 
     def table(self) -> Table:
-        """The rows as the look-up takes them."""
+        """Return the rows as the look-up takes them."""
         scales = self.scales.view(self._scale_dtype)
         if self._per_row:
             scales = scales[:, 0]
@@ -88,7 +88,7 @@ class StoredRows(nn.Module):
         )
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[B, T, C x dim] of rows int64[B, T, C], float32."""
+        """Return [B, T, C x dim] of rows int64[B, T, C], float32."""
         found = dequantise(self.table(), rows.to(self.weight.device), torch.float32)
         return found.flatten(-2)
 
@@ -112,7 +112,7 @@ class MultiHeadEmbedding(nn.Module):
         self.register_buffer("offsets", offsets)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[B, T, C x dim] of table rows int64[B, T, C], whose offsets are already in."""
+        """Return [B, T, C x dim] of table rows int64[B, T, C], which include the offsets."""
         out: Tensor = self.embedding(rows)
         return out.flatten(-2) if out.ndim > rows.ndim else out
 
@@ -142,11 +142,11 @@ class MemoryModule(nn.Module):
         raise NotImplementedError
 
     def gate_weights(self) -> GateWeights:
-        """The weights of what follows the projections."""
+        """Return the weights of what follows the projections."""
         raise NotImplementedError
 
     def added_dtype(self, hidden: Tensor) -> torch.dtype:
-        """The dtype of the addition."""
+        """Return the dtype of the addition."""
         return hidden.dtype
 
     def gates(self, hidden: Tensor, vectors: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class Weight(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape))
 
     def forward(self) -> Tensor:
-        """The weight in use."""
+        """Return the weight in use."""
         return self.weight
 
     def extra_repr(self) -> str:

@@ -28,14 +28,14 @@ class DeepSeekV41(MemoryModule):
         return self.q_weight
 
     def project(self, vectors: Tensor) -> Tensor:
-        """[B, T, streams x d + d] of vectors [B, T, C x dim]."""
+        """Return [B, T, streams x d + d] of vectors [B, T, C x dim]."""
         out: Tensor = self.wkv(vectors)
         return out
 
     def gate_weights(self) -> GateWeights:
-        """Plain norm weights, no convolution."""
+        """Return plain norm weights; there is no convolution."""
         return GateWeights(query=self.q_weight, key=self.k_weight, eps=self.eps)
 
     def added_dtype(self, hidden: Tensor) -> torch.dtype:
-        """float32: the sum is rounded once, wherever it is made."""
+        """Return float32: the sum is rounded once, wherever it is made."""
         return torch.promote_types(hidden.dtype, torch.float32)

@@ -61,6 +61,6 @@ class EngramV1(MemoryModule):
 
 
 def _stacked(norms: nn.ModuleList) -> Tensor:
-    """[streams, d]: the weights of norms."""
+    """Return [streams, d]: the weights of norms."""
     weights: list[Tensor] = [norm() for norm in norms]
     return weights[0][None] if len(weights) == 1 else torch.stack(weights)

@@ -38,7 +38,7 @@ class QwenPLE(MemoryModule):
         return project(vectors, [self.key_proj, self.value_proj])
 
     def gate_weights(self) -> GateWeights:
-        """One eps for the three norms."""
+        """Return weights with one eps for the three norms."""
         return GateWeights(
             query=self._by_stream(self.norm_query),
             key=self._by_stream(self.norm_key),
@@ -51,6 +51,6 @@ class QwenPLE(MemoryModule):
         )
 
     def _by_stream(self, norm: Weight) -> Tensor:
-        """[streams, d]: the weight of a norm."""
+        """Return [streams, d]: the weight of a norm."""
         weight: Tensor = norm()
         return weight.view(self.streams, -1)

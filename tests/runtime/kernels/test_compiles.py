@@ -22,7 +22,7 @@ KERNELS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "pieces_kernel": (SORTED, SIZES),
     "sums_kernel": (
         {**SORTED, "out": "*fp32", "targets": "*i64"},
-        {**SIZES, "BLOCK_R": 4, "TARGETS": True},
+        {**SIZES, "BLOCK_R": 4},
     ),
     "atomic_kernel": (
         {"out": "*fp32", "rows": "*i64", "count": "i32"},
@@ -48,11 +48,11 @@ def test_it_compiles(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from engram_cli.runtime.kernels import segments
+    from engram_cli.runtime.kernels import rows
 
     types, constants = KERNELS[name]
     source = ASTSource(
-        fn=getattr(segments, name),
+        fn=getattr(rows, name),
         signature={"values": "*bf16", **types, **dict.fromkeys(constants, "constexpr")},
         constexprs=constants,
     )
