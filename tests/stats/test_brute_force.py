@@ -1,7 +1,7 @@
 """Every figure of stats.json equals one recomputed by brute force on real text.
 
 The corpus is a part of Python's standard library with the real DeepSeek tokenizer. The samples
-hold every n-gram here, so that all figures but those of caches and windows are exact.
+hold every n-gram here, so that all figures but those of caches and batches are exact.
 """
 
 from __future__ import annotations

@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stats.truth import blocks_of, columns_of, layout_of, orders_of
+from stats.truth import blocks_of, columns_of, layout_of, orders_of, section
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.growth_curve import project
-from engram_cli.stats.lru import LruObserver
+from engram_cli.stats.lru import LruCounts, LruObserver
 from engram_cli.stats.token_chunk import SEGMENT_TOKENS
+from engram_cli.table.planning.batches import batch_share
 
 TOKENS, ROWS, ORDERS = 1_000_000, 100_003, (2, 3)
 ALL = 10**8
@@ -77,8 +78,8 @@ def grown(parts: list[np.ndarray], draw: int) -> list[dict[str, Any]]:
             yield TokenBlock(ids=part, starts=starts, size=0, locate=str, files=files)
 
     growth = Growth(layout())
-    count_blocks((block for block in blocks()), layout(), collectors=[growth])
-    return growth.section()
+    counts = count_blocks((block for block in blocks()), layout(), collectors=[growth])
+    return section(growth, counts)
 
 
 def codes(parts: list[np.ndarray], order: int) -> list[np.ndarray]:
@@ -106,34 +107,39 @@ def sampled_figures() -> Iterator[tuple[str, float]]:
 
 
 def locality_figures() -> Iterator[tuple[str, float]]:
-    """Hit rates of caches, and distinct rows of windows."""
+    """Hit rates of caches, and the distinct rows of batches that are read off them."""
     for order in ORDERS:
         every = np.concatenate(codes(list(documents()), order))
         local = (every.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)
         rows = (local % np.uint64(ROWS)).astype(np.uint32)
-        full = LruObserver(ROWS, ROWS)
-        full.push_rows(rows, _Start)
-        truth = dict(zip(full.cache_rows(), full.hit_rates(), strict=True))
+        full = caches(rows, ROWS)
+        truth = dict(zip(full.cache_rows, full.hit_rates(), strict=True))
+        distinct = {
+            length: np.mean([len(np.unique(rows[at : at + length])) for at in begins]) / length
+            for length in (256, 1024, 4096, 16_384)
+            for begins in [range(0, len(rows) - length + 1, length)]
+        }
         for draw in range(2 * DRAWS):
             generator = np.random.default_rng(draw)
             factor, shift = generator.integers(1, ROWS), generator.integers(ROWS)
             other = ((rows.astype(np.int64) * factor + shift) % ROWS).astype(np.uint32)
-            observer = LruObserver(ROWS, 2**14)
-            observer.push_rows(other, _Start)
-            figures = (observer.cache_rows(), observer.hit_rates(), observer.errors())
+            found = caches(other, 2**14)
+            figures = (found.cache_rows, found.hit_rates(), found.errors())
             for size, rate, error in zip(*figures, strict=True):
                 yield "hit rates of caches", (rate - truth[size]) / error
-        for length in (1024, 4096):
-            count = len(every) // length
-            windows = rows[: count * length].reshape(count, length)
-            distinct = np.array([len(np.unique(window)) for window in windows]) / length
-            for draw in range(6 * DRAWS):
-                chosen = np.random.default_rng(draw).choice(count, 64, replace=False)
-                error = np.std(distinct[chosen], ddof=1) / 8
-                yield (
-                    "distinct rows of windows",
-                    (distinct[chosen].mean() - distinct.mean()) / error,
-                )
+            entry = dict(zip(("cache_rows", "hit_rate", "error"), figures, strict=True))
+            entry["order"] = order
+            for length, share in distinct.items():
+                said = batch_share([entry], length, len(rows), {order: (1e12, 1e12)})
+                assert said is not None
+                yield "distinct rows of batches", (said.share - share) / said.error
+
+
+def caches(rows: np.ndarray, followed: int) -> LruCounts:
+    """What an observer finds that follows so many rows."""
+    observer = LruObserver(ROWS, followed)
+    observer.push_rows(rows, _Start)
+    return observer.counts()
 
 
 class _Start:
