@@ -10,7 +10,7 @@ from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.progress import SILENT, Progress
 
-_PATIENCE = 10_000  # documents without the field until that is told
+_PATIENCE = 10_000  # documents without the field until the user is told
 _SHOWN = 8  # fields that a hint names
 
 
@@ -26,8 +26,7 @@ def remarks(files: Sequence[CorpusFile], options: CorpusOptions) -> list[str]:
 
 
 def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]:
-    """Return what to say of the choices of `CorpusOptions` that were `given` and that no file
-    minds."""
+    """Return a remark for each of the `given` fields of `CorpusOptions` that no file uses."""
     formats = sorted({file.format for file in files})
     used = {name for each in formats for name in READERS.load(each).uses}
     return [
@@ -53,7 +52,7 @@ def check_field(
     """Raise CorpusError when no document has the field to be labelled by.
 
     Reads up to the first that has it. Files with a schema are checked when a column is chosen, and
-    what comes through a pipe is looked at afterwards, by `check_names`.
+    what comes through a pipe is checked afterwards, by `check_names`.
     """
     field = options.label
     if field is None or not files:

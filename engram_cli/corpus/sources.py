@@ -254,7 +254,7 @@ def uncompressed_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Formats:
-    """What tells the registered formats, by what is looked at: see `Signs`."""
+    """The signs of all registered formats, by what they are compared with; see `Signs`."""
 
     signs: Mapping[str, Signs]
     usual: Mapping[str, str]  # by suffix

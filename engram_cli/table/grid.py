@@ -6,20 +6,22 @@ long as the others, filled up with zeros.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engram_cli.rows.gather import FileArray
-from engram_cli.rows.source import Span
+from engram_cli.files import canonical_json, sha256_bytes
+from engram_cli.rows.source import ROWS, Span
 
 TARGET_CHUNK_BYTES = 128 * 2**20
 HITS_TYPE: np.dtype[Any] = np.dtype("<u4")
 LOOKUP_TYPE: np.dtype[Any] = np.dtype("<i4")
 PROJECTION_TYPE: np.dtype[Any] = np.dtype("<f4")
 LOOKUP = "lookup"
+_NOT_CONTENT = ("digest", "complete", "tool_version")
 DAMAGED = "see what is wrong with engram verify, then build the table again"
 
 
@@ -80,13 +82,13 @@ class ChunkedArray:
         first = index * self.chunk_rows
         return first, min(self.chunk_rows, self.rows - first)
 
-    def on(self, store: Path) -> FileArray:
-        """The array in the chunk files of the store at `store`, none of which is opened yet."""
-        spans = []
+    def spans(self, store: Path) -> list[Span]:
+        """Return the spans of the chunk files of the store at `store`."""
+        found = []
         for index in range(self.chunks):
             first, rows = self.span(index)
-            spans.append(Span(file=store / self.file(index), begin=0, first=first, rows=rows))
-        return FileArray(spans, self.dtype, self.shape[1:], DAMAGED)
+            found.append(Span(file=store / self.file(index), begin=0, first=first, rows=rows))
+        return found
 
 
 def chunked(
@@ -105,21 +107,17 @@ def chunked(
     )
 
 
-def row_array(layer: int) -> str:
-    """The name of the array that holds a layer's rows."""
-    return str(layer)
-
-
-def scales_array(layer: int) -> str:
-    """The name of the array that holds the scales of a layer's rows."""
-    return f"scales/{layer}"
-
-
-def hits_array(layer: int) -> str:
-    """The name of the array that holds a layer's hits."""
-    return f"hits/{layer}"
+def array_name(layer: int, part: str = ROWS) -> str:
+    """Return the name of the array that holds a part of a layer: its rows, scales or hits."""
+    return str(layer) if part == ROWS else f"{part}/{layer}"
 
 
 def projection_array(layer: int) -> str:
     """The name of the array that holds what a layer's embeddings were projected with."""
     return f"projection/{layer}"
+
+
+def content_digest(attributes: Mapping[str, Any]) -> str:
+    """Return the digest that names a table: of all attributes that decide its content."""
+    content = {key: value for key, value in attributes.items() if key not in _NOT_CONTENT}
+    return sha256_bytes(b"engram table 1\n", canonical_json(content))
