@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stats.truth import blocks_of, columns_of, layout_of, orders_of, section
+from stats.truth import blocks_of, columns_of, layout_of, orders_of
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.growth import Growth
-from engram_cli.stats.growth_curve import project
+from engram_cli.stats.growth_curve import OrderGrowth, project
+from engram_cli.stats.locality import CacheHits
 from engram_cli.stats.lru import LruCounts, LruObserver
 from engram_cli.stats.token_chunk import SEGMENT_TOKENS
 from engram_cli.table.planning.batches import batch_share
@@ -68,7 +69,7 @@ def layout(draw: int = 0) -> Any:
     )
 
 
-def grown(parts: list[np.ndarray], draw: int) -> list[dict[str, Any]]:
+def grown(parts: list[np.ndarray], draw: int) -> tuple[OrderGrowth, ...]:
     """The section "growth"; `draw` names the files, and so says when they arrive."""
 
     def blocks() -> Iterator[TokenBlock]:
@@ -79,7 +80,7 @@ def grown(parts: list[np.ndarray], draw: int) -> list[dict[str, Any]]:
 
     growth = Growth(layout())
     counts = count_blocks((block for block in blocks()), layout(), collectors=[growth])
-    return section(growth, counts)
+    return growth.partial().result(counts)
 
 
 def codes(parts: list[np.ndarray], order: int) -> list[np.ndarray]:
@@ -127,8 +128,10 @@ def locality_figures() -> Iterator[tuple[str, float]]:
             figures = (found.cache_rows, found.hit_rates(), found.errors())
             for size, rate, error in zip(*figures, strict=True):
                 yield "hit rates of caches", (rate - truth[size]) / error
-            entry = dict(zip(("cache_rows", "hit_rate", "error"), figures, strict=True))
-            entry["order"] = order
+            sizes, *rest = figures
+            entry = CacheHits(
+                layer=0, order=order, cache_rows=tuple(sizes), hit_rate=rest[0], error=rest[1]
+            )
             for length, share in distinct.items():
                 said = batch_share([entry], length, len(rows), {order: (1e12, 1e12)})
                 assert said is not None
@@ -159,9 +162,9 @@ def growth_inside() -> Iterator[tuple[str, float]]:
             for draw in range(4 * DRAWS):
                 entry = grown(own, draw)[ORDERS.index(order)]
                 generator = np.random.default_rng(draw)
-                points = zip(entry["tokens"], entry["distinct"], entry["error"], strict=True)
+                points = zip(entry.tokens, entry.distinct, entry.error, strict=True)
                 for tokens, distinct, error in points:
-                    if not 1 / 32 <= tokens / entry["tokens"][-1] <= 0.8:
+                    if not 1 / 32 <= tokens / entry.tokens[-1] <= 0.8:
                         continue
                     chosen = generator.permutation(len(pieces))
                     read = np.concatenate([pieces[at] for at in chosen])[:tokens]
@@ -172,7 +175,7 @@ def growth_inside() -> Iterator[tuple[str, float]]:
 def growth_beyond() -> Iterator[tuple[str, float]]:
     """What a part foretells of the whole: log misses in stated ones."""
     parts = list(documents(ALL))
-    whole = {entry["order"]: entry["distinct"][-1] for entry in grown(parts, 0)}
+    whole = {entry.order: entry.distinct[-1] for entry in grown(parts, 0)}
     tokens = sum(map(len, parts))
     sizes = np.array([len(part) for part in parts])
     for draw in range(3 * DRAWS):
@@ -188,7 +191,7 @@ def growth_beyond() -> Iterator[tuple[str, float]]:
             for entry in grown([np.concatenate(own)] if "one" in name else own, draw):
                 found = project(entry, tokens)
                 if found is not None:
-                    miss = math.log(found.distinct / whole[entry["order"]])
+                    miss = math.log(found.distinct / whole[entry.order])
                     stated = math.log1p(found.error / found.distinct)
                     yield f"growth {name}", miss / stated
 
