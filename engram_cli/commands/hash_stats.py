@@ -146,7 +146,7 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
         finished=partial(note_finished, running.checkpoints),
     )
     if request.report is not None:
-        page = statistics_page(read_stats(out).document, counts.layout)
+        page = statistics_page(read_stats(out))
         write_page(page, request.report, force=request.force)
     remove_checkpoint(running.checkpoints)
     return HashStatsResult(

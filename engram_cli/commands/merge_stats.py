@@ -114,7 +114,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         force=request.force,
     )
     if request.report is not None:
-        page = statistics_page(read_stats(out).document, counts.layout)
+        page = statistics_page(read_stats(out))
         write_page(page, request.report, force=request.force)
     return MergeStatsResult(
         out=out,

@@ -1,6 +1,6 @@
 """Estimates what a geometry makes of a corpus: occupancy, clean heads, hot rows.
 
-The formulas are those that hash-stats compares its counts with (`stats.collisions`, `stats.heads`).
+The formulas are those of hash-stats (`stats.ideal`, `stats.clean_heads`).
 A hot row is one that was hit. What is said of hot rows holds at the number of rows that was
 counted: fewer rows a head need no more of them, more rows need more, but how many is unknown.
 """
