@@ -184,7 +184,7 @@ def write_statistics(
         finished=finished,
     )
     if request.report is not None:
-        page = statistics_page(read_stats(out).document, counts.layout)
+        page = statistics_page(read_stats(out))
         write_page(page, request.report, force=request.force)
     return {
         "out": out,

@@ -348,7 +348,7 @@ def test_a_lock_is_nobody_elses_file(name: str, kind: str, here: Path) -> None:
     else:
         lock.write_text("mine" if kind == "text" else '{"pid": 7, "host": "x", "since": 2020}')
     before = contents(here)
-    with pytest.raises(OutputError, match=r"\.lock is in the way: it is no lock"):
+    with pytest.raises(OutputError, match=r"\.lock is in the way: it is not a lock"):
         job.run(here, False)
     assert contents(here) == before
 
