@@ -12,9 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engram_cli.errors import InputError
+from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.rows.dtypes import RecordLayout
+from engram_cli.rows.source import Span
 from engram_cli.runtime.tables import HELD_DTYPES, Table, dequantise
 from engram_cli.runtime.tiers.hot_set import HotSet
 
@@ -47,6 +48,22 @@ class RecordSource(Protocol):
     def close(self) -> None:
         """Free memory, close files, end threads; `gather` may not be called afterwards."""
         ...
+
+
+READ_HINT = "check the disk, then write the bundle again with engram attach --force"
+
+
+def read_span(span: Span, part: str, begin: int, target: memoryview) -> None:
+    """Fill `target` with the bytes of a part's span from its `begin` on. Raises ArtifactError."""
+    try:
+        with span.file.open("rb", buffering=0) as file:
+            file.seek(span.begin + begin)
+            while target and (count := file.readinto(target)):
+                target = target[count:]
+    except OSError as error:
+        raise ArtifactError(f"cannot read {span.file}: {error.strerror}", READ_HINT) from None
+    if target:
+        raise ArtifactError(f"{span.file} ends in the middle of its {part}", READ_HINT)
 
 
 def record_layout(spec: BundleSpec) -> RecordLayout:
