@@ -60,7 +60,7 @@ class _Runs:
 
 
 class RowFiles:
-    """The files with the rows, or the scales, of a layer, `row_bytes` each. Thread safe."""
+    """Reads rows, or their scales, of `row_bytes` each from the files of a layer. Thread safe."""
 
     def __init__(self, spans: Sequence[Span], row_bytes: int, layer: int) -> None:
         self.row_bytes, self._layer = row_bytes, layer
@@ -200,7 +200,7 @@ _PIECE_BYTES = 8 * 2**20
 
 
 class DiskRows:
-    """A layer's rows on disk, with at most `cache_bytes` of host memory, scales included.
+    """Reads a layer's rows from disk, with at most `cache_bytes` of host memory, scales included.
 
     `threads` read at a time. Raises ArtifactError.
     """
@@ -214,17 +214,17 @@ class DiskRows:
         threads: int = _THREADS,
     ) -> None:
         self._layout = record_layout(bundle.spec)
-        self._rows = bundle.spec.rows(layer)
+        self.rows, self.record_bytes = bundle.spec.rows(layer), self._layout.record_bytes
         self._files = {ROWS: RowFiles(bundle.spans(layer, ROWS), self._layout.row_bytes, layer)}
         self._scales = None
         if self._layout.scale_bytes:
             spans = bundle.spans(layer, SCALES)
             self._files[SCALES] = RowFiles(spans, self._layout.scale_bytes, layer)
-            if self._rows * self._layout.scale_bytes <= cache_bytes * HELD_SHARE:
+            if self.rows * self._layout.scale_bytes <= cache_bytes * HELD_SHARE:
                 self._scales = _read_scales(bundle, layer, self._layout.scale_bytes)
         held = 0 if self._scales is None else self._scales.nbytes
-        self.cache = RowCache(self._layout.record_bytes, cache_bytes - held)
-        self._piece = max(1, min(_PIECE_ROWS, _PIECE_BYTES // self._layout.record_bytes))
+        self.cache = RowCache(self.record_bytes, cache_bytes - held)
+        self._piece = max(1, min(_PIECE_ROWS, _PIECE_BYTES // self.record_bytes))
         self._threads = threads
         self._start()
         names = ("rows", "bytes", "hits", "seconds", "reads")
@@ -243,18 +243,8 @@ class DiskRows:
             files.after_fork()
 
     @property
-    def rows(self) -> int:
-        """The height of the layer's table."""
-        return self._rows
-
-    @property
-    def record_bytes(self) -> int:
-        """The bytes of a record."""
-        return self._layout.record_bytes
-
-    @property
     def held_bytes(self) -> int:
-        """The most host memory that cache and scales take between requests."""
+        """Return the most host memory that cache and scales take between requests."""
         return self.cache.nbytes + (0 if self._scales is None else self._scales.nbytes)
 
     def gather(self, rows: Tensor, out: Tensor) -> None:
@@ -283,10 +273,10 @@ class DiskRows:
         for files in self._files.values():
             files.close()
         self._scales = None
-        self.cache = RowCache(self._layout.record_bytes, 0)
+        self.cache = RowCache(self.record_bytes, 0)
 
     def _checked(self, rows: Tensor, out: Tensor) -> tuple[Rows, NDArray[np.int64]]:
-        """Rows, and `out` as 8-byte words. Raises InputError."""
+        """Return the rows, and `out` as 8-byte words. Raises InputError."""
         shape = (len(rows), self.record_bytes) if rows.ndim == 1 else None
         if rows.dtype != torch.int64 or out.dtype != torch.uint8 or out.shape != shape:
             raise InputError(
@@ -296,9 +286,9 @@ class DiskRows:
         if rows.device.type != "cpu" or out.device.type != "cpu" or not out.is_contiguous():
             raise InputError("rows or records are not in host memory, or lie apart", "copy them")
         wanted = np.ascontiguousarray(rows.numpy())
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self._rows:
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.rows:
             raise InputError(
-                f"row {wanted.min()} or {wanted.max()} is outside 0..{self._rows - 1}",
+                f"row {wanted.min()} or {wanted.max()} is outside 0..{self.rows - 1}",
                 "ask for rows that the layer has",
             )
         return wanted, out.numpy().view(np.int64)

@@ -45,6 +45,7 @@ class HostRows:
                 "give uint8 [rows, record_bytes], a record padded to 8 bytes",
             )
         self.records = records
+        self.rows, self.record_bytes = records.shape
         self._lock = threading.Lock()
         self._given = 0
         self._seconds = 0.0
@@ -64,16 +65,6 @@ class HostRows:
             _gather_pool()  # made now, because compiling it takes seconds
         _fill(records, layout, bundle, layer)
         return cls(records)
-
-    @property
-    def rows(self) -> int:
-        """The height of the layer's table."""
-        return len(self.records)
-
-    @property
-    def record_bytes(self) -> int:
-        """The bytes of a record."""
-        return self.records.shape[1]
 
     def gather(self, rows: Tensor, out: Tensor) -> None:
         """Write the records of `rows` to `out` (`RecordSource.gather`)."""
@@ -107,7 +98,7 @@ def _gather_pool() -> GatherPool | None:
 
 
 def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:
-    """`GatherPool.gather` in plain PyTorch; returns 1 where a row is outside the table."""
+    """Do what `GatherPool.gather` does; return 1 where a row is outside the table."""
     try:
         # As 8-byte words: torch gathers single bytes at a tenth of the speed.
         torch.index_select(records.view(torch.int64), 0, rows, out=out.view(torch.int64))
@@ -144,7 +135,7 @@ def host_memory(size: int, *, pinned: bool) -> Tensor:
 
 
 class _Pages(mmap.mmap):
-    """Memory pages that are unregistered from CUDA before they are freed."""
+    """Unregisters its memory pages from CUDA before they are freed."""
 
     registered: tuple[int, ...] = ()
 

@@ -21,17 +21,10 @@ from engram_cli.runtime.tiers.hot_set import HotSet
 
 
 class RecordSource(Protocol):
-    """Holds every row of a layer and copies any of them out as records. Thread safe."""
+    """Holds all `rows` rows of a layer, and copies any of them out as records. Thread safe."""
 
-    @property
-    def rows(self) -> int:
-        """How many rows the layer's table has."""
-        ...
-
-    @property
-    def record_bytes(self) -> int:
-        """The bytes of a record."""
-        ...
+    rows: int
+    record_bytes: int
 
     def gather(self, rows: Tensor, out: Tensor) -> None:
         """Write the records of `rows` int64[n] to `out` uint8[n, record_bytes], both on the CPU.
@@ -101,7 +94,7 @@ def table_of(records: Tensor, spec: BundleSpec, *, layer_scale: Tensor | None = 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordForm:
-    """How to decode the records of a layer, computed once because calls are many and short.
+    """Says how to decode the records of a layer; computed once because calls are many and short.
 
     `kind` as in `Table`, `width` values of dtype `items`; scales of dtype `scale_items` begin at
     byte `scale_begin`. `layer_scale`: one float32 on the device, where the whole layer has one;
@@ -125,7 +118,7 @@ class RecordForm:
 
 
 def record_form(spec: BundleSpec, layer_scale: Tensor | None, device: torch.device) -> RecordForm:
-    """The form of a bundle's records, read on `device`."""
+    """Return the form of a bundle's records, read on `device`."""
     layout = record_layout(spec)
     nothing = torch.empty(0, layout.record_bytes, dtype=torch.uint8)
     host_scale = None if layer_scale is None else layer_scale.cpu()
@@ -145,7 +138,7 @@ def record_form(spec: BundleSpec, layer_scale: Tensor | None, device: torch.devi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierBuffers:
-    """The records of a layer: rows in `hot_set` are in `hot` [H, record_bytes] by rank.
+    """Holds the records of a layer: rows in `hot_set` are in `hot` [H, record_bytes] by rank.
 
     Others are in `cold` [n, record_bytes], on the device or pinned on the host, by row number or by
     the slots of a call. `counted` int64[2, 2] on the device: rows asked for, and how many of them
