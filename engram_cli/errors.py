@@ -7,7 +7,7 @@ EngramError                      exit 2
 |  |  `- UndecodableError        text that is not UTF-8: --errors replace reads it
 |  |- TokenIdError               a token id outside the vocabulary, or in a hole of it
 |  `- LayoutError                a geometry or a layout that cannot be hashed with
-|- ArtifactError                 a file of ours that is damaged or from a newer version
+|- ArtifactError                 a file written by engram that is damaged or from a newer version
 |  `- IncompleteError            a build that never finished
 |- MismatchError                 two artifacts that do not belong together
 |- OutputError                   a result that cannot be written: it exists, the disk is full
@@ -67,7 +67,7 @@ class LayoutError(InputError):
 
 
 class ArtifactError(EngramError):
-    """A file of ours is damaged or was written by a newer version."""
+    """A file written by engram is damaged, or was written by a newer version."""
 
 
 class IncompleteError(ArtifactError):

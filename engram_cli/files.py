@@ -29,7 +29,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 # Protocols that are addresses even without a slash after the colon.
 _STORES = "s3|s3a|gs|gcs|hf|abfs|az|http|https|ftp|ssh"
 _ADDRESS = re.compile(rf"({_STORES}):(/*)|([A-Za-z][A-Za-z0-9+.-]+):(/+)", re.IGNORECASE)
-_MENDS = {
+_HINTS = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "free some space, or write to another disk",
     errno.EFBIG: "files may not grow that large: raise the limit (ulimit -f)",
@@ -153,8 +153,8 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        mend = _MENDS.get(error.errno or 0, "check the path and the disk")
-        raise OutputError(f"cannot write {path}: {error.strerror or error}", mend) from error
+        hint = _HINTS.get(error.errno or 0, "check the path and the disk")
+        raise OutputError(f"cannot write {path}: {error.strerror or error}", hint) from error
 
 
 @contextmanager

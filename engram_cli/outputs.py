@@ -30,6 +30,7 @@ from engram_cli.files import (
 from engram_cli.temporary import Temporary, clear_leftovers, discard, make_folder, temporary
 
 _NAMED = 3  # foreign files that a message names
+MARK, FORMAT = "engram-work.json", "engram-work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,9 +315,6 @@ def _flush(path: Path) -> None:
         fsync_folder(folder)
 
 
-MARK, FORMAT = "engram-work.json", "engram-work"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """A kind of unfinished work: its `name`, and the names its `files` may have."""
@@ -348,7 +346,7 @@ class Work:
 
 
 def open_work(folder: Path, work: Work) -> None:
-    """Make `folder`, or take the one that is there. Raises OutputError when it is not ours."""
+    """Make `folder`, or take the one that is there. Raises OutputError if it has no such mark."""
     clear_work(folder, work)
     with output_errors(folder):
         if not os.path.lexists(folder):
@@ -362,7 +360,7 @@ def open_work(folder: Path, work: Work) -> None:
 
 
 def remove_work(folder: Path, work: Work) -> None:
-    """Remove `folder`; where it holds more than ours, only our files; nothing without our mark."""
+    """Remove `folder`: only the files of `work` if it holds others, nothing if it has no mark."""
     clear_work(folder, work)
     if not work.has_mark(folder):
         return

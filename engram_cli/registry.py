@@ -5,7 +5,7 @@ A new scheme, reader, dtype, init or format is one file and one line in the `Reg
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Generic, TypeVar, cast
 
@@ -29,8 +29,7 @@ class Registry(Generic[T]):
 
     def choices(self) -> str:
         """Return the names as a help text lists them: "a, b or c"."""
-        *most, last = self._entries
-        return f"{', '.join(most)} or {last}"
+        return enumerated(self._entries, "or")
 
     def register(self, name: str, entry: str) -> None:
         """Add `name` as "module:attribute". Raises InputError where the name is taken."""
@@ -47,3 +46,9 @@ class Registry(Generic[T]):
                 f"unknown {self.kind} '{name}'", f"known: {', '.join(self._entries)}"
             ) from None
         return cast(T, getattr(import_module(module), attribute))
+
+
+def enumerated(names: Iterable[str], word: str = "and") -> str:
+    """Return names as a sentence lists them: "a, b and c"."""
+    *most, last = names
+    return f"{', '.join(most)} {word} {last}" if most else last

@@ -31,6 +31,8 @@ MARK, FORMAT = "owner.json", "engram-temporary"
 CONTENT, OLD, TRASH = "content", "old", "trash"
 _NAME = re.compile(r"\.engram-[0-9a-f]{32}\.part")
 _TRIES = 10
+_MOST = 4096  # bytes of a mark
+_NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL))
 
 
 class Temporary:
@@ -188,10 +190,6 @@ def _remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             os.unlink(path)
-
-
-_MOST = 4096  # bytes of a mark
-_NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL))
 
 
 class HeldError(Exception):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.plan import PlanResult
     from engram_cli.commands.plan_corpus import HotSet
     from engram_cli.commands.plan_sizes import Alternative
-    from engram_cli.table.planning.estimates import BatchShare
+    from engram_cli.table.planning.batches import BatchShare
 
 
 def plan_parts(result: PlanResult) -> list[RenderableType]:

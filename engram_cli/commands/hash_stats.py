@@ -42,19 +42,15 @@ from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_ch
 from engram_cli.stats.collector_set import (
     CollectorOptions,
     exact_memory,
+    kept_states,
     make_collectors,
     sources_of,
 )
 from engram_cli.stats.collisions import ColumnStats
 from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.orders import OrderStats
-from engram_cli.stats.results import (
-    collected_results,
-    count_results,
-    split_results,
-    statistics_page,
-)
-from engram_cli.stats.sources_view import SourcesResult
+from engram_cli.stats.overlap import SourcesResult
+from engram_cli.stats.results import all_results, split_results, statistics_page
 from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
@@ -125,21 +121,20 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
     with opened as engine:
         counted = count(engine, work, running, progress)
     check_companions(work.plan.files, request.corpus, stamps)
-    counts, collector_set = counted.counts, counted.collector_set
+    counts, whole = counted.counts, counted.partial
     plan, tokenizer = work.plan, work.reading.tokenizer_path
     del work  # the tokenizer takes a hundred megabytes, and the figures some more
     trim()
     read = read_vocab(vocab) if vocab.is_file() else None
-    results = count_results(counts, read, collector_set.samples(), collector_set.occurrences)
+    results = all_results(whole, read)
     del read  # eighty megabytes of texts
     trim()
     files = len({file.name for file in plan.files})
-    results |= collected_results(collector_set.others, counts)
     sources = results.get("sources")
     if isinstance(sources, SourcesResult):
         check_names(sources.names, plan.files, request.corpus)
-    partials = collector_set.kept_partials()
-    if len(partials) < len(collector_set.collectors):
+    partials = kept_states(whole.states())
+    if len(partials) < len(whole.collected):
         progress.note("too many n-grams to keep all: --merge will use samples of them")
     write_stats(
         counts,
@@ -151,7 +146,7 @@ def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress)
         finished=partial(note_finished, running.checkpoints),
     )
     if request.report is not None:
-        page = statistics_page(read_stats(out).document, counts.layout)
+        page = statistics_page(read_stats(out))
         write_page(page, request.report, force=request.force)
     remove_checkpoint(running.checkpoints)
     return HashStatsResult(

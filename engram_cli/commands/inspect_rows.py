@@ -17,9 +17,8 @@ from engram_cli.progress import Progress
 from engram_cli.rows.source import HITS, RowSource
 from engram_cli.stats.names import Names
 from engram_cli.stats.row_ngrams import RowNgram, RowNgrams
-from engram_cli.table.scan.duplicates import Duplicates
 from engram_cli.table.scan.kernels.rows import BINS, STEPS
-from engram_cli.table.scan.scan import Columns, Hottest, scan_hits, scan_layer
+from engram_cli.table.scan.scan import Columns, Duplicates, Hottest, scan_hits, scan_layer
 from engram_cli.table.scan.source import LayerReader
 
 _NGRAMS = 3  # of a row

@@ -13,17 +13,11 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
 from engram_cli.stats.arrays import REMAKE
-from engram_cli.stats.collector_set import occurrences_of
+from engram_cli.stats.collector_set import read_collected
 from engram_cli.stats.collisions import ColumnStats
-from engram_cli.stats.exact import ExactNgrams
 from engram_cli.stats.orders import OrderStats
-from engram_cli.stats.partial import EXACT, Partial, blank_for, partial_name
-from engram_cli.stats.results import (
-    collected_results,
-    count_results,
-    split_results,
-    statistics_page,
-)
+from engram_cli.stats.partial import Partial
+from engram_cli.stats.results import all_results, split_results, statistics_page
 from engram_cli.stats.sources import Sources, TooManySources
 from engram_cli.stats.stats_io import (
     FIXED_KEYS,
@@ -32,7 +26,7 @@ from engram_cli.stats.stats_io import (
     read_stats,
     write_stats,
 )
-from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.stats.text_ngrams import EXACT_OF
 from engram_cli.vocab.parquet import read_vocab
 
 
@@ -104,7 +98,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         progress.note(
             "documents were joined: n-grams that cross from one part into the next are missing"
         )
-    results = results_of(whole, read_vocab(vocab) if vocab.is_file() else None)
+    results = all_results(whole, read_vocab(vocab) if vocab.is_file() else None)
     corpus = _corpus(parts)
     left_out = sorted(
         {key for part in parts for key in part.document} - FIXED_KEYS - results.keys() | dropped
@@ -116,11 +110,11 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         results,
         out,
         corpus=corpus,
-        partials=whole.collected,
+        partials=whole.states(),
         force=request.force,
     )
     if request.report is not None:
-        page = statistics_page(read_stats(out).document, counts.layout)
+        page = statistics_page(read_stats(out))
         write_page(page, request.report, force=request.force)
     return MergeStatsResult(
         out=out,
@@ -138,43 +132,30 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     )
 
 
-def results_of(whole: Partial, vocab: CompressedVocab | None) -> dict[str, object]:
-    """Return the results that follow from counts and partials, by statistic.
-
-    Raises ArtifactError for partials that no counting leaves.
-    """
-    counts = whole.counts
-    collectors = [blank_for(name, counts.layout, state) for name, state in whole.collected.items()]
-    for collector in collectors:
-        collector.absorb(whole.collected[partial_name(collector)])
-    exact = [collector for collector in collectors if isinstance(collector, ExactNgrams)]
-    samples = [table.sample() for table in exact]
-    found = count_results(counts, vocab, samples, occurrences_of(collectors))
-    return found | collected_results(collectors, counts)
-
-
 def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, set[str]]:
-    """All parts as one, and the names of what does not merge: exact counting that one of them
-    lacks, sources that are too many together."""
+    """Return all parts as one, and the names of what does not merge.
+
+    That is exact counting that one of them lacks, and sources that are too many together.
+    """
     earlier = [part for part in parts if part.occurrences() is None]
     if earlier:
         progress.note(
             f"{earlier[0].path} was counted by an earlier version: the most frequent n-grams and "
             "the results by use come from a sample of n-grams; count it again for better results"
         )
-    whole = _partial(parts[0])
-    dropped = _exact(whole)
-    progress.advance(1)
-    for part in parts[1:]:
-        other = _partial(part)
-        dropped |= _exact(other)
+    whole: Partial | None = None
+    dropped: set[str] = set()
+    for part in parts:
         try:
-            whole = _both(whole, other)
+            other = _partial(part)
+            dropped |= _exact(other)
+            whole = other if whole is None else _both(whole, other)
         except MismatchError as error:
             raise MismatchError(f"{part.path}: {error.message}", error.hint) from None
         except ArtifactError as error:
             raise ArtifactError(f"{part.path}: {error.message}", REMAKE) from None
         progress.advance(1)
+    assert whole is not None
     return whole, dropped - _exact(whole)
 
 
@@ -187,11 +168,11 @@ def _both(one: Partial, two: Partial) -> Partial:
 
 
 def _partial(part: Statistics) -> Partial:
-    return Partial(counts=part.counts(), collected=part.partials())
+    return Partial(counts=part.counts(), collected=read_collected(part.layout, part.partials()))
 
 
 def _exact(partial: Partial) -> set[str]:
-    return {"exact" for name in partial.collected if name.startswith(EXACT)}
+    return {"exact" for name in partial.collected if name.startswith(EXACT_OF)}
 
 
 def _check_parts(parts: list[Statistics]) -> None:

@@ -18,7 +18,8 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.table.inits import make_init
-from engram_cli.table.planning.estimates import BatchShare, Demand, Expectation, expect
+from engram_cli.table.planning.batches import BatchShare
+from engram_cli.table.planning.estimates import Demand, Expectation, expect
 from engram_cli.table.planning.placement import Hardware, Load, Placement, placements
 from engram_cli.table.spec import TableSpec
 
@@ -33,7 +34,7 @@ class PlanResult:
     `token_rows`, `token_bytes`: read to look up a token, in all layers. `layers` and `total_bytes`
     are those of the store that `build-table` will write. `counted_tokens`: behind the statistics.
     `hot` is empty where they say nothing of hot rows; `hot_bytes` is 0 where the hit rate is not
-    reached in every order. `batch_share` is None where no window was measured.
+    reached in every order. `batch_share` is None if no cache was measured.
     """
 
     geometry: Geometry

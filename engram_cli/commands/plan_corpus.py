@@ -15,17 +15,11 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import hash_layout, takes_raw_ids
 from engram_cli.progress import Progress
-from engram_cli.stats.growth.projection import project
-from engram_cli.stats.locality.hot import order_hits
+from engram_cli.stats.growth_curve import project
+from engram_cli.stats.locality import order_hits
 from engram_cli.stats.stats_io import Statistics, read_stats
-from engram_cli.table.planning.estimates import (
-    BatchShare,
-    Demand,
-    HeldOut,
-    batch_share,
-    held_out,
-    hot_rows,
-)
+from engram_cli.table.planning.batches import BatchShare, batch_share
+from engram_cli.table.planning.estimates import Demand, HeldOut, held_out, hot_rows
 from engram_cli.vocab.lookup import VocabMap
 from engram_cli.vocab.parquet import read_map
 
@@ -174,15 +168,17 @@ class PlanCorpus:
         return tuple(found)
 
     def batch_share(self, layout: HashLayout, batch: int) -> BatchShare | None:
-        """The share of a batch's look-ups that are different rows; None where it was not measured.
+        """Return the share of a batch's look-ups that are distinct rows; None without caches.
 
         Raises ArtifactError.
         """
         try:
-            return batch_share(self._locality("windows"), batch, self._sizes(layout))
+            return batch_share(
+                self._locality("lru"), batch, self.counted_tokens or 0, self._sizes(layout)
+            )
         except _DAMAGE as error:
             raise ArtifactError(
-                f"{self.path}: its windows cannot be read: {error!r}", _REMAKE
+                f"{self.path}: its caches cannot be read: {error!r}", _REMAKE
             ) from None
 
     def _sizes(self, layout: HashLayout) -> dict[int, tuple[float, float]]:

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from engram_cli.commands.merge_stats import results_of
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import Progress
-from engram_cli.stats.partial import EXACT, Partial
+from engram_cli.stats.collector_set import read_collected
+from engram_cli.stats.partial import Partial
 from engram_cli.stats.partial_files import LONG
+from engram_cli.stats.results import all_results
 from engram_cli.stats.stats_io import COUNTERS, DOCUMENT, FIXED_KEYS, Statistics, figures_document
+from engram_cli.stats.text_ngrams import EXACT_OF
 from engram_cli.stats.totals import Counts
 from engram_cli.table.attributes import group_problem
 from engram_cli.version import __version__
@@ -62,7 +64,8 @@ def stats_problems(
         samples=samples,
     )
     try:
-        return _figure_problems(statistics, Partial(counts=counts, collected=partials), vocab)
+        collected = read_collected(statistics.layout, partials)
+        return _figure_problems(statistics, Partial(counts=counts, collected=collected), vocab)
     except ArtifactError as error:
         return [error.message], []
 
@@ -80,7 +83,7 @@ def _figure_problems(
     """Figures of stats.json that differ from those computed again. Raises ArtifactError."""
     document = statistics.document
     again = _again(whole, vocab)
-    exact = any(name.startswith(EXACT) for name in whole.collected)
+    exact = any(name.startswith(EXACT_OF) for name in whole.collected)
     claimed = any(isinstance(e, dict) and e.get("exact") is True for e in document["orders"])
     complete = all(sample.exact for sample in whole.counts.samples)
     left: dict[str, str] = {}
@@ -110,7 +113,7 @@ def _figure_problems(
 def _again(whole: Partial, vocab: CompressedVocab | None) -> dict[str, Any]:
     """The figures as stats.json would have them."""
     with np.errstate(divide="ignore", invalid="ignore"):  # hits of 0 under an n-gram, if damaged
-        found = results_of(whole, vocab)
+        found = all_results(whole, vocab)
     document = figures_document(whole.counts, found)
     value: dict[str, Any] = json.loads(json.dumps(document))
     return value

@@ -53,13 +53,17 @@ HEAD = 16  # bytes that tell the packing
 _SKIPPED = tuple(bytes([last]) + b"\x2a\x4d\x18" for last in range(0x50, 0x60))
 _PACKED_PIECE = 2**16  # bytes of an archive read at a time
 # What a decoder may take: xz -9 takes 65 MiB, and 128 MiB is the largest window that zstd reads
-# without being told to.
+# unless it is asked to.
 _MOST_MEMORY = 2**27
 _XZ_PADDING = 4  # its padding is whole groups of so many zeros
+_BEGIN = {"gzip": b"\x1f\x8b", "bz2": b"BZh", "xz": b"\xfd7zXZ\x00"}
+_BUFFER = 2**18
+_PIECE = 2**20  # bytes read at a time where a file says how long something is
+Decompressed: TypeAlias = tuple[BinaryIO, Callable[[int], int]]
 
 
 def compression_of(head: bytes) -> str | None:
-    """Return how a file that begins with `head` is packed: gzip, zstd, xz, bz2, or None.
+    """Return how a file that begins with `head` is compressed: gzip, zstd, xz, bz2, or None.
 
     Three bytes of a magic that are all there is are a truncated archive.
     """
@@ -88,7 +92,7 @@ def _behind_skipped(head: bytes) -> bytes:
 
 
 class DecompressedStream(io.RawIOBase):
-    """The unpacked bytes of a stream.
+    """The decompressed bytes of a stream.
 
     Raises CorpusError for an archive that is truncated or damaged, is followed by something else,
     or takes too much memory.
@@ -161,7 +165,6 @@ def _xz() -> lzma.LZMADecompressor:
 
 
 _MAKERS = {"gzip": _Gzip, "bz2": bz2.BZ2Decompressor, "xz": _xz}
-_BEGIN = {"gzip": b"\x1f\x8b", "bz2": b"BZh", "xz": b"\xfd7zXZ\x00"}
 
 
 class _Streams:
@@ -219,12 +222,6 @@ class _Streams:
             at = self._taken - len(self._held)
             raise EOFError(f"byte {at:,} follows the last stream and does not begin a new one")
         return self._make()
-
-
-_BUFFER = 2**18
-_PIECE = 2**20  # bytes read at a time where a file says how long something is
-
-Decompressed: TypeAlias = tuple[BinaryIO, Callable[[int], int]]
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from engram_cli.corpus.base import NO_LABEL, CorpusFile, CorpusOptions
 from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.progress import SILENT, Progress
+from engram_cli.registry import enumerated
 
-_PATIENCE = 10_000  # documents without the field until that is told
+_PATIENCE = 10_000  # documents without the field until the user is told
 _SHOWN = 8  # fields that a hint names
 
 
@@ -26,8 +27,7 @@ def remarks(files: Sequence[CorpusFile], options: CorpusOptions) -> list[str]:
 
 
 def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]:
-    """Return what to say of the choices of `CorpusOptions` that were `given` and that no file
-    minds."""
+    """Return a remark for each of the `given` fields of `CorpusOptions` that no file uses."""
     formats = sorted({file.format for file in files})
     used = {name for each in formats for name in READERS.load(each).uses}
     return [
@@ -39,11 +39,12 @@ def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]
 
 def check_labelled(files: Iterable[CorpusFile], options: CorpusOptions) -> None:
     """Raise InputError naming the first file whose documents have no fields to be labelled by."""
+    grouped = enumerated(name for name in READERS if READERS.load(name).labels)
     for file in files:
         if options.label is not None and not READERS.load(file.format).labels:
             raise InputError(
                 f"{file.name} cannot be grouped by '{options.label}': {file.format} has no fields",
-                "group jsonl, parquet and arrow by a field, others by file or folder",
+                f"group {grouped} by a field, others by file or folder",
             )
 
 
@@ -53,7 +54,7 @@ def check_field(
     """Raise CorpusError when no document has the field to be labelled by.
 
     Reads up to the first that has it. Files with a schema are checked when a column is chosen, and
-    what comes through a pipe is looked at afterwards, by `check_names`.
+    what comes through a pipe is checked afterwards, by `check_names`.
     """
     field = options.label
     if field is None or not files:

@@ -1,4 +1,4 @@
-"""The partitions of a corpus: files in, a plan out that depends on them and their sizes alone.
+"""Divides a corpus into partitions, which depend on its files and their sizes alone.
 
 A partition is whole files, about `size` bytes of them, or a section of one large file. What the
 order of reading decides (look-back between joined documents, windows, caches) restarts with
@@ -20,7 +20,7 @@ from engram_cli.errors import InputError
 # A few seconds to a minute of work: 64 M tokens of text, whose look-ups warm any cache.
 PARTITION_BYTES = 2**28
 LEAST_BYTES = 2**10
-_LOOKERS = 16  # files looked into at a time: far away, that is waiting
+_LOOKERS = 16  # files opened at a time: for remote ones that is waiting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ def total_size(files: Sequence[CorpusFile]) -> int | None:
 
 
 def by_weight(file: CorpusFile, weights: Sequence[int], size: int) -> list[CorpusFile]:
-    """Sections of whole units, such as row groups, each of `size` bytes or just beyond.
+    """Return sections of whole units, such as row groups, each of `size` bytes or just beyond.
 
     `weights`: what each unit is worth, in any measure; together they are worth the file.
     """
@@ -124,10 +124,10 @@ def by_weight(file: CorpusFile, weights: Sequence[int], size: int) -> list[Corpu
 def by_search(
     file: CorpusFile, units: int, place: Callable[[int], int], size: int
 ) -> list[CorpusFile]:
-    """Sections of whole units, such as documents, whose places in the file ascend.
+    """Return sections of whole units, such as documents, whose places in the file ascend.
 
     `place` gives the byte where a unit begins; a bound is the first unit at or after each multiple
-    of `size`. Only a few units are looked at.
+    of `size`. Only a few units are looked up.
     """
     bounds, places = [0], [0]
     for target in range(size, file.size or 0, size):

@@ -1,7 +1,11 @@
-"""Tells when a file of the corpus is not the one it was: between planning, reading and resuming.
+"""Detects files of the corpus that changed, and identifies files by their content.
 
-Compared are size, time of change and inode. A file that another host planned is compared by size
-and time alone, because inodes may differ between hosts.
+A file is compared by size, time of change and inode, between planning, reading and resuming. If
+another host planned it, by size and time alone, because inodes may differ between hosts.
+
+Two copies of a file have one identity, wherever they are and whatever they are called. So
+statistics of the same files are the same on every machine, from every working folder, and in
+whatever parts they are counted.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError
 
 Stamps = dict[str, Stamp]
+_ENDS = 2**12  # bytes read of each end of a file
 
 
 def local_stamp(path: Path | int) -> Stamp | None:
@@ -105,7 +110,7 @@ def check_companions(
         return
     for file in files:
         if file.section is not None and file.section.number:
-            continue  # another section of a file that was looked at
+            continue  # another section of a file that was checked
         for each in READERS.load(file.format).companions(file, options):
             if each.path is not None and before.get(each.name) != each.stamp:
                 raise _changed(each.name, "while the corpus was read")
@@ -124,23 +129,19 @@ def continues(request: str, found: Any) -> bool:
     return isinstance(found, str) and found in (request, request.partition(" ")[0])
 
 
-_ENDS = 2**12  # bytes read of each end of a file
-_INDEX = "index.json"  # of an MDS folder: sizes, which equal shards share
-
-
 def identity(key: str) -> bytes:
-    """Returns the identity of a file or of its section, by its `CorpusFile.key`.
+    """Return the identity of a file or of its section, by its `CorpusFile.key`.
 
     Of a local file: its size, its first and last bytes; of an index also those of the first shard.
-    What is no such file (a pipe, an address) is told apart by its name.
+    For anything else (a pipe, an address) it is the name.
     """
     name, _, section = key.partition("\0")
     try:
         found = _content(name)
     except (OSError, ValueError):
         found = None
-    own = name.encode("utf-8", "surrogatepass") if found is None else found
-    return own + f"\0{section}".encode() if section else own
+    identified = name.encode("utf-8", "surrogatepass") if found is None else found
+    return identified + f"\0{section}".encode() if section else identified
 
 
 def _content(path: str) -> bytes | None:
@@ -155,8 +156,9 @@ def _content(path: str) -> bytes | None:
             digest.update(stream.read(_ENDS))
     found = size.to_bytes(8, "little") + digest.digest()
     folder, name = os.path.split(path)
-    if name == _INDEX:
+    # The index of a data set has the sizes of its shards, which shards of other content may share.
+    if any(name == READERS.load(each).signs.dataset for each in READERS):
         with os.scandir(folder or ".") as entries:
-            shard = min((e.path for e in entries if e.is_file() and e.name != _INDEX), default=None)
+            shard = min((e.path for e in entries if e.is_file() and e.name != name), default=None)
         found += (shard and _content(shard)) or b""
     return found

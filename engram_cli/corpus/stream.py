@@ -39,6 +39,14 @@ from engram_cli.errors import CorpusError
 T = TypeVar("T")
 
 _POLL = 0.1  # seconds: how late a thread may see that it is no longer wanted
+# A batch of texts grows from the first to the second number of characters: something is to be seen
+# soon, and later the encoder's threads are kept busy. `tokenizers` holds 100 bytes a token of it.
+_FIRST_BATCH = 2**16
+_FULL_BATCH = 2**19 * min(max(os.cpu_count() or 1, 2), 8)
+_BATCH_TEXTS = 2**14
+# Seconds to wait for threads when the run is interrupted: the encoder's is inside compiled code for
+# at most a batch, the reader's may wait for a pipe forever.
+_PATIENCE, _READER_PATIENCE = 10.0, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +128,6 @@ def prefetch(
         if last:
             cancel.set()
         thread.join(patience)
-
-
-# A batch of texts grows from the first to the second number of characters: something is to be seen
-# soon, and later the encoder's threads are kept busy. `tokenizers` holds 100 bytes a token of it.
-_FIRST_BATCH = 2**16
-_FULL_BATCH = 2**19 * min(max(os.cpu_count() or 1, 2), 8)
-_BATCH_TEXTS = 2**14
-# Seconds to wait for threads when the run is interrupted: the encoder's is inside compiled code for
-# at most a batch, the reader's may wait for a pipe forever.
-_PATIENCE, _READER_PATIENCE = 10.0, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

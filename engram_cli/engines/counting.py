@@ -26,6 +26,7 @@ from engram_cli.stats.checkpoint import (
 from engram_cli.stats.collector_set import (
     CollectorOptions,
     CollectorSet,
+    check_exact_memory,
     exact_memory,
     make_collectors,
 )
@@ -89,13 +90,17 @@ class Counted:
     which found `resumed_tokens` counted before; `cuts`: where long documents were cut.
     """
 
-    counts: Counts
-    collector_set: CollectorSet
+    partial: Partial
     empty_files: int
     cuts: int
     encoder: str | None
     seconds: float = 0.0
     resumed_tokens: int = 0
+
+    @property
+    def counts(self) -> Counts:
+        """The counts without what the collectors found."""
+        return self.partial.counts
 
 
 Part: TypeAlias = tuple[State, int, int, frozenset[str]]
@@ -194,9 +199,8 @@ class CountJob:
 
     def partial(self, counted: Counted) -> Part:
         """Return the counts as named arrays."""
-        partial = Partial(counts=counted.counts, collected=counted.collector_set.partials())
         encoders = frozenset(() if counted.encoder is None else (counted.encoder,))
-        return partial.state(), counted.empty_files, counted.cuts, encoders
+        return counted.partial.state(), counted.empty_files, counted.cuts, encoders
 
     def merge(self, *parts: Part) -> Part:
         """Merge parts. Raises ArtifactError, MismatchError."""
@@ -210,14 +214,12 @@ class CountJob:
         return whole.state(), empty_files, cuts, encoders
 
     def result(self, part: Part) -> Counted:
-        """Return the counts in a part, with collectors that hold what it collected."""
+        """Return the counts in a part. Raises InputError when all n-grams do not fit here."""
         state, empty_files, cuts, encoders = part
         partial = read_partial(self.work.layout, state)
-        collector_set = self.work.collector_set()
-        collector_set.absorb(partial.collected)
+        check_exact_memory(self.work.collector_options, partial.collected)
         return Counted(
-            counts=partial.counts,
-            collector_set=collector_set,
+            partial=partial,
             empty_files=empty_files,
             cuts=cuts,
             encoder=", ".join(sorted(encoders)) or None,
@@ -274,8 +276,7 @@ class _Counter:
                     )
                 raise
             return Counted(
-                counts=counts,
-                collector_set=self._collector_set,
+                partial=Partial(counts=counts, collected=self._collector_set.partials()),
                 empty_files=stream.empty_files,
                 cuts=stream.cuts,
                 encoder=None if encoder is None else encoder.name,

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
 from engram_cli.files import read_json
-from engram_cli.formats.bundle_spec import HITS, ROWS, BundleSpec, Shard
-from engram_cli.table.digest import content_digest
+from engram_cli.formats.bundle_spec import HITS, BundleSpec, Shard
+from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.table.grid import ChunkedArray, array_name, content_digest
 
 META = "zarr.json"
 MAX_META_BYTES = 256 * 2**20
@@ -57,26 +58,24 @@ class TableReference:
 
     def _chunks(self, spec: BundleSpec, layer: int, part: str) -> list[Shard]:
         whole = spec.tensor(layer, part)
-        rows, width = whole.shape[0], whole.nbytes // whole.shape[0]
-        size = self.files[chunk_file(layer, part, 0, flat=len(whole.shape) == 1)][0]
+        array = ChunkedArray(
+            name=array_name(layer, part),
+            rows=whole.shape[0],
+            width=whole.shape[1] if len(whole.shape) > 1 else None,
+            dtype=physical_dtype(whole.dtype),
+            chunk_rows=1,
+        )
+        rows, width, size = array.rows, array.row_bytes, self.files[array.file(0)][0]
         step = size // width
         if size % width or not 0 < step <= rows or -(-rows // step) > len(self.files):
             raise ValueError(f"chunks of {size} bytes for {rows} lines of {width}")
-        names = [
-            chunk_file(layer, part, index, flat=len(whole.shape) == 1)
-            for index in range(-(-rows // step))
-        ]
-        if {self.files[name][0] for name in names} != {size}:
+        array = replace(array, chunk_rows=step)
+        if {self.files[name][0] for name in array.files} != {size}:
             raise ValueError(f"chunks of different sizes in layer {layer}")
+        spans = [(file, *array.span(index)) for index, file in enumerate(array.files)]
         return [
-            Shard(
-                layer=layer,
-                part=part,
-                file=name,
-                first_row=index * step,
-                rows=min(step, rows - index * step),
-            )
-            for index, name in enumerate(names)
+            Shard(layer=layer, part=part, file=file, first_row=first, rows=count)
+            for file, first, count in spans
         ]
 
     def check(self, bundle: Path, spec: BundleSpec) -> Path:
@@ -171,21 +170,12 @@ def refer(
     `files` is the table's manifest, of which the bundle's layers are taken. The path is relative
     where the table lies beside the checkpoint or the bundle, so that both can move; else absolute.
     """
-    own = {_folder(layer, part) for layer in spec.layers for part in (*spec.parts, HITS)}
+    own = {array_name(layer, part) for layer in spec.layers for part in (*spec.parts, HITS)}
     return TableReference(
         path=_path_from(table.resolve(), bundle.resolve()),
         digest=digest,
         files={name: entry for name, entry in files.items() if name.rpartition("/")[0] in own},
     )
-
-
-def chunk_file(layer: int, part: str, index: int, *, flat: bool) -> str:
-    """The path of a chunk file in a table; `flat`: of an array of one axis."""
-    return f"{_folder(layer, part)}/c.{index}" + ("" if flat else ".0")
-
-
-def _folder(layer: int, part: str) -> str:
-    return str(layer) if part == ROWS else f"{part}/{layer}"
 
 
 def _is_hits(file: str) -> bool:

@@ -134,7 +134,7 @@ class StreamHasher:
         return self._history.copy(), self._carry
 
     def remember(self, history: NDArray[np.int32], carry: int) -> None:
-        """Go on as after what left this `memory`. Raises InputError for one that nothing leaves."""
+        """Continue from a `memory`. Raises InputError for one that no stream can have."""
         layout, wanted = self.layout, self._history
         known = (history >= 0) & (history < layout.compressed_size) | (history == layout.filler_id)
         if history.dtype != wanted.dtype or history.shape != wanted.shape or not known.all():

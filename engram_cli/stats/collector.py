@@ -1,7 +1,8 @@
-"""Defines collectors, which see the corpus while it is counted and give a section of stats.json.
+"""Defines collectors, which see the corpus while it is counted.
 
 A collector is shown every chunk in order, by one thread at a time. What it finds may depend
-neither on how the corpus was cut into chunks nor on the number of threads.
+neither on how the corpus was cut into chunks nor on the number of threads. It leaves a partial.
+Partials of several parts of a corpus merge, and the partial of the whole gives the result.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.state import State
 from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
@@ -38,93 +40,74 @@ class NgramObserver(Protocol):
         ...
 
 
-class Collector(Protocol):
-    """Sees all that is counted. `name`: its key in stats.json."""
+class CollectorPartial(Protocol):
+    """What a collector found in a part of the corpus; parts merge in any order and grouping."""
 
-    name: str
+    def state(self) -> State:
+        """Return all of it as named arrays, which may share memory."""
+        ...
+
+    def merge(self, other: Any) -> CollectorPartial:
+        """Return that of both parts.
+
+        Raises MismatchError for an `other` that was counted in another way.
+        """
+        ...
+
+    def result(self, counts: Counts) -> Any:
+        """Return what stats.json holds under the collector's name, None for nothing.
+
+        `counts` are those of the whole corpus.
+        """
+        ...
+
+
+class Collector:
+    """Base of all collectors; it ignores what it is shown.
+
+    `name`: of its partial, and the key of its result in stats.json.
+    """
+
+    name = ""
 
     @property
     def memory(self) -> int:
         """The most bytes it takes, known from the start."""
-        ...
+        return 0
 
     def push(self, chunk: TokenChunk) -> None:
         """Take the next chunk, of at most about 2**17 tokens."""
-        ...
 
     def ngram_observer(self, order: int) -> NgramObserver | None:
         """Return the observer of the n-grams of `order`, or None.
 
         It may be called by another thread than `push`.
         """
-        ...
+        return None
 
     def row_observer(self, layer: int, order: int) -> RowObserver | None:
         """Return the observer of the rows of `order` (such as 2) in `layer`, or None.
 
         It may be called by another thread than `push`.
         """
-        ...
-
-    def section(self, counts: Counts) -> Any:
-        """Return the result as plain JSON values; `counts` are those of the whole corpus."""
-        ...
+        return None
 
     def state(self) -> State:
         """Return all that `restore` of a new collector needs to continue; it may share memory."""
-        ...
+        return {}
 
     def restore(self, state: State) -> None:
         """Continue from a `state` read from a file. Raises ArtifactError for an unsound one."""
-        ...
 
-    def partial(self) -> State:
-        """Return what merges with the partials of other parts; reading order changes nothing.
-
-        It may share memory.
-        """
-        ...
-
-    def absorb(self, state: State) -> None:
-        """Merge the `partial` of another part, which may come from a file; nothing is pushed
-        afterwards. The order in which parts are absorbed changes nothing.
-
-        Raises ArtifactError for an unsound one, MismatchError for one that does not belong here.
-        """
-        ...
+    def partial(self) -> CollectorPartial:
+        """Return what was found, which may share memory; nothing is pushed afterwards."""
+        raise NotImplementedError
 
 
-class BaseCollector:
-    """Does nothing; collectors that need only a part of the protocol inherit from it."""
-
-    name = ""
-
-    @property
-    def memory(self) -> int:
-        """It takes no memory."""
-        return 0
-
-    def push(self, chunk: TokenChunk) -> None:
-        """Ignore the chunk."""
-
-    def ngram_observer(self, order: int) -> NgramObserver | None:
-        """Return None: it needs no observer."""
-        return None
-
-    def row_observer(self, layer: int, order: int) -> RowObserver | None:
-        """Return None: it needs no observer."""
-        return None
-
-    def state(self) -> State:
-        """Return an empty state."""
-        return {}
-
-    def restore(self, state: State) -> None:
-        """Ignore the state."""
-
-    def partial(self) -> State:
-        """Return an empty state."""
-        return {}
-
-    def absorb(self, state: State) -> None:
-        """Ignore the partial."""
+def first_heads(layout: HashLayout) -> dict[tuple[int, int], int]:
+    """Return (layer, order) -> the rows of the first head, which row observers see."""
+    return {
+        (entry.layer, order): entry.moduli[index * layout.heads]
+        for entry in layout.layers
+        for index, order in enumerate(layout.orders)
+    }

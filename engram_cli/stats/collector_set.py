@@ -1,4 +1,4 @@
-"""Makes the collectors of a run of hash-stats, and combines their partials and sections."""
+"""Makes the collectors of a run of hash-stats, and reads the partials that they leave."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engram_cli.corpus.base import CorpusFile
+from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import STATISTICS
-from engram_cli.stats.collector import Collector
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.exact import EXACT, Budget, ExactNgrams, exact_ngrams
+from engram_cli.stats.collector import Collector, CollectorPartial
 from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.occurrences import Occurrences, OccurrenceSample
-from engram_cli.stats.partial import partial_name
+from engram_cli.stats.occurrences import Occurrences, read_occurrences
 from engram_cli.stats.sources import GROUPINGS, group_files
-from engram_cli.stats.state import State
+from engram_cli.stats.state import State, check
 from engram_cli.stats.statistic import CollectorPlan
+from engram_cli.stats.text_ngrams import (
+    EXACT,
+    EXACT_OF,
+    AllNgrams,
+    Budget,
+    exact_ngrams,
+    read_all,
+)
 
 # The share of the free memory that exact counting may take: other programs need some too.
 _EXACT_SHARE = 0.9
@@ -29,9 +35,8 @@ class CollectorOptions:
 
     `exact`: every n-gram counted, within `exact_bytes`; `compare_uncompressed`: raw ids counted
     too; `group_by`: sources separated by "file", "folder", or a field that labels documents;
-    `locality`: hot rows, windows and caches; `holdout`: the share of the corpus that is not counted
-    and only looked up, which asks for `locality` too; `growth`: how the n-grams grow with the
-    corpus.
+    `locality`: hot rows and caches; `holdout`: the share of the corpus that is not counted and only
+    looked up, which asks for `locality` too; `growth`: how the n-grams grow with the corpus.
     """
 
     exact: bool = False
@@ -47,34 +52,8 @@ class CollectorOptions:
 class CollectorSet:
     """Holds the collectors of one run over the corpus."""
 
-    exact: tuple[ExactNgrams, ...]
-    others: tuple[Collector, ...]
+    collectors: tuple[Collector, ...]
     holdout: Holdout | None = None
-
-    def partials(self) -> dict[str, State]:
-        """Return the partials of all collectors, by name; nothing is counted afterwards."""
-        return {partial_name(collector): collector.partial() for collector in self.collectors}
-
-    def kept_partials(self) -> dict[str, State]:
-        """Return the partials that a statistics folder stores: exact counts up to `MOST_EXACT`."""
-        partials = self.partials()
-        if sum(_exact_ngrams(state) for state in partials.values()) <= MOST_EXACT:
-            return partials
-        others = {collector.name: partials[collector.name] for collector in self.others}
-        return {
-            name: {key: array for key, array in state.items() if EXACT not in key.split("/")}
-            for name, state in others.items()
-        }
-
-    def absorb(self, partials: Mapping[str, State]) -> None:
-        """Merge the partials of a part of the corpus, made by collectors like these."""
-        for collector in self.collectors:
-            collector.absorb(partials[partial_name(collector)])
-
-    @property
-    def collectors(self) -> tuple[Collector, ...]:
-        """All collectors."""
-        return (*self.exact, *self.others)
 
     @property
     def memory(self) -> int:
@@ -82,36 +61,9 @@ class CollectorSet:
         held = 0 if self.holdout is None else self.holdout.memory
         return held + sum(collector.memory for collector in self.collectors)
 
-    def samples(self) -> tuple[NgramSample, ...]:
-        """Return all n-grams of each order, () unless every one was counted. Call once."""
-        return tuple(table.sample() for table in self.exact)
-
-    @property
-    def occurrences(self) -> OccurrenceSample | None:
-        """The sample of positions."""
-        return occurrences_of(self.others)
-
-
-def _exact_ngrams(state: State) -> int:
-    """Return how many n-grams of exact counting a partial holds."""
-    exact = [name for name in state if EXACT in name.split("/") or name == "counts"]
-    return sum(len(state[name]) for name in exact if name.endswith("counts"))
-
-
-def occurrences_of(collectors: Sequence[Collector]) -> OccurrenceSample | None:
-    """Return the sample of positions; None in statistics of earlier versions."""
-    return next((each.sample() for each in collectors if isinstance(each, Occurrences)), None)
-
-
-def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | None:
-    """Return key of a file or section -> source; None unless files are the sources."""
-    if by not in GROUPINGS:  # labels of documents say it
-        return None
-    sizes: dict[str, int | None] = {}
-    for file in files:
-        sizes[file.name] = (sizes.get(file.name) or 0) + (file.size or 0)
-    source_of = group_files(sizes, by)
-    return {file.key: source_of[file.name] for file in files}
+    def partials(self) -> dict[str, CollectorPartial]:
+        """Return the partials of all collectors, by name; nothing is counted afterwards."""
+        return {collector.name: collector.partial() for collector in self.collectors}
 
 
 def make_collectors(
@@ -137,7 +89,63 @@ def make_collectors(
     made = (collect(plan) for key in STATISTICS if (collect := STATISTICS.load(key).collect))
     others = (Occurrences(layout), *(collector for collector in made if collector is not None))
     exact = () if budget is None else exact_ngrams(layout, budget)
-    return CollectorSet(exact=exact, others=others, holdout=holdout)
+    return CollectorSet(collectors=(*exact, *others), holdout=holdout)
+
+
+def read_collected(layout: HashLayout, states: Mapping[str, State]) -> dict[str, CollectorPartial]:
+    """Return the partials of collectors, by name. Raises ArtifactError for an unsound one."""
+    return {name: _read_partial(name, layout, state) for name, state in states.items()}
+
+
+def _read_partial(name: str, layout: HashLayout, state: State) -> CollectorPartial:
+    if name.startswith(EXACT_OF):
+        order = next((n for n in layout.orders if name == f"{EXACT_OF}{n}"), None)
+        check(order is not None, name)
+        return read_all(layout, order or 0, state)
+    if name == Occurrences.name:
+        return read_occurrences(layout, state)
+    read = STATISTICS.load(name).read_partial if name in STATISTICS else None
+    if read is None:
+        raise ArtifactError(f"'{name}' is no partial of this version", "upgrade engram")
+    return read(layout, state)
+
+
+def kept_states(states: Mapping[str, State]) -> Mapping[str, State]:
+    """Return the partials that a statistics folder stores: exact counts up to `MOST_EXACT`."""
+    exact = [
+        array
+        for name, state in states.items()
+        for key, array in state.items()
+        if key.endswith("counts") and (name.startswith(EXACT_OF) or EXACT in key.split("/"))
+    ]
+    if sum(map(len, exact)) <= MOST_EXACT:
+        return states
+    return {
+        name: {key: array for key, array in state.items() if EXACT not in key.split("/")}
+        for name, state in states.items()
+        if not name.startswith(EXACT_OF)
+    }
+
+
+def sources_of(files: Sequence[CorpusFile], by: str | None) -> dict[str, str] | None:
+    """Return key of a file or section -> source; None unless files are the sources."""
+    if by not in GROUPINGS:  # labels of documents say it
+        return None
+    sizes: dict[str, int | None] = {}
+    for file in files:
+        sizes[file.name] = (sizes.get(file.name) or 0) + (file.size or 0)
+    source_of = group_files(sizes, by)
+    return {file.key: source_of[file.name] for file in files}
+
+
+def check_exact_memory(
+    collector_options: CollectorOptions, partials: Mapping[str, CollectorPartial]
+) -> None:
+    """Raise InputError when all n-grams, counted elsewhere, do not fit into `exact_bytes` here."""
+    every = [partial for partial in partials.values() if isinstance(partial, AllNgrams)]
+    Budget(collector_options.exact_bytes).take(
+        sum(partial.memory for partial in every), "all n-grams together"
+    )
 
 
 def exact_memory(available: int | None, planned: int) -> int | None:

@@ -1,13 +1,13 @@
-"""How the number of distinct n-grams grows with the corpus: its typed result and its view."""
+"""Draws how the number of distinct n-grams grows with the corpus."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from engram_cli.stats.collisions import COLUMNS
-from engram_cli.stats.growth.collector import Growth
+from engram_cli.stats.growth import Growth, read_growth
+from engram_cli.stats.growth_curve import OrderGrowth
 from engram_cli.stats.orders import ORDERS
 from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.view import (
@@ -25,50 +25,6 @@ from engram_cli.view import (
 
 _SIGMAS = 2.0
 _SHARING = (0.5, 0.1)  # shares of n-grams that may share a row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OccupiedRows:
-    """The occupied rows of the first head of an order in one layer, at each point of the curve."""
-
-    layer: int
-    rows: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OccupiedShare:
-    """The share of a head's rows that a larger corpus would occupy."""
-
-    layer: int
-    share: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extrapolation:
-    """What a corpus of the same kind, `factor` times larger, would hold."""
-
-    factor: int
-    tokens: int
-    distinct: float
-    error: float
-    occupied: tuple[OccupiedShare, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrderGrowth:
-    """The curve of an order: `distinct` n-grams, with standard `error`, after `tokens` tokens."""
-
-    order: int
-    tokens: tuple[int, ...]
-    distinct: tuple[float, ...]
-    error: tuple[float, ...] = ()
-    occupied: tuple[OccupiedRows, ...] = ()
-    extrapolated: tuple[Extrapolation, ...] = ()
-
-    @property
-    def errors(self) -> tuple[float, ...]:
-        """The standard errors; zeros in statistics of earlier versions, which have none."""
-        return self.error or (0.0,) * len(self.tokens)
 
 
 def view(found: tuple[OrderGrowth, ...], results: Results) -> Iterable[View]:
@@ -208,5 +164,5 @@ GROWTH = Statistic(
     kind=tuple[OrderGrowth, ...],
     view=view,
     collect=lambda plan: Growth(plan.layout) if plan.options.growth else None,
-    blank=Growth.blank_for,
+    read_partial=read_growth,
 )

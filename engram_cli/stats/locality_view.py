@@ -1,31 +1,24 @@
-"""Which rows are hot, and what caches and windows would catch: the typed result and its view."""
+"""Draws which rows are hot, and what caches would catch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from engram_cli.numbers import brief, count
-from engram_cli.stats.locality.collector import Locality
+from engram_cli.numbers import brief
+from engram_cli.stats.locality import CacheHits, HotRows, Locality, LocalityResult, read_locality
 from engram_cli.stats.statistic import CollectorPlan, Results, Statistic
 from engram_cli.view import (
     Axis,
-    Bar,
-    BarChart,
+    Cell,
     Column,
     Estimate,
-    Group,
     LineChart,
-    Slot,
     Table,
     View,
     by_layer,
     counts,
-    grouped,
-    order_color,
     order_curve,
-    order_name,
     percents,
     share_axis,
 )
@@ -34,70 +27,18 @@ _HOT = (0.001, 0.01, 0.1, 0.2)  # shares of the rows in the table
 _CACHES = (0.01, 0.1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HotRows:
-    """The shares of look-ups that the hottest `rows_share` of the rows serve.
-
-    `counted`: of the counted tokens; `held_out`: of held-out tokens, None without any.
-    """
-
-    layer: int
-    order: int
-    held_out: tuple[float, ...] | None = None
-    rows_share: tuple[float, ...]
-    counted: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowRows:
-    """Distinct rows over look-ups in windows of `tokens` tokens."""
-
-    layer: int
-    order: int
-    tokens: int
-    distinct_share: float
-    error: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheHits:
-    """Hit rates of least-recently-used caches of `cache_rows` rows of one head."""
-
-    layer: int
-    order: int
-    cache_rows: tuple[int, ...]
-    hit_rate: tuple[float, ...]
-    error: tuple[float, ...] = ()
-
-    @property
-    def errors(self) -> tuple[float, ...]:
-        """The standard errors; zeros in statistics of earlier versions, which have none."""
-        return self.error or (0.0,) * len(self.cache_rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalityResult:
-    """How unevenly rows are used."""
-
-    hot: tuple[HotRows, ...] = ()
-    windows: tuple[WindowRows, ...] = ()
-    lru: tuple[CacheHits, ...] = ()
-    held_out_tokens: int = 0
-
-
 def view(found: LocalityResult, results: Results) -> Iterable[View]:
-    """Draw the hot set, and caches with windows."""
+    """Draw the hot set, and caches."""
     if found.hot:
         yield _hot_view(found)
-    if found.lru or found.windows:
-        parts = (*by_layer(found.lru, _cache_chart), *by_layer(found.windows, _window_chart))
+    if found.lru:
         yield View(
             name="cache",
-            title="Caches and batches",
+            title="Caches",
             lead="A cache that keeps the rows used last needs no counts beforehand; compare it "
-            "with the hot set at the same number of rows. Inside one batch, rows come back: only "
-            "the distinct ones have to be fetched.",
-            parts=(*parts, _cache_table(found)),
+            "with the hot set at the same number of rows. How many distinct rows a batch fetches "
+            "follows from these curves: engram plan --batch.",
+            parts=(*by_layer(found.lru, _cache_chart), _cache_table(found)),
         )
 
 
@@ -172,48 +113,16 @@ def _cache_chart(layer: int, suffix: str, own: Sequence[CacheHits]) -> LineChart
     )
 
 
-def _window_chart(layer: int, suffix: str, own: Sequence[WindowRows]) -> BarChart:
-    slots = tuple(
-        Slot(
-            count(tokens),
-            tuple(
-                Bar(order_name(w.order), order_color(w.order), w.distinct_share, w.error)
-                for w in windows
-            ),
-            f"windows of {count(tokens)} tokens",
-        )
-        for tokens, windows in grouped(own, lambda window: window.tokens).items()
-    )
-    return BarChart(
-        name=f"windows-{layer}",
-        title=f"Distinct rows in a window of tokens{suffix}",
-        description="For each window length, a bar for each order: distinct rows over look-ups.",
-        note="the rest are fetched once and used again",
-        y=share_axis("distinct rows / look-ups", high=1.0),
-        groups=(Group("tokens in the window", slots),),
-    )
-
-
 def _cache_table(found: LocalityResult) -> Table:
-    """Draw windows, and the caches nearest to some shares of the rows."""
-    windows = {
-        (w.layer, w.order, w.tokens): Estimate(w.distinct_share, w.error) for w in found.windows
-    }
-    lengths = sorted({window.tokens for window in found.windows})
-    rows = tuple(
-        (
-            *(entry.layer, entry.order),
-            *(windows.get((entry.layer, entry.order, length)) for length in lengths),
-            *(_cache(entry, share) for share in _CACHES),
-        )
+    """Draw the hit rates of the caches nearest to some shares of the rows."""
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (*(entry.layer, entry.order), *(_cache(entry, share) for share in _CACHES))
         for entry in found.lru
     )
-    names = [f"in {length:,} tokens" for length in lengths]
-    names += [f"LRU, {100 * share:g} % of rows" for share in _CACHES]
+    names = [f"LRU, {100 * share:g} % of rows" for share in _CACHES]
     columns = (*counts("layer", "order"), *percents(*names, digits=1))
-    title = "Distinct rows in a window, and hit rates of LRU caches"
     note = "± one standard error; in brackets the rows of the cache"
-    return Table(title, columns, rows, note=note)
+    return Table("Hit rates of LRU caches", columns, rows, note=note)
 
 
 def _cache(entry: CacheHits, share: float) -> Estimate:
@@ -237,5 +146,5 @@ LOCALITY = Statistic(
     kind=LocalityResult,
     view=view,
     collect=_collect,
-    blank=Locality.blank_for,
+    read_partial=read_locality,
 )

@@ -11,16 +11,15 @@ with a chance of exp(-k p), k the size of the sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
-from engram_cli.hashing.hasher import Window
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import kernels
-from engram_cli.stats.collector import BaseCollector
+from engram_cli.stats.collector import Collector
 from engram_cli.stats.distinct import hash_ngrams
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
 from engram_cli.stats.token_chunk import TokenChunk
@@ -36,7 +35,7 @@ _LEAST_PUSHED = 2**12  # tokens at a time
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OccurrenceSample:
-    """The `size` positions with the smallest priorities, all of them where there are no more.
+    """The `size` positions with the smallest priorities, all of them if there are no more.
 
     `priorities` uint64[S] ascending; `ngrams` int32[S, N]: the longest n-gram that ends at each,
     oldest token first, the filler at blocked positions.
@@ -50,11 +49,11 @@ class OccurrenceSample:
         return len(self.priorities)
 
     def of_order(self, order: int) -> NDArray[np.int32]:
-        """int32[S, order]: the n-gram of an order at each position."""
+        """Return int32[S, order]: the n-gram of an order at each position."""
         return np.ascontiguousarray(self.ngrams[:, self.ngrams.shape[1] - order :])
 
     def merge(self, other: OccurrenceSample) -> OccurrenceSample:
-        """The sample of both corpora. Raises MismatchError for another size."""
+        """Return the sample of both corpora. Raises MismatchError for another size."""
         if self.size != other.size:
             raise MismatchError(
                 f"samples of {self.size:,} and of {other.size:,} positions do not merge",
@@ -67,34 +66,41 @@ class OccurrenceSample:
         )
 
     def state(self) -> State:
-        """All of it as named arrays."""
+        """Return all of it as named arrays."""
         return {
             "size": scalar(self.size),
             "priorities": self.priorities,
             "ngrams": self.ngrams.reshape(-1),
         }
 
+    def result(self, counts: Counts) -> None:
+        """Return None: figures by use and the most frequent n-grams are computed from it."""
+
 
 def _first(
     size: int, priorities: NDArray[np.uint64], ngrams: NDArray[np.int32]
 ) -> OccurrenceSample:
-    """The first `size` by priority; of equal ones, as where a file was counted twice, by tokens."""
+    """Return the first `size` by priority; equal ones, as of a file counted twice, by tokens."""
     order = np.lexsort([*ngrams.T[::-1], priorities])[:size]
     return OccurrenceSample(size=size, priorities=priorities[order], ngrams=ngrams[order])
 
 
-def occurrences_of(state: State, width: int, ids: range) -> OccurrenceSample:
-    """The sample in a `state`, of n-grams of `width` ids in `ids`. Raises ArtifactError."""
+def read_occurrences(layout: HashLayout, state: State) -> OccurrenceSample:
+    """Return the sample in a `state`. Raises ArtifactError."""
+    width = layout.max_order
     size = take_scalar(state, "size", 1, MOST_POSITIONS)
     priorities = take(state, "priorities", np.uint64, (-1,))
     check(len(priorities) <= size and bool(np.all(priorities[1:] >= priorities[:-1])), "priorities")
     ngrams = take(state, "ngrams", np.int32, (len(priorities) * width,)).reshape(-1, width)
-    check(not len(ngrams) or (int(ngrams.min()) in ids and int(ngrams.max()) in ids), "ngrams")
+    inside = not len(ngrams) or 0 <= ngrams.min() <= ngrams.max() < layout.compressed_size
+    check(bool(inside), "ngrams")
     return OccurrenceSample(size=size, priorities=priorities, ngrams=ngrams)
 
 
-class OccurrenceSampler:
-    """Draws the sample from a stream of windows."""
+class Occurrences(Collector):
+    """Draws the sample from a stream of chunks."""
+
+    name = "occurrences"
 
     def __init__(self, layout: HashLayout, size: int = POSITIONS) -> None:
         self.size = size
@@ -107,21 +113,20 @@ class OccurrenceSampler:
 
     @property
     def memory(self) -> int:
-        """The bytes it takes at most: what it holds, and copies while it is cut."""
+        """The most bytes it takes: what it holds, and copies while it is cut."""
         return 2 * (3 * self.size + _LEAST_PUSHED) * (8 + 4 * self._width)
 
-    def push(self, chunk: TokenChunk, window: Window | None = None) -> None:
-        """Draw from a chunk; `window`: its tokens where they are not those of the chunk."""
-        window = chunk.window if window is None else window
+    def push(self, chunk: TokenChunk) -> None:
+        """Draw from a chunk."""
         begin = 0
         while begin < len(chunk):
             # Until the threshold has fallen most positions are drawn: fewer at a time.
             step = len(chunk) if self._highest < _EVERY // 4 else max(self.size, _LEAST_PUSHED)
             end = min(begin + step, len(chunk))
-            self._draw(chunk.part(begin, end), window.part(begin, end))
+            self._draw(chunk.part(begin, end))
             begin = end
 
-    def _draw(self, chunk: TokenChunk, window: Window) -> None:
+    def _draw(self, chunk: TokenChunk) -> None:
         places = np.empty(len(chunk), dtype=np.int64)
         priorities = np.empty(len(chunk), dtype=np.uint64)
         drawn = kernels.draw_positions(
@@ -135,6 +140,7 @@ class OccurrenceSampler:
         )
         if not drawn:
             return
+        window = chunk.window
         ngrams = np.empty((drawn, self._width), dtype=np.int32)
         kernels.ngrams_at(window.tokens, window.seen, self._filler, places[:drawn], ngrams)
         self._priorities.append(priorities[:drawn].copy())
@@ -152,13 +158,13 @@ class OccurrenceSampler:
             priorities, ngrams = priorities[kept], ngrams[kept]
         self._priorities, self._ngrams, self._held = [priorities], [ngrams], len(priorities)
 
-    def sample(self) -> OccurrenceSample:
-        """The sample of all that was pushed."""
+    def partial(self) -> OccurrenceSample:
+        """Return the sample of all that was pushed."""
         self._cut()
         return _first(self.size, self._priorities[0], self._ngrams[0])
 
     def state(self) -> State:
-        """What is held."""
+        """Return what is held."""
         self._cut()
         return {
             "highest": scalar(self._highest, np.uint64),
@@ -167,61 +173,12 @@ class OccurrenceSampler:
         }
 
     def restore(self, state: State) -> None:
-        """Go on from a `state`. Raises ArtifactError."""
+        """Continue from a `state`. Raises ArtifactError."""
         self._highest = take_scalar(state, "highest", 0, _EVERY)
         priorities = take(state, "priorities", np.uint64, (-1,))
         ngrams = take(state, "ngrams", np.int32, (len(priorities), self._width))
         check(not len(priorities) or int(priorities.max()) <= self._highest, "priorities")
         self._priorities, self._ngrams, self._held = [priorities], [ngrams], len(priorities)
-
-
-class Occurrences(BaseCollector):
-    """The collector of the sample: other figures go by it, it has none of its own."""
-
-    name = "occurrences"
-
-    def __init__(self, layout: HashLayout, size: int = POSITIONS) -> None:
-        self._layout = layout
-        self._sampler = OccurrenceSampler(layout, size)
-        self._absorbed: OccurrenceSample | None = None
-
-    @classmethod
-    def blank_for(cls, layout: HashLayout, state: State) -> Occurrences:
-        """One that can absorb a partial. Raises ArtifactError."""
-        return cls(layout, take_scalar(state, "size", 1, MOST_POSITIONS))
-
-    @property
-    def memory(self) -> int:
-        """That of the sampler."""
-        return self._sampler.memory
-
-    def push(self, chunk: TokenChunk) -> None:
-        """Draw from a chunk."""
-        self._sampler.push(chunk)
-
-    def sample(self) -> OccurrenceSample:
-        """The sample of all that was pushed, or absorbed."""
-        return self._absorbed or self._sampler.sample()
-
-    def section(self, counts: Counts) -> None:
-        """None: the figures by use and the most frequent n-grams are other sections."""
-
-    def state(self) -> State:
-        """Of the sampler."""
-        return self._sampler.state()
-
-    def restore(self, state: State) -> None:
-        """Go on from a `state`. Raises ArtifactError."""
-        self._sampler.restore(state)
-
-    def partial(self) -> State:
-        """The sample."""
-        return self.sample().state()
-
-    def absorb(self, state: State) -> None:
-        """Take in a partial. Raises ArtifactError, MismatchError."""
-        ids = range(self._layout.compressed_size)
-        self._absorbed = self.sample().merge(occurrences_of(state, self._layout.max_order, ids))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -238,15 +195,9 @@ class Drawn:
     tokens: NDArray[np.int32]
     times: NDArray[np.int64]
 
-    def take(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> Drawn:
-        """Some of them."""
-        return replace(
-            self, hashes=self.hashes[which], tokens=self.tokens[which], times=self.times[which]
-        )
-
 
 def drawn_ngrams(sample: OccurrenceSample, orders: Sequence[int]) -> tuple[Drawn, ...]:
-    """The n-grams of each order, told apart by the hash of `stats.distinct`."""
+    """Return the n-grams of each order, told apart by the hash of `stats.distinct`."""
     found = []
     for order in orders:
         tokens = sample.of_order(order)

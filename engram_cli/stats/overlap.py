@@ -9,7 +9,7 @@ all its n-grams elsewhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,38 @@ from numpy.typing import NDArray
 
 from engram_cli.stats.distinct import EVERYTHING, NgramSample, lowest
 from engram_cli.stats.known import places_in
-from engram_cli.stats.membership import Membership
 from engram_cli.stats.occurrences import Drawn
+from engram_cli.stats.statistic import Results
+from engram_cli.stats.text_ngrams import Membership
+from engram_cli.view import Column, Matrix, Table, View, counts, order_name, percents
 
-Matrix = NDArray[np.float64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """The overlap of sources for one order.
+
+    `share[i][j]`, `ngrams[i][j]`: the share of the occurrences, and of the n-grams, of source i
+    whose n-gram source j has too, with their standard errors; `distinct`: n-grams of each source.
+    """
+
+    order: int
+    share: tuple[tuple[float, ...], ...]
+    share_error: tuple[tuple[float, ...], ...] = ()
+    ngrams: tuple[tuple[float, ...], ...] = ()
+    ngrams_error: tuple[tuple[float, ...], ...] = ()
+    distinct: tuple[float, ...] = ()
+    distinct_error: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcesResult:
+    """The sources by name, their tokens, and how they overlap."""
+
+    names: tuple[str, ...]
+    tokens: tuple[int, ...]
+    overlap: tuple[Overlap, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,8 +61,8 @@ class SourceNgrams:
     seen: Membership
 
 
-def by_occurrence(sources: Sequence[SourceNgrams]) -> tuple[Matrix, Matrix]:
-    """Shares [G, G] of the occurrences of source i whose n-gram source j has too, and errors."""
+def by_occurrence(sources: Sequence[SourceNgrams]) -> tuple[Floats, Floats]:
+    """Return the shares [G, G] of the occurrences of i whose n-gram j has too, and errors."""
     share, error = np.eye(len(sources)), np.zeros((len(sources), len(sources)))
     loads = [other.seen.load for other in sources]
     for i, one in enumerate(sources):
@@ -44,8 +72,8 @@ def by_occurrence(sources: Sequence[SourceNgrams]) -> tuple[Matrix, Matrix]:
     return share, error
 
 
-def by_ngram(samples: Sequence[NgramSample]) -> tuple[Matrix, Matrix]:
-    """Shares [G, G] of the n-grams of source i that source j has too, and errors."""
+def by_ngram(samples: Sequence[NgramSample]) -> tuple[Floats, Floats]:
+    """Return the shares [G, G] of the n-grams of source i that j has too, and errors."""
     share, error = np.eye(len(samples)), np.zeros((len(samples), len(samples)))
     for i, one in enumerate(samples):
         for j, two in enumerate(samples[:i]):
@@ -63,7 +91,7 @@ def by_ngram(samples: Sequence[NgramSample]) -> tuple[Matrix, Matrix]:
 
 
 def _share(one: SourceNgrams, other: SourceNgrams, load: float) -> tuple[float, float]:
-    """The share of the occurrences of `one` whose n-gram `other` has, and its standard error.
+    """Return the share of the occurrences of `one` whose n-gram `other` has, and its error.
 
     A bit that is set counts 1, one that is not -load / (1 - load): 0 in the mean for an n-gram that
     is not there.
@@ -91,5 +119,34 @@ def _share(one: SourceNgrams, other: SourceNgrams, load: float) -> tuple[float, 
 
 
 def _below(sample: NgramSample, threshold: int) -> NgramSample:
-    """The n-grams of a sample whose hash is below `threshold`."""
+    """Return the n-grams of a sample whose hash is below `threshold`."""
     return lowest(sample.order, sample.size, threshold, sample.hashes, sample.counts, sample.tokens)
+
+
+def overlap_views(found: SourcesResult, results: Results) -> Iterable[View]:
+    """Draw the sources, and a matrix for each order."""
+    whole = sum(found.tokens) or 1
+    tokens = zip(found.names, found.tokens, strict=True)
+    columns = (Column("source", "text"), *counts("tokens"), *percents("share", digits=1))
+    rows = tuple((name, own, own / whole) for name, own in tokens)
+    matrices = [
+        Matrix(
+            name=f"overlap-{entry.order}",
+            title=f"{order_name(entry.order)}: % of occurrences whose n-gram source",
+            names=found.names,
+            values=entry.share,
+            errors=entry.share_error,
+            beside=found.tokens,
+            beside_name="tokens",
+        )
+        for entry in (found.overlap if len(found.names) > 1 else ())
+    ]
+    yield View(
+        name="sources",
+        title="Sources and what they share",
+        lead="Read a line from the left: the share of that source's look-ups whose n-gram also "
+        "occurs in the source above, with its standard error in points. Where little overlaps, a "
+        "table of one source serves the other badly, and both together need nearly the sum of "
+        "their rows.",
+        parts=(Table("Sources", columns, rows, where="page"), *matrices),
+    )

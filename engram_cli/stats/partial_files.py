@@ -1,7 +1,7 @@
-"""The partials of a statistics folder: named arrays in, files out, and checked the way back.
+"""Writes and reads the partials of a statistics folder.
 
-Short arrays lie in one safetensors file, long ones in a Zarr group, compressed: counters, and the
-n-grams of exact counting. docs/reference/statistics-format.md describes both.
+Short arrays lie in one safetensors file. Long ones (counters, the n-grams of exact counting) lie in
+a Zarr group, compressed. docs/reference/statistics-format.md describes both.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _DTYPES = ("uint8", "uint32", "uint64", "int32", "int64", "float64")
 def write_partials(
     folder: Path, partials: Mapping[str, State]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Write the partials into a folder.
+    """Write partials into a folder.
 
-    Returns what stats.json has to say about them, and the digests of the long arrays.
+    Returns the entry of stats.json about them, and the digests of the long arrays.
     """
     if not partials:
         return {"of": []}, {}
@@ -49,10 +49,10 @@ def write_partials(
 
 
 def read_partials(folder: Path, about: Any, only: str | None = None) -> dict[str, State]:
-    """The partials that stats.json says are there; none in a folder of an older version.
+    """Read the partials that stats.json names; none in a folder of an older version.
 
-    `only`: the name of the one to read. Raises ArtifactError. What the arrays hold is checked where
-    they are absorbed.
+    `only`: the name of the one to read. Raises ArtifactError. The values of the arrays are checked
+    where they are absorbed.
     """
     if about is None or about == {"of": []}:
         return {}
@@ -86,5 +86,5 @@ def read_partials(folder: Path, about: Any, only: str | None = None) -> dict[str
 
 
 def flat_name(name: str) -> str:
-    """The name of an array in the Zarr group, which has no groups inside."""
+    """Return the name of an array in the Zarr group, which has no groups inside."""
     return name.replace("/", ".")

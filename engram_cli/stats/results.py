@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.numbers import brief, count
 from engram_cli.stats import STATISTICS
 from engram_cli.stats.by_use import uses_of
-from engram_cli.stats.collector import Collector
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.known import known_ngrams
 from engram_cli.stats.names import Names
-from engram_cli.stats.occurrences import OccurrenceSample, drawn_ngrams
-from engram_cli.stats.statistic import Counted, Results
+from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, drawn_ngrams
+from engram_cli.stats.partial import Partial
+from engram_cli.stats.statistic import Counted, Results, read_typed
+from engram_cli.stats.stats_io import Statistics
+from engram_cli.stats.text_ngrams import AllNgrams
 from engram_cli.stats.totals import Counts
 from engram_cli.version import __version__
 from engram_cli.view import Column, Page, Table, View
 from engram_cli.view import counts as table_columns
 from engram_cli.vocab.compress import CompressedVocab
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """The files that were counted, as stats.json names them."""
+
+    files: int = 0
+    empty_files: int = 0
 
 
 def count_results(
@@ -51,14 +62,13 @@ def count_results(
     return {key: compute(counted) for key, compute in computed.items() if compute is not None}
 
 
-def collected_results(collectors: Sequence[Collector], counts: Counts) -> dict[str, object]:
-    """Return the results of collectors, by statistic; some have none."""
-    found = {}
-    for collector in collectors:
-        result = collector.section(counts)
-        if result is not None:
-            found[collector.name] = STATISTICS.load(collector.name).read(result)
-    return found
+def all_results(whole: Partial, vocab: CompressedVocab | None = None) -> dict[str, object]:
+    """Return the results of all statistics of a corpus; `vocab` gives n-grams texts."""
+    every = [found.sample for found in whole.collected.values() if isinstance(found, AllNgrams)]
+    every.sort(key=lambda sample: sample.order)
+    drawn = whole.collected.get(Occurrences.name)
+    occurrences = drawn if isinstance(drawn, OccurrenceSample) else None
+    return count_results(whole.counts, vocab, every, occurrences) | whole.results()
 
 
 def split_results(results: Mapping[str, object]) -> dict[str, Any]:
@@ -67,28 +77,25 @@ def split_results(results: Mapping[str, object]) -> dict[str, Any]:
     return {"orders": results["orders"], "columns": results["columns"], "sections": sections}
 
 
-def read_results(document: Mapping[str, Any], layout: HashLayout) -> Results:
-    """Return the results in a stats.json. Raises ArtifactError for damaged ones."""
+def read_results(statistics: Statistics) -> Results:
+    """Return the results in a statistics folder. Raises ArtifactError for damaged ones."""
     found = {
-        key: STATISTICS.load(key).read(document[key])
+        key: STATISTICS.load(key).read(statistics.document[key])
         for key in STATISTICS
-        if document.get(key) is not None
+        if statistics.document.get(key) is not None
     }
-    return Results(
-        tokens=document["tokens"], documents=document["documents"], found=found, layout=layout
-    )
+    return Results(tokens=statistics.tokens, documents=statistics.documents, found=found)
 
 
-def statistics_page(document: Mapping[str, Any], layout: HashLayout) -> Page:
-    """Return the page of a stats.json. Raises ArtifactError for damaged results."""
-    results = read_results(document, layout)
-    corpus: Mapping[str, int] = document.get("corpus") or {}
+def statistics_page(statistics: Statistics) -> Page:
+    """Return the page of a statistics folder. Raises ArtifactError for damaged results."""
+    results, document, layout = read_results(statistics), statistics.document, statistics.layout
+    corpus = read_typed(Corpus, document.get("corpus") or {}, "'corpus'")
     facts = []
-    if corpus.get("files"):
-        empty = corpus.get("empty_files") or 0
-        some = f", {count(empty)} of them empty" if empty else ""
-        facts.append(("Corpus", f"{count(corpus['files'])} files{some}"))
-    joined = ", joined" if document.get("join_documents") else ""
+    if corpus.files:
+        some = f", {count(corpus.empty_files)} of them empty" if corpus.empty_files else ""
+        facts.append(("Corpus", f"{count(corpus.files)} files{some}"))
+    joined = ", joined" if statistics.joined else ""
     size = f"{count(results.tokens)} tokens, {count(results.documents)} documents{joined}"
     orders, layers = ", ".join(map(str, layout.orders)), ", ".join(map(str, layout.layer_ids))
     plural = "s" if len(layout.layers) > 1 else ""

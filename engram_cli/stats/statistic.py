@@ -16,7 +16,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import STATISTICS
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.by_use import Uses
-from engram_cli.stats.collector import Collector
+from engram_cli.stats.collector import Collector, CollectorPartial
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.known import KnownNgrams
 from engram_cli.stats.names import Names
@@ -27,8 +27,8 @@ from engram_cli.view import View
 
 if TYPE_CHECKING:
     from engram_cli.stats.collector_set import CollectorOptions
-    from engram_cli.stats.exact import Budget
     from engram_cli.stats.holdout import Holdout
+    from engram_cli.stats.text_ngrams import Budget
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -70,15 +70,11 @@ class CollectorPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The typed results of statistics by their key in stats.json, and the size of the corpus.
-
-    `layout` is None where only the terminal shows the results.
-    """
+    """The typed results of statistics by their key in stats.json, and the size of the corpus."""
 
     tokens: int
     documents: int
     found: Mapping[str, object]
-    layout: HashLayout | None = None
 
     def get(self, statistic: Statistic[R]) -> R | None:
         """Return the result of a statistic; None if it was not collected."""
@@ -111,7 +107,7 @@ class Statistic(Generic[R]):
 
     `view` draws a result, and may look at those of other statistics. A result comes either from
     `compute`, which gets what was counted, or from a collector: `collect` makes one for a run, or
-    returns None if its options leave the statistic out; `blank` makes one that absorbs partials.
+    returns None if its options leave the statistic out; `read_partial` reads what it left.
     """
 
     key: str
@@ -119,11 +115,16 @@ class Statistic(Generic[R]):
     view: Callable[[R, Results], Iterable[View]]
     compute: Callable[[Counted], R] | None = None
     collect: Callable[[CollectorPlan], Collector | None] | None = None
-    blank: Callable[[HashLayout, State], Collector] | None = None
+    read_partial: Callable[[HashLayout, State], CollectorPartial] | None = None
 
     def read(self, value: object) -> R:
         """Return the result from its JSON. Raises ArtifactError."""
-        try:
-            return read_json_as(self.kind, value, f"'{self.key}'")
-        except ValueError as error:
-            raise ArtifactError(f"{error}: it cannot be drawn", REMAKE) from None
+        return read_typed(self.kind, value, f"'{self.key}'")
+
+
+def read_typed(kind: type[R], value: object, where: str) -> R:
+    """Return a part of stats.json as `kind`; `where` names it. Raises ArtifactError."""
+    try:
+        return read_json_as(kind, value, where)
+    except ValueError as error:
+        raise ArtifactError(f"{error}: it cannot be drawn", REMAKE) from None

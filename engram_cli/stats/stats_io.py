@@ -28,7 +28,7 @@ from engram_cli.stats.arrays import (
     write_arrays,
 )
 from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, occurrences_of
+from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, read_occurrences
 from engram_cli.stats.partial_files import (
     LONG,
     SHORT,
@@ -121,8 +121,7 @@ class Statistics:
         """
         about, name = self.document.get("partials"), Occurrences.name
         state = read_partials(self.path, about, only=name).get(name)
-        ids = range(self.layout.compressed_size)
-        return None if state is None else occurrences_of(state, self.layout.max_order, ids)
+        return None if state is None else read_occurrences(self.layout, state)
 
     def counts(self) -> Counts:
         """Return all that was counted, to be merged with other counts. Raises ArtifactError."""

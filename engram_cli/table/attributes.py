@@ -17,17 +17,16 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows import DTYPES
 from engram_cli.rows.checksum import ALGORITHM
 from engram_cli.rows.dtypes import Scaling
-from engram_cli.table.digest import content_digest
+from engram_cli.rows.source import HITS, SCALES
 from engram_cli.table.grid import (
     HITS_TYPE,
     LOOKUP,
     LOOKUP_TYPE,
     PROJECTION_TYPE,
     ChunkedArray,
-    hits_array,
+    array_name,
+    content_digest,
     projection_array,
-    row_array,
-    scales_array,
 )
 from engram_cli.table.spec import FORMAT, MAX_DIM, VERSION
 
@@ -172,15 +171,15 @@ def _read_arrays(
     _need(statistics is None or _is_count(statistics["tokens"]), f"statistics are {statistics!r}")
     arrays: dict[str, ChunkedArray] = {}
     for entry in layout.layers:
-        rows = row_array(entry.layer)
+        rows = array_name(entry.layer)
         arrays[rows] = _read_array(path, rows, entry.rows, width, row_type.physical)
         if row_type.scaling is not None:
-            name = scales_array(entry.layer)
+            name = array_name(entry.layer, SCALES)
             arrays[name] = _read_scales(
                 path, name, row_type.scaling, attributes["dim"], arrays[rows]
             )
         if statistics is not None:
-            hits = hits_array(entry.layer)
+            hits = array_name(entry.layer, HITS)
             arrays[hits] = _read_array(path, hits, entry.rows, None, HITS_TYPE)
     hidden = _projected(attributes["init"])
     if hidden is not None:

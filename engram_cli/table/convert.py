@@ -24,7 +24,7 @@ from engram_cli.rows.source import HITS, SCALES, RowSource
 from engram_cli.table.grid import ChunkedArray, projection_array
 from engram_cli.table.inits.base import Filler
 from engram_cli.table.spec import TableSpec
-from engram_cli.table.store import PIECE_BYTES, TableStore
+from engram_cli.table.store import PIECE_BYTES, TableStore, open_array
 
 _PIECES = 64  # pieces of a task
 
@@ -68,7 +68,7 @@ class StoredRows:
 
     def values(self, array: ChunkedArray) -> NDArray[Any]:
         """Read one of them."""
-        return array.on(self.source.path).read(0, array.rows)
+        return open_array(self.source.path, array).read(0, array.rows)
 
 
 def conversion(

@@ -1,25 +1,27 @@
-"""How the rows of an array lie in its chunk files: plain arithmetic, shared by writer and reader.
+"""The chunks of an array: which rows lie in which file. Writer and reader share it.
 
-A chunk file is whole rows, one after another, little-endian and uncompressed; the last one is as
-long as the others, filled up with zeros.
+A chunk file holds whole rows, one after another, little-endian and uncompressed. The last one is as
+long as the others, padded with zeros.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engram_cli.rows.gather import FileArray
-from engram_cli.rows.source import Span
+from engram_cli.files import canonical_json, sha256_bytes
+from engram_cli.rows.source import ROWS, Span
 
 TARGET_CHUNK_BYTES = 128 * 2**20
 HITS_TYPE: np.dtype[Any] = np.dtype("<u4")
 LOOKUP_TYPE: np.dtype[Any] = np.dtype("<i4")
 PROJECTION_TYPE: np.dtype[Any] = np.dtype("<f4")
 LOOKUP = "lookup"
+_NOT_CONTENT = ("digest", "complete", "tool_version")
 DAMAGED = "see what is wrong with engram verify, then build the table again"
 
 
@@ -53,21 +55,21 @@ class ChunkedArray:
 
     @property
     def chunks(self) -> int:
-        """How many chunk files there are."""
+        """Number of chunk files."""
         return -(-self.rows // self.chunk_rows)
 
     @property
     def chunk_bytes(self) -> int:
-        """The size of every chunk file."""
+        """Bytes of every chunk file."""
         return self.chunk_rows * self.row_bytes
 
     @property
     def stored_bytes(self) -> int:
-        """The size of all chunk files, the last one's filling included."""
+        """Bytes of all chunk files, padding included."""
         return self.chunks * self.chunk_bytes
 
     def file(self, index: int) -> str:
-        """The path of chunk `index` in the store."""
+        """Return the path of chunk `index` in the store."""
         return f"{self.name}/c.{index}" + ("" if self.width is None else ".0")
 
     @property
@@ -76,25 +78,25 @@ class ChunkedArray:
         return [self.file(index) for index in range(self.chunks)]
 
     def span(self, index: int) -> tuple[int, int]:
-        """The first row of chunk `index`, and how many rows it holds without the filling."""
+        """Return the first row of chunk `index`, and its number of rows without padding."""
         first = index * self.chunk_rows
         return first, min(self.chunk_rows, self.rows - first)
 
-    def on(self, store: Path) -> FileArray:
-        """The array in the chunk files of the store at `store`, none of which is opened yet."""
-        spans = []
+    def spans(self, store: Path) -> list[Span]:
+        """Return the spans of the chunk files of the store at `store`."""
+        found = []
         for index in range(self.chunks):
             first, rows = self.span(index)
-            spans.append(Span(file=store / self.file(index), begin=0, first=first, rows=rows))
-        return FileArray(spans, self.dtype, self.shape[1:], DAMAGED)
+            found.append(Span(file=store / self.file(index), begin=0, first=first, rows=rows))
+        return found
 
 
 def chunked(
     name: str, rows: int, width: int | None, dtype: np.dtype[Any], chunk_rows: int | None = None
 ) -> ChunkedArray:
-    """An array in chunks of `chunk_rows`; without it, in even chunks of about 128 MiB.
+    """Return an array in chunks of `chunk_rows`; without it, in even chunks of about 128 MiB.
 
-    Even chunks keep the filling of the last one below a row for each chunk.
+    Even chunks keep the padding below one row for each chunk.
     """
     if chunk_rows is None:
         row_bytes = dtype.itemsize * (1 if width is None else width)
@@ -105,21 +107,17 @@ def chunked(
     )
 
 
-def row_array(layer: int) -> str:
-    """The name of the array that holds a layer's rows."""
-    return str(layer)
-
-
-def scales_array(layer: int) -> str:
-    """The name of the array that holds the scales of a layer's rows."""
-    return f"scales/{layer}"
-
-
-def hits_array(layer: int) -> str:
-    """The name of the array that holds a layer's hits."""
-    return f"hits/{layer}"
+def array_name(layer: int, part: str = ROWS) -> str:
+    """Return the name of the array that holds a part of a layer: its rows, scales or hits."""
+    return str(layer) if part == ROWS else f"{part}/{layer}"
 
 
 def projection_array(layer: int) -> str:
-    """The name of the array that holds what a layer's embeddings were projected with."""
+    """Return the name of the array of the projections of a layer's embeddings."""
     return f"projection/{layer}"
+
+
+def content_digest(attributes: Mapping[str, Any]) -> str:
+    """Return the digest that names a table: of all attributes that decide its content."""
+    content = {key: value for key, value in attributes.items() if key not in _NOT_CONTENT}
+    return sha256_bytes(b"engram table 1\n", canonical_json(content))

@@ -6,29 +6,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows import DTYPES
 from engram_cli.rows.checksum import ALGORITHM
 from engram_cli.rows.dtypes import LARGEST_SCALE, LEAST_SCALE, RowType
-from engram_cli.table.digest import content_digest
+from engram_cli.rows.source import HITS, SCALES
 from engram_cli.table.grid import (
     HITS_TYPE,
     LOOKUP,
     LOOKUP_TYPE,
     ChunkedArray,
+    array_name,
     chunked,
-    hits_array,
-    row_array,
-    scales_array,
+    content_digest,
 )
-from engram_cli.table.inits.base import Init, InitWithArrays
+from engram_cli.table.inits.base import Filler, Init, InitWithArrays
 from engram_cli.version import __version__
 
 FORMAT = "engram-table"
 VERSION = 1
 MAX_DIM = 2**16
 MAX_CHUNKS = 2**17
+PIECE_BYTES = 2**20  # float32 values made while in the L2 cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ class TableSpec:
         width = self.row_type.width(self.dim)
         return {
             entry.layer: chunked(
-                row_array(entry.layer), entry.rows, width, self.row_type.physical, self.chunk_rows
+                array_name(entry.layer), entry.rows, width, self.row_type.physical, self.chunk_rows
             )
             for entry in self.layout.layers
         }
@@ -94,7 +97,9 @@ class TableSpec:
             return {}
         width = scaling.width(self.dim)
         return {
-            layer: chunked(scales_array(layer), rows.rows, width, scaling.dtype, rows.chunk_rows)
+            layer: chunked(
+                array_name(layer, SCALES), rows.rows, width, scaling.dtype, rows.chunk_rows
+            )
             for layer, rows in self.row_arrays.items()
         }
 
@@ -105,7 +110,8 @@ class TableSpec:
         if scaling is None or not self.row_type.of_layer:
             return {}
         return {
-            layer: chunked(scales_array(layer), 1, None, scaling.dtype) for layer in self.row_arrays
+            layer: chunked(array_name(layer, SCALES), 1, None, scaling.dtype)
+            for layer in self.row_arrays
         }
 
     @property
@@ -130,7 +136,7 @@ class TableSpec:
         if self.tokens is None:
             return {}
         return {
-            entry.layer: chunked(hits_array(entry.layer), entry.rows, None, HITS_TYPE)
+            entry.layer: chunked(array_name(entry.layer, HITS), entry.rows, None, HITS_TYPE)
             for entry in self.layout.layers
         }
 
@@ -200,3 +206,26 @@ class TableSpec:
             "files": {name: list(files[name]) for name in sorted(files)},
         }
         return attributes | {"digest": content_digest(attributes)}
+
+
+def layer_scale(spec: TableSpec, layer: int, filler: Filler | None) -> NDArray[np.float32]:
+    """The scale float32[1] of a layer of `spec`, whose rows `filler` gives."""
+    if spec.scale is not None:
+        return np.array([spec.scale], dtype=np.float32)
+    bound = spec.init.bound(layer, spec.dim)
+    if bound is None:
+        bound = 0.0 if filler is None else largest(filler, spec.row_arrays[layer].rows, spec.dim)
+    return np.array([spec.row_type.layer_scale(bound)], dtype=np.float32)
+
+
+def largest(filler: Filler, rows: int, dim: int) -> float:
+    """The largest size of a finite value in all rows, 0 where there is none."""
+    step = min(max(1, PIECE_BYTES // (4 * dim)), rows)
+    values = np.empty((step, dim), dtype=np.float32)
+    found = 0.0
+    for first in range(0, rows, step):
+        piece = values[: min(step, rows - first)]
+        filler(first, piece)
+        sizes = np.abs(piece)
+        found = max(found, float(np.max(sizes, where=np.isfinite(sizes), initial=0)))
+    return found

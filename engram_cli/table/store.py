@@ -17,13 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.rows.gather import FileRows
+from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.source import HITS, ROWS, SCALES
 from engram_cli.table.attributes import Description, read_description
-from engram_cli.table.grid import DAMAGED, LOOKUP, ChunkedArray, hits_array, row_array, scales_array
+from engram_cli.table.grid import DAMAGED, LOOKUP, ChunkedArray, array_name
 
 PIECE_BYTES = 2**20  # float32 values decoded while in the L2 cache
-_NAMES = {ROWS: row_array, SCALES: scales_array, HITS: hits_array}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +66,8 @@ class TableStore(FileRows):
 
     def hits(self, layer: int | None = None) -> NDArray[np.uint32] | None:
         """Return how often the corpus looked each row up, uint32[rows]; None if not counted."""
-        array = self.arrays.get(hits_array(self.layout.layer(layer).layer))
-        return None if array is None else array.on(self.path).read(0, array.rows)
+        array = self.arrays.get(array_name(self.layout.layer(layer).layer, HITS))
+        return None if array is None else open_array(self.path, array).read(0, array.rows)
 
 
 def open_table(path: Path | str) -> TableStore:
@@ -92,12 +91,17 @@ def open_table(path: Path | str) -> TableStore:
         attributes=about.attributes,
         arrays=about.arrays,
         parts={
-            (layer, part): about.arrays[name(layer)].on(about.path)
+            (layer, part): open_array(about.path, about.arrays[array_name(layer, part)])
             for layer in layout.layer_ids
-            for part, name in _NAMES.items()
-            if name(layer) in about.arrays
+            for part in (ROWS, SCALES, HITS)
+            if array_name(layer, part) in about.arrays
         },
     )
+
+
+def open_array(store: Path, array: ChunkedArray) -> FileArray:
+    """Return an array in the chunk files of the store at `store`, none of which is opened yet."""
+    return FileArray(array.spans(store), array.dtype, array.shape[1:], DAMAGED)
 
 
 def bound_layout(about: Description) -> HashLayout:
@@ -106,7 +110,7 @@ def bound_layout(about: Description) -> HashLayout:
     if array is None:
         return about.layout
     try:
-        lookup = array.on(about.path).read(0, array.rows)
+        lookup = open_array(about.path, array).read(0, array.rows)
         return about.layout.bind(cast("NDArray[np.int32]", lookup))
     except MismatchError:
         raise ArtifactError(f"{about.path / LOOKUP} is damaged", DAMAGED) from None

@@ -245,9 +245,9 @@ def _read_metadata(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     try:
         about = parse_json(metadata[_KEY])
     except (KeyError, ValueError):
-        raise ArtifactError(f"{path} is no compressed vocabulary of ours", _REMAKE) from None
+        raise ArtifactError(f"{path} is not a vocabulary written by engram", _REMAKE) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is no compressed vocabulary of ours", _REMAKE)
+        raise ArtifactError(f"{path} is not a vocabulary written by engram", _REMAKE)
     if not isinstance(about.get("version"), int) or about["version"] > VERSION:
         raise ArtifactError(
             f"{path} was written by a newer version ({about.get('version')})", "upgrade engram"

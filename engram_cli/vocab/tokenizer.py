@@ -22,6 +22,10 @@ from engram_cli.progress import SILENT, Progress
 MAX_TOKENIZER_BYTES = 512 * 2**20
 # Settings of a model that draw another segmentation each time; they are for training only.
 _RANDOM = ("dropout", "alpha")
+_TAKE_AGAIN = "give a Hugging Face tokenizer.json, saved with a current version of tokenizers"
+_PAD_NAMES = ("pad", "padding", "finetunerightpadid")
+# Without a pad token: what models pad with instead, the likeliest first.
+_OTHER_NAMES = ("endoftext", "eos", "/s", "endofsentence", "s", "bos", "unk")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +46,7 @@ class TokenizerFile:
 
     def spellings(self) -> dict[int, str]:
         """Every id that some token has, ascending, with the token as the vocabulary spells it; of
-        two spellings of an id the lesser. Made anew each time: only compressing asks for it, and
+        two spellings of an id the lesser. Made again each time: only compressing asks for it, and
         it takes 20 MB and 0.1 s."""
         spellings: dict[int, str] = {}
         for token, token_id in self.backend.get_vocab(with_added_tokens=True).items():
@@ -88,9 +92,6 @@ class TokenizerFile:
             return list(self.backend.encode_batch_fast(texts, add_special_tokens=False))
 
 
-_TAKE_AGAIN = "give a Hugging Face tokenizer.json, saved with a current version of tokenizers"
-
-
 @contextmanager
 def _rust_errors(what: str, hint: str) -> Iterator[None]:
     """Turn what the Rust side raises, bare Exception or a panic that is none, into a
@@ -106,7 +107,7 @@ def _rust_errors(what: str, hint: str) -> Iterator[None]:
 def load_tokenizer(path: str | Path, progress: Progress = SILENT) -> TokenizerFile:
     """Load a tokenizer.json, or the one in a Hugging Face folder.
 
-    Truncation, padding and random segmentation are turned off, and the last is told. Raises
+    Truncation, padding and random segmentation are turned off; the last is reported. Raises
     VocabularyError when there is none, when it cannot be parsed, or when it has no token.
     """
     from tokenizers import Tokenizer
@@ -190,11 +191,6 @@ def _read(file: Path) -> bytes:
     if not raw.strip():
         raise VocabularyError(f"{file} is empty", "give a Hugging Face tokenizer.json")
     return raw
-
-
-_PAD_NAMES = ("pad", "padding", "finetunerightpadid")
-# Without a pad token: what models pad with instead, the likeliest first.
-_OTHER_NAMES = ("endoftext", "eos", "/s", "endofsentence", "s", "bos", "unk")
 
 
 def choose_pad(special: Mapping[int, str], declared: int | None = None) -> int | None:

@@ -28,9 +28,8 @@ from engram_cli.errors import OutputError
 from engram_cli.formats.bundle import BUNDLE
 from engram_cli.outputs import Kind
 from engram_cli.stats.stats_io import STATISTICS
-from engram_cli.table.kind import TABLE
 from engram_cli.table.lock import lock_path
-from engram_cli.table.places import partial_folder, scratch_folder
+from engram_cli.table.places import TABLE, partial_folder, scratch_folder
 
 FOLDERS = (
     *("hash-stats", "hash-stats --merge", "build-table", "build-table --init token-mean"),
@@ -349,7 +348,7 @@ def test_a_lock_is_nobody_elses_file(name: str, kind: str, here: Path) -> None:
     else:
         lock.write_text("mine" if kind == "text" else '{"pid": 7, "host": "x", "since": 2020}')
     before = contents(here)
-    with pytest.raises(OutputError, match=r"\.lock is in the way: it is no lock"):
+    with pytest.raises(OutputError, match=r"\.lock is in the way: it is not a lock"):
         job.run(here, False)
     assert contents(here) == before
 

@@ -263,7 +263,7 @@ def test_what_was_assumed_is_said_once(tmp_path: Path, corpora: dict[str, Corpus
     options = CorpusOptions()
     files = find_sources([str(tmp_path / "*" / "*.bin")], options).files
     assert remarks(files, options) == [
-        "3 nanogpt files of uint16 ids: each is one document (--document-end-id parts them)"
+        "3 nanogpt files of uint16 ids: each is one document (--document-end-id separates them)"
     ]
     (said,) = remarks(files, CorpusOptions(document_end_id=1))
     assert said == "3 nanogpt files of uint16 ids: token 1 ends a document"

@@ -27,7 +27,6 @@ from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.progress import SILENT
 from engram_cli.stats.collector_set import sources_of
 from engram_cli.stats.memory import plan_memory
-from engram_cli.stats.partial import Partial
 from engram_cli.stats.state import State
 from engram_cli.table.inits.corpus.tokens import TokenWriter
 
@@ -77,7 +76,7 @@ def running(work: Work, tmp_path: Path) -> Running:
 
 
 def state_of(counted: Counted) -> State:
-    return Partial(counts=counted.counts, collected=counted.collector_set.partials()).state()
+    return counted.partial.state()
 
 
 def with_bad_text(plan_of: Work | Reading, folder: Path) -> Any:

@@ -48,7 +48,7 @@ from engram_cli.stats.collector_set import CollectorOptions, make_collectors
 from engram_cli.stats.counters import Counter
 from engram_cli.stats.stats_io import _digest, read_stats
 from engram_cli.table.build import build_store, partial_folder
-from engram_cli.table.digest import content_digest
+from engram_cli.table.grid import content_digest
 from engram_cli.table.inits.corpus.tokens import TokenWriter
 from engram_cli.table.journal import filled
 from engram_cli.table.store import open_table

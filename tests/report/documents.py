@@ -9,6 +9,7 @@ from stats.truth import layout_of
 
 from engram_cli.report.page import render, write_page
 from engram_cli.stats.results import statistics_page
+from engram_cli.stats.stats_io import Statistics
 from engram_cli.view import Page
 
 ORDERS, HEADS, LAYER = (2, 3, 4), 8, 1
@@ -19,7 +20,15 @@ NGRAMS = {2: 3.1e6, 3: 13.4e6, 4: 27.2e6}
 
 def page_of(document: dict[str, Any]) -> Page:
     """The page of a stats.json, of any layout."""
-    return statistics_page(document, layout_of(moduli=(101,) * 24, heads=8, orders=ORDERS))
+    return statistics_page(
+        Statistics(
+            path=Path("engram-stats"),
+            layout=layout_of(moduli=(101,) * 24, heads=8, orders=ORDERS),
+            tokens=document["tokens"],
+            documents=document["documents"],
+            document=document,
+        )
+    )
 
 
 def rendered(document: dict[str, Any]) -> str:

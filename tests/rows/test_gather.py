@@ -16,7 +16,7 @@ from table.tables import build
 from engram_cli.errors import ArtifactError
 from engram_cli.rows import kernels
 from engram_cli.rows.gather import FileArray
-from engram_cli.table.store import TableStore, open_table
+from engram_cli.table.store import TableStore, open_array, open_table
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +84,12 @@ def test_what_is_not_in_memory_is_noticed_and_asked_for(
     ask = FileArray._ask_for
     monkeypatch.setattr(FileArray, "_ask_for", lambda self, r: (asked.append(len(r)), ask(self, r)))
     list(table.values(3))
-    warm = array.on(table.path)
+    warm = open_array(table.path, array)
     warm.take(rows)
     assert not asked
     del warm
     drop(table)
-    cold = array.on(table.path)
+    cold = open_array(table.path, array)
     cold._map_spans(rows)
     if cold._in_memory(rows):
         pytest.skip("this file system keeps its pages in memory")
@@ -107,7 +107,7 @@ def test_threads_may_gather_from_one_table(table: TableStore) -> None:
 
 
 def test_only_chunks_with_wanted_rows_are_mapped(table: TableStore) -> None:
-    gatherer = table.arrays["3"].on(table.path)
+    gatherer = open_array(table.path, table.arrays["3"])
     gatherer.take(np.array([60, 210, 99]))
     assert (gatherer._bases != 0).tolist() == [False, True, False, False, True]
 

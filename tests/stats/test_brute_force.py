@@ -21,6 +21,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.compare import uncompressed_twin
 from engram_cli.stats.stats_io import read_stats
+from engram_cli.table.planning.batches import batch_share
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
 
@@ -258,11 +259,19 @@ def test_caches(counted: Counted) -> None:
             assert rate == pytest.approx(truth.lru_hit_rate(rows, size), abs=1e-12)
 
 
-def test_windows(counted: Counted) -> None:
-    """Windows are sampled; the mean of all of them lies within four stated errors."""
-    for entry in counted.document["locality"]["windows"]:
-        rows = counted.orders[entry["order"]].column_rows(entry["layer"])[0]
-        length = entry["tokens"]
-        whole = rows[: len(rows) // length * length].reshape(-1, length)
-        true = np.mean([len(np.unique(window)) for window in whole]) / length
-        assert abs(entry["distinct_share"] - true) <= 4 * entry["error"] + 1e-12
+def test_batches(counted: Counted) -> None:
+    """The distinct rows of a batch are read off the hit rates, within two stated errors."""
+    caches, tokens = counted.document["locality"]["lru"], counted.corpus.tokens
+    for n, order in counted.orders.items():
+        sizes = {n: (1e12, 1e12)}  # as they were counted: of so many rows none is met by chance
+        columns = [order.column_rows(entry["layer"])[0] for entry in caches if entry["order"] == n]
+        for length in (64, 1024, 4096):
+            said = batch_share(caches, length, tokens, sizes)
+            assert said is not None
+            whole = np.concatenate(
+                [rows[: len(rows) // length * length].reshape(-1, length) for rows in columns]
+            )
+            true = np.mean([len(np.unique(batch)) for batch in whole]) / length
+            assert abs(said.share - true) <= 2 * said.error
+            assert said.error < 0.1
+            assert not said.at_most

@@ -12,8 +12,8 @@ from stats.truth import blocks_of, json_of, layout_of
 from engram_cli.commands.demo import library_folder, standard_library
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.count import count_blocks
-from engram_cli.stats.exact import Budget, exact_ngrams
 from engram_cli.stats.occurrences import Occurrences
+from engram_cli.stats.text_ngrams import Budget, exact_ngrams
 
 WORDS = 4000
 USE = ("shared_occurrences", "shared_occurrences_error")
@@ -53,8 +53,8 @@ def both(documents: list[np.ndarray], layout: HashLayout) -> tuple[dict[str, Any
     counts = count_blocks(
         blocks_of(documents, 2**17), layout, sample_size=4000, collectors=[drawn, *every]
     )
-    estimated = json_of(counts, occurrences=drawn.sample())
-    return estimated, json_of(counts, samples=[table.sample() for table in every])
+    estimated = json_of(counts, occurrences=drawn.partial())
+    return estimated, json_of(counts, samples=[table.partial().sample for table in every])
 
 
 def errors_of(estimate: float, error: float, true: float) -> float:

@@ -24,8 +24,8 @@ from stats.truth import blocks_of, columns_of, layout_of, orders_of
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.growth import Growth
-from engram_cli.stats.growth.projection import project
-from engram_cli.stats.locality.lru import LruObserver
+from engram_cli.stats.growth_curve import project
+from engram_cli.stats.lru import LruObserver
 from engram_cli.stats.token_chunk import SEGMENT_TOKENS
 
 TOKENS, ROWS, ORDERS = 1_000_000, 100_003, (2, 3)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from stats.truth import blocks_of, count, layout_of
+from stats.truth import blocks_of, count, layout_of, section
 
 from engram_cli import hash_layout
 from engram_cli.errors import InputError
@@ -28,23 +28,22 @@ def test_the_twin_counts_raw_ids(block: int, threads: int, small_vocab: Compress
     documents = documents_of(small_vocab)
     twin = Uncompressed(layout, 2**14)
     counts = count_blocks(blocks_of(documents, block), layout, collectors=(twin,), threads=threads)
-    section = twin.section(counts)
+    found, hits = section(twin, counts), twin.partial().hits
     alone = count(documents, twin.layout, sample_size=2**14)
-    own = twin.counts(counts)
     for layer in twin.layout.layers:
-        assert np.array_equal(own.hits[layer.layer], alone.hits[layer.layer])
+        assert np.array_equal(hits[layer.layer], alone.hits[layer.layer])
         local = [reference.hash_columns(twin.layout, layer, each) for each in documents]
         rows = np.concatenate(local, axis=1) + np.array(layer.offsets)[:, None]
         expected = np.bincount(rows.reshape(-1).astype(np.int64), minlength=layer.rows)
-        assert np.array_equal(own.hits[layer.layer], expected)
-    assert [entry["distinct"] for entry in section["orders"]] == [
+        assert np.array_equal(hits[layer.layer], expected)
+    assert [entry["distinct"] for entry in found["orders"]] == [
         len({tuple(([twin.layout.filler_id] * (n - 1) + d.tolist())[i : i + n])
              for d in documents for i in range(len(d))})
         for n in (2, 3)
     ]  # fmt: skip
-    assert section["orders"][0]["distinct"] > counts.samples[0].distinct
-    assert len(section["columns"]) == 8
-    assert section["columns"][0]["rows"] == layout.layers[0].moduli[0]
+    assert found["orders"][0]["distinct"] > counts.samples[0].distinct
+    assert len(found["columns"]) == 8
+    assert found["columns"][0]["rows"] == layout.layers[0].moduli[0]
     assert twin.memory > 4 * sum(entry.rows for entry in layout.layers)
 
 

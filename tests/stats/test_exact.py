@@ -19,13 +19,13 @@ from stats.truth import (
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats import exact as module
+from engram_cli.stats import text_ngrams as module
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.occurrences import Occurrences
 from engram_cli.stats.results import count_results
+from engram_cli.stats.text_ngrams import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(601, 607, 2003, 2011, 2017, 2027), heads=2, orders=(2, 3, 4))
@@ -41,7 +41,7 @@ def counted(
     block = options.pop("block", 10_000)
     blocks = blocks_of(documents, block)
     counts = count_blocks(blocks, layout, collectors=(*tables, *others), **options)
-    return counts, tuple(table.sample() for table in tables)
+    return counts, tuple(table.partial().sample for table in tables)
 
 
 @pytest.mark.parametrize("block", [13, 10_000])
@@ -78,7 +78,7 @@ def test_the_sample_agrees_within_its_errors(seed: int) -> None:
     layout = layout_of(moduli=tuple(8009 + 2 * k for k in range(8)), heads=4, size=1000)
     drawn = Occurrences(layout, 2000)
     counts, samples = counted(documents, layout, (drawn,), sample_size=1000)
-    columns: Any = count_results(counts, occurrences=drawn.sample())["columns"]
+    columns: Any = count_results(counts, occurrences=drawn.partial())["columns"]
     for one, two in zip(orders_of(counts), orders_of(counts, samples), strict=True):
         assert two.exact
         assert not one.exact
@@ -115,4 +115,4 @@ def test_a_budget_is_shared_and_given_back() -> None:
 
 def test_nothing_was_counted() -> None:
     table = ExactNgrams(LAYOUT, 2, Budget(None))
-    assert len(table.sample().counts) == 0
+    assert len(table.partial().sample.counts) == 0

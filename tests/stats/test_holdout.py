@@ -66,11 +66,11 @@ def run(
 
 def test_the_rest_is_counted_as_if_it_were_the_corpus() -> None:
     counts, holdout = run([0, 1, 2, 3])
-    ids, starts = holdout.sample()
+    ids, starts = holdout.held.sample()
     held = np.split(ids, np.flatnonzero(starts)[1:])
-    assert 0.1 < holdout.tokens / sum(map(len, DOCUMENTS)) < 0.3
-    assert len(ids) == holdout.tokens
-    assert counts.tokens + holdout.tokens == sum(map(len, DOCUMENTS))
+    assert 0.1 < holdout.held.tokens / sum(map(len, DOCUMENTS)) < 0.3
+    assert len(ids) == holdout.held.tokens
+    assert counts.tokens + holdout.held.tokens == sum(map(len, DOCUMENTS))
     # Whole documents were taken out: those left give the same counts.
     taken = [document.tolist() for document in held]
     rest = []
@@ -93,11 +93,11 @@ def test_order_and_blocks_change_nothing(order: list[int], size: int) -> None:
         expected, other = run([0, 1, 2, 3], kept=kept)
         assert np.array_equal(counts.hits[1], expected.hits[1])
         assert counts.documents == expected.documents
-        for one, two in zip(holdout.sample(), other.sample(), strict=True):
+        for one, two in zip(holdout.held.sample(), other.held.sample(), strict=True):
             assert np.array_equal(one, two)
-        assert holdout.tokens == other.tokens
+        assert holdout.held.tokens == other.held.tokens
         if kept == 100:
-            assert 100 <= len(holdout.sample()[0]) < 200
+            assert 100 <= len(holdout.held.sample()[0]) < 200
 
 
 @pytest.mark.parametrize("size", [7, 100, 10_000])
@@ -113,7 +113,7 @@ def test_look_back_ends_where_something_was_taken_out(size: int) -> None:
     )
     kept = holdout.push(whole, keys)
     assert kept.cuts.any()
-    assert int(lengths.sum()) == len(kept.block.ids) + holdout.tokens
+    assert int(lengths.sum()) == len(kept.block.ids) + holdout.held.tokens
     # Each run of what is left is a sequence of its own.
     parts = np.split(kept.block.ids, np.flatnonzero(kept.cuts))
     expected = count_blocks(blocks_of([p for p in parts if len(p)], [(0, "")], 10**6), LAYOUT)

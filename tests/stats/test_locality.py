@@ -1,4 +1,4 @@
-"""Hot rows, windows and caches equal their plain twins: sorting, sets and an OrderedDict."""
+"""Hot rows and caches equal their plain twins: sorting, and an OrderedDict."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stats.truth import layout_of, rows_of
+from stats.truth import layout_of, rows_of, section
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.locality import Locality
-from engram_cli.stats.locality.hot import SHARES
-from engram_cli.stats.locality.lru import LruObserver
-from engram_cli.stats.locality.windows import WindowObserver
+from engram_cli.stats.locality import SHARES, Locality
+from engram_cli.stats.lru import LruCounts, LruObserver
 from engram_cli.stats.token_chunk import SegmentSplitter, TokenChunk
 
 LAYOUT = layout_of(moduli=(1009, 1013, 8009, 8011), heads=2, size=300, layers=(1, 4))
@@ -82,37 +80,38 @@ def zipf_rows(count: int, rows: int, seed: int) -> np.ndarray:
     return generator.permutation(rows)[ranks].astype(np.uint32)
 
 
+def followed(observer: LruObserver, rows: np.ndarray, size: int) -> LruCounts:
+    """What an observer finds that is shown rows in chunks of `size` tokens."""
+    for part, chunk in chunks(rows, size):
+        observer.push_rows(part, chunk)
+    return observer.counts()
+
+
 @given(size=st.integers(1, 5000), partition=st.integers(100, 20_000), seed=st.integers(0, 9))
 @settings(max_examples=20, deadline=None)
 def test_all_rows_followed_give_the_hits_of_a_cache(size: int, partition: int, seed: int) -> None:
     rows = zipf_rows(6000, 700, seed)
-    observer = LruObserver(700, 10_000, partition)
-    for part, chunk in chunks(rows, size):
-        observer.push_rows(part, chunk)
-    assert observer.rate == 1.0
-    expected = [cached(rows, capacity, partition) / 6000 for capacity in observer.cache_rows()]
-    assert observer.hit_rates() == pytest.approx(expected, abs=1e-12)
-    assert observer.cache_rows() == [16, 32, 64, 128, 256, 512, 700]
+    found = followed(LruObserver(700, 10_000, partition), rows, size)
+    assert found.rate == 1.0
+    expected = [cached(rows, capacity, partition) / 6000 for capacity in found.cache_rows]
+    assert found.hit_rates() == pytest.approx(expected, abs=1e-12)
+    assert found.cache_rows == [16, 32, 64, 128, 256, 512, 700]
 
 
 def test_a_sample_of_rows_lies_within_its_error() -> None:
     """Whichever rows the hash chooses: rows are renamed, which changes nothing of the truth."""
     base, total = zipf_rows(40_000, 20_000, 1), 20_011
-    everything = LruObserver(total, total)
-    for part, chunk in chunks(base, 7_000):
-        everything.push_rows(part, chunk)
-    truth = dict(zip(everything.cache_rows(), everything.hit_rates(), strict=True))
-    assert everything.errors() == [0.0] * len(truth)
+    everything = followed(LruObserver(total, total), base, 7_000)
+    truth = dict(zip(everything.cache_rows, everything.hit_rates(), strict=True))
+    assert everything.errors() == (0.0,) * len(truth)
     off = []
     for seed in range(25):
         generator = np.random.default_rng(seed)
         factor, shift = generator.integers(1, total), generator.integers(total)
         rows = ((base.astype(np.int64) * factor + shift) % total).astype(np.uint32)
-        observer = LruObserver(total, 2_000)
-        for part, chunk in chunks(rows, 7_000):
-            observer.push_rows(part, chunk)
-        assert observer.rate == pytest.approx(0.1, rel=0.1)
-        figures = zip(observer.cache_rows(), observer.hit_rates(), observer.errors(), strict=True)
+        found = followed(LruObserver(total, 2_000), rows, 7_000)
+        assert found.rate == pytest.approx(0.1, rel=0.1)
+        figures = zip(found.cache_rows, found.hit_rates(), found.errors(), strict=True)
         off += [abs(rate - truth[size]) / error for size, rate, error in figures]
     within = np.mean(np.array(off) < 2)
     assert within > 0.9, off
@@ -122,58 +121,23 @@ def test_a_sample_of_rows_lies_within_its_error() -> None:
 
 def test_two_partitions_add_up() -> None:
     rows = zipf_rows(8000, 700, 1)
-    whole, one, two = (LruObserver(700, 100, 4000) for _ in range(3))
-    for observer, part in ((whole, rows), (one, rows[:4000]), (two, rows[4000:])):
-        for each, chunk in chunks(part, 1000):
-            observer.push_rows(each, chunk)
-    one.add(two)
-    assert one.hit_rates() == whole.hit_rates()
-
-
-@given(size=st.integers(1, 3000), length=st.sampled_from([16, 100, 1024]))
-@settings(max_examples=20, deadline=None)
-def test_windows_are_sets(size: int, length: int) -> None:
-    rows = zipf_rows(5000, 700, 2)
-    observer = WindowObserver(length, 1000)
-    for part, chunk in chunks(rows, size):
-        observer.push_rows(part, chunk)
-    count = len(rows) // length
-    distinct = [len(set(rows[at * length : (at + 1) * length].tolist())) for at in range(count)]
-    assert sorted(observer.found.values()) == sorted(distinct)
-    mean, error = observer.share() or (0.0, 0.0)
-    assert mean == pytest.approx(np.mean(distinct) / length)
-    assert error == pytest.approx(np.std(distinct, ddof=1) / length / np.sqrt(count))
-
-
-def test_sampled_windows_come_near_and_do_not_depend_on_passages() -> None:
-    rows = zipf_rows(50_000, 2000, 4)
-    found = []
-    for size in (333, 5000, 50_000):
-        observer = WindowObserver(100, 40)
-        for part, chunk in chunks(rows, size):
-            observer.push_rows(part, chunk)
-        assert len(observer.found) == 40
-        found.append(observer.found)
-    assert found[0] == found[1] == found[2]
-    everything = [len(set(rows[at : at + 100].tolist())) for at in range(0, len(rows), 100)]
-    mean, error = observer.share() or (0.0, 0.0)
-    assert 0.0 < abs(mean - np.mean(everything) / 100) < 4 * error
-
-
-def test_a_corpus_shorter_than_a_window_has_none() -> None:
-    assert WindowObserver(1024).share() is None
+    whole, one, two = (
+        followed(LruObserver(700, 100, 4000), part, 1000)
+        for part in (rows, rows[:4000], rows[4000:])
+    )
+    assert one.merge(two).hit_rates() == two.merge(one).hit_rates() == whole.hit_rates()
 
 
 def test_hot_rows_are_those_of_sorting() -> None:
     holdout = Holdout(0.3)
     locality = Locality(LAYOUT, holdout)
     counts = count_blocks(blocks(4000), LAYOUT, collectors=[locality], holdout=holdout)
-    section = locality.section(counts)
-    assert section["held_out_tokens"] == holdout.tokens > 0
-    ids, starts = holdout.sample()
+    found = section(locality, counts)
+    assert found["held_out_tokens"] == holdout.held.tokens > 0
+    ids, starts = holdout.held.sample()
     documents = np.split(ids, np.flatnonzero(starts)[1:])
-    assert len(section["hot"]) == 4
-    for entry in section["hot"]:
+    assert len(found["hot"]) == 4
+    for entry in found["hot"]:
         layer = LAYOUT.layer(entry["layer"])
         columns = [0, 1] if entry["order"] == 2 else [2, 3]
         first = layer.offsets[columns[0]]
@@ -203,7 +167,7 @@ def test_counters_beyond_the_histogram_are_ranked_too() -> None:
         layout,
         collectors=[locality],
     )
-    for entry in locality.section(counts)["hot"]:
+    for entry in section(locality, counts)["hot"]:
         assert entry["counted"][-2] > 0.99
         assert entry["held_out"] is None
 
@@ -211,12 +175,12 @@ def test_counters_beyond_the_histogram_are_ranked_too() -> None:
 @given(size=st.integers(500, 40_000), threads=st.integers(1, 5), held=st.booleans())
 @settings(max_examples=8, deadline=None)
 def test_blocks_and_threads_change_nothing(size: int, threads: int, held: bool) -> None:
-    def section(size: int, threads: int) -> str:
+    def found(size: int, threads: int) -> str:
         holdout = Holdout(0.3, 500) if held else None
-        locality = Locality(LAYOUT, holdout, sampled_rows=200, windows=5)
+        locality = Locality(LAYOUT, holdout, sampled_rows=200)
         counts = count_blocks(
             blocks(size), LAYOUT, threads=threads, collectors=[locality], holdout=holdout
         )
-        return json.dumps(locality.section(counts), allow_nan=False)
+        return json.dumps(section(locality, counts))
 
-    assert section(size, threads) == section(10_000, 1)
+    assert found(size, threads) == found(10_000, 1)

@@ -28,7 +28,7 @@ LAYOUT = layout_of(moduli=(601, 607, 2003, 2011), heads=2)
 def known(counts: Counts, drawn: Occurrences | None = None) -> list[KnownNgrams]:
     """The n-grams of both samples."""
     orders = counts.layout.orders
-    some = [None] * len(orders) if drawn is None else drawn_ngrams(drawn.sample(), orders)
+    some = [None] * len(orders) if drawn is None else drawn_ngrams(drawn.partial(), orders)
     return [known_ngrams(counts, *pair) for pair in zip(counts.samples, some, strict=True)]
 
 

@@ -16,7 +16,7 @@ from engram_cli.stats.occurrences import (
     Occurrences,
     OccurrenceSample,
     drawn_ngrams,
-    occurrences_of,
+    read_occurrences,
 )
 from engram_cli.stats.token_chunk import SEGMENT_TOKENS
 
@@ -28,7 +28,7 @@ TOKENS = sum(map(len, DOCUMENTS))
 def sample_of(size: int, block: int = 10_000) -> OccurrenceSample:
     collector = Occurrences(LAYOUT, size)
     count_blocks(blocks_of(DOCUMENTS, block), LAYOUT, collectors=[collector])
-    return collector.sample()
+    return collector.partial()
 
 
 def positions_of(documents: list[np.ndarray]) -> list[tuple[int, ...]]:
@@ -103,11 +103,11 @@ def test_samples_of_two_corpora_are_that_of_both() -> None:
 @pytest.mark.parametrize("name", ["size", "priorities", "ngrams"])
 def test_what_no_counting_leaves_is_refused(name: str) -> None:
     state = sample_of(100).state()
-    occurrences_of(state, 4, range(50))
+    read_occurrences(LAYOUT, state)
     wrong = {
         "size": np.array([0]),
         "priorities": state["priorities"][::-1],
         "ngrams": state["ngrams"] + 50,
     }
     with pytest.raises(ArtifactError, match=name):
-        occurrences_of(state | {name: wrong[name]}, 4, range(50))
+        read_occurrences(LAYOUT, state | {name: wrong[name]})

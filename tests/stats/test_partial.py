@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stats.truth import layout_of, zipf_documents
+from stats.truth import layout_of, plain, zipf_documents
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.errors import ArtifactError, EngramError, MismatchError
 from engram_cli.stats import partial_files
-from engram_cli.stats.collector import Collector
+from engram_cli.stats.collector import Collector, CollectorPartial
+from engram_cli.stats.collector_set import read_collected
 from engram_cli.stats.compare import Uncompressed
 from engram_cli.stats.count import CorpusCounter
-from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.locality import Locality
 from engram_cli.stats.occurrences import Occurrences
-from engram_cli.stats.partial import (
-    Partial,
-    blank_for,
-    merged_states,
-    partial_name,
-    read_partial,
-)
+from engram_cli.stats.partial import Partial, read_partial
 from engram_cli.stats.partial_files import read_partials, write_partials
 from engram_cli.stats.sources import Sources, TooManySources
 from engram_cli.stats.state import State
+from engram_cli.stats.text_ngrams import AllNgrams, Budget, exact_ngrams
 
 PLAIN = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2, layers=(1, 4), eos_id=7)
 LAYOUT = replace(PLAIN, vocab_digest="sha256:0", lookup=np.arange(50, dtype=np.int32))
@@ -85,7 +81,7 @@ def blocks(parts: Sequence[int], size: int = 400) -> Generator[TokenBlock, None,
 
 def counted(
     kind: str, parts: Sequence[int], *, joined: bool = False, size: int = 400, threads: int = 1
-) -> tuple[Partial, Sequence[Collector]]:
+) -> Partial:
     """What some of the files leave behind."""
     holdout = Holdout(0.3, kept_tokens=200) if kind == "holdout" else None
     collectors = KINDS[kind](holdout)
@@ -98,8 +94,7 @@ def counted(
         holdout=holdout,
     )
     counts = counter.count(blocks(parts, size))
-    collected = {partial_name(each): each.partial() for each in collectors}
-    return Partial(counts=counts, collected=collected), collectors
+    return Partial(counts=counts, collected={each.name: each.partial() for each in collectors})
 
 
 def same(one: State, two: State) -> bool:
@@ -110,11 +105,23 @@ def same(one: State, two: State) -> bool:
     )
 
 
-def section(collector: Collector, partial: Partial) -> str:
-    if isinstance(collector, ExactNgrams):
-        found = collector.sample()
-        return json.dumps([found.hashes.tolist(), found.counts.tolist(), found.tokens.tolist()])
-    return json.dumps(collector.section(partial.counts))
+def results(partial: Partial) -> dict[str, Any]:
+    """What the collectors give, and all n-grams, which have no result of their own."""
+    every = {
+        name: [each.sample.hashes.tolist(), each.sample.counts.tolist()]
+        for name, each in partial.collected.items()
+        if isinstance(each, AllNgrams)
+    }
+    return every | {name: plain(result) for name, result in partial.results().items()}
+
+
+def merged(name: str, *states: State) -> CollectorPartial:
+    """Partials that come from files, as one."""
+    return reduce(lambda one, two: one.merge(two), (one_read(name, state) for state in states))
+
+
+def one_read(name: str, state: State) -> CollectorPartial:
+    return read_collected(LAYOUT, {name: state})[name]
 
 
 def doubled(state: State) -> Partial:
@@ -134,10 +141,10 @@ def doubled(state: State) -> Partial:
 def test_any_split_order_and_tree_gives_the_whole(
     kind: str, order: list[int], cuts: set[int], joined: bool, data: st.DataObject
 ) -> None:
-    whole, collectors = counted(kind, range(PARTS), joined=joined)
+    whole = counted(kind, range(PARTS), joined=joined)
     bounds = [0, *sorted(cuts), PARTS]
     partials = [
-        counted(kind, order[begin:end], joined=joined, size=333, threads=2)[0]
+        counted(kind, order[begin:end], joined=joined, size=333, threads=2)
         for begin, end in itertools.pairwise(bounds)
     ]
     while len(partials) > 1:  # a tree of any shape, either side first
@@ -146,31 +153,26 @@ def test_any_split_order_and_tree_gives_the_whole(
         travelled = read_partial(LAYOUT, two.state())
         partials.append(one.merge(travelled))
     assert same(partials[0].state(), whole.state())
-    for collector in collectors:
-        name = partial_name(collector)
-        state = partials[0].collected[name]
-        other = blank_for(name, LAYOUT, state)
-        other.absorb(state)
-        assert section(other, partials[0]) == section(collector, whole)
+    assert results(partials[0]) == results(read_partial(LAYOUT, whole.state())) == results(whole)
 
 
 def test_partitions_decide_and_nothing_else() -> None:
     """One partition is not two: the caches and the look-back of joined documents tell."""
-    apart, _ = counted("locality", range(PARTS), joined=True)
+    apart = counted("locality", range(PARTS), joined=True)
     one = [replace(block, partition=0) for block in blocks(range(PARTS))]
     collector = Locality(LAYOUT)
     counter = CorpusCounter(LAYOUT, sample_size=100, join_documents=True, collectors=[collector])
     counts = counter.count(block for block in one)
     assert counts.tokens == apart.counts.tokens
     assert not np.array_equal(counts.hits[1], apart.counts.hits[1])
-    assert not same(collector.partial(), apart.collected["locality"])
+    assert not same(collector.partial().state(), apart.collected["locality"].state())
 
 
 def test_what_one_part_lacks_is_left_out() -> None:
-    growth, _ = counted("growth", [0, 1])
-    sources, _ = counted("sources", [2])
+    growth = counted("growth", [0, 1])
+    sources = counted("sources", [2])
     both = Partial(counts=growth.counts, collected={**growth.collected, **sources.collected}).merge(
-        counted("growth", [3])[0]
+        counted("growth", [3])
     )
     assert list(both.collected) == ["growth"]
 
@@ -179,11 +181,9 @@ def test_a_file_counted_twice_is_the_same_in_either_order() -> None:
     """Segments with equal keys: of another state of the file, or of the file itself."""
     for kind in ("holdout", "locality", "growth"):
         name = "growth" if kind == "growth" else "locality"
-        one, two = (counted(kind, parts)[0].collected[name] for parts in ([0, 1], [1, 2]))
-        forth, back = merged_states(name, LAYOUT, one, two), merged_states(name, LAYOUT, two, one)
-        assert same(forth, back)
-        again = merged_states(name, LAYOUT, merged_states(name, LAYOUT, one, two), two)
-        assert same(again, merged_states(name, LAYOUT, one, merged_states(name, LAYOUT, two, two)))
+        one, two = (counted(kind, parts).collected[name] for parts in ([0, 1], [1, 2]))
+        assert same(one.merge(two).state(), two.merge(one).state())
+        assert same(one.merge(two).merge(two).state(), one.merge(two.merge(two)).state())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
@@ -191,14 +191,15 @@ def test_they_come_back_from_a_folder(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partial_files, "LONG_FROM", 1000)
-    partial, _ = counted(kind, range(PARTS))
-    about, digests = json.loads(json.dumps(write_partials(tmp_path, partial.collected)))
+    collected = counted(kind, range(PARTS)).collected
+    states = {name: partial.state() for name, partial in collected.items()}
+    about, digests = json.loads(json.dumps(write_partials(tmp_path, states)))
     found = read_partials(tmp_path, about)
-    assert found.keys() == partial.collected.keys()
-    assert all(same(found[name], dict(state)) for name, state in partial.collected.items())
+    assert found.keys() == states.keys()
+    assert all(same(found[name], state) for name, state in states.items())
     again = tmp_path / "again"
     again.mkdir()
-    assert write_partials(again, partial.collected) == (about, digests)
+    assert write_partials(again, states) == (about, digests)
     assert len(digests) == len(about["long"])
     for file in (path for path in tmp_path.rglob("*") if path.is_file()):
         if again not in file.parents:
@@ -206,8 +207,8 @@ def test_they_come_back_from_a_folder(
 
 
 def test_damaged_folders_are_told(tmp_path: Path) -> None:
-    partial, _ = counted("growth", [0])
-    about: dict[str, Any] = write_partials(tmp_path, partial.collected)[0]
+    states = {"growth": counted("growth", [0]).collected["growth"].state()}
+    about: dict[str, Any] = write_partials(tmp_path, states)[0]
     path = tmp_path / "partials.safetensors"
     raw = path.read_bytes()
     assert read_partials(tmp_path, None) == read_partials(tmp_path, {"of": []}) == {}
@@ -234,19 +235,19 @@ def test_damaged_folders_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["sources", "uncompressed"])
 def test_partials_of_earlier_versions_are_named(kind: str) -> None:
     """They had neither positions nor bitmaps, and other names for the samples of sources."""
-    state = counted(kind, [0, 1])[0].collected[kind]
+    state = counted(kind, [0, 1]).collected[kind].state()
     earlier = {
         name.replace("sources/0/samples", "samples/0"): array
         for name, array in state.items()
         if "occurrences" not in name and "seen" not in name
     }
     with pytest.raises(ArtifactError, match="counted by an earlier version"):
-        merged_states(kind, LAYOUT, state, earlier)
+        merged(kind, state, earlier)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_array_is_missed_and_a_wrong_one_refused(kind: str) -> None:
-    state = counted(kind, [0, 1])[0].state()
+    state = counted(kind, [0, 1]).state()
     doubled(state)
     for name, array in state.items():
         without = {key: value for key, value in state.items() if key != name}
@@ -264,7 +265,7 @@ def test_every_array_is_missed_and_a_wrong_one_refused(kind: str) -> None:
         ("growth", "collected/growth/ngrams/0/size", np.array([2**40])),
         ("growth", "collected/growth/ngrams/0/hashes", np.full(300, 7, np.uint64)),
         ("growth", "collected/growth/tokens", np.full(4096, -1)),
-        ("locality", "collected/locality/columns/0/windows/0/rows", np.full(5, -1)),
+        ("locality", "collected/locality/columns/0/lru/found", np.array([[-1]])),
         ("holdout", "collected/locality/holdout/share", np.array([np.nan])),
         ("holdout", "collected/locality/holdout/lengths", np.array([2**40])),
         ("sources", "collected/sources/names", np.frombuffer(b'["a","a"]', np.uint8)),
@@ -274,29 +275,29 @@ def test_every_array_is_missed_and_a_wrong_one_refused(kind: str) -> None:
     ],
 )
 def test_what_would_lead_astray_is_refused(kind: str, name: str, value: Any) -> None:
-    state = counted(kind, range(PARTS))[0].state()
+    state = counted(kind, range(PARTS)).state()
     assert name in state
-    if name.endswith("rows"):
+    if name.endswith("found"):
         value = np.full_like(state[name], -1)
     with pytest.raises(ArtifactError):
         doubled(state | {name: value})
 
 
 def test_what_was_counted_otherwise_does_not_belong() -> None:
-    parts = [counted("holdout", [0])[0], counted("locality", [1])[0]]
+    parts = [counted("holdout", [0]), counted("locality", [1])]
     with pytest.raises(MismatchError, match="held-out look-ups"):
         parts[0].merge(parts[1])
-    growth = [Growth(LAYOUT, size).partial() for size in (100, 200)]
+    growth = [Growth(LAYOUT, size).partial().state() for size in (100, 200)]
     with pytest.raises(MismatchError, match="of 100 and of 200"):
-        merged_states("growth", LAYOUT, *growth)
-    sources = [Sources(LAYOUT, SOURCE_OF, by=by).partial() for by in ("file", "folder")]
+        merged("growth", *growth)
+    sources = [Sources(LAYOUT, SOURCE_OF, by=by).partial().state() for by in ("file", "folder")]
     with pytest.raises(MismatchError, match="grouped by file, another by folder"):
-        merged_states("sources", LAYOUT, *sources)
-    shares = [Locality(LAYOUT, Holdout(share)).partial() for share in (0.1, 0.2)]
+        merged("sources", *sources)
+    shares = [Locality(LAYOUT, Holdout(share)).partial().state() for share in (0.1, 0.2)]
     with pytest.raises(MismatchError, match=r"shares of 0\.1 and of 0\.2"):
-        merged_states("locality", LAYOUT, *shares)
+        merged("locality", *shares)
     with pytest.raises(ArtifactError, match="'later' is no partial"):
-        blank_for("later", LAYOUT, {})
+        one_read("later", {})
 
 
 def test_sources_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +305,6 @@ def test_sources_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(module, "MOST_SOURCES", 4)
     names = [{str(i): f"{letter}{i}" for i in range(3)} for letter in "ab"]
-    one, two = (Sources(LAYOUT, each, 16).partial() for each in names)
+    one, two = (Sources(LAYOUT, each, 16).partial().state() for each in names)
     with pytest.raises(TooManySources, match="more than 4 sources by file, such as 'b1'"):
-        merged_states("sources", LAYOUT, one, two)
+        merged("sources", one, two)

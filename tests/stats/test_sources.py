@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from stats.truth import blocks_of, layout_of, ngrams_of, zipf_documents
+from stats.truth import blocks_of, layout_of, ngrams_of, section, zipf_documents
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.errors import InputError
@@ -44,11 +44,11 @@ def blocks(size: int) -> Generator[TokenBlock, None, None]:
 def test_overlaps_are_those_of_sets(block: int, threads: int) -> None:
     collector = Sources(LAYOUT, SOURCE_OF)
     counts = count_blocks(blocks(block), LAYOUT, collectors=(collector,), threads=threads)
-    section = collector.section(counts)
-    assert section["names"] == ["a", "b"]
+    found = section(collector, counts)
+    assert found["names"] == ["a", "b"]
     own = {"a": FILES["a/1.txt"] + FILES["a/3.txt"], "b": FILES["b/2.txt"]}
-    assert section["tokens"] == [sum(map(len, own[name])) for name in ("a", "b")]
-    for entry in section["overlap"]:
+    assert found["tokens"] == [sum(map(len, own[name])) for name in ("a", "b")]
+    for entry in found["overlap"]:
         a, b = (ngrams_of(own[name], LAYOUT, entry["order"]) for name in ("a", "b"))
         both = a.keys() & b.keys()
         assert 0 < len(both) < len(b)
@@ -61,7 +61,7 @@ def test_overlaps_are_those_of_sets(block: int, threads: int) -> None:
 def test_samples_tell_about_the_same() -> None:
     whole, sampled = Sources(LAYOUT, SOURCE_OF), Sources(LAYOUT, SOURCE_OF, 100)
     counts = count_blocks(blocks(500), LAYOUT, collectors=(whole, sampled))
-    pairs = zip(whole.section(counts)["overlap"], sampled.section(counts)["overlap"], strict=True)
+    pairs = zip(*(section(each, counts)["overlap"] for each in (whole, sampled)), strict=True)
     for one, two in pairs:
         assert np.allclose(one["ngrams"], two["ngrams"], atol=0.2)
         assert not np.allclose(one["ngrams"], two["ngrams"], atol=1e-9)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stats.truth import layout_of, zipf_documents
+from stats.truth import layout_of, section, zipf_documents
 
 from engram_cli.corpus.base import ReadPosition, TokenBlock
 from engram_cli.errors import ArtifactError
@@ -21,13 +21,13 @@ from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_check
 from engram_cli.stats.collector import Collector
 from engram_cli.stats.compare import Uncompressed
 from engram_cli.stats.count import CorpusCounter
-from engram_cli.stats.exact import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.growth import Growth
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.locality import Locality
 from engram_cli.stats.occurrences import Occurrences
 from engram_cli.stats.sources import Sources
 from engram_cli.stats.state import State
+from engram_cli.stats.text_ngrams import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.totals import Counts
 
 PLAIN = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2, layers=(1, 4), eos_id=7)
@@ -59,7 +59,7 @@ class Run:
 KINDS: dict[str, Callable[[HashLayout, Holdout | None], list[Collector]]] = {
     "none": lambda layout, holdout: [],
     "growth": lambda layout, holdout: [Growth(layout, 400)],
-    "locality": lambda layout, holdout: [Locality(layout, sampled_rows=2000, windows=3)],
+    "locality": lambda layout, holdout: [Locality(layout, sampled_rows=2000)],
     "holdout": lambda layout, holdout: [Locality(layout, holdout)],
     "exact": lambda layout, holdout: list(exact_ngrams(layout, Budget(None))),
     "uncompressed": lambda layout, holdout: [Uncompressed(layout, 200)],
@@ -116,8 +116,8 @@ def listed(sample: Any) -> list[Any]:
 def found(collector: Collector, counts: Counts) -> Any:
     """What a collector found, as JSON."""
     if isinstance(collector, ExactNgrams):
-        return listed(collector.sample())
-    return collector.section(counts)
+        return listed(collector.partial().sample)
+    return section(collector, counts)
 
 
 def through_a_file(state: State, folder: Path) -> State:
@@ -180,12 +180,11 @@ def test_every_array_is_missed_and_a_wrong_one_refused(kind: str) -> None:
         ("none", "feed/history", np.array([3, 50], np.int32)),
         ("none", "feed/carry", np.array([3])),
         ("growth", "counter/collectors/0/samplers/1/hashes", np.zeros(2, np.uint64)),
-        ("locality", "counter/collectors/0/0/lru/used", np.array([4, 9, 4], np.uint32)),
-        ("locality", "counter/collectors/0/0/lru/used", np.array([2**31], np.uint32)),
-        ("locality", "counter/collectors/0/1/windows/0/held", np.zeros(5000, np.uint32)),
+        ("locality", "counter/collectors/0/0/used", np.array([4, 9, 4], np.uint32)),
+        ("locality", "counter/collectors/0/0/used", np.array([2**31], np.uint32)),
         ("exact", "counter/collectors/0/slots", np.ones(2**21, np.uint64)),
         ("exact", "counter/collectors/0/slots", np.zeros(2**20 + 2, np.uint64)),
-        ("holdout", "feed/holdout/lengths", np.array([2**40])),
+        ("holdout", "feed/holdout/held/lengths", np.array([2**40])),
     ],
 )
 def test_what_would_lead_a_kernel_astray_is_refused(kind: str, name: str, value: Any) -> None:

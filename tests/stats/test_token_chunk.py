@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from stats.truth import layout_of
 
 from engram_cli.corpus.base import TokenBlock, cut_names
-from engram_cli.stats.collector import BaseCollector
+from engram_cli.stats.collector import Collector
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.token_chunk import SEGMENT_TOKENS, SegmentSplitter, TokenChunk
-from engram_cli.stats.totals import Counts
 
 FILES = {"a": [3, 50, 1], "b": [17], "c": [29, 2, 2]}
 
@@ -67,7 +66,7 @@ def test_parts_of_stretches() -> None:
             assert np.array_equal(found, by_token[begin:end])
 
 
-class Reader(BaseCollector):
+class Reader(Collector):
     """Remembers what it was shown."""
 
     name = "reader"
@@ -85,9 +84,6 @@ class Reader(BaseCollector):
     def push_rows(self, rows: np.ndarray, chunk: TokenChunk) -> None:
         assert len(rows) == len(chunk)
         self.rows.append(rows.copy())
-
-    def section(self, counts: Counts) -> int:
-        return counts.tokens
 
 
 def test_collectors_see_every_token_once_in_order() -> None:
@@ -113,4 +109,3 @@ def test_collectors_see_every_token_once_in_order() -> None:
             # The rows are those of the first head of order 3.
             hits = np.bincount(np.concatenate(reader.rows), minlength=107)
             assert np.array_equal(hits, counts.hits[1][204 : 204 + 107])
-            assert reader.section(counts) == len(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from engram_cli.corpus.base import TokenBlock
 from engram_cli.hashing import reference
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import visible
+from engram_cli.stats.collector import Collector
 from engram_cli.stats.collisions import ColumnStats, column_stats
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.distinct import NgramSample
@@ -21,6 +23,16 @@ from engram_cli.stats.totals import Counts
 from engram_cli.typed_json import as_json
 
 MASK = 2**64 - 1
+
+
+def section(collector: Collector, counts: Counts) -> Any:
+    """What stats.json holds of a collector."""
+    return plain(collector.partial().result(counts))
+
+
+def plain(result: object) -> Any:
+    """A typed result as it comes back from JSON."""
+    return json.loads(json.dumps(as_json(result), allow_nan=False))
 
 
 def columns_of(counts: Counts, samples: Sequence[NgramSample] = ()) -> tuple[ColumnStats, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.build import BuildReport, build_store
-from engram_cli.table.digest import content_digest
+from engram_cli.table.grid import content_digest
 from engram_cli.table.inits import make_init
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore

@@ -28,7 +28,7 @@ from engram_cli.errors import ArtifactError, EngramError, IncompleteError, Input
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.rows import DTYPES
 from engram_cli.table.inits.normal import Normal
-from engram_cli.table.store import open_table
+from engram_cli.table.store import open_array, open_table
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -62,7 +62,7 @@ def test_zarr_reads_the_bytes_that_were_mapped(
     for layer in LAYERS:
         if scaled:
             array = table.arrays[f"scales/{layer}"]
-            stored = array.on(out).read(0, array.rows)
+            stored = open_array(out, array).read(0, array.rows)
             assert group[f"scales/{layer}"][:].tobytes() == stored.tobytes()
         assert group[str(layer)][:].tobytes() == stored_rows(table, layer)
         np.testing.assert_array_equal(group[f"hits/{layer}"][:], counted(layer))

@@ -10,7 +10,7 @@ import tensorstore
 from table.tables import build, raw_layout
 
 from engram_cli.rows import DTYPES
-from engram_cli.table.store import open_table
+from engram_cli.table.store import open_array, open_table
 
 
 def opened(path: Path) -> tensorstore.TensorStore:
@@ -29,7 +29,7 @@ def test_tensorstore_reads_the_same_bytes(tmp_path: Path, dtype: str) -> None:
         assert peer.dtype.numpy_dtype == array.dtype
         assert peer.chunk_layout.read_chunk.shape == array.chunk_shape
         values = peer.read().result()
-        assert values.tobytes() == array.on(table.path).read(0, array.rows).tobytes()
+        assert values.tobytes() == open_array(table.path, array).read(0, array.rows).tobytes()
         np.testing.assert_array_equal(peer[array.rows - 1].read().result(), values[-1])
 
 

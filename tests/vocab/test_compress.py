@@ -213,8 +213,8 @@ def test_a_changed_vocabulary_file_is_refused(small_vocab: CompressedVocab, tmp_
 @pytest.mark.parametrize(
     ("metadata", "match"),
     [
-        (None, "no compressed vocabulary of ours"),
-        (b"[]", "no compressed vocabulary of ours"),
+        (None, "is not a vocabulary written by engram"),
+        (b"[]", "is not a vocabulary written by engram"),
         (json.dumps({"format": "engram-vocab", "version": 99}).encode(), "newer version"),
     ],
 )

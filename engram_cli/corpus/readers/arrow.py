@@ -27,8 +27,8 @@ _END_OF_STREAM = _CONTINUED + b"\x00\x00\x00\x00"
 _FIRST_MESSAGE = 8  # behind the magic of a file
 _PART_BYTES = 2**22  # of the column, handed on at a time
 _PART_ROWS = 2**16
-_LARGE = 2**28  # bytes of a batch, which any may take
-_RATIO = 32  # of what a larger one takes packed: text is packed to a third or a tenth
+_LARGE = 2**28  # decompressed bytes that any batch may take; a larger one at most
+_RATIO = 32  # times its compressed size: text is compressed to a third or a tenth
 _DICTIONARY, _BATCH = 2, 3  # kinds of messages
 _MOST_HEADER = 2**26
 
@@ -204,7 +204,7 @@ def _buffers(message: bytes) -> tuple[list[tuple[int, int]], int]:
     batch = root.table(2)
     if kind == _DICTIONARY:
         batch = batch.table(1)
-    if not batch.place(3):  # not packed
+    if not batch.place(3):  # not compressed
         return [], body
     begin = batch.follow(2)
     (count,) = struct.unpack_from("<I", message, begin)

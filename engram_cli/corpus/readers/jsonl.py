@@ -22,7 +22,7 @@ from engram_cli.errors import CorpusError, UndecodableError
 
 _MISSING = object()
 # Of a line, whose text is whole in memory three times while it is parsed.
-_LONGEST = 2**26  # bytes, packed or as text
+_LONGEST = 2**26  # bytes of the line, and of its text in memory
 _LONG = 2**22  # bytes of lines that are weighed
 _MOST_VALUES = 2**28  # bytes of numbers, lists and objects
 _BOM = b"\xef\xbb\xbf"

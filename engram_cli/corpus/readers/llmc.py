@@ -44,7 +44,7 @@ def read(file: CorpusFile, options: CorpusOptions) -> Iterator[TokenBlock]:
 def remark(file: CorpusFile, options: CorpusOptions) -> str:
     """Return where documents begin."""
     if options.document_end_id is None:
-        return "llmc files: each is one document (--document-end-id parts them)"
+        return "llmc files: each is one document (--document-end-id separates them)"
     return f"llmc files: token {options.document_end_id} begins a document"
 
 

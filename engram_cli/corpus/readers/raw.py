@@ -42,10 +42,10 @@ def remark(file: CorpusFile, options: CorpusOptions) -> str | None:
     """Return what was assumed of a file that says nothing."""
     with opened(file) as stream:
         dtype = _dtype(stream, length_of(file, stream), options)
-    told = f"{file.format} files of {dtype.name} ids"
+    described = f"{file.format} files of {dtype.name} ids"
     if options.document_end_id is None:
-        return f"{told}: each is one document (--document-end-id parts them)"
-    return f"{told}: token {options.document_end_id} ends a document"
+        return f"{described}: each is one document (--document-end-id separates them)"
+    return f"{described}: token {options.document_end_id} ends a document"
 
 
 def _dtype(stream: BinaryIO, size: int, options: CorpusOptions) -> np.dtype[np.integer]:

@@ -5,7 +5,7 @@ fp8_e8m0 (DeepSeek-V4.1) has a power of two as scale for each 32 values: one byt
 of the published table (docs/reference/table-format.md).
 
 fp8 (Qwen's n-gram tables) has one float32 scale for all rows of a layer, known before the first row
-is written (`table.layer_scale`). Reading rounds once, in item times scale.
+is written (`table.spec.layer_scale`). Reading rounds once, in item times scale.
 """
 
 from __future__ import annotations

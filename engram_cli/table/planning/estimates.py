@@ -1,6 +1,6 @@
-"""Estimates what a geometry makes of a corpus: occupancy, clean heads, batches, hot rows.
+"""Estimates what a geometry makes of a corpus: occupancy, clean heads, hot rows.
 
-The formulas are those that hash-stats compares its counts with (`stats.collisions`, `stats.heads`).
+The formulas are those of hash-stats (`stats.ideal`, `stats.clean_heads`).
 A hot row is one that was hit. What is said of hot rows holds at the number of rows that was
 counted: fewer rows a head need no more of them, more rows need more, but how many is unknown.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engram_cli.stats.clean_heads import ideal_clean
 from engram_cli.stats.ideal import ideal_occupied, ideal_occupied_error
-from engram_cli.stats.locality.hot import ranked
+from engram_cli.stats.locality import ranked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Expectation:
 
 
 def expect(demand: Demand, moduli: Sequence[int]) -> Expectation:
-    """Return what `demand` does to the heads of an order, which have `moduli` rows."""
+    """What `demand` does to the heads of an order, which have `moduli` rows."""
     clean = ideal_clean(moduli, demand.distinct)
     occupied = [ideal_occupied(rows, demand.distinct) / rows for rows in moduli]
     errors = [ideal_occupied_error(rows, demand.distinct, demand.error) / rows for rows in moduli]
@@ -72,63 +72,8 @@ def expect(demand: Demand, moduli: Sequence[int]) -> Expectation:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchShare:
-    """The share of a batch's look-ups that are different rows, with its standard error.
-
-    `at_most`: the widest window measured is shorter than the batch, which repeats more.
-    """
-
-    share: float
-    error: float
-    at_most: bool
-
-
-def batch_share(
-    windows: Sequence[Mapping[str, Any]],
-    batch: int,
-    sizes: Mapping[int, tuple[float, float]],
-) -> BatchShare | None:
-    """Return the mean over the orders in `sizes`, of `batch` tokens that follow one another.
-
-    `windows`: as in the section `locality`; `sizes`: by order the rows of a head that was counted
-    and of one that is planned. None where an order has no window of at most `batch` tokens.
-    Raises KeyError, TypeError or ValueError for damaged windows.
-    """
-    shares, errors, widest = [], [], batch
-    for order, (counted, planned) in sizes.items():
-        fitting = [w for w in windows if w["order"] == order and w["tokens"] <= batch]
-        if not fitting:
-            return None
-        tokens = max(int(window["tokens"]) for window in fitting)
-        widest = min(widest, tokens)
-        for window in fitting:
-            if window["tokens"] == tokens:
-                shares.append(resized(float(window["distinct_share"]), tokens, counted, planned))
-                errors.append(float(window["error"]))
-    if not shares:
-        return None
-    return BatchShare(
-        share=math.fsum(shares) / len(shares),
-        error=math.fsum(errors) / len(errors),  # all are of the same windows
-        at_most=widest < batch,
-    )
-
-
-def resized(share: float, tokens: int, counted: float, planned: float) -> float:
-    """Return the share of `tokens` look-ups that are different rows with `planned` rows instead.
-
-    As an ideal hash fills rows: u n-grams met m (1 - e^(-u/m)) of m rows.
-    """
-    met = share * tokens / counted
-    ngrams = float(tokens)
-    if met < 1.0:
-        ngrams = min(-counted * math.log1p(-met), ngrams)
-    return min(-planned * math.expm1(-ngrams / planned) / tokens, 1.0)
-
-
 def hot_rows(hits: NDArray[np.uint32], hit_rate: float) -> int:
-    """Return how many of the rows catch `hit_rate` of the counted look-ups, the hottest first."""
+    """How many of the rows catch `hit_rate` of the counted look-ups, the hottest first."""
     ranking = ranked(hits)
     caught = np.cumsum(ranking.values.astype(np.float64) * ranking.rows)
     if len(caught) == 0 or caught[-1] == 0:
@@ -152,19 +97,18 @@ class HeldOut:
 
     @property
     def reach(self) -> float:
-        """Return the share of look-ups that all used rows catch."""
+        """The share of look-ups that all used rows catch."""
         return float(self.caught[-1])
 
     def share(self, hit_rate: float) -> float | None:
-        """Return the share of all rows that catches `hit_rate`; None where the used ones do not."""
+        """The share of all rows that catches `hit_rate`; None where the used ones do not."""
         if hit_rate > self.caught[-1]:
             return None
         return float(np.interp(hit_rate, self.caught, self.rows))
 
 
 def held_out(entry: Mapping[str, Any], occupied: float) -> HeldOut | None:
-    """Return the curve of an order of the section `locality`, "hot"; None where nothing was held
-    out.
+    """The curve of an order of the section `locality`, "hot"; None where nothing was held out.
 
     `occupied`: the share of its rows with a hit. Rows without one catch evenly, so behind it the
     curve is a line up to all rows, and what all used rows catch follows from any point on it.

@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 from engram_cli.errors import InputError
 
 GB, TB = 10**9, 10**12
+# What is moved at least: a sector of GPU memory, a cache line, a page of a disk.
+SECTOR, LINE, PAGE = 32, 64, 4096
+HOT_BITS = 1.25  # a row: a bit that says whether it is hot, and the rank directory over the bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +101,6 @@ def find_hardware(name: str) -> Hardware:
     if name not in HARDWARE:
         raise InputError(f"unknown hardware '{name}'", f"known: {', '.join(HARDWARE)}")
     return HARDWARE[name]
-
-
-# What is moved at least: a sector of GPU memory, a cache line, a page of a disk.
-SECTOR, LINE, PAGE = 32, 64, 4096
-HOT_BITS = 1.25  # a row: a bit that says whether it is hot, and the rank directory over the bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

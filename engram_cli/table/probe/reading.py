@@ -24,6 +24,11 @@ from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
 from engram_cli.table.store import TableStore
 
 MOST_TOKENS = 2**26  # of the text: more are not read, a sample is taken anyway
+CANDIDATES = 48  # tokens taken from each order
+_LEAST_SHARE = 1e-8  # of the corpus, for tokens that are not in it
+_LEAST_LENGTH = 1e-6  # of a row, in lengths of a vector, squared
+_STEP = 128  # questions answered at a time: 66 MB of scores at 129,280 tokens
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,14 +77,6 @@ def ask(layout: HashLayout, layer: int, file: TokenFile, count: int, joined: boo
         truth=ids[chosen + 1].astype(np.int64),
         contexts=contexts,
     )
-
-
-CANDIDATES = 48  # tokens taken from each order
-_LEAST_SHARE = 1e-8  # of the corpus, for tokens that are not in it
-_LEAST_LENGTH = 1e-6  # of a row, in lengths of a vector, squared
-_STEP = 128  # questions answered at a time: 66 MB of scores at 129,280 tokens
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

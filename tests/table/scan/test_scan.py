@@ -13,7 +13,8 @@ from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows import DTYPES
-from engram_cli.table.scan import duplicates, source
+from engram_cli.table.scan import scan as scanning
+from engram_cli.table.scan import source
 from engram_cli.table.scan.kernels.rows import bin_of
 from engram_cli.table.scan.scan import LayerScan, scan_layer
 from engram_cli.table.scan.source import LayerReader
@@ -134,7 +135,7 @@ def test_a_sample_estimates_what_all_rows_have(
     order = generator.permutation(rows)
     values[order[:8000]] = values[order[8000:16000]]
     rewrite(tmp_path / "t.zarr", 0, values)
-    monkeypatch.setattr(duplicates, "SAMPLE", 4000)
+    monkeypatch.setattr(scanning, "SAMPLE", 4000)
     found = scanned(open_table(tmp_path / "t.zarr"), 0).duplicates
     assert found.distinct_error > 0
     assert abs(found.distinct - (rows - 8000)) < 4 * found.distinct_error
@@ -143,12 +144,12 @@ def test_a_sample_estimates_what_all_rows_have(
 
 def test_there_are_never_more_contents_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the sampled share is small, hashes that lie low by chance gave a larger estimate."""
-    monkeypatch.setattr(duplicates, "SAMPLE", 50)
+    monkeypatch.setattr(scanning, "SAMPLE", 50)
     for seed in range(40):
         hashes = np.random.default_rng(seed).integers(0, 2**63, 2000, dtype=np.uint64)
         chosen = np.zeros((2, 2000), dtype=np.uint64)
         chosen[0], chosen[1] = np.arange(2000), hashes
-        contents = duplicates.Contents(2000)
+        contents = scanning.Contents(2000)
         contents.add(chosen)
         assert 0 < contents.figures(2000).distinct <= 2000
 

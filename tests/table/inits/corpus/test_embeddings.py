@@ -15,7 +15,7 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.formats.zarr_table import verify_table
 from engram_cli.table.convert import conversion
 from engram_cli.table.inits.corpus.embeddings import MatrixEmbeddings, RandomEmbeddings
-from engram_cli.table.store import open_table
+from engram_cli.table.store import open_array, open_table
 
 
 def test_a_projection_is_orthonormal_and_stored(tmp_path: Path) -> None:
@@ -75,6 +75,7 @@ def test_a_converted_table_keeps_its_projections(tmp_path: Path) -> None:
     assert verify_table(converted.path).ok
     for name in ("projection/0", "projection/3"):
         first, second = (
-            t.arrays[name].on(t.path).read(0, t.arrays[name].rows) for t in (source, converted)
+            open_array(t.path, t.arrays[name]).read(0, t.arrays[name].rows)
+            for t in (source, converted)
         )
         np.testing.assert_array_equal(first, second)
