@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,8 +16,12 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import hash_layout, takes_raw_ids
 from engram_cli.progress import Progress
-from engram_cli.stats.growth_curve import project
+from engram_cli.stats.growth_curve import OrderGrowth, project
+from engram_cli.stats.growth_view import GROWTH
 from engram_cli.stats.locality import order_hits
+from engram_cli.stats.locality_view import LOCALITY
+from engram_cli.stats.orders import ORDERS
+from engram_cli.stats.statistic import Statistic
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.planning.batches import BatchShare, batch_share
 from engram_cli.table.planning.estimates import Demand, HeldOut, held_out, hot_rows
@@ -26,7 +31,7 @@ from engram_cli.vocab.parquet import read_map
 _REMAKE = "make the statistics again with engram hash-stats --force"
 SAME_SIZE = 1.02  # times the rows of a head: so near nothing changes that could be measured
 HOT_FACTOR = 2.0  # times the tokens counted, or as small a part: other corpora heat other rows
-_DAMAGE = (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,14 +177,12 @@ class PlanCorpus:
 
         Raises ArtifactError.
         """
-        try:
-            return batch_share(
-                self._locality("lru"), batch, self.counted_tokens or 0, self._sizes(layout)
-            )
-        except _DAMAGE as error:
-            raise ArtifactError(
-                f"{self.path}: its caches cannot be read: {error!r}", _REMAKE
-            ) from None
+        locality = self._read(LOCALITY)
+        if locality is None:
+            return None
+        with self._damage("caches"):
+            tokens = self.counted_tokens or 0
+            return batch_share(locality.lru, batch, tokens, self._sizes(layout))
 
     def _sizes(self, layout: HashLayout) -> dict[int, tuple[float, float]]:
         """By order the mean rows of a head that was counted, and of one of the layout."""
@@ -197,42 +200,46 @@ class PlanCorpus:
     def _demand(self, order: int, tokens: int) -> Demand:
         if self.statistics is None:
             return Demand(order=order, distinct=float(tokens), error=0.0, bound=True)
-        document, path = self.statistics.document, self.statistics.path
-        try:
-            counted = {entry["order"]: entry for entry in document["orders"]}
-            if order not in counted:
-                raise InputError(
-                    f"{path} has no {order}-grams",
-                    f"it counted orders {', '.join(map(str, counted))}; count with --orders",
-                )
-            own = Demand(
-                order=order,
-                distinct=float(counted[order]["distinct"]),
-                error=float(counted[order]["distinct_error"]),
+        counted = {entry.order: entry for entry in self._read(ORDERS) or ()}
+        if order not in counted:
+            raise InputError(
+                f"{self.path} has no {order}-grams",
+                f"it counted orders {', '.join(map(str, counted))}; count with --orders",
             )
-            curves = {entry["order"]: entry for entry in document.get("growth") or []}
+        found = counted[order]
+        own = Demand(order=order, distinct=found.distinct, error=found.distinct_error)
+        curves = {entry.order: entry for entry in self._read(GROWTH) or ()}
+        with self._damage("results"):
             return _along(curves.get(order), own, tokens, self.statistics.tokens)
-        except _DAMAGE as error:
-            raise ArtifactError(f"{path}: its results cannot be read: {error!r}", _REMAKE) from None
 
     def _held_out(self, layer: int, order: int, occupied: float) -> HeldOut | None:
-        try:
-            for entry in self._locality("hot"):
-                if (entry["layer"], entry["order"]) == (layer, order):
+        locality = self._read(LOCALITY)
+        for entry in () if locality is None else locality.hot:
+            if (entry.layer, entry.order) == (layer, order):
+                with self._damage("hot rows"):
                     return held_out(entry, occupied)
-        except _DAMAGE as error:
-            raise ArtifactError(
-                f"{self.path}: its hot rows cannot be read: {error!r}", _REMAKE
-            ) from None
         return None
 
-    def _locality(self, part: str) -> list[dict[str, Any]]:
-        if self.statistics is None:
-            return []
-        return list((self.statistics.document.get("locality") or {}).get(part) or [])
+    def _read(self, statistic: Statistic[R]) -> R | None:
+        """Return a result of the statistics, None if it was not collected. Raises ArtifactError."""
+        value = None if self.statistics is None else self.statistics.document.get(statistic.key)
+        try:
+            return None if value is None else statistic.read(value)
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.path}: {error.message}", _REMAKE) from None
+
+    @contextmanager
+    def _damage(self, what: str) -> Iterator[None]:
+        """Turn the errors that damaged results lead to into ArtifactError."""
+        try:
+            yield
+        except (ValueError, IndexError, ZeroDivisionError) as error:
+            raise ArtifactError(
+                f"{self.path}: its {what} cannot be read: {error!r}", _REMAKE
+            ) from None
 
 
-def _along(curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: int) -> Demand:
+def _along(curve: OrderGrowth | None, own: Demand, tokens: int, counted: int) -> Demand:
     """The n-grams among `tokens`, where `own` are those of the `counted`.
 
     The curve is of fewer n-grams than `own`, which it is held to. Where it does not reach, a bound:
@@ -245,7 +252,7 @@ def _along(curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: i
         most = min(own.distinct + max(tokens - counted, 0), float(tokens))
         return replace(own, distinct=most, bound=True)
     if tokens < counted:
-        distinct = found.distinct * own.distinct / float(curve["distinct"][-1])
+        distinct = found.distinct * own.distinct / curve.distinct[-1]
         distinct = min(distinct, own.distinct, tokens)
     else:
         distinct = max(found.distinct, own.distinct)

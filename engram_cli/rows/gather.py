@@ -197,7 +197,7 @@ class FileRows:
 
     def spans(self, layer: int, part: str = ROWS) -> tuple[Span, ...]:
         """Return the spans of files that hold a part of a layer; () where it has none."""
-        array = self.parts.get((layer, part))
+        array = self._part(layer, part)
         return () if array is None else array.spans
 
     def chunks(
@@ -259,14 +259,17 @@ class FileRows:
         hits = self._array(layer, HITS)
         return hits.take(_row_numbers(ids, hits.rows, self.layout.layer(layer).layer))
 
+    def _part(self, layer: int, part: str) -> FileArray | None:
+        return self.parts.get((layer, part))
+
     def _array(self, layer: int | None, part: str) -> FileArray:
         number = self.layout.layer(layer).layer
-        array = self.parts.get((number, part))
+        array = self._part(number, part)
         if array is not None:
             return array
         if part == HITS:
             raise InputError(f"{self.path} holds no hits", "build it from statistics")
-        if part == SCALES and (number, ROWS) in self.parts:
+        if part == SCALES and self._part(number, ROWS) is not None:
             raise InputError(f"rows of {self.dtype} have no scales", "take the rows alone")
         raise InputError(
             f"{self.path} has no {part} of layer {number}",
