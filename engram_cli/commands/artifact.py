@@ -186,7 +186,14 @@ class Companions:
 
     def vocabulary_place(self) -> Path | None:
         """Return the path of a vocabulary, given or nearby."""
-        return self.vocab or next(self._nearby(lambda here: here.vocab), None)
+        return next(self.vocabulary_places(), None)
+
+    def vocabulary_places(self) -> Iterator[Path]:
+        """Yield the path of the vocabulary that was given, or of each one nearby."""
+        if self.vocab is not None:
+            yield self.vocab
+        else:
+            yield from self._nearby(lambda here: here.vocab)
 
     def _readable(
         self, name: Callable[[Workspace], Path], read: Callable[[Path], T], progress: Progress

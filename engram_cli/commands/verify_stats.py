@@ -27,6 +27,7 @@ from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
 
 _MOST_PROBLEMS = 20
+_DROPPED = (("'locality'", "windows"),)  # keys of earlier versions that are no longer computed
 _CLOSE = 1e-9  # what another processor may round otherwise
 # What names an entry of a list in a message.
 _NAMES = ("layer", "order", "head", "row", "tokens", "factor")
@@ -133,6 +134,8 @@ def _differences(
                 if not _is_older(document):
                     yield f"{path} {key}", "is missing"
             elif key not in again:
+                if (path, key) in _DROPPED:
+                    continue
                 yield f"{path} {key}", f"is {stored[key]!r}, and does not follow from the counts"
             else:
                 yield from _differences(f"{path} {key}", stored[key], again[key], document)

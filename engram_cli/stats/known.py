@@ -9,7 +9,7 @@ of Cormode and Muthukrishnan (2005); the row counters are one already.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -41,17 +41,11 @@ class KnownNgrams:
     counts: NDArray[np.uint64]
     exact: NDArray[np.bool_]
 
-    def take(self, which: slice | NDArray[np.intp]) -> KnownNgrams:
-        """Some of them."""
-        return replace(
-            self, tokens=self.tokens[which], counts=self.counts[which], exact=self.exact[which]
-        )
-
 
 def ngram_rows(
     ngrams: NDArray[np.int32], plan: LayerPlan, order: int, heads: int
 ) -> NDArray[np.uint32]:
-    """uint32[heads, S]: the head-local rows of n-grams int32[S, n], `order` the index of theirs.
+    """Return uint32[heads, S]: the head-local rows of n-grams int32[S, n] of the order of an index.
 
     The n-grams are laid end to end and hashed as one stream; every n-th position is one of them.
     """
