@@ -43,9 +43,9 @@ def write_bundle(
 
     `rows(layer)` yields (first row, [n, width] as stored) ascending, `scales(layer)` in the same
     way the scales of quantised rows, `hits(layer)` uint32[n], None for a bundle without.
-    `dense(layer, zero_rows)` is called after the layer's rows. `extra_files`: files that
-    the description does not list, so that they may be edited. `advance` is called with the bytes written. Raises
-    OutputError, and ArtifactError when `rows` does not yield the layout's table.
+    `dense(layer, zero_rows)` is called after the layer's rows. `extra_files`: files that the
+    description does not list, so that they may be edited. `advance` is called with the bytes
+    written. Raises OutputError, and ArtifactError when `rows` does not yield the layout's table.
     """
     sources = {ROWS: rows, SCALES: scales, HITS: hits}
     parts = spec.parts if hits is None else (*spec.parts, HITS)
