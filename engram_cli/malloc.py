@@ -1,7 +1,9 @@
 """Tunes malloc of glibc: few arenas for many threads, and freed memory returned to the system.
 
 Texts and ids are freed by other threads than the ones that made them, and glibc keeps that memory
-by default. Other C libraries keep less, and are left alone.
+by default. On 5 M tokens, `hash-stats` peaks at 480 to 570 MB of anonymous memory with this and at
+720 MB without; with the arenas alone at 600 MB. `build-table` needs the same with and without.
+Other C libraries keep less, and are left alone.
 """
 
 from __future__ import annotations
@@ -17,10 +19,9 @@ _TRIM_EVERY = 2**27  # bytes of corpus
 def bound_arenas() -> None:
     """Let all threads of this process share three arenas.
 
-    By default there are up to eight a core, each with what the threads before it left: 15 MB of 550
-    on 315 MB of text, at the same speed; two arenas save 30 MB and cost 5 % of the time. glibc
-    settles it when the second thread asks for memory, so this must come before: a program's
-    business, not a library's.
+    By default there are up to eight per core, each with what earlier threads left in it. Two arenas
+    save 30 MB more and cost 5 % of the time. glibc decides when the second thread asks for memory,
+    so call this before: a program may do that, a library may not.
     """
     choose = _glibc("mallopt")
     if choose is not None:
@@ -28,7 +29,7 @@ def bound_arenas() -> None:
 
 
 def trim() -> None:
-    """Give freed memory back, Arrow's too where it is loaded."""
+    """Return freed memory to the system, Arrow's too where it is loaded."""
     arrow = sys.modules.get("pyarrow")
     if arrow is not None:
         arrow.default_memory_pool().release_unused()
@@ -38,8 +39,8 @@ def trim() -> None:
 
 
 class Trimmer:
-    """Trims while a corpus is read: 500 MB of text kept 500 MB allocated, with this 100 MB. Each
-    time takes 20 ms, 1 % of the run."""
+    """Trims while a corpus is read: 500 MB of text kept 500 MB allocated, now 100 MB. A trim takes
+    20 ms, 1 % of the run."""
 
     def __init__(self) -> None:
         self._since = 0

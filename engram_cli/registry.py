@@ -5,7 +5,7 @@ A new scheme, reader, dtype, init or format is one file and one line in the `Reg
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Generic, TypeVar, cast
 
@@ -33,8 +33,7 @@ class Registry(Generic[T]):
 
     def choices(self) -> str:
         """Return the names as a help text lists them: "a, b or c"."""
-        *most, last = self
-        return f"{', '.join(most)} or {last}"
+        return enumerated(self, "or")
 
     def register(self, name: str, entry: str) -> None:
         """Add `name` as "module:attribute". Raises InputError where the name is taken."""
@@ -49,3 +48,9 @@ class Registry(Generic[T]):
         except KeyError:
             raise InputError(f"unknown {self.kind} '{name}'", f"known: {', '.join(self)}") from None
         return cast(T, getattr(import_module(module), attribute))
+
+
+def enumerated(names: Iterable[str], word: str = "and") -> str:
+    """Return names as a sentence lists them: "a, b and c"."""
+    *most, last = names
+    return f"{', '.join(most)} {word} {last}" if most else last

@@ -225,7 +225,6 @@ class BarChart:
     groups: tuple[Group, ...]
     note: str = ""
     x_title: str = ""
-    height: int = 280
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ def test_a_long_error_is_cut_in_the_middle() -> None:
 def test_a_strange_lock_is_named_and_kept(owner: bytes, tmp_path: Path) -> None:
     table = tmp_path / "t.zarr"
     lock_path(table).write_bytes(owner)
-    what = "is being built by process" if b"\\u0000" in owner else "is no lock of engram's"
+    what = "is being built by process" if b"\\u0000" in owner else "is not a lock written by engram"
     with pytest.raises(EngramError, match=what), build_lock(table):
         pass
     assert lock_path(table).read_bytes() == owner

@@ -1,10 +1,11 @@
-"""What lies at a path, told from its content, and which statistics and vocabulary go with it."""
+"""Detects what a path holds, opens its rows, and finds the statistics and vocabulary for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from engram_cli.vocab.parquet import read_vocab
 VOCABULARY = "vocabulary"
 _PARQUET = b"PAR1"
 _PLAN_BYTES = 2**20  # what is larger is no plan, and not read
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +153,7 @@ class Companions:
                     "give the statistics of this layout, or leave --stats out",
                 )
             return named
-        for place in self._nearby(lambda here: here.stats):
-            try:
-                found = read_stats(place)
-            except EngramError as error:
-                progress.note(f"not used: {error.message}")
-                continue
+        for place, found in self._readable(lambda here: here.stats, read_stats, progress):
             if found.layout.fingerprint == layout.fingerprint:
                 progress.note(f"statistics: {place} (found next to the artifact)")
                 return found
@@ -183,12 +180,7 @@ class Companions:
                     "give the vocabulary it was made with, or leave --vocab out",
                 )
             return named
-        for place in self._nearby(lambda here: here.vocab):
-            try:
-                found = read_vocab(place)
-            except EngramError as error:
-                progress.note(f"not used: {error.message}")
-                continue
+        for place, found in self._readable(lambda here: here.vocab, read_vocab, progress):
             if belongs(found, layout):
                 return found
             progress.note(f"not used: {place} is not the vocabulary of {self.artifact}")
@@ -196,7 +188,23 @@ class Companions:
 
     def vocabulary_place(self) -> Path | None:
         """Return the path of a vocabulary, given or nearby."""
-        return self.vocab or next(self._nearby(lambda here: here.vocab), None)
+        return next(self.vocabulary_places(), None)
+
+    def vocabulary_places(self) -> Iterator[Path]:
+        """Yield the path of the vocabulary that was given, or of each one nearby."""
+        if self.vocab is not None:
+            yield self.vocab
+        else:
+            yield from self._nearby(lambda here: here.vocab)
+
+    def _readable(
+        self, name: Callable[[Workspace], Path], read: Callable[[Path], T], progress: Progress
+    ) -> Iterator[tuple[Path, T]]:
+        for place in self._nearby(name):
+            try:
+                yield place, read(place)
+            except EngramError as error:
+                progress.note(f"not used: {error.message}")
 
     def _nearby(self, name: Callable[[Workspace], Path]) -> Iterator[Path]:
         """Yield the files of a name next to the artifact, up to two folders above, and here."""
@@ -211,7 +219,7 @@ class Companions:
 
 
 def belongs(vocab: CompressedVocab, layout: HashLayout) -> bool:
-    """Whether a layout hashes the ids of this vocabulary."""
+    """Return whether a layout hashes the ids of this vocabulary."""
     if layout.vocab_digest is None:
         return len(vocab.lookup) == layout.vocab_size
     return vocab.digest == layout.vocab_digest

@@ -145,7 +145,6 @@ def _used_chart(layer: int, suffix: str, own: list[Columns]) -> BarChart:
         description="A bar for each head: the share of its rows with a hit.",
         y=share_axis("share of rows"),
         groups=by_head(own, _used),
-        height=300,
     )
 
 
@@ -278,7 +277,6 @@ def probe_view(found: ProbeResult) -> View:
             "first.",
             y=share_axis("share of positions"),
             groups=_models(right),
-            height=300,
         ),
         BarChart(
             name="probe-perplexity",
@@ -287,7 +285,6 @@ def probe_view(found: ProbeResult) -> View:
             "axis.",
             y=Axis("perplexity", "decimal", log=True, low=1.0),
             groups=_models(chance),
-            height=300,
         ),
     )
     columns = (

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,8 +16,12 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import hash_layout, takes_raw_ids
 from engram_cli.progress import Progress
-from engram_cli.stats.growth_curve import project
+from engram_cli.stats.growth_curve import OrderGrowth, project
+from engram_cli.stats.growth_view import GROWTH
 from engram_cli.stats.locality import order_hits
+from engram_cli.stats.locality_view import LOCALITY
+from engram_cli.stats.orders import ORDERS
+from engram_cli.stats.statistic import Statistic
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.planning.batches import BatchShare, batch_share
 from engram_cli.table.planning.estimates import Demand, HeldOut, held_out, hot_rows
@@ -26,7 +31,7 @@ from engram_cli.vocab.parquet import read_map
 _REMAKE = "make the statistics again with engram hash-stats --force"
 SAME_SIZE = 1.02  # times the rows of a head: so near nothing changes that could be measured
 HOT_FACTOR = 2.0  # times the tokens counted, or as small a part: other corpora heat other rows
-_DAMAGE = (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +77,9 @@ class PlanCorpus:
         return self.tokens / (self.counted_tokens or self.tokens)
 
     def resolve(self, geometry: Geometry, size: int | None = None) -> HashLayout:
-        """The layout of a geometry, its open choices those of the statistics; `size` rows a head.
+        """Return the layout of a geometry; the statistics decide its open choices.
+
+        `size`: rows per head.
 
         Raises InputError, LayoutError.
         """
@@ -98,7 +105,7 @@ class PlanCorpus:
         return hash_layout(scheme, vocab, **choices)
 
     def demands(self, orders: tuple[int, ...]) -> tuple[Demand, ...]:
-        """The distinct n-grams of each order. Raises InputError for an order that was not counted.
+        """Return the distinct n-grams of each order. Raises InputError for one not counted.
 
         A longer n-gram ends with a shorter one, so there are no fewer of them, whatever the samples
         of two orders say.
@@ -112,7 +119,7 @@ class PlanCorpus:
         return tuple(found[order] for order in orders)
 
     def hits_tokens(self, layout: HashLayout) -> int | None:
-        """Over how many tokens the hits that a build stores were counted; None where none are."""
+        """Return how many tokens were counted for the hits that a build stores, or None."""
         statistics = self.statistics
         if statistics is None or statistics.layout.fingerprint != layout.fingerprint:
             return None
@@ -124,12 +131,12 @@ class PlanCorpus:
         return self.statistics is not None and 1 / HOT_FACTOR <= self.factor <= HOT_FACTOR
 
     def size_factor(self, layout: HashLayout) -> float:
-        """How many times as many rows a head of the layout has as one counted; the largest."""
+        """Return how many times the rows of a counted head the layout has; the largest."""
         sizes = self._sizes(layout).values()
         return max((planned / counted for counted, planned in sizes), default=1.0)
 
     def hot_sets(self, layout: HashLayout, hit_rate: float) -> tuple[HotSet, ...]:
-        """The hot rows of each order, from the heads counted.
+        """Return the hot rows of each order, from the counted heads.
 
         () unless `tells_hot_rows`, and for larger heads than were counted.
         """
@@ -172,17 +179,15 @@ class PlanCorpus:
 
         Raises ArtifactError.
         """
-        try:
-            return batch_share(
-                self._locality("lru"), batch, self.counted_tokens or 0, self._sizes(layout)
-            )
-        except _DAMAGE as error:
-            raise ArtifactError(
-                f"{self.path}: its caches cannot be read: {error!r}", _REMAKE
-            ) from None
+        locality = self._read(LOCALITY)
+        if locality is None:
+            return None
+        with self._damage("caches"):
+            tokens = self.counted_tokens or 0
+            return batch_share(locality.lru, batch, tokens, self._sizes(layout))
 
     def _sizes(self, layout: HashLayout) -> dict[int, tuple[float, float]]:
-        """By order the mean rows of a head that was counted, and of one of the layout."""
+        """Return by order the mean rows of a counted head, and of one of the layout."""
         if self.statistics is None:
             return {}
         counted = self.statistics.layout
@@ -197,42 +202,46 @@ class PlanCorpus:
     def _demand(self, order: int, tokens: int) -> Demand:
         if self.statistics is None:
             return Demand(order=order, distinct=float(tokens), error=0.0, bound=True)
-        document, path = self.statistics.document, self.statistics.path
-        try:
-            counted = {entry["order"]: entry for entry in document["orders"]}
-            if order not in counted:
-                raise InputError(
-                    f"{path} has no {order}-grams",
-                    f"it counted orders {', '.join(map(str, counted))}; count with --orders",
-                )
-            own = Demand(
-                order=order,
-                distinct=float(counted[order]["distinct"]),
-                error=float(counted[order]["distinct_error"]),
+        counted = {entry.order: entry for entry in self._read(ORDERS) or ()}
+        if order not in counted:
+            raise InputError(
+                f"{self.path} has no {order}-grams",
+                f"it counted orders {', '.join(map(str, counted))}; count with --orders",
             )
-            curves = {entry["order"]: entry for entry in document.get("growth") or []}
+        found = counted[order]
+        own = Demand(order=order, distinct=found.distinct, error=found.distinct_error)
+        curves = {entry.order: entry for entry in self._read(GROWTH) or ()}
+        with self._damage("results"):
             return _along(curves.get(order), own, tokens, self.statistics.tokens)
-        except _DAMAGE as error:
-            raise ArtifactError(f"{path}: its results cannot be read: {error!r}", _REMAKE) from None
 
     def _held_out(self, layer: int, order: int, occupied: float) -> HeldOut | None:
-        try:
-            for entry in self._locality("hot"):
-                if (entry["layer"], entry["order"]) == (layer, order):
+        locality = self._read(LOCALITY)
+        for entry in () if locality is None else locality.hot:
+            if (entry.layer, entry.order) == (layer, order):
+                with self._damage("hot rows"):
                     return held_out(entry, occupied)
-        except _DAMAGE as error:
-            raise ArtifactError(
-                f"{self.path}: its hot rows cannot be read: {error!r}", _REMAKE
-            ) from None
         return None
 
-    def _locality(self, part: str) -> list[dict[str, Any]]:
-        if self.statistics is None:
-            return []
-        return list((self.statistics.document.get("locality") or {}).get(part) or [])
+    def _read(self, statistic: Statistic[R]) -> R | None:
+        """Return a result of the statistics, None if it was not collected. Raises ArtifactError."""
+        value = None if self.statistics is None else self.statistics.document.get(statistic.key)
+        try:
+            return None if value is None else statistic.read(value)
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.path}: {error.message}", _REMAKE) from None
+
+    @contextmanager
+    def _damage(self, what: str) -> Iterator[None]:
+        """Turn the errors that damaged results lead to into ArtifactError."""
+        try:
+            yield
+        except (ValueError, IndexError, ZeroDivisionError) as error:
+            raise ArtifactError(
+                f"{self.path}: its {what} cannot be read: {error!r}", _REMAKE
+            ) from None
 
 
-def _along(curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: int) -> Demand:
+def _along(curve: OrderGrowth | None, own: Demand, tokens: int, counted: int) -> Demand:
     """The n-grams among `tokens`, where `own` are those of the `counted`.
 
     The curve is of fewer n-grams than `own`, which it is held to. Where it does not reach, a bound:
@@ -245,7 +254,7 @@ def _along(curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: i
         most = min(own.distinct + max(tokens - counted, 0), float(tokens))
         return replace(own, distinct=most, bound=True)
     if tokens < counted:
-        distinct = found.distinct * own.distinct / float(curve["distinct"][-1])
+        distinct = found.distinct * own.distinct / curve.distinct[-1]
         distinct = min(distinct, own.distinct, tokens)
     else:
         distinct = max(found.distinct, own.distinct)
@@ -253,12 +262,12 @@ def _along(curve: Mapping[str, Any] | None, own: Demand, tokens: int, counted: i
 
 
 def _moduli(entry: LayerHash, heads: int, order: int) -> tuple[int, ...]:
-    """The rows of the heads of an order, by its index, of a layer."""
+    """Return the rows of the heads of an order, by its index, of a layer."""
     return tuple(entry.moduli[order * heads : (order + 1) * heads])
 
 
 def _check_vocab(statistics: Statistics, vocab: Path | None) -> None:
-    """Raises MismatchError for a vocabulary that is not the one the statistics were made with."""
+    """Raise MismatchError for a vocabulary that is not the one the statistics were made with."""
     if vocab is None:
         return
     layout, given = statistics.layout, read_map(vocab)
@@ -276,7 +285,7 @@ def _check_vocab(statistics: Statistics, vocab: Path | None) -> None:
 def read_corpus(
     stats: Path | None, given: Path | None, vocab: Path, tokens: int | None, progress: Progress
 ) -> PlanCorpus:
-    """The corpus by its statistics, where there are some, else by `tokens` alone.
+    """Return the corpus by its statistics if there are some, else by `tokens` alone.
 
     `given`: the vocabulary that was asked for; `vocab`: that, or the one of the workspace. Raises
     InputError where there are neither statistics nor tokens, MismatchError for statistics of

@@ -38,7 +38,7 @@ def report(request: ReportRequest, progress: Progress = SILENT) -> ReportResult:
         progress.advance(1)
     statistics.samples()
     statistics.partials()
-    page = statistics_page(statistics.document, statistics.layout)
+    page = statistics_page(statistics)
     write_page(page, request.out, force=request.force)
     return ReportResult(
         out=request.out,

@@ -16,8 +16,7 @@ import numpy as np
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import Progress
 from engram_cli.stats.collector_set import read_collected
-from engram_cli.stats.partial import Partial
-from engram_cli.stats.partial_files import LONG
+from engram_cli.stats.partial import LONG, Partial
 from engram_cli.stats.results import all_results
 from engram_cli.stats.stats_io import COUNTERS, DOCUMENT, FIXED_KEYS, Statistics, figures_document
 from engram_cli.stats.text_ngrams import EXACT_OF
@@ -27,6 +26,7 @@ from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
 
 _MOST_PROBLEMS = 20
+_DROPPED = (("'locality'", "windows"),)  # keys of earlier versions that are no longer computed
 _CLOSE = 1e-9  # what another processor may round otherwise
 # What names an entry of a list in a message.
 _NAMES = ("layer", "order", "head", "row", "tokens", "factor")
@@ -35,8 +35,8 @@ _NAMES = ("layer", "order", "head", "row", "tokens", "factor")
 def stats_problems(
     statistics: Statistics, vocab: CompressedVocab | None, progress: Progress
 ) -> tuple[list[str], list[str]]:
-    """What is wrong with the counters, the sample, the partials, or the figures in stats.json, and
-    which figures cannot be computed again.
+    """Return what is wrong with counters, sample, partials or figures in stats.json, and which
+    figures cannot be computed again.
 
     `vocab`: the vocabulary of the layout, which gives n-grams their texts.
     """
@@ -71,7 +71,7 @@ def stats_problems(
 
 
 def _group_problems(statistics: Statistics) -> list[str]:
-    """What is wrong with the metadata of the folder's Zarr groups."""
+    """Return what is wrong with the metadata of the folder's Zarr groups."""
     groups = [statistics.path / name for name in (COUNTERS, LONG)]
     found = [group_problem(group) for group in groups if group.name == COUNTERS or group.is_dir()]
     return [problem for problem in found if problem is not None]
@@ -111,7 +111,7 @@ def _figure_problems(
 
 
 def _again(whole: Partial, vocab: CompressedVocab | None) -> dict[str, Any]:
-    """The figures as stats.json would have them."""
+    """Return the figures as stats.json would have them."""
     with np.errstate(divide="ignore", invalid="ignore"):  # hits of 0 under an n-gram, if damaged
         found = all_results(whole, vocab)
     document = figures_document(whole.counts, found)
@@ -133,6 +133,8 @@ def _differences(
                 if not _is_older(document):
                     yield f"{path} {key}", "is missing"
             elif key not in again:
+                if (path, key) in _DROPPED:
+                    continue
                 yield f"{path} {key}", f"is {stored[key]!r}, and does not follow from the counts"
             else:
                 yield from _differences(f"{path} {key}", stored[key], again[key], document)
@@ -144,7 +146,7 @@ def _differences(
 
 
 def _name(entry: Any, index: int) -> str:
-    """How an entry of a list is named: by its numbers, else by its place."""
+    """Return how an entry of a list is named: by its numbers, else by its place."""
     own = entry if isinstance(entry, dict) else {}
     numbers = [f"{name} {own[name]}" for name in _NAMES if isinstance(own.get(name), int)]
     return ", ".join(numbers) or f"[{index}]"

@@ -9,6 +9,7 @@ from engram_cli.corpus.base import NO_LABEL, CorpusFile, CorpusOptions
 from engram_cli.corpus.readers import READERS
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.progress import SILENT, Progress
+from engram_cli.registry import enumerated
 
 _PATIENCE = 10_000  # documents without the field until the user is told
 _SHOWN = 8  # fields that a hint names
@@ -38,11 +39,12 @@ def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]
 
 def check_labelled(files: Iterable[CorpusFile], options: CorpusOptions) -> None:
     """Raise InputError naming the first file whose documents have no fields to be labelled by."""
+    grouped = enumerated(name for name in READERS if READERS.load(name).labels)
     for file in files:
         if options.label is not None and not READERS.load(file.format).labels:
             raise InputError(
                 f"{file.name} cannot be grouped by '{options.label}': {file.format} has no fields",
-                "group jsonl, parquet and arrow by a field, others by file or folder",
+                f"group {grouped} by a field, others by file or folder",
             )
 
 

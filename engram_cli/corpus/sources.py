@@ -20,6 +20,7 @@ from engram_cli.corpus.readers import READERS
 from engram_cli.corpus.storage import Storage, read_object, storage_of
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.files import address_of
+from engram_cli.registry import enumerated
 
 STDIN = "-"
 _TEXT = "text"  # the format of what nothing else tells
@@ -232,9 +233,10 @@ def format_of(name: str, storage: Storage) -> str:
             return key
     packed, kept = compression_of(head), archive(head)
     if kept or (packed and (not formats.signs[usual].streams or ending == ".tar")):
+        streams = enumerated(key for key, signs in formats.signs.items() if signs.streams)
         raise CorpusError(
             f"{name} is compressed with {packed or kept}",
-            "decompress it first; text and jsonl may be compressed with gz, zst, bz2 or xz",
+            f"decompress it first; {streams} may be compressed with gz, zst, bz2 or xz",
         )
     look = _look(name, storage, ending, head)
     return next((key for key, recognises in formats.recognisers if recognises(look)), usual)

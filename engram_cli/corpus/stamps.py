@@ -24,7 +24,6 @@ from engram_cli.errors import CorpusError
 
 Stamps = dict[str, Stamp]
 _ENDS = 2**12  # bytes read of each end of a file
-_INDEX = "index.json"  # of an MDS folder: sizes, which equal shards share
 
 
 def local_stamp(path: Path | int) -> Stamp | None:
@@ -157,8 +156,9 @@ def _content(path: str) -> bytes | None:
             digest.update(stream.read(_ENDS))
     found = size.to_bytes(8, "little") + digest.digest()
     folder, name = os.path.split(path)
-    if name == _INDEX:
+    # The index of a data set has the sizes of its shards, which shards of other content may share.
+    if any(name == READERS.load(each).signs.dataset for each in READERS):
         with os.scandir(folder or ".") as entries:
-            shard = min((e.path for e in entries if e.is_file() and e.name != _INDEX), default=None)
+            shard = min((e.path for e in entries if e.is_file() and e.name != name), default=None)
         found += (shard and _content(shard)) or b""
     return found

@@ -109,7 +109,7 @@ class RayEngine:
             self._cancel(running)
 
     def reduce(self, job: Job, plan: Plan, progress: Progress) -> Any:
-        """Run a job over neighbouring partitions and merge their partials in a tree."""
+        """Run a job over neighbouring partitions and merge their partials."""
         plan = portable(plan)
         task = Task(function=_run, cpus=self.threads, memory=job.memory)
         slots = self.slots(replace(task, memory=max(job.memory, job.merge_memory)))
@@ -121,28 +121,25 @@ class RayEngine:
         )
         progress.start(job.what, plan.size, "bytes")
         shared = self.put(job.sent())
-        submit, tree = self._submitter(task), _Tree()
+        submit = self._submitter(task)
         merge = self._submitter(Task(function=_merge, memory=job.merge_memory))
+        waiting: list[tuple[int, Any]] = []  # merges from the leaves, partial
         running: dict[Any, tuple[Any, int, int]] = {}  # error -> partial, level, bytes
         try:
             for first, last in bounds:
                 part = plan.part(first, last)
                 error, partial = submit(shared, part)
                 running[error] = partial, 0, part.size or 0
-            while True:
-                while running:
-                    for done in self._done(running):
-                        self._raise(done)
-                        partial, level, size = running.pop(done)
-                        progress.advance(size)
-                        if ready := tree.take(partial, level):
-                            error, partial = merge(shared, *ready)
-                            running[error] = partial, level + 1, 0
-                rest = tree.rest()
-                if len(rest) == 1:
-                    return job.result(self.get(rest[0]))
-                error, partial = merge(shared, *rest)
-                running[error] = partial, len(tree.levels), 0
+            while running or len(waiting) > 1:
+                while group := _take_group(waiting, last=not running):
+                    error, partial = merge(shared, *(partial for _, partial in group))
+                    running[error] = partial, group[-1][0] + 1, 0
+                for done in self._done(running):
+                    self._raise(done)
+                    partial, level, size = running.pop(done)
+                    waiting.append((level, partial))
+                    progress.advance(size)
+            return job.result(self.get(waiting[0][1]))
         finally:
             self._cancel(running)
 
@@ -186,30 +183,18 @@ class RayEngine:
                 self._ray.cancel(reference, force=False)
 
 
-class _Tree:
-    """Partials that wait to be merged, by how many merges they are from the leaves."""
+def _take_group(waiting: list[tuple[int, Any]], *, last: bool) -> list[tuple[int, Any]]:
+    """Take partials to be merged: `FAN_IN` of one level, or the lowest ones when no task is left.
 
-    def __init__(self) -> None:
-        self.levels: list[list[Any]] = []
-
-    def take(self, partial: Any, level: int) -> list[Any] | None:
-        """Add a partial; return those that must be merged now."""
-        while len(self.levels) <= level:
-            self.levels.append([])
-        waiting = self.levels[level]
-        waiting.append(partial)
-        if len(waiting) < FAN_IN:
-            return None
-        self.levels[level] = []
-        return waiting
-
-    def rest(self) -> list[Any]:
-        """Take up to `FAN_IN` of those that wait, the ones with the fewest merges first."""
-        found: list[Any] = []
-        for waiting in self.levels:
-            while waiting and len(found) < FAN_IN:
-                found.append(waiting.pop())
-        return found
+    So merges form a tree, and no partial is merged again for each that is done.
+    """
+    waiting.sort(key=lambda each: each[0])
+    for at in range(len(waiting)):
+        group = waiting[at : at + FAN_IN]
+        if last or (len(group) == FAN_IN and group[0][0] == group[-1][0]):
+            del waiting[at : at + FAN_IN]
+            return group
+    return []
 
 
 def task_bounds(sizes: Sequence[int], tasks: int) -> list[tuple[int, int]]:

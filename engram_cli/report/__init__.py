@@ -1,5 +1,1 @@
-"""Above the statistics: figures of a corpus in, one HTML page that opens offline out.
-
-`page` writes it; each file of `sections` turns a part of the figures into text, drawings and
-tables. `markup` escapes, `scales` and `charts` draw SVG, `assets` hold the style and the script.
-"""
+"""Draws views as one HTML page that opens offline; it knows no stage that gives them."""

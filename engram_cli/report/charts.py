@@ -13,6 +13,7 @@ from engram_cli.view import Axis, Bar, BarChart, Chart, Curve, LineChart, Slot
 _GAP = 0.6  # between groups of bars, in slots
 _MOST_STRIPS = 120
 _SIGMAS = 2.0
+_HEIGHT = 290  # pixels
 
 
 def draw_chart(chart: Chart, width: int) -> Html:
@@ -30,7 +31,7 @@ def _bars(chart: BarChart, width: int) -> Html:
     ]
     end = places[-1] + 1.0 if places else 1.0
     x = Axis(title=chart.x_title, low=-0.25, high=end + 0.25)
-    frame = Frame.fit(width, chart.height, x, chart.y, [0.0, end], _bar_values(chart))
+    frame = Frame.fit(width, _HEIGHT, x, chart.y, [0.0, end], _bar_values(chart))
     wide = frame.x(1.0) - frame.x(0.0)
     bare = replace(frame, x=replace(frame.x, ticks=()))
     parts = [bare.axes(x, chart.y), _bar_labels(chart, frame, wide)]

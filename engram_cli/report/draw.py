@@ -51,12 +51,8 @@ def _row(row: Row) -> Html | None:
     """Draw charts, or tables, side by side."""
     if len(row.parts) == 1:
         return draw(row.parts[0])
-    if all(isinstance(part, Table) for part in row.parts):
-        return tag("div", *[draw(part) for part in row.parts], class_="lists")
-    drawn = [
-        draw(part) if isinstance(part, Table) else _figure(part, half=True) for part in row.parts
-    ]
-    return tag("div", *drawn, class_="row")
+    drawn = [draw(p) if isinstance(p, Table) else _figure(p, half=True) for p in row.parts]
+    return tag("div", *drawn, class_="lists" if isinstance(row.parts[0], Table) else "row")
 
 
 def _folding(table: Table) -> Html:
@@ -113,7 +109,7 @@ def _cell(column: Column, cell: Cell, most: float) -> object:
         return tag("svg", bar, viewBox="0 0 100 8", preserveAspectRatio="none",
                    class_=f"spark {hue(0)}", aria_hidden="true")  # fmt: skip
     text = column.text(cell)
-    return tag("bdi", _name(text)) if column.kind == "text" and not text.isprintable() else text
+    return _name(text) if column.kind == "text" else text
 
 
 def _name(name: str) -> Html:

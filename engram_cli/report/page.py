@@ -40,7 +40,7 @@ def render(page: Page) -> str:
     try:
         sections = [(view, _section(view)) for view in page.views]
         data = embed_json(dict(page.data), "engram-data")
-    except (ValueError, ArithmeticError, RecursionError) as error:
+    except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
         said = f"{type(error).__name__}: {error}"[:200]
         raise ArtifactError(
             f"'{page.title}' cannot be drawn ({said})", "make its data again"

@@ -1,6 +1,6 @@
 """Rows in spans of files: read in order, mapped, or gathered at random.
 
-Ranges are read, not mapped: mapped pages count as the process's memory until somebody needs it.
+Ranges are read, not mapped: mapped pages count as the process's memory.
 For gathering, spans are mapped with the advice that reads are random: a fault then reads its page
 and no more (the default reads megabytes around it). Faults wait one after another, so where a
 sample of the rows is not in memory, the system is first asked for all their pages, without waiting:
@@ -122,7 +122,7 @@ class FileArray:
                 self._bases[index] = self._maps[index].ctypes.data
 
     def _in_memory(self, ids: NDArray[np.int64]) -> bool:
-        """Whether all of a sample of the rows is; True where the system does not tell."""
+        """Return whether all of a sample of the rows is; True where the system does not tell."""
         sample = np.ascontiguousarray(ids[:: max(1, len(ids) // SAMPLE)])
         found = kernels.rows_in_memory(
             self._bases, sample, self._step, self.row_bytes, mmap.PAGESIZE
@@ -219,7 +219,7 @@ class FileRows:
 
     def spans(self, layer: int, part: str = ROWS) -> tuple[Span, ...]:
         """Return the spans of files that hold a part of a layer; () where it has none."""
-        array = self.parts.get((layer, part))
+        array = self._part(layer, part)
         return () if array is None else array.spans
 
     def chunks(
@@ -281,14 +281,17 @@ class FileRows:
         hits = self._array(layer, HITS)
         return hits.take(_row_numbers(ids, hits.rows, self.layout.layer(layer).layer))
 
+    def _part(self, layer: int, part: str) -> FileArray | None:
+        return self.parts.get((layer, part))
+
     def _array(self, layer: int | None, part: str) -> FileArray:
         number = self.layout.layer(layer).layer
-        array = self.parts.get((number, part))
+        array = self._part(number, part)
         if array is not None:
             return array
         if part == HITS:
             raise InputError(f"{self.path} holds no hits", "build it from statistics")
-        if part == SCALES and (number, ROWS) in self.parts:
+        if part == SCALES and self._part(number, ROWS) is not None:
             raise InputError(f"rows of {self.dtype} have no scales", "take the rows alone")
         raise InputError(
             f"{self.path} has no {part} of layer {number}",
@@ -297,7 +300,7 @@ class FileRows:
 
 
 def _is_single(array: FileArray, part: str) -> bool:
-    """Whether one scale serves all rows of the layer."""
+    """Return whether one scale serves all rows of the layer."""
     return part == SCALES and array.tail == ()
 
 

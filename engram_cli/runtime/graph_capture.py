@@ -1,4 +1,4 @@
-"""Tells who watches the running code: a graph capture, a tracer, or nobody but autograd.
+"""Tells who watches the running code: a graph capture, a tracer, or only autograd.
 
 Graphs are made by `torch.compile` and by the capture of a CUDA graph; code that becomes a graph
 must read no tensor's value. Tracers, fake tensors and functorch must see torch operators.

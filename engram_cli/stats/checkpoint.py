@@ -133,12 +133,11 @@ class FolderCheckpointer:
 
 
 def write_checkpoint(folder: Path, request: str, checkpoint: Checkpoint) -> int:
-    """Write a checkpoint in place of the one that is there; gives its bytes. Raises OutputError."""
+    """Replace the checkpoint in `folder`; return the bytes of the new one. Raises OutputError."""
     open_work(folder, CHECKPOINT)
     name = ARRAYS[_named(folder) == ARRAYS[0]]
-    listed, size = _listed(checkpoint.state)
     with inner_file(folder / name) as part:
-        digest = _write_arrays(part, checkpoint.state)
+        listed, size, digest = _write_arrays(part, checkpoint.state)
     document = {
         "format": FORMAT,
         "version": VERSION,
@@ -161,7 +160,7 @@ def write_checkpoint(folder: Path, request: str, checkpoint: Checkpoint) -> int:
 
 
 def read_checkpoint(folder: Path, request: str) -> Checkpoint | None:
-    """The checkpoint in `folder`, None when there is none; its arrays are mapped.
+    """Return the checkpoint in `folder` with its arrays mapped, None when there is none.
 
     Raises MismatchError for that of another request, ArtifactError for a damaged one.
     """
@@ -190,13 +189,13 @@ def read_checkpoint(folder: Path, request: str) -> Checkpoint | None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove what is there of a checkpoint, and the folder unless it holds anything else."""
+    """Remove a checkpoint, and its folder unless that holds anything else."""
     with suppress(OutputError):
         remove_work(folder, CHECKPOINT)
 
 
 def note_finished(folder: Path, digest: str) -> None:
-    """Note that the count is finished, as statistics of this digest: then it is of no use."""
+    """Note that the count is finished, with statistics of this digest."""
     if CHECKPOINT.has_mark(folder):
         with inner_file(folder / FINISHED) as part:
             part.write_bytes(canonical_json({"digest": digest}))
@@ -214,7 +213,7 @@ def clear_finished(folder: Path, stats: Path) -> None:
 
 
 def _named(folder: Path) -> str | None:
-    """The file of arrays that the document in `folder` names."""
+    """Return the file of arrays that the document in `folder` names."""
     try:
         found = read_json(folder / DOCUMENT, "a checkpoint").get("arrays_file")
     except Exception:  # there is none, or it is damaged: nothing is lost
@@ -222,21 +221,14 @@ def _named(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _listed(state: State) -> tuple[list[dict[str, Any]], int]:
-    """Name, type, shape and place of each array, and the bytes of all."""
-    listed, at = [], 0
-    for name, array in state.items():
-        entry = {"name": name, "dtype": array.dtype.str, "shape": list(array.shape), "offset": at}
-        listed.append(entry)
-        at += -(-array.nbytes // _ALIGN) * _ALIGN
-    return listed, at
-
-
-def _write_arrays(path: Path, state: State) -> str:
-    """Write the arrays one after another; gives the digest of the file."""
-    digest = sha256()
+def _write_arrays(path: Path, state: State) -> tuple[list[dict[str, Any]], int, str]:
+    """Write the arrays one after another; return name, type, shape and offset of each, the bytes of
+    all, and the digest of the file."""
+    digest, listed, at = sha256(), [], 0
     with path.open("wb") as out, ThreadPoolExecutor(1) as hashing:
-        for array in state.values():
+        for name, array in state.items():
+            shape = list(array.shape)
+            listed.append({"name": name, "dtype": array.dtype.str, "shape": shape, "offset": at})
             flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             for begin in range(0, len(flat), _PIECE):
                 piece = flat[begin : begin + _PIECE].data
@@ -246,11 +238,12 @@ def _write_arrays(path: Path, state: State) -> str:
             padding = bytes(-len(flat) % _ALIGN)
             digest.update(padding)
             out.write(padding)
-    return f"sha256:{digest.hexdigest()}"
+            at += len(flat) + len(padding)
+    return listed, at, f"sha256:{digest.hexdigest()}"
 
 
 def _read_arrays(folder: Path, document: dict[str, Any]) -> State:
-    """The arrays, mapped. Raises ArtifactError."""
+    """Return the arrays, mapped. Raises ArtifactError."""
     name, listed = document.get("arrays_file"), document.get("arrays")
     if name not in ARRAYS or not isinstance(listed, list):
         raise _damaged(folder / DOCUMENT, "names no arrays")

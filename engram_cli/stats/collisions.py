@@ -247,7 +247,6 @@ def _charts(layer: int, suffix: str, columns: list[ColumnStats]) -> Iterable[Bar
         x_title="head",
         y=share_axis("share of the head's rows"),
         groups=by_head(columns, _used),
-        height=300,
     )
     yield BarChart(
         name=f"shared-{layer}",
@@ -258,7 +257,6 @@ def _charts(layer: int, suffix: str, columns: list[ColumnStats]) -> Iterable[Bar
         x_title="head",
         y=share_axis("share"),
         groups=by_head(columns, _shared),
-        height=300,
     )
 
 

@@ -28,7 +28,6 @@ from engram_cli.stats.state import (
     part_of,
     scalar,
     take,
-    take_into,
     take_scalar,
 )
 from engram_cli.stats.token_chunk import TokenChunk
@@ -134,30 +133,17 @@ class ArrivalSampler:
 
     def sample(self) -> NgramArrivals:
         """Return the n-grams and their least arrivals."""
-        held = self._held()
-        held = held[np.argsort(held[:, 0])]
-        return _lowest(self._size, self._threshold, held[:, 0], held[:, 1])
-
-    def _held(self) -> NDArray[np.uint64]:
-        """Return uint64[entries, 2]: hashes and arrivals."""
         slots = self._slots.reshape(-1, 2)
-        return slots[slots[:, 0] > 0]
+        held = slots[slots[:, 0] > 0]
+        hashes, arrivals = held[np.argsort(held[:, 0])].T.copy()
+        return _lowest(self._size, self._threshold, hashes, arrivals)
 
-    def state(self) -> State:
-        """Return the entries and the threshold."""
-        held, highest = self._held(), scalar(self._threshold - 1, np.uint64)
-        return {"highest": highest, "hashes": held[:, 0], "arrivals": held[:, 1]}
-
-    def restore(self, state: State) -> None:
-        """Continue from a `state`. Raises ArtifactError."""
-        highest = take_scalar(state, "highest", 0, EVERYTHING - 1)
-        hashes = take(state, "hashes", np.uint64, (-1,))
-        arrivals = take(state, "arrivals", np.uint64, (len(hashes),))
-        check(sound_entries(hashes, highest, self._limit), "hashes")
-        self._threshold = highest + 1
+    def load(self, sample: NgramArrivals) -> None:
+        """Continue from a sample: those that it left out would not come back."""
+        self._threshold = sample.threshold
         self._slots.fill(0)
-        kernels.fill_arrivals(hashes, arrivals, self._slots)
-        self._entries[0] = len(hashes)
+        kernels.fill_arrivals(sample.hashes, sample.arrivals, self._slots)
+        self._entries[0] = len(sample.hashes)
 
 
 class RowArrivals:
@@ -293,15 +279,15 @@ class Growth(Collector):
         )
 
     def state(self) -> State:
-        """Return the state of the samplers, the tokens by arrival and the rows."""
-        samplers = numbered([sampler.state() for sampler in self._samplers.values()])
-        rows = numbered([{"arrivals": column.arrivals} for column in self._rows.values()])
-        return nested(samplers=samplers, rows=rows) | {"tokens": self._tokens}
+        """Return what was found so far."""
+        return self.partial().state()
 
     def restore(self, state: State) -> None:
         """Continue from a `state`. Raises ArtifactError."""
-        for index, sampler in enumerate(self._samplers.values()):
-            sampler.restore(part_of(state, f"samplers/{index}"))
-        for index, column in enumerate(self._rows.values()):
-            take_into(state, f"rows/{index}/arrivals", column.arrivals)
-        take_into(state, "tokens", self._tokens)
+        found = read_growth(self._layout, state)
+        for sampler, sample in zip(self._samplers.values(), found.ngrams, strict=True):
+            check(sample.size == self._size, "size")
+            sampler.load(sample)
+        for key, arrivals in found.rows.items():
+            self._rows[key].arrivals = arrivals
+        self._tokens = found.tokens

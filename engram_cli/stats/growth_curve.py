@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,60 +221,51 @@ def _fit(tokens: Floats, distinct: Floats, last: int) -> tuple[float, float] | N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
-    """About `distinct` n-grams in `factor` times the tokens counted, with the standard error."""
+    """About `distinct` n-grams, with the standard error."""
 
     distinct: float
     error: float
-    factor: float
 
 
-def project(entry: Mapping[str, Any], tokens: float) -> Projection | None:
-    """Return the distinct n-grams at `tokens`, by an order's entry of the section "growth".
+def project(curve: OrderGrowth, tokens: float) -> Projection | None:
+    """Return the distinct n-grams at `tokens`.
 
     The two points beyond the corpus give back slope and bend of the law, so any other point is on
-    the same curve. None if the corpus was too small to say anything beyond it. Raises KeyError,
-    TypeError, ValueError or IndexError for a damaged section.
+    the same curve. None if the corpus was too small to say anything beyond it. Raises ValueError or
+    IndexError for a damaged curve.
     """
-    counted = float(entry["tokens"][-1])
-    known = float(entry["distinct"][-1])
+    counted, known = curve.tokens[-1], curve.distinct[-1]
     if not (counted > 0 and known > 0):
         raise ValueError("the growth curve is empty")
     if tokens <= counted:
-        return _inside(entry, tokens, counted)
-    beyond = entry["extrapolated"]
-    if not beyond:
+        return _inside(curve, tokens)
+    if not curve.extrapolated:
         return None
-    near, far = beyond[0], beyond[1]
-    step = math.log(float(near["factor"]))
-    first = math.log(float(near["distinct"]) / known)
-    second = math.log(float(far["distinct"]) / known)
+    near, far = curve.extrapolated[0], curve.extrapolated[1]
+    step = math.log(near.factor)
+    first, second = math.log(near.distinct / known), math.log(far.distinct / known)
     # The rise over k steps is a (1 + q + ... + q^(k-1)): q is what the second step keeps.
     keeps = second / first - 1.0 if first > 0 else 0.0
     steps = math.log(tokens / counted) / step
     rise = first * (steps if keeps >= 1.0 else (1.0 - keeps**steps) / (1.0 - keeps))
-    miss = math.log1p(float(far["error"]) / float(far["distinct"])) * steps / 2.0
+    miss = math.log1p(far.error / far.distinct) * steps / 2.0
     distinct = known * math.exp(rise)
-    return Projection(distinct=distinct, error=distinct * math.expm1(miss), factor=tokens / counted)
+    return Projection(distinct=distinct, error=distinct * math.expm1(miss))
 
 
-def _inside(entry: Mapping[str, Any], tokens: float, counted: float) -> Projection:
+def _inside(curve: OrderGrowth, tokens: float) -> Projection:
     """Return a point inside the curve, on straight lines in the logarithms of both axes.
 
     Before its first point lies what two bounds allow: growth slows down, so the curve is above the
     straight line from a single token on, and no token brings more than one n-gram. The middle of
     them is returned, half their distance as its error.
     """
-    xs = np.log(np.maximum(np.array(entry["tokens"], dtype=np.float64), 1.0))
-    met = np.maximum.accumulate(np.array(entry["distinct"], dtype=np.float64))
-    ys = np.log(np.maximum(met, 1.0))
+    xs = np.log(np.maximum(np.array(curve.tokens, dtype=np.float64), 1.0))
+    ys = np.log(np.maximum(np.maximum.accumulate(curve.distinct), 1.0))
     at = math.log(max(tokens, 1.0))
-    factor = tokens / counted
     if at < xs[0]:
         most = min(max(tokens, 1.0), float(np.exp(ys[0])))
         least = min(math.exp(float(ys[0]) * at / float(xs[0])), most)
-        return Projection(
-            distinct=math.sqrt(least * most), error=(most - least) / 2.0, factor=factor
-        )
-    errors = np.array(entry["error"], dtype=np.float64)
+        return Projection(distinct=math.sqrt(least * most), error=(most - least) / 2.0)
     distinct = min(math.exp(float(np.interp(at, xs, ys))), max(tokens, 1.0))
-    return Projection(distinct=distinct, error=float(np.interp(at, xs, errors)), factor=factor)
+    return Projection(distinct=distinct, error=float(np.interp(at, xs, curve.errors)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from engram_cli.hashing.layout import HashLayout
@@ -14,13 +15,22 @@ from engram_cli.stats.known import known_ngrams
 from engram_cli.stats.names import Names
 from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, drawn_ngrams
 from engram_cli.stats.partial import Partial
-from engram_cli.stats.statistic import Counted, Results
+from engram_cli.stats.statistic import Counted, Results, read_typed
+from engram_cli.stats.stats_io import Statistics
 from engram_cli.stats.text_ngrams import AllNgrams
 from engram_cli.stats.totals import Counts
 from engram_cli.version import __version__
 from engram_cli.view import Column, Page, Table, View
 from engram_cli.view import counts as table_columns
 from engram_cli.vocab.compress import CompressedVocab
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """The files that were counted, as stats.json names them."""
+
+    files: int = 0
+    empty_files: int = 0
 
 
 def count_results(
@@ -67,28 +77,25 @@ def split_results(results: Mapping[str, object]) -> dict[str, Any]:
     return {"orders": results["orders"], "columns": results["columns"], "sections": sections}
 
 
-def read_results(document: Mapping[str, Any], layout: HashLayout) -> Results:
-    """Return the results in a stats.json. Raises ArtifactError for damaged ones."""
+def read_results(statistics: Statistics) -> Results:
+    """Return the results in a statistics folder. Raises ArtifactError for damaged ones."""
     found = {
-        key: STATISTICS.load(key).read(document[key])
+        key: STATISTICS.load(key).read(statistics.document[key])
         for key in STATISTICS
-        if document.get(key) is not None
+        if statistics.document.get(key) is not None
     }
-    return Results(
-        tokens=document["tokens"], documents=document["documents"], found=found, layout=layout
-    )
+    return Results(tokens=statistics.tokens, documents=statistics.documents, found=found)
 
 
-def statistics_page(document: Mapping[str, Any], layout: HashLayout) -> Page:
-    """Return the page of a stats.json. Raises ArtifactError for damaged results."""
-    results = read_results(document, layout)
-    corpus: Mapping[str, int] = document.get("corpus") or {}
+def statistics_page(statistics: Statistics) -> Page:
+    """Return the page of a statistics folder. Raises ArtifactError for damaged results."""
+    results, document, layout = read_results(statistics), statistics.document, statistics.layout
+    corpus = read_typed(Corpus, document.get("corpus") or {}, "'corpus'")
     facts = []
-    if corpus.get("files"):
-        empty = corpus.get("empty_files") or 0
-        some = f", {count(empty)} of them empty" if empty else ""
-        facts.append(("Corpus", f"{count(corpus['files'])} files{some}"))
-    joined = ", joined" if document.get("join_documents") else ""
+    if corpus.files:
+        some = f", {count(corpus.empty_files)} of them empty" if corpus.empty_files else ""
+        facts.append(("Corpus", f"{count(corpus.files)} files{some}"))
+    joined = ", joined" if statistics.joined else ""
     size = f"{count(results.tokens)} tokens, {count(results.documents)} documents{joined}"
     orders, layers = ", ".join(map(str, layout.orders)), ", ".join(map(str, layout.layer_ids))
     plural = "s" if len(layout.layers) > 1 else ""

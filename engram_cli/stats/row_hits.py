@@ -24,6 +24,10 @@ class RowHits:
     bins: tuple[int, ...]
     rows: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.bins) != len(self.rows):
+            raise ValueError(f"{len(self.bins)} bins of hits have {len(self.rows)} counts of rows")
+
 
 def compute(counted: Counted) -> tuple[RowHits, ...]:
     """Return the histogram of each layer and order."""

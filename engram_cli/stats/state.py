@@ -1,7 +1,7 @@
-"""What a counting object holds, as named arrays: objects in, arrays out, and checked the way back.
+"""The state of objects that count, as named arrays.
 
-The arrays come from a file, so every one is checked for its type and shape before it is used; what
-would lead a kernel astray is checked where it is used.
+Arrays that are read back come from a file, so each is checked for its type and shape before it is
+used. Values that a kernel relies on are checked where they are used.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ State: TypeAlias = dict[str, NDArray[Any]]
 
 
 def nested(**parts: Mapping[str, NDArray[Any]]) -> State:
-    """The states of parts as one, each name behind that of its part and a slash."""
+    """Return the states of parts as one: "part/name"."""
     return {f"{name}/{key}": array for name, part in parts.items() for key, array in part.items()}
 
 
 def numbered(parts: list[State]) -> State:
-    """The states of several parts of a kind as one."""
+    """Return the states of numbered parts as one."""
     return nested(**{str(index): part for index, part in enumerate(parts)})
 
 
 def part_of(state: State, name: str | int) -> State:
-    """The state of one part."""
+    """Return the state of one part."""
     begin = f"{name}/"
     return {key[len(begin) :]: array for key, array in state.items() if key.startswith(begin)}
 
 
 def scalar(value: int, dtype: DTypeLike = np.int64) -> NDArray[Any]:
-    """A number as an array."""
+    """Return a number as an array."""
     return np.array([value], dtype=dtype)
 
 
 def take(state: State, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A writable copy of an array; -1 in `shape` stands for any length. Raises ArtifactError."""
+    """Return a writable copy of an array; -1 in `shape`: any length. Raises ArtifactError."""
     array = state.get(name)
     if array is None or array.dtype != np.dtype(dtype) or array.ndim != len(shape):
         raise unsound(name)
@@ -56,7 +56,7 @@ def take_into(state: State, name: str, own: NDArray[Any]) -> None:
 
 
 def take_scalar(state: State, name: str, least: int = 0, most: int = 2**63 - 1) -> int:
-    """A number of at least `least` and at most `most`. Raises ArtifactError."""
+    """Return a number from `least` to `most`. Raises ArtifactError."""
     array = state.get(name)
     if array is None or array.dtype.kind not in "iu" or array.shape != (1,):
         raise unsound(name)
@@ -72,5 +72,5 @@ def check(sound: bool, name: str) -> None:
 
 
 def unsound(name: str) -> ArtifactError:
-    """The error for an array that no counting left behind."""
+    """Return the error for an array that counting did not write."""
     return ArtifactError(f"'{name}' is not what counting leaves", "count again with --restart")

@@ -70,15 +70,11 @@ class CollectorPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The typed results of statistics by their key in stats.json, and the size of the corpus.
-
-    `layout` is None where only the terminal shows the results.
-    """
+    """The typed results of statistics by their key in stats.json, and the size of the corpus."""
 
     tokens: int
     documents: int
     found: Mapping[str, object]
-    layout: HashLayout | None = None
 
     def get(self, statistic: Statistic[R]) -> R | None:
         """Return the result of a statistic; None if it was not collected."""
@@ -123,7 +119,12 @@ class Statistic(Generic[R]):
 
     def read(self, value: object) -> R:
         """Return the result from its JSON. Raises ArtifactError."""
-        try:
-            return read_json_as(self.kind, value, f"'{self.key}'")
-        except ValueError as error:
-            raise ArtifactError(f"{error}: it cannot be drawn", REMAKE) from None
+        return read_typed(self.kind, value, f"'{self.key}'")
+
+
+def read_typed(kind: type[R], value: object, where: str) -> R:
+    """Return a part of stats.json as `kind`; `where` names it. Raises ArtifactError."""
+    try:
+        return read_json_as(kind, value, where)
+    except ValueError as error:
+        raise ArtifactError(f"{error}: it cannot be drawn", REMAKE) from None

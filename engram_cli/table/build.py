@@ -1,4 +1,4 @@
-"""Building a table: a TableSpec in, a finished store out, or a half-built one that can go on.
+"""Builds a table: a TableSpec in, a finished store out, or a half-built one that can be resumed.
 
 A table grows in `<name>.partial` (`engram_cli.table.places`). A chunk is written under a temporary
 name, flushed, renamed, and then noted in the journal.
@@ -45,7 +45,7 @@ Hits = Callable[[int], NDArray[np.uint32]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What a build did: chunks of rows in all and taken over from a build before, bytes, digest."""
+    """What a build wrote: all chunks of rows, those of an earlier run, bytes, digest."""
 
     path: Path
     chunks: int
@@ -63,11 +63,11 @@ def build_store(
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> BuildReport:
-    """Build the table `spec` at `out`, or go on with a half-built one of the same request.
+    """Build the table `spec` at `out`, or resume a half-built one of the same request.
 
     `hits(layer)` gives uint32[rows], asked for when `spec.tokens` is set. Raises OutputError when
-    `out` exists (and not `force`), is being built by another, does not fit on the disk, or is
-    half-built for another request (and not `force`); what was done is kept.
+    `out` exists (and not `force`), is being built by another process, does not fit on the disk, or
+    is half-built for another request (and not `force`). Chunks that are whole are kept.
     """
     clear_place(out)
     check_place(out, force)
@@ -101,7 +101,7 @@ def build_store(
 
 
 def resumable_bytes(spec: TableSpec, out: Path) -> int:
-    """The bytes that a half-built table of the same request has already; changes nothing."""
+    """Return the bytes that a half-built table of the same request has already."""
     journal = Journal(partial_folder(out))
     try:
         journal.read(spec.request, spec.chunk_sizes)
@@ -111,7 +111,7 @@ def resumable_bytes(spec: TableSpec, out: Path) -> int:
 
 
 def free_bytes(out: Path) -> int:
-    """The bytes free on the disk that `out` is to lie on."""
+    """Return the free bytes of the disk of `out`."""
     folder = out.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -139,7 +139,7 @@ def _gb(count: int) -> str:
 
 
 def _sweep(folder: Path, spec: TableSpec) -> None:
-    """Leave only the chunks of `spec` and the journal, and make the folders of its arrays."""
+    """Remove all but the chunks of `spec` and the journal; make the folders of its arrays."""
     files = {file for array in spec.arrays for file in array.files} | {JOURNAL}
     for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds comes before it
         if path.is_dir():
@@ -158,7 +158,7 @@ def _write_metadata(folder: Path, documents: dict[str, bytes]) -> None:
 
 
 def _check_chunks(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
-    """Raises OutputError when a chunk that was written is not there any more, with its size."""
+    """Raises OutputError when a chunk that was written is gone or has another size."""
     for name, (size, _) in files.items():
         try:
             found = os.lstat(folder / name)
@@ -168,16 +168,16 @@ def _check_chunks(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
             raise OutputError(
                 f"{folder / name} was {'removed' if found is None else 'changed'} while the table "
                 "was being built",
-                "leave the folder alone and run the same command again: it makes that chunk again",
+                "leave the folder alone and run the same command again: it makes the chunk again",
             )
 
 
 def _finish(spec: TableSpec, folder: Path, journal: Journal, hits: Hits | None) -> str:
-    """Write hits and lookup, then the attributes that make the table whole; return its digest."""
+    """Write hits and lookup, then the attributes that complete the table; return its digest."""
     files = dict(journal.done)
     for layer, array in spec.hits_arrays.items():
         if hits is None:
-            raise ValueError("the table is to have hits, and none are given")
+            raise ValueError("the table needs hits, and none are given")
         files |= write_array(folder, array, hits(layer))
     if spec.lookup_array is not None and spec.layout.lookup is not None:
         files |= write_array(folder, spec.lookup_array, spec.layout.lookup)

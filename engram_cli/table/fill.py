@@ -1,4 +1,4 @@
-"""Filling the row chunks of a half-built table, several at a time, each whole before it counts."""
+"""Fills the row chunks of a half-built table, several at a time, each whole before it counts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from engram_cli.table.spec import TableSpec, layer_scale
 
 PIECE_BYTES = 2**20  # float32 values made, encoded, summed and written while in the L2 cache
 FLUSHING = 2  # chunks that may wait for the disk while others are made
-_TICK = 0.1  # seconds between two words of progress
+_TICK = 0.1  # seconds between two reports of progress
 
 
 def fill_rows(
@@ -38,11 +38,11 @@ def fill_rows(
     threads: int = 1,
     progress: Progress = SILENT,
 ) -> None:
-    """Make every row chunk of `spec` in `folder` that the journal does not have yet.
+    """Make every row chunk of `spec` in `folder` that the journal does not list yet.
 
-    An init that works in passes keeps in `scratch` what one pass leaves to the next.
-    Raises OutputError when the system refuses to write. On any error, Ctrl-C included, the chunks
-    that are whole stay, and are in the journal.
+    An init that works in passes keeps files in `scratch` from one pass to the next. Raises
+    OutputError when the system refuses to write. On any error, Ctrl-C included, the chunks that
+    are whole stay, and are in the journal.
     """
     work = _Work(spec, folder, journal, threads)
     with output_errors(folder):
@@ -58,7 +58,7 @@ def fill_rows(
 def _fill_by_passes(
     spec: TableSpec, init: PassInit, work: _Work, scratch: Path, progress: Progress
 ) -> None:
-    """Make the missing chunks, those of a pass together."""
+    """Make the missing chunks, pass by pass."""
     open_work(scratch, SCRATCH)
     for layer, array in spec.row_arrays.items():
         missing = [index for owner, index in work.missing() if owner == layer]
@@ -68,13 +68,13 @@ def _fill_by_passes(
             with init.prepared(layer, spec.dim, own, scratch) as filler:
                 work.fillers[layer] = filler
                 progress.start("rows into the table", work.total, "bytes")
-                work.report(progress, anew=True)
+                work.report(progress, restarted=True)
                 _make(work, [(layer, missing[place]) for place in group], progress)
                 del work.fillers[layer]
 
 
 def _make(work: _Work, chunks: list[tuple[int, int]], progress: Progress) -> None:
-    """Make chunks (layer, index) side by side; stop all at the first error."""
+    """Make chunks (layer, index) in threads; stop all at the first error."""
     pool = ThreadPoolExecutor(work.threads + FLUSHING, thread_name_prefix="engram-fill")
     try:
         pending = {pool.submit(work.make, *chunk) for chunk in chunks}
@@ -90,7 +90,7 @@ def _make(work: _Work, chunks: list[tuple[int, int]], progress: Progress) -> Non
 
 
 class _Work:
-    """The chunks to make, and the little that the threads share."""
+    """The chunks to make, and what the threads share."""
 
     def __init__(self, spec: TableSpec, folder: Path, journal: Journal, threads: int) -> None:
         self.folder, self.journal, self.spec, self.threads = folder, journal, spec, threads
@@ -106,7 +106,7 @@ class _Work:
         self._making = BoundedSemaphore(threads)
 
     def missing(self) -> list[tuple[int, int]]:
-        """(layer, chunk) of every chunk of rows that is not whole, its scales included."""
+        """Return (layer, chunk) of every chunk of rows that is not whole, its scales included."""
         return [
             (layer, index)
             for layer, array in self.spec.row_arrays.items()
@@ -140,7 +140,7 @@ class _Work:
                     if self.stop.is_set():
                         raise _Stopped
                     self._count(sum(map(_Part.write, parts, piece)))
-                self._count(sum(map(_Part.fill_up, parts)))
+                self._count(sum(map(_Part.pad, parts)))
             for part in parts:
                 os.fsync(part.handle)
             with self._lock:
@@ -148,24 +148,24 @@ class _Work:
                     os.replace(part.path, self.folder / part.name)
                     self.journal.add(part.name, part.array.chunk_bytes, part.checksum.hexdigest())
 
-    def report(self, progress: Progress, *, anew: bool = False) -> None:
-        """Tell how many more bytes are there; `anew`: to a bar that knows of none."""
+    def report(self, progress: Progress, *, restarted: bool = False) -> None:
+        """Report the bytes written since the last report; all of them to a `restarted` bar."""
         with self._lock:
             written = self._written
-        if anew:
+        if restarted:
             self._reported = 0
         if written > self._reported:
             progress.advance(written - self._reported)
             self._reported = written
 
     def _together(self, layer: int) -> list[ChunkedArray]:
-        """The arrays whose chunks are made at once: the rows, and the scales that go with them."""
+        """Return the arrays whose chunks are made together: the rows and their scales."""
         rows = self.spec.row_arrays[layer]
         scales = self.spec.row_scale_arrays.get(layer)
         return [rows] if scales is None else [rows, scales]
 
     def _pieces(self, layer: int, index: int) -> Iterator[list[NDArray[np.uint8]]]:
-        """The bytes of a chunk's rows and scales, without the filling; none where all are zero."""
+        """Yield the bytes of a chunk's rows and scales without padding; none if all are zero."""
         filler, dim, row_type = self.fillers[layer], self.spec.dim, self.spec.row_type
         if filler is None:
             return
@@ -188,7 +188,7 @@ class _Work:
 
 
 class _Part:
-    """A chunk file that grows under a temporary name, which is gone when the block ends."""
+    """A chunk file that grows under a temporary name, which is removed when the block ends."""
 
     def __init__(self, folder: Path, array: ChunkedArray, index: int) -> None:
         self.array, self.name = array, array.file(index)
@@ -208,14 +208,14 @@ class _Part:
         self.path.unlink(missing_ok=True)
 
     def write(self, piece: NDArray[np.uint8]) -> int:
-        """Append bytes; how many."""
+        """Append bytes; return their number."""
         self.checksum.update(piece)
         _write_all(self.handle, piece)
         self.size += len(piece)
         return len(piece)
 
-    def fill_up(self) -> int:
-        """Give the file the size of a chunk; how many bytes of zeros that adds."""
+    def pad(self) -> int:
+        """Pad the file to the size of a chunk; return the number of zeros."""
         rest = self.array.chunk_bytes - self.size
         self.checksum.update_zeros(rest)
         os.ftruncate(self.handle, self.array.chunk_bytes)
@@ -223,13 +223,13 @@ class _Part:
 
 
 class _Stopped(Exception):
-    """Another chunk failed, so this one was given up."""
+    """Another chunk failed, so this one was abandoned."""
 
 
 def write_array(
     folder: Path, array: ChunkedArray, values: NDArray[Any]
 ) -> dict[str, tuple[int, str]]:
-    """Write all of a small array; path: (size, checksum) of its chunks. Raises OSError."""
+    """Write a small array; return path: (size, checksum) of its chunks. Raises OSError."""
     files = {}
     for index in range(array.chunks):
         first, count = array.span(index)

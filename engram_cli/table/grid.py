@@ -1,7 +1,7 @@
-"""How the rows of an array lie in its chunk files: plain arithmetic, shared by writer and reader.
+"""The chunks of an array: which rows lie in which file. Writer and reader share it.
 
-A chunk file is whole rows, one after another, little-endian and uncompressed; the last one is as
-long as the others, filled up with zeros.
+A chunk file holds whole rows, one after another, little-endian and uncompressed. The last one is as
+long as the others, padded with zeros.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ class ChunkedArray:
 
     @property
     def chunks(self) -> int:
-        """How many chunk files there are."""
+        """Number of chunk files."""
         return -(-self.rows // self.chunk_rows)
 
     @property
     def chunk_bytes(self) -> int:
-        """The size of every chunk file."""
+        """Bytes of every chunk file."""
         return self.chunk_rows * self.row_bytes
 
     @property
     def stored_bytes(self) -> int:
-        """The size of all chunk files, the last one's filling included."""
+        """Bytes of all chunk files, padding included."""
         return self.chunks * self.chunk_bytes
 
     def file(self, index: int) -> str:
-        """The path of chunk `index` in the store."""
+        """Return the path of chunk `index` in the store."""
         return f"{self.name}/c.{index}" + ("" if self.width is None else ".0")
 
     @property
@@ -78,7 +78,7 @@ class ChunkedArray:
         return [self.file(index) for index in range(self.chunks)]
 
     def span(self, index: int) -> tuple[int, int]:
-        """The first row of chunk `index`, and how many rows it holds without the filling."""
+        """Return the first row of chunk `index`, and its number of rows without padding."""
         first = index * self.chunk_rows
         return first, min(self.chunk_rows, self.rows - first)
 
@@ -94,9 +94,9 @@ class ChunkedArray:
 def chunked(
     name: str, rows: int, width: int | None, dtype: np.dtype[Any], chunk_rows: int | None = None
 ) -> ChunkedArray:
-    """An array in chunks of `chunk_rows`; without it, in even chunks of about 128 MiB.
+    """Return an array in chunks of `chunk_rows`; without it, in even chunks of about 128 MiB.
 
-    Even chunks keep the filling of the last one below a row for each chunk.
+    Even chunks keep the padding below one row for each chunk.
     """
     if chunk_rows is None:
         row_bytes = dtype.itemsize * (1 if width is None else width)
@@ -113,7 +113,7 @@ def array_name(layer: int, part: str = ROWS) -> str:
 
 
 def projection_array(layer: int) -> str:
-    """The name of the array that holds what a layer's embeddings were projected with."""
+    """Return the name of the array of the projections of a layer's embeddings."""
     return f"projection/{layer}"
 
 

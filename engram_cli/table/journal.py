@@ -1,7 +1,7 @@
-"""The journal of a half-built table: what was asked for, then a line for each chunk that is whole.
+"""The journal of a half-built table: the request, then a line for each chunk that is whole.
 
-A chunk is flushed and renamed before its line is written, so a line never speaks of a torn chunk,
-and a torn last line only means that its chunk is made again.
+A chunk is flushed and renamed before its line is written. So no line names a torn chunk, and a torn
+last line only means that its chunk is made again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ SCRATCH = Work(
 
 
 class Journal:
-    """The chunks of `folder` that are whole: `done` maps a path to (size, checksum)."""
+    """Lists the chunks of `folder` that are whole: `done` maps a path to (size, checksum)."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
@@ -44,10 +45,10 @@ class Journal:
             part.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
     def read(self, request: dict[str, Any], sizes: Mapping[str, int]) -> int:
-        """Take up the chunks that are still there; how many bytes of the journal are whole lines.
+        """Read the chunks that are still there; return the bytes of the journal's whole lines.
 
-        `sizes`: the bytes that each chunk of the table has; what else the journal names is left
-        out. Raises OutputError for another request.
+        `sizes`: the bytes of each chunk of the table; what else the journal names is left out.
+        Raises OutputError for another request.
         """
         lines = self.path.read_bytes().split(b"\n")
         different = differences(_header(lines[0], self.path).get("request"), request)
@@ -56,27 +57,24 @@ class Journal:
                 f"{self.path.parent} is a half-built table of another request: {different}",
                 "run the same command again to finish it, or start over with --force",
             )
-        for line in lines[1:-1]:
-            entry = _entry(line)
-            if entry is None or sizes.get(entry[0]) != entry[1]:
-                continue
-            if _size_of(self.path.parent / entry[0]) == entry[1]:
-                self.done[entry[0]] = (entry[1], entry[2])
+        for name, size, checksum in _whole(self.path.parent, lines):
+            if sizes.get(name) == size:
+                self.done[name] = (size, checksum)
         return sum(len(line) + 1 for line in lines[:-1])
 
     def resume(self, request: dict[str, Any], sizes: Mapping[str, int]) -> None:
-        """Read the journal and cut off a torn last line, to go on behind it."""
+        """Read the journal and cut off a torn last line."""
         os.truncate(self.path, self.read(request, sizes))
 
     def note_replaced(self, path: Path) -> None:
-        """Note that the table at `path` is about to change places with this one. Raises OSError."""
+        """Note that this table is about to replace the one at `path`. Raises OSError."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"replaced": os.lstat(path).st_ino}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def has_replaced(self, path: Path) -> bool:
-        """Whether `path` is what changed places with this table."""
+        """Return whether `path` is what this table replaced."""
         try:
             lines = self.path.read_bytes().split(b"\n")
             told = parse_json(lines[-2])["replaced"]
@@ -86,7 +84,7 @@ class Journal:
 
     @property
     def done_bytes(self) -> int:
-        """The bytes of the chunks that are whole."""
+        """Bytes of the chunks that are whole."""
         return sum(size for size, _ in self.done.values())
 
     def add(self, name: str, size: int, checksum: str) -> None:
@@ -98,7 +96,7 @@ class Journal:
 
 
 def is_journal(path: Path) -> bool:
-    """Whether `path` is the journal of a build, for whatever request."""
+    """Return whether `path` is the journal of a build, of any request."""
     try:
         with path.open("rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -110,21 +108,17 @@ def is_journal(path: Path) -> bool:
 
 
 def filled(folder: Path) -> tuple[int, int]:
-    """How many chunks of the half-built table in `folder` are whole, and their bytes.
-
-    Chunks that the journal names and that are there with their sizes; none where it has no journal.
-    """
+    """Return how many chunks of the half-built table in `folder` are whole, and their bytes."""
     try:
         lines = (folder / NAME).read_bytes().split(b"\n")
     except OSError:
         return 0, 0
-    entries = {entry[0]: entry[1] for line in lines[1:-1] if (entry := _entry(line)) is not None}
-    whole = {name: size for name, size in entries.items() if _size_of(folder / name) == size}
+    whole = {name: size for name, size, _ in _whole(folder, lines)}
     return len(whole), sum(whole.values())
 
 
 def differences(there: Any, asked: dict[str, Any]) -> str:
-    """What a request and another one disagree on, "" when they agree."""
+    """Return what two requests differ in, "" when they agree."""
     if not isinstance(there, dict):
         return "its journal cannot be read"
     names = [name for name in {**there, **asked} if there.get(name) != asked.get(name)]
@@ -141,20 +135,17 @@ def _header(line: bytes, path: Path) -> dict[str, Any]:
     return header
 
 
-def _entry(line: bytes) -> tuple[str, int, str] | None:
-    try:
-        entry = parse_json(line)
-        name, size, checksum = entry["file"], entry["size"], entry["checksum"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    sound = isinstance(name, str) and type(size) is int and isinstance(checksum, str)
-    if not sound or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        return None
-    return name, size, checksum
-
-
-def _size_of(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
+def _whole(folder: Path, lines: Sequence[bytes]) -> Iterator[tuple[str, int, str]]:
+    """Yield name, size and checksum of the chunks that a journal names and that are still there."""
+    for line in lines[1:-1]:
+        try:
+            entry = parse_json(line)
+            name, size, checksum = entry["file"], entry["size"], entry["checksum"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        sound = isinstance(name, str) and type(size) is int and isinstance(checksum, str)
+        if not sound or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+            continue
+        with suppress(OSError):
+            if (folder / name).stat().st_size == size:
+                yield name, size, checksum

@@ -1,7 +1,7 @@
 """One writer at a time: a lock file next to an output, with the pid and the host of its owner.
 
-The lock is the kernel's (flock), so it ends with its process, however that ends. What the file says
-is for people, and for file systems that several machines share without sharing locks.
+The lock is the kernel's (flock), so it ends with its process, however that ends. The text of the
+file is for people, and for file systems that several machines share without sharing locks.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ FORMAT = "engram-lock"
 
 @contextmanager
 def build_lock(place: Path, output: Path | None = None) -> Iterator[None]:
-    """Hold the lock of `place` for the block. Raises OutputError naming the owner when it is held;
-    `output`: what is being made, where that is not `place`.
+    """Hold the lock of `place` for the block; `output`: what is being made, if not `place`.
 
-    The lock of a process that is gone is taken over; another host's cannot be judged, so it holds.
-    What has the name of the lock and is none, such as a link, is an OutputError too.
+    The lock of a process that is gone is taken over; that of another host cannot be judged, so it
+    holds. Raises OutputError naming the owner when it is held, and for a file of that name that is
+    no lock, such as a link.
     """
     path = lock_path(place)
     with output_errors(path):
@@ -53,33 +53,24 @@ def clear_lock(place: Path) -> None:
 
 
 def lock_path(place: Path) -> Path:
-    """Where the lock of an output or a folder of unfinished work lies."""
+    """Return the path of the lock of an output or a folder of unfinished work."""
     return place.with_name(f"{place.name}.lock")
 
 
 def _acquire(output: Path, path: Path) -> int:
     while True:
         try:
-            return take_mark(path, FORMAT)[0]
-        except (FileNotFoundError, VanishedError):  # there is none, or its owner is done
-            pass
+            with suppress(FileNotFoundError, VanishedError):  # there is none, or its owner is done
+                return take_mark(path, FORMAT)[0]
+            with suppress(FileExistsError, VanishedError):  # another process was quicker
+                return make_mark(path)
         except HeldError as held:
-            raise _held(output, path, held) from None
+            owner = held.owner
+            raise OutputError(
+                f"{output} is being built by process {owner.get('pid')} on {owner.get('host')}",
+                f"wait for it; if that build is gone, remove {path}",
+            ) from None
         except ForeignError:
             raise OutputError(
-                f"{path} is in the way: it is no lock of engram's", "move it away"
+                f"{path} is in the way: it is not a lock written by engram", "move it away"
             ) from None
-        try:
-            return make_mark(path)
-        except (FileExistsError, VanishedError):
-            continue  # another one was quicker
-        except HeldError as held:
-            raise _held(output, path, held) from None
-
-
-def _held(output: Path, path: Path, held: HeldError) -> OutputError:
-    owner = held.owner
-    return OutputError(
-        f"{output} is being built by process {owner.get('pid')} on {owner.get('host')}",
-        f"wait for it; if that build is gone, remove {path}",
-    )

@@ -7,7 +7,7 @@ reads them without it, since zarr's own reads and writes reach a tenth of the sp
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows.gather import FileArray, FileRows
-from engram_cli.rows.source import HITS, ROWS, SCALES
+from engram_cli.rows.source import HITS
 from engram_cli.table.attributes import Description, read_description
 from engram_cli.table.grid import DAMAGED, LOOKUP, ChunkedArray, array_name
 
@@ -39,6 +39,19 @@ class TableStore(FileRows):
     init: str
     attributes: Mapping[str, Any]
     arrays: Mapping[str, ChunkedArray]
+    _opened: dict[str, FileArray] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def has_hits(self) -> bool:
+        """Whether there is a number of hits for each row."""
+        return self.attributes["statistics"] is not None
+
+    def _part(self, layer: int, part: str) -> FileArray | None:
+        """Return the array of a part, made when first asked for: a table may have 100,000 files."""
+        name = array_name(layer, part)
+        if name not in self._opened and name in self.arrays:
+            self._opened[name] = open_array(self.path, self.arrays[name])
+        return self._opened.get(name)
 
     def values(
         self, layer: int | None = None, piece_rows: int | None = None
@@ -90,12 +103,6 @@ def open_table(path: Path | str) -> TableStore:
         init=str(about.attributes["init"]["name"]),
         attributes=about.attributes,
         arrays=about.arrays,
-        parts={
-            (layer, part): open_array(about.path, about.arrays[array_name(layer, part)])
-            for layer in layout.layer_ids
-            for part in (ROWS, SCALES, HITS)
-            if array_name(layer, part) in about.arrays
-        },
     )
 
 

@@ -47,7 +47,7 @@ from engram_cli.errors import OutputError
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}
 TRACED = {
     str(Path(engram_cli.__file__).parent / name)
-    for name in ("files.py", "marks.py", "renaming.py", "temporary.py", "unfinished.py")
+    for name in ("files.py", "outputs.py", "temporary.py")
 } | {str(Path(engram_cli.__file__).parent / "table" / name) for name in ("places.py", "lock.py")}
 GEOMETRY = Geometry(rows_per_head=(60,), layers=(1, 2), heads=2)
 OTHER = replace(GEOMETRY, seed=7)

@@ -348,7 +348,7 @@ def test_a_lock_is_nobody_elses_file(name: str, kind: str, here: Path) -> None:
     else:
         lock.write_text("mine" if kind == "text" else '{"pid": 7, "host": "x", "since": 2020}')
     before = contents(here)
-    with pytest.raises(OutputError, match=r"\.lock is in the way: it is no lock"):
+    with pytest.raises(OutputError, match=r"\.lock is in the way: it is not a lock"):
         job.run(here, False)
     assert contents(here) == before
 
@@ -428,7 +428,7 @@ def test_killed_anywhere_every_command_leaves_the_old_or_the_new(tmp_path: Path)
 def test_statistics_with_long_partials_are_known(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engram_cli.stats.partial_files.LONG_FROM", 8)
+    monkeypatch.setattr("engram_cli.stats.partial.LONG_FROM", 8)
     for sources in (here / "corpus", here / "corpus" / "a.txt"):
         request = HashStatsRequest(
             sources=(sources,),

@@ -22,7 +22,7 @@ from engram_cli.commands.requests.tables import Budget
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.progress import Silent
 from engram_cli.sizes import read_size
-from engram_cli.stats.growth_curve import project
+from engram_cli.stats.growth_curve import Extrapolation, OrderGrowth, project
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.planning.estimates import hot_rows
 from engram_cli.table.planning.placement import HARDWARE, find_hardware, touched
@@ -174,25 +174,30 @@ def test_the_projection_is_the_curve_that_was_fitted() -> None:
         steps = np.log10(tokens / 1e6)
         return float(5e5 * np.exp(0.8 * np.log(10) * (1 - q**steps) / (1 - q)))
 
-    entry = {
-        "tokens": [10**5, 10**6],
-        "distinct": [curve(1e5), curve(1e6)],
-        "error": [10.0, 100.0],
-        "extrapolated": [
-            {"factor": f, "distinct": curve(1e6 * f), "error": 0.02 * curve(1e6 * f) * f**0.1}
+    entry = OrderGrowth(
+        order=2,
+        tokens=(10**5, 10**6),
+        distinct=(curve(1e5), curve(1e6)),
+        error=(10.0, 100.0),
+        extrapolated=tuple(
+            Extrapolation(
+                factor=f,
+                tokens=10**6 * f,
+                distinct=curve(1e6 * f),
+                error=0.02 * curve(1e6 * f) * f**0.1,
+            )
             for f in (10, 100)
-        ],
-    }
+        ),
+    )
     for tokens in (2e6, 1e7, 5e7, 1e8, 1e9):
         found = project(entry, tokens)
         assert found is not None
         assert found.distinct == pytest.approx(curve(tokens), rel=1e-9)
-        assert found.factor == tokens / 1e6
     assert project(entry, 10**6).distinct == pytest.approx(5e5)  # type: ignore[union-attr]
     between = project(entry, 3e5)
     assert between is not None
     assert curve(1e5) < between.distinct < curve(1e6)
-    assert project(entry | {"extrapolated": []}, 10**7) is None
+    assert project(replace(entry, extrapolated=()), 10**7) is None
 
 
 def with_curves(made: Made, curves: dict[int, list[float]]) -> int:
@@ -209,7 +214,12 @@ def with_curves(made: Made, curves: dict[int, list[float]]) -> int:
             "distinct": curve,
             "error": [4.0, 3.0, 2.0, 1.0],
             "extrapolated": [
-                {"factor": f, "distinct": curve[-1] * g, "error": curve[-1] * g / 10}
+                {
+                    "factor": f,
+                    "tokens": f * tokens,
+                    "distinct": curve[-1] * g,
+                    "error": curve[-1] * g / 10,
+                }
                 for f, g in ((10, 4.0), (100, 15.0))
             ],
         }
@@ -328,7 +338,8 @@ def test_hot_rows_are_rows_that_were_hit(made: Made) -> None:
     del document["digest"]
     shares = [0.01, 0.1, 0.5, 1.0]
     document["locality"] = {"hot": [
-        {"layer": layer, "order": order, "rows_share": shares, "held_out": [0.2, 0.4, 0.7, 1.0]}
+        {"layer": layer, "order": order, "rows_share": shares, "counted": shares,
+         "held_out": [0.2, 0.4, 0.7, 1.0]}
         for layer in (1, 2) for order in (2, 3)
     ]}  # fmt: skip
     path.write_text(json.dumps(document))

@@ -83,8 +83,8 @@ class FakeRay:
 class InProcess(RayEngine):
     """The engine of a cluster without one."""
 
-    def __init__(self, threads: int = 1, progress: Progress = SILENT) -> None:
-        self.ray = FakeRay()
+    def __init__(self, threads: int = 1, progress: Progress = SILENT, cpus: int = 3) -> None:
+        self.ray = FakeRay(cpus)
         super().__init__(self.ray, threads, progress)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from table.plain import united
 from table.tables import mapped_layout
 
 from engram_cli import errors
-from engram_cli.corpus.base import ReadPosition
+from engram_cli.corpus.base import CorpusFile, ReadPosition
+from engram_cli.corpus.partitions import Plan
 from engram_cli.engines import ray
-from engram_cli.engines.base import Task
+from engram_cli.engines.base import Task, portable
 from engram_cli.engines.counting import CountJob, Work
 from engram_cli.engines.filling import TaskMemory, _cut, _partition_after, _runs
-from engram_cli.engines.ray import FAN_IN, _Tree, task_bounds
+from engram_cli.engines.ray import FAN_IN, task_bounds
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT
 from engram_cli.table.inits.corpus.pairs import span_pairs, token_spans, write_pairs
@@ -94,24 +96,45 @@ def test_tasks_share_the_work_evenly(sizes: list[int], most: int) -> None:
         assert sum(sizes[begin : end - 1]) <= sum(sizes) / most + 1
 
 
-@given(st.integers(1, 100))
-def test_a_tree_merges_all_once(leaves: int) -> None:
-    tree, merges, done = _Tree(), 0, 0
-    waiting = [({leaf}, 0) for leaf in range(leaves)]
-    while True:
-        while waiting:
-            state, level = waiting.pop(0)
-            ready = tree.take(state, level)
-            if ready is not None:
-                waiting.append((set().union(*ready), level + 1))
-                assert sum(map(len, ready)) == len(waiting[-1][0])
-                merges, done = merges + 1, max(done, level + 1)
-        rest = tree.rest()
-        if len(rest) == 1:
-            break
-        waiting.append((set().union(*rest), len(tree.levels)))
-    assert rest[0] == set(range(leaves))
-    assert done <= 4
+@dataclass(frozen=True)
+class Leaves:
+    """A job that gathers the names of its files, and counts the merges on the way to each."""
+
+    what = "gathering"
+    memory = merge_memory = 1
+
+    def sent(self) -> Leaves:
+        return self
+
+    def run(self, plan: Plan) -> dict[str, int]:
+        return {file.name: 0 for file in plan.files}
+
+    def partial(self, result: dict[str, int]) -> dict[str, int]:
+        return result
+
+    def merge(self, *partials: dict[str, int]) -> dict[str, int]:
+        assert 2 <= len(partials) <= FAN_IN
+        names = [(name, depth + 1) for each in partials for name, depth in each.items()]
+        assert len(dict(names)) == len(names)
+        return dict(names)
+
+    def result(self, partial: dict[str, int]) -> dict[str, int]:
+        return partial
+
+
+@settings(deadline=None)
+@given(st.integers(1, 100), st.integers(1, 9))
+def test_a_tree_merges_all_once(files: int, cpus: int) -> None:
+    names = [str(at) for at in range(files)]
+    plan = Plan(
+        files=tuple(
+            CorpusFile(name=name, path=Path(name), format="text", size=9) for name in names
+        ),
+        begins=tuple(range(files)),
+    )
+    found = InProcess(cpus=cpus).reduce(Leaves(), plan, SILENT)
+    assert sorted(found) == sorted(file.name for file in portable(plan).files)
+    assert max(found.values()) <= 4
 
 
 def test_pairs_of_spans_are_those_of_the_whole(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from stats.truth import layout_of
 
 from engram_cli.report.page import render, write_page
 from engram_cli.stats.results import statistics_page
+from engram_cli.stats.stats_io import Statistics
 from engram_cli.view import Page
 
 ORDERS, HEADS, LAYER = (2, 3, 4), 8, 1
@@ -19,7 +20,15 @@ NGRAMS = {2: 3.1e6, 3: 13.4e6, 4: 27.2e6}
 
 def page_of(document: dict[str, Any]) -> Page:
     """The page of a stats.json, of any layout."""
-    return statistics_page(document, layout_of(moduli=(101,) * 24, heads=8, orders=ORDERS))
+    return statistics_page(
+        Statistics(
+            path=Path("engram-stats"),
+            layout=layout_of(moduli=(101,) * 24, heads=8, orders=ORDERS),
+            tokens=document["tokens"],
+            documents=document["documents"],
+            document=document,
+        )
+    )
 
 
 def rendered(document: dict[str, Any]) -> str:
@@ -171,7 +180,7 @@ def _locality() -> dict[str, Any]:
     shares = [10 ** (-4 + i / 5) for i in range(21)]
     shares[-1] = 1.0
     sizes = [2**power for power in range(8, 22)]
-    hot, lru, windows = [], [], []
+    hot, lru = [], []
     for order, power in zip(ORDERS, (0.12, 0.2, 0.31), strict=True):
         counted = [share**power for share in shares]
         hot.append({"layer": LAYER, "order": order, "rows_share": shares, "counted": counted,
@@ -180,13 +189,7 @@ def _locality() -> dict[str, Any]:
         rates = [min(0.99, (size / 2**21) ** (power * 0.9) * (1.02 - power)) for size in sizes]
         lru.append({"layer": LAYER, "order": order, "cache_rows": sizes, "hit_rate": rates,
                     "error": [0.004] * (len(sizes) - 1) + [0.0]})  # fmt: skip
-        windows += [
-            {"layer": LAYER, "order": order, "tokens": tokens, "distinct_share": share}
-            for tokens, share in zip(
-                (1024, 4096, 16384), (0.5 + power, 0.36 + power, 0.2 + power), strict=True
-            )
-        ]
-    return {"hot": hot, "lru": lru, "windows": windows, "held_out_tokens": TOKENS // 10}
+    return {"hot": hot, "lru": lru, "held_out_tokens": TOKENS // 10}
 
 
 _TEXTS = ("return ␣self", "of ␣the", "in ␣the", ": \\n", "import ␣os", "if ␣not", "for ␣i",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from table.tables import build
 from engram_cli.errors import ArtifactError
 from engram_cli.rows import kernels
 from engram_cli.rows.gather import FileArray
+from engram_cli.rows.source import Span
 from engram_cli.table.store import TableStore, open_array, open_table
 
 
@@ -119,3 +121,40 @@ def test_a_chunk_that_went_away_is_one_line(tmp_path: Path) -> None:
     table.rows(3, [0])
     with pytest.raises(ArtifactError, match=r"c\.2\.0 cannot be mapped"):
         table.rows(3, [70])
+
+
+@given(
+    heights=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    gap=st.sampled_from([0, 3, 264]),
+    skipped=st.integers(0, 5000),
+    width=st.integers(1, 5),
+    cold=st.booleans(),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_spans_of_any_height_begin_and_stride_hold_one_array(
+    heights: list[int], gap: int, skipped: int, width: int, cold: bool, data: st.DataObject
+) -> None:
+    generator = np.random.default_rng(len(heights) * 100 + gap)
+    whole = generator.integers(0, 2**16, (sum(heights), width), dtype=np.uint16)
+    row_bytes = 2 * width
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        spans, first = [], 0
+        for index, height in enumerate(heights):
+            file = Path(folder) / f"{index}"
+            lines = np.full((height, row_bytes + gap), 255, dtype=np.uint8)
+            lines[:, :row_bytes] = whole[first : first + height].view(np.uint8)
+            raw = lines.tobytes()
+            file.write_bytes(b"x" * skipped + (raw[:-gap] if gap else raw))
+            stride = row_bytes + gap if gap else 0
+            spans.append(Span(file=file, begin=skipped, first=first, rows=height, stride=stride))
+            first += height
+        array = FileArray(spans, whole.dtype, (width,))
+        ids = data.draw(st.lists(st.integers(0, first - 1), max_size=40))
+        begin = data.draw(st.integers(0, first))
+        count = data.draw(st.integers(0, first - begin))
+        patch.setattr(FileArray, "_in_memory", lambda self, rows: not cold)
+        np.testing.assert_array_equal(array.take(np.array(ids, dtype=np.int64)), whole[ids])
+        np.testing.assert_array_equal(array.read(begin, count), whole[begin : begin + count])
+        np.testing.assert_array_equal(np.concatenate([c for _, c in array.chunks()]), whole)
+        assert [at for at, _ in array.chunks()] == [span.first for span in spans]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.collector import BaseCollector
+from engram_cli.stats.collector import Collector
 from engram_cli.stats.state import State, scalar, take_scalar
 from engram_cli.stats.statistic import CollectorPlan, Results, Statistic
 from engram_cli.stats.token_chunk import TokenChunk
@@ -24,7 +24,23 @@ class OddTokens:
     tokens: int
 
 
-class OddCollector(BaseCollector):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OddPartial:
+    """The odd ids of a part of the corpus."""
+
+    odd: int
+
+    def state(self) -> State:
+        return {"odd": scalar(self.odd)}
+
+    def merge(self, other: OddPartial) -> OddPartial:
+        return OddPartial(odd=self.odd + other.odd)
+
+    def result(self, counts: Counts) -> OddTokens:
+        return OddTokens(odd=self.odd, tokens=counts.tokens)
+
+
+class OddCollector(Collector):
     """Counts odd ids."""
 
     name = "odd_tokens"
@@ -35,14 +51,8 @@ class OddCollector(BaseCollector):
     def push(self, chunk: TokenChunk) -> None:
         self._odd += int(np.sum(chunk.ids & 1))
 
-    def section(self, counts: Counts) -> OddTokens:
-        return OddTokens(odd=self._odd, tokens=counts.tokens)
-
-    def partial(self) -> State:
-        return {"odd": scalar(self._odd)}
-
-    def absorb(self, state: State) -> None:
-        self._odd += take_scalar(state, "odd")
+    def partial(self) -> OddPartial:
+        return OddPartial(odd=self._odd)
 
 
 def view(found: OddTokens, results: Results) -> Iterable[View]:
@@ -64,8 +74,10 @@ def collect(plan: CollectorPlan) -> OddCollector:
     return OddCollector()
 
 
-def blank(layout: HashLayout, state: State) -> OddCollector:
-    return OddCollector()
+def read_partial(layout: HashLayout, state: State) -> OddPartial:
+    return OddPartial(odd=take_scalar(state, "odd"))
 
 
-ODD_TOKENS = Statistic(key="odd_tokens", kind=OddTokens, view=view, collect=collect, blank=blank)
+ODD_TOKENS = Statistic(
+    key="odd_tokens", kind=OddTokens, view=view, collect=collect, read_partial=read_partial
+)

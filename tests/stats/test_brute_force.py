@@ -1,7 +1,7 @@
 """Every figure of stats.json equals one recomputed by brute force on real text.
 
 The corpus is a part of Python's standard library with the real DeepSeek tokenizer. The samples
-hold every n-gram here, so that all figures but those of caches and windows are exact.
+hold every n-gram here, so that all figures but those of caches and batches are exact.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.compare import uncompressed_twin
+from engram_cli.stats.locality_view import LOCALITY
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.planning.batches import batch_share
 from engram_cli.vocab.compress import CompressedVocab
@@ -261,10 +262,10 @@ def test_caches(counted: Counted) -> None:
 
 def test_batches(counted: Counted) -> None:
     """The distinct rows of a batch are read off the hit rates, within two stated errors."""
-    caches, tokens = counted.document["locality"]["lru"], counted.corpus.tokens
+    caches, tokens = LOCALITY.read(counted.document["locality"]).lru, counted.corpus.tokens
     for n, order in counted.orders.items():
         sizes = {n: (1e12, 1e12)}  # as they were counted: of so many rows none is met by chance
-        columns = [order.column_rows(entry["layer"])[0] for entry in caches if entry["order"] == n]
+        columns = [order.column_rows(entry.layer)[0] for entry in caches if entry.order == n]
         for length in (64, 1024, 4096):
             said = batch_share(caches, length, tokens, sizes)
             assert said is not None

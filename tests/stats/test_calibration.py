@@ -24,9 +24,11 @@ from stats.truth import blocks_of, columns_of, layout_of, orders_of
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.stats.count import count_blocks
 from engram_cli.stats.growth import Growth
-from engram_cli.stats.growth_curve import project
-from engram_cli.stats.lru import LruObserver
+from engram_cli.stats.growth_curve import OrderGrowth, project
+from engram_cli.stats.locality import CacheHits
+from engram_cli.stats.lru import LruCounts, LruObserver
 from engram_cli.stats.token_chunk import SEGMENT_TOKENS
+from engram_cli.table.planning.batches import batch_share
 
 TOKENS, ROWS, ORDERS = 1_000_000, 100_003, (2, 3)
 ALL = 10**8
@@ -67,7 +69,7 @@ def layout(draw: int = 0) -> Any:
     )
 
 
-def grown(parts: list[np.ndarray], draw: int) -> list[dict[str, Any]]:
+def grown(parts: list[np.ndarray], draw: int) -> tuple[OrderGrowth, ...]:
     """The section "growth"; `draw` names the files, and so says when they arrive."""
 
     def blocks() -> Iterator[TokenBlock]:
@@ -77,8 +79,8 @@ def grown(parts: list[np.ndarray], draw: int) -> list[dict[str, Any]]:
             yield TokenBlock(ids=part, starts=starts, size=0, locate=str, files=files)
 
     growth = Growth(layout())
-    count_blocks((block for block in blocks()), layout(), collectors=[growth])
-    return growth.section()
+    counts = count_blocks((block for block in blocks()), layout(), collectors=[growth])
+    return growth.partial().result(counts)
 
 
 def codes(parts: list[np.ndarray], order: int) -> list[np.ndarray]:
@@ -106,34 +108,41 @@ def sampled_figures() -> Iterator[tuple[str, float]]:
 
 
 def locality_figures() -> Iterator[tuple[str, float]]:
-    """Hit rates of caches, and distinct rows of windows."""
+    """Hit rates of caches, and the distinct rows of batches that are read off them."""
     for order in ORDERS:
         every = np.concatenate(codes(list(documents()), order))
         local = (every.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)
         rows = (local % np.uint64(ROWS)).astype(np.uint32)
-        full = LruObserver(ROWS, ROWS)
-        full.push_rows(rows, _Start)
-        truth = dict(zip(full.cache_rows(), full.hit_rates(), strict=True))
+        full = caches(rows, ROWS)
+        truth = dict(zip(full.cache_rows, full.hit_rates(), strict=True))
+        distinct = {
+            length: np.mean([len(np.unique(rows[at : at + length])) for at in begins]) / length
+            for length in (256, 1024, 4096, 16_384)
+            for begins in [range(0, len(rows) - length + 1, length)]
+        }
         for draw in range(2 * DRAWS):
             generator = np.random.default_rng(draw)
             factor, shift = generator.integers(1, ROWS), generator.integers(ROWS)
             other = ((rows.astype(np.int64) * factor + shift) % ROWS).astype(np.uint32)
-            observer = LruObserver(ROWS, 2**14)
-            observer.push_rows(other, _Start)
-            figures = (observer.cache_rows(), observer.hit_rates(), observer.errors())
+            found = caches(other, 2**14)
+            figures = (found.cache_rows, found.hit_rates(), found.errors())
             for size, rate, error in zip(*figures, strict=True):
                 yield "hit rates of caches", (rate - truth[size]) / error
-        for length in (1024, 4096):
-            count = len(every) // length
-            windows = rows[: count * length].reshape(count, length)
-            distinct = np.array([len(np.unique(window)) for window in windows]) / length
-            for draw in range(6 * DRAWS):
-                chosen = np.random.default_rng(draw).choice(count, 64, replace=False)
-                error = np.std(distinct[chosen], ddof=1) / 8
-                yield (
-                    "distinct rows of windows",
-                    (distinct[chosen].mean() - distinct.mean()) / error,
-                )
+            sizes, *rest = figures
+            entry = CacheHits(
+                layer=0, order=order, cache_rows=tuple(sizes), hit_rate=rest[0], error=rest[1]
+            )
+            for length, share in distinct.items():
+                said = batch_share([entry], length, len(rows), {order: (1e12, 1e12)})
+                assert said is not None
+                yield "distinct rows of batches", (said.share - share) / said.error
+
+
+def caches(rows: np.ndarray, followed: int) -> LruCounts:
+    """What an observer finds that follows so many rows."""
+    observer = LruObserver(ROWS, followed)
+    observer.push_rows(rows, _Start)
+    return observer.counts()
 
 
 class _Start:
@@ -153,9 +162,9 @@ def growth_inside() -> Iterator[tuple[str, float]]:
             for draw in range(4 * DRAWS):
                 entry = grown(own, draw)[ORDERS.index(order)]
                 generator = np.random.default_rng(draw)
-                points = zip(entry["tokens"], entry["distinct"], entry["error"], strict=True)
+                points = zip(entry.tokens, entry.distinct, entry.error, strict=True)
                 for tokens, distinct, error in points:
-                    if not 1 / 32 <= tokens / entry["tokens"][-1] <= 0.8:
+                    if not 1 / 32 <= tokens / entry.tokens[-1] <= 0.8:
                         continue
                     chosen = generator.permutation(len(pieces))
                     read = np.concatenate([pieces[at] for at in chosen])[:tokens]
@@ -166,7 +175,7 @@ def growth_inside() -> Iterator[tuple[str, float]]:
 def growth_beyond() -> Iterator[tuple[str, float]]:
     """What a part foretells of the whole: log misses in stated ones."""
     parts = list(documents(ALL))
-    whole = {entry["order"]: entry["distinct"][-1] for entry in grown(parts, 0)}
+    whole = {entry.order: entry.distinct[-1] for entry in grown(parts, 0)}
     tokens = sum(map(len, parts))
     sizes = np.array([len(part) for part in parts])
     for draw in range(3 * DRAWS):
@@ -182,7 +191,7 @@ def growth_beyond() -> Iterator[tuple[str, float]]:
             for entry in grown([np.concatenate(own)] if "one" in name else own, draw):
                 found = project(entry, tokens)
                 if found is not None:
-                    miss = math.log(found.distinct / whole[entry["order"]])
+                    miss = math.log(found.distinct / whole[entry.order])
                     stated = math.log1p(found.error / found.distinct)
                     yield f"growth {name}", miss / stated
 

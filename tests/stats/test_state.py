@@ -179,7 +179,7 @@ def test_every_array_is_missed_and_a_wrong_one_refused(kind: str) -> None:
         ("none", "counter/hits/1", np.zeros(7, np.uint32)),
         ("none", "feed/history", np.array([3, 50], np.int32)),
         ("none", "feed/carry", np.array([3])),
-        ("growth", "counter/collectors/0/samplers/1/hashes", np.zeros(2, np.uint64)),
+        ("growth", "counter/collectors/0/ngrams/1/hashes", np.zeros(2, np.uint64)),
         ("locality", "counter/collectors/0/0/used", np.array([4, 9, 4], np.uint32)),
         ("locality", "counter/collectors/0/0/used", np.array([2**31], np.uint32)),
         ("exact", "counter/collectors/0/slots", np.ones(2**21, np.uint64)),

@@ -144,7 +144,7 @@ class ConvertRequest(Request):
     replaces a table at `out`; with `dry_run` nothing is written.
     """
 
-    source: Annotated[Path, Option("Table to convert.", argument=True, name="table")]
+    source: Annotated[Path, Option("Table or bundle to convert.", argument=True, name="table")]
     dtype: Annotated[str, Option(f"{', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}.")]
     out: Annotated[Path, Option("Table to write.", short="-o")]
     scale: Scale = None
@@ -173,7 +173,7 @@ class AttachRequest(Request):
     """
 
     checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
-    table: Annotated[Path, Option("Table to attach (engram-table.zarr).", place="table")]
+    table: Annotated[Path, Option("Table or bundle to attach (engram-table.zarr).", place="table")]
     out: Annotated[
         Path | None, Option("Bundle folder to write (CHECKPOINT/engram).", short="-o")
     ] = None

@@ -24,7 +24,7 @@ def seen_before(token, place, here, lag, age):
 
 @triton.jit
 def tap_weights(taps, at, inside, stride, TAPS: tl.constexpr):
-    """The weights of all taps, TAPS x [1, BLOCK_D]."""
+    """Return the weights of all taps, TAPS x [1, BLOCK_D]."""
     found = ()
     for tap in tl.static_range(TAPS):
         found = found + (load(taps + tap * stride + at, inside)[None, :],)
@@ -33,7 +33,7 @@ def tap_weights(taps, at, inside, stride, TAPS: tl.constexpr):
 
 @triton.jit
 def read_input(values, facts, row, lag, weight, seen, inside, KIND, D, STREAMS):
-    """The value `lag` tokens earlier, and the convolution's input there, rounded to KIND."""
+    """Return the value `lag` tokens earlier, and the input there, rounded to KIND."""
     v = load(values - lag * ((STREAMS + 1) * D), seen[:, None] & inside[None, :])
     factor = load(facts + row - lag * STREAMS, seen)
     return v, (v * factor[:, None] * weight).to(KIND)
@@ -69,7 +69,7 @@ def conv_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The output of RANGE tokens, BLOCK_D columns of a stream, [BLOCK_T, BLOCK_D] at a time.
+    """Write the output of RANGE tokens, BLOCK_D columns of a stream, [BLOCK_T, BLOCK_D] at a time.
 
     `inputs` gets each line's last `tail` inputs of the convolution.
     """

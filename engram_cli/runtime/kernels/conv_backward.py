@@ -56,7 +56,7 @@ def conv_slope_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The gradient before SiLU, cut like `conv_kernel`, and two kinds of sums over BLOCK_D columns.
+    """Write the gradient before SiLU, cut like `conv_kernel`, and two kinds of sums over columns.
 
     `slope_parts` [blocks, rows]: the output's gradient times the value; `pull_parts` [blocks, TAPS,
     rows]: the gradient before SiLU times what a tap reads, the row's factor apart.
@@ -124,7 +124,7 @@ def conv_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The value's gradient through the convolution, BLOCK_D columns of a range of tokens.
+    """Write the value's gradient through the convolution, BLOCK_D columns of a range of tokens.
 
     `norm_parts` [ranges, S, D] and `tap_parts` [ranges, TAPS, S, D] get the weights' sums.
     """
@@ -191,7 +191,7 @@ def sum_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The gradient of each gate, and of each factor: what the taps that read it found; [BLOCK]."""
+    """Sum the gradients of each gate, and of each factor over the taps that read it; [BLOCK]."""
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = index < rows
     place = index // STREAMS % line

@@ -49,7 +49,7 @@ def gate_kernel(
     RESIDUAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Facts of a row, and its output [D] unless a convolution follows."""
+    """Write the facts of a row, and its output [D] unless a convolution follows."""
     row = tl.program_id(0).to(tl.int64)
     token = row // STREAMS
     stream = row % STREAMS
@@ -118,7 +118,7 @@ def gate_slope_kernel(
     STREAMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Without a convolution: the gradient of each gate of a token, its output's times the value."""
+    """Without a convolution, write the gradient of each gate of a token: output's times value."""
     token = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
     values = projected + token * (STREAMS + 1) * D + STREAMS * D
@@ -170,7 +170,7 @@ def gate_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Gradients of hidden states and projections for BLOCK_D columns of a range of tokens.
+    """Write the gradients of hidden states and projections, BLOCK_D columns of a range of tokens.
 
     `value_gradient` [tokens, D] is what the convolution adds to the value's; `slopes` and
     `factor_slopes` [rows] are the gradients of gate and factor. `value_gradient` and

@@ -15,7 +15,7 @@ from engram_cli.runtime.lookup_reference import LookBack
 
 
 class Hash(NamedTuple):
-    """The hash as the operators hand it over; `eos` is -1 where there is none."""
+    """Holds the hash as the operators pass it; `eos` is -1 where there is none."""
 
     lookup: Tensor
     multipliers: Tensor
@@ -27,7 +27,7 @@ class Hash(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Tokens and columns a program handles; `once`: rows are not kept in L1."""
+    """Says how many tokens and columns a program handles; `once`: rows are not kept in L1."""
 
     tokens: int
     columns: int
@@ -62,7 +62,7 @@ def look_up(
     plan: Plan | None = None,
     bits: bool | None = None,
 ) -> Tensor:
-    """[L, *ids.shape, C x dim] in `dtype`: launch the kernel on tables [rows, dim] of one kind.
+    """Return [L, *ids.shape, C x dim] in `dtype`, of tables [rows, dim] of one kind.
 
     `plan` and `bits` (decode e4m3 by integer operations) are chosen when None.
     """
@@ -95,7 +95,7 @@ def look_up(
 
 
 def find_rows(hashed: Hash, ids: Tensor, back: LookBack) -> Tensor:
-    """int64[L, *ids.shape, C]: launch the kernel for the row numbers alone."""
+    """Return the row numbers alone, int64[L, *ids.shape, C]."""
     layers, columns = hashed.columns.shape[:2]
     out = torch.empty((layers, *ids.shape, columns), dtype=torch.int64, device=ids.device)
     constants = {"DIM": 1, "TABLE_STRIDE": 1, "SCALE_STRIDE": 1, "KIND": "rows", "BITS": False}

@@ -27,14 +27,14 @@ _TINY = tl.constexpr(1.1754943508222875e-38)
 
 @triton.jit
 def _columns(DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The columns [1, D] of a block, and which of them a row has."""
+    """Return the columns [1, D] of a block, and which of them a row has."""
     column = tl.arange(0, BLOCK_D)[None, :]
     return column, column < DIM
 
 
 @triton.jit
 def _vectors(values, order, place, here, within, column, VALUE_STRIDE: tl.constexpr):
-    """The vectors float32[R, D] of the places [R] `here`, 0 elsewhere."""
+    """Return the vectors float32[R, D] of the places [R] `here`, 0 elsewhere."""
     at = tl.load(order + place, mask=here, other=0).to(tl.int64)
     valid = here[:, None] & within
     found = tl.load(values + at[:, None] * VALUE_STRIDE + column, mask=valid, other=0)
@@ -52,7 +52,7 @@ def pieces_kernel(
     VALUE_STRIDE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid: multiples of PIECE from the first on. The sums of pieces that go on with a segment."""
+    """Sum the pieces that continue a segment. Grid: multiples of PIECE from the first on."""
     piece = tl.program_id(0) + 1
     first = piece * PIECE
     key = tl.load(keys + first)
@@ -71,7 +71,7 @@ def pieces_kernel(
 
 @triton.jit
 def _heads(keys, count, BLOCK_R: tl.constexpr):
-    """The places [R] of a program, the rows there, and whether their segments begin there."""
+    """Return the places [R] of a program, their rows, and whether a segment begins there."""
     place = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     live = place < count
     key = tl.load(keys + place, mask=live, other=-1)
@@ -93,7 +93,7 @@ def _sum(
     VALUE_STRIDE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The sums [R, D] of the segments that begin at `place`."""
+    """Return the sums [R, D] of the segments that begin at `place`."""
     column, within = _columns(DIM, BLOCK_D)
     total = _vectors(values, order, place, head, within, column, VALUE_STRIDE)
     end = tl.minimum((place // PIECE + 1) * PIECE, count)  # of the first piece
@@ -137,7 +137,7 @@ def sums_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid: blocks of R places. Writes the segments' sums to their rows, or one after another."""
+    """Write the segments' sums to their rows, or one after another. Grid: blocks of R places."""
     place, row, head = _heads(keys, count, BLOCK_R)
     total = _sum(place, row, head, keys, order, values, partial, count, DIM, VALUE_STRIDE, BLOCK_D)
     column, within = _columns(DIM, BLOCK_D)
@@ -159,7 +159,7 @@ def atomic_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid: blocks of R places. Adds each vector to its row, in whatever order."""
+    """Add each vector to its row, in any order. Grid: blocks of R places."""
     column, within = _columns(DIM, BLOCK_D)
     place = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     live = place < count
@@ -187,7 +187,7 @@ def adagrad_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid: blocks of R places. One step of row-wise Adagrad for the segments' rows."""
+    """Take a step of row-wise Adagrad for the segments' rows. Grid: blocks of R places."""
     place, row, head = _heads(keys, count, BLOCK_R)
     column, within = _columns(DIM, BLOCK_D)
     valid = head[:, None] & within
@@ -226,7 +226,7 @@ def adam_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid: blocks of R places. One step of Adam for the segments' rows alone."""
+    """Take a step of Adam for the segments' rows alone. Grid: blocks of R places."""
     place, row, head = _heads(keys, count, BLOCK_R)
     column, within = _columns(DIM, BLOCK_D)
     valid = head[:, None] & within
@@ -250,7 +250,7 @@ def adam_kernel(
 
 
 class Sorted(NamedTuple):
-    """Gradient vectors in the order of their rows, as the kernels take them."""
+    """Holds gradient vectors in the order of their rows, as the kernels take them."""
 
     keys: Tensor
     order: Tensor
@@ -270,7 +270,7 @@ class Sorted(NamedTuple):
 def dense_gradient(
     values: Tensor, rows: Tensor, height: int, dtype: torch.dtype, *, atomic: bool
 ) -> Tensor:
-    """[height, dim]: `row_gradients.dense_gradient`."""
+    """Return [height, dim] (`row_gradients.dense_gradient`)."""
     dim = values.shape[1]
     if atomic:
         out = torch.zeros((height, dim), dtype=torch.float32, device=values.device)
@@ -286,7 +286,7 @@ def dense_gradient(
 
 
 def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]:
-    """int64[u] rows, ascending, and float32 [u, dim]: `row_gradients.sum_rows`."""
+    """Return int64[u] rows, ascending, and float32[u, dim] (`row_gradients.sum_rows`)."""
     if not len(rows):
         return rows.clone(), values.float().clone()
     ordered = _sort(values, rows, height)
@@ -302,7 +302,7 @@ def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]
 def adagrad_step(
     weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
 ) -> None:
-    """`row_gradients.adagrad_step`, in place."""
+    """Take a step of row-wise Adagrad, in place (`row_gradients.adagrad_step`)."""
     if len(rows):
         ordered, stride = _sort(values, rows, len(weight)), weight.stride(0)
         ordered.launch(adagrad_kernel, weight, sums, rates=(lr, eps), WEIGHT_STRIDE=stride)
@@ -317,7 +317,7 @@ def adam_step(
     betas: tuple[float, float],
     eps: float,
 ) -> None:
-    """`row_gradients.adam_step`, in place."""
+    """Take a step of Adam, in place (`row_gradients.adam_step`)."""
     if not len(rows):
         return
     _sort(values, rows, len(weight)).launch(
@@ -333,7 +333,7 @@ def adam_step(
 
 
 def _sort(values: Tensor, rows: Tensor, height: int) -> Sorted:
-    """Sort n > 0 vectors by row, then by place, and sum the pieces that go on with a segment."""
+    """Sort n > 0 vectors by row, then by place, and sum the pieces that continue a segment."""
     # Half the digits to sort by.
     narrow = rows.to(torch.int32) if height < 2**31 else rows
     keys, order = torch.sort(narrow, stable=True)
@@ -365,5 +365,5 @@ def _cut(count: int, dim: int) -> tuple[dict[str, Any], tuple[int]]:
 
 
 def _in_lines(values: Tensor) -> Tensor:
-    """The same vectors, the values of each next to each other."""
+    """Return the same vectors, the values of each next to each other."""
     return values if values.stride(1) == 1 else values.contiguous()

@@ -22,7 +22,7 @@ _KEY_ROWS = 1024  # rows a program of the keys' kernel
 
 @triton.jit
 def _count_bits(word):
-    """The bits of an int32 that are set; shifts drag the sign along, the masks drop it."""
+    """Count the set bits of an int32; shifts drag the sign along, the masks drop it."""
     word = word - ((word >> 1) & 0x55555555)
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
     word = (word + (word >> 4)) & 0x0F0F0F0F
@@ -39,7 +39,7 @@ def _is_hot(rows, live, words):
 
 @triton.jit
 def _rank(rows, hot, word, words, ranks):
-    """int64[R]: the ranks of hot rows."""
+    """Return the ranks of hot rows, int64[R]."""
     below = (1 << (rows & 31)) - 1
     rank = tl.load(ranks + (rows >> 7), mask=hot, other=0)
     rank += _count_bits((word & below).to(tl.int32))
@@ -75,7 +75,7 @@ def read_kernel(
     BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """Grid: blocks of ROWS rows. KIND raw copies words, any other makes numbers of them."""
+    """Read rows; KIND raw copies words, any other decodes them. Grid: blocks of ROWS rows."""
     lane = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = lane < count
     row = tl.load(rows + lane, mask=live, other=0)
@@ -130,7 +130,7 @@ def keys_kernel(
     height,
     ROWS: tl.constexpr,
 ):
-    """Grid: blocks of ROWS rows."""
+    """Write the keys of rows (`records.cold_keys`). Grid: blocks of ROWS rows."""
     lane = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = lane < count
     row = tl.load(rows + lane, mask=live, other=0)
@@ -141,7 +141,7 @@ def keys_kernel(
 
 @triton.jit
 def _fresh(keys, lane, live):
-    """The keys int[R] there, and which of them differ from the one before."""
+    """Return the keys int[R] there, and which of them differ from the one before."""
     key = tl.load(keys + lane, mask=live, other=0)
     before = tl.load(keys + lane - 1, mask=live & (lane > 0), other=0)
     return key, live & ((lane == 0) | (key != before))
@@ -192,7 +192,7 @@ def slots_kernel(
 
 
 def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
-    """`records.cold_keys`."""
+    """Return the keys of rows (`records.cold_keys`)."""
     if hot is None:
         return rows.to(key_dtype(height))
     keys = torch.empty(len(rows), dtype=key_dtype(height), device=rows.device)
@@ -204,7 +204,7 @@ def cold_keys(rows: Tensor, hot: HotSet | None, height: int) -> Tensor:
 def find_slots(
     keys: Tensor, order: Tensor, height: int, slots: Tensor, found: Tensor, counted: Tensor
 ) -> None:
-    """`records.find_slots`."""
+    """Number the distinct keys (`records.find_slots`)."""
     count, blocks = len(keys), parts_of(len(keys), _KEY_ROWS)
     numbers = torch.empty(blocks, dtype=torch.int32, device=keys.device)
     launch(fresh_kernel, (blocks,), numbers, keys, count, ROWS=_KEY_ROWS)
@@ -232,7 +232,7 @@ def read(
     each: int | None = None,
     bits: bool | None = None,
 ) -> None:
-    """`records.read` of rows that kernels decode.
+    """Write the vectors of rows that kernels decode (`records.read`).
 
     `each` values a thread and `bits` (decode e4m3 by integer operations) are chosen when None.
     """
@@ -248,7 +248,7 @@ def read(
 
 
 def read_records(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None) -> Tensor:
-    """uint8[n, record_bytes]: the records of rows int64[n], for what only the twin decodes."""
+    """Return the records uint8[n, record_bytes] of rows int64[n] that only the twin decodes."""
     width = tier_buffers.cold.shape[1] // 8
     out = torch.empty((len(rows), width), dtype=torch.int64, device=rows.device)
     _launch(tier_buffers, rows, slots, out, "raw", torch.int64, torch.int64, False, None)

@@ -23,8 +23,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 
 class Tile(NamedTuple):
-    """What a program computes at a time, and with how many warps; the tokens it computes in all, or
-    into how many ranges all tokens are cut: each gives a partial sum of a weight's gradient."""
+    """Says how many tokens and columns a program computes at a time, and with how many warps.
+
+    `range`: the tokens it computes in all. Or `parts`: into how many ranges all tokens are cut;
+    each range gives a partial sum of a weight's gradient.
+    """
 
     tokens: int
     columns: int
@@ -33,16 +36,16 @@ class Tile(NamedTuple):
     parts: int = 0
 
     def fit(self, width: int) -> Tile:
-        """The same for rows that may be narrower."""
+        """Return the same tile for rows that may be narrower."""
         return self._replace(columns=min(self.columns, power_of_two(width)))
 
     def cut(self, count: int) -> int:
-        """Into how many ranges `count` tokens are cut."""
+        """Return into how many ranges `count` tokens are cut."""
         return max(1, min(self.parts, parts_of(count, self.tokens)))
 
 
 def row_plan(width: int, *, held: bool) -> tuple[int, int]:
-    """The columns of a load and the warps of a program that reads a row of `width`.
+    """Return the columns of a load and the warps of a program that reads a row of `width`.
 
     A row that is held to the end: about five loads a thread, of 16 bytes in bfloat16; otherwise
     twice as many, which is faster by a tenth on an H200.
@@ -53,24 +56,24 @@ def row_plan(width: int, *, held: bool) -> tuple[int, int]:
 
 
 def parts_of(count: int, size: int) -> int:
-    """How many parts of `size` hold `count`; triton.cdiv takes 5 us of the host a call."""
+    """Return how many parts of `size` hold `count`; triton.cdiv takes 5 us of the host a call."""
     return -(-count // size)
 
 
 def power_of_two(count: int) -> int:
-    """The least one that is not below `count`; triton.next_power_of_2 takes 5 us, too."""
+    """Return the least one not below `count`; triton.next_power_of_2 takes 5 us, too."""
     return 1 << max(0, count - 1).bit_length()
 
 
 @triton.jit
 def load(address, mask):
-    """What lies there, as float32, 0 where masked."""
+    """Load float32 numbers, 0 where masked."""
     return tl.load(address, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def norm_weight(weight, at, inside, CENTRED: tl.constexpr):
-    """The weight of a norm as it is multiplied with, [BLOCK]."""
+    """Return the weight of a norm as it is multiplied with, [BLOCK]."""
     found = load(weight + at, inside)
     if CENTRED:
         found += 1.0
@@ -79,7 +82,7 @@ def norm_weight(weight, at, inside, CENTRED: tl.constexpr):
 
 @triton.jit
 def is_live(keep, token, here):
-    """Which tokens are not padding, [BLOCK]; `keep` is None where there is none."""
+    """Return which tokens are not padding, [BLOCK]; `keep` is None where there is none."""
     live = here
     if keep is not None:
         live = here & (tl.load(keep + token, mask=here, other=0) != 0)
@@ -88,7 +91,7 @@ def is_live(keep, token, here):
 
 @triton.jit
 def zeros(COUNT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr):
-    """COUNT sums to be, float32[BLOCK_T, BLOCK_D] each."""
+    """Return COUNT sums that start at 0, float32[BLOCK_T, BLOCK_D] each."""
     sums = ()
     for _ in tl.static_range(COUNT):
         sums = sums + (tl.zeros([BLOCK_T, BLOCK_D], tl.float32),)

@@ -28,7 +28,7 @@ from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.rows.source import Span
 from engram_cli.runtime.tiers import renew_in_children
-from engram_cli.runtime.tiers.records import record_layout
+from engram_cli.runtime.tiers.records import READ_HINT, read_span, record_layout
 from engram_cli.runtime.tiers.row_cache import RowCache
 
 WINDOW = 128  # reads announced ahead
@@ -60,13 +60,13 @@ class _Runs:
 
 
 class RowFiles:
-    """The files with the rows, or the scales, of a layer, `row_bytes` each. Thread safe."""
+    """Reads rows, or their scales, of `row_bytes` each from the files of a layer. Thread safe."""
 
-    def __init__(self, places: Sequence[Span], row_bytes: int, layer: int) -> None:
+    def __init__(self, spans: Sequence[Span], row_bytes: int, layer: int) -> None:
         self.row_bytes, self._layer = row_bytes, layer
-        self._places = tuple(places)
-        self._firsts = np.array([place.first for place in places], dtype=np.int64)
-        self._begins = np.array([place.begin for place in places], dtype=np.int64)
+        self._spans = tuple(spans)
+        self._firsts = np.array([span.first for span in spans], dtype=np.int64)
+        self._begins = np.array([span.begin for span in spans], dtype=np.int64)
         self._lock = Lock()
         self._kept: dict[int, int] = {}
         self._end = weakref.finalize(self, _close_all, self._kept)
@@ -86,7 +86,7 @@ class RowFiles:
         """
         runs = self._runs(rows)
         rows_of, places = rows.tolist(), (lines * stride).tolist()
-        keep = len(self._places) <= KEPT_OPEN
+        keep = len(self._spans) <= KEPT_OPEN
         opened = self._kept if keep else {}
         ahead, width, count = 0, self.row_bytes, len(runs.sizes)
         # A Python call costs a tenth of a read, so this loop makes few.
@@ -110,7 +110,9 @@ class RowFiles:
                 except OSError:
                     whole = False
                 if not whole:
-                    self._read_each(opened[file], runs, done, rows_of, places, target)
+                    end = runs.firsts[done + 1]
+                    run = zip(rows_of[first:end], places[first:end], strict=True)
+                    self._read_each(file, opened[file], begin, [*run], target)
                 if not keep and file != runs.files[done + 1]:
                     os.close(opened.pop(file))
         finally:
@@ -136,7 +138,7 @@ class RowFiles:
         )
 
     def _open(self, file: int, opened: dict[int, int]) -> None:
-        path = self._places[file].file
+        path = self._spans[file].file
         with self._lock:
             if file in opened:
                 return
@@ -150,37 +152,24 @@ class RowFiles:
 
     def _read_each(
         self,
+        file: int,
         descriptor: int,
-        runs: _Runs,
-        index: int,
-        rows: list[int],
-        places: list[int],
+        begin: int,
+        run: list[tuple[int, int]],
         target: memoryview,
     ) -> None:
-        """Read a run row by row, to finish it or to find the row that cannot be read."""
-        first = runs.firsts[index]
-        for each in range(first, runs.firsts[index + 1]):
-            begin = runs.begins[index] + (rows[each] - rows[first]) * self.row_bytes
-            line = target[places[each] : places[each] + self.row_bytes]
-            self._read_row(runs.files[index], descriptor, rows[each], begin, line)
-
-    def _read_row(self, file: int, descriptor: int, row: int, begin: int, line: memoryview) -> None:
-        done = 0
-        while done < len(line):
+        """Read the (row, place) of a run one by one, to finish it or to name the bad row."""
+        for row, place in run:
+            rest, why = target[place : place + self.row_bytes], "the file ends before it"
+            at = begin + (row - run[0][0]) * self.row_bytes
             try:
-                count = os.preadv(descriptor, [line[done:]], begin + done)
+                while rest and (count := os.preadv(descriptor, [rest], at)):
+                    rest, at = rest[count:], at + count
             except OSError as error:
-                raise self._unreadable(file, row, str(error.strerror)) from None
-            if not count:
-                raise self._unreadable(file, row, "the file ends before it")
-            done += count
-
-    def _unreadable(self, file: int, row: int, why: str) -> ArtifactError:
-        place = self._places[file]
-        return ArtifactError(
-            f"{place.file}: row {row} of layer {self._layer} cannot be read: {why}",
-            "check the disk, then write the bundle again with engram attach --force",
-        )
+                why = str(error.strerror)
+            if rest:
+                name = f"{self._spans[file].file}: row {row} of layer {self._layer}"
+                raise ArtifactError(f"{name} cannot be read: {why}", READ_HINT)
 
 
 def _buffers(
@@ -211,7 +200,7 @@ _PIECE_BYTES = 8 * 2**20
 
 
 class DiskRows:
-    """A layer's rows on disk, with at most `cache_bytes` of host memory, scales included.
+    """Reads a layer's rows from disk, with at most `cache_bytes` of host memory, scales included.
 
     `threads` read at a time. Raises ArtifactError.
     """
@@ -225,22 +214,21 @@ class DiskRows:
         threads: int = _THREADS,
     ) -> None:
         self._layout = record_layout(bundle.spec)
-        self._rows = bundle.spec.rows(layer)
+        self.rows, self.record_bytes = bundle.spec.rows(layer), self._layout.record_bytes
         self._files = {ROWS: RowFiles(bundle.spans(layer, ROWS), self._layout.row_bytes, layer)}
         self._scales = None
         if self._layout.scale_bytes:
             spans = bundle.spans(layer, SCALES)
             self._files[SCALES] = RowFiles(spans, self._layout.scale_bytes, layer)
-            if self._rows * self._layout.scale_bytes <= cache_bytes * HELD_SHARE:
+            if self.rows * self._layout.scale_bytes <= cache_bytes * HELD_SHARE:
                 self._scales = _read_scales(bundle, layer, self._layout.scale_bytes)
         held = 0 if self._scales is None else self._scales.nbytes
-        self.cache = RowCache(self._layout.record_bytes, cache_bytes - held)
-        self._piece = max(1, min(_PIECE_ROWS, _PIECE_BYTES // self._layout.record_bytes))
+        self.cache = RowCache(self.record_bytes, cache_bytes - held)
+        self._piece = max(1, min(_PIECE_ROWS, _PIECE_BYTES // self.record_bytes))
         self._threads = threads
         self._start()
-        self._sums: dict[str, int | float] = {
-            "rows": 0, "bytes": 0, "hits": 0, "seconds": 0.0, "reads": 0
-        }  # fmt: skip
+        names = ("rows", "bytes", "hits", "seconds", "reads")
+        self._sums: dict[str, int | float] = dict.fromkeys(names, 0)
         renew_in_children(self)
 
     def _start(self) -> None:
@@ -255,18 +243,8 @@ class DiskRows:
             files.after_fork()
 
     @property
-    def rows(self) -> int:
-        """The height of the layer's table."""
-        return self._rows
-
-    @property
-    def record_bytes(self) -> int:
-        """The bytes of a record."""
-        return self._layout.record_bytes
-
-    @property
     def held_bytes(self) -> int:
-        """The most host memory that cache and scales take between requests."""
+        """Return the most host memory that cache and scales take between requests."""
         return self.cache.nbytes + (0 if self._scales is None else self._scales.nbytes)
 
     def gather(self, rows: Tensor, out: Tensor) -> None:
@@ -279,15 +257,9 @@ class DiskRows:
             own = slice(first, first + step)
             found, count = self._gather(wanted[own], lines[own])
             hits, reads = hits + found, reads + count
-        more = {
-            "rows": len(wanted),
-            "bytes": lines.nbytes,
-            "hits": hits,
-            "seconds": time.perf_counter() - begin,
-            "reads": reads,
-        }
+        more = (len(wanted), lines.nbytes, hits, time.perf_counter() - begin, reads)
         with self._lock:
-            for name, value in more.items():
+            for name, value in zip(self._sums, more, strict=True):
                 self._sums[name] += value
 
     def counters(self) -> dict[str, int | float]:
@@ -301,10 +273,10 @@ class DiskRows:
         for files in self._files.values():
             files.close()
         self._scales = None
-        self.cache = RowCache(self._layout.record_bytes, 0)
+        self.cache = RowCache(self.record_bytes, 0)
 
     def _checked(self, rows: Tensor, out: Tensor) -> tuple[Rows, NDArray[np.int64]]:
-        """Rows, and `out` as 8-byte words. Raises InputError."""
+        """Return the rows, and `out` as 8-byte words. Raises InputError."""
         shape = (len(rows), self.record_bytes) if rows.ndim == 1 else None
         if rows.dtype != torch.int64 or out.dtype != torch.uint8 or out.shape != shape:
             raise InputError(
@@ -314,9 +286,9 @@ class DiskRows:
         if rows.device.type != "cpu" or out.device.type != "cpu" or not out.is_contiguous():
             raise InputError("rows or records are not in host memory, or lie apart", "copy them")
         wanted = np.ascontiguousarray(rows.numpy())
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self._rows:
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.rows:
             raise InputError(
-                f"row {wanted.min()} or {wanted.max()} is outside 0..{self._rows - 1}",
+                f"row {wanted.min()} or {wanted.max()} is outside 0..{self.rows - 1}",
                 "ask for rows that the layer has",
             )
         return wanted, out.numpy().view(np.int64)
@@ -361,19 +333,6 @@ class DiskRows:
 def _read_scales(bundle: Bundle, layer: int, width: int) -> NDArray[np.uint8]:
     """Read all scales of a layer, uint8[rows, width]. Raises ArtifactError."""
     held = np.empty((bundle.spec.rows(layer), width), dtype=np.uint8)
-    for place in bundle.spans(layer, SCALES):
-        first = place.first
-        target = held[first : first + place.rows].reshape(-1).data
-        try:
-            with place.file.open("rb", buffering=0) as file:
-                file.seek(place.begin)
-                while target and (count := file.readinto(target)):
-                    target = target[count:]
-        except OSError as error:
-            raise ArtifactError(f"cannot read {place.file}: {error.strerror}", _MEND) from None
-        if target:
-            raise ArtifactError(f"{place.file} ends in the middle of its scales", _MEND)
+    for span in bundle.spans(layer, SCALES):
+        read_span(span, SCALES, 0, held[span.first : span.first + span.rows].reshape(-1).data)
     return held
-
-
-_MEND = "check the disk, then write the bundle again with engram attach --force"

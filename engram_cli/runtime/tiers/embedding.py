@@ -41,7 +41,7 @@ _numbers = itertools.count()
 
 @torch.library.custom_op("engram::tiered", mutates_args=())
 def tiered(rows: Tensor, store: int, width: int, dtype: torch.dtype) -> Tensor:
-    """`PlacedRows.vectors` of rows int64[..., C]: [..., C x width] in `dtype`."""
+    """Return `PlacedRows.vectors` of rows int64[..., C]: [..., C x width] in `dtype`."""
     return _STORES[store].vectors(rows)
 
 
@@ -55,7 +55,7 @@ _PIECE_ROWS = 2**16  # hot rows fetched at once
 
 
 class TieredEmbedding(PlacedRows):
-    """A layer's rows, frozen, in place of `Rows` or `StoredRows`.
+    """Holds a layer's frozen rows, in place of `Rows` or `StoredRows`.
 
     They are neither parameters nor buffers: they stay where they were placed when the model is
     moved, and are in no state dict. `path` forces a way of reading, for measuring; None chooses by
@@ -109,7 +109,7 @@ class TieredEmbedding(PlacedRows):
         _STORES[self.number] = self
 
     def forward(self, rows: Tensor) -> Tensor:
-        """[B, T, C x dim] of rows int64[B, T, C], in the rows' dtype, or that of quantised ones."""
+        """Return [B, T, C x dim] of rows int64[B, T, C] in `dtype`."""
         rows = rows.to(self.device)
         if torch.compiler.is_compiling():
             found: Tensor = tiered(rows, self.number, self.width, self.dtype)
@@ -117,7 +117,7 @@ class TieredEmbedding(PlacedRows):
         return self.vectors(rows)
 
     def vectors(self, rows: Tensor) -> Tensor:
-        """`forward` outside torch.compile. Raises RuntimeAttachError, and the source's errors."""
+        """Return what `forward` does. Raises RuntimeAttachError, and the source's errors."""
         if not self.reads_in_place(rows):
             return TierReader({0: self}, [rows]).take(0)
         out = self.empty(rows)
@@ -130,7 +130,7 @@ class TieredEmbedding(PlacedRows):
         ops.read_tiers(self.tier_buffers, rows.reshape(-1).contiguous(), None, flat)
 
     def empty(self, rows: Tensor) -> Tensor:
-        """Memory for the vectors of rows [..., C]."""
+        """Return memory for the vectors of rows [..., C]."""
         shape = (*rows.shape[:-1], rows.shape[-1] * self.width)
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
@@ -176,14 +176,14 @@ class TieredEmbedding(PlacedRows):
         )
 
     def extra_repr(self) -> str:
-        """What `print` shows of the module."""
+        """Return what `print` shows of the module."""
         hot = 0 if self.tier_buffers.hot is None else len(self.tier_buffers.hot)
         below = type(self.cold).__name__
         return f"{self.cold.rows}, {self.width}, {self.spec.dtype}, {hot} in hbm, {below} below"
 
 
 def _fetch(cold: RecordSource, hot: NDArray[np.int64], device: torch.device) -> Tensor:
-    """uint8[H, record_bytes] on the device: the records of hot rows, in pieces."""
+    """Read the records of hot rows in pieces: uint8[H, record_bytes] on the device."""
     found = torch.empty(len(hot), cold.record_bytes, dtype=torch.uint8, device=device)
     for begin in range(0, len(hot), _PIECE_ROWS):
         rows = torch.from_numpy(np.ascontiguousarray(hot[begin : begin + _PIECE_ROWS]))
@@ -219,7 +219,7 @@ class Counters:
 
 
 class Tiers:
-    """The tiered layers of a memory, by their index in it: read together, prefetched, and counted.
+    """Reads, prefetches and counts the tiered layers of a memory, by their index in it.
 
     Rows that were prefetched serve the next call if it needs the same rows, and are dropped if not.
     """

@@ -15,16 +15,17 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from engram_cli.errors import ArtifactError, InputError
+from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.rows.dtypes import RecordLayout
 from engram_cli.rows.source import Span
 from engram_cli.runtime.tiers import renew_in_children
-from engram_cli.runtime.tiers.records import record_layout
+from engram_cli.runtime.tiers.records import read_span, record_layout
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.host_gather import GatherPool
@@ -44,6 +45,7 @@ class HostRows:
                 "give uint8 [rows, record_bytes], a record padded to 8 bytes",
             )
         self.records = records
+        self.rows, self.record_bytes = records.shape
         self._lock = threading.Lock()
         self._given = 0
         self._seconds = 0.0
@@ -63,16 +65,6 @@ class HostRows:
             _gather_pool()  # made now, because compiling it takes seconds
         _fill(records, layout, bundle, layer)
         return cls(records)
-
-    @property
-    def rows(self) -> int:
-        """The height of the layer's table."""
-        return len(self.records)
-
-    @property
-    def record_bytes(self) -> int:
-        """The bytes of a record."""
-        return self.records.shape[1]
 
     def gather(self, rows: Tensor, out: Tensor) -> None:
         """Write the records of `rows` to `out` (`RecordSource.gather`)."""
@@ -106,7 +98,7 @@ def _gather_pool() -> GatherPool | None:
 
 
 def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:
-    """`GatherPool.gather` in plain PyTorch; returns 1 where a row is outside the table."""
+    """Do what `GatherPool.gather` does; return 1 where a row is outside the table."""
     try:
         # As 8-byte words: torch gathers single bytes at a tenth of the speed.
         torch.index_select(records.view(torch.int64), 0, rows, out=out.view(torch.int64))
@@ -143,7 +135,7 @@ def host_memory(size: int, *, pinned: bool) -> Tensor:
 
 
 class _Pages(mmap.mmap):
-    """Memory pages that are unregistered from CUDA before they are freed."""
+    """Unregisters its memory pages from CUDA before they are freed."""
 
     registered: tuple[int, ...] = ()
 
@@ -183,34 +175,24 @@ def _fill(records: Tensor, layout: RecordLayout, bundle: Bundle, layer: int) -> 
     tasks = []
     for part, size in ((ROWS, layout.row_bytes), (SCALES, layout.scale_bytes)):
         held = layout.part(records, part)
-        for place in bundle.spans(layer, part) if size else ():
+        for span in bundle.spans(layer, part) if size else ():
             step = max(1, _PIECE_BYTES // size)
-            for line in range(0, place.rows, step):
-                count = min(step, place.rows - line)
-                target = held[place.first + line :][:count]
-                tasks.append((place, line * size, target))
+            for line in range(0, span.rows, step):
+                target = held[span.first + line :][: min(step, span.rows - line)]
+                tasks.append((span, part, line * size, target))
     with ThreadPoolExecutor(_threads()) as pool:
         for done in [pool.submit(_read, *task) for task in tasks]:
             done.result()
 
 
-def _read(place: Span, begin: int, target: Tensor) -> None:
-    """Fill `target` uint8[n, size] with the bytes of a shard from its `begin` on."""
-    direct = target.is_contiguous()
-    piece = target if direct else torch.empty(target.shape, dtype=torch.uint8)
-    raw = memoryview(piece.numpy().reshape(-1).data)
-    with place.file.open("rb") as file:
-        done = 0
-        while done < len(raw):
-            count = os.preadv(file.fileno(), [raw[done:]], place.begin + begin + done)
-            if count == 0:
-                raise ArtifactError(
-                    f"{place.file} ends in the middle of its rows",
-                    "write the bundle again with engram attach --force",
-                )
-            done += count
-    if not direct:
-        target.copy_(piece)
+def _read(span: Span, part: str, begin: int, target: Tensor) -> None:
+    """Fill `target` uint8[n, size] with the bytes of a part's span from its `begin` on."""
+    if target.is_contiguous():
+        read_span(span, part, begin, target.numpy().reshape(-1).data)
+        return
+    piece = np.empty(target.shape, dtype=np.uint8)
+    read_span(span, part, begin, piece.reshape(-1).data)
+    target.copy_(torch.from_numpy(piece))
 
 
 def _cudart() -> Any:

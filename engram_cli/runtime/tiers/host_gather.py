@@ -41,7 +41,7 @@ _LEFT = 2  # slots kept for `GatherPool.gather`
 
 
 class GatherPool:
-    """`threads` threads, for `kernels.SLOTS` jobs at a time."""
+    """Gathers records with `threads` threads, for `kernels.SLOTS` jobs at a time."""
 
     def __init__(self, threads: int) -> None:
         self.control = np.zeros(kernels.SLEEP_SLOTS + threads * kernels.LINE, dtype=np.int64)
@@ -195,18 +195,18 @@ class Load:
 
     @property
     def rows(self) -> int:
-        """How many records were copied, known after `wait`."""
+        """Return how many records were copied, known after `wait`."""
         return 0 if self.fields[kernels.DROPPED] else int(self.fields[kernels.COUNT])
 
     @property
     def seconds(self) -> tuple[float, float, float]:
-        """Seconds spent waiting for row numbers, gathers and copies, known after `wait`."""
+        """Return seconds of waiting for row numbers, gathers and copies, known after `wait`."""
         finding, gathering, copying = self.fields[kernels.FINDING : kernels.COPYING + 1] / 1e9
         return float(finding), float(gathering), float(copying)
 
 
 class CopyThread:
-    """One thread, with `ring` uint8[buffers, bytes], pinned, and `events`, one a buffer.
+    """Copies loads with one thread and `ring` uint8[buffers, bytes], pinned, an event a buffer.
 
     Copies go to `stream`; without one, as in tests, the driver gets 0 for it and for events. The
     `slots` of the pool are given back at the end.

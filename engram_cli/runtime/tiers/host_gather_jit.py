@@ -166,7 +166,7 @@ def pointer(builder: Any, address: Any) -> Any:
 
 
 def _driver_call(count: int) -> Any:
-    """An intrinsic that calls the function at an address with `count` words; its int32 result."""
+    """Make an intrinsic that calls the function at an address with `count` words."""
 
     def call_at(builder: Any, function: Any, *values: Any) -> Any:
         kind = ir.FunctionType(_I32, [_I64] * count)

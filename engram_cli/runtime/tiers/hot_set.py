@@ -26,7 +26,7 @@ _PIECE_ROWS = 2**26  # rows handled at once: a byte a row while the bits are mad
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HotSet:
-    """The hot ones of `rows` rows. `words` int32: bit r % 32 of word r // 32 says that r is hot.
+    """Says which of `rows` rows are hot: r is if bit r % 32 of `words` int32 r // 32 is set.
 
     `ranks` int32, one for 128 rows: how many hot rows come before these. `count`: hot rows.
     """
@@ -38,7 +38,7 @@ class HotSet:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of bitmap and directory."""
+        """Return the bytes of bitmap and directory."""
         return self.words.nbytes + self.ranks.nbytes
 
     def rank(self, rows: Tensor) -> Tensor:

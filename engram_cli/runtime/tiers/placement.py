@@ -104,7 +104,7 @@ class Placement:
 
     @property
     def cold(self) -> Cold:
-        """The tier of the rows that are not hot, the same in all layers."""
+        """Return the tier of the rows that are not hot, the same in all layers."""
         return next(iter(self.layers.values())).cold
 
     def lines(self) -> list[str]:

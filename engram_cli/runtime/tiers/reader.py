@@ -38,7 +38,7 @@ class _Piece:
 
     @property
     def nbytes(self) -> int:
-        """The device memory of its records and its numbers."""
+        """Return the bytes of device memory of its records and their numbers."""
         return len(self.rows) * (self.store.cold.record_bytes + NUMBER_BYTES)
 
     def begin(self) -> None:
@@ -76,7 +76,7 @@ class _Piece:
 
 @dataclass(slots=True, eq=False)
 class _Layer:
-    """A layer's read: vectors that are read in place, or pieces that are staged."""
+    """Holds a layer's vectors that are read in place, or its pieces that are staged."""
 
     rows: Tensor
     vectors: Tensor | None = None
@@ -85,7 +85,7 @@ class _Layer:
 
 
 class TierReader:
-    """The reads of a call, begun together: rows int64[..., C] by the index of each tiered layer."""
+    """Begins all reads of a call: rows int64[..., C] by the index of each tiered layer."""
 
     def __init__(
         self, stores: Mapping[int, TieredEmbedding], rows: Sequence[Tensor] | Tensor

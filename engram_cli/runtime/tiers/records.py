@@ -12,25 +12,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engram_cli.errors import InputError
+from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.rows.dtypes import RecordLayout
+from engram_cli.rows.source import Span
 from engram_cli.runtime.tables import HELD_DTYPES, Table, dequantise
 from engram_cli.runtime.tiers.hot_set import HotSet
 
 
 class RecordSource(Protocol):
-    """Holds every row of a layer and copies any of them out as records. Thread safe."""
+    """Holds all `rows` rows of a layer, and copies any of them out as records. Thread safe."""
 
-    @property
-    def rows(self) -> int:
-        """How many rows the layer's table has."""
-        ...
-
-    @property
-    def record_bytes(self) -> int:
-        """The bytes of a record."""
-        ...
+    rows: int
+    record_bytes: int
 
     def gather(self, rows: Tensor, out: Tensor) -> None:
         """Write the records of `rows` int64[n] to `out` uint8[n, record_bytes], both on the CPU.
@@ -47,6 +41,22 @@ class RecordSource(Protocol):
     def close(self) -> None:
         """Free memory, close files, end threads; `gather` may not be called afterwards."""
         ...
+
+
+READ_HINT = "check the disk, then write the bundle again with engram attach --force"
+
+
+def read_span(span: Span, part: str, begin: int, target: memoryview) -> None:
+    """Fill `target` with the bytes of a part's span from its `begin` on. Raises ArtifactError."""
+    try:
+        with span.file.open("rb", buffering=0) as file:
+            file.seek(span.begin + begin)
+            while target and (count := file.readinto(target)):
+                target = target[count:]
+    except OSError as error:
+        raise ArtifactError(f"cannot read {span.file}: {error.strerror}", READ_HINT) from None
+    if target:
+        raise ArtifactError(f"{span.file} ends in the middle of its {part}", READ_HINT)
 
 
 def record_layout(spec: BundleSpec) -> RecordLayout:
@@ -84,7 +94,7 @@ def table_of(records: Tensor, spec: BundleSpec, *, layer_scale: Tensor | None = 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordForm:
-    """How to decode the records of a layer, computed once because calls are many and short.
+    """Says how to decode the records of a layer; computed once because calls are many and short.
 
     `kind` as in `Table`, `width` values of dtype `items`; scales of dtype `scale_items` begin at
     byte `scale_begin`. `layer_scale`: one float32 on the device, where the whole layer has one;
@@ -108,7 +118,7 @@ class RecordForm:
 
 
 def record_form(spec: BundleSpec, layer_scale: Tensor | None, device: torch.device) -> RecordForm:
-    """The form of a bundle's records, read on `device`."""
+    """Return the form of a bundle's records, read on `device`."""
     layout = record_layout(spec)
     nothing = torch.empty(0, layout.record_bytes, dtype=torch.uint8)
     host_scale = None if layer_scale is None else layer_scale.cpu()
@@ -128,7 +138,7 @@ def record_form(spec: BundleSpec, layer_scale: Tensor | None, device: torch.devi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierBuffers:
-    """The records of a layer: rows in `hot_set` are in `hot` [H, record_bytes] by rank.
+    """Holds the records of a layer: rows in `hot_set` are in `hot` [H, record_bytes] by rank.
 
     Others are in `cold` [n, record_bytes], on the device or pinned on the host, by row number or by
     the slots of a call. `counted` int64[2, 2] on the device: rows asked for, and how many of them

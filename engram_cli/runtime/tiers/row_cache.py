@@ -49,12 +49,12 @@ class RowCache:
 
     @property
     def nbytes(self) -> int:
-        """The most bytes that the cache takes."""
+        """Return the most bytes that the cache takes."""
         return self._records.nbytes + self._rows.nbytes + self._uses.nbytes
 
     @property
     def slots(self) -> int:
-        """How many records fit."""
+        """Return how many records fit."""
         return len(self._records)
 
     def take(self, rows: Rows, out: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -64,12 +64,12 @@ class Tuning:
 
     @property
     def device_bytes(self) -> int:
-        """The most device memory that staged records take, of all layers together."""
+        """Return the most device memory that staged records take, of all layers together."""
         return self.ahead_bytes + self.block_bytes
 
     @property
     def pinned_bytes(self) -> int:
-        """The pinned memory of the ring; row numbers take up to 1 / 30 of the blocks more."""
+        """Return the pinned bytes of the ring; row numbers take up to 1 / 30 of the blocks more."""
         return self.ring_buffers * self.ring_buffer_bytes
 
     def within(self, rows: int, record_bytes: int, *, devices: int = 1) -> Tuning:
@@ -117,7 +117,7 @@ class CudaEvent(NamedTuple):
 
     @property
     def address(self) -> int:
-        """The address of CUDA's event, 0 on a CPU."""
+        """Return the address of CUDA's event, 0 on a CPU."""
         return 0 if self.event is None else int(self.event.cuda_event)
 
     def wait(self) -> None:
@@ -271,7 +271,7 @@ class StagingQueue:
                 self.transfers.add(rows, rows * block.staging.shape[1], *block.load.seconds)
 
     def _copy_thread(self) -> CopyThread | None:
-        """The thread that copies rows from host memory to a GPU, None where it cannot exist."""
+        """Return the thread that copies from host memory to a GPU, None where there is none."""
         if not self._copy_threads:
             self._copy_threads.append(None)
             if self.device.type == "cuda":
@@ -328,7 +328,7 @@ class _Ring:
 
 
 class _Worker:
-    """A thread that copies the blocks that no copy thread can copy; it starts with the first.
+    """Copies the blocks that no copy thread can copy, in a thread that starts with the first.
 
     It holds no reference to its `StagingQueue`, so that this can be freed.
     """

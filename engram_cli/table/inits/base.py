@@ -1,6 +1,6 @@
-"""What an init is: the rows of a layer, any range of them at a time, in float32.
+"""The interface of an init: gives the rows of a layer in float32, any range of them at a time.
 
-An init that must go through a corpus first is a PassInit: it says which ranges it makes together.
+An init that must read a corpus first is a PassInit: it says which ranges it makes together.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Init(Protocol):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """A JSON value of all that decides the rows."""
+        """All that decides the rows, as a JSON value."""
 
     def filler(self, layer: int, dim: int) -> Filler | None:
-        """What writes the rows of a layer; None when all of them are zero."""
+        """Return what writes the rows of a layer; None when all of them are zero."""
 
     def bound(self, layer: int, dim: int) -> float | None:
-        """A size that no value of a layer exceeds, for dtypes with one scale a layer.
+        """Return a bound of the absolute values of a layer, for dtypes with one scale a layer.
 
         None when only the rows can tell.
         """
@@ -49,10 +49,10 @@ class InitWithArrays(Init, Protocol):
     """Initial rows with further arrays, which a reader needs to undo what was done to them."""
 
     def arrays(self, dim: int) -> list[ChunkedArray]:
-        """Further arrays of the store."""
+        """Return further arrays of the store."""
 
     def values(self, array: ChunkedArray) -> NDArray[Any]:
-        """The content of one of them."""
+        """Return the content of one of them."""
 
 
 @runtime_checkable
@@ -60,9 +60,9 @@ class PassInit(InitWithArrays, Protocol):
     """Rows that take work before they can be written, shared by the ranges of a pass."""
 
     def passes(self, layer: int, dim: int, spans: Sequence[Span]) -> list[list[int]]:
-        """The indices of the spans (in order) that each pass makes; no span twice."""
+        """Return the indices of the spans (in order) that each pass makes; no span twice."""
 
     def prepared(
         self, layer: int, dim: int, spans: Sequence[Span], scratch: Path
     ) -> AbstractContextManager[Filler]:
-        """What writes the rows of the spans of a pass, for as long as the context lasts."""
+        """Return a context that gives what writes the rows of the spans of a pass."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engram_cli.stats.locality import CacheHits
 
 # First uses count as misses, also of rows that a longer corpus would have used before. Up to this
 # part of the corpus batches hardly feel it; at a half, the result was 12.1 % instead of 10.7 %.
@@ -38,7 +39,7 @@ class BatchShare:
 
 
 def batch_share(
-    caches: Sequence[Mapping[str, Any]],
+    caches: Sequence[CacheHits],
     batch: int,
     counted_tokens: int,
     sizes: Mapping[int, tuple[float, float]],
@@ -47,12 +48,12 @@ def batch_share(
 
     `caches`: the hit rates of the section `locality`, of a corpus of `counted_tokens`; `sizes`: by
     order the rows of a head that was counted and of one that is planned. None if an order has no
-    caches. Raises KeyError, TypeError, ValueError or IndexError for damaged ones.
+    caches. Raises ValueError or IndexError for damaged ones.
     """
     shares, errors = [], []
     tokens = min(batch, counted_tokens)
     for order, (counted, planned) in sizes.items():
-        own = [cache for cache in caches if cache["order"] == order]
+        own = [cache for cache in caches if cache.order == order]
         if not own:
             return None
         for cache in own:
@@ -68,7 +69,7 @@ def batch_share(
     )
 
 
-def _distinct_share(cache: Mapping[str, Any], tokens: int) -> tuple[float, float]:
+def _distinct_share(cache: CacheHits, tokens: int) -> tuple[float, float]:
     """Return the share of `tokens` look-ups that are distinct rows, and its standard error.
 
     Caches smaller than the smallest one that was measured are read in two ways, which differ only
@@ -76,8 +77,8 @@ def _distinct_share(cache: Mapping[str, Any], tokens: int) -> tuple[float, float
     smallest caches, in log rows. The result is their mean. The error adds up half their difference,
     what leaving out every second cache changes, the largest error of a hit rate, and `_READING`.
     """
-    sizes = np.log1p(np.array(cache["cache_rows"], dtype=np.float64))
-    misses = 1.0 - np.array(cache["hit_rate"], dtype=np.float64)
+    sizes = np.log1p(np.array(cache.cache_rows, dtype=np.float64))
+    misses = 1.0 - np.array(cache.hit_rate, dtype=np.float64)
     grid = np.linspace(0.0, float(sizes[-1]), _STEPS)
     to_none = np.interp(grid, np.append(0.0, sizes), np.append(1.0, misses))
     fewer = slice((len(sizes) + 1) % 2, None, 2)  # the last one stays
@@ -89,8 +90,7 @@ def _distinct_share(cache: Mapping[str, Any], tokens: int) -> tuple[float, float
     share = (one + two) / 2.0
     smaller = max(1.0 - share * tokens / math.expm1(float(sizes[0])), 0.0)
     reading = _READING[0] + _READING[1] * smaller
-    measured = max(map(float, cache.get("error") or [0.0]))
-    return share, math.hypot((one - two) / 2.0, one - three, measured, reading)
+    return share, math.hypot((one - two) / 2.0, one - three, max(cache.errors), reading)
 
 
 def _distinct(grid: NDArray[np.float64], misses: NDArray[np.float64], tokens: int) -> float:

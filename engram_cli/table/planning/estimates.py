@@ -1,6 +1,6 @@
 """Estimates what a geometry makes of a corpus: occupancy, clean heads, hot rows.
 
-The formulas are those that hash-stats compares its counts with (`stats.collisions`, `stats.heads`).
+The formulas are those of hash-stats (`stats.ideal`, `stats.clean_heads`).
 A hot row is one that was hit. What is said of hot rows holds at the number of rows that was
 counted: fewer rows a head need no more of them, more rows need more, but how many is unknown.
 """
@@ -8,16 +8,15 @@ counted: fewer rows a head need no more of them, more rows need more, but how ma
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.stats.clean_heads import ideal_clean
 from engram_cli.stats.ideal import ideal_occupied, ideal_occupied_error
-from engram_cli.stats.locality import ranked
+from engram_cli.stats.locality import HotRows, ranked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,17 +106,17 @@ class HeldOut:
         return float(np.interp(hit_rate, self.caught, self.rows))
 
 
-def held_out(entry: Mapping[str, Any], occupied: float) -> HeldOut | None:
+def held_out(entry: HotRows, occupied: float) -> HeldOut | None:
     """The curve of an order of the section `locality`, "hot"; None where nothing was held out.
 
     `occupied`: the share of its rows with a hit. Rows without one catch evenly, so behind it the
     curve is a line up to all rows, and what all used rows catch follows from any point on it.
-    Raises KeyError, TypeError, ValueError or IndexError for a damaged entry.
+    Raises ValueError or IndexError for a damaged entry.
     """
-    if not entry.get("held_out"):
+    if not entry.held_out:
         return None
-    shares = np.array([0.0, *entry["rows_share"]], dtype=np.float64)
-    caught = np.maximum.accumulate(np.array([0.0, *entry["held_out"]], dtype=np.float64))
+    shares = np.array([0.0, *entry.rows_share], dtype=np.float64)
+    caught = np.maximum.accumulate(np.array([0.0, *entry.held_out], dtype=np.float64))
     if len(shares) != len(caught) or not (np.isfinite(shares).all() and np.isfinite(caught).all()):
         raise ValueError("the shares of hot rows do not fit together")
     if not 0.0 < occupied <= 1.0:

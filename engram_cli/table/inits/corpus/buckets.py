@@ -33,7 +33,7 @@ P = TypeVar("P", bound="Part")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ColumnVectors:
-    """The vectors int16[V, w] of a column, their scale, and their mean float64[w] to take away."""
+    """The vectors int16[V, w] of a column, their scale, and their mean float64[w] to subtract."""
 
     values: NDArray[np.int16]
     scale: float
@@ -41,10 +41,9 @@ class ColumnVectors:
 
 
 class ColumnPart:
-    """The rows begin..end-1 of a column. Every block of pairs must be measured, then dealt out."""
+    """Makes the rows begin..end-1 of a column. All pairs must be measured, then dealt out."""
 
     def __init__(self, plan: LayerPlan, column: int, span: Span, vectors: ColumnVectors) -> None:
-        """Knows no pairs yet."""
         begin, end = span
         self._begin, self._rows = begin, end - begin
         self.shift = bucket_bits(self._rows)
@@ -57,7 +56,7 @@ class ColumnPart:
         self._sorted = _Sorted()
 
     def measure(self, pairs: NDArray[np.uint64]) -> None:
-        """See what room pairs [2 * n] take."""
+        """Count the room that pairs [2 * n] take."""
         kernels.bucket_sizes(pairs, *self._where, self._ends)
 
     def reserve(self, take: Take) -> None:
@@ -68,7 +67,7 @@ class ColumnPart:
         self._entries = take(int(sizes.sum()))
 
     def release(self) -> NDArray[np.uint64]:
-        """The room that was taken; no row can be had any more."""
+        """Return the room that was taken; no row can be made any more."""
         entries, self._entries = self._entries, np.empty(0, dtype=np.uint64)
         return entries
 
@@ -130,9 +129,9 @@ def deal_out(
     vectors: Mapping[int, ColumnVectors],
     take: Take,
 ) -> dict[int, ColumnPart]:
-    """The rows of some columns of an order, by column, from the pairs [2 * n] of `blocks`.
+    """Return the parts of some columns of an order, from the pairs [2 * n] of `blocks`.
 
-    `take` gives memory for so many uint64, or more.
+    `take` gives memory for a number of uint64, or more.
     """
     parts = {c: ColumnPart(plan, c, span, vectors[c]) for c, span in spans.items()}
     for block in _cut(blocks):
@@ -155,9 +154,9 @@ def summed_rows(
     *,
     most: int,
 ) -> NDArray[np.float32]:
-    """float32[n, w]: the rows of `span` of a column, whatever the number of pairs [2 * n].
+    """Return float32[n, w]: the rows of `span` of a column, from any number of pairs [2 * n].
 
-    The sums of all rows are kept, 8 bytes a value, and pairs added to them about `most` at a time.
+    The sums of all rows are kept, 8 bytes a value; about `most` pairs are added at a time.
     """
     shape = span[1] - span[0], vectors.values.shape[1]
     sums, hits = np.zeros(shape, dtype=np.int64), np.zeros(shape[0], dtype=np.int64)
@@ -185,7 +184,6 @@ class BufferPool:
     """Keeps buffers for reuse."""
 
     def __init__(self) -> None:
-        """Start without buffers."""
         self._lock = Lock()
         self._free: list[NDArray[np.uint64]] = []
 
@@ -266,19 +264,19 @@ class PartitionedColumns(Generic[P]):
 
 
 def bucket_bits(rows: int) -> int:
-    """log2 of the rows a bucket."""
+    """Return log2 of the rows of a bucket."""
     return max((-(-rows // _MOST_BUCKETS) - 1).bit_length(), _BUCKET_BITS)
 
 
 def map_pairs(path: Path) -> NDArray[np.uint64]:
-    """Maps a file of pairs, [2 * n], without reading it."""
+    """Map a file of pairs, uint64[2 * n]."""
     if not path.stat().st_size:
         return np.empty(0, dtype=np.uint64)
     return np.memmap(path, dtype="<u8", mode="c")
 
 
 def _padded(values: NDArray[np.int16]) -> NDArray[np.int16]:
-    """Vectors as wide as a multiple of 16, with zeros."""
+    """Pad vectors with zeros to a multiple of 16 values."""
     missing = -values.shape[1] % LANES
     return np.pad(values, ((0, 0), (0, missing))) if missing else values
 

@@ -1,7 +1,7 @@
-"""Token embeddings at the width of a row, as 16-bit integers with one scale for each column.
+"""Token vectors as wide as a row, as 16-bit integers with one scale for each column.
 
-In: nothing but a seed, or a matrix [V, d] and a seeded projection [d, w] for each column. Out:
-int16[V, w] and the scale that turns them back, the same to the bit on every machine.
+They come from a seed alone, or from a matrix [V, d] and a seeded projection [d, w] for each column.
+The int16[V, w] and their scale are the same to the bit on every machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Embeddings(Protocol):
 
     @property
     def tokens(self) -> int:
-        """How many tokens have a vector."""
+        """Number of tokens that have a vector."""
 
     @property
     def hidden(self) -> int | None:
@@ -44,7 +44,7 @@ class Embeddings(Protocol):
         """A JSON value of all that decides the vectors."""
 
     def vectors(self, layer: int, column: int, dim: int) -> Vectors:
-        """int16[V, dim] and the float that they are to be multiplied by."""
+        """Return int16[V, dim] and the scale to multiply them by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +118,14 @@ class MatrixEmbeddings:
         }
 
     def projection(self, layer: int, column: int, dim: int) -> NDArray[np.float32]:
-        """float32[hidden, dim], see `projection`."""
+        """Return float32[hidden, dim], see `projection`."""
         return projection(self.seed, layer, column, self.hidden, dim)
 
     def vectors(self, layer: int, column: int, dim: int) -> Vectors:
-        """The projected rows in steps of their largest value / 32767. Raises ArtifactError."""
+        """Return the projected rows in steps of their largest value / 32767.
+
+        Raises ArtifactError for values that are not finite.
+        """
         seen = self.projection(layer, column, dim)
         values = np.empty((self.tokens, dim), dtype=np.float32)
         for begin in range(0, self.tokens, _BLOCK):
@@ -139,8 +142,7 @@ class MatrixEmbeddings:
 def seeded_normal(
     seed: int, layer: int, column: int, rows: int, dim: int, std: float, *, first: int = 0
 ) -> NDArray[np.float32]:
-    """float32[rows, dim] of normal values that no other layer, column or seed has, from row `first`
-    on."""
+    """Return normal values float32[rows, dim] of a layer and column, from row `first` on."""
     key = np.uint64(splitmix64((splitmix64((splitmix64(seed) + layer) % 2**64) ^ column) % 2**64))
     pairs = -(-dim // 2)
     values = np.empty((rows, 2 * pairs), dtype=np.float32)
@@ -150,7 +152,7 @@ def seeded_normal(
 
 
 def projection(seed: int, layer: int, column: int, hidden: int, dim: int) -> NDArray[np.float32]:
-    """float32[hidden, dim] with orthonormal columns; with orthonormal rows where dim > hidden.
+    """Return float32[hidden, dim] with orthonormal columns, or rows where dim > hidden.
 
     Normal values, made orthonormal by modified Gram-Schmidt, twice, in float64, and then rounded.
     """

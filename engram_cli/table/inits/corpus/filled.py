@@ -1,7 +1,7 @@
-"""token-mean and next-token: what a corpus says about its n-grams, written into their rows.
+"""token-mean and next-token: fill the rows of n-grams from a corpus.
 
 In: a token file, a layout, embeddings. Out: rows, made by passes over ranges of them so that
-memory is bounded. Rows depend on none of that: every sum is one of integers.
+memory is bounded. The passes change no row: all sums are of integers.
 """
 
 from __future__ import annotations
@@ -44,18 +44,17 @@ _LEAST_MEMORY = 64 * 2**20
 _TOGETHER = 2  # columns dealt out together: reading pairs for one alone took 3 ns each of 12
 
 
+@dataclass(slots=True)
 class Kept:
     """What one pass leaves to the next: memory, and how often each token follows another one."""
 
-    def __init__(self) -> None:
-        """Nothing yet."""
-        self.buffer_pool = BufferPool()
-        self.followed: NDArray[np.int64] | None = None
+    buffer_pool: BufferPool = field(default_factory=BufferPool)
+    followed: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusFill:
-    """Rows from the corpus in `file`; `memory` bytes at most are taken, about.
+    """Rows from the corpus in `file`, made within about `memory` bytes.
 
     `joined`: n-grams run across documents. `memory`, `threads` and `progress` change no row.
     """
@@ -99,25 +98,23 @@ class CorpusFill:
 
     @property
     def occurrences(self) -> Occurrences:
-        """What the corpus adds to the rows."""
+        """The pairs that the corpus adds to the rows."""
         follow = self.name == "next-token"
         return Occurrences(layout=self.layout, file=self.file, follow=follow, joined=self.joined)
 
     @property
     def scratch_bytes(self) -> int:
-        """What lies on the disk at most while rows are made: the tokens, the pairs of two orders.
-
-        Two, because chunks of rows do not end where the columns of an order end.
-        """
+        """Bytes on the disk while rows are made: the tokens, and the pairs of at most two orders,
+        since chunks of rows do not end where the columns of an order end."""
         pairs = sorted(self.occurrences.most_pairs(order) for order in self.layout.orders)
         return 4 * self.file.tokens + 16 * sum(pairs[-2:])
 
     def filler(self, layer: int, dim: int) -> Filler | None:
-        """No row can be had without a pass. Raises ValueError."""
+        """Raises ValueError: rows are made by passes alone."""
         raise ValueError(f"rows of {self.name} are made by passes")
 
     def bound(self, layer: int, dim: int) -> float:
-        """The largest value of a vector and of the mean that is taken away, in all columns."""
+        """Return the largest value of a vector plus that of the mean, over all columns."""
         followed = self.followed()
         found = 0.0
         for column in range(self.layout.columns):
@@ -127,7 +124,7 @@ class CorpusFill:
         return found
 
     def arrays(self, dim: int) -> list[ChunkedArray]:
-        """The projections, one array a layer: the matrix [hidden, dim] of each column in turn."""
+        """Return the projections, one array a layer: a matrix [hidden, dim] for each column."""
         hidden = self.embeddings.hidden
         if hidden is None:
             return []
@@ -138,14 +135,14 @@ class CorpusFill:
         ]
 
     def values(self, array: ChunkedArray) -> NDArray[np.float32]:
-        """The content of one of `arrays`."""
+        """Return the content of one of `arrays`."""
         assert isinstance(self.embeddings, MatrixEmbeddings)
         layer, dim = int(array.name.rpartition("/")[2]), array.shape[1]
         columns = range(self.layout.columns)
         return np.concatenate([self.embeddings.projection(layer, c, dim) for c in columns])
 
     def passes(self, layer: int, dim: int, spans: Sequence[Span]) -> list[list[int]]:
-        """Which of `spans` (of rows) are made together, as their indices: what memory allows."""
+        """Return which of `spans` are made together, as indices: as many as memory allows."""
         entry = self.layout.layer(layer)
         room = self.memory - self._fixed
         groups: list[list[int]] = []
@@ -168,16 +165,18 @@ class CorpusFill:
     def prepared(
         self, layer: int, dim: int, spans: Sequence[Span], scratch: Path
     ) -> Iterator[Filler]:
-        """What fills the rows of `spans` while the block runs; files of pairs lie in `scratch`.
+        """Yield what fills the rows of `spans`.
 
-        A file of pairs is written when a pass needs it, and removed by a pass that does not.
+        A file of pairs is written into `scratch` by the first pass that needs it, and removed by
+        the first that does not.
         """
         entry = self.layout.layer(layer)
         whole = (min(first for first, _ in spans), max(first + count for first, count in spans))
         parts = dict(columns_of(entry, (whole[0], whole[1] - whole[0])))
         orders = {self.layout.orders[column // self.layout.heads] for column in parts}
         pair_files = {order: self._pair_file(layer, order, scratch) for order in sorted(orders)}
-        _keep_only(scratch, set(pair_files.values()))
+        for path in set(scratch.glob("pairs-*")) - set(pair_files.values()):
+            path.unlink()
         followed = self.followed()
         plan = plan_layer(self.layout, entry)
 
@@ -191,7 +190,8 @@ class CorpusFill:
 
             made: dict[int, ColumnPart] = {}
             with ThreadPoolExecutor(self.threads) as pool:
-                for found in pool.map(some, _shares(spans, self.threads)):
+                share = -(-len(spans) // self.threads)
+                for found in pool.map(some, _cut_columns(spans, sorted(spans), share)):
                     made |= found
             return made
 
@@ -204,10 +204,10 @@ class CorpusFill:
     def _together(
         self, entry: LayerHash, parts: Mapping[int, Span], dim: int
     ) -> list[dict[int, Span]]:
-        """Columns that are dealt out together, by all threads: who wants their rows would wait.
+        """Return the columns that all threads deal out together, since their reader would wait.
 
-        Where memory does not allow two, it is one, or one after another some rows of one: then a
-        chunk of rows takes more than a pass over the pairs.
+        Where memory does not allow two, that is one column, or some of its rows after another:
+        then a chunk of rows takes more than a pass over the pairs.
         """
         groups: list[dict[int, Span]] = []
         room = max(self.memory - self._fixed, 1)
@@ -217,8 +217,7 @@ class CorpusFill:
             need = max(needs) + self._vector_bytes(dim)
             size = max(min(size, room // need), 1)
             if need <= room:
-                cuts = [columns[at : at + size] for at in range(0, len(columns), size)]
-                groups += [{column: parts[column] for column in cut} for cut in cuts]
+                groups += _cut_columns(parts, columns, size)
             else:
                 groups += [
                     {c: span} for c in columns for span in self._cut(entry, c, parts[c], dim)
@@ -226,7 +225,7 @@ class CorpusFill:
         return groups
 
     def _cut(self, entry: LayerHash, column: int, span: Span, dim: int) -> Iterator[Span]:
-        """Rows of a column in as many ranges as memory asks for."""
+        """Yield the rows of a column in ranges that fit into memory."""
         room = max(self.memory - self._fixed - self._vector_bytes(dim), self.memory // 8, 1)
         count = -(-self._entry_bytes(entry, column, span) // room)
         step = max(-(-(span[1] - span[0]) // count), 1)
@@ -234,14 +233,14 @@ class CorpusFill:
             yield begin, min(begin + step, span[1])
 
     def followed(self) -> NDArray[np.int64] | None:
-        """int64[V]: what the mean that is taken away is weighted by, None where none is."""
+        """Return the weights int64[V] of the mean that is subtracted, None where none is."""
         if self.name == "next-token" and self.kept.followed is None:
             self.kept.followed = self.occurrences.follower_counts()
         return self.kept.followed
 
     @property
     def _key(self) -> str:
-        """What a file of pairs on the disk must have been written for."""
+        """Identifies what a file of pairs was written for."""
         own = [self.name, self.layout.fingerprint, self.file.digest, str(self.joined)]
         return sha256_bytes(" ".join(own).encode())[-16:]
 
@@ -283,16 +282,14 @@ TokenMean = partial(CorpusFill, name="token-mean")
 """Rows: the mean vector of the tokens of their n-grams, over every occurrence."""
 
 
-def _shares(spans: Mapping[int, Span], threads: int) -> list[dict[int, Span]]:
-    """Columns in at most so many parts."""
-    columns = sorted(spans)
-    size = -(-len(columns) // threads)
-    cuts = [columns[at : at + size] for at in range(0, len(columns), size)]
+def _cut_columns(spans: Mapping[int, Span], columns: list[int], size: int) -> list[dict[int, Span]]:
+    """Return the spans of `columns`, `size` columns at a time."""
+    cuts = (columns[at : at + size] for at in range(0, len(columns), size))
     return [{column: spans[column] for column in cut} for cut in cuts]
 
 
 def columns_of(entry: LayerHash, span: Span) -> Iterator[tuple[int, Span]]:
-    """(column, its rows begin..end) that a span (first row, count) of the layer covers."""
+    """Yield (column, its rows begin..end) of a span (first row, count) of the layer."""
     first, count = span
     for column, (offset, modulus) in enumerate(zip(entry.offsets, entry.moduli, strict=True)):
         begin, end = max(first - offset, 0), min(first + count - offset, modulus)
@@ -307,7 +304,7 @@ def column_vectors(
     dim: int,
     followed: NDArray[np.int64] | None,
 ) -> ColumnVectors:
-    """The vectors of a column; `followed` int64[V] are the weights of the mean to take away."""
+    """Return the vectors of a column; `followed` int64[V]: the weights of the mean to subtract."""
     values, scale = embeddings.vectors(layer, column, dim)
     sums = np.zeros(dim, dtype=np.int64)
     mean = sums.astype(np.float64)
@@ -329,9 +326,3 @@ def fill_columns(
         done = offsets[column] + end - first
         columns.fill(column, begin, out[done - (end - begin) : done])
     out[done:] = 0
-
-
-def _keep_only(scratch: Path, paths: set[Path]) -> None:
-    for path in scratch.glob("pairs-*"):
-        if path not in paths:
-            path.unlink()

@@ -1,8 +1,8 @@
 """Counts the (n-gram, token) pairs of an order: which tokens its n-grams add to their rows.
 
 All heads of an order see the same n-grams, and a row depends on an n-gram through its mix alone.
-So (mix, token) pairs are united once, by blocks of the token file, and every head hashes a
-quarter of what the corpus has. In: the token file. Out: a scratch file of pairs.
+So equal (mix, token) pairs are added up once, by blocks of the token file, and every head hashes
+a quarter as many pairs as the corpus has.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class Occurrences:
     joined: bool
 
     def lags(self, order: int) -> range:
-        """How many places back the tokens of an n-gram are; -1 is the one that follows."""
+        """Return how many places back the tokens of an n-gram are; -1: the one that follows."""
         return range(-1, 0) if self.follow else range(order)
 
     def most_pairs(self, order: int) -> int:
-        """More pairs than this there cannot be."""
+        """Return an upper bound of the number of pairs."""
         return self.file.tokens * len(self.lags(order))
 
     def follower_counts(self) -> NDArray[np.int64]:
-        """int64[V]: how often each token follows another one in its sequence."""
+        """Return int64[V]: how often each token follows another one in its sequence."""
         counts = np.zeros(self.layout.vocab_size, dtype=np.int64)
         words = self.file.map()
         for begin in range(0, len(words), STEP):
@@ -153,7 +153,7 @@ class _Reader:
         self.lags = what.lags(order)
 
     def pairs(self, span: tuple[int, int]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
-        """(mix int64[T], token int32[T] or -1) of the positions of `span`, once for each lag."""
+        """Yield (mix int64[T], token int32[T] or -1) of the positions of `span`, for each lag."""
         begin, end = span
         older = self._what.layout.max_order
         first, last = max(begin - older, 0), min(end + 1, len(self._words))
@@ -179,7 +179,8 @@ class _Reader:
             yield mix, tokens
 
     def _window(self, ids: NDArray[np.uint32], starts: NDArray[np.bool_], older: int) -> Window:
-        """The positions after the first `older` tokens, N of which say all about what is seen."""
+        """Return the positions after the first `older` tokens, at least N where there are as many:
+        these decide what the positions see."""
         hasher = StreamHasher(self._what.layout)
         hasher.push(ids[:older], starts=starts[:older])
         return hasher.push(ids[older:], starts=starts[older:])
@@ -201,9 +202,9 @@ class _Uniter:
     def united(
         self, reader: _Reader, spans: list[Span], pool: ThreadPoolExecutor
     ) -> Iterator[NDArray[np.uint64]]:
-        """The pairs of the spans, parted by their hash so that a part fits in the L2 cache.
+        """Yield the pairs of the spans in parts by hash, each of which fits in the L2 cache.
 
-        Each is valid until the next call.
+        A part is valid until the next call.
         """
         threads, shift = range(self._threads), 64 - PARTS_BITS
 
@@ -227,7 +228,7 @@ class _Uniter:
         yield from pool.map(self._unite, begins.tolist(), whole.tolist())
 
     def _combined(self, reader: _Reader, spans: list[Span], thread: int) -> NDArray[np.uint64]:
-        """The pairs of the spans, most of what repeats soon added up already."""
+        """Return the pairs of the spans; most pairs that repeat soon are added up."""
         slots, out, used = self._tables[thread], self._lists[thread], 0
         for span in spans:
             for mix, tokens in reader.pairs(span):

@@ -1,7 +1,7 @@
 """The scratch token file: a corpus as raw ids, tokenised once and hashed as often as needed.
 
-In: token blocks. Out: a file of uint32, the highest bit set on the first token of each document,
-and next to it a document that says how far it is whole. An interrupted run resumes there.
+It is a file of uint32, the highest bit set on the first token of each document. The JSON file next
+to it says how far it is whole, so that an interrupted run resumes there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TokenFile:
     digest: str
 
     def map(self) -> NDArray[np.uint32]:
-        """uint32[tokens], mapped, not read."""
+        """Map the words, uint32[tokens]."""
         if not self.tokens:
             return np.empty(0, dtype=np.uint32)
         return np.memmap(self.path, dtype="<u4", mode="r", shape=(self.tokens,))
@@ -64,7 +64,7 @@ class Piece:
 
 
 def piece_of(block: TokenBlock, layout: HashLayout) -> Piece:
-    """A block as words. Raises TokenIdError naming file, document and position."""
+    """Return a block as words. Raises TokenIdError naming file, document and position."""
     ids = block.ids.astype(np.int64)
     bad = (ids < 0) | (ids >= layout.vocab_size)
     if layout.lookup is not None:
@@ -82,12 +82,12 @@ def piece_of(block: TokenBlock, layout: HashLayout) -> Piece:
 
 
 def split_starts(words: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-    """Words of a token file as ids and document starts."""
+    """Return the ids and the document starts of words of a token file."""
     return words & np.uint32(START - 1), words >= np.uint32(START)
 
 
 class TokenWriter:
-    """Writes the token file in `folder`, or goes on with one of the same `request`."""
+    """Writes the token file in `folder`, or continues one of the same `request`."""
 
     def __init__(self, folder: Path, request: str | None) -> None:
         """`request`: a digest of all that decides the ids; None: nothing can be resumed."""
@@ -99,7 +99,7 @@ class TokenWriter:
 
     @property
     def resumable(self) -> bool:
-        """Whether what it has written can be continued by another run."""
+        """Whether another run can continue this one."""
         return self._request is not None
 
     def _reset(self) -> None:
@@ -139,9 +139,9 @@ class TokenWriter:
         encoder: str | None,
         progress: Progress = SILENT,
     ) -> TokenFile:
-        """Append all pieces, keep the state now and then, give the file, which is then finished.
+        """Append all pieces, saving the state now and then; return the finished file.
 
-        `encoder`: which one a run that goes on must take, None for any. Raises OutputError.
+        `encoder`: the one that a resumed run must take, None for any. Raises OutputError.
         """
         if self.finished is not None:
             return self.finished

@@ -156,9 +156,8 @@ def test_a_chunk_that_memory_cannot_hold_is_filled_in_parts(tmp_path: Path) -> N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filled, "_LEAST_MEMORY", 1)
-        patch.setattr(filled, "BufferPool", Counting)
         memory = 12_000
-        init = replace(spec.init, memory=memory, kept=filled.Kept())
+        init = replace(spec.init, memory=memory, kept=filled.Kept(buffer_pool=Counting()))
         assert init._entry_bytes(layout.layers[0], 0, (0, 53)) > memory  # of a column alone
         cut = open_table(fill(tmp_path / "cut.zarr", replace(spec, init=init)).path)
     assert 0 < most < memory

@@ -1,4 +1,4 @@
-"""Exact counting: equal to dictionaries, whatever the memory's steps; the sample agrees with it."""
+"""All n-grams of a text equal dictionaries, whatever the memory's steps; the sample agrees."""
 
 from __future__ import annotations
 
