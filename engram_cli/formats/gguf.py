@@ -111,6 +111,7 @@ _ROWS = re.compile(
     r"(?:blk\.|engram\.|layers\.)?(\d{1,5})\.(?:engram[._])?embd(_scale)?(?:\.weight)?"
 )
 _MOST = {"heads": MAX_HEADS, "longest": MAX_ORDER}
+_PAD = 2  # the pad token of the release
 _MOST_LAYERS = 1024
 _QWEN_ROWS = "per_layer_token_embd.weight"
 
@@ -347,6 +348,7 @@ def _deepseek_layout(
     if columns < 1:
         raise ArtifactError(f"{heads} heads, n-grams up to {longest}: there is no row", _DAMAGED)
     vocab, known = _vocabulary(constants, tokenizer)
+    pad = min(constants.count("raw pad") or _PAD, len(vocab.lookup) - 1)
     base = _base(moduli, tables, layers, columns, constants)
     computed = hash_layout(
         "deepseek-v4.1",
@@ -355,7 +357,7 @@ def _deepseek_layout(
         heads=heads,
         rows_per_head=base,
         layers=layers,
-        pad_id=0,
+        pad_id=pad if known and vocab.lookup[pad] >= 0 else 0,
     )
     computed = replace(computed, filler_id=_filler(constants, vocab, known))
     if not known:
@@ -398,7 +400,7 @@ def _filler(constants: _Constants, vocab: VocabMap, known: bool) -> int:
     llama.cpp's `pad_id` has been written both ways: the token's own id is taken for what it is.
     """
     token, pad = constants.count("raw pad"), constants.count("pad")
-    token = 2 if token is None else token
+    token = _PAD if token is None else token
     computed = int(vocab.lookup[token]) if known and token < len(vocab.lookup) else None
     stored = computed if pad == token else pad
     constants.checks.append(compared("compressed pad id", stored, computed))

@@ -27,6 +27,7 @@ from engram_cli.vocab.tokenizer import load_tokenizer
 
 Result = Literal["ok", "differs", "undecided"]
 CONFIG = "config.json"
+_SHOWN = 4  # values of a list
 DAMAGED = "the file is damaged or was not downloaded whole: take it again"
 
 
@@ -44,6 +45,12 @@ def compared(name: str, found: object, expected: object) -> Check:
     """Compare two values; None is one that is not known, which leaves the check undecided."""
     unknown = found is None or expected is None
     result: Result = "undecided" if unknown else "ok" if found == expected else "differs"
+    if result == "differs" and isinstance(found, tuple) and isinstance(expected, tuple):
+        first = next(
+            (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0
+        )
+        if first >= _SHOWN:  # show where they part
+            name, found, expected = f"{name}, from {first} on", found[first:], expected[first:]
     return Check(name=name, result=result, found=_text(found), expected=_text(expected))
 
 
@@ -53,7 +60,10 @@ def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, (tuple, list)):
-        return " x ".join(f"{each:,}" for each in value) or "none"
+        shown = [f"{each:,}" for each in value[:_SHOWN]]
+        if len(value) > _SHOWN:
+            return f"{', '.join(shown)}, ... ({len(value)} values)"
+        return " x ".join(shown) or "none"
     return str(value)
 
 
