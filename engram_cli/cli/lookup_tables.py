@@ -85,7 +85,7 @@ class _Grid:
 
 
 def _grid(what: str, tokens: Sequence[TokenLookup], total: int, heads: int) -> RenderableType:
-    """A table of the look-ups, `heads` in a line."""
+    """Return a table of the look-ups, `heads` in a line."""
     shown = "" if len(tokens) == total else f", the first {len(tokens):,} of {total:,} tokens"
     table = Table(
         title=f"{what}{shown}",

@@ -1,4 +1,4 @@
-"""Formats numbers, facts and tables for printing."""
+"""Formats numbers, facts, tables and progress bars for printing."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from engram_cli.cli.plain import clean_segments
 
 _UNBOUNDED = 10_000  # columns
 _STEPS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
@@ -120,3 +124,42 @@ def _at_words(name: str, width: int) -> str:
 def _anywhere(name: str, width: int) -> str:
     """Return a name wrapped to `width`, at least three letters."""
     return "\n".join(textwrap.wrap(name, max(width, 3)))
+
+
+class PlainConsole(Console):
+    """Writes texts as they are: no markup, no emoji codes, nothing that acts on the terminal."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Return the segments of a renderable; everything that is printed passes here."""
+        return clean_segments(super().render(renderable, options))
+
+
+def make_bars(console: Console) -> Progress:
+    """Return progress bars on `console` that vanish when the work ends."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        _Amount(),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        expand=True,
+    )
+
+
+class _Amount(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        unit = task.fields["unit"]
+        if not unit:  # nothing is counted
+            return Text("")
+        done = quantity(task.completed, unit)
+        return Text(done if task.total is None else f"{done} of {quantity(task.total, unit)}")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{quantity(speed, task.fields['unit'])}/s")

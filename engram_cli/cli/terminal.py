@@ -73,7 +73,7 @@ class Terminal:
         """Start a progress bar, on a terminal only."""
         if self.quiet or not sys.stderr.isatty():
             return
-        from engram_cli.cli.progress import make_bars
+        from engram_cli.cli.render import make_bars
 
         if self._bars is None:
             self._bars = make_bars(_console(sys.stderr))
@@ -114,7 +114,7 @@ def _written() -> Iterator[None]:
 
 
 def open_nowhere() -> Any:
-    """A stream that forgets what is written to it."""
+    """Return a stream that discards what is written to it."""
     return open(os.devnull, "w", encoding="utf-8")
 
 
@@ -155,7 +155,7 @@ def _leave(terminal: Terminal | None, message: str, hint: str, code: int) -> Non
 
 
 def _console(stream: Any) -> Console:
-    from engram_cli.cli.console import PlainConsole
+    from engram_cli.cli.render import PlainConsole
 
     console = PlainConsole(file=stream, highlight=False, markup=False, emoji=False)
     if not stream.isatty() or console.width > WIDTH:

@@ -1,4 +1,4 @@
-"""What lies at a path, told from its content, and which statistics and vocabulary go with it."""
+"""Detects what a path holds, opens its rows, and finds the statistics and vocabulary for it."""
 
 from __future__ import annotations
 
@@ -186,7 +186,14 @@ class Companions:
 
     def vocabulary_place(self) -> Path | None:
         """Return the path of a vocabulary, given or nearby."""
-        return self.vocab or next(self._nearby(lambda here: here.vocab), None)
+        return next(self.vocabulary_places(), None)
+
+    def vocabulary_places(self) -> Iterator[Path]:
+        """Yield the path of the vocabulary that was given, or of each one nearby."""
+        if self.vocab is not None:
+            yield self.vocab
+        else:
+            yield from self._nearby(lambda here: here.vocab)
 
     def _readable(
         self, name: Callable[[Workspace], Path], read: Callable[[Path], T], progress: Progress
@@ -210,7 +217,7 @@ class Companions:
 
 
 def belongs(vocab: CompressedVocab, layout: HashLayout) -> bool:
-    """Whether a layout hashes the ids of this vocabulary."""
+    """Return whether a layout hashes the ids of this vocabulary."""
     if layout.vocab_digest is None:
         return len(vocab.lookup) == layout.vocab_size
     return vocab.digest == layout.vocab_digest

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import open_vectors
+from engram_cli.commands.artifact import Companions, open_vectors
 from engram_cli.commands.attach_layers import check_vocabulary, choose_module, place_layers
 from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_model_shape
 from engram_cli.commands.requests.tables import AttachRequest
@@ -105,7 +105,11 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         check_first_memory(request.checkpoint)
     store, dim, dtype = open_vectors(request.table)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
-    check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer)
+    nearby = Companions(artifact=request.table, folder=request.folder or Path())
+    check_vocabulary(
+        *(store.layout, model, request.checkpoint, request.tokenizer),
+        nearby.vocabulary_places(),
+    )
     spec = BundleSpec(
         layout=store.layout,
         layers=placed.layers,
@@ -230,7 +234,7 @@ def _write(
 
 
 def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = False) -> AttachCost:
-    """What the bundle takes, from its shapes alone; `counted`: whether the table has hits."""
+    """Return what the bundle takes, from its shapes alone; `counted`: the table has hits."""
     count = sum(int(np.prod(shape)) for shape in spec.dense_shapes.values()) * len(spec.layers)
     token_rows = spec.layout.columns * len(spec.layers)
     lookup = 0 if spec.layout.lookup is None else spec.layout.lookup.nbytes
@@ -249,7 +253,7 @@ def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = Fa
 def describe_cost(
     spec: BundleSpec, cost: AttachCost, out: Path, reference: bool = False
 ) -> list[str]:
-    """The arithmetic as lines to read."""
+    """Return the sizes as lines to read."""
     rows = " + ".join(f"{spec.rows(layer):,}" for layer in spec.layers)
     where = "in the table's own files" if reference else "on disk"
     hits = ""
@@ -267,7 +271,7 @@ def describe_cost(
 
 
 def _check_space(planned: AttachResult, reference: bool) -> None:
-    """Raises OutputError, with the arithmetic, when the bundle does not fit on the disk."""
+    """Raise OutputError with the sizes if the bundle does not fit on the disk."""
     need, free = planned.cost.disk_bytes, planned.free_bytes
     if not planned.fits:
         raise OutputError(

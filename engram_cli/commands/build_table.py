@@ -248,7 +248,7 @@ def _filled(
 
 
 def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout, Statistics | None]:
-    """The layout, and the statistics when they were counted with that very layout."""
+    """Return the layout, and the statistics if they were counted with this very layout."""
     if request.stats is None or not request.stats.exists():
         geometry = request.geometry
         if request.folder is not None:
@@ -278,7 +278,7 @@ def _layout(request: BuildTableRequest, progress: Progress) -> tuple[HashLayout,
 
 
 def _same_vocabulary(counted: HashLayout, request: BuildTableRequest) -> None:
-    """Raises MismatchError when the vocabulary is there and is not that of the statistics."""
+    """Raise MismatchError if the vocabulary is there and is not that of the statistics."""
     if takes_raw_ids(counted.scheme) or not request.vocab.is_file():
         return
     digest = read_about(request.vocab).get("vocab_digest")

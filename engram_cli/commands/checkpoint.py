@@ -50,7 +50,7 @@ class ModelShape:
 
 
 def read_model_shape(checkpoint: Path) -> ModelShape:
-    """The sizes in a checkpoint's config.json, also where they lie in a text config.
+    """Read the sizes in a checkpoint's config.json, also those in a nested text config.
 
     Raises InputError when the folder, the file or a size is missing.
     """
@@ -86,7 +86,7 @@ def _eos(value: Any) -> int | None:
 
 
 def _model_type(path: Path, value: Any) -> str:
-    """A plain name: it goes into a model card, which hubs read as YAML and Markdown."""
+    """Return a plain name: it goes into a model card, which hubs read as YAML and Markdown."""
     if not isinstance(value, str) or not _MODEL_TYPE.fullmatch(value):
         raise InputError(
             f"{path}: model_type is {value!r}, not a name such as llama", "check the checkpoint"
@@ -114,7 +114,7 @@ def _size(path: Path, config: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 
 def paper_layers(count: int) -> tuple[int, ...]:
-    """The decoder layers, from 0, that the paper's choice means for a model of `count` layers.
+    """Return the decoder layers, from 0, that the paper's choice means for `count` layers.
 
     The second spares the lower layers their work early, the middle one's gate knows its context.
     """
@@ -136,7 +136,7 @@ class FoundCheckpoint:
 
 
 def find_checkpoints(folder: Path) -> list[FoundCheckpoint]:
-    """The language models in `folder` itself and in the folders right in it, by name.
+    """Return the language models in `folder` and in the folders directly in it, by name.
 
     Folders whose config.json is not that of a language model, or cannot be read, are passed over.
     """
@@ -145,15 +145,20 @@ def find_checkpoints(folder: Path) -> list[FoundCheckpoint]:
         with suppress(EngramError, OSError):
             model = read_model_shape(place)
             own = place / "tokenizer.json"
-            usable = own.is_file() and own.stat().st_size <= MAX_TOKENIZER_BYTES
+            usable = is_readable(own)
             found.append(
                 FoundCheckpoint(folder=place, model=model, tokenizer=own if usable else None)
             )
     return found
 
 
+def is_readable(tokenizer: Path) -> bool:
+    """Return whether a tokenizer.json is there and no larger than any that is read."""
+    return tokenizer.is_file() and tokenizer.stat().st_size <= MAX_TOKENIZER_BYTES
+
+
 def _folders_in(folder: Path) -> list[Path]:
-    """The folders right in `folder`, by name, hidden ones left out."""
+    """Return the folders directly in `folder` by name, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
             inside = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
@@ -163,7 +168,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def for_checkpoint(geometry: Geometry, folder: Path, vocab: Path, progress: Progress) -> Geometry:
-    """The choices of `geometry`, and what the checkpoint in `folder` decides where none was made.
+    """Return `geometry` with what the checkpoint in `folder` decides where nothing was chosen.
 
     These are the layers that suit it, and for a scheme of raw ids its vocabulary and EOS. Nothing
     is taken where there is no checkpoint, where several differ, or where the one that is there has
@@ -195,7 +200,7 @@ def for_checkpoint(geometry: Geometry, folder: Path, vocab: Path, progress: Prog
 
 
 def _of_vocabulary(found: Sequence[FoundCheckpoint], vocab: Path) -> list[FoundCheckpoint]:
-    """Those whose tokenizer the vocabulary was made from."""
+    """Return those whose tokenizer the vocabulary was made from."""
     if not found or not vocab.is_file():
         return []
     wanted = read_about(vocab).get("tokenizer_digest")
@@ -230,7 +235,7 @@ def _with_ids(geometry: Geometry, chosen: FoundCheckpoint, progress: Progress) -
 
 
 def check_first_memory(checkpoint: Path) -> None:
-    """Raises MismatchError for a checkpoint with Engram layers, or with a memory in its weights.
+    """Raise MismatchError for a checkpoint with Engram layers, or with a memory in its weights.
 
     Reads config.json, and the index or the headers of the weights; those that cannot be read here
     show nothing.

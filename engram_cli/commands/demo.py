@@ -126,12 +126,12 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
 
 
 def library_folder() -> Path:
-    """Where the running Python keeps its standard library."""
+    """Return where the running Python keeps its standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def standard_library(folder: Path) -> list[Path]:
-    """The Python sources of the standard library, sorted; without what was installed into it."""
+    """Return the sorted Python sources of the standard library, without installed packages."""
     skipped = {"site-packages", "dist-packages", "__pycache__"}
     found = sorted(
         path
@@ -151,7 +151,7 @@ def _flags() -> str:
 
 
 def _own_folder(folder: Path) -> Path:
-    """A folder that is new, empty or an earlier demo's. Raises OutputError."""
+    """Return a folder that is new, empty or an earlier demo's. Raises OutputError."""
     marker = folder / MARKER
     if folder.is_symlink() or (os.path.lexists(folder) and not _is_demo(folder)):
         raise OutputError(
@@ -218,7 +218,7 @@ def write_checkpoint(folder: Path, tokenizer: Path, vocab_size: int, seed: int =
 
 
 def _checkpoint_listing(path: Path) -> Listing | None:
-    """The demo's checkpoint, by its config.json, and the bundle that the demo attached to it."""
+    """List the demo's checkpoint, known by its config.json, and the bundle attached to it."""
     try:
         config = read_json(path / "config.json", "a checkpoint")
     except EngramError:

@@ -70,7 +70,7 @@ def train(
 
 
 def _tokens(checkpoint: Path, files: Sequence[Path]) -> Tensor:
-    """int64 [BATCH, LENGTH] from sources spread over the library."""
+    """Return int64 [BATCH, LENGTH] from sources spread over the library."""
     tokenizer = load_tokenizer(checkpoint)
     lines: list[list[int]] = []
     for path in files[:: max(len(files) // (8 * BATCH), 1)]:

@@ -73,7 +73,7 @@ class Geometry:
 
     @classmethod
     def from_layout(cls, layout: HashLayout) -> Geometry:
-        """All the choices that `layout` was made with.
+        """Return all choices that `layout` was made with.
 
         Raises InputError where they are not on record, as in layouts of another program's files.
         """
@@ -102,7 +102,7 @@ class Geometry:
         )
 
     def over(self, layout: HashLayout) -> Geometry:
-        """These choices, and those of `layout` where none was made.
+        """Return these choices, and those of `layout` where none was made.
 
         Another scheme than the layout's takes nothing over: its parameters mean other things.
         """
@@ -114,7 +114,7 @@ class Geometry:
         return replace(base, **self.given)
 
     def resolve(self, vocab_path: Path) -> HashLayout:
-        """The layout; reads the compressed vocabulary at `vocab_path` where the scheme needs one.
+        """Return the layout; reads the vocabulary at `vocab_path` if the scheme needs one.
 
         Raises InputError for a choice that the scheme does not know, LayoutError for one it cannot
         make.
@@ -227,14 +227,14 @@ PRESETS = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset called `name`. Raises InputError, which lists the known names."""
+    """Return the preset called `name`. Raises InputError, which lists the known names."""
     if name not in PRESETS:
         raise InputError(f"unknown preset '{name}'", f"known: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def with_preset(name: str | None, geometry: Geometry) -> Geometry:
-    """The choices of `geometry`, and those of the preset where none was made."""
+    """Return `geometry` with the choices of the preset where none was made."""
     if name is None:
         return geometry
     base = find_preset(name).geometry

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import note_pad, tokenizer_of_corpus
@@ -55,6 +54,11 @@ from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 
+if TYPE_CHECKING:
+    from engram_cli.commands.merge_stats import MergeStatsRequest
+    from engram_cli.stats.state import State
+    from engram_cli.stats.totals import Counts
+
 # The fields of a request that decide the figures, with layout, corpus and tokenizer.
 _DECISIVE = (
     *("join_documents", "sample_size", "exact", "compare_uncompressed", "group_by"),
@@ -63,14 +67,8 @@ _DECISIVE = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HashStatsResult:
-    """The figures of a corpus under a layout, as plain numbers.
-
-    `bytes` is None when a source is a pipe; `tokenizer` is None when no file holds text; `encoder`
-    is the package that was encoding at the end. `resumed_tokens`: counted by runs that were broken
-    off before; `seconds` are those of this run. `sections`: further figures, as in stats.json. The
-    times are not in the statistics folder.
-    """
+class StatisticsResult:
+    """The results of a corpus under a layout, as in stats.json; `sections` are the further ones."""
 
     out: Path
     scheme: str
@@ -78,103 +76,136 @@ class HashStatsResult:
     layers: tuple[int, ...]
     files: int
     empty_files: int
-    bytes: int | None
     documents: int
     tokens: int
     join_documents: bool
-    tokenizer: Path | None
-    encoder: str | None
-    memory_bytes: int
     orders: tuple[OrderStats, ...]
     columns: tuple[ColumnStats, ...]
     sections: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashStatsResult(StatisticsResult):
+    """What was counted, and how.
+
+    `bytes` is None if a source is a pipe; `tokenizer` is None if no file holds text; `encoder` is
+    the package that was encoding at the end. `resumed_tokens`: counted by runs that were
+    interrupted; `seconds` are those of this run. These are not in the statistics folder.
+    """
+
+    bytes: int | None
+    tokenizer: Path | None
+    encoder: str | None
+    memory_bytes: int
     seconds: float
     resumed_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second, from the first byte read to the last row counted."""
+        """Tokens per second, from the first byte read to the last row counted."""
         return (self.tokens - self.resumed_tokens) / self.seconds if self.seconds > 0 else 0.0
 
 
 def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashStatsResult:
-    """Count the rows that a corpus looks up, write the statistics folder, give the figures.
+    """Count the rows that a corpus looks up, write the statistics folder, return the results.
 
     Raises CorpusError and TokenIdError naming the file and the place, MismatchError for a tokenizer
     that is not the vocabulary's, InputError when memory does not suffice, OutputError.
     """
-    with ExitStack() as stack:
-        return _hash_stats(request, stack, progress)
-
-
-def _hash_stats(request: HashStatsRequest, stack: ExitStack, progress: Progress) -> HashStatsResult:
-    """`hash_stats`; its lock goes onto `stack`."""
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
     geometry = with_preset(request.preset, request.geometry)
     geometry = for_checkpoint(geometry, here.folder, vocab, progress)
-    request = dataclasses.replace(request, geometry=geometry, preset=None)
+    request = replace(request, geometry=geometry, preset=None)
     work, running, stamps = _prepare(request, vocab, out, progress)
-    stack.enter_context(build_lock(running.checkpoints, out))
-    trim()  # a tokenizer leaves 30 MB where its file was parsed
-    opened = ENGINES.load(request.engine)(request.ray_address, work.reading.threads, progress)
-    with opened as engine:
-        counted = count(engine, work, running, progress)
-    check_companions(work.plan.files, request.corpus, stamps)
-    counts, whole = counted.counts, counted.partial
-    plan, tokenizer = work.plan, work.reading.tokenizer_path
-    del work  # the tokenizer takes a hundred megabytes, and the figures some more
-    trim()
-    read = read_vocab(vocab) if vocab.is_file() else None
-    results = all_results(whole, read)
-    del read  # eighty megabytes of texts
-    trim()
-    files = len({file.name for file in plan.files})
-    sources = results.get("sources")
-    if isinstance(sources, SourcesResult):
-        check_names(sources.names, plan.files, request.corpus)
-    partials = kept_states(whole.states())
-    if len(partials) < len(whole.collected):
-        progress.note("too many n-grams to keep all: --merge will use samples of them")
+    with build_lock(running.checkpoints, out):
+        trim()  # a tokenizer leaves 30 MB where its file was parsed
+        opened = ENGINES.load(request.engine)(request.ray_address, work.reading.threads, progress)
+        with opened as engine:
+            counted = count(engine, work, running, progress)
+        check_companions(work.plan.files, request.corpus, stamps)
+        whole = counted.partial
+        plan, tokenizer = work.plan, work.reading.tokenizer_path
+        del work  # the tokenizer takes a hundred megabytes, and the results some more
+        trim()
+        read = read_vocab(vocab) if vocab.is_file() else None
+        results = all_results(whole, read)
+        del read  # eighty megabytes of texts
+        trim()
+        sources = results.get("sources")
+        if isinstance(sources, SourcesResult):
+            check_names(sources.names, plan.files, request.corpus)
+        partials = kept_states(whole.states())
+        if len(partials) < len(whole.collected):
+            progress.note("too many n-grams to keep all: --merge will use samples of them")
+        files = len({file.name for file in plan.files})
+        written = write_statistics(
+            request,
+            counted.counts,
+            results,
+            corpus={"files": files, "empty_files": counted.empty_files},
+            partials=partials,
+            finished=partial(note_finished, running.checkpoints),
+        )
+        remove_checkpoint(running.checkpoints)
+    return HashStatsResult(
+        bytes=plan.size,
+        tokenizer=tokenizer,
+        encoder=counted.encoder,
+        memory_bytes=running.memory.total,
+        seconds=counted.seconds,
+        resumed_tokens=counted.resumed_tokens,
+        **written,
+    )
+
+
+def write_statistics(
+    request: HashStatsRequest | MergeStatsRequest,
+    counts: Counts,
+    results: Mapping[str, object],
+    *,
+    corpus: Mapping[str, int],
+    partials: Mapping[str, State],
+    finished: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write the statistics folder, and the page if one is asked for.
+
+    Returns the fields of a `StatisticsResult`. `finished` is called with the digest before the
+    folder is in place.
+    """
+    out = request.out or request.workspace.stats
     write_stats(
         counts,
         results,
         out,
-        corpus={"files": files, "empty_files": counted.empty_files},
+        corpus=corpus,
         partials=partials,
         force=request.force,
-        finished=partial(note_finished, running.checkpoints),
+        finished=finished,
     )
     if request.report is not None:
         page = statistics_page(read_stats(out))
         write_page(page, request.report, force=request.force)
-    remove_checkpoint(running.checkpoints)
-    return HashStatsResult(
-        out=out,
-        scheme=counts.layout.scheme,
-        fingerprint=counts.layout.fingerprint,
-        layers=counts.layout.layer_ids,
-        files=files,
-        empty_files=counted.empty_files,
-        bytes=plan.size,
-        documents=counts.documents,
-        tokens=counts.tokens,
-        join_documents=request.join_documents,
-        tokenizer=tokenizer,
-        encoder=counted.encoder,
-        memory_bytes=running.memory.total,
+    return {
+        "out": out,
+        "scheme": counts.layout.scheme,
+        "fingerprint": counts.layout.fingerprint,
+        "layers": counts.layout.layer_ids,
+        "files": corpus.get("files", 0),
+        "empty_files": corpus.get("empty_files", 0),
+        "documents": counts.documents,
+        "tokens": counts.tokens,
+        "join_documents": counts.joined,
         **split_results(results),
-        seconds=counted.seconds,
-        resumed_tokens=counted.resumed_tokens,
-    )
+    }
 
 
 def _prepare(
     request: HashStatsRequest, vocab: Path, out: Path, progress: Progress
 ) -> tuple[Work, Running, Stamps | None]:
-    """All that is settled before the corpus is read; tells what was chosen.
+    """Settle everything before the corpus is read, and note what was chosen.
 
-    What is wrong with the options is told before what is in the way of the output.
+    What is wrong with the options is reported before what is in the way of the output.
     """
     check_encoder(request.encoder)
     sources = find_sources(request.sources, request.corpus)
@@ -188,11 +219,10 @@ def _prepare(
     collector_options, memory = _plan(request, source_of, layout, threads, text)
     _check_places(request, sources, vocab, out)
     check_field(sources.files, request.corpus, progress)
-    tokenizer = (
-        tokenizer_of_corpus(vocab, request.geometry, request.workspace, request.tokenizer, progress)
-        if text
-        else None
-    )
+    tokenizer = None
+    if text:
+        where = request.geometry, request.workspace, request.tokenizer
+        tokenizer = tokenizer_of_corpus(vocab, *where, progress)
     for remark in (*_idle(request, sources, text), *remarks(sources.files, request.corpus)):
         progress.note(remark)
     progress.note(str(memory))
@@ -237,7 +267,7 @@ def _plan(
     threads: int,
     text: bool,
 ) -> tuple[CollectorOptions, MemoryPlan]:
-    """What is looked at, and the memory of it all. Raises InputError when that does not fit."""
+    """Return what to collect and the memory for all of it. Raises InputError if it does not fit."""
     collector_options = CollectorOptions(
         compare_uncompressed=request.compare_uncompressed,
         group_by=request.group_by,
@@ -251,31 +281,25 @@ def _plan(
     check_memory(plan, available)
     if request.exact:
         room = exact_memory(available, plan.total)
-        collector_options = dataclasses.replace(collector_options, exact=True, exact_bytes=room)
+        collector_options = replace(collector_options, exact=True, exact_bytes=room)
     return collector_options, plan
 
 
-def _idle(request: HashStatsRequest, sources: Sources, text: bool) -> list[str]:
-    """What was named twice, and which choices change nothing in this corpus."""
-    given = {
-        "field": request.field is not None,
-        "document_separator": request.document_separator is not None,
-        "document_end_id": request.document_end_id is not None,
-        "ids_dtype": request.ids_dtype is not None,
-        "errors": request.errors != "strict",
-    }
-    found = idle_options(sources.files, [name for name, is_given in given.items() if is_given])
+def _idle(request: HashStatsRequest, sources: Sources, text: bool) -> Iterator[str]:
+    """Yield what was named twice, and which choices change nothing in this corpus."""
+    names = ("field", "document_separator", "document_end_id", "ids_dtype", "errors")
+    given = [name for name in names if getattr(request, name) not in (None, "strict")]
+    yield from idle_options(sources.files, given)
     if request.suffixes is not None and not sources.folders:
-        found.append("--suffixes has no effect: no folder was named, and files are read as named")
+        yield "--suffixes has no effect: no folder was named, and files are read as named"
     if not text and (request.tokenizer is not None or request.encoder != "auto"):
-        found.append("--tokenizer and --encoder have no effect: the corpus holds token ids")
+        yield "--tokenizer and --encoder have no effect: the corpus holds token ids"
     if sources.repeated:
-        found.append(f"{sources.repeated} files were named twice; each is read once")
-    return found
+        yield f"{sources.repeated} files were named twice; each is read once"
 
 
 def _check_places(request: HashStatsRequest, sources: Sources, vocab: Path, out: Path) -> None:
-    """Raises OutputError for what may not be replaced or cannot be written."""
+    """Raise OutputError for what may not be replaced or cannot be written."""
     inputs = (*sources.places, vocab, request.tokenizer)
     if not request.force:
         clear_finished(resume_folder(out), out)
@@ -290,7 +314,7 @@ def _check_places(request: HashStatsRequest, sources: Sources, vocab: Path, out:
 
 
 def _check_writable(out: Path, option: str) -> None:
-    """Raises OutputError now rather than after an hour of counting."""
+    """Raise OutputError now rather than after an hour of counting."""
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent

@@ -6,25 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from engram_cli.commands.hash_stats import StatisticsResult, write_statistics
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
-from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collector_set import read_collected
-from engram_cli.stats.collisions import ColumnStats
-from engram_cli.stats.orders import OrderStats
 from engram_cli.stats.partial import Partial
-from engram_cli.stats.results import all_results, split_results, statistics_page
+from engram_cli.stats.results import all_results
 from engram_cli.stats.sources import Sources, TooManySources
 from engram_cli.stats.stats_io import (
     FIXED_KEYS,
     STATISTICS,
     Statistics,
     read_stats,
-    write_stats,
 )
 from engram_cli.stats.text_ngrams import EXACT_OF
 from engram_cli.vocab.parquet import read_vocab
@@ -47,23 +44,11 @@ class MergeStatsRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MergeStatsResult:
-    """The figures of the whole, as plain numbers; `left_out`: sections that not all parts have."""
+class MergeStatsResult(StatisticsResult):
+    """The results of the whole; `left_out`: the sections that not all parts have."""
 
-    out: Path
     parts: tuple[Path, ...]
-    scheme: str
-    fingerprint: str
-    layers: tuple[int, ...]
-    files: int
-    empty_files: int
-    documents: int
-    tokens: int
-    join_documents: bool
     left_out: tuple[str, ...]
-    orders: tuple[OrderStats, ...]
-    columns: tuple[ColumnStats, ...]
-    sections: dict[str, object]
 
 
 def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> MergeStatsResult:
@@ -105,31 +90,8 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     )
     if left_out:
         progress.note(f"left out, because not all parts have them: {', '.join(left_out)}")
-    write_stats(
-        counts,
-        results,
-        out,
-        corpus=corpus,
-        partials=whole.states(),
-        force=request.force,
-    )
-    if request.report is not None:
-        page = statistics_page(read_stats(out))
-        write_page(page, request.report, force=request.force)
-    return MergeStatsResult(
-        out=out,
-        parts=request.parts,
-        scheme=counts.layout.scheme,
-        fingerprint=counts.layout.fingerprint,
-        layers=counts.layout.layer_ids,
-        files=corpus.get("files", 0),
-        empty_files=corpus.get("empty_files", 0),
-        documents=counts.documents,
-        tokens=counts.tokens,
-        join_documents=counts.joined,
-        left_out=tuple(left_out),
-        **split_results(results),
-    )
+    written = write_statistics(request, counts, results, corpus=corpus, partials=whole.states())
+    return MergeStatsResult(parts=request.parts, left_out=tuple(left_out), **written)
 
 
 def _merged(parts: Sequence[Statistics], progress: Progress) -> tuple[Partial, set[str]]:
@@ -176,7 +138,7 @@ def _exact(partial: Partial) -> set[str]:
 
 
 def _check_parts(parts: list[Statistics]) -> None:
-    """Raises MismatchError naming the part that does not belong, InputError for one given twice."""
+    """Raise MismatchError naming the part that does not belong, InputError for one given twice."""
     first = parts[0]
     met: set[Path] = set()
     for part in parts:
@@ -191,7 +153,7 @@ def _check_parts(parts: list[Statistics]) -> None:
 
 
 def _corpus(parts: list[Statistics]) -> dict[str, int]:
-    """The figures of the corpora themselves, such as their files, summed."""
+    """Return the sums of what is known of the corpora, such as their files."""
     sums: dict[str, int] = {}
     for part in parts:
         for name, value in part.document.get("corpus", {}).items():

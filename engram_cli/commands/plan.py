@@ -149,7 +149,7 @@ def _write(planned: PlanResult, out: Path, force: bool) -> None:
 
 
 def _doubts(corpus: PlanCorpus, layout: HashLayout, demands: tuple[Demand, ...]) -> Iterator[str]:
-    """What a reader has to know of how little the counts say of the corpus planned for."""
+    """Yield what a reader must know about the limits of the counts."""
     if corpus.counted_tokens is None:
         return
     if any(each.bound for each in demands):
@@ -174,7 +174,7 @@ def _doubts(corpus: PlanCorpus, layout: HashLayout, demands: tuple[Demand, ...])
 
 
 def _far(corpus: PlanCorpus, demands: tuple[Demand, ...]) -> str:
-    """How little is known of a corpus that is so much larger than what was counted."""
+    """Say how uncertain a plan is for a corpus so much larger than what was counted."""
     errors = ", ".join(
         f"{each.order}-grams {each.error / each.distinct:.0%}" for each in demands if each.distinct
     )
@@ -185,7 +185,7 @@ def _far(corpus: PlanCorpus, demands: tuple[Demand, ...]) -> str:
 
 
 def _layout(request: PlanRequest, corpus: PlanCorpus) -> HashLayout:
-    """The layout that fits the budget, or the one that the geometry has."""
+    """Return the layout that fits the budget, or the one of the geometry."""
     base = corpus.resolve(request.geometry)
     row_bytes = TableSpec(
         layout=base, dim=request.dim, dtype=request.dtype, init=make_init("zeros")
@@ -199,7 +199,7 @@ def _layout(request: PlanRequest, corpus: PlanCorpus) -> HashLayout:
 
 
 def _spec(request: PlanRequest, corpus: PlanCorpus, layout: HashLayout) -> TableSpec:
-    """The table as build-table will make it: with hits where they are of this very layout."""
+    """Return the table as build-table will make it: with hits if they are of this layout."""
     return TableSpec(
         layout=layout,
         dim=request.dim,
@@ -210,7 +210,7 @@ def _spec(request: PlanRequest, corpus: PlanCorpus, layout: HashLayout) -> Table
 
 
 def _expected(layout: HashLayout, demands: tuple[Demand, ...]) -> tuple[Expectation, ...]:
-    """By order; a layer stands for all, whose moduli differ by a few primes."""
+    """Return one for each order; a layer stands for all, whose moduli differ by few primes."""
     heads, moduli = layout.heads, layout.layers[0].moduli
     return tuple(
         expect(demand, moduli[at * heads : (at + 1) * heads]) for at, demand in enumerate(demands)

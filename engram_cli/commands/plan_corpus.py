@@ -77,7 +77,9 @@ class PlanCorpus:
         return self.tokens / (self.counted_tokens or self.tokens)
 
     def resolve(self, geometry: Geometry, size: int | None = None) -> HashLayout:
-        """The layout of a geometry, its open choices those of the statistics; `size` rows a head.
+        """Return the layout of a geometry; the statistics decide its open choices.
+
+        `size`: rows per head.
 
         Raises InputError, LayoutError.
         """
@@ -103,7 +105,7 @@ class PlanCorpus:
         return hash_layout(scheme, vocab, **choices)
 
     def demands(self, orders: tuple[int, ...]) -> tuple[Demand, ...]:
-        """The distinct n-grams of each order. Raises InputError for an order that was not counted.
+        """Return the distinct n-grams of each order. Raises InputError for one not counted.
 
         A longer n-gram ends with a shorter one, so there are no fewer of them, whatever the samples
         of two orders say.
@@ -117,7 +119,7 @@ class PlanCorpus:
         return tuple(found[order] for order in orders)
 
     def hits_tokens(self, layout: HashLayout) -> int | None:
-        """Over how many tokens the hits that a build stores were counted; None where none are."""
+        """Return how many tokens were counted for the hits that a build stores, or None."""
         statistics = self.statistics
         if statistics is None or statistics.layout.fingerprint != layout.fingerprint:
             return None
@@ -129,12 +131,12 @@ class PlanCorpus:
         return self.statistics is not None and 1 / HOT_FACTOR <= self.factor <= HOT_FACTOR
 
     def size_factor(self, layout: HashLayout) -> float:
-        """How many times as many rows a head of the layout has as one counted; the largest."""
+        """Return how many times the rows of a counted head the layout has; the largest."""
         sizes = self._sizes(layout).values()
         return max((planned / counted for counted, planned in sizes), default=1.0)
 
     def hot_sets(self, layout: HashLayout, hit_rate: float) -> tuple[HotSet, ...]:
-        """The hot rows of each order, from the heads counted.
+        """Return the hot rows of each order, from the counted heads.
 
         () unless `tells_hot_rows`, and for larger heads than were counted.
         """
@@ -185,7 +187,7 @@ class PlanCorpus:
             return batch_share(locality.lru, batch, tokens, self._sizes(layout))
 
     def _sizes(self, layout: HashLayout) -> dict[int, tuple[float, float]]:
-        """By order the mean rows of a head that was counted, and of one of the layout."""
+        """Return by order the mean rows of a counted head, and of one of the layout."""
         if self.statistics is None:
             return {}
         counted = self.statistics.layout
@@ -260,12 +262,12 @@ def _along(curve: OrderGrowth | None, own: Demand, tokens: int, counted: int) ->
 
 
 def _moduli(entry: LayerHash, heads: int, order: int) -> tuple[int, ...]:
-    """The rows of the heads of an order, by its index, of a layer."""
+    """Return the rows of the heads of an order, by its index, of a layer."""
     return tuple(entry.moduli[order * heads : (order + 1) * heads])
 
 
 def _check_vocab(statistics: Statistics, vocab: Path | None) -> None:
-    """Raises MismatchError for a vocabulary that is not the one the statistics were made with."""
+    """Raise MismatchError for a vocabulary that is not the one the statistics were made with."""
     if vocab is None:
         return
     layout, given = statistics.layout, read_map(vocab)
@@ -283,7 +285,7 @@ def _check_vocab(statistics: Statistics, vocab: Path | None) -> None:
 def read_corpus(
     stats: Path | None, given: Path | None, vocab: Path, tokens: int | None, progress: Progress
 ) -> PlanCorpus:
-    """The corpus by its statistics, where there are some, else by `tokens` alone.
+    """Return the corpus by its statistics if there are some, else by `tokens` alone.
 
     `given`: the vocabulary that was asked for; `vocab`: that, or the one of the workspace. Raises
     InputError where there are neither statistics nor tokens, MismatchError for statistics of

@@ -90,7 +90,7 @@ def is_plan(path: Path) -> bool:
 
 
 def _listing(path: Path) -> Listing | None:
-    """A plan, of whatever version, that holds no more than plans do."""
+    """List a plan of any version that holds no more than plans do."""
     try:
         document = read_json(path, "a plan")
     except EngramError:

@@ -184,7 +184,7 @@ def _made_from(table: TableStore) -> dict[str, Any]:
 def _read(
     request: ProbeRequest, table: TableStore, scratch: Path, progress: Progress
 ) -> tuple[TokenFile, TokenFile]:
-    """The corpus and the held-out text as tokens."""
+    """Return the corpus and the held-out text as tokens."""
     geometry = Geometry.from_layout(table.layout)
     progress = Once(progress)  # both are read in the same way, with the same tokenizer
     found = []
@@ -199,7 +199,7 @@ def _read(
 
 
 def _vectors(fill: FillRequest, table: TableStore, made: dict[str, Any]) -> Embeddings:
-    """The vectors that are in the rows. Raises MismatchError for a foreign checkpoint."""
+    """Return the vectors that are in the rows. Raises MismatchError for a foreign checkpoint."""
     wanted = made["embeddings"]
     if wanted["kind"] == "random":
         return RandomEmbeddings(

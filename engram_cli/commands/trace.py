@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from engram_cli.commands.artifact import Companions
 from engram_cli.commands.attach import BUNDLE_NAME
+from engram_cli.commands.attach_layers import vocab_digest
 from engram_cli.commands.requests.reading import TraceRequest
 from engram_cli.errors import DependencyError, InputError, MismatchError
 from engram_cli.formats.bundle import read_bundle
@@ -19,7 +21,6 @@ from engram_cli.hashing.layout import short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.report.place import check_page
 from engram_cli.view import Column, Page, Shades, Table, View
-from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer, typed_text
 
 MAX_TOKENS = 4096
@@ -154,7 +155,7 @@ def _gates_view(pieces: Sequence[str], layer: LayerTrace, stream: int) -> View:
 
 
 def pieces_of(tokenizer: TokenizerFile, text: str, ids: list[int]) -> tuple[str, ...]:
-    """Each token's part of `text`; "" where it only goes on with a character begun before."""
+    """Return each token's part of `text`; "" if it only continues a character."""
     encoding = tokenizer.backend.encode(text, add_special_tokens=False)
     if list(encoding.ids) != ids:
         return tuple(tokenizer.decode_each(ids))
@@ -166,14 +167,15 @@ def pieces_of(tokenizer: TokenizerFile, text: str, ids: list[int]) -> tuple[str,
 
 
 def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
-    """Raises MismatchError for other token ids than the bundle's: they would look at wrong rows.
+    """Raise MismatchError for other token ids than the bundle's: they would look at wrong rows.
 
     A scheme that hashes raw ids has no vocabulary to compare.
     """
     layout = read_bundle(bundle).spec.layout
     if takes_raw_ids(layout.scheme):
         return
-    digest = compress_vocab(tokenizer).digest
+    nearby = Companions(artifact=bundle).vocabulary_places()
+    digest = vocab_digest(tokenizer.path, layout, nearby)
     if digest != layout.vocab_digest:
         raise MismatchError(
             f"{tokenizer.path} gives vocabulary {short(digest)}, {bundle} was made for "
@@ -183,7 +185,7 @@ def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
 
 
 def _run(request: TraceRequest, ids: list[int]) -> tuple[tuple[LayerTrace, ...], tuple[int, ...]]:
-    """The figures of the layers, and which of them are untrained."""
+    """Return the figures of the layers, and which of them are untrained."""
     try:
         import torch
         from transformers import AutoModelForCausalLM

@@ -46,7 +46,7 @@ class Workspace:
 
 
 def read_config(path: Path) -> dict[str, dict[str, Any]]:
-    """The tables of an engram.toml, {} when there is none. Raises InputError naming the line."""
+    """Read the tables of an engram.toml, {} if there is none. Raises InputError naming the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -13,8 +13,8 @@ from commands.made import make
 from rich.text import Text
 
 from engram_cli.cli.app import run
-from engram_cli.cli.console import PlainConsole
 from engram_cli.cli.plain import plain, plain_json
+from engram_cli.cli.render import PlainConsole
 from engram_cli.vocab.compress import CompressedVocab
 
 ACTING = "\x1b]0;x\x07 \x9b31m \u202e \u2066 \x7f \udcff \u2028"

@@ -11,16 +11,24 @@ import numpy as np
 import pytest
 from small_tokenizers import byte_level_tokenizer
 
+from engram_cli.commands import attach_layers
 from engram_cli.commands.attach import AttachRequest, attach_checkpoint
 from engram_cli.commands.checkpoint import read_model_shape
-from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
+from engram_cli.errors import (
+    ArtifactError,
+    InputError,
+    MismatchError,
+    OutputError,
+    VocabularyError,
+)
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.table.build import build_store
 from engram_cli.table.inits import make_init
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import open_table
-from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.compress import CompressedVocab, compress_vocab
+from engram_cli.vocab.parquet import write_vocab
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 4, "vocab_size": 512}
 
@@ -126,6 +134,33 @@ def test_the_arithmetic_is_right_and_comes_first(checkpoint: Path, table: Path) 
     assert written.cost == result.cost
     dense = (checkpoint / "engram" / "dense.safetensors").stat().st_size
     assert 0 <= dense - result.cost.dense_bytes <= 8192
+
+
+def test_the_vocabulary_is_compressed_again_only_if_no_file_has_its_digest(
+    checkpoint: Path, small_vocab: CompressedVocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vocabulary next to the table says which tokenizer it was made from."""
+    calls = []
+
+    def counted(source: Path) -> CompressedVocab:
+        calls.append(source)
+        return compress_vocab(source)
+
+    monkeypatch.setattr(attach_layers, "compress_vocab", counted)
+    table = build(checkpoint.parent / "engram-table.zarr", small_vocab)
+    attach_checkpoint(request(checkpoint, table, dry_run=True))
+    assert calls == [checkpoint / "tokenizer.json"]
+
+    write_vocab(small_vocab, checkpoint.parent / "engram-vocab.parquet")
+    attach_checkpoint(request(checkpoint, table, dry_run=True))
+    assert len(calls) == 1
+
+    other = json.loads((checkpoint / "tokenizer.json").read_text())
+    other["model"]["vocab"] = dict(list(other["model"]["vocab"].items())[:-1])
+    (checkpoint / "tokenizer.json").write_text(json.dumps(other))
+    with pytest.raises((MismatchError, VocabularyError)):
+        attach_checkpoint(request(checkpoint, table, dry_run=True))
+    assert len(calls) == 2
 
 
 def test_equal_requests_write_equal_bytes(checkpoint: Path, table: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
+from engram_cli.commands import build_table as building
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.init_corpus import FillRequest
@@ -75,6 +76,35 @@ def checkpoint(folder: Path, tokens: int, **tensors: torch.Tensor) -> Path:
     matrix = torch.randn(tokens, 16, generator=generator)
     save_file({"model.embed_tokens.weight": matrix, **tensors}, folder / "model.safetensors")
     return folder
+
+
+def test_layout_corpus_and_vectors_are_resolved_once(
+    request_: BuildTableRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def count(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            calls.append(name)
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(Geometry, "resolve")
+    for name in ("find_sources", "find_vectors", "TableSpec"):
+        count(building, name)
+    once = ["resolve", "find_vectors", "find_sources", "TableSpec"]
+    build_table(replace(request_, dry_run=True))
+    assert calls == once
+    calls.clear()
+    build_table(request_)
+    assert calls == once
+    calls.clear()
+    with pytest.raises(OutputError, match="already exists"):
+        build_table(request_)
+    assert calls == once
 
 
 def test_a_table_says_what_it_was_filled_from(request_: BuildTableRequest) -> None:
