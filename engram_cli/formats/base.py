@@ -28,7 +28,7 @@ Facts = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:
-    """A digest, what else must have it, and whether that is so where it lies at hand."""
+    """A digest, what else must have it, and whether that is so; None where it was not found."""
 
     name: str
     value: str

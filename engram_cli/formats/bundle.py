@@ -37,7 +37,7 @@ MAX_DESCRIPTION_BYTES = 64 * 2**20
 MAX_SMALL_BYTES = 8 * 2**30  # dense weights and the vocabulary, which are read into memory
 REMAKE = "write the bundle again with engram attach --force"
 _CARD_HEAD = b"---\nlibrary_name: engram-tables\n"
-# Files that a bundle consists of: a folder of somebody's own model has others.
+# Files that a bundle consists of; the folder of another model has others.
 _OWN_NAME = re.compile(
     r"(?:rows|scales|hits)-\d{5,}-of-\d{5,}\.safetensors|(?:dense|vocabulary)\.safetensors"
 )
@@ -159,7 +159,7 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The JSON of `engram.json`. Raises InputError where there is none, ArtifactError."""
+    """Return the JSON of `engram.json`. Raises InputError where there is none, ArtifactError."""
     path = folder / DESCRIPTION
     try:
         size = path.stat().st_size
@@ -204,11 +204,11 @@ class ListedFiles:
         return sorted(self._listed)
 
     def size(self, name: str) -> int:
-        """The bytes that a file should have, and has."""
+        """Return the bytes that a file should have, and has."""
         return self._listed[name][0]
 
     def problem(self, name: str) -> str | None:
-        """What is wrong with a file that is read whole; None where nothing is."""
+        """Return what is wrong with a file that is read whole; None where nothing is."""
         try:
             self.check_digest(name)
         except ArtifactError as error:
@@ -216,12 +216,12 @@ class ListedFiles:
         return None
 
     def expect(self, names: set[str]) -> None:
-        """Raises ArtifactError for a name that the description does not list."""
+        """Raise ArtifactError for a name that the description does not list."""
         for name in sorted(names - set(self._listed)):
             raise ArtifactError(f"{self._folder / DESCRIPTION} lists no file {name!r}", REMAKE)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a small file, its digest checked."""
+        """Return the bytes of a small file, its digest checked."""
         self.expect({name})
         if self._listed[name][0] > MAX_SMALL_BYTES:
             raise ArtifactError(f"{self._folder / name} is too large", REMAKE)
@@ -253,7 +253,7 @@ class ListedFiles:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """A file of a bundle, open for reading. Raises ArtifactError."""
+    """Open a file of a bundle for reading. Raises ArtifactError."""
     try:
         with path.open("rb") as file:
             yield file
@@ -262,7 +262,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
 
 
 def _listing(path: Path) -> Listing | None:
-    """The files that the description of a bundle lists, and its card as long as nobody edited it.
+    """Return the files that the description lists, and the card if it was not edited.
 
     Bundles of versions before this one do not say what their card was: its head must do.
     """

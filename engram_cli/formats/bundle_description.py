@@ -36,7 +36,7 @@ def document_of(
     shards: Sequence[Shard] = (),
     reference: TableReference | None = None,
 ) -> dict[str, Any]:
-    """The description of a bundle with these shards, or with a reference instead of them."""
+    """Return the description of a bundle with these shards, or with a reference instead of them."""
     return {
         "format": FORMAT,
         # Readers of version 1 take the decoder layer from the layer's number.
@@ -69,7 +69,7 @@ def document_of(
 def parse(
     document: Mapping[str, Any], lookup: NDArray[np.int32] | None
 ) -> tuple[BundleSpec, tuple[Shard, ...], TableReference | None]:
-    """The description as a spec, its shards and the table it refers to.
+    """Return the description as a spec, its shards and the table it refers to.
 
     Raises ValueError and its kin where it is none, ArtifactError for a module that is not known.
     """
@@ -137,7 +137,7 @@ def _check_layer(spec: BundleSpec, entry: Mapping[str, Any]) -> None:
 
 
 def _shards(spec: BundleSpec, entry: Mapping[str, Any], part: str) -> list[Shard]:
-    """The files of a layer's part, which follow each other and end with its last line."""
+    """Return the files of a layer's part, which follow each other and end with its last line."""
     layer, end = entry["layer"], 0
     shards = []
     for about in entry[_LISTS[part]]:

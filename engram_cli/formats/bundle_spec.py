@@ -16,12 +16,12 @@ from engram_cli.rows.source import SCALES as SCALES
 
 
 def decoder_index(layout: HashLayout, layer: int) -> int:
-    """The place, from 0, of the decoder layer that a layer id of the scheme names."""
+    """Return the place, from 0, of the decoder layer that a layer id of the scheme names."""
     return layer - first_layer(layout.scheme)
 
 
 def layer_number(scheme: str, place: int) -> int:
-    """The layer id by which a scheme names the decoder layer at `place`, counted from 0."""
+    """Return the layer id by which a scheme names the decoder layer at `place`, counted from 0."""
     return place + first_layer(scheme)
 
 
@@ -79,7 +79,7 @@ class BundleSpec:
         return (ROWS,) if self.row_type.scaling is None else (ROWS, SCALES)
 
     def tensor(self, layer: int, part: str) -> TensorSpec:
-        """A whole tensor of a layer: `layers.N.rows`, `layers.N.scales` or `layers.N.hits`."""
+        """Return a tensor of a layer: `layers.N.rows`, `layers.N.scales` or `layers.N.hits`."""
         row_type, rows = self.row_type, self.rows(layer)
         name = f"layers.{layer}.{part}"
         if part == HITS:
@@ -117,15 +117,15 @@ class BundleSpec:
         return self.module.parts(self.hidden_size, self.embed_dim)
 
     def rows(self, layer: int) -> int:
-        """The height of a layer's table."""
+        """Return the height of a layer's table."""
         return self.layout.layer(layer).rows
 
     def index(self, layer: int) -> int:
-        """The decoder layer, counted from 0, that carries the table of a layer id."""
+        """Return the decoder layer, counted from 0, that carries the table of a layer id."""
         return self.decoder_layers[self.layers.index(layer)]
 
     def label(self, layer: int) -> str:
-        """A layer to read: its decoder layer, and the table's number where that is another."""
+        """Return the name of a layer: its decoder layer, and the table's number if that differs."""
         place = self.index(layer)
         return f"{place}" if place == layer else f"{place} (layer {layer} of the table)"
 
@@ -141,6 +141,6 @@ class Shard:
     rows: int
 
     def tensor(self, spec: BundleSpec) -> TensorSpec:
-        """The tensor that the file holds."""
+        """Return the tensor that the file holds."""
         whole = spec.tensor(self.layer, self.part)
         return TensorSpec(name=whole.name, dtype=whole.dtype, shape=(self.rows, *whole.shape[1:]))

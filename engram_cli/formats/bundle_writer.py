@@ -43,9 +43,9 @@ def write_bundle(
 
     `rows(layer)` yields (first row, [n, width] as stored) ascending, `scales(layer)` in the same
     way the scales of quantised rows, `hits(layer)` uint32[n], None for a bundle without.
-    `dense(layer, zero_rows)` is asked after the layer's rows were seen. `extra_files`: files that
-    the description does not list, so that they may be edited. `advance` hears of bytes. Raises
-    OutputError, and ArtifactError when `rows` does not yield the layout's table.
+    `dense(layer, zero_rows)` is called after the layer's rows. `extra_files`: files that the
+    description does not list, so that they may be edited. `advance` is called with the bytes
+    written. Raises OutputError, and ArtifactError when `rows` does not yield the layout's table.
     """
     sources = {ROWS: rows, SCALES: scales, HITS: hits}
     parts = spec.parts if hits is None else (*spec.parts, HITS)
@@ -149,7 +149,7 @@ class _Stream:
             yield piece
 
     def finish(self) -> None:
-        """Raises ArtifactError when the source has more lines than the layout."""
+        """Raise ArtifactError when the source has more lines than the layout."""
         if len(self._rest) or next(self._chunks, None) is not None:
             raise self._error(f"more {self._part} than its layout")
 
@@ -194,7 +194,7 @@ def _write_shard(
 def _write_last(
     part: Path, document: Mapping[str, object], extra_files: Mapping[str, bytes] | None
 ) -> list[FileRecord]:
-    """The files that the description lists apart, so that they may be edited; then itself."""
+    """Write the extra files, which may be edited, and then the description."""
     apart = dict(extra_files or {})
     digests = {name: sha256_bytes(raw) for name, raw in apart.items()}
     whole = canonical_json({**document, **({"unlisted": digests} if digests else {})})

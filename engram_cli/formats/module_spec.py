@@ -69,11 +69,11 @@ class ModuleSpec:
             raise ValueError(f"norm_eps {self.norm_eps}")
 
     def parts(self, hidden_size: int, embed_dim: int) -> list[Part]:
-        """The parts of a layer's dense weights; `embed_dim` is columns x row dim."""
+        """Return the parts of a layer's dense weights; `embed_dim` is columns x row dim."""
         return list(KINDS[self.kind](self, hidden_size, embed_dim))
 
     def shapes(self, hidden_size: int, embed_dim: int) -> dict[str, tuple[int, ...]]:
-        """The shape of each dense weight of a layer, in the order of their names."""
+        """Return the shape of each dense weight of a layer, in the order of their names."""
         found: dict[str, tuple[int, ...]] = {}
         for part in self.parts(hidden_size, embed_dim):
             stacked = found.get(part.name, (0,))[0] + part.shape[0]
@@ -82,7 +82,7 @@ class ModuleSpec:
 
 
 def module_spec(kind: str, *, streams: int = 1, norm_eps: float = 1e-6) -> ModuleSpec:
-    """The spec of a published module for a model whose norms have `norm_eps`."""
+    """Return the spec of a published module for a model whose norms have `norm_eps`."""
     return ModuleSpec(
         kind=kind,
         streams=streams,

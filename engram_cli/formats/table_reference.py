@@ -36,11 +36,11 @@ class TableReference:
     files: Mapping[str, tuple[int, str]]
 
     def folder(self, bundle: Path) -> Path:
-        """Where the table lies."""
+        """Return where the table lies."""
         return Path(os.path.normpath(bundle.resolve() / self.path))
 
     def shards(self, spec: BundleSpec) -> tuple[Shard, ...]:
-        """The chunk files as shards, in the order of layers, parts and rows.
+        """Return the chunk files as shards, in the order of layers, parts and rows.
 
         Names and numbers of chunks follow from the spec and the chunks' size. Raises ValueError
         where the files are others.
@@ -79,9 +79,9 @@ class TableReference:
         ]
 
     def check(self, bundle: Path, spec: BundleSpec) -> Path:
-        """The table's folder. Raises InputError where it is not there, MismatchError for another.
+        """Return the table's folder. Raises InputError if it is missing, MismatchError for another.
 
-        Looked at: the attributes and their digest, dtype, row length and layout, the manifest's
+        Checked are the attributes and their digest, dtype, row length and layout, the manifest's
         sizes and checksums, and the size of each chunk file. No row is read.
         """
         folder = self.folder(bundle)
@@ -129,7 +129,7 @@ class TableReference:
         return attributes
 
     def to_json(self) -> dict[str, Any]:
-        """The object `table` of engram.json."""
+        """Return the object `table` of engram.json."""
         files: dict[str, Any] = {"files": {}, HITS: {}}
         for name, entry in sorted(self.files.items()):
             files[HITS if _is_hits(name) else "files"][name] = list(entry)
@@ -165,10 +165,10 @@ class TableReference:
 def refer(
     table: Path, digest: str, files: Mapping[str, tuple[int, str]], spec: BundleSpec, bundle: Path
 ) -> TableReference:
-    """The reference of a bundle that will lie at `bundle`.
+    """Return the reference of a bundle that will lie at `bundle`.
 
     `files` is the table's manifest, of which the bundle's layers are taken. The path is relative
-    where the table lies beside the checkpoint or the bundle, so that both can move; else absolute.
+    where the table lies next to the checkpoint or the bundle, so that both can move; else absolute.
     """
     own = {array_name(layer, part) for layer in spec.layers for part in (*spec.parts, HITS)}
     return TableReference(

@@ -1,6 +1,6 @@
 """Rows in spans of files: read in order, mapped, or gathered at random.
 
-Ranges are read, not mapped: mapped pages count as the process's memory until somebody needs it.
+Ranges are read, not mapped: mapped pages count as the process's memory.
 For gathering, spans are mapped with the advice that reads are random: a fault then reads its page
 and no more (the default reads megabytes around it). Faults wait one after another, so where a
 sample of the rows is not in memory, the system is first asked for all their pages, without waiting:
@@ -122,7 +122,7 @@ class FileArray:
                 self._bases[index] = self._maps[index].ctypes.data
 
     def _in_memory(self, ids: NDArray[np.int64]) -> bool:
-        """Whether all of a sample of the rows is; True where the system does not tell."""
+        """Return whether all of a sample of the rows is; True where the system does not tell."""
         sample = np.ascontiguousarray(ids[:: max(1, len(ids) // SAMPLE)])
         found = kernels.rows_in_memory(
             self._bases, sample, self._step, self.row_bytes, mmap.PAGESIZE
@@ -278,7 +278,7 @@ class FileRows:
 
 
 def _is_single(array: FileArray, part: str) -> bool:
-    """Whether one scale serves all rows of the layer."""
+    """Return whether one scale serves all rows of the layer."""
     return part == SCALES and array.tail == ()
 
 

@@ -73,7 +73,7 @@ def take_rows(bases, rows, chunk_rows, row_bytes, out):  # type: ignore[no-untyp
 
 @kernel("intp(uint64[::1], int64[::1], intp, intp, intp)")
 def rows_in_memory(bases, rows, chunk_rows, row_bytes, page):  # type: ignore[no-untyped-def]
-    """How many of the rows begin on a page that is in memory."""
+    """Return how many of the rows begin on a page that is in memory."""
     found = 0
     flag = np.empty(1, np.uint8)
     for i in range(rows.size):

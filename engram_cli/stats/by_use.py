@@ -37,7 +37,6 @@ class Uses:
     many were drawn; `unseen`: the share that was not.
     """
 
-    order: int
     tokens: NDArray[np.int32]
     counts: NDArray[np.uint64]
     weights: NDArray[np.float64]
@@ -79,7 +78,6 @@ def uses_of(counts: Counts, sample: NgramSample, drawn: Drawn) -> Uses | None:
     chances, spread = _chances(theirs, sample.counts)
     cells = _cells(found)
     return Uses(
-        order=sample.order,
         tokens=drawn.tokens,
         counts=np.where(known, sample.counts[places], found.least),
         weights=drawn.times / drawn.positions,

@@ -131,12 +131,6 @@ class Sampler:
         self._entries = np.zeros(1, dtype=np.int64)
         self._threshold = EVERYTHING
 
-    def push(self, window: Window) -> None:
-        """Count the n-grams at every position of `window`."""
-        hashes = np.empty(len(window), dtype=np.uint64)
-        self.hash(window, hashes)
-        self.push_hashes(hashes, window)
-
     def hash(self, window: Window, out: NDArray[np.uint64]) -> None:
         """Compute the hashes [T] of the n-grams at every position."""
         kernels.ngram_hashes(window.tokens, window.seen, self._filler, self.order, out)

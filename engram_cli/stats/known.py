@@ -1,9 +1,9 @@
-"""N-grams known by name, with their counts: those of both samples of a corpus.
+"""Collects the n-grams of both samples of a corpus, with their counts or upper bounds.
 
 An n-gram of the sample by hash (`stats.distinct`) has its exact count. One that only the sample of
 positions (`stats.occurrences`) holds has an upper bound: every occurrence adds one hit to a row of
 each head, so it occurs at most as often as the least hit of its rows. This is the Count-Min sketch
-of Cormode and Muthukrishnan (2005); the row counters are one already.
+of Cormode and Muthukrishnan (2005).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class KnownNgrams:
 def ngram_rows(
     ngrams: NDArray[np.int32], plan: LayerPlan, order: int, heads: int
 ) -> NDArray[np.uint32]:
-    """Return uint32[heads, S]: the head-local rows of n-grams int32[S, n] of the order of an index.
+    """Return uint32[heads, S]: the head-local rows of n-grams int32[S, n]; `order`: its index.
 
-    The n-grams are laid end to end and hashed as one stream; every n-th position is one of them.
+    The n-grams form one stream, in which every n-th position is the end of one.
     """
     length = ngrams.shape[1]
     tokens = ngrams.reshape(-1)
@@ -70,7 +70,7 @@ class LeastHits:
 def least_hits(
     layout: HashLayout, layers: Sequence[LayerHash], tokens: NDArray[np.int32], hits_at: HitsAt
 ) -> LeastHits:
-    """Of the rows of n-grams int32[S, order] in all heads of some layers."""
+    """Return the least hits of n-grams int32[S, order] over all heads of some layers."""
     order, heads = tokens.shape[1], layout.heads
     index = layout.orders.index(order)
     least = np.empty(len(tokens), dtype=np.uint32)
@@ -91,13 +91,15 @@ def least_hits(
 
 
 def at_most(found: LeastHits, tokens: int) -> NDArray[np.uint64]:
-    """uint64[S]: how often n-grams occur at most in a corpus of `tokens` tokens; a counter that is
-    full says nothing."""
+    """Return uint64[S]: the most that n-grams can occur in a corpus of `tokens` tokens.
+
+    A full counter bounds nothing.
+    """
     return np.where(found.least < FULL, found.least, np.uint64(tokens))
 
 
 def places_in(sample: NgramSample, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """int64[T]: where the n-grams of `hashes` are in a sample, -1 where it does not hold them."""
+    """Return int64[T]: the indices in a sample of n-grams with `hashes`, -1 for others."""
     if not len(sample.hashes):
         return np.full(len(hashes), -1, dtype=np.int64)
     places = np.minimum(np.searchsorted(sample.hashes, hashes), len(sample.hashes) - 1)
@@ -105,7 +107,7 @@ def places_in(sample: NgramSample, hashes: NDArray[np.uint64]) -> NDArray[np.int
 
 
 def known_ngrams(counts: Counts, sample: NgramSample, drawn: Drawn | None) -> KnownNgrams:
-    """The n-grams of both samples of an order, those of `sample` first."""
+    """Return the n-grams of both samples of an order, those of `sample` first."""
     own = KnownNgrams(
         order=sample.order,
         positions=0,
@@ -138,5 +140,5 @@ def head_hits(counts: Counts, entry: LayerHash, tokens: NDArray[np.int32]) -> ND
 
 
 def hits_of(counts: Counts) -> HitsAt:
-    """The hits that were counted."""
+    """Return a function that gives the counted hits."""
     return lambda layer, rows: counts.hits[layer][rows]

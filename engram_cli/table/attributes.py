@@ -1,4 +1,4 @@
-"""A table's attributes as a stranger hands them to us: every field checked before it is used.
+"""Reads the attributes of a table, which are untrusted: every field is checked before it is used.
 
 In: the zarr.json of the group and of each array. Out: a Description, whose arrays, chunk files and
 checksums agree with one another. Nothing here opens a chunk.
@@ -92,7 +92,7 @@ def read_description(path: Path) -> Description:
 
 
 def is_table(path: Path) -> bool:
-    """Whether the folder says of itself that it is a table, finished or not."""
+    """Return whether the folder says of itself that it is a table, finished or not."""
     try:
         attributes = read_json(path / META, "a table").get("attributes")
     except (InputError, ArtifactError):
@@ -101,12 +101,12 @@ def is_table(path: Path) -> bool:
 
 
 def half_built(path: Path) -> bool:
-    """Whether only the beginning of a table that was to stand at `path` is there."""
+    """Return whether only the beginning of a table that was to stand at `path` is there."""
     return not path.exists() and path.with_name(path.name + PARTIAL_SUFFIX).is_dir()
 
 
 def group_problem(folder: Path, *, root: bool = False) -> str | None:
-    """What is wrong with the metadata of a Zarr group of ours; only its `root` has attributes."""
+    """Return what is wrong with the metadata of a Zarr group; only the `root` has attributes."""
     file = folder / META
     try:
         meta = read_json(file, "the metadata of a group")
@@ -123,7 +123,7 @@ def group_problem(folder: Path, *, root: bool = False) -> str | None:
 
 
 def _plain(error: Exception) -> str:
-    """What is wrong with a document that could not be read as it should, in words."""
+    """Return what is wrong with a document that could not be read as it should, in words."""
     return f"there is no {error}" if isinstance(error, KeyError) else f"a value is wrong: {error}"
 
 
@@ -203,7 +203,7 @@ def _read_scales(
 
 
 def _projected(init: dict[str, Any]) -> int | None:
-    """The hidden size of the embeddings that were projected to the width of a row, if any were."""
+    """Return the hidden size of the embeddings that were projected to rows, if any were."""
     embeddings = init["parameters"].get("embeddings")
     if embeddings is None or embeddings["kind"] != "matrix":
         return None

@@ -60,7 +60,7 @@ class StoredRows:
         return None
 
     def arrays(self, dim: int) -> list[ChunkedArray]:
-        """The projections of a table, which its init's parameters refer to."""
+        """Return the projections of a table, which its init's parameters refer to."""
         if not isinstance(self.source, TableStore):
             return []
         names = [projection_array(layer) for layer in self.source.layout.layer_ids]
@@ -114,7 +114,7 @@ def _tokens(source: RowSource) -> int | None:
 
 
 def is_conversion(table: TableStore, spec: TableSpec) -> bool:
-    """Whether the finished `table` is what building the conversion `spec` would give.
+    """Return whether the finished `table` is what building the conversion `spec` would give.
 
     False where that cannot be told: a scale of a whole layer that is to be found.
     """
@@ -218,7 +218,7 @@ class _Sums:
             self.worst, self.worst_row = later.worst, later.worst_row
 
     def difference(self, layer: int, rows: int, dim: int) -> Difference:
-        """The figures of a layer of `rows` rows."""
+        """Return the figures of a layer of `rows` rows."""
         known = max(self.rows, 1)
         return Difference(
             layer=layer,

@@ -35,19 +35,19 @@ _WORK = re.compile(
 
 
 def partial_folder(out: Path) -> Path:
-    """Where the table for `out` lies while it is being built."""
+    """Return where the table for `out` lies while it is being built."""
     return out.with_name(out.name + PARTIAL_SUFFIX)
 
 
 def scratch_folder(out: Path) -> Path:
-    """Where what is needed only while the table is built lies: tokens, pairs."""
+    """Return where what is needed only while the table is built lies: tokens, pairs."""
     return out.with_name(f".{out.name}.scratch")
 
 
 def check_place(
     out: Path, force: bool, inputs: Iterable[str | os.PathLike[str] | None] = ()
 ) -> None:
-    """Raises OutputError when something is at `out` that may not be replaced, or in the way of the
+    """Raise OutputError when something is at `out` that may not be replaced, or in the way of the
     half-built table."""
     check_output(out, TABLE, force=force, inputs=inputs)
     _check_partial(partial_folder(out))
@@ -79,7 +79,7 @@ def settle(out: Path) -> None:
 
 
 def open_partial(out: Path, spec: TableSpec, force: bool) -> Journal:
-    """The journal of the half-built table for `out`: one of the same request, or a new one.
+    """Return the journal of the half-built table for `out`: one of the same request, or a new one.
 
     With `force` one of another request is dropped. Raises OutputError, also for a folder in the
     way that is no half-built table or holds something else.
@@ -139,7 +139,7 @@ def _check_partial(folder: Path) -> None:
 
 
 def _may_go(folder: Path) -> bool:
-    """Whether what stood at `<name>.partial` is ours alone: half-built, or a table replaced."""
+    """Return whether `<name>.partial` was written by engram: half-built, or a table replaced."""
     return half_built_problem(folder) is None or TABLE.problem(folder) is None
 
 
@@ -161,7 +161,7 @@ def half_built_problem(folder: Path) -> str | None:
 
 
 def _listing(path: Path) -> Listing | None:
-    """The files of a finished table: its metadata, and the chunks of the manifest.
+    """Return the files of a finished table: its metadata, and the chunks of the manifest.
 
     The journal is still there when a build was killed at its very end.
     """

@@ -166,7 +166,7 @@ class TableSpec:
 
     @property
     def request(self) -> dict[str, Any]:
-        """All that decides the row chunks: a half-built table goes on only with an equal one."""
+        """All that decides the row chunks: a half-built table is resumed only by an equal one."""
         return {
             "version": VERSION,
             "layout": self.layout.fingerprint,
@@ -183,7 +183,7 @@ class TableSpec:
         }
 
     def attributes(self) -> dict[str, Any]:
-        """The group attributes of a table that is being built."""
+        """Return the group attributes of a table that is being built."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -199,7 +199,7 @@ class TableSpec:
         }
 
     def final_attributes(self, files: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
-        """The attributes of the finished table, whose `files` are path: (size, checksum)."""
+        """Return the attributes of the finished table, whose `files` are path: (size, checksum)."""
         attributes = self.attributes() | {"complete": True}
         attributes["manifest"] = {
             "algorithm": ALGORITHM,
@@ -209,7 +209,7 @@ class TableSpec:
 
 
 def layer_scale(spec: TableSpec, layer: int, filler: Filler | None) -> NDArray[np.float32]:
-    """The scale float32[1] of a layer of `spec`, whose rows `filler` gives."""
+    """Return the scale float32[1] of a layer of `spec`, whose rows `filler` gives."""
     if spec.scale is not None:
         return np.array([spec.scale], dtype=np.float32)
     bound = spec.init.bound(layer, spec.dim)
@@ -219,7 +219,7 @@ def layer_scale(spec: TableSpec, layer: int, filler: Filler | None) -> NDArray[n
 
 
 def largest(filler: Filler, rows: int, dim: int) -> float:
-    """The largest size of a finite value in all rows, 0 where there is none."""
+    """Return the largest size of a finite value in all rows, 0 where there is none."""
     step = min(max(1, PIECE_BYTES // (4 * dim)), rows)
     values = np.empty((step, dim), dtype=np.float32)
     found = 0.0

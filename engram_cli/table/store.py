@@ -47,7 +47,7 @@ class TableStore(FileRows):
         return self.attributes["statistics"] is not None
 
     def _part(self, layer: int, part: str) -> FileArray | None:
-        """The array of a part, made when first asked for: a table may have 100,000 files."""
+        """Return the array of a part, made when first asked for: a table may have 100,000 files."""
         name = array_name(layer, part)
         if name not in self._opened and name in self.arrays:
             self._opened[name] = open_array(self.path, self.arrays[name])

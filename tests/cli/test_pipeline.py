@@ -219,7 +219,7 @@ def test_statistics_of_parts_merge(corpus: Engram) -> None:
     assert merged.code == 0, merged.err
     assert "Merged statistics" in merged.out
     assert "Clean heads" in merged.out
-    assert "Most frequent n-grams" in merged.out
+    assert "Most frequent 2-grams" in merged.out
     assert max(map(len, merged.out.splitlines())) <= 100
     corpus("hash-stats", "corpus.txt", "more.txt", *ROWS, "--layers", "1", "-o", "whole")
     whole, both = (

@@ -144,7 +144,10 @@ def test_thresholds_fall_as_the_stream_grows() -> None:
     hasher, sampler = StreamHasher(LAYOUT), Sampler(5, LAYOUT.filler_id, 64)
     thresholds = [EVERYTHING]
     for block in blocks_of(DOCUMENTS, 200):
-        sampler.push(hasher.push(block.ids, starts=block.starts))
+        window = hasher.push(block.ids, starts=block.starts)
+        hashes = np.empty(len(window), dtype=np.uint64)
+        sampler.hash(window, hashes)
+        sampler.push_hashes(hashes, window)
         thresholds.append(sampler.sample().threshold)
     assert thresholds == sorted(thresholds, reverse=True)
     assert len(set(thresholds)) > 5

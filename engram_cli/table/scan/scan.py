@@ -250,7 +250,7 @@ class Contents:
     """The row contents whose hash lies below `threshold`, each with its count and two rows."""
 
     def __init__(self, rows: int) -> None:
-        """A sample of about `SAMPLE` of at most `rows` contents."""
+        """Make room for a sample of about `SAMPLE` of at most `rows` contents."""
         self.threshold = sample_threshold(rows)
         self._hashes = np.empty(0, dtype=np.uint64)
         self._counts = np.empty(0, dtype=np.int64)
@@ -286,7 +286,7 @@ class Contents:
         self._counts = np.add.reduceat(counts, begins) if len(begins) else counts
 
     def figures(self, rows: int) -> Duplicates:
-        """The figures of a layer of `rows` rows that are neither zero nor not finite.
+        """Return the figures of a layer of `rows` rows that are neither zero nor not finite.
 
         An estimator of a sample by hash, as of the n-grams of a corpus; never more than the rows
         without those that are known to repeat others.
@@ -318,5 +318,5 @@ class Contents:
 
 
 def sample_threshold(rows: int) -> int:
-    """The hash below which about `SAMPLE` of `rows` random ones lie."""
+    """Return the hash below which about `SAMPLE` of `rows` random ones lie."""
     return EVERYTHING if rows <= SAMPLE else EVERYTHING * SAMPLE // rows

@@ -73,7 +73,7 @@ class LayerReader:
         self.piece_rows = max(1, (PIECE_BYTES if self.direct else DECODED_BYTES) // self.row_bytes)
 
     def factors(self, first: int, count: int) -> NDArray[np.float32]:
-        """The scales of rows from `first` on, one after another; the one of the layer; or none.
+        """Return the scales of rows from `first` on as float32; the one of the layer; or none.
 
         Raises ArtifactError for a file that cannot be read. May run in threads.
         """
@@ -105,8 +105,7 @@ class LayerReader:
                     )
 
     def pieces(self, row_range: RowRange, buffer: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-        """The bytes [n, row_bytes] of a range, one after another, read or decoded into `buffer`
-        [piece_rows, row_bytes].
+        """Yield the bytes [n, row_bytes] of a range in pieces, in `buffer` [piece_rows, row_bytes].
 
         Raises ArtifactError for a file that cannot be read or is too short.
         """

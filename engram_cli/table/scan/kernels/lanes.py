@@ -93,7 +93,7 @@ def _any(builder: Any, flags: Any) -> Any:
 
 
 def _sum(builder: Any, values: Any, how: str) -> Any:
-    """The sum of a vector's lanes; of floats in any order."""
+    """Return the sum of a vector's lanes; of floats in any order."""
     element = values.type.element
     letter = "f" if how == "fadd" else "i"
     first = [ir.Constant(element, 0.0)] if how == "fadd" else []

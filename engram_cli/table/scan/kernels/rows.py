@@ -28,7 +28,7 @@ _INFINITY = 0x7F800000
 
 @kernel("uint64(uint64)")
 def scramble(z):  # type: ignore[no-untyped-def]
-    """A bijection whose every output bit depends on every input bit."""
+    """Apply a bijection whose every output bit depends on every input bit."""
     z = (z ^ (z >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> uint64(27))) * uint64(0x94D049BB133111EB)
     return z ^ (z >> uint64(31))
@@ -36,7 +36,7 @@ def scramble(z):  # type: ignore[no-untyped-def]
 
 @kernel("int64(float32)")
 def bin_of(norm):  # type: ignore[no-untyped-def]
-    """The bin of a norm: `STEPS` equal steps in each factor 2 of it."""
+    """Return the bin of a norm: `STEPS` equal steps in each factor 2 of it."""
     return (int64(bits_of_float32(norm)) >> int64(20)) & int64(BINS - 1)
 
 
