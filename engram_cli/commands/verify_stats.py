@@ -16,8 +16,7 @@ import numpy as np
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import Progress
 from engram_cli.stats.collector_set import read_collected
-from engram_cli.stats.partial import Partial
-from engram_cli.stats.partial_files import LONG
+from engram_cli.stats.partial import LONG, Partial
 from engram_cli.stats.results import all_results
 from engram_cli.stats.stats_io import COUNTERS, DOCUMENT, FIXED_KEYS, Statistics, figures_document
 from engram_cli.stats.text_ngrams import EXACT_OF

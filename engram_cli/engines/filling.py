@@ -359,33 +359,25 @@ class _FetchedRows:
         out[:] = self.rows[first - self.begin :][: len(out)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Matrix:
-    """The rows of a matrix that an engine holds in blocks of `_MATRIX_ROWS`."""
-
-    blocks: tuple[Any, ...]
-    rows: int
-    fetch: Fetch
-
-    def __call__(self, begin: int, end: int) -> NDArray[np.float32]:
-        """Return float32[end - begin, hidden]."""
-        size = self.rows
-        found = [
-            self.fetch(self.blocks[at])[max(begin - at * size, 0) : end - at * size]
-            for at in range(begin // size, -(-end // size))
-        ]
-        return np.concatenate(found)
+def _read_blocks(
+    blocks: Sequence[Any], size: int, fetch: Fetch, begin: int, end: int
+) -> NDArray[np.float32]:
+    """Return the rows begin..end-1 of a matrix that an engine holds in blocks of `size` rows."""
+    found = [
+        fetch(blocks[at])[max(begin - at * size, 0) : end - at * size]
+        for at in range(begin // size, -(-end // size))
+    ]
+    return np.concatenate(found)
 
 
 def _sent(embeddings: Embeddings, engine: Engine) -> Embeddings:
     """Return embeddings for workers that do not have the checkpoint."""
     if not isinstance(embeddings, MatrixEmbeddings):
         return embeddings
-    blocks = tuple(
-        engine.put(embeddings.read(begin, min(begin + _MATRIX_ROWS, embeddings.tokens)))
-        for begin in range(0, embeddings.tokens, _MATRIX_ROWS)
-    )
-    return replace(embeddings, read=_Matrix(blocks=blocks, rows=_MATRIX_ROWS, fetch=engine.fetch))
+    size, tokens = _MATRIX_ROWS, embeddings.tokens
+    begins = range(0, tokens, size)
+    blocks = [engine.put(embeddings.read(at, min(at + size, tokens))) for at in begins]
+    return replace(embeddings, read=partial(_read_blocks, blocks, size, engine.fetch))
 
 
 def _runs(spans: Sequence[Span]) -> list[Span]:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 NAME = "engram"  # of the first memory, and of the attribute that holds it
 _IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DDP from the module that it wraps
-_OTHER_MODEL = "make a bundle for this model with engram attach"
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
@@ -215,18 +214,17 @@ def _check(model: nn.Module, decoder: Decoder, bundle: Bundle, attribute: str) -
             f"{type(model).__name__} has an attribute '{attribute}' of its own",
             "attach by another name=, or to a module inside it",
         )
-    if len(decoder.layers) != spec.num_layers:
-        raise RuntimeAttachError(
-            f"the bundle {bundle.folder} was made for {spec.num_layers} decoder layers, "
-            f"{type(model).__name__} has {len(decoder.layers)}",
-            _OTHER_MODEL,
-        )
-    if decoder.hidden_size not in (None, spec.hidden_size):
-        raise RuntimeAttachError(
-            f"the bundle {bundle.folder} was made for hidden size {spec.hidden_size}, "
-            f"{type(model).__name__} has {decoder.hidden_size}",
-            _OTHER_MODEL,
-        )
+    count, size = len(decoder.layers), decoder.hidden_size
+    for what, fits, found in (
+        (f"{spec.num_layers} decoder layers", count == spec.num_layers, count),
+        (f"hidden size {spec.hidden_size}", size in (None, spec.hidden_size), size),
+    ):
+        if not fits:
+            raise RuntimeAttachError(
+                f"the bundle {bundle.folder} was made for {what}, "
+                f"{type(model).__name__} has {found}",
+                "make a bundle for this model with engram attach",
+            )
 
 
 def _check_first_memory(model: nn.Module) -> None:

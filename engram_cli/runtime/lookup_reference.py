@@ -55,16 +55,10 @@ class LookBack:
         if self.history is None:
             return
         history, older = self.history, max_order - 1
-        _need(
-            history.dtype == torch.int32 and history.is_contiguous(),
-            "history",
-            "int32, in one piece",
-        )
-        _need(
-            history.ndim == 2 and history.shape[1] >= max(1, older),
-            "history is too short",
-            f"{older} cells",
-        )
+        whole = history.dtype == torch.int32 and history.is_contiguous()
+        _need(whole, "history", "int32, in one piece")
+        long = history.ndim == 2 and history.shape[1] >= max(1, older)
+        _need(long, "history is too short", f"{older} cells")
         positions = self.positions
         _need(positions is not None and len(positions) == sequences, "positions", "one a sequence")
         _need(self.slots is None or len(self.slots) == sequences, "slots", "one a sequence")
@@ -105,11 +99,8 @@ def _places(ids: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor, Tensor]
     last = max(0, len(bounds) - 2)
     sequence = torch.searchsorted(bounds[1:], index, right=True).clamp_max(last)
     offset = index - bounds[sequence]
-    return (
-        sequence,
-        offset,
-        (offset < 0) | (index >= bounds[(sequence + 1).clamp_max(len(bounds) - 1)]),
-    )
+    end = bounds[(sequence + 1).clamp_max(len(bounds) - 1)]
+    return sequence, offset, (offset < 0) | (index >= end)
 
 
 def _tokens(tensors: HashTensors, ids: Tensor, look_back: LookBack) -> Tensor:

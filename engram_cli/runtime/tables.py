@@ -61,11 +61,13 @@ class Table:
             object.__setattr__(self, "row_type", self._recognised())
         elif not self._fits(self.row_type):
             raise self._unknown(self.row_type.name)
-        apart = scales is not None and self.per == "block" and scales.stride(1) != 1
-        if values.stride(1) != 1 or apart:
+        apart = values.stride(1) != 1
+        if scales is not None:
+            apart = apart or (self.per == "block" and scales.stride(1) != 1)
+            if scales.device != values.device:
+                raise InputError(f"scales on {scales.device}, rows on {values.device}", "move one")
+        if apart:
             raise InputError("the values of a table's row are not next to each other", "copy it")
-        if scales is not None and scales.device != values.device:
-            raise InputError(f"scales on {scales.device}, rows on {values.device}", "move one")
         if self.gradients not in GRADIENTS:
             raise InputError(f"gradients {self.gradients!r}", f"one of {', '.join(GRADIENTS)}")
 
@@ -113,8 +115,11 @@ class Table:
 
     def _recognised(self) -> RowType:
         """Return the dtype that the tensors fit. Raises InputError."""
-        plain = _PLAIN.get(self.values.dtype)  # the common case, at each call of a model
-        for row_type in map(DTYPES.load, DTYPES) if plain is None else (plain,):
+        if self.scales is None and self.dim is None and self.values.ndim == 2:
+            plain = _PLAIN.get(self.values.dtype)
+            if plain is not None:  # the common case, at each call of a model
+                return plain
+        for row_type in map(DTYPES.load, DTYPES):
             if self._fits(row_type):
                 return row_type
         raise self._unknown("dtype")

@@ -234,16 +234,9 @@ def _twice_differentiable(ctx: Any, gradient: Tensor, tensors: list[Tensor]) -> 
     """Return the gradients of the first six tensors, by `gate_reference.twice_differentiable`."""
     *given, keep, age = tensors
     norm_eps, dilation, centred, residual = ctx.numbers
-    query, key, norm, taps = given[2:]
+    names = dict(zip(("query", "key", "norm", "taps"), given[2:], strict=True))
     weights = GateWeights(
-        query=query,
-        key=key,
-        eps=ctx.eps,
-        centred=centred,
-        norm=norm,
-        taps=taps,
-        norm_eps=norm_eps,
-        dilation=dilation,
+        **names, eps=ctx.eps, centred=centred, norm_eps=norm_eps, dilation=dilation
     )
     past = Past(keep=keep, age=age)
     return twice_differentiable(gradient, given, weights, past, dtype=ctx.dtype, residual=residual)

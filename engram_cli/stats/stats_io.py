@@ -29,7 +29,7 @@ from engram_cli.stats.arrays import (
 )
 from engram_cli.stats.distinct import NgramSample
 from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, read_occurrences
-from engram_cli.stats.partial_files import (
+from engram_cli.stats.partial import (
     LONG,
     SHORT,
     flat_name,

@@ -428,7 +428,7 @@ def test_killed_anywhere_every_command_leaves_the_old_or_the_new(tmp_path: Path)
 def test_statistics_with_long_partials_are_known(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engram_cli.stats.partial_files.LONG_FROM", 8)
+    monkeypatch.setattr("engram_cli.stats.partial.LONG_FROM", 8)
     for sources in (here / "corpus", here / "corpus" / "a.txt"):
         request = HashStatsRequest(
             sources=(sources,),

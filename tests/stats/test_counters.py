@@ -17,8 +17,7 @@ from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.jit import kernel, prefetch
 from engram_cli.stats import counters, kernels
 from engram_cli.stats.count import count_blocks
-from engram_cli.stats.counters import ColumnTask, Counter, SamplingTask
-from engram_cli.stats.thread_pool import ThreadPool
+from engram_cli.stats.counters import ColumnTask, Counter, SamplingTask, ThreadPool
 from engram_cli.stats.token_chunk import SegmentSplitter, TokenChunk
 from engram_cli.stats.totals import FULL, Counts
 
@@ -61,7 +60,7 @@ def test_blocks_threads_and_steps_change_nothing(
     expected = count(DOCUMENTS, LAYOUT, sample_size=size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counters, "STEP", step)
-        patch.setattr("engram_cli.stats.thread_pool.STEP", step)
+        patch.setattr("engram_cli.stats.counters.STEP", step)
         found = count(DOCUMENTS, LAYOUT, sample_size=size, block=block, threads=threads)
     assert same(found, expected)
 

@@ -18,7 +18,7 @@ from stats.truth import layout_of, plain, zipf_documents
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.errors import ArtifactError, EngramError, MismatchError
-from engram_cli.stats import partial_files
+from engram_cli.stats import partial
 from engram_cli.stats.collector import Collector, CollectorPartial
 from engram_cli.stats.collector_set import read_collected
 from engram_cli.stats.compare import Uncompressed
@@ -27,8 +27,7 @@ from engram_cli.stats.growth import Growth
 from engram_cli.stats.holdout import Holdout
 from engram_cli.stats.locality import Locality
 from engram_cli.stats.occurrences import Occurrences
-from engram_cli.stats.partial import Partial, read_partial
-from engram_cli.stats.partial_files import read_partials, write_partials
+from engram_cli.stats.partial import Partial, read_partial, read_partials, write_partials
 from engram_cli.stats.sources import Sources, TooManySources
 from engram_cli.stats.state import State
 from engram_cli.stats.text_ngrams import AllNgrams, Budget, exact_ngrams
@@ -190,7 +189,7 @@ def test_a_file_counted_twice_is_the_same_in_either_order() -> None:
 def test_they_come_back_from_a_folder(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partial_files, "LONG_FROM", 1000)
+    monkeypatch.setattr(partial, "LONG_FROM", 1000)
     collected = counted(kind, range(PARTS)).collected
     states = {name: partial.state() for name, partial in collected.items()}
     about, digests = json.loads(json.dumps(write_partials(tmp_path, states)))
