@@ -16,7 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import Companions, open_vectors
-from engram_cli.commands.attach_layers import check_vocabulary, choose_module, place_layers
+from engram_cli.commands.attach_layers import (
+    PlacedLayers,
+    check_vocabulary,
+    choose_module,
+    place_layers,
+)
 from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_model_shape
 from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.workspace import refusal
@@ -26,7 +31,8 @@ from engram_cli.formats.bundle import BUNDLE, CARD
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
 from engram_cli.formats.module_spec import first_values
-from engram_cli.formats.table_reference import refer
+from engram_cli.formats.table_reference import TableReference, refer
+from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.source import HITS, SCALES, RowSource
@@ -99,29 +105,16 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     Raises InputError for a checkpoint or a table that cannot be read, MismatchError when they do
     not belong together, OutputError when the bundle cannot be written.
     """
-    out = output_of(request)
+    out = request.out or (request.into or request.checkpoint) / BUNDLE_NAME
     model = read_model_shape(request.checkpoint)
     if not request.force:
         check_first_memory(request.checkpoint)
     store, dim, dtype = open_vectors(request.table)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
     nearby = Companions(artifact=request.table, folder=request.folder or Path())
-    check_vocabulary(
-        *(store.layout, model, request.checkpoint, request.tokenizer),
-        nearby.vocabulary_places(),
-    )
-    spec = BundleSpec(
-        layout=store.layout,
-        layers=placed.layers,
-        decoder_layers=placed.decoder_layers,
-        dim=dim,
-        dtype=dtype,
-        hidden_size=model.hidden_size,
-        num_layers=model.num_layers,
-        model_type=model.model_type,
-        module=choose_module(store.layout, request.module, model),
-        packed=request.packed,
-    )
+    vocabularies = nearby.vocabulary_places()
+    check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer, vocabularies)
+    spec = _spec(request, store.layout, dim, dtype, placed, model)
     place = partial(
         prepare_output,
         out,
@@ -162,9 +155,27 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     return _write(spec, store, request, result, progress)
 
 
-def output_of(request: AttachRequest) -> Path:
-    """Return the folder of the bundle."""
-    return request.out or (request.into or request.checkpoint) / BUNDLE_NAME
+def _spec(
+    request: AttachRequest,
+    layout: HashLayout,
+    dim: int,
+    dtype: str,
+    placed: PlacedLayers,
+    model: ModelShape,
+) -> BundleSpec:
+    """Return the sizes of the bundle."""
+    return BundleSpec(
+        layout=layout,
+        layers=placed.layers,
+        decoder_layers=placed.decoder_layers,
+        dim=dim,
+        dtype=dtype,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        model_type=model.model_type,
+        module=choose_module(layout, request.module, model),
+        packed=request.packed,
+    )
 
 
 def _write(
@@ -174,6 +185,7 @@ def _write(
     planned: AttachResult,
     progress: Progress,
 ) -> AttachResult:
+    """Write the bundle, with its own rows or with a reference to the table's."""
     zero_layers = []
 
     def dense(layer: int, zero_rows: bool) -> dict[str, NDArray[np.float32]]:
@@ -188,39 +200,23 @@ def _write(
             gate=request.init_gate,
         )
 
-    extra_files = {CARD: model_card(spec).encode()}
-    reference = None
-    if request.reference:
-        if not isinstance(store, TableStore):
-            raise InputError(
-                f"{store.path} is no table, so that a bundle cannot refer to it",
-                "leave out --reference",
-            )
-        files = read_description(store.path).files
-        reference = refer(store.path, store.digest, files, spec, planned.out)
+    what = planned.out, spec, store.chunks, dense
+    card = {CARD: model_card(spec).encode()}
+    reference = _reference(spec, store, planned.out) if request.reference else None
+    if reference is not None:
         records = write_referring(
-            planned.out,
-            spec,
-            store.chunks,
-            dense,
-            reference,
-            tool_version=__version__,
-            force=request.force,
-            extra_files=extra_files,
+            *what, reference, tool_version=__version__, force=request.force, extra_files=card
         )
     else:
         stored = planned.cost.table_bytes + planned.cost.hits_bytes
         progress.start("rows into the bundle", stored, "bytes")
         records = write_bundle(
-            planned.out,
-            spec,
-            store.chunks,
-            dense,
+            *what,
             scales=partial(store.chunks, part=SCALES),
             hits=partial(store.chunks, part=HITS) if store.has_hits else None,
             tool_version=__version__,
             force=request.force,
-            extra_files=extra_files,
+            extra_files=card,
             advance=progress.advance,
         )
     return replace(
@@ -231,6 +227,16 @@ def _write(
         zero_rows=tuple(zero_layers),
         files={record.name: record.size for record in records},
     )
+
+
+def _reference(spec: BundleSpec, store: RowSource, out: Path) -> TableReference:
+    """Return the reference of a bundle to the files of a table. Raises InputError for no table."""
+    if not isinstance(store, TableStore):
+        raise InputError(
+            f"{store.path} is no table, so that a bundle cannot refer to it",
+            "leave out --reference",
+        )
+    return refer(store.path, store.digest, read_description(store.path).files, spec, out)
 
 
 def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = False) -> AttachCost:

@@ -87,43 +87,32 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
             request, geometry=for_checkpoint(request.geometry, folder, vocab, progress)
         )
     spec = _spec(request, corpus, _layout(request, corpus))
-    layout, row_bytes = spec.layout, spec.row_bytes
-    rows = sum(entry.rows for entry in layout.layers)
+    layout = spec.layout
     demands = corpus.demands(layout.orders)
     for note in _doubts(corpus, layout, demands):
         progress.note(note)
     hot = corpus.hot_sets(layout, request.hit_rate)
     batch = corpus.batch_share(layout, request.batch)
-    hot_sizes = [each.rows for each in hot if each.rows is not None]
-    reached = 0 < len(hot) == len(hot_sizes)  # else no placement builds on a part of them
-    load = Load(
-        rows=rows,
-        row_bytes=row_bytes,
-        token_rows=len(layout.layers) * layout.columns,
-        hot_rows=sum(hot_sizes) if reached else 0,
-        hit_rate=request.hit_rate if reached else 0.0,
-        distinct=1.0 if batch is None else batch.share,
-        at_most=batch is None or batch.at_most,
-    )
+    load = _load(request, spec, hot, batch)
     result = PlanResult(
         geometry=Geometry.from_layout(layout),
         fingerprint=layout.fingerprint,
         dim=request.dim,
         dtype=request.dtype,
-        rows=rows,
-        params=rows * request.dim,
-        row_bytes=row_bytes,
+        rows=load.rows,
+        params=load.rows * request.dim,
+        row_bytes=load.row_bytes,
         rows_bytes=load.bytes,
         total_bytes=spec.total_bytes,
         layers=layer_plans(spec),
         token_rows=load.token_rows,
-        token_bytes=load.token_rows * row_bytes,
+        token_bytes=load.token_rows * load.row_bytes,
         tokens=corpus.tokens,
         counted_tokens=corpus.counted_tokens,
         expected=_expected(layout, demands),
         hot=hot,
         hit_rate=request.hit_rate,
-        hot_bytes=load.hot_bytes if reached else 0,
+        hot_bytes=load.hot_bytes if load.hit_rate else 0,
         batch=request.batch,
         batch_share=batch,
         hardware=request.hardware,
@@ -135,6 +124,24 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
     if request.out is not None:
         _write(result, request.out, request.force)
     return result
+
+
+def _load(
+    request: PlanRequest, spec: TableSpec, hot: tuple[HotSet, ...], batch: BatchShare | None
+) -> Load:
+    """Return what is looked up, of which no placement builds on a part of the hot rows."""
+    layout = spec.layout
+    hot_sizes = [each.rows for each in hot if each.rows is not None]
+    reached = 0 < len(hot) == len(hot_sizes)
+    return Load(
+        rows=sum(entry.rows for entry in layout.layers),
+        row_bytes=spec.row_bytes,
+        token_rows=len(layout.layers) * layout.columns,
+        hot_rows=sum(hot_sizes) if reached else 0,
+        hit_rate=request.hit_rate if reached else 0.0,
+        distinct=1.0 if batch is None else batch.share,
+        at_most=batch is None or batch.at_most,
+    )
 
 
 def _write(planned: PlanResult, out: Path, force: bool) -> None:
