@@ -318,8 +318,10 @@ def _parts(
             )
     if len(said) > 1:
         raise InputError("the layers have several dtypes", "convert them one by one")
-    dtype, width = next(iter(said), (None, None))
-    return parts, dtype, width
+    if not said:
+        return parts, None, None
+    dtype, dim = said.pop()
+    return parts, dtype, dim
 
 
 def _bytes_of(tensor: GgufTensor, begin: int, width: int, stride: int) -> FileArray:
