@@ -20,8 +20,8 @@ from engram_cli.formats.base import Change, WriteOptions, Written, require_agree
 from engram_cli.formats.gguf_dialects import CONSTANTS, ROW_TENSOR, GgufRows, dialect_of
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import check_inputs, new_file, prepare_output
-from engram_cli.rows.gguf_file import SPLIT, GgufFile, GgufTensor, read_gguf, read_header
 from engram_cli.rows.copying import differing_byte
+from engram_cli.rows.gguf_file import SPLIT, GgufFile, GgufTensor, read_gguf, read_header
 from engram_cli.rows.gguf_write import GGUF, Rewritten, rewritten, write_rewritten
 
 DIALECTS = ("llama.cpp", "ds4", "upper case")
