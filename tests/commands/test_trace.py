@@ -87,7 +87,7 @@ def test_the_page_shows_every_token_and_loads_nothing(checkpoint: Path, tmp_path
     assert ">k10" not in text
     assert "tok k10" in text
     assert "tok k0" in text
-    assert "default-src 'none'" in text
+    assert "default-src &#x27;none&#x27;" in text
     assert text.count("<script") == 2  # the data of the page, and what every page runs
     assert "<b>" not in text
     with pytest.raises(OutputError, match="already exists"):
