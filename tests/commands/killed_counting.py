@@ -21,7 +21,7 @@ from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus import flat, stream
 from engram_cli.corpus import text as corpus_text
-from engram_cli.stats import exact
+from engram_cli.stats import text_ngrams
 
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 OPTIONS: dict[str, Any] = {
@@ -111,7 +111,7 @@ def count(folder: Path, name: str, seconds: float) -> None:
     stream._FIRST_BATCH = stream._FULL_BATCH = 600
     stream.BLOCK_TOKENS = flat.BLOCK_TOKENS = 100
     corpus_text.PIECE = 500
-    exact._FIRST_SLOTS, exact._BLOCK = 2**8, 2**6
+    text_ngrams._FIRST_SLOTS, text_ngrams._BLOCK = 2**8, 2**6
     request = HashStatsRequest(
         sources=(folder / "corpus",),
         workspace=Workspace(folder),

@@ -253,7 +253,7 @@ class HashStatsRequest(CorpusRun):
     partition_size: Annotated[
         int,
         Option(
-            "Bytes per partition (256Mi). Windows, caches and joined documents start over in "
+            "Bytes per partition (256Mi). Caches and joined documents start over in "
             "each partition.",
             panel=ENGINE,
             metavar="BYTES",

@@ -59,7 +59,7 @@ class HostRows:
     def of_bundle(cls, bundle: Bundle, layer: int, *, pinned: bool) -> HostRows:
         """Read a layer of a bundle. Raises InputError for refused memory, and ArtifactError."""
         layout = record_layout(bundle.spec)
-        records = host_memory(host_bytes(bundle, layer), pinned=pinned)
+        records = host_memory(bundle.spec.rows(layer) * layout.record_bytes, pinned=pinned)
         records = records.view(-1, layout.record_bytes)
         if pinned:
             _gather_pool()  # made now, because compiling it takes seconds
@@ -105,11 +105,6 @@ def gather_plainly(records: Tensor, rows: Tensor, out: Tensor) -> int:
     except IndexError:
         return 1
     return 0
-
-
-def host_bytes(bundle: Bundle, layer: int) -> int:
-    """Return the bytes of a layer's records."""
-    return bundle.spec.rows(layer) * record_layout(bundle.spec).record_bytes
 
 
 def host_memory(size: int, *, pinned: bool) -> Tensor:

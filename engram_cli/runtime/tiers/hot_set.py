@@ -20,7 +20,6 @@ from torch import Tensor
 from engram_cli.errors import InputError
 
 BLOCK_ROWS = 128  # rows that share an entry of the directory
-WORD_BITS = 32
 _PIECE_ROWS = 2**26  # rows handled at once: a byte a row while the bits are made
 
 
