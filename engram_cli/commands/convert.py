@@ -86,6 +86,8 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     not fit or cannot be written.
     """
     begin = time.perf_counter()
+    if request.to not in (None, "table"):
+        raise InputError(f"{request.to} is no table", "call convert, which writes any format")
     source, dim, dtype = open_vectors(request.source, request.tokenizer)
     if request.to is not None:
         _require_hash(source, request)

@@ -11,8 +11,10 @@ from engram_cli.commands.convert import ConvertResult, convert_table
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import Change, WriteOptions
+from engram_cli.formats.base import Change, WriteOptions, require_agreement, require_sound
 from engram_cli.progress import SILENT, Progress
+from engram_cli.rows.source import RowSource
+from engram_cli.sizes import processors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,8 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
         )
     source = find_artifact(request.source).open(tokenizer=request.tokenizer)
     check = request.check or request.dry_run
+    if request.verify and not check:
+        _require_sound(source, request, progress)
     out = request.out or request.source.with_name(f"new-{request.source.name}")
     options = WriteOptions(
         dialect=request.dialect,
@@ -83,3 +87,13 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
         notes=done.notes,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _require_sound(source: RowSource, request: ConvertRequest, progress: Progress) -> None:
+    """Raise ArtifactError for a source that is damaged; a GGUF file's writer looks for itself."""
+    hint = "--no-verify converts what is there"
+    if not FORMATS.load(source.format).foreign:
+        threads = request.threads or processors()
+        require_sound(source, hint, threads=threads, progress=progress)
+    elif request.to != "gguf":
+        require_agreement(source, hint)

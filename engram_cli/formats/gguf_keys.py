@@ -120,14 +120,15 @@ def _plan(source: GgufRows, dialect: str) -> _Plan:
         name = _full_name(source, dialect, end)
         there = source.file.keys.get(name)
         given = old.get(what)
-        if there is not None and given == name and _fits(there, dialect, what):
+        if there is not None and given == name and _fits(there, dialect, what, layout):
             changes.append(Change(name=name, action="kept", value=_shown(there)))
             continue
         value = _value(what, dialect, source)
         keys[name] = value
         action = "computed" if given is None else f"renamed from {given}"
         if given == name:
-            action = f"stored as {_type(value)} instead of {_type(there)}"
+            same = _type(value) == _type(there)
+            action = f"was {_shown(there)}" if same else f"{_type(value)}, was {_type(there)}"
         computed = computed or given is None
         changes.append(Change(name=name, action=action, value=_shown(value)))
     if computed:
@@ -171,12 +172,15 @@ def _full_name(source: GgufRows, dialect: str, name: str) -> str:
     return architecture + name
 
 
-def _fits(value: Any, dialect: str, what: str) -> bool:
-    """Return whether a stored value has the type that the dialect gives it."""
+def _fits(value: Any, dialect: str, what: str, layout: HashLayout) -> bool:
+    """Return whether a stored value is what the dialect has there: its type, of some the value."""
     wanted = _ARRAYS[dialect].get(what)
-    if wanted is None:
-        return not isinstance(value, np.ndarray) and (what != "encoding" or value == _ROW264)
-    return isinstance(value, np.ndarray) and value.dtype.str == wanted
+    if wanted is not None:
+        return isinstance(value, np.ndarray) and value.dtype.str == wanted
+    if isinstance(value, np.ndarray):
+        return False
+    needed = {"encoding": _ROW264, "pad": layout.filler_id} if dialect == "ds4" else {}
+    return bool(value == needed.get(what, value))  # llama.cpp's pad may be the token's own id
 
 
 def _value(what: str, dialect: str, source: GgufRows) -> Any:

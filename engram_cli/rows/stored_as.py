@@ -73,7 +73,7 @@ def sampled_digest(source: RowSource) -> str:
         for first in np.linspace(0, rows - count, _SAMPLES).astype(np.int64).tolist():
             for part in (ROWS, SCALES):
                 if part == ROWS or DTYPES.load(source.dtype or "").scaling is not None:
-                    digest.update(np.ascontiguousarray(source.lines(layer, part, first, count)))
+                    digest.update(source.lines(layer, part, first, count).tobytes())
     return f"sampled sha256:{digest.hexdigest()}"
 
 

@@ -19,6 +19,7 @@ from engram_cli.errors import ArtifactError, EngramError, InputError, OutputErro
 from engram_cli.rows.gguf_file import GgufFile, read_gguf, read_header
 from engram_cli.rows.gguf_write import PADDING
 from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.lookup import VocabMap
 
 LACKS = tuple(
     f".engram.{name}" for name in ("multipliers", "primes", "offsets", "token_map", "pad_id")
@@ -135,6 +136,27 @@ def test_dialects_there_and_back(
     assert back.keys.keys() - {PADDING} == old.keys.keys()
     assert all(np.array_equal(back.keys[name], value) for name, value in old.keys.items())
     assert data_of(back) == rows
+
+
+def test_a_raw_pad_token_becomes_the_compressed_one_of_ds4(
+    tmp_path: Path, small_vocab: CompressedVocab
+) -> None:
+    lookup = small_vocab.lookup.copy()
+    lookup[[2, 5]] = lookup[[5, 2]]
+    swapped: Any = VocabMap(lookup=lookup, size=small_vocab.size)
+    written = checkpoints.deepseek_gguf(tmp_path / "a.gguf", swapped, "llama.cpp")
+    filler = written.layout.filler_id
+    assert filler != 2
+    raw = written.path.read_bytes()
+    name = b"deepseek41.engram.pad_id" + (4).to_bytes(4, "little")
+    assert raw.count(name + filler.to_bytes(4, "little")) == 1
+    written.path.write_bytes(
+        raw.replace(name + filler.to_bytes(4, "little"), name + (2).to_bytes(4, "little"))
+    )
+    result = converted(written.path, tmp_path / "b.gguf", dialect="ds4")
+    (change,) = (each for each in result.changes if each.name.endswith(".pad_id"))
+    assert (change.action, change.value) == ("was 2", str(filler))
+    assert opened(tmp_path / "b.gguf").layout.fingerprint == written.layout.fingerprint
 
 
 @pytest.mark.parametrize(
