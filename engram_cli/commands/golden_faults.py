@@ -29,8 +29,10 @@ class Reading:
     """A way to compute rows.
 
     `shift`: tokens between a position and the newest token of its n-grams. `shorter`: tokens that
-    each n-gram lacks. `ends`: where segments end, None where no token ends one.
-    `alone`: dead tokens block themselves only. `offsets`: None where they follow from the moduli.
+    each n-gram lacks. `last`: an order of n tokens takes the last n multipliers. `bits`: of a
+    product. `eos`: the compressed id that ends a segment, None where none does; with `before_eos`
+    the segment ends before it. `dead`: what dead tokens block: themselves and what is older
+    ("latch"), themselves, what is older, nothing. `offsets`: None where the moduli give them.
     """
 
     multipliers: Numbers
@@ -40,6 +42,8 @@ class Reading:
     reverse: bool = False
     shift: int = 0
     shorter: int = 0
+    last: bool = False
+    bits: int = 64
     eos: int | None = None
     before_eos: bool = False
     dead: Literal["latch", "alone", "older", "ignored"] = "latch"
@@ -88,6 +92,8 @@ def rows_by(layout: HashLayout, reading: Reading, their: TheirCase, layer: int) 
             mix = np.zeros(count, dtype=np.int64)
             for token, multiplier in zip(seen, own, strict=False):
                 product = token * np.int64(multiplier)
+                if reading.bits < 64:
+                    product &= np.int64(2**reading.bits - 1)
                 mix = mix + product if layout.fold == "powers" else mix ^ product
         rows[:, column] = np.remainder(mix ^ np.int64(salts[column]), np.int64(modulus))
     return _placed(layout, reading, rows, layer)
@@ -98,7 +104,7 @@ def _lag_multipliers(
 ) -> tuple[int, ...]:
     """Return what a column multiplies each token of its n-gram by, the newest first."""
     order = layout.orders[column // layout.heads]
-    own = multipliers[:order]
+    own = multipliers[-order:] if reading.last else multipliers[:order]
     if layout.fold == "powers":
         products = accumulate(own, lambda a, b: a * b % modulus)
         own = tuple(product % modulus for product in products)
@@ -175,7 +181,7 @@ def hypotheses(layout: HashLayout, theirs: Theirs) -> list[Hypothesis]:
 
 def _of_layers(reading: Reading, layers: set[int]) -> Reading:
     """Return a reading that knows these layers only, to compare it with others."""
-    own = {
+    own: dict[str, Any] = {
         name: {layer: values[layer] for layer in layers}
         for name in ("multipliers", "moduli", "offsets")
         if (values := getattr(reading, name)) is not None
@@ -227,6 +233,9 @@ def _of_multipliers(layout: HashLayout, theirs: Theirs) -> Iterator[Hypothesis]:
     last = list(own.values())
     turned = dict(zip(own, last[::-1], strict=True))
     yield _one(MULTIPLIERS, "with the layers' multipliers in reverse order", multipliers=turned)
+    if layout.fold != "powers":
+        yield _one(MULTIPLIERS, "if a short n-gram takes the last multipliers", last=True)
+        yield _one(MULTIPLIERS, "if products are cut to 32 bits", bits=32)
     for text, drawn in _drawn(layout):
         yield _one(MULTIPLIERS, text, multipliers=drawn)
     given = {n: each.multipliers for n, each in theirs.layers.items() if each.multipliers}

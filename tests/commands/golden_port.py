@@ -86,11 +86,11 @@ def fold(
         for token, own in zip(tokens, weights, strict=True):
             total += token * own
         return total
-    own = multipliers[:order]
+    own = multipliers[-order:] if "last" in faults else multipliers[:order]
     if (how == "oldest-first") != ("oldest first" in faults):
         own = own[::-1]
     mix = 0
     for place, (token, multiplier) in enumerate(zip(tokens, own, strict=True)):
         if "shorter" not in faults or place < order - 1:
-            mix ^= token * multiplier
+            mix ^= token * multiplier % (2**32 if "32 bits" in faults else 2**64)
     return int(np.array(mix % 2**64, dtype=np.uint64).view(np.int64))

@@ -108,6 +108,8 @@ FAULTS = [
     ("deepseek-v4.1", "head rows", "offsets", "if rows are counted within a head"),
     ("tutorial", "head rows", "offsets", "if rows are counted within a head"),
     ("qwen-ple", "order offsets", "offsets", "if rows are counted within an order"),
+    ("deepseek-v4.1", "last", "multipliers", "if a short n-gram takes the last multipliers"),
+    ("qwen-ple", "32 bits", "multipliers", "if products are cut to 32 bits"),
     ("engram-v1", "other layer", "multipliers", "with the layers' multipliers in reverse order"),
 ]  # fmt: skip
 
@@ -142,6 +144,43 @@ def test_one_layer_with_the_multipliers_of_another(checked: Any) -> None:
         found = ours.check(document)
         assert found.first == step
         assert found.explanations == (f"equal with the {step} of layer 3",)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "draw", "text"),
+    [
+        ("engram-v1", lambda layout, layer: numpy_draw(layout.compressed_size, layer + 1),
+         "with layer numbers + 1 as seeds of multipliers"),
+        ("engram-v1", lambda layout, layer: numpy_draw(layout.compressed_size, layer - 1),
+         "with layer numbers - 1 as seeds of multipliers"),
+        ("engram-v1", lambda layout, layer: numpy_draw(layout.vocab_size, layer),
+         "with multipliers drawn for "),
+        ("engram-v1", lambda layout, layer: numpy_draw(layout.compressed_size, 0),
+         "with the seed alone"),
+    ],
+)  # fmt: skip
+def test_multipliers_that_were_drawn_otherwise(
+    checked: Any, scheme: str, draw: Callable[[HashLayout, int], list[int]], text: str
+) -> None:
+    ours = checked(scheme)
+    document = json.loads(json.dumps(ours.document))
+    for entry in document["layout"]["layers"]:
+        entry["multipliers"] = draw(ours.layout, entry["layer"])
+    for case in document["cases"]:
+        for layer in case["rows"]:
+            case["rows"][layer] = port_case(
+                document["layout"], ours.lookup, case, int(layer), frozenset()
+            )
+    del document["layout"]
+    found = ours.check(document)
+    assert found.first == "multipliers"
+    assert found.explanations[0].startswith(f"equal {text}")
+
+
+def numpy_draw(size: int, layer: int) -> list[int]:
+    """The multipliers of engram-v1 with seed 0, as published."""
+    random = np.random.default_rng(10007 * layer)
+    return [2 * int(r) + 1 for r in random.integers(0, (2**63 - 1) // size // 2, size=3)]
 
 
 @pytest.mark.parametrize(
