@@ -276,8 +276,7 @@ def _counted_steps(rows: Explained, values: ExplainedValues) -> Iterator[GoldenS
         yield GoldenStep(
             name=name,
             result="equal" if found.equal == found.compared else "differs",
-            found=f"{found.equal:,} equal",
-            expected=f"{found.compared:,}",
+            found=f"{found.equal:,} of {found.compared:,} equal",
         )
 
 
