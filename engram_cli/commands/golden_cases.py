@@ -106,7 +106,6 @@ class _Tokens:
         met = {self.layout.filler_id, self.layout.eos_id}
         found: list[int] = []
         total = len(self.used)
-        # Steps of the golden ratio: neighbours lie far apart, and no two are the same.
         for place in np.unique(np.linspace(0, total - 1, 8 * count).astype(np.int64)).tolist():
             token = int(self.used[place])
             own = int(compressed_ids(self.layout, np.array([token]))[0])
@@ -114,7 +113,7 @@ class _Tokens:
                 met.add(own)
                 found.append(token)
         found = found or [int(self.used[0])]
-        step = max(1, len(found) * 5 // 8)
+        step = max(1, len(found) * 5 // 8)  # neighbours in a case lie far apart
         while np.gcd(step, len(found)) != 1:
             step += 1
         return [found[(1 + at * step) % len(found)] for at in range(count)]
