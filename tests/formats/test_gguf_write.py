@@ -12,6 +12,7 @@ import pytest
 from formats import checkpoints
 from formats.checkpoints import Written
 from formats.test_gguf import opened, results, same_vectors
+from small_tokenizers import wordpiece_tokenizer
 
 from engram_cli.commands.convert_to import WriteResult, convert
 from engram_cli.commands.requests.tables import ConvertRequest
@@ -178,13 +179,15 @@ def test_what_a_dialect_cannot_hold_is_refused(
 
 
 def test_nothing_is_computed_from_another_models_tokenizer(
-    tmp_path: Path, small_vocab: CompressedVocab, deepseek_tokenizer_file: Path
+    tmp_path: Path, small_vocab: CompressedVocab
 ) -> None:
+    other_tokenizer = tmp_path / "tokenizer.json"
+    wordpiece_tokenizer().save(str(other_tokenizer))
     written = checkpoints.deepseek_gguf(
         tmp_path / "a.gguf", small_vocab, "llama.cpp", leave_out=(".engram.pad_id",)
     )
     with pytest.raises(ArtifactError, match="token map is another map"):
-        converted(written.path, tmp_path / "b.gguf", tokenizer=deepseek_tokenizer_file)
+        converted(written.path, tmp_path / "b.gguf", tokenizer=other_tokenizer)
     converted(written.path, tmp_path / "b.gguf")  # its own map is enough
     assert results(opened(tmp_path / "b.gguf"), "ok")["constants in the file"][0] == "9 of 9"
 
