@@ -24,5 +24,6 @@ FORMATS: Registry[Format] = Registry(
         "qwen-ple": "engram_cli.formats.qwen_ple:FORMAT",
         "longcat": "engram_cli.formats.longcat:FORMAT",
         "gguf": "engram_cli.formats.gguf:FORMAT",
+        "demo": "engram_cli.formats.demo:FORMAT",
     },
 )

@@ -19,7 +19,7 @@ from engram_cli.files import read_json
 from engram_cli.formats.base import Facts, rows_facts
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
-from engram_cli.rows.safetensors import INDEX, TensorPlace, raw_header, shard_path, tensor_place
+from engram_cli.rows.safetensors import TensorPlace, checkpoint_files, raw_header, tensor_place
 from engram_cli.rows.source import Span
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.lookup import VocabMap
@@ -163,22 +163,11 @@ def config_of(folder: Path) -> dict[str, Any] | None:
 def open_folder(
     folder: Path, config: Mapping[str, Any], wanted: Callable[[str], bool]
 ) -> ModelFolder:
-    """Open the tensors of `folder` whose names are `wanted`.
+    """Open the tensors of `folder`, or of one safetensors file, whose names are `wanted`.
 
     Raises InputError where there are no safetensors files, ArtifactError for a damaged one.
     """
-    if (folder / INDEX).is_file():
-        listed = read_json(folder / INDEX, "an index of shards").get("weight_map")
-        if not isinstance(listed, dict):
-            raise ArtifactError(f"{folder / INDEX} has no weight_map", "take the checkpoint again")
-        places = {str(name): shard_path(folder, file) for name, file in listed.items()}
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise InputError(f"{folder} holds no safetensors file", "give a checkpoint's folder")
-        places = {}
-        for file in files:
-            places |= dict.fromkeys(raw_header(file)[0], file)
+    places = checkpoint_files(folder)
     names = [name for name in places if wanted(name)]
     tensors: dict[str, FoundTensor] = {}
     short, size = [], 0
