@@ -24,6 +24,8 @@ FORMATS: Registry[Format] = Registry(
         "qwen-ple": "engram_cli.formats.qwen_ple:FORMAT",
         "longcat": "engram_cli.formats.longcat:FORMAT",
         "gguf": "engram_cli.formats.gguf:FORMAT",
+        "engramdb": "engram_cli.formats.engramdb:FORMAT",
+        "overlay": "engram_cli.formats.overlay:FORMAT",
         "demo": "engram_cli.formats.demo:FORMAT",
     },
 )

@@ -27,6 +27,7 @@ INT64 = 2**63
 VERSION = 1
 # The vocabulary digest of a layout whose vocabulary map nobody has: it hashes no token.
 UNKNOWN_VOCABULARY = "unknown"
+UNKNOWN_SCHEME = "unknown"
 
 # How the tokens of an n-gram become one number; see `HashLayout.lag_multipliers` and `weights`.
 FOLDS = ("newest-first", "oldest-first", "powers")
@@ -203,6 +204,28 @@ class HashLayout:
         except (KeyError, TypeError, ValueError, OverflowError, LayoutError) as error:
             raise ArtifactError(f"not a hash layout: {error}", "make the artifact again") from None
         return layout if lookup is None else layout.bind(lookup)
+
+
+def rows_alone(rows: int) -> HashLayout:
+    """Return a layout of `rows` rows, 2 or more, of which nobody knows the hash: it hashes nothing.
+
+    Its one layer, 0, has one column.
+    """
+    entry = LayerHash(
+        layer=0, multipliers=(0,), moduli=(min(rows, MAX_MODULUS),), salts=(0,), rows=rows
+    )
+    return HashLayout(
+        scheme=UNKNOWN_SCHEME,
+        orders=(1,),
+        heads=1,
+        fold="newest-first",
+        filler_id=0,
+        eos_id=None,
+        compressed_size=1,
+        vocab_digest=UNKNOWN_VOCABULARY,
+        layers=(entry,),
+        parameters={},
+    )
 
 
 def short(digest: str | None) -> str:

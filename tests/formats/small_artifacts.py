@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from formats.checkpoints import Array, Writer, Written, bfloat16
 
+from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.vocab.compress import CompressedVocab
 
@@ -53,3 +57,89 @@ def demo(
     path = writer.write({}, index=False)
     (path / "config.json").unlink()
     return Written(path=path, layout=layout, rows=rows, scales={})
+
+
+def pleo(path: Path, rows: Array, values: Array) -> Path:
+    """A .pleo: row numbers int32[n], values float32[n, dim]."""
+    head = b"PLEO" + np.array([len(rows), values.shape[1]], dtype="<u4").tobytes()
+    path.write_bytes(head + rows.astype("<i4").tobytes() + values.astype("<f4").tobytes())
+    return path
+
+
+def plepatch(
+    path: Path,
+    rows: Array,
+    payload: Array,
+    *,
+    dim: int,
+    kind: int,
+    manifest: bytes = b'{"format": "ple-overlay-v1", "note": "three towns"}',
+    version: int = 1,
+) -> Path:
+    """A .plepatch: row numbers [n], payload uint8[n, bytes a row] of ggml's type `kind`."""
+    head = bytearray(128)
+    head[:8] = b"PLEOVLY1"
+    head[8:10] = version.to_bytes(2, "little")
+    head[12:16] = kind.to_bytes(4, "little")
+    for place, value in ((16, dim), (24, payload.shape[1]), (32, len(rows)), (40, len(manifest))):
+        head[place : place + 8] = value.to_bytes(8, "little")
+    head[56:83] = b"per_layer_token_embd.weight"
+    numbers = rows.astype("<u8").view(np.uint8).reshape(len(rows), 8)
+    body = np.concatenate([numbers, payload], axis=1)
+    path.write_bytes(bytes(head) + manifest + body.tobytes())
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenStore:
+    """A Store-I: its layout, its rows uint8[n, width] and what its bundle says."""
+
+    path: Path
+    layout: HashLayout
+    rows: Array
+    bundle: dict[str, Any]
+
+
+def store(
+    folder: Path,
+    *,
+    shards: int = 4,
+    width: int = 16,
+    ple: Mapping[str, Any] | None = None,
+    place: str = ".",
+) -> WrittenStore:
+    """A Store-I of float8 rows with its bundle.json; `ple`: changes of what the bundle says."""
+    layout = hash_layout("qwen-ple", vocab_size=300, eos_id=7, rows_per_head=97, divisor=128)
+    entry = layout.layers[0]
+    rows = np.random.default_rng(3).integers(0, 127, (entry.rows, width), dtype=np.uint8)
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    for index, part in enumerate(np.split(rows, shards)):
+        (folder / place / f"shard_{index:03d}.bin").write_bytes(part.tobytes())
+    bundle = {
+        "schema": "engramdb-bundle-v1",
+        "id": "small",
+        "memory": {
+            "type": "store",
+            "store": {
+                "path": place,
+                "shards": shards,
+                "rows_per_shard": len(rows) // shards,
+                "width": width,
+            },
+        },
+        "ple": {
+            "ple_embed_dim": 16 * width,
+            "num_heads": 16,
+            "ngram_size": 3,
+            "heads_per_ngram": 8,
+            "scale": 0.25,
+            "eos": 7,
+            "vocab_size": 300,
+            "multipliers": list(entry.multipliers),
+            "prime_sizes": list(entry.moduli),
+            "offsets": list(entry.offsets),
+        }
+        | dict(ple or {}),
+    }
+    (folder / "bundle.json").write_text(json.dumps(bundle))
+    return WrittenStore(path=folder, layout=layout, rows=rows, bundle=bundle)
