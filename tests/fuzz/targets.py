@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from commands.made import Made, make
 from corpus.written import VARIANTS, Corpus, Variant
+from fuzz.foreign import foreign_artifacts
 from safetensors.numpy import save_file
 from small_tokenizers import PROSE, byte_level_tokenizer
 from table.tables import counted, mapped_layout, table_spec
@@ -95,6 +96,10 @@ def make_targets(folder: Path) -> list[Target]:
         *_half_built(folder / "half"),
         *_checkpoints(folder, made),
         *_corpora(folder / "corpora", tokenizer),
+        *(
+            Target(name, base, _files(base, base), read)
+            for name, base, read in foreign_artifacts(folder / "foreign", tokenizer)
+        ),
     ]
 
 
