@@ -26,6 +26,7 @@ FORMATS: Registry[Format] = Registry(
         "gguf": "engram_cli.formats.gguf:FORMAT",
         "engramdb": "engram_cli.formats.engramdb:FORMAT",
         "overlay": "engram_cli.formats.overlay:FORMAT",
+        "engram-peft": "engram_cli.formats.engram_peft:FORMAT",
         "demo": "engram_cli.formats.demo:FORMAT",
     },
 )

@@ -207,7 +207,8 @@ def _layer_checks(
     told = dict(zip(layers, heights, strict=False))
     width, hidden = layout.columns * dim, config.get("hidden_size")
     streams = config.get("hc_mult", config.get("hyper_connection_size"))
-    heads = (streams, hidden) if streams is not None and hidden is not None else None
+    known = type(streams) is int and type(hidden) is int
+    heads = (streams, hidden) if known else None
     projection = None if heads is None else (heads[0] * heads[1] + heads[1], width)
     expected: dict[str, tuple[int, ...] | None] = {
         "rows": (rows, dim),

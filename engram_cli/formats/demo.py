@@ -69,7 +69,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
     stored = {layer: stored_moduli(folder, own) for layer, own in memories.items()}
     # The multipliers follow from the layer's number too: without it no token is hashed.
     vocab = FolderTokenizer(folder=path, given=tokenizer).vocab() if numbered else None
-    layout, computed = _layout(stored, vocab)
+    layout, computed = stored_layout(stored, vocab)
     checks = [*folder.file_checks(), *_hash_checks(computed, vocab, numbered)]
     parts, kinds = {}, set()
     for entry in computed.layers:
@@ -151,7 +151,7 @@ def moduli_checks(label: str, stored: Sequence[int], computed: Sequence[int]) ->
     ]
 
 
-def _layout(
+def stored_layout(
     stored: Mapping[int, Sequence[int]], vocab: VocabMap | None
 ) -> tuple[HashLayout, HashLayout]:
     """Return the layout with the stored moduli, and the one with the scheme's primes.
@@ -241,13 +241,22 @@ def _module_checks(
     conv = tensors.get("short_conv.conv.weight")
     kernel = conv.shape[-1] if conv is not None and len(conv.shape) == 3 else 4
     expected["short_conv.conv.weight"] = (copies * hidden, 1, kernel)
+    return [shapes_check(label, tensors, expected, f"{copies} copies of {hidden:,} from {width:,}")]
+
+
+def shapes_check(
+    label: str,
+    tensors: Mapping[str, FoundTensor],
+    expected: Mapping[str, tuple[int, ...]],
+    shapes: str,
+) -> Check:
+    """Compare the shapes of a module's tensors; `shapes` says what they are, for people."""
     wrong = [
         f"{what} {'missing' if what not in tensors else tensors[what].shape}"
         for what, shape in expected.items()
         if what not in tensors or tensors[what].shape != shape
     ]
-    shapes = f"{copies} copies of {hidden:,} from {width:,}"
-    return [compared(f"{label}: module", ", ".join(wrong[:4]) or shapes, shapes)]
+    return compared(f"{label}: module", ", ".join(wrong[:4]) or shapes, shapes)
 
 
 def unhashed_facts(source: CheckpointRows) -> Facts:

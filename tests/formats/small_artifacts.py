@@ -14,6 +14,7 @@ from formats.checkpoints import Array, Writer, Written, bfloat16
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.lookup import VocabMap
 
 HIDDEN, COPIES = 16, 2
 
@@ -143,3 +144,46 @@ def store(
     }
     (folder / "bundle.json").write_text(json.dumps(bundle))
     return WrittenStore(path=folder, layout=layout, rows=rows, bundle=bundle)
+
+
+def engram_peft(
+    folder: Path, vocab: VocabMap, *, pad_id: int = 0, changes: Mapping[str, Any] | None = None
+) -> Written:
+    """An adapter of engram-peft for the base vocabulary `vocab`; `changes`: of its config."""
+    layout = hash_layout(
+        "engram-peft", vocab, rows_per_head=(97, 211), layers=(1, 14), pad_id=pad_id
+    )
+    config = {
+        "model_type": "engram",
+        "engram_vocab_size_per_ngram": [97 * 8 + 3, 211 * 8],
+        "ngram_sizes": [2, 3],
+        "n_head_per_ngram": 8,
+        "embedding_dim": 128,
+        "enable_tokenizer_compression": True,
+        "target_layers": [14, 1],
+        "hc_mult": COPIES,
+        "conv_kernel_size": 4,
+        "compressed_vocab_size": vocab.size,
+        "pad_id": pad_id,
+        "seed": 0,
+        "hidden_size": HIDDEN,
+        "engine": "deepseek",
+        "table_spec": None,
+    } | dict(changes or {})
+    writer, random, rows = Writer(folder=folder), np.random.default_rng(9), {}
+    file = "engram_adapters.safetensors"
+    for entry in layout.layers:
+        rows[entry.layer] = random.integers(-64, 64, (entry.rows, 8)).astype(np.float32) / 8
+        start, offsets = f"{entry.layer}.multi_head_embedding.", np.array(entry.offsets)
+        writer.add(file, f"{start}embedding.weight", "float32", rows[entry.layer])
+        writer.add(file, f"{start}offsets", "int64", offsets)
+        start = f"{entry.layer}."
+        writer.add(file, f"{start}gating.w_v.weight", "float32", None, HIDDEN, 128)
+        conv = (COPIES * HIDDEN, 1, 4)
+        writer.add(file, f"{start}short_conv.conv.weight", "float32", None, *conv)
+        for copy in range(COPIES):
+            writer.add(file, f"{start}gating.w_k.{copy}.weight", "float32", None, HIDDEN, 128)
+            for name in ("gating.norm_h", "gating.norm_k", "short_conv.norms"):
+                writer.add(file, f"{start}{name}.{copy}.weight", "float32", None, HIDDEN)
+    path = writer.write(config, index=False)
+    return Written(path=path, layout=layout, rows=rows, scales={})

@@ -26,13 +26,14 @@ def foreign_artifacts(folder: Path, tokenizer: Path) -> Iterator[Entry]:
     checkpoints.longcat(folder / "longcat")
     small_artifacts.demo(folder / "demo", vocab)
     small_artifacts.store(folder / "engramdb")
+    small_artifacts.engram_peft(folder / "engram-peft", vocab)
     files = {"gguf": "m.gguf", "pleo": "m.pleo", "plepatch": "m.plepatch"}
     for name in files:
         (folder / name).mkdir()
     checkpoints.deepseek_gguf(folder / "gguf" / "m.gguf", vocab, "llama.cpp")
     small_artifacts.pleo(folder / "pleo" / "m.pleo", rows, np.ones((3, 4)))
     small_artifacts.plepatch(folder / "plepatch" / "m.plepatch", rows, payload, dim=32, kind=8)
-    for name in ("deepseek", "qwen", "longcat", "demo", "engramdb", *files):
+    for name in ("deepseek", "qwen", "longcat", "demo", "engramdb", "engram-peft", *files):
 
         def read(here: Path, file: str = files.get(name, ".")) -> None:
             verify(VerifyRequest(path=here / file, folder=here, threads=1))

@@ -48,7 +48,7 @@ def scheme_layouts(draw: st.DrawFn) -> HashLayout:
         "layers": draw(st.sampled_from([(1, 4), (3,)])),
     }
     size = draw(st.integers(4, 50))
-    if scheme in ("engram-v1", "deepseek-v4.1"):
+    if scheme in ("engram-v1", "deepseek-v4.1", "engram-peft"):
         vocab = a_vocab(size, draw(st.integers(2, size)))
         return hash_layout(scheme, vocab, pad_id=draw(st.integers(0, size - 1)), **options)
     if scheme in ("qwen-ple", "longcat"):
