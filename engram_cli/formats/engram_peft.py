@@ -48,7 +48,7 @@ from engram_cli.hashing.layout import (
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows.source import ROWS
 from engram_cli.vocab.compress import compress_vocab
-from engram_cli.vocab.lookup import MOST_VOCABULARY, VocabMap, base_lookup, lookup_digest
+from engram_cli.vocab.lookup import VocabMap, base_lookup, lookup_digest
 from engram_cli.vocab.tokenizer import load_tokenizer
 
 ADAPTER = "engram_adapters.safetensors"
@@ -133,7 +133,7 @@ def _layout(
     base, whole = _vocabulary(path, config, tokenizer, compressed)
     known = None if base is None else base.size
     checks.append(compared("compressed size", config.get("compressed_vocab_size"), known))
-    vocab = bare_map(_vocabulary_size(config)) if base is None else base
+    vocab = bare_map(count_in(config, "compressed_vocab_size")) if base is None else base
     heads, pad = count_in(config, "n_head_per_ngram"), count_in(config, "pad_id")
     sizes = counts_in(config, "engram_vocab_size_per_ngram")
     computed = hash_layout(
@@ -179,19 +179,12 @@ def _layout(
     )
 
 
-def _vocabulary_size(config: Mapping[str, Any]) -> int:
-    size = count_in(config, "compressed_vocab_size")
-    if not 0 < size <= MOST_VOCABULARY:
-        raise InputError(f"a vocabulary of {size:,} ids", "check compressed_vocab_size")
-    return size
-
-
 def _vocabulary(
     path: Path, config: Mapping[str, Any], tokenizer: Path | None, compressed: bool
 ) -> tuple[VocabMap | None, NDArray[np.int32] | None]:
     """Return the map of the base vocabulary and that of all ids; None where nobody has them."""
     if not compressed:
-        plain = bare_map(_vocabulary_size(config))
+        plain = bare_map(count_in(config, "compressed_vocab_size"))
         return plain, plain.lookup
     if tokenizer is None and not (path / "tokenizer.json").is_file():
         return None, None

@@ -21,7 +21,7 @@ import numpy as np
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import Facts, Format, rows_facts
-from engram_cli.formats.model_folder import DAMAGED, Check, compared, count_in, counts_in
+from engram_cli.formats.model_folder import DAMAGED, Check, compared, count_in, counts_in, orders_in
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows.dtypes import physical_dtype
@@ -155,8 +155,8 @@ def _shard_checks(place: Path, shards: int, size: int) -> tuple[list[Path], list
     try:
         found = {file.name: file.stat().st_size for file in place.iterdir() if
                  _SHARD.fullmatch(file.name)}  # fmt: skip
-    except OSError as error:
-        raise InputError(f"cannot read {place}: {error.strerror}", "check memory.store") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {place}: {error}", "check memory.store") from None
     names = [f"shard_{index:03d}.bin" for index in range(shards)]
     missing = [name for name in names if name not in found]
     other = [name for name in names if found.get(name, size) != size]
@@ -189,7 +189,7 @@ def _layout(ple: Mapping[str, Any], rows: int) -> tuple[HashLayout | None, list[
         "qwen-ple",
         vocab_size=count_in(ple, "vocab_size") if known else _QWEN_VOCABULARY,
         eos_id=given["eos"],
-        orders=tuple(range(2, min(given["ngram_size"], 64) + 1)),
+        orders=orders_in(given, "ngram_size"),
         heads=given["heads_per_ngram"],
         rows_per_head=_QWEN_ROWS if sizes is None else sizes[0],
         layers=(_LAYER,),

@@ -317,7 +317,7 @@ def _checkpoints(folder: Path, made: Made) -> Iterator[Target]:
     def embeddings(here: Path) -> None:
         found = find_embeddings(here, "output")
         found.read(0, min(found.tokens, 4))
-        found.digest()
+        found.map()
 
     yield Target("embeddings", model, _files(model, model), embeddings)
 
