@@ -39,7 +39,6 @@ from engram_cli.report.place import check_page
 from engram_cli.sizes import available_memory
 from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.collector_set import (
-    CollectorOptions,
     exact_memory,
     kept_states,
     make_collectors,
@@ -50,6 +49,7 @@ from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.orders import OrderStats
 from engram_cli.stats.overlap import SourcesResult
 from engram_cli.stats.results import all_results, split_results, statistics_page
+from engram_cli.stats.statistic import CollectorOptions
 from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
