@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engram_cli.commands.artifact import open_vectors
+from engram_cli.commands.artifact import open_vectors, require_sound
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import EngramError, OutputError
-from engram_cli.formats.base import require_sound
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import HITS, RowSource
