@@ -193,7 +193,7 @@ def test_rows_are_the_same(
 def test_tokens_are_the_same_and_resume_after_any_partition(
     engine: Engine, tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engram_cli.table.inits.corpus.tokens.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("engram_cli.table.inits.corpus.tokens.KEEP_SECONDS", -1.0)  # each time
     plan, reading = work.plan, work.reading
     wanted = TokenWriter(tmp_path / "wanted", "r")
     write_tokens(LocalEngine(1), reading, plan, wanted, SILENT)
