@@ -154,13 +154,9 @@ def _layout(
             entry = replace(entry, moduli=own, rows=sum(own))
         entries.append(entry)
     layout = replace(computed, layers=tuple(entries))
+    drawn = ", ".join(map(str, entries[0].multipliers))
     checks.append(
-        Check(
-            name="multipliers",
-            result="undecided",
-            found="not in the files",
-            expected=", ".join(map(str, entries[0].multipliers)),
-        )
+        Check(name="multipliers", result="undecided", found="not in the files", expected=drawn)
     )
     if whole is None:
         return replace(layout, lookup=None, vocab_digest=UNKNOWN_VOCABULARY), checks
