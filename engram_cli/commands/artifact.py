@@ -13,18 +13,19 @@ from numpy.typing import NDArray
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_file import is_plan
 from engram_cli.commands.workspace import Workspace
-from engram_cli.errors import EngramError, InputError
+from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import Format
+from engram_cli.formats.base import Checks, Format
 from engram_cli.formats.statistics import StatisticsRows, statistics_rows
-from engram_cli.hashing.layout import HashLayout, short
-from engram_cli.progress import Progress
+from engram_cli.hashing.layout import BASE_VOCABULARY, HashLayout, short
+from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import RowSource
 from engram_cli.stats.known import HitsAt
 from engram_cli.stats.row_ngrams import RowNgrams, load_row_ngrams
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.lookup import base_lookup, lookup_digest
 from engram_cli.vocab.parquet import read_vocab
 
 VOCABULARY = "vocabulary"
@@ -103,6 +104,21 @@ def open_vectors(path: Path, tokenizer: Path | None = None) -> tuple[RowSource, 
     if source.dim is None or source.dtype is None:
         raise InputError(f"{path} holds no vectors", "give a table or a bundle")
     return source, source.dim, source.dtype
+
+
+def require_sound(
+    source: RowSource, hint: str, *, threads: int = 1, progress: Progress = SILENT
+) -> None:
+    """Raise ArtifactError, which names the first problem, when the source does not verify.
+
+    What is copied out of an artifact gets checksums of its own, which would vouch for the damage.
+    """
+    checks = Checks(threads=threads, progress=progress)
+    FORMATS.load(source.format).verify(source.path, checks)
+    if not checks.ok:
+        rest = len(checks.problems) - 1
+        more = f" (and {rest} more)" if rest else ""
+        raise ArtifactError(f"{source.path} is damaged: {checks.problems[0]}{more}", hint)
 
 
 def counted_by(source: RowSource, statistics: Statistics | None) -> RowSource | None:
@@ -224,6 +240,9 @@ def belongs(vocab: CompressedVocab, layout: HashLayout) -> bool:
     """Return whether a layout hashes the ids of this vocabulary."""
     if layout.vocab_digest is None:
         return len(vocab.lookup) == layout.vocab_size
+    base = layout.parameters.get(BASE_VOCABULARY)
+    if isinstance(base, int):
+        return lookup_digest(base_lookup(vocab.lookup, base)) == layout.vocab_digest
     return vocab.digest == layout.vocab_digest
 
 

@@ -29,7 +29,7 @@ from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stamps import Stamps, check_companions, stamps_of
 from engram_cli.engines.base import ENGINES, Reading, request_fingerprint
 from engram_cli.engines.counting import Running, Work, count, resume_folder
-from engram_cli.errors import OutputError
+from engram_cli.errors import InputError, OutputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
 from engram_cli.outputs import prepare_output
@@ -39,7 +39,6 @@ from engram_cli.report.place import check_page
 from engram_cli.sizes import available_memory
 from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.collector_set import (
-    CollectorOptions,
     exact_memory,
     kept_states,
     make_collectors,
@@ -50,12 +49,12 @@ from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.orders import OrderStats
 from engram_cli.stats.overlap import SourcesResult
 from engram_cli.stats.results import all_results, split_results, statistics_page
+from engram_cli.stats.statistic import CollectorOptions
 from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 
 if TYPE_CHECKING:
-    from engram_cli.commands.merge_stats import MergeStatsRequest
     from engram_cli.stats.state import State
     from engram_cli.stats.totals import Counts
 
@@ -140,9 +139,11 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
             progress.note("too many n-grams to keep all: --merge will use samples of them")
         files = len({file.name for file in plan.files})
         written = write_statistics(
-            request,
             counted.counts,
             results,
+            out,
+            force=request.force,
+            report=request.report,
             corpus={"files": files, "empty_files": counted.empty_files},
             partials=partials,
             finished=partial(note_finished, running.checkpoints),
@@ -160,32 +161,33 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
 
 
 def write_statistics(
-    request: HashStatsRequest | MergeStatsRequest,
     counts: Counts,
     results: Mapping[str, object],
+    out: Path,
     *,
+    force: bool,
+    report: Path | None,
     corpus: Mapping[str, int],
     partials: Mapping[str, State],
     finished: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write the statistics folder, and the page if one is asked for.
+    """Write the statistics folder `out`, and the page `report` if one is asked for.
 
     Returns the fields of a `StatisticsResult`. `finished` is called with the digest before the
     folder is in place.
     """
-    out = request.out or request.workspace.stats
     write_stats(
         counts,
         results,
         out,
         corpus=corpus,
         partials=partials,
-        force=request.force,
+        force=force,
         finished=finished,
     )
-    if request.report is not None:
+    if report is not None:
         page = statistics_page(read_stats(out))
-        write_page(page, request.report, force=request.force)
+        write_page(page, report, force=force)
     return {
         "out": out,
         "scheme": counts.layout.scheme,
@@ -211,6 +213,11 @@ def _prepare(
     sources = find_sources(request.sources, request.corpus)
     check_labelled(sources.files, request.corpus)
     layout = request.geometry.resolve(vocab)
+    if layout.fold == "oldest-first-late":
+        raise InputError(
+            f"n-grams of {layout.scheme} are not counted: most do not end at the current token",
+            "count with engram-v1, whose primes and multipliers are the same",
+        )
     note_pad(layout, vocab, progress)
     text = needs_tokenizer(sources.files, request.corpus)
     plan = plan_partitions(sources.files, request.corpus, request.partition_size)

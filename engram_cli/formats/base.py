@@ -6,7 +6,7 @@ every format, so that a new one needs no more than `recognise` and `open`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from engram_cli.errors import ArtifactError
-from engram_cli.formats import FORMATS
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
@@ -59,6 +58,15 @@ class Checks:
         self.take(what, [f"{prefix}{problem}" for problem in others.problems])
         self.files += others.files
         self.stored_bytes += others.stored_bytes
+
+    def take_compared(self, compared: Iterable[Any]) -> None:
+        """Take the checks of a foreign format's source."""
+        for each in compared:
+            line = f"{each.name}: {each.found}, expected {each.expected}"
+            if each.result == "undecided":
+                self.not_checked.append(line)
+            else:
+                self.take(each.name, [line] if each.result == "differs" else [])
 
     @property
     def ok(self) -> bool:
@@ -190,21 +198,6 @@ def row_problems(source: RowSource, progress: Progress = SILENT) -> list[str]:
     return problems
 
 
-def require_sound(
-    source: RowSource, hint: str, *, threads: int = 1, progress: Progress = SILENT
-) -> None:
-    """Raise ArtifactError, which names the first problem, when the source does not verify.
-
-    What is copied out of an artifact gets checksums of its own, which would vouch for the damage.
-    """
-    checks = Checks(threads=threads, progress=progress)
-    FORMATS.load(source.format).verify(source.path, checks)
-    if not checks.ok:
-        rest = len(checks.problems) - 1
-        more = f" (and {rest} more)" if rest else ""
-        raise ArtifactError(f"{source.path} is damaged: {checks.problems[0]}{more}", hint)
-
-
 # The check that names constants which a file lacks: they are computed, and contradict nothing.
 LACKING = "constants in the file"
 
@@ -263,11 +256,6 @@ class Format:
             return self.check(path, checks)
         checks.files, checks.stored_bytes = stored_size(path)
         source = self.open_with(path, tokenizer)
-        for each in getattr(source, "checks", ()):
-            line = f"{each.name}: {each.found}, expected {each.expected}"
-            if each.result == "undecided":
-                checks.not_checked.append(line)
-            else:
-                checks.take(each.name, [line] if each.result == "differs" else [])
+        checks.take_compared(getattr(source, "checks", ()))
         checks.take("rows", row_problems(source, checks.progress))
         return source
