@@ -23,7 +23,6 @@ from engram_cli.table.planning.estimates import Demand, Expectation, expect
 from engram_cli.table.planning.placement import Hardware, Load, Placement, placements
 from engram_cli.table.spec import TableSpec
 
-SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts
 FAR = 1000.0  # times the tokens counted: from here on a plan says how uncertain it is
 
 

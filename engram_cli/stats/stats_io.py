@@ -194,11 +194,6 @@ def figures_document(counts: Counts, results: Mapping[str, object]) -> dict[str,
     return fixed | {key: as_json(result) for key, result in results.items()}
 
 
-def is_stats(path: Path) -> bool:
-    """Return whether `path` is a statistics folder, finished or not."""
-    return (path / DOCUMENT).is_file() and (path / COUNTERS).is_dir()
-
-
 def _listing(path: Path) -> Listing | None:
     """Return the files of a finished statistics folder; a chunk of zeros has no file."""
     try:
