@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry
+from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.options import (
     CORPUS,
     ENGINE,
@@ -16,7 +16,6 @@ from engram_cli.commands.requests.options import (
     Group,
     Here,
     Option,
-    Preset,
     Request,
     Rule,
     Vocab,
@@ -199,7 +198,7 @@ class HashStatsRequest(CorpusRun):
             argument=True,
         ),
     ]
-    preset: Preset = None
+    preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = dataclasses.field(default_factory=Geometry)
     sample_size: Annotated[
         int,
@@ -325,6 +324,7 @@ class FillRequest(CorpusRun):
             "Memory limit, such as 4GB (half of the free memory; with ray, 2GB per task).",
             metavar="SIZE",
             parser=read_size,
+            least=2**26,
         ),
     ] = None
     workspace: Here = dataclasses.field(default_factory=Workspace)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry
+from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.commands.requests.options import (
     WORKSPACE,
@@ -17,7 +17,6 @@ from engram_cli.commands.requests.options import (
     Group,
     Here,
     Option,
-    Preset,
     Request,
     Rule,
     Scale,
@@ -26,14 +25,14 @@ from engram_cli.commands.requests.options import (
     integers,
 )
 from engram_cli.commands.workspace import Workspace
+from engram_cli.registry import enumerated
 from engram_cli.rows import DTYPES
 from engram_cli.sizes import read_size
-from engram_cli.table.planning.placement import Hardware, find_hardware
+from engram_cli.table.planning.placement import HARDWARE, Hardware, find_hardware
 
 CORPUS_INITS = ("token-mean", "next-token")
 DEFAULT_DIM, DEFAULT_DTYPE = 64, "bfloat16"
 SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts
-_DTYPES = list(DTYPES)
 _BUDGET, _HARDWARE = "Budget", "Hardware"
 
 
@@ -50,7 +49,7 @@ class BuildTableRequest(Request):
     `fingerprint`: what that of the layout must be. With `dry_run` nothing is written.
     """
 
-    preset: Preset = None
+    preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
     dim: Annotated[
         int | None, Option("Values per row, the width of one head (64, or the preset's).", least=1)
@@ -58,8 +57,8 @@ class BuildTableRequest(Request):
     dtype: Annotated[
         str | None,
         Option(
-            "Data type of the stored rows (bfloat16, or the plan's). Types: "
-            "docs/reference/table-format.md."
+            f"Data type of the stored rows: {DTYPES.choices()} ({DEFAULT_DTYPE}, or that of the "
+            "preset or plan)."
         ),
     ] = None
     plan: Annotated[
@@ -145,7 +144,7 @@ class ConvertRequest(Request):
     """
 
     source: Annotated[Path, Option("Table or bundle to convert.", argument=True, name="table")]
-    dtype: Annotated[str, Option(f"{', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}.")]
+    dtype: Annotated[str, Option(f"Data type of the new rows: {DTYPES.choices()}.")]
     out: Annotated[Path, Option("Table to write.", short="-o")]
     scale: Scale = None
     chunk_rows: ChunkRows = None
@@ -319,9 +318,7 @@ class Machine(Request):
 
     PANEL = _HARDWARE
 
-    hardware: Annotated[
-        str, Option("Accelerator: h100, h200, b200, gb200, l40s, rtx-4090 or cpu.")
-    ] = "h200"
+    hardware: Annotated[str, Option(f"Accelerator: {enumerated(HARDWARE, 'or')}.")] = "h200"
     hbm_bytes: Annotated[
         int | None, replace(_size("Accelerator memory available for rows."), name="hbm")
     ] = None
@@ -364,7 +361,9 @@ class PlanRequest(Request):
         ),
     ] = None
     dim: Annotated[int, Option("Values per row, the width of one head.", least=1)] = DEFAULT_DIM
-    dtype: Annotated[str, Option("Data type of the stored rows.")] = DEFAULT_DTYPE
+    dtype: Annotated[str, Option(f"Data type of the stored rows: {DTYPES.choices()}.")] = (
+        DEFAULT_DTYPE
+    )
     hardware: Annotated[Hardware, Group(Machine)] = field(
         default_factory=lambda: find_hardware("h200")
     )

@@ -40,7 +40,7 @@ from engram_cli.table.inits.corpus.pairs import Occurrences, check_fold, write_p
 from engram_cli.table.inits.corpus.tokens import TokenFile
 
 _ENTRY = 8  # bytes of a pair in a bucket
-_LEAST_MEMORY = 64 * 2**20
+LEAST_MEMORY = 64 * 2**20
 _TOGETHER = 2  # columns dealt out together: reading pairs for one alone took 3 ns each of 12
 
 
@@ -70,7 +70,7 @@ class CorpusFill:
     kept: Kept = field(default_factory=Kept, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.memory < _LEAST_MEMORY:
+        if self.memory < LEAST_MEMORY:
             raise InputError(f"{self.memory} bytes of memory", "give 64MiB or more")
         check_fold(self.layout)
         if self.layout.vocab_size > 1 << TOKEN_BITS:
