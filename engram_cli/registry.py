@@ -17,19 +17,23 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """A read-only mapping of names to objects that are imported when first asked for."""
 
-    def __init__(self, kind: str, entries: dict[str, str]) -> None:
+    def __init__(
+        self, kind: str, entries: dict[str, str], unlisted: dict[str, str] | None = None
+    ) -> None:
+        """Make a registry; `unlisted` names can be loaded, but are not among the choices."""
         self.kind = kind
-        self._entries = dict(entries)
+        self._entries = {**entries, **(unlisted or {})}
+        self._unlisted = frozenset(unlisted or ())
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return (name for name in self._entries if name not in self._unlisted)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
     def choices(self) -> str:
         """Return the names as a help text lists them: "a, b or c"."""
-        return enumerated(self._entries, "or")
+        return enumerated(self, "or")
 
     def register(self, name: str, entry: str) -> None:
         """Add `name` as "module:attribute". Raises InputError where the name is taken."""
@@ -42,9 +46,7 @@ class Registry(Generic[T]):
         try:
             module, _, attribute = self._entries[name].partition(":")
         except KeyError:
-            raise InputError(
-                f"unknown {self.kind} '{name}'", f"known: {', '.join(self._entries)}"
-            ) from None
+            raise InputError(f"unknown {self.kind} '{name}'", f"known: {', '.join(self)}") from None
         return cast(T, getattr(import_module(module), attribute))
 
 

@@ -104,7 +104,7 @@ def _parameter(each: Declared) -> Parameter:
 
 def _flags(each: Declared, default: Any) -> list[str]:
     flag = each.name.replace("_", "-")
-    both = f"/--no-{flag}" if default is True else ""
+    both = f"/--no-{flag}" if default is True or each.type == (bool | None) else ""
     return [f"--{flag}{both}", *([each.option.short] if each.option.short else [])]
 
 

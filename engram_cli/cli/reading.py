@@ -35,12 +35,16 @@ def inspect(request: InspectRequest, terminal: Terminal) -> None:
     """Show what an artifact is, what it must match, and what its rows hold.
 
     Rows are read once, in constant memory: norms, zero rows, hits, hottest and duplicate rows.
+    Other programs' checkpoints (DeepSeek-V4.1, Qwen4-Exp, LongCat, GGUF) are compared with their
+    config and tokenizer; the exit code is 1 if something differs.
     With --probe, measure how well a table built with --init next-token predicts a text.
     """
     from engram_cli.commands.inspect import inspect as run
 
     result = run(request, terminal)
     terminal.result(result, *inspect_parts(result))
+    if any(check.result == "differs" for check in result.checks):
+        raise typer.Exit(1)
 
 
 @command(LookupRequest)
@@ -134,7 +138,7 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
         lines.append(("report", shown_path(result.report)))
     views = {view.name: view for view in inspection_views(result)}
     # The page has the heads at its end, where they may be long.
-    order = ("digests", "heads", "norms", "hottest", "duplicates")
+    order = ("checks", "digests", "heads", "norms", "hottest", "duplicates")
     tables = printed(views[name] for name in order if name in views)
     return [facts(str(result.kind).capitalize(), lines), *tables, *probe_parts(result.probe)]
 

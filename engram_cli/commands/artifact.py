@@ -48,8 +48,10 @@ class Artifact:
         """The format, of an artifact with rows."""
         return FORMATS.load(self.kind)
 
-    def open(self, geometry: Geometry | None = None) -> RowSource:
+    def open(self, geometry: Geometry | None = None, tokenizer: Path | None = None) -> RowSource:
         """Open the rows; `geometry` makes the layout of a bare vocabulary.
+
+        `tokenizer`: that of a foreign checkpoint, None for the one in its folder.
 
         Raises InputError, IncompleteError, ArtifactError as the readers of each format do.
         """
@@ -64,7 +66,7 @@ class Artifact:
                 f"{self.path} has its own geometry ({', '.join(geometry.given)} was given)",
                 "leave the geometry out, or give a vocabulary to try one",
             )
-        return self.format.open(self.path)
+        return self.format.open_with(self.path, tokenizer)
 
 
 def find_artifact(path: Path) -> Artifact:

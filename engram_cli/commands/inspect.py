@@ -12,7 +12,8 @@ from engram_cli.commands.probe import ProbeResult, probe
 from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import EngramError, IncompleteError, InputError
 from engram_cli.formats.base import Digest, Facts, stored_size
-from engram_cli.hashing.layout import HashLayout
+from engram_cli.formats.model_folder import Check
+from engram_cli.hashing.layout import UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
 from engram_cli.rows.source import RowSource
@@ -49,6 +50,8 @@ class InspectResult:
     files: int
     stored_bytes: int
     scheme: str | None = None
+    dialect: str | None = None
+    checks: tuple[Check, ...] = ()
     multipliers: tuple[tuple[int, tuple[str, ...]], ...] = ()
     layout: tuple[LayoutColumn, ...] = ()
     columns: tuple[Columns, ...] = ()
@@ -83,7 +86,7 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
         result = _vocabulary(found.path, request)
     else:
         try:
-            source = found.open()
+            source = found.open(tokenizer=request.tokenizer)
         except IncompleteError:
             if found.format.unfinished is None:
                 raise
@@ -111,7 +114,7 @@ def _rows(
     # First, since what it needs may be wrong.
     known = None if request.probe is None else probe(request.probe, progress)
     rows: dict[str, Any] = {}
-    if request.rows:
+    if request.rows or (request.rows is None and not found.format.foreign):
         threads = request.threads or processors()
         rows = inspect_rows(
             source, companions, hottest=request.hottest, threads=threads, progress=progress
@@ -125,6 +128,8 @@ def _rows(
         stored_bytes=size,
         report=request.report,
         probe=known,
+        dialect=getattr(source, "dialect", None),
+        checks=getattr(source, "checks", ()),
         **rows,
     )
 
@@ -197,6 +202,8 @@ def _layout_digests(layout: HashLayout, companions: Companions) -> tuple[Digest,
         value=layout.fingerprint,
         must_match="statistics, tables and bundles that go together",
     )
+    if layout.vocab_digest == UNKNOWN_VOCABULARY:
+        return ()
     if layout.vocab_digest is None:
         return (own,)
     place, matches = companions.vocabulary_place(), None

@@ -65,6 +65,8 @@ def write_inspection(result: InspectResult, name: str, path: Path, *, force: boo
 
 def inspection_views(result: InspectResult) -> Iterator[View]:
     """Return the views of an inspection, of those parts that were found."""
+    if result.checks:
+        yield _checks(result)
     if result.digests:
         yield _digests(result)
     if result.probe is not None:
@@ -93,6 +95,27 @@ def inspection_views(result: InspectResult) -> Iterator[View]:
         yield _duplicates(result)
     if result.layout:
         yield _heads(result)
+
+
+def _checks(result: InspectResult) -> View:
+    return View(
+        name="checks",
+        title="Checks",
+        lead="What the files hold, compared with what follows from config and tokenizer. "
+        "Undecided: one side is not known.",
+        parts=(
+            Table(
+                title="",
+                columns=(
+                    Column(name="check", kind="text"),
+                    Column(name="result", kind="text"),
+                    Column(name="found", kind="text"),
+                    Column(name="expected", kind="text"),
+                ),
+                rows=tuple((c.name, c.result, c.found, c.expected) for c in result.checks),
+            ),
+        ),
+    )
 
 
 def _digests(result: InspectResult) -> View:

@@ -84,7 +84,7 @@ def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
     companions = Companions(
         artifact=found.path, folder=request.folder, stats=request.stats, vocab=request.vocab
     )
-    rows = found.open(request.geometry)
+    rows = found.open(request.geometry, request.tokenizer)
     entry = _layer(request, rows)
     if request.vectors is not None:
         _check_vectors(request, rows)

@@ -61,7 +61,7 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
             checks.files, checks.stored_bytes = 1, artifact.path.stat().st_size
             _check_vocab(artifact.path, request.tokenizer, checks)
         else:
-            _check_rows(artifact, companions, checks)
+            _check_rows(artifact, companions, checks, request.tokenizer)
     except ArtifactError as error:
         checks.problems.append(error.message)
     return VerifyResult(
@@ -77,10 +77,12 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     )
 
 
-def _check_rows(artifact: Artifact, companions: Companions, checks: Checks) -> None:
+def _check_rows(
+    artifact: Artifact, companions: Companions, checks: Checks, tokenizer: Path | None
+) -> None:
     """Check an artifact by its format; then its layout, its vocabulary and its counts."""
     form = artifact.format
-    source = form.verify(artifact.path, checks)
+    source = form.verify(artifact.path, checks, tokenizer)
     if source is None:
         return
     if isinstance(source, StatisticsRows):

@@ -168,19 +168,28 @@ class Format:
     files and bytes of an artifact for which `open` raises IncompleteError. `check`: what verify
     reads in full, for example checksums; None where that shows the rest is not worth checking.
     `counts`: where the hits differ from statistics of the same layout. `write`: a writer.
+
+    A `foreign` format is that of another program's checkpoints. Its `open` takes the path of a
+    tokenizer too, or None for the one in the folder; its sources have `dialect` and `checks`
+    (`formats.model_folder.Check`), and inspect reads their rows only when asked to.
     """
 
     name: str
     recognise: Callable[[Path], Path | None]
-    open: Callable[[Path], RowSource]
+    open: Callable[..., RowSource]
     facts: Callable[[Any], Facts] = rows_facts
     shows_digest: bool = True
     unfinished: Callable[[Path], tuple[Facts, int, int]] | None = None
     check: Callable[[Path, Checks], RowSource | None] | None = None
     counts: Callable[[Any, Statistics], list[str]] | None = None
     write: Writer | None = None
+    foreign: bool = False
 
-    def verify(self, path: Path, checks: Checks) -> RowSource | None:
+    def open_with(self, path: Path, tokenizer: Path | None) -> RowSource:
+        """Open an artifact; `tokenizer` is for a foreign one. Raises as `open`."""
+        return self.open(path, tokenizer) if self.foreign else self.open(path)
+
+    def verify(self, path: Path, checks: Checks, tokenizer: Path | None = None) -> RowSource | None:
         """Check an artifact with `check`, else read all its rows once; return it opened.
 
         None where what was found says enough. Raises as `open`.
@@ -188,6 +197,12 @@ class Format:
         if self.check is not None:
             return self.check(path, checks)
         checks.files, checks.stored_bytes = stored_size(path)
-        source = self.open(path)
+        source = self.open_with(path, tokenizer)
+        for each in getattr(source, "checks", ()):
+            line = f"{each.name}: {each.found}, expected {each.expected}"
+            if each.result == "undecided":
+                checks.not_checked.append(line)
+            else:
+                checks.take(each.name, [line] if each.result == "differs" else [])
         checks.take("rows", row_problems(source, checks.progress))
         return source

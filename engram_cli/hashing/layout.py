@@ -25,6 +25,8 @@ MAX_HEADS = 256
 MAX_MODULUS = 2**32
 INT64 = 2**63
 VERSION = 1
+# The vocabulary digest of a layout whose vocabulary map nobody has: it hashes no token.
+UNKNOWN_VOCABULARY = "unknown"
 
 # How the tokens of an n-gram become one number; see `HashLayout.lag_multipliers` and `weights`.
 FOLDS = ("newest-first", "oldest-first", "powers")

@@ -22,4 +22,9 @@ DTYPES: Registry[RowType] = Registry(
         "int4": "engram_cli.rows.dtypes:INT4",
         "int4_b32": "engram_cli.rows.dtypes:INT4_B32",
     },
+    # Rows of other programs' files, which are read and not written.
+    unlisted={
+        name: f"engram_cli.rows.codecs.blocks:{name.upper()}"
+        for name in ("e8m0_e4m3", "q8_0", "q4_0", "q4_k", "q6_k")
+    },
 )

@@ -29,6 +29,7 @@ TENSOR_DTYPES = {
     "bfloat16": ("BF16", "<u2"),
     "float8_e4m3fn": ("F8_E4M3", "u1"),
     "float8_e8m0fnu": ("F8_E8M0", "u1"),
+    "int64": ("I64", "<i8"),
     "int32": ("I32", "<i4"),
     "int8": ("I8", "i1"),
     "uint8": ("U8", "u1"),
@@ -51,6 +52,8 @@ class Items:
     become infinite past the largest. `sign`: the bits of an item, as an unsigned integer, that
     make no difference to a zero.
 
+    `block`: (values, bytes) of rows that are stored in blocks of bytes with scales inside.
+
     `name` chooses the fast paths: the kernel that measures norms (`table.scan`) and the plain torch
     decoder. Items that these do not know are decoded by `values`.
     """
@@ -60,6 +63,7 @@ class Items:
     values: Floats | None = None
     packed: bool = False
     sign: int = 0
+    block: tuple[int, int] | None = None
 
     @property
     def physical(self) -> np.dtype[Any]:
@@ -153,6 +157,9 @@ class RowType:
 
     def width(self, dim: int) -> int:
         """Return how many stored items a row of `dim` values takes, packed ones counted by pair."""
+        if self.items.block is not None:
+            values, size = self.items.block
+            return -(-dim // values) * size
         return -(-dim // 2) if self.items.packed else dim
 
     def row_bytes(self, dim: int) -> int:

@@ -168,6 +168,28 @@ class FileArray:
         )
 
 
+class HeldArray(FileArray):
+    """A small array [rows, *tail] in memory, whose bytes are not in files as they are."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values = values
+        self.spans, self.dtype, self.tail = (), values.dtype, values.shape[1:]
+        self.row_bytes, self.rows = values.dtype.itemsize * prod(self.tail), len(values)
+
+    def read(self, first: int, count: int) -> NDArray[Any]:
+        """Return `count` rows from `first` on: [count, *tail]."""
+        return self.values[first : first + count].copy()
+
+    def chunks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield (0, all rows)."""
+        yield 0, self.values
+
+    def take(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the rows [n, *tail] at `ids` int64[n]."""
+        taken: NDArray[Any] = self.values[ids]
+        return taken
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRows:
     """A `RowSource` whose parts are arrays in files.

@@ -133,7 +133,7 @@ def read_header(start: bytes, size: int, what: str) -> dict[str, TensorPlace]:
     try:
         header = parse_json(start[8 : 8 + length])
         header.pop("__metadata__", None)
-        places = {name: _place(name, entry, 8 + length) for name, entry in header.items()}
+        places = {name: tensor_place(name, entry, 8 + length) for name, entry in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{what} has no safetensors header: {error}", _REMAKE) from None
     end = 8 + length
@@ -192,7 +192,7 @@ def checkpoint_files(folder: Path) -> dict[str, Path]:
         listed = read_json(folder / INDEX, "an index of shards").get("weight_map")
         if not isinstance(listed, dict):
             raise ArtifactError(f"{folder / INDEX} has no weight_map", "take the checkpoint again")
-        return {str(name): _shard(folder, file) for name, file in listed.items()}
+        return {str(name): shard_path(folder, file) for name, file in listed.items()}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder} holds no safetensors file", "give a checkpoint's folder")
@@ -220,7 +220,7 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _shard(folder: Path, file: Any) -> Path:
+def shard_path(folder: Path, file: Any) -> Path:
     """Return the path of a file of the folder itself: an index must not lead elsewhere."""
     if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
         raise ArtifactError(f"{folder / INDEX} names the file {file!r}", "take it again")
@@ -230,7 +230,8 @@ def _shard(folder: Path, file: Any) -> Path:
 _REMAKE = "the file is damaged: write the bundle again with engram attach --force"
 
 
-def _place(name: str, entry: Any, data_begin: int) -> TensorPlace:
+def tensor_place(name: str, entry: Any, data_begin: int) -> TensorPlace:
+    """Return a tensor of a header. Raises ValueError, TypeError or KeyError for an odd entry."""
     shape, offsets = entry["shape"], entry["data_offsets"]
     if entry["dtype"] not in _NAMES:
         raise ValueError(f"tensor {name} has dtype {entry['dtype']!r}")

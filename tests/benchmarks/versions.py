@@ -70,6 +70,7 @@ class Worker:
 
 def work(module_name: str) -> None:
     """Serve `Worker`: name the contestants, then run what is asked for."""
+    sys.path.remove(str(HERE))  # of the driver; the tree has its own
     if module_name.endswith(".py"):
         spec = importlib.util.spec_from_file_location("cases_of_a_file", module_name)
         assert spec is not None

@@ -100,12 +100,18 @@ class InspectRequest(Request):
     """What to inspect.
 
     `stats`, `vocab`: None for those that lie next to it and belong to it. `hottest`: rows listed of
-    each order. `rows`: read the rows too; without it only what describes them. `probe`: ask the
+    each order. `rows`: read the rows too, or only what describes them; None reads those of
+    engram's own artifacts. `tokenizer`: that of another program's checkpoint, None for the one in
+    its folder. `probe`: ask the
     table what it knows of a text. `report`: a page to draw of it all.
     """
 
     path: Annotated[
-        Path, Option("Table, bundle, vocabulary or statistics to inspect.", argument=True)
+        Path,
+        Option(
+            "Table, bundle, vocabulary, statistics or checkpoint with tables to inspect.",
+            argument=True,
+        ),
     ]
     stats: Annotated[
         Path | None, Option("Statistics with hits and n-grams (those next to the artifact).")
@@ -114,7 +120,16 @@ class InspectRequest(Request):
     hottest: Annotated[
         int, Option("Number of hottest rows to list per order.", least=0, most=10)
     ] = 5
-    rows: Annotated[bool, Option("Read the rows, or only their metadata.")] = True
+    rows: Annotated[
+        bool | None,
+        Option(
+            "Read the rows, or only their metadata (rows are read unless they are another "
+            "program's checkpoint)."
+        ),
+    ] = None
+    tokenizer: Annotated[
+        Path | None, Option("Tokenizer of another program's checkpoint (that in its folder).")
+    ] = None
     report: Annotated[
         Path | None, Option("Also write the results as one HTML page that opens offline: page.html")
     ] = None
@@ -133,7 +148,12 @@ class LookupRequest(Request):
     for a vocabulary, which has none of its own. The first `limit` tokens of each text are listed.
     """
 
-    path: Annotated[Path, Option("Table, bundle, statistics or vocabulary to use.", argument=True)]
+    path: Annotated[
+        Path,
+        Option(
+            "Table, bundle, statistics, vocabulary or checkpoint with tables to use.", argument=True
+        ),
+    ]
     text: Annotated[str | None, Option("Text to look up.", argument=True)] = None
     ids: Annotated[
         tuple[int, ...] | None,
@@ -181,7 +201,11 @@ class VerifyRequest(Request):
     """
 
     path: Annotated[
-        Path, Option("Table, bundle, vocabulary or statistics to check.", argument=True)
+        Path,
+        Option(
+            "Table, bundle, vocabulary, statistics or checkpoint with tables to check.",
+            argument=True,
+        ),
     ]
     stats: Annotated[
         Path | None, Option("Statistics that the counts must match (those next to the artifact).")

@@ -1,0 +1,248 @@
+"""A DeepSeek-V4.1 checkpoint: rows of float8 e4m3 with an e8m0 scale for every 32 values.
+
+The config's engram_* keys lie under `text_config`, or at the top as in inference/config.json,
+where the pad token's key has another name. The files hold neither moduli nor multipliers nor a
+token map: these follow from config and tokenizer. Other layer numbers and sizes are read too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engram_cli.errors import InputError
+from engram_cli.files import read_json
+from engram_cli.formats.base import Format
+from engram_cli.formats.model_folder import (
+    CONFIG,
+    Check,
+    CheckpointRows,
+    FolderTokenizer,
+    ModelFolder,
+    bare_map,
+    checkpoint_facts,
+    compared,
+    config_of,
+    count_in,
+    counts_in,
+    open_folder,
+)
+from engram_cli.hashing.layout import UNKNOWN_VOCABULARY, HashLayout
+from engram_cli.hashing.schemes import hash_layout
+from engram_cli.rows.source import ROWS, SCALES
+from engram_cli.vocab.lookup import VocabMap
+
+# vLLM renames the scales, and puts "model." before every name.
+_NAME = re.compile(
+    r"(?:model\.)?layers\.(\d{1,5})\.engram\."
+    r"(?:(embed|embed_tokens)\.(weight|scale|weight_scale_inv)|wkv\.(weight|scale)|[qk]_weight)"
+)
+_BLOCK = 32  # values of a row that share a scale
+_KEYS = (
+    "engram_layer_ids",
+    "engram_num_embeddings",
+    "engram_max_ngram_size",
+    "engram_vocab_size",
+    "engram_n_heads",
+    "engram_head_dim",
+    "engram_compressed_vocab_size",
+)
+_PAD = ("engram_pad_token_id", "engram_pad_id")
+
+
+def _engram_config(folder: Path) -> tuple[Mapping[str, Any], str] | None:
+    """Return the mapping that has the engram_* keys, and where it is."""
+    whole = config_of(folder)
+    if whole is not None:
+        inner = whole.get("text_config")
+        if isinstance(inner, Mapping) and "engram_layer_ids" in inner:
+            return {**whole, **inner}, "text_config"
+        if "engram_layer_ids" in whole:
+            return whole, "flat"
+    try:
+        flat = read_json(folder / "inference" / CONFIG, "a config")
+    except Exception:  # not there, or no config
+        return None
+    return (flat, "flat, inference/") if "engram_layer_ids" in flat else None
+
+
+def _recognise(path: Path) -> Path | None:
+    if not path.is_dir() or _engram_config(path) is None:
+        return None
+    return path
+
+
+def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
+    found = _engram_config(path)
+    if found is None:
+        raise InputError(
+            f"{path} has no config with engram_layer_ids", "give a checkpoint's folder"
+        )
+    config, dialect = found
+    folder = open_folder(path, config, lambda name: _NAME.fullmatch(name) is not None)
+    vocab = FolderTokenizer(folder=path, given=tokenizer).vocab()
+    layout = _layout(config, vocab)
+    names = _by_layer(folder)
+    parts, dtype = {}, None
+    for layer in layout.layer_ids:
+        own = names.get(layer, {})
+        if "rows" in own:
+            dtype = _dtype(folder, own)
+            parts[layer, ROWS] = folder.array([own["rows"]])
+            if "scales" in own:
+                parts[layer, SCALES] = folder.array([own["scales"]])
+    return CheckpointRows(
+        format="deepseek-v4.1",
+        path=path,
+        layout=layout,
+        layers=tuple(layer for layer in layout.layer_ids if (layer, ROWS) in parts),
+        dim=count_in(config, "engram_head_dim") if parts else None,
+        dtype=dtype,
+        parts=parts,
+        dialect=dialect,
+        folder=folder,
+        checks=(
+            *_config_checks(config, vocab),
+            *folder.file_checks(),
+            *(c for layer in layout.layer_ids for c in _layer_checks(folder, layout, layer, names)),
+        ),
+    )
+
+
+def _by_layer(folder: ModelFolder) -> dict[int, dict[str, str]]:
+    """Return the names of each layer's tensors by what they are: "rows", "scales", "wkv", ..."""
+    found: dict[int, dict[str, str]] = {}
+    for name in folder.tensors:
+        match = _NAME.fullmatch(name)
+        assert match is not None
+        layer, embed, kind, _ = match.groups()
+        if embed is not None:
+            part = "rows" if kind == "weight" else "scales"
+        else:
+            part = name.rpartition("engram.")[2]
+        found.setdefault(int(layer), {})[part] = name
+    return found
+
+
+def _dtype(folder: ModelFolder, names: Mapping[str, str]) -> str:
+    """Return the dtype of stored rows. Raises InputError for a pair that is not read."""
+    rows = folder.tensors[names["rows"]].dtype
+    if "scales" not in names and rows in ("float32", "float16", "bfloat16"):
+        return rows
+    scales = folder.tensors[names["scales"]].dtype if "scales" in names else "none"
+    if (rows, scales) == ("float8_e4m3fn", "float8_e8m0fnu"):
+        return "fp8_e8m0"
+    raise InputError(
+        f"rows of {rows} with scales of {scales} are not read",
+        "float8_e4m3fn with float8_e8m0fnu, or plain floats",
+    )
+
+
+def _layout(config: Mapping[str, Any], vocab: VocabMap | None) -> HashLayout:
+    """Return the layout that config and tokenizer give; without a tokenizer it hashes nothing."""
+    size = count_in(config, "engram_compressed_vocab_size") if vocab is None else vocab.size
+    pad = _pad(config)
+    if pad is None:
+        raise InputError("the config has no engram_pad_token_id", "add it: the model card has it")
+    layout = hash_layout(
+        "deepseek-v4.1",
+        bare_map(size) if vocab is None else vocab,
+        orders=tuple(range(2, count_in(config, "engram_max_ngram_size") + 1)),
+        heads=count_in(config, "engram_n_heads"),
+        rows_per_head=count_in(config, "engram_vocab_size"),
+        layers=counts_in(config, "engram_layer_ids"),
+        pad_id=0 if vocab is None else pad,
+    )
+    if vocab is not None:
+        return layout
+    return replace(layout, lookup=None, vocab_digest=UNKNOWN_VOCABULARY)
+
+
+def _pad(config: Mapping[str, Any]) -> int | None:
+    return next((count_in(config, key) for key in _PAD if key in config), None)
+
+
+def _config_checks(config: Mapping[str, Any], vocab: VocabMap | None) -> list[Check]:
+    """Compare the config with itself and with the tokenizer."""
+    missing = [key for key in _KEYS if key not in config]
+    missing += [] if any(key in config for key in _PAD) else [_PAD[0]]
+    size, pad = config.get("engram_compressed_vocab_size"), _pad(config)
+    dead = config.get("image_token_id")
+    known = vocab is not None
+    there = f"missing: {', '.join(missing)}" if missing else "all there"
+    token = (
+        f"compressed {vocab.lookup[pad]}" if vocab is not None and pad is not None else "a token"
+    )
+    return [
+        compared("config keys", there, "all there"),
+        compared("compressed size", size, vocab.size if vocab is not None else None),
+        compared("token ids", config.get("vocab_size"), vocab.vocab_size if vocab else None),
+        Check(
+            name="pad token",
+            result="ok" if known and pad is not None else "undecided",
+            found=str(pad),
+            expected=token,
+        ),
+        Check(
+            name="dead tokens",
+            result="undecided" if dead is None else "ok",
+            found="none named" if dead is None else str(dead),
+            expected="image_token_id",
+        ),
+    ]
+
+
+def _layer_checks(
+    folder: ModelFolder, layout: HashLayout, layer: int, names: Mapping[int, Mapping[str, str]]
+) -> list[Check]:
+    """Compare the tensors of a layer with the config, and with the layout it gives."""
+    config, own, label = folder.config, names.get(layer, {}), f"layer {layer}"
+    dim, rows = count_in(config, "engram_head_dim"), layout.layer(layer).rows
+    layers, heights = (
+        counts_in(config, key) for key in ("engram_layer_ids", "engram_num_embeddings")
+    )
+    told = dict(zip(layers, heights, strict=False))
+    width, hidden = layout.columns * dim, config.get("hidden_size")
+    streams = config.get("hc_mult", config.get("hyper_connection_size"))
+    heads = (streams, hidden) if streams is not None and hidden is not None else None
+    projection = None if heads is None else (heads[0] * heads[1] + heads[1], width)
+    expected: dict[str, tuple[int, ...] | None] = {
+        "rows": (rows, dim),
+        "scales": (rows, -(-dim // _BLOCK)),
+        "wkv.weight": projection,
+        "q_weight": heads,
+        "k_weight": heads,
+    }
+    checks = [compared(f"{label}: rows of the config", told.get(layer), rows)]
+    quantised = isinstance(config.get("quantization_config"), Mapping)
+    for part, shape in expected.items():
+        if part not in own:
+            is_needed = part != "scales" or quantised
+            found = "missing" if is_needed else "none"
+            checks.append(compared(f"{label}: {part}", found, "there" if is_needed else "none"))
+            continue
+        tensor = folder.tensors[own[part]]
+        checks.append(compared(f"{label}: {part}, shape", tensor.shape, shape))
+    if quantised and "rows" in own:
+        checks.append(
+            compared(f"{label}: rows, dtype", folder.tensors[own["rows"]].dtype, "float8_e4m3fn")
+        )
+    entry = layout.layer(layer)
+    multipliers = ", ".join(map(str, entry.multipliers))
+    checks.append(
+        Check(
+            name=f"{label}: multipliers",
+            result="undecided",
+            found="not in the files",
+            expected=multipliers,
+        )
+    )
+    return checks
+
+
+FORMAT = Format(
+    name="deepseek-v4.1", recognise=_recognise, open=_open, facts=checkpoint_facts, foreign=True
+)

@@ -1,0 +1,509 @@
+"""Engram tables in GGUF files: DeepSeek-V4.1's in six dialects, and Qwen4-Exp's.
+
+A dialect is known by its keys and tensors, never by the architecture's name. What a file does not
+hold follows from what it does hold and from the token map or a tokenizer; it is named in the
+checks, never filled in silently.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engram_cli.errors import ArtifactError, EngramError, InputError
+from engram_cli.formats.base import Facts, Format, rows_facts
+from engram_cli.formats.model_folder import Check, FolderTokenizer, bare_map, compared
+from engram_cli.hashing.layout import (
+    MAX_HEADS,
+    MAX_MODULUS,
+    MAX_ORDER,
+    UNKNOWN_VOCABULARY,
+    HashLayout,
+)
+from engram_cli.hashing.schemes import hash_layout
+from engram_cli.hashing.schemes.engram_v1 import distinct_primes
+from engram_cli.rows import DTYPES
+from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.gather import FileArray, FileRows
+from engram_cli.rows.gguf_file import MAGIC, GgufFile, GgufTensor, Strings, read_gguf
+from engram_cli.rows.source import ROWS, SCALES, Span
+from engram_cli.vocab.lookup import MOST_VOCABULARY, VocabMap
+
+_DAMAGED = "the file is damaged or was not downloaded whole: take it again"
+# What each dialect calls the constants: the end of a key, or a tensor's name.
+_KEYS: dict[str, dict[str, str]] = {
+    "llama.cpp": {
+        "layers": ".engram.layer_ids",
+        "heads": ".engram.head_count",
+        "dim": ".engram.key_length",
+        "longest": ".engram.max_ngram_size",
+        "multipliers": ".engram.multipliers",
+        "moduli": ".engram.primes",
+        "offsets": ".engram.offsets",
+        "map": ".engram.token_map",
+        "pad": ".engram.pad_id",
+    },
+    "ds4": {
+        "encoding": ".engram.encoding",
+        "layers": ".engram.layer_ids",
+        "rows": ".engram.rows",
+        "size": ".engram.compressed_vocab_size",
+        "pad": ".engram.pad_id",
+        "map": ".engram.token_map",
+        "moduli": ".engram.primes",
+        "multipliers": ".engram.multipliers",
+    },
+    "upper case": {
+        "layers": "ENGRAM_LAYERS",
+        "longest": "ENGRAM_NGRAM_SIZE",
+        "heads": "ENGRAM_HEAD_COUNT",
+        "dim": "ENGRAM_HEAD_DIM",
+        "size": "ENGRAM_COMPRESSED_VOCAB_SIZE",
+        "raw pad": "ENGRAM_PAD_TOKEN_ID",
+        "rows": "ENGRAM_EMBEDDING_COUNTS",
+        "moduli": "ENGRAM_HEAD_BUCKET_SIZES",
+        "offsets": "ENGRAM_HEAD_OFFSETS",
+        "multipliers": "ENGRAM_MULTIPLIERS",
+        "map": "ENGRAM_TOKEN_MAP",
+    },
+    "side-car": {
+        "layers": ".layers",
+        "rows": ".row_counts",
+        "longest": ".max_ngram_size",
+        "heads": ".head_count",
+        "dim": ".head_dim",
+        "size": ".compressed_vocab_size",
+        "raw pad": ".pad_token_id",
+        "pad": ".compressed_pad_id",
+        "map": "engram.token_map",
+        "multipliers": "engram.hash_multipliers",
+        "moduli": "engram.hash_primes",
+        "offsets": "engram.hash_offsets",
+    },
+}
+_KEYS["tensors"] = {
+    **{k: v for k, v in _KEYS["llama.cpp"].items() if k not in ("map", "moduli")},
+    "map": "engram.token_map",
+    "multipliers": "engram.multipliers",
+    "offsets": "engram.offsets",
+    "moduli": "engram.primes",
+}
+_KEYS["upper case, NUM_EMBEDDINGS"] = {
+    **_KEYS["upper case"],
+    "rows": "ENGRAM_NUM_EMBEDDINGS",
+}
+_QWEN = {
+    "layers": ".ple.layers",
+    "longest": ".ple.ngram_size",
+    "heads": ".ple.heads_per_ngram",
+    "eos": ".ple.eos_token_id",
+    "multipliers": ".ple.layer_multipliers",
+    "moduli": ".ple.head_vocab_sizes",
+    "offsets": ".ple.head_offsets",
+}
+_ROWS = re.compile(
+    r"(?:blk\.|engram\.|layers\.)?(\d{1,5})\.(?:engram[._])?embd(_scale)?(?:\.weight)?"
+)
+_MOST = {"heads": MAX_HEADS, "longest": MAX_ORDER}
+_PAD = 2  # the pad token of the release
+_MOST_LAYERS = 1024
+_QWEN_ROWS = "per_layer_token_embd.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufRows(FileRows):
+    """The rows of an opened file, and what was compared."""
+
+    dialect: str
+    file: GgufFile
+    checks: tuple[Check, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Constants:
+    """What a file says of its hash, by the names of `_KEYS`; `missing`: what it does not say."""
+
+    file: GgufFile
+    names: Mapping[str, str]
+    checks: list[Check] = field(default_factory=list)
+
+    def get(self, what: str) -> Any:
+        """Return a constant: an int, text, or an array of integers; None where it is not there."""
+        name = self.names.get(what)
+        if name is None:
+            return None
+        tensor = self.file.tensors.get(name)
+        if tensor is not None:
+            return _small_tensor(tensor)
+        for key, value in self.file.keys.items():
+            if key == name or (name.startswith(".") and key.endswith(name)):
+                return value
+        return None
+
+    def count(self, what: str) -> int | None:
+        """Return a count. Raises ArtifactError for anything else."""
+        value = self.get(what)
+        if value is None:
+            return None
+        most = _MOST.get(what, MOST_VOCABULARY)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise ArtifactError(f"{self.names[what]} is {value!r}", _DAMAGED)
+        return value
+
+    def counts(self, what: str) -> tuple[int, ...] | None:
+        """Return integers; one number counts as a list of it. Raises ArtifactError."""
+        value = self.get(what)
+        if value is None:
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = np.array([value])
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+            raise ArtifactError(f"{self.names[what]} is no array of integers", _DAMAGED)
+        return tuple(int(each) for each in value.reshape(-1).tolist())
+
+    def name_missing(self) -> None:
+        """Add a check that names the constants which are not in the file."""
+        lacks = [name for what, name in self.names.items() if self.get(what) is None]
+        found = f"{len(self.names) - len(lacks)} of {len(self.names)}"
+        if lacks:
+            found += f"; missing: {', '.join(lacks)}"
+        expected = f"{len(self.names)} of {len(self.names)}"
+        self.checks.append(compared("constants in the file", found, expected))
+
+
+def _small_tensor(tensor: GgufTensor) -> Any:
+    if tensor.type not in ("int32", "int64") or tensor.nbytes is None or tensor.nbytes > 2**26:
+        raise ArtifactError(f"{tensor.name} is {tensor.type} {tensor.shape}", _DAMAGED)
+    span = Span(file=tensor.file, begin=tensor.begin, first=0, rows=int(np.prod(tensor.shape)))
+    array = FileArray([span], physical_dtype(tensor.type), hint=_DAMAGED)
+    return array.read(0, array.rows)
+
+
+def _recognise(path: Path) -> Path | None:
+    try:
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == MAGIC
+    except OSError:
+        return None
+    if not is_gguf:
+        return None
+    try:
+        return path if _dialect(read_gguf(path)) is not None else None
+    except EngramError:
+        return path  # damaged: opening it says how
+
+
+def _dialect(file: GgufFile) -> str | None:
+    """Return the dialect of a file; None where it has no Engram table."""
+    keys, tensors = file.keys, file.tensors
+
+    def has(end: str) -> bool:
+        return any(key.endswith(end) for key in keys)
+
+    if _QWEN_ROWS in tensors and has(".ple.layers"):
+        return "qwen4exp"
+    if "engram.hash_multipliers" in tensors:
+        return "side-car"
+    if "engram.token_map" in tensors:
+        return "tensors"
+    if has(".engram.encoding"):
+        return "ds4"
+    if "ENGRAM_LAYERS" in keys:
+        other = "ENGRAM_NUM_EMBEDDINGS" in keys
+        return "upper case, NUM_EMBEDDINGS" if other else "upper case"
+    if has(".engram.layer_ids") or any("engram_embd" in name for name in tensors):
+        return "llama.cpp"
+    return None
+
+
+def _open(path: Path, tokenizer: Path | None = None) -> GgufRows:
+    file = read_gguf(path)
+    dialect = _dialect(file)
+    if dialect is None:
+        raise InputError(f"{path} holds no Engram table", "give a file that has one")
+    names = _QWEN if dialect == "qwen4exp" else _KEYS[dialect]
+    constants = _Constants(file=file, names=names)
+    gone = ", ".join(file.missing) or "none"
+    constants.checks.append(compared("missing parts", gone, "none"))
+    constants.checks.append(compared("short parts", ", ".join(file.short) or "none", "none"))
+    constants.name_missing()
+    tables = _tables(file, dialect, constants)
+    if dialect == "qwen4exp":
+        layout = _qwen_layout(constants, tables)
+    else:
+        layout = _deepseek_layout(constants, tables, FolderTokenizer(folder=path, given=tokenizer))
+    parts, dtype, dim = _parts(layout, tables, dialect)
+    for entry in layout.layers:
+        found = tables.get(entry.layer, [None])[0]
+        rows = None if found is None else found.shape[0]
+        constants.checks.append(
+            compared(f"layer {entry.layer}: rows", "missing" if rows is None else rows, entry.rows)
+        )
+    return GgufRows(
+        format="gguf",
+        path=path,
+        layout=layout,
+        layers=tuple(e.layer for e in layout.layers if (e.layer, ROWS) in parts),
+        dim=dim,
+        dtype=dtype,
+        parts=parts,
+        dialect=dialect,
+        file=file,
+        checks=tuple(constants.checks),
+    )
+
+
+Tables = dict[int, list[GgufTensor]]
+
+
+def _tables(file: GgufFile, dialect: str, constants: _Constants) -> Tables:
+    """Return, by the layer's number in the layout, the tensor of rows and the one of scales."""
+    if dialect == "qwen4exp":
+        layers = constants.counts("layers") or (1,)
+        return {layers[0] + 1: [file.tensors[_QWEN_ROWS]]}
+    found: Tables = {}
+    for name in sorted(file.tensors, key=len):  # scales have the longer names
+        match = _ROWS.fullmatch(name)
+        if match is not None:
+            found.setdefault(int(match[1]), []).append(file.tensors[name])
+    return found
+
+
+def _parts(
+    layout: HashLayout, tables: Tables, dialect: str
+) -> tuple[dict[tuple[int, str], FileArray], str | None, int | None]:
+    """Return the arrays of rows and scales, their dtype and dim. Raises InputError."""
+    parts: dict[tuple[int, str], FileArray] = {}
+    said: set[tuple[str, int]] = set()
+    for entry in layout.layers:
+        tensors = tables.get(entry.layer)
+        if not tensors or len(tensors[0].shape) != 2:
+            continue
+        rows = tensors[0]
+        if rows.begin + (rows.nbytes or 0) > rows.file.stat().st_size:
+            continue  # named in the checks
+        height, width = rows.shape
+        if rows.type == "int8" and dialect == "side-car" and width % 33 == 0:
+            said.add(("e8m0_e4m3", width // 33 * 32))
+            parts[entry.layer, ROWS] = _bytes_of(rows, 0, width, width)
+        elif rows.type == "int8" and len(tensors) > 1:
+            said.add(("fp8_e8m0", width))
+            parts[entry.layer, ROWS] = _bytes_of(rows, 0, width, width)
+            scales = tensors[1].shape[-1]
+            parts[entry.layer, SCALES] = _bytes_of(tensors[1], 0, scales, scales)
+        elif rows.type == "int8" and width % 33 == 0:
+            dim = width // 33 * 32  # 256 values, then 8 scales
+            said.add(("fp8_e8m0", dim))
+            parts[entry.layer, ROWS] = _bytes_of(rows, 0, dim, width)
+            parts[entry.layer, SCALES] = _bytes_of(rows, dim, width - dim, width)
+        elif rows.type in ("float32", "float16", "bfloat16"):
+            said.add((rows.type, width))
+            span = Span(file=rows.file, begin=rows.begin, first=0, rows=height)
+            array = FileArray([span], physical_dtype(rows.type), (width,), _DAMAGED)
+            parts[entry.layer, ROWS] = array
+        elif rows.type in ("q8_0", "q4_0", "q4_k", "q6_k"):
+            said.add((rows.type, width))
+            size = DTYPES.load(rows.type).width(width)
+            parts[entry.layer, ROWS] = _bytes_of(rows, 0, size, size)
+        else:
+            raise InputError(
+                f"{rows.name} has rows of {rows.type}, which are not read",
+                "F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K and I8 are",
+            )
+    if len(said) > 1:
+        raise InputError("the layers have several dtypes", "convert them one by one")
+    if not said:
+        return parts, None, None
+    dtype, dim = said.pop()
+    return parts, dtype, dim
+
+
+def _bytes_of(tensor: GgufTensor, begin: int, width: int, stride: int) -> FileArray:
+    """Return `width` bytes of every row, from byte `begin` of it on; rows are `stride` apart."""
+    span = Span(
+        file=tensor.file,
+        begin=tensor.begin + begin,
+        first=0,
+        rows=tensor.shape[0],
+        stride=0 if stride == width else stride,
+    )
+    return FileArray([span], np.dtype(np.uint8), (width,), _DAMAGED)
+
+
+def _deepseek_layout(
+    constants: _Constants, tables: Tables, tokenizer: FolderTokenizer
+) -> HashLayout:
+    """Return the layout of a V4.1 file: computed, then with the constants that the file has."""
+    layers = constants.counts("layers") or tuple(sorted(tables))
+    if not 0 < len(layers) <= _MOST_LAYERS:
+        raise InputError(f"{constants.file.path} names {len(layers)} layers", "take it again")
+    moduli, longest = constants.counts("moduli"), constants.count("longest") or 4
+    columns = len(moduli) // len(layers) if moduli else 0
+    heads = constants.count("heads") or (columns // (longest - 1) if columns else 8)
+    columns = heads * (longest - 1)
+    if columns < 1:
+        raise ArtifactError(f"{heads} heads, n-grams up to {longest}: there is no row", _DAMAGED)
+    vocab, known = _vocabulary(constants, tokenizer)
+    pad = min(constants.count("raw pad") or _PAD, len(vocab.lookup) - 1)
+    base = _base(moduli, tables, layers, columns, constants)
+    computed = hash_layout(
+        "deepseek-v4.1",
+        vocab,
+        orders=tuple(range(2, longest + 1)),
+        heads=heads,
+        rows_per_head=base,
+        layers=layers,
+        pad_id=pad if known and vocab.lookup[pad] >= 0 else 0,
+    )
+    computed = replace(computed, filler_id=_filler(constants, vocab, known))
+    if not known:
+        computed = replace(computed, lookup=None, vocab_digest=UNKNOWN_VOCABULARY)
+    return _with_stored(constants, computed)
+
+
+def _vocabulary(constants: _Constants, tokenizer: FolderTokenizer) -> tuple[VocabMap, bool]:
+    """Return the token map: the file's, else the tokenizer's; and whether it is known."""
+    stored = constants.get("map")
+    vocab = tokenizer.vocab() if tokenizer.given is not None else None
+    if stored is not None:
+        if not isinstance(stored, np.ndarray) or stored.dtype.kind not in "iu":
+            raise ArtifactError(f"{constants.names['map']} is no array of integers", _DAMAGED)
+        lookup = np.ascontiguousarray(stored.reshape(-1).astype(np.int32))
+        size = int(lookup.max(initial=-1)) + 1
+        expected = None if vocab is None else "the tokenizer's"
+        is_same = vocab is not None and np.array_equal(vocab.lookup, lookup)
+        found = "the tokenizer's" if is_same else "another map"
+        constants.checks.append(
+            compared("token map", found if vocab is not None else f"{len(lookup):,} ids", expected)
+        )
+        constants.checks.append(compared("compressed size", constants.count("size"), size))
+        return VocabMap(lookup=lookup, size=size), True
+    if vocab is not None:
+        constants.checks.append(compared("compressed size", constants.count("size"), vocab.size))
+        return vocab, True
+    size = constants.count("size") or 0
+    if not size:
+        raise InputError(
+            f"{constants.file.path} has neither a token map nor the compressed size",
+            "give the model's tokenizer with --tokenizer",
+        )
+    return bare_map(size), False
+
+
+def _filler(constants: _Constants, vocab: VocabMap, known: bool) -> int:
+    """Return the compressed pad id: the file's, else that of its pad token, which is 2 as released.
+
+    llama.cpp's `pad_id` has been written both ways: the token's own id is taken for what it is.
+    """
+    token, pad = constants.count("raw pad"), constants.count("pad")
+    token = _PAD if token is None else token
+    computed = int(vocab.lookup[token]) if known and token < len(vocab.lookup) else None
+    stored = computed if pad == token else pad
+    constants.checks.append(compared("compressed pad id", stored, computed))
+    if stored is not None and stored < vocab.size:
+        return stored
+    return computed if computed is not None and computed >= 0 else 0
+
+
+def _base(
+    moduli: tuple[int, ...] | None,
+    tables: Tables,
+    layers: tuple[int, ...],
+    columns: int,
+    constants: _Constants,
+) -> int:
+    """Return the rows per head that the primes count up from: told by them, or by the height."""
+    if moduli:
+        return moduli[0]
+    heights = constants.counts("rows") or ()
+    first = tables.get(layers[0], [])
+    rows = first[0].shape[0] if first else (heights[0] if heights else 0)
+    low, high = 1, min(max(2, rows // columns + 1), MAX_MODULUS)
+    while low < high:  # the least base whose primes sum to as many rows
+        middle = (low + high) // 2
+        if sum(next(iter(distinct_primes((middle,), columns, 1)))) < rows:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _with_stored(constants: _Constants, computed: HashLayout) -> HashLayout:
+    """Return the layout with the stored multipliers and moduli, which are compared."""
+    columns, orders = computed.columns, computed.max_order
+    wanted = {
+        "multipliers": [value for e in computed.layers for value in e.multipliers],
+        "moduli": [value for e in computed.layers for value in e.moduli],
+        "offsets": [value for e in computed.layers for value in e.offsets],
+    }
+    stored = {}
+    for what, values in wanted.items():
+        found = constants.counts(what)
+        if found is not None and len(found) != len(values):
+            raise ArtifactError(
+                f"{constants.names[what]} has {len(found)} values, {len(values)} are needed",
+                _DAMAGED,
+            )
+        stored[what] = found
+        constants.checks.append(compared(what, found, tuple(values)))
+    multipliers, moduli = stored["multipliers"], stored["moduli"]
+    entries = []
+    for index, entry in enumerate(computed.layers):
+        own = slice(index * columns, (index + 1) * columns)
+        if multipliers is not None:
+            entry = replace(entry, multipliers=multipliers[index * orders : (index + 1) * orders])
+        if moduli is not None:
+            entry = replace(entry, moduli=moduli[own], rows=max(entry.rows, sum(moduli[own])))
+        offsets = stored["offsets"]
+        if offsets is not None and offsets[own] != tuple(accumulate((0, *entry.moduli[:-1]))):
+            raise ArtifactError(
+                f"layer {entry.layer}: the stored offsets do not follow from the sizes", _DAMAGED
+            )
+        entries.append(entry)
+    return replace(computed, layers=tuple(entries))
+
+
+def _qwen_layout(constants: _Constants, tables: Tables) -> HashLayout:
+    """Return the layout of a Qwen4-Exp file, whose constants must be in it."""
+    tokens = constants.file.keys.get("tokenizer.ggml.tokens")
+    size = tokens.count if isinstance(tokens, Strings) else None
+    size = size or next(
+        (v for k, v in constants.file.keys.items() if k.endswith(".vocab_size")), None
+    )
+    moduli, longest = constants.counts("moduli"), constants.count("longest") or 3
+    eos = constants.count("eos")
+    if moduli is None or eos is None or not isinstance(size, int):
+        raise InputError(
+            f"{constants.file.path} lacks head_vocab_sizes, eos_token_id or its tokens",
+            "convert it again: without them no row can be found",
+        )
+    (layer,) = tables
+    computed = hash_layout(
+        "qwen-ple",
+        vocab_size=size,
+        eos_id=eos,
+        orders=tuple(range(2, longest + 1)),
+        heads=constants.count("heads") or len(moduli) // (longest - 1),
+        rows_per_head=moduli[0],
+        layers=(layer,),
+    )
+    return _with_stored(constants, computed)
+
+
+def _facts(source: GgufRows) -> Facts:
+    parts, read = source.file.parts, source.file.header_bytes
+    return [
+        *rows_facts(source),
+        ("dialect", source.dialect),
+        ("architecture", str(source.file.keys.get("general.architecture"))),
+        ("read", f"{read:,} bytes of headers in {len(parts)} files"),
+    ]
+
+
+FORMAT = Format(name="gguf", recognise=_recognise, open=_open, facts=_facts, foreign=True)

@@ -1,0 +1,260 @@
+"""A folder that another program wrote: its config, and the tensors in its safetensors files.
+
+Only the headers of files that hold a wanted tensor are read. Configs, indices and headers are
+untrusted: every number is checked against the file before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import ArtifactError, InputError
+from engram_cli.files import read_json
+from engram_cli.formats.base import Facts, rows_facts
+from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.gather import FileArray, FileRows
+from engram_cli.rows.safetensors import INDEX, TensorPlace, raw_header, shard_path, tensor_place
+from engram_cli.rows.source import Span
+from engram_cli.vocab.compress import CompressedVocab, compress_vocab
+from engram_cli.vocab.lookup import VocabMap
+from engram_cli.vocab.tokenizer import load_tokenizer
+
+Result = Literal["ok", "differs", "undecided"]
+CONFIG = "config.json"
+_SHOWN = 4  # values of a list
+DAMAGED = "the file is damaged or was not downloaded whole: take it again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was compared: `found` in the files, `expected` from config and tokenizer."""
+
+    name: str
+    result: Result
+    found: str
+    expected: str
+
+
+def compared(name: str, found: object, expected: object) -> Check:
+    """Compare two values; None is one that is not known, which leaves the check undecided."""
+    unknown = found is None or expected is None
+    result: Result = "undecided" if unknown else "ok" if found == expected else "differs"
+    if result == "differs" and isinstance(found, tuple) and isinstance(expected, tuple):
+        first = next(
+            (i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0
+        )
+        if first >= _SHOWN:  # show where they part
+            name, found, expected = f"{name}, from {first} on", found[first:], expected[first:]
+    return Check(name=name, result=result, found=_text(found), expected=_text(expected))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, (tuple, list)):
+        shown = [f"{each:,}" for each in value[:_SHOWN]]
+        if len(value) > _SHOWN:
+            return f"{', '.join(shown)}, ... ({len(value)} values)"
+        return " x ".join(shown) or "none"
+    return str(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundTensor:
+    """A tensor of a checkpoint: the file it is in, and where."""
+
+    file: Path
+    place: TensorPlace
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.place.spec.shape
+
+    @property
+    def dtype(self) -> str:
+        """Its logical dtype, such as "float8_e4m3fn"."""
+        return self.place.spec.dtype
+
+    def span(self, first: int = 0) -> Span:
+        """Return its rows as a span that begins at row `first`."""
+        return Span(file=self.file, begin=self.place.begin, first=first, rows=self.shape[0])
+
+    def values(self) -> NDArray[Any]:
+        """Read all of a small tensor, as stored."""
+        array = FileArray([self.span()], physical_dtype(self.dtype), self.shape[1:], DAMAGED)
+        return array.read(0, self.shape[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolder:
+    """An opened folder. `tensors`: the wanted ones that are there, by name.
+
+    `lost`: wanted tensors that the index names and no file has. `missing_files`: files that the
+    index names. `short_files`: files that end before their tensors do, as after a download that was
+    interrupted. `unread`: files whose headers were not needed. `header_bytes`: what was read.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, FoundTensor]
+    lost: tuple[str, ...] = ()
+    missing_files: tuple[str, ...] = ()
+    short_files: tuple[str, ...] = ()
+    unread: int = 0
+    header_bytes: int = 0
+
+    def array(self, names: Iterable[str]) -> FileArray:
+        """Return tensors [n, ...] one after another as one array of rows."""
+        found = [self.tensors[name] for name in names]
+        spans, first = [], 0
+        for tensor in found:
+            spans.append(tensor.span(first))
+            first += tensor.shape[0]
+        return FileArray(spans, physical_dtype(found[0].dtype), found[0].shape[1:], DAMAGED)
+
+    def file_checks(self) -> tuple[Check, ...]:
+        """Return whether all files and wanted tensors that the index names are there."""
+        lost = [*self.missing_files, *self.lost]
+        return (
+            compared("files and tensors of the index", _some(lost), "all there"),
+            compared("sizes of the files read", _some(self.short_files, "too short"), "all there"),
+        )
+
+
+def _some(names: Sequence[str], what: str = "missing") -> str:
+    shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return f"{what}: {shown}" if names else "all there"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRows(FileRows):
+    """The rows of an opened checkpoint, and what was compared. `dialect`: how it spells things."""
+
+    dialect: str
+    folder: ModelFolder
+    checks: tuple[Check, ...]
+
+
+def checkpoint_facts(source: CheckpointRows) -> Facts:
+    """Return what a checkpoint says of itself, for people."""
+    place = source.folder
+    read = f"{place.header_bytes:,} bytes of headers"
+    unread = f"; the headers of {place.unread:,} more files were not needed" if place.unread else ""
+    return [*rows_facts(source), ("dialect", source.dialect), ("read", read + unread)]
+
+
+def config_of(folder: Path) -> dict[str, Any] | None:
+    """Return the config.json of a folder; None where there is none that can be read."""
+    try:
+        return read_json(folder / CONFIG, "a model's config")
+    except (InputError, ArtifactError):
+        return None
+
+
+def open_folder(
+    folder: Path, config: Mapping[str, Any], wanted: Callable[[str], bool]
+) -> ModelFolder:
+    """Open the tensors of `folder` whose names are `wanted`.
+
+    Raises InputError where there are no safetensors files, ArtifactError for a damaged one.
+    """
+    if (folder / INDEX).is_file():
+        listed = read_json(folder / INDEX, "an index of shards").get("weight_map")
+        if not isinstance(listed, dict):
+            raise ArtifactError(f"{folder / INDEX} has no weight_map", "take the checkpoint again")
+        places = {str(name): shard_path(folder, file) for name, file in listed.items()}
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise InputError(f"{folder} holds no safetensors file", "give a checkpoint's folder")
+        places = {}
+        for file in files:
+            places |= dict.fromkeys(raw_header(file)[0], file)
+    names = [name for name in places if wanted(name)]
+    tensors: dict[str, FoundTensor] = {}
+    short, size = [], 0
+    read = [file for file in sorted({places[name] for name in names}) if file.is_file()]
+    for file in read:
+        header, begin = raw_header(file)
+        size += begin
+        own = [name for name in names if places[name] == file and name in header]
+        found = {name: _found(file, name, header[name], begin) for name in own}
+        ends = {n: tensor.place.begin + tensor.place.spec.nbytes for n, tensor in found.items()}
+        available = file.stat().st_size
+        if any(end > available for end in ends.values()):
+            short.append(file.name)
+        tensors |= {name: found[name] for name in own if ends[name] <= available}
+    named = set(places.values())
+    return ModelFolder(
+        path=folder,
+        config=config,
+        tensors=tensors,
+        lost=tuple(n for n in names if n not in tensors and places[n] in read),
+        missing_files=tuple(sorted(file.name for file in named if not file.is_file())),
+        short_files=tuple(short),
+        unread=len(named) - len(read),
+        header_bytes=size,
+    )
+
+
+def _found(file: Path, name: str, entry: Any, data: int) -> FoundTensor:
+    """Return a tensor of a header. Raises ArtifactError for an entry that cannot be true."""
+    try:
+        return FoundTensor(file=file, place=tensor_place(name, entry, data))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{file}, tensor {name}: {error}", DAMAGED) from None
+
+
+@dataclass(slots=True, kw_only=True)
+class FolderTokenizer:
+    """The tokenizer of a folder, or the one that was given, compressed on first use."""
+
+    folder: Path
+    given: Path | None = None
+    _vocab: CompressedVocab | None = field(default=None, repr=False)
+
+    def vocab(self) -> CompressedVocab | None:
+        """Return the compressed vocabulary; None where there is no tokenizer."""
+        if self._vocab is None:
+            place = self.given or self.folder
+            if self.given is None and not (self.folder / "tokenizer.json").is_file():
+                return None
+            self._vocab = compress_vocab(load_tokenizer(place))
+        return self._vocab
+
+
+def bare_map(size: int) -> VocabMap:
+    """Return a map that stands for one onto `size` compressed ids which is not known."""
+    return VocabMap(lookup=np.arange(size, dtype=np.int32), size=size)
+
+
+def count_in(config: Mapping[str, Any], key: str) -> int:
+    """Return an integer of 0 or more of a config. Raises ArtifactError for anything else."""
+    value = config.get(key)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ArtifactError(f"the config has {key} = {value!r}", "a count is needed: check it")
+    return value
+
+
+def eos_in(config: Mapping[str, Any]) -> int:
+    """Return the EOS token id of a config, the first of several. Raises ArtifactError."""
+    value = config.get("eos_token_id")
+    first = value[0] if isinstance(value, list) and value else value
+    return count_in({"eos_token_id": first}, "eos_token_id")
+
+
+def counts_in(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """Return a list of integers of a config. Raises ArtifactError for anything else."""
+    value = config.get(key)
+    if not isinstance(value, list) or not 0 < len(value) <= 4096:
+        raise ArtifactError(f"the config has {key} = {value!r}", "a list is needed: check it")
+    return tuple(count_in({key: each}, key) for each in value)

@@ -1,0 +1,230 @@
+"""A Qwen4-Exp checkpoint: rows in shards, one after another, with the constants of their hash.
+
+Rows are bfloat16, or float8 e4m3 with one scale for the layer. `ple_layer_ids` counts from one;
+the tensors' names count from zero. The stored multipliers, sizes and offsets are what the model was
+trained with: they are compared with what the config gives, and looked up by.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engram_cli.errors import ArtifactError, InputError
+from engram_cli.formats.base import Format
+from engram_cli.formats.model_folder import (
+    Check,
+    CheckpointRows,
+    ModelFolder,
+    checkpoint_facts,
+    compared,
+    config_of,
+    count_in,
+    counts_in,
+    eos_in,
+    open_folder,
+)
+from engram_cli.hashing.layout import HashLayout, LayerHash
+from engram_cli.hashing.schemes import hash_layout
+from engram_cli.rows.gather import FileArray, HeldArray
+from engram_cli.rows.source import ROWS, SCALES
+
+_NAME = re.compile(
+    r"(?:model\.)?(?:language_model\.)?layers\.(\d{1,5})\.ple\.ple_embedding\."
+    r"(?:ngram_embedding\.(?:shard_(\d{1,5})\.weight|(weight|weight_scale))"
+    r"|(layer_multipliers|ngram_heads_vocab_sizes|ngram_heads_offsets))"
+)
+_CONSTANTS = ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
+_SEED = 1234  # of the release, whose config may leave it out
+
+
+@dataclass(slots=True)
+class _Layer:
+    """The tensors of a layer, by name; `shards` in their order."""
+
+    shards: dict[int, str]
+    others: dict[str, str]
+
+    def rows(self) -> list[str]:
+        """The names of the tensors of rows, in order."""
+        if self.shards:
+            return [self.shards[index] for index in sorted(self.shards)]
+        return [self.others["weight"]] if "weight" in self.others else []
+
+
+def _ple_config(folder: Path) -> Mapping[str, Any] | None:
+    whole = config_of(folder)
+    if whole is None:
+        return None
+    inner = whole.get("text_config")
+    if isinstance(inner, Mapping) and "ple_layer_ids" in inner:
+        return {**whole, **inner}
+    return whole if "ple_layer_ids" in whole else None
+
+
+def _recognise(path: Path) -> Path | None:
+    return path if path.is_dir() and _ple_config(path) is not None else None
+
+
+def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
+    config = _ple_config(path)
+    if config is None:
+        raise InputError(f"{path} has no config with ple_layer_ids", "give a checkpoint's folder")
+    folder = open_folder(path, config, lambda name: _NAME.fullmatch(name) is not None)
+    layers = _by_layer(folder)
+    computed = _layout(config)
+    checks = [*folder.file_checks()]
+    entries, parts, dtypes = [], {}, set()
+    for entry in computed.layers:
+        own = layers.get(entry.layer - 1, _Layer({}, {}))
+        stored, said = _stored_hash(folder, own, entry)
+        entries.append(stored)
+        checks += said
+        checks += _row_checks(folder, own, entry, config)
+        if own.rows():
+            parts[entry.layer, ROWS] = folder.array(own.rows())
+            dtypes.add(_dtype(folder, own))
+            if "weight_scale" in own.others:
+                parts[entry.layer, SCALES] = _scale(folder, own)
+    if len(dtypes) > 1:
+        raise InputError(f"the layers of {path} have several dtypes", "convert them one by one")
+    return CheckpointRows(
+        format="qwen-ple",
+        path=path,
+        layout=replace(computed, layers=tuple(entries)),
+        layers=tuple(entry.layer for entry in entries if (entry.layer, ROWS) in parts),
+        dim=next((array.tail[0] for (_, part), array in parts.items() if part == ROWS), None),
+        dtype=next(iter(dtypes), None),
+        parts=parts,
+        dialect=f"{max((len(each.rows()) for each in layers.values()), default=0)} shards",
+        folder=folder,
+        checks=tuple(checks),
+    )
+
+
+def _by_layer(folder: ModelFolder) -> dict[int, _Layer]:
+    """Return the tensors of each decoder layer, counted from 0."""
+    found: dict[int, _Layer] = {}
+    for name in folder.tensors:
+        match = _NAME.fullmatch(name)
+        assert match is not None
+        layer, shard, weight, constant = match.groups()
+        own = found.setdefault(int(layer), _Layer({}, {}))
+        if shard is not None:
+            own.shards[int(shard)] = name
+        else:
+            own.others[weight or constant] = name
+    return found
+
+
+def _layout(config: Mapping[str, Any]) -> HashLayout:
+    """Return the layout that the config gives."""
+    return hash_layout(
+        "qwen-ple",
+        vocab_size=count_in(config, "vocab_size"),
+        eos_id=eos_in(config),
+        orders=tuple(range(2, count_in(config, "ngram_size") + 1)),
+        heads=count_in(config, "heads_per_ngram"),
+        rows_per_head=count_in(config, "ngram_vocab_size_base"),
+        layers=counts_in(config, "ple_layer_ids"),
+        seed=count_in({"seed": _SEED, **config}, "seed"),
+        divisor=count_in(
+            {"make_ngram_vocab_size_divisible_by": 128, **config},
+            "make_ngram_vocab_size_divisible_by",
+        ),
+    )
+
+
+def _stored_hash(
+    folder: ModelFolder, own: _Layer, computed: LayerHash
+) -> tuple[LayerHash, list[Check]]:
+    """Return the hash with the stored constants, where they are there, and how they compare."""
+    label = f"layer {computed.layer}"
+    computed_constants = (computed.multipliers, computed.moduli, computed.offsets)
+    wanted = dict(zip(_CONSTANTS, computed_constants, strict=True))
+    found: dict[str, tuple[int, ...] | None] = {}
+    for name in _CONSTANTS:
+        tensor = folder.tensors[own.others[name]] if name in own.others else None
+        if tensor is not None and (tensor.dtype != "int64" or np.prod(tensor.shape) > 4096):
+            raise ArtifactError(f"{name} is {tensor.dtype} {tensor.shape}", "take the file again")
+        found[name] = None if tensor is None else tuple(tensor.values().reshape(-1).tolist())
+    checks = [compared(f"{label}: {name}", found[name], wanted[name]) for name in _CONSTANTS]
+    multipliers = found["layer_multipliers"] or computed.multipliers
+    moduli = found["ngram_heads_vocab_sizes"] or computed.moduli
+    offsets = found["ngram_heads_offsets"]
+    if offsets is not None and offsets != tuple(accumulate((0, *moduli[:-1]))):
+        raise ArtifactError(
+            f"{label}: the stored offsets do not follow from the stored sizes",
+            "the file is damaged: take it again",
+        )
+    return (
+        replace(
+            computed,
+            multipliers=multipliers,
+            moduli=moduli,
+            rows=max(computed.rows, sum(moduli)),
+        ),
+        checks,
+    )
+
+
+def _row_checks(
+    folder: ModelFolder, own: _Layer, computed: LayerHash, config: Mapping[str, Any]
+) -> list[Check]:
+    label = f"layer {computed.layer}"
+    names = own.rows()
+    if not names:
+        return [compared(f"{label}: rows", "missing", "there")]
+    tensors = [folder.tensors[name] for name in names]
+    checks = [compared(f"{label}: rows", sum(t.shape[0] for t in tensors), computed.rows)]
+    if own.shards:
+        there = sorted(own.shards) == list(range(len(names)))
+        numbers = f"0 to {len(names) - 1}"
+        checks.append(
+            compared(f"{label}: shards", numbers if there else f"{len(names)} with gaps", numbers)
+        )
+        parts = config.get("split_ngram_parts")
+        checks.append(compared(f"{label}: number of shards", len(names), parts))
+    widths = {t.shape[1:] for t in tensors}
+    checks.append(compared(f"{label}: shards are equally wide", len(widths), 1))
+    scaled = tensors[0].dtype == "float8_e4m3fn"
+    is_there = "weight_scale" in own.others
+    checks.append(
+        compared(f"{label}: scale", "there" if is_there else "none", "there" if scaled else "none")
+    )
+    return checks
+
+
+def _dtype(folder: ModelFolder, own: _Layer) -> str:
+    """Return the dtype of stored rows. Raises InputError for one that is not read."""
+    found = {folder.tensors[name].dtype for name in own.rows()}
+    if found == {"float8_e4m3fn"}:
+        return "fp8"
+    if len(found) == 1 and found <= {"bfloat16", "float16", "float32"}:
+        return found.pop()
+    raise InputError(
+        f"rows of {', '.join(sorted(found))} are not read",
+        "bfloat16, or float8_e4m3fn with a scale",
+    )
+
+
+def _scale(folder: ModelFolder, own: _Layer) -> FileArray:
+    """Return the one scale of a layer, float32[1], as an array of the source."""
+    name = own.others["weight_scale"]
+    tensor = folder.tensors[name]
+    if tensor.shape not in ((), (1,)) or tensor.dtype not in ("bfloat16", "float32"):
+        raise InputError(f"{name} is {tensor.dtype} {tensor.shape}", "one scale is read")
+    stored = tensor.values().reshape(-1)
+    wide = stored.astype(np.uint32) << 16 if tensor.dtype == "bfloat16" else stored
+    return HeldArray(wide.view(np.float32))
+
+
+FORMAT = Format(
+    name="qwen-ple", recognise=_recognise, open=_open, facts=checkpoint_facts, foreign=True
+)
