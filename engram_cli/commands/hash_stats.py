@@ -37,7 +37,6 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
 from engram_cli.sizes import available_memory
-from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.collector_set import (
     CollectorOptions,
     exact_memory,
@@ -45,11 +44,12 @@ from engram_cli.stats.collector_set import (
     make_collectors,
     sources_of,
 )
-from engram_cli.stats.collisions import ColumnStats
-from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
-from engram_cli.stats.orders import OrderStats
-from engram_cli.stats.overlap import SourcesResult
+from engram_cli.stats.counting.checkpoint import clear_finished, note_finished, remove_checkpoint
+from engram_cli.stats.counting.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.results import all_results, split_results, statistics_page
+from engram_cli.stats.statistics.collisions import ColumnStats
+from engram_cli.stats.statistics.orders import OrderStats
+from engram_cli.stats.statistics.overlap import SourcesResult
 from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab

@@ -16,12 +16,11 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import hash_layout, takes_raw_ids
 from engram_cli.progress import Progress
-from engram_cli.stats.growth_curve import OrderGrowth, project
-from engram_cli.stats.growth_view import GROWTH
-from engram_cli.stats.locality import order_hits
-from engram_cli.stats.locality_view import LOCALITY
-from engram_cli.stats.orders import ORDERS
 from engram_cli.stats.statistic import Statistic
+from engram_cli.stats.statistics.growth_curve import OrderGrowth, project
+from engram_cli.stats.statistics.growth_view import GROWTH
+from engram_cli.stats.statistics.locality import LOCALITY, order_hits
+from engram_cli.stats.statistics.orders import ORDERS
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.planning.batches import BatchShare, batch_share
 from engram_cli.table.planning.estimates import Demand, HeldOut, held_out, hot_rows

@@ -24,7 +24,7 @@ from engram_cli.engines.base import Engine, Reading, Task, portable
 from engram_cli.errors import InputError
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.progress import SILENT, Progress
-from engram_cli.stats.memory import base_bytes
+from engram_cli.stats.counting.memory import base_bytes
 from engram_cli.table.inits.base import Filler, Span
 from engram_cli.table.inits.corpus.buckets import ColumnVectors, PartitionedColumns, summed_rows
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings

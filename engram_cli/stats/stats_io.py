@@ -18,7 +18,6 @@ from engram_cli.errors import ArtifactError, EngramError, IncompleteError, Input
 from engram_cli.files import canonical_json, local_path, read_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import Kind, Listing, new_folder
-from engram_cli.stats import kernels
 from engram_cli.stats.arrays import (
     META,
     REMAKE,
@@ -27,8 +26,7 @@ from engram_cli.stats.arrays import (
     read_array,
     write_arrays,
 )
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, read_occurrences
+from engram_cli.stats.counting import kernels
 from engram_cli.stats.partial import (
     LONG,
     SHORT,
@@ -36,7 +34,9 @@ from engram_cli.stats.partial import (
     read_partials,
     write_partials,
 )
-from engram_cli.stats.samples import read_samples, sample_digest, write_samples
+from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.occurrences import Occurrences, OccurrenceSample, read_occurrences
+from engram_cli.stats.sampling.samples import read_samples, sample_digest, write_samples
 from engram_cli.stats.state import State, nested
 from engram_cli.stats.totals import Counts
 from engram_cli.typed_json import as_json

@@ -26,8 +26,8 @@ from engram_cli.errors import InputError
 from engram_cli.formats.module_spec import INIT_GATES, INIT_VALUES, MODULE_KINDS
 from engram_cli.hashing.schemes import SCHEMES
 from engram_cli.rows import DTYPES
-from engram_cli.stats.distinct import DEFAULT_SAMPLE, LEAST_SAMPLE, MOST_SAMPLE
-from engram_cli.stats.sources import GROUPINGS
+from engram_cli.stats.sampling.distinct import DEFAULT_SAMPLE, LEAST_SAMPLE, MOST_SAMPLE
+from engram_cli.stats.statistics.sources import GROUPINGS
 from engram_cli.table.inits import INITS
 from engram_cli.table.inits.corpus.filled import LEAST_MEMORY, CorpusFill
 from engram_cli.table.planning.placement import HARDWARE

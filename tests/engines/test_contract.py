@@ -26,7 +26,7 @@ from engram_cli.engines.local import LocalEngine
 from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.progress import SILENT
 from engram_cli.stats.collector_set import sources_of
-from engram_cli.stats.memory import plan_memory
+from engram_cli.stats.counting.memory import plan_memory
 from engram_cli.stats.state import State
 from engram_cli.table.inits.corpus.tokens import TokenWriter
 

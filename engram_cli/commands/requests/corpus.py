@@ -282,7 +282,7 @@ class HashStatsRequest(CorpusRun):
     @property
     def corpus(self) -> CorpusOptions:
         """How the files are read."""
-        from engram_cli.stats.sources import GROUPINGS
+        from engram_cli.stats.statistics.sources import GROUPINGS
 
         end = self.geometry.eos_id if self.document_end_id is None else self.document_end_id
         return self._corpus(end, None if self.group_by in GROUPINGS else self.group_by)
