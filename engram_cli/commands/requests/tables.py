@@ -41,12 +41,14 @@ class BuildTableRequest(Request):
     """What table to build.
 
     A choice of `geometry` overrides that of `preset` or `plan`, and these override `stats`: a
-    statistics folder, whose hits are stored with the rows if the geometry stays the same. Without
-    such a folder nothing is taken. `folder`: where a checkpoint is looked for that decides what is
-    open without statistics, None for nowhere. `dim`: values per row, of one head. `std` and
-    `init_seed` are the init's; `fill` is the corpus of an init that needs one. `chunk_rows` None is
-    about 128 MiB a chunk. `scale` is for dtypes with one scale a layer, None finds it.
-    `fingerprint`: what that of the layout must be. With `dry_run` nothing is written.
+    statistics folder, whose hits are stored with the rows if the geometry stays the same. If there
+    is no such folder, the table has no hits, and the scheme and a checkpoint in `folder` decide
+    what the other choices leave open; `folder` None looks for no checkpoint.
+
+    `dim`: values per row, of one head. `std` and `init_seed` are the init's; `fill` is the corpus
+    of an init that needs one. `chunk_rows`: None for about 128 MiB per chunk. `scale`: for dtypes
+    with one scale per layer; None computes it. `fingerprint`: the fingerprint that the layout must
+    have. With `dry_run` nothing is written.
     """
 
     preset: PresetName = None
@@ -160,10 +162,11 @@ class ConvertRequest(Request):
 class AttachRequest(Request):
     """What to attach to what, and where the bundle goes.
 
-    `out` None is `engram` in the folder `into`, which None is the checkpoint. `layers` None are the
-    table's, of more than two those that suit best. `at` are the decoder layers, counted from 0,
-    that get them, one a layer; None for those of the same number, or what suits
-    (`attach_layers.place_layers`).
+    `out`: None writes to `engram` in the folder `into`, and `into` None is the checkpoint.
+    `layers`: the layers of the table to attach. None attaches all layers of a table with one or
+    two, and the two that suit the model best of a table with more. `at`: the decoder layers,
+    counted from 0, that receive them, one for each layer; None lets `attach_layers.place_layers`
+    choose.
 
     `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
     that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
