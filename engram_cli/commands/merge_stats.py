@@ -20,7 +20,7 @@ from engram_cli.stats.sampling.text_ngrams import EXACT_OF
 from engram_cli.stats.statistics.sources import Sources, TooManySources
 from engram_cli.stats.stats_io import (
     FIXED_KEYS,
-    STATISTICS,
+    STATISTICS_FOLDER,
     Statistics,
     read_stats,
 )
@@ -67,7 +67,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
     inputs = (*request.parts, vocab)
-    prepare_output(out, STATISTICS, force=request.force, inputs=inputs)
+    prepare_output(out, STATISTICS_FOLDER, force=request.force, inputs=inputs)
     if request.report is not None:
         check_page(
             request.report,

@@ -152,7 +152,7 @@ def write_stats(
     for merging. The same arguments give the same bytes. `finished` is called with the digest before
     the folder is in place.
     """
-    with new_folder(path, STATISTICS, force=force) as part:
+    with new_folder(path, STATISTICS_FOLDER, force=force) as part:
         counters = {str(layer): hits for layer, hits in counts.hits.items()}
         lookup = {} if counts.layout.lookup is None else {"lookup": counts.layout.lookup}
         stored = write_arrays(part / COUNTERS, counters | lookup)
@@ -216,7 +216,7 @@ def _listing(path: Path) -> Listing | None:
     return Listing(frozenset(needed), frozenset(optional))
 
 
-STATISTICS = Kind(name="statistics folder", listing=_listing)
+STATISTICS_FOLDER = Kind(name="statistics folder", listing=_listing)
 
 
 def read_stats(path: str | Path) -> Statistics:

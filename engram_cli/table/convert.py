@@ -30,7 +30,7 @@ _PIECES = 64  # pieces of a task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRows:
+class RowsOfSource:
     """An init whose rows are those of a source; of a table it has the name of the table's init."""
 
     source: RowSource
@@ -95,7 +95,7 @@ def conversion(
         layout=source.layout,
         dim=source.dim,
         dtype=dtype,
-        init=StoredRows(source=source),
+        init=RowsOfSource(source=source),
         chunk_rows=chunk_rows,
         tokens=_tokens(source),
         scale=scale,
