@@ -14,6 +14,8 @@ from engram_cli.version import __version__
 if TYPE_CHECKING:
     from engram_cli.commands.build_table import build_table as build_table
     from engram_cli.commands.convert import convert_table as convert_table
+    from engram_cli.commands.convert_to import convert as convert
+    from engram_cli.commands.golden import golden as golden
     from engram_cli.commands.hash_stats import hash_stats as hash_stats
     from engram_cli.commands.inspect import inspect as inspect
     from engram_cli.commands.lookup import lookup as lookup
@@ -36,8 +38,10 @@ _HOMES = {
     "attach": "engram_cli.runtime.attach",
     "build_table": "engram_cli.commands.build_table",
     "compress_vocab": "engram_cli.vocab.compress",
+    "convert": "engram_cli.commands.convert_to",
     "convert_table": "engram_cli.commands.convert",
     "detach": "engram_cli.runtime.attach",
+    "golden": "engram_cli.commands.golden",
     "hash_layout": "engram_cli.hashing.schemes",
     "hash_stats": "engram_cli.commands.hash_stats",
     "hash_tokens": "engram_cli.hashing.hasher",
@@ -58,8 +62,10 @@ __all__ = [
     "attach",
     "build_table",
     "compress_vocab",
+    "convert",
     "convert_table",
     "detach",
+    "golden",
     "hash_layout",
     "hash_stats",
     "hash_tokens",

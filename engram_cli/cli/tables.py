@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import typer
+
 from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, follow, shown_path
 from engram_cli.commands.requests.tables import (
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.attach import AttachResult
     from engram_cli.commands.build_table import BuildTableResult
     from engram_cli.commands.convert import ConvertResult
+    from engram_cli.commands.convert_to import WriteResult
     from engram_cli.commands.init_corpus import FillPlan
 
 
@@ -62,14 +65,24 @@ def build_table(request: BuildTableRequest, terminal: Terminal) -> None:
 
 @command(ConvertRequest)
 def convert(request: ConvertRequest, terminal: Terminal) -> None:
-    """Convert a table's rows to another dtype, or resume an interrupted conversion.
+    """Convert a table's rows to another dtype, or a source to another format with --to.
 
     Row hits and the vocabulary map are copied. At the end the rows are compared with the old ones.
+    An interrupted conversion to a table is resumed. With --to gguf only the header of a GGUF file
+    changes: keys that it lacks are computed from its layout, and named.
     """
-    from engram_cli.commands.convert import convert_table
+    from engram_cli.commands.convert_to import WriteResult
+    from engram_cli.commands.convert_to import convert as run
 
-    result = convert_table(request, terminal)
-    terminal.result(result, *_conversion(result))
+    result = run(request, terminal)
+    if not isinstance(result, WriteResult):
+        terminal.result(result, *_conversion(result))
+        return
+    terminal.result(result, *_written(result))
+    for note in result.notes:
+        terminal.note(note)
+    if request.check and result.is_change:
+        raise typer.Exit(1)
 
 
 @command(AttachRequest)
@@ -161,6 +174,10 @@ def _conversion(result: ConvertResult) -> list[RenderableType]:
         lines.append(("resumed", f"{result.resumed_chunks:,} chunks were there"))
     lines.append(("digest", short_digest(result.digest)))
     lines.append(("written", shown_path(plan.out)))
+    if result.copied:
+        lines.append(("rows", "copied as they are stored, read again and equal"))
+    if not result.differences:
+        return [facts("Conversion", lines)]
     errors = [
         (
             f"{layer.layer}",
@@ -175,6 +192,31 @@ def _conversion(result: ConvertResult) -> list[RenderableType]:
     ]
     names = (">layer", ">RMSE", ">of the RMS", ">cosine", ">worst row", ">off by", ">not finite")
     return [facts("Conversion", lines), grid("Error", names, errors)]
+
+
+def _written(result: WriteResult) -> list[RenderableType]:
+    """Return the printed parts: what was written, and each key of a header."""
+    from engram_cli.cli.render import facts, grid, quantity
+
+    dialect = "" if result.dialect is None else f", dialect {result.dialect}"
+    lines = [
+        ("source", f"{shown_path(result.source)}, {result.source_format}"),
+        ("format", f"{result.to}{dialect}"),
+        ("size", f"{quantity(result.size, 'bytes')} ({result.size:,} bytes)"),
+    ]
+    if result.changes:
+        count = sum(change.is_change for change in result.changes)
+        lines.append(("header", f"{count} of {len(result.changes)} entries change"))
+    if result.written:
+        verified = "read again, equal to the source" if result.verified else "not read again"
+        lines += [("verified", verified), ("took", f"{result.seconds:.1f} s")]
+    if result.out is not None:
+        lines.append(("written" if result.written else "would write", shown_path(result.out)))
+    parts: list[RenderableType] = [facts("Conversion", lines)]
+    if result.changes:
+        rows = [(change.name, change.action, change.value) for change in result.changes]
+        parts.append(grid("Header", ("name", "what", "value"), rows))
+    return parts
 
 
 def _bundle(result: AttachResult) -> list[RenderableType]:

@@ -90,14 +90,16 @@ def find_artifact(path: Path) -> Artifact:
     raise InputError(f"{path} is not a table, bundle, vocabulary or statistics", "check the path")
 
 
-def open_vectors(path: Path) -> tuple[RowSource, int, str]:
+def open_vectors(path: Path, tokenizer: Path | None = None) -> tuple[RowSource, int, str]:
     """Open rows that have vectors; return them with their dim and dtype.
+
+    `tokenizer`: that of a foreign checkpoint, None for the one in its folder.
 
     Raises InputError for an artifact without vectors, and as `Artifact.open`.
     """
     # A table is what is missing where nothing is there.
     found = find_artifact(path) if path.exists() else Artifact(path=path, kind="table")
-    source = found.open()
+    source = found.open(tokenizer=tokenizer)
     if source.dim is None or source.dtype is None:
         raise InputError(f"{path} holds no vectors", "give a table or a bundle")
     return source, source.dim, source.dtype

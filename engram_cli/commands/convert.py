@@ -11,15 +11,24 @@ from engram_cli.commands.artifact import open_vectors
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.commands.workspace import refusal
-from engram_cli.errors import EngramError, OutputError
-from engram_cli.formats.base import require_sound
+from engram_cli.errors import EngramError, InputError, OutputError
+from engram_cli.formats import FORMATS
+from engram_cli.formats.base import require_agreement, require_sound
+from engram_cli.hashing.layout import UNKNOWN_VOCABULARY
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import HITS, RowSource
+from engram_cli.rows.stored_as import kept_dtype, require_same_rows
 from engram_cli.sizes import processors
 from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
-from engram_cli.table.convert import Difference, compare_tables, conversion, is_conversion
+from engram_cli.table.convert import (
+    Difference,
+    RowsOfSource,
+    compare_tables,
+    conversion,
+    is_conversion,
+)
 from engram_cli.table.places import check_place, clear_place
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table
@@ -55,6 +64,7 @@ class ConvertResult:
     """What was converted, or after a dry run would be, and how far the rows moved.
 
     `resumed_chunks`: all of them where the table was finished and only the comparison missing.
+    `copied`: whether rows were copied as they are stored, and then compared byte for byte.
     `in_the_way`: why the run itself would not write, after a dry run; None where it would.
     """
 
@@ -65,6 +75,7 @@ class ConvertResult:
     resumed_chunks: int = 0
     seconds: float = 0.0
     differences: tuple[Difference, ...] = ()
+    copied: bool = False
 
 
 def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResult:
@@ -75,16 +86,26 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     not fit or cannot be written.
     """
     begin = time.perf_counter()
-    source, dim, dtype = open_vectors(request.source)
-    spec = conversion(source, request.dtype, scale=request.scale, chunk_rows=request.chunk_rows)
-    if request.out.absolute() == request.source.absolute():
-        raise OutputError(f"{request.out} is the table to convert", "give another --out")
+    if request.to not in (None, "table"):
+        raise InputError(f"{request.to} is no table", "call convert, which writes any format")
+    source, dim, dtype = open_vectors(request.source, request.tokenizer)
+    if request.to is not None:
+        _require_hash(source, request)
+    spec = conversion(
+        source,
+        request.dtype or _kept(source),
+        scale=request.scale,
+        chunk_rows=request.chunk_rows,
+        copy=request.to is not None and request.dtype is None,
+    )
+    if request.place.absolute() == request.source.absolute():
+        raise OutputError(f"{request.place} is the table to convert", "give another --out")
     if not request.dry_run:
-        clear_place(request.out)
-    finished = None if request.force else _finished(spec, request.out)
+        clear_place(request.place)
+    finished = None if request.force else _finished(spec, request.place)
     in_the_way = None
     if finished is None:
-        place = partial(check_place, request.out, request.force, (request.source,))
+        place = partial(check_place, request.place, request.force, (request.source,))
         in_the_way = refusal(place, request.dry_run)
     plan = _plan(request, source, DTYPES.load(dtype).row_bytes(dim), spec, finished)
     if request.dry_run:
@@ -93,11 +114,11 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     resumed = sum(array.chunks for array in spec.row_arrays.values())
     if finished is None:
         resumed = _build(request, source, spec, plan, threads, progress)
-        finished = open_table(request.out)
+        finished = open_table(request.place)
     else:
-        progress.note(f"{request.out} is already converted: only comparing the rows")
+        progress.note(f"{request.place} is already converted: only comparing the rows")
     try:
-        differences = compare_tables(source, finished, threads=threads, progress=progress)
+        differences, copied = _compare(request, source, spec, finished, threads, progress)
     except KeyboardInterrupt:
         progress.note(
             f"{finished.path} is written; only the comparison with the old rows is missing"
@@ -110,7 +131,51 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         resumed_chunks=resumed,
         seconds=time.perf_counter() - begin,
         differences=differences,
+        copied=copied,
     )
+
+
+def _compare(
+    request: ConvertRequest,
+    source: RowSource,
+    spec: TableSpec,
+    table: TableStore,
+    threads: int,
+    progress: Progress,
+) -> tuple[tuple[Difference, ...], bool]:
+    """Return how far the rows moved, and whether they were compared as they are stored.
+
+    Raises ArtifactError for copied rows that are not the same.
+    """
+    if request.to is not None:
+        if not request.verify:
+            return (), False
+        if isinstance(spec.init, RowsOfSource) and spec.init.kept is not None:
+            require_same_rows(source, table, spec.dtype, threads=threads, progress=progress)
+            return (), True
+    return compare_tables(source, table, threads=threads, progress=progress), False
+
+
+def _kept(source: RowSource) -> str:
+    """Return the dtype that keeps the rows of a source. Raises InputError where there is none."""
+    kept = kept_dtype(source.dtype or "")
+    if kept is None:
+        raise InputError(
+            f"{source.path} has rows of {source.dtype}, which a table does not hold bit for bit",
+            "choose what to make of them with --dtype, such as float16, bfloat16 or float32",
+        )
+    return kept
+
+
+def _require_hash(source: RowSource, request: ConvertRequest) -> None:
+    """Raise InputError for a source whose rows no token finds, ArtifactError for one at odds."""
+    if source.layout.vocab_digest == UNKNOWN_VOCABULARY:
+        raise InputError(
+            f"{source.path} has no token map, so that no token finds its row",
+            "give the model's tokenizer with --tokenizer",
+        )
+    if request.verify:
+        require_agreement(source, "--no-verify converts what is there")
 
 
 def _build(
@@ -122,7 +187,8 @@ def _build(
     progress: Progress,
 ) -> int:
     """Write the table; return how many of its row chunks were written before."""
-    if request.verify:
+    foreign = FORMATS.load(source.format).foreign
+    if request.verify and not (foreign and request.to is not None):  # see `_require_hash`
         hint = "build it again; --no-verify converts what is there"
         require_sound(source, hint, threads=threads, progress=progress)
     if plan.done_bytes:
@@ -132,7 +198,7 @@ def _build(
         )
     report = build_store(
         spec,
-        request.out,
+        request.place,
         hits=lambda layer: source.lines(layer, HITS, 0, source.layout.layer(layer).rows),
         force=request.force,
         threads=threads,
@@ -162,7 +228,7 @@ def _plan(
     rows = sum(source.layout.layer(layer).rows for layer in source.layers)
     return ConvertPlan(
         source=source.path,
-        out=request.out,
+        out=request.place,
         source_dtype=source.dtype or "",
         dtype=spec.dtype,
         dim=spec.dim,
@@ -174,6 +240,6 @@ def _plan(
             else rows * source_row_bytes
         ),
         total_bytes=spec.total_bytes,
-        done_bytes=spec.total_bytes if finished else resumable_bytes(spec, request.out),
-        free_bytes=free_bytes(request.out),
+        done_bytes=spec.total_bytes if finished else resumable_bytes(spec, request.place),
+        free_bytes=free_bytes(request.place),
     )

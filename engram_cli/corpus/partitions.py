@@ -1,7 +1,7 @@
 """Divides a corpus into partitions, which depend on its files and their sizes alone.
 
 A partition is whole files, about `size` bytes of them, or a section of one large file. What the
-order of reading decides (look-back between joined documents, windows, caches) restarts with
+order of reading decides (look-back between joined documents, caches) restarts with
 each, so that counting them in any order and grouping gives the same result.
 """
 

@@ -20,6 +20,7 @@ FORMATS: Registry[Format] = Registry(
         "bundle": "engram_cli.formats.bundle_rows:FORMAT",
         "statistics": "engram_cli.formats.statistics:FORMAT",
         "table": "engram_cli.formats.zarr_table:FORMAT",
+        "row264": "engram_cli.formats.row264:FORMAT",
         "deepseek-v4.1": "engram_cli.formats.deepseek_v41:FORMAT",
         "qwen-ple": "engram_cli.formats.qwen_ple:FORMAT",
         "longcat": "engram_cli.formats.longcat:FORMAT",

@@ -66,10 +66,59 @@ class Checks:
         return not self.problems
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOptions:
+    """How to write. `dialect`: of the target, None for the source's or the only one.
+
+    `patch`: a checkpoint that the new files are to fit into. `check`: compute what would be
+    written, and write nothing. `verify`: read what was written and compare it with the source.
+    """
+
+    dialect: str | None = None
+    patch: Path | None = None
+    check: bool = False
+    force: bool = False
+    verify: bool = True
+    progress: Progress = SILENT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Something of a file's header: its name, what happens to it, and its value in words.
+
+    `action`: "kept", "computed", "renamed from X", "dropped".
+    """
+
+    name: str
+    action: str
+    value: str = ""
+
+    @property
+    def is_change(self) -> bool:
+        """Whether it is not as it was."""
+        return self.action != "kept"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What was written, or with `check` would be: the files in `out`, their bytes.
+
+    `changes` of a header, where only that changes. `verified`: whether what was written was read
+    again and compared. `notes`: what is left to do.
+    """
+
+    dialect: str | None = None
+    files: tuple[str, ...] = ()
+    size: int = 0
+    changes: tuple[Change, ...] = ()
+    verified: bool = False
+    notes: tuple[str, ...] = ()
+
+
 class Writer(Protocol):
     """Writes the rows of a source as an artifact of a format."""
 
-    def __call__(self, source: RowSource, out: Path, *, force: bool, progress: Progress) -> None:
+    def __call__(self, source: Any, out: Path, options: WriteOptions) -> Written:
         """Write `out`, whole or not at all.
 
         Raises InputError for a source that the format cannot hold, OutputError, ArtifactError.
@@ -154,6 +203,22 @@ def require_sound(
         rest = len(checks.problems) - 1
         more = f" (and {rest} more)" if rest else ""
         raise ArtifactError(f"{source.path} is damaged: {checks.problems[0]}{more}", hint)
+
+
+# The check that names constants which a file lacks: they are computed, and contradict nothing.
+LACKING = "constants in the file"
+
+
+def require_agreement(source: RowSource, hint: str) -> None:
+    """Raise ArtifactError if a foreign source differs from its config or tokenizer in anything.
+
+    Constants that are only missing are no difference: they follow from the others.
+    """
+    for check in getattr(source, "checks", ()):
+        if check.result == "differs" and check.name != LACKING:
+            raise ArtifactError(
+                f"{source.path}: {check.name} is {check.found}, expected {check.expected}", hint
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

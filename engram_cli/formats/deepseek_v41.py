@@ -16,6 +16,7 @@ from typing import Any
 from engram_cli.errors import InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import Format
+from engram_cli.formats.deepseek_patch import write_patch
 from engram_cli.formats.model_folder import (
     CONFIG,
     Check,
@@ -244,5 +245,10 @@ def _layer_checks(
 
 
 FORMAT = Format(
-    name="deepseek-v4.1", recognise=_recognise, open=_open, facts=checkpoint_facts, foreign=True
+    name="deepseek-v4.1",
+    recognise=_recognise,
+    open=_open,
+    facts=checkpoint_facts,
+    foreign=True,
+    write=write_patch,
 )

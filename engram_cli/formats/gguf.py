@@ -7,7 +7,6 @@ checks, never filled in silently.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -17,7 +16,16 @@ from typing import Any
 import numpy as np
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
-from engram_cli.formats.base import Facts, Format, rows_facts
+from engram_cli.formats.base import LACKING, Facts, Format, rows_facts
+from engram_cli.formats.gguf_dialects import (
+    CONSTANTS,
+    QWEN,
+    QWEN_ROWS,
+    ROW_TENSOR,
+    GgufRows,
+    dialect_of,
+)
+from engram_cli.formats.gguf_keys import write_gguf
 from engram_cli.formats.model_folder import Check, FolderTokenizer, bare_map, compared
 from engram_cli.hashing.layout import (
     MAX_HEADS,
@@ -30,104 +38,20 @@ from engram_cli.hashing.schemes import hash_layout
 from engram_cli.hashing.schemes.engram_v1 import distinct_primes
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import physical_dtype
-from engram_cli.rows.gather import FileArray, FileRows
+from engram_cli.rows.gather import FileArray
 from engram_cli.rows.gguf_file import MAGIC, GgufFile, GgufTensor, Strings, read_gguf
 from engram_cli.rows.source import ROWS, SCALES, Span
 from engram_cli.vocab.lookup import MOST_VOCABULARY, VocabMap
 
 _DAMAGED = "the file is damaged or was not downloaded whole: take it again"
-# What each dialect calls the constants: the end of a key, or a tensor's name.
-_KEYS: dict[str, dict[str, str]] = {
-    "llama.cpp": {
-        "layers": ".engram.layer_ids",
-        "heads": ".engram.head_count",
-        "dim": ".engram.key_length",
-        "longest": ".engram.max_ngram_size",
-        "multipliers": ".engram.multipliers",
-        "moduli": ".engram.primes",
-        "offsets": ".engram.offsets",
-        "map": ".engram.token_map",
-        "pad": ".engram.pad_id",
-    },
-    "ds4": {
-        "encoding": ".engram.encoding",
-        "layers": ".engram.layer_ids",
-        "rows": ".engram.rows",
-        "size": ".engram.compressed_vocab_size",
-        "pad": ".engram.pad_id",
-        "map": ".engram.token_map",
-        "moduli": ".engram.primes",
-        "multipliers": ".engram.multipliers",
-    },
-    "upper case": {
-        "layers": "ENGRAM_LAYERS",
-        "longest": "ENGRAM_NGRAM_SIZE",
-        "heads": "ENGRAM_HEAD_COUNT",
-        "dim": "ENGRAM_HEAD_DIM",
-        "size": "ENGRAM_COMPRESSED_VOCAB_SIZE",
-        "raw pad": "ENGRAM_PAD_TOKEN_ID",
-        "rows": "ENGRAM_EMBEDDING_COUNTS",
-        "moduli": "ENGRAM_HEAD_BUCKET_SIZES",
-        "offsets": "ENGRAM_HEAD_OFFSETS",
-        "multipliers": "ENGRAM_MULTIPLIERS",
-        "map": "ENGRAM_TOKEN_MAP",
-    },
-    "side-car": {
-        "layers": ".layers",
-        "rows": ".row_counts",
-        "longest": ".max_ngram_size",
-        "heads": ".head_count",
-        "dim": ".head_dim",
-        "size": ".compressed_vocab_size",
-        "raw pad": ".pad_token_id",
-        "pad": ".compressed_pad_id",
-        "map": "engram.token_map",
-        "multipliers": "engram.hash_multipliers",
-        "moduli": "engram.hash_primes",
-        "offsets": "engram.hash_offsets",
-    },
-}
-_KEYS["tensors"] = {
-    **{k: v for k, v in _KEYS["llama.cpp"].items() if k not in ("map", "moduli")},
-    "map": "engram.token_map",
-    "multipliers": "engram.multipliers",
-    "offsets": "engram.offsets",
-    "moduli": "engram.primes",
-}
-_KEYS["upper case, NUM_EMBEDDINGS"] = {
-    **_KEYS["upper case"],
-    "rows": "ENGRAM_NUM_EMBEDDINGS",
-}
-_QWEN = {
-    "layers": ".ple.layers",
-    "longest": ".ple.ngram_size",
-    "heads": ".ple.heads_per_ngram",
-    "eos": ".ple.eos_token_id",
-    "multipliers": ".ple.layer_multipliers",
-    "moduli": ".ple.head_vocab_sizes",
-    "offsets": ".ple.head_offsets",
-}
-_ROWS = re.compile(
-    r"(?:blk\.|engram\.|layers\.)?(\d{1,5})\.(?:engram[._])?embd(_scale)?(?:\.weight)?"
-)
 _MOST = {"heads": MAX_HEADS, "longest": MAX_ORDER}
 _PAD = 2  # the pad token of the release
 _MOST_LAYERS = 1024
-_QWEN_ROWS = "per_layer_token_embd.weight"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GgufRows(FileRows):
-    """The rows of an opened file, and what was compared."""
-
-    dialect: str
-    file: GgufFile
-    checks: tuple[Check, ...]
 
 
 @dataclass(slots=True, kw_only=True)
 class _Constants:
-    """What a file says of its hash, by the names of `_KEYS`; `missing`: what it does not say."""
+    """What a file says of its hash, by the names that its dialect has for the constants."""
 
     file: GgufFile
     names: Mapping[str, str]
@@ -174,7 +98,7 @@ class _Constants:
         if lacks:
             found += f"; missing: {', '.join(lacks)}"
         expected = f"{len(self.names)} of {len(self.names)}"
-        self.checks.append(compared("constants in the file", found, expected))
+        self.checks.append(compared(LACKING, found, expected))
 
 
 def _small_tensor(tensor: GgufTensor) -> Any:
@@ -194,40 +118,17 @@ def _recognise(path: Path) -> Path | None:
     if not is_gguf:
         return None
     try:
-        return path if _dialect(read_gguf(path)) is not None else None
+        return path if dialect_of(read_gguf(path)) is not None else None
     except EngramError:
         return path  # damaged: opening it says how
 
 
-def _dialect(file: GgufFile) -> str | None:
-    """Return the dialect of a file; None where it has no Engram table."""
-    keys, tensors = file.keys, file.tensors
-
-    def has(end: str) -> bool:
-        return any(key.endswith(end) for key in keys)
-
-    if _QWEN_ROWS in tensors and has(".ple.layers"):
-        return "qwen4exp"
-    if "engram.hash_multipliers" in tensors:
-        return "side-car"
-    if "engram.token_map" in tensors:
-        return "tensors"
-    if has(".engram.encoding"):
-        return "ds4"
-    if "ENGRAM_LAYERS" in keys:
-        other = "ENGRAM_NUM_EMBEDDINGS" in keys
-        return "upper case, NUM_EMBEDDINGS" if other else "upper case"
-    if has(".engram.layer_ids") or any("engram_embd" in name for name in tensors):
-        return "llama.cpp"
-    return None
-
-
 def _open(path: Path, tokenizer: Path | None = None) -> GgufRows:
     file = read_gguf(path)
-    dialect = _dialect(file)
+    dialect = dialect_of(file)
     if dialect is None:
         raise InputError(f"{path} holds no Engram table", "give a file that has one")
-    names = _QWEN if dialect == "qwen4exp" else _KEYS[dialect]
+    names = QWEN if dialect == "qwen4exp" else CONSTANTS[dialect]
     constants = _Constants(file=file, names=names)
     gone = ", ".join(file.missing) or "none"
     constants.checks.append(compared("missing parts", gone, "none"))
@@ -266,10 +167,10 @@ def _tables(file: GgufFile, dialect: str, constants: _Constants) -> Tables:
     """Return, by the layer's number in the layout, the tensor of rows and the one of scales."""
     if dialect == "qwen4exp":
         layers = constants.counts("layers") or (1,)
-        return {layers[0] + 1: [file.tensors[_QWEN_ROWS]]}
+        return {layers[0] + 1: [file.tensors[QWEN_ROWS]]}
     found: Tables = {}
     for name in sorted(file.tensors, key=len):  # scales have the longer names
-        match = _ROWS.fullmatch(name)
+        match = ROW_TENSOR.fullmatch(name)
         if match is not None:
             found.setdefault(int(match[1]), []).append(file.tensors[name])
     return found
@@ -506,4 +407,11 @@ def _facts(source: GgufRows) -> Facts:
     ]
 
 
-FORMAT = Format(name="gguf", recognise=_recognise, open=_open, facts=_facts, foreign=True)
+FORMAT = Format(
+    name="gguf",
+    recognise=_recognise,
+    open=_open,
+    facts=_facts,
+    foreign=True,
+    write=write_gguf,
+)

@@ -41,7 +41,7 @@ GGML_TYPES = {
     27: ("int64", 1, 8),
     30: ("bfloat16", 1, 2),
 }
-_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _HINT = "the file is damaged or was not downloaded whole: take it again"
 
 
@@ -50,6 +50,37 @@ class Strings:
     """An array of strings that was skipped: how many there are."""
 
     count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """A tensor as a header names it: `dims` with the values of a row first, ggml's type number.
+
+    `span`: the bytes of the entry in the file. `offset`: of its data, from the header's `data` on.
+    """
+
+    name: str
+    dims: tuple[int, ...]
+    kind: int
+    offset: int
+    span: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufHeader:
+    """The header of one file. `spans`: the bytes of each key with its name, type and value.
+
+    `end`: of the header; `data`: where the tensors begin, a multiple of `alignment`.
+    """
+
+    path: Path
+    version: int
+    keys: Mapping[str, Any]
+    spans: Mapping[str, tuple[int, int]]
+    tensors: tuple[TensorEntry, ...]
+    alignment: int
+    end: int
+    data: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +125,9 @@ def read_gguf(path: Path) -> GgufFile:
     tensors: dict[str, GgufTensor] = {}
     short, size = [], 0
     for part in parts:
-        own_keys, own, length = _read_one(part)
-        keys = {**own_keys, **keys}
+        header = read_header(part)
+        own = _tensors(header)
+        keys = {**header.keys, **keys}
         for name, tensor in own.items():
             if name in tensors:
                 raise ArtifactError(f"{part} has a second tensor {name}", _HINT)
@@ -103,7 +135,7 @@ def read_gguf(path: Path) -> GgufFile:
         available = part.stat().st_size
         if any(t.begin + (t.nbytes or 0) > available for t in own.values()):
             short.append(part.name)
-        size += length
+        size += header.end
     return GgufFile(
         path=path,
         keys=keys,
@@ -116,7 +148,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 def _parts(path: Path) -> tuple[list[Path], list[str]]:
-    match = _SPLIT.fullmatch(path.name)
+    match = SPLIT.fullmatch(path.name)
     if match is None:
         return [path], []
     stem, _, count = match.groups()
@@ -184,7 +216,11 @@ class _Cursor:
         return np.frombuffer(self.raw[begin : begin + count * dtype.itemsize], dtype)
 
 
-def _read_one(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor], int]:
+def read_header(path: Path) -> GgufHeader:
+    """Read the header of one file.
+
+    Raises InputError for a file that cannot be read, ArtifactError for one that is damaged.
+    """
     try:
         with (
             path.open("rb") as file,
@@ -197,7 +233,7 @@ def _read_one(path: Path) -> tuple[dict[str, Any], dict[str, GgufTensor], int]:
         raise ArtifactError(f"{path} is no GGUF file: {error}", _HINT) from None
 
 
-def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor], int]:
+def _read_header(cursor: _Cursor) -> GgufHeader:
     path = cursor.path
     begin = cursor.take(4)
     version = int(cursor.number("<I"))
@@ -206,29 +242,49 @@ def _read_header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]
     tensor_count = cursor.count(_MOST_TENSORS, "tensors")
     key_count = cursor.count(_MOST_KEYS, "keys")
     keys: dict[str, Any] = {}
+    spans: dict[str, tuple[int, int]] = {}
     for _ in range(key_count):
+        begin = cursor.at
         key = cursor.text()
         if key in keys:
             raise ArtifactError(f"{path} has the key {key} twice", _HINT)
         keys[key] = cursor.value(int(cursor.number("<I")))
+        spans[key] = begin, cursor.at
     found = []
     for _ in range(tensor_count):
+        begin = cursor.at
         name = cursor.text()
         axes = int(cursor.number("<I"))
         if not 0 < axes <= _MOST_AXES:
             raise ArtifactError(f"{path}: tensor {name} has {axes} axes", _HINT)
-        shape = tuple(int(cursor.number("<Q")) for _ in range(axes))
-        found.append((name, shape, int(cursor.number("<I")), int(cursor.number("<Q"))))
+        dims = tuple(int(cursor.number("<Q")) for _ in range(axes))
+        kind, offset = int(cursor.number("<I")), int(cursor.number("<Q"))
+        span = begin, cursor.at
+        found.append(TensorEntry(name=name, dims=dims, kind=kind, offset=offset, span=span))
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 2**20 or alignment & alignment - 1:
         raise ArtifactError(f"{path} has an alignment of {alignment!r}", _HINT)
-    data = -(-cursor.at // alignment) * alignment
-    tensors: dict[str, GgufTensor] = {}
-    for name, shape, kind, offset in found:
-        if name in tensors:
-            raise ArtifactError(f"{path} has the tensor {name} twice", _HINT)
-        tensors[name] = _tensor(path, name, shape, kind, data + offset)
-    return keys, tensors, cursor.at
+    return GgufHeader(
+        path=path,
+        version=version,
+        keys=keys,
+        spans=spans,
+        tensors=tuple(found),
+        alignment=alignment,
+        end=cursor.at,
+        data=-(-cursor.at // alignment) * alignment,
+    )
+
+
+def _tensors(header: GgufHeader) -> dict[str, GgufTensor]:
+    """Return the tensors of a header by name. Raises ArtifactError for one that cannot be."""
+    found: dict[str, GgufTensor] = {}
+    for each in header.tensors:
+        if each.name in found:
+            raise ArtifactError(f"{header.path} has the tensor {each.name} twice", _HINT)
+        begin = header.data + each.offset
+        found[each.name] = _tensor(header.path, each.name, each.dims, each.kind, begin)
+    return found
 
 
 def _tensor(path: Path, name: str, dims: tuple[int, ...], kind: int, begin: int) -> GgufTensor:

@@ -21,6 +21,13 @@ from engram_cli.files import canonical_json
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import kernels
 from engram_cli.rows.source import HITS, SCALES, RowSource
+from engram_cli.rows.stored_as import (
+    StoredReader,
+    kept_dtype,
+    layer_scale,
+    sampled_digest,
+    stored_reader,
+)
 from engram_cli.table.grid import ChunkedArray, projection_array
 from engram_cli.table.inits.base import Filler
 from engram_cli.table.spec import TableSpec
@@ -31,9 +38,13 @@ _PIECES = 64  # pieces of a task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowsOfSource:
-    """An init whose rows are those of a source; of a table it has the name of the table's init."""
+    """An init whose rows are those of a source; of a table it has the name of the table's init.
+
+    `kept`: the dtype of the table if its rows are copied as they are stored, None to encode them.
+    """
 
     source: RowSource
+    kept: str | None = None
 
     @property
     def name(self) -> str:
@@ -55,6 +66,14 @@ class RowsOfSource:
 
         return fill
 
+    def stored(self) -> StoredReader | None:
+        """Return what reads rows that are copied."""
+        return None if self.kept is None else stored_reader(self.source, self.kept)
+
+    def layer_scale(self, layer: int) -> NDArray[Any] | None:
+        """Return the one scale of a layer whose rows are copied."""
+        return None if self.kept is None else layer_scale(self.source, layer)
+
     def bound(self, layer: int, dim: int) -> float | None:
         """None: only the rows can tell."""
         return None
@@ -72,9 +91,17 @@ class RowsOfSource:
 
 
 def conversion(
-    source: RowSource, dtype: str, *, scale: float | None = None, chunk_rows: int | None = None
+    source: RowSource,
+    dtype: str,
+    *,
+    scale: float | None = None,
+    chunk_rows: int | None = None,
+    copy: bool = False,
 ) -> TableSpec:
     """Return the table with the rows of `source` as `dtype`.
+
+    Rows that have this dtype already are copied as they are stored, unless there is a `scale`. A
+    table is only copied if `copy` says so.
 
     Raises InputError for a source without vectors or without some of its layers, for an unknown
     dtype, one that a table has already, or a scale that the dtype does not take.
@@ -82,7 +109,7 @@ def conversion(
     is_table = isinstance(source, TableStore)
     if source.dim is None or source.dtype is None:
         raise InputError(f"{source.path} holds no vectors", "give a table or a bundle")
-    if is_table and dtype == source.dtype:
+    if is_table and dtype == source.dtype and not copy:
         raise InputError(f"{source.path} is {dtype} already", "give another --dtype")
     missing = sorted(set(source.layout.layer_ids) - set(source.layers))
     if missing:
@@ -90,12 +117,14 @@ def conversion(
             f"{source.path} has no rows of layer {', '.join(map(str, missing))}",
             "a table has the rows of every layer of its layout",
         )
-    about = {"dtype": source.dtype, "digest": str(source.digest)}
+    digest = sampled_digest(source) if source.digest is None else source.digest
+    about = {"dtype": source.dtype, "digest": digest}
+    kept = dtype if scale is None and kept_dtype(source.dtype) == dtype else None
     return TableSpec(
         layout=source.layout,
         dim=source.dim,
         dtype=dtype,
-        init=RowsOfSource(source=source),
+        init=RowsOfSource(source=source, kept=kept),
         chunk_rows=chunk_rows,
         tokens=_tokens(source),
         scale=scale,
@@ -127,10 +156,14 @@ def is_conversion(table: TableStore, spec: TableSpec) -> bool:
         return False
     if not spec.layer_scale_arrays:
         return True
-    return spec.scale is not None and all(
-        np.float32(spec.scale) == table.lines(layer, SCALES, 0, 1)[0]
-        for layer in table.layout.layer_ids
-    )
+    init = spec.init
+    for layer in table.layout.layer_ids:
+        wanted = None if spec.scale is None else np.array([spec.scale], dtype=np.float32)
+        if wanted is None and isinstance(init, RowsOfSource):
+            wanted = init.layer_scale(layer)
+        if wanted is None or wanted[0] != table.lines(layer, SCALES, 0, 1)[0]:
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from engram_cli.outputs import open_work
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.checksum import Checksum
 from engram_cli.table.grid import ChunkedArray
-from engram_cli.table.inits.base import Filler, PassInit
+from engram_cli.table.inits.base import Filler, PassInit, StoredInit
 from engram_cli.table.journal import SCRATCH, Journal
 from engram_cli.table.spec import TableSpec, layer_scale
 
@@ -97,6 +97,7 @@ class _Work:
         self.fillers: dict[int, Filler | None] = {}
         if not isinstance(spec.init, PassInit):
             self.fillers = {layer: spec.init.filler(layer, spec.dim) for layer in spec.row_arrays}
+        self.stored = spec.init.stored() if isinstance(spec.init, StoredInit) else None
         self.layer_scales: dict[int, NDArray[Any]] = {}
         self.total = sum(array.stored_bytes for array in spec.filled_arrays)
         self.stop = Event()
@@ -167,10 +168,16 @@ class _Work:
     def _pieces(self, layer: int, index: int) -> Iterator[list[NDArray[np.uint8]]]:
         """Yield the bytes of a chunk's rows and scales without padding; none if all are zero."""
         filler, dim, row_type = self.fillers[layer], self.spec.dim, self.spec.row_type
-        if filler is None:
-            return
         arrays = self._together(layer)
         first, count = arrays[0].span(index)
+        if self.stored is not None:
+            step = max(1, PIECE_BYTES // self.spec.row_bytes)
+            for begin in range(first, first + count, step):
+                parts = self.stored(layer, begin, min(step, first + count - begin))
+                yield [part.reshape(-1).view(np.uint8) for part in parts]
+            return
+        if filler is None:
+            return
         step = min(max(1, PIECE_BYTES // (4 * dim)), count)
         values = np.empty((step, dim), dtype=np.float32)
         buffers = [np.empty((step, *array.shape[1:]), dtype=array.dtype) for array in arrays]

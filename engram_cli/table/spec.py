@@ -24,7 +24,7 @@ from engram_cli.table.grid import (
     chunked,
     content_digest,
 )
-from engram_cli.table.inits.base import Filler, Init, InitWithArrays
+from engram_cli.table.inits.base import Filler, Init, InitWithArrays, StoredInit
 from engram_cli.version import __version__
 
 FORMAT = "engram-table"
@@ -212,6 +212,9 @@ def layer_scale(spec: TableSpec, layer: int, filler: Filler | None) -> NDArray[n
     """Return the scale float32[1] of a layer of `spec`, whose rows `filler` gives."""
     if spec.scale is not None:
         return np.array([spec.scale], dtype=np.float32)
+    kept = spec.init.layer_scale(layer) if isinstance(spec.init, StoredInit) else None
+    if kept is not None:
+        return kept.astype(np.float32)
     bound = spec.init.bound(layer, spec.dim)
     if bound is None:
         bound = 0.0 if filler is None else largest(filler, spec.row_arrays[layer].rows, spec.dim)

@@ -1,4 +1,4 @@
-"""Loads a tokenizer.json: texts of ids, ids of texts, and the pad token. Only here: `tokenizers`.
+"""Loads a tokenizer.json: texts of ids, ids of texts, and the pad token.
 
 The pad token is what the hash reads before the start of a document. It must be a token that no text
 holds, or document starts share their rows with that text.

@@ -48,12 +48,12 @@ def case(scheme: str, count: int) -> Case:
         amounts={"NumPy statements and np.bincount": PEER_TOKENS},
         unit="tokens",
         notes=f"{len(ids):,} tokens in {int(starts.sum()):,} documents, {PEER_TOKENS:,} for "
-        "NumPy. Ours also checks and compresses the ids, finds the look-back, draws the sample "
+        "NumPy. engram also checks and compresses the ids, finds the look-back, draws the sample "
         "of 262,144 n-grams an order and follows the growth; NumPy gets compressed ids and "
-        "counts nothing else. Its ratio flatters ours where counters are many: np.bincount makes "
+        "counts nothing else. Its ratio flatters engram where counters are many: np.bincount makes "
         f"{8 * layout.layers[0].rows / 1e9:,.2f} GB of counts however few tokens there are. Beyond "
         f"the first {PEER_TOKENS:,} tokens NumPy takes twice as many more at {more:,.0f} tokens/s, "
-        "one run: hold ours against that for a long corpus. Documents are joined to one stream. "
+        "one run: compare engram with that for a long corpus. Documents are joined to one stream. "
         "One core: the process may use no other. A plain loop adds 1 to "
         f"{rate / 1e6:,.0f} M random counters of these columns a second here: "
         f"{rate / layout.columns / 1e6:,.1f} Mtok/s for one that counts every row of every token "

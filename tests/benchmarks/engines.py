@@ -89,7 +89,7 @@ def cases() -> Iterator[Case]:
         name="two partials of one layer, read and merged",
         amount=counts.hits[1].nbytes / 1e6,
         unit="MB of counters",
-        notes="Ours also reads, checks and merges samples and growth.",
+        notes="engram also reads, checks and merges samples and growth.",
         contestants={"NumPy, the hits alone": in_numpy, "engram": lambda: merged()["hits/1"]},
         same=np.array_equal,
     )

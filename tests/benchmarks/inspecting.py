@@ -36,7 +36,7 @@ def cases() -> Iterator[Case]:
                 name=f"all rows of a table, 64 x {dtype}",
                 amount=sum(file.stat().st_size for file in files),
                 unit="bytes",
-                notes="Each contestant gives the bytes it read; the scan also norms, duplicates.",
+                notes="Contestants give the bytes they read; the scan also norms and duplicates.",
                 contestants={
                     "readinto": lambda files=files: _read(files),
                     "inspect, 1 thread": lambda table=table: _scan(table, 1),

@@ -178,7 +178,7 @@ def page() -> str:
         "Written by `python tests/benchmarks/runner.py NAME`; do not edit. Each contestant must "
         "first give the same result as the baseline, which is the first row of its table. Then all "
         "contestants are timed in turn, round after round; tables show medians. Rates hold for one "
-        'machine in one run, so compare ratios. "engram" and "ours" are this package.',
+        'machine in one run, so compare ratios. "engram" is this package.',
     ]
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
@@ -188,13 +188,15 @@ def page() -> str:
             cpu = f"{machine['gpu']}; {cpu}"
         used = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
         parts += [
-            f"## {result['benchmark']}",
+            f"## {path.stem}",
             result["about"],
             f"{cpu}; {used}; commit {result['commit']}.",
         ]
         if "notes" in result:
             parts.append(result["notes"])
-        for case in result["cases"]:
+        if "rows" in result:
+            parts.append(_versions_table(result["rows"]))
+        for case in result.get("cases", ()):
             parts.append(f"### {case['name']}")
             if "bound" in case:
                 parts.append(_device_table(case))
@@ -223,6 +225,20 @@ def _device_table(case: dict[str, Any]) -> str:
     ]
     bound = f"What bounds it: {case['bound']}.\n\n" if case["bound"] else ""
     return bound + "\n".join(table)
+
+
+def _versions_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of two versions timed in turn by `versions.py`: microseconds per call."""
+    table = [
+        "| case | measured | before, us | after, us | after / before | of the fastest |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    table += [
+        f"| {row['case']} | {row['contestant']} | {row['before_s'] * 1e6:,.1f} "
+        f"| {row['after_s'] * 1e6:,.1f} | {row['ratio']:.2f} | {row['fastest_ratio']:.2f} |"
+        for row in rows
+    ]
+    return "\n".join(table)
 
 
 def _call_table(case: dict[str, Any]) -> str:

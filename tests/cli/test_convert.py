@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from cli.conftest import Engram
+from formats import checkpoints
 from table.tables import build
+
+from engram_cli.vocab.compress import CompressedVocab
 
 
 @pytest.fixture
@@ -67,3 +71,23 @@ def test_attach_takes_a_converted_table(folder: Engram) -> None:
     assert done.code == 0
     assert "x fp8_e8m0 each" in done.out
     assert "that stay in ../../u.zarr" in done.out
+
+
+def test_keys_of_a_gguf_file_are_checked_and_written(
+    engram: Engram, small_vocab: CompressedVocab, tokenizer_file: Path
+) -> None:
+    lacks = (".engram.primes", ".engram.token_map")
+    checkpoints.deepseek_gguf(engram.folder / "m.gguf", small_vocab, "llama.cpp", leave_out=lacks)
+    given = ("--to", "gguf", "--tokenizer", str(tokenizer_file))
+    checked = engram("convert", "m.gguf", *given, "--check")
+    assert checked.code == 1
+    assert "2 of 9 entries change" in checked.out
+    done = engram("convert", "m.gguf", *given, "-o", "n.gguf")
+    assert done.code == 0, done.err
+    assert "read again, equal to the source" in done.out
+    assert max(map(len, done.out.splitlines())) <= 100
+    again = engram("convert", "n.gguf", *given, "--check", "--json")
+    assert again.code == 0
+    assert {each["action"] for each in json.loads(again.out)["changes"]} == {"kept"}
+    copied = engram("convert", "n.gguf", "--to", "table", "-o", "t.zarr")
+    assert "copied as they are stored, read again and equal" in copied.out

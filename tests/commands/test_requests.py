@@ -36,6 +36,7 @@ REQUESTS = [
     *(corpus.CompressVocabRequest, corpus.HashStatsRequest),
     *(tables.PlanRequest, tables.BuildTableRequest, tables.ConvertRequest, tables.AttachRequest),
     *(reading.InspectRequest, reading.LookupRequest, reading.VerifyRequest),
+    reading.GoldenRequest,
     *(reading.ReportRequest, reading.TraceRequest, reading.DemoRequest),
 ]
 

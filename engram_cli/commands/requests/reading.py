@@ -1,4 +1,4 @@
-"""The requests that read artifacts: inspect, lookup, verify, report, trace; and the demo."""
+"""The requests that read artifacts: inspect, lookup, verify, golden, report, trace; the demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from engram_cli.commands.requests.options import (
     Force,
     Group,
     Option,
+    Preset,
     Request,
+    Rule,
     Threads,
     Vocab,
     integers,
@@ -216,6 +218,60 @@ class VerifyRequest(Request):
     ] = None
     threads: Threads = None
     folder: Annotated[Path, WORKSPACE] = Path()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenRequest(Request):
+    """Of what to write golden vectors, or what to check with them.
+
+    Either `out` or `check`. `path` None: a preset or a geometry alone. `geometry` is for a
+    vocabulary, which has none of its own, or for no path; it overrides that of `preset`.
+    """
+
+    RULES = (
+        Rule(
+            lambda request: (request.out is None) == (request.check is None),
+            "golden needs either --out or --check",
+            "write vectors with --out golden.json, or compare yours with --check theirs.json",
+        ),
+        Rule(
+            lambda request: (
+                request.path is None and request.preset is None and not request.geometry.given
+            ),
+            "nothing to make vectors of",
+            "give a table, bundle, vocabulary or checkpoint, or --preset deepseek-v4.1",
+        ),
+    )
+
+    path: Annotated[
+        Path | None,
+        Option("Table, bundle, vocabulary or checkpoint with tables to use.", argument=True),
+    ] = None
+    out: Annotated[Path | None, Option("File to write: golden.json", short="-o")] = None
+    check: Annotated[
+        Path | None,
+        Option(
+            "Compare the vectors of another program with ours, and name the fault: theirs.json",
+            metavar="THEIRS",
+        ),
+    ] = None
+    tokenizer: Annotated[
+        Path | None, Option("Tokenizer of the token ids (found automatically).")
+    ] = None
+    preset: Preset = None
+    geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
+    force: Force = False
+    folder: Annotated[Path, WORKSPACE] = Path()
+
+    @classmethod
+    def overruled(cls, given: Mapping[str, Any]) -> frozenset[str]:
+        """Return the options of the layout, where the artifact or a preset decides them."""
+        from engram_cli.commands.artifact import VOCABULARY, find_artifact
+
+        if given["preset"] is not None:
+            return LAYOUT_NAMES
+        bare = given["path"] is None or find_artifact(given["path"]).kind == VOCABULARY
+        return frozenset() if bare else LAYOUT_NAMES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

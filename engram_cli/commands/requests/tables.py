@@ -138,24 +138,87 @@ class BuildTableRequest(Request):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertRequest(Request):
-    """Which table to convert to which dtype.
+    """What to convert: a table to another dtype, or with `to` any source to another format.
 
+    `to`: a format that has a writer; None is a table of another `dtype`. `dtype` None keeps the
+    source's. `tokenizer`: of a source that lacks its token map. `patch`: the checkpoint that the
+    files are to fit into. With `check` the result says what would change, and nothing is written.
     `scale`: the scale of every layer, for dtypes that have one for all rows; None to find it.
-    `verify`: read the source's checksums first, so that damage is not passed on as sound. `force`
-    replaces a table at `out`; with `dry_run` nothing is written.
+    `verify`: read the source's checksums first, so that damage is not passed on as sound; with `to`
+    also what was written. `force` replaces what engram wrote at `out`; with `dry_run` nothing is
+    written.
     """
 
-    source: Annotated[Path, Option("Table or bundle to convert.", argument=True, name="table")]
-    dtype: Annotated[str, Option(f"Data type of the new rows: {DTYPES.choices()}.")]
-    out: Annotated[Path, Option("Table to write.", short="-o")]
+    RULES = (
+        Rule(
+            lambda r: r.to is None and r.dtype is None,
+            "no --dtype is given",
+            f"give --dtype {DTYPES.choices()}, or --to with a format",
+        ),
+        Rule(lambda r: r.out is None and not r.check, "no --out is given", "say where to write it"),
+        Rule(
+            lambda r: r.to is None and bool(r.dialect or r.patch or r.check or r.tokenizer),
+            "--dialect, --patch, --check and --tokenizer need --to",
+            "give the format to write with --to",
+        ),
+        Rule(
+            lambda r: r.to not in (None, "table") and r.dtype not in (None, "fp8_e8m0"),
+            "--to {0.to} does not write {0.dtype}",
+            "convert to a table of that dtype with --to table",
+        ),
+        Rule(
+            lambda r: r.patch is not None and r.to != "deepseek-v4.1",
+            "--patch is for --to deepseek-v4.1",
+            "leave it out",
+        ),
+        Rule(
+            lambda r: r.dialect is not None and r.to != "gguf",
+            "--dialect is for --to gguf",
+            "leave it out",
+        ),
+        Rule(lambda r: r.check and r.to == "table", "--check is for files", "use --dry-run"),
+    )
+
+    source: Annotated[
+        Path, Option("Table, bundle or checkpoint to convert.", argument=True, name="table")
+    ]
+    dtype: Annotated[
+        str | None,
+        Option(f"Data type of the new rows: {DTYPES.choices()} (with --to, the source's own)."),
+    ] = None
+    out: Annotated[Path | None, Option("File or folder to write.", short="-o")] = None
+    to: Annotated[
+        str | None,
+        Option("Format to write: table, gguf, row264 or deepseek-v4.1 (a table)."),
+    ] = None
+    dialect: Annotated[
+        str | None,
+        Option("With --to gguf: llama.cpp, ds4 or 'upper case' (the file's own)."),
+    ] = None
+    tokenizer: Annotated[Path | None, Option("Tokenizer of a source that lacks its token map.")] = (
+        None
+    )
+    patch: Annotated[
+        Path | None, Option("With --to deepseek-v4.1: the checkpoint that gets the table.")
+    ] = None
+    check: Annotated[
+        bool, Option("Print what would change and write nothing; exit with 1 if anything would.")
+    ] = False
     scale: Scale = None
     chunk_rows: ChunkRows = None
     threads: Threads = None
     verify: Annotated[
-        bool, Option("Verify the checksums of the table before writing anything.")
+        bool,
+        Option("Verify the source before writing anything, and with --to what was written."),
     ] = True
     dry_run: DryRun = False
     force: Force = False
+
+    @property
+    def place(self) -> Path:
+        """Where it is written."""
+        assert self.out is not None  # a rule says so
+        return self.out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

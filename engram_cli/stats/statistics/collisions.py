@@ -54,7 +54,7 @@ class ColumnStats:
     `occupied` rows of `rows` were looked up, where an ideal hash has `ideal_occupied` with a
     standard error of `ideal_occupied_error`; `flag` says that they lie too far apart for one: some
     column of an ideal hash is flagged with a chance of at most `ideal.ALARM`.
-    `shared` is the share of the different n-grams whose row holds another one too,
+    `shared` is the share of the distinct n-grams whose row holds another one too,
     `shared_occurrences` that of all occurrences; both have standard errors, and `ideal_shared` is
     the expectation of both. `full_rows` counters reached 2**32-1 and stayed there.
     """

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_cli.rows.stored_as import StoredReader
 from engram_cli.table.grid import ChunkedArray
 
 Filler = Callable[[int, NDArray[np.float32]], None]
@@ -53,6 +54,17 @@ class InitWithArrays(Init, Protocol):
 
     def values(self, array: ChunkedArray) -> NDArray[Any]:
         """Return the content of one of them."""
+
+
+@runtime_checkable
+class StoredInit(Init, Protocol):
+    """Rows that may be there as they are to be stored, so that nothing is encoded."""
+
+    def stored(self) -> StoredReader | None:
+        """Return what reads them, None when they must be encoded after all."""
+
+    def layer_scale(self, layer: int) -> NDArray[Any] | None:
+        """Return the one scale [1] of a layer that goes with them, None where there is none."""
 
 
 @runtime_checkable

@@ -1,0 +1,99 @@
+"""convert --to: hands the opened source to the writer of a format."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from engram_cli.commands.artifact import find_artifact
+from engram_cli.commands.convert import ConvertResult, convert_table
+from engram_cli.commands.requests.tables import ConvertRequest
+from engram_cli.errors import InputError
+from engram_cli.formats import FORMATS
+from engram_cli.formats.base import Change, WriteOptions, require_agreement, require_sound
+from engram_cli.progress import SILENT, Progress
+from engram_cli.rows.source import RowSource
+from engram_cli.sizes import processors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteResult:
+    """What a writer wrote, or with `--check` or `--dry-run` would write.
+
+    `changes`: every key and tensor of a header, with what happens to it. `files`: those in `out`,
+    `size` their bytes. `verified`: whether they were read again and compared with the source.
+    """
+
+    source: Path
+    source_format: str
+    out: Path | None
+    to: str
+    dialect: str | None
+    written: bool
+    files: tuple[str, ...]
+    size: int
+    changes: tuple[Change, ...]
+    verified: bool
+    notes: tuple[str, ...]
+    seconds: float = 0.0
+
+    @property
+    def is_change(self) -> bool:
+        """Whether a header is not as it was."""
+        return any(change.is_change for change in self.changes)
+
+
+def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResult | WriteResult:
+    """Write the rows of a source as a table of another dtype, or in another format.
+
+    Raises InputError for what cannot be converted, ArtifactError for a source that is damaged,
+    OutputError when something else is in the way, does not fit or cannot be written.
+    """
+    if request.to in (None, "table"):
+        return convert_table(request, progress)
+    begin = time.perf_counter()
+    format_ = FORMATS.load(request.to or "")
+    if format_.write is None:
+        known = [name for name in FORMATS if FORMATS.load(name).write is not None]
+        raise InputError(
+            f"{request.to} is read, not written", f"give --to table, {', '.join(known)}"
+        )
+    source = find_artifact(request.source).open(tokenizer=request.tokenizer)
+    check = request.check or request.dry_run
+    if request.verify and not check:
+        _require_sound(source, request, progress)
+    out = request.out or request.source.with_name(f"new-{request.source.name}")
+    options = WriteOptions(
+        dialect=request.dialect,
+        patch=request.patch,
+        check=check,
+        force=request.force,
+        verify=request.verify,
+        progress=progress,
+    )
+    done = format_.write(source, out, options)
+    return WriteResult(
+        source=request.source,
+        source_format=source.format,
+        out=request.out,
+        to=format_.name,
+        dialect=done.dialect,
+        written=not check,
+        files=done.files,
+        size=done.size,
+        changes=done.changes,
+        verified=done.verified,
+        notes=done.notes,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _require_sound(source: RowSource, request: ConvertRequest, progress: Progress) -> None:
+    """Raise ArtifactError for a source that is damaged; a GGUF file's writer looks for itself."""
+    hint = "--no-verify converts what is there"
+    if not FORMATS.load(source.format).foreign:
+        threads = request.threads or processors()
+        require_sound(source, hint, threads=threads, progress=progress)
+    elif request.to != "gguf":
+        require_agreement(source, hint)
