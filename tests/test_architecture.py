@@ -1,8 +1,10 @@
-"""docs/architecture.md names files and functions that exist."""
+"""docs/architecture.md names files and functions that exist; no imports run in a circle."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,68 @@ def test_every_function_is_in_the_files_of_its_column() -> None:
             text = "\n".join((PACKAGE / name).read_text() for name in HASH_FILES[head])
             for function in re.findall(r"`(\w+)`", cell):
                 assert f"def {function}(" in text, f"{function} is not in {HASH_FILES[head]}"
+
+
+def imported(module: str, path: Path) -> Iterator[str]:
+    """The names that a file imports anywhere: in functions and under TYPE_CHECKING too."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def circles(package: Path) -> list[list[str]]:
+    """The groups of modules that import each other, directly or through others."""
+    modules = {}
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    imports: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = imported(module, path)
+        # What is no module is a name inside one.
+        found = {name if name in modules else name.rpartition(".")[0] for name in names}
+        imports[module] = found & modules.keys() - {module}
+    reached: dict[str, set[str]] = {}
+    for module in modules:
+        reached[module], waiting = set(), [module]
+        while waiting:
+            new = imports[waiting.pop()] - reached[module]
+            reached[module] |= new
+            waiting += new
+    groups = {
+        tuple(sorted(other for other in reached[module] if module in reached[other]))
+        for module in modules
+    }
+    return sorted(list(group) for group in groups if group)
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    assert not circles(PACKAGE)
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import house.base",
+        "from house.base import Noun",
+        "from house import base",
+        "from . import base",
+        "from .base import Noun",
+        "if TYPE_CHECKING:\n    from house.base import Noun",
+        "def late():\n    from house.base import Noun",
+    ],
+)
+def test_a_circle_is_found(tmp_path: Path, back: str) -> None:
+    house = tmp_path / "house"
+    house.mkdir()
+    (house / "__init__.py").write_text("")
+    (house / "base.py").write_text("from house.middle import Verb\n")
+    (house / "middle.py").write_text("from house.top import Verb\n")
+    (house / "top.py").write_text(f"{back}\n")
+    (house / "user.py").write_text("from house.top import Verb\nfrom house import user\n")
+    assert circles(house) == [["house.base", "house.middle", "house.top"]]

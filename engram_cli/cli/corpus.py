@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.compress_vocab import CompressVocabResult
     from engram_cli.commands.hash_stats import HashStatsResult
     from engram_cli.commands.merge_stats import MergeStatsResult
-    from engram_cli.stats.statistic import Results
+    from engram_cli.view import View
     from engram_cli.vocab.groups import Group, VocabDiff
 
 _MOVED = 12  # regrouped tokens that are listed
@@ -74,7 +74,7 @@ def hash_stats(
     from engram_cli.commands.hash_stats import hash_stats as run
 
     result = run(request, terminal)
-    parts = [_summary(result), *printed(results_of(result).views(), asked=ngrams)]
+    parts = [_summary(result), *printed(views_of(result), asked=ngrams)]
     terminal.result(result, *parts, next_command=following)
     if request.report is not None:
         terminal.note(f"report: {shown_path(request.report)}")
@@ -122,7 +122,7 @@ def _merge(request: HashStatsRequest, terminal: Terminal, ngrams: bool, followin
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
         ("written", shown_path(result.out)),
     ]
-    tables = printed(results_of(result).views(), asked=ngrams)
+    tables = printed(views_of(result), asked=ngrams)
     terminal.result(result, facts("Merged statistics", summary), *tables, next_command=following)
 
 
@@ -144,12 +144,13 @@ def _summary(result: HashStatsResult) -> RenderableType:
     return facts("Statistics", rows)
 
 
-def results_of(result: HashStatsResult | MergeStatsResult) -> Results:
-    """Return the results of all statistics, whose views are printed."""
+def views_of(result: HashStatsResult | MergeStatsResult) -> tuple[View, ...]:
+    """Return the views of all statistics, which are printed."""
+    from engram_cli.stats.results import draw_results
     from engram_cli.stats.statistic import Results
 
     found = {"orders": result.orders, "columns": result.columns, **result.sections}
-    return Results(tokens=result.tokens, documents=result.documents, found=found)
+    return draw_results(Results(tokens=result.tokens, documents=result.documents, found=found))
 
 
 def held_out(result: HashStatsResult | MergeStatsResult) -> list[tuple[str, str]]:

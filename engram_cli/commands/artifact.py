@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_file import is_plan
 from engram_cli.commands.workspace import Workspace
-from engram_cli.errors import EngramError, InputError
+from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import Format
+from engram_cli.formats.base import Checks, Format
 from engram_cli.formats.statistics import StatisticsRows, statistics_rows
 from engram_cli.hashing.layout import HashLayout, short
-from engram_cli.progress import Progress
+from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import RowSource
 from engram_cli.stats.sampling.known import HitsAt
@@ -103,6 +103,21 @@ def open_vectors(path: Path, tokenizer: Path | None = None) -> tuple[RowSource, 
     if source.dim is None or source.dtype is None:
         raise InputError(f"{path} holds no vectors", "give a table or a bundle")
     return source, source.dim, source.dtype
+
+
+def require_sound(
+    source: RowSource, hint: str, *, threads: int = 1, progress: Progress = SILENT
+) -> None:
+    """Raise ArtifactError, which names the first problem, when the source does not verify.
+
+    What is copied out of an artifact gets checksums of its own, which would vouch for the damage.
+    """
+    checks = Checks(threads=threads, progress=progress)
+    FORMATS.load(source.format).verify(source.path, checks)
+    if not checks.ok:
+        rest = len(checks.problems) - 1
+        more = f" (and {rest} more)" if rest else ""
+        raise ArtifactError(f"{source.path} is damaged: {checks.problems[0]}{more}", hint)
 
 
 def counted_by(source: RowSource, statistics: Statistics | None) -> RowSource | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import Companions, open_vectors
+from engram_cli.commands.artifact import Companions, open_vectors, require_sound
 from engram_cli.commands.attach_layers import (
     PlacedLayers,
     check_vocabulary,
@@ -26,7 +26,6 @@ from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_
 from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import InputError, OutputError
-from engram_cli.formats.base import require_sound
 from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME, CARD
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from engram_cli.commands.artifact import open_vectors
+from engram_cli.commands.artifact import open_vectors, require_sound
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import EngramError, InputError, OutputError
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import require_agreement, require_sound
+from engram_cli.formats.base import require_agreement
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES

@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from engram_cli.commands.artifact import find_artifact
+from engram_cli.commands.artifact import find_artifact, require_sound
 from engram_cli.commands.convert import ConvertResult, convert_table
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import Change, WriteOptions, require_agreement, require_sound
+from engram_cli.formats.base import Change, WriteOptions, require_agreement
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors

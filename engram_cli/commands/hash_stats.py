@@ -38,7 +38,6 @@ from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
 from engram_cli.sizes import available_memory
 from engram_cli.stats.collector_set import (
-    CollectorOptions,
     exact_memory,
     kept_states,
     make_collectors,
@@ -47,6 +46,7 @@ from engram_cli.stats.collector_set import (
 from engram_cli.stats.counting.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.counting.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.results import all_results, split_results, statistics_page
+from engram_cli.stats.statistic import CollectorOptions
 from engram_cli.stats.statistics.collisions import ColumnStats
 from engram_cli.stats.statistics.orders import OrderStats
 from engram_cli.stats.statistics.overlap import SourcesResult
@@ -55,7 +55,6 @@ from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 
 if TYPE_CHECKING:
-    from engram_cli.commands.merge_stats import MergeStatsRequest
     from engram_cli.stats.state import State
     from engram_cli.stats.totals import Counts
 
@@ -140,9 +139,11 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
             progress.note("too many n-grams to keep all: --merge will use samples of them")
         files = len({file.name for file in plan.files})
         written = write_statistics(
-            request,
             counted.counts,
             results,
+            out,
+            force=request.force,
+            report=request.report,
             corpus={"files": files, "empty_files": counted.empty_files},
             partials=partials,
             finished=partial(note_finished, running.checkpoints),
@@ -160,32 +161,33 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
 
 
 def write_statistics(
-    request: HashStatsRequest | MergeStatsRequest,
     counts: Counts,
     results: Mapping[str, object],
+    out: Path,
     *,
+    force: bool,
+    report: Path | None,
     corpus: Mapping[str, int],
     partials: Mapping[str, State],
     finished: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write the statistics folder, and the page if one is asked for.
+    """Write the statistics folder `out`, and the page `report` if one is asked for.
 
     Returns the fields of a `StatisticsResult`. `finished` is called with the digest before the
     folder is in place.
     """
-    out = request.out or request.workspace.stats
     write_stats(
         counts,
         results,
         out,
         corpus=corpus,
         partials=partials,
-        force=request.force,
+        force=force,
         finished=finished,
     )
-    if request.report is not None:
+    if report is not None:
         page = statistics_page(read_stats(out))
-        write_page(page, request.report, force=request.force)
+        write_page(page, report, force=force)
     return {
         "out": out,
         "scheme": counts.layout.scheme,

@@ -2,67 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
-from engram_cli.commands.inspect_rows import HotRow, LayerRows, NormBins, inspect_rows
-from engram_cli.commands.probe import ProbeResult, probe
+from engram_cli.commands.inspect_rows import InspectResult, LayoutColumn, inspect_rows
+from engram_cli.commands.probe import probe
 from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import EngramError, IncompleteError, InputError
 from engram_cli.formats.base import Digest, Facts, stored_size
-from engram_cli.formats.model_folder import Check
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
 from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors
-from engram_cli.table.scan.scan import Columns
 from engram_cli.vocab.parquet import read_about, read_map
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayoutColumn:
-    """A column of the layout: its head's rows begin at table row `offset`, `modulus` of them."""
-
-    layer: int
-    order: int
-    head: int
-    modulus: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectResult:
-    """What lies at the path. `facts` are for people; everything else is what they are made from.
-
-    `complete` is False for a half-built table, of which no more than `facts` is known.
-    `multipliers`: by layer, as strings, since they exceed 53 bits. `columns`, `norms`, `layers` and
-    `hottest` are empty where no rows were read, `probe` is None where nothing was asked.
-    """
-
-    path: Path
-    kind: str
-    complete: bool
-    facts: tuple[tuple[str, str], ...]
-    digests: tuple[Digest, ...]
-    files: int
-    stored_bytes: int
-    scheme: str | None = None
-    dialect: str | None = None
-    checks: tuple[Check, ...] = ()
-    multipliers: tuple[tuple[int, tuple[str, ...]], ...] = ()
-    layout: tuple[LayoutColumn, ...] = ()
-    columns: tuple[Columns, ...] = ()
-    norms: tuple[NormBins, ...] = ()
-    layers: tuple[LayerRows, ...] = ()
-    hottest: tuple[HotRow, ...] = ()
-    probe: ProbeResult | None = None
-    stats: Path | None = None
-    read_bytes: int = 0
-    seconds: float = 0.0
-    report: Path | None = None
 
 
 def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:

@@ -1,10 +1,11 @@
-"""What the rows of a table, a bundle or statistics hold: one pass, figures by head out."""
+"""Defines the result of `inspect`, and reads the rows of an artifact for it in one pass."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import Companions, counted_by, known_ngrams
 from engram_cli.commands.lookup_rows import OtherNgram, named_ngrams
+from engram_cli.commands.probe import ProbeResult
+from engram_cli.formats.base import Digest
+from engram_cli.formats.model_folder import Check
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.rows.source import HITS, RowSource
@@ -54,6 +58,49 @@ class HotRow:
     hits: int
     ngrams: tuple[OtherNgram, ...]
     known: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutColumn:
+    """A column of the layout: its head's rows begin at table row `offset`, `modulus` of them."""
+
+    layer: int
+    order: int
+    head: int
+    modulus: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectResult:
+    """What lies at the path. `facts` are for people; everything else is what they are made from.
+
+    `complete` is False for a half-built table, of which no more than `facts` is known.
+    `multipliers`: by layer, as strings, since they exceed 53 bits. `columns`, `norms`, `layers` and
+    `hottest` are empty where no rows were read, `probe` is None where nothing was asked.
+    """
+
+    path: Path
+    kind: str
+    complete: bool
+    facts: tuple[tuple[str, str], ...]
+    digests: tuple[Digest, ...]
+    files: int
+    stored_bytes: int
+    scheme: str | None = None
+    dialect: str | None = None
+    checks: tuple[Check, ...] = ()
+    multipliers: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    layout: tuple[LayoutColumn, ...] = ()
+    columns: tuple[Columns, ...] = ()
+    norms: tuple[NormBins, ...] = ()
+    layers: tuple[LayerRows, ...] = ()
+    hottest: tuple[HotRow, ...] = ()
+    probe: ProbeResult | None = None
+    stats: Path | None = None
+    read_bytes: int = 0
+    seconds: float = 0.0
+    report: Path | None = None
 
 
 def inspect_rows(

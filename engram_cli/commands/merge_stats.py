@@ -90,7 +90,15 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     )
     if left_out:
         progress.note(f"left out, because not all parts have them: {', '.join(left_out)}")
-    written = write_statistics(request, counts, results, corpus=corpus, partials=whole.states())
+    written = write_statistics(
+        counts,
+        results,
+        out,
+        force=request.force,
+        report=request.report,
+        corpus=corpus,
+        partials=whole.states(),
+    )
     return MergeStatsResult(parts=request.parts, left_out=tuple(left_out), **written)
 
 

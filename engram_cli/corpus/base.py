@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import CorpusError, InputError
-
-if TYPE_CHECKING:
-    from engram_cli.corpus.storage import Storage
 
 Errors = Literal["strict", "replace"]
 Names: TypeAlias = tuple[tuple[int, str], ...]
@@ -221,6 +218,19 @@ def runs(labels: Sequence[str], begins: Sequence[int]) -> Names:
     return tuple(found)
 
 
+class Neighbours(Protocol):
+    """Reads files by name, for `Look`: a `storage.Storage`. All methods raise CorpusError."""
+
+    def kind(self, name: str) -> str | None:
+        """Return "file", "folder", "thing" for a pipe or device, or None for nothing."""
+
+    def head(self, name: str, length: int) -> bytes:
+        """Return the first `length` bytes of a file."""
+
+    def file(self, name: str, format_: str) -> CorpusFile:
+        """Return the corpus file of that name; the size of a pipe is unknown."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """What tells the format of a file: its name, suffix, first bytes and neighbours.
@@ -234,7 +244,7 @@ class Look:
     ending: str
     head: bytes
     bare: bool
-    storage: Storage
+    storage: Neighbours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from engram_cli.corpus.base import CorpusFile, Stamp
+from engram_cli.corpus.base import CorpusFile, Neighbours, Stamp
 from engram_cli.corpus.stamps import local_file
 from engram_cli.corpus.text import MOST_DESCRIPTION, check_size, loads
 from engram_cli.errors import CorpusError, DependencyError, EngramError
@@ -166,7 +166,7 @@ def is_remote(name: str) -> bool:
     return bool(mark) and "/" not in protocol and len(protocol) > 1
 
 
-def read_object(name: str, storage: Storage) -> dict[str, Any]:
+def read_object(name: str, storage: Neighbours) -> dict[str, Any]:
     """Return the JSON object in a file; an empty one for anything else. Raises CorpusError."""
     raw = storage.head(name, MOST_DESCRIPTION + 1)
     try:

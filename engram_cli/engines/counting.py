@@ -18,7 +18,6 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.sizes import available_memory
 from engram_cli.stats.collector_set import (
-    CollectorOptions,
     CollectorSet,
     check_exact_memory,
     exact_memory,
@@ -34,6 +33,7 @@ from engram_cli.stats.counting.count import CorpusCounter
 from engram_cli.stats.counting.memory import MemoryPlan
 from engram_cli.stats.partial import Partial, read_partial
 from engram_cli.stats.state import State
+from engram_cli.stats.statistic import CollectorOptions
 from engram_cli.stats.totals import Counts
 
 # Of the counters: the sum, the part at hand and copies of them while they are added.

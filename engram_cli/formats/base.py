@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from engram_cli.errors import ArtifactError
-from engram_cli.formats import FORMATS
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
@@ -188,21 +187,6 @@ def row_problems(source: RowSource, progress: Progress = SILENT) -> list[str]:
         if bad:
             problems.append(f"layer {layer}: {bad:,} rows have values that are not finite")
     return problems
-
-
-def require_sound(
-    source: RowSource, hint: str, *, threads: int = 1, progress: Progress = SILENT
-) -> None:
-    """Raise ArtifactError, which names the first problem, when the source does not verify.
-
-    What is copied out of an artifact gets checksums of its own, which would vouch for the damage.
-    """
-    checks = Checks(threads=threads, progress=progress)
-    FORMATS.load(source.format).verify(source.path, checks)
-    if not checks.ok:
-        rest = len(checks.problems) - 1
-        more = f" (and {rest} more)" if rest else ""
-        raise ArtifactError(f"{source.path} is damaged: {checks.problems[0]}{more}", hint)
 
 
 # The check that names constants which a file lacks: they are computed, and contradict nothing.

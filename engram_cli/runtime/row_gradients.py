@@ -45,6 +45,25 @@ def dense_gradient(
     return out
 
 
+def sparse_tensor(
+    rows: Tensor, values: Tensor, shape: torch.Size, *, is_coalesced: bool = False
+) -> Tensor:
+    """Return a sparse tensor of `values` [n, dim] at `rows` int64[n], which are not checked."""
+    # torch.sparse_coo_tensor warns about unchecked rows even with check_invariants=False.
+    found: Tensor = torch.ops.aten._sparse_coo_tensor_with_dims_and_tensors(
+        1,
+        1,
+        shape,
+        rows[None],
+        values,
+        dtype=values.dtype,
+        layout=torch.sparse_coo,
+        device=values.device,
+        is_coalesced=is_coalesced,
+    )
+    return found
+
+
 def _add_up(values: Tensor, into: Tensor, lines: int) -> Tensor:
     out = values.new_zeros(lines, values.shape[1])
     return out.index_add_(0, into, values)

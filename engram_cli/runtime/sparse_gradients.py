@@ -14,25 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.runtime import ops
-
-
-def sparse_tensor(
-    rows: Tensor, values: Tensor, shape: torch.Size, *, is_coalesced: bool = False
-) -> Tensor:
-    """Return a sparse tensor of `values` [n, dim] at `rows` int64[n], which are not checked."""
-    # torch.sparse_coo_tensor warns about unchecked rows even with check_invariants=False.
-    found: Tensor = torch.ops.aten._sparse_coo_tensor_with_dims_and_tensors(
-        1,
-        1,
-        shape,
-        rows[None],
-        values,
-        dtype=values.dtype,
-        layout=torch.sparse_coo,
-        device=values.device,
-        is_coalesced=is_coalesced,
-    )
-    return found
+from engram_cli.runtime.row_gradients import sparse_tensor
 
 
 def coalesced(gradient: Tensor) -> Tensor:

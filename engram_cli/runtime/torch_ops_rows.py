@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.graph_capture import is_plain_call
-from engram_cli.runtime.sparse_gradients import sparse_tensor
+from engram_cli.runtime.row_gradients import sparse_tensor
 
 
 def gradient(

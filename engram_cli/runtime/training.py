@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.attach import memories
 from engram_cli.runtime.modules.base import Rows
-from engram_cli.runtime.sparse_gradients import coalesced, sparse_tensor, with_norm
+from engram_cli.runtime.row_gradients import sparse_tensor
+from engram_cli.runtime.sparse_gradients import coalesced, with_norm
 
 ROWS_LR_FACTOR = 5.0  # the paper's: rows learn five times as fast, without weight decay
 

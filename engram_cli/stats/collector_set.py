@@ -21,31 +21,12 @@ from engram_cli.stats.sampling.text_ngrams import (
     read_all,
 )
 from engram_cli.stats.state import State, check
-from engram_cli.stats.statistic import CollectorPlan
+from engram_cli.stats.statistic import CollectorOptions, CollectorPlan
 from engram_cli.stats.statistics.sources import GROUPINGS, group_files
 
 # The share of the free memory that exact counting may take: other programs need some too.
 _EXACT_SHARE = 0.9
 MOST_EXACT = 2**26  # n-grams of all orders that a folder keeps, 1 to 2 GB
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectorOptions:
-    """Says which optional statistics to collect.
-
-    `exact`: every n-gram counted, within `exact_bytes`; `compare_uncompressed`: raw ids counted
-    too; `group_by`: sources separated by "file", "folder", or a field that labels documents;
-    `locality`: hot rows and caches; `holdout`: the share of the corpus that is not counted and only
-    looked up, which asks for `locality` too; `growth`: how the n-grams grow with the corpus.
-    """
-
-    exact: bool = False
-    exact_bytes: int | None = None
-    compare_uncompressed: bool = False
-    group_by: str | None = None
-    locality: bool = False
-    holdout: float | None = None
-    growth: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.numbers import brief, count
 from engram_cli.stats import STATISTICS
+from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.names import Names
 from engram_cli.stats.partial import Partial
 from engram_cli.stats.sampling.by_use import uses_of
@@ -23,6 +25,9 @@ from engram_cli.version import __version__
 from engram_cli.view import Column, Page, Table, View
 from engram_cli.view import counts as table_columns
 from engram_cli.vocab.compress import CompressedVocab
+
+# What a view raises for results that no counting leaves.
+_DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +92,23 @@ def read_results(statistics: Statistics) -> Results:
     return Results(tokens=statistics.tokens, documents=statistics.documents, found=found)
 
 
+def draw_results(results: Results) -> tuple[View, ...]:
+    """Return the views of all statistics, in the order of the registry.
+
+    Raises ArtifactError for results that no counting leaves.
+    """
+    views: list[View] = []
+    for key in STATISTICS:
+        statistic = STATISTICS.load(key)
+        result = results.get(statistic)
+        try:
+            views += [] if result in (None, ()) else statistic.view(result, results)
+        except _DAMAGE as error:
+            said = f"{type(error).__name__}: {error}"[:200]
+            raise ArtifactError(f"'{key}' cannot be drawn ({said})", REMAKE) from None
+    return tuple(views)
+
+
 def statistics_page(statistics: Statistics) -> Page:
     """Return the page of a statistics folder. Raises ArtifactError for damaged results."""
     results, document, layout = read_results(statistics), statistics.document, statistics.layout
@@ -113,7 +135,7 @@ def statistics_page(statistics: Statistics) -> Page:
         heading="What this corpus does to this table",
         title=f"Engram report: {brief(results.tokens)} tokens",
         facts=tuple(facts),
-        views=(*results.views(), _layout_view(layout)),
+        views=(*draw_results(results), _layout_view(layout)),
         data=document,
     )
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats import STATISTICS
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collector import Collector, CollectorPartial
 from engram_cli.stats.names import Names
@@ -26,13 +25,11 @@ from engram_cli.typed_json import read_json_as
 from engram_cli.view import View
 
 if TYPE_CHECKING:
-    from engram_cli.stats.collector_set import CollectorOptions
     from engram_cli.stats.counting.holdout import Holdout
     from engram_cli.stats.sampling.text_ngrams import Budget
 
 R = TypeVar("R")
 T = TypeVar("T")
-_DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,6 +46,25 @@ class Counted:
     uses: tuple[Uses | None, ...]
     known: tuple[KnownNgrams, ...]
     names: Names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectorOptions:
+    """Says which optional statistics to collect.
+
+    `exact`: every n-gram counted, within `exact_bytes`; `compare_uncompressed`: raw ids counted
+    too; `group_by`: sources separated by "file", "folder", or a field that labels documents;
+    `locality`: hot rows and caches; `holdout`: the share of the corpus that is not counted and only
+    looked up, which asks for `locality` too; `growth`: how the n-grams grow with the corpus.
+    """
+
+    exact: bool = False
+    exact_bytes: int | None = None
+    compare_uncompressed: bool = False
+    group_by: str | None = None
+    locality: bool = False
+    holdout: float | None = None
+    growth: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,22 +99,6 @@ class Results:
     def listed(self, statistic: Statistic[tuple[T, ...]]) -> tuple[T, ...]:
         """Return the result of a statistic that is a tuple; () if it was not collected."""
         return self.get(statistic) or ()
-
-    def views(self) -> tuple[View, ...]:
-        """Return the views of all statistics, in the order of the registry.
-
-        Raises ArtifactError for results that no counting leaves.
-        """
-        views: list[View] = []
-        for key in STATISTICS:
-            statistic = STATISTICS.load(key)
-            result = self.get(statistic)
-            try:
-                views += [] if result in (None, ()) else statistic.view(result, self)
-            except _DAMAGE as error:
-                said = f"{type(error).__name__}: {error}"[:200]
-                raise ArtifactError(f"'{key}' cannot be drawn ({said})", REMAKE) from None
-        return tuple(views)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from engram_cli.cli.views import printed
 from engram_cli.stats import STATISTICS
+from engram_cli.stats.results import draw_results
 from engram_cli.stats.statistic import Results
 from engram_cli.view import Column, Estimate, Table, View
 
@@ -16,7 +17,7 @@ from engram_cli.view import Column, Estimate, Table, View
 def lines_of(**sections: Any) -> list[str]:
     """What the terminal prints of sections of a stats.json."""
     found = {key: STATISTICS.load(key).read(value) for key, value in sections.items()}
-    return drawn(*Results(tokens=100, documents=1, found=found).views())
+    return drawn(*draw_results(Results(tokens=100, documents=1, found=found)))
 
 
 def drawn(*views: View, asked: bool = True) -> list[str]:

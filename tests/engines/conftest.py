@@ -13,7 +13,8 @@ from engram_cli.corpus.partitions import plan_partitions
 from engram_cli.corpus.sources import find_sources
 from engram_cli.engines.base import Reading
 from engram_cli.engines.counting import Work
-from engram_cli.stats.collector_set import CollectorOptions, sources_of
+from engram_cli.stats.collector_set import sources_of
+from engram_cli.stats.statistic import CollectorOptions
 from engram_cli.vocab.tokenizer import load_tokenizer
 
 TEXTS = [f"{at} " + PROSE[at % len(PROSE)] * (6 + at % 5) for at in range(10)]

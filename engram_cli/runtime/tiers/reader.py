@@ -13,24 +13,48 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.tiers.records import key_dtype
-from engram_cli.runtime.tiers.staging import NUMBER_BYTES, Block, CudaEvent
+from engram_cli.runtime.tiers.records import RecordSource, TierBuffers, key_dtype
+from engram_cli.runtime.tiers.staging import (
+    NUMBER_BYTES,
+    Block,
+    CudaEvent,
+    StagingQueue,
+    Tuning,
+)
 
-if TYPE_CHECKING:
-    from engram_cli.runtime.tiers.embedding import TieredEmbedding
+
+class TieredRows(Protocol):
+    """The rows of a layer in tiers, as a reader needs them: an `embedding.TieredEmbedding`."""
+
+    cold: RecordSource
+    device: torch.device
+    staging_queue: StagingQueue
+    tier_buffers: TierBuffers
+    tuning: Tuning
+    waited: float
+    width: int
+
+    def empty(self, rows: Tensor) -> Tensor:
+        """Return memory for the vectors of rows [..., C]."""
+
+    def reads_in_place(self, rows: Tensor) -> bool:
+        """Whether these rows are read in place. Raises RuntimeAttachError where they must be."""
+
+    def read_in_place(self, rows: Tensor, out: Tensor) -> None:
+        """Write the vectors to `out` by a kernel on the current stream."""
 
 
 @dataclass(slots=True, eq=False)
 class _Piece:
     """Rows int64[n] of a layer that are staged together, and later their slots in the block."""
 
-    store: TieredEmbedding
+    store: TieredRows
     rows: Tensor
     slots: Tensor | None = None
     block: Block | None = None
@@ -87,9 +111,7 @@ class _Layer:
 class TierReader:
     """Begins all reads of a call: rows int64[..., C] by the index of each tiered layer."""
 
-    def __init__(
-        self, stores: Mapping[int, TieredEmbedding], rows: Sequence[Tensor] | Tensor
-    ) -> None:
+    def __init__(self, stores: Mapping[int, TieredRows], rows: Sequence[Tensor] | Tensor) -> None:
         self.stores = stores
         self._process = os.getpid()
         self._layers: dict[int, _Layer] = {}
@@ -166,7 +188,7 @@ class TierReader:
         """Whether a layer's vectors can be taken."""
         return place in self._layers
 
-    def _begin(self, store: TieredEmbedding, rows: Tensor) -> _Layer:
+    def _begin(self, store: TieredRows, rows: Tensor) -> _Layer:
         """Read in place on a side stream, or prepare pieces of one block each."""
         if store.reads_in_place(rows):
             out = store.empty(rows)

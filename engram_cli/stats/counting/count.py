@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,18 @@ from engram_cli.stats.sampling.distinct import DEFAULT_SAMPLE
 from engram_cli.stats.state import State, nested, part_of, scalar, take, take_scalar, unsound
 from engram_cli.stats.totals import Counts
 
-if TYPE_CHECKING:
-    from engram_cli.stats.counting.checkpoint import FolderCheckpointer
+
+class Checkpointer(Protocol):
+    """Saves the state of a `CorpusCounter` while it counts; see `checkpoint.FolderCheckpointer`."""
+
+    def due(self) -> bool:
+        """Return whether the counter is to save now."""
+
+    def save(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
+        """Save the state. Raises KeyboardInterrupt when the count is to end there."""
+
+    def save_last(self, read_position: ReadPosition, counter: CorpusCounter) -> None:
+        """Save the state before the count ends in an error."""
 
 
 def count_blocks(
@@ -85,7 +95,7 @@ class CorpusCounter:
         self,
         blocks: Generator[TokenBlock, None, None],
         progress: Progress = SILENT,
-        checkpointer: FolderCheckpointer | None = None,
+        checkpointer: Checkpointer | None = None,
     ) -> Counts:
         """Count the blocks. Raises TokenIdError.
 
