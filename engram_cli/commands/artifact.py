@@ -17,7 +17,7 @@ from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.formats import FORMATS
 from engram_cli.formats.base import Checks, Format
 from engram_cli.formats.statistics import StatisticsRows, statistics_rows
-from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.hashing.layout import BASE_VOCABULARY, HashLayout, short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import RowSource
@@ -25,6 +25,7 @@ from engram_cli.stats.sampling.known import HitsAt
 from engram_cli.stats.sampling.row_ngrams import RowNgrams, load_row_ngrams
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.vocab.compress import CompressedVocab
+from engram_cli.vocab.lookup import base_lookup, lookup_digest
 from engram_cli.vocab.parquet import read_vocab
 
 VOCABULARY = "vocabulary"
@@ -239,6 +240,9 @@ def belongs(vocab: CompressedVocab, layout: HashLayout) -> bool:
     """Return whether a layout hashes the ids of this vocabulary."""
     if layout.vocab_digest is None:
         return len(vocab.lookup) == layout.vocab_size
+    base = layout.parameters.get(BASE_VOCABULARY)
+    if isinstance(base, int):
+        return lookup_digest(base_lookup(vocab.lookup, base)) == layout.vocab_digest
     return vocab.digest == layout.vocab_digest
 
 

@@ -29,7 +29,7 @@ from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.corpus.stamps import Stamps, check_companions, stamps_of
 from engram_cli.engines.base import ENGINES, Reading, request_fingerprint
 from engram_cli.engines.counting import Running, Work, count, resume_folder
-from engram_cli.errors import OutputError
+from engram_cli.errors import InputError, OutputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
 from engram_cli.outputs import prepare_output
@@ -213,6 +213,11 @@ def _prepare(
     sources = find_sources(request.sources, request.corpus)
     check_labelled(sources.files, request.corpus)
     layout = request.geometry.resolve(vocab)
+    if layout.fold == "oldest-first-late":
+        raise InputError(
+            f"n-grams of {layout.scheme} are not counted: most do not end at the current token",
+            "count with engram-v1, whose primes and multipliers are the same",
+        )
     note_pad(layout, vocab, progress)
     text = needs_tokenizer(sources.files, request.corpus)
     plan = plan_partitions(sources.files, request.corpus, request.partition_size)

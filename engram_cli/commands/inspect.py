@@ -11,7 +11,7 @@ from engram_cli.commands.probe import probe
 from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import EngramError, IncompleteError, InputError
 from engram_cli.formats.base import Digest, Facts, stored_size
-from engram_cli.hashing.layout import UNKNOWN_VOCABULARY, HashLayout
+from engram_cli.hashing.layout import UNKNOWN_SCHEME, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
 from engram_cli.rows.source import RowSource
@@ -76,7 +76,7 @@ def _rows(
     return _result(
         found,
         facts,
-        source.layout,
+        None if source.layout.scheme == UNKNOWN_SCHEME else source.layout,
         digests=digests,
         files=files,
         stored_bytes=size,

@@ -120,6 +120,8 @@ def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
 
 
 def _layer(request: LookupRequest, rows: RowSource) -> LayerHash:
+    if not rows.layers:
+        raise InputError(f"{rows.path} has no rows to look up", "see why with engram inspect")
     entry = rows.layout.layer(rows.layers[0] if request.layer is None else request.layer)
     if entry.layer not in rows.layers:
         raise InputError(

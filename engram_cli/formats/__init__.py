@@ -25,5 +25,9 @@ FORMATS: Registry[Format] = Registry(
         "qwen-ple": "engram_cli.formats.qwen_ple:FORMAT",
         "longcat": "engram_cli.formats.longcat:FORMAT",
         "gguf": "engram_cli.formats.gguf:FORMAT",
+        "engramdb": "engram_cli.formats.engramdb:FORMAT",
+        "overlay": "engram_cli.formats.overlay:FORMAT",
+        "engram-peft": "engram_cli.formats.engram_peft:FORMAT",
+        "demo": "engram_cli.formats.demo:FORMAT",
     },
 )

@@ -6,7 +6,7 @@ every format, so that a new one needs no more than `recognise` and `open`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +58,15 @@ class Checks:
         self.take(what, [f"{prefix}{problem}" for problem in others.problems])
         self.files += others.files
         self.stored_bytes += others.stored_bytes
+
+    def take_compared(self, compared: Iterable[Any]) -> None:
+        """Take the checks of a foreign format's source."""
+        for each in compared:
+            line = f"{each.name}: {each.found}, expected {each.expected}"
+            if each.result == "undecided":
+                self.not_checked.append(line)
+            else:
+                self.take(each.name, [line] if each.result == "differs" else [])
 
     @property
     def ok(self) -> bool:
@@ -247,11 +256,6 @@ class Format:
             return self.check(path, checks)
         checks.files, checks.stored_bytes = stored_size(path)
         source = self.open_with(path, tokenizer)
-        for each in getattr(source, "checks", ()):
-            line = f"{each.name}: {each.found}, expected {each.expected}"
-            if each.result == "undecided":
-                checks.not_checked.append(line)
-            else:
-                checks.take(each.name, [line] if each.result == "differs" else [])
+        checks.take_compared(getattr(source, "checks", ()))
         checks.take("rows", row_problems(source, checks.progress))
         return source

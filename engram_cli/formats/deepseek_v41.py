@@ -30,6 +30,7 @@ from engram_cli.formats.model_folder import (
     count_in,
     counts_in,
     open_folder,
+    orders_in,
 )
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.hashing.schemes import hash_layout
@@ -87,20 +88,28 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
     vocab = FolderTokenizer(folder=path, given=tokenizer).vocab()
     layout = _layout(config, vocab)
     names = _by_layer(folder)
-    parts, dtype = {}, None
+    parts, kinds = {}, set()
     for layer in layout.layer_ids:
         own = names.get(layer, {})
         if "rows" in own:
-            dtype = _dtype(folder, own)
-            parts[layer, ROWS] = folder.array([own["rows"]])
-            if "scales" in own:
-                parts[layer, SCALES] = folder.array([own["scales"]])
+            rows = folder.array([own["rows"]])
+            scales = folder.array([own["scales"]]) if "scales" in own else None
+            expected = (rows.rows, -(-rows.tail[0] // _BLOCK))
+            if scales is not None and (scales.rows, *scales.tail) != expected:
+                continue  # no row could be read: a check says which shape is expected
+            parts[layer, ROWS] = rows
+            kinds.add((_dtype(folder, own), rows.tail[0]))
+            if scales is not None:
+                parts[layer, SCALES] = scales
+    if len(kinds) > 1:
+        raise InputError(f"the layers of {path} differ in dtype or width", "check the files")
+    dtype, dim = kinds.pop() if kinds else (None, None)
     return CheckpointRows(
         format="deepseek-v4.1",
         path=path,
         layout=layout,
         layers=tuple(layer for layer in layout.layer_ids if (layer, ROWS) in parts),
-        dim=count_in(config, "engram_head_dim") if parts else None,
+        dim=dim,
         dtype=dtype,
         parts=parts,
         dialect=dialect,
@@ -151,7 +160,7 @@ def _layout(config: Mapping[str, Any], vocab: VocabMap | None) -> HashLayout:
     layout = hash_layout(
         "deepseek-v4.1",
         bare_map(size) if vocab is None else vocab,
-        orders=tuple(range(2, count_in(config, "engram_max_ngram_size") + 1)),
+        orders=orders_in(config, "engram_max_ngram_size"),
         heads=count_in(config, "engram_n_heads"),
         rows_per_head=count_in(config, "engram_vocab_size"),
         layers=counts_in(config, "engram_layer_ids"),
@@ -208,7 +217,7 @@ def _layer_checks(
     told = dict(zip(layers, heights, strict=False))
     width, hidden = layout.columns * dim, config.get("hidden_size")
     streams = config.get("hc_mult", config.get("hyper_connection_size"))
-    heads = (streams, hidden) if streams is not None and hidden is not None else None
+    heads = (streams, hidden) if type(streams) is int and type(hidden) is int else None
     projection = None if heads is None else (heads[0] * heads[1] + heads[1], width)
     expected: dict[str, tuple[int, ...] | None] = {
         "rows": (rows, dim),

@@ -19,6 +19,7 @@ from engram_cli.formats.model_folder import (
     count_in,
     eos_in,
     open_folder,
+    orders_in,
 )
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
@@ -60,13 +61,11 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
     parts, dtype, dim = {}, None, None
     # A part of the tables would put every later row in another place.
     if heights == list(layout.layers[0].moduli):
-        found = [folder.tensors[tables[i]] for i in numbers]
-        if len({(tensor.dtype, tensor.shape[1:]) for tensor in found}) > 1:
-            raise InputError(f"the tables of {path} differ in dtype or width", "check the files")
-        dtype, dim = found[0].dtype, found[0].shape[1]
+        array = folder.array([tables[i] for i in numbers])
+        dtype, dim = folder.tensors[tables[0]].dtype, array.tail[0]
         if dtype not in ("bfloat16", "float16", "float32"):
             raise InputError(f"rows of {dtype} are not read", "bfloat16, float16 or float32")
-        parts[0, ROWS] = folder.array([tables[i] for i in numbers])
+        parts[0, ROWS] = array
     return CheckpointRows(
         format="longcat",
         path=path,
@@ -82,12 +81,12 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
 
 
 def _layout(config: Mapping[str, Any], ratio: float) -> HashLayout:
-    size, longest = count_in(config, "vocab_size"), count_in(config, "emb_neighbor_num")
+    size = count_in(config, "vocab_size")
     return hash_layout(
         "longcat",
         vocab_size=size,
         eos_id=eos_in(config),
-        orders=tuple(range(2, longest + 1)),
+        orders=orders_in(config, "emb_neighbor_num"),
         heads=count_in(config, "emb_split_num"),
         rows_per_head=int(ratio * size),
     )

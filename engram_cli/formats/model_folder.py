@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import Facts, rows_facts
+from engram_cli.hashing.layout import MAX_ORDER
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
-from engram_cli.rows.safetensors import INDEX, TensorPlace, raw_header, shard_path, tensor_place
+from engram_cli.rows.safetensors import TensorPlace, checkpoint_files, raw_header, tensor_place
 from engram_cli.rows.source import Span
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
-from engram_cli.vocab.lookup import VocabMap
+from engram_cli.vocab.lookup import MOST_VOCABULARY, VocabMap
 from engram_cli.vocab.tokenizer import load_tokenizer
 
 Result = Literal["ok", "differs", "undecided"]
 CONFIG = "config.json"
 _SHOWN = 4  # values of a list
+_SHOWN_TEXT = 400  # characters, of a value of unknown origin
 DAMAGED = "the file is damaged or was not downloaded whole: take it again"
 
 
@@ -60,11 +62,11 @@ def _text(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, (tuple, list)):
-        shown = [f"{each:,}" for each in value[:_SHOWN]]
+        shown = [_text(each) for each in value[:_SHOWN]]
         if len(value) > _SHOWN:
             return f"{', '.join(shown)}, ... ({len(value)} values)"
         return " x ".join(shown) or "none"
-    return str(value)
+    return str(value)[:_SHOWN_TEXT]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +115,15 @@ class ModelFolder:
     header_bytes: int = 0
 
     def array(self, names: Iterable[str]) -> FileArray:
-        """Return tensors [n, ...] one after another as one array of rows."""
+        """Return matrices [n, width] one after another as one array of rows.
+
+        Raises ArtifactError for tensors that are no matrices, or differ in width or dtype.
+        """
         found = [self.tensors[name] for name in names]
+        kinds = {(tensor.dtype, tensor.shape[1:]) for tensor in found}
+        if len(kinds) > 1 or len(found[0].shape) != 2 or not all(found[0].shape):
+            shapes = ", ".join(f"{dtype} {shape}" for dtype, shape in sorted(kinds))
+            raise ArtifactError(f"{found[0].place.spec.name} and its like: {shapes}", DAMAGED)
         spans, first = [], 0
         for tensor in found:
             spans.append(tensor.span(first))
@@ -163,22 +172,11 @@ def config_of(folder: Path) -> dict[str, Any] | None:
 def open_folder(
     folder: Path, config: Mapping[str, Any], wanted: Callable[[str], bool]
 ) -> ModelFolder:
-    """Open the tensors of `folder` whose names are `wanted`.
+    """Open the tensors of `folder`, or of one safetensors file, whose names are `wanted`.
 
     Raises InputError where there are no safetensors files, ArtifactError for a damaged one.
     """
-    if (folder / INDEX).is_file():
-        listed = read_json(folder / INDEX, "an index of shards").get("weight_map")
-        if not isinstance(listed, dict):
-            raise ArtifactError(f"{folder / INDEX} has no weight_map", "take the checkpoint again")
-        places = {str(name): shard_path(folder, file) for name, file in listed.items()}
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise InputError(f"{folder} holds no safetensors file", "give a checkpoint's folder")
-        places = {}
-        for file in files:
-            places |= dict.fromkeys(raw_header(file)[0], file)
+    places = checkpoint_files(folder)
     names = [name for name in places if wanted(name)]
     tensors: dict[str, FoundTensor] = {}
     short, size = [], 0
@@ -233,7 +231,12 @@ class FolderTokenizer:
 
 
 def bare_map(size: int) -> VocabMap:
-    """Return a map that stands for one onto `size` compressed ids which is not known."""
+    """Return a map that stands for one onto `size` compressed ids which is not known.
+
+    Raises VocabularyError, and ArtifactError for more ids than a vocabulary has.
+    """
+    if size > MOST_VOCABULARY:
+        raise ArtifactError(f"the config names {size:,} token ids", "check it")
     return VocabMap(lookup=np.arange(size, dtype=np.int32), size=size)
 
 
@@ -243,6 +246,14 @@ def count_in(config: Mapping[str, Any], key: str) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ArtifactError(f"the config has {key} = {value!r}", "a count is needed: check it")
     return value
+
+
+def orders_in(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    """Return the orders 2 to the longest n-gram of a config. Raises ArtifactError."""
+    longest = count_in(config, key)
+    if longest > MAX_ORDER:
+        raise ArtifactError(f"the config has {key} = {longest:,}", f"at most {MAX_ORDER}: check it")
+    return tuple(range(2, longest + 1))
 
 
 def eos_in(config: Mapping[str, Any]) -> int:

@@ -29,6 +29,7 @@ from engram_cli.formats.model_folder import (
     counts_in,
     eos_in,
     open_folder,
+    orders_in,
 )
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.schemes import hash_layout
@@ -129,7 +130,7 @@ def _layout(config: Mapping[str, Any]) -> HashLayout:
         "qwen-ple",
         vocab_size=count_in(config, "vocab_size"),
         eos_id=eos_in(config),
-        orders=tuple(range(2, count_in(config, "ngram_size") + 1)),
+        orders=orders_in(config, "ngram_size"),
         heads=count_in(config, "heads_per_ngram"),
         rows_per_head=count_in(config, "ngram_vocab_size_base"),
         layers=counts_in(config, "ple_layer_ids"),

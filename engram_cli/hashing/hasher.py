@@ -88,13 +88,14 @@ def plan_layer(layout: HashLayout, layer: LayerHash) -> LayerPlan:
     """Return the kernel's arguments for `layer`; says for which columns the reciprocal path is
     exact."""
     multipliers = np.zeros((len(layout.orders), layout.max_order), dtype=np.int64)
-    for index, order in enumerate(layout.orders):
-        multipliers[index, :order] = layout.lag_multipliers(layer, order)
+    lags = [layout.lag_multipliers(layer, order) for order in layout.orders]
+    for index, own in enumerate(lags):
+        multipliers[index, : len(own)] = own
     summed = layout.fold == "powers"
     weights = np.zeros((layout.columns if summed else 0, layout.max_order), dtype=np.int64)
     for column in range(len(weights)):
-        own = layout.weights(layer, column)
-        weights[column, : len(own)] = own
+        by_lag = layout.weights(layer, column)
+        weights[column, : len(by_lag)] = by_lag
     largest = layout.compressed_size - 1
     no_wrap = summed or all(m >= 0 and m * largest < 2**63 for m in layer.multipliers)
     moduli = np.array(layer.moduli, dtype=np.int64)
@@ -103,7 +104,7 @@ def plan_layer(layout: HashLayout, layer: LayerHash) -> LayerPlan:
     return LayerPlan(
         multipliers=multipliers,
         weights=weights,
-        orders=np.array(layout.orders, dtype=np.int64),
+        orders=np.array([len(own) for own in lags], dtype=np.int64),
         moduli=moduli,
         salts=salts,
         fast=inside & (salts == 0) & no_wrap,

@@ -27,10 +27,13 @@ INT64 = 2**63
 VERSION = 1
 # The vocabulary digest of a layout whose vocabulary map nobody has: it hashes no token.
 UNKNOWN_VOCABULARY = "unknown"
+UNKNOWN_SCHEME = "unknown"
+# The parameter of a layout that compresses only ids below it, and hashes the others as they are.
+BASE_VOCABULARY = "base_vocabulary"
 
 # How the tokens of an n-gram become one number; see `HashLayout.lag_multipliers` and `weights`.
-FOLDS = ("newest-first", "oldest-first", "powers")
-Fold = Literal["newest-first", "oldest-first", "powers"]
+FOLDS = ("newest-first", "oldest-first", "oldest-first-late", "powers")
+Fold = Literal["newest-first", "oldest-first", "oldest-first-late", "powers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,8 @@ class HashLayout:
 
     `fold` says how a row follows from the tokens of an n-gram. "newest-first" and "oldest-first":
     the XOR of token x multiplier over the lags, XOR the column's salt, modulo its modulus.
+    "oldest-first-late": the same over the n oldest of the last N tokens, so that all orders below
+    N skip the newest ones.
     "powers": the sum of token x weight, modulo the modulus; a column's `weights` are products of
     the multipliers modulo its modulus, such as the powers of a base.
     `filler_id` is the compressed id read at blocked positions; `eos_id` (compressed) ends a segment
@@ -123,8 +128,11 @@ class HashLayout:
         raise LayoutError(wanted, f"its layers are {known}")
 
     def lag_multipliers(self, layer: LayerHash, order: int) -> tuple[int, ...]:
-        """Return the multiplier of each of an n-gram's tokens, the newest first."""
+        """Return the multiplier of each token from the newest one back, `order` of them, or N where
+        the fold is "oldest-first-late": 0 for the tokens that are skipped."""
         own = layer.multipliers[:order]
+        if self.fold == "oldest-first-late":
+            return (0,) * (self.max_order - order) + own[::-1]
         return own[::-1] if self.fold == "oldest-first" else own
 
     def weights(self, layer: LayerHash, column: int) -> tuple[int, ...]:
@@ -203,6 +211,28 @@ class HashLayout:
         except (KeyError, TypeError, ValueError, OverflowError, LayoutError) as error:
             raise ArtifactError(f"not a hash layout: {error}", "make the artifact again") from None
         return layout if lookup is None else layout.bind(lookup)
+
+
+def rows_alone(rows: int) -> HashLayout:
+    """Return a layout of `rows` rows, 2 or more, of which nobody knows the hash: it hashes nothing.
+
+    Its one layer, 0, has one column.
+    """
+    entry = LayerHash(
+        layer=0, multipliers=(0,), moduli=(min(rows, MAX_MODULUS),), salts=(0,), rows=rows
+    )
+    return HashLayout(
+        scheme=UNKNOWN_SCHEME,
+        orders=(1,),
+        heads=1,
+        fold="newest-first",
+        filler_id=0,
+        eos_id=None,
+        compressed_size=1,
+        vocab_digest=UNKNOWN_VOCABULARY,
+        layers=(entry,),
+        parameters={},
+    )
 
 
 def short(digest: str | None) -> str:

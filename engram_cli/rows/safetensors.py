@@ -32,6 +32,7 @@ ALIGNMENT = 4096
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_AXES = 8
+MAX_NAME = 200  # characters of a file's name; file systems refuse longer ones
 _PIECE_BYTES = 4 * 2**20  # hashed and written while it is in the cache
 
 _NAMES = {code: name for name, (code, _) in TENSOR_DTYPES.items()}
@@ -221,10 +222,15 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def shard_path(folder: Path, file: Any) -> Path:
-    """Return the path of a file of the folder itself: an index must not lead elsewhere."""
-    if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
-        raise ArtifactError(f"{folder / INDEX} names the file {file!r}", "take it again")
-    return folder / file
+    """Return the path of a file of the folder itself: an index must not lead elsewhere.
+
+    Raises ArtifactError, also for a name that file systems refuse.
+    """
+    named = isinstance(file, str) and file not in ("", ".", "..") and len(file) <= MAX_NAME
+    if not named or Path(file).name != file:
+        shown = repr(file)[:MAX_NAME]
+        raise ArtifactError(f"{folder / INDEX} names the file {shown}", "take it again")
+    return folder / str(file)
 
 
 _REMAKE = "the file is damaged: write the bundle again with engram attach --force"

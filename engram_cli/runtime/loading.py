@@ -53,7 +53,7 @@ def hash_tensors(
         for j in range(lines):
             order = layout.orders[j // layout.heads if summed else j]
             by_lag = layout.weights(entry, j) if summed else layout.lag_multipliers(entry, order)
-            multipliers[i, j, :order] = torch.tensor(by_lag)
+            multipliers[i, j, : len(by_lag)] = torch.tensor(by_lag)
     columns = [
         [
             (modulus, (2**64 - 1) // modulus, offset, salt)

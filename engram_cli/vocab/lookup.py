@@ -56,3 +56,10 @@ def check_lookup(lookup: NDArray[np.int32], size: int) -> None:
 def lookup_digest(lookup: NDArray[np.int32]) -> str:
     """Return the digest that layouts, tables and bundles carry for a vocabulary map int32[V]."""
     return sha256_bytes(b"engram vocabulary 1\n", lookup.astype("<i4", copy=False).tobytes())
+
+
+def base_lookup(lookup: NDArray[np.int32], base: int) -> NDArray[np.int32]:
+    """Return `lookup` int32[V] for the ids below `base`, and the ids from `base` on as they are."""
+    own = np.arange(len(lookup), dtype=np.int32)
+    own[:base] = lookup[:base]
+    return own

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from commands.made import Made, make
 from corpus.written import VARIANTS, Corpus, Variant
+from fuzz.foreign import foreign_artifacts
 from safetensors.numpy import save_file
 from small_tokenizers import PROSE, byte_level_tokenizer
 from table.tables import counted, mapped_layout, table_spec
@@ -96,6 +97,10 @@ def make_targets(folder: Path) -> list[Target]:
         *_half_built(folder / "half"),
         *_checkpoints(folder, made),
         *_corpora(folder / "corpora", tokenizer),
+        *(
+            Target(name, base, _files(base, base), read)
+            for name, base, read in foreign_artifacts(folder / "foreign", tokenizer)
+        ),
     ]
 
 
@@ -313,7 +318,7 @@ def _checkpoints(folder: Path, made: Made) -> Iterator[Target]:
     def embeddings(here: Path) -> None:
         found = find_embeddings(here, "output")
         found.read(0, min(found.tokens, 4))
-        found.digest()
+        found.map()
 
     yield Target("embeddings", model, _files(model, model), embeddings)
 

@@ -20,7 +20,7 @@ def layouts(draw: st.DrawFn, *, max_heads: int = 16) -> HashLayout:
     orders = tuple(sorted(draw(st.sets(st.integers(2, 6), min_size=1, max_size=3))))
     heads = draw(st.integers(1, max_heads))
     size = draw(st.integers(1, 2**17))
-    fold = draw(st.sampled_from(["newest-first", "oldest-first", "powers"]))
+    fold = draw(st.sampled_from(["newest-first", "oldest-first", "oldest-first-late", "powers"]))
     wraps, salted = draw(st.booleans()), draw(st.booleans()) and fold != "powers"
     largest = (2**63 - 1) // size // 2
     multiplier = INT64 if wraps else st.integers(0, largest).map(lambda r: 2 * r + 1)
@@ -77,7 +77,9 @@ def plain_rows(
         line, column, offset = [], 0, 0
         for order in layout.orders:
             tokens = window[:order]
-            by_token = tokens[::-1] if layout.fold == "oldest-first" else tokens
+            if layout.fold == "oldest-first-late":
+                tokens = window[layout.max_order - order :]
+            by_token = tokens[::-1] if layout.fold.startswith("oldest") else tokens
             mix, power = 0, 1
             for token, multiplier in zip(by_token, layer.multipliers, strict=False):
                 power *= multiplier

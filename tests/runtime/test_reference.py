@@ -48,7 +48,7 @@ def scheme_layouts(draw: st.DrawFn) -> HashLayout:
         "layers": draw(st.sampled_from([(1, 4), (3,)])),
     }
     size = draw(st.integers(4, 50))
-    if scheme in ("engram-v1", "deepseek-v4.1"):
+    if scheme in ("engram-v1", "deepseek-v4.1", "engram-peft"):
         vocab = a_vocab(size, draw(st.integers(2, size)))
         return hash_layout(scheme, vocab, pad_id=draw(st.integers(0, size - 1)), **options)
     if scheme in ("qwen-ple", "longcat"):
@@ -60,7 +60,7 @@ def scheme_layouts(draw: st.DrawFn) -> HashLayout:
 
 @st.composite
 def wild_layouts(draw: st.DrawFn) -> HashLayout:
-    """Layouts whose products wrap, with salts, in both folds, with orders that leave gaps."""
+    """Layouts whose products wrap, with salts, in all folds of XOR, with orders that leave gaps."""
     orders = tuple(sorted(draw(st.sets(st.integers(1, 5), min_size=1, max_size=3))))
     heads, size = draw(st.integers(1, 3)), draw(st.integers(2, 30))
     whole = st.integers(-(2**63), 2**63 - 1)
@@ -80,7 +80,7 @@ def wild_layouts(draw: st.DrawFn) -> HashLayout:
         scheme="wild",
         orders=orders,
         heads=heads,
-        fold=draw(st.sampled_from(["newest-first", "oldest-first"])),
+        fold=draw(st.sampled_from(["newest-first", "oldest-first", "oldest-first-late"])),
         filler_id=draw(st.integers(0, size - 1)),
         eos_id=draw(st.none() | st.integers(0, size - 1)),
         compressed_size=size,

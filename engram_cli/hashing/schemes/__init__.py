@@ -21,6 +21,7 @@ SCHEMES: Registry[Scheme] = Registry(
         "deepseek-v4.1": "engram_cli.hashing.schemes.deepseek_v41:SCHEME",
         "qwen-ple": "engram_cli.hashing.schemes.qwen_ple:SCHEME",
         "longcat": "engram_cli.hashing.schemes.longcat:SCHEME",
+        "engram-peft": "engram_cli.hashing.schemes.engram_peft:SCHEME",
         "tutorial": "engram_cli.hashing.schemes.tutorial:SCHEME",
     },
 )

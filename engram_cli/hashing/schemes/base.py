@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from engram_cli.hashing.layout import HashLayout
 
@@ -53,6 +54,7 @@ def is_prime(value: int) -> bool:
     return all(_passes(value, base, odd, twos) for base in _SMALL)
 
 
+@lru_cache(2**16)  # each order of each layer walks over the primes that the others took
 def next_prime(value: int) -> int:
     """Return the least prime above `value`."""
     candidate = max(value + 1, 2)

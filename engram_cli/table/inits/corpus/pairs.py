@@ -134,7 +134,7 @@ def _steps(begin: int, end: int) -> list[Span]:
 
 def check_fold(layout: HashLayout) -> None:
     """Raises InputError for a layout whose n-grams have no mix to be united by."""
-    if layout.fold == "powers":
+    if layout.fold in ("powers", "oldest-first-late"):
         raise InputError(
             f"rows of {layout.scheme} cannot be filled from a corpus",
             "build them with --init normal or zeros",

@@ -1,0 +1,257 @@
+"""An EngramDB Store-I: rows of fixed width in shards without headers, described by bundle.json.
+
+The shards say nothing of themselves, so that without bundle.json no row can be read. Row r is in
+shard r // rows_per_shard. EngramDB reads zeros where a shard is too short: the sizes are checked.
+The rows are Qwen's, hashed as in `qwen-ple`; what bundle.json leaves out, EngramDB takes from the
+release, and so does this reader, which names it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from engram_cli.errors import ArtifactError, InputError
+from engram_cli.files import read_json
+from engram_cli.formats.base import Facts, Format, rows_facts
+from engram_cli.formats.model_folder import DAMAGED, Check, compared, count_in, counts_in, orders_in
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.hashing.schemes import hash_layout
+from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.gather import FileArray, FileRows, HeldArray
+from engram_cli.rows.source import ROWS, SCALES, Span
+
+BUNDLE = "bundle.json"
+_SCHEMA = "engramdb-bundle-v1"
+_SHARD = re.compile(r"shard_(\d{3,5})\.bin")
+_FLOAT8 = "float8_e4m3fn"
+_MOST_SHARDS = 2**16
+# What EngramDB takes where the bundle does not say: the values of Qwen's release.
+_QWEN = {"eos": 248044, "ngram_size": 3, "heads_per_ngram": 8}
+_QWEN_VOCABULARY, _QWEN_ROWS = 248320, 20_000_000
+_LAYER = 2  # decoder layer 1, counted from one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store(FileRows):
+    """An opened store, and what was compared."""
+
+    dialect: str
+    checks: tuple[Check, ...]
+    shards: int
+    rows_per_shard: int
+    width: int
+
+
+def _bundle(path: Path) -> tuple[Path, Mapping[str, Any] | None]:
+    """Return the folder of bundle.json, and what it says; None where there is none."""
+    folder = path.parent if path.name == BUNDLE else path
+    if not (folder / BUNDLE).is_file():
+        return folder, None
+    return folder, read_json(folder / BUNDLE, "a bundle of EngramDB")
+
+
+def _recognise(path: Path) -> Path | None:
+    try:
+        if (path / "shard_000.bin").is_file():
+            return path
+        described = _bundle(path)[1]
+    except Exception:  # no folder, or another program's bundle.json
+        return None
+    schema = None if described is None else described.get("schema")
+    is_store = isinstance(schema, str) and schema.startswith("engramdb-bundle-")
+    return path if is_store else None
+
+
+def _open(path: Path, tokenizer: Path | None = None) -> Store:
+    folder, described = _bundle(path)
+    if described is None:
+        raise InputError(
+            f"{path} has shards and no {BUNDLE}: nothing says how many rows of which width they "
+            "hold",
+            f"add a {BUNDLE} with memory.store {{path, shards, rows_per_shard, width}} and ple",
+        )
+    memory = _mapping(described, "memory")
+    if memory.get("type") != "store":
+        raise InputError(
+            f"{path} describes a {memory.get('type')!r}, not a store",
+            "give the bundle of a Store-I: a view holds copies of its rows",
+        )
+    store, ple = _mapping(memory, "store"), _mapping(described, "ple")
+    place = _inside(folder, store.get("path", "."))
+    shards, height = count_in(store, "shards"), count_in(store, "rows_per_shard")
+    width = count_in(store, "width")
+    if not (0 < shards <= _MOST_SHARDS and 0 < height < 2**40 and 0 < width <= 2**24):
+        raise ArtifactError(
+            f"{path}: {shards:,} shards of {height:,} rows of {width:,} bytes", DAMAGED
+        )
+    checks = [compared("schema", described.get("schema"), _SCHEMA)]
+    files, sizes = _shard_checks(place, shards, height * width)
+    layout, hashes = _layout(ple, shards * height)
+    checks += sizes + hashes
+    dtype, dim, scale = _dtype(ple, width)
+    checks.append(compared("values a row", dim, _head_dim(ple)))
+    if dtype == "fp8":  # EngramDB takes 1 where the bundle has no scale
+        has = None if scale is None else "there"
+        checks.append(compared("scale", has, "there"))
+    parts: dict[tuple[int, str], FileArray] = {}
+    whole = layout is not None and all(each.result == "ok" for each in sizes)
+    if layout is None:
+        layout = hash_layout("qwen-ple", vocab_size=_QWEN_VOCABULARY, eos_id=_QWEN["eos"])
+    if whole:
+        spans = [
+            Span(file=file, begin=0, first=i * height, rows=height) for i, file in enumerate(files)
+        ]
+        physical = physical_dtype(_FLOAT8 if dtype == "fp8" else dtype)
+        parts[_LAYER, ROWS] = FileArray(spans, physical, (dim,), DAMAGED)
+        if dtype == "fp8":
+            parts[_LAYER, SCALES] = HeldArray(np.array([scale or 1.0], dtype=np.float32))
+    return Store(
+        format="engramdb",
+        path=path,
+        layout=layout,
+        layers=(_LAYER,) if whole else (),
+        dim=dim,
+        dtype=dtype,
+        parts=parts,
+        dialect="Store-I",
+        checks=tuple(checks),
+        shards=shards,
+        rows_per_shard=height,
+        width=width,
+    )
+
+
+def _mapping(described: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = described.get(key)
+    if not isinstance(value, Mapping):
+        raise ArtifactError(f"{BUNDLE} has no {key}", "write it again")
+    return value
+
+
+def _inside(folder: Path, name: Any) -> Path:
+    """Return a path of the bundle, which must not lead out of its folder."""
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ("..",)
+    if ".." in parts or PurePosixPath(*parts).is_absolute():
+        raise InputError(
+            f"{BUNDLE} names the store {name!r}, outside its folder",
+            "move the bundle to its shards, and name them relative to it",
+        )
+    return folder.joinpath(*parts)
+
+
+def _shard_checks(place: Path, shards: int, size: int) -> tuple[list[Path], list[Check]]:
+    """Return the files of the shards, and whether they are all there and as long as they must be.
+
+    Raises InputError for a folder that cannot be read.
+    """
+    try:
+        found = {file.name: file.stat().st_size for file in place.iterdir() if
+                 _SHARD.fullmatch(file.name)}  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {place}: {error}", "check memory.store") from None
+    names = [f"shard_{index:03d}.bin" for index in range(shards)]
+    missing = [name for name in names if name not in found]
+    other = [name for name in names if found.get(name, size) != size]
+    beyond = len(set(found) - set(names))
+
+    def some(wrong: list[str], what: str) -> str:
+        return f"{what}: {', '.join(wrong[:4])} ({len(wrong)})" if wrong else "all there"
+
+    return [place / name for name in names], [
+        compared("shards", some(missing, "missing"), "all there"),
+        compared(
+            "sizes of the shards",
+            some([f"{name} has {found[name]:,} bytes" for name in other], f"not {size:,}"),
+            "all there",
+        ),
+        compared("shards that the bundle does not name", beyond, 0),
+    ]
+
+
+def _layout(ple: Mapping[str, Any], rows: int) -> tuple[HashLayout | None, list[Check]]:
+    """Return the layout of the bundle's constants, and how they compare with the scheme's.
+
+    None where the store has fewer rows than the hash needs.
+    """
+    given = {key: count_in(_QWEN | dict(ple), key) for key in _QWEN}
+    sizes = counts_in(ple, "prime_sizes") if ple.get("prime_sizes") else None
+    multipliers = counts_in(ple, "multipliers") if ple.get("multipliers") else None
+    known = ple.get("vocab_size") is not None
+    computed = hash_layout(
+        "qwen-ple",
+        vocab_size=count_in(ple, "vocab_size") if known else _QWEN_VOCABULARY,
+        eos_id=given["eos"],
+        orders=orders_in(given, "ngram_size"),
+        heads=given["heads_per_ngram"],
+        rows_per_head=_QWEN_ROWS if sizes is None else sizes[0],
+        layers=(_LAYER,),
+    )
+    entry = computed.layers[0]
+    offsets = counts_in(ple, "offsets") if ple.get("offsets") else None
+    checks = [
+        compared("multipliers", multipliers, entry.multipliers),
+        compared("rows of each head", sizes, entry.moduli),
+    ]
+    if not known:
+        checks.append(compared("token ids", None, _QWEN_VOCABULARY))
+    if max(multipliers or (0,)) * (computed.compressed_size - 1) >= 2**63:
+        raise InputError(
+            f"{BUNDLE}: token x multiplier passes 2^63, where EngramDB's two hashers differ",
+            "use multipliers that fit the vocabulary",
+        )
+    moduli = sizes or entry.moduli
+    if offsets is not None and offsets != tuple(accumulate((0, *moduli[:-1]))):
+        raise ArtifactError(f"{BUNDLE}: offsets do not follow from prime_sizes", "write it again")
+    checks.append(compared("rows", rows, -(-sum(moduli) // 128) * 128))
+    if rows < sum(moduli):
+        return None, checks
+    own = replace(entry, multipliers=multipliers or entry.multipliers, moduli=moduli, rows=rows)
+    return replace(computed, layers=(own,)), checks
+
+
+def _head_dim(ple: Mapping[str, Any]) -> int | None:
+    """Return the values of a row by the bundle; None where it does not say."""
+    if ple.get("head_dim") is not None:
+        return count_in(ple, "head_dim")
+    if ple.get("ple_embed_dim") is None:
+        return None
+    heads = (count_in(_QWEN | dict(ple), "ngram_size") - 1) * count_in(
+        _QWEN | dict(ple), "heads_per_ngram"
+    )
+    own = count_in(ple, "num_heads") if ple.get("num_heads") is not None else heads
+    return count_in(ple, "ple_embed_dim") // max(own, 1)
+
+
+def _dtype(ple: Mapping[str, Any], width: int) -> tuple[str, int, float | None]:
+    """Return dtype, dim and scale of the rows. EngramDB's own are float8; `ple.dtype` says others.
+
+    Raises InputError for what is not read.
+    """
+    dtype = ple.get("dtype", _FLOAT8)
+    if dtype not in (_FLOAT8, "float32", "float16", "bfloat16"):
+        raise InputError(f"rows of {dtype!r} are not read", f"{_FLOAT8}, or plain floats")
+    item = physical_dtype(dtype).itemsize
+    if width % item:
+        raise ArtifactError(f"{width} bytes a row are no {dtype} values", DAMAGED)
+    scale = ple.get("scale")
+    if scale is None or dtype != _FLOAT8:
+        return ("fp8" if dtype == _FLOAT8 else dtype), width // item, None
+    if not isinstance(scale, (int, float)) or not math.isfinite(scale) or not 0 < scale < 2**120:
+        raise ArtifactError(f"{BUNDLE} has scale = {scale!r}", "a number above 0 is needed")
+    return "fp8", width // item, float(scale)
+
+
+def _facts(source: Store) -> Facts:
+    geometry = f"{source.shards:,} of {source.rows_per_shard:,} rows of {source.width:,} bytes"
+    return [*rows_facts(source), ("dialect", source.dialect), ("shards", geometry)]
+
+
+FORMAT = Format(name="engramdb", recognise=_recognise, open=_open, facts=_facts, foreign=True)
