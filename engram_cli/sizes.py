@@ -29,6 +29,14 @@ def read_size(text: str) -> int:
     return int(value)
 
 
+def size_text(value: int) -> str:
+    """Return a size as `read_size` reads it, in the largest binary unit that divides it: 64Mi."""
+    for unit, factor in (("Ti", 2**40), ("Gi", 2**30), ("Mi", 2**20), ("Ki", 2**10)):
+        if value and value % factor == 0:
+            return f"{value // factor}{unit}"
+    return str(value)
+
+
 def available_memory() -> int | None:
     """Return the bytes this process may still take, None where the system does not say."""
     found = [value for value in (_system(), _cgroup()) if value is not None]

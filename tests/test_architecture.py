@@ -18,6 +18,28 @@ HASH_FILES = {
     "torch": ("runtime/reference.py", "runtime/lookup_reference.py", "runtime/tables.py"),
     "Triton": ("runtime/kernels/lookup.py",),
 }
+_NAMES = r"(`\w+`(?:(?:,| and|, and) `\w+`)*)"
+_FILE = r"`([\w/]+\.py)`"
+
+
+def defines(file: Path, name: str) -> bool:
+    """Whether a file defines `name`: a function, a class, a constant or a field."""
+    pattern = rf"^\s*(?:(?:def|class) {name}\b|{name}(?::| =))"
+    return bool(re.search(pattern, file.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def named_in_files() -> list[tuple[str, str]]:
+    """The pairs of name and file that the text puts next to each other, in inline code."""
+    text = " ".join(re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL).split())
+    found = re.findall(rf"{_NAMES}(?: in| of| \() ?{_FILE}", text)
+    found += [pair[::-1] for pair in re.findall(rf"{_FILE}(?: [\w ]+)? \({_NAMES}\)", text)]
+    return sorted({(name, file) for names, file in found for name in re.findall(r"`(\w+)`", names)})
+
+
+def dotted_names() -> list[tuple[str, str]]:
+    """The names `module.function` and `Class.method` of the picture of a forward call."""
+    picture = PAGE.split("### In a model")[1].split("```")[1]
+    return sorted(set(re.findall(r"\b(\w+)\.(?!py\b)(\w+)", picture)))
 
 
 def named_paths() -> list[str]:
@@ -48,6 +70,22 @@ def tree_files() -> list[str]:
 @pytest.mark.parametrize("path", named_paths())
 def test_every_path_in_the_text_exists(path: str) -> None:
     assert list(PACKAGE.glob(path)) or list(ROOT.glob(path)), f"{path} does not exist"
+
+
+@pytest.mark.parametrize(("name", "path"), named_in_files())
+def test_every_name_is_defined_in_its_file(name: str, path: str) -> None:
+    file = next(root / path for root in (PACKAGE, ROOT) if (root / path).is_file())
+    assert defines(file, name), f"{name} is not in {path}"
+
+
+@pytest.mark.parametrize(("owner", "name"), dotted_names())
+def test_every_dotted_name_exists(owner: str, name: str) -> None:
+    files = list(PACKAGE.glob("runtime/**/*.py"))
+    if owner[0].isupper():
+        homes = [file for file in files if defines(file, owner)]
+    else:
+        homes = [file for file in files if file.stem == owner]
+    assert any(defines(home, name) for home in homes), f"{owner}.{name} does not exist"
 
 
 @pytest.mark.parametrize("path", tree_files())

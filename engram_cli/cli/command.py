@@ -6,6 +6,7 @@ engram.toml; by the request.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING
 from inspect import Parameter, Signature, signature
@@ -53,7 +54,7 @@ def command(request: type) -> Callable[[Run], Run]:
         parameters += _TERMINAL if here is None else (*_TERMINAL, _WORKSPACE)
         invoked.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         invoked.__annotations__ = {each.name: each.annotation for each in parameters}
-        invoked.__name__, invoked.__doc__ = run.__name__, run.__doc__
+        invoked.__name__, invoked.__doc__ = run.__name__, _escaped(run.__doc__ or "")
         return invoked
 
     return decorate
@@ -81,7 +82,7 @@ def _parameter(each: Declared) -> Parameter:
     mark, kind = each.option, each.type
     default = None if mark.place or mark.parser else each.default
     settings: dict[str, Any] = {
-        "help": mark.help, "metavar": mark.metavar, "rich_help_panel": each.panel
+        "help": _escaped(mark.help), "metavar": mark.metavar, "rich_help_panel": each.panel
     }  # fmt: skip
     if mark.parser is not None:
         kind, settings["parser"] = Any, _typed(mark.parser)
@@ -105,6 +106,11 @@ def _flags(each: Declared, default: Any) -> list[str]:
     flag = each.name.replace("_", "-")
     both = f"/--no-{flag}" if default is True or each.type == (bool | None) else ""
     return [f"--{flag}{both}", *([each.option.short] if each.option.short else [])]
+
+
+def _escaped(text: str) -> str:
+    """Return a help text in which rich finds no markup; loading rich for it takes 15 ms."""
+    return re.sub(r"\[(?=[a-z#/@])", r"\\[", text)
 
 
 def _typed(parser: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -187,7 +193,7 @@ _JSON = typer.Option("--json", help="Print one JSON document to stdout and nothi
 _QUIET = typer.Option("--quiet", "-q", help="Print only results and errors.")
 _FOLDER = typer.Option(
     *("--workspace", "-w"),
-    help=WORKSPACE.help,
+    help=_escaped(WORKSPACE.help),
     is_eager=True,
     callback=load_config,
     file_okay=False,

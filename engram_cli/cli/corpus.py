@@ -155,7 +155,7 @@ def views_of(result: HashStatsResult | MergeStatsResult) -> tuple[View, ...]:
 
 def held_out(result: HashStatsResult | MergeStatsResult) -> list[tuple[str, str]]:
     """Return the line about held-out tokens; [] if nothing was held out."""
-    from engram_cli.stats.locality import LocalityResult
+    from engram_cli.stats.statistics.locality import LocalityResult
 
     locality = result.sections.get("locality")
     if not isinstance(locality, LocalityResult) or not locality.held_out_tokens:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engram_cli.commands.plan import PlanResult
-    from engram_cli.commands.plan_corpus import HotSet
+    from engram_cli.commands.plan_corpus import HotShare
     from engram_cli.commands.plan_sizes import Alternative
     from engram_cli.table.planning.batches import BatchShare
 
@@ -112,7 +112,7 @@ def _hot(result: PlanResult) -> RenderableType:
     return grid(title, names, rows)
 
 
-def _unreached(hot: HotSet) -> str:
+def _unreached(hot: HotShare) -> str:
     if hot.reach is None:
         return "these counts cannot tell; count with these --rows-per-head"
     return f"at most {percent(hot.reach, 1)} of look-ups fall on rows that this corpus uses"

@@ -21,8 +21,8 @@ from engram_cli.hashing.layout import BASE_VOCABULARY, HashLayout, short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import RowSource
-from engram_cli.stats.known import HitsAt
-from engram_cli.stats.row_ngrams import RowNgrams, load_row_ngrams
+from engram_cli.stats.sampling.known import HitsAt
+from engram_cli.stats.sampling.row_ngrams import RowNgrams, load_row_ngrams
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.lookup import base_lookup, lookup_digest

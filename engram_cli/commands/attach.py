@@ -26,7 +26,7 @@ from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_
 from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import InputError, OutputError
-from engram_cli.formats.bundle import BUNDLE, CARD
+from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME, CARD
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
 from engram_cli.formats.module_spec import first_values
@@ -39,8 +39,6 @@ from engram_cli.table.attributes import read_description
 from engram_cli.table.build import free_bytes
 from engram_cli.table.store import TableStore
 from engram_cli.version import __version__
-
-BUNDLE_NAME = "engram"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

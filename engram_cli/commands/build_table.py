@@ -28,7 +28,7 @@ from engram_cli.commands.size_estimate import TablePlan, fill_plan, planned
 from engram_cli.commands.workspace import refusal
 from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.engines.base import ENGINES
-from engram_cli.engines.filling import placed
+from engram_cli.engines.filling import on_chosen_engine
 from engram_cli.errors import ArtifactError, MismatchError
 from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout, short
@@ -243,7 +243,7 @@ def _filled(
     )
     init = _corpus_init(request, fill, found.spec.layout, file, vectors, progress)
     if isinstance(init, CorpusFill):
-        init = placed(engine, init, progress)
+        init = on_chosen_engine(engine, init, progress)
     return replace(found.spec, init=init)
 
 

@@ -24,7 +24,7 @@ from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
 from engram_cli.table.convert import (
     Difference,
-    StoredRows,
+    RowsOfSource,
     compare_tables,
     conversion,
     is_conversion,
@@ -150,7 +150,7 @@ def _compare(
     if request.to is not None:
         if not request.verify:
             return (), False
-        if isinstance(spec.init, StoredRows) and spec.init.kept is not None:
+        if isinstance(spec.init, RowsOfSource) and spec.init.kept is not None:
             require_same_rows(source, table, spec.dtype, threads=threads, progress=progress)
             return (), True
     return compare_tables(source, table, threads=threads, progress=progress), False

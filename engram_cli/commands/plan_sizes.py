@@ -1,4 +1,4 @@
-"""Rows a head for a budget, and what else the same bytes could be."""
+"""Computes how many rows per head fit a budget, and which other tables have as many bytes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT, Once, Progress
 from engram_cli.sizes import processors
 from engram_cli.table.inits.corpus.embeddings import Embeddings, RandomEmbeddings
-from engram_cli.table.inits.corpus.pairs import Occurrences
+from engram_cli.table.inits.corpus.pairs import TokenPairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.probe.combining import fit
 from engram_cli.table.probe.counted import (
@@ -92,7 +92,7 @@ def probe(request: ProbeRequest, progress: Progress = SILENT) -> ProbeResult:
                 f"{corpus.tokens:,} others",
                 "give the corpus that filled it, read with the same options",
             )
-        what = Occurrences(
+        what = TokenPairs(
             layout=table.layout, file=corpus, follow=True, joined=bool(made["join_documents"])
         )
         questions = ask(table.layout, layer, held, request.positions, what.joined)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.artifact import Companions
-from engram_cli.commands.attach import BUNDLE_NAME
 from engram_cli.commands.attach_layers import vocab_digest
 from engram_cli.commands.requests.reading import TraceRequest
 from engram_cli.errors import DependencyError, InputError, MismatchError
-from engram_cli.formats.bundle import read_bundle
+from engram_cli.formats.bundle import BUNDLE_NAME, read_bundle
 from engram_cli.hashing.layout import short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.report.place import check_page

@@ -1,4 +1,4 @@
-"""Stage 3 of 7: corpus files in, blocks of token ids with their document starts out.
+"""Reads the files of a corpus into blocks of token ids with the starts of documents.
 
 `sources` finds the files, `readers` read them, `encode` turns text into ids, `stream` joins all.
 """

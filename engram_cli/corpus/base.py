@@ -251,17 +251,18 @@ class Look:
 class Signs:
     """How the files of a format are recognised; the first bytes count more than the suffix.
 
-    `magic`: first bytes that are of this format, whatever the suffix. `suffixes`: files whose first
-    bytes say nothing; folders are searched for these, `unsearched` ones left out. `shared`:
-    suffixes that files of other formats have, too; in folders these files are read only where
-    `recognises` says so or the format was chosen. `certain`: suffixes that leave no doubt, so that
-    remote files are not opened for it. `streams`: the files may be compressed or come through a
-    pipe. `bare`: they may begin with any bytes. `dataset`: the file of this name describes a
-    folder that is one data set, if it is recognised. `indexes`: the suffixes of index files, each
-    with that of the file it belongs to.
-
-    `recognises` is asked where no magic decides. It raises CorpusError for a relative of the format
-    that cannot be read.
+    - `magic`: first bytes of files of this format, whatever their suffix.
+    - `suffixes`: the suffixes of files whose first bytes decide nothing. Folders are searched for
+      them, except for those in `unsearched`.
+    - `shared`: suffixes that other formats have too. In folders such a file is read only if
+      `recognises` accepts it or the user chose the format.
+    - `certain`: suffixes of this format alone; remote files with them are not opened to check.
+    - `streams`: the files may be compressed or come through a pipe.
+    - `bare`: the files have no header and may begin with any bytes.
+    - `dataset`: the name of a file that makes its folder one data set, if it is recognised.
+    - `indexes`: maps the suffix of index files to that of the files they belong to.
+    - `recognises`: decides if no magic does. Raises CorpusError for a relative of the format that
+      cannot be read.
     """
 
     magic: tuple[bytes, ...] = ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from importlib.metadata import version
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from engram_cli.malloc import trim
 from engram_cli.progress import Progress
 from engram_cli.vocab.tokenizer import TokenizerFile
 
-EncoderName = Literal["auto", "tokenizers", "fast"]
 ENCODERS = ("auto", "tokenizers", "fast")
 # Below this many bytes the reference is through before fastokens has loaded its vocabulary.
 WORTH_LOADING = 4 * 2**20

@@ -17,20 +17,20 @@ from engram_cli.errors import ArtifactError, CorpusError, MismatchError, Undecod
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.sizes import available_memory
-from engram_cli.stats.checkpoint import (
-    Checkpoint,
-    FolderCheckpointer,
-    read_checkpoint,
-    remove_checkpoint,
-)
 from engram_cli.stats.collector_set import (
     CollectorSet,
     check_exact_memory,
     exact_memory,
     make_collectors,
 )
-from engram_cli.stats.count import CorpusCounter
-from engram_cli.stats.memory import MemoryPlan
+from engram_cli.stats.counting.checkpoint import (
+    Checkpoint,
+    FolderCheckpointer,
+    read_checkpoint,
+    remove_checkpoint,
+)
+from engram_cli.stats.counting.count import CorpusCounter
+from engram_cli.stats.counting.memory import MemoryPlan
 from engram_cli.stats.partial import Partial, read_partial
 from engram_cli.stats.state import State
 from engram_cli.stats.statistic import CollectorOptions

@@ -24,7 +24,7 @@ from engram_cli.engines.base import Engine, Reading, Task, portable
 from engram_cli.errors import InputError
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.progress import SILENT, Progress
-from engram_cli.stats.memory import base_bytes
+from engram_cli.stats.counting.memory import base_bytes
 from engram_cli.table.inits.base import Filler, Span
 from engram_cli.table.inits.corpus.buckets import ColumnVectors, PartitionedColumns, summed_rows
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
@@ -34,7 +34,7 @@ from engram_cli.table.inits.corpus.filled import (
     columns_of,
     fill_columns,
 )
-from engram_cli.table.inits.corpus.pairs import Occurrences, TokenSpan, span_pairs, token_spans
+from engram_cli.table.inits.corpus.pairs import TokenPairs, TokenSpan, span_pairs, token_spans
 from engram_cli.table.inits.corpus.tokens import Piece, TokenWriter, piece_of
 
 Fetch: TypeAlias = Callable[[Any], NDArray[Any]]
@@ -155,9 +155,10 @@ class TaskMemory:
 
     @classmethod
     def divide(cls, total: int, tokens: int, dim: int, lags: int) -> TaskMemory:
-        """Return what a task of `total` bytes has room for next to the vectors of `tokens` tokens.
+        """Return how a task of `total` bytes divides what the vectors of `tokens` tokens leave.
 
-        Half is sums and rows, half is pairs, of which a block may be a third. Raises InputError.
+        Half of that holds the sums and rows of a range, the other half pairs. Raises InputError if
+        too little is left.
         """
         fixed = base_bytes(text=False) + _VECTOR * tokens * dim
         room = total - fixed
@@ -176,7 +177,7 @@ class TaskMemory:
 class FillShared:
     """What all tasks of a fill need, sent once; `most`: pairs added at a time."""
 
-    what: Occurrences
+    what: TokenPairs
     embeddings: Embeddings
     dim: int
     followed: NDArray[np.int64] | None
@@ -228,7 +229,7 @@ def make_rows(
     return summed_rows(pairs, plan, column, span, own, most=shared.most)
 
 
-def placed(engine: Engine, fill: CorpusFill, progress: Progress) -> CorpusFill:
+def on_chosen_engine(engine: Engine, fill: CorpusFill, progress: Progress) -> CorpusFill:
     """Return the fill that makes the rows of `fill` on an engine: here with pairs on the disk, on
     a cluster with pairs in its memory. Raises InputError where no node has the memory."""
     if not engine.remote:
@@ -313,13 +314,13 @@ class EngineFill(CorpusFill):
         return self.engine.map(Task(function=function, memory=self.memory), calls, self.progress)
 
     def _memory(self, dim: int) -> TaskMemory:
-        lags = max(len(self.occurrences.lags(order)) for order in self.layout.orders)
+        lags = max(len(self.token_pairs.lags(order)) for order in self.layout.orders)
         return TaskMemory.divide(self.memory, self.embeddings.tokens, dim, lags)
 
     def _shared(self, dim: int, memory: TaskMemory) -> Any:
         if self.held.shared is None:
             shared = FillShared(
-                what=self.occurrences,
+                what=self.token_pairs,
                 embeddings=_sent(self.embeddings, self.engine),
                 dim=dim,
                 followed=self.followed(),
@@ -335,7 +336,7 @@ class EngineFill(CorpusFill):
             del held.pairs[key]
         if (layer, order) in held.pairs:
             return
-        parts = token_spans(self.occurrences, memory.span)
+        parts = token_spans(self.token_pairs, memory.span)
         if not held.words:
             words = self.file.map()
             held.words = [self.engine.put(np.array(words[p.first : p.last])) for p in parts]

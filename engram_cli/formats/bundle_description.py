@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_spec import BundleSpec, Shard
-from engram_cli.formats.module_spec import KINDS, ModuleSpec
+from engram_cli.formats.module_spec import MODULE_KINDS, ModuleSpec
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows import DTYPES
@@ -80,7 +80,7 @@ def parse(
         raise ValueError("the layout's vocabulary is missing")
     module, model, rows = document["module"], document["model"], document["rows"]
     entries = document["layers"]
-    if module["kind"] not in KINDS:
+    if module["kind"] not in MODULE_KINDS:
         raise ArtifactError(f"the bundle has a module {module['kind']!r}", "upgrade engram")
     spec = BundleSpec(
         layout=layout,

@@ -57,8 +57,8 @@ class ModuleSpec:
     norm_eps: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"module {self.kind!r} is none of {', '.join(KINDS)}")
+        if self.kind not in MODULE_KINDS:
+            raise ValueError(f"module {self.kind!r} is none of {', '.join(MODULE_KINDS)}")
         if not (1 <= self.streams <= MAX_STREAMS and 0 <= self.conv_kernel <= MAX_KERNEL):
             raise ValueError(f"{self.streams} streams, a kernel of {self.conv_kernel}")
         if (self.conv_kernel > 0) != (self.kind != DEEPSEEK_V41):
@@ -70,7 +70,7 @@ class ModuleSpec:
 
     def parts(self, hidden_size: int, embed_dim: int) -> list[Part]:
         """Return the parts of a layer's dense weights; `embed_dim` is columns x row dim."""
-        return list(KINDS[self.kind](self, hidden_size, embed_dim))
+        return list(MODULE_KINDS[self.kind](self, hidden_size, embed_dim))
 
     def shapes(self, hidden_size: int, embed_dim: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each dense weight of a layer, in the order of their names."""
@@ -120,7 +120,7 @@ def _qwen_ple(spec: ModuleSpec, d: int, embed: int) -> Iterator[Part]:
     yield Part("conv1d.weight", Role.CONV, (width, 1, spec.conv_kernel))
 
 
-KINDS: dict[str, Callable[[ModuleSpec, int, int], Iterator[Part]]] = {
+MODULE_KINDS: dict[str, Callable[[ModuleSpec, int, int], Iterator[Part]]] = {
     ENGRAM_V1: _engram_v1,
     DEEPSEEK_V41: _deepseek_v41,
     QWEN_PLE: _qwen_ple,

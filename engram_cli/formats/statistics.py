@@ -12,9 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from engram_cli.formats.base import Checks, Facts, Format, hash_facts, stored_size
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import HITS
+from engram_cli.stats import STATISTICS
 from engram_cli.stats.stats_io import DOCUMENT, Statistics, read_stats
-
-_SECTIONS = ("growth", "locality", "clean_heads", "sources", "uncompressed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,6 @@ def statistics_rows(statistics: Statistics) -> StatisticsRows:
 def _facts(source: StatisticsRows) -> Facts:
     statistics, document = source.statistics, source.statistics.document
     joined = ", joined to one stream" if statistics.joined else ""
-    sections = sorted(set(document) & set(_SECTIONS))
     orders = [
         (
             f"{entry['order']}-grams",
@@ -73,7 +71,7 @@ def _facts(source: StatisticsRows) -> Facts:
     return [
         *hash_facts(statistics.layout),
         ("counted", f"{statistics.tokens:,} tokens, {statistics.documents:,} documents{joined}"),
-        ("sections", ", ".join(sections) or "none"),
+        ("statistics", ", ".join(name for name in STATISTICS if name in document)),
         ("made by", f"engram {document.get('tool_version')}"),
         *orders,
     ]

@@ -1,8 +1,8 @@
-"""Look-back: how many tokens of its n-gram each position may see; unifies the schemes.
+"""Computes how many tokens of its n-gram each position may see, by one rule for all schemes.
 
-`visible[p]` counts the current token too: N everywhere in the open, 1 at the first token of a
-sequence, of a segment after an EOS and after a dead token, and 0 at a dead token itself, which is
-blocked with all that is older. Lag k of an n-gram is the filler wherever `visible <= k`.
+`visible[p]` counts the current token too. It is N if nothing limits the position. It is 1 at the
+first token of a sequence, after an EOS and after a dead token. At a dead token it is 0, and no
+later position sees that token or an older one. Lag k of an n-gram is the filler if `visible <= k`.
 """
 
 from __future__ import annotations

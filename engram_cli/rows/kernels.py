@@ -1,4 +1,4 @@
-"""What goes over every byte of a table, as Numba kernels: checksums, and products of rows."""
+"""Numba kernels over the stored bytes of rows: checksums, gathering rows, and their products."""
 
 from __future__ import annotations
 

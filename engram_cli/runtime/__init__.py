@@ -1,4 +1,4 @@
-"""Stage 7 of 7: a bundle in, a model with a memory out. Needs torch, NumPy and safetensors only.
+"""Attaches a bundle to a PyTorch model as its memory. Needs torch, NumPy and safetensors only.
 
 `attach` hooks a live model, `memory` does the work of a forward call, `modules` are the published
 arithmetic, `state` what decoding remembers, `reference` the look-up in plain torch; `saving`,

@@ -58,28 +58,17 @@ def attach(
     has a smaller vocabulary than its tokenizer, has Engram layers, or carries a memory of this name
     already; InputError for rows that do not fit.
     """
-    if not _PLAIN_NAME.fullmatch(name):
-        raise RuntimeAttachError(
-            f"a memory cannot be called {name!r}", "use lower-case letters, digits and _"
-        )
-    attribute = name if name == NAME else f"{NAME}_{name}"
+    attribute = _attribute(name)
     bundle = read_bundle(bundle_folder(bundle_dir), verify=verify)
     decoder = find_decoder(model, layers)
     spec, vocabulary = bundle.spec, _vocabulary_size(model)
     _check(model, decoder, bundle, attribute)
     if not force:
         _check_first_memory(model)
-    if 0 < vocabulary < spec.layout.vocab_size:
-        raise RuntimeAttachError(
-            f"the bundle {bundle.folder} was made for a tokenizer of {spec.layout.vocab_size:,} "
-            f"ids, {type(model).__name__} takes {vocabulary:,}",
-            "attach a bundle that was made with this model's own tokenizer",
-        )
+    _check_vocabulary(model, bundle, vocabulary)
     homes = {layer: _home(decoder.layers[spec.index(layer)]) for layer in spec.layers}
-    rows_homes = homes
-    if rows_device is not None:
-        place = _device(rows_device)
-        rows_homes = {layer: (dtype, place) for layer, (dtype, _) in homes.items()}
+    place = None if rows_device is None else _device(rows_device)
+    rows_homes = {layer: (dtype, place or own) for layer, (dtype, own) in homes.items()}
     from engram_cli.runtime.tiers.placement import resolve_for
 
     placed = resolve_for(bundle, placement, {i: home[1] for i, home in rows_homes.items()})
@@ -88,15 +77,11 @@ def attach(
         bundle, placed, rows_homes, trainable=trainable, sparse=sparse_gradients
     )
     modules = {
-        layer: loading.module(bundle, layer, rows[layer], device=device, dtype=dtype)
-        for layer, (dtype, device) in homes.items()
+        layer: loading.module(bundle, layer, rows[layer], device=own, dtype=dtype)
+        for layer, (dtype, own) in homes.items()
     }
-    hashed = loading.hash_tensors(
-        spec.layout,
-        spec.layers,
-        vocab_size=vocabulary,
-        device=_home(decoder.layers[0])[1],
-    )
+    device = _home(decoder.layers[0])[1]
+    hashed = loading.hash_tensors(spec.layout, spec.layers, vocab_size=vocabulary, device=device)
     memory = Memory(attribute, spec, hashed, modules)
     memory.hits = loading.hits(bundle)
     memory.asked, memory.placement = placement, placed
@@ -105,6 +90,26 @@ def attach(
     model.add_module(attribute, memory)
     leave_out_of_broadcasts(model)
     return memory
+
+
+def _attribute(name: str) -> str:
+    """Return the attribute of a memory called `name`. Raises RuntimeAttachError."""
+    if not _PLAIN_NAME.fullmatch(name):
+        raise RuntimeAttachError(
+            f"a memory cannot be called {name!r}", "use lower-case letters, digits and _"
+        )
+    return name if name == NAME else f"{NAME}_{name}"
+
+
+def _check_vocabulary(model: nn.Module, bundle: Bundle, vocabulary: int) -> None:
+    """Raise RuntimeAttachError for a model with fewer token ids than the bundle's tokenizer."""
+    size = bundle.spec.layout.vocab_size
+    if 0 < vocabulary < size:
+        raise RuntimeAttachError(
+            f"the bundle {bundle.folder} was made for a tokenizer of {size:,} ids, "
+            f"{type(model).__name__} takes {vocabulary:,}",
+            "attach a bundle that was made with this model's own tokenizer",
+        )
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:

@@ -66,7 +66,7 @@ class Attachment:
 
 
 class AttachedHook:
-    """A hook of the memory in a attachment, on a module with forward parameters called `names`."""
+    """A hook of the memory of an attachment, on a module with forward parameters called `names`."""
 
     def __init__(self, attachment: Attachment, module: nn.Module) -> None:
         self.attachment = attachment

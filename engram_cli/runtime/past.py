@@ -1,4 +1,4 @@
-"""Finds what came before a call: its cache, how many positions that holds, and the memory's state.
+"""Finds what precedes the tokens of a call: its cache, the positions in it, and the decode state.
 
 A call whose past is unknown is refused: hashed as the start of a text it would be silently wrong.
 """

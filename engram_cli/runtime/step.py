@@ -1,8 +1,8 @@
-"""One forward call under way, and layers that run again in the backward pass.
+"""Holds what the memory needs during one forward call, and for layers that run a second time.
 
-Activation checkpointing without the model's call runs a layer when the call is over. What the
-memory had for the layer is found by the hidden states that the layer got, which checkpointing
-keeps: their storage is the same, whatever tensor views it.
+Activation checkpointing runs a layer again in the backward pass, after the forward call is over and
+without calling the model. The memory then looks its inputs up (`Replays`) by the storage of the
+hidden states that the layer gets, which checkpointing keeps from the first run.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.state import State
-from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 

@@ -10,12 +10,9 @@ from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats import STATISTICS
 from engram_cli.stats.collector import Collector, CollectorPartial
-from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.occurrences import Occurrences, read_occurrences
-from engram_cli.stats.sources import GROUPINGS, group_files
-from engram_cli.stats.state import State, check
-from engram_cli.stats.statistic import CollectorOptions, CollectorPlan
-from engram_cli.stats.text_ngrams import (
+from engram_cli.stats.counting.holdout import Holdout
+from engram_cli.stats.sampling.occurrences import Occurrences, read_occurrences
+from engram_cli.stats.sampling.text_ngrams import (
     EXACT,
     EXACT_OF,
     AllNgrams,
@@ -23,6 +20,9 @@ from engram_cli.stats.text_ngrams import (
     exact_ngrams,
     read_all,
 )
+from engram_cli.stats.state import State, check
+from engram_cli.stats.statistic import CollectorOptions, CollectorPlan
+from engram_cli.stats.statistics.sources import GROUPINGS, group_files
 
 # The share of the free memory that exact counting may take: other programs need some too.
 _EXACT_SHARE = 0.9

@@ -1,4 +1,4 @@
-"""Names tokens and n-grams by their texts."""
+"""Turns compressed ids and n-grams into texts that people can read."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.arrays import REMAKE, read_array, write_arrays
 from engram_cli.stats.collector import CollectorPartial
 from engram_cli.stats.collector_set import read_collected
-from engram_cli.stats.samples import samples_of, samples_state
+from engram_cli.stats.sampling.samples import samples_of, samples_state
 from engram_cli.stats.state import State, nested, part_of, scalar, take, take_scalar
 from engram_cli.stats.totals import Counts
 

@@ -11,15 +11,15 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.numbers import brief, count
 from engram_cli.stats import STATISTICS
 from engram_cli.stats.arrays import REMAKE
-from engram_cli.stats.by_use import uses_of
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.known import known_ngrams
 from engram_cli.stats.names import Names
-from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, drawn_ngrams
 from engram_cli.stats.partial import Partial
+from engram_cli.stats.sampling.by_use import uses_of
+from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.known import known_ngrams
+from engram_cli.stats.sampling.occurrences import Occurrences, OccurrenceSample, drawn_ngrams
+from engram_cli.stats.sampling.text_ngrams import AllNgrams
 from engram_cli.stats.statistic import Counted, Results, read_typed
 from engram_cli.stats.stats_io import Statistics
-from engram_cli.stats.text_ngrams import AllNgrams
 from engram_cli.stats.totals import Counts
 from engram_cli.version import __version__
 from engram_cli.view import Column, Page, Table, View

@@ -1,4 +1,4 @@
-"""The state of objects that count, as named arrays.
+"""Stores the state of objects that count as named arrays, and checks arrays that are read back.
 
 Arrays that are read back come from a file, so each is checked for its type and shape before it is
 used. Values that a kernel relies on are checked where they are used.

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.arrays import REMAKE
-from engram_cli.stats.by_use import Uses
 from engram_cli.stats.collector import Collector, CollectorPartial
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.known import KnownNgrams
 from engram_cli.stats.names import Names
+from engram_cli.stats.sampling.by_use import Uses
+from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.known import KnownNgrams
 from engram_cli.stats.state import State
 from engram_cli.stats.totals import Counts
 from engram_cli.typed_json import read_json_as
 from engram_cli.view import View
 
 if TYPE_CHECKING:
-    from engram_cli.stats.holdout import Holdout
-    from engram_cli.stats.text_ngrams import Budget
+    from engram_cli.stats.counting.holdout import Holdout
+    from engram_cli.stats.sampling.text_ngrams import Budget
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -18,7 +18,6 @@ from engram_cli.errors import ArtifactError, EngramError, IncompleteError, Input
 from engram_cli.files import canonical_json, local_path, read_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import Kind, Listing, new_folder
-from engram_cli.stats import kernels
 from engram_cli.stats.arrays import (
     META,
     REMAKE,
@@ -27,8 +26,7 @@ from engram_cli.stats.arrays import (
     read_array,
     write_arrays,
 )
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.occurrences import Occurrences, OccurrenceSample, read_occurrences
+from engram_cli.stats.counting import kernels
 from engram_cli.stats.partial import (
     LONG,
     SHORT,
@@ -36,7 +34,9 @@ from engram_cli.stats.partial import (
     read_partials,
     write_partials,
 )
-from engram_cli.stats.samples import read_samples, sample_digest, write_samples
+from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.occurrences import Occurrences, OccurrenceSample, read_occurrences
+from engram_cli.stats.sampling.samples import read_samples, sample_digest, write_samples
 from engram_cli.stats.state import State, nested
 from engram_cli.stats.totals import Counts
 from engram_cli.typed_json import as_json
@@ -152,7 +152,7 @@ def write_stats(
     for merging. The same arguments give the same bytes. `finished` is called with the digest before
     the folder is in place.
     """
-    with new_folder(path, STATISTICS, force=force) as part:
+    with new_folder(path, STATISTICS_FOLDER, force=force) as part:
         counters = {str(layer): hits for layer, hits in counts.hits.items()}
         lookup = {} if counts.layout.lookup is None else {"lookup": counts.layout.lookup}
         stored = write_arrays(part / COUNTERS, counters | lookup)
@@ -194,11 +194,6 @@ def figures_document(counts: Counts, results: Mapping[str, object]) -> dict[str,
     return fixed | {key: as_json(result) for key, result in results.items()}
 
 
-def is_stats(path: Path) -> bool:
-    """Return whether `path` is a statistics folder, finished or not."""
-    return (path / DOCUMENT).is_file() and (path / COUNTERS).is_dir()
-
-
 def _listing(path: Path) -> Listing | None:
     """Return the files of a finished statistics folder; a chunk of zeros has no file."""
     try:
@@ -221,7 +216,7 @@ def _listing(path: Path) -> Listing | None:
     return Listing(frozenset(needed), frozenset(optional))
 
 
-STATISTICS = Kind(name="statistics folder", listing=_listing)
+STATISTICS_FOLDER = Kind(name="statistics folder", listing=_listing)
 
 
 def read_stats(path: str | Path) -> Statistics:

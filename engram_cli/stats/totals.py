@@ -1,4 +1,4 @@
-"""Row hits and n-gram samples of a layout: what counting a corpus leaves, and how it merges."""
+"""Holds what counting a corpus gives, row hits and n-gram samples, and merges two of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats import kernels
-from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.counting import kernels
+from engram_cli.stats.sampling.distinct import NgramSample
 
 FULL = 2**32 - 1  # a counter that reached this stays there
 

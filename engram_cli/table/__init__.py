@@ -1,1 +1,1 @@
-"""Stage 5 of 7: table stores. A layout and an initial state in, a Zarr store on disk out."""
+"""Builds, fills, scans and plans tables: a layout and an init become a Zarr store on disk."""

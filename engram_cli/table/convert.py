@@ -37,7 +37,7 @@ _PIECES = 64  # pieces of a task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRows:
+class RowsOfSource:
     """An init whose rows are those of a source; of a table it has the name of the table's init.
 
     `kept`: the dtype of the table if its rows are copied as they are stored, None to encode them.
@@ -124,7 +124,7 @@ def conversion(
         layout=source.layout,
         dim=source.dim,
         dtype=dtype,
-        init=StoredRows(source=source, kept=kept),
+        init=RowsOfSource(source=source, kept=kept),
         chunk_rows=chunk_rows,
         tokens=_tokens(source),
         scale=scale,
@@ -159,7 +159,7 @@ def is_conversion(table: TableStore, spec: TableSpec) -> bool:
     init = spec.init
     for layer in table.layout.layer_ids:
         wanted = None if spec.scale is None else np.array([spec.scale], dtype=np.float32)
-        if wanted is None and isinstance(init, StoredRows):
+        if wanted is None and isinstance(init, RowsOfSource):
             wanted = init.layer_scale(layer)
         if wanted is None or wanted[0] != table.lines(layer, SCALES, 0, 1)[0]:
             return False

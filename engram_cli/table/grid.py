@@ -1,4 +1,4 @@
-"""The chunks of an array: which rows lie in which file. Writer and reader share it.
+"""Divides an array into chunk files: computes which rows lie in which file, for writer and reader.
 
 A chunk file holds whole rows, one after another, little-endian and uncompressed. The last one is as
 long as the others, padded with zeros.

@@ -1,4 +1,4 @@
-"""Where a table is built and put: half-built ones, scratch, the replacing of a finished one.
+"""Finds the folder in which a table is built, and moves the finished table to its place.
 
 A table grows in `<name>.partial` next to its place and is moved there when it is finished. At every
 moment the old table, the new one or none is at the place, and all that a kill leaves is finished or

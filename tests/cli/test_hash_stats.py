@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
 from engram_cli.numbers import brief
-from engram_cli.stats.growth_view import rows_for
-from engram_cli.stats.ideal import ideal_shared
+from engram_cli.stats.sampling.ideal import ideal_shared
+from engram_cli.stats.statistics.growth_view import rows_for
 
 GEOMETRY = ["--scheme", "tutorial", "--vocab-size", "3000", "--heads", "2", "--layers", "1"]
 

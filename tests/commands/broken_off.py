@@ -11,7 +11,7 @@ import pytest
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, HashStatsResult, hash_stats
 from engram_cli.commands.workspace import Workspace
-from engram_cli.stats import checkpoint
+from engram_cli.stats.counting import checkpoint
 
 GEOMETRY = Geometry(heads=2, rows_per_head=(211,), layers=(1, 5), pad_id=2)
 

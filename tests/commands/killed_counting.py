@@ -21,7 +21,7 @@ from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus import flat, stream
 from engram_cli.corpus import text as corpus_text
-from engram_cli.stats import text_ngrams
+from engram_cli.stats.sampling import text_ngrams
 
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 OPTIONS: dict[str, Any] = {

@@ -199,8 +199,8 @@ def test_what_does_not_go_together_is_refused(request_: BuildTableRequest) -> No
         replace(fill, embedding_tensor="x")
     with pytest.raises(CorpusError):
         build_table(replace(request_, fill=replace(fill, sources=("none.txt",))))
-    with pytest.raises(InputError, match="bytes of memory"):
-        build_table(replace(request_, fill=replace(fill, memory=1000)))
+    with pytest.raises(InputError, match="--memory 1000 - give 64Mi or more"):
+        replace(fill, memory=1000)
     assert not request_.out.exists()
 
 

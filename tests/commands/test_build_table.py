@@ -18,7 +18,7 @@ from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.stats import stats_io
-from engram_cli.stats.distinct import EVERYTHING, NgramSample
+from engram_cli.stats.sampling.distinct import EVERYTHING, NgramSample
 from engram_cli.stats.totals import Counts
 from engram_cli.table.store import open_table
 from engram_cli.vocab.compress import CompressedVocab

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from commands.broken_off import GOING_ON, Heard, broken_off, contents, run, size_of
 
-from engram_cli.stats import checkpoint
+from engram_cli.stats.counting import checkpoint
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import OutputError
 from engram_cli.formats.bundle import BUNDLE
 from engram_cli.outputs import Kind
-from engram_cli.stats.stats_io import STATISTICS
+from engram_cli.stats.stats_io import STATISTICS_FOLDER
 from engram_cli.table.lock import lock_path
 from engram_cli.table.places import TABLE, partial_folder, scratch_folder
 
@@ -440,8 +440,8 @@ def test_statistics_with_long_partials_are_known(
         )
         hash_stats(request)
         assert (here / "engram-stats" / "partials.zarr").is_dir()
-        assert STATISTICS.problem(here / "engram-stats") is None
-        assert STATISTICS.unfinished(here / "engram-stats") is None
+        assert STATISTICS_FOLDER.problem(here / "engram-stats") is None
+        assert STATISTICS_FOLDER.unfinished(here / "engram-stats") is None
 
 
 @pytest.mark.parametrize("value", [None, 0, -1, 2**70, "x", [], [[1]], {"a": {}}])
@@ -450,8 +450,8 @@ def test_statistics_with_long_partials_are_known(
     [
         (TABLE, "source.zarr/zarr.json"),
         (BUNDLE, "bundle/engram.json"),
-        (STATISTICS, "stats-a/stats.json"),
-        (STATISTICS, "stats-a/counters.zarr/1/zarr.json"),
+        (STATISTICS_FOLDER, "stats-a/stats.json"),
+        (STATISTICS_FOLDER, "stats-a/counters.zarr/1/zarr.json"),
     ],
 )
 def test_a_damaged_marker_raises_nothing(kind: Kind, marker: str, value: Any, base: Path) -> None:

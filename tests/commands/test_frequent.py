@@ -20,8 +20,8 @@ from engram_cli.commands.lookup import LookupRequest, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.commands.workspace import Workspace
-from engram_cli.stats.occurrences import Occurrences
-from engram_cli.stats.sources import Sources
+from engram_cli.stats.sampling.occurrences import Occurrences
+from engram_cli.stats.statistics.sources import Sources
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.typed_json import as_json
 from engram_cli.vocab.compress import CompressedVocab

@@ -22,7 +22,7 @@ from engram_cli.commands.requests.tables import Budget
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.progress import Silent
 from engram_cli.sizes import read_size
-from engram_cli.stats.growth_curve import Extrapolation, OrderGrowth, project
+from engram_cli.stats.statistics.growth_curve import Extrapolation, OrderGrowth, project
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.planning.estimates import hot_rows
 from engram_cli.table.planning.placement import HARDWARE, find_hardware, touched

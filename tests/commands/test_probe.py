@@ -21,7 +21,7 @@ from engram_cli.commands.probe import ProbeRequest, probe
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.table.inits.corpus.pairs import Occurrences
+from engram_cli.table.inits.corpus.pairs import TokenPairs
 from engram_cli.table.inits.corpus.tokens import TokenFile, split_starts
 from engram_cli.table.probe.counted import count_followers, first_choices, witten_bell
 from engram_cli.table.probe.reading import ask, head_weights
@@ -146,7 +146,7 @@ def test_counts_are_those_of_plain_counters(tmp_path: Path) -> None:
     sizes = {"rows_per_head": 50, "heads": 2, "layers": (1,)}
     layout = hash_layout("qwen-ple", vocab_size=90, eos_id=1, **sizes)
     train = write_corpus(tmp_path / "train", layout)
-    what = Occurrences(layout=layout, file=train, follow=True, joined=False)
+    what = TokenPairs(layout=layout, file=train, follow=True, joined=False)
     questions = ask(layout, 1, train, 500, False)
     unigrams = what.follower_counts()
     models = _counters(train, 1)

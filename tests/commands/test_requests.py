@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import pytest
+from typer.testing import CliRunner
 
+from engram_cli.commands.geometry import PRESETS
 from engram_cli.commands.requests import corpus, reading, tables
 from engram_cli.commands.requests.options import Group, Here, Option, Request, Rule, build, declared
 from engram_cli.commands.workspace import Workspace
+from engram_cli.corpus.base import IDS_DTYPES, Errors
+from engram_cli.corpus.encode import ENCODERS
 from engram_cli.corpus.partitions import LEAST_BYTES, PARTITION_BYTES
+from engram_cli.corpus.readers import READERS
 from engram_cli.engines.base import ENGINES
 from engram_cli.errors import InputError
-from engram_cli.formats.module_spec import INIT_GATES, INIT_VALUES
-from engram_cli.stats.distinct import DEFAULT_SAMPLE, LEAST_SAMPLE, MOST_SAMPLE
+from engram_cli.formats.module_spec import INIT_GATES, INIT_VALUES, MODULE_KINDS
+from engram_cli.hashing.schemes import SCHEMES
+from engram_cli.rows import DTYPES
+from engram_cli.stats.sampling.distinct import DEFAULT_SAMPLE, LEAST_SAMPLE, MOST_SAMPLE
+from engram_cli.stats.statistics.sources import GROUPINGS
 from engram_cli.table.inits import INITS
+from engram_cli.table.inits.corpus.filled import LEAST_MEMORY, CorpusFill
+from engram_cli.table.planning.placement import HARDWARE
 
 REQUESTS = [
     *(corpus.CompressVocabRequest, corpus.HashStatsRequest),
@@ -54,7 +66,33 @@ def test_what_a_request_repeats_is_what_its_stage_says() -> None:
     assert option(counting, "partition_size").least == LEAST_BYTES
     assert option(tables.AttachRequest, "init_value").known == INIT_VALUES
     assert option(tables.AttachRequest, "init_gate").known == INIT_GATES
-    assert set(tables.CORPUS_INITS) < set(INITS)
+    assert option(counting, "errors").known == get_args(Errors)
+    assert option(tables.BuildTableRequest, "memory").least == LEAST_MEMORY
+    of_a_corpus = {n for n in INITS if getattr(INITS.load(n), "func", None) is CorpusFill}
+    assert of_a_corpus == set(tables.CORPUS_INITS)
+
+
+@pytest.mark.parametrize(
+    ("request_", "name", "choices"),
+    [
+        (tables.AttachRequest, "module", MODULE_KINDS),
+        (tables.BuildTableRequest, "dtype", DTYPES),
+        (tables.BuildTableRequest, "init", INITS),
+        (tables.ConvertRequest, "dtype", DTYPES),
+        (tables.PlanRequest, "dtype", DTYPES),
+        (tables.PlanRequest, "hardware", HARDWARE),
+        (tables.BuildTableRequest, "preset", PRESETS),
+        (tables.BuildTableRequest, "scheme", SCHEMES),
+        (corpus.HashStatsRequest, "encoder", ENCODERS),
+        (corpus.HashStatsRequest, "engine", ENGINES),
+        (corpus.HashStatsRequest, "format", READERS),
+        (corpus.HashStatsRequest, "group_by", GROUPINGS),
+        (corpus.HashStatsRequest, "ids_dtype", IDS_DTYPES),
+    ],
+)
+def test_help_lists_every_choice(request_: type, name: str, choices: Iterable[str]) -> None:
+    words = re.findall(r"[\w.-]*\w", option(request_, name).help)
+    assert not set(choices) - set(words)
 
 
 @pytest.mark.parametrize("name", ["vocab", "force", "orders", "format", "engine"])
@@ -62,6 +100,19 @@ def test_an_option_reads_the_same_in_every_command(name: str) -> None:
     found = [each for request in REQUESTS for each in declared(request) if each.name == name]
     assert len(found) > 1
     assert len({(each.option.help, each.panel, each.option.metavar) for each in found}) == 1
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.__name__)
+def test_help_texts_are_printed_as_written(request_: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square brackets are text, which rich would read as markup."""
+    from engram_cli.cli.app import app
+
+    monkeypatch.setenv("COLUMNS", "800")
+    command = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", request_.__name__.removesuffix("Request"))
+    done = CliRunner().invoke(app, [command.lower(), "--help"])
+    printed = " ".join(done.stdout.split())
+    for each in {each.name: each for each in declared(request_)}.values():
+        assert " ".join(each.option.help.split()) in printed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from engram_cli.corpus.base import ReadPosition
 from engram_cli.corpus.encode import EncoderDiffers, ReferenceEncoder
 from engram_cli.engines import base
 from engram_cli.errors import CorpusError, InputError, UndecodableError
-from engram_cli.stats import checkpoint
+from engram_cli.stats.counting import checkpoint
 
 
 @pytest.fixture

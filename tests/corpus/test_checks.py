@@ -27,7 +27,7 @@ from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stream import TokenStream
 from engram_cli.errors import CorpusError, InputError
 from engram_cli.progress import SILENT
-from engram_cli.stats.sources import TooManySources
+from engram_cli.stats.statistics.sources import TooManySources
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.typed_json import as_json
 from engram_cli.vocab.compress import CompressedVocab

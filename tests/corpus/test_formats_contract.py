@@ -23,7 +23,7 @@ from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stream import TokenStream
 from engram_cli.errors import CorpusError
 from engram_cli.progress import SILENT
-from engram_cli.stats.count import count_blocks
+from engram_cli.stats.counting.count import count_blocks
 from engram_cli.vocab.tokenizer import load_tokenizer
 
 MARK = "</s>"

@@ -17,7 +17,7 @@ from stats.truth import layout_of
 from engram_cli.corpus.base import CorpusOptions, TokenBlock
 from engram_cli.corpus.flat import Marked
 from engram_cli.errors import CorpusError, InputError
-from engram_cli.stats.count import count_blocks
+from engram_cli.stats.counting.count import count_blocks
 
 CORPUS = Corpus(texts=["a", "b", "c"], ids=[[5, 6, 9], [7], [8, 300]], mark=9)
 IDS = np.array(CORPUS.flat, "<u2").tobytes()

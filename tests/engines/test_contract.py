@@ -21,12 +21,12 @@ from engram_cli.corpus.sources import find_sources
 from engram_cli.engines import base, filling
 from engram_cli.engines.base import ENGINES, Engine, Reading, Task
 from engram_cli.engines.counting import Counted, CountJob, Running, Work, count
-from engram_cli.engines.filling import on_engine, placed, write_tokens
+from engram_cli.engines.filling import on_chosen_engine, on_engine, write_tokens
 from engram_cli.engines.local import LocalEngine
 from engram_cli.errors import CorpusError, InputError, UndecodableError
 from engram_cli.progress import SILENT
 from engram_cli.stats.collector_set import sources_of
-from engram_cli.stats.memory import plan_memory
+from engram_cli.stats.counting.memory import plan_memory
 from engram_cli.stats.state import State
 from engram_cli.table.inits.corpus.tokens import TokenWriter
 
@@ -187,7 +187,7 @@ def test_rows_are_the_same(
     spans = [array.span(index) for index in range(array.chunks)]
     assert len(tasks.passes(layer, spec.dim, spans)) > 1
     assert fill(tmp_path / "b.zarr", replace(spec, init=tasks), threads=2).digest == plain.digest
-    assert (placed(engine, spec.init, SILENT) is spec.init) == (not engine.remote)
+    assert (on_chosen_engine(engine, spec.init, SILENT) is spec.init) == (not engine.remote)
 
 
 def test_tokens_are_the_same_and_resume_after_any_partition(

@@ -141,7 +141,7 @@ def test_pairs_of_spans_are_those_of_the_whole(tmp_path: Path) -> None:
     layout = mapped_layout()
     file = write_corpus(tmp_path / "tokens", layout)
     for name in ("next-token", "token-mean"):
-        what = fill_spec(layout, file, random_vectors(layout), name).init.occurrences
+        what = fill_spec(layout, file, random_vectors(layout), name).init.token_pairs
         write_pairs(tmp_path / name, what, 3, 3, memory=2**20)
         found = [
             span_pairs(what, 3, 3, file.map()[part.first : part.last], part)

@@ -17,7 +17,7 @@ from engram_cli.files import sha256_bytes
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import plan_shards
-from engram_cli.formats.module_spec import KINDS, ModuleSpec, first_values, module_spec
+from engram_cli.formats.module_spec import MODULE_KINDS, ModuleSpec, first_values, module_spec
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.safetensors import Array
@@ -50,7 +50,7 @@ def test_a_bundle_is_read_back(
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODULE_KINDS)
 def test_every_module_is_read_back(
     tmp_path: Path, small_vocab: CompressedVocab, kind: str, packed: bool
 ) -> None:

@@ -44,9 +44,9 @@ from engram_cli.formats.checkpoint import find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
 from engram_cli.rows.checksum import file_checksum
-from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from engram_cli.stats.collector_set import make_collectors
-from engram_cli.stats.counters import Counter
+from engram_cli.stats.counting.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from engram_cli.stats.counting.counters import Counter
 from engram_cli.stats.statistic import CollectorOptions
 from engram_cli.stats.stats_io import _digest, read_stats
 from engram_cli.table.build import build_store, partial_folder

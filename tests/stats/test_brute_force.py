@@ -19,8 +19,8 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.workspace import Workspace
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.compare import uncompressed_twin
-from engram_cli.stats.locality_view import LOCALITY
+from engram_cli.stats.statistics.compare import uncompressed_twin
+from engram_cli.stats.statistics.locality import LOCALITY
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.planning.batches import batch_share
 from engram_cli.vocab.compress import CompressedVocab

@@ -11,9 +11,9 @@ from stats.truth import blocks_of, json_of, layout_of
 
 from engram_cli.commands.demo import library_folder, standard_library
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.occurrences import Occurrences
-from engram_cli.stats.text_ngrams import Budget, exact_ngrams
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.sampling.occurrences import Occurrences
+from engram_cli.stats.sampling.text_ngrams import Budget, exact_ngrams
 
 WORDS = 4000
 USE = ("shared_occurrences", "shared_occurrences_error")

@@ -22,12 +22,12 @@ import pytest
 from stats.truth import blocks_of, columns_of, layout_of, orders_of
 
 from engram_cli.corpus.base import TokenBlock
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.growth import Growth
-from engram_cli.stats.growth_curve import OrderGrowth, project
-from engram_cli.stats.locality import CacheHits
-from engram_cli.stats.lru import LruCounts, LruObserver
-from engram_cli.stats.token_chunk import SEGMENT_TOKENS
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.counting.token_chunk import SEGMENT_TOKENS
+from engram_cli.stats.statistics.growth import Growth
+from engram_cli.stats.statistics.growth_curve import OrderGrowth, project
+from engram_cli.stats.statistics.locality import CacheHits
+from engram_cli.stats.statistics.lru import LruCounts, LruObserver
 from engram_cli.table.planning.batches import batch_share
 
 TOKENS, ROWS, ORDERS = 1_000_000, 100_003, (2, 3)

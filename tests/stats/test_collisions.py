@@ -20,16 +20,16 @@ from stats.truth import (
 
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.collisions import (
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.results import count_results
+from engram_cli.stats.sampling.ideal import ALARM, flag, ideal_occupied
+from engram_cli.stats.sampling.known import ngram_rows
+from engram_cli.stats.sampling.occurrences import Occurrences
+from engram_cli.stats.statistics.collisions import (
     ColumnStats,
     ideal_occupied_error,
     ideal_shared,
 )
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.ideal import ALARM, flag, ideal_occupied
-from engram_cli.stats.known import ngram_rows
-from engram_cli.stats.occurrences import Occurrences
-from engram_cli.stats.results import count_results
 from engram_cli.stats.totals import Counts
 
 

@@ -11,8 +11,8 @@ from stats.truth import blocks_of, count, layout_of, section
 from engram_cli import hash_layout
 from engram_cli.errors import InputError
 from engram_cli.hashing import reference
-from engram_cli.stats.compare import Uncompressed, uncompressed_twin
-from engram_cli.stats.count import count_blocks
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.statistics.compare import Uncompressed, uncompressed_twin
 from engram_cli.vocab.compress import CompressedVocab
 
 

@@ -15,10 +15,10 @@ from engram_cli.corpus.base import TokenBlock
 from engram_cli.errors import MismatchError, TokenIdError
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.jit import kernel, prefetch
-from engram_cli.stats import counters, kernels
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.counters import ColumnTask, Counter, SamplingTask, ThreadPool
-from engram_cli.stats.token_chunk import SegmentSplitter, TokenChunk
+from engram_cli.stats.counting import counters, kernels
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.counting.counters import ColumnTask, Counter, SamplingTask, ThreadPool
+from engram_cli.stats.counting.token_chunk import SegmentSplitter, TokenChunk
 from engram_cli.stats.totals import FULL, Counts
 
 LAYOUT = layout_of(moduli=(101, 103, 107, 10007, 9973, 8209), heads=3, layers=(1, 4))
@@ -60,7 +60,7 @@ def test_blocks_threads_and_steps_change_nothing(
     expected = count(DOCUMENTS, LAYOUT, sample_size=size)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counters, "STEP", step)
-        patch.setattr("engram_cli.stats.counters.STEP", step)
+        patch.setattr("engram_cli.stats.counting.counters.STEP", step)
         found = count(DOCUMENTS, LAYOUT, sample_size=size, block=block, threads=threads)
     assert same(found, expected)
 

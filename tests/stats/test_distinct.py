@@ -10,8 +10,8 @@ from stats.truth import blocks_of, count, hash_by_hand, layout_of, ngrams_of, zi
 
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.hasher import StreamHasher
-from engram_cli.stats import kernels
-from engram_cli.stats.distinct import (
+from engram_cli.stats.counting import kernels
+from engram_cli.stats.sampling.distinct import (
     EVERYTHING,
     NgramSample,
     Sampler,

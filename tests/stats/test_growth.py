@@ -13,11 +13,11 @@ from stats.truth import layout_of, ngrams_of, plain, rows_of, section, zipf_docu
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.errors import MismatchError
-from engram_cli.stats import growth_curve as curve
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.growth import Growth, GrowthPartial
-from engram_cli.stats.growth_curve import BINS
-from engram_cli.stats.token_chunk import SegmentSplitter
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.counting.token_chunk import SegmentSplitter
+from engram_cli.stats.statistics import growth_curve as curve
+from engram_cli.stats.statistics.growth import Growth, GrowthPartial
+from engram_cli.stats.statistics.growth_curve import BINS
 from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from stats.truth import count, json_of, layout_of, ngrams_of, rows_of, zipf_documents
 
-from engram_cli.stats import clean_heads as module
-from engram_cli.stats.clean_heads import ideal_clean
+from engram_cli.stats.statistics import clean_heads as module
+from engram_cli.stats.statistics.clean_heads import ideal_clean
 
 DOCUMENTS = zipf_documents(seed=3, count=30, length=50, size=50)
 LAYOUT = layout_of(moduli=(601, 607, 613, 2003, 2011, 2017), heads=3, layers=(0, 5))

@@ -13,9 +13,9 @@ from stats.truth import layout_of
 
 from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats import hit_kernels as kernels
-from engram_cli.stats import ngram_buffer
-from engram_cli.stats.ngram_buffer import Columns, make_buffer, parts_of, scratch_items
+from engram_cli.stats.counting import hit_kernels as kernels
+from engram_cli.stats.counting import ngram_buffer
+from engram_cli.stats.counting.ngram_buffer import Columns, make_buffer, parts_of, scratch_items
 
 ITEMS = 70_000
 FULL = 2**32 - 1

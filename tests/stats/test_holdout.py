@@ -12,9 +12,9 @@ from stats.truth import layout_of, zipf_documents
 
 from engram_cli.corpus.base import TokenBlock, cut_names
 from engram_cli.errors import InputError, TokenIdError
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.token_chunk import SEGMENT_TOKENS, SegmentSplitter, scrambled
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.counting.holdout import Holdout
+from engram_cli.stats.counting.token_chunk import SEGMENT_TOKENS, SegmentSplitter, scrambled
 from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2)

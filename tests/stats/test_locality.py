@@ -14,11 +14,11 @@ from stats.truth import layout_of, rows_of, section
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.hashing.hasher import StreamHasher
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.locality import SHARES, Locality
-from engram_cli.stats.lru import LruCounts, LruObserver
-from engram_cli.stats.token_chunk import SegmentSplitter, TokenChunk
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.counting.holdout import Holdout
+from engram_cli.stats.counting.token_chunk import SegmentSplitter, TokenChunk
+from engram_cli.stats.statistics.locality import SHARES, Locality
+from engram_cli.stats.statistics.lru import LruCounts, LruObserver
 
 LAYOUT = layout_of(moduli=(1009, 1013, 8009, 8011), heads=2, size=300, layers=(1, 4))
 _GENERATOR = np.random.default_rng(3)

@@ -6,7 +6,7 @@ import pytest
 from stats.truth import layout_of
 
 from engram_cli.errors import InputError
-from engram_cli.stats.memory import MemoryPlan, check_memory, plan_memory
+from engram_cli.stats.counting.memory import MemoryPlan, check_memory, plan_memory
 
 LAYOUT = layout_of(moduli=(10**6,) * 4, heads=2, layers=(1, 2))
 

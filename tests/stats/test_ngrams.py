@@ -10,13 +10,13 @@ import pytest
 from stats.truth import blocks_of, count, layout_of, ngrams_of, rows_of, zipf_documents
 
 from engram_cli import hash_layout
-from engram_cli.stats import top_ngrams
-from engram_cli.stats import worst_rows as module
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.known import KnownNgrams, LeastHits, at_most, known_ngrams
+from engram_cli.stats.counting.count import count_blocks
 from engram_cli.stats.names import Names
-from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
+from engram_cli.stats.sampling.known import KnownNgrams, LeastHits, at_most, known_ngrams
+from engram_cli.stats.sampling.occurrences import Occurrences, drawn_ngrams
 from engram_cli.stats.statistic import Counted
+from engram_cli.stats.statistics import top_ngrams
+from engram_cli.stats.statistics import worst_rows as module
 from engram_cli.stats.totals import FULL, Counts
 from engram_cli.typed_json import as_json
 from engram_cli.vocab.compress import CompressedVocab

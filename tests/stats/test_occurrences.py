@@ -10,15 +10,15 @@ from stats.truth import blocks_of, layout_of, zipf_documents
 
 from engram_cli.errors import ArtifactError, MismatchError
 from engram_cli.hashing.lookback import visible
-from engram_cli.stats import kernels
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.occurrences import (
+from engram_cli.stats.counting import kernels
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.counting.token_chunk import SEGMENT_TOKENS
+from engram_cli.stats.sampling.occurrences import (
     Occurrences,
     OccurrenceSample,
     drawn_ngrams,
     read_occurrences,
 )
-from engram_cli.stats.token_chunk import SEGMENT_TOKENS
 
 LAYOUT = layout_of(moduli=(601, 607, 2003, 2011, 2017, 2027), heads=2, orders=(2, 3, 4))
 DOCUMENTS = zipf_documents(seed=3, count=30, length=60, size=50)

@@ -21,16 +21,16 @@ from engram_cli.errors import ArtifactError, EngramError, MismatchError
 from engram_cli.stats import partial
 from engram_cli.stats.collector import Collector, CollectorPartial
 from engram_cli.stats.collector_set import read_collected
-from engram_cli.stats.compare import Uncompressed
-from engram_cli.stats.count import CorpusCounter
-from engram_cli.stats.growth import Growth
-from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.locality import Locality
-from engram_cli.stats.occurrences import Occurrences
+from engram_cli.stats.counting.count import CorpusCounter
+from engram_cli.stats.counting.holdout import Holdout
 from engram_cli.stats.partial import Partial, read_partial, read_partials, write_partials
-from engram_cli.stats.sources import Sources, TooManySources
+from engram_cli.stats.sampling.occurrences import Occurrences
+from engram_cli.stats.sampling.text_ngrams import AllNgrams, Budget, exact_ngrams
 from engram_cli.stats.state import State
-from engram_cli.stats.text_ngrams import AllNgrams, Budget, exact_ngrams
+from engram_cli.stats.statistics.compare import Uncompressed
+from engram_cli.stats.statistics.growth import Growth
+from engram_cli.stats.statistics.locality import Locality
+from engram_cli.stats.statistics.sources import Sources, TooManySources
 
 PLAIN = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2, layers=(1, 4), eos_id=7)
 LAYOUT = replace(PLAIN, vocab_digest="sha256:0", lookup=np.arange(50, dtype=np.int32))
@@ -300,7 +300,7 @@ def test_what_was_counted_otherwise_does_not_belong() -> None:
 
 
 def test_sources_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engram_cli.stats import sources as module
+    from engram_cli.stats.statistics import sources as module
 
     monkeypatch.setattr(module, "MOST_SOURCES", 4)
     names = [{str(i): f"{letter}{i}" for i in range(3)} for letter in "ab"]

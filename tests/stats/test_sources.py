@@ -11,9 +11,9 @@ from stats.truth import blocks_of, layout_of, ngrams_of, section, zipf_documents
 
 from engram_cli.corpus.base import TokenBlock
 from engram_cli.errors import InputError
-from engram_cli.stats import sources as module
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.sources import Sources, group_files
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.statistics import sources as module
+from engram_cli.stats.statistics.sources import Sources, group_files
 
 LAYOUT = layout_of(moduli=(101, 103, 107, 109), heads=2)
 FILES = {

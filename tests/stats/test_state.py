@@ -17,17 +17,17 @@ from stats.truth import layout_of, section, zipf_documents
 from engram_cli.corpus.base import ReadPosition, TokenBlock
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.compare import Uncompressed
-from engram_cli.stats.count import CorpusCounter
-from engram_cli.stats.growth import Growth
-from engram_cli.stats.holdout import Holdout
-from engram_cli.stats.locality import Locality
-from engram_cli.stats.occurrences import Occurrences
-from engram_cli.stats.sources import Sources
+from engram_cli.stats.counting.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from engram_cli.stats.counting.count import CorpusCounter
+from engram_cli.stats.counting.holdout import Holdout
+from engram_cli.stats.sampling.occurrences import Occurrences
+from engram_cli.stats.sampling.text_ngrams import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.state import State
-from engram_cli.stats.text_ngrams import Budget, ExactNgrams, exact_ngrams
+from engram_cli.stats.statistics.compare import Uncompressed
+from engram_cli.stats.statistics.growth import Growth
+from engram_cli.stats.statistics.locality import Locality
+from engram_cli.stats.statistics.sources import Sources
 from engram_cli.stats.totals import Counts
 
 PLAIN = layout_of(moduli=(1009, 1013, 10007, 10009), heads=2, layers=(1, 4), eos_id=7)

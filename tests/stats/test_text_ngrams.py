@@ -19,13 +19,13 @@ from stats.truth import (
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats import text_ngrams as module
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.occurrences import Occurrences
+from engram_cli.stats.counting.count import count_blocks
 from engram_cli.stats.results import count_results
-from engram_cli.stats.text_ngrams import Budget, ExactNgrams, exact_ngrams
+from engram_cli.stats.sampling import text_ngrams as module
+from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.occurrences import Occurrences
+from engram_cli.stats.sampling.text_ngrams import Budget, ExactNgrams, exact_ngrams
 from engram_cli.stats.totals import Counts
 
 LAYOUT = layout_of(moduli=(601, 607, 2003, 2011, 2017, 2027), heads=2, orders=(2, 3, 4))

@@ -11,8 +11,8 @@ from stats.truth import layout_of
 
 from engram_cli.corpus.base import TokenBlock, cut_names
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.token_chunk import SEGMENT_TOKENS, SegmentSplitter, TokenChunk
+from engram_cli.stats.counting.count import count_blocks
+from engram_cli.stats.counting.token_chunk import SEGMENT_TOKENS, SegmentSplitter, TokenChunk
 
 FILES = {"a": [3, 50, 1], "b": [17], "c": [29, 2, 2]}
 

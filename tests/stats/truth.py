@@ -14,11 +14,11 @@ from engram_cli.hashing import reference
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import visible
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.collisions import ColumnStats, column_stats
-from engram_cli.stats.count import count_blocks
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.orders import OrderStats, order_stats
+from engram_cli.stats.counting.count import count_blocks
 from engram_cli.stats.results import count_results
+from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.statistics.collisions import ColumnStats, column_stats
+from engram_cli.stats.statistics.orders import OrderStats, order_stats
 from engram_cli.stats.totals import Counts
 from engram_cli.typed_json import as_json
 

@@ -22,7 +22,7 @@ STEPS = (3, 8, 17, 30, 47, 68, 93, 122)
 
 def main(folder: Path) -> None:
     """Print how many builds were killed, and every state that a reader found afterwards."""
-    filled._LEAST_MEMORY = 1  # several passes
+    filled.LEAST_MEMORY = 1  # several passes
     tokens.KEEP_SECONDS = 0.0
     expected = once(folder / "whole.zarr")
     out, states = folder / "t.zarr", []

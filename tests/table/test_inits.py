@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table import plain
 
-from engram_cli.commands.init_corpus import CORPUS_INITS
+from engram_cli.commands.requests.tables import CORPUS_INITS
 from engram_cli.errors import InputError
 from engram_cli.table.inits import INITS, kernels, make_init
 from engram_cli.table.inits.normal import stream_key

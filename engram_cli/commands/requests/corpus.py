@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry
+from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.options import (
     CORPUS,
     ENGINE,
@@ -16,7 +16,6 @@ from engram_cli.commands.requests.options import (
     Group,
     Here,
     Option,
-    Preset,
     Request,
     Rule,
     Vocab,
@@ -199,7 +198,7 @@ class HashStatsRequest(CorpusRun):
             argument=True,
         ),
     ]
-    preset: Preset = None
+    preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = dataclasses.field(default_factory=Geometry)
     sample_size: Annotated[
         int,
@@ -283,7 +282,7 @@ class HashStatsRequest(CorpusRun):
     @property
     def corpus(self) -> CorpusOptions:
         """How the files are read."""
-        from engram_cli.stats.sources import GROUPINGS
+        from engram_cli.stats.statistics.sources import GROUPINGS
 
         end = self.geometry.eos_id if self.document_end_id is None else self.document_end_id
         return self._corpus(end, None if self.group_by in GROUPINGS else self.group_by)
@@ -325,6 +324,7 @@ class FillRequest(CorpusRun):
             "Memory limit, such as 4GB (half of the free memory; with ray, 2GB per task).",
             metavar="SIZE",
             parser=read_size,
+            least=2**26,
         ),
     ] = None
     workspace: Here = dataclasses.field(default_factory=Workspace)

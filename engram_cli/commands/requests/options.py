@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
+from engram_cli.sizes import read_size, size_text
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
 LAYOUT, CORPUS, ENGINE = "Layout", "Corpus", "Engine"
@@ -121,10 +122,11 @@ def _marked(cls: Any) -> tuple[tuple[Any, Any, Option | Group], ...]:
 
 def _check(name: str, option: Option, value: Any) -> None:
     flag = f"--{name.replace('_', '-')}"
+    shown = size_text if option.parser is read_size else str
     if option.least is not None and value < option.least:
-        raise InputError(f"{flag} {value}", f"give {option.least} or more")
+        raise InputError(f"{flag} {value}", f"give {shown(option.least)} or more")
     if option.most is not None and value > option.most:
-        raise InputError(f"{flag} {value}", f"give {option.most} or less")
+        raise InputError(f"{flag} {value}", f"give {shown(option.most)} or less")
     known = option.known
     if isinstance(known, str):
         module, _, attribute = known.partition(":")
@@ -201,12 +203,4 @@ Vocab = Annotated[Path | None, Option("Compressed vocabulary (the one in the wor
 ChunkRows = Annotated[int | None, Option("Rows per chunk file (about 128 MiB).", least=1)]
 Scale = Annotated[
     float | None, Option("Scale of every layer, for dtype fp8 (computed from the rows).")
-]
-Preset = Annotated[
-    str | None,
-    Option(
-        "Start from a published geometry: engram-v1-demo, deepseek-v4.1, qwen-ple or "
-        "engram-27b. Other options override it.",
-        panel=LAYOUT,
-    ),
 ]

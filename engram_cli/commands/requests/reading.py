@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry
+from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.corpus import CorpusFields, FillRequest
 from engram_cli.commands.requests.options import (
     WORKSPACE,
     Force,
     Group,
     Option,
-    Preset,
     Request,
     Rule,
     Threads,
@@ -258,7 +257,7 @@ class GoldenRequest(Request):
     tokenizer: Annotated[
         Path | None, Option("Tokenizer of the token ids (found automatically).")
     ] = None
-    preset: Preset = None
+    preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
     force: Force = False
     folder: Annotated[Path, WORKSPACE] = Path()

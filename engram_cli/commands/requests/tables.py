@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry
+from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.commands.requests.options import (
     WORKSPACE,
@@ -17,7 +17,6 @@ from engram_cli.commands.requests.options import (
     Group,
     Here,
     Option,
-    Preset,
     Request,
     Rule,
     Scale,
@@ -26,14 +25,14 @@ from engram_cli.commands.requests.options import (
     integers,
 )
 from engram_cli.commands.workspace import Workspace
+from engram_cli.registry import enumerated
 from engram_cli.rows import DTYPES
 from engram_cli.sizes import read_size
-from engram_cli.table.planning.placement import Hardware, find_hardware
+from engram_cli.table.planning.placement import HARDWARE, Hardware, find_hardware
 
 CORPUS_INITS = ("token-mean", "next-token")
 DEFAULT_DIM, DEFAULT_DTYPE = 64, "bfloat16"
 SHARE = (0.20, 0.25)  # of the sparse parameters, the paper's optimum between memory and experts
-_DTYPES = list(DTYPES)
 _BUDGET, _HARDWARE = "Budget", "Hardware"
 
 
@@ -42,15 +41,17 @@ class BuildTableRequest(Request):
     """What table to build.
 
     A choice of `geometry` overrides that of `preset` or `plan`, and these override `stats`: a
-    statistics folder, whose hits are stored with the rows if the geometry stays the same. Without
-    such a folder nothing is taken. `folder`: where a checkpoint is looked for that decides what is
-    open without statistics, None for nowhere. `dim`: values per row, of one head. `std` and
-    `init_seed` are the init's; `fill` is the corpus of an init that needs one. `chunk_rows` None is
-    about 128 MiB a chunk. `scale` is for dtypes with one scale a layer, None finds it.
-    `fingerprint`: what that of the layout must be. With `dry_run` nothing is written.
+    statistics folder, whose hits are stored with the rows if the geometry stays the same. If there
+    is no such folder, the table has no hits, and the scheme and a checkpoint in `folder` decide
+    what the other choices leave open; `folder` None looks for no checkpoint.
+
+    `dim`: values per row, of one head. `std` and `init_seed` are the init's; `fill` is the corpus
+    of an init that needs one. `chunk_rows`: None for about 128 MiB per chunk. `scale`: for dtypes
+    with one scale per layer; None computes it. `fingerprint`: the fingerprint that the layout must
+    have. With `dry_run` nothing is written.
     """
 
-    preset: Preset = None
+    preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
     dim: Annotated[
         int | None, Option("Values per row, the width of one head (64, or the preset's).", least=1)
@@ -58,8 +59,8 @@ class BuildTableRequest(Request):
     dtype: Annotated[
         str | None,
         Option(
-            "Data type of the stored rows (bfloat16, or the plan's). Types: "
-            "docs/reference/table-format.md."
+            f"Data type of the stored rows: {DTYPES.choices()} ({DEFAULT_DTYPE}, or that of the "
+            "preset or plan)."
         ),
     ] = None
     plan: Annotated[
@@ -152,7 +153,7 @@ class ConvertRequest(Request):
         Rule(
             lambda r: r.to is None and r.dtype is None,
             "no --dtype is given",
-            f"give --dtype {', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}, or --to with a format",
+            f"give --dtype {DTYPES.choices()}, or --to with a format",
         ),
         Rule(lambda r: r.out is None and not r.check, "no --out is given", "say where to write it"),
         Rule(
@@ -183,7 +184,7 @@ class ConvertRequest(Request):
     ]
     dtype: Annotated[
         str | None,
-        Option(f"{', '.join(_DTYPES[:-1])} or {_DTYPES[-1]}. With --to, the source's own."),
+        Option(f"Data type of the new rows: {DTYPES.choices()} (with --to, the source's own)."),
     ] = None
     out: Annotated[Path | None, Option("File or folder to write.", short="-o")] = None
     to: Annotated[
@@ -224,10 +225,11 @@ class ConvertRequest(Request):
 class AttachRequest(Request):
     """What to attach to what, and where the bundle goes.
 
-    `out` None is `engram` in the folder `into`, which None is the checkpoint. `layers` None are the
-    table's, of more than two those that suit best. `at` are the decoder layers, counted from 0,
-    that get them, one a layer; None for those of the same number, or what suits
-    (`attach_layers.place_layers`).
+    `out`: None writes to `engram` in the folder `into`, and `into` None is the checkpoint.
+    `layers`: the layers of the table to attach. None attaches all layers of a table with one or
+    two, and the two that suit the model best of a table with more. `at`: the decoder layers,
+    counted from 0, that receive them, one for each layer; None lets `attach_layers.place_layers`
+    choose.
 
     `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
     that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
@@ -382,9 +384,7 @@ class Machine(Request):
 
     PANEL = _HARDWARE
 
-    hardware: Annotated[
-        str, Option("Accelerator: h100, h200, b200, gb200, l40s, rtx-4090 or cpu.")
-    ] = "h200"
+    hardware: Annotated[str, Option(f"Accelerator: {enumerated(HARDWARE, 'or')}.")] = "h200"
     hbm_bytes: Annotated[
         int | None, replace(_size("Accelerator memory available for rows."), name="hbm")
     ] = None
@@ -427,7 +427,9 @@ class PlanRequest(Request):
         ),
     ] = None
     dim: Annotated[int, Option("Values per row, the width of one head.", least=1)] = DEFAULT_DIM
-    dtype: Annotated[str, Option("Data type of the stored rows.")] = DEFAULT_DTYPE
+    dtype: Annotated[str, Option(f"Data type of the stored rows: {DTYPES.choices()}.")] = (
+        DEFAULT_DTYPE
+    )
     hardware: Annotated[Hardware, Group(Machine)] = field(
         default_factory=lambda: find_hardware("h200")
     )

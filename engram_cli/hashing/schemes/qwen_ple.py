@@ -34,16 +34,7 @@ def layout(
     check_shape(orders, heads, layers)
     if orders != tuple(range(2, len(orders) + 2)):
         raise LayoutError(f"qwen-ple has no orders {orders}", "give 2 up to N, such as 2,3")
-    if vocab_size < 1 or divisor < 1:
-        raise LayoutError(
-            f"vocab_size {vocab_size}, divisor {divisor}: both must be 1 or more",
-            "give the values of the model's config",
-        )
-    if not 0 <= eos_id < vocab_size:
-        raise LayoutError(
-            f"the EOS token id {eos_id:,} is outside the vocabulary of {vocab_size:,} ids",
-            "give the EOS id of your tokenizer with --eos-id, or the vocabulary with --vocab-size",
-        )
+    _check_ids(vocab_size, eos_id, divisor)
     if not 1 <= rows_per_head < MAX_MODULUS:
         raise LayoutError(f"{rows_per_head} rows per head", "give between 1 and 2^32")
     entries = []
@@ -74,6 +65,20 @@ def layout(
         layers=tuple(entries),
         parameters={"rows_per_head": rows_per_head, "seed": seed, "divisor": divisor},
     )
+
+
+def _check_ids(vocab_size: int, eos_id: int, divisor: int) -> None:
+    """Raise LayoutError for sizes that no model has."""
+    if vocab_size < 1 or divisor < 1:
+        raise LayoutError(
+            f"vocab_size {vocab_size}, divisor {divisor}: both must be 1 or more",
+            "give the values of the model's config",
+        )
+    if not 0 <= eos_id < vocab_size:
+        raise LayoutError(
+            f"the EOS token id {eos_id:,} is outside the vocabulary of {vocab_size:,} ids",
+            "give the EOS id of your tokenizer with --eos-id, or the vocabulary with --vocab-size",
+        )
 
 
 def multipliers(vocab_size: int, count: int, index: int, seed: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """float32 to stored items and back as Numba kernels, rounded to nearest, ties to even.
 
 Arrays are flat: rows of `dim` values one after another, each row in blocks of `block` values (the
-last may be shorter), a float32 scale a block. `codecs.reference` has the plain twins.
+last may be shorter), a float32 scale a block. `tests/rows/codec_reference.py` has the plain twins.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.locality import CacheHits
+from engram_cli.stats.statistics.locality import CacheHits
 
 # First uses count as misses, also of rows that a longer corpus would have used before. Up to this
 # part of the corpus batches hardly feel it; at a half, the result was 12.1 % instead of 10.7 %.

@@ -1,6 +1,6 @@
 """Estimates what a geometry makes of a corpus: occupancy, clean heads, hot rows.
 
-The formulas are those of hash-stats (`stats.ideal`, `stats.clean_heads`).
+The formulas are those of hash-stats (`stats.sampling.ideal`, `stats.statistics.clean_heads`).
 A hot row is one that was hit. What is said of hot rows holds at the number of rows that was
 counted: fewer rows a head need no more of them, more rows need more, but how many is unknown.
 """
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.clean_heads import ideal_clean
-from engram_cli.stats.ideal import ideal_occupied, ideal_occupied_error
-from engram_cli.stats.locality import HotRows, ranked
+from engram_cli.stats.sampling.ideal import ideal_occupied, ideal_occupied_error
+from engram_cli.stats.statistics.clean_heads import ideal_clean
+from engram_cli.stats.statistics.locality import HotRows, ranked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.table.inits.corpus.buckets import map_pairs
-from engram_cli.table.inits.corpus.pairs import Occurrences, write_pairs
+from engram_cli.table.inits.corpus.pairs import TokenPairs, write_pairs
 
 _BLOCK = 2**20  # pairs
 
@@ -34,7 +34,7 @@ class Followers:
 
 
 def count_followers(
-    what: Occurrences,
+    what: TokenPairs,
     layer: int,
     order: int,
     contexts: NDArray[np.int64],

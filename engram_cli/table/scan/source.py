@@ -59,13 +59,13 @@ class LayerReader:
         scaling, items = self._row_type.scaling, self._row_type.items.name
         self.direct = (
             bool(spans)
-            and items in norms.KINDS
+            and items in norms.NORM_KINDS
             and self.stored_row_bytes % WORD == 0
             and all(span.stride in (0, self.stored_row_bytes) for span in spans)
             and (scaling is None or self.dim % ITEMS == 0)
         )
         self.row_bytes = self.stored_row_bytes if self.direct else 4 * (self.dim + self.dim % 2)
-        self.kind = norms.KINDS[items] if self.direct else norms.FLOAT32
+        self.kind = norms.NORM_KINDS[items] if self.direct else norms.FLOAT32
         self.row_scales = 0
         if self.direct and scaling is not None and scaling.per != "layer":
             self.row_scales = scaling.width(self.dim)

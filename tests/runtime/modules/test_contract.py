@@ -11,13 +11,13 @@ from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle_spec import BundleSpec
-from engram_cli.formats.module_spec import KINDS
+from engram_cli.formats.module_spec import MODULE_KINDS
 from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import TABLE, dense_state, load_dense
 
 
 def test_every_module_is_tested() -> None:
-    assert tuple(MODULES) == tuple(KINDS) == TESTED
+    assert tuple(MODULES) == tuple(MODULE_KINDS) == TESTED
     with pytest.raises(InputError, match="unknown module 'other'"):
         MODULES.load("other")
 

@@ -36,11 +36,11 @@ from engram_cli.table.inits.corpus.buckets import (
     map_pairs,
 )
 from engram_cli.table.inits.corpus.embeddings import Embeddings, MatrixEmbeddings
-from engram_cli.table.inits.corpus.pairs import Occurrences, check_fold, write_pairs
+from engram_cli.table.inits.corpus.pairs import TokenPairs, check_fold, write_pairs
 from engram_cli.table.inits.corpus.tokens import TokenFile
 
 _ENTRY = 8  # bytes of a pair in a bucket
-_LEAST_MEMORY = 64 * 2**20
+LEAST_MEMORY = 64 * 2**20
 _TOGETHER = 2  # columns dealt out together: reading pairs for one alone took 3 ns each of 12
 
 
@@ -70,7 +70,7 @@ class CorpusFill:
     kept: Kept = field(default_factory=Kept, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.memory < _LEAST_MEMORY:
+        if self.memory < LEAST_MEMORY:
             raise InputError(f"{self.memory} bytes of memory", "give 64MiB or more")
         check_fold(self.layout)
         if self.layout.vocab_size > 1 << TOKEN_BITS:
@@ -97,16 +97,16 @@ class CorpusFill:
         }
 
     @property
-    def occurrences(self) -> Occurrences:
+    def token_pairs(self) -> TokenPairs:
         """The pairs that the corpus adds to the rows."""
         follow = self.name == "next-token"
-        return Occurrences(layout=self.layout, file=self.file, follow=follow, joined=self.joined)
+        return TokenPairs(layout=self.layout, file=self.file, follow=follow, joined=self.joined)
 
     @property
     def scratch_bytes(self) -> int:
         """Bytes on the disk while rows are made: the tokens, and the pairs of at most two orders,
         since chunks of rows do not end where the columns of an order end."""
-        pairs = sorted(self.occurrences.most_pairs(order) for order in self.layout.orders)
+        pairs = sorted(self.token_pairs.most_pairs(order) for order in self.layout.orders)
         return 4 * self.file.tokens + 16 * sum(pairs[-2:])
 
     def filler(self, layer: int, dim: int) -> Filler | None:
@@ -235,7 +235,7 @@ class CorpusFill:
     def followed(self) -> NDArray[np.int64] | None:
         """Return the weights int64[V] of the mean that is subtracted, None where none is."""
         if self.name == "next-token" and self.kept.followed is None:
-            self.kept.followed = self.occurrences.follower_counts()
+            self.kept.followed = self.token_pairs.follower_counts()
         return self.kept.followed
 
     @property
@@ -251,7 +251,7 @@ class CorpusFill:
     def _entry_bytes(self, entry: LayerHash, column: int, span: Span) -> int:
         order = self.layout.orders[column // self.layout.heads]
         share = (span[1] - span[0]) / entry.moduli[column]
-        return int(self.occurrences.most_pairs(order) * share * _ENTRY)
+        return int(self.token_pairs.most_pairs(order) * share * _ENTRY)
 
     def _vector_bytes(self, dim: int) -> int:
         return 2 * dim * self.embeddings.tokens
@@ -264,7 +264,7 @@ class CorpusFill:
             with output_errors(path):
                 write_pairs(
                     part,
-                    self.occurrences,
+                    self.token_pairs,
                     layer,
                     order,
                     memory=self._fixed,

@@ -2,7 +2,8 @@
 
 A pair is two uint64: the mix of an n-gram and `token << 32 | count`. An entry is what a bucket of
 rows keeps of it: `row in the bucket << 32 | value`, a value is `count << 20 | token`. All sums are
-of integers, so that no order of work changes them. Twins: `corpus.reference`.
+of integers, so that no order of work changes them. The plain twins are in
+`tests/table/plain.py`.
 """
 
 from __future__ import annotations

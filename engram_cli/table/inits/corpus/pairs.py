@@ -36,7 +36,7 @@ _LEAST = 2**16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Occurrences:
+class TokenPairs:
     """What a corpus adds to rows: a token file read as one layout and rule have it.
 
     `follow`: the token that follows an n-gram (next-token) or its own tokens (token-mean);
@@ -69,7 +69,7 @@ class Occurrences:
 
 def write_pairs(
     path: Path,
-    what: Occurrences,
+    what: TokenPairs,
     layer: int,
     order: int,
     *,
@@ -103,7 +103,7 @@ class TokenSpan:
     last: int
 
 
-def token_spans(what: Occurrences, most: int) -> list[TokenSpan]:
+def token_spans(what: TokenPairs, most: int) -> list[TokenSpan]:
     """Return the token file in spans of `most` tokens, each with the context it needs."""
     older, tokens = what.layout.max_order, what.file.tokens
     found = []
@@ -115,7 +115,7 @@ def token_spans(what: Occurrences, most: int) -> list[TokenSpan]:
 
 
 def span_pairs(
-    what: Occurrences, layer: int, order: int, words: NDArray[np.uint32], span: TokenSpan
+    what: TokenPairs, layer: int, order: int, words: NDArray[np.uint32], span: TokenSpan
 ) -> NDArray[np.uint64]:
     """Return the united pairs of one order of a layer in a span, [2 * n]; `words` are its own.
 
@@ -144,9 +144,7 @@ def check_fold(layout: HashLayout) -> None:
 class _Reader:
     """Gives the mixes of any part of `words`, and the token of each at a lag."""
 
-    def __init__(
-        self, what: Occurrences, layer: int, order: int, words: NDArray[np.uint32]
-    ) -> None:
+    def __init__(self, what: TokenPairs, layer: int, order: int, words: NDArray[np.uint32]) -> None:
         self._what, self._order, self._words = what, order, words
         self._plan = plan_layer(what.layout, what.layout.layer(layer))
         self._index = what.layout.orders.index(order)

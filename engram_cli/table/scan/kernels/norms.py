@@ -1,7 +1,7 @@
 """Norms of stored rows, read straight from their bits; a kernel for each way to store a row.
 
 Squares are summed in any order, which lets the sum take vector instructions; what that could get
-wrong (NaN, overflow, underflow) is summed again. `scan.reference` has the plain twins.
+wrong (NaN, overflow, underflow) is summed again. `tests/table/scan/plain.py` has the plain twins.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engram_cli.table.scan.kernels.lanes import (
 
 # What a row holds, and the items (`rows.dtypes.Items`) that these kernels measure as stored.
 FLOAT32, FLOAT16, BFLOAT16, INT8, INT4, E4M3 = 0, 1, 2, 3, 4, 5
-KINDS = {
+NORM_KINDS = {
     "float32": FLOAT32,
     "float16": FLOAT16,
     "bfloat16": BFLOAT16,

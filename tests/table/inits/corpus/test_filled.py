@@ -114,7 +114,7 @@ def test_passes_threads_and_blocks_change_no_byte(
     spec = fill_spec(layout, file, matrix_vectors(layout), "token-mean")
     whole = open_table(fill(folder / "whole.zarr", spec).path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filled, "_LEAST_MEMORY", 1)
+        patch.setattr(filled, "LEAST_MEMORY", 1)
         patch.setattr(pairs, "STEP", step)
         patch.setattr(pairs, "_LEAST", block)
         patch.setattr(pairs, "PARTS_BITS", bits)
@@ -155,7 +155,7 @@ def test_a_chunk_that_memory_cannot_hold_is_filled_in_parts(tmp_path: Path) -> N
             del held[id(buffer)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filled, "_LEAST_MEMORY", 1)
+        patch.setattr(filled, "LEAST_MEMORY", 1)
         memory = 12_000
         init = replace(spec.init, memory=memory, kept=filled.Kept(buffer_pool=Counting()))
         assert init._entry_bytes(layout.layers[0], 0, (0, 53)) > memory  # of a column alone
@@ -173,7 +173,7 @@ def test_memory_decides_how_many_passes_there_are(tmp_path: Path) -> None:
     spans = [array.span(index) for index in range(array.chunks)]
     assert spec.init.passes(3, DIM, spans) == [list(range(7))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filled, "_LEAST_MEMORY", 1)
+        patch.setattr(filled, "LEAST_MEMORY", 1)
         tight = replace(spec.init, memory=1)
         assert tight.passes(3, DIM, spans) == [[index] for index in range(7)]
         # 32 rows have 14.5 kB of pairs at most, a column 0.5 kB of vectors; a quarter is kept.

@@ -16,18 +16,18 @@ from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.hasher import Window
 from engram_cli.hashing.layout import INT64, HashLayout
 from engram_cli.numbers import mean
-from engram_cli.stats import kernels
-from engram_cli.stats.by_use import uses_of
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.collisions import COLUMNS, ColumnStats, column_stats
-from engram_cli.stats.counters import Counter, buffer_bytes, scratch_bytes
-from engram_cli.stats.distinct import sampler_bytes
-from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
-from engram_cli.stats.orders import ORDERS, OrderStats, order_stats
+from engram_cli.stats.counting import kernels
+from engram_cli.stats.counting.counters import Counter, buffer_bytes, scratch_bytes
+from engram_cli.stats.counting.token_chunk import TokenChunk
+from engram_cli.stats.sampling.by_use import uses_of
+from engram_cli.stats.sampling.distinct import sampler_bytes
+from engram_cli.stats.sampling.occurrences import Occurrences, drawn_ngrams
+from engram_cli.stats.sampling.text_ngrams import Budget, TextNgrams, exact_ngrams, read_text
 from engram_cli.stats.state import State, nested, part_of, take, take_into
 from engram_cli.stats.statistic import CollectorPlan, Results, Statistic
-from engram_cli.stats.text_ngrams import Budget, TextNgrams, exact_ngrams, read_text
-from engram_cli.stats.token_chunk import TokenChunk
+from engram_cli.stats.statistics.collisions import COLUMNS, ColumnStats, column_stats
+from engram_cli.stats.statistics.orders import ORDERS, OrderStats, order_stats
 from engram_cli.stats.totals import Counts
 from engram_cli.view import (
     Axis,

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector, NgramObserver, RowObserver
-from engram_cli.stats.distinct import Sampler
-from engram_cli.stats.ngram_buffer import (
+from engram_cli.stats.counting.ngram_buffer import (
     ITEM_BYTES,
     LEAST_ITEMS,
     MOST_BYTES,
@@ -33,8 +32,9 @@ from engram_cli.stats.ngram_buffer import (
     make_buffer,
     scratch_items,
 )
+from engram_cli.stats.counting.token_chunk import TokenChunk
+from engram_cli.stats.sampling.distinct import Sampler
 from engram_cli.stats.state import State, nested, numbered, part_of, take_into
-from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 STEP = 2**18  # tokens that a task takes at a time: about a millisecond

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import LayerPlan, plan_layer
-from engram_cli.stats.known import KnownNgrams, ngram_rows
+from engram_cli.stats.sampling.known import KnownNgrams, ngram_rows
 from engram_cli.stats.statistic import Counted, Results, Statistic
-from engram_cli.stats.top_ngrams import most_frequent
+from engram_cli.stats.statistics.top_ngrams import most_frequent
 from engram_cli.view import Column, Estimate, Ngram, Table, View, counts
 
 WORST = 10  # rows of an order of a layer

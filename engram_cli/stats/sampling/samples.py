@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from engram_cli.errors import ArtifactError
 from engram_cli.files import sha256_bytes
 from engram_cli.stats.arrays import REMAKE, array_digest
-from engram_cli.stats.distinct import (
+from engram_cli.stats.sampling.distinct import (
     EVERYTHING,
     LEAST_SAMPLE,
     MOST_SAMPLE,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.hasher import Window
-from engram_cli.stats import kernels
+from engram_cli.stats.counting import kernels
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
 
 DEFAULT_SAMPLE = 2**18

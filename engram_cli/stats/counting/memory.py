@@ -1,4 +1,4 @@
-"""How much memory counting needs, and how much there is."""
+"""Computes how much memory counting takes, and refuses a run that has too little."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats.counters import buffer_bytes, scratch_bytes
-from engram_cli.stats.distinct import sampler_bytes
+from engram_cli.stats.counting.counters import buffer_bytes, scratch_bytes
+from engram_cli.stats.sampling.distinct import sampler_bytes
 
 # The interpreter and its libraries, and what is on its way, with two tokenizers and their caches or
 # without: measured 540 MB on 2 GB of text, and 360 MB; 20 MB more from Python, where nothing bounds

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import LayerPlan, Window
-from engram_cli.stats import hit_kernels as kernels
+from engram_cli.stats.counting import hit_kernels as kernels
 
 # A column of so many rows, 4 MB, is counted in the order of the list. A larger one is counted part
 # by part: 5.3 ns an n-gram instead of 10.5 where it has 64 MB and the list 4 M n-grams.

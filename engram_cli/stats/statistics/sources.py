@@ -1,7 +1,7 @@
-"""How the parts of a corpus overlap: the section "sources" of stats.json.
+"""Measures how the parts of a corpus overlap: the section "sources" of stats.json.
 
-A source is some files, or the documents with a certain label. `stats.overlap` compares what is
-known of the n-grams of each.
+A source is some files, or the documents with a certain label. `overlap` compares what is known of
+the n-grams of each.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.distinct import LEAST_SAMPLE, MOST_SAMPLE, Sampler, table_entries
-from engram_cli.stats.occurrences import Occurrences, drawn_ngrams
-from engram_cli.stats.overlap import (
-    Floats,
-    Overlap,
-    SourceNgrams,
-    SourcesResult,
-    by_ngram,
-    by_occurrence,
-    overlap_views,
+from engram_cli.stats.counting.token_chunk import TokenChunk
+from engram_cli.stats.sampling.distinct import LEAST_SAMPLE, MOST_SAMPLE, Sampler, table_entries
+from engram_cli.stats.sampling.occurrences import Occurrences, drawn_ngrams
+from engram_cli.stats.sampling.text_ngrams import (
+    BITS,
+    EXACT,
+    Budget,
+    Membership,
+    TextNgrams,
+    exact_ngrams,
+    read_text,
 )
 from engram_cli.stats.state import (
     State,
@@ -42,16 +43,15 @@ from engram_cli.stats.state import (
     unsound,
 )
 from engram_cli.stats.statistic import CollectorPlan, Statistic
-from engram_cli.stats.text_ngrams import (
-    BITS,
-    EXACT,
-    Budget,
-    Membership,
-    TextNgrams,
-    exact_ngrams,
-    read_text,
+from engram_cli.stats.statistics.overlap import (
+    Floats,
+    Overlap,
+    SourceNgrams,
+    SourcesResult,
+    by_ngram,
+    by_occurrence,
+    overlap_views,
 )
-from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 MOST_SHOWN = 24  # sources, the last of them all others

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from engram_cli.stats import kernels
+from engram_cli.stats.counting import kernels
 from engram_cli.stats.statistic import Counted, Results, Statistic
 from engram_cli.view import Axis, LineChart, View, by_layer, order_curve
 

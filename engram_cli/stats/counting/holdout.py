@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from engram_cli.corpus.base import Names, TokenBlock
 from engram_cli.errors import InputError, MismatchError
+from engram_cli.stats.counting.token_chunk import Segments, scrambled
 from engram_cli.stats.state import State, check, nested, part_of, scalar, take, take_scalar
-from engram_cli.stats.token_chunk import Segments, scrambled
 
 KEPT_TOKENS = 2**20
 _SALT = np.uint64(0x6A09E667F3BCC909)  # other bits than those that say when a segment arrives

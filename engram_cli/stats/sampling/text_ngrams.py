@@ -1,9 +1,9 @@
-"""What is known of the n-grams of a text: which there are, and how often they occur.
+"""Samples or counts the n-grams of a text: which there are, and how often they occur.
 
-Raw ids (`stats.compare`) and each source of a corpus (`stats.sources`) are such texts. Of each
-order a text has a sample of its n-grams (`stats.distinct`), and with `--exact` all of them; of a
-source also a bitmap of all its n-grams. One sample of positions (`stats.occurrences`) serves all
-orders. The corpus itself has the same, counted by tasks of their own.
+Raw ids (`statistics.compare`) and each source of a corpus (`statistics.sources`) are such texts. Of
+each order a text has a sample of its n-grams (`distinct`), and with `--exact` all of them; of a
+source also a bitmap of all its n-grams. One sample of positions (`occurrences`) serves all orders.
+The corpus itself has the same, counted by tasks of their own.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats import kernels
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.distinct import EVERYTHING, NgramSample, hash_ngrams
-from engram_cli.stats.occurrences import OccurrenceSample, read_occurrences
-from engram_cli.stats.samples import merged, samples_of, samples_state
+from engram_cli.stats.counting import kernels
+from engram_cli.stats.counting.token_chunk import TokenChunk
+from engram_cli.stats.sampling.distinct import EVERYTHING, NgramSample, hash_ngrams
+from engram_cli.stats.sampling.occurrences import OccurrenceSample, read_occurrences
+from engram_cli.stats.sampling.samples import merged, samples_of, samples_state
 from engram_cli.stats.state import State, check, nested, numbered, part_of, take
-from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 EXACT = "exact"  # names the arrays of all n-grams in the partials of texts
@@ -64,7 +64,7 @@ class Budget:
 class AllNgrams:
     """All n-grams of an order, as a sample that misses none.
 
-    N-grams are told apart by the 64-bit hash of `stats.distinct`: 2-grams never collide, of 100
+    N-grams are told apart by the 64-bit hash of `distinct`: 2-grams never collide, of 100
     million longer ones two do with a chance of 1 in 3,700.
     """
 

@@ -1,9 +1,9 @@
-"""Collects the n-grams of both samples of a corpus, with their counts or upper bounds.
+"""Lists n-grams with their counts, or with upper bounds of them, so that frequent ones are found.
 
-An n-gram of the sample by hash (`stats.distinct`) has its exact count. One that only the sample of
-positions (`stats.occurrences`) holds has an upper bound: every occurrence adds one hit to a row of
-each head, so it occurs at most as often as the least hit of its rows. This is the Count-Min sketch
-of Cormode and Muthukrishnan (2005).
+An n-gram of the sample by hash (`distinct`) has its exact count. One that only the sample of
+positions (`occurrences`) holds has an upper bound: every occurrence adds one hit to a row of each
+head, so it occurs at most as often as the least hit of its rows. This is the Count-Min sketch of
+Cormode and Muthukrishnan (2005).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.hashing.layout import HashLayout, LayerHash
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.occurrences import Drawn
+from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.occurrences import Drawn
 from engram_cli.stats.totals import FULL, Counts
 
 # Hits of rows of a layer: (layer, int64 rows of any shape) -> as many hits.

@@ -13,10 +13,10 @@ import numpy as np
 
 from engram_cli.hashing.layout import LayerHash
 from engram_cli.numbers import percent
-from engram_cli.stats.by_use import Uses
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.ideal import ideal_shared
-from engram_cli.stats.known import head_hits
+from engram_cli.stats.sampling.by_use import Uses
+from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.ideal import ideal_shared
+from engram_cli.stats.sampling.known import head_hits
 from engram_cli.stats.statistic import Counted, Results, Statistic
 from engram_cli.stats.totals import Counts
 from engram_cli.view import (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from engram_cli.stats.collisions import COLUMNS
-from engram_cli.stats.growth import Growth, read_growth
-from engram_cli.stats.growth_curve import OrderGrowth
-from engram_cli.stats.orders import ORDERS
 from engram_cli.stats.statistic import Results, Statistic
+from engram_cli.stats.statistics.collisions import COLUMNS
+from engram_cli.stats.statistics.growth import Growth, read_growth
+from engram_cli.stats.statistics.growth_curve import OrderGrowth
+from engram_cli.stats.statistics.orders import ORDERS
 from engram_cli.view import (
     Axis,
     Cell,

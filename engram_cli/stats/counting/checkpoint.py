@@ -28,7 +28,7 @@ from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputEr
 from engram_cli.files import PART, canonical_json, inner_file, output_errors, read_json
 from engram_cli.outputs import Work, clear_work, open_work, remove_work
 from engram_cli.progress import Progress
-from engram_cli.stats.count import CorpusCounter
+from engram_cli.stats.counting.count import CorpusCounter
 from engram_cli.stats.state import State
 from engram_cli.version import __version__
 

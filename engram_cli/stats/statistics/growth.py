@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats import collector_kernels as kernels
 from engram_cli.stats.collector import Collector, first_heads
-from engram_cli.stats.distinct import EVERYTHING, next_threshold, sound_entries, table_entries
-from engram_cli.stats.growth_curve import BINS, ColumnRows, OrderGrowth, growth_curve
-from engram_cli.stats.kernels import drop_from
+from engram_cli.stats.counting import collector_kernels as kernels
+from engram_cli.stats.counting.kernels import drop_from
+from engram_cli.stats.counting.token_chunk import TokenChunk
+from engram_cli.stats.sampling.distinct import (
+    EVERYTHING,
+    next_threshold,
+    sound_entries,
+    table_entries,
+)
 from engram_cli.stats.state import (
     State,
     check,
@@ -30,7 +35,7 @@ from engram_cli.stats.state import (
     take,
     take_scalar,
 )
-from engram_cli.stats.token_chunk import TokenChunk
+from engram_cli.stats.statistics.growth_curve import BINS, ColumnRows, OrderGrowth, growth_curve
 from engram_cli.stats.totals import Counts
 
 DEFAULT_SIZE = 2**14

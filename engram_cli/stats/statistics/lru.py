@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats import collector_kernels as kernels
+from engram_cli.stats.counting import collector_kernels as kernels
+from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.state import State, check, scalar, take, take_into, take_scalar
-from engram_cli.stats.token_chunk import TokenChunk
 
 SAMPLED_ROWS = 2**16
 PARTITION = 2**26  # the tokens after which the cache is empty again

@@ -1,11 +1,11 @@
-"""A uniform sample of the positions of a corpus: what occurs often is in it often.
+"""Samples the positions of a corpus uniformly: an n-gram that occurs often is in the sample often.
 
-The sample of n-grams (`stats.distinct`) holds each distinct n-gram with the same chance, so it
-misses the few that decide every figure weighted by use. This one draws positions: those with the
-smallest 64-bit priorities. A priority is a hash of the segment's key and of the position in the
-segment, so the sample does not depend on the order of reading, on splits or on threads, and samples
-of two corpora merge into the sample of both. An n-gram with a share p of the positions is missed
-with a chance of exp(-k p), k the size of the sample.
+The sample of n-grams (`distinct`) holds each distinct n-gram with the same chance, so it misses the
+few that decide every figure weighted by use. This one draws positions: those with the smallest
+64-bit priorities. A priority is a hash of the segment's key and of the position in the segment, so
+the sample does not depend on the order of reading, on splits or on threads, and samples of two
+corpora merge into the sample of both. An n-gram with a share p of the positions is missed with a
+chance of exp(-k p), k the size of the sample.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats import kernels
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.distinct import hash_ngrams
+from engram_cli.stats.counting import kernels
+from engram_cli.stats.counting.token_chunk import TokenChunk
+from engram_cli.stats.sampling.distinct import hash_ngrams
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
-from engram_cli.stats.token_chunk import TokenChunk
 from engram_cli.stats.totals import Counts
 
 # An n-gram that is one in 5,000 positions is drawn 13 times, and missed with a chance of 2e-6; a
@@ -197,7 +197,7 @@ class Drawn:
 
 
 def drawn_ngrams(sample: OccurrenceSample, orders: Sequence[int]) -> tuple[Drawn, ...]:
-    """Return the n-grams of each order, told apart by the hash of `stats.distinct`."""
+    """Return the n-grams of each order, told apart by the hash of `distinct`."""
     found = []
     for order in orders:
         tokens = sample.of_order(order)

@@ -16,11 +16,11 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import Trimmer
 from engram_cli.progress import SILENT, Progress
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.counters import Counter, ThreadPool
-from engram_cli.stats.distinct import DEFAULT_SAMPLE
-from engram_cli.stats.holdout import Holdout
+from engram_cli.stats.counting.counters import Counter, ThreadPool
+from engram_cli.stats.counting.holdout import Holdout
+from engram_cli.stats.counting.token_chunk import SegmentSplitter, TokenChunk
+from engram_cli.stats.sampling.distinct import DEFAULT_SAMPLE
 from engram_cli.stats.state import State, nested, part_of, scalar, take, take_scalar, unsound
-from engram_cli.stats.token_chunk import SegmentSplitter, TokenChunk
 from engram_cli.stats.totals import Counts
 
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout, LayerHash
-from engram_cli.stats.distinct import NgramSample, hash_ngrams
-from engram_cli.stats.known import HitsAt, at_most, least_hits, ngram_rows, places_in
-from engram_cli.stats.occurrences import Drawn, drawn_ngrams
+from engram_cli.stats.sampling.distinct import NgramSample, hash_ngrams
+from engram_cli.stats.sampling.known import HitsAt, at_most, least_hits, ngram_rows, places_in
+from engram_cli.stats.sampling.occurrences import Drawn, drawn_ngrams
 from engram_cli.stats.stats_io import Statistics
 
 _STEP = 2**17  # n-grams hashed together

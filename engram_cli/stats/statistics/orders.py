@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from engram_cli.numbers import brief, count, mean, percent
-from engram_cli.stats.collisions import COLUMNS, ColumnStats
-from engram_cli.stats.distinct import NgramSample
+from engram_cli.stats.sampling.distinct import NgramSample
 from engram_cli.stats.statistic import Results, Statistic
+from engram_cli.stats.statistics.collisions import COLUMNS, ColumnStats
 from engram_cli.view import (
     Cell,
     Column,

@@ -1,11 +1,13 @@
-"""Estimates shares of all occurrences, with their errors, from samples of n-grams and positions.
+"""Estimates shares of all occurrences, such as how many look-ups find a row of their own.
 
 A sample that is uniform over n-grams misses the frequent ones, which decide such a share. So the
-share is the mean over positions drawn at random. The question at a position is whether its n-gram
-is alone on a row: whether the row has no more hits than the n-gram has occurrences. These are known
-exactly if the sample of n-grams holds it. Otherwise they are at most the least hits among its rows,
-and equal to them unless it is alone on none of its rows. The sample of n-grams, for which both
-numbers are known, says how often that is so.
+share is the mean over positions drawn at random. The question at each position is whether its
+n-gram is alone on a row, that is, whether the row has no more hits than the n-gram has occurrences.
+
+The hits of a row are counted. The occurrences are known for an n-gram of the sample of n-grams. For
+any other n-gram, the smallest number of hits among its rows is an upper bound, because each
+occurrence adds a hit to each of the rows. The bound is exact if the n-gram is alone on one of them.
+The sample of n-grams, for which both numbers are known, says how often that is so.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.layout import LayerHash
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.known import LeastHits, head_hits, hits_of, least_hits, places_in
-from engram_cli.stats.occurrences import Drawn
+from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.known import LeastHits, head_hits, hits_of, least_hits, places_in
+from engram_cli.stats.sampling.occurrences import Drawn
 from engram_cli.stats.totals import Counts
 
 _TIES, _SIZES = 16, 33  # cells: rows with the least hits, and powers of two of those hits

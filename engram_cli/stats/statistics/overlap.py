@@ -1,9 +1,9 @@
-"""What two sources share: of n-grams and of occurrences, each share with its standard error.
+"""Compares the n-grams of two sources: the shares that both have, with their standard errors.
 
 The shares of n-grams come from samples by hash: below the lower threshold of two sources both are
-complete. The shares of occurrences are means over positions drawn from one source; whether the
-n-gram there occurs in the other one, its sample by hash says below its threshold, and a bitmap of
-all its n-grams elsewhere.
+complete. The shares of occurrences are means over positions drawn from one source. Whether the
+n-gram at a position occurs in the other source follows from that source's sample by hash if its
+hash is below the threshold, and otherwise from a bitmap of all n-grams of the source.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.distinct import EVERYTHING, NgramSample, lowest
-from engram_cli.stats.known import places_in
-from engram_cli.stats.occurrences import Drawn
+from engram_cli.stats.sampling.distinct import EVERYTHING, NgramSample, lowest
+from engram_cli.stats.sampling.known import places_in
+from engram_cli.stats.sampling.occurrences import Drawn
+from engram_cli.stats.sampling.text_ngrams import Membership
 from engram_cli.stats.statistic import Results
-from engram_cli.stats.text_ngrams import Membership
 from engram_cli.view import Column, Matrix, Table, View, counts, order_name, percents
 
 Floats = NDArray[np.float64]

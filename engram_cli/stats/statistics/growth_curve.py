@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.ideal import ideal_occupied
+from engram_cli.stats.sampling.ideal import ideal_occupied
 
 BINS = 4096  # of the arrival times
 FACTORS = (10, 100)

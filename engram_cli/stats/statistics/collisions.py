@@ -2,7 +2,7 @@
 
 An n-gram of the sample is alone on its row exactly when the row has no more hits than it has
 occurrences. Shares of n-grams come from the sample of n-grams, shares of occurrences from
-`stats.by_use`. The ideal is a random hash of as many n-grams.
+`sampling.by_use`. The ideal is a random hash of as many n-grams.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.layout import LayerHash
-from engram_cli.stats import kernels
-from engram_cli.stats.by_use import Uses
-from engram_cli.stats.distinct import NgramSample
-from engram_cli.stats.ideal import (
+from engram_cli.stats.counting import kernels
+from engram_cli.stats.sampling.by_use import Uses
+from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.ideal import (
     ALARM,
     Flag,
     flag,
@@ -26,7 +26,7 @@ from engram_cli.stats.ideal import (
     ideal_occupied_error,
     ideal_shared,
 )
-from engram_cli.stats.known import head_hits
+from engram_cli.stats.sampling.known import head_hits
 from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.stats.totals import FULL, Counts
 from engram_cli.view import (
