@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from formats import checkpoints
 from formats.test_gguf import DIALECTS
 from table.tables import build
+from table.test_build import fail_after
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert import ConvertResult, convert_table
@@ -197,8 +199,8 @@ def test_copied_chunks_are_those_that_encoding_gave(
         convert_table(ConvertRequest(source=first, dtype=dtype, out=tmp_path / "u.zarr"))
         first = tmp_path / "u.zarr"
     copied = table(first, tmp_path / "v.zarr").digest
-    monkeypatch.setattr(module.StoredRows, "stored", lambda _: None)
-    monkeypatch.setattr(module.StoredRows, "layer_scale", lambda *_: None)
+    monkeypatch.setattr(module.RowsOfSource, "stored", lambda _: None)
+    monkeypatch.setattr(module.RowsOfSource, "layer_scale", lambda *_: None)
     spec = module.conversion(open_table(first), dtype, copy=True)
     assert build_store(spec, tmp_path / "w.zarr").digest == copied
 
@@ -288,3 +290,17 @@ def test_row264_is_checked_and_replaced_only_if_it_is_ours(
 def test_options_that_do_not_go_together(options: dict[str, Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
         ConvertRequest(**{"source": Path("a"), "out": Path("b"), **options})
+
+
+def test_copying_is_resumed(
+    tmp_path: Path, small_vocab: CompressedVocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = checkpoints.deepseek_gguf(tmp_path / "m.gguf", small_vocab, "ds4")
+    whole = table(made.path, tmp_path / "whole.zarr", chunk_rows=900, threads=1)
+    with monkeypatch.context() as patch:
+        fail_after(patch, 9, errno.ENOSPC)
+        with pytest.raises(OutputError, match="No space left"):
+            table(made.path, tmp_path / "t.zarr", chunk_rows=900, threads=1)
+    resumed = table(made.path, tmp_path / "t.zarr", chunk_rows=900, threads=1)
+    assert 0 < resumed.resumed_chunks < 2 * 13
+    assert resumed.digest == whole.digest
