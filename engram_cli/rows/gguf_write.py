@@ -1,8 +1,8 @@
 """Rewrites the header of a GGUF file and copies its tensors, which are not read into the process.
 
 What is not changed keeps its bytes: keys, entries of tensors, and all data, also of ggml types that
-are not known here. The new data begins where the old did within a page, so that a file system with
-reflinks need not move a byte.
+are not known here. The new data begins where the old did within 64 KiB, so that the copy is one of
+whole blocks, and a file system with reflinks need not move a byte.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import numpy as np
 
 from engram_cli.errors import ArtifactError, EngramError
 from engram_cli.outputs import Kind, Listing
-from engram_cli.rows.copying import Extent, copy_bytes
+from engram_cli.rows.copying import GRAIN, Extent, copy_bytes
 from engram_cli.rows.gguf_file import GgufHeader, TensorEntry, read_header
 
 PADDING = "engram_tables.padding"  # a string of spaces; also the mark of files written here
-_PAGE = 4096
 _TYPES = {"<u4": 4, "<i4": 5, "<u8": 10, "<i8": 11, "<f4": 6}
 _STRING, _UINT32, _ARRAY = 8, 4, 9
 _HINT = "the file is damaged or was not downloaded whole: take it again"
@@ -69,7 +68,7 @@ def rewritten(
     start = raw[:8] + len(kept).to_bytes(8, "little") + (len(parts) + 1).to_bytes(8, "little")
     bare = len(encode_key(PADDING, ""))
     rest = len(start) + sum(map(len, parts)) + bare + len(entries)
-    padding = " " * ((old.data - rest) % _PAGE)
+    padding = " " * ((old.data - rest) % GRAIN)
     header = start + b"".join(parts) + encode_key(PADDING, padding) + entries
     header += bytes(-len(header) % old.alignment)
     placed = [
@@ -93,13 +92,17 @@ def encode_key(name: str, value: Any) -> bytes:
 def write_rewritten(
     old: Path, new: Rewritten, target: Path, advance: Callable[[int], None] | None = None
 ) -> None:
-    """Write the new file. Raises OSError, ArtifactError if the old file became shorter."""
-    with old.open("rb", buffering=0) as source, target.open("wb", buffering=0) as file:
+    """Write to the empty file `target`. Raises OSError, ArtifactError if the old one is too short.
+
+    It is not truncated: ext4 then flushes it on close, which takes as long as the copy.
+    """
+    with old.open("rb", buffering=0) as source, target.open("r+b", buffering=0) as file:
         file.write(new.header)
         for extent in new.extents:
             file.seek(extent.to)
             copy_bytes(source, file, extent.begin, extent.size, advance)
-        file.truncate(new.size)
+        if os.fstat(file.fileno()).st_size != new.size:
+            raise ArtifactError(f"{old} changed while it was copied", _HINT)
 
 
 def _text(value: str) -> bytes:

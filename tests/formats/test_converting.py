@@ -197,8 +197,8 @@ def test_copied_chunks_are_those_that_encoding_gave(
         convert_table(ConvertRequest(source=first, dtype=dtype, out=tmp_path / "u.zarr"))
         first = tmp_path / "u.zarr"
     copied = table(first, tmp_path / "v.zarr").digest
-    monkeypatch.setattr(module.StoredRows, "stored", lambda _: None)
-    monkeypatch.setattr(module.StoredRows, "layer_scale", lambda *_: None)
+    monkeypatch.setattr(module.RowsOfSource, "stored", lambda _: None)
+    monkeypatch.setattr(module.RowsOfSource, "layer_scale", lambda *_: None)
     spec = module.conversion(open_table(first), dtype, copy=True)
     assert build_store(spec, tmp_path / "w.zarr").digest == copied
 
