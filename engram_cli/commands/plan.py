@@ -11,7 +11,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_corpus import SAME_SIZE, HotShare, PlanCorpus, read_corpus
 from engram_cli.commands.plan_file import PLAN, PlannedTable, write_plan
 from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
-from engram_cli.commands.requests.tables import PlanRequest
+from engram_cli.commands.requests.plan import PlanRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout

@@ -7,30 +7,27 @@ checks, never filled in silently.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
-from engram_cli.formats.base import LACKING, Facts, Format, rows_facts
+from engram_cli.formats.base import Facts, Format, rows_facts
 from engram_cli.formats.gguf_dialects import (
     CONSTANTS,
     QWEN,
     QWEN_ROWS,
     ROW_TENSOR,
+    Constants,
     GgufRows,
     dialect_of,
 )
 from engram_cli.formats.gguf_keys import write_gguf
-from engram_cli.formats.model_folder import Check, FolderTokenizer, bare_map, compared
+from engram_cli.formats.model_folder import DAMAGED, FolderTokenizer, bare_map, compared
 from engram_cli.hashing.layout import (
-    MAX_HEADS,
     MAX_MODULUS,
-    MAX_ORDER,
     UNKNOWN_VOCABULARY,
     HashLayout,
 )
@@ -41,72 +38,10 @@ from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray
 from engram_cli.rows.gguf_file import MAGIC, GgufFile, GgufTensor, Strings, read_gguf
 from engram_cli.rows.source import ROWS, SCALES, Span
-from engram_cli.vocab.lookup import MOST_VOCABULARY, VocabMap
+from engram_cli.vocab.lookup import VocabMap
 
-_DAMAGED = "the file is damaged or was not downloaded whole: take it again"
-_MOST = {"heads": MAX_HEADS, "longest": MAX_ORDER}
 _PAD = 2  # the pad token of the release
 _MOST_LAYERS = 1024
-
-
-@dataclass(slots=True, kw_only=True)
-class _Constants:
-    """What a file says of its hash, by the names that its dialect has for the constants."""
-
-    file: GgufFile
-    names: Mapping[str, str]
-    checks: list[Check] = field(default_factory=list)
-
-    def get(self, what: str) -> Any:
-        """Return a constant: an int, text, or an array of integers; None where it is not there."""
-        name = self.names.get(what)
-        if name is None:
-            return None
-        tensor = self.file.tensors.get(name)
-        if tensor is not None:
-            return _small_tensor(tensor)
-        for key, value in self.file.keys.items():
-            if key == name or (name.startswith(".") and key.endswith(name)):
-                return value
-        return None
-
-    def count(self, what: str) -> int | None:
-        """Return a count. Raises ArtifactError for anything else."""
-        value = self.get(what)
-        if value is None:
-            return None
-        most = _MOST.get(what, MOST_VOCABULARY)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-            raise ArtifactError(f"{self.names[what]} is {value!r}", _DAMAGED)
-        return value
-
-    def counts(self, what: str) -> tuple[int, ...] | None:
-        """Return integers; one number counts as a list of it. Raises ArtifactError."""
-        value = self.get(what)
-        if value is None:
-            return None
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = np.array([value])
-        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
-            raise ArtifactError(f"{self.names[what]} is no array of integers", _DAMAGED)
-        return tuple(int(each) for each in value.reshape(-1).tolist())
-
-    def name_missing(self) -> None:
-        """Add a check that names the constants which are not in the file."""
-        lacks = [name for what, name in self.names.items() if self.get(what) is None]
-        found = f"{len(self.names) - len(lacks)} of {len(self.names)}"
-        if lacks:
-            found += f"; missing: {', '.join(lacks)}"
-        expected = f"{len(self.names)} of {len(self.names)}"
-        self.checks.append(compared(LACKING, found, expected))
-
-
-def _small_tensor(tensor: GgufTensor) -> Any:
-    if tensor.type not in ("int32", "int64") or tensor.nbytes is None or tensor.nbytes > 2**26:
-        raise ArtifactError(f"{tensor.name} is {tensor.type} {tensor.shape}", _DAMAGED)
-    span = Span(file=tensor.file, begin=tensor.begin, first=0, rows=int(np.prod(tensor.shape)))
-    array = FileArray([span], physical_dtype(tensor.type), hint=_DAMAGED)
-    return array.read(0, array.rows)
 
 
 def _recognise(path: Path) -> Path | None:
@@ -129,7 +64,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> GgufRows:
     if dialect is None:
         raise InputError(f"{path} holds no Engram table", "give a file that has one")
     names = QWEN if dialect == "qwen4exp" else CONSTANTS[dialect]
-    constants = _Constants(file=file, names=names)
+    constants = Constants(file=file, names=names)
     gone = ", ".join(file.missing) or "none"
     constants.checks.append(compared("missing parts", gone, "none"))
     constants.checks.append(compared("short parts", ", ".join(file.short) or "none", "none"))
@@ -163,7 +98,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> GgufRows:
 Tables = dict[int, list[GgufTensor]]
 
 
-def _tables(file: GgufFile, dialect: str, constants: _Constants) -> Tables:
+def _tables(file: GgufFile, dialect: str, constants: Constants) -> Tables:
     """Return, by the layer's number in the layout, the tensor of rows and the one of scales."""
     if dialect == "qwen4exp":
         layers = constants.counts("layers") or (1,)
@@ -206,7 +141,7 @@ def _parts(
         elif rows.type in ("float32", "float16", "bfloat16"):
             said.add((rows.type, width))
             span = Span(file=rows.file, begin=rows.begin, first=0, rows=height)
-            array = FileArray([span], physical_dtype(rows.type), (width,), _DAMAGED)
+            array = FileArray([span], physical_dtype(rows.type), (width,), DAMAGED)
             parts[entry.layer, ROWS] = array
         elif rows.type in ("q8_0", "q4_0", "q4_k", "q6_k"):
             said.add((rows.type, width))
@@ -234,11 +169,11 @@ def _bytes_of(tensor: GgufTensor, begin: int, width: int, stride: int) -> FileAr
         rows=tensor.shape[0],
         stride=0 if stride == width else stride,
     )
-    return FileArray([span], np.dtype(np.uint8), (width,), _DAMAGED)
+    return FileArray([span], np.dtype(np.uint8), (width,), DAMAGED)
 
 
 def _deepseek_layout(
-    constants: _Constants, tables: Tables, tokenizer: FolderTokenizer
+    constants: Constants, tables: Tables, tokenizer: FolderTokenizer
 ) -> HashLayout:
     """Return the layout of a V4.1 file: computed, then with the constants that the file has."""
     layers = constants.counts("layers") or tuple(sorted(tables))
@@ -249,7 +184,7 @@ def _deepseek_layout(
     heads = constants.count("heads") or (columns // (longest - 1) if columns else 8)
     columns = heads * (longest - 1)
     if columns < 1:
-        raise ArtifactError(f"{heads} heads, n-grams up to {longest}: there is no row", _DAMAGED)
+        raise ArtifactError(f"{heads} heads, n-grams up to {longest}: there is no row", DAMAGED)
     vocab, known = _vocabulary(constants, tokenizer)
     pad = min(constants.count("raw pad") or _PAD, len(vocab.lookup) - 1)
     base = _base(moduli, tables, layers, columns, constants)
@@ -268,13 +203,13 @@ def _deepseek_layout(
     return _with_stored(constants, computed)
 
 
-def _vocabulary(constants: _Constants, tokenizer: FolderTokenizer) -> tuple[VocabMap, bool]:
+def _vocabulary(constants: Constants, tokenizer: FolderTokenizer) -> tuple[VocabMap, bool]:
     """Return the token map: the file's, else the tokenizer's; and whether it is known."""
     stored = constants.get("map")
     vocab = tokenizer.vocab() if tokenizer.given is not None else None
     if stored is not None:
         if not isinstance(stored, np.ndarray) or stored.dtype.kind not in "iu":
-            raise ArtifactError(f"{constants.names['map']} is no array of integers", _DAMAGED)
+            raise ArtifactError(f"{constants.names['map']} is no array of integers", DAMAGED)
         lookup = np.ascontiguousarray(stored.reshape(-1).astype(np.int32))
         size = int(lookup.max(initial=-1)) + 1
         expected = None if vocab is None else "the tokenizer's"
@@ -297,7 +232,7 @@ def _vocabulary(constants: _Constants, tokenizer: FolderTokenizer) -> tuple[Voca
     return bare_map(size), False
 
 
-def _filler(constants: _Constants, vocab: VocabMap, known: bool) -> int:
+def _filler(constants: Constants, vocab: VocabMap, known: bool) -> int:
     """Return the compressed pad id: the file's, else that of its pad token, which is 2 as released.
 
     llama.cpp's `pad_id` has been written both ways: the token's own id is taken for what it is.
@@ -317,7 +252,7 @@ def _base(
     tables: Tables,
     layers: tuple[int, ...],
     columns: int,
-    constants: _Constants,
+    constants: Constants,
 ) -> int:
     """Return the rows per head that the primes count up from: told by them, or by the height."""
     if moduli:
@@ -335,7 +270,7 @@ def _base(
     return low
 
 
-def _with_stored(constants: _Constants, computed: HashLayout) -> HashLayout:
+def _with_stored(constants: Constants, computed: HashLayout) -> HashLayout:
     """Return the layout with the stored multipliers and moduli, which are compared."""
     columns, orders = computed.columns, computed.max_order
     wanted = {
@@ -349,7 +284,7 @@ def _with_stored(constants: _Constants, computed: HashLayout) -> HashLayout:
         if found is not None and len(found) != len(values):
             raise ArtifactError(
                 f"{constants.names[what]} has {len(found)} values, {len(values)} are needed",
-                _DAMAGED,
+                DAMAGED,
             )
         stored[what] = found
         constants.checks.append(compared(what, found, tuple(values)))
@@ -364,13 +299,13 @@ def _with_stored(constants: _Constants, computed: HashLayout) -> HashLayout:
         offsets = stored["offsets"]
         if offsets is not None and offsets[own] != tuple(accumulate((0, *entry.moduli[:-1]))):
             raise ArtifactError(
-                f"layer {entry.layer}: the stored offsets do not follow from the sizes", _DAMAGED
+                f"layer {entry.layer}: the stored offsets do not follow from the sizes", DAMAGED
             )
         entries.append(entry)
     return replace(computed, layers=tuple(entries))
 
 
-def _qwen_layout(constants: _Constants, tables: Tables) -> HashLayout:
+def _qwen_layout(constants: Constants, tables: Tables) -> HashLayout:
     """Return the layout of a Qwen4-Exp file, whose constants must be in it."""
     tokens = constants.file.keys.get("tokenizer.ggml.tokens")
     size = tokens.count if isinstance(tokens, Strings) else None

@@ -6,11 +6,23 @@ A dialect is known by its keys and tensors, never by the architecture's name.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from engram_cli.formats.model_folder import Check
-from engram_cli.rows.gather import FileRows
-from engram_cli.rows.gguf_file import GgufFile
+import numpy as np
+
+from engram_cli.errors import ArtifactError
+from engram_cli.formats.base import LACKING
+from engram_cli.formats.model_folder import DAMAGED, Check, compared
+from engram_cli.hashing.layout import MAX_HEADS, MAX_ORDER
+from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.gather import FileArray, FileRows
+from engram_cli.rows.gguf_file import GgufFile, GgufTensor
+from engram_cli.rows.source import Span
+from engram_cli.vocab.lookup import MOST_VOCABULARY
+
+_MOST = {"heads": MAX_HEADS, "longest": MAX_ORDER}
 
 QWEN_ROWS = "per_layer_token_embd.weight"
 # What each dialect calls the constants: the end of a key, or a tensor's name.
@@ -120,3 +132,63 @@ def dialect_of(file: GgufFile) -> str | None:
     if has(".engram.layer_ids") or any("engram_embd" in name for name in tensors):
         return "llama.cpp"
     return None
+
+
+@dataclass(slots=True, kw_only=True)
+class Constants:
+    """What a file says of its hash, by the names that its dialect has for the constants."""
+
+    file: GgufFile
+    names: Mapping[str, str]
+    checks: list[Check] = field(default_factory=list)
+
+    def get(self, what: str) -> Any:
+        """Return a constant: an int, text, or an array of integers; None where it is not there."""
+        name = self.names.get(what)
+        if name is None:
+            return None
+        tensor = self.file.tensors.get(name)
+        if tensor is not None:
+            return _small_tensor(tensor)
+        for key, value in self.file.keys.items():
+            if key == name or (name.startswith(".") and key.endswith(name)):
+                return value
+        return None
+
+    def count(self, what: str) -> int | None:
+        """Return a count. Raises ArtifactError for anything else."""
+        value = self.get(what)
+        if value is None:
+            return None
+        most = _MOST.get(what, MOST_VOCABULARY)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise ArtifactError(f"{self.names[what]} is {value!r}", DAMAGED)
+        return value
+
+    def counts(self, what: str) -> tuple[int, ...] | None:
+        """Return integers; one number counts as a list of it. Raises ArtifactError."""
+        value = self.get(what)
+        if value is None:
+            return None
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = np.array([value])
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+            raise ArtifactError(f"{self.names[what]} is no array of integers", DAMAGED)
+        return tuple(int(each) for each in value.reshape(-1).tolist())
+
+    def name_missing(self) -> None:
+        """Add a check that names the constants which are not in the file."""
+        lacks = [name for what, name in self.names.items() if self.get(what) is None]
+        found = f"{len(self.names) - len(lacks)} of {len(self.names)}"
+        if lacks:
+            found += f"; missing: {', '.join(lacks)}"
+        expected = f"{len(self.names)} of {len(self.names)}"
+        self.checks.append(compared(LACKING, found, expected))
+
+
+def _small_tensor(tensor: GgufTensor) -> Any:
+    if tensor.type not in ("int32", "int64") or tensor.nbytes is None or tensor.nbytes > 2**26:
+        raise ArtifactError(f"{tensor.name} is {tensor.type} {tensor.shape}", DAMAGED)
+    span = Span(file=tensor.file, begin=tensor.begin, first=0, rows=int(np.prod(tensor.shape)))
+    array = FileArray([span], physical_dtype(tensor.type), hint=DAMAGED)
+    return array.read(0, array.rows)

@@ -18,7 +18,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.plan import PlanRequest, PlanResult, plan
 from engram_cli.commands.plan_file import read_plan
-from engram_cli.commands.requests.tables import Budget
+from engram_cli.commands.requests.plan import Budget
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
 from engram_cli.progress import Silent
 from engram_cli.sizes import read_size

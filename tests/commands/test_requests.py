@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from engram_cli.commands.geometry import PRESETS
-from engram_cli.commands.requests import corpus, reading, tables
+from engram_cli.commands.requests import corpus, plan, reading, tables
 from engram_cli.commands.requests.options import Group, Here, Option, Request, Rule, build, declared
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.base import IDS_DTYPES, Errors
@@ -35,7 +35,7 @@ from engram_cli.table.planning.placement import HARDWARE
 
 REQUESTS = [
     *(corpus.CompressVocabRequest, corpus.HashStatsRequest),
-    *(tables.PlanRequest, tables.BuildTableRequest, tables.ConvertRequest, tables.AttachRequest),
+    *(plan.PlanRequest, tables.BuildTableRequest, tables.ConvertRequest, tables.AttachRequest),
     *(reading.InspectRequest, reading.LookupRequest, reading.VerifyRequest),
     reading.GoldenRequest,
     *(reading.ReportRequest, reading.TraceRequest, reading.DemoRequest),
@@ -81,8 +81,8 @@ def test_what_a_request_repeats_is_what_its_stage_says() -> None:
         (tables.BuildTableRequest, "init", INITS),
         (tables.ConvertRequest, "dtype", DTYPES),
         (tables.ConvertRequest, "to", [name for name in FORMATS if FORMATS.load(name).write]),
-        (tables.PlanRequest, "dtype", DTYPES),
-        (tables.PlanRequest, "hardware", HARDWARE),
+        (plan.PlanRequest, "dtype", DTYPES),
+        (plan.PlanRequest, "hardware", HARDWARE),
         (tables.BuildTableRequest, "preset", PRESETS),
         (tables.BuildTableRequest, "scheme", SCHEMES),
         (corpus.HashStatsRequest, "encoder", ENCODERS),

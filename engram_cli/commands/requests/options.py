@@ -136,10 +136,21 @@ def _check(name: str, option: Option, value: Any) -> None:
 
 
 def declared(request: type) -> Iterator[Declared]:
-    """Yield the options of a request in the order of its fields, those of groups in between."""
+    """Yield the options of a request in the order of its fields, those of groups in between.
+
+    An option that several groups have is described by the first.
+    """
+    seen: set[str] = set()
+    for each in _all_declared(request):
+        if each.name not in seen:
+            seen.add(each.name)
+            yield each
+
+
+def _all_declared(request: type) -> Iterator[Declared]:
     for field, kind, mark in _marked(request):
         if isinstance(mark, Group):
-            yield from declared(mark.options)
+            yield from _all_declared(mark.options)
             continue
         home = next(base for base in request.__mro__ if field.name in get_annotations(base))
         yield Declared(

@@ -129,7 +129,10 @@ class InspectRequest(Request):
         ),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of another program's checkpoint (that in its folder).")
+        Path | None,
+        Option(
+            "Tokenizer of another program's checkpoint (that in its folder), or of a probed text."
+        ),
     ] = None
     report: Annotated[
         Path | None, Option("Also write the results as one HTML page that opens offline: page.html")
