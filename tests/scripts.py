@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,3 +25,19 @@ def run_script(script: str, *arguments: object, timeout: float | None = None) ->
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_on_ray(script: str, folder: Path) -> tuple[Any, Path]:
+    """What `run_script` gives of a script on a Ray cluster that works in `folder`; and the folder.
+
+    Ray's own checks end the process now and then when a node is lost while a task completes: the
+    script then runs once more, in a copy of the folder as it was.
+    """
+    spare = folder.with_name(f"{folder.name}-again")
+    shutil.copytree(folder, spare)
+    try:
+        return run_script(script, folder, timeout=300), folder
+    except AssertionError as error:
+        if "You have likely discovered a bug in Ray" not in str(error):
+            raise
+    return run_script(script, spare, timeout=300), spare

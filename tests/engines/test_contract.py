@@ -202,7 +202,8 @@ def test_tokens_are_the_same_and_resume_after_any_partition(
     class Stopped(TokenWriter):
         def _keep(self, file: Any, read_position: ReadPosition | None, *, complete: bool) -> None:
             super()._keep(file, read_position, complete=complete)
-            if read_position is not None and read_position.file == plan.begins[2]:
+            # Batches end where time has it: a position at that very file may not come.
+            if read_position is not None and read_position.file >= plan.begins[2]:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from scripts import run_script
+from scripts import run_on_ray
 from small_tokenizers import PROSE
 
 from engram_cli import write_vocab
@@ -34,7 +33,7 @@ def here(tmp_path: Path, tokenizer_file: Path, small_vocab: CompressedVocab) -> 
 
 @needs_ray
 def test_a_cluster_that_loses_a_node_counts_the_same(here: Path) -> None:
-    found: dict[str, Any] = run_script("engines/ray_cluster.py", here, timeout=300)
+    found, here = run_on_ray("engines/ray_cluster.py", here)
     lost = found["lost"]
     assert lost["equal"]
     assert lost["all"]

@@ -6,10 +6,9 @@ import importlib.util
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from scripts import run_script
+from scripts import run_on_ray
 from small_tokenizers import PROSE
 
 from engram_cli import write_vocab
@@ -30,7 +29,7 @@ def test_a_cluster_that_loses_nodes_fills_the_same(
         (tmp_path / "corpus" / f"{index:02}.txt").write_text(text)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.txt").write_bytes(b"fine\xff")
-    found: dict[str, Any] = run_script("engines/ray_filling_cluster.py", tmp_path, timeout=300)
+    found, _ = run_on_ray("engines/ray_filling_cluster.py", tmp_path)
     assert found["lost"]
     assert found["alive"] == 2  # the head, and the node that came for the two that were lost
     tokens = found["done"]["2-grams of layer 1"]
