@@ -77,8 +77,8 @@ class _Grid:
     total: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        heads = [head for t in self.tokens for order in t.orders for head in order.heads]
-        widest = max(len(f"{head.row}") for head in heads) + len(_OTHERS + _SAME)
+        cells = [c for t in self.tokens for order in t.orders for c in _cells(order.heads)[1]]
+        widest = max(len(line) for cell in cells for line in cell.plain.split("\n"))
         most = max(len(order.heads) for order in self.tokens[0].orders)
         fitting = max(1, (options.max_width - _BEFORE) // (max(widest, len("head 0")) + 1))
         yield _grid(self.what, self.tokens, self.total, min(most, _HEADS, fitting))
@@ -97,8 +97,8 @@ def _grid(what: str, tokens: Sequence[TokenLookup], total: int, heads: int) -> R
         padding=(0, 1, 0, 0),
     )
     table.add_column("token", width=_TOKEN, no_wrap=True, overflow="ellipsis")
-    table.add_column("n", justify="right")
-    table.add_column("")
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for head in range(heads):
         table.add_column(f"head {head}" if head == 0 else f"{head}", justify="right", no_wrap=True)
     for token in tokens:

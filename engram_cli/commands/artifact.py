@@ -84,11 +84,15 @@ def find_artifact(path: Path) -> Artifact:
                 f"{path} is a plan, not a table", f"build it: engram build-table --plan {path}"
             )
         raise InputError(
-            f"{path} was not written by engram", "give a table, bundle, vocabulary or statistics"
+            f"{path} was not written by engram, and is no checkpoint with tables that it knows",
+            "give a table, bundle, vocabulary, statistics or checkpoint",
         )
     if not path.exists():
         raise InputError(f"{path} does not exist", "check the path")
-    raise InputError(f"{path} is not a table, bundle, vocabulary or statistics", "check the path")
+    raise InputError(
+        f"{path} is not a table, bundle, vocabulary or statistics, nor a checkpoint with tables",
+        "check the path",
+    )
 
 
 def open_vectors(path: Path, tokenizer: Path | None = None) -> tuple[RowSource, int, str]:

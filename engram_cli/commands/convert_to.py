@@ -53,12 +53,15 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     if request.to in (None, "table"):
         return convert_table(request, progress)
     begin = time.perf_counter()
-    format_ = FORMATS.load(request.to or "")
-    if format_.write is None:
-        known = [name for name in FORMATS if FORMATS.load(name).write is not None]
+    known = [name for name in FORMATS if FORMATS.load(name).write is not None]
+    if request.to not in known:
+        is_read = request.to in FORMATS
         raise InputError(
-            f"{request.to} is read, not written", f"give --to table, {', '.join(known)}"
+            f"{request.to} is read, not written" if is_read else f"unknown format '{request.to}'",
+            f"give --to table, {', '.join(known)}",
         )
+    write = FORMATS.load(request.to).write
+    assert write is not None
     source = find_artifact(request.source).open(tokenizer=request.tokenizer)
     check = request.check or request.dry_run
     if request.verify and not check:
@@ -72,12 +75,12 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
         verify=request.verify,
         progress=progress,
     )
-    done = format_.write(source, out, options)
+    done = write(source, out, options)
     return WriteResult(
         source=request.source,
         source_format=source.format,
         out=request.out,
-        to=format_.name,
+        to=request.to,
         dialect=done.dialect,
         written=not check,
         files=done.files,

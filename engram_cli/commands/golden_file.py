@@ -95,6 +95,8 @@ class _Reader:
             self._case(each, f"cases[{at}]")
             for at, each in enumerate(self._list(document.get("cases", []), "cases", MOST_CASES))
         )
+        named = {each.case.name for each in cases}
+        self._need(len(named) == len(cases), "it has a case twice")
         values = self._list(document.get("values", []), "values", MOST_ROWS)
         values = [] if self._dim is None else values  # nothing of ours to compare them with
         layout = self._object(document.get("layout", {}), "layout")

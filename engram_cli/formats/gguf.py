@@ -73,7 +73,9 @@ def _open(path: Path, tokenizer: Path | None = None) -> GgufRows:
     if dialect == "qwen4exp":
         layout = _qwen_layout(constants, tables)
     else:
-        layout = _deepseek_layout(constants, tables, FolderTokenizer(folder=path, given=tokenizer))
+        layout = _deepseek_layout(
+            constants, tables, FolderTokenizer(folder=path.parent, given=tokenizer)
+        )
     parts, dtype, dim = _parts(layout, tables, dialect)
     for entry in layout.layers:
         found = tables.get(entry.layer, [None])[0]
@@ -206,7 +208,8 @@ def _deepseek_layout(
 def _vocabulary(constants: Constants, tokenizer: FolderTokenizer) -> tuple[VocabMap, bool]:
     """Return the token map: the file's, else the tokenizer's; and whether it is known."""
     stored = constants.get("map")
-    vocab = tokenizer.vocab() if tokenizer.given is not None else None
+    # The tokenizer next to a file may be of another one: it is used where the file has no map.
+    vocab = tokenizer.vocab() if tokenizer.given is not None or stored is None else None
     if stored is not None:
         if not isinstance(stored, np.ndarray) or stored.dtype.kind not in "iu":
             raise ArtifactError(f"{constants.names['map']} is no array of integers", DAMAGED)

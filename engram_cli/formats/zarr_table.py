@@ -121,7 +121,9 @@ def _facts(table: TableStore) -> Facts:
     rows = sum(entry.rows for entry in table.layout.layers)
     converted = []
     if isinstance(source, Mapping):
-        digest = short(str(source.get("digest")))
+        digest = str(source.get("digest"))
+        sampled = digest.startswith("sampled ")
+        digest = short(digest.removeprefix("sampled ")) + (" (of sampled rows)" if sampled else "")
         kind = source.get("format", "table")
         text = f"from a {kind} of {source.get('dtype')} with digest {digest}"
         converted.append(("converted", text))

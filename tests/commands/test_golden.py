@@ -353,6 +353,7 @@ def test_a_table_and_a_gguf_file(tmp_path: Path, small_vocab: CompressedVocab) -
         ({"cases": [{"name": "x", "ids": [1] * 16385}]}, "at most 16,384"),
         ({"cases": [{"name": "x", "ids": [1] * 9000}] * 2}, "more than 16,384 tokens"),
         ({"cases": []}, "no cases"),
+        ({"cases": [{"name": "x", "ids": [1]}] * 2}, "a case twice"),
         ({"version": 2, "cases": []}, "newer than 1"),
     ],
 )

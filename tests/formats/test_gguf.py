@@ -185,3 +185,14 @@ def test_damage_gives_our_own_errors(
         source = FORMAT.open(path, None)
         for layer in source.layers:
             source.vectors(layer, [0, 1])
+
+
+def test_the_tokenizer_in_the_folder_serves_a_file_without_a_map(
+    tmp_path: Path, small_vocab: CompressedVocab, tokenizer_file: Path
+) -> None:
+    ends = (".engram.token_map", ".engram.multipliers")
+    written = checkpoints.deepseek_gguf(
+        tmp_path / "m.gguf", small_vocab, "llama.cpp", leave_out=ends
+    )
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    assert opened(written.path).layout.fingerprint == written.layout.fingerprint
