@@ -41,6 +41,16 @@ def test_lookup_fits_a_terminal(filled: Engram) -> None:
     assert "statistics: engram-stats (found next to the artifact)" in done.err
 
 
+def test_wide_norms_leave_the_labels(filled: Engram) -> None:
+    wide = ("build-table", "--std", "123456", "--heads", "8", "--out", "wide.zarr", "-q")
+    assert filled(*wide).code == 0
+    done = filled("lookup", "wide.zarr", TEXT)
+    lines = [line.split() for line in done.out.splitlines()]
+    assert widest(done.out) <= 100
+    assert sum("norm" in line for line in lines) > 16  # each order of each token
+    assert any(line[:2] == ["token", "n"] for line in lines)
+
+
 def test_lookup_speaks_json(filled: Engram) -> None:
     done = filled("lookup", "engram-stats", "--ids", "5,6,7", "--json")
     document = json.loads(done.out)
