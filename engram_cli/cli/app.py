@@ -18,6 +18,7 @@ from engram_cli.version import __version__
 _INTERRUPTED = 130  # what Typer makes of a KeyboardInterrupt that no command has caught
 
 app = typer.Typer(
+    rich_markup_mode="rich",
     name="engram",
     help="Build, inspect and attach Engram tables: hashed n-gram memory for language models.",
     no_args_is_help=True,
