@@ -167,6 +167,7 @@ def held_out(result: HashStatsResult | MergeStatsResult) -> list[tuple[str, str]
 
 
 def vocab_parts(result: CompressVocabResult) -> list[RenderableType]:
+    """Return what a terminal shows of a compressed vocabulary."""
     from engram_cli.cli.render import facts, percent, short_digest
 
     parts: list[RenderableType] = []

@@ -319,6 +319,7 @@ def _dense(files: ListedFiles, spec: BundleSpec) -> dict[int, dict[str, NDArray[
 
 
 def only_tensor(folder: Path, spec: BundleSpec, shard: Shard) -> tensors.TensorPlace:
+    """Return the one tensor of a shard, as its description has it. Raises ArtifactError."""
     with opened(folder / shard.file) as file:
         places = tensors.open_tensors(file, shard.file)
     expected = shard.tensor(spec)
