@@ -124,7 +124,7 @@ class Table:
 class Matrix:
     """Shares between things, drawn as shaded cells; `values` and `errors` are [N][N].
 
-    The terminal numbers the columns. `beside` gives each name one more number, such as its tokens.
+    The terminal numbers the columns. `extra` gives each name one more number, such as its tokens.
     """
 
     name: str
@@ -132,8 +132,8 @@ class Matrix:
     names: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
     errors: tuple[tuple[float, ...], ...] = ()
-    beside: tuple[int, ...] = ()
-    beside_name: str = ""
+    extra: tuple[int, ...] = ()
+    extra_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,16 +95,16 @@ def _matrix(matrix: Matrix) -> RenderableType:
             else f"{100 * matrix.values[i][j]:.0f}"
             for j in shown
         ]
-        beside = [f"{matrix.beside[i]:,}"] if matrix.beside else []
+        extra = [f"{matrix.extra[i]:,}"] if matrix.extra else []
         short = name if len(name) <= _NAME else "…" + name[1 - _NAME :]
-        rows.append([f"{i + 1}", short, *beside, *cells])
+        rows.append([f"{i + 1}", short, *extra, *cells])
     title, more = matrix.title, len(matrix.names) - len(shown)
     most = max(errors[i][j] for i in shown for j in shown)
     if most and not wide:
         title += f", standard error up to {100 * most:.1f}"
     title += f" ({more} more in stats.json)" if more else ""
-    beside_name = [f">{matrix.beside_name}"] if matrix.beside else []
-    return grid(title, [">", "source", *beside_name, *(f">{j + 1}" for j in shown)], rows)
+    extra_name = [f">{matrix.extra_name}"] if matrix.extra else []
+    return grid(title, [">", "source", *extra_name, *(f">{j + 1}" for j in shown)], rows)
 
 
 def _sparks(chart: LineChart) -> Iterator[RenderableType]:

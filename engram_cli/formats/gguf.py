@@ -83,6 +83,10 @@ def _open(path: Path, tokenizer: Path | None = None) -> GgufRows:
         constants.checks.append(
             compared(f"layer {entry.layer}: rows", "missing" if rows is None else rows, entry.rows)
         )
+        for scales in tables.get(entry.layer, [])[1:]:
+            fits = "one for every 32 values"
+            told = fits if found is not None and _scales_fit(found, scales) else scales.shape
+            constants.checks.append(compared(f"layer {entry.layer}: scales", told, fits))
     return GgufRows(
         format="gguf",
         path=path,
@@ -131,6 +135,8 @@ def _parts(
             said.add(("e8m0_e4m3", width // 33 * 32))
             parts[entry.layer, ROWS] = _bytes_of(rows, 0, width, width)
         elif rows.type == "int8" and len(tensors) > 1:
+            if not _scales_fit(rows, tensors[1]):
+                continue  # named in the checks
             said.add(("fp8_e8m0", width))
             parts[entry.layer, ROWS] = _bytes_of(rows, 0, width, width)
             scales = tensors[1].shape[-1]
@@ -160,6 +166,13 @@ def _parts(
         return parts, None, None
     dtype, dim = said.pop()
     return parts, dtype, dim
+
+
+def _scales_fit(rows: GgufTensor, scales: GgufTensor) -> bool:
+    """Return whether a tensor is that of the scales of `rows`, and whole."""
+    height, width = rows.shape
+    whole = scales.begin + (scales.nbytes or 0) <= scales.file.stat().st_size
+    return scales.type == "int8" and scales.shape == (height, -(-width // 32)) and whole
 
 
 def _bytes_of(tensor: GgufTensor, begin: int, width: int, stride: int) -> FileArray:

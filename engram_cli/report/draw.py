@@ -38,8 +38,8 @@ def draw(part: Part) -> Html | None:
         return _row(part)
     if isinstance(part, Tiles):
         entries = [
-            tag("div", tag("dt", what), tag("dd", value), tag("dd", beside, class_="beside"))
-            for value, what, beside in part.entries
+            tag("div", tag("dt", what), tag("dd", value), tag("dd", compared, class_="compared"))
+            for value, what, compared in part.entries
         ]  # fmt: skip
         return tag("dl", *entries, class_="tiles")
     if isinstance(part, Matrix):

@@ -264,6 +264,10 @@ class FileRows:
         if self.row_type.scaling is None:
             return taken, None
         scales = self._array(layer, SCALES)
+        if not _is_single(scales, SCALES) and scales.rows != rows.rows:
+            raise ArtifactError(
+                f"{self.path} has {scales.rows:,} scales of {rows.rows:,} rows", DAMAGED
+            )
         return taken, scales.read(0, 1) if _is_single(scales, SCALES) else scales.take(wanted)
 
     def vectors(self, layer: int | None, ids: ArrayLike) -> NDArray[np.float32]:

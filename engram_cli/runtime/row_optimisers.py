@@ -2,7 +2,7 @@
 
 In: sparse gradients, in which a row may occur many times. A step adds up each row's and updates the
 row and its state at once, without waiting for the device, so that it can be part of a CUDA graph.
-State beside a row of `dim` values: `RowwiseAdagrad` 4 bytes, `RowwiseAdam` 8 x dim.
+State for a row of `dim` values: `RowwiseAdagrad` 4 bytes, `RowwiseAdam` 8 x dim.
 """
 
 from __future__ import annotations

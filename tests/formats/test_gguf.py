@@ -155,6 +155,23 @@ def test_their_writer(tmp_path: Path) -> None:
     assert np.array_equal(np.frombuffer(raw, np.float16).reshape(10, 64), rows)
 
 
+@pytest.mark.parametrize("kept", [5, 0])
+def test_scales_of_another_height_are_not_read(
+    tmp_path: Path, small_vocab: CompressedVocab, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    write = checkpoints.gguf
+
+    def cut(path: Path, keys: Any, tensors: Any) -> Path:
+        parts = {n: (k, v[:kept] if n.endswith("scale") else v) for n, (k, v) in tensors.items()}
+        return write(path, keys, parts)
+
+    monkeypatch.setattr(checkpoints, "gguf", cut)
+    written = checkpoints.deepseek_gguf(tmp_path / "m.gguf", small_vocab, "upper case")
+    source = opened(written.path)
+    assert source.layers == ()
+    assert {"layer 1: scales", "layer 3: scales"} <= set(results(source, "differs"))
+
+
 def test_short_files_and_missing_parts(tmp_path: Path, small_vocab: CompressedVocab) -> None:
     path = tmp_path / "m-00001-of-00002.gguf"
     checkpoints.deepseek_gguf(path, small_vocab, "ds4")

@@ -136,8 +136,8 @@ def overlap_views(found: SourcesResult, results: Results) -> Iterable[View]:
             names=found.names,
             values=entry.share,
             errors=entry.share_error,
-            beside=found.tokens,
-            beside_name="tokens",
+            extra=found.tokens,
+            extra_name="tokens",
         )
         for entry in (found.overlap if len(found.names) > 1 else ())
     ]
