@@ -197,7 +197,7 @@ def _of_tokens(layout: HashLayout, theirs: Theirs) -> Iterator[Hypothesis]:
     if layout.lookup is not None:
         yield _one(MAP, "if raw ids are hashed, not compressed ones", tokens="raw")
     if any(each.compressed is not None for each in theirs.cases):
-        yield _one(MAP, "with their compressed ids in place of ours", tokens="theirs")
+        yield _one(MAP, "with their compressed ids", tokens="theirs")
     yield _one(PAD, "if the pad id is 0", filler=0)
     raw = layout.parameters.get("pad_id")
     if type(raw) is int and 0 <= raw < 2**31:

@@ -98,7 +98,7 @@ class _Reader:
         named = {each.case.name for each in cases}
         self._need(len(named) == len(cases), "it has a case twice")
         values = self._list(document.get("values", []), "values", MOST_ROWS)
-        values = [] if self._dim is None else values  # nothing of ours to compare them with
+        values = [] if self._dim is None else values  # the source has no vectors
         layout = self._object(document.get("layout", {}), "layout")
         theirs = Theirs(
             cases=cases,

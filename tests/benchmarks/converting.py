@@ -29,7 +29,7 @@ STEP = 2**14  # rows written at a time
 
 
 def cases() -> Iterator[Case]:
-    """The header alone is written anew; with --verify both files are read once more."""
+    """Only the header is rewritten; with --verify both files are read once more."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         old, tokenizer = _write(folder)

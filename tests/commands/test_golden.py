@@ -208,7 +208,7 @@ def test_a_map_that_is_not_ours(checked: Any) -> None:
             )
     found = ours.check(document)
     assert found.first == "vocabulary map"
-    assert found.explanations == ("equal with their compressed ids in place of ours",)
+    assert found.explanations == ("equal with their compressed ids",)
     assert found.steps[0].found.startswith("token ")
 
 
