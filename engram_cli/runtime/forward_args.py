@@ -27,7 +27,8 @@ class Call:
     """The arguments of a forward call that matter here; `depth` is the module's in its path.
 
     `caches`: the cache objects among all arguments; `containers`: those made of tensors, by name,
-    which may be a state; `places`: integer tensors that may say at which positions the ids are.
+    which may be a state; `places`: integer tensors that may say at which positions the ids are;
+    `rows`: what a collator looked up beforehand.
     """
 
     depth: int
@@ -39,6 +40,7 @@ class Call:
     places: list[Tensor] = field(default_factory=list)
     positions: Any = None
     cu_seqlens: Any = None
+    rows: Tensor | None = None
 
 
 def parameter_names(module: nn.Module) -> list[str]:
@@ -105,6 +107,7 @@ def merge_calls(calls: Sequence[Call]) -> Call:
     inner = calls[with_ids[-1] :]
     for call in inner:
         merged.ids = merged.ids if call.ids is None else call.ids
+        merged.rows = merged.rows if call.rows is None else call.rows
         merged.caches = call.caches or merged.caches
         merged.places = call.places or merged.places
         merged.containers |= call.containers
