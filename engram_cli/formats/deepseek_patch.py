@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
 from engram_cli.files import read_json
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import WriteOptions, Written, require_agreement
+from engram_cli.formats.base import Target, WriteOptions, Written, require_agreement
 from engram_cli.formats.row264 import DTYPE, require_e8m0, require_room
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY
 from engram_cli.outputs import Kind, Listing, new_folder, prepare_output
@@ -229,3 +229,4 @@ def _listing(path: Path) -> Listing | None:
 
 
 PATCH = Kind(name="patch of a checkpoint", listing=_listing)
+TARGET = Target(write=write_patch, dtypes=(DTYPE,))

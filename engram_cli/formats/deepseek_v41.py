@@ -16,7 +16,6 @@ from typing import Any
 from engram_cli.errors import InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import Format
-from engram_cli.formats.deepseek_patch import write_patch
 from engram_cli.formats.model_folder import (
     CONFIG,
     Check,
@@ -259,5 +258,4 @@ FORMAT = Format(
     open=_open,
     facts=checkpoint_facts,
     foreign=True,
-    write=write_patch,
 )

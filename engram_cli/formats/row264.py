@@ -15,7 +15,7 @@ import numpy as np
 
 from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
 from engram_cli.files import canonical_json, read_json, sha256_bytes
-from engram_cli.formats.base import Checks, Format, WriteOptions, Written, row_problems
+from engram_cli.formats.base import Checks, Format, Target, WriteOptions, Written, row_problems
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.outputs import Kind, Listing, new_folder, prepare_output
 from engram_cli.rows.checksum import ALGORITHM, Checksum
@@ -221,4 +221,5 @@ def _listing(path: Path) -> Listing | None:
 
 
 ROW264 = Kind(name="folder of row264", listing=_listing)
-FORMAT = Format(name="row264", recognise=_recognise, open=_open, check=_check, write=_write)
+FORMAT = Format(name="row264", recognise=_recognise, open=_open, check=_check)
+TARGET = Target(write=_write, dtypes=(DTYPE,))
