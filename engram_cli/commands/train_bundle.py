@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from engram_cli.commands.attach import attach_checkpoint
 from engram_cli.commands.build_table import build_table
@@ -92,7 +93,7 @@ def make_bundle(
     )
     if not here.table.exists():
         if text is not None:
-            packed = {
+            packed: dict[str, Any] = {
                 "sources": (text,),
                 "format": PACKED_FORMAT,
                 "ids_dtype": PACKED_DTYPE,
@@ -100,7 +101,8 @@ def make_bundle(
                 "workspace": here,
             }
             if not here.stats.exists():
-                hash_stats(HashStatsRequest(geometry=geometry, vocab=here.vocab, **packed), progress)
+                counting = HashStatsRequest(geometry=geometry, vocab=here.vocab, **packed)
+                hash_stats(counting, progress)
             fill = FillRequest(**packed)
             base = replace(base, init="next-token", fill=fill, stats=here.stats)
         build_table(base, progress)
@@ -111,7 +113,7 @@ def make_bundle(
             out=out,
             tokenizer=request.tokenizer,
             reference=True,
-            seed=request.seed,
+            seed=request.train_seed,
             folder=here.folder,
         ),
         progress,

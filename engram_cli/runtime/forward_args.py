@@ -107,12 +107,12 @@ def merge_calls(calls: Sequence[Call]) -> Call:
     inner = calls[with_ids[-1] :]
     for call in inner:
         merged.ids = merged.ids if call.ids is None else call.ids
-        merged.rows = merged.rows if call.rows is None else call.rows
         merged.caches = call.caches or merged.caches
         merged.places = call.places or merged.places
         merged.containers |= call.containers
         merged.positions = merged.positions if call.positions is None else call.positions
         merged.cu_seqlens = merged.cu_seqlens if call.cu_seqlens is None else call.cu_seqlens
+    merged.rows = next((call.rows for call in reversed(calls) if call.rows is not None), None)
     masks = [call.mask for call in reversed(inner) if call.mask is not None]
     plain = [mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2]
     merged.mask = next(iter(plain or masks), None)

@@ -148,7 +148,7 @@ def average_row_gradients(model: nn.Module) -> None:
 
 
 def _mean_sparse(rows: nn.Parameter) -> Tensor:
-    """Return the mean of sparse gradients of different lengths, gathered and padded with zeros."""
+    """Return the mean of sparse gradients of different lengths, gathered padded."""
     if rows.grad is None:
         indices = torch.zeros(0, dtype=torch.int64, device=rows.device)
         values = torch.zeros(0, rows.shape[1], dtype=rows.dtype, device=rows.device)
@@ -158,12 +158,15 @@ def _mean_sparse(rows: nn.Parameter) -> Tensor:
     longest = torch.tensor(len(indices), device=rows.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX)
     missing = int(longest) - len(indices)
-    indices = torch.nn.functional.pad(indices, (0, missing))
+    # Padding has no row: a zero gradient would move a row that Adam has a mean of.
+    indices = torch.nn.functional.pad(indices, (0, missing), value=-1)
     values = torch.nn.functional.pad(values, (0, 0, 0, missing))
     world = dist.get_world_size()
     all_indices = [torch.empty_like(indices) for _ in range(world)]
     all_values = [torch.empty_like(values) for _ in range(world)]
     dist.all_gather(all_indices, indices)
     dist.all_gather(all_values, values)
-    total = sparse_tensor(torch.cat(all_indices), torch.cat(all_values) / world, rows.shape)
+    every, given = torch.cat(all_indices), torch.cat(all_values) / world
+    real = every >= 0
+    total = sparse_tensor(every[real], given[real], rows.shape)
     return with_norm(coalesced(total))

@@ -18,7 +18,7 @@ from engram_cli.runtime.saving import load, save_engram
 _MOST_ROWS = 4096  # of a step, whose norms are looked at
 
 
-class EngramCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+class EngramCallback(TrainerCallback):
     """Saves, loads and watches the memory of the model that a Trainer trains.
 
     - Each checkpoint gets a bundle in `engram`, and a Trainer that resumes from it loads it.
@@ -26,10 +26,11 @@ class EngramCallback(TrainerCallback):  # type: ignore[misc]  # transformers has
       (mean norm of the rows that the step changed) and `engram/touched_L` (share of all rows that
       some step has changed since training began). L is the number of the decoder layer.
 
-    `name`: of the memory, where the model carries several. `saves=False` leaves checkpoints alone.
+    `name`: of the memory, where the model carries several. `saves`: write the bundle always, never,
+    or (None) where saving the model did not.
     """
 
-    def __init__(self, name: str | None = None, *, saves: bool = True) -> None:
+    def __init__(self, name: str | None = None, *, saves: bool | None = None) -> None:
         self.name = name
         self.saves = saves
         self.figures: dict[str, float] = {}
@@ -41,7 +42,7 @@ class EngramCallback(TrainerCallback):  # type: ignore[misc]  # transformers has
         """Load the bundle of the checkpoint that training resumes from, and begin to watch."""
         model = given["model"]
         memory = memory_of(model, self.name)
-        if self.saves and state.global_step:
+        if self.saves is not False and state.global_step:
             bundle = _checkpoint(args, state) / BUNDLE_NAME
             if bundle.is_dir():
                 load(model, bundle, name=self.name)
@@ -109,8 +110,8 @@ class EngramCallback(TrainerCallback):  # type: ignore[misc]  # transformers has
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Write the bundle of the checkpoint that was just written."""
-        if self.saves:
-            bundle = _checkpoint(args, state) / BUNDLE_NAME
+        bundle = _checkpoint(args, state) / BUNDLE_NAME
+        if self.saves or (self.saves is None and not bundle.is_dir()):
             save_engram(given["model"], bundle, name=self.name, force=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:

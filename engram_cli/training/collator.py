@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from transformers import default_data_collator
@@ -22,7 +22,7 @@ class EngramCollator:
     """
 
     def __init__(
-        self, memory: Memory, collator: Callable[[Sequence[Any]], dict[str, Any]] | None = None
+        self, memory: Memory, collator: Callable[[list[Any]], dict[str, Any]] | None = None
     ) -> None:
         vocabulary = len(memory.hash_tensors().lookup)
         spec = memory.spec
@@ -31,7 +31,7 @@ class EngramCollator:
         self.finder = RowFinder(hashed, packed=spec.packed)
         self.collator = collator or default_data_collator
 
-    def __call__(self, features: Sequence[Any]) -> dict[str, Any]:
+    def __call__(self, features: list[Any]) -> dict[str, Any]:
         """Return a batch with `engram_rows`, int[B, L, T, C]. Raises TokenIdError."""
         batch = self.collator(features)
         batch[self.argument] = self.finder.find(

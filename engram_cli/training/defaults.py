@@ -30,12 +30,13 @@ LORA_ALPHA = 1.0  # times the rank
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSize:
-    """`sequences` of `length` tokens a step; `held_out` tokens of each evaluation on the way."""
+    """`sequences` of `length` tokens a step; `sample` and `final` held-out tokens are measured."""
 
     sequences: int
     length: int
-    held_out: int
+    sample: int
+    final: int
 
 
-ON_GPU = BatchSize(sequences=32, length=512, held_out=2**18)
-ON_CPU = BatchSize(sequences=4, length=128, held_out=2**12)
+ON_GPU = BatchSize(sequences=32, length=512, sample=2**18, final=2**20)
+ON_CPU = BatchSize(sequences=4, length=128, sample=2**12, final=2**14)

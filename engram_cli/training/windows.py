@@ -1,4 +1,4 @@
-"""Documents packed into one file of token ids, windows of equal length over it, and documents again.
+"""Documents packed into one file of token ids, windows of it, and the documents again.
 
 A packed file is uint32 ids, each document ended by one token. It is the format "nanogpt" of a
 corpus, so that every other command can read it.
@@ -32,11 +32,13 @@ def pack(words: NDArray[np.uint32], out: Path, end: int | None) -> None:
         for begin in range(0, len(words), CHUNK):
             ids, starts = split_starts(np.array(words[begin : begin + CHUNK]))
             if end is not None:
-                before = np.concatenate(([last], ids[:-1]))
+                before = np.append(np.uint32(last or 0), ids[:-1])
                 open_ends = np.flatnonzero(starts & (before != end))
                 last = int(ids[-1])
                 ids = np.insert(ids, open_ends, np.uint32(end))
             file.write(ids.astype("<u4").tobytes())
+        if end is not None and last != end:
+            file.write(np.uint32(end).astype("<u4").tobytes())
 
 
 def read_packed(path: Path) -> NDArray[np.uint32]:
@@ -116,5 +118,3 @@ def _all_documents(
             yield ids[first : min(int(at), first + _LONGEST)]
             first = int(at) + 1
     yield ids[first : first + _LONGEST]
-
-

@@ -39,12 +39,10 @@ class TrainRequest(CorpusFields):
         tuple[str | Path, ...],
         Option("Text to measure the loss on, not in the training text. Can be repeated."),
     ]
-    out: Annotated[
-        Path, Option("Folder of the run and its results (engram-run).", short="-o")
-    ] = Path("engram-run")
-    bundle: Annotated[
-        Path | None, Option("Bundle to train (made from the training text).")
-    ] = None
+    out: Annotated[Path, Option("Folder of the run and its results (engram-run).", short="-o")] = (
+        Path("engram-run")
+    )
+    bundle: Annotated[Path | None, Option("Bundle to train (made from the training text).")] = None
     rows: Annotated[
         str,
         Option(
@@ -117,13 +115,9 @@ class TrainRequest(CorpusFields):
         ),
     ] = defaults.PATIENCE
     rows_lr: Annotated[float, _rate("the rows", defaults.ROWS_LR)] = defaults.ROWS_LR
-    lr: Annotated[float, _rate("the memory's other weights", defaults.DENSE_LR)] = (
-        defaults.DENSE_LR
-    )
+    lr: Annotated[float, _rate("the memory's other weights", defaults.DENSE_LR)] = defaults.DENSE_LR
     lora_lr: Annotated[float, _rate("a LoRA adapter", defaults.LORA_LR)] = defaults.LORA_LR
-    full_lr: Annotated[float, _rate("the model, with --full", defaults.FULL_LR)] = (
-        defaults.FULL_LR
-    )
+    full_lr: Annotated[float, _rate("the model, with --full", defaults.FULL_LR)] = defaults.FULL_LR
     row_optimiser: Annotated[
         str,
         Option(
@@ -135,7 +129,10 @@ class TrainRequest(CorpusFields):
     device: Annotated[
         str, Option("Where to train: auto (a GPU if there is one) or cpu.", known=("auto", "cpu"))
     ] = "auto"
-    seed: Annotated[int, Option("Seed of the order of the text and of new weights.", least=0)] = 0
+    train_seed: Annotated[
+        int,
+        Option("Seed of the order of the text and of new weights.", panel=_BATCH, least=0),
+    ] = 0
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
     dim: Annotated[
         int | None, Option(f"Values per row of a new table ({defaults.DIM}).", least=1)
@@ -159,8 +156,9 @@ class TrainRequest(CorpusFields):
             "an adapter is for a frozen model: give one of them",
         ),
         Rule(
-            lambda request: request.bundle is not None
-            and bool(request.geometry.given or request.dim),
+            lambda request: (
+                request.bundle is not None and bool(request.geometry.given or request.dim)
+            ),
             "--bundle with options of a new table",
             "leave out --bundle, or the options of the layout and --dim",
         ),
@@ -169,12 +167,11 @@ class TrainRequest(CorpusFields):
             "no held-out text",
             "give text that is not in the training text with --held-out",
         ),
-        *(
-            Rule(
-                lambda request, name=name: not getattr(request, name) >= 0.0,
-                f"--{name.replace('_', '-')} {{0.{name}}}",
-                "give 0 or more",
-            )
-            for name in ("rows_lr", "lr", "lora_lr", "full_lr")
+        Rule(
+            lambda request: (
+                not min(request.rows_lr, request.lr, request.lora_lr, request.full_lr) >= 0.0
+            ),
+            "a learning rate below 0",
+            "give 0 or more with --rows-lr, --lr, --lora-lr and --full-lr",
         ),
     )
