@@ -11,6 +11,7 @@ from engram_cli.commands.probe import probe
 from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import EngramError, IncompleteError, InputError
 from engram_cli.formats.base import Digest, Facts, stored_size
+from engram_cli.formats.stored_layers import stored_layers
 from engram_cli.hashing.layout import UNKNOWN_SCHEME, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.place import check_page
@@ -82,6 +83,8 @@ def _rows(
         stored_bytes=size,
         report=request.report,
         probe=known,
+        foreign=found.format.foreign,
+        layers=stored_layers(source, found.format.number),
         dialect=getattr(source, "dialect", None),
         checks=getattr(source, "checks", ()),
         **rows,
@@ -139,6 +142,7 @@ def _result(
     return InspectResult(
         path=found.path,
         kind=found.kind,
+        format=None if found.kind == VOCABULARY else found.kind,
         complete=complete,
         facts=tuple(facts),
         digests=digests,
