@@ -199,12 +199,11 @@ def _layout(ple: Mapping[str, Any], rows: int) -> tuple[HashLayout | None, list[
         layers=_layers(ple),
     )
     entry = computed.layers[0]
-    drawn = draw_multipliers(
-        computed.compressed_size,
-        computed.max_order,
-        count_in({"ple_layer_index": 0, **ple}, "ple_layer_index"),
-        count_in({"seed": _SEED, **ple}, "seed"),
-    )
+    index = count_in({"ple_layer_index": 0, **ple}, "ple_layer_index")
+    seed = count_in({"seed": _SEED, **ple}, "seed")
+    drawn = draw_multipliers(computed.compressed_size, computed.max_order, index, seed)
+    if index:  # one of several layers: the scheme makes no such layout of one
+        computed = replace(computed, parameters={"seed": seed, "divisor": DIVISOR})
     offsets = counts_in(ple, "offsets") if ple.get("offsets") else None
     checks = [
         compared("multipliers", multipliers, drawn),

@@ -87,14 +87,17 @@ def _write(kind: str, source: RowSource, out: Path, options: WriteOptions) -> Wr
         )
         if options.check:
             return done
-        form = OVERLAYS[kind]
-        inputs = (source.path, options.patch)
-        prepare_output(out, form, force=options.force, inputs=inputs)
+        prepare_output(
+            out, _REPLACED[kind], force=options.force, inputs=(source.path, options.patch)
+        )
         if size > free_bytes(out):
             raise InputError(f"{out} needs {size:,} bytes", "free some, or write to another disk")
         chunks = partial(_chunks, kind, edits, head, row_bytes)
         options.progress.start("rows into an overlay", size, "bytes")
-        with new_file(out, form, force=options.force) as part, output_errors(out):
+        with (
+            new_file(out, _KINDS[kind], force=options.force and kind != "pleo") as part,
+            output_errors(out),
+        ):
             with part.open("wb") as file:
                 for chunk in chunks():
                     file.write(chunk)
@@ -288,6 +291,14 @@ def _verify(part: Path, chunks: Iterator[bytes], out: Path) -> None:
     require_agreement(FORMAT.open(part, None), "check the disk")
 
 
+def _is_pleo(path: Path) -> Listing | None:
+    try:
+        FORMAT.open(path, None)
+    except EngramError:
+        return None
+    return Listing()
+
+
 def _listing(path: Path) -> Listing | None:
     try:
         overlay = FORMAT.open(path, None)
@@ -297,10 +308,14 @@ def _listing(path: Path) -> Listing | None:
     return Listing() if (manifest or {}).get("written_by") == _WRITTEN_BY else None
 
 
-# A .pleo has no place for a mark: --force never replaces one.
-OVERLAYS = {
+_KINDS = {
+    kind: Kind(name=f".{kind}", listing=listing, folder=False)
+    for kind, listing in (("pleo", _is_pleo), ("plepatch", _listing))
+}
+# A .pleo has no place for a mark, so that --force never replaces one.
+_REPLACED = {
     "pleo": Kind(name=".pleo that says who wrote it", listing=lambda _: None, folder=False),
-    "plepatch": Kind(name=".plepatch written by engram", listing=_listing, folder=False),
+    "plepatch": _KINDS["plepatch"],
 }
 PLEO = Target(write=partial(_write, "pleo"), part_of_rows=True)
 PLEPATCH = Target(write=partial(_write, "plepatch"), dtypes=(*_PLAIN, *_BYTES), part_of_rows=True)

@@ -120,9 +120,7 @@ def test_layers_of_which_a_store_holds_one(tmp_path: Path) -> None:
     geometry = Geometry(
         scheme="qwen-ple", vocab_size=300, eos_id=7, rows_per_head=(97,), layers=(2, 5)
     )
-    build_table(
-        BuildTableRequest(geometry=geometry, dim=16, dtype="fp8", out=tmp_path / "t.zarr")
-    )
+    build_table(BuildTableRequest(geometry=geometry, dim=16, dtype="fp8", out=tmp_path / "t.zarr"))
     with pytest.raises(InputError, match="rows of 2 layers, and a store holds one"):
         converted(tmp_path / "t.zarr", "engramdb", tmp_path / "s")
     converted(tmp_path / "t.zarr", "engramdb", tmp_path / "s", layers=(5,))
