@@ -102,9 +102,7 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
 def _check_rows(source: RowSource, request: VerifyRequest, checks: Checks) -> Coverage:
     """Read rows and take what was found; return which were read."""
     share = None if request.full else request.fault_share
-    found, coverage = check_rows(
-        source, share, threads=checks.threads, progress=checks.progress
-    )
+    found, coverage = check_rows(source, share, threads=checks.threads, progress=checks.progress)
     checks.take_compared(found)
     if not any(each.result == "differs" for each in found):
         checks.checked.append("rows")

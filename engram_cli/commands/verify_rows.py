@@ -80,7 +80,7 @@ def check_rows(
 def _layer_checks(layer: LayerFaults, written: bool) -> Iterator[Check]:
     """Yield the checks of a layer; `written`: by engram, whose checksums hold."""
     found, label = layer.found, f"layer {layer.layer}"
-    bad = f"{_rows(found.not_finite)} not finite, such as row {found.first_bad or 0:,}"
+    bad = f"{_rows(found.not_finite)} not finite, the first is row {found.first_bad or 0:,}"
     yield _check(
         f"{label}: values", found.not_finite, bad if found.not_finite else _FINITE, _FINITE
     )
