@@ -143,18 +143,16 @@ def _repeat_check(source: RowSource, scan: FaultScan) -> Check:
         return Check(
             name=_REPEATED, result="ok", found=f"none in {scan.compared:,} {what}", expected="none"
         )
-    shown = [_repeat(source, each, whole=scan.share is None) for each in scan.repeats[:_SHOWN]]
+    shown = [_repeat(source, each) for each in scan.repeats[:_SHOWN]]
     rest = len(scan.repeats) - len(shown)
     more = f"; and {rest:,} more" if rest else ""
     return Check(name=_REPEATED, result="differs", found="; ".join(shown) + more, expected="none")
 
 
-def _repeat(source: RowSource, repeat: Repeat, *, whole: bool) -> str:
+def _repeat(source: RowSource, repeat: Repeat) -> str:
     one = _place(source, repeat.layer, repeat.first)
     two = _place(source, *repeat.again)
-    if whole:
-        return f"{two} has {repeat.rows:,} rows of {one}"
-    return f"{two} has the rows of {one}, {repeat.rows:,} compared"
+    return f"{two} has {repeat.rows:,} rows of {one}"
 
 
 def _place(source: RowSource, layer: int, row: int) -> str:

@@ -106,7 +106,10 @@ def scan_faults(
         else:
             layers.append(_read_sample(source, layer, rows, taken[layer], progress))
     whole = all(each.whole for each in layers)
-    repeats, compared = blocks.repeats() if whole else _equal_shards(source)
+    repeats, compared = _equal_shards(source)
+    if whole:  # shards of other heights end within a block
+        found, compared = blocks.repeats()
+        repeats = found or repeats
     return FaultScan(
         layers=tuple(layers),
         share=None if whole else share,
@@ -323,7 +326,8 @@ def padded_shards(source: RowSource, layer: int) -> tuple[int, tuple[int, ...]]:
     if len(spans) < 2 or not whole or not 0 < padding < min(span.rows for span in spans):
         return 0, ()
     ends = (span.first + span.rows - padding for span in spans)
-    zero = [not source.lines(layer, ROWS, first, padding).any() for first in ends]
+    read = [source.lines(layer, ROWS, first - 1, padding + 1) for first in ends]
+    zero = [rows[0].any() and not rows[1:].any() for rows in read]  # and no more than these
     return padding, tuple(np.flatnonzero(zero).tolist())
 
 
