@@ -34,7 +34,7 @@ from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
 from engram_cli.formats.checkpoint_bundle import refer_to_source, require_attachable
 from engram_cli.formats.module_spec import first_values
-from engram_cli.formats.own_modules import OwnModule, own_module
+from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
 from engram_cli.formats.table_reference import refer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
@@ -178,7 +178,7 @@ def _own(
     if not FORMATS.load(store.format).foreign:
         return None
     require_attachable(store)
-    own = own_module(store)
+    own = own_module(store, DEFAULT_EPS if model.norm_eps is None else model.norm_eps)
     if own is None:
         progress.note(f"{store.path} has rows and no module of its own: a new one starts")
         return None

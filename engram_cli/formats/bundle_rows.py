@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import sha256_bytes
+from engram_cli.formats import FORMATS
 from engram_cli.formats.base import Checks, Facts, Format, hash_facts, token_fact
 from engram_cli.formats.bundle import (
     BUNDLE_NAME,
@@ -19,7 +20,6 @@ from engram_cli.formats.bundle import (
     read_bundle,
     read_description,
 )
-from engram_cli.formats import FORMATS
 from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.formats.zarr_table import verify_table
 from engram_cli.rows.dtypes import physical_dtype

@@ -28,7 +28,7 @@ from engram_cli.formats.module_spec import (
     first_values,
     module_spec,
 )
-from engram_cli.formats.own_modules import OwnModule, own_module
+from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
 from engram_cli.hashing.layout import UNKNOWN_SCHEME, UNKNOWN_VOCABULARY
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import SCALES, RowSource, Span
@@ -42,7 +42,7 @@ class HostModel:
     num_layers: int | None = None
     model_type: str = "unknown"
     streams: int = 1
-    norm_eps: float = 1e-6
+    norm_eps: float = DEFAULT_EPS
 
 
 class _Dense(Mapping[int, Mapping[str, NDArray[np.float32]]]):
@@ -103,7 +103,7 @@ def open_checkpoint(path: Path, tokenizer: Path | None, model: HostModel) -> Bun
     format_, own_path = found
     source = format_.open_with(own_path, tokenizer)
     require_attachable(source)
-    own = own_module(source)
+    own = own_module(source, model.norm_eps)
     spec = spec_of(source, own, model)
     return Bundle(
         folder=own_path,

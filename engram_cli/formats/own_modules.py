@@ -82,7 +82,7 @@ NAMES: dict[str, tuple[str, dict[str, str]]] = {
 }
 _EPS = ("rms_norm_eps", "norm_eps", "layer_norm_epsilon")
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer")
-_DEFAULT_EPS = 1e-6
+DEFAULT_EPS = 1e-6
 _SCALES = (".weight_scale_inv", ".scale")  # what scales of a weight are called, less ".weight"
 _LAYER = r"((?:model\.)?(?:language_model\.)?layers\.\d{1,5}\.)"
 _PREFIXES = {
@@ -125,9 +125,10 @@ class OwnModule:
         }
 
 
-def own_module(source: RowSource) -> OwnModule | None:
+def own_module(source: RowSource, norm_eps: float = DEFAULT_EPS) -> OwnModule | None:
     """Return the module of a checkpoint; None where it holds rows only.
 
+    `norm_eps`: that of the model's norms, where the checkpoint does not say it.
     Raises InputError for one that has a part of its weights, or whose sizes no module of ours has,
     ArtifactError for a config or file that cannot be true.
     """
@@ -139,6 +140,7 @@ def own_module(source: RowSource) -> OwnModule | None:
         return None
     kind, names = NAMES[key]
     folded = key == "gguf, qwen4exp"
+    config = {_EPS[0]: norm_eps, **config} if not any(config.get(n) for n in _EPS) else config
     return _module(source, kind, names, weights, config, folded=folded)
 
 
@@ -248,7 +250,7 @@ def _lacks(source: RowSource, layer: int, name: str) -> InputError:
 
 
 def _eps(config: Mapping[str, Any]) -> float:
-    value = next((config[key] for key in _EPS if config.get(key) is not None), _DEFAULT_EPS)
+    value = next((config[key] for key in _EPS if config.get(key) is not None), None)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ArtifactError(f"the config has a norm eps of {value!r}", "check it")
     return float(value)

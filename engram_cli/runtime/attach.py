@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.formats import checkpoint
 from engram_cli.files import local_path
+from engram_cli.formats import checkpoint
 from engram_cli.formats.bundle import DESCRIPTION, Bundle, bundle_folder, read_bundle
 from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.runtime import loading

@@ -66,12 +66,12 @@ class EngramPeft(MemoryModule):
         return torch.promote_types(hidden.dtype, torch.float32)
 
     def copies(self, hidden: Tensor) -> Tensor:
-        """Return [B, T, copies, d] of hidden states [B, T, d]."""
-        return hidden.unsqueeze(2).expand(-1, -1, self.streams, -1)
+        """Return [B, T, copies, d] of hidden states [B, T, d] or [B, T, 1, d]."""
+        return hidden.flatten(2).unsqueeze(2).expand(-1, -1, self.streams, -1)
 
     def gates(self, hidden: Tensor, vectors: Tensor) -> Tensor:
         """Return [B, T, copies, 1] in 0..1, float32; `hidden` [B, T, 1, d]."""
-        return super().gates(self.copies(hidden.flatten(2)), vectors)
+        return super().gates(self.copies(hidden), vectors)
 
     def forward(
         self,
@@ -84,8 +84,8 @@ class EngramPeft(MemoryModule):
         residual: bool = False,
         tail: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what `MemoryModule.forward` does, for `hidden` [B, T, d]."""
+        """Return what `MemoryModule.forward` does, for `hidden` [B, T, d] or [B, T, 1, d]."""
         copies = self.copies(hidden)
         added, inputs = super().forward(copies, rows, keep, history, age, tail=tail)
-        total = added.sum(2)
+        total = added.sum(2).reshape(hidden.shape)
         return (hidden + total if residual else total).to(hidden.dtype), inputs
