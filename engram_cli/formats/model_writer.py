@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
+from engram_cli.errors import ArtifactError, EngramError, MismatchError
 from engram_cli.files import read_json
 from engram_cli.formats.base import WriteOptions, Written
-from engram_cli.formats.model_folder import CheckpointRows, FolderTokenizer
+from engram_cli.formats.model_folder import CheckpointRows, FolderTokenizer, pad_token
 from engram_cli.formats.row_files import Grown, NewFile, put_folder
-from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.outputs import Kind, Listing
 from engram_cli.rows.copying import differing_byte
@@ -27,22 +26,6 @@ from engram_cli.vocab.tokenizer import find_tokenizer
 
 MARKER, _FORMAT = "engram-conversion.json", "engram-conversion"
 TOKENIZER = "tokenizer.json"
-
-
-def pad_token(layout: HashLayout) -> int:
-    """Return the token id that stands before a text: the layout's, or the first of its id.
-
-    Raises InputError for a layout that has no such token.
-    """
-    named = layout.parameters.get("pad_id")
-    if isinstance(named, int):
-        return named
-    if layout.lookup is None:
-        return layout.filler_id
-    found = np.flatnonzero(layout.lookup == layout.filler_id)
-    if not len(found):
-        raise InputError(f"no token has the pad's compressed id {layout.filler_id}", "check it")
-    return int(found[0])
 
 
 def same_scheme(
