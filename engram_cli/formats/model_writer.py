@@ -17,6 +17,7 @@ from engram_cli.formats.model_folder import CheckpointRows, FolderTokenizer, pad
 from engram_cli.formats.row_files import Grown, NewFile, put_folder
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.outputs import Kind, Listing
+from engram_cli.registry import enumerated
 from engram_cli.rows.copying import differing_byte
 from engram_cli.rows.safetensors import TensorSpec, encode_header
 from engram_cli.rows.source import RowSource
@@ -74,8 +75,8 @@ def same_scheme(
     }
     differ = [name for name, is_same in same.items() if not is_same]
     raise MismatchError(
-        f"{source.path} has another hash than {target}'s config gives: "
-        f"{', '.join(differ) or 'another token map'} of scheme {layout.scheme}",
+        f"{source.path} has another hash than {target} looks rows up by: "
+        f"{enumerated(differ) if differ else 'the token map'} of scheme {layout.scheme}",
         "tokens would find other rows; convert it to a format that holds its hash, such as table",
     )
 
