@@ -29,7 +29,7 @@ from own_tables import (
     whole_qwen,
 )
 from safetensors.torch import load_file
-from small_tokenizers import wordpiece_tokenizer
+from small_tokenizers import sentencepiece_tokenizer
 from tiny_models import llama, text
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -258,7 +258,7 @@ def test_deepseek_v41_with_another_tokenizer(tmp_path: Path, small_vocab: Compre
         attach(model, own.path)
     assert "tokenizer" in (caught.value.hint or "")
     other = tmp_path / "tokenizer.json"
-    wordpiece_tokenizer().save(str(other))
+    sentencepiece_tokenizer().save(str(other))
     with pytest.raises(ArtifactError, match="compressed size is"):
         attach(model, own.path, tokenizer=other)
 
