@@ -19,6 +19,7 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import HITS, RowSource
 from engram_cli.rows.stored_as import kept_dtype, require_same_rows
+from engram_cli.rows.views import some_layers
 from engram_cli.sizes import processors
 from engram_cli.table.attributes import is_table
 from engram_cli.table.build import build_store, free_bytes, resumable_bytes
@@ -89,8 +90,15 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     if request.to not in (None, "table"):
         raise InputError(f"{request.to} is no table", "call convert, which writes any format")
     source, dim, dtype = open_vectors(request.source, request.tokenizer)
+    if request.rows is not None:
+        raise InputError(
+            "--rows leaves out rows that tokens look up, and a table has all of them",
+            "leave it out; --layers chooses layers",
+        )
     if request.to is not None:
         _require_hash(source, request)
+    if request.layers is not None:
+        source = some_layers(source, request.layers)
     spec = conversion(
         source,
         request.dtype or _kept(source),

@@ -10,10 +10,13 @@ from engram_cli.commands.artifact import find_artifact, require_sound
 from engram_cli.commands.convert import ConvertResult, convert_table
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError
-from engram_cli.formats import FORMATS
-from engram_cli.formats.base import Change, WriteOptions, require_agreement
+from engram_cli.formats import FORMATS, TARGETS
+from engram_cli.formats.base import Change, Target, WriteOptions, require_agreement
 from engram_cli.progress import SILENT, Progress
+from engram_cli.registry import enumerated
 from engram_cli.rows.source import RowSource
+from engram_cli.rows.stored_as import kept_dtype
+from engram_cli.rows.views import requantised, some_layers
 from engram_cli.sizes import processors
 
 
@@ -53,15 +56,13 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     if request.to in (None, "table"):
         return convert_table(request, progress)
     begin = time.perf_counter()
-    known = [name for name in FORMATS if FORMATS.load(name).write is not None]
-    if request.to not in known:
+    if request.to not in TARGETS:
         is_read = request.to in FORMATS
         raise InputError(
             f"{request.to} is read, not written" if is_read else f"unknown format '{request.to}'",
-            f"give --to table, {', '.join(known)}",
+            f"give --to table, {TARGETS.choices()}",
         )
-    write = FORMATS.load(request.to).write
-    assert write is not None
+    target = TARGETS.load(request.to)
     source = find_artifact(request.source).open(tokenizer=request.tokenizer)
     check = request.check or request.dry_run
     if request.verify and not check:
@@ -70,12 +71,16 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     options = WriteOptions(
         dialect=request.dialect,
         patch=request.patch,
+        rows=request.rows,
+        tokenizer=request.tokenizer,
         check=check,
         force=request.force,
         verify=request.verify,
+        threads=request.threads or processors(),
         progress=progress,
     )
-    done = write(source, out, options)
+    chosen = _chosen(source, target, request)
+    done = target.write(chosen, out, options)
     return WriteResult(
         source=request.source,
         source_format=source.format,
@@ -90,6 +95,37 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
         notes=done.notes,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _chosen(source: RowSource, target: Target, request: ConvertRequest) -> RowSource:
+    """Return what is to be written: the layers and the dtype that were asked for.
+
+    Raises InputError for what the target cannot hold.
+    """
+    if request.rows is not None and not target.part_of_rows:
+        raise InputError(
+            f"--rows leaves out rows that tokens look up, and {request.to} has all of them",
+            "leave it out; --layers chooses layers",
+        )
+    if request.layers is not None:
+        source = some_layers(source, request.layers)
+    if source.dtype is None:
+        if request.dtype is not None:
+            raise InputError(f"{source.path} holds no vectors of a table", "leave out --dtype")
+        return source
+    dtype = request.dtype or source.dtype
+    known = target.dtypes
+    if known and dtype not in known and kept_dtype(dtype) not in known:
+        rather = f"give --dtype {enumerated(known, 'or')}"
+        raise InputError(
+            f"{source.path} has rows of {dtype}, which {request.to} does not hold"
+            if request.dtype is None
+            else f"{request.to} does not hold rows of {dtype}",
+            f"{rather}, which rounds the values" if request.dtype is None else rather,
+        )
+    if request.dtype is None and request.scale is None:
+        return source
+    return requantised(source, dtype, request.scale)
 
 
 def _require_sound(source: RowSource, request: ConvertRequest, progress: Progress) -> None:

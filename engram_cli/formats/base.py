@@ -78,15 +78,20 @@ class Checks:
 class WriteOptions:
     """How to write. `dialect`: of the target, None for the source's or the only one.
 
-    `patch`: a checkpoint that the new files are to fit into. `check`: compute what would be
-    written, and write nothing. `verify`: read what was written and compare it with the source.
+    `patch`: a checkpoint that the new files are to fit into. `rows`: the first row of a layer and
+    the one behind the last, for a target with `part_of_rows`; None for all. `tokenizer`: of the
+    model. `check`: compute what would be written, and write nothing. `verify`: read what was
+    written and compare it with the source.
     """
 
     dialect: str | None = None
     patch: Path | None = None
+    rows: tuple[int, int] | None = None
+    tokenizer: Path | None = None
     check: bool = False
     force: bool = False
     verify: bool = True
+    threads: int = 1
     progress: Progress = SILENT
 
 
@@ -129,8 +134,25 @@ class Writer(Protocol):
     def __call__(self, source: Any, out: Path, options: WriteOptions) -> Written:
         """Write `out`, whole or not at all.
 
-        Raises InputError for a source that the format cannot hold, OutputError, ArtifactError.
+        `source` has the layers and the dtype that were asked for: some of the layers of an
+        artifact, or rows that are encoded when they are read (`rows.views`), are sources too.
+        Everything that the format cannot hold is refused before anything is written, also with
+        `check`. Raises InputError for it, OutputError, ArtifactError.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What `convert --to` writes, registered by name in `formats.TARGETS`.
+
+    `dtypes`: of the rows that it stores as they are, the one to suggest first; () where `write`
+    says. Rows of another dtype are refused, with these as hint. `part_of_rows`: whether it can hold
+    some rows of a layer.
+    """
+
+    write: Writer
+    dtypes: tuple[str, ...] = ()
+    part_of_rows: bool = False
 
 
 def rows_facts(source: RowSource) -> Facts:
@@ -200,15 +222,18 @@ def row_problems(source: RowSource, progress: Progress = SILENT) -> list[str]:
 
 # The check that names constants which a file lacks: they are computed, and contradict nothing.
 LACKING = "constants in the file"
+# What is found in place of a tensor of the module that is not there.
+NO_MODULE = "missing, of the module"
 
 
 def require_agreement(source: RowSource, hint: str) -> None:
     """Raise ArtifactError if a foreign source differs from its config or tokenizer in anything.
 
-    Constants that are only missing are no difference: they follow from the others.
+    Constants that are only missing are no difference: they follow from the others. Nor are tensors
+    of the module, which rows do not depend on.
     """
     for check in getattr(source, "checks", ()):
-        if check.result == "differs" and check.name != LACKING:
+        if check.result == "differs" and check.name != LACKING and check.found != NO_MODULE:
             raise ArtifactError(
                 f"{source.path}: {check.name} is {check.found}, expected {check.expected}", hint
             )
@@ -225,7 +250,7 @@ class Format:
     The rest may be left out. `facts`: what inspect says of the opened source. `unfinished`: facts,
     files and bytes of an artifact for which `open` raises IncompleteError. `check`: what verify
     reads in full, for example checksums; None where that shows the rest is not worth checking.
-    `counts`: where the hits differ from statistics of the same layout. `write`: a writer.
+    `counts`: where the hits differ from statistics of the same layout.
 
     A `foreign` format is that of another program's checkpoints. Its `open` takes the path of a
     tokenizer too, or None for the one in the folder; its sources have `dialect` and `checks`
@@ -240,7 +265,6 @@ class Format:
     unfinished: Callable[[Path], tuple[Facts, int, int]] | None = None
     check: Callable[[Path, Checks], RowSource | None] | None = None
     counts: Callable[[Any, Statistics], list[str]] | None = None
-    write: Writer | None = None
     foreign: bool = False
 
     def open_with(self, path: Path, tokenizer: Path | None) -> RowSource:

@@ -24,7 +24,6 @@ from engram_cli.formats.gguf_dialects import (
     GgufRows,
     dialect_of,
 )
-from engram_cli.formats.gguf_keys import write_gguf
 from engram_cli.formats.model_folder import DAMAGED, FolderTokenizer, bare_map, compared
 from engram_cli.hashing.layout import (
     MAX_MODULUS,
@@ -364,5 +363,4 @@ FORMAT = Format(
     open=_open,
     facts=_facts,
     foreign=True,
-    write=write_gguf,
 )

@@ -16,7 +16,7 @@ import numpy as np
 from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.files import output_errors
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import Change, WriteOptions, Written, require_agreement
+from engram_cli.formats.base import Change, Target, WriteOptions, Written, require_agreement
 from engram_cli.formats.gguf_dialects import CONSTANTS, ROW_TENSOR, GgufRows, dialect_of
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import check_inputs, new_file, prepare_output
@@ -348,3 +348,6 @@ def _shown(value: Any) -> str:
         return str(value)
     some = ", ".join(map(str, value[:_SHOWN].tolist()))
     return f"{some}{', ...' if len(value) > _SHOWN else ''} ({len(value):,} values)"
+
+
+TARGET = Target(write=write_gguf)

@@ -146,11 +146,15 @@ def _some(names: Sequence[str], what: str = "missing") -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRows(FileRows):
-    """The rows of an opened checkpoint, and what was compared. `dialect`: how it spells things."""
+    """The rows of an opened checkpoint, and what was compared. `dialect`: how it spells things.
+
+    `modules`: the tensors of a layer's memory by what they are, where a writer may copy them.
+    """
 
     dialect: str
     folder: ModelFolder
     checks: tuple[Check, ...]
+    modules: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
 
 def checkpoint_facts(source: CheckpointRows) -> Facts:

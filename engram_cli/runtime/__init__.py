@@ -2,7 +2,7 @@
 
 `attach` hooks a live model, `memory` does the work of a forward call, `modules` are the published
 arithmetic, `state` what decoding remembers, `reference` the look-up in plain torch; `saving`,
-`training` and `tracing` are for what comes after.
+`training`, `evaluation` and `tracing` are for what comes after.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from engram_cli.runtime.attach import activate, attach, deactivate, detach
 from engram_cli.runtime.carried import memories
 
 if TYPE_CHECKING:
+    from engram_cli.runtime.evaluation import evaluate_losses as evaluate_losses
     from engram_cli.runtime.row_optimisers import RowwiseAdagrad as RowwiseAdagrad
     from engram_cli.runtime.row_optimisers import RowwiseAdam as RowwiseAdam
     from engram_cli.runtime.saving import load as load
@@ -40,6 +41,7 @@ _HOMES = {
     "Trace": "tracing",
     "average_row_gradients": "training",
     "clip_grad_norm": "sparse_gradients",
+    "evaluate_losses": "evaluation",
     "load": "saving",
     "parameter_groups": "training",
     "row_parameters": "training",
@@ -57,6 +59,7 @@ __all__ = [
     "clip_grad_norm",
     "deactivate",
     "detach",
+    "evaluate_losses",
     "load",
     "memories",
     "parameter_groups",

@@ -90,6 +90,6 @@ def test_a_truncated_archive_is_one_line(ready: Engram) -> None:
 
 
 def test_a_store_without_its_package_is_one_line(ready: Engram) -> None:
-    done = ready("hash-stats", "s3://bucket/a.txt", *ROWS)
+    done = ready("hash-stats", "abfs://bucket/a.txt", *ROWS)
     assert done.code == 2
-    assert "pip install s3fs" in done.error_line
+    assert "pip install adlfs" in done.error_line

@@ -23,7 +23,7 @@ from engram_cli.corpus.partitions import LEAST_BYTES, PARTITION_BYTES
 from engram_cli.corpus.readers import READERS
 from engram_cli.engines.base import ENGINES
 from engram_cli.errors import InputError
-from engram_cli.formats import FORMATS
+from engram_cli.formats import TARGETS
 from engram_cli.formats.module_spec import INIT_GATES, INIT_VALUES, MODULE_KINDS
 from engram_cli.hashing.schemes import SCHEMES
 from engram_cli.rows import DTYPES
@@ -80,7 +80,7 @@ def test_what_a_request_repeats_is_what_its_stage_says() -> None:
         (tables.BuildTableRequest, "dtype", DTYPES),
         (tables.BuildTableRequest, "init", INITS),
         (tables.ConvertRequest, "dtype", DTYPES),
-        (tables.ConvertRequest, "to", [name for name in FORMATS if FORMATS.load(name).write]),
+        (tables.ConvertRequest, "to", TARGETS),
         (plan.PlanRequest, "dtype", DTYPES),
         (plan.PlanRequest, "hardware", HARDWARE),
         (tables.BuildTableRequest, "preset", PRESETS),

@@ -96,9 +96,9 @@ def test_what_is_not_there_is_named(name: str, message: str, memory: str) -> Non
 
 
 def test_a_store_whose_package_is_missing_is_named() -> None:
-    with pytest.raises(DependencyError, match=r"s3://bucket/a.txt: ") as caught:
-        find_sources(["s3://bucket/a.txt"], CorpusOptions())
-    assert caught.value.hint == "pip install s3fs"
+    with pytest.raises(DependencyError, match=r"abfs://bucket/a.txt: ") as caught:
+        find_sources(["abfs://bucket/a.txt"], CorpusOptions())
+    assert caught.value.hint == "pip install adlfs"
 
 
 def test_without_fsspec_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

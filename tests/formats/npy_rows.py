@@ -82,5 +82,4 @@ FORMAT = Format(
     name="npy-rows",
     recognise=lambda path: path if (path / DESCRIPTION).is_file() else None,
     open=_open,
-    write=write,
 )

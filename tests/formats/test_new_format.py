@@ -38,9 +38,7 @@ def npy(made: Made, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The rows of the table in the new format, which the registry now knows."""
     monkeypatch.setitem(FORMATS._entries, NAME, "formats.npy_rows:FORMAT")
     out = made.folder / "npy"
-    write = FORMATS.load(NAME).write
-    assert write is not None
-    write(open_table(made.table), out, force=True, progress=SILENT)
+    npy_rows.write(open_table(made.table), out, force=True, progress=SILENT)
     return out
 
 

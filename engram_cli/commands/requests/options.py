@@ -189,6 +189,17 @@ def integers(text: str) -> tuple[int, ...]:
         raise ValueError(f"'{text}' is not a list such as 2,3") from None
 
 
+def row_range(text: str) -> tuple[int, int]:
+    """Parse a range of rows, the first one and the one behind the last: 0:1000."""
+    try:
+        first, stop = (int(part) for part in text.split(":"))
+    except ValueError:
+        raise ValueError(f"'{text}' is not a range such as 0:1000") from None
+    if not 0 <= first < stop:
+        raise ValueError(f"'{text}' is no ascending range such as 0:1000")
+    return first, stop
+
+
 def names(text: str) -> tuple[str, ...]:
     """Parse comma-separated names: .txt,.md."""
     return tuple(text.split(","))

@@ -21,10 +21,13 @@ from engram_cli.commands.requests.options import (
     Scale,
     Threads,
     integers,
+    row_range,
 )
 from engram_cli.commands.workspace import Workspace
+from engram_cli.formats import TARGETS
 from engram_cli.rows import DTYPES
 
+PATCHED = ("deepseek-v4.1", "bundle", "engram-peft", "pleo", "plepatch")  # targets with --patch
 CORPUS_INITS = ("token-mean", "next-token")
 DEFAULT_DIM, DEFAULT_DTYPE = 64, "bfloat16"
 
@@ -133,9 +136,11 @@ class BuildTableRequest(Request):
 class ConvertRequest(Request):
     """What to convert: a table to another dtype, or with `to` any source to another format.
 
-    `to`: a format that has a writer; None is a table of another `dtype`. `dtype` None keeps the
-    source's. `tokenizer`: of a source that lacks its token map. `patch`: the checkpoint that the
-    files are to fit into. With `check` the result says what would change, and nothing is written.
+    `to`: "table" or a name in `TARGETS`; None is a table of another `dtype`. `dtype` None keeps the
+    source's. `layers`: those of the source to convert, by its own numbers; None for all. `rows`:
+    the first row and the one behind the last, for targets that hold some rows of a layer.
+    `tokenizer`: of a source that lacks its token map. `patch`: the checkpoint that the files are to
+    fit into. With `check` the result says what would change, and nothing is written.
     `scale`: the scale of every layer, for dtypes that have one for all rows; None to find it.
     `verify`: read the source's checksums first, so that damage is not passed on as sound; with `to`
     also what was written. `force` replaces what engram wrote at `out`; with `dry_run` nothing is
@@ -150,18 +155,16 @@ class ConvertRequest(Request):
         ),
         Rule(lambda r: r.out is None and not r.check, "no --out is given", "say where to write it"),
         Rule(
-            lambda r: r.to is None and bool(r.dialect or r.patch or r.check or r.tokenizer),
-            "--dialect, --patch, --check and --tokenizer need --to",
+            lambda r: (
+                r.to is None
+                and bool(r.dialect or r.patch or r.check or r.tokenizer or r.layers or r.rows)
+            ),
+            "--dialect, --patch, --check, --tokenizer, --layers and --rows need --to",
             "give the format to write with --to",
         ),
         Rule(
-            lambda r: r.to not in (None, "table") and r.dtype not in (None, "fp8_e8m0"),
-            "--to {0.to} does not write {0.dtype}",
-            "convert to a table of that dtype with --to table",
-        ),
-        Rule(
-            lambda r: r.patch is not None and r.to != "deepseek-v4.1",
-            "--patch is for --to deepseek-v4.1",
+            lambda r: r.patch is not None and r.to not in PATCHED,
+            "--patch is for --to " + ", ".join(PATCHED),
             "leave it out",
         ),
         Rule(
@@ -180,19 +183,31 @@ class ConvertRequest(Request):
         Option(f"Data type of the new rows: {DTYPES.choices()} (with --to, the source's own)."),
     ] = None
     out: Annotated[Path | None, Option("File or folder to write.", short="-o")] = None
-    to: Annotated[
-        str | None,
-        Option("Format to write: table, gguf, row264 or deepseek-v4.1 (a table)."),
-    ] = None
+    to: Annotated[str | None, Option(f"Format to write: table, {TARGETS.choices()} (a table).")] = (
+        None
+    )
     dialect: Annotated[
         str | None,
         Option("With --to gguf: llama.cpp, ds4 or 'upper case' (the file's own)."),
+    ] = None
+    layers: Annotated[
+        tuple[int, ...] | None,
+        Option("Convert only these layers of the source (all).", metavar="LAYER", parser=integers),
+    ] = None
+    rows: Annotated[
+        tuple[int, int] | None,
+        Option(
+            "Convert only rows A to B-1, for formats that hold some rows of a table (all).",
+            metavar="A:B",
+            parser=row_range,
+        ),
     ] = None
     tokenizer: Annotated[Path | None, Option("Tokenizer of a source that lacks its token map.")] = (
         None
     )
     patch: Annotated[
-        Path | None, Option("With --to deepseek-v4.1: the checkpoint that gets the table.")
+        Path | None,
+        Option(f"With --to {', '.join(PATCHED)}: the checkpoint that gets the rows."),
     ] = None
     check: Annotated[
         bool, Option("Print what would change and write nothing; exit with 1 if anything would.")
