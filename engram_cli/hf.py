@@ -111,3 +111,6 @@ def _has_bundle(repo: str, subfolder: str, place: dict[str, Any]) -> bool:
         **place,
     )
     return found is not None
+
+
+enable()

@@ -21,12 +21,12 @@ from engram_cli.runtime import attach, load, memories
 from engram_cli.vocab.compress import CompressedVocab
 
 IDS = text(200, 2, 10)
+engram_cli.hf.disable()  # until a test enables it
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
 def model(small_vocab: CompressedVocab, bundle: Path) -> LlamaForCausalLM:
-    engram_cli.hf.disable()
     model = llama(small_vocab.vocab_size)
     wake(attach(model, bundle))
     return model

@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
 ]
 
+engram_cli.hf.disable()  # until a test enables it
 IDS = text(200, 2, 10)
 MEMORY_LORA = r".*engram.*(value_proj|key_projs\.0)|.*q_proj"
 # transformers 5.0's own load_adapter finds no adapter outside of `model.model`; PEFT's does.
@@ -48,7 +49,6 @@ def restoring() -> Iterator[None]:
 @pytest.fixture
 def base(small_vocab: CompressedVocab, bundle: Path, tmp_path: Path) -> Path:
     """A checkpoint without a memory."""
-    engram_cli.hf.disable()
     llama(small_vocab.vocab_size).save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
