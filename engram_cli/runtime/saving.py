@@ -35,7 +35,7 @@ from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import HELD, MemoryModule
 from engram_cli.runtime.tiers.embedding import TieredEmbedding
 from engram_cli.runtime.tiers.placement import resolve_for
-from engram_cli.runtime.weights_inside import fill_from, find_weights
+from engram_cli.runtime.weights_inside import fill_from, weights_inside
 from engram_cli.version import __version__
 
 States = Mapping[int, Mapping[str, Tensor]]  # of each layer, by the names in a state dict
@@ -148,9 +148,8 @@ def load(
     _check_loadable(memory)
     checkpoint = local_checkpoint(folder)
     path = bundle_folder(checkpoint, memory.name)
-    inside = {}
-    if not (path / DESCRIPTION).exists() and any(checkpoint.glob("*.safetensors")):
-        inside = find_weights(checkpoint, memory.name)
+    has_bundle = (path / DESCRIPTION).exists()
+    inside = {} if has_bundle else weights_inside(checkpoint, memory.name)
     if inside:
         fill_from(inside, base_states(memory))
     else:

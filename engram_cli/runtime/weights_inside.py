@@ -22,13 +22,14 @@ _PIECE_ROWS = 2**18
 _OFFSETS = "multi_head_embedding.offsets"
 
 
-def find_weights(folder: Path, attribute: str) -> dict[str, tuple[Path, str]]:
+def weights_inside(folder: Path, attribute: str) -> dict[str, tuple[Path, str]]:
     """Return where a checkpoint has the tensors of the memory called `attribute`.
 
     By their names in the memory, such as `layers.1.value_proj.weight`: the file, and the name in
-    it. {} where there are none. Raises InputError for a folder without safetensors files,
-    ArtifactError for a damaged one.
+    it. {} where there are none. Raises InputError and ArtifactError for files that are damaged.
     """
+    if not folder.is_dir() or not any(folder.glob("*.safetensors")):
+        return {}
     pattern = re.compile(rf"(?:.*\.)?{re.escape(attribute)}\.(layers\.\d+\..*)")
     found: dict[str, tuple[Path, str]] = {}
     for name, file in checkpoint_files(folder).items():

@@ -260,7 +260,7 @@ def test_weights_among_the_models_are_loaded(
     wake(memory)
     state = {f"module.{k}": v.clone() for k, v in model.state_dict().items() if "lm_head" not in k}
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="no bundle at"):
+    with pytest.raises(InputError, match="has the memory engram among its model's tensors"):
         attach(llama(small_vocab.vocab_size), tmp_path)
     again = llama(small_vocab.vocab_size)
     held = attach(again, bundle)
