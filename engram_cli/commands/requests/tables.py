@@ -175,7 +175,14 @@ class ConvertRequest(Request):
     )
 
     source: Annotated[
-        Path, Option("Table, bundle or checkpoint to convert.", argument=True, name="table")
+        Path,
+        Option(
+            "Table, bundle or checkpoint to convert: a path, org/name of the Hugging Face Hub, or "
+            "an address.",
+            argument=True,
+            name="table",
+            remote=True,
+        ),
     ]
     dtype: Annotated[
         str | None,
@@ -201,9 +208,9 @@ class ConvertRequest(Request):
             parser=row_range,
         ),
     ] = None
-    tokenizer: Annotated[Path | None, Option("Tokenizer of a source that lacks its token map.")] = (
-        None
-    )
+    tokenizer: Annotated[
+        Path | None, Option("Tokenizer of a source that lacks its token map.", remote=True)
+    ] = None
     patch: Annotated[
         Path | None,
         Option("With --to deepseek-v4.1 or bundle: the checkpoint that gets the table."),
