@@ -56,13 +56,13 @@ class Overlay(FileRows):
     def row_numbers(self) -> NDArray[Any]:
         """Return the row numbers [n]. Raises ArtifactError for a file that is short."""
         begin, step, dtype = self.numbers
-        array = self._array(begin, step, np.dtype(dtype), ())
+        array = self._spaced(begin, step, np.dtype(dtype), ())
         return np.concatenate([numbers for _, numbers in array.chunks()])
 
     def pieces(self) -> Iterator[NDArray[np.float32] | None]:
         """Yield the values float32[n, width] in pieces; None where their type is not decoded."""
         begin, step = self.values
-        stored = self._array(begin, step, np.dtype("u1"), (self.row_bytes,))
+        stored = self._spaced(begin, step, np.dtype("u1"), (self.row_bytes,))
         row_type = DTYPES.load(self.stored_as) if self.stored_as in DTYPES else None
         if row_type is None or row_type.scaling is not None:
             yield None
@@ -74,7 +74,7 @@ class Overlay(FileRows):
             row_type.decode(np.ascontiguousarray(piece).view(row_type.physical), None, values)
             yield values
 
-    def _array(
+    def _spaced(
         self, begin: int, step: int, dtype: np.dtype[Any], tail: tuple[int, ...]
     ) -> FileArray:
         if self.path.stat().st_size < self.values[0] + self._last_byte():
