@@ -228,15 +228,18 @@ def row_problems(source: RowSource, progress: Progress = SILENT) -> list[str]:
 
 # The check that names constants which a file lacks: they are computed, and contradict nothing.
 LACKING = "constants in the file"
+# What is found in place of a tensor of the module that is not there.
+NO_MODULE = "missing, of the module"
 
 
 def require_agreement(source: RowSource, hint: str) -> None:
     """Raise ArtifactError if a foreign source differs from its config or tokenizer in anything.
 
-    Constants that are only missing are no difference: they follow from the others.
+    Constants that are only missing are no difference: they follow from the others. Nor are tensors
+    of the module, which rows do not depend on.
     """
     for check in getattr(source, "checks", ()):
-        if check.result == "differs" and check.name != LACKING:
+        if check.result == "differs" and check.name != LACKING and check.found != NO_MODULE:
             raise ArtifactError(
                 f"{source.path}: {check.name} is {check.found}, expected {check.expected}", hint
             )

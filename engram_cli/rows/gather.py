@@ -351,4 +351,4 @@ def _row_numbers(ids: ArrayLike, rows: int, layer: int) -> NDArray[np.int64]:
             f"row {wanted[outside][0]} is outside the {rows} rows of layer {layer}",
             "rows are those that hashing with this table's layout gives",
         )
-    return np.ascontiguousarray(wanted, dtype=np.int64)
+    return np.require(wanted, np.int64, ["C", "W"])  # kernels take writable arrays alone

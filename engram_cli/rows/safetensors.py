@@ -205,6 +205,18 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int]:
 
     Raises InputError for a file that cannot be read, ArtifactError for one without a header.
     """
+    header, begin = _whole_header(path)
+    header.pop("__metadata__", None)
+    return header, begin
+
+
+def file_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a file, {} where it has none. Raises as `raw_header`."""
+    metadata = _whole_header(path)[0].get("__metadata__")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _whole_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -216,7 +228,6 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int]:
         header = None
     if not isinstance(header, dict):
         raise ArtifactError(f"{path} has no safetensors header", "take it again")
-    header.pop("__metadata__", None)
     return header, 8 + length
 
 

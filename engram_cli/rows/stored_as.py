@@ -14,6 +14,7 @@ from engram_cli.errors import ArtifactError
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import ROWS, SCALES, RowSource
+from engram_cli.rows.views import Requantised
 
 StoredReader = Callable[[int, int, int], list[NDArray[Any]]]
 """Reads rows of a layer from the first one given: [rows], or [rows, scales] under scales of their
@@ -39,9 +40,11 @@ def stored_reader(source: RowSource, dtype: str) -> StoredReader | None:
 
     The one scale of a layer is not read: see `layer_scale`.
     """
-    if source.dtype is None or kept_dtype(source.dtype) != dtype:
+    if source.dtype is None or dtype not in (source.dtype, kept_dtype(source.dtype)):
         return None
-    if source.dtype in _REORDERED:
+    if isinstance(source, Requantised):
+        return lambda layer, first, count: _encoded(source, layer, first, count)
+    if source.dtype in _REORDERED and source.dtype != dtype:
         return lambda layer, first, count: _reordered(source.lines(layer, ROWS, first, count))
     scaling = DTYPES.load(dtype).scaling
 
@@ -118,6 +121,11 @@ def require_same_rows(
                             _AGAIN,
                         )
                 progress.advance(stop - start)
+
+
+def _encoded(source: Requantised, layer: int, first: int, count: int) -> list[NDArray[Any]]:
+    rows, scales = source.encoded(layer, first, count)
+    return [rows] if scales is None or source.row_type.of_layer else [rows, scales]
 
 
 def _reordered(stored: NDArray[Any]) -> list[NDArray[Any]]:

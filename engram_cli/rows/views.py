@@ -270,3 +270,10 @@ def _largest(source: RowSource, layer: int) -> float:
         sizes = np.abs(values)
         found = max(found, float(np.max(sizes, where=np.isfinite(sizes), initial=0)))
     return found
+
+
+def origin(source: RowSource) -> RowSource:
+    """Return the artifact that a source was made from, the source itself where it is one."""
+    while isinstance(source, (SomeLayers, Requantised)):
+        source = source.source
+    return source

@@ -27,6 +27,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.formats import TARGETS
 from engram_cli.rows import DTYPES
 
+PATCHED = ("deepseek-v4.1", "bundle", "engram-peft", "pleo", "plepatch")  # targets with --patch
 CORPUS_INITS = ("token-mean", "next-token")
 DEFAULT_DIM, DEFAULT_DTYPE = 64, "bfloat16"
 
@@ -162,8 +163,8 @@ class ConvertRequest(Request):
             "give the format to write with --to",
         ),
         Rule(
-            lambda r: r.patch is not None and r.to not in ("deepseek-v4.1", "bundle"),
-            "--patch is for --to deepseek-v4.1 and --to bundle",
+            lambda r: r.patch is not None and r.to not in PATCHED,
+            "--patch is for --to " + ", ".join(PATCHED),
             "leave it out",
         ),
         Rule(
@@ -213,7 +214,7 @@ class ConvertRequest(Request):
     ] = None
     patch: Annotated[
         Path | None,
-        Option("With --to deepseek-v4.1 or bundle: the checkpoint that gets the table."),
+        Option(f"With --to {', '.join(PATCHED)}: the checkpoint that gets the rows."),
     ] = None
     check: Annotated[
         bool, Option("Print what would change and write nothing; exit with 1 if anything would.")
