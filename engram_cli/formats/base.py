@@ -284,8 +284,8 @@ class Format:
         """
         if self.check is not None:
             return self.check(path, checks)
-        checks.files, checks.stored_bytes = stored_size(path)
         source = self.open_with(path, tokenizer)
+        checks.files, checks.stored_bytes = stored_size(path)  # of the files that are known then
         checks.take_compared(getattr(source, "checks", ()))
         checks.take("rows", row_problems(source, checks.progress))
         return source

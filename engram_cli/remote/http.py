@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from asyncio import IncompleteReadError
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
@@ -59,10 +60,11 @@ class HttpStore:
         self.root, self._query = parts.path.strip("/"), parts.query
         timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
         options: dict[str, Any] = {"timeout": timeout, "trust_env": True}  # proxies
-        self._auth = None  # aiohttp sends it to no other host, wherever a redirect leads
+        # aiohttp sends it to no other host, wherever a redirect leads.
+        self._headers = {"Accept-Encoding": "identity"}
         if parts.username is not None:
-            name, secret = unquote(parts.username), unquote(parts.password or "")
-            self._auth = aiohttp.BasicAuth(name, secret)
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+            self._headers["Authorization"] = f"Basic {b64encode(login).decode()}"
         self._system, _ = filesystem(self.origin, client_kwargs=options)
 
     def entry(self, key: str) -> Entry | None:
@@ -116,14 +118,15 @@ class HttpStore:
     async def _entry(self, key: str) -> Entry | None:
         """Ask with HEAD; where that is not allowed, for one byte."""
         session = await self._system.set_session()
-        about: dict[str, Any] = {"auth": self._auth, "headers": {"Accept-Encoding": "identity"}}
         self.traffic.add(0)
-        async with session.head(self._url(key), allow_redirects=True, **about) as answer:
+        async with session.head(
+            self._url(key), allow_redirects=True, headers=self._headers
+        ) as answer:
             if answer.status not in (400, 403, 405, 501):
                 return self._told(key, answer, answer.headers.get("Content-Length"))
-        about["headers"]["Range"] = "bytes=0-0"
+        headers = {**self._headers, "Range": "bytes=0-0"}
         self.traffic.add(0)
-        async with session.get(self._url(key), **about) as answer:
+        async with session.get(self._url(key), headers=headers) as answer:
             match = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             size = match[3] if match else answer.headers.get("Content-Length")
             found = self._told(key, answer, size)
@@ -149,7 +152,7 @@ class HttpStore:
         session = await self._system.set_session()
         url = self._url(f"{key}/" if key else "")
         self.traffic.add(0)
-        async with session.get(url, auth=self._auth) as answer:
+        async with session.get(url, headers=self._headers) as answer:
             if answer.status in (401, 403, 404):
                 return None
             answer.raise_for_status()
@@ -162,9 +165,9 @@ class HttpStore:
 
     async def _read(self, key: str, begin: int, end: int, entry: Entry) -> bytes:
         session = await self._system.set_session()
-        headers = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+        headers = {**self._headers, "Range": f"bytes={begin}-{end - 1}"}
         self.traffic.add(0)
-        async with session.get(self._url(key), auth=self._auth, headers=headers) as answer:
+        async with session.get(self._url(key), headers=headers) as answer:
             if answer.status in (401, 403):
                 raise PermissionError(13, "access is denied", str(self._url(key)))
             if answer.status in (404, 410, 416):

@@ -21,6 +21,7 @@ from engram_cli.remote.store import Store
 
 _MOST_PREFIX = 128 * 2**20  # of a header that is read as it grows; the largest released has 20 MB
 _LONGEST_STEP = 8 * 2**20
+AHEAD_BYTES, _TURNS = 32 * 2**20, 4  # read ahead, after so many reads in turn
 
 
 class RemotePath(PosixPath):
@@ -135,11 +136,17 @@ class RemotePath(PosixPath):
 
 
 class RangedFile(io.RawIOBase):
-    """A file that is read in ranges: one for each `read`, none within its first block."""
+    """A file that is read in ranges: one for each `read`, none within its first block.
+
+    Large reads are of several ranges in flight. Whoever reads on and on gets what lies ahead too.
+    """
 
     def __init__(self, path: RemotePath) -> None:
+        self.name = str(path)
         self._session, self._key, self._at = path.session, path.key, 0
         self._size = path.session.file(self._key).size
+        self._ahead, self._ahead_at = b"", 0  # what was read beyond what was asked for
+        self._end, self._in_turn = 0, 0  # of the last read; reads that began where one ended
 
     def readable(self) -> bool:
         """Return True."""
@@ -166,12 +173,28 @@ class RangedFile(io.RawIOBase):
         done = 0
         if self._at < min(end, BLOCK_BYTES) and len(target) <= RANGE_BYTES:
             done = self._take(target, 0, self._session.start(self._key)[self._at : end])
-        begins = range(self._at + done, end, RANGE_BYTES)
-        ranges = [(self._key, begin, min(begin + RANGE_BYTES, end)) for begin in begins]
-        for _, raw in self._session.ranges(ranges) if ranges else ():
+        self._in_turn = self._in_turn + 1 if self._at == self._end else 0
+        if len(target) < AHEAD_BYTES and self._in_turn > _TURNS:
+            while self._at + done < end:
+                skipped = self._at + done - self._ahead_at
+                if not 0 <= skipped < len(self._ahead):
+                    self._ahead_at, skipped = self._at + done, 0
+                    upto = min(self._size, self._ahead_at + AHEAD_BYTES)
+                    self._ahead = b"".join(self._ranges(self._ahead_at, upto))
+                done = self._take(
+                    target, done, self._ahead[skipped : skipped + end - self._at - done]
+                )
+        for raw in self._ranges(self._at + done, end):
             done = self._take(target, done, raw)
         self._at += done
+        self._end = self._at
         return done
+
+    def _ranges(self, begin: int, end: int) -> Iterator[bytes]:
+        begins = range(begin, end, RANGE_BYTES)
+        ranges = [(self._key, each, min(each + RANGE_BYTES, end)) for each in begins]
+        for _, raw in self._session.ranges(ranges) if ranges else ():
+            yield raw
 
     @staticmethod
     def _take(target: memoryview, done: int, raw: bytes) -> int:
@@ -229,6 +252,11 @@ def remote_path(store: Store, text: str, container: int) -> RemotePath:
 def is_remote(path: Path | None) -> TypeGuard[RemotePath]:
     """Return whether a path is behind an address."""
     return isinstance(path, RemotePath)
+
+
+def is_distant(file: Any) -> bool:
+    """Return whether an open file is behind an address, so that the kernel knows nothing of it."""
+    return isinstance(file, RangedFile)
 
 
 def read_ranges(wanted: Sequence[tuple[RemotePath, int, int]]) -> Iterator[tuple[int, bytes]]:

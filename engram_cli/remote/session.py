@@ -231,11 +231,13 @@ def _above(key: str) -> Iterator[str]:
 
 def reason_of(error: BaseException) -> str:
     """Return one line on what went wrong, for people."""
-    inner = getattr(error, "os_error", None) or error.__cause__ or error  # as aiohttp keeps it
+    inner = getattr(error, "os_error", None) or error  # as aiohttp keeps it
+    while inner.__cause__ is not None or inner.__context__ is not None:  # as httpx does
+        inner = inner.__cause__ or inner.__context__
     if isinstance(inner, socket.gaierror):
         host = getattr(error, "host", None)
-        return f"there is no host {host}" if host else "its host is not known"
-    if isinstance(error, TimeoutError):
+        return f"there is no host {host}" if host else "its host is not found"
+    if isinstance(error, TimeoutError) or isinstance(inner, TimeoutError):
         return "no answer in time"
     if isinstance(inner, ConnectionRefusedError):
         return "the connection is refused"

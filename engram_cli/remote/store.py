@@ -159,7 +159,8 @@ class ObjectStore:
         self._options: dict[str, Any] = {**_S3_OPTIONS} if self._is_s3 else {}
         self._system, self._path = filesystem(url, **self._options)
         self._system.invalidate_cache()
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Any] = {}  # of S3, opened
+        self._first: dict[str, Entry | None] = {}  # what others said before the first read
 
     def entry(self, key: str) -> Entry | None:
         """Return what there is at `key`, None for nothing."""
@@ -188,23 +189,30 @@ class ObjectStore:
 
     def read(self, key: str, begin: int, end: int, entry: Entry) -> bytes:
         """Read a range, of the version that was first looked at where the store can ask for it."""
-        opened = self._files.get(key)
-        if opened is None:
-            opened = self._system.open(self._at(key), "rb", cache_type="none")
-            self._files[key] = opened
-        fetch = getattr(opened, "_fetch_range", None)
-        if fetch is not None and self._is_s3:  # with If-Match
-            if version_of(opened.details) and _entry(opened.details).size != entry.size:
+        raw = self._matching(key, begin, end, entry) if self._is_s3 else None
+        if raw is None:
+            first = self._first.setdefault(key, self.entry(key))
+            raw = bytes(self._system.cat_file(self._at(key), start=begin, end=end))
+            self._system.invalidate_cache(self._at(key))
+            if first is None or first.size != entry.size or self.entry(key) != first:
                 raise ChangedError
-            raw = self._fetched(fetch, begin, end)
-            self.traffic.add(len(raw))
-            return raw
-        raw = bytes(self._system.cat_file(self._at(key), start=begin, end=end))
         self.traffic.add(len(raw))
-        self._system.invalidate_cache(self._at(key))
-        if self.entry(key) != entry:
-            raise ChangedError
         return raw
+
+    def _matching(self, key: str, begin: int, end: int, entry: Entry) -> bytes:
+        """Read a range of an object of S3, with If-Match."""
+        if key not in self._files:
+            self._files[key] = self._system.open(self._at(key), "rb", cache_type="none")
+        opened = self._files[key]
+        tag = str(opened.details.get("ETag") or "")
+        if opened.size != entry.size or tag not in entry.version:
+            raise ChangedError
+        try:
+            return bytes(opened._fetch_range(begin, end))
+        except OSError as error:
+            if type(error).__name__ == "FileExpired":
+                raise ChangedError from None
+            raise
 
     def local(self, key: str) -> Path | None:
         """Return None: nothing is kept here."""
@@ -213,14 +221,6 @@ class ObjectStore:
     def may_retry(self, error: Exception) -> bool:
         """Return False: these packages retry by themselves."""
         return False
-
-    def _fetched(self, fetch: Any, begin: int, end: int) -> bytes:
-        try:
-            return bytes(fetch(begin, end))
-        except OSError as error:
-            if type(error).__name__ == "FileExpired":
-                raise ChangedError from None
-            raise
 
     def _at(self, key: str) -> str:
         return f"{self._path.rstrip('/')}/{key}".rstrip("/")
