@@ -37,7 +37,9 @@ def address() -> Iterator[str]:
 def bucket(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bucket of boto's with a checkpoint at `models/qwen`."""
     import boto3
+    from s3fs import S3FileSystem
 
+    S3FileSystem.clear_instance_cache()  # it keeps what an earlier test replaced
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
@@ -90,7 +92,7 @@ def test_access_that_is_denied(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> 
     async def denied(*_: Any, **__: Any) -> None:
         raise PermissionError("Access Denied")
 
-    S3FileSystem.clear_instance_cache()
+    S3FileSystem.clear_instance_cache()  # it binds its methods when it is made
     monkeypatch.setattr(S3FileSystem, "_info", denied)
     monkeypatch.setattr(S3FileSystem, "_ls", denied)
     with pytest.raises(SourceError, match="access to s3://tables/models/qwen is denied") as caught:
