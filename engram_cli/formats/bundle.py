@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import local_path, read_json, sha256_bytes
-from engram_cli.formats.bundle_description import FORMAT, PLAIN_NAME, VERSION, parse
+from engram_cli.formats.bundle_description import FORMAT, PLAIN_NAME, VERSION, Reference, parse
 from engram_cli.formats.bundle_spec import BundleSpec, Shard
-from engram_cli.formats.table_reference import TableReference
+from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.outputs import Kind, Listing
 from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.safetensors import Array, TensorPlace
@@ -48,14 +48,14 @@ class Bundle:
     """An opened bundle: its spec, and its files, with sizes and small digests checked.
 
     `dense`: per layer and name, float32. `shards` lie in the order of layers, parts and rows. With
-    a `reference` they are the chunk files of the table in `table`.
+    a `reference` they are the chunk files of the table in `table`, or in the files of a checkpoint.
     """
 
     folder: Path
     spec: BundleSpec
     shards: tuple[Shard, ...]
     dense: Mapping[int, Mapping[str, NDArray[np.float32]]] = field(repr=False)
-    reference: TableReference | None = None
+    reference: Reference | None = None
     table: Path | None = None
 
     @property
@@ -66,8 +66,11 @@ class Bundle:
     def spans(self, layer: int, part: str = ROWS) -> tuple[Span, ...]:
         """Return the spans of files that hold a part of a layer, ascending. Raises ArtifactError.
 
-        The scales of a layer that has one for all rows are one row.
+        The scales of a layer that has one for all rows are one row. They are in no file (()) of a
+        bundle that refers to a checkpoint.
         """
+        if isinstance(self.reference, CheckpointReference):
+            return self.reference.places(self.folder, layer, part)
         own = [shard for shard in self.shards if (shard.layer, shard.part) == (layer, part)]
         return tuple(
             Span(
@@ -85,6 +88,10 @@ class Bundle:
         The dtype is the physical one: uint16 where the rows are bfloat16. Raises ArtifactError.
         """
         whole = self.spec.tensor(layer, part)
+        if isinstance(self.reference, CheckpointReference):
+            held = self.reference.held(layer, part)
+            if held is not None:
+                return [held]
         return [
             tensors.map_tensor(
                 span.file,
@@ -94,6 +101,7 @@ class Bundle:
                     ),
                     begin=span.begin,
                 ),
+                span.stride,
             )
             for span in self.spans(layer, part)
         ]
@@ -122,9 +130,9 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
 
     Checked: the description, every file's name and size, the digests of the dense weights and the
     vocabulary, the shards' headers; with `verify` the shards' digests too, which reads them all; of
-    a table that it refers to what `TableReference.check` says. Raises InputError when there is no
-    bundle or no table, ArtifactError for damage or a newer version, MismatchError for another
-    table.
+    what it refers to, what `check` of the reference says. Raises InputError when there is no bundle
+    or what it refers to is missing, ArtifactError for damage or a newer version, MismatchError for
+    another table, and for a checkpoint that was changed.
     """
     folder = local_path(path)
     document = read_description(folder)
@@ -135,11 +143,14 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
         raise ArtifactError(f"{folder / DESCRIPTION} is not a bundle: {error!r}", REMAKE) from None
     table = None
     if reference is not None:
-        table = reference.check(folder, spec)
+        if isinstance(reference, CheckpointReference):
+            reference.check(folder)
+        else:
+            table = reference.check(folder, spec)
         if verify:
             raise InputError(
-                f"the bundle {folder} refers to the table {table}, whose bytes are not checked "
-                "here",
+                f"the bundle {folder} refers to {table or reference.folder(folder)}, whose bytes "
+                "are not checked here",
                 f"run engram verify {folder}, and load it without verify",
             )
     else:

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.formats.bundle import BUNDLE, DENSE, DESCRIPTION, VOCABULARY
-from engram_cli.formats.bundle_description import FORMAT, document_of
+from engram_cli.formats.bundle_description import FORMAT, Reference, document_of
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
-from engram_cli.formats.table_reference import TableReference
 from engram_cli.outputs import new_folder
 from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.dtypes import physical_dtype
@@ -73,22 +72,24 @@ def write_bundle(
 def write_referring(
     path: Path,
     spec: BundleSpec,
-    rows: Rows,
+    rows: Rows | None,
     dense: Dense,
-    reference: TableReference,
+    reference: Reference,
     *,
     tool_version: str,
     force: bool = False,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> list[FileRecord]:
-    """Write a bundle that refers to a table: all but the shards, as `write_bundle` does.
+    """Write a bundle that refers to a table or checkpoint: all but the shards, as `write_bundle`.
 
-    `rows` are read until one says something. Raises OutputError.
+    `rows` are read until one says something; None for rows that do. Raises OutputError.
     """
     with new_folder(path, BUNDLE, force=force) as part:
         weights = {}
         for layer in spec.layers:
-            zero_rows = not any(spec.row_type.any_nonzero(piece) for _, piece in rows(layer))
+            pieces = () if rows is None else rows(layer)
+            says_something = any(spec.row_type.any_nonzero(piece) for _, piece in pieces)
+            zero_rows = rows is not None and not says_something
             for name, value in dense(layer, zero_rows).items():
                 weights[f"layers.{layer}.{name}"] = value
         records = _write_small(part, spec, weights)

@@ -1,4 +1,4 @@
-"""Attach the memories of bundles to a live model, and detach them without a trace.
+"""Attach the memories of bundles or checkpoints to a live model, and detach them without a trace.
 
 A model carries any number of memories by name. In a layer that several have tables for, each sees
 what those attached before it have added.
@@ -6,8 +6,11 @@ what those attached before it have added.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,20 +18,27 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
+from engram_cli.files import local_path
 from engram_cli.formats import checkpoint
-from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle import DESCRIPTION, Bundle, bundle_folder, read_bundle
+from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.runtime import loading
-from engram_cli.runtime.decoder import Decoder, find_decoder
+from engram_cli.runtime.decoder import Decoder, find_decoder, text_config
 from engram_cli.runtime.hooks import attachments, hook, memories_at, memory_in
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import StoredRows
 
 if TYPE_CHECKING:
+    from engram_cli.formats.checkpoint_bundle import HostModel
     from engram_cli.runtime.tiers.placement import Placement
 
 NAME = "engram"  # of the first memory, and of the attribute that holds it
 _IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DDP from the module that it wraps
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_STREAMS = ("hc_mult", "hc_count")  # as configs call the copies of the hidden state
+_LOG = logging.getLogger(__name__)
+# Readers of checkpoints need more than torch and NumPy, and are imported where there is one.
+_CHECKPOINTS = "engram_cli.formats.checkpoint_bundle"
 
 
 def attach(
@@ -43,10 +53,15 @@ def attach(
     placement: str = "hbm",
     verify: bool = False,
     force: bool = False,
+    tokenizer: str | Path | None = None,
 ) -> Memory:
     """Attach a bundle to `model`, which from then on carries it as `model.engram`.
 
-    `bundle_dir` is its folder, or a checkpoint's with the bundle in `engram`.
+    `bundle_dir` is its folder, or a checkpoint's with the bundle in `engram`. It may be a
+    checkpoint that has an Engram table of its own (docs/guides/attach.md lists the formats): rows
+    stay in its files, and its gates are the memory's; `tokenizer` names the model's tokenizer where
+    the checkpoint lacks it. Such rows are frozen unless `rows_trainable=True`, which trains them in
+    memory and never in the files. What was found is logged, and is in `memory.notes`.
     A memory with another `name` is `model.engram_NAME`. `layers` are the decoder layers, where they
     cannot be found. Dense weights take the dtype and device of their layer; rows keep the table's
     dtype and lie on `rows_device`, by default the layer's. `sparse_gradients` gives the rows sparse
@@ -59,8 +74,8 @@ def attach(
     already; InputError for rows that do not fit.
     """
     attribute = _attribute(name)
-    bundle = read_bundle(bundle_folder(bundle_dir), verify=verify)
     decoder = find_decoder(model, layers)
+    bundle, notes = _open(model, decoder, bundle_dir, tokenizer, verify)
     spec, vocabulary = bundle.spec, _vocabulary_size(model)
     _check(model, decoder, bundle, attribute)
     if not force:
@@ -85,11 +100,54 @@ def attach(
     memory = Memory(attribute, spec, hashed, modules)
     memory.hits = loading.hits(bundle)
     memory.asked, memory.placement = placement, placed
+    memory.notes = (*notes, *placed.lines()) if notes else ()
+    for line in memory.notes:
+        _LOG.info(line)
     memory.train(model.training)
     hook(memory, model, decoder)
     model.add_module(attribute, memory)
     leave_out_of_broadcasts(model)
     return memory
+
+
+def _open(
+    model: nn.Module,
+    decoder: Decoder,
+    bundle_dir: str | Path,
+    tokenizer: str | Path | None,
+    verify: bool,
+) -> tuple[Bundle, tuple[str, ...]]:
+    """Open a bundle, or a checkpoint with a table of its own and what was found in it."""
+    folder = bundle_folder(local_path(bundle_dir))
+    if (folder / DESCRIPTION).exists() or not folder.exists():
+        return read_bundle(folder, verify=verify), ()
+    checkpoints = import_module(_CHECKPOINTS)
+    given = None if tokenizer is None else local_path(tokenizer)
+    bundle = checkpoints.open_checkpoint(folder, given, _host_model(model, decoder))
+    if bundle is None:
+        return read_bundle(folder, verify=verify), ()  # says that there is none
+    if verify:
+        raise RuntimeAttachError(
+            f"verify=True: the bytes of {folder} are not checked here",
+            f"run engram verify {folder}, and attach it without verify",
+        )
+    return bundle, checkpoints.describe(bundle)
+
+
+def _host_model(model: nn.Module, decoder: Decoder) -> HostModel:
+    """Return what a model's config says of its sizes."""
+    found: HostModel = import_module(_CHECKPOINTS).HostModel(
+        hidden_size=decoder.hidden_size, num_layers=len(decoder.layers)
+    )
+    config = text_config(model)
+    streams = next((n for key in _STREAMS if type(n := getattr(config, key, None)) is int), 1)
+    eps, kind = getattr(config, "rms_norm_eps", None), getattr(config, "model_type", None)
+    return replace(
+        found,
+        streams=max(streams, 1),
+        norm_eps=float(eps) if isinstance(eps, (int, float)) else found.norm_eps,
+        model_type=kind if isinstance(kind, str) and kind else found.model_type,
+    )
 
 
 def _attribute(name: str) -> str:
@@ -228,7 +286,10 @@ def _check(model: nn.Module, decoder: Decoder, bundle: Bundle, attribute: str) -
             raise RuntimeAttachError(
                 f"the bundle {bundle.folder} was made for {what}, "
                 f"{type(model).__name__} has {found}",
-                "make a bundle for this model with engram attach",
+                "attach to the model that the checkpoint is of, or put its rows under new gates: "
+                f"engram attach MODEL --table {bundle.folder}"
+                if isinstance(bundle.reference, CheckpointReference)
+                else "make a bundle for this model with engram attach",
             )
 
 
@@ -241,7 +302,8 @@ def _check_first_memory(model: nn.Module) -> None:
     if found is not None:
         raise RuntimeAttachError(
             f"{type(model).__name__} has Engram layers of its own ({found})",
-            "the bundle would be a second memory: attach with force=True if that is meant",
+            "load it without them (ple_layer_ids=[] in its text config for Qwen4-Exp) to attach "
+            "its own table, or attach a second memory with force=True",
         )
 
 
@@ -249,6 +311,8 @@ def _trainable(bundle: Bundle, placed: Placement, asked: bool | None, sparse: bo
     """Return whether rows are trained. Raises RuntimeAttachError where they cannot be."""
     floats = not bundle.spec.row_type.quantised
     if floats and placed.cold == "none":
+        if isinstance(bundle.reference, CheckpointReference):
+            return asked is True or (sparse and asked is None)
         return asked is not False
     if asked or sparse:
         what = "rows_trainable=True" if asked else "sparse_gradients=True"

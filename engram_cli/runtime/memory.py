@@ -88,6 +88,7 @@ class Memory(nn.Module):
         for buffer in _BUFFERS:
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
         self.register_state_dict_pre_hook(_warn_of_saving)  # type: ignore[no-untyped-call]
+        self.notes: tuple[str, ...] = ()  # what was found, where the rows are a checkpoint's
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
         # Its states on caches are no other's, nor those of what was attached by its name before.
         self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.conv_receptive_fields}"
@@ -244,7 +245,7 @@ class Memory(nn.Module):
 
     def _check_shape(self, layer: int, hidden: Tensor, step: Step) -> None:
         """Raise RuntimeAttachError unless streams have their own dimension, or are side by side."""
-        width, streams = self.spec.hidden_size, self.spec.module.streams
+        width, streams = self.spec.hidden_size, self.spec.module.carried_streams
         tails = [(streams * width,), *([(streams, width)] if streams > 1 else [])]
         if hidden.shape not in [(*step.tokens.shape, *tail) for tail in tails]:
             raise RuntimeAttachError(
