@@ -112,9 +112,7 @@ def _chosen(source: RowSource, target: Target, request: ConvertRequest) -> RowSo
     if request.layers is not None:
         source = some_layers(source, request.layers)
     if source.dtype is None:
-        if request.dtype is not None:
-            raise InputError(f"{source.path} holds no vectors of a table", "leave out --dtype")
-        return source
+        raise InputError(f"{source.path} holds no vectors", "give a table or a checkpoint")
     dtype = request.dtype or source.dtype
     known = target.dtypes
     if known and dtype not in known and kept_dtype(dtype) not in known:
