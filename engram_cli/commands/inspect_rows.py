@@ -19,6 +19,7 @@ from engram_cli.formats.model_folder import Check
 from engram_cli.formats.stored_layers import StoredLayer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
+from engram_cli.remote.store import ReadCount
 from engram_cli.rows.source import HITS, RowSource
 from engram_cli.stats.names import Names
 from engram_cli.stats.sampling.row_ngrams import RowNgram, RowNgrams
@@ -80,6 +81,7 @@ class InspectResult:
     `format` is `kind`, None for a vocabulary; `foreign`: whether it is another program's.
     `multipliers`: by layer, as strings, since they exceed 53 bits. `columns`, `norms`, `duplicates`
     and `hottest` are empty where no rows were read, `probe` is None where nothing was asked.
+    `read`: headers and rows, and of a source behind an address everything else too.
     """
 
     path: Path
@@ -105,6 +107,7 @@ class InspectResult:
     stats: Path | None = None
     read_bytes: int = 0
     seconds: float = 0.0
+    read: ReadCount | None = None
     report: Path | None = None
 
 

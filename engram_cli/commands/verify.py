@@ -10,18 +10,21 @@ import numpy as np
 
 from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.verify_rows import Coverage, check_rows
 from engram_cli.commands.verify_stats import stats_problems
 from engram_cli.errors import ArtifactError, EngramError, InputError, VocabularyError
 from engram_cli.files import sha256_bytes
-from engram_cli.formats.base import Checks
+from engram_cli.formats.base import Checks, header_bytes
 from engram_cli.formats.model_folder import Check
 from engram_cli.formats.statistics import StatisticsRows
 from engram_cli.formats.stored_layers import StoredLayer, stored_layers
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import SCHEMES, hash_layout, takes_raw_ids
 from engram_cli.progress import SILENT, Progress
+from engram_cli.remote.locate import count_read
+from engram_cli.remote.store import ReadCount
 from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
@@ -56,6 +59,7 @@ class VerifyResult:
     files: int
     stored_bytes: int
     seconds: float
+    read: ReadCount | None = None
 
 
 def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
@@ -65,6 +69,7 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     for given statistics or a vocabulary that do not belong to it.
     """
     begin = time.perf_counter()
+    request = located(request)
     artifact = find_artifact(request.path)
     source, coverage = None, None
     checks = Checks(threads=request.threads or processors(), progress=progress)
@@ -96,6 +101,11 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
         files=checks.files,
         stored_bytes=checks.stored_bytes,
         seconds=time.perf_counter() - begin,
+        read=count_read(
+            artifact.path,
+            None if source is None else header_bytes(source),
+            0 if coverage is None else coverage.read_bytes,
+        ),
     )
 
 

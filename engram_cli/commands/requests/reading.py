@@ -111,8 +111,10 @@ class InspectRequest(Request):
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, vocabulary, statistics or checkpoint with tables to inspect.",
+            "Table, bundle, vocabulary, statistics or checkpoint with tables to inspect: a path, "
+            "org/name of the Hugging Face Hub, or an address (hf://, https://, s3://, gs://).",
             argument=True,
+            remote=True,
         ),
     ]
     stats: Annotated[
@@ -132,7 +134,8 @@ class InspectRequest(Request):
     tokenizer: Annotated[
         Path | None,
         Option(
-            "Tokenizer of another program's checkpoint (that in its folder), or of a probed text."
+            "Tokenizer of another program's checkpoint (that in its folder), or of a probed text.",
+            remote=True,
         ),
     ] = None
     report: Annotated[
@@ -156,7 +159,10 @@ class LookupRequest(Request):
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, statistics, vocabulary or checkpoint with tables to use.", argument=True
+            "Table, bundle, statistics, vocabulary or checkpoint with tables to use: a path, "
+            "org/name of the Hugging Face Hub, or an address.",
+            argument=True,
+            remote=True,
         ),
     ]
     text: Annotated[str | None, Option("Text to look up.", argument=True)] = None
@@ -181,7 +187,7 @@ class LookupRequest(Request):
         Path | None, Option("Statistics with the n-gram sample (those next to the artifact).")
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the vocabulary (found automatically).")
+        Path | None, Option("Tokenizer of the vocabulary (found automatically).", remote=True)
     ] = None
     vocab: Vocab = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
@@ -217,8 +223,10 @@ class VerifyRequest(Request):
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, vocabulary, statistics or checkpoint with tables to check.",
+            "Table, bundle, vocabulary, statistics or checkpoint with tables to check: a path, "
+            "org/name of the Hugging Face Hub, or an address.",
             argument=True,
+            remote=True,
         ),
     ]
     stats: Annotated[
@@ -227,7 +235,10 @@ class VerifyRequest(Request):
     vocab: Vocab = None
     tokenizer: Annotated[
         Path | None,
-        Option("Tokenizer of a vocabulary, or of a checkpoint with tables (found automatically)."),
+        Option(
+            "Tokenizer of a vocabulary, or of a checkpoint with tables (found automatically).",
+            remote=True,
+        ),
     ] = None
     full: Annotated[
         bool, Option("Read every row and compare all blocks; by default a sample is read.")
@@ -265,7 +276,12 @@ class GoldenRequest(Request):
 
     path: Annotated[
         Path | None,
-        Option("Table, bundle, vocabulary or checkpoint with tables to use.", argument=True),
+        Option(
+            "Table, bundle, vocabulary or checkpoint with tables to use: a path, org/name of the "
+            "Hugging Face Hub, or an address.",
+            argument=True,
+            remote=True,
+        ),
     ] = None
     out: Annotated[Path | None, Option("File to write: golden.json", short="-o")] = None
     check: Annotated[
@@ -276,7 +292,7 @@ class GoldenRequest(Request):
         ),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the token ids (found automatically).")
+        Path | None, Option("Tokenizer of the token ids (found automatically).", remote=True)
     ] = None
     preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
