@@ -37,8 +37,14 @@ FORMATS: Registry[Format] = Registry(
 TARGETS: Registry[Target] = Registry(
     "target",
     {
-        "gguf": "engram_cli.formats.gguf_keys:TARGET",
+        "gguf": "engram_cli.formats.gguf_new:TARGET",
         "row264": "engram_cli.formats.row264:TARGET",
-        "deepseek-v4.1": "engram_cli.formats.deepseek_patch:TARGET",
+        "deepseek-v4.1": "engram_cli.formats.deepseek_write:TARGET",
+        "qwen-ple": "engram_cli.formats.qwen_write:TARGET",
+        "engramdb": "engram_cli.formats.engramdb_write:TARGET",
+        "engram-peft": "engram_cli.formats.engram_peft_write:TARGET",
+        "demo": "engram_cli.formats.demo_write:TARGET",
+        "pleo": "engram_cli.formats.overlay_write:PLEO",
+        "plepatch": "engram_cli.formats.overlay_write:PLEPATCH",
     },
 )

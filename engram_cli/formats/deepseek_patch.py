@@ -6,31 +6,25 @@ tensors that are no rows are copied. The folder that is written goes over the re
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
-from engram_cli.files import read_json
+from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import Target, WriteOptions, Written, require_agreement
-from engram_cli.formats.row264 import DTYPE, require_e8m0, require_room
+from engram_cli.formats.base import WriteOptions, Written, require_agreement
+from engram_cli.formats.model_writer import CONVERTED, MARKER, put_checkpoint
+from engram_cli.formats.row264 import DTYPE, require_e8m0
+from engram_cli.formats.row_files import NewFile, Place, RowFiles, grown_files
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY
-from engram_cli.outputs import Kind, Listing, new_folder, prepare_output
-from engram_cli.rows.copying import Extent, copy_bytes, differing_byte
+from engram_cli.outputs import prepare_output
+from engram_cli.rows.copying import Extent, differing_byte
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.safetensors import INDEX
 from engram_cli.rows.source import ROWS, SCALES, RowSource, Span
-from engram_cli.rows.stored_as import PIECE_BYTES, require_same_rows, stored_reader
+from engram_cli.rows.stored_as import require_same_rows
 
-_NAME, _FORMAT = "engram-patch.json", "engram-patch"
 _HINT = "take the release again"
 
 
@@ -51,47 +45,56 @@ class _File:
         return tuple(Extent(begin=a, size=b - a, to=a) for a, b in gaps if b > a)
 
 
-def write_patch(source: RowSource, out: Path, options: WriteOptions) -> Written:
-    """Write the files of `options.patch` that hold rows, with those of `source`, and the index.
+def write_patch(source: RowSource, out: Path, patch: Path, options: WriteOptions) -> Written:
+    """Write the files of the release `patch` that hold rows, with those of `source`, and the index.
 
-    Raises InputError without a release, MismatchError for rows of another geometry, OutputError,
+    Raises InputError for no release, MismatchError for rows of another geometry, OutputError,
     ArtifactError for a damaged release.
     """
-    require_e8m0(source, "deepseek-v4.1")
-    if options.patch is None:
-        raise InputError(
-            f"{source.path} has no wkv, q_weight and k_weight, which lie next to the rows",
-            "name the release that the table is for: --patch CKPT",
-        )
-    release = _release(options.patch)
+    require_e8m0(source, "a patch of deepseek-v4.1")
+    release = _release(patch)
     _require_fit(source, release)
     files = _files(release)
     has_index = (release.path / INDEX).is_file()
     names = tuple(file.path.name for file in files) + ((INDEX,) if has_index else ())
-    size = sum(file.size for file in files)
+    plan = RowFiles(
+        source=source,
+        dtype=DTYPE,
+        files=tuple(
+            NewFile(
+                name=file.path.name,
+                size=file.size,
+                copies=tuple((file.path, extent) for extent in file.others),
+            )
+            for file in files
+        ),
+        places=tuple(
+            Place(
+                file=file.path.name,
+                layer=layer,
+                part=part,
+                begin=extent.to,
+                first=0,
+                rows=release.parts[layer, part].rows,
+                width=release.parts[layer, part].row_bytes,
+            )
+            for file in files
+            for (layer, part), extent in file.rows.items()
+        ),
+        small=((INDEX,) if has_index else ()) + (MARKER,),
+    )
+    done = Written(files=(*names, MARKER), size=plan.size)
     if options.check:
-        return Written(files=(*names, _NAME), size=size)
-    prepare_output(out, PATCH, force=options.force, inputs=(source.path, release.path))
-    require_room(out, size)
-    options.progress.start("rows into the release's files", size, "bytes")
-    with new_folder(out, PATCH, force=options.force) as folder:
-        for file in files:
-            _write_file(source, file, folder / file.path.name, options)
+        return done
+    prepare_output(out, CONVERTED, force=options.force, inputs=(source.path, release.path))
+    with grown_files(out, plan, options) as grown:
         if has_index:
-            shutil.copyfile(release.path / INDEX, folder / INDEX)
-        about = {
-            "format": _FORMAT,
-            "version": 1,
-            "files": list(names),
-            "layers": list(source.layers),
-            "fingerprint": source.layout.fingerprint,
-        }
-        (folder / _NAME).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            shutil.copyfile(release.path / INDEX, grown.folder / INDEX)
         if options.verify:
-            _verify(source, release, files, folder, options)
-    return Written(
-        files=(*names, _NAME),
-        size=size,
+            _verify(source, release, files, grown.folder, options)
+        put_checkpoint(grown, out, done, source, options)
+    return replace(
+        done,
         verified=options.verify,
         notes=(f"to use it, put the files of {out.name} over those of {release.path.name}",),
     )
@@ -160,35 +163,6 @@ def _files(release: FileRows) -> list[_File]:
     return files
 
 
-def _write_file(source: RowSource, file: _File, target: Path, options: WriteOptions) -> None:
-    """Write one file: what is no rows from the release, the rows from the source."""
-    with file.path.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
-        for extent in file.others:
-            new.seek(extent.to)
-            copy_bytes(old, new, extent.begin, extent.size, options.progress.advance)
-        for (layer, part), extent in file.rows.items():
-            new.seek(extent.to)
-            for piece in _pieces(source, layer, part):
-                view = np.ascontiguousarray(piece).reshape(-1).data
-                options.progress.advance(len(view))
-                while view:
-                    view = view[new.write(view) :]
-
-
-def _pieces(source: RowSource, layer: int, part: str) -> Iterator[NDArray[Any]]:
-    """Yield the items or the scales of a layer in order."""
-    rows, dim = source.layout.layer(layer).rows, source.dim or 1
-    step = max(1, PIECE_BYTES // dim)
-    read = stored_reader(source, DTYPE)
-    assert read is not None
-    for first in range(0, rows, step):
-        count = min(step, rows - first)
-        if source.dtype == DTYPE:
-            yield source.lines(layer, part, first, count)
-        else:  # items and scales lie in the same blocks
-            yield read(layer, first, count)[0 if part == ROWS else 1]
-
-
 def _verify(
     source: RowSource, release: FileRows, files: list[_File], folder: Path, options: WriteOptions
 ) -> None:
@@ -212,21 +186,4 @@ def _verify(
         dtype=DTYPE,
         parts=parts,
     )
-    require_same_rows(source, written, DTYPE, progress=options.progress)
-
-
-def _listing(path: Path) -> Listing | None:
-    try:
-        about = read_json(path / _NAME, "a patch")
-    except EngramError:
-        return None
-    files = about.get("files")
-    if about.get("format") != _FORMAT or not isinstance(files, list):
-        return None
-    if not all(isinstance(name, str) and Path(name).name == name for name in files):
-        return None
-    return Listing(frozenset((*files, _NAME)))
-
-
-PATCH = Kind(name="patch of a checkpoint", listing=_listing)
-TARGET = Target(write=write_patch, dtypes=(DTYPE,))
+    require_same_rows(source, written, DTYPE, threads=options.threads, progress=options.progress)

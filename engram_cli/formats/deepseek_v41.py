@@ -15,7 +15,7 @@ from typing import Any
 
 from engram_cli.errors import InputError
 from engram_cli.files import read_json
-from engram_cli.formats.base import Format
+from engram_cli.formats.base import NO_MODULE, Format
 from engram_cli.formats.model_folder import (
     CONFIG,
     Check,
@@ -52,6 +52,8 @@ _KEYS = (
     "engram_compressed_vocab_size",
 )
 _PAD = ("engram_pad_token_id", "engram_pad_id")
+# The tensors next to the rows of a layer.
+PROJECTIONS = ("wkv.weight", "wkv.scale", "q_weight", "k_weight")
 
 
 def _engram_config(folder: Path) -> tuple[Mapping[str, Any], str] | None:
@@ -86,7 +88,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
     folder = open_folder(path, config, lambda name: _NAME.fullmatch(name) is not None)
     vocab = FolderTokenizer(folder=path, given=tokenizer).vocab()
     layout = _layout(config, vocab)
-    names = _by_layer(folder)
+    names = layer_tensors(folder)
     parts, kinds = {}, set()
     for layer in layout.layer_ids:
         own = names.get(layer, {})
@@ -121,7 +123,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
     )
 
 
-def _by_layer(folder: ModelFolder) -> dict[int, dict[str, str]]:
+def layer_tensors(folder: ModelFolder) -> dict[int, dict[str, str]]:
     """Return the names of each layer's tensors by what they are: "rows", "scales", "wkv", ..."""
     found: dict[int, dict[str, str]] = {}
     for name in folder.tensors:
@@ -230,7 +232,8 @@ def _layer_checks(
     for part, shape in expected.items():
         if part not in own:
             is_needed = part != "scales" or quantised
-            found = "missing" if is_needed else "none"
+            missing = NO_MODULE if part in PROJECTIONS else "missing"
+            found = missing if is_needed else "none"
             checks.append(compared(f"{label}: {part}", found, "there" if is_needed else "none"))
             continue
         tensor = folder.tensors[own[part]]

@@ -92,6 +92,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
         dialect="state dict",
         folder=folder,
         checks=tuple(checks),
+        modules=memories,
     )
 
 

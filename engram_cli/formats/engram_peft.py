@@ -103,6 +103,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
         dialect=f"{config.get('engine', 'deepseek')}"[:64],
         folder=folder,
         checks=(*folder.file_checks(), *checks),
+        modules=found,
     )
 
 
@@ -158,8 +159,10 @@ def _layout(
     checks.append(
         Check(name="multipliers", result="undecided", found="not in the files", expected=drawn)
     )
+    asked = {"pad_id": pad, "seed": computed.parameters["seed"]}
     if whole is None:
-        return replace(layout, lookup=None, vocab_digest=UNKNOWN_VOCABULARY), checks
+        unknown = replace(layout, lookup=None, vocab_digest=UNKNOWN_VOCABULARY, parameters=asked)
+        return unknown, checks
     if not pad < len(whole) or whole[pad] < 0:
         raise InputError(f"pad_id {pad} is no token of the tokenizer", "give its own tokenizer")
     return (
@@ -169,7 +172,7 @@ def _layout(
             vocab_digest=lookup_digest(whole),
             compressed_size=int(whole.max()) + 1,
             filler_id=int(whole[pad]),
-            parameters={BASE_VOCABULARY: len(base.lookup) if compressed and base else 0},
+            parameters={BASE_VOCABULARY: len(base.lookup) if compressed and base else 0, **asked},
         ),
         checks,
     )
@@ -195,6 +198,8 @@ def _module_check(
     label: str, tensors: Mapping[str, FoundTensor], config: Mapping[str, Any]
 ) -> Check:
     """Compare the shapes of the rows, the gate and the conv with the config."""
+    if tensors.keys() <= {WEIGHT, OFFSETS}:
+        return compared(f"{label}: module", None, "gates and conv: the package draws new ones")
     width, copies = count_in(config, "embedding_dim"), count_in(config, "hc_mult")
     value = tensors.get("gating.w_v.weight")
     given = config.get("hidden_size")

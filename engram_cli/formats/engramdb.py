@@ -24,19 +24,21 @@ from engram_cli.formats.base import Facts, Format, rows_facts
 from engram_cli.formats.model_folder import DAMAGED, Check, compared, count_in, counts_in, orders_in
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
+from engram_cli.hashing.schemes.qwen_ple import multipliers as draw_multipliers
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows, HeldArray
 from engram_cli.rows.source import ROWS, SCALES, Span
 
 BUNDLE = "bundle.json"
-_SCHEMA = "engramdb-bundle-v1"
+SCHEMA = "engramdb-bundle-v1"
+DIVISOR = 128  # of the number of rows
 _SHARD = re.compile(r"shard_(\d{3,5})\.bin")
 _FLOAT8 = "float8_e4m3fn"
 _MOST_SHARDS = 2**16
 # What EngramDB takes where the bundle does not say: the values of Qwen's release.
 _QWEN = {"eos": 248044, "ngram_size": 3, "heads_per_ngram": 8}
 _QWEN_VOCABULARY, _QWEN_ROWS = 248320, 20_000_000
-_LAYER = 2  # decoder layer 1, counted from one
+_LAYERS, _SEED = [2], 1234  # decoder layer 1, counted from one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> Store:
         raise ArtifactError(
             f"{path}: {shards:,} shards of {height:,} rows of {width:,} bytes", DAMAGED
         )
-    checks = [compared("schema", described.get("schema"), _SCHEMA)]
+    checks = [compared("schema", described.get("schema"), SCHEMA)]
     files, sizes = _shard_checks(place, shards, height * width)
     layout, hashes = _layout(ple, shards * height)
     checks += sizes + hashes
@@ -110,14 +112,16 @@ def _open(path: Path, tokenizer: Path | None = None) -> Store:
             Span(file=file, begin=0, first=i * height, rows=height) for i, file in enumerate(files)
         ]
         physical = physical_dtype(_FLOAT8 if dtype == "fp8" else dtype)
-        parts[_LAYER, ROWS] = FileArray(spans, physical, (dim,), DAMAGED)
+        parts[layout.layer_ids[0], ROWS] = FileArray(spans, physical, (dim,), DAMAGED)
         if dtype == "fp8":
-            parts[_LAYER, SCALES] = HeldArray(np.array([scale or 1.0], dtype=np.float32))
+            parts[layout.layer_ids[0], SCALES] = HeldArray(
+                np.array([scale or 1.0], dtype=np.float32)
+            )
     return Store(
         format="engramdb",
         path=path,
         layout=layout,
-        layers=(_LAYER,) if whole else (),
+        layers=layout.layer_ids if whole else (),
         dim=dim,
         dtype=dtype,
         parts=parts,
@@ -192,12 +196,17 @@ def _layout(ple: Mapping[str, Any], rows: int) -> tuple[HashLayout | None, list[
         orders=orders_in(given, "ngram_size"),
         heads=given["heads_per_ngram"],
         rows_per_head=_QWEN_ROWS if sizes is None else sizes[0],
-        layers=(_LAYER,),
+        layers=_layers(ple),
     )
     entry = computed.layers[0]
+    index = count_in({"ple_layer_index": 0, **ple}, "ple_layer_index")
+    seed = count_in({"seed": _SEED, **ple}, "seed")
+    drawn = draw_multipliers(computed.compressed_size, computed.max_order, index, seed)
+    if index:  # one of several layers: the scheme makes no such layout of one
+        computed = replace(computed, parameters={"seed": seed, "divisor": DIVISOR})
     offsets = counts_in(ple, "offsets") if ple.get("offsets") else None
     checks = [
-        compared("multipliers", multipliers, entry.multipliers),
+        compared("multipliers", multipliers, drawn),
         compared("rows of each head", sizes, entry.moduli),
     ]
     if not known:
@@ -210,11 +219,19 @@ def _layout(ple: Mapping[str, Any], rows: int) -> tuple[HashLayout | None, list[
     moduli = sizes or entry.moduli
     if offsets is not None and offsets != tuple(accumulate((0, *moduli[:-1]))):
         raise ArtifactError(f"{BUNDLE}: offsets do not follow from prime_sizes", "write it again")
-    checks.append(compared("rows", rows, -(-sum(moduli) // 128) * 128))
+    checks.append(compared("rows", rows, -(-sum(moduli) // DIVISOR) * DIVISOR))
     if rows < sum(moduli):
         return None, checks
-    own = replace(entry, multipliers=multipliers or entry.multipliers, moduli=moduli, rows=rows)
+    own = replace(entry, multipliers=multipliers or drawn, moduli=moduli, rows=rows)
     return replace(computed, layers=(own,)), checks
+
+
+def _layers(ple: Mapping[str, Any]) -> tuple[int]:
+    """Return the layer of the store; EngramDB has no name for it, so this is what engram writes."""
+    layers = counts_in({"ple_layer_ids": _LAYERS, **ple}, "ple_layer_ids")
+    if len(layers) != 1:
+        raise ArtifactError(f"{BUNDLE} names the layers {layers}", "a store holds one layer")
+    return (layers[0],)
 
 
 def _head_dim(ple: Mapping[str, Any]) -> int | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import Facts, rows_facts
-from engram_cli.hashing.layout import MAX_ORDER
+from engram_cli.hashing.layout import MAX_ORDER, HashLayout
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.safetensors import TensorPlace, checkpoint_files, raw_header, tensor_place
@@ -53,19 +53,23 @@ def compared(name: str, found: object, expected: object) -> Check:
         )
         if first >= _SHOWN:  # show where they part
             name, found, expected = f"{name}, from {first} on", found[first:], expected[first:]
-    return Check(name=name, result=result, found=_text(found), expected=_text(expected))
+    between = " x " if "shape" in name else ", "
+    texts = (_text(value, between) for value in (found, expected))
+    return Check(name=name, result=result, found=next(texts), expected=next(texts))
 
 
-def _text(value: object) -> str:
+def _text(value: object, between: str) -> str:
     if value is None:
         return "unknown"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, (tuple, list)):
-        shown = [_text(each) for each in value[:_SHOWN]]
+        # A comma between thousands would look like one between values.
+        thousands = between != ", "
+        shown = [f"{each:,}" if thousands else str(each) for each in value[:_SHOWN]]
         if len(value) > _SHOWN:
-            return f"{', '.join(shown)}, ... ({len(value)} values)"
-        return " x ".join(shown) or "none"
+            return f"{between.join(shown)}, ... ({len(value)} values)"
+        return between.join(shown) or "none"
     return str(value)[:_SHOWN_TEXT]
 
 
@@ -146,11 +150,15 @@ def _some(names: Sequence[str], what: str = "missing") -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRows(FileRows):
-    """The rows of an opened checkpoint, and what was compared. `dialect`: how it spells things."""
+    """The rows of an opened checkpoint, and what was compared. `dialect`: how it spells things.
+
+    `modules`: the tensors of a layer's memory by what they are, where a writer may copy them.
+    """
 
     dialect: str
     folder: ModelFolder
     checks: tuple[Check, ...]
+    modules: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
 
 def checkpoint_facts(source: CheckpointRows) -> Facts:
@@ -238,6 +246,22 @@ def bare_map(size: int) -> VocabMap:
     if size > MOST_VOCABULARY:
         raise ArtifactError(f"the config names {size:,} token ids", "check it")
     return VocabMap(lookup=np.arange(size, dtype=np.int32), size=size)
+
+
+def pad_token(layout: HashLayout) -> int:
+    """Return the token id that stands before a text: the layout's, or the first of its id.
+
+    Raises InputError for a layout that has no such token.
+    """
+    named = layout.parameters.get("pad_id")
+    if isinstance(named, int):
+        return named
+    if layout.lookup is None:
+        return layout.filler_id
+    found = np.flatnonzero(layout.lookup == layout.filler_id)
+    if not len(found):
+        raise InputError(f"no token has the pad's compressed id {layout.filler_id}", "check it")
+    return int(found[0])
 
 
 def count_in(config: Mapping[str, Any], key: str) -> int:

@@ -21,14 +21,15 @@ from engram_cli.formats.base import PIECE_BYTES, Checks, Facts, Format
 from engram_cli.formats.model_folder import DAMAGED, Check, compared
 from engram_cli.hashing.layout import rows_alone
 from engram_cli.rows import DTYPES
-from engram_cli.rows.gather import FileRows
+from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.gguf_file import GGML_TYPES
+from engram_cli.rows.source import Span
 
 _PLEO, _PLEPATCH = b"PLEO", b"PLEOVLY1"
-_PLEO_HEADER = struct.Struct("<4sII")
-_PLEPATCH_HEADER = struct.Struct("<8sH2xIQQQQ8x72s")
-_VERSION = 1
-_MANIFEST = "ple-overlay-v1"
+PLEO_HEADER = struct.Struct("<4sII")
+PLEPATCH_HEADER = struct.Struct("<8sH2xIQQQQ8x72s")
+VERSION = 1
+MANIFEST = "ple-overlay-v1"
 _MOST_MANIFEST, _MOST_ROW_BYTES = 2**24, 2**24
 _SHOWN = 8  # entries of a manifest
 
@@ -53,33 +54,33 @@ class Overlay(FileRows):
     manifest: Mapping[str, Any] | None = None
 
     def row_numbers(self) -> NDArray[Any]:
-        """Return the row numbers [n], mapped. Raises ArtifactError for a file that is short."""
+        """Return the row numbers [n]. Raises ArtifactError for a file that is short."""
         begin, step, dtype = self.numbers
-        return self._mapped(begin, step, np.dtype(dtype), ())
+        array = self._spaced(begin, step, np.dtype(dtype), ())
+        return np.concatenate([numbers for _, numbers in array.chunks()])
 
     def pieces(self) -> Iterator[NDArray[np.float32] | None]:
         """Yield the values float32[n, width] in pieces; None where their type is not decoded."""
         begin, step = self.values
-        stored = self._mapped(begin, step, np.dtype("u1"), (self.row_bytes,))
+        stored = self._spaced(begin, step, np.dtype("u1"), (self.row_bytes,))
         row_type = DTYPES.load(self.stored_as) if self.stored_as in DTYPES else None
         if row_type is None or row_type.scaling is not None:
             yield None
             return
         size = max(1, PIECE_BYTES // (4 * self.width))
         for first in range(0, self.count, size):
-            piece = np.ascontiguousarray(stored[first : first + size]).view(row_type.physical)
+            piece = stored.read(first, min(size, self.count - first))
             values = np.empty((len(piece), self.width), dtype=np.float32)
-            row_type.decode(piece, None, values)
+            row_type.decode(np.ascontiguousarray(piece).view(row_type.physical), None, values)
             yield values
 
-    def _mapped(
+    def _spaced(
         self, begin: int, step: int, dtype: np.dtype[Any], tail: tuple[int, ...]
-    ) -> NDArray[Any]:
+    ) -> FileArray:
         if self.path.stat().st_size < self.values[0] + self._last_byte():
             raise ArtifactError(f"{self.path} ends before its rows do", DAMAGED)
-        raw = np.memmap(self.path, dtype=np.uint8, mode="r")
-        strides = (step, *(dtype.itemsize for _ in tail))
-        return np.ndarray((self.count, *tail), dtype, raw, begin, strides)
+        span = Span(file=self.path, begin=begin, first=0, rows=self.count, stride=step)
+        return FileArray([span], dtype, tail, DAMAGED)
 
     def _last_byte(self) -> int:
         return (self.count - 1) * self.values[1] + self.row_bytes
@@ -98,7 +99,7 @@ def _recognise(path: Path) -> Path | None:
 def _open(path: Path, tokenizer: Path | None = None) -> Overlay:
     try:
         with path.open("rb") as file:
-            start = file.read(_PLEPATCH_HEADER.size)
+            start = file.read(PLEPATCH_HEADER.size)
             if start[:8] != _PLEPATCH:
                 return _pleo(path, start)
             return _plepatch(path, start, file.read(_manifest_size(path, start)))
@@ -108,10 +109,10 @@ def _open(path: Path, tokenizer: Path | None = None) -> Overlay:
 
 def _pleo(path: Path, start: bytes) -> Overlay:
     """Open a .pleo: a magic, n and dim as u32, n row numbers as i32, n x dim float32."""
-    if len(start) < _PLEO_HEADER.size or start[:4] != _PLEO:
+    if len(start) < PLEO_HEADER.size or start[:4] != _PLEO:
         raise ArtifactError(f"{path} is no overlay", DAMAGED)
-    _, count, dim = _PLEO_HEADER.unpack(start[: _PLEO_HEADER.size])
-    begin, row_bytes = _PLEO_HEADER.size, 4 * dim
+    _, count, dim = PLEO_HEADER.unpack(start[: PLEO_HEADER.size])
+    begin, row_bytes = PLEO_HEADER.size, 4 * dim
     _require_rows(path, count, dim, row_bytes)
     return Overlay(
         format="overlay",
@@ -130,17 +131,17 @@ def _pleo(path: Path, start: bytes) -> Overlay:
 
 
 def _manifest_size(path: Path, start: bytes) -> int:
-    if len(start) < _PLEPATCH_HEADER.size:
+    if len(start) < PLEPATCH_HEADER.size:
         raise ArtifactError(f"{path} ends within its header", DAMAGED)
-    size = int(_PLEPATCH_HEADER.unpack(start)[6])
-    if size > min(_MOST_MANIFEST, path.stat().st_size - _PLEPATCH_HEADER.size):
+    size = int(PLEPATCH_HEADER.unpack(start)[6])
+    if size > min(_MOST_MANIFEST, path.stat().st_size - PLEPATCH_HEADER.size):
         raise ArtifactError(f"{path} names a manifest of {size:,} bytes", DAMAGED)
     return size
 
 
 def _plepatch(path: Path, start: bytes, text: bytes) -> Overlay:
     """Open a .plepatch: a header of 128 bytes, a manifest, then (u64 row, payload) n times."""
-    _, version, kind, dim, row_bytes, count, size, name = _PLEPATCH_HEADER.unpack(start)
+    _, version, kind, dim, row_bytes, count, size, name = PLEPATCH_HEADER.unpack(start)
     _require_rows(path, count, dim, row_bytes)
     stored_as, values, block = GGML_TYPES.get(kind, (f"ggml type {kind}", 0, 0))
     expected = dim // values * block if values and dim % values == 0 else None
@@ -153,7 +154,7 @@ def _plepatch(path: Path, start: bytes, text: bytes) -> Overlay:
     except ValueError:
         manifest = None
     named = manifest.get("format") if isinstance(manifest, Mapping) else "not readable"
-    begin, step = _PLEPATCH_HEADER.size + size, 8 + row_bytes
+    begin, step = PLEPATCH_HEADER.size + size, 8 + row_bytes
     return Overlay(
         format="overlay",
         path=path,
@@ -161,8 +162,8 @@ def _plepatch(path: Path, start: bytes, text: bytes) -> Overlay:
         layers=(),
         dialect=_PLEPATCH.decode(),
         checks=(
-            compared("version", version, _VERSION),
-            compared("format of the manifest", f"{named}"[:64], _MANIFEST),
+            compared("version", version, VERSION),
+            compared("format of the manifest", f"{named}"[:64], MANIFEST),
             _size_check(path, begin + count * step),
         ),
         count=count,

@@ -8,21 +8,31 @@ Described in docs/guides/checkpoints.md.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
+from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import canonical_json, read_json, sha256_bytes
-from engram_cli.formats.base import Checks, Format, Target, WriteOptions, Written, row_problems
-from engram_cli.hashing.layout import UNKNOWN_VOCABULARY, HashLayout
-from engram_cli.outputs import Kind, Listing, new_folder, prepare_output
+from engram_cli.formats.base import Checks, Format, Target, WriteOptions, Written
+from engram_cli.formats.row_files import (
+    RECORDS,
+    NewFile,
+    Place,
+    RowFiles,
+    grown_files,
+    put_folder,
+    require_map,
+    require_rows,
+)
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.outputs import Kind, Listing, prepare_output
 from engram_cli.rows.checksum import ALGORITHM, Checksum
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.source import ROWS, SCALES, RowSource, Span
 from engram_cli.rows.stored_as import PIECE_BYTES, require_same_rows, stored_reader
-from engram_cli.table.build import free_bytes
 from engram_cli.table.spec import MAX_DIM
 from engram_cli.vocab.lookup import MOST_VOCABULARY
 
@@ -34,32 +44,16 @@ _HINT = "the folder is damaged: convert it again"
 
 def require_e8m0(source: RowSource, target: str) -> None:
     """Raise InputError unless `source` has all rows of its layout, with e4m3 items under e8m0."""
-    if source.dim is None or source.dtype is None:
-        raise InputError(f"{source.path} holds no vectors", "give a table or a checkpoint")
+    require_rows(source, target)
     if stored_reader(source, DTYPE) is None:
         raise InputError(
             f"{source.path} has rows of {source.dtype}, and {target} holds {DTYPE} alone",
-            f"requantise it first: engram convert {source.path} --to table --dtype {DTYPE}",
+            f"give --dtype {DTYPE}, which rounds the values",
         )
-    if source.dim % BLOCK:
+    if (source.dim or 0) % BLOCK:
         raise InputError(
             f"{source.path} has {source.dim} values a row, and {target} needs blocks of {BLOCK}",
             f"convert a table whose dim is a multiple of {BLOCK}",
-        )
-    lost = sorted(set(source.layout.layer_ids) - set(source.layers))
-    if lost:
-        raise InputError(
-            f"{source.path} has no rows of layer {', '.join(map(str, lost))}",
-            f"{target} has the rows of every layer",
-        )
-
-
-def require_room(out: Path, size: int) -> None:
-    """Raise OutputError unless the disk of `out` has `size` free bytes."""
-    free = free_bytes(out)
-    if size > free:
-        raise OutputError(
-            f"{out} needs {size:,} bytes, {free:,} are free", "free some, or write to another disk"
         )
 
 
@@ -70,25 +64,32 @@ def _file(layer: int) -> str:
 def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
     require_e8m0(source, "row264")
     layout, dim = source.layout, source.dim or 0
-    if layout.vocab_digest == UNKNOWN_VOCABULARY:
-        raise InputError(
-            f"{source.path} has no token map, so that no token finds its row",
-            "give the model's tokenizer with --tokenizer",
-        )
+    require_map(source)
     width = dim + dim // BLOCK
-    size = sum(entry.rows * width for entry in layout.layers)
-    names = [_file(layer) for layer in layout.layer_ids]
-    names += [] if layout.lookup is None else [_MAP]
-    done = Written(files=(*names, _NAME), size=size)
+    names = {entry.layer: _file(entry.layer) for entry in layout.layers}
+    maps = [] if layout.lookup is None else [_MAP]
+    plan = RowFiles(
+        source=source,
+        dtype=DTYPE,
+        files=tuple(
+            NewFile(name=names[entry.layer], size=entry.rows * width) for entry in layout.layers
+        ),
+        places=tuple(
+            Place(file=names[entry.layer], layer=entry.layer, part=RECORDS, begin=0, first=0,
+                  rows=entry.rows, width=width)
+            for entry in layout.layers
+        ),
+        small=(*maps, _NAME),
+        hashed=True,
+    )  # fmt: skip
+    done = Written(files=(*names.values(), *maps, _NAME), size=plan.size)
     if options.check:
         return done
     prepare_output(out, ROW264, force=options.force, inputs=(source.path,))
-    require_room(out, size)
-    options.progress.start("rows into files", size, "bytes")
-    with new_folder(out, ROW264, force=options.force) as folder:
+    with grown_files(out, plan, options) as grown:
+        folder = grown.folder
         files = {
-            _file(layer): _write_layer(source, layer, folder / _file(layer), options)
-            for layer in layout.layer_ids
+            file.name: (file.size, grown.checksums[file.name].hexdigest()) for file in plan.files
         }
         if layout.lookup is not None:
             raw = layout.lookup.astype("<i4")
@@ -104,28 +105,11 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
         }
         (folder / _NAME).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if options.verify:
-            require_same_rows(source, _open(folder), DTYPE, progress=options.progress)
-    return Written(files=done.files, size=size, verified=options.verify)
-
-
-def _write_layer(
-    source: RowSource, layer: int, path: Path, options: WriteOptions
-) -> tuple[int, str]:
-    """Write the rows of a layer; return the file's size and checksum."""
-    read = stored_reader(source, DTYPE)
-    assert read is not None
-    rows, dim = source.layout.layer(layer).rows, source.dim or 0
-    step = max(1, PIECE_BYTES // (dim + dim // BLOCK))
-    checksum, size = Checksum(), 0
-    with path.open("wb") as file:
-        for first in range(0, rows, step):
-            piece = np.concatenate(read(layer, first, min(step, rows - first)), axis=1)
-            flat = piece.reshape(-1)
-            checksum.update(flat)
-            file.write(flat.data)
-            size += flat.nbytes
-            options.progress.advance(flat.nbytes)
-    return size, checksum.hexdigest()
+            require_same_rows(
+                source, _open(folder), DTYPE, threads=options.threads, progress=options.progress
+            )
+        put_folder(folder, out, ROW264, options, done.files)
+    return replace(done, verified=options.verify)
 
 
 def _checksum(values: Any) -> str:
@@ -167,7 +151,7 @@ def _described(path: Path) -> tuple[dict[str, Any], HashLayout, int]:
 def _open(path: Path) -> FileRows:
     about, layout, dim = _described(path)
     if layout.vocab_digest is not None:
-        layout = layout.bind(np.fromfile(path / _MAP, dtype="<i4"))
+        layout = layout.bind(np.frombuffer((path / _MAP).read_bytes(), dtype="<i4"))
     scales, parts = dim // BLOCK, {}
     byte = np.dtype(np.uint8)
     for entry in layout.layers:
@@ -193,7 +177,7 @@ def _open(path: Path) -> FileRows:
 
 
 def _check(path: Path, checks: Checks) -> FileRows:
-    """Compare the checksums of all files, then look for values that are not finite."""
+    """Compare the checksums of all files."""
     source = _open(path)
     about = read_json(path / _NAME, "a description of rows")
     problems = []
@@ -208,7 +192,6 @@ def _check(path: Path, checks: Checks) -> FileRows:
         checks.files += 1
         checks.stored_bytes += size
     checks.take("checksums", problems)
-    checks.take("rows", row_problems(source, checks.progress))
     return source
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
+from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.source import ROWS, SCALES, RowSource
+from engram_cli.rows.views import Requantised
 
 StoredReader = Callable[[int, int, int], list[NDArray[Any]]]
 """Reads rows of a layer from the first one given: [rows], or [rows, scales] under scales of their
@@ -39,11 +42,16 @@ def stored_reader(source: RowSource, dtype: str) -> StoredReader | None:
 
     The one scale of a layer is not read: see `layer_scale`.
     """
-    if source.dtype is None or kept_dtype(source.dtype) != dtype:
+    if source.dtype is None or dtype not in (source.dtype, kept_dtype(source.dtype)):
         return None
-    if source.dtype in _REORDERED:
+    if isinstance(source, Requantised):
+        return lambda layer, first, count: _encoded(source, layer, first, count)
+    if source.dtype in _REORDERED and source.dtype != dtype:
         return lambda layer, first, count: _reordered(source.lines(layer, ROWS, first, count))
     scaling = DTYPES.load(dtype).scaling
+    records = _records(source)
+    if records is not None and scaling is not None:
+        return lambda layer, first, count: _split(records[layer].read(first, count), source)
 
     def read(layer: int, first: int, count: int) -> list[NDArray[Any]]:
         parts = [source.lines(layer, ROWS, first, count)]
@@ -52,6 +60,37 @@ def stored_reader(source: RowSource, dtype: str) -> StoredReader | None:
         return parts
 
     return read
+
+
+def _records(source: RowSource) -> dict[int, FileArray] | None:
+    """Return rows and scales as one array, where each row's scales follow its items in the file.
+
+    Reading both at once is twice as fast as one after the other. None for any other source.
+    """
+    if not isinstance(source, FileRows):
+        return None
+    found = {}
+    for layer in source.layers:
+        pair = [source.parts.get((layer, part)) for part in (ROWS, SCALES)]
+        if pair[0] is None or pair[1] is None or not pair[1].tail:
+            return None
+        rows, scales = pair[0], pair[1]
+        width = rows.row_bytes + scales.row_bytes
+        spans = [replace(span, stride=0) for span in rows.spans]
+        follows = [replace(s, begin=s.begin + rows.row_bytes) for s in rows.spans]
+        if follows != list(scales.spans) or any(span.stride != width for span in rows.spans):
+            return None
+        found[layer] = FileArray(spans, np.dtype(np.uint8), (width,), rows.hint)
+    return found
+
+
+def _split(records: NDArray[np.uint8], source: RowSource) -> list[NDArray[Any]]:
+    """Return the items and the scales of records, as views."""
+    row_type = DTYPES.load(source.dtype or "")
+    assert row_type.scaling is not None
+    at = row_type.width(source.dim or 0) * row_type.physical.itemsize
+    scales = np.ascontiguousarray(records[:, at:]).view(row_type.scaling.dtype)
+    return [np.ascontiguousarray(records[:, :at]).view(row_type.physical), scales]
 
 
 def layer_scale(source: RowSource, layer: int) -> NDArray[Any] | None:
@@ -97,9 +136,10 @@ def require_same_rows(
 
     def differing(task: tuple[int, int, int]) -> int | None:
         for a, b in zip(wanted(*task), there(*task), strict=True):
-            same = (a.view(np.uint8) == b.view(np.uint8)).all(axis=1)
-            if not same.all():
-                return task[1] + int(same.argmin())
+            a, b = a.view(np.uint8), b.view(np.uint8)
+            words = np.uint64 if a[0].nbytes % 8 == 0 else np.uint8
+            if not np.array_equal(a.view(words), b.view(words)):
+                return task[1] + int((a == b).all(axis=1).argmin())
         return None
 
     heights = {layer: before.layout.layer(layer).rows for layer in before.layers}
@@ -118,6 +158,11 @@ def require_same_rows(
                             _AGAIN,
                         )
                 progress.advance(stop - start)
+
+
+def _encoded(source: Requantised, layer: int, first: int, count: int) -> list[NDArray[Any]]:
+    rows, scales = source.encoded(layer, first, count)
+    return [rows] if scales is None or source.row_type.of_layer else [rows, scales]
 
 
 def _reordered(stored: NDArray[Any]) -> list[NDArray[Any]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from engram_cli.formats.bundle import BUNDLE_NAME
-from engram_cli.runtime.attach import memory_of
+from engram_cli.runtime.carried import memory_of
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import MemoryModule, Rows
 from engram_cli.runtime.saving import load, save_engram

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from torch import nn
 from engram_cli.errors import DependencyError, InputError
 from engram_cli.formats.bundle import bundle_folder, read_bundle
 from engram_cli.runtime.attach import attach
-from engram_cli.runtime.hooks import memory_in
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.saving import load
 from engram_cli.runtime.training import row_parameters
@@ -68,24 +65,6 @@ def _with_adapter(model: Any, rank: int, seed: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of names that transformers gives up
         return get_peft_model(model, config)
-
-
-@contextmanager
-def memories_set_aside(model: nn.Module) -> Iterator[None]:
-    """Take the memories out of a model's modules for a while: what is saved or loaded has none."""
-    places = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if memory_in(child) is not None and memory_in(parent) is None
-    ]
-    for parent, name, _ in places:
-        del parent._modules[name]
-    try:
-        yield
-    finally:
-        for parent, name, child in places:
-            parent.add_module(name, child)
 
 
 def _check_rows(bundle: Path) -> None:

@@ -71,7 +71,7 @@ def make_optimiser(
     "adam" (8 bytes of state a value) or "adagrad" (4 bytes a row). Rows with dense gradients get
     AdamW without decay. Raises RuntimeAttachError for a model without a memory.
     """
-    from engram_cli.runtime.attach import memories
+    from engram_cli.runtime.carried import memories
 
     found = memories(model).values()
     tables = row_parameters(model) if found else []

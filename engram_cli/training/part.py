@@ -12,12 +12,14 @@ import torch
 import torch.distributed as dist
 
 from engram_cli.progress import Progress
-from engram_cli.runtime.attach import activate, deactivate, memories
+from engram_cli.runtime.attach import activate, deactivate
+from engram_cli.runtime.carried import memories
 from engram_cli.runtime.evaluation import evaluate_losses
 from engram_cli.runtime.evaluation.sums import PartLoss
+from engram_cli.runtime.pretrained import set_aside
 from engram_cli.runtime.saving import save_engram
 from engram_cli.runtime.training import parameters_summary
-from engram_cli.training.model import memories_set_aside, prepare_model
+from engram_cli.training.model import prepare_model
 from engram_cli.training.results import LossLine, Part, StepCost, Task
 from engram_cli.training.run import make_trainer, time_steps, train
 from engram_cli.training.windows import Windows, documents
@@ -130,7 +132,7 @@ class PartRun:
             save_engram(self.model, bundle, force=True)
         if dist.is_initialized() and dist.get_rank():
             return
-        with memories_set_aside(self.model), warnings.catch_warnings():
+        with set_aside(self.model), warnings.catch_warnings():
             # PEFT looks for the config of the model in a place where a local one has none.
             warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
             if self.task.lora is not None:

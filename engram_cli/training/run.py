@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from engram_cli.progress import Progress
-from engram_cli.runtime.attach import memories
+from engram_cli.runtime.carried import memories
 from engram_cli.training import defaults
 from engram_cli.training.callback import EngramCallback
 from engram_cli.training.optimiser import make_optimiser

@@ -11,10 +11,10 @@ from transformers import Trainer, TrainerCallback
 
 from engram_cli.files import canonical_json, inner_file, read_json
 from engram_cli.formats.bundle import BUNDLE_NAME
-from engram_cli.runtime.attach import memories
+from engram_cli.runtime.carried import memories
+from engram_cli.runtime.pretrained import set_aside
 from engram_cli.runtime.saving import load
 from engram_cli.runtime.training import average_row_gradients, row_parameters
-from engram_cli.training.model import memories_set_aside
 
 IGNORED = "_ddp_params_and_buffers_to_ignore"  # DDP reads it from the module that it wraps
 WHOLE = "engram-checkpoint.json"  # the last file of a checkpoint
@@ -51,13 +51,13 @@ class EngramTrainer(Trainer):
         folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         if self.saves_model:
-            with memories_set_aside(self._module):
+            with set_aside(self._module):
                 super()._save(str(folder), state_dict=state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:
         """Load what the checkpoint has of the model, and its bundle."""
         if self.saves_model:
-            with memories_set_aside(self._module):
+            with set_aside(self._module):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.has_memory:
             load(self._module, Path(resume_from_checkpoint) / BUNDLE_NAME)

@@ -75,7 +75,6 @@ def own_trainer(model: nn.Module, folder: Path, callback: EngramCallback) -> Tra
     )
 
 
-@pytest.mark.filterwarnings("ignore:save_pretrained. the memory:UserWarning")
 def test_a_trainer_resumes_from_the_bundles_of_the_callback(
     small_vocab: CompressedVocab, bundle: Path, tmp_path: Path
 ) -> None:
@@ -101,7 +100,6 @@ def test_a_trainer_resumes_from_the_bundles_of_the_callback(
     assert not resumed.engram.layers["1"]._forward_hooks
 
 
-@pytest.mark.filterwarnings("ignore:save_pretrained. the memory:UserWarning")
 def test_the_callbacks_figures_are_those_of_the_model(
     small_vocab: CompressedVocab, bundle: Path, tmp_path: Path
 ) -> None:
@@ -115,7 +113,6 @@ def test_the_callbacks_figures_are_those_of_the_model(
         changed = (rows != before).any(dim=1).float().mean().item()
         # Of dense gradients only the logged steps are looked at.
         assert 0 < logs[-1][f"engram/touched_{place}"] <= changed + 1e-6
-    assert not (tmp_path / "checkpoint-3" / "engram").exists()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
@@ -203,7 +200,6 @@ def test_rates_of_all_parts_follow_a_scheduler(small_vocab: CompressedVocab, bun
     assert rates == [0.125, 0.25]
 
 
-@pytest.mark.filterwarnings("ignore:save_pretrained. the memory:UserWarning")
 def test_a_trainer_clips_sparse_rows_as_dense_ones(
     small_vocab: CompressedVocab, bundle: Path, tmp_path: Path
 ) -> None:

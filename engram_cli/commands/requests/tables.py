@@ -27,6 +27,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.formats import TARGETS
 from engram_cli.rows import DTYPES
 
+PATCHED = ("deepseek-v4.1", "bundle", "engram-peft", "pleo", "plepatch")  # targets with --patch
 CORPUS_INITS = ("token-mean", "next-token")
 DEFAULT_DIM, DEFAULT_DTYPE = 64, "bfloat16"
 
@@ -162,8 +163,8 @@ class ConvertRequest(Request):
             "give the format to write with --to",
         ),
         Rule(
-            lambda r: r.patch is not None and r.to not in ("deepseek-v4.1", "bundle"),
-            "--patch is for --to deepseek-v4.1 and --to bundle",
+            lambda r: r.patch is not None and r.to not in PATCHED,
+            "--patch is for --to " + ", ".join(PATCHED),
             "leave it out",
         ),
         Rule(
@@ -175,7 +176,14 @@ class ConvertRequest(Request):
     )
 
     source: Annotated[
-        Path, Option("Table, bundle or checkpoint to convert.", argument=True, name="table")
+        Path,
+        Option(
+            "Table, bundle or checkpoint to convert: a path, org/name of the Hugging Face Hub, or "
+            "an address.",
+            argument=True,
+            name="table",
+            remote=True,
+        ),
     ]
     dtype: Annotated[
         str | None,
@@ -201,12 +209,12 @@ class ConvertRequest(Request):
             parser=row_range,
         ),
     ] = None
-    tokenizer: Annotated[Path | None, Option("Tokenizer of a source that lacks its token map.")] = (
-        None
-    )
+    tokenizer: Annotated[
+        Path | None, Option("Tokenizer of a source that lacks its token map.", remote=True)
+    ] = None
     patch: Annotated[
         Path | None,
-        Option("With --to deepseek-v4.1 or bundle: the checkpoint that gets the table."),
+        Option(f"With --to {', '.join(PATCHED)}: the checkpoint that gets the rows."),
     ] = None
     check: Annotated[
         bool, Option("Print what would change and write nothing; exit with 1 if anything would.")
@@ -240,12 +248,14 @@ class AttachRequest(Request):
 
     `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
     that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
-    which are random (docs/reference/modules.md). With `reference` the bundle maps the table's own
-    chunk files instead of holding a copy. With `dry_run` nothing is written.
+    which are random (docs/reference/modules.md). With `reference` the bundle maps the files of
+    the table or checkpoint instead of holding a copy. With `dry_run` nothing is written.
     """
 
     checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
-    table: Annotated[Path, Option("Table or bundle to attach (engram-table.zarr).", place="table")]
+    table: Annotated[
+        Path, Option("Table, bundle or checkpoint to attach (engram-table.zarr).", place="table")
+    ]
     out: Annotated[
         Path | None, Option("Bundle folder to write (CHECKPOINT/engram).", short="-o")
     ] = None
@@ -287,7 +297,9 @@ class AttachRequest(Request):
     packed: Annotated[bool, Option("Keep documents that are packed into one sequence apart.")] = (
         False
     )
-    reference: Annotated[bool, Option("Refer to the table instead of copying its rows.")] = False
+    reference: Annotated[
+        bool, Option("Refer to the table or checkpoint instead of copying its rows.")
+    ] = False
     seed: Annotated[int, Option("Seed of the module's random weights.", least=0)] = 0
     dry_run: DryRun = False
     force: Force = False

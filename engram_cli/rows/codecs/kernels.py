@@ -130,6 +130,32 @@ def from_bytes(items, meanings, scales, dim, block, values):  # type: ignore[no-
                 out[i] = meanings[part[i]] * scale
 
 
+_E4M3_BIAS = 0x3C000000  # 120 << 23: what an exponent of e4m3 lacks to one of float32
+_E4M3_SMALL = np.float32(2.0**-9)  # the last bit of a small e4m3
+
+
+@kernel("void(uint8[::1], uint8[::1], uint16[::1])")
+def e4m3_to_bfloat16(items, exponents, out):  # type: ignore[no-untyped-def]
+    """bfloat16 of each item times 2**(e - 127), 32 items a scale: in vectors, without a table."""
+    for block in range(exponents.size):
+        part = items[32 * block : 32 * block + 32]
+        target = out[32 * block : 32 * block + 32]
+        power = int32(exponents[block])
+        raised = int32(_LEAST_POWER) if power == 0 else power << int32(23)
+        scale = float32_of_bits(int32(_NAN) if power == 255 else raised)
+        for i in range(32):
+            code = int32(part[i])
+            size = code & int32(0x7F)
+            normal = float32_of_bits((size << int32(20)) + int32(_E4M3_BIAS))
+            value = float32(size) * _E4M3_SMALL if size < int32(8) else normal
+            bits = bits_of_float32(value * scale)
+            odd = (bits >> int32(16)) & int32(1)
+            rounded = int32(bits + int32(0x7FFF) + odd) >> int32(16)
+            bad = size == int32(0x7F) or (bits & int32(_ABSOLUTE)) > int32(_INFINITY)
+            rounded = int32(0x7FC0) if bad else rounded
+            target[i] = uint16(rounded | ((code & int32(0x80)) << int32(8)))
+
+
 @kernel("void(uint8[::1], float32[::1])")
 def powers_of_two(exponents, out):  # type: ignore[no-untyped-def]
     """2**(e - 127) of each byte e, NaN of 255: float32 has e for its exponent, but for the ends."""
@@ -166,3 +192,30 @@ def from_nibbles(packed, dim, items):  # type: ignore[no-untyped-def]
             target[2 * i + 1] = uint8(source[i] >> 4)
         if dim % 2 == 1:
             target[dim - 1] = uint8(source[width - 1] & 15)
+
+
+@kernel("void(float32[::1], float32[::1], uint8[:,::1])")
+def to_q8_0(values, steps, blocks):  # type: ignore[no-untyped-def]
+    """Store each 32 values as ggml's Q8_0: steps [n], and items from byte 2 of blocks [n, 34].
+
+    The step is the largest size over 127; items are rounded to nearest, halves away from zero. A
+    block with a value that is not finite gets a step of NaN.
+    """
+    for i in range(steps.size):
+        part = values[32 * i : 32 * i + 32]
+        top = int32(0)
+        for j in range(32):
+            top = max(top, bits_of_float32(part[j]) & int32(_ABSOLUTE))
+        step = float32_of_bits(top) / np.float32(127)
+        inverse = np.float32(1) / step
+        usable = step > np.float32(0) and inverse <= np.float32(3.4028234e38)
+        inverse = inverse if usable else np.float32(0)
+        finite = top < int32(_INFINITY)
+        steps[i] = step if finite else float32_of_bits(int32(_NAN))
+        inverse = inverse if finite else np.float32(0)
+        for j in range(32):
+            size = float32_of_bits(bits_of_float32(part[j]) & int32(_ABSOLUTE))
+            size = size * inverse if finite else np.float32(0)
+            whole = int32(size)
+            whole += int32(1) if size - float32(whole) >= np.float32(0.5) else int32(0)
+            blocks[i, j + 2] = uint8((-whole if part[j] < 0 else whole) & int32(0xFF))

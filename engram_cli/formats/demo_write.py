@@ -1,0 +1,75 @@
+"""Writes rows as a state dict of the paper's demo: `layers.N.engram.` and the demo's names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from engram_cli.errors import InputError
+from engram_cli.formats.base import Target, WriteOptions, Written
+from engram_cli.formats.demo import FORMAT, OFFSETS, WEIGHT
+from engram_cli.formats.row_files import grown_files, put_file
+from engram_cli.formats.state_dict import (
+    FLOATS,
+    WRITTEN_BY,
+    StateTensor,
+    copied_tensor,
+    integers_tensor,
+    is_own,
+    module_tensors,
+    require_rows,
+    rows_tensor,
+    state_dict_file,
+)
+from engram_cli.outputs import Kind, Listing, prepare_output
+from engram_cli.rows.source import RowSource
+from engram_cli.rows.stored_as import require_same_rows
+
+
+def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
+    layout = require_rows(source, "engram-v1", "a state dict of the demo")
+    if out.suffix != ".safetensors":
+        raise InputError(
+            f"{out.name} does not end in .safetensors",
+            "give another --out, such as demo.safetensors",
+        )
+    plan = state_dict_file(out.name, _tensors(source), {"format": "pt", **WRITTEN_BY}, source)
+    pad, seed = (layout.parameters.get(name, "unknown") for name in ("pad_id", "seed"))
+    notes = [f"the file holds no tokenizer, pad id ({pad}) or seed ({seed}): set them in the model"]
+    if not any(module_tensors(source, "demo").values()):
+        notes.append("gates and convolutions are not in the source: load it with strict=False")
+    done = Written(dialect="state dict", files=(out.name,), size=plan.size, notes=tuple(notes))
+    if options.check:
+        return done
+    prepare_output(out, STATE_DICT, force=options.force, inputs=(source.path,))
+    with grown_files(out, plan, options) as grown:
+        file = grown.folder / out.name
+        if options.verify:
+            require_same_rows(
+                source, FORMAT.open(file, options.tokenizer), plan.dtype, threads=options.threads,
+                progress=options.progress,
+            )  # fmt: skip
+        put_file(file, out, STATE_DICT, options)
+    return replace(done, verified=options.verify)
+
+
+def _tensors(source: RowSource) -> list[StateTensor]:
+    """Return what the file holds: rows, offsets, and the rest of a module where there is one."""
+    tensors = []
+    modules = module_tensors(source, "demo")
+    for entry in source.layout.layers:
+        prefix = f"layers.{entry.layer}.engram."
+        tensors.append(rows_tensor(source, entry.layer, prefix + WEIGHT))
+        tensors.append(integers_tensor(entry.offsets, prefix + OFFSETS))
+        for what, tensor in modules.get(entry.layer, {}).items():
+            if what not in (WEIGHT, OFFSETS):
+                tensors.append(copied_tensor(tensor, prefix + what))
+    return tensors
+
+
+def _listing(path: Path) -> Listing | None:
+    return Listing() if is_own(path) else None
+
+
+STATE_DICT = Kind(name="state dict", listing=_listing, folder=False)
+TARGET = Target(write=_write, dtypes=FLOATS)

@@ -1,0 +1,134 @@
+"""Plans a safetensors file of rows and of the tensors next to them, as `row_files` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_cli.errors import EngramError, InputError
+from engram_cli.formats import row_files
+from engram_cli.formats.model_folder import CheckpointRows, FoundTensor
+from engram_cli.formats.row_files import NewFile, Place, RowFiles
+from engram_cli.hashing.layout import HashLayout
+from engram_cli.rows.copying import Extent
+from engram_cli.rows.safetensors import TensorSpec, encode_header, file_metadata
+from engram_cli.rows.source import ROWS, RowSource
+from engram_cli.rows.views import Requantised, SomeLayers
+
+WRITTEN_BY = {"written_by": "engram-tables"}
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateTensor:
+    """A tensor to write: the rows of `layer`, values, or a tensor of another file."""
+
+    spec: TensorSpec
+    layer: int | None = None
+    values: NDArray[Any] | FoundTensor | None = None
+
+
+def rows_tensor(source: RowSource, layer: int, name: str) -> StateTensor:
+    """Return the tensor [rows, dim] of a layer's rows."""
+    shape = (source.layout.layer(layer).rows, source.dim or 0)
+    return StateTensor(
+        spec=TensorSpec(name=name, dtype=source.dtype or "", shape=shape), layer=layer
+    )
+
+
+def integers_tensor(values: Sequence[int], name: str) -> StateTensor:
+    """Return int64[n]."""
+    spec = TensorSpec(name=name, dtype="int64", shape=(len(values),))
+    return StateTensor(spec=spec, values=np.array(values, dtype="<i8"))
+
+
+def copied_tensor(tensor: FoundTensor, name: str) -> StateTensor:
+    """Return a tensor of another file under a new name."""
+    spec = TensorSpec(name=name, dtype=tensor.dtype, shape=tensor.shape)
+    return StateTensor(spec=spec, values=tensor)
+
+
+def require_rows(source: RowSource, scheme: str, target: str) -> HashLayout:
+    """Return the layout of a source with float rows in all its layers, hashed by `scheme`.
+
+    Raises InputError for what a state dict of `target` cannot hold.
+    """
+    layout = source.layout
+    if layout.scheme != scheme:
+        raise InputError(
+            f"{source.path} is hashed by {layout.scheme}, and {target} hashes by {scheme}",
+            f"build a table with --scheme {scheme}",
+        )
+    row_files.require_rows(source, target)
+    if source.dtype not in FLOATS:
+        raise InputError(
+            f"{source.path} has rows of {source.dtype}, and {target} holds plain floats",
+            f"give --dtype {' or '.join(FLOATS)}",
+        )
+    for entry in layout.layers:
+        if entry.rows != sum(entry.moduli):
+            raise InputError(
+                f"{source.path}: layer {entry.layer} has {entry.rows:,} rows for heads of "
+                f"{sum(entry.moduli):,}",
+                f"{target} has no rows behind the last head's",
+            )
+    return layout
+
+
+def origin(source: RowSource) -> RowSource:
+    """Return the source that some layers, or rows of another dtype, were made from."""
+    while isinstance(source, SomeLayers | Requantised):
+        source = source.source
+    return source
+
+
+def module_tensors(source: RowSource, name: str) -> dict[int, dict[str, FoundTensor]]:
+    """Return what lies next to the rows of a source of format `name`, by layer and by what it is.
+
+    Empty for a source of another format, which has another module or none.
+    """
+    checkpoint = origin(source)
+    if checkpoint.format != name or not isinstance(checkpoint, CheckpointRows):
+        return {}
+    found: dict[int, dict[str, FoundTensor]] = {}
+    for layer, names in checkpoint.modules.items():
+        own = {what: checkpoint.folder.tensors[each] for what, each in names.items()}
+        found[layer] = {what: tensor for what, tensor in own.items() if tensor.shape}
+    return found
+
+
+def state_dict_file(
+    name: str, tensors: Sequence[StateTensor], metadata: Mapping[str, str], source: RowSource
+) -> RowFiles:
+    """Return the plan of a safetensors file with `tensors` in order."""
+    header = encode_header([tensor.spec for tensor in tensors], metadata)
+    begin, head, copies, places = len(header), {0: header}, [], []
+    for tensor in tensors:
+        size = tensor.spec.nbytes
+        if tensor.layer is not None:
+            rows = tensor.spec.shape[0]
+            places.append(
+                Place(file=name, layer=tensor.layer, part=ROWS, begin=begin, first=0, rows=rows,
+                      width=size // rows)
+            )  # fmt: skip
+        elif isinstance(tensor.values, FoundTensor):
+            found = tensor.values
+            copies.append((found.file, Extent(begin=found.place.begin, size=size, to=begin)))
+        elif tensor.values is not None:
+            head[begin] = tensor.values.tobytes()
+        begin += size
+    new = NewFile(name=name, size=begin, head=head, copies=tuple(copies))
+    return RowFiles(source=source, dtype=source.dtype or "", files=(new,), places=tuple(places))
+
+
+def is_own(path: Path) -> bool:
+    """Return whether engram wrote a safetensors file, by its metadata."""
+    try:
+        return file_metadata(path).get("written_by") == WRITTEN_BY["written_by"]
+    except EngramError:
+        return False
