@@ -9,6 +9,7 @@ from pathlib import Path
 from engram_cli.commands.artifact import find_artifact, require_sound
 from engram_cli.commands.convert import ConvertResult, convert_table
 from engram_cli.commands.convert_bundle import TARGET as bundle_target
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS, TARGETS
@@ -56,6 +57,7 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     Raises InputError for what cannot be converted, ArtifactError for a source that is damaged,
     OutputError when something else is in the way, does not fit or cannot be written.
     """
+    request = located(request)
     if request.to in (None, "table"):
         return convert_table(request, progress)
     begin = time.perf_counter()

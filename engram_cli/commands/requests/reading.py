@@ -25,6 +25,7 @@ from engram_cli.errors import InputError
 
 _PROBE = "What a next-token table knows"
 LEAST_POSITIONS = 40
+LEAST_SHARE, MOST_SHARE = 1e-6, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +111,10 @@ class InspectRequest(Request):
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, vocabulary, statistics or checkpoint with tables to inspect.",
+            "Table, bundle, vocabulary, statistics or checkpoint with tables to inspect: a path, "
+            "org/name of the Hugging Face Hub, or an address (hf://, https://, s3://, gs://).",
             argument=True,
+            remote=True,
         ),
     ]
     stats: Annotated[
@@ -131,7 +134,8 @@ class InspectRequest(Request):
     tokenizer: Annotated[
         Path | None,
         Option(
-            "Tokenizer of another program's checkpoint (that in its folder), or of a probed text."
+            "Tokenizer of another program's checkpoint (that in its folder), or of a probed text.",
+            remote=True,
         ),
     ] = None
     report: Annotated[
@@ -155,7 +159,10 @@ class LookupRequest(Request):
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, statistics, vocabulary or checkpoint with tables to use.", argument=True
+            "Table, bundle, statistics, vocabulary or checkpoint with tables to use: a path, "
+            "org/name of the Hugging Face Hub, or an address.",
+            argument=True,
+            remote=True,
         ),
     ]
     text: Annotated[str | None, Option("Text to look up.", argument=True)] = None
@@ -180,7 +187,7 @@ class LookupRequest(Request):
         Path | None, Option("Statistics with the n-gram sample (those next to the artifact).")
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the vocabulary (found automatically).")
+        Path | None, Option("Tokenizer of the vocabulary (found automatically).", remote=True)
     ] = None
     vocab: Vocab = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
@@ -201,14 +208,25 @@ class VerifyRequest(Request):
     """What to verify.
 
     `stats` and `vocab` are compared with the artifact; without them those that lie next to it and
-    belong to it. `tokenizer`: what a vocabulary was made from.
+    belong to it. `tokenizer`: what a vocabulary was made from, or another program's checkpoint.
+    `full`: read every row; else a sample that finds a fault in `fault_share` of the rows.
     """
+
+    RULES = (
+        Rule(
+            lambda request: not LEAST_SHARE <= request.fault_share <= MOST_SHARE,
+            "--fault-share {0.fault_share:g}",
+            f"give a share of the rows, from {LEAST_SHARE:g} to {MOST_SHARE:g}",
+        ),
+    )
 
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, vocabulary, statistics or checkpoint with tables to check.",
+            "Table, bundle, vocabulary, statistics or checkpoint with tables to check: a path, "
+            "org/name of the Hugging Face Hub, or an address.",
             argument=True,
+            remote=True,
         ),
     ]
     stats: Annotated[
@@ -216,8 +234,19 @@ class VerifyRequest(Request):
     ] = None
     vocab: Vocab = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer that a vocabulary was made from (found automatically).")
+        Path | None,
+        Option(
+            "Tokenizer of a vocabulary, or of a checkpoint with tables (found automatically).",
+            remote=True,
+        ),
     ] = None
+    full: Annotated[
+        bool, Option("Read every row and compare all blocks; by default a sample is read.")
+    ] = False
+    fault_share: Annotated[
+        float,
+        Option("Share of faulty rows that the sample finds, with 99.9 % (0.001).", metavar="SHARE"),
+    ] = 0.001
     threads: Threads = None
     folder: Annotated[Path, WORKSPACE] = Path()
 
@@ -247,7 +276,12 @@ class GoldenRequest(Request):
 
     path: Annotated[
         Path | None,
-        Option("Table, bundle, vocabulary or checkpoint with tables to use.", argument=True),
+        Option(
+            "Table, bundle, vocabulary or checkpoint with tables to use: a path, org/name of the "
+            "Hugging Face Hub, or an address.",
+            argument=True,
+            remote=True,
+        ),
     ] = None
     out: Annotated[Path | None, Option("File to write: golden.json", short="-o")] = None
     check: Annotated[
@@ -258,7 +292,7 @@ class GoldenRequest(Request):
         ),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the token ids (found automatically).")
+        Path | None, Option("Tokenizer of the token ids (found automatically).", remote=True)
     ] = None
     preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
