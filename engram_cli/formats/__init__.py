@@ -37,7 +37,7 @@ FORMATS: Registry[Format] = Registry(
 TARGETS: Registry[Target] = Registry(
     "target",
     {
-        "gguf": "engram_cli.formats.gguf_keys:TARGET",
+        "gguf": "engram_cli.formats.gguf_new:TARGET",
         "row264": "engram_cli.formats.row264:TARGET",
         "deepseek-v4.1": "engram_cli.formats.deepseek_write:TARGET",
         "qwen-ple": "engram_cli.formats.qwen_write:TARGET",

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from engram_cli.errors import ArtifactError
+from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.base import LACKING
-from engram_cli.formats.model_folder import DAMAGED, Check, compared
+from engram_cli.formats.model_folder import DAMAGED, Check, compared, pad_token
 from engram_cli.hashing.layout import MAX_HEADS, MAX_ORDER
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.gguf_file import GgufFile, GgufTensor
-from engram_cli.rows.source import Span
+from engram_cli.rows.source import RowSource, Span
 from engram_cli.vocab.lookup import MOST_VOCABULARY
 
 _MOST = {"heads": MAX_HEADS, "longest": MAX_ORDER}
@@ -96,6 +96,23 @@ QWEN = {
     "moduli": ".ple.head_vocab_sizes",
     "offsets": ".ple.head_offsets",
 }
+ROW264 = "e4m3_e8m0_32_row264"
+DS4 = "deepseek41"  # the architecture in all keys of ds4
+DS4_ORDER, DS4_DIM = 4, 256
+# The types of arrays, by dialect; counts are u32.
+ARRAYS = {
+    "llama.cpp": {"layers": "<i4", "multipliers": "<u8", "moduli": "<u8", "offsets": "<u8",
+                  "map": "<i4"},
+    "ds4": {"layers": "<u4", "rows": "<u4", "multipliers": "<u8", "moduli": "<u4", "map": "<u4"},
+    "upper case": {"layers": "<i4", "rows": "<u4", "multipliers": "<u8", "moduli": "<u8",
+                   "offsets": "<u8", "map": "<i4"},
+    "side-car": {"layers": "<i4", "rows": "<u4", "multipliers": "<i8", "moduli": "<i8",
+                 "offsets": "<i8", "map": "<i4"},
+    "tensors": {"layers": "<i4", "multipliers": "<i8", "moduli": "<i8", "offsets": "<i8",
+                "map": "<i4"},
+    "qwen4exp": {"layers": "<i4", "multipliers": "<u8", "moduli": "<u8", "offsets": "<u8"},
+}  # fmt: skip
+ARRAYS["upper case, NUM_EMBEDDINGS"] = ARRAYS["upper case"]
 # The rows of a layer, or their scales where these are a tensor of their own.
 ROW_TENSOR = re.compile(
     r"(?:blk\.|engram\.|layers\.)?(\d{1,5})\.(?:engram[._])?embd(_scale)?(?:\.weight)?"
@@ -192,3 +209,45 @@ def _small_tensor(tensor: GgufTensor) -> Any:
     span = Span(file=tensor.file, begin=tensor.begin, first=0, rows=int(np.prod(tensor.shape)))
     array = FileArray([span], physical_dtype(tensor.type), hint=DAMAGED)
     return array.read(0, array.rows)
+
+
+def constant_value(what: str, dialect: str, source: RowSource) -> Any:
+    """Return a constant of the layout in the type of the dialect. Raises InputError."""
+    layout = source.layout
+    if what == "map" and layout.lookup is None:
+        raise InputError(
+            f"{source.path} has no token map", "give the model's tokenizer with --tokenizer"
+        )
+    values: dict[str, Any] = {
+        "encoding": ROW264,
+        "layers": [n - (dialect == "qwen4exp") for n in layout.layer_ids],
+        "rows": [entry.rows for entry in layout.layers],
+        "size": layout.compressed_size,
+        "pad": layout.filler_id,
+        "raw pad": pad_token(layout) if what == "raw pad" else None,
+        "heads": layout.heads,
+        "dim": source.dim,
+        "longest": layout.max_order,
+        "eos": layout.eos_id,
+        "multipliers": [value for entry in layout.layers for value in entry.multipliers],
+        "moduli": [value for entry in layout.layers for value in entry.moduli],
+        "offsets": [value for entry in layout.layers for value in entry.offsets],
+        "map": layout.lookup,
+    }
+    kind = ARRAYS[dialect].get(what)
+    if kind is None:
+        return values[what]
+    wide = np.asarray(values[what])
+    narrow = wide.astype(kind)  # -1, which stands for no token, is 2**32 - 1 as u32
+    if what != "map" and not np.array_equal(wide, narrow.astype(wide.dtype)):
+        raise InputError(
+            f"{source.path}: {what} past what {dialect} stores as {kind_of(narrow)}",
+            "choose another dialect",
+        )
+    return narrow
+
+
+def kind_of(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype.kind}{8 * value.dtype.itemsize}[]"
+    return type(value).__name__

@@ -16,8 +16,20 @@ import numpy as np
 from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.files import output_errors
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import Change, Target, WriteOptions, Written, require_agreement
-from engram_cli.formats.gguf_dialects import CONSTANTS, ROW_TENSOR, GgufRows, dialect_of
+from engram_cli.formats.base import Change, WriteOptions, Written, require_agreement
+from engram_cli.formats.gguf_dialects import (
+    ARRAYS,
+    CONSTANTS,
+    DS4,
+    DS4_DIM,
+    DS4_ORDER,
+    ROW264,
+    ROW_TENSOR,
+    GgufRows,
+    constant_value,
+    dialect_of,
+    kind_of,
+)
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import check_inputs, new_file, prepare_output
 from engram_cli.rows.copying import differing_byte
@@ -25,18 +37,11 @@ from engram_cli.rows.gguf_file import SPLIT, GgufFile, GgufTensor, read_gguf, re
 from engram_cli.rows.gguf_write import GGUF, Rewritten, rewritten, write_rewritten
 
 DIALECTS = ("llama.cpp", "ds4", "upper case")
-_ROW264 = "e4m3_e8m0_32_row264"
-_DS4 = "deepseek41"  # the architecture in all keys of ds4
-_DS4_ORDER, _DS4_DIM = 4, 256
-# The types of arrays, by dialect; counts are u32.
-_ARRAYS = {
-    "llama.cpp": {"layers": "<i4", "multipliers": "<u8", "moduli": "<u8", "offsets": "<u8",
-                  "map": "<i4"},
-    "ds4": {"layers": "<u4", "rows": "<u4", "multipliers": "<u8", "moduli": "<u4", "map": "<u4"},
-    "upper case": {"layers": "<i4", "rows": "<u4", "multipliers": "<u8", "moduli": "<u8",
-                   "offsets": "<u8", "map": "<i4"},
-}  # fmt: skip
 _SHOWN = 3  # values of an array
+
+
+class OtherRowsError(InputError):
+    """The dialect holds the rows, but not as the bytes that the file has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +53,15 @@ class _Plan:
     changes: tuple[Change, ...]
 
 
-def write_gguf(source: Any, out: Path, options: WriteOptions) -> Written:
+def write_keys(source: GgufRows, out: Path, options: WriteOptions) -> Written:
     """Write the file of `source` in a dialect: a new header, and the tensors copied.
 
-    Raises InputError for a source that is no GGUF file of V4.1 or that the dialect cannot hold,
-    OutputError, ArtifactError for a damaged file.
+    Raises InputError for a source that the dialect cannot hold, OtherRowsError for rows that it
+    holds as other bytes, OutputError, ArtifactError for a damaged file.
     """
-    if not isinstance(source, GgufRows):
-        raise InputError(
-            f"{source.path} is no GGUF file, and only the header of one is written",
-            "convert it to a table, row264 or deepseek-v4.1",
-        )
     dialect = options.dialect or source.dialect
     if dialect not in DIALECTS:
-        raise InputError(
+        raise OtherRowsError(
             f"the dialect '{dialect}' of GGUF is not written",
             f"give --dialect {', '.join(DIALECTS[:-1])} or '{DIALECTS[-1]}'",
         )
@@ -123,12 +123,12 @@ def _plan(source: GgufRows, dialect: str) -> _Plan:
         if there is not None and given == name and _fits(there, dialect, what, layout):
             changes.append(Change(name=name, action="kept", value=_shown(there)))
             continue
-        value = _value(what, dialect, source)
+        value = constant_value(what, dialect, source)
         keys[name] = value
         action = "computed" if given is None else f"renamed from {given}"
         if given == name:
-            same = _type(value) == _type(there)
-            action = f"was {_shown(there)}" if same else f"{_type(value)}, was {_type(there)}"
+            same = kind_of(value) == kind_of(there)
+            action = f"was {_shown(there)}" if same else f"{kind_of(value)}, was {kind_of(there)}"
         computed = computed or given is None
         changes.append(Change(name=name, action=action, value=_shown(value)))
     if computed:
@@ -160,7 +160,7 @@ def _full_name(source: GgufRows, dialect: str, name: str) -> str:
     if not name.startswith("."):
         return name
     if dialect == "ds4":
-        return _DS4 + name
+        return DS4 + name
     keys = source.file.keys
     if source.dialect == dialect:
         for key in keys:
@@ -174,50 +174,13 @@ def _full_name(source: GgufRows, dialect: str, name: str) -> str:
 
 def _fits(value: Any, dialect: str, what: str, layout: HashLayout) -> bool:
     """Return whether a stored value is what the dialect has there: its type, of some the value."""
-    wanted = _ARRAYS[dialect].get(what)
+    wanted = ARRAYS[dialect].get(what)
     if wanted is not None:
         return isinstance(value, np.ndarray) and value.dtype.str == wanted
     if isinstance(value, np.ndarray):
         return False
-    needed = {"encoding": _ROW264, "pad": layout.filler_id} if dialect == "ds4" else {}
+    needed = {"encoding": ROW264, "pad": layout.filler_id} if dialect == "ds4" else {}
     return bool(value == needed.get(what, value))  # llama.cpp's pad may be the token's own id
-
-
-def _value(what: str, dialect: str, source: GgufRows) -> Any:
-    """Return a constant of the layout in the type of the dialect. Raises InputError."""
-    layout = source.layout
-    if what == "map" and layout.lookup is None:
-        raise InputError(
-            f"{source.path} has no token map", "give the model's tokenizer with --tokenizer"
-        )
-    if what == "raw pad" and "pad_id" not in layout.parameters:
-        raise InputError(f"{source.path} does not name its pad token", "convert it from the model")
-    values: dict[str, Any] = {
-        "encoding": _ROW264,
-        "layers": layout.layer_ids,
-        "rows": [entry.rows for entry in layout.layers],
-        "size": layout.compressed_size,
-        "pad": layout.filler_id,
-        "raw pad": layout.parameters.get("pad_id"),
-        "heads": layout.heads,
-        "dim": source.dim,
-        "longest": layout.max_order,
-        "multipliers": [value for entry in layout.layers for value in entry.multipliers],
-        "moduli": [value for entry in layout.layers for value in entry.moduli],
-        "offsets": [value for entry in layout.layers for value in entry.offsets],
-        "map": layout.lookup,
-    }
-    kind = _ARRAYS[dialect].get(what)
-    if kind is None:
-        return values[what]
-    wide = np.asarray(values[what])
-    narrow = wide.astype(kind)  # -1, which stands for no token, is 2**32 - 1 as u32
-    if what != "map" and not np.array_equal(wide, narrow.astype(wide.dtype)):
-        raise InputError(
-            f"{source.path}: {what} past what {dialect} stores as {_type(narrow)}",
-            "choose another dialect",
-        )
-    return narrow
 
 
 def _require_agreement(source: GgufRows, layout: HashLayout) -> None:
@@ -236,7 +199,7 @@ def _renamed_rows(source: GgufRows, dialect: str) -> dict[str, str | None]:
     """Return the new names of tensors of rows. Raises InputError for rows of another shape."""
     layout = source.layout
     if source.dialect == "qwen4exp" or layout.scheme != "deepseek-v4.1":
-        raise InputError(
+        raise OtherRowsError(
             f"{source.path} is of dialect {source.dialect}, and {dialect} holds V4.1's tables",
             f"{', '.join(DIALECTS)} convert into each other",
         )
@@ -247,8 +210,7 @@ def _renamed_rows(source: GgufRows, dialect: str) -> dict[str, str | None]:
         raise InputError(
             f"{source.path} has no rows of layer {', '.join(map(str, lost))}", "take it again"
         )
-    if source.file.keys.get(f"{_DS4}.engram.encoding", _ROW264) != _ROW264:
-        raise InputError(f"{source.path} is still being written", "wait for its end")
+    require_finished(source)
     found: dict[int, list[GgufTensor]] = {}
     for name in sorted(source.file.tensors, key=len):  # scales have the longer names
         match = ROW_TENSOR.fullmatch(name)
@@ -267,24 +229,30 @@ def _renamed_rows(source: GgufRows, dialect: str) -> dict[str, str | None]:
     return renamed
 
 
+def require_finished(source: GgufRows) -> None:
+    """Raise InputError for a file that its converter has not finished."""
+    if source.file.keys.get(f"{DS4}.engram.encoding", ROW264) != ROW264:
+        raise InputError(f"{source.path} is still being written", "wait for its end")
+
+
 def _require_shape(source: GgufRows, rows: list[GgufTensor], dialect: str) -> None:
     """Raise InputError unless a layer's tensors are as the dialect has them."""
     first = rows[0]
     what = f"{first.name} is {first.type} {' x '.join(f'{n:,}' for n in first.shape)}"
     if source.dialect == "side-car":
-        raise InputError(
+        raise OtherRowsError(
             f"{what}: blocks of 33 bytes, which {dialect} does not hold",
             "convert it with --to table or --to row264",
         )
     if dialect == "upper case":
         if len(rows) != 2 or {each.type for each in rows} != {"int8"}:
-            raise InputError(
+            raise OtherRowsError(
                 f"{what}, and {dialect} needs items and scales in two I8 tensors",
                 "choose llama.cpp or ds4, which hold both in one row",
             )
         return
     if len(rows) != 1:
-        raise InputError(
+        raise OtherRowsError(
             f"{what}, with scales in {rows[1].name}; {dialect} needs both in one row of 264 bytes",
             "choose upper case, or convert the rows with --to row264",
         )
@@ -294,14 +262,14 @@ def _require_shape(source: GgufRows, rows: list[GgufTensor], dialect: str) -> No
 
 def _require_row264(source: GgufRows, rows: GgufTensor, what: str) -> None:
     layout = source.layout
-    if rows.type != "int8" or rows.shape[1] != 264 or source.dim != _DS4_DIM:
-        raise InputError(
+    if rows.type != "int8" or rows.shape[1] != 264 or source.dim != DS4_DIM:
+        raise OtherRowsError(
             f"{what}; ds4 needs I8 rows of 264 bytes: 256 items, then 8 scales",
             "choose llama.cpp, or convert the table from the released checkpoint",
         )
-    if layout.max_order != _DS4_ORDER:
+    if layout.max_order != DS4_ORDER:
         raise InputError(
-            f"n-grams up to {layout.max_order}, and ds4 has no key for anything but {_DS4_ORDER}",
+            f"n-grams up to {layout.max_order}, and ds4 has no key for anything but {DS4_ORDER}",
             "choose llama.cpp",
         )
 
@@ -337,17 +305,8 @@ def _verify(source: GgufRows, dialect: str, path: Path, new: Rewritten) -> None:
         raise ArtifactError(f"what was written is wrong: {problem}", "check the disk, run it again")
 
 
-def _type(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype.kind}{8 * value.dtype.itemsize}[]"
-    return type(value).__name__
-
-
 def _shown(value: Any) -> str:
     if not isinstance(value, np.ndarray):
         return str(value)
     some = ", ".join(map(str, value[:_SHOWN].tolist()))
     return f"{some}{', ...' if len(value) > _SHOWN else ''} ({len(value):,} values)"
-
-
-TARGET = Target(write=write_gguf)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import Facts, rows_facts
-from engram_cli.hashing.layout import MAX_ORDER
+from engram_cli.hashing.layout import MAX_ORDER, HashLayout
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.safetensors import TensorPlace, checkpoint_files, raw_header, tensor_place
@@ -242,6 +242,22 @@ def bare_map(size: int) -> VocabMap:
     if size > MOST_VOCABULARY:
         raise ArtifactError(f"the config names {size:,} token ids", "check it")
     return VocabMap(lookup=np.arange(size, dtype=np.int32), size=size)
+
+
+def pad_token(layout: HashLayout) -> int:
+    """Return the token id that stands before a text: the layout's, or the first of its id.
+
+    Raises InputError for a layout that has no such token.
+    """
+    named = layout.parameters.get("pad_id")
+    if isinstance(named, int):
+        return named
+    if layout.lookup is None:
+        return layout.filler_id
+    found = np.flatnonzero(layout.lookup == layout.filler_id)
+    if not len(found):
+        raise InputError(f"no token has the pad's compressed id {layout.filler_id}", "check it")
+    return int(found[0])
 
 
 def count_in(config: Mapping[str, Any], key: str) -> int:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
+from engram_cli.errors import ArtifactError, EngramError, MismatchError
 from engram_cli.files import read_json
 from engram_cli.formats.base import WriteOptions, Written
-from engram_cli.formats.model_folder import CheckpointRows, FolderTokenizer
+from engram_cli.formats.model_folder import CheckpointRows, FolderTokenizer, pad_token
 from engram_cli.formats.row_files import Grown, NewFile, put_folder
-from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.outputs import Kind, Listing
+from engram_cli.registry import enumerated
 from engram_cli.rows.copying import differing_byte
 from engram_cli.rows.safetensors import TensorSpec, encode_header
 from engram_cli.rows.source import RowSource
@@ -27,22 +27,6 @@ from engram_cli.vocab.tokenizer import find_tokenizer
 
 MARKER, _FORMAT = "engram-conversion.json", "engram-conversion"
 TOKENIZER = "tokenizer.json"
-
-
-def pad_token(layout: HashLayout) -> int:
-    """Return the token id that stands before a text: the layout's, or the first of its id.
-
-    Raises InputError for a layout that has no such token.
-    """
-    named = layout.parameters.get("pad_id")
-    if isinstance(named, int):
-        return named
-    if layout.lookup is None:
-        return layout.filler_id
-    found = np.flatnonzero(layout.lookup == layout.filler_id)
-    if not len(found):
-        raise InputError(f"no token has the pad's compressed id {layout.filler_id}", "check it")
-    return int(found[0])
 
 
 def same_scheme(
@@ -91,8 +75,8 @@ def same_scheme(
     }
     differ = [name for name, is_same in same.items() if not is_same]
     raise MismatchError(
-        f"{source.path} has another hash than {target}'s config gives: "
-        f"{', '.join(differ) or 'another token map'} of scheme {layout.scheme}",
+        f"{source.path} has another hash than {target} looks rows up by: "
+        f"{enumerated(differ) if differ else 'the token map'} of scheme {layout.scheme}",
         "tokens would find other rows; convert it to a format that holds its hash, such as table",
     )
 

@@ -8,7 +8,7 @@ whole blocks, and a file system with reflinks need not move a byte.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from engram_cli.rows.copying import GRAIN, Extent, copy_bytes
 from engram_cli.rows.gguf_file import GgufHeader, TensorEntry, read_header
 
 PADDING = "engram_tables.padding"  # a string of spaces; also the mark of files written here
-_TYPES = {"<u4": 4, "<i4": 5, "<u8": 10, "<i8": 11, "<f4": 6}
+_TYPES = {"<u2": 2, "<u4": 4, "<i4": 5, "<u8": 10, "<i8": 11, "<f4": 6}
 _STRING, _UINT32, _ARRAY = 8, 4, 9
 _HINT = "the file is damaged or was not downloaded whole: take it again"
 
@@ -78,8 +78,14 @@ def rewritten(
 
 
 def encode_key(name: str, value: Any) -> bytes:
-    """Return a key with its value: int as u32, text as a string, an array [n] of integers."""
+    """Return a key with its value: int as u32, text as a string, an array [n] of integers.
+
+    A NumPy integer keeps its type.
+    """
     head = _text(name)
+    if isinstance(value, np.integer):
+        kind = _TYPES[value.dtype.newbyteorder("<").str]
+        return head + kind.to_bytes(4, "little") + value.tobytes()
     if isinstance(value, str):
         return head + _STRING.to_bytes(4, "little") + _text(value)
     if isinstance(value, int):
@@ -87,6 +93,13 @@ def encode_key(name: str, value: Any) -> bytes:
     kind = _TYPES[value.dtype.newbyteorder("<").str]
     head += _ARRAY.to_bytes(4, "little") + kind.to_bytes(4, "little")
     return head + len(value).to_bytes(8, "little") + np.ascontiguousarray(value).tobytes()
+
+
+def encode_entry(name: str, dims: Sequence[int], kind: int, offset: int) -> bytes:
+    """Return the entry of a tensor; `dims` have the values of a row first."""
+    raw = _text(name) + len(dims).to_bytes(4, "little")
+    raw += b"".join(int(dim).to_bytes(8, "little") for dim in dims)
+    return raw + kind.to_bytes(4, "little") + offset.to_bytes(8, "little")
 
 
 def write_rewritten(

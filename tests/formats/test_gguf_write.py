@@ -164,12 +164,10 @@ def test_a_raw_pad_token_becomes_the_compressed_one_of_ds4(
     ("first", "second", "match"),
     [
         ("llama.cpp", "upper case", "needs items and scales in two I8 tensors"),
-        ("upper case", "ds4", "needs both in one row of 264 bytes"),
-        ("side-car", "llama.cpp", "blocks of 33 bytes"),
         ("tensors", "tensors", "'tensors' of GGUF is not written"),
     ],
 )
-def test_what_a_dialect_cannot_hold_is_refused(
+def test_a_model_whose_rows_would_be_other_bytes_is_refused(
     tmp_path: Path, small_vocab: CompressedVocab, first: str, second: str, match: str
 ) -> None:
     written = checkpoints.deepseek_gguf(tmp_path / "a.gguf", small_vocab, first)

@@ -90,7 +90,7 @@ def test_another_tokenizer_is_refused(
         )
     layout = hash_layout("engram-v1", small_vocab, rows_per_head=(97, 211), layers=(1, 3), pad_id=2)
     build(tmp_path / "v1.zarr", layout, dim=32)
-    with pytest.raises(MismatchError, match="config gives: rows of each head of scheme engram-v1"):
+    with pytest.raises(MismatchError, match="looks rows up by: rows of each head of scheme"):
         written(tmp_path / "v1.zarr", "deepseek-v4.1", tmp_path / "n", dtype="fp8_e8m0")
     with pytest.raises(MismatchError, match="hashes compressed token ids"):
         written(tmp_path / "t.zarr", "qwen-ple", tmp_path / "n", dtype="fp8")

@@ -1,7 +1,7 @@
 """Rows in blocks of bytes that carry their own scales: ggml's types, and e8m0 before e4m3.
 
-They are read, never written. The layouts are those of ggml's ggml-common.h; decoding is NumPy, a
-block a row of an array. `gguf`'s dequantiser is what tests compare it with.
+They are read, and Q8_0 is written too. The layouts are those of ggml's ggml-common.h; decoding is
+NumPy, a block a row of an array. The package `gguf` is what tests compare them with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,20 @@ _CODEC = "engram_cli.rows.codecs.blocks"
 def encode(
     row_type: RowType, values: Floats, stored: NDArray[Any], scales: NDArray[Any] | None
 ) -> None:
-    """Raise InputError: these dtypes are read only."""
+    """Store `values` float32[n, dim] as Q8_0 in `stored` uint8[n, width]: ggml's numbers.
+
+    Raises InputError for another dtype, which is read only.
+    """
+    if row_type.name == "q8_0":
+        from engram_cli.rows.codecs import kernels
+
+        blocks = stored.reshape(-1, 34)
+        steps = np.empty(len(blocks), dtype=np.float32)
+        halves = np.empty(len(blocks), dtype=np.uint16)
+        kernels.to_q8_0(values.reshape(-1), steps, blocks)
+        kernels.to_float16(steps, halves)
+        blocks[:, :2] = halves.view(np.uint8).reshape(-1, 2)
+        return
     raise InputError(f"rows of {row_type.name} are read, not written", "choose another dtype")
 
 

@@ -166,3 +166,30 @@ def from_nibbles(packed, dim, items):  # type: ignore[no-untyped-def]
             target[2 * i + 1] = uint8(source[i] >> 4)
         if dim % 2 == 1:
             target[dim - 1] = uint8(source[width - 1] & 15)
+
+
+@kernel("void(float32[::1], float32[::1], uint8[:,::1])")
+def to_q8_0(values, steps, blocks):  # type: ignore[no-untyped-def]
+    """Store each 32 values as ggml's Q8_0: steps [n], and items from byte 2 of blocks [n, 34].
+
+    The step is the largest size over 127; items are rounded to nearest, halves away from zero. A
+    block with a value that is not finite gets a step of NaN.
+    """
+    for i in range(steps.size):
+        part = values[32 * i : 32 * i + 32]
+        top = int32(0)
+        for j in range(32):
+            top = max(top, bits_of_float32(part[j]) & int32(_ABSOLUTE))
+        step = float32_of_bits(top) / np.float32(127)
+        inverse = np.float32(1) / step
+        usable = step > np.float32(0) and inverse <= np.float32(3.4028234e38)
+        inverse = inverse if usable else np.float32(0)
+        finite = top < int32(_INFINITY)
+        steps[i] = step if finite else float32_of_bits(int32(_NAN))
+        inverse = inverse if finite else np.float32(0)
+        for j in range(32):
+            size = float32_of_bits(bits_of_float32(part[j]) & int32(_ABSOLUTE))
+            size = size * inverse if finite else np.float32(0)
+            whole = int32(size)
+            whole += int32(1) if size - float32(whole) >= np.float32(0.5) else int32(0)
+            blocks[i, j + 2] = uint8((-whole if part[j] < 0 else whole) & int32(0xFF))
