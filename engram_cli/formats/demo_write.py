@@ -11,7 +11,7 @@ from pathlib import Path
 from engram_cli.errors import InputError
 from engram_cli.formats.base import Target, WriteOptions, Written
 from engram_cli.formats.demo import FORMAT, OFFSETS, WEIGHT
-from engram_cli.formats.row_files import grown_files, put_file
+from engram_cli.formats.row_files import grown_files, prepare_rows, put_file
 from engram_cli.formats.state_dict import (
     FLOATS,
     TORCH_SUFFIXES,
@@ -25,7 +25,7 @@ from engram_cli.formats.state_dict import (
     rows_tensor,
     state_dict_file,
 )
-from engram_cli.outputs import Kind, Listing, prepare_output
+from engram_cli.outputs import Kind, Listing
 from engram_cli.rows.source import RowSource
 from engram_cli.rows.stored_as import require_same_rows
 from engram_cli.rows.torch_write import plan_torch, write_checksums
@@ -47,7 +47,7 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
     done = Written(dialect="state dict", files=(out.name,), size=plan.size, notes=tuple(notes))
     if options.check:
         return done
-    prepare_output(out, STATE_DICT, force=options.force, inputs=(source.path,))
+    prepare_rows(out, STATE_DICT, options, (source.path,))
     with grown_files(out, plan, options) as grown:
         file = grown.folder / out.name
         if out.suffix in TORCH_SUFFIXES:

@@ -21,7 +21,7 @@ from engram_cli.rows.safetensors import TensorSpec, encode_header, file_metadata
 from engram_cli.rows.source import ROWS, RowSource
 from engram_cli.rows.torch_file import record_names
 from engram_cli.rows.torch_write import MARK, plan_torch
-from engram_cli.rows.views import Requantised, SomeLayers
+from engram_cli.rows.views import origin
 
 WRITTEN_BY = {"written_by": "engram-tables"}
 TORCH_SUFFIXES = (".pt", ".pth")
@@ -82,13 +82,6 @@ def require_rows(source: RowSource, scheme: str, target: str) -> HashLayout:
                 f"{target} has no rows behind the last head's",
             )
     return layout
-
-
-def origin(source: RowSource) -> RowSource:
-    """Return the source that some layers, or rows of another dtype, were made from."""
-    while isinstance(source, SomeLayers | Requantised):
-        source = source.source
-    return source
 
 
 def module_tensors(source: RowSource, name: str) -> dict[int, dict[str, FoundTensor]]:
