@@ -77,6 +77,7 @@ FAMILIES = {"llama": llama, "gpt2": gpt2}
 
 
 MODULES = ("engram-v1", "deepseek-v4.1", "qwen-ple")
+ALL_MODULES = (*MODULES, "engram-peft")  # the last is only another program's
 
 
 def make_layout(
@@ -142,7 +143,7 @@ def wake(memory: Memory) -> None:
             continue
         is_norm = "norm" in name or name.endswith(("q_weight", "k_weight"))
         noise = torch.randn(parameter.shape, generator=generator) * (0.2 if is_norm else 0.5)
-        is_centred = "norm_" in name
+        is_centred = "norm_" in name and "gating" not in name
         with torch.no_grad():
             parameter.copy_(noise + (1 if is_norm and not is_centred else 0))
 

@@ -247,7 +247,8 @@ def _bundle(result: AttachResult) -> list[RenderableType]:
         named = ", ".join(map(str, result.zero_rows))
         lines.append(("zero rows", f"table layers {named}: no output changes before training"))
     if not result.identity:
-        lines.append(("outputs", "change at once: the value projection is random"))
+        why = "weights are the checkpoint's" if result.trained else "value projection is random"
+        lines.append(("outputs", f"change at once: the {why}"))
     return [facts("Bundle", lines)]
 
 

@@ -1,7 +1,8 @@
 """attach: a checkpoint folder and a table in, a bundle that the runtime loads out.
 
 Reads the checkpoint's config.json and tokenizer.json, refuses a table that was built for another
-vocabulary or for layers the model has not, and writes `engram/` into the checkpoint.
+vocabulary or for layers the model has not, and writes `engram/` into the checkpoint. The table may
+be that of another program's checkpoint, whose gates are taken with it where they fit the model.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_
 from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import InputError, OutputError
+from engram_cli.formats import FORMATS
 from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME, CARD
+from engram_cli.formats.bundle_description import Reference
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
+from engram_cli.formats.checkpoint_bundle import refer_to_source, require_attachable
 from engram_cli.formats.module_spec import first_values
-from engram_cli.formats.table_reference import TableReference, refer
+from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
+from engram_cli.formats.table_reference import refer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
@@ -69,6 +74,7 @@ class AttachResult:
     those of the disk, before.
 
     `zero_rows`: the layers whose rows are all zero. `identity`: no output of the model changes yet.
+    `trained`: the module's weights are those of the checkpoint that has the rows.
     """
 
     out: Path
@@ -87,6 +93,7 @@ class AttachResult:
     in_the_way: str | None = None
     reference: str | None = None
     identity: bool = True
+    trained: bool = False
     zero_rows: tuple[int, ...] = ()
     files: Mapping[str, int] = field(default_factory=dict)
 
@@ -104,14 +111,17 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     """
     out = request.out or (request.into or request.checkpoint) / BUNDLE_NAME
     model = read_model_shape(request.checkpoint)
-    if not request.force:
+    if not (request.force or request.checkpoint.resolve() == request.table.resolve()):
         check_first_memory(request.checkpoint)
-    store, dim, dtype = open_vectors(request.table)
+    store, dim, dtype = open_vectors(request.table, _tokenizer(request))
+    own = _own(store, request, model, progress)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
     nearby = Companions(artifact=request.table, folder=request.folder or Path())
     vocabularies = nearby.vocabulary_places()
     check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer, vocabularies)
     spec = _spec(request, store.layout, dim, dtype, placed, model)
+    if own is not None:
+        spec = replace(spec, module=own.spec)
     place = partial(
         prepare_output,
         out,
@@ -149,7 +159,41 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
             threads=os.cpu_count() or 1,
             progress=progress,
         )
-    return _write(spec, store, request, result, progress)
+    return _write(spec, store, own, request, result, progress)
+
+
+def _tokenizer(request: AttachRequest) -> Path | None:
+    """Return the model's tokenizer for a checkpoint's table that may lack its token map."""
+    near = request.checkpoint / "tokenizer.json"
+    return request.tokenizer or (near if near.is_file() else None)
+
+
+def _own(
+    store: RowSource, request: AttachRequest, model: ModelShape, progress: Progress
+) -> OwnModule | None:
+    """Return the module of the checkpoint that has the rows, where it is wanted and fits the model.
+
+    Raises InputError and ArtifactError for a checkpoint whose rows cannot be attached.
+    """
+    if not FORMATS.load(store.format).foreign:
+        return None
+    require_attachable(store)
+    own = own_module(store, DEFAULT_EPS if model.norm_eps is None else model.norm_eps)
+    if own is None:
+        progress.note(f"{store.path} has rows and no module of its own: a new one starts")
+        return None
+    fresh = (request.init_value, request.init_gate) != ("auto", "random")
+    if fresh or request.module not in (None, own.spec.kind):
+        return None
+    found = own.hidden_size, own.spec.carried_streams
+    if found != (model.hidden_size, model.streams):
+        progress.note(
+            f"the module of {store.path} is for {found[1]} x {found[0]:,}, the model has "
+            f"{model.streams} x {model.hidden_size:,}: a new one starts"
+        )
+        return None
+    progress.note(f"{own.spec.kind} module: its weights are those of {store.path}")
+    return own
 
 
 def _spec(
@@ -178,6 +222,7 @@ def _spec(
 def _write(
     spec: BundleSpec,
     store: RowSource,
+    own: OwnModule | None,
     request: AttachRequest,
     planned: AttachResult,
     progress: Progress,
@@ -188,6 +233,8 @@ def _write(
     def dense(layer: int, zero_rows: bool) -> dict[str, NDArray[np.float32]]:
         if zero_rows:
             zero_layers.append(layer)
+        if own is not None:
+            return own.dense(layer)
         return first_values(
             spec.dense_parts,
             layer=layer,
@@ -197,18 +244,27 @@ def _write(
             gate=request.init_gate,
         )
 
-    what = planned.out, spec, store.chunks, dense
     card = {CARD: model_card(spec).encode()}
     reference = _reference(spec, store, planned.out) if request.reference else None
     if reference is not None:
         records = write_referring(
-            *what, reference, tool_version=__version__, force=request.force, extra_files=card
+            planned.out,
+            spec,
+            store.chunks if isinstance(store, TableStore) else None,
+            dense,
+            reference,
+            tool_version=__version__,
+            force=request.force,
+            extra_files=card,
         )
     else:
         stored = planned.cost.table_bytes + planned.cost.hits_bytes
         progress.start("rows into the bundle", stored, "bytes")
         records = write_bundle(
-            *what,
+            planned.out,
+            spec,
+            store.chunks,
+            dense,
             scales=partial(store.chunks, part=SCALES),
             hits=partial(store.chunks, part=HITS) if store.has_hits else None,
             tool_version=__version__,
@@ -220,20 +276,26 @@ def _write(
         planned,
         written=True,
         reference=None if reference is None else reference.path,
-        identity=request.init_value != "random" or len(zero_layers) == len(spec.layers),
+        identity=own is None
+        and (request.init_value != "random" or len(zero_layers) == len(spec.layers)),
+        trained=own is not None,
         zero_rows=tuple(zero_layers),
         files={record.name: record.size for record in records},
     )
 
 
-def _reference(spec: BundleSpec, store: RowSource, out: Path) -> TableReference:
-    """Return the reference of a bundle to the files of a table. Raises InputError for no table."""
-    if not isinstance(store, TableStore):
-        raise InputError(
-            f"{store.path} is no table, so that a bundle cannot refer to it",
-            "leave out --reference",
-        )
-    return refer(store.path, store.digest, read_description(store.path).files, spec, out)
+def _reference(spec: BundleSpec, store: RowSource, out: Path) -> Reference:
+    """Return the reference of a bundle to the files of a table or checkpoint.
+
+    Raises InputError for anything else.
+    """
+    if isinstance(store, TableStore):
+        return refer(store.path, store.digest, read_description(store.path).files, spec, out)
+    if FORMATS.load(store.format).foreign:
+        return refer_to_source(store, out, spec)
+    raise InputError(
+        f"{store.path} is no table, so that a bundle cannot refer to it", "leave out --reference"
+    )
 
 
 def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = False) -> AttachCost:

@@ -11,7 +11,7 @@ from engram_cli.commands.checkpoint import ModelShape, is_readable, paper_layers
 from engram_cli.errors import EngramError, InputError, MismatchError
 from engram_cli.files import sha256_bytes
 from engram_cli.formats.bundle_spec import decoder_index
-from engram_cli.formats.module_spec import DEFAULT_MODULE, MODULE_KINDS, ModuleSpec, module_spec
+from engram_cli.formats.module_spec import DEFAULT_MODULE, FRESH_KINDS, ModuleSpec, module_spec
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.vocab.compress import compress_vocab
@@ -124,9 +124,9 @@ def choose_module(layout: HashLayout, wanted: str | None, model: ModelShape) -> 
 
     Raises InputError for one that there is not.
     """
-    kind = wanted or (layout.scheme if layout.scheme in MODULE_KINDS else DEFAULT_MODULE)
-    if kind not in MODULE_KINDS:
-        raise InputError(f"unknown module '{kind}'", f"known: {', '.join(MODULE_KINDS)}")
+    kind = wanted or (layout.scheme if layout.scheme in FRESH_KINDS else DEFAULT_MODULE)
+    if kind not in FRESH_KINDS:
+        raise InputError(f"unknown module '{kind}'", f"known: {', '.join(FRESH_KINDS)}")
     eps = _DEFAULT_EPS if model.norm_eps is None else model.norm_eps
     return module_spec(kind, streams=model.streams, norm_eps=eps)
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import local_path, read_json, sha256_bytes
-from engram_cli.formats.bundle_description import FORMAT, PLAIN_NAME, VERSION, parse
+from engram_cli.formats.bundle_description import FORMAT, PLAIN_NAME, VERSION, Reference, parse
 from engram_cli.formats.bundle_spec import BundleSpec, Shard
-from engram_cli.formats.table_reference import TableReference
+from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.outputs import Kind, Listing
 from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.safetensors import Array, TensorPlace
@@ -33,10 +33,12 @@ from engram_cli.rows.source import HITS, ROWS, Span
 BUNDLE_NAME = "engram"  # of a bundle's folder in a checkpoint's
 DESCRIPTION, DENSE, CARD = "engram.json", "dense.safetensors", "README.md"
 VOCABULARY = "vocabulary.safetensors"
+SAVED_WITH = "saved_with"  # in a description: the folders of all bundles saved with one model
 MAX_DESCRIPTION_BYTES = 64 * 2**20
 MAX_SMALL_BYTES = 8 * 2**30  # dense weights and the vocabulary, which are read into memory
 REMAKE = "write the bundle again with engram attach --force"
 _CARD_HEAD = b"---\nlibrary_name: engram-tables\n"
+_NAMED = re.compile(rf"{BUNDLE_NAME}(_[a-z0-9_]{{1,40}})?")
 # Files that a bundle consists of; the folder of another model has others.
 _OWN_NAME = re.compile(
     r"(?:rows|scales|hits)-\d{5,}-of-\d{5,}\.safetensors|(?:dense|vocabulary)\.safetensors"
@@ -48,14 +50,14 @@ class Bundle:
     """An opened bundle: its spec, and its files, with sizes and small digests checked.
 
     `dense`: per layer and name, float32. `shards` lie in the order of layers, parts and rows. With
-    a `reference` they are the chunk files of the table in `table`.
+    a `reference` they are the chunk files of the table in `table`, or in the files of a checkpoint.
     """
 
     folder: Path
     spec: BundleSpec
     shards: tuple[Shard, ...]
     dense: Mapping[int, Mapping[str, NDArray[np.float32]]] = field(repr=False)
-    reference: TableReference | None = None
+    reference: Reference | None = None
     table: Path | None = None
 
     @property
@@ -66,8 +68,11 @@ class Bundle:
     def spans(self, layer: int, part: str = ROWS) -> tuple[Span, ...]:
         """Return the spans of files that hold a part of a layer, ascending. Raises ArtifactError.
 
-        The scales of a layer that has one for all rows are one row.
+        The scales of a layer that has one for all rows are one row. They are in no file (()) of a
+        bundle that refers to a checkpoint.
         """
+        if isinstance(self.reference, CheckpointReference):
+            return self.reference.places(self.folder, layer, part)
         own = [shard for shard in self.shards if (shard.layer, shard.part) == (layer, part)]
         return tuple(
             Span(
@@ -85,6 +90,10 @@ class Bundle:
         The dtype is the physical one: uint16 where the rows are bfloat16. Raises ArtifactError.
         """
         whole = self.spec.tensor(layer, part)
+        if isinstance(self.reference, CheckpointReference):
+            held = self.reference.held(layer, part)
+            if held is not None:
+                return [held]
         return [
             tensors.map_tensor(
                 span.file,
@@ -94,6 +103,7 @@ class Bundle:
                     ),
                     begin=span.begin,
                 ),
+                span.stride,
             )
             for span in self.spans(layer, part)
         ]
@@ -108,13 +118,53 @@ class Bundle:
         return maps[0] if len(maps) == 1 else np.concatenate(maps)
 
 
-def bundle_folder(path: str | Path) -> Path:
-    """Return the folder of a bundle: `path`, or `engram` in it, where `engram attach` writes it."""
+def bundle_folder(path: str | Path, name: str = BUNDLE_NAME) -> Path:
+    """Return the folder of a bundle: `path`, or in it the folder `name`, else `engram`."""
     folder = Path(path)
-    inside = folder / BUNDLE_NAME
-    if not (folder / DESCRIPTION).exists() and (inside / DESCRIPTION).exists():
-        return inside
+    if not (folder / DESCRIPTION).exists():
+        for inside in (folder / name, folder / BUNDLE_NAME):
+            if (inside / DESCRIPTION).exists():
+                return inside
     return folder
+
+
+def saved_bundles(path: str | Path) -> dict[str, Path]:
+    """Return the bundles of a checkpoint's folder by name, in the order in which they are attached.
+
+    {} where there is none. A model with several memories is saved with one folder each, `engram`
+    and such as `engram_code`. Raises ArtifactError where one of them is missing.
+    """
+    folder = Path(path)
+    found = bundles_in(folder)
+    order = next(filter(None, map(saved_with, found.values())), None)
+    if order is None:
+        return {name: found[name] for name in found if name == BUNDLE_NAME}
+    for name in order:
+        if name not in found:
+            raise ArtifactError(
+                f"{folder} was saved with a bundle {name!r}, which is missing",
+                "take the checkpoint again, or attach one bundle by its name=",
+            )
+    return {name: found[name] for name in order}
+
+
+def bundles_in(folder: Path) -> dict[str, Path]:
+    """Return the folders in `folder` that are called as bundles are and have a description."""
+    return {
+        inside.name: inside
+        for inside in (sorted(folder.iterdir()) if folder.is_dir() else ())
+        if _NAMED.fullmatch(inside.name) and (inside / DESCRIPTION).is_file()
+    }
+
+
+def saved_with(bundle: Path) -> list[str]:
+    """Return the folders of the bundles that were saved with one, [] if it was saved alone.
+
+    Raises what `read_description` does.
+    """
+    order = read_description(bundle).get(SAVED_WITH, [])
+    known = isinstance(order, list) and all(isinstance(name, str) for name in order)
+    return order if known else []
 
 
 def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
@@ -122,9 +172,9 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
 
     Checked: the description, every file's name and size, the digests of the dense weights and the
     vocabulary, the shards' headers; with `verify` the shards' digests too, which reads them all; of
-    a table that it refers to what `TableReference.check` says. Raises InputError when there is no
-    bundle or no table, ArtifactError for damage or a newer version, MismatchError for another
-    table.
+    what it refers to, what `check` of the reference says. Raises InputError when there is no bundle
+    or what it refers to is missing, ArtifactError for damage or a newer version, MismatchError for
+    another table, and for a checkpoint that was changed.
     """
     folder = local_path(path)
     document = read_description(folder)
@@ -135,11 +185,14 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
         raise ArtifactError(f"{folder / DESCRIPTION} is not a bundle: {error!r}", REMAKE) from None
     table = None
     if reference is not None:
-        table = reference.check(folder, spec)
+        if isinstance(reference, CheckpointReference):
+            reference.check(folder)
+        else:
+            table = reference.check(folder, spec)
         if verify:
             raise InputError(
-                f"the bundle {folder} refers to the table {table}, whose bytes are not checked "
-                "here",
+                f"the bundle {folder} refers to {table or reference.folder(folder)}, whose bytes "
+                "are not checked here",
                 f"run engram verify {folder}, and load it without verify",
             )
     else:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.formats.bundle_spec import BundleSpec, Shard
+from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.formats.module_spec import MODULE_KINDS, ModuleSpec
 from engram_cli.formats.table_reference import TableReference
 from engram_cli.hashing.layout import HashLayout
@@ -21,7 +22,8 @@ from engram_cli.rows import DTYPES
 from engram_cli.rows.safetensors import FileRecord
 from engram_cli.rows.source import HITS, ROWS, SCALES
 
-FORMAT, VERSION = "engram-bundle", 2
+FORMAT, VERSION = "engram-bundle", 3
+Reference = TableReference | CheckpointReference
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 T = TypeVar("T")
 # Where a layer lists the files of each part.
@@ -34,13 +36,12 @@ def document_of(
     tool_version: str,
     *,
     shards: Sequence[Shard] = (),
-    reference: TableReference | None = None,
+    reference: Reference | None = None,
 ) -> dict[str, Any]:
     """Return the description of a bundle with these shards, or with a reference instead of them."""
     return {
         "format": FORMAT,
-        # Readers of version 1 take the decoder layer from the layer's number.
-        "version": 1 if spec.decoder_layers == spec.named_layers else VERSION,
+        "version": _version(spec, reference),
         "tool_version": tool_version,
         "module": {
             "kind": spec.module.kind,
@@ -57,7 +58,7 @@ def document_of(
         },
         "rows": {"dim": spec.dim, "dtype": spec.dtype},
         "layers": [_layer_document(spec, layer, shards) for layer in spec.layers],
-        **({} if reference is None else {"table": reference.to_json()}),
+        **({} if reference is None else {_key(reference): reference.to_json()}),
         "layout": spec.layout.to_json(),
         "fingerprint": spec.layout.fingerprint,
         "files": {
@@ -68,8 +69,8 @@ def document_of(
 
 def parse(
     document: Mapping[str, Any], lookup: NDArray[np.int32] | None
-) -> tuple[BundleSpec, tuple[Shard, ...], TableReference | None]:
-    """Return the description as a spec, its shards and the table it refers to.
+) -> tuple[BundleSpec, tuple[Shard, ...], Reference | None]:
+    """Return the description as a spec, its shards and the table or checkpoint it refers to.
 
     Raises ValueError and its kin where it is none, ArtifactError for a module that is not known.
     """
@@ -106,12 +107,30 @@ def parse(
     if "table" in document:
         reference = TableReference.from_json(document["table"])
         return spec, reference.shards(spec), reference
+    if "checkpoint" in document:
+        referred = CheckpointReference.from_json(document["checkpoint"], spec)
+        return spec, referred.shards(spec), referred
     counted = {HITS in entry for entry in entries}
     if len(counted) > 1:
         raise ValueError("only some layers have hits")
     parts = (*spec.parts, HITS) if counted.pop() else spec.parts
     shards = [shard for entry in entries for part in parts for shard in _shards(spec, entry, part)]
     return spec, tuple(shards), None
+
+
+def _version(spec: BundleSpec, reference: Reference | None) -> int:
+    """Return the least version whose readers take such a bundle for what it is.
+
+    Readers of version 1 take the decoder layer from the layer's number, those of version 2 know
+    references to tables only.
+    """
+    if isinstance(reference, CheckpointReference):
+        return 3
+    return 1 if spec.decoder_layers == spec.named_layers else 2
+
+
+def _key(reference: Reference) -> str:
+    return "table" if isinstance(reference, TableReference) else "checkpoint"
 
 
 def _module(about: Mapping[str, Any]) -> ModuleSpec:

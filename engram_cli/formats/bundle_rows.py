@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import sha256_bytes
+from engram_cli.formats import FORMATS
 from engram_cli.formats.base import Checks, Facts, Format, hash_facts, token_fact
 from engram_cli.formats.bundle import (
     BUNDLE_NAME,
@@ -18,9 +20,10 @@ from engram_cli.formats.bundle import (
     read_bundle,
     read_description,
 )
+from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.formats.zarr_table import verify_table
 from engram_cli.rows.dtypes import physical_dtype
-from engram_cli.rows.gather import FileArray, FileRows
+from engram_cli.rows.gather import FileArray, FileRows, HeldArray
 from engram_cli.rows.source import HITS
 
 
@@ -34,10 +37,15 @@ class BundleRows(FileRows):
 def bundle_rows(bundle: Bundle) -> BundleRows:
     """Return an opened bundle as a `RowSource`. Raises ArtifactError."""
     spec = bundle.spec
-    parts = {}
+    parts: dict[tuple[int, str], FileArray] = {}
     for layer in spec.layers:
         for part in (*spec.parts, HITS) if bundle.has_hits else spec.parts:
             tensor = spec.tensor(layer, part)
+            if isinstance(bundle.reference, CheckpointReference):
+                held = bundle.reference.held(layer, part)
+                if held is not None:
+                    parts[layer, part] = HeldArray(held)
+                    continue
             spans, dtype = bundle.spans(layer, part), physical_dtype(tensor.dtype)
             parts[layer, part] = FileArray(spans, dtype, tensor.shape[1:], REMAKE)
     return BundleRows(
@@ -68,6 +76,9 @@ def _facts(source: BundleRows) -> Facts:
     )
     dense = sum(array.size for own in bundle.dense.values() for array in own.values())
     held = "" if bundle.table is None else f" of the table {bundle.table}"
+    if isinstance(bundle.reference, CheckpointReference):
+        place = bundle.reference.folder(bundle.folder)
+        held = f" of the {bundle.reference.format} checkpoint {place}"
     shards = sum(shard.part != HITS for shard in bundle.shards)
     return [
         *hash_facts(spec.layout),
@@ -104,7 +115,17 @@ def _check(path: Path, checks: Checks) -> BundleRows | None:
     if bundle.table is not None:
         found = verify_table(bundle.table, threads=checks.threads, progress=checks.progress)
         checks.add("the table", found, "the table's ")
+    if isinstance(bundle.reference, CheckpointReference):
+        _check_checkpoint(bundle, bundle.reference, checks)
     return bundle_rows(bundle)
+
+
+def _check_checkpoint(bundle: Bundle, reference: CheckpointReference, checks: Checks) -> None:
+    """Verify the checkpoint that a bundle refers to, as its own format does."""
+    own = Checks(threads=checks.threads, progress=checks.progress)
+    place = Path(os.path.normpath(bundle.folder.resolve() / reference.path))
+    FORMATS.load(reference.format).verify(place, own)
+    checks.add("the checkpoint", own, "the checkpoint's ")
 
 
 FORMAT = Format(

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json, sha256_bytes
-from engram_cli.formats.bundle import BUNDLE, DENSE, DESCRIPTION, VOCABULARY
-from engram_cli.formats.bundle_description import FORMAT, document_of
+from engram_cli.formats.bundle import BUNDLE, DENSE, DESCRIPTION, SAVED_WITH, VOCABULARY
+from engram_cli.formats.bundle_description import FORMAT, Reference, document_of
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
-from engram_cli.formats.table_reference import TableReference
 from engram_cli.outputs import new_folder
 from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.dtypes import physical_dtype
@@ -38,6 +37,7 @@ def write_bundle(
     shard_bytes: int = SHARD_BYTES,
     extra_files: Mapping[str, bytes] | None = None,
     advance: Callable[[int], None] | None = None,
+    saved_with: Sequence[str] = (),
 ) -> list[FileRecord]:
     """Write the folder `path`, whole or not at all; never more than a piece of rows in memory.
 
@@ -45,7 +45,9 @@ def write_bundle(
     way the scales of quantised rows, `hits(layer)` uint32[n], None for a bundle without.
     `dense(layer, zero_rows)` is called after the layer's rows. `extra_files`: files that the
     description does not list, so that they may be edited. `advance` is called with the bytes
-    written. Raises OutputError, and ArtifactError when `rows` does not yield the layout's table.
+    written. `saved_with`: the folders of all bundles that are saved in one checkpoint, in the order
+    in which they are attached. Raises OutputError, and ArtifactError when `rows` does not yield the
+    layout's table.
     """
     sources = {ROWS: rows, SCALES: scales, HITS: hits}
     parts = spec.parts if hits is None else (*spec.parts, HITS)
@@ -67,28 +69,32 @@ def write_bundle(
                 weights[f"layers.{layer}.{name}"] = value
         records += _write_small(part, spec, weights)
         document = document_of(spec, records, tool_version, shards=plan)
+        if saved_with:
+            document[SAVED_WITH] = list(saved_with)
         return records + _write_last(part, document, extra_files)
 
 
 def write_referring(
     path: Path,
     spec: BundleSpec,
-    rows: Rows,
+    rows: Rows | None,
     dense: Dense,
-    reference: TableReference,
+    reference: Reference,
     *,
     tool_version: str,
     force: bool = False,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> list[FileRecord]:
-    """Write a bundle that refers to a table: all but the shards, as `write_bundle` does.
+    """Write a bundle that refers to a table or checkpoint: all but the shards, as `write_bundle`.
 
-    `rows` are read until one says something. Raises OutputError.
+    `rows` are read until one says something; None for rows that do. Raises OutputError.
     """
     with new_folder(path, BUNDLE, force=force) as part:
         weights = {}
         for layer in spec.layers:
-            zero_rows = not any(spec.row_type.any_nonzero(piece) for _, piece in rows(layer))
+            pieces = () if rows is None else rows(layer)
+            says_something = any(spec.row_type.any_nonzero(piece) for _, piece in pieces)
+            zero_rows = rows is not None and not says_something
             for name, value in dense(layer, zero_rows).items():
                 weights[f"layers.{layer}.{name}"] = value
         records = _write_small(part, spec, weights)

@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 ENGRAM_V1, DEEPSEEK_V41, QWEN_PLE = "engram-v1", "deepseek-v4.1", "qwen-ple"
+ENGRAM_PEFT = "engram-peft"
+FRESH_KINDS = (ENGRAM_V1, DEEPSEEK_V41, QWEN_PLE)  # that a new memory may have
+_OWN_EPS = (ENGRAM_V1, ENGRAM_PEFT)  # those that bring the eps of their norms
 DEFAULT_MODULE = ENGRAM_V1
 MAX_STREAMS, MAX_KERNEL = 64, 64
 SPREAD = 0.02  # the standard deviation of random projections, as language models commonly start
@@ -45,7 +48,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleSpec:
-    """A module's kind and settings. `streams` are the copies of the hidden state a layer carries.
+    """A module's kind and settings. `streams` are the copies of the hidden state a layer carries,
+    or those that engram-peft's module makes of it.
 
     `conv_kernel` counts the convolution's taps, 0 where there is none. `norm_eps` is the model's,
     None where the module brings its own. Raises ValueError for settings the kind has not.
@@ -63,10 +67,15 @@ class ModuleSpec:
             raise ValueError(f"{self.streams} streams, a kernel of {self.conv_kernel}")
         if (self.conv_kernel > 0) != (self.kind != DEEPSEEK_V41):
             raise ValueError(f"conv_kernel {self.conv_kernel} of {self.kind}")
-        if (self.norm_eps is None) != (self.kind == ENGRAM_V1):
+        if (self.norm_eps is None) != (self.kind in _OWN_EPS):
             raise ValueError(f"norm_eps {self.norm_eps} of {self.kind}")
         if self.norm_eps is not None and not 0 <= self.norm_eps < 1:
             raise ValueError(f"norm_eps {self.norm_eps}")
+
+    @property
+    def carried_streams(self) -> int:
+        """The copies of the hidden state that a layer of the model carries."""
+        return 1 if self.kind == ENGRAM_PEFT else self.streams
 
     def parts(self, hidden_size: int, embed_dim: int) -> list[Part]:
         """Return the parts of a layer's dense weights; `embed_dim` is columns x row dim."""
@@ -87,7 +96,7 @@ def module_spec(kind: str, *, streams: int = 1, norm_eps: float = 1e-6) -> Modul
         kind=kind,
         streams=streams,
         conv_kernel=0 if kind == DEEPSEEK_V41 else 4,
-        norm_eps=None if kind == ENGRAM_V1 else norm_eps,
+        norm_eps=None if kind in _OWN_EPS else norm_eps,
     )
 
 
@@ -120,10 +129,21 @@ def _qwen_ple(spec: ModuleSpec, d: int, embed: int) -> Iterator[Part]:
     yield Part("conv1d.weight", Role.CONV, (width, 1, spec.conv_kernel))
 
 
+def _engram_peft(spec: ModuleSpec, d: int, embed: int) -> Iterator[Part]:
+    yield Part("gating.w_v.weight", Role.VALUE, (d, embed))
+    yield Part("short_conv.conv.weight", Role.CONV, (spec.streams * d, 1, spec.conv_kernel))
+    for stream in range(spec.streams):
+        yield Part(f"gating.w_k.{stream}.weight", Role.KEY, (d, embed))
+        yield Part(f"gating.norm_k.{stream}.weight", Role.KEY_NORM, (d,))
+        yield Part(f"gating.norm_h.{stream}.weight", Role.NORM, (d,))
+        yield Part(f"short_conv.norms.{stream}.weight", Role.NORM, (d,))
+
+
 MODULE_KINDS: dict[str, Callable[[ModuleSpec, int, int], Iterator[Part]]] = {
     ENGRAM_V1: _engram_v1,
     DEEPSEEK_V41: _deepseek_v41,
     QWEN_PLE: _qwen_ple,
+    ENGRAM_PEFT: _engram_peft,
 }
 
 

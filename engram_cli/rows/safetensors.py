@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +36,9 @@ MAX_HEADER_BYTES = 16 * 2**20
 MAX_AXES = 8
 MAX_NAME = 200  # characters of a file's name; file systems refuse longer ones
 _PIECE_BYTES = 4 * 2**20  # hashed and written while it is in the cache
+
+# Python has a name for it from 3.13 on. Linux would refuse private maps beyond memory and swap.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 _NAMES = {code: name for name, (code, _) in TENSOR_DTYPES.items()}
 
@@ -163,12 +168,29 @@ def open_tensors(file: BinaryIO, what: str) -> dict[str, TensorPlace]:
     return read_header(start, size, what)
 
 
-def map_tensor(path: Path, place: TensorPlace) -> Array:
-    """Map a tensor privately: pages are read when touched, changes never reach the file."""
-    spec = place.spec
-    return np.memmap(
-        path, dtype=physical_dtype(spec.dtype), mode="c", offset=place.begin, shape=spec.shape
-    )
+def map_tensor(path: Path, place: TensorPlace, stride: int = 0) -> Array:
+    """Map a tensor privately: pages are read when touched, changes never reach the file.
+
+    `stride`: bytes from one row to the next where there is a gap between them, else 0. No memory is
+    set aside for changes: a table may be larger than the memory. Raises ArtifactError.
+    """
+    spec, dtype = place.spec, physical_dtype(place.spec.dtype)
+    skipped = place.begin % mmap.ALLOCATIONGRANULARITY
+    inner = np.empty((1, *spec.shape[1:]), dtype=dtype)
+    step = stride or inner.nbytes
+    size = (spec.shape[0] - 1) * step + inner.nbytes + skipped
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(
+                file.fileno(),
+                size,
+                flags=mmap.MAP_PRIVATE | _NO_RESERVE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+                offset=place.begin - skipped,
+            )
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be mapped: {error}", _REMAKE) from None
+    return np.ndarray(spec.shape, dtype, mapped, skipped, strides=(step, *inner.strides[1:]))
 
 
 def view_tensor(raw: bytes, place: TensorPlace) -> Array:
@@ -219,9 +241,8 @@ def file_metadata(path: Path) -> dict[str, Any]:
 def _whole_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
-            length = header_length(start, size, str(path))
+            length = header_length(start, path.stat().st_size, str(path))
             header = parse_json(file.read(length))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", "check the checkpoint") from None

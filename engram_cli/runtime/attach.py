@@ -1,4 +1,4 @@
-"""Attach the memories of bundles to a live model, and detach them without a trace.
+"""Attach the memories of bundles or checkpoints to a live model, and detach them without a trace.
 
 A model carries any number of memories by name. In a layer that several have tables for, each sees
 what those attached before it have added.
@@ -6,36 +6,60 @@ what those attached before it have added.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from engram_cli.errors import RuntimeAttachError
+from engram_cli.errors import InputError, RuntimeAttachError
+from engram_cli.files import local_path
 from engram_cli.formats import checkpoint
-from engram_cli.formats.bundle import Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle import (
+    DESCRIPTION,
+    Bundle,
+    bundle_folder,
+    read_bundle,
+    saved_bundles,
+)
+from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.runtime import loading
-from engram_cli.runtime.decoder import Decoder, find_decoder
+from engram_cli.runtime.carried import (
+    NAME,
+    leave_out_of_broadcasts,
+    memories,
+    memory_of,
+    no_memory,
+    plain_name,
+)
+from engram_cli.runtime.decoder import Decoder, find_decoder, text_config
 from engram_cli.runtime.hooks import attachments, hook, memories_at, memory_in
+from engram_cli.runtime.hub import local_checkpoint
+from engram_cli.runtime.library_hooks import watch_saving
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.modules.base import StoredRows
+from engram_cli.runtime.weights_inside import weights_inside
 
 if TYPE_CHECKING:
+    from engram_cli.formats.checkpoint_bundle import HostModel
     from engram_cli.runtime.tiers.placement import Placement
 
-NAME = "engram"  # of the first memory, and of the attribute that holds it
-_IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DDP from the module that it wraps
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_STREAMS = ("hc_mult", "hc_count")  # as configs call the copies of the hidden state
+_LOG = logging.getLogger(__name__)
+# Readers of checkpoints need more than torch and NumPy, and are imported where there is one.
+_CHECKPOINTS = "engram_cli.formats.checkpoint_bundle"
 
 
 def attach(
     model: nn.Module,
     bundle_dir: str | Path,
     *,
-    name: str = NAME,
+    name: str | None = None,
     layers: Sequence[nn.Module] | None = None,
     rows_trainable: bool | None = None,
     sparse_gradients: bool = False,
@@ -43,11 +67,18 @@ def attach(
     placement: str = "hbm",
     verify: bool = False,
     force: bool = False,
+    tokenizer: str | Path | None = None,
 ) -> Memory:
     """Attach a bundle to `model`, which from then on carries it as `model.engram`.
 
-    `bundle_dir` is its folder, or a checkpoint's with the bundle in `engram`.
-    A memory with another `name` is `model.engram_NAME`. `layers` are the decoder layers, where they
+    `bundle_dir` is its folder, a checkpoint's with the bundle in `engram`, or a model on the
+    Hugging Face Hub (`org/name`). It may be a checkpoint that has an Engram table of its own
+    (docs/guides/attach.md lists the formats): rows stay in its files, and its gates are the
+    memory's; `tokenizer` names the model's tokenizer where the checkpoint lacks it. Such rows are
+    frozen unless `rows_trainable=True`, which trains them in memory and never in the files. What
+    was found is logged, and is in `memory.notes`. A memory with another `name` is
+    `model.engram_NAME`. Without a name, a checkpoint that was saved with several memories gives all
+    of them, by their names, and the first is returned. `layers` are the decoder layers, where they
     cannot be found. Dense weights take the dtype and device of their layer; rows keep the table's
     dtype and lie on `rows_device`, by default the layer's. `sparse_gradients` gives the rows sparse
     gradients, `rows_trainable=False` freezes them; quantised rows are always frozen, and to ask for
@@ -58,9 +89,62 @@ def attach(
     has a smaller vocabulary than its tokenizer, has Engram layers, or carries a memory of this name
     already; InputError for rows that do not fit.
     """
-    attribute = _attribute(name)
-    bundle = read_bundle(bundle_folder(bundle_dir), verify=verify)
+    attached: list[Memory] = []
+    try:
+        for attribute, folder in _wanted(bundle_dir, name).items():
+            made = _attach_one(
+                model,
+                folder,
+                attribute,
+                tokenizer=tokenizer,
+                verify=verify,
+                layers=layers,
+                rows_trainable=rows_trainable,
+                sparse_gradients=sparse_gradients,
+                rows_device=rows_device,
+                placement=placement,
+                force=force,
+            )
+            attached.append(made)
+    except BaseException:
+        for made in attached:
+            detach(model, plain_name(made))
+        raise
+    watch_saving(model)
+    return attached[0]
+
+
+def _wanted(path: str | Path, name: str | None) -> dict[str, Path]:
+    """Return the folder of each bundle to attach, by the attribute that is to hold its memory."""
+    folder = local_checkpoint(path)
+    attribute = NAME if name is None else _attribute(name)
+    one = bundle_folder(folder, attribute)
+    is_checkpoint = one != folder or not (folder / DESCRIPTION).exists()
+    if one == folder and is_checkpoint and weights_inside(folder, attribute):
+        raise InputError(
+            f"{folder} has the memory {attribute} among its model's tensors, without its hash",
+            "attach the bundle that it was trained from, then load(model, folder)",
+        )
+    return (name is None and is_checkpoint and saved_bundles(folder)) or {attribute: one}
+
+
+def _attach_one(
+    model: nn.Module,
+    folder: Path,
+    attribute: str,
+    *,
+    tokenizer: str | Path | None,
+    verify: bool,
+    layers: Sequence[nn.Module] | None,
+    rows_trainable: bool | None,
+    sparse_gradients: bool,
+    rows_device: torch.device | str | None,
+    placement: str,
+    force: bool,
+) -> Memory:
+    """Attach one bundle as `model.ATTRIBUTE`. Raises what `attach` does."""
     decoder = find_decoder(model, layers)
+    bundle, notes = _open(model, decoder, folder, tokenizer, verify)
     spec, vocabulary = bundle.spec, _vocabulary_size(model)
     _check(model, decoder, bundle, attribute)
     if not force:
@@ -85,11 +169,53 @@ def attach(
     memory = Memory(attribute, spec, hashed, modules)
     memory.hits = loading.hits(bundle)
     memory.asked, memory.placement = placement, placed
+    memory.notes = (*notes, *placed.lines()) if notes else ()
+    for line in memory.notes:
+        _LOG.info(line)
     memory.train(model.training)
     hook(memory, model, decoder)
     model.add_module(attribute, memory)
     leave_out_of_broadcasts(model)
     return memory
+
+
+def _open(
+    model: nn.Module,
+    decoder: Decoder,
+    folder: Path,
+    tokenizer: str | Path | None,
+    verify: bool,
+) -> tuple[Bundle, tuple[str, ...]]:
+    """Open a bundle, or a checkpoint with a table of its own and what was found in it."""
+    if (folder / DESCRIPTION).exists() or not folder.exists():
+        return read_bundle(folder, verify=verify), ()
+    checkpoints = import_module(_CHECKPOINTS)
+    given = None if tokenizer is None else local_path(tokenizer)
+    bundle = checkpoints.open_checkpoint(folder, given, _host_model(model, decoder))
+    if bundle is None:
+        return read_bundle(folder, verify=verify), ()  # says that there is none
+    if verify:
+        raise RuntimeAttachError(
+            f"verify=True: the bytes of {folder} are not checked here",
+            f"run engram verify {folder}, and attach it without verify",
+        )
+    return bundle, checkpoints.describe(bundle)
+
+
+def _host_model(model: nn.Module, decoder: Decoder) -> HostModel:
+    """Return what a model's config says of its sizes."""
+    found: HostModel = import_module(_CHECKPOINTS).HostModel(
+        hidden_size=decoder.hidden_size, num_layers=len(decoder.layers)
+    )
+    config = text_config(model)
+    streams = next((n for key in _STREAMS if type(n := getattr(config, key, None)) is int), 1)
+    eps, kind = getattr(config, "rms_norm_eps", None), getattr(config, "model_type", None)
+    return replace(
+        found,
+        streams=max(streams, 1),
+        norm_eps=float(eps) if isinstance(eps, (int, float)) else found.norm_eps,
+        model_type=kind if isinstance(kind, str) and kind else found.model_type,
+    )
 
 
 def _attribute(name: str) -> str:
@@ -119,7 +245,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     """
     wanted = memories(model) if name is None else {name: memory_of(model, name)}
     if not wanted:
-        raise _no_memory()
+        raise no_memory()
     leaving = {id(memory) for memory in wanted.values()}
     for attachment in attachments(model):
         if id(attachment.memory) in leaving:
@@ -133,31 +259,6 @@ def detach(model: nn.Module, name: str | None = None) -> None:
             if id(memory_in(child)) in leaving:
                 delattr(parent, attribute)
     leave_out_of_broadcasts(model)
-
-
-def memories(model: nn.Module) -> dict[str, Memory]:
-    """Return the memories that `model` carries by name, wherever in it they were attached."""
-    found: dict[str, Memory] = {}
-    for module in model.modules():
-        memory = memory_in(module)
-        if memory is not None:  # a wrapper comes before the copies that it holds
-            found.setdefault(memory.name.removeprefix(f"{NAME}_"), memory)
-    return found
-
-
-def memory_of(model: nn.Module, name: str | None = None) -> Memory:
-    """Return the memory called `name`; without a name the only one. Raises RuntimeAttachError."""
-    found = memories(model)
-    if not found:
-        raise _no_memory()
-    if name is None and len(found) == 1:
-        return next(iter(found.values()))
-    if name not in found:
-        what = "which of its memories is meant" if name is None else f"no memory '{name}'"
-        raise RuntimeAttachError(
-            f"{type(model).__name__}: {what}", f"name one of {', '.join(found)}"
-        )
-    return found[name]
 
 
 def activate(model: nn.Module, *names: str) -> None:
@@ -174,36 +275,9 @@ def deactivate(model: nn.Module, *names: str) -> None:
     _switch(model, names, active=False)
 
 
-def leave_out_of_broadcasts(model: nn.Module) -> None:
-    """Name the quantised rows that `model` carries now, and no longer those it carried before.
-
-    Names that others put there stay. DDP around a module that holds `model` does not see them:
-    it is right there too, but sends the rows (`broadcast_buffers=False` keeps it from that).
-    """
-    rows = {
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if isinstance(module, StoredRows)
-        for name, _ in module.named_buffers(recurse=False)
-    }
-    others = [name for name in getattr(model, _IGNORED, ()) if not _is_rows(name)]
-    if rows or others:
-        setattr(model, _IGNORED, [*others, *sorted(rows)])
-    elif hasattr(model, _IGNORED):
-        delattr(model, _IGNORED)
-
-
-def _is_rows(name: str) -> bool:
-    return ".multi_head_embedding.embedding." in name
-
-
 def _switch(model: nn.Module, names: Sequence[str], *, active: bool) -> None:
     for memory in [memory_of(model, name) for name in names or memories(model) or (None,)]:
         memory.active = active
-
-
-def _no_memory() -> RuntimeAttachError:
-    return RuntimeAttachError("the model carries no memory", "attach one first")
 
 
 def _check(model: nn.Module, decoder: Decoder, bundle: Bundle, attribute: str) -> None:
@@ -228,7 +302,10 @@ def _check(model: nn.Module, decoder: Decoder, bundle: Bundle, attribute: str) -
             raise RuntimeAttachError(
                 f"the bundle {bundle.folder} was made for {what}, "
                 f"{type(model).__name__} has {found}",
-                "make a bundle for this model with engram attach",
+                "attach to the model that the checkpoint is of, or put its rows under new gates: "
+                f"engram attach MODEL --table {bundle.folder}"
+                if isinstance(bundle.reference, CheckpointReference)
+                else "make a bundle for this model with engram attach",
             )
 
 
@@ -241,7 +318,8 @@ def _check_first_memory(model: nn.Module) -> None:
     if found is not None:
         raise RuntimeAttachError(
             f"{type(model).__name__} has Engram layers of its own ({found})",
-            "the bundle would be a second memory: attach with force=True if that is meant",
+            "load it without them (ple_layer_ids=[] in its text config for Qwen4-Exp) to attach "
+            "its own table, or attach a second memory with force=True",
         )
 
 
@@ -249,6 +327,8 @@ def _trainable(bundle: Bundle, placed: Placement, asked: bool | None, sparse: bo
     """Return whether rows are trained. Raises RuntimeAttachError where they cannot be."""
     floats = not bundle.spec.row_type.quantised
     if floats and placed.cold == "none":
+        if isinstance(bundle.reference, CheckpointReference):
+            return asked is True or (sparse and asked is None)
         return asked is not False
     if asked or sparse:
         what = "rows_trainable=True" if asked else "sparse_gradients=True"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import InputError, MismatchError
-from engram_cli.runtime.attach import memory_of
+from engram_cli.runtime.carried import memory_of
 from engram_cli.runtime.modules.base import MemoryModule
 
 
@@ -89,7 +89,7 @@ def _listener(
 ) -> Callable[[MemoryModule, tuple[Any, ...], Any], None]:
     def listen(module: MemoryModule, args: tuple[Any, ...], output: Any) -> None:
         hidden, rows = args[:2]
-        streams = hidden.reshape(*rows.shape[:2], module.streams, -1)
+        streams = hidden.reshape(*rows.shape[:2], module.carried_streams, -1)
         found = module.gates(streams.to(module.anchor.device), module.vectors(rows))
         gates[layer] = found[0, ..., 0].float().cpu()
         added, _ = module.forward(*args)  # the output is the sum; without the hooks

@@ -24,7 +24,7 @@ from engram_cli.corpus.readers import READERS
 from engram_cli.engines.base import ENGINES
 from engram_cli.errors import InputError
 from engram_cli.formats import TARGETS
-from engram_cli.formats.module_spec import INIT_GATES, INIT_VALUES, MODULE_KINDS
+from engram_cli.formats.module_spec import FRESH_KINDS, INIT_GATES, INIT_VALUES
 from engram_cli.hashing.schemes import SCHEMES
 from engram_cli.rows import DTYPES
 from engram_cli.stats.sampling.distinct import DEFAULT_SAMPLE, LEAST_SAMPLE, MOST_SAMPLE
@@ -76,7 +76,7 @@ def test_what_a_request_repeats_is_what_its_stage_says() -> None:
 @pytest.mark.parametrize(
     ("request_", "name", "choices"),
     [
-        (tables.AttachRequest, "module", MODULE_KINDS),
+        (tables.AttachRequest, "module", FRESH_KINDS),
         (tables.BuildTableRequest, "dtype", DTYPES),
         (tables.BuildTableRequest, "init", INITS),
         (tables.ConvertRequest, "dtype", DTYPES),

@@ -68,7 +68,7 @@ DIGEST = "sha256:" + "0" * 64
     "change",
     [
         set_at("format", "engram-stats"),
-        set_at("version", 3),
+        set_at("version", 4),
         set_at("version", "1"),
         set_at("version", True),
         drop("layout"),
@@ -178,7 +178,7 @@ def test_other_files_are_ignored(bundle: Path) -> None:
 
 def test_a_newer_bundle_says_so(bundle: Path) -> None:
     edit(bundle, set_at("version", 7))
-    with pytest.raises(ArtifactError, match=r"version 7, newer than 2") as caught:
+    with pytest.raises(ArtifactError, match=r"version 7, newer than 3") as caught:
         read_bundle(bundle)
     assert caught.value.hint == "upgrade engram"
 

@@ -176,7 +176,14 @@ class ConvertRequest(Request):
     )
 
     source: Annotated[
-        Path, Option("Table, bundle or checkpoint to convert.", argument=True, name="table")
+        Path,
+        Option(
+            "Table, bundle or checkpoint to convert: a path, org/name of the Hugging Face Hub, or "
+            "an address.",
+            argument=True,
+            name="table",
+            remote=True,
+        ),
     ]
     dtype: Annotated[
         str | None,
@@ -202,9 +209,9 @@ class ConvertRequest(Request):
             parser=row_range,
         ),
     ] = None
-    tokenizer: Annotated[Path | None, Option("Tokenizer of a source that lacks its token map.")] = (
-        None
-    )
+    tokenizer: Annotated[
+        Path | None, Option("Tokenizer of a source that lacks its token map.", remote=True)
+    ] = None
     patch: Annotated[
         Path | None,
         Option(f"With --to {', '.join(PATCHED)}: the checkpoint that gets the rows."),
@@ -241,12 +248,14 @@ class AttachRequest(Request):
 
     `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
     that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
-    which are random (docs/reference/modules.md). With `reference` the bundle maps the table's own
-    chunk files instead of holding a copy. With `dry_run` nothing is written.
+    which are random (docs/reference/modules.md). With `reference` the bundle maps the files of
+    the table or checkpoint instead of holding a copy. With `dry_run` nothing is written.
     """
 
     checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
-    table: Annotated[Path, Option("Table or bundle to attach (engram-table.zarr).", place="table")]
+    table: Annotated[
+        Path, Option("Table, bundle or checkpoint to attach (engram-table.zarr).", place="table")
+    ]
     out: Annotated[
         Path | None, Option("Bundle folder to write (CHECKPOINT/engram).", short="-o")
     ] = None
@@ -288,7 +297,9 @@ class AttachRequest(Request):
     packed: Annotated[bool, Option("Keep documents that are packed into one sequence apart.")] = (
         False
     )
-    reference: Annotated[bool, Option("Refer to the table instead of copying its rows.")] = False
+    reference: Annotated[
+        bool, Option("Refer to the table or checkpoint instead of copying its rows.")
+    ] = False
     seed: Annotated[int, Option("Seed of the module's random weights.", least=0)] = 0
     dry_run: DryRun = False
     force: Force = False

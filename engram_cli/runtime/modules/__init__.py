@@ -15,5 +15,6 @@ MODULES: Registry[type[MemoryModule]] = Registry(
         "engram-v1": "engram_cli.runtime.modules.engram_v1:EngramV1",
         "deepseek-v4.1": "engram_cli.runtime.modules.deepseek_v41:DeepSeekV41",
         "qwen-ple": "engram_cli.runtime.modules.qwen_ple:QwenPLE",
+        "engram-peft": "engram_cli.runtime.modules.engram_peft:EngramPeft",
     },
 )

@@ -123,6 +123,7 @@ class MemoryModule(nn.Module):
     def __init__(self, spec: BundleSpec, embedding: MultiHeadEmbedding) -> None:
         super().__init__()
         self.streams = spec.module.streams
+        self.carried_streams = spec.module.carried_streams
         self.multi_head_embedding = embedding
         self.reach = 0  # earlier positions that the convolution reads, where there is one
 

@@ -48,11 +48,11 @@ class EngramV1(MemoryModule):
 
     def gate_weights(self) -> GateWeights:
         """`norm1` is the key's, `norm2` the hidden state's; torch's eps is float32's."""
-        query = _stacked(self.norm2)
+        query = stacked(self.norm2)
         return GateWeights(
             query=query,
-            key=_stacked(self.norm1),
-            norm=_stacked(self.short_conv.norms),
+            key=stacked(self.norm1),
+            norm=stacked(self.short_conv.norms),
             taps=self.short_conv.conv(),
             eps=torch.finfo(torch.promote_types(query.dtype, torch.float32)).eps,
             norm_eps=CONV_NORM_EPS,
@@ -60,7 +60,7 @@ class EngramV1(MemoryModule):
         )
 
 
-def _stacked(norms: nn.ModuleList) -> Tensor:
+def stacked(norms: nn.ModuleList) -> Tensor:
     """Return [streams, d]: the weights of norms."""
     weights: list[Tensor] = [norm() for norm in norms]
     return weights[0][None] if len(weights) == 1 else torch.stack(weights)

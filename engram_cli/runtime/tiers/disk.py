@@ -28,7 +28,7 @@ from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.rows.source import Span
 from engram_cli.runtime.tiers import renew_in_children
-from engram_cli.runtime.tiers.records import READ_HINT, read_span, record_layout
+from engram_cli.runtime.tiers.records import READ_HINT, read_rows, record_layout
 from engram_cli.runtime.tiers.row_cache import RowCache
 
 WINDOW = 128  # reads announced ahead
@@ -67,6 +67,8 @@ class RowFiles:
         self._spans = tuple(spans)
         self._firsts = np.array([span.first for span in spans], dtype=np.int64)
         self._begins = np.array([span.begin for span in spans], dtype=np.int64)
+        # Bytes from row to row: more than a row's where others lie between them.
+        self._strides = np.array([span.stride or row_bytes for span in spans], dtype=np.int64)
         self._lock = Lock()
         self._kept: dict[int, int] = {}
         self._end = weakref.finalize(self, _close_all, self._kept)
@@ -103,8 +105,9 @@ class RowFiles:
                 if size == width:
                     buffers = [target[place : place + width]]
                 else:
-                    end = runs.firsts[done + 1]
-                    buffers = _buffers(rows_of[first:end], places[first:end], width, target)
+                    own = slice(first, runs.firsts[done + 1])
+                    stride = int(self._strides[file])
+                    buffers = _buffers(rows_of[own], places[own], width, stride, target)
                 try:
                     whole = os.preadv(opened[file], buffers, begin) == size
                 except OSError:
@@ -123,7 +126,7 @@ class RowFiles:
     def _runs(self, rows: Rows) -> _Runs:
         """Split ascending rows where the file changes, or the gap to the next row is large."""
         files = np.searchsorted(self._firsts, rows, side="right") - 1
-        begins = self._begins[files] + (rows - self._firsts[files]) * self.row_bytes
+        begins = self._begins[files] + (rows - self._firsts[files]) * self._strides[files]
         gaps = np.diff(begins) - self.row_bytes
         cut = (np.diff(files) != 0) | (gaps < 0) | (gaps > GAP_BYTES)
         cut |= np.arange(1, len(rows)) % RUN_ROWS == 0
@@ -161,7 +164,7 @@ class RowFiles:
         """Read the (row, place) of a run one by one, to finish it or to name the bad row."""
         for row, place in run:
             rest, why = target[place : place + self.row_bytes], "the file ends before it"
-            at = begin + (row - run[0][0]) * self.row_bytes
+            at = begin + (row - run[0][0]) * int(self._strides[file])
             try:
                 while rest and (count := os.preadv(descriptor, [rest], at)):
                     rest, at = rest[count:], at + count
@@ -173,13 +176,14 @@ class RowFiles:
 
 
 def _buffers(
-    rows: list[int], places: list[int], width: int, target: memoryview
+    rows: list[int], places: list[int], width: int, stride: int, target: memoryview
 ) -> list[memoryview]:
     """Return the buffers of a run: the targets of its rows, and scratch space for the gaps."""
     found = [target[places[0] : places[0] + width]]
     for one, two, place in zip(rows, rows[1:], places[1:], strict=False):
-        if two - one > 1:
-            found.append(_NOWHERE[: (two - one - 1) * width])
+        gap = (two - one) * stride - width
+        if gap > 0:
+            found.append(_NOWHERE[:gap])
         found.append(target[place : place + width])
     return found
 
@@ -333,6 +337,9 @@ class DiskRows:
 def _read_scales(bundle: Bundle, layer: int, width: int) -> NDArray[np.uint8]:
     """Read all scales of a layer, uint8[rows, width]. Raises ArtifactError."""
     held = np.empty((bundle.spec.rows(layer), width), dtype=np.uint8)
+    step = max(1, _PIECE_BYTES // width)
     for span in bundle.spans(layer, SCALES):
-        read_span(span, SCALES, 0, held[span.first : span.first + span.rows].reshape(-1).data)
+        for line in range(0, span.rows, step):
+            target = held[span.first + line :][: min(step, span.rows - line)]
+            read_rows(span, SCALES, line, target)
     return held

@@ -15,7 +15,6 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +22,8 @@ from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.rows.dtypes import RecordLayout
-from engram_cli.rows.source import Span
 from engram_cli.runtime.tiers import renew_in_children
-from engram_cli.runtime.tiers.records import read_span, record_layout
+from engram_cli.runtime.tiers.records import read_rows, record_layout
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.host_gather import GatherPool
@@ -174,20 +172,10 @@ def _fill(records: Tensor, layout: RecordLayout, bundle: Bundle, layer: int) -> 
             step = max(1, _PIECE_BYTES // size)
             for line in range(0, span.rows, step):
                 target = held[span.first + line :][: min(step, span.rows - line)]
-                tasks.append((span, part, line * size, target))
+                tasks.append((span, part, line, target.numpy()))
     with ThreadPoolExecutor(_threads()) as pool:
-        for done in [pool.submit(_read, *task) for task in tasks]:
+        for done in [pool.submit(read_rows, *task) for task in tasks]:
             done.result()
-
-
-def _read(span: Span, part: str, begin: int, target: Tensor) -> None:
-    """Fill `target` uint8[n, size] with the bytes of a part's span from its `begin` on."""
-    if target.is_contiguous():
-        read_span(span, part, begin, target.numpy().reshape(-1).data)
-        return
-    piece = np.empty(target.shape, dtype=np.uint8)
-    read_span(span, part, begin, piece.reshape(-1).data)
-    target.copy_(torch.from_numpy(piece))
 
 
 def _cudart() -> Any:

@@ -316,12 +316,30 @@ def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.devi
         gpu=any(device.type != "cpu" for device in used),
     )
     if wanted == Wanted(cold="none") and all(device.type == "cpu" for device in used):
-        # On a CPU the files of a bundle are mapped, and need no memory of their own.
+        # On a CPU a file of rows is mapped, and needs no memory of its own.
+        _check_copied(bundle)
         unlimited = Free(hbm=spec.table_bytes, host=0)
         return resolve(spec, hits, wanted, unlimited, staging=staging)
     host = free_host_bytes()
     free = Free(hbm=sum(_free_bytes(device, host) for device in used), host=host)
     return resolve(spec, hits, wanted, free, staging=staging)
+
+
+def _check_copied(bundle: Bundle) -> None:
+    """Raise InputError where parts that are in several files, and become one tensor, do not fit."""
+    copied = sum(
+        bundle.spec.tensor(layer, part).nbytes
+        for layer in bundle.spec.layers
+        for part in bundle.spec.parts
+        if len(bundle.spans(layer, part)) > 1
+    )
+    there = free_host_bytes() if copied else 0
+    if copied > there:
+        raise InputError(
+            f"the rows are in several files and need {copied:,} bytes of host memory, {there:,} "
+            f"are free: {copied - there:,} too many",
+            "give placement=disk, which reads rows where they are",
+        )
 
 
 def tuning_for(spec: BundleSpec, devices: Collection[torch.device]) -> Tuning:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError
@@ -57,6 +59,21 @@ def read_span(span: Span, part: str, begin: int, target: memoryview) -> None:
         raise ArtifactError(f"cannot read {span.file}: {error.strerror}", READ_HINT) from None
     if target:
         raise ArtifactError(f"{span.file} ends in the middle of its {part}", READ_HINT)
+
+
+def read_rows(span: Span, part: str, line: int, target: NDArray[np.uint8]) -> None:
+    """Fill `target` uint8[n, width] with rows of a span from its `line` on. Raises ArtifactError.
+
+    Rows with others between them are read with these, which a disk brings anyway.
+    """
+    count, width = target.shape
+    stride = span.stride or width
+    if stride == width and target.flags.c_contiguous:
+        read_span(span, part, line * width, target.reshape(-1).data)
+        return
+    piece = np.empty((count - 1) * stride + width, dtype=np.uint8)
+    read_span(span, part, line * stride, piece.data)
+    target[:] = np.lib.stride_tricks.as_strided(piece, (count, width), (stride, 1))
 
 
 def record_layout(spec: BundleSpec) -> RecordLayout:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from runtime.modules.inputs import Build
-from tiny_models import MODULES, make_bundle, spec_of, wake
+from tiny_models import ALL_MODULES, make_bundle, spec_of, wake
 
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.formats.bundle_spec import BundleSpec
@@ -19,7 +19,7 @@ from engram_cli.vocab.compress import CompressedVocab
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=MODULES)
+@pytest.fixture(params=ALL_MODULES)
 def kind(request: pytest.FixtureRequest) -> str:
     """The name of a module."""
     return request.param

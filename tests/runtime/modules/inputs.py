@@ -14,9 +14,9 @@ Build = Callable[..., MemoryModule]
 
 
 def some_input(spec: BundleSpec) -> tuple[Tensor, Tensor]:
-    """Hidden states [2, 14, streams, d] and row numbers int64[2, 14, C]."""
+    """Hidden states [2, 14, carried streams, d] and row numbers int64[2, 14, C]."""
     generator = torch.Generator().manual_seed(5)
-    shape = (2, 14, spec.module.streams, spec.hidden_size)
+    shape = (2, 14, spec.module.carried_streams, spec.hidden_size)
     rows = torch.randint(
         0, spec.rows(spec.layers[0]), (2, 14, spec.layout.columns), generator=generator
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from runtime.modules.inputs import Build, some_input
-from tiny_models import MODULES as TESTED
+from tiny_models import ALL_MODULES as TESTED
 from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError
