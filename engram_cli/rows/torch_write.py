@@ -39,7 +39,8 @@ class TorchPlan:
 def plan_torch(specs: Sequence[TensorSpec]) -> TorchPlan:
     """Return the archive of a state dict with these tensors, a storage each."""
     head: dict[int, bytes] = {}
-    central, begins, marks, at = [], [], [], 0
+    central: list[bytes] = []
+    begins, marks, at = [], [], 0
     contents: list[tuple[str, bytes | int]] = [
         ("data.pkl", _pickle(specs)),
         ("byteorder", b"little"),
