@@ -8,7 +8,7 @@ rows only, none; one that has some of them is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from engram_cli.formats.module_spec import (
     DEEPSEEK_V41,
     ENGRAM_PEFT,
     ENGRAM_V1,
+    LONGCAT,
     MAX_STREAMS,
     QWEN_PLE,
     ModuleSpec,
@@ -60,6 +61,8 @@ NAMES: dict[str, tuple[str, dict[str, str]]] = {
     "qwen-ple": (QWEN_PLE, {name: f"ple.{name}" for name in _SAME_PLE}),
     "demo": (ENGRAM_V1, {name: name for name in _SAME_V1}),
     "engram-peft": (ENGRAM_PEFT, {name: name for name in _SAME_PEFT}),
+    # Side by side: "post_projs.{}.weight", one for each column.
+    "longcat": (LONGCAT, {"post_proj.weight": "post_proj.weight"}),
     "gguf": (
         DEEPSEEK_V41,
         {
@@ -81,7 +84,7 @@ NAMES: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 _EPS = ("rms_norm_eps", "norm_eps", "layer_norm_epsilon")
-_LAYERS = ("num_hidden_layers", "n_layers", "n_layer")
+_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 DEFAULT_EPS = 1e-6
 _SCALES = (".weight_scale_inv", ".scale")  # what scales of a weight are called, less ".weight"
 _LAYER = r"((?:model\.)?(?:language_model\.)?layers\.\d{1,5}\.)"
@@ -163,7 +166,7 @@ def _module(
         kind=kind,
         streams=streams,
         conv_kernel=taps,
-        norm_eps=None if kind in (ENGRAM_V1, ENGRAM_PEFT) else _eps(config),
+        norm_eps=_eps(config) if kind in (DEEPSEEK_V41, QWEN_PLE) else None,
     )
     shapes = spec.shapes(hidden, source.layout.columns * (source.dim or 0))
     _require_dilation(source, config)
@@ -197,7 +200,9 @@ def _sizes(
     source: RowSource, kind: str, names: Mapping[str, str], weights: Weights
 ) -> tuple[int, int, int]:
     """Return the hidden size, streams and taps of the convolution, as the shapes of weights say."""
-    if kind == DEEPSEEK_V41:
+    if kind == LONGCAT:
+        hidden, streams, taps = _shape(source, weights, names["post_proj.weight"], 2)[0], 1, 0
+    elif kind == DEEPSEEK_V41:
         shape = _shape(source, weights, names["q_weight"], 2)
         hidden, streams, taps = shape[1], shape[0], 0
     else:
@@ -323,6 +328,34 @@ def _read(name: str, tensor: FoundTensor, scales: FoundTensor | None) -> Floats:
     return values
 
 
+def _longcat_weights(source: RowSource) -> Found:
+    """Return the projections of all columns, side by side, of the one layer."""
+    assert isinstance(source, CheckpointRows)
+    numbered = {
+        int(match[1]): tensor
+        for name, tensor in source.folder.tensors.items()
+        if (match := re.search(r"post_projs\.(\d{1,4})\.weight$", name)) is not None
+    }
+    config, columns = source.folder.config, source.layout.columns
+    if not numbered:
+        return "longcat", {layer: {} for layer in source.layers}, config
+    lost = sorted(set(range(columns)) - set(numbered))
+    if lost:
+        raise _lacks(source, 0, f"post_projs.{lost[0]}.weight")
+    found = [numbered[column] for column in range(columns)]
+    shapes = {tensor.shape for tensor in found}
+    shape = shapes.pop()
+    if shapes or len(shape) != 2:
+        raise ArtifactError(f"{source.path}: projections of several shapes", DAMAGED)
+    whole = Weight(shape=(shape[0], columns * shape[1]), read=partial(_side_by_side, found))
+    return "longcat", {layer: {"post_proj.weight": whole} for layer in source.layers}, config
+
+
+def _side_by_side(found: Sequence[FoundTensor]) -> Floats:
+    parts = [_read(tensor.place.spec.name, tensor, None) for tensor in found]
+    return np.concatenate(parts, axis=1)
+
+
 def _gguf_weights(source: RowSource) -> Found:
     """Return the weights of a GGUF file, by layer and what they are."""
     assert isinstance(source, GgufRows)
@@ -371,4 +404,5 @@ def _read_gguf(tensor: GgufTensor) -> Floats:
 _READERS: dict[str, Callable[[RowSource], Found]] = {
     **dict.fromkeys(_PREFIXES, _folder_weights),
     "gguf": _gguf_weights,
+    "longcat": _longcat_weights,
 }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from formats.checkpoints import deepseek_v41, gguf
+from formats.checkpoints import deepseek_v41, gguf, longcat
 from formats.small_artifacts import store
 from own_tables import (
     HIDDEN,
@@ -28,9 +28,9 @@ from own_tables import (
     save,
     whole_qwen,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_tokenizers import sentencepiece_tokenizer
-from tiny_models import llama, text
+from tiny_models import llama, make_bundle, make_spec, text, wake
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -38,6 +38,7 @@ from engram_cli import attach, detach, hash_tokens
 from engram_cli.errors import ArtifactError, EngramError, InputError, RuntimeAttachError
 from engram_cli.formats.checkpoint_bundle import HostModel, open_checkpoint
 from engram_cli.formats.model_folder import open_folder
+from engram_cli.hashing.schemes import hash_layout
 from engram_cli.runtime import load, save_engram
 from engram_cli.vocab.compress import CompressedVocab
 
@@ -459,3 +460,62 @@ def test_a_checkpoint_of_the_true_size(
     memory = attach(model, path, tokenizer=tokenizer_file, placement=placement)
     assert torch.equal(logits(model, ids), before)  # zeros add nothing
     assert memory.spec.table_bytes > 2 * 98 * 10**9
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_longcat(tmp_path: Path, placement: str) -> None:
+    """Its n-grams join the embeddings: a mean of 1 + 12 vectors before the first layer."""
+    written = longcat(tmp_path / "m", random_projections=True)
+    model, ids = StreamDecoder(50, streams=1, hidden=96), text(50, 2, 12)
+    ids[0, 4] = 2  # the EOS, which no n-gram crosses
+    tables = _tensors(written.path)
+    rows = np.stack([hash_tokens(written.layout, line.tolist(), layer=0) for line in ids])
+    local = rows.astype(np.int64) - np.array(written.layout.layers[0].offsets)
+    total = model.embed_tokens(ids).detach()
+    for column in range(12):
+        names = (f"model.ngram_embeddings.{n}.{column}.weight" for n in ("embedders", "post_projs"))
+        embedder, projection = (_bfloat16(tables[name]) for name in names)
+        total = total + embedder[local[..., column]] @ projection.T
+    plain = model.embed_tokens.forward
+    model.embed_tokens.forward = lambda _: total / 13
+    expected = logits(model, ids)
+    model.embed_tokens.forward = plain
+    assert not torch.allclose(logits(model, ids), expected, atol=0.05)
+    attach(model, written.path, placement=placement)
+    torch.testing.assert_close(logits(model, ids), expected, atol=1e-5, rtol=1e-5)
+
+
+def _bfloat16(stored: np.ndarray) -> Tensor:
+    return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).float()
+
+
+def test_longcat_without_projections(tmp_path: Path) -> None:
+    path = longcat(tmp_path / "m").path
+    tensors = load_file(path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "post_projs" not in name}
+    save_file(kept, path / "model.safetensors")
+    with pytest.raises(EngramError, match="projections"):
+        attach(StreamDecoder(50, streams=1, hidden=96), path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_papers_demo(
+    tmp_path: Path, small_vocab: CompressedVocab, tokenizer_file: Path, dtype: str
+) -> None:
+    """A state dict of our own engram-v1 modules, under the demo's names, gives their logits."""
+    model, ids = llama(small_vocab.vocab_size), text(small_vocab.vocab_size, 2, 12)
+    layout = hash_layout("engram-v1", small_vocab, layers=(1, 2), rows_per_head=(97, 211))
+    spec = make_spec(layout, dtype, dim=8)
+    memory = attach(model, make_bundle(tmp_path / "engram", spec))
+    wake(memory)
+    expected = logits(model, ids)
+    state = {
+        f"layers.{layer}.engram.{name}": value
+        for layer, module in memory.layers.items()
+        for name, value in module.state_dict().items()
+    }
+    save_file(state, tmp_path / "demo.safetensors")
+    detach(model)
+    found = attach(model, tmp_path / "demo.safetensors", tokenizer=tokenizer_file)
+    assert found.spec.module == spec.module
+    assert torch.equal(logits(model, ids), expected)
