@@ -8,13 +8,10 @@ rows only, none; one that has some of them is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.gguf_dialects import GgufRows
@@ -34,14 +31,16 @@ from engram_cli.formats.module_spec import (
     QWEN_PLE,
     ModuleSpec,
 )
+from engram_cli.formats.own_weights import (
+    Floats,
+    less_one,
+    read_gguf_tensor,
+    read_tensor,
+    side_by_side,
+)
 from engram_cli.hashing.schemes import first_layer
-from engram_cli.rows import DTYPES
-from engram_cli.rows.dtypes import BLOCK, physical_dtype
-from engram_cli.rows.gather import FileArray
-from engram_cli.rows.gguf_file import GgufTensor
-from engram_cli.rows.source import RowSource, Span
+from engram_cli.rows.source import RowSource
 
-Floats = NDArray[np.float32]
 # Weights of a module, and what a format calls them: {} is the number of a stream.
 _SAME_V1 = (
     "value_proj.weight", "value_proj.bias", "key_projs.{}.weight", "key_projs.{}.bias",
@@ -84,7 +83,7 @@ NAMES: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 _EPS = ("rms_norm_eps", "norm_eps", "layer_norm_epsilon")
-_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_LAYERS = ("num_hidden_layers", "n_layers", "n_layer")
 DEFAULT_EPS = 1e-6
 _SCALES = (".weight_scale_inv", ".scale")  # what scales of a weight are called, less ".weight"
 _LAYER = r"((?:model\.)?(?:language_model\.)?layers\.\d{1,5}\.)"
@@ -177,7 +176,8 @@ def _module(
         }
         for layer in source.layers
     }
-    count = next((count_in(config, key) for key in _LAYERS if key in config), None)
+    keys = ("num_layers", *_LAYERS) if kind == LONGCAT else _LAYERS
+    count = next((count_in(config, key) for key in keys if key in config), None)
     # An adapter's config names the adapter, not the model.
     model_type = None if kind == ENGRAM_PEFT else config.get("model_type")
     return OwnModule(
@@ -240,11 +240,7 @@ def _weight(
             f"{source.path}: {name} of layer {layer} is {found.shape}, not {shape}", DAMAGED
         )
     centred = folded and "norm" in name
-    return Weight(shape=shape, read=partial(_less_one, found.read) if centred else found.read)
-
-
-def _less_one(read: Callable[[], Floats]) -> Floats:
-    return read() - np.float32(1)
+    return Weight(shape=shape, read=partial(less_one, found.read) if centred else found.read)
 
 
 def _lacks(source: RowSource, layer: int, name: str) -> InputError:
@@ -302,30 +298,8 @@ def _stored(source: RowSource, tensors: Mapping[str, FoundTensor]) -> dict[str, 
             continue
         base = name.removesuffix(".weight")
         scales = next((tensors[base + end] for end in _SCALES if base + end in tensors), None)
-        weights[name] = Weight(shape=tensor.shape, read=partial(_read, name, tensor, scales))
+        weights[name] = Weight(shape=tensor.shape, read=partial(read_tensor, name, tensor, scales))
     return weights
-
-
-def _read(name: str, tensor: FoundTensor, scales: FoundTensor | None) -> Floats:
-    """Read a tensor as float32; `scales`: of float8 items, one for each block of 32 x 32."""
-    if tensor.dtype in ("float32", "float16", "bfloat16") and scales is None:
-        flat = tensor.values().reshape(1, -1)
-        values = np.empty(flat.shape, dtype=np.float32)
-        DTYPES.load(tensor.dtype).decode(flat, None, values)
-        return values.reshape(tensor.shape)
-    pair = tensor.dtype, None if scales is None else scales.dtype
-    if scales is None or pair != ("float8_e4m3fn", "float8_e8m0fnu") or len(tensor.shape) != 2:
-        raise InputError(
-            f"{name} is {pair[0]} with scales of {pair[1]}",
-            "weights of floats are read, and float8_e4m3fn with float8_e8m0fnu by 32 x 32",
-        )
-    rows, width = tensor.shape
-    if scales.shape != (-(-rows // BLOCK), -(-width // BLOCK)):
-        raise ArtifactError(f"{name} is {tensor.shape}, its scales are {scales.shape}", DAMAGED)
-    by_row = np.repeat(scales.values(), BLOCK, axis=0)[:rows]
-    values = np.empty((rows, width), dtype=np.float32)
-    DTYPES.load("fp8_e8m0").decode(tensor.values(), by_row, values)
-    return values
 
 
 def _longcat_weights(source: RowSource) -> Found:
@@ -347,13 +321,8 @@ def _longcat_weights(source: RowSource) -> Found:
     shape = shapes.pop()
     if shapes or len(shape) != 2:
         raise ArtifactError(f"{source.path}: projections of several shapes", DAMAGED)
-    whole = Weight(shape=(shape[0], columns * shape[1]), read=partial(_side_by_side, found))
+    whole = Weight(shape=(shape[0], columns * shape[1]), read=partial(side_by_side, found))
     return "longcat", {layer: {"post_proj.weight": whole} for layer in source.layers}, config
-
-
-def _side_by_side(found: Sequence[FoundTensor]) -> Floats:
-    parts = [_read(tensor.place.spec.name, tensor, None) for tensor in found]
-    return np.concatenate(parts, axis=1)
 
 
 def _gguf_weights(source: RowSource) -> Found:
@@ -365,7 +334,7 @@ def _gguf_weights(source: RowSource) -> Found:
     for name, tensor in source.file.tensors.items():
         match = re.fullmatch(r"blk\.(\d{1,5})\.(.+)", name)
         if match is not None and match[2] in names and int(match[1]) + begin in found:
-            read = partial(_read_gguf, tensor)
+            read = partial(read_gguf_tensor, tensor)
             found[int(match[1]) + begin][match[2]] = Weight(shape=tensor.shape, read=read)
     return key, found, _gguf_config(source)
 
@@ -381,24 +350,6 @@ def _gguf_config(source: GgufRows) -> dict[str, Any]:
     found = {ours: next((v for k, v in keys.items() if k.endswith(e)), None) for ours, e in
              ends.items()}  # fmt: skip
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _read_gguf(tensor: GgufTensor) -> Floats:
-    """Read a tensor of a GGUF file as float32."""
-    *rows, width = tensor.shape
-    count = int(np.prod(rows, dtype=np.int64))
-    if tensor.type not in ("float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k"):
-        raise InputError(
-            f"{tensor.name} is {tensor.type}, which is not read",
-            "F32, F16, BF16, Q8_0, Q4_0, Q4_K and Q6_K are",
-        )
-    row_type = DTYPES.load(tensor.type)
-    stored = physical_dtype(row_type.items.tensor)
-    span = Span(file=tensor.file, begin=tensor.begin, first=0, rows=count)
-    array = FileArray([span], stored, (row_type.width(width),), DAMAGED)
-    values = np.empty((count, width), dtype=np.float32)
-    row_type.decode(array.read(0, count), None, values)
-    return values
 
 
 _READERS: dict[str, Callable[[RowSource], Found]] = {

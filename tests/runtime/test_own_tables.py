@@ -24,6 +24,7 @@ from own_tables import (
     bare_qwen,
     deepseek,
     deepseek_addition,
+    longcat_flash,
     qwen,
     save,
     whole_qwen,
@@ -464,22 +465,24 @@ def test_a_checkpoint_of_the_true_size(
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_longcat(tmp_path: Path, placement: str) -> None:
-    """Its n-grams join the embeddings: a mean of 1 + 12 vectors before the first layer."""
+    """Its n-grams join the embeddings: a mean of 1 + 12 vectors before the first layer.
+
+    transformers has the model without its n-grams.
+    """
     written = longcat(tmp_path / "m", random_projections=True)
-    model, ids = StreamDecoder(50, streams=1, hidden=96), text(50, 2, 12)
+    model, ids = longcat_flash(), text(50, 2, 12)
+    embed = model.model.embed_tokens
     ids[0, 4] = 2  # the EOS, which no n-gram crosses
     tables = _tensors(written.path)
     rows = np.stack([hash_tokens(written.layout, line.tolist(), layer=0) for line in ids])
     local = rows.astype(np.int64) - np.array(written.layout.layers[0].offsets)
-    total = model.embed_tokens(ids).detach()
+    total = embed(ids).detach()
     for column in range(12):
         names = (f"model.ngram_embeddings.{n}.{column}.weight" for n in ("embedders", "post_projs"))
         embedder, projection = (_bfloat16(tables[name]) for name in names)
         total = total + embedder[local[..., column]] @ projection.T
-    plain = model.embed_tokens.forward
-    model.embed_tokens.forward = lambda _: total / 13
-    expected = logits(model, ids)
-    model.embed_tokens.forward = plain
+    with torch.no_grad():
+        expected = model(inputs_embeds=total / 13).logits
     assert not torch.allclose(logits(model, ids), expected, atol=0.05)
     attach(model, written.path, placement=placement)
     torch.testing.assert_close(logits(model, ids), expected, atol=1e-5, rtol=1e-5)
@@ -495,7 +498,7 @@ def test_longcat_without_projections(tmp_path: Path) -> None:
     kept = {name: tensor for name, tensor in tensors.items() if "post_projs" not in name}
     save_file(kept, path / "model.safetensors")
     with pytest.raises(EngramError, match="projections"):
-        attach(StreamDecoder(50, streams=1, hidden=96), path)
+        attach(longcat_flash(), path)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
