@@ -9,6 +9,7 @@ EngramError                      exit 2
 |  `- LayoutError                a geometry or a layout that cannot be hashed with
 |- ArtifactError                 a file written by engram that is damaged or from a newer version
 |  `- IncompleteError            a build that never finished
+|- SourceError                   a file behind an address that cannot be reached or read
 |- MismatchError                 two artifacts that do not belong together
 |- OutputError                   a result that cannot be written: it exists, the disk is full
 |- DependencyError               an optional package is missing
@@ -72,6 +73,10 @@ class ArtifactError(EngramError):
 
 class IncompleteError(ArtifactError):
     """A build never finished, so its result is not opened."""
+
+
+class SourceError(EngramError):
+    """A file behind an address cannot be reached, may not be read, or changes meanwhile."""
 
 
 class MismatchError(EngramError):

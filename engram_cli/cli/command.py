@@ -21,6 +21,7 @@ from engram_cli.commands.requests.options import WORKSPACE, Declared, build, dec
 from engram_cli.commands.workspace import Workspace, read_config
 from engram_cli.errors import InputError
 from engram_cli.files import address_of
+from engram_cli.remote.locate import locate
 
 Run = Callable[..., None]
 
@@ -43,8 +44,11 @@ def command(request: type) -> Callable[[Run], Run]:
             with reported(terminal):
                 for name, value in given.items():
                     for each in value if isinstance(value, list) else (value,):
-                        if isinstance(each, Path):
+                        if isinstance(each, Path) and not _may_be_remote(options.get(name)):
                             refuse_address(each, name.replace("_", "-"))
+                for name, option in options.items():  # the value names the source once
+                    if _may_be_remote(option) and given[name] is not None:
+                        given[name] = locate(given[name])
                 extra = {each.name: given.pop(each.name, context) for each in own}
                 run(_request(request, options, context, given), terminal, **extra)
 
@@ -125,13 +129,17 @@ def _typed(parser: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
+def _may_be_remote(each: Declared | None) -> bool:
+    return each is not None and each.option.remote
+
+
 def refuse_address(path: Path | str, name: str) -> None:
     """Raise InputError if `path`, the value of the option `name`, is an address."""
     address = address_of(path)
     if address is not None:
         raise InputError(
             f"{name} {address} is an address, and a path on this machine is needed",
-            "only a corpus is read from addresses: download what is read, upload what is written",
+            "download what is read, upload what is written: other options take addresses",
         )
 
 

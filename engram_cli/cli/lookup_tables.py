@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from engram_cli.cli.render import count, facts, grid, times
+from engram_cli.cli.render import count, facts, grid, read_text, times
 from engram_cli.cli.terminal import shown_path
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def _facts(result: LookupResult) -> list[tuple[str, str | Text]]:
     if result.vectors is not None:
         shape = " x ".join(f"{n:,}" for n in result.vectors_shape)
         rows.append(("written", f"{shown_path(result.vectors)}, float32 {shape}"))
+    if result.read is not None:
+        rows.append(("read", read_text(result.read)))
     return rows
 
 

@@ -72,6 +72,10 @@ def verify(request: VerifyRequest, terminal: Terminal) -> None:
     terminal.result(result, *verify_parts(result))
     for line in result.not_checked:
         terminal.note(f"not checked: {line}")
+    if result.read is not None:
+        from engram_cli.cli.render import read_text
+
+        terminal.note(f"read: {read_text(result.read)}")
     if not result.ok:
         raise typer.Exit(1)
 
@@ -119,7 +123,7 @@ def demo(request: DemoRequest, terminal: Terminal) -> None:
 
 def inspect_parts(result: InspectResult) -> list[RenderableType]:
     """Return what is known of the artifact, and the tables of its views."""
-    from engram_cli.cli.render import facts, quantity
+    from engram_cli.cli.render import facts, quantity, read_text
     from engram_cli.cli.views import printed
     from engram_cli.commands.inspect_page import inspection_views
 
@@ -134,6 +138,8 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     if result.read_bytes:
         pace = quantity(result.read_bytes / max(result.seconds, 1e-9), "bytes")
         lines.append(("read", f"{quantity(result.read_bytes, 'bytes')} of rows, {pace}/s"))
+    if result.read is not None and result.read.requests is not None:
+        lines.append(("network", read_text(result.read)))
     if result.report is not None:
         lines.append(("report", shown_path(result.report)))
     views = {view.name: view for view in inspection_views(result)}

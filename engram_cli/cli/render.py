@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engram_cli.cli.plain import clean_segments
+from engram_cli.remote.store import ReadCount
 
 _UNBOUNDED = 10_000  # columns
 _STEPS = ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
@@ -36,6 +37,12 @@ def short_digest(digest: str) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number and its noun: 1 file, 2 files."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def read_text(read: ReadCount) -> str:
+    """Return what was read of a source: 1.2 MB (1,234,567 bytes) in 14 requests."""
+    text = f"{quantity(read.bytes, 'bytes')} ({read.bytes:,} bytes)"
+    return text if read.requests is None else f"{text} in {count(read.requests, 'request')}"
 
 
 def percent(share: float, digits: int = 2) -> str:

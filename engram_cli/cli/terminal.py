@@ -15,6 +15,7 @@ import typer
 from engram_cli import interrupts
 from engram_cli.cli.plain import one_line, plain_json
 from engram_cli.errors import EngramError, OutputError
+from engram_cli.files import address_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -172,6 +173,9 @@ def follow(command: str, workspace: Path, **given: Path | None) -> str:
 
 def shown_path(path: Path | str) -> str:
     """Return a path as text, relative to the working directory if inside it."""
+    address = address_of(path)
+    if address is not None:
+        return one_line(address)
     path = Path(path)
     try:
         return one_line(str(path.resolve().relative_to(Path.cwd())))

@@ -19,6 +19,8 @@ from engram_cli.formats.base import Checks, Format
 from engram_cli.formats.statistics import StatisticsRows, statistics_rows
 from engram_cli.hashing.layout import BASE_VOCABULARY, HashLayout, short
 from engram_cli.progress import SILENT, Progress
+from engram_cli.remote.locate import failure_of
+from engram_cli.remote.path import is_remote
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import RowSource
 from engram_cli.stats.sampling.known import HitsAt
@@ -71,13 +73,16 @@ class Artifact:
 
 
 def find_artifact(path: Path) -> Artifact:
-    """Tell what `path` is, but not whether it is whole. Raises InputError."""
+    """Tell what `path` is, but not whether it is whole. Raises InputError, SourceError."""
     if path.is_file() and _starts_with(path, _PARQUET):
         return Artifact(path=path, kind=VOCABULARY)
     for name in FORMATS:
         own = FORMATS.load(name).recognise(path)
         if own is not None:
             return Artifact(path=own, kind=name)
+    failure = failure_of(path)
+    if failure is not None:
+        raise failure
     if path.is_file():
         if path.stat().st_size <= _PLAN_BYTES and is_plan(path):
             raise InputError(
@@ -230,7 +235,7 @@ class Companions:
 
     def _nearby(self, name: Callable[[Workspace], Path]) -> Iterator[Path]:
         """Yield the files of a name next to the artifact, up to two folders above, and here."""
-        above = self.artifact.parents
+        above = () if is_remote(self.artifact) else self.artifact.parents
         met = set()
         for folder in (*above[:1], self.folder, *above[1:3]):
             place = name(Workspace(folder))

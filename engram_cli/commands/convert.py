@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from engram_cli.commands.artifact import open_vectors, require_sound
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.commands.workspace import refusal
@@ -87,6 +88,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     not fit or cannot be written.
     """
     begin = time.perf_counter()
+    request = located(request)
     if request.to not in (None, "table"):
         raise InputError(f"{request.to} is no table", "call convert, which writes any format")
     source, dim, dtype = open_vectors(request.source, request.tokenizer)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engram_cli.commands.artifact import find_artifact, require_sound
 from engram_cli.commands.convert import ConvertResult, convert_table
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS, TARGETS
@@ -53,6 +54,7 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     Raises InputError for what cannot be converted, ArtifactError for a source that is damaged,
     OutputError when something else is in the way, does not fit or cannot be written.
     """
+    request = located(request)
     if request.to in (None, "table"):
         return convert_table(request, progress)
     begin = time.perf_counter()
@@ -110,9 +112,7 @@ def _chosen(source: RowSource, target: Target, request: ConvertRequest) -> RowSo
     if request.layers is not None:
         source = some_layers(source, request.layers)
     if source.dtype is None:
-        if request.dtype is not None:
-            raise InputError(f"{source.path} holds no vectors of a table", "leave out --dtype")
-        return source
+        raise InputError(f"{source.path} holds no vectors", "give a table or a checkpoint")
     dtype = request.dtype or source.dtype
     known = target.dtypes
     if known and dtype not in known and kept_dtype(dtype) not in known:

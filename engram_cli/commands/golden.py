@@ -27,6 +27,7 @@ from engram_cli.commands.golden_faults import STEPS, Explained, explain
 from engram_cli.commands.golden_file import Theirs, read_theirs
 from engram_cli.commands.golden_values import DEQUANTISE, ExplainedValues, explain_values
 from engram_cli.commands.lookup import TextReader
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import GoldenRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import EngramError, InputError
@@ -99,6 +100,7 @@ def golden(request: GoldenRequest, progress: Progress = SILENT) -> GoldenResult:
     Raises InputError for a source that hashes no tokens or a file that is none, ArtifactError for
     damage in either, OutputError where nothing can be written.
     """
+    request = located(request)
     if request.out is not None:
         inputs = (request.path, request.tokenizer)
         prepare_output(request.out, GOLDEN, force=request.force, inputs=inputs)

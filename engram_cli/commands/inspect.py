@@ -8,11 +8,13 @@ from typing import Any
 from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
 from engram_cli.commands.inspect_rows import InspectResult, LayoutColumn, inspect_rows
 from engram_cli.commands.probe import probe
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import EngramError, IncompleteError, InputError
-from engram_cli.formats.base import Digest, Facts, stored_size
+from engram_cli.formats.base import Digest, Facts, header_bytes, stored_size
 from engram_cli.hashing.layout import UNKNOWN_SCHEME, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.progress import SILENT, Progress
+from engram_cli.remote.locate import count_read
 from engram_cli.report.place import check_page
 from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors
@@ -25,6 +27,7 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
     Raises InputError if nothing that is known is at the path, ArtifactError for damage, OutputError
     for a report that cannot be written, and as `probe`.
     """
+    request = located(request)
     if request.report is not None:
         check_page(
             request.report,
@@ -84,6 +87,7 @@ def _rows(
         probe=known,
         dialect=getattr(source, "dialect", None),
         checks=getattr(source, "checks", ()),
+        read=count_read(found.path, header_bytes(source), rows.get("read_bytes", 0)),
         **rows,
     )
 

@@ -18,6 +18,7 @@ from engram_cli.formats.base import Digest
 from engram_cli.formats.model_folder import Check
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
+from engram_cli.remote.store import ReadCount
 from engram_cli.rows.source import HITS, RowSource
 from engram_cli.stats.names import Names
 from engram_cli.stats.sampling.row_ngrams import RowNgram, RowNgrams
@@ -77,7 +78,8 @@ class InspectResult:
 
     `complete` is False for a half-built table, of which no more than `facts` is known.
     `multipliers`: by layer, as strings, since they exceed 53 bits. `columns`, `norms`, `layers` and
-    `hottest` are empty where no rows were read, `probe` is None where nothing was asked.
+    `hottest` are empty where no rows were read, `probe` is None where nothing was asked. `read`:
+    headers and rows, and of a source behind an address everything else too.
     """
 
     path: Path
@@ -100,6 +102,7 @@ class InspectResult:
     stats: Path | None = None
     read_bytes: int = 0
     seconds: float = 0.0
+    read: ReadCount | None = None
     report: Path | None = None
 
 

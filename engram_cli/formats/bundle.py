@@ -33,10 +33,12 @@ from engram_cli.rows.source import HITS, ROWS, Span
 BUNDLE_NAME = "engram"  # of a bundle's folder in a checkpoint's
 DESCRIPTION, DENSE, CARD = "engram.json", "dense.safetensors", "README.md"
 VOCABULARY = "vocabulary.safetensors"
+SAVED_WITH = "saved_with"  # in a description: the folders of all bundles saved with one model
 MAX_DESCRIPTION_BYTES = 64 * 2**20
 MAX_SMALL_BYTES = 8 * 2**30  # dense weights and the vocabulary, which are read into memory
 REMAKE = "write the bundle again with engram attach --force"
 _CARD_HEAD = b"---\nlibrary_name: engram-tables\n"
+_NAMED = re.compile(rf"{BUNDLE_NAME}(_[a-z0-9_]{{1,40}})?")
 # Files that a bundle consists of; the folder of another model has others.
 _OWN_NAME = re.compile(
     r"(?:rows|scales|hits)-\d{5,}-of-\d{5,}\.safetensors|(?:dense|vocabulary)\.safetensors"
@@ -116,13 +118,53 @@ class Bundle:
         return maps[0] if len(maps) == 1 else np.concatenate(maps)
 
 
-def bundle_folder(path: str | Path) -> Path:
-    """Return the folder of a bundle: `path`, or `engram` in it, where `engram attach` writes it."""
+def bundle_folder(path: str | Path, name: str = BUNDLE_NAME) -> Path:
+    """Return the folder of a bundle: `path`, or in it the folder `name`, else `engram`."""
     folder = Path(path)
-    inside = folder / BUNDLE_NAME
-    if not (folder / DESCRIPTION).exists() and (inside / DESCRIPTION).exists():
-        return inside
+    if not (folder / DESCRIPTION).exists():
+        for inside in (folder / name, folder / BUNDLE_NAME):
+            if (inside / DESCRIPTION).exists():
+                return inside
     return folder
+
+
+def saved_bundles(path: str | Path) -> dict[str, Path]:
+    """Return the bundles of a checkpoint's folder by name, in the order in which they are attached.
+
+    {} where there is none. A model with several memories is saved with one folder each, `engram`
+    and such as `engram_code`. Raises ArtifactError where one of them is missing.
+    """
+    folder = Path(path)
+    found = bundles_in(folder)
+    order = next(filter(None, map(saved_with, found.values())), None)
+    if order is None:
+        return {name: found[name] for name in found if name == BUNDLE_NAME}
+    for name in order:
+        if name not in found:
+            raise ArtifactError(
+                f"{folder} was saved with a bundle {name!r}, which is missing",
+                "take the checkpoint again, or attach one bundle by its name=",
+            )
+    return {name: found[name] for name in order}
+
+
+def bundles_in(folder: Path) -> dict[str, Path]:
+    """Return the folders in `folder` that are called as bundles are and have a description."""
+    return {
+        inside.name: inside
+        for inside in (sorted(folder.iterdir()) if folder.is_dir() else ())
+        if _NAMED.fullmatch(inside.name) and (inside / DESCRIPTION).is_file()
+    }
+
+
+def saved_with(bundle: Path) -> list[str]:
+    """Return the folders of the bundles that were saved with one, [] if it was saved alone.
+
+    Raises what `read_description` does.
+    """
+    order = read_description(bundle).get(SAVED_WITH, [])
+    known = isinstance(order, list) and all(isinstance(name, str) for name in order)
+    return order if known else []
 
 
 def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
 from engram_cli.files import canonical_json, sha256_bytes
-from engram_cli.formats.bundle import BUNDLE, DENSE, DESCRIPTION, VOCABULARY
+from engram_cli.formats.bundle import BUNDLE, DENSE, DESCRIPTION, SAVED_WITH, VOCABULARY
 from engram_cli.formats.bundle_description import FORMAT, Reference, document_of
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES, BundleSpec, Shard
 from engram_cli.outputs import new_folder
@@ -37,6 +37,7 @@ def write_bundle(
     shard_bytes: int = SHARD_BYTES,
     extra_files: Mapping[str, bytes] | None = None,
     advance: Callable[[int], None] | None = None,
+    saved_with: Sequence[str] = (),
 ) -> list[FileRecord]:
     """Write the folder `path`, whole or not at all; never more than a piece of rows in memory.
 
@@ -44,7 +45,9 @@ def write_bundle(
     way the scales of quantised rows, `hits(layer)` uint32[n], None for a bundle without.
     `dense(layer, zero_rows)` is called after the layer's rows. `extra_files`: files that the
     description does not list, so that they may be edited. `advance` is called with the bytes
-    written. Raises OutputError, and ArtifactError when `rows` does not yield the layout's table.
+    written. `saved_with`: the folders of all bundles that are saved in one checkpoint, in the order
+    in which they are attached. Raises OutputError, and ArtifactError when `rows` does not yield the
+    layout's table.
     """
     sources = {ROWS: rows, SCALES: scales, HITS: hits}
     parts = spec.parts if hits is None else (*spec.parts, HITS)
@@ -66,6 +69,8 @@ def write_bundle(
                 weights[f"layers.{layer}.{name}"] = value
         records += _write_small(part, spec, weights)
         document = document_of(spec, records, tool_version, shards=plan)
+        if saved_with:
+            document[SAVED_WITH] = list(saved_with)
         return records + _write_last(part, document, extra_files)
 
 

@@ -54,7 +54,7 @@ from engram_cli.rows.stored_as import kept_dtype, require_same_rows
 from engram_cli.rows.views import origin
 
 DIALECTS = (*CONSTANTS, "qwen4exp")
-_PLAIN = ("float32", "float16", "bfloat16", "q8_0")
+_PLAIN = ("bfloat16", "float16", "float32", "q8_0")  # the first is what refusals suggest
 _KINDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 _SIDE_CAR, _QWEN = "deepseek4-engram", "qwen4exp"
 _ALIGNMENT = 32

@@ -21,8 +21,9 @@ from engram_cli.formats.base import PIECE_BYTES, Checks, Facts, Format
 from engram_cli.formats.model_folder import DAMAGED, Check, compared
 from engram_cli.hashing.layout import rows_alone
 from engram_cli.rows import DTYPES
-from engram_cli.rows.gather import FileRows
+from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.gguf_file import GGML_TYPES
+from engram_cli.rows.source import Span
 
 _PLEO, _PLEPATCH = b"PLEO", b"PLEOVLY1"
 PLEO_HEADER = struct.Struct("<4sII")
@@ -53,33 +54,33 @@ class Overlay(FileRows):
     manifest: Mapping[str, Any] | None = None
 
     def row_numbers(self) -> NDArray[Any]:
-        """Return the row numbers [n], mapped. Raises ArtifactError for a file that is short."""
+        """Return the row numbers [n]. Raises ArtifactError for a file that is short."""
         begin, step, dtype = self.numbers
-        return self._mapped(begin, step, np.dtype(dtype), ())
+        array = self._spaced(begin, step, np.dtype(dtype), ())
+        return np.concatenate([numbers for _, numbers in array.chunks()])
 
     def pieces(self) -> Iterator[NDArray[np.float32] | None]:
         """Yield the values float32[n, width] in pieces; None where their type is not decoded."""
         begin, step = self.values
-        stored = self._mapped(begin, step, np.dtype("u1"), (self.row_bytes,))
+        stored = self._spaced(begin, step, np.dtype("u1"), (self.row_bytes,))
         row_type = DTYPES.load(self.stored_as) if self.stored_as in DTYPES else None
         if row_type is None or row_type.scaling is not None:
             yield None
             return
         size = max(1, PIECE_BYTES // (4 * self.width))
         for first in range(0, self.count, size):
-            piece = np.ascontiguousarray(stored[first : first + size]).view(row_type.physical)
+            piece = stored.read(first, min(size, self.count - first))
             values = np.empty((len(piece), self.width), dtype=np.float32)
-            row_type.decode(piece, None, values)
+            row_type.decode(np.ascontiguousarray(piece).view(row_type.physical), None, values)
             yield values
 
-    def _mapped(
+    def _spaced(
         self, begin: int, step: int, dtype: np.dtype[Any], tail: tuple[int, ...]
-    ) -> NDArray[Any]:
+    ) -> FileArray:
         if self.path.stat().st_size < self.values[0] + self._last_byte():
             raise ArtifactError(f"{self.path} ends before its rows do", DAMAGED)
-        raw = np.memmap(self.path, dtype=np.uint8, mode="r")
-        strides = (step, *(dtype.itemsize for _ in tail))
-        return np.ndarray((self.count, *tail), dtype, raw, begin, strides)
+        span = Span(file=self.path, begin=begin, first=0, rows=self.count, stride=step)
+        return FileArray([span], dtype, tail, DAMAGED)
 
     def _last_byte(self) -> int:
         return (self.count - 1) * self.values[1] + self.row_bytes

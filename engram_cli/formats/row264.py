@@ -151,7 +151,7 @@ def _described(path: Path) -> tuple[dict[str, Any], HashLayout, int]:
 def _open(path: Path) -> FileRows:
     about, layout, dim = _described(path)
     if layout.vocab_digest is not None:
-        layout = layout.bind(np.fromfile(path / _MAP, dtype="<i4"))
+        layout = layout.bind(np.frombuffer((path / _MAP).read_bytes(), dtype="<i4"))
     scales, parts = dim // BLOCK, {}
     byte = np.dtype(np.uint8)
     for entry in layout.layers:

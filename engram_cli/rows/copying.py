@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engram_cli.errors import ArtifactError
+from engram_cli.remote.path import is_distant
 
 _STEP = 2**26  # bytes copied between two reports of progress
 _PIECE = 2**18
@@ -50,7 +51,7 @@ def copy_bytes(
     if (begin - target.tell()) % GRAIN == 0 and 0 < head < size:
         copy_bytes(source, target, begin, head, advance)
         begin, size = begin + head, size - head
-    by_kernel = hasattr(os, "copy_file_range") and size >= GRAIN
+    by_kernel = hasattr(os, "copy_file_range") and size >= GRAIN and not is_distant(source)
     while size:
         done = 0
         if by_kernel:

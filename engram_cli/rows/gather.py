@@ -5,6 +5,7 @@ For gathering, spans are mapped with the advice that reads are random: a fault t
 and no more (the default reads megabytes around it). Faults wait one after another, so where a
 sample of the rows is not in memory, the system is first asked for all their pages, without waiting:
 that fills the disk's queue without a thread for each row.
+Files behind addresses are read in ranges, several at a time: one for each row, or for rows nearby.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.remote.path import is_remote
 from engram_cli.rows import DTYPES, kernels
+from engram_cli.rows.distant import RANGE_BYTES, take_distant
 from engram_cli.rows.dtypes import RowType
 from engram_cli.rows.source import HITS, ROWS, SCALES, Span
 
@@ -55,6 +58,7 @@ class FileArray:
         self._even = all(span.first == i * self._step for i, span in enumerate(self.spans))
         self._firsts = [span.first for span in self.spans]
         self._dense = all(span.stride in (0, self.row_bytes) for span in self.spans)
+        self.distant = any(is_remote(span.file) for span in self.spans)
         self._maps: dict[int, NDArray[Any]] = {}
         self._bases = np.zeros(len(self.spans), dtype=np.uint64)
         self._lock = Lock()
@@ -73,6 +77,8 @@ class FileArray:
                 self._fill(target, span.file, span.begin + offset * self.row_bytes)
             elif span.stride <= mmap.PAGESIZE:
                 out[done : done + here] = self._strided(span, offset, here)
+            elif self.distant:
+                out[done : done + here] = self.take(first + np.arange(done, done + here))
             else:
                 out[done : done + here] = self._map(index)[offset : offset + here]
             done += here
@@ -87,13 +93,24 @@ class FileArray:
         return np.ndarray((count, *self.tail), self.dtype, raw, strides=strides)
 
     def chunks(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield (first row, rows [n, *tail], mapped and read-only) for each span."""
+        """Yield (first row, rows [n, *tail], mapped and read-only) for each span.
+
+        Of files behind addresses, (first row, rows) that were read, at most RANGE_BYTES of them.
+        """
+        if self.distant:
+            step = max(1, RANGE_BYTES // self.row_bytes)
+            for first in range(0, self.rows, step):
+                yield first, self.read(first, min(step, self.rows - first))
+            return
         for index, span in enumerate(self.spans):
             yield span.first, self._map(index)
 
     def take(self, ids: NDArray[np.int64]) -> NDArray[Any]:
         """Return the rows [n, *tail] at `ids` int64[n], all of which the array has."""
         out: NDArray[Any] = np.empty((len(ids), *self.tail), dtype=self.dtype)
+        if self.distant:
+            take_distant(self.spans, self.row_bytes, ids, out, self.hint)
+            return out
         if not self._dense:
             span_of = np.searchsorted(self._firsts, ids, side="right") - 1
             for index in np.unique(span_of).tolist():
@@ -183,7 +200,7 @@ class HeldArray(FileArray):
 
     def __init__(self, values: NDArray[Any]) -> None:
         self.values = values
-        self.spans, self.dtype, self.tail = (), values.dtype, values.shape[1:]
+        self.spans, self.dtype, self.tail, self.distant = (), values.dtype, values.shape[1:], False
         self.row_bytes, self.rows = values.dtype.itemsize * prod(self.tail), len(values)
 
     def read(self, first: int, count: int) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from engram_cli.errors import ArtifactError, InputError
+from engram_cli.remote.path import Prefix, is_remote
 
 MAGIC = b"GGUF"
 _MOST_KEYS, _MOST_TENSORS, _MOST_AXES = 2**16, 2**20, 4
@@ -158,9 +159,9 @@ def _parts(path: Path) -> tuple[list[Path], list[str]]:
 
 
 class _Cursor:
-    """Reads numbers and texts from a mapped file, never past its end."""
+    """Reads numbers and texts from a file, mapped or read as it is used, never past its end."""
 
-    def __init__(self, raw: mmap.mmap, path: Path) -> None:
+    def __init__(self, raw: mmap.mmap | Prefix, path: Path) -> None:
         self.raw, self.path, self.at = raw, path, 0
 
     def take(self, size: int) -> int:
@@ -173,7 +174,9 @@ class _Cursor:
 
     def number(self, form: str) -> Any:
         """Return one number."""
-        return struct.unpack_from(form, self.raw, self.take(struct.calcsize(form)))[0]
+        size = struct.calcsize(form)
+        begin = self.take(size)
+        return struct.unpack(form, self.raw[begin : begin + size])[0]
 
     def count(self, most: int, what: str) -> int:
         """Return a count of at most `most`. Raises ArtifactError for a larger one."""
@@ -222,6 +225,8 @@ def read_header(path: Path) -> GgufHeader:
     Raises InputError for a file that cannot be read, ArtifactError for one that is damaged.
     """
     try:
+        if is_remote(path):
+            return _read_header(_Cursor(path.prefix(), path))
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw,

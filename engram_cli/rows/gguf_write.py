@@ -52,7 +52,7 @@ def rewritten(
     """
     with old.path.open("rb") as file:
         raw = file.read(old.end)
-        size = os.fstat(file.fileno()).st_size
+    size = old.path.stat().st_size
     kept = [each for each in old.tensors if tensors.get(each.name, "") is not None]
     extents, moved = _extents(old, kept, size)
     entries = b"".join(_entry(raw, each, tensors.get(each.name), moved[each.name]) for each in kept)

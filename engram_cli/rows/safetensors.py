@@ -241,9 +241,8 @@ def file_metadata(path: Path) -> dict[str, Any]:
 def _whole_header(path: Path) -> tuple[dict[str, Any], int]:
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
-            length = header_length(start, size, str(path))
+            length = header_length(start, path.stat().st_size, str(path))
             header = parse_json(file.read(length))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}", "check the checkpoint") from None

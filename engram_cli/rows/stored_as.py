@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
+from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.source import ROWS, SCALES, RowSource
 from engram_cli.rows.views import Requantised
 
@@ -47,6 +49,9 @@ def stored_reader(source: RowSource, dtype: str) -> StoredReader | None:
     if source.dtype in _REORDERED and source.dtype != dtype:
         return lambda layer, first, count: _reordered(source.lines(layer, ROWS, first, count))
     scaling = DTYPES.load(dtype).scaling
+    records = _records(source)
+    if records is not None and scaling is not None:
+        return lambda layer, first, count: _split(records[layer].read(first, count), source)
 
     def read(layer: int, first: int, count: int) -> list[NDArray[Any]]:
         parts = [source.lines(layer, ROWS, first, count)]
@@ -55,6 +60,37 @@ def stored_reader(source: RowSource, dtype: str) -> StoredReader | None:
         return parts
 
     return read
+
+
+def _records(source: RowSource) -> dict[int, FileArray] | None:
+    """Return rows and scales as one array, where each row's scales follow its items in the file.
+
+    Reading both at once is twice as fast as one after the other. None for any other source.
+    """
+    if not isinstance(source, FileRows):
+        return None
+    found = {}
+    for layer in source.layers:
+        pair = [source.parts.get((layer, part)) for part in (ROWS, SCALES)]
+        if pair[0] is None or pair[1] is None or not pair[1].tail:
+            return None
+        rows, scales = pair[0], pair[1]
+        width = rows.row_bytes + scales.row_bytes
+        spans = [replace(span, stride=0) for span in rows.spans]
+        follows = [replace(s, begin=s.begin + rows.row_bytes) for s in rows.spans]
+        if follows != list(scales.spans) or any(span.stride != width for span in rows.spans):
+            return None
+        found[layer] = FileArray(spans, np.dtype(np.uint8), (width,), rows.hint)
+    return found
+
+
+def _split(records: NDArray[np.uint8], source: RowSource) -> list[NDArray[Any]]:
+    """Return the items and the scales of records, as views."""
+    row_type = DTYPES.load(source.dtype or "")
+    assert row_type.scaling is not None
+    at = row_type.width(source.dim or 0) * row_type.physical.itemsize
+    scales = np.ascontiguousarray(records[:, at:]).view(row_type.scaling.dtype)
+    return [np.ascontiguousarray(records[:, :at]).view(row_type.physical), scales]
 
 
 def layer_scale(source: RowSource, layer: int) -> NDArray[Any] | None:
@@ -100,9 +136,10 @@ def require_same_rows(
 
     def differing(task: tuple[int, int, int]) -> int | None:
         for a, b in zip(wanted(*task), there(*task), strict=True):
-            same = (a.view(np.uint8) == b.view(np.uint8)).all(axis=1)
-            if not same.all():
-                return task[1] + int(same.argmin())
+            a, b = a.view(np.uint8), b.view(np.uint8)
+            words = np.uint64 if a[0].nbytes % 8 == 0 else np.uint8
+            if not np.array_equal(a.view(words), b.view(words)):
+                return task[1] + int((a == b).all(axis=1).argmin())
         return None
 
     heights = {layer: before.layout.layer(layer).rows for layer in before.layers}

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows import DTYPES
-from engram_cli.rows.dtypes import RowType
+from engram_cli.rows.dtypes import BLOCK, RowType
 from engram_cli.rows.source import HITS, ROWS, SCALES, RowSource, Span
 
 _PIECE_VALUES = 2**18  # float32 values decoded and encoded at a time
@@ -163,8 +163,16 @@ class Requantised:
     ) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Return `count` rows from `first` on as stored, and their scales, from one reading."""
         rows, scales = self._empty(layer, count)
+        straight = (self.source.dtype, self.dtype) == ("fp8_e8m0", "bfloat16")
         for begin in range(0, count, self._step):
             end = min(count, begin + self._step)
+            if straight and self.dim % BLOCK == 0:
+                from engram_cli.rows.codecs import fp8
+
+                rows8 = self.source.lines(layer, ROWS, first + begin, end - begin)
+                scales8 = self.source.lines(layer, SCALES, first + begin, end - begin)
+                fp8.to_bfloat16(rows8, scales8, rows[begin:end])
+                continue
             values = np.empty((end - begin, self.dim), dtype=np.float32)
             self.source.read(layer, first + begin, values)
             own = scales if scales is None or self.row_type.of_layer else scales[begin:end]

@@ -18,7 +18,8 @@ if find_spec("torch") is None:
         "attaching to a model needs PyTorch", "python -m pip install 'engram-tables[torch]'"
     )
 
-from engram_cli.runtime.attach import activate, attach, deactivate, detach, memories
+from engram_cli.runtime.attach import activate, attach, deactivate, detach
+from engram_cli.runtime.carried import memories
 
 if TYPE_CHECKING:
     from engram_cli.runtime.evaluation import evaluate_losses as evaluate_losses

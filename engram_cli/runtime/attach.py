@@ -17,23 +17,37 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from engram_cli.errors import RuntimeAttachError
+from engram_cli.errors import InputError, RuntimeAttachError
 from engram_cli.files import local_path
 from engram_cli.formats import checkpoint
-from engram_cli.formats.bundle import DESCRIPTION, Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle import (
+    DESCRIPTION,
+    Bundle,
+    bundle_folder,
+    read_bundle,
+    saved_bundles,
+)
 from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.runtime import loading
+from engram_cli.runtime.carried import (
+    NAME,
+    leave_out_of_broadcasts,
+    memories,
+    memory_of,
+    no_memory,
+    plain_name,
+)
 from engram_cli.runtime.decoder import Decoder, find_decoder, text_config
 from engram_cli.runtime.hooks import attachments, hook, memories_at, memory_in
+from engram_cli.runtime.hub import local_checkpoint
+from engram_cli.runtime.library_hooks import watch_saving
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.modules.base import StoredRows
+from engram_cli.runtime.weights_inside import weights_inside
 
 if TYPE_CHECKING:
     from engram_cli.formats.checkpoint_bundle import HostModel
     from engram_cli.runtime.tiers.placement import Placement
 
-NAME = "engram"  # of the first memory, and of the attribute that holds it
-_IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DDP from the module that it wraps
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _STREAMS = ("hc_mult", "hc_count")  # as configs call the copies of the hidden state
 _LOG = logging.getLogger(__name__)
@@ -45,7 +59,7 @@ def attach(
     model: nn.Module,
     bundle_dir: str | Path,
     *,
-    name: str = NAME,
+    name: str | None = None,
     layers: Sequence[nn.Module] | None = None,
     rows_trainable: bool | None = None,
     sparse_gradients: bool = False,
@@ -57,12 +71,14 @@ def attach(
 ) -> Memory:
     """Attach a bundle to `model`, which from then on carries it as `model.engram`.
 
-    `bundle_dir` is its folder, or a checkpoint's with the bundle in `engram`. It may be a
-    checkpoint that has an Engram table of its own (docs/guides/attach.md lists the formats): rows
-    stay in its files, and its gates are the memory's; `tokenizer` names the model's tokenizer where
-    the checkpoint lacks it. Such rows are frozen unless `rows_trainable=True`, which trains them in
-    memory and never in the files. What was found is logged, and is in `memory.notes`.
-    A memory with another `name` is `model.engram_NAME`. `layers` are the decoder layers, where they
+    `bundle_dir` is its folder, a checkpoint's with the bundle in `engram`, or a model on the
+    Hugging Face Hub (`org/name`). It may be a checkpoint that has an Engram table of its own
+    (docs/guides/attach.md lists the formats): rows stay in its files, and its gates are the
+    memory's; `tokenizer` names the model's tokenizer where the checkpoint lacks it. Such rows are
+    frozen unless `rows_trainable=True`, which trains them in memory and never in the files. What
+    was found is logged, and is in `memory.notes`. A memory with another `name` is
+    `model.engram_NAME`. Without a name, a checkpoint that was saved with several memories gives all
+    of them, by their names, and the first is returned. `layers` are the decoder layers, where they
     cannot be found. Dense weights take the dtype and device of their layer; rows keep the table's
     dtype and lie on `rows_device`, by default the layer's. `sparse_gradients` gives the rows sparse
     gradients, `rows_trainable=False` freezes them; quantised rows are always frozen, and to ask for
@@ -73,9 +89,62 @@ def attach(
     has a smaller vocabulary than its tokenizer, has Engram layers, or carries a memory of this name
     already; InputError for rows that do not fit.
     """
-    attribute = _attribute(name)
+    attached: list[Memory] = []
+    try:
+        for attribute, folder in _wanted(bundle_dir, name).items():
+            made = _attach_one(
+                model,
+                folder,
+                attribute,
+                tokenizer=tokenizer,
+                verify=verify,
+                layers=layers,
+                rows_trainable=rows_trainable,
+                sparse_gradients=sparse_gradients,
+                rows_device=rows_device,
+                placement=placement,
+                force=force,
+            )
+            attached.append(made)
+    except BaseException:
+        for made in attached:
+            detach(model, plain_name(made))
+        raise
+    watch_saving(model)
+    return attached[0]
+
+
+def _wanted(path: str | Path, name: str | None) -> dict[str, Path]:
+    """Return the folder of each bundle to attach, by the attribute that is to hold its memory."""
+    folder = local_checkpoint(path)
+    attribute = NAME if name is None else _attribute(name)
+    one = bundle_folder(folder, attribute)
+    is_checkpoint = one != folder or not (folder / DESCRIPTION).exists()
+    if one == folder and is_checkpoint and weights_inside(folder, attribute):
+        raise InputError(
+            f"{folder} has the memory {attribute} among its model's tensors, without its hash",
+            "attach the bundle that it was trained from, then load(model, folder)",
+        )
+    return (name is None and is_checkpoint and saved_bundles(folder)) or {attribute: one}
+
+
+def _attach_one(
+    model: nn.Module,
+    folder: Path,
+    attribute: str,
+    *,
+    tokenizer: str | Path | None,
+    verify: bool,
+    layers: Sequence[nn.Module] | None,
+    rows_trainable: bool | None,
+    sparse_gradients: bool,
+    rows_device: torch.device | str | None,
+    placement: str,
+    force: bool,
+) -> Memory:
+    """Attach one bundle as `model.ATTRIBUTE`. Raises what `attach` does."""
     decoder = find_decoder(model, layers)
-    bundle, notes = _open(model, decoder, bundle_dir, tokenizer, verify)
+    bundle, notes = _open(model, decoder, folder, tokenizer, verify)
     spec, vocabulary = bundle.spec, _vocabulary_size(model)
     _check(model, decoder, bundle, attribute)
     if not force:
@@ -113,12 +182,11 @@ def attach(
 def _open(
     model: nn.Module,
     decoder: Decoder,
-    bundle_dir: str | Path,
+    folder: Path,
     tokenizer: str | Path | None,
     verify: bool,
 ) -> tuple[Bundle, tuple[str, ...]]:
     """Open a bundle, or a checkpoint with a table of its own and what was found in it."""
-    folder = bundle_folder(local_path(bundle_dir))
     if (folder / DESCRIPTION).exists() or not folder.exists():
         return read_bundle(folder, verify=verify), ()
     checkpoints = import_module(_CHECKPOINTS)
@@ -177,7 +245,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     """
     wanted = memories(model) if name is None else {name: memory_of(model, name)}
     if not wanted:
-        raise _no_memory()
+        raise no_memory()
     leaving = {id(memory) for memory in wanted.values()}
     for attachment in attachments(model):
         if id(attachment.memory) in leaving:
@@ -191,31 +259,6 @@ def detach(model: nn.Module, name: str | None = None) -> None:
             if id(memory_in(child)) in leaving:
                 delattr(parent, attribute)
     leave_out_of_broadcasts(model)
-
-
-def memories(model: nn.Module) -> dict[str, Memory]:
-    """Return the memories that `model` carries by name, wherever in it they were attached."""
-    found: dict[str, Memory] = {}
-    for module in model.modules():
-        memory = memory_in(module)
-        if memory is not None:  # a wrapper comes before the copies that it holds
-            found.setdefault(memory.name.removeprefix(f"{NAME}_"), memory)
-    return found
-
-
-def memory_of(model: nn.Module, name: str | None = None) -> Memory:
-    """Return the memory called `name`; without a name the only one. Raises RuntimeAttachError."""
-    found = memories(model)
-    if not found:
-        raise _no_memory()
-    if name is None and len(found) == 1:
-        return next(iter(found.values()))
-    if name not in found:
-        what = "which of its memories is meant" if name is None else f"no memory '{name}'"
-        raise RuntimeAttachError(
-            f"{type(model).__name__}: {what}", f"name one of {', '.join(found)}"
-        )
-    return found[name]
 
 
 def activate(model: nn.Module, *names: str) -> None:
@@ -232,36 +275,9 @@ def deactivate(model: nn.Module, *names: str) -> None:
     _switch(model, names, active=False)
 
 
-def leave_out_of_broadcasts(model: nn.Module) -> None:
-    """Name the quantised rows that `model` carries now, and no longer those it carried before.
-
-    Names that others put there stay. DDP around a module that holds `model` does not see them:
-    it is right there too, but sends the rows (`broadcast_buffers=False` keeps it from that).
-    """
-    rows = {
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if isinstance(module, StoredRows)
-        for name, _ in module.named_buffers(recurse=False)
-    }
-    others = [name for name in getattr(model, _IGNORED, ()) if not _is_rows(name)]
-    if rows or others:
-        setattr(model, _IGNORED, [*others, *sorted(rows)])
-    elif hasattr(model, _IGNORED):
-        delattr(model, _IGNORED)
-
-
-def _is_rows(name: str) -> bool:
-    return ".multi_head_embedding.embedding." in name
-
-
 def _switch(model: nn.Module, names: Sequence[str], *, active: bool) -> None:
     for memory in [memory_of(model, name) for name in names or memories(model) or (None,)]:
         memory.active = active
-
-
-def _no_memory() -> RuntimeAttachError:
-    return RuntimeAttachError("the model carries no memory", "attach one first")
 
 
 def _check(model: nn.Module, decoder: Decoder, bundle: Bundle, attribute: str) -> None:

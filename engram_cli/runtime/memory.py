@@ -7,9 +7,7 @@ its module adds to the hidden states; when the call ends, the state goes onto th
 
 from __future__ import annotations
 
-import sys
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,7 +57,6 @@ if TYPE_CHECKING:
 
 _BUFFERS = ("lookup", "multipliers", "columns")
 _OF_THIS_PROCESS = ("_local", "_replays", "tiers")
-_HELD_BY_PEFT = ("modules_to_save.", "original_module.")  # which loads what it trained
 _CONSTANTS = ("orders", "filler", "eos", "shared", "summed", "salted", "heights")
 
 
@@ -87,7 +84,6 @@ class Memory(nn.Module):
         self.has_holes = bool(is_hole(hashed.lookup).any())
         for buffer in _BUFFERS:
             self.register_buffer(f"hash_{buffer}", getattr(hashed, buffer), persistent=False)
-        self.register_state_dict_pre_hook(_warn_of_saving)  # type: ignore[no-untyped-call]
         self.notes: tuple[str, ...] = ()  # what was found, where the rows are a checkpoint's
         self.hits: dict[int, list[Array]] = {}  # mapped, of a bundle that has them, to be saved
         # Its states on caches are no other's, nor those of what was attached by its name before.
@@ -375,24 +371,3 @@ def _look_back(history: Tensor, carry: Tensor, dead: Tensor | None, age: Tensor 
         history=history.masked_fill(unseen, HOLE).to(torch.int32),
         positions=torch.full_like(carry, older),
     )
-
-
-def _warn_of_saving(memory: nn.Module, prefix: str, keep_vars: bool) -> None:
-    """Warn where `save_pretrained` asks for a memory's state dict.
-
-    Of transformers or of PEFT, also as a Trainer calls it. Neither loads a memory again: there is
-    none in the model that they make. A state dict for `load_state_dict` is no reason to warn.
-    """
-    if not prefix or any(part in prefix for part in _HELD_BY_PEFT):
-        return
-    frame, depth = sys._getframe(1), 3  # 3: who called the caller
-    while frame.f_back is not None:
-        if frame.f_code.co_name == "save_pretrained":
-            name = prefix.rstrip(".")
-            warnings.warn(
-                f"save_pretrained: the memory {name} will not be loaded with the model; write it "
-                "with save_engram(model, folder) too, and attach(model, folder) after loading",
-                stacklevel=depth,
-            )
-            return
-        frame, depth = frame.f_back, depth + 1

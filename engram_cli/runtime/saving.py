@@ -8,8 +8,7 @@ saved as the model computes: those in force are merged, those switched off are l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,19 +21,24 @@ from torch import Tensor, nn
 
 from engram_cli.errors import MismatchError, OutputError, RuntimeAttachError
 from engram_cli.files import local_path
-from engram_cli.formats.bundle import CARD, Bundle, bundle_folder, read_bundle
+from engram_cli.formats.bundle import CARD, DESCRIPTION, Bundle, bundle_folder, read_bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.safetensors import Array
 from engram_cli.runtime import loading
-from engram_cli.runtime.attach import leave_out_of_broadcasts, memory_of
+from engram_cli.runtime.adapters import adapted, base_state, merged_state
+from engram_cli.runtime.carried import leave_out_of_broadcasts, memory_of
+from engram_cli.runtime.hub import local_checkpoint
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import HELD, MemoryModule
 from engram_cli.runtime.tiers.embedding import TieredEmbedding
 from engram_cli.runtime.tiers.placement import resolve_for
+from engram_cli.runtime.weights_inside import fill_from, weights_inside
 from engram_cli.version import __version__
+
+States = Mapping[int, Mapping[str, Tensor]]  # of each layer, by the names in a state dict
 
 _PIECE_BYTES = 64 * 2**20
 _DENSE = (torch.float32, torch.float16, torch.bfloat16)
@@ -57,33 +61,68 @@ def save_engram(
         raise OutputError(
             f"{path} already exists", "pass force=True to replace it, or name another folder"
         )
-    states, merged = {}, []
-    for layer in memory.spec.layers:
-        module = memory.layers[str(layer)]
-        adapters = adapted(module)
-        states[layer] = merged_state(module) if adapters else module.state_dict()
-        merged += [f"{adapter} of layer {layer}" for adapter in adapters]
-    weights = {layer: _dense(memory, layer, state) for layer, state in states.items()}
-    spec = replace(memory.spec, dtype=_row_dtype(memory, states))
+    states = computed_states(memory)
+    merged = [
+        f"{adapter} of layer {layer}"
+        for layer in memory.spec.layers
+        for adapter in adapted(memory.layers[str(layer)])
+    ]
     if merged:
         warnings.warn(
             "the bundle has what the model computes, adapters in force merged into the weights: "
             + ", ".join(merged),
             stacklevel=2,
         )
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        write_bundle(
-            path,
-            spec,
-            _stored(memory, spec, states, ROWS),
-            lambda layer, zero_rows: weights[layer],
-            scales=_stored(memory, spec, states, SCALES),
-            hits=_hits(memory) if memory.hits else None,
-            tool_version=__version__,
-            force=force,
-            extra_files={CARD: model_card(spec).encode()},
-        )
+    is_writer = not dist.is_initialized() or dist.get_rank() == 0
+    write_memory(memory, states, path, force=force, is_writer=is_writer)
     return path
+
+
+def write_memory(
+    memory: Memory,
+    states: States,
+    path: Path,
+    *,
+    force: bool,
+    is_writer: bool = True,
+    saved_with: Sequence[str] = (),
+) -> None:
+    """Write a memory with these weights as the bundle `path`, whole or not at all.
+
+    Every process of a group must call it where weights are sharded; one `is_writer`. `saved_with`:
+    the names of all memories that are saved in one checkpoint, in the order they were attached.
+    Raises RuntimeAttachError for weights that a bundle does not hold exactly, OutputError.
+    """
+    states = {layer: _whole(memory, layer, state) for layer, state in states.items()}
+    weights = {layer: _dense(memory, layer, state) for layer, state in states.items()}
+    spec = replace(memory.spec, dtype=_row_dtype(memory, states))
+    if not is_writer:
+        return
+    write_bundle(
+        path,
+        spec,
+        _stored(memory, spec, states, ROWS),
+        lambda layer, zero_rows: weights[layer],
+        scales=_stored(memory, spec, states, SCALES),
+        hits=_hits(memory) if memory.hits else None,
+        tool_version=__version__,
+        force=force,
+        extra_files={CARD: model_card(spec).encode()},
+        saved_with=saved_with,
+    )
+
+
+def computed_states(memory: Memory) -> States:
+    """Return each layer's weights as the model computes: adapters in force are merged."""
+    return {layer: merged_state(memory.layers[str(layer)]) for layer in memory.spec.layers}
+
+
+def base_states(memory: Memory) -> States:
+    """Return each layer's weights under its adapters, as if it had never had one.
+
+    Raises RuntimeAttachError where an adapter is merged into them.
+    """
+    return {layer: base_state(memory.layers[str(layer)]) for layer in memory.spec.layers}
 
 
 def load(
@@ -96,7 +135,9 @@ def load(
 ) -> Memory:
     """Give the memory that `model` carries the weights of the bundle in a folder, in place.
 
-    As in `attach`, the folder may be one with the bundle in its `engram`.
+    As in `attach`, the folder may be a checkpoint's with the bundle in its `engram`, or a model on
+    the Hub. A checkpoint without one may have the memory's tensors among the model's, as earlier
+    versions saved them: those are loaded, with nothing to check their hash by.
     Optimisers keep their parameters. With a `placement`, and where rows are not in HBM, rows are
     placed next to the old ones, which are then freed: as `placement` says, else as when they were
     attached. `verify` checks every byte first. Raises MismatchError for a bundle of another layout
@@ -105,22 +146,34 @@ def load(
     """
     memory = memory_of(model, name)
     _check_loadable(memory)
-    bundle = read_bundle(bundle_folder(folder), verify=verify)
+    checkpoint = local_checkpoint(folder)
+    path = bundle_folder(checkpoint, memory.name)
+    has_bundle = (path / DESCRIPTION).exists()
+    inside = {} if has_bundle else weights_inside(checkpoint, memory.name)
+    if inside:
+        fill_from(inside, base_states(memory))
+    else:
+        fill_memory(model, memory, read_bundle(path, verify=verify), placement)
+    return memory
+
+
+def fill_memory(
+    model: nn.Module, memory: Memory, bundle: Bundle, placement: str | None = None
+) -> None:
+    """Give a memory of `model` the weights of a bundle, under its adapters. Raises as `load`."""
     _check_same(memory.spec, bundle)
     if placement is not None or memory.tiers is not None:
         _place_anew(memory, bundle, placement)
         leave_out_of_broadcasts(model)
     memory.hits = loading.hits(bundle)
-    for layer in memory.spec.layers:
-        module = memory.layers[str(layer)]
-        state = dict(module.state_dict())
+    for layer, state in base_states(memory).items():
         with torch.no_grad():
             for part in memory.spec.parts:
                 if HELD[part] in state:
                     loading.fill(state[HELD[part]], loading.table_pieces(bundle, layer, part))
             for key, value in bundle.dense[layer].items():
+                _check_plain(state, key, layer)
                 state[key].copy_(torch.from_numpy(np.array(value)))
-    return memory
 
 
 def _place_anew(memory: Memory, bundle: Bundle, placement: str | None) -> None:
@@ -192,18 +245,42 @@ def _dense(
     memory: Memory, layer: int, state: Mapping[str, Tensor]
 ) -> dict[str, NDArray[np.float32]]:
     found: dict[str, NDArray[np.float32]] = {}
+    _check_shapes(memory, layer, state)
     for key in memory.spec.dense_shapes:
-        _check_plain(state, key, layer)
-        value: Any = state[key]
+        value = state[key]
         if value.dtype not in _DENSE:
             raise RuntimeAttachError(
                 f"{key} of layer {layer} has dtype {value.dtype}, a bundle has float32",
                 "save it from a model in float32, float16 or bfloat16",
             )
-        if hasattr(value, "full_tensor"):  # sharded over the processes of a group
-            value = value.full_tensor()
         found[key] = value.detach().to("cpu", torch.float32).numpy()
     return found
+
+
+def _whole(memory: Memory, layer: int, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a layer's weights: offloaded ones fetched, those whole that processes share."""
+    whole = dict(state)
+    if any(isinstance(value, Tensor) and value.is_meta for value in whole.values()):
+        from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+        fetched = get_state_dict_offloaded_model(memory.layers[str(layer)])
+        whole |= {key.replace("base_layer.", ""): value for key, value in fetched.items()}
+    return {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in whole.items()}
+
+
+def _check_shapes(memory: Memory, layer: int, state: Mapping[str, Tensor]) -> None:
+    """Raise RuntimeAttachError for weights that were cut up, as ZeRO does, or are another's."""
+    spec = memory.spec
+    shapes: dict[str, tuple[int, ...]] = dict(spec.dense_shapes)
+    if memory.tiers is None:
+        shapes |= {HELD[part]: spec.tensor(layer, part).shape for part in spec.parts}
+    for key, shape in shapes.items():
+        _check_plain(state, key, layer)
+        if tuple(state[key].shape) != tuple(shape):
+            raise RuntimeAttachError(
+                f"{key} of layer {layer} has shape {tuple(state[key].shape)}, not {tuple(shape)}",
+                "gather the weights first, and give them whole (state_dict=...)",
+            )
 
 
 def _row_dtype(memory: Memory, states: Mapping[int, Mapping[str, Tensor]]) -> str:
@@ -270,46 +347,3 @@ def _hits(memory: Memory) -> Callable[[int], Iterator[tuple[int, Array]]]:
 def _tensor(state: Mapping[str, Tensor], layer: int, part: str) -> Tensor:
     _check_plain(state, HELD[part], layer)
     return state[HELD[part]].detach()
-
-
-def merged_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's parameters and buffers by name, as if it had never had an adapter."""
-    state: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
-    state |= dict(module.named_buffers(recurse=False))
-    for name, child in module.named_children():
-        state |= {f"{name}.{key}": value for key, value in merged_state(_merged(child)).items()}
-    return state
-
-
-def adapted(module: nn.Module) -> list[str]:
-    """Return the names of the modules inside that an adapter is wrapped around."""
-    found = [name for name, child in module.named_modules() if _is_adapter(child)]
-    return [name for name in found if not any(name.startswith(f"{outer}.") for outer in found)]
-
-
-def _is_adapter(module: nn.Module) -> bool:
-    """Return whether a module is one of PEFT's layers, or its copies that replace a module."""
-    return hasattr(module, "get_base_layer") or hasattr(module, "modules_to_save")
-
-
-def _merged(module: Any) -> nn.Module:
-    """Return what computes the same as a module that may have an adapter."""
-    found: nn.Module = module
-    if not _is_adapter(module):
-        return found
-    off = module.disable_adapters or not module.active_adapters
-    if hasattr(module, "modules_to_save"):
-        name = "" if off else module.active_adapters[0]
-        copies = module.modules_to_save
-        found = dict(copies.items()).get(name, module.original_module)
-    elif not (off or module.merged):
-        copied = deepcopy(module)
-        copied.merge()
-        found = copied.get_base_layer()
-    elif off and module.merged:
-        copied = deepcopy(module)
-        copied.unmerge()
-        found = copied.get_base_layer()
-    else:
-        found = module.get_base_layer()
-    return _merged(found)

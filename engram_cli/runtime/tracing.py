@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engram_cli.errors import InputError, MismatchError
-from engram_cli.runtime.attach import memory_of
+from engram_cli.runtime.carried import memory_of
 from engram_cli.runtime.modules.base import MemoryModule
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engram_cli.errors import RuntimeAttachError
-from engram_cli.runtime.attach import memories
+from engram_cli.runtime.carried import memories
 from engram_cli.runtime.modules.base import Rows
 from engram_cli.runtime.row_gradients import sparse_tensor
 from engram_cli.runtime.sparse_gradients import coalesced, with_norm

@@ -1,4 +1,4 @@
-"""An address where a path is expected: one clear line in every command, and no folder `s3:`."""
+"""An address where only a path is taken: one clear line in every command, no folder `s3:`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from cli.conftest import Engram
 
 from engram_cli.cli.app import app
 from engram_cli.commands.build_table import BuildTableRequest, build_table
+from engram_cli.commands.requests.options import declared
+from engram_cli.commands.requests.reading import (
+    GoldenRequest,
+    InspectRequest,
+    LookupRequest,
+    VerifyRequest,
+)
+from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import CorpusError, EngramError
@@ -37,11 +45,24 @@ def path_parameters() -> Iterator[tuple[str, str, bool]]:
                 yield str(registered.name), str(typed), is_argument
 
 
-PARAMETERS = list(path_parameters())
+READERS = {"inspect": InspectRequest, "lookup": LookupRequest, "verify": VerifyRequest,
+           "golden": GoldenRequest, "convert": ConvertRequest}  # fmt: skip
+REMOTE = {
+    (command, each.name if each.option.argument else f"--{each.name}")
+    for command, request in READERS.items()
+    for each in declared(request)
+    if each.option.remote
+}
+PARAMETERS = [each for each in path_parameters() if each[:2] not in REMOTE]
+
+
+def test_what_is_read_from_afar() -> None:
+    assert {command for command, _ in REMOTE} == set(READERS)
+    assert {typed for _, typed in REMOTE} == {"path", "table", "--tokenizer"}
 
 
 def test_there_are_as_many_as_there_were() -> None:
-    assert len(PARAMETERS) >= 50
+    assert len(PARAMETERS) + len(REMOTE) >= 50
     assert {name for name, _, _ in PARAMETERS} == set(COMMANDS)
 
 

@@ -112,7 +112,7 @@ def test_what_does_not_fit_into_a_release_is_refused(
         written(tmp_path / "t.zarr", "row264", out)
     with pytest.raises(InputError, match="longcat is read, not written"):
         written(tmp_path / "t.zarr", "longcat", out)
-    with pytest.raises(InputError, match="looks rows up by: fold, multipliers"):
+    with pytest.raises(MismatchError, match="looks rows up by: fold, multipliers"):
         written(tmp_path / "t.zarr", "gguf", out)
     assert not out.exists()
 

@@ -125,3 +125,20 @@ def test_an_unknown_dtype_is_named_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="'fp12'") as caught:
         DTYPES.load("fp12")
     assert "bfloat16" in caught.value.hint
+
+
+def test_e4m3_to_bfloat16_is_decoding_and_rounding() -> None:
+    """Every item under every scale; a NaN is one in both, whatever its sign."""
+    from engram_cli.rows.codecs import fp8
+
+    items = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    scales = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 8, axis=1)
+    values = np.empty((256, 256), dtype=np.float32)
+    DTYPES.load("fp8_e8m0").decode(items, scales, values)
+    wanted, found = (np.empty((256, 256), dtype=np.uint16) for _ in range(2))
+    DTYPES.load("bfloat16").encode(values, wanted, None)
+    fp8.to_bfloat16(items, scales, found)
+    nan = np.isnan(values)
+    assert np.array_equal(found[~nan], wanted[~nan])
+    assert nan.sum() == 510 + 256
+    assert np.all((found[nan] & 0x7FFF) == 0x7FC0)

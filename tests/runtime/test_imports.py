@@ -47,3 +47,12 @@ def test_without_torch_it_says_what_to_install() -> None:
         "except Exception as error:\n    print(type(error).__name__, error.hint)"
     )
     assert run(code) == "DependencyError python -m pip install 'engram-tables[torch]'"
+
+
+def test_importing_hf_watches_from_pretrained_without_importing_transformers() -> None:
+    code = (
+        "import sys\nimport engram_cli.hf\nprint('transformers' in sys.modules)\n"
+        "from transformers import PreTrainedModel\n"
+        "print(hasattr(PreTrainedModel.from_pretrained.__func__, '__wrapped__'))\n"
+    )
+    assert run(code).split() == ["False", "True"]

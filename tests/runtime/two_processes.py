@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,8 +22,13 @@ STEPS = 3
 WAYS = ("ddp, dense", "ddp, sparse", "fsdp2, dense", "fsdp2, sparse")
 
 
-def train(way: str, bundle: str, vocab: int, rank: int | None) -> dict[str, Any]:
-    """Three steps in one of WAYS; `rank` None is one process on the whole batch."""
+def train(
+    way: str, bundle: str, vocab: int, rank: int | None, folder: str | None = None
+) -> dict[str, Any]:
+    """Three steps in one of WAYS; `rank` None is one process on the whole batch.
+
+    With a `folder` the model is saved there as a Trainer does it.
+    """
     from tiny_models import llama, text, wake
 
     from engram_cli.runtime import (
@@ -60,6 +66,10 @@ def train(way: str, bundle: str, vocab: int, rank: int | None) -> dict[str, Any]
             dist.all_reduce(mean)
             mean /= dist.get_world_size()
         losses.append(float(mean))
+    if folder is not None:
+        gathered = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(model, options=gathered)
+        model.save_pretrained(folder, state_dict=state, is_main_process=rank == 0)
     weights = {name: whole(value) for name, value in model.state_dict().items()}
     return {"losses": losses, "weights": weights}
 
@@ -73,7 +83,7 @@ def process(rank: int, bundle: str, vocab: int, out: str) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=2)
-    found = {way: train(way, bundle, vocab, rank) for way in WAYS}
+    found = {way: train(way, bundle, vocab, rank, f"{out}.{way}") for way in WAYS}
     if rank == 0:
         torch.save(found, out)
     dist.destroy_process_group()

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import KW_ONLY, MISSING, dataclass, fields
+from dataclasses import KW_ONLY, MISSING, dataclass, fields, replace
 from functools import cache
 from importlib import import_module
 from inspect import get_annotations
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
+from engram_cli.remote.locate import locate
 from engram_cli.sizes import read_size, size_text
+
+R = TypeVar("R", bound="Request")
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
 LAYOUT, CORPUS, ENGINE = "Layout", "Corpus", "Engine"
@@ -31,7 +34,8 @@ class Option:
     value from text; raises ValueError. `least`, `most`: limits of the value. `known`: the values
     that it may have, or "module:attribute" of a registry of them.
     `place`: the attribute of `Workspace` that the command line takes where nothing is given.
-    `must_exist`: what a given path is, and the command that makes it.
+    `must_exist`: what a given path is, and the command that makes it. `remote`: whether a path may
+    also be a repository of the Hugging Face Hub, or an address.
     """
 
     help: str
@@ -47,6 +51,7 @@ class Option:
     known: tuple[str, ...] | str | None = None
     place: str | None = None
     must_exist: tuple[str, str] | None = None
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,22 @@ def build(request: type, given: Mapping[str, Any]) -> Any:
         if value is not None:
             values[field.name] = value
     return request(**values)
+
+
+def located(request: R) -> R:
+    """Return the request with its Hub ids and addresses as paths that read them.
+
+    Raises as `locate`.
+    """
+    own: Any = request
+    kind: Any = type(own)
+    found = {}
+    for field, _, mark in _marked(kind):
+        value = getattr(request, field.name)
+        if isinstance(mark, Option) and mark.remote and value is not None:
+            found[field.name] = locate(value)
+    moved: R = replace(own, **found)
+    return moved
 
 
 def integers(text: str) -> tuple[int, ...]:

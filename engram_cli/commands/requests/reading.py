@@ -110,8 +110,10 @@ class InspectRequest(Request):
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, vocabulary, statistics or checkpoint with tables to inspect.",
+            "Table, bundle, vocabulary, statistics or checkpoint with tables to inspect: a path, "
+            "org/name of the Hugging Face Hub, or an address (hf://, https://, s3://, gs://).",
             argument=True,
+            remote=True,
         ),
     ]
     stats: Annotated[
@@ -131,7 +133,8 @@ class InspectRequest(Request):
     tokenizer: Annotated[
         Path | None,
         Option(
-            "Tokenizer of another program's checkpoint (that in its folder), or of a probed text."
+            "Tokenizer of another program's checkpoint (that in its folder), or of a probed text.",
+            remote=True,
         ),
     ] = None
     report: Annotated[
@@ -155,7 +158,10 @@ class LookupRequest(Request):
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, statistics, vocabulary or checkpoint with tables to use.", argument=True
+            "Table, bundle, statistics, vocabulary or checkpoint with tables to use: a path, "
+            "org/name of the Hugging Face Hub, or an address.",
+            argument=True,
+            remote=True,
         ),
     ]
     text: Annotated[str | None, Option("Text to look up.", argument=True)] = None
@@ -180,7 +186,7 @@ class LookupRequest(Request):
         Path | None, Option("Statistics with the n-gram sample (those next to the artifact).")
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the vocabulary (found automatically).")
+        Path | None, Option("Tokenizer of the vocabulary (found automatically).", remote=True)
     ] = None
     vocab: Vocab = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
@@ -207,8 +213,10 @@ class VerifyRequest(Request):
     path: Annotated[
         Path,
         Option(
-            "Table, bundle, vocabulary, statistics or checkpoint with tables to check.",
+            "Table, bundle, vocabulary, statistics or checkpoint with tables to check: a path, "
+            "org/name of the Hugging Face Hub, or an address.",
             argument=True,
+            remote=True,
         ),
     ]
     stats: Annotated[
@@ -216,7 +224,8 @@ class VerifyRequest(Request):
     ] = None
     vocab: Vocab = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer that a vocabulary was made from (found automatically).")
+        Path | None,
+        Option("Tokenizer that a vocabulary was made from (found automatically).", remote=True),
     ] = None
     threads: Threads = None
     folder: Annotated[Path, WORKSPACE] = Path()
@@ -247,7 +256,12 @@ class GoldenRequest(Request):
 
     path: Annotated[
         Path | None,
-        Option("Table, bundle, vocabulary or checkpoint with tables to use.", argument=True),
+        Option(
+            "Table, bundle, vocabulary or checkpoint with tables to use: a path, org/name of the "
+            "Hugging Face Hub, or an address.",
+            argument=True,
+            remote=True,
+        ),
     ] = None
     out: Annotated[Path | None, Option("File to write: golden.json", short="-o")] = None
     check: Annotated[
@@ -258,7 +272,7 @@ class GoldenRequest(Request):
         ),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the token ids (found automatically).")
+        Path | None, Option("Tokenizer of the token ids (found automatically).", remote=True)
     ] = None
     preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)

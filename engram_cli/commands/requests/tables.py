@@ -176,7 +176,14 @@ class ConvertRequest(Request):
     )
 
     source: Annotated[
-        Path, Option("Table, bundle or checkpoint to convert.", argument=True, name="table")
+        Path,
+        Option(
+            "Table, bundle or checkpoint to convert: a path, org/name of the Hugging Face Hub, or "
+            "an address.",
+            argument=True,
+            name="table",
+            remote=True,
+        ),
     ]
     dtype: Annotated[
         str | None,
@@ -202,9 +209,9 @@ class ConvertRequest(Request):
             parser=row_range,
         ),
     ] = None
-    tokenizer: Annotated[Path | None, Option("Tokenizer of a source that lacks its token map.")] = (
-        None
-    )
+    tokenizer: Annotated[
+        Path | None, Option("Tokenizer of a source that lacks its token map.", remote=True)
+    ] = None
     patch: Annotated[
         Path | None,
         Option(f"With --to {', '.join(PATCHED)}: the checkpoint that gets the rows."),

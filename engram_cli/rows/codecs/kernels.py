@@ -130,6 +130,32 @@ def from_bytes(items, meanings, scales, dim, block, values):  # type: ignore[no-
                 out[i] = meanings[part[i]] * scale
 
 
+_E4M3_BIAS = 0x3C000000  # 120 << 23: what an exponent of e4m3 lacks to one of float32
+_E4M3_SMALL = np.float32(2.0**-9)  # the last bit of a small e4m3
+
+
+@kernel("void(uint8[::1], uint8[::1], uint16[::1])")
+def e4m3_to_bfloat16(items, exponents, out):  # type: ignore[no-untyped-def]
+    """bfloat16 of each item times 2**(e - 127), 32 items a scale: in vectors, without a table."""
+    for block in range(exponents.size):
+        part = items[32 * block : 32 * block + 32]
+        target = out[32 * block : 32 * block + 32]
+        power = int32(exponents[block])
+        raised = int32(_LEAST_POWER) if power == 0 else power << int32(23)
+        scale = float32_of_bits(int32(_NAN) if power == 255 else raised)
+        for i in range(32):
+            code = int32(part[i])
+            size = code & int32(0x7F)
+            normal = float32_of_bits((size << int32(20)) + int32(_E4M3_BIAS))
+            value = float32(size) * _E4M3_SMALL if size < int32(8) else normal
+            bits = bits_of_float32(value * scale)
+            odd = (bits >> int32(16)) & int32(1)
+            rounded = int32(bits + int32(0x7FFF) + odd) >> int32(16)
+            bad = size == int32(0x7F) or (bits & int32(_ABSOLUTE)) > int32(_INFINITY)
+            rounded = int32(0x7FC0) if bad else rounded
+            target[i] = uint16(rounded | ((code & int32(0x80)) << int32(8)))
+
+
 @kernel("void(uint8[::1], float32[::1])")
 def powers_of_two(exponents, out):  # type: ignore[no-untyped-def]
     """2**(e - 127) of each byte e, NaN of 255: float32 has e for its exponent, but for the ends."""

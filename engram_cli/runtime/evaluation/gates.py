@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from engram_cli.runtime.attach import memories
+from engram_cli.runtime.carried import memories
 from engram_cli.runtime.modules.base import MemoryModule
 
 BINS = 100  # of a gate's 0..1

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from engram_cli.errors import InputError
-from engram_cli.runtime.attach import memories
+from engram_cli.runtime.carried import memories
 
 BARE, MEMORY, LORA, LORA_MEMORY = "bare", "memory", "lora", "lora_memory"
 VARIANTS = (BARE, MEMORY, LORA, LORA_MEMORY)

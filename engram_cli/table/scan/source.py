@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
+from engram_cli.remote.path import is_remote
 from engram_cli.rows import DTYPES
 from engram_cli.rows.gather import DAMAGED
 from engram_cli.rows.source import HITS, SCALES, RowSource, Span
@@ -59,6 +60,7 @@ class LayerReader:
         scaling, items = self._row_type.scaling, self._row_type.items.name
         self.direct = (
             bool(spans)
+            and not any(is_remote(span.file) for span in spans)
             and items in norms.NORM_KINDS
             and self.stored_row_bytes % WORD == 0
             and all(span.stride in (0, self.stored_row_bytes) for span in spans)

@@ -1,0 +1,140 @@
+"""Every format that can be read from afar gives the same through a web server as from the disk."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from formats import checkpoints, small_artifacts
+from remote.server import Behaviour
+
+from engram_cli.commands.artifact import find_artifact
+from engram_cli.commands.convert_to import convert
+from engram_cli.commands.requests.tables import ConvertRequest
+from engram_cli.errors import InputError
+from engram_cli.formats import FORMATS
+from engram_cli.remote.locate import count_read, locate
+from engram_cli.remote.path import RemotePath
+from engram_cli.remote.session import BLOCK_BYTES
+from engram_cli.rows import distant
+from engram_cli.rows.source import ROWS, SCALES
+from engram_cli.vocab.compress import CompressedVocab
+
+# Engram's own artifacts for models are mapped by what reads them: they are on this machine.
+LOCAL_ONLY = {"bundle", "statistics", "table"}
+Write = Callable[[Path, CompressedVocab, Path], Path]
+
+
+def _with_tokenizer(folder: Path, tokenizer: Path) -> Path:
+    shutil.copy(tokenizer, folder / "tokenizer.json")
+    return folder
+
+
+def _row264(folder: Path, vocab: CompressedVocab, _: Path) -> Path:
+    made = checkpoints.deepseek_gguf(folder.parent / "m.gguf", vocab, "llama.cpp")
+    convert(ConvertRequest(source=made.path, to="row264", out=folder))
+    return folder
+
+
+def _pleo(folder: Path, _: CompressedVocab, __: Path) -> Path:
+    folder.mkdir()
+    return small_artifacts.pleo(folder / "m.pleo", np.array([7, 3]), np.ones((2, 4)))
+
+
+def _gguf(dialect: str) -> Write:
+    def write(folder: Path, vocab: CompressedVocab, _: Path) -> Path:
+        folder.mkdir()
+        return checkpoints.deepseek_gguf(folder / "m.gguf", vocab, dialect).path
+
+    return write
+
+
+WRITERS: dict[str, tuple[str, Write]] = {
+    "row264": ("row264", _row264),
+    "deepseek": ("deepseek-v4.1", lambda f, v, t: checkpoints.deepseek_v41(f, v, t).path),
+    "qwen": ("qwen-ple", lambda f, v, t: checkpoints.qwen_ple(f).path),
+    "qwen fp8": (
+        "qwen-ple",
+        lambda f, v, t: checkpoints.qwen_ple(f, dtype="float8_e4m3fn").path,
+    ),
+    "longcat": ("longcat", lambda f, v, t: checkpoints.longcat(f).path),
+    "gguf": ("gguf", _gguf("llama.cpp")),
+    "gguf, scales apart": ("gguf", _gguf("upper case")),
+    "engramdb": ("engramdb", lambda f, v, t: small_artifacts.store(f).path),
+    "overlay": ("overlay", _pleo),
+    "engram-peft": (
+        "engram-peft",
+        lambda f, v, t: _with_tokenizer(small_artifacts.engram_peft(f, v).path, t),
+    ),
+    "demo": ("demo", lambda f, v, t: _with_tokenizer(small_artifacts.demo(f, v).path, t)),
+}
+
+
+def test_every_format_is_here() -> None:
+    assert {kind for kind, _ in WRITERS.values()} | LOCAL_ONLY == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_same_as_from_the_disk(
+    name: str,
+    server: Behaviour,
+    small_vocab: CompressedVocab,
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distant, "GAP_BYTES", 0)
+    kind, write = WRITERS[name]
+    path = write(server.folder / "it", small_vocab, tokenizer_file)
+    local: Any = find_artifact(path).open()
+    remote = locate(Path(f"{server.address}/{path.relative_to(server.folder)}"))
+    assert isinstance(remote, RemotePath)
+    found = find_artifact(remote)
+    source: Any = found.open()
+    assert found.kind == kind == find_artifact(path).kind
+    assert source.layout.fingerprint == local.layout.fingerprint
+    assert (source.layers, source.dim, source.dtype) == (local.layers, local.dim, local.dtype)
+    for more in ("dialect", "checks"):
+        assert getattr(source, more, None) == getattr(local, more, None)
+    sizes = [file.stat().st_size for file in server.folder.rglob("*") if file.is_file()]
+    whole = sum(size for size in sizes if size <= 2**20)  # configs, tokenizer, small files
+    assert server.sent <= whole + BLOCK_BYTES * len(sizes)
+    for layer in local.layers:
+        rows = local.layout.layer(layer).rows
+        ids = np.random.default_rng(0).integers(0, rows, 20)
+        before = server.sent
+        stored, scales = source.stored(layer, ids)
+        expected, expected_scales = local.stored(layer, ids)
+        assert np.array_equal(stored, expected)
+        assert (scales is None) == (expected_scales is None)
+        wanted = len(np.unique(ids)) * stored[0].nbytes
+        if scales is not None:
+            assert np.array_equal(scales, expected_scales)
+            wanted += len(np.unique(ids)) * scales[0].nbytes if len(scales) > 1 else 0
+        assert server.sent - before == wanted
+        assert np.array_equal(source.vectors(layer, ids), local.vectors(layer, ids))
+        for part in (ROWS, SCALES) if source.spans(layer, SCALES) else (ROWS,):
+            assert np.array_equal(
+                source.lines(layer, part, 1, rows - 1), local.lines(layer, part, 1, rows - 1)
+            )
+            pieces = [values for _, values in source.chunks(layer, part)]
+            assert np.array_equal(np.concatenate(pieces), local.lines(layer, part, 0, rows))
+    read = count_read(remote, None)
+    assert read is not None
+    assert read.bytes == server.sent
+    answered = [asked for asked in server.asked if asked[0] in ("HEAD", "GET")]
+    assert read.requests is not None
+    assert read.requests <= len(answered)
+
+
+def test_a_table_of_ours_is_read_from_the_disk(server: Behaviour) -> None:
+    (server.folder / "t.zarr").mkdir()
+    (server.folder / "t.zarr" / "zarr.json").write_text('{"attributes": {"format": "x"}}')
+    found = find_artifact(locate(Path(f"{server.address}/t.zarr")))
+    assert found.kind == "table"
+    with pytest.raises(InputError, match="is an address") as caught:
+        found.open()
+    assert "download it first" in caught.value.hint
