@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.build_table import build_table as build_table
     from engram_cli.commands.convert import convert_table as convert_table
     from engram_cli.commands.convert_to import convert as convert
+    from engram_cli.commands.evaluate import evaluate as evaluate
     from engram_cli.commands.golden import golden as golden
     from engram_cli.commands.hash_stats import hash_stats as hash_stats
     from engram_cli.commands.inspect import inspect as inspect
@@ -41,6 +42,7 @@ _HOMES = {
     "convert": "engram_cli.commands.convert_to",
     "convert_table": "engram_cli.commands.convert",
     "detach": "engram_cli.runtime.attach",
+    "evaluate": "engram_cli.commands.evaluate",
     "golden": "engram_cli.commands.golden",
     "hash_layout": "engram_cli.hashing.schemes",
     "hash_stats": "engram_cli.commands.hash_stats",
@@ -65,6 +67,7 @@ __all__ = [
     "convert",
     "convert_table",
     "detach",
+    "evaluate",
     "golden",
     "hash_layout",
     "hash_stats",

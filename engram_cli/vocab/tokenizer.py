@@ -64,6 +64,11 @@ class TokenizerFile:
         with _rust_errors(f"{self.path} cannot decode its tokens", _TAKE_AGAIN):
             return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens kept. Raises VocabularyError."""
+        with _rust_errors(f"{self.path} cannot decode its tokens", _TAKE_AGAIN):
+            return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
     def read(self) -> bytes:
         """Return the bytes of the file. Raises VocabularyError where it has changed meanwhile."""
         raw = _read(self.path)
@@ -74,6 +79,16 @@ class TokenizerFile:
     def token(self, token_id: int) -> str:
         """Return the token as the vocabulary spells it."""
         return str(self.backend.id_to_token(token_id))
+
+    def added_before(self) -> tuple[int, ...]:
+        """Return the ids that the tokenizer itself puts before a text, such as BOS.
+
+        Raises VocabularyError.
+        """
+        with _rust_errors(f"{self.path} cannot encode a text", _TAKE_AGAIN):
+            mask = self.backend.encode("a").special_tokens_mask
+            ids = self.backend.encode("a").ids
+        return tuple(ids[: next((at for at, special in enumerate(mask) if not special), 0)])
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without special tokens added around it. Raises
