@@ -12,7 +12,7 @@ import os
 import re
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -27,13 +27,23 @@ from engram_cli.errors import ArtifactError, InputError, OutputError
 from engram_cli.files import canonical_json, inner_file, output_errors, read_json, sha256_bytes
 from engram_cli.formats.base import WriteOptions
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY
-from engram_cli.outputs import MARK, Kind, Work, new_file, new_folder, open_work, remove_work
+from engram_cli.outputs import (
+    MARK,
+    Kind,
+    Work,
+    clear_work,
+    new_file,
+    new_folder,
+    open_work,
+    prepare_output,
+    remove_work,
+)
 from engram_cli.rows import DTYPES
 from engram_cli.rows.copying import Extent, copy_bytes
 from engram_cli.rows.source import ROWS, SCALES, RowSource
 from engram_cli.rows.stored_as import PIECE_BYTES, sampled_digest, stored_reader
 from engram_cli.table.build import free_bytes
-from engram_cli.table.lock import build_lock
+from engram_cli.table.lock import build_lock, clear_lock
 
 RECORDS = "records"  # a row's items, then its scales
 BLOCKS = "blocks"  # of 33 bytes: a scale, then its 32 items
@@ -138,6 +148,23 @@ def require_map(source: RowSource) -> None:
             f"{source.path} has no token map, so that no token finds its row",
             "give the model's tokenizer with --tokenizer",
         )
+
+
+def prepare_rows(out: Path, kind: Kind, options: WriteOptions, inputs: Iterable[Path]) -> None:
+    """Check the output before any work, as `prepare_output` does.
+
+    What a run left that was killed when its output was in place is removed first.
+    """
+    folder = out.with_name(out.name + PARTIAL)
+    clear_work(folder, _work((), ()))
+    if os.path.lexists(out):
+        with suppress(OutputError), build_lock(out):
+            said = _said(folder)
+            names = [name for name in (said or {}).get("files", ()) if isinstance(name, str)]
+            if names and not any(os.path.lexists(folder / name) for name in names):
+                remove_work(folder, _work((), names))
+    clear_lock(out)
+    prepare_output(out, kind, force=options.force, inputs=inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
