@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from engram_cli.commands.build_table import build_table as build_table
     from engram_cli.commands.convert import convert_table as convert_table
     from engram_cli.commands.convert_to import convert as convert
+    from engram_cli.commands.evaluate import evaluate as evaluate
     from engram_cli.commands.golden import golden as golden
     from engram_cli.commands.hash_stats import hash_stats as hash_stats
     from engram_cli.commands.inspect import inspect as inspect
     from engram_cli.commands.lookup import lookup as lookup
     from engram_cli.commands.plan import plan as plan
+    from engram_cli.commands.train import train as train
     from engram_cli.commands.verify import verify as verify
     from engram_cli.hashing.hasher import hash_tokens as hash_tokens
     from engram_cli.hashing.layout import HashLayout as HashLayout
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from engram_cli.runtime.attach import attach as attach
     from engram_cli.runtime.attach import detach as detach
     from engram_cli.table.store import open_table as open_table
+    from engram_cli.training.callback import EngramCallback as EngramCallback
+    from engram_cli.training.collator import EngramCollator as EngramCollator
     from engram_cli.vocab.compress import CompressedVocab as CompressedVocab
     from engram_cli.vocab.compress import compress_vocab as compress_vocab
     from engram_cli.vocab.parquet import read_vocab as read_vocab
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CompressedVocab": "engram_cli.vocab.compress",
+    "EngramCallback": "engram_cli.training.callback",
+    "EngramCollator": "engram_cli.training.collator",
     "HashLayout": "engram_cli.hashing.layout",
     "attach": "engram_cli.runtime.attach",
     "build_table": "engram_cli.commands.build_table",
@@ -41,6 +47,7 @@ _HOMES = {
     "convert": "engram_cli.commands.convert_to",
     "convert_table": "engram_cli.commands.convert",
     "detach": "engram_cli.runtime.attach",
+    "evaluate": "engram_cli.commands.evaluate",
     "golden": "engram_cli.commands.golden",
     "hash_layout": "engram_cli.hashing.schemes",
     "hash_stats": "engram_cli.commands.hash_stats",
@@ -51,12 +58,15 @@ _HOMES = {
     "probe": "engram_cli.commands.probe",
     "plan": "engram_cli.commands.plan",
     "read_vocab": "engram_cli.vocab.parquet",
+    "train": "engram_cli.commands.train",
     "verify": "engram_cli.commands.verify",
     "write_vocab": "engram_cli.vocab.parquet",
 }
 
 __all__ = [
     "CompressedVocab",
+    "EngramCallback",
+    "EngramCollator",
     "HashLayout",
     "__version__",
     "attach",
@@ -65,6 +75,7 @@ __all__ = [
     "convert",
     "convert_table",
     "detach",
+    "evaluate",
     "golden",
     "hash_layout",
     "hash_stats",
@@ -75,6 +86,7 @@ __all__ = [
     "plan",
     "probe",
     "read_vocab",
+    "train",
     "verify",
     "write_vocab",
 ]

@@ -145,11 +145,18 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shades:
-    """Pieces of a text, each shaded by its value 0..1, with what hovering over it says."""
+    """Pieces of a text, each shaded by its value, with what hovering over it says.
+
+    Values are 0..1, or -1..1: those below 0 get another colour and are underlined. `legend`: values
+    with what they mean. `title` and `note` stand above the text.
+    """
 
     pieces: tuple[str, ...]
     shades: tuple[float, ...]
     notes: tuple[str, ...]
+    title: str = ""
+    note: str = ""
+    legend: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

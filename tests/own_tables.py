@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from formats.checkpoints import Array, Writer, bfloat16
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import LongcatFlashConfig, LongcatFlashForCausalLM, PreTrainedModel
 from transformers.models.qwen4_exp import modeling_qwen4_exp as qwen4
 from transformers.utils import logging
 
@@ -125,6 +125,18 @@ def as_float8(folder: Path, model: PreTrainedModel) -> None:
         tensors[f"{start}weight_scale"] = scale
         layer.ple.ple_embedding.ngram_embedding.weight.data = torch.cat(numbers)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def longcat_flash() -> PreTrainedModel:
+    """LongCat-Flash as transformers has it, without n-grams: 2 layers, hidden size 96."""
+    torch.manual_seed(0)
+    config = LongcatFlashConfig(
+        vocab_size=50, hidden_size=96, num_layers=2, num_attention_heads=2, ffn_hidden_size=32,
+        q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+        head_dim=8, moe_topk=2, n_routed_experts=4, zero_expert_num=1, expert_ffn_hidden_size=16,
+        pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    return LongcatFlashForCausalLM(config).eval()
 
 
 class _Block(nn.Module):

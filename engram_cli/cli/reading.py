@@ -62,9 +62,11 @@ def lookup(request: LookupRequest, terminal: Terminal) -> None:
 
 @command(VerifyRequest)
 def verify(request: VerifyRequest, terminal: Terminal) -> None:
-    """Check an artifact: its checksums, its layout, and its counts against the statistics.
+    """Check an artifact: its checksums, its layout, its counts and its rows.
 
-    Exits with 0 if everything is right, or lists what is wrong and exits with 1.
+    Rows are looked at for NaN, stretches of zeros, odd scales, saturation, and shards that are
+    there twice: in a sample, or with --full in all rows.
+    Exits with 0 if nothing is wrong, or lists what is wrong and exits with 1.
     """
     from engram_cli.commands.verify import verify as run
 
@@ -123,7 +125,7 @@ def demo(request: DemoRequest, terminal: Terminal) -> None:
 
 def inspect_parts(result: InspectResult) -> list[RenderableType]:
     """Return what is known of the artifact, and the tables of its views."""
-    from engram_cli.cli.render import facts, quantity, read_text
+    from engram_cli.cli.render import count, facts, quantity, read_text
     from engram_cli.cli.views import printed
     from engram_cli.commands.inspect_page import inspection_views
 
@@ -131,7 +133,7 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     lines: list[tuple[str, str | Text]] = [
         ("path", shown_path(result.path)),
         *result.facts,
-        ("on disk", f"{size}, {result.files:,} files"),
+        ("on disk", f"{size}, {count(result.files, 'file')}"),
     ]
     if result.stats is not None and result.kind != "statistics":
         lines.append(("statistics", shown_path(result.stats)))
@@ -144,7 +146,7 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
         lines.append(("report", shown_path(result.report)))
     views = {view.name: view for view in inspection_views(result)}
     # The page has the heads at its end, where they may be long.
-    order = ("checks", "digests", "heads", "norms", "hottest", "duplicates")
+    order = ("stored", "checks", "digests", "heads", "norms", "hottest", "duplicates")
     tables = printed(views[name] for name in order if name in views)
     return [facts(str(result.kind).capitalize(), lines), *tables, *probe_parts(result.probe)]
 
@@ -168,21 +170,27 @@ def probe_parts(result: ProbeResult | None) -> list[RenderableType]:
 
 
 def verify_parts(result: VerifyResult) -> list[RenderableType]:
-    """Return one line if everything is right, else the list of what is wrong."""
+    """Return one line if everything is right, else the list of what is wrong; then the checks."""
     from rich.text import Text
 
     from engram_cli.cli.render import count, quantity
+    from engram_cli.cli.views import printed
+    from engram_cli.commands.checks_view import checks_view, summary
 
     size = quantity(result.stored_bytes, "bytes")
     name = f"{shown_path(result.path)}: {result.kind}, {count(result.files, 'file')}, {size}"
+    foreign = result.dialect is not None
     if result.ok:
-        return [
-            Text.assemble((name, ""), (": all right", "green"), f" ({', '.join(result.checked)})")
-        ]
-    wrong = count(len(result.problems), "thing")
-    lines = [Text.assemble((name, ""), (f": {wrong} wrong", "bold red"))]
-    lines += [Text(f"  {problem}") for problem in result.problems]
-    return list(lines)
+        said = summary(result.checks) if foreign else ", ".join(result.checked)
+        lines = [Text.assemble((name, ""), (": all right", "green"), f" ({said})")]
+    else:
+        wrong = count(len(result.problems), "thing")
+        lines = [Text.assemble((name, ""), (f": {wrong} wrong", "bold red"))]
+        lines += [Text(f"  {problem}") for problem in result.problems]
+    if result.coverage is not None and (foreign or result.coverage.fault_share is not None):
+        lines.append(Text(f"read: {result.coverage}"))
+    differs = any(check.result == "differs" for check in result.checks)
+    return [*lines, *(printed([checks_view(result.checks)]) if foreign or differs else ())]
 
 
 def _gates(result: TraceResult) -> list[RenderableType]:
@@ -226,7 +234,7 @@ def _shown(piece: str) -> str:
 
 
 def _demo(result: DemoResult) -> list[RenderableType]:
-    from engram_cli.cli.render import facts, percent, quantity
+    from engram_cli.cli.render import count, facts, percent, quantity
 
     stats, table, vocab = result.stats, result.table.plan, result.vocab
     rate = quantity(stats.tokens_per_second, "tokens")
@@ -234,7 +242,7 @@ def _demo(result: DemoResult) -> list[RenderableType]:
     rows = [
         ("vocabulary", f"{vocab.tokens:,} tokens -> {vocab.compressed_size:,} ids, "
          f"-{percent(vocab.reduction)}"),
-        ("corpus", f"{stats.files:,} files of Python's standard library{size}"),
+        ("corpus", f"{count(stats.files, 'file')} of Python's standard library{size}"),
         ("tokens", f"{stats.tokens:,} read, encoded, hashed and counted at {rate}/s"),
     ]  # fmt: skip
     for order in stats.orders:

@@ -15,7 +15,7 @@ from engram_cli.commands.plan_file import is_plan
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.formats import FORMATS
-from engram_cli.formats.base import Checks, Format
+from engram_cli.formats.base import Checks, Format, row_problems
 from engram_cli.formats.statistics import StatisticsRows, statistics_rows
 from engram_cli.hashing.layout import BASE_VOCABULARY, HashLayout, short
 from engram_cli.progress import SILENT, Progress
@@ -123,7 +123,10 @@ def require_sound(
     What is copied out of an artifact gets checksums of its own, which would vouch for the damage.
     """
     checks = Checks(threads=threads, progress=progress)
-    FORMATS.load(source.format).verify(source.path, checks)
+    form = FORMATS.load(source.format)
+    form.verify(source.path, checks)
+    if form.check is None:  # no checksum vouches for the rows
+        checks.take("rows", row_problems(source, progress))
     if not checks.ok:
         rest = len(checks.problems) - 1
         more = f" (and {rest} more)" if rest else ""

@@ -26,6 +26,7 @@ _HIDDEN_SIZE = ("hidden_size", "n_embd", "d_model", "dim")
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # Of encoder-decoders, whose plain names count the encoder's layers.
 _NUM_DECODER_LAYERS = ("decoder_layers", "num_decoder_layers", *_NUM_LAYERS)
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 _STREAMS = ("hc_mult", "hc_count")
 _NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layer_norm_rms_epsilon")
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+/-]{0,99}")
@@ -37,7 +38,8 @@ class ModelShape:
     """What attach needs to know of a model's config.json.
 
     `streams` are the copies of the hidden state that a hyper-connection model carries; `norm_eps`
-    None where the config has none, as `eos_id`, the first where it names several.
+    None where the config has none, as `eos_id`, the first where it names several; `positions`: how
+    many tokens the model takes at once, None where the config does not say.
     """
 
     model_type: str
@@ -47,6 +49,7 @@ class ModelShape:
     streams: int = 1
     norm_eps: float | None = None
     eos_id: int | None = None
+    positions: int | None = None
 
 
 def read_model_shape(checkpoint: Path) -> ModelShape:
@@ -77,6 +80,7 @@ def read_model_shape(checkpoint: Path) -> ModelShape:
         streams=_size(path, text, _STREAMS) if any(text.get(n) for n in _STREAMS) else 1,
         eos_id=_eos(text.get("eos_token_id", config.get("eos_token_id"))),
         norm_eps=next((float(text[n]) for n in _NORM_EPS if _is_eps(text.get(n))), None),
+        positions=next((text[n] for n in _POSITIONS if _is_length(text.get(n))), None),
     )
 
 
@@ -92,6 +96,10 @@ def _model_type(path: Path, value: Any) -> str:
             f"{path}: model_type is {value!r}, not a name such as llama", "check the checkpoint"
         )
     return value
+
+
+def _is_length(value: Any) -> bool:
+    return type(value) is int and value > 1
 
 
 def _is_eps(value: Any) -> bool:

@@ -12,6 +12,7 @@ from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import EngramError, IncompleteError, InputError
 from engram_cli.formats.base import Digest, Facts, header_bytes, stored_size
+from engram_cli.formats.stored_layers import stored_layers
 from engram_cli.hashing.layout import UNKNOWN_SCHEME, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.locate import count_read
@@ -85,6 +86,8 @@ def _rows(
         stored_bytes=size,
         report=request.report,
         probe=known,
+        foreign=found.format.foreign,
+        layers=stored_layers(source, found.format.number),
         dialect=getattr(source, "dialect", None),
         checks=getattr(source, "checks", ()),
         read=count_read(found.path, header_bytes(source), rows.get("read_bytes", 0)),
@@ -143,6 +146,7 @@ def _result(
     return InspectResult(
         path=found.path,
         kind=found.kind,
+        format=None if found.kind == VOCABULARY else found.kind,
         complete=complete,
         facts=tuple(facts),
         digests=digests,

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
+from engram_cli.commands.checks_view import checks_view, layers_view
 from engram_cli.commands.inspect_rows import InspectResult, NormBins
 from engram_cli.commands.probe import ProbeResult
 from engram_cli.numbers import count, percent
@@ -61,8 +62,10 @@ def write_inspection(result: InspectResult, name: str, path: Path, *, force: boo
 
 def inspection_views(result: InspectResult) -> Iterator[View]:
     """Return the views of an inspection, of those parts that were found."""
+    if result.foreign:
+        yield layers_view(result.layers)
     if result.checks:
-        yield _checks(result)
+        yield checks_view(result.checks)
     if result.digests:
         yield _digests(result)
     if result.probe is not None:
@@ -87,31 +90,10 @@ def inspection_views(result: InspectResult) -> Iterator[View]:
         )
     if result.hottest:
         yield _hottest(result)
-    if result.layers:
+    if result.duplicates:
         yield _duplicates(result)
     if result.layout:
         yield _heads(result)
-
-
-def _checks(result: InspectResult) -> View:
-    return View(
-        name="checks",
-        title="Checks",
-        lead="What the files hold, compared with what follows from config and tokenizer. "
-        "Undecided: one side is not known.",
-        parts=(
-            Table(
-                title="",
-                columns=(
-                    Column(name="check", kind="text"),
-                    Column(name="result", kind="text"),
-                    Column(name="found", kind="text"),
-                    Column(name="expected", kind="text"),
-                ),
-                rows=tuple((c.name, c.result, c.found, c.expected) for c in result.checks),
-            ),
-        ),
-    )
 
 
 def _digests(result: InspectResult) -> View:
@@ -197,12 +179,12 @@ def _hottest(result: InspectResult) -> View:
 def _duplicates(result: InspectResult) -> View:
     rows = tuple(
         (each.layer, own.rows, Estimate(own.distinct, own.distinct_error), own.twin_share)
-        for each in result.layers
+        for each in result.duplicates
         for own in (each.duplicates,)
     )
     twins = tuple(
         (each.layer, twin.rows, twin.first, twin.second)
-        for each in result.layers
+        for each in result.duplicates
         for twin in each.duplicates.twins
     )
     columns = (

@@ -16,6 +16,7 @@ from engram_cli.commands.lookup_rows import OtherNgram, named_ngrams
 from engram_cli.commands.probe import ProbeResult
 from engram_cli.formats.base import Digest
 from engram_cli.formats.model_folder import Check
+from engram_cli.formats.stored_layers import StoredLayer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.remote.store import ReadCount
@@ -77,9 +78,10 @@ class InspectResult:
     """What lies at the path. `facts` are for people; everything else is what they are made from.
 
     `complete` is False for a half-built table, of which no more than `facts` is known.
-    `multipliers`: by layer, as strings, since they exceed 53 bits. `columns`, `norms`, `layers` and
-    `hottest` are empty where no rows were read, `probe` is None where nothing was asked. `read`:
-    headers and rows, and of a source behind an address everything else too.
+    `format` is `kind`, None for a vocabulary; `foreign`: whether it is another program's.
+    `multipliers`: by layer, as strings, since they exceed 53 bits. `columns`, `norms`, `duplicates`
+    and `hottest` are empty where no rows were read, `probe` is None where nothing was asked.
+    `read`: headers and rows, and of a source behind an address everything else too.
     """
 
     path: Path
@@ -89,14 +91,17 @@ class InspectResult:
     digests: tuple[Digest, ...]
     files: int
     stored_bytes: int
-    scheme: str | None = None
+    format: str | None = None
+    foreign: bool = False
     dialect: str | None = None
+    scheme: str | None = None
+    layers: tuple[StoredLayer, ...] = ()
     checks: tuple[Check, ...] = ()
     multipliers: tuple[tuple[int, tuple[str, ...]], ...] = ()
     layout: tuple[LayoutColumn, ...] = ()
     columns: tuple[Columns, ...] = ()
     norms: tuple[NormBins, ...] = ()
-    layers: tuple[LayerRows, ...] = ()
+    duplicates: tuple[LayerRows, ...] = ()
     hottest: tuple[HotRow, ...] = ()
     probe: ProbeResult | None = None
     stats: Path | None = None
@@ -119,7 +124,7 @@ def inspect_rows(
     names = Names(layout, companions.vocabulary(layout, progress))
     columns: list[Columns] = []
     norms: list[NormBins] = []
-    layers: list[LayerRows] = []
+    duplicates: list[LayerRows] = []
     hot: list[HotRow] = []
     readers = {}
     if source.dim is not None:
@@ -139,13 +144,13 @@ def inspect_rows(
         if scan.bins is not None:
             norms += _norm_bins(layout, layer, scan.bins)
         if scan.duplicates is not None:
-            layers.append(LayerRows(layer=layer, duplicates=scan.duplicates))
+            duplicates.append(LayerRows(layer=layer, duplicates=scan.duplicates))
         _, known = known_ngrams(source, layer, statistics)
         hot += _hot_rows(layout, layer, scan.hottest, known, names, hottest)
     return {
         "columns": tuple(columns),
         "norms": tuple(norms),
-        "layers": tuple(layers),
+        "duplicates": tuple(duplicates),
         "hottest": tuple(hot),
         "stats": None if statistics is None else statistics.path,
         "read_bytes": read,

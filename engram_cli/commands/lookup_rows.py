@@ -117,7 +117,7 @@ def look_up(
     hits_at, known = known_ngrams(rows, entry.layer, statistics)
     hits = None if hits_at is None else hits_at(entry.layer, place)
     by_order = []
-    ngrams = tuple(_ngrams(window, layout, order) for order in layout.orders)
+    ngrams = tuple(window_ngrams(window, layout, order) for order in layout.orders)
     for index, own in enumerate(ngrams):
         lines = slice(index * heads, (index + 1) * heads)
         looked = _Order(
@@ -250,8 +250,11 @@ def named_ngrams(
     )
 
 
-def _ngrams(window: Window, layout: HashLayout, order: int) -> NDArray[np.int32]:
-    """int32[T, n], oldest token first, as the hash sees them: the filler at blocked positions."""
+def window_ngrams(window: Window, layout: HashLayout, order: int) -> NDArray[np.int32]:
+    """Return the n-grams int32[T, order] as the hash sees them: the filler at blocked positions.
+
+    The oldest token is first.
+    """
     count, older = len(window), layout.max_order - 1
     found = np.empty((count, order), dtype=np.int32)
     for lag in range(order):

@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from engram_cli.commands.artifact import Companions
 from engram_cli.commands.attach_layers import vocab_digest
+from engram_cli.commands.load_model import check_checkpoint, load_model
 from engram_cli.commands.requests.reading import TraceRequest
-from engram_cli.errors import DependencyError, InputError, MismatchError
+from engram_cli.errors import InputError, MismatchError
 from engram_cli.formats.bundle import BUNDLE_NAME, read_bundle
 from engram_cli.hashing.layout import short
 from engram_cli.hashing.schemes import takes_raw_ids
@@ -72,13 +72,7 @@ def trace_text(request: TraceRequest) -> TraceResult:
             option="--report",
             inputs=(request.checkpoint, request.bundle, request.tokenizer),
         )
-    if not request.checkpoint.is_dir():
-        raise InputError(f"no checkpoint at {request.checkpoint}", "give a model's folder")
-    if not (request.checkpoint / "config.json").is_file():
-        raise InputError(
-            f"{request.checkpoint} is not a checkpoint: it has no config.json",
-            "give the folder of a Hugging Face checkpoint",
-        )
+    check_checkpoint(request.checkpoint)
     tokenizer = load_tokenizer(request.tokenizer or request.checkpoint)
     text = typed_text(request.text)
     ids = tokenizer.encode(text)
@@ -86,7 +80,7 @@ def trace_text(request: TraceRequest) -> TraceResult:
         raise InputError(
             f"the text has {len(ids)} tokens", f"give a text of 1 to {MAX_TOKENS} tokens"
         )
-    _check_tokenizer(request.bundle or request.checkpoint / BUNDLE_NAME, tokenizer)
+    check_tokenizer(request.bundle or request.checkpoint / BUNDLE_NAME, tokenizer)
     layers, untrained = _run(request, ids)
     result = TraceResult(
         ids=tuple(ids),
@@ -165,7 +159,7 @@ def pieces_of(tokenizer: TokenizerFile, text: str, ids: list[int]) -> tuple[str,
     return tuple(pieces)
 
 
-def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
+def check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
     """Raise MismatchError for other token ids than the bundle's: they would look at wrong rows.
 
     A scheme that hashes raw ids has no vocabulary to compare.
@@ -185,19 +179,11 @@ def _check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
 
 def _run(request: TraceRequest, ids: list[int]) -> tuple[tuple[LayerTrace, ...], tuple[int, ...]]:
     """Return the figures of the layers, and which of them are untrained."""
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-    except ImportError:
-        raise DependencyError(
-            "tracing runs the model with PyTorch and transformers",
-            "python -m pip install transformers 'engram-tables[torch]'",
-        ) from None
+    model = load_model(request.checkpoint)
+    import torch
+
     from engram_cli.runtime import attach, trace
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
-    model: Any = _load(AutoModelForCausalLM, request.checkpoint)
     bundle = request.bundle or request.checkpoint / BUNDLE_NAME
     attach(model, bundle, rows_trainable=False)
     found = trace(model, torch.tensor(ids))
@@ -211,16 +197,3 @@ def _run(request: TraceRequest, ids: list[int]) -> tuple[tuple[LayerTrace, ...],
         for layer, values in found.gates.items()
     )
     return layers, found.untrained
-
-
-def _load(loader: Any, checkpoint: Path) -> Any:
-    try:
-        return loader.from_pretrained(
-            checkpoint, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"cannot load the model in {checkpoint}: {reason}",
-            "give the folder of a Hugging Face checkpoint with safetensors weights",
-        ) from None

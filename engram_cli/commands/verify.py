@@ -12,16 +12,20 @@ from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import VerifyRequest
+from engram_cli.commands.verify_rows import Coverage, check_rows
 from engram_cli.commands.verify_stats import stats_problems
 from engram_cli.errors import ArtifactError, EngramError, InputError, VocabularyError
 from engram_cli.files import sha256_bytes
-from engram_cli.formats.base import Checks
+from engram_cli.formats.base import Checks, header_bytes
+from engram_cli.formats.model_folder import Check
 from engram_cli.formats.statistics import StatisticsRows
+from engram_cli.formats.stored_layers import StoredLayer, stored_layers
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import SCHEMES, hash_layout, takes_raw_ids
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.locate import count_read
 from engram_cli.remote.store import ReadCount
+from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.lookup import HOLE, VocabMap
@@ -34,11 +38,21 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
-    """What was checked, what could not be, and a line for each thing that is wrong."""
+    """What was checked, what could not be, and a line for each thing that is wrong.
+
+    `format` is `kind`, None for a vocabulary. `checks`: what was compared, with what was found and
+    what was expected; those that differ are among the `problems`. `coverage`: which rows were read,
+    and what a sample of them can miss.
+    """
 
     path: Path
     kind: str
     ok: bool
+    format: str | None = None
+    dialect: str | None = None
+    layers: tuple[StoredLayer, ...] = ()
+    checks: tuple[Check, ...] = ()
+    coverage: Coverage | None = None
     checked: tuple[str, ...]
     not_checked: tuple[str, ...]
     problems: tuple[str, ...]
@@ -57,6 +71,7 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     begin = time.perf_counter()
     request = located(request)
     artifact = find_artifact(request.path)
+    source, coverage = None, None
     checks = Checks(threads=request.threads or processors(), progress=progress)
     companions = Companions(
         artifact=artifact.path, folder=request.folder, stats=request.stats, vocab=request.vocab
@@ -66,31 +81,55 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
             checks.files, checks.stored_bytes = 1, artifact.path.stat().st_size
             _check_vocab(artifact.path, request.tokenizer, checks)
         else:
-            _check_rows(artifact, companions, checks, request.tokenizer)
+            source = _check_artifact(artifact, companions, checks, request.tokenizer)
+            if source is not None and source.dim is not None and source.layers:
+                coverage = _check_rows(source, request, checks)
     except ArtifactError as error:
         checks.problems.append(error.message)
     return VerifyResult(
         path=artifact.path,
         kind=artifact.kind,
         ok=checks.ok,
+        format=None if artifact.kind == VOCABULARY else artifact.kind,
+        dialect=getattr(source, "dialect", None),
+        layers=() if source is None else stored_layers(source, artifact.format.number),
+        checks=tuple(checks.compared),
+        coverage=coverage,
         checked=tuple(checks.checked),
         not_checked=tuple(checks.not_checked),
         problems=tuple(checks.problems),
         files=checks.files,
         stored_bytes=checks.stored_bytes,
         seconds=time.perf_counter() - begin,
-        read=count_read(artifact.path, None),
+        read=count_read(
+            artifact.path,
+            None if source is None else header_bytes(source),
+            0 if coverage is None else coverage.read_bytes,
+        ),
     )
 
 
-def _check_rows(
+def _check_rows(source: RowSource, request: VerifyRequest, checks: Checks) -> Coverage:
+    """Read rows and take what was found; return which were read."""
+    share = None if request.full else request.fault_share
+    found, coverage = check_rows(source, share, threads=checks.threads, progress=checks.progress)
+    checks.take_compared(found)
+    if not any(each.result == "differs" for each in found):
+        checks.checked.append("rows")
+    return coverage
+
+
+def _check_artifact(
     artifact: Artifact, companions: Companions, checks: Checks, tokenizer: Path | None
-) -> None:
-    """Check an artifact by its format; then its layout, its vocabulary and its counts."""
+) -> RowSource | None:
+    """Check an artifact by its format; then its layout, its vocabulary and its counts.
+
+    Return it opened, None where it is too damaged.
+    """
     form = artifact.format
     source = form.verify(artifact.path, checks, tokenizer)
     if source is None:
-        return
+        return None
     if isinstance(source, StatisticsRows):
         vocab = companions.vocabulary(source.layout, checks.progress)
         problems, left = stats_problems(source.statistics, vocab, checks.progress)
@@ -99,12 +138,13 @@ def _check_rows(
     _check_layout(source.layout, checks)
     _check_vocab_digest(source.layout, companions, checks)
     if form.counts is None:
-        return
+        return source
     statistics = companions.statistics(source.layout, checks.progress)
     if statistics is not None:
         checks.take("counts", form.counts(source, statistics))
     elif source.has_hits:
         checks.not_checked.append("counts: the statistics they came from were not found")
+    return source
 
 
 def _check_vocab_digest(layout: HashLayout, companions: Companions, checks: Checks) -> None:

@@ -37,13 +37,17 @@ class Digest:
 
 @dataclass(slots=True, kw_only=True)
 class Checks:
-    """What a verification has found so far; `problems` is a line for each thing that is wrong."""
+    """What a verification has found so far; `problems` is a line for each thing that is wrong.
+
+    `compared`: each a `formats.model_folder.Check`. What differs is among the problems too.
+    """
 
     threads: int = 1
     progress: Progress = SILENT
     checked: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    compared: list[Any] = field(default_factory=list)
     files: int = 0
     stored_bytes: int = 0
 
@@ -60,13 +64,11 @@ class Checks:
         self.stored_bytes += others.stored_bytes
 
     def take_compared(self, compared: Iterable[Any]) -> None:
-        """Take the checks of a foreign format's source."""
+        """Take the checks of a foreign format's source, or of rows."""
         for each in compared:
-            line = f"{each.name}: {each.found}, expected {each.expected}"
-            if each.result == "undecided":
-                self.not_checked.append(line)
-            else:
-                self.take(each.name, [line] if each.result == "differs" else [])
+            self.compared.append(each)
+            if each.result == "differs":
+                self.problems.append(f"{each.name}: {each.found}, expected {each.expected}")
 
     @property
     def ok(self) -> bool:
@@ -199,6 +201,11 @@ def stored_size(path: Path) -> tuple[int, int]:
     return len(files), sum(file.stat().st_size for file in files)
 
 
+def rows_text(count: int) -> str:
+    """Return a number of rows in words: 1 row, 2 rows."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 def header_bytes(source: RowSource) -> int | None:
     """Return how many bytes of headers were read to open a source; None if it does not count."""
     place = getattr(source, "folder", None) or getattr(source, "file", None)
@@ -222,7 +229,7 @@ def row_problems(source: RowSource, progress: Progress = SILENT) -> list[str]:
             bad += int(np.count_nonzero(~np.isfinite(values).all(axis=1)))
             progress.advance(len(values))
         if bad:
-            problems.append(f"layer {layer}: {bad:,} rows have values that are not finite")
+            problems.append(f"layer {layer}: values that are not finite, in {rows_text(bad)}")
     return problems
 
 
@@ -260,7 +267,8 @@ class Format:
 
     A `foreign` format is that of another program's checkpoints. Its `open` takes the path of a
     tokenizer too, or None for the one in the folder; its sources have `dialect` and `checks`
-    (`formats.model_folder.Check`), and inspect reads their rows only when asked to.
+    (`formats.model_folder.Check`), and inspect reads their rows only when asked to. `number`: what
+    the files of an opened source call a layer of its layout, None where they do not.
     """
 
     name: str
@@ -272,13 +280,14 @@ class Format:
     check: Callable[[Path, Checks], RowSource | None] | None = None
     counts: Callable[[Any, Statistics], list[str]] | None = None
     foreign: bool = False
+    number: Callable[[Any, int], int | None] = lambda source, layer: layer
 
     def open_with(self, path: Path, tokenizer: Path | None) -> RowSource:
         """Open an artifact; `tokenizer` is for a foreign one. Raises as `open`."""
         return self.open(path, tokenizer) if self.foreign else self.open(path)
 
     def verify(self, path: Path, checks: Checks, tokenizer: Path | None = None) -> RowSource | None:
-        """Check an artifact with `check`, else read all its rows once; return it opened.
+        """Check an artifact with `check`; return it opened. Its rows are read by others.
 
         None where what was found says enough. Raises as `open`.
         """
@@ -287,5 +296,4 @@ class Format:
         source = self.open_with(path, tokenizer)
         checks.files, checks.stored_bytes = stored_size(path)  # of the files that are known then
         checks.take_compared(getattr(source, "checks", ()))
-        checks.take("rows", row_problems(source, checks.progress))
         return source

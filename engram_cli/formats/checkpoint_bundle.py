@@ -175,9 +175,9 @@ def _fresh_module(source: RowSource, model: HostModel) -> ModuleSpec:
     scheme = source.layout.scheme
     if scheme == "longcat":
         raise InputError(
-            f"{source.path}: LongCat's n-grams are added to the token embeddings, which no memory "
-            "module does",
-            "engram inspect, lookup and hash-stats read it",
+            f"{source.path} lacks the projections of its n-grams (post_projs), without which they "
+            "add to nothing",
+            "take the checkpoint again; engram inspect and lookup read its rows",
         )
     kind = scheme if scheme in FRESH_KINDS else DEFAULT_MODULE
     return module_spec(kind, streams=model.streams, norm_eps=model.norm_eps)

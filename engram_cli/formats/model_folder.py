@@ -53,19 +53,23 @@ def compared(name: str, found: object, expected: object) -> Check:
         )
         if first >= _SHOWN:  # show where they part
             name, found, expected = f"{name}, from {first} on", found[first:], expected[first:]
-    return Check(name=name, result=result, found=_text(found), expected=_text(expected))
+    between = " x " if "shape" in name else ", "
+    texts = (_text(value, between) for value in (found, expected))
+    return Check(name=name, result=result, found=next(texts), expected=next(texts))
 
 
-def _text(value: object) -> str:
+def _text(value: object, between: str) -> str:
     if value is None:
         return "unknown"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, (tuple, list)):
-        shown = [_text(each) for each in value[:_SHOWN]]
+        # A comma between thousands would look like one between values.
+        thousands = between != ", "
+        shown = [f"{each:,}" if thousands else str(each) for each in value[:_SHOWN]]
         if len(value) > _SHOWN:
-            return f"{', '.join(shown)}, ... ({len(value)} values)"
-        return " x ".join(shown) or "none"
+            return f"{between.join(shown)}, ... ({len(value)} values)"
+        return between.join(shown) or "none"
     return str(value)[:_SHOWN_TEXT]
 
 

@@ -141,10 +141,23 @@ def _shade(value: float) -> int:
 
 def _shades(text: Shades) -> Html:
     pieces = [
-        tag("span", visible(piece or _HOLLOW), class_=f"tok k{_shade(shade)}", title=note)
+        tag("span", visible(piece or _HOLLOW), class_=f"tok {_signed_shade(shade)}", title=note)
         for piece, shade, note in zip(text.pieces, text.shades, text.notes, strict=True)
     ]
-    return tag("p", tag("code", *pieces, class_="ngram"), class_="shaded")
+    drawn = tag("p", tag("code", *pieces, class_="ngram"), class_="shaded")
+    if not text.title:
+        return drawn
+    keys = [
+        tag("li", tag("span", class_=f"key {_signed_shade(shade)}", aria_hidden="true"), meaning)
+        for shade, meaning in text.legend
+    ]
+    caption = tag("figcaption", tag("b", _name(text.title)), tag("span", text.note))
+    return tag("figure", caption, tag("ul", *keys, class_="legend") if keys else None, drawn)
+
+
+def _signed_shade(value: float) -> str:
+    """Return the class of a value -1..1."""
+    return f"k{_shade(value)}" if value >= 0 else f"n{_shade(-value)}"
 
 
 def _figure(chart: Chart, *, half: bool = False) -> Html:

@@ -29,6 +29,8 @@ from engram_cli.vocab.lookup import HOLE
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.placement import Placement
 
+_APART_ROWS = 2**18  # copied at once, where others lie between them
+
 
 def hash_tensors(
     layout: HashLayout,
@@ -84,7 +86,8 @@ def table(
     are copied into one tensor.
     """
     pieces = table_pieces(bundle, layer, part)
-    if len(pieces) == 1:
+    device = torch.device(device)
+    if len(pieces) == 1 and (pieces[0].is_contiguous() or device.type == "cpu"):
         return pieces[0].to(device)
     lines = sum(map(len, pieces))
     whole = torch.empty((lines, *pieces[0].shape[1:]), dtype=pieces[0].dtype, device=device)
@@ -96,8 +99,11 @@ def fill(whole: Tensor, pieces: Sequence[Tensor]) -> None:
     """Copy `pieces` into `whole`, one after another."""
     begin = 0
     for piece in pieces:
-        whole[begin : begin + len(piece)].copy_(piece)
-        begin += len(piece)
+        # torch gathers rows that lie apart in memory before it copies them to a device.
+        parts = (piece,) if piece.is_contiguous() else torch.split(piece, _APART_ROWS)
+        for part in parts:
+            whole[begin : begin + len(part)].copy_(part)
+            begin += len(part)
 
 
 def table_pieces(bundle: Bundle, layer: int, part: str = ROWS) -> list[Tensor]:

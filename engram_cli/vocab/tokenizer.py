@@ -26,6 +26,7 @@ _RANDOM = ("dropout", "alpha")
 _TAKE_AGAIN = "give a Hugging Face tokenizer.json, saved with a current version of tokenizers"
 _PAD_NAMES = ("pad", "padding", "finetunerightpadid")
 # Without a pad token: what models pad with instead, the likeliest first.
+_END_NAMES = ("endoftext", "eos", "/s", "endofsentence")
 _OTHER_NAMES = ("endoftext", "eos", "/s", "endofsentence", "s", "bos", "unk")
 
 
@@ -64,6 +65,11 @@ class TokenizerFile:
         with _rust_errors(f"{self.path} cannot decode its tokens", _TAKE_AGAIN):
             return list(self.backend.decode_batch([[i] for i in ids], skip_special_tokens=False))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens kept. Raises VocabularyError."""
+        with _rust_errors(f"{self.path} cannot decode its tokens", _TAKE_AGAIN):
+            return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
     def read(self) -> bytes:
         """Return the bytes of the file. Raises VocabularyError where it has changed meanwhile."""
         raw = _read(self.path)
@@ -74,6 +80,16 @@ class TokenizerFile:
     def token(self, token_id: int) -> str:
         """Return the token as the vocabulary spells it."""
         return str(self.backend.id_to_token(token_id))
+
+    def added_before(self) -> tuple[int, ...]:
+        """Return the ids that the tokenizer itself puts before a text, such as BOS.
+
+        Raises VocabularyError.
+        """
+        with _rust_errors(f"{self.path} cannot encode a text", _TAKE_AGAIN):
+            mask = self.backend.encode("a").special_tokens_mask
+            ids = self.backend.encode("a").ids
+        return tuple(ids[: next((at for at, special in enumerate(mask) if not special), 0)])
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without special tokens added around it. Raises
@@ -210,6 +226,12 @@ def choose_pad(special: Mapping[int, str], declared: int | None = None) -> int |
     found += [by_name[name] for name in _OTHER_NAMES if name in by_name]
     found += sorted(special)[:1]
     return found[0] if found else declared
+
+
+def choose_end(tokenizer: TokenizerFile) -> int | None:
+    """Return the id of the special token that ends a document, None where none is called so."""
+    names = {_plain(tokenizer.token(i)): i for i in sorted(tokenizer.special_ids, reverse=True)}
+    return next((names[name] for name in _END_NAMES if name in names), None)
 
 
 def declared_pad(tokenizer: Path, ids: Mapping[str, int]) -> int | None:

@@ -77,7 +77,7 @@ def test_hits_and_the_hottest_rows_are_those_counted(made_once: Made, what: str)
 def test_norms_of_a_bundle_are_those_of_its_table(made_once: Made) -> None:
     table, bundle = inspected(made_once.table), inspected(made_once.bundle)
     assert table.norms == bundle.norms
-    assert table.layers == bundle.layers
+    assert table.duplicates == bundle.duplicates
     assert table.columns == bundle.columns
     assert table.read_bytes == bundle.read_bytes > 0
     for bins in table.norms:

@@ -44,8 +44,8 @@ def test_what_was_written_is_all_right(made_once: Made, kind: str) -> None:
     assert result.files >= 1
     assert result.stored_bytes <= sum(f.stat().st_size for f in files)
     wanted = {
-        "table": {"checksums", "layout", "vocabulary", "counts"},
-        "bundle": {"digests", "headers", "layout", "vocabulary"},
+        "table": {"checksums", "layout", "vocabulary", "counts", "rows"},
+        "bundle": {"digests", "headers", "layout", "vocabulary", "rows"},
         "vocabulary": {"digest", "keys and ids", "texts"},
         "statistics": {"hits, sample and figures", "layout", "vocabulary"},
     }[kind]

@@ -25,6 +25,7 @@ from engram_cli.errors import InputError
 
 _PROBE = "What a next-token table knows"
 LEAST_POSITIONS = 40
+LEAST_SHARE, MOST_SHARE = 1e-6, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,8 +208,17 @@ class VerifyRequest(Request):
     """What to verify.
 
     `stats` and `vocab` are compared with the artifact; without them those that lie next to it and
-    belong to it. `tokenizer`: what a vocabulary was made from.
+    belong to it. `tokenizer`: what a vocabulary was made from, or another program's checkpoint.
+    `full`: read every row; else a sample that finds a fault in `fault_share` of the rows.
     """
+
+    RULES = (
+        Rule(
+            lambda request: not LEAST_SHARE <= request.fault_share <= MOST_SHARE,
+            "--fault-share {0.fault_share:g}",
+            f"give a share of the rows, from {LEAST_SHARE:g} to {MOST_SHARE:g}",
+        ),
+    )
 
     path: Annotated[
         Path,
@@ -225,8 +235,18 @@ class VerifyRequest(Request):
     vocab: Vocab = None
     tokenizer: Annotated[
         Path | None,
-        Option("Tokenizer that a vocabulary was made from (found automatically).", remote=True),
+        Option(
+            "Tokenizer of a vocabulary, or of a checkpoint with tables (found automatically).",
+            remote=True,
+        ),
     ] = None
+    full: Annotated[
+        bool, Option("Read every row and compare all blocks; by default a sample is read.")
+    ] = False
+    fault_share: Annotated[
+        float,
+        Option("Share of faulty rows that the sample finds, with 99.9 % (0.001).", metavar="SHARE"),
+    ] = 0.001
     threads: Threads = None
     folder: Annotated[Path, WORKSPACE] = Path()
 

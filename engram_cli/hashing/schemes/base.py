@@ -19,12 +19,14 @@ class Scheme:
 
     `layout` makes a HashLayout of its parameters, which have published defaults. `raw_ids`: token
     ids are hashed as they are, and `vocab_size` takes the place of a compressed vocabulary.
-    `first_layer`: the number, 0 or 1, by which it names the first decoder layer.
+    `first_layer`: the number, 0 or 1, by which it names the first decoder layer. `at_embedding`:
+    the memory acts at the model's embedding, in no decoder layer.
     """
 
     layout: Callable[..., HashLayout]
     raw_ids: bool
     first_layer: int = 0
+    at_embedding: bool = False
 
     @property
     def parameters(self) -> tuple[str, ...]:

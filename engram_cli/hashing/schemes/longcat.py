@@ -63,4 +63,4 @@ def layout(
     )
 
 
-SCHEME = Scheme(layout=layout, raw_ids=True)
+SCHEME = Scheme(layout=layout, raw_ids=True, at_embedding=True)

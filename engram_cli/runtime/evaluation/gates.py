@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,9 @@ class LayerKey:
 class GateMeter:
     """Inside its `with` block, sums up the gates of each layer; several blocks add up.
 
-    `sums` has int64[BINS + 1] for each layer: the gates of all streams by size, then the positions;
-    and float64[2]: the sum of the gates, and of the norm of what was added over that of the hidden
-    state. Padding is left out.
+    For each layer: `bins` int64[BINS], the gates of all streams by size; `positions`, how many
+    tokens they are of; `sums` float64[2], the sum of the gates, and that of the norm of what was
+    added over the norm of the hidden state. Padding is left out.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -59,6 +60,15 @@ class GateMeter:
             handle.remove()
         self._handles.clear()
 
+    @property
+    def counted(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """The bins, the positions and the sums."""
+        return self.bins, self.positions, self.sums
+
+    def set_counted(self, every: Sequence[tuple[Any, ...]]) -> None:
+        """Take the sums of what several processes `counted`."""
+        self.bins, self.positions, self.sums = (sum(own) for own in zip(*every, strict=True))
+
     def take_seconds(self) -> float:
         """Return the seconds that measuring took since this was last asked."""
         taken, self._seconds = self._seconds, 0.0
@@ -85,7 +95,7 @@ class GateMeter:
         keep: Tensor | None,
         args: tuple[Any, ...],
     ) -> None:
-        streams = hidden.reshape(*rows.shape[:2], module.streams, -1)
+        streams = hidden.reshape(*rows.shape[:2], module.carried_streams, -1)
         gates = module.gates(streams.to(module.anchor.device), module.vectors(rows))[..., 0]
         added, _ = module.forward(*args)  # the output is the sum; without the hooks
         base = hidden.reshape(*rows.shape[:2], -1).float().norm(dim=-1)

@@ -47,6 +47,20 @@ class Pace:
         self.tokens[name] = self.tokens.get(name, 0) + tokens
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
+    def tokens_per_second(self, name: str) -> float:
+        """Return how many tokens a variant read per second; 0 for one that read none."""
+        seconds = self.seconds.get(name, 0.0)
+        return self.tokens.get(name, 0) / seconds if seconds else 0.0
+
+    @classmethod
+    def together(cls, paces: Sequence[Pace]) -> Pace:
+        """Return the pace of processes side by side, which take as long as the slowest."""
+        names = dict.fromkeys(name for pace in paces for name in pace.seconds)
+        return cls(
+            tokens={name: sum(pace.tokens.get(name, 0) for pace in paces) for name in names},
+            seconds={name: max(pace.seconds.get(name, 0.0) for pace in paces) for name in names},
+        )
+
 
 def score(
     model: nn.Module,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,13 @@ class PartLoss:
             float(weight @ self.products[0]),
             float(self.products[0, 0]),
         )
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return what every process of the default group gives here, in their order."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 class LossSums:

@@ -20,12 +20,13 @@ class Piece:
     """The next token ids, int[n] with n >= 0, of the document with the number `document`.
 
     Pieces of one document follow each other. `bytes`: the UTF-8 bytes of the piece's text, None if
-    they are not known.
+    they are not known. `name`: where the document is, to read.
     """
 
     document: int
     ids: NDArray[np.integer]
     bytes: int | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,6 +40,7 @@ class Window:
     start: int
     first: int
     ids: NDArray[np.int64]
+    name: str = ""
 
     @property
     def scored(self) -> NDArray[np.int64]:
@@ -75,7 +77,7 @@ def cut_windows(
         if held is None or held.document != piece.document:
             if held is not None:
                 yield from held.end()
-            held = _Held(piece.document, context, stride)
+            held = _Held(piece, context, stride)
         yield from held.take(piece)
     if held is not None:
         yield from held.end()
@@ -94,8 +96,8 @@ def check_window(context: int, stride: int) -> None:
 class _Held:
     """The tokens of the document at hand that are not in a window yet, or are context of one."""
 
-    def __init__(self, document: int, context: int, stride: int) -> None:
-        self.document = document
+    def __init__(self, first: Piece, context: int, stride: int) -> None:
+        self.document, self._name = first.document, first.name
         self._context, self._stride = context, stride
         self._ids = np.empty(0, dtype=np.int64)
         self._start = self._tokens = 0
@@ -122,7 +124,13 @@ class _Held:
     def _window(self, ids: NDArray[np.int64]) -> Window:
         first = self._scored - self._start
         self._scored = self._start + len(ids)
-        return Window(document=self.document, start=self._start, first=first, ids=ids.copy())
+        return Window(
+            document=self.document,
+            start=self._start,
+            first=first,
+            ids=ids.copy(),
+            name=self._name,
+        )
 
 
 def batches(windows: Iterable[Window], batch_tokens: int) -> Iterator[list[Window]]:

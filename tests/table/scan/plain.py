@@ -34,3 +34,26 @@ def scramble(values: Longs) -> Longs:
     z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return z ^ z >> np.uint64(31)
+
+
+def largest(codes: NDArray[np.unsignedinteger], mask: int) -> NDArray[np.unsignedinteger]:
+    """The largest `code & mask` of each row [n] of codes [n, width]."""
+    return np.max(codes & codes.dtype.type(mask), axis=1, initial=0)
+
+
+def count_of(codes: NDArray[np.uint8], every: int, mask: int, wanted: int) -> int:
+    """How many of `codes & mask` are `wanted`, in one row of `every`."""
+    return int(np.count_nonzero((codes[::every] & np.uint8(mask)) == wanted))
+
+
+def digest(words: Longs, keys: Longs, every: int, seed: int) -> int:
+    """`kernels.codes.digest` in Python's integers."""
+    value = seed
+    for first in range(0, len(words), len(keys) * every):
+        run = words[first : first + len(keys)]
+        total = len(run)
+        for word, key in zip(run.tolist(), keys.tolist(), strict=False):
+            total += word + ((word ^ key) & 2**32 - 1) * ((word ^ key) >> 32)
+        value = (value ^ total % 2**64) * 0x9E3779B185EBCA87 % 2**64
+        value ^= value >> 29
+    return value

@@ -1,0 +1,50 @@
+"""Loads the model of a checkpoint with transformers, from local safetensors files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engram_cli.errors import DependencyError, InputError
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise InputError for a folder that holds no checkpoint."""
+    if not folder.is_dir():
+        raise InputError(f"no checkpoint at {folder}", "give a model's folder")
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} is not a checkpoint: it has no config.json",
+            "give the folder of a Hugging Face checkpoint",
+        )
+
+
+def load_model(checkpoint: Path, **options: Any) -> Any:
+    """Return the causal language model in a folder; `options` are those of `from_pretrained`.
+
+    Raises DependencyError without torch or transformers, InputError for one that cannot be loaded.
+    """
+    try:
+        import torch  # noqa: F401
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError:
+        raise DependencyError(
+            "running the model needs PyTorch and transformers",
+            "python -m pip install 'engram-tables[train]'",
+        ) from None
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            checkpoint,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"cannot load the model in {checkpoint}: {reason}",
+            "give the folder of a Hugging Face checkpoint with safetensors weights",
+        ) from None
