@@ -40,11 +40,11 @@ from engram_cli.formats.row_files import (
     Place,
     RowFiles,
     grown_files,
+    prepare_rows,
     put_file,
     require_map,
     require_rows,
 )
-from engram_cli.outputs import prepare_output
 from engram_cli.registry import enumerated
 from engram_cli.rows import DTYPES
 from engram_cli.rows.gguf_file import GGML_TYPES, SPLIT
@@ -113,7 +113,7 @@ def _write_new(source: RowSource, out: Path, options: WriteOptions) -> Written:
     places = [out.with_name(name) for name in names]
     read = before.file.parts if isinstance(before, GgufRows) else (source.path,)
     for place in places:
-        prepare_output(place, GGUF, force=options.force, inputs=read)
+        prepare_rows(place, GGUF, options, read)
     with grown_files(out, plan, options) as grown:
         if options.verify:
             _verify(source, dtype, dialect, grown.folder / names[0], options)
