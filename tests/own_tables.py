@@ -27,6 +27,7 @@ from engram_cli.vocab.compress import CompressedVocab
 
 QWEN_VOCABULARY, QWEN_EOS = 300, 7
 HIDDEN, STREAMS = 32, 4
+IMAGE = 3  # V4.1's image token, which is dead
 WEIGHTS = "model.safetensors"
 
 
@@ -75,6 +76,23 @@ def qwen(dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
         if ".ple." in name:
             parameter.data.normal_(0, 0.3)
     return model.to(dtype)
+
+
+def multimodal_qwen(ple_layers: list[int]) -> PreTrainedModel:
+    """The same decoder inside transformers' multimodal class, whose config nests its own."""
+    inner = qwen_config(ple_layer_ids=ple_layers).to_dict() | {"rope_parameters": None}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+              "out_hidden_size": 32, "num_position_embeddings": 16, "patch_size": 2}  # fmt: skip
+    config = qwen4.Qwen4ExpConfig(
+        text_config=inner, vision_config=vision, image_token_id=290, video_token_id=291,
+        vision_start_token_id=292, vision_end_token_id=293,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = qwen4.Qwen4ExpForConditionalGeneration(config).eval()
+    for name, parameter in model.named_parameters():
+        if ".ple." in name:
+            parameter.data.normal_(0, 0.3)
+    return model
 
 
 @contextmanager
@@ -250,7 +268,7 @@ def deepseek(
         for name, norm in zip(("q_weight", "k_weight"), norms, strict=True):
             writer.add(file, start + name, "bfloat16", bfloat16(norm))
         dense[entry.layer] = Dense(wkv=wkv, q=norms[0], k=norms[1])
-    whole = {"model_type": "deepseek_v41", "image_token_id": 3}
+    whole = {"model_type": "deepseek_v41", "image_token_id": IMAGE}
     writer.write({**whole, **config} if flat else {**whole, "text_config": config})
     return OwnTable(path=folder, layout=layout, values=values, dense=dense)
 

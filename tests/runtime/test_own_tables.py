@@ -16,6 +16,7 @@ from formats.checkpoints import deepseek_v41, gguf, longcat
 from formats.small_artifacts import store
 from own_tables import (
     HIDDEN,
+    IMAGE,
     QWEN_EOS,
     QWEN_VOCABULARY,
     OwnTable,
@@ -26,6 +27,7 @@ from own_tables import (
     deepseek_addition,
     deepseek_gguf,
     longcat_flash,
+    multimodal_qwen,
     qwen,
     save,
     stored_tensors,
@@ -141,6 +143,18 @@ def test_decoding_and_padding(saved: tuple[PreTrainedModel, Path]) -> None:
     assert torch.equal(bare.generate(ids, **options), whole.generate(ids, **options))
 
 
+def test_the_multimodal_model(tmp_path: Path) -> None:
+    """Its checkpoint nests the config and has other names, as the release has."""
+    whole = multimodal_qwen([2])
+    path = save(whole, tmp_path / "ckpt")
+    bare, ids = multimodal_qwen([]), some_ids(280)
+    bare.load_state_dict({k: v for k, v in whole.state_dict().items() if ".ple." not in k})
+    attach(bare, path)
+    torch.testing.assert_close(logits(bare, ids), logits(whole, ids), atol=1e-6, rtol=1e-6)
+    options = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(bare.generate(ids, **options), whole.generate(ids, **options))
+
+
 def test_what_was_found_is_said(
     saved: tuple[PreTrainedModel, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -217,11 +231,14 @@ def test_a_checkpoint_that_contradicts_itself(tmp_path: Path) -> None:
         attach(bare, path)
 
 
-def with_memory(model: StreamDecoder, own: OwnTable, ids: Tensor) -> Tensor:
+def with_memory(
+    model: StreamDecoder, own: OwnTable, ids: Tensor, dead: Tensor | None = None
+) -> Tensor:
     """The logits with V4.1's layers, computed without any of the runtime."""
     handles = []
+    blocked = None if dead is None else dead.numpy()
     for layer, dense in own.dense.items():
-        rows = np.stack([hash_tokens(own.layout, line.tolist(), layer=layer) for line in ids])
+        rows = hash_tokens(own.layout, ids.numpy(), layer=layer, dead=blocked)
         vectors = torch.from_numpy(own.values[layer][rows.astype(np.int64)]).flatten(-2)
 
         def add(_: nn.Module, args: Any, dense: Any = dense, vectors: Any = vectors) -> Any:
@@ -241,10 +258,11 @@ def test_deepseek_v41(
 ) -> None:
     own = deepseek(tmp_path / "ckpt", small_vocab, flat=flat)
     model, ids = StreamDecoder(small_vocab.vocab_size), text(small_vocab.vocab_size, 2, 16)
-    expected = with_memory(model, own, ids)
+    ids[0, 4:7] = ids[1, 11] = IMAGE
+    expected = with_memory(model, own, ids, ids == IMAGE)
     assert not torch.allclose(logits(model, ids), expected, atol=0.1)
     memory = attach(model, own.path, placement=placement, tokenizer=tokenizer_file)
-    assert memory.spec.layout.fingerprint == own.layout.fingerprint
+    assert memory.spec.layout.layers == own.layout.layers
     for layer, dense in own.dense.items():
         state = memory.layers[str(layer)].state_dict()
         assert np.array_equal(state["wkv.weight"].numpy(), dense.wkv)
