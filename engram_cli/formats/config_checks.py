@@ -94,7 +94,7 @@ def float8_dtypes(config: Mapping[str, Any], label: str, dtypes: Mapping[str, st
         method = str(quantised.get("quant_method"))[:32]
         return Check(name=name, result="undecided", found=found, expected=f"by {method}")
     told = quantised.get("scale_fmt")
-    scale = (_E8M0,) if told == "ue8m0" else ("float32", "bfloat16")
+    scale: tuple[str, ...] = (_E8M0,) if told == "ue8m0" else ("float32", "bfloat16")
     scale += () if told is not None else (_E8M0,)
     wrong = [
         what
