@@ -126,18 +126,20 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     from engram_cli.commands.inspect_page import inspection_views
 
     size = f"{quantity(result.stored_bytes, 'bytes')} ({result.stored_bytes:,} bytes)"
+    remote = result.read if result.read is not None and result.read.requests is not None else None
+    stored = "on disk" if remote is None else "stored"
     lines: list[tuple[str, str | Text]] = [
         ("path", shown_path(result.path)),
         *result.facts,
-        ("on disk", f"{size}, {count(result.files, 'file')}"),
+        (stored, f"{size}, {count(result.files, 'file')}"),
     ]
     if result.stats is not None and result.kind != "statistics":
         lines.append(("statistics", shown_path(result.stats)))
     if result.read_bytes:
         pace = quantity(result.read_bytes / max(result.seconds, 1e-9), "bytes")
         lines.append(("read", f"{quantity(result.read_bytes, 'bytes')} of rows, {pace}/s"))
-    if result.read is not None and result.read.requests is not None:
-        lines.append(("network", read_text(result.read)))
+    if remote is not None:
+        lines.append(("network", read_text(remote)))
     if result.report is not None:
         lines.append(("report", shown_path(result.report)))
     views = {view.name: view for view in inspection_views(result)}
