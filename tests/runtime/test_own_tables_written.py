@@ -16,7 +16,8 @@ from own_tables import StreamDecoder, bare_qwen, deepseek, quiet, qwen, qwen_con
 from tiny_models import text
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from engram_cli import attach, hf
+import engram_cli.hf
+from engram_cli import attach
 from engram_cli.commands.attach import AttachResult, attach_checkpoint
 from engram_cli.commands.inspect import InspectRequest, inspect
 from engram_cli.commands.load_model import load_model
@@ -25,6 +26,8 @@ from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.vocab.compress import CompressedVocab
+
+engram_cli.hf.disable()  # until a test enables it
 
 
 def refer(path: Path, **options: Any) -> AttachResult:
@@ -223,7 +226,7 @@ def test_from_pretrained_leaves_the_own_table_to_the_memory(
     """With `engram_cli.hf` a model comes with the memory of its own table, and nothing twice."""
     whole, path = saved
     ids = text(300, 1, 12)
-    hf.enable(placement="disk")
+    engram_cli.hf.enable(placement="disk")
     try:
         with quiet():
             models = [
@@ -232,7 +235,7 @@ def test_from_pretrained_leaves_the_own_table_to_the_memory(
                 type(whole).from_pretrained(str(path), config=qwen_config()),
             ]
     finally:
-        hf.disable()
+        engram_cli.hf.disable()
     for model in models:
         assert model.engram.notes == ()
         assert all(layer.ple is None for layer in model.model.layers)
