@@ -32,7 +32,11 @@ from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME, CARD
 from engram_cli.formats.bundle_description import Reference
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
-from engram_cli.formats.checkpoint_bundle import refer_to_source, require_attachable
+from engram_cli.formats.checkpoint_bundle import (
+    attached_layout,
+    refer_to_source,
+    require_attachable,
+)
 from engram_cli.formats.module_spec import first_values
 from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
 from engram_cli.formats.table_reference import refer
@@ -119,7 +123,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     nearby = Companions(artifact=request.table, folder=request.folder or Path())
     vocabularies = nearby.vocabulary_places()
     check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer, vocabularies)
-    spec = _spec(request, store.layout, dim, dtype, placed, model)
+    spec = _spec(request, attached_layout(store), dim, dtype, placed, model)
     if own is not None:
         spec = replace(spec, module=own.spec)
     place = partial(
@@ -173,17 +177,29 @@ def _own(
 ) -> OwnModule | None:
     """Return the module of the checkpoint that has the rows, where it is wanted and fits the model.
 
-    Raises InputError and ArtifactError for a checkpoint whose rows cannot be attached.
+    Raises as `fitting_module`.
+    """
+    if FORMATS.load(store.format).foreign:
+        require_attachable(store)
+    if (request.init_value, request.init_gate) != ("auto", "random"):
+        return None
+    return fitting_module(store, model, progress, request.module)
+
+
+def fitting_module(
+    store: RowSource, model: ModelShape, progress: Progress, kind: str | None = None
+) -> OwnModule | None:
+    """Return the module of the checkpoint that has the rows; None where it does not fit the model.
+
+    `kind`: the one wanted, None for any. Raises InputError and ArtifactError for a damaged one.
     """
     if not FORMATS.load(store.format).foreign:
         return None
-    require_attachable(store)
     own = own_module(store, DEFAULT_EPS if model.norm_eps is None else model.norm_eps)
     if own is None:
         progress.note(f"{store.path} has rows and no module of its own: a new one starts")
         return None
-    fresh = (request.init_value, request.init_gate) != ("auto", "random")
-    if fresh or request.module not in (None, own.spec.kind):
+    if kind not in (None, own.spec.kind):
         return None
     found = own.hidden_size, own.spec.carried_streams
     if found != (model.hidden_size, model.streams):

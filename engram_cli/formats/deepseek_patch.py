@@ -16,9 +16,13 @@ from engram_cli.formats import FORMATS
 from engram_cli.formats.base import WriteOptions, Written, require_agreement
 from engram_cli.formats.model_writer import CONVERTED, MARKER, put_checkpoint
 from engram_cli.formats.row264 import DTYPE, require_e8m0
-from engram_cli.formats.row_files import NewFile, Place, RowFiles, grown_files
+from engram_cli.formats.row_files import grown_files, prepare_rows
+from engram_cli.formats.row_plan import (
+    NewFile,
+    Place,
+    RowFiles,
+)
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY
-from engram_cli.outputs import prepare_output
 from engram_cli.rows.copying import Extent, differing_byte
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.safetensors import INDEX
@@ -86,7 +90,7 @@ def write_patch(source: RowSource, out: Path, patch: Path, options: WriteOptions
     done = Written(files=(*names, MARKER), size=plan.size)
     if options.check:
         return done
-    prepare_output(out, CONVERTED, force=options.force, inputs=(source.path, release.path))
+    prepare_rows(out, CONVERTED, options, (source.path, release.path))
     with grown_files(out, plan, options) as grown:
         if has_index:
             shutil.copyfile(release.path / INDEX, grown.folder / INDEX)

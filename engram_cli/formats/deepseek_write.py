@@ -30,14 +30,13 @@ from engram_cli.formats.model_writer import (
     verify_copies,
 )
 from engram_cli.formats.row264 import BLOCK, DTYPE
-from engram_cli.formats.row_files import (
+from engram_cli.formats.row_files import grown_files, prepare_rows
+from engram_cli.formats.row_plan import (
     Place,
     RowFiles,
-    grown_files,
     require_map,
     require_rows,
 )
-from engram_cli.outputs import prepare_output
 from engram_cli.rows import DTYPES
 from engram_cli.rows.copying import Extent
 from engram_cli.rows.safetensors import INDEX, TensorSpec
@@ -88,7 +87,7 @@ def write_deepseek(source: RowSource, out: Path, options: WriteOptions) -> Writt
     )
     if options.check:
         return done
-    prepare_output(out, CONVERTED, force=options.force, inputs=(source.path,))
+    prepare_rows(out, CONVERTED, options, (source.path,))
     with grown_files(out, plan, options) as grown:
         for name, raw in small.items():
             (grown.folder / name).write_bytes(raw)

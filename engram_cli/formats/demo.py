@@ -8,7 +8,7 @@ follow. Neither the seed nor the vocabulary is stored: multipliers need a tokeni
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ from engram_cli.hashing.layout import MAX_ORDER, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows.safetensors import checkpoint_files
 from engram_cli.rows.source import ROWS
+from engram_cli.rows.torch_file import torch_tensors
 from engram_cli.vocab.lookup import VocabMap
 
 WEIGHT, OFFSETS = "multi_head_embedding.embedding.weight", "multi_head_embedding.offsets"
@@ -48,23 +49,36 @@ def _recognise(path: Path) -> Path | None:
     try:
         if path.is_file() and path.suffix in _PICKLED:
             with path.open("rb") as file:
-                return path if file.read(2) in (b"PK", b"\x80\x02") else None
+                start = file.read(2)
+            if start != b"PK":
+                return path if start == b"\x80\x02" else None
+            return path if _has_offsets(_torch_names(path)) else None
         if not path.is_dir() and path.suffix != ".safetensors":
             return None
         names = checkpoint_files(path)
     except (EngramError, OSError):
         return None
+    return path if _has_offsets(names) else None
+
+
+def _has_offsets(names: Iterable[str]) -> bool:
     found = (_NAME.fullmatch(name) for name in names)
-    return path if any(match and match[2] == OFFSETS for match in found) else None
+    return any(match and match[2] == OFFSETS for match in found)
+
+
+def _torch_names(path: Path) -> Iterable[str]:
+    """Return the names in a file of torch.save; one of ours if `_open` says what is wrong."""
+    try:
+        return torch_tensors(path)[0]
+    except EngramError:
+        return (OFFSETS,)
 
 
 def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
     if path.suffix in _PICKLED:
-        raise InputError(
-            f"{path} is pickled: loading it could run any code",
-            "load it where you trust it, and save it with safetensors.torch.save_file",
-        )
-    folder = open_folder(path, {}, lambda name: _NAME.fullmatch(name) is not None)
+        folder = _torch_folder(path)
+    else:
+        folder = open_folder(path, {}, lambda name: _NAME.fullmatch(name) is not None)
     memories, numbered = _by_layer(folder)
     stored = {layer: stored_moduli(folder, own) for layer, own in memories.items()}
     # The multipliers follow from the layer's number too: without it no token is hashed.
@@ -95,6 +109,23 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
         modules=memories,
         names={layer: tuple(own.values()) for layer, own in memories.items()},
     )
+
+
+def _torch_folder(path: Path) -> ModelFolder:
+    """Open a file of torch.save, which is never unpickled. Raises InputError, ArtifactError."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            raise InputError(
+                f"{path} is pickled as torch did before 1.6: loading it could run any code",
+                "load it where you trust it, and save it with safetensors.torch.save_file",
+            )
+    places, size = torch_tensors(path)
+    tensors = {
+        name: FoundTensor(file=path, place=place)
+        for name, place in places.items()
+        if _NAME.fullmatch(name)
+    }
+    return ModelFolder(path=path, config={}, tensors=tensors, header_bytes=size)
 
 
 def _by_layer(folder: ModelFolder) -> tuple[dict[int, dict[str, str]], bool]:

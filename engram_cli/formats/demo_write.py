@@ -1,4 +1,7 @@
-"""Writes rows as a state dict of the paper's demo: `layers.N.engram.` and the demo's names."""
+"""Writes rows as a state dict of the paper's demo: `layers.N.engram.` and the demo's names.
+
+A name that ends in .pt gives an archive that `torch.load(weights_only=True)` reads.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from pathlib import Path
 from engram_cli.errors import InputError
 from engram_cli.formats.base import Target, WriteOptions, Written
 from engram_cli.formats.demo import FORMAT, OFFSETS, WEIGHT
-from engram_cli.formats.row_files import grown_files, put_file
+from engram_cli.formats.row_files import grown_files, prepare_rows, put_file
 from engram_cli.formats.state_dict import (
     FLOATS,
+    TORCH_SUFFIXES,
     WRITTEN_BY,
     StateTensor,
     copied_tensor,
@@ -21,19 +25,21 @@ from engram_cli.formats.state_dict import (
     rows_tensor,
     state_dict_file,
 )
-from engram_cli.outputs import Kind, Listing, prepare_output
+from engram_cli.outputs import Kind, Listing
 from engram_cli.rows.source import RowSource
 from engram_cli.rows.stored_as import require_same_rows
+from engram_cli.rows.torch_write import plan_torch, write_checksums
 
 
 def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
     layout = require_rows(source, "engram-v1", "a state dict of the demo")
-    if out.suffix != ".safetensors":
+    if out.suffix not in (".safetensors", *TORCH_SUFFIXES):
         raise InputError(
-            f"{out.name} does not end in .safetensors",
+            f"{out.name} ends in neither .safetensors nor .pt",
             "give another --out, such as demo.safetensors",
         )
-    plan = state_dict_file(out.name, _tensors(source), {"format": "pt", **WRITTEN_BY}, source)
+    tensors = _tensors(source)
+    plan = state_dict_file(out.name, tensors, {"format": "pt", **WRITTEN_BY}, source)
     pad, seed = (layout.parameters.get(name, "unknown") for name in ("pad_id", "seed"))
     notes = [f"the file holds no tokenizer, pad id ({pad}) or seed ({seed}): set them in the model"]
     if not any(module_tensors(source, "demo").values()):
@@ -41,9 +47,12 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
     done = Written(dialect="state dict", files=(out.name,), size=plan.size, notes=tuple(notes))
     if options.check:
         return done
-    prepare_output(out, STATE_DICT, force=options.force, inputs=(source.path,))
+    prepare_rows(out, STATE_DICT, options, (source.path,))
     with grown_files(out, plan, options) as grown:
         file = grown.folder / out.name
+        if out.suffix in TORCH_SUFFIXES:
+            specs = [tensor.spec for tensor in tensors]
+            write_checksums(file, plan_torch(specs), specs)
         if options.verify:
             require_same_rows(
                 source, FORMAT.open(file, options.tokenizer), plan.dtype, threads=options.threads,

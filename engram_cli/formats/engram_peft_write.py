@@ -21,7 +21,7 @@ from engram_cli.formats.bundle_rows import BundleRows
 from engram_cli.formats.demo import OFFSETS, WEIGHT
 from engram_cli.formats.engram_peft import ADAPTER, FORMAT
 from engram_cli.formats.model_folder import CONFIG, CheckpointRows, bare_map, config_of
-from engram_cli.formats.row_files import grown_files, put_folder
+from engram_cli.formats.row_files import grown_files, prepare_rows, put_folder
 from engram_cli.formats.state_dict import (
     FLOATS,
     WRITTEN_BY,
@@ -29,16 +29,16 @@ from engram_cli.formats.state_dict import (
     copied_tensor,
     integers_tensor,
     module_tensors,
-    origin,
     require_rows,
     rows_tensor,
     state_dict_file,
 )
 from engram_cli.hashing.layout import BASE_VOCABULARY, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.outputs import Kind, Listing, prepare_output
+from engram_cli.outputs import Kind, Listing
 from engram_cli.rows.source import RowSource
 from engram_cli.rows.stored_as import require_same_rows
+from engram_cli.rows.views import origin
 
 _SCHEME = "engram-peft"
 _COPIES, _KERNEL = 4, 4  # what the package takes where nobody says
@@ -59,7 +59,7 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
     done = Written(files=(ADAPTER, CONFIG), size=plan.size, notes=tuple(notes))
     if options.check:
         return done
-    prepare_output(out, ADAPTER_FOLDER, force=options.force, inputs=(source.path,))
+    prepare_rows(out, ADAPTER_FOLDER, options, (source.path,))
     with grown_files(out, replace(plan, small=(CONFIG,)), options) as grown:
         text = json.dumps(config, indent=2) + "\n"
         (grown.folder / CONFIG).write_text(text, encoding="utf-8")

@@ -16,17 +16,16 @@ from engram_cli.errors import EngramError, InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import Target, WriteOptions, Written
 from engram_cli.formats.engramdb import BUNDLE, DIVISOR, FORMAT, SCHEMA
-from engram_cli.formats.row_files import (
+from engram_cli.formats.row_files import grown_files, prepare_rows, put_folder
+from engram_cli.formats.row_plan import (
     NewFile,
     Place,
     RowFiles,
-    grown_files,
-    put_folder,
     require_rows,
 )
 from engram_cli.hashing.layout import INT64, HashLayout, LayerHash
 from engram_cli.hashing.schemes.qwen_ple import multipliers
-from engram_cli.outputs import Kind, Listing, prepare_output
+from engram_cli.outputs import Kind, Listing
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import ROWS, SCALES, RowSource
 from engram_cli.rows.stored_as import require_same_rows
@@ -96,7 +95,7 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
     )
     if options.check:
         return done
-    prepare_output(out, STORE, force=options.force, inputs=(source.path,))
+    prepare_rows(out, STORE, options, (source.path,))
     with grown_files(out, plan, options) as grown:
         bundle = _bundle(source, entry, out.name, shards, height, width)
         (grown.folder / BUNDLE).write_text(json.dumps(bundle, indent=2) + "\n", encoding="utf-8")

@@ -33,18 +33,16 @@ from engram_cli.formats.gguf_keys import OtherRowsError, require_finished, write
 from engram_cli.formats.model_folder import CheckpointRows, config_of
 from engram_cli.formats.model_writer import same_scheme
 from engram_cli.formats.row264 import DTYPE
-from engram_cli.formats.row_files import (
+from engram_cli.formats.row_files import grown_files, prepare_rows, put_file
+from engram_cli.formats.row_plan import (
     BLOCKS,
     RECORDS,
     NewFile,
     Place,
     RowFiles,
-    grown_files,
-    put_file,
     require_map,
     require_rows,
 )
-from engram_cli.outputs import prepare_output
 from engram_cli.registry import enumerated
 from engram_cli.rows import DTYPES
 from engram_cli.rows.gguf_file import GGML_TYPES, SPLIT
@@ -113,7 +111,7 @@ def _write_new(source: RowSource, out: Path, options: WriteOptions) -> Written:
     places = [out.with_name(name) for name in names]
     read = before.file.parts if isinstance(before, GgufRows) else (source.path,)
     for place in places:
-        prepare_output(place, GGUF, force=options.force, inputs=read)
+        prepare_rows(place, GGUF, options, read)
     with grown_files(out, plan, options) as grown:
         if options.verify:
             _verify(source, dtype, dialect, grown.folder / names[0], options)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 ENGRAM_V1, DEEPSEEK_V41, QWEN_PLE = "engram-v1", "deepseek-v4.1", "qwen-ple"
-ENGRAM_PEFT = "engram-peft"
+ENGRAM_PEFT, LONGCAT = "engram-peft", "longcat"
 FRESH_KINDS = (ENGRAM_V1, DEEPSEEK_V41, QWEN_PLE)  # that a new memory may have
-_OWN_EPS = (ENGRAM_V1, ENGRAM_PEFT)  # those that bring the eps of their norms
+_OWN_EPS = (ENGRAM_V1, ENGRAM_PEFT, LONGCAT)  # those that bring the eps of their norms, or no norm
+_NO_CONV = (DEEPSEEK_V41, LONGCAT)
 DEFAULT_MODULE = ENGRAM_V1
 MAX_STREAMS, MAX_KERNEL = 64, 64
 SPREAD = 0.02  # the standard deviation of random projections, as language models commonly start
@@ -65,7 +66,7 @@ class ModuleSpec:
             raise ValueError(f"module {self.kind!r} is none of {', '.join(MODULE_KINDS)}")
         if not (1 <= self.streams <= MAX_STREAMS and 0 <= self.conv_kernel <= MAX_KERNEL):
             raise ValueError(f"{self.streams} streams, a kernel of {self.conv_kernel}")
-        if (self.conv_kernel > 0) != (self.kind != DEEPSEEK_V41):
+        if (self.conv_kernel > 0) != (self.kind not in _NO_CONV):
             raise ValueError(f"conv_kernel {self.conv_kernel} of {self.kind}")
         if (self.norm_eps is None) != (self.kind in _OWN_EPS):
             raise ValueError(f"norm_eps {self.norm_eps} of {self.kind}")
@@ -95,7 +96,7 @@ def module_spec(kind: str, *, streams: int = 1, norm_eps: float = 1e-6) -> Modul
     return ModuleSpec(
         kind=kind,
         streams=streams,
-        conv_kernel=0 if kind == DEEPSEEK_V41 else 4,
+        conv_kernel=0 if kind in _NO_CONV else 4,
         norm_eps=None if kind in _OWN_EPS else norm_eps,
     )
 
@@ -139,11 +140,16 @@ def _engram_peft(spec: ModuleSpec, d: int, embed: int) -> Iterator[Part]:
         yield Part(f"short_conv.norms.{stream}.weight", Role.NORM, (d,))
 
 
+def _longcat(spec: ModuleSpec, d: int, embed: int) -> Iterator[Part]:
+    yield Part("post_proj.weight", Role.VALUE, (d, embed))
+
+
 MODULE_KINDS: dict[str, Callable[[ModuleSpec, int, int], Iterator[Part]]] = {
     ENGRAM_V1: _engram_v1,
     DEEPSEEK_V41: _deepseek_v41,
     QWEN_PLE: _qwen_ple,
     ENGRAM_PEFT: _engram_peft,
+    LONGCAT: _longcat,
 }
 
 

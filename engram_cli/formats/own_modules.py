@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.gguf_dialects import GgufRows
 from engram_cli.formats.model_folder import (
@@ -29,18 +26,21 @@ from engram_cli.formats.module_spec import (
     DEEPSEEK_V41,
     ENGRAM_PEFT,
     ENGRAM_V1,
+    LONGCAT,
     MAX_STREAMS,
     QWEN_PLE,
     ModuleSpec,
 )
+from engram_cli.formats.own_weights import (
+    Floats,
+    less_one,
+    read_gguf_tensor,
+    read_tensor,
+    side_by_side,
+)
 from engram_cli.hashing.schemes import first_layer
-from engram_cli.rows import DTYPES
-from engram_cli.rows.dtypes import BLOCK, physical_dtype
-from engram_cli.rows.gather import FileArray
-from engram_cli.rows.gguf_file import GgufTensor
-from engram_cli.rows.source import RowSource, Span
+from engram_cli.rows.source import RowSource
 
-Floats = NDArray[np.float32]
 # Weights of a module, and what a format calls them: {} is the number of a stream.
 _SAME_V1 = (
     "value_proj.weight", "value_proj.bias", "key_projs.{}.weight", "key_projs.{}.bias",
@@ -60,6 +60,8 @@ NAMES: dict[str, tuple[str, dict[str, str]]] = {
     "qwen-ple": (QWEN_PLE, {name: f"ple.{name}" for name in _SAME_PLE}),
     "demo": (ENGRAM_V1, {name: name for name in _SAME_V1}),
     "engram-peft": (ENGRAM_PEFT, {name: name for name in _SAME_PEFT}),
+    # Side by side: "post_projs.{}.weight", one for each column.
+    "longcat": (LONGCAT, {"post_proj.weight": "post_proj.weight"}),
     "gguf": (
         DEEPSEEK_V41,
         {
@@ -163,7 +165,7 @@ def _module(
         kind=kind,
         streams=streams,
         conv_kernel=taps,
-        norm_eps=None if kind in (ENGRAM_V1, ENGRAM_PEFT) else _eps(config),
+        norm_eps=_eps(config) if kind in (DEEPSEEK_V41, QWEN_PLE) else None,
     )
     shapes = spec.shapes(hidden, source.layout.columns * (source.dim or 0))
     _require_dilation(source, config)
@@ -174,7 +176,8 @@ def _module(
         }
         for layer in source.layers
     }
-    count = next((count_in(config, key) for key in _LAYERS if key in config), None)
+    keys = ("num_layers", *_LAYERS) if kind == LONGCAT else _LAYERS
+    count = next((count_in(config, key) for key in keys if key in config), None)
     # An adapter's config names the adapter, not the model.
     model_type = None if kind == ENGRAM_PEFT else config.get("model_type")
     return OwnModule(
@@ -197,7 +200,9 @@ def _sizes(
     source: RowSource, kind: str, names: Mapping[str, str], weights: Weights
 ) -> tuple[int, int, int]:
     """Return the hidden size, streams and taps of the convolution, as the shapes of weights say."""
-    if kind == DEEPSEEK_V41:
+    if kind == LONGCAT:
+        hidden, streams, taps = _shape(source, weights, names["post_proj.weight"], 2)[0], 1, 0
+    elif kind == DEEPSEEK_V41:
         shape = _shape(source, weights, names["q_weight"], 2)
         hidden, streams, taps = shape[1], shape[0], 0
     else:
@@ -235,11 +240,7 @@ def _weight(
             f"{source.path}: {name} of layer {layer} is {found.shape}, not {shape}", DAMAGED
         )
     centred = folded and "norm" in name
-    return Weight(shape=shape, read=partial(_less_one, found.read) if centred else found.read)
-
-
-def _less_one(read: Callable[[], Floats]) -> Floats:
-    return read() - np.float32(1)
+    return Weight(shape=shape, read=partial(less_one, found.read) if centred else found.read)
 
 
 def _lacks(source: RowSource, layer: int, name: str) -> InputError:
@@ -297,30 +298,31 @@ def _stored(source: RowSource, tensors: Mapping[str, FoundTensor]) -> dict[str, 
             continue
         base = name.removesuffix(".weight")
         scales = next((tensors[base + end] for end in _SCALES if base + end in tensors), None)
-        weights[name] = Weight(shape=tensor.shape, read=partial(_read, name, tensor, scales))
+        weights[name] = Weight(shape=tensor.shape, read=partial(read_tensor, name, tensor, scales))
     return weights
 
 
-def _read(name: str, tensor: FoundTensor, scales: FoundTensor | None) -> Floats:
-    """Read a tensor as float32; `scales`: of float8 items, one for each block of 32 x 32."""
-    if tensor.dtype in ("float32", "float16", "bfloat16") and scales is None:
-        flat = tensor.values().reshape(1, -1)
-        values = np.empty(flat.shape, dtype=np.float32)
-        DTYPES.load(tensor.dtype).decode(flat, None, values)
-        return values.reshape(tensor.shape)
-    pair = tensor.dtype, None if scales is None else scales.dtype
-    if scales is None or pair != ("float8_e4m3fn", "float8_e8m0fnu") or len(tensor.shape) != 2:
-        raise InputError(
-            f"{name} is {pair[0]} with scales of {pair[1]}",
-            "weights of floats are read, and float8_e4m3fn with float8_e8m0fnu by 32 x 32",
-        )
-    rows, width = tensor.shape
-    if scales.shape != (-(-rows // BLOCK), -(-width // BLOCK)):
-        raise ArtifactError(f"{name} is {tensor.shape}, its scales are {scales.shape}", DAMAGED)
-    by_row = np.repeat(scales.values(), BLOCK, axis=0)[:rows]
-    values = np.empty((rows, width), dtype=np.float32)
-    DTYPES.load("fp8_e8m0").decode(tensor.values(), by_row, values)
-    return values
+def _longcat_weights(source: RowSource) -> Found:
+    """Return the projections of all columns, side by side, of the one layer."""
+    assert isinstance(source, CheckpointRows)
+    numbered = {
+        int(match[1]): tensor
+        for name, tensor in source.folder.tensors.items()
+        if (match := re.search(r"post_projs\.(\d{1,4})\.weight$", name)) is not None
+    }
+    config, columns = source.folder.config, source.layout.columns
+    if not numbered:
+        return "longcat", {layer: {} for layer in source.layers}, config
+    lost = sorted(set(range(columns)) - set(numbered))
+    if lost:
+        raise _lacks(source, 0, f"post_projs.{lost[0]}.weight")
+    found = [numbered[column] for column in range(columns)]
+    shapes = {tensor.shape for tensor in found}
+    shape = shapes.pop()
+    if shapes or len(shape) != 2:
+        raise ArtifactError(f"{source.path}: projections of several shapes", DAMAGED)
+    whole = Weight(shape=(shape[0], columns * shape[1]), read=partial(side_by_side, found))
+    return "longcat", {layer: {"post_proj.weight": whole} for layer in source.layers}, config
 
 
 def _gguf_weights(source: RowSource) -> Found:
@@ -332,7 +334,7 @@ def _gguf_weights(source: RowSource) -> Found:
     for name, tensor in source.file.tensors.items():
         match = re.fullmatch(r"blk\.(\d{1,5})\.(.+)", name)
         if match is not None and match[2] in names and int(match[1]) + begin in found:
-            read = partial(_read_gguf, tensor)
+            read = partial(read_gguf_tensor, tensor)
             found[int(match[1]) + begin][match[2]] = Weight(shape=tensor.shape, read=read)
     return key, found, _gguf_config(source)
 
@@ -350,25 +352,8 @@ def _gguf_config(source: GgufRows) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _read_gguf(tensor: GgufTensor) -> Floats:
-    """Read a tensor of a GGUF file as float32."""
-    *rows, width = tensor.shape
-    count = int(np.prod(rows, dtype=np.int64))
-    if tensor.type not in ("float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k"):
-        raise InputError(
-            f"{tensor.name} is {tensor.type}, which is not read",
-            "F32, F16, BF16, Q8_0, Q4_0, Q4_K and Q6_K are",
-        )
-    row_type = DTYPES.load(tensor.type)
-    stored = physical_dtype(row_type.items.tensor)
-    span = Span(file=tensor.file, begin=tensor.begin, first=0, rows=count)
-    array = FileArray([span], stored, (row_type.width(width),), DAMAGED)
-    values = np.empty((count, width), dtype=np.float32)
-    row_type.decode(array.read(0, count), None, values)
-    return values
-
-
 _READERS: dict[str, Callable[[RowSource], Found]] = {
     **dict.fromkeys(_PREFIXES, _folder_weights),
     "gguf": _gguf_weights,
+    "longcat": _longcat_weights,
 }

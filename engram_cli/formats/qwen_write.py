@@ -32,15 +32,14 @@ from engram_cli.formats.model_writer import (
     tokenizer_bytes,
     verify_copies,
 )
-from engram_cli.formats.row_files import (
+from engram_cli.formats.row_files import grown_files, prepare_rows
+from engram_cli.formats.row_plan import (
     NewFile,
     Place,
     RowFiles,
-    grown_files,
     require_map,
     require_rows,
 )
-from engram_cli.outputs import prepare_output
 from engram_cli.rows import DTYPES
 from engram_cli.rows.copying import Extent
 from engram_cli.rows.safetensors import INDEX, TensorSpec
@@ -110,7 +109,7 @@ def write_qwen(source: RowSource, out: Path, options: WriteOptions) -> Written:
     done = Written(files=(*names, *small, MARKER), size=plan.size, notes=tuple(notes))
     if options.check:
         return done
-    prepare_output(out, CONVERTED, force=options.force, inputs=(source.path,))
+    prepare_rows(out, CONVERTED, options, (source.path,))
     with grown_files(out, plan, options) as grown:
         for name, raw in small.items():
             (grown.folder / name).write_bytes(raw)

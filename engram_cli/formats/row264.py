@@ -17,18 +17,17 @@ import numpy as np
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import canonical_json, read_json, sha256_bytes
 from engram_cli.formats.base import Checks, Format, Target, WriteOptions, Written
-from engram_cli.formats.row_files import (
+from engram_cli.formats.row_files import grown_files, prepare_rows, put_folder
+from engram_cli.formats.row_plan import (
     RECORDS,
     NewFile,
     Place,
     RowFiles,
-    grown_files,
-    put_folder,
     require_map,
     require_rows,
 )
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.outputs import Kind, Listing, prepare_output
+from engram_cli.outputs import Kind, Listing
 from engram_cli.rows.checksum import ALGORITHM, Checksum
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.source import ROWS, SCALES, RowSource, Span
@@ -80,16 +79,16 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
             for entry in layout.layers
         ),
         small=(*maps, _NAME),
-        hashed=True,
+        hashed=Checksum,
     )  # fmt: skip
     done = Written(files=(*names.values(), *maps, _NAME), size=plan.size)
     if options.check:
         return done
-    prepare_output(out, ROW264, force=options.force, inputs=(source.path,))
+    prepare_rows(out, ROW264, options, (source.path,))
     with grown_files(out, plan, options) as grown:
         folder = grown.folder
         files = {
-            file.name: (file.size, grown.checksums[file.name].hexdigest()) for file in plan.files
+            file.name: (file.size, grown.digests[file.name].hexdigest()) for file in plan.files
         }
         if layout.lookup is not None:
             raw = layout.lookup.astype("<i4")

@@ -1,9 +1,10 @@
-"""Plans a safetensors file of rows and of the tensors next to them, as `row_files` writes it."""
+"""Plans a file of rows and of the tensors next to them, safetensors or torch's, for `row_files`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import EngramError, InputError
-from engram_cli.formats import row_files
+from engram_cli.formats import row_plan
 from engram_cli.formats.model_folder import CheckpointRows, FoundTensor
-from engram_cli.formats.row_files import NewFile, Place, RowFiles
+from engram_cli.formats.row_plan import (
+    NewFile,
+    Place,
+    RowFiles,
+)
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.rows.copying import Extent
 from engram_cli.rows.safetensors import TensorSpec, encode_header, file_metadata
 from engram_cli.rows.source import ROWS, RowSource
-from engram_cli.rows.views import Requantised, SomeLayers
+from engram_cli.rows.torch_file import record_names
+from engram_cli.rows.torch_write import MARK, plan_torch
+from engram_cli.rows.views import origin
 
 WRITTEN_BY = {"written_by": "engram-tables"}
+TORCH_SUFFIXES = (".pt", ".pth")
 FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -64,7 +72,7 @@ def require_rows(source: RowSource, scheme: str, target: str) -> HashLayout:
             f"{source.path} is hashed by {layout.scheme}, and {target} hashes by {scheme}",
             f"build a table with --scheme {scheme}",
         )
-    row_files.require_rows(source, target)
+    row_plan.require_rows(source, target)
     if source.dtype not in FLOATS:
         raise InputError(
             f"{source.path} has rows of {source.dtype}, and {target} holds plain floats",
@@ -78,13 +86,6 @@ def require_rows(source: RowSource, scheme: str, target: str) -> HashLayout:
                 f"{target} has no rows behind the last head's",
             )
     return layout
-
-
-def origin(source: RowSource) -> RowSource:
-    """Return the source that some layers, or rows of another dtype, were made from."""
-    while isinstance(source, SomeLayers | Requantised):
-        source = source.source
-    return source
 
 
 def module_tensors(source: RowSource, name: str) -> dict[int, dict[str, FoundTensor]]:
@@ -105,30 +106,44 @@ def module_tensors(source: RowSource, name: str) -> dict[int, dict[str, FoundTen
 def state_dict_file(
     name: str, tensors: Sequence[StateTensor], metadata: Mapping[str, str], source: RowSource
 ) -> RowFiles:
-    """Return the plan of a safetensors file with `tensors` in order."""
-    header = encode_header([tensor.spec for tensor in tensors], metadata)
-    begin, head, copies, places = len(header), {0: header}, [], []
-    for tensor in tensors:
-        size = tensor.spec.nbytes
+    """Return the plan of a safetensors file with `tensors` in order, or of one of `torch.save`.
+
+    The suffix decides. Of the latter the checksums are missing: see `torch_write.write_checksums`.
+    """
+    specs = [tensor.spec for tensor in tensors]
+    head: dict[int, bytes] = {}
+    if name.endswith(TORCH_SUFFIXES):
+        torch = plan_torch(specs)
+        head, begins, size = dict(torch.head), torch.begins, torch.size
+    else:
+        head[0] = encode_header(specs, metadata)
+        ends = tuple(accumulate((spec.nbytes for spec in specs), initial=len(head[0])))
+        begins, size = ends[:-1], ends[-1]
+    copies, places = [], []
+    for tensor, begin in zip(tensors, begins, strict=True):
         if tensor.layer is not None:
             rows = tensor.spec.shape[0]
             places.append(
                 Place(file=name, layer=tensor.layer, part=ROWS, begin=begin, first=0, rows=rows,
-                      width=size // rows)
+                      width=tensor.spec.nbytes // rows)
             )  # fmt: skip
         elif isinstance(tensor.values, FoundTensor):
             found = tensor.values
-            copies.append((found.file, Extent(begin=found.place.begin, size=size, to=begin)))
+            extent = Extent(begin=found.place.begin, size=tensor.spec.nbytes, to=begin)
+            copies.append((found.file, extent))
         elif tensor.values is not None:
             head[begin] = tensor.values.tobytes()
-        begin += size
-    new = NewFile(name=name, size=begin, head=head, copies=tuple(copies))
+    new = NewFile(name=name, size=size, head=head, copies=tuple(copies))
     return RowFiles(source=source, dtype=source.dtype or "", files=(new,), places=tuple(places))
 
 
 def is_own(path: Path) -> bool:
-    """Return whether engram wrote a safetensors file, by its metadata."""
+    """Return whether engram wrote a state dict, by its metadata or by a record of the archive."""
     try:
+        with path.open("rb") as file:
+            is_archive = file.read(2) == b"PK"
+        if is_archive:
+            return any(name.endswith(f"/{MARK}") for name in record_names(path))
         return file_metadata(path).get("written_by") == WRITTEN_BY["written_by"]
-    except EngramError:
+    except (EngramError, OSError):
         return False

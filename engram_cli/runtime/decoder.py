@@ -75,11 +75,11 @@ def _search(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
             "so its decoder layers cannot be found",
             _HINT,
         )
-    candidates = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    }
+    candidates = _lists(model, count)
+    other = getattr(config, "num_layers", None)
+    if not candidates and isinstance(other, int):
+        # LongCat-Flash has two attention layers in each decoder layer, and counts them.
+        candidates = _lists(model, other)
     own = {name: found for name, found in candidates.items() if not _in_other_tower(name)}
     own = own if is_part else own or candidates
     outer = {
@@ -94,6 +94,15 @@ def _search(model: nn.Module, config: Any) -> tuple[str, list[nn.Module]]:
         )
     name, found = next(iter(outer.items()))
     return name.rpartition(".")[0], list(found)
+
+
+def _lists(model: nn.Module, count: int) -> dict[str, nn.ModuleList]:
+    """Return the lists of `count` modules by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    }
 
 
 def _layer_count(model: nn.Module, config: Any) -> tuple[Any, bool]:

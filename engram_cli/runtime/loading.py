@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES
-from engram_cli.hashing.layout import HashLayout
+from engram_cli.hashing.layout import HashLayout, dead_tokens
 from engram_cli.rows.safetensors import Array
 from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import (
@@ -29,6 +29,8 @@ from engram_cli.vocab.lookup import HOLE
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.placement import Placement
 
+_APART_ROWS = 2**18  # copied at once, where others lie between them
+
 
 def hash_tensors(
     layout: HashLayout,
@@ -40,11 +42,12 @@ def hash_tensors(
     """Return the hash of `layers` as tensors on `device`.
 
     Ids from the layout's vocabulary up to `vocab_size`, which models pad their embedding with, are
-    holes.
+    holes, and so are dead tokens that the layout names.
     """
     lookup = np.full(max(layout.vocab_size, vocab_size), HOLE, dtype=np.int32)
     own = np.arange(layout.compressed_size) if layout.lookup is None else layout.lookup
     lookup[: len(own)] = own
+    lookup[dead_tokens(layout)] = HOLE  # which blocks as a dead token does
     entries = [layout.layer(layer) for layer in layers]
     summed = layout.fold == "powers"
     lines = layout.columns if summed else len(layout.orders)
@@ -84,7 +87,8 @@ def table(
     are copied into one tensor.
     """
     pieces = table_pieces(bundle, layer, part)
-    if len(pieces) == 1:
+    device = torch.device(device)
+    if len(pieces) == 1 and (pieces[0].is_contiguous() or device.type == "cpu"):
         return pieces[0].to(device)
     lines = sum(map(len, pieces))
     whole = torch.empty((lines, *pieces[0].shape[1:]), dtype=pieces[0].dtype, device=device)
@@ -96,8 +100,11 @@ def fill(whole: Tensor, pieces: Sequence[Tensor]) -> None:
     """Copy `pieces` into `whole`, one after another."""
     begin = 0
     for piece in pieces:
-        whole[begin : begin + len(piece)].copy_(piece)
-        begin += len(piece)
+        # torch gathers rows that lie apart in memory before it copies them to a device.
+        parts = (piece,) if piece.is_contiguous() else torch.split(piece, _APART_ROWS)
+        for part in parts:
+            whole[begin : begin + len(part)].copy_(part)
+            begin += len(part)
 
 
 def table_pieces(bundle: Bundle, layer: int, part: str = ROWS) -> list[Tensor]:

@@ -24,10 +24,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from formats.checkpoints import qwen_ple
 from small_tokenizers import PROSE, byte_level_tokenizer, wordpiece_tokenizer
 
 import engram_cli
-from engram_cli.commands import demo
+from engram_cli.commands import convert_to, demo
 from engram_cli.commands.attach import AttachRequest, attach_checkpoint
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.compress_vocab import CompressVocabRequest, run_compress_vocab
@@ -48,7 +49,15 @@ STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"
 TRACED = {
     str(Path(engram_cli.__file__).parent / name)
     for name in ("files.py", "outputs.py", "temporary.py")
-} | {str(Path(engram_cli.__file__).parent / "table" / name) for name in ("places.py", "lock.py")}
+} | {
+    str(Path(engram_cli.__file__).parent / name)
+    for name in (
+        "formats/row_files.py",
+        "formats/row_writer.py",
+        "table/places.py",
+        "table/lock.py",
+    )
+}
 GEOMETRY = Geometry(rows_per_head=(60,), layers=(1, 2), heads=2)
 OTHER = replace(GEOMETRY, seed=7)
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 4, "vocab_size": 500}
@@ -243,6 +252,7 @@ def make_base(base: Path) -> None:
         count(base, f"stats-{name}", False, GEOMETRY, sources=(base / "corpus" / f"{name}.txt",))
     table(base, "source.zarr", False)
     attach(base, "bundle", False)
+    qwen_ple(base / "qwen")
 
 
 def count(here: Path, name: str, force: bool, geometry: Geometry, **options: Any) -> None:
@@ -285,6 +295,14 @@ def convert(here: Path, force: bool, dtype: str) -> None:
     out = here / "converted.zarr"
     convert_table(
         ConvertRequest(source=here / "source.zarr", dtype=dtype, out=out, threads=1, force=force)
+    )
+
+
+def written(here: Path, source: str, to: str, name: str, force: bool, **options: Any) -> None:
+    convert_to.convert(
+        ConvertRequest(
+            source=here / source, to=to, out=here / name, threads=1, force=force, **options
+        )
     )
 
 
@@ -374,6 +392,21 @@ JOBS = {
         "converted.zarr",
         lambda here, force: convert(here, force, "int8"),
         lambda here, force: convert(here, force, "fp8"),
+    ),
+    "convert --to demo": Job(
+        "new.pt",
+        lambda here, force: written(here, "source.zarr", "demo", "new.pt", force),
+        lambda here, force: written(here, "source.zarr", "demo", "new.pt", force, layers=(2,)),
+    ),
+    "convert --to engramdb": Job(
+        "store",
+        lambda here, force: written(here, "qwen", "engramdb", "store", force),
+        lambda here, force: written(here, "qwen", "engramdb", "store", force, dtype="fp8"),
+    ),
+    "convert --to plepatch": Job(
+        "x.plepatch",
+        lambda here, force: written(here, "qwen", "plepatch", "x.plepatch", force, rows=(5, 900)),
+        lambda here, force: written(here, "qwen", "plepatch", "x.plepatch", force, rows=(0, 9)),
     ),
     "attach": Job(
         "ckpt/engram",

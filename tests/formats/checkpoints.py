@@ -200,8 +200,10 @@ def qwen_ple(
     return Written(path=path, layout=layout, rows={2: rows}, scales={2: scales})
 
 
-def longcat(folder: Path, *, old_names: bool = False, tables: int = 12) -> Written:
-    """A LongCat folder: one file without an index."""
+def longcat(
+    folder: Path, *, old_names: bool = False, tables: int = 12, random_projections: bool = False
+) -> Written:
+    """A LongCat folder: one file without an index; projections are zero unless they are random."""
     layout = hash_layout("longcat", vocab_size=50, eos_id=2, rows_per_head=100)
     config = {
         ("oe_vocab_size_ratio" if old_names else "ngram_vocab_size_ratio"): 2,
@@ -219,9 +221,9 @@ def longcat(folder: Path, *, old_names: bool = False, tables: int = 12) -> Writt
         if index < tables:
             name = f"{start}embedders.{index}.weight"
             writer.add("model.safetensors", name, "bfloat16", parts[-1])
-        writer.add(
-            "model.safetensors", f"{start}post_projs.{index}.weight", "bfloat16", None, 96, 8
-        )
+        drawn = bfloat16(random.integers(-64, 64, (96, 8)) / 64) if random_projections else None
+        name = f"{start}post_projs.{index}.weight"
+        writer.add("model.safetensors", name, "bfloat16", drawn, 96, 8)
     path = writer.write(config, index=False)
     return Written(path=path, layout=layout, rows={0: np.concatenate(parts)}, scales={})
 

@@ -86,7 +86,10 @@ def test_other_heads_and_modules_differ(tmp_path: Path, small_vocab: CompressedV
 def test_pickles_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(InputError, match="pickled"):
+    with pytest.raises(ArtifactError, match="is a damaged archive"):
+        opened(path, "demo")
+    path.write_bytes(b"\x80\x02}.")
+    with pytest.raises(InputError, match=r"pickled as torch did before 1\.6"):
         opened(path, "demo")
 
 

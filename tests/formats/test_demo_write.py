@@ -106,6 +106,38 @@ def test_the_demos_modules_load_it(
     assert np.array_equal(got.reshape(32, 8), source.vectors(15, rows.reshape(-1)))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_torch_loads_a_pt(
+    tmp_path: Path, small_vocab: CompressedVocab, tokenizer_file: Path, dtype: str
+) -> None:
+    """With weights_only=True, into the demo's modules; and engram reads it back."""
+    torch = pytest.importorskip("torch")
+    made = small_artifacts.demo(tmp_path / "d", small_vocab)
+    out = tmp_path / "new.pt"
+    options = {} if dtype == "float32" else {"dtype": dtype}
+    result = converted(made.path, "demo", out, tokenizer=tokenizer_file, **options)
+    assert (result.verified, result.size) == (True, out.stat().st_size)
+    moduli = {entry.layer: entry.moduli for entry in made.layout.layers}
+    model = demo_model(torch, moduli)
+    loaded = torch.load(out, weights_only=True, mmap=True)
+    assert loaded["layers.1.engram.multi_head_embedding.embedding.weight"].dtype == getattr(
+        torch, dtype
+    )
+    model.load_state_dict(loaded)
+    embedding = model.layers[1].engram.multi_head_embedding.embedding.weight
+    assert np.array_equal(embedding.detach().numpy(), made.rows[1])
+    source = find_artifact(out).open(tokenizer=tokenizer_file)
+    assert source.layout.fingerprint == made.layout.fingerprint
+    assert np.array_equal(source.vectors(15, np.arange(99)), made.rows[15][:99])
+    torch.save(model.state_dict(), tmp_path / "theirs.pt")
+    converted(tmp_path / "theirs.pt", "demo", tmp_path / "again.pt", tokenizer=tokenizer_file)
+    again = torch.load(tmp_path / "again.pt", weights_only=True)
+    assert all(torch.equal(again[name], each) for name, each in model.state_dict().items())
+    with pytest.raises(OutputError, match="is no state dict"):
+        converted(made.path, "demo", tmp_path / "theirs.pt", force=True)
+    converted(made.path, "demo", out, force=True)
+
+
 def test_what_a_state_dict_cannot_hold(
     tmp_path: Path, small_vocab: CompressedVocab, tokenizer_file: Path
 ) -> None:
@@ -116,7 +148,7 @@ def test_what_a_state_dict_cannot_hold(
     with pytest.raises(InputError, match=r"hashed by deepseek-v4\.1, and a state dict of the demo"):
         converted(deepseek.path, "demo", out, dtype="float32")
     made = small_artifacts.demo(tmp_path / "d", small_vocab)
-    with pytest.raises(InputError, match="does not end in"):
+    with pytest.raises(InputError, match="ends in neither"):
         converted(made.path, "demo", tmp_path / "x.bin")
     assert not out.exists()
     result = converted(made.path, "demo", out, layers=(15,))

@@ -95,7 +95,7 @@ class GateMeter:
         keep: Tensor | None,
         args: tuple[Any, ...],
     ) -> None:
-        streams = hidden.reshape(*rows.shape[:2], module.streams, -1)
+        streams = hidden.reshape(*rows.shape[:2], module.carried_streams, -1)
         gates = module.gates(streams.to(module.anchor.device), module.vectors(rows))[..., 0]
         added, _ = module.forward(*args)  # the output is the sum; without the hooks
         base = hidden.reshape(*rows.shape[:2], -1).float().norm(dim=-1)

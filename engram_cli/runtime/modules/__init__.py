@@ -16,5 +16,6 @@ MODULES: Registry[type[MemoryModule]] = Registry(
         "deepseek-v4.1": "engram_cli.runtime.modules.deepseek_v41:DeepSeekV41",
         "qwen-ple": "engram_cli.runtime.modules.qwen_ple:QwenPLE",
         "engram-peft": "engram_cli.runtime.modules.engram_peft:EngramPeft",
+        "longcat": "engram_cli.runtime.modules.longcat:LongCat",
     },
 )
