@@ -29,6 +29,7 @@ from engram_cli.vocab.tokenizer import load_tokenizer
 Result = Literal["ok", "differs", "undecided"]
 CONFIG = "config.json"
 _SHOWN = 4  # values of a list
+_MOST_VALUES = 2**28  # bytes of a tensor that is read whole
 _SHOWN_TEXT = 400  # characters, of a value of unknown origin
 DAMAGED = "the file is damaged or was not downloaded whole: take it again"
 
@@ -91,13 +92,16 @@ class FoundTensor:
         return self.place.spec.dtype
 
     def span(self, first: int = 0) -> Span:
-        """Return its rows as a span that begins at row `first`."""
-        return Span(file=self.file, begin=self.place.begin, first=first, rows=self.shape[0])
+        """Return its rows as a span that begins at row `first`; a single value is one row."""
+        rows = self.shape[0] if self.shape else 1
+        return Span(file=self.file, begin=self.place.begin, first=first, rows=rows)
 
     def values(self) -> NDArray[Any]:
-        """Read all of a small tensor, as stored."""
+        """Read all of a small tensor, as stored. Raises ArtifactError for one that is not small."""
+        if self.place.spec.nbytes > _MOST_VALUES:
+            raise ArtifactError(f"{self.place.spec.name} is {self.shape}", DAMAGED)
         array = FileArray([self.span()], physical_dtype(self.dtype), self.shape[1:], DAMAGED)
-        return array.read(0, self.shape[0])
+        return array.read(0, array.rows).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
