@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.inspect import inspect as inspect
     from engram_cli.commands.lookup import lookup as lookup
     from engram_cli.commands.plan import plan as plan
+    from engram_cli.commands.train import train as train
     from engram_cli.commands.verify import verify as verify
     from engram_cli.hashing.hasher import hash_tokens as hash_tokens
     from engram_cli.hashing.layout import HashLayout as HashLayout
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from engram_cli.runtime.attach import attach as attach
     from engram_cli.runtime.attach import detach as detach
     from engram_cli.table.store import open_table as open_table
+    from engram_cli.training.callback import EngramCallback as EngramCallback
+    from engram_cli.training.collator import EngramCollator as EngramCollator
     from engram_cli.vocab.compress import CompressedVocab as CompressedVocab
     from engram_cli.vocab.compress import compress_vocab as compress_vocab
     from engram_cli.vocab.parquet import read_vocab as read_vocab
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CompressedVocab": "engram_cli.vocab.compress",
+    "EngramCallback": "engram_cli.training.callback",
+    "EngramCollator": "engram_cli.training.collator",
     "HashLayout": "engram_cli.hashing.layout",
     "attach": "engram_cli.runtime.attach",
     "build_table": "engram_cli.commands.build_table",
@@ -53,12 +58,15 @@ _HOMES = {
     "probe": "engram_cli.commands.probe",
     "plan": "engram_cli.commands.plan",
     "read_vocab": "engram_cli.vocab.parquet",
+    "train": "engram_cli.commands.train",
     "verify": "engram_cli.commands.verify",
     "write_vocab": "engram_cli.vocab.parquet",
 }
 
 __all__ = [
     "CompressedVocab",
+    "EngramCallback",
+    "EngramCollator",
     "HashLayout",
     "__version__",
     "attach",
@@ -78,6 +86,7 @@ __all__ = [
     "plan",
     "probe",
     "read_vocab",
+    "train",
     "verify",
     "write_vocab",
 ]

@@ -173,17 +173,29 @@ def _own(
 ) -> OwnModule | None:
     """Return the module of the checkpoint that has the rows, where it is wanted and fits the model.
 
-    Raises InputError and ArtifactError for a checkpoint whose rows cannot be attached.
+    Raises as `fitting_module`.
+    """
+    if FORMATS.load(store.format).foreign:
+        require_attachable(store)
+    if (request.init_value, request.init_gate) != ("auto", "random"):
+        return None
+    return fitting_module(store, model, progress, request.module)
+
+
+def fitting_module(
+    store: RowSource, model: ModelShape, progress: Progress, kind: str | None = None
+) -> OwnModule | None:
+    """Return the module of the checkpoint that has the rows; None where it does not fit the model.
+
+    `kind`: the one wanted, None for any. Raises InputError and ArtifactError for a damaged one.
     """
     if not FORMATS.load(store.format).foreign:
         return None
-    require_attachable(store)
     own = own_module(store, DEFAULT_EPS if model.norm_eps is None else model.norm_eps)
     if own is None:
         progress.note(f"{store.path} has rows and no module of its own: a new one starts")
         return None
-    fresh = (request.init_value, request.init_gate) != ("auto", "random")
-    if fresh or request.module not in (None, own.spec.kind):
+    if kind not in (None, own.spec.kind):
         return None
     found = own.hidden_size, own.spec.carried_streams
     if found != (model.hidden_size, model.streams):

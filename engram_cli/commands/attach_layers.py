@@ -12,9 +12,10 @@ from engram_cli.errors import EngramError, InputError, MismatchError
 from engram_cli.files import sha256_bytes
 from engram_cli.formats.bundle_spec import decoder_index
 from engram_cli.formats.module_spec import DEFAULT_MODULE, FRESH_KINDS, ModuleSpec, module_spec
-from engram_cli.hashing.layout import HashLayout, short
+from engram_cli.hashing.layout import BASE_VOCABULARY, HashLayout, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.vocab.compress import compress_vocab
+from engram_cli.vocab.lookup import base_lookup, lookup_digest
 from engram_cli.vocab.parquet import read_about
 from engram_cli.vocab.tokenizer import find_tokenizer
 
@@ -186,7 +187,11 @@ def vocab_digest(tokenizer: Path, layout: HashLayout, nearby: Iterable[Path]) ->
             same = about.get("vocab_digest") == layout.vocab_digest
             if same and about.get("tokenizer_digest") == sha256_bytes(source.read_bytes()):
                 return str(layout.vocab_digest)
-    return compress_vocab(source).digest
+    vocab = compress_vocab(source)
+    base = layout.parameters.get(BASE_VOCABULARY)
+    if isinstance(base, int):  # added tokens are hashed as they are
+        return lookup_digest(base_lookup(vocab.lookup, base))
+    return vocab.digest
 
 
 def listed(layers: tuple[int, ...] | list[int]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engram_cli.commands.artifact import find_artifact, require_sound
 from engram_cli.commands.convert import ConvertResult, convert_table
+from engram_cli.commands.convert_bundle import TARGET as bundle_target
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError
@@ -19,6 +20,8 @@ from engram_cli.rows.source import RowSource
 from engram_cli.rows.stored_as import kept_dtype
 from engram_cli.rows.views import requantised, some_layers
 from engram_cli.sizes import processors
+
+BUNDLE = "bundle"  # a target that needs what attach knows of models, which formats do not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +61,13 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     if request.to in (None, "table"):
         return convert_table(request, progress)
     begin = time.perf_counter()
-    if request.to not in TARGETS:
+    if request.to not in (BUNDLE, *TARGETS):
         is_read = request.to in FORMATS
         raise InputError(
             f"{request.to} is read, not written" if is_read else f"unknown format '{request.to}'",
-            f"give --to table, {TARGETS.choices()}",
+            f"give --to table, {BUNDLE}, {TARGETS.choices()}",
         )
-    target = TARGETS.load(request.to)
+    target = bundle_target if request.to == BUNDLE else TARGETS.load(request.to)
     source = find_artifact(request.source).open(tokenizer=request.tokenizer)
     check = request.check or request.dry_run
     if request.verify and not check:

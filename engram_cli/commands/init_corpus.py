@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.requests.corpus import FillRequest
+from engram_cli.commands.requests.corpus import CorpusFields, FillRequest
 from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import EncoderDiffers
 from engram_cli.corpus.partitions import PARTITION_BYTES, Plan, plan_partitions
@@ -31,6 +31,7 @@ from engram_cli.table.inits.corpus.embeddings import (
 from engram_cli.table.inits.corpus.pairs import check_fold
 from engram_cli.table.inits.corpus.tokens import TokenFile, TokenWriter
 from engram_cli.table.inits.normal import DEFAULT_STD
+from engram_cli.vocab.tokenizer import TokenizerFile
 
 _DEFAULT_MEMORY = 2 * 2**30  # where the system does not say what is free
 _BYTES_A_TOKEN = 3  # of text; for what is said before the corpus was read
@@ -126,12 +127,27 @@ def write_tokens(
     Raises CorpusError and TokenIdError naming the file and the place, MismatchError, InputError,
     OutputError.
     """
-    text = needs_tokenizer(sources.files, request.corpus)
     tokenizer = None
-    if text:
+    if needs_tokenizer(sources.files, request.corpus):
         tokenizer = tokenizer_of_corpus(
             vocab, geometry, request.workspace, request.tokenizer, progress
         )
+    return encode_corpus(request, sources, tokenizer, layout, folder, progress, engine)
+
+
+def encode_corpus(
+    request: CorpusFields,
+    sources: Sources,
+    tokenizer: TokenizerFile | None,
+    layout: HashLayout,
+    folder: Path,
+    progress: Progress,
+    engine: Engine | None = None,
+) -> TokenFile:
+    """Return the tokens of the corpus as `write_tokens` does, by a tokenizer that is known.
+
+    `tokenizer`: None where no file holds text.
+    """
     for remark in remarks(sources.files, request.corpus):
         progress.note(remark)
     decisive = {

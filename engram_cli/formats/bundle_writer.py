@@ -102,6 +102,25 @@ def write_referring(
         return records + _write_last(part, document, extra_files)
 
 
+def finish_bundle(
+    folder: Path,
+    spec: BundleSpec,
+    shards: Sequence[Shard],
+    records: Sequence[FileRecord],
+    weights: Mapping[str, Array],
+    *,
+    tool_version: str,
+    extra_files: Mapping[str, bytes] | None = None,
+) -> list[FileRecord]:
+    """Write what a bundle has in addition to its `shards`, which are there; the description last.
+
+    `records` are the shards', `weights` all dense ones by name. Returns all records.
+    """
+    records = [*records, *_write_small(folder, spec, weights)]
+    document = document_of(spec, records, tool_version, shards=shards)
+    return [*records, *_write_last(folder, document, extra_files)]
+
+
 def plan_shards(
     spec: BundleSpec, shard_bytes: int = SHARD_BYTES, parts: Sequence[str] | None = None
 ) -> list[Shard]:

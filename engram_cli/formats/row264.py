@@ -81,7 +81,7 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
             for entry in layout.layers
         ),
         small=(*maps, _NAME),
-        hashed=True,
+        hashed=Checksum,
     )  # fmt: skip
     done = Written(files=(*names.values(), *maps, _NAME), size=plan.size)
     if options.check:
@@ -90,7 +90,7 @@ def _write(source: RowSource, out: Path, options: WriteOptions) -> Written:
     with grown_files(out, plan, options) as grown:
         folder = grown.folder
         files = {
-            file.name: (file.size, grown.checksums[file.name].hexdigest()) for file in plan.files
+            file.name: (file.size, grown.digests[file.name].hexdigest()) for file in plan.files
         }
         if layout.lookup is not None:
             raw = layout.lookup.astype("<i4")

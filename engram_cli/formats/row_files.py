@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,6 @@ from engram_cli.outputs import (
     remove_work,
 )
 from engram_cli.rows import DTYPES
-from engram_cli.rows.checksum import Checksum
 from engram_cli.rows.copying import Extent, copy_bytes
 from engram_cli.rows.source import ROWS, SCALES, RowSource
 from engram_cli.rows.stored_as import PIECE_BYTES, sampled_digest, stored_reader
@@ -54,6 +53,13 @@ _FLUSHED = 2**29  # bytes written between two notes of what is on the disk
 _QUEUED = 8  # pieces a thread has before it
 
 T = TypeVar("T")
+
+
+class Digest(Protocol):
+    """A running digest of bytes: XXH64, or one of hashlib."""
+
+    def update(self, data: NDArray[np.uint8], /) -> None: ...
+    def hexdigest(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +96,8 @@ class RowFiles:
     """What is to be written: the rows of `source` as `dtype` stores them, in `files` at `places`.
 
     `small`: names of further files, which the format writes itself when the rows are there.
-    `hashed`: whether the checksum of every file is wanted, each of which is one place and no more.
+    `hashed`: makes the running digest of each file, which then is a head and one place; None for
+    none.
     """
 
     source: RowSource
@@ -98,7 +105,7 @@ class RowFiles:
     files: tuple[NewFile, ...]
     places: tuple[Place, ...]
     small: tuple[str, ...] = ()
-    hashed: bool = False
+    hashed: Callable[[], Digest] | None = None
 
     @property
     def size(self) -> int:
@@ -162,10 +169,10 @@ def prepare_rows(out: Path, kind: Kind, options: WriteOptions, inputs: Iterable[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grown:
-    """The work folder with all rows, and the running checksum of each file that has one."""
+    """The work folder with all rows, and the digest of each file, where that was asked for."""
 
     folder: Path
-    checksums: Mapping[str, Checksum]
+    digests: Mapping[str, Digest]
 
 
 @contextmanager
@@ -187,7 +194,7 @@ def grown_files(out: Path, plan: RowFiles, options: WriteOptions) -> Iterator[Gr
         with output_errors(folder), _Writer(folder, plan, request) as writer:
             writer.grow(done, options)
         try:
-            yield Grown(folder=folder, checksums=writer.checksums)
+            yield Grown(folder=folder, digests=writer.digests)
         except ArtifactError:  # what was written is not what was read: nothing to resume
             remove_work(folder, work)
             raise
@@ -307,7 +314,12 @@ class _Writer:
 
     def __init__(self, folder: Path, plan: RowFiles, request: str) -> None:
         self._folder, self._plan, self._request = folder, plan, request
-        self.checksums = {file.name: Checksum() for file in plan.files if plan.hashed}
+        self.digests: dict[str, Digest] = {}
+        for file in plan.files if plan.hashed is not None else ():
+            assert plan.hashed is not None
+            self.digests[file.name] = plan.hashed()
+            for raw in file.head.values():
+                self.digests[file.name].update(np.frombuffer(raw, np.uint8))
         read = stored_reader(plan.source, plan.dtype)
         assert read is not None
         self._read = read
@@ -357,8 +369,8 @@ class _Writer:
                         for name, piece in pieces:
                             unflushed += piece.nbytes
                             advance(piece.nbytes)
-                            if name in self.checksums:
-                                self.checksums[name].update(piece)
+                            if name in self.digests:
+                                self.digests[name].update(piece)
                         if unflushed >= _FLUSHED and (flushing is None or flushing.done()):
                             flushing = flusher.submit(self.flush, reached)
                             noted, unflushed = reached, 0
@@ -370,17 +382,20 @@ class _Writer:
 
     def _catch_up(self, done: int) -> None:
         """Take the checksums of the rows that an earlier run wrote."""
-        rows_before = 0
-        for place in self._plan.places if self._plan.hashed else ():
-            left = min(max(0, done - rows_before), place.rows) * place.width
+        starts, rows = {}, 0
+        for layer in self._plan.source.layers:
+            starts[layer] = rows
+            rows += self._plan.source.layout.layer(layer).rows
+        for place in self._plan.places if self.digests else ():
+            left = min(max(0, done - starts[place.layer] - place.first), place.rows) * place.width
             with (self._folder / place.file).open("rb", buffering=0) as file:
+                file.seek(place.begin)
                 while left:
                     piece = file.read(min(left, PIECE_BYTES))
                     if not piece:
                         raise ArtifactError(f"{file.name} ends too early", "start over: --force")
-                    self.checksums[place.file].update(np.frombuffer(piece, np.uint8))
+                    self.digests[place.file].update(np.frombuffer(piece, np.uint8))
                     left -= len(piece)
-            rows_before += place.rows
 
     def write_rest(self, advance: Callable[[int], None]) -> None:
         """Write all that is no rows, and give each file its size."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from engram_cli.runtime.tracing import trace as trace
     from engram_cli.runtime.training import average_row_gradients as average_row_gradients
     from engram_cli.runtime.training import parameter_groups as parameter_groups
+    from engram_cli.runtime.training import parameters_summary as parameters_summary
     from engram_cli.runtime.training import row_parameters as row_parameters
 
 # What comes after attaching is imported on first use.
@@ -44,6 +45,7 @@ _HOMES = {
     "evaluate_losses": "evaluation",
     "load": "saving",
     "parameter_groups": "training",
+    "parameters_summary": "training",
     "row_parameters": "training",
     "save_engram": "saving",
     "trace": "tracing",
@@ -63,6 +65,7 @@ __all__ = [
     "load",
     "memories",
     "parameter_groups",
+    "parameters_summary",
     "row_parameters",
     "save_engram",
     "trace",

@@ -27,7 +27,8 @@ class Call:
     """The arguments of a forward call that matter here; `depth` is the module's in its path.
 
     `caches`: the cache objects among all arguments; `containers`: those made of tensors, by name,
-    which may be a state; `places`: integer tensors that may say at which positions the ids are.
+    which may be a state; `places`: integer tensors that may say at which positions the ids are;
+    `rows`: what a collator looked up beforehand.
     """
 
     depth: int
@@ -39,6 +40,7 @@ class Call:
     places: list[Tensor] = field(default_factory=list)
     positions: Any = None
     cu_seqlens: Any = None
+    rows: Tensor | None = None
 
 
 def parameter_names(module: nn.Module) -> list[str]:
@@ -110,6 +112,7 @@ def merge_calls(calls: Sequence[Call]) -> Call:
         merged.containers |= call.containers
         merged.positions = merged.positions if call.positions is None else call.positions
         merged.cu_seqlens = merged.cu_seqlens if call.cu_seqlens is None else call.cu_seqlens
+    merged.rows = next((call.rows for call in reversed(calls) if call.rows is not None), None)
     masks = [call.mask for call in reversed(inner) if call.mask is not None]
     plain = [mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2]
     merged.mask = next(iter(plain or masks), None)

@@ -82,11 +82,18 @@ class PathHooks(AttachedHook):
         super().__init__(attachment, module)
         self.depth, self.is_owner = depth, is_owner
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the arguments of a call."""
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Note the arguments of a call, and take out the rows, which no model knows."""
         memory = self.attachment.memory
+        given = memory.rows_argument in kwargs
+        rows = kwargs.pop(memory.rows_argument) if given else None
         if memory.active:
-            memory.enter(read_call(self.depth, self.names, args, kwargs), self.is_owner)
+            call = read_call(self.depth, self.names, args, kwargs)
+            call.rows = rows
+            memory.enter(call, self.is_owner)
+        return (args, kwargs) if given else None
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Note that the call ended, or failed and has no output."""

@@ -237,3 +237,18 @@ def _check_alike(table: Table, first: Table) -> None:
         raise InputError("the layers' rows lie differently", "look layers up one by one")
     if table.gradients != first.gradients:
         raise InputError("the layers' rows differ in gradients", "look layers up one by one")
+
+
+def look_back(history: Tensor, carry: Tensor, dead: Tensor | None, age: Tensor | None) -> LookBack:
+    """Return decode state as the look-up takes it; the first id of `history` is position 0."""
+    older = history.shape[1]
+    if not older:
+        return LookBack(dead=dead, ages=age)
+    place = torch.arange(older, device=history.device)
+    unseen = place < older - carry[:, None]
+    return LookBack(
+        dead=dead,
+        ages=age,
+        history=history.masked_fill(unseen, HOLE).to(torch.int32),
+        positions=torch.full_like(carry, older),
+    )

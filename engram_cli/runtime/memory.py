@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from engram_cli.errors import RuntimeAttachError, TokenIdError
+from engram_cli.errors import RuntimeAttachError
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.rows.safetensors import Array
 from engram_cli.runtime import ops
+from engram_cli.runtime.batch_rows import compressed, given_rows
 from engram_cli.runtime.caches import caches_in, carrier, handed_back, handed_out, values_of
 from engram_cli.runtime.forward_args import (
     Call,
@@ -26,7 +27,7 @@ from engram_cli.runtime.forward_args import (
     read_call,
     real_positions,
 )
-from engram_cli.runtime.lookup_reference import LookBack
+from engram_cli.runtime.lookup_reference import look_back
 from engram_cli.runtime.modules.base import AnyRows, MemoryModule, Rows, StoredRows
 from engram_cli.runtime.past import (
     cache_at_layer,
@@ -40,7 +41,6 @@ from engram_cli.runtime.past import (
 from engram_cli.runtime.reference import (
     HashTensors,
     carry_after,
-    compress,
     hash_rows,
     is_hole,
     visible,
@@ -49,7 +49,6 @@ from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
 from engram_cli.runtime.step import Replays, Step
 from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers import PlacedRows
-from engram_cli.vocab.lookup import HOLE
 
 if TYPE_CHECKING:
     from engram_cli.runtime.tiers.embedding import Counters, TieredEmbedding, Tiers
@@ -76,6 +75,7 @@ class Memory(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
+        self.rows_argument = f"{name}_rows"  # of a batch whose rows were found beforehand
         self.spec = spec
         self.layers = nn.ModuleDict({str(layer): module for layer, module in modules.items()})
         self.conv_receptive_fields = {layer: m.reach for layer, m in modules.items() if m.reach}
@@ -262,13 +262,7 @@ class Memory(nn.Module):
         keep = real_positions(call.mask, past, ids.shape[1])
         if isinstance(past, int) and past == 0:
             check_start(call, keep)
-        try:
-            tokens = compress(hashed, ids)
-        except IndexError:
-            raise TokenIdError(
-                f"input_ids has ids outside 0..{len(hashed.lookup) - 1}",
-                "was the text tokenised with another tokenizer?",
-            ) from None
+        tokens = compressed(hashed, ids)
         dead = None if keep is None else ~keep.to(tokens.device)
         if self.has_holes:
             holes = is_hole(tokens)
@@ -280,10 +274,12 @@ class Memory(nn.Module):
             age = document_ages(call, past, ids).to(seen.device)
             seen = torch.minimum(seen, age + 1)
         rows = vectors = None
-        if not ops.has_kernels(hashed.lookup.device):
+        if call.rows is not None:
+            rows = given_rows(call.rows, hashed, ids, past)
+        elif not ops.has_kernels(hashed.lookup.device):
             rows = hash_rows(hashed, torch.cat((history, tokens), dim=1), seen)
         else:
-            back = _look_back(history, carry, dead, age)
+            back = look_back(history, carry, dead, age)
             tables = self._tables(hashed.lookup.device)
             if tables is None:
                 rows = ops.find_rows(hashed, ids, back)
@@ -356,18 +352,3 @@ class Memory(nn.Module):
             state.extend(step.tokens, step.seen, step.conv)
             state.ends_in_padding = ended  # of the copy: the tensors before it stay valid
             keep_on(value, self.key, state)
-
-
-def _look_back(history: Tensor, carry: Tensor, dead: Tensor | None, age: Tensor | None) -> LookBack:
-    """Return decode state as the look-up takes it; the first id of `history` is position 0."""
-    older = history.shape[1]
-    if not older:
-        return LookBack(dead=dead, ages=age)
-    place = torch.arange(older, device=history.device)
-    unseen = place < older - carry[:, None]
-    return LookBack(
-        dead=dead,
-        ages=age,
-        history=history.masked_fill(unseen, HOLE).to(torch.int32),
-        positions=torch.full_like(carry, older),
-    )

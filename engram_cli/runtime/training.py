@@ -1,7 +1,8 @@
-"""Training: a model's tables, the paper's parameter groups, row gradients of several processes."""
+"""Training: parameter groups and a summary of them, row gradients of several processes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,6 +54,79 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterCount:
+    """How many numbers a part of the model has, how many of them learn, and the bytes of all."""
+
+    name: str
+    total: int
+    trainable: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParametersSummary:
+    """The parts of a model: `rows`, `gates` (the memory's other weights), `adapters`, `backbone`.
+
+    A part that the model does not have is left out. As text, a table.
+    """
+
+    parts: tuple[ParameterCount, ...]
+
+    @property
+    def trainable(self) -> int:
+        """The numbers that learn."""
+        return sum(part.trainable for part in self.parts)
+
+    def __str__(self) -> str:
+        lines = [("", "parameters", "trainable", "bytes")]
+        lines += [
+            (each.name, f"{each.total:,}", f"{each.trainable:,}", f"{each.bytes:,}")
+            for each in self.parts
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            f"{name:<{widths[0]}}  " + "  ".join(map(str.rjust, figures, widths[1:]))
+            for name, *figures in lines
+        )
+
+
+def parameters_summary(model: nn.Module) -> ParametersSummary:
+    """Return what a model's parameters are, by part, and which of them learn.
+
+    Quantised rows and rows in tiers are counted as rows; they do not learn.
+    """
+    found = memories(model).values()
+    own = {id(p) for memory in found for p in memory.parameters()}
+    rows = {id(p) for p in row_parameters(model)} if found else set()
+    counts = {name: [0, 0, 0] for name in ("rows", "gates", "adapters", "backbone")}
+    for name, parameter in model.named_parameters():
+        part = "backbone"
+        if id(parameter) in rows:
+            part = "rows"
+        elif "lora_" in name or ".adapter" in name:
+            part = "adapters"
+        elif id(parameter) in own:
+            part = "gates"
+        size = parameter.numel()
+        for at, value in enumerate((size, size * parameter.requires_grad, parameter.nbytes)):
+            counts[part][at] += value
+    for spec in (memory.spec for memory in found if not _has_parameters(memory)):
+        counts["rows"][0] += sum(spec.rows(layer) for layer in spec.layers) * spec.dim
+        counts["rows"][2] += spec.table_bytes
+    return ParametersSummary(
+        tuple(
+            ParameterCount(name=name, total=total, trainable=trainable, bytes=size)
+            for name, (total, trainable, size) in counts.items()
+            if total
+        )
+    )
+
+
+def _has_parameters(memory: nn.Module) -> bool:
+    return any(isinstance(module, Rows) for module in memory.modules())
+
+
 def average_row_gradients(model: nn.Module) -> None:
     """Replace the rows' gradients by their mean over the processes; call it before `step`.
 
@@ -74,7 +148,7 @@ def average_row_gradients(model: nn.Module) -> None:
 
 
 def _mean_sparse(rows: nn.Parameter) -> Tensor:
-    """Return the mean of sparse gradients of different lengths, gathered and padded with zeros."""
+    """Return the mean of sparse gradients of different lengths, gathered padded."""
     if rows.grad is None:
         indices = torch.zeros(0, dtype=torch.int64, device=rows.device)
         values = torch.zeros(0, rows.shape[1], dtype=rows.dtype, device=rows.device)
@@ -84,12 +158,15 @@ def _mean_sparse(rows: nn.Parameter) -> Tensor:
     longest = torch.tensor(len(indices), device=rows.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX)
     missing = int(longest) - len(indices)
-    indices = torch.nn.functional.pad(indices, (0, missing))
+    # Padding has no row: a zero gradient would move a row that Adam has a mean of.
+    indices = torch.nn.functional.pad(indices, (0, missing), value=-1)
     values = torch.nn.functional.pad(values, (0, 0, 0, missing))
     world = dist.get_world_size()
     all_indices = [torch.empty_like(indices) for _ in range(world)]
     all_values = [torch.empty_like(values) for _ in range(world)]
     dist.all_gather(all_indices, indices)
     dist.all_gather(all_values, values)
-    total = sparse_tensor(torch.cat(all_indices), torch.cat(all_values) / world, rows.shape)
+    every, given = torch.cat(all_indices), torch.cat(all_values) / world
+    real = every >= 0
+    total = sparse_tensor(every[real], given[real], rows.shape)
     return with_norm(coalesced(total))

@@ -26,6 +26,7 @@ _RANDOM = ("dropout", "alpha")
 _TAKE_AGAIN = "give a Hugging Face tokenizer.json, saved with a current version of tokenizers"
 _PAD_NAMES = ("pad", "padding", "finetunerightpadid")
 # Without a pad token: what models pad with instead, the likeliest first.
+_END_NAMES = ("endoftext", "eos", "/s", "endofsentence")
 _OTHER_NAMES = ("endoftext", "eos", "/s", "endofsentence", "s", "bos", "unk")
 
 
@@ -225,6 +226,12 @@ def choose_pad(special: Mapping[int, str], declared: int | None = None) -> int |
     found += [by_name[name] for name in _OTHER_NAMES if name in by_name]
     found += sorted(special)[:1]
     return found[0] if found else declared
+
+
+def choose_end(tokenizer: TokenizerFile) -> int | None:
+    """Return the id of the special token that ends a document, None where none is called so."""
+    names = {_plain(tokenizer.token(i)): i for i in sorted(tokenizer.special_ids, reverse=True)}
+    return next((names[name] for name in _END_NAMES if name in names), None)
 
 
 def declared_pad(tokenizer: Path, ids: Mapping[str, int]) -> int | None:

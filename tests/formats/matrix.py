@@ -8,7 +8,9 @@ format. test_matrix.py runs every pair, and fails while the page is not the one 
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,7 +29,8 @@ from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "convert.md"
 BEGIN, END = "<!-- matrix: written by tests/formats/matrix.py -->", "<!-- end of the matrix -->"
-ALL_TARGETS = ("table", *TARGETS)
+ALL_TARGETS = ("table", "bundle", *TARGETS)
+QWEN_SIZES = {"num_hidden_layers": 4, "hidden_size": 32}
 SUFFIXES = {"gguf": ".gguf", "demo": ".safetensors", "pleo": ".pleo", "plepatch": ".plepatch"}
 
 
@@ -57,6 +60,17 @@ class Cell:
         return " ".join(given) or "yes"
 
 
+def _model(folder: Path, tokenizer: Path) -> Path:
+    """A checkpoint of a model that gets a bundle."""
+    path = folder / "model"
+    if not path.exists():
+        path.mkdir()
+        config = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 4}
+        (path / "config.json").write_text(json.dumps(config))
+        shutil.copy(tokenizer, path / "tokenizer.json")
+    return path
+
+
 def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -69,7 +83,8 @@ def _table(path: Path, of: Path, **options: Any) -> Path:
 def _v41(path: Path, vocab: CompressedVocab, tokenizer: Path) -> Path:
     from formats.checkpoints import deepseek_v41
 
-    return deepseek_v41(path, vocab, tokenizer, rows_per_head=29).path
+    changes = {"num_hidden_layers": 5}
+    return deepseek_v41(path, vocab, tokenizer, rows_per_head=29, changes=changes).path
 
 
 def _v41_table(path: Path, vocab: CompressedVocab, tokenizer: Path) -> Path:
@@ -85,13 +100,13 @@ def _row264(path: Path, vocab: CompressedVocab, tokenizer: Path) -> Path:
 def _qwen(path: Path, vocab: CompressedVocab, tokenizer: Path) -> Path:
     from formats.checkpoints import qwen_ple
 
-    return qwen_ple(path).path
+    return qwen_ple(path, changes=QWEN_SIZES).path
 
 
 def _qwen_fp8(path: Path, vocab: CompressedVocab, tokenizer: Path) -> Path:
     from formats.checkpoints import qwen_ple
 
-    return qwen_ple(path, dtype="float8_e4m3fn").path
+    return qwen_ple(path, dtype="float8_e4m3fn", changes=QWEN_SIZES).path
 
 
 def _longcat(path: Path, vocab: CompressedVocab, tokenizer: Path) -> Path:
@@ -209,6 +224,8 @@ def cell(source: Source, path: Path, to: str, folder: Path, tokenizer: Path) -> 
         elif "--layers" in hint and "layers" not in options:
             first = re.search(r"layers? (\d+)", text)
             options["layers"] = (int(first[1]) if first else 1,)
+        elif "--patch CKPT" in hint and "patch" not in options:
+            options["patch"] = _model(folder, tokenizer)
         elif "--rows" in hint and "rows" not in options:
             options["rows"] = (0, 8)
         else:
@@ -285,6 +302,6 @@ if __name__ == "__main__":
         (here / "s").mkdir()
         paths = make_sources(here / "s", words, here / "tokenizer.json")
         found = all_cells(paths, here, here / "tokenizer.json")
-    PAGE.write_text(page(found), encoding="utf-8")
     for (label, to), each in found.items():
         print(f"{label} -> {to}: {each.text} {each.reason}")
+    PAGE.write_text(page(found), encoding="utf-8")

@@ -24,6 +24,7 @@ def _rows(families: dict[str, Family]) -> list[str]:
 
 def page() -> str:
     """Return the page: families, modules and modes; each combination is a test."""
+    from formats.interop import table as interop_table
     from runtime.families import FAMILIES, MORE_FAMILIES, STATE_FAMILIES
     from runtime.modes import MODES
     from tiny_models import MODULES
@@ -76,6 +77,13 @@ def page() -> str:
         "",
         "Any other `nn.Module` works with `attach(model, bundle, layers=model.blocks)` if its "
         "layers take hidden states as their first argument.",
+        "",
+        "## Files of other programs",
+        "",
+        "`convert` and the readers are tested with the packages themselves: each reads what engram "
+        "writes, and engram reads what it writes (`tests/formats/`).",
+        "",
+        *interop_table(),
         "",
         "## Modes",
         "",

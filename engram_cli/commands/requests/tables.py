@@ -136,9 +136,9 @@ class BuildTableRequest(Request):
 class ConvertRequest(Request):
     """What to convert: a table to another dtype, or with `to` any source to another format.
 
-    `to`: "table" or a name in `TARGETS`; None is a table of another `dtype`. `dtype` None keeps the
-    source's. `layers`: those of the source to convert, by its own numbers; None for all. `rows`:
-    the first row and the one behind the last, for targets that hold some rows of a layer.
+    `to`: "table", "bundle" or a name in `TARGETS`; None is a table of another `dtype`. `dtype` None
+    keeps the source's. `layers`: those of the source to convert, by its own numbers; None for all.
+    `rows`: the first row and the one behind the last, for targets that hold some rows of a layer.
     `tokenizer`: of a source that lacks its token map. `patch`: the checkpoint that the files are to
     fit into. With `check` the result says what would change, and nothing is written.
     `scale`: the scale of every layer, for dtypes that have one for all rows; None to find it.
@@ -190,9 +190,9 @@ class ConvertRequest(Request):
         Option(f"Data type of the new rows: {DTYPES.choices()} (with --to, the source's own)."),
     ] = None
     out: Annotated[Path | None, Option("File or folder to write.", short="-o")] = None
-    to: Annotated[str | None, Option(f"Format to write: table, {TARGETS.choices()} (a table).")] = (
-        None
-    )
+    to: Annotated[
+        str | None, Option(f"Format to write: table, bundle, {TARGETS.choices()} (a table).")
+    ] = None
     dialect: Annotated[
         str | None,
         Option("With --to gguf: llama.cpp, ds4 or 'upper case' (the file's own)."),

@@ -1,0 +1,91 @@
+"""engram train."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engram_cli.cli.command import command
+from engram_cli.cli.terminal import Terminal, shown_path
+from engram_cli.commands.requests.train import TrainRequest
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from engram_cli.commands.train import TrainResult
+    from engram_cli.training.results import LossLine
+
+
+@command(TrainRequest)
+def train(request: TrainRequest, terminal: Terminal) -> None:
+    """Train a memory on text, and show what it does to the loss on held-out text.
+
+    Without --bundle, the memory is made from the training text first. The same command resumes an
+    interrupted run. For several GPUs: torchrun --nproc-per-node 2 -m engram_cli train ...
+    """
+    from engram_cli.commands.train import train as run
+
+    result = run(request, terminal)
+    if not result.is_first_process:
+        terminal.close()
+        return
+    terminal.result(result, *(_outcome(result) if result.outcome else _estimate(result)))
+    if result.outcome is not None:
+        terminal.note(f'next, in Python: attach(model, "{shown_path(result.out)}")')
+
+
+def _estimate(result: TrainResult) -> list[RenderableType]:
+    from engram_cli.cli.render import facts, percent, quantity
+
+    assert result.cost is not None
+    assert result.memory_bytes is not None
+    seconds = result.steps * result.cost.seconds
+    error = percent(max(result.cost.spread, 0.1), 0)
+    pace = quantity(result.tokens_a_step / result.cost.seconds, "tokens")
+    rows = [
+        ("steps", f"{result.steps:,} of {result.tokens_a_step:,} tokens"),
+        ("time", f"about {_duration(seconds)} (+-{error}), without evaluations: {pace}/s"),
+        ("memory", f"about {quantity(result.memory_bytes, 'bytes')}"),
+        ("measured on", "4 steps of random text, which trained nothing"),
+        ("would write", shown_path(result.out)),
+    ]
+    return [facts("Training", rows)]
+
+
+def _outcome(result: TrainResult) -> list[RenderableType]:
+    from engram_cli.cli.render import facts, grid, quantity
+
+    outcome = result.outcome
+    assert outcome is not None
+    lines = [_loss(line) for line in outcome.lines]
+    columns = ("", "loss", "perplexity", "difference", "95 % interval", "steps")
+    table = grid("Loss on held-out text, nats per token", columns, lines)
+    learned = [f"{part.name} {part.trainable:,}" for part in outcome.parts if part.trainable]
+    rows = [
+        ("trained", f"{', '.join(learned)} parameters"),
+        ("text", f"{outcome.train_tokens:,} tokens; held out: {outcome.held_out_tokens:,} tokens "
+         f"in {outcome.held_out_documents:,} documents"),
+    ]  # fmt: skip
+    for line in outcome.lines:
+        if line.course is not None and line.course.seconds:
+            pace = line.course.steps * outcome.tokens_a_step / line.course.seconds
+            rows.append((line.name, f"{_duration(line.course.seconds)}, "
+                         f"{quantity(pace, 'tokens')}/s with evaluations"))  # fmt: skip
+    written = [path for path in (result.bundle, result.adapter, result.model) if path is not None]
+    rows.append(("written", ", ".join(map(shown_path, written))))
+    return [table, facts("Training", rows)]
+
+
+def _loss(line: LossLine) -> tuple[str, ...]:
+    difference = "" if line.difference is None else f"{line.difference:+.4f}"
+    interval = "" if line.low is None else f"{line.low:+.4f} to {line.high:+.4f}"
+    steps = ""
+    if line.course is not None:
+        kept = f", best at {line.course.best:,}" if line.course.best != line.course.steps else ""
+        steps = f"{line.course.steps:,}{' (early)' * line.course.early}{kept}"
+    return line.name, f"{line.loss:.4f}", f"{line.perplexity:,.2f}", difference, interval, steps
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

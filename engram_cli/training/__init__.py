@@ -1,0 +1,1 @@
+"""Trains a memory on text: transformers' Trainer with what sparse rows need. Imports torch."""
