@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,6 +196,7 @@ def open_folder(
     read = [file for file in sorted({places[name] for name in names}) if file.is_file()]
     for file in read:
         header, begin = raw_header(file)
+        _require_apart(file, header)
         size += begin
         own = [name for name in names if places[name] == file and name in header]
         found = {name: _found(file, name, header[name], begin) for name in own}
@@ -214,6 +216,18 @@ def open_folder(
         unread=len(named) - len(read),
         header_bytes=size,
     )
+
+
+def _require_apart(file: Path, header: Mapping[str, Any]) -> None:
+    """Raise ArtifactError for tensors whose bytes overlap; what is no offset is found later."""
+    begun = []
+    for entry in header.values():
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int for n in offsets):
+            begun.append(tuple(offsets))
+    for (_, end), (begin, _) in pairwise(sorted(begun)):
+        if begin < end:
+            raise ArtifactError(f"{file}: tensors overlap at byte {begin:,} of the data", DAMAGED)
 
 
 def _found(file: Path, name: str, entry: Any, data: int) -> FoundTensor:
