@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from formats.checkpoints import Array, Writer, bfloat16
+from formats.checkpoints import Array, Writer, bfloat16, gguf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LongcatFlashConfig, LongcatFlashForCausalLM, PreTrainedModel
 from transformers.models.qwen4_exp import modeling_qwen4_exp as qwen4
 from transformers.utils import logging
 
+from engram_cli.formats.model_folder import open_folder
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows import DTYPES
@@ -26,6 +27,7 @@ from engram_cli.vocab.compress import CompressedVocab
 
 QWEN_VOCABULARY, QWEN_EOS = 300, 7
 HIDDEN, STREAMS = 32, 4
+IMAGE = 3  # V4.1's image token, which is dead
 WEIGHTS = "model.safetensors"
 
 
@@ -74,6 +76,23 @@ def qwen(dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
         if ".ple." in name:
             parameter.data.normal_(0, 0.3)
     return model.to(dtype)
+
+
+def multimodal_qwen(ple_layers: list[int]) -> PreTrainedModel:
+    """The same decoder inside transformers' multimodal class, whose config nests its own."""
+    inner = qwen_config(ple_layer_ids=ple_layers).to_dict() | {"rope_parameters": None}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+              "out_hidden_size": 32, "num_position_embeddings": 16, "patch_size": 2}  # fmt: skip
+    config = qwen4.Qwen4ExpConfig(
+        text_config=inner, vision_config=vision, image_token_id=290, video_token_id=291,
+        vision_start_token_id=292, vision_end_token_id=293,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = qwen4.Qwen4ExpForConditionalGeneration(config).eval()
+    for name, parameter in model.named_parameters():
+        if ".ple." in name:
+            parameter.data.normal_(0, 0.3)
+    return model
 
 
 @contextmanager
@@ -249,7 +268,7 @@ def deepseek(
         for name, norm in zip(("q_weight", "k_weight"), norms, strict=True):
             writer.add(file, start + name, "bfloat16", bfloat16(norm))
         dense[entry.layer] = Dense(wkv=wkv, q=norms[0], k=norms[1])
-    whole = {"model_type": "deepseek_v41", "image_token_id": 3}
+    whole = {"model_type": "deepseek_v41", "image_token_id": IMAGE}
     writer.write({**whole, **config} if flat else {**whole, "text_config": config})
     return OwnTable(path=folder, layout=layout, values=values, dense=dense)
 
@@ -268,3 +287,53 @@ def deepseek_addition(dense: Dense, vectors: Tensor, hidden: Tensor, eps: float 
     dot = (query * key).sum(-1, keepdim=True) / HIDDEN**0.5
     gate = (dot.abs().clamp_min(1e-6).sqrt() * dot.sign()).sigmoid()
     return (gate * value.unsqueeze(-2)).flatten(-2)
+
+
+def stored_tensors(folder: Path) -> dict[str, Array]:
+    """The bytes of a checkpoint's tensors as they are stored."""
+    found = open_folder(folder, {}, lambda name: True)
+    return {name: tensor.values() for name, tensor in found.tensors.items()}
+
+
+def deepseek_gguf(path: Path, own: OwnTable, dialect: str) -> Path:
+    """V4.1's table and gates as GGUF: rows of 264 bytes, or scales in a tensor of their own."""
+    files = stored_tensors(own.path)
+    tensors: dict[str, Any] = {}
+    for layer in own.layout.layer_ids:
+        start = f"layers.{layer}.engram."
+        rows, scales = files[f"{start}embed.weight"], files[f"{start}embed.scale"]
+        if dialect == "llama.cpp":
+            packed = np.concatenate([rows, scales], axis=1)
+            tensors[f"blk.{layer}.engram_embd.weight"] = "int8", packed
+        else:
+            tensors[f"blk.{layer}.engram_embd"] = "int8", rows
+            tensors[f"blk.{layer}.engram_embd_scale"] = "int8", scales
+        dense = own.dense[layer]
+        tensors[f"blk.{layer}.engram_wkv.weight"] = "float32", dense.wkv
+        for name, values in (("q", dense.q), ("k", dense.k)):
+            tensors[f"blk.{layer}.engram_{name}.weight"] = "float32", values.astype(np.float32)
+    layout = own.layout
+    lookup = layout.lookup
+    assert lookup is not None
+    flat = [
+        np.array([value for entry in layout.layers for value in getattr(entry, name)], dtype="<u8")
+        for name in ("multipliers", "moduli", "offsets")
+    ]
+    if dialect == "llama.cpp":
+        names = [f"deepseek41.engram.{n}" for n in ("multipliers", "primes", "offsets")]
+        keys = {"deepseek41.engram.layer_ids": np.array([1, 3], dtype="<i4"),
+                "deepseek41.engram.head_count": 8, "deepseek41.engram.key_length": 256,
+                "deepseek41.engram.max_ngram_size": 4,
+                "deepseek41.engram.pad_id": layout.filler_id,
+                "deepseek41.engram.token_map": lookup.astype("<i4")}  # fmt: skip
+    else:
+        names = ["ENGRAM_MULTIPLIERS", "ENGRAM_HEAD_BUCKET_SIZES", "ENGRAM_HEAD_OFFSETS"]
+        heights = np.array([entry.rows for entry in layout.layers], dtype="<u4")
+        keys = {"ENGRAM_LAYERS": np.array([1, 3], dtype="<i4"), "ENGRAM_NGRAM_SIZE": 4,
+                "ENGRAM_HEAD_COUNT": 8, "ENGRAM_HEAD_DIM": 256,
+                "ENGRAM_COMPRESSED_VOCAB_SIZE": layout.compressed_size,
+                "ENGRAM_PAD_TOKEN_ID": 2, "ENGRAM_EMBEDDING_COUNTS": heights,
+                "ENGRAM_TOKEN_MAP": lookup.astype("<i4")}  # fmt: skip
+    keys |= dict(zip(names, flat, strict=True))
+    return gguf(path, {"general.architecture": "deepseek41", "deepseek41.block_count": 5} | keys,
+                tensors)  # fmt: skip

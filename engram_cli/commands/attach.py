@@ -32,7 +32,11 @@ from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME, CARD
 from engram_cli.formats.bundle_description import Reference
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
-from engram_cli.formats.checkpoint_bundle import refer_to_source, require_attachable
+from engram_cli.formats.checkpoint_bundle import (
+    attached_layout,
+    refer_to_source,
+    require_attachable,
+)
 from engram_cli.formats.module_spec import first_values
 from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
 from engram_cli.formats.table_reference import refer
@@ -119,7 +123,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     nearby = Companions(artifact=request.table, folder=request.folder or Path())
     vocabularies = nearby.vocabulary_places()
     check_vocabulary(store.layout, model, request.checkpoint, request.tokenizer, vocabularies)
-    spec = _spec(request, store.layout, dim, dtype, placed, model)
+    spec = _spec(request, attached_layout(store), dim, dtype, placed, model)
     if own is not None:
         spec = replace(spec, module=own.spec)
     place = partial(

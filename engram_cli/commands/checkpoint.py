@@ -267,5 +267,8 @@ def check_first_memory(checkpoint: Path) -> None:
 
 
 def _second(checkpoint: Path, what: str) -> MismatchError:
-    hint = "a bundle would be a second memory: give --force if that is meant"
+    hint = (
+        f"for its own table: engram attach {checkpoint} --table {checkpoint} --reference; a bundle "
+        "would be a second memory: give --force if that is meant"
+    )
     return MismatchError(f"{checkpoint} {what}", hint)

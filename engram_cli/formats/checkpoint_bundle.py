@@ -8,7 +8,7 @@ for a checkpoint, because its readers need more than torch and NumPy.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from engram_cli.formats.base import Format, require_agreement
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.checkpoint_reference import CheckpointReference, refer_to
+from engram_cli.formats.model_folder import CheckpointRows
 from engram_cli.formats.module_spec import (
     DEFAULT_MODULE,
     FRESH_KINDS,
@@ -29,9 +30,10 @@ from engram_cli.formats.module_spec import (
     module_spec,
 )
 from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
-from engram_cli.hashing.layout import UNKNOWN_SCHEME, UNKNOWN_VOCABULARY
+from engram_cli.hashing.layout import UNKNOWN_SCHEME, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import SCALES, RowSource, Span
+from engram_cli.vocab.lookup import HOLE, lookup_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +153,7 @@ def spec_of(source: RowSource, own: OwnModule | None, model: HostModel) -> Bundl
             "attach to a model whose config has hidden_size and num_hidden_layers",
         )
     spec = BundleSpec(
-        layout=source.layout,
+        layout=attached_layout(source),
         layers=source.layers,
         dim=source.dim or 0,
         dtype=source.dtype or "",
@@ -168,6 +170,23 @@ def spec_of(source: RowSource, own: OwnModule | None, model: HostModel) -> Bundl
             "engram attach --at",
         )
     return spec
+
+
+def attached_layout(source: RowSource) -> HashLayout:
+    """Return the layout by which a model looks rows up, which knows the tokens that are dead.
+
+    V4.1's n-grams do not look across an image. Its token becomes a hole of the token map: holes
+    block as dead tokens do.
+    """
+    layout = source.layout
+    if source.format != "deepseek-v4.1" or not isinstance(source, CheckpointRows):
+        return layout
+    token = source.folder.config.get("image_token_id")
+    if type(token) is not int or layout.lookup is None or not 0 <= token < len(layout.lookup):
+        return layout
+    lookup = layout.lookup.copy()
+    lookup[token] = HOLE
+    return replace(layout, lookup=lookup, vocab_digest=lookup_digest(lookup))
 
 
 def _fresh_module(source: RowSource, model: HostModel) -> ModuleSpec:

@@ -16,6 +16,7 @@ from formats.checkpoints import deepseek_v41, gguf, longcat
 from formats.small_artifacts import store
 from own_tables import (
     HIDDEN,
+    IMAGE,
     QWEN_EOS,
     QWEN_VOCABULARY,
     OwnTable,
@@ -24,9 +25,12 @@ from own_tables import (
     bare_qwen,
     deepseek,
     deepseek_addition,
+    deepseek_gguf,
     longcat_flash,
+    multimodal_qwen,
     qwen,
     save,
+    stored_tensors,
     whole_qwen,
 )
 from safetensors.torch import load_file, save_file
@@ -38,7 +42,6 @@ from transformers import PreTrainedModel
 from engram_cli import attach, detach, hash_tokens
 from engram_cli.errors import ArtifactError, EngramError, InputError, RuntimeAttachError
 from engram_cli.formats.checkpoint_bundle import HostModel, open_checkpoint
-from engram_cli.formats.model_folder import open_folder
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.runtime import load, save_engram
 from engram_cli.vocab.compress import CompressedVocab
@@ -140,6 +143,18 @@ def test_decoding_and_padding(saved: tuple[PreTrainedModel, Path]) -> None:
     assert torch.equal(bare.generate(ids, **options), whole.generate(ids, **options))
 
 
+def test_the_multimodal_model(tmp_path: Path) -> None:
+    """Its checkpoint nests the config and has other names, as the release has."""
+    whole = multimodal_qwen([2])
+    path = save(whole, tmp_path / "ckpt")
+    bare, ids = multimodal_qwen([]), some_ids(280)
+    bare.load_state_dict({k: v for k, v in whole.state_dict().items() if ".ple." not in k})
+    attach(bare, path)
+    torch.testing.assert_close(logits(bare, ids), logits(whole, ids), atol=1e-6, rtol=1e-6)
+    options = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(bare.generate(ids, **options), whole.generate(ids, **options))
+
+
 def test_what_was_found_is_said(
     saved: tuple[PreTrainedModel, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,11 +231,14 @@ def test_a_checkpoint_that_contradicts_itself(tmp_path: Path) -> None:
         attach(bare, path)
 
 
-def with_memory(model: StreamDecoder, own: OwnTable, ids: Tensor) -> Tensor:
+def with_memory(
+    model: StreamDecoder, own: OwnTable, ids: Tensor, dead: Tensor | None = None
+) -> Tensor:
     """The logits with V4.1's layers, computed without any of the runtime."""
     handles = []
+    blocked = None if dead is None else dead.numpy()
     for layer, dense in own.dense.items():
-        rows = np.stack([hash_tokens(own.layout, line.tolist(), layer=layer) for line in ids])
+        rows = hash_tokens(own.layout, ids.numpy(), layer=layer, dead=blocked)
         vectors = torch.from_numpy(own.values[layer][rows.astype(np.int64)]).flatten(-2)
 
         def add(_: nn.Module, args: Any, dense: Any = dense, vectors: Any = vectors) -> Any:
@@ -240,10 +258,11 @@ def test_deepseek_v41(
 ) -> None:
     own = deepseek(tmp_path / "ckpt", small_vocab, flat=flat)
     model, ids = StreamDecoder(small_vocab.vocab_size), text(small_vocab.vocab_size, 2, 16)
-    expected = with_memory(model, own, ids)
+    ids[0, 4:7] = ids[1, 11] = IMAGE
+    expected = with_memory(model, own, ids, ids == IMAGE)
     assert not torch.allclose(logits(model, ids), expected, atol=0.1)
     memory = attach(model, own.path, placement=placement, tokenizer=tokenizer_file)
-    assert memory.spec.layout.fingerprint == own.layout.fingerprint
+    assert memory.spec.layout.layers == own.layout.layers
     for layer, dense in own.dense.items():
         state = memory.layers[str(layer)].state_dict()
         assert np.array_equal(state["wkv.weight"].numpy(), dense.wkv)
@@ -274,63 +293,13 @@ def test_a_part_of_the_gates(
         attach(StreamDecoder(small_vocab.vocab_size), own.path, tokenizer=tokenizer_file)
 
 
-def write_gguf(path: Path, own: OwnTable, dialect: str) -> Path:
-    """V4.1's table and gates as GGUF: rows of 264 bytes, or scales in a tensor of their own."""
-    files = _tensors(own.path)
-    tensors: dict[str, Any] = {}
-    for layer in own.layout.layer_ids:
-        start = f"layers.{layer}.engram."
-        rows, scales = files[f"{start}embed.weight"], files[f"{start}embed.scale"]
-        if dialect == "llama.cpp":
-            packed = np.concatenate([rows, scales], axis=1)
-            tensors[f"blk.{layer}.engram_embd.weight"] = "int8", packed
-        else:
-            tensors[f"blk.{layer}.engram_embd"] = "int8", rows
-            tensors[f"blk.{layer}.engram_embd_scale"] = "int8", scales
-        dense = own.dense[layer]
-        tensors[f"blk.{layer}.engram_wkv.weight"] = "float32", dense.wkv
-        for name, values in (("q", dense.q), ("k", dense.k)):
-            tensors[f"blk.{layer}.engram_{name}.weight"] = "float32", values.astype(np.float32)
-    layout = own.layout
-    lookup = layout.lookup
-    assert lookup is not None
-    flat = [
-        np.array([value for entry in layout.layers for value in getattr(entry, name)], dtype="<u8")
-        for name in ("multipliers", "moduli", "offsets")
-    ]
-    if dialect == "llama.cpp":
-        names = [f"deepseek41.engram.{n}" for n in ("multipliers", "primes", "offsets")]
-        keys = {"deepseek41.engram.layer_ids": np.array([1, 3], dtype="<i4"),
-                "deepseek41.engram.head_count": 8, "deepseek41.engram.key_length": 256,
-                "deepseek41.engram.max_ngram_size": 4,
-                "deepseek41.engram.pad_id": layout.filler_id,
-                "deepseek41.engram.token_map": lookup.astype("<i4")}  # fmt: skip
-    else:
-        names = ["ENGRAM_MULTIPLIERS", "ENGRAM_HEAD_BUCKET_SIZES", "ENGRAM_HEAD_OFFSETS"]
-        heights = np.array([entry.rows for entry in layout.layers], dtype="<u4")
-        keys = {"ENGRAM_LAYERS": np.array([1, 3], dtype="<i4"), "ENGRAM_NGRAM_SIZE": 4,
-                "ENGRAM_HEAD_COUNT": 8, "ENGRAM_HEAD_DIM": 256,
-                "ENGRAM_COMPRESSED_VOCAB_SIZE": layout.compressed_size,
-                "ENGRAM_PAD_TOKEN_ID": 2, "ENGRAM_EMBEDDING_COUNTS": heights,
-                "ENGRAM_TOKEN_MAP": lookup.astype("<i4")}  # fmt: skip
-    keys |= dict(zip(names, flat, strict=True))
-    return gguf(path, {"general.architecture": "deepseek41", "deepseek41.block_count": 5} | keys,
-                tensors)  # fmt: skip
-
-
-def _tensors(folder: Path) -> dict[str, np.ndarray]:
-    """The bytes of a checkpoint's tensors as they are stored."""
-    found = open_folder(folder, {}, lambda name: True)
-    return {name: tensor.values() for name, tensor in found.tensors.items()}
-
-
 @pytest.mark.parametrize("dialect", ["llama.cpp", "upper case"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_deepseek_v41_in_gguf(
     tmp_path: Path, small_vocab: CompressedVocab, dialect: str, placement: str
 ) -> None:
     own = deepseek(tmp_path / "ckpt", small_vocab, dim=256)
-    path = write_gguf(tmp_path / "m.gguf", own, dialect)
+    path = deepseek_gguf(tmp_path / "m.gguf", own, dialect)
     model, ids = StreamDecoder(small_vocab.vocab_size), text(small_vocab.vocab_size, 2, 16)
     expected = with_memory(model, own, ids)
     memory = attach(model, path, placement=placement)
@@ -476,7 +445,7 @@ def test_longcat(tmp_path: Path, placement: str) -> None:
     model, ids = longcat_flash(), text(50, 2, 12)
     embed = model.model.embed_tokens
     ids[0, 4] = 2  # the EOS, which no n-gram crosses
-    tables = _tensors(written.path)
+    tables = stored_tensors(written.path)
     rows = np.stack([hash_tokens(written.layout, line.tolist(), layer=0) for line in ids])
     local = rows.astype(np.int64) - np.array(written.layout.layers[0].offsets)
     total = embed(ids).detach()
