@@ -30,11 +30,10 @@ from engram_cli.formats.model_writer import (
     verify_copies,
 )
 from engram_cli.formats.row264 import BLOCK, DTYPE
-from engram_cli.formats.row_files import (
+from engram_cli.formats.row_files import grown_files, prepare_rows
+from engram_cli.formats.row_plan import (
     Place,
     RowFiles,
-    grown_files,
-    prepare_rows,
     require_map,
     require_rows,
 )

@@ -16,13 +16,11 @@ from engram_cli.errors import EngramError, InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import Target, WriteOptions, Written
 from engram_cli.formats.engramdb import BUNDLE, DIVISOR, FORMAT, SCHEMA
-from engram_cli.formats.row_files import (
+from engram_cli.formats.row_files import grown_files, prepare_rows, put_folder
+from engram_cli.formats.row_plan import (
     NewFile,
     Place,
     RowFiles,
-    grown_files,
-    prepare_rows,
-    put_folder,
     require_rows,
 )
 from engram_cli.hashing.layout import INT64, HashLayout, LayerHash

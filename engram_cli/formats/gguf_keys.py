@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from engram_cli.errors import ArtifactError, InputError, OutputError
-from engram_cli.files import output_errors
 from engram_cli.formats import FORMATS
 from engram_cli.formats.base import Change, WriteOptions, Written, require_agreement
 from engram_cli.formats.gguf_dialects import (
@@ -30,11 +29,13 @@ from engram_cli.formats.gguf_dialects import (
     dialect_of,
     kind_of,
 )
+from engram_cli.formats.row_files import grown_files, prepare_rows, put_file
+from engram_cli.formats.row_plan import NewFile, RowFiles
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.outputs import check_inputs, new_file, prepare_output
+from engram_cli.outputs import check_inputs
 from engram_cli.rows.copying import differing_byte
 from engram_cli.rows.gguf_file import SPLIT, GgufFile, GgufTensor, read_gguf, read_header
-from engram_cli.rows.gguf_write import GGUF, Rewritten, rewritten, write_rewritten
+from engram_cli.rows.gguf_write import GGUF, Rewritten, rewritten
 
 DIALECTS = ("llama.cpp", "ds4", "upper case")
 _SHOWN = 3  # values of an array
@@ -77,12 +78,14 @@ def write_keys(source: GgufRows, out: Path, options: WriteOptions) -> Written:
     done = Written(dialect=dialect, files=(out.name,), size=new.size, changes=plan.changes)
     if options.check:
         return done
-    prepare_output(out, GGUF, force=options.force, inputs=parts)
-    options.progress.start("copy tensors", new.size - len(new.header), "bytes")
-    with new_file(out, GGUF, force=options.force) as part, output_errors(out):
-        write_rewritten(source.path, new, part, options.progress.advance)
+    prepare_rows(out, GGUF, options, parts)
+    copies = tuple((source.path, extent) for extent in new.extents)
+    file = NewFile(name=out.name, size=new.size, head={0: new.header}, copies=copies)
+    files = RowFiles(source=source, dtype=source.dtype or "", files=(file,), places=())
+    with grown_files(out, files, options) as grown:
         if options.verify:
-            _verify(source, dialect, part, new)
+            _verify(source, dialect, grown.folder / out.name, new)
+        put_file(grown.folder / out.name, out, GGUF, options)
     rest = len(parts) - 1
     note = (
         "the other part stays as it is" if rest == 1 else f"the other {rest} parts stay as they are"

@@ -33,15 +33,13 @@ from engram_cli.formats.gguf_keys import OtherRowsError, require_finished, write
 from engram_cli.formats.model_folder import CheckpointRows, config_of
 from engram_cli.formats.model_writer import same_scheme
 from engram_cli.formats.row264 import DTYPE
-from engram_cli.formats.row_files import (
+from engram_cli.formats.row_files import grown_files, prepare_rows, put_file
+from engram_cli.formats.row_plan import (
     BLOCKS,
     RECORDS,
     NewFile,
     Place,
     RowFiles,
-    grown_files,
-    prepare_rows,
-    put_file,
     require_map,
     require_rows,
 )

@@ -32,12 +32,11 @@ from engram_cli.formats.model_writer import (
     tokenizer_bytes,
     verify_copies,
 )
-from engram_cli.formats.row_files import (
+from engram_cli.formats.row_files import grown_files, prepare_rows
+from engram_cli.formats.row_plan import (
     NewFile,
     Place,
     RowFiles,
-    grown_files,
-    prepare_rows,
     require_map,
     require_rows,
 )

@@ -17,14 +17,12 @@ import numpy as np
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import canonical_json, read_json, sha256_bytes
 from engram_cli.formats.base import Checks, Format, Target, WriteOptions, Written
-from engram_cli.formats.row_files import (
+from engram_cli.formats.row_files import grown_files, prepare_rows, put_folder
+from engram_cli.formats.row_plan import (
     RECORDS,
     NewFile,
     Place,
     RowFiles,
-    grown_files,
-    prepare_rows,
-    put_folder,
     require_map,
     require_rows,
 )

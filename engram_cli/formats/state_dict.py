@@ -12,9 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import EngramError, InputError
-from engram_cli.formats import row_files
+from engram_cli.formats import row_plan
 from engram_cli.formats.model_folder import CheckpointRows, FoundTensor
-from engram_cli.formats.row_files import NewFile, Place, RowFiles
+from engram_cli.formats.row_plan import (
+    NewFile,
+    Place,
+    RowFiles,
+)
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.remote.path import is_remote
 from engram_cli.rows.copying import Extent
@@ -69,7 +73,7 @@ def require_rows(source: RowSource, scheme: str, target: str) -> HashLayout:
             f"{source.path} is hashed by {layout.scheme}, and {target} hashes by {scheme}",
             f"build a table with --scheme {scheme}",
         )
-    row_files.require_rows(source, target)
+    row_plan.require_rows(source, target)
     if source.dtype not in FLOATS:
         raise InputError(
             f"{source.path} has rows of {source.dtype}, and {target} holds plain floats",

@@ -134,6 +134,7 @@ class HttpStore:
             return found
 
     def _told(self, key: str, answer: Any, size: str | None) -> Entry | None:
+        self.traffic.add(0, len(answer.history))  # redirects
         is_root = key == self.root
         hidden = is_root and PurePosixPath(key).suffix.lower() not in FILE_SUFFIXES
         if answer.status in (401, 403) and not (hidden and answer.status == 403):
@@ -160,7 +161,7 @@ class HttpStore:
                 answer.close()
                 return None
             raw = await answer.content.read(_LISTING_BYTES)
-            self.traffic.add(len(raw), 0)
+            self.traffic.add(len(raw), len(answer.history))
             return str(raw.decode("utf-8", "replace"))
 
     async def _read(self, key: str, begin: int, end: int, entry: Entry) -> bytes:
@@ -187,7 +188,7 @@ class HttpStore:
                 answer.close()
                 raise RangesIgnoredError
             raw = await answer.content.readexactly(end - begin)
-            self.traffic.add(len(raw), 0)
+            self.traffic.add(len(raw), len(answer.history))
             return bytes(raw)
 
 

@@ -7,8 +7,7 @@ whole blocks, and a file system with reflinks need not move a byte.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from engram_cli.errors import ArtifactError, EngramError
 from engram_cli.outputs import Kind, Listing
-from engram_cli.rows.copying import GRAIN, Extent, copy_bytes
+from engram_cli.rows.copying import GRAIN, Extent
 from engram_cli.rows.gguf_file import GgufHeader, TensorEntry, read_header
 
 PADDING = "engram_tables.padding"  # a string of spaces; also the mark of files written here
@@ -100,22 +99,6 @@ def encode_entry(name: str, dims: Sequence[int], kind: int, offset: int) -> byte
     raw = _text(name) + len(dims).to_bytes(4, "little")
     raw += b"".join(int(dim).to_bytes(8, "little") for dim in dims)
     return raw + kind.to_bytes(4, "little") + offset.to_bytes(8, "little")
-
-
-def write_rewritten(
-    old: Path, new: Rewritten, target: Path, advance: Callable[[int], None] | None = None
-) -> None:
-    """Write to the empty file `target`. Raises OSError, ArtifactError if the old one is too short.
-
-    It is not truncated: ext4 then flushes it on close, which takes as long as the copy.
-    """
-    with old.open("rb", buffering=0) as source, target.open("r+b", buffering=0) as file:
-        file.write(new.header)
-        for extent in new.extents:
-            file.seek(extent.to)
-            copy_bytes(source, file, extent.begin, extent.size, advance)
-        if os.fstat(file.fileno()).st_size != new.size:
-            raise ArtifactError(f"{old} changed while it was copied", _HINT)
 
 
 def _text(value: str) -> bytes:

@@ -48,8 +48,16 @@ from engram_cli.errors import OutputError
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}
 TRACED = {
     str(Path(engram_cli.__file__).parent / name)
-    for name in ("files.py", "outputs.py", "temporary.py", "formats/row_files.py")
-} | {str(Path(engram_cli.__file__).parent / "table" / name) for name in ("places.py", "lock.py")}
+    for name in ("files.py", "outputs.py", "temporary.py")
+} | {
+    str(Path(engram_cli.__file__).parent / name)
+    for name in (
+        "formats/row_files.py",
+        "formats/row_writer.py",
+        "table/places.py",
+        "table/lock.py",
+    )
+}
 GEOMETRY = Geometry(rows_per_head=(60,), layers=(1, 2), heads=2)
 OTHER = replace(GEOMETRY, seed=7)
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 4, "vocab_size": 500}

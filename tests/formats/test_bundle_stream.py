@@ -20,7 +20,7 @@ from engram_cli.commands.convert import ConvertRequest, convert_table
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.verify import verify
 from engram_cli.errors import InputError, MismatchError, OutputError
-from engram_cli.formats import bundle_writer, row_files
+from engram_cli.formats import bundle_writer, row_writer
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.rows.source import HITS, ROWS
 from engram_cli.vocab.compress import CompressedVocab
@@ -74,7 +74,7 @@ def test_an_interrupted_bundle_is_resumed(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Digests go on over the rows that were written before."""
-    monkeypatch.setattr(row_files, "PIECE_BYTES", 24 * 100)
+    monkeypatch.setattr(row_writer, "PIECE_BYTES", 24 * 100)
     checkpoint = made.folder / "ckpt"
     converted(made.table, "bundle", tmp_path / "whole", patch=checkpoint)
     with monkeypatch.context() as patch:

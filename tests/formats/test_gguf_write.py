@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.verify import verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
+from engram_cli.formats import row_writer
 from engram_cli.rows.gguf_file import GgufFile, read_gguf, read_header
 from engram_cli.rows.gguf_write import PADDING
 from engram_cli.vocab.compress import CompressedVocab
@@ -233,16 +235,36 @@ def test_without_copy_file_range_the_bytes_are_the_same(
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
-def test_a_full_disk_leaves_no_file(
+def test_copying_is_resumed(
     tmp_path: Path, lacking: Written, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    """A disk that is full leaves no file; the same command copies the rest."""
+    converted(lacking.path, tmp_path / "whole.gguf", tokenizer=tokenizer_file)
+    monkeypatch.setattr(row_writer, "_FLUSHED", 2**17)
+    real, sizes = os.copy_file_range, []
 
-    monkeypatch.setattr(os, "copy_file_range", full)
-    with pytest.raises(OutputError, match="No space left"):
-        converted(lacking.path, tmp_path / "b.gguf", tokenizer=tokenizer_file)
-    assert os.listdir(tmp_path) == [lacking.path.name]
+    def full(source: int, target: int, count: int, begin: int) -> int:
+        if len(sizes) == 9:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sizes.append(real(source, target, count, begin))
+        return sizes[-1]
+
+    out = tmp_path / "b.gguf"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "copy_file_range", full)
+        with pytest.raises(OutputError, match="No space left"):
+            converted(lacking.path, out, tokenizer=tokenizer_file)
+    assert not out.exists()
+    note = json.loads((tmp_path / "b.gguf.partial" / "rows.json").read_text())
+    assert note["copied"] == 9 * 2**17
+    sizes.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "copy_file_range", lambda *a: sizes.append(real(*a)) or sizes[-1])
+        result = converted(lacking.path, out, tokenizer=tokenizer_file)
+    assert 0 < sum(sizes) <= result.size - note["copied"]
+    assert result.verified
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["b.gguf", lacking.path.name, "whole.gguf"]
 
 
 def test_force_replaces_only_what_engram_wrote(

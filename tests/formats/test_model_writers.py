@@ -15,7 +15,7 @@ from table.tables import build
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.errors import ArtifactError, InputError, MismatchError, OutputError
-from engram_cli.formats import row_files
+from engram_cli.formats import row_writer
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows import stored_as
 from engram_cli.rows.source import ROWS, SCALES
@@ -175,7 +175,7 @@ def test_fp8_with_a_scale_that_bfloat16_does_not_hold(tmp_path: Path) -> None:
 
 def interrupted(patch: pytest.MonkeyPatch, after: int, error: BaseException) -> None:
     """Let the write of the piece with this number fail."""
-    real, count = row_files._write_at, 0
+    real, count = row_writer._write_at, 0
 
     def failing(*what: Any) -> None:
         nonlocal count
@@ -184,7 +184,7 @@ def interrupted(patch: pytest.MonkeyPatch, after: int, error: BaseException) -> 
             raise error
         real(*what)
 
-    patch.setattr(row_files, "_write_at", failing)
+    patch.setattr(row_writer, "_write_at", failing)
 
 
 @pytest.mark.parametrize("to", ["row264", "deepseek-v4.1"])
@@ -197,7 +197,7 @@ def test_every_conversion_is_resumed(
     to: str,
     error: BaseException,
 ) -> None:
-    for module in (row_files, stored_as):
+    for module in (row_writer, stored_as):
         monkeypatch.setattr(module, "PIECE_BYTES", 66 * 300)
     made = checkpoints.deepseek_v41(tmp_path / "m", small_vocab, tokenizer_file)
     whole = written(made.path, to, tmp_path / "whole")
@@ -215,10 +215,10 @@ def test_every_conversion_is_resumed(
             tmp_path / "n",
         )
     counted = []
-    real = row_files._Writer.write
+    real = row_writer.Writer.write
     with monkeypatch.context() as patch:
         patch.setattr(
-            row_files._Writer,
+            row_writer.Writer,
             "write",
             lambda self, task: counted.append(task[2]) or real(self, task),
         )
@@ -258,7 +258,7 @@ def test_damage_while_writing_is_found_and_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = checkpoints.qwen_ple(tmp_path / "q")
-    real, shard = row_files._write_at, made.rows[2].nbytes // 128
+    real, shard = row_writer._write_at, made.rows[2].nbytes // 128
 
     def flipped(handle: int, view: memoryview, at: int) -> None:
         raw = bytearray(view)
@@ -266,7 +266,7 @@ def test_damage_while_writing_is_found_and_not_resumed(
         real(handle, memoryview(raw), at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(row_files, "_write_at", flipped)
+        patch.setattr(row_writer, "_write_at", flipped)
         with pytest.raises(ArtifactError, match="row 0 of layer 2 is not what was copied"):
             written(made.path, "qwen-ple", tmp_path / "r")
     assert os.listdir(tmp_path) == ["q"]

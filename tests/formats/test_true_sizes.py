@@ -16,7 +16,7 @@ from formats import checkpoints
 from formats.converted import converted
 
 from engram_cli.commands.artifact import find_artifact
-from engram_cli.formats import overlay_write, row_files
+from engram_cli.formats import overlay_write, row_files, row_writer
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.rows.source import ROWS, SCALES, RowSource
 from engram_cli.vocab.compress import CompressedVocab
@@ -34,7 +34,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
             for first in places(source.layout.layer(layer).rows):
                 yield layer, first, 3
 
-    monkeypatch.setattr(row_files._Writer, "tasks", tasks)
+    monkeypatch.setattr(row_writer.Writer, "tasks", tasks)
     monkeypatch.setattr(row_files, "free_bytes", lambda _: 2**50)
 
 

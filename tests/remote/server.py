@@ -44,6 +44,7 @@ class Handler(SimpleHTTPRequestHandler):
     """Answers HEAD and GET as the `Behaviour` says."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
 
     def __init__(self, *given: Any, behaviour: Behaviour) -> None:
         self.behaviour = behaviour

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from formats import checkpoints
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.errors import DependencyError, InputError, SourceError
@@ -107,7 +107,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with running(Hub(tmp_path / "repository")) as running_hub:
         monkeypatch.setattr(constants, "ENDPOINT", running_hub.address)
         files = f"{running_hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        for module in (constants, file_download):  # releases before 1.0 have a copy of it
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", files, raising=False)
         yield running_hub
 
 

@@ -10,6 +10,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import pretrained_page
+
 HERE = Path(__file__).parent
 FOUND = HERE / "h200.json"
 SHARES = HERE / "shares.json"
@@ -64,6 +66,7 @@ def page(found: dict[str, Any], shares: dict[str, Any]) -> str:
         token_mean_frozen=differs("memory, token-mean rows frozen", go_on),
         gates=_gates(trainings),
         **_shares(shares),
+        **pretrained_page.fields(),
         **{name: size[name] for name in ("layers", "hidden", "vocabulary", "batch", "length")},
     )
 
