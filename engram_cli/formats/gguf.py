@@ -257,13 +257,12 @@ def _filler(constants: Constants, vocab: VocabMap, known: bool) -> int:
     token = _PAD if token is None else token
     computed = int(vocab.lookup[token]) if known and token < len(vocab.lookup) else None
     if pad is not None and pad == token != computed and computed is not None:
-        own, stored = f"{pad:,}, the token's own id", computed
+        own = f"{pad:,}, the token's own id"
         constants.checks.append(compared(RAW_PAD, own, f"{computed:,}, its compressed id"))
-    else:
-        stored = pad
-        constants.checks.append(compared("compressed pad id", stored, computed))
-    if stored is not None and stored < vocab.size:
-        return stored
+        return max(computed, 0)
+    constants.checks.append(compared("compressed pad id", pad, computed))
+    if pad is not None and pad < vocab.size:
+        return pad
     return computed if computed is not None and computed >= 0 else 0
 
 
