@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from engram_cli.formats.bundle import BUNDLE_NAME, DESCRIPTION, saved_bundles
+from engram_cli.formats.checkpoint_reference import refers_to_itself, without_own_table
 from engram_cli.runtime import attach
 from engram_cli.runtime.carried import memories
 from engram_cli.runtime.hub import local_checkpoint
@@ -58,10 +59,17 @@ def _watch_peft(module: ModuleType) -> None:
 
 
 def _model_from_pretrained(
-    original: Callable[..., Any], owner: type, path: Any = None, *args: Any, **kwargs: Any
+    original: Callable[..., Any], owner: Any, path: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
     """`PreTrainedModel.from_pretrained`, then the bundles of the checkpoint."""
     place = {name: kwargs[name] for name in (*_PLACE, "subfolder") if name in kwargs}
+    if _active and isinstance(path, str | os.PathLike) and os.path.isdir(path):
+        folder = Path(path) / str(place.get("subfolder") or "")
+        if refers_to_itself(folder, folder / BUNDLE_NAME):  # its own table comes with the memory
+            config = kwargs.get("config")
+            if config is None or isinstance(config, str | os.PathLike):
+                config = owner.config_class.from_pretrained(config or path, **place)
+            kwargs["config"] = without_own_table(config)
     result = original(owner, path, *args, **kwargs)
     _attach_found(result[0] if isinstance(result, tuple) else result, path, place)
     return result

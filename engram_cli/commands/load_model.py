@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import DependencyError, InputError
+from engram_cli.formats.bundle import BUNDLE_NAME
+from engram_cli.formats.checkpoint_reference import refers_to_itself, without_own_table
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -22,11 +24,13 @@ def check_checkpoint(folder: Path) -> None:
 def load_model(checkpoint: Path, **options: Any) -> Any:
     """Return the causal language model in a folder; `options` are those of `from_pretrained`.
 
+    A model whose own table the bundle in the folder refers to is loaded without that table.
+
     Raises DependencyError without torch or transformers, InputError for one that cannot be loaded.
     """
     try:
         import torch  # noqa: F401
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging
     except ImportError:
         raise DependencyError(
@@ -35,6 +39,9 @@ def load_model(checkpoint: Path, **options: Any) -> Any:
         ) from None
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
     try:
+        if refers_to_itself(checkpoint, checkpoint / BUNDLE_NAME):
+            config = AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+            options = {"config": without_own_table(config), **options}
         return AutoModelForCausalLM.from_pretrained(
             checkpoint,
             local_files_only=True,

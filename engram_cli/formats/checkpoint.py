@@ -44,7 +44,7 @@ _OUTPUT = (
 )
 _TYPES: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _LARGEST = 2**16  # hidden size
-_IDS = ("engram_layer_ids", "ple_layer_ids")
+OWN_LAYERS = ("engram_layer_ids", "ple_layer_ids")  # keys of configs with Engram layers
 # A part of one decoder layer, as published models name it.
 _OWN = re.compile(r"(?:^|\.)\d+\.(?:\w+\.)*(?:engram|ple)(?:\.|$)")
 # A memory that a model carried when it was saved with its weights.
@@ -127,7 +127,7 @@ def named_in_config(config: Any) -> str | None:
         return None
     inner = (value for key, value in config.items() if str(key).endswith("config"))
     for each in (config, *(value for value in inner if isinstance(value, Mapping))):
-        for name in _IDS:
+        for name in OWN_LAYERS:
             if isinstance(each.get(name), (list, tuple)) and each[name]:
                 return f"{name} {', '.join(map(str, each[name]))}"
     return None

@@ -30,10 +30,9 @@ from engram_cli.formats.module_spec import (
     module_spec,
 )
 from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
-from engram_cli.hashing.layout import UNKNOWN_SCHEME, UNKNOWN_VOCABULARY, HashLayout
+from engram_cli.hashing.layout import DEAD_TOKENS, UNKNOWN_SCHEME, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import SCALES, RowSource, Span
-from engram_cli.vocab.lookup import HOLE, lookup_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,20 +172,17 @@ def spec_of(source: RowSource, own: OwnModule | None, model: HostModel) -> Bundl
 
 
 def attached_layout(source: RowSource) -> HashLayout:
-    """Return the layout by which a model looks rows up, which knows the tokens that are dead.
+    """Return the layout by which a model looks rows up, which names the tokens that are dead.
 
-    V4.1's n-grams do not look across an image. Its token becomes a hole of the token map: holes
-    block as dead tokens do.
+    V4.1's n-grams do not look across an image.
     """
     layout = source.layout
     if source.format != "deepseek-v4.1" or not isinstance(source, CheckpointRows):
         return layout
     token = source.folder.config.get("image_token_id")
-    if type(token) is not int or layout.lookup is None or not 0 <= token < len(layout.lookup):
+    if type(token) is not int or not 0 <= token < layout.vocab_size:
         return layout
-    lookup = layout.lookup.copy()
-    lookup[token] = HOLE
-    return replace(layout, lookup=lookup, vocab_digest=lookup_digest(lookup))
+    return replace(layout, parameters={**layout.parameters, DEAD_TOKENS: [token]})
 
 
 def _fresh_module(source: RowSource, model: HostModel) -> ModuleSpec:

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.errors import ArtifactError, InputError, MismatchError
+from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
+from engram_cli.files import read_json
 from engram_cli.formats.bundle_spec import SCALES, BundleSpec, Shard
+from engram_cli.formats.checkpoint import OWN_LAYERS
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.source import Span
 
@@ -182,6 +184,29 @@ class CheckpointReference:
                 end += span.rows
             if end != tensor.shape[0]:
                 raise ValueError(f"layer {layer} has {end} {part}, not {tensor.shape[0]}")
+
+
+def refers_to_itself(checkpoint: Path, bundle: Path) -> bool:
+    """Return whether a bundle's rows are the table of this very checkpoint, so that its model must
+    be loaded without it. False where there is no bundle that can be read."""
+    try:
+        document = read_json(bundle / "engram.json", "a bundle's description")
+        path = document["checkpoint"]["path"]
+        place = Path(os.path.normpath(bundle.resolve() / path))
+        return place == checkpoint.resolve()
+    except (EngramError, KeyError, TypeError, ValueError, OSError):
+        return False
+
+
+def without_own_table(config: Any) -> Any:
+    """Return a model's config after its Engram layers were taken out of it, so that transformers
+    makes none and loads none of their tensors."""
+    inner = getattr(config, "get_text_config", None)
+    for each in (config, inner() if callable(inner) else None):
+        for name in OWN_LAYERS:
+            if getattr(each, name, None):
+                setattr(each, name, [])
+    return config
 
 
 def refer_to(

@@ -30,6 +30,8 @@ UNKNOWN_VOCABULARY = "unknown"
 UNKNOWN_SCHEME = "unknown"
 # The parameter of a layout that compresses only ids below it, and hashes the others as they are.
 BASE_VOCABULARY = "base_vocabulary"
+# The parameter that names token ids which are dead wherever they are: a model gives no mask.
+DEAD_TOKENS = "dead_tokens"
 
 # How the tokens of an n-gram become one number; see `HashLayout.lag_multipliers` and `weights`.
 FOLDS = ("newest-first", "oldest-first", "oldest-first-late", "powers")
@@ -233,6 +235,13 @@ def rows_alone(rows: int) -> HashLayout:
         layers=(entry,),
         parameters={},
     )
+
+
+def dead_tokens(layout: HashLayout) -> list[int]:
+    """Return the token ids of a layout's vocabulary that no n-gram looks across, in any text."""
+    named = layout.parameters.get(DEAD_TOKENS)
+    ids = named if isinstance(named, list) else []
+    return [i for i in ids if type(i) is int and 0 <= i < layout.vocab_size]
 
 
 def short(digest: str | None) -> str:

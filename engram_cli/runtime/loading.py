@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import HITS, ROWS, SCALES
-from engram_cli.hashing.layout import HashLayout
+from engram_cli.hashing.layout import HashLayout, dead_tokens
 from engram_cli.rows.safetensors import Array
 from engram_cli.runtime.modules import MODULES
 from engram_cli.runtime.modules.base import (
@@ -42,11 +42,12 @@ def hash_tensors(
     """Return the hash of `layers` as tensors on `device`.
 
     Ids from the layout's vocabulary up to `vocab_size`, which models pad their embedding with, are
-    holes.
+    holes, and so are dead tokens that the layout names.
     """
     lookup = np.full(max(layout.vocab_size, vocab_size), HOLE, dtype=np.int32)
     own = np.arange(layout.compressed_size) if layout.lookup is None else layout.lookup
     lookup[: len(own)] = own
+    lookup[dead_tokens(layout)] = HOLE  # which blocks as a dead token does
     entries = [layout.layer(layer) for layer in layers]
     summed = layout.fold == "powers"
     lines = layout.columns if summed else len(layout.orders)

@@ -12,18 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from own_tables import StreamDecoder, bare_qwen, deepseek, qwen, save
+from own_tables import StreamDecoder, bare_qwen, deepseek, quiet, qwen, qwen_config, save
 from tiny_models import text
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+import engram_cli.hf
 from engram_cli import attach
 from engram_cli.commands.attach import AttachResult, attach_checkpoint
 from engram_cli.commands.inspect import InspectRequest, inspect
+from engram_cli.commands.load_model import load_model
 from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.vocab.compress import CompressedVocab
+
+engram_cli.hf.disable()  # until a test enables it
 
 
 def refer(path: Path, **options: Any) -> AttachResult:
@@ -214,3 +218,34 @@ def test_another_model(tmp_path: Path) -> None:
     assert result.reference == str(path.resolve())
     with pytest.raises(EngramError, match="Engram layers of its own"):
         attach_checkpoint(AttachRequest(checkpoint=path, table=other / "engram"))
+
+
+def test_from_pretrained_leaves_the_own_table_to_the_memory(
+    saved: tuple[PreTrainedModel, Path],
+) -> None:
+    """With `engram_cli.hf` a model comes with the memory of its own table, and nothing twice."""
+    whole, path = saved
+    ids = text(300, 1, 12)
+    engram_cli.hf.enable(placement="disk")
+    try:
+        with quiet():
+            models = [
+                AutoModelForCausalLM.from_pretrained(path),
+                type(whole).from_pretrained(path),
+                type(whole).from_pretrained(str(path), config=qwen_config()),
+            ]
+    finally:
+        engram_cli.hf.disable()
+    for model in models:
+        assert model.engram.notes == ()
+        assert all(layer.ple is None for layer in model.model.layers)
+        with torch.no_grad():
+            found, expected = model.eval()(ids).logits, whole(ids).logits
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_commands_load_it_without_the_own_table(saved: tuple[PreTrainedModel, Path]) -> None:
+    _, path = saved
+    assert all(layer.ple is None for layer in load_model(path).model.layers)
+    (path / "engram" / "engram.json").unlink()
+    assert any(layer.ple is not None for layer in load_model(path).model.layers)
