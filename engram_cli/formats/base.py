@@ -251,7 +251,7 @@ def require_agreement(source: RowSource, hint: str) -> None:
         if (
             check.result == "differs"
             and check.name not in (LACKING, RAW_PAD)
-            and check.found != NO_MODULE
+            and not check.found.startswith(NO_MODULE)
         ):
             raise ArtifactError(
                 f"{source.path}: {check.name} is {check.found}, expected {check.expected}", hint
