@@ -74,10 +74,6 @@ def verify(request: VerifyRequest, terminal: Terminal) -> None:
     terminal.result(result, *verify_parts(result))
     for line in result.not_checked:
         terminal.note(f"not checked: {line}")
-    if result.read is not None:
-        from engram_cli.cli.render import read_text
-
-        terminal.note(f"read: {read_text(result.read)}")
     if not result.ok:
         raise typer.Exit(1)
 
@@ -130,18 +126,20 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     from engram_cli.commands.inspect_page import inspection_views
 
     size = f"{quantity(result.stored_bytes, 'bytes')} ({result.stored_bytes:,} bytes)"
+    remote = result.read if result.read is not None and result.read.requests is not None else None
+    stored = "on disk" if remote is None else "stored"
     lines: list[tuple[str, str | Text]] = [
         ("path", shown_path(result.path)),
         *result.facts,
-        ("on disk", f"{size}, {count(result.files, 'file')}"),
+        (stored, f"{size}, {count(result.files, 'file')}"),
     ]
     if result.stats is not None and result.kind != "statistics":
         lines.append(("statistics", shown_path(result.stats)))
     if result.read_bytes:
         pace = quantity(result.read_bytes / max(result.seconds, 1e-9), "bytes")
         lines.append(("read", f"{quantity(result.read_bytes, 'bytes')} of rows, {pace}/s"))
-    if result.read is not None and result.read.requests is not None:
-        lines.append(("network", read_text(result.read)))
+    if remote is not None:
+        lines.append(("network", read_text(remote)))
     if result.report is not None:
         lines.append(("report", shown_path(result.report)))
     views = {view.name: view for view in inspection_views(result)}
@@ -173,7 +171,7 @@ def verify_parts(result: VerifyResult) -> list[RenderableType]:
     """Return one line if everything is right, else the list of what is wrong; then the checks."""
     from rich.text import Text
 
-    from engram_cli.cli.render import count, quantity
+    from engram_cli.cli.render import count, quantity, read_text
     from engram_cli.cli.views import printed
     from engram_cli.commands.checks_view import checks_view, summary
 
@@ -189,6 +187,8 @@ def verify_parts(result: VerifyResult) -> list[RenderableType]:
         lines += [Text(f"  {problem}") for problem in result.problems]
     if result.coverage is not None and (foreign or result.coverage.fault_share is not None):
         lines.append(Text(f"read: {result.coverage}"))
+    if result.read is not None and (foreign or result.read.requests is not None):
+        lines.append(Text(f"bytes read: {read_text(result.read)}"))
     differs = any(check.result == "differs" for check in result.checks)
     return [*lines, *(printed([checks_view(result.checks)]) if foreign or differs else ())]
 

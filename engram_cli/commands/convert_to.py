@@ -28,12 +28,16 @@ BUNDLE = "bundle"  # a target that needs what attach knows of models, which form
 class WriteResult:
     """What a writer wrote, or with `--check` or `--dry-run` would write.
 
-    `changes`: every key and tensor of a header, with what happens to it. `files`: those in `out`,
-    `size` their bytes. `verified`: whether they were read again and compared with the source.
+    `source_dtype` and `dtype`: how the rows were stored, and are. `changes`: every key and tensor
+    of a header, with what happens to it. `files`: those in `out`, `size` their bytes. `verified`:
+    whether they were read again and compared with the source. `notes`: what is not in the files,
+    and what is left to do.
     """
 
     source: Path
     source_format: str
+    source_dtype: str | None
+    dtype: str | None
     out: Path | None
     to: str
     dialect: str | None
@@ -89,6 +93,8 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     return WriteResult(
         source=request.source,
         source_format=source.format,
+        source_dtype=source.dtype,
+        dtype=chosen.dtype,
         out=request.out,
         to=request.to,
         dialect=done.dialect,

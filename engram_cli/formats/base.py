@@ -246,7 +246,11 @@ def require_agreement(source: RowSource, hint: str) -> None:
     of the module, which rows do not depend on.
     """
     for check in getattr(source, "checks", ()):
-        if check.result == "differs" and check.name != LACKING and check.found != NO_MODULE:
+        if (
+            check.result == "differs"
+            and check.name != LACKING
+            and not check.found.startswith(NO_MODULE)
+        ):
             raise ArtifactError(
                 f"{source.path}: {check.name} is {check.found}, expected {check.expected}", hint
             )

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import Facts, rows_facts
+from engram_cli.formats.stored_layers import StoredTensor
 from engram_cli.hashing.layout import MAX_ORDER, HashLayout
-from engram_cli.rows.dtypes import physical_dtype
+from engram_cli.rows.dtypes import TENSOR_DTYPES, physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.safetensors import TensorPlace, checkpoint_files, raw_header, tensor_place
 from engram_cli.rows.source import Span
@@ -153,12 +154,28 @@ class CheckpointRows(FileRows):
     """The rows of an opened checkpoint, and what was compared. `dialect`: how it spells things.
 
     `modules`: the tensors of a layer's memory by what they are, where a writer may copy them.
+    `names`: the tensors of each layer of the layout, in order.
     """
 
     dialect: str
     folder: ModelFolder
     checks: tuple[Check, ...]
     modules: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    names: Mapping[int, Sequence[str]] = field(default_factory=dict)
+
+    def tensors_of(self, layer: int) -> tuple[StoredTensor, ...]:
+        """Return where the tensors of a layer are."""
+        return tuple(
+            StoredTensor(
+                name=name,
+                file=tensor.file,
+                dtype=TENSOR_DTYPES[tensor.dtype][0],
+                shape=tensor.shape,
+                offset=tensor.place.begin,
+            )
+            for name in self.names.get(layer, ())
+            for tensor in (self.folder.tensors[name],)
+        )
 
 
 def checkpoint_facts(source: CheckpointRows) -> Facts:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -152,3 +153,10 @@ def serving(folder: Path) -> Iterator[Behaviour]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+if __name__ == "__main__":  # python tests/remote/server.py FOLDER
+    with serving(Path(sys.argv[1])) as shown:
+        print(shown.address, flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
