@@ -14,7 +14,7 @@ from engram_cli.commands.requests.evaluation import AUTO, EvaluateRequest
 from engram_cli.errors import DependencyError, InputError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.rows.safetensors import checkpoint_files, open_tensors
-from engram_cli.runtime.attach import attach
+from engram_cli.runtime import attach, detach, memories
 from engram_cli.runtime.evaluation.windows import check_window
 from engram_cli.sizes import available_memory
 
@@ -138,6 +138,8 @@ def load_variants(
     model = load_model(request.checkpoint, dtype=plan.dtype)
     model.to(processes.device)
     model.eval().requires_grad_(False)
+    if memories(model):  # loaded with the checkpoint; what was asked for may be another
+        detach(model)
     if bundle is not None:
         attach(model, bundle.folder, rows_trainable=False, placement=request.placement)
     if request.lora is None:

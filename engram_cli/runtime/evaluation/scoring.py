@@ -37,13 +37,20 @@ class Scored:
 
 @dataclass(slots=True)
 class Pace:
-    """How fast a model was: `tokens` that it read and `seconds` that it took, by variant."""
+    """How fast a model was: `tokens` that it read and `seconds` that it took, by variant.
+
+    The first batch counts only where there is no other: kernels are compiled and memory is taken.
+    """
 
     tokens: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    _batches: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, tokens: int, seconds: float) -> None:
         """Count a batch."""
+        self._batches[name] = self._batches.get(name, 0) + 1
+        if self._batches[name] == 2:
+            del self.tokens[name], self.seconds[name]
         self.tokens[name] = self.tokens.get(name, 0) + tokens
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
