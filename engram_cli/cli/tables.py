@@ -65,11 +65,11 @@ def build_table(request: BuildTableRequest, terminal: Terminal) -> None:
 
 @command(ConvertRequest)
 def convert(request: ConvertRequest, terminal: Terminal) -> None:
-    """Convert a table's rows to another dtype, or a source to another format with --to.
+    """Convert rows to another dtype, or a table, bundle or checkpoint to another format with --to.
 
-    Row hits and the vocabulary map are copied. At the end the rows are compared with the old ones.
-    An interrupted conversion to a table is resumed. With --to gguf only the header of a GGUF file
-    changes: keys that it lacks are computed from its layout, and named.
+    Items and scales are copied as they are stored, unless --dtype asks for others. At the end the
+    rows are read again and compared. The same command resumes an interrupted conversion. A GGUF
+    file to GGUF keeps its tensors: keys that it lacks are computed from its layout, and named.
     """
     from engram_cli.commands.convert_to import WriteResult
     from engram_cli.commands.convert_to import convert as run
@@ -204,11 +204,14 @@ def _written(result: WriteResult) -> list[RenderableType]:
         ("format", f"{result.to}{dialect}"),
         ("size", f"{quantity(result.size, 'bytes')} ({result.size:,} bytes)"),
     ]
+    if result.source_dtype != result.dtype:
+        lines.insert(2, ("rows", f"{result.source_dtype}, now {result.dtype}"))
     if result.changes:
         count = sum(change.is_change for change in result.changes)
         lines.append(("header", f"{count} of {len(result.changes)} entries change"))
     if result.written:
-        verified = "read again, equal to the source" if result.verified else "not read again"
+        equal = "source" if result.source_dtype == result.dtype else "encoded source"
+        verified = f"read again, equal to the {equal}" if result.verified else "not read again"
         lines += [("verified", verified), ("took", f"{result.seconds:.1f} s")]
     if result.out is not None:
         lines.append(("written" if result.written else "would write", shown_path(result.out)))

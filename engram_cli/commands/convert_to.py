@@ -16,6 +16,7 @@ from engram_cli.formats import FORMATS, TARGETS
 from engram_cli.formats.base import Change, Target, WriteOptions, require_agreement
 from engram_cli.progress import SILENT, Progress
 from engram_cli.registry import enumerated
+from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource
 from engram_cli.rows.stored_as import kept_dtype
 from engram_cli.rows.views import requantised, some_layers
@@ -28,12 +29,16 @@ BUNDLE = "bundle"  # a target that needs what attach knows of models, which form
 class WriteResult:
     """What a writer wrote, or with `--check` or `--dry-run` would write.
 
-    `changes`: every key and tensor of a header, with what happens to it. `files`: those in `out`,
-    `size` their bytes. `verified`: whether they were read again and compared with the source.
+    `source_dtype` and `dtype`: how the rows were stored, and are. `changes`: every key and tensor
+    of a header, with what happens to it. `files`: those in `out`, `size` their bytes. `verified`:
+    whether they were read again and compared with the source. `notes`: what is not in the files,
+    and what is left to do.
     """
 
     source: Path
     source_format: str
+    source_dtype: str | None
+    dtype: str | None
     out: Path | None
     to: str
     dialect: str | None
@@ -89,6 +94,8 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     return WriteResult(
         source=request.source,
         source_format=source.format,
+        source_dtype=source.dtype,
+        dtype=chosen.dtype,
         out=request.out,
         to=request.to,
         dialect=done.dialect,
@@ -119,7 +126,8 @@ def _chosen(source: RowSource, target: Target, request: ConvertRequest) -> RowSo
     dtype = request.dtype or source.dtype
     known = target.dtypes
     if known and dtype not in known and kept_dtype(dtype) not in known:
-        rather = f"give --dtype {enumerated(known, 'or')}"
+        written = [name for name in known if name in (*DTYPES, "q8_0")]  # others are read alone
+        rather = f"give --dtype {enumerated(written, 'or')}"
         raise InputError(
             f"{source.path} has rows of {dtype}, which {request.to} does not hold"
             if request.dtype is None
