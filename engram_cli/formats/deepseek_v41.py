@@ -16,6 +16,7 @@ from typing import Any
 from engram_cli.errors import InputError
 from engram_cli.files import read_json
 from engram_cli.formats.base import NO_MODULE, Format
+from engram_cli.formats.config_checks import dead_tokens, float8_dtypes, there, token_id
 from engram_cli.formats.model_folder import (
     CONFIG,
     Check,
@@ -115,9 +116,11 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
         parts=parts,
         dialect=dialect,
         folder=folder,
+        names={layer: tuple(own.values()) for layer, own in names.items()},
         checks=(
             *_config_checks(config, vocab),
             *folder.file_checks(),
+            compared("layers with rows", tuple(sorted(names)), tuple(sorted(layout.layer_ids))),
             *(c for layer in layout.layer_ids for c in _layer_checks(folder, layout, layer, names)),
         ),
     )
@@ -180,29 +183,13 @@ def _config_checks(config: Mapping[str, Any], vocab: VocabMap | None) -> list[Ch
     """Compare the config with itself and with the tokenizer."""
     missing = [key for key in _KEYS if key not in config]
     missing += [] if any(key in config for key in _PAD) else [_PAD[0]]
-    size, pad = config.get("engram_compressed_vocab_size"), _pad(config)
-    dead = config.get("image_token_id")
-    known = vocab is not None
-    there = f"missing: {', '.join(missing)}" if missing else "all there"
-    token = (
-        f"compressed {vocab.lookup[pad]}" if vocab is not None and pad is not None else "a token"
-    )
+    size, ids = config.get("engram_compressed_vocab_size"), config.get("vocab_size")
     return [
-        compared("config keys", there, "all there"),
+        there(missing, "config keys"),
         compared("compressed size", size, vocab.size if vocab is not None else None),
-        compared("token ids", config.get("vocab_size"), vocab.vocab_size if vocab else None),
-        Check(
-            name="pad token",
-            result="ok" if known and pad is not None else "undecided",
-            found=str(pad),
-            expected=token,
-        ),
-        Check(
-            name="dead tokens",
-            result="undecided" if dead is None else "ok",
-            found="none named" if dead is None else str(dead),
-            expected="image_token_id",
-        ),
+        compared("token ids", ids, vocab.vocab_size if vocab else None),
+        token_id("pad token", _pad(config), ids, vocab),
+        *dead_tokens(config, ids, vocab),
     ]
 
 
@@ -211,48 +198,66 @@ def _layer_checks(
 ) -> list[Check]:
     """Compare the tensors of a layer with the config, and with the layout it gives."""
     config, own, label = folder.config, names.get(layer, {}), f"layer {layer}"
-    dim, rows = count_in(config, "engram_head_dim"), layout.layer(layer).rows
+    rows, entry = layout.layer(layer).rows, layout.layer(layer)
     layers, heights = (
         counts_in(config, key) for key in ("engram_layer_ids", "engram_num_embeddings")
     )
     told = dict(zip(layers, heights, strict=False))
-    width, hidden = layout.columns * dim, config.get("hidden_size")
-    streams = config.get("hc_mult", config.get("hyper_connection_size"))
-    heads = (streams, hidden) if type(streams) is int and type(hidden) is int else None
-    projection = None if heads is None else (heads[0] * heads[1] + heads[1], width)
-    expected: dict[str, tuple[int, ...] | None] = {
-        "rows": (rows, dim),
-        "scales": (rows, -(-dim // _BLOCK)),
-        "wkv.weight": projection,
-        "q_weight": heads,
-        "k_weight": heads,
-    }
     checks = [compared(f"{label}: rows of the config", told.get(layer), rows)]
     quantised = isinstance(config.get("quantization_config"), Mapping)
-    for part, shape in expected.items():
-        if part not in own:
-            is_needed = part != "scales" or quantised
+    wkv = own.get("wkv.weight")
+    narrow = wkv is not None and folder.tensors[wkv].dtype.startswith("float8")
+    for part, shape in _shapes(config, layout, layer).items():
+        if part in own:
+            tensor = folder.tensors[own[part]]
+            checks.append(compared(f"{label}: {part}, shape", tensor.shape, shape))
+        else:
+            is_needed = quantised if part == "scales" else part != "wkv.scale" or narrow
             missing = NO_MODULE if part in PROJECTIONS else "missing"
             found = missing if is_needed else "none"
             checks.append(compared(f"{label}: {part}", found, "there" if is_needed else "none"))
-            continue
-        tensor = folder.tensors[own[part]]
-        checks.append(compared(f"{label}: {part}, shape", tensor.shape, shape))
-    if quantised and "rows" in own:
-        checks.append(
-            compared(f"{label}: rows, dtype", folder.tensors[own["rows"]].dtype, "float8_e4m3fn")
-        )
-    entry = layout.layer(layer)
-    multipliers = ", ".join(map(str, entry.multipliers))
+    dtypes = {
+        part: folder.tensors[own[part]].dtype
+        for part in ("rows", "scales", "wkv.weight", "wkv.scale")
+        if part in own
+    }
+    if dtypes:
+        checks.append(float8_dtypes(config, label, dtypes))
+    # Moduli and offsets are in no file either: the number of rows is the sum of the moduli.
     checks.append(
         Check(
             name=f"{label}: multipliers",
             result="undecided",
             found="not in the files",
-            expected=multipliers,
+            expected=", ".join(map(str, entry.multipliers)),
         )
     )
     return checks
+
+
+def _shapes(
+    config: Mapping[str, Any], layout: HashLayout, layer: int
+) -> dict[str, tuple[int, ...] | None]:
+    """Return the shape of each tensor of a layer by the config; None where it does not say."""
+    dim, rows = count_in(config, "engram_head_dim"), layout.layer(layer).rows
+    width, hidden = layout.columns * dim, config.get("hidden_size")
+    streams = config.get("hc_mult", config.get("hyper_connection_size"))
+    heads = (streams, hidden) if type(streams) is int and type(hidden) is int else None
+    projection = None if heads is None else (heads[0] * heads[1] + heads[1], width)
+    quantised = config.get("quantization_config")
+    block = quantised.get("weight_block_size") if isinstance(quantised, Mapping) else None
+    known = isinstance(block, list) and len(block) == 2 and all(type(n) is int for n in block)
+    scales = None
+    if known and isinstance(block, list) and projection is not None and min(block) > 0:
+        scales = (-(-projection[0] // block[0]), -(-projection[1] // block[1]))
+    return {
+        "rows": (rows, dim),
+        "scales": (rows, -(-dim // _BLOCK)),
+        "wkv.weight": projection,
+        "wkv.scale": scales,
+        "q_weight": heads,
+        "k_weight": heads,
+    }
 
 
 FORMAT = Format(

@@ -107,6 +107,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
         folder=folder,
         checks=tuple(checks),
         modules=memories,
+        names={layer: tuple(own.values()) for layer, own in memories.items()},
     )
 
 

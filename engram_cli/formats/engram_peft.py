@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import InputError
 from engram_cli.formats.base import Format
+from engram_cli.formats.config_checks import there
 from engram_cli.formats.demo import (
     OFFSETS,
     WEIGHT,
@@ -56,6 +57,20 @@ _NAME = re.compile(
     r"(\d{1,5})\.(multi_head_embedding\.(?:embedding\.weight|offsets)"
     r"|gating\.(?:w_v|(?:w_k|norm_h|norm_k)\.\d{1,3})\.weight"
     r"|short_conv\.(?:conv|norms\.\d{1,3})\.weight)"
+)
+
+
+_KEYS = (
+    "engram_vocab_size_per_ngram",
+    "ngram_sizes",
+    "n_head_per_ngram",
+    "embedding_dim",
+    "target_layers",
+    "hc_mult",
+    "conv_kernel_size",
+    "compressed_vocab_size",
+    "pad_id",
+    "seed",
 )
 
 
@@ -102,8 +117,13 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
         parts={(layer, ROWS): folder.array([found[layer][WEIGHT]]) for layer in stored},
         dialect=f"{config.get('engine', 'deepseek')}"[:64],
         folder=folder,
-        checks=(*folder.file_checks(), *checks),
+        checks=(
+            there([key for key in _KEYS if key not in config], "config keys"),
+            *folder.file_checks(),
+            *checks,
+        ),
         modules=found,
+        names={layer: tuple(own.values()) for layer, own in found.items()},
     )
 
 
@@ -159,6 +179,16 @@ def _layout(
     checks.append(
         Check(name="multipliers", result="undecided", found="not in the files", expected=drawn)
     )
+    if whole is None or (pad < len(whole) and whole[pad] >= 0):
+        known_pad = None if whole is None else f"compressed {whole[pad]}"
+        checks.append(
+            Check(
+                name="pad token",
+                result="undecided" if known_pad is None else "ok",
+                found=f"{pad}",
+                expected=known_pad or "a token of the tokenizer",
+            )
+        )
     asked = {"pad_id": pad, "seed": computed.parameters["seed"]}
     if whole is None:
         unknown = replace(layout, lookup=None, vocab_digest=UNKNOWN_VOCABULARY, parameters=asked)

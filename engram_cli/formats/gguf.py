@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
-from engram_cli.formats.base import Facts, Format, rows_facts
+from engram_cli.formats.base import RAW_PAD, Facts, Format, rows_facts
+from engram_cli.formats.gguf_checks import file_checks, own_tensors, scales_fit, table_checks
 from engram_cli.formats.gguf_dialects import (
     CONSTANTS,
     QWEN,
@@ -64,9 +65,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> GgufRows:
         raise InputError(f"{path} holds no Engram table", "give a file that has one")
     names = QWEN if dialect == "qwen4exp" else CONSTANTS[dialect]
     constants = Constants(file=file, names=names)
-    gone = ", ".join(file.missing) or "none"
-    constants.checks.append(compared("missing parts", gone, "none"))
-    constants.checks.append(compared("short parts", ", ".join(file.short) or "none", "none"))
+    constants.checks += file_checks(file)
     constants.name_missing()
     tables = _tables(file, dialect, constants)
     if dialect == "qwen4exp":
@@ -76,16 +75,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> GgufRows:
             constants, tables, FolderTokenizer(folder=path.parent, given=tokenizer)
         )
     parts, dtype, dim = _parts(layout, tables, dialect)
-    for entry in layout.layers:
-        found = tables.get(entry.layer, [None])[0]
-        rows = None if found is None else found.shape[0]
-        constants.checks.append(
-            compared(f"layer {entry.layer}: rows", "missing" if rows is None else rows, entry.rows)
-        )
-        for scales in tables.get(entry.layer, [])[1:]:
-            fits = "one for every 32 values"
-            told = fits if found is not None and _scales_fit(found, scales) else scales.shape
-            constants.checks.append(compared(f"layer {entry.layer}: scales", told, fits))
+    constants.checks += table_checks(constants, layout, tables, dialect)
     return GgufRows(
         format="gguf",
         path=path,
@@ -97,6 +87,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> GgufRows:
         dialect=dialect,
         file=file,
         checks=tuple(constants.checks),
+        tables={n: tuple(own_tensors(file, each, n)) for n, each in tables.items()},
     )
 
 
@@ -134,7 +125,7 @@ def _parts(
             said.add(("e8m0_e4m3", width // 33 * 32))
             parts[entry.layer, ROWS] = _bytes_of(rows, 0, width, width)
         elif rows.type == "int8" and len(tensors) > 1:
-            if not _scales_fit(rows, tensors[1]):
+            if not scales_fit(rows, tensors[1]):
                 continue  # named in the checks
             said.add(("fp8_e8m0", width))
             parts[entry.layer, ROWS] = _bytes_of(rows, 0, width, width)
@@ -165,13 +156,6 @@ def _parts(
         return parts, None, None
     dtype, dim = said.pop()
     return parts, dtype, dim
-
-
-def _scales_fit(rows: GgufTensor, scales: GgufTensor) -> bool:
-    """Return whether a tensor is that of the scales of `rows`, and whole."""
-    height, width = rows.shape
-    whole = scales.begin + (scales.nbytes or 0) <= scales.file.stat().st_size
-    return scales.type == "int8" and scales.shape == (height, -(-width // 32)) and whole
 
 
 def _bytes_of(tensor: GgufTensor, begin: int, width: int, stride: int) -> FileArray:
@@ -250,15 +234,19 @@ def _vocabulary(constants: Constants, tokenizer: FolderTokenizer) -> tuple[Vocab
 def _filler(constants: Constants, vocab: VocabMap, known: bool) -> int:
     """Return the compressed pad id: the file's, else that of its pad token, which is 2 as released.
 
-    llama.cpp's `pad_id` has been written both ways: the token's own id is taken for what it is.
+    Readers hash with `pad_id` as it is, so it must be the compressed id. Some files have the
+    token's own id there: it is taken for what it is, and a check names it.
     """
     token, pad = constants.count("raw pad"), constants.count("pad")
     token = _PAD if token is None else token
     computed = int(vocab.lookup[token]) if known and token < len(vocab.lookup) else None
-    stored = computed if pad == token else pad
-    constants.checks.append(compared("compressed pad id", stored, computed))
-    if stored is not None and stored < vocab.size:
-        return stored
+    if pad is not None and pad == token != computed and computed is not None:
+        own = f"{pad:,}, the token's own id"
+        constants.checks.append(compared(RAW_PAD, own, f"{computed:,}, its compressed id"))
+        return max(computed, 0)
+    constants.checks.append(compared("compressed pad id", pad, computed))
+    if pad is not None and pad < vocab.size:
+        return pad
     return computed if computed is not None and computed >= 0 else 0
 
 
@@ -357,8 +345,14 @@ def _facts(source: GgufRows) -> Facts:
     ]
 
 
+def _number(source: GgufRows, layer: int) -> int:
+    """Return what the file calls a layer: Qwen4-Exp's files count from 0, its config from 1."""
+    return layer - 1 if source.dialect == "qwen4exp" else layer
+
+
 FORMAT = Format(
     name="gguf",
+    number=_number,
     recognise=_recognise,
     open=_open,
     facts=_facts,

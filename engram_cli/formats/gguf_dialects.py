@@ -15,6 +15,7 @@ import numpy as np
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.base import LACKING
 from engram_cli.formats.model_folder import DAMAGED, Check, compared, pad_token
+from engram_cli.formats.stored_layers import StoredTensor
 from engram_cli.hashing.layout import MAX_HEADS, MAX_ORDER
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
@@ -121,11 +122,25 @@ ROW_TENSOR = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufRows(FileRows):
-    """The rows of an opened file, and what was compared."""
+    """The rows of an opened file, and what was compared. `tables`: the tensors of each layer."""
 
     dialect: str
     file: GgufFile
     checks: tuple[Check, ...]
+    tables: Mapping[int, tuple[GgufTensor, ...]] = field(default_factory=dict)
+
+    def tensors_of(self, layer: int) -> tuple[StoredTensor, ...]:
+        """Return where the tensors of a layer are."""
+        return tuple(
+            StoredTensor(
+                name=tensor.name,
+                file=tensor.file,
+                dtype=tensor.type.upper(),
+                shape=tensor.shape,
+                offset=tensor.begin,
+            )
+            for tensor in self.tables.get(layer, ())
+        )
 
 
 def dialect_of(file: GgufFile) -> str | None:

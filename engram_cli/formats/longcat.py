@@ -9,6 +9,7 @@ from typing import Any
 
 from engram_cli.errors import InputError
 from engram_cli.formats.base import Format
+from engram_cli.formats.config_checks import there, token_count, token_id
 from engram_cli.formats.model_folder import (
     Check,
     CheckpointRows,
@@ -27,7 +28,7 @@ from engram_cli.rows.source import ROWS
 
 _NAME = re.compile(r"(?:model\.)?ngram_embeddings\.(embedders|post_projs)\.(\d{1,4})\.weight")
 _RATIOS = ("ngram_vocab_size_ratio", "oe_vocab_size_ratio")
-_MOST_TABLES = 256
+_KEYS = ("emb_neighbor_num", "emb_split_num", "vocab_size", "hidden_size", "eos_token_id")
 
 
 def _ratio(config: Mapping[str, Any]) -> tuple[str, float] | None:
@@ -55,7 +56,13 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
     folder = open_folder(path, config, lambda name: _NAME.fullmatch(name) is not None)
     layout = _layout(config, ratio[1])
     tables, projections = _by_table(folder)
-    checks = [*folder.file_checks(), *_table_checks(folder, layout, tables, projections)]
+    checks = [
+        there([key for key in _KEYS if key not in config], "config keys"),
+        token_count(config.get("vocab_size"), tokenizer),
+        token_id("EOS token", layout.eos_id, config.get("vocab_size")),
+        *folder.file_checks(),
+        *_table_checks(folder, layout, tables, projections),
+    ]
     numbers = range(layout.columns)
     heights = [folder.tensors[tables[i]].shape[0] for i in numbers if i in tables]
     parts, dtype, dim = {}, None, None
@@ -77,6 +84,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
         dialect=ratio[0],
         folder=folder,
         checks=tuple(checks),
+        names={0: tuple(own[index] for own in (tables, projections) for index in sorted(own))},
     )
 
 
@@ -112,7 +120,16 @@ def _table_checks(
         compared("tables", len(tables), columns),
         compared("projections", len(other), columns),
     ]
+    kinds = {folder.tensors[name].dtype for name in (*tables.values(), *other.values())}
+    told = config.get("torch_dtype", config.get("dtype"))
+    known = told if isinstance(told, str) else None
+    checks.append(compared("dtypes", ", ".join(sorted(kinds)) or None, known))
     for index, modulus in enumerate(layout.layers[0].moduli):
+        if index in other:
+            shape = None if width is None else (hidden, width)
+            checks.append(
+                compared(f"projection {index}: shape", folder.tensors[other[index]].shape, shape)
+            )
         if index in tables:
             expected = None if width is None else (modulus, width)
             checks.append(

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from engram_cli.errors import ArtifactError, InputError
-from engram_cli.formats.base import Format
+from engram_cli.formats.base import NO_MODULE, Format
+from engram_cli.formats.config_checks import (
+    ALL_THERE,
+    dead_tokens,
+    float8_dtypes,
+    there,
+    token_count,
+    token_id,
+)
 from engram_cli.formats.model_folder import (
     Check,
     CheckpointRows,
@@ -37,9 +45,20 @@ from engram_cli.rows.gather import FileArray, HeldArray
 from engram_cli.rows.source import ROWS, SCALES
 
 _NAME = re.compile(
-    r"(?:model\.)?(?:language_model\.)?layers\.(\d{1,5})\.ple\.ple_embedding\."
+    r"(?:model\.)?(?:language_model\.)?layers\.(\d{1,5})\.ple\.(?:ple_embedding\."
     r"(?:ngram_embedding\.(?:shard_(\d{1,5})\.weight|(weight|weight_scale))"
     r"|(layer_multipliers|ngram_heads_vocab_sizes|ngram_heads_offsets))"
+    r"|((?:key_proj|value_proj|norm_key|norm_query|norm_conv|conv1d)\.weight))"
+)
+_MODULE = ("key_proj", "value_proj", "norm_key", "norm_query", "norm_conv", "conv1d")
+_KEYS = (
+    "ple_layer_ids",
+    "ngram_size",
+    "heads_per_ngram",
+    "ngram_vocab_size_base",
+    "ple_embed_dim",
+    "eos_token_id",
+    "vocab_size",
 )
 _CONSTANTS = ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
 _SEED = 1234  # of the release, whose config may leave it out
@@ -80,7 +99,9 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
     folder = open_folder(path, config, lambda name: _NAME.fullmatch(name) is not None)
     layers = _by_layer(folder)
     computed = _layout(config)
-    checks = [*folder.file_checks()]
+    checks = [*_config_checks(config, tokenizer), *folder.file_checks()]
+    numbers = tuple(sorted(layer + 1 for layer, own in layers.items() if own.rows()))
+    checks.append(compared("layers with rows", numbers, tuple(sorted(computed.layer_ids))))
     entries, parts, dtypes = [], {}, set()
     for entry in computed.layers:
         own = layers.get(entry.layer - 1, _Layer({}, {}))
@@ -106,7 +127,20 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
         dialect=f"{max((len(each.rows()) for each in layers.values()), default=0)} shards",
         folder=folder,
         checks=tuple(checks),
+        names={n + 1: (*own.rows(), *own.others.values()) for n, own in layers.items()},
     )
+
+
+def _config_checks(config: Mapping[str, Any], tokenizer: Path | None) -> list[Check]:
+    """Compare the config with itself, and with a given tokenizer."""
+    size, eos = config.get("vocab_size"), config.get("eos_token_id")
+    first = eos[0] if isinstance(eos, list) and eos else eos
+    return [
+        there([key for key in _KEYS if key not in config], "config keys"),
+        token_count(size, tokenizer),
+        token_id("EOS token", first, size),
+        *dead_tokens(config, size),
+    ]
 
 
 def _by_layer(folder: ModelFolder) -> dict[int, _Layer]:
@@ -115,12 +149,12 @@ def _by_layer(folder: ModelFolder) -> dict[int, _Layer]:
     for name in folder.tensors:
         match = _NAME.fullmatch(name)
         assert match is not None
-        layer, shard, weight, constant = match.groups()
+        layer, shard, weight, constant, module = match.groups()
         own = found.setdefault(int(layer), _Layer({}, {}))
         if shard is not None:
             own.shards[int(shard)] = name
         else:
-            own.others[weight or constant] = name
+            own.others[weight or constant or module] = name
     return found
 
 
@@ -192,14 +226,45 @@ def _row_checks(
         )
         parts = config.get("split_ngram_parts")
         checks.append(compared(f"{label}: number of shards", len(names), parts))
-    widths = {t.shape[1:] for t in tensors}
-    checks.append(compared(f"{label}: shards are equally wide", len(widths), 1))
+    whole, columns = config.get("ple_embed_dim"), _columns(config)
+    width = whole // columns if type(whole) is int and columns else None
+    height = computed.rows // len(names) if computed.rows % len(names) == 0 else None
+    expected = None if width is None or height is None else (height, width)
+    shapes = {tensor.shape for tensor in tensors}
+    other = next((shape for shape in sorted(shapes) if shape != expected), None)
+    checks.append(compared(f"{label}: rows, shape", other or expected, expected))
+    checks.append(compared(f"{label}: shards are equally wide", len({s[1:] for s in shapes}), 1))
     scaled = tensors[0].dtype == "float8_e4m3fn"
     is_there = "weight_scale" in own.others
     checks.append(
         compared(f"{label}: scale", "there" if is_there else "none", "there" if scaled else "none")
     )
+    dtypes = {"rows": tensors[0].dtype}
+    if is_there:
+        dtypes["scale"] = folder.tensors[own.others["weight_scale"]].dtype
+    checks.append(float8_dtypes(config, label, dtypes))
+    checks.append(_module_check(folder, label, own, width and columns * width))
     return checks
+
+
+def _columns(config: Mapping[str, Any]) -> int:
+    """Return the rows that a token reads of a layer."""
+    return len(orders_in(config, "ngram_size")) * count_in(config, "heads_per_ngram")
+
+
+def _module_check(folder: ModelFolder, label: str, own: _Layer, width: int | None) -> Check:
+    """Say which tensors next to the rows lack; undecided where none is there, as in rows alone."""
+    name = f"{label}: module"
+    names = [f"{part}.weight" for part in _MODULE]
+    lost = [part for part in names if part not in own.others]
+    if len(lost) == len(names):
+        return Check(name=name, result="undecided", found="rows alone", expected=ALL_THERE)
+    for part in ("key_proj.weight", "value_proj.weight"):
+        shape = () if part in lost else folder.tensors[own.others[part]].shape
+        if part not in lost and (len(shape) != 2 or (width is not None and shape[1] != width)):
+            return compared(f"{name}, shape of {part}", shape, (*shape[:1], width))
+    found = f"{NO_MODULE}: {', '.join(lost)}" if lost else ALL_THERE
+    return compared(name, found, ALL_THERE)
 
 
 def _dtype(folder: ModelFolder, own: _Layer) -> str:

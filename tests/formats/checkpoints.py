@@ -104,7 +104,11 @@ def deepseek_v41(
         "vocab_size": vocab.vocab_size,
         "hidden_size": HIDDEN,
         "hc_mult": STREAMS,
-        "quantization_config": {"quant_method": "fp8", "scale_fmt": "ue8m0"},
+        "quantization_config": {
+            "quant_method": "fp8",
+            "scale_fmt": "ue8m0",
+            "weight_block_size": [32, 32],
+        },
     } | dict(changes or {})
     writer = Writer(folder=folder)
     random = np.random.default_rng(0)
@@ -150,9 +154,11 @@ def qwen_ple(
         "ngram_vocab_size_base": 97,
         "make_ngram_vocab_size_divisible_by": 128,
         "split_ngram_parts": shards,
+        "ple_embed_dim": 16 * dim,
         "eos_token_id": 7,
         "vocab_size": 300,
         "seed": 1234,
+        "image_token_id": 5,
     } | dict(changes or {})
     writer, random = Writer(folder=folder), np.random.default_rng(1)
     start = "model.language_model.layers.1.ple.ple_embedding."
@@ -162,6 +168,7 @@ def qwen_ple(
     else:
         rows = random.integers(0, 127, (entry.rows, dim), dtype=np.uint8)
         scales = bfloat16(np.array([2.0**-12 * 1.5]))
+        config["quantization_config"] = {"quant_method": "fp8"}
         writer.add(
             "model-00002-of-00002.safetensors",
             f"{start}ngram_embedding.weight_scale",
@@ -180,6 +187,15 @@ def qwen_ple(
         for name, values in constants.items():
             file = "model-00001-of-00002.safetensors"
             writer.add(file, start + name, "int64", np.array(values, dtype=np.int64))
+    width, module = 16 * dim, start.removesuffix("ple_embedding.")
+    shapes: dict[str, tuple[int, ...]] = {
+        "key_proj": (STREAMS * HIDDEN, width),
+        "value_proj": (HIDDEN, width),
+        "conv1d": (STREAMS * HIDDEN, 1, 4),
+    } | dict.fromkeys(("norm_key", "norm_query", "norm_conv"), (STREAMS, HIDDEN))
+    for name, shape in shapes.items():
+        file = "model-00002-of-00002.safetensors"
+        writer.add(file, f"{module}{name}.weight", "bfloat16", None, *shape)
     path = writer.write({"model_type": "qwen4_exp", "text_config": config})
     return Written(path=path, layout=layout, rows={2: rows}, scales={2: scales})
 
@@ -196,6 +212,7 @@ def longcat(
         "vocab_size": 50,
         "hidden_size": 96,
         "eos_token_id": 2,
+        "torch_dtype": "bfloat16",
     }
     writer, random, parts = Writer(folder=folder), np.random.default_rng(2), []
     for index, modulus in enumerate(layout.layers[0].moduli):
@@ -295,7 +312,9 @@ def deepseek_gguf(
             tensors |= {f"engram.{name}": each for name, each in wide.items()}
         for n in rows:
             tensors[f"blk.{n}.engram_embd.weight"] = "int8", packed[n]
-            tensors[f"blk.{n}.engram_wkv.weight"] = "float32", np.zeros((4, 8), np.float32)
+            for part in ("wkv", "q", "k"):
+                values = np.zeros((4, 8), np.float32)
+                tensors[f"blk.{n}.engram_{part}.weight"] = "float32", values
     elif dialect == "ds4":
         start = "deepseek41.engram."
         keys |= {f"{start}encoding": "e4m3_e8m0_32_row264", f"{start}layer_ids": layers,

@@ -114,7 +114,7 @@ def test_an_adapter(tmp_path: Path, small_vocab: CompressedVocab, tokenizer_file
     bare = opened(written.path, "engram-peft")
     assert bare.layout.vocab_digest == UNKNOWN_VOCABULARY
     assert not results(bare, "differs")
-    assert set(results(bare, "undecided")) == {"compressed size", "multipliers"}
+    assert set(results(bare, "undecided")) == {"compressed size", "multipliers", "pad token"}
     same_rows(bare, written, "float32")
     assert verify(VerifyRequest(path=written.path, folder=tmp_path)).ok
 

@@ -148,7 +148,7 @@ def test_qwen_ple(tmp_path: Path, dtype: str) -> None:
     source = opened(written.path, "qwen-ple")
     assert source.layout.fingerprint == written.layout.fingerprint
     assert not results(source, "differs")
-    assert not results(source, "undecided")
+    assert set(results(source, "undecided")) == {"token ids"}  # no tokenizer was given
     same_rows(source, written, "bfloat16" if dtype == "bfloat16" else "fp8")
 
 
@@ -159,7 +159,7 @@ def test_stored_constants_win(tmp_path: Path) -> None:
     assert source.layout.layers[0].multipliers == written.layout.layers[0].multipliers
     bare = checkpoints.qwen_ple(tmp_path / "n", stored=False)
     undecided = results(opened(bare.path, "qwen-ple"), "undecided")
-    assert len(undecided) == 3
+    assert len(undecided) == 3 + 1
 
 
 def test_a_shard_is_missing(tmp_path: Path) -> None:
