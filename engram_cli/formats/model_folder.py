@@ -93,12 +93,13 @@ class FoundTensor:
 
     def span(self, first: int = 0) -> Span:
         """Return its rows as a span that begins at row `first`."""
-        return Span(file=self.file, begin=self.place.begin, first=first, rows=self.shape[0])
+        rows = self.shape[0] if self.shape else 1
+        return Span(file=self.file, begin=self.place.begin, first=first, rows=rows)
 
     def values(self) -> NDArray[Any]:
         """Read all of a small tensor, as stored."""
         array = FileArray([self.span()], physical_dtype(self.dtype), self.shape[1:], DAMAGED)
-        return array.read(0, self.shape[0])
+        return array.read(0, array.rows).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
