@@ -34,6 +34,7 @@ from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
 from engram_cli.formats.checkpoint_bundle import (
     attached_layout,
+    has_spans,
     refer_to_source,
     require_attachable,
 )
@@ -307,7 +308,7 @@ def _reference(spec: BundleSpec, store: RowSource, out: Path) -> Reference:
     """
     if isinstance(store, TableStore):
         return refer(store.path, store.digest, read_description(store.path).files, spec, out)
-    if FORMATS.load(store.format).foreign:
+    if has_spans(FORMATS.load(store.format)):
         return refer_to_source(store, out, spec)
     raise InputError(
         f"{store.path} is no table, so that a bundle cannot refer to it", "leave out --reference"

@@ -16,6 +16,7 @@ from engram_cli.formats import FORMATS, TARGETS
 from engram_cli.formats.base import Change, Target, WriteOptions, require_agreement
 from engram_cli.progress import SILENT, Progress
 from engram_cli.registry import enumerated
+from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource
 from engram_cli.rows.stored_as import kept_dtype
 from engram_cli.rows.views import requantised, some_layers
@@ -125,7 +126,8 @@ def _chosen(source: RowSource, target: Target, request: ConvertRequest) -> RowSo
     dtype = request.dtype or source.dtype
     known = target.dtypes
     if known and dtype not in known and kept_dtype(dtype) not in known:
-        rather = f"give --dtype {enumerated(known, 'or')}"
+        written = [name for name in known if name in (*DTYPES, "q8_0")]  # others are read alone
+        rather = f"give --dtype {enumerated(written, 'or')}"
         raise InputError(
             f"{source.path} has rows of {dtype}, which {request.to} does not hold"
             if request.dtype is None

@@ -54,9 +54,9 @@ class PassageKeeper:
         length = min(_LENGTH, len(change))
         sums = np.convolve(change, np.ones(length), mode="valid")
         for kind, at, sign in ((HELPS, int(sums.argmin()), 1), (HURTS, int(sums.argmax()), -1)):
-            if sums[at] * sign < 0:
-                self.kept.append(_excerpt(item, kind, at, at + length, change))
-        self.kept = best(self.kept)
+            least = [own.change for own in self.kept if own.kind == kind]
+            if sums[at] * sign < (max(each * sign for each in least) if len(least) == _KEPT else 0):
+                self.kept = best([*self.kept, _excerpt(item, kind, at, at + length, change)])
 
 
 def best(excerpts: Iterable[Excerpt]) -> list[Excerpt]:

@@ -62,7 +62,7 @@ def write_inspection(result: InspectResult, name: str, path: Path, *, force: boo
 
 def inspection_views(result: InspectResult) -> Iterator[View]:
     """Return the views of an inspection, of those parts that were found."""
-    if result.foreign:
+    if result.foreign and result.layers:
         yield layers_view(result.layers)
     if result.checks:
         yield checks_view(result.checks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from engram_cli.vocab.tokenizer import load_tokenizer
 Result = Literal["ok", "differs", "undecided"]
 CONFIG = "config.json"
 _SHOWN = 4  # values of a list
+_MOST_VALUES = 2**28  # bytes of a tensor that is read whole
 _SHOWN_TEXT = 400  # characters, of a value of unknown origin
 DAMAGED = "the file is damaged or was not downloaded whole: take it again"
 
@@ -92,12 +94,14 @@ class FoundTensor:
         return self.place.spec.dtype
 
     def span(self, first: int = 0) -> Span:
-        """Return its rows as a span that begins at row `first`."""
+        """Return its rows as a span that begins at row `first`; a single value is one row."""
         rows = self.shape[0] if self.shape else 1
         return Span(file=self.file, begin=self.place.begin, first=first, rows=rows)
 
     def values(self) -> NDArray[Any]:
-        """Read all of a small tensor, as stored."""
+        """Read all of a small tensor, as stored. Raises ArtifactError for one that is not small."""
+        if self.place.spec.nbytes > _MOST_VALUES:
+            raise ArtifactError(f"{self.place.spec.name} is {self.shape}", DAMAGED)
         array = FileArray([self.span()], physical_dtype(self.dtype), self.shape[1:], DAMAGED)
         return array.read(0, array.rows).reshape(self.shape)
 
@@ -209,6 +213,7 @@ def open_folder(
     read = [file for file in sorted({places[name] for name in names}) if file.is_file()]
     for file in read:
         header, begin = raw_header(file)
+        _require_apart(file, header)
         size += begin
         own = [name for name in names if places[name] == file and name in header]
         found = {name: _found(file, name, header[name], begin) for name in own}
@@ -228,6 +233,18 @@ def open_folder(
         unread=len(named) - len(read),
         header_bytes=size,
     )
+
+
+def _require_apart(file: Path, header: Mapping[str, Any]) -> None:
+    """Raise ArtifactError for tensors whose bytes overlap; what is no offset is found later."""
+    begun = []
+    for entry in header.values():
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int for n in offsets):
+            begun.append(tuple(offsets))
+    for (_, end), (begin, _) in pairwise(sorted(begun)):
+        if begin < end:
+            raise ArtifactError(f"{file}: tensors overlap at byte {begin:,} of the data", DAMAGED)
 
 
 def _found(file: Path, name: str, entry: Any, data: int) -> FoundTensor:

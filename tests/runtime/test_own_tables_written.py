@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from own_tables import StreamDecoder, bare_qwen, deepseek, quiet, qwen, qwen_config, save
 from tiny_models import text
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -249,3 +252,39 @@ def test_commands_load_it_without_the_own_table(saved: tuple[PreTrainedModel, Pa
     assert all(layer.ple is None for layer in load_model(path).model.layers)
     (path / "engram" / "engram.json").unlink()
     assert any(layer.ple is not None for layer in load_model(path).model.layers)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of everything inside a JSON value."""
+    if not isinstance(value, dict | list):
+        return [path]
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    return [path, *(each for key, own in inner for each in places(own, (*path, key)))]
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_damage_gives_our_own_errors(
+    saved: tuple[PreTrainedModel, Path], data: st.DataObject
+) -> None:
+    bundle = saved[1] / "engram"
+    file = bundle / "engram.json"
+    original = file.read_text()
+    document = json.loads(original)
+    wrong = [None, -1, 0, 1, 2**63, 1.5, float("nan"), "x", "..", "/etc", "\0", [], [5], {}, True]
+    path = data.draw(st.sampled_from(places(document["checkpoint"])))
+    target = document
+    for key in ("checkpoint", *path)[:-1]:
+        target = target[key]
+    target[("checkpoint", *path)[-1]] = data.draw(st.sampled_from(wrong))
+    file.write_text(json.dumps(document))
+    try:
+        with contextlib.suppress(EngramError):
+            opened = read_bundle(bundle)
+            assert opened.spec.layers == (2, 3)
+            for layer in opened.spec.layers:
+                assert sum(map(len, opened.maps(layer))) == opened.spec.rows(layer)
+    finally:
+        file.write_text(original)

@@ -37,13 +37,20 @@ class Scored:
 
 @dataclass(slots=True)
 class Pace:
-    """How fast a model was: `tokens` that it read and `seconds` that it took, by variant."""
+    """How fast a model was: `tokens` that it read and `seconds` that it took, by variant.
+
+    The first batch counts only where there is no other: kernels are compiled and memory is taken.
+    """
 
     tokens: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    _batches: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, tokens: int, seconds: float) -> None:
         """Count a batch."""
+        self._batches[name] = self._batches.get(name, 0) + 1
+        if self._batches[name] == 2:
+            del self.tokens[name], self.seconds[name]
         self.tokens[name] = self.tokens.get(name, 0) + tokens
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
@@ -190,9 +197,11 @@ def _padded(batch: list[Window], model: nn.Module) -> tuple[Tensor, Tensor | Non
     size = 2**63 if weight is None else len(weight)
     if ids.min() < 0 or ids.max() >= size:
         bad = int(ids.min() if ids.min() < 0 else ids.max())
-        where = next(window.document for window in batch if bad in window.ids)
+        where = next(window for window in batch if bad in window.ids)
+        named = f" ({where.name})" if where.name else ""
         raise TokenIdError(
-            f"document {where:,} has token id {bad}, the model takes 0 to {size - 1:,}",
+            f"document {where.document:,}{named} has token id {bad}, the model takes 0 to "
+            f"{size - 1:,}",
             "was the text tokenised with another tokenizer?",
         )
     device = device_of(model)

@@ -107,15 +107,15 @@ class LossSums:
         own = self._open.setdefault(window.document, np.zeros_like(self._totals))
         own[0, 0] += units.shape[1]
         own[0, 1:] += units.sum(axis=1)
-        for partition, begin, end in zip(
-            self.partitions, self._offsets[:-1], self._offsets[1:], strict=True
-        ):
-            codes = partition.codes(window)
-            own[begin:end, 0] += np.bincount(codes, minlength=end - begin)
+        if self.partitions:
+            pairs = zip(self.partitions, self._offsets[:-1], strict=True)
+            cells = np.concatenate([each.codes(window) + begin for each, begin in pairs])
+            own[1:, 0] += np.bincount(cells, minlength=len(own))[1:]
             for place, line in enumerate(units, 1):
                 # Float64 holds these sums exactly: they are below 2^53.
-                summed = np.bincount(codes, weights=line, minlength=end - begin)
-                own[begin:end, place] += summed.astype(np.int64)
+                weights = np.tile(line, len(self.partitions))
+                summed = np.bincount(cells, weights=weights, minlength=len(own))
+                own[1:, place] += summed[1:].astype(np.int64)
         if self._ids.size:
             np.add.at(self._ids[0], window.scored, 1)
             for place, line in enumerate(units, 1):
