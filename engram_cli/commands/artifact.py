@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,13 @@ from engram_cli.remote.locate import failure_of
 from engram_cli.remote.path import is_remote
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import RowSource
-from engram_cli.stats.sampling.known import HitsAt
-from engram_cli.stats.sampling.row_ngrams import RowNgrams, load_row_ngrams
-from engram_cli.stats.stats_io import Statistics, read_stats
-from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.lookup import base_lookup, lookup_digest
-from engram_cli.vocab.parquet import read_vocab
+
+if TYPE_CHECKING:
+    from engram_cli.stats.sampling.known import HitsAt
+    from engram_cli.stats.sampling.row_ngrams import RowNgrams
+    from engram_cli.stats.stats_io import Statistics
+    from engram_cli.vocab.compress import CompressedVocab
 
 VOCABULARY = "vocabulary"
 _PARQUET = b"PAR1"
@@ -166,6 +167,8 @@ def known_ngrams(
 
     if statistics is None:
         return hits_at, none
+    from engram_cli.stats.sampling.row_ngrams import load_row_ngrams
+
     return hits_at, load_row_ngrams(statistics, source.layout.layer(layer), hits_at)
 
 
@@ -184,6 +187,8 @@ class Companions:
         Raises what `read_stats` raises for those that were named, and InputError when they were
         counted with another layout; for those found nearby, that is only noted.
         """
+        from engram_cli.stats.stats_io import read_stats  # 30 MB with the kernels of counting
+
         if self.stats is not None:
             named = read_stats(self.stats)
             if named.layout.fingerprint != layout.fingerprint:
@@ -211,6 +216,8 @@ class Companions:
 
         Raises as `statistics` does.
         """
+        from engram_cli.vocab.parquet import read_vocab  # with Arrow
+
         if self.vocab is not None:
             named = read_vocab(self.vocab)
             if not belongs(named, layout):

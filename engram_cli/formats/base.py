@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource
-from engram_cli.stats.stats_io import Statistics
+
+if TYPE_CHECKING:  # it brings Numba's kernels of counting: 30 MB, of which opening needs nothing
+    from engram_cli.stats.stats_io import Statistics
 
 PIECE_BYTES = 2**20  # float32 values read at a time
 
