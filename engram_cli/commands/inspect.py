@@ -35,7 +35,7 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
             inputs=(request.path, request.stats, request.vocab),
             artifacts=(request.path,),
         )
-    found = find_artifact(request.path)
+    found = find_artifact(request.path, request.shape)
     if request.probe is not None and found.kind != "table":
         raise InputError(f"cannot probe {found.kind}", "--probe needs a table")
     if found.kind == VOCABULARY:
