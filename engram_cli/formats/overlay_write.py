@@ -32,6 +32,7 @@ from engram_cli.formats.overlay import (
 )
 from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import Progress
+from engram_cli.remote.locate import locate
 from engram_cli.rows import DTYPES
 from engram_cli.rows.gguf_file import GGML_TYPES
 from engram_cli.rows.source import RowSource
@@ -123,7 +124,7 @@ def _require_layer(source: RowSource, out: Path, kind: str) -> int:
 def _base(source: RowSource, layer: int, options: WriteOptions) -> RowSource:
     """Open the table whose rows are replaced. Raises MismatchError for one of another layout."""
     assert options.patch is not None
-    base = _open(options.patch, options.tokenizer)
+    base = _open(locate(options.patch), options.tokenizer)
     if options.verify:
         require_agreement(base, "--no-verify takes it as it is")
     ours = source.layout
