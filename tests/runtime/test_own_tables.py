@@ -343,6 +343,13 @@ def test_qwen_in_gguf(saved: tuple[PreTrainedModel, Path], tmp_path: Path) -> No
     ids = some_ids()
     # The file says no eps: the model's is taken.
     torch.testing.assert_close(logits(bare, ids), logits(whole, ids), atol=1e-6, rtol=1e-6)
+    detach(bare)
+    memory, raw = attach(bare, path, rows_trainable=True), path.read_bytes()
+    rows = memory.layers["2"].multi_head_embedding.embedding.weight
+    with torch.no_grad():
+        rows += 1  # one tensor in one file is mapped: its pages are copied when written to
+    assert path.read_bytes() == raw
+    assert not torch.equal(logits(bare, ids), logits(whole, ids))
 
 
 def test_rows_alone_start_a_new_gate(tmp_path: Path) -> None:
