@@ -8,7 +8,7 @@ be that of another program's checkpoint, whose gates are taken with it where the
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from engram_cli.formats.checkpoint_bundle import (
 )
 from engram_cli.formats.module_spec import first_values
 from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
+from engram_cli.formats.statistics import statistics_rows
 from engram_cli.formats.table_reference import refer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
@@ -119,6 +120,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     if not (request.force or request.checkpoint.resolve() == request.table.resolve()):
         check_first_memory(request.checkpoint)
     store, dim, dtype = open_vectors(request.table, _tokenizer(request))
+    counted = _counted(store, request)
     own = _own(store, request, model, progress)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
     nearby = Companions(artifact=request.table, folder=request.folder or Path())
@@ -147,7 +149,12 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         rows={layer: spec.rows(layer) for layer in spec.layers},
         dim=spec.dim,
         dtype=spec.dtype,
-        cost=attach_cost(spec, reference=request.reference, counted=store.has_hits),
+        cost=attach_cost(
+            spec,
+            reference=request.reference,
+            counted=counted is not None,
+            hits_inside=counted is not None and counted is not store,
+        ),
         free_bytes=free_bytes(out),
         written=False,
         in_the_way=in_the_way,
@@ -164,7 +171,32 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
             threads=os.cpu_count() or 1,
             progress=progress,
         )
-    return _write(spec, store, own, request, result, progress)
+    return _write(spec, store, counted, own, request, result, progress)
+
+
+def _counted(store: RowSource, request: AttachRequest) -> RowSource | None:
+    """Return what has the hits of the rows: the statistics that were named, else the source.
+
+    Raises InputError for statistics of another hash, and for those of a table that is referred to.
+    """
+    if request.stats is None:
+        return store if store.has_hits else None
+    if request.reference and isinstance(store, TableStore):
+        raise InputError(
+            f"--stats {request.stats}: a bundle that refers to a table takes the table's own hits",
+            "build the table with engram build-table --stats, or leave out --reference",
+        )
+    named = Companions(artifact=request.table, stats=request.stats)
+    statistics = named.statistics(store.layout, SILENT)
+    return None if statistics is None else statistics_rows(statistics)
+
+
+def _hits(counted: RowSource, layer: int) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+    """Yield the hits of a layer as a bundle stores them."""
+    if counted.format == "statistics":
+        yield 0, counted.lines(layer, HITS, 0, counted.layout.layer(layer).rows)
+    else:
+        yield from counted.chunks(layer, HITS)
 
 
 def _tokenizer(request: AttachRequest) -> Path | None:
@@ -239,6 +271,7 @@ def _spec(
 def _write(
     spec: BundleSpec,
     store: RowSource,
+    counted: RowSource | None,
     own: OwnModule | None,
     request: AttachRequest,
     planned: AttachResult,
@@ -261,6 +294,7 @@ def _write(
             gate=request.init_gate,
         )
 
+    hits = None if counted is None else partial(_hits, counted)
     card = {CARD: model_card(spec).encode()}
     reference = _reference(spec, store, planned.out) if request.reference else None
     if reference is not None:
@@ -270,6 +304,7 @@ def _write(
             store.chunks if isinstance(store, TableStore) else None,
             dense,
             reference,
+            hits=None if counted is store else hits,
             tool_version=__version__,
             force=request.force,
             extra_files=card,
@@ -283,7 +318,7 @@ def _write(
             store.chunks,
             dense,
             scales=partial(store.chunks, part=SCALES),
-            hits=partial(store.chunks, part=HITS) if store.has_hits else None,
+            hits=hits,
             tool_version=__version__,
             force=request.force,
             extra_files=card,
@@ -315,14 +350,26 @@ def _reference(spec: BundleSpec, store: RowSource, out: Path) -> Reference:
     )
 
 
-def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = False) -> AttachCost:
-    """Return what the bundle takes, from its shapes alone; `counted`: the table has hits."""
+def attach_cost(
+    spec: BundleSpec,
+    *,
+    reference: bool = False,
+    counted: bool = False,
+    hits_inside: bool = False,
+) -> AttachCost:
+    """Return what the bundle takes, from its shapes alone; `counted`: there are hits.
+
+    `hits_inside`: the bundle has them itself, whatever it refers to.
+    """
     count = sum(int(np.prod(shape)) for shape in spec.dense_shapes.values()) * len(spec.layers)
     token_rows = spec.layout.columns * len(spec.layers)
     lookup = 0 if spec.layout.lookup is None else spec.layout.lookup.nbytes
     hits = spec.hits_bytes if counted else 0
     return AttachCost(
-        disk_bytes=(0 if reference else spec.table_bytes + hits) + 4 * count + lookup,
+        disk_bytes=(0 if reference else spec.table_bytes)
+        + (hits if hits_inside or not reference else 0)
+        + 4 * count
+        + lookup,
         table_bytes=spec.table_bytes,
         hits_bytes=hits,
         dense_bytes=4 * count,
