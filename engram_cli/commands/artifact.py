@@ -16,6 +16,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.formats import FORMATS
 from engram_cli.formats.base import Checks, Format, row_problems
+from engram_cli.formats.shard_shape import ShardShape
 from engram_cli.formats.statistics import StatisticsRows, statistics_rows
 from engram_cli.hashing.layout import BASE_VOCABULARY, HashLayout, short
 from engram_cli.progress import SILENT, Progress
@@ -41,11 +42,14 @@ T = TypeVar("T")
 class Artifact:
     """An artifact at a path; for a checkpoint folder with a bundle inside, the bundle.
 
+    `shape`: of shards that nothing describes.
+
     `kind` is a name in `FORMATS`, or `VOCABULARY` for a compressed vocabulary, which has no rows.
     """
 
     path: Path
     kind: str
+    shape: ShardShape | None = None
 
     @property
     def format(self) -> Format:
@@ -70,17 +74,20 @@ class Artifact:
                 f"{self.path} has its own geometry ({', '.join(geometry.given)} was given)",
                 "leave the geometry out, or give a vocabulary to try one",
             )
-        return self.format.open_with(self.path, tokenizer)
+        return self.format.open_with(self.path, tokenizer, self.shape)
 
 
-def find_artifact(path: Path) -> Artifact:
-    """Tell what `path` is, but not whether it is whole. Raises InputError, SourceError."""
+def find_artifact(path: Path, shape: ShardShape | None = None) -> Artifact:
+    """Tell what `path` is, but not whether it is whole. Raises InputError, SourceError.
+
+    `shape`: of shards that nothing describes.
+    """
     if path.is_file() and _starts_with(path, _PARQUET):
         return Artifact(path=path, kind=VOCABULARY)
     for name in FORMATS:
         own = FORMATS.load(name).recognise(path)
         if own is not None:
-            return Artifact(path=own, kind=name)
+            return Artifact(path=own, kind=name, shape=shape)
     failure = failure_of(path)
     if failure is not None:
         raise failure
@@ -101,15 +108,18 @@ def find_artifact(path: Path) -> Artifact:
     )
 
 
-def open_vectors(path: Path, tokenizer: Path | None = None) -> tuple[RowSource, int, str]:
+def open_vectors(
+    path: Path, tokenizer: Path | None = None, shape: ShardShape | None = None
+) -> tuple[RowSource, int, str]:
     """Open rows that have vectors; return them with their dim and dtype.
 
-    `tokenizer`: that of a foreign checkpoint, None for the one in its folder.
+    `tokenizer`: that of a foreign checkpoint, None for the one in its folder. `shape`: of shards
+    that nothing describes.
 
     Raises InputError for an artifact without vectors, and as `Artifact.open`.
     """
     # A table is what is missing where nothing is there.
-    found = find_artifact(path) if path.exists() else Artifact(path=path, kind="table")
+    found = find_artifact(path, shape) if path.exists() else Artifact(path=path, kind="table")
     source = found.open(tokenizer=tokenizer)
     if source.dim is None or source.dtype is None:
         raise InputError(f"{path} holds no vectors", "give a table or a bundle")

@@ -74,7 +74,7 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
             f"give --to table, {BUNDLE}, {TARGETS.choices()}",
         )
     target = bundle_target if request.to == BUNDLE else TARGETS.load(request.to)
-    source = find_artifact(request.source).open(tokenizer=request.tokenizer)
+    source = find_artifact(request.source, request.shape).open(tokenizer=request.tokenizer)
     check = request.check or request.dry_run
     if request.verify and not check:
         _require_sound(source, request, progress)

@@ -23,8 +23,10 @@ from engram_cli.commands.requests.options import (
     integers,
     row_range,
 )
+from engram_cli.commands.requests.shards import ShardOptions
 from engram_cli.commands.workspace import Workspace
 from engram_cli.formats import TARGETS
+from engram_cli.formats.shard_shape import ShardShape
 from engram_cli.rows import DTYPES
 
 PATCHED = ("deepseek-v4.1", "bundle", "engram-peft", "pleo", "plepatch")  # targets with --patch
@@ -221,6 +223,7 @@ class ConvertRequest(Request):
     ] = False
     scale: Scale = None
     chunk_rows: ChunkRows = None
+    shape: Annotated[ShardShape | None, Group(ShardOptions)] = None
     threads: Threads = None
     verify: Annotated[
         bool,
