@@ -106,12 +106,13 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 def parse_json(raw: bytes) -> Any:
     """Return the JSON value in `raw`. Raises ValueError, and nothing else, for what is none.
 
-    A text with half a surrogate pair cannot be written as UTF-8, and lists nested without end
-    cannot be copied, so both are refused here rather than wherever they are used.
+    A text with half a surrogate pair cannot be written as UTF-8, lists nested without end cannot be
+    copied, and of a key that comes twice readers take either value, so all are refused here rather
+    than wherever they are used.
     """
     try:
         text = raw.decode(json.detect_encoding(raw))
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_without_twins)
         if not _is_shallow(value):
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
         if _SURROGATE.search(text):
@@ -121,6 +122,13 @@ def parse_json(raw: bytes) -> Any:
     except UnicodeEncodeError:
         raise ValueError("a text in it holds half a surrogate pair") from None
     return value
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key comes twice")
+    return made
 
 
 def _is_shallow(value: Any) -> bool:

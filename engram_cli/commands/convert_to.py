@@ -14,8 +14,10 @@ from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS, TARGETS
 from engram_cli.formats.base import Change, Target, WriteOptions, require_agreement
+from engram_cli.outputs import check_name
 from engram_cli.progress import SILENT, Progress
 from engram_cli.registry import enumerated
+from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource
 from engram_cli.rows.stored_as import kept_dtype
 from engram_cli.rows.views import requantised, some_layers
@@ -72,11 +74,12 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
             f"give --to table, {BUNDLE}, {TARGETS.choices()}",
         )
     target = bundle_target if request.to == BUNDLE else TARGETS.load(request.to)
-    source = find_artifact(request.source).open(tokenizer=request.tokenizer)
+    source = find_artifact(request.source, request.shape).open(tokenizer=request.tokenizer)
     check = request.check or request.dry_run
     if request.verify and not check:
         _require_sound(source, request, progress)
     out = request.out or request.source.with_name(f"new-{request.source.name}")
+    check_name(out)
     options = WriteOptions(
         dialect=request.dialect,
         patch=request.patch,
@@ -125,7 +128,8 @@ def _chosen(source: RowSource, target: Target, request: ConvertRequest) -> RowSo
     dtype = request.dtype or source.dtype
     known = target.dtypes
     if known and dtype not in known and kept_dtype(dtype) not in known:
-        rather = f"give --dtype {enumerated(known, 'or')}"
+        written = [name for name in known if name in (*DTYPES, "q8_0")]  # others are read alone
+        rather = f"give --dtype {enumerated(written, 'or')}"
         raise InputError(
             f"{source.path} has rows of {dtype}, which {request.to} does not hold"
             if request.dtype is None

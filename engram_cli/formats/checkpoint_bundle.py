@@ -79,16 +79,24 @@ def dense_values(
 
 
 def find_checkpoint(path: Path) -> tuple[Format, Path] | None:
-    """Return the format of another program's checkpoint, and its own path; None for anything else.
+    """Return the format of another program's checkpoint, or of row264, and its own path.
 
-    Rows of our own artifacts are attached through a bundle.
+    None for anything else: the rows of a table are attached through a bundle.
     """
     for name in FORMATS:
         found = FORMATS.load(name)
         own = found.recognise(path)
         if own is not None:
-            return (found, own) if found.foreign else None
+            return (found, own) if has_spans(found) else None
     return None
+
+
+def has_spans(format_: Format) -> bool:
+    """Return whether a bundle may refer to the files of a format without any reader of it.
+
+    Tables have a reference of their own, and a bundle's rows are a bundle's already.
+    """
+    return format_.foreign or format_.name == "row264"
 
 
 def open_checkpoint(path: Path, tokenizer: Path | None, model: HostModel) -> Bundle | None:
@@ -238,9 +246,10 @@ def describe(bundle: Bundle) -> tuple[str, ...]:
     places = ", ".join(spec.label(layer) for layer in spec.layers)
     rows = " + ".join(f"{spec.rows(layer):,}" for layer in spec.layers)
     dense = bundle.dense
+    dialect = f", dialect {reference.dialect}" if reference.dialect else ""
     trained = isinstance(dense, _Dense) and dense.is_own
     return (
-        f"{bundle.folder}: {reference.format} checkpoint, dialect {reference.dialect}",
+        f"{bundle.folder}: {reference.format} checkpoint{dialect}",
         f"decoder layers {places}, counted from 0: {rows} rows x {spec.dim} x {spec.dtype}, "
         f"{spec.table_bytes:,} bytes in {_files(len(reference.files))}; nothing is copied",
         f"{spec.module.kind} module: its weights are the checkpoint's"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
-from engram_cli.formats.base import Facts, Format, rows_facts
+from engram_cli.formats.base import RAW_PAD, Facts, Format, rows_facts
 from engram_cli.formats.gguf_checks import file_checks, own_tensors, scales_fit, table_checks
 from engram_cli.formats.gguf_dialects import (
     CONSTANTS,
@@ -234,15 +234,19 @@ def _vocabulary(constants: Constants, tokenizer: FolderTokenizer) -> tuple[Vocab
 def _filler(constants: Constants, vocab: VocabMap, known: bool) -> int:
     """Return the compressed pad id: the file's, else that of its pad token, which is 2 as released.
 
-    llama.cpp's `pad_id` has been written both ways: the token's own id is taken for what it is.
+    Readers hash with `pad_id` as it is, so it must be the compressed id. Some files have the
+    token's own id there: it is taken for what it is, and a check names it.
     """
     token, pad = constants.count("raw pad"), constants.count("pad")
     token = _PAD if token is None else token
     computed = int(vocab.lookup[token]) if known and token < len(vocab.lookup) else None
-    stored = computed if pad == token else pad
-    constants.checks.append(compared("compressed pad id", stored, computed))
-    if stored is not None and stored < vocab.size:
-        return stored
+    if pad is not None and pad == token != computed and computed is not None:
+        own = f"{pad:,}, the token's own id"
+        constants.checks.append(compared(RAW_PAD, own, f"{computed:,}, its compressed id"))
+        return max(computed, 0)
+    constants.checks.append(compared("compressed pad id", pad, computed))
+    if pad is not None and pad < vocab.size:
+        return pad
     return computed if computed is not None and computed >= 0 else 0
 
 

@@ -182,8 +182,8 @@ def _fits(value: Any, dialect: str, what: str, layout: HashLayout) -> bool:
         return isinstance(value, np.ndarray) and value.dtype.str == wanted
     if isinstance(value, np.ndarray):
         return False
-    needed = {"encoding": ROW264, "pad": layout.filler_id} if dialect == "ds4" else {}
-    return bool(value == needed.get(what, value))  # llama.cpp's pad may be the token's own id
+    needed = {"encoding": ROW264, "pad": layout.filler_id}
+    return bool(value == needed.get(what, value))
 
 
 def _require_agreement(source: GgufRows, layout: HashLayout) -> None:

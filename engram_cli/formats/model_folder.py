@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from engram_cli.files import read_json
 from engram_cli.formats.base import Facts, rows_facts
 from engram_cli.formats.stored_layers import StoredTensor
 from engram_cli.hashing.layout import MAX_ORDER, HashLayout
+from engram_cli.remote.path import look_at
 from engram_cli.rows.dtypes import TENSOR_DTYPES, physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.safetensors import TensorPlace, checkpoint_files, raw_header, tensor_place
@@ -30,6 +32,7 @@ from engram_cli.vocab.tokenizer import load_tokenizer
 Result = Literal["ok", "differs", "undecided"]
 CONFIG = "config.json"
 _SHOWN = 4  # values of a list
+_MOST_VALUES = 2**28  # bytes of a tensor that is read whole
 _SHOWN_TEXT = 400  # characters, of a value of unknown origin
 DAMAGED = "the file is damaged or was not downloaded whole: take it again"
 
@@ -92,13 +95,16 @@ class FoundTensor:
         return self.place.spec.dtype
 
     def span(self, first: int = 0) -> Span:
-        """Return its rows as a span that begins at row `first`."""
-        return Span(file=self.file, begin=self.place.begin, first=first, rows=self.shape[0])
+        """Return its rows as a span that begins at row `first`; a single value is one row."""
+        rows = self.shape[0] if self.shape else 1
+        return Span(file=self.file, begin=self.place.begin, first=first, rows=rows)
 
     def values(self) -> NDArray[Any]:
-        """Read all of a small tensor, as stored."""
+        """Read all of a small tensor, as stored. Raises ArtifactError for one that is not small."""
+        if self.place.spec.nbytes > _MOST_VALUES:
+            raise ArtifactError(f"{self.place.spec.name} is {self.shape}", DAMAGED)
         array = FileArray([self.span()], physical_dtype(self.dtype), self.shape[1:], DAMAGED)
-        return array.read(0, self.shape[0])
+        return array.read(0, array.rows).reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,9 +211,11 @@ def open_folder(
     names = [name for name in places if wanted(name)]
     tensors: dict[str, FoundTensor] = {}
     short, size = [], 0
+    look_at(places.values())
     read = [file for file in sorted({places[name] for name in names}) if file.is_file()]
     for file in read:
         header, begin = raw_header(file)
+        _require_apart(file, header)
         size += begin
         own = [name for name in names if places[name] == file and name in header]
         found = {name: _found(file, name, header[name], begin) for name in own}
@@ -227,6 +235,18 @@ def open_folder(
         unread=len(named) - len(read),
         header_bytes=size,
     )
+
+
+def _require_apart(file: Path, header: Mapping[str, Any]) -> None:
+    """Raise ArtifactError for tensors whose bytes overlap; what is no offset is found later."""
+    begun = []
+    for entry in header.values():
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if isinstance(offsets, list) and len(offsets) == 2 and all(type(n) is int for n in offsets):
+            begun.append(tuple(offsets))
+    for (_, end), (begin, _) in pairwise(sorted(begun)):
+        if begin < end:
+            raise ArtifactError(f"{file}: tensors overlap at byte {begin:,} of the data", DAMAGED)
 
 
 def _found(file: Path, name: str, entry: Any, data: int) -> FoundTensor:

@@ -20,6 +20,7 @@ from engram_cli.formats.row_plan import (
     RowFiles,
 )
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.remote.path import is_remote
 from engram_cli.rows.copying import Extent
 from engram_cli.rows.safetensors import TensorSpec, encode_header, file_metadata
 from engram_cli.rows.source import ROWS, RowSource
@@ -127,6 +128,8 @@ def state_dict_file(
                 Place(file=name, layer=tensor.layer, part=ROWS, begin=begin, first=0, rows=rows,
                       width=tensor.spec.nbytes // rows)
             )  # fmt: skip
+        elif isinstance(tensor.values, FoundTensor) and is_remote(tensor.values.file):
+            head[begin] = tensor.values.values().tobytes()
         elif isinstance(tensor.values, FoundTensor):
             found = tensor.values
             extent = Extent(begin=found.place.begin, size=tensor.spec.nbytes, to=begin)

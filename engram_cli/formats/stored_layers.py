@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engram_cli.hashing.layout import UNKNOWN_SCHEME
 from engram_cli.hashing.schemes import SCHEMES, first_layer
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import ROWS, RowSource
@@ -56,6 +57,8 @@ def stored_layers(
 ) -> tuple[StoredLayer, ...]:
     """Return each layer of a source's layout; `number` says what the files call it."""
     layout, found = source.layout, []
+    if layout.scheme == UNKNOWN_SCHEME and not source.layers:
+        return ()  # an overlay: its rows belong to another file's table
     at_embedding = layout.scheme in SCHEMES and SCHEMES.load(layout.scheme).at_embedding
     for entry in layout.layers:
         there = entry.layer in source.layers

@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,9 @@ def _tensors(header: GgufHeader) -> dict[str, GgufTensor]:
             raise ArtifactError(f"{header.path} has the tensor {each.name} twice", _HINT)
         begin = header.data + each.offset
         found[each.name] = _tensor(header.path, each.name, each.dims, each.kind, begin)
+    for one, other in pairwise(sorted(found.values(), key=lambda tensor: tensor.begin)):
+        if one.begin + (one.nbytes or 0) > other.begin:
+            raise ArtifactError(f"{header.path}: {one.name} and {other.name} overlap", _HINT)
     return found
 
 

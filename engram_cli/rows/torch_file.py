@@ -7,7 +7,6 @@ refuses every other one. Records are stored, not compressed, so that tensors are
 
 from __future__ import annotations
 
-import os
 import pickletools
 import struct
 from collections.abc import Mapping, Sequence
@@ -73,7 +72,7 @@ def torch_tensors(path: Path) -> tuple[dict[str, TensorPlace], int]:
     """
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            size = path.stat().st_size
             records = _directory(file, size, path)
             name = next((n for n in records if n.endswith("/data.pkl")), None)
             if name is None or records[name].size > _MOST_PICKLE:
@@ -94,7 +93,7 @@ def torch_tensors(path: Path) -> tuple[dict[str, TensorPlace], int]:
 def record_names(path: Path) -> tuple[str, ...]:
     """Return the names in an archive. Raises OSError, ArtifactError."""
     with path.open("rb") as file:
-        return tuple(_directory(file, os.fstat(file.fileno()).st_size, path))
+        return tuple(_directory(file, path.stat().st_size, path))
 
 
 def _place(

@@ -16,7 +16,9 @@ from formats.test_gguf import opened, results, same_vectors
 from small_tokenizers import wordpiece_tokenizer
 
 from engram_cli.commands.convert_to import WriteResult, convert
+from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.requests.tables import ConvertRequest
+from engram_cli.commands.verify import verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, OutputError
 from engram_cli.formats import row_writer
 from engram_cli.rows.gguf_file import GgufFile, read_gguf, read_header
@@ -141,9 +143,11 @@ def test_dialects_there_and_back(
     assert data_of(back) == rows
 
 
-def test_a_raw_pad_token_becomes_the_compressed_one_of_ds4(
-    tmp_path: Path, small_vocab: CompressedVocab
+@pytest.mark.parametrize("dialect", ["ds4", "llama.cpp"])
+def test_a_raw_pad_token_becomes_the_compressed_one(
+    tmp_path: Path, small_vocab: CompressedVocab, dialect: str
 ) -> None:
+    """Readers hash with `pad_id` as it is: inspect and verify name one that was not compressed."""
     lookup = small_vocab.lookup.copy()
     lookup[[2, 5]] = lookup[[5, 2]]
     swapped: Any = VocabMap(lookup=lookup, size=small_vocab.size)
@@ -156,10 +160,16 @@ def test_a_raw_pad_token_becomes_the_compressed_one_of_ds4(
     written.path.write_bytes(
         raw.replace(name + filler.to_bytes(4, "little"), name + (2).to_bytes(4, "little"))
     )
-    result = converted(written.path, tmp_path / "b.gguf", dialect="ds4")
+    (check,) = (each for each in opened(written.path).checks if each.name == "pad id")
+    assert (check.result, check.found) == ("differs", "2, the token's own id")
+    assert check.expected == f"{filler}, its compressed id"
+    found = verify(VerifyRequest(path=written.path, folder=tmp_path)).problems
+    assert any(line.startswith("pad id: 2, the token's own id") for line in found)
+    result = converted(written.path, tmp_path / "b.gguf", dialect=dialect)
     (change,) = (each for each in result.changes if each.name.endswith(".pad_id"))
     assert (change.action, change.value) == ("was 2", str(filler))
     assert opened(tmp_path / "b.gguf").layout.fingerprint == written.layout.fingerprint
+    assert verify(VerifyRequest(path=tmp_path / "b.gguf", folder=tmp_path)).ok
 
 
 @pytest.mark.parametrize(

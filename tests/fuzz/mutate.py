@@ -124,7 +124,27 @@ def _change_node(holder: list[Any], chance: random.Random) -> None:
 
 
 def _json(raw: bytes, chance: random.Random) -> bytes:
+    if chance.random() < 0.1:
+        return _key_twice(json.loads(raw), chance)
     return json.dumps(mutate_value(json.loads(raw), chance)).encode()
+
+
+def _key_twice(value: Any, chance: random.Random) -> bytes:
+    """A document in which a key of the outermost object comes again, with another value."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value).encode()
+    key = chance.choice(list(value))
+    other = mutate_value(json.loads(json.dumps(value[key])), chance)
+    again = json.dumps({key: other})[1:-1]
+    return f"{json.dumps(value)[:-1]}, {again}}}".encode()
+
+
+def _ends(raw: bytes, chance: random.Random) -> bytes:
+    """The bytes of a file that is mostly rows changed where its numbers are: at its ends."""
+    size = min(chance.choice((64, 256, 4096, 16384)), len(raw))
+    if chance.random() < 0.3:
+        return raw[:-size] + mutate_bytes(raw[-size:], chance)
+    return mutate_bytes(raw[:size], chance) + raw[size:]
 
 
 def _json_lines(raw: bytes, chance: random.Random) -> bytes:
@@ -170,4 +190,8 @@ _BY_NAME = {
     ".lock": _json,
     ".safetensors": _safetensors,
     ".parquet": _parquet,
+    ".gguf": _ends,
+    ".pt": _ends,
+    ".pleo": _ends,
+    ".plepatch": _ends,
 }

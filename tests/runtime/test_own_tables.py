@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from formats.checkpoints import deepseek_v41, gguf, longcat
-from formats.small_artifacts import store
+from formats.small_artifacts import pleo, store
 from own_tables import (
     HIDDEN,
     IMAGE,
@@ -39,7 +39,8 @@ from tiny_models import llama, make_bundle, make_spec, text, wake
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engram_cli import attach, detach, hash_tokens
+from engram_cli import attach, convert, detach, hash_tokens
+from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import ArtifactError, EngramError, InputError, RuntimeAttachError
 from engram_cli.formats.checkpoint_bundle import HostModel, open_checkpoint
 from engram_cli.hashing.schemes import hash_layout
@@ -342,6 +343,13 @@ def test_qwen_in_gguf(saved: tuple[PreTrainedModel, Path], tmp_path: Path) -> No
     ids = some_ids()
     # The file says no eps: the model's is taken.
     torch.testing.assert_close(logits(bare, ids), logits(whole, ids), atol=1e-6, rtol=1e-6)
+    detach(bare)
+    memory, raw = attach(bare, path, rows_trainable=True), path.read_bytes()
+    rows = memory.layers["2"].multi_head_embedding.embedding.weight
+    with torch.no_grad():
+        rows += 1  # one tensor in one file is mapped: its pages are copied when written to
+    assert path.read_bytes() == raw
+    assert not torch.equal(logits(bare, ids), logits(whole, ids))
 
 
 def test_rows_alone_start_a_new_gate(tmp_path: Path) -> None:
@@ -494,3 +502,27 @@ def test_the_papers_demo(
     found = attach(model, tmp_path / "demo.safetensors", tokenizer=tokenizer_file)
     assert found.spec.module == spec.module
     assert torch.equal(logits(model, ids), expected)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_row264(
+    tmp_path: Path, small_vocab: CompressedVocab, tokenizer_file: Path, placement: str
+) -> None:
+    """V4.1's rows in one piece each, with their token map, and no gate."""
+    own = deepseek(tmp_path / "ckpt", small_vocab, dim=256)
+    path = tmp_path / "rows"
+    convert(ConvertRequest(source=own.path, to="row264", out=path, tokenizer=tokenizer_file))
+    model, ids = StreamDecoder(small_vocab.vocab_size), text(small_vocab.vocab_size, 2, 12)
+    memory = attach(model, path, placement=placement)
+    assert "row264" in memory.notes[0]
+    for layer, module in memory.layers.items():
+        rows = hash_tokens(own.layout, ids.numpy(), layer=int(layer)).astype(np.int64)
+        found = module.vectors(torch.from_numpy(rows)).detach().numpy()
+        assert np.array_equal(found, own.values[int(layer)][rows].reshape(found.shape))
+
+
+def test_an_overlay_is_no_table(tmp_path: Path) -> None:
+    path = pleo(tmp_path / "x.pleo", np.arange(3), np.ones((3, 4), np.float32))
+    with pytest.raises(EngramError) as caught:
+        attach(StreamDecoder(50), path)
+    assert caught.value.hint

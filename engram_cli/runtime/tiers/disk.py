@@ -68,7 +68,8 @@ class RowFiles:
         self._firsts = np.array([span.first for span in spans], dtype=np.int64)
         self._begins = np.array([span.begin for span in spans], dtype=np.int64)
         # Bytes from row to row: more than a row's where others lie between them.
-        self._strides = np.array([span.stride or row_bytes for span in spans], dtype=np.int64)
+        self._stride_of = [span.stride or row_bytes for span in spans]
+        self._strides = np.array(self._stride_of, dtype=np.int64)
         self._lock = Lock()
         self._kept: dict[int, int] = {}
         self._end = weakref.finalize(self, _close_all, self._kept)
@@ -106,7 +107,7 @@ class RowFiles:
                     buffers = [target[place : place + width]]
                 else:
                     own = slice(first, runs.firsts[done + 1])
-                    stride = int(self._strides[file])
+                    stride = self._stride_of[file]
                     buffers = _buffers(rows_of[own], places[own], width, stride, target)
                 try:
                     whole = os.preadv(opened[file], buffers, begin) == size
@@ -164,7 +165,7 @@ class RowFiles:
         """Read the (row, place) of a run one by one, to finish it or to name the bad row."""
         for row, place in run:
             rest, why = target[place : place + self.row_bytes], "the file ends before it"
-            at = begin + (row - run[0][0]) * int(self._strides[file])
+            at = begin + (row - run[0][0]) * self._stride_of[file]
             try:
                 while rest and (count := os.preadv(descriptor, [rest], at)):
                     rest, at = rest[count:], at + count
