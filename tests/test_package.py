@@ -54,8 +54,8 @@ def test_the_sdist_can_run_its_own_tests(packed: frozenset[Path], folder: str) -
 
 
 def test_the_sdist_has_the_texts_of_a_project_and_no_caches(packed: frozenset[Path]) -> None:
-    texts = "LICENSE README.md CONTRIBUTING.md SECURITY.md CITATION.cff pyproject.toml"
-    assert set(map(Path, texts.split())) <= packed
+    texts = {"LICENSE", "README.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff"}
+    assert {Path(name) for name in (*texts, "pyproject.toml", "engram_tables.py")} <= packed
     assert not [path for path in packed if path.suffix == ".pyc" or "__pycache__" in path.parts]
 
 
