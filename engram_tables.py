@@ -64,7 +64,9 @@ def _replaced() -> list[str]:
     return [
         str(file)
         for file in files
-        if file.parts[0] == _PACKAGE and file.size is not None and _size(str(file.locate())) != file.size
+        if file.parts[0] == _PACKAGE
+        and file.size is not None
+        and _size(str(file.locate())) != file.size
     ]
 
 
