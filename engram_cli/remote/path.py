@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import stat as modes
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
 from typing import Any, ClassVar, TypeGuard
@@ -257,6 +257,16 @@ def is_remote(path: Path | None) -> TypeGuard[RemotePath]:
 def is_distant(file: Any) -> bool:
     """Return whether an open file is behind an address, so that the kernel knows nothing of it."""
     return isinstance(file, RangedFile)
+
+
+def look_at(paths: Iterable[Path]) -> None:
+    """Ask what there is at several paths of one session at a time; paths of this machine are left.
+
+    Raises SourceError.
+    """
+    distant = [path for path in paths if is_remote(path)]
+    if distant:
+        distant[0].session.look_at([path.key for path in distant])
 
 
 def read_ranges(wanted: Sequence[tuple[RemotePath, int, int]]) -> Iterator[tuple[int, bytes]]:
