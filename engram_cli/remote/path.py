@@ -16,6 +16,7 @@ from pathlib import Path, PosixPath
 from typing import Any, ClassVar, TypeGuard
 
 from engram_cli.errors import ArtifactError, SourceError
+from engram_cli.files import local_path
 from engram_cli.remote.session import BLOCK_BYTES, HELD_BYTES, RANGE_BYTES, Session
 from engram_cli.remote.store import Store
 
@@ -252,6 +253,11 @@ def remote_path(store: Store, text: str, container: int) -> RemotePath:
 def is_remote(path: Path | None) -> TypeGuard[RemotePath]:
     """Return whether a path is behind an address."""
     return isinstance(path, RemotePath)
+
+
+def readable_path(path: Path | str) -> Path:
+    """Return a path to read from. Raises InputError for an address that was not located."""
+    return path if isinstance(path, RemotePath) else local_path(path)
 
 
 def is_distant(file: Any) -> bool:
