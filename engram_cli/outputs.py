@@ -142,8 +142,7 @@ def check_output(
             f"give a path with {option}, then upload what lies there",
         )
     elsewhere = f"write elsewhere with {option}"
-    if path.name in ("", ".."):
-        raise OutputError(f"{path} names no new file or folder", elsewhere)
+    check_name(path, option=option)
     if path.is_symlink():
         raise OutputError(
             f"{path} is a symbolic link", f"give the place that it points to, or {elsewhere}"
@@ -163,6 +162,12 @@ def check_output(
     problem = kind.problem(path)
     if problem is not None:
         raise OutputError(f"{path} {problem}, so --force does not replace it", elsewhere)
+
+
+def check_name(path: Path, *, option: str = "--out") -> None:
+    """Raise OutputError for a path such as `.`, next to which nothing can be written."""
+    if path.name in ("", ".."):
+        raise OutputError(f"{path} names no new file or folder", f"write elsewhere with {option}")
 
 
 def check_inputs(

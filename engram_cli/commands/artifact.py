@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.formats import FORMATS
 from engram_cli.formats.base import Checks, Format, row_problems
+from engram_cli.formats.shard_shape import ShardShape
 from engram_cli.formats.statistics import StatisticsRows, statistics_rows
 from engram_cli.hashing.layout import BASE_VOCABULARY, HashLayout, short
 from engram_cli.progress import SILENT, Progress
@@ -23,12 +24,13 @@ from engram_cli.remote.locate import failure_of
 from engram_cli.remote.path import is_remote
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import RowSource
-from engram_cli.stats.sampling.known import HitsAt
-from engram_cli.stats.sampling.row_ngrams import RowNgrams, load_row_ngrams
-from engram_cli.stats.stats_io import Statistics, read_stats
-from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.lookup import base_lookup, lookup_digest
-from engram_cli.vocab.parquet import read_vocab
+
+if TYPE_CHECKING:
+    from engram_cli.stats.sampling.known import HitsAt
+    from engram_cli.stats.sampling.row_ngrams import RowNgrams
+    from engram_cli.stats.stats_io import Statistics
+    from engram_cli.vocab.compress import CompressedVocab
 
 VOCABULARY = "vocabulary"
 _PARQUET = b"PAR1"
@@ -40,11 +42,14 @@ T = TypeVar("T")
 class Artifact:
     """An artifact at a path; for a checkpoint folder with a bundle inside, the bundle.
 
+    `shape`: of shards that nothing describes.
+
     `kind` is a name in `FORMATS`, or `VOCABULARY` for a compressed vocabulary, which has no rows.
     """
 
     path: Path
     kind: str
+    shape: ShardShape | None = None
 
     @property
     def format(self) -> Format:
@@ -69,17 +74,20 @@ class Artifact:
                 f"{self.path} has its own geometry ({', '.join(geometry.given)} was given)",
                 "leave the geometry out, or give a vocabulary to try one",
             )
-        return self.format.open_with(self.path, tokenizer)
+        return self.format.open_with(self.path, tokenizer, self.shape)
 
 
-def find_artifact(path: Path) -> Artifact:
-    """Tell what `path` is, but not whether it is whole. Raises InputError, SourceError."""
+def find_artifact(path: Path, shape: ShardShape | None = None) -> Artifact:
+    """Tell what `path` is, but not whether it is whole. Raises InputError, SourceError.
+
+    `shape`: of shards that nothing describes.
+    """
     if path.is_file() and _starts_with(path, _PARQUET):
         return Artifact(path=path, kind=VOCABULARY)
     for name in FORMATS:
         own = FORMATS.load(name).recognise(path)
         if own is not None:
-            return Artifact(path=own, kind=name)
+            return Artifact(path=own, kind=name, shape=shape)
     failure = failure_of(path)
     if failure is not None:
         raise failure
@@ -100,15 +108,18 @@ def find_artifact(path: Path) -> Artifact:
     )
 
 
-def open_vectors(path: Path, tokenizer: Path | None = None) -> tuple[RowSource, int, str]:
+def open_vectors(
+    path: Path, tokenizer: Path | None = None, shape: ShardShape | None = None
+) -> tuple[RowSource, int, str]:
     """Open rows that have vectors; return them with their dim and dtype.
 
-    `tokenizer`: that of a foreign checkpoint, None for the one in its folder.
+    `tokenizer`: that of a foreign checkpoint, None for the one in its folder. `shape`: of shards
+    that nothing describes.
 
     Raises InputError for an artifact without vectors, and as `Artifact.open`.
     """
     # A table is what is missing where nothing is there.
-    found = find_artifact(path) if path.exists() else Artifact(path=path, kind="table")
+    found = find_artifact(path, shape) if path.exists() else Artifact(path=path, kind="table")
     source = found.open(tokenizer=tokenizer)
     if source.dim is None or source.dtype is None:
         raise InputError(f"{path} holds no vectors", "give a table or a bundle")
@@ -156,6 +167,8 @@ def known_ngrams(
 
     if statistics is None:
         return hits_at, none
+    from engram_cli.stats.sampling.row_ngrams import load_row_ngrams
+
     return hits_at, load_row_ngrams(statistics, source.layout.layer(layer), hits_at)
 
 
@@ -174,6 +187,8 @@ class Companions:
         Raises what `read_stats` raises for those that were named, and InputError when they were
         counted with another layout; for those found nearby, that is only noted.
         """
+        from engram_cli.stats.stats_io import read_stats  # 30 MB with the kernels of counting
+
         if self.stats is not None:
             named = read_stats(self.stats)
             if named.layout.fingerprint != layout.fingerprint:
@@ -201,6 +216,8 @@ class Companions:
 
         Raises as `statistics` does.
         """
+        from engram_cli.vocab.parquet import read_vocab  # with Arrow
+
         if self.vocab is not None:
             named = read_vocab(self.vocab)
             if not belongs(named, layout):

@@ -8,7 +8,7 @@ be that of another program's checkpoint, whose gates are taken with it where the
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import Companions, open_vectors, require_sound
+from engram_cli.commands.attach_cost import AttachCost, attach_cost, describe_cost
 from engram_cli.commands.attach_layers import (
     PlacedLayers,
     check_vocabulary,
@@ -41,6 +42,7 @@ from engram_cli.formats.checkpoint_bundle import (
 )
 from engram_cli.formats.module_spec import first_values
 from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
+from engram_cli.formats.statistics import statistics_rows
 from engram_cli.formats.table_reference import refer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
@@ -54,23 +56,6 @@ from engram_cli.version import __version__
 if TYPE_CHECKING:
     from engram_cli.commands.fit_gates import Dense
     from engram_cli.runtime.fitting import FitResult
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttachCost:
-    """The byte arithmetic: on disk and in memory, and what a token reads.
-
-    `disk_bytes` is what the bundle itself takes: without the table where it only refers to it.
-    `hits_bytes`: of the rows' hits, 0 where the table has none.
-    """
-
-    disk_bytes: int
-    table_bytes: int
-    hits_bytes: int
-    dense_bytes: int
-    dense_parameters: int
-    token_rows: int
-    token_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +111,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     if not (request.force or request.checkpoint.resolve() == request.table.resolve()):
         check_first_memory(request.checkpoint)
     store, dim, dtype = open_vectors(request.table, _tokenizer(request))
+    counted = _counted(store, request)
     own = _own(store, request, model, progress)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
     nearby = Companions(artifact=request.table, folder=request.folder or Path())
@@ -159,7 +145,12 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         rows={layer: spec.rows(layer) for layer in spec.layers},
         dim=spec.dim,
         dtype=spec.dtype,
-        cost=attach_cost(spec, reference=request.reference, counted=store.has_hits),
+        cost=attach_cost(
+            spec,
+            reference=request.reference,
+            counted=counted is not None,
+            hits_inside=counted is not None and counted is not store,
+        ),
         free_bytes=free_bytes(out),
         written=False,
         in_the_way=in_the_way,
@@ -176,15 +167,40 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
             threads=os.cpu_count() or 1,
             progress=progress,
         )
-    result = _write(spec, store, own, request, result, progress)
+    result = _write(spec, store, counted, own, request, result, progress)
     if fitter is None:
         return result
     fitted, dense = fitter.fit(out)
     if fitted.kept:  # the bundle that is there is the one just written
         again = replace(request, force=True)
-        result = _write(spec, store, own, again, result, progress, fitted=dense)
+        result = _write(spec, store, counted, own, again, result, progress, fitted=dense)
         result = replace(result, identity=False)
     return replace(result, fit=fitted)
+
+
+def _counted(store: RowSource, request: AttachRequest) -> RowSource | None:
+    """Return what has the hits of the rows: the statistics that were named, else the source.
+
+    Raises InputError for statistics of another hash, and for those of a table that is referred to.
+    """
+    if request.stats is None:
+        return store if store.has_hits else None
+    if request.reference and isinstance(store, TableStore):
+        raise InputError(
+            f"--stats {request.stats}: a bundle that refers to a table takes the table's own hits",
+            "build the table with engram build-table --stats, or leave out --reference",
+        )
+    named = Companions(artifact=request.table, stats=request.stats)
+    statistics = named.statistics(store.layout, SILENT)
+    return None if statistics is None else statistics_rows(statistics)
+
+
+def _hits(counted: RowSource, layer: int) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+    """Yield the hits of a layer as a bundle stores them."""
+    if counted.format == "statistics":
+        yield 0, counted.lines(layer, HITS, 0, counted.layout.layer(layer).rows)
+    else:
+        yield from counted.chunks(layer, HITS)
 
 
 def _tokenizer(request: AttachRequest) -> Path | None:
@@ -259,6 +275,7 @@ def _spec(
 def _write(
     spec: BundleSpec,
     store: RowSource,
+    counted: RowSource | None,
     own: OwnModule | None,
     request: AttachRequest,
     planned: AttachResult,
@@ -291,6 +308,7 @@ def _write(
             gate=gate,
         )
 
+    hits = None if counted is None else partial(_hits, counted)
     card = {CARD: model_card(spec).encode()}
     reference = _reference(spec, store, planned.out) if request.reference else None
     if reference is not None:
@@ -300,6 +318,7 @@ def _write(
             store.chunks if isinstance(store, TableStore) else None,
             dense,
             reference,
+            hits=None if counted is store else hits,
             tool_version=__version__,
             force=request.force,
             extra_files=card,
@@ -313,7 +332,7 @@ def _write(
             store.chunks,
             dense,
             scales=partial(store.chunks, part=SCALES),
-            hits=partial(store.chunks, part=HITS) if store.has_hits else None,
+            hits=hits,
             tool_version=__version__,
             force=request.force,
             extra_files=card,
@@ -343,43 +362,6 @@ def _reference(spec: BundleSpec, store: RowSource, out: Path) -> Reference:
     raise InputError(
         f"{store.path} is no table, so that a bundle cannot refer to it", "leave out --reference"
     )
-
-
-def attach_cost(spec: BundleSpec, *, reference: bool = False, counted: bool = False) -> AttachCost:
-    """Return what the bundle takes, from its shapes alone; `counted`: the table has hits."""
-    count = sum(int(np.prod(shape)) for shape in spec.dense_shapes.values()) * len(spec.layers)
-    token_rows = spec.layout.columns * len(spec.layers)
-    lookup = 0 if spec.layout.lookup is None else spec.layout.lookup.nbytes
-    hits = spec.hits_bytes if counted else 0
-    return AttachCost(
-        disk_bytes=(0 if reference else spec.table_bytes + hits) + 4 * count + lookup,
-        table_bytes=spec.table_bytes,
-        hits_bytes=hits,
-        dense_bytes=4 * count,
-        dense_parameters=count,
-        token_rows=token_rows,
-        token_bytes=token_rows * spec.row_bytes,
-    )
-
-
-def describe_cost(
-    spec: BundleSpec, cost: AttachCost, out: Path, reference: bool = False
-) -> list[str]:
-    """Return the sizes as lines to read."""
-    rows = " + ".join(f"{spec.rows(layer):,}" for layer in spec.layers)
-    where = "in the table's own files" if reference else "on disk"
-    hits = ""
-    if cost.hits_bytes:
-        hits = f"; {cost.hits_bytes:,} bytes of hits, which say which rows are hot"
-    places = ", ".join(spec.label(layer) for layer in spec.layers)
-    into = f"into decoder layer{'s' if len(spec.layers) > 1 else ''} {places}, counted from 0"
-    return [
-        f"{into}: {rows} rows x {spec.dim} x {spec.dtype} "
-        f"= {cost.table_bytes:,} bytes {where}, as much in memory when all of it is touched{hits}",
-        f"{spec.module.kind} module: {cost.dense_parameters:,} dense parameters, "
-        f"{cost.dense_bytes:,} bytes",
-        f"a token reads {cost.token_rows} rows, {cost.token_bytes:,} bytes; bundle: {out}",
-    ]
 
 
 def _check_space(planned: AttachResult, reference: bool) -> None:

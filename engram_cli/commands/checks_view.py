@@ -80,7 +80,7 @@ def _tensors(layer: StoredLayer) -> Table:
     start = "".join(f"{own[0]}." for own in alike)
     shown = layer.tensors[:_MOST_TENSORS]
     files = sorted({tensor.file.name for tensor in layer.tensors})
-    one = len(files) == 1
+    one = len(files) == 1 or files == sorted(names)
     columns = [Column("tensor", "text"), Column("dtype", "text"), Column("shape", "text")]
     columns += [Column("offset")] if one else [Column("file", "text"), Column("offset")]
     rows = tuple(
@@ -94,6 +94,6 @@ def _tensors(layer: StoredLayer) -> Table:
     )
     title = f"Tensors {start}*" if start else "Tensors"
     rest = len(layer.tensors) - len(shown)
-    notes = [files[0]] if one else []
+    notes = files if len(files) == 1 else []
     notes += [f"{rest:,} more with --json"] if rest else []
     return Table(title, tuple(columns), rows, note="; ".join(notes))

@@ -91,7 +91,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     request = located(request)
     if request.to not in (None, "table"):
         raise InputError(f"{request.to} is no table", "call convert, which writes any format")
-    source, dim, dtype = open_vectors(request.source, request.tokenizer)
+    source, dim, dtype = open_vectors(request.source, request.tokenizer, request.shape)
     if request.rows is not None:
         raise InputError(
             "--rows leaves out rows that tokens look up, and a table has all of them",

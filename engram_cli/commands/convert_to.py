@@ -14,6 +14,7 @@ from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS, TARGETS
 from engram_cli.formats.base import Change, Target, WriteOptions, require_agreement
+from engram_cli.outputs import check_name
 from engram_cli.progress import SILENT, Progress
 from engram_cli.registry import enumerated
 from engram_cli.rows import DTYPES
@@ -73,11 +74,12 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
             f"give --to table, {BUNDLE}, {TARGETS.choices()}",
         )
     target = bundle_target if request.to == BUNDLE else TARGETS.load(request.to)
-    source = find_artifact(request.source).open(tokenizer=request.tokenizer)
+    source = find_artifact(request.source, request.shape).open(tokenizer=request.tokenizer)
     check = request.check or request.dry_run
     if request.verify and not check:
         _require_sound(source, request, progress)
     out = request.out or request.source.with_name(f"new-{request.source.name}")
+    check_name(out)
     options = WriteOptions(
         dialect=request.dialect,
         patch=request.patch,

@@ -12,7 +12,8 @@ from engram_cli.commands.checkpoint import ModelShape
 from engram_cli.commands.load_model import load_model
 from engram_cli.commands.requests.evaluation import AUTO, EvaluateRequest
 from engram_cli.errors import DependencyError, InputError
-from engram_cli.formats.bundle import Bundle
+from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, read_bundle
+from engram_cli.formats.checkpoint_reference import refers_to_itself
 from engram_cli.rows.safetensors import checkpoint_files, open_tensors
 from engram_cli.runtime import attach, detach, memories
 from engram_cli.runtime.evaluation.windows import check_window
@@ -169,12 +170,17 @@ def check_adapter(folder: Path | None) -> None:
 
 
 def _weights(checkpoint: Path) -> int:
-    """Return the number of weights in the checkpoint's files."""
+    """Return the number of weights in the checkpoint's files that are loaded."""
     count = 0
     for path in set(checkpoint_files(checkpoint).values()):
         with path.open("rb") as file:
             places = open_tensors(file, str(path)).values()
         count += sum(prod(place.spec.shape) for place in places)
+    own = checkpoint / BUNDLE_NAME
+    if refers_to_itself(checkpoint, own):  # the model is loaded without its table
+        spec = read_bundle(own).spec
+        tensors = [spec.tensor(layer, part) for layer in spec.layers for part in spec.parts]
+        count = max(count - sum(prod(tensor.shape) for tensor in tensors), 0)
     return count
 
 

@@ -141,7 +141,7 @@ class _Source:
         """Return the source, and the ids of the sentence where there is a tokenizer."""
         if self._request.path is None:
             return self._of_geometry()
-        found = find_artifact(self._request.path)
+        found = find_artifact(self._request.path, self._request.shape)
         tokenizer = self._request.tokenizer
         if tokenizer is None and (found.path / "tokenizer.json").is_file():
             tokenizer = found.path / "tokenizer.json"

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
-from engram_cli.commands.inspect_rows import InspectResult, LayoutColumn, inspect_rows
-from engram_cli.commands.probe import probe
+from engram_cli.commands.inspect_result import InspectResult, LayoutColumn
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import EngramError, IncompleteError, InputError
@@ -19,7 +18,6 @@ from engram_cli.remote.locate import count_read
 from engram_cli.report.place import check_page
 from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors
-from engram_cli.vocab.parquet import read_about, read_map
 
 
 def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:
@@ -37,7 +35,7 @@ def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResu
             inputs=(request.path, request.stats, request.vocab),
             artifacts=(request.path,),
         )
-    found = find_artifact(request.path)
+    found = find_artifact(request.path, request.shape)
     if request.probe is not None and found.kind != "table":
         raise InputError(f"cannot probe {found.kind}", "--probe needs a table")
     if found.kind == VOCABULARY:
@@ -70,10 +68,16 @@ def _rows(
         digests = (own, *digests)
     facts, (files, size) = found.format.facts(source), stored_size(found.path)
     # First, since what it needs may be wrong.
-    known = None if request.probe is None else probe(request.probe, progress)
+    known = None
+    if request.probe is not None:
+        from engram_cli.commands.probe import probe
+
+        known = probe(request.probe, progress)
     rows: dict[str, Any] = {}
     if request.rows or (request.rows is None and not found.format.foreign):
         threads = request.threads or processors()
+        from engram_cli.commands.inspect_rows import inspect_rows  # with Numba's kernels
+
         rows = inspect_rows(
             source, companions, hottest=request.hottest, threads=threads, progress=progress
         )
@@ -96,6 +100,8 @@ def _rows(
 
 
 def _vocabulary(path: Path, request: InspectRequest) -> InspectResult:
+    from engram_cli.vocab.parquet import read_about, read_map
+
     about, known = read_about(path), read_map(path)
     tokens = int((known.lookup >= 0).sum())
     facts = (
@@ -171,6 +177,8 @@ def _layout_digests(layout: HashLayout, companions: Companions) -> tuple[Digest,
     place, matches = companions.vocabulary_place(), None
     try:
         if place is not None:
+            from engram_cli.vocab.parquet import read_about
+
             matches = read_about(place).get("vocab_digest") == layout.vocab_digest
     except EngramError:
         matches = False

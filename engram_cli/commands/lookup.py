@@ -31,7 +31,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError, MismatchError, VocabularyError
 from engram_cli.formats.base import header_bytes
 from engram_cli.hashing.hasher import hash_tokens
-from engram_cli.hashing.layout import HashLayout, LayerHash, short
+from engram_cli.hashing.layout import UNKNOWN_SCHEME, HashLayout, LayerHash, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import SILENT, Progress
@@ -89,11 +89,16 @@ def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
     of another vocabulary, ArtifactError for damage, OutputError where vectors cannot be written.
     """
     request = located(request)
-    found = find_artifact(request.path)
+    found = find_artifact(request.path, request.shape)
     companions = Companions(
         artifact=found.path, folder=request.folder, stats=request.stats, vocab=request.vocab
     )
     rows = found.open(request.geometry, request.tokenizer)
+    if rows.layout.scheme == UNKNOWN_SCHEME:
+        raise InputError(
+            f"{found.path} holds rows whose hash is not known",
+            "engram inspect says what is known of them",
+        )
     entry = _layer(request, rows)
     if request.vectors is not None:
         _check_vectors(request, rows)

@@ -70,7 +70,7 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     """
     begin = time.perf_counter()
     request = located(request)
-    artifact = find_artifact(request.path)
+    artifact = find_artifact(request.path, request.shape)
     source, coverage = None, None
     checks = Checks(threads=request.threads or processors(), progress=progress)
     companions = Companions(
@@ -127,7 +127,7 @@ def _check_artifact(
     Return it opened, None where it is too damaged.
     """
     form = artifact.format
-    source = form.verify(artifact.path, checks, tokenizer)
+    source = form.verify(artifact.path, checks, tokenizer, artifact.shape)
     if source is None:
         return None
     if isinstance(source, StatisticsRows):

@@ -15,11 +15,12 @@ import numpy as np
 
 from engram_cli.errors import ArtifactError
 from engram_cli.progress import Progress
+from engram_cli.stats import DOCUMENT
 from engram_cli.stats.collector_set import read_collected
 from engram_cli.stats.partial import LONG, Partial
 from engram_cli.stats.results import all_results
 from engram_cli.stats.sampling.text_ngrams import EXACT_OF
-from engram_cli.stats.stats_io import COUNTERS, DOCUMENT, FIXED_KEYS, Statistics, figures_document
+from engram_cli.stats.stats_io import COUNTERS, FIXED_KEYS, Statistics, figures_document
 from engram_cli.stats.totals import Counts
 from engram_cli.table.attributes import group_problem
 from engram_cli.version import __version__

@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from engram_cli.errors import ArtifactError
+from engram_cli.errors import ArtifactError, InputError
+from engram_cli.formats.shard_shape import ShardShape
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource
-from engram_cli.stats.stats_io import Statistics
+
+if TYPE_CHECKING:  # it brings Numba's kernels of counting: 30 MB, of which opening needs nothing
+    from engram_cli.stats.stats_io import Statistics
 
 PIECE_BYTES = 2**20  # float32 values read at a time
 
@@ -274,7 +277,8 @@ class Format:
     A `foreign` format is that of another program's checkpoints. Its `open` takes the path of a
     tokenizer too, or None for the one in the folder; its sources have `dialect` and `checks`
     (`formats.model_folder.Check`), and inspect reads their rows only when asked to. `number`: what
-    the files of an opened source call a layer of its layout, None where they do not.
+    the files of an opened source call a layer of its layout, None where they do not. `headerless`:
+    its `open` also takes the `ShardShape` of files that nothing describes, or None.
     """
 
     name: str
@@ -287,19 +291,38 @@ class Format:
     counts: Callable[[Any, Statistics], list[str]] | None = None
     foreign: bool = False
     number: Callable[[Any, int], int | None] = lambda source, layer: layer
+    headerless: bool = False
 
-    def open_with(self, path: Path, tokenizer: Path | None) -> RowSource:
-        """Open an artifact; `tokenizer` is for a foreign one. Raises as `open`."""
+    def open_with(
+        self, path: Path, tokenizer: Path | None, shape: ShardShape | None = None
+    ) -> RowSource:
+        """Open an artifact; `tokenizer` is for a foreign one, `shape` for one without headers.
+
+        Raises as `open`, and InputError for a shape of files that describe themselves.
+        """
+        if self.headerless:
+            return self.open(path, tokenizer, shape)
+        if shape is not None:
+            raise InputError(
+                f"{path} is a {self.name}, which describes itself",
+                "leave --shards, --rows-per-shard and --width out",
+            )
         return self.open(path, tokenizer) if self.foreign else self.open(path)
 
-    def verify(self, path: Path, checks: Checks, tokenizer: Path | None = None) -> RowSource | None:
+    def verify(
+        self,
+        path: Path,
+        checks: Checks,
+        tokenizer: Path | None = None,
+        shape: ShardShape | None = None,
+    ) -> RowSource | None:
         """Check an artifact with `check`; return it opened. Its rows are read by others.
 
         None where what was found says enough. Raises as `open`.
         """
         if self.check is not None:
             return self.check(path, checks)
-        source = self.open_with(path, tokenizer)
+        source = self.open_with(path, tokenizer, shape)
         checks.files, checks.stored_bytes = stored_size(path)  # of the files that are known then
         checks.take_compared(getattr(source, "checks", ()))
         return source

@@ -71,7 +71,7 @@ class Bundle:
         The scales of a layer that has one for all rows are one row. They are in no file (()) of a
         bundle that refers to a checkpoint.
         """
-        if isinstance(self.reference, CheckpointReference):
+        if isinstance(self.reference, CheckpointReference) and part != HITS:
             return self.reference.places(self.folder, layer, part)
         own = [shard for shard in self.shards if (shard.layer, shard.part) == (layer, part)]
         return tuple(
@@ -184,6 +184,9 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{folder / DESCRIPTION} is not a bundle: {error!r}", REMAKE) from None
     table = None
+    inside = shards
+    if isinstance(reference, CheckpointReference):
+        inside = tuple(shard for shard in shards if shard.part == HITS)
     if reference is not None:
         if isinstance(reference, CheckpointReference):
             reference.check(folder)
@@ -195,9 +198,9 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
                 "are not checked here",
                 f"run engram verify {folder}, and load it without verify",
             )
-    else:
-        files.expect({shard.file for shard in shards})
-        for shard in shards:
+    if table is None:
+        files.expect({shard.file for shard in inside})
+        for shard in inside:
             only_tensor(folder, spec, shard)
             if verify:
                 files.check_digest(shard.file)

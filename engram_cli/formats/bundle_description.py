@@ -38,7 +38,10 @@ def document_of(
     shards: Sequence[Shard] = (),
     reference: Reference | None = None,
 ) -> dict[str, Any]:
-    """Return the description of a bundle with these shards, or with a reference instead of them."""
+    """Return the description of a bundle with these shards, or with a reference instead of them.
+
+    A bundle that refers to a checkpoint may have shards of hits.
+    """
     return {
         "format": FORMAT,
         "version": _version(spec, reference),
@@ -107,13 +110,15 @@ def parse(
     if "table" in document:
         reference = TableReference.from_json(document["table"])
         return spec, reference.shards(spec), reference
-    if "checkpoint" in document:
-        referred = CheckpointReference.from_json(document["checkpoint"], spec)
-        return spec, referred.shards(spec), referred
     counted = {HITS in entry for entry in entries}
     if len(counted) > 1:
         raise ValueError("only some layers have hits")
-    parts = (*spec.parts, HITS) if counted.pop() else spec.parts
+    hits = (HITS,) if counted.pop() else ()
+    if "checkpoint" in document:
+        referred = CheckpointReference.from_json(document["checkpoint"], spec)
+        own = [shard for entry in entries for part in hits for shard in _shards(spec, entry, part)]
+        return spec, (*referred.shards(spec), *own), referred
+    parts = (*spec.parts, *hits)
     shards = [shard for entry in entries for part in parts for shard in _shards(spec, entry, part)]
     return spec, tuple(shards), None
 

@@ -82,23 +82,31 @@ def write_referring(
     reference: Reference,
     *,
     tool_version: str,
+    hits: Rows | None = None,
     force: bool = False,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> list[FileRecord]:
     """Write a bundle that refers to a table or checkpoint: all but the shards, as `write_bundle`.
 
-    `rows` are read until one says something; None for rows that do. Raises OutputError.
+    `rows` are read until one says something; None for rows that do. `hits`: as of `write_bundle`,
+    for a checkpoint; a table has its own. Raises OutputError.
     """
+    plan = [] if hits is None else plan_shards(spec, parts=(HITS,))
     with new_folder(path, BUNDLE, force=force) as part:
-        weights = {}
+        records, weights = [], {}
         for layer in spec.layers:
+            if hits is not None:
+                stream = _Stream(spec, layer, HITS, hits(layer))
+                own = [shard for shard in plan if shard.layer == layer]
+                records += [_write_shard(part, spec, shard, stream, None) for shard in own]
+                stream.finish()
             pieces = () if rows is None else rows(layer)
             says_something = any(spec.row_type.any_nonzero(piece) for _, piece in pieces)
             zero_rows = rows is not None and not says_something
             for name, value in dense(layer, zero_rows).items():
                 weights[f"layers.{layer}.{name}"] = value
-        records = _write_small(part, spec, weights)
-        document = document_of(spec, records, tool_version, reference=reference)
+        records += _write_small(part, spec, weights)
+        document = document_of(spec, records, tool_version, shards=plan, reference=reference)
         return records + _write_last(part, document, extra_files)
 
 

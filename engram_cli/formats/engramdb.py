@@ -1,9 +1,9 @@
 """An EngramDB Store-I: rows of fixed width in shards without headers, described by bundle.json.
 
-The shards say nothing of themselves, so that without bundle.json no row can be read. Row r is in
-shard r // rows_per_shard. EngramDB reads zeros where a shard is too short: the sizes are checked.
-The rows are Qwen's, hashed as in `qwen-ple`; what bundle.json leaves out, EngramDB takes from the
-release, and so does this reader, which names it.
+The shards say nothing of themselves: without bundle.json their number, rows and width must be given
+(`ShardShape`). Row r is in shard r // rows_per_shard. EngramDB reads zeros where a shard is too
+short: the sizes are checked. The rows are Qwen's, hashed as in `qwen-ple`; what bundle.json leaves
+out, EngramDB takes from the release, and so does this reader, which names it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,8 +23,9 @@ from engram_cli.files import read_json
 from engram_cli.formats.base import Facts, Format, rows_facts
 from engram_cli.formats.config_checks import there, token_count, token_id
 from engram_cli.formats.model_folder import DAMAGED, Check, compared, count_in, counts_in, orders_in
+from engram_cli.formats.shard_shape import ShardShape
 from engram_cli.formats.stored_layers import StoredTensor
-from engram_cli.hashing.layout import HashLayout
+from engram_cli.hashing.layout import UNKNOWN_SCHEME, HashLayout, rows_alone
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.hashing.schemes.qwen_ple import multipliers as draw_multipliers
 from engram_cli.rows.dtypes import TENSOR_DTYPES, physical_dtype
@@ -91,14 +92,24 @@ def _recognise(path: Path) -> Path | None:
     return path if is_store else None
 
 
-def _open(path: Path, tokenizer: Path | None = None) -> Store:
+def _open(path: Path, tokenizer: Path | None = None, shape: ShardShape | None = None) -> Store:
     folder, described = _bundle(path)
-    if described is None:
+    if described is None and shape is None:
         raise InputError(
             f"{path} has shards and no {BUNDLE}: nothing says how many rows of which width they "
             "hold",
-            f"add a {BUNDLE} with memory.store {{path, shards, rows_per_shard, width}} and ple",
+            "give --shards, --rows-per-shard and --width",
         )
+    if described is not None and shape is not None:
+        raise InputError(
+            f"{path} has a {BUNDLE}, which describes its shards",
+            "leave --shards, --rows-per-shard and --width out",
+        )
+    bare = described is None
+    if shape is not None:
+        store_of_shape = {"type": "store", "store": asdict(shape)}
+        described = {"schema": None, "memory": store_of_shape, "ple": {}}
+    assert described is not None
     memory = _mapping(described, "memory")
     if memory.get("type") != "store":
         raise InputError(
@@ -123,9 +134,9 @@ def _open(path: Path, tokenizer: Path | None = None) -> Store:
         has = None if scale is None else "there"
         checks.append(compared("scale", has, "there"))
     parts: dict[tuple[int, str], FileArray] = {}
-    whole = layout is not None and all(each.result == "ok" for each in sizes)
-    if layout is None:
-        layout = hash_layout("qwen-ple", vocab_size=_QWEN_VOCABULARY, eos_id=_QWEN["eos"])
+    whole = all(each.result == "ok" for each in sizes)
+    if layout is None:  # of another model: rows can be read, and no token finds one
+        layout = rows_alone(max(shards * height, 2))
     if whole:
         spans = [
             Span(file=file, begin=0, first=i * height, rows=height) for i, file in enumerate(files)
@@ -144,7 +155,7 @@ def _open(path: Path, tokenizer: Path | None = None) -> Store:
         dim=dim,
         dtype=dtype,
         parts=parts,
-        dialect="Store-I",
+        dialect=f"Store-I without {BUNDLE}" if bare else "Store-I",
         checks=tuple(checks),
         shards=shards,
         rows_per_shard=height,
@@ -242,7 +253,12 @@ def _layout(
             f"{BUNDLE}: token x multiplier passes 2^63, where EngramDB's two hashers differ",
             "use multipliers that fit the vocabulary",
         )
-    checks.append(compared("rows", rows, -(-sum(moduli) // DIVISOR) * DIVISOR))
+    height = -(-sum(moduli) // DIVISOR) * DIVISOR
+    if rows != height and not ple:  # nothing says whose rows they are
+        told = f"{rows:,}: another hash, which is not known"
+        release = f"{height:,} of Qwen's release"
+        return None, [Check(name="rows", result="undecided", found=told, expected=release)]
+    checks.append(compared("rows", rows, height))
     if rows < sum(moduli):
         return None, checks
     own = replace(entry, multipliers=multipliers or drawn, moduli=moduli, rows=rows)
@@ -297,11 +313,15 @@ def _dtype(ple: Mapping[str, Any], width: int) -> tuple[str, int, float | None]:
 
 def _facts(source: Store) -> Facts:
     geometry = f"{source.shards:,} of {source.rows_per_shard:,} rows of {source.width:,} bytes"
-    return [*rows_facts(source), ("dialect", source.dialect), ("shards", geometry)]
+    facts = list(rows_facts(source))
+    if source.layout.scheme == UNKNOWN_SCHEME:
+        facts = [fact for fact in facts if fact[0] in ("rows", "parameters")]
+    return [*facts, ("dialect", source.dialect), ("shards", geometry)]
 
 
 FORMAT = Format(
     name="engramdb",
+    headerless=True,
     recognise=_recognise,
     open=_open,
     facts=_facts,

@@ -128,7 +128,8 @@ def _dialect(source: RowSource, options: WriteOptions) -> str:
     dialect = options.dialect or own or (_QWEN if raw else "llama.cpp")
     if dialect not in DIALECTS:
         raise InputError(
-            f"unknown dialect '{dialect}' of GGUF", f"known: {enumerated(DIALECTS, 'or')}"
+            f"unknown dialect '{dialect}' of GGUF",
+            f"known: {', '.join(repr(known) for known in DIALECTS)}",
         )
     if raw != (dialect == _QWEN):
         hashed = "raw token ids" if raw else "compressed token ids"
@@ -168,7 +169,7 @@ def _tensors(source: RowSource, dialect: str) -> tuple[str, list[_Tensor]]:
     known = (DTYPE,) if packed else _PLAIN if dialect == _QWEN else (DTYPE, *_PLAIN)
     if dtype not in known:
         raise InputError(
-            f"{source.path} has rows of {dtype}, which the dialect {dialect} does not hold",
+            f"{source.path}: the dialect {dialect} does not hold rows of {dtype}",
             f"give --dtype {enumerated(known, 'or')}, which rounds the values",
         )
     if dtype == DTYPE and dim % 32:

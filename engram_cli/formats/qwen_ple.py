@@ -1,15 +1,16 @@
 """A Qwen4-Exp checkpoint: rows in shards, one after another, with the constants of their hash.
 
-Rows are bfloat16, or float8 e4m3 with one scale for the layer. `ple_layer_ids` counts from one;
-the tensors' names count from zero. The stored multipliers, sizes and offsets are what the model was
-trained with: they are compared with what the config gives, and looked up by.
+Rows are bfloat16, float8 e4m3 with one scale for the layer, or nvfp4, which is read only.
+`ple_layer_ids` counts from one; the tensors' names count from zero. The stored multipliers, sizes
+and offsets are what the model was trained with: they are compared with what the config gives, and
+looked up by.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -39,18 +40,22 @@ from engram_cli.formats.model_folder import (
     open_folder,
     orders_in,
 )
+from engram_cli.formats.qwen_tensors import (
+    BLOCK_SCALE,
+    MODULE,
+    NAME,
+    TENSOR_SCALE,
+    Layer,
+    Nvfp4Rows,
+    by_layer,
+    dtype_of,
+    scale_array,
+    tensor_scales,
+)
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.schemes import hash_layout
-from engram_cli.rows.gather import FileArray, HeldArray
 from engram_cli.rows.source import ROWS, SCALES
 
-_NAME = re.compile(
-    r"(?:model\.)?(?:language_model\.)?layers\.(\d{1,5})\.ple\.(?:ple_embedding\."
-    r"(?:ngram_embedding\.(?:shard_(\d{1,5})\.weight|(weight|weight_scale))"
-    r"|(layer_multipliers|ngram_heads_vocab_sizes|ngram_heads_offsets))"
-    r"|((?:key_proj|value_proj|norm_key|norm_query|norm_conv|conv1d)\.weight))"
-)
-_MODULE = ("key_proj", "value_proj", "norm_key", "norm_query", "norm_conv", "conv1d")
 _KEYS = (
     "ple_layer_ids",
     "ngram_size",
@@ -62,20 +67,6 @@ _KEYS = (
 )
 _CONSTANTS = ("layer_multipliers", "ngram_heads_vocab_sizes", "ngram_heads_offsets")
 _SEED = 1234  # of the release, whose config may leave it out
-
-
-@dataclass(slots=True)
-class _Layer:
-    """The tensors of a layer, by name; `shards` in their order."""
-
-    shards: dict[int, str]
-    others: dict[str, str]
-
-    def rows(self) -> list[str]:
-        """The names of the tensors of rows, in order."""
-        if self.shards:
-            return [self.shards[index] for index in sorted(self.shards)]
-        return [self.others["weight"]] if "weight" in self.others else []
 
 
 def _ple_config(folder: Path) -> Mapping[str, Any] | None:
@@ -96,38 +87,46 @@ def _open(path: Path, tokenizer: Path | None = None) -> CheckpointRows:
     config = _ple_config(path)
     if config is None:
         raise InputError(f"{path} has no config with ple_layer_ids", "give a checkpoint's folder")
-    folder = open_folder(path, config, lambda name: _NAME.fullmatch(name) is not None)
-    layers = _by_layer(folder)
+    folder = open_folder(path, config, lambda name: NAME.fullmatch(name) is not None)
+    layers = by_layer(folder)
     computed = _layout(config)
     checks = [*_config_checks(config, tokenizer), *folder.file_checks()]
     numbers = tuple(sorted(layer + 1 for layer, own in layers.items() if own.rows()))
     checks.append(compared("layers with rows", numbers, tuple(sorted(computed.layer_ids))))
-    entries, parts, dtypes = [], {}, set()
+    entries, parts, dtypes, factors = [], {}, set(), {}
     for entry in computed.layers:
-        own = layers.get(entry.layer - 1, _Layer({}, {}))
+        own = layers.get(entry.layer - 1, Layer())
         stored, said = _stored_hash(folder, own, entry)
         entries.append(stored)
         checks += said
         checks += _row_checks(folder, own, entry, config)
         if own.rows():
+            dtype = dtype_of(folder, own)
             parts[entry.layer, ROWS] = folder.array(own.rows())
-            dtypes.add(_dtype(folder, own))
-            if "weight_scale" in own.others:
-                parts[entry.layer, SCALES] = _scale(folder, own)
+            dtypes.add(dtype)
+            scales = scale_array(folder, own, dtype)
+            if scales is not None:
+                parts[entry.layer, SCALES] = scales
+            if dtype == "nvfp4":
+                factors[entry.layer] = tensor_scales(folder, own)
     if len(dtypes) > 1:
         raise InputError(f"the layers of {path} have several dtypes", "convert them one by one")
-    return CheckpointRows(
+    width = next((array.tail[0] for (_, part), array in parts.items() if part == ROWS), None)
+    whole: Callable[..., CheckpointRows] = CheckpointRows
+    if factors:
+        whole, width = partial(Nvfp4Rows, tensor_scales=factors), 2 * (width or 0)
+    return whole(
         format="qwen-ple",
         path=path,
         layout=replace(computed, layers=tuple(entries)),
         layers=tuple(entry.layer for entry in entries if (entry.layer, ROWS) in parts),
-        dim=next((array.tail[0] for (_, part), array in parts.items() if part == ROWS), None),
+        dim=width,
         dtype=next(iter(dtypes), None),
         parts=parts,
         dialect=f"{max((len(each.rows()) for each in layers.values()), default=0)} shards",
         folder=folder,
         checks=tuple(checks),
-        names={n + 1: (*own.rows(), *own.others.values()) for n, own in layers.items()},
+        names={n + 1: own.names() for n, own in layers.items()},
     )
 
 
@@ -141,21 +140,6 @@ def _config_checks(config: Mapping[str, Any], tokenizer: Path | None) -> list[Ch
         token_id("EOS token", first, size),
         *dead_tokens(config, size),
     ]
-
-
-def _by_layer(folder: ModelFolder) -> dict[int, _Layer]:
-    """Return the tensors of each decoder layer, counted from 0."""
-    found: dict[int, _Layer] = {}
-    for name in folder.tensors:
-        match = _NAME.fullmatch(name)
-        assert match is not None
-        layer, shard, weight, constant, module = match.groups()
-        own = found.setdefault(int(layer), _Layer({}, {}))
-        if shard is not None:
-            own.shards[int(shard)] = name
-        else:
-            own.others[weight or constant or module] = name
-    return found
 
 
 def _layout(config: Mapping[str, Any]) -> HashLayout:
@@ -177,7 +161,7 @@ def _layout(config: Mapping[str, Any]) -> HashLayout:
 
 
 def _stored_hash(
-    folder: ModelFolder, own: _Layer, computed: LayerHash
+    folder: ModelFolder, own: Layer, computed: LayerHash
 ) -> tuple[LayerHash, list[Check]]:
     """Return the hash with the stored constants, where they are there, and how they compare."""
     label = f"layer {computed.layer}"
@@ -210,7 +194,7 @@ def _stored_hash(
 
 
 def _row_checks(
-    folder: ModelFolder, own: _Layer, computed: LayerHash, config: Mapping[str, Any]
+    folder: ModelFolder, own: Layer, computed: LayerHash, config: Mapping[str, Any]
 ) -> list[Check]:
     label = f"layer {computed.layer}"
     names = own.rows()
@@ -218,33 +202,58 @@ def _row_checks(
         return [compared(f"{label}: rows", "missing", "there")]
     tensors = [folder.tensors[name] for name in names]
     checks = [compared(f"{label}: rows", sum(t.shape[0] for t in tensors), computed.rows)]
-    if own.shards:
-        there = sorted(own.shards) == list(range(len(names)))
+    if "weight" in own.shards:
+        whole_row = sorted(own.shards["weight"]) == list(range(len(names)))
         numbers = f"0 to {len(names) - 1}"
-        checks.append(
-            compared(f"{label}: shards", numbers if there else f"{len(names)} with gaps", numbers)
-        )
+        found = numbers if whole_row else f"{len(names)} with gaps"
+        checks.append(compared(f"{label}: shards", found, numbers))
         parts = config.get("split_ngram_parts")
         checks.append(compared(f"{label}: number of shards", len(names), parts))
     whole, columns = config.get("ple_embed_dim"), _columns(config)
     width = whole // columns if type(whole) is int and columns else None
     height = computed.rows // len(names) if computed.rows % len(names) == 0 else None
-    expected = None if width is None or height is None else (height, width)
+    packed = tensors[0].dtype == "uint8"
+    stored = None if width is None else width // 2 if packed else width
+    expected = None if stored is None or height is None else (height, stored)
     shapes = {tensor.shape for tensor in tensors}
     other = next((shape for shape in sorted(shapes) if shape != expected), None)
     checks.append(compared(f"{label}: rows, shape", other or expected, expected))
     checks.append(compared(f"{label}: shards are equally wide", len({s[1:] for s in shapes}), 1))
-    scaled = tensors[0].dtype == "float8_e4m3fn"
-    is_there = "weight_scale" in own.others
-    checks.append(
-        compared(f"{label}: scale", "there" if is_there else "none", "there" if scaled else "none")
-    )
-    dtypes = {"rows": tensors[0].dtype}
-    if is_there:
-        dtypes["scale"] = folder.tensors[own.others["weight_scale"]].dtype
-    checks.append(float8_dtypes(config, label, dtypes))
+    checks += _scale_checks(folder, own, label, config)
     checks.append(_module_check(folder, label, own, width and columns * width))
     return checks
+
+
+def _scale_checks(
+    folder: ModelFolder, own: Layer, label: str, config: Mapping[str, Any]
+) -> list[Check]:
+    """Compare the scales with the rows, and the dtypes with the quantisation config."""
+    rows = folder.tensors[own.rows()[0]]
+    scales, numbers = own.of(BLOCK_SCALE), own.of(TENSOR_SCALE)
+    dtypes = {"rows": rows.dtype}
+    if scales:
+        dtypes["scale"] = folder.tensors[scales[0]].dtype
+    if rows.dtype != "uint8":
+        scaled = "there" if rows.dtype == "float8_e4m3fn" else "none"
+        found = "there" if scales else "none"
+        return [
+            compared(f"{label}: scale", found, scaled),
+            float8_dtypes(config, label, dtypes),
+        ]
+    shapes = {folder.tensors[name].shape for name in scales}
+    expected = {
+        (*tensor.shape[:1], *(-(-2 * width // 16) for width in tensor.shape[1:]))
+        for tensor in (folder.tensors[name] for name in own.rows())
+    }
+    told = config.get("quantization_config")
+    text = str(told).lower() if isinstance(told, Mapping) else None
+    said = None if text is None else "nvfp4" if "nvfp4" in text else "another"
+    return [
+        compared(f"{label}: scale", len(scales), len(own.rows())),
+        compared(f"{label}: scale, shape", max(shapes, default=None), max(expected)),
+        compared(f"{label}: scale of each tensor", len(numbers) in (1, len(scales)), True),
+        compared(f"{label}: dtypes", "nvfp4", said),
+    ]
 
 
 def _columns(config: Mapping[str, Any]) -> int:
@@ -252,10 +261,10 @@ def _columns(config: Mapping[str, Any]) -> int:
     return len(orders_in(config, "ngram_size")) * count_in(config, "heads_per_ngram")
 
 
-def _module_check(folder: ModelFolder, label: str, own: _Layer, width: int | None) -> Check:
+def _module_check(folder: ModelFolder, label: str, own: Layer, width: int | None) -> Check:
     """Say which tensors next to the rows lack; undecided where none is there, as in rows alone."""
     name = f"{label}: module"
-    names = [f"{part}.weight" for part in _MODULE]
+    names = [f"{part}.weight" for part in MODULE]
     lost = [part for part in names if part not in own.others]
     if len(lost) == len(names):
         return Check(name=name, result="undecided", found="rows alone", expected=ALL_THERE)
@@ -265,30 +274,6 @@ def _module_check(folder: ModelFolder, label: str, own: _Layer, width: int | Non
             return compared(f"{name}, shape of {part}", shape, (*shape[:1], width))
     found = f"{NO_MODULE}: {', '.join(lost)}" if lost else ALL_THERE
     return compared(name, found, ALL_THERE)
-
-
-def _dtype(folder: ModelFolder, own: _Layer) -> str:
-    """Return the dtype of stored rows. Raises InputError for one that is not read."""
-    found = {folder.tensors[name].dtype for name in own.rows()}
-    if found == {"float8_e4m3fn"}:
-        return "fp8"
-    if len(found) == 1 and found <= {"bfloat16", "float16", "float32"}:
-        return found.pop()
-    raise InputError(
-        f"rows of {', '.join(sorted(found))} are not read",
-        "bfloat16, or float8_e4m3fn with a scale",
-    )
-
-
-def _scale(folder: ModelFolder, own: _Layer) -> FileArray:
-    """Return the one scale of a layer, float32[1], as an array of the source."""
-    name = own.others["weight_scale"]
-    tensor = folder.tensors[name]
-    if tensor.shape not in ((), (1,)) or tensor.dtype not in ("bfloat16", "float32"):
-        raise InputError(f"{name} is {tensor.dtype} {tensor.shape}", "one scale is read")
-    stored = tensor.values().reshape(-1)
-    wide = stored.astype(np.uint32) << 16 if tensor.dtype == "bfloat16" else stored
-    return HeldArray(wide.view(np.float32))
 
 
 FORMAT = Format(

@@ -109,7 +109,7 @@ class RowFiles:
 def _stamp(path: Path) -> list[int]:
     """Return what tells that a file has changed."""
     said = path.stat()
-    return [said.st_size, said.st_mtime_ns]
+    return [said.st_size, said.st_mtime_ns or 0]  # a remote file has no time
 
 
 def require_rows(source: RowSource, target: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,8 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from engram_cli.formats.base import Checks, Facts, Format, hash_facts, stored_size
 from engram_cli.rows.gather import FileRows
 from engram_cli.rows.source import HITS
-from engram_cli.stats import STATISTICS
-from engram_cli.stats.stats_io import DOCUMENT, Statistics, read_stats
+from engram_cli.stats import DOCUMENT, STATISTICS
+
+if TYPE_CHECKING:
+    from engram_cli.stats.stats_io import Statistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,12 @@ def statistics_rows(statistics: Statistics) -> StatisticsRows:
     )
 
 
+def _open(path: Path) -> StatisticsRows:
+    from engram_cli.stats.stats_io import read_stats  # with the kernels of counting
+
+    return statistics_rows(read_stats(path))
+
+
 def _facts(source: StatisticsRows) -> Facts:
     statistics, document = source.statistics, source.statistics.document
     joined = ", joined to one stream" if statistics.joined else ""
@@ -80,13 +88,13 @@ def _facts(source: StatisticsRows) -> Facts:
 def _check(path: Path, checks: Checks) -> StatisticsRows:
     """Open it: verify computes hits, samples and figures again."""
     checks.files, checks.stored_bytes = stored_size(path)
-    return statistics_rows(read_stats(path))
+    return _open(path)
 
 
 FORMAT = Format(
     name="statistics",
     recognise=lambda path: path if (path / DOCUMENT).is_file() else None,
-    open=lambda path: statistics_rows(read_stats(path)),
+    open=_open,
     facts=_facts,
     check=_check,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from engram_cli.formats.base import Checks, Facts, Format, hash_facts, token_fac
 from engram_cli.hashing.layout import short
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows.checksum import file_checksum
-from engram_cli.stats.stats_io import Statistics
 from engram_cli.table.attributes import (
     META,
     PARTIAL_SUFFIX,
@@ -27,6 +26,9 @@ from engram_cli.table.attributes import (
 )
 from engram_cli.table.journal import filled
 from engram_cli.table.store import TableStore, bound_layout, open_table
+
+if TYPE_CHECKING:
+    from engram_cli.stats.stats_io import Statistics
 
 
 def verify_table(path: Path | str, *, threads: int = 1, progress: Progress = SILENT) -> Checks:

@@ -26,5 +26,6 @@ DTYPES: Registry[RowType] = Registry(
     unlisted={
         name: f"engram_cli.rows.codecs.blocks:{name.upper()}"
         for name in ("e8m0_e4m3", "q8_0", "q4_0", "q4_k", "q6_k")
-    },
+    }
+    | {"nvfp4": "engram_cli.rows.codecs.nvfp4:NVFP4"},
 )

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.rows import kernels
-from engram_cli.rows.kernels import PRIME_1, PRIME_2
-
 ALGORITHM = "xxh64"
+# The first two are those of `rows.kernels`, which needs Numba: it is imported to compute.
+PRIME_1 = 0x9E3779B185EBCA87
+PRIME_2 = 0xC2B2AE3D27D4EB4F
 _PRIME_3 = 0x165667B19E3779F9
 _PRIME_4 = 0x85EBCA77C2B2AE63
 _PRIME_5 = 0x27D4EB2F165667C5
@@ -36,6 +36,8 @@ class Checksum:
 
     def update(self, data: NDArray[np.uint8]) -> None:
         """Take the next bytes, uint8[n], contiguous."""
+        from engram_cli.rows import kernels
+
         self._size += len(data)
         if self._rest:
             need = min(_STRIPE - len(self._rest), len(data))

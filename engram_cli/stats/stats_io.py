@@ -18,6 +18,7 @@ from engram_cli.errors import ArtifactError, EngramError, IncompleteError, Input
 from engram_cli.files import canonical_json, local_path, read_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import Kind, Listing, new_folder
+from engram_cli.stats import DOCUMENT
 from engram_cli.stats.arrays import (
     META,
     REMAKE,
@@ -44,7 +45,7 @@ from engram_cli.version import __version__
 
 FORMAT = "engram-stats"
 VERSION = 1
-DOCUMENT, COUNTERS, SAMPLE = "stats.json", "counters.zarr", "sample.parquet"
+COUNTERS, SAMPLE = "counters.zarr", "sample.parquet"
 FIXED_KEYS = frozenset(
     (
         *("format", "version", "tool_version", "complete", "layout", "fingerprint", "tokens"),

@@ -16,7 +16,15 @@ from typing import Any
 
 from engram_cli.errors import EngramError, OutputError
 from engram_cli.files import PART, fsync_folder, output_errors, read_json, rename_new
-from engram_cli.outputs import Kind, Listing, check_output, clear_output, foreign_files, replace
+from engram_cli.outputs import (
+    Kind,
+    Listing,
+    check_name,
+    check_output,
+    clear_output,
+    foreign_files,
+    replace,
+)
 from engram_cli.table.attributes import META, PARTIAL_SUFFIX
 from engram_cli.table.journal import NAME as JOURNAL
 from engram_cli.table.journal import Journal, is_journal
@@ -54,7 +62,11 @@ def check_place(
 
 
 def clear_place(out: Path) -> None:
-    """Finish or remove what a killed build left next to `out`; a live one is left alone."""
+    """Finish or remove what a killed build left next to `out`; a live one is left alone.
+
+    Raises OutputError for a path that names no new folder.
+    """
+    check_name(out)
     clear_lock(scratch_folder(out))
     if (out / JOURNAL).is_file():
         with suppress(OutputError), build_lock(out):

@@ -56,6 +56,10 @@ class TableSpec:
     def __post_init__(self) -> None:
         if not 1 <= self.dim <= MAX_DIM:
             raise InputError(f"dim {self.dim}", f"give 1 to {MAX_DIM} values a row, such as 64")
+        if self.dtype in DTYPES and self.dtype not in list(DTYPES):
+            raise InputError(
+                f"a table does not hold rows of {self.dtype}", f"choose {DTYPES.choices()}"
+            )
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise InputError(f"{self.chunk_rows} rows a chunk", "give 1 or more")
         if self.scale is not None:

@@ -98,8 +98,11 @@ def measure(case: Case) -> dict[str, Any]:
             _prepare(case)
             call()
     seconds: dict[str, list[float]] = {name: [] for name in case.contestants}
-    for _ in range(case.rounds):
-        for name, call in case.contestants.items():
+    contestants = list(case.contestants.items())
+    for turn in range(case.rounds):
+        # Who comes first changes: what one leaves in caches and on the disk helps or hinders all.
+        shift = turn % len(contestants)
+        for name, call in contestants[shift:] + contestants[:shift]:
             _prepare(case)
             begin = time.perf_counter()
             call()

@@ -165,6 +165,10 @@ def qwen_ple(
     if dtype == "bfloat16":
         rows = bfloat16(random.integers(-64, 64, (entry.rows, dim)) / 8)
         scales = np.empty(0)
+    elif dtype == "nvfp4":
+        rows = random.integers(0, 256, (entry.rows, dim // 2), dtype=np.uint8)
+        scales = random.integers(1, 0x7F, (entry.rows, dim // 16), dtype=np.uint8)
+        config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
     else:
         rows = random.integers(0, 127, (entry.rows, dim), dtype=np.uint8)
         scales = bfloat16(np.array([2.0**-12 * 1.5]))
@@ -177,7 +181,14 @@ def qwen_ple(
         )
     for index, part in enumerate(np.split(rows, shards)):
         file = f"model-0000{1 + index % 2}-of-00002.safetensors"
-        writer.add(file, f"{start}ngram_embedding.shard_{index}.weight", dtype, part)
+        name = f"{start}ngram_embedding.shard_{index}.weight"
+        if dtype != "nvfp4":
+            writer.add(file, name, dtype, part)
+            continue
+        own, factor = np.split(scales, shards)[index], np.array(0.001 * (index + 1), np.float32)
+        writer.add(file, name, "uint8", part)
+        writer.add(file, f"{name}_scale", "float8_e4m3fn", own)
+        writer.add(file, f"{name}_scale_2", "float32", factor)
     if stored:
         constants = {
             "layer_multipliers": entry.multipliers,
@@ -192,7 +203,7 @@ def qwen_ple(
         "key_proj": (STREAMS * HIDDEN, width),
         "value_proj": (HIDDEN, width),
         "conv1d": (STREAMS * HIDDEN, 1, 4),
-    } | dict.fromkeys(("norm_key", "norm_query", "norm_conv"), (STREAMS, HIDDEN))
+    } | dict.fromkeys(("norm_key", "norm_query", "norm_conv"), (STREAMS * HIDDEN,))
     for name, shape in shapes.items():
         file = "model-00002-of-00002.safetensors"
         writer.add(file, f"{module}{name}.weight", "bfloat16", None, *shape)

@@ -233,6 +233,19 @@ def test_layers_and_another_dtype(tmp_path: Path) -> None:
             convert(request)
 
 
+@pytest.mark.parametrize("to", ["table", "row264", "gguf"])
+def test_no_new_name_and_no_dtype_of_tables(tmp_path: Path, to: str) -> None:
+    """Q8_0 is written to GGUF alone; `.` names nothing new."""
+    build(tmp_path / "t.zarr", dim=32)
+    if to != "gguf":
+        with pytest.raises(InputError, match="does not hold rows of q8_0"):
+            convert(
+                ConvertRequest(source=tmp_path / "t.zarr", to=to, out=tmp_path / "x", dtype="q8_0")
+            )
+    with pytest.raises(OutputError, match="names no new file or folder"):
+        convert(ConvertRequest(source=tmp_path / "t.zarr", to=to, out=Path(), dtype="fp8_e8m0"))
+
+
 def test_damage_while_copying_is_found(
     tmp_path: Path, small_vocab: CompressedVocab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from formats import checkpoints
 from formats.small_artifacts import store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engram_cli import hash_tokens
 from engram_cli.commands.artifact import find_artifact
+from engram_cli.commands.lookup import lookup
+from engram_cli.commands.requests.reading import LookupRequest
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.formats.engramdb import FORMAT, Store
+from engram_cli.formats.shard_shape import ShardShape
 from engram_cli.rows import DTYPES
 
 SCALE = np.array([0.25], dtype=np.float32)
@@ -173,3 +177,47 @@ def test_damage_gives_our_own_errors(tmp_path: Path, data: st.DataObject) -> Non
         source = FORMAT.open(path, None)
         for layer in source.layers:
             source.vectors(layer, [0, 1])
+
+
+def test_shards_that_nothing_describes(tmp_path: Path) -> None:
+    """Their shape is given; whose rows they are is told by their number alone."""
+    written = store(tmp_path / "m")
+    (written.path / "bundle.json").unlink()
+    with pytest.raises(InputError, match=r"no bundle\.json") as error:
+        opened(written.path)
+    assert error.value.hint == "give --shards, --rows-per-shard and --width"
+    shape = ShardShape(shards=4, rows_per_shard=544, width=16)
+    source = find_artifact(written.path, shape).open()
+    assert isinstance(source, Store)
+    assert not results(source, "differs")
+    assert "another hash" in results(source, "undecided")["rows"][0]
+    assert np.array_equal(source.lines(0, "rows", 0, 2176), written.rows)
+    checked = verify(VerifyRequest(path=written.path, shape=shape, folder=tmp_path))
+    assert checked.ok
+    assert {check.name for check in checked.checks} >= {"layer 0: values", "repeated rows"}
+    with pytest.raises(InputError, match="whose hash is not known"):
+        lookup(LookupRequest(path=written.path, shape=shape, ids=(5, 9), folder=tmp_path))
+    other = ShardShape(shards=5, rows_per_shard=544, width=16)
+    checked = verify(VerifyRequest(path=written.path, shape=other, folder=tmp_path))
+    assert any("shard_004.bin" in problem for problem in checked.problems)
+
+
+def test_the_release_without_a_bundle(tmp_path: Path) -> None:
+    """As many rows as Qwen's release: its hash, and its first and last row."""
+    (tmp_path / "m").mkdir()
+    for index in range(128):
+        with (tmp_path / "m" / f"shard_{index:03d}.bin").open("wb") as file:
+            file.truncate(2_500_012 * 160)
+    shape = ShardShape(shards=128, rows_per_shard=2_500_012, width=160)
+    request = LookupRequest(path=tmp_path / "m", shape=shape, ids=(5, 9), folder=tmp_path)
+    assert lookup(request).scheme == "qwen-ple"
+
+
+def test_a_shape_of_files_that_describe_themselves(tmp_path: Path) -> None:
+    shape = ShardShape(shards=4, rows_per_shard=544, width=16)
+    written = store(tmp_path / "m")
+    with pytest.raises(InputError, match=r"has a bundle\.json, which describes its shards"):
+        find_artifact(written.path, shape).open()
+    made = checkpoints.qwen_ple(tmp_path / "q")
+    with pytest.raises(InputError, match="describes itself"):
+        find_artifact(made.path, shape).open()

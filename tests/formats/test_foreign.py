@@ -13,6 +13,10 @@ from formats import checkpoints
 from formats.checkpoints import Written
 
 from engram_cli.commands.artifact import find_artifact
+from engram_cli.commands.convert_to import convert
+from engram_cli.commands.lookup import lookup
+from engram_cli.commands.requests.reading import LookupRequest
+from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.model_folder import CheckpointRows
 from engram_cli.hashing.layout import UNKNOWN_VOCABULARY
@@ -150,6 +154,52 @@ def test_qwen_ple(tmp_path: Path, dtype: str) -> None:
     assert not results(source, "differs")
     assert set(results(source, "undecided")) == {"token ids"}  # no tokenizer was given
     same_rows(source, written, "bfloat16" if dtype == "bfloat16" else "fp8")
+
+
+def e2m1_by_hand(rows: np.ndarray) -> np.ndarray:
+    """The float4 items of packed rows [n, dim / 2], the lower half first: sign, 2 bits, 1 bit."""
+    codes = np.stack([rows & 15, rows >> 4], axis=-1).reshape(len(rows), -1)
+    exponent, mantissa = codes >> 1 & 3, codes & 1
+    sizes = np.where(exponent == 0, mantissa / 2, (1 + mantissa / 2) * 2.0 ** (exponent - 1.0))
+    return np.where(codes & 8, -sizes, sizes)
+
+
+def test_qwen_ple_of_nvfp4(tmp_path: Path) -> None:
+    """Items of half a byte, e4m3 scales of 16 values, and a float32 for each shard."""
+    written = checkpoints.qwen_ple(tmp_path / "m", dtype="nvfp4")
+    source = opened(written.path, "qwen-ple")
+    assert (source.dtype, source.dim) == ("nvfp4", 160)
+    assert not results(source, "differs")
+    assert set(results(source, "undecided")) == {"token ids"}
+    rows, scales = written.rows[2], written.scales[2]
+    e4m3 = DTYPES.load("fp8").items.values
+    assert e4m3 is not None
+    shard = np.arange(len(rows)) * 4 // len(rows)
+    factors = np.repeat(e4m3[scales], 16, axis=1) * (0.001 * (shard[:, None] + 1))
+    expected = e2m1_by_hand(rows) * factors
+    ids = np.array([0, 543, 544, 2175, 3, 1088])
+    np.testing.assert_allclose(source.vectors(2, ids), expected[ids], rtol=1e-6)
+    values = np.empty((700, 160), dtype=np.float32)
+    source.read(2, 200, values)
+    np.testing.assert_allclose(values, expected[200:900], rtol=1e-6)
+    found = lookup(LookupRequest(path=written.path, ids=(5, 9, 11), folder=tmp_path))
+    assert found.kind == "qwen-ple"
+    table = tmp_path / "t.zarr"
+    convert(ConvertRequest(source=written.path, to="table", dtype="float32", out=table))
+    assert np.array_equal(find_artifact(table).open().vectors(2, ids), source.vectors(2, ids))
+    with pytest.raises(InputError, match="nvfp4"):
+        convert(ConvertRequest(source=written.path, to="table", out=tmp_path / "u.zarr"))
+
+
+def test_nvfp4_without_its_scales(tmp_path: Path) -> None:
+    written = checkpoints.qwen_ple(tmp_path / "m", dtype="nvfp4")
+    for file in written.path.glob("*.safetensors"):
+        raw = file.read_bytes()
+        file.write_bytes(raw.replace(b"shard_1.weight_scale_2", b"shard_1.weight_scale_3"))
+    index = written.path / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("shard_1.weight_scale_2", "shard_1.weight_scale_3"))
+    with pytest.raises(InputError, match="3 scales of 4 tensors of rows"):
+        opened(written.path, "qwen-ple")
 
 
 def test_stored_constants_win(tmp_path: Path) -> None:

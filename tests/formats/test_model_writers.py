@@ -162,6 +162,7 @@ def test_fp8_with_a_scale_that_bfloat16_does_not_hold(tmp_path: Path) -> None:
     result = written(made.path, "qwen-ple", tmp_path / "r", dtype="fp8")
     assert result.verified
     source = find_artifact(tmp_path / "r").open()
+    assert not differs(tmp_path / "r")
     table(made.path, tmp_path / "t.zarr", dtype="fp8")
     other = find_artifact(tmp_path / "t.zarr").open()
     assert source.lines(2, SCALES, 0, 1)[0] == other.lines(2, SCALES, 0, 1)[0]
@@ -169,6 +170,8 @@ def test_fp8_with_a_scale_that_bfloat16_does_not_hold(tmp_path: Path) -> None:
     again = written(made.path, "qwen-ple", tmp_path / "s", dtype="fp8", scale=0.25)
     assert again.verified
     assert find_artifact(tmp_path / "s").open().lines(2, SCALES, 0, 1)[0] == 0.25
+    written(tmp_path / "r", "qwen-ple", tmp_path / "v", dtype="bfloat16")
+    assert not differs(tmp_path / "v")
     with pytest.raises(InputError, match="int8"):
         written(made.path, "qwen-ple", tmp_path / "u", dtype="int8")
 

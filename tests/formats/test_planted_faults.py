@@ -28,6 +28,7 @@ SOUND: dict[str, Maker] = {
     "deepseek-v4.1": lambda p, v: checkpoints.deepseek_v41(p, v, None),
     "qwen-ple": lambda p, v: checkpoints.qwen_ple(p),
     "qwen-ple, fp8": lambda p, v: checkpoints.qwen_ple(p, dtype="float8_e4m3fn"),
+    "qwen-ple, nvfp4": lambda p, v: checkpoints.qwen_ple(p, dtype="nvfp4"),
     "longcat": lambda p, v: checkpoints.longcat(p),
     "demo": lambda p, v: small_artifacts.demo(p, v),
     "engramdb": lambda p, v: small_artifacts.store(p),
@@ -139,6 +140,14 @@ def test_scales_that_cannot_be(
         said = said.replace("2 of 7,396", "8 of 29,584")
     assert said in found["layer 1: scales"]
     assert set(found) - {"layer 1: values"} == {"layer 1: scales"}
+
+
+def test_a_scale_of_nvfp4_that_is_no_number(copied: Callable[[str], Path]) -> None:
+    path = copied("qwen-ple, nvfp4")
+    plant(path, SCALES, 2, 700, 0x7F)
+    found = differing(verified(path))
+    assert found["layer 2: scales"].startswith("10 of 21,760 NaN")
+    assert found["layer 2: values"] == "1 row is not finite, the first is row 700"
 
 
 @pytest.mark.parametrize(

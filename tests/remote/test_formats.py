@@ -45,6 +45,14 @@ def _pleo(folder: Path, _: CompressedVocab, __: Path) -> Path:
     return small_artifacts.pleo(folder / "m.pleo", np.array([7, 3]), np.ones((2, 4)))
 
 
+def _torch(folder: Path, vocab: CompressedVocab, tokenizer: Path) -> Path:
+    made = small_artifacts.demo(folder.parent / "demo-of-torch", vocab)
+    folder.mkdir()
+    out = folder / "m.pt"
+    convert(ConvertRequest(source=made.path, to="demo", out=out, tokenizer=tokenizer))
+    return out
+
+
 def _gguf(dialect: str) -> Write:
     def write(folder: Path, vocab: CompressedVocab, _: Path) -> Path:
         folder.mkdir()
@@ -70,6 +78,7 @@ WRITERS: dict[str, tuple[str, Write]] = {
         "engram-peft",
         lambda f, v, t: _with_tokenizer(small_artifacts.engram_peft(f, v).path, t),
     ),
+    "torch": ("demo", _torch),
     "demo": ("demo", lambda f, v, t: _with_tokenizer(small_artifacts.demo(f, v).path, t)),
 }
 

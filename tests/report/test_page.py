@@ -16,7 +16,7 @@ from engram_cli.errors import ArtifactError, OutputError
 from engram_cli.report.axes import fit
 from engram_cli.report.markup import embed_json, escape, ngram, tag
 from engram_cli.report.page import render
-from engram_cli.view import Axis
+from engram_cli.view import Axis, Page, Shades, View
 
 VOID = {"meta", "link", "br", "hr"}
 SECTIONS = {
@@ -234,3 +234,28 @@ def test_axes_hold_their_values_and_have_ticks(values: list[float], log: bool) -
     places = [scale(value) for value, _ in scale.ticks]
     assert places == sorted(places)
     assert all(-1e-9 <= place <= 300 + 1e-9 for place in places)
+
+
+def test_texts_of_two_colours_have_a_legend() -> None:
+    """Values below 0 have another class, which is underlined too; pieces and titles are escaped."""
+    shades = Shades(
+        pieces=("<b>", " the", "", "x"),
+        shades=(1.0, 0.04, -0.31, -1.0),
+        notes=('"', "falls", "rises", "rises"),
+        title="<i>a.txt</i>",
+        note="in all",
+        legend=((1.0, "falls"), (-1.0, "rises & underlined")),
+    )
+    view = View(name="text", title="Text", lead="", parts=(shades,))
+    page = Page(kicker="", heading="", title="", facts=(), views=(view,), data={})
+    text = render(page)
+    read = Reader(text)
+    assert "b" in read.elements  # the title of the figure, not the piece
+    assert read.elements["b"] == 1
+    assert "i" in read.elements
+    classes = [part.split('"')[0] for part in text.split('class="tok ')[1:]]
+    assert classes == ["k10", "k0", "n3", "n10"]
+    assert "&lt;i&gt;a.txt&lt;/i&gt;" in text
+    assert text.count('class="key ') == 2
+    assert "rises &amp; underlined" in text
+    assert 'title="&quot;"' in text

@@ -15,19 +15,23 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from own_tables import StreamDecoder, bare_qwen, deepseek, quiet, qwen, qwen_config, save
+from own_tables import QWEN_EOS, StreamDecoder, bare_qwen, deepseek, quiet, qwen, qwen_config, save
 from tiny_models import text
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import engram_cli.hf
 from engram_cli import attach
 from engram_cli.commands.attach import AttachResult, attach_checkpoint
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.hash_stats import hash_stats
 from engram_cli.commands.inspect import InspectRequest, inspect
 from engram_cli.commands.load_model import load_model
+from engram_cli.commands.requests.corpus import HashStatsRequest
 from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.errors import ArtifactError, EngramError, InputError, MismatchError
 from engram_cli.formats.bundle import read_bundle
+from engram_cli.stats.stats_io import read_stats
 from engram_cli.vocab.compress import CompressedVocab
 
 engram_cli.hf.disable()  # until a test enables it
@@ -288,3 +292,33 @@ def test_damage_gives_our_own_errors(
                 assert sum(map(len, opened.maps(layer))) == opened.spec.rows(layer)
     finally:
         file.write_text(original)
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_statistics_say_which_rows_are_hot(tmp_path: Path, reference: bool) -> None:
+    """Hits of a corpus, counted with the checkpoint's hash, choose rows for the fastest memory."""
+    whole = qwen(ple_layer_ids=[2], ngram_vocab_size_base=20011)
+    path, stats = save(whole, tmp_path / "ckpt"), tmp_path / "stats"
+    corpus = tmp_path / "ids.npy"
+    np.save(corpus, np.random.default_rng(0).integers(8, 60, 4000).astype(np.uint16))
+    geometry = Geometry(
+        scheme="qwen-ple", vocab_size=300, eos_id=QWEN_EOS, layers=(2,), rows_per_head=(20011,)
+    )
+    hash_stats(HashStatsRequest(sources=(str(corpus),), geometry=geometry, out=stats))
+    result = (
+        refer(path, stats=stats)
+        if reference
+        else attach_checkpoint(AttachRequest(checkpoint=path, table=path, stats=stats))
+    )
+    assert result.cost.hits_bytes == 4 * result.rows[2]
+    assert any(name.startswith("rows-") for name in result.files) is not reference
+    bundle = read_bundle(path / "engram")
+    assert np.array_equal(bundle.hits(2), read_stats(stats).hits(2))
+    bare, ids = bare_qwen(path), text(60, 1, 12)
+    memory = attach(bare, path, placement="hbm=3MB,disk")
+    with torch.no_grad():
+        torch.testing.assert_close(bare(ids).logits, whole(ids).logits, atol=1e-6, rtol=1e-6)
+    assert memory.counters.hot > 0
+    other = save(qwen(ple_layer_ids=[3]), tmp_path / "other")
+    with pytest.raises(InputError, match="counted with layout"):
+        refer(other, stats=stats)

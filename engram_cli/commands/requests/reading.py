@@ -20,8 +20,10 @@ from engram_cli.commands.requests.options import (
     Vocab,
     integers,
 )
+from engram_cli.commands.requests.shards import ShardOptions
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
+from engram_cli.formats.shard_shape import ShardShape
 
 _PROBE = "What a next-token table knows"
 LEAST_POSITIONS = 40
@@ -142,6 +144,7 @@ class InspectRequest(Request):
         Path | None, Option("Also write the results as one HTML page that opens offline: page.html")
     ] = None
     probe: Annotated[ProbeRequest | None, Group(ProbeOptions)] = None
+    shape: Annotated[ShardShape | None, Group(ShardOptions)] = None
     threads: Threads = None
     force: Force = False
     folder: Annotated[Path, WORKSPACE] = Path()
@@ -191,6 +194,7 @@ class LookupRequest(Request):
     ] = None
     vocab: Vocab = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
+    shape: Annotated[ShardShape | None, Group(ShardOptions)] = None
     force: Force = False
     folder: Annotated[Path, WORKSPACE] = Path()
 
@@ -247,6 +251,7 @@ class VerifyRequest(Request):
         float,
         Option("Share of faulty rows that the sample finds, with 99.9 % (0.001).", metavar="SHARE"),
     ] = 0.001
+    shape: Annotated[ShardShape | None, Group(ShardOptions)] = None
     threads: Threads = None
     folder: Annotated[Path, WORKSPACE] = Path()
 
@@ -296,6 +301,7 @@ class GoldenRequest(Request):
     ] = None
     preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
+    shape: Annotated[ShardShape | None, Group(ShardOptions)] = None
     force: Force = False
     folder: Annotated[Path, WORKSPACE] = Path()
 

@@ -23,8 +23,10 @@ from engram_cli.commands.requests.options import (
     integers,
     row_range,
 )
+from engram_cli.commands.requests.shards import ShardOptions
 from engram_cli.commands.workspace import Workspace
 from engram_cli.formats import TARGETS
+from engram_cli.formats.shard_shape import ShardShape
 from engram_cli.rows import DTYPES
 
 PATCHED = ("deepseek-v4.1", "bundle", "engram-peft", "pleo", "plepatch")  # targets with --patch
@@ -221,6 +223,7 @@ class ConvertRequest(Request):
     ] = False
     scale: Scale = None
     chunk_rows: ChunkRows = None
+    shape: Annotated[ShardShape | None, Group(ShardOptions)] = None
     threads: Threads = None
     verify: Annotated[
         bool,
@@ -250,7 +253,9 @@ class AttachRequest(Request):
     that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
     which are random (docs/reference/modules.md). `fit` is a text that the gates are fitted to, and
     without `init_gate` they then start even. With `reference` the bundle maps the files of
-    the table or checkpoint instead of holding a copy. With `dry_run` nothing is written.
+    the table or checkpoint instead of holding a copy. `stats`: hits to store instead of the
+    source's own; a bundle that refers to a table takes the table's. With `dry_run` nothing is
+    written.
     """
 
     checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
@@ -307,6 +312,14 @@ class AttachRequest(Request):
             "Run the model on this text for a few minutes, so that the rows help at once; best one "
             "that the table was not filled from (file, folder, glob or address).",
             metavar="TEXT",
+        ),
+    ] = None
+    stats: Annotated[
+        Path | None,
+        Option(
+            "Statistics of the same hash, whose row hits say which rows are hot (those of the "
+            "table).",
+            must_exist=("statistics", "run: engram hash-stats CORPUS"),
         ),
     ] = None
     seed: Annotated[int, Option("Seed of the module's random weights.", least=0)] = 0

@@ -197,9 +197,11 @@ def _padded(batch: list[Window], model: nn.Module) -> tuple[Tensor, Tensor | Non
     size = 2**63 if weight is None else len(weight)
     if ids.min() < 0 or ids.max() >= size:
         bad = int(ids.min() if ids.min() < 0 else ids.max())
-        where = next(window.document for window in batch if bad in window.ids)
+        where = next(window for window in batch if bad in window.ids)
+        named = f" ({where.name})" if where.name else ""
         raise TokenIdError(
-            f"document {where:,} has token id {bad}, the model takes 0 to {size - 1:,}",
+            f"document {where.document:,}{named} has token id {bad}, the model takes 0 to "
+            f"{size - 1:,}",
             "was the text tokenised with another tokenizer?",
         )
     device = device_of(model)

@@ -236,7 +236,7 @@ def _choose(
         raise InputError(
             f"a budget of {budget:,} bytes of HBM for rows of {spec.table_bytes:,}, and the bundle "
             "has no hits to choose the hot ones by",
-            "build the table with engram build-table --stats and attach it again, or give "
+            "attach it again with engram attach --stats (or build the table with --stats), or give "
             "placement=host",
         )
     size = record_layout(spec).record_bytes

@@ -260,14 +260,15 @@ def _scaled(
 ) -> Measured:
     """Add what the scales [n, k] of codes [n, dim] are."""
     assert row_type.scaling is not None
-    if scales.dtype == np.uint8:  # e8m0: bytes are compared faster than what they stand for
+    powers = row_type.scaling.tensor == "float8_e8m0fnu"
+    if powers:  # bytes are compared faster than what they stand for
         low, high = int(scales.min(initial=255)), int(scales.max(initial=0))
         if 0 < low <= high < _E8M0_NAN:
             least, largest = 2.0 ** (low - _E8M0_BIAS), 2.0 ** (high - _E8M0_BIAS)
             own = ScaleRange(count=scales.size, least=least, largest=largest)
             return replace(found, scales=(own,))
     widened = row_type.widen(scales)
-    if scales.dtype == np.uint8:
+    if powers:
         widened = np.where(scales == 0, np.float32(0), widened)  # 2^-127: as good as zero
     used = None
     if not widened.all():
