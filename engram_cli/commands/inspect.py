@@ -15,6 +15,7 @@ from engram_cli.formats.stored_layers import stored_layers
 from engram_cli.hashing.layout import UNKNOWN_SCHEME, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.locate import count_read
+from engram_cli.remote.path import is_remote
 from engram_cli.report.place import check_page
 from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors
@@ -74,7 +75,8 @@ def _rows(
 
         known = probe(request.probe, progress)
     rows: dict[str, Any] = {}
-    if request.rows or (request.rows is None and not found.format.foreign):
+    is_near = not found.format.foreign and not is_remote(found.path)
+    if request.rows or (request.rows is None and is_near):
         threads = request.threads or processors()
         from engram_cli.commands.inspect_rows import inspect_rows  # with Numba's kernels
 

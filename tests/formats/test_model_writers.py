@@ -235,6 +235,42 @@ def test_every_conversion_is_resumed(
     )
 
 
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "[1, 2]",
+        '{"request": 7}',
+        '{"rows": "many", "copied": 0}',
+        '{"rows": -1, "copied": 0}',
+        '{"rows": 1e9, "copied": true}',
+        '{"rows": 999999999999999999999999, "copied": 0}',
+        '{"rows": 0, "copied": 0, "files": ["../q/config.json", 3, "rows.json"]}',
+    ],
+)
+def test_notes_that_cannot_be_start_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str
+) -> None:
+    """What is noted of an interrupted run is checked; nothing outside the work folder goes."""
+    made = checkpoints.qwen_ple(tmp_path / "q")
+    with monkeypatch.context() as patch:
+        interrupted(patch, 4, OSError(28, "No space left"))
+        with pytest.raises(OutputError):
+            written(made.path, "qwen-ple", tmp_path / "r")
+    place = tmp_path / "r.partial" / "rows.json"
+    said = json.loads(place.read_text())
+    try:
+        changed = json.loads(note)
+    except ValueError:
+        changed = None
+    same = isinstance(changed, dict) and "rows" in changed
+    place.write_text(json.dumps({"request": said["request"], **changed}) if same else note)
+    options = {} if same else {"force": True}
+    assert written(made.path, "qwen-ple", tmp_path / "r", **options).verified
+    assert (made.path / "config.json").is_file()
+    assert np.array_equal(stored(find_artifact(tmp_path / "r").open(), 2, ROWS), made.rows[2])
+
+
 def test_force_drops_a_half_written_one_and_replaces_only_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
