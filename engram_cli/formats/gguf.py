@@ -33,6 +33,7 @@ from engram_cli.hashing.layout import (
 )
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.hashing.schemes.engram_v1 import distinct_primes
+from engram_cli.numbers import counted
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray
@@ -341,7 +342,7 @@ def _facts(source: GgufRows) -> Facts:
         *rows_facts(source),
         ("dialect", source.dialect),
         ("architecture", str(source.file.keys.get("general.architecture"))),
-        ("read", f"{read:,} bytes of headers in {len(parts)} files"),
+        ("read", f"{read:,} bytes of headers in {counted(len(parts), 'file')}"),
     ]
 
 
