@@ -218,7 +218,9 @@ def _vocabulary(constants: Constants, tokenizer: FolderTokenizer) -> tuple[Vocab
         constants.checks.append(
             compared("token map", found if vocab is not None else f"{len(lookup):,} ids", expected)
         )
-        constants.checks.append(compared("compressed size", constants.count("size"), size))
+        told, other = constants.count("size"), None if vocab is None else vocab.size
+        other = other if told is None or other is not None else size
+        constants.checks.append(compared("compressed size", told or size, other))
         return VocabMap(lookup=lookup, size=size), True
     if vocab is not None:
         constants.checks.append(compared("compressed size", constants.count("size"), vocab.size))

@@ -203,7 +203,7 @@ def qwen_ple(
         "key_proj": (STREAMS * HIDDEN, width),
         "value_proj": (HIDDEN, width),
         "conv1d": (STREAMS * HIDDEN, 1, 4),
-    } | dict.fromkeys(("norm_key", "norm_query", "norm_conv"), (STREAMS, HIDDEN))
+    } | dict.fromkeys(("norm_key", "norm_query", "norm_conv"), (STREAMS * HIDDEN,))
     for name, shape in shapes.items():
         file = "model-00002-of-00002.safetensors"
         writer.add(file, f"{module}{name}.weight", "bfloat16", None, *shape)
