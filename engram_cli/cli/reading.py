@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from engram_cli.commands.demo import DemoResult
-    from engram_cli.commands.inspect_rows import InspectResult
+    from engram_cli.commands.inspect_result import InspectResult
     from engram_cli.commands.probe import ProbeResult
     from engram_cli.commands.trace import LayerTrace, TraceResult
     from engram_cli.commands.verify import VerifyResult

@@ -102,9 +102,10 @@ def find_artifact(path: Path, shape: ShardShape | None = None) -> Artifact:
         )
     if not path.exists():
         raise InputError(f"{path} does not exist", "check the path")
+    inside = next(iter(sorted(path.glob("*.gguf"))), None)
     raise InputError(
         f"{path} is not a table, bundle, vocabulary or statistics, nor a checkpoint with tables",
-        "check the path",
+        "check the path" if inside is None else f"give one of its GGUF files, such as {inside}",
     )
 
 

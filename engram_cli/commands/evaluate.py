@@ -21,6 +21,7 @@ from engram_cli.commands.evaluate_model import (
     find_processes,
     load_variants,
     plan_run,
+    release,
 )
 from engram_cli.commands.evaluate_parts import (
     breakdowns_of,
@@ -88,8 +89,11 @@ def evaluate(request: EvaluateRequest, progress: Progress = SILENT) -> EvaluateR
     plan = plan_run(request, made.bundle, processes, made.shape)
     progress.note(str(plan))
     model = load_variants(request, made.bundle, plan, processes)
-    run = _Run(request, made, plan, processes, model, progress)
-    run.score()
+    try:
+        run = _Run(request, made, plan, processes, model, progress)
+        run.score()
+    finally:
+        release(model)
     result = replace(run.result(), seconds=time.perf_counter() - began)
     if request.report is not None and processes.first:
         from engram_cli.commands.evaluate_page import write_evaluation

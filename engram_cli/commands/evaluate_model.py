@@ -139,8 +139,7 @@ def load_variants(
     model = load_model(request.checkpoint, dtype=plan.dtype)
     model.to(processes.device)
     model.eval().requires_grad_(False)
-    if memories(model):  # loaded with the checkpoint; what was asked for may be another
-        detach(model)
+    release(model)  # of a memory loaded with the checkpoint: another may be asked for
     if bundle is not None:
         attach(model, bundle.folder, rows_trainable=False, placement=request.placement)
     if request.lora is None:
@@ -159,6 +158,12 @@ def load_variants(
             f"cannot load the adapter in {request.lora}: {reason}",
             "give a folder that PEFT saved for this model",
         ) from None
+
+
+def release(model: Any) -> None:
+    """Let go of the memory's files and threads."""
+    if memories(model):
+        detach(model)
 
 
 def check_adapter(folder: Path | None) -> None:
@@ -200,6 +205,6 @@ def _check_memory(plan: Plan, device: torch.device) -> None:
     if free is not None and plan.weights + plan.rows + plan.logits > free:
         raise InputError(
             f"{plan}, and {device} has {free / 1e6:,.0f} MB free",
-            "take fewer --batch-tokens, a smaller --context-length or --dtype bfloat16; on a GPU, "
-            "rows may lie elsewhere (--placement host)",
+            "take fewer --batch-tokens, a smaller --context-length or --dtype bfloat16; rows "
+            "may lie elsewhere (--placement disk)",
         )

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.artifact import VOCABULARY, Artifact, Companions, find_artifact
-from engram_cli.commands.inspect_rows import InspectResult, LayoutColumn, inspect_rows
-from engram_cli.commands.probe import probe
+from engram_cli.commands.inspect_result import InspectResult, LayoutColumn
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import InspectRequest
 from engram_cli.errors import EngramError, IncompleteError, InputError
@@ -16,10 +15,10 @@ from engram_cli.formats.stored_layers import stored_layers
 from engram_cli.hashing.layout import UNKNOWN_SCHEME, UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.locate import count_read
+from engram_cli.remote.path import is_remote
 from engram_cli.report.place import check_page
 from engram_cli.rows.source import RowSource
 from engram_cli.sizes import processors
-from engram_cli.vocab.parquet import read_about, read_map
 
 
 def inspect(request: InspectRequest, progress: Progress = SILENT) -> InspectResult:
@@ -70,10 +69,17 @@ def _rows(
         digests = (own, *digests)
     facts, (files, size) = found.format.facts(source), stored_size(found.path)
     # First, since what it needs may be wrong.
-    known = None if request.probe is None else probe(request.probe, progress)
+    known = None
+    if request.probe is not None:
+        from engram_cli.commands.probe import probe
+
+        known = probe(request.probe, progress)
     rows: dict[str, Any] = {}
-    if request.rows or (request.rows is None and not found.format.foreign):
+    is_near = not found.format.foreign and not is_remote(found.path)
+    if request.rows or (request.rows is None and is_near):
         threads = request.threads or processors()
+        from engram_cli.commands.inspect_rows import inspect_rows  # with Numba's kernels
+
         rows = inspect_rows(
             source, companions, hottest=request.hottest, threads=threads, progress=progress
         )
@@ -96,6 +102,8 @@ def _rows(
 
 
 def _vocabulary(path: Path, request: InspectRequest) -> InspectResult:
+    from engram_cli.vocab.parquet import read_about, read_map
+
     about, known = read_about(path), read_map(path)
     tokens = int((known.lookup >= 0).sum())
     facts = (
@@ -171,6 +179,8 @@ def _layout_digests(layout: HashLayout, companions: Companions) -> tuple[Digest,
     place, matches = companions.vocabulary_place(), None
     try:
         if place is not None:
+            from engram_cli.vocab.parquet import read_about
+
             matches = read_about(place).get("vocab_digest") == layout.vocab_digest
     except EngramError:
         matches = False

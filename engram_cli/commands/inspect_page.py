@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engram_cli.commands.checks_view import checks_view, layers_view
-from engram_cli.commands.inspect_rows import InspectResult, NormBins
-from engram_cli.commands.probe import ProbeResult
+from engram_cli.commands.inspect_result import InspectResult, NormBins
 from engram_cli.numbers import count, counted, percent
 from engram_cli.report.page import write_page
-from engram_cli.table.scan.scan import Columns
 from engram_cli.view import (
     Axis,
     Bar,
@@ -36,6 +35,10 @@ from engram_cli.view import (
     percents,
     share_axis,
 )
+
+if TYPE_CHECKING:
+    from engram_cli.commands.probe import ProbeResult
+    from engram_cli.table.scan.scan import Columns
 
 _SAID = {True: "yes", False: "no", None: "not at hand"}
 _MOST_BINS = 60  # drawn; wider bins where there are more

@@ -20,6 +20,7 @@ from engram_cli.files import read_json
 from engram_cli.formats.base import Facts, rows_facts
 from engram_cli.formats.stored_layers import StoredTensor
 from engram_cli.hashing.layout import MAX_ORDER, HashLayout
+from engram_cli.remote.path import look_at
 from engram_cli.rows.dtypes import TENSOR_DTYPES, physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.safetensors import TensorPlace, checkpoint_files, raw_header, tensor_place
@@ -210,6 +211,7 @@ def open_folder(
     names = [name for name in places if wanted(name)]
     tensors: dict[str, FoundTensor] = {}
     short, size = [], 0
+    look_at(places.values())
     read = [file for file in sorted({places[name] for name in names}) if file.is_file()]
     for file in read:
         header, begin = raw_header(file)

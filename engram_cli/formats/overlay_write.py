@@ -32,9 +32,10 @@ from engram_cli.formats.overlay import (
 )
 from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import Progress
+from engram_cli.remote.locate import locate
 from engram_cli.rows import DTYPES
 from engram_cli.rows.gguf_file import GGML_TYPES
-from engram_cli.rows.source import RowSource
+from engram_cli.rows.source import ROWS, SCALES, RowSource
 from engram_cli.rows.stored_as import PIECE_BYTES, layer_scale, sampled_digest, stored_reader
 from engram_cli.table.build import free_bytes
 
@@ -43,6 +44,7 @@ _GGML = {name: number for number, (name, _, _) in GGML_TYPES.items()}
 # Rows with scales of their own are bytes to ggml, as in a GGUF file of V4.1 with rows of 264.
 _BYTES = ("fp8_e8m0", "e8m0_e4m3")
 _PLAIN = ("float32", "float16", "bfloat16", "q8_0", "q4_0", "q4_k", "q6_k")
+_CLOSE = 16  # rows that are read for one that is wanted
 _SCANNED = 2**18  # values compared at a time
 
 
@@ -123,7 +125,7 @@ def _require_layer(source: RowSource, out: Path, kind: str) -> int:
 def _base(source: RowSource, layer: int, options: WriteOptions) -> RowSource:
     """Open the table whose rows are replaced. Raises MismatchError for one of another layout."""
     assert options.patch is not None
-    base = _open(options.patch, options.tokenizer)
+    base = _open(locate(options.patch), options.tokenizer)
     if options.verify:
         require_agreement(base, "--no-verify takes it as it is")
     ours = source.layout
@@ -268,16 +270,44 @@ def _chunks(kind: str, edits: _Edits, head: bytes, row_bytes: int) -> Iterator[b
         for numbers in edits.pieces(0):
             yield numbers.astype("<i4").tobytes()
         for numbers in edits.pieces(row_bytes):
-            yield edits.source.vectors(edits.layer, numbers).astype("<f4").tobytes()
+            yield _values(edits, numbers).astype("<f4", copy=False).tobytes()
         return
     for numbers in edits.pieces(row_bytes):
-        rows, scales = edits.source.stored(edits.layer, numbers)
-        parts = [numbers.astype("<u8").reshape(-1, 1), rows]
-        if scales is not None and scales.ndim == 2:
-            parts.append(scales)
-        yield np.concatenate(
-            [np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1
-        ).tobytes()
+        parts = [numbers.astype("<u8").reshape(-1, 1), *_stored(edits, numbers)]
+        raw = [np.ascontiguousarray(part).view(np.uint8) for part in parts]
+        yield np.concatenate(raw, axis=1).tobytes()
+
+
+def _window(numbers: NDArray[np.int64]) -> tuple[int, int] | None:
+    """Return the first row and how many to read where the rows lie close together, else None.
+
+    Rows that are read do not count as memory of the process, as those that are mapped do.
+    """
+    first, last = int(numbers[0]), int(numbers[-1])
+    return (first, last - first + 1) if last - first < _CLOSE * len(numbers) else None
+
+
+def _values(edits: _Edits, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the rows float32[n, dim] at ascending numbers."""
+    source, window = edits.source, _window(numbers)
+    if window is None:
+        return source.vectors(edits.layer, numbers)
+    values = np.empty((window[1], source.dim or 0), dtype=np.float32)
+    source.read(edits.layer, window[0], values)
+    return values[numbers - window[0]]
+
+
+def _stored(edits: _Edits, numbers: NDArray[np.int64]) -> list[NDArray[Any]]:
+    """Return the rows [n, width] at ascending numbers as stored, and scales of their own."""
+    source, window = edits.source, _window(numbers)
+    if window is None:
+        found = [each for each in source.stored(edits.layer, numbers) if each is not None]
+    else:
+        scaled = DTYPES.load(source.dtype or "").scaling is not None
+        parts = (ROWS, SCALES) if scaled else (ROWS,)
+        found = [source.lines(edits.layer, part, *window) for part in parts]
+        found = [each[numbers - window[0]] for each in found]
+    return found
 
 
 def _verify(part: Path, chunks: Iterator[bytes], out: Path) -> None:

@@ -237,6 +237,11 @@ def _config(
     ends = text.get("eos_token_id")
     if isinstance(ends, list) and ends[:1] == [layout.eos_id]:
         del keys["eos_token_id"]  # the first of several is the one that counts
+    if before is None or source.dtype != origin(source).dtype:
+        whole.pop("quantization_config", None)
+        text.pop("quantization_config", None)
+        if source.dtype == "fp8":
+            whole["quantization_config"] = {"quant_method": "fp8"}
     if text is whole:
         return {**whole, **keys}
     return {**whole, "text_config": {"model_type": "qwen4_exp_text", **text, **keys}}

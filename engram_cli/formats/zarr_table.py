@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engram_cli.errors import ArtifactError, IncompleteError
-from engram_cli.files import local_path
 from engram_cli.formats.base import Checks, Facts, Format, hash_facts, token_fact
 from engram_cli.hashing.layout import short
 from engram_cli.progress import SILENT, Progress
+from engram_cli.remote.path import readable_path
 from engram_cli.rows.checksum import file_checksum
 from engram_cli.table.attributes import (
     META,
@@ -36,7 +36,7 @@ def verify_table(path: Path | str, *, threads: int = 1, progress: Progress = SIL
 
     Raises what `open_table` raises when the attributes themselves are not to be trusted.
     """
-    about = read_description(local_path(path))
+    about = read_description(readable_path(path))
     total = sum(size for size, _ in about.files.values())
     progress.start("verify", total, "bytes")
     groups = {name.rpartition("/")[0] for name in about.arrays} - {""}

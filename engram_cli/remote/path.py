@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import os
 import stat as modes
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
 from typing import Any, ClassVar, TypeGuard
 
 from engram_cli.errors import ArtifactError, SourceError
+from engram_cli.files import local_path
 from engram_cli.remote.session import BLOCK_BYTES, HELD_BYTES, RANGE_BYTES, Session
 from engram_cli.remote.store import Store
 
@@ -254,9 +255,24 @@ def is_remote(path: Path | None) -> TypeGuard[RemotePath]:
     return isinstance(path, RemotePath)
 
 
+def readable_path(path: Path | str) -> Path:
+    """Return a path to read from. Raises InputError for an address that was not located."""
+    return path if isinstance(path, RemotePath) else local_path(path)
+
+
 def is_distant(file: Any) -> bool:
     """Return whether an open file is behind an address, so that the kernel knows nothing of it."""
     return isinstance(file, RangedFile)
+
+
+def look_at(paths: Iterable[Path]) -> None:
+    """Ask what there is at several paths of one session at a time; paths of this machine are left.
+
+    Raises SourceError.
+    """
+    distant = [path for path in paths if is_remote(path)]
+    if distant:
+        distant[0].session.look_at([path.key for path in distant])
 
 
 def read_ranges(wanted: Sequence[tuple[RemotePath, int, int]]) -> Iterator[tuple[int, bytes]]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.errors import ArtifactError, InputError, MismatchError
-from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.remote.path import look_at, readable_path
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.source import HITS
 from engram_cli.table.attributes import Description, read_description
@@ -89,7 +89,7 @@ def open_table(path: Path | str) -> TableStore:
     Raises InputError when there is none, IncompleteError for a half-built one, ArtifactError for
     one that is damaged, tampered with or newer. Checksums are checked by `verify`.
     """
-    about = read_description(local_path(path))
+    about = read_description(readable_path(path))
     _check_sizes(about)
     layout = bound_layout(about)
     return TableStore(
@@ -145,6 +145,7 @@ def zarr_metadata(arrays: list[ChunkedArray], attributes: Mapping[str, Any]) -> 
 
 
 def _check_sizes(about: Description) -> None:
+    look_at(about.path / name for name in about.files)
     for name, (size, _) in about.files.items():
         try:
             found = (about.path / name).stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR
@@ -212,6 +213,9 @@ def quiet() -> Iterator[None]:
     level = logging.get_verbosity()
     logging.set_verbosity(ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of checkpoints within a second, which are then sorted by their numbers.
+            warnings.filterwarnings("ignore", "mtime may not be reliable", UserWarning)
+            yield
     finally:
         logging.set_verbosity(level)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.errors import EngramError, InputError, VocabularyError
-from engram_cli.files import local_path, read_json, sha256_bytes
+from engram_cli.files import read_json, sha256_bytes
 from engram_cli.progress import SILENT, Progress
-from engram_cli.remote.path import is_remote
+from engram_cli.remote.path import readable_path
 
 # A tokenizer.json is a few MB; the largest published one is 33 MB.
 MAX_TOKENIZER_BYTES = 512 * 2**20
@@ -129,8 +129,7 @@ def load_tokenizer(path: str | Path, progress: Progress = SILENT) -> TokenizerFi
     """
     from tokenizers import Tokenizer
 
-    given = path if isinstance(path, Path) and is_remote(path) else local_path(path)
-    file = find_tokenizer(given)
+    file = find_tokenizer(readable_path(path))
     raw = _read(file)
     with _rust_errors(f"{file} is not a tokenizer.json that tokenizers can load", _TAKE_AGAIN):
         backend = Tokenizer.from_str(raw.decode("utf-8"))

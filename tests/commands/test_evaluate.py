@@ -257,6 +257,15 @@ def test_formats_give_the_same_losses(
     assert other.bytes == (None if name == "ids.parquet" else found.bytes)
 
 
+def test_rows_on_disk_give_the_same_losses(here: Here, found: EvaluateResult) -> None:
+    listener = Listener()
+    other = here.run(placement="disk", listener=listener)
+    assert other.memory == pytest.approx(found.memory, abs=1e-6)
+    assert any("0 MB of rows" in note for note in listener.notes)
+    with pytest.raises(InputError, match="placement 'attic'"):
+        here.run(placement="attic")
+
+
 def test_limits_cut_the_text(here: Here, ids: list[list[int]]) -> None:
     first = here.run(max_documents=2)
     assert (first.documents, first.tokens) == (2, len(ids[0]) + len(ids[1]))

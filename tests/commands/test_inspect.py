@@ -12,7 +12,7 @@ from commands.made import Made
 
 from engram_cli.commands.convert import ConvertRequest, convert_table
 from engram_cli.commands.inspect import InspectRequest, inspect
-from engram_cli.commands.inspect_rows import InspectResult
+from engram_cli.commands.inspect_result import InspectResult
 from engram_cli.errors import InputError, OutputError
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.store import open_table

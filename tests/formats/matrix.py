@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "convert.md"
 BEGIN, END = "<!-- matrix: written by tests/formats/matrix.py -->", "<!-- end of the matrix -->"
 ALL_TARGETS = ("table", "bundle", *TARGETS)
-QWEN_SIZES = {"num_hidden_layers": 4, "hidden_size": 32}
+QWEN_SIZES = {"num_hidden_layers": 4, "hidden_size": 32, "hc_count": 4}
 SUFFIXES = {"gguf": ".gguf", "demo": ".safetensors", "pleo": ".pleo", "plepatch": ".plepatch"}
 
 

@@ -162,6 +162,7 @@ def test_fp8_with_a_scale_that_bfloat16_does_not_hold(tmp_path: Path) -> None:
     result = written(made.path, "qwen-ple", tmp_path / "r", dtype="fp8")
     assert result.verified
     source = find_artifact(tmp_path / "r").open()
+    assert not differs(tmp_path / "r")
     table(made.path, tmp_path / "t.zarr", dtype="fp8")
     other = find_artifact(tmp_path / "t.zarr").open()
     assert source.lines(2, SCALES, 0, 1)[0] == other.lines(2, SCALES, 0, 1)[0]
@@ -169,6 +170,8 @@ def test_fp8_with_a_scale_that_bfloat16_does_not_hold(tmp_path: Path) -> None:
     again = written(made.path, "qwen-ple", tmp_path / "s", dtype="fp8", scale=0.25)
     assert again.verified
     assert find_artifact(tmp_path / "s").open().lines(2, SCALES, 0, 1)[0] == 0.25
+    written(tmp_path / "r", "qwen-ple", tmp_path / "v", dtype="bfloat16")
+    assert not differs(tmp_path / "v")
     with pytest.raises(InputError, match="int8"):
         written(made.path, "qwen-ple", tmp_path / "u", dtype="int8")
 
@@ -230,6 +233,42 @@ def test_every_conversion_is_resumed(
     assert sorted(os.listdir(tmp_path)) == sorted(
         {"m", "n", "whole"} | ({"o.gguf"} if to == "row264" else set())
     )
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "[1, 2]",
+        '{"request": 7}',
+        '{"rows": "many", "copied": 0}',
+        '{"rows": -1, "copied": 0}',
+        '{"rows": 1e9, "copied": true}',
+        '{"rows": 999999999999999999999999, "copied": 0}',
+        '{"rows": 0, "copied": 0, "files": ["../q/config.json", 3, "rows.json"]}',
+    ],
+)
+def test_notes_that_cannot_be_start_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str
+) -> None:
+    """What is noted of an interrupted run is checked; nothing outside the work folder goes."""
+    made = checkpoints.qwen_ple(tmp_path / "q")
+    with monkeypatch.context() as patch:
+        interrupted(patch, 4, OSError(28, "No space left"))
+        with pytest.raises(OutputError):
+            written(made.path, "qwen-ple", tmp_path / "r")
+    place = tmp_path / "r.partial" / "rows.json"
+    said = json.loads(place.read_text())
+    try:
+        changed = json.loads(note)
+    except ValueError:
+        changed = None
+    same = isinstance(changed, dict) and "rows" in changed
+    place.write_text(json.dumps({"request": said["request"], **changed}) if same else note)
+    options = {} if same else {"force": True}
+    assert written(made.path, "qwen-ple", tmp_path / "r", **options).verified
+    assert (made.path / "config.json").is_file()
+    assert np.array_equal(stored(find_artifact(tmp_path / "r").open(), 2, ROWS), made.rows[2])
 
 
 def test_force_drops_a_half_written_one_and_replaces_only_ours(

@@ -19,7 +19,7 @@ from engram_cli.formats.overlay import Overlay
 from engram_cli.rows.source import ROWS, SCALES
 from engram_cli.vocab.compress import CompressedVocab
 
-EDITED = [0, 7, 8, 1500, 1663]
+EDITED = [0, 7, 8, 1500, 1663]  # rows that lie apart, and with --rows close together
 
 
 def overlay(path: Path) -> Overlay:

@@ -115,7 +115,7 @@ def qwen(folder: Path) -> RowSource:
         name = f"{start}ngram_embedding.shard_{shard}.weight"
         writer.add(f"model-{shard // 16}.safetensors", name, "bfloat16", None, 2_500_012, 160)
     config = {"ple_layer_ids": [2], "ngram_size": 3, "heads_per_ngram": 8, "vocab_size": 248320}
-    config |= {"ngram_vocab_size_base": 20_000_000, "eos_token_id": 248044}
+    config |= {"ngram_vocab_size_base": 20_000_000, "eos_token_id": 248044, "ple_embed_dim": 2560}
     source = find_artifact(writer.write({"text_config": config})).open()
     assert source.layout.fingerprint == layout.fingerprint
     fill(source, (ROWS,))

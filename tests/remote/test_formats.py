@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 from formats import checkpoints, small_artifacts
 from remote.server import Behaviour
+from table.tables import build
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.convert_to import convert
+from engram_cli.commands.inspect import inspect
+from engram_cli.commands.requests.reading import InspectRequest, VerifyRequest
 from engram_cli.commands.requests.tables import ConvertRequest
+from engram_cli.commands.verify import verify
 from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS
 from engram_cli.remote.locate import count_read, locate
@@ -24,8 +29,8 @@ from engram_cli.rows import distant
 from engram_cli.rows.source import ROWS, SCALES
 from engram_cli.vocab.compress import CompressedVocab
 
-# Engram's own artifacts for models are mapped by what reads them: they are on this machine.
-LOCAL_ONLY = {"bundle", "statistics", "table"}
+# What reads these maps them, or has its own reader of arrays: they are on this machine.
+LOCAL_ONLY = {"bundle", "statistics"}
 Write = Callable[[Path, CompressedVocab, Path], Path]
 
 
@@ -45,6 +50,14 @@ def _pleo(folder: Path, _: CompressedVocab, __: Path) -> Path:
     return small_artifacts.pleo(folder / "m.pleo", np.array([7, 3]), np.ones((2, 4)))
 
 
+def _torch(folder: Path, vocab: CompressedVocab, tokenizer: Path) -> Path:
+    made = small_artifacts.demo(folder.parent / "demo-of-torch", vocab)
+    folder.mkdir()
+    out = folder / "m.pt"
+    convert(ConvertRequest(source=made.path, to="demo", out=out, tokenizer=tokenizer))
+    return out
+
+
 def _gguf(dialect: str) -> Write:
     def write(folder: Path, vocab: CompressedVocab, _: Path) -> Path:
         folder.mkdir()
@@ -53,8 +66,14 @@ def _gguf(dialect: str) -> Write:
     return write
 
 
+def _table(folder: Path, _: CompressedVocab, __: Path) -> Path:
+    build(folder)
+    return folder
+
+
 WRITERS: dict[str, tuple[str, Write]] = {
     "row264": ("row264", _row264),
+    "table": ("table", _table),
     "deepseek": ("deepseek-v4.1", lambda f, v, t: checkpoints.deepseek_v41(f, v, t).path),
     "qwen": ("qwen-ple", lambda f, v, t: checkpoints.qwen_ple(f).path),
     "qwen fp8": (
@@ -70,6 +89,7 @@ WRITERS: dict[str, tuple[str, Write]] = {
         "engram-peft",
         lambda f, v, t: _with_tokenizer(small_artifacts.engram_peft(f, v).path, t),
     ),
+    "torch": ("demo", _torch),
     "demo": ("demo", lambda f, v, t: _with_tokenizer(small_artifacts.demo(f, v).path, t)),
 }
 
@@ -130,11 +150,28 @@ def test_the_same_as_from_the_disk(
     assert read.requests <= len(answered)
 
 
-def test_a_table_of_ours_is_read_from_the_disk(server: Behaviour) -> None:
-    (server.folder / "t.zarr").mkdir()
-    (server.folder / "t.zarr" / "zarr.json").write_text('{"attributes": {"format": "x"}}')
-    found = find_artifact(locate(Path(f"{server.address}/t.zarr")))
-    assert found.kind == "table"
+def test_a_bundle_is_read_from_the_disk(server: Behaviour) -> None:
+    (server.folder / "engram").mkdir()
+    (server.folder / "engram" / "engram.json").write_text("{}")
+    found = find_artifact(locate(Path(f"{server.address}/engram")))
+    assert found.kind == "bundle"
     with pytest.raises(InputError, match="is an address") as caught:
         found.open()
     assert "download it first" in caught.value.hint
+
+
+def test_rows_of_a_table_behind_an_address_are_read_when_asked_for(server: Behaviour) -> None:
+    build(server.folder / "t.zarr")
+    request = InspectRequest(path=Path(f"{server.address}/t.zarr"))
+    assert inspect(request).columns == ()
+    local = inspect(InspectRequest(path=server.folder / "t.zarr"))
+    assert inspect(replace(request, rows=True)).columns == local.columns != ()
+    assert verify(VerifyRequest(path=request.path)).ok
+
+
+def test_a_folder_of_gguf_files_says_so(server: Behaviour, small_vocab: CompressedVocab) -> None:
+    checkpoints.deepseek_gguf(server.folder / "m.gguf", small_vocab, "llama.cpp")
+    for path in (server.folder, locate(Path(server.address))):
+        with pytest.raises(InputError) as caught:
+            find_artifact(path)
+        assert caught.value.hint == f"give one of its GGUF files, such as {path}/m.gguf"

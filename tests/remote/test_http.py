@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from formats import checkpoints
@@ -185,6 +187,19 @@ def test_an_index_that_leads_elsewhere_is_refused(server: Behaviour) -> None:
         with pytest.raises(EngramError, match="names the file"):
             find_artifact(located(f"{server.address}/m")).open()
         index.write_text(index.read_text().replace(name, "model-00001-of-00002.safetensors"))
+
+
+def test_many_files_are_asked_for_at_a_time(server: Behaviour) -> None:
+    made = checkpoints.qwen_ple(server.folder / "m").path
+    index = made / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    listed["weight_map"] |= {f"other.{i}": f"other-{i}.safetensors" for i in range(40)}
+    index.write_text(json.dumps(listed))
+    source: Any = find_artifact(located(f"{server.address}/m")).open()
+    (check,) = [each for each in source.checks if each.name.startswith("files and tensors")]
+    assert (check.result, check.found.split(", ")[1]) == ("differs", "other-1.safetensors")
+    heads = [path for method, path, _ in server.asked if method == "HEAD" and "other" in path]
+    assert sorted(heads) == sorted({f"/m/other-{i}.safetensors" for i in range(40)})
 
 
 def test_a_folder_that_the_server_does_not_show(server: Behaviour) -> None:

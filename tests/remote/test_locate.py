@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -17,9 +19,12 @@ from formats import checkpoints
 from huggingface_hub import constants, file_download
 
 from engram_cli.commands.artifact import find_artifact
+from engram_cli.commands.lookup import lookup
+from engram_cli.commands.requests.reading import LookupRequest
 from engram_cli.errors import DependencyError, InputError, SourceError
 from engram_cli.remote.locate import count_read, locate
 from engram_cli.remote.path import RemotePath, is_remote
+from engram_cli.vocab.compress import CompressedVocab
 
 SHA = "5c0ffee" * 5 + "12345"
 TOKEN = "hf_" + "a" * 30
@@ -154,6 +159,15 @@ def test_a_file_of_a_repository(hub: Hub) -> None:
     assert path.with_name("none.json").exists() is False
     listed = next(asked for asked, _, _ in hub.asked if "/api/" in asked)
     assert listed.partition("?")[0].endswith("revision/refs%2Fpr%2F3")
+
+
+def test_a_tokenizer_of_a_repository(
+    hub: Hub, tmp_path: Path, small_vocab: CompressedVocab, tokenizer_file: Path
+) -> None:
+    shutil.copy(tokenizer_file, hub.folder / "tokenizer.json")
+    made = checkpoints.deepseek_gguf(tmp_path / "m.gguf", small_vocab, "llama.cpp")
+    request = LookupRequest(path=made.path, text="apple", tokenizer=Path("org/name"))
+    assert lookup(request).tokens == lookup(replace(request, tokenizer=tokenizer_file)).tokens
 
 
 def test_the_token_stays_with_the_hub(hub: Hub, tmp_path: Path) -> None:

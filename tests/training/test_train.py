@@ -14,9 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from tiny_models import text
 from transformers import AutoModelForCausalLM, TrainerCallback
-from typer.testing import CliRunner
 
-from engram_cli.cli.app import app
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.train import TrainResult, train
 from engram_cli.errors import CorpusError, EngramError, InputError, MismatchError, OutputError
@@ -183,28 +181,6 @@ def test_the_whole_model_is_written_without_the_memory(
     assert not torch.equal(model.lm_head.weight, start.lm_head.weight)
 
 
-def test_a_bundle_is_made_from_the_text(
-    checkpoint: Path, texts: tuple[Path, Path], tmp_path: Path
-) -> None:
-    arguments = ["train", str(checkpoint), str(texts[0]), "--held-out", str(texts[1])]
-    arguments += ["--steps", "6", "--batch", "4", "--length", "16", "--dim", "4", "--device", "cpu"]
-    arguments += ["--rows-per-head", "97", "--layers", "1", "-o", str(tmp_path / "run")]
-    found = CliRunner().invoke(app, [*arguments, "--json"])
-    assert found.exit_code == 0, found.output
-    result = json.loads(found.stdout)
-    assert result["outcome"]["lines"][1]["difference"] < 0
-    spec = read_bundle(tmp_path / "run" / "engram").spec
-    assert (spec.layers, spec.dim, spec.dtype) == ((1,), 4, "float32")
-    start = weights(tmp_path / "run" / "work" / "engram")
-    assert np.count_nonzero(start["1 rows"].any(axis=1)) > 100  # next-token rows
-    shown = CliRunner().invoke(app, arguments)  # it is finished
-    assert shown.exit_code == 0, shown.output
-    for word in ("model alone", "memory", "95 % interval", "is finished"):
-        assert word in shown.output
-    packed = np.fromfile(tmp_path / "run" / "work" / "train.u32", dtype="<u4")
-    assert np.count_nonzero(packed == 1) == 60  # </s> after each of the documents
-
-
 def test_a_dry_run_measures_and_writes_nothing(
     checkpoint: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -215,12 +191,6 @@ def test_a_dry_run_measures_and_writes_nothing(
     assert result.steps == round(60 / result.cost.seconds)
     assert result.memory_bytes is not None
     assert result.memory_bytes > 10**6
-    arguments = ["train", str(checkpoint), str(texts[0]), "--held-out", str(texts[1]), "--dry-run"]
-    arguments += ["--steps", "7", "-o", str(tmp_path / "run"), "--device", "cpu", "--length", "16"]
-    shown = CliRunner().invoke(app, arguments)
-    assert shown.exit_code == 0, shown.output
-    assert "7 of 64 tokens" in " ".join(shown.output.split())
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_measuring_a_step_changes_nothing(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from engram_cli.commands.requests.corpus import CorpusFields
-from engram_cli.commands.requests.options import Force, Here, Option, Rule
+from engram_cli.commands.requests.options import Force, Here, Option
 from engram_cli.commands.workspace import Workspace
 from engram_cli.sizes import read_size
 
@@ -121,11 +121,3 @@ class EvaluateRequest(CorpusFields):
     ] = None
     force: Force = False
     workspace: Here = dataclasses.field(default_factory=Workspace)
-
-    RULES = (
-        Rule(
-            lambda request: request.placement != "hbm" and request.device == "cpu",
-            "--placement {0.placement} with --device cpu",
-            "on a CPU rows lie in memory: leave --placement out",
-        ),
-    )

@@ -105,9 +105,9 @@ class InspectRequest(Request):
 
     `stats`, `vocab`: None for those that lie next to it and belong to it. `hottest`: rows listed of
     each order. `rows`: read the rows too, or only what describes them; None reads those of
-    engram's own artifacts. `tokenizer`: that of another program's checkpoint, None for the one in
-    its folder. `probe`: ask the
-    table what it knows of a text. `report`: a page to draw of it all.
+    engram's own artifacts on this machine. `tokenizer`: that of another program's checkpoint, None
+    for the one in its folder. `probe`: ask the table what it knows of a text. `report`: a page to
+    draw of it all.
     """
 
     path: Annotated[
@@ -130,7 +130,7 @@ class InspectRequest(Request):
         bool | None,
         Option(
             "Read the rows, or only their metadata (rows are read unless they are another "
-            "program's checkpoint)."
+            "program's checkpoint, or behind an address)."
         ),
     ] = None
     tokenizer: Annotated[
