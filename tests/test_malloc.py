@@ -67,10 +67,10 @@ if sys.argv[1] == "kept":
     malloc.keep_freed()
 def work():
     for _ in range(100):
-        pair = np.empty(2**20, np.uint8), np.empty(2**20, np.uint8)
-        for each in pair:
+        held = [np.empty(2**20, np.uint8) for _ in range(6)]
+        for each in held:
             each[::4096] = 1
-        del pair, each
+        del held, each
 threads = [threading.Thread(target=work) for _ in range(2)]
 for thread in threads:
     thread.start()
