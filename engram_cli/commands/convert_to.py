@@ -15,6 +15,7 @@ from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS, TARGETS
 from engram_cli.formats.base import Change, Target, WriteOptions, require_agreement
 from engram_cli.formats.overlay import Overlay
+from engram_cli.malloc import keep_freed
 from engram_cli.outputs import check_name
 from engram_cli.progress import SILENT, Progress
 from engram_cli.registry import enumerated
@@ -64,6 +65,7 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     Raises InputError for what cannot be converted, ArtifactError for a source that is damaged,
     OutputError when something else is in the way, does not fit or cannot be written.
     """
+    keep_freed()
     request = located(request)
     if request.to in (None, "table"):
         return convert_table(request, progress)
