@@ -169,3 +169,31 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     theirs = small_artifacts.pleo(tmp_path / "x.pleo", np.array([1]), np.ones((1, 160)))
     with pytest.raises(OutputError, match="who wrote it"):
         converted(edited, "pleo", theirs, patch=base.path, force=True)
+
+
+def test_an_overlay_as_the_other_kind(tmp_path: Path) -> None:
+    """Rows of a ggml type become float32; what is not decoded, or would be lost, is refused."""
+    numbers = np.array([7, 2**31 - 1, 3])
+    q8_0 = np.random.default_rng(0).integers(0, 60, (3, 34), dtype=np.uint8)
+    first = small_artifacts.plepatch(tmp_path / "a.plepatch", numbers, q8_0, dim=32, kind=8)
+    converted(first, "pleo", tmp_path / "b.pleo")
+    converted(tmp_path / "b.pleo", "plepatch", tmp_path / "c.plepatch")
+    overlays: list[Any] = [
+        find_artifact(tmp_path / n).open() for n in ("a.plepatch", "b.pleo", "c.plepatch")
+    ]
+    for overlay in overlays:
+        assert overlay.row_numbers().tolist() == numbers.tolist()
+        assert np.array_equal(
+            np.concatenate(list(overlay.pieces())), np.concatenate(list(overlays[0].pieces()))
+        )
+    assert overlays[2].tensor == "per_layer_token_embd.weight"
+    raw = small_artifacts.plepatch(tmp_path / "d.plepatch", numbers, q8_0, dim=34, kind=24)
+    with pytest.raises(InputError, match="int8, which are not decoded"):
+        converted(raw, "pleo", tmp_path / "e.pleo")
+    with pytest.raises(InputError, match="has some rows already"):
+        converted(first, "pleo", tmp_path / "e.pleo", rows=(0, 2))
+    far = small_artifacts.plepatch(tmp_path / "f.plepatch", numbers + 2**31, q8_0, dim=32, kind=8)
+    with pytest.raises(InputError, match="does not fit the int32"):
+        converted(far, "pleo", tmp_path / "e.pleo")
+    with pytest.raises(OutputError, match="already exists"):
+        converted(first, "pleo", tmp_path / "b.pleo")
