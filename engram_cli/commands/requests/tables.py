@@ -189,7 +189,10 @@ class ConvertRequest(Request):
     ]
     dtype: Annotated[
         str | None,
-        Option(f"Data type of the new rows: {DTYPES.choices()} (with --to, the source's own)."),
+        Option(
+            f"Data type of the new rows: {DTYPES.choices()}; with --to gguf also q8_0 (with --to, "
+            "the source's own)."
+        ),
     ] = None
     out: Annotated[Path | None, Option("File or folder to write.", short="-o")] = None
     to: Annotated[
@@ -197,11 +200,18 @@ class ConvertRequest(Request):
     ] = None
     dialect: Annotated[
         str | None,
-        Option("With --to gguf: llama.cpp, ds4 or 'upper case' (the file's own)."),
+        Option(
+            "With --to gguf: llama.cpp, ds4, 'upper case', tensors, side-car or qwen4exp (the "
+            "file's own, else llama.cpp or qwen4exp)."
+        ),
     ] = None
     layers: Annotated[
         tuple[int, ...] | None,
-        Option("Convert only these layers of the source (all).", metavar="LAYER", parser=integers),
+        Option(
+            "Convert only these layers, by the numbers that inspect shows (all).",
+            metavar="LAYER,...",
+            parser=integers,
+        ),
     ] = None
     rows: Annotated[
         tuple[int, int] | None,
