@@ -1,14 +1,13 @@
 """Fits the gates of a new memory to a text in a few steps, so that its rows help at once.
 
-Only the dense weights of the memory's last layer learn: the model and the rows stay as they are.
-Two things make about sixty small steps enough, where plain Adam needs hundreds of large ones.
+Only the dense weights of the memory's last layer learn. Two things make about sixty small steps
+enough, where plain Adam needs hundreds of large ones.
 
 - Rows of a table are far from white: a few directions hold nearly all of their energy. The
   projections learn in coordinates in which the looked-up vectors are white, W = R P with
   P = (S + damping)^-1/2 and S the second moment of the vectors. S needs look-ups alone.
 - Their steps are sized by the hidden states that they are added to.
-
-No figure depends on the clock: the same text and seed give the same weights on the same machine.
+The same text and seed give the same weights on the same machine.
 """
 
 from __future__ import annotations
@@ -65,6 +64,13 @@ class FitResult:
     steps: int
     tokens: int
     kept: bool
+
+    def __str__(self) -> str:
+        change = f"{self.before:.3f} -> {self.after:.3f} nats per token"
+        return (
+            f"fitted decoder layer {self.decoder_layer}: {change}, after {self.tokens:,} tokens"
+            + ("" if self.kept else "; the loss did not fall, so it starts silent")
+        )
 
 
 def fit(

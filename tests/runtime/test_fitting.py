@@ -14,7 +14,7 @@ from tiny_models import MODULES, gpt2, llama, make_bundle, parameters, spec_of
 from torch import nn
 
 from engram_cli.errors import InputError, RuntimeAttachError, TokenIdError
-from engram_cli.runtime import attach, detach, evaluate_losses, fit, load, save_engram
+from engram_cli.runtime import attach, detach, evaluate_losses, fit, fitting, load, save_engram
 from engram_cli.vocab.compress import CompressedVocab
 
 SIZES: dict[str, Any] = {"steps": 24, "batch_tokens": 128, "context": 32}
@@ -77,6 +77,21 @@ def test_equal_inputs_give_equal_weights(small_vocab: CompressedVocab, tmp_path:
     load(model, tmp_path / "bundle")
     other = fit(model, documents(40, 1), seed=1, **SIZES)
     assert other != first
+
+
+def test_attach_fits_at_once(
+    small_vocab: CompressedVocab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", spec_of(small_vocab, "engram-v1", dim=16))
+    model = llama(small_vocab.vocab_size)
+    with pytest.raises(InputError, match="are needed"):
+        attach(model, bundle, fit=documents(1, 1))
+    assert not hasattr(model, "engram")
+    monkeypatch.setattr(fitting.fit, "__kwdefaults__", fitting.fit.__kwdefaults__ | SIZES)
+    memory = attach(model, bundle, fit=documents(40, 1))
+    assert "fitted decoder layer 2: 6." in memory.notes[-1]
+    held = evaluate_losses(model, documents(10, 2), context=32)
+    assert held.loss("memory") < held.loss("bare") - 0.3
 
 
 def test_other_models_and_dtypes(small_vocab: CompressedVocab, tmp_path: Path) -> None:
