@@ -14,6 +14,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: 1 file, 2 files."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def brief(value: float) -> str:
     """Return a count in three digits: 950, 1.2 k, 63.7 M."""
     for step, letter in _STEPS:

@@ -57,3 +57,35 @@ def test_threads_share_few_arenas(tmp_path: object) -> None:
         return int(done.stdout)
 
     assert arenas("bound") == 3 < arenas("free")
+
+
+PIECES = """
+import resource, sys, threading
+import numpy as np
+from engram_cli import malloc
+if sys.argv[1] == "kept":
+    malloc.keep_freed()
+def work():
+    for _ in range(100):
+        held = [np.empty(2**20, np.uint8) for _ in range(6)]
+        for each in held:
+            each[::4096] = 1
+        del held, each
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(malloc._glibc("malloc_trim") is None, reason="glibc's heap")
+def test_pieces_are_not_given_back_each_time() -> None:
+    faults = {}
+    for kind in ("given", "kept"):
+        done = subprocess.run(
+            [sys.executable, "-c", PIECES, kind], check=True, capture_output=True, text=True
+        )
+        faults[kind] = int(done.stdout)
+    assert faults["kept"] < faults["given"] / 2

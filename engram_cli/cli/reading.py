@@ -146,7 +146,11 @@ def inspect_parts(result: InspectResult) -> list[RenderableType]:
     # The page has the heads at its end, where they may be long.
     order = ("stored", "checks", "digests", "heads", "norms", "hottest", "duplicates")
     tables = printed(views[name] for name in order if name in views)
-    return [facts(str(result.kind).capitalize(), lines), *tables, *probe_parts(result.probe)]
+    return [
+        facts(result.kind if result.foreign else result.kind.capitalize(), lines),
+        *tables,
+        *probe_parts(result.probe),
+    ]
 
 
 def probe_parts(result: ProbeResult | None) -> list[RenderableType]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engram_cli.cli.plain import clean_segments
+from engram_cli.numbers import counted
 from engram_cli.remote.store import ReadCount
 
 _UNBOUNDED = 10_000  # columns
@@ -36,7 +37,7 @@ def short_digest(digest: str) -> str:
 
 def count(number: int, noun: str) -> str:
     """Return a number and its noun: 1 file, 2 files."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return counted(number, noun)
 
 
 def read_text(read: ReadCount) -> str:

@@ -249,7 +249,13 @@ def _bundle(result: AttachResult) -> list[RenderableType]:
     if result.zero_rows:
         named = ", ".join(map(str, result.zero_rows))
         lines.append(("zero rows", f"table layers {named}: no output changes before training"))
-    if not result.identity:
+    fitted = result.fit
+    if fitted is not None:
+        lines.append(
+            ("fitted", f"decoder layer {fitted.decoder_layer}: {fitted.before:.3f} -> "
+             f"{fitted.after:.3f} nats per token, after {fitted.tokens:,} tokens"),
+        )  # fmt: skip
+    elif not result.identity:
         why = "weights are the checkpoint's" if result.trained else "value projection is random"
         lines.append(("outputs", f"change at once: the {why}"))
     return [facts("Bundle", lines)]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,10 @@ from engram_cli.table.build import free_bytes
 from engram_cli.table.store import TableStore
 from engram_cli.version import __version__
 
+if TYPE_CHECKING:
+    from engram_cli.commands.fit_gates import Dense
+    from engram_cli.runtime.fitting import FitResult
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachResult:
@@ -64,7 +69,8 @@ class AttachResult:
     those of the disk, before.
 
     `zero_rows`: the layers whose rows are all zero. `identity`: no output of the model changes yet.
-    `trained`: the module's weights are those of the checkpoint that has the rows.
+    `trained`: the module's weights are those of the checkpoint that has the rows. `fit`: how they
+    were fitted to a text, None where they were not.
     """
 
     out: Path
@@ -86,6 +92,7 @@ class AttachResult:
     trained: bool = False
     zero_rows: tuple[int, ...] = ()
     files: Mapping[str, int] = field(default_factory=dict)
+    fit: FitResult | None = None
 
     @property
     def fits(self) -> bool:
@@ -122,6 +129,11 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         dry_run=request.dry_run,
     )
     in_the_way = refusal(place, request.dry_run)
+    fitter = None
+    if request.fit is not None:  # needs torch
+        from engram_cli.commands.fit_gates import GateFitter
+
+        fitter = GateFitter(request, model, progress)
     result = AttachResult(
         out=out,
         model=model,
@@ -155,7 +167,15 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
             threads=os.cpu_count() or 1,
             progress=progress,
         )
-    return _write(spec, store, counted, own, request, result, progress)
+    result = _write(spec, store, counted, own, request, result, progress)
+    if fitter is None:
+        return result
+    fitted, dense = fitter.fit(out)
+    if fitted.kept:  # the bundle that is there is the one just written
+        again = replace(request, force=True)
+        result = _write(spec, store, counted, own, again, result, progress, fitted=dense)
+        result = replace(result, identity=False)
+    return replace(result, fit=fitted)
 
 
 def _counted(store: RowSource, request: AttachRequest) -> RowSource | None:
@@ -260,13 +280,23 @@ def _write(
     request: AttachRequest,
     planned: AttachResult,
     progress: Progress,
+    *,
+    fitted: Dense | None = None,
 ) -> AttachResult:
-    """Write the bundle, with its own rows or with a reference to the table's."""
-    zero_layers = []
+    """Write the bundle, with its own rows or with a reference to the table's.
 
-    def dense(layer: int, zero_rows: bool) -> dict[str, NDArray[np.float32]]:
+    `fitted`: the dense weights, where they are not those that a module starts with.
+    """
+    zero_layers = []
+    gate = request.init_gate
+    if request.fit is not None and gate == "random":
+        gate = "even"  # so that no gate begins by chance nearly closed
+
+    def dense(layer: int, zero_rows: bool) -> Mapping[str, NDArray[np.float32]]:
         if zero_rows:
             zero_layers.append(layer)
+        if fitted is not None:
+            return fitted[layer]
         if own is not None:
             return own.dense(layer)
         return first_values(
@@ -275,7 +305,7 @@ def _write(
             seed=request.seed,
             zero_rows=zero_rows,
             value=request.init_value,
-            gate=request.init_gate,
+            gate=gate,
         )
 
     hits = None if counted is None else partial(_hits, counted)

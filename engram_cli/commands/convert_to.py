@@ -14,6 +14,8 @@ from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.errors import InputError
 from engram_cli.formats import FORMATS, TARGETS
 from engram_cli.formats.base import Change, Target, WriteOptions, require_agreement
+from engram_cli.formats.overlay import Overlay
+from engram_cli.malloc import keep_freed
 from engram_cli.outputs import check_name
 from engram_cli.progress import SILENT, Progress
 from engram_cli.registry import enumerated
@@ -63,6 +65,7 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     Raises InputError for what cannot be converted, ArtifactError for a source that is damaged,
     OutputError when something else is in the way, does not fit or cannot be written.
     """
+    keep_freed()
     request = located(request)
     if request.to in (None, "table"):
         return convert_table(request, progress)
@@ -123,6 +126,8 @@ def _chosen(source: RowSource, target: Target, request: ConvertRequest) -> RowSo
         )
     if request.layers is not None:
         source = some_layers(source, request.layers)
+    if isinstance(source, Overlay) and target.part_of_rows and request.dtype is None:
+        return source
     if source.dtype is None:
         raise InputError(f"{source.path} holds no vectors", "give a table or a checkpoint")
     dtype = request.dtype or source.dtype

@@ -32,6 +32,7 @@ from engram_cli.engines.counting import Running, Work, count, resume_folder
 from engram_cli.errors import InputError, OutputError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.malloc import trim
+from engram_cli.numbers import counted
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_page
@@ -302,7 +303,7 @@ def _idle(request: HashStatsRequest, sources: Sources, text: bool) -> Iterator[s
     if not text and (request.tokenizer is not None or request.encoder != "auto"):
         yield "--tokenizer and --encoder have no effect: the corpus holds token ids"
     if sources.repeated:
-        yield f"{sources.repeated} files were named twice; each is read once"
+        yield f"named twice and read once: {counted(sources.repeated, 'file')}"
 
 
 def _check_places(request: HashStatsRequest, sources: Sources, vocab: Path, out: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engram_cli.commands.checks_view import checks_view, layers_view
 from engram_cli.commands.inspect_result import InspectResult, NormBins
-from engram_cli.numbers import count, percent
+from engram_cli.numbers import count, counted, percent
 from engram_cli.report.page import write_page
 from engram_cli.view import (
     Axis,
@@ -51,7 +51,7 @@ def write_inspection(result: InspectResult, name: str, path: Path, *, force: boo
     document = json.loads(json.dumps(asdict(result), default=str)) | {"name": name}
     for said in ("seconds", "report"):  # the same artifact gives the same page
         del document[said]
-    size = f"{result.stored_bytes:,} bytes in {result.files:,} files"
+    size = f"{result.stored_bytes:,} bytes in {counted(result.files, 'file')}"
     page = Page(
         kicker="Engram · inspection",
         heading="What this artifact holds",

@@ -26,7 +26,7 @@ from engram_cli.table.attributes import group_problem
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
 
-_MOST_PROBLEMS = 20
+_MOST_PROBLEMS, _MOST_NAMES = 20, 4
 _DROPPED = (("'locality'", "windows"),)  # keys of earlier versions that are no longer computed
 _CLOSE = 1e-9  # what another processor may round otherwise
 # What names an entry of a list in a message.
@@ -108,7 +108,15 @@ def _figure_problems(
         problems += [f"{path} of {DOCUMENT} {what}" for path, what in found]
     if len(problems) > _MOST_PROBLEMS:
         problems[_MOST_PROBLEMS:] = [f"{len(problems) - _MOST_PROBLEMS} more values are wrong"]
-    return problems, [f"{key}: {reason}" for key, reason in sorted(left.items())]
+    reasons = sorted(set(left.values()))
+    return problems, [f"{_listed(left, reason)}: {reason}" for reason in reasons]
+
+
+def _listed(left: dict[str, str], reason: str) -> str:
+    """Return the figures that one reason leaves out, a few of them by name."""
+    names = sorted(key for key, own in left.items() if own == reason)
+    more = f" and {len(names) - _MOST_NAMES} more figures" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _again(whole: Partial, vocab: CompressedVocab | None) -> dict[str, Any]:

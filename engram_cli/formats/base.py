@@ -16,6 +16,7 @@ import numpy as np
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.shard_shape import ShardShape
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.numbers import counted
 from engram_cli.progress import SILENT, Progress
 from engram_cli.rows import DTYPES
 from engram_cli.rows.source import RowSource
@@ -204,11 +205,6 @@ def stored_size(path: Path) -> tuple[int, int]:
     return len(files), sum(file.stat().st_size for file in files)
 
 
-def rows_text(count: int) -> str:
-    """Return a number of rows in words: 1 row, 2 rows."""
-    return "1 row" if count == 1 else f"{count:,} rows"
-
-
 def header_bytes(source: RowSource) -> int | None:
     """Return how many bytes of headers were read to open a source; None if it does not count."""
     place = getattr(source, "folder", None) or getattr(source, "file", None)
@@ -232,7 +228,7 @@ def row_problems(source: RowSource, progress: Progress = SILENT) -> list[str]:
             bad += int(np.count_nonzero(~np.isfinite(values).all(axis=1)))
             progress.advance(len(values))
         if bad:
-            problems.append(f"layer {layer}: values that are not finite, in {rows_text(bad)}")
+            problems.append(f"layer {layer}: values that are not finite, in {counted(bad, 'row')}")
     return problems
 
 

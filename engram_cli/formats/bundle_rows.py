@@ -22,6 +22,7 @@ from engram_cli.formats.bundle import (
 )
 from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.formats.zarr_table import verify_table
+from engram_cli.numbers import counted
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows, HeldArray
 from engram_cli.rows.source import HITS
@@ -83,7 +84,7 @@ def _facts(source: BundleRows) -> Facts:
     return [
         *hash_facts(spec.layout),
         ("layers", layers),
-        ("rows", f"{rows:,} of {spec.dim} x {spec.dtype}, {shards} files{held}"),
+        ("rows", f"{rows:,} of {spec.dim} x {spec.dtype}, {counted(shards, 'file')}{held}"),
         ("parameters", f"{rows * spec.dim:,} in rows, {dense:,} in dense weights"),
         ("model", f"{spec.model_type}, {spec.num_layers} layers of {spec.hidden_size}"),
         ("row hits", "kept for every row" if bundle.has_hits else "none"),

@@ -53,7 +53,7 @@ def token_count(size: object, tokenizer: Path | None) -> Check:
         name="token ids",
         result="undecided" if fits is None else "ok" if fits else "differs",
         found=f"{size:,}" if isinstance(size, int) else "unknown",
-        expected="a tokenizer says" if ids is None else f"{ids:,} or more",
+        expected="not known: give --tokenizer" if ids is None else f"{ids:,} or more",
     )
 
 

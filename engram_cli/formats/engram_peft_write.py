@@ -81,6 +81,8 @@ def _config(source: RowSource, layout: HashLayout, hidden: int) -> dict[str, Any
                                or lookup[pad] != layout.filler_id):  # fmt: skip
         pad = int(np.argmax(lookup == layout.filler_id))
     firsts = layout.layers[0].moduli[:: layout.heads]
+    gates: dict[str, Any] = next(iter(module_tensors(source, _SCHEME).values()), {})
+    conv = gates.get("short_conv.conv.weight")
     return {
         "model_type": "engram",
         "engram_vocab_size_per_ngram": [first * layout.heads for first in firsts],
@@ -91,8 +93,8 @@ def _config(source: RowSource, layout: HashLayout, hidden: int) -> dict[str, Any
         "enable_tokenizer_compression": base > 0,
         "target_layers": list(layout.layer_ids),
         "hidden_size": hidden,
-        "hc_mult": _COPIES,
-        "conv_kernel_size": _KERNEL,
+        "hc_mult": sum(name.startswith("gating.w_k.") for name in gates) or _COPIES,
+        "conv_kernel_size": _KERNEL if conv is None else conv.shape[-1],
         "conv_dilation": layout.max_order,
         "compressed_vocab_size": size,
         "pad_id": pad,
@@ -131,7 +133,7 @@ def _vocabulary(source: RowSource, layout: HashLayout) -> tuple[int, int]:
 
 def _hidden_size(checkpoint: RowSource, model: Path | None) -> int:
     """Return the width of the model that the adapter is for. Raises InputError if nobody says."""
-    if isinstance(checkpoint, BundleRows) and model is None:
+    if isinstance(checkpoint, BundleRows):
         return checkpoint.bundle.spec.hidden_size
     config = {} if model is None else config_of(model) or {}
     text = config.get("text_config")

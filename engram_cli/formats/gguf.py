@@ -33,6 +33,7 @@ from engram_cli.hashing.layout import (
 )
 from engram_cli.hashing.schemes import hash_layout
 from engram_cli.hashing.schemes.engram_v1 import distinct_primes
+from engram_cli.numbers import counted
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import physical_dtype
 from engram_cli.rows.gather import FileArray
@@ -217,7 +218,9 @@ def _vocabulary(constants: Constants, tokenizer: FolderTokenizer) -> tuple[Vocab
         constants.checks.append(
             compared("token map", found if vocab is not None else f"{len(lookup):,} ids", expected)
         )
-        constants.checks.append(compared("compressed size", constants.count("size"), size))
+        told, other = constants.count("size"), None if vocab is None else vocab.size
+        other = other if told is None or other is not None else size
+        constants.checks.append(compared("compressed size", told or size, other))
         return VocabMap(lookup=lookup, size=size), True
     if vocab is not None:
         constants.checks.append(compared("compressed size", constants.count("size"), vocab.size))
@@ -341,7 +344,7 @@ def _facts(source: GgufRows) -> Facts:
         *rows_facts(source),
         ("dialect", source.dialect),
         ("architecture", str(source.file.keys.get("general.architecture"))),
-        ("read", f"{read:,} bytes of headers in {len(parts)} files"),
+        ("read", f"{read:,} bytes of headers in {counted(len(parts), 'file')}"),
     ]
 
 

@@ -9,7 +9,7 @@ from engram_cli.formats.base import NO_MODULE
 from engram_cli.formats.config_checks import ALL_THERE, token_id
 from engram_cli.formats.gguf_dialects import QWEN_ROWS, ROW264, Constants
 from engram_cli.formats.model_folder import Check, compared
-from engram_cli.hashing.layout import HashLayout
+from engram_cli.hashing.layout import UNKNOWN_VOCABULARY, HashLayout
 from engram_cli.rows.gguf_file import GgufFile, GgufTensor, Strings
 
 _MODULE = ("wkv", "q", "k")
@@ -35,7 +35,9 @@ def table_checks(
     file, dim = constants.file, _dim(constants)
     if dialect == "ds4":
         yield compared("encoding", constants.get("encoding"), ROW264)
-    yield from _token_checks(constants, dialect)
+    yield from _token_checks(constants, layout, dialect)
+    numbers = tuple(sorted(entry.layer for entry in layout.layers))
+    yield compared("layers with rows", tuple(sorted(tables)), numbers)
     told = constants.counts("rows")
     if "rows" in constants.names:
         heights = tuple(entry.rows for entry in layout.layers)
@@ -73,11 +75,13 @@ def own_tensors(file: GgufFile, tables: Sequence[GgufTensor], layer: int) -> lis
     return [*tables, *others]
 
 
-def _token_checks(constants: Constants, dialect: str) -> Iterator[Check]:
+def _token_checks(constants: Constants, layout: HashLayout, dialect: str) -> Iterator[Check]:
     """Yield whether the tokens that the hash needs are tokens of the file."""
     keys = constants.file.keys
     listed = keys.get("tokenizer.ggml.tokens")
     size = listed.count if isinstance(listed, Strings) else None
+    if size is None and layout.vocab_digest != UNKNOWN_VOCABULARY:
+        size = layout.vocab_size
     if dialect == "qwen4exp":
         yield token_id("EOS token", constants.get("eos"), size)
     dead = next((value for key, value in keys.items() if key.endswith(".image_token_id")), None)

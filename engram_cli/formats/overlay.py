@@ -20,6 +20,7 @@ from engram_cli.files import parse_json
 from engram_cli.formats.base import PIECE_BYTES, Checks, Facts, Format
 from engram_cli.formats.model_folder import DAMAGED, Check, compared
 from engram_cli.hashing.layout import rows_alone
+from engram_cli.numbers import counted
 from engram_cli.rows import DTYPES
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.gguf_file import GGML_TYPES
@@ -211,8 +212,12 @@ def _check(path: Path, checks: Checks) -> None:
         ascending = np.sort(numbers)
         twice = ascending[1:][ascending[1:] == ascending[:-1]]
         negative = int(np.count_nonzero(numbers.astype(np.int64) < 0))
-        problems = [f"{len(twice):,} rows are named again: {twice[0]:,}"] if len(twice) else []
-        problems += [f"{negative:,} row numbers are below 0 or past 2^63"] if negative else []
+        problems = (
+            [f"named again: {counted(len(twice), 'row')}, such as {twice[0]:,}"]
+            if len(twice)
+            else []
+        )
+        problems += [f"below 0 or past 2^63: {counted(negative, 'row number')}"] if negative else []
         checks.take("row numbers", problems)
         bad = 0
         for values in source.pieces():
@@ -220,7 +225,7 @@ def _check(path: Path, checks: Checks) -> None:
                 checks.not_checked.append(f"values: {source.stored_as} is not decoded here")
                 return
             bad += int(np.count_nonzero(~np.isfinite(values).all(axis=1)))
-        line = f"{bad:,} rows have values that are not finite"
+        line = f"values that are not finite: in {counted(bad, 'row')}"
         checks.take("values", [line] if bad else [])
     except (OSError, EngramError) as error:
         checks.problems.append(f"{path}: {error}")

@@ -30,6 +30,7 @@ from engram_cli.formats.overlay import (
     VERSION,
     Overlay,
 )
+from engram_cli.formats.overlay_copy import copy_overlay
 from engram_cli.outputs import Kind, Listing, new_file, prepare_output
 from engram_cli.progress import Progress
 from engram_cli.remote.locate import locate
@@ -73,7 +74,11 @@ class _Edits:
 
 
 def _write(kind: str, source: RowSource, out: Path, options: WriteOptions) -> Written:
-    layer = _require_layer(source, out, kind)
+    if out.suffix != f".{kind}":
+        raise InputError(f"{out.name} does not end in .{kind}", "give another --out")
+    if isinstance(source, Overlay):
+        return copy_overlay(kind, source, out, options, (_KINDS[kind], _REPLACED[kind]))
+    layer = _require_layer(source)
     with tempfile.TemporaryFile() as listed:
         base = None if options.patch is None else _base(source, layer, options)
         edits = _edits(source, layer, base, listed, options)
@@ -109,7 +114,7 @@ def _write(kind: str, source: RowSource, out: Path, options: WriteOptions) -> Wr
     return replace(done, verified=options.verify)
 
 
-def _require_layer(source: RowSource, out: Path, kind: str) -> int:
+def _require_layer(source: RowSource) -> int:
     if source.dim is None or source.dtype is None:
         raise InputError(f"{source.path} holds no vectors", "give a table or a checkpoint")
     if len(source.layers) != 1:
@@ -117,8 +122,6 @@ def _require_layer(source: RowSource, out: Path, kind: str) -> int:
             f"{source.path} has rows of {len(source.layers)} layers, and an overlay is of one",
             "choose it with --layers",
         )
-    if out.suffix != f".{kind}":
-        raise InputError(f"{out.name} does not end in .{kind}", "give another --out")
     return source.layers[0]
 
 

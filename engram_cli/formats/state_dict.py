@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import EngramError, InputError
 from engram_cli.formats import row_plan
+from engram_cli.formats.bundle_rows import BundleRows
 from engram_cli.formats.model_folder import CheckpointRows, FoundTensor
+from engram_cli.formats.module_spec import ENGRAM_PEFT, ENGRAM_V1
 from engram_cli.formats.row_plan import (
     NewFile,
     Place,
@@ -30,6 +32,8 @@ from engram_cli.rows.views import origin
 
 WRITTEN_BY = {"written_by": "engram-tables"}
 TORCH_SUFFIXES = (".pt", ".pth")
+# The module of bundles whose weights have the names of a format.
+_MODULES = {"demo": ENGRAM_V1, "engram-peft": ENGRAM_PEFT}
 FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -40,6 +44,9 @@ class StateTensor:
     spec: TensorSpec
     layer: int | None = None
     values: NDArray[Any] | FoundTensor | None = None
+
+
+ModuleTensor = FoundTensor | NDArray[Any]
 
 
 def rows_tensor(source: RowSource, layer: int, name: str) -> StateTensor:
@@ -56,9 +63,10 @@ def integers_tensor(values: Sequence[int], name: str) -> StateTensor:
     return StateTensor(spec=spec, values=np.array(values, dtype="<i8"))
 
 
-def copied_tensor(tensor: FoundTensor, name: str) -> StateTensor:
-    """Return a tensor of another file under a new name."""
-    spec = TensorSpec(name=name, dtype=tensor.dtype, shape=tensor.shape)
+def copied_tensor(tensor: ModuleTensor, name: str) -> StateTensor:
+    """Return a tensor of another file, or float32 values, under a new name."""
+    dtype = tensor.dtype if isinstance(tensor, FoundTensor) else "float32"
+    spec = TensorSpec(name=name, dtype=dtype, shape=tuple(tensor.shape))
     return StateTensor(spec=spec, values=tensor)
 
 
@@ -89,17 +97,22 @@ def require_rows(source: RowSource, scheme: str, target: str) -> HashLayout:
     return layout
 
 
-def module_tensors(source: RowSource, name: str) -> dict[int, dict[str, FoundTensor]]:
+def module_tensors(source: RowSource, name: str) -> dict[int, dict[str, ModuleTensor]]:
     """Return what lies next to the rows of a source of format `name`, by layer and by what it is.
 
-    Empty for a source of another format, which has another module or none.
+    Also of a bundle with the same module. Empty for a source that has another module or none.
     """
-    checkpoint = origin(source)
-    if checkpoint.format != name or not isinstance(checkpoint, CheckpointRows):
+    before = origin(source)
+    if isinstance(before, BundleRows):
+        bundle = before.bundle
+        if bundle.spec.module.kind != _MODULES[name]:
+            return {}
+        return {layer: dict(bundle.dense[layer]) for layer in source.layers}
+    if before.format != name or not isinstance(before, CheckpointRows):
         return {}
-    found: dict[int, dict[str, FoundTensor]] = {}
-    for layer, names in checkpoint.modules.items():
-        own = {what: checkpoint.folder.tensors[each] for what, each in names.items()}
+    found: dict[int, dict[str, ModuleTensor]] = {}
+    for layer, names in before.modules.items():
+        own = {what: before.folder.tensors[each] for what, each in names.items()}
         found[layer] = {what: tensor for what, tensor in own.items() if tensor.shape}
     return found
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from engram_cli.errors import DependencyError, InputError
+from engram_cli.remote.session import BLOCK_BYTES
 from engram_cli.remote.store import (
     CONNECT_SECONDS,
     EXTRA,
@@ -32,6 +33,7 @@ from engram_cli.remote.store import (
 T = TypeVar("T")
 
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+_TYPED = "%/:@!$&'()*+,;=?~"  # what stays as it is in an address that was typed
 _AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
 _LISTING_BYTES = 4 * 2**20
 # A root that is not there, and has no such suffix, may be a folder that the server does not show.
@@ -110,9 +112,10 @@ class HttpStore:
     def _url(self, key: str) -> Any:
         import yarl
 
-        rest = key.removeprefix(self.root) if key.startswith(self.root) else None
-        path = quote(key) if rest is None else f"{self.root}{quote(rest)}"
-        query = f"?{self._query}" if self._query and key == self.root else ""
+        path = quote(key)
+        if key.startswith(self.root):  # which was typed, and may be quoted already
+            path = quote(self.root, _TYPED) + quote(key.removeprefix(self.root))
+        query = f"?{quote(self._query, _TYPED)}" if self._query and key == self.root else ""
         return yarl.URL(f"{self.origin}/{path}{query}", encoded=True)
 
     async def _entry(self, key: str) -> Entry | None:
@@ -160,9 +163,14 @@ class HttpStore:
             if not answer.headers.get("Content-Type", "").startswith("text/html"):
                 answer.close()
                 return None
-            raw = await answer.content.read(_LISTING_BYTES)
+            raw = bytearray()
+            async for piece in answer.content.iter_chunked(BLOCK_BYTES):
+                raw += piece
+                if len(raw) > _LISTING_BYTES:
+                    answer.close()
+                    break
             self.traffic.add(len(raw), len(answer.history))
-            return str(raw.decode("utf-8", "replace"))
+            return raw.decode("utf-8", "replace")
 
     async def _read(self, key: str, begin: int, end: int, entry: Entry) -> bytes:
         session = await self._system.set_session()

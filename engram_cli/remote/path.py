@@ -255,6 +255,12 @@ def is_remote(path: Path | None) -> TypeGuard[RemotePath]:
     return isinstance(path, RemotePath)
 
 
+def near(path: Path) -> Path:
+    """Return the copy of a file that this machine has already, else the path itself."""
+    found = path.session.store.local(path.key) if is_remote(path) else None
+    return path if found is None else found
+
+
 def readable_path(path: Path | str) -> Path:
     """Return a path to read from. Raises InputError for an address that was not located."""
     return path if isinstance(path, RemotePath) else local_path(path)

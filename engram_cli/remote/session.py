@@ -67,10 +67,17 @@ class Session:
         wanted = [key for key in dict.fromkeys(keys) if key not in self._known]
         if self.store.lists or len(wanted) < 2:
             return
+
+        def ask(key: str) -> tuple[str, Entry | None] | None:
+            try:
+                return key, self._asked(key)
+            except PermissionError:  # `entry` asks again, and says so
+                return None
+
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            found = list(pool.map(self._asked, wanted))
+            found = [each for each in pool.map(ask, wanted) if each is not None]
         with self._lock:
-            self._known.update(zip(wanted, found, strict=True))
+            self._known.update(found)
 
     def _asked(self, key: str) -> Entry | None:
         local = self.store.local(key)

@@ -14,7 +14,7 @@ import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.remote.path import is_remote
+from engram_cli.remote.path import is_remote, near
 from engram_cli.rows import DTYPES
 from engram_cli.rows.distant import RANGE_BYTES, take_distant
 from engram_cli.rows.dtypes import RowType
@@ -50,7 +50,10 @@ class FileArray:
         tail: tuple[int, ...] = (),
         hint: str = DAMAGED,
     ) -> None:
-        self.spans, self.dtype, self.tail, self.hint = tuple(spans), dtype, tail, hint
+        cached = [replace(span, file=near(span.file)) for span in spans]
+        self.distant = any(is_remote(span.file) for span in cached)
+        self.spans = tuple(spans if self.distant else cached)
+        self.dtype, self.tail, self.hint = dtype, tail, hint
         self.row_bytes = dtype.itemsize * prod(tail)
         self.rows = self.spans[-1].first + self.spans[-1].rows
         # Spans of equal heights need no search for a row's span.
@@ -58,7 +61,6 @@ class FileArray:
         self._even = all(span.first == i * self._step for i, span in enumerate(self.spans))
         self._firsts = [span.first for span in self.spans]
         self._dense = all(span.stride in (0, self.row_bytes) for span in self.spans)
-        self.distant = any(is_remote(span.file) for span in self.spans)
         self._maps: dict[int, NDArray[Any]] = {}
         self._bases = np.zeros(len(self.spans), dtype=np.uint64)
         self._lock = Lock()

@@ -232,9 +232,14 @@ def some_layers(source: RowSource, layers: Sequence[int]) -> RowSource:
     entries = tuple(entry for entry in source.layout.layers if entry.layer in layers)
     if len(entries) == len(source.layout.layers):
         return source
+    layout = replace(source.layout, layers=entries)
+    if entries != source.layout.layers[: len(entries)]:
+        # Without the layers before them, the scheme makes others of the same choices.
+        choices = {k: v for k, v in layout.parameters.items() if k != "rows_per_head"}
+        layout = replace(layout, parameters=choices)
     return SomeLayers(
         source=source,
-        layout=replace(source.layout, layers=entries),
+        layout=layout,
         layers=tuple(entry.layer for entry in entries),
     )
 

@@ -23,6 +23,8 @@ from engram_cli.runtime.carried import memories
 
 if TYPE_CHECKING:
     from engram_cli.runtime.evaluation import evaluate_losses as evaluate_losses
+    from engram_cli.runtime.fitting import FitResult as FitResult
+    from engram_cli.runtime.fitting import fit as fit
     from engram_cli.runtime.row_optimisers import RowwiseAdagrad as RowwiseAdagrad
     from engram_cli.runtime.row_optimisers import RowwiseAdam as RowwiseAdam
     from engram_cli.runtime.saving import load as load
@@ -37,12 +39,14 @@ if TYPE_CHECKING:
 
 # What comes after attaching is imported on first use.
 _HOMES = {
+    "FitResult": "fitting",
     "RowwiseAdagrad": "row_optimisers",
     "RowwiseAdam": "row_optimisers",
     "Trace": "tracing",
     "average_row_gradients": "training",
     "clip_grad_norm": "sparse_gradients",
     "evaluate_losses": "evaluation",
+    "fit": "fitting",
     "load": "saving",
     "parameter_groups": "training",
     "parameters_summary": "training",
@@ -52,6 +56,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "FitResult",
     "RowwiseAdagrad",
     "RowwiseAdam",
     "Trace",

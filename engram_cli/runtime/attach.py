@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from engram_cli.errors import InputError, RuntimeAttachError
@@ -53,6 +54,7 @@ _STREAMS = ("hc_mult", "hc_count")  # as configs call the copies of the hidden s
 _LOG = logging.getLogger(__name__)
 # Readers of checkpoints need more than torch and NumPy, and are imported where there is one.
 _CHECKPOINTS = "engram_cli.formats.checkpoint_bundle"
+_FITTING = "engram_cli.runtime.fitting"
 
 
 def attach(
@@ -68,6 +70,7 @@ def attach(
     verify: bool = False,
     force: bool = False,
     tokenizer: str | Path | None = None,
+    fit: Iterable[ArrayLike] | None = None,
 ) -> Memory:
     """Attach a bundle to `model`, which from then on carries it as `model.engram`.
 
@@ -85,9 +88,10 @@ def attach(
     more is an error. `placement`: where rows lie instead, "host", "disk" or budgets such as
     "hbm=20GB,host=64GB"; such rows are frozen (docs/reference/placement.md). `verify` checks every
     byte of the bundle. `force` adds it to a model that has Engram layers of its own. A fresh bundle
-    changes no output. Raises RuntimeAttachError when the model is not one the bundle was made for,
-    has a smaller vocabulary than its tokenizer, has Engram layers, or carries a memory of this name
-    already; InputError for rows that do not fit.
+    changes no output; `fit`, documents of token ids, has the gates fitted to them at once, which
+    runs the model for minutes (`fitting.fit`). Raises RuntimeAttachError when the model is not one
+    the bundle was made for, has a smaller vocabulary than its tokenizer, has Engram layers, or
+    carries a memory of this name already; InputError for rows that do not fit.
     """
     attached: list[Memory] = []
     try:
@@ -106,6 +110,10 @@ def attach(
                 force=force,
             )
             attached.append(made)
+        if fit is not None:
+            found = import_module(_FITTING).fit(model, fit, name=plain_name(attached[0]))
+            attached[0].notes += (str(found),)
+            _LOG.info(str(found))
     except BaseException:
         for made in attached:
             detach(model, plain_name(made))

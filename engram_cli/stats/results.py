@@ -8,7 +8,7 @@ from typing import Any
 
 from engram_cli.errors import ArtifactError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.numbers import brief, count
+from engram_cli.numbers import brief, count, counted
 from engram_cli.stats import STATISTICS
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.names import Names
@@ -116,7 +116,7 @@ def statistics_page(statistics: Statistics) -> Page:
     facts = []
     if corpus.files:
         some = f", {count(corpus.empty_files)} of them empty" if corpus.empty_files else ""
-        facts.append(("Corpus", f"{count(corpus.files)} files{some}"))
+        facts.append(("Corpus", f"{counted(corpus.files, 'file')}{some}"))
     joined = ", joined" if statistics.joined else ""
     size = f"{count(results.tokens)} tokens, {count(results.documents)} documents{joined}"
     orders, layers = ", ".join(map(str, layout.orders)), ", ".join(map(str, layout.layer_ids))

@@ -145,6 +145,13 @@ def test_wrong_figures_of_statistics_are_listed(made: Made) -> None:
     assert "'row_hits' layer 1, order 2 rows [0] of stats.json is" in problems[3]
 
 
+def test_figures_that_cannot_be_computed_again_are_one_line(made: Made) -> None:
+    edit_stats(made.stats, lambda document: document.update(dict.fromkeys("abcdef", 1)))
+    assert verified(made.stats).not_checked == (
+        "a, b, c, d and 2 more figures: its partial was not kept",
+    )
+
+
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """(where, what) for each number, text and truth value in a document."""
     if isinstance(value, dict | list):

@@ -167,6 +167,13 @@ def _pleo(path: Path, vocab: CompressedVocab, tokenizer: Path) -> Path:
     return pleo(path, np.array([3, 9]), values)
 
 
+def _plepatch(path: Path, vocab: CompressedVocab, tokenizer: Path) -> Path:
+    from formats.small_artifacts import plepatch
+
+    values = np.arange(64, dtype=np.float16).reshape(2, 32)
+    return plepatch(path, np.array([3, 9]), values.view(np.uint8), dim=32, kind=1)
+
+
 SOURCES = (
     Source(format="table", label="table of V4.1's rows", make=_v41_table, options={}),
     Source(format="bundle", label="bundle (float32)", make=_bundle, options={}),
@@ -180,6 +187,7 @@ SOURCES = (
     Source(format="gguf", label="GGUF of Qwen4-Exp", make=_gguf_qwen, options={}),
     Source(format="engramdb", label="EngramDB Store-I", make=_engramdb, options={}),
     Source(format="overlay", label="overlay (.pleo)", make=_pleo, options={}),
+    Source(format="overlay", label="overlay (.plepatch)", make=_plepatch, options={}),
     Source(
         format="engram-peft", label="engram-peft adapter", make=_engram_peft,
         options={"tokenizer": True},
@@ -193,6 +201,7 @@ def make_sources(folder: Path, vocab: CompressedVocab, tokenizer: Path) -> dict[
     made = {}
     for number, source in enumerate(SOURCES):
         suffix = {"gguf": ".gguf", "table": ".zarr", "overlay": ".pleo"}.get(source.format, "")
+        suffix = ".plepatch" if "plepatch" in source.label else suffix
         made[source.label] = source.make(folder / f"source-{number}{suffix}", vocab, tokenizer)
     return made
 
@@ -237,6 +246,7 @@ def cell(source: Source, path: Path, to: str, folder: Path, tokenizer: Path) -> 
 # What a refusal's message says, and what the page calls it.
 REASONS = {
     "values": r"holds no vectors",
+    "same": r"already$",
     "width": r"values a row",
     "vocabulary": r"compressed ids have no token",
     "hash": r"hash|counts from 1",
@@ -246,6 +256,7 @@ MEANINGS = {
     "width": "the format stores blocks of 32 values, and rows have another width",
     "values": "the source holds no table of values: statistics count, and an overlay has some rows "
     "of a table that is elsewhere",
+    "same": "the file is one already: copy it",
     "vocabulary": "an adapter of engram-peft leaves added tokens uncompressed, which these formats "
     "do not",
 }

@@ -19,6 +19,11 @@ from engram_cli.vocab.lookup import VocabMap
 HIDDEN, COPIES = 16, 2
 
 
+def eighths(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Values float32 that bfloat16 holds exactly."""
+    return random.integers(-64, 64, shape).astype(np.float32) / 8
+
+
 def demo(
     folder: Path,
     vocab: CompressedVocab,
@@ -54,7 +59,10 @@ def demo(
         for name, (kind, values, shape) in shapes.items():
             if not (leave_out and name.endswith(leave_out)):
                 full = prefix.format(entry.layer) + name
-                writer.add("model.safetensors", full, kind, values, *shape)
+                if values is None:
+                    values = eighths(random, shape)
+                    values = bfloat16(values) if kind == "bfloat16" else values
+                writer.add("model.safetensors", full, kind, values)
     path = writer.write({}, index=False)
     (path / "config.json").unlink()
     return Written(path=path, layout=layout, rows=rows, scales={})
@@ -147,11 +155,16 @@ def store(
 
 
 def engram_peft(
-    folder: Path, vocab: VocabMap, *, pad_id: int = 0, changes: Mapping[str, Any] | None = None
+    folder: Path,
+    vocab: VocabMap,
+    *,
+    pad_id: int = 0,
+    changes: Mapping[str, Any] | None = None,
+    layers: tuple[int, int] = (1, 14),
 ) -> Written:
     """An adapter of engram-peft for the base vocabulary `vocab`; `changes`: of its config."""
     layout = hash_layout(
-        "engram-peft", vocab, rows_per_head=(97, 211), layers=(1, 14), pad_id=pad_id
+        "engram-peft", vocab, rows_per_head=(97, 211), layers=layers, pad_id=pad_id
     )
     config = {
         "model_type": "engram",
@@ -160,7 +173,7 @@ def engram_peft(
         "n_head_per_ngram": 8,
         "embedding_dim": 128,
         "enable_tokenizer_compression": True,
-        "target_layers": [14, 1],
+        "target_layers": list(layers[::-1]),
         "hc_mult": COPIES,
         "conv_kernel_size": 4,
         "compressed_vocab_size": vocab.size,
@@ -178,12 +191,15 @@ def engram_peft(
         writer.add(file, f"{start}embedding.weight", "float32", rows[entry.layer])
         writer.add(file, f"{start}offsets", "int64", offsets)
         start = f"{entry.layer}."
-        writer.add(file, f"{start}gating.w_v.weight", "float32", None, HIDDEN, 128)
-        conv = (COPIES * HIDDEN, 1, 4)
-        writer.add(file, f"{start}short_conv.conv.weight", "float32", None, *conv)
+        shapes: dict[str, tuple[int, ...]] = {
+            "gating.w_v.weight": (HIDDEN, 128),
+            "short_conv.conv.weight": (COPIES * HIDDEN, 1, 4),
+        }
         for copy in range(COPIES):
-            writer.add(file, f"{start}gating.w_k.{copy}.weight", "float32", None, HIDDEN, 128)
+            shapes[f"gating.w_k.{copy}.weight"] = (HIDDEN, 128)
             for name in ("gating.norm_h", "gating.norm_k", "short_conv.norms"):
-                writer.add(file, f"{start}{name}.{copy}.weight", "float32", None, HIDDEN)
+                shapes[f"{name}.{copy}.weight"] = (HIDDEN,)
+        for name, shape in shapes.items():
+            writer.add(file, start + name, "float32", eighths(random, shape))
     path = writer.write(config, index=False)
     return Written(path=path, layout=layout, rows=rows, scales={})

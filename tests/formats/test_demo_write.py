@@ -15,6 +15,9 @@ from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.requests.reading import VerifyRequest
 from engram_cli.commands.verify import verify
 from engram_cli.errors import InputError, OutputError
+from engram_cli.formats.bundle import read_bundle
+from engram_cli.formats.demo import OFFSETS, WEIGHT
+from engram_cli.formats.model_folder import CheckpointRows
 from engram_cli.vocab.compress import CompressedVocab
 
 HIDDEN, COPIES = small_artifacts.HIDDEN, small_artifacts.COPIES
@@ -136,6 +139,26 @@ def test_torch_loads_a_pt(
     with pytest.raises(OutputError, match="is no state dict"):
         converted(made.path, "demo", tmp_path / "theirs.pt", force=True)
     converted(made.path, "demo", out, force=True)
+
+
+def test_a_bundle_brings_its_gates(tmp_path: Path, small_vocab: CompressedVocab) -> None:
+    """What attach wrote has the demo's module: its weights have the demo's names."""
+    from formats.bundles import make_spec, write
+
+    spec = make_spec(small_vocab)
+    write(spec, tmp_path / "bundle")
+    dense = read_bundle(tmp_path / "bundle").dense
+    for out in (tmp_path / "a.safetensors", tmp_path / "a.pt"):
+        result = converted(tmp_path / "bundle", "demo", out)
+        assert len(result.notes) == 1
+        source = find_artifact(out).open()
+        assert isinstance(source, CheckpointRows)
+        for layer in spec.layers:
+            found = {what: source.folder.tensors[name].values()
+                     for what, name in source.modules[layer].items()}  # fmt: skip
+            assert found.keys() == {WEIGHT, OFFSETS, *dense[layer]}
+            assert all(np.array_equal(found[name], each) for name, each in dense[layer].items())
+        assert [c for c in source.checks if c.name.endswith("module") and c.result != "ok"] == []
 
 
 def test_what_a_state_dict_cannot_hold(

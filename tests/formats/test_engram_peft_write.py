@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from formats import peft_package, small_artifacts
 from formats.converted import converted, table
+from safetensors.numpy import load_file
 
 from engram_cli import hash_tokens
 from engram_cli.commands.artifact import find_artifact
@@ -139,6 +141,31 @@ def test_what_the_package_saves_is_read(tmp_path: Path) -> None:
     before, after = model.engram_layers.state_dict(), again.engram_layers.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_through_a_bundle(
+    tmp_path: Path, small_vocab: CompressedVocab, tokenizer_file: Path
+) -> None:
+    """An adapter that was attached keeps its gates and convolutions."""
+    vocab = base_vocabulary(small_vocab, tokenizer_file)
+    made = small_artifacts.engram_peft(tmp_path / "a", vocab, pad_id=3, layers=(1, 3))
+    model = tmp_path / "model"
+    model.mkdir()
+    shutil.copy(tokenizer_file, model / "tokenizer.json")
+    about = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 4,
+             "vocab_size": len(small_vocab.lookup)}  # fmt: skip
+    (model / "config.json").write_text(json.dumps(about))
+    converted(made.path, "bundle", tmp_path / "bundle", patch=model, tokenizer=tokenizer_file)
+    result = converted(tmp_path / "bundle", "engram-peft", tmp_path / "b")
+    assert result.notes == ()
+    name = "engram_adapters.safetensors"
+    before, after = (load_file(tmp_path / which / name) for which in "ab")
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert any(each.any() for name, each in before.items() if "gating.w_v" in name)
+    configs = [json.loads((tmp_path / which / "config.json").read_text()) for which in "ab"]
+    for key in ("hc_mult", "conv_kernel_size", "embedding_dim", "pad_id", "seed", "hidden_size"):
+        assert configs[0][key] == configs[1][key]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,12 @@ def test_layers_of_which_a_store_holds_one(tmp_path: Path) -> None:
         hash_tokens(source.layout, TOKENS, layer=5), hash_tokens(before.layout, TOKENS, layer=5)
     )
     assert verify(VerifyRequest(path=tmp_path / "s", folder=tmp_path)).ok
+    for layer in (2, 5):  # a table of one of them: of the first alone the choices give it again
+        out = tmp_path / f"{layer}.zarr"
+        table(tmp_path / "t.zarr", out, layers=(layer,))
+        found = verify(VerifyRequest(path=out, folder=tmp_path))
+        assert found.ok
+        assert any("choices" in line for line in found.not_checked) == (layer == 5)
 
 
 def test_what_a_store_cannot_hold(

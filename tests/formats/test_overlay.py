@@ -76,9 +76,9 @@ def test_what_verify_finds(tmp_path: Path) -> None:
     values[1, 2] = np.nan
     problems = verified(pleo(tmp_path / "a.pleo", np.array([5, -1, 5]), values)).problems
     assert problems == (
-        "1 rows are named again: 5",
-        "1 row numbers are below 0 or past 2^63",
-        "1 rows have values that are not finite",
+        "named again: 1 row, such as 5",
+        "below 0 or past 2^63: 1 row number",
+        "values that are not finite: in 1 row",
     )
     path = pleo(tmp_path / "b.pleo", ROWS, values)
     path.write_bytes(path.read_bytes()[:-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from formats import checkpoints, small_artifacts
 from formats.converted import converted, stored, table
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.requests.reading import VerifyRequest
@@ -169,3 +172,65 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     theirs = small_artifacts.pleo(tmp_path / "x.pleo", np.array([1]), np.ones((1, 160)))
     with pytest.raises(OutputError, match="who wrote it"):
         converted(edited, "pleo", theirs, patch=base.path, force=True)
+
+
+def test_an_overlay_as_the_other_kind(tmp_path: Path) -> None:
+    """Rows of a ggml type become float32; what is not decoded, or would be lost, is refused."""
+    numbers = np.array([7, 2**31 - 1, 3])
+    q8_0 = np.random.default_rng(0).integers(0, 60, (3, 34), dtype=np.uint8)
+    first = small_artifacts.plepatch(tmp_path / "a.plepatch", numbers, q8_0, dim=32, kind=8)
+    converted(first, "pleo", tmp_path / "b.pleo")
+    converted(tmp_path / "b.pleo", "plepatch", tmp_path / "c.plepatch")
+    overlays: list[Any] = [
+        find_artifact(tmp_path / n).open() for n in ("a.plepatch", "b.pleo", "c.plepatch")
+    ]
+    for overlay in overlays:
+        assert overlay.row_numbers().tolist() == numbers.tolist()
+        assert np.array_equal(
+            np.concatenate(list(overlay.pieces())), np.concatenate(list(overlays[0].pieces()))
+        )
+    assert overlays[2].tensor == "per_layer_token_embd.weight"
+    raw = small_artifacts.plepatch(tmp_path / "d.plepatch", numbers, q8_0, dim=34, kind=24)
+    with pytest.raises(InputError, match="int8, which are not decoded"):
+        converted(raw, "pleo", tmp_path / "e.pleo")
+    with pytest.raises(InputError, match="has some rows already"):
+        converted(first, "pleo", tmp_path / "e.pleo", rows=(0, 2))
+    far = small_artifacts.plepatch(tmp_path / "f.plepatch", numbers + 2**31, q8_0, dim=32, kind=8)
+    with pytest.raises(InputError, match="does not fit the int32"):
+        converted(far, "pleo", tmp_path / "e.pleo")
+    with pytest.raises(OutputError, match="already exists"):
+        converted(first, "pleo", tmp_path / "b.pleo")
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=st.sets(st.integers(0, 2175), min_size=1, max_size=40),
+    kind=st.sampled_from(["pleo", "plepatch"]),
+)
+def test_any_edits(base: tuple[Path, Path], rows: set[int], kind: str) -> None:
+    """Exactly the edited rows are written, with the values they have now."""
+    before, edited = base
+    shard = edited / "shard_000.bin"
+    whole = shard.read_bytes()
+    raw = np.frombuffer(whole, np.uint8).reshape(2176, -1).copy()
+    raw[sorted(rows), 9] ^= 1
+    raw.tofile(shard)
+    out = edited.parent / f"{len(os.listdir(edited.parent))}.{kind}"
+    try:
+        converted(edited, kind, out, patch=before)
+        assert overlay(out).row_numbers().tolist() == sorted(rows)
+        values = find_artifact(edited).open().vectors(2, sorted(rows))
+        assert np.array_equal(pieces(out), values)
+    finally:
+        shard.write_bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint, and a store of the same rows."""
+    folder = tmp_path_factory.mktemp("edits")
+    made = checkpoints.qwen_ple(folder / "base")
+    converted(made.path, "engramdb", folder / "store")
+    return made.path, folder / "store"

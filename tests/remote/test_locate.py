@@ -188,6 +188,10 @@ def test_files_in_the_cache_are_not_asked_for(hub: Hub) -> None:
     source.vectors(2, range(0, source.layout.layer(2).rows, 97))
     files = {asked.rpartition("/")[2] for asked, _, _ in hub.asked if "/resolve/" in asked}
     assert files == {"model.safetensors.index.json", "model-00002-of-00002.safetensors"}
+    assert source.parts[2, "rows"].distant
+    cached(hub, "model-00002-of-00002.safetensors")
+    source = find_artifact(locate(Path("org/name"))).open()
+    assert not source.parts[2, "rows"].distant  # mapped, as any file of this machine
     # The commit of the cache, not what main is now.
     assert f"/revision/{SHA}" in hub.asked[0][0]
 

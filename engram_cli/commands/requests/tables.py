@@ -189,7 +189,10 @@ class ConvertRequest(Request):
     ]
     dtype: Annotated[
         str | None,
-        Option(f"Data type of the new rows: {DTYPES.choices()} (with --to, the source's own)."),
+        Option(
+            f"Data type of the new rows: {DTYPES.choices()}; with --to gguf also q8_0 (with --to, "
+            "the source's own)."
+        ),
     ] = None
     out: Annotated[Path | None, Option("File or folder to write.", short="-o")] = None
     to: Annotated[
@@ -197,11 +200,18 @@ class ConvertRequest(Request):
     ] = None
     dialect: Annotated[
         str | None,
-        Option("With --to gguf: llama.cpp, ds4 or 'upper case' (the file's own)."),
+        Option(
+            "With --to gguf: llama.cpp, ds4, 'upper case', tensors, side-car or qwen4exp (the "
+            "file's own, else llama.cpp or qwen4exp)."
+        ),
     ] = None
     layers: Annotated[
         tuple[int, ...] | None,
-        Option("Convert only these layers of the source (all).", metavar="LAYER", parser=integers),
+        Option(
+            "Convert only these layers, by the numbers that inspect shows (all).",
+            metavar="LAYER,...",
+            parser=integers,
+        ),
     ] = None
     rows: Annotated[
         tuple[int, int] | None,
@@ -251,7 +261,8 @@ class AttachRequest(Request):
 
     `tokenizer` is a tokenizer.json or a folder with one, None the checkpoint's. `module` None is
     that of the table's scheme. `seed` draws the random weights, `init_value` and `init_gate` say
-    which are random (docs/reference/modules.md). With `reference` the bundle maps the files of
+    which are random (docs/reference/modules.md). `fit` is a text that the gates are fitted to, and
+    without `init_gate` they then start even. With `reference` the bundle maps the files of
     the table or checkpoint instead of holding a copy. `stats`: hits to store instead of the
     source's own; a bundle that refers to a table takes the table's. With `dry_run` nothing is
     written.
@@ -305,6 +316,14 @@ class AttachRequest(Request):
     reference: Annotated[
         bool, Option("Refer to the table or checkpoint instead of copying its rows.")
     ] = False
+    fit: Annotated[
+        str | None,
+        Option(
+            "Run the model on this text for a few minutes, so that the rows help at once; best one "
+            "that the table was not filled from (file, folder, glob or address).",
+            metavar="TEXT",
+        ),
+    ] = None
     stats: Annotated[
         Path | None,
         Option(

@@ -18,7 +18,7 @@ from engram_cli.table.scan.kernels import codes as kernels
 
 Bytes = NDArray[np.uint8]
 LARGEST_VALUE = 2.0**15  # no row of an embedding has values beyond it
-_EVERY, _FEW = 8, 128  # of many rows, or runs of words, one in eight is enough
+_EVERY, _FEW = 16, 256  # of many rows, or runs of words, one in sixteen is enough
 BY_CHANCE = 1e-6  # how likely a run of zero rows may be before it counts as a hole
 _E8M0_E4M3 = 33
 _E8M0_BIAS, _E8M0_NAN = 127, 255
