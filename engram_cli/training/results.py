@@ -72,11 +72,12 @@ class Evaluation:
 class Course:
     """What a run came to: its evaluations, the step whose weights were kept, its time.
 
-    `early`: it ended because the held-out loss fell no more. `seconds` of this start of it, not of
-    those that it resumed; 0 where nothing was left to do.
+    `early`: it ended because the held-out loss fell no more. `timed_steps`, `seconds`: of its last
+    start, without those that this resumed; 0 where nothing was left to do.
     """
 
     steps: int
+    timed_steps: int
     best: int
     early: bool
     seconds: float
