@@ -13,34 +13,70 @@ import sys
 from types import FrameType
 from typing import Any
 
-LINE = "error: interrupted - run the same command again"
-CODE = 2
+MESSAGE, HINT = "interrupted", "run the same command again"
+LINE = f"error: {MESSAGE} - {HINT}"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _owned = False  # whether this process is the command line, and not a program that calls it
+_number: int = signal.SIGINT  # of the signal that came
+_said = False  # whether the command has said that it was interrupted
+
+
+def code() -> int:
+    """Return the exit code of an interrupted process: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + _number
+
+
+def said() -> bool:
+    """Return whether the command has said that it was interrupted."""
+    return _said
+
+
+def came(number: int) -> None:
+    """Note which signal came, for the exit code."""
+    global _number
+    _number = number
+
+
+def terminated(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM as Python handles Ctrl-C: raise KeyboardInterrupt."""
+    came(number)
+    raise KeyboardInterrupt
+
+
+RAISING = (signal.default_int_handler, terminated)  # handlers that raise KeyboardInterrupt
 
 
 def before() -> None:
     """From here on an interrupt prints its line and ends the process."""
     global _owned
     _owned = True
-    _install(_end_with_line)
+    _install(_end_with_line, _end_with_line)
 
 
 def during() -> None:
     """From here on an interrupt raises KeyboardInterrupt, SIGTERM as Ctrl-C does."""
-    _install(signal.default_int_handler)
+    came(signal.SIGINT)
+    _tell(False)
+    _install(signal.default_int_handler, terminated)
     if _owned:
         sys.unraisablehook = _unraisable
 
 
 def leaving(*, said: bool) -> None:
     """From here on another interrupt ends the process, with its line unless that was `said`."""
+    _tell(said)
     if _owned:
-        _install(_end if said else _end_with_line)
+        handler = _end if said else _end_with_line
+        _install(handler, handler)
 
 
-def _install(handler: Any) -> None:
-    for each in _SIGNALS:
+def _tell(said: bool) -> None:
+    global _said
+    _said = said
+
+
+def _install(*handlers: Any) -> None:
+    for each, handler in zip(_SIGNALS, handlers, strict=True):
         if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup leaves it
             signal.signal(each, handler)
 
@@ -51,7 +87,7 @@ def _end_with_line(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    os._exit(CODE)
+    os._exit(128 + number)
 
 
 def _unraisable(about: Any) -> None:

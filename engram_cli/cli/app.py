@@ -10,8 +10,8 @@ import typer
 from engram_cli import interrupts
 from engram_cli.cli import corpus, evaluation, golden, reading, tables, training
 from engram_cli.cli.command import in_config
-from engram_cli.cli.plain import plain, spell_what_streams_cannot
-from engram_cli.cli.terminal import open_nowhere
+from engram_cli.cli.plain import spell_what_streams_cannot
+from engram_cli.cli.terminal import json_wanted, open_nowhere, print_error
 from engram_cli.commands.workspace import CONFIG_NAME
 from engram_cli.version import __version__
 
@@ -66,16 +66,19 @@ def run() -> None:
     spell_what_streams_cannot()
     try:
         code = app(standalone_mode=False)
-        if code == _INTERRUPTED:
+        if code == _INTERRUPTED and not interrupts.said():
             raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
         interrupts.leaving(said=False)
-        sys.stderr.write(f"{interrupts.LINE}\n")
+        print_error("Interrupted", interrupts.MESSAGE, interrupts.HINT)
         interrupts.leaving(said=True)
-        sys.exit(interrupts.CODE)
+        sys.exit(interrupts.code())
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a usage error: a bug in engram
-            raise
+            if not json_wanted():
+                raise
+            print_error(type(error).__name__, str(error), "this is a bug in engram: report it")
+            sys.exit(2)
         sys.exit(_usage(error))
     interrupts.leaving(said=True)
     sys.exit(code or 0)
@@ -92,5 +95,5 @@ def _usage(error: Any) -> int:
     parameter = getattr(error, "param", None)
     if context is not None and parameter is not None and in_config(context, parameter.name):
         message = f"{CONFIG_NAME}: {message}"
-    sys.stderr.write(plain(f"error: {message.rstrip('.')} - see: {command} --help") + "\n")
+    print_error("UsageError", message.rstrip("."), f"see: {command} --help")
     return 2

@@ -39,8 +39,9 @@ def command(request: type) -> Callable[[Run], Run]:
         options = {each.name: each for each in declared(request)}
         here = options.pop("workspace", None)
 
-        def invoked(context: typer.Context, as_json: bool, quiet: bool, **given: Any) -> None:
-            terminal = Terminal(as_json=as_json, quiet=quiet)
+        def invoked(context: typer.Context, **given: Any) -> None:
+            names = [each.name for each in _TERMINAL]
+            terminal = Terminal(**{name: given.pop(name) for name in names})
             with reported(terminal):
                 for name, value in given.items():
                     for each in value if isinstance(value, list) else (value,):
@@ -50,7 +51,9 @@ def command(request: type) -> Callable[[Run], Run]:
                     if _may_be_remote(option) and given[name] is not None:
                         given[name] = locate(given[name])
                 extra = {each.name: given.pop(each.name, context) for each in own}
-                run(_request(request, options, context, given), terminal, **extra)
+                made = _request(request, options, context, given)
+                terminal.chose(made)
+                run(made, terminal, **extra)
 
         parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         parameters += [_parameter(each) for each in options.values()]
@@ -98,6 +101,8 @@ def _parameter(each: Declared) -> Parameter:
         settings |= {"min": mark.least, "max": mark.most}
     if default is MISSING:
         default, settings["show_default"] = Parameter.empty, False
+    elif default is None and "(" not in mark.help:
+        settings["show_default"] = "none"
     if mark.argument:
         settings.setdefault("show_default", default is not None)
         info = typer.Argument(**settings)
@@ -199,6 +204,10 @@ def _setting(name: str, annotation: Any, default: Any) -> Parameter:
 
 _JSON = typer.Option("--json", help="Print one JSON document to stdout and nothing else.")
 _QUIET = typer.Option("--quiet", "-q", help="Print only results and errors.")
+_VERBOSE = typer.Option(
+    "--verbose", "-v", help="Print also the options in effect and the time of each step."
+)
+_DEBUG = typer.Option("--debug", help="Print the traceback of an error.")
 _FOLDER = typer.Option(
     *("--workspace", "-w"),
     help=_escaped(WORKSPACE.help),
@@ -209,5 +218,7 @@ _FOLDER = typer.Option(
 _TERMINAL = (
     _setting("as_json", Annotated[bool, _JSON], False),
     _setting("quiet", Annotated[bool, _QUIET], False),
+    _setting("verbose", Annotated[bool, _VERBOSE], False),
+    _setting("debug", Annotated[bool, _DEBUG], False),
 )
 _WORKSPACE = _setting("workspace", Annotated[Path, _FOLDER], Path())

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from engram_cli import interrupts
-from engram_cli.cli.plain import one_line, plain_json
+from engram_cli.cli.plain import one_line, plain, plain_json
 from engram_cli.errors import EngramError, OutputError
 from engram_cli.files import address_of
+from engram_cli.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -23,14 +27,31 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 WIDTH = 100
+LINE_SECONDS = 30.0  # between lines of progress where stderr is not a terminal
 
 
 class Terminal:
-    """Prints a command's results, notes and progress; implements `Progress` for the commands."""
+    """Prints a command's results, notes and progress; implements `Progress` for the commands.
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
-        self.as_json = as_json
+    `verbose`: print also what was chosen, and how long each piece of work took. `debug`: print the
+    traceback of an error.
+    """
+
+    clock = staticmethod(time.monotonic)
+
+    def __init__(
+        self,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        debug: bool = False,
+    ) -> None:
+        self.as_json, self.debug = as_json, debug
         self.quiet = quiet or as_json
+        self.verbose = verbose and not self.quiet
+        self._work: _Work | None = None
+        self._said = self.clock()  # when the last line of progress was printed
         self._bars: Bars | None = None
         self._task: TaskID | None = None
 
@@ -71,8 +92,13 @@ class Terminal:
             console.print(text, style="dim", markup=False, highlight=False, soft_wrap=in_a_file)
 
     def start(self, what: str, total: int | None, unit: str) -> None:
-        """Start a progress bar, on a terminal only."""
-        if self.quiet or not sys.stderr.isatty():
+        """Start a progress bar on a terminal, lines of progress elsewhere."""
+        if self.quiet:
+            return
+        self._end_work()
+        self._work = _Work(what, total, unit, self.clock())
+        if not sys.stderr.isatty():
+            self._say_progress()
             return
         from engram_cli.cli.render import make_bars
 
@@ -84,16 +110,63 @@ class Terminal:
         self._task = self._bars.add_task(what, total=total, unit=unit)
 
     def advance(self, amount: int) -> None:
-        """Advance the progress bar."""
+        """Advance the progress bar, or print a line if the last one is half a minute old."""
+        if self._work is not None:
+            self._work.done += amount
+            if self._bars is None:
+                self._say_progress()
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, amount)
 
+    def chose(self, request: Any) -> None:
+        """Print the program's version and a request's options, if `verbose`."""
+        if self.verbose:
+            self.note(f"engram {__version__}, Python {sys.version.split()[0]} on {sys.platform}")
+            for field in fields(request):
+                self.note(f"{field.name} = {one_line(str(getattr(request, field.name)))}")
+
+    def _say_progress(self) -> None:
+        now = self.clock()
+        if self._work is not None and now - self._said >= LINE_SECONDS:
+            self._said = now
+            self.note(self._work.line(now))
+
+    def _end_work(self) -> None:
+        if self.verbose and self._work is not None:
+            self.note(f"{self._work.what}: took {self.clock() - self._work.begun:.1f} s")
+        self._work = None
+
     def close(self) -> None:
         """Remove the progress bar."""
+        self._end_work()
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
             self._task = None
+
+
+@dataclass(slots=True)
+class _Work:
+    """A piece of work under way: what `Progress.start` was told, and how much is done."""
+
+    what: str
+    total: int | None
+    unit: str
+    begun: float
+    done: int = 0
+
+    def line(self, now: float) -> str:
+        """Return one line: counting: 1.2 GB of 4.8 GB, 25 %, after 60 s."""
+        from engram_cli.cli.render import percent, quantity
+
+        parts = []
+        if self.unit and (self.done or self.total):
+            of = f" of {quantity(self.total, self.unit)}" if self.total else ""
+            parts = [f"{quantity(self.done, self.unit)}{of}"]
+        if self.total:
+            parts.append(percent(self.done / self.total, 0))
+        parts.append(f"after {now - self.begun:.0f} s")
+        return f"{self.what}: {', '.join(parts)}"
 
 
 @contextmanager
@@ -125,15 +198,18 @@ def reported(terminal: Terminal | None = None) -> Iterator[None]:
     try:
         yield
     except EngramError as error:
-        _leave(terminal, error.message, error.hint, error.exit_code)
+        kind = type(error).__name__
+        _leave(terminal, kind, error.message, error.hint, error.exit_code)
     except KeyboardInterrupt:
         interrupts.leaving(said=False)
         try:
-            _leave(terminal, "interrupted", "run the same command again", interrupts.CODE)
+            code = interrupts.code()
+            _leave(terminal, "Interrupted", interrupts.MESSAGE, interrupts.HINT, code)
         finally:
             interrupts.leaving(said=True)
     except MemoryError as error:
-        _leave(terminal, f"out of memory: {error}", "use a smaller geometry or machine memory", 2)
+        hint = "use a smaller geometry or machine memory"
+        _leave(terminal, "MemoryError", f"out of memory: {error}", hint, 2)
     except BrokenPipeError:
         sys.stderr.close()
         raise typer.Exit(2) from None
@@ -142,17 +218,43 @@ def reported(terminal: Terminal | None = None) -> Iterator[None]:
             terminal.close()
 
 
-def _leave(terminal: Terminal | None, message: str, hint: str, code: int) -> None:
-    from rich.text import Text
-
+def _leave(terminal: Terminal | None, kind: str, message: str, hint: str, code: int) -> None:
+    """Print an error, with its traceback if that was asked for, and leave with the exit code."""
     if terminal is not None:
         terminal.close()
-    line = Text()
-    line.append("error: ", style="bold red")
-    line.append(" ".join(message.split()))
-    line.append(f" - {' '.join(hint.split())}", style="dim")
-    _console(sys.stderr).print(line, soft_wrap=True)
+    trace = traceback.format_exc() if terminal is not None and terminal.debug else None
+    as_json = json_wanted() if terminal is None else terminal.as_json
+    print_error(kind, message, hint, trace=trace, as_json=as_json)
     raise typer.Exit(code)
+
+
+def json_wanted() -> bool:
+    """Return whether the command line asks for JSON, where its options are not parsed yet."""
+    return "--json" in sys.argv[1:]
+
+
+def print_error(
+    kind: str, message: str, hint: str, *, trace: str | None = None, as_json: bool | None = None
+) -> None:
+    """Print an error on stderr: one line, or with --json one JSON object on a line.
+
+    `kind`: the name of its class. `trace`: its traceback. `as_json` None: as the command line asks.
+    """
+    message, hint = " ".join(message.split()), " ".join(hint.split())
+    if json_wanted() if as_json is None else as_json:
+        error = {"class": kind, "message": message, "hint": hint}
+        error |= {} if trace is None else {"traceback": trace}
+        sys.stderr.write(json.dumps({"error": error}) + "\n")
+        return
+    if trace is not None:
+        sys.stderr.write("".join(f"{plain(line)}\n" for line in trace.splitlines()))
+    if not sys.stderr.isatty():
+        sys.stderr.write(plain(f"error: {message} - {hint}") + "\n")
+        return
+    from rich.text import Text
+
+    line = Text.assemble(("error: ", "bold red"), message, (f" - {hint}", "dim"))
+    _console(sys.stderr).print(line, soft_wrap=True)
 
 
 def _console(stream: Any) -> Console:

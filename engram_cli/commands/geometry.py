@@ -35,13 +35,15 @@ class Geometry:
     ] = None
     orders: Annotated[
         tuple[int, ...] | None,
-        Option("N-gram lengths, such as 2,3.", metavar="N,...", parser=integers),
+        Option("N-gram lengths (2,3, or the scheme's).", metavar="N,...", parser=integers),
     ] = None
-    heads: Annotated[int | None, Option("Number of hash heads per order.")] = None
+    heads: Annotated[int | None, Option("Number of hash heads per order (8, or the scheme's).")] = (
+        None
+    )
     rows_per_head: Annotated[
         tuple[int, ...] | None,
         Option(
-            "Minimum rows per head, one size or one per order: 646400, 16M.",
+            "Minimum rows per head, one size or one per order: 16M (646400, or the scheme's).",
             metavar="SIZE,...",
             parser=read_sizes,
         ),
@@ -58,13 +60,13 @@ class Geometry:
         int | None,
         Option("Token id that fills positions before the start (the tokenizer's pad token)."),
     ] = None
-    seed: Annotated[int | None, Option("Seed of the hash multipliers.")] = None
+    seed: Annotated[int | None, Option("Seed of the hash multipliers (0).")] = None
     vocab_size: Annotated[
-        int | None, Option("Number of token ids, for schemes that hash raw ids.")
+        int | None, Option("Number of token ids, for schemes that hash raw ids (the vocabulary's).")
     ] = None
-    eos_id: Annotated[int | None, Option("EOS token id, for schemes whose n-grams stop at it.")] = (
-        None
-    )
+    eos_id: Annotated[
+        int | None, Option("EOS token id, for schemes whose n-grams stop at it (the checkpoint's).")
+    ] = None
 
     @property
     def given(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from engram_cli import interrupts
 from engram_cli.corpus.partitions import Plan
 from engram_cli.engines.base import Call, Job, Task
 from engram_cli.progress import Progress
@@ -82,7 +83,8 @@ def put_off(asked: threading.Event, patience: float = PATIENCE) -> Iterator[None
     That is raised by the next one, after `patience` seconds, or at the end of the block. Only
     signals that would raise it are taken, and only in the main thread, which alone may handle any.
     """
-    taken = [each for each in _SIGNALS if signal.getsignal(each) is signal.default_int_handler]
+    before = {each: signal.getsignal(each) for each in _SIGNALS}
+    taken = [each for each in _SIGNALS if before[each] in interrupts.RAISING]
     main = threading.main_thread().ident
     if not taken or main is None or main != threading.get_ident():
         yield
@@ -92,6 +94,7 @@ def put_off(asked: threading.Event, patience: float = PATIENCE) -> Iterator[None
     def heard(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
+        interrupts.came(number)
         asked.set()
 
     def watch() -> None:
@@ -110,7 +113,7 @@ def put_off(asked: threading.Event, patience: float = PATIENCE) -> Iterator[None
             raise KeyboardInterrupt
     finally:
         for each in taken:
-            signal.signal(each, signal.default_int_handler)
+            signal.signal(each, before[each])
         over.set()
         asked.set()  # whether or not it was: the watcher must end
         watcher.join()

@@ -170,6 +170,6 @@ def test_ctrl_c_is_one_line(
 
     monkeypatch.setattr(pq, "write_table", interrupted)
     done = engram("compress-vocab", tokenizer_file)
-    assert done.code == 2
+    assert done.code == 130
     assert done.error_line == "error: interrupted - run the same command again"
     assert list(engram.folder.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from formats import checkpoints, small_artifacts
 from formats.converted import converted, stored, table
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from engram_cli.commands.artifact import find_artifact
 from engram_cli.commands.requests.reading import VerifyRequest
@@ -197,3 +200,37 @@ def test_an_overlay_as_the_other_kind(tmp_path: Path) -> None:
         converted(far, "pleo", tmp_path / "e.pleo")
     with pytest.raises(OutputError, match="already exists"):
         converted(first, "pleo", tmp_path / "b.pleo")
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=st.sets(st.integers(0, 2175), min_size=1, max_size=40),
+    kind=st.sampled_from(["pleo", "plepatch"]),
+)
+def test_any_edits(base: tuple[Path, Path], rows: set[int], kind: str) -> None:
+    """Exactly the edited rows are written, with the values they have now."""
+    before, edited = base
+    shard = edited / "shard_000.bin"
+    whole = shard.read_bytes()
+    raw = np.frombuffer(whole, np.uint8).reshape(2176, -1).copy()
+    raw[sorted(rows), 9] ^= 1
+    raw.tofile(shard)
+    out = edited.parent / f"{len(os.listdir(edited.parent))}.{kind}"
+    try:
+        converted(edited, kind, out, patch=before)
+        assert overlay(out).row_numbers().tolist() == sorted(rows)
+        values = find_artifact(edited).open().vectors(2, sorted(rows))
+        assert np.array_equal(pieces(out), values)
+    finally:
+        shard.write_bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint, and a store of the same rows."""
+    folder = tmp_path_factory.mktemp("edits")
+    made = checkpoints.qwen_ple(folder / "base")
+    converted(made.path, "engramdb", folder / "store")
+    return made.path, folder / "store"

@@ -181,3 +181,31 @@ def test_damage_gives_our_own_errors(tmp_path: Path, data: st.DataObject) -> Non
     with contextlib.suppress(EngramError):
         for name in torch_tensors(path)[0]:
             read(path, name)
+
+
+SIZES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+DTYPES = st.sampled_from(["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8"])
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(tensors=st.dictionaries(NAMES, st.tuples(DTYPES, SIZES), max_size=5))
+def test_every_plan_is_read_as_it_was_meant(
+    tmp_path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]
+) -> None:
+    specs = [TensorSpec(name=n, dtype=dtype, shape=shape) for n, (dtype, shape) in tensors.items()]
+    plan, path = plan_torch(specs), tmp_path / "x.pt"
+    with path.open("w+b") as file:
+        file.truncate(plan.size)
+        for at, raw in plan.head.items():
+            file.seek(at)
+            file.write(raw)
+    write_checksums(path, plan, specs)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    places, _ = torch_tensors(path)
+    assert {name: (place.spec, place.begin) for name, place in places.items()} == {
+        spec.name: (spec, begin) for spec, begin in zip(specs, plan.begins, strict=True)
+    }

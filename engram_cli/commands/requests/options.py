@@ -23,6 +23,14 @@ from engram_cli.sizes import read_size, size_text
 R = TypeVar("R", bound="Request")
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "0": "\0", "f": "\f"}
+DTYPE_ALIASES = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "f32": "float32",
+}
 LAYOUT, CORPUS, ENGINE = "Layout", "Corpus", "Engine"
 
 
@@ -88,7 +96,10 @@ class Rule:
 
 
 class Request:
-    """Base of every request: checks the options one by one, then the `RULES`."""
+    """Base of every request: checks the options one by one, then the `RULES`.
+
+    A `dtype` may have one of the `DTYPE_ALIASES`; the request holds the full name.
+    """
 
     __slots__ = ()
     RULES: ClassVar[tuple[Rule, ...]] = ()
@@ -98,6 +109,9 @@ class Request:
         for field, _, mark in _marked(request):
             value = getattr(self, field.name)
             if isinstance(mark, Option) and value is not None:
+                if field.name == "dtype" and value in DTYPE_ALIASES:
+                    value = DTYPE_ALIASES[value]
+                    object.__setattr__(self, field.name, value)
                 _check(mark.name or field.name, mark, value)
         for rule in self.RULES:
             if rule.broken(self):

@@ -23,8 +23,8 @@ from engram_cli.table.scan.faults import Measured, RowFaults, digest, measure, s
 
 CONFIDENCE = 0.999  # with which a sample finds a fault in the share of rows it is made for
 BLOCK_BYTES = 2**20
-_MOST_BLOCKS = 2**18  # larger blocks where there would be more
-_BLOCKS_READ, _BLOCKS_A_TASK = 4, 32  # at a time, and by one thread one after another
+_MOST_BLOCKS = 2**17  # larger blocks where there would be more
+_BLOCKS_READ, _BLOCKS_A_TASK = 2, 32  # at a time, and by one thread one after another
 _LEAST_BLOCK = 1024  # bytes, of a block that is compared with others
 _PIECE_BYTES = 2**20  # of a sample, read at a time
 _SEED = 0x656E6772616D
