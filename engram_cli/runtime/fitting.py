@@ -88,7 +88,7 @@ def fit(
 ) -> FitResult:
     """Fit the dense weights of the last layer of a memory of `model` to a text.
 
-    `documents`: token ids, int[T] each, of which windows of `context` tokens are drawn by turns; one
+    `documents`: token ids, int[T] each, of which windows of `context` tokens are drawn; one
     window in eight is not learnt from, but measured on. A text that the rows were not filled from
     is best: in one that they were, they know every next token. `steps` steps of `batch_tokens`
     tokens; `advance` is called with the tokens of each. Memory does not grow with the text. The
