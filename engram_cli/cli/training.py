@@ -66,8 +66,8 @@ def _outcome(result: TrainResult) -> list[RenderableType]:
          f"in {outcome.held_out_documents:,} documents"),
     ]  # fmt: skip
     for line in outcome.lines:
-        if line.course is not None and line.course.seconds:
-            pace = line.course.steps * outcome.tokens_a_step / line.course.seconds
+        if line.course is not None and line.course.timed_steps:
+            pace = line.course.timed_steps * outcome.tokens_a_step / line.course.seconds
             rows.append((line.name, f"{_duration(line.course.seconds)}, "
                          f"{quantity(pace, 'tokens')}/s with evaluations"))  # fmt: skip
     written = [path for path in (result.bundle, result.adapter, result.model) if path is not None]

@@ -267,6 +267,7 @@ def _task(request: TrainRequest, prepared: _Prepared) -> Task:
         train=prepared.train.path,
         held_out=prepared.held_out.path,
         end=prepared.end,
+        documents=prepared.held_out.documents,
         apart=prepared.apart,
         length=prepared.length,
         micro_batch=prepared.micro_batch,
@@ -277,10 +278,19 @@ def _task(request: TrainRequest, prepared: _Prepared) -> Task:
         rates={name: getattr(request, name) for name in ("rows_lr", "lr", "lora_lr", "full_lr")},
         row_optimiser=request.row_optimiser,
         gradient_checkpointing=request.gradient_checkpointing,
-        half=not cpu,
+        half=_computes_in_half(prepared.device),
         cpu=cpu,
         seed=request.train_seed,
     )
+
+
+def _computes_in_half(device: Any) -> bool:
+    """Return whether to compute in bfloat16: on GPUs that have it."""
+    if device.type != "cuda":
+        return False
+    import torch
+
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _open(request: TrainRequest, task: Task, prepared: _Prepared, progress: Progress) -> PartRun:

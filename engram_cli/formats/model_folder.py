@@ -25,9 +25,8 @@ from engram_cli.rows.dtypes import TENSOR_DTYPES, physical_dtype
 from engram_cli.rows.gather import FileArray, FileRows
 from engram_cli.rows.safetensors import TensorPlace, checkpoint_files, raw_header, tensor_place
 from engram_cli.rows.source import Span
-from engram_cli.vocab.compress import CompressedVocab, compress_vocab
+from engram_cli.vocab.kept import token_map
 from engram_cli.vocab.lookup import MOST_VOCABULARY, VocabMap
-from engram_cli.vocab.tokenizer import load_tokenizer
 
 Result = Literal["ok", "differs", "undecided"]
 CONFIG = "config.json"
@@ -259,19 +258,19 @@ def _found(file: Path, name: str, entry: Any, data: int) -> FoundTensor:
 
 @dataclass(slots=True, kw_only=True)
 class FolderTokenizer:
-    """The tokenizer of a folder, or the one that was given, compressed on first use."""
+    """The map of the tokenizer of a folder, or of the one that was given, made on first use."""
 
     folder: Path
     given: Path | None = None
-    _vocab: CompressedVocab | None = field(default=None, repr=False)
+    _vocab: VocabMap | None = field(default=None, repr=False)
 
-    def vocab(self) -> CompressedVocab | None:
-        """Return the compressed vocabulary; None where there is no tokenizer."""
+    def vocab(self) -> VocabMap | None:
+        """Return the vocabulary map; None where there is no tokenizer."""
         if self._vocab is None:
             place = self.given or self.folder
             if self.given is None and not (self.folder / "tokenizer.json").is_file():
                 return None
-            self._vocab = compress_vocab(load_tokenizer(place))
+            self._vocab = token_map(place)
         return self._vocab
 
 

@@ -1,6 +1,6 @@
 """Fits the gates of a new memory to a text in a few steps, so that its rows help at once.
 
-Only the dense weights of the memory's last layer learn. Two things make about sixty small steps
+Only the dense weights of the memory's last layer learn. Two things make about fifty small steps
 enough, where plain Adam needs hundreds of large ones.
 
 - Rows of a table are far from white: a few directions hold nearly all of their energy. The
@@ -12,6 +12,7 @@ The same text and seed give the same weights on the same machine.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from engram_cli.runtime.forward_args import read_call
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import MemoryModule, dense_state
 
-STEPS = 64
+STEPS = 48
 BATCH_TOKENS = 1024
 CONTEXT = 512
 HELD_WINDOWS = 8  # that the loss is measured on; one window in as many is kept for it
@@ -47,6 +48,7 @@ BETAS = (0.8, 0.95)
 WARM_UP = 4  # steps
 
 Window = NDArray[np.int64]
+_Ranked = tuple[float, int, Window]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,7 @@ def fit(
 ) -> FitResult:
     """Fit the dense weights of the last layer of a memory of `model` to a text.
 
-    `documents`: token ids, int[T] each, of which windows of `context` tokens are drawn evenly; one
+    `documents`: token ids, int[T] each, of which windows of `context` tokens are drawn; one
     window in eight is not learnt from, but measured on. A text that the rows were not filled from
     is best: in one that they were, they know every next token. `steps` steps of `batch_tokens`
     tokens; `advance` is called with the tokens of each. Memory does not grow with the text. The
@@ -137,26 +139,24 @@ def _draw(
 ) -> tuple[list[Window], NDArray[np.int64]]:
     """Return windows to learn from, int64[context], and windows to measure on, int64[B, context].
 
-    Both are uniform samples of all windows (Vitter's reservoir), in a random order. Documents are
-    joined where they are shorter than a window.
+    Documents take turns: none gives its second window before each gave one, in a random order. One
+    window in eight is for measuring. Documents are joined where they are shorter than a window.
     """
     generator = np.random.default_rng(seed)
-    kept: tuple[list[Window], list[Window]] = ([], [])
-    wanted, seen = (count, HELD_WINDOWS), [0, 0]
-    rest: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+    wanted = (count, HELD_WINDOWS)
+    kept: tuple[list[_Ranked], list[_Ranked]] = ([], [])  # heaps, the last in turn first
+    rest: Window = np.empty(0, dtype=np.int64)
     number = read = 0
     for document in documents:
         ids = np.concatenate((rest, np.asarray(document, dtype=np.int64).reshape(-1)))
         whole = len(ids) // context * context
-        for window in ids[:whole].reshape(-1, context):
+        windows = ids[:whole].reshape(-1, context)
+        for turn, place in enumerate(generator.permutation(len(windows))):
             part = int(number % HELD_WINDOWS == HELD_WINDOWS - 1)
+            ranked = (-turn - float(generator.random()), number, windows[place].copy())
+            push = heapq.heappush if len(kept[part]) < wanted[part] else heapq.heappushpop
+            push(kept[part], ranked)
             number += 1
-            seen[part] += 1
-            place = len(kept[part])
-            if place < wanted[part]:
-                kept[part].append(window.copy())
-            elif (place := int(generator.integers(seen[part]))) < wanted[part]:
-                kept[part][place] = window.copy()
         rest = ids[whole:]
         read += whole
         if read >= MOST_TOKENS:
@@ -166,8 +166,8 @@ def _draw(
             f"the text has {number} windows of {context} tokens, and {HELD_WINDOWS} are needed",
             f"give a text of {HELD_WINDOWS * context:,} tokens or more",
         )
-    order = generator.permutation(len(kept[0]))
-    return [kept[0][place] for place in order], np.stack(kept[1])
+    train, held = ([window for _, _, window in sorted(heap, reverse=True)] for heap in kept)
+    return train, np.stack(held)
 
 
 @contextmanager

@@ -39,4 +39,4 @@ class BatchSize:
 
 
 ON_GPU = BatchSize(sequences=32, length=512, sample=2**18, final=2**20)
-ON_CPU = BatchSize(sequences=2, length=128, sample=2**11, final=2**13)
+ON_CPU = BatchSize(sequences=4, length=128, sample=2**11, final=2**13)

@@ -99,7 +99,7 @@ class PartRun:
     def _losses(self, variants: tuple[str, ...]) -> PartLoss:
         task = self.task
         self.progress.note(f"measuring the loss on held-out documents: {', '.join(variants)}")
-        texts = documents(task.held_out, task.end, task.final, cut=task.length)
+        texts = documents(task.held_out, task.end, task.documents, task.final, cut=task.length)
         with self._autocast():
             return evaluate_losses(
                 self.model,

@@ -12,10 +12,11 @@ class Task:
     """What learns from which texts, and how; one part of a run.
 
     `bundle`: None trains no memory. `lora`: the rank of an adapter, None for none. `train`,
-    `held_out`: packed files, whose documents `end` ends; `apart`: the same, where positions begin
-    again after it. A step of one process is `accumulated` batches of `micro_batch` sequences of
-    `length` tokens. `sample`, `final`: held-out tokens of an evaluation on the way, and at the end.
-    `rates` are those of `make_optimiser`, by name. `half`: compute in bfloat16.
+    `held_out`: packed files, whose documents `end` ends, and `documents` of the held-out ones;
+    `apart`: the same token, where positions begin again after it. A step of one process is
+    `accumulated` batches of `micro_batch` sequences of `length` tokens. `sample`, `final`: held-out
+    tokens of an evaluation on the way, and at the end. `rates` are those of `make_optimiser`, by
+    name. `half`: compute in bfloat16.
     """
 
     bundle: Path | None
@@ -25,6 +26,7 @@ class Task:
     train: Path
     held_out: Path
     end: int | None
+    documents: int
     apart: int | None
     length: int
     micro_batch: int
@@ -70,11 +72,12 @@ class Evaluation:
 class Course:
     """What a run came to: its evaluations, the step whose weights were kept, its time.
 
-    `early`: it ended because the held-out loss fell no more. `seconds` of this start of it, not of
-    those that it resumed; 0 where nothing was left to do.
+    `early`: it ended because the held-out loss fell no more. `timed_steps`, `seconds`: of its last
+    start, without those that this resumed; 0 where nothing was left to do.
     """
 
     steps: int
+    timed_steps: int
     best: int
     early: bool
     seconds: float

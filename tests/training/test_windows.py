@@ -39,21 +39,25 @@ def test_documents_are_ended_once(
     lengths = [3, 8, 1, 4]
     path = tmp_path / "packed"
     pack(words_of(lengths, closed), path, END)
-    found = [ids.tolist() for ids in documents(path, END, 10**6, cut=8)]
+    found = [ids.tolist() for ids in documents(path, END, 4, 10**6, cut=8)]
     assert [len(each) for each in found] == lengths
     assert [token for each in found for token in each] == list(range(10, 26))
     bare = tmp_path / "bare"
     pack(words_of(lengths), bare, None)
     assert np.fromfile(bare, "<u4").tolist() == list(range(10, 26))
-    assert [len(each) for each in documents(bare, None, 10**6, cut=6)] == [6, 6, 4]
+    assert [len(each) for each in documents(bare, None, 1, 10**6, cut=6)] == [6, 6, 4]
 
 
-def test_some_documents_are_spread_over_the_file(tmp_path: Path) -> None:
+def test_few_tokens_are_of_many_documents(tmp_path: Path) -> None:
     path = tmp_path / "packed"
     pack(words_of([9] * 100), path, END)
-    found = list(documents(path, END, 250, cut=8))
-    assert len(found) == 25
+    found = list(documents(path, END, 100, 200, cut=8))
+    assert len(found) == 25  # each 8 tokens long, spread over the file
+    assert {len(each) for each in found} == {8}
     assert found[-1][0] > 800
+    pack(words_of([900, 30, 900, 900]), path, END)
+    found = list(documents(path, END, 4, 400, cut=8))
+    assert [len(each) for each in found] == [100, 30, 100, 100]
 
 
 def test_windows_are_cuts_of_the_file(tmp_path: Path) -> None:

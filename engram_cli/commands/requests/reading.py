@@ -249,7 +249,7 @@ class VerifyRequest(Request):
     ] = False
     fault_share: Annotated[
         float,
-        Option("Share of faulty rows that the sample finds, with 99.9 % (0.001).", metavar="SHARE"),
+        Option("Share of faulty rows that the sample finds, with 99.9 %.", metavar="SHARE"),
     ] = 0.001
     shape: Annotated[ShardShape | None, Group(ShardOptions)] = None
     threads: Threads = None

@@ -24,7 +24,7 @@ from engram_cli.table.scan.faults import Measured, RowFaults, digest, measure, s
 CONFIDENCE = 0.999  # with which a sample finds a fault in the share of rows it is made for
 BLOCK_BYTES = 2**20
 _MOST_BLOCKS = 2**17  # larger blocks where there would be more
-_BLOCKS_READ, _BLOCKS_A_TASK = 2, 32  # at a time, and by one thread one after another
+_BLOCKS_READ, _BLOCKS_A_TASK = 4, 32  # at a time, and by one thread one after another
 _LEAST_BLOCK = 1024  # bytes, of a block that is compared with others
 _PIECE_BYTES = 2**20  # of a sample, read at a time
 _SEED = 0x656E6772616D
@@ -132,10 +132,14 @@ def _started(source: RowSource, layer: int) -> RowFaults:
 def _stored(
     source: RowSource, layer: int, first: int, count: int
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    return source.lines(layer, ROWS, first, count), _own_scales(source, layer, first, count)
+
+
+def _own_scales(source: RowSource, layer: int, first: int, count: int) -> NDArray[Any] | None:
     row_type = DTYPES.load(source.dtype or "")
-    rows = source.lines(layer, ROWS, first, count)
-    own = row_type.scaling is not None and not row_type.of_layer
-    return rows, source.lines(layer, SCALES, first, count) if own else None
+    if row_type.scaling is None or row_type.of_layer:
+        return None
+    return source.lines(layer, SCALES, first, count)
 
 
 def _read_all(
@@ -165,10 +169,12 @@ def _measured(
     source: RowSource, layer: int, found: RowFaults, step: int, first: int, count: int
 ) -> Iterator[tuple[int, Measured, list[int]]]:
     """Yield (first row, what was measured, the digest of each block) for a few blocks at a time."""
-    end = first + count
+    end, all_scales = first + count, _own_scales(source, layer, first, count)
     for begin in range(first, end, _BLOCKS_READ * step):
         own = min(_BLOCKS_READ * step, end - begin)
-        rows, scales = _stored(source, layer, begin, own)
+        rows, scales = source.lines(layer, ROWS, begin, own), None
+        if all_scales is not None:  # read at once: they are small
+            scales = all_scales[begin - first : begin - first + own]
         measured = measure(found.row_type, found.dim, rows, scales)
         values, some_zero = [], bool(measured.zero.any())
         for at in range(0, own, step):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.rows.dtypes import FP8_E8M0, Floats, Items, RowType
+from engram_cli.rows.dtypes import FLOAT32, FP8_E8M0, Floats, Items, RowType
 from engram_cli.table.scan.kernels import codes as kernels
 
 Bytes = NDArray[np.uint8]
@@ -23,15 +24,10 @@ BY_CHANCE = 1e-6  # how likely a run of zero rows may be before it counts as a h
 _E8M0_E4M3 = 33
 _E8M0_BIAS, _E8M0_NAN = 127, 255
 _KEYS = np.random.default_rng(0x656E6772616D).integers(0, 2**64, 128, dtype=np.uint64)
-# Items of one byte: (bits that are the size, the largest size, the size of NaN). Those of integers
+# Items of one byte: (bits that are the size, the largest size, the size of NaN). Others than e4m3
 # are made into sizes by a table first.
 _E4M3 = (0x7F, 0x7E, 0x7F)
 _SIZES = (0xFF, 127, 128)
-_INT8 = np.minimum(np.abs(np.arange(256).astype(np.uint8).view(np.int8).astype(np.int16)), 128)
-_INT8 = _INT8.astype(np.uint8)
-_NIBBLE = np.array([0, 1, 2, 3, 4, 5, 6, 127, 128, 127, 6, 5, 4, 3, 2, 1], dtype=np.uint8)
-_E2M1 = np.array([0, 1, 2, 3, 4, 5, 6, 127] * 2, dtype=np.uint8)
-_PACKED = {"int4": _NIBBLE, "e2m1": _E2M1}
 # Floats: the bits of an infinity; larger sizes are NaN.
 _INFINITY = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 # ggml's blocks: the bytes at which their float16 scales lie.
@@ -196,7 +192,8 @@ class Measured:
 def measure(row_type: RowType, dim: int, rows: NDArray[Any], scales: Any) -> Measured:
     """Measure rows [n, width] as they are stored, with their scales or None.
 
-    Scales are [n, k]; the one of a layer is not measured here.
+    Scales are [n, k]; the one of a layer is not measured here. Rows of blocks or floats that are
+    not known here are decoded first.
     """
     items = row_type.items
     rows = np.ascontiguousarray(rows)
@@ -209,16 +206,35 @@ def measure(row_type: RowType, dim: int, rows: NDArray[Any], scales: Any) -> Mea
         blocks = rows.reshape(len(rows), -1, _E8M0_E4M3)
         codes = np.ascontiguousarray(blocks[:, :, 1:]).reshape(len(rows), -1)
         row_type, scales = FP8_E8M0, np.ascontiguousarray(blocks[:, :, 0])
-    elif items.name in _PACKED:
-        table = _PACKED[items.name]
-        pairs = np.stack([table[codes & 15], table[codes >> 4]], axis=-1)
-        codes = np.ascontiguousarray(pairs.reshape(len(rows), -1)[:, :dim])
-        kind = _SIZES
-    elif items.name == "int8":
-        codes, kind = _INT8[codes], _SIZES
+    elif items.values is None:
+        values = np.empty((len(rows), dim), dtype=np.float32)
+        row_type.decode(rows, scales, values)
+        return _floats(FLOAT32.items, values)
+    elif items.name != "e4m3":
+        codes, kind = _sizes(items)[codes], _SIZES
+        if items.packed:
+            codes = np.ascontiguousarray(codes.reshape(len(rows), -1)[:, :dim])
     if row_type.of_layer or scales is None:
         return _codes(kind, codes)
     return _scaled(_codes(kind, codes), row_type, codes, kind[0], scales)
+
+
+@cache
+def _sizes(items: Items) -> Bytes:
+    """Return the sizes that stand for each byte of items: [256], or [256, 2] of two a byte.
+
+    0 is zero, 127 the largest, 128 is no number; the others lie between.
+    """
+    assert items.values is not None
+    sizes = np.abs(items.values)
+    codes = np.clip(np.ceil(np.nan_to_num(sizes) / items.largest * 126), 0, 126)
+    codes[sizes == items.largest] = _SIZES[1]
+    codes[np.isnan(sizes)] = _SIZES[2]
+    narrow = codes.astype(np.uint8)
+    if not items.packed:
+        return narrow
+    byte = np.arange(256)
+    return np.stack([narrow[byte & 15], narrow[byte >> 4]], axis=-1)
 
 
 def digest(rows: NDArray[Any], scales: NDArray[Any] | None) -> int:
