@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from engram_cli.commands.artifact import known_ngrams
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout, LayerHash
-from engram_cli.rows.source import RowSource
-from engram_cli.stats import FULL
+from engram_cli.rows.source import FULL, RowSource
 from engram_cli.stats.names import Names
 
 if TYPE_CHECKING:  # with the kernels of counting

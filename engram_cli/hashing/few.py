@@ -14,10 +14,6 @@ from numpy.typing import NDArray
 from engram_cli.hashing import lookback, reference
 
 FEW = 2**16  # tokens that a process compresses and hashes with NumPy before it loads Numba
-TILE = 2048  # positions that a kernel hashes together
-# The reciprocal path is exact for mixes in [0, 2**63) and moduli between these, both excluded.
-FAST_MODULUS_ABOVE = 8192
-FAST_MODULUS_BELOW = 2**31
 
 _KERNELS = "engram_cli.hashing.kernels"
 _hashed = 0

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.errors import InputError, LayoutError, TokenIdError
-from engram_cli.hashing.few import FAST_MODULUS_ABOVE, FAST_MODULUS_BELOW, TILE, kernels_for
+from engram_cli.hashing import FAST_MODULUS_ABOVE, FAST_MODULUS_BELOW, TILE
+from engram_cli.hashing.few import kernels_for
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import Mask, carry_after
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, uint32, uint64
 
-from engram_cli.hashing.few import TILE
+from engram_cli.hashing import TILE
 from engram_cli.jit import bits_of, kernel
 
 _STRETCH = 64

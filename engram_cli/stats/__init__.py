@@ -14,7 +14,6 @@ from engram_cli.registry import Registry
 if TYPE_CHECKING:
     from engram_cli.stats.statistic import Statistic
 
-FULL = 2**32 - 1  # a counter of hits that reached this stays there
 DOCUMENT = "stats.json"  # of a statistics folder
 STATISTICS: Registry[Statistic[Any]] = Registry(
     "statistic",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.stats import FULL as FULL
+from engram_cli.rows.source import FULL as FULL
 from engram_cli.stats.counting import kernels
 from engram_cli.stats.sampling.distinct import NgramSample
 
