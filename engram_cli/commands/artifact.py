@@ -188,6 +188,12 @@ def known_ngrams(
     return hits_at, load_row_ngrams(statistics, source.layout.layer(layer), hits_at)
 
 
+def _read_stats(path: Path) -> Statistics:
+    from engram_cli.stats.stats_io import read_stats  # 30 MB with the kernels of counting
+
+    return read_stats(path)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Companions:
     """Finds the files that go with an artifact: the given ones, else those that lie next to it."""
@@ -203,10 +209,8 @@ class Companions:
         Raises what `read_stats` raises for those that were named, and InputError when they were
         counted with another layout; for those found nearby, that is only noted.
         """
-        from engram_cli.stats.stats_io import read_stats  # 30 MB with the kernels of counting
-
         if self.stats is not None:
-            named = read_stats(self.stats)
+            named = _read_stats(self.stats)
             if named.layout.fingerprint != layout.fingerprint:
                 raise InputError(
                     f"{self.stats} was counted with layout {short(named.layout.fingerprint)}, "
@@ -214,7 +218,7 @@ class Companions:
                     "give the statistics of this layout, or leave --stats out",
                 )
             return named
-        for place, found in self._readable(lambda here: here.stats, read_stats, progress):
+        for place, found in self._readable(lambda here: here.stats, _read_stats, progress):
             if found.layout.fingerprint == layout.fingerprint:
                 progress.note(f"statistics: {place} (found next to the artifact)")
                 return found

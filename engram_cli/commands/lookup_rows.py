@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from engram_cli.commands.artifact import known_ngrams
 from engram_cli.hashing.hasher import StreamHasher, Window
 from engram_cli.hashing.layout import HashLayout, LayerHash
-from engram_cli.rows.source import RowSource
+from engram_cli.rows.source import FULL, RowSource
 from engram_cli.stats.names import Names
-from engram_cli.stats.sampling.row_ngrams import RowNgram, RowNgrams
-from engram_cli.stats.stats_io import Statistics
-from engram_cli.stats.totals import FULL
+
+if TYPE_CHECKING:  # with the kernels of counting
+    from engram_cli.stats.sampling.row_ngrams import RowNgram, RowNgrams
+    from engram_cli.stats.stats_io import Statistics
 
 SHOWN_OTHERS = 3
 

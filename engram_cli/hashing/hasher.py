@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from engram_cli.errors import InputError, LayoutError, TokenIdError
-from engram_cli.hashing import kernels
+from engram_cli.hashing import FAST_MODULUS_ABOVE, FAST_MODULUS_BELOW, TILE
+from engram_cli.hashing.few import kernels_for
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.hashing.lookback import Mask, carry_after
 
@@ -75,6 +76,7 @@ class LayerPlan:
 
         `tokens` int32[N-1+T] compressed ids, the history first; `seen` uint8[T], see `lookback`.
         """
+        kernels = kernels_for(len(seen))
         window = (tokens, seen, self.filler)
         if len(self.weights):
             columns = (self.weights, self.orders, self.moduli, self.fast)
@@ -100,7 +102,7 @@ def plan_layer(layout: HashLayout, layer: LayerHash) -> LayerPlan:
     no_wrap = summed or all(m >= 0 and m * largest < 2**63 for m in layer.multipliers)
     moduli = np.array(layer.moduli, dtype=np.int64)
     salts = np.array(layer.salts, dtype=np.int64)
-    inside = (moduli > kernels.FAST_MODULUS_ABOVE) & (moduli < kernels.FAST_MODULUS_BELOW)
+    inside = (moduli > FAST_MODULUS_ABOVE) & (moduli < FAST_MODULUS_BELOW)
     return LayerPlan(
         multipliers=multipliers,
         weights=weights,
@@ -157,6 +159,7 @@ class StreamHasher:
         tokens = np.empty(older + len(flat), dtype=np.int32)
         tokens[:older] = self._history
         fresh = tokens[older:]
+        kernels = kernels_for(len(flat))
         bad = kernels.compress(flat, self._lookup, fresh)
         if bad >= 0:
             raise _token_error(int(flat[bad]), int(bad), self.layout)
@@ -198,7 +201,7 @@ class StreamHasher:
             if end - begin < scratch.shape[1]:
                 scratch = np.empty((self.layout.columns, end - begin), dtype=np.uint32)
             self.columns(window.part(begin, end), layer, scratch)
-            kernels.to_rows(scratch, offsets, out[begin:end])
+            kernels_for(0).to_rows(scratch, offsets, out[begin:end])
 
 
 def hash_tokens(
@@ -251,7 +254,7 @@ def hash_tokens(
 
 
 def _parts(count: int, threads: int) -> list[tuple[int, int]]:
-    step = max(-(-count // max(threads, 1)), kernels.TILE)
+    step = max(-(-count // max(threads, 1)), TILE)
     return [(begin, min(begin + step, count)) for begin in range(0, count, step)]
 
 

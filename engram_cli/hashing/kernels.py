@@ -5,15 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, uint32, uint64
 
+from engram_cli.hashing import TILE
 from engram_cli.jit import bits_of, kernel
 
-TILE = 2048
 _STRETCH = 64
 # Adding this to a float64 in (-2**51, 2**51) leaves its nearest integer in the low bits.
 _ROUND = np.float64(2.0**52 + 2.0**51)
-# The reciprocal path is exact for mixes in [0, 2**63) and moduli between these, both excluded.
-FAST_MODULUS_ABOVE = 8192
-FAST_MODULUS_BELOW = 2**31
 
 
 @kernel(

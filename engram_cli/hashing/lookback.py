@@ -28,18 +28,30 @@ def visible(
     `dead` and `starts` are bool[T] masks of dead tokens and of first tokens of sequences; `carry`
     is how many tokens before the first one may still be seen (`carry_after` of what went before).
     """
+    return limits(compressed, dead, starts, layout.eos_id, layout.max_order, carry)
+
+
+def limits(
+    compressed: NDArray[np.int32],
+    dead: Mask | None,
+    starts: Mask | None,
+    eos: int | None,
+    order: int,
+    carry: int,
+) -> NDArray[np.uint8]:
+    """Return `visible`; `eos`: the compressed id that ends a sequence; `order`: the longest."""
     count = len(compressed)
     position = np.arange(count, dtype=np.int64)
     begin = np.full(count, -carry, dtype=np.int64)
     if starts is not None:
         begin = np.where(starts, position, begin)
-    if layout.eos_id is not None and count:
-        after = np.flatnonzero(compressed[:-1] == layout.eos_id) + 1
+    if eos is not None and count:
+        after = np.flatnonzero(compressed[:-1] == eos) + 1
         begin[after] = after
     if dead is not None:
         begin = np.where(dead, position + 1, begin)
     reach = position - np.maximum.accumulate(begin) + 1
-    limited: NDArray[np.uint8] = np.minimum(reach, layout.max_order).astype(np.uint8)
+    limited: NDArray[np.uint8] = np.minimum(reach, order).astype(np.uint8)
     return limited
 
 

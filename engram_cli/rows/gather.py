@@ -11,6 +11,7 @@ Files behind addresses are read in ranges, several at a time: one for each row, 
 from __future__ import annotations
 
 import mmap
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,9 @@ from engram_cli.rows.source import HITS, ROWS, SCALES, Span
 
 SAMPLE = 64  # rows whose place is asked for: 24 us compared with the 3 ms of 64k rows
 THREADS = 4  # that ask for pages and wait for them; two already fill the disk's queue
+FEW = 4096  # rows of an array that are taken through NumPy: loading Numba costs 0.7 s of CPU
 DAMAGED = "see what is wrong with engram verify, then make it again"
+_KERNELS = "engram_cli.rows.kernels"
 
 
 class FileArray:
@@ -60,6 +63,7 @@ class FileArray:
         self._step = max(span.rows for span in self.spans)
         self._even = all(span.first == i * self._step for i, span in enumerate(self.spans))
         self._firsts = [span.first for span in self.spans]
+        self._taken = 0  # rows taken before Numba was loaded
         self._dense = all(span.stride in (0, self.row_bytes) for span in self.spans)
         self._maps: dict[int, NDArray[Any]] = {}
         self._bases = np.zeros(len(self.spans), dtype=np.uint64)
@@ -113,11 +117,11 @@ class FileArray:
         if self.distant:
             take_distant(self.spans, self.row_bytes, ids, out, self.hint)
             return out
-        if not self._dense:
+        if not self._dense or self._are_few(len(ids)):
             span_of = np.searchsorted(self._firsts, ids, side="right") - 1
             for index in np.unique(span_of).tolist():
                 here = span_of == index
-                out[here] = self._map(index)[ids[here] - self._firsts[index]]
+                out[here] = self._map(index, random=self._dense)[ids[here] - self._firsts[index]]
             return out
         ids = self._numbered(ids)
         self._map_spans(ids)
@@ -129,6 +133,13 @@ class FileArray:
             parts = (np.array_split(each, THREADS) for each in (ids, out))
             list(pool.map(self._copy, *parts))
         return out
+
+    def _are_few(self, count: int) -> bool:
+        """Return whether these rows are among the first few, which are not worth loading Numba."""
+        if _KERNELS in sys.modules:
+            return False
+        self._taken += count
+        return self._taken <= FEW
 
     def _numbered(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number rows as if all spans were as high as the highest, as the kernels need it."""

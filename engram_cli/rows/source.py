@@ -17,6 +17,7 @@ from engram_cli.hashing.layout import HashLayout
 
 # The parts of a layer. Scales: of quantised rows. Hits: how often a corpus looked each row up.
 ROWS, SCALES, HITS = "rows", "scales", "hits"
+FULL = 2**32 - 1  # a counter of hits that reached this stays there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

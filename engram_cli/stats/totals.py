@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.rows.source import FULL as FULL
 from engram_cli.stats.counting import kernels
 from engram_cli.stats.sampling.distinct import NgramSample
-
-FULL = 2**32 - 1  # a counter that reached this stays there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -181,7 +180,10 @@ def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
         table.validate(full=True)
         if sum(map(_text_bytes, table.columns)) > _MOST_TEXT:
             raise ValueError(f"its texts have more than {_MOST_TEXT:,} bytes")
-        table = table.select(columns).cast(pa.schema([_SCHEMA.field(name) for name in columns]))
+        table = table.select(columns)
+        schema = pa.schema([_SCHEMA.field(name) for name in columns])
+        if table.schema.types != schema.types:
+            table = table.cast(schema)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ArtifactError(f"{path} lacks columns of a vocabulary: {error}", _REMAKE) from None
     return table, about
@@ -190,10 +192,14 @@ def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
 def _text_bytes(column: pa.ChunkedArray) -> int:
     """Return the bytes of a column of texts: of a few that are repeated, a file may hold any
     number."""
+    if not pa.types.is_dictionary(column.type):
+        return 0
+    import pyarrow.compute as pc  # takes 0.1 s, and the map alone has no texts
+
     return sum(
         pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
         for chunk in column.chunks
-        if pa.types.is_dictionary(chunk.type) and not pa.types.is_null(chunk.dictionary.type)
+        if not pa.types.is_null(chunk.dictionary.type)
     )
 
 
@@ -209,13 +215,21 @@ def _is_tokenizer(path: Path) -> bool:
 
 def _lookup(path: Path, table: pa.Table, about: dict[str, Any]) -> NDArray[np.int32]:
     """Return the map, its ids and its digest checked."""
-    ids = table["token_id"].fill_null(HOLE).to_numpy()
+    ids = _integers(table["token_id"])
     if not np.array_equal(ids, np.arange(len(ids))):
         raise ArtifactError(f"{path}: its token ids are not 0, 1, 2, ...", _REMAKE)
-    lookup: NDArray[np.int32] = np.array(table["compressed_id"].fill_null(HOLE).to_numpy())
+    lookup = _integers(table["compressed_id"])
     if lookup_digest(lookup) != about.get("vocab_digest"):
         raise ArtifactError(f"{path} was changed after it was written: digests differ", _REMAKE)
     return lookup
+
+
+def _integers(column: pa.ChunkedArray) -> NDArray[np.int32]:
+    """Return a column of int32, HOLE where it has no value; without pyarrow.compute."""
+    values = column.to_numpy()  # float64 with NaN where some have none
+    if values.dtype.kind == "f":
+        values = np.where(np.isnan(values), HOLE, values)
+    return np.array(values, dtype=np.int32)
 
 
 def _pad_id(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import pytest
 from cli.conftest import Engram
 
+from engram_cli import build_table, compress_vocab, write_vocab
 from engram_cli.cli.app import run
-from engram_cli.commands.geometry import read_sizes
+from engram_cli.commands.geometry import Geometry, read_sizes
 from engram_cli.commands.requests.options import integers
+from engram_cli.commands.requests.tables import BuildTableRequest
 from engram_cli.sizes import read_size
 from engram_cli.version import __version__
 
@@ -214,3 +217,49 @@ def wait() -> None:
 sys.argv = ["engram", "wait"]
 cli.run()
 """
+
+
+@pytest.mark.parametrize(
+    ("command", "unused"),
+    [
+        (("inspect", "engram-vocab.parquet"), ("numba", "pyarrow.compute", "pyarrow.dataset")),
+        (("lookup", "engram-vocab.parquet", "the words"), ("numba", "zarr", "pyarrow.dataset")),
+        (("lookup", "engram-table.zarr", "the words"), ("numba", "zarr", "pyarrow.dataset")),
+    ],
+)
+def test_commands_load_no_more_than_they_need(
+    command: tuple[str, ...], unused: tuple[str, ...], artifacts: Path
+) -> None:
+    """Numba alone takes 0.7 s of CPU; it is loaded where much is hashed, counted or read."""
+    code = (
+        f"import sys; sys.argv = ['engram', *{command!r}]\n"
+        "from engram_cli.__main__ import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        f"    names = [*{unused!r}, 'torch', 'transformers']\n"
+        "    print([name for name in names if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=artifacts, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert done.stdout
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    """A folder with a tokenizer, its vocabulary, and a table without statistics."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    vocab = compress_vocab(tokenizer_file)
+    write_vocab(vocab, folder / "engram-vocab.parquet")
+    shutil.copy(tokenizer_file, folder / "tokenizer.json")
+    request = BuildTableRequest(
+        vocab=folder / "engram-vocab.parquet",
+        out=folder / "engram-table.zarr",
+        dim=8,
+        geometry=Geometry(rows_per_head=(1000,), layers=(1,)),
+    )
+    build_table(request)
+    return folder

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.rows.codecs import kernels
 from engram_cli.rows.dtypes import Floats, RowType
 
 
@@ -19,6 +18,8 @@ def encode(
     row_type: RowType, values: Floats, stored: NDArray[Any], scales: NDArray[Any] | None
 ) -> None:
     """Store `values` float32[n, dim] in `stored` [n, dim]; both contiguous."""
+    from engram_cli.rows.codecs import kernels  # decoding needs no Numba
+
     match row_type.name:
         case "float32":
             stored[:] = values
