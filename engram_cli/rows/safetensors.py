@@ -262,7 +262,7 @@ def shard_path(folder: Path, file: Any) -> Path:
     if not named or Path(file).name != file:
         shown = repr(file)[:MAX_NAME]
         raise ArtifactError(
-            f"{folder / INDEX} names {shown}, which is no name of a file in its folder", _REMAKE
+            f"{folder / INDEX} names the file {shown}, which is no file of its folder", _REMAKE
         )
     return folder / str(file)
 

@@ -79,7 +79,7 @@ def test_an_index_that_leads_elsewhere_says_so(release: Path) -> None:
     listed = json.loads(index.read_text())
     listed["weight_map"]["layers.1.engram.embed.weight"] = "../elsewhere.safetensors"
     index.write_text(json.dumps(listed))
-    with pytest.raises(ArtifactError, match="which is no name of a file in its folder"):
+    with pytest.raises(ArtifactError, match="which is no file of its folder"):
         find_artifact(release).open()
 
 
