@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+WINDOWS = "engram runs on Linux and macOS, not on Windows - run it in WSL (wsl --install)"
+
 
 def main() -> None:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and leave with its exit code; on Windows, say that it cannot run."""
+    if sys.platform == "win32":
+        sys.stderr.write(f"error: {WINDOWS}\n")
+        sys.exit(2)
     from engram_cli import interrupts
 
     interrupts.before()

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -239,3 +239,15 @@ def _libc_renameat2() -> Any:
         call.argtypes = (ctypes.c_int, name, ctypes.c_int, name, ctypes.c_uint)
         call.restype = ctypes.c_int
     return call
+
+
+def preadv(handle: int, buffers: Sequence[Any], offset: int) -> int:
+    """Do what `os.preadv` does, where the system (some versions of macOS) has none."""
+    done = 0
+    for buffer in buffers:
+        raw = os.pread(handle, len(buffer), offset + done)
+        buffer[: len(raw)] = raw
+        done += len(raw)
+        if len(raw) < len(buffer):
+            break
+    return done

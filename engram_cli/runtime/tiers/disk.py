@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engram_cli.errors import ArtifactError, InputError
+from engram_cli.files import preadv
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.rows.source import Span
@@ -93,6 +94,7 @@ class RowFiles:
         opened = self._kept if keep else {}
         ahead, width, count = 0, self.row_bytes, len(runs.sizes)
         # A Python call costs a tenth of a read, so this loop makes few.
+        read_at = getattr(os, "preadv", preadv)
         try:
             for done in range(count):
                 while ahead < count and ahead < done + WINDOW:
@@ -110,7 +112,7 @@ class RowFiles:
                     stride = self._stride_of[file]
                     buffers = _buffers(rows_of[own], places[own], width, stride, target)
                 try:
-                    whole = os.preadv(opened[file], buffers, begin) == size
+                    whole = read_at(opened[file], buffers, begin) == size
                 except OSError:
                     whole = False
                 if not whole:
@@ -166,8 +168,9 @@ class RowFiles:
         for row, place in run:
             rest, why = target[place : place + self.row_bytes], "the file ends before it"
             at = begin + (row - run[0][0]) * self._stride_of[file]
+            read_at = getattr(os, "preadv", preadv)
             try:
-                while rest and (count := os.preadv(descriptor, [rest], at)):
+                while rest and (count := read_at(descriptor, [rest], at)):
                     rest, at = rest[count:], at + count
             except OSError as error:
                 why = str(error.strerror)

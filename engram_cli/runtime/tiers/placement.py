@@ -361,9 +361,11 @@ def free_host_bytes() -> int:
         except ValueError as error:
             raise InputError(f"{HOST_MEMORY}: {error}", "give a size such as 100GB") from None
     found = available_memory()
-    if found is None:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return found
+    if found is not None:
+        return found
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    size = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return size if pages == "SC_AVPHYS_PAGES" else size // 2  # macOS tells only what there is
 
 
 def _free_bytes(device: torch.device, host: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError
+from engram_cli.files import preadv
 from engram_cli.remote.path import is_remote
 from engram_cli.rows import DTYPES
 from engram_cli.rows.gather import DAMAGED
@@ -154,9 +155,10 @@ def _opened(file: Path) -> Iterator[int]:
 
 def _read(handle: int, piece: NDArray[Any], offset: int, file: Path) -> None:
     target = piece.reshape(-1).view(np.uint8).data
+    read_at = getattr(os, "preadv", preadv)
     while target:
         try:
-            read = os.preadv(handle, [target], offset)
+            read = read_at(handle, [target], offset)
         except OSError as error:
             raise ArtifactError(f"{file} cannot be read: {error.strerror}", DAMAGED) from None
         if not read:
