@@ -79,13 +79,18 @@ def sha256_bytes(*parts: bytes | memoryview) -> str:
 
 def canonical_json(value: Any) -> bytes:
     """Return JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
+        errors="surrogateescape"  # file names need not be UTF-8
+    )
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Return the JSON object in `path`. Raises ArtifactError naming `what` when it is not one."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
+            raise InputError(f"{path} is no file", f"it should hold {what}")
+        if about.st_size > MAX_JSON_BYTES:
             raise ArtifactError(f"{path} is too large: it cannot be {what}", "check the path")
         value = parse_json(path.read_bytes())
     except FileNotFoundError:

@@ -35,8 +35,11 @@ def inspect(request: InspectRequest, terminal: Terminal) -> None:
     """Show what an artifact is, what it must match, and what its rows hold.
 
     Rows are read once, in constant memory: norms, zero rows, hits, hottest and duplicate rows.
-    Other programs' checkpoints (DeepSeek-V4.1, Qwen4-Exp, LongCat, GGUF) are compared with their
-    config and tokenizer; the exit code is 1 if something differs.
+
+    A checkpoint of another program is compared with its config and tokenizer.
+
+    The exit code is 1 if something differs.
+
     With --probe, measure how well a table built with --init next-token predicts a text.
     """
     from engram_cli.commands.inspect import inspect as run
@@ -64,8 +67,10 @@ def lookup(request: LookupRequest, terminal: Terminal) -> None:
 def verify(request: VerifyRequest, terminal: Terminal) -> None:
     """Check an artifact: its checksums, its layout, its counts and its rows.
 
-    Rows are looked at for NaN, stretches of zeros, odd scales, saturation, and shards that are
-    there twice: in a sample, or with --full in all rows.
+    Rows are checked for NaN, zeros, odd scales, saturation, and shards that are there twice.
+
+    By default a sample of the rows is read, with --full all of them.
+
     Exits with 0 if nothing is wrong, or lists what is wrong and exits with 1.
     """
     from engram_cli.commands.verify import verify as run

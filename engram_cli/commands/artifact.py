@@ -14,8 +14,10 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_file import is_plan
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, EngramError, InputError
+from engram_cli.files import read_json
 from engram_cli.formats import FORMATS
 from engram_cli.formats.base import Checks, Format, row_problems
+from engram_cli.formats.model_folder import CONFIG
 from engram_cli.formats.shard_shape import ShardShape
 from engram_cli.formats.statistics import StatisticsRows, statistics_rows
 from engram_cli.hashing.layout import BASE_VOCABULARY, HashLayout, short
@@ -82,6 +84,17 @@ def find_artifact(path: Path, shape: ShardShape | None = None) -> Artifact:
 
     `shape`: of shards that nothing describes.
     """
+    try:
+        return _find(path, shape)
+    except OSError as error:  # such as a folder that may be listed, but not entered
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}", "check the path and its permissions"
+        ) from None
+
+
+def _find(path: Path, shape: ShardShape | None) -> Artifact:
+    if not is_remote(path) and path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is neither a file nor a folder", "check the path")
     if path.is_file() and _starts_with(path, _PARQUET):
         return Artifact(path=path, kind=VOCABULARY)
     for name in FORMATS:
@@ -102,6 +115,8 @@ def find_artifact(path: Path, shape: ShardShape | None = None) -> Artifact:
         )
     if not path.exists():
         raise InputError(f"{path} does not exist", "check the path")
+    if (path / CONFIG).exists():
+        read_json(path / CONFIG, "a model's config")  # raises for an empty or damaged one
     inside = next(iter(sorted(path.glob("*.gguf"))), None)
     raise InputError(
         f"{path} is not a table, bundle, vocabulary or statistics, nor a checkpoint with tables",

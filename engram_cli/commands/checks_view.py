@@ -92,7 +92,8 @@ def _tensors(layer: StoredLayer) -> Table:
         )
         for tensor in shown
     )
-    title = f"Tensors {start}*" if start else "Tensors"
+    label = "the embedding" if layer.layer is None else f"layer {layer.layer}"
+    title = f"Tensors {start}*" if start else f"Tensors of {label}"
     rest = len(layer.tensors) - len(shown)
     notes = files if len(files) == 1 else []
     notes += [f"{rest:,} more with --json"] if rest else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engram_cli.commands.artifact import find_artifact, require_sound
@@ -94,7 +95,7 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
         threads=request.threads or processors(),
         progress=progress,
     )
-    chosen = _chosen(source, target, request)
+    chosen = _chosen(source, target, request, out, options)
     done = target.write(chosen, out, options)
     return WriteResult(
         source=request.source,
@@ -114,7 +115,9 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     )
 
 
-def _chosen(source: RowSource, target: Target, request: ConvertRequest) -> RowSource:
+def _chosen(
+    source: RowSource, target: Target, request: ConvertRequest, out: Path, options: WriteOptions
+) -> RowSource:
     """Return what is to be written: the layers and the dtype that were asked for.
 
     Raises InputError for what the target cannot hold.
@@ -135,6 +138,8 @@ def _chosen(source: RowSource, target: Target, request: ConvertRequest) -> RowSo
     if known and dtype not in known and kept_dtype(dtype) not in known:
         written = [name for name in known if name in (*DTYPES, "q8_0")]  # others are read alone
         rather = f"give --dtype {enumerated(written, 'or')}"
+        if request.dtype is None and not target.part_of_rows:
+            _require_else(source, target, out, options, written)
         raise InputError(
             f"{source.path} has rows of {dtype}, which {request.to} does not hold"
             if request.dtype is None
@@ -144,6 +149,15 @@ def _chosen(source: RowSource, target: Target, request: ConvertRequest) -> RowSo
     if request.dtype is None and request.scale is None:
         return source
     return requantised(source, dtype, request.scale)
+
+
+def _require_else(
+    source: RowSource, target: Target, out: Path, options: WriteOptions, written: Sequence[str]
+) -> None:
+    """Raise InputError where rows of another dtype would be refused too, for another reason."""
+    dtype = next((name for name in written if name not in ("fp8", source.dtype)), None)
+    if dtype is not None:  # the scale of fp8 would be computed from all rows
+        target.write(requantised(source, dtype, None), out, replace(options, check=True))
 
 
 def _require_sound(source: RowSource, request: ConvertRequest, progress: Progress) -> None:

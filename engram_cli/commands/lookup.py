@@ -103,6 +103,11 @@ def lookup(request: LookupRequest, progress: Progress = SILENT) -> LookupResult:
     if request.vectors is not None:
         _check_vectors(request, rows)
     statistics = companions.statistics_of(rows, progress)
+    if rows.layout.lookup is None and not takes_raw_ids(rows.layout.scheme):
+        raise InputError(
+            f"{found.path} has no token map, so that no token finds its row",
+            "give the model's tokenizer.json with --tokenizer",
+        )
     reader = TextReader(found, rows.layout, companions, request.tokenizer, progress)
     ids = reader.encode(request.text, request.ids, "the look-up")
     others = None

@@ -32,6 +32,7 @@ Result = Literal["ok", "differs", "undecided"]
 CONFIG = "config.json"
 _SHOWN = 4  # values of a list
 _MOST_VALUES = 2**28  # bytes of a tensor that is read whole
+_SHOWN_VALUE = 60  # characters, of a value that a message refuses
 _SHOWN_TEXT = 400  # characters, of a value of unknown origin
 DAMAGED = "the file is damaged or was not downloaded whole: take it again"
 
@@ -304,8 +305,15 @@ def count_in(config: Mapping[str, Any], key: str) -> int:
     """Return an integer of 0 or more of a config. Raises ArtifactError for anything else."""
     value = config.get(key)
     if type(value) is not int or not 0 <= value < 2**63:
-        raise ArtifactError(f"the config has {key} = {value!r}", "a count is needed: check it")
+        raise ArtifactError(
+            f"the config has {key} = {_shown(value)}", "a count is needed: check it"
+        )
     return value
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_VALUE else f"{text[:_SHOWN_VALUE]}..."
 
 
 def orders_in(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
@@ -327,5 +335,5 @@ def counts_in(config: Mapping[str, Any], key: str) -> tuple[int, ...]:
     """Return a list of integers of a config. Raises ArtifactError for anything else."""
     value = config.get(key)
     if not isinstance(value, list) or not 0 < len(value) <= 4096:
-        raise ArtifactError(f"the config has {key} = {value!r}", "a list is needed: check it")
+        raise ArtifactError(f"the config has {key} = {_shown(value)}", "a list is needed: check it")
     return tuple(count_in({key: each}, key) for each in value)

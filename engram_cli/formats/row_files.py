@@ -77,7 +77,12 @@ def grown_files(out: Path, plan: RowFiles, options: WriteOptions) -> Iterator[Gr
         if done != Done():
             what = f"{done.rows:,} rows" if plan.places else f"{done.copied:,} bytes"
             options.progress.note(f"resuming an interrupted conversion: {what} are written")
-        _require_room(out, plan, folder)
+        try:
+            _require_room(out, plan, folder)
+        except OutputError:
+            if done == Done():  # nothing to resume
+                remove_work(folder, work)
+            raise
         options.progress.start(f"rows into {out.name}", plan.size, "bytes")
         with output_errors(folder), Writer(folder, plan, request) as writer:
             writer.grow(done, options)

@@ -74,6 +74,9 @@ def _check(about: Description, name: str) -> str | None:
     return None
 
 
+AGAIN = "run the command again that began it, engram build-table or engram convert: it resumes"
+
+
 def _check_table(path: Path, checks: Checks) -> TableStore | None:
     found = verify_table(path, threads=checks.threads, progress=checks.progress)
     checks.add("checksums", found)
@@ -113,7 +116,7 @@ def _recognise(path: Path) -> Path | None:
 
 def _open(path: Path) -> TableStore:
     if path.name.endswith(PARTIAL_SUFFIX):
-        raise IncompleteError(f"{path} is half-built", "run the same engram build-table again")
+        raise IncompleteError(f"{path} is half-built", AGAIN)
     return open_table(path)
 
 
@@ -162,7 +165,7 @@ def _unfinished(path: Path) -> tuple[Facts, int, int]:
     chunks, size = filled(folder)
     facts = [
         ("filled", f"half-built: {chunks:,} chunks, {size:,} bytes are whole"),
-        ("to go on", "run the same engram build-table again"),
+        ("to go on", AGAIN),
     ]
     return facts, chunks, size
 

@@ -137,6 +137,10 @@ def filesystem(url: str, error: type[InputError] = InputError, **options: Any) -
         raise error(
             f"{url}: {problem}", "give an address such as s3://, gs:// or hf://, or a path"
         ) from None
+    except Exception as problem:  # some connect at once, and raise what their package raises
+        raise error(
+            f"cannot open {url}: {problem}", "check the address and the network, then run it again"
+        ) from None
     return system, str(path)
 
 

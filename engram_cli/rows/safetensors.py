@@ -249,7 +249,7 @@ def _whole_header(path: Path) -> tuple[dict[str, Any], int]:
     except ValueError:
         header = None
     if not isinstance(header, dict):
-        raise ArtifactError(f"{path} has no safetensors header", "take it again")
+        raise ArtifactError(f"{path} has no safetensors header", _REMAKE)
     return header, 8 + length
 
 
@@ -261,11 +261,13 @@ def shard_path(folder: Path, file: Any) -> Path:
     named = isinstance(file, str) and file not in ("", ".", "..") and len(file) <= MAX_NAME
     if not named or Path(file).name != file:
         shown = repr(file)[:MAX_NAME]
-        raise ArtifactError(f"{folder / INDEX} names the file {shown}", "take it again")
+        raise ArtifactError(
+            f"{folder / INDEX} names the file {shown}, which is no file of its folder", _REMAKE
+        )
     return folder / str(file)
 
 
-_REMAKE = "the file is damaged: write the bundle again with engram attach --force"
+_REMAKE = "the file is damaged: download it again, or write it again with what made it"
 
 
 def tensor_place(name: str, entry: Any, data_begin: int) -> TensorPlace:

@@ -33,7 +33,7 @@ from engram_cli.table.spec import FORMAT, MAX_DIM, VERSION
 META = "zarr.json"
 PARTIAL_SUFFIX = ".partial"
 _REMAKE = "build the table again, or take it again from where it came"
-_GO_ON = "run the same engram build-table command again: it resumes from there"
+_GO_ON = "run the command again that began it, build-table or convert: it resumes from there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,13 +1,13 @@
 """The figures that `engram train` takes where none is given; no other file has any.
 
-Rates come from sweeps on SmolLM2-135M with 300 steps of 16,384 tokens (docs/quality.md).
+Rates come from sweeps on SmolLM2-135M with 300 steps of 16,384 tokens (docs/reference/training.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-ROWS_LR, DENSE_LR, LORA_LR, FULL_LR = 1e-1, 3e-3, 2e-3, 1e-4
+ROWS_LR, DENSE_LR, LORA_LR, FULL_LR = 1e-1, 3e-3, 2e-3, 3e-4
 SCHEDULE, WARM_UP = "cosine", 0.05  # to zero, after this share of the steps
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.0
@@ -25,7 +25,7 @@ TOKENS_A_ROW = 50  # tokens of text for one row of a head, while the share allow
 LEAST_ROWS, MOST_ROWS = 2**12, 2**22
 ROW_DTYPE = "float32"  # trained rows; frozen ones are bfloat16
 
-LORA_ALPHA = 1.0  # times the rank
+LORA_ALPHA = 2.0  # times the rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

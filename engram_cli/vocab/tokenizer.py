@@ -189,6 +189,8 @@ def find_tokenizer(path: Path) -> Path:
         return file
     if not path.exists():
         raise VocabularyError(f"tokenizer not found: {path}", "give a tokenizer.json or a folder")
+    if not path.is_file():  # a pipe would be waited for
+        raise VocabularyError(f"{path} is no file", "give a tokenizer.json or a folder")
     return path
 
 

@@ -190,7 +190,7 @@ class LookupRequest(Request):
         Path | None, Option("Statistics with the n-gram sample (those next to the artifact).")
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the vocabulary (found automatically).", remote=True)
+        Path | None, Option("Tokenizer of the text (found automatically).", remote=True)
     ] = None
     vocab: Vocab = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
@@ -249,7 +249,7 @@ class VerifyRequest(Request):
     ] = False
     fault_share: Annotated[
         float,
-        Option("Share of faulty rows that the sample finds, with 99.9 %.", metavar="SHARE"),
+        Option("Share of faulty rows that the sample finds, in 99.9 % of cases.", metavar="SHARE"),
     ] = 0.001
     shape: Annotated[ShardShape | None, Group(ShardOptions)] = None
     threads: Threads = None
