@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, Signature, cleandoc, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -61,7 +61,7 @@ def command(request: type) -> Callable[[Run], Run]:
         parameters += _TERMINAL if here is None else (*_TERMINAL, _WORKSPACE)
         invoked.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         invoked.__annotations__ = {each.name: each.annotation for each in parameters}
-        invoked.__name__, invoked.__doc__ = run.__name__, _escaped(run.__doc__ or "")
+        invoked.__name__, invoked.__doc__ = run.__name__, _escaped(_joined(run.__doc__ or ""))
         return invoked
 
     return decorate
@@ -120,6 +120,11 @@ def _flags(each: Declared, default: Any) -> list[str]:
 def _escaped(text: str) -> str:
     """Return a help text in which rich finds no markup; loading rich for it takes 15 ms."""
     return re.sub(r"\[(?=[a-z#/@])", r"\\[", text)
+
+
+def _joined(text: str) -> str:
+    """Return a docstring with each paragraph in one line: Typer keeps the breaks of all but one."""
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", cleandoc(text))
 
 
 def _typed(parser: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -27,7 +27,7 @@ from engram_cli.commands.train_bundle import (
     vocabulary,
 )
 from engram_cli.commands.train_folder import RunFolder, decisive
-from engram_cli.commands.train_text import PackedText, end_of_documents, pack_text
+from engram_cli.commands.train_text import PackedText, check_apart, end_of_documents, pack_text
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import DependencyError, InputError
@@ -110,10 +110,13 @@ def train(request: TrainRequest, progress: Progress = SILENT) -> TrainResult:
     state = PartialState(cpu=request.device == "cpu")
     request = _for_device(request, model, state)
     if request.dry_run:
+        check_apart(request)
         return _dry_run(request, model, state, progress)
     run = RunFolder(request.out)
     progress = progress if state.is_main_process else SILENT
     with state.main_process_first():
+        if not run.is_begun:
+            check_apart(request)
         run.open(decisive(request))
         outcome = run.outcome
         if outcome is None:

@@ -50,6 +50,11 @@ class RunFolder:
         """Where the Trainer of one part of the run saves its checkpoints."""
         return self.path / "checkpoints" / name
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run was started here."""
+        return os.path.lexists(self.path / MARK)
+
     def open(self, asked: Mapping[str, Any]) -> None:
         """Make the folder, or take one of a run that was asked the same. Raises OutputError."""
         address = address_of(self.path)
@@ -59,7 +64,7 @@ class RunFolder:
                 "name a folder on this machine with --out",
             )
         with output_errors(self.path):
-            if not os.path.lexists(self.path / MARK):
+            if not self.is_begun:
                 if os.path.lexists(self.path) and (
                     not self.path.is_dir() or any(self.path.iterdir())
                 ):
@@ -70,9 +75,12 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._write({"format": FORMAT, "asked": dict(asked), "steps": {}, "result": None})
             self.work.folder.mkdir(exist_ok=True)
-        begun = self._read()["asked"]
+        said = self._read()
+        begun = said["asked"]
         changed = sorted(name for name in asked if begun.get(name) != asked[name])
-        if changed:
+        if changed == ["held_out"] and not said["steps"]:  # it could not be read, for example
+            self._write({**said, "asked": dict(asked)})
+        elif changed:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
             raise OutputError(
                 f"{self.path} is a run with another {named}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 from engram_cli.commands.checkpoint import ModelShape
 from engram_cli.commands.init_corpus import encode_corpus
 from engram_cli.commands.requests.corpus import CorpusFields
+from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.corpus.checks import needs_tokenizer
 from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stamps import continues, stamps_of
 from engram_cli.engines.base import request_fingerprint
-from engram_cli.errors import EngramError, OutputError
+from engram_cli.errors import CorpusError, EngramError, OutputError
 from engram_cli.files import canonical_json, inner_file, read_json
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import remove_work
@@ -49,6 +51,23 @@ def end_of_documents(
     return None
 
 
+def check_apart(request: TrainRequest) -> None:
+    """Raise CorpusError if a file is both trained on and held out, or is not there."""
+    trained, held_out = (
+        {file.name if file.path is None else os.path.realpath(file.path) for file in found.files}
+        for found in (
+            find_sources(names, request.corpus) for names in (request.sources, request.held_out)
+        )
+    )
+    shared = sorted(trained & held_out)
+    if shared:
+        more = f" and {len(shared) - 1:,} more" if len(shared) > 1 else ""
+        raise CorpusError(
+            f"{shared[0]}{more} would be trained on and held out",
+            "name other files with --held-out",
+        )
+
+
 def pack_text(
     request: CorpusFields,
     names: Sequence[str | Path],
@@ -76,7 +95,12 @@ def pack_text(
         return found
     scratch = out.with_name(f"{out.stem}-tokens")
     text = needs_tokenizer(sources.files, request.corpus)
-    file = encode_corpus(request, sources, tokenizer if text else None, layout, scratch, progress)
+    encoder = tokenizer if text else None
+    try:
+        file = encode_corpus(request, sources, encoder, layout, scratch, progress)
+    except CorpusError:  # the text must change before it can be read
+        remove_work(scratch, SCRATCH)
+        raise
     with inner_file(out) as part:
         pack(file.map(), part, end)
     packed = PackedText(path=out, tokens=file.tokens, documents=file.documents, request=wanted)

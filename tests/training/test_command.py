@@ -62,3 +62,43 @@ def test_what_is_wrong_is_one_line(
     assert found.exit_code == 2
     assert "both --full and --lora" in found.output
     assert found.output.count("\n") == 1
+
+
+def test_a_file_is_not_trained_on_and_held_out(
+    checkpoint: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    link = tmp_path / "other-name.jsonl"
+    link.symlink_to(texts[0])
+    arguments = ["train", str(checkpoint), str(texts[0]), "-o", str(tmp_path / "run")]
+    for more in ([], ["--dry-run"]):
+        held_out = ["--held-out", str(texts[1]), "--held-out", str(link)]
+        found = CliRunner().invoke(app, [*arguments, *held_out, *more])
+        assert found.exit_code == 2
+        assert "would be trained on and held out" in found.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_text_that_cannot_be_read_may_be_replaced(
+    checkpoint: Path, texts: tuple[Path, Path], bundle: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text('{"text": "a word"}\n{"content": "another"}\n')
+    arguments = ["train", str(checkpoint), str(texts[0]), "-o", str(tmp_path / "run")]
+    arguments += ["--bundle", str(bundle), "--steps", "1", "--length", "16", "--device", "cpu"]
+    found = CliRunner().invoke(app, [*arguments, "--held-out", str(wrong)])
+    assert found.exit_code == 2
+    assert "has no field 'text'" in found.output
+    found = CliRunner().invoke(app, [*arguments, "--held-out", str(texts[1])])
+    assert found.exit_code == 0, found.output
+    found = CliRunner().invoke(app, [*arguments, "--held-out", str(wrong)])
+    assert found.exit_code == 2
+    assert "is a run with another --held-out" in found.output
+
+
+def test_the_help_names_each_default_once_and_joins_lines() -> None:
+    shown = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output
+    assert "The same command resumes an interrupted run." in shown
+    for name in ("--out", "--lr", "--rows-lr", "--lora-lr", "--full-lr", "--patience"):
+        (line,) = [each for each in shown.splitlines() if f" {name} " in each]
+        value = line.rpartition("[default: ")[2].partition("]")[0]
+        assert line.count(value) == 1, line

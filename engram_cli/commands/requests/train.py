@@ -15,8 +15,8 @@ from engram_cli.training.defaults import ON_CPU, ON_GPU
 _LEARNS, _BATCH, _RATES = "What learns", "Steps and batches", "Learning rates"
 
 
-def _rate(what: str, value: float) -> Option:
-    return Option(f"Learning rate of {what} ({value:g}).", panel=_RATES)
+def _rate(what: str) -> Option:
+    return Option(f"Learning rate of {what}.", panel=_RATES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,8 @@ class TrainRequest(CorpusFields):
         tuple[str | Path, ...],
         Option("Text to measure the loss on, not in the training text. Can be repeated."),
     ]
-    out: Annotated[Path, Option("Folder of the run and its results (engram-run).", short="-o")] = (
-        Path("engram-run")
+    out: Annotated[Path, Option("Folder of the run and its results.", short="-o")] = Path(
+        "engram-run"
     )
     bundle: Annotated[Path | None, Option("Bundle to train (made from the training text).")] = None
     rows: Annotated[
@@ -109,15 +109,15 @@ class TrainRequest(CorpusFields):
     patience: Annotated[
         int,
         Option(
-            f"Stop after this many evaluations without a better one ({defaults.PATIENCE}).",
+            "Stop after this many evaluations without a better one.",
             panel=_BATCH,
             least=1,
         ),
     ] = defaults.PATIENCE
-    rows_lr: Annotated[float, _rate("the rows", defaults.ROWS_LR)] = defaults.ROWS_LR
-    lr: Annotated[float, _rate("the memory's other weights", defaults.DENSE_LR)] = defaults.DENSE_LR
-    lora_lr: Annotated[float, _rate("a LoRA adapter", defaults.LORA_LR)] = defaults.LORA_LR
-    full_lr: Annotated[float, _rate("the model, with --full", defaults.FULL_LR)] = defaults.FULL_LR
+    rows_lr: Annotated[float, _rate("the rows")] = defaults.ROWS_LR
+    lr: Annotated[float, _rate("the memory's other weights")] = defaults.DENSE_LR
+    lora_lr: Annotated[float, _rate("a LoRA adapter")] = defaults.LORA_LR
+    full_lr: Annotated[float, _rate("the model, with --full")] = defaults.FULL_LR
     row_optimiser: Annotated[
         str,
         Option(
