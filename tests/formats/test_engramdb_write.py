@@ -147,8 +147,11 @@ def test_what_a_store_cannot_hold(
     with pytest.raises(InputError, match=r"no token map|hashed by engram-v1"):
         converted(demo.path, "engramdb", out)
     deepseek = checkpoints.deepseek_gguf(tmp_path / "m.gguf", small_vocab, "ds4")
-    with pytest.raises(InputError, match="rows of fp8_e8m0, which engramdb does not hold"):
+    with pytest.raises(InputError, match=r"hashed by deepseek-v4\.1"):
         converted(deepseek.path, "engramdb", out)
+    packed = checkpoints.qwen_ple(tmp_path / "p", dtype="nvfp4")
+    with pytest.raises(InputError, match="rows of nvfp4, which engramdb does not hold"):
+        converted(packed.path, "engramdb", out)
     with pytest.raises(InputError, match="leaves out rows that tokens look up"):
         converted(checkpoints.qwen_ple(tmp_path / "q").path, "engramdb", out, rows=(0, 5))
     assert not out.exists()
