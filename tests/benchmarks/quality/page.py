@@ -6,7 +6,9 @@ python tests/benchmarks/quality/page.py
 from __future__ import annotations
 
 import json
+import re
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,26 @@ PAGE = HERE.parents[2] / "docs" / "quality.md"
 def main() -> None:
     found = json.loads(FOUND.read_text())
     shares = json.loads(SHARES.read_text())
-    PAGE.write_text(page(found, shares))
+    PAGE.write_text(wrapped(page(found, shares)))
+
+
+def wrapped(text: str) -> str:
+    """Return Markdown with its paragraphs and list items wrapped; tables and headings stay."""
+    blocks = []
+    for block in text.split("\n\n"):
+        if block.lstrip().startswith(("|", "#")) or "```" in block:
+            blocks.append(block)
+            continue
+        items = re.split(r"\n(?=- )", block)
+        blocks.append("\n".join(_filled(" ".join(item.split())) for item in items))
+    return "\n\n".join(blocks).rstrip("\n") + "\n"
+
+
+def _filled(line: str) -> str:
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(
+        line, 100, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def page(found: dict[str, Any], shares: dict[str, Any]) -> str:

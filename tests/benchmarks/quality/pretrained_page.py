@@ -34,7 +34,7 @@ def fields() -> dict[str, Any]:
         "pretrained_both_third": both["held"]["third"] - lora["held"]["third"],
         "pretrained_equal_time": first[f"{MEMORY}, equal time"]["held"]["docs"],
         "pretrained_equal_steps": first[f"{MEMORY}, equal time"]["steps"],
-        "pretrained_faster": lora["step_ms"] / memory["step_ms"],
+        "pretrained_faster": _step(best, LORA) / _step(best, MEMORY),
         "pretrained_peer": first["engram-peft"]["held"]["docs"],
         "pretrained_two_layers": _two_layers(compiled),
         "pretrained_docs": data["docs-train"]["tokens"] / 1e6,
@@ -78,7 +78,7 @@ def _losses(best: dict[tuple[Any, ...], list[dict[str, Any]]], bare: dict[str, f
         means = {d: statistics.mean(t["held"][d] - bare[d] for t in group) for d in DOMAINS}
         trained = group[0]["steps"] > 0
         changes = [f"{means[d]:+.3f}" if trained else "" for d in DOMAINS]
-        time = f"{statistics.median(t['step_ms'] for t in group):.0f} ms" if trained else ""
+        time = f"{_median(group):.0f} ms" if trained else ""
         lines.append([_name(group[0]), *seeds, *changes, time])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -111,6 +111,15 @@ def _spread(best: dict[tuple[Any, ...], list[dict[str, Any]]], name: str, rival:
     by_name = {arm[0]: {t["seed"]: t["held"]["docs"] for t in best[arm]} for arm in best}
     less = [by_name[rival][s] - loss for s, loss in by_name[name].items() if s in by_name[rival]]
     return f"{min(less):.3f} to {max(less):.3f}"
+
+
+def _step(best: dict[tuple[Any, ...], list[dict[str, Any]]], name: str) -> float:
+    return _median(next(group for arm, group in best.items() if arm[0] == name))
+
+
+def _median(group: list[dict[str, Any]]) -> float:
+    """The time of a step in ms, over seeds."""
+    return float(statistics.median(t["step_ms"] for t in group))
 
 
 def _two_layers(trainings: list[dict[str, Any]]) -> float:
