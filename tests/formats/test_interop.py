@@ -89,7 +89,8 @@ def test_transformers_loads_a_converted_table(
     shards = sum(".layers.1." in name and ".shard_" in name for name in ours)
     loaded = own_tables.whole_qwen(out, torch.float32, split_ngram_parts=shards)
     if way != "bfloat16":
-        assert torch.equal(logits(loaded), logits(model))
+        # Weights at other offsets of a file are aligned differently, which moves the last bit.
+        torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-5, atol=1e-6)
         return
     for place in (1, 2):
         before, after = (

@@ -22,7 +22,7 @@ from engram_cli.commands.verify import verify
 from engram_cli.errors import ArtifactError, EngramError
 from engram_cli.vocab.compress import CompressedVocab
 
-MOST_BYTES = 2**25  # of memory for a file of a few kilobytes
+MOST_BYTES = 2**26  # of memory for a file of a few kilobytes, modules that are loaded included
 
 
 def refused(path: Path) -> None:
