@@ -38,7 +38,7 @@ class TrainResult:
 
     `bundle`, `adapter`, `model`: where they were written, None for what did not learn. `steps`: of
     the memory's training. `cost`: measured on a few steps, None where it was not needed.
-    `memory_bytes`: what training takes at least, beside the activations, after a dry run.
+    `memory_bytes`: what training takes at least, without the activations, after a dry run.
     """
 
     checkpoint: Path

@@ -67,7 +67,10 @@ def _has_offsets(names: Iterable[str]) -> bool:
 
 
 def _torch_names(path: Path) -> Iterable[str]:
-    """Return the names in a file of torch.save; one of ours if `_open` says what is wrong."""
+    """Return the names in a file of torch.save.
+
+    A damaged one counts as a state dict of the demo, so that `_open` says what is wrong with it.
+    """
     try:
         return torch_tensors(path)[0]
     except EngramError:

@@ -263,6 +263,7 @@ def constant_value(what: str, dialect: str, source: RowSource) -> Any:
 
 
 def kind_of(value: Any) -> str:
+    """Return the kind of a key's value: `int`, `str`, or `u32[]` for an array with its bits."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype.kind}{8 * value.dtype.itemsize}[]"
     return type(value).__name__

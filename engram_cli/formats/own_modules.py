@@ -131,7 +131,7 @@ def own_module(source: RowSource, norm_eps: float = DEFAULT_EPS) -> OwnModule | 
     """Return the module of a checkpoint; None where it holds rows only.
 
     `norm_eps`: that of the model's norms, where the checkpoint does not say it.
-    Raises InputError for one that has a part of its weights, or whose sizes no module of ours has,
+    Raises InputError for one that lacks some of its weights or has sizes that no module has,
     ArtifactError for a config or file that cannot be true.
     """
     reader = _READERS.get(source.format)

@@ -25,7 +25,7 @@ from engram_cli.vocab.tokenizer import find_tokenizer, read_tokenizer, tokenizer
 
 _VERSION = b"engram vocabulary map 1"  # goes up with every change of the normaliser
 _BESIDE = ("tokenizer_config.json", "config.json")  # what names the pad token
-_MOST = 2**20  # bytes of a file beside the tokenizer that can matter
+_MOST = 2**20  # bytes of a file next to the tokenizer that can matter
 _DIGEST = hashlib.sha256().digest_size
 _WORTH = 2**14  # ids; fewer take no time
 
@@ -55,8 +55,8 @@ def cache_folder() -> Path:
 
 def _key(file: Path, raw: bytes) -> str:
     """Return the digest of what a map follows from: files, version of tokenizers, and this one."""
-    beside = [_small(file.with_name(name)) for name in _BESIDE]
-    parts = [raw, *beside, version("tokenizers").encode(), _VERSION]
+    near = [_small(file.with_name(name)) for name in _BESIDE]
+    parts = [raw, *near, version("tokenizers").encode(), _VERSION]
     digests = "".join(sha256_bytes(part) for part in parts)
     return sha256_bytes(digests.encode()).replace(":", "-")
 

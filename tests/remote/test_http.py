@@ -65,7 +65,7 @@ def test_a_large_read_has_several_ranges_in_flight(
     assert server.sent == len(content)
     monkeypatch.setattr(remote_path, "AHEAD_BYTES", RANGE_BYTES)
     server.asked.clear()
-    with path.open("rb") as file:  # whoever reads on gets what lies ahead
+    with path.open("rb") as file:  # a further read gets what follows
         pieces = [file.read(2**17) for _ in range(len(content) // 2**17 + 1)]
     assert b"".join(pieces) == content
     assert len(server.asked) < 16

@@ -1,4 +1,4 @@
-"""Maps of tokenizers in the user's cache: the same as made anew, or made anew."""
+"""Maps of tokenizers in the user's cache: equal to fresh ones, or made again."""
 
 from __future__ import annotations
 
