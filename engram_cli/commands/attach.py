@@ -26,6 +26,7 @@ from engram_cli.commands.attach_layers import (
     place_layers,
 )
 from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_model_shape
+from engram_cli.commands.load_model import require_packages
 from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import InputError, OutputError
@@ -104,8 +105,11 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     """Write the bundle of `request`, its byte arithmetic first.
 
     Raises InputError for a checkpoint or a table that cannot be read, MismatchError when they do
-    not belong together, OutputError when the bundle cannot be written.
+    not belong together, OutputError when the bundle cannot be written, DependencyError where a fit
+    needs torch or transformers and they are not installed.
     """
+    if request.fit is not None:
+        require_packages("torch", "transformers")
     out = request.out or (request.into or request.checkpoint) / BUNDLE_NAME
     model = read_model_shape(request.checkpoint)
     if not (request.force or request.checkpoint.resolve() == request.table.resolve()):
@@ -130,7 +134,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     )
     in_the_way = refusal(place, request.dry_run)
     fitter = None
-    if request.fit is not None:  # needs torch
+    if request.fit is not None:
         from engram_cli.commands.fit_gates import GateFitter
 
         fitter = GateFitter(request, model, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ def check_checkpoint(folder: Path) -> None:
         )
 
 
+def require_packages(*names: str) -> None:
+    """Raise DependencyError for those of the extra `train` that are not installed."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise DependencyError(
+            f"running the model needs {', '.join(missing)}",
+            "python -m pip install 'engram-tables[train]'",
+        )
+
+
 def load_model(checkpoint: Path, **options: Any) -> Any:
     """Return the causal language model in a folder; `options` are those of `from_pretrained`.
 
@@ -28,15 +39,10 @@ def load_model(checkpoint: Path, **options: Any) -> Any:
 
     Raises DependencyError without torch or transformers, InputError for one that cannot be loaded.
     """
-    try:
-        import torch  # noqa: F401
-        from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.utils import logging
-    except ImportError:
-        raise DependencyError(
-            "running the model needs PyTorch and transformers",
-            "python -m pip install 'engram-tables[train]'",
-        ) from None
+    require_packages("torch", "transformers")
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
     try:
         if refers_to_itself(checkpoint, checkpoint / BUNDLE_NAME):

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engram_cli.commands.checkpoint import ModelShape, read_model_shape
-from engram_cli.commands.load_model import check_checkpoint, load_model
+from engram_cli.commands.load_model import check_checkpoint, load_model, require_packages
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.train_folder import RunFolder, decisive
 from engram_cli.commands.train_prepared import Prepared, for_device, prepare, stand_in, task_of
 from engram_cli.commands.train_text import check_apart
 from engram_cli.commands.workspace import Workspace
-from engram_cli.errors import DependencyError
 from engram_cli.formats.bundle import bundle_folder
 from engram_cli.progress import SILENT, Progress
 from engram_cli.training import defaults
@@ -28,7 +26,6 @@ from engram_cli.training.results import Outcome, StepCost, Task
 if TYPE_CHECKING:
     from engram_cli.training.part import PartRun
 
-_PACKAGES = ("torch", "transformers", "accelerate")
 MAIN, AGAINST = "memory", "lora-alone"
 
 
@@ -60,11 +57,7 @@ def train(request: TrainRequest, progress: Progress = SILENT) -> TrainResult:
     Raises DependencyError without torch, transformers and accelerate, InputError for choices that
     cannot be, MismatchError for a bundle of another tokenizer, CorpusError, OutputError.
     """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise DependencyError(
-            f"training needs {', '.join(missing)}", "python -m pip install 'engram-tables[train]'"
-        )
+    require_packages("torch", "transformers", "accelerate")
     check_checkpoint(request.checkpoint)
     model = read_model_shape(request.checkpoint)
     if request.bundle is not None:

@@ -21,7 +21,6 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import remove_work
 from engram_cli.progress import Progress
 from engram_cli.table.journal import SCRATCH
-from engram_cli.training.windows import pack
 from engram_cli.vocab.tokenizer import TokenizerFile, choose_end
 
 
@@ -102,6 +101,8 @@ def pack_text(
         remove_work(scratch, SCRATCH)
         raise
     with inner_file(out) as part:
+        from engram_cli.training.windows import pack  # needs torch, which `train` has looked for
+
         pack(file.map(), part, end)
     packed = PackedText(path=out, tokens=file.tokens, documents=file.documents, request=wanted)
     with inner_file(out.with_suffix(".json")) as part:
