@@ -23,6 +23,7 @@ from engram_cli.commands.init_corpus import (
 )
 from engram_cli.commands.plan_file import read_plan
 from engram_cli.commands.requests.corpus import FillRequest
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import DEFAULT_DIM, DEFAULT_DTYPE, BuildTableRequest
 from engram_cli.commands.size_estimate import TablePlan, fill_plan, planned
 from engram_cli.commands.workspace import refusal
@@ -30,7 +31,6 @@ from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.engines.base import ENGINES
 from engram_cli.engines.filling import on_chosen_engine
 from engram_cli.errors import ArtifactError, MismatchError
-from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.progress import SILENT, Progress
@@ -89,7 +89,7 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
     exists, does not fit or cannot be written.
     """
     begin = time.perf_counter()
-    request = _chosen(replace(request, out=local_path(request.out)))
+    request = _chosen(located(request))
     if not request.dry_run:
         clear_place(request.out)
     # What is wrong with the options is reported before what is in the way of the output.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engram_cli.commands.checkpoint import find_checkpoints
 from engram_cli.commands.requests.corpus import CompressVocabRequest
+from engram_cli.commands.requests.options import located
 from engram_cli.errors import CheckFailed, InputError
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
@@ -46,6 +47,7 @@ def run_compress_vocab(
 
     An expectation that is not met raises CheckFailed from `check_expectation`, not from here.
     """
+    request = located(request)
     source, reason = find_source(request)
     stored = source.suffix == ".parquet"
     writes = not stored and (not request.asks or request.out is not None)

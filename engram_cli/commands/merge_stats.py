@@ -11,6 +11,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
+from engram_cli.remote.locate import locate
 from engram_cli.report.place import check_page
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collector_set import read_collected
@@ -59,11 +60,12 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     MismatchError for parts of two layouts, ArtifactError, OutputError.
     """
     out = request.out or request.workspace.stats
-    vocab = request.vocab or request.workspace.vocab
+    vocab = locate(request.vocab or request.workspace.vocab)
     if len(request.parts) < 2:
         raise InputError(
             f"cannot merge {len(request.parts)} statistics folder", "give two folders or more"
         )
+    request = replace(request, parts=tuple(map(locate, request.parts)))
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
     inputs = (*request.parts, vocab)

@@ -6,6 +6,7 @@ The only file that imports `fsspec`. What a store's package raises is anything a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +143,13 @@ def filesystem(url: str, error: type[InputError] = InputError, **options: Any) -
             f"cannot open {url}: {problem}", "check the address and the network, then run it again"
         ) from None
     return system, str(path)
+
+
+def glob_pattern(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a glob with slashes; ** matches folders."""
+    from fsspec.utils import glob_translate
+
+    return re.compile(glob_translate(pattern))
 
 
 def version_of(about: Mapping[str, Any]) -> str:

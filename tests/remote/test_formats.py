@@ -30,7 +30,7 @@ from engram_cli.rows.source import ROWS, SCALES
 from engram_cli.vocab.compress import CompressedVocab
 
 # What reads these maps them, or has its own reader of arrays: they are on this machine.
-LOCAL_ONLY = {"bundle", "statistics"}
+LOCAL_ONLY: set[str] = set()
 Write = Callable[[Path, CompressedVocab, Path], Path]
 
 
