@@ -167,7 +167,9 @@ class HubStorage(Storage):
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
         with _named(folder):
             path = _hub_file(folder)
-            found = path.session.entries(path.key) or {}
+            found = dict(path.session.entries(path.key) or {})
+        if not path.key:
+            found.pop("README.md", None)  # the card of the data set
         return (
             sorted(name for name, each in found.items() if each.kind == "folder"),
             sorted(name for name, each in found.items() if each.kind == "file"),

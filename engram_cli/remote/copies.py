@@ -69,21 +69,23 @@ def _from_hub(path: RemotePath, store: HubStore, names: list[str], progress: Pro
     keys = [str(base / name) for name in names]
     missing = [name for name, key in zip(names, keys, strict=True) if store.local(key) is None]
     if missing:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             disable_progress_bars,
         )
 
         size = sum((path / name).stat().st_size for name in missing)
         progress.note(f"downloading {size / 1e6:,.0f} MB of {path} into the Hugging Face cache")
-        disable_progress_bars()  # the note above says it, and stderr may be no terminal
+        disable_progress_bars()  # ours is drawn where stderr is a terminal
+        progress.start("download", size, "bytes")
+        # By its name, so that the cache knows what the name stands for.
+        revision = store.revision if store.snapshot is None else store.commit
         try:
-            snapshot_download(
-                store.repository,
-                repo_type=store.kind,
-                revision=store.commit,
-                allow_patterns=keys,
-            )
+            for name in missing:
+                hf_hub_download(
+                    store.repository, str(base / name), repo_type=store.kind, revision=revision
+                )
+                progress.advance((path / name).stat().st_size)
         except OSError as error:
             raise SourceError(
                 f"cannot download {path}: {str(error).splitlines()[0]}",

@@ -129,7 +129,7 @@ class HubStore:
 
     def local(self, key: str) -> Path | None:
         """Return the file in the cache, None where it is not there."""
-        if self._snapshot is None or not key:
+        if self.commit is None or not key:
             return None
         from huggingface_hub import try_to_load_from_cache
 

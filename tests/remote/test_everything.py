@@ -134,8 +134,8 @@ def test_a_checkpoint_and_a_table(engram: Engram, made: Made, served: Behaviour)
     assert engram("attach", made.folder / "ckpt", "--table", made.table, "--out", "near").code == 0
     ours, theirs = contents(engram.folder / "engram"), contents(engram.folder / "near")
     assert ours == theirs
-    done = engram("attach", f"{served.address}/ckpt", "--table", f"{served.address}/engram-table.zarr",
-                  "--reference", "--out", "r")  # fmt: skip
+    table = f"{served.address}/engram-table.zarr"
+    done = engram("attach", f"{served.address}/ckpt", "--table", table, "--reference", "--out", "r")
     assert done.code == 2
     assert "cannot refer to it" in done.error_line
 
