@@ -27,10 +27,12 @@ from engram_cli.commands.attach_layers import (
 )
 from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_model_shape
 from engram_cli.commands.load_model import require_packages
+from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import InputError, OutputError
+from engram_cli.files import address_of
 from engram_cli.formats import FORMATS
 from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME, CARD
 from engram_cli.formats.bundle_description import Reference
@@ -114,6 +116,8 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     if request.fit is not None:
         require_packages("torch", "transformers")
     request = located(request)
+    if is_address(request.out):
+        return _at_address(request, progress)
     if request.fit is not None:
         request = replace(request, checkpoint=local_copy(request.checkpoint, progress))
     out = request.out or _folder_of(request) / BUNDLE_NAME
@@ -186,6 +190,17 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         result = _write(spec, store, counted, own, again, result, progress, fitted=dense)
         result = replace(result, identity=False)
     return replace(result, fit=fitted)
+
+
+def _at_address(request: AttachRequest, progress: Progress) -> AttachResult:
+    if request.reference:
+        raise InputError(
+            f"a bundle at {address_of(request.out or '')} cannot refer to rows elsewhere",
+            "leave out --reference",
+        )
+    return at_address(
+        attach_checkpoint, request, BUNDLE, progress, folder=request.folder, dry_run=request.dry_run
+    )
 
 
 def _folder_of(request: AttachRequest) -> Path:

@@ -21,6 +21,7 @@ from engram_cli.commands.init_corpus import (
     memory_of,
     write_tokens,
 )
+from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.plan_file import read_plan
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.commands.requests.options import located
@@ -42,7 +43,7 @@ from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.filled import CorpusFill
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.lock import build_lock
-from engram_cli.table.places import check_place, clear_place, partial_folder, scratch_folder
+from engram_cli.table.places import TABLE, check_place, clear_place, partial_folder, scratch_folder
 from engram_cli.table.spec import TableSpec
 from engram_cli.vocab.parquet import read_about
 
@@ -88,6 +89,11 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
     another vocabulary or a foreign tokenizer, CorpusError, TokenIdError, OutputError when it
     exists, does not fit or cannot be written.
     """
+    if is_address(request.out):
+        return at_address(
+            build_table, request, TABLE, progress, folder=request.folder, moved=_moved,
+            dry_run=request.dry_run,
+        )  # fmt: skip
     begin = time.perf_counter()
     request = _chosen(located(request))
     if not request.dry_run:
@@ -127,6 +133,10 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
         resumed_chunks=report.resumed,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _moved(result: BuildTableResult, out: Path) -> BuildTableResult:
+    return replace(result, plan=replace(result.plan, out=out))
 
 
 def _chosen(request: BuildTableRequest) -> BuildTableRequest:

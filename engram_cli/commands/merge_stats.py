@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engram_cli.commands.hash_stats import StatisticsResult, write_statistics
+from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.outputs import prepare_output
@@ -59,6 +60,10 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     Sections that not all parts have, or too many sources, are left out. Raises InputError,
     MismatchError for parts of two layouts, ArtifactError, OutputError.
     """
+    if is_address(request.out):
+        return at_address(
+            merge_stats, request, STATISTICS_FOLDER, progress, folder=request.workspace.folder
+        )
     out = request.out or request.workspace.stats
     vocab = locate(request.vocab or request.workspace.vocab)
     if len(request.parts) < 2:

@@ -351,7 +351,7 @@ def _as_written(path: Path, digest: Any) -> bool:
     return raw.startswith(_CARD_HEAD) if digest is None else sha256_bytes(raw) == digest
 
 
-BUNDLE = Kind(name="bundle", listing=_listing)
+BUNDLE = Kind(name="bundle", listing=_listing, last=DESCRIPTION)
 
 
 def _lookup(files: ListedFiles) -> NDArray[np.int32] | None:

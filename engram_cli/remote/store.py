@@ -30,7 +30,7 @@ _HINTS = {
     "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
     "gc": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
 }
-_S3_OPTIONS = {
+S3_OPTIONS = {
     "config_kwargs": {
         "connect_timeout": CONNECT_SECONDS,
         "read_timeout": READ_SECONDS,
@@ -168,7 +168,7 @@ class ObjectStore:
         self.protocol = url.partition("://")[0]
         self.hint = _HINTS.get(self.protocol[:2], "check your access to the store")
         self._is_s3 = self.protocol in ("s3", "s3a")
-        self._options: dict[str, Any] = {**_S3_OPTIONS} if self._is_s3 else {}
+        self._options: dict[str, Any] = {**S3_OPTIONS} if self._is_s3 else {}
         self._system, self._path = filesystem(url, **self._options)
         self._system.invalidate_cache()
         self._files: dict[str, Any] = {}  # of S3, opened

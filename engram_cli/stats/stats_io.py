@@ -218,7 +218,7 @@ def _listing(path: Path) -> Listing | None:
     return Listing(frozenset(needed), frozenset(optional))
 
 
-STATISTICS_FOLDER = Kind(name="statistics folder", listing=_listing)
+STATISTICS_FOLDER = Kind(name="statistics folder", listing=_listing, last=DOCUMENT)
 
 
 def read_stats(path: str | Path) -> Statistics:

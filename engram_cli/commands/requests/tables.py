@@ -294,7 +294,8 @@ class AttachRequest(Request):
     ]
     revision: Annotated[str | None, revision_of("checkpoint", "the checkpoint")] = None
     out: Annotated[
-        Path | None, Option("Bundle folder to write (CHECKPOINT/engram).", short="-o")
+        Path | None,
+        Option("Bundle folder to write (CHECKPOINT/engram).", short="-o", writes=True),
     ] = None
     into: Annotated[Path | None, Option("Write the bundle to DIR/engram.", metavar="DIR")] = None
     layers: Annotated[
