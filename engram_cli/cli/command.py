@@ -65,6 +65,7 @@ def command(request: type) -> Callable[[Run], Run]:
         parameters += _TERMINAL if here is None else (*_TERMINAL, _WORKSPACE)
         invoked.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         invoked.__annotations__ = {each.name: each.annotation for each in parameters}
+        invoked.request = request  # type: ignore[attr-defined]  # so that options can be listed
         invoked.__name__, invoked.__doc__ = run.__name__, _escaped(_joined(run.__doc__ or ""))
         return invoked
 

@@ -8,7 +8,7 @@ drops it where a redirect leads to another. The client retries by itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,9 @@ class HubStore:
         """The folder of the revision in the cache, where it has one."""
         return self._snapshot
 
-    def download_command(self) -> str:
-        """Return the command that puts what was asked for into the cache."""
-        parts = ["hf download", self.repository, self.key]
+    def download_command(self, files: Sequence[str] = ()) -> str:
+        """Return the command that puts what was asked for into the cache, or some `files` of it."""
+        parts = ["hf download", self.repository, self.key or " ".join(files)]
         parts += [] if self.kind == "model" else [f"--repo-type {self.kind}"]
         parts += [] if self.revision == "main" else [f"--revision {self.revision}"]
         return " ".join(part for part in parts if part)

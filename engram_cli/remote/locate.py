@@ -26,13 +26,14 @@ _FILE_SUFFIXES = frozenset(
 )
 
 
-def locate(path: Path, revision: str | None = None) -> Path:
+def locate(path: Path, revision: str | None = None, files: tuple[str, ...] = ()) -> Path:
     """Return `path` itself if it is one of this machine, else a `RemotePath` that reads it.
 
     What exists here wins. org/name is a repository of the Hugging Face Hub if there is no folder
-    org here; `revision`: the branch, tag or commit of it. Nothing is read yet, but for the Hub's
-    list of files. Raises SourceError for what cannot be reached, InputError for no address and for
-    a revision of what is no repository, DependencyError for a package that is missing.
+    org here; `revision`: the branch, tag or commit of it; `files`: what is read of it, for
+    messages. Nothing is read yet, but for the Hub's list of files. Raises SourceError for what
+    cannot be reached, InputError for no address and for a revision of what is no repository,
+    DependencyError for a package that is missing.
     """
     if is_remote(path):
         return path
@@ -47,7 +48,7 @@ def locate(path: Path, revision: str | None = None) -> Path:
     if address.startswith("file:"):
         return Path(urlsplit(address).path)
     try:
-        return _open(address)
+        return _open(address, files)
     except SourceError as error:
         if not is_id:
             raise
@@ -71,7 +72,7 @@ def hub_path(address: str) -> RemotePath:
 
     What is not in the cache cannot be read then. Raises as `locate`.
     """
-    found = _open_hub(address, Traffic(), mapped=False)
+    found = _open_hub(address, Traffic(), (), mapped=False)
     assert is_remote(found)
     return found
 
@@ -116,11 +117,11 @@ def count_read(path: Path, headers: int | None, rows: int = 0) -> ReadCount | No
     return None if headers is None else ReadCount(bytes=headers + rows)
 
 
-def _open(address: str) -> Path:
+def _open(address: str, files: tuple[str, ...]) -> Path:
     protocol, _, rest = address.partition(":")
     protocol, rest, traffic = protocol.lower(), rest.strip("/"), Traffic()
     if protocol == "hf":
-        return _open_hub(address, traffic, mapped=True)
+        return _open_hub(address, traffic, files, mapped=True)
     store: Store
     if protocol in ("http", "https"):
         from engram_cli.remote.http import HttpStore
@@ -131,7 +132,7 @@ def _open(address: str) -> Path:
     return remote_path(store, f"{protocol}://{rest}", 2)
 
 
-def _open_hub(address: str, traffic: Traffic, *, mapped: bool) -> Path:
+def _open_hub(address: str, traffic: Traffic, files: tuple[str, ...], *, mapped: bool) -> Path:
     """Open a repository; offline and `mapped` its folder in the cache, a path of this machine."""
     from engram_cli.remote.hub import HubStore
 
@@ -140,7 +141,7 @@ def _open_hub(address: str, traffic: Traffic, *, mapped: bool) -> Path:
         if store.snapshot is None or not os.path.lexists(store.snapshot / store.key):
             raise SourceError(
                 f"{address} is not in the Hugging Face cache, and HF_HUB_OFFLINE is set",
-                f"unset it, or download once, with a network: {store.download_command()}",
+                f"unset it, or download once, with a network: {store.download_command(files)}",
             )
         if mapped:
             return store.snapshot / store.key

@@ -12,6 +12,7 @@ from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.options import (
     CORPUS,
     ENGINE,
+    TOKENIZER_FILES,
     Force,
     Group,
     Here,
@@ -51,6 +52,7 @@ class CompressVocabRequest(Request):
             "checkpoint in this folder, else the installed DeepSeek tokenizer).",
             argument=True,
             reads="ranges",
+            files=TOKENIZER_FILES,
         ),
     ] = None
     revision: Annotated[str | None, revision_of("source", "the tokenizer")] = None
@@ -130,7 +132,9 @@ class CorpusFields(Request):
     tokenizer: Annotated[
         Path | None,
         Option(
-            "Tokenizer that the vocabulary was made from (found automatically).", reads="ranges"
+            "Tokenizer that the vocabulary was made from (found automatically).",
+            reads="ranges",
+            files=TOKENIZER_FILES,
         ),
     ] = None
     encoder: Annotated[str, Option("Tokenizer implementation: auto, tokenizers or fast.")] = "auto"

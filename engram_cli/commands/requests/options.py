@@ -33,6 +33,7 @@ DTYPE_ALIASES = {
     "fp32": "float32",
     "f32": "float32",
 }
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
 LAYOUT, CORPUS, ENGINE = "Layout", "Corpus", "Engine"
 
 
@@ -47,7 +48,8 @@ class Option:
     `must_exist`: what a given path is, and the command that makes it. `reads`: how the value is
     read where it is a repository of the Hugging Face Hub or an address, see `READS`; None for a
     path that must be on this machine. `writes`: the kind of output that may be written to an
-    address, None for none. `revises`: the option whose repository a --revision is of.
+    address, None for none. `revises`: the option whose repository a --revision is of. `files`: what
+    is read of a repository, where that is known.
     """
 
     help: str
@@ -66,6 +68,7 @@ class Option:
     reads: Literal["ranges", "copy", "stream"] | None = None
     writes: bool = False
     revises: str | None = None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +261,7 @@ def locate_options(marks: Mapping[str, Option], given: Mapping[str, Any]) -> dic
         if value is None or mark.reads is None:
             continue
         if mark.reads != "stream":
-            found[name] = locate(value, own)
+            found[name] = locate(value, own, mark.files)
         elif own is not None:
             found[name] = tuple(corpus_address(each, own) for each in value)
     return found

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.corpus import CorpusFields, FillRequest
 from engram_cli.commands.requests.options import (
+    TOKENIZER_FILES,
     WORKSPACE,
     Force,
     Group,
@@ -148,6 +149,7 @@ class InspectRequest(Request):
         Option(
             "Tokenizer of another program's checkpoint (that in its folder), or of a probed text.",
             reads="ranges",
+            files=TOKENIZER_FILES,
         ),
     ] = None
     report: Annotated[
@@ -202,7 +204,12 @@ class LookupRequest(Request):
         Option("Statistics with the n-gram sample (those next to the artifact).", reads="ranges"),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the text (found automatically).", reads="ranges")
+        Path | None,
+        Option(
+            "Tokenizer of the text (found automatically).",
+            reads="ranges",
+            files=TOKENIZER_FILES,
+        ),
     ] = None
     vocab: Vocab = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
@@ -258,6 +265,7 @@ class VerifyRequest(Request):
         Option(
             "Tokenizer of a vocabulary, or of a checkpoint with tables (found automatically).",
             reads="ranges",
+            files=TOKENIZER_FILES,
         ),
     ] = None
     full: Annotated[
@@ -315,7 +323,12 @@ class GoldenRequest(Request):
         ),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the token ids (found automatically).", reads="ranges")
+        Path | None,
+        Option(
+            "Tokenizer of the token ids (found automatically).",
+            reads="ranges",
+            files=TOKENIZER_FILES,
+        ),
     ] = None
     preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
@@ -376,7 +389,11 @@ class TraceRequest(Request):
     )
     tokenizer: Annotated[
         Path | None,
-        Option("The model's tokenizer (CHECKPOINT/tokenizer.json).", reads="ranges"),
+        Option(
+            "The model's tokenizer (CHECKPOINT/tokenizer.json).",
+            reads="ranges",
+            files=TOKENIZER_FILES,
+        ),
     ] = None
     report: Annotated[Path | None, Option("HTML page to write.", metavar="PAGE")] = None
     force: Force = False

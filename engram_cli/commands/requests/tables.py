@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.commands.requests.options import (
+    TOKENIZER_FILES,
     WORKSPACE,
     ChunkRows,
     DryRun,
@@ -228,7 +229,10 @@ class ConvertRequest(Request):
         ),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of a source that lacks its token map.", reads="ranges")
+        Path | None,
+        Option(
+            "Tokenizer of a source that lacks its token map.", reads="ranges", files=TOKENIZER_FILES
+        ),
     ] = None
     patch: Annotated[
         Path | None,
@@ -282,6 +286,7 @@ class AttachRequest(Request):
             "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
             argument=True,
             reads="ranges",
+            files=(*TOKENIZER_FILES, "model.safetensors.index.json"),
         ),
     ]
     table: Annotated[
@@ -313,7 +318,11 @@ class AttachRequest(Request):
     ] = None
     tokenizer: Annotated[
         Path | None,
-        Option("The model's tokenizer (CHECKPOINT/tokenizer.json).", reads="ranges"),
+        Option(
+            "The model's tokenizer (CHECKPOINT/tokenizer.json).",
+            reads="ranges",
+            files=TOKENIZER_FILES,
+        ),
     ] = None
     module: Annotated[
         str | None,
@@ -344,6 +353,7 @@ class AttachRequest(Request):
         Option(
             "Run the model on this text for a few minutes, so that the rows help at once; best one "
             "that the table was not filled from (file, folder, glob or address).",
+            reads="stream",
             metavar="TEXT",
         ),
     ] = None
