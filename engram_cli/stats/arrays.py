@@ -73,6 +73,9 @@ def read_array(
     where = f"{path}/{name}"
     try:
         meta = read_json(path / name / META, "the metadata of an array")
+    except (InputError, ArtifactError) as error:
+        raise ArtifactError(f"{where} cannot be read: {error.message}", REMAKE) from None
+    try:
         length, chunk = _checked(meta, where, shape, dtype)
         values = np.zeros(length, dtype=dtype)
         files = {
@@ -83,8 +86,6 @@ def read_array(
         there = {begin: file for begin, file in files.items() if file.is_file()}
         with ThreadPoolExecutor(_WRITERS) as pool:
             list(pool.map(partial(_read_chunk, values, chunk), there.items()))
-    except InputError as error:  # no metadata
-        raise ArtifactError(f"{where} cannot be read: {error.message}", REMAKE) from None
     except EngramError:
         raise
     except MemoryError:
@@ -110,8 +111,10 @@ def _checked(
     meta: dict[str, Any], where: str, shape: tuple[int, ...] | None, dtype: np.dtype[Any]
 ) -> tuple[int, _Chunk]:
     """Return the length of an array and its chunks. Raises ArtifactError and what a lookup does."""
-    (length,), (step,) = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
-    kind = meta["data_type"]
+    kind, lengths = meta["data_type"], meta["shape"]
+    if len(lengths) != 1:
+        raise ArtifactError(f"{where} is {kind} of shape {lengths}, not {shape or '[V]'}", REMAKE)
+    (length,), (step,) = lengths, meta["chunk_grid"]["configuration"]["chunk_shape"]
     if meta["zarr_format"] != 3 or meta["node_type"] != "array" or type(length) is not int:
         raise ArtifactError(f"{where} is no array of Zarr 3", REMAKE)
     if kind != dtype.name or length < 0 or (shape and (length,) != shape):
