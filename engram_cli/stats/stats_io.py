@@ -157,7 +157,14 @@ def write_stats(
     with new_folder(path, STATISTICS_FOLDER, force=force) as part:
         counters = {str(layer): hits for layer, hits in counts.hits.items()}
         lookup = {} if counts.layout.lookup is None else {"lookup": counts.layout.lookup}
-        stored = write_arrays(part / COUNTERS, counters | lookup)
+        rows = {name: f"row_{name}" for name in counters}
+        meanings = {name: f"look-ups of each row of layer {name}" for name in counters}
+        stored = write_arrays(
+            part / COUNTERS,
+            counters | lookup,
+            rows | {"lookup": "token_id"},
+            meanings | {"lookup": "compressed id of each token id, -1 for none"},
+        )
         digests = {f"{COUNTERS}/{name}": digest for name, digest in stored.items()}
         write_samples(counts.samples, part / SAMPLE)
         digests |= {f"{SAMPLE}/{s.order}": sample_digest(s) for s in counts.samples}
