@@ -144,6 +144,7 @@ def write_stats(
     *,
     corpus: Mapping[str, int] | None = None,
     partials: Mapping[str, State] | None = None,
+    texts: Mapping[int, str] | None = None,
     force: bool = False,
     finished: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -151,8 +152,9 @@ def write_stats(
 
     `results`: the typed results of statistics, by their keys in stats.json. `corpus`: numbers of
     the corpus itself to keep, such as its files and bytes. `partials`: what the results come from,
-    for merging. The same arguments give the same bytes. `finished` is called with the digest before
-    the folder is in place.
+    for merging. `texts`: of each compressed id in the samples, None where no vocabulary is there.
+    The same arguments give the same bytes. `finished` is called with the digest before the folder
+    is in place.
     """
     with new_folder(path, STATISTICS_FOLDER, force=force) as part:
         counters = {str(layer): hits for layer, hits in counts.hits.items()}
@@ -166,7 +168,7 @@ def write_stats(
             meanings | {"lookup": "compressed id of each token id, -1 for none"},
         )
         digests = {f"{COUNTERS}/{name}": digest for name, digest in stored.items()}
-        write_samples(counts.samples, part / SAMPLE)
+        write_samples(counts.samples, part / SAMPLE, texts)
         digests |= {f"{SAMPLE}/{s.order}": sample_digest(s) for s in counts.samples}
         about, stored = write_partials(part, partials or {})
         digests |= {f"{LONG}/{name}": digest for name, digest in stored.items()}

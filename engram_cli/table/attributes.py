@@ -201,6 +201,7 @@ def _read_scales(
         return _read_array(path, name, 1, None, scaling.dtype)
     scales = _read_array(path, name, rows.rows, scaling.width(dim), scaling.dtype)
     _need(scales.chunk_rows == rows.chunk_rows, f"'{name}' has chunks of {scales.chunk_rows} rows")
+    _need(scales.inner_rows == rows.inner_rows, f"'{name}' has other inner chunks than the rows")
     return scales
 
 

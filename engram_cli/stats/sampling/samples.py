@@ -23,6 +23,8 @@ from engram_cli.stats.sampling.distinct import (
 )
 from engram_cli.stats.state import State, check, numbered, part_of, scalar, take, take_scalar
 
+IDS, _OLD_IDS = "compressed_ids", "tokens"  # the column of an n-gram; in earlier versions
+
 
 def samples_state(samples: Sequence[NgramSample]) -> State:
     """Return the arrays of one sample for each order."""
@@ -75,17 +77,28 @@ def sample_digest(sample: NgramSample) -> str:
     return sha256_bytes("".join(digests).encode())
 
 
-def write_samples(samples: Sequence[NgramSample], path: Path) -> None:
-    """Write samples as one Parquet file, a row for each n-gram."""
+def write_samples(
+    samples: Sequence[NgramSample], path: Path, texts: Mapping[int, str] | None = None
+) -> None:
+    """Write samples as one Parquet file, a row for each n-gram.
+
+    `texts`: of every compressed id in them; None leaves the text of the n-grams open.
+    """
     lengths = np.concatenate([np.full(len(s.hashes), s.order, np.int32) for s in samples])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     tokens = np.concatenate([s.tokens.reshape(-1) for s in samples])
+    text: Any = pa.nulls(len(lengths), pa.string())
+    if texts is not None:
+        ngrams = (ngram for sample in samples for ngram in sample.tokens.tolist())
+        joined = (" ".join(texts[token] for token in ngram) for ngram in ngrams)
+        text = pa.array(joined, pa.string(), size=len(lengths))
     table = pa.table(
         {
             "order": lengths,
             "hash": np.concatenate([s.hashes for s in samples]),
             "count": np.concatenate([s.counts for s in samples]),
-            "tokens": pa.ListArray.from_arrays(offsets, tokens),
+            IDS: pa.ListArray.from_arrays(offsets, tokens),
+            "text": text,
         }
     )
     pq.write_table(table, path, compression="zstd")
@@ -100,15 +113,16 @@ def read_samples(
     """
     try:
         with open_whole(path) as raw, pq.ParquetFile(raw) as file:
+            ids_name = IDS if IDS in file.schema_arrow.names else _OLD_IDS
             if _most_entries(file.metadata) > MOST_SAMPLE * sum(orders):
                 raise ValueError(f"it has more than {MOST_SAMPLE * sum(orders):,} entries")
-            table = file.read(columns=["order", "hash", "count", "tokens"])
+            table = file.read(columns=["order", "hash", "count", ids_name])
         table.validate(full=True)
         order_of = table["order"].to_numpy()
         states: list[State] = []
         for entry, order in zip(about, orders, strict=True):
             own = table.take(np.flatnonzero(order_of == order))
-            flat = own["tokens"].combine_chunks().flatten().to_numpy()
+            flat = own[ids_name].combine_chunks().flatten().to_numpy()
             states.append(
                 {
                     "size": scalar(int(entry["size"])),
