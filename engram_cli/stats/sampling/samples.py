@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engram_cli.arrow import integers
 from engram_cli.errors import ArtifactError
 from engram_cli.files import sha256_bytes
 from engram_cli.remote.path import open_whole
@@ -118,18 +119,22 @@ def read_samples(
                 raise ValueError(f"it has more than {MOST_SAMPLE * sum(orders):,} entries")
             table = file.read(columns=["order", "hash", "count", ids_name])
         table.validate(full=True)
-        order_of = table["order"].to_numpy()
+        order_of = integers(table["order"])
+        lists = table[ids_name].combine_chunks()
+        bounds = integers(pa.chunked_array([lists.offsets]))
+        ids_of = integers(pa.chunked_array([lists.values]))[bounds[0] : bounds[-1]]
         states: list[State] = []
         for entry, order in zip(about, orders, strict=True):
-            own = table.take(np.flatnonzero(order_of == order))
-            flat = own[ids_name].combine_chunks().flatten().to_numpy()
+            own = order_of == order
             states.append(
                 {
                     "size": scalar(int(entry["size"])),
                     "highest": scalar(int(entry["threshold"]) - 1, np.uint64),
-                    "hashes": own["hash"].to_numpy().astype(np.uint64, casting="safe"),
-                    "counts": own["count"].to_numpy().astype(np.uint64, casting="safe"),
-                    "tokens": flat.astype(np.int32, casting="safe"),
+                    "hashes": integers(table["hash"])[own].astype(np.uint64, casting="safe"),
+                    "counts": integers(table["count"])[own].astype(np.uint64, casting="safe"),
+                    "tokens": ids_of[np.repeat(own, np.diff(bounds))].astype(
+                        np.int32, casting="safe"
+                    ),
                 }
             )
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:
