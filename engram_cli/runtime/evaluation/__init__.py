@@ -14,6 +14,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch import nn
 
+from engram_cli.runtime.evaluation.in_step import InStep
 from engram_cli.runtime.evaluation.scoring import device_of, score
 from engram_cli.runtime.evaluation.sums import LossSums, PartLoss
 from engram_cli.runtime.evaluation.variants import check_variants, variants_of
@@ -52,8 +53,10 @@ def evaluate_losses(
     )
     windows = cut_windows(pieces, context, max(context // 2, 1) if stride is None else stride)
     sums = LossSums(wanted)
-    for item in score(model, windows, wanted, batch_tokens=batch_tokens):
+    in_step = InStep(model, wanted, shared=shared)
+    for item in score(model, windows, wanted, batch_tokens=batch_tokens, before=in_step.begin):
         sums.add(item)
+    in_step.finish()
     if shared:
         sums.reduce(device_of(model))
     return sums.whole
