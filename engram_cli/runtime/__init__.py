@@ -67,6 +67,7 @@ __all__ = [
     "deactivate",
     "detach",
     "evaluate_losses",
+    "fit",
     "load",
     "memories",
     "parameter_groups",
