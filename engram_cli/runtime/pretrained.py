@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ from engram_cli.runtime.saving import (
     fill_memory,
     write_memory,
 )
+from engram_cli.runtime.sharding.trained.rows import sharded_rows
 from engram_cli.temporary import discard
 
 _PEFT = "peft.peft_model"
@@ -51,6 +53,16 @@ def save_model(original: Callable[..., Any], model: Any, *args: Any, **kwargs: A
                 f"an adapter and a memory are both called {memory.name}, and would share a folder",
                 "give the adapter another name",
             )
+    distributed = [memory.name for memory in carried.values() if sharded_rows(memory.layers)]
+    if distributed:
+        warnings.warn(
+            f"{', '.join(distributed)} is not saved with the model, since its rows are distributed "
+            "over processes: call save_engram(model, folder) in every process, or give the Trainer "
+            "EngramCallback()",
+            stacklevel=3,
+        )
+        with set_aside(model):
+            return original(model, *args, **kwargs)
     apart = call.arguments if "state_dict" in call.arguments else call.arguments.get("kwargs", {})
     given = apart.get("state_dict")
     is_writer = call.arguments.get("is_main_process", True)
