@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.probe import ProbeResult as ProbeResult
     from engram_cli.commands.probe import probe as probe
     from engram_cli.commands.report import ReportResult as ReportResult
-    from engram_cli.commands.report import report as report
+    from engram_cli.commands.report import write_report as write_report
     from engram_cli.commands.requests.corpus import CompressVocabRequest as CompressVocabRequest
     from engram_cli.commands.requests.corpus import FillRequest as FillRequest
     from engram_cli.commands.requests.corpus import HashStatsRequest as HashStatsRequest
@@ -185,12 +185,12 @@ _HOMES = {
     "plan": "engram_cli.commands.plan",
     "probe": "engram_cli.commands.probe",
     "read_vocab": "engram_cli.vocab.parquet",
-    "report": "engram_cli.commands.report",
     "run_compress_vocab": "engram_cli.commands.compress_vocab",
     "run_demo": "engram_cli.commands.demo",
     "trace_text": "engram_cli.commands.trace",
     "train": "engram_cli.commands.train",
     "verify": "engram_cli.commands.verify",
+    "write_report": "engram_cli.commands.report",
     "write_vocab": "engram_cli.vocab.parquet",
 }
 
@@ -278,12 +278,12 @@ __all__ = [
     "plan",
     "probe",
     "read_vocab",
-    "report",
     "run_compress_vocab",
     "run_demo",
     "trace_text",
     "train",
     "verify",
+    "write_report",
     "write_vocab",
 ]
 

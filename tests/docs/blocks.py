@@ -34,6 +34,7 @@ RUN = ("python", "sh", "console")
 SHOWN = ("", "toml", "json", "text", "mermaid", "yaml")  # languages of blocks that nothing runs
 FIRST = ("first", "first python")
 _MARK = re.compile(r"<!--\s*test:\s*(.*?)\s*-->\s*$", re.S)
+_PARTS = re.compile(r"; (?=skip,|figures vary|other output,|exit )")
 _SHELL = set("|&;<>$`*?(){}'\"\\~")
 
 
@@ -73,7 +74,7 @@ def blocks_of(page: Path) -> list[Block]:
     for token in MarkdownIt("commonmark").parse(page.read_text(encoding="utf-8")):
         if token.type == "html_block":
             mark = _MARK.search(token.content)
-            marks = tuple(part.strip() for part in mark[1].split("; ")) if mark else ()
+            marks = tuple(part.strip() for part in _PARTS.split(mark[1])) if mark else ()
             head, _, text = marks[0].partition("\n") if marks else ("", "", "")
             if head in FIRST:
                 found.append(Block(page, (token.map or [0])[0] + 1, head, text, ()))

@@ -1,4 +1,6 @@
-"""Writes docs/reference/commands/ from the commands themselves: python tests/docs/command_reference.py
+"""Writes docs/reference/commands/ from the commands themselves.
+
+    python tests/docs/command_reference.py
 
 A page for each command, with every argument and option, and a page that lists the commands.
 """

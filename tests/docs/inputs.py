@@ -56,9 +56,7 @@ def write_checkpoints(folder: Path = Path()) -> None:
     """Write small checkpoints of other programs next to tokenizer.json."""
     tokenizer = folder / "tokenizer.json"
     vocab = compress_vocab(tokenizer)
-    deepseek_v41(
-        folder / "DeepSeek-V4.1-Flash", vocab, tokenizer, changes={"num_hidden_layers": 5}
-    )
+    deepseek_v41(folder / "DeepSeek-V4.1-Flash", vocab, tokenizer, changes={"num_hidden_layers": 5})
     qwen_ple(folder / "Qwen4-Exp")
     lack = ("multipliers", "primes", "offsets", "token_map", "pad_id")
     deepseek_gguf(folder / "model.gguf", vocab, "llama.cpp", leave_out=lack)

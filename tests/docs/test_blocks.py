@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from docs.blocks import FIRST, ROOT, RUN, SHOWN, blocks_of, run_page
 from docs.inputs import small_inputs
 
@@ -33,19 +34,26 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_blocks_run(
     page: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # other tests have the other cores
     folder = tmp_path / "page"
     shutil.copytree(inputs, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
-    run_page(page, folder)
+    try:
+        run_page(page, folder)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_block_is_left_out_without_a_reason(page: Path) -> None:
     for block in blocks_of(page):
         where = f"{name(page)}:{block.line}"
-        assert block.language in (*RUN, *SHOWN, *FIRST), f"{where}: unknown language {block.language}"
+        assert block.language in (*RUN, *SHOWN, *FIRST), (
+            f"{where}: unknown language {block.language}"
+        )
         if block.language in SHOWN:
             code = [line for line in block.text.splitlines() if line.startswith(_COMMANDS)]
             assert not code, f"{where}: {code[0]} - name its language: {', '.join(RUN)}"
