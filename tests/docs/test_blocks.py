@@ -41,6 +41,7 @@ def test_blocks_run(
     monkeypatch.chdir(folder)
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))  # nothing was downloaded before
     try:
         run_page(page, folder)
     finally:
