@@ -43,6 +43,7 @@ from engram_cli.runtime.hooks import attachments, hook, memories_at, memory_in
 from engram_cli.runtime.hub import local_checkpoint
 from engram_cli.runtime.library_hooks import watch_saving
 from engram_cli.runtime.memory import Memory
+from engram_cli.runtime.place_rows import all_rows
 from engram_cli.runtime.weights_inside import weights_inside
 
 if TYPE_CHECKING:
@@ -165,9 +166,7 @@ def _attach_one(
 
     placed = resolve_for(bundle, placement, {i: home[1] for i, home in rows_homes.items()})
     trainable = _trainable(bundle, placed, rows_trainable, sparse_gradients)
-    rows = loading.all_rows(
-        bundle, placed, rows_homes, trainable=trainable, sparse=sparse_gradients
-    )
+    rows = all_rows(bundle, placed, rows_homes, trainable=trainable, sparse=sparse_gradients)
     modules = {
         layer: loading.module(bundle, layer, rows[layer], device=own, dtype=dtype)
         for layer, (dtype, own) in homes.items()
@@ -177,7 +176,9 @@ def _attach_one(
     memory = Memory(attribute, spec, hashed, modules)
     memory.hits = loading.hits(bundle)
     memory.asked, memory.placement = placement, placed
-    memory.notes = (*notes, *placed.lines()) if notes else ()
+    memory.notes = (*notes, *placed.lines()) if notes or memory.shards else ()
+    if memory.shards is not None:
+        memory.notes += tuple(memory.shards.lines())
     for line in memory.notes:
         _LOG.info(line)
     memory.train(model.training)
@@ -334,15 +335,16 @@ def _check_first_memory(model: nn.Module) -> None:
 def _trainable(bundle: Bundle, placed: Placement, asked: bool | None, sparse: bool) -> bool:
     """Return whether rows are trained. Raises RuntimeAttachError where they cannot be."""
     floats = not bundle.spec.row_type.quantised
-    if floats and placed.cold == "none":
+    if floats and placed.cold == "none" and placed.group is None:
         if isinstance(bundle.reference, CheckpointReference):
             return asked is True or (sparse and asked is None)
         return asked is not False
     if asked or sparse:
         what = "rows_trainable=True" if asked else "sparse_gradients=True"
+        where = f"on {placed.cold}" if placed.group is None else "over several GPUs"
         if floats:
             raise RuntimeAttachError(
-                f"{what}: rows placed on {placed.cold} are frozen",
+                f"{what}: rows placed {where} are frozen",
                 "leave it out to train the gates alone, or attach with placement='hbm'",
             )
         raise RuntimeAttachError(
