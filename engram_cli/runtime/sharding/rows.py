@@ -45,9 +45,11 @@ class Copies:
 
     `scales`: of all rows, or one of the layer, where rows are stored without. `rows`, `row_scales`
     [H, ...]: the hot rows of `sets`, None where there are none. `counted` int64[COUNTERS, 8].
+    `firsts` int64[L, world]: how many rows each rank has of earlier layers.
     """
 
     counted: Tensor
+    firsts: Tensor
     scales: tuple[Tensor, ...] | None = None
     rows: tuple[Tensor, ...] | None = None
     row_scales: tuple[Tensor, ...] | None = None
@@ -88,8 +90,14 @@ class ShardedTables:
         self.plan: Plan | None = None
         self.copies: dict[torch.device, Copies] = {}
         for device in map(with_index, readers):
-            counted = torch.zeros(COUNTERS, 8, dtype=torch.int64, device=device)
-            self.copies[device] = Copies(counted=counted)
+            firsts = [
+                [self.blocks.first(rank, place) for rank in range(group.world)]
+                for place in range(len(heights))
+            ]
+            self.copies[device] = Copies(
+                counted=torch.zeros(COUNTERS, 8, dtype=torch.int64, device=device),
+                firsts=torch.tensor(firsts, device=device),
+            )
         self._arguments: dict[tuple[torch.device, int | None, int | None], Shards] = {}
         self.holders = len(spec.layers)
         self.number = registry.register(self)
@@ -178,6 +186,7 @@ class ShardedTables:
     def _stored(self, place: int, rows: Tensor) -> list[Tensor]:
         """Return rows int64[n] of a layer as stored, uint8 [n, width] of each part of a block."""
         world, every = self.group.world, self.memory.every
+        copies = self.copies[with_index(rows.device)]
         firsts = [self.blocks.first(rank, place) for rank in range(world)]
         if every and ops.has_kernels(rows.device):
             return [self._copied(place, rows, part) for part in range(len(self.blocks.widths))]
@@ -190,7 +199,7 @@ class ShardedTables:
             blocks = every or self.memory.own
             return copy_between(rows, firsts, [self.blocks.parts(block) for block in blocks])
         owners = owner_of(rows, world)
-        index = index_at_owner(rows, world) + torch.tensor(firsts, device=rows.device)[owners]
+        index = index_at_owner(rows, world) + copies.firsts[place].index_select(0, owners)
         own = self.blocks.parts(self.memory.own[0])
         at_most = len(rows) if is_capturing_graph() else None  # all ranks capture the same shapes
         return exchange(owners, index, own, self.group.processes, at_most)
