@@ -1,6 +1,6 @@
 """Looks rows up in two processes, one for each GPU: run by test_shards.py as a program.
 
-    python two_gpus.py peer|exchange MEET
+python two_gpus.py peer|exchange MEET
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,8 @@ from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.runtime import loading
 from engram_cli.runtime.sharding.group import ShardGroup, agree
-from engram_cli.runtime.sharding.rows import ShardedRows, ShardedTables
+from engram_cli.runtime.sharding.rows import DistributedRows, ShardedTables
+from engram_cli.runtime.sharding.trained.placing import owned
 from engram_cli.runtime.tables import FLOATS
 from engram_cli.runtime.tiers import with_index
 from engram_cli.runtime.tiers.hot_set import hot_set
@@ -27,7 +28,7 @@ def sharded_rows(
     group: ShardGroup,
     homes: Mapping[int, tuple[torch.dtype, torch.device]],
     copied: Mapping[int, NDArray[np.int64]] | None = None,
-) -> dict[int, ShardedRows]:
+) -> dict[int, DistributedRows]:
     """Load each layer's rows, distributed over `group`; `homes`: dtype and device of its weights.
 
     `copied`: rows of each layer, int64 and ascending, that every GPU gets a copy of. Collective.
@@ -42,7 +43,7 @@ def sharded_rows(
         _fill(tables, bundle)
         _copy(tables, bundle, copied)
     return {
-        layer: ShardedRows(tables, place, homes[layer][1], (bundle, layer))
+        layer: DistributedRows(tables, place, homes[layer][1], (bundle, layer))
         for place, layer in enumerate(bundle.spec.layers)
     }
 
@@ -53,17 +54,8 @@ def _fill(tables: ShardedTables, bundle: Bundle) -> None:
             pieces = loading.table_pieces(bundle, layer, _PARTS[part])
             for rank in tables.group.ranks:
                 held = tables.held(rank, place, part).view(pieces[0].dtype)
-                own = every_nth(pieces, rank, tables.group.world)
+                own = owned(pieces, rank, tables.group.world)
                 loading.fill(held.view(-1, *pieces[0].shape[1:]), own)
-
-
-def every_nth(pieces: Sequence[Tensor], rank: int, world: int) -> list[Tensor]:
-    """Return the rows of a rank in tensors that follow each other: views."""
-    own, first = [], 0
-    for piece in pieces:
-        own.append(piece[(rank - first) % world :: world])
-        first += len(piece)
-    return own
 
 
 def _copy(

@@ -304,7 +304,7 @@ class ShardedTables:
             del self.memory
 
 
-class ShardedRows(PlacedRows):
+class DistributedRows(PlacedRows):
     """A layer's rows, in place of `Rows` or `StoredRows`; `tables` holds those of all layers."""
 
     def __init__(
@@ -337,7 +337,7 @@ class ShardedRows(PlacedRows):
         """Let go of the rows."""
         self.tables.close()
 
-    def __deepcopy__(self, memo: object) -> ShardedRows:
+    def __deepcopy__(self, memo: object) -> DistributedRows:
         """Return the module itself: copies of a model share frozen rows."""
         self.tables.holders += 1
         return self
@@ -355,4 +355,4 @@ class ShardedRows(PlacedRows):
 
 def tables_of(rows: Mapping[int, Any]) -> ShardedTables | None:
     """Return the tables of layers whose rows are distributed, None where they are not."""
-    return next((own.tables for own in rows.values() if isinstance(own, ShardedRows)), None)
+    return next((own.tables for own in rows.values() if isinstance(own, DistributedRows)), None)
