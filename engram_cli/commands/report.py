@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import ReportRequest
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_page
@@ -30,6 +31,7 @@ def report(request: ReportRequest, progress: Progress = SILENT) -> ReportResult:
     Raises InputError, IncompleteError and ArtifactError as `read_stats` does, ArtifactError for
     damaged counters, samples or partials and for figures that cannot be drawn, OutputError.
     """
+    request = located(request)
     check_page(request.out, request.force, inputs=(request.stats,), artifacts=(request.stats,))
     statistics = read_stats(request.stats)
     progress.start("checking counters", len(statistics.layout.layer_ids), "layers")

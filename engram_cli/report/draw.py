@@ -18,6 +18,7 @@ from engram_cli.view import (
     Part,
     Row,
     Shades,
+    Summary,
     Table,
     Tiles,
 )
@@ -34,6 +35,8 @@ def draw(part: Part) -> Html | None:
     """Return a part of a view as HTML; None for a table that only the terminal prints."""
     if isinstance(part, Table):
         return _folding(part) if part.where != "terminal" else None
+    if isinstance(part, Summary):
+        return _summary(part)
     if isinstance(part, Row):
         return _row(part)
     if isinstance(part, Tiles):
@@ -45,6 +48,22 @@ def draw(part: Part) -> Html | None:
     if isinstance(part, Matrix):
         return _matrix(part)
     return _shades(part) if isinstance(part, Shades) else _figure(part)
+
+
+def _summary(summary: Summary) -> Html:
+    facts = [tag("div", tag("dt", name), tag("dd", value)) for name, value in summary.facts]
+    commands = [
+        tag("li", tag("code", command, class_="command"), " ", tag("span", gives))
+        for command, gives in summary.commands
+    ]
+    return tag(
+        "div",
+        tag("p", summary.headline, class_="headline"),
+        tag("dl", *facts, class_="facts"),
+        tag("p", "Next:", class_="next") if commands else None,
+        tag("ul", *commands, class_="commands") if commands else None,
+        class_="summary",
+    )
 
 
 def _row(row: Row) -> Html | None:

@@ -103,7 +103,7 @@ def _section(view: View) -> Html:
     return tag(
         "section",
         tag("h2", view.title, id=f"{view.name}-heading"),
-        tag("p", _unbroken(view.lead), class_="lead"),
+        tag("p", _unbroken(view.lead), class_="lead") if view.lead else None,
         *[draw(part) for part in view.parts],
         id=view.name,
         aria_labelledby=f"{view.name}-heading",

@@ -21,6 +21,7 @@ from engram_cli.stats.sampling.text_ngrams import AllNgrams
 from engram_cli.stats.statistic import Counted, Results, read_typed
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.stats.totals import Counts
+from engram_cli.stats.verdict_view import verdict_view
 from engram_cli.version import __version__
 from engram_cli.view import Column, Page, Table, View
 from engram_cli.view import counts as table_columns
@@ -93,15 +94,18 @@ def read_results(statistics: Statistics) -> Results:
 
 
 def draw_results(results: Results) -> tuple[View, ...]:
-    """Return the views of all statistics, in the order of the registry.
+    """Return the verdict and the views of all statistics, in the order of the registry.
 
     Raises ArtifactError for results that no counting leaves.
     """
     views: list[View] = []
-    for key in STATISTICS:
-        statistic = STATISTICS.load(key)
-        result = results.get(statistic)
+    for key in ("verdict", *STATISTICS):
         try:
+            if key == "verdict":
+                views += verdict_view(results)
+                continue
+            statistic = STATISTICS.load(key)
+            result = results.get(statistic)
             views += [] if result in (None, ()) else statistic.view(result, results)
         except _DAMAGE as error:
             said = f"{type(error).__name__}: {error}"[:200]

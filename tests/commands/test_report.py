@@ -122,7 +122,7 @@ def test_counting_draws_the_page_that_report_draws(
     result = report(ReportRequest(stats=here.stats, out=pages[1]))
     assert pages[0].read_bytes() == pages[1].read_bytes()
     assert result.bytes == len(pages[1].read_bytes())
-    for name in ("overview", "occupancy", "clean-heads", "row-hits", "ngrams", "layout"):
+    for name in ("verdict", "orders", "occupancy", "clean-heads", "row-hits", "ngrams", "layout"):
         assert f'<section id="{name}"' in pages[0].read_text()
     with pytest.raises(OutputError, match=r"a\.html"):
         hash_stats(dataclasses.replace(request, out=tmp_path / "other"))

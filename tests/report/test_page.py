@@ -20,7 +20,7 @@ from engram_cli.view import Axis, Page, Shades, View
 
 VOID = {"meta", "link", "br", "hr"}
 SECTIONS = {
-    *("overview", "occupancy", "clean-heads", "growth", "hot-set", "cache", "row-hits"),
+    *("verdict", "orders", "occupancy", "clean-heads", "growth", "hot-set", "cache", "row-hits"),
     *("sources", "compression", "ngrams", "worst-rows", "layout"),
 }
 HOSTILE = (
@@ -124,7 +124,7 @@ def test_the_same_document_gives_the_same_page() -> None:
         ("uncompressed", {"compression"}),
         ("top_ngrams", {"ngrams"}),
         ("worst_rows", {"worst-rows"}),
-        ("orders", {"overview", "compression"}),
+        ("orders", {"verdict", "orders", "compression"}),
     ],
 )
 def test_a_section_is_there_with_its_data_only(key: str, names: set[str]) -> None:

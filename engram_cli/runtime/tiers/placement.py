@@ -345,7 +345,7 @@ def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.devi
         wanted = replace(wanted, shared=shares_by_default())
     rows = SharedRows.of_bundle(bundle, gpu=staging.gpu) if wanted.may_share else None
     host, held = free_host_bytes(), 0 if rows is None else rows.held_bytes()
-    free = Free(hbm=sum(_free_bytes(device, host) for device in used), host=host + held)
+    free = Free(hbm=sum(free_bytes(device, host) for device in used), host=host + held)
     resolved = resolve(spec, hits, wanted, free, staging=staging)
     if rows is not None and resolved.shared:
         rows.check_room()
@@ -395,8 +395,11 @@ def free_host_bytes() -> int:
     return size if pages == "SC_AVPHYS_PAGES" else size // 2  # macOS tells only what there is
 
 
-def _free_bytes(device: torch.device, host: int) -> int:
-    """Return the free memory of a device, including what torch reserved and does not use."""
+def free_bytes(device: torch.device, host: int) -> int:
+    """Return the free memory of a device, including what torch reserved and does not use.
+
+    `host`: that of the host, which is what a CPU has.
+    """
     if device.type != "cuda":
         return host
     free, _ = torch.cuda.mem_get_info(device)

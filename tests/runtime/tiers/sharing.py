@@ -20,8 +20,8 @@ def digest_of(bundle: Bundle, records: Tensor) -> str:
     return found.hexdigest()
 
 
-def use_rows(path: str, layer: int, meeting: Any, answers: Any) -> None:
-    """Take a layer's rows when all processes do; answer with their digest and the file's inode."""
+def use_rows(path: str, layer: int, meeting: Any, answers: Any, leave: Any) -> None:
+    """Take a layer's rows when all at the meeting do; answer with their digest and the inode."""
     bundle = read_bundle(path)
     meeting.wait()
     rows = HostRows.of_bundle(bundle, layer, pinned=False, shared=True)
@@ -31,5 +31,5 @@ def use_rows(path: str, layer: int, meeting: Any, answers: Any) -> None:
             begin, end = (int(each, 16) for each in line.split()[0].split("-"))
             if begin <= place < end:
                 answers.put((digest_of(bundle, rows.records), line.split()[4]))
-    meeting.wait()
+    assert leave.wait(60)
     rows.close()

@@ -32,22 +32,30 @@ def folder_of(base: Path) -> Path:
     return base / f"engram-{os.geteuid()}"
 
 
-@pytest.mark.parametrize("count", [2, 3])
 def test_processes_have_equal_rows_from_one_copy(
-    count: int, tmp_path: Path, shared_base: Path, small_vocab: CompressedVocab
+    tmp_path: Path, shared_base: Path, small_vocab: CompressedVocab
 ) -> None:
+    """Two processes at the same time, then a third one."""
     bundle = random_bundle(tmp_path / "bundle", small_vocab, "fp8_e8m0", shard_rows=100)
     layer = bundle.spec.layers[0]
     spawn = multiprocessing.get_context("spawn")
-    meeting, answers = spawn.Barrier(count), spawn.Queue()
-    given = (str(bundle.folder), layer, meeting, answers)
-    processes = [spawn.Process(target=sharing.use_rows, args=given) for _ in range(count)]
-    for process in processes:
+    meetings, answers = [spawn.Barrier(2), spawn.Barrier(1)], spawn.Queue()
+    leave, found = spawn.Event(), []
+    processes = [
+        spawn.Process(
+            target=sharing.use_rows, args=(str(bundle.folder), layer, meeting, answers, leave)
+        )
+        for meeting in (meetings[0], meetings[0], meetings[1])
+    ]
+    for process in processes[:2]:
         process.start()
-    found = [answers.get(timeout=60) for _ in processes]
+    found = [answers.get(timeout=60) for _ in range(2)]
+    processes[2].start()
+    found.append(answers.get(timeout=60))
+    leave.set()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0] * count
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     records = records_of(bundle, layer, torch.arange(bundle.spec.rows(layer)))
     expected = sharing.digest_of(bundle, records)
     assert {digest for digest, _ in found} == {expected}
