@@ -23,6 +23,7 @@ from engram_cli.runtime.tiers.disk import SCRATCH_BYTES
 from engram_cli.runtime.tiers.hot_set import Hottest, hot_set_bytes, hottest
 from engram_cli.runtime.tiers.records import record_layout
 from engram_cli.runtime.tiers.row_cache import slot_bytes
+from engram_cli.runtime.tiers.shared_rows import SharedRows, shares_by_default
 from engram_cli.runtime.tiers.staging import Tuning, local_tuning
 from engram_cli.runtime.tiers.wanted import Cold, Wanted, parse_placement
 from engram_cli.sizes import available_memory, read_size
@@ -77,6 +78,7 @@ class Placement:
     `caught`: the share of the counted look-ups that the hot rows serve, None without hits. `group`:
     the GPUs over which rows in HBM are distributed; then bytes of HBM are those of each GPU, and
     hot rows of rows that are all in HBM are those that each GPU has a copy of.
+    `shared`: the rows on the host are one copy for all processes.
     """
 
     spec: BundleSpec
@@ -86,6 +88,7 @@ class Placement:
     disk_bytes: int
     staging: Staging
     caught: float | None = None
+    shared: bool = False
     group: ShardGroup | None = None
 
     @property
@@ -143,7 +146,8 @@ class Placement:
         if self.cold == "none":
             return
         if self.cold == "host":
-            yield f"host: all {rows:,} rows, {self.host_bytes:,} bytes"
+            one = ", one copy for all processes" * self.shared
+            yield f"host: all {rows:,} rows, {self.host_bytes:,} bytes{one}"
             return
         yield f"host: a cache of rows, {self.host_bytes:,} bytes at most"
         yield f"disk: all {rows:,} rows, {self.disk_bytes:,} bytes in the bundle's files"
@@ -210,6 +214,7 @@ def resolve(
         staging=staging,
         caught=hot.caught,
         group=group,
+        shared=cold == "host" and bool(wanted.shared),
     )
     _check_free(placement, free)
     return placement
@@ -326,13 +331,19 @@ def _resolve_for(
         _check_copied(bundle)
         unlimited = Free(hbm=spec.table_bytes, host=0)
         return resolve(spec, hits, wanted, unlimited, staging=staging)
-    host = free_host_bytes()
-    if group is None:
-        free = Free(hbm=sum(free_bytes(device, host) for device in used), host=host)
-    else:
+    if wanted.shared is None:
+        wanted = replace(wanted, shared=shares_by_default())
+    rows = SharedRows.of_bundle(bundle, gpu=staging.gpu) if wanted.may_share else None
+    host, held = free_host_bytes(), 0 if rows is None else rows.held_bytes()
+    hbm = sum(free_bytes(device, host) for device in used)
+    if group is not None:
         least = min(free_bytes(device, host) for device in group.devices)
-        free = Free(hbm=least // (1 if staging.gpu else group.world), host=host)
-    return resolve(spec, hits, wanted, free, staging=staging, group=group)
+        hbm = least // (1 if staging.gpu else group.world)
+    free = Free(hbm=hbm, host=host + held)
+    resolved = resolve(spec, hits, wanted, free, staging=staging, group=group)
+    if rows is not None and resolved.shared:
+        rows.check_room()
+    return resolved
 
 
 def _check_copied(bundle: Bundle) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from engram_cli.errors import InputError
@@ -11,11 +11,13 @@ from engram_cli.sizes import read_size
 
 Cold = Literal["none", "host", "disk"]
 TIERS = ("hbm", "host", "disk", "shard", "replicate")
+SHARING = {"shared": True, "private": False}
 MOST_GPUS = 1024
 _KNOWN = (
     "give hbm, host or disk; or budgets for a part of them: hbm=20GB, host=64GB, "
     "hbm=20GB,host=64GB, hbm=20GB,disk; or shard, over the GPUs of a host: shard=2, "
-    "shard,replicate=2GB, hbm=60GB,shard=2,host=64GB"
+    "shard,replicate=2GB, hbm=60GB,shard=2,host=64GB; and shared or private for rows on the host: "
+    "host,shared"
 )
 
 
@@ -26,7 +28,9 @@ class Wanted:
     `hbm` None: no hot set, or all rows in HBM (`cold` "none"). `host`: for all layers' rows, or for
     the cache of rows on disk. `cold` None: "host" where the rows fit in `host`, otherwise "disk".
     `shard`: over how many GPUs rows in HBM are distributed, 0 for all, None for one; then `hbm` is
-    the budget of each, and `replicate` that of hot rows which each has a copy of.
+    the budget of each, and `replicate` that of hot rows which each has a copy of. `shared`: one
+    copy of rows on the host for all processes of the machine; None where several were started
+    together.
     """
 
     hbm: int | None = None
@@ -34,6 +38,12 @@ class Wanted:
     cold: Cold | None = None
     shard: int | None = None
     replicate: int | None = None
+    shared: bool | None = None
+
+    @property
+    def may_share(self) -> bool:
+        """Whether rows may come to lie on the host, in one copy for all processes."""
+        return bool(self.shared) and self.cold in (None, "host")
 
 
 def parse_placement(text: str) -> Wanted:
@@ -41,16 +51,23 @@ def parse_placement(text: str) -> Wanted:
     if not isinstance(text, str):
         raise InputError(f"placement {text!r} is no text", _KNOWN)
     sizes: dict[str, int | None] = {}
+    shared: bool | None = None
     for part in text.split(","):
         name, given, size = (each.strip() for each in part.partition("="))
         tier = name.lower()
+        if tier in SHARING and shared is None and not given:
+            shared = SHARING[tier]
+            continue
         if tier not in TIERS or tier in sizes:
             raise _unknown(text, f"'{name}' twice" if tier in sizes else f"no tier '{name}'")
         try:
             sizes[tier] = (_number if tier == "shard" else read_size)(size) if given else None
         except ValueError as error:
             raise _unknown(text, str(error)) from None
-    return _wanted(text, sizes)
+    wanted = _wanted(text, sizes)
+    if shared is not None and (not sizes or wanted.cold in ("none", "disk")):
+        raise _unknown(text, "shared and private are about rows on the host")
+    return replace(wanted, shared=shared)
 
 
 def _number(text: str) -> int:
