@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engram_cli.commands.hash_stats import StatisticsResult, write_statistics
+from engram_cli.commands.page_facts import merged_facts
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.outputs import prepare_output
@@ -98,6 +99,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         report=request.report,
         corpus=corpus,
         partials=whole.states(),
+        facts=merged_facts(request.parts),
     )
     return MergeStatsResult(parts=request.parts, left_out=tuple(left_out), **written)
 

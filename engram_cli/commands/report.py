@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engram_cli.commands.page_facts import counted_on, stored_facts
 from engram_cli.commands.requests.reading import ReportRequest
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_page
@@ -38,7 +39,7 @@ def report(request: ReportRequest, progress: Progress = SILENT) -> ReportResult:
         progress.advance(1)
     statistics.samples()
     statistics.partials()
-    page = statistics_page(statistics)
+    page = statistics_page(statistics, (*stored_facts(statistics), *counted_on(statistics)))
     write_page(page, request.out, force=request.force)
     return ReportResult(
         out=request.out,
