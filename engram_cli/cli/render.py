@@ -27,7 +27,19 @@ def quantity(value: float, unit: str) -> str:
         if value >= step:
             text = f"{value / step:.1f} {letter}"
             return f"{text}B" if unit == "bytes" else f"{text} {unit}".replace(" ", "\u00a0")
-    return f"{value:.0f} B" if unit == "bytes" else f"{value:.0f} {unit}"
+    if unit == "bytes":
+        return f"{value:.0f} B"
+    return f"{value:.{0 if value >= 9.95 or value % 1 == 0 else 1}f} {unit}"
+
+
+def done_of(done: float, total: float | None, unit: str) -> str:
+    """Return how much is done: 1.2 MB of 4.8 MB, 7 of 60 steps, 1.2 M of 8.2 M tokens."""
+    if total is None:
+        return quantity(done, unit)
+    shown = quantity(done, unit)
+    if unit != "bytes":
+        shown = shown.removesuffix(unit).rstrip()
+    return f"{shown} of {quantity(total, unit)}"
 
 
 def short_digest(digest: str) -> str:
@@ -166,10 +178,8 @@ def make_bars(console: Console) -> Progress:
 class _Amount(ProgressColumn):
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
-        if not unit:  # nothing is counted
-            return Text("")
-        done = quantity(task.completed, unit)
-        return Text(done if task.total is None else f"{done} of {quantity(task.total, unit)}")
+        # Without a unit nothing is counted.
+        return Text(done_of(task.completed, task.total, unit) if unit else "")
 
 
 class _Rate(ProgressColumn):

@@ -45,12 +45,14 @@ from engram_cli.runtime.reference import (
     is_hole,
     visible,
 )
+from engram_cli.runtime.sharding.trained.rows import ShardedRows, look_up, sharded_rows
 from engram_cli.runtime.state import KEEP, DecodeState, State, keep_on
 from engram_cli.runtime.step import Replays, Step
 from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers import PlacedRows
 
 if TYPE_CHECKING:
+    from engram_cli.runtime.sharding.trained.placing import ShardedPlacement
     from engram_cli.runtime.tiers.embedding import Counters, TieredEmbedding, Tiers
     from engram_cli.runtime.tiers.placement import Placement
 
@@ -90,7 +92,7 @@ class Memory(nn.Module):
         self.key = f"{name} {spec.layout.fingerprint} {spec.module} {self.conv_receptive_fields}"
         self.active = True
         self.asked = "hbm"  # the placement asked for, and what was resolved
-        self.placement: Placement | None = None
+        self.placement: Placement | ShardedPlacement | None = None
         self.tiers = self._find_tiers()
         self._local = _Local()
         self._replays = Replays()
@@ -285,6 +287,9 @@ class Memory(nn.Module):
                 rows = ops.find_rows(hashed, ids, back)
             else:
                 vectors = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
+        sharded = sharded_rows(self.layers)
+        if rows is not None and len(sharded) == len(self.layers):
+            vectors = look_up(list(sharded.values()), rows)
         return Step(
             tokens=tokens,
             older=history,
@@ -305,6 +310,8 @@ class Memory(nn.Module):
         tables = []
         for rows in (module.multi_head_embedding.embedding for module in modules):
             if not isinstance(rows, (Rows, StoredRows)):  # placed elsewhere, or with an adapter
+                return None
+            if isinstance(rows, ShardedRows):
                 return None
             if isinstance(rows, Rows) and type(rows.weight) is not nn.Parameter:  # quantised
                 return None

@@ -180,6 +180,12 @@ def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]
     return found, sums
 
 
+def sum_sorted(values: Tensor, keys: Tensor, order: Tensor, segments: Tensor, count: int) -> Tensor:
+    """Return the sums of vectors whose keys are equal (`row_gradients.sum_sorted`)."""
+    sums: Tensor = _row_functions(values).sum_sorted(values, keys, order, segments, count)
+    return sums
+
+
 def adagrad_step(
     weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
 ) -> None:

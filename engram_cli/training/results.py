@@ -115,7 +115,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """All that a run found, as its folder keeps it. `tokens_a_step`: of all processes."""
+    """All that a run found, as its folder keeps it. `tokens_a_step`: of all processes.
+
+    `trained_share`: of the held-out tokens, those in documents that are in the training text too;
+    None where that is not known.
+    """
 
     train_tokens: int
     held_out_tokens: int
@@ -123,3 +127,4 @@ class Outcome:
     tokens_a_step: int
     parts: tuple[Part, ...]
     lines: tuple[LossLine, ...]
+    trained_share: float | None = None

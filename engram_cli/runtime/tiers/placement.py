@@ -321,7 +321,7 @@ def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.devi
         unlimited = Free(hbm=spec.table_bytes, host=0)
         return resolve(spec, hits, wanted, unlimited, staging=staging)
     host = free_host_bytes()
-    free = Free(hbm=sum(_free_bytes(device, host) for device in used), host=host)
+    free = Free(hbm=sum(free_bytes(device, host) for device in used), host=host)
     return resolve(spec, hits, wanted, free, staging=staging)
 
 
@@ -368,8 +368,11 @@ def free_host_bytes() -> int:
     return size if pages == "SC_AVPHYS_PAGES" else size // 2  # macOS tells only what there is
 
 
-def _free_bytes(device: torch.device, host: int) -> int:
-    """Return the free memory of a device, including what torch reserved and does not use."""
+def free_bytes(device: torch.device, host: int) -> int:
+    """Return the free memory of a device, including what torch reserved and does not use.
+
+    `host`: that of the host, which is what a CPU has.
+    """
     if device.type != "cuda":
         return host
     free, _ = torch.cuda.mem_get_info(device)
