@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import note_pad, tokenizer_of_corpus
 from engram_cli.commands.geometry import with_preset
+from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.page_facts import Facts, counted_facts, counted_on
 from engram_cli.commands.requests.corpus import HashStatsRequest
+from engram_cli.commands.requests.options import located
 from engram_cli.corpus.checks import (
     check_field,
     check_labelled,
@@ -113,6 +115,11 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     Raises CorpusError and TokenIdError naming the file and the place, MismatchError for a tokenizer
     that is not the vocabulary's, InputError when memory does not suffice, OutputError.
     """
+    request = located(request)
+    if is_address(request.out):
+        return at_address(
+            hash_stats, request, STATISTICS_FOLDER, progress, folder=request.workspace.folder
+        )
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
     asked = request

@@ -73,7 +73,9 @@ def stored_facts(statistics: Statistics) -> Facts:
 
 
 def counted_on(statistics: Statistics) -> Facts:
-    """Return the date of a statistics folder: that of its stats.json, in UTC."""
+    """Return the date of a statistics folder: that of its stats.json, in UTC, if it is here."""
+    if address_of(statistics.path) is not None:
+        return ()
     try:
         changed = (statistics.path / DOCUMENT).stat().st_mtime
     except OSError:
@@ -128,11 +130,11 @@ def _tokenizer(statistics: Statistics) -> str:
     digest = statistics.layout.vocab_digest
     if digest is None:
         return "none: raw token ids are hashed"
-    nearby = Workspace(statistics.path.absolute().parent).vocab
-    try:
-        about = read_about(nearby) if nearby.is_file() else {}
-    except EngramError:
-        about = {}
+    about: dict[str, Any] = {}
+    if address_of(statistics.path) is None:
+        nearby = Workspace(statistics.path.absolute().parent).vocab
+        with suppress(EngramError):
+            about = read_about(nearby) if nearby.is_file() else {}
     if about.get("vocab_digest") == digest and about.get("source"):
         return str(about["source"])
     return f"not named; vocabulary {digest}"

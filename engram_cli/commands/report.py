@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engram_cli.commands.page_facts import counted_on, stored_facts
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import ReportRequest
 from engram_cli.progress import SILENT, Progress
 from engram_cli.report.page import write_page
@@ -31,6 +32,7 @@ def report(request: ReportRequest, progress: Progress = SILENT) -> ReportResult:
     Raises InputError, IncompleteError and ArtifactError as `read_stats` does, ArtifactError for
     damaged counters, samples or partials and for figures that cannot be drawn, OutputError.
     """
+    request = located(request)
     check_page(request.out, request.force, inputs=(request.stats,), artifacts=(request.stats,))
     statistics = read_stats(request.stats)
     progress.start("checking counters", len(statistics.layout.layer_ids), "layers")

@@ -13,6 +13,7 @@ from pathlib import Path
 from engram_cli.commands.artifact import Companions
 from engram_cli.commands.attach_layers import vocab_digest
 from engram_cli.commands.load_model import check_checkpoint, load_model
+from engram_cli.commands.requests.options import copied, located
 from engram_cli.commands.requests.reading import TraceRequest
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.formats.bundle import BUNDLE_NAME, read_bundle
@@ -68,6 +69,7 @@ def trace_text(request: TraceRequest) -> TraceResult:
     that the bundle was not made for, DependencyError without transformers, RuntimeAttachError for
     a bundle that does not fit, OutputError.
     """
+    request = located(request)
     if request.report is not None:
         check_page(
             request.report,
@@ -75,6 +77,7 @@ def trace_text(request: TraceRequest) -> TraceResult:
             option="--report",
             inputs=(request.checkpoint, request.bundle, request.tokenizer),
         )
+    request = copied(request)
     check_checkpoint(request.checkpoint)
     tokenizer = load_tokenizer(request.tokenizer or request.checkpoint)
     text = typed_text(request.text)

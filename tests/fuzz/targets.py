@@ -40,7 +40,7 @@ from engram_cli.corpus.stream import TokenStream
 from engram_cli.errors import EngramError
 from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.formats.bundle import read_bundle
-from engram_cli.formats.checkpoint import find_embeddings
+from engram_cli.formats.embeddings import find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import SILENT
 from engram_cli.rows.checksum import file_checksum

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.requests.corpus import CorpusFields
-from engram_cli.commands.requests.options import DryRun, Group, Option, Rule
+from engram_cli.commands.requests.options import DryRun, Group, Option, Rule, revision_of
 from engram_cli.training import defaults
 from engram_cli.training.defaults import ON_CPU, ON_GPU
 
@@ -30,19 +30,36 @@ class TrainRequest(CorpusFields):
     steps. With `dry_run` nothing is written.
     """
 
-    checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
+    checkpoint: Annotated[
+        Path,
+        Option(
+            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
+            argument=True,
+            reads="copy",
+        ),
+    ]
     sources: Annotated[
         tuple[str | Path, ...],
-        Option("Files, folders, globs or addresses to train on.", argument=True),
+        Option(
+            "Files, folders, globs, addresses or org/name of the Hugging Face Hub to train on.",
+            argument=True,
+            reads="stream",
+        ),
     ]
     held_out: Annotated[
         tuple[str | Path, ...],
-        Option("Text to measure the loss on, not in the training text. Can be repeated."),
+        Option(
+            "Text to measure the loss on, not in the training text. Can be repeated.",
+            reads="stream",
+        ),
     ]
+    revision: Annotated[str | None, revision_of("checkpoint", "the checkpoint")] = None
     out: Annotated[Path, Option("Folder of the run and its results.", short="-o")] = Path(
         "engram-run"
     )
-    bundle: Annotated[Path | None, Option("Bundle to train (made from the training text).")] = None
+    bundle: Annotated[
+        Path | None, Option("Bundle to train (made from the training text).", reads="copy")
+    ] = None
     rows: Annotated[
         str,
         Option(
