@@ -26,7 +26,7 @@ class ReportResult:
     fingerprint: str
 
 
-def report(request: ReportRequest, progress: Progress = SILENT) -> ReportResult:
+def write_report(request: ReportRequest, progress: Progress = SILENT) -> ReportResult:
     """Draw a statistics folder as a page.
 
     Raises InputError, IncompleteError and ArtifactError as `read_stats` does, ArtifactError for

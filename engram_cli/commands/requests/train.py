@@ -68,6 +68,15 @@ class TrainRequest(CorpusFields):
             known=("trained", "frozen"),
         ),
     ] = "trained"
+    placement: Annotated[
+        str,
+        Option(
+            "Where trained rows lie: hbm (all of them on each GPU), or shard (over the processes "
+            "of torchrun, each with its part).",
+            panel=_LEARNS,
+            known=("hbm", "shard"),
+        ),
+    ] = "hbm"
     lora: Annotated[
         int | None,
         Option("Also train a LoRA adapter of this rank.", panel=_LEARNS, metavar="RANK", least=1),
@@ -156,7 +165,17 @@ class TrainRequest(CorpusFields):
     ] = None
     dry_run: DryRun = False
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether trained rows are distributed over processes."""
+        return self.placement == "shard"
+
     RULES = (
+        Rule(
+            lambda request: request.is_sharded and request.rows == "frozen",
+            "--placement shard with --rows frozen",
+            "only rows that learn are distributed here: leave one of them out",
+        ),
         Rule(
             lambda request: request.steps is not None and request.minutes is not None,
             "both --steps and --minutes",
