@@ -320,7 +320,9 @@ def stores_of(
             staging_queues[device] = StagingQueue(device, tuning)
         cold: RecordSource
         if placed.cold == "host":
-            cold = HostRows.of_bundle(bundle, layer, pinned=device.type == "cuda")
+            cold = HostRows.of_bundle(
+                bundle, layer, pinned=device.type == "cuda", shared=placement.shared
+            )
         else:
             cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes)
         scale = None

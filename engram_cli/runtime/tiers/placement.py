@@ -22,17 +22,19 @@ from engram_cli.runtime.tiers.disk import SCRATCH_BYTES
 from engram_cli.runtime.tiers.hot_set import Hottest, hot_set_bytes, hottest
 from engram_cli.runtime.tiers.records import record_layout
 from engram_cli.runtime.tiers.row_cache import slot_bytes
+from engram_cli.runtime.tiers.shared_rows import SharedRows, shares_by_default
 from engram_cli.runtime.tiers.staging import Tuning, local_tuning
 from engram_cli.sizes import available_memory, read_size
 
 Cold = Literal["none", "host", "disk"]
 TIERS = ("hbm", "host", "disk")
+SHARING = {"shared": True, "private": False}
 DEFAULT_CACHE_BYTES = 4 * 2**30  # of all layers, for rows on disk, where no size is given
 LEAST_CACHE_BYTES = 2**20  # of a layer
 HOST_MEMORY = "ENGRAM_HOST_MEMORY"
 _KNOWN = (
     "give hbm, host or disk; or budgets for a part of them: hbm=20GB, host=64GB, "
-    "hbm=20GB,host=64GB, hbm=20GB,disk"
+    "hbm=20GB,host=64GB, hbm=20GB,disk; and shared or private for rows on the host: host,shared"
 )
 
 
@@ -42,11 +44,19 @@ class Wanted:
 
     `hbm` None: no hot set, or all rows in HBM (`cold` "none"). `host`: for all layers' rows, or for
     the cache of rows on disk. `cold` None: "host" where the rows fit in `host`, otherwise "disk".
+    `shared`: one copy of rows on the host for all processes of the machine; None where several
+    were started together.
     """
 
     hbm: int | None = None
     host: int | None = None
     cold: Cold | None = None
+    shared: bool | None = None
+
+    @property
+    def may_share(self) -> bool:
+        """Whether rows may come to lie on the host, in one copy for all processes."""
+        return bool(self.shared) and self.cold in (None, "host")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +102,7 @@ class Placement:
     """The resolved placement, with the bytes of all layers by tier, `staging` included.
 
     `caught`: the share of the counted look-ups that the hot rows serve, None without hits.
+    `shared`: the rows on the host are one copy for all processes.
     """
 
     spec: BundleSpec
@@ -101,6 +112,7 @@ class Placement:
     disk_bytes: int
     staging: Staging
     caught: float | None = None
+    shared: bool = False
 
     @property
     def cold(self) -> Cold:
@@ -132,7 +144,8 @@ class Placement:
 
     def _cold_lines(self, rows: int) -> Iterator[str]:
         if self.cold == "host":
-            yield f"host: all {rows:,} rows, {self.host_bytes:,} bytes"
+            one = ", one copy for all processes" * self.shared
+            yield f"host: all {rows:,} rows, {self.host_bytes:,} bytes{one}"
             return
         yield f"host: a cache of rows, {self.host_bytes:,} bytes at most"
         yield f"disk: all {rows:,} rows, {self.disk_bytes:,} bytes in the bundle's files"
@@ -143,16 +156,23 @@ def parse_placement(text: str) -> Wanted:
     if not isinstance(text, str):
         raise InputError(f"placement {text!r} is no text", _KNOWN)
     sizes: dict[str, int | None] = {}
+    shared: bool | None = None
     for part in text.split(","):
         name, given, size = (each.strip() for each in part.partition("="))
         tier = name.lower()
+        if tier in SHARING and shared is None and not given:
+            shared = SHARING[tier]
+            continue
         if tier not in TIERS or tier in sizes:
             raise _unknown(text, f"'{name}' twice" if tier in sizes else f"no tier '{name}'")
         try:
             sizes[tier] = read_size(size) if given else None
         except ValueError as error:
             raise _unknown(text, str(error)) from None
-    return _wanted(text, sizes)
+    wanted = _wanted(text, sizes)
+    if shared is not None and (not sizes or wanted.cold in ("none", "disk")):
+        raise _unknown(text, "shared and private are about rows on the host")
+    return replace(wanted, shared=shared)
 
 
 def _wanted(text: str, sizes: Mapping[str, int | None]) -> Wanted:
@@ -220,6 +240,7 @@ def resolve(
         disk_bytes=spec.table_bytes if cold == "disk" else 0,
         staging=staging,
         caught=hot.caught,
+        shared=cold == "host" and bool(wanted.shared),
     )
     _check_free(placement, free)
     return placement
@@ -320,9 +341,15 @@ def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.devi
         _check_copied(bundle)
         unlimited = Free(hbm=spec.table_bytes, host=0)
         return resolve(spec, hits, wanted, unlimited, staging=staging)
-    host = free_host_bytes()
-    free = Free(hbm=sum(free_bytes(device, host) for device in used), host=host)
-    return resolve(spec, hits, wanted, free, staging=staging)
+    if wanted.shared is None:
+        wanted = replace(wanted, shared=shares_by_default())
+    rows = SharedRows.of_bundle(bundle, gpu=staging.gpu) if wanted.may_share else None
+    host, held = free_host_bytes(), 0 if rows is None else rows.held_bytes()
+    free = Free(hbm=sum(free_bytes(device, host) for device in used), host=host + held)
+    resolved = resolve(spec, hits, wanted, free, staging=staging)
+    if rows is not None and resolved.shared:
+        rows.check_room()
+    return resolved
 
 
 def _check_copied(bundle: Bundle) -> None:
