@@ -12,10 +12,16 @@ import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from engram_cli.commands.requests.explore import ExploreRequest
 from engram_cli.errors import DependencyError, EngramError, InputError, OutputError
 from engram_cli.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from engram_cli.explore.guard import App
 
 HOST = "127.0.0.1"
 _PACKAGES = ("starlette", "uvicorn")
@@ -38,8 +44,6 @@ def explore(
             f"engram explore needs {' and '.join(missing)}",
             "python -m pip install 'engram-tables[explore]'",
         )
-    import uvicorn
-
     from engram_cli.explore.app import make_app
     from engram_cli.explore.explorer import open_explorer
     from engram_cli.explore.workers import Workers
@@ -50,32 +54,45 @@ def explore(
         address = f"http://{HOST}:{port}/{token}/"
         with closing(Workers()) as workers:
             app = make_app(explorer, workers, token, port)
-            config = uvicorn.Config(
-                app,
-                http="h11",
-                ws="none",
-                loop="asyncio",
-                lifespan="off",
-                log_config=None,
-                log_level="critical",
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                proxy_headers=False,
-                limit_concurrency=_MOST_CONNECTIONS,
-                timeout_keep_alive=5,
-                timeout_graceful_shutdown=2,
-            )
             announce(address)
             threading.Thread(target=_warm, args=(explorer.warm,), daemon=True).start()
             if request.browser and _has_display():
-                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-            uvicorn.Server(config).run(sockets=[server])
+                _open(address)
+            web_server(app).run(sockets=[server])
+
+
+def web_server(app: App) -> uvicorn.Server:
+    """Return a server that says nothing, and that has limits; `run` answers until a signal."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=2,
+        )
+    )
 
 
 def _has_display() -> bool:
     """Return whether a browser gets a window of its own, rather than this terminal."""
     return sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+
+
+def _open(address: str) -> None:
+    """Open the address in the user's browser, whose start may take a while."""
+    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
 
 def _warm(load: Callable[[], None]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands.made import Made, make
-from starlette.testclient import TestClient
 from tiny_models import llama, make_bundle, spec_of, wake
 from transformers import PreTrainedTokenizerFast
 
@@ -17,6 +17,11 @@ from engram_cli.explore.explorer import open_explorer
 from engram_cli.explore.workers import Workers
 from engram_cli.runtime import attach, save_engram
 from engram_cli.vocab.compress import CompressedVocab
+
+with warnings.catch_warnings():
+    # Older versions name a class of anyio by an alias that newer anyio warns of.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from starlette.testclient import TestClient
 
 TOKEN, PORT = "token-of-the-tests", 8123
 

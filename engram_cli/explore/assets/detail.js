@@ -31,7 +31,7 @@ export function ngramDetail({ ngram: found, shorter }, go) {
     el("h2", {}, `${order(found.order)} `, ngram(found.ngram)),
     facts([
       ["In the corpus", occurs(found)],
-      ["Clean", cleanHeads(found)],
+      ["Clean heads", cleanHeads(found).replace(" heads clean", "")],
       ["Compressed ids", found.tokens.join(", ")],
     ]),
     el("h3", {}, `Its row in each of ${plural(found.heads.length, "head")}`),
@@ -52,7 +52,7 @@ function headItem(found, head, go) {
   const own = share(found, head);
   const line = [square(found, head), `head ${head.head}`, toRow(found, head, go)];
   if (head.hits !== null) line.push(el("span", {}, plural(head.hits, "hit")));
-  if (own !== null && !own.unused) line.push(el("span", {}, `${own.bound ? "≤ " : ""}${percent(own.own)} its own`));
+  if (own !== null && !own.unused) line.push(el("span", {}, `${own.bound ? "≤ " : ""}${percent(own.own)} own`));
   if (head.norm !== null) line.push(el("span", {}, `norm ${decimal(head.norm)}`));
   const others = head.others.map((each) => [toNgram(each.text, each.tokens, go), ` ${times(each.count, each.exact)} `]);
   const rest = head.others_known - head.others.length;

@@ -1,7 +1,7 @@
 // A text, or two side by side: its tokens, their n-grams, and with a model the gates.
 
 import { cleanHeads } from "./detail.js";
-import { count, decimal, el, ngram, occurs, percent, square, token } from "./dom.js";
+import { count, decimal, el, ngram, occurs, percent, plural, square, token } from "./dom.js";
 
 const SIDES = [["tokens", "tokens_total", "a"], ["against", "against_total", "b"]];
 
@@ -20,11 +20,13 @@ export function textsView(found, about, state, go) {
 function legend(two, sampled) {
   const item = (own, kind, text) => el("li", {}, el("span", { class: `sq ${kind}`, own }), text);
   return el("ul", { class: "legend", "aria-label": "What a square means" },
-    item(1, "", "a head whose row is the n-gram's alone"),
-    item(0.4, "", "filled by the n-gram's share of the row's hits"),
-    item(0.4, "bound", sampled ? "at most this share" : "at most this share: without the n-gram's count"),
-    item(0, "unused", "a row that the corpus never used"),
-    two ? item(0.6, "both", "a row that both texts read") : null);
+    el("li", {}, "A square is a row, one in each head:"),
+    item(1, "", "the n-gram has it alone"),
+    item(0.4, "", "it has this share of the row's hits"),
+    item(0.4, "bound", "at most this share"),
+    item(0, "unused", "the corpus never used the row"),
+    two ? item(0.6, "both", "both texts read it") : null,
+    el("li", {}, sampled ? "≤ marks an upper bound: the sample does not hold the n-gram." : "≤ marks an upper bound."));
 }
 
 function sharedTable(found) {
@@ -43,11 +45,10 @@ function oneText(tokens, total, side, two, about, state, go) {
     tokens[0].orders.map((own) => el("span", {}, `${own.order}-gram that ends here`)));
   const list = el("ol", { class: "tokens", id: `tokens-${side}` },
     tokens.map((own) => oneToken(own, side, state, go)));
-  list.prepend(...[]);
   const box = el("div", { class: "tokens" }, heading, list);
   box.style.setProperty("--orders", about.orders.length);
   return el("section", { "aria-label": two ? (side === "a" ? "First text" : "Second text") : "Text" },
-    el("h2", {}, `${two ? (side === "a" ? "First text" : "Second text") : "Tokens"}: ${count(total)}${cut}`),
+    el("h2", {}, `${two ? (side === "a" ? "First text" : "Second text") : "The text"}: ${plural(total, "token")}${cut}`),
     el("div", { id: `reading-${side}`, class: "reading" }, tokens.map((own) => chip(own, side))),
     box);
 }
