@@ -37,6 +37,16 @@ class Silent:
 SILENT = Silent()
 
 
+class WithoutNotes:
+    """Passes work on to another listener, and drops what is said about it."""
+
+    def __init__(self, listener: Progress) -> None:
+        self.start, self.advance = listener.start, listener.advance
+
+    def note(self, text: str) -> None:
+        """Drop it."""
+
+
 class Once:
     """Passes everything on to another listener, and a note only the first time."""
 

@@ -14,10 +14,10 @@ from engram_cli.numbers import brief, count, percent
 
 T = TypeVar("T")
 K = TypeVar("K")
-Unit = Literal["count", "percent", "decimal"]
+Unit = Literal["count", "percent", "decimal", "points"]
 Kind = Literal["count", "brief", "percent", "decimal", "text", "ngram", "ngrams", "digest"]
 Shown = Literal["always", "asked", "page"]
-Where = Literal["both", "page", "terminal"]
+Where = Literal["both", "page", "terminal", "verbose"]
 _NUMERIC = frozenset(("count", "brief", "percent", "decimal"))
 
 
@@ -48,7 +48,8 @@ class Column:
 
     `kind`: "count", "brief" (63.7 M), "percent" (of a share 0..1) and "decimal" are numbers;
     "ngram" is the text of one n-gram, "ngrams" a tuple of `Ngram`, "digest" a checksum. `digits`:
-    after the point; None for as many as the number needs. `bar`: the page draws the number's size.
+    after the point; None for as many as the number needs. `bar`: the number is drawn as a bar, on
+    the terminal only in a table that the terminal alone has.
     `alarm`: the terminal prints cells with this text in red.
     """
 
@@ -106,7 +107,8 @@ class Table:
     """A table; every row has one cell for each column.
 
     `folded`: the page shows it on demand. `limit`: rows that the terminal prints, of each group of
-    rows whose first `group` cells are equal; None for all. `where`: what draws it.
+    rows whose first `group` cells are equal; None for all. `where`: what draws it; "verbose": the
+    page, and the terminal with --verbose.
     """
 
     title: str
@@ -143,9 +145,22 @@ class Tiles:
     entries: tuple[tuple[str, str, str], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What comes first: a sentence, the figures behind it, and what to run next.
+
+    `facts`: (name, value); `commands`: (command, what it gives), on the page only. Each may be
+    empty.
+    """
+
+    headline: str
+    facts: tuple[tuple[str, str], ...] = ()
+    commands: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shades:
-    """Pieces of a text, each shaded by its value, with what hovering over it says.
+    """Pieces of a text, each shaded by its value, with what pointing at it says.
 
     Values are 0..1, or -1..1: those below 0 get another colour and are underlined. `legend`: values
     with what they mean. `title` and `note` stand above the text.
@@ -177,12 +192,16 @@ class Axis:
 
     def tick(self, value: float) -> str:
         """Return a value as the label of a tick."""
+        if self.unit == "points":
+            return f"{100 * value:+.3g}"
         return f"{100 * value:.3g}\u202f%" if self.unit == "percent" else brief(value)
 
     def text(self, value: float) -> str:
         """Return a value in full, for hovering and for the table below a chart."""
         if self.unit == "percent":
             return percent(value)
+        if self.unit == "points":
+            return f"{100 * value:+.2f} points"
         return f"{value:,.1f}" if self.unit == "decimal" else count(value)
 
 
@@ -239,7 +258,8 @@ class Curve:
     """A line through `points`, with an optional band of (x, low, high); x ascends.
 
     `variant` says how it differs from the curve of the same label, such as "extrapolated", and
-    makes it dashed. `step`: each point is a level as wide as its bin.
+    makes it dashed. `step`: each point is a level as wide as its bin. `dots`: points are drawn;
+    `line`: they are joined. Without a line, bands are drawn as bars of error.
     """
 
     label: str
@@ -249,6 +269,7 @@ class Curve:
     variant: str = ""
     dots: bool = False
     step: bool = False
+    line: bool = True
 
     @property
     def name(self) -> str:
@@ -256,12 +277,25 @@ class Curve:
         return f"{self.label}, {self.variant}" if self.variant else self.label
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point of a chart that has a name of its own.
+
+    `place`: where its name stands, "above" and right of it, "higher", or "below" and left of it.
+    """
+
+    x: float
+    y: float
+    label: str
+    place: Literal["above", "higher", "below"] = "above"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineChart:
     """Curves over one pair of axes.
 
-    `places`: what the places of a labelled x axis are called in full. `spark`: the terminal prints
-    each curve as a line of bars.
+    `marks`: points that are named. `places`: what the places of a labelled x axis are called in
+    full. `spark`: the terminal prints each curve as a line of bars.
     """
 
     name: str
@@ -270,6 +304,7 @@ class LineChart:
     x: Axis
     y: Axis
     curves: tuple[Curve, ...]
+    marks: tuple[Mark, ...] = ()
     note: str = ""
     height: int = 340
     places: tuple[str, ...] | None = None
@@ -279,6 +314,17 @@ class LineChart:
 Chart: TypeAlias = BarChart | LineChart
 
 
+def charts_of(parts: Iterable[Part]) -> list[Chart]:
+    """Return the charts among parts, also those side by side, in their order."""
+    found: list[Chart] = []
+    for part in parts:
+        if isinstance(part, Row):
+            found += charts_of(part.parts)
+        elif isinstance(part, BarChart | LineChart):
+            found.append(part)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """Charts, or tables, side by side where there is room."""
@@ -286,7 +332,7 @@ class Row:
     parts: tuple[Chart | Table, ...]
 
 
-Part: TypeAlias = Table | Matrix | Tiles | Shades | BarChart | LineChart | Row
+Part: TypeAlias = Summary | Table | Matrix | Tiles | Shades | BarChart | LineChart | Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,8 +435,8 @@ def order_curve(
     *,
     dots: bool = False,
     step: bool = False,
+    line: bool = True,
 ) -> Curve:
     """Return the curve of an order, in its name and color."""
-    return Curve(
-        order_name(order), order_color(order), tuple(points), tuple(band), variant, dots, step
-    )
+    name, color = order_name(order), order_color(order)
+    return Curve(name, color, tuple(points), tuple(band), variant, dots, step, line)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engram_cli.cli.command import command, refuse_address
+from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, follow, shown_path
 from engram_cli.commands.requests.corpus import CompressVocabRequest, HashStatsRequest
 from engram_cli.malloc import bound_arenas
@@ -65,19 +65,37 @@ def hash_stats(
     """Hash a corpus: measure which rows it uses and how many n-grams share a row."""
     bound_arenas()  # before the progress bar starts a second thread
     terminal.start("loading", None, "")
-    following = follow("engram build-table", request.workspace.folder, stats=request.out)
     if merge:
         _note_unmerged(terminal, context)
-        _merge(request, terminal, ngrams, following)
+        _merge(request, terminal, ngrams)
         return
-    from engram_cli.cli.views import printed
     from engram_cli.commands.hash_stats import hash_stats as run
 
     result = run(request, terminal)
-    parts = [_summary(result), *printed(views_of(result), asked=ngrams)]
-    terminal.result(result, *parts, next_command=following)
+    _print_statistics(result, _summary(result), request, terminal, ngrams)
     if request.report is not None:
         terminal.note(f"report: {shown_path(request.report)}")
+
+
+def _print_statistics(
+    result: HashStatsResult | MergeStatsResult,
+    summary: RenderableType,
+    request: HashStatsRequest,
+    terminal: Terminal,
+    ngrams: bool,
+) -> None:
+    """Print the verdict, what was counted, the tables, and what to run next."""
+    from engram_cli.cli.views import printed
+    from engram_cli.stats.verdict_view import NAME, next_commands
+
+    views = views_of(result)
+    first = [view for view in views if view.name == NAME]
+    rest = [view for view in views if view.name != NAME]
+    tables = printed(rest, asked=ngrams, verbose=terminal.verbose)
+    terminal.result(result, *printed(first), summary, *tables)
+    for at, (following, gives) in enumerate(next_commands(first)):
+        whole = follow(following, request.workspace.folder, stats=request.out)
+        terminal.note(f"{'or' if at else 'next'}: {whole}  ({gives})")
 
 
 def _note_unmerged(terminal: Terminal, context: typer.Context) -> None:
@@ -96,13 +114,10 @@ def _note_unmerged(terminal: Terminal, context: typer.Context) -> None:
         )
 
 
-def _merge(request: HashStatsRequest, terminal: Terminal, ngrams: bool, following: str) -> None:
+def _merge(request: HashStatsRequest, terminal: Terminal, ngrams: bool) -> None:
     from engram_cli.cli.render import count, facts
-    from engram_cli.cli.views import printed
     from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 
-    for part in request.sources:
-        refuse_address(part, "sources")
     result = merge_stats(
         MergeStatsRequest(
             parts=tuple(map(Path, request.sources)),
@@ -122,8 +137,8 @@ def _merge(request: HashStatsRequest, terminal: Terminal, ngrams: bool, followin
         ("scheme", f"{result.scheme}, layers {', '.join(map(str, result.layers))}"),
         ("written", shown_path(result.out)),
     ]
-    tables = printed(views_of(result), asked=ngrams)
-    terminal.result(result, facts("Merged statistics", summary), *tables, next_command=following)
+    merged = facts("Merged statistics", summary)
+    _print_statistics(result, merged, request, terminal, ngrams)
 
 
 def _summary(result: HashStatsResult) -> RenderableType:

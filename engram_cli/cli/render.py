@@ -27,7 +27,19 @@ def quantity(value: float, unit: str) -> str:
         if value >= step:
             text = f"{value / step:.1f} {letter}"
             return f"{text}B" if unit == "bytes" else f"{text} {unit}".replace(" ", "\u00a0")
-    return f"{value:.0f} B" if unit == "bytes" else f"{value:.0f} {unit}"
+    if unit == "bytes":
+        return f"{value:.0f} B"
+    return f"{value:.{0 if value >= 9.95 or value % 1 == 0 else 1}f} {unit}"
+
+
+def done_of(done: float, total: float | None, unit: str) -> str:
+    """Return how much is done: 1.2 MB of 4.8 MB, 7 of 60 steps, 1.2 M of 8.2 M tokens."""
+    if total is None:
+        return quantity(done, unit)
+    shown = quantity(done, unit)
+    if unit != "bytes":
+        shown = shown.removesuffix(unit).rstrip()
+    return f"{shown} of {quantity(total, unit)}"
 
 
 def short_digest(digest: str) -> str:
@@ -63,6 +75,11 @@ def error(value: float, digits: int = 2) -> str:
 
 def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Group:
     """Return a heading with facts below it, names on the left."""
+    return Group(Text(title, "bold"), named(rows))  # a table's own title would wrap at its width
+
+
+def named(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Return facts, names on the left."""
     table = Table(
         box=None,
         show_header=False,
@@ -73,7 +90,7 @@ def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Group:
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value if isinstance(value, Text) else Text(value))
-    return Group(Text(title, "bold"), table)  # a table's own title would wrap at its width
+    return table
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Group:
@@ -161,10 +178,8 @@ def make_bars(console: Console) -> Progress:
 class _Amount(ProgressColumn):
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
-        if not unit:  # nothing is counted
-            return Text("")
-        done = quantity(task.completed, unit)
-        return Text(done if task.total is None else f"{done} of {quantity(task.total, unit)}")
+        # Without a unit nothing is counted.
+        return Text(done_of(task.completed, task.total, unit) if unit else "")
 
 
 class _Rate(ProgressColumn):

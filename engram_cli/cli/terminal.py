@@ -157,12 +157,11 @@ class _Work:
 
     def line(self, now: float) -> str:
         """Return one line: counting: 1.2 GB of 4.8 GB, 25 %, after 60 s."""
-        from engram_cli.cli.render import percent, quantity
+        from engram_cli.cli.render import done_of, percent
 
         parts = []
         if self.unit and (self.done or self.total):
-            of = f" of {quantity(self.total, self.unit)}" if self.total else ""
-            parts = [f"{quantity(self.done, self.unit)}{of}"]
+            parts = [done_of(self.done, self.total or None, self.unit)]
         if self.total:
             parts.append(percent(self.done / self.total, 0))
         parts.append(f"after {now - self.begun:.0f} s")

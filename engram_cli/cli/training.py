@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, shown_path
 from engram_cli.commands.requests.train import TrainRequest
+from engram_cli.numbers import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,17 +43,17 @@ def _estimate(result: TrainResult) -> list[RenderableType]:
     error = percent(max(result.cost.spread, 0.1), 0)
     pace = quantity(result.tokens_a_step / result.cost.seconds, "tokens")
     rows = [
-        ("steps", f"{result.steps:,} of {result.tokens_a_step:,} tokens"),
+        ("training", f"{counted(result.steps, 'step')} of {result.tokens_a_step:,} tokens"),
         ("time", f"about {_duration(seconds)} (+-{error}), without evaluations: {pace}/s"),
         ("memory", f"about {quantity(result.memory_bytes, 'bytes')}"),
         ("measured on", "4 steps of random text, which trained nothing"),
-        ("would write", shown_path(result.out)),
+        ("would resume" if result.is_begun else "would write", shown_path(result.out)),
     ]
     return [facts("Training", rows)]
 
 
 def _outcome(result: TrainResult) -> list[RenderableType]:
-    from engram_cli.cli.render import facts, grid, quantity
+    from engram_cli.cli.render import facts, grid, percent, quantity
 
     outcome = result.outcome
     assert outcome is not None
@@ -65,6 +66,9 @@ def _outcome(result: TrainResult) -> list[RenderableType]:
         ("text", f"{outcome.train_tokens:,} tokens; held out: {outcome.held_out_tokens:,} tokens "
          f"in {outcome.held_out_documents:,} documents"),
     ]  # fmt: skip
+    if outcome.trained_share:
+        share = percent(outcome.trained_share)
+        rows.append(("overlap", f"{share} of the held-out tokens are in the training text"))
     for line in outcome.lines:
         if line.course is not None and line.course.timed_steps:
             pace = line.course.timed_steps * outcome.tokens_a_step / line.course.seconds

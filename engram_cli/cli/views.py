@@ -6,7 +6,18 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from engram_cli.cli.plain import one_line
-from engram_cli.view import Cell, Column, LineChart, Matrix, Part, Row, Table, View
+from engram_cli.view import (
+    Cell,
+    Column,
+    LineChart,
+    Matrix,
+    Part,
+    Row,
+    Summary,
+    Table,
+    View,
+    Where,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,25 +28,36 @@ _WITH_ERRORS = 4  # names with which a matrix has room for errors
 _NAME = 28  # characters of a name
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _BARS = 40
+_SHARE_BAR = 32  # characters of a bar of 100 %
 
 
-def printed(views: Iterable[View], *, asked: bool = False) -> list[RenderableType]:
-    """Return what the terminal prints of views; `asked`: also those shown on request."""
+def printed(
+    views: Iterable[View], *, asked: bool = False, verbose: bool = False
+) -> list[RenderableType]:
+    """Return what the terminal prints of views.
+
+    `asked`: also views shown on request; `verbose`: also the long tables.
+    """
     shown = ("always", "asked") if asked else ("always",)
+    tables: set[Where] = {"both", "terminal"}
+    if verbose:
+        tables.add("verbose")
     return [
         drawn
         for view in views
         if view.shown in shown
         for part in view.parts
-        for drawn in _drawn(part)
+        for drawn in _drawn(part, tables)
     ]
 
 
-def _drawn(part: Part) -> Iterator[RenderableType]:
+def _drawn(part: Part, tables: set[Where]) -> Iterator[RenderableType]:
     if isinstance(part, Row):
         for each in part.parts:
-            yield from _drawn(each)
-    elif isinstance(part, Table) and part.where != "page":
+            yield from _drawn(each, tables)
+    elif isinstance(part, Summary):
+        yield from _summary(part)
+    elif isinstance(part, Table) and part.where in tables:
         yield _table(part)
     elif isinstance(part, Matrix):
         yield _matrix(part)
@@ -43,17 +65,39 @@ def _drawn(part: Part) -> Iterator[RenderableType]:
         yield from _sparks(part)
 
 
+def _summary(summary: Summary) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from engram_cli.cli.render import named
+
+    if summary.headline:
+        yield Text(_unbroken(summary.headline), "bold")
+        yield ""
+    if summary.facts:
+        yield named((name, _unbroken(value)) for name, value in summary.facts)
+        yield ""
+
+
+def _unbroken(text: str) -> str:
+    """Return text in which no line ends between a number and its unit."""
+    return text.replace("\u202f", "\u00a0")
+
+
 def _table(table: Table) -> RenderableType:
     from engram_cli.cli.render import grid
 
-    places = [at for at, column in enumerate(table.columns) if not column.bar]
+    bars = table.where == "terminal"
+    places = [at for at, column in enumerate(table.columns) if bars or not column.bar]
     columns = [table.columns[at] for at in places]
     rows = [
         [_text(column, row[at]) for column, at in zip(columns, places, strict=True)]
         for row in _first(table)
     ]
     title = f"{table.title} ({table.note})" if table.note else table.title
-    names = [f">{column.name}" if column.numeric else column.name for column in columns]
+    names = [
+        f">{column.name}" if column.numeric and not column.bar else column.name
+        for column in columns
+    ]
     return grid(title, names, rows)
 
 
@@ -68,6 +112,8 @@ def _first(table: Table) -> Iterator[tuple[Cell, ...]]:
 
 
 def _text(column: Column, cell: Cell) -> str | Text:
+    if column.bar and isinstance(cell, int | float):
+        return _LEVELS[-1] * round(_SHARE_BAR * cell) or _LEVELS[1]
     text = column.text(cell)
     if text == column.alarm:
         from rich.text import Text

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engram_cli.commands.checkpoint import ModelShape
-from engram_cli.commands.load_model import load_model
+from engram_cli.commands.load_model import load_model, require_packages
+from engram_cli.commands.processes import join_processes
 from engram_cli.commands.requests.evaluation import AUTO, EvaluateRequest
 from engram_cli.errors import DependencyError, InputError
 from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, read_bundle
@@ -51,13 +52,8 @@ def find_processes(device: str | None) -> Processes:
     import torch
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        try:
-            from accelerate import PartialState
-        except ImportError:
-            raise DependencyError(
-                "several processes need accelerate", "python -m pip install 'engram-tables[train]'"
-            ) from None
-        state: Any = PartialState(cpu=device == "cpu")
+        require_packages("accelerate")
+        state = join_processes(device)
         return Processes(
             rank=state.process_index, world=state.num_processes, device=torch.device(state.device)
         )

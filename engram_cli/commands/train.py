@@ -6,6 +6,7 @@ where the same command resumes it. With `torchrun` every process runs this; the 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,20 +14,32 @@ from typing import TYPE_CHECKING, Any
 
 from engram_cli.commands.checkpoint import ModelShape, read_model_shape
 from engram_cli.commands.load_model import check_checkpoint, load_model, require_packages
+from engram_cli.commands.processes import join_processes
+from engram_cli.commands.requests.options import copied, located
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.train_folder import RunFolder, decisive
+from engram_cli.commands.train_overlap import check_files_apart
 from engram_cli.commands.train_prepared import Prepared, for_device, prepare, stand_in, task_of
-from engram_cli.commands.train_text import check_apart
 from engram_cli.commands.workspace import Workspace
+from engram_cli.files import inner_file
 from engram_cli.formats.bundle import bundle_folder
+from engram_cli.numbers import counted
 from engram_cli.progress import SILENT, Progress
 from engram_cli.training import defaults
 from engram_cli.training.results import Outcome, StepCost, Task
+from engram_cli.vocab.tokenizer import find_tokenizer
 
 if TYPE_CHECKING:
     from engram_cli.training.part import PartRun
 
 MAIN, AGAINST = "memory", "lora-alone"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +48,8 @@ class TrainResult:
 
     `bundle`, `adapter`, `model`: where they were written, None for what did not learn. `steps`: of
     the memory's training. `cost`: measured on a few steps, None where it was not needed.
-    `memory_bytes`: what training takes at least, without the activations, after a dry run.
+    `memory_bytes`: what training takes at least, without the activations, after a dry run;
+    `is_begun`: whether the run would resume one that is there.
     """
 
     checkpoint: Path
@@ -48,6 +62,7 @@ class TrainResult:
     tokens_a_step: int
     cost: StepCost | None = None
     memory_bytes: int | None = None
+    is_begun: bool = False
     is_first_process: bool = True
 
 
@@ -58,22 +73,22 @@ def train(request: TrainRequest, progress: Progress = SILENT) -> TrainResult:
     cannot be, MismatchError for a bundle of another tokenizer, CorpusError, OutputError.
     """
     require_packages("torch", "transformers", "accelerate")
+    request = copied(located(request), progress)
     check_checkpoint(request.checkpoint)
     model = read_model_shape(request.checkpoint)
     if request.bundle is not None:
         bundle_folder(request.bundle)
-    from accelerate import PartialState
-
-    state = PartialState(cpu=request.device == "cpu")
+    state = join_processes(request.device)
     request = for_device(request, model, state)
-    if request.dry_run:
-        check_apart(request)
-        return _dry_run(request, model, state, progress)
     run = RunFolder(request.out)
+    if request.dry_run:
+        run.check(decisive(request))
+        check_files_apart(request)
+        return replace(_dry_run(request, model, state, progress), is_begun=run.is_begun)
     progress = progress if state.is_main_process else SILENT
     with state.main_process_first():
         if not run.is_begun:
-            check_apart(request)
+            check_files_apart(request)
         run.open(decisive(request))
         outcome = run.outcome
         if outcome is None:
@@ -102,32 +117,39 @@ def _train(
 ) -> Outcome:
     """Train all parts of the run, and write what they came to."""
     task = task_of(request, prepared)
-    main = _open(request, task, prepared, progress)
+    main = _open(request, task, prepared, run.checkpoints(MAIN), progress)
     steps = _steps(request, main, prepared, run)
     progress.note(_plan(main, steps, prepared))
-    lines = main.trained(steps, run.checkpoints(MAIN))
+    course = main.train(steps)
+    # Before they are measured: what was trained is there if this is interrupted.
     main.write(bundle=run.bundle, adapter=run.adapter, model=run.model)
-    parts = main.parts
+    if request.full and prepared.is_first_process:
+        _copy_tokenizer(request.tokenizer or request.checkpoint, run.model)
+    lines, parts = main.lines(course), main.parts
     del main
     if request.against_lora is not None:
         rank = request.against_lora
         progress.note(f"the same with a LoRA adapter of rank {rank} and no memory, to compare")
         task = replace(task, bundle=None, lora=rank, full=False)
-        other = _open(request, task, prepared, progress)
-        lines += other.trained(steps, run.checkpoints(AGAINST))[1:]
+        other = _open(request, task, prepared, run.checkpoints(AGAINST), progress)
+        course = other.train(steps)
         other.write(bundle=run.bundle, adapter=run.path / AGAINST, model=run.model)
+        lines += other.lines(course)[1:]
         lines[-1] = replace(lines[-1], name="LoRA alone")
     return Outcome(
         train_tokens=prepared.train.tokens,
         held_out_tokens=prepared.held_out.tokens,
         held_out_documents=prepared.held_out.documents,
+        trained_share=prepared.overlap.share if prepared.overlap else None,
         tokens_a_step=prepared.tokens_a_step,
         parts=parts,
         lines=tuple(lines),
     )
 
 
-def _open(request: TrainRequest, task: Task, prepared: Prepared, progress: Progress) -> PartRun:
+def _open(
+    request: TrainRequest, task: Task, prepared: Prepared, folder: Path, progress: Progress
+) -> PartRun:
     """Return the part of a task, its model loaded: in bfloat16 where it is frozen on a GPU."""
     import torch
 
@@ -135,7 +157,7 @@ def _open(request: TrainRequest, task: Task, prepared: Prepared, progress: Progr
 
     dtype = torch.bfloat16 if task.half and not task.full else torch.float32
     model = load_model(request.checkpoint, dtype=dtype).to(prepared.device)
-    return PartRun(model, task, progress)
+    return PartRun(model, task, folder, progress)
 
 
 def _steps(request: TrainRequest, part: PartRun, prepared: Prepared, run: RunFolder) -> int:
@@ -145,10 +167,19 @@ def _steps(request: TrainRequest, part: PartRun, prepared: Prepared, run: RunFol
         return noted
     steps = request.steps or _one_pass(prepared)
     if request.minutes is not None:
-        steps = _in_minutes(request.minutes, part.cost(run.checkpoints(MAIN)))
+        steps = _in_minutes(request.minutes, part.cost())
     if prepared.is_first_process:
         run.note_steps(MAIN, steps)
     return steps
+
+
+def _copy_tokenizer(place: Path, model: Path) -> None:
+    """Put the tokenizer's files next to the weights of a model that was trained."""
+    folder = find_tokenizer(place).parent
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file():
+            with inner_file(model / name) as part:
+                shutil.copyfile(folder / name, part)
 
 
 def _one_pass(prepared: Prepared) -> int:
@@ -165,8 +196,8 @@ def _plan(part: PartRun, steps: int, prepared: Prepared) -> str:
     learning = sum(each.trainable for each in part.parts)
     passes = steps * prepared.tokens_a_step / max(prepared.train.tokens, 1)
     return (
-        f"training the {part.task.learns}: {learning:,} parameters, {steps:,} steps of "
-        f"{prepared.tokens_a_step:,} tokens, {passes:.2g} passes over the text"
+        f"training the {part.task.learns}: {learning:,} parameters, {counted(steps, 'step')} of "
+        f"{prepared.tokens_a_step:,} tokens, {passes:.2g} times the text"
     )
 
 
@@ -177,8 +208,9 @@ def _dry_run(
     with tempfile.TemporaryDirectory(prefix="engram-train-") as folder:
         here = Workspace(Path(folder))
         prepared, table_bytes = stand_in(request, model, here, state, progress)
-        part = _open(request, task_of(request, prepared), prepared, progress)
-        cost = part.cost(Path(folder) / "checkpoints")
+        task = task_of(request, prepared)
+        part = _open(request, task, prepared, here.folder / "checkpoints", progress)
+        cost = part.cost()
         steps = request.steps or _one_pass(prepared)
         if request.minutes is not None:
             steps = _in_minutes(request.minutes, cost)

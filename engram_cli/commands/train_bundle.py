@@ -19,9 +19,11 @@ from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.formats.bundle import BUNDLE_NAME
-from engram_cli.formats.bundle_spec import layer_number
+from engram_cli.formats.bundle_spec import decoder_index, layer_number
 from engram_cli.hashing.layout import HashLayout
-from engram_cli.progress import Progress
+from engram_cli.progress import Progress, WithoutNotes
+from engram_cli.rows import DTYPES
+from engram_cli.rows.dtypes import RowType
 from engram_cli.rows.safetensors import checkpoint_files, raw_header
 from engram_cli.training import defaults
 
@@ -31,7 +33,8 @@ PACKED_FORMAT, PACKED_DTYPE = "nanogpt", "uint32"
 def vocabulary(tokenizer: Path, here: Workspace, progress: Progress) -> Path:
     """Write the compressed vocabulary of a tokenizer, or take the one that is there."""
     if not here.vocab.is_file():
-        run_compress_vocab(CompressVocabRequest(source=tokenizer, workspace=here), progress)
+        request = CompressVocabRequest(source=tokenizer, workspace=here)
+        run_compress_vocab(request, WithoutNotes(progress))
     return here.vocab
 
 
@@ -70,6 +73,17 @@ def count_parameters(checkpoint: Path) -> int:
     return sum(prod(e.get("shape", ())) for file in files for e in raw_header(file)[0].values())
 
 
+def _described(layout: HashLayout, dim: int, stored: RowType) -> str:
+    """Return what a new memory consists of, to read."""
+    layers = [str(decoder_index(layout, layer)) for layer in layout.layer_ids]
+    rows = sum(entry.rows for entry in layout.layers)
+    size = rows * stored.row_bytes(dim)
+    return (
+        f"making a memory for decoder layer{'s' * (len(layers) > 1)} {', '.join(layers)}: "
+        f"{rows:,} rows of {dim} values, {size / 1e6:,.0f} MB, filled with the text's next tokens"
+    )
+
+
 def make_bundle(
     request: TrainRequest,
     layout: HashLayout,
@@ -86,6 +100,7 @@ def make_bundle(
     out = here.folder / BUNDLE_NAME
     if (out / "engram.json").is_file():
         return out
+    quiet = WithoutNotes(progress)  # they are of files and commands that train does not have
     dim = request.dim or defaults.DIM
     dtype = defaults.ROW_DTYPE if request.rows == "trained" else "bfloat16"
     base = BuildTableRequest(
@@ -93,6 +108,7 @@ def make_bundle(
     )
     if not here.table.exists():
         if text is not None:
+            progress.note(_described(layout, dim, DTYPES.load(dtype)))
             packed: dict[str, Any] = {
                 "sources": (text,),
                 "format": PACKED_FORMAT,
@@ -102,10 +118,10 @@ def make_bundle(
             }
             if not here.stats.exists():
                 counting = HashStatsRequest(geometry=geometry, vocab=here.vocab, **packed)
-                hash_stats(counting, progress)
+                hash_stats(counting, quiet)
             fill = FillRequest(**packed)
             base = replace(base, init="next-token", fill=fill, stats=here.stats)
-        build_table(base, progress)
+        build_table(base, quiet)
     attach_checkpoint(
         AttachRequest(
             checkpoint=request.checkpoint,
@@ -116,6 +132,6 @@ def make_bundle(
             seed=request.train_seed,
             folder=here.folder,
         ),
-        progress,
+        quiet,
     )
     return out

@@ -17,7 +17,18 @@ from engram_cli.typed_json import as_json, read_json_as
 
 MARK, FORMAT = "engram-train.json", "engram-train-1"
 # What a run may be resumed with in another way: it changes where and how fast, not what.
-_FREE = frozenset({"out", "dry_run", "micro_batch", "gradient_checkpointing", "device", "encoder"})
+_FREE = frozenset(
+    {
+        "out",
+        "dry_run",
+        "micro_batch",
+        "gradient_checkpointing",
+        "device",
+        "encoder",
+        "placement",
+    }
+)
+_ARGUMENTS = {"checkpoint": "checkpoint", "sources": "training text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,35 +66,55 @@ class RunFolder:
         """Whether a run was started here."""
         return os.path.lexists(self.path / MARK)
 
-    def open(self, asked: Mapping[str, Any]) -> None:
-        """Make the folder, or take one of a run that was asked the same. Raises OutputError."""
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """Raise OutputError where a run that is asked for this may not begin or continue here."""
         address = address_of(self.path)
         if address is not None or self.path.is_symlink():
             raise OutputError(
                 f"{self.path} is {'an address' if address else 'a symbolic link'}",
                 "name a folder on this machine with --out",
             )
+        if self.is_begun:
+            self._check_same(asked)
+            return
+        with output_errors(self.path):
+            if os.path.lexists(self.path) and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise OutputError(
+                    f"{self.path} exists and was not made by engram train",
+                    "name another folder with --out",
+                )
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise OutputError(
+                f"{self.path} cannot be made: {parent} is not a folder that you may write to",
+                "name another folder with --out",
+            )
+
+    def open(self, asked: Mapping[str, Any]) -> None:
+        """Make the folder, or take one of a run that was asked the same. Raises OutputError."""
+        self.check(asked)
         with output_errors(self.path):
             if not self.is_begun:
-                if os.path.lexists(self.path) and (
-                    not self.path.is_dir() or any(self.path.iterdir())
-                ):
-                    raise OutputError(
-                        f"{self.path} exists and was not made by engram train",
-                        "name another folder with --out",
-                    )
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._write({"format": FORMAT, "asked": dict(asked), "steps": {}, "result": None})
             self.work.folder.mkdir(exist_ok=True)
         said = self._read()
+        if said["asked"] != asked:
+            self._write({**said, "asked": dict(asked)})
+
+    def _check_same(self, asked: Mapping[str, Any]) -> None:
+        said = self._read()
         begun = said["asked"]
         changed = sorted(name for name in asked if begun.get(name) != asked[name])
         if changed == ["held_out"] and not said["steps"]:  # it could not be read, for example
-            self._write({**said, "asked": dict(asked)})
-        elif changed:
-            named = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+            return
+        if changed:
+            named = [
+                each for name in changed for each in _named(name, begun.get(name), asked[name])
+            ]
+            named.sort(key=lambda each: each.startswith("--"))  # arguments first
             raise OutputError(
-                f"{self.path} is a run with another {named}",
+                f"{self.path} is a run with another {', '.join(named)}",
                 "give the same command to resume it, or name another folder with --out",
             )
 
@@ -132,6 +163,13 @@ def decisive(request: TrainRequest, **resolved: Any) -> dict[str, Any]:
     """Return what decides the result of a run, as plain JSON; `resolved` replaces choices."""
     asked = {each.name: getattr(request, each.name) for each in fields(request)} | resolved
     return {name: _plain(value) for name, value in asked.items() if name not in _FREE}
+
+
+def _named(name: str, one: Any, other: Any) -> list[str]:
+    """Return the options that differ, as they are called on the command line."""
+    if isinstance(one, dict) and isinstance(other, dict):  # a group of options
+        return [f"--{each.replace('_', '-')}" for each in other if one.get(each) != other[each]]
+    return [_ARGUMENTS.get(name) or f"--{name.replace('_', '-')}"]
 
 
 def _plain(value: Any) -> Any:

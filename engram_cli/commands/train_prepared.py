@@ -19,26 +19,37 @@ from engram_cli.commands.train_bundle import (
     make_bundle,
     vocabulary,
 )
-from engram_cli.commands.train_text import PackedText, end_of_documents, pack_text
+from engram_cli.commands.train_overlap import Overlap
+from engram_cli.commands.train_text import (
+    PackedText,
+    check_overlap,
+    end_of_documents,
+    pack_text,
+)
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle import bundle_folder, read_bundle
+from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
 from engram_cli.sizes import available_memory
 from engram_cli.training import defaults
 from engram_cli.training.results import Task
-from engram_cli.vocab.tokenizer import load_tokenizer
+from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
 _LOGIT_BYTES, _ACTIVATION_BYTES = 12, 40  # of a token: for each token id; each layer and value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """What the parts of a run share: texts, the bundle to begin with, batches."""
+    """What the parts of a run share: texts, the bundle to begin with, batches.
+
+    `overlap`: which held-out documents are trained on, None where that is not known.
+    """
 
     train: PackedText
     held_out: PackedText
+    overlap: Overlap | None
     bundle: Path
     end: int | None
     apart: int | None
@@ -64,6 +75,11 @@ def for_device(request: TrainRequest, model: ModelShape, state: Any) -> TrainReq
         sequences = -(-sequences // world) * world
     if sequences % world:
         raise InputError(f"--batch {sequences} on {world} processes", f"give a multiple of {world}")
+    if request.is_sharded and world == 1:
+        raise InputError(
+            "--placement shard distributes rows over processes, and there is one",
+            "start it with torchrun --nproc-per-node GPUS -m engram_cli train, or leave it out",
+        )
     own = sequences // world
     micro = request.micro_batch
     if micro is None:
@@ -91,15 +107,7 @@ def prepare(
     request: TrainRequest, model: ModelShape, here: Workspace, state: Any, progress: Progress
 ) -> Prepared:
     """Read both texts and make the bundle, or take what an earlier start of the run made."""
-    tokenizer = load_tokenizer(request.tokenizer or request.checkpoint, progress)
-    vocab, layout = None, None
-    if request.bundle is not None:
-        check_tokenizer(bundle_folder(request.bundle), tokenizer)
-        layout = read_bundle(bundle_folder(request.bundle)).spec.layout
-    else:
-        vocab = vocabulary(tokenizer.path, here, progress)
-        layout = choose_geometry(request, model, 0, 0, vocab)
-        check_vocabulary(layout, model, request.checkpoint, tokenizer.path, (vocab,))
+    tokenizer, vocab, layout = _open_layout(request, model, here, progress)
     end = end_of_documents(layout, model, tokenizer)
     if end is None:
         progress.note("no token ends documents: they follow each other without a separator")
@@ -107,13 +115,33 @@ def prepare(
         pack_text(request, names, layout, tokenizer, end, here.folder / f"{name}.u32", progress)
         for name, names in (("train", request.sources), ("held-out", request.held_out))
     ]
+    overlap = check_overlap(texts[0], texts[1], end)
+    if overlap is not None and overlap.documents:
+        progress.note(f"{overlap}: the loss on them says what was learned by heart")
     bundle = request.bundle
     if vocab is not None:
         parameters = count_parameters(request.checkpoint)
         layout = choose_geometry(request, model, parameters, texts[0].tokens, vocab)
         bundle = make_bundle(request, layout, texts[0].path, end, here, progress)
     assert bundle is not None
-    return _gathered(request, texts[0], texts[1], bundle, end, state)
+    return _gathered(request, texts[0], texts[1], bundle, end, state, overlap)
+
+
+def _open_layout(
+    request: TrainRequest, model: ModelShape, here: Workspace, progress: Progress
+) -> tuple[TokenizerFile, Path | None, HashLayout]:
+    """Return the tokenizer, and the layout of the bundle that is given.
+
+    Or a compressed vocabulary, and the smallest layout for it. Raises MismatchError, InputError.
+    """
+    tokenizer = load_tokenizer(request.tokenizer or request.checkpoint, progress)
+    if request.bundle is not None:
+        check_tokenizer(bundle_folder(request.bundle), tokenizer)
+        return tokenizer, None, read_bundle(bundle_folder(request.bundle)).spec.layout
+    vocab = vocabulary(tokenizer.path, here, progress)
+    layout = choose_geometry(request, model, 0, 0, vocab)
+    check_vocabulary(layout, model, request.checkpoint, tokenizer.path, (vocab,))
+    return tokenizer, vocab, layout
 
 
 def _gathered(
@@ -123,6 +151,7 @@ def _gathered(
     bundle: Path,
     end: int | None,
     state: Any,
+    overlap: Overlap | None = None,
 ) -> Prepared:
     assert request.batch
     assert request.length
@@ -131,6 +160,7 @@ def _gathered(
     return Prepared(
         train=train,
         held_out=held_out,
+        overlap=overlap,
         bundle=bundle,
         end=end,
         apart=end if packed else None,
@@ -165,6 +195,7 @@ def task_of(request: TrainRequest, prepared: Prepared) -> Task:
         patience=request.patience,
         rates={name: getattr(request, name) for name in ("rows_lr", "lr", "lora_lr", "full_lr")},
         row_optimiser=request.row_optimiser,
+        placement=request.placement,
         gradient_checkpointing=request.gradient_checkpointing,
         half=_computes_in_half(prepared.device),
         cpu=cpu,
@@ -189,21 +220,16 @@ def stand_in(
     With the optimiser's state. A bundle that is given is taken itself.
     """
     tokens = guess_tokens(find_sources(request.sources, request.corpus)).tokens
-    tokenizer = load_tokenizer(request.tokenizer or request.checkpoint, progress)
-    more = 0
-    if request.bundle is not None:
-        bundle = request.bundle
-        layout = read_bundle(bundle_folder(bundle)).spec.layout
-    else:
-        vocab = vocabulary(tokenizer.path, here, progress)
-        planned = choose_geometry(
-            request, model, count_parameters(request.checkpoint), tokens, vocab
-        )
-        layout = choose_geometry(request, model, 0, 0, vocab)
+    _, vocab, layout = _open_layout(request, model, here, progress)
+    bundle, more = request.bundle, 0
+    if vocab is not None:
+        parameters = count_parameters(request.checkpoint)
+        planned = choose_geometry(request, model, parameters, tokens, vocab)
         bundle = make_bundle(request, layout, None, None, here, progress)
         rows = sum(entry.rows for entry in planned.layers)
         rows -= sum(entry.rows for entry in layout.layers)
-        more = rows * _row_bytes(request)
+        more = rows * _row_bytes(request) // (state.num_processes if request.is_sharded else 1)
+    assert bundle is not None
     known = np.arange(layout.vocab_size)
     if layout.lookup is not None:
         known = known[layout.lookup >= 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from engram_cli.commands.checkpoint import ModelShape
 from engram_cli.commands.init_corpus import encode_corpus
 from engram_cli.commands.requests.corpus import CorpusFields
-from engram_cli.commands.requests.train import TrainRequest
+from engram_cli.commands.train_overlap import Overlap, find_overlap
 from engram_cli.corpus.checks import needs_tokenizer
 from engram_cli.corpus.sources import find_sources
 from engram_cli.corpus.stamps import continues, stamps_of
@@ -21,6 +20,7 @@ from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import remove_work
 from engram_cli.progress import Progress
 from engram_cli.table.journal import SCRATCH
+from engram_cli.typed_json import as_json, read_json_as
 from engram_cli.vocab.tokenizer import TokenizerFile, choose_end
 
 
@@ -50,21 +50,27 @@ def end_of_documents(
     return None
 
 
-def check_apart(request: TrainRequest) -> None:
-    """Raise CorpusError if a file is both trained on and held out, or is not there."""
-    trained, held_out = (
-        {file.name if file.path is None else os.path.realpath(file.path) for file in found.files}
-        for found in (
-            find_sources(names, request.corpus) for names in (request.sources, request.held_out)
-        )
-    )
-    shared = sorted(trained & held_out)
-    if shared:
-        more = f" and {len(shared) - 1:,} more" if len(shared) > 1 else ""
-        raise CorpusError(
-            f"{shared[0]}{more} would be trained on and held out",
-            "name other files with --held-out",
-        )
+def check_overlap(train: PackedText, held_out: PackedText, end: int | None) -> Overlap | None:
+    """Return which held-out documents are trained on, None where nothing separates documents.
+
+    Found once. Raises CorpusError where most are; the held-out text may then be replaced.
+    """
+    if end is None:
+        return None
+    note = held_out.path.with_name("overlap.json")
+    try:
+        found = read_json_as(Overlap, read_json(note, "what both texts share"), str(note))
+    except (EngramError, ValueError):
+        found = find_overlap(train.path, held_out.path, end, held_out.documents)
+        with inner_file(note) as part:
+            part.write_bytes(canonical_json(as_json(found)))
+    try:
+        found.check()
+    except CorpusError:
+        for path in (note, held_out.path.with_suffix(".json"), held_out.path):
+            path.unlink(missing_ok=True)
+        raise
+    return found
 
 
 def pack_text(

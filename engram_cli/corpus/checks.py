@@ -23,7 +23,11 @@ def needs_tokenizer(files: Sequence[CorpusFile], options: CorpusOptions) -> bool
 def remarks(files: Sequence[CorpusFile], options: CorpusOptions) -> list[str]:
     """Return what the user should know about how files will be read, each once."""
     heard = Counter(READERS.load(file.format).remark(file, options) for file in files)
-    return [f"{count} {text}" for text, count in heard.items() if text is not None]
+    return [
+        f"{count} {text if count > 1 else text.replace(' files', ' file', 1)}"
+        for text, count in heard.items()
+        if text is not None
+    ]
 
 
 def idle_options(files: Sequence[CorpusFile], given: Sequence[str]) -> list[str]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from engram_cli.runtime.row_optimisers import RowwiseAdam as RowwiseAdam
     from engram_cli.runtime.saving import load as load
     from engram_cli.runtime.saving import save_engram as save_engram
+    from engram_cli.runtime.sharding.trained.states import load_row_states as load_row_states
+    from engram_cli.runtime.sharding.trained.states import save_row_states as save_row_states
     from engram_cli.runtime.sparse_gradients import clip_grad_norm as clip_grad_norm
     from engram_cli.runtime.tracing import Trace as Trace
     from engram_cli.runtime.tracing import trace as trace
@@ -48,10 +50,12 @@ _HOMES = {
     "evaluate_losses": "evaluation",
     "fit": "fitting",
     "load": "saving",
+    "load_row_states": "sharding.trained.states",
     "parameter_groups": "training",
     "parameters_summary": "training",
     "row_parameters": "training",
     "save_engram": "saving",
+    "save_row_states": "sharding.trained.states",
     "trace": "tracing",
 }
 
@@ -67,12 +71,15 @@ __all__ = [
     "deactivate",
     "detach",
     "evaluate_losses",
+    "fit",
     "load",
+    "load_row_states",
     "memories",
     "parameter_groups",
     "parameters_summary",
     "row_parameters",
     "save_engram",
+    "save_row_states",
     "trace",
 ]
 

@@ -43,11 +43,11 @@ from engram_cli.runtime.hooks import attachments, hook, memories_at, memory_in
 from engram_cli.runtime.hub import local_checkpoint
 from engram_cli.runtime.library_hooks import watch_saving
 from engram_cli.runtime.memory import Memory
+from engram_cli.runtime.place_rows import place_rows
 from engram_cli.runtime.weights_inside import weights_inside
 
 if TYPE_CHECKING:
     from engram_cli.formats.checkpoint_bundle import HostModel
-    from engram_cli.runtime.tiers.placement import Placement
 
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _STREAMS = ("hc_mult", "hc_count")  # as configs call the copies of the hidden state
@@ -86,7 +86,9 @@ def attach(
     dtype and lie on `rows_device`, by default the layer's. `sparse_gradients` gives the rows sparse
     gradients, `rows_trainable=False` freezes them; quantised rows are always frozen, and to ask for
     more is an error. `placement`: where rows lie instead, "host", "disk" or budgets such as
-    "hbm=20GB,host=64GB"; such rows are frozen (docs/reference/placement.md). `verify` checks every
+    "hbm=20GB,host=64GB"; such rows are frozen (docs/reference/placement.md). "shard" with
+    `rows_trainable=True` distributes rows that learn over the processes of the default group, each
+    with its part (docs/reference/training.md); their gradients are sparse. `verify` checks every
     byte of the bundle. `force` adds it to a model that has Engram layers of its own. A fresh bundle
     changes no output; `fit`, documents of token ids, has the gates fitted to them at once, which
     runs the model for minutes (`fitting.fit`). Raises RuntimeAttachError when the model is not one
@@ -161,12 +163,12 @@ def _attach_one(
     homes = {layer: _home(decoder.layers[spec.index(layer)]) for layer in spec.layers}
     place = None if rows_device is None else _device(rows_device)
     rows_homes = {layer: (dtype, place or own) for layer, (dtype, own) in homes.items()}
-    from engram_cli.runtime.tiers.placement import resolve_for
-
-    placed = resolve_for(bundle, placement, {i: home[1] for i, home in rows_homes.items()})
-    trainable = _trainable(bundle, placed, rows_trainable, sparse_gradients)
-    rows = loading.all_rows(
-        bundle, placed, rows_homes, trainable=trainable, sparse=sparse_gradients
+    placed, rows = place_rows(
+        bundle,
+        placement,
+        rows_homes,
+        rows_trainable=rows_trainable,
+        sparse_gradients=sparse_gradients,
     )
     modules = {
         layer: loading.module(bundle, layer, rows[layer], device=own, dtype=dtype)
@@ -177,7 +179,9 @@ def _attach_one(
     memory = Memory(attribute, spec, hashed, modules)
     memory.hits = loading.hits(bundle)
     memory.asked, memory.placement = placement, placed
-    memory.notes = (*notes, *placed.lines()) if notes else ()
+    memory.notes = (*notes, *placed.lines()) if notes or memory.shards else ()
+    if memory.shards is not None:
+        memory.notes += tuple(memory.shards.lines())
     for line in memory.notes:
         _LOG.info(line)
     memory.train(model.training)
@@ -329,28 +333,6 @@ def _check_first_memory(model: nn.Module) -> None:
             "load it without them (ple_layer_ids=[] in its text config for Qwen4-Exp) to attach "
             "its own table, or attach a second memory with force=True",
         )
-
-
-def _trainable(bundle: Bundle, placed: Placement, asked: bool | None, sparse: bool) -> bool:
-    """Return whether rows are trained. Raises RuntimeAttachError where they cannot be."""
-    floats = not bundle.spec.row_type.quantised
-    if floats and placed.cold == "none":
-        if isinstance(bundle.reference, CheckpointReference):
-            return asked is True or (sparse and asked is None)
-        return asked is not False
-    if asked or sparse:
-        what = "rows_trainable=True" if asked else "sparse_gradients=True"
-        if floats:
-            raise RuntimeAttachError(
-                f"{what}: rows placed on {placed.cold} are frozen",
-                "leave it out to train the gates alone, or attach with placement='hbm'",
-            )
-        raise RuntimeAttachError(
-            f"{what}: the rows of {bundle.folder} are {bundle.spec.dtype}, which has no gradient",
-            "leave it out to train the gates alone, or attach a table of floats "
-            "(engram convert TABLE --dtype bfloat16)",
-        )
-    return False
 
 
 def _device(named: torch.device | str) -> torch.device:

@@ -8,6 +8,7 @@ from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.hooks import memory_in
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import StoredRows
+from engram_cli.runtime.sharding.trained.rows import ShardedRows
 
 NAME = "engram"  # of the first memory, and of the attribute that holds it
 _IGNORED = "_ddp_params_and_buffers_to_ignore"  # read by DDP from the module that it wraps
@@ -49,16 +50,19 @@ def no_memory() -> RuntimeAttachError:
 
 
 def leave_out_of_broadcasts(model: nn.Module) -> None:
-    """Name the quantised rows that `model` carries now, and no longer those it carried before.
+    """Name the rows that DDP is to leave alone: those that `model` carries now, and no others.
 
-    Names that others put there stay. DDP around a module that holds `model` does not see them:
-    it is right there too, but sends the rows (`broadcast_buffers=False` keeps it from that).
+    They are quantised rows, which never change, and rows that are distributed over processes. Names
+    that others put there stay. DDP around a module that holds `model` does not see them: it sends
+    quantised rows (`broadcast_buffers=False` keeps it from that), and distributed ones are refused
+    unless this function is called with the module.
     """
     rows = {
         f"{path}.{name}"
         for path, module in model.named_modules()
-        if isinstance(module, StoredRows)
-        for name, _ in module.named_buffers(recurse=False)
+        if isinstance(module, StoredRows | ShardedRows)
+        for names in (module.named_buffers(recurse=False), module.named_parameters(recurse=False))
+        for name, _ in names
     }
     others = [name for name in getattr(model, _IGNORED, ()) if not _is_rows(name)]
     if rows or others:

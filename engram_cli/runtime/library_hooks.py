@@ -97,6 +97,7 @@ def _watch_peft(peft: ModuleType) -> None:
 def _watch_trainer(trainer: ModuleType) -> None:
     wrap_method(trainer.Trainer, "_load_from_checkpoint", _later("load_checkpoint"))
     wrap_method(trainer.Trainer, "_load_best_model", _later("load_best"))
+    wrap_method(trainer.Trainer, "_push_from_checkpoint", _later("push_checkpoint"))
 
 
 def _later(name: str) -> Callable[..., Any]:

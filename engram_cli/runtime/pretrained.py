@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from engram_cli.errors import EngramError, OutputError, RuntimeAttachError
 from engram_cli.files import local_path
 from engram_cli.formats.bundle import BUNDLE, Bundle, bundles_in, read_bundle, saved_with
+from engram_cli.outputs import new_folder
 from engram_cli.runtime.adapters import adapted
 from engram_cli.runtime.carried import memories, plain_name
 from engram_cli.runtime.hooks import memory_in
@@ -32,6 +35,7 @@ from engram_cli.runtime.saving import (
     fill_memory,
     write_memory,
 )
+from engram_cli.runtime.sharding.trained.rows import sharded_rows
 from engram_cli.temporary import discard
 
 _PEFT = "peft.peft_model"
@@ -51,6 +55,16 @@ def save_model(original: Callable[..., Any], model: Any, *args: Any, **kwargs: A
                 f"an adapter and a memory are both called {memory.name}, and would share a folder",
                 "give the adapter another name",
             )
+    distributed = [memory.name for memory in carried.values() if sharded_rows(memory.layers)]
+    if distributed:
+        warnings.warn(
+            f"{', '.join(distributed)} is not saved with the model, since its rows are distributed "
+            "over processes: call save_engram(model, folder) in every process, or give the Trainer "
+            "EngramCallback()",
+            stacklevel=3,
+        )
+        with set_aside(model):
+            return original(model, *args, **kwargs)
     apart = call.arguments if "state_dict" in call.arguments else call.arguments.get("kwargs", {})
     given = apart.get("state_dict")
     is_writer = call.arguments.get("is_main_process", True)
@@ -199,6 +213,23 @@ def load_best(original: Callable[..., Any], trainer: Any) -> Any:
     """`Trainer._load_best_model`: the memories' weights too."""
     folder = trainer.state.best_model_checkpoint
     return _load(trainer, trainer.model, folder, lambda: original(trainer))
+
+
+def push_checkpoint(original: Callable[..., Any], trainer: Any, folder: Any) -> Any:
+    """`Trainer._push_from_checkpoint`, which uploads between saves: the bundles too.
+
+    It uploads the folder of the run, into which it copies the model's own files alone.
+    """
+    running = trainer.push_in_progress
+    waits = running is not None and not running.is_done() and not trainer.args.hub_always_push
+    if trainer.is_world_process_zero() and trainer.args.hub_strategy != "end" and not waits:
+        carried = {memory.name for memory in base_memories(trainer.model).values()}
+        for name, bundle in bundles_in(local_path(os.fspath(folder))).items():
+            if name in carried:
+                target = local_path(trainer.args.output_dir) / name
+                with new_folder(target, BUNDLE, force=True) as part:
+                    shutil.copytree(bundle, part, dirs_exist_ok=True)
+    return original(trainer, folder)
 
 
 def _load(trainer: Any, model: nn.Module, folder: Any, load_model: Callable[[], Any]) -> Any:

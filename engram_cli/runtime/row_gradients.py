@@ -22,14 +22,24 @@ def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]
     `values` [n, dim] floats, `rows` int64[n] below `height`.
     """
     keys, order = rows.sort(stable=True)
-    place = torch.arange(len(keys), device=rows.device)
     heads = torch.ones_like(keys, dtype=torch.bool)
     heads[1:] = keys[1:] != keys[:-1]
-    cuts = heads | (place % PIECE == 0)
+    found = keys[heads]
+    return found, sum_sorted(values, keys, order, heads.cumsum(0) - 1, len(found))
+
+
+def sum_sorted(values: Tensor, keys: Tensor, order: Tensor, segments: Tensor, count: int) -> Tensor:
+    """Return [count, dim]: the sums of the vectors whose keys are equal, in the order of the keys.
+
+    `keys` int[n] ascending, those of values[order]; `segments` int64[n]: which of the `count`
+    distinct keys each is.
+    """
+    place = torch.arange(len(keys), device=keys.device)
+    cuts = torch.ones_like(keys, dtype=torch.bool)
+    cuts[1:] = (keys[1:] != keys[:-1]) | (place[1:] % PIECE == 0)
     wide = values[order].to(torch.promote_types(values.dtype, torch.float32))
     pieces = _add_up(wide, cuts.cumsum(0) - 1, int(cuts.sum()))
-    sums = _add_up(pieces, (heads.cumsum(0) - 1)[cuts], int(heads.sum()))
-    return keys[heads], sums
+    return _add_up(pieces, segments[cuts], count)
 
 
 def dense_gradient(

@@ -33,7 +33,11 @@ from engram_cli.runtime.carried import leave_out_of_broadcasts, memory_of
 from engram_cli.runtime.hub import local_checkpoint
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import HELD, MemoryModule
-from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.place_rows import all_rows
+from engram_cli.runtime.sharding.trained.gathering import Blocks, Part, write_together
+from engram_cli.runtime.sharding.trained.placing import owned
+from engram_cli.runtime.sharding.trained.rows import sharded_rows
+from engram_cli.runtime.tiers import PlacedRows
 from engram_cli.runtime.tiers.placement import resolve_for
 from engram_cli.runtime.weights_inside import fill_from, weights_inside
 from engram_cli.version import __version__
@@ -89,27 +93,34 @@ def write_memory(
 ) -> None:
     """Write a memory with these weights as the bundle `path`, whole or not at all.
 
-    Every process of a group must call it where weights are sharded; one `is_writer`. `saved_with`:
+    Every process of a group must call it where weights are sharded; one `is_writer`, the first one
+    where rows are distributed over processes. `saved_with`:
     the names of all memories that are saved in one checkpoint, in the order they were attached.
     Raises RuntimeAttachError for weights that a bundle does not hold exactly, OutputError.
     """
     states = {layer: _whole(memory, layer, state) for layer, state in states.items()}
     weights = {layer: _dense(memory, layer, state) for layer, state in states.items()}
     spec = replace(memory.spec, dtype=_row_dtype(memory, states))
-    if not is_writer:
-        return
-    write_bundle(
-        path,
-        spec,
-        _stored(memory, spec, states, ROWS),
-        lambda layer, zero_rows: weights[layer],
-        scales=_stored(memory, spec, states, SCALES),
-        hits=_hits(memory) if memory.hits else None,
-        tool_version=__version__,
-        force=force,
-        extra_files={CARD: model_card(spec).encode()},
-        saved_with=saved_with,
-    )
+
+    def write(gathered: Callable[[int], Blocks] | None = None) -> None:
+        write_bundle(
+            path,
+            spec,
+            _stored(memory, spec, states, ROWS, gathered),
+            lambda layer, zero_rows: weights[layer],
+            scales=_stored(memory, spec, states, SCALES),
+            hits=_hits(memory) if memory.hits else None,
+            tool_version=__version__,
+            force=force,
+            extra_files={CARD: model_card(spec).encode()},
+            saved_with=saved_with,
+        )
+
+    sharded = sharded_rows(memory.layers).values()
+    if sharded:
+        write_together([Part(rows.weight.detach(), rows.height) for rows in sharded], write)
+    elif is_writer:
+        write()
 
 
 def computed_states(memory: Memory) -> States:
@@ -162,7 +173,13 @@ def fill_memory(
 ) -> None:
     """Give a memory of `model` the weights of a bundle, under its adapters. Raises as `load`."""
     _check_same(memory.spec, bundle)
-    if placement is not None or memory.tiers is not None:
+    sharded = sharded_rows(memory.layers)
+    if sharded and placement not in (None, memory.asked):
+        raise RuntimeAttachError(
+            f"placement='{placement}': the attached rows learn, distributed over processes",
+            "leave it out, or detach(model) and attach(model, folder, placement=...)",
+        )
+    if not sharded and (placement is not None or memory.is_placed):
         _place_anew(memory, bundle, placement)
         leave_out_of_broadcasts(model)
     memory.hits = loading.hits(bundle)
@@ -170,10 +187,22 @@ def fill_memory(
         with torch.no_grad():
             for part in memory.spec.parts:
                 if HELD[part] in state:
-                    loading.fill(state[HELD[part]], loading.table_pieces(bundle, layer, part))
+                    pieces = loading.table_pieces(bundle, layer, part)
+                    if layer in sharded:
+                        pieces = owned(pieces, dist.get_rank(), dist.get_world_size())
+                    loading.fill(state[HELD[part]], pieces)
             for key, value in bundle.dense[layer].items():
                 _check_plain(state, key, layer)
-                state[key].copy_(torch.from_numpy(np.array(value)))
+                _copy(state[key], torch.from_numpy(np.array(value)))
+
+
+def _copy(weight: Any, value: Tensor) -> None:
+    """Copy a whole tensor into a weight, each process its part where FSDP2 has cut it up."""
+    if hasattr(weight, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
+    weight.copy_(value)
 
 
 def _place_anew(memory: Memory, bundle: Bundle, placement: str | None) -> None:
@@ -184,7 +213,7 @@ def _place_anew(memory: Memory, bundle: Bundle, placement: str | None) -> None:
     homes = {layer: (anchor.dtype, anchor.device) for layer, anchor in anchors.items()}
     placed = resolve_for(bundle, wanted, {i: home[1] for i, home in homes.items()})
     trainable = not bundle.spec.row_type.quantised
-    rows = loading.all_rows(bundle, placed, homes, trainable=trainable, sparse=False)
+    rows = all_rows(bundle, placed, homes, trainable=trainable, sparse=False)
     memory.replace_rows(rows)
     memory.asked, memory.placement = wanted, placed
 
@@ -272,7 +301,7 @@ def _check_shapes(memory: Memory, layer: int, state: Mapping[str, Tensor]) -> No
     """Raise RuntimeAttachError for weights that were cut up, as ZeRO does, or are another's."""
     spec = memory.spec
     shapes: dict[str, tuple[int, ...]] = dict(spec.dense_shapes)
-    if memory.tiers is None:
+    if not memory.is_placed and not sharded_rows(memory.layers):
         shapes |= {HELD[part]: spec.tensor(layer, part).shape for part in spec.parts}
     for key, shape in shapes.items():
         _check_plain(state, key, layer)
@@ -285,7 +314,7 @@ def _check_shapes(memory: Memory, layer: int, state: Mapping[str, Tensor]) -> No
 
 def _row_dtype(memory: Memory, states: Mapping[int, Mapping[str, Tensor]]) -> str:
     """Return the dtype of the rows; floats may have been moved to another since attaching."""
-    if memory.spec.row_type.quantised or memory.tiers is not None:
+    if memory.spec.row_type.quantised or memory.is_placed:
         return memory.spec.dtype
     names = {
         str(_tensor(state, layer, ROWS).dtype).removeprefix("torch.")
@@ -300,26 +329,42 @@ def _row_dtype(memory: Memory, states: Mapping[int, Mapping[str, Tensor]]) -> st
 
 
 def _stored(
-    memory: Memory, spec: BundleSpec, states: Mapping[int, Mapping[str, Tensor]], part: str
+    memory: Memory,
+    spec: BundleSpec,
+    states: Mapping[int, Mapping[str, Tensor]],
+    part: str,
+    gathered: Callable[[int], Blocks] | None = None,
 ) -> Callable[[int], Iterator[tuple[int, Array]]]:
-    """Return a function that yields a layer's rows or scales in pieces, as a bundle stores them."""
+    """Return a function that yields a layer's rows or scales in pieces, as a bundle stores them.
+
+    `gathered` gives the pieces of a layer, by its number in the order of the layers, where they are
+    distributed over processes.
+    """
 
     def pieces(layer: int) -> Iterator[tuple[int, Array]]:
         rows = cast(MemoryModule, memory.layers[str(layer)]).multi_head_embedding.embedding
-        if isinstance(rows, TieredEmbedding):
+        if isinstance(rows, PlacedRows):
             yield from _mapped(rows, part)
             return
-        whole, held = spec.tensor(layer, part), _tensor(states[layer], layer, part)
-        step = max(1, _PIECE_BYTES * len(held) // whole.nbytes)
-        for first in range(0, len(held), step):
-            piece = held[first : first + step].contiguous().cpu()
+        whole = spec.tensor(layer, part)
+        if gathered is None:
+            held = _tensor(states[layer], layer, part)
+            blocks = _cut(held, max(1, _PIECE_BYTES * len(held) // whole.nbytes))
+        else:
+            blocks = gathered(spec.layers.index(layer))
+        for first, piece in blocks:
             bits = piece.view(torch.int16) if piece.dtype == torch.bfloat16 else piece
             yield first, bits.numpy().view(physical_dtype(whole.dtype))
 
     return pieces
 
 
-def _mapped(rows: TieredEmbedding, part: str) -> Iterator[tuple[int, Array]]:
+def _cut(held: Tensor, step: int) -> Blocks:
+    for first in range(0, len(held), step):
+        yield first, held[first : first + step].contiguous().cpu()
+
+
+def _mapped(rows: PlacedRows, part: str) -> Iterator[tuple[int, Array]]:
     """Yield rows or scales in tiers from their bundle: they are frozen."""
     if rows.origin is None:
         raise RuntimeAttachError("rows that are of no bundle cannot be saved", "attach a bundle")

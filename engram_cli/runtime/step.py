@@ -31,9 +31,10 @@ class Step:
 
     `older` int64[B, N-1] the compressed ids before `tokens`; `trains`: the call makes a graph.
     `rows` int64[L, B, T, C] are row numbers, None where one kernel looked up the `vectors`
-    [L, B, T, C x dim] of all layers at once, which are None elsewhere. `keep` bool[B, T], False at
-    padding; `age` int64[B, T], earlier positions of the same document; `reads`: vectors that are
-    prefetched from other tiers; `done` the layers that ran, `conv` their convolutions' inputs.
+    [L, B, T, C x dim] of all layers at once; these are None where each layer looks up its own.
+    `keep` bool[B, T], False at padding; `age` int64[B, T], earlier positions of the same document;
+    `reads`: vectors that are prefetched from other tiers; `done` the layers that ran, `conv` their
+    convolutions' inputs.
     """
 
     tokens: Tensor

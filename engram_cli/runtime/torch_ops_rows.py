@@ -69,6 +69,13 @@ def _(values, rows, height):  # type: ignore[no-untyped-def]
     return rows.new_empty(found), values.new_empty((found, dim), dtype=torch.float32)
 
 
+def sum_sorted(values: Tensor, keys: Tensor, order: Tensor, segments: Tensor, count: int) -> Tensor:
+    """`row_gradients.sum_sorted`, which only a backward pass outside of any graph needs."""
+    from engram_cli.runtime.kernels import rows as kernels
+
+    return kernels.sum_sorted(values, keys, order, segments, count)
+
+
 def _adagrad_step(
     weight: Tensor, sums: Tensor, values: Tensor, rows: Tensor, lr: float, eps: float
 ) -> None:

@@ -13,22 +13,34 @@ from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.carried import memories
 from engram_cli.runtime.modules.base import Rows
 from engram_cli.runtime.row_gradients import sparse_tensor
+from engram_cli.runtime.sharding.trained.rows import ShardedRows
 from engram_cli.runtime.sparse_gradients import coalesced, with_norm
 
 ROWS_LR_FACTOR = 5.0  # the paper's: rows learn five times as fast, without weight decay
 
 
 def row_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the tables of all memories of `model`. Raises RuntimeAttachError for none."""
+    """Return the tables of all memories of `model`. Raises RuntimeAttachError for none.
+
+    Of rows with `placement="shard"`, the part that this process owns.
+    """
+    return [rows.weight for rows in row_modules(model).values()]
+
+
+def row_modules(model: nn.Module) -> dict[str, Rows]:
+    """Return the modules of `row_parameters` by their names in each memory, after its own.
+
+    Raises RuntimeAttachError for a model without a memory.
+    """
     found = memories(model)
     if not found:
         raise RuntimeAttachError("the model carries no memory", "attach one first")
-    return [
-        module.weight
+    return {
+        f"{memory.name}.{name}": module
         for memory in found.values()
-        for module in memory.modules()
+        for name, module in memory.named_modules()
         if isinstance(module, Rows)
-    ]
+    }
 
 
 def parameter_groups(
@@ -94,22 +106,26 @@ class ParametersSummary:
 def parameters_summary(model: nn.Module) -> ParametersSummary:
     """Return what a model's parameters are, by part, and which of them learn.
 
-    Quantised rows and rows in tiers are counted as rows; they do not learn.
+    Quantised rows and rows in tiers are counted as rows; they do not learn. Rows over several
+    processes are counted with all of them.
     """
     found = memories(model).values()
     own = {id(p) for memory in found for p in memory.parameters()}
-    rows = {id(p) for p in row_parameters(model)} if found else set()
+    tables = row_modules(model).values() if found else ()
+    heights = {id(table.weight): table.num_embeddings for table in tables}
     counts = {name: [0, 0, 0] for name in ("rows", "gates", "adapters", "backbone")}
     for name, parameter in model.named_parameters():
         part = "backbone"
-        if id(parameter) in rows:
+        size, held = parameter.numel(), parameter.nbytes
+        if id(parameter) in heights:
             part = "rows"
+            height, own_rows = heights[id(parameter)], max(len(parameter), 1)
+            size, held = (value // own_rows * height for value in (size, held))
         elif "lora_" in name or ".adapter" in name:
             part = "adapters"
         elif id(parameter) in own:
             part = "gates"
-        size = parameter.numel()
-        for at, value in enumerate((size, size * parameter.requires_grad, parameter.nbytes)):
+        for at, value in enumerate((size, size * parameter.requires_grad, held)):
             counts[part][at] += value
     for spec in (memory.spec for memory in found if not _has_parameters(memory)):
         counts["rows"][0] += sum(spec.rows(layer) for layer in spec.layers) * spec.dim
@@ -131,10 +147,12 @@ def average_row_gradients(model: nn.Module) -> None:
     """Replace the rows' gradients by their mean over the processes; call it before `step`.
 
     Every process of the default group calls it, also one without a gradient. A sparse gradient
-    moves only the rows that some process looked up. Raises RuntimeAttachError without a memory.
+    moves only the rows that some process looked up. Those of `placement="shard"` are the mean
+    already. Raises RuntimeAttachError without a memory.
     """
-    for rows in row_parameters(model):
-        if not rows.requires_grad:
+    for module in row_modules(model).values():
+        rows = module.weight
+        if isinstance(module, ShardedRows) or not rows.requires_grad:
             continue
         is_sparse = rows.grad is not None and rows.grad.is_sparse
         any_sparse = torch.tensor(int(is_sparse), device=rows.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,31 +11,46 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from engram_cli.errors import EngramError
+from engram_cli.files import canonical_json, inner_file, read_json
 from engram_cli.progress import Progress
 from engram_cli.runtime.attach import activate, deactivate
 from engram_cli.runtime.carried import memories
-from engram_cli.runtime.evaluation import evaluate_losses
+from engram_cli.runtime.evaluation import document_losses
+from engram_cli.runtime.evaluation.by_document import DocumentLosses
 from engram_cli.runtime.evaluation.sums import PartLoss
 from engram_cli.runtime.pretrained import set_aside
 from engram_cli.runtime.saving import save_engram
 from engram_cli.runtime.training import parameters_summary
 from engram_cli.training.model import prepare_model
-from engram_cli.training.results import LossLine, Part, StepCost, Task
+from engram_cli.training.results import Course, LossLine, Part, StepCost, Task
 from engram_cli.training.run import make_trainer, time_steps, train
 from engram_cli.training.windows import Windows, documents
+from engram_cli.typed_json import as_json, read_json_as
 
 ALONE = "model alone"
+_SHOWN = {
+    "bare": "the model alone",
+    "memory": "with its memory",
+    "lora": "with LoRA",
+    "lora_memory": "with both",
+}
 
 
 class PartRun:
-    """The model of a `Task` and its two texts; `model` is loaded and on its device."""
+    """The model of a `Task` and its two texts; `model` is loaded and on its device.
 
-    def __init__(self, model: Any, task: Task, progress: Progress) -> None:
-        self.task, self.progress = task, progress
+    `folder`: of its checkpoints, and of the losses that were measured.
+    """
+
+    def __init__(self, model: Any, task: Task, folder: Path, progress: Progress) -> None:
+        self.task, self.folder, self.progress = task, folder, progress
+        self._earlier: DocumentLosses | None = None
         self.model = prepare_model(
             model,
             bundle=task.bundle,
             rows_trainable=task.rows_trainable,
+            placement=task.placement,
             lora=task.lora,
             full=task.full,
             seed=task.seed,
@@ -54,54 +69,60 @@ class PartRun:
             for each in parameters_summary(self.model).parts
         )
 
-    def cost(self, folder: Path) -> StepCost:
+    def cost(self) -> StepCost:
         """Return what a step costs, measured without changing anything."""
-        trainer = make_trainer(self.model, self.task, 1, self.texts, folder, self.progress)
+        trainer = make_trainer(self.model, self.task, 1, self.texts, self.folder, self.progress)
         return time_steps(trainer, self.task)
 
-    def trained(self, steps: int, folder: Path) -> list[LossLine]:
-        """Train, and return the held-out losses: of the model alone, before if other, and after."""
-        before = self._before()
-        trainer = make_trainer(self.model, self.task, steps, self.texts, folder, self.progress)
+    def train(self, steps: int) -> Course:
+        """Train, or resume; the losses that are gone afterwards are measured before."""
+        self._earlier = self._before()
+        trainer = make_trainer(self.model, self.task, steps, self.texts, self.folder, self.progress)
         course = train(trainer, self.progress)
         self.model.eval()
-        after = self._after()
+        return course
+
+    def lines(self, course: Course) -> list[LossLine]:
+        """Return the held-out losses: of the model alone, before training if other, and after.
+
+        Each pass over the held-out text is noted in the folder, and not made again.
+        """
+        before, after = self._earlier, self._after()
         if self.task.full:  # the model alone is not there any more
-            lines = [LossLine(name=ALONE, loss=before["bare"].loss("bare"))]
-            loss = after.loss(self._own(after))
-            own = LossLine(name=self.task.learns, loss=loss, difference=loss - lines[0].loss)
-        else:
-            lines = [_line(ALONE, after, "bare")]
-            own = _line(self.task.learns, after, self._own(after))
-        if "memory" in before:
-            lines.append(_line("before training", before["memory"], "memory"))
+            assert before is not None
+            after = before.only("bare").beside(after.only(after.variants[-1], "trained"))
+        whole = after.whole()
+        lines = [_line(ALONE, whole, "bare")]
+        if before is not None and "memory" in before.variants:
+            lines.append(_line("before training", before.whole(), "memory"))
+        own = _line(self.task.learns, whole, after.variants[-1])
         return [*lines, replace(own, course=course)]
 
-    def _before(self) -> dict[str, PartLoss]:
-        """Return the losses that are gone after training, by variant."""
-        found = {}
-        if self.task.full:
-            found["bare"] = self._losses(("bare",))
+    def _before(self) -> DocumentLosses | None:
+        """Return the losses that are gone after training, None where there are none."""
+        kept = self._kept("before")
+        if kept is not None:
+            return kept
         if self.task.bundle is not None and not self._is_fresh():
-            found["memory"] = self._losses(("bare", "memory"))
-        return found
+            return self._losses("before", ("bare", "memory"))
+        return self._losses("before", ("bare",)) if self.task.full else None
 
-    def _after(self) -> PartLoss:
+    def _after(self) -> DocumentLosses:
+        kept = self._kept("after")
+        if kept is not None:
+            return kept
         learned = ("lora", self.task.lora), ("memory", self.task.bundle)
         own = "_".join(name for name, what in learned if what)
-        if self.task.full:
-            return self._losses((own or "bare",))
-        return self._losses(("bare", own))
+        return self._losses("after", (own or "bare",) if self.task.full else ("bare", own))
 
-    def _own(self, losses: PartLoss) -> str:
-        return list(losses.units)[-1]
-
-    def _losses(self, variants: tuple[str, ...]) -> PartLoss:
+    def _losses(self, name: str, variants: tuple[str, ...]) -> DocumentLosses:
+        """Measure the losses of some variants, and note them."""
         task = self.task
-        self.progress.note(f"measuring the loss on held-out documents: {', '.join(variants)}")
+        shown = " and ".join(_SHOWN[each] for each in variants)
+        self.progress.note(f"measuring the loss on held-out documents: {shown}")
         texts = documents(task.held_out, task.end, task.documents, task.final, cut=task.length)
         with self._autocast():
-            return evaluate_losses(
+            found = document_losses(
                 self.model,
                 texts,
                 context=task.length,
@@ -109,6 +130,29 @@ class PartRun:
                 batch_tokens=max(task.micro_batch, 1) * task.length,
                 shared=dist.is_initialized(),
             )
+        if self._is_first:
+            with inner_file(self._note_of(name)) as part:
+                part.write_bytes(canonical_json(as_json(found)))
+        return found
+
+    def _kept(self, name: str) -> DocumentLosses | None:
+        """Return losses that an earlier start has noted; the first process decides for all."""
+        found: list[DocumentLosses | None] = [None]
+        if self._is_first:
+            path = self._note_of(name)
+            with suppress(EngramError, ValueError):
+                found = [read_json_as(DocumentLosses, read_json(path, "losses"), str(path))]
+        if dist.is_initialized():
+            dist.broadcast_object_list(found, src=0)
+        return found[0]
+
+    def _note_of(self, name: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"losses-{name}.json"
+
+    @property
+    def _is_first(self) -> bool:
+        return not dist.is_initialized() or dist.get_rank() == 0
 
     def _is_fresh(self) -> bool:
         """Return whether the memory adds nothing yet, to the bit."""
@@ -130,7 +174,7 @@ class PartRun:
         """Write what learned. Every process calls it; the first one writes."""
         if memories(self.model):
             save_engram(self.model, bundle, force=True)
-        if dist.is_initialized() and dist.get_rank():
+        if not self._is_first:
             return
         with set_aside(self.model), warnings.catch_warnings():
             # PEFT looks for the config of the model in a place where a local one has none.

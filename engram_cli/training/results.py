@@ -16,7 +16,8 @@ class Task:
     `apart`: the same token, where positions begin again after it. A step of one process is
     `accumulated` batches of `micro_batch` sequences of `length` tokens. `sample`, `final`: held-out
     tokens of an evaluation on the way, and at the end. `rates` are those of `make_optimiser`, by
-    name. `half`: compute in bfloat16.
+    name. `placement` of the rows: "hbm", or "shard" over the processes. `half`: compute in
+    bfloat16.
     """
 
     bundle: Path | None
@@ -36,6 +37,7 @@ class Task:
     patience: int
     rates: dict[str, float]
     row_optimiser: str
+    placement: str
     gradient_checkpointing: bool
     half: bool
     cpu: bool
@@ -115,7 +117,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """All that a run found, as its folder keeps it. `tokens_a_step`: of all processes."""
+    """All that a run found, as its folder keeps it. `tokens_a_step`: of all processes.
+
+    `trained_share`: of the held-out tokens, those in documents that are in the training text too;
+    None where that is not known.
+    """
 
     train_tokens: int
     held_out_tokens: int
@@ -123,3 +129,4 @@ class Outcome:
     tokens_a_step: int
     parts: tuple[Part, ...]
     lines: tuple[LossLine, ...]
+    trained_share: float | None = None

@@ -101,20 +101,18 @@ def documents(
     long as that allows, or where there are too many some, spread over the file, up to `cut` tokens
     long. Without an `end`, pieces of `cut` tokens count as documents.
     """
-    ids = read_packed(path)
     if end is None:
-        count = -(-len(ids) // cut)
+        count = -(-len(read_packed(path)) // cut)
     every = max(count * cut // most, 1)
     longest = max(most * every // max(count, 1), cut)
-    for number, whole in enumerate(_all_documents(ids, end, cut)):
+    for number, whole in enumerate(split_documents(path, end, cut)):
         if number % every == 0 and len(whole):
             yield whole[:longest]
 
 
-def _all_documents(
-    ids: NDArray[np.uint32], end: int | None, cut: int
-) -> Iterator[NDArray[np.uint32]]:
-    """Yield all documents, mapped."""
+def split_documents(path: Path, end: int | None, cut: int = CHUNK) -> Iterator[NDArray[np.uint32]]:
+    """Yield all documents of a packed file, mapped; without an `end`, pieces of `cut` tokens."""
+    ids = read_packed(path)
     if end is None:
         for begin in range(0, len(ids), cut):
             yield ids[begin : begin + cut]

@@ -43,7 +43,7 @@ def test_a_token_parts_documents_and_without_one_that_is_said(ready: Engram) -> 
     np.array([5, 6, 1, 7, 8, 1, 9], "<u2").tofile(ready.folder / "a.bin")
     done = ready("hash-stats", "a.bin", *ROWS)
     assert done.code == 0, done.err
-    assert done.err.count("1 nanogpt files of uint16 ids: each is one document") == 1
+    assert done.err.count("1 nanogpt file of uint16 ids: each is one document") == 1
     assert counted(ready, "a.bin")["documents"] == 1
     assert counted(ready, "a.bin", "--document-end-id", "1")["documents"] == 3
     assert counted(ready, "a.bin", "--format", "olmo", "--document-end-id", 1)["documents"] == 3

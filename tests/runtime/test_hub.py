@@ -77,6 +77,56 @@ def test_the_bundle_is_uploaded_with_the_model(
     assert "_get_files_timestamps" not in vars(model)
 
 
+def test_a_trainer_uploads_the_bundle_between_saves(
+    model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer, TrainingArguments, trainer
+
+    found: list[tuple[str, dict[str, torch.Tensor]]] = []
+
+    def upload_folder(*args: Any, folder_path: str, commit_message: str, **kwargs: Any) -> Any:
+        again = LlamaForCausalLM.from_pretrained(folder_path).eval()
+        attach(again, folder_path)
+        found.append((commit_message, again.state_dict()))
+        return Future()
+
+    class Future:
+        def done(self) -> bool:
+            return True
+
+        def result(self) -> None:
+            return None
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    if hasattr(trainer, "upload_folder"):  # before transformers 5.24 or so
+        monkeypatch.setattr(trainer, "upload_folder", upload_folder)
+
+    def init_hf_repo(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.hub_model_id, self.push_in_progress = "org/name", None
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", init_hf_repo)
+    arguments = TrainingArguments(
+        str(tmp_path / "run"),
+        max_steps=2,
+        save_steps=1,
+        per_device_train_batch_size=2,
+        push_to_hub=True,
+        hub_model_id="org/name",
+        hub_strategy="every_save",
+        report_to="none",
+        use_cpu=True,
+    )
+    lines = [{"input_ids": ids, "labels": ids} for ids in text(60, 8, 12)]
+    own = Trainer(model, arguments, train_dataset=lines)
+    own.train()
+    messages = [message for message, _ in found]
+    assert messages[:2] == ["Training in progress, step 1", "Training in progress, step 2"]
+    names = [name for name in found[0][1] if "engram" in name]
+    assert any(not torch.equal(found[0][1][name], found[1][1][name]) for name in names)
+    for name, value in model.state_dict().items():
+        assert torch.equal(found[1][1][name], value), name
+
+
 @pytest.fixture
 def cached(model: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """org/name in the Hub's cache on this machine, and no network."""

@@ -36,10 +36,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("texts")
     draw = random.Random(0)
     paths = []
-    for name, count in (("train", 60), ("held-out", 12)):
+    for name, numbers in (("train", range(60)), ("held-out", range(60, 72))):
         lines = [
-            '{"text": "' + " ".join(draw.choices(PROSE[:2], k=draw.randint(1, 4))) + '"}'
-            for _ in range(count)
+            '{"text": "' + " ".join(draw.choices(PROSE[:2], k=draw.randint(1, 4))) + f' {number}"}}'
+            for number in numbers
         ]
         paths.append(folder / f"{name}.jsonl")
         paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")

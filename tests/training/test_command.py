@@ -48,7 +48,7 @@ def test_a_dry_run_says_what_it_would_take(
     arguments += ["--steps", "7", "-o", str(tmp_path / "run"), "--device", "cpu", "--length", "16"]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
-    assert "7 of 64 tokens" in " ".join(shown.output.split())
+    assert "7 steps of 64 tokens" in " ".join(shown.output.split())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,6 +76,43 @@ def test_a_file_is_not_trained_on_and_held_out(
         assert found.exit_code == 2
         assert "would be trained on and held out" in found.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_copied_text_is_not_held_out(
+    checkpoint: Path, texts: tuple[Path, Path], bundle: Path, tmp_path: Path
+) -> None:
+    arguments = ["train", str(checkpoint), str(texts[0]), "-o", str(tmp_path / "run")]
+    arguments += ["--bundle", str(bundle), "--steps", "1", "--length", "16", "--device", "cpu"]
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(texts[0].read_bytes())
+    for more in ([], ["--dry-run"]):
+        found = CliRunner().invoke(app, [*arguments, "--held-out", str(copy), *more])
+        assert found.exit_code == 2
+        assert f"is a copy of {texts[0]}" in found.output.replace("\n", "")
+        assert not (tmp_path / "run").exists()
+    lines = texts[0].read_text(encoding="utf-8").splitlines(keepends=True)
+    own = texts[1].read_text(encoding="utf-8")
+    copy.write_text("".join(lines[:40]) + own, encoding="utf-8")  # most of it
+    found = CliRunner().invoke(app, [*arguments, "--held-out", str(copy)])
+    assert found.exit_code == 2
+    assert "40 of 52 held-out documents" in found.output
+    copy.write_text("".join(lines[:2]) + own, encoding="utf-8")
+    found = CliRunner().invoke(app, [*arguments, "--held-out", str(copy)])
+    assert found.exit_code == 0, found.output
+    assert "2 of 14 held-out documents" in found.output
+    assert "of the held-out tokens are in the training text" in found.output
+    said = json.loads((tmp_path / "run" / "work" / "overlap.json").read_text())
+    count = len(tokens_of(tmp_path / "run" / "work" / "held-out.u32"))
+    shared = len(tokens_of(tmp_path / "run" / "work" / "train.u32", documents=2))
+    assert said == {"documents": 2, "compared": 14, "share": shared / count}
+
+
+def tokens_of(packed: Path, documents: int | None = None) -> Any:
+    """The tokens of the first documents of a packed file, without those that end documents."""
+    ids = np.fromfile(packed, dtype="<u4")
+    if documents is not None:
+        ids = ids[: np.flatnonzero(ids == 1)[documents - 1]]
+    return ids[ids != 1]
 
 
 def test_held_out_text_that_cannot_be_read_may_be_replaced(

@@ -15,11 +15,14 @@ from safetensors.numpy import load_file
 from tiny_models import text
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from engram_cli.commands.evaluate import evaluate
+from engram_cli.commands.requests.evaluation import EvaluateRequest
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.train import TrainResult, train
 from engram_cli.errors import CorpusError, EngramError, InputError, MismatchError, OutputError
 from engram_cli.formats.bundle import read_bundle
 from engram_cli.runtime import attach
+from engram_cli.training import part
 from engram_cli.training import run as runs
 
 
@@ -145,6 +148,39 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(
     assert again.outcome == result.outcome
 
 
+@pytest.mark.parametrize("options", [{}, {"full": True}], ids=["memory", "full"])
+def test_what_was_trained_is_there_before_it_is_measured(
+    options: dict[str, Any],
+    checkpoint: Path,
+    texts: tuple[Path, Path],
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = request_for(checkpoint, texts, tmp_path / "whole", bundle=bundle, **options)
+    expected = train(whole)
+    cut = replace(whole, out=tmp_path / "cut")
+    measured: list[str] = []
+    losses = part.PartRun._losses
+
+    def killed(own: Any, name: str, variants: Any) -> Any:
+        measured.append(name)
+        if len(measured) == 1 + len(options):
+            raise Killed
+        return losses(own, name, variants)
+
+    monkeypatch.setattr(part.PartRun, "_losses", killed)
+    with pytest.raises(Killed):
+        train(cut)
+    assert_same(weights(tmp_path / "whole" / "engram"), weights(tmp_path / "cut" / "engram"))
+    lines = train(cut).outcome.lines  # type: ignore[union-attr]
+    assert measured == ["before"] * len(options) + ["after", "after"]
+    assert expected.outcome is not None
+    for line, other in zip(lines, expected.outcome.lines, strict=True):
+        assert (line.loss, line.low, line.high) == (other.loss, other.low, other.high)
+    assert_same(weights(tmp_path / "whole" / "engram"), weights(tmp_path / "cut" / "engram"))
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_a_lora_is_trained_with_the_memory_and_against_it(
     checkpoint: Path, texts: tuple[Path, Path], bundle: Path, tmp_path: Path
@@ -172,7 +208,14 @@ def test_the_whole_model_is_written_without_the_memory(
     checkpoint: Path, texts: tuple[Path, Path], bundle: Path, tmp_path: Path
 ) -> None:
     result = train(request_for(checkpoint, texts, tmp_path / "run", bundle=bundle, full=True))
-    assert after(result).name == "memory and model"
+    assert result.outcome is not None
+    line = after(result)
+    assert line.name == "memory and model"
+    assert line.low < line.difference < line.high
+    assert line.difference == pytest.approx(line.loss - result.outcome.lines[0].loss, abs=1e-6)
+    assert (tmp_path / "run" / "model" / "tokenizer.json").read_bytes() == (
+        checkpoint / "tokenizer.json"
+    ).read_bytes()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     names = set(load_file(tmp_path / "run" / "model" / "model.safetensors"))
     assert not any("engram" in name for name in names)
@@ -229,6 +272,9 @@ def test_what_cannot_be_is_said_in_one_line(
     train(request)
     cases: list[tuple[type[EngramError], str, dict[str, Any]]] = [
         (OutputError, "another --steps", {"steps": 3}),
+        (OutputError, "another --steps", {"steps": 3, "dry_run": True}),
+        (OutputError, "another training text", {"sources": (texts[1],), "held_out": (texts[0],)}),
+        (OutputError, "not made by engram train", {"out": checkpoint, "dry_run": True}),
         (OutputError, "not made by engram train", {"out": checkpoint}),
         (InputError, "do not fill a window", {"length": 4096, "out": tmp_path / "a"}),
         (InputError, "--micro-batch 3", {"micro_batch": 3, "out": tmp_path / "b"}),
@@ -243,6 +289,23 @@ def test_what_cannot_be_is_said_in_one_line(
             train(replace(request, **change))
     with pytest.raises(CorpusError, match=r"missing\.txt"):
         train(replace(request, sources=(tmp_path / "missing.txt",), out=tmp_path / "c"))
+
+
+@pytest.mark.parametrize("way", ["FSDP", "DeepSpeed"])
+def test_a_divided_model_is_refused(
+    way: str,
+    checkpoint: Path,
+    texts: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `accelerate launch` says it to its processes."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{way.upper()}", "true")
+    with pytest.raises(InputError, match=f"{way} divides a model"):
+        train(request_for(checkpoint, texts, tmp_path / "run"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=f"{way} divides a model"):
+        evaluate(EvaluateRequest(checkpoint=checkpoint, sources=(texts[1],)))
 
 
 def test_a_text_that_has_changed_is_not_resumed_with(

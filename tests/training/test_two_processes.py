@@ -22,11 +22,12 @@ def test_two_processes_equal_one(
     out = tmp_path / "two"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "engram_cli", "train", str(checkpoint), str(texts[0]), "--out", str(out)]
-    command += ["--held-out", str(texts[1]), "--bundle", str(bundle), "--device", "cpu", "--json"]
+    command += ["--held-out", str(texts[1]), "--bundle", str(bundle), "--json"]
     command += ["--steps", "6", "--batch", "8", "--micro-batch", "2", "--length", "16"]
     # Differences of rounding grow with the rates.
     command += ["--rows-lr", "0.01", "--lr", "0.01"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Not told to use the CPU: it must find that there is nothing else.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=300, env=environment
     )

@@ -2,7 +2,7 @@
 
 `windows` cuts documents to the model's context, `variants` switches memories and adapters,
 `scoring` runs the model, `sums` adds losses up, `intervals` compares them over documents, `gates`
-measures the memory's gates.
+measures the memory's gates, `by_document` keeps the losses of each document.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch import nn
 
+from engram_cli.runtime.evaluation.by_document import DocumentLosses
+from engram_cli.runtime.evaluation.in_step import InStep
 from engram_cli.runtime.evaluation.scoring import device_of, score
 from engram_cli.runtime.evaluation.sums import LossSums, PartLoss
 from engram_cli.runtime.evaluation.variants import check_variants, variants_of
 from engram_cli.runtime.evaluation.windows import Piece, cut_windows
 
-__all__ = ["evaluate_losses"]
+__all__ = ["document_losses", "evaluate_losses"]
 
 
 def evaluate_losses(
@@ -42,6 +44,43 @@ def evaluate_losses(
     nats per token, and the `interval` of the difference of two over documents. Raises InputError
     for a variant that the model does not have, TokenIdError.
     """
+    given = context, stride, variants, batch_tokens, shared
+    sums = _summed(model, documents, *given, keeps=False)
+    if shared:
+        sums.reduce(device_of(model))
+    return sums.whole
+
+
+def document_losses(
+    model: nn.Module,
+    documents: Iterable[ArrayLike],
+    *,
+    context: int,
+    stride: int | None = None,
+    variants: Sequence[str] | None = None,
+    batch_tokens: int = 4096,
+    shared: bool = False,
+) -> DocumentLosses:
+    """Return the losses of `model` over each of `documents`; takes and raises as evaluate_losses.
+
+    What it keeps grows with the number of documents.
+    """
+    given = context, stride, variants, batch_tokens, shared
+    return DocumentLosses.of(_summed(model, documents, *given, keeps=True), shared=shared)
+
+
+def _summed(
+    model: nn.Module,
+    documents: Iterable[ArrayLike],
+    context: int,
+    stride: int | None,
+    variants: Sequence[str] | None,
+    batch_tokens: int,
+    shared: bool,
+    *,
+    keeps: bool,
+) -> LossSums:
+    """Return the sums of the documents that this process scores."""
     wanted = variants_of(model) if variants is None else tuple(variants)
     check_variants(model, wanted)
     rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
@@ -51,9 +90,9 @@ def evaluate_losses(
         if number % world == rank
     )
     windows = cut_windows(pieces, context, max(context // 2, 1) if stride is None else stride)
-    sums = LossSums(wanted)
-    for item in score(model, windows, wanted, batch_tokens=batch_tokens):
+    sums = LossSums(wanted, keeps=keeps)
+    in_step = InStep(model, wanted, shared=shared)
+    for item in score(model, windows, wanted, batch_tokens=batch_tokens, before=in_step.begin):
         sums.add(item)
-    if shared:
-        sums.reduce(device_of(model))
-    return sums.whole
+    in_step.finish()
+    return sums

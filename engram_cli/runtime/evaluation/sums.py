@@ -66,6 +66,18 @@ class PartLoss:
         )
 
 
+def products_of(sums: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the products of documents' sums [..., columns], float64[..., columns, columns].
+
+    The columns are tokens, the units of the first variant, and of others. Those of others become
+    differences from the first, which cancel less.
+    """
+    terms = sums.astype(np.float64)
+    terms[..., 2:] -= terms[..., 1:2]
+    terms[..., 1:] *= UNIT
+    return np.asarray(terms[..., :, None] * terms[..., None, :])
+
+
 def gathered(value: Any) -> list[Any]:
     """Return what every process of the default group gives here, in their order."""
     found: list[Any] = [None] * dist.get_world_size()
@@ -77,12 +89,20 @@ class LossSums:
     """Adds up the losses of scored windows, for the text as a whole and for each part of it.
 
     `variants` are the names of the losses, `vocabulary` how many token ids there are; with 0,
-    losses are not summed by token.
+    losses are not summed by token. With `keeps`, the sums of each document stay in `kept`, by its
+    number: its scored tokens, then its units of loss by variant.
     """
 
     def __init__(
-        self, variants: Sequence[str], partitions: Sequence[Partition] = (), *, vocabulary: int = 0
+        self,
+        variants: Sequence[str],
+        partitions: Sequence[Partition] = (),
+        *,
+        vocabulary: int = 0,
+        keeps: bool = False,
     ) -> None:
+        self.kept: dict[int, tuple[int, ...]] = {}
+        self._keeps = keeps
         self.variants = tuple(variants)
         self.partitions = tuple(partitions)
         self._offsets = np.cumsum([1, *(len(each.labels) for each in partitions)])
@@ -127,12 +147,11 @@ class LossSums:
         own = self._open.pop(item.document, None)
         if own is None:  # too short for a token to be scored
             return
+        if self._keeps:
+            self.kept[item.document] = tuple(own[0].tolist())
         self._totals += own
         self._documents += own[:, 0] > 0
-        terms = own.astype(np.float64)
-        terms[:, 2:] -= terms[:, 1:2]
-        terms[:, 1:] *= UNIT
-        self._products += terms[:, :, None] * terms[:, None, :]
+        self._products += products_of(own)
 
     def reduce(self, device: torch.device) -> None:
         """Add up the sums of all processes of the default group; all get the same."""

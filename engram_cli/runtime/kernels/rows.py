@@ -289,14 +289,19 @@ def sum_rows(values: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor]
     """Return int64[u] rows, ascending, and float32[u, dim] (`row_gradients.sum_rows`)."""
     if not len(rows):
         return rows.clone(), values.float().clone()
-    ordered = _sort(values, rows, height)
-    keys = ordered.keys
+    keys, order = _order(rows, height)
     heads = torch.ones_like(keys, dtype=torch.bool)
     torch.ne(keys[1:], keys[:-1], out=heads[1:])
     found = keys[heads].long()
-    sums = torch.empty((len(found), values.shape[1]), dtype=torch.float32, device=values.device)
-    ordered.launch(sums_kernel, sums, heads.cumsum(0) - 1)
-    return found, sums
+    return found, sum_sorted(values, keys, order, heads.cumsum(0) - 1, len(found))
+
+
+def sum_sorted(values: Tensor, keys: Tensor, order: Tensor, segments: Tensor, count: int) -> Tensor:
+    """Return float32[count, dim] (`row_gradients.sum_sorted`)."""
+    sums = torch.empty((count, values.shape[1]), dtype=torch.float32, device=values.device)
+    if count:
+        _with_pieces(values, keys, order).launch(sums_kernel, sums, segments)
+    return sums
 
 
 def adagrad_step(
@@ -334,9 +339,18 @@ def adam_step(
 
 def _sort(values: Tensor, rows: Tensor, height: int) -> Sorted:
     """Sort n > 0 vectors by row, then by place, and sum the pieces that continue a segment."""
+    return _with_pieces(values, *_order(rows, height))
+
+
+def _order(rows: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    """Return rows ascending, and the places they come from, of equal rows in their order."""
     # Half the digits to sort by.
     narrow = rows.to(torch.int32) if height < 2**31 else rows
-    keys, order = torch.sort(narrow, stable=True)
+    return torch.sort(narrow, stable=True)
+
+
+def _with_pieces(values: Tensor, keys: Tensor, order: Tensor) -> Sorted:
+    """Sum the pieces of n > 0 sorted vectors that continue a segment."""
     values = _in_lines(values)
     count, dim = values.shape
     pieces = parts_of(count, PIECE.value)

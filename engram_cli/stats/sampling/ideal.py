@@ -46,6 +46,11 @@ def ideal_shared(rows: int, ngrams: float) -> float:
     return -math.expm1(max(ngrams - 1.0, 0.0) * math.log1p(-1.0 / rows))
 
 
+def rows_for(ngrams: float, share: float) -> float:
+    """Return the rows on which `share` of `ngrams` n-grams share their row, at random."""
+    return max(ngrams - 1.0, 0.0) / -math.log1p(-share)
+
+
 def flag(
     occupied: int, rows: int, ngrams: float, ngrams_error: float, chance: float
 ) -> Flag | None:

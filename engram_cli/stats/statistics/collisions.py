@@ -30,20 +30,21 @@ from engram_cli.stats.sampling.known import head_hits
 from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.stats.totals import FULL, Counts
 from engram_cli.view import (
-    Bar,
-    BarChart,
+    Axis,
     Estimate,
+    LineChart,
+    Row,
     Table,
     View,
-    by_head,
     counts,
     grouped,
+    order_curve,
     percents,
-    share_axis,
 )
 
 _STEP = 2**17  # n-grams hashed together
 _MOST_LAYERS = 4  # drawn
+_SIGMAS = 2.0
 _MARKS = {"above": "+", "below": "-", None: ""}
 
 
@@ -190,27 +191,26 @@ def _spread(share: float, size: int) -> float:
 
 
 def view(columns: tuple[ColumnStats, ...], results: Results) -> Iterable[View]:
-    """Draw two charts for each layer, and a table of all columns."""
+    """Draw how far each head lies from the ideal, and a table of all columns."""
     layers = grouped(columns, lambda column: column.layer)
     charts = [
-        chart
+        Row(_charts(layer, f", layer {layer}" if len(layers) > 1 else "", own))
         for layer, own in list(layers.items())[:_MOST_LAYERS]
-        for chart in _charts(layer, f", layer {layer}" if len(layers) > 1 else "", own)
     ]
     flagged = sum(1 for column in columns if column.flag)
-    verdict = "No column lies outside the interval of an ideal hash."
+    verdict = "No head lies outside the interval of a random hash."
     if flagged:
         verdict = (
-            f"{flagged} of {len(columns)} columns lie outside the interval of an ideal hash; they "
-            "are marked with a triangle."
+            f"{flagged} of {len(columns)} heads lie outside the interval of a random hash: try "
+            "another --seed."
         )
     if len(layers) > _MOST_LAYERS:
         verdict += f" The first {_MOST_LAYERS} of {len(layers)} layers are drawn."
     yield View(
         name="occupancy",
-        title="Rows used and shared, head by head",
-        lead=f"{verdict} Bars that are high everywhere ask for more rows; one head that stands out "
-        "asks for another modulus or seed.",
+        title="Heads compared with a random hash",
+        lead=f"{verdict} Dots that scatter around 0 are what chance gives; one head far from "
+        "the others meets this corpus badly.",
         parts=(*charts, _table(columns, flagged > 0)),
     )
 
@@ -234,43 +234,75 @@ def _table(columns: Sequence[ColumnStats], marked: bool) -> Table:
         for each in columns
     )
     note = "+ and - mark heads that differ from it" if marked else ""
-    return Table("Used rows, shared rows, and an ideal hash", names, rows, note=note, folded=True)
+    title = "Used rows, shared rows, and an ideal hash"
+    return Table(title, names, rows, note=note, folded=True, where="verbose")
 
 
-def _charts(layer: int, suffix: str, columns: list[ColumnStats]) -> Iterable[BarChart]:
-    yield BarChart(
-        name=f"occupancy-{layer}",
-        title=f"Rows used by head{suffix}",
-        description="A bar for each head: the share of its rows that were looked up. The tick is "
-        "an ideal hash's share.",
-        note="looked up at least once; triangles are false in 1 report of 1,000",
-        x_title="head",
-        y=share_axis("share of the head's rows"),
-        groups=by_head(columns, _used),
-    )
-    yield BarChart(
-        name=f"shared-{layer}",
-        title=f"N-grams that share their row{suffix}",
-        description="Two bars for each head: the share of distinct n-grams, and of look-ups, whose "
-        "row holds another n-gram. The tick is an ideal hash's.",
-        note="of the distinct n-grams (full) and of all look-ups (pale)",
-        x_title="head",
-        y=share_axis("share"),
-        groups=by_head(columns, _shared),
-    )
-
-
-def _used(each: ColumnStats, color: int) -> tuple[Bar, ...]:
-    value, ideal = each.occupied / each.rows, each.ideal_occupied / each.rows
-    return (Bar("rows used", color, value, ideal=ideal, flag=each.flag),)
-
-
-def _shared(each: ColumnStats, color: int) -> tuple[Bar, ...]:
-    uses, error = each.shared_occurrences, each.shared_occurrences_error
+def _charts(layer: int, suffix: str, columns: list[ColumnStats]) -> tuple[LineChart, ...]:
+    """Return the deviations of used rows and of sharing by use."""
+    heads = max(each.head for each in columns) + 1
+    by_order = grouped(columns, lambda column: column.order)
+    used = {
+        order: [(float(each.head), _deviation(each)) for each in own]
+        for order, own in by_order.items()
+    }
+    shared = {
+        order: [
+            (float(each.head), each.shared_occurrences - each.ideal_shared,
+             _SIGMAS * each.shared_occurrences_error)
+            for each in own
+        ]
+        for order, own in by_order.items()
+    }  # fmt: skip
+    most = max((abs(y) for points in used.values() for _, y in points), default=0.0)
+    x = Axis("head", labels=tuple(f"{head}" for head in range(heads)))
+    places = tuple(f"head {head}" for head in range(heads))
     return (
-        Bar("n-grams", color, each.shared, each.shared_error, each.ideal_shared),
-        Bar("look-ups", color, uses, error, light=True),
+        LineChart(
+            name=f"occupancy-{layer}",
+            title=f"Rows used{suffix}",
+            description="A dot for each head: how many standard errors its used rows lie above or "
+            "below those of a random hash. Within 3 of 0 is what chance gives.",
+            note="in standard errors from a random hash; within 3 is chance",
+            x=x,
+            y=Axis("standard errors", "decimal", low=-max(4.0, most), high=max(4.0, most)),
+            curves=tuple(
+                order_curve(order, points, dots=True, line=False) for order, points in used.items()
+            ),
+            places=places,
+            height=260,
+        ),
+        LineChart(
+            name=f"shared-{layer}",
+            title=f"Look-ups sharing{suffix}",
+            description="A dot for each head: the share of look-ups that meet a shared row, minus "
+            "that of a random hash. Few frequent n-grams decide how far a head lies from 0.",
+            note="in points from a random hash; frequent n-grams decide",
+            x=x,
+            y=Axis("points", "points"),
+            curves=tuple(
+                order_curve(
+                    order,
+                    [(head, share) for head, share, _ in points],
+                    [(head, share - e, share + e) for head, share, e in points if e],
+                    dots=True,
+                    line=False,
+                )
+                for order, points in shared.items()
+            ),
+            places=places,
+            height=260,
+        ),
     )
+
+
+def _deviation(each: ColumnStats) -> float:
+    """Return how many standard errors the used rows lie from the ideal.
+
+    Statistics of earlier versions have no error; then it is that of the rows alone.
+    """
+    error = each.ideal_occupied_error or max(each.ideal_occupied, 1.0) ** 0.5
+    return (each.occupied - each.ideal_occupied) / error
 
 
 COLUMNS = Statistic(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
+from engram_cli.stats.sampling.ideal import rows_for
 from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.stats.statistics.collisions import COLUMNS
 from engram_cli.stats.statistics.growth import Growth, read_growth
@@ -23,6 +23,11 @@ from engram_cli.view import (
     share_axis,
 )
 
+_HERE = "this corpus"
+_ASSUMED = "errors assume more documents of the same kind, other text adds more n-grams"
+_UNPREDICTED = (
+    "larger corpora are not predicted: this takes about 150 documents, or pieces of 16,384 tokens"
+)
 _SIGMAS = 2.0
 _SHARING = (0.5, 0.1)  # shares of n-grams that may share a row
 
@@ -48,11 +53,6 @@ def view(found: tuple[OrderGrowth, ...], results: Results) -> Iterable[View]:
     )
 
 
-def rows_for(distinct: float, share: float) -> float:
-    """Return the rows with which, under an ideal hash, `share` of the n-grams share a row."""
-    return max(distinct - 1.0, 0.0) / -math.log1p(-share)
-
-
 def _enough_table(rows: list[tuple[Cell, ...]]) -> Table:
     columns = (
         *(Column("order"), Column("corpus", "text")),
@@ -64,7 +64,7 @@ def _enough_table(rows: list[tuple[Cell, ...]]) -> Table:
         "How many rows are enough: rows per head if this share of n-grams may share one",
         columns,
         tuple(rows),
-        note="errors assume more documents of the same kind, other text adds more n-grams",
+        note=_ASSUMED if any(row[1] != _HERE for row in rows) else _UNPREDICTED,
     )
 
 
@@ -78,7 +78,7 @@ def _enough(entry: OrderGrowth, results: Results) -> Iterable[tuple[Cell, ...]]:
     for first in entry.occupied[:1]:
         rows = _head_rows(results, first.layer, order)
         share = first.rows[-1] / rows if rows else None
-    points = [("this corpus", entry.tokens[-1], distinct, error, share)]
+    points = [(_HERE, entry.tokens[-1], distinct, error, share)]
     for p in entry.extrapolated:
         share = p.occupied[0].share if p.occupied else None
         points.append((f"{p.factor} times", p.tokens, p.distinct, p.error, share))

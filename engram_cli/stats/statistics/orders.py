@@ -1,12 +1,14 @@
-"""The n-grams of each order, and the results that matter first."""
+"""The n-grams of each order, and how far its heads lie apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
-from engram_cli.numbers import brief, count, mean, percent
+from engram_cli.numbers import mean
 from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.ideal import rows_for
 from engram_cli.stats.statistic import Results, Statistic
 from engram_cli.stats.statistics.collisions import COLUMNS, ColumnStats
 from engram_cli.view import (
@@ -14,12 +16,13 @@ from engram_cli.view import (
     Column,
     Estimate,
     Table,
-    Tiles,
     View,
     counts,
     grouped,
     percents,
 )
+
+_SHARING = (0.5, 0.1)  # shares of n-grams that may share a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,52 +53,63 @@ def order_stats(samples: Sequence[NgramSample], tokens: int) -> tuple[OrderStats
 
 
 def view(orders: tuple[OrderStats, ...], results: Results) -> Iterable[View]:
-    """Draw key numbers, and one line of a table for each order."""
-    columns = results.listed(COLUMNS)
-    heads = grouped(columns, lambda column: column.order)
-    rows = tuple(_line(entry, heads.get(entry.order, [])) for entry in orders)
+    """Draw one line for each order: its n-grams, and what its heads have in common."""
+    heads = grouped(results.listed(COLUMNS), lambda column: column.order)
+    ngrams = tuple(_ngrams(entry, heads.get(entry.order, [])) for entry in orders)
     names = (
         *counts("order", "distinct n-grams"),
         Column("times each", "decimal", 1),
-        *percents("rows used", "n-grams sharing", "ideal", "by use"),
+        Column("rows per head", "brief"),
+        *(Column(f"rows, {share:.0%} share", "brief") for share in _SHARING),
     )
+    parts = [Table("N-grams by order", names, ngrams)]
+    if heads:
+        parts.append(_spread(heads))
     yield View(
-        name="overview",
-        title="At a glance",
+        name="orders",
+        title="N-grams and heads by order",
         lead="A row is shared when more than one n-gram falls on it. The ideal is what a random "
         "hash would give for as many distinct n-grams and as many rows: a good layout matches it, "
         "only more rows beat it.",
-        parts=(
-            Tiles(tuple(_tiles(columns, results))),
-            Table("N-grams by order, mean of all heads and layers", names, rows),
-        ),
+        parts=tuple(parts),
     )
 
 
-def _line(entry: OrderStats, heads: Sequence[ColumnStats]) -> tuple[Cell, ...]:
-    shares = [
-        (each.occupied / each.rows, each.shared, each.ideal_shared, each.shared_occurrences)
-        for each in heads
-    ]
+def _ngrams(entry: OrderStats, heads: Sequence[ColumnStats]) -> tuple[Cell, ...]:
     return (
         entry.order,
         Estimate(entry.distinct, entry.distinct_error),
         entry.windows / max(entry.distinct, 1.0),
-        *(map(mean, zip(*shares, strict=True)) if shares else (None,) * 4),
+        mean(float(each.rows) for each in heads) if heads else None,
+        *(rows_for(entry.distinct, share) for share in _SHARING),
     )
 
 
-def _tiles(columns: Sequence[ColumnStats], results: Results) -> Iterator[tuple[str, str, str]]:
-    yield brief(results.tokens), "tokens", f"{count(results.documents)} documents"
-    if columns:
-        layers = len({each.layer for each in columns})
-        rows = sum(each.rows for each in columns)
-        used = sum(each.occupied for each in columns) / rows
-        shared = mean(each.shared_occurrences for each in columns)
-        plural = "s" if layers > 1 else ""
-        yield brief(rows), "rows", f"{layers} layer{plural}, {len(columns)} columns"
-        yield percent(used), "of the rows are used", "at least once by this corpus"
-        yield percent(shared), "of look-ups meet a shared row", "mean of all heads"
+def _spread(heads: Mapping[int, Sequence[ColumnStats]]) -> Table:
+    """Draw what the heads of an order have in common, and how far they lie apart."""
+    spread = ("least", "median", "most", "ideal")
+    columns = (
+        *counts("order", "heads"),
+        *percents(*(f"rows used, {name}" for name in spread), digits=2),
+        *percents(*(f"look-ups sharing, {name}" for name in spread), digits=1),
+        *counts("outside"),
+    )
+    rows = []
+    for order, own in heads.items():
+        used = [each.occupied / each.rows for each in own]
+        shared = [each.shared_occurrences for each in own]
+        rows.append(
+            (
+                *(order, len(own)),
+                *(min(used), median(used), max(used)),
+                mean(each.ideal_occupied / each.rows for each in own),
+                *(min(shared), median(shared), max(shared)),
+                mean(each.ideal_shared for each in own),
+                sum(1 for each in own if each.flag),
+            )
+        )
+    note = "outside: heads beyond the interval of a random hash; --verbose lists all heads"
+    return Table("Heads by order", columns, tuple(rows), note=note)
 
 
 ORDERS = Statistic(

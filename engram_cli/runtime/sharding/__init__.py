@@ -1,0 +1,1 @@
+"""Rows of a layer distributed over the GPUs of one host."""

@@ -1,0 +1,1 @@
+"""Rows that learn, distributed over processes: look-up, gradients, bundles, optimiser states."""
