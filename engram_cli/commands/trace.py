@@ -87,11 +87,9 @@ def trace_text(request: TraceRequest) -> TraceResult:
         raise InputError(
             f"the text has {len(ids)} tokens", f"give a text of 1 to {MAX_TOKENS} tokens"
         )
-    check_tokenizer(request.bundle or request.checkpoint / BUNDLE_NAME, tokenizer)
-    model = model_with_memory(
-        request.checkpoint, request.bundle or request.checkpoint / BUNDLE_NAME
-    )
-    layers, untrained = trace_ids(model, ids)
+    bundle = request.bundle or request.checkpoint / BUNDLE_NAME
+    check_tokenizer(bundle, tokenizer)
+    layers, untrained = trace_ids(model_with_memory(request.checkpoint, bundle), ids)
     result = TraceResult(
         ids=tuple(ids),
         pieces=pieces_of(tokenizer, text, ids),

@@ -23,7 +23,7 @@ from engram_cli.commands.lookup_rows import (
 )
 from engram_cli.commands.lookup_session import LookupSession
 from engram_cli.commands.requests.explore import ExploreRequest
-from engram_cli.commands.requests.options import located
+from engram_cli.commands.requests.options import copied, located
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
 from engram_cli.explore.gates import Gates, TracedModel
@@ -243,7 +243,7 @@ def open_explorer(request: ExploreRequest, progress: Progress = SILENT) -> Explo
     Raises InputError for a path that cannot be explored, MismatchError for a model with another
     memory, and as `LookupSession` and `TracedModel`.
     """
-    request = located(request)
+    request = copied(located(request), progress)
     found = find_artifact(_path(request))
     if found.kind == VOCABULARY:
         raise InputError(
