@@ -123,7 +123,7 @@ class CorpusFields(Request):
         ),
     ] = "strict"
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer that the vocabulary was made from (found automatically).")
+        Path | None, Option("Tokenizer (that of the vocabulary or of the checkpoint).")
     ] = None
     encoder: Annotated[str, Option("Tokenizer implementation: auto, tokenizers or fast.")] = "auto"
 
