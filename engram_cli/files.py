@@ -150,6 +150,12 @@ def _is_shallow(value: Any) -> bool:
     return False
 
 
+def user_cache(name: str) -> Path:
+    """Return a folder of the user's cache: under XDG_CACHE_HOME, by default ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base, "engram-tables", name)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable, where the system lets a folder be opened."""
     with suppress(OSError):

@@ -51,12 +51,14 @@ class Kind:
     """A kind of artifact: `name` for messages, and how to list the files of one.
 
     `listing(path)` parses the marker: it gives None for anything that engram did not finish there.
-    An artifact that is a single file has an empty Listing and `folder` False.
+    An artifact that is a single file has an empty Listing and `folder` False. `last`: the file of
+    a folder without which it does not load, where it may be written to an address.
     """
 
     name: str
     listing: Callable[[Path], Listing | None]
     folder: bool = True
+    last: str | None = None
 
     def problem(self, path: Path) -> str | None:
         """Return why `path` may not be replaced or removed, None when it may: then it is empty, or
@@ -138,7 +140,7 @@ def check_output(
     address = address_of(path)
     if address is not None:
         raise OutputError(
-            f"{address} is an address, and only paths on this machine are written",
+            f"{address} is an address, and this output is written to a path on this machine",
             f"give a path with {option}, then upload what lies there",
         )
     elsewhere = f"write elsewhere with {option}"
@@ -180,7 +182,7 @@ def check_inputs(
         return
     met: set[str] = set()
     for each in inputs:
-        if each is None:
+        if each is None or address_of(os.fspath(each)) is not None:
             continue
         place = os.path.realpath(each)
         while place not in met:

@@ -24,7 +24,7 @@ from engram_cli.commands.plan_file import read_plan
 from engram_cli.commands.workspace import read_config
 from engram_cli.errors import ArtifactError, EngramError, InputError, VocabularyError
 from engram_cli.files import MAX_DEPTH, parse_json, read_json
-from engram_cli.formats.checkpoint import find_embeddings
+from engram_cli.formats.embeddings import find_embeddings
 from engram_cli.rows.safetensors import read_header
 from engram_cli.stats.results import count_results
 from engram_cli.stats.stats_io import read_stats, write_stats

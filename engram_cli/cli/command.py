@@ -17,11 +17,16 @@ import typer
 
 from engram_cli.cli.terminal import Terminal, reported
 from engram_cli.commands.geometry import LAYOUT_NAMES
-from engram_cli.commands.requests.options import WORKSPACE, Declared, build, declared
+from engram_cli.commands.requests.options import (
+    WORKSPACE,
+    Declared,
+    build,
+    declared,
+    locate_options,
+)
 from engram_cli.commands.workspace import Workspace, read_config
 from engram_cli.errors import InputError
 from engram_cli.files import address_of
-from engram_cli.remote.locate import locate
 
 Run = Callable[..., None]
 
@@ -47,9 +52,8 @@ def command(request: type) -> Callable[[Run], Run]:
                     for each in value if isinstance(value, list) else (value,):
                         if isinstance(each, Path) and not _may_be_remote(options.get(name)):
                             refuse_address(each, name.replace("_", "-"))
-                for name, option in options.items():  # the value names the source once
-                    if _may_be_remote(option) and given[name] is not None:
-                        given[name] = locate(given[name])
+                marks = {name: each.option for name, each in options.items()}
+                given |= locate_options(marks, given)  # each value names its source once
                 extra = {each.name: given.pop(each.name, context) for each in own}
                 made = _request(request, options, context, given)
                 terminal.chose(made)
@@ -61,6 +65,7 @@ def command(request: type) -> Callable[[Run], Run]:
         parameters += _TERMINAL if here is None else (*_TERMINAL, _WORKSPACE)
         invoked.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         invoked.__annotations__ = {each.name: each.annotation for each in parameters}
+        invoked.request = request  # type: ignore[attr-defined]  # so that options can be listed
         invoked.__name__, invoked.__doc__ = run.__name__, _escaped(_joined(run.__doc__ or ""))
         return invoked
 
@@ -140,7 +145,7 @@ def _typed(parser: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _may_be_remote(each: Declared | None) -> bool:
-    return each is not None and each.option.remote
+    return each is not None and (each.option.reads is not None or each.option.writes)
 
 
 def refuse_address(path: Path | str, name: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engram_cli.cli.command import command, refuse_address
+from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, follow, shown_path
 from engram_cli.commands.requests.corpus import CompressVocabRequest, HashStatsRequest
 from engram_cli.malloc import bound_arenas
@@ -118,8 +118,6 @@ def _merge(request: HashStatsRequest, terminal: Terminal, ngrams: bool) -> None:
     from engram_cli.cli.render import count, facts
     from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 
-    for part in request.sources:
-        refuse_address(part, "sources")
     result = merge_stats(
         MergeStatsRequest(
             parts=tuple(map(Path, request.sources)),

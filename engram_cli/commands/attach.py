@@ -27,9 +27,12 @@ from engram_cli.commands.attach_layers import (
 )
 from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_model_shape
 from engram_cli.commands.load_model import require_packages
+from engram_cli.commands.output_address import at_address, is_address
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import InputError, OutputError
+from engram_cli.files import address_of
 from engram_cli.formats import FORMATS
 from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME, CARD
 from engram_cli.formats.bundle_description import Reference
@@ -48,6 +51,8 @@ from engram_cli.formats.table_reference import refer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
+from engram_cli.remote.copies import is_writable_here, local_copy
+from engram_cli.remote.path import is_remote
 from engram_cli.rows.source import HITS, SCALES, RowSource
 from engram_cli.table.attributes import read_description
 from engram_cli.table.build import free_bytes
@@ -110,7 +115,12 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     """
     if request.fit is not None:
         require_packages("torch", "transformers")
-    out = request.out or (request.into or request.checkpoint) / BUNDLE_NAME
+    request = located(request)
+    if is_address(request.out):
+        return _at_address(request, progress)
+    if request.fit is not None:
+        request = replace(request, checkpoint=local_copy(request.checkpoint, progress))
+    out = request.out or _folder_of(request) / BUNDLE_NAME
     model = read_model_shape(request.checkpoint)
     if not (request.force or request.checkpoint.resolve() == request.table.resolve()):
         check_first_memory(request.checkpoint)
@@ -180,6 +190,27 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         result = _write(spec, store, counted, own, again, result, progress, fitted=dense)
         result = replace(result, identity=False)
     return replace(result, fit=fitted)
+
+
+def _at_address(request: AttachRequest, progress: Progress) -> AttachResult:
+    if request.reference:
+        raise InputError(
+            f"a bundle at {address_of(request.out or '')} cannot refer to rows elsewhere",
+            "leave out --reference",
+        )
+    return at_address(
+        attach_checkpoint, request, BUNDLE, progress, folder=request.folder, dry_run=request.dry_run
+    )
+
+
+def _folder_of(request: AttachRequest) -> Path:
+    """Return the folder that the bundle goes into: the one that was named, the checkpoint's; the
+    working folder for a checkpoint of the Hub or behind an address."""
+    if request.into is not None:
+        return request.into
+    if is_writable_here(request.checkpoint):
+        return request.checkpoint
+    return request.folder or Path()
 
 
 def _counted(store: RowSource, request: AttachRequest) -> RowSource | None:
@@ -359,6 +390,11 @@ def _reference(spec: BundleSpec, store: RowSource, out: Path) -> Reference:
 
     Raises InputError for anything else.
     """
+    if is_remote(store.path):
+        raise InputError(
+            f"{store.path} is not on this machine, so that a bundle cannot refer to it",
+            "leave out --reference, or download it first",
+        )
     if isinstance(store, TableStore):
         return refer(store.path, store.digest, read_description(store.path).files, spec, out)
     if has_spans(FORMATS.load(store.format)):

@@ -21,8 +21,10 @@ from engram_cli.commands.init_corpus import (
     memory_of,
     write_tokens,
 )
+from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.plan_file import read_plan
 from engram_cli.commands.requests.corpus import FillRequest
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import DEFAULT_DIM, DEFAULT_DTYPE, BuildTableRequest
 from engram_cli.commands.size_estimate import TablePlan, fill_plan, planned
 from engram_cli.commands.workspace import refusal
@@ -30,7 +32,6 @@ from engram_cli.corpus.sources import Sources, find_sources
 from engram_cli.engines.base import ENGINES
 from engram_cli.engines.filling import on_chosen_engine
 from engram_cli.errors import ArtifactError, MismatchError
-from engram_cli.files import local_path
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.progress import SILENT, Progress
@@ -42,7 +43,7 @@ from engram_cli.table.inits.corpus.embeddings import Embeddings
 from engram_cli.table.inits.corpus.filled import CorpusFill
 from engram_cli.table.inits.corpus.tokens import TokenFile
 from engram_cli.table.lock import build_lock
-from engram_cli.table.places import check_place, clear_place, partial_folder, scratch_folder
+from engram_cli.table.places import TABLE, check_place, clear_place, partial_folder, scratch_folder
 from engram_cli.table.spec import TableSpec
 from engram_cli.vocab.parquet import read_about
 
@@ -88,8 +89,13 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
     another vocabulary or a foreign tokenizer, CorpusError, TokenIdError, OutputError when it
     exists, does not fit or cannot be written.
     """
+    if is_address(request.out):
+        return at_address(
+            build_table, request, TABLE, progress, folder=request.folder, moved=_moved,
+            dry_run=request.dry_run,
+        )  # fmt: skip
     begin = time.perf_counter()
-    request = _chosen(replace(request, out=local_path(request.out)))
+    request = _chosen(located(request))
     if not request.dry_run:
         clear_place(request.out)
     # What is wrong with the options is reported before what is in the way of the output.
@@ -127,6 +133,10 @@ def build_table(request: BuildTableRequest, progress: Progress = SILENT) -> Buil
         resumed_chunks=report.resumed,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _moved(result: BuildTableResult, out: Path) -> BuildTableResult:
+    return replace(result, plan=replace(result.plan, out=out))
 
 
 def _chosen(request: BuildTableRequest) -> BuildTableRequest:

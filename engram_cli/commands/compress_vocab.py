@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engram_cli.commands.checkpoint import find_checkpoints
+from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.requests.corpus import CompressVocabRequest
+from engram_cli.commands.requests.options import located
 from engram_cli.errors import CheckFailed, InputError
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
@@ -46,6 +48,12 @@ def run_compress_vocab(
 
     An expectation that is not met raises CheckFailed from `check_expectation`, not from here.
     """
+    request = located(request)
+    if is_address(request.out):
+        return at_address(
+            run_compress_vocab, request, VOCABULARY, progress, folder=request.workspace.folder,
+            moved=lambda result, out: replace(result, written=out),
+        )  # fmt: skip
     source, reason = find_source(request)
     stored = source.suffix == ".parquet"
     writes = not stored and (not request.asks or request.out is not None)

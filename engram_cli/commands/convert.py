@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from engram_cli.commands.artifact import open_vectors, require_sound
+from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
@@ -31,7 +32,7 @@ from engram_cli.table.convert import (
     conversion,
     is_conversion,
 )
-from engram_cli.table.places import check_place, clear_place
+from engram_cli.table.places import TABLE, check_place, clear_place
 from engram_cli.table.spec import TableSpec
 from engram_cli.table.store import TableStore, open_table
 
@@ -89,6 +90,11 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     """
     begin = time.perf_counter()
     request = located(request)
+    if is_address(request.out):
+        return at_address(
+            convert_table, request, TABLE, progress, dry_run=request.dry_run,
+            moved=lambda result, out: replace(result, plan=replace(result.plan, out=out)),
+        )  # fmt: skip
     if request.to not in (None, "table"):
         raise InputError(f"{request.to} is no table", "call convert, which writes any format")
     source, dim, dtype = open_vectors(request.source, request.tokenizer, request.shape)

@@ -10,11 +10,14 @@ from pathlib import Path
 from engram_cli.commands.artifact import find_artifact, require_sound
 from engram_cli.commands.convert import ConvertResult, convert_table
 from engram_cli.commands.convert_bundle import TARGET as bundle_target
+from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.tables import ConvertRequest
-from engram_cli.errors import InputError
+from engram_cli.errors import InputError, OutputError
+from engram_cli.files import address_of
 from engram_cli.formats import FORMATS, TARGETS
 from engram_cli.formats.base import Change, Target, WriteOptions, require_agreement
+from engram_cli.formats.bundle import BUNDLE as FOLDER
 from engram_cli.formats.overlay import Overlay
 from engram_cli.malloc import keep_freed
 from engram_cli.outputs import check_name
@@ -70,6 +73,8 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
     request = located(request)
     if request.to in (None, "table"):
         return convert_table(request, progress)
+    if is_address(request.out):
+        return _at_address(request, progress)
     begin = time.perf_counter()
     if request.to not in (BUNDLE, *TARGETS):
         is_read = request.to in FORMATS
@@ -113,6 +118,18 @@ def convert(request: ConvertRequest, progress: Progress = SILENT) -> ConvertResu
         notes=done.notes,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _at_address(request: ConvertRequest, progress: Progress) -> ConvertResult | WriteResult:
+    """Write a bundle to an address. Raises OutputError for the files of other programs."""
+    assert request.out is not None
+    if request.to != BUNDLE:
+        raise OutputError(
+            f"{address_of(request.out)} is an address, and {request.to} is written to a path",
+            "give a path with --out, then upload what lies there",
+        )
+    dry = request.dry_run or request.check
+    return at_address(convert, request, FOLDER, progress, dry_run=dry)
 
 
 def _chosen(

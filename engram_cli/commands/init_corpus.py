@@ -18,10 +18,9 @@ from engram_cli.engines.base import Engine, Reading, request_fingerprint
 from engram_cli.engines.filling import TASK_BYTES
 from engram_cli.engines.local import LocalEngine
 from engram_cli.errors import CorpusError, InputError, UndecodableError
-from engram_cli.formats.checkpoint import Side, find_embeddings
+from engram_cli.formats.embeddings import Side, find_embeddings
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.progress import Progress
-from engram_cli.rows.checksum import array_checksum
 from engram_cli.sizes import available_memory
 from engram_cli.table.inits.corpus.embeddings import (
     Embeddings,
@@ -90,7 +89,7 @@ def find_vectors(
         hidden=tensor.hidden,
         read=tensor.read,
         name=tensor.name,
-        digest=array_checksum(tensor.map()),
+        digest=tensor.checksum(),
         seed=request.embedding_seed,
     )
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engram_cli.commands.hash_stats import StatisticsResult, write_statistics
+from engram_cli.commands.output_address import at_address, is_address
+from engram_cli.commands.page_facts import merged_facts
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
+from engram_cli.remote.locate import locate
 from engram_cli.report.place import check_page
 from engram_cli.stats.arrays import REMAKE
 from engram_cli.stats.collector_set import read_collected
@@ -58,12 +61,17 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
     Sections that not all parts have, or too many sources, are left out. Raises InputError,
     MismatchError for parts of two layouts, ArtifactError, OutputError.
     """
+    if is_address(request.out):
+        return at_address(
+            merge_stats, request, STATISTICS_FOLDER, progress, folder=request.workspace.folder
+        )
     out = request.out or request.workspace.stats
-    vocab = request.vocab or request.workspace.vocab
+    vocab = locate(request.vocab or request.workspace.vocab)
     if len(request.parts) < 2:
         raise InputError(
             f"cannot merge {len(request.parts)} statistics folder", "give two folders or more"
         )
+    request = replace(request, parts=tuple(map(locate, request.parts)))
     parts = [read_stats(path) for path in request.parts]
     _check_parts(parts)
     inputs = (*request.parts, vocab)
@@ -98,6 +106,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         report=request.report,
         corpus=corpus,
         partials=whole.states(),
+        facts=merged_facts(request.parts),
     )
     return MergeStatsResult(parts=request.parts, left_out=tuple(left_out), **written)
 

@@ -11,6 +11,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_corpus import SAME_SIZE, HotShare, PlanCorpus, read_corpus
 from engram_cli.commands.plan_file import PLAN, PlannedTable, write_plan
 from engram_cli.commands.plan_sizes import Alternative, alternatives, fit_layout
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.plan import PlanRequest
 from engram_cli.commands.size_estimate import LayerPlan, layer_plans
 from engram_cli.errors import InputError
@@ -74,6 +75,7 @@ def plan(request: PlanRequest, progress: Progress = SILENT) -> PlanResult:
     Raises InputError, LayoutError for choices that cannot be, MismatchError for a vocabulary that
     is not that of the statistics, ArtifactError for damaged statistics, OutputError.
     """
+    request = located(request)
     if request.out is not None:
         prepare_output(
             request.out, PLAN, force=request.force, inputs=(request.stats, request.vocab)

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.init_corpus import find_vectors, memory_of, write_tokens
 from engram_cli.commands.requests.corpus import FillRequest
+from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import LEAST_POSITIONS, ProbeRequest
 from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT, Once, Progress
+from engram_cli.remote.locate import locate
 from engram_cli.sizes import processors
 from engram_cli.table.inits.corpus.embeddings import Embeddings, RandomEmbeddings
 from engram_cli.table.inits.corpus.pairs import TokenPairs
@@ -78,6 +80,12 @@ def probe(request: ProbeRequest, progress: Progress = SILENT) -> ProbeResult:
     Raises InputError for a table of another init, MismatchError when corpus, checkpoint or seed are
     not those that filled it, CorpusError, and as `open_table`.
     """
+    request = replace(
+        request,
+        table=locate(request.table),
+        vocab=locate(request.vocab),
+        fill=located(request.fill),
+    )
     table = open_table(request.table)
     made = _made_from(table)
     layer = table.layout.layers[0].layer if request.layer is None else request.layer

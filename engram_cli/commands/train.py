@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engram_cli.commands.checkpoint import ModelShape, read_model_shape
 from engram_cli.commands.load_model import check_checkpoint, load_model, require_packages
 from engram_cli.commands.processes import join_processes
+from engram_cli.commands.requests.options import copied, located
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.train_folder import RunFolder, decisive
 from engram_cli.commands.train_overlap import check_files_apart
@@ -72,6 +73,7 @@ def train(request: TrainRequest, progress: Progress = SILENT) -> TrainResult:
     cannot be, MismatchError for a bundle of another tokenizer, CorpusError, OutputError.
     """
     require_packages("torch", "transformers", "accelerate")
+    request = copied(located(request), progress)
     check_checkpoint(request.checkpoint)
     model = read_model_shape(request.checkpoint)
     if request.bundle is not None:

@@ -19,8 +19,8 @@ from engram_cli.corpus.partitions import total_size
 from engram_cli.corpus.readers import READERS
 from engram_cli.corpus.storage import Storage, read_object, storage_of
 from engram_cli.errors import CorpusError, InputError
-from engram_cli.files import address_of
 from engram_cli.registry import enumerated
+from engram_cli.remote.locate import corpus_address
 
 STDIN = "-"
 _TEXT = "text"  # the format of what nothing else tells
@@ -64,7 +64,7 @@ def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources
     met: set[str] = set()
     repeated = folders = 0
     for given in names:
-        name = given if isinstance(given, str) else address_of(given) or str(given)
+        name = corpus_address(given)
         storage = storage_of(name)
         folders += name != STDIN and storage.kind(name) == "folder"
         for path in _expand(name, storage, options):

@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -18,9 +19,13 @@ from engram_cli.corpus.base import CorpusFile, Neighbours, Stamp
 from engram_cli.corpus.stamps import local_file
 from engram_cli.corpus.text import MOST_DESCRIPTION, check_size, loads
 from engram_cli.errors import CorpusError, EngramError
-from engram_cli.remote.store import filesystem, version_of
+from engram_cli.remote.hub import HubStore
+from engram_cli.remote.locate import hub_path
+from engram_cli.remote.path import RemotePath
+from engram_cli.remote.store import filesystem, glob_pattern, version_of
 
 _BUFFER = 2**18
+_HUB = "hf://"
 
 
 class Storage:
@@ -136,12 +141,90 @@ class RemoteStorage(Storage):
         return remote_file(name, format_)
 
 
+class HubStorage(Storage):
+    """Lists and reads the repositories of the Hugging Face Hub; what is in its cache is read there.
+
+    A name is hf://datasets/org/name/file, and stays so wherever the file is read: documents are
+    known by it.
+    """
+
+    distant = True
+
+    def kind(self, name: str) -> str | None:
+        with _named(name):
+            path = _hub_file(name)
+            return "folder" if path.is_dir() else "file" if path.is_file() else None
+
+    def matches(self, pattern: str) -> list[str] | None:
+        if not glob.has_magic(pattern):
+            return None
+        root, inside = _hub_parts(pattern)
+        with _named(pattern):
+            wanted = glob_pattern(inside)
+            files = _hub_store(_hub_root(root)).files()
+            return sorted(f"{root}/{name}" for name in files if wanted.fullmatch(name))
+
+    def entries(self, folder: str) -> tuple[list[str], list[str]]:
+        with _named(folder):
+            path = _hub_file(folder)
+            found = dict(path.session.entries(path.key) or {})
+        if not path.key:
+            found.pop("README.md", None)  # the card of the data set
+        return (
+            sorted(name for name, each in found.items() if each.kind == "folder"),
+            sorted(name for name, each in found.items() if each.kind == "file"),
+        )
+
+    def join(self, folder: str, name: str) -> str:
+        return f"{folder.rstrip('/')}/{name}"
+
+    def key(self, name: str) -> str:
+        return name.rstrip("/")
+
+    def head(self, name: str, length: int) -> bytes:
+        with open_remote(name) as stream:
+            return stream.read(length)
+
+    def file(self, name: str, format_: str) -> CorpusFile:
+        return remote_file(name, format_)
+
+
+def _hub_parts(name: str) -> tuple[str, str]:
+    """Return the repository in a name, hf://datasets/org/name@revision, and what is behind it."""
+    parts = name.removeprefix(_HUB).split("/")
+    count = 3 if parts[0] in ("datasets", "models") else 2
+    if parts[count - 1 : count] and parts[count - 1].endswith("@refs"):
+        count += 2  # such as refs/pr/3
+    return _HUB + "/".join(parts[:count]), "/".join(parts[count:])
+
+
+@lru_cache(maxsize=16)
+def _hub_root(root: str) -> RemotePath:
+    """Open a repository, whose list of files is asked for once."""
+    return hub_path(root)
+
+
+def _hub_file(name: str) -> RemotePath:
+    root, inside = _hub_parts(name)
+    path = _hub_root(root)
+    return path / inside if inside else path
+
+
+def _hub_store(path: RemotePath) -> HubStore:
+    store = path.session.store
+    assert isinstance(store, HubStore)
+    return store
+
+
 LOCAL = Storage()
 REMOTE = RemoteStorage()
+HUB = HubStorage()
 
 
 def storage_of(name: str) -> Storage:
     """Return the storage that a name belongs to."""
+    if name.startswith(_HUB):
+        return HUB
     return REMOTE if is_remote(name) else LOCAL
 
 
@@ -165,15 +248,26 @@ def read_object(name: str, storage: Neighbours) -> dict[str, Any]:
 @contextmanager
 def open_remote(url: str) -> Iterator[BinaryIO]:
     """Open a remote file; it can be sought in where the store can. Raises CorpusError."""
-    system, path = _system(url)
-    with _named(url):
-        inner = system.open(path, "rb")
+    if url.startswith(_HUB):
+        with _named(url):
+            inner = _hub_file(url).open("rb")
+    else:
+        system, path = _system(url)
+        with _named(url):
+            inner = system.open(path, "rb")
     with io.BufferedReader(_Remote(inner, url), _BUFFER) as stream:
         yield cast(BinaryIO, stream)
 
 
 def remote_file(url: str, format_: str) -> CorpusFile:
     """Describe a remote file; its size is None where the store does not say. Raises CorpusError."""
+    if url.startswith(_HUB):
+        with _named(url):
+            found = _hub_file(url)
+            stamp = Stamp(size=found.stat().st_size, changed=_hub_store(found).commit or "")
+        return CorpusFile(
+            name=url, path=None, size=stamp.size, format=format_, url=url, stamp=stamp
+        )
     system, path = _system(url)
     with _named(url):
         about = system.info(path)

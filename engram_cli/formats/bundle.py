@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
-from engram_cli.files import local_path, read_json, sha256_bytes
+from engram_cli.files import read_json, sha256_bytes
 from engram_cli.formats.bundle_description import FORMAT, PLAIN_NAME, VERSION, Reference, parse
 from engram_cli.formats.bundle_spec import BundleSpec, Shard
 from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.outputs import Kind, Listing
+from engram_cli.remote.path import is_remote, look_at, readable_path
 from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.safetensors import Array, TensorPlace
 from engram_cli.rows.source import HITS, ROWS, Span
@@ -120,7 +121,7 @@ class Bundle:
 
 def bundle_folder(path: str | Path, name: str = BUNDLE_NAME) -> Path:
     """Return the folder of a bundle: `path`, or in it the folder `name`, else `engram`."""
-    folder = Path(path)
+    folder = readable_path(path)
     if not (folder / DESCRIPTION).exists():
         for inside in (folder / name, folder / BUNDLE_NAME):
             if (inside / DESCRIPTION).exists():
@@ -176,7 +177,7 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     or what it refers to is missing, ArtifactError for damage or a newer version, MismatchError for
     another table, and for a checkpoint that was changed.
     """
-    folder = local_path(path)
+    folder = readable_path(path)
     document = read_description(folder)
     files = ListedFiles(folder, document)
     try:
@@ -188,6 +189,11 @@ def read_bundle(path: str | Path, *, verify: bool = False) -> Bundle:
     if isinstance(reference, CheckpointReference):
         inside = tuple(shard for shard in shards if shard.part == HITS)
     if reference is not None:
+        if is_remote(folder):
+            raise InputError(
+                f"the bundle {folder} refers to rows by a path: {reference.path}",
+                "give the table or checkpoint with the rows, or attach again without --reference",
+            )
         if isinstance(reference, CheckpointReference):
             reference.check(folder)
         else:
@@ -248,6 +254,7 @@ class ListedFiles:
                 raise ArtifactError(
                     f"{folder / DESCRIPTION} gives {name} no size and digest", REMAKE
                 ) from None
+        look_at(folder / name for name in self._listed)
         for name in self._listed:
             self._check_size(name)
 
@@ -344,7 +351,7 @@ def _as_written(path: Path, digest: Any) -> bool:
     return raw.startswith(_CARD_HEAD) if digest is None else sha256_bytes(raw) == digest
 
 
-BUNDLE = Kind(name="bundle", listing=_listing)
+BUNDLE = Kind(name="bundle", listing=_listing, last=DESCRIPTION)
 
 
 def _lookup(files: ListedFiles) -> NDArray[np.int32] | None:

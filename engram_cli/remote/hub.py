@@ -8,7 +8,7 @@ drops it where a redirect leads to another. The client retries by itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,16 @@ class HubStore:
         """The folder of the revision in the cache, where it has one."""
         return self._snapshot
 
+    def download_command(self, files: Sequence[str] = ()) -> str:
+        """Return the command that puts what was asked for into the cache, or some `files` of it."""
+        parts = ["hf download", self.repository, self.key or " ".join(files)]
+        parts += [] if self.kind == "model" else [f"--repo-type {self.kind}"]
+        parts += [] if self.revision == "main" else [f"--revision {self.revision}"]
+        return " ".join(part for part in parts if part)
+
     def entry(self, key: str) -> Entry | None:
         """Return what there is at `key`, None for nothing."""
-        files = self._listed()
+        files = self.files()
         if key in files:
             return Entry("file", files[key], self.commit or "")
         inside = f"{key}/" if key else ""
@@ -79,7 +86,7 @@ class HubStore:
         """Return what is in a folder by name."""
         found: dict[str, Entry] = {}
         inside = f"{key}/" if key else ""
-        for name, size in self._listed().items():
+        for name, size in self.files().items():
             if name.startswith(inside):
                 first, slash, _ = name.removeprefix(inside).partition("/")
                 found[first] = FOLDER if slash else Entry("file", size, self.commit or "")
@@ -122,7 +129,7 @@ class HubStore:
 
     def local(self, key: str) -> Path | None:
         """Return the file in the cache, None where it is not there."""
-        if self._snapshot is None or not key:
+        if self.commit is None or not key:
             return None
         from huggingface_hub import try_to_load_from_cache
 
@@ -151,7 +158,7 @@ class HubStore:
         found = folder / "snapshots" / commit
         return found if re.fullmatch(r"[\w.-]+", commit) and found.is_dir() else None
 
-    def _listed(self) -> dict[str, int]:
+    def files(self) -> dict[str, int]:
         """Return the size of each file at the commit; asks once, which also checks the access."""
         if self._files is not None:
             return self._files

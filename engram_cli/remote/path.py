@@ -13,7 +13,7 @@ import stat as modes
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PosixPath
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, BinaryIO, ClassVar, TypeGuard
 
 from engram_cli.errors import ArtifactError, SourceError
 from engram_cli.files import local_path
@@ -191,6 +191,11 @@ class RangedFile(io.RawIOBase):
         self._end = self._at
         return done
 
+    def readall(self) -> bytes:
+        """Return all that is left, in as few reads as there are ranges."""
+        raw = bytearray(max(0, self._size - self._at))
+        return bytes(raw[: self.readinto(raw)])
+
     def _ranges(self, begin: int, end: int) -> Iterator[bytes]:
         begins = range(begin, end, RANGE_BYTES)
         ranges = [(self._key, each, min(each + RANGE_BYTES, end)) for each in begins]
@@ -264,6 +269,14 @@ def near(path: Path) -> Path:
 def readable_path(path: Path | str) -> Path:
     """Return a path to read from. Raises InputError for an address that was not located."""
     return path if isinstance(path, RemotePath) else local_path(path)
+
+
+def open_whole(path: Path) -> BinaryIO:
+    """Open a file for a reader that jumps about in it: one behind an address is read whole first.
+
+    Raises OSError, and SourceError for a file behind an address that is too large for that.
+    """
+    return io.BytesIO(path.read_bytes()) if is_remote(path) else path.open("rb")
 
 
 def is_distant(file: Any) -> bool:

@@ -6,6 +6,7 @@ The only file that imports `fsspec`. What a store's package raises is anything a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ _HINTS = {
     "gs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
     "gc": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
 }
-_S3_OPTIONS = {
+S3_OPTIONS = {
     "config_kwargs": {
         "connect_timeout": CONNECT_SECONDS,
         "read_timeout": READ_SECONDS,
@@ -144,6 +145,13 @@ def filesystem(url: str, error: type[InputError] = InputError, **options: Any) -
     return system, str(path)
 
 
+def glob_pattern(pattern: str) -> re.Pattern[str]:
+    """Return the regular expression of a glob with slashes; ** matches folders."""
+    from fsspec.utils import glob_translate
+
+    return re.compile(glob_translate(pattern))
+
+
 def version_of(about: Mapping[str, Any]) -> str:
     """Return the version of a file in what its store tells about it."""
     found = [f"{key}={about[key]}" for key in _VERSIONS if about.get(key) is not None]
@@ -160,7 +168,7 @@ class ObjectStore:
         self.protocol = url.partition("://")[0]
         self.hint = _HINTS.get(self.protocol[:2], "check your access to the store")
         self._is_s3 = self.protocol in ("s3", "s3a")
-        self._options: dict[str, Any] = {**_S3_OPTIONS} if self._is_s3 else {}
+        self._options: dict[str, Any] = {**S3_OPTIONS} if self._is_s3 else {}
         self._system, self._path = filesystem(url, **self._options)
         self._system.invalidate_cache()
         self._files: dict[str, Any] = {}  # of S3, opened

@@ -162,7 +162,8 @@ def header_length(start: bytes, size: int, what: str) -> int:
 
 def open_tensors(file: BinaryIO, what: str) -> dict[str, TensorPlace]:
     """Read the header of an open file and return its tensors. Raises ArtifactError."""
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     start = file.read(8)
     start += file.read(header_length(start, size, what))
     return read_header(start, size, what)

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, IncompleteError, InputError, MismatchError
-from engram_cli.files import canonical_json, local_path, read_json, sha256_bytes
+from engram_cli.files import canonical_json, read_json, sha256_bytes
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import Kind, Listing, new_folder
+from engram_cli.remote.path import readable_path
 from engram_cli.stats import DOCUMENT
 from engram_cli.stats.arrays import (
     META,
@@ -217,7 +218,7 @@ def _listing(path: Path) -> Listing | None:
     return Listing(frozenset(needed), frozenset(optional))
 
 
-STATISTICS_FOLDER = Kind(name="statistics folder", listing=_listing)
+STATISTICS_FOLDER = Kind(name="statistics folder", listing=_listing, last=DOCUMENT)
 
 
 def read_stats(path: str | Path) -> Statistics:
@@ -226,7 +227,7 @@ def read_stats(path: str | Path) -> Statistics:
     Raises InputError when there is none, IncompleteError for an unfinished one, ArtifactError for
     a damaged one.
     """
-    path = local_path(path)
+    path = readable_path(path)
     if not path.is_dir():
         raise InputError(f"no statistics folder at {path}", "run first: engram hash-stats CORPUS")
     if not (path / DOCUMENT).is_file():

@@ -193,4 +193,4 @@ def _listing(path: Path) -> Listing | None:
     return Listing(frozenset(chunks) | metadata, frozenset((JOURNAL,)))
 
 
-TABLE = Kind(name="table", listing=_listing)
+TABLE = Kind(name="table", listing=_listing, last=META)

@@ -50,6 +50,7 @@ class PartRun:
             model,
             bundle=task.bundle,
             rows_trainable=task.rows_trainable,
+            placement=task.placement,
             lora=task.lora,
             full=task.full,
             seed=task.seed,

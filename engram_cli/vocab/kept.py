@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from engram_cli.errors import VocabularyError
-from engram_cli.files import sha256_bytes
+from engram_cli.files import sha256_bytes, user_cache
 from engram_cli.remote.path import readable_path
 from engram_cli.vocab.compress import compress_vocab
 from engram_cli.vocab.lookup import VocabMap
@@ -49,8 +49,7 @@ def token_map(source: Path) -> VocabMap:
 
 def cache_folder() -> Path:
     """Return the folder of kept maps: under XDG_CACHE_HOME, by default ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base, "engram-tables", "vocabularies")
+    return user_cache("vocabularies")
 
 
 def _key(file: Path, raw: bytes) -> str:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engram_cli.errors import ArtifactError, EngramError, InputError
-from engram_cli.files import local_path, output_errors, parse_json
+from engram_cli.files import output_errors, parse_json
 from engram_cli.outputs import Kind, Listing, new_file
+from engram_cli.remote.path import open_whole, readable_path
 from engram_cli.version import __version__
 from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.lookup import HOLE, MOST_VOCABULARY, VocabMap, lookup_digest
@@ -79,8 +80,8 @@ def write_vocab(vocab: CompressedVocab, path: Path, *, force: bool = False) -> N
 
 def read_vocab(path: str | Path) -> CompressedVocab:
     """Read what `write_vocab` wrote, its digest checked. Raises InputError or ArtifactError."""
-    table, about = _read(local_path(path), _SCHEMA.names)
-    lookup = _lookup(Path(path), table, about)
+    table, about = _read(readable_path(path), _SCHEMA.names)
+    lookup = _lookup(readable_path(path), table, about)
     tokens = table["token"].fill_null("").to_pylist()
     special = np.flatnonzero(table["special"].to_numpy()).tolist()
     return CompressedVocab(
@@ -101,8 +102,8 @@ def read_map(path: str | Path) -> VocabMap:
     names = ["token_id", "compressed_id"]
     if "pad_id" not in read_about(path):  # written before the pad token was recorded
         names += ["token", "special"]
-    table, about = _read(local_path(path), names)
-    lookup = _lookup(Path(path), table, about)
+    table, about = _read(readable_path(path), names)
+    lookup = _lookup(readable_path(path), table, about)
     special = {}
     if "special" in names:
         own = table.filter(table["special"])
@@ -137,7 +138,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
     Raises InputError or ArtifactError.
     """
-    return _read(local_path(path), [])[1]
+    return _read(readable_path(path), [])[1]
 
 
 def _listing(path: Path) -> Listing | None:
@@ -166,14 +167,14 @@ def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
             f"make the vocabulary from it: engram compress-vocab {path}",
         )
     try:
-        with path.open("rb") as raw:  # a name need not be UTF-8, as Arrow would have it
+        with open_whole(path) as raw:  # a name need not be UTF-8, as Arrow would have it
             metadata = pq.read_schema(raw).metadata or {}
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not a readable Parquet file: {error}", _REMAKE) from None
     about = _read_metadata(path, metadata)
     try:
         # read_table would load pyarrow.dataset and start a pool of threads: 20 MB and 60 ms.
-        with path.open("rb") as raw, pq.ParquetFile(raw, read_dictionary=_TEXTS) as file:
+        with open_whole(path) as raw, pq.ParquetFile(raw, read_dictionary=_TEXTS) as file:
             if file.metadata.num_rows > MOST_VOCABULARY:
                 raise ValueError(f"{file.metadata.num_rows:,} rows, too many for a vocabulary")
             table = file.read(columns=columns, use_threads=False)

@@ -13,13 +13,6 @@ from cli.conftest import Engram
 from engram_cli.cli.app import app
 from engram_cli.commands.build_table import BuildTableRequest, build_table
 from engram_cli.commands.requests.options import declared
-from engram_cli.commands.requests.reading import (
-    GoldenRequest,
-    InspectRequest,
-    LookupRequest,
-    VerifyRequest,
-)
-from engram_cli.commands.requests.tables import ConvertRequest
 from engram_cli.corpus.base import CorpusOptions
 from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import CorpusError, EngramError
@@ -45,25 +38,26 @@ def path_parameters() -> Iterator[tuple[str, str, bool]]:
                 yield str(registered.name), str(typed), is_argument
 
 
-READERS = {"inspect": InspectRequest, "lookup": LookupRequest, "verify": VerifyRequest,
-           "golden": GoldenRequest, "convert": ConvertRequest}  # fmt: skip
-REMOTE = {
-    (command, each.name if each.option.argument else f"--{each.name}")
-    for command, request in READERS.items()
-    for each in declared(request)
-    if each.option.remote
+OPTIONS = {
+    (str(registered.name), each.name if each.option.argument else f"--{each.name}"): each.option
+    for registered in app.registered_commands
+    for each in declared(registered.callback.request)  # type: ignore[union-attr]
 }
+REMOTE = {name for name, option in OPTIONS.items() if option.reads or option.writes}
 PARAMETERS = [each for each in path_parameters() if each[:2] not in REMOTE]
 
 
-def test_what_is_read_from_afar() -> None:
-    assert {command for command, _ in REMOTE} == set(READERS)
-    assert {typed for _, typed in REMOTE} == {"path", "table", "--tokenizer"}
-
-
 def test_there_are_as_many_as_there_were() -> None:
-    assert len(PARAMETERS) + len(REMOTE) >= 50
-    assert {name for name, _, _ in PARAMETERS} == set(COMMANDS)
+    assert len(PARAMETERS) + len(REMOTE) >= 70
+    assert {name for name, _, _ in path_parameters()} == set(COMMANDS)
+
+
+def test_what_is_not_behind_an_address_is_written_or_a_folder() -> None:
+    """All that is read is read from anywhere; only outputs and working folders are here."""
+    typed = {name.lstrip("-") for _, name, _ in PARAMETERS}
+    assert typed == {"workspace", "report", "vectors", "out", "into", "folder"}
+    commands = {command for command, name, _ in PARAMETERS if name == "--out"}
+    assert commands == {"golden", "plan", "report", "train"}
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/key", "hf://datasets/a/b", "hf:a/b"])
@@ -88,19 +82,13 @@ def test_every_path_of_every_command(
 
 
 def test_settings_are_looked_at_too(engram: Engram) -> None:
-    (engram.folder / "engram.toml").write_text('[attach]\ntable = "s3://bucket/t.zarr"\n')
+    (engram.folder / "engram.toml").write_text('[attach]\ninto = "s3://bucket/t"\n')
     done = engram("attach", "ckpt")
     assert done.code == 2
-    assert "table s3://bucket/t.zarr is an address" in done.error_line
-    (engram.folder / "engram.toml").write_text('[build-table]\nout = "hf://a/b"\n')
-    assert "out hf://a/b is an address" in engram("build-table").error_line
+    assert "into s3://bucket/t is an address" in done.error_line
+    (engram.folder / "engram.toml").write_text('[plan]\nout = "hf://a/b"\n')
+    assert "out hf://a/b is an address" in engram("plan").error_line
     assert [path.name for path in engram.folder.iterdir()] == ["engram.toml"]
-
-
-def test_folders_to_merge(engram: Engram) -> None:
-    done = engram("hash-stats", "--merge", "here", "s3://bucket/stats")
-    assert done.code == 2
-    assert "s3://bucket/stats is an address" in done.error_line
 
 
 @pytest.mark.parametrize(
@@ -137,8 +125,8 @@ def test_python_functions_refuse_them_too(tmp_path: Path, monkeypatch: pytest.Mo
             write(Path(address), VOCABULARY),
         ):
             pass
-    with pytest.raises(EngramError, match="s3://bucket/key is an address"):
-        build_table(BuildTableRequest(out=Path(address)))
+    with pytest.raises(EngramError, match="https://host/key cannot be written"):
+        build_table(BuildTableRequest(out=Path("https://host/key")))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from engram_cli.errors import ArtifactError, InputError
-from engram_cli.formats.checkpoint import find_embeddings
-from engram_cli.rows.checksum import array_checksum, file_checksum
+from engram_cli.formats.embeddings import find_embeddings
+from engram_cli.rows.checksum import file_checksum
 from engram_cli.rows.safetensors import INDEX
 
 MATRIX = torch.arange(24, dtype=torch.float32).reshape(6, 4) / 7
@@ -44,7 +44,7 @@ def test_both_sides_are_read_exactly(tmp_path: Path, dtype: torch.dtype, sharded
         np.testing.assert_array_equal(found.read(1, 5), tensor.to(dtype).float().numpy()[1:5])
         raw = tensor.to(dtype).contiguous().view(torch.uint8).numpy()
         (tmp_path / "raw").write_bytes(raw.tobytes())
-        assert array_checksum(found.map()) == file_checksum(tmp_path / "raw")
+        assert found.checksum() == file_checksum(tmp_path / "raw")
 
 
 def test_tied_models_give_the_input_for_the_output(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from formats import checkpoints, small_artifacts
+from quantised_bundles import quantised_bundle
 from remote.server import Behaviour
 from table.tables import build
 
@@ -29,8 +30,8 @@ from engram_cli.rows import distant
 from engram_cli.rows.source import ROWS, SCALES
 from engram_cli.vocab.compress import CompressedVocab
 
-# What reads these maps them, or has its own reader of arrays: they are on this machine.
-LOCAL_ONLY = {"bundle", "statistics"}
+# They have no vectors to compare; test_everything.py reads them.
+WITHOUT_VECTORS = {"statistics"}
 Write = Callable[[Path, CompressedVocab, Path], Path]
 
 
@@ -74,6 +75,8 @@ def _table(folder: Path, _: CompressedVocab, __: Path) -> Path:
 WRITERS: dict[str, tuple[str, Write]] = {
     "row264": ("row264", _row264),
     "table": ("table", _table),
+    "bundle fp8": ("bundle", lambda f, v, t: quantised_bundle(f, v, "fp8")),
+    "bundle int8": ("bundle", lambda f, v, t: quantised_bundle(f, v, "int8")),
     "deepseek": ("deepseek-v4.1", lambda f, v, t: checkpoints.deepseek_v41(f, v, t).path),
     "qwen": ("qwen-ple", lambda f, v, t: checkpoints.qwen_ple(f).path),
     "qwen fp8": (
@@ -95,7 +98,7 @@ WRITERS: dict[str, tuple[str, Write]] = {
 
 
 def test_every_format_is_here() -> None:
-    assert {kind for kind, _ in WRITERS.values()} | LOCAL_ONLY == set(FORMATS)
+    assert {kind for kind, _ in WRITERS.values()} | WITHOUT_VECTORS == set(FORMATS)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -148,16 +151,6 @@ def test_the_same_as_from_the_disk(
     answered = [asked for asked in server.asked if asked[0] in ("HEAD", "GET")]
     assert read.requests is not None
     assert read.requests <= len(answered)
-
-
-def test_a_bundle_is_read_from_the_disk(server: Behaviour) -> None:
-    (server.folder / "engram").mkdir()
-    (server.folder / "engram" / "engram.json").write_text("{}")
-    found = find_artifact(locate(Path(f"{server.address}/engram")))
-    assert found.kind == "bundle"
-    with pytest.raises(InputError, match="is an address") as caught:
-        found.open()
-    assert "download it first" in caught.value.hint
 
 
 def test_rows_of_a_table_behind_an_address_are_read_when_asked_for(server: Behaviour) -> None:

@@ -12,6 +12,7 @@ from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.options import (
     CORPUS,
     ENGINE,
+    TOKENIZER_FILES,
     Force,
     Group,
     Here,
@@ -20,6 +21,7 @@ from engram_cli.commands.requests.options import (
     Rule,
     Vocab,
     names,
+    revision_of,
     unescape,
 )
 from engram_cli.commands.workspace import Workspace
@@ -45,20 +47,25 @@ class CompressVocabRequest(Request):
     source: Annotated[
         Path | None,
         Option(
-            "tokenizer.json, a Hugging Face folder, or a compressed vocabulary to inspect "
-            "(./tokenizer.json, else that of the checkpoint in this folder, else the installed "
-            "DeepSeek tokenizer).",
+            "tokenizer.json, a Hugging Face folder, or a compressed vocabulary to inspect: a path, "
+            "org/name of the Hugging Face Hub, or an address (./tokenizer.json, else that of the "
+            "checkpoint in this folder, else the installed DeepSeek tokenizer).",
             argument=True,
+            reads="ranges",
+            files=TOKENIZER_FILES,
         ),
     ] = None
+    revision: Annotated[str | None, revision_of("source", "the tokenizer")] = None
     out: Annotated[
-        Path | None, Option("Parquet file to write (engram-vocab.parquet).", short="-o")
+        Path | None,
+        Option("Parquet file to write (engram-vocab.parquet).", short="-o", writes=True),
     ] = None
     show: Annotated[
         tuple[str, ...], Option("Print the group of tokens that this text belongs to.")
     ] = ()
     against: Annotated[
-        Path | None, Option("Compare with another compressed vocabulary.", name="diff")
+        Path | None,
+        Option("Compare with another compressed vocabulary.", name="diff", reads="ranges"),
     ] = None
     expect: Annotated[
         int | None, Option("Exit with 1 unless there are this many compressed ids.")
@@ -123,7 +130,12 @@ class CorpusFields(Request):
         ),
     ] = "strict"
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer (that of the vocabulary or of the checkpoint).")
+        Path | None,
+        Option(
+            "Tokenizer (that of the vocabulary or of the checkpoint).",
+            reads="ranges",
+            files=TOKENIZER_FILES,
+        ),
     ] = None
     encoder: Annotated[str, Option("Tokenizer implementation: auto, tokenizers or fast.")] = "auto"
 
@@ -193,11 +205,13 @@ class HashStatsRequest(CorpusRun):
     sources: Annotated[
         tuple[str | Path, ...],
         Option(
-            "Files, folders, globs or addresses to read; - reads standard input. With --merge, "
-            "statistics folders.",
+            "Files, folders, globs, addresses or org/name of the Hugging Face Hub to read; - reads "
+            "standard input. With --merge, statistics folders.",
             argument=True,
+            reads="stream",
         ),
     ]
+    revision: Annotated[str | None, revision_of("sources", "the data sets")] = None
     preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = dataclasses.field(default_factory=Geometry)
     sample_size: Annotated[
@@ -261,7 +275,9 @@ class HashStatsRequest(CorpusRun):
         ),
     ] = 2**28
     vocab: Vocab = None
-    out: Annotated[Path | None, Option("Folder to write (engram-stats).", short="-o")] = None
+    out: Annotated[
+        Path | None, Option("Folder to write (engram-stats).", short="-o", writes=True)
+    ] = None
     force: Force = False
     workspace: Here = dataclasses.field(default_factory=Workspace)
 
@@ -302,16 +318,21 @@ class FillRequest(CorpusRun):
     sources: Annotated[
         tuple[str | Path, ...],
         Option(
-            "Files, folders, globs or addresses whose n-grams fill the rows. Can be repeated.",
+            "Files, folders, globs, addresses or org/name of the Hugging Face Hub whose n-grams "
+            "fill the rows. Can be repeated.",
             name="corpus",
+            reads="stream",
         ),
     ] = ()
     checkpoint: Annotated[
         Path | None,
         Option(
-            "Model folder (safetensors) whose token embeddings fill the rows (random embeddings)."
+            "Model (safetensors) whose token embeddings fill the rows: a folder, org/name of the "
+            "Hugging Face Hub, or an address (random embeddings).",
+            reads="ranges",
         ),
     ] = None
+    revision: Annotated[str | None, revision_of("checkpoint", "the checkpoint")] = None
     embedding_tensor: Annotated[
         str | None, Option("Name of the embedding tensor in the checkpoint (found automatically).")
     ] = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from engram_cli.commands.requests.corpus import CorpusFields
-from engram_cli.commands.requests.options import Force, Here, Option
+from engram_cli.commands.requests.options import Force, Here, Option, revision_of
 from engram_cli.commands.workspace import Workspace
 from engram_cli.sizes import read_size
 
@@ -33,26 +33,37 @@ class EvaluateRequest(CorpusFields):
     what suits the model. `report`: an HTML page to write, None for none.
     """
 
-    checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
+    checkpoint: Annotated[
+        Path,
+        Option(
+            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
+            argument=True,
+            reads="copy",
+        ),
+    ]
     sources: Annotated[
         tuple[str | Path, ...],
         Option(
-            "Held-out text that neither model nor memory was trained on: files, folders, globs or "
-            "addresses; - reads standard input.",
+            "Held-out text that neither model nor memory was trained on: files, folders, globs, "
+            "addresses or org/name of the Hub; - reads standard input.",
             argument=True,
+            reads="stream",
         ),
     ]
+    revision: Annotated[str | None, revision_of("checkpoint", "the checkpoint")] = None
     bundle: Annotated[
-        Path | None, Option("Bundle to evaluate (CHECKPOINT/engram, if it is there).")
+        Path | None, Option("Bundle to evaluate (CHECKPOINT/engram, if it is there).", reads="copy")
     ] = None
     lora: Annotated[
-        Path | None, Option("LoRA adapter to evaluate too: a folder that PEFT saved.")
+        Path | None,
+        Option("LoRA adapter to evaluate too: a folder that PEFT saved.", reads="copy"),
     ] = None
     stats: Annotated[
         Path | None,
         Option(
             "Statistics of the memory's corpus: which n-grams it holds (the hits in the bundle, or "
-            "statistics next to it)."
+            "statistics next to it).",
+            reads="ranges",
         ),
     ] = None
     context_length: Annotated[

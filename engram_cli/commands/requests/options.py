@@ -13,11 +13,13 @@ from functools import cache
 from importlib import import_module
 from inspect import get_annotations
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import InputError
-from engram_cli.remote.locate import locate
+from engram_cli.progress import SILENT, Progress
+from engram_cli.remote.copies import local_copy
+from engram_cli.remote.locate import corpus_address, locate
 from engram_cli.sizes import read_size, size_text
 
 R = TypeVar("R", bound="Request")
@@ -31,6 +33,7 @@ DTYPE_ALIASES = {
     "fp32": "float32",
     "f32": "float32",
 }
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
 LAYOUT, CORPUS, ENGINE = "Layout", "Corpus", "Engine"
 
 
@@ -42,8 +45,11 @@ class Option:
     value from text; raises ValueError. `least`, `most`: limits of the value. `known`: the values
     that it may have, or "module:attribute" of a registry of them.
     `place`: the attribute of `Workspace` that the command line takes where nothing is given.
-    `must_exist`: what a given path is, and the command that makes it. `remote`: whether a path may
-    also be a repository of the Hugging Face Hub, or an address.
+    `must_exist`: what a given path is, and the command that makes it. `reads`: how the value is
+    read where it is a repository of the Hugging Face Hub or an address, see `READS`; None for a
+    path that must be on this machine. `writes`: the kind of output that may be written to an
+    address, None for none. `revises`: the option whose repository a --revision is of. `files`: what
+    is read of a repository, where that is known.
     """
 
     help: str
@@ -59,7 +65,10 @@ class Option:
     known: tuple[str, ...] | str | None = None
     place: str | None = None
     must_exist: tuple[str, str] | None = None
-    remote: bool = False
+    reads: Literal["ranges", "copy", "stream"] | None = None
+    writes: bool = False
+    revises: str | None = None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,19 +210,61 @@ def build(request: type, given: Mapping[str, Any]) -> Any:
 
 
 def located(request: R) -> R:
-    """Return the request with its Hub ids and addresses as paths that read them.
+    """Return the request, and those in it, with Hub ids and addresses as paths that read them.
 
-    Raises as `locate`.
+    Its revision is in them then. Raises as `locate`.
+    """
+    own: Any = request
+    kind: Any = type(own)
+    names, marks, given, moved = {}, {}, {}, {}
+    for field, _, mark in _marked(kind):
+        value = getattr(own, field.name)
+        if isinstance(mark, Option):
+            name = mark.name or field.name
+            names[name], marks[name], given[name] = field.name, mark, value
+        elif isinstance(value, Request):
+            moved[field.name] = located(value)
+    moved |= {names[name]: value for name, value in locate_options(marks, given).items()}
+    changed: R = replace(own, **moved) if moved else request
+    return changed
+
+
+def copied(request: R, progress: Progress = SILENT) -> R:
+    """Return a located request with copies on this machine of what packages read as folders.
+
+    Raises as `local_copy`.
     """
     own: Any = request
     kind: Any = type(own)
     found = {}
     for field, _, mark in _marked(kind):
-        value = getattr(request, field.name)
-        if isinstance(mark, Option) and mark.remote and value is not None:
-            found[field.name] = locate(value)
-    moved: R = replace(own, **found)
-    return moved
+        value = getattr(own, field.name)
+        if isinstance(mark, Option) and mark.reads == "copy" and value is not None:
+            found[field.name] = local_copy(value, progress)
+    changed: R = replace(own, **found)
+    return changed
+
+
+def locate_options(marks: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of options that name a repository or an address, as they are read.
+
+    By name; a revision is in them, and is None then. Raises as `locate`, and InputError for a
+    revision of what is no repository.
+    """
+    found: dict[str, Any] = {}
+    revision, revised = None, None
+    for name, mark in marks.items():
+        if mark.revises is not None and given.get(name) is not None:
+            revision, revised, found[name] = given[name], mark.revises, None
+    for name, mark in marks.items():
+        value, own = given.get(name), revision if name == revised else None
+        if value is None or mark.reads is None:
+            continue
+        if mark.reads != "stream":
+            found[name] = locate(value, own, mark.files)
+        elif own is not None:
+            found[name] = tuple(corpus_address(each, own) for each in value)
+    return found
 
 
 def integers(text: str) -> tuple[int, ...]:
@@ -250,13 +301,21 @@ def unescape(text: str) -> str:
     return re.sub(r"\\(x[0-9A-Fa-f]{2}|.)", meaning, text)
 
 
+def revision_of(name: str, shown: str) -> Option:
+    """Return the option --revision, of the repository that the option `name` gives."""
+    text = f"Branch, tag or commit of {shown} on the Hugging Face Hub (main)."
+    return Option(text, metavar="REVISION", revises=name)
+
+
 # Options of several commands, so that they have the same help everywhere.
 WORKSPACE = Option("Folder that holds the artifacts and engram.toml.", name="workspace", short="-w")
 Here = Annotated[Workspace, WORKSPACE]
 Force = Annotated[bool, Option("Replace an output that engram wrote before.")]
 DryRun = Annotated[bool, Option("Print the sizes in bytes and write nothing.")]
 Threads = Annotated[int | None, Option("Number of threads (one per core).", least=1)]
-Vocab = Annotated[Path | None, Option("Compressed vocabulary (the one in the workspace).")]
+Vocab = Annotated[
+    Path | None, Option("Compressed vocabulary (the one in the workspace).", reads="ranges")
+]
 ChunkRows = Annotated[int | None, Option("Rows per chunk file (about 128 MiB).", least=1)]
 Scale = Annotated[
     float | None, Option("Scale of every layer, for dtype fp8 (computed from the rows).")

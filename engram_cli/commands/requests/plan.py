@@ -170,7 +170,8 @@ class PlanRequest(Request):
     batch: Annotated[int, Option("Tokens per batch of look-ups.", least=1)] = 4096
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
     stats: Annotated[
-        Path | None, Option("Statistics of the corpus (engram-stats).", place="stats")
+        Path | None,
+        Option("Statistics of the corpus (engram-stats).", place="stats", reads="ranges"),
     ] = None
     vocab: Vocab = None
     out: Annotated[

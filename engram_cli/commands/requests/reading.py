@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.corpus import CorpusFields, FillRequest
 from engram_cli.commands.requests.options import (
+    TOKENIZER_FILES,
     WORKSPACE,
     Force,
     Group,
@@ -19,6 +20,7 @@ from engram_cli.commands.requests.options import (
     Threads,
     Vocab,
     integers,
+    revision_of,
 )
 from engram_cli.commands.requests.shards import ShardOptions
 from engram_cli.commands.workspace import Workspace
@@ -60,13 +62,20 @@ class ProbeOptions(CorpusFields):
             "Held-out text: measure how well the table alone predicts it, compared with exact "
             "n-gram counts. Can be repeated.",
             name="probe",
+            reads="stream",
         ),
     ] = ()
     sources: Annotated[
         tuple[str, ...],
-        Option("Corpus that filled the table; the exact n-grams are counted on it.", name="corpus"),
+        Option(
+            "Corpus that filled the table; the exact n-grams are counted on it.",
+            name="corpus",
+            reads="stream",
+        ),
     ] = ()
-    checkpoint: Annotated[Path | None, Option("Model whose embeddings fill the rows.")] = None
+    checkpoint: Annotated[
+        Path | None, Option("Model whose embeddings fill the rows.", reads="ranges")
+    ] = None
     layer: Annotated[int | None, Option("Layer to probe (the first).")] = None
     positions: Annotated[
         int, Option("Maximum number of positions to probe.", least=LEAST_POSITIONS)
@@ -116,11 +125,13 @@ class InspectRequest(Request):
             "Table, bundle, vocabulary, statistics or checkpoint with tables to inspect: a path, "
             "org/name of the Hugging Face Hub, or an address (hf://, https://, s3://, gs://).",
             argument=True,
-            remote=True,
+            reads="ranges",
         ),
     ]
+    revision: Annotated[str | None, revision_of("path", "the artifact")] = None
     stats: Annotated[
-        Path | None, Option("Statistics with hits and n-grams (those next to the artifact).")
+        Path | None,
+        Option("Statistics with hits and n-grams (those next to the artifact).", reads="ranges"),
     ] = None
     vocab: Vocab = None
     hottest: Annotated[
@@ -137,7 +148,8 @@ class InspectRequest(Request):
         Path | None,
         Option(
             "Tokenizer of another program's checkpoint (that in its folder), or of a probed text.",
-            remote=True,
+            reads="ranges",
+            files=TOKENIZER_FILES,
         ),
     ] = None
     report: Annotated[
@@ -165,9 +177,10 @@ class LookupRequest(Request):
             "Table, bundle, statistics, vocabulary or checkpoint with tables to use: a path, "
             "org/name of the Hugging Face Hub, or an address.",
             argument=True,
-            remote=True,
+            reads="ranges",
         ),
     ]
+    revision: Annotated[str | None, revision_of("path", "the artifact")] = None
     text: Annotated[str | None, Option("Text to look up.", argument=True)] = None
     ids: Annotated[
         tuple[int, ...] | None,
@@ -187,10 +200,16 @@ class LookupRequest(Request):
         Option("Write the vectors as a NumPy file, float32 [tokens, heads x width]: out.npy"),
     ] = None
     stats: Annotated[
-        Path | None, Option("Statistics with the n-gram sample (those next to the artifact).")
+        Path | None,
+        Option("Statistics with the n-gram sample (those next to the artifact).", reads="ranges"),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the text (found automatically).", remote=True)
+        Path | None,
+        Option(
+            "Tokenizer of the text (found automatically).",
+            reads="ranges",
+            files=TOKENIZER_FILES,
+        ),
     ] = None
     vocab: Vocab = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
@@ -230,18 +249,23 @@ class VerifyRequest(Request):
             "Table, bundle, vocabulary, statistics or checkpoint with tables to check: a path, "
             "org/name of the Hugging Face Hub, or an address.",
             argument=True,
-            remote=True,
+            reads="ranges",
         ),
     ]
+    revision: Annotated[str | None, revision_of("path", "the artifact")] = None
     stats: Annotated[
-        Path | None, Option("Statistics that the counts must match (those next to the artifact).")
+        Path | None,
+        Option(
+            "Statistics that the counts must match (those next to the artifact).", reads="ranges"
+        ),
     ] = None
     vocab: Vocab = None
     tokenizer: Annotated[
         Path | None,
         Option(
             "Tokenizer of a vocabulary, or of a checkpoint with tables (found automatically).",
-            remote=True,
+            reads="ranges",
+            files=TOKENIZER_FILES,
         ),
     ] = None
     full: Annotated[
@@ -285,19 +309,26 @@ class GoldenRequest(Request):
             "Table, bundle, vocabulary or checkpoint with tables to use: a path, org/name of the "
             "Hugging Face Hub, or an address.",
             argument=True,
-            remote=True,
+            reads="ranges",
         ),
     ] = None
+    revision: Annotated[str | None, revision_of("path", "the artifact")] = None
     out: Annotated[Path | None, Option("File to write: golden.json", short="-o")] = None
     check: Annotated[
         Path | None,
         Option(
             "Compare the vectors of another program with ours, and name the fault: theirs.json",
             metavar="THEIRS",
+            reads="ranges",
         ),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of the token ids (found automatically).", remote=True)
+        Path | None,
+        Option(
+            "Tokenizer of the token ids (found automatically).",
+            reads="ranges",
+            files=TOKENIZER_FILES,
+        ),
     ] = None
     preset: PresetName = None
     geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
@@ -321,7 +352,13 @@ class ReportRequest(Request):
     """Which statistics folder to draw, and where the page goes."""
 
     stats: Annotated[
-        Path, Option("Statistics folder to read (engram-stats).", argument=True, place="stats")
+        Path,
+        Option(
+            "Statistics folder to read (engram-stats).",
+            argument=True,
+            place="stats",
+            reads="ranges",
+        ),
     ]
     out: Annotated[Path, Option("Page to write (report.html).", short="-o", place="report")] = (
         Workspace().report
@@ -337,11 +374,26 @@ class TraceRequest(Request):
     `tokenizer` None is the checkpoint's; `report` is an HTML page to write, None for none.
     """
 
-    checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
+    checkpoint: Annotated[
+        Path,
+        Option(
+            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
+            argument=True,
+            reads="copy",
+        ),
+    ]
     text: Annotated[str, Option("Text to run the model on.", argument=True)]
-    bundle: Annotated[Path | None, Option("Bundle to use (CHECKPOINT/engram).")] = None
+    revision: Annotated[str | None, revision_of("checkpoint", "the checkpoint")] = None
+    bundle: Annotated[Path | None, Option("Bundle to use (CHECKPOINT/engram).", reads="copy")] = (
+        None
+    )
     tokenizer: Annotated[
-        Path | None, Option("The model's tokenizer (CHECKPOINT/tokenizer.json).")
+        Path | None,
+        Option(
+            "The model's tokenizer (CHECKPOINT/tokenizer.json).",
+            reads="ranges",
+            files=TOKENIZER_FILES,
+        ),
     ] = None
     report: Annotated[Path | None, Option("HTML page to write.", metavar="PAGE")] = None
     force: Force = False

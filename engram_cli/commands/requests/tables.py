@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.commands.requests.options import (
+    TOKENIZER_FILES,
     WORKSPACE,
     ChunkRows,
     DryRun,
@@ -21,6 +22,7 @@ from engram_cli.commands.requests.options import (
     Scale,
     Threads,
     integers,
+    revision_of,
     row_range,
 )
 from engram_cli.commands.requests.shards import ShardOptions
@@ -62,7 +64,8 @@ class BuildTableRequest(Request):
         ),
     ] = None
     plan: Annotated[
-        Path | None, Option("Plan written by engram plan --out. Other options override it.")
+        Path | None,
+        Option("Plan written by engram plan --out. Other options override it.", reads="ranges"),
     ] = None
     init: Annotated[
         str,
@@ -85,6 +88,7 @@ class BuildTableRequest(Request):
             "Statistics to take the geometry and row hits from (engram-stats).",
             place="stats",
             must_exist=("statistics", "run: engram hash-stats CORPUS"),
+            reads="ranges",
         ),
     ] = None
     vocab: Annotated[
@@ -93,10 +97,12 @@ class BuildTableRequest(Request):
             "Compressed vocabulary (the one in the workspace).",
             place="vocab",
             must_exist=("vocabulary", "run: engram compress-vocab"),
+            reads="ranges",
         ),
     ] = Workspace().vocab
     out: Annotated[
-        Path, Option("Table to write (engram-table.zarr).", short="-o", place="table")
+        Path,
+        Option("Table to write (engram-table.zarr).", short="-o", place="table", writes=True),
     ] = Workspace().table
     dry_run: DryRun = False
     force: Force = False
@@ -184,9 +190,10 @@ class ConvertRequest(Request):
             "an address.",
             argument=True,
             name="table",
-            remote=True,
+            reads="ranges",
         ),
     ]
+    revision: Annotated[str | None, revision_of("table", "the table or checkpoint")] = None
     dtype: Annotated[
         str | None,
         Option(
@@ -194,7 +201,7 @@ class ConvertRequest(Request):
             "the source's own)."
         ),
     ] = None
-    out: Annotated[Path | None, Option("File or folder to write.", short="-o")] = None
+    out: Annotated[Path | None, Option("File or folder to write.", short="-o", writes=True)] = None
     to: Annotated[
         str | None, Option(f"Format to write: table, bundle, {TARGETS.choices()} (a table).")
     ] = None
@@ -222,11 +229,16 @@ class ConvertRequest(Request):
         ),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("Tokenizer of a source that lacks its token map.", remote=True)
+        Path | None,
+        Option(
+            "Tokenizer of a source that lacks its token map.", reads="ranges", files=TOKENIZER_FILES
+        ),
     ] = None
     patch: Annotated[
         Path | None,
-        Option(f"With --to {', '.join(PATCHED)}: the checkpoint that gets the rows."),
+        Option(
+            f"With --to {', '.join(PATCHED)}: the checkpoint that gets the rows.", reads="ranges"
+        ),
     ] = None
     check: Annotated[
         bool, Option("Print what would change and write nothing; exit with 1 if anything would.")
@@ -268,12 +280,27 @@ class AttachRequest(Request):
     written.
     """
 
-    checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
-    table: Annotated[
-        Path, Option("Table, bundle or checkpoint to attach (engram-table.zarr).", place="table")
+    checkpoint: Annotated[
+        Path,
+        Option(
+            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
+            argument=True,
+            reads="ranges",
+            files=(*TOKENIZER_FILES, "model.safetensors.index.json"),
+        ),
     ]
+    table: Annotated[
+        Path,
+        Option(
+            "Table, bundle or checkpoint to attach (engram-table.zarr).",
+            place="table",
+            reads="ranges",
+        ),
+    ]
+    revision: Annotated[str | None, revision_of("checkpoint", "the checkpoint")] = None
     out: Annotated[
-        Path | None, Option("Bundle folder to write (CHECKPOINT/engram).", short="-o")
+        Path | None,
+        Option("Bundle folder to write (CHECKPOINT/engram).", short="-o", writes=True),
     ] = None
     into: Annotated[Path | None, Option("Write the bundle to DIR/engram.", metavar="DIR")] = None
     layers: Annotated[
@@ -290,7 +317,12 @@ class AttachRequest(Request):
         ),
     ] = None
     tokenizer: Annotated[
-        Path | None, Option("The model's tokenizer (CHECKPOINT/tokenizer.json).")
+        Path | None,
+        Option(
+            "The model's tokenizer (CHECKPOINT/tokenizer.json).",
+            reads="ranges",
+            files=TOKENIZER_FILES,
+        ),
     ] = None
     module: Annotated[
         str | None,
@@ -321,6 +353,7 @@ class AttachRequest(Request):
         Option(
             "Run the model on this text for a few minutes, so that the rows help at once; best one "
             "that the table was not filled from (file, folder, glob or address).",
+            reads="stream",
             metavar="TEXT",
         ),
     ] = None
@@ -330,6 +363,7 @@ class AttachRequest(Request):
             "Statistics of the same hash, whose row hits say which rows are hot (those of the "
             "table).",
             must_exist=("statistics", "run: engram hash-stats CORPUS"),
+            reads="ranges",
         ),
     ] = None
     seed: Annotated[int, Option("Seed of the module's random weights.", least=0)] = 0

@@ -14,6 +14,7 @@ from engram_cli.commands.requests.options import (
     Option,
     Rule,
     integers,
+    revision_of,
 )
 from engram_cli.training import defaults
 from engram_cli.training.defaults import ON_CPU, ON_GPU
@@ -61,19 +62,36 @@ class TrainRequest(CorpusFields):
     steps. With `dry_run` nothing is written.
     """
 
-    checkpoint: Annotated[Path, Option("Folder of a Hugging Face checkpoint.", argument=True)]
+    checkpoint: Annotated[
+        Path,
+        Option(
+            "Hugging Face checkpoint: a folder, org/name of the Hub, or an address.",
+            argument=True,
+            reads="copy",
+        ),
+    ]
     sources: Annotated[
         tuple[str | Path, ...],
-        Option("Files, folders, globs or addresses to train on.", argument=True),
+        Option(
+            "Files, folders, globs, addresses or org/name of the Hugging Face Hub to train on.",
+            argument=True,
+            reads="stream",
+        ),
     ]
     held_out: Annotated[
         tuple[str | Path, ...],
-        Option("Text to measure the loss on, not in the training text. Can be repeated."),
+        Option(
+            "Text to measure the loss on, not in the training text. Can be repeated.",
+            reads="stream",
+        ),
     ]
+    revision: Annotated[str | None, revision_of("checkpoint", "the checkpoint")] = None
     out: Annotated[Path, Option("Folder of the run and its results.", short="-o")] = Path(
         "engram-run"
     )
-    bundle: Annotated[Path | None, Option("Bundle to train (made from the training text).")] = None
+    bundle: Annotated[
+        Path | None, Option("Bundle to train (made from the training text).", reads="copy")
+    ] = None
     rows: Annotated[
         str,
         Option(
@@ -82,6 +100,15 @@ class TrainRequest(CorpusFields):
             known=("trained", "frozen"),
         ),
     ] = "trained"
+    placement: Annotated[
+        str,
+        Option(
+            "Where trained rows lie: hbm (all of them on each GPU), or shard (over the processes "
+            "of torchrun, each with its part).",
+            panel=_LEARNS,
+            known=("hbm", "shard"),
+        ),
+    ] = "hbm"
     lora: Annotated[
         int | None,
         Option("Also train a LoRA adapter of this rank.", panel=_LEARNS, metavar="RANK", least=1),
@@ -174,7 +201,17 @@ class TrainRequest(CorpusFields):
         bool, Option("Say how much memory and time it takes, and write nothing.")
     ] = False
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether trained rows are distributed over processes."""
+        return self.placement == "shard"
+
     RULES = (
+        Rule(
+            lambda request: request.is_sharded and request.rows == "frozen",
+            "--placement shard with --rows frozen",
+            "only rows that learn are distributed here: leave one of them out",
+        ),
         Rule(
             lambda request: request.steps is not None and request.minutes is not None,
             "both --steps and --minutes",

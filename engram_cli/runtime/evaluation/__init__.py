@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from engram_cli.runtime.evaluation.by_document import DocumentLosses
+from engram_cli.runtime.evaluation.in_step import InStep
 from engram_cli.runtime.evaluation.scoring import device_of, score
 from engram_cli.runtime.evaluation.sums import LossSums, PartLoss
 from engram_cli.runtime.evaluation.variants import check_variants, variants_of
@@ -94,6 +95,15 @@ def _summed(
     )
     windows = cut_windows(pieces, context, max(context // 2, 1) if stride is None else stride)
     sums = LossSums(wanted, keeps=keeps)
-    for item in score(model, windows, wanted, batch_tokens=batch_tokens, advance=advance):
+    in_step = InStep(model, wanted, shared=shared)
+    for item in score(
+        model,
+        windows,
+        wanted,
+        batch_tokens=batch_tokens,
+        advance=advance,
+        before=in_step.begin,
+    ):
         sums.add(item)
+    in_step.finish()
     return sums

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from engram_cli.errors import ArtifactError
 from engram_cli.files import sha256_bytes
+from engram_cli.remote.path import open_whole
 from engram_cli.stats.arrays import REMAKE, array_digest
 from engram_cli.stats.sampling.distinct import (
     EVERYTHING,
@@ -98,7 +99,7 @@ def read_samples(
     `about`: the size and threshold of each, from stats.json. Raises ArtifactError.
     """
     try:
-        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
+        with open_whole(path) as raw, pq.ParquetFile(raw) as file:
             if _most_entries(file.metadata) > MOST_SAMPLE * sum(orders):
                 raise ValueError(f"it has more than {MOST_SAMPLE * sum(orders):,} entries")
             table = file.read(columns=["order", "hash", "count", "tokens"])

@@ -202,10 +202,23 @@ def compared(
     chosen = {name: best for name, arms in methods.items() if (best := pool.best(arms))}
     if "memory" in chosen and RIVAL in chosen:
         chosen["equal time"] = in_time_of(pool, chosen["memory"], chosen[RIVAL])
-    for domain, seeds, names in plan:
-        arms = [replace(chosen[name], domain=domain) for name in names if name in chosen]
-        pool.run([replace(arm, seed=seed) for seed in SEEDS[:seeds] for arm in arms])
+    repeated(pool, chosen, plan)
     return chosen
+
+
+def repeated(
+    pool: Pool, chosen: dict[str, Arm], plan: Sequence[tuple[str, int, Sequence[str]]]
+) -> None:
+    """Run (domain, seeds, methods) of the plan with the methods' chosen arms, in that order."""
+    pool.run(
+        [
+            replace(chosen[name], domain=domain, seed=seed)
+            for domain, seeds, names in plan
+            for seed in SEEDS[:seeds]
+            for name in names
+            if name in chosen
+        ]
+    )
 
 
 def in_time_of(pool: Pool, arm: Arm, rival: Arm) -> Arm:
@@ -215,7 +228,8 @@ def in_time_of(pool: Pool, arm: Arm, rival: Arm) -> Arm:
 
 
 def smollm2(pool: Pool) -> None:
-    """Every method, both domains; then layers and sizes."""
+    """Every method, both domains; layers and sizes."""
+    four = (2, 8, 14, 20)
     memory = Arm(name="memory, next-token rows", memory="next-token", layers=(2, 14))
     random = replace(memory, name="memory, random rows", memory="normal")
     frozen = replace(memory, name="memory, next-token rows frozen", frozen=True)
@@ -225,10 +239,13 @@ def smollm2(pool: Pool) -> None:
     methods = {
         RIVAL: sweep(Arm(name=RIVAL, lora=64), rate=(1e-3, 2e-3, 4e-3)),
         "peft": sweep(peer, rate=(2e-3, 6e-3, 2e-2)),
-        "both": sweep(both, rate=(2e-3,), dense=(3e-3,), rows=(1e-1,)),
+        "both": [
+            *sweep(both, rate=(2e-3,), dense=(3e-3,), rows=(1e-1,)),
+            *sweep(replace(both, layers=four), rate=(2e-3,), dense=(3e-3,), rows=(1e-1,)),
+        ],
         "memory": [
             *sweep(memory, dense=(3e-3, 1e-2), rows=(3e-2, 1e-1)),
-            *sweep(replace(memory, layers=(2, 8, 14, 20)), dense=(3e-3,), rows=(1e-1,)),
+            *sweep(replace(memory, layers=four), dense=(3e-3,), rows=(1e-1,)),
         ],
         "bare": [Arm(name="bare", steps=0)],
         "full": sweep(Arm(name="full fine-tuning", full=True), rate=(1e-4, 3e-4)),
@@ -242,15 +259,14 @@ def smollm2(pool: Pool) -> None:
         methods,
         [
             ("docs", 3, main[:3]),
-            ("docs", 3, main[3:]),
             ("python", 1, ("bare", *main)),
-            ("docs", 3, ("LoRA r=16", "smaller", "random")),
-            ("python", 3, main),
+            ("docs", 3, main[3:]),
         ],
     )
     pool.run(sweep(frozen, dense=(3e-3, 1e-2)))
     if "memory" in chosen:
-        variants(pool, chosen["memory"], (2, 14))
+        variants(pool, chosen["memory"], ((2,), (14,), (0, 14)))
+    repeated(pool, chosen, [("python", 3, main), ("docs", 3, ("LoRA r=16", "random", "smaller"))])
 
 
 def trial(pool: Pool) -> None:
@@ -273,23 +289,25 @@ def trial(pool: Pool) -> None:
 def gemma3(pool: Pool) -> None:
     """The main methods on one domain, with half the tokens a step."""
     memory = Arm(name="memory, next-token rows", memory="next-token", layers=(2, 8), batch=16)
+    four = replace(memory, layers=(2, 6, 10, 14))
     peer = Arm(name="engram-peft", memory="peft", layers=(2, 8), batch=16)
-    both = replace(memory, name="LoRA r=64 and memory", lora=64)
+    both = replace(four, name="LoRA r=64 and memory", lora=64)
     methods = {
         "bare": [Arm(name="bare", steps=0, batch=16)],
-        RIVAL: sweep(Arm(name=RIVAL, lora=64, batch=16), rate=(2e-3, 1e-3)),
-        "both": sweep(both, rate=(2e-3, 1e-3), dense=(3e-3,), rows=(1e-1,)),
-        "memory": sweep(memory, dense=(1e-2, 3e-3), rows=(1e-1,)),
+        RIVAL: sweep(Arm(name=RIVAL, lora=64, batch=16), rate=(2e-3, 1e-3, 5e-4, 2.5e-4)),
+        "both": sweep(both, rate=(2e-3, 1e-3, 5e-4, 2.5e-4), dense=(3e-3,), rows=(1e-1,)),
+        "memory": [
+            *sweep(four, dense=(3e-3, 1e-2), rows=(1e-1,)),
+            *sweep(memory, dense=(3e-3,), rows=(1e-1,)),
+        ],
         "full": sweep(Arm(name="full fine-tuning", full=True, batch=16), rate=(1e-4, 3e-4)),
         "peft": sweep(peer, rate=(6e-3,)),
     }
-    compared(pool, methods, [("docs", 3, (RIVAL, "both", "equal time", "memory"))])
+    compared(pool, methods, [("docs", 3, (RIVAL, "both", "memory", "equal time"))])
 
 
-def variants(pool: Pool, best: Arm, layers: tuple[int, int]) -> None:
-    """The best memory with other layers, and with a quarter to four times the rows."""
-    early, middle = layers
-    places = ((early,), (middle,), (0, middle), (early, 8, middle))
+def variants(pool: Pool, best: Arm, places: Sequence[tuple[int, ...]]) -> None:
+    """The best memory at other layers, and with a quarter to four times the rows."""
     sizes = (50_000, 100_000, 400_000, 800_000)
     pool.run(
         [replace(best, name=f"memory at {place}", layers=place) for place in places]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engram_cli.runtime import RowwiseAdam, attach, clip_grad_norm
 from engram_cli.runtime.training import row_parameters
@@ -55,9 +55,11 @@ class World:
 
     def __init__(self, checkpoint: Path, data: Path, bundles: Path, device: torch.device) -> None:
         self.checkpoint, self.bundles, self.device = checkpoint, bundles, device
-        self.held = {name: sequences(data / f"{name}.npy", device) for name in HELD}
+        first = AutoTokenizer.from_pretrained(checkpoint)("").input_ids  # Gemma's start token
+        self.held = {name: sequences(data / f"{name}.npy", first, device) for name in HELD}
         self.train = {
-            domain: sequences(data / f"{domain}-train.npy", device) for domain in ("docs", "python")
+            domain: sequences(data / f"{domain}-train.npy", first, device)
+            for domain in ("docs", "python")
         }
         self.weights = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
         self.state = {name: value.clone() for name, value in self.weights.state_dict().items()}
@@ -178,10 +180,13 @@ def bundle_name(arm: Arm) -> str:
     return f"{arm.memory}{filled}-{layers}-{arm.rows_per_head}"
 
 
-def sequences(path: Path, device: torch.device) -> Tensor:
-    """int32 [n, LENGTH] token ids of a file, cut into whole sequences."""
+def sequences(path: Path, first: list[int], device: torch.device) -> Tensor:
+    """int32 [n, LENGTH] token ids of a file, cut into sequences that begin with `first`."""
     ids = np.load(path).astype(np.int32)
-    return torch.from_numpy(ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)).to(device)
+    own = LENGTH - len(first)
+    ids = ids[: len(ids) // own * own].reshape(-1, own)
+    begin = np.tile(np.array(first, np.int32), (len(ids), 1))
+    return torch.from_numpy(np.concatenate([begin, ids], axis=1)).to(device)
 
 
 def batches(ids: Tensor, arm: Arm):  # type: ignore[no-untyped-def]

@@ -7,122 +7,177 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-FOUND = Path(__file__).parent / "pretrained.json"
-DOMAINS = ("docs", "python", "third")
+HERE = Path(__file__).parent
+DOMAINS = {"docs": "manuals", "python": "Python code", "third": "quotations"}
 RATES = ("rate", "dense", "rows")
+LORA, BOTH = "LoRA r=64", "LoRA r=64 and memory"
+MEMORY = "memory, next-token rows"
+TIMED = f"{MEMORY}, equal time"
+Training = dict[str, Any]
+
+
+class Found:
+    """The trainings of one model in one domain, each method at its best rates and layers."""
+
+    def __init__(self, model: str, domain: str) -> None:
+        found = json.loads((HERE / model).read_text())
+        self.found, self.domain = found, domain
+        compiled = [t for t in found["trainings"] if t["compiled"]]
+        # Rates and layers were swept on the manuals.
+        chosen = {arm for arm in _groups(compiled, "docs") if _is_best(arm, compiled)}
+        groups = _groups(compiled, domain)
+        self.best = {arm[0]: group for arm, group in groups.items() if arm in chosen}
+        self.compiled = compiled
+        # The model as it was is the same in each domain.
+        self.bare = next(t for t in compiled if t["name"] == "bare")["held"]
+
+    def first(self, name: str) -> dict[str, float]:
+        """Held-out losses of a method on seed 0, by domain."""
+        return next(t["held"] for t in self.best[name] if t["seed"] == 0)
+
+    def loss(self, name: str) -> float:
+        return self.first(name)[self.domain]
+
+    def less(self, name: str, rival: str) -> str:
+        """By how much a method's loss is lower than its rival's, from the least to the most."""
+        return _spread([a - b for a, b in zip(*self.pairs(rival, name, self.domain), strict=True)])
+
+    def more(self, name: str, rival: str, domain: str) -> str:
+        """By how much a method's loss in another domain is higher than its rival's."""
+        return _spread([a - b for a, b in zip(*self.pairs(name, rival, domain), strict=True)], "+")
+
+    def pairs(self, name: str, other: str, domain: str) -> tuple[list[float], list[float]]:
+        """Losses of two methods on the seeds that both have."""
+        losses = [
+            {t["seed"]: t["held"][domain] for t in self.best[method]} for method in (name, other)
+        ]
+        seeds = sorted(losses[0].keys() & losses[1].keys())
+        return [losses[0][s] for s in seeds], [losses[1][s] for s in seeds]
+
+    def losses(self) -> str:
+        """The table of all methods, from the highest loss to the lowest."""
+        others = [domain for domain in DOMAINS if domain != self.domain]
+        seeds = sorted({t["seed"] for group in self.best.values() for t in group})
+        header = ["method", *(f"seed {seed}" for seed in seeds), "gain"]
+        header += [*(DOMAINS[domain] for domain in others), "step"]
+        lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+        bare = ["bare", f"{self.bare[self.domain]:.3f}"]
+        lines.append(bare + [""] * (len(header) - len(bare)))
+        groups = [group for name, group in self.best.items() if name != "bare"]
+        for group in sorted(groups, key=lambda group: -group[0]["held"][self.domain]):
+            own = {t["seed"]: t["held"][self.domain] for t in group}
+            losses = [f"{own[seed]:.3f}" if seed in own else "" for seed in seeds]
+            means = [
+                statistics.mean(t["held"][d] - self.bare[d] for t in group)
+                for d in (self.domain, *others)
+            ]
+            time = f"{statistics.median(t['step_ms'] for t in group):.0f} ms"
+            lines.append([_name(group[0]), *losses, *(f"{mean:+.3f}" for mean in means), time])
+        return _table(lines)
+
+    def sweeps(self) -> str:
+        """Every rate that was tried on seed 0, in the order of the methods."""
+        lines = [["method", "rate", "dense", "rows", *DOMAINS.values()]]
+        lines.append(["---"] + ["---:"] * 6)
+        tried = [t for t in self.found["trainings"] if t["domain"] == self.domain]
+        for t in sorted(tried, key=lambda t: (t["name"], len(t["layers"]), not t["compiled"])):
+            if t["seed"] == 0 and t["steps"] == 300:
+                rates = [f"{t[rate]:g}" if t[rate] else "" for rate in RATES]
+                held = [f"{t['held'][d]:.3f}" for d in DOMAINS]
+                first = "" if t["compiled"] else ", first run"
+                lines.append([_name(t) + first, *rates, *held])
+        return _table(lines)
 
 
 def fields() -> dict[str, Any]:
     """What the template shows of these trainings."""
-    found = json.loads(FOUND.read_text())
-    compiled = [t for t in found["trainings"] if t["compiled"]]
-    best = {arm: group for arm, group in _groups(compiled).items() if _is_best(arm, compiled)}
-    first = {name: next(t for t in group if t["seed"] == 0) for (name, *_), group in best.items()}
-    bare = first["bare"]["held"]
-    lora, both, memory = (first[n] for n in (LORA, BOTH, MEMORY))
-    data = found["data"]
+    manuals, python = (Found("pretrained.json", domain) for domain in ("docs", "python"))
+    gemma = Found("pretrained-gemma3.json", "docs")
+    found, bare = manuals.found, manuals.bare
+    lora = manuals.best[LORA][0]
+    gains = {name: bare["docs"] - manuals.loss(name) for name in (LORA, MEMORY)}
+    steps = {
+        name: statistics.median(t["step_ms"] for t in manuals.best[name]) for name in (LORA, MEMORY)
+    }
     return {
-        "pretrained_losses": _losses(best, bare),
-        "pretrained_sweeps": _sweeps(found["trainings"]),
-        "pretrained_bare": bare["docs"],
-        "pretrained_lora": lora["held"]["docs"],
-        "pretrained_memory": memory["held"]["docs"],
-        "pretrained_kept": 100 * _gain(memory, bare) / _gain(lora, bare),
-        "pretrained_forgot": memory["held"]["python"] - bare["python"],
-        "pretrained_lora_forgot": lora["held"]["python"] - bare["python"],
-        "pretrained_both": _spread(best, BOTH, LORA),
-        "pretrained_both_third": both["held"]["third"] - lora["held"]["third"],
-        "pretrained_equal_time": first[f"{MEMORY}, equal time"]["held"]["docs"],
-        "pretrained_equal_steps": first[f"{MEMORY}, equal time"]["steps"],
-        "pretrained_faster": _step(best, LORA) / _step(best, MEMORY),
-        "pretrained_peer": first["engram-peft"]["held"]["docs"],
-        "pretrained_two_layers": _two_layers(compiled),
-        "pretrained_docs": data["docs-train"]["tokens"] / 1e6,
-        "pretrained_held": data["docs-held"]["tokens"],
+        "smollm2_losses": manuals.losses(),
+        "smollm2_sweeps": manuals.sweeps(),
+        "python_losses": python.losses(),
+        "gemma_losses": gemma.losses(),
+        "gemma_sweeps": gemma.sweeps(),
+        "pretrained_kept": 100 * gains[MEMORY] / gains[LORA],
+        "pretrained_lora": manuals.loss(LORA),
+        "pretrained_memory": manuals.loss(MEMORY),
+        "pretrained_forgot": manuals.first(MEMORY)["python"] - bare["python"],
+        "pretrained_lora_forgot": manuals.first(LORA)["python"] - bare["python"],
+        "pretrained_both": manuals.less(BOTH, LORA),
+        "pretrained_both_python": manuals.more(BOTH, LORA, "python"),
+        "pretrained_both_third": manuals.more(BOTH, LORA, "third"),
+        "pretrained_timed": manuals.loss(TIMED),
+        "pretrained_short": manuals.less(LORA, TIMED),
+        "pretrained_equal_steps": manuals.best[TIMED][0]["steps"],
+        "pretrained_faster": steps[LORA] / steps[MEMORY],
+        "pretrained_peer": manuals.less(MEMORY, "engram-peft"),
+        "pretrained_peer_loss": manuals.loss("engram-peft"),
+        "pretrained_two_layers": _two_layers(manuals.compiled),
+        "python_both": python.less(BOTH, LORA),
+        "python_full": python.less(BOTH, "full fine-tuning"),
+        "python_kept": 100
+        * (bare["python"] - python.loss(MEMORY))
+        / (bare["python"] - python.loss(LORA)),
+        "gemma_both": gemma.less(BOTH, LORA),
+        "gemma_short": gemma.less(LORA, MEMORY),
+        "gemma_forgot": gemma.first(MEMORY)["python"] - gemma.bare["python"],
+        "gemma_lora_forgot": gemma.first(LORA)["python"] - gemma.bare["python"],
+        "pretrained_docs": found["data"]["docs-train"]["tokens"] / 1e6,
+        "pretrained_held": found["data"]["docs-held"]["tokens"],
         "pretrained_machine": found["machine"],
         "pretrained_versions": ", ".join(f"{n} {v}" for n, v in found["versions"].items()),
-        "pretrained_epochs": lora["steps"] * lora["batch"] * 512 / data["docs-train"]["tokens"],
+        "pretrained_epochs": lora["steps"]
+        * lora["batch"]
+        * 512
+        / found["data"]["docs-train"]["tokens"],
     }
 
 
-LORA, BOTH = "LoRA r=64", "LoRA r=64 and memory"
-MEMORY = "memory, next-token rows"
-
-
-def _groups(trainings: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+def _groups(trainings: list[Training], domain: str) -> dict[tuple[Any, ...], list[Training]]:
     """Trainings that differ in their seed alone, by name, layers, steps and rates."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[Training]] = {}
     for t in trainings:
-        arm = (t["name"], tuple(t["layers"]), t["steps"], *(t[rate] for rate in RATES))
-        groups.setdefault(arm, []).append(t)
+        if t["domain"] == domain:
+            arm = (t["name"], tuple(t["layers"]), t["steps"], *(t[rate] for rate in RATES))
+            groups.setdefault(arm, []).append(t)
     return groups
 
 
-def _is_best(arm: tuple[Any, ...], trainings: list[dict[str, Any]]) -> bool:
+def _is_best(arm: tuple[Any, ...], trainings: list[Training]) -> bool:
     """Whether no other rates or layers of that name have a lower loss, on seed 0."""
     losses = {
         other: group[0]["held"]["docs"]
-        for other, group in _groups(trainings).items()
+        for other, group in _groups(trainings, "docs").items()
         if other[0] == arm[0]
     }
     return min(losses, key=lambda other: losses[other]) == arm
 
 
-def _losses(best: dict[tuple[Any, ...], list[dict[str, Any]]], bare: dict[str, float]) -> str:
-    header = ["method", "seed 0", "seed 1", "seed 2", "gain", "Python code", "quotations", "step"]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    order = sorted(best.values(), key=lambda group: -group[0]["held"]["docs"])
-    for group in order:
-        own = {t["seed"]: t for t in group}
-        seeds = [f"{own[s]['held']['docs']:.3f}" if s in own else "" for s in range(3)]
-        means = {d: statistics.mean(t["held"][d] - bare[d] for t in group) for d in DOMAINS}
-        trained = group[0]["steps"] > 0
-        changes = [f"{means[d]:+.3f}" if trained else "" for d in DOMAINS]
-        time = f"{_median(group):.0f} ms" if trained else ""
-        lines.append([_name(group[0]), *seeds, *changes, time])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _name(t: dict[str, Any]) -> str:
+def _name(t: Training) -> str:
     layers = f" (layers {', '.join(map(str, t['layers']))})" if t["layers"] else ""
     steps = f", {t['steps']} steps" if t["name"].endswith("equal time") else ""
     return f"{t['name']}{layers}{steps}"
 
 
-def _sweeps(trainings: list[dict[str, Any]]) -> str:
-    """Every rate that was tried on seed 0, in the order of the methods."""
-    lines = [["method", "rate", "dense", "rows", "docs", "Python code", "quotations"]]
-    lines.append(["---"] + ["---:"] * 6)
-    for t in sorted(trainings, key=lambda t: (t["name"], len(t["layers"]), not t["compiled"])):
-        if t["seed"] == 0 and t["steps"] == 300:
-            rates = [f"{t[rate]:g}" if t[rate] else "" for rate in RATES]
-            held = [f"{t['held'][d]:.3f}" for d in DOMAINS]
-            first = "" if t["compiled"] else ", first run"
-            lines.append([_name(t) + first, *rates, *held])
+def _table(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _gain(t: dict[str, Any], bare: dict[str, float]) -> float:
-    return float(bare["docs"] - t["held"]["docs"])
+def _spread(values: list[float], sign: str = "") -> str:
+    low, high = min(values), max(values)
+    if f"{low:.3f}" == f"{high:.3f}":
+        return f"{low:{sign}.3f}"
+    return f"{low:{sign}.3f} to {high:{sign}.3f}"
 
 
-def _spread(best: dict[tuple[Any, ...], list[dict[str, Any]]], name: str, rival: str) -> str:
-    """By how much a method's loss is lower than its rival's, from the least to the most."""
-    by_name = {arm[0]: {t["seed"]: t["held"]["docs"] for t in best[arm]} for arm in best}
-    less = [by_name[rival][s] - loss for s, loss in by_name[name].items() if s in by_name[rival]]
-    return f"{min(less):.3f} to {max(less):.3f}"
-
-
-def _step(best: dict[tuple[Any, ...], list[dict[str, Any]]], name: str) -> float:
-    return _median(next(group for arm, group in best.items() if arm[0] == name))
-
-
-def _median(group: list[dict[str, Any]]) -> float:
-    """The time of a step in ms, over seeds."""
-    return float(statistics.median(t["step_ms"] for t in group))
-
-
-def _two_layers(trainings: list[dict[str, Any]]) -> float:
+def _two_layers(trainings: list[Training]) -> float:
     """The lowest loss of a memory at two layers."""
     two = [t for t in trainings if t["name"] == MEMORY and len(t["layers"]) == 2]
     return float(min(t["held"]["docs"] for t in two if t["seed"] == 0))
