@@ -1,7 +1,7 @@
 """Engram tables: compressed vocabularies, exact n-gram hashing, table stores and attachment.
 
 The names below are the public Python API. They are imported on first use, so that importing the
-package costs nothing.
+package costs nothing. A function of a command takes one request and returns one result.
 """
 
 from __future__ import annotations
@@ -12,22 +12,89 @@ from typing import TYPE_CHECKING, Any
 from engram_cli.version import __version__
 
 if TYPE_CHECKING:
+    from engram_cli.commands.attach import AttachResult as AttachResult
+    from engram_cli.commands.attach import attach_checkpoint as attach_checkpoint
+    from engram_cli.commands.build_table import BuildTableResult as BuildTableResult
     from engram_cli.commands.build_table import build_table as build_table
+    from engram_cli.commands.compress_vocab import CompressVocabResult as CompressVocabResult
+    from engram_cli.commands.compress_vocab import run_compress_vocab as run_compress_vocab
+    from engram_cli.commands.convert import ConvertResult as ConvertResult
     from engram_cli.commands.convert import convert_table as convert_table
+    from engram_cli.commands.convert_to import WriteResult as WriteResult
     from engram_cli.commands.convert_to import convert as convert
+    from engram_cli.commands.demo import DemoResult as DemoResult
+    from engram_cli.commands.demo import run_demo as run_demo
     from engram_cli.commands.evaluate import evaluate as evaluate
+    from engram_cli.commands.evaluate_result import EvaluateResult as EvaluateResult
+    from engram_cli.commands.geometry import Geometry as Geometry
+    from engram_cli.commands.golden import GoldenResult as GoldenResult
     from engram_cli.commands.golden import golden as golden
+    from engram_cli.commands.hash_stats import HashStatsResult as HashStatsResult
     from engram_cli.commands.hash_stats import hash_stats as hash_stats
     from engram_cli.commands.inspect import inspect as inspect
+    from engram_cli.commands.inspect_result import InspectResult as InspectResult
+    from engram_cli.commands.lookup import LookupResult as LookupResult
     from engram_cli.commands.lookup import lookup as lookup
+    from engram_cli.commands.merge_stats import MergeStatsRequest as MergeStatsRequest
+    from engram_cli.commands.merge_stats import MergeStatsResult as MergeStatsResult
+    from engram_cli.commands.merge_stats import merge_stats as merge_stats
+    from engram_cli.commands.plan import PlanResult as PlanResult
     from engram_cli.commands.plan import plan as plan
+    from engram_cli.commands.probe import ProbeResult as ProbeResult
+    from engram_cli.commands.probe import probe as probe
+    from engram_cli.commands.report import ReportResult as ReportResult
+    from engram_cli.commands.report import write_report as write_report
+    from engram_cli.commands.requests.corpus import CompressVocabRequest as CompressVocabRequest
+    from engram_cli.commands.requests.corpus import FillRequest as FillRequest
+    from engram_cli.commands.requests.corpus import HashStatsRequest as HashStatsRequest
+    from engram_cli.commands.requests.evaluation import EvaluateRequest as EvaluateRequest
+    from engram_cli.commands.requests.explore import ExploreRequest as ExploreRequest
+    from engram_cli.commands.requests.plan import Budget as Budget
+    from engram_cli.commands.requests.plan import PlanRequest as PlanRequest
+    from engram_cli.commands.requests.reading import DemoRequest as DemoRequest
+    from engram_cli.commands.requests.reading import GoldenRequest as GoldenRequest
+    from engram_cli.commands.requests.reading import InspectRequest as InspectRequest
+    from engram_cli.commands.requests.reading import LookupRequest as LookupRequest
+    from engram_cli.commands.requests.reading import ProbeRequest as ProbeRequest
+    from engram_cli.commands.requests.reading import ReportRequest as ReportRequest
+    from engram_cli.commands.requests.reading import TraceRequest as TraceRequest
+    from engram_cli.commands.requests.reading import VerifyRequest as VerifyRequest
+    from engram_cli.commands.requests.tables import AttachRequest as AttachRequest
+    from engram_cli.commands.requests.tables import BuildTableRequest as BuildTableRequest
+    from engram_cli.commands.requests.tables import ConvertRequest as ConvertRequest
+    from engram_cli.commands.requests.train import TrainRequest as TrainRequest
+    from engram_cli.commands.trace import TraceResult as TraceResult
+    from engram_cli.commands.trace import trace_text as trace_text
+    from engram_cli.commands.train import TrainResult as TrainResult
     from engram_cli.commands.train import train as train
+    from engram_cli.commands.verify import VerifyResult as VerifyResult
     from engram_cli.commands.verify import verify as verify
+    from engram_cli.commands.workspace import Workspace as Workspace
+    from engram_cli.corpus.base import CorpusOptions as CorpusOptions
+    from engram_cli.errors import ArtifactError as ArtifactError
+    from engram_cli.errors import CheckFailed as CheckFailed
+    from engram_cli.errors import CorpusError as CorpusError
+    from engram_cli.errors import DependencyError as DependencyError
+    from engram_cli.errors import EngineError as EngineError
+    from engram_cli.errors import EngramError as EngramError
+    from engram_cli.errors import IncompleteError as IncompleteError
+    from engram_cli.errors import InputError as InputError
+    from engram_cli.errors import LayoutError as LayoutError
+    from engram_cli.errors import MismatchError as MismatchError
+    from engram_cli.errors import OutputError as OutputError
+    from engram_cli.errors import RuntimeAttachError as RuntimeAttachError
+    from engram_cli.errors import SourceError as SourceError
+    from engram_cli.errors import TokenIdError as TokenIdError
+    from engram_cli.errors import UndecodableError as UndecodableError
+    from engram_cli.errors import VocabularyError as VocabularyError
     from engram_cli.hashing.hasher import hash_tokens as hash_tokens
     from engram_cli.hashing.layout import HashLayout as HashLayout
     from engram_cli.hashing.schemes import hash_layout as hash_layout
+    from engram_cli.progress import Progress as Progress
     from engram_cli.runtime.attach import attach as attach
     from engram_cli.runtime.attach import detach as detach
+    from engram_cli.table.planning.placement import Hardware as Hardware
+    from engram_cli.table.store import TableStore as TableStore
     from engram_cli.table.store import open_table as open_table
     from engram_cli.training.callback import EngramCallback as EngramCallback
     from engram_cli.training.collator import EngramCollator as EngramCollator
@@ -37,11 +104,72 @@ if TYPE_CHECKING:
     from engram_cli.vocab.parquet import write_vocab as write_vocab
 
 _HOMES = {
+    "ArtifactError": "engram_cli.errors",
+    "AttachRequest": "engram_cli.commands.requests.tables",
+    "AttachResult": "engram_cli.commands.attach",
+    "Budget": "engram_cli.commands.requests.plan",
+    "BuildTableRequest": "engram_cli.commands.requests.tables",
+    "BuildTableResult": "engram_cli.commands.build_table",
+    "CheckFailed": "engram_cli.errors",
+    "CompressVocabRequest": "engram_cli.commands.requests.corpus",
+    "CompressVocabResult": "engram_cli.commands.compress_vocab",
     "CompressedVocab": "engram_cli.vocab.compress",
+    "ConvertRequest": "engram_cli.commands.requests.tables",
+    "ConvertResult": "engram_cli.commands.convert",
+    "CorpusError": "engram_cli.errors",
+    "CorpusOptions": "engram_cli.corpus.base",
+    "DemoRequest": "engram_cli.commands.requests.reading",
+    "DemoResult": "engram_cli.commands.demo",
+    "DependencyError": "engram_cli.errors",
+    "EngineError": "engram_cli.errors",
     "EngramCallback": "engram_cli.training.callback",
     "EngramCollator": "engram_cli.training.collator",
+    "EngramError": "engram_cli.errors",
+    "EvaluateRequest": "engram_cli.commands.requests.evaluation",
+    "EvaluateResult": "engram_cli.commands.evaluate_result",
+    "ExploreRequest": "engram_cli.commands.requests.explore",
+    "FillRequest": "engram_cli.commands.requests.corpus",
+    "Geometry": "engram_cli.commands.geometry",
+    "GoldenRequest": "engram_cli.commands.requests.reading",
+    "GoldenResult": "engram_cli.commands.golden",
+    "Hardware": "engram_cli.table.planning.placement",
     "HashLayout": "engram_cli.hashing.layout",
+    "HashStatsRequest": "engram_cli.commands.requests.corpus",
+    "HashStatsResult": "engram_cli.commands.hash_stats",
+    "IncompleteError": "engram_cli.errors",
+    "InputError": "engram_cli.errors",
+    "InspectRequest": "engram_cli.commands.requests.reading",
+    "InspectResult": "engram_cli.commands.inspect_result",
+    "LayoutError": "engram_cli.errors",
+    "LookupRequest": "engram_cli.commands.requests.reading",
+    "LookupResult": "engram_cli.commands.lookup",
+    "MergeStatsRequest": "engram_cli.commands.merge_stats",
+    "MergeStatsResult": "engram_cli.commands.merge_stats",
+    "MismatchError": "engram_cli.errors",
+    "OutputError": "engram_cli.errors",
+    "PlanRequest": "engram_cli.commands.requests.plan",
+    "PlanResult": "engram_cli.commands.plan",
+    "ProbeRequest": "engram_cli.commands.requests.reading",
+    "ProbeResult": "engram_cli.commands.probe",
+    "Progress": "engram_cli.progress",
+    "ReportRequest": "engram_cli.commands.requests.reading",
+    "ReportResult": "engram_cli.commands.report",
+    "RuntimeAttachError": "engram_cli.errors",
+    "SourceError": "engram_cli.errors",
+    "TableStore": "engram_cli.table.store",
+    "TokenIdError": "engram_cli.errors",
+    "TraceRequest": "engram_cli.commands.requests.reading",
+    "TraceResult": "engram_cli.commands.trace",
+    "TrainRequest": "engram_cli.commands.requests.train",
+    "TrainResult": "engram_cli.commands.train",
+    "UndecodableError": "engram_cli.errors",
+    "VerifyRequest": "engram_cli.commands.requests.reading",
+    "VerifyResult": "engram_cli.commands.verify",
+    "VocabularyError": "engram_cli.errors",
+    "Workspace": "engram_cli.commands.workspace",
+    "WriteResult": "engram_cli.commands.convert_to",
     "attach": "engram_cli.runtime.attach",
+    "attach_checkpoint": "engram_cli.commands.attach",
     "build_table": "engram_cli.commands.build_table",
     "compress_vocab": "engram_cli.vocab.compress",
     "convert": "engram_cli.commands.convert_to",
@@ -54,22 +182,88 @@ _HOMES = {
     "hash_tokens": "engram_cli.hashing.hasher",
     "inspect": "engram_cli.commands.inspect",
     "lookup": "engram_cli.commands.lookup",
+    "merge_stats": "engram_cli.commands.merge_stats",
     "open_table": "engram_cli.table.store",
-    "probe": "engram_cli.commands.probe",
     "plan": "engram_cli.commands.plan",
+    "probe": "engram_cli.commands.probe",
     "read_vocab": "engram_cli.vocab.parquet",
+    "run_compress_vocab": "engram_cli.commands.compress_vocab",
+    "run_demo": "engram_cli.commands.demo",
+    "trace_text": "engram_cli.commands.trace",
     "train": "engram_cli.commands.train",
     "verify": "engram_cli.commands.verify",
+    "write_report": "engram_cli.commands.report",
     "write_vocab": "engram_cli.vocab.parquet",
 }
 
 __all__ = [
+    "ArtifactError",
+    "AttachRequest",
+    "AttachResult",
+    "Budget",
+    "BuildTableRequest",
+    "BuildTableResult",
+    "CheckFailed",
+    "CompressVocabRequest",
+    "CompressVocabResult",
     "CompressedVocab",
+    "ConvertRequest",
+    "ConvertResult",
+    "CorpusError",
+    "CorpusOptions",
+    "DemoRequest",
+    "DemoResult",
+    "DependencyError",
+    "EngineError",
     "EngramCallback",
     "EngramCollator",
+    "EngramError",
+    "EvaluateRequest",
+    "EvaluateResult",
+    "ExploreRequest",
+    "FillRequest",
+    "Geometry",
+    "GoldenRequest",
+    "GoldenResult",
+    "Hardware",
     "HashLayout",
+    "HashStatsRequest",
+    "HashStatsResult",
+    "IncompleteError",
+    "InputError",
+    "InspectRequest",
+    "InspectResult",
+    "LayoutError",
+    "LookupRequest",
+    "LookupResult",
+    "MergeStatsRequest",
+    "MergeStatsResult",
+    "MismatchError",
+    "OutputError",
+    "PlanRequest",
+    "PlanResult",
+    "ProbeRequest",
+    "ProbeResult",
+    "Progress",
+    "ReportRequest",
+    "ReportResult",
+    "RuntimeAttachError",
+    "SourceError",
+    "TableStore",
+    "TokenIdError",
+    "TraceRequest",
+    "TraceResult",
+    "TrainRequest",
+    "TrainResult",
+    "UndecodableError",
+    "VerifyRequest",
+    "VerifyResult",
+    "VocabularyError",
+    "Workspace",
+    "WriteResult",
     "__version__",
     "attach",
+    "attach_checkpoint",
     "build_table",
     "compress_vocab",
     "convert",
@@ -82,12 +276,17 @@ __all__ = [
     "hash_tokens",
     "inspect",
     "lookup",
+    "merge_stats",
     "open_table",
     "plan",
     "probe",
     "read_vocab",
+    "run_compress_vocab",
+    "run_demo",
+    "trace_text",
     "train",
     "verify",
+    "write_report",
     "write_vocab",
 ]
 

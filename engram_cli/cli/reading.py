@@ -87,7 +87,7 @@ def verify(request: VerifyRequest, terminal: Terminal) -> None:
 def report(request: ReportRequest, terminal: Terminal) -> None:
     """Write the statistics of a corpus as one HTML page that opens offline."""
     from engram_cli.cli.render import facts, quantity
-    from engram_cli.commands.report import report as run
+    from engram_cli.commands.report import write_report as run
 
     result = run(request, terminal)
     rows = [

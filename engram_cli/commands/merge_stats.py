@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engram_cli.commands.hash_stats import StatisticsResult, sample_texts, write_statistics
 from engram_cli.commands.output_address import at_address, is_address
+from engram_cli.commands.page_facts import merged_facts
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.outputs import prepare_output
@@ -107,6 +108,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         corpus=corpus,
         partials=whole.states(),
         texts=sample_texts(counts, read),
+        facts=merged_facts(request.parts),
     )
     return MergeStatsResult(parts=request.parts, left_out=tuple(left_out), **written)
 

@@ -71,6 +71,7 @@ __all__ = [
     "deactivate",
     "detach",
     "evaluate_losses",
+    "fit",
     "load",
     "load_row_states",
     "memories",

@@ -14,8 +14,10 @@ from cli.conftest import Engram
 from engram_cli import build_table, compress_vocab, write_vocab
 from engram_cli.cli.app import run
 from engram_cli.commands.geometry import Geometry, read_sizes
+from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.requests.options import integers
 from engram_cli.commands.requests.tables import BuildTableRequest
+from engram_cli.commands.workspace import Workspace
 from engram_cli.sizes import read_size
 from engram_cli.version import __version__
 

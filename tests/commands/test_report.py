@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from commands.made import Made
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
-from engram_cli.commands.report import ReportRequest, report
+from engram_cli.commands.report import ReportRequest, write_report
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, OutputError
@@ -22,7 +24,7 @@ from engram_cli.vocab.parquet import write_vocab
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        report(ReportRequest(stats=tmp_path / "none", out=tmp_path / "report.html"))
+        write_report(ReportRequest(stats=tmp_path / "none", out=tmp_path / "report.html"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -30,7 +32,7 @@ def test_an_existing_page_is_refused_first(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text("mine")
     with pytest.raises(OutputError):
-        report(ReportRequest(stats=tmp_path / "none", out=page))
+        write_report(ReportRequest(stats=tmp_path / "none", out=page))
     assert page.read_text() == "mine"
 
 
@@ -38,13 +40,13 @@ def test_an_existing_page_is_refused_first(tmp_path: Path) -> None:
 def test_force_replaces_pages_and_empty_files_only(force: bool, made: Made) -> None:
     vocabulary = made.vocab.read_bytes()
     with pytest.raises(OutputError):
-        report(ReportRequest(stats=made.stats, out=made.vocab, force=force))
+        write_report(ReportRequest(stats=made.stats, out=made.vocab, force=force))
     assert made.vocab.read_bytes() == vocabulary
     page = made.folder / "report.html"
     page.touch()
     for _ in range(2):
         if force:
-            report(ReportRequest(stats=made.stats, out=page, force=True))
+            write_report(ReportRequest(stats=made.stats, out=page, force=True))
             assert is_page(page)
 
 
@@ -55,7 +57,7 @@ def test_damaged_partials_are_not_drawn(made: Made) -> None:
     partials.write_bytes(raw)
     page = made.folder / "report.html"
     with pytest.raises(ArtifactError, match=r"partials\.safetensors has another digest"):
-        report(ReportRequest(stats=made.stats, out=page))
+        write_report(ReportRequest(stats=made.stats, out=page))
     assert not page.exists()
 
 
@@ -69,7 +71,7 @@ def test_figures_that_were_changed_are_not_drawn(made: Made, figure: str, value:
     (document if figure == "digest" else document["columns"][3])[figure] = value
     path.write_bytes(json.dumps(document).encode())
     with pytest.raises(ArtifactError, match=r"stats\.json was changed") as caught:
-        report(ReportRequest(stats=made.stats, out=page))
+        write_report(ReportRequest(stats=made.stats, out=page))
     assert "engram hash-stats --force" in caught.value.hint
     assert not page.exists()
     verified = verify(VerifyRequest(path=made.stats))
@@ -82,7 +84,7 @@ def test_statistics_of_earlier_versions_have_no_digest(made: Made) -> None:
     document = json.loads(path.read_bytes())
     del document["digest"]
     path.write_bytes(json.dumps(document).encode())
-    report(ReportRequest(stats=made.stats, out=made.folder / "report.html"))
+    write_report(ReportRequest(stats=made.stats, out=made.folder / "report.html"))
 
 
 @pytest.mark.parametrize("damage", ["chunk", "no chunk", "sample"])
@@ -99,7 +101,7 @@ def test_damaged_counts_are_not_drawn(damage: str, made: Made) -> None:
         if damage == "no chunk":
             chunk.unlink()
     with pytest.raises(ArtifactError, match=r"counters\.zarr|sample\.parquet") as caught:
-        report(ReportRequest(stats=made.stats, out=page))
+        write_report(ReportRequest(stats=made.stats, out=page))
     assert "engram hash-stats --force" in caught.value.hint
     assert not page.exists()
 
@@ -119,9 +121,19 @@ def test_counting_draws_the_page_that_report_draws(
         report=pages[0],
     )
     hash_stats(request)
-    result = report(ReportRequest(stats=here.stats, out=pages[1]))
-    assert pages[0].read_bytes() == pages[1].read_bytes()
+    result = write_report(ReportRequest(stats=here.stats, out=pages[1]))
+    counted, drawn = (page.read_text(encoding="utf-8") for page in pages)
+    facts = r'<dl class="facts">.*?</dl></header>'
+    assert re.sub(facts, "", counted) == re.sub(facts, "", drawn) != counted
     assert result.bytes == len(pages[1].read_bytes())
+    today = datetime.now(UTC)
+    for page, said in ((counted, str(corpus)), (drawn, "1 file; statistics keep no names")):
+        [head] = re.findall(facts, page)
+        assert f"<dt>Corpus</dt><dd>{said}</dd>" in head
+        assert f"<dt>Tokenizer</dt><dd>{tokenizer_file}</dd>" in head
+        assert f"<dt>Date</dt><dd>{today:%Y}-" in head
+    assert f"engram hash-stats {corpus} --rows-per-head 1000 --layers 1" in counted
+    assert "engram hash-stats CORPUS --scheme engram-v1 --orders 2,3 --heads 8" in drawn
     for name in ("verdict", "orders", "occupancy", "clean-heads", "row-hits", "ngrams", "layout"):
         assert f'<section id="{name}"' in pages[0].read_text()
     with pytest.raises(OutputError, match=r"a\.html"):

@@ -29,7 +29,7 @@ from engram_cli.commands.lookup import VECTORS, LookupRequest, _header, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.plan import PlanRequest, plan
 from engram_cli.commands.plan_file import is_plan, read_plan
-from engram_cli.commands.report import ReportRequest, report
+from engram_cli.commands.report import ReportRequest, write_report
 from engram_cli.commands.verify import VerifyRequest, verify
 from engram_cli.commands.workspace import read_config
 from engram_cli.corpus.base import CorpusOptions, ReadPosition
@@ -193,7 +193,9 @@ def _statistics(made: Made) -> Iterator[Target]:
     readers: dict[str, Read] = {
         "open": opened,
         "verify": lambda here: verify(VerifyRequest(path=here / name, folder=here, threads=1)),
-        "report": lambda here: report(ReportRequest(stats=here / name, out=here / "page.html")),
+        "report": lambda here: write_report(
+            ReportRequest(stats=here / name, out=here / "page.html")
+        ),
         "merge": merged,
         "inspect": lambda here: inspect(InspectRequest(path=here / name, folder=here, threads=1)),
         "lookup": lambda here: lookup(LookupRequest(path=here / name, text="apple", folder=here)),

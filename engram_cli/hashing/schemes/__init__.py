@@ -13,6 +13,7 @@ from engram_cli.registry import Registry
 if TYPE_CHECKING:  # numpy stays out of --help, which lists the names
     from engram_cli.hashing.layout import HashLayout
     from engram_cli.hashing.schemes.base import Scheme
+    from engram_cli.vocab.lookup import VocabMap
 
 SCHEMES: Registry[Scheme] = Registry(
     "scheme",
@@ -27,7 +28,7 @@ SCHEMES: Registry[Scheme] = Registry(
 )
 
 
-def hash_layout(scheme: str, vocab: Any = None, **parameters: Any) -> HashLayout:
+def hash_layout(scheme: str, vocab: VocabMap | None = None, **parameters: Any) -> HashLayout:
     """Return the layout of a scheme for a vocabulary.
 
     Schemes of compressed ids (`engram-v1`, `deepseek-v4.1`) take a `CompressedVocab` (or a bare
