@@ -13,6 +13,7 @@ from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import note_pad, tokenizer_of_corpus
 from engram_cli.commands.geometry import with_preset
 from engram_cli.commands.output_address import at_address, is_address
+from engram_cli.commands.page_facts import Facts, counted_facts, counted_on
 from engram_cli.commands.requests.corpus import HashStatsRequest
 from engram_cli.commands.requests.options import located
 from engram_cli.corpus.checks import (
@@ -121,6 +122,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         )
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
+    asked = request
     geometry = with_preset(request.preset, request.geometry)
     geometry = for_checkpoint(geometry, here.folder, vocab, progress)
     request = replace(request, geometry=geometry, preset=None)
@@ -155,6 +157,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
             corpus={"files": files, "empty_files": counted.empty_files},
             partials=partials,
             finished=partial(note_finished, running.checkpoints),
+            facts=counted_facts(asked, tokenizer),
         )
         remove_checkpoint(running.checkpoints)
     return HashStatsResult(
@@ -177,12 +180,13 @@ def write_statistics(
     report: Path | None,
     corpus: Mapping[str, int],
     partials: Mapping[str, State],
+    facts: Facts,
     finished: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write the statistics folder `out`, and the page `report` if one is asked for.
 
-    Returns the fields of a `StatisticsResult`. `finished` is called with the digest before the
-    folder is in place.
+    Returns the fields of a `StatisticsResult`. `facts`: what the page says of the corpus.
+    `finished` is called with the digest before the folder is in place.
     """
     write_stats(
         counts,
@@ -194,7 +198,8 @@ def write_statistics(
         finished=finished,
     )
     if report is not None:
-        page = statistics_page(read_stats(out))
+        statistics = read_stats(out)
+        page = statistics_page(statistics, (*facts, *counted_on(statistics)))
         write_page(page, report, force=force)
     return {
         "out": out,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engram_cli.commands.hash_stats import StatisticsResult, write_statistics
 from engram_cli.commands.output_address import at_address, is_address
+from engram_cli.commands.page_facts import merged_facts
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.outputs import prepare_output
@@ -105,6 +106,7 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         report=request.report,
         corpus=corpus,
         partials=whole.states(),
+        facts=merged_facts(request.parts),
     )
     return MergeStatsResult(parts=request.parts, left_out=tuple(left_out), **written)
 
