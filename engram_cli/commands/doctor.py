@@ -5,14 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from engram_cli.commands.artifact import VOCABULARY, find_artifact
 from engram_cli.commands.disk_reads import DiskReads, measure_reads
 from engram_cli.commands.doctor_findings import Finding, findings
-from engram_cli.commands.gpus import Gpus, read_gpus
+from engram_cli.commands.gpus import Gpus, Torch, read_gpus, read_torch
 from engram_cli.commands.machine import Memory, SharedMemory, read_memory, read_shared_memory
 from engram_cli.commands.requests.doctor import DoctorRequest
 from engram_cli.commands.requests.options import located
@@ -35,18 +34,6 @@ class Package:
 
     name: str
     version: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Torch:
-    """The installed torch: the CUDA version it was built for, and whether it can use a GPU.
-
-    `problem`: why it cannot be imported.
-    """
-
-    cuda: str | None = None
-    gpus: int = 0
-    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,17 +118,6 @@ def doctor(request: DoctorRequest, progress: Progress = SILENT) -> DoctorResult:
         findings=known,
         not_seen=tuple(_not_seen(gpus, torch, disks)),
     )
-
-
-def read_torch() -> Torch | None:
-    """Import torch, and ask it for GPUs; None where it is not installed."""
-    if _version("torch") is None:
-        return None
-    try:
-        torch = import_module("torch")
-        return Torch(cuda=torch.version.cuda, gpus=torch.cuda.device_count())
-    except Exception as error:  # a library that is missing, or does not fit the driver
-        return Torch(problem=f"{type(error).__name__}: {error}")
 
 
 def capacities(

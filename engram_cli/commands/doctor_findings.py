@@ -9,14 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from engram_cli.commands.gpus import Gpus
+from engram_cli.commands.gpus import Gpus, Torch
 from engram_cli.commands.machine import Memory, SharedMemory
 from engram_cli.shared_copy import FOLDER
-
-if TYPE_CHECKING:
-    from engram_cli.commands.doctor import Torch
 
 # The oldest driver that runs a CUDA version; CUDA's release notes, "CUDA Toolkit and Corresponding
 # Driver Versions".

@@ -1,4 +1,4 @@
-"""Reads the GPUs of a machine and how they reach each other, from nvidia-smi: no torch, no context.
+"""Reads the GPUs of a machine and how they reach each other, from nvidia-smi, and asks torch.
 
 `run` gives the output of a program, and may be replaced in tests.
 """
@@ -10,6 +10,8 @@ import re
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import combinations
 
 SMI = "nvidia-smi"
@@ -59,6 +61,18 @@ class Gpus:
     links: tuple[GpuLink, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Torch:
+    """The installed torch: the CUDA version it was built for, and whether it can use a GPU.
+
+    `problem`: why it cannot be imported.
+    """
+
+    cuda: str | None = None
+    gpus: int = 0
+    problem: str | None = None
+
+
 def output_of(command: Sequence[str]) -> str | None:
     """Return what a program prints, None where it is missing, fails or takes too long."""
     try:
@@ -92,6 +106,17 @@ def read_gpus(run: Run = output_of) -> Gpus:
             for first, second in combinations(gpus, 2)
         )
     return Gpus(found=True, driver=driver, gpus=tuple(gpus), links=links)
+
+
+def read_torch() -> Torch | None:
+    """Import torch, and ask it for GPUs; None where it is not installed."""
+    if find_spec("torch") is None:
+        return None
+    try:
+        torch = import_module("torch")
+        return Torch(cuda=torch.version.cuda, gpus=torch.cuda.device_count())
+    except Exception as error:  # a library that is missing, or does not fit the driver
+        return Torch(problem=f"{type(error).__name__}: {error}")
 
 
 def _link(
