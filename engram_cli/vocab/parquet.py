@@ -83,7 +83,7 @@ def read_vocab(path: str | Path) -> CompressedVocab:
     table, about = _read(readable_path(path), _SCHEMA.names)
     lookup = _lookup(readable_path(path), table, about)
     tokens = table["token"].fill_null("").to_pylist()
-    special = np.flatnonzero(table["special"].to_numpy()).tolist()
+    special = np.flatnonzero(table["special"].to_pylist()).tolist()
     return CompressedVocab(
         lookup=lookup,
         size=int(lookup.max(initial=HOLE)) + 1,
@@ -226,11 +226,17 @@ def _lookup(path: Path, table: pa.Table, about: dict[str, Any]) -> NDArray[np.in
 
 
 def _integers(column: pa.ChunkedArray) -> NDArray[np.int32]:
-    """Return a column of int32, HOLE where it has no value; without pyarrow.compute."""
-    values = column.to_numpy()  # float64 with NaN where some have none
-    if values.dtype.kind == "f":
-        values = np.where(np.isnan(values), HOLE, values)
-    return np.array(values, dtype=np.int32)
+    """Return a column of int32, HOLE where it has no value.
+
+    Without pyarrow.compute, and without `to_numpy`, which loads pandas where there is one (0.4 s).
+    """
+    parts = [
+        np.array([HOLE if value is None else value for value in chunk.to_pylist()], dtype=np.int32)
+        if chunk.null_count
+        else np.from_dlpack(chunk)
+        for chunk in column.chunks
+    ]
+    return np.concatenate([np.empty(0, dtype=np.int32), *parts]).astype(np.int32, copy=False)
 
 
 def _pad_id(
