@@ -48,12 +48,16 @@ def cases() -> Iterator[Case]:
             name="open a table of 1.3 GB",
             amount=1,
             unit="openings",
-            notes="The process: from its start until the page's first answer has arrived.",
+            notes="The process: from its start until it prints its address, and until the page's "
+            "first answer has arrived.",
             facts=facts,
             contestants={
                 "zarr.open_group": lambda: _zarr(here.table),
-                "open_explorer": lambda: open_explorer(ExploreRequest(path=here.table)).rows,
-                "the process of engram explore": lambda: _first_answer(here.table),
+                "open_explorer": lambda: (
+                    open_explorer(ExploreRequest(path=here.table)).about().rows[0]
+                ),
+                "engram explore, its address": lambda: _address(here.table),
+                "engram explore, its first answer": lambda: _first_answer(here.table),
             },
             same=lambda one, other: one == other,
         )
@@ -114,6 +118,12 @@ def _make(here: Workspace) -> None:
 def _zarr(table: Path) -> int:
     group: Any = zarr.open_group(table, mode="r")
     return int(group["1"].shape[0])
+
+
+def _address(table: Path) -> int:
+    with served(str(table)) as own:
+        assert own.address
+    return _zarr(table)
 
 
 def _first_answer(table: Path) -> int:
