@@ -29,8 +29,8 @@ ABSENT, ALONE, MOSTLY_ALONE, SHARED = range(4)
 SHARING = (
     "not in the corpus",
     "alone on every row",
-    "alone on half of its rows or more",
-    "alone on fewer rows",
+    "alone on half or more",
+    "alone on fewer",
 )
 BEFORE, CONTINUED = "before", "continued"  # names of partitions
 NONE_KNOWN = "none"

@@ -54,6 +54,12 @@ class Names:
             ).readable
         return readable(vocab.keys[first])
 
+    def texts(self, tokens: NDArray[np.int32]) -> dict[int, str] | None:
+        """Return the text of each compressed id in an array; None without a vocabulary."""
+        if self._vocab is None:
+            return None
+        return {token: self.token(token) for token in np.unique(tokens).tolist()}
+
     def tokens_with(self, word: str, size: int) -> NDArray[np.bool_]:
         """Return bool[size]: the compressed ids whose text contains `word`, which is casefolded.
 
