@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import note_pad, tokenizer_of_corpus
 from engram_cli.commands.geometry import with_preset
@@ -49,6 +51,7 @@ from engram_cli.stats.collector_set import (
 )
 from engram_cli.stats.counting.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.counting.memory import MemoryPlan, check_memory, plan_memory
+from engram_cli.stats.names import Names
 from engram_cli.stats.results import all_results, split_results, statistics_page
 from engram_cli.stats.statistic import CollectorOptions
 from engram_cli.stats.statistics.collisions import ColumnStats
@@ -61,6 +64,7 @@ from engram_cli.vocab.parquet import read_vocab
 if TYPE_CHECKING:
     from engram_cli.stats.state import State
     from engram_cli.stats.totals import Counts
+    from engram_cli.vocab.compress import CompressedVocab
 
 # The fields of a request that decide the figures, with layout, corpus and tokenizer.
 _DECISIVE = (
@@ -139,6 +143,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         trim()
         read = read_vocab(vocab) if vocab.is_file() else None
         results = all_results(whole, read)
+        texts = sample_texts(whole.counts, read)
         del read  # eighty megabytes of texts
         trim()
         sources = results.get("sources")
@@ -156,6 +161,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
             report=request.report,
             corpus={"files": files, "empty_files": counted.empty_files},
             partials=partials,
+            texts=texts,
             finished=partial(note_finished, running.checkpoints),
             facts=counted_facts(asked, tokenizer),
         )
@@ -171,6 +177,12 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     )
 
 
+def sample_texts(counts: Counts, vocab: CompressedVocab | None) -> Mapping[int, str] | None:
+    """Return the text of each compressed id in the samples; None without a vocabulary."""
+    tokens = np.concatenate([sample.tokens.reshape(-1) for sample in counts.samples])
+    return Names(counts.layout, vocab).texts(tokens)
+
+
 def write_statistics(
     counts: Counts,
     results: Mapping[str, object],
@@ -180,6 +192,7 @@ def write_statistics(
     report: Path | None,
     corpus: Mapping[str, int],
     partials: Mapping[str, State],
+    texts: Mapping[int, str] | None,
     facts: Facts,
     finished: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -194,6 +207,7 @@ def write_statistics(
         out,
         corpus=corpus,
         partials=partials,
+        texts=texts,
         force=force,
         finished=finished,
     )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from engram_cli.commands.artifact import Companions
 from engram_cli.commands.attach_layers import vocab_digest
@@ -86,8 +87,9 @@ def trace_text(request: TraceRequest) -> TraceResult:
         raise InputError(
             f"the text has {len(ids)} tokens", f"give a text of 1 to {MAX_TOKENS} tokens"
         )
-    check_tokenizer(request.bundle or request.checkpoint / BUNDLE_NAME, tokenizer)
-    layers, untrained = _run(request, ids)
+    bundle = request.bundle or request.checkpoint / BUNDLE_NAME
+    check_tokenizer(bundle, tokenizer)
+    layers, untrained = trace_ids(model_with_memory(request.checkpoint, bundle), ids)
     result = TraceResult(
         ids=tuple(ids),
         pieces=pieces_of(tokenizer, text, ids),
@@ -238,15 +240,24 @@ def check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
         )
 
 
-def _run(request: TraceRequest, ids: list[int]) -> tuple[tuple[LayerTrace, ...], tuple[int, ...]]:
-    """Return the figures of the layers, and which of them are untrained."""
-    model = load_model(request.checkpoint)
+def model_with_memory(checkpoint: Path, bundle: Path) -> Any:
+    """Return the model of a checkpoint with the memory of a bundle attached, to be traced.
+
+    Raises as `load_model`, RuntimeAttachError for a bundle that does not fit.
+    """
+    model = load_model(checkpoint)
+    from engram_cli.runtime import attach
+
+    attach(model, bundle, rows_trainable=False)
+    return model
+
+
+def trace_ids(model: Any, ids: Sequence[int]) -> tuple[tuple[LayerTrace, ...], tuple[int, ...]]:
+    """Return the figures of the layers for some tokens, and which layers are untrained."""
     import torch
 
-    from engram_cli.runtime import attach, trace
+    from engram_cli.runtime import trace
 
-    bundle = request.bundle or request.checkpoint / BUNDLE_NAME
-    attach(model, bundle, rows_trainable=False)
     found = trace(model, torch.tensor(ids))
     layers = tuple(
         LayerTrace(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.layout import LayerHash
-from engram_cli.stats.counting import kernels
+from engram_cli.registry import LazyModule
 from engram_cli.stats.sampling.by_use import Uses
 from engram_cli.stats.sampling.distinct import NgramSample
 from engram_cli.stats.sampling.ideal import (
@@ -41,6 +41,8 @@ from engram_cli.view import (
     order_curve,
     percents,
 )
+
+kernels = LazyModule("engram_cli.stats.counting.kernels")
 
 _STEP = 2**17  # n-grams hashed together
 _MOST_LAYERS = 4  # drawn

@@ -297,7 +297,8 @@ def process(rank: int, world: int, bundle: str, vocab: int, out: str, device: st
         torch.cuda.set_device(rank)
     backend = "gloo" if device == "cpu" else "nccl"
     method = f"file://{out}.meet.{world}"
-    dist.init_process_group(backend, init_method=method, rank=rank, world_size=world)
+    own = None if device == "cpu" else torch.device(device)
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=world, device_id=own)
     found: dict[str, Any] = {
         "exchange": {
             (case, dtype): gathered(exchange(case, dtype, rank, world, device))
