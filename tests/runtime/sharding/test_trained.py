@@ -80,6 +80,8 @@ def test_refusals(world: int, found: dict[str, Any]) -> None:
     assert "placement='hbm'" in first["hbm"]
     assert "sent the first process's rows to all" in first["ddp"]
     assert first["left out"] == "nothing"
+    assert "is not in the optimiser's state dict" in first["state"]
+    assert first["keys"] == ""
     assert "is no bundle" in first["foreign"]
     for other in others:
         assert other["foreign"].startswith("OutputError: the first process could not write")
