@@ -302,9 +302,6 @@ def cases(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if "processes" in found:
         first, second = sorted(found["processes"], key=lambda own: not own["filled"])
         size = document["bytes"] / 1e9
-        grown = [
-            own["memory_gb"]["pss"] - own["memory_before_gb"]["pss"] for own in (first, second)
-        ]
         yield {
             "name": f"start-up with {size:.1f} GB of rows, pinned",
             "amount": size,
