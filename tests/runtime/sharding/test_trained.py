@@ -77,6 +77,7 @@ def test_what_two_processes_save_three_load_and_save_again(way: str, found: dict
 @pytest.mark.parametrize("world", [2, 3])
 def test_refusals(world: int, found: dict[str, Any]) -> None:
     first, *others = found["worlds"][world]["refusals"]
+    assert f"rows with process 0 of {world}" in first["notes"]
     assert "placement='hbm'" in first["hbm"]
     assert "sent the first process's rows to all" in first["ddp"]
     assert first["left out"] == "nothing"

@@ -238,11 +238,12 @@ def refusals(bundle: str, vocab: int, device: str, out: str) -> dict[str, str]:
     from engram_cli.runtime.carried import leave_out_of_broadcasts
 
     model = llama(vocab).to(device)
-    attach(model, bundle, rows_trainable=True, placement="shard")
+    memory = attach(model, bundle, rows_trainable=True, placement="shard")
     outer = nn.ModuleDict({"model": model})
     outer.forward = lambda ids: model(ids).logits  # type: ignore[method-assign]
     ids = text(vocab, 1, 6).to(device)
     found = {
+        "notes": "; ".join(memory.notes),
         "hbm": message(lambda: load(model, bundle, placement="hbm")),
         "ddp": message(lambda: DistributedDataParallel(outer)(ids)),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,7 +32,7 @@ class ShardedRows(Rows):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return [B, T, C, dim] of rows int64[B, T, C]; every process must call it."""
-        found = look_up([self], rows[None])[0]
+        found: Tensor = look_up([self], rows[None])[0]
         return found.view(*rows.shape, self.weight.shape[1])
 
     def table(self) -> Table:
@@ -74,6 +75,7 @@ class ShardedRows(Rows):
         return f"{len(self.weight)} of {self.height}, {self.weight.shape[1]}, sharded"
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def look_up(tables: Sequence[ShardedRows], rows: Tensor) -> Tensor:
     """Return [L, ..., C x dim] of rows int64[L, ..., C] of `tables`, one a layer.
 
@@ -84,8 +86,7 @@ def look_up(tables: Sequence[ShardedRows], rows: Tensor) -> Tensor:
         table.check()
     weights = [table.weight for table in tables]
     rows = rows.to(weights[0].device)
-    found: Tensor = vectors(weights, rows, [table.height for table in tables])
-    return found
+    return vectors(weights, rows, [table.height for table in tables])
 
 
 def sharded_rows(layers: nn.ModuleDict) -> dict[int, ShardedRows]:
