@@ -341,6 +341,7 @@ def case(
             "median_us": round(medians[key], 3),
             "min_us": round(min(found), 3),
             "max_us": round(max(found), 3),
+            "gb_s": round(tokens * 24 * (264 + 512) / medians[key] / 1000),
             "ratio": round(next(iter(medians.values())) / medians[key], 3),
         }
         if "peer" in key or "NCCL" in key or "(" in key:
@@ -349,7 +350,12 @@ def case(
         rows.append(row)
         if rank.rank == 0:
             print(f"{name:34} {json.dumps(row)}", flush=True)
-    return {"name": name, "tokens": tokens, "rows": rows}
+    bound = ""
+    if PEER in medians:
+        rate = remote / medians[PEER] / 1000
+        bound = f"peer loads: remote rows at {rate:,.0f} GB/s, {rate / copied:.0%} of a copy from "
+        bound += "the other GPU"
+    return {"name": name, "tokens": tokens, "rows": rows, "bound": bound}
 
 
 def swept(rank: Rank, it: dict[str, Any], copied: float) -> list[dict[str, Any]]:
@@ -398,7 +404,8 @@ def measure(rank: Rank, out: Path, *, sweep: bool) -> None:
         "notes": "Microseconds of the slower of two GPUs that look up at once, median of "
         f"{rank.run.rounds} replays of a CUDA graph of {world.LAUNCHES} calls over 12 sets of "
         "uniformly random token ids; counts first, and the host from 4,096 tokens on, without a "
-        "graph. Half of the rows are on the other GPU; remote rows count 264 bytes each.",
+        "graph. Half of the rows are on the other GPU; remote rows count 264 bytes each. GB/s count "
+        "useful bytes: the row read and the vector written.",
         "machine": machine(),
         "versions": versions(),
         "commit": os.environ.get("ENGRAM_COMMIT") or commit(),
