@@ -404,8 +404,8 @@ def measure(rank: Rank, out: Path, *, sweep: bool) -> None:
         "notes": "Microseconds of the slower of two GPUs that look up at once, median of "
         f"{rank.run.rounds} replays of a CUDA graph of {world.LAUNCHES} calls over 12 sets of "
         "uniformly random token ids; counts first, and the host from 4,096 tokens on, without a "
-        "graph. Half of the rows are on the other GPU; remote rows count 264 bytes each. GB/s count "
-        "useful bytes: the row read and the vector written.",
+        "graph. Half of the rows are on the other GPU; remote rows count 264 bytes each. GB/s "
+        "count useful bytes: the row read and the vector written.",
         "machine": machine(),
         "versions": versions(),
         "commit": os.environ.get("ENGRAM_COMMIT") or commit(),
