@@ -46,8 +46,9 @@ def main() -> None:
         ylabel="microseconds a call, one layer of DeepSeek-V4.1",
         title=f"{document['machine']['gpu']}, commit {document['commit'][:7]}",
     )
+    axes.set_ylim(1, 40_000)  # room for the legend
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left")
     figure.tight_layout()
     figure.savefig(PICTURE, dpi=110)
 
