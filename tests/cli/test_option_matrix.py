@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ WITHOUT = {
     "--workspace": {"demo": "its argument is the folder"},
     "--force": {
         "demo": "replaces its own folder",
+        "doctor": "writes nothing",
         "train": "a run is resumed, or goes to another folder",
         "verify": "writes nothing",
         "explore": "writes nothing",
@@ -24,6 +26,7 @@ WITHOUT = {
     "--tokenizer": {
         "compress-vocab": "its argument is the tokenizer",
         "demo": "has its own",
+        "doctor": "reads no text",
         "plan": "reads no text",
         "report": "reads no text",
     },
@@ -52,10 +55,9 @@ def test_what_goes_with_what(command: str) -> None:
     found = options(command)
     callback = next(each.callback for each in app.registered_commands if each.name == command)
     request: Any = callback.request  # type: ignore[union-attr]
-    marks = [each.option for each in declared(request)]
-    assert ("--revision" in found) == any(
-        mark.reads is not None and mark.metavar is None for mark in marks
-    ) or command == "demo"
+    read = [each for each in declared(request) if each.option.reads in ("ranges", "copy")]
+    if any(each.option.argument and each.type in (Path, Path | None) for each in read):
+        assert "--revision" in found
     assert ("-o" in found) == ("--out" in found)
     assert ("-w" in found) == ("--workspace" in found)
     if {"--out", "--report", "--vectors"} & found and command != "train":
@@ -72,5 +74,6 @@ def test_one_name_has_one_kind_of_value() -> None:
                 kinds.setdefault(each.name, set()).add(kind)
     several = {name for name, found in kinds.items() if len(found) > 1}
     # Rows are read, converted or trained; a check asks, or names a file to compare with; an adapter
-    # is evaluated by its folder, and trained by its rank. The other two are one kind.
-    assert several == {"rows", "check", "lora", "workspace", "corpus"}
+    # is evaluated by its folder, and trained by its rank; a disk has a size, or is looked at. The
+    # other two are one kind.
+    assert several == {"rows", "check", "lora", "disk", "workspace", "corpus"}
