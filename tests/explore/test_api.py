@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands.made import Made
+from commands.made import GEOMETRY, Made
 from explore.conftest import client_of
 from formats.checkpoints import deepseek_v41
+from small_tokenizers import PROSE
 from starlette.testclient import TestClient
 
+from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.lookup import LookupRequest, lookup
 from engram_cli.commands.lookup_session import LookupSession
 from engram_cli.commands.requests.explore import ExploreRequest
@@ -113,6 +115,34 @@ def test_a_search_finds_what_the_sample_holds(client: TestClient, explored: Made
     assert every["total"] == sum(len(sample.counts) for sample in samples.values())
     assert every["matches"][0]["count"] == max(int(s.counts.max()) for s in samples.values())
     assert ask(client, "search", q="zebra crossing")["matches"] == []
+
+
+def test_a_sample_is_indexed_as_it_is_scanned(explored: Made, tmp_path: Path) -> None:
+    """Most n-grams are outside a small sample by hash; those of drawn positions have bounds."""
+    hash_stats(
+        HashStatsRequest(
+            sources=(str(explored.folder / "corpus.txt"),),
+            geometry=GEOMETRY,
+            vocab=explored.vocab,
+            out=tmp_path / "stats",
+            tokenizer=explored.folder / "tokenizer.json",
+            sample_size=16,
+        )
+    )
+    text = "\n".join(PROSE)[:MOST_CHARACTERS]
+    place = {"path": tmp_path / "stats", "vocab": explored.vocab}
+    scanned = lookup(LookupRequest(**place, text=text, limit=MOST_TOKENS))
+    heads = [head for each in scanned.tokens for own in each.orders for head in own.heads]
+    assert {other.exact for head in heads for other in head.others} == {True, False}
+    with client_of(ExploreRequest(**place)) as client:
+        found = ask(client, "lookup", text=text)
+        assert found["tokens"] == as_plain(scanned.tokens)
+        matches = ask(client, "search", limit=200)
+        assert matches["exact"] is False
+        for each in matches["matches"][::7]:
+            own = ask(client, "ngram", tokens=",".join(map(str, each["tokens"])))["ngram"]
+            assert each["exact"] == (own["sampled"] is not None)
+            assert each["count"] == (own["sampled"] if each["exact"] else own["at_most"])
 
 
 def test_words_are_searched_without_a_tokenizer(
