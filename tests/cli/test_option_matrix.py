@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,8 +55,8 @@ def test_what_goes_with_what(command: str) -> None:
     found = options(command)
     callback = next(each.callback for each in app.registered_commands if each.name == command)
     request: Any = callback.request  # type: ignore[union-attr]
-    read = [each.option for each in declared(request) if each.option.reads is not None]
-    if any(option.argument for option in read):
+    read = [each for each in declared(request) if each.option.reads in ("ranges", "copy")]
+    if any(each.option.argument and each.type in (Path, Path | None) for each in read):
         assert "--revision" in found
     assert ("-o" in found) == ("--out" in found)
     assert ("-w" in found) == ("--workspace" in found)
