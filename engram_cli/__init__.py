@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.corpus import FillRequest as FillRequest
     from engram_cli.commands.requests.corpus import HashStatsRequest as HashStatsRequest
     from engram_cli.commands.requests.evaluation import EvaluateRequest as EvaluateRequest
+    from engram_cli.commands.requests.explore import ExploreRequest as ExploreRequest
     from engram_cli.commands.requests.plan import Budget as Budget
     from engram_cli.commands.requests.plan import PlanRequest as PlanRequest
     from engram_cli.commands.requests.reading import DemoRequest as DemoRequest
@@ -124,6 +125,7 @@ _HOMES = {
     "EngramError": "engram_cli.errors",
     "EvaluateRequest": "engram_cli.commands.requests.evaluation",
     "EvaluateResult": "engram_cli.commands.evaluate_result",
+    "ExploreRequest": "engram_cli.commands.requests.explore",
     "FillRequest": "engram_cli.commands.requests.corpus",
     "Geometry": "engram_cli.commands.geometry",
     "GoldenRequest": "engram_cli.commands.requests.reading",
@@ -215,6 +217,7 @@ __all__ = [
     "EngramError",
     "EvaluateRequest",
     "EvaluateResult",
+    "ExploreRequest",
     "FillRequest",
     "Geometry",
     "GoldenRequest",

@@ -1,4 +1,4 @@
-"""Sizes as people write them (646400, 16M, 5GB, 64MiB), and how much memory is free."""
+"""Sizes as people write them (646400, 16M, 5GB, 64MiB), and how much is free."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_MOUNTS = Path("/proc/self/mountinfo")
+_HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
 _NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMGT]I?)?B?", re.IGNORECASE | re.ASCII)
 
 
@@ -72,3 +74,32 @@ def processors() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_bytes(place: Path) -> int | None:
+    """Return the free bytes of the file system that `place` is on, None where it has no limit."""
+    about = os.statvfs(place)
+    if about.f_blocks:
+        return about.f_bavail * about.f_frsize
+    pages = _HUGE_PAGES / f"hugepages-{about.f_bsize // 1024}kB"
+    try:  # a hugetlbfs without a limit of its own takes pages from the machine's pool
+        free = int((pages / "free_hugepages").read_text())
+        reserved = int((pages / "resv_hugepages").read_text())
+    except (OSError, ValueError):
+        return None
+    return (free - reserved) * about.f_bsize if file_system(place) == "hugetlbfs" else None
+
+
+def file_system(place: Path) -> str | None:
+    """Return the kind of file system that `place` is on ("tmpfs"), None where it is not known."""
+    number = os.stat(place).st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    try:
+        lines = _MOUNTS.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        fields = line.split()
+        if len(fields) > 2 and fields[2] == device and "-" in fields[:-1]:
+            return fields[fields.index("-") + 1]
+    return None

@@ -145,21 +145,22 @@ class Tiles:
     entries: tuple[tuple[str, str, str], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What comes first: a sentence, the figures behind it, and what to run next.
 
-    `facts`: (name, value); `commands`: (command, what it gives), on the page only.
+    `facts`: (name, value); `commands`: (command, what it gives), on the page only. Each may be
+    empty.
     """
 
     headline: str
-    facts: tuple[tuple[str, str], ...]
+    facts: tuple[tuple[str, str], ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shades:
-    """Pieces of a text, each shaded by its value, with what hovering over it says.
+    """Pieces of a text, each shaded by its value, with what pointing at it says.
 
     Values are 0..1, or -1..1: those below 0 get another colour and are underlined. `legend`: values
     with what they mean. `title` and `note` stand above the text.
@@ -278,11 +279,15 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A point of a chart that has a name of its own."""
+    """A point of a chart that has a name of its own.
+
+    `place`: where its name stands, "above" and right of it, "higher", or "below" and left of it.
+    """
 
     x: float
     y: float
     label: str
+    place: Literal["above", "higher", "below"] = "above"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +312,17 @@ class LineChart:
 
 
 Chart: TypeAlias = BarChart | LineChart
+
+
+def charts_of(parts: Iterable[Part]) -> list[Chart]:
+    """Return the charts among parts, also those side by side, in their order."""
+    found: list[Chart] = []
+    for part in parts:
+        if isinstance(part, Row):
+            found += charts_of(part.parts)
+        elif isinstance(part, BarChart | LineChart):
+            found.append(part)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,13 @@ def deepseek_tokenizer_file() -> Path:
 def deepseek_vocab(deepseek_tokenizer_file: Path) -> CompressedVocab:
     """The compressed vocabulary of the real tokenizer."""
     return compress_vocab(deepseek_tokenizer_file)
+
+
+@pytest.fixture
+def shared_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in /dev/shm in which this test's shared copies lie."""
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("no /dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="engram-test-") as place:
+        monkeypatch.setenv("ENGRAM_SHARED_MEMORY", place)
+        yield Path(place)

@@ -1,13 +1,15 @@
-"""How much memory is free, as the system and the control group say."""
+"""How much is free, as the system and the control group say."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from engram_cli import sizes
-from engram_cli.sizes import available_memory
+from engram_cli.sizes import available_memory, file_system, free_bytes
 
 
 def test_available_memory_is_the_least_that_is_known(
@@ -24,3 +26,39 @@ def test_available_memory_is_the_least_that_is_known(
     assert available_memory() == 700_000
     (tmp_path / "memory.max").write_text("max\n")
     assert available_memory() == 2000 * 1024
+
+
+MOUNTS = """\
+21 1 0:19 / /proc rw,nosuid shared:12 - proc proc rw
+30 1 {device} / /dev/shm rw,nosuid - {kind} none rw,size=24G
+"""
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "hugetlbfs"])
+def test_the_kind_of_a_file_system(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts, number = tmp_path / "mountinfo", tmp_path.stat().st_dev
+    monkeypatch.setattr(sizes, "_MOUNTS", mounts)
+    assert file_system(tmp_path) is None
+    mounts.write_text(MOUNTS.format(device=f"{os.major(number)}:{os.minor(number)}", kind=kind))
+    assert file_system(tmp_path) == kind
+    mounts.write_text("nonsense\n\n" + MOUNTS.format(device="999:999", kind=kind))
+    assert file_system(tmp_path) is None
+
+
+def test_free_bytes_of_a_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = os.statvfs(tmp_path)
+    assert free_bytes(tmp_path) == pytest.approx(about.f_bavail * about.f_frsize, rel=0.2)
+    unlimited = SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=2**21, f_bsize=2**21)
+    monkeypatch.setattr(os, "statvfs", lambda place: unlimited)
+    monkeypatch.setattr(sizes, "_HUGE_PAGES", tmp_path)
+    assert free_bytes(tmp_path) is None
+    pool = tmp_path / "hugepages-2048kB"
+    pool.mkdir()
+    (pool / "free_hugepages").write_text("20\n")
+    (pool / "resv_hugepages").write_text("5\n")
+    monkeypatch.setattr(sizes, "file_system", lambda place: "hugetlbfs")
+    assert free_bytes(tmp_path) == 15 * 2**21
+    monkeypatch.setattr(sizes, "file_system", lambda place: "tmpfs")
+    assert free_bytes(tmp_path) is None

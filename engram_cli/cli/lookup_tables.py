@@ -196,7 +196,7 @@ def _met(tokens: Sequence[TokenLookup]) -> RenderableType | None:
 
 def _own_times(order: OrderLookup) -> str:
     """Return how often the n-gram of a look-up occurs."""
-    if order.at_most == 0:
+    if order.at_most == 0 or order.absent:
         return "0"
     if order.sampled is not None:
         return f"{order.sampled:,}"

@@ -75,6 +75,11 @@ def error(value: float, digits: int = 2) -> str:
 
 def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Group:
     """Return a heading with facts below it, names on the left."""
+    return Group(Text(title, "bold"), named(rows))  # a table's own title would wrap at its width
+
+
+def named(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """Return facts, names on the left."""
     table = Table(
         box=None,
         show_header=False,
@@ -85,7 +90,7 @@ def facts(title: str, rows: Iterable[tuple[str, str | Text]]) -> Group:
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value if isinstance(value, Text) else Text(value))
-    return Group(Text(title, "bold"), table)  # a table's own title would wrap at its width
+    return table
 
 
 def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Group:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from engram_cli.commands.train import TrainResult
-    from engram_cli.training.results import LossLine
+    from engram_cli.training.results import Course, LossLine
 
 
 @command(TrainRequest)
@@ -31,7 +31,10 @@ def train(request: TrainRequest, terminal: Terminal) -> None:
         return
     terminal.result(result, *(_outcome(result) if result.outcome else _estimate(result)))
     if result.outcome is not None:
-        terminal.note(f'next, in Python: attach(model, "{shown_path(result.out)}")')
+        model = "model"
+        if result.model is not None:
+            model = f'AutoModelForCausalLM.from_pretrained("{shown_path(result.model)}")'
+        terminal.note(f'next, in Python: attach({model}, "{shown_path(result.out)}")')
 
 
 def _estimate(result: TrainResult) -> list[RenderableType]:
@@ -53,12 +56,12 @@ def _estimate(result: TrainResult) -> list[RenderableType]:
 
 
 def _outcome(result: TrainResult) -> list[RenderableType]:
-    from engram_cli.cli.render import facts, grid, percent, quantity
+    from engram_cli.cli.render import facts, grid, percent
 
     outcome = result.outcome
     assert outcome is not None
     lines = [_loss(line) for line in outcome.lines]
-    columns = ("", "loss", "perplexity", "difference", "95 % interval", "steps")
+    columns = ("", "loss", "perplexity", "difference", "95 % interval")
     table = grid("Loss on held-out text, nats per token", columns, lines)
     learned = [f"{part.name} {part.trainable:,}" for part in outcome.parts if part.trainable]
     rows = [
@@ -69,11 +72,11 @@ def _outcome(result: TrainResult) -> list[RenderableType]:
     if outcome.trained_share:
         share = percent(outcome.trained_share)
         rows.append(("overlap", f"{share} of the held-out tokens are in the training text"))
-    for line in outcome.lines:
-        if line.course is not None and line.course.timed_steps:
-            pace = line.course.timed_steps * outcome.tokens_a_step / line.course.seconds
-            rows.append((line.name, f"{_duration(line.course.seconds)}, "
-                         f"{quantity(pace, 'tokens')}/s with evaluations"))  # fmt: skip
+    rows += [
+        (line.name, _course(line.course, outcome.tokens_a_step))
+        for line in outcome.lines
+        if line.course is not None
+    ]
     written = [path for path in (result.bundle, result.adapter, result.model) if path is not None]
     rows.append(("written", ", ".join(map(shown_path, written))))
     return [table, facts("Training", rows)]
@@ -82,11 +85,24 @@ def _outcome(result: TrainResult) -> list[RenderableType]:
 def _loss(line: LossLine) -> tuple[str, ...]:
     difference = "" if line.difference is None else f"{line.difference:+.4f}"
     interval = "" if line.low is None else f"{line.low:+.4f} to {line.high:+.4f}"
-    steps = ""
-    if line.course is not None:
-        kept = f", best at {line.course.best:,}" if line.course.best != line.course.steps else ""
-        steps = f"{line.course.steps:,}{' (early)' * line.course.early}{kept}"
-    return line.name, f"{line.loss:.4f}", f"{line.perplexity:,.2f}", difference, interval, steps
+    return line.name, f"{line.loss:.4f}", f"{line.perplexity:,.2f}", difference, interval
+
+
+def _course(course: Course, tokens_a_step: int) -> str:
+    """Return how many steps a part of the run took, which weights are kept, and the time."""
+    from engram_cli.cli.render import quantity
+
+    told = counted(course.steps, "step")
+    if course.early:
+        told += ", then the loss fell no more"
+    if course.best != course.steps:
+        told += f"; kept: step {course.best:,}"
+    if course.timed_steps:
+        pace = quantity(course.timed_steps * tokens_a_step / course.seconds, "tokens")
+        resumed = course.timed_steps < course.steps
+        since = f" for the last {course.timed_steps:,}" if resumed else ""
+        told += f"; {_duration(course.seconds)}{since}, {pace}/s with evaluations"
+    return told
 
 
 def _duration(seconds: float) -> str:

@@ -56,17 +56,31 @@ def _drawn(part: Part, tables: set[Where]) -> Iterator[RenderableType]:
         for each in part.parts:
             yield from _drawn(each, tables)
     elif isinstance(part, Summary):
-        from engram_cli.cli.render import facts
-
-        rows = [(name, value.replace("\u202f", "\u00a0")) for name, value in part.facts]
-        yield facts(part.headline.replace("\u202f", "\u00a0"), rows)
-        yield ""
+        yield from _summary(part)
     elif isinstance(part, Table) and part.where in tables:
         yield _table(part)
     elif isinstance(part, Matrix):
         yield _matrix(part)
     elif isinstance(part, LineChart) and part.spark:
         yield from _sparks(part)
+
+
+def _summary(summary: Summary) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from engram_cli.cli.render import named
+
+    if summary.headline:
+        yield Text(_unbroken(summary.headline), "bold")
+        yield ""
+    if summary.facts:
+        yield named((name, _unbroken(value)) for name, value in summary.facts)
+        yield ""
+
+
+def _unbroken(text: str) -> str:
+    """Return text in which no line ends between a number and its unit."""
+    return text.replace("\u202f", "\u00a0")
 
 
 def _table(table: Table) -> RenderableType:

@@ -396,6 +396,11 @@ def _reference(spec: BundleSpec, store: RowSource, out: Path) -> Reference:
             "leave out --reference, or download it first",
         )
     if isinstance(store, TableStore):
+        if any(array.inner_rows is not None for array in store.arrays.values()):
+            raise InputError(
+                f"{store.path} has inner chunks, and a bundle maps whole chunk files",
+                "leave out --reference, or convert the table without --inner-chunk-size",
+            )
         return refer(store.path, store.digest, read_description(store.path).files, spec, out)
     if has_spans(FORMATS.load(store.format)):
         return refer_to_source(store, out, spec)

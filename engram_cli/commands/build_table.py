@@ -197,6 +197,8 @@ def _resolve(request: BuildTableRequest, progress: Progress) -> _Resolved:
         dtype=request.dtype or DEFAULT_DTYPE,
         init=init,
         chunk_rows=request.chunk_rows,
+        chunk_size=request.chunk_size,
+        inner_size=request.inner_chunk_size,
         tokens=None if statistics is None else statistics.tokens,
         scale=request.scale,
     )

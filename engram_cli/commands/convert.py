@@ -112,6 +112,8 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
         request.dtype or _kept(source),
         scale=request.scale,
         chunk_rows=request.chunk_rows,
+        chunk_size=request.chunk_size,
+        inner_size=request.inner_chunk_size,
         copy=request.to is not None and request.dtype is None,
     )
     if request.place.absolute() == request.source.absolute():

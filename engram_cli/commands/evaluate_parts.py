@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -115,10 +114,7 @@ def _by_frequency(sums: LossSums, contrasts: Sequence[Contrast]) -> Breakdown:
     whole = int(counts.sum())
     # One of n tokens or more often: counts x n >= whole.
     codes = np.sum([counts * each < whole for each in _FREQUENCIES], axis=0)
-    names = [f"1 in {count(each)}" for each in _FREQUENCIES]
-    labels = [f"{names[0]} or more often"]
-    labels += [f"{often} to {seldom}" for often, seldom in pairwise(names)]
-    labels.append(f"less often than {names[-1]}")
+    labels = [*(f"1 in {count(each)} or more" for each in _FREQUENCIES), "less often"]
     parts = []
     for code, label in enumerate(labels):
         own = codes == code

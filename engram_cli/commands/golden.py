@@ -26,9 +26,9 @@ from engram_cli.commands.golden_cases import (
 from engram_cli.commands.golden_faults import STEPS, Explained, explain
 from engram_cli.commands.golden_file import Theirs, read_theirs
 from engram_cli.commands.golden_values import DEQUANTISE, ExplainedValues, explain_values
-from engram_cli.commands.lookup import TextReader
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import GoldenRequest
+from engram_cli.commands.text_reader import TextReader
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import EngramError, InputError
 from engram_cli.files import canonical_json, read_json

@@ -9,10 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from engram_cli.commands.checkpoint import for_checkpoint
 from engram_cli.commands.corpus_tokenizer import note_pad, tokenizer_of_corpus
 from engram_cli.commands.geometry import with_preset
 from engram_cli.commands.output_address import at_address, is_address
+from engram_cli.commands.page_facts import Facts, counted_facts, counted_on
 from engram_cli.commands.requests.corpus import HashStatsRequest
 from engram_cli.commands.requests.options import located
 from engram_cli.corpus.checks import (
@@ -48,6 +51,7 @@ from engram_cli.stats.collector_set import (
 )
 from engram_cli.stats.counting.checkpoint import clear_finished, note_finished, remove_checkpoint
 from engram_cli.stats.counting.memory import MemoryPlan, check_memory, plan_memory
+from engram_cli.stats.names import Names
 from engram_cli.stats.results import all_results, split_results, statistics_page
 from engram_cli.stats.statistic import CollectorOptions
 from engram_cli.stats.statistics.collisions import ColumnStats
@@ -60,6 +64,7 @@ from engram_cli.vocab.parquet import read_vocab
 if TYPE_CHECKING:
     from engram_cli.stats.state import State
     from engram_cli.stats.totals import Counts
+    from engram_cli.vocab.compress import CompressedVocab
 
 # The fields of a request that decide the figures, with layout, corpus and tokenizer.
 _DECISIVE = (
@@ -121,6 +126,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         )
     here = request.workspace
     vocab, out = request.vocab or here.vocab, request.out or here.stats
+    asked = request
     geometry = with_preset(request.preset, request.geometry)
     geometry = for_checkpoint(geometry, here.folder, vocab, progress)
     request = replace(request, geometry=geometry, preset=None)
@@ -137,6 +143,7 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
         trim()
         read = read_vocab(vocab) if vocab.is_file() else None
         results = all_results(whole, read)
+        texts = sample_texts(whole.counts, read)
         del read  # eighty megabytes of texts
         trim()
         sources = results.get("sources")
@@ -154,7 +161,9 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
             report=request.report,
             corpus={"files": files, "empty_files": counted.empty_files},
             partials=partials,
+            texts=texts,
             finished=partial(note_finished, running.checkpoints),
+            facts=counted_facts(asked, tokenizer),
         )
         remove_checkpoint(running.checkpoints)
     return HashStatsResult(
@@ -168,6 +177,12 @@ def hash_stats(request: HashStatsRequest, progress: Progress = SILENT) -> HashSt
     )
 
 
+def sample_texts(counts: Counts, vocab: CompressedVocab | None) -> Mapping[int, str] | None:
+    """Return the text of each compressed id in the samples; None without a vocabulary."""
+    tokens = np.concatenate([sample.tokens.reshape(-1) for sample in counts.samples])
+    return Names(counts.layout, vocab).texts(tokens)
+
+
 def write_statistics(
     counts: Counts,
     results: Mapping[str, object],
@@ -177,12 +192,14 @@ def write_statistics(
     report: Path | None,
     corpus: Mapping[str, int],
     partials: Mapping[str, State],
+    texts: Mapping[int, str] | None,
+    facts: Facts,
     finished: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write the statistics folder `out`, and the page `report` if one is asked for.
 
-    Returns the fields of a `StatisticsResult`. `finished` is called with the digest before the
-    folder is in place.
+    Returns the fields of a `StatisticsResult`. `facts`: what the page says of the corpus.
+    `finished` is called with the digest before the folder is in place.
     """
     write_stats(
         counts,
@@ -190,11 +207,13 @@ def write_statistics(
         out,
         corpus=corpus,
         partials=partials,
+        texts=texts,
         force=force,
         finished=finished,
     )
     if report is not None:
-        page = statistics_page(read_stats(out))
+        statistics = read_stats(out)
+        page = statistics_page(statistics, (*facts, *counted_on(statistics)))
         write_page(page, report, force=force)
     return {
         "out": out,

@@ -25,6 +25,7 @@ from engram_cli.view import (
     Ngram,
     Page,
     Slot,
+    Summary,
     Table,
     View,
     by_head,
@@ -54,13 +55,53 @@ def write_inspection(result: InspectResult, name: str, path: Path, *, force: boo
     size = f"{result.stored_bytes:,} bytes in {counted(result.files, 'file')}"
     page = Page(
         kicker="Engram · inspection",
-        heading="What this artifact holds",
+        heading=f"What {name} holds",
         title=f"Engram {result.kind}: {name}",
-        facts=(*((fact.capitalize(), said) for fact, said in result.facts), ("On disk", size)),
-        views=tuple(inspection_views(result)),
+        facts=(("Artifact", result.kind), ("On disk", size)),
+        views=(_summary(result), *inspection_views(result)),
         data=document,
     )
     write_page(page, path, force=force)
+
+
+def _summary(result: InspectResult) -> View:
+    """Draw what was found in sentences, then the facts."""
+    return View(
+        name="summary",
+        title="Summary",
+        lead="",
+        parts=(Summary(" ".join(_sentences(result)), result.facts),),
+    )
+
+
+def _sentences(result: InspectResult) -> Iterator[str]:
+    """Yield what matters first: whether it is whole and goes together, and what rows hold."""
+    differs = [check for check in result.checks if check.result == "differs"]
+    wrong = [digest.name for digest in result.digests if digest.matches is False]
+    if not result.complete:
+        yield "This table is not finished: run the same build-table command again to resume it."
+        return
+    if differs:
+        yield f"{counted(len(differs), 'check')} of {len(result.checks)} found a difference."
+    if wrong:
+        yield f"It does not go with the artifacts next to it: {', '.join(wrong)} differs."
+    if not differs and not wrong:
+        yield "It goes with everything that was found next to it."
+    scanned = [each for each in result.columns if each.zero is not None]
+    rows = sum(each.rows for each in result.columns)
+    if scanned:
+        zero = sum(each.zero or 0 for each in scanned)
+        broken = sum(each.not_finite or 0 for each in scanned)
+        yield (
+            f"Of its {count(rows)} rows, {count(zero)} are zero and {count(broken)} are not finite."
+        )
+    used = [each for each in result.columns if each.hit_rows is not None]
+    if used:
+        share = sum(each.hit_rows or 0 for each in used) / max(sum(e.rows for e in used), 1)
+        yield f"The corpus uses {percent(share)} of them."
+    twins = [own.duplicates.twin_share for own in result.duplicates]
+    if twins and max(twins) > 0:
+        yield f"{percent(max(twins))} of the rows equal another row."
 
 
 def inspection_views(result: InspectResult) -> Iterator[View]:

@@ -21,16 +21,16 @@ from engram_cli.hashing.hasher import Window as Hashed
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.runtime.evaluation.sums import Partition
 from engram_cli.runtime.evaluation.windows import Window
-from engram_cli.stats.sampling.distinct import EVERYTHING, NgramSample, hash_ngrams
-from engram_cli.stats.sampling.known import HitsAt, places_in
+from engram_cli.stats.sampling.distinct import NgramSample, hash_ngrams
+from engram_cli.stats.sampling.known import HitsAt, certain_places
 from engram_cli.view import order_name
 
 ABSENT, ALONE, MOSTLY_ALONE, SHARED = range(4)
 SHARING = (
     "not in the corpus",
     "alone on every row",
-    "alone on half of its rows or more",
-    "alone on fewer rows",
+    "alone on half or more",
+    "alone on fewer",
 )
 BEFORE, CONTINUED = "before", "continued"  # names of partitions
 NONE_KNOWN = "none"
@@ -124,11 +124,8 @@ class CorpusKnowledge:
         if sample is None:
             return least
         hashes = hash_ngrams(window_ngrams(hashed, self._layout, order))
-        places = places_in(sample, hashes)
+        places, certain = certain_places(sample, hashes)
         inside = places >= 0
-        certain = inside | (sample.threshold == EVERYTHING)
-        if sample.threshold < EVERYTHING:
-            certain |= hashes < np.uint64(sample.threshold)
         exact = np.zeros(len(places), dtype=np.uint64)
         exact[inside] = sample.counts[places[inside]]
         counts: NDArray[np.uint64] = np.where(certain, exact, least)

@@ -9,26 +9,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.artifact import known_ngrams
-from engram_cli.hashing.hasher import StreamHasher, Window
+from engram_cli.errors import InputError
+from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.rows.source import FULL, RowSource
 from engram_cli.stats.names import Names
 
 if TYPE_CHECKING:  # with the kernels of counting
+    from engram_cli.stats.sampling.known import HitsAt
     from engram_cli.stats.sampling.row_ngrams import RowNgram, RowNgrams
-    from engram_cli.stats.stats_io import Statistics
 
 SHOWN_OTHERS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherNgram:
-    """A known n-gram, and how often the corpus has it; at most, unless `exact`."""
+    """A known n-gram, and how often the corpus has it; at most, unless `exact`.
+
+    `tokens`: its compressed ids, the oldest first.
+    """
 
     text: str
     count: int
     exact: bool = True
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,10 @@ class OrderLookup:
     """The n-gram that ends at a token, and its heads.
 
     `sampled`: how often it occurs, None where the sample does not hold it. `at_most`: how often it
-    occurs at most, the least hits of its rows; None where no hits were counted.
+    occurs at most, the least hits of its rows; None where no hits were counted. `absent`: whether
+    the sample would hold it if the corpus had it. `clean`: heads on whose row no other n-gram of
+    the corpus falls, at most so many where only `at_most` is known; None where no hits were
+    counted. `tokens`: its compressed ids, the oldest first.
     """
 
     order: int
@@ -64,6 +71,9 @@ class OrderLookup:
     sampled: int | None
     at_most: int | None
     heads: tuple[Lookup, ...]
+    absent: bool = False
+    clean: int | None = None
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,18 +105,51 @@ class LookedUp:
     """The tokens of a text, and by order the n-grams int32[T, n] and rows uint32[H, T] behind."""
 
     tokens: tuple[TokenLookup, ...]
-    exact: bool | None
     orders: tuple[int, ...]
     ngrams: tuple[NDArray[np.int32], ...] = field(repr=False)
     rows: tuple[NDArray[np.uint32], ...] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Corpus:
+    """What was counted of a layer: a reader of the hits of rows, a finder of n-grams by order.
+
+    None where nothing counted the hits, and where there are no statistics.
+    """
+
+    hits_at: HitsAt | None
+    known: tuple[RowNgrams | None, ...]
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether the samples hold every n-gram; None without statistics."""
+        samples = [known.sample.exact for known in self.known if known is not None]
+        return all(samples) if samples else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowLookup:
+    """A row by itself: its `values` float32[dim], and up to `limit` of the n-grams known on it.
+
+    `row` is the head's own, from 0; `table_row` that of the layer's table. `values` and `norm` are
+    None without vectors, `hits` where they were not counted, `known` without statistics.
+    """
+
+    layer: int
+    order: int
+    head: int
+    row: int
+    table_row: int
+    rows: int
+    hits: int | None
+    norm: float | None
+    values: tuple[float, ...] | None
+    ngrams: tuple[OtherNgram, ...]
+    known: int | None
+
+
 def look_up(
-    rows: RowSource,
-    entry: LayerHash,
-    ids: NDArray[np.int64],
-    statistics: Statistics | None,
-    names: Names,
+    rows: RowSource, entry: LayerHash, ids: NDArray[np.int64], corpus: Corpus, names: Names
 ) -> LookedUp:
     """Look token ids [T] up in a layer. Raises TokenIdError, and what reading rows raises."""
     layout = rows.layout
@@ -114,24 +157,12 @@ def look_up(
     window = hasher.push(ids, starts=np.arange(len(ids)) == 0)
     columns = hasher.columns(window, entry.layer)
     heads = layout.heads
-    place = columns.astype(np.int64) + np.array(entry.offsets, dtype=np.int64)[:, None]
-    norms = None if rows.dim is None else _norms(rows, entry.layer, place)
-    hits_at, known = known_ngrams(rows, entry.layer, statistics)
-    hits = None if hits_at is None else hits_at(entry.layer, place)
-    by_order = []
     ngrams = tuple(window_ngrams(window, layout, order) for order in layout.orders)
-    for index, own in enumerate(ngrams):
-        lines = slice(index * heads, (index + 1) * heads)
-        looked = _Order(
-            ngrams=own,
-            local=columns[lines],
-            place=place[lines],
-            hits=None if hits is None else hits[lines],
-            norms=None if norms is None else norms[lines],
-            known=known[index],
-            names=names,
-        )
-        by_order.append([looked.at(position) for position in range(len(ids))])
+    by_order = [
+        _at_rows(rows, entry, index, own, columns[index * heads : (index + 1) * heads], corpus,
+                 names)
+        for index, own in enumerate(ngrams)
+    ]  # fmt: skip
     fresh = window.tokens[layout.max_order - 1 :]
     tokens = tuple(
         TokenLookup(
@@ -145,10 +176,61 @@ def look_up(
     )
     return LookedUp(
         tokens=tokens,
-        exact=None if statistics is None else all(k.sample.exact for k in known if k is not None),
         orders=layout.orders,
         ngrams=ngrams,
         rows=tuple(columns[i * heads : (i + 1) * heads] for i in range(len(layout.orders))),
+    )
+
+
+def look_up_ngrams(
+    rows: RowSource,
+    entry: LayerHash,
+    ngrams: NDArray[np.int32],
+    corpus: Corpus,
+    names: Names,
+) -> tuple[OrderLookup, ...]:
+    """Look n-grams int32[S, order] up in a layer, wherever they may stand."""
+    from engram_cli.stats.sampling.known import ngram_rows
+
+    layout = rows.layout
+    index = layout.orders.index(ngrams.shape[1])
+    local = ngram_rows(ngrams, plan_layer(layout, entry), index, layout.heads)
+    return _at_rows(rows, entry, index, ngrams, local, corpus, names)
+
+
+def look_up_row(
+    rows: RowSource,
+    entry: LayerHash,
+    column: int,
+    row: int,
+    corpus: Corpus,
+    names: Names,
+    limit: int,
+) -> RowLookup:
+    """Return one row of a column of a layer. Raises InputError for a row that is not there."""
+    index, head = divmod(column, rows.layout.heads)
+    if not 0 <= row < entry.moduli[column]:
+        raise InputError(
+            f"head {head} of order {rows.layout.orders[index]} has no row {row}",
+            f"its rows are 0 to {entry.moduli[column] - 1}",
+        )
+    place = np.array([entry.offsets[column] + row], dtype=np.int64)
+    vectors = None if rows.dim is None else rows.vectors(entry.layer, place)
+    known, ngrams = corpus.known[index], []
+    if known is not None:
+        ngrams = known.on_row(head, row)
+    return RowLookup(
+        layer=entry.layer,
+        order=rows.layout.orders[index],
+        head=head,
+        row=row,
+        table_row=int(place[0]),
+        rows=entry.moduli[column],
+        hits=None if corpus.hits_at is None else int(corpus.hits_at(entry.layer, place)[0]),
+        norm=None if vectors is None else float(_lengths(vectors)[0]),
+        values=None if vectors is None else tuple(vectors[0].tolist()),
+        ngrams=() if known is None else named_ngrams(known, ngrams[:limit], names),
+        known=None if known is None else len(ngrams),
     )
 
 
@@ -188,6 +270,27 @@ def shared_rows(own: LookedUp, other: LookedUp) -> tuple[SharedRows, ...]:
     return tuple(found)
 
 
+def _at_rows(
+    rows: RowSource,
+    entry: LayerHash,
+    index: int,
+    ngrams: NDArray[np.int32],
+    local: NDArray[np.uint32],
+    corpus: Corpus,
+    names: Names,
+) -> tuple[OrderLookup, ...]:
+    """Return the look-ups of n-grams [T, n] of one order, whose rows `local` [H, T] are known."""
+    heads = rows.layout.heads
+    offsets = np.array(entry.offsets[index * heads : (index + 1) * heads], dtype=np.int64)
+    place = local.astype(np.int64) + offsets[:, None]
+    hits = None if corpus.hits_at is None else corpus.hits_at(entry.layer, place)
+    norms = None
+    if rows.dim is not None:
+        norms = _lengths(rows.vectors(entry.layer, place.reshape(-1))).reshape(place.shape)
+    order = _Order(ngrams, local, place, hits, norms, corpus.known[index], names)
+    return tuple(order.at(position) for position in range(len(ngrams)))
+
+
 class _Order:
     """One order of a text: n-grams int32[T, n]; rows of a head and of the table, and what is
     stored of them, [H, T]."""
@@ -204,22 +307,33 @@ class _Order:
     ) -> None:
         self._ngrams, self._local, self._place = ngrams, local, place
         self._hits, self._norms, self._known, self._names = hits, norms, known, names
-        self._sampled = None if known is None else known.find(ngrams)
+        self._found = None if known is None else known.find(ngrams)
         self._met = [{} for _ in local] if known is None else known.on(local)
 
     def at(self, position: int) -> OrderLookup:
         """Return the look-up of a token."""
-        sampled, at_most = None, None
-        if self._known is not None and self._sampled is not None and self._sampled[position] >= 0:
-            sampled = int(self._known.sample.counts[self._sampled[position]])
-        if self._hits is not None and (least := self._hits[:, position].min()) != FULL:
-            at_most = int(least)
+        sampled, absent, at_most, clean = None, False, None, None
+        if self._known is not None and self._found is not None:
+            places, certain = self._found
+            if places[position] >= 0:
+                sampled = int(self._known.sample.counts[places[position]])
+            else:
+                absent = bool(certain[position])
+        if self._hits is not None:
+            hits = self._hits[:, position]
+            if (least := hits.min()) != FULL:
+                at_most = int(least)
+            count = least if sampled is None else sampled
+            clean = int(np.count_nonzero(hits <= (0 if absent else count)))
         return OrderLookup(
             order=self._ngrams.shape[1],
             ngram=self._names.ngram(self._ngrams[position]),
             sampled=sampled,
             at_most=at_most,
             heads=tuple(self._head(head, position) for head in range(len(self._local))),
+            absent=absent,
+            clean=clean,
+            tokens=tuple(self._ngrams[position].tolist()),
         )
 
     def _head(self, head: int, position: int) -> Lookup:
@@ -247,7 +361,12 @@ def named_ngrams(
 ) -> tuple[OtherNgram, ...]:
     """Return known n-grams by their texts."""
     return tuple(
-        OtherNgram(text=names.ngram(known.tokens[each.at]), count=each.count, exact=each.exact)
+        OtherNgram(
+            text=names.ngram(known.tokens[each.at]),
+            count=each.count,
+            exact=each.exact,
+            tokens=tuple(known.tokens[each.at].tolist()),
+        )
         for each in ngrams
     )
 
@@ -265,8 +384,8 @@ def window_ngrams(window: Window, layout: HashLayout, order: int) -> NDArray[np.
     return found
 
 
-def _norms(rows: RowSource, layer: int, place: NDArray[np.int64]) -> NDArray[np.float32]:
-    """float32[C, T]: the Euclidean norms of the rows."""
-    vectors = rows.vectors(layer, place.reshape(-1)).astype(np.float64)
-    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors)).reshape(place.shape)
-    return np.asarray(norms, dtype=np.float32)
+def _lengths(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return float32[n]: the Euclidean norms of vectors [n, dim]."""
+    wide = vectors.astype(np.float64)
+    lengths: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    return lengths.astype(np.float32)

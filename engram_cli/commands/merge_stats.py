@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engram_cli.commands.hash_stats import StatisticsResult, write_statistics
+from engram_cli.commands.hash_stats import StatisticsResult, sample_texts, write_statistics
 from engram_cli.commands.output_address import at_address, is_address
+from engram_cli.commands.page_facts import merged_facts
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.outputs import prepare_output
@@ -90,7 +91,8 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         progress.note(
             "documents were joined: n-grams that cross from one part into the next are missing"
         )
-    results = all_results(whole, read_vocab(vocab) if vocab.is_file() else None)
+    read = read_vocab(vocab) if vocab.is_file() else None
+    results = all_results(whole, read)
     corpus = _corpus(parts)
     left_out = sorted(
         {key for part in parts for key in part.document} - FIXED_KEYS - results.keys() | dropped
@@ -105,6 +107,8 @@ def merge_stats(request: MergeStatsRequest, progress: Progress = SILENT) -> Merg
         report=request.report,
         corpus=corpus,
         partials=whole.states(),
+        texts=sample_texts(counts, read),
+        facts=merged_facts(request.parts),
     )
     return MergeStatsResult(parts=request.parts, left_out=tuple(left_out), **written)
 

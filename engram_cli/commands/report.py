@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engram_cli.commands.page_facts import counted_on, stored_facts
 from engram_cli.commands.requests.options import located
 from engram_cli.commands.requests.reading import ReportRequest
 from engram_cli.progress import SILENT, Progress
@@ -40,7 +41,7 @@ def write_report(request: ReportRequest, progress: Progress = SILENT) -> ReportR
         progress.advance(1)
     statistics.samples()
     statistics.partials()
-    page = statistics_page(statistics)
+    page = statistics_page(statistics, (*stored_facts(statistics), *counted_on(statistics)))
     write_page(page, request.out, force=request.force)
     return ReportResult(
         out=request.out,

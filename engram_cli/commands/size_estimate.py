@@ -132,7 +132,7 @@ def layer_plans(spec: TableSpec) -> tuple[LayerPlan, ...]:
             row_bytes=spec.row_bytes,
             chunks=array.chunks,
             chunk_rows=array.chunk_rows,
-            chunk_bytes=array.chunk_bytes,
+            chunk_bytes=array.file_bytes,
             scales_bytes=scales[layer].stored_bytes if layer in scales else 0,
             hits_bytes=spec.hits_arrays[layer].stored_bytes if spec.hits_arrays else 0,
         )

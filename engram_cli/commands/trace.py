@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from engram_cli.commands.artifact import Companions
 from engram_cli.commands.attach_layers import vocab_digest
@@ -19,11 +20,14 @@ from engram_cli.errors import InputError, MismatchError
 from engram_cli.formats.bundle import BUNDLE_NAME, read_bundle
 from engram_cli.hashing.layout import short
 from engram_cli.hashing.schemes import takes_raw_ids
+from engram_cli.numbers import mean, percent
 from engram_cli.report.place import check_page
-from engram_cli.view import Column, Page, Shades, Table, View
+from engram_cli.view import Column, Page, Shades, Summary, Table, View
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer, typed_text
 
 MAX_TOKENS = 4096
+_WIDEST = 5  # tokens named in the summary
+_STEPS = 4  # of the colour scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +87,9 @@ def trace_text(request: TraceRequest) -> TraceResult:
         raise InputError(
             f"the text has {len(ids)} tokens", f"give a text of 1 to {MAX_TOKENS} tokens"
         )
-    check_tokenizer(request.bundle or request.checkpoint / BUNDLE_NAME, tokenizer)
-    layers, untrained = _run(request, ids)
+    bundle = request.bundle or request.checkpoint / BUNDLE_NAME
+    check_tokenizer(bundle, tokenizer)
+    layers, untrained = trace_ids(model_with_memory(request.checkpoint, bundle), ids)
     result = TraceResult(
         ids=tuple(ids),
         pieces=pieces_of(tokenizer, text, ids),
@@ -95,12 +100,15 @@ def trace_text(request: TraceRequest) -> TraceResult:
     if request.report is not None:
         from engram_cli.report.page import write_page
 
-        write_page(gates_page(result), request.report, force=request.force)
+        write_page(gates_page(result, request.checkpoint.name), request.report, force=request.force)
     return result
 
 
-def gates_page(result: TraceResult) -> Page:
-    """Return the page of a traced text: its tokens shaded by how far each gate opened."""
+def gates_page(result: TraceResult, model: str = "") -> Page:
+    """Return the page of a traced text: its tokens shaded by how far each gate opened.
+
+    `model`: the name of the checkpoint.
+    """
     views = [
         _gates_view(result.pieces, layer, stream)
         for layer in result.layers
@@ -108,21 +116,68 @@ def gates_page(result: TraceResult) -> Page:
     ]
     return Page(
         kicker="Engram · gates of a text",
-        heading="Where the memory speaks",
-        title="Where the memory speaks",
+        heading="Where the memory is used",
+        title="Engram trace: where the memory is used",
         facts=(
-            ("Tokens", f"{len(result.pieces):,}"),
-            ("Shades", "the darker a token, the further its gate let the memory in"),
-            ("Tables", "the gates, and what was added as a share of the hidden state"),
+            *((("Model", model),) if model else ()),
+            ("Text", f"{len(result.pieces):,} tokens"),
+            ("Layers", ", ".join(layer.name for layer in result.layers)),
         ),
-        views=tuple(views),
+        views=(_trace_summary(result), *views),
         data={"pieces": result.pieces, "layers": [asdict(layer) for layer in result.layers]},
     )
 
 
+def _trace_summary(result: TraceResult) -> View:
+    """Draw in a sentence where gates opened, and one line for each layer."""
+    if set(result.untrained) == {layer.layer for layer in result.layers}:
+        headline = "The memory is untrained: it adds nothing to any token."
+    else:
+        used = [layer for layer in result.layers if layer.layer not in result.untrained]
+        most = max(used, key=lambda layer: max(layer.strengths))
+        at = max(range(len(most.strengths)), key=lambda place: most.strengths[place])
+        headline = (
+            f"The memory adds most at token {at + 1}, \u201c{_marked(result.pieces[at])}\u201d: "
+            f"{percent(most.strengths[at])} of the hidden state in {most.name}."
+        )
+    rows = []
+    for layer in result.layers:
+        for stream in range(len(layer.gates[0])):
+            gates = [row[stream] for row in layer.gates]
+            widest = sorted(range(len(gates)), key=lambda place: (-gates[place], place))[:_WIDEST]
+            rows.append(
+                (
+                    _stream_name(layer, stream),
+                    *(mean(gates), min(gates), max(gates), mean(layer.strengths)),
+                    "   ".join(_marked(result.pieces[place]) for place in widest),
+                )
+            )
+    columns = (
+        Column("layer", "text"),
+        *(Column(name, "decimal", 3) for name in ("mean gate", "least", "most")),
+        Column("added, mean", "percent"),
+        Column("gates widest open at", "text"),
+    )
+    return View(
+        name="summary",
+        title="Summary",
+        lead="A gate of 0 keeps the memory out, a gate of 1 lets all of it in. Added is the size "
+        "of what the memory adds, as a share of the hidden state.",
+        parts=(Summary(headline), Table("Gates by layer", columns, tuple(rows))),
+    )
+
+
+def _marked(piece: str) -> str:
+    return piece.replace(" ", "␣") or "·"
+
+
+def _stream_name(layer: LayerTrace, stream: int) -> str:
+    return layer.name + (f", stream {stream}" if len(layer.gates[0]) > 1 else "")
+
+
 def _gates_view(pieces: Sequence[str], layer: LayerTrace, stream: int) -> View:
-    several = len(layer.gates[0]) > 1
-    name = layer.name[:1].upper() + layer.name[1:] + (f", stream {stream}" if several else "")
+    name = _stream_name(layer, stream)
+    name = name[:1].upper() + name[1:]
     gates = [row[stream] for row in layer.gates]
     low, high = min(gates), max(gates)
     span = high - low or 1.0
@@ -132,18 +187,23 @@ def _gates_view(pieces: Sequence[str], layer: LayerTrace, stream: int) -> View:
         Column(name="gate", kind="decimal", digits=3),
         Column(name="added", kind="percent", digits=2),
     )
-    rows = tuple(
-        (piece.replace(" ", "␣") or "·", *pair) for piece, pair in zip(pieces, pairs, strict=True)
-    )
+    rows = tuple((_marked(piece), *pair) for piece, pair in zip(pieces, pairs, strict=True))
+    steps = [step / _STEPS for step in range(_STEPS + 1)] if high > low else [0.0]
     return View(
         name=re.sub(r"\W+", "-", name.lower()),
         title=name,
-        lead=f"Gates from {low:.3f} to {high:.3f}, mean {sum(gates) / len(gates):.3f}.",
+        lead=f"Gates from {low:.3f} to {high:.3f}, mean {mean(gates):.3f}. The stronger the "
+        "colour, the wider the gate.",
         parts=(
             Shades(
                 pieces=tuple(pieces),
                 shades=tuple((gate - low) / span for gate in gates),
-                notes=tuple(f"gate {gate:.3f}, added {share:.1%}" for gate, share in pairs),
+                notes=tuple(
+                    f"gate {gate:.3f}, added {percent(share)} of the hidden state"
+                    for gate, share in pairs
+                ),
+                title="Tokens by gate",
+                legend=tuple((step, f"{low + step * (high - low):.3f}") for step in steps),
             ),
             Table(title=name, columns=columns, rows=rows, folded=True),
         ),
@@ -180,15 +240,24 @@ def check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
         )
 
 
-def _run(request: TraceRequest, ids: list[int]) -> tuple[tuple[LayerTrace, ...], tuple[int, ...]]:
-    """Return the figures of the layers, and which of them are untrained."""
-    model = load_model(request.checkpoint)
+def model_with_memory(checkpoint: Path, bundle: Path) -> Any:
+    """Return the model of a checkpoint with the memory of a bundle attached, to be traced.
+
+    Raises as `load_model`, RuntimeAttachError for a bundle that does not fit.
+    """
+    model = load_model(checkpoint)
+    from engram_cli.runtime import attach
+
+    attach(model, bundle, rows_trainable=False)
+    return model
+
+
+def trace_ids(model: Any, ids: Sequence[int]) -> tuple[tuple[LayerTrace, ...], tuple[int, ...]]:
+    """Return the figures of the layers for some tokens, and which layers are untrained."""
     import torch
 
-    from engram_cli.runtime import attach, trace
+    from engram_cli.runtime import trace
 
-    bundle = request.bundle or request.checkpoint / BUNDLE_NAME
-    attach(model, bundle, rows_trainable=False)
     found = trace(model, torch.tensor(ids))
     layers = tuple(
         LayerTrace(

@@ -84,6 +84,8 @@ def train(request: TrainRequest, progress: Progress = SILENT) -> TrainResult:
     if request.dry_run:
         run.check(decisive(request))
         check_files_apart(request)
+        if run.is_begun and run.outcome is not None:
+            progress.note(f"{run.path} is finished: without --dry-run you get its result")
         return replace(_dry_run(request, model, state, progress), is_begun=run.is_begun)
     progress = progress if state.is_main_process else SILENT
     with state.main_process_first():

@@ -17,7 +17,17 @@ from engram_cli.typed_json import as_json, read_json_as
 
 MARK, FORMAT = "engram-train.json", "engram-train-1"
 # What a run may be resumed with in another way: it changes where and how fast, not what.
-_FREE = frozenset({"out", "dry_run", "micro_batch", "gradient_checkpointing", "device", "encoder"})
+_FREE = frozenset(
+    {
+        "out",
+        "dry_run",
+        "micro_batch",
+        "gradient_checkpointing",
+        "device",
+        "encoder",
+        "placement",
+    }
+)
 _ARGUMENTS = {"checkpoint": "checkpoint", "sources": "training text"}
 
 

@@ -75,6 +75,11 @@ def for_device(request: TrainRequest, model: ModelShape, state: Any) -> TrainReq
         sequences = -(-sequences // world) * world
     if sequences % world:
         raise InputError(f"--batch {sequences} on {world} processes", f"give a multiple of {world}")
+    if request.is_sharded and world == 1:
+        raise InputError(
+            "--placement shard distributes rows over processes, and there is one",
+            "start it with torchrun --nproc-per-node GPUS -m engram_cli train, or leave it out",
+        )
     own = sequences // world
     micro = request.micro_batch
     if micro is None:
@@ -190,6 +195,7 @@ def task_of(request: TrainRequest, prepared: Prepared) -> Task:
         patience=request.patience,
         rates={name: getattr(request, name) for name in ("rows_lr", "lr", "lora_lr", "full_lr")},
         row_optimiser=request.row_optimiser,
+        placement=request.placement,
         gradient_checkpointing=request.gradient_checkpointing,
         half=_computes_in_half(prepared.device),
         cpu=cpu,
@@ -222,7 +228,7 @@ def stand_in(
         bundle = make_bundle(request, layout, None, None, here, progress)
         rows = sum(entry.rows for entry in planned.layers)
         rows -= sum(entry.rows for entry in layout.layers)
-        more = rows * _row_bytes(request)
+        more = rows * _row_bytes(request) // (state.num_processes if request.is_sharded else 1)
     assert bundle is not None
     known = np.arange(layout.vocab_size)
     if layout.lookup is not None:

@@ -1,175 +1,156 @@
-"""Draws charts as SVG: bars from zero, and curves with error bands."""
+"""Charts as figures: the data that the page's script draws, a legend, and the numbers as a table.
+
+`assets/charts.js` draws them with Observable Plot. What needs no script stays in the page: the
+legend, and every number.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Iterator
+from typing import Any
 
-from engram_cli.report.axes import Frame, hue, path, tip
-from engram_cli.report.markup import Html, tag
-from engram_cli.view import Axis, Bar, BarChart, Chart, Curve, LineChart, Slot
+from engram_cli.report.markup import Html, hue, tag
+from engram_cli.view import Axis, Bar, BarChart, Cell, Chart, Column, Curve, LineChart, Table
 
-_GAP = 0.6  # between groups of bars, in slots
-_MOST_STRIPS = 120
-_SIGMAS = 2.0
-_HEIGHT = 290  # pixels
+_PLAIN = 7  # the colour of keys that hold for several colours
+_BARS_HEIGHT = 290  # pixels
 
 
-def draw_chart(chart: Chart, width: int) -> Html:
-    """Return the SVG of a chart, `width` pixels wide."""
-    return _bars(chart, width) if isinstance(chart, BarChart) else _lines(chart, width)
-
-
-def _bars(chart: BarChart, width: int) -> Html:
-    slots = [slot for group in chart.groups for slot in group.slots]
-    places = [
-        place + index * _GAP
-        for place, index in enumerate(
-            i for i, group in enumerate(chart.groups) for _ in group.slots
-        )
-    ]
-    end = places[-1] + 1.0 if places else 1.0
-    x = Axis(title=chart.x_title, low=-0.25, high=end + 0.25)
-    frame = Frame.fit(width, _HEIGHT, x, chart.y, [0.0, end], _bar_values(chart))
-    wide = frame.x(1.0) - frame.x(0.0)
-    bare = replace(frame, x=replace(frame.x, ticks=()))
-    parts = [bare.axes(x, chart.y), _bar_labels(chart, frame, wide)]
-    strips = []
-    for place, slot in zip(places, slots, strict=True):
-        left = frame.x(place)
-        parts.append(_slot(frame, slot, left, wide))
-        strips.append(frame.strip(left, left + wide, None, _bar_tip(chart, slot)))
-    strip = tag("g", *strips, class_="strips")
-    return frame.svg(f"{chart.name}-{width}", chart.title, chart.description, *parts, strip)
-
-
-def _bar_values(chart: BarChart) -> list[float]:
-    bars = [bar for group in chart.groups for slot in group.slots for bar in slot.bars]
-    values = [bar.value + _SIGMAS * bar.error for bar in bars]
-    return values + [bar.ideal for bar in bars if bar.ideal is not None]
-
-
-def _bar_labels(chart: BarChart, frame: Frame, wide: float) -> Html:
-    """Draw the name of each slot that has room, and of each group."""
-    bottom = frame.y.begin
-    parts, at = [], 0.0
-    for group in chart.groups:
-        longest = max((len(slot.label) for slot in group.slots), default=0)
-        every = max(1, -(-int(6.8 * longest + 4) // max(int(wide), 1)))
-        for i, slot in enumerate(group.slots):
-            if i % every == 0:
-                x = frame.x(at + i + 0.5)
-                parts.append(tag("text", slot.label, class_="tick mid", x=x, y=bottom + 16))
-        middle = frame.x(at + len(group.slots) / 2)
-        parts.append(tag("text", group.label, class_="group mid", x=middle, y=bottom + 34))
-        at += len(group.slots) + _GAP
-    return tag("g", *parts)
-
-
-def _slot(frame: Frame, slot: Slot, left: float, wide: float) -> Html:
-    own = min(wide * 0.78 / max(len(slot.bars), 1), 46.0)
-    begin = left + (wide - own * len(slot.bars)) / 2
-    return tag("g", *[_bar(frame, bar, begin + i * own, own) for i, bar in enumerate(slot.bars)])
-
-
-def _bar(frame: Frame, bar: Bar, left: float, wide: float) -> Html:
-    zero, top = frame.y(max(frame.y.low, 0.0)), frame.y(bar.value)
-    pad = min(1.0, wide * 0.06)
-    parts = [
-        tag("rect", x=left + pad, y=top, width=max(wide - 2 * pad, 1.0),
-            height=max(zero - top, 0.0), rx=min(2.0, wide / 6),
-            class_="bar light" if bar.light else "bar")
-    ]  # fmt: skip
-    if bar.ideal is not None:
-        at = frame.y(bar.ideal)
-        parts.append(tag("line", class_="ideal", x1=left - 1.5, x2=left + wide + 1.5, y1=at, y2=at))
-    if bar.flag:
-        sign = "▲" if bar.flag == "above" else "▼"
-        parts.append(tag("text", sign, class_="flag mid", x=left + wide / 2, y=top - 6))
-    return tag("g", *parts, class_=hue(bar.color))
-
-
-def _bar_tip(chart: BarChart, slot: Slot) -> str:
-    lines: list[tuple[str, str, int | None]] = []
-    for bar in slot.bars:
-        error = f" ± {chart.y.text(_SIGMAS * bar.error)}" if bar.error else ""
-        lines.append((bar.label, f"{chart.y.text(bar.value)}{error}", bar.color))
-        if bar.ideal is not None:
-            lines.append((f"{bar.label}, ideal", chart.y.text(bar.ideal), None))
-        if bar.flag:
-            lines.append(("outside the interval", bar.flag, None))
-    return tip(slot.title or slot.label, lines)
-
-
-def _lines(chart: LineChart, width: int) -> Html:
-    xs = [x for curve in chart.curves for x, _ in curve.points]
-    ys = [y for curve in chart.curves for _, y in curve.points]
-    ys += [y for curve in chart.curves for _, low, high in curve.band for y in (low, high)]
-    frame = Frame.fit(width, chart.height, chart.x, chart.y, xs, ys)
-    return frame.svg(
-        f"{chart.name}-{width}",
-        chart.title,
-        chart.description,
-        frame.axes(chart.x, chart.y, x_grid=chart.x.labels is None),
-        *[_curve(chart, frame, curve) for curve in chart.curves],
-        tag("g", *_line_strips(chart, frame), class_="strips"),
-    )
-
-
-def _drawable(chart: LineChart, curve: Curve) -> list[tuple[float, float]]:
-    """Return the points that a logarithmic axis can hold."""
-    return [
-        (x, y)
-        for x, y in curve.points
-        if (x > 0 or not chart.x.log or chart.x.labels) and (y > 0 or not chart.y.log)
-    ]
-
-
-def _curve(chart: LineChart, frame: Frame, curve: Curve) -> Html:
-    points = [(frame.x(x), frame.y(y)) for x, y in _drawable(chart, curve)]
-    parts: list[Html] = []
-    if curve.band:
-        upper = [(frame.x(x), frame.y(high)) for x, _, high in curve.band]
-        lower = [(frame.x(x), frame.y(low)) for x, low, _ in reversed(curve.band)]
-        parts.append(path(upper + lower, "band", closed=True))
-    if curve.step:
-        half = (frame.x(1.0) - frame.x(0.0)) / 2
-        points = [(x + side * half, y) for x, y in points for side in (-1, 1)]
-    if len(points) > 1:
-        parts.append(path(points, "line dashed" if curve.variant else "line"))
-    if curve.dots or len(points) == 1:
-        parts += [tag("circle", cx=x, cy=y, r=3, class_="dot") for x, y in points]
-    return tag("g", *parts, class_=f"curve {hue(curve.color)}")
-
-
-def _line_strips(chart: LineChart, frame: Frame) -> list[Html]:
-    """Draw a strip for each place with a value, which ends half-way to its neighbours."""
-    places = sorted({x for curve in chart.curves for x, _ in _drawable(chart, curve)})
-    places = places[:: max(1, -(-len(places) // _MOST_STRIPS))]
-    pixels = [frame.x(x) for x in places]
-    edges = [frame.x.begin, *((a + b) / 2 for a, b in pairwise(pixels)), frame.x.end]
-    strips = []
-    for i, (place, pixel) in enumerate(zip(places, pixels, strict=True)):
-        lines = [
-            (curve.name, chart.y.text(value), curve.color)
-            for curve in chart.curves
-            if (value := _value(curve.points, place)) is not None
+def chart_data(chart: Chart) -> dict[str, Any]:
+    """Return a chart as JSON for `charts.js`, which names every key."""
+    common = {"name": chart.name, "title": chart.title, "description": chart.description}
+    if isinstance(chart, BarChart):
+        groups = [
+            {
+                "label": group.label,
+                "slots": [
+                    {"label": slot.label, "title": slot.title, "bars": list(map(_bar, slot.bars))}
+                    for slot in group.slots
+                ],
+            }
+            for group in chart.groups
         ]
-        strips.append(
-            frame.strip(edges[i], edges[i + 1], pixel, tip(place_name(chart, place), lines))
-        )
-    return strips
+        x = _axis(Axis(chart.x_title))
+        return {"kind": "bars", **common, "height": _BARS_HEIGHT, "x": x, "y": _axis(chart.y),
+                "groups": groups}  # fmt: skip
+    marks = [
+        {"x": mark.x, "y": mark.y, "label": mark.label, "place": mark.place} for mark in chart.marks
+    ]
+    return {
+        "kind": "lines", **common, "height": chart.height, "x": _axis(chart.x),
+        "y": _axis(chart.y), "curves": list(map(_curve, chart.curves)), "marks": marks,
+        "places": chart.places,
+    }  # fmt: skip
 
 
-def place_name(chart: LineChart, x: float) -> str:
-    """Return a place on the x axis in words: "1,024 tokens"."""
-    if chart.places is not None:
-        return chart.places[round(x)]
-    return f"{chart.x.text(x)} {chart.x.title}"
+def _axis(axis: Axis) -> dict[str, Any]:
+    return {
+        "title": axis.title, "unit": axis.unit, "log": axis.log, "low": axis.low,
+        "high": axis.high, "most": axis.most, "labels": axis.labels,
+    }  # fmt: skip
 
 
-def _value(points: tuple[tuple[float, float], ...], x: float) -> float | None:
-    """Return the value of a curve at exactly `x`; its points ascend."""
-    at = bisect_left(points, (x, float("-inf")))
-    return points[at][1] if at < len(points) and points[at][0] == x else None
+def _curve(curve: Curve) -> dict[str, Any]:
+    return {
+        "name": curve.name, "color": curve.color, "points": curve.points, "band": curve.band,
+        "dashed": bool(curve.variant), "dots": curve.dots, "step": curve.step, "line": curve.line,
+    }  # fmt: skip
+
+
+def _bar(bar: Bar) -> dict[str, Any]:
+    return {
+        "label": bar.label, "color": bar.color, "value": bar.value, "error": bar.error,
+        "ideal": bar.ideal, "light": bar.light, "flag": bar.flag,
+    }  # fmt: skip
+
+
+def legend(chart: Chart) -> Html | None:
+    """Return what colours and shapes mean; None for a chart of one unnamed thing."""
+    keys = [tag("li", _swatch(shape, color), label) for label, shape, color in _keys(chart)]
+    return tag("ul", *keys, class_="legend") if keys else None
+
+
+def _keys(chart: Chart) -> Iterator[tuple[str, str, int]]:
+    """Yield what colours and shapes mean: (label, shape, colour)."""
+    if isinstance(chart, LineChart):
+        shapes = {True: "line", False: "dot"}
+        whole = [c for c in chart.curves if not c.variant]
+        yield from dict.fromkeys((c.label, shapes[c.line], c.color) for c in whole)
+        yield from dict.fromkeys((c.variant, "dashed", _PLAIN) for c in chart.curves if c.variant)
+        banded = [curve.line for curve in chart.curves if curve.band]
+        if banded:
+            yield "two standard errors", "band" if any(banded) else "error", _PLAIN
+        return
+    several = len({group.label for group in chart.groups}) > 1
+    colors: dict[tuple[bool, str], set[int]] = {}
+    for group in chart.groups:
+        for bar in (bar for slot in group.slots for bar in slot.bars):
+            label = group.label if several and not bar.light else bar.label
+            colors.setdefault((bar.light, label), set()).add(bar.color)
+    for (light, label), own in sorted(colors.items(), key=lambda item: item[0][0]):
+        yield label, "light" if light else "bar", own.pop() if len(own) == 1 else _PLAIN
+    bars = (bar for group in chart.groups for slot in group.slots for bar in slot.bars)
+    if any(bar.ideal is not None for bar in bars):
+        yield "random hash", "ideal", 0
+
+
+def _swatch(shape: str, color: int) -> Html:
+    drawn = {
+        "line": tag("path", d="M0 6 H18", class_="line"),
+        "dashed": tag("path", d="M0 6 H18", class_="line dashed"),
+        "dot": tag("circle", cx=9, cy=6, r=4, class_="bar"),
+        "error": tag("path", d="M9 0 V12", class_="line"),
+        "bar": tag("rect", x=2, y=1, width=14, height=10, rx=1, class_="bar"),
+        "light": tag("rect", x=2, y=1, width=14, height=10, rx=1, class_="bar light"),
+        "ideal": tag("path", d="M1 6 H17", class_="ideal"),
+        "band": tag("rect", x=0, y=1, width=18, height=10, class_="band"),
+    }[shape]
+    return tag("svg", drawn, class_=f"swatch {hue(color)}", viewBox="0 0 18 12", aria_hidden="true")
+
+
+def numbers_of(chart: Chart) -> Table:
+    """Return the numbers of a chart as a table, for readers who do not see it."""
+    return _of_lines(chart) if isinstance(chart, LineChart) else _of_bars(chart)
+
+
+def _of_bars(chart: BarChart) -> Table:
+    every = [bar for group in chart.groups for slot in group.slots for bar in slot.bars]
+    labels = list(dict.fromkeys(bar.label for bar in every))
+    ideal = [bar.label for bar in every if bar.ideal is not None]
+    names = ["", *labels, *(f"{label}, ideal" for label in labels if label in ideal)]
+    rows: list[tuple[Cell, ...]] = []
+    for group in chart.groups:
+        for slot in group.slots:
+            own = {bar.label: bar for bar in slot.bars}
+            values = {label: _bar_text(chart, bar) for label, bar in own.items()}
+            values |= {
+                f"{label}, ideal": chart.y.text(bar.ideal)
+                for label, bar in own.items()
+                if bar.ideal is not None
+            }
+            rows.append((slot.title or slot.label, *(values.get(name, "") for name in names[1:])))
+    columns = [Column(name=name, kind="text" if not name else "count") for name in names]
+    return Table(title=chart.title, columns=tuple(columns), rows=tuple(rows), folded=True)
+
+
+def _bar_text(chart: BarChart, bar: Bar) -> str:
+    error = f" ±{chart.y.text(bar.error)}" if bar.error else ""
+    return f"{chart.y.text(bar.value)}{error}{f' ({bar.flag})' if bar.flag else ''}"
+
+
+def _of_lines(chart: LineChart) -> Table:
+    banded = any(curve.band for curve in chart.curves)
+    rows: list[tuple[Cell, ...]] = []
+    for curve in chart.curves:
+        bands = {x: (low, high) for x, low, high in curve.band}
+        for x, y in curve.points:
+            place = chart.places[round(x)] if chart.places else chart.x.text(x)
+            cells: list[Cell] = [curve.name, place, chart.y.text(y)]
+            if banded:
+                low_high = bands.get(x)
+                cells.append("" if low_high is None else " to ".join(map(chart.y.text, low_high)))
+            rows.append(tuple(cells))
+    names = ("", chart.x.title, chart.y.title, *(("two standard errors",) if banded else ()))
+    columns = [Column(name=name, kind="text" if at == 0 else "count")
+               for at, name in enumerate(names)]  # fmt: skip
+    return Table(title=chart.title, columns=tuple(columns), rows=tuple(rows), folded=True)

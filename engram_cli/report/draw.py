@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from engram_cli.report.axes import hue
-from engram_cli.report.charts import draw_chart, place_name
-from engram_cli.report.markup import Html, join, ngram, tag, visible
+from engram_cli.report.charts import legend, numbers_of
+from engram_cli.report.markup import Html, hue, join, ngram, tag, visible
 from engram_cli.view import (
-    Bar,
-    BarChart,
     Cell,
     Chart,
     Column,
-    LineChart,
     Matrix,
     Part,
     Row,
@@ -23,9 +17,8 @@ from engram_cli.view import (
     Tiles,
 )
 
-_WIDE, _NARROW, _HALF = 760, 360, 400  # pixels
-_PLAIN = 7  # the colour of keys that hold for several colours
 _SHADES = 10  # the page's classes k0 to k10
+_DENSE = 10  # columns of a table with less room between them
 _NAME = 120  # characters shown of a name
 _OF_CELL = 12  # n-grams shown in a cell
 _HOLLOW = "·"  # an empty piece of a text
@@ -58,8 +51,8 @@ def _summary(summary: Summary) -> Html:
     ]
     return tag(
         "div",
-        tag("p", summary.headline, class_="headline"),
-        tag("dl", *facts, class_="facts"),
+        tag("p", summary.headline, class_="headline") if summary.headline else None,
+        tag("dl", *facts, class_="facts") if facts else None,
         tag("p", "Next:", class_="next") if commands else None,
         tag("ul", *commands, class_="commands") if commands else None,
         class_="summary",
@@ -70,7 +63,7 @@ def _row(row: Row) -> Html | None:
     """Draw charts, or tables, side by side."""
     if len(row.parts) == 1:
         return draw(row.parts[0])
-    drawn = [draw(p) if isinstance(p, Table) else _figure(p, half=True) for p in row.parts]
+    drawn = [draw(p) if isinstance(p, Table) else _figure(p) for p in row.parts]
     return tag("div", *drawn, class_="lists" if isinstance(row.parts[0], Table) else "row")
 
 
@@ -83,6 +76,8 @@ def _folding(table: Table) -> Html:
 def _table(table: Table) -> Html:
     head = [
         tag("th", column.name, scope="col", class_="num" if column.numeric else None)
+        if column.name
+        else tag("td")  # a heading without words is none
         for column in table.columns
     ]
     most = [
@@ -101,12 +96,14 @@ def _table(table: Table) -> Html:
         tag("caption", table.title, f" ({table.note})" if table.note else None),
         tag("thead", tag("tr", *head)),
         tag("tbody", *body),
+        class_="dense" if len(table.columns) >= _DENSE else None,
     )
     return _scroll(grid, table.title)
 
 
 def _scroll(grid: Html, label: str) -> Html:
-    return tag("div", grid, class_="scroll", tabindex="0", role="region", aria_label=label)
+    return tag("div", grid, class_="scroll", tabindex="0", role="region",
+               aria_label=f"Table: {label}")  # fmt: skip
 
 
 def _cell(column: Column, cell: Cell, most: float) -> object:
@@ -136,7 +133,7 @@ def _name(name: str) -> Html:
 
 
 def _matrix(matrix: Matrix) -> Html:
-    head = [tag("th", "", scope="col"), *(tag("th", _name(n), scope="col") for n in matrix.names)]
+    head = [tag("td"), *(tag("th", _name(n), scope="col") for n in matrix.names)]
     errors = matrix.errors or ((0.0,) * len(matrix.names),) * len(matrix.names)
     share = Column(name="", kind="percent", digits=1)
     lines = []
@@ -159,19 +156,28 @@ def _shade(value: float) -> int:
 
 
 def _shades(text: Shades) -> Html:
+    """Draw a text; the page's script reads out the piece that is pointed at."""
     pieces = [
-        tag("span", visible(piece or _HOLLOW), class_=f"tok {_signed_shade(shade)}", title=note)
+        tag("span", visible(piece or _HOLLOW), class_=f"tok {_signed_shade(shade)}", data_tip=note)
         for piece, shade, note in zip(text.pieces, text.shades, text.notes, strict=True)
     ]
-    drawn = tag("p", tag("code", *pieces, class_="ngram"), class_="shaded")
-    if not text.title:
-        return drawn
     keys = [
         tag("li", tag("span", class_=f"key {_signed_shade(shade)}", aria_hidden="true"), meaning)
         for shade, meaning in text.legend
     ]
-    caption = tag("figcaption", tag("b", _name(text.title)), tag("span", text.note))
-    return tag("figure", caption, tag("ul", *keys, class_="legend") if keys else None, drawn)
+    name = text.title or "Shaded text"
+    return tag(
+        "figure",
+        tag("figcaption", tag("b", _name(text.title)), tag("span", text.note))
+        if text.title
+        else None,
+        tag("ul", *keys, class_="legend") if keys else None,
+        tag("p", "Point at a token, tap it, or use the arrow keys, to read its value.",
+            class_="readout", role="status", hidden=True),
+        tag("p", tag("code", *pieces, class_="ngram"), class_="shaded", tabindex="0", role="group",
+            aria_label=f"{name}: arrow keys read the value of each token"),
+        class_="shading",
+    )  # fmt: skip
 
 
 def _signed_shade(value: float) -> str:
@@ -179,103 +185,23 @@ def _signed_shade(value: float) -> str:
     return f"k{_shade(value)}" if value >= 0 else f"n{_shade(-value)}"
 
 
-def _figure(chart: Chart, *, half: bool = False) -> Html:
-    """Draw a chart at two widths, or at half the width, with its legend and its numbers."""
-    if half:
-        drawn = [tag("div", draw_chart(chart, _HALF), class_="any")]
-    else:
-        drawn = [
-            tag("div", draw_chart(chart, _WIDE), class_="wide"),
-            tag("div", draw_chart(chart, _NARROW), class_="narrow"),
-        ]
-    note = tag("span", chart.note) if chart.note else None
-    keys = [tag("li", _swatch(shape, color), label) for label, shape, color in _keys(chart)]
+def _figure(chart: Chart) -> Html:
+    """Draw a chart's frame: the page's script fills `.plot`, and everything else needs none."""
+    offered = [
+        tag("button", kind.upper(), type="button", data_save=kind, hidden=True,
+            aria_label=f"Save {chart.title} as {kind.upper()}")
+        for kind in ("csv", "svg")
+    ]  # fmt: skip
     return tag(
         "figure",
-        tag("figcaption", tag("b", chart.title), note),
-        tag("ul", *keys, class_="legend") if keys else None,
-        *drawn,
+        tag(
+            "figcaption",
+            tag("b", chart.title),
+            tag("span", chart.note) if chart.note else None,
+            tag("span", *offered, class_="offers"),
+        ),
+        legend(chart),
+        tag("div", class_="plot"),
         _folding(numbers_of(chart)),
         id=chart.name,
     )
-
-
-def _keys(chart: Chart) -> Iterator[tuple[str, str, int]]:
-    """Yield what colours and shapes mean: (label, shape, colour)."""
-    if isinstance(chart, LineChart):
-        yield from dict.fromkeys((c.label, "line", c.color) for c in chart.curves if not c.variant)
-        yield from dict.fromkeys((c.variant, "dashed", _PLAIN) for c in chart.curves if c.variant)
-        if any(curve.band for curve in chart.curves):
-            yield "two standard errors", "band", _PLAIN
-        return
-    several = len({group.label for group in chart.groups}) > 1
-    colors: dict[tuple[bool, str], set[int]] = {}
-    for group in chart.groups:
-        for bar in (bar for slot in group.slots for bar in slot.bars):
-            label = group.label if several and not bar.light else bar.label
-            colors.setdefault((bar.light, label), set()).add(bar.color)
-    for (light, label), own in sorted(colors.items(), key=lambda item: item[0][0]):
-        yield label, "light" if light else "bar", own.pop() if len(own) == 1 else _PLAIN
-    bars = (bar for group in chart.groups for slot in group.slots for bar in slot.bars)
-    if any(bar.ideal is not None for bar in bars):
-        yield "ideal hash", "ideal", 0
-
-
-def _swatch(shape: str, color: int) -> Html:
-    drawn = {
-        "line": tag("path", d="M0 6 H18", class_="line"),
-        "dashed": tag("path", d="M0 6 H18", class_="line dashed"),
-        "bar": tag("rect", x=2, y=1, width=14, height=10, rx=1, class_="bar"),
-        "light": tag("rect", x=2, y=1, width=14, height=10, rx=1, class_="bar light"),
-        "ideal": tag("path", d="M1 6 H17", class_="ideal"),
-        "band": tag("rect", x=0, y=1, width=18, height=10, class_="band"),
-    }[shape]
-    return tag("svg", drawn, class_=f"swatch {hue(color)}", viewBox="0 0 18 12", aria_hidden="true")
-
-
-def numbers_of(chart: Chart) -> Table:
-    """Return the numbers of a chart as a table, for readers who do not see it."""
-    return _of_lines(chart) if isinstance(chart, LineChart) else _of_bars(chart)
-
-
-def _of_bars(chart: BarChart) -> Table:
-    every = [bar for group in chart.groups for slot in group.slots for bar in slot.bars]
-    labels = list(dict.fromkeys(bar.label for bar in every))
-    ideal = [bar.label for bar in every if bar.ideal is not None]
-    names = ["", *labels, *(f"{label}, ideal" for label in labels if label in ideal)]
-    rows: list[tuple[Cell, ...]] = []
-    for group in chart.groups:
-        for slot in group.slots:
-            own = {bar.label: bar for bar in slot.bars}
-            values = {label: _bar_text(chart, bar) for label, bar in own.items()}
-            values |= {
-                f"{label}, ideal": chart.y.text(bar.ideal)
-                for label, bar in own.items()
-                if bar.ideal is not None
-            }
-            rows.append((slot.title or slot.label, *(values.get(name, "") for name in names[1:])))
-    columns = [Column(name=name, kind="text" if not name else "count") for name in names]
-    return Table(title=chart.title, columns=tuple(columns), rows=tuple(rows), folded=True)
-
-
-def _bar_text(chart: BarChart, bar: Bar) -> str:
-    error = f" ±{chart.y.text(bar.error)}" if bar.error else ""
-    return f"{chart.y.text(bar.value)}{error}{f' ({bar.flag})' if bar.flag else ''}"
-
-
-def _of_lines(chart: LineChart) -> Table:
-    banded = any(curve.band for curve in chart.curves)
-    rows: list[tuple[Cell, ...]] = []
-    for curve in chart.curves:
-        bands = {x: (low, high) for x, low, high in curve.band}
-        for x, y in curve.points:
-            place = place_name(chart, x) if chart.places else chart.x.text(x)
-            cells: list[Cell] = [curve.name, place, chart.y.text(y)]
-            if banded:
-                low_high = bands.get(x)
-                cells.append("" if low_high is None else " to ".join(map(chart.y.text, low_high)))
-            rows.append(tuple(cells))
-    names = ("", chart.x.title, chart.y.title, *(("two standard errors",) if banded else ()))
-    columns = [Column(name=name, kind="text" if at == 0 else "count")
-               for at, name in enumerate(names)]  # fmt: skip
-    return Table(title=chart.title, columns=tuple(columns), rows=tuple(rows), folded=True)

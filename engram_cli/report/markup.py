@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 VOID = {"meta", "link", "br", "hr", "col"}
+COLORS = 8  # of the palette; orders beyond repeat them
 _JOINERS = "\u200c\u200d"  # needed to write some scripts, and emoji
 _SIGNS = {" ": "␣", "␣": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
 # Controls but white space, marks of direction, halves of surrogate pairs.
@@ -69,6 +70,11 @@ def embed_json(value: Any, name: str) -> Html:
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Html(f'<script type="application/json" id="{escape(name)}">{text}</script>')
+
+
+def hue(color: int) -> str:
+    """Return the class of a color of the palette, which has eight."""
+    return f"c{color % COLORS}"
 
 
 def ngram(text: str) -> Html:

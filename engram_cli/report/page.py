@@ -13,15 +13,22 @@ from pathlib import Path
 
 from engram_cli.errors import ArtifactError
 from engram_cli.outputs import new_file
+from engram_cli.report.charts import chart_data
 from engram_cli.report.draw import draw
 from engram_cli.report.markup import Html, embed_json, join, tag
 from engram_cli.report.place import PAGE
 from engram_cli.version import __version__
-from engram_cli.view import Page, View
+from engram_cli.view import Page, View, charts_of
 
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
     "%3Cpath d='M2 3h5v4H2zM9 3h5v4H9zM2 9h5v4H2z' fill='%231f6fb2'/%3E%3C/svg%3E"
+)
+
+_CHARTS = ("d3.min.js", "plot.min.js", "charts.js")
+_NO_SCRIPT = (
+    "Charts are drawn by a script, which does not run here. Every figure has its numbers in a "
+    "table below it."
 )
 
 
@@ -38,16 +45,20 @@ def write_page(page: Page, path: Path, *, force: bool = False) -> None:
 def render(page: Page) -> str:
     """Return a page as text. Equal pages give equal texts."""
     try:
-        sections = [(view, _section(view)) for view in page.views]
+        sections = [_section(view) for view in page.views]
         data = embed_json(dict(page.data), "engram-data")
+        charts = [chart_data(chart) for view in page.views for chart in charts_of(view.parts)]
+        drawn = embed_json(charts, "engram-charts") if charts else None
     except (ValueError, LookupError, ArithmeticError, RecursionError) as error:
         said = f"{type(error).__name__}: {error}"[:200]
         raise ArtifactError(
             f"'{page.title}' cannot be drawn ({said})", "make its data again"
         ) from None
-    style, script = _asset("page.css"), _asset("page.js")
+    style = _asset("page.css")
+    scripts = [_asset(name) for name in (*(_CHARTS if charts else ()), "page.js")]
+    allowed = " ".join(f"'{_digest(script)}'" for script in scripts)
     policy = (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src {allowed}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
     head = tag(
@@ -65,11 +76,13 @@ def render(page: Page) -> str:
         "body",
         tag("a", "Skip to the figures", href="#figures", class_="skip"),
         _masthead(page),
-        tag("div", _contents(page.views), _main([drawn for _, drawn in sections]), class_="page"),
-        _footer(),
+        tag("noscript", tag("p", _NO_SCRIPT, class_="noscript")) if charts else None,
+        tag("div", _contents(page.views), _main(sections), class_="page"),
+        _footer(charts=bool(charts)),
         tag("div", id="tip", role="status", hidden=True),
         data,
-        tag("script", Html(script)),
+        drawn,
+        *(tag("script", Html(script)) for script in scripts),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
@@ -100,14 +113,17 @@ def _contents(views: tuple[View, ...]) -> Html:
 
 
 def _section(view: View) -> Html:
-    return tag(
-        "section",
+    """Draw a view; its heading and first part stay on one sheet of paper."""
+    drawn = [draw(part) for part in view.parts]
+    opening = tag(
+        "div",
         tag("h2", view.title, id=f"{view.name}-heading"),
         tag("p", _unbroken(view.lead), class_="lead") if view.lead else None,
-        *[draw(part) for part in view.parts],
-        id=view.name,
-        aria_labelledby=f"{view.name}-heading",
+        *drawn[:1],
+        class_="opening",
     )
+    return tag("section", opening, *drawn[1:], id=view.name,
+               aria_labelledby=f"{view.name}-heading")  # fmt: skip
 
 
 def _main(sections: list[Html]) -> Html:
@@ -120,12 +136,14 @@ def _unbroken(text: str) -> str:
     return text.replace("n-gram", "n\u2011gram")
 
 
-def _footer() -> Html:
-    said = [
+def _footer(*, charts: bool) -> Html:
+    said: list[object] = [
         "This page is one file: it loads nothing and sends nothing. It holds the data it shows, as "
         "JSON, in the element ",
         tag("code", "engram-data"),
-        ".",
+        ". Charts: Observable Plot and D3, © Observable, Inc. and Mike Bostock, ISC licence."
+        if charts
+        else ".",
     ]
     return tag("footer", tag("p", join(said)))
 

@@ -155,6 +155,21 @@ class RowType:
         """The NumPy dtype of a stored item, little-endian."""
         return self.items.physical
 
+    @property
+    def stored_as(self) -> str:
+        """How a value is stored, in words."""
+        item = {
+            "float32": "the value",
+            "float16": "the value",
+            "bfloat16": "the upper 16 bits of the value as float32",
+        }.get(self.items.tensor, f"the value as {self.items.name}")
+        if self.items.packed:
+            item = f"two values as {self.items.name} in a byte, the first in the lower half"
+        if self.scaling is None:
+            return item
+        share = {"layer": "all rows", "row": "its row", "block": f"{self.scaling.block} values"}
+        return f"{item}, divided by the scale of {share[self.scaling.per]}"
+
     def width(self, dim: int) -> int:
         """Return how many stored items a row of `dim` values takes, packed ones counted by pair."""
         if self.items.block is not None:

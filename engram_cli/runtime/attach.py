@@ -179,7 +179,9 @@ def _attach_one(
     memory = Memory(attribute, spec, hashed, modules)
     memory.hits = loading.hits(bundle)
     memory.asked, memory.placement = placement, placed
-    memory.notes = (*notes, *placed.lines()) if notes else ()
+    memory.notes = (*notes, *placed.lines()) if notes or memory.shards else ()
+    if memory.shards is not None:
+        memory.notes += tuple(memory.shards.lines())
     for line in memory.notes:
         _LOG.info(line)
     memory.train(model.training)

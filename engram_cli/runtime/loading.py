@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,9 +24,6 @@ from engram_cli.runtime.modules.base import (
 from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.tiers import PlacedRows
 from engram_cli.vocab.lookup import HOLE
-
-if TYPE_CHECKING:
-    from engram_cli.runtime.tiers.placement import Placement
 
 _APART_ROWS = 2**18  # copied at once, where others lie between them
 
@@ -140,25 +136,6 @@ def rows_of(
         return Rows(values, trainable=trainable, sparse=sparse)
     scales = table(bundle, layer, SCALES, device)
     return StoredRows(values, scales, row_type=row_type, dim=bundle.spec.dim)
-
-
-def all_rows(
-    bundle: Bundle,
-    placement: Placement,
-    homes: Mapping[int, tuple[torch.dtype, torch.device]],
-    *,
-    trainable: bool,
-    sparse: bool,
-) -> dict[int, AnyRows]:
-    """Return each layer's rows as placed; `homes`: its dense dtype, and the device of its rows."""
-    if placement.cold != "none":
-        from engram_cli.runtime.tiers.embedding import stores_of
-
-        return {**stores_of(bundle, placement, homes)}
-    return {
-        layer: rows_of(bundle, layer, device, trainable=trainable, sparse=sparse)
-        for layer, (_, device) in homes.items()
-    }
 
 
 def module(

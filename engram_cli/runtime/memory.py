@@ -52,12 +52,23 @@ from engram_cli.runtime.tables import FLOATS, Table
 from engram_cli.runtime.tiers import PlacedRows
 
 if TYPE_CHECKING:
+    from engram_cli.runtime.sharding.rows import ShardedTables
     from engram_cli.runtime.sharding.trained.placing import ShardedPlacement
     from engram_cli.runtime.tiers.embedding import Counters, TieredEmbedding, Tiers
     from engram_cli.runtime.tiers.placement import Placement
 
+
+def _close(tiers: Tiers | None, shards: ShardedTables | None) -> None:
+    """Free rows in tiers, or distributed rows of all layers."""
+    if tiers is not None:
+        tiers.close()
+    if shards is not None:
+        for _ in shards.blocks.heights:
+            shards.close()
+
+
 _BUFFERS = ("lookup", "multipliers", "columns")
-_OF_THIS_PROCESS = ("_local", "_replays", "tiers")
+_OF_THIS_PROCESS = ("_local", "_replays", "tiers", "shards")
 _CONSTANTS = ("orders", "filler", "eos", "shared", "summed", "salted", "heights")
 
 
@@ -93,7 +104,7 @@ class Memory(nn.Module):
         self.active = True
         self.asked = "hbm"  # the placement asked for, and what was resolved
         self.placement: Placement | ShardedPlacement | None = None
-        self.tiers = self._find_tiers()
+        self.tiers, self.shards = self._find_placed()
         self._local = _Local()
         self._replays = Replays()
 
@@ -102,28 +113,39 @@ class Memory(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch gives it no types
-        self.tiers = self._find_tiers()
+        self.tiers, self.shards = self._find_placed()
         self._local = _Local()
         self._replays = Replays()
 
-    def _find_tiers(self) -> Tiers | None:
-        """Return the stores of the layers whose rows are in tiers, None where none are."""
+    def _find_placed(self) -> tuple[Tiers | None, ShardedTables | None]:
+        """Return the layers whose rows are in tiers, and those of rows distributed over GPUs."""
         rows = [cast(MemoryModule, m).multi_head_embedding.embedding for m in self.layers.values()]
         stores = {place: own for place, own in enumerate(rows) if isinstance(own, PlacedRows)}
         if not stores:
-            return None
+            return None, None
+        from engram_cli.runtime.sharding.rows import tables_of
         from engram_cli.runtime.tiers.embedding import Tiers
 
-        return Tiers(cast("dict[int, TieredEmbedding]", stores))
+        tables = tables_of(stores)
+        tiers = None if tables else Tiers(cast("dict[int, TieredEmbedding]", stores))
+        return tiers, tables
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether rows are in tiers or distributed: frozen, and in no state dict."""
+        return self.tiers is not None or self.shards is not None
 
     @property
     def counters(self) -> Counters:
         """What was read from which tier since the memory was attached; waits for the device.
 
-        All zero where all rows lie in HBM, which nothing counts.
+        All zero where all rows lie in one GPU's memory, which nothing counts.
         """
         from engram_cli.runtime.tiers.embedding import Counters
 
+        if self.shards is not None:
+            read, here = self.shards.counted()
+            return Counters(local=here, peer=read - here)
         return Counters() if self.tiers is None else self.tiers.counters()
 
     def prefetch(self, ids: Tensor, **inputs: Any) -> None:
@@ -144,14 +166,13 @@ class Memory(nn.Module):
         """Put other rows into all layers; those in tiers are let go of."""
         for layer, own in rows.items():
             cast(MemoryModule, self.layers[str(layer)]).multi_head_embedding.embedding = own
-        earlier, self.tiers = self.tiers, self._find_tiers()
-        if earlier is not None:
-            earlier.close()
+        earlier = self.tiers, self.shards
+        self.tiers, self.shards = self._find_placed()
+        _close(*earlier)
 
     def close(self) -> None:
         """Let go of rows in tiers, of their memory and threads, for good."""
-        if self.tiers is not None:
-            self.tiers.close()
+        _close(self.tiers, self.shards)
 
     @property
     def in_force(self) -> Memory:
@@ -283,7 +304,9 @@ class Memory(nn.Module):
         else:
             back = look_back(history, carry, dead, age)
             tables = self._tables(hashed.lookup.device)
-            if tables is None:
+            if self.shards is not None and self._reads_at_once(hashed.lookup.device):
+                vectors = ops.look_up_shards(hashed, ids, self.shards, back)
+            elif tables is None:
                 rows = ops.find_rows(hashed, ids, back)
             else:
                 vectors = ops.look_up(hashed, ids, tables, back, self._vector_dtype(tables))
@@ -321,6 +344,12 @@ class Memory(nn.Module):
             if table.values.device != device or not table.is_like(first):
                 return None
         return tables
+
+    def _reads_at_once(self, device: torch.device) -> bool:
+        """Return whether all layers' distributed rows are read on `device`."""
+        modules = [cast(MemoryModule, module) for module in self.layers.values()]
+        rows = [module.multi_head_embedding.embedding for module in modules]
+        return all(isinstance(own, PlacedRows) and own.device == device for own in rows)
 
     def _vector_dtype(self, tables: list[Table]) -> torch.dtype | None:
         """Return what quantised rows become: the dtype that all dense weights share, if any."""

@@ -25,6 +25,7 @@ from engram_cli.runtime.reference import HashTensors
 from engram_cli.runtime.tables import FLOATS, Table, dequantise
 
 if TYPE_CHECKING:
+    from engram_cli.runtime.sharding.registry import DistributedTables
     from engram_cli.runtime.tiers.hot_set import HotSet
     from engram_cli.runtime.tiers.records import TierBuffers
 
@@ -65,6 +66,20 @@ def look_up(
     from engram_cli.runtime import torch_ops
 
     return torch_ops.call(torch_ops.look_up, ids, tensors, look_back, tables, wanted)
+
+
+def look_up_shards(
+    tensors: HashTensors, ids: Tensor, tables: DistributedTables, look_back: LookBack = NO_LIMITS
+) -> Tensor:
+    """Return what `look_up` does, of rows that are distributed over GPUs."""
+    _debug(tensors, ids)
+    look_back.check(ids, tensors.max_order)
+    if tensors.summed or not has_kernels(ids.device) or is_transformed():
+        rows = lookup_reference.find_rows(tensors, ids, look_back)
+        return torch.stack([tables.read(place, own) for place, own in enumerate(rows)])
+    from engram_cli.runtime import torch_ops
+
+    return torch_ops.call_shards(ids, tensors, look_back, tables)
 
 
 def look_up_step(

@@ -10,7 +10,7 @@ import torch
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.checkpoint_reference import CheckpointReference
-from engram_cli.runtime import loading
+from engram_cli.runtime.loading import rows_of
 from engram_cli.runtime.modules.base import AnyRows
 
 if TYPE_CHECKING:
@@ -44,21 +44,43 @@ def place_rows(
 
     placed = resolve_for(bundle, placement, devices)
     trainable = _trainable(bundle, placed, rows_trainable, sparse_gradients)
-    return placed, loading.all_rows(
-        bundle, placed, homes, trainable=trainable, sparse=sparse_gradients
-    )
+    return placed, all_rows(bundle, placed, homes, trainable=trainable, sparse=sparse_gradients)
+
+
+def all_rows(
+    bundle: Bundle,
+    placement: Placement,
+    homes: Mapping[int, tuple[torch.dtype, torch.device]],
+    *,
+    trainable: bool,
+    sparse: bool,
+) -> dict[int, AnyRows]:
+    """Return each layer's rows as placed; `homes`: its dense dtype, and the device of its rows."""
+    if placement.group is not None and placement.cold == "none":
+        from engram_cli.runtime.sharding.loading import sharded_rows
+
+        return {**sharded_rows(bundle, placement.group, homes, placement.copied)}
+    if placement.cold != "none":
+        from engram_cli.runtime.tiers.embedding import stores_of
+
+        return {**stores_of(bundle, placement, homes)}
+    return {
+        layer: rows_of(bundle, layer, device, trainable=trainable, sparse=sparse)
+        for layer, (_, device) in homes.items()
+    }
 
 
 def _trainable(bundle: Bundle, placed: Placement, asked: bool | None, sparse: bool) -> bool:
     """Return whether rows are trained. Raises RuntimeAttachError where they cannot be."""
     floats = not bundle.spec.row_type.quantised
-    if floats and placed.cold == "none":
+    where = f"on {placed.cold}" if placed.group is None else "over GPUs, to be read"
+    if floats and placed.cold == "none" and placed.group is None:
         if isinstance(bundle.reference, CheckpointReference):
             return asked is True or (sparse and asked is None)
         return asked is not False
     if floats and (asked or sparse):
         raise RuntimeAttachError(
-            f"{_wish(asked)}: rows placed on {placed.cold} are frozen",
+            f"{_wish(asked)}: rows placed {where} are frozen",
             "leave it out to train the gates alone, or attach with placement='hbm', or over "
             "several processes with placement='shard'",
         )

@@ -33,10 +33,11 @@ from engram_cli.runtime.carried import leave_out_of_broadcasts, memory_of
 from engram_cli.runtime.hub import local_checkpoint
 from engram_cli.runtime.memory import Memory
 from engram_cli.runtime.modules.base import HELD, MemoryModule
+from engram_cli.runtime.place_rows import all_rows
 from engram_cli.runtime.sharding.trained.gathering import Blocks, Part, write_together
 from engram_cli.runtime.sharding.trained.placing import owned
 from engram_cli.runtime.sharding.trained.rows import sharded_rows
-from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers import PlacedRows
 from engram_cli.runtime.tiers.placement import resolve_for
 from engram_cli.runtime.weights_inside import fill_from, weights_inside
 from engram_cli.version import __version__
@@ -178,7 +179,7 @@ def fill_memory(
             f"placement='{placement}': the attached rows learn, distributed over processes",
             "leave it out, or detach(model) and attach(model, folder, placement=...)",
         )
-    if not sharded and (placement is not None or memory.tiers is not None):
+    if not sharded and (placement is not None or memory.is_placed):
         _place_anew(memory, bundle, placement)
         leave_out_of_broadcasts(model)
     memory.hits = loading.hits(bundle)
@@ -212,7 +213,7 @@ def _place_anew(memory: Memory, bundle: Bundle, placement: str | None) -> None:
     homes = {layer: (anchor.dtype, anchor.device) for layer, anchor in anchors.items()}
     placed = resolve_for(bundle, wanted, {i: home[1] for i, home in homes.items()})
     trainable = not bundle.spec.row_type.quantised
-    rows = loading.all_rows(bundle, placed, homes, trainable=trainable, sparse=False)
+    rows = all_rows(bundle, placed, homes, trainable=trainable, sparse=False)
     memory.replace_rows(rows)
     memory.asked, memory.placement = wanted, placed
 
@@ -300,7 +301,7 @@ def _check_shapes(memory: Memory, layer: int, state: Mapping[str, Tensor]) -> No
     """Raise RuntimeAttachError for weights that were cut up, as ZeRO does, or are another's."""
     spec = memory.spec
     shapes: dict[str, tuple[int, ...]] = dict(spec.dense_shapes)
-    if memory.tiers is None and not sharded_rows(memory.layers):
+    if not memory.is_placed and not sharded_rows(memory.layers):
         shapes |= {HELD[part]: spec.tensor(layer, part).shape for part in spec.parts}
     for key, shape in shapes.items():
         _check_plain(state, key, layer)
@@ -313,7 +314,7 @@ def _check_shapes(memory: Memory, layer: int, state: Mapping[str, Tensor]) -> No
 
 def _row_dtype(memory: Memory, states: Mapping[int, Mapping[str, Tensor]]) -> str:
     """Return the dtype of the rows; floats may have been moved to another since attaching."""
-    if memory.spec.row_type.quantised or memory.tiers is not None:
+    if memory.spec.row_type.quantised or memory.is_placed:
         return memory.spec.dtype
     names = {
         str(_tensor(state, layer, ROWS).dtype).removeprefix("torch.")
@@ -342,7 +343,7 @@ def _stored(
 
     def pieces(layer: int) -> Iterator[tuple[int, Array]]:
         rows = cast(MemoryModule, memory.layers[str(layer)]).multi_head_embedding.embedding
-        if isinstance(rows, TieredEmbedding):
+        if isinstance(rows, PlacedRows):
             yield from _mapped(rows, part)
             return
         whole = spec.tensor(layer, part)
@@ -363,7 +364,7 @@ def _cut(held: Tensor, step: int) -> Blocks:
         yield first, held[first : first + step].contiguous().cpu()
 
 
-def _mapped(rows: TieredEmbedding, part: str) -> Iterator[tuple[int, Array]]:
+def _mapped(rows: PlacedRows, part: str) -> Iterator[tuple[int, Array]]:
     """Yield rows or scales in tiers from their bundle: they are frozen."""
     if rows.origin is None:
         raise RuntimeAttachError("rows that are of no bundle cannot be saved", "attach a bundle")

@@ -1,8 +1,8 @@
 """The look-up as torch operators, so that torch.compile and CUDA graphs see one op each.
 
-`engram::look_up`, `engram::find_rows` and `engram::look_up_step` run the kernel of
-`kernels.lookup`. Arguments are flat because operators take tensors, integers and lists only. `call`
-runs them, and skips torch's dispatcher where only autograd needs to see the call.
+`engram::look_up`, `engram::find_rows`, `engram::look_up_step` and `engram::look_up_shards` run the
+kernel of `kernels.lookup`. Arguments are flat because operators take tensors, integers and lists
+only. `call` runs them, and skips torch's dispatcher where only autograd needs to see the call.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from engram_cli.runtime import torch_ops_rows
 from engram_cli.runtime.graph_capture import is_plain_call
 from engram_cli.runtime.lookup_reference import LookBack
 from engram_cli.runtime.reference import HashTensors
+from engram_cli.runtime.sharding import registry
 from engram_cli.runtime.tables import Table
 
 if TYPE_CHECKING:
@@ -123,6 +124,26 @@ def _find_rows(ids: Tensor, *rest: Any) -> Tensor:
     return lookup_launcher.find_rows(hashed, ids, back)
 
 
+def _look_up_shards(ids: Tensor, shards: int, width: int, dtype: torch.dtype, *rest: Any) -> Tensor:
+    """`ShardedTables.look_up`, of the tables with the number `shards`."""
+    hashed, back = _hash_and_limits(rest)
+    return registry.find(shards).look_up(hashed, ids, back)
+
+
+look_up_shards = torch.library.custom_op(
+    "engram::look_up_shards",
+    _look_up_shards,
+    mutates_args=(),
+    schema=f"(Tensor ids, int shards, int width, ScalarType dtype, {_HASH}, {_LIMITS}) -> Tensor",
+)
+
+
+@look_up_shards.register_fake
+def _(ids, shards, width, dtype, lookup, multipliers, columns, *rest):  # type: ignore[no-untyped-def]
+    shape = (len(columns), *ids.shape, columns.shape[1] * width)
+    return ids.new_empty(shape, dtype=dtype)
+
+
 find_rows = torch.library.custom_op(
     "engram::find_rows",
     _find_rows,
@@ -200,6 +221,16 @@ def call(
         rest = (*rest, tables[0].gradients)
     arguments = (ids, *rest)
     found = _LookUp.apply(arguments, *values) if plain else operator(*arguments)  # type: ignore[no-untyped-call]
+    return found
+
+
+def call_shards(
+    ids: Tensor, tensors: HashTensors, back: LookBack, tables: registry.DistributedTables
+) -> Tensor:
+    """Run `look_up_shards`."""
+    rest = (*hash_arguments(tensors), *limit_arguments(back))
+    run = _look_up_shards if is_plain_call(ids) else look_up_shards
+    found: Tensor = run(ids, tables.number, tables.width, tables.dtype, *rest)
     return found
 
 

@@ -38,10 +38,16 @@ def array_digest(values: NDArray[Any]) -> str:
     return sha256_bytes(flat.view(np.uint8).data)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+def write_arrays(
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    dimensions: Mapping[str, str] | None = None,
+    meanings: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Write arrays of one dimension, each chunk compressed by zstd: most counters are small.
 
-    Returns the digest of each.
+    `dimensions`: the name of each array's dimension, its own name for the others; `meanings`: what
+    each holds, for people. Returns the digest of each.
     """
     import zarr
     import zarr.codecs
@@ -55,6 +61,8 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> dict[str, st
             chunks=(min(_CHUNK, len(values)),),
             compressors=zarr.codecs.ZstdCodec(level=1),
             fill_value=0,
+            dimension_names=((dimensions or {}).get(name, name),),
+            attributes={"long_name": meanings[name]} if meanings else {},
         )
         write = partial(_write_chunk, array, values)
         with ThreadPoolExecutor(_WRITERS) as pool:

@@ -22,7 +22,6 @@ from engram_cli.stats.statistic import Counted, Results, read_typed
 from engram_cli.stats.stats_io import Statistics
 from engram_cli.stats.totals import Counts
 from engram_cli.stats.verdict_view import verdict_view
-from engram_cli.version import __version__
 from engram_cli.view import Column, Page, Table, View
 from engram_cli.view import counts as table_columns
 from engram_cli.vocab.compress import CompressedVocab
@@ -113,39 +112,31 @@ def draw_results(results: Results) -> tuple[View, ...]:
     return tuple(views)
 
 
-def statistics_page(statistics: Statistics) -> Page:
-    """Return the page of a statistics folder. Raises ArtifactError for damaged results."""
+def statistics_page(statistics: Statistics, facts: Sequence[tuple[str, str]] = ()) -> Page:
+    """Return the page of a statistics folder; `facts`: what is known of its origin.
+
+    Raises ArtifactError for damaged results.
+    """
     results, document, layout = read_results(statistics), statistics.document, statistics.layout
     corpus = read_typed(Corpus, document.get("corpus") or {}, "'corpus'")
-    facts = []
+    size = f"{count(results.tokens)} tokens, {count(results.documents)} documents"
+    size += ", joined" if statistics.joined else ""
     if corpus.files:
-        some = f", {count(corpus.empty_files)} of them empty" if corpus.empty_files else ""
-        facts.append(("Corpus", f"{counted(corpus.files, 'file')}{some}"))
-    joined = ", joined" if statistics.joined else ""
-    size = f"{count(results.tokens)} tokens, {count(results.documents)} documents{joined}"
-    orders, layers = ", ".join(map(str, layout.orders)), ", ".join(map(str, layout.layer_ids))
-    plural = "s" if len(layout.layers) > 1 else ""
-    facts += [
-        ("Counted", size),
-        (
-            "Layout",
-            f"{layout.scheme}: orders {orders}, {layout.heads} heads, layer{plural} {layers}",
-        ),
-        ("Fingerprint", layout.fingerprint),
-        ("Made by", f"engram {document.get('tool_version') or __version__}"),
-    ]
+        some = f" ({count(corpus.empty_files)} empty)" if corpus.empty_files else ""
+        size += f", {counted(corpus.files, 'file')}{some}"
+    facts = (*facts, ("Counted", size))
     return Page(
         kicker="Engram · hash statistics",
         heading="What this corpus does to this table",
         title=f"Engram report: {brief(results.tokens)} tokens",
-        facts=tuple(facts),
-        views=(*draw_results(results), _layout_view(layout)),
+        facts=facts,
+        views=(*draw_results(results), _layout_view(layout, str(document.get("tool_version")))),
         data=document,
     )
 
 
-def _layout_view(layout: HashLayout) -> View:
-    """Draw the layout that the results are of."""
+def _layout_view(layout: HashLayout, version: str) -> View:
+    """Draw the layout that the results are of; `version`: of the engram that counted."""
     settings = (
         ("scheme", layout.scheme),
         ("orders", ", ".join(map(str, layout.orders))),
@@ -156,6 +147,7 @@ def _layout_view(layout: HashLayout) -> View:
         ("compressed vocabulary", f"{count(layout.compressed_size)} ids"),
         ("vocabulary digest", layout.vocab_digest or "none: raw token ids"),
         ("fingerprint", layout.fingerprint),
+        ("counted by", f"engram {version}"),
     )
     rows = tuple(
         (entry.layer, entry.rows, len(entry.moduli), min(entry.moduli), max(entry.moduli))

@@ -28,7 +28,6 @@ from engram_cli.stats.arrays import (
     read_array,
     write_arrays,
 )
-from engram_cli.stats.counting import kernels
 from engram_cli.stats.partial import (
     LONG,
     SHORT,
@@ -40,7 +39,7 @@ from engram_cli.stats.sampling.distinct import NgramSample
 from engram_cli.stats.sampling.occurrences import Occurrences, OccurrenceSample, read_occurrences
 from engram_cli.stats.sampling.samples import read_samples, sample_digest, write_samples
 from engram_cli.stats.state import State, nested
-from engram_cli.stats.totals import Counts
+from engram_cli.stats.totals import FULL, Counts
 from engram_cli.typed_json import as_json
 from engram_cli.version import __version__
 
@@ -82,10 +81,9 @@ class Statistics:
         )
         hits = np.require(hits, np.uint32, ("C", "W"))
         for column, (begin, modulus) in enumerate(zip(entry.offsets, entry.moduli, strict=True)):
-            sums = np.zeros(6, dtype=np.uint64)
-            kernels.sum_column(hits[begin : begin + modulus], sums)
-            _, _, full, total, _, _ = map(int, sums)
-            if total != self.tokens and not (full and total < self.tokens):
+            own = hits[begin : begin + modulus]
+            total = int(own.sum(dtype=np.uint64))
+            if total != self.tokens and not (total < self.tokens and np.any(own == FULL)):
                 raise ArtifactError(
                     f"{self.path / COUNTERS}: the hits of layer {layer}, column {column} sum to "
                     f"{total:,}, not to the {self.tokens:,} tokens",
@@ -144,6 +142,7 @@ def write_stats(
     *,
     corpus: Mapping[str, int] | None = None,
     partials: Mapping[str, State] | None = None,
+    texts: Mapping[int, str] | None = None,
     force: bool = False,
     finished: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -151,15 +150,23 @@ def write_stats(
 
     `results`: the typed results of statistics, by their keys in stats.json. `corpus`: numbers of
     the corpus itself to keep, such as its files and bytes. `partials`: what the results come from,
-    for merging. The same arguments give the same bytes. `finished` is called with the digest before
-    the folder is in place.
+    for merging. `texts`: of each compressed id in the samples, None where no vocabulary is there.
+    The same arguments give the same bytes. `finished` is called with the digest before the folder
+    is in place.
     """
     with new_folder(path, STATISTICS_FOLDER, force=force) as part:
         counters = {str(layer): hits for layer, hits in counts.hits.items()}
         lookup = {} if counts.layout.lookup is None else {"lookup": counts.layout.lookup}
-        stored = write_arrays(part / COUNTERS, counters | lookup)
+        rows = {name: f"row_{name}" for name in counters}
+        meanings = {name: f"look-ups of each row of layer {name}" for name in counters}
+        stored = write_arrays(
+            part / COUNTERS,
+            counters | lookup,
+            rows | {"lookup": "token_id"},
+            meanings | {"lookup": "compressed id of each token id, -1 for none"},
+        )
         digests = {f"{COUNTERS}/{name}": digest for name, digest in stored.items()}
-        write_samples(counts.samples, part / SAMPLE)
+        write_samples(counts.samples, part / SAMPLE, texts)
         digests |= {f"{SAMPLE}/{s.order}": sample_digest(s) for s in counts.samples}
         about, stored = write_partials(part, partials or {})
         digests |= {f"{LONG}/{name}": digest for name, digest in stored.items()}

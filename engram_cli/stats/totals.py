@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.registry import LazyModule
 from engram_cli.rows.source import FULL as FULL
-from engram_cli.stats.counting import kernels
 from engram_cli.stats.sampling.distinct import NgramSample
+
+kernels = LazyModule("engram_cli.stats.counting.kernels")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -23,6 +23,7 @@ from engram_cli.view import (
 NAME = "verdict"
 _KEEP = ("engram build-table", "this size, with the row hits that were counted")
 _PLAIN = 7  # the colour of what holds for all orders
+_LOW = 0.15  # sharing below which a name has no room under its point
 _FAR = 0.05  # from the sharing of a random hash
 _POINTS = 60  # of the curve
 _APART = 1.3  # between lines of the terminal's picture, as a factor of the rows
@@ -38,14 +39,12 @@ def verdict_view(results: Results) -> tuple[View, ...]:
     verdict = verdict_of(results)
     if verdict is None:
         return ()
-    summary = Summary(
-        headline=headline(verdict), facts=tuple(_facts(verdict)), commands=_commands(verdict)
-    )
+    figures = Summary("", tuple(_facts(verdict)), _commands(verdict))
     view = View(
         name=NAME,
         title="Verdict",
         lead="",
-        parts=(summary, _chart(verdict), _picture(verdict)),
+        parts=(Summary(headline(verdict)), _chart(verdict), _picture(verdict), figures),
     )
     return (view,)
 
@@ -69,7 +68,8 @@ def headline(verdict: Verdict) -> str:
 def next_commands(views: Sequence[View]) -> tuple[tuple[str, str], ...]:
     """Return the commands that views name, or the usual one: (command, what it gives)."""
     parts = [part for view in views for part in view.parts]
-    return next((part.commands for part in parts if isinstance(part, Summary)), (_KEEP,))
+    named = (part.commands for part in parts if isinstance(part, Summary) and part.commands)
+    return next(named, (_KEEP,))
 
 
 def _commands(verdict: Verdict) -> tuple[tuple[str, str], ...]:
@@ -113,11 +113,11 @@ def _facts(verdict: Verdict) -> Iterator[tuple[str, str]]:
         )
     for target in verdict.targets:
         sizes = target.rows if not verdict.even else target.rows[:1]
-        known = f", ±{percent(target.error)}" if target.error else ""
+        known = f", ±{100 * target.error:.2g}\u202f%" if target.error else ""
         yield (
             f"{_at(target.share)} sharing",
             f"takes {' and '.join(map(count, sizes))} rows per head, {_times(target.factor)} "
-            f"today's (computed for a random hash{known})",
+            f"today's (random hash{known})",
         )
     yield "cache", _cached(verdict.caught)
     yield "larger corpus", _growth(verdict)
@@ -178,9 +178,10 @@ def _chart(verdict: Verdict) -> LineChart:
     if len(curves) > 1:
         mean_points = tuple((k * unit, verdict.sharing(k)) for k in steps)
         curves.append(Curve("mean of the orders", _PLAIN, mean_points))
-    marks = [Mark(unit, verdict.shared, "you are here")]
+    low = verdict.shared < _LOW
+    marks = [Mark(unit, verdict.shared, "you are here", "higher" if low else "below")]
     marks += [
-        Mark(target.factor * unit, target.share, f"{_at(target.share)}: {_sizes(target.rows)}")
+        Mark(target.factor * unit, target.share, f"{_at(target.share)}: {_sizes(target.rows)} rows")
         for target in verdict.targets
     ]
     return LineChart(
@@ -199,7 +200,7 @@ def _chart(verdict: Verdict) -> LineChart:
 def _span(verdict: Verdict) -> tuple[float, float]:
     """Return the factors of today's rows between which the curve is drawn."""
     met = [1.0, *(target.factor for target in verdict.targets)]
-    return min(met) / 8.0, max(met) * 4.0
+    return min(met) / 8.0, max(met) * 8.0
 
 
 def _picture(verdict: Verdict) -> Table:

@@ -28,10 +28,12 @@ from engram_cli.table.grid import (
     content_digest,
     projection_array,
 )
-from engram_cli.table.spec import FORMAT, MAX_DIM, VERSION
+from engram_cli.table.spec import FORMAT, MAX_CHUNKS, MAX_DIM, SHARDED
 
 META = "zarr.json"
 PARTIAL_SUFFIX = ".partial"
+SHARDING = "sharding_indexed"
+_INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _REMAKE = "build the table again, or take it again from where it came"
 _GO_ON = "run the command again that began it, build-table or convert: it resumes from there"
 
@@ -71,7 +73,7 @@ def read_description(path: Path) -> Description:
         _need(chunks == len(files), f"the manifest has {len(files)} files for {chunks} chunks")
         for array in arrays.values():
             sizes = {files[name][0] for name in array.files if name in files}
-            _need(sizes == {array.chunk_bytes}, f"chunks of '{array.name}' have sizes {sizes}")
+            _need(sizes == {array.file_bytes}, f"chunks of '{array.name}' have sizes {sizes}")
         expected = {name for array in arrays.values() for name in array.files}
         _need(expected == set(files), "the manifest lists other files than the arrays have")
     except (_Wrong, ArtifactError) as error:
@@ -155,8 +157,8 @@ def _group_attributes(path: Path) -> dict[str, Any]:
     version = attributes.get("version")
     if not _is_count(version) or version == 0:
         raise ArtifactError(f"{path} is damaged: its version is {version!r}", _REMAKE)
-    if version > VERSION:
-        raise ArtifactError(f"{path} has version {version}, newer than {VERSION}", "upgrade engram")
+    if version > SHARDED:
+        raise ArtifactError(f"{path} has version {version}, newer than {SHARDED}", "upgrade engram")
     if attributes.get("complete") is not True:
         raise IncompleteError(f"{path} is half-built", _GO_ON)
     return attributes
@@ -199,6 +201,7 @@ def _read_scales(
         return _read_array(path, name, 1, None, scaling.dtype)
     scales = _read_array(path, name, rows.rows, scaling.width(dim), scaling.dtype)
     _need(scales.chunk_rows == rows.chunk_rows, f"'{name}' has chunks of {scales.chunk_rows} rows")
+    _need(scales.inner_rows == rows.inner_rows, f"'{name}' has other inner chunks than the rows")
     return scales
 
 
@@ -237,7 +240,6 @@ def _sound_array(
         _need(lengths[1:] == ([] if width is None else [width]), f"'{name}' has shape {shape}")
     height, chunk_rows = int(shape[0]), int(chunk[0])
     _need(rows is None or height == rows, f"'{name}' has {height} rows")
-    _need(chunk_rows <= height, f"'{name}' has chunks of {chunk_rows} rows")
     plain = {
         "zarr_format": 3,
         "node_type": "array",
@@ -246,13 +248,34 @@ def _sound_array(
     }
     for key, value in plain.items():
         _need(meta[key] == value, f"'{name}' has {key} {meta[key]!r}")
-    # One byte has no order, so a writer leaves it out.
-    orders = [{"name": "bytes", "configuration": {"endian": "little"}}]
-    orders += [{"name": "bytes"}] if dtype.itemsize == 1 else []
-    codecs = meta["codecs"]
-    _need(len(codecs) == 1 and codecs[0] in orders, f"'{name}' has codecs {codecs!r}")
     _need(meta["chunk_grid"]["name"] == "regular", f"'{name}' has no regular chunks")
-    return ChunkedArray(name=name, rows=height, width=width, dtype=dtype, chunk_rows=chunk_rows)
+    codecs, inner = meta["codecs"], None
+    if isinstance(codecs, list) and len(codecs) == 1 and codecs[0]["name"] == SHARDING:
+        inner, codecs = _inner_rows(name, codecs[0]["configuration"], chunk)
+    plain_codecs = len(codecs) == 1 and codecs[0] in _orders(dtype)
+    _need(plain_codecs, f"'{name}' has codecs {codecs!r}")
+    _need(chunk_rows < height + (inner or 1), f"'{name}' has chunks of {chunk_rows} rows")
+    return ChunkedArray(
+        name=name, rows=height, width=width, dtype=dtype, chunk_rows=chunk_rows, inner_rows=inner
+    )
+
+
+def _orders(dtype: Any) -> list[dict[str, Any]]:
+    """Return how little-endian items may be described: one byte has no order, and may have none."""
+    little = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    return [*little, {"name": "bytes"}] if dtype.itemsize == 1 else little
+
+
+def _inner_rows(name: str, sharding: dict[str, Any], chunk: list[int]) -> tuple[int, Any]:
+    """Return the rows of the inner chunks of a shard `chunk`, and the codecs of their items."""
+    inner = sharding["chunk_shape"]
+    whole = isinstance(inner, list) and all(map(_is_count, inner)) and inner[1:] == chunk[1:]
+    _need(whole and 0 < inner[0] <= chunk[0], f"'{name}' has inner chunks {inner!r}")
+    count, rest = divmod(chunk[0], inner[0])
+    _need(rest == 0 and count <= MAX_CHUNKS, f"'{name}' has inner chunks {inner!r} in {chunk!r}")
+    index = sharding["index_codecs"], sharding.get("index_location", "end")
+    _need(index == (_INDEX_CODECS, "end"), f"'{name}' has an index {index!r}")
+    return int(inner[0]), sharding["codecs"]
 
 
 def _manifest(manifest: dict[str, Any]) -> dict[str, tuple[int, str]]:

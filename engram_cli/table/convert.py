@@ -96,6 +96,8 @@ def conversion(
     *,
     scale: float | None = None,
     chunk_rows: int | None = None,
+    chunk_size: int | None = None,
+    inner_size: int | None = None,
     copy: bool = False,
 ) -> TableSpec:
     """Return the table with the rows of `source` as `dtype`.
@@ -126,6 +128,8 @@ def conversion(
         dtype=dtype,
         init=RowsOfSource(source=source, kept=kept),
         chunk_rows=chunk_rows,
+        chunk_size=chunk_size,
+        inner_size=inner_size,
         tokens=_tokens(source),
         scale=scale,
         source=about if is_table else {"format": source.format, **about},

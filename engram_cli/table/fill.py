@@ -147,7 +147,7 @@ class _Work:
             with self._lock:
                 for part in parts:
                     os.replace(part.path, self.folder / part.name)
-                    self.journal.add(part.name, part.array.chunk_bytes, part.checksum.hexdigest())
+                    self.journal.add(part.name, part.array.file_bytes, part.checksum.hexdigest())
 
     def report(self, progress: Progress, *, restarted: bool = False) -> None:
         """Report the bytes written since the last report; all of them to a `restarted` bar."""
@@ -222,11 +222,15 @@ class _Part:
         return len(piece)
 
     def pad(self) -> int:
-        """Pad the file to the size of a chunk; return the number of zeros."""
-        rest = self.array.chunk_bytes - self.size
+        """Pad the file to the size of a chunk, and add its index; return the number of bytes."""
+        rest, index = self.array.chunk_bytes - self.size, self.array.index()
         self.checksum.update_zeros(rest)
         os.ftruncate(self.handle, self.array.chunk_bytes)
-        return rest
+        if len(index):
+            self.checksum.update(index)
+            os.lseek(self.handle, 0, os.SEEK_END)
+            _write_all(self.handle, index)
+        return rest + len(index)
 
 
 class _Stopped(Exception):
@@ -242,12 +246,12 @@ def write_array(
         first, count = array.span(index)
         chunk = np.zeros(array.chunk_shape, dtype=array.dtype)
         chunk[:count] = values[first : first + count]
-        flat = chunk.reshape(-1).view(np.uint8)
+        flat = np.concatenate([chunk.reshape(-1).view(np.uint8), array.index()])
         with inner_file(folder / array.file(index)) as part:
             flat.tofile(part)
         checksum = Checksum()
         checksum.update(flat)
-        files[array.file(index)] = (array.chunk_bytes, checksum.hexdigest())
+        files[array.file(index)] = (array.file_bytes, checksum.hexdigest())
     return files
 
 

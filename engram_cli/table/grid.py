@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engram_cli.files import canonical_json, sha256_bytes
 from engram_cli.rows.source import ROWS, Span
@@ -30,6 +31,8 @@ class ChunkedArray:
     """An array `[rows, width]`, or `[rows]` where `width` is None, in chunks of `chunk_rows`.
 
     `name` is its path in the store: "1" for the rows of layer 1, "scales/1", "hits/1", "lookup".
+    With `inner_rows` a chunk file is a shard: inner chunks of so many rows one after another, and
+    behind them an index that says where each begins. Rows lie at the same bytes either way.
     """
 
     name: str
@@ -37,6 +40,7 @@ class ChunkedArray:
     width: int | None
     dtype: np.dtype[Any]
     chunk_rows: int
+    inner_rows: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,13 +64,35 @@ class ChunkedArray:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of every chunk file."""
+        """Bytes of the rows of every chunk file, padding included."""
         return self.chunk_rows * self.row_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of every chunk file."""
+        if self.inner_rows is None:
+            return self.chunk_bytes
+        return self.chunk_bytes + 16 * (self.chunk_rows // self.inner_rows) + 4
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all chunk files, padding included."""
-        return self.chunks * self.chunk_bytes
+        return self.chunks * self.file_bytes
+
+    def index(self) -> NDArray[np.uint8]:
+        """Return the bytes behind the rows of every shard: offset and length of each inner chunk
+        as uint64, and the CRC-32C of these; none without inner chunks."""
+        if self.inner_rows is None:
+            return np.empty(0, dtype=np.uint8)
+        import google_crc32c  # zarr needs it too
+
+        size = self.inner_rows * self.row_bytes
+        count = self.chunk_rows // self.inner_rows
+        pairs = np.empty((count, 2), dtype="<u8")
+        pairs[:, 0], pairs[:, 1] = np.arange(count) * size, size
+        raw = pairs.tobytes()
+        raw += int(google_crc32c.value(raw)).to_bytes(4, "little")
+        return np.frombuffer(raw, dtype=np.uint8).copy()
 
     def file(self, index: int) -> str:
         """Return the path of chunk `index` in the store."""
@@ -92,18 +118,33 @@ class ChunkedArray:
 
 
 def chunked(
-    name: str, rows: int, width: int | None, dtype: np.dtype[Any], chunk_rows: int | None = None
+    name: str,
+    rows: int,
+    width: int | None,
+    dtype: np.dtype[Any],
+    chunk_rows: int | None = None,
+    inner_rows: int | None = None,
 ) -> ChunkedArray:
     """Return an array in chunks of `chunk_rows`; without it, in even chunks of about 128 MiB.
 
-    Even chunks keep the padding below one row for each chunk.
+    Even chunks keep the padding below one row for each chunk. With `inner_rows` the chunks are
+    shards of whole inner chunks.
     """
     if chunk_rows is None:
         row_bytes = dtype.itemsize * (1 if width is None else width)
         count = max(1, round(rows * row_bytes / TARGET_CHUNK_BYTES))
         chunk_rows = -(-rows // count)
+    chunk_rows = min(chunk_rows, rows)
+    if inner_rows is not None:
+        inner_rows = min(inner_rows, chunk_rows)
+        chunk_rows = -(-chunk_rows // inner_rows) * inner_rows
     return ChunkedArray(
-        name=name, rows=rows, width=width, dtype=dtype, chunk_rows=min(chunk_rows, rows)
+        name=name,
+        rows=rows,
+        width=width,
+        dtype=dtype,
+        chunk_rows=chunk_rows,
+        inner_rows=inner_rows,
     )
 
 

@@ -28,7 +28,7 @@ from engram_cli.table.inits.base import Filler, Init, InitWithArrays, StoredInit
 from engram_cli.version import __version__
 
 FORMAT = "engram-table"
-VERSION = 1
+VERSION, SHARDED = 1, 2  # the version of tables with inner chunks, which older readers refuse
 MAX_DIM = 2**16
 MAX_CHUNKS = 2**17
 PIECE_BYTES = 2**20  # float32 values made while in the L2 cache
@@ -38,10 +38,11 @@ PIECE_BYTES = 2**20  # float32 values made while in the L2 cache
 class TableSpec:
     """A table of `dim` values a row and head, stored as `dtype`, filled by `init`.
 
-    `chunk_rows`: rows a chunk file, None for about 128 MiB. `tokens`: how many tokens the hits that
-    are stored with the rows were counted over, None where there are no hits. `scale`: the scale
-    of every layer, for a dtype that has one for all rows; None to find it. `source`: dtype and
-    digest of the table that this one is converted from.
+    `chunk_rows` or `chunk_size`: rows or bytes of a chunk file, None for about 128 MiB;
+    `inner_size`: bytes of the inner chunks in it, None for none. `tokens`: how many tokens the hits
+    that are stored with the rows were counted over, None where there are no hits. `scale`: that of
+    every layer, for a dtype that has one for all rows; None to find it. `source`: dtype and digest
+    of the table that this one is converted from.
     """
 
     layout: HashLayout
@@ -49,6 +50,8 @@ class TableSpec:
     dtype: str
     init: Init
     chunk_rows: int | None = None
+    chunk_size: int | None = None
+    inner_size: int | None = None
     tokens: int | None = None
     scale: float | None = None
     source: Mapping[str, str] | None = None
@@ -67,8 +70,14 @@ class TableSpec:
         for layer, array in self.row_arrays.items():
             if array.chunks > MAX_CHUNKS:
                 raise InputError(
-                    f"{self.chunk_rows} rows a chunk make {array.chunks:,} files of layer {layer}",
+                    f"{array.chunk_rows} rows a chunk make {array.chunks:,} files of layer {layer}",
                     f"choose more, so that there are at most {MAX_CHUNKS:,}",
+                )
+            if array.inner_rows and array.chunk_rows // array.inner_rows > MAX_CHUNKS:
+                raise InputError(
+                    f"{array.inner_rows} rows an inner chunk make more than {MAX_CHUNKS:,} of them "
+                    "in a file",
+                    "give a larger --inner-chunk-size, or a smaller --chunk-size",
                 )
 
     def _check_scale(self, scale: float) -> None:
@@ -85,13 +94,19 @@ class TableSpec:
     @property
     def row_arrays(self) -> dict[int, ChunkedArray]:
         """The rows of each layer."""
-        width = self.row_type.width(self.dim)
+        width, physical = self.row_type.width(self.dim), self.row_type.physical
+        size = width * physical.itemsize
+        rows = self.chunk_rows or _rows_in(self.chunk_size, size)
+        inner = _rows_in(self.inner_size, size)
         return {
-            entry.layer: chunked(
-                array_name(entry.layer), entry.rows, width, self.row_type.physical, self.chunk_rows
-            )
+            entry.layer: chunked(array_name(entry.layer), entry.rows, width, physical, rows, inner)
             for entry in self.layout.layers
         }
+
+    @property
+    def version(self) -> int:
+        """The version of the format that readers must know."""
+        return VERSION if self.inner_size is None else SHARDED
 
     @property
     def row_scale_arrays(self) -> dict[int, ChunkedArray]:
@@ -102,7 +117,12 @@ class TableSpec:
         width = scaling.width(self.dim)
         return {
             layer: chunked(
-                array_name(layer, SCALES), rows.rows, width, scaling.dtype, rows.chunk_rows
+                array_name(layer, SCALES),
+                rows.rows,
+                width,
+                scaling.dtype,
+                rows.chunk_rows,
+                rows.inner_rows,
             )
             for layer, rows in self.row_arrays.items()
         }
@@ -132,15 +152,19 @@ class TableSpec:
     @property
     def chunk_sizes(self) -> dict[str, int]:
         """The bytes of each chunk file of the rows and their scales."""
-        return {file: array.chunk_bytes for array in self.filled_arrays for file in array.files}
+        return {file: array.file_bytes for array in self.filled_arrays for file in array.files}
 
     @property
     def hits_arrays(self) -> dict[int, ChunkedArray]:
         """The hits of each layer; none without statistics."""
         if self.tokens is None:
             return {}
+        rows = _rows_in(self.chunk_size, HITS_TYPE.itemsize)
+        inner = _rows_in(self.inner_size, HITS_TYPE.itemsize)
         return {
-            entry.layer: chunked(array_name(entry.layer, HITS), entry.rows, None, HITS_TYPE)
+            entry.layer: chunked(
+                array_name(entry.layer, HITS), entry.rows, None, HITS_TYPE, rows, inner
+            )
             for entry in self.layout.layers
         }
 
@@ -172,7 +196,7 @@ class TableSpec:
     def request(self) -> dict[str, Any]:
         """All that decides the row chunks: a half-built table is resumed only by an equal one."""
         return {
-            "version": VERSION,
+            "version": self.version,
             "layout": self.layout.fingerprint,
             "dim": self.dim,
             "dtype": self.dtype,
@@ -184,13 +208,18 @@ class TableSpec:
                 f"rows a chunk, layer {layer}": array.chunk_rows
                 for layer, array in self.row_arrays.items()
             },
+            **{
+                f"rows an inner chunk, layer {layer}": array.inner_rows
+                for layer, array in self.row_arrays.items()
+                if array.inner_rows is not None
+            },
         }
 
     def attributes(self) -> dict[str, Any]:
         """Return the group attributes of a table that is being built."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": self.version,
             "complete": False,
             "tool_version": __version__,
             "dim": self.dim,
@@ -210,6 +239,10 @@ class TableSpec:
             "files": {name: list(files[name]) for name in sorted(files)},
         }
         return attributes | {"digest": content_digest(attributes)}
+
+
+def _rows_in(size: int | None, row_bytes: int) -> int | None:
+    return None if size is None else max(1, size // row_bytes)
 
 
 def layer_scale(spec: TableSpec, layer: int, filler: Filler | None) -> NDArray[np.float32]:

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from engram_cli.errors import ArtifactError, InputError, MismatchError
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.remote.path import look_at, readable_path
+from engram_cli.rows import DTYPES
 from engram_cli.rows.gather import FileArray, FileRows
-from engram_cli.rows.source import HITS
+from engram_cli.rows.source import HITS, SCALES
 from engram_cli.table.attributes import Description, read_description
 from engram_cli.table.grid import DAMAGED, LOOKUP, ChunkedArray, array_name
 
@@ -131,17 +132,53 @@ def zarr_metadata(arrays: list[ChunkedArray], attributes: Mapping[str, Any]) -> 
     files: dict[str, Any] = {}
     group = zarr.create_group(store=MemoryStore(files), attributes=dict(attributes))
     for array in arrays:
+        shape, inner = array.chunk_shape, array.inner_rows
+        names, about = described(array, str(attributes["dtype"]), int(attributes["dim"]))
         group.create_array(
             array.name,
             shape=array.shape,
-            chunks=array.chunk_shape,
+            chunks=shape if inner is None else (inner, *shape[1:]),
+            shards=None if inner is None else shape,
             dtype=array.dtype,
             compressors=None,
             filters=None,
             fill_value=0,
             chunk_key_encoding={"name": "default", "separator": "."},
+            dimension_names=names,
+            attributes=about,
         )
     return {name: document.to_bytes() for name, document in files.items()}
+
+
+def described(array: ChunkedArray, dtype: str, dim: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the names of an array's dimensions, and attributes that say what it holds, for people
+    and for programs that open it with Zarr alone.
+
+    A name stands for one length in all arrays of the store.
+    """
+    group, _, number = array.name.rpartition("/")
+    row_type, row = DTYPES.load(dtype), f"row_{number}"
+    if array.name == LOOKUP:
+        return ("token_id",), {"long_name": "compressed id of each token id, -1 for none"}
+    if group == HITS:
+        return (row,), {"long_name": f"look-ups of each row of layer {number} in the corpus"}
+    if group == SCALES:
+        if row_type.of_layer:
+            return ("layer_scale",), {"long_name": f"scale of all rows of layer {number}"}
+        each = "row" if row_type.scaling and row_type.scaling.per == "row" else "block of a row"
+        about = {"long_name": f"scale of each {each} of layer {number}", "logical_dtype": dtype}
+        return (row, "block"), about
+    if group:
+        about = {"long_name": f"projection of the embeddings to the rows of layer {number}"}
+        return (f"{group}_row_{number}", f"{group}_value"), about
+    width = "value" if array.width == dim else "item"
+    about = {
+        "long_name": f"rows of layer {number}",
+        "logical_dtype": dtype,
+        "logical_width": str(dim),
+        "stored_as": row_type.stored_as,
+    }
+    return (row, width), about
 
 
 def _check_sizes(about: Description) -> None:

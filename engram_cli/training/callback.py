@@ -24,7 +24,8 @@ class EngramCallback(TrainerCallback):
     - Each checkpoint gets a bundle in `engram`, and a Trainer that resumes from it loads it.
     - Logs get, for each layer, `engram/gate_L` (mean of the gates in 0..1), `engram/row_norm_L`
       (mean norm of the rows that the step changed) and `engram/touched_L` (share of all rows that
-      some step has changed since training began). L is the number of the decoder layer.
+      some step has changed since training began). L is the number of the decoder layer. Of rows
+      that are distributed over processes, those of the first one.
 
     `name`: of the memory, where the model carries several. `saves`: write the bundle always, never,
     or (None) where saving the model did not.

@@ -23,13 +23,15 @@ def prepare_model(
     *,
     bundle: Path | None,
     rows_trainable: bool = True,
+    placement: str = "hbm",
     lora: int | None = None,
     full: bool = False,
     seed: int = 0,
 ) -> Any:
     """Return `model` with the memory of `bundle` and an adapter of rank `lora`, where wanted.
 
-    Only they learn, unless `full`. Rows get sparse gradients; the memory's other weights are
+    Only they learn, unless `full`. `placement` of the rows: "hbm", or "shard" over the processes of
+    the default group. Rows get sparse gradients; the memory's other weights are
     float32, whatever the model's are. Raises InputError for rows that cannot learn, DependencyError
     without peft for an adapter.
     """
@@ -42,7 +44,11 @@ def prepare_model(
             _check_rows(bundle)
         base = model.get_base_model() if lora is not None else model
         memory = attach(
-            base, bundle, rows_trainable=rows_trainable, sparse_gradients=rows_trainable
+            base,
+            bundle,
+            rows_trainable=rows_trainable,
+            sparse_gradients=rows_trainable,
+            placement=placement,
         )
         _widen(base, memory, bundle)
     return model

@@ -55,6 +55,13 @@ class ChainedOptimiser(torch.optim.Optimizer):
         self.param_groups = [group for each in self.optimisers for group in each.param_groups]
 
 
+def row_optimiser(optimiser: Any) -> RowwiseAdam | RowwiseAdagrad | None:
+    """Return the row-wise optimiser in one of `make_optimiser`, also in accelerate's wrapper."""
+    inner = getattr(optimiser, "optimizer", optimiser)
+    each = inner.optimisers if isinstance(inner, ChainedOptimiser) else [inner]
+    return next((own for own in each if isinstance(own, RowwiseAdam | RowwiseAdagrad)), None)
+
+
 def make_optimiser(
     model: nn.Module,
     *,

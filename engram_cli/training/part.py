@@ -50,6 +50,7 @@ class PartRun:
             model,
             bundle=task.bundle,
             rows_trainable=task.rows_trainable,
+            placement=task.placement,
             lora=task.lora,
             full=task.full,
             seed=task.seed,
@@ -119,6 +120,8 @@ class PartRun:
         task = self.task
         shown = " and ".join(_SHOWN[each] for each in variants)
         self.progress.note(f"measuring the loss on held-out documents: {shown}")
+        self.progress.start("held-out tokens", None, "tokens")
+        world = dist.get_world_size() if dist.is_initialized() else 1
         texts = documents(task.held_out, task.end, task.documents, task.final, cut=task.length)
         with self._autocast():
             found = document_losses(
@@ -128,6 +131,7 @@ class PartRun:
                 variants=variants,
                 batch_tokens=max(task.micro_batch, 1) * task.length,
                 shared=dist.is_initialized(),
+                advance=lambda tokens: self.progress.advance(tokens * world),
             )
         if self._is_first:
             with inner_file(self._note_of(name)) as part:

@@ -16,7 +16,8 @@ class Task:
     `apart`: the same token, where positions begin again after it. A step of one process is
     `accumulated` batches of `micro_batch` sequences of `length` tokens. `sample`, `final`: held-out
     tokens of an evaluation on the way, and at the end. `rates` are those of `make_optimiser`, by
-    name. `half`: compute in bfloat16.
+    name. `placement` of the rows: "hbm", or "shard" over the processes. `half`: compute in
+    bfloat16.
     """
 
     bundle: Path | None
@@ -36,6 +37,7 @@ class Task:
     patience: int
     rates: dict[str, float]
     row_optimiser: str
+    placement: str
     gradient_checkpointing: bool
     half: bool
     cpu: bool

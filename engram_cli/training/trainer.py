@@ -14,18 +14,27 @@ from engram_cli.formats.bundle import BUNDLE_NAME
 from engram_cli.runtime.carried import memories
 from engram_cli.runtime.pretrained import set_aside
 from engram_cli.runtime.saving import load
-from engram_cli.runtime.training import average_row_gradients, row_parameters
+from engram_cli.runtime.sharding.trained.rows import ShardedRows
+from engram_cli.runtime.sharding.trained.states import (
+    keep_own_states,
+    load_row_states,
+    save_row_states,
+)
+from engram_cli.runtime.training import average_row_gradients, row_modules
+from engram_cli.training.optimiser import row_optimiser
 
 IGNORED = "_ddp_params_and_buffers_to_ignore"  # DDP reads it from the module that it wraps
 WHOLE = "engram-checkpoint.json"  # the last file of a checkpoint
+ROW_STATES = "engram-row-states"  # in a checkpoint, of rows over processes
 
 
 class EngramTrainer(Trainer):
     """A Trainer whose checkpoints have what learns: the memory's bundle, an adapter, a backbone.
 
     Rows are left out of DistributedDataParallel, since NCCL does not add up sparse gradients; they
-    are averaged before they are clipped. `saves_model`: the model, or PEFT's adapter, is trained
-    and saved too. The bundle is `EngramCallback`'s.
+    are averaged before they are clipped, unless they are distributed over the processes.
+    `saves_model`: the model, or PEFT's adapter, is trained and saved too. The bundle is
+    `EngramCallback`'s.
     """
 
     def __init__(self, *args: Any, saves_model: bool, **options: Any) -> None:
@@ -34,8 +43,10 @@ class EngramTrainer(Trainer):
         module: Any = self.model
         self._module: nn.Module = module
         self.has_memory = bool(memories(self._module))
+        tables = row_modules(self._module).values() if self.has_memory else ()
+        self.is_sharded = any(isinstance(table, ShardedRows) for table in tables)
         if self.has_memory and self.args.world_size > 1:
-            rows = {id(parameter) for parameter in row_parameters(self._module)}
+            rows = {id(table.weight) for table in tables}
             names = [name for name, p in self._module.named_parameters() if id(p) in rows]
             setattr(self._module, IGNORED, [*getattr(self._module, IGNORED, ()), *names])
 
@@ -45,6 +56,31 @@ class EngramTrainer(Trainer):
         if self.has_memory and self.args.world_size > 1 and self.accelerator.sync_gradients:
             average_row_gradients(self._module)
         return loss
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save them; the state of rows over processes is streamed into a folder of its own."""
+        own = row_optimiser(self.optimizer) if self.is_sharded else None
+        if own is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        states = dict(own.state)
+        own.state.clear()
+        try:
+            super()._save_optimizer_and_scheduler(output_dir)
+        finally:
+            own.state.update(states)
+        save_row_states(own, self._module, Path(output_dir) / ROW_STATES, force=True)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load them, whatever number of processes saved the state of the rows."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        own = row_optimiser(self.optimizer) if self.has_memory else None
+        if checkpoint is None or own is None:
+            return
+        if (Path(checkpoint) / ROW_STATES).is_dir():
+            load_row_states(own, self._module, Path(checkpoint) / ROW_STATES)
+        elif self.is_sharded:
+            keep_own_states(own, self._module)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save the model or the adapter if it learns; a frozen one is where it was loaded from."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from engram_cli.arrow import integers
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import output_errors, parse_json
 from engram_cli.outputs import Kind, Listing, new_file
@@ -82,14 +83,16 @@ def read_vocab(path: str | Path) -> CompressedVocab:
     """Read what `write_vocab` wrote, its digest checked. Raises InputError or ArtifactError."""
     table, about = _read(readable_path(path), _SCHEMA.names)
     lookup = _lookup(readable_path(path), table, about)
-    tokens = table["token"].fill_null("").to_pylist()
-    special = np.flatnonzero(table["special"].to_numpy()).tolist()
+    texts, tokens, keys = (
+        [text or "" for text in table[name].to_pylist()] for name in ("text", "token", "key")
+    )
+    special = [i for i, is_special in enumerate(table["special"].to_pylist()) if is_special]
     return CompressedVocab(
         lookup=lookup,
         size=int(lookup.max(initial=HOLE)) + 1,
-        texts=table["text"].fill_null("").to_pylist(),
+        texts=texts,
         tokens=tokens,
-        keys=table["key"].fill_null("").to_pylist(),
+        keys=keys,
         special_ids=frozenset(special),
         pad_id=_pad_id(about, lookup, {i: tokens[i] for i in special}),
         tokenizer_digest=str(about.get("tokenizer_digest")),
@@ -216,21 +219,13 @@ def _is_tokenizer(path: Path) -> bool:
 
 def _lookup(path: Path, table: pa.Table, about: dict[str, Any]) -> NDArray[np.int32]:
     """Return the map, its ids and its digest checked."""
-    ids = _integers(table["token_id"])
+    ids = integers(table["token_id"], HOLE)
     if not np.array_equal(ids, np.arange(len(ids))):
         raise ArtifactError(f"{path}: its token ids are not 0, 1, 2, ...", _REMAKE)
-    lookup = _integers(table["compressed_id"])
+    lookup = integers(table["compressed_id"], HOLE)
     if lookup_digest(lookup) != about.get("vocab_digest"):
         raise ArtifactError(f"{path} was changed after it was written: digests differ", _REMAKE)
     return lookup
-
-
-def _integers(column: pa.ChunkedArray) -> NDArray[np.int32]:
-    """Return a column of int32, HOLE where it has no value; without pyarrow.compute."""
-    values = column.to_numpy()  # float64 with NaN where some have none
-    if values.dtype.kind == "f":
-        values = np.where(np.isnan(values), HOLE, values)
-    return np.array(values, dtype=np.int32)
 
 
 def _pad_id(

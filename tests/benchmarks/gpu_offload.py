@@ -145,7 +145,8 @@ class Bench:
             modules[layer] = built
         memory = Memory(name, spec, self.hashed, modules).eval().requires_grad_(False)
         layers = list(self.model.layers)
-        hook(memory, found_decoder.Decoder(layers=layers, path=[self.model], hidden_size=None))
+        found = found_decoder.Decoder(layers=layers, path=[self.model], hidden_size=None)
+        hook(memory, self.model, found)
         self.model.add_module(name, memory)
         memory.active = False
         return memory

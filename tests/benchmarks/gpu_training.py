@@ -2,8 +2,10 @@
 
     python tests/benchmarks/gpu_training.py ids FOLDER     # token ids of text, where there is a CPU
     ENGRAM_PEERS=FOLDER python tests/benchmarks/gpu_training.py
+    python tests/benchmarks/gpu_training.py processes      # on all GPUs of the machine
 
-The figures go to results/gpu_training.json, and from there into docs/benchmarks.md.
+The figures go to results/gpu_training.json, and from there into docs/benchmarks.md; those of
+several GPUs (gpu_training_processes.py) to results/gpu_training_processes.json.
 """
 
 from __future__ import annotations
@@ -330,5 +332,10 @@ def main(out: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["ids"]:
         write_text_ids(Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["processes"]:
+        import gpu_training_processes
+
+        out = Path(sys.argv[2]) if len(sys.argv) > 2 else RESULTS / "gpu_training_processes.json"
+        gpu_training_processes.main(out)
     else:
         main(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "gpu_training.json")

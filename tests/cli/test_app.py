@@ -14,8 +14,10 @@ from cli.conftest import Engram
 from engram_cli import build_table, compress_vocab, write_vocab
 from engram_cli.cli.app import run
 from engram_cli.commands.geometry import Geometry, read_sizes
+from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.requests.options import integers
 from engram_cli.commands.requests.tables import BuildTableRequest
+from engram_cli.commands.workspace import Workspace
 from engram_cli.sizes import read_size
 from engram_cli.version import __version__
 
@@ -225,6 +227,8 @@ cli.run()
         (("inspect", "engram-vocab.parquet"), ("numba", "pyarrow.compute", "pyarrow.dataset")),
         (("lookup", "engram-vocab.parquet", "the words"), ("numba", "zarr", "pyarrow.dataset")),
         (("lookup", "engram-table.zarr", "the words"), ("numba", "zarr", "pyarrow.dataset")),
+        (("lookup", "engram-stats", "the words"), ("numba", "zarr", "pyarrow.dataset")),
+        (("inspect", "engram-stats"), ("zarr",)),
     ],
 )
 def test_commands_load_no_more_than_they_need(
@@ -237,7 +241,7 @@ def test_commands_load_no_more_than_they_need(
         "try:\n"
         "    main()\n"
         "finally:\n"
-        f"    names = [*{unused!r}, 'torch', 'transformers']\n"
+        f"    names = [*{unused!r}, 'torch', 'transformers', 'pandas']\n"
         "    print([name for name in names if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
@@ -250,7 +254,7 @@ def test_commands_load_no_more_than_they_need(
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
-    """A folder with a tokenizer, its vocabulary, and a table without statistics."""
+    """A folder with a tokenizer, its vocabulary, a table, and statistics of the same layout."""
     folder = tmp_path_factory.mktemp("artifacts")
     vocab = compress_vocab(tokenizer_file)
     write_vocab(vocab, folder / "engram-vocab.parquet")
@@ -262,4 +266,14 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) ->
         geometry=Geometry(rows_per_head=(1000,), layers=(1,)),
     )
     build_table(request)
+    (folder / "corpus.txt").write_text("the words of a text, and the words\n")
+    hash_stats(
+        HashStatsRequest(
+            sources=(folder / "corpus.txt",),
+            vocab=request.vocab,
+            out=folder / "engram-stats",
+            geometry=request.geometry,
+            workspace=Workspace(folder),
+        )
+    )
     return folder

@@ -144,7 +144,8 @@ def test_the_page_is_the_same_each_time_and_holds_everything(
     assert page == (tmp_path / "b.html").read_text(encoding="utf-8")
     for heading in ("Norms of rows", "Rows the corpus uses", "Hottest rows", "Duplicate rows"):
         assert heading in page
-    assert "What this artifact holds" in page
+    assert f"What {made_once.table.name} holds" in page
+    assert page.index("It goes with everything") < page.index('<section id="norms"')
     with pytest.raises(OutputError, match="already exists"):
         inspected(made_once.table, report=tmp_path / "a.html")
     inspected(made_once.vocab, report=tmp_path / "c.html")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -120,8 +122,18 @@ def test_counting_draws_the_page_that_report_draws(
     )
     hash_stats(request)
     result = write_report(ReportRequest(stats=here.stats, out=pages[1]))
-    assert pages[0].read_bytes() == pages[1].read_bytes()
+    counted, drawn = (page.read_text(encoding="utf-8") for page in pages)
+    facts = r'<dl class="facts">.*?</dl></header>'
+    assert re.sub(facts, "", counted) == re.sub(facts, "", drawn) != counted
     assert result.bytes == len(pages[1].read_bytes())
+    today = datetime.now(UTC)
+    for page, said in ((counted, str(corpus)), (drawn, "1 file; statistics keep no names")):
+        [head] = re.findall(facts, page)
+        assert f"<dt>Corpus</dt><dd>{said}</dd>" in head
+        assert f"<dt>Tokenizer</dt><dd>{tokenizer_file}</dd>" in head
+        assert f"<dt>Date</dt><dd>{today:%Y}-" in head
+    assert f"engram hash-stats {corpus} --rows-per-head 1000 --layers 1" in counted
+    assert "engram hash-stats CORPUS --scheme engram-v1 --orders 2,3 --heads 8" in drawn
     for name in ("verdict", "orders", "occupancy", "clean-heads", "row-hits", "ngrams", "layout"):
         assert f'<section id="{name}"' in pages[0].read_text()
     with pytest.raises(OutputError, match=r"a\.html"):

@@ -89,7 +89,9 @@ def test_the_page_shows_every_token_and_loads_nothing(checkpoint: Path, tmp_path
     assert "tok k0" in text
     assert "default-src &#x27;none&#x27;" in text
     assert text.count("<script") == 2  # the data of the page, and what every page runs
-    assert "<b>" not in text
+    assert text.count("<b>") == 2  # the titles of the two layers; that of the text is escaped
+    assert "The stronger the colour, the wider the gate" in text
+    assert text.count('class="key k') >= 2
     with pytest.raises(OutputError, match="already exists"):
         trace_text(request)
 

@@ -13,9 +13,10 @@ from gpu.interpreted import checks
 from lookup_cases import same_bits
 from tier_cases import a_store, expected, host_records, random_records, some_rows, tier_spec
 
-from engram_cli.runtime.tiers.host import host_memory
+from engram_cli.runtime.tiers.host import HostRows, host_memory, shared_memory
 from engram_cli.runtime.tiers.reader import TierReader
 from engram_cli.runtime.tiers.staging import StagingQueue, Tuning
+from engram_cli.shared_copy import Contents
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,6 +54,38 @@ def test_host_memory_is_pinned_and_given_back() -> None:
     assert not free.is_pinned()
     del again
     assert address > 0
+
+
+@pytest.mark.parametrize("path", ["in-place", "staged", "captured"])
+def test_a_shared_copy_is_read_as_own_memory(path: Any, shared_base: Path) -> None:
+    spec = tier_spec("fp8_e8m0", 256)
+    records = random_records(spec, ROWS)
+    what = Contents(about={"test": 1}, size=records.numel())
+    filled, release = shared_memory(what, lambda held, _: held.copy_(records.view(-1)), pinned=True)
+    held, other = shared_memory(what, lambda *_: pytest.fail("it is there"), pinned=True)
+    assert held.data_ptr() != filled.data_ptr()
+    assert held.is_pinned()
+    del filled
+    gc.collect()
+    release()  # the copy stays, for the other
+    cold = HostRows(held.view(-1, 264), other)
+    store = a_store(spec, records, CUDA, dtype=torch.bfloat16, tuning=SMALL, cold=cold)
+    del held
+    rows = some_rows(ROWS, 2, 64, 24)
+    asked = rows.to(CUDA)
+    if path == "captured":
+        store(asked)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = store(asked)
+        graph.replay()
+    else:
+        store.path = path
+        found = store(asked)
+    assert right(store, records, rows, found)
+    assert any(shared_base.iterdir())
+    store.close()
+    assert not any(shared_base.iterdir())
 
 
 @pytest.mark.parametrize("path", ["in-place", "staged", None])

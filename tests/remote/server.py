@@ -102,9 +102,11 @@ class Handler(SimpleHTTPRequestHandler):
             return
         size = path.stat().st_size
         begin, end, status = 0, size, 200
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", asked or "")
+        match = re.fullmatch(r"bytes=(\d*)-(\d+)", asked or "")
         if match and own.ranges:
-            begin, end, status = int(match[1]), min(int(match[2]) + 1, size), 206
+            begin, end, status = int(match[1] or 0), min(int(match[2]) + 1, size), 206
+            if not match[1]:  # so many bytes of the end
+                begin, end = max(0, size - int(match[2])), size
         self.send_response(status)
         if status == 206:
             self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{size}")

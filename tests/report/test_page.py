@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,10 +16,10 @@ import pytest
 from report.documents import full_document, page_of, rendered, write
 
 from engram_cli.errors import ArtifactError, OutputError
-from engram_cli.report.axes import fit
+from engram_cli.report.charts import chart_data, numbers_of
 from engram_cli.report.markup import embed_json, escape, ngram, tag
 from engram_cli.report.page import render
-from engram_cli.view import Axis, Page, Shades, View
+from engram_cli.view import Page, Shades, View, charts_of
 
 VOID = {"meta", "link", "br", "hr"}
 SECTIONS = {
@@ -76,6 +79,11 @@ class Reader(HTMLParser):
             self.data += data
 
 
+def embedded(text: str, name: str) -> str:
+    """The JSON with this id in a page."""
+    return text.split(f'<script type="application/json" id="{name}">')[1].split("</script>")[0]
+
+
 def with_texts(texts: tuple[str, ...]) -> dict[str, Any]:
     """The full document with these as n-grams and names of sources."""
     document = full_document()
@@ -89,7 +97,7 @@ def with_texts(texts: tuple[str, ...]) -> dict[str, Any]:
 def test_the_page_nests_and_its_ids_are_different() -> None:
     page = Reader(rendered(full_document()))
     assert len(set(page.ids)) == len(page.ids)
-    assert page.elements["svg"] > 30
+    assert page.elements["figure"] > 15
     assert set(page.ids) >= SECTIONS
 
 
@@ -97,10 +105,13 @@ def test_the_page_loads_nothing() -> None:
     text = rendered(full_document())
     page = Reader(text)
     assert all(each.startswith(("#", "data:image/svg+xml,")) for each in page.addresses)
-    assert [own.get("type") for own in page.scripts] == ["application/json", None]
+    json_blocks, scripts = ["application/json"] * 2, [None] * 4
+    assert [own.get("type") for own in page.scripts] == [*json_blocks, *scripts]
     assert page.handlers == []
-    for forbidden in ("@import", "url(", "http://", "https://", "//cdn"):
-        assert forbidden not in text.replace("http://www.w3.org/2000/svg", "")
+    ours = re.sub(r"<script>// (?:https://d3js|@observablehq).*?</script>", "", text, flags=re.S)
+    assert len(text) - len(ours) > 400_000  # libraries name their homes, and load nothing
+    for forbidden in ("@import", "url(", "http://", "https://", "//cdn", "fetch(", "XMLHttp"):
+        assert forbidden not in ours.replace("http://www.w3.org/2000/svg", "")
     assert "default-src 'none'" in text.replace("&#x27;", "'")
 
 
@@ -152,7 +163,7 @@ def test_a_page_of_nothing_says_so() -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_texts_are_inert(text: str) -> None:
     calm, page = Reader(rendered(full_document())), Reader(rendered(with_texts((text,) * 3)))
-    assert page.elements["script"] == calm.elements["script"] == 2
+    assert page.elements["script"] == calm.elements["script"] == 6
     assert "img" not in page.elements
     assert page.handlers == []
     data = json.loads(page.data)
@@ -165,7 +176,7 @@ def test_hostile_metadata_is_inert() -> None:
     found = page_of(document)
     facts = tuple((name, HOSTILE[1]) for name, _ in found.facts)
     page = Reader(render(replace(found, facts=facts, title=HOSTILE[0])))
-    assert page.elements["script"] == 2
+    assert page.elements["script"] == 6
     assert "img" not in page.elements
 
 
@@ -222,18 +233,46 @@ def test_a_page_is_not_overwritten_unasked(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["report.html"]
 
 
-@pytest.mark.parametrize("values", [[3.0], [0.0], [1.0, 1.0], [1e-9, 5e11], [7, 8, 9], []])
-@pytest.mark.parametrize("log", [False, True])
-def test_axes_hold_their_values_and_have_ticks(values: list[float], log: bool) -> None:
-    scale = fit(Axis(title="x", log=log), values, 0.0, 300.0)
-    assert 2 <= len(scale.ticks) <= 40
-    assert all(scale.low * 0.999 <= value <= scale.high * 1.001 for value, _ in scale.ticks)
-    for value in values:
-        if value > 0 or not log:
-            assert scale.low <= value <= scale.high
-    places = [scale(value) for value, _ in scale.ticks]
-    assert places == sorted(places)
-    assert all(-1e-9 <= place <= 300 + 1e-9 for place in places)
+def test_every_chart_has_its_data_its_numbers_and_its_buttons() -> None:
+    page = page_of(full_document())
+    charts = [chart for view in page.views for chart in charts_of(view.parts)]
+    text = render(page)
+    assert len(charts) > 10
+    assert json.loads(embedded(text, "engram-charts")) == json.loads(
+        json.dumps([chart_data(chart) for chart in charts])
+    )
+    for chart in charts:
+        figure = text.split(f'id="{chart.name}"')[1].split("</figure>")[0]
+        assert '<div class="plot"></div>' in figure
+        assert figure.count("<tr>") == len(numbers_of(chart).rows) + 1
+        for kind in ("csv", "svg"):
+            assert f'data-save="{kind}"' in figure
+    assert "<noscript>" in text
+
+
+def test_a_page_without_charts_has_no_library() -> None:
+    found = page_of(full_document())
+    bare = replace(found, views=tuple(v for v in found.views if not charts_of(v.parts)))
+    text = render(bare)
+    assert bare.views
+    assert "d3js" not in text
+    assert "engram-charts" not in text
+    assert len(text) < 200_000 < len(render(found)) < 2_000_000
+
+
+def test_what_is_vendored_is_what_its_notice_says() -> None:
+    """The files of other projects are theirs to the byte, and their licences are with them."""
+    assets = files("engram_cli.report").joinpath("assets")
+    notice = json.loads(assets.joinpath("vendored.json").read_text(encoding="utf-8"))
+    scripts = {each.name for each in assets.iterdir() if each.name.endswith(".min.js")}
+    assert {each["file"] for each in notice} == scripts
+    for each in notice:
+        text = assets.joinpath(each["file"]).read_bytes()
+        assert hashlib.sha256(text).hexdigest() == each["sha256"]
+        assert each["version"] in text[:200].decode()
+        assert b"</script" not in text
+        licence = assets.joinpath(each["license_file"]).read_text(encoding="utf-8")
+        assert "Permission to use, copy, modify" in licence
 
 
 def test_texts_of_two_colours_have_a_legend() -> None:
@@ -258,4 +297,5 @@ def test_texts_of_two_colours_have_a_legend() -> None:
     assert "&lt;i&gt;a.txt&lt;/i&gt;" in text
     assert text.count('class="key ') == 2
     assert "rises &amp; underlined" in text
-    assert 'title="&quot;"' in text
+    assert 'data-tip="&quot;"' in text
+    assert 'tabindex="0"' in text.split('class="shaded"')[1][:40]

@@ -245,9 +245,9 @@ ROWS = sum((101, 103, 10007, 10009)) + 3
         ),
         (edit_sample("count", lambda counts: [10**9, *counts[1:]]), "was changed"),
         (edit_sample("hash", lambda hashes: hashes[::-1]), "was changed"),
-        (edit_sample("tokens", lambda t: [[1, 1], *t[1:]]), "was changed"),
-        (edit_sample("tokens", lambda t: [[1, 2, 3], *t[1:]]), "a sample was changed"),
-        (edit_sample("tokens", lambda t: [[1, 99], *t[1:]]), "was changed"),
+        (edit_sample("compressed_ids", lambda t: [[1, 1], *t[1:]]), "was changed"),
+        (edit_sample("compressed_ids", lambda t: [[1, 2, 3], *t[1:]]), "a sample was changed"),
+        (edit_sample("compressed_ids", lambda t: [[1, 99], *t[1:]]), "was changed"),
         (edit_sample("order", lambda orders: [2] * len(orders)), "sample"),
     ],
 )

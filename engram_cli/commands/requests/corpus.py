@@ -132,7 +132,7 @@ class CorpusFields(Request):
     tokenizer: Annotated[
         Path | None,
         Option(
-            "Tokenizer that the vocabulary was made from (found automatically).",
+            "Tokenizer (that of the vocabulary or of the checkpoint).",
             reads="ranges",
             files=TOKENIZER_FILES,
         ),

@@ -316,6 +316,27 @@ Threads = Annotated[int | None, Option("Number of threads (one per core).", leas
 Vocab = Annotated[
     Path | None, Option("Compressed vocabulary (the one in the workspace).", reads="ranges")
 ]
+ChunkSize = Annotated[
+    int | None,
+    Option(
+        "Bytes per chunk file: 16MiB (about 128MiB).", metavar="SIZE", parser=read_size, least=1
+    ),
+]
+InnerChunkSize = Annotated[
+    int | None,
+    Option(
+        "Bytes per inner chunk (Zarr sharding), so that other Zarr readers fetch a row without its "
+        "whole chunk file: 64KiB (no inner chunks).",
+        metavar="SIZE",
+        parser=read_size,
+        least=1,
+    ),
+]
+ONE_CHUNK_SIZE = Rule(
+    lambda request: request.chunk_rows is not None and request.chunk_size is not None,
+    "both --chunk-rows and --chunk-size",
+    "give one of them",
+)
 ChunkRows = Annotated[int | None, Option("Rows per chunk file (about 128 MiB).", least=1)]
 Scale = Annotated[
     float | None, Option("Scale of every layer, for dtype fp8 (computed from the rows).")

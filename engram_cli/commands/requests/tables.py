@@ -10,12 +10,15 @@ from typing import Annotated, Any
 from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.commands.requests.options import (
+    ONE_CHUNK_SIZE,
     TOKENIZER_FILES,
     WORKSPACE,
     ChunkRows,
+    ChunkSize,
     DryRun,
     Force,
     Group,
+    InnerChunkSize,
     Option,
     Request,
     Rule,
@@ -46,9 +49,10 @@ class BuildTableRequest(Request):
     what the other choices leave open; `folder` None looks for no checkpoint.
 
     `dim`: values per row, of one head. `std` and `init_seed` are the init's; `fill` is the corpus
-    of an init that needs one. `chunk_rows`: None for about 128 MiB per chunk. `scale`: for dtypes
-    with one scale per layer; None computes it. `fingerprint`: the fingerprint that the layout must
-    have. With `dry_run` nothing is written.
+    of an init that needs one. `chunk_rows`, `chunk_size`: None for about 128 MiB per chunk.
+    `inner_chunk_size`: bytes of the inner chunks in one, None for none. `scale`: for dtypes with
+    one scale per layer; None computes it. `fingerprint`: the fingerprint that the layout must have.
+    With `dry_run` nothing is written.
     """
 
     preset: PresetName = None
@@ -80,6 +84,8 @@ class BuildTableRequest(Request):
     init_seed: Annotated[int | None, Option("Seed of --init normal (0).", least=0)] = None
     fill: Annotated[FillRequest | None, Group(FillRequest)] = None
     chunk_rows: ChunkRows = None
+    chunk_size: ChunkSize = None
+    inner_chunk_size: InnerChunkSize = None
     scale: Scale = None
     threads: Threads = None
     stats: Annotated[
@@ -110,6 +116,7 @@ class BuildTableRequest(Request):
     fingerprint: str | None = None
 
     RULES = (
+        ONE_CHUNK_SIZE,
         Rule(
             lambda request: request.preset is not None and request.plan is not None,
             "both --plan and --preset",
@@ -156,6 +163,7 @@ class ConvertRequest(Request):
     """
 
     RULES = (
+        ONE_CHUNK_SIZE,
         Rule(
             lambda r: r.to is None and r.dtype is None,
             "no --dtype is given",
@@ -245,6 +253,8 @@ class ConvertRequest(Request):
     ] = False
     scale: Scale = None
     chunk_rows: ChunkRows = None
+    chunk_size: ChunkSize = None
+    inner_chunk_size: InnerChunkSize = None
     shape: Annotated[ShardShape | None, Group(ShardOptions)] = None
     threads: Threads = None
     verify: Annotated[

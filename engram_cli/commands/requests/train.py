@@ -6,9 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.geometry import Geometry, read_sizes
 from engram_cli.commands.requests.corpus import CorpusFields
-from engram_cli.commands.requests.options import DryRun, Group, Option, Rule, revision_of
+from engram_cli.commands.requests.options import (
+    LAYOUT,
+    Group,
+    Option,
+    Rule,
+    integers,
+    revision_of,
+)
 from engram_cli.training import defaults
 from engram_cli.training.defaults import ON_CPU, ON_GPU
 
@@ -17,6 +24,31 @@ _LEARNS, _BATCH, _RATES = "What learns", "Steps and batches", "Learning rates"
 
 def _rate(what: str) -> Option:
     return Option(f"Learning rate of {what}.", panel=_RATES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTable(Geometry):
+    """The layout of a table that train makes; what is None suits the model and the text."""
+
+    PANEL = LAYOUT
+
+    rows_per_head: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "Minimum rows per head, one size or one per order: 64k (a row for every "
+            f"{defaults.TOKENS_A_ROW} tokens, while the model is large enough).",
+            metavar="SIZE,...",
+            parser=read_sizes,
+        ),
+    ] = None
+    layers: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "Layers that get a table (the second and the middle one).",
+            metavar="LAYER,...",
+            parser=integers,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +100,15 @@ class TrainRequest(CorpusFields):
             known=("trained", "frozen"),
         ),
     ] = "trained"
+    placement: Annotated[
+        str,
+        Option(
+            "Where trained rows lie: hbm (all of them on each GPU), or shard (over the processes "
+            "of torchrun, each with its part).",
+            panel=_LEARNS,
+            known=("hbm", "shard"),
+        ),
+    ] = "hbm"
     lora: Annotated[
         int | None,
         Option("Also train a LoRA adapter of this rank.", panel=_LEARNS, metavar="RANK", least=1),
@@ -93,7 +134,9 @@ class TrainRequest(CorpusFields):
     ] = None
     minutes: Annotated[
         float | None,
-        Option("Train for this long instead, without evaluations.", panel=_BATCH),
+        Option(
+            "Train for about so many minutes instead; evaluations take more time.", panel=_BATCH
+        ),
     ] = None
     batch: Annotated[
         int | None,
@@ -150,13 +193,25 @@ class TrainRequest(CorpusFields):
         int,
         Option("Seed of the order of the text and of new weights.", panel=_BATCH, least=0),
     ] = 0
-    geometry: Annotated[Geometry, Group(Geometry)] = field(default_factory=Geometry)
+    geometry: Annotated[Geometry, Group(NewTable)] = field(default_factory=Geometry)
     dim: Annotated[
         int | None, Option(f"Values per row of a new table ({defaults.DIM}).", least=1)
     ] = None
-    dry_run: DryRun = False
+    dry_run: Annotated[
+        bool, Option("Say how much memory and time it takes, and write nothing.")
+    ] = False
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether trained rows are distributed over processes."""
+        return self.placement == "shard"
 
     RULES = (
+        Rule(
+            lambda request: request.is_sharded and request.rows == "frozen",
+            "--placement shard with --rows frozen",
+            "only rows that learn are distributed here: leave one of them out",
+        ),
         Rule(
             lambda request: request.steps is not None and request.minutes is not None,
             "both --steps and --minutes",

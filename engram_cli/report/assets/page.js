@@ -1,81 +1,6 @@
 "use strict";
 (() => {
   const root = document.documentElement;
-  const tip = document.getElementById("tip");
-
-  // A browser shows <title> of a drawing over its values; screen readers get it as a label instead.
-  for (const chart of document.querySelectorAll("svg.chart")) {
-    const title = chart.querySelector("title");
-    if (title) {
-      chart.setAttribute("aria-label", title.textContent);
-      chart.removeAttribute("aria-labelledby");
-      title.remove();
-    }
-  }
-
-  // Values of the place under the pointer. Texts are untrusted: textContent only.
-  let shown = null;
-  const hide = () => {
-    if (shown) shown.classList.remove("on");
-    shown = null;
-    tip.hidden = true;
-  };
-  const element = (name, className, text) => {
-    const made = document.createElement(name);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
-    return made;
-  };
-  const fill = (text) => {
-    const [heading, ...lines] = text.split("\n");
-    tip.replaceChildren(element("b", "", heading));
-    for (const line of lines) {
-      const [name, value, color] = line.split("\t");
-      const entry = element("div", "entry");
-      entry.append(element("i", color === "" ? "" : "c" + (Number(color) % 8)));
-      entry.append(element("span", "", name), element("span", "", value));
-      tip.append(entry);
-    }
-  };
-  const show = (strip, x, y) => {
-    if (strip !== shown) {
-      hide();
-      shown = strip;
-      strip.classList.add("on");
-      fill(strip.dataset.tip);
-      tip.hidden = false;
-    }
-    const box = tip.getBoundingClientRect();
-    const left = x + 16 + box.width > innerWidth - 8 ? x - 16 - box.width : x + 16;
-    const top = Math.min(Math.max(y - box.height / 2, 8), innerHeight - box.height - 8);
-    tip.style.left = Math.max(left, 8) + "px";
-    tip.style.top = top + "px";
-  };
-  const under = (event) => {
-    const strip = event.target instanceof Element && event.target.closest(".strip");
-    if (strip) show(strip, event.clientX, event.clientY);
-    else hide();
-  };
-  document.addEventListener("pointermove", under);
-  document.addEventListener("pointerdown", under);
-  document.addEventListener("scroll", hide, { passive: true });
-
-  // The same with the arrow keys, for the drawing that has the focus.
-  document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") hide();
-    const chart = document.activeElement;
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step || !(chart instanceof Element) || !chart.matches("svg.chart")) return;
-    const strips = [...chart.querySelectorAll(".strip")];
-    if (!strips.length) return;
-    event.preventDefault();
-    const last = strips.indexOf(shown);
-    const next = last < 0 ? (step > 0 ? 0 : strips.length - 1) : last + step;
-    const strip = strips[Math.min(Math.max(next, 0), strips.length - 1)];
-    const box = strip.getBoundingClientRect();
-    show(strip, box.left + box.width / 2, box.top + box.height / 3);
-  });
-  document.addEventListener("focusout", hide);
 
   // Light, dark, or as the system says.
   const themes = ["auto", "light", "dark"];
@@ -108,10 +33,36 @@
     const data = JSON.stringify(JSON.parse(text), null, 1);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([data], { type: "application/json" }));
-    link.download = "stats.json";
+    link.download = "engram-data.json";
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
+
+  // The value of a token in a shaded text: under the pointer, a finger, or the arrow keys.
+  for (const text of document.querySelectorAll(".shaded")) {
+    const tokens = [...text.querySelectorAll(".tok")];
+    const readout = text.parentElement.querySelector(".readout");
+    let at = -1;
+    const pick = (next) => {
+      if (next < 0 || next >= tokens.length || next === at) return;
+      tokens[at]?.classList.remove("on");
+      at = next;
+      tokens[at].classList.add("on");
+      const word = document.createElement("code");
+      word.textContent = tokens[at].textContent;
+      readout.replaceChildren(`Token ${at + 1} of ${tokens.length}: `, word, ` ${tokens[at].dataset.tip}`);
+    };
+    const under = (event) => pick(tokens.indexOf(event.target.closest(".tok")));
+    text.addEventListener("pointerover", under);
+    text.addEventListener("pointerdown", under);
+    text.addEventListener("keydown", (event) => {
+      const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tokens.length - 1 }[event.key];
+      if (next === undefined) return;
+      event.preventDefault();
+      pick(next);
+    });
+    readout.hidden = false;
+  }
 
   // Where in the page the reader is.
   const links = new Map();

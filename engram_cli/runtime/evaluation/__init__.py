@@ -7,7 +7,7 @@ measures the memory's gates, `by_document` keeps the losses of each document.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from engram_cli.runtime.evaluation.by_document import DocumentLosses
+from engram_cli.runtime.evaluation.in_step import InStep
 from engram_cli.runtime.evaluation.scoring import device_of, score
 from engram_cli.runtime.evaluation.sums import LossSums, PartLoss
 from engram_cli.runtime.evaluation.variants import check_variants, variants_of
@@ -59,13 +60,16 @@ def document_losses(
     variants: Sequence[str] | None = None,
     batch_tokens: int = 4096,
     shared: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> DocumentLosses:
     """Return the losses of `model` over each of `documents`; takes and raises as evaluate_losses.
 
-    What it keeps grows with the number of documents.
+    What it keeps grows with the number of documents. `advance` is called with the scored tokens of
+    each batch of this process.
     """
     given = context, stride, variants, batch_tokens, shared
-    return DocumentLosses.of(_summed(model, documents, *given, keeps=True), shared=shared)
+    sums = _summed(model, documents, *given, keeps=True, advance=advance)
+    return DocumentLosses.of(sums, shared=shared)
 
 
 def _summed(
@@ -78,6 +82,7 @@ def _summed(
     shared: bool,
     *,
     keeps: bool,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> LossSums:
     """Return the sums of the documents that this process scores."""
     wanted = variants_of(model) if variants is None else tuple(variants)
@@ -90,6 +95,15 @@ def _summed(
     )
     windows = cut_windows(pieces, context, max(context // 2, 1) if stride is None else stride)
     sums = LossSums(wanted, keeps=keeps)
-    for item in score(model, windows, wanted, batch_tokens=batch_tokens):
+    in_step = InStep(model, wanted, shared=shared)
+    for item in score(
+        model,
+        windows,
+        wanted,
+        batch_tokens=batch_tokens,
+        advance=advance,
+        before=in_step.begin,
+    ):
         sums.add(item)
+    in_step.finish()
     return sums

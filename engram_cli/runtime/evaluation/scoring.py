@@ -78,18 +78,29 @@ def score(
     gates: GateMeter | None = None,
     pace: Pace | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    before: Callable[[], None] = lambda: None,
 ) -> Iterator[Scored | DocumentEnd]:
     """Yield every window with its losses, and the end of a document after all of its windows.
 
     A batch has at most `batch_tokens` tokens, padding included, but at least one window. `gates`
     measures the memory's gates under the last variant that has it. `pace` counts tokens and time.
-    `advance` is called with the scored tokens of each batch. The model's mode and its gradients
-    stay as they are. Raises TokenIdError for an id that the model does not know, InputError for
-    losses that are not finite.
+    `before` is called before each batch, `advance` after it with its scored tokens. The model's
+    mode and its gradients stay as they are. Raises TokenIdError for an id that the model does not
+    know, InputError for losses that are not finite.
     """
     pool: list[Window] = []
     ends: list[DocumentEnd] = []
     held = 0
+
+    def scored() -> Iterator[Scored]:
+        found: dict[int, Scored] = {}
+        for batch in batches(pool, batch_tokens):
+            before()
+            for each in _score_batch(model, batch, variants, gates, pace):
+                found[id(each.window)] = each
+            advance(sum(len(window.scored) for window in batch))
+        yield from (found[id(window)] for window in pool)
+
     for item in windows:
         if isinstance(item, DocumentEnd):
             ends.append(item)
@@ -97,28 +108,11 @@ def score(
         pool.append(item)
         held += len(item.ids)
         if held >= POOL * batch_tokens:
-            yield from _score_pool(model, pool, variants, batch_tokens, gates, pace, advance)
+            yield from scored()
             yield from ends
             pool, ends, held = [], [], 0
-    yield from _score_pool(model, pool, variants, batch_tokens, gates, pace, advance)
+    yield from scored()
     yield from ends
-
-
-def _score_pool(
-    model: nn.Module,
-    pool: list[Window],
-    variants: Sequence[str],
-    batch_tokens: int,
-    gates: GateMeter | None,
-    pace: Pace | None,
-    advance: Callable[[int], None],
-) -> Iterator[Scored]:
-    found: dict[int, Scored] = {}
-    for batch in batches(pool, batch_tokens):
-        for scored in _score_batch(model, batch, variants, gates, pace):
-            found[id(scored.window)] = scored
-        advance(sum(len(window.scored) for window in batch))
-    yield from (found[id(window)] for window in pool)
 
 
 def _score_batch(

@@ -3,12 +3,17 @@
 A program serves BLOCK_T tokens and BLOCK_C columns of one layer. Each of its R = BLOCK_T x BLOCK_C
 lanes computes one row: it reads the ids of an n-gram, maps and limits them, mixes them and takes
 the modulus; then the program copies R rows. Rows equal those of `lookup_reference` to the bit.
+
+Rows may be distributed over several GPUs (`sharding.owners`): each lane then finds the owner of its
+row, and loads it from that GPU's memory over NVLink.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from engram_cli.runtime.kernels.places import locate, of_layer
 
 GROUP = tl.constexpr(32)
 # An e4m3 exponent placed in a float32 counts from 127 instead of 7: 2**120 makes up for it, and
@@ -17,7 +22,7 @@ _REBIAS = tl.constexpr(1.329227995784916e36)
 
 # Values that change from call to call must not each have a kernel compiled for them.
 _PLAIN_NUMBERS = ["count", "run", "sequences", "steps", "row_stride", "column_stride"]
-_PLAIN_NUMBERS += ["vocab", "filler", "eos", "ring"]
+_PLAIN_NUMBERS += ["vocab", "filler", "eos", "ring", "rank"]
 
 
 @triton.jit
@@ -99,7 +104,10 @@ def deliver(
 
     `raw` [R, D] are stored values, `factor` their scales: [R, G], [R] or one.
     """
-    value = _e4m3(raw) if BITS else raw.to(tl.float32)
+    column, valid = columns_of(chunk, live, DIM, BLOCK_D)
+    value = raw
+    if KIND != "raw":
+        value = _e4m3(raw) if BITS else raw.to(tl.float32)
     if KIND == "grouped":
         each = tl.broadcast_to(_e8m0(factor)[:, :, None], [factor.shape[0], factor.shape[1], GROUP])
         value = value * each.reshape(value.shape)
@@ -107,8 +115,63 @@ def deliver(
         value = value * factor
     if KIND == "per-row":
         value = tl.where(raw == -128, float("nan"), value) * factor[:, None]
-    column, valid = columns_of(chunk, live, DIM, BLOCK_D)
     tl.store(out + target[:, None] * DIM + column, value.to(out.dtype.element_ty), mask=valid)
+
+
+@triton.jit
+def copy_rows(
+    out,
+    target,
+    live,
+    rows,
+    table,
+    scale,
+    begin,
+    scale_begin,
+    DIM: tl.constexpr,
+    TABLE_STRIDE: tl.constexpr,
+    SCALE_STRIDE: tl.constexpr,
+    KIND: tl.constexpr,
+    BITS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ONCE: tl.constexpr,
+    SHARDS: tl.constexpr,
+    SCALES_HERE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Load, dequantise and write rows int64[R] of a table, to `target` int64[R].
+
+    With SHARDS each row has its own address, `begin` int64[R], and unless SCALES_HERE its scales
+    have, too, `scale_begin`; addresses are multiples of ALIGNED.
+    """
+    for chunk in tl.static_range(CHUNKS):
+        within, valid = columns_of(chunk, live, DIM, BLOCK_D)
+        # VECTOR values a thread are one load and one store of at most 16 bytes, in one layout.
+        if SHARDS:
+            address = tl.multiple_of(begin[:, None].to(table.dtype) + within, [1, ALIGNED])
+        else:
+            address = table + rows[:, None] * TABLE_STRIDE + within
+        address = tl.max_contiguous(address, [1, VECTOR])
+        if ONCE:
+            raw = tl.load(address, mask=valid, eviction_policy="evict_first")
+        else:
+            raw = tl.load(address, mask=valid)
+        factor = rows
+        if KIND == "grouped":
+            group, present = groups_of(chunk, live, DIM, BLOCK_D)
+            if SCALES_HERE:
+                address = scale + rows[:, None] * SCALE_STRIDE + group
+            else:
+                address = scale_begin[:, None].to(scale.dtype) + group
+            factor = tl.load(address, mask=present, other=0)
+        if KIND == "scaled":
+            factor = tl.load(scale)
+        if KIND == "per-row":
+            own = scale + rows * SCALE_STRIDE if SCALES_HERE else scale_begin.to(scale.dtype)
+            factor = tl.load(own, mask=live, other=0)
+        deliver(out, target, live, raw, factor, chunk, DIM, KIND, BITS, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_PLAIN_NUMBERS)
@@ -120,6 +183,13 @@ def lookup_kernel(
     columns,  # int64 [LAYERS, C, 4]: modulus, magic, offset, salt
     tables,  # LAYERS tensors [rows, DIM]
     scales,  # as many
+    addresses,  # int64 by layer and rank, of rows, then of scales; this and up to `counted`: None,
+    hot,  # or LAYERS tensors [H, DIM]: rows that every GPU has; this and what follows may be None
+    hot_scales,  # as many
+    words,  # as many, of their hot sets
+    ranks,
+    counted,  # int64 [COUNTERS, 8]
+    rank,  # of this GPU
     dead,  # bool [count]; this and what follows to `positions` may be None
     ages,  # [count]
     bounds,  # [sequences + 1]: ids are flat
@@ -153,6 +223,11 @@ def lookup_kernel(
     BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
     ONCE: tl.constexpr,
+    SHARDS: tl.constexpr,
+    SCALES_HERE: tl.constexpr,
+    ITEM: tl.constexpr,
+    SCALE_ITEM: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     """Look rows up. Grid: blocks of tokens x blocks of columns, and layers."""
     # A token's columns come next to each other, so that programs that run together write to the
@@ -236,29 +311,51 @@ def lookup_kernel(
     if KIND == "rows":
         tl.store(out + target, rows, mask=served)
     else:
-        table, scale = tables[0], scales[0]
-        for i in tl.static_range(1, LAYERS):
-            table = tl.where(layer == i, tables[i], table)
-            scale = tl.where(layer == i, scales[i], scale)
+        table, scale = of_layer(tables, layer, LAYERS), of_layer(scales, layer, LAYERS)
+        begin, scale_begin = rows, rows
+        if SHARDS:
+            begin, scale_begin = locate(
+                rows,
+                served,
+                layer,
+                addresses,
+                hot,
+                hot_scales,
+                words,
+                ranks,
+                counted,
+                rank,
+                LAYERS,
+                SHARDS,
+                TABLE_STRIDE * ITEM,
+                SCALE_STRIDE * SCALE_ITEM,
+                SCALES_HERE,
+            )
+            begin = tl.gather(begin, lane, 0)
+            if not SCALES_HERE:
+                scale_begin = tl.gather(scale_begin, lane, 0)
         # A gather is computed once. Without it the compiler would compute the hash again in each
         # layout that it needs the rows in, eight times a thread (939 instructions, not 661).
         rows = tl.gather(rows, lane, 0)
-        for chunk in tl.static_range(CHUNKS):
-            within, valid = columns_of(chunk, served, DIM, BLOCK_D)
-            # VECTOR values a thread are one load and one store of at most 16 bytes, in one layout.
-            address = table + rows[:, None] * TABLE_STRIDE + within
-            address = tl.max_contiguous(address, [1, VECTOR])
-            if ONCE:
-                raw = tl.load(address, mask=valid, eviction_policy="evict_first")
-            else:
-                raw = tl.load(address, mask=valid)
-            factor = rows
-            if KIND == "grouped":
-                group, present = groups_of(chunk, served, DIM, BLOCK_D)
-                address = scale + rows[:, None] * SCALE_STRIDE + group
-                factor = tl.load(address, mask=present, other=0)
-            if KIND == "scaled":
-                factor = tl.load(scale)
-            if KIND == "per-row":
-                factor = tl.load(scale + rows * SCALE_STRIDE, mask=served, other=0)
-            deliver(out, target, served, raw, factor, chunk, DIM, KIND, BITS, BLOCK_D)
+        copy_rows(
+            out,
+            target,
+            served,
+            rows,
+            table,
+            scale,
+            begin,
+            scale_begin,
+            DIM,
+            TABLE_STRIDE,
+            SCALE_STRIDE,
+            KIND,
+            BITS,
+            VECTOR,
+            BLOCK_D,
+            CHUNKS,
+            ONCE,
+            SHARDS,
+            SCALES_HERE,
+            ALIGNED,
+        )

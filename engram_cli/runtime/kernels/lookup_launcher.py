@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +27,37 @@ class Hash(NamedTuple):
     salted: bool
 
 
+class Shards(NamedTuple):
+    """Says where the rows of all layers are that are distributed over several GPUs.
+
+    `addresses`: of the rows of each layer at each rank, layer by layer, then of the scales likewise
+    where the owner of a row has them. `hot` rows and scales [H, ...] of each layer are on this GPU,
+    too: those of the sets `words` and `ranks` (`HotSet`). `counted` int64[COUNTERS, 8]: pairs of
+    rows read and rows read from this GPU, summed over the pairs. `rank`: of this GPU.
+    """
+
+    world: int
+    rank: int
+    addresses: tuple[int, ...]
+    scales_here: bool
+    hot: tuple[Tensor, ...] | None = None
+    hot_scales: tuple[Tensor, ...] | None = None
+    words: tuple[Tensor, ...] | None = None
+    ranks: tuple[Tensor, ...] | None = None
+    counted: Tensor | None = None
+
+
 class Plan(NamedTuple):
-    """Says how many tokens and columns a program handles; `once`: rows are not kept in L1."""
+    """Says how many tokens and columns a program handles; `once`: rows are not kept in L1.
+
+    `vector`: the values that a thread loads at once, chosen when None.
+    """
 
     tokens: int
     columns: int
     once: bool = False
+    warps: int = 1
+    vector: int | None = None
 
 
 @lru_cache(maxsize=1024)
@@ -61,10 +87,12 @@ def look_up(
     commit: bool = False,
     plan: Plan | None = None,
     bits: bool | None = None,
+    shards: Shards | None = None,
 ) -> Tensor:
     """Return [L, *ids.shape, C x dim] in `dtype`, of tables [rows, dim] of one kind.
 
-    `plan` and `bits` (decode e4m3 by integer operations) are chosen when None.
+    `plan` and `bits` (decode e4m3 by integer operations) are chosen when None. With `shards`,
+    tables and scales are those that this GPU holds.
     """
     layers, columns = hashed.columns.shape[:2]
     first = tables[0]
@@ -90,7 +118,19 @@ def look_up(
     }
     if plan is None:
         plan = choose_plan(ids.numel() * layers * columns, columns, block)
-    _launch(hashed, ids, out, tables, scales or tables, back, commit, plan, constants)
+    if plan.vector is not None:
+        constants["VECTOR"] = min(block, plan.vector)
+    scales = scales or tables
+    if shards is not None:
+        row_bytes = first.stride(0) * itemsize
+        constants |= {
+            "SHARDS": shards.world,
+            "SCALES_HERE": shards.scales_here,
+            "ITEM": itemsize,
+            "SCALE_ITEM": scales[0].element_size(),
+            "ALIGNED": gcd(16, row_bytes, *shards.addresses[: layers * shards.world]),
+        }
+    _launch(hashed, ids, out, tables, scales, back, commit, plan, constants, shards)
     return out
 
 
@@ -116,6 +156,7 @@ def _launch(
     commit: bool,
     plan: Plan,
     constants: dict[str, Any],
+    shards: Shards | None = None,
 ) -> None:
     count, bounds = ids.numel(), back.bounds
     layers, columns = hashed.columns.shape[:2]
@@ -126,6 +167,7 @@ def _launch(
         (parts_of(columns, plan.columns) * parts_of(count, plan.tokens), layers),
         *(out, ids, hashed.lookup, hashed.multipliers, hashed.columns),
         *(tuple(tables), tuple(scales)),
+        *(_LOCAL if shards is None else _placed(shards)),
         *(None if limit is None else limit.contiguous() for limit in limits),
         *(count, ids.shape[1] if bounds is None else 0, sequences, sequences.bit_length()),
         *(ids.stride(0) if bounds is None else 0, ids.stride(-1), len(hashed.lookup)),
@@ -140,8 +182,20 @@ def _launch(
         BLOCK_T=plan.tokens,
         BLOCK_C=plan.columns,
         ONCE=plan.once,
-        num_warps=1,
-        **constants,
+        num_warps=plan.warps,
+        **(_UNSHARDED | constants),
+    )
+
+
+_LOCAL = (None,) * 6 + (0,)
+_UNSHARDED = {"SHARDS": 0, "SCALES_HERE": True, "ITEM": 1, "SCALE_ITEM": 1, "ALIGNED": 1}
+
+
+def _placed(shards: Shards) -> tuple[Any, ...]:
+    """Return the arguments of the kernel between `scales` and `dead`."""
+    return (
+        *(shards.addresses, shards.hot, shards.hot_scales, shards.words, shards.ranks),
+        *(shards.counted, shards.rank),
     )
 
 

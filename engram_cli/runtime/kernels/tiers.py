@@ -13,41 +13,12 @@ from torch import Tensor
 
 from engram_cli.runtime.kernels.lookup import columns_of, deliver, groups_of
 from engram_cli.runtime.kernels.lookup_launcher import converts_fp8, values_a_thread
+from engram_cli.runtime.kernels.places import find_hot, rank_of
 from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
 from engram_cli.runtime.tiers.hot_set import HotSet
 from engram_cli.runtime.tiers.records import TierBuffers, key_dtype
 
 _KEY_ROWS = 1024  # rows a program of the keys' kernel
-
-
-@triton.jit
-def _count_bits(word):
-    """Count the set bits of an int32; shifts drag the sign along, the masks drop it."""
-    word = word - ((word >> 1) & 0x55555555)
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F
-    return ((word * 0x01010101) >> 24) & 0xFF
-
-
-@triton.jit
-def _is_hot(rows, live, words):
-    """Whether rows int64[R] are hot, and the word that says so."""
-    word = tl.load(words + (rows >> 5), mask=live, other=0)
-    bit = (rows & 31).to(tl.int32)
-    return live & (((word >> bit) & 1) != 0), word
-
-
-@triton.jit
-def _rank(rows, hot, word, words, ranks):
-    """Return the ranks of hot rows, int64[R]."""
-    below = (1 << (rows & 31)) - 1
-    rank = tl.load(ranks + (rows >> 7), mask=hot, other=0)
-    rank += _count_bits((word & below).to(tl.int32))
-    mine = (rows >> 5) & 3
-    for k in tl.static_range(3):
-        earlier = tl.load(words + ((rows >> 7) << 2) + k, mask=hot & (k < mine), other=0)
-        rank += _count_bits(earlier)
-    return rank.to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -84,8 +55,8 @@ def read_kernel(
     if slots is not None:
         place = tl.load(slots + lane, mask=live, other=0).to(tl.int64)
     if words is not None:
-        is_hot, word = _is_hot(row, live, words)
-        place = tl.where(is_hot, _rank(row, is_hot, word, words, ranks), place)
+        is_hot, word = find_hot(row, live, words)
+        place = tl.where(is_hot, rank_of(row, is_hot, word, words, ranks), place)
     if slots is None:
         if tl.program_id(0) == 0:
             tl.atomic_add(counted, count.to(tl.int64), sem="relaxed")
@@ -134,7 +105,7 @@ def keys_kernel(
     lane = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = lane < count
     row = tl.load(rows + lane, mask=live, other=0)
-    is_hot, _ = _is_hot(row, live, words)
+    is_hot, _ = find_hot(row, live, words)
     row = tl.where(is_hot, height, row)
     tl.store(keys + lane, row.to(keys.dtype.element_ty), mask=live)
 

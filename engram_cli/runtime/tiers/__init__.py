@@ -21,11 +21,13 @@ from torch import Tensor, nn
 class PlacedRows(nn.Module):
     """Rows of a layer that stay where they were placed when the model is moved.
 
-    They are frozen, and neither parameters nor buffers. Vectors are written to `device`.
+    They are frozen, and neither parameters nor buffers. Vectors are written to `device`. `origin`:
+    the bundle and the layer of the rows, where they are of one.
     """
 
     sparse = False
     device: torch.device
+    origin: tuple[Any, int] | None = None
 
     def vectors(self, rows: Tensor) -> Tensor:
         """Return the vectors [..., C x dim] of row numbers int64[..., C]."""

@@ -2,15 +2,12 @@
 
 Given row numbers it returns their vectors: hot rows from device memory, other rows from the source
 below. These are read in place where the source is pinned host memory and they are few, and staged
-otherwise (`reader`). For torch.compile the look-up is one operator, `engram::tiered`. It finds
-its layer by a number, because host tensors as arguments would keep inductor from using CUDA graphs.
+otherwise (`reader`). For torch.compile the look-up is one operator (`operator`).
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -29,26 +26,11 @@ from engram_cli.runtime.tiers import PlacedRows, renew_in_children, with_index
 from engram_cli.runtime.tiers.disk import DiskRows
 from engram_cli.runtime.tiers.host import HostRows
 from engram_cli.runtime.tiers.hot_set import hot_set
+from engram_cli.runtime.tiers.operator import register, tiered
 from engram_cli.runtime.tiers.placement import Placement, tuning_for
 from engram_cli.runtime.tiers.reader import TierReader
 from engram_cli.runtime.tiers.records import RecordSource, TierBuffers, record_form, record_layout
 from engram_cli.runtime.tiers.staging import StagingQueue, Tuning, local_tuning
-
-# The layers that the operator finds by their numbers.
-_STORES: weakref.WeakValueDictionary[int, PlacedRows] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
-
-
-@torch.library.custom_op("engram::tiered", mutates_args=())
-def tiered(rows: Tensor, store: int, width: int, dtype: torch.dtype) -> Tensor:
-    """Return `PlacedRows.vectors` of rows int64[..., C]: [..., C x width] in `dtype`."""
-    return _STORES[store].vectors(rows)
-
-
-@tiered.register_fake
-def _(rows, store, width, dtype):  # type: ignore[no-untyped-def]
-    return rows.new_empty((*rows.shape[:-1], rows.shape[-1] * width), dtype=dtype)
-
 
 Path = Literal["in-place", "staged"]
 _PIECE_ROWS = 2**16  # hot rows fetched at once
@@ -105,8 +87,7 @@ class TieredEmbedding(PlacedRows):
             self.device.type == "cpu"
             or (ops.has_kernels(self.device) and self.tier_buffers.cold.is_pinned())
         )
-        self.number = next(_numbers)
-        _STORES[self.number] = self
+        self.number = register(self)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return [B, T, C x dim] of rows int64[B, T, C] in `dtype`."""
@@ -197,13 +178,21 @@ def _fetch(cold: RecordSource, hot: NDArray[np.int64], device: torch.device) -> 
 class Counters:
     """Totals since a memory was attached, over its layers.
 
-    Rows asked for, each as often as asked: `hot` in HBM, `in_place` read from pinned host memory by
-    the GPU, `staged` the rest, of which `travelled` were distinct in their block and took `bytes`.
+    Rows asked for, by where they were: `local` on the GPU that asked, `peer` on another GPU, `host`
+    in host memory, `disk` in files, with those in the row cache. Each counts as often as asked.
+
+    The same rows by how tiers brought them: `hot` in HBM, `in_place` read from pinned host memory
+    by the GPU, `staged` the rest, of which `travelled` were distinct in their block and took
+    `bytes`.
     Of these `cached` were in the row cache over the disk. Seconds: `waited` by callers at their
     layers; of the worker `finding` (for row numbers), `gathering`, `copying` (for a free buffer).
     Prefetched calls: `ahead_used`, and `ahead_dropped` where the next call needed other rows.
     """
 
+    local: int = 0
+    peer: int = 0
+    host: int = 0
+    disk: int = 0
     hot: int = 0
     in_place: int = 0
     staged: int = 0
@@ -270,7 +259,12 @@ class Tiers:
         def total(name: str) -> Any:
             return sum(getattr(own, name) for own in transfers.values())
 
+        on_disk = any(isinstance(store.cold, DiskRows) for store in stores)
+        below = staged - staged_hot + in_place - in_place_hot
         return Counters(
+            local=staged_hot + in_place_hot,
+            host=0 if on_disk else below,
+            disk=below if on_disk else 0,
             hot=staged_hot + in_place_hot,
             staged=staged - staged_hot,
             in_place=in_place - in_place_hot,
@@ -320,7 +314,9 @@ def stores_of(
             staging_queues[device] = StagingQueue(device, tuning)
         cold: RecordSource
         if placed.cold == "host":
-            cold = HostRows.of_bundle(bundle, layer, pinned=device.type == "cuda")
+            cold = HostRows.of_bundle(
+                bundle, layer, pinned=device.type == "cuda", shared=placement.shared
+            )
         else:
             cold = DiskRows(bundle, layer, cache_bytes=placed.cache_bytes)
         scale = None

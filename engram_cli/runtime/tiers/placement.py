@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,35 +17,20 @@ from numpy.typing import NDArray
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import BundleSpec
+from engram_cli.runtime.sharding.blocks import block_bytes, copy_bytes
+from engram_cli.runtime.sharding.group import ShardGroup, agree, find_group
 from engram_cli.runtime.tiers.disk import SCRATCH_BYTES
 from engram_cli.runtime.tiers.hot_set import Hottest, hot_set_bytes, hottest
 from engram_cli.runtime.tiers.records import record_layout
 from engram_cli.runtime.tiers.row_cache import slot_bytes
+from engram_cli.runtime.tiers.shared_rows import SharedRows, shares_by_default
 from engram_cli.runtime.tiers.staging import Tuning, local_tuning
+from engram_cli.runtime.tiers.wanted import Cold, Wanted, parse_placement
 from engram_cli.sizes import available_memory, read_size
 
-Cold = Literal["none", "host", "disk"]
-TIERS = ("hbm", "host", "disk")
 DEFAULT_CACHE_BYTES = 4 * 2**30  # of all layers, for rows on disk, where no size is given
 LEAST_CACHE_BYTES = 2**20  # of a layer
 HOST_MEMORY = "ENGRAM_HOST_MEMORY"
-_KNOWN = (
-    "give hbm, host or disk; or budgets for a part of them: hbm=20GB, host=64GB, "
-    "hbm=20GB,host=64GB, hbm=20GB,disk"
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """The placement asked for, with budgets in bytes; a tier without a budget takes what it needs.
-
-    `hbm` None: no hot set, or all rows in HBM (`cold` "none"). `host`: for all layers' rows, or for
-    the cache of rows on disk. `cold` None: "host" where the rows fit in `host`, otherwise "disk".
-    """
-
-    hbm: int | None = None
-    host: int | None = None
-    cold: Cold | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +75,10 @@ class Staging:
 class Placement:
     """The resolved placement, with the bytes of all layers by tier, `staging` included.
 
-    `caught`: the share of the counted look-ups that the hot rows serve, None without hits.
+    `caught`: the share of the counted look-ups that the hot rows serve, None without hits. `group`:
+    the GPUs over which rows in HBM are distributed; then bytes of HBM are those of each GPU, and
+    hot rows of rows that are all in HBM are those that each GPU has a copy of.
+    `shared`: the rows on the host are one copy for all processes.
     """
 
     spec: BundleSpec
@@ -101,6 +88,14 @@ class Placement:
     disk_bytes: int
     staging: Staging
     caught: float | None = None
+    shared: bool = False
+    group: ShardGroup | None = None
+
+    @property
+    def copied(self) -> dict[int, NDArray[np.int64]] | None:
+        """Return the rows of each layer that every GPU has a copy of, None where there are none."""
+        found = {layer: own.hot_rows for layer, own in self.layers.items()}
+        return found if self.group is not None and any(map(len, found.values())) else None
 
     @property
     def cold(self) -> Cold:
@@ -110,6 +105,8 @@ class Placement:
     def lines(self) -> list[str]:
         """Describe the placement, one line for each tier that is used."""
         rows = sum(self.spec.rows(layer) for layer in self.layers)
+        if self.group is not None:
+            return [*self._shard_lines(rows, self.group.world), *self._cold_lines(rows)]
         if self.cold == "none":
             return [f"{self._near}: all {rows:,} rows, {self.hbm_bytes:,} bytes"]
         return [*self._hot_lines(rows), *self._cold_lines(rows)]
@@ -130,48 +127,30 @@ class Placement:
         elif self.hbm_bytes:
             yield f"{self._near}: no rows, {self.hbm_bytes:,} bytes of staging"
 
+    def _shard_lines(self, rows: int, world: int) -> Iterator[str]:
+        hot = sum(len(own.hot_rows) for own in self.layers.values())
+        caught = "" if self.caught is None else f", {self.caught:.1%} of the counted look-ups"
+        if self.cold != "none":
+            yield (
+                f"{self._near} of {world} GPUs: the {hot:,} hottest of {rows:,} rows"
+                f"{caught}, {self.hbm_bytes:,} bytes on each"
+            )
+            return
+        copied = f", a copy of the {hot:,} hottest on each{caught}" if hot else ""
+        yield (
+            f"{self._near} of {world} GPUs: all {rows:,} rows{copied}, "
+            f"{self.hbm_bytes:,} bytes on each"
+        )
+
     def _cold_lines(self, rows: int) -> Iterator[str]:
+        if self.cold == "none":
+            return
         if self.cold == "host":
-            yield f"host: all {rows:,} rows, {self.host_bytes:,} bytes"
+            one = ", one copy for all processes" * self.shared
+            yield f"host: all {rows:,} rows, {self.host_bytes:,} bytes{one}"
             return
         yield f"host: a cache of rows, {self.host_bytes:,} bytes at most"
         yield f"disk: all {rows:,} rows, {self.disk_bytes:,} bytes in the bundle's files"
-
-
-def parse_placement(text: str) -> Wanted:
-    """Read "hbm", "host", "disk" or budgets such as "hbm=20GB,host=64GB". Raises InputError."""
-    if not isinstance(text, str):
-        raise InputError(f"placement {text!r} is no text", _KNOWN)
-    sizes: dict[str, int | None] = {}
-    for part in text.split(","):
-        name, given, size = (each.strip() for each in part.partition("="))
-        tier = name.lower()
-        if tier not in TIERS or tier in sizes:
-            raise _unknown(text, f"'{name}' twice" if tier in sizes else f"no tier '{name}'")
-        try:
-            sizes[tier] = read_size(size) if given else None
-        except ValueError as error:
-            raise _unknown(text, str(error)) from None
-    return _wanted(text, sizes)
-
-
-def _wanted(text: str, sizes: Mapping[str, int | None]) -> Wanted:
-    if sizes.get("disk") is not None:
-        raise _unknown(text, "the disk takes no size; that of the cache over it is host=SIZE")
-    if "hbm" in sizes and sizes["hbm"] is None:
-        if len(sizes) > 1:
-            raise _unknown(text, "hbm without a size takes all rows, and leaves none")
-        return Wanted(cold="none")
-    if "disk" in sizes:
-        if "host" in sizes and sizes["host"] is None:
-            raise _unknown(text, "host without a size takes all rows, and leaves none")
-        return Wanted(hbm=sizes.get("hbm"), host=sizes.get("host"), cold="disk")
-    host = sizes.get("host")
-    return Wanted(hbm=sizes.get("hbm"), host=host, cold="host" if host is None else None)
-
-
-def _unknown(text: str, why: str) -> InputError:
-    return InputError(f"placement '{text}': {why}", _KNOWN)
 
 
 def resolve(
@@ -181,26 +160,40 @@ def resolve(
     free: Free,
     *,
     staging: Staging | None = None,
+    group: ShardGroup | None = None,
 ) -> Placement:
     """Decide where the rows of all layers lie. `hits`: uint32[rows] by layer, as the bundle has.
 
-    Hot rows of all layers are chosen together, the most hit first, of equals the lower row number,
-    then the earlier layer; rows without a hit are never hot. Raises InputError, with the bytes, for
-    what does not fit in `free`, and for a hot set without hits to choose it by.
+    With a `group`, bytes of HBM, free ones too, are those of each of its GPUs. Hot rows of all
+    layers are chosen together, the most hit first, of equals the lower row number, then the earlier
+    layer; rows without a hit are never hot. Raises InputError, with the bytes, for what does not
+    fit in `free`, and for a hot set without hits to choose it by.
     """
     staging = staging or Staging()
+    world = 1 if group is None else group.world
+    every = spec.table_bytes if group is None else block_bytes(spec, world)
+    index = sum(hot_set_bytes(spec.rows(layer)) for layer in spec.layers)
     cold: Cold = "none"
-    if wanted.cold == "none" or (wanted.hbm is not None and wanted.hbm >= spec.table_bytes):
+    if wanted.cold == "none" or (wanted.hbm or 0) >= every + (wanted.replicate or 0):
         staging = replace(staging, hbm=0, host=0)
     else:
         cold = _cold(spec, wanted, staging)
         staging = staging.of(cold)
     hot = Hottest(rows=dict.fromkeys(spec.layers, _NOTHING), caught=None)
-    hbm_bytes = spec.table_bytes if cold == "none" else staging.hbm
-    if cold != "none" and wanted.hbm is not None:
-        index = sum(hot_set_bytes(spec.rows(layer)) for layer in spec.layers)
-        hot = _choose(spec, hits, wanted.hbm - index - staging.hbm, wanted.hbm)
-        hbm_bytes += index + sum(map(len, hot.rows.values())) * record_layout(spec).record_bytes
+    hbm_bytes = every if cold == "none" else staging.hbm
+    size, budget, over, among = record_layout(spec).record_bytes, wanted.hbm, staging.hbm, world
+    if cold == "none":
+        size, budget, over, among = copy_bytes(spec, world), wanted.replicate, 0, 1
+    elif wanted.replicate is not None:
+        raise InputError(
+            f"{wanted.hbm or 0:,} bytes of each of {world} GPUs do not hold all rows, {every:,} "
+            f"bytes on each, and the copies of {wanted.replicate:,}",
+            "leave replicate out: the hottest rows are then distributed, and none is copied",
+        )
+    if budget is not None:
+        hot = _choose(spec, hits, budget - index - over, budget, size=size, among=among)
+        count = sum(map(len, hot.rows.values()))
+        hbm_bytes += index + -(-count // among) * size
     host_bytes, caches = staging.host, dict.fromkeys(spec.layers, 0)
     if cold == "disk":
         caches = _caches(spec, wanted, staging)
@@ -220,6 +213,8 @@ def resolve(
         disk_bytes=spec.table_bytes if cold == "disk" else 0,
         staging=staging,
         caught=hot.caught,
+        group=group,
+        shared=cold == "host" and bool(wanted.shared),
     )
     _check_free(placement, free)
     return placement
@@ -229,9 +224,15 @@ _NOTHING: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
 def _choose(
-    spec: BundleSpec, hits: Mapping[int, NDArray[np.uint32]] | None, room: int, budget: int
+    spec: BundleSpec,
+    hits: Mapping[int, NDArray[np.uint32]] | None,
+    room: int,
+    budget: int,
+    *,
+    size: int,
+    among: int,
 ) -> Hottest:
-    """Choose the hot rows that fit in `room` bytes of HBM."""
+    """Choose the hot rows of `size` bytes that fit in `room` bytes of HBM on each of so many."""
     if hits is None:
         raise InputError(
             f"a budget of {budget:,} bytes of HBM for rows of {spec.table_bytes:,}, and the bundle "
@@ -239,7 +240,6 @@ def _choose(
             "attach it again with engram attach --stats (or build the table with --stats), or give "
             "placement=host",
         )
-    size = record_layout(spec).record_bytes
     if room < size:
         raise InputError(
             f"a budget of {budget:,} bytes of HBM holds no row: index and staging take "
@@ -247,7 +247,7 @@ def _choose(
             f"give {min(budget - room + size, spec.table_bytes):,} or more, or leave the hot set "
             "out with placement=host",
         )
-    return hottest({layer: hits[layer] for layer in spec.layers}, room // size)
+    return hottest({layer: hits[layer] for layer in spec.layers}, room // size * among)
 
 
 def _cold(spec: BundleSpec, wanted: Wanted, staging: Staging) -> Cold:
@@ -304,10 +304,21 @@ def _check_free(placement: Placement, free: Free) -> None:
 def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.device]) -> Placement:
     """Resolve `placement` for a bundle whose layers run on `devices`, by layer.
 
-    Raises InputError where it cannot be parsed, or does not fit in free memory.
+    Raises InputError where it cannot be parsed, or does not fit in free memory. With shard and
+    several processes all of them call it, and all raise the error of any.
     """
-    wanted, spec = parse_placement(placement), bundle.spec
-    used = set(devices.values())
+    wanted, used = parse_placement(placement), set(devices.values())
+    if wanted.shard is None:
+        return _resolve_for(bundle, wanted, used, None)
+    group = find_group(wanted.shard or None, used)
+    with agree(group):
+        return _resolve_for(bundle, wanted, used, group)
+
+
+def _resolve_for(
+    bundle: Bundle, wanted: Wanted, used: Collection[torch.device], group: ShardGroup | None
+) -> Placement:
+    spec = bundle.spec
     hits = {layer: bundle.hits(layer) for layer in spec.layers} if bundle.has_hits else None
     tuning = tuning_for(spec, used)
     staging = Staging(
@@ -320,9 +331,19 @@ def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.devi
         _check_copied(bundle)
         unlimited = Free(hbm=spec.table_bytes, host=0)
         return resolve(spec, hits, wanted, unlimited, staging=staging)
-    host = free_host_bytes()
-    free = Free(hbm=sum(free_bytes(device, host) for device in used), host=host)
-    return resolve(spec, hits, wanted, free, staging=staging)
+    if wanted.shared is None:
+        wanted = replace(wanted, shared=shares_by_default())
+    rows = SharedRows.of_bundle(bundle, gpu=staging.gpu) if wanted.may_share else None
+    host, held = free_host_bytes(), 0 if rows is None else rows.held_bytes()
+    hbm = sum(free_bytes(device, host) for device in used)
+    if group is not None:
+        least = min(free_bytes(device, host) for device in group.devices)
+        hbm = least // (1 if staging.gpu else group.world)
+    free = Free(hbm=hbm, host=host + held)
+    resolved = resolve(spec, hits, wanted, free, staging=staging, group=group)
+    if rows is not None and resolved.shared:
+        rows.check_room()
+    return resolved
 
 
 def _check_copied(bundle: Bundle) -> None:

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.hashing.hasher import Window
-from engram_cli.stats.counting import kernels
+from engram_cli.registry import LazyModule
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
+
+kernels = LazyModule("engram_cli.stats.counting.kernels")
 
 DEFAULT_SAMPLE = 2**18
 LEAST_SAMPLE, MOST_SAMPLE = 16, 2**23
@@ -105,14 +107,23 @@ def lowest(
 def hash_ngrams(ngrams: NDArray[np.int32]) -> NDArray[np.uint64]:
     """Return the hashes uint64[S] of n-grams int32[S, n], oldest token first.
 
-    The n-grams form one stream, in which every n-th position is the end of one.
+    Two tokens at a time, the newest first, as the kernel `ngram_hashes` does at every position.
     """
-    count, order = ngrams.shape
-    hashes = np.empty(count * order, dtype=np.uint64)
-    stream = np.concatenate([np.zeros(order - 1, dtype=np.int32), ngrams.reshape(-1)])
-    seen = np.full(count * order, order, dtype=np.uint8)
-    kernels.ngram_hashes(stream, seen, 0, order, hashes)
-    return hashes[order - 1 :: order]
+    newest = ngrams[:, ::-1].astype(np.uint32).astype(np.uint64)
+    hashes = np.zeros(len(ngrams), dtype=np.uint64)
+    for lag in range(0, ngrams.shape[1], 2):
+        hashes ^= newest[:, lag]
+        if lag + 1 < ngrams.shape[1]:
+            hashes ^= newest[:, lag + 1] << np.uint64(32)
+        hashes = _scramble(hashes)
+    return np.maximum(hashes, np.uint64(1))
+
+
+def _scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the finaliser of SplitMix64 of each value."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 class Sampler:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engram_cli.hashing.hasher import LayerPlan, plan_layer
 from engram_cli.hashing.layout import HashLayout, LayerHash
-from engram_cli.stats.sampling.distinct import NgramSample
+from engram_cli.stats.sampling.distinct import EVERYTHING, NgramSample
 from engram_cli.stats.sampling.occurrences import Drawn
 from engram_cli.stats.totals import FULL, Counts
 
@@ -104,6 +104,20 @@ def places_in(sample: NgramSample, hashes: NDArray[np.uint64]) -> NDArray[np.int
         return np.full(len(hashes), -1, dtype=np.int64)
     places = np.minimum(np.searchsorted(sample.hashes, hashes), len(sample.hashes) - 1)
     return np.where(sample.hashes[places] == hashes, places, -1)
+
+
+def certain_places(
+    sample: NgramSample, hashes: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the indices as `places_in`, and bool[T]: whether the count of each n-gram is certain.
+
+    It is for those of the sample, and for those that the sample would hold if they occurred.
+    """
+    places = places_in(sample, hashes)
+    certain = (places >= 0) | (sample.threshold == EVERYTHING)
+    if sample.threshold < EVERYTHING:
+        certain |= hashes < np.uint64(sample.threshold)
+    return places, certain
 
 
 def known_ngrams(counts: Counts, sample: NgramSample, drawn: Drawn | None) -> KnownNgrams:

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.registry import LazyModule
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.counting import kernels
 from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.sampling.distinct import hash_ngrams
 from engram_cli.stats.state import State, check, scalar, take, take_scalar
 from engram_cli.stats.totals import Counts
+
+kernels = LazyModule("engram_cli.stats.counting.kernels")
 
 # An n-gram that is one in 5,000 positions is drawn 13 times, and missed with a chance of 2e-6; a
 # share of the positions has a standard error of 0.2 % at most. Twice as many cost twice the time.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +12,20 @@ from numpy.typing import NDArray
 from engram_cli.hashing.hasher import plan_layer
 from engram_cli.hashing.layout import HashLayout, LayerHash
 from engram_cli.stats.sampling.distinct import NgramSample, hash_ngrams
-from engram_cli.stats.sampling.known import HitsAt, at_most, least_hits, ngram_rows, places_in
+from engram_cli.stats.sampling.known import (
+    HitsAt,
+    at_most,
+    certain_places,
+    least_hits,
+    ngram_rows,
+    places_in,
+)
 from engram_cli.stats.sampling.occurrences import Drawn, drawn_ngrams
 from engram_cli.stats.stats_io import Statistics
 
 _STEP = 2**17  # n-grams hashed together
+_MOST_INDEXED = 2**27  # n-grams x heads whose rows are kept
+_Places: TypeAlias = tuple[NDArray[np.int64], NDArray[np.uint32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,38 +59,94 @@ class RowNgrams:
         self._index = layout.orders.index(sample.order)
         self._plan = plan_layer(layout, entry)
         self._hits_at, self._positions = hits_at, positions
+        self._rows: list[tuple[NDArray[np.uint32], NDArray[np.int32]]] = []
+        self._all_counts: NDArray[np.uint64] | None = None
+
+    def index(self) -> None:
+        """Keep the rows and counts of all known n-grams: `on` then hashes none of them again.
+
+        Takes 8 bytes an n-gram and head. Does nothing where that is more than 1 GiB.
+        """
+        heads, size = self._layout.heads, len(self.tokens)
+        if self._rows or heads * size > _MOST_INDEXED:
+            return
+        rows = np.empty((heads, size), dtype=np.uint32)
+        for begin in range(0, size, _STEP):
+            end = begin + _STEP
+            rows[:, begin:end] = self._rows_of(begin)
+        order = np.argsort(rows, axis=1, kind="stable").astype(np.int32)
+        self._all_counts = self._count(np.arange(size))
+        self._rows = [(own[at], at) for own, at in zip(rows, order, strict=True)]
 
     def on(self, rows: NDArray[np.integer]) -> list[dict[int, list[RowNgram]]]:
         """Return, for each head of `rows` [H, n], row -> its n-grams, the most frequent first."""
         wanted = [np.unique(own) for own in rows]
+        found = self._indexed(wanted) if self._rows else self._scanned(wanted)
+        counts = self._counts(np.concatenate([places for places, _ in found]))
+        return [self._by_row(*own, counts) for own in found]
+
+    def on_row(self, head: int, row: int) -> list[RowNgram]:
+        """Return the n-grams on one row of a head, the most frequent first."""
+        wanted = [np.empty(0, dtype=np.uint32)] * self._layout.heads
+        wanted[head] = np.array([row], dtype=np.uint32)
+        found = self._indexed(wanted) if self._rows else self._scanned(wanted)
+        places, rows = found[head]
+        return self._by_row(places, rows, self._counts(places)).get(row, [])
+
+    def find(self, ngrams: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return int64[T] and bool[T] for n-grams [T, n]: the index of each in the sample, -1 for
+        those not in it, and whether its count is certain; see `certain_places`."""
+        return certain_places(self.sample, hash_ngrams(np.ascontiguousarray(ngrams)))
+
+    def counts(self, places: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return uint64[S]: the counts of known n-grams by their ascending indices, exact for
+        the first `len(sample.counts)` n-grams, upper bounds for the others."""
+        return self._count(places) if self._all_counts is None else self._all_counts[places]
+
+    def _rows_of(self, begin: int) -> NDArray[np.uint32]:
+        """Return uint32[H, n]: the rows of the known n-grams from `begin` on."""
+        tokens = self.tokens[begin : begin + _STEP]
+        return ngram_rows(tokens, self._plan, self._index, self._layout.heads)
+
+    def _scanned(self, wanted: Sequence[NDArray[np.integer]]) -> list[_Places]:
+        """Return, for each head, the known n-grams on the rows `wanted`, and the row of each."""
         places: list[list[NDArray[np.int64]]] = [[] for _ in wanted]
         fallen: list[list[NDArray[np.uint32]]] = [[] for _ in wanted]
         for begin in range(0, len(self.tokens), _STEP):
-            part = ngram_rows(
-                self.tokens[begin : begin + _STEP], self._plan, self._index, self._layout.heads
-            )
+            part = self._rows_of(begin)
             for head, own in enumerate(wanted):
                 at = np.flatnonzero(np.isin(part[head], own))
                 places[head].append(begin + at)
                 fallen[head].append(part[head][at])
-        counts = self._counts(np.concatenate([each for own in places for each in own]))
         return [
-            self._by_row(np.concatenate(own), np.concatenate(on), counts)
+            (_joined(own, np.int64), _joined(on, np.uint32))
             for own, on in zip(places, fallen, strict=True)
         ]
 
-    def find(self, ngrams: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Return int64[T]: the indices of n-grams [T, n] in the sample, -1 for those not in it."""
-        return places_in(self.sample, hash_ngrams(np.ascontiguousarray(ngrams)))
+    def _indexed(self, wanted: Sequence[NDArray[np.integer]]) -> list[_Places]:
+        """Return what `_scanned` returns, from the index."""
+        found: list[_Places] = []
+        for own, (rows, at) in zip(wanted, self._rows, strict=True):
+            begins = np.searchsorted(rows, own.astype(np.uint32), side="left")
+            ends = np.searchsorted(rows, own.astype(np.uint32), side="right")
+            spans = zip(begins.tolist(), ends.tolist(), strict=True)
+            inside = [np.arange(begin, end) for begin, end in spans]
+            taken = _joined(inside, np.int64)
+            found.append((at[taken].astype(np.int64), rows[taken]))
+        return found
 
     def _counts(self, places: NDArray[np.int64]) -> dict[int, int]:
         """Return index -> count; an upper bound for n-grams outside the sample."""
         own = np.unique(places)
-        exact, others = own[own < len(self.sample.counts)], own[own >= len(self.sample.counts)]
+        return dict(zip(own.tolist(), self.counts(own).tolist(), strict=True))
+
+    def _count(self, places: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return what `counts` returns, from the hits."""
+        known = len(self.sample.counts)
+        exact, others = places[places < known], places[places >= known]
         found = least_hits(self._layout, [self._entry], self.tokens[others], self._hits_at)
         bounds = at_most(found, self._positions)
-        counts = np.concatenate([self.sample.counts[exact], bounds])
-        return dict(zip(own.tolist(), counts.tolist(), strict=True))
+        return np.concatenate([self.sample.counts[exact], bounds])
 
     def _by_row(
         self, places: NDArray[np.int64], rows: NDArray[np.uint32], counts: dict[int, int]
@@ -91,6 +158,10 @@ class RowNgrams:
         for found in met.values():
             found.sort(key=lambda ngram: (-ngram.count, ngram.at))
         return met
+
+
+def _joined(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype=dtype), *parts])
 
 
 def load_row_ngrams(

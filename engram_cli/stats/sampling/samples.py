@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engram_cli.arrow import integers
 from engram_cli.errors import ArtifactError
 from engram_cli.files import sha256_bytes
 from engram_cli.remote.path import open_whole
@@ -22,6 +23,8 @@ from engram_cli.stats.sampling.distinct import (
     hash_ngrams,
 )
 from engram_cli.stats.state import State, check, numbered, part_of, scalar, take, take_scalar
+
+IDS, _OLD_IDS = "compressed_ids", "tokens"  # the column of an n-gram; in earlier versions
 
 
 def samples_state(samples: Sequence[NgramSample]) -> State:
@@ -75,17 +78,28 @@ def sample_digest(sample: NgramSample) -> str:
     return sha256_bytes("".join(digests).encode())
 
 
-def write_samples(samples: Sequence[NgramSample], path: Path) -> None:
-    """Write samples as one Parquet file, a row for each n-gram."""
+def write_samples(
+    samples: Sequence[NgramSample], path: Path, texts: Mapping[int, str] | None = None
+) -> None:
+    """Write samples as one Parquet file, a row for each n-gram.
+
+    `texts`: of every compressed id in them; None leaves the text of the n-grams open.
+    """
     lengths = np.concatenate([np.full(len(s.hashes), s.order, np.int32) for s in samples])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     tokens = np.concatenate([s.tokens.reshape(-1) for s in samples])
+    text: Any = pa.nulls(len(lengths), pa.string())
+    if texts is not None:
+        ngrams = (ngram for sample in samples for ngram in sample.tokens.tolist())
+        joined = (" ".join(texts[token] for token in ngram) for ngram in ngrams)
+        text = pa.array(joined, pa.string(), size=len(lengths))
     table = pa.table(
         {
             "order": lengths,
             "hash": np.concatenate([s.hashes for s in samples]),
             "count": np.concatenate([s.counts for s in samples]),
-            "tokens": pa.ListArray.from_arrays(offsets, tokens),
+            IDS: pa.ListArray.from_arrays(offsets, tokens),
+            "text": text,
         }
     )
     pq.write_table(table, path, compression="zstd")
@@ -100,22 +114,27 @@ def read_samples(
     """
     try:
         with open_whole(path) as raw, pq.ParquetFile(raw) as file:
+            ids_name = IDS if IDS in file.schema_arrow.names else _OLD_IDS
             if _most_entries(file.metadata) > MOST_SAMPLE * sum(orders):
                 raise ValueError(f"it has more than {MOST_SAMPLE * sum(orders):,} entries")
-            table = file.read(columns=["order", "hash", "count", "tokens"])
+            table = file.read(columns=["order", "hash", "count", ids_name])
         table.validate(full=True)
-        order_of = table["order"].to_numpy()
+        order_of = integers(table["order"])
+        lists = table[ids_name].combine_chunks()
+        bounds = integers(pa.chunked_array([lists.offsets]))
+        ids_of = integers(pa.chunked_array([lists.values]))[bounds[0] : bounds[-1]]
         states: list[State] = []
         for entry, order in zip(about, orders, strict=True):
-            own = table.take(np.flatnonzero(order_of == order))
-            flat = own["tokens"].combine_chunks().flatten().to_numpy()
+            own = order_of == order
             states.append(
                 {
                     "size": scalar(int(entry["size"])),
                     "highest": scalar(int(entry["threshold"]) - 1, np.uint64),
-                    "hashes": own["hash"].to_numpy().astype(np.uint64, casting="safe"),
-                    "counts": own["count"].to_numpy().astype(np.uint64, casting="safe"),
-                    "tokens": flat.astype(np.int32, casting="safe"),
+                    "hashes": integers(table["hash"])[own].astype(np.uint64, casting="safe"),
+                    "counts": integers(table["count"])[own].astype(np.uint64, casting="safe"),
+                    "tokens": ids_of[np.repeat(own, np.diff(bounds))].astype(
+                        np.int32, casting="safe"
+                    ),
                 }
             )
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError) as error:

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import InputError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.registry import LazyModule
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.counting import kernels
 from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.sampling.distinct import EVERYTHING, NgramSample, hash_ngrams
 from engram_cli.stats.sampling.occurrences import OccurrenceSample, read_occurrences
 from engram_cli.stats.sampling.samples import merged, samples_of, samples_state
 from engram_cli.stats.state import State, check, nested, numbered, part_of, take
 from engram_cli.stats.totals import Counts
+
+kernels = LazyModule("engram_cli.stats.counting.kernels")
 
 EXACT = "exact"  # names the arrays of all n-grams in the partials of texts
 EXACT_OF = f"{EXACT}-"  # and with an order behind it the partial of all n-grams of the corpus

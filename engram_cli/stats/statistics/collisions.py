@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.hashing.layout import LayerHash
-from engram_cli.stats.counting import kernels
+from engram_cli.registry import LazyModule
 from engram_cli.stats.sampling.by_use import Uses
 from engram_cli.stats.sampling.distinct import NgramSample
 from engram_cli.stats.sampling.ideal import (
@@ -41,6 +41,8 @@ from engram_cli.view import (
     order_curve,
     percents,
 )
+
+kernels = LazyModule("engram_cli.stats.counting.kernels")
 
 _STEP = 2**17  # n-grams hashed together
 _MOST_LAYERS = 4  # drawn
@@ -260,10 +262,10 @@ def _charts(layer: int, suffix: str, columns: list[ColumnStats]) -> tuple[LineCh
     return (
         LineChart(
             name=f"occupancy-{layer}",
-            title=f"Rows used, compared with a random hash{suffix}",
+            title=f"Rows used{suffix}",
             description="A dot for each head: how many standard errors its used rows lie above or "
             "below those of a random hash. Within 3 of 0 is what chance gives.",
-            note="in standard errors; within 3 is chance",
+            note="in standard errors from a random hash; within 3 is chance",
             x=x,
             y=Axis("standard errors", "decimal", low=-max(4.0, most), high=max(4.0, most)),
             curves=tuple(
@@ -274,10 +276,10 @@ def _charts(layer: int, suffix: str, columns: list[ColumnStats]) -> tuple[LineCh
         ),
         LineChart(
             name=f"shared-{layer}",
-            title=f"Look-ups sharing, compared with a random hash{suffix}",
+            title=f"Look-ups sharing{suffix}",
             description="A dot for each head: the share of look-ups that meet a shared row, minus "
             "that of a random hash. Few frequent n-grams decide how far a head lies from 0.",
-            note="in percentage points; frequent n-grams decide",
+            note="in points from a random hash; frequent n-grams decide",
             x=x,
             y=Axis("points", "points"),
             curves=tuple(

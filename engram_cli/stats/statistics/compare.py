@@ -16,8 +16,8 @@ from engram_cli.errors import ArtifactError, InputError
 from engram_cli.hashing.hasher import Window
 from engram_cli.hashing.layout import INT64, HashLayout
 from engram_cli.numbers import mean
+from engram_cli.registry import LazyModule
 from engram_cli.stats.collector import Collector
-from engram_cli.stats.counting import kernels
 from engram_cli.stats.counting.counters import Counter, buffer_bytes, scratch_bytes
 from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.sampling.by_use import uses_of
@@ -47,6 +47,8 @@ from engram_cli.view import (
     percents,
     share_axis,
 )
+
+kernels = LazyModule("engram_cli.stats.counting.kernels")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

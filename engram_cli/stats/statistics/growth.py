@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from engram_cli.errors import MismatchError
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.registry import LazyModule
 from engram_cli.stats.collector import Collector, first_heads
-from engram_cli.stats.counting import collector_kernels as kernels
-from engram_cli.stats.counting.kernels import drop_from
 from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.sampling.distinct import (
     EVERYTHING,
@@ -37,6 +36,9 @@ from engram_cli.stats.state import (
 )
 from engram_cli.stats.statistics.growth_curve import BINS, ColumnRows, OrderGrowth, growth_curve
 from engram_cli.stats.totals import Counts
+
+kernels = LazyModule("engram_cli.stats.counting.collector_kernels")
+_sampling_kernels = LazyModule("engram_cli.stats.counting.kernels")
 
 DEFAULT_SIZE = 2**14
 MOST_FOLLOWED = 2**20  # n-grams of an order
@@ -134,7 +136,7 @@ class ArrivalSampler:
             if self._entries[0] > self._limit:
                 self._threshold = next_threshold(self._slots, self._limit + 1, self._size)
                 threshold = np.uint64(self._threshold)
-                self._entries[0] = drop_from(self._slots, _NO_TOKENS, threshold)
+                self._entries[0] = _sampling_kernels.drop_from(self._slots, _NO_TOKENS, threshold)
 
     def sample(self) -> NgramArrivals:
         """Return the n-grams and their least arrivals."""

@@ -18,8 +18,8 @@ from engram_cli.errors import MismatchError
 from engram_cli.hashing.hasher import StreamHasher
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.numbers import brief
+from engram_cli.registry import LazyModule
 from engram_cli.stats.collector import Collector, first_heads
-from engram_cli.stats.counting import collector_kernels as kernels
 from engram_cli.stats.counting.holdout import HeldOut, Holdout, read_held_out
 from engram_cli.stats.state import State, nested, numbered, part_of
 from engram_cli.stats.statistic import CollectorPlan, Results, Statistic
@@ -39,6 +39,8 @@ from engram_cli.view import (
     percents,
     share_axis,
 )
+
+kernels = LazyModule("engram_cli.stats.counting.collector_kernels")
 
 # The shares of the rows that are looked at: 1, 2 and 5 of each power of ten.
 SHARES = (*(digit / 10**power for power in (4, 3, 2, 1) for digit in (1, 2, 5)), 1.0)

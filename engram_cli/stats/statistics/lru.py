@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.stats.counting import collector_kernels as kernels
+from engram_cli.registry import LazyModule
 from engram_cli.stats.counting.token_chunk import TokenChunk
 from engram_cli.stats.state import State, check, scalar, take, take_into, take_scalar
+
+kernels = LazyModule("engram_cli.stats.counting.collector_kernels")
 
 SAMPLED_ROWS = 2**16
 PARTITION = 2**26  # the tokens after which the cache is empty again

@@ -8,9 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from engram_cli.stats.counting import kernels
+from engram_cli.registry import LazyModule
 from engram_cli.stats.statistic import Counted, Results, Statistic
 from engram_cli.view import Axis, LineChart, View, by_layer, order_curve
+
+kernels = LazyModule("engram_cli.stats.counting.kernels")
 
 _BINS = 34
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,12 @@ import torch
 from quantised_bundles import quantised_bundle
 from runtime.sharding.trained_processes import (
     CASES,
-    DIM,
-    HEIGHTS,
+    DTYPES,
     STEPS,
     WAYS,
     Run,
-    rows_of,
-    table,
+    check_exchange,
+    run_processes,
 )
 
 from engram_cli.errors import ArtifactError, MismatchError, RuntimeAttachError
@@ -32,9 +29,6 @@ from engram_cli.runtime import (
 )
 from engram_cli.vocab.compress import CompressedVocab
 
-SCRIPT = Path(__file__).with_name("trained_processes.py")
-DTYPES = (torch.float32, torch.bfloat16)
-
 
 @pytest.fixture(scope="module")
 def found(
@@ -42,11 +36,7 @@ def found(
 ) -> dict[str, Any]:
     """What 2 and 3 processes found, by world, and where they saved."""
     out = tmp_path_factory.mktemp("trained") / "out"
-    command = [sys.executable, str(SCRIPT), str(bundle), str(small_vocab.vocab_size), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    worlds = {world: torch.load(f"{out}.{world}") for world in (2, 3)}
-    return {"out": out, "worlds": worlds}
+    return run_processes(bundle, small_vocab.vocab_size, out, "cpu", (2, 3))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -55,25 +45,7 @@ def found(
 def test_vectors_and_gradients_are_those_of_the_whole_table(
     world: int, case: str, dtype: torch.dtype, found: dict[str, Any]
 ) -> None:
-    ranks = found["worlds"][world]["exchange"][case, dtype]
-    for layer, height in enumerate(HEIGHTS):
-        whole = table(layer, dtype)
-        expected = torch.zeros(height, DIM, dtype=torch.float64)
-        for rank, own in enumerate(ranks):
-            rows = rows_of(case, rank, world)[layer]
-            assert torch.equal(own["vectors"][layer], whole[rows])
-            expected.index_add_(0, rows, own["given"][layer].double())
-        expected /= world
-        for rank, own in enumerate(ranks):
-            near = {"atol": 1e-6, "rtol": 1e-6} if dtype == torch.float32 else {}
-            near = near or {"atol": 0.03, "rtol": 0.02}
-            mine = own["gradients"][layer].double()
-            torch.testing.assert_close(mine, expected[rank::world], **near)
-        norms = [own["norms"].view(len(HEIGHTS), 2)[layer] for own in ranks]
-        assert all(torch.equal(norm, norms[0]) for norm in norms)
-        total = torch.stack([expected.norm(), expected.abs().max()])
-        torch.testing.assert_close(norms[0].double(), total, atol=1e-2, rtol=1e-2)
-    assert all(own["again"] for own in ranks), "not the same bits every time"
+    check_exchange(found["worlds"][world]["exchange"][case, dtype], case, dtype)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,15 +1,18 @@
-"""Trains with rows distributed over 2 and 3 processes (gloo): run by test_trained.py as a program.
+"""Trains with rows distributed over processes: a program, run by test_trained.py and on GPUs.
 
-    python trained_processes.py BUNDLE VOCAB OUT
+    python trained_processes.py BUNDLE VOCAB OUT cpu|cuda WORLD ...
 
 For each world, the first process writes what it found to OUT.WORLD. Three processes resume what two
-saved. Children are forked: torch is imported once.
+saved. Processes on the CPU use gloo, on GPUs NCCL. They are forked: torch is imported once.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 LINES, STEPS = 6, 2  # LINES can be divided among 1, 2 and 3 processes
 WAYS = ("ddp, adam, checkpointed", "ddp, adagrad, clipped", "fsdp2, adam, clipped")
 HEIGHTS, DIM = (11, 7), 4
+DTYPES = (torch.float32, torch.bfloat16)
 CASES = ("mixed", "one row", "one owner", "one rank asks", "nobody asks")
 
 
@@ -39,7 +43,9 @@ def batch(vocab: int, step: int) -> tuple[Tensor, Tensor]:
 class Run:
     """A tiny model in training, on this process's part of each batch."""
 
-    def __init__(self, way: str, bundle: str | Path, vocab: int, rank: int | None) -> None:
+    def __init__(
+        self, way: str, bundle: str | Path, vocab: int, rank: int | None, device: str = "cpu"
+    ) -> None:
         from tiny_models import llama, wake
 
         from engram_cli.runtime import (
@@ -50,8 +56,8 @@ class Run:
             row_parameters,
         )
 
-        self.way, self.vocab, self.rank = way, vocab, rank
-        self.model: Any = llama(vocab).train()
+        self.way, self.vocab, self.rank, self.device = way, vocab, rank, device
+        self.model: Any = llama(vocab).train().to(device)
         placement = "hbm" if rank is None else "shard"
         wake(attach(self.model, bundle, sparse_gradients=True, placement=placement))
         if "checkpointed" in way:
@@ -80,6 +86,7 @@ class Run:
             if self.rank is not None:
                 part = LINES // dist.get_world_size()
                 ids, mask = (x[self.rank * part : (self.rank + 1) * part] for x in (ids, mask))
+            ids, mask = ids.to(self.device), mask.to(self.device)
             loss = self.wrapped(ids, attention_mask=mask, labels=ids).loss
             loss.backward()
             if "clipped" in self.way:
@@ -113,7 +120,7 @@ class Run:
 
         load(self.model, f"{folder}/engram")
         load_row_states(self.of_rows, self.model, f"{folder}/states")
-        state = torch.load(f"{folder}/model.pt", mmap=True)
+        state = torch.load(f"{folder}/model.pt", map_location=self.device)
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 if "embedding.weight" in name and "engram" in name:
@@ -153,36 +160,56 @@ def table(layer: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(HEIGHTS[layer], DIM, generator=generator).to(dtype)
 
 
-def exchange(case: str, dtype: torch.dtype, rank: int, world: int) -> dict[str, Any]:
-    """Look rows up, and give them a gradient: what this process gets."""
+def exchange(case: str, dtype: torch.dtype, rank: int, world: int, device: str) -> dict[str, Any]:
+    """Look rows up, and give them a gradient: what this process gets, and how often it waits."""
     from engram_cli.runtime.sharding.trained.rows import ShardedRows, look_up
 
     tables = [
-        ShardedRows(table(layer, dtype)[rank::world].clone(), height)
+        ShardedRows(table(layer, dtype)[rank::world].to(device), height)
         for layer, height in enumerate(HEIGHTS)
     ]
-    rows = rows_of(case, rank, world)
-    found = []
+    rows = rows_of(case, rank, world).to(device)
+    found, waits = [], []
     for _ in range(2):
         for own in tables:
             own.weight.grad = None
-        vectors = look_up(tables, rows[..., None])
+        with host_waits() as forward:
+            vectors = look_up(tables, rows[..., None])
         generator = torch.Generator().manual_seed(50 + rank)
-        given = torch.randn(vectors.shape, generator=generator).to(dtype)
-        vectors.backward(given)
+        given = torch.randn(vectors.shape, generator=generator).to(device, dtype)
+        with host_waits() as backward:
+            vectors.backward(given)
+        waits = [len(forward), len(backward)]
         found.append([own.weight.grad for own in tables])
-    gradients = [gradient.to_dense() for gradient in found[0]]
+    gradients = [gradient.to_dense().cpu() for gradient in found[0]]
     norm = [torch.linalg.vector_norm(g, ord) for g in found[0] for ord in (2.0, float("inf"))]
     return {
-        "vectors": vectors.detach(),
-        "given": given,
+        "vectors": vectors.detach().cpu(),
+        "given": given.cpu(),
         "gradients": gradients,
-        "norms": torch.stack(norm),
+        "norms": torch.stack(norm).cpu(),
+        "waits": waits,
         "again": all(
             torch.equal(a._values(), b._values()) and torch.equal(a._indices(), b._indices())
             for a, b in zip(*found, strict=True)
         ),
     }
+
+
+@contextmanager
+def host_waits() -> Iterator[list[Any]]:
+    """Notes how often the host waits for a GPU."""
+    if not torch.cuda.is_initialized():
+        yield []
+        return
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield noted
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            noted[:] = [each for each in noted if "synchronizing" in str(each.message)]
 
 
 def gathered(value: Any) -> list[Any]:
@@ -203,48 +230,86 @@ def message(call: Callable[[], Any]) -> str:
     return "nothing"
 
 
-def refusals(bundle: str, vocab: int, rank: int, out: str) -> dict[str, str]:
+def refusals(bundle: str, vocab: int, device: str, out: str) -> dict[str, str]:
     """What is refused, and how."""
     from tiny_models import llama, text
 
     from engram_cli.runtime import attach, load, save_engram
     from engram_cli.runtime.carried import leave_out_of_broadcasts
 
-    model = llama(vocab)
+    model = llama(vocab).to(device)
     attach(model, bundle, rows_trainable=True, placement="shard")
     outer = nn.ModuleDict({"model": model})
     outer.forward = lambda ids: model(ids).logits  # type: ignore[method-assign]
-    ids = text(vocab, 1, 6)
+    ids = text(vocab, 1, 6).to(device)
     found = {
         "hbm": message(lambda: load(model, bundle, placement="hbm")),
         "ddp": message(lambda: DistributedDataParallel(outer)(ids)),
     }
     leave_out_of_broadcasts(outer)
     found["left out"] = message(lambda: DistributedDataParallel(outer)(ids))
-    Path(f"{out}.foreign.{dist.get_world_size()}").mkdir(exist_ok=True)
-    (Path(f"{out}.foreign.{dist.get_world_size()}") / "note.txt").write_text("kept")
+    foreign = Path(f"{out}.foreign.{dist.get_world_size()}")
+    foreign.mkdir(exist_ok=True)
+    (foreign / "note.txt").write_text("kept")
     dist.barrier()
-    foreign = f"{out}.foreign.{dist.get_world_size()}"
     found["foreign"] = message(lambda: save_engram(model, foreign, force=True))
     return found
 
 
-def process(rank: int, world: int, bundle: str, vocab: int, out: str) -> None:
+def run_processes(
+    bundle: Path, vocab: int, out: Path, device: str, worlds: tuple[int, ...]
+) -> dict[str, Any]:
+    """Run this program, and return what its processes found, by world, and where they saved."""
+    arguments = [str(bundle), str(vocab), str(out), device, *map(str, worlds)]
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {"out": out, "worlds": {world: torch.load(f"{out}.{world}") for world in worlds}}
+
+
+def check_exchange(ranks: list[dict[str, Any]], case: str, dtype: torch.dtype) -> None:
+    """Compare what all ranks looked up, and their gradients, with the whole tables."""
+    world = len(ranks)
+    near = {"atol": 1e-6, "rtol": 1e-6} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.02}
+    for layer, height in enumerate(HEIGHTS):
+        whole = table(layer, dtype)
+        expected = torch.zeros(height, DIM, dtype=torch.float64)
+        for rank, own in enumerate(ranks):
+            rows = rows_of(case, rank, world)[layer]
+            assert torch.equal(own["vectors"][layer], whole[rows])
+            expected.index_add_(0, rows, own["given"][layer].double())
+        expected /= world
+        for rank, own in enumerate(ranks):
+            mine = own["gradients"][layer].double()
+            torch.testing.assert_close(mine, expected[rank::world], **near)
+        norms = [own["norms"].view(len(HEIGHTS), 2)[layer] for own in ranks]
+        assert all(torch.equal(norm, norms[0]) for norm in norms)
+        total = torch.stack([expected.norm(), expected.abs().max()])
+        torch.testing.assert_close(norms[0].double(), total, atol=1e-2, rtol=1e-2)
+    assert all(own["again"] for own in ranks), "not the same bits every time"
+
+
+def process(rank: int, world: int, bundle: str, vocab: int, out: str, device: str) -> None:
     """What each process does."""
     torch.set_num_threads(1)
+    if device == "cuda":
+        device = f"cuda:{rank}"
+        torch.cuda.set_device(rank)
+    backend = "gloo" if device == "cpu" else "nccl"
     method = f"file://{out}.meet.{world}"
-    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=world)
+    own = None if device == "cpu" else torch.device(device)
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=world, device_id=own)
     found: dict[str, Any] = {
         "exchange": {
-            (case, dtype): gathered(exchange(case, dtype, rank, world))
+            (case, dtype): gathered(exchange(case, dtype, rank, world, device))
             for case in CASES
-            for dtype in (torch.float32, torch.bfloat16)
+            for dtype in DTYPES
         },
-        "refusals": gathered(refusals(bundle, vocab, rank, out)),
+        "refusals": gathered(refusals(bundle, vocab, device, out)),
         "losses": {},
     }
     for way in WAYS:
-        run = Run(way, bundle, vocab, rank)
+        run = Run(way, bundle, vocab, rank, device)
         first = 0
         if world == 3:
             run.resume(f"{out}.2.{way}")
@@ -265,10 +330,10 @@ if __name__ == "__main__":
 
     import engram_cli.runtime.saving  # noqa: F401
 
-    for size in (2, 3):
+    for size in map(int, sys.argv[5:]):
         torch.multiprocessing.start_processes(
             process,
-            (size, sys.argv[1], int(sys.argv[2]), sys.argv[3]),
+            (size, sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]),
             nprocs=size,
             start_method="fork",
         )

@@ -43,6 +43,9 @@ PLENTY = Free(hbm=10**12, host=10**12)
         ("disk,hbm=20GB", Wanted(hbm=20 * 10**9, cold="disk")),
         ("host=1M,disk", Wanted(host=10**6, cold="disk")),
         ("hbm=1k,host=1M,disk", Wanted(hbm=1000, host=10**6, cold="disk")),
+        ("host,shared", Wanted(cold="host", shared=True)),
+        ("hbm=20GB, Shared", Wanted(hbm=20 * 10**9, cold="host", shared=True)),
+        ("private,host=64GB", Wanted(host=64 * 10**9, shared=False)),
     ],
 )
 def test_what_may_be_asked(text: str, wanted: Wanted) -> None:
@@ -65,6 +68,11 @@ def test_what_may_be_asked(text: str, wanted: Wanted) -> None:
         ("hbm,host", "hbm without a size takes all rows"),
         ("hbm,disk", "hbm without a size takes all rows"),
         ("host,disk", "host without a size takes all rows"),
+        ("shared", "shared and private are about rows on the host"),
+        ("hbm,shared", "shared and private are about rows on the host"),
+        ("disk,private", "shared and private are about rows on the host"),
+        ("host,shared,private", "no tier 'private'"),
+        ("host,shared=2", "no tier 'shared'"),
     ],
 )
 def test_what_may_not_be_asked(text: str, message: str) -> None:

@@ -59,11 +59,10 @@ def sort_by_owner(rows: Tensor, height: int, world: int) -> Asked:
     if world * layers * height < 2**31:  # half the digits to sort by
         keys = keys.to(torch.int32)
     keys, order = torch.sort(keys, stable=True)
+    heads = torch.ones_like(keys, dtype=torch.bool)
+    torch.ne(keys[1:], keys[:-1], out=heads[1:])
     before = torch.zeros(len(keys) + 1, dtype=torch.int64, device=rows.device)
-    if len(keys):
-        before[1] = 1
-        torch.cumsum(keys[1:] != keys[:-1], 0, out=before[2:])
-        before[2:] += 1
+    torch.cumsum(heads, 0, out=before[1:])
     segments = before[1:] - 1
     distinct = torch.empty_like(keys)
     distinct[segments] = keys
@@ -99,6 +98,8 @@ class Route:
     def parts(self) -> list[tuple[int, slice]]:
         """Return the layer and the lines of each part of `indices`."""
         found, begin = [], 0
+        if len(self.received[0]) == 1:
+            return [(0, slice(0, len(self.indices)))]
         for counts in self.received:
             for layer, count in enumerate(counts):
                 if count:
@@ -169,9 +170,14 @@ class _Vectors(torch.autograd.Function):
         found: list[Tensor | None] = [None]
         for layer, shape in enumerate(ctx.shapes):
             own = [part for other, part in parts if other == layer] or [slice(0, 0)]
-            rows = torch.cat([route.indices[part] for part in own]).long()
-            found.append(sparse_tensor(rows, torch.cat([arrived[part] for part in own]), shape))
+            rows, values = _joined(route.indices, own).long(), _joined(arrived, own)
+            found.append(sparse_tensor(rows, values, shape))
         return tuple(found)
+
+
+def _joined(lines: Tensor, parts: list[slice]) -> Tensor:
+    """Return parts of `lines`, one after another."""
+    return lines[parts[0]] if len(parts) == 1 else torch.cat([lines[part] for part in parts])
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

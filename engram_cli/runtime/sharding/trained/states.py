@@ -127,6 +127,17 @@ def load_row_states(optimiser: torch.optim.Optimizer, model: nn.Module, folder: 
         )
 
 
+def keep_own_states(optimiser: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Cut state of all rows, which one process saved by torch's means, down to this process's."""
+    for module in _trained(optimiser, model).values():
+        state = optimiser.state[module.weight]
+        for what, value in state.items():
+            is_whole = isinstance(value, Tensor) and value.shape[:1] == (module.num_embeddings,)
+            if is_whole and isinstance(module, ShardedRows):
+                own = owned([value], dist.get_rank(), dist.get_world_size())[0]
+                state[what] = own.clone()
+
+
 def _trained(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Rows]:
     """Return the tables that an optimiser trains, by name. Raises RuntimeAttachError for none."""
     own = {id(p) for group in optimiser.param_groups for p in group["params"]}

@@ -1,0 +1,1 @@
+"""A local page that looks texts, n-grams and rows up: `engram explore`."""

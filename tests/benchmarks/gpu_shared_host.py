@@ -1,0 +1,312 @@
+"""One copy of host rows for two processes on one GPU: memory, start-up and look-ups.
+
+    python tests/benchmarks/gpu_shared_host.py [RESULT.json] [--bytes 60GB] [--tiny]
+
+Two processes take the same random records of 264 bytes (DeepSeek-V4.1's rows) as a shared copy,
+pinned, the first fills it. Then both are killed, and a third takes what they left. For comparison,
+one process takes as many bytes as its own. Memory is measured by the kernel: PSS of each process,
+which counts a shared page in parts, and what the machine has left. Look-ups are measured in one
+process with a shared copy and an own one of the same records, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from runner import RESULTS, commit, machine, versions
+from tier_cases import tier_spec
+from torch import Tensor
+
+from engram_cli.errors import EngramError
+from engram_cli.runtime.tiers.embedding import TieredEmbedding
+from engram_cli.runtime.tiers.host import HostRows, host_memory, shared_memory
+from engram_cli.shared_copy import Advance, Contents, check_room, remove_leftovers
+from engram_cli.sizes import available_memory, read_size
+
+RECORD, COLUMNS, PIECE = 264, 24, 2**30
+ROUNDS, CALLS = 7, 20
+BATCHES = (1, 64, 16_384) if torch.cuda.is_available() else (1, 64)  # tokens of a call
+
+
+def device() -> torch.device:
+    """The GPU, or the CPU for a dry run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def piece_of(begin: int, size: int) -> Tensor:
+    """The bytes from `begin` on, a multiple of PIECE: random, the same in each process."""
+    generator = torch.Generator(device=device()).manual_seed(begin // PIECE)
+    words = torch.empty(-(-size // 8), dtype=torch.int64, device=device())
+    words.random_(generator=generator)
+    return words.bitwise_and_(0x7E7E7E7E7E7E7E7E).view(torch.uint8)[:size]
+
+
+def fill(held: Tensor, advance: Advance) -> None:
+    """Write all records."""
+    for begin in range(0, len(held), PIECE):
+        part = held[begin : begin + PIECE]
+        part.copy_(piece_of(begin, len(part)))
+        advance(len(part))
+
+
+def what(size: int) -> Contents:
+    """What the copy holds."""
+    return Contents(about={"benchmark": "gpu_shared_host"}, size=size)
+
+
+def is_right(held: Tensor) -> bool:
+    """Whether the first and the last piece are what they must be."""
+    last = (len(held) - 1) // PIECE * PIECE
+    parts = {begin: held[begin : begin + PIECE].to(device()) for begin in (0, last)}
+    return all(torch.equal(part, piece_of(begin, len(part))) for begin, part in parts.items())
+
+
+def memory_of(process: int | str = "self") -> dict[str, float]:
+    """GB of a process as the kernel counts them."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+    found = {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e9 for line in lines}
+    return {name.lower(): round(found[name], 3) for name in ("Rss", "Pss")}
+
+
+def warm_up() -> None:
+    """Make what each process makes once: the context and the kernels."""
+    torch.zeros(8, device=device())
+    spec = tier_spec("fp8_e8m0", 256)
+    held = host_memory(64 * RECORD, pinned=device().type == "cuda").view(-1, RECORD)
+    embedding = TieredEmbedding(spec, HostRows(held), device=device(), dtype=torch.bfloat16)
+    embedding.vectors(torch.zeros(1, 2, COLUMNS, dtype=torch.int64, device=device()))
+    embedding.close()
+
+
+def user(size: int, meeting: Any, answers: Any) -> None:
+    """A process that takes the copy, and waits until it is killed or the meeting is over."""
+    try:
+        warm_up()
+        pinned = device().type == "cuda"
+        before = memory_of()
+        meeting.wait()
+        begin = time.perf_counter()
+        filled: list[float] = []
+
+        def timed(held: Tensor, advance: Advance) -> None:
+            start = time.perf_counter()
+            fill(held, advance)
+            filled.extend([start - begin, time.perf_counter() - begin])
+
+        held, _ = shared_memory(what(size), timed, pinned=pinned)
+        ready = time.perf_counter() - begin
+        meeting.wait()
+        answers.put(
+            {
+                "filled": bool(filled),
+                "reserved_s": round(filled[0], 2) if filled else None,
+                "filled_s": round(filled[1], 2) if filled else None,
+                "ready_s": round(ready, 2),
+                "equal": is_right(held),
+                "memory_before_gb": before,
+                "memory_gb": memory_of(),
+                "left_gb": round((available_memory() or 0) / 1e9, 2),
+            }
+        )
+        time.sleep(600)
+    except BaseException:
+        answers.put({"failed": traceback.format_exc()})
+        raise
+
+
+def late(size: int, answers: Any) -> None:
+    """A process that starts when the copy is whole: used by others, or left by killed ones."""
+    try:
+        warm_up()
+        begin = time.perf_counter()
+        held, release = shared_memory(what(size), _never, pinned=device().type == "cuda")
+        answers.put({"ready_s": round(time.perf_counter() - begin, 2), "equal": is_right(held)})
+        del held
+        release()
+    except BaseException:
+        answers.put({"failed": traceback.format_exc()})
+        raise
+
+
+def _never(held: Tensor, advance: Advance) -> None:
+    raise AssertionError("the copy is there")
+
+
+def alone(size: int, answers: Any) -> None:
+    """A process with memory of its own."""
+    try:
+        warm_up()
+        begin = time.perf_counter()
+        held = host_memory(size, pinned=device().type == "cuda")
+        reserved = time.perf_counter() - begin
+        for at in range(0, size, PIECE):
+            held[at : at + PIECE].copy_(piece_of(at, min(PIECE, size - at)))
+        answers.put(
+            {
+                "pinned_s": round(reserved, 2),
+                "ready_s": round(time.perf_counter() - begin, 2),
+                "memory_gb": memory_of(),
+            }
+        )
+    except BaseException:
+        answers.put({"failed": traceback.format_exc()})
+        raise
+
+
+def looked_up(size: int, answers: Any) -> None:
+    """Seconds of look-ups from a shared copy and from memory of this process, in turn."""
+    try:
+        warm_up()
+        pinned, spec = device().type == "cuda", tier_spec("fp8_e8m0", 256)
+        shared, release = shared_memory(what(size), fill, pinned=pinned)
+        own = host_memory(size, pinned=pinned)
+        for begin in range(0, size, PIECE):
+            own[begin : begin + PIECE].copy_(shared[begin : begin + PIECE])
+        stores = {
+            "shared": TieredEmbedding(
+                spec, HostRows(shared.view(-1, RECORD)), device=device(), dtype=torch.bfloat16
+            ),
+            "own": TieredEmbedding(
+                spec, HostRows(own.view(-1, RECORD)), device=device(), dtype=torch.bfloat16
+            ),
+        }
+        found = [_turns(stores, tokens, size // RECORD) for tokens in BATCHES]
+        answers.put({"cases": found})
+        for store in stores.values():
+            store.close()
+        release()
+    except BaseException:
+        answers.put({"failed": traceback.format_exc()})
+        raise
+
+
+def _turns(stores: dict[str, TieredEmbedding], tokens: int, height: int) -> dict[str, Any]:
+    """Median seconds of a call of `tokens` tokens, uniformly random rows."""
+    generator = torch.Generator(device=device()).manual_seed(tokens)
+    sets = [
+        torch.randint(0, height, (1, tokens, COLUMNS), device=device(), generator=generator)
+        for _ in range(CALLS)
+    ]
+    equal = torch.equal(*(store.vectors(sets[0]) for store in stores.values()))
+    times: dict[str, list[float]] = {name: [] for name in stores}
+    for _ in range(ROUNDS):
+        for name, store in stores.items():
+            _wait()
+            begin = time.perf_counter()
+            for rows in sets:
+                store.vectors(rows)
+            _wait()
+            times[name].append((time.perf_counter() - begin) / CALLS)
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    return {
+        "tokens": tokens,
+        "equal": equal,
+        **{f"{name}_us": round(1e6 * each, 1) for name, each in medians.items()},
+        "shared_to_own": round(medians["shared"] / medians["own"], 3),
+    }
+
+
+def _wait() -> None:
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+
+
+def run(target: Callable[..., None], size: int) -> dict[str, Any]:
+    """What one process answers."""
+    answers = SPAWN.Queue()
+    process = SPAWN.Process(target=target, args=(size, answers))
+    process.start()
+    found: dict[str, Any] = answers.get(timeout=100)
+    process.join(60)
+    process.kill()
+    return found
+
+
+def together(size: int) -> dict[str, Any]:
+    """Two processes at once, one that comes later, and one after both were killed."""
+    meeting, answers = SPAWN.Barrier(3), SPAWN.Queue()
+    processes = [SPAWN.Process(target=user, args=(size, meeting, answers)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    meeting.wait(120)
+    before = (available_memory() or 0) / 1e9
+    meeting.wait(120)
+    both = [answers.get(timeout=30) for _ in processes]
+    found: dict[str, Any] = {"left_before_gb": round(before, 2), "processes": both}
+    found["joined_later"] = run(late, size)
+    for process in processes:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    found["left_by_killed_gb"] = [
+        round(each.size / 1e9, 3) for each in remove_leftovers(dry_run=True)
+    ]
+    found["after_both_were_killed"] = run(late, size)
+    found["left_over"] = [str(each.path) for each in remove_leftovers()]
+    return found
+
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def main(out: Path, size: int, compared: int) -> None:
+    """Run all parts; one that fails leaves the others as they are."""
+    document: dict[str, Any] = {
+        "benchmark": "gpu_shared_host",
+        "about": (__doc__ or "").strip().splitlines()[0],
+        "machine": machine(),
+        "versions": versions(),
+        "commit": os.environ.get("ENGRAM_COMMIT") or commit(),
+        "bytes": size,
+        "compared_bytes": compared,
+        "shared_memory_bytes": shutil.disk_usage("/dev/shm").total,
+    }
+    if device().type == "cuda":
+        document["machine"]["gpu"] = torch.cuda.get_device_name()
+    try:
+        check_room([what(2**60 // RECORD * RECORD)])
+    except EngramError as error:
+        document["too_small"] = str(error)
+    for name, part, amount in (
+        ("together", together, size),
+        ("look_ups", lambda amount: run(looked_up, amount), compared),
+        ("alone", lambda amount: run(alone, amount), size),
+    ):
+        begin = time.perf_counter()
+        try:
+            document[name] = part(amount)  # type: ignore[operator]
+        except BaseException:
+            document[name] = {"failed": traceback.format_exc()}
+        print(f"{name}: {time.perf_counter() - begin:.1f} s", flush=True)
+        print(json.dumps(document[name], indent=1), flush=True)
+        out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", nargs="?", type=Path, default=RESULTS / "gpu_shared_host.json")
+    parser.add_argument("--bytes", type=read_size, default=60 * 10**9)
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args()
+    wanted = 4 * 10**6 if given.tiny else given.bytes
+    free = min(
+        shutil.disk_usage("/dev/shm").free,
+        (available_memory() or wanted) - 16 * 2**30 * (not given.tiny),
+    )
+    whole = min(wanted, free) // RECORD * RECORD
+    main(given.out, whole, min(whole, 16 * 10**9) // RECORD * RECORD)
