@@ -34,9 +34,9 @@ def rows_of(layout: dict[str, Any], layer: dict[str, Any], ids: list[int]) -> li
     return found
 
 
-def main(vectors: Path, theirs: Path) -> None:
-    """Write the vectors of DeepSeek-V4.1, answer them with `rows_of`, and compare."""
-    golden(GoldenRequest(preset="deepseek-v4.1", out=vectors, force=True))
+def main(vectors: Path, theirs: Path, preset: str) -> None:
+    """Write the vectors of a preset, answer them with `rows_of`, and compare."""
+    golden(GoldenRequest(preset=preset, out=vectors, force=True))
     document = json.loads(vectors.read_text(encoding="utf-8"))
     layout = document["layout"]
     cases = [
@@ -53,7 +53,7 @@ def main(vectors: Path, theirs: Path) -> None:
     answers = {"format": "engram-golden", "version": 1, "cases": cases}
     theirs.write_text(json.dumps(answers), encoding="utf-8")
 
-    check = golden(GoldenRequest(preset="deepseek-v4.1", check=theirs)).check
+    check = golden(GoldenRequest(preset=preset, check=theirs)).check
     assert check is not None
     for step in check.steps:
         print(f"{step.name}: {step.result}")
@@ -64,4 +64,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("vectors", type=Path)
     parser.add_argument("theirs", type=Path)
+    parser.add_argument("--preset", default="deepseek-v4.1")
     main(**vars(parser.parse_args()))
