@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from engram_cli.commands.convert_to import convert as convert
     from engram_cli.commands.demo import DemoResult as DemoResult
     from engram_cli.commands.demo import run_demo as run_demo
+    from engram_cli.commands.doctor import DoctorResult as DoctorResult
+    from engram_cli.commands.doctor import doctor as doctor
     from engram_cli.commands.evaluate import evaluate as evaluate
     from engram_cli.commands.evaluate_result import EvaluateResult as EvaluateResult
     from engram_cli.commands.geometry import Geometry as Geometry
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.corpus import CompressVocabRequest as CompressVocabRequest
     from engram_cli.commands.requests.corpus import FillRequest as FillRequest
     from engram_cli.commands.requests.corpus import HashStatsRequest as HashStatsRequest
+    from engram_cli.commands.requests.doctor import DoctorRequest as DoctorRequest
     from engram_cli.commands.requests.evaluation import EvaluateRequest as EvaluateRequest
     from engram_cli.commands.requests.explore import ExploreRequest as ExploreRequest
     from engram_cli.commands.requests.plan import Budget as Budget
@@ -123,6 +126,8 @@ _HOMES = {
     "EngramCallback": "engram_cli.training.callback",
     "EngramCollator": "engram_cli.training.collator",
     "EngramError": "engram_cli.errors",
+    "DoctorRequest": "engram_cli.commands.requests.doctor",
+    "DoctorResult": "engram_cli.commands.doctor",
     "EvaluateRequest": "engram_cli.commands.requests.evaluation",
     "EvaluateResult": "engram_cli.commands.evaluate_result",
     "ExploreRequest": "engram_cli.commands.requests.explore",
@@ -173,6 +178,7 @@ _HOMES = {
     "convert": "engram_cli.commands.convert_to",
     "convert_table": "engram_cli.commands.convert",
     "detach": "engram_cli.runtime.attach",
+    "doctor": "engram_cli.commands.doctor",
     "evaluate": "engram_cli.commands.evaluate",
     "golden": "engram_cli.commands.golden",
     "hash_layout": "engram_cli.hashing.schemes",
@@ -211,6 +217,8 @@ __all__ = [
     "DemoRequest",
     "DemoResult",
     "DependencyError",
+    "DoctorRequest",
+    "DoctorResult",
     "EngineError",
     "EngramCallback",
     "EngramCollator",
@@ -266,6 +274,7 @@ __all__ = [
     "convert",
     "convert_table",
     "detach",
+    "doctor",
     "evaluate",
     "golden",
     "hash_layout",

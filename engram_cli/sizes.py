@@ -9,8 +9,6 @@ from pathlib import Path
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 _MOUNTS = Path("/proc/self/mountinfo")
 _HUGE_PAGES = Path("/sys/kernel/mm/hugepages")
 _NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMGT]I?)?B?", re.IGNORECASE | re.ASCII)
@@ -39,15 +37,19 @@ def size_text(value: int) -> str:
     return str(value)
 
 
-def available_memory() -> int | None:
-    """Return the bytes this process may still take, None where the system does not say."""
-    found = [value for value in (_system(), _cgroup()) if value is not None]
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Return the bytes this process may still take, None where the system does not say.
+
+    `root`: the folder with proc/ and sys/.
+    """
+    limits = _system(root / "proc/meminfo"), _cgroup(root / "sys/fs/cgroup")
+    found = [value for value in limits if value is not None]
     return min(found, default=None)
 
 
-def _system() -> int | None:
+def _system(meminfo: Path) -> int | None:
     try:
-        for line in _MEMINFO.read_text().splitlines():
+        for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError):
@@ -55,14 +57,14 @@ def _system() -> int | None:
     return None
 
 
-def _cgroup() -> int | None:
+def _cgroup(group: Path) -> int | None:
     """Return what a container may still take (cgroup v2); its page cache counts as free."""
     try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
+        limit = (group / "memory.max").read_text().strip()
         if limit == "max":
             return None
-        used = int((_CGROUP / "memory.current").read_text())
-        lines = (_CGROUP / "memory.stat").read_text().split("\n")
+        used = int((group / "memory.current").read_text())
+        lines = (group / "memory.stat").read_text().split("\n")
         cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         return max(int(limit) - used + cached, 0)
     except (OSError, ValueError, IndexError, StopIteration):

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from engram_cli import interrupts
-from engram_cli.cli import corpus, evaluation, exploring, golden, reading, tables, training
+from engram_cli.cli import (
+    corpus,
+    doctor,
+    evaluation,
+    exploring,
+    golden,
+    reading,
+    tables,
+    training,
+)
 from engram_cli.cli.command import in_config
 from engram_cli.cli.plain import spell_what_streams_cannot
 from engram_cli.cli.terminal import json_wanted, open_nowhere, print_error
@@ -30,7 +39,7 @@ for run_command in (
     *(tables.build_table, tables.convert, tables.attach, training.train, evaluation.evaluate),
     *(reading.trace, tables.plan, reading.inspect, reading.lookup, reading.verify),
     exploring.explore,
-    *(golden.golden, reading.demo),
+    *(golden.golden, doctor.doctor, reading.demo),
 ):
     app.command(run_command.__name__.replace("_", "-"))(run_command)
 

@@ -43,7 +43,7 @@ from engram_cli.runtime.hooks import attachments, hook, memories_at, memory_in
 from engram_cli.runtime.hub import local_checkpoint
 from engram_cli.runtime.library_hooks import watch_saving
 from engram_cli.runtime.memory import Memory
-from engram_cli.runtime.place_rows import place_rows
+from engram_cli.runtime.place_rows import SHARD, place_rows
 from engram_cli.runtime.weights_inside import weights_inside
 
 if TYPE_CHECKING:
@@ -179,7 +179,8 @@ def _attach_one(
     memory = Memory(attribute, spec, hashed, modules)
     memory.hits = loading.hits(bundle)
     memory.asked, memory.placement = placement, placed
-    memory.notes = (*notes, *placed.lines()) if notes or memory.shards else ()
+    is_spread = placed.group is not None or placement == SHARD
+    memory.notes = (*notes, *placed.lines()) if notes or is_spread else ()
     if memory.shards is not None:
         memory.notes += tuple(memory.shards.lines())
     for line in memory.notes:

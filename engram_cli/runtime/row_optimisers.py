@@ -13,12 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime import ops
 from engram_cli.runtime.row_gradients import adagrad_change
 
+DISTRIBUTED = "engram_distributed"  # an attribute of such a weight
+
 
 class _RowOptimiser(torch.optim.Optimizer):
-    """The loop over parameters that the optimisers of rows share."""
+    """The loop over parameters that the optimisers of rows share.
+
+    The state of rows that are distributed over processes is in no state dict, since a process has
+    only a part of it: `save_row_states` and `load_row_states` keep it.
+    """
+
+    _missing: frozenset[int] = frozenset()  # ids of weights whose state a state dict left out
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -30,22 +39,52 @@ class _RowOptimiser(torch.optim.Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
+                    self._check_state(weight)
                     self._update(weight, weight.grad, self.state[weight], group)
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what torch does, without the state of distributed rows, which it names."""
+        found = super().state_dict()
+        apart = [n for n, w in self._numbered(found) if is_distributed(w) and n in found["state"]]
+        if apart:
+            kept = {n: state for n, state in found["state"].items() if n not in apart}
+            found |= {"state": kept, "apart": apart}
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load as torch does, but state stays float32 where parameters are narrower."""
         super().load_state_dict(state_dict)
-        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        for number, weight in zip(numbers, weights, strict=True):
+        numbered = self._numbered(state_dict)
+        for number, weight in numbered:
             for name, value in state_dict["state"].get(number, {}).items():
                 self.state[weight][name] = value.to(weight.device, copy=True)
+        apart = state_dict.get("apart", ())
+        self._missing = frozenset(id(weight) for number, weight in numbered if number in apart)
+
+    def _numbered(self, state_dict: dict[str, Any]) -> list[tuple[int, Tensor]]:
+        """Return all weights with their numbers in a state dict."""
+        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        return list(zip(numbers, weights, strict=True))
+
+    def _check_state(self, weight: Tensor) -> None:
+        """Raise RuntimeAttachError for a resumed weight whose state was not loaded."""
+        if id(weight) in self._missing and not self.state[weight]:
+            raise RuntimeAttachError(
+                "the state of rows over processes is not in the optimiser's state dict",
+                "load_row_states(optimiser, model, folder) what save_row_states wrote",
+            )
 
     def _update(
         self, weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
         raise NotImplementedError
+
+
+def is_distributed(weight: Tensor) -> bool:
+    """Return whether a weight is this process's part of a table that several processes have."""
+    return getattr(weight, DISTRIBUTED, False)
 
 
 class RowwiseAdagrad(_RowOptimiser):

@@ -59,17 +59,10 @@ class EngramTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save them; the state of rows over processes is streamed into a folder of its own."""
+        super()._save_optimizer_and_scheduler(output_dir)
         own = row_optimiser(self.optimizer) if self.is_sharded else None
-        if own is None:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        states = dict(own.state)
-        own.state.clear()
-        try:
-            super()._save_optimizer_and_scheduler(output_dir)
-        finally:
-            own.state.update(states)
-        save_row_states(own, self._module, Path(output_dir) / ROW_STATES, force=True)
+        if own is not None:
+            save_row_states(own, self._module, Path(output_dir) / ROW_STATES, force=True)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load them, whatever number of processes saved the state of the rows."""

@@ -3,10 +3,10 @@
     python tests/benchmarks/gpu_shared_host.py [RESULT.json] [--bytes 60GB] [--tiny]
 
 Two processes take the same random records of 264 bytes (DeepSeek-V4.1's rows) as a shared copy,
-pinned, the first fills it. Then both are killed, and a third takes what they left. For comparison,
-one process takes as many bytes as its own. Memory is measured by the kernel: PSS of each process,
-which counts a shared page in parts, and what the machine has left. Look-ups are measured in one
-process with a shared copy and an own one of the same records, in turn.
+pinned; one fills it and one waits. A third one comes later. Then the two are killed, and a fourth
+takes what they left. All have made their CUDA contexts and kernels before. Memory is measured by
+the kernel: PSS of each process, which counts a shared page in parts, and what the machine has left.
+Look-ups are measured in one process with a shared copy and an own one of the same records, in turn.
 """
 
 from __future__ import annotations
@@ -129,10 +129,11 @@ def user(size: int, meeting: Any, answers: Any) -> None:
         raise
 
 
-def late(size: int, answers: Any) -> None:
+def late(size: int, begins: Any, answers: Any) -> None:
     """A process that starts when the copy is whole: used by others, or left by killed ones."""
     try:
         warm_up()
+        begins.wait()
         begin = time.perf_counter()
         held, release = shared_memory(what(size), _never, pinned=device().type == "cuda")
         answers.put({"ready_s": round(time.perf_counter() - begin, 2), "equal": is_right(held)})
@@ -147,34 +148,17 @@ def _never(held: Tensor, advance: Advance) -> None:
     raise AssertionError("the copy is there")
 
 
-def alone(size: int, answers: Any) -> None:
-    """A process with memory of its own."""
-    try:
-        warm_up()
-        begin = time.perf_counter()
-        held = host_memory(size, pinned=device().type == "cuda")
-        reserved = time.perf_counter() - begin
-        for at in range(0, size, PIECE):
-            held[at : at + PIECE].copy_(piece_of(at, min(PIECE, size - at)))
-        answers.put(
-            {
-                "pinned_s": round(reserved, 2),
-                "ready_s": round(time.perf_counter() - begin, 2),
-                "memory_gb": memory_of(),
-            }
-        )
-    except BaseException:
-        answers.put({"failed": traceback.format_exc()})
-        raise
-
-
-def looked_up(size: int, answers: Any) -> None:
+def looked_up(size: int, begins: Any, answers: Any) -> None:
     """Seconds of look-ups from a shared copy and from memory of this process, in turn."""
     try:
         warm_up()
+        begins.wait()
         pinned, spec = device().type == "cuda", tier_spec("fp8_e8m0", 256)
+        start = time.perf_counter()
         shared, release = shared_memory(what(size), fill, pinned=pinned)
+        seconds = [time.perf_counter() - start]
         own = host_memory(size, pinned=pinned)
+        seconds.append(time.perf_counter() - start - seconds[0])
         for begin in range(0, size, PIECE):
             own[begin : begin + PIECE].copy_(shared[begin : begin + PIECE])
         stores = {
@@ -186,7 +170,14 @@ def looked_up(size: int, answers: Any) -> None:
             ),
         }
         found = [_turns(stores, tokens, size // RECORD) for tokens in BATCHES]
-        answers.put({"cases": found})
+        answers.put(
+            {
+                "bytes": size,
+                "shared_filled_and_pinned_s": round(seconds[0], 2),
+                "own_pinned_s": round(seconds[1], 2),
+                "cases": found,
+            }
+        )
         for store in stores.values():
             store.close()
         release()
@@ -226,21 +217,29 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def run(target: Callable[..., None], size: int) -> dict[str, Any]:
-    """What one process answers."""
-    answers = SPAWN.Queue()
-    process = SPAWN.Process(target=target, args=(size, answers))
-    process.start()
-    found: dict[str, Any] = answers.get(timeout=100)
-    process.join(60)
-    process.kill()
-    return found
+class Part:
+    """A process that warms up, and works when it is told to."""
+
+    def __init__(self, target: Callable[..., None], size: int) -> None:
+        self._begins, self._answers = SPAWN.Event(), SPAWN.Queue()
+        given = (size, self._begins, self._answers)
+        self._process = SPAWN.Process(target=target, args=given, daemon=True)
+        self._process.start()
+
+    def run(self) -> dict[str, Any]:
+        """What it answers."""
+        self._begins.set()
+        found: dict[str, Any] = self._answers.get(timeout=60)
+        self._process.join(30)
+        return found
 
 
-def together(size: int) -> dict[str, Any]:
+def together(size: int, later: Part, last: Part) -> dict[str, Any]:
     """Two processes at once, one that comes later, and one after both were killed."""
     meeting, answers = SPAWN.Barrier(3), SPAWN.Queue()
-    processes = [SPAWN.Process(target=user, args=(size, meeting, answers)) for _ in range(2)]
+    processes = [
+        SPAWN.Process(target=user, args=(size, meeting, answers), daemon=True) for _ in range(2)
+    ]
     for process in processes:
         process.start()
     meeting.wait(120)
@@ -248,15 +247,14 @@ def together(size: int) -> dict[str, Any]:
     meeting.wait(120)
     both = [answers.get(timeout=30) for _ in processes]
     found: dict[str, Any] = {"left_before_gb": round(before, 2), "processes": both}
-    found["joined_later"] = run(late, size)
+    found["joined_later"] = later.run()
     for process in processes:
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    found["left_by_killed_gb"] = [
-        round(each.size / 1e9, 3) for each in remove_leftovers(dry_run=True)
-    ]
-    found["after_both_were_killed"] = run(late, size)
+    left = remove_leftovers(dry_run=True)
+    found["left_by_killed_gb"] = [round(each.size / 1e9, 3) for each in left]
+    found["after_both_were_killed"] = last.run()
     found["left_over"] = [str(each.path) for each in remove_leftovers()]
     return found
 
@@ -282,14 +280,14 @@ def main(out: Path, size: int, compared: int) -> None:
         check_room([what(2**60 // RECORD * RECORD)])
     except EngramError as error:
         document["too_small"] = str(error)
-    for name, part, amount in (
-        ("together", together, size),
-        ("look_ups", lambda amount: run(looked_up, amount), compared),
-        ("alone", lambda amount: run(alone, amount), size),
+    later, last, looking = Part(late, size), Part(late, size), Part(looked_up, compared)
+    for name, part in (
+        ("together", lambda: together(size, later, last)),
+        ("look_ups", looking.run),
     ):
         begin = time.perf_counter()
         try:
-            document[name] = part(amount)  # type: ignore[operator]
+            document[name] = part()
         except BaseException:
             document[name] = {"failed": traceback.format_exc()}
         print(f"{name}: {time.perf_counter() - begin:.1f} s", flush=True)
@@ -309,4 +307,4 @@ if __name__ == "__main__":
         (available_memory() or wanted) - 16 * 2**30 * (not given.tiny),
     )
     whole = min(wanted, free) // RECORD * RECORD
-    main(given.out, whole, min(whole, 16 * 10**9) // RECORD * RECORD)
+    main(given.out, whole, min(whole, 8 * 10**9) // RECORD * RECORD)

@@ -261,7 +261,10 @@ def locate_options(marks: Mapping[str, Option], given: Mapping[str, Any]) -> dic
         if value is None or mark.reads is None:
             continue
         if mark.reads != "stream":
-            found[name] = locate(value, own, mark.files)
+            if isinstance(value, list | tuple):
+                found[name] = tuple(locate(Path(each), own, mark.files) for each in value)
+            else:
+                found[name] = locate(value, own, mark.files)
         elif own is not None:
             found[name] = tuple(corpus_address(each, own) for each in value)
     return found

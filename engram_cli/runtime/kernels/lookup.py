@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from engram_cli.runtime.kernels.places import locate, of_layer
+from engram_cli.runtime.kernels.places import count_rows, locate, of_layer
 
 GROUP = tl.constexpr(32)
 # An e4m3 exponent placed in a float32 counts from 127 instead of 7: 2**120 makes up for it, and
@@ -314,7 +314,7 @@ def lookup_kernel(
         table, scale = of_layer(tables, layer, LAYERS), of_layer(scales, layer, LAYERS)
         begin, scale_begin = rows, rows
         if SHARDS:
-            begin, scale_begin = locate(
+            begin, scale_begin, here = locate(
                 rows,
                 served,
                 layer,
@@ -323,7 +323,6 @@ def lookup_kernel(
                 hot_scales,
                 words,
                 ranks,
-                counted,
                 rank,
                 LAYERS,
                 SHARDS,
@@ -359,3 +358,5 @@ def lookup_kernel(
             SCALES_HERE,
             ALIGNED,
         )
+        if counted is not None:
+            count_rows(counted, here, count.to(tl.int64) * COLUMNS)

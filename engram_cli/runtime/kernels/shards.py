@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engram_cli.runtime.kernels.lookup import copy_rows
 from engram_cli.runtime.kernels.lookup_launcher import Shards, converts_fp8, values_a_thread
-from engram_cli.runtime.kernels.places import locate
+from engram_cli.runtime.kernels.places import count_rows, locate
 from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
 
 
@@ -52,7 +52,7 @@ def read_kernel(
     lane = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = lane < count
     rows = tl.load(numbers + lane, mask=live, other=0)
-    begin, scale_begin = locate(
+    begin, scale_begin, here = locate(
         rows,
         live,
         0,
@@ -61,7 +61,6 @@ def read_kernel(
         hot_scales,
         words,
         ranks,
-        counted,
         rank,
         1,
         SHARDS,
@@ -91,6 +90,8 @@ def read_kernel(
         SCALES_HERE,
         ALIGNED,
     )
+    if counted is not None:
+        count_rows(counted, here, count.to(tl.int64))
 
 
 def read(

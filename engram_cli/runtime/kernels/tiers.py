@@ -6,6 +6,8 @@ In place means pinned host memory, read by the GPU over the bus. The results mus
 
 from __future__ import annotations
 
+from math import gcd
+
 import torch
 import triton
 import triton.language as tl
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from engram_cli.runtime.kernels.lookup import columns_of, deliver, groups_of
 from engram_cli.runtime.kernels.lookup_launcher import converts_fp8, values_a_thread
-from engram_cli.runtime.kernels.places import find_hot, rank_of
+from engram_cli.runtime.kernels.places import find_hot, owner_address, rank_of
 from engram_cli.runtime.kernels.tiles import launch, parts_of, power_of_two
 from engram_cli.runtime.tiers.hot_set import HotSet
 from engram_cli.runtime.tiers.records import TierBuffers, key_dtype
@@ -21,7 +23,7 @@ from engram_cli.runtime.tiers.records import TierBuffers, key_dtype
 _KEY_ROWS = 1024  # rows a program of the keys' kernel
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "rank"])
 def read_kernel(
     out,  # [count, DIM]
     rows,  # int64 [count]
@@ -33,6 +35,9 @@ def read_kernel(
     layer_scale,
     words,
     ranks,
+    addresses,  # of the hot records of each rank, where several GPUs have them
+    here,  # int64 [1]: hot rows that this GPU of `rank` has; None with `addresses`
+    rank,
     counted,  # int64 [2]: asked for, hot
     count,
     DIM: tl.constexpr,
@@ -45,6 +50,9 @@ def read_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
+    SHARDS: tl.constexpr,
+    RECORD: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):
     """Read rows; KIND raw copies words, any other decodes them. Grid: blocks of ROWS rows."""
     lane = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -57,6 +65,11 @@ def read_kernel(
     if words is not None:
         is_hot, word = find_hot(row, live, words)
         place = tl.where(is_hot, rank_of(row, is_hot, word, words, ranks), place)
+    if SHARDS:
+        owner = (place.to(tl.uint64) % SHARDS).to(tl.int32)
+        begin = owner_address(addresses, 0, owner, 0, 1, SHARDS) + place // SHARDS * RECORD
+        near = tl.sum((is_hot & (owner == rank)).to(tl.int64))
+        tl.atomic_add(here, near, mask=near > 0, sem="relaxed")
     if slots is None:
         if tl.program_id(0) == 0:
             tl.atomic_add(counted, count.to(tl.int64), sem="relaxed")
@@ -67,7 +80,10 @@ def read_kernel(
         column, valid = columns_of(chunk, live, DIM, BLOCK_D)
         offset = place[:, None] * TABLE_STRIDE + column
         address = cold + offset
-        if words is not None:
+        if SHARDS:
+            address = tl.where(is_hot[:, None], begin[:, None].to(hot.dtype) + column, address)
+            address = tl.multiple_of(address, [1, ALIGNED])
+        elif words is not None:
             address = tl.where(is_hot[:, None], hot + offset, address)
         raw = tl.load(tl.max_contiguous(address, [1, VECTOR]), mask=valid)
         factor = place
@@ -75,7 +91,10 @@ def read_kernel(
             group, present = groups_of(chunk, live, DIM, BLOCK_D)
             offset = place[:, None] * SCALE_STRIDE + SCALE_BEGIN + group
             address = cold_scales + offset
-            if words is not None:
+            if SHARDS:
+                warm = begin[:, None].to(hot_scales.dtype) + SCALE_BEGIN + group
+                address = tl.where(is_hot[:, None], warm, address)
+            elif words is not None:
                 address = tl.where(is_hot[:, None], hot_scales + offset, address)
             factor = tl.load(address, mask=present, other=0)
         if KIND == "scaled":
@@ -83,7 +102,10 @@ def read_kernel(
         if KIND == "per-row":
             offset = place * SCALE_STRIDE + SCALE_BEGIN
             address = cold_scales + offset
-            if words is not None:
+            if SHARDS:
+                warm = begin.to(hot_scales.dtype) + SCALE_BEGIN
+                address = tl.where(is_hot, warm, address)
+            elif words is not None:
                 address = tl.where(is_hot, hot_scales + offset, address)
             factor = tl.load(address, mask=live, other=0)
         if KIND == "raw":
@@ -239,6 +261,8 @@ def _launch(
 ) -> None:
     (count, dim), cold, hot_set = out.shape, tier_buffers.cold, tier_buffers.hot_set
     hot = None if hot_set is None else tier_buffers.hot
+    peers = None if hot is None else tier_buffers.peers
+    addresses = () if peers is None else peers.addresses
     has_scales = kind in ("grouped", "per-row")
     block = min(power_of_two(dim), 1024)
     if each is None:
@@ -251,6 +275,7 @@ def _launch(
         *(None if hot is None else hot.view(of) for of in (items, scale_items)),
         tier_buffers.form.layer_scale,
         *((None, None) if hot_set is None else (hot_set.words, hot_set.ranks)),
+        *((None, None, 0) if peers is None else (addresses, peers.here, peers.rank)),
         *(tier_buffers.counted[1], count),
         DIM=dim,
         TABLE_STRIDE=cold.shape[1] // items.itemsize,
@@ -262,5 +287,8 @@ def _launch(
         ROWS=lanes,
         BLOCK_D=block,
         CHUNKS=parts_of(dim, block),
+        SHARDS=len(addresses),
+        RECORD=cold.shape[1],
+        ALIGNED=gcd(16, cold.shape[1], *addresses),
         num_warps=1,
     )

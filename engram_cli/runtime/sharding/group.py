@@ -126,6 +126,15 @@ def _of_processes(asked: int | None, homes: list[torch.device]) -> ShardGroup:
     )
 
 
+def wait_for_all(group: ShardGroup) -> None:
+    """Wait until all ranks have filled their rows; nobody may read them before."""
+    for device in group.devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    if group.processes is not None:
+        dist.barrier(group=group.processes)
+
+
 @contextmanager
 def agree(group: ShardGroup) -> Iterator[None]:
     """Run a block on all ranks of a group; where it fails on one, all raise EngramError.

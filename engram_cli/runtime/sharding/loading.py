@@ -13,7 +13,7 @@ from torch import Tensor
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.runtime import loading
-from engram_cli.runtime.sharding.group import ShardGroup, agree
+from engram_cli.runtime.sharding.group import ShardGroup, agree, wait_for_all
 from engram_cli.runtime.sharding.rows import DistributedRows, ShardedTables
 from engram_cli.runtime.sharding.trained.placing import owned
 from engram_cli.runtime.tables import FLOATS
@@ -42,6 +42,7 @@ def sharded_rows(
     with agree(tables.group):
         _fill(tables, bundle)
         _copy(tables, bundle, copied)
+    wait_for_all(tables.group)
     return {
         layer: DistributedRows(tables, place, homes[layer][1], (bundle, layer))
         for place, layer in enumerate(bundle.spec.layers)

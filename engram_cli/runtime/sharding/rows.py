@@ -165,9 +165,14 @@ class ShardedTables:
         device, row_type = with_index(rows.device), self.spec.row_type
         copies = self.copies[device]
         here = owner_of(rows, self.group.world) == self.group.rank_of(device)
+        if copies.sets is None or copies.rows is None or is_capturing_graph():
+            values, *rest = self._stored(place, rows)
+        else:
+            ranks = copies.sets[place].rank(rows)
+            here |= ranks >= 0
+            values, *rest = self._beside_hot(place, rows, ranks)
         copies.counted[0, 0] += len(rows)
         copies.counted[0, 1] += here.sum()
-        values, *rest = self._stored(place, rows)
         scales = None
         if rest:
             scales = self.blocks.typed(rest[0].contiguous(), 1)
@@ -182,6 +187,18 @@ class ShardedTables:
             dim=self.spec.dim if row_type.items.packed else None,
             row_type=row_type,
         )
+
+    def _beside_hot(self, place: int, rows: Tensor, ranks: Tensor) -> list[Tensor]:
+        """Return what `_stored` does, hot rows of these ranks from this device's copies."""
+        copies, is_cold = self.copies[with_index(rows.device)], ranks < 0
+        hot, cold = (~is_cold).nonzero()[:, 0], is_cold.nonzero()[:, 0]
+        found = self._stored(place, rows[cold])
+        whole = [part.new_empty(len(rows), part.shape[1]) for part in found]
+        for out, part, copied in zip(whole, found, (copies.rows, copies.row_scales), strict=False):
+            assert copied is not None
+            out[cold] = part
+            out[hot] = copied[place].view(torch.uint8).view(-1, out.shape[1])[ranks[hot]]
+        return whole
 
     def _stored(self, place: int, rows: Tensor) -> list[Tensor]:
         """Return rows int64[n] of a layer as stored, uint8 [n, width] of each part of a block."""

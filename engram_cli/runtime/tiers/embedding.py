@@ -21,6 +21,8 @@ from engram_cli.errors import RuntimeAttachError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import SCALES, BundleSpec
 from engram_cli.runtime import ops
+from engram_cli.runtime.sharding.group import wait_for_all
+from engram_cli.runtime.sharding.hot import HotBlocks, HotMemory
 from engram_cli.runtime.tables import FLOATS
 from engram_cli.runtime.tiers import PlacedRows, renew_in_children, with_index
 from engram_cli.runtime.tiers.disk import DiskRows
@@ -56,9 +58,11 @@ class TieredEmbedding(PlacedRows):
         staging_queue: StagingQueue | None = None,
         tuning: Tuning | None = None,
         origin: tuple[Bundle, int] | None = None,
+        peers: HotBlocks | None = None,
     ) -> None:
         """`cold` has every row; `hot_rows` int64, ascending, are copied to `device`.
 
+        With `peers` they are there already, distributed over several GPUs.
         Quantised rows are dequantised to `dtype`, float32 when None. `layer_scale`: one float32,
         for row types with one scale a layer. `origin`: the bundle and the layer of the rows.
         """
@@ -78,8 +82,9 @@ class TieredEmbedding(PlacedRows):
             form=self.form,
             cold=cold.records if isinstance(cold, HostRows) else self._nothing,
             counted=torch.zeros(2, 2, dtype=torch.int64, device=self.device),
-            hot=None if hot is None else _fetch(cold, hot, self.device),
+            hot=None if hot is None else self._hot(hot, peers),
             hot_set=None if hot is None else hot_set(hot, cold.rows, self.device),
+            peers=peers,
         )
         self.width = self.form.width
         self.dtype = self.form.items if self.form.kind == "plain" else dtype or torch.float32
@@ -88,6 +93,11 @@ class TieredEmbedding(PlacedRows):
             or (ops.has_kernels(self.device) and self.tier_buffers.cold.is_pinned())
         )
         self.number = register(self)
+
+    def _hot(self, hot_rows: NDArray[np.int64], peers: HotBlocks | None) -> Tensor:
+        if peers is not None:
+            return peers.blocks[max(0, peers.rank)]
+        return fetch(self.cold, hot_rows, self.device)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return [B, T, C x dim] of rows int64[B, T, C] in `dtype`."""
@@ -141,7 +151,7 @@ class TieredEmbedding(PlacedRows):
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self.tier_buffers = replace(
-                self.tier_buffers, cold=self._nothing, hot=None, hot_set=None
+                self.tier_buffers, cold=self._nothing, hot=None, hot_set=None, peers=None
             )
             self.staging_queue.close()
             self.cold.close()
@@ -163,7 +173,7 @@ class TieredEmbedding(PlacedRows):
         return f"{self.cold.rows}, {self.width}, {self.spec.dtype}, {hot} in hbm, {below} below"
 
 
-def _fetch(cold: RecordSource, hot: NDArray[np.int64], device: torch.device) -> Tensor:
+def fetch(cold: RecordSource, hot: NDArray[np.int64], device: torch.device) -> Tensor:
     """Read the records of hot rows in pieces: uint8[H, record_bytes] on the device."""
     found = torch.empty(len(hot), cold.record_bytes, dtype=torch.uint8, device=device)
     for begin in range(0, len(hot), _PIECE_ROWS):
@@ -261,11 +271,15 @@ class Tiers:
 
         on_disk = any(isinstance(store.cold, DiskRows) for store in stores)
         below = staged - staged_hot + in_place - in_place_hot
+        peers = [own for store in stores if (own := store.tier_buffers.peers) is not None]
+        hot = staged_hot + in_place_hot
+        here = sum(int(own.here) for own in peers) if peers else hot
         return Counters(
-            local=staged_hot + in_place_hot,
+            local=here,
+            peer=hot - here,
             host=0 if on_disk else below,
             disk=below if on_disk else 0,
-            hot=staged_hot + in_place_hot,
+            hot=hot,
             staged=staged - staged_hot,
             in_place=in_place - in_place_hot,
             travelled=total("rows"),
@@ -307,6 +321,11 @@ def stores_of(
     """Make each layer's rows as placed; `homes`: dtype and device of its dense weights."""
     tuning = tuning_for(bundle.spec, {device for _, device in homes.values()})
     staging_queues: dict[torch.device, StagingQueue] = {}
+    distributed = None
+    if placement.group is not None:
+        counts = {layer: len(own.hot_rows) for layer, own in placement.layers.items()}
+        size = record_layout(bundle.spec).record_bytes
+        distributed = HotMemory(placement.group, counts, size)
     stores = {}
     for layer, placed in placement.layers.items():
         dtype, device = homes[layer]
@@ -322,6 +341,12 @@ def stores_of(
         scale = None
         if bundle.spec.row_type.of_layer:
             scale = torch.from_numpy(np.array(bundle.maps(layer, SCALES)[0], dtype=np.float32))
+        if distributed is not None:
+            world = distributed.group.world
+            for rank in distributed.group.ranks:
+                own = placed.hot_rows[rank::world]
+                block = distributed.own(layer, rank)[: len(own)]
+                block.copy_(fetch(cold, own, block.device))
         stores[layer] = TieredEmbedding(
             bundle.spec,
             cold,
@@ -331,7 +356,10 @@ def stores_of(
             dtype=dtype if dtype in FLOATS else torch.float32,
             staging_queue=staging_queues[device],
             origin=(bundle, layer),
+            peers=None if distributed is None else distributed.of(layer, with_index(device)),
         )
+    if placement.group is not None:
+        wait_for_all(placement.group)
     return stores
 
 

@@ -18,6 +18,7 @@ from engram_cli.errors import ArtifactError, InputError
 from engram_cli.formats.bundle_spec import ROWS, SCALES, BundleSpec
 from engram_cli.rows.dtypes import RecordLayout
 from engram_cli.rows.source import Span
+from engram_cli.runtime.sharding.hot import HotBlocks
 from engram_cli.runtime.tables import HELD_DTYPES, Table, dequantise
 from engram_cli.runtime.tiers.hot_set import HotSet
 
@@ -159,7 +160,8 @@ class TierBuffers:
 
     Others are in `cold` [n, record_bytes], on the device or pinned on the host, by row number or by
     the slots of a call. `counted` int64[2, 2] on the device: rows asked for, and how many of them
-    were hot, for staged calls and for calls that were read in place.
+    were hot, for staged calls and for calls that were read in place. `peers`: the hot records where
+    several GPUs have them; `hot` are then those of one.
     """
 
     form: RecordForm
@@ -167,6 +169,7 @@ class TierBuffers:
     counted: Tensor
     hot: Tensor | None = None
     hot_set: HotSet | None = None
+    peers: HotBlocks | None = None
 
 
 def read(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, out: Tensor) -> None:
@@ -183,7 +186,8 @@ def read(tier_buffers: TierBuffers, rows: Tensor, slots: Tensor | None, out: Ten
         rank = hot_set.rank(rows)
         is_hot = rank >= 0
         records = tier_buffers.cold.index_select(0, index.masked_fill(is_hot, 0))
-        records[is_hot] = hot[rank[is_hot]]
+        warm = rank[is_hot]
+        records[is_hot] = hot[warm] if tier_buffers.peers is None else tier_buffers.peers.pick(warm)
         count = int(is_hot.sum())
     if slots is None:
         tier_buffers.counted[1] += torch.tensor([len(rows), count], device=rows.device)

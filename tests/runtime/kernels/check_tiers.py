@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from lookup_cases import same_bits
+from shard_cases import simulated
 from tier_cases import WIDTHS, a_store, expected, hot_rows, random_records, some_rows, tier_spec
 from torch import Tensor
 
 from engram_cli.runtime import ops
-from engram_cli.runtime.tiers import records
+from engram_cli.runtime.sharding.hot import HotMemory
+from engram_cli.runtime.tiers import records as twin
+from engram_cli.runtime.tiers import with_index
 from engram_cli.runtime.tiers.embedding import TieredEmbedding
 from engram_cli.runtime.tiers.hot_set import hot_set
 from engram_cli.runtime.tiers.records import TierBuffers
@@ -55,6 +58,26 @@ def test_rows_in_place(dtype: str, dim: int, share: float) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "dim"), CASES)
+@pytest.mark.parametrize("world", [2, 3])
+def test_hot_rows_of_several_owners(dtype: str, dim: int, world: int) -> None:
+    spec, device = tier_spec(dtype, dim), with_index(DEVICE)
+    records, hot = random_records(spec, ROWS), hot_rows(ROWS)
+    memory = HotMemory(simulated(world, device), {0: 5, 1: len(hot)}, records.shape[1])
+    for rank in range(world):
+        own = records[torch.from_numpy(hot[rank::world])]
+        memory.own(1, rank)[: len(own)].copy_(own)
+    peers = memory.of(1, device)
+    store = a_store(spec, records, DEVICE, hot_rows=hot, peers=peers)
+    rows = some_rows(ROWS, 37).to(DEVICE)
+    found = read(store, rows, None)
+    assert same_bits(found.cpu(), expected(spec, records, rows[:, None], store.dtype))
+    place = torch.searchsorted(torch.from_numpy(hot), rows.cpu())
+    is_hot = torch.isin(rows.cpu(), torch.from_numpy(hot))
+    assert store.tier_buffers.counted.tolist() == [[0, 0], [37, int(is_hot.sum())]]
+    assert int(peers.here) == int((is_hot & (place % world == 0)).sum())
+
+
+@pytest.mark.parametrize(("dtype", "dim"), CASES)
 def test_rows_by_slots(dtype: str, dim: int) -> None:
     spec = tier_spec(dtype, dim)
     records = random_records(spec, ROWS)
@@ -77,7 +100,7 @@ def test_keys_and_slots_equal_the_twins(count: int, share: float, height: int) -
     own = hot_set(hot, ROWS, DEVICE) if len(hot) else None
     rows = some_rows(ROWS, count).to(DEVICE)
     both = []
-    for implementation in (records, ops):
+    for implementation in (twin, ops):
         keys, order = implementation.cold_keys(rows, own, height).sort(stable=True)
         assert keys.dtype == (torch.int32 if height < 2**31 else torch.int64)
         slots = torch.full((count,), -1, dtype=torch.int32, device=DEVICE)
@@ -87,8 +110,8 @@ def test_keys_and_slots_equal_the_twins(count: int, share: float, height: int) -
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
         both.append((keys, slots, found[: 1 + int(found[0])], counted.view(-1)))
-    for twin, mine in zip(*both, strict=True):
-        assert torch.equal(twin, mine)
+    for theirs, mine in zip(*both, strict=True):
+        assert torch.equal(theirs, mine)
     slots, found, counted = both[0][1:]
     cold = ~torch.isin(rows, torch.from_numpy(hot).to(DEVICE))
     assert torch.equal(found[1:][slots[cold].cpu()].long(), rows[cold].cpu())

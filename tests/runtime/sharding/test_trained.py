@@ -77,9 +77,12 @@ def test_what_two_processes_save_three_load_and_save_again(way: str, found: dict
 @pytest.mark.parametrize("world", [2, 3])
 def test_refusals(world: int, found: dict[str, Any]) -> None:
     first, *others = found["worlds"][world]["refusals"]
+    assert f"rows with process 0 of {world}" in first["notes"]
     assert "placement='hbm'" in first["hbm"]
     assert "sent the first process's rows to all" in first["ddp"]
     assert first["left out"] == "nothing"
+    assert "is not in the optimiser's state dict" in first["state"]
+    assert first["keys"] == ""
     assert "is no bundle" in first["foreign"]
     for other in others:
         assert other["foreign"].startswith("OutputError: the first process could not write")

@@ -234,20 +234,29 @@ def refusals(bundle: str, vocab: int, device: str, out: str) -> dict[str, str]:
     """What is refused, and how."""
     from tiny_models import llama, text
 
-    from engram_cli.runtime import attach, load, save_engram
+    from engram_cli.runtime import RowwiseAdam, attach, load, row_parameters, save_engram
     from engram_cli.runtime.carried import leave_out_of_broadcasts
 
     model = llama(vocab).to(device)
-    attach(model, bundle, rows_trainable=True, placement="shard")
+    memory = attach(model, bundle, rows_trainable=True, placement="shard")
     outer = nn.ModuleDict({"model": model})
     outer.forward = lambda ids: model(ids).logits  # type: ignore[method-assign]
     ids = text(vocab, 1, 6).to(device)
     found = {
+        "notes": "; ".join(memory.notes),
         "hbm": message(lambda: load(model, bundle, placement="hbm")),
         "ddp": message(lambda: DistributedDataParallel(outer)(ids)),
     }
     leave_out_of_broadcasts(outer)
     found["left out"] = message(lambda: DistributedDataParallel(outer)(ids))
+    optimiser = RowwiseAdam(row_parameters(model))
+    model(ids, labels=ids).loss.backward()
+    optimiser.step()
+    optimiser.load_state_dict(optimiser.state_dict())
+    found["state"] = message(optimiser.step)
+    torch.save(model.state_dict(), f"{out}.{dist.get_rank()}.pt")
+    model.load_state_dict(torch.load(f"{out}.{dist.get_rank()}.pt"), strict=True)
+    found["keys"] = ", ".join(key for key in model.state_dict() if "embedding.weight" in key)
     foreign = Path(f"{out}.foreign.{dist.get_world_size()}")
     foreign.mkdir(exist_ok=True)
     (foreign / "note.txt").write_text("kept")

@@ -30,6 +30,7 @@ class ShardedPlacement:
     own_rows: int
     hbm_bytes: int
     cold = "none"
+    group = None
 
     def lines(self) -> list[str]:
         """Describe the placement."""

@@ -180,7 +180,6 @@ def _joined(lines: Tensor, parts: list[slice]) -> Tensor:
     return lines[parts[0]] if len(parts) == 1 else torch.cat([lines[part] for part in parts])
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def vectors(weights: Sequence[Tensor], rows: Tensor, heights: Sequence[int]) -> Tensor:
     """Return [L, ..., C x dim] of rows int64[L, ..., C], whose owners are all processes.
 

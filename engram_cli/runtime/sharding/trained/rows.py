@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime.modules.base import MemoryModule, Rows
+from engram_cli.runtime.row_optimisers import DISTRIBUTED
 from engram_cli.runtime.sharding.trained.route import vectors
 from engram_cli.runtime.sparse_gradients import ShardedGradient, Watched
 from engram_cli.runtime.tables import Table
@@ -25,6 +27,7 @@ class ShardedRows(Rows):
     def __init__(self, weight: Tensor, height: int, *, trainable: bool = True) -> None:
         super().__init__(weight, trainable=trainable, sparse=True)
         self.num_embeddings = self.height = height
+        self._checked = 0  # the id of the last wrapper that leaves the rows alone
         self._watched = Watched(ShardedGradient)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -40,21 +43,26 @@ class ShardedRows(Rows):
 
     def check(self) -> None:
         """Watch the gradient. Raise RuntimeAttachError where a wrapper took the rows over."""
-        wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)
         if type(self.weight) is not nn.Parameter:
             raise RuntimeAttachError(
                 "FSDP took over rows that are distributed already",
                 "fully_shard(model, ignored_params=set(row_parameters(model)))",
             )
-        if wrapper is not None and any(
-            own is self.weight and name not in wrapper.parameters_to_ignore
-            for name, own in wrapper.module.named_parameters()
-        ):
-            raise RuntimeAttachError(
-                "DistributedDataParallel sent the first process's rows to all, over theirs",
-                "engram_cli.runtime.carried.leave_out_of_broadcasts(module) before you wrap module",
-            )
+        wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)
+        if wrapper is not None and id(wrapper) != self._checked:
+            self._check_left_out(wrapper)
+        setattr(self.weight, DISTRIBUTED, True)
         self._watch()
+
+    def _check_left_out(self, wrapper: DistributedDataParallel) -> None:
+        for name, own in wrapper.module.named_parameters():
+            if own is self.weight and name not in wrapper.parameters_to_ignore:
+                raise RuntimeAttachError(
+                    "DistributedDataParallel sent the first process's rows to all, over theirs",
+                    "call engram_cli.runtime.carried.leave_out_of_broadcasts(module) before you "
+                    "wrap module",
+                )
+        self._checked = id(wrapper)
 
     def _save_to_state_dict(self, *args: Any) -> None:
         """Save nothing."""
@@ -67,6 +75,7 @@ class ShardedRows(Rows):
         return f"{len(self.weight)} of {self.height}, {self.weight.shape[1]}, sharded"
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def look_up(tables: Sequence[ShardedRows], rows: Tensor) -> Tensor:
     """Return [L, ..., C x dim] of rows int64[L, ..., C] of `tables`, one a layer.
 
@@ -77,8 +86,7 @@ def look_up(tables: Sequence[ShardedRows], rows: Tensor) -> Tensor:
         table.check()
     weights = [table.weight for table in tables]
     rows = rows.to(weights[0].device)
-    found: Tensor = vectors(weights, rows, [table.height for table in tables])
-    return found
+    return vectors(weights, rows, [table.height for table in tables])
 
 
 def sharded_rows(layers: nn.ModuleDict) -> dict[int, ShardedRows]:
