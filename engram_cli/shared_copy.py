@@ -154,12 +154,14 @@ def check_room(copies: Iterable[Contents]) -> None:
     missing = sum(max(0, _file_bytes(each, base) - _taken(folder / each.name)) for each in wanted)
     there = free_bytes(base)
     if there is not None and missing > there:
-        size = -(-missing // 2**30)
+        size, pages = -(-missing // 2**30), -(-missing // os.statvfs(base).f_bsize)
+        how = f"mount -o remount,size={size}G {base}; docker run --shm-size={size}g"
+        if file_system(base) == "hugetlbfs":
+            how = f"{pages:,} free huge pages are needed: sysctl vm.nr_hugepages"
         raise InputError(
             f"the rows need {missing:,} bytes of {base}, {there:,} are free: "
             f"{missing - there:,} too many",
-            f"make it larger (mount -o remount,size={size}G {base}; docker run --shm-size={size}g),"
-            f" name another tmpfs or hugetlbfs with {FOLDER}, {PRIVATE}",
+            f"make it larger ({how}), name another tmpfs or hugetlbfs with {FOLDER}, {PRIVATE}",
         )
 
 

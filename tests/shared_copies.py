@@ -1,6 +1,6 @@
 """Shares copies between processes, and kills them: run by test_shared_copy.py as a program.
 
-    ENGRAM_SHARED_MEMORY=FOLDER python shared_copies.py fill|use|other|forked|COUNT [kill|-]
+    ENGRAM_SHARED_MEMORY=FOLDER python shared_copies.py fill|use|other|forked|once|COUNT [kill|-]
 
 fill, use, other: a forked child takes a copy and releases it, and is killed (SIGKILL) at its n-th
 line of `shared_copy`, for n = 1, 2, ... until it ends by itself. After each, the next start must
@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -161,10 +162,42 @@ def forked() -> None:
     print(1)
 
 
+def counted_once() -> None:
+    """Two processes map a large copy: the kernel counts half of its memory for each."""
+    large = Contents(about={"layer": 3}, size=16 * 2**20)
+    ready, measured, measure, leave = (os.pipe() for _ in range(4))
+    for _ in range(2):
+        if os.fork():
+            continue
+        copy = take(large)  # which reads all of it
+        os.write(ready[1], b".")
+        os.read(measure[0], 1)
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        at = next(i for i, line in enumerate(lines) if line.endswith(copy.path.name))
+        sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines[at + 1 : at + 12]}
+        os.write(measured[1], f"{sizes['Rss']} {sizes['Pss']}\n".encode())
+        os.read(leave[0], 1)
+        copy.release()
+        os._exit(0)
+    for pipe, mark, after in ((ready, b".", measure), (measured, b"\n", leave)):
+        text = b""
+        while text.count(mark) < 2:
+            text += os.read(pipe[0], 999)
+        os.write(after[1], b"..")
+    for line in text.decode().splitlines():
+        rss, pss = (int(word) * 1024 for word in line.split())
+        assert rss >= large.size, line
+        assert abs(pss - rss / 2) < 2**20, line
+    for _ in range(2):
+        assert os.wait()[1] == 0
+    assert not FOLDER.exists()
+    print(1)
+
+
 if __name__ == "__main__":
     case = sys.argv[1]
-    if case == "forked":
-        forked()
+    if case in ("forked", "once"):
+        {"forked": forked, "once": counted_once}[case]()
     elif case.isdecimal():
         together(int(case), kill=sys.argv[2] == "kill")
     else:

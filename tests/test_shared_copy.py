@@ -63,10 +63,16 @@ def lose_lock(copy: SharedCopy[mmap.mmap]) -> None:
     fcntl.flock(copy._handle, fcntl.LOCK_UN)
 
 
-@pytest.mark.parametrize("case", [["fill"], ["use"], ["other"], ["forked"]])
-def test_killed_at_any_line(case: list[str], shared_base: Path) -> None:
+@pytest.mark.parametrize("case", ["fill", "use", "other"])
+def test_killed_at_any_line(case: str, shared_base: Path) -> None:
     """The program checks that the next start has the whole copy, and that nothing is left."""
-    run(*case)
+    run(case)
+
+
+@pytest.mark.parametrize("case", ["forked", "once"])
+def test_processes_that_use_one_copy(case: str, shared_base: Path) -> None:
+    """A forked child does not remove its parent's; memory is counted once."""
+    run(case)
 
 
 @pytest.mark.parametrize("count", ["2", "3"])

@@ -7,7 +7,6 @@ be that of another program's checkpoint, whose gates are taken with it where the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -54,6 +53,7 @@ from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.copies import is_writable_here, local_copy
 from engram_cli.remote.path import is_remote
 from engram_cli.rows.source import HITS, SCALES, RowSource
+from engram_cli.sizes import processors
 from engram_cli.table.attributes import read_description
 from engram_cli.table.build import free_bytes
 from engram_cli.table.store import TableStore
@@ -178,7 +178,7 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
         require_sound(
             store,
             "build it again, or copy what is there: engram convert --no-verify",
-            threads=os.cpu_count() or 1,
+            threads=request.threads or processors(),
             progress=progress,
         )
     result = _write(spec, store, counted, own, request, result, progress)

@@ -92,7 +92,7 @@ def convert_table(request: ConvertRequest, progress: Progress = SILENT) -> Conve
     request = located(request)
     if is_address(request.out):
         return at_address(
-            convert_table, request, TABLE, progress, dry_run=request.dry_run,
+            convert_table, request, TABLE, progress, folder=request.folder, dry_run=request.dry_run,
             moved=lambda result, out: replace(result, plan=replace(result.plan, out=out)),
         )  # fmt: skip
     if request.to not in (None, "table"):

@@ -129,7 +129,7 @@ def _at_address(request: ConvertRequest, progress: Progress) -> ConvertResult | 
             "give a path with --out, then upload what lies there",
         )
     dry = request.dry_run or request.check
-    return at_address(convert, request, FOLDER, progress, dry_run=dry)
+    return at_address(convert, request, FOLDER, progress, folder=request.folder, dry_run=dry)
 
 
 def _chosen(

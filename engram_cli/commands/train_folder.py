@@ -21,6 +21,8 @@ _FREE = frozenset(
     {
         "out",
         "dry_run",
+        "folder",
+        "revision",
         "micro_batch",
         "gradient_checkpointing",
         "device",

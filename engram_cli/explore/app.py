@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def _endpoint(ask: Question, explorer: Explorer, workers: Workers) -> Callable[[
     async def answer(request: Request) -> Response:
         given = dict(request.query_params)
         try:
-            return await workers.run(lambda: _json(as_plain(asdict(ask(explorer, given)))))
+            return await workers.run(lambda: _json(as_plain(ask(explorer, given))))
         except EngramError as error:
             return _error(400, type(error).__name__, error.message, error.hint)
         except Busy:
@@ -124,10 +123,13 @@ def _whole(text: str, name: str) -> int:
 
 def as_plain(value: Any) -> Any:
     """Return a result as JSON has it: paths as text, and None for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: as_plain(each) for key, each in value.items()}
+    names = getattr(value, "__dataclass_fields__", None)
+    if names is not None:
+        return {name: as_plain(getattr(value, name)) for name in names}
     if isinstance(value, list | tuple):
         return [as_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: as_plain(each) for key, each in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value

@@ -31,6 +31,7 @@ from engram_cli.explore.search import Match, find_ngrams
 from engram_cli.progress import SILENT, Progress
 from engram_cli.version import __version__
 
+BUNDLE = "bundle"  # the name of the format
 MOST_CHARACTERS = 2000  # of a text
 MOST_TOKENS = 200  # of a text that are looked up; the rest is counted
 MOST_MATCHES = 200
@@ -39,9 +40,9 @@ _ON_ROW = 100  # n-grams of a row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What is explored. `rows`: by layer. Without statistics the last four are None.
+    """What is explored. `rows`: by layer. Without statistics the last three are None.
 
-    `exact`: whether the statistics hold every n-gram. `characters`, `tokens`: limits of a text.
+    `characters`, `tokens`: limits of a text.
     """
 
     version: str
@@ -62,7 +63,6 @@ class About:
     stats: Path | None = None
     corpus_tokens: int | None = None
     corpus_documents: int | None = None
-    exact: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +88,13 @@ class NgramView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchView:
-    """The known n-grams that match: how many, and the first of them."""
+    """The known n-grams that match: how many, and the first of them.
+
+    `exact`: whether the statistics know every n-gram of the corpus.
+    """
 
     layer: int
+    exact: bool
     total: int
     matches: tuple[Match, ...]
 
@@ -132,7 +136,6 @@ class Explorer:
             stats=None if statistics is None else statistics.path,
             corpus_tokens=None if statistics is None else statistics.tokens,
             corpus_documents=None if statistics is None else statistics.documents,
-            exact=self._session.corpus(self._session.layer()).exact,
         )
 
     def texts(self, text: str, against: str | None, layer: int | None) -> TextsView:
@@ -218,7 +221,8 @@ class Explorer:
         total, matches = find_ngrams(
             known, query, wordings, session.names, layout.compressed_size, limit
         )
-        return SearchView(layer=entry.layer, total=total, matches=matches)
+        exact = all(each.sample.exact for each in known)
+        return SearchView(layer=entry.layer, exact=exact, total=total, matches=matches)
 
     def gates(self, text: str) -> Gates:
         """Trace a text through the model. Raises InputError without one."""
@@ -257,7 +261,8 @@ def open_explorer(request: ExploreRequest, progress: Progress = SILENT) -> Explo
     session = LookupSession(found, rows, companions, request.tokenizer, progress, indexed=True)
     model = None
     if request.model is not None:
-        model = TracedModel.load(request.model, rows.layout.fingerprint, found.path)
+        own = found.path if found.kind == BUNDLE else None
+        model = TracedModel.load(request.model, own, rows)
     return Explorer(session, model, request.model)
 
 

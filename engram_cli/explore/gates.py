@@ -13,6 +13,7 @@ from engram_cli.commands.trace import LayerTrace, model_with_memory, trace_ids
 from engram_cli.errors import MismatchError
 from engram_cli.formats.bundle import BUNDLE_NAME, read_bundle
 from engram_cli.hashing.layout import short
+from engram_cli.rows.source import RowSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,21 +39,22 @@ class TracedModel:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, checkpoint: Path, fingerprint: str, explored: Path) -> TracedModel:
-        """Load the model of a checkpoint with the bundle in it.
+    def load(cls, checkpoint: Path, bundle: Path | None, rows: RowSource) -> TracedModel:
+        """Load the model of a checkpoint with a bundle, by default the one in it.
 
-        Raises MismatchError where its memory is hashed otherwise than what is `explored`, and as
-        `model_with_memory`.
+        Raises MismatchError where its memory is hashed otherwise than the `rows` that are explored,
+        and as `model_with_memory`.
         """
         check_checkpoint(checkpoint)
-        own = read_bundle(checkpoint / BUNDLE_NAME).spec.layout.fingerprint
-        if own != fingerprint:
+        bundle = bundle or checkpoint / BUNDLE_NAME
+        own, theirs = read_bundle(bundle).spec.layout.fingerprint, rows.layout.fingerprint
+        if own != theirs:
             raise MismatchError(
-                f"the memory of {checkpoint} has layout {short(own)}, {explored} has "
-                f"{short(fingerprint)}",
+                f"the memory of {checkpoint} has layout {short(own)}, {rows.path} has "
+                f"{short(theirs)}",
                 "explore the model's own memory: leave the path out",
             )
-        return cls(model_with_memory(checkpoint, checkpoint / BUNDLE_NAME))
+        return cls(model_with_memory(checkpoint, bundle))
 
     def gates(self, ids: Sequence[int]) -> Gates:
         """Run the model over token ids with its memory and without. Raises InputError for none."""

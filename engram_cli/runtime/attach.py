@@ -86,7 +86,8 @@ def attach(
     dtype and lie on `rows_device`, by default the layer's. `sparse_gradients` gives the rows sparse
     gradients, `rows_trainable=False` freezes them; quantised rows are always frozen, and to ask for
     more is an error. `placement`: where rows lie instead, "host", "disk" or budgets such as
-    "hbm=20GB,host=64GB"; such rows are frozen (docs/reference/placement.md). "shard" with
+    "hbm=20GB,host=64GB"; such rows are frozen (docs/reference/placement.md). "host,shared" is one
+    copy for all processes of the machine, the default under torchrun. "shard" with
     `rows_trainable=True` distributes rows that learn over the processes of the default group, each
     with its part (docs/reference/training.md); their gradients are sparse. `verify` checks every
     byte of the bundle. `force` adds it to a model that has Engram layers of its own. A fresh bundle

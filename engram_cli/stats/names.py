@@ -24,6 +24,7 @@ class Names:
             self._vocab = vocab if same else None
         self._found: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._folded: list[str] | None = None
+        self._texts: dict[int, str] = {}  # at most one for each compressed id
 
     def ngram(self, tokens: NDArray[np.int32]) -> str:
         """Return the text of an n-gram int32[n], oldest token first, separated by spaces."""
@@ -31,6 +32,12 @@ class Names:
 
     def token(self, token: int) -> str:
         """Return the text of a compressed id: its group's key or only token; spaces visible."""
+        text = self._texts.get(token)
+        if text is None:
+            text = self._texts[token] = self._token(token)
+        return text
+
+    def _token(self, token: int) -> str:
         vocab = self._vocab
         if vocab is None:
             return f"#{token}"

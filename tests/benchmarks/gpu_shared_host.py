@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +292,69 @@ def main(out: Path, size: int, compared: int) -> None:
             document[name] = {"failed": traceback.format_exc()}
         print(f"{name}: {time.perf_counter() - begin:.1f} s", flush=True)
         print(json.dumps(document[name], indent=1), flush=True)
+        document["cases"] = list(cases(document))
         out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def cases(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what was measured as the page of benchmarks has it."""
+    found = document.get("together", {})
+    if "processes" in found:
+        first, second = sorted(found["processes"], key=lambda own: not own["filled"])
+        size = document["bytes"] / 1e9
+        yield {
+            "name": f"start-up with {size:.1f} GB of rows, pinned",
+            "amount": size,
+            "unit": "GB",
+            "runs": 1,
+            "notes": _memory_notes(found, first, second),
+            "rows": [
+                _row(name, own["ready_s"], size, first["ready_s"])
+                for name, own in (
+                    (f"first process, reserved after {first['reserved_s']} s, filled after "
+                     f"{first['filled_s']} s", first),
+                    ("second process, started at the same time", second),
+                    ("third process, started when the copy was whole", found["joined_later"]),
+                    ("after the first two were killed (kill -9)", found["after_both_were_killed"]),
+                )
+            ],
+        }  # fmt: skip
+    for each in document.get("look_ups", {}).get("cases", ()):
+        yield {
+            "name": f"look-ups, {each['tokens']:,} tokens a call",
+            "amount": each["tokens"],
+            "unit": "tokens",
+            "runs": ROUNDS,
+            "notes": f"{each['own_us']:,} us a call from this process's own memory, "
+            f"{each['shared_us']:,} us from the shared copy; equal vectors: {each['equal']}.",
+            "rows": [
+                _row(name, each[key] / 1e6, each["tokens"], each["own_us"] / 1e6)
+                for name, key in (("own memory", "own_us"), ("shared copy", "shared_us"))
+            ],
+        }
+
+
+def _memory_notes(found: dict[str, Any], *both: dict[str, Any]) -> str:
+    """What two processes take together."""
+    grown = [own["memory_gb"]["pss"] - own["memory_before_gb"]["pss"] for own in both]
+    less = found["left_before_gb"] - min(own["left_gb"] for own in both)
+    return (
+        f"PSS grows by {grown[0]:.1f} GB in the first process and {grown[1]:.1f} GB in the second, "
+        f"{sum(grown):.1f} GB together; the machine has {less:.1f} GB less. Equal rows: "
+        f"{all(own['equal'] for own in both)}. Left when both were killed: "
+        f"{sum(found['left_by_killed_gb']):.1f} GB; left at the end: "
+        f"{found['left_over'] or 'nothing'}."
+    )
+
+
+def _row(name: str, seconds: float, amount: float, baseline: float) -> dict[str, Any]:
+    seconds = max(seconds, 1e-6)
+    return {
+        "name": name,
+        "median_s": round(seconds, 7),
+        "rate": round(amount / seconds, 2),
+        "ratio": round(baseline / seconds, 3),
+    }
 
 
 if __name__ == "__main__":

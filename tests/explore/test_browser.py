@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -189,3 +190,21 @@ def test_gates_are_shown_next_to_the_tokens(browser: Page, checkpoint: Path) -> 
         assert "Mean loss of this text" in text
         assert browser.run("document.querySelectorAll('#view select option').length") == 3
         assert browser.console == []
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?text=tame+the+horse&against=see+the+horse&at=r:2.0.1", "?view=search&q=horse"]
+)
+def test_axe_finds_nothing_serious(page: Page, address: str, query: str) -> None:
+    found = find_spec("axe_core_python")
+    if found is None or found.origin is None:
+        pytest.skip("axe-core-python is not installed")
+    axe = (Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8")
+    for width, dark in ((390, True), (1280, False)):
+        page.look(width, 900, dark=dark)
+        page.open(f"{address}{query}")
+        page.run(f"{axe}; 0")
+        script = "axe.run().then((all) => [all.passes.length, all.violations.map((own) => own.id)])"
+        passed, violated = page.run(script)
+        assert passed > 10
+        assert violated == []

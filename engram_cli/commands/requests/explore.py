@@ -21,7 +21,8 @@ class ExploreRequest(Request):
     """What to explore, and where the page is served.
 
     `path` None: the memory of `model`, else the table of the folder, else its statistics. `model`:
-    a checkpoint whose gates are shown, None for none. `port` 0: one that is free.
+    a checkpoint whose gates are shown, None for none; it carries the bundle at `path`, or its own
+    where that is no bundle. `port` 0: one that is free.
     """
 
     path: Annotated[
@@ -37,7 +38,8 @@ class ExploreRequest(Request):
     model: Annotated[
         Path | None,
         Option(
-            "Checkpoint with a bundle: also show its gates, and what the memory changes.",
+            "Checkpoint that carries the bundle at PATH, or its own: also show the gates, and "
+            "what the memory changes.",
             metavar="CKPT",
             reads="copy",
         ),

@@ -16,6 +16,7 @@ from engram_cli.commands.requests.options import (
     Request,
     Rule,
     Vocab,
+    revision_of,
 )
 from engram_cli.commands.requests.tables import DEFAULT_DIM, DEFAULT_DTYPE
 from engram_cli.commands.workspace import Workspace
@@ -173,6 +174,7 @@ class PlanRequest(Request):
         Path | None,
         Option("Statistics of the corpus (engram-stats).", place="stats", reads="ranges"),
     ] = None
+    revision: Annotated[str | None, revision_of("stats", "the statistics")] = None
     vocab: Vocab = None
     out: Annotated[
         Path | None, Option("Plan file to write, for build-table --plan: plan.json", short="-o")

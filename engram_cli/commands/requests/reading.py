@@ -360,6 +360,7 @@ class ReportRequest(Request):
             reads="ranges",
         ),
     ]
+    revision: Annotated[str | None, revision_of("stats", "the statistics")] = None
     out: Annotated[Path, Option("Page to write (report.html).", short="-o", place="report")] = (
         Workspace().report
     )
@@ -397,6 +398,7 @@ class TraceRequest(Request):
     ] = None
     report: Annotated[Path | None, Option("HTML page to write.", metavar="PAGE")] = None
     force: Force = False
+    folder: Annotated[Path | None, WORKSPACE] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

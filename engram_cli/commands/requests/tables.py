@@ -263,6 +263,7 @@ class ConvertRequest(Request):
     ] = True
     dry_run: DryRun = False
     force: Force = False
+    folder: Annotated[Path | None, WORKSPACE] = None
 
     @property
     def place(self) -> Path:
@@ -377,6 +378,7 @@ class AttachRequest(Request):
         ),
     ] = None
     seed: Annotated[int, Option("Seed of the module's random weights.", least=0)] = 0
+    threads: Threads = None
     dry_run: DryRun = False
     force: Force = False
     folder: Annotated[Path | None, WORKSPACE] = None

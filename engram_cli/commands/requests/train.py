@@ -10,6 +10,7 @@ from engram_cli.commands.geometry import Geometry, read_sizes
 from engram_cli.commands.requests.corpus import CorpusFields
 from engram_cli.commands.requests.options import (
     LAYOUT,
+    WORKSPACE,
     Group,
     Option,
     Rule,
@@ -200,6 +201,7 @@ class TrainRequest(CorpusFields):
     dry_run: Annotated[
         bool, Option("Say how much memory and time it takes, and write nothing.")
     ] = False
+    folder: Annotated[Path | None, WORKSPACE] = None
 
     @property
     def is_sharded(self) -> bool:

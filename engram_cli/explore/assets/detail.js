@@ -1,6 +1,6 @@
 // The details of one n-gram, and of one row.
 
-import { count, decimal, el, ngram, occurs, percent, plural, share, square, svg, times, token } from "./dom.js";
+import { count, decimal, el, ngram, occurs, percent, plural, share, square, svg, times } from "./dom.js";
 
 const order = (number) => `${number}-gram`;
 
@@ -54,8 +54,9 @@ function headItem(found, head, go) {
   if (head.hits !== null) line.push(el("span", {}, plural(head.hits, "hit")));
   if (own !== null && !own.unused) line.push(el("span", {}, `${own.bound ? "≤ " : ""}${percent(own.own)} own`));
   if (head.norm !== null) line.push(el("span", {}, `norm ${decimal(head.norm)}`));
-  const others = head.others.map((each) => [toNgram(each.text, each.tokens, go), ` ${times(each.count, each.exact)} `]);
   const rest = head.others_known - head.others.length;
+  const others = head.others.map((each, at) => [toNgram(each.text, each.tokens, go),
+    ` ${times(each.count, each.exact)}${at < head.others.length - 1 ? ", " : " "}`]);
   return el("li", {}, el("div", { class: "line" }, line),
     others.length ? el("div", { class: "also" }, "also on this row: ", others.flat(),
       rest > 0 ? `and ${count(rest)} more` : null) : null,
@@ -110,5 +111,3 @@ function strip(values) {
   return el("div", {}, chart, el("p", { class: "soft" },
     `${decimal(Math.min(...finite))} to ${decimal(Math.max(...finite))}`));
 }
-
-export { token };

@@ -174,7 +174,7 @@ function searchView(found, state) {
   const first = found.matches.length < found.total ? ` The first ${found.matches.length} are shown.` : "";
   const parts = [el("p", {}, `${plural(found.total, "known n-gram")} ${of}.${first}`)];
   if (found.matches.length) parts.push(searchTable(found, state));
-  else parts.push(el("p", { class: "soft" }, about.exact ? "The corpus has none." : "The sample holds none; the corpus may. Look the text up to see its rows."));
+  else parts.push(el("p", { class: "soft" }, found.exact ? "The corpus has none." : "The sample holds none; the corpus may. Look the text up to see its rows."));
   return parts;
 }
 
@@ -213,7 +213,7 @@ function describe() {
   if (about.dim !== null) parts[0] += ` of ${about.dim} × ${about.dtype}`;
   parts.push(`orders ${about.orders.join(", ")} with ${plural(about.heads, "head")}`);
   if (about.corpus_tokens !== null) parts.push(`statistics of ${short(about.corpus_tokens)} tokens`);
-  else parts.push("no statistics");
+  else parts.push(about.hits ? "hits of a corpus, without its n-grams" : "no statistics");
   if (about.model !== null) parts.push(`model ${about.model.split("/").filter(Boolean).pop()}`);
   $("about").textContent = parts.join(" · ");
   document.title = `${name} - engram explore`;

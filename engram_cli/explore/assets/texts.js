@@ -42,10 +42,11 @@ function sharedTable(found) {
 function oneText(tokens, total, side, two, about, state, go) {
   const cut = tokens.length < total ? `, the first ${count(tokens.length)} of ${count(total)}` : "";
   const heading = el("div", { class: "heading", "aria-hidden": "true" }, el("span", {}, "token"),
+    about.model === null ? null : el("span", {}, "gates and loss"),
     tokens[0].orders.map((own) => el("span", {}, `${own.order}-gram that ends here`)));
   const list = el("ol", { class: "tokens", id: `tokens-${side}` },
-    tokens.map((own) => oneToken(own, side, state, go)));
-  const box = el("div", { class: "tokens" }, heading, list);
+    tokens.map((own) => oneToken(own, side, about, state, go)));
+  const box = el("div", { class: about.model === null ? "tokens" : "tokens modelled" }, heading, list);
   box.style.setProperty("--orders", about.orders.length);
   return el("section", { "aria-label": two ? (side === "a" ? "First text" : "Second text") : "Text" },
     el("h2", {}, `${two ? (side === "a" ? "First text" : "Second text") : "The text"}: ${plural(total, "token")}${cut}`),
@@ -65,12 +66,12 @@ function chip(own, side) {
   return button;
 }
 
-function oneToken(own, side, state, go) {
+function oneToken(own, side, about, state, go) {
   return el("li", { class: "token", id: `${side}-${own.position}` },
     el("div", { class: "who" }, token(own.text), el("br"),
       el("small", { title: "token id → compressed id" }, own.token_id === own.compressed_id
-        ? `${own.token_id}` : `${own.token_id} → ${own.compressed_id}`),
-      el("div", { class: "traced" })),
+        ? `${own.token_id}` : `${own.token_id} → ${own.compressed_id}`)),
+    about.model === null ? null : el("div", { class: "traced" }),
     own.orders.map((found) => gram(found, state, go)));
 }
 
@@ -104,10 +105,12 @@ export function measures(gates, tokens) {
   const found = [];
   for (const layer of gates.layers) {
     const means = layer.gates.map((own) => own.reduce((sum, gate) => sum + gate, 0) / own.length);
-    found.push([`gate of decoder layer ${layer.decoder_layer}`, means]);
+    const [low, high] = [Math.min(...means), Math.max(...means)];
+    found.push([`gate of decoder layer ${layer.decoder_layer}, ${decimal(low)} to ${decimal(high)}`,
+      means.map((mean) => (mean - low) / (high - low || 1))]);
   }
   const most = Math.max(...change(gates).map((value) => Math.abs(value ?? 0)), 1e-9);
-  found.push(["what the memory changes", change(gates).map((value) => Math.max(0, -(value ?? 0)) / most)]);
+  found.push(["how much the memory lowers the loss", change(gates).map((value) => Math.max(0, -(value ?? 0)) / most)]);
   if (tokens[0].orders[0].clean !== null) found.push(["clean heads of the longest n-gram", cleanShares(tokens)]);
   return found;
 }
@@ -125,7 +128,7 @@ export function addGates(gates, side) {
     const lines = gates.layers.map((layer) => {
       const gate = layer.gates[at].reduce((sum, own) => sum + own, 0) / layer.gates[at].length;
       return el("div", { class: "model", title: `decoder layer ${layer.decoder_layer}: how far its gate opens, and the length of what is added, as a share of the hidden state` },
-        el("span", { class: "bar", own: gate }), `layer ${layer.decoder_layer}: gate ${decimal(gate)}, adds ${percent(layer.strengths[at])}`);
+        el("span", { class: "bar", own: gate }), `layer ${layer.decoder_layer}: gate ${gate.toFixed(2)}, adds ${percent(layer.strengths[at])}`);
     });
     if (changes[at] !== null) {
       const better = changes[at] <= 0;

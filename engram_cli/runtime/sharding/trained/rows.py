@@ -32,7 +32,7 @@ class ShardedRows(Rows):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return [B, T, C, dim] of rows int64[B, T, C]; every process must call it."""
-        found = look_up([self], rows[None])[0]
+        found: Tensor = look_up([self], rows[None])[0]
         return found.view(*rows.shape, self.weight.shape[1])
 
     def table(self) -> Table:
