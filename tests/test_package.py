@@ -72,8 +72,12 @@ def test_the_version_is_the_same_everywhere() -> None:
 def test_the_licence_is_the_same_everywhere() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert PROJECT["license"] == citation["license"] == "Apache-2.0"
-    assert PROJECT["license-files"] == ["LICENSE"]
+    assert citation["license"] == "Apache-2.0"
+    assert PROJECT["license"] == "Apache-2.0 AND ISC"
+    named = {path for pattern in PROJECT["license-files"] for path in ROOT.glob(pattern)}
+    vendored = set((ROOT / "engram_cli" / "report" / "assets").glob("*.LICENSE.txt"))
+    assert named == {ROOT / "LICENSE", *vendored}
+    assert len(vendored) == 2
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
     assert not [each for each in PROJECT["classifiers"] if each.startswith("License")]  # PEP 639

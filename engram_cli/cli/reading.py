@@ -289,6 +289,7 @@ def _demo(result: DemoResult) -> list[RenderableType]:
         ("files", f"{shown_path(result.folder)}/"),
         ("", f"{result.vocab_file.name}, {result.stats.out.name}/, {table.out.name}/, "
          f"{result.bundle.out.relative_to(result.folder)}/"),
+        ("report", f"{shown_path(result.report)}: open it in a browser"),
         ("took", f"{result.seconds:.0f} s"),
     ]  # fmt: skip
     return [facts("What the demo found", rows)]

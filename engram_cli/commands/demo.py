@@ -48,10 +48,11 @@ STEPS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResult:
-    """What each command found, and how long everything took."""
+    """What each command found, and how long everything took; `report`: the page of the corpus."""
 
     folder: Path
     corpus: Path
+    report: Path
     vocab: CompressVocabResult
     stats: HashStatsResult
     table: BuildTableResult
@@ -90,6 +91,7 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
             vocab=here.vocab,
             out=here.stats,
             errors="replace",  # some of the library's tests are wrongly encoded on purpose
+            report=here.report,
             force=True,
         ),
         progress,
@@ -115,6 +117,7 @@ def run_demo(request: DemoRequest, progress: Progress = SILENT) -> DemoResult:
     return DemoResult(
         folder=here.folder,
         corpus=corpus,
+        report=here.report,
         vocab=vocab,
         stats=stats,
         table=table,
@@ -147,7 +150,7 @@ def standard_library(folder: Path) -> list[Path]:
 
 def _flags() -> str:
     rows, layers = (",".join(map(str, GEOMETRY.given[n])) for n in ("rows_per_head", "layers"))
-    return f"--rows-per-head {rows} --layers {layers} --errors replace"
+    return f"--rows-per-head {rows} --layers {layers} --errors replace --report report.html"
 
 
 def _own_folder(folder: Path) -> Path:

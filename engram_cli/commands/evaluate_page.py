@@ -29,6 +29,7 @@ from engram_cli.view import (
     Part,
     Row,
     Shades,
+    Summary,
     Table,
     Tiles,
     View,
@@ -135,7 +136,7 @@ def _losses(result: EvaluateResult) -> View:
         )  # fmt: skip
         note = "95 % interval over documents" if result.differences[0].low is not None else ""
         parts.append(Table("Differences", differences, compared, note=note))
-        parts.insert(0, _tiles(result))
+        parts[:0] = [Summary(headline(result.differences[0])), _tiles(result)]
     return View(
         name="losses",
         title="Losses",
@@ -143,6 +144,20 @@ def _losses(result: EvaluateResult) -> View:
         "difference is an improvement.",
         parts=tuple(parts),
     )
+
+
+def headline(first: Difference) -> str:
+    """Return in words what the first difference says, and how sure it is."""
+    who, than = (NAMES[name] for name in (first.variant, first.than))
+    if first.low is not None and first.high is not None:
+        if first.low <= 0.0 <= first.high:
+            return f"No difference between {who} and {than} is certain on this text."
+        sure = " (95 % interval over documents)"
+    else:
+        sure = "; the text has too few documents to say how certain that is"
+    does = "lowers" if first.mean < 0.0 else "raises"
+    size = f"{abs(first.mean):.4f} nats per token"
+    return f"Compared with {than}, {who} {does} the loss by {size}{sure}."
 
 
 def _tiles(result: EvaluateResult) -> Tiles:

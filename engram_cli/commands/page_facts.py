@@ -94,8 +94,9 @@ def corpus_name(sources: Sequence[str]) -> str:
 
 
 def _command(sources: Sequence[str], options: Sequence[str]) -> str:
-    named = [_quoted(source) for source in sources[:_NAMED]]
-    more = ["..."] if len(sources) > _NAMED else []
+    many = len(sources) > _NAMED
+    named = [_quoted(source) for source in (sources[:1] if many else sources)]
+    more = ["..."] if many else []
     return " ".join(["engram hash-stats", *named, *more, *options])
 
 

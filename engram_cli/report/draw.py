@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engram_cli.report.charts import legend, numbers_of
-from engram_cli.report.markup import Html, hue, join, ngram, tag, visible
+from engram_cli.report.markup import Html, hue, join, ngram, tag, unbroken, visible
 from engram_cli.view import (
     Cell,
     Chart,
@@ -51,7 +51,7 @@ def _summary(summary: Summary) -> Html:
     ]
     return tag(
         "div",
-        tag("p", summary.headline, class_="headline") if summary.headline else None,
+        tag("p", unbroken(summary.headline), class_="headline") if summary.headline else None,
         tag("dl", *facts, class_="facts") if facts else None,
         tag("p", "Next:", class_="next") if commands else None,
         tag("ul", *commands, class_="commands") if commands else None,

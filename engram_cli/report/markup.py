@@ -77,6 +77,11 @@ def hue(color: int) -> str:
     return f"c{color % COLORS}"
 
 
+def unbroken(text: str) -> str:
+    """Return text in which no line ends inside "n-gram" or "look-up"."""
+    return text.replace("n-gram", "n\u2011gram").replace("look-up", "look\u2011up")
+
+
 def ngram(text: str) -> Html:
     """Return the tokens of an n-gram, separated by spaces in `text`, as boxes.
 

@@ -15,7 +15,7 @@ from engram_cli.errors import ArtifactError
 from engram_cli.outputs import new_file
 from engram_cli.report.charts import chart_data
 from engram_cli.report.draw import draw
-from engram_cli.report.markup import Html, embed_json, join, tag
+from engram_cli.report.markup import Html, embed_json, join, tag, unbroken
 from engram_cli.report.place import PAGE
 from engram_cli.version import __version__
 from engram_cli.view import Page, View, charts_of
@@ -108,7 +108,7 @@ def _fact(value: str) -> object:
 
 
 def _contents(views: tuple[View, ...]) -> Html:
-    items = [tag("li", tag("a", _unbroken(view.title), href=f"#{view.name}")) for view in views]
+    items = [tag("li", tag("a", unbroken(view.title), href=f"#{view.name}")) for view in views]
     return tag("nav", tag("ol", *items), aria_label="Contents")
 
 
@@ -118,7 +118,7 @@ def _section(view: View) -> Html:
     opening = tag(
         "div",
         tag("h2", view.title, id=f"{view.name}-heading"),
-        tag("p", _unbroken(view.lead), class_="lead") if view.lead else None,
+        tag("p", unbroken(view.lead), class_="lead") if view.lead else None,
         *drawn[:1],
         class_="opening",
     )
@@ -129,11 +129,6 @@ def _section(view: View) -> Html:
 def _main(sections: list[Html]) -> Html:
     empty = tag("p", "There are no figures that can be drawn.", class_="lead")
     return tag("main", *(sections or [empty]), id="figures")
-
-
-def _unbroken(text: str) -> str:
-    """Return text in which no line ends inside "n-gram"."""
-    return text.replace("n-gram", "n\u2011gram")
 
 
 def _footer(*, charts: bool) -> Html:

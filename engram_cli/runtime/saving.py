@@ -61,10 +61,8 @@ def save_engram(
     """
     memory = memory_of(model, name)
     path = local_path(folder)
-    if not force and path.exists():
-        raise OutputError(
-            f"{path} already exists", "pass force=True to replace it, or name another folder"
-        )
+    if not sharded_rows(memory.layers):  # else the first process alone looks, and tells the others
+        _check_new(path, force)
     states = computed_states(memory)
     merged = [
         f"{adapter} of layer {layer}"
@@ -103,6 +101,7 @@ def write_memory(
     spec = replace(memory.spec, dtype=_row_dtype(memory, states))
 
     def write(gathered: Callable[[int], Blocks] | None = None) -> None:
+        _check_new(path, force)
         write_bundle(
             path,
             spec,
@@ -121,6 +120,13 @@ def write_memory(
         write_together([Part(rows.weight.detach(), rows.height) for rows in sharded], write)
     elif is_writer:
         write()
+
+
+def _check_new(path: Path, force: bool) -> None:
+    if not force and path.exists():
+        raise OutputError(
+            f"{path} already exists", "pass force=True to replace it, or name another folder"
+        )
 
 
 def computed_states(memory: Memory) -> States:

@@ -126,9 +126,8 @@ def _facts(verdict: Verdict) -> Iterator[tuple[str, str]]:
 def _cached(caught: tuple[Caught, ...]) -> str:
     if not caught:
         return "not measured; --holdout 0.1 measures it"
-    said = [f"{_at(each.rows_share)} of the rows, the hottest, serve {_range(each)} of look-ups"
-            for each in caught]  # fmt: skip
-    return f"{'; '.join(said)} ({_SOURCES[caught[0].source]})"
+    said = [f"the hottest {_at(each.rows_share)} serve {_range(each)}" for each in caught]
+    return f"of the rows, {' and '.join(said)} of look-ups ({_SOURCES[caught[0].source]})"
 
 
 def _growth(verdict: Verdict) -> str:

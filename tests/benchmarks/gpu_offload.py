@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import torch
 from gpu_decoder import Decoder, Keys, Size, make_decoder
 from runner import RESULTS, commit, machine, versions
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.module_spec import module_spec
@@ -233,7 +235,31 @@ def decode(bench: Bench, names: list[str]) -> dict[str, Any]:
                 times[name].append((time.perf_counter() - begin) / len(sets))
         apart = max(apart, _apart(outcomes))
     what = f"decode, {run.batch} sequences, {run.attended:,} positions attended to"
-    return _case(what, run.batch, times, apart)
+    found = _case(what, run.batch, times, apart)
+    if HOST in names:
+        twice = _apart(_steps(bench, {HBM: HBM, HOST: HBM}, []))
+        same = _apart(_steps(bench, {HBM: HBM, HOST: HOST}, [SDPBackend.MATH]))
+        found["facts"]["rows in HBM, twice: logits differ by at most"] = twice
+        found["facts"]["host and HBM, attention that repeats its results"] = same
+        found["notes"] = "; ".join(f"{key}: {value}" for key, value in found["facts"].items())
+        print(found["notes"], flush=True)
+    return found
+
+
+def _steps(bench: Bench, which: dict[str, str], backends: list[SDPBackend]) -> dict[str, Tensor]:
+    """Return the logits of an eager decode step of each memory.
+
+    What SDPA chooses for a decode step on an H200 adds up in an order that changes: the same model
+    gives other logits each time. The backend MATH repeats its results.
+    """
+    found, run = {}, bench.run
+    with sdpa_kernel(backends) if backends else nullcontext():
+        for name, memory in which.items():
+            bench.switch(memory)
+            keys = Keys(bench.model.size, run.batch, run.attended, bench.model.embedding.weight)
+            bench.model(bench.ids(1, (run.batch, 8))[0], keys)
+            found[name] = bench.model(bench.ids(2, (run.batch, 1))[1], keys)
+    return found
 
 
 def _step(bench: Bench) -> Callable[[Tensor], Tensor]:

@@ -41,6 +41,9 @@ def test_the_demo_runs_everything(engram: Engram, library: Path) -> None:
     folder = engram.folder / "engram-demo"
     for name in ("engram-vocab.parquet", "engram-stats", "engram-table.zarr"):
         assert (folder / name).exists()
+    assert folder / "report.html" == engram.folder / result["report"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"<dd>{library}/module0.py, " in page
     assert (folder / "checkpoint" / "engram" / "engram.json").is_file()
 
 
@@ -49,6 +52,7 @@ def test_it_replaces_its_own_folder_and_no_other(engram: Engram, library: Path) 
     again = engram("demo", "mine", "--no-train")
     assert again.code == 0
     assert "What the demo found" in again.out
+    assert "mine/report.html: open it in a browser" in again.out
     (engram.folder / "theirs").mkdir()
     (engram.folder / "theirs" / "thesis.txt").write_text("do not touch")
     other = engram("demo", "theirs")

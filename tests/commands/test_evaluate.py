@@ -27,7 +27,8 @@ from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
 from engram_cli.commands.evaluate import evaluate
-from engram_cli.commands.evaluate_result import Breakdown, EvaluateResult
+from engram_cli.commands.evaluate_page import headline
+from engram_cli.commands.evaluate_result import Breakdown, Difference, EvaluateResult
 from engram_cli.commands.known_ngrams import SHARING
 from engram_cli.commands.requests.evaluation import EvaluateRequest
 from engram_cli.errors import (
@@ -443,3 +444,18 @@ def test_two_processes_find_what_one_finds(
         assert [part.tokens for part in own.parts] == [p["tokens"] for p in other["parts"]]
     assert [own["tokens"] for own in document["gates"]] == [own.tokens for own in found.gates]
     assert (tmp_path / "p.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.3, -0.1, "Compared with bare, memory lowers the loss by 0.2000 nats per token (95 %"),
+        (-0.5, 0.1, "No difference between memory and bare is certain"),
+        (None, None, "too few documents to say how certain"),
+    ],
+)
+def test_the_page_begins_with_what_the_first_difference_says(
+    low: float | None, high: float | None, said: str
+) -> None:
+    found = Difference(variant="memory", than="bare", mean=-0.2, low=low, high=high)
+    assert said in headline(found)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gpu.interpreted import checks
@@ -111,7 +112,7 @@ def test_two_processes(way: str, tmp_path: Path) -> None:
 
 
 @TWO
-def test_a_model_over_two_gpus(tmp_path: Path) -> None:
+def test_a_model_over_two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_models = pytest.importorskip("tiny_models")
     from small_tokenizers import byte_level_tokenizer
 
@@ -121,10 +122,19 @@ def test_a_model_over_two_gpus(tmp_path: Path) -> None:
     byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
     vocab = compress_vocab(tmp_path / "tokenizer.json")
     spec = tiny_models.make_spec(tiny_models.make_layout(vocab), "bfloat16", dim=32)
-    bundle = tiny_models.make_bundle(tmp_path / "bundle", spec)
+
+    def hits(layer: int) -> list[tuple[int, Any]]:
+        return [(0, np.random.default_rng(layer).integers(0, 9, spec.rows(layer)).astype("<u4"))]
+
+    bundle = tiny_models.make_bundle(tmp_path / "bundle", spec, hits=hits)
+    tuning = tmp_path / "tuning.json"
+    tuning.write_text('{"block_bytes": 4096, "ahead_bytes": 0, "ring_buffer_bytes": 4096}')
+    monkeypatch.setenv("ENGRAM_TIERS_TUNING", str(tuning))
+    monkeypatch.setenv("ENGRAM_HOST_MEMORY", "1GB")
     ids = torch.randint(3, vocab.vocab_size, (2, 30), generator=torch.Generator().manual_seed(0))
     found = []
-    for placement in ("hbm", "shard", "shard=2"):
+    placements = ("hbm", "shard", "shard=2,replicate=20KB", "hbm=12KB,shard=2,host")
+    for placement in placements:
         model = tiny_models.llama(vocab.vocab_size).to(CUDA)
         memory = attach(model, bundle, placement=placement)
         tiny_models.wake(memory)
@@ -133,6 +143,8 @@ def test_a_model_over_two_gpus(tmp_path: Path) -> None:
             options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 2}
             found.append(model.generate(input_ids=ids.to(CUDA), **options))
         assert (memory.counters.peer > 0) == (placement != "hbm")
+        assert (memory.counters.host > 0) == placement.endswith("host")
+        print(*memory.notes, memory.counters, sep="\n")
         detach(model)
-    for own in (found[2:4], found[4:6]):
+    for own in (found[2:4], found[4:6], found[6:8]):
         assert all(torch.equal(a, b) for a, b in zip(found[:2], own, strict=True))

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from engram_cli.runtime.sharding.group import ShardGroup
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
@@ -37,7 +39,8 @@ def process(rank: int, way: str, meet: str) -> None:
         group = replace(group, reads_peers=False, reason="told so")
     for dtype in KINDS:
         spec, hashed, tables = whole(dtype, device)
-        made = distribute(spec, tables, group, [device], dtype=torch.bfloat16)
+        share = 0.2 if way == "peer" else 0.0
+        made = distribute(spec, tables, group, [device], dtype=torch.bfloat16, share=share)
         assert bool(made.memory.every) == (way == "peer"), made.group.reason
         torch.cuda.synchronize()
         dist.barrier()
@@ -62,7 +65,37 @@ def process(rank: int, way: str, meet: str) -> None:
         for _ in spec.layers:
             made.close()
         print(rank, dtype, made.kind, "one launch" if way == "peer" else "exchange", flush=True)
+    if way == "peer":
+        hot_and_host(rank, group)
     dist.destroy_process_group()
+
+
+def hot_and_host(rank: int, group: ShardGroup) -> None:
+    """Look rows up whose hot ones are on both GPUs, and the others on the host."""
+    from lookup_cases import same_bits
+    from tier_cases import a_store, expected, hot_rows, random_records, some_rows, tier_spec
+
+    from engram_cli.runtime.sharding.group import wait_for_all
+    from engram_cli.runtime.sharding.hot import HotMemory
+
+    device, spec = torch.device("cuda", rank), tier_spec("fp8_e8m0", 256)
+    records, hot = random_records(spec, 900), hot_rows(900)
+    memory = HotMemory(group, {0: len(hot)}, records.shape[1])
+    own = records[torch.from_numpy(hot[rank::2])]
+    memory.own(0, rank)[: len(own)].copy_(own)
+    wait_for_all(memory.group)
+    peers = memory.of(0, device)
+    store = a_store(spec, records, device, hot_rows=hot, peers=peers, dtype=torch.bfloat16)
+    rows = some_rows(900, 2, 300, 24, seed=rank)
+    for path in ("in-place", "staged"):
+        store.path = path
+        found = store(rows.to(device)).cpu()
+        assert same_bits(found, expected(spec, records, rows, torch.bfloat16)), path
+    asked = int(store.tier_buffers.counted[:, 1].sum())
+    assert 0 < int(peers.here) < asked
+    print(rank, "hot rows on both GPUs, others on the host:", asked, int(peers.here), flush=True)
+    dist.barrier()
+    store.close()
 
 
 if __name__ == "__main__":

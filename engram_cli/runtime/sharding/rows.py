@@ -158,7 +158,13 @@ class ShardedTables:
             return out.view(shape)
         table = self._gathered(place, flat)
         every = torch.arange(len(flat), device=device)
-        return dequantise(table, every, self.dtype).view(shape)
+        if self.kind == DECODED or not ops.has_kernels(device):
+            return dequantise(table, every, self.dtype).view(shape)
+        from engram_cli.runtime.kernels import shards
+
+        out = torch.empty(len(flat), self.width, dtype=self.dtype, device=device)
+        shards.read(shards.alone(table.values), every, table.values, table.scales, out, self.kind)
+        return out.view(shape)
 
     def _gathered(self, place: int, rows: Tensor) -> Table:
         """Return rows int64[n] as a table of n rows on their device."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lookup_cases import FORMS, same_bits
@@ -9,6 +11,7 @@ from shard_cases import KINDS, distribute, simulated, whole
 
 from engram_cli.errors import RuntimeAttachError
 from engram_cli.runtime import lookup_reference, ops, torch_ops
+from engram_cli.runtime.tiers import with_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
@@ -97,3 +100,16 @@ def test_closed_rows_are_an_error() -> None:
         made.close()
     with pytest.raises(RuntimeAttachError, match="was detached"):
         ops.look_up_shards(hashed, FORMS["one token"](DEVICE)[0], made)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e8m0", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("scales_here", [True, False])
+def test_rows_that_are_brought_are_decoded_by_a_kernel(dtype: str, scales_here: bool) -> None:
+    spec, hashed, tables = whole(dtype, DEVICE)
+    device = with_index(DEVICE)
+    group = replace(simulated(2, device), reads_peers=False, reason="told so")
+    made = distribute(spec, tables, group, [device], dtype=DTYPE, scales_here=scales_here)
+    assert not made.one_launch
+    ids = FORMS["one token"](DEVICE)[0]
+    found = ops.look_up_shards(hashed, ids, made)
+    assert same_bits(found, lookup_reference.look_up(hashed, ids, tables, dtype=made.dtype))

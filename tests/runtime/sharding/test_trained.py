@@ -83,9 +83,11 @@ def test_refusals(world: int, found: dict[str, Any]) -> None:
     assert first["left out"] == "nothing"
     assert "is not in the optimiser's state dict" in first["state"]
     assert first["keys"] == ""
+    assert "already exists" in first["exists"]
     assert "is no bundle" in first["foreign"]
     for other in others:
-        assert other["foreign"].startswith("OutputError: the first process could not write")
+        for tried in ("exists", "foreign"):
+            assert other[tried].startswith("OutputError: the first process could not write")
     foreign = Path(f"{found['out']}.foreign.{world}")
     assert [path.name for path in foreign.iterdir()] == ["note.txt"]
 

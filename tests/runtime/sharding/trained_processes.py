@@ -261,6 +261,7 @@ def refusals(bundle: str, vocab: int, device: str, out: str) -> dict[str, str]:
     foreign.mkdir(exist_ok=True)
     (foreign / "note.txt").write_text("kept")
     dist.barrier()
+    found["exists"] = message(lambda: save_engram(model, foreign))
     found["foreign"] = message(lambda: save_engram(model, foreign, force=True))
     return found
 
