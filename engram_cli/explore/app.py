@@ -22,6 +22,7 @@ from engram_cli.errors import EngramError, InputError
 from engram_cli.explore.explorer import MOST_MATCHES, Explorer
 from engram_cli.explore.guard import App, Guard
 from engram_cli.explore.workers import Busy, Workers
+from engram_cli.files import address_of
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -122,7 +123,7 @@ def _whole(text: str, name: str) -> int:
 
 
 def as_plain(value: Any) -> Any:
-    """Return a result as JSON has it: paths as text, and None for numbers that are not finite."""
+    """Return a result as JSON: paths as text, None for numbers that are not finite."""
     names = getattr(value, "__dataclass_fields__", None)
     if names is not None:
         return {name: as_plain(getattr(value, name)) for name in names}
@@ -132,7 +133,7 @@ def as_plain(value: Any) -> Any:
         return {key: as_plain(each) for key, each in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    return address_of(value) or str(value) if isinstance(value, Path) else value
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -211,10 +211,7 @@ class Explorer:
             raise InputError(
                 f"there are no {order}-grams", f"orders are {', '.join(map(str, layout.orders))}"
             )
-        wordings = []
-        for wording in {query, f" {query}"} if _bounded(query).strip() else ():
-            encoded, lookup = session.encode(wording, None, "the search"), layout.lookup
-            wordings.append(tuple((encoded if lookup is None else lookup[encoded]).tolist()))
+        wordings = self._wordings(_bounded(query))
         known = [each for each in session.corpus(entry).known if each is not None]
         if order is not None:
             known = [each for each in known if each.sample.order == order]
@@ -223,6 +220,20 @@ class Explorer:
         )
         exact = all(each.sample.exact for each in known)
         return SearchView(layer=entry.layer, exact=exact, total=total, matches=matches)
+
+    def _wordings(self, query: str) -> list[tuple[int, ...]]:
+        """Return the compressed ids of a query: as it stands, and behind a space.
+
+        None without a tokenizer: the words are searched all the same.
+        """
+        lookup, found = self._session.rows.layout.lookup, []
+        for wording in (query, f" {query}") if query else ():
+            try:
+                ids = self._session.encode(wording, None, "the search")
+            except InputError:
+                return []
+            found.append(tuple((ids if lookup is None else lookup[ids]).tolist()))
+        return found
 
     def gates(self, text: str) -> Gates:
         """Trace a text through the model. Raises InputError without one."""

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from engram_cli.commands.requests.explore import ExploreRequest
-from engram_cli.errors import DependencyError, EngramError, InputError, OutputError
+from engram_cli.errors import DependencyError, EngramError, InputError
 from engram_cli.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -112,13 +112,10 @@ def listening(port: int) -> Iterator[socket.socket]:
             server.bind((HOST, port))
             server.listen(_MOST_CONNECTIONS)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise InputError(
-                    f"port {port} of {HOST} is in use",
-                    "give another --port, or leave it out for a free one",
-                ) from None
-            raise OutputError(
-                f"cannot listen on port {port} of {HOST}: {error.strerror}",
+            taken = error.errno == errno.EADDRINUSE
+            reason = "it is in use" if taken else error.strerror
+            raise InputError(
+                f"cannot listen on port {port} of {HOST}: {reason}",
                 "give another --port, or leave it out for a free one",
             ) from None
         yield server

@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands.made import Made
+from commands.made import GEOMETRY, Made
 from explore.conftest import client_of
+from formats.checkpoints import deepseek_v41
+from small_tokenizers import PROSE
 from starlette.testclient import TestClient
 
+from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.commands.lookup import LookupRequest, lookup
+from engram_cli.commands.lookup_session import LookupSession
 from engram_cli.commands.requests.explore import ExploreRequest
 from engram_cli.commands.trace import TraceRequest, trace_text
 from engram_cli.errors import InputError, MismatchError
@@ -19,6 +23,7 @@ from engram_cli.explore.app import as_plain
 from engram_cli.explore.explorer import MOST_CHARACTERS, MOST_TOKENS, open_explorer
 from engram_cli.stats.stats_io import read_stats
 from engram_cli.table.store import open_table
+from engram_cli.vocab.compress import compress_vocab
 
 TEXT, OTHER = "An apple, an Apple fell", "tame the horse Bucephalus"
 
@@ -110,6 +115,63 @@ def test_a_search_finds_what_the_sample_holds(client: TestClient, explored: Made
     assert every["total"] == sum(len(sample.counts) for sample in samples.values())
     assert every["matches"][0]["count"] == max(int(s.counts.max()) for s in samples.values())
     assert ask(client, "search", q="zebra crossing")["matches"] == []
+
+
+def test_a_sample_is_indexed_as_it_is_scanned(explored: Made, tmp_path: Path) -> None:
+    """Most n-grams are outside a small sample by hash; those of drawn positions have bounds."""
+    hash_stats(
+        HashStatsRequest(
+            sources=(str(explored.folder / "corpus.txt"),),
+            geometry=GEOMETRY,
+            vocab=explored.vocab,
+            out=tmp_path / "stats",
+            tokenizer=explored.folder / "tokenizer.json",
+            sample_size=16,
+        )
+    )
+    text = "\n".join(PROSE)[:MOST_CHARACTERS]
+    place = {"path": tmp_path / "stats", "vocab": explored.vocab}
+    scanned = lookup(LookupRequest(**place, text=text, limit=MOST_TOKENS))
+    heads = [head for each in scanned.tokens for own in each.orders for head in own.heads]
+    assert {other.exact for head in heads for other in head.others} == {True, False}
+    with client_of(ExploreRequest(**place)) as client:
+        found = ask(client, "lookup", text=text)
+        assert found["tokens"] == as_plain(scanned.tokens)
+        matches = ask(client, "search", limit=200)
+        assert matches["exact"] is False
+        for each in matches["matches"][::7]:
+            own = ask(client, "ngram", tokens=",".join(map(str, each["tokens"])))["ngram"]
+            assert each["exact"] == (own["sampled"] is not None)
+            assert each["count"] == (own["sampled"] if each["exact"] else own["at_most"])
+
+
+def test_words_are_searched_without_a_tokenizer(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(self: LookupSession, text: str, ids: None, what: str) -> Any:
+        raise InputError("no tokenizer was found", "give it with --tokenizer")
+
+    before = ask(client, "search", q="horse")
+    monkeypatch.setattr(LookupSession, "encode", lost)
+    assert refused(client, "lookup", text="horse") == "no tokenizer was found"
+    found = ask(client, "search", q="horse")
+    assert 3 < found["total"] <= before["total"]
+    assert not any(each["whole"] for each in found["matches"])
+
+
+def test_tables_of_other_programs_are_explored(tmp_path: Path, tokenizer_file: Path) -> None:
+    vocab = compress_vocab(tokenizer_file)
+    folder = tmp_path / "DeepSeek-V4.1"
+    deepseek_v41(folder, vocab, tokenizer_file, changes={"num_hidden_layers": 5})
+    with client_of(ExploreRequest(path=folder)) as client:
+        about = ask(client, "about")
+        assert (about["dtype"], about["orders"], about["stats"]) == ("fp8_e8m0", [2, 3, 4], None)
+        found = ask(client, "lookup", text=TEXT)
+        wanted = lookup(LookupRequest(path=folder, text=TEXT))
+        assert found["tokens"] == as_plain(wanted.tokens)
+        tokens = found["tokens"][4]["orders"][2]["tokens"]
+        own = ask(client, "ngram", tokens=",".join(map(str, tokens)))
+        assert [each["order"] for each in own["shorter"]] == [3, 2]
 
 
 def test_whole_matches_come_before_parts_of_words(client: TestClient) -> None:

@@ -52,8 +52,8 @@ def test_a_port_in_use_is_one_clear_line(explored: Made) -> None:
         code, said = said_by(str(explored.table), "--port", f"{port}")
     assert code == 2
     assert said == (
-        f"error: port {port} of 127.0.0.1 is in use - give another --port, or leave it out for a "
-        "free one"
+        f"error: cannot listen on port {port} of 127.0.0.1: it is in use - give another --port, or "
+        "leave it out for a free one"
     )
 
 

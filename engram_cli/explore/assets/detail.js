@@ -100,6 +100,7 @@ function members(found, go) {
 // The values of a row as bars above and below zero.
 function strip(values) {
   const finite = values.filter((value) => value !== null);
+  if (!finite.length) return el("p", {}, "None of them is finite.");
   const most = Math.max(...finite.map(Math.abs), 1e-30);
   const bars = values.map((value, at) => {
     const height = Math.abs(value ?? 0) / most / 2;

@@ -116,7 +116,10 @@ export function measures(gates, tokens) {
 }
 
 function change(gates) {
-  return gates.with_memory.map((loss, at) => (loss === null ? null : loss - gates.without_memory[at]));
+  return gates.with_memory.map((loss, at) => {
+    const without = gates.without_memory[at]; // null for the first token, and where it is not finite
+    return loss === null || without === null ? null : loss - without;
+  });
 }
 
 // Writes the gates next to the tokens.
@@ -141,10 +144,10 @@ export function addGates(gates, side) {
 }
 
 export function gatesSummary(gates) {
-  const known = gates.with_memory.filter((loss) => loss !== null);
+  const known = change(gates).filter((value) => value !== null);
   if (gates.untrained.length === gates.layers.length) return "The memory is untrained: it adds nothing to any token.";
-  if (!known.length) return "";
-  const mean = (losses) => losses.filter((loss) => loss !== null).reduce((sum, loss) => sum + loss, 0) / known.length;
+  if (known.length < gates.ids.length - 1 || !known.length) return "";
+  const mean = (losses) => losses.slice(1).reduce((sum, loss) => sum + loss, 0) / (losses.length - 1);
   return `Mean loss of this text: ${mean(gates.without_memory).toFixed(3)} nats without the memory, ${
     mean(gates.with_memory).toFixed(3)} with it.`;
 }
