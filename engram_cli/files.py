@@ -64,7 +64,7 @@ def local_path(path: Path | str) -> Path:
     if address is not None:
         raise InputError(
             f"{address} is an address, and a path on this machine is needed",
-            "download it first: corpora, tables and checkpoints are read from addresses",
+            "give a path; the functions of commands, such as engram_cli.inspect, take addresses",
         )
     return Path(path)
 

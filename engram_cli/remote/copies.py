@@ -44,7 +44,12 @@ def local_copy(path: Path, progress: Progress = SILENT) -> Path:
 
 def is_writable_here(path: Path) -> bool:
     """Return whether a folder is one that outputs may go into: not behind an address, no cache."""
-    return not is_remote(path) and not ({"snapshots", "engram-tables"} & set(path.parts))
+    if is_remote(path) or user_cache("copies") in path.parents:
+        return False
+    return not any(  # of the Hub: models--org--name/snapshots/COMMIT
+        above.name == "snapshots" and above.parent.name.startswith(("models--", "datasets--"))
+        for above in path.parents
+    )
 
 
 def _names(folder: RemotePath, inside: str) -> Iterator[str]:

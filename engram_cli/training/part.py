@@ -72,7 +72,7 @@ class PartRun:
     def cost(self) -> StepCost:
         """Return what a step costs, measured without changing anything."""
         trainer = make_trainer(self.model, self.task, 1, self.texts, self.folder, self.progress)
-        return time_steps(trainer, self.task)
+        return time_steps(trainer, self.task, self.progress)
 
     def train(self, steps: int) -> Course:
         """Train, or resume; the losses that are gone afterwards are measured before."""

@@ -126,7 +126,7 @@ def _checkpoint_activations(model: Any) -> None:
         enable()
 
 
-def time_steps(trainer: EngramTrainer, task: Task) -> StepCost:
+def time_steps(trainer: EngramTrainer, task: Task, progress: Progress) -> StepCost:
     """Return what a step costs, measured on a few that change nothing.
 
     Their learning rate is 0 and their optimiser's state is thrown away. The slowest process counts.
@@ -141,6 +141,7 @@ def time_steps(trainer: EngramTrainer, task: Task) -> StepCost:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     model.train()
+    progress.start("measuring steps", _UNTIMED + _TIMED, "steps")
     for step in range(_UNTIMED + _TIMED):
         begin = time.perf_counter()
         for part in range(task.accumulated):
@@ -156,6 +157,7 @@ def time_steps(trainer: EngramTrainer, task: Task) -> StepCost:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - begin)
+        progress.advance(1)
     timed = times[_UNTIMED:]
     middle = median(timed)
     figures = [middle, max(timed) - min(timed), _peak_bytes(device)]

@@ -369,4 +369,4 @@ if __name__ == "__main__":
         (available_memory() or wanted) - 16 * 2**30 * (not given.tiny),
     )
     whole = min(wanted, free) // RECORD * RECORD
-    main(given.out, whole, min(whole, 8 * 10**9) // RECORD * RECORD)
+    main(given.out, whole, min(whole, 4 * 10**9) // RECORD * RECORD)

@@ -226,7 +226,9 @@ def test_records_that_lie_in_memory_already() -> None:
     assert store.tier_buffers.counted.tolist() == [[0, 0], [48, 0]]
 
 
-def test_a_model_in_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_in_tiers(
+    tmp_path: Path, shared_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_models = pytest.importorskip("tiny_models")
     from small_tokenizers import byte_level_tokenizer
 
@@ -265,6 +267,10 @@ def test_a_model_in_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return found
 
     here = [x.clone() for x in run("hbm")]
-    for placement, path in (("host", None), ("host", "staged"), ("disk", None)):
+    for placement, path in (
+        *(("host", None), ("host", "staged"), ("host,shared", None), ("host,shared", "staged")),
+        ("disk", None),
+    ):
         there = run(placement, path)
+        assert not any(shared_base.iterdir())
         assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cli.conftest import Engram
-from commands.made import Made, make
+from commands.broken_off import Heard
+from commands.made import GEOMETRY, Made, make
 from huggingface_hub import constants
 from remote.hub import SHA, Hub, cached, hub
 from small_tokenizers import PROSE
@@ -17,6 +22,7 @@ from test_files import contents
 from tiny_models import llama
 from transformers import PreTrainedTokenizerFast
 
+from engram_cli.commands.hash_stats import HashStatsRequest, hash_stats
 from engram_cli.corpus import storage
 from engram_cli.vocab.compress import CompressedVocab
 
@@ -154,3 +160,39 @@ def test_a_model_is_copied_to_the_cache(
     assert losses[0] == losses[1]
     assert hub.asked == []
     assert SHA in {path.name for path in Path(constants.HF_HUB_CACHE).rglob(SHA)}
+
+
+def test_columns_of_a_data_set_that_are_not_needed_stay_there(
+    engram: Engram, hub: Hub, made: Made
+) -> None:
+    blobs = [random.Random(row).randbytes(2**17) for row in range(40)]  # 5 MB
+    table = pa.table({"blob": pa.array(blobs, pa.binary()), "text": [PROSE[0]] * 40})
+    pq.write_table(table, hub.folder / "data.parquet", row_group_size=10)
+    found = document(
+        engram, "hash-stats", "org/name", "--vocab", made.vocab, "--rows-per-head", 300,
+        "--tokenizer", made.folder / "tokenizer.json",
+    )  # fmt: skip
+    assert found["documents"] == 40
+    asked = [each.removeprefix("bytes=").split("-") for _, each, _ in hub.asked if each]
+    assert sum(int(end) + 1 - int(begin) for begin, end in asked) < 2**20
+
+
+def test_a_data_set_is_resumed(engram: Engram, hub: Hub, made: Made) -> None:
+    """As a local corpus: from where the run was, with the same bytes in the end."""
+    for index, text in enumerate(PROSE):
+        (hub.folder / f"{index}.jsonl").write_text((json.dumps({"text": text}) + "\n") * 50)
+    request = HashStatsRequest(
+        sources=("org/name",),
+        vocab=made.vocab,
+        geometry=GEOMETRY,
+        tokenizer=made.folder / "tokenizer.json",
+        partition_size=2**10,
+        checkpoint_seconds=0.0,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        hash_stats(request, Heard(stop_after=9000))
+    heard = Heard()
+    assert hash_stats(request, heard).resumed_tokens > 0, heard.notes
+    whole = json.loads(Path("engram-stats", "stats.json").read_bytes())
+    hash_stats(replace(request, out=Path("whole")))
+    assert whole == json.loads(Path("whole", "stats.json").read_bytes())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_models import text
 
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.train import train
@@ -21,10 +21,11 @@ def test_a_loop_of_ones_own(
     shutil.copytree(checkpoint, tmp_path / "ckpt")
     shutil.copytree(bundle, tmp_path / "ckpt" / "engram")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    names = {"lines": [{"input_ids": ids, "labels": ids} for ids in text(60, 8, 12)]}
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
+    (code,) = [block for block in blocks if "EngramCallback" in block]
+    names: dict[str, Any] = {}
     exec(compile(code, str(GUIDE), "exec"), names)
-    logs = names["trainer"].state.log_history  # type: ignore[attr-defined]
+    logs = names["trainer"].state.log_history
     named = set(re.findall(r"`(engram/\w+?)_L`", GUIDE.read_text()))
     assert named == {name.rpartition("_")[0] for name in logs[0] if name.startswith("engram/")}
     assert (tmp_path / "run" / "checkpoint-4" / "engram" / "engram.json").is_file()
