@@ -73,7 +73,6 @@ if TYPE_CHECKING:
     from engram_cli.commands.verify import VerifyResult as VerifyResult
     from engram_cli.commands.verify import verify as verify
     from engram_cli.commands.workspace import Workspace as Workspace
-    from engram_cli.corpus.base import CorpusOptions as CorpusOptions
     from engram_cli.errors import ArtifactError as ArtifactError
     from engram_cli.errors import CheckFailed as CheckFailed
     from engram_cli.errors import CorpusError as CorpusError
@@ -120,7 +119,6 @@ _HOMES = {
     "ConvertRequest": "engram_cli.commands.requests.tables",
     "ConvertResult": "engram_cli.commands.convert",
     "CorpusError": "engram_cli.errors",
-    "CorpusOptions": "engram_cli.corpus.base",
     "DemoRequest": "engram_cli.commands.requests.reading",
     "DemoResult": "engram_cli.commands.demo",
     "DependencyError": "engram_cli.errors",
@@ -216,7 +214,6 @@ __all__ = [
     "ConvertRequest",
     "ConvertResult",
     "CorpusError",
-    "CorpusOptions",
     "DemoRequest",
     "DemoResult",
     "DependencyError",

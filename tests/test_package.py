@@ -41,7 +41,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> frozenset[Path]:
 
 
 @pytest.mark.parametrize(
-    "folder", ["tests", "docs", "sample_data", ".ci", ".github", "engram_cli/report/assets"]
+    "folder",
+    ["tests", "docs", "examples", "sample_data", ".ci", ".github", "engram_cli/report/assets"],
 )
 def test_the_sdist_can_run_its_own_tests(packed: frozenset[Path], folder: str) -> None:
     there = {

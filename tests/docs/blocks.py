@@ -4,7 +4,7 @@ Blocks of one page run in order, in one folder and one Python namespace. A comme
 a block changes how it is tested; readers do not see it. Parts are separated by "; ":
 
     <!-- test: skip, needs a GPU -->     it does not run, for the reason that is given
-    <!-- test: figures vary -->          digits of the output are not compared
+    <!-- test: figures vary -->          digits and bars of the output are not compared
     <!-- test: other output, REASON -->  it runs, and its output is not compared
     <!-- test: exit 1 -->                the exit code of its last command
 
@@ -170,10 +170,11 @@ def _run(command: str, folder: Path) -> tuple[int, str]:
 
 
 def _compare(command: str, shown: list[str], output: str, figures_vary: bool) -> None:
-    """Compare output with what a page shows; `...` stands for anything, also for whole lines."""
+    """Compare output with what a page shows; `...` stands for anything, as a line for any lines."""
     expected, found = (_plain(text, figures_vary) for text in ("\n".join(shown), output))
-    pattern = re.escape(expected).replace(r"\.\.\.", ".*?")
-    assert re.fullmatch(pattern, found, flags=re.S), (
+    lines = (re.escape(line).replace(r"\.\.\.", ".*?") for line in expected.splitlines())
+    pattern = "".join("(?:.*\n)*?" if line == ".*?" else f"{line}\n" for line in lines)
+    assert re.fullmatch(pattern, found), (
         f"{command}\n--- the page shows\n{expected}\n--- it printed\n{found}"
     )
 
@@ -182,5 +183,6 @@ def _plain(text: str, figures_vary: bool) -> str:
     """Return a text without the widths of tables, and if they vary without figures."""
     if figures_vary:
         text = re.sub(r"\d[\d,.]*", "0", text)
+        text = re.sub(r"[▁▂▃▄▅▆▇█]+", "█", text)
     lines = (" ".join(line.split()) for line in text.splitlines())
-    return "\n".join(re.sub(r"[─━]+", "─", line) for line in lines if line)
+    return "".join(re.sub(r"[─━]+", "─", line) + "\n" for line in lines if line)

@@ -65,7 +65,8 @@ def _parameter(each: inspect.Parameter, kind: Any, mark: OptionInfo | ArgumentIn
         short = [f"`{name}`" for name in names if name not in flags]
         usage = ", ".join([f"`{flags[0].replace('/', '` / `')}{value}`", *short])
         names = tuple(part for name in names for part in name.split("/"))
-    return Parameter(names, usage, section, help_text + _default(each, mark, required), required)
+    text = _coded(help_text) + _default(each, mark, required)
+    return Parameter(names, usage, section, text, required)
 
 
 def _is_list(kind: Any) -> bool:
@@ -100,7 +101,7 @@ def page_of(name: str, callback: Any) -> str:
     needed = [each.usage.strip("`") for each in found if each.required and each.names[0][:1] == "-"]
     words = inspect.cleandoc(callback.__doc__ or "").replace("\\[", "[")
     usage = " ".join(["engram", name, *arguments, *needed, "[OPTIONS]"])
-    lines = [f"# engram {name}", "", NOTE, "", *_wrapped(words), "", f"`{usage}`"]
+    lines = [f"# engram {name}", "", NOTE, "", *_coded(words).splitlines(), "", f"`{usage}`"]
     sections = dict.fromkeys(each.section for each in found if each.section != GENERAL)
     for section in [*sorted(sections, key=lambda s: s != "Arguments"), GENERAL]:
         lines += ["", f"## {section}", ""]
@@ -110,9 +111,9 @@ def page_of(name: str, callback: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _wrapped(words: str) -> list[str]:
-    """Return the paragraphs of a docstring, `engram x` of the text as code."""
-    return re.sub(r"(?<!`)(--[a-z][a-z-]+)", r"`\1`", words).splitlines()
+def _coded(words: str) -> str:
+    """Return a text with its options as code."""
+    return re.sub(r"(?<![`\w-])(--[a-z][a-z-]*)", r"`\1`", words)
 
 
 def index() -> str:

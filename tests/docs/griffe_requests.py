@@ -27,15 +27,18 @@ class DocumentRequests(Extension):
         made = getattr(import_module(cls.parent.path), cls.name, None)
         if not isinstance(made, type) or not issubclass(made, Request):
             return
-        helps = {each.name: each.option.help for each in declared(made)}
+        options = {each.name: each for each in declared(made)}
         for name, member in cls.members.items():
             if not isinstance(member, Attribute):
                 continue
             plain = _without_marks(member.annotation)
+            option = options.get(name)
             if plain is not None:
                 member.annotation = plain
-                if name in helps and member.docstring is None:
-                    member.docstring = Docstring(helps[name], parent=member)
+            elif option is not None:  # its type has a name, such as DryRun
+                member.annotation = getattr(option.type, "__name__", str(option.type))
+            if option is not None and member.docstring is None:
+                member.docstring = Docstring(option.option.help, parent=member)
 
 
 def _without_marks(annotation: Any) -> Expr | str | None:

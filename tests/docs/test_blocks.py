@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_blocks_run(
     page: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    threads = torch.get_num_threads()
+    threads, environment = torch.get_num_threads(), dict(os.environ)
     torch.set_num_threads(1)  # other tests have the other cores
     folder = tmp_path / "page"
     shutil.copytree(inputs, folder)
@@ -46,6 +47,8 @@ def test_blocks_run(
         run_page(page, folder)
     finally:
         torch.set_num_threads(threads)
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
