@@ -259,7 +259,8 @@ class Curve:
 
     `variant` says how it differs from the curve of the same label, such as "extrapolated", and
     makes it dashed. `step`: each point is a level as wide as its bin. `dots`: points are drawn;
-    `line`: they are joined. Without a line, bands are drawn as bars of error.
+    `line`: they are joined. Without a line, bands are drawn as bars of error. `wide`: a pale wide
+    line, which hides none of the others.
     """
 
     label: str
@@ -270,6 +271,7 @@ class Curve:
     dots: bool = False
     step: bool = False
     line: bool = True
+    wide: bool = False
 
     @property
     def name(self) -> str:

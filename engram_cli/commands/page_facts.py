@@ -119,7 +119,11 @@ def _flags(request: HashStatsRequest) -> Iterator[str]:
 
 
 def _value(value: Any) -> str:
-    return _quoted(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    """Return an option's value; sizes that are equal for all orders are one size."""
+    if not isinstance(value, tuple):
+        return _quoted(str(value))
+    same = len(value) > 1 and len(set(value)) == 1
+    return _quoted(",".join(map(str, value[:1] if same else value)))
 
 
 def _quoted(text: str) -> str:

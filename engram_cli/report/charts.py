@@ -54,6 +54,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
     return {
         "name": curve.name, "color": curve.color, "points": curve.points, "band": curve.band,
         "dashed": bool(curve.variant), "dots": curve.dots, "step": curve.step, "line": curve.line,
+        "wide": curve.wide,
     }  # fmt: skip
 
 
@@ -73,9 +74,8 @@ def legend(chart: Chart) -> Html | None:
 def _keys(chart: Chart) -> Iterator[tuple[str, str, int]]:
     """Yield what colours and shapes mean: (label, shape, colour)."""
     if isinstance(chart, LineChart):
-        shapes = {True: "line", False: "dot"}
         whole = [c for c in chart.curves if not c.variant]
-        yield from dict.fromkeys((c.label, shapes[c.line], c.color) for c in whole)
+        yield from dict.fromkeys((c.label, _shape(c), c.color) for c in whole)
         yield from dict.fromkeys((c.variant, "dashed", _PLAIN) for c in chart.curves if c.variant)
         banded = [curve.line for curve in chart.curves if curve.band]
         if banded:
@@ -94,9 +94,16 @@ def _keys(chart: Chart) -> Iterator[tuple[str, str, int]]:
         yield "random hash", "ideal", 0
 
 
+def _shape(curve: Curve) -> str:
+    if not curve.line:
+        return "dot"
+    return "wide" if curve.wide else "line"
+
+
 def _swatch(shape: str, color: int) -> Html:
     drawn = {
         "line": tag("path", d="M0 6 H18", class_="line"),
+        "wide": tag("path", d="M0 6 H18", class_="line wide"),
         "dashed": tag("path", d="M0 6 H18", class_="line dashed"),
         "dot": tag("circle", cx=9, cy=6, r=4, class_="bar"),
         "error": tag("path", d="M9 0 V12", class_="line"),

@@ -44,7 +44,9 @@ def draw(part: Part) -> Html | None:
 
 
 def _summary(summary: Summary) -> Html:
-    facts = [tag("div", tag("dt", name), tag("dd", value)) for name, value in summary.facts]
+    facts = [
+        tag("div", tag("dt", name), tag("dd", unbroken(value))) for name, value in summary.facts
+    ]
     commands = [
         tag("li", tag("code", command, class_="command"), " ", tag("span", gives))
         for command, gives in summary.commands

@@ -119,7 +119,7 @@ def statistics_page(statistics: Statistics, facts: Sequence[tuple[str, str]] = (
     """
     results, document, layout = read_results(statistics), statistics.document, statistics.layout
     corpus = read_typed(Corpus, document.get("corpus") or {}, "'corpus'")
-    size = f"{count(results.tokens)} tokens, {count(results.documents)} documents"
+    size = f"{count(results.tokens)} tokens, {counted(results.documents, 'document')}"
     size += ", joined" if statistics.joined else ""
     if corpus.files:
         some = f" ({count(corpus.empty_files)} empty)" if corpus.empty_files else ""

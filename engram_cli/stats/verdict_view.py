@@ -176,7 +176,7 @@ def _chart(verdict: Verdict) -> LineChart:
     ]
     if len(curves) > 1:
         mean_points = tuple((k * unit, verdict.sharing(k)) for k in steps)
-        curves.append(Curve("mean of the orders", _PLAIN, mean_points))
+        curves.insert(0, Curve("mean of the orders", _PLAIN, mean_points, wide=True))
     low = verdict.shared < _LOW
     marks = [Mark(unit, verdict.shared, "you are here", "higher" if low else "below")]
     marks += [

@@ -133,7 +133,10 @@ def test_counting_draws_the_page_that_report_draws(
         assert f"<dt>Tokenizer</dt><dd>{tokenizer_file}</dd>" in head
         assert f"<dt>Date</dt><dd>{today:%Y}-" in head
     assert f"engram hash-stats {corpus} --rows-per-head 1000 --layers 1" in counted
-    assert "engram hash-stats CORPUS --scheme engram-v1 --orders 2,3 --heads 8" in drawn
+    assert (
+        "engram hash-stats CORPUS --scheme engram-v1 --orders 2,3 --heads 8 --rows-per-head 1000 --"
+        in drawn
+    )
     for name in ("verdict", "orders", "occupancy", "clean-heads", "row-hits", "ngrams", "layout"):
         assert f'<section id="{name}"' in pages[0].read_text()
     with pytest.raises(OutputError, match=r"a\.html"):

@@ -5,7 +5,8 @@ import { count, el, plural, short, times } from "./dom.js";
 import { addGates, cleanShares, gatesSummary, measures, shade, textsView } from "./texts.js";
 
 const $ = (id) => document.getElementById(id);
-const KEYS = ["view", "text", "against", "layer", "q", "order", "at"];
+const KEYS = ["view", "text", "against", "layer", "q", "order", "limit", "at"];
+const MORE = 200; // matches that the API gives at most
 let about = null;
 let shown = { main: "", detail: "" }; // what is on the page, as API addresses
 let turn = 0;
@@ -53,7 +54,7 @@ function fail(place, error) {
 
 function mainAddress(state) {
   const layer = state.layer;
-  if (state.view === "search") return about.stats === null ? "" : address("search", { q: state.q, order: state.order, layer });
+  if (state.view === "search") return about.stats === null ? "" : address("search", { q: state.q, order: state.order, limit: state.limit, layer });
   if (state.text === "") return "";
   return address("lookup", { text: state.text, against: state.compare ? state.against : "", layer });
 }
@@ -174,6 +175,10 @@ function searchView(found, state) {
   const first = found.matches.length < found.total ? ` The first ${found.matches.length} are shown.` : "";
   const parts = [el("p", {}, `${plural(found.total, "known n-gram")} ${of}.${first}`)];
   if (found.matches.length) parts.push(searchTable(found, state));
+  if (found.matches.length < Math.min(found.total, MORE)) {
+    parts.push(el("p", {}, el("button", { type: "button", onclick: () => go({ limit: MORE }) },
+      `Show ${Math.min(found.total, MORE)}`)));
+  }
   else parts.push(el("p", { class: "soft" }, found.exact ? "The corpus has none." : "The sample holds none; the corpus may. Look the text up to see its rows."));
   return parts;
 }
@@ -239,7 +244,7 @@ function wire() {
   $("search-form").onsubmit = (event) => {
     event.preventDefault();
     shown.main = "";
-    go({ view: "search", q: $("query").value, order: $("order").value });
+    go({ view: "search", q: $("query").value, order: $("order").value, limit: "" });
   };
   $("order").onchange = () => go({ view: "search", q: $("query").value, order: $("order").value });
   $("compare").onclick = () => {

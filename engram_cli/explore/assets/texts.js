@@ -31,11 +31,12 @@ function legend(two, sampled) {
 
 function sharedTable(found) {
   const number = (value) => el("td", { class: "num" }, count(value));
-  const names = ["Order", "Look-ups", "Same n-gram", "Another n-gram, same row", "Not in the other text"];
+  const names = ["Order", "Look-ups", "Same n-gram", "Another n-gram", "Own row"];
   return el("div", {}, el("h2", {}, "Rows of the first text that the second reads too"),
+    el("p", { class: "soft" }, "By the same n-gram, or by another one that falls on the same row by chance."),
     el("table", {}, el("thead", {}, el("tr", {}, names.map((name, at) =>
       el("th", { scope: "col", class: at ? "num" : null }, name)))),
-    el("tbody", {}, found.shared.map((own) => el("tr", {}, el("th", { scope: "row" }, `${own.order}-grams`),
+    el("tbody", {}, found.shared.map((own) => el("tr", {}, el("th", { scope: "row" }, `${own.order}`),
       number(own.lookups), number(own.same), number(own.chance), number(own.lookups - own.same - own.chance))))));
 }
 

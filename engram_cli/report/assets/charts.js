@@ -110,7 +110,7 @@
     if (!labels) axes.push(Plot.gridX(x.ticks, grid));
     const base = y.domain[0] < 0 && y.domain[1] > 0 ? 0 : y.domain[0];
     const marks = [Plot.ruleY([base], { stroke: "var(--faint)" })];
-    const thick = (curve) => 2 + (curve.step ? 2.5 * (shown.length - 1 - shown.indexOf(curve)) : 0); // equal steps hide nothing
+    const thick = (curve) => (curve.wide ? 6 : 2) + (curve.step ? 1.5 * (shown.length - 1 - shown.indexOf(curve)) : 0); // equal steps hide nothing
     for (const curve of shown) {
       const hue = color(curve.color);
       const place = ([at]) => at + aside(curve);
@@ -119,7 +119,7 @@
       else if (curve.band.length) marks.push(Plot.ruleX(curve.band, { ...band, stroke: hue, strokeOpacity: 0.6 }));
       const stepped = curve.step ? curve.points.flatMap(([at, v]) => [[at - 0.5, v], [at + 0.5, v]]) : curve.points;
       if (curve.line && stepped.length > 1) {
-        marks.push(Plot.line(stepped, { x: place, y: (d) => d[1], stroke: hue, strokeWidth: thick(curve), strokeDasharray: curve.dashed ? "2 5" : undefined, strokeLinecap: "round" }));
+        marks.push(Plot.line(stepped, { x: place, y: (d) => d[1], stroke: hue, strokeWidth: thick(curve), strokeOpacity: curve.wide ? 0.45 : 1, strokeDasharray: curve.dashed ? "2 5" : undefined, strokeLinecap: "round" }));
       }
       if (curve.dots || curve.points.length === 1) {
         marks.push(Plot.dot(curve.points, { x: place, y: (d) => d[1], r: curve.line ? 3 : 4, fill: hue, stroke: "var(--paper)" }));
