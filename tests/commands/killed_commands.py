@@ -40,7 +40,7 @@ from engram_cli.commands.inspect import InspectRequest, inspect
 from engram_cli.commands.lookup import LookupRequest, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.plan import PlanRequest, plan
-from engram_cli.commands.report import ReportRequest, report
+from engram_cli.commands.report import ReportRequest, write_report
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus import stream
 from engram_cli.errors import OutputError
