@@ -420,17 +420,17 @@ JOBS = {
     ),
     "report": Job(
         "page.html",
-        lambda here, force: report(
+        lambda here, force: write_report(
             ReportRequest(stats=here / "stats-a", out=here / "page.html", force=force)
         ),
-        lambda here, force: report(
+        lambda here, force: write_report(
             ReportRequest(stats=here / "stats-b", out=here / "page.html", force=force)
         ),
     ),
     "inspect --report": Job(
         "page.html",
         lambda here, force: inspected(here, force, "source.zarr"),
-        lambda here, force: report(
+        lambda here, force: write_report(
             ReportRequest(stats=here / "stats-b", out=here / "page.html", force=force)
         ),
     ),
