@@ -87,14 +87,15 @@ def attach(
     gradients, `rows_trainable=False` freezes them; quantised rows are always frozen, and to ask for
     more is an error. `placement`: where rows lie instead, "host", "disk" or budgets such as
     "hbm=20GB,host=64GB"; such rows are frozen (docs/reference/placement.md). "host,shared" is one
-    copy for all processes of the machine, the default under torchrun. "shard" with
-    `rows_trainable=True` distributes rows that learn over the processes of the default group, each
-    with its part (docs/reference/training.md); their gradients are sparse. `verify` checks every
-    byte of the bundle. `force` adds it to a model that has Engram layers of its own. A fresh bundle
-    changes no output; `fit`, documents of token ids, has the gates fitted to them at once, which
-    runs the model for minutes (`fitting.fit`). Raises RuntimeAttachError when the model is not one
-    the bundle was made for, has a smaller vocabulary than its tokenizer, has Engram layers, or
-    carries a memory of this name already; InputError for rows that do not fit.
+    copy for all processes of the machine, the default under torchrun. "shard" distributes rows that
+    are read over the GPUs of a host, and with `rows_trainable=True` rows that learn over the
+    processes of the default group, each with its part (docs/reference/training.md); their gradients
+    are sparse. `verify` checks every byte of the bundle. `force` adds it to a model that has Engram
+    layers of its own. A fresh bundle changes no output; `fit`, documents of token ids, has the
+    gates fitted to them at once, which runs the model for minutes (`fitting.fit`). Raises
+    RuntimeAttachError when the model is not one the bundle was made for, has a smaller vocabulary
+    than its tokenizer, has Engram layers, or carries a memory of this name already; InputError for
+    rows that do not fit.
     """
     attached: list[Memory] = []
     try:

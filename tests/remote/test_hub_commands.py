@@ -107,6 +107,11 @@ def test_a_data_set(engram: Engram, hub: Hub, made: Made, monkeypatch: pytest.Mo
     found = count("org/name")
     assert found["files"] == found["documents"] == len(PROSE)
     assert count("hf://datasets/org/name/data/*.jsonl")["files"] == len(PROSE)
+    assert revisions(hub) == {"main"}
+    hub.asked.clear()
+    done = engram("hash-stats", "org/name", "--revision", "v2", *options, "--out", "v2")
+    assert done.code == 0, done.err
+    assert revisions(hub) == {"v2"}
     asked = len(hub.asked)
     names = [f"data/{index}.jsonl" for index in range(len(PROSE))]
     for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,19 @@ def test_a_run_that_fails_leaves_nothing(engram: Engram, made: Made, memory: Any
     planned = document(engram, *words(made, "table", engram), "memory://bucket/t", "--dry-run")
     assert not planned["written"]
     assert objects(memory, "bucket/t") == {}
+
+
+def test_a_second_memory_is_refused_at_an_address_too(
+    engram: Engram, made: Made, memory: Any
+) -> None:
+    checkpoint = Path("ckpt")
+    shutil.copytree(made.folder / "ckpt", checkpoint)
+    config = json.loads((checkpoint / "config.json").read_bytes())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "engram_layer_ids": [1]}))
+    done = engram("attach", checkpoint, "--table", made.table, "--out", "memory://bucket/b")
+    assert done.code == 2
+    assert "has Engram layers of its own" in done.error_line
+    assert objects(memory, "bucket/b") == {}
 
 
 def test_somebody_else_was_faster(made: Made, memory: Any) -> None:

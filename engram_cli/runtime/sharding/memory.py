@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engram_cli.errors import InputError
-from engram_cli.runtime.sharding.group import ShardGroup
+from engram_cli.runtime.sharding.group import ShardGroup, agree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,9 @@ def allocate(group: ShardGroup, size: int) -> SharedMemory:
         if not isinstance(shared, str):
             return shared
         group = replace(group, reads_peers=False, reason=shared)
-    return SharedMemory(group=group, own=(_empty(size, group.devices[0]),))
+    with agree(group):
+        own = (_empty(size, group.devices[0]),)
+    return SharedMemory(group=group, own=own)
 
 
 def _symmetric(group: ShardGroup, size: int) -> SharedMemory | str:
@@ -62,6 +64,7 @@ def _symmetric(group: ShardGroup, size: int) -> SharedMemory | str:
     try:
         from torch.distributed import _symmetric_memory as symmetric
 
+        torch.cuda.empty_cache()  # what torch holds unused is no use to other allocators
         block = symmetric.empty(size, dtype=torch.uint8, device=group.devices[0])
     except (ImportError, AttributeError, RuntimeError) as error:
         failure = str(error).splitlines()[0]
