@@ -23,9 +23,11 @@ def train(request: TrainRequest, terminal: Terminal) -> None:
     Without --bundle, the memory is made from the training text first. The same command resumes an
     interrupted run. For several GPUs: torchrun --nproc-per-node 2 -m engram_cli train ...
     """
+    from engram_cli.commands.processes import leave_processes
     from engram_cli.commands.train import train as run
 
     result = run(request, terminal)
+    leave_processes()
     if not result.is_first_process:
         terminal.close()
         return

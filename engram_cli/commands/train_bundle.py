@@ -23,6 +23,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.formats.bundle import BUNDLE_NAME
 from engram_cli.formats.bundle_spec import layer_number
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.hashing.schemes import SCHEMES, takes_raw_ids
 from engram_cli.progress import Progress, WithoutNotes
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import RowType
@@ -53,6 +54,9 @@ def choose_geometry(
     first = Geometry(layers=layers)
     if scheme == DEFAULT_SCHEME:
         first = replace(first, orders=defaults.ORDERS, heads=defaults.HEADS)
+    if takes_raw_ids(scheme):
+        eos = model.eos_id if "eos_id" in SCHEMES.load(scheme).parameters else None
+        first = replace(first, vocab_size=model.vocab_size, eos_id=eos)
     geometry = replace(first, **request.geometry.given)
     if geometry.rows_per_head is not None:
         return geometry.resolve(vocab)
