@@ -217,8 +217,9 @@ def _present(folder: str, name: Any, names: list[str]) -> str:
 def format_of(name: str, storage: Storage) -> str:
     """Return the format of a file. Raises CorpusError for known formats that cannot be read."""
     formats = _formats()
-    ending = os.path.splitext(uncompressed_name(name))[1].lower()
-    last = name.rpartition("/")[2]
+    plain = name.partition("?")[0] if name.startswith(("http:", "https:")) else name  # a signature
+    ending = os.path.splitext(uncompressed_name(plain))[1].lower()
+    last = plain.rpartition("/")[2]
     usual = formats.usual.get(ending, _TEXT)
     if storage.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
         return usual
