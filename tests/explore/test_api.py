@@ -214,6 +214,16 @@ def test_gates_are_those_of_trace(checkpoint: Path) -> None:
         assert alone["with_memory"] == [None]
 
 
+def test_the_bundle_that_is_explored_is_the_models(checkpoint: Path) -> None:
+    """That of a run lies in another folder than the model."""
+    own = ExploreRequest(path=checkpoint / "fresh", model=checkpoint)
+    with client_of(own) as client:
+        assert ask(client, "about")["path"] == str(checkpoint / "fresh")
+        found = ask(client, "gates", text=TEXT)
+        assert found["untrained"] == [1, 2]
+        assert found["with_memory"] == found["without_memory"]
+
+
 def test_a_model_of_another_memory_is_refused(checkpoint: Path, explored: Made) -> None:
     with pytest.raises(MismatchError, match="explore the model's own memory"):
         open_explorer(ExploreRequest(path=explored.table, model=checkpoint))
