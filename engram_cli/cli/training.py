@@ -77,7 +77,8 @@ def _outcome(result: TrainResult) -> list[RenderableType]:
         for line in outcome.lines
         if line.course is not None
     ]
-    written = [path for path in (result.bundle, result.adapter, result.model) if path is not None]
+    places = (result.bundle, result.adapter, result.model, result.adapter_alone)
+    written = [path for path in places if path is not None]
     rows.append(("written", ", ".join(map(shown_path, written))))
     return [table, facts("Training", rows)]
 

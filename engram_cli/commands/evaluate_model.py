@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -154,7 +155,9 @@ def load_variants(
             "--lora needs PEFT", "python -m pip install 'engram-tables[train]'"
         ) from None
     try:
-        return PeftModel.from_pretrained(model, str(request.lora)).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of names that transformers gives up
+            return PeftModel.from_pretrained(model, str(request.lora)).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
