@@ -126,6 +126,7 @@ def test_a_data_set(engram: Engram, hub: Hub, made: Made, monkeypatch: pytest.Mo
     assert len(hub.asked) == asked
     done = engram("hash-stats", "org/another", *options)
     assert done.code == 2
+    assert done.error_line.startswith("error: org/another is no path here, and hf://datasets/org/")
     assert "download once, with a network: hf download org/another --repo-type dataset" in done.err
     assert "corpus not found: texts/a.txt" in engram("hash-stats", "texts/a.txt", *options).err
 
