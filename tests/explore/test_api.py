@@ -10,6 +10,7 @@ import pytest
 from commands.made import GEOMETRY, Made
 from explore.conftest import client_of
 from formats.checkpoints import deepseek_v41
+from remote.server import serving
 from small_tokenizers import PROSE
 from starlette.testclient import TestClient
 
@@ -172,6 +173,17 @@ def test_tables_of_other_programs_are_explored(tmp_path: Path, tokenizer_file: P
         tokens = found["tokens"][4]["orders"][2]["tokens"]
         own = ask(client, "ngram", tokens=",".join(map(str, tokens)))
         assert [each["order"] for each in own["shorter"]] == [3, 2]
+
+
+def test_a_table_behind_an_address_is_explored(explored: Made) -> None:
+    with serving(explored.folder) as far:
+        place = Path(f"{far.address}/{explored.table.name}")
+        request = ExploreRequest(path=place, vocab=explored.vocab, stats=explored.stats)
+        with client_of(request) as client:
+            assert ask(client, "about")["path"] == f"{far.address}/{explored.table.name}"
+            found = ask(client, "lookup", text=TEXT)
+    wanted = lookup(LookupRequest(path=explored.table, text=TEXT))
+    assert found["tokens"] == as_plain(wanted.tokens)
 
 
 def test_whole_matches_come_before_parts_of_words(client: TestClient) -> None:

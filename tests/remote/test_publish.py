@@ -182,9 +182,23 @@ def test_a_second_memory_is_refused_at_an_address_too(
     assert objects(memory, "bucket/b") == {}
 
 
-def test_somebody_else_was_faster(made: Made, memory: Any) -> None:
+def test_what_another_run_left(engram: Engram, made: Made, memory: Any) -> None:
+    """Killed runs leave their mark and objects: those of others are not mixed with ours."""
+    Destination("memory://bucket/t", "bundle").begin()
+    done = engram(*words(made, "table", engram), "memory://bucket/t")
+    assert "holds another upload that was interrupted" in done.error_line
+    memory.rm("/bucket", recursive=True)
+    Destination("memory://bucket/t", "table").begin()
+    memory.pipe("/bucket/t/1/c.77.0", b"of a table with smaller chunks")
+    done = engram(*words(made, "table", engram), "memory://bucket/t")
+    assert "holds 1/c.77.0, which this run did not write" in done.error_line
+    assert "zarr.json" not in objects(memory, "bucket/t")
+
+
+def test_somebody_else_was_faster(made: Made, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     target = Destination("memory://bucket/t", "table")
     target.begin()
+    monkeypatch.setattr(target, "_compare", lambda sizes: None)  # they came after it
     memory.pipe("/bucket/t/zarr.json", b"theirs")
     with pytest.raises(OutputError, match="appeared while it was being written"):
         target.put_folder(made.table, ["zarr.json", "1/zarr.json"], "zarr.json")
