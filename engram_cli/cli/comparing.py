@@ -43,7 +43,7 @@ def diff_parts(result: DiffResult) -> list[RenderableType]:
     from engram_cli.commands.diff_page import described_side, diff_views, sentences
 
     size = result.before.bytes + result.after.bytes
-    pace = quantity(size / max(result.seconds, 1e-9), "bytes")
+    pace = quantity(size / max(result.compare_seconds, 1e-9), "bytes")
     lines = [
         (name, described_side(side, shown_path(side.path)))
         for name, side in (("before", result.before), ("after", result.after))

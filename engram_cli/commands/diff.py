@@ -92,14 +92,21 @@ def diff(request: DiffRequest, progress: Progress = SILENT) -> DiffResult:
     sides = [_side(*each) for each in zip(opened.found, opened.rows, strict=True)]
     progress.start("compare", sum(side.bytes for side in sides), "bytes")
     threads = request.threads or processors()
+    started = time.perf_counter()
     layers = [pair.compare(layer, threads, progress) for layer in opened.rows[0].layers]
+    seconds = time.perf_counter() - started
     counts = np.sum([layer.counts for layer in layers], axis=0)
     cut = _cut(request.at_least, counts, opened.layout.heads)
     named = _Named()
     if counts[LEAST:].any():
         named = _name(request, opened, sources, ChangedRows(opened.layout, layers, cut), progress)
     result = _result(opened, sides, layers, cut, named)
-    result = replace(result, seconds=time.perf_counter() - begin, report=request.report)
+    result = replace(
+        result,
+        compare_seconds=seconds,
+        seconds=time.perf_counter() - begin,
+        report=request.report,
+    )
     if request.report is not None:
         from engram_cli.commands.diff_page import write_diff
 
@@ -279,6 +286,7 @@ def _result(
         corpus_tokens=named.tokens,
         ngrams=named.ngrams,
         memory_bytes=sum(layer.levels.nbytes for layer in layers),
+        compare_seconds=0.0,
         seconds=0.0,
     )
 

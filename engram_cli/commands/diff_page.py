@@ -31,7 +31,7 @@ _NOTED_CHANCE = 1e-9  # above it, a corpus may have n-grams on changed rows by c
 def write_diff(result: DiffResult, path: Path, *, force: bool) -> None:
     """Write what was found as one HTML page. Raises OutputError."""
     document = json.loads(json.dumps(asdict(result), default=str))
-    for said in ("seconds", "report"):  # the same artifacts give the same page
+    for said in ("compare_seconds", "seconds", "report"):  # the same artifacts give the same page
         del document[said]
     page = Page(
         kicker="Engram · comparison",

@@ -105,7 +105,8 @@ class DiffResult:
     others, and the n-grams of all changed rows are named. `half_rows`: the most changed rows that
     have half of the change, the sum of the squared norms; `change_shares`: (share of the changed
     rows, share of the change). `named_by`: what the n-grams are from, None where nothing names
-    them. `memory_bytes`: the levels of all rows, one byte each.
+    them. `memory_bytes`: the levels of all rows, one byte each. `compare_seconds`: of reading and
+    comparing rows; `seconds`: of all.
     """
 
     before: Side
@@ -128,6 +129,7 @@ class DiffResult:
     corpus_tokens: int | None
     ngrams: tuple[OrderNgrams, ...]
     memory_bytes: int
+    compare_seconds: float
     seconds: float
     report: Path | None = None
 

@@ -21,7 +21,13 @@ _LEAST_FLOAT16 = 2.0**-25  # blocks below it are stored as zeros where scales ar
 # Blocks that carry their scales: values that share one, and the bound relative to the largest.
 # Of Q8_0 half a step, and what the float16 of the step moves 127 of them; of Q4_0 a step, since +8
 # is stored as +7; of float4 e2m1 half of the step from 4 to 6, and its scale's rounding.
-_BLOCKS = {"q8_0": (32, 0.57 / 127), "q4_0": (32, 1 / 8), "q6_k": (16, 1 / 32), "e2m1": (16, 1 / 6)}
+# Third, what the rounding of a float16 scale near zero moves the largest item.
+_BLOCKS = {
+    "q8_0": (32, 0.57 / 127, 127 * 2.0**-25),
+    "q4_0": (32, 1 / 8, 8 * 2.0**-25),
+    "q6_k": (16, 1 / 32, 0.0),
+    "e2m1": (16, 1 / 6, 0.0),
+}
 _Q4_K = 32, 1 / 15
 _SLACK = 1 + 2.0**-10  # decoding and subtracting round too
 
@@ -37,8 +43,9 @@ def error_bounds(row_type: RowType, values: Floats, scales: NDArray[Any] | None)
         share, least = _FLOATS[name]
         bounds = sizes * np.float32(share) + np.float32(least)
     elif name in _BLOCKS:
-        block, share = _BLOCKS[name]
-        bounds = _spread(_of_blocks(sizes, block).max(axis=2), block, values) * np.float32(share)
+        block, share, least = _BLOCKS[name]
+        largest = _spread(_of_blocks(sizes, block).max(axis=2), block, values)
+        bounds = largest * np.float32(share) + np.float32(least)
     elif name == "q4_k":
         block, share = _Q4_K
         parts = _of_blocks(values, block)
@@ -61,13 +68,15 @@ def error_bounds(row_type: RowType, values: Floats, scales: NDArray[Any] | None)
 
 
 def _steps(row_type: RowType, scales: NDArray[Any], values: Floats) -> Floats:
-    """Return the scale of each value, of a shape that broadcasts to that of `values`."""
+    """Return the scale of each value: [n, dim]."""
     wide = row_type.widen(scales)
     if row_type.of_layer:
-        return wide.reshape(1, 1)
+        return np.broadcast_to(wide.reshape(1, 1), values.shape)
     wide = wide.reshape(len(values), -1)
     assert row_type.scaling is not None
-    return wide if wide.shape[1] == 1 else _spread(wide, row_type.scaling.block, values)
+    if wide.shape[1] == 1:
+        return np.broadcast_to(wide, values.shape)
+    return _spread(wide, row_type.scaling.block, values)
 
 
 def _of_blocks(values: Floats, block: int) -> Floats:

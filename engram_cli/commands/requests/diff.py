@@ -14,6 +14,7 @@ from engram_cli.commands.requests.options import (
     Rule,
     Threads,
     Vocab,
+    revision_of,
 )
 
 
@@ -56,6 +57,7 @@ class DiffRequest(CorpusFields):
             reads="ranges",
         ),
     ]
+    revision: Annotated[str | None, revision_of("before", "the artifact before")] = None
     stats: Annotated[
         Path | None,
         Option(

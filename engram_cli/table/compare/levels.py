@@ -23,7 +23,8 @@ def levels_of(norms: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Return uint8[n]: the levels of differences with norms [n], all of them above zero."""
     logs = np.log2(np.maximum(norms, np.finfo(np.float64).tiny))
     levels = np.floor((logs - _LOWEST) * _PER_OCTAVE) + LEAST
-    return np.clip(levels, LEAST, LEVELS - 1).astype(np.uint8)
+    found: NDArray[np.uint8] = np.clip(levels, LEAST, LEVELS - 1).astype(np.uint8)
+    return found
 
 
 def norm_of(level: int) -> float:
@@ -42,7 +43,7 @@ def standing_out(counts: NDArray[np.int64], least: int) -> int | None:
     changed[:LEAST] = 0
     sums = np.concatenate([[0], np.cumsum(changed)])
     total = int(sums[-1])
-    best, cut = 0, None
+    best = (0, 0)
     for begin in range(LEAST + 1, LEVELS):
         below = int(sums[begin])
         if below < least or not changed[begin - 1]:  # a gap begins behind a row
@@ -51,9 +52,13 @@ def standing_out(counts: NDArray[np.int64], least: int) -> int | None:
             above, inside = total - int(sums[end]), int(sums[end] - sums[begin])
             if above < least or inside > min(above, below) // _STRAY:
                 break
-            if end - begin > best and changed[end]:
-                best, cut = end - begin, end
-    return cut
+            if end - begin > best[1] - best[0] and changed[end]:
+                best = begin, end
+    if best == (0, 0):
+        return None
+    # The few rows in the gap go with those that they are near.
+    used = np.flatnonzero(changed[best[0] - 1 : best[1] + 1]) + best[0] - 1
+    return int(used[np.argmax(np.diff(used)) + 1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

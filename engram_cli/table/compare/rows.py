@@ -62,16 +62,15 @@ class LayerChanges:
     def of(cls, entry: LayerHash) -> LayerChanges:
         """Return a layer in which nothing changed yet."""
         columns = len(entry.moduli)
-        counts, sums = (np.zeros(columns, dtype=kind) for kind in (np.int64, np.float64))
         return cls(
             entry=entry,
             levels=np.zeros(entry.rows, dtype=np.uint8),
-            changed=counts,
-            within=counts.copy(),
-            not_finite=counts.copy(),
-            cosine=sums,
-            relative=sums.copy(),
-            largest=sums.copy(),
+            changed=np.zeros(columns, dtype=np.int64),
+            within=np.zeros(columns, dtype=np.int64),
+            not_finite=np.zeros(columns, dtype=np.int64),
+            cosine=np.zeros(columns, dtype=np.float64),
+            relative=np.zeros(columns, dtype=np.float64),
+            largest=np.zeros(columns, dtype=np.float64),
             counts=np.zeros(LEVELS, dtype=np.int64),
             change=np.zeros(LEVELS, dtype=np.float64),
         )
@@ -189,7 +188,7 @@ class RowPair:
         )
         if not self._by_bytes:
             return np.arange(count), scales
-        if self.types[0].of_layer and not np.array_equal(*map(_known, scales)):
+        if self.types[0].of_layer and not np.array_equal(_known(scales[0]), _known(scales[1])):
             return np.arange(count), scales
         differ = _unequal(*(each.lines(layer, ROWS, first, count) for each in self._sides))
         if scales[0] is not None and not self.types[0].of_layer:
