@@ -21,7 +21,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 _LIST = """
 import sys
 from setuptools.dist import Distribution
-made = Distribution({"script_name": "pyproject.toml"})
+made = Distribution({"script_name": "setup.py", "long_description": "of setup.py"})
 made.parse_config_files()
 command = made.get_command_obj("egg_info")
 command.egg_base = sys.argv[1]

@@ -154,7 +154,7 @@ def refuse_address(path: Path | str, name: str) -> None:
     if address is not None:
         raise InputError(
             f"{name} {address} is an address, and a path on this machine is needed",
-            "download what is read, upload what is written: other options take addresses",
+            "give a path, and upload what is written there with the tools of your store",
         )
 
 

@@ -23,8 +23,10 @@ def evaluate(request: EvaluateRequest, terminal: Terminal) -> None:
     position. Runs on a CPU, a GPU, or several: torchrun --nproc-per-node 4 -m engram_cli evaluate.
     """
     from engram_cli.commands.evaluate import evaluate as run
+    from engram_cli.commands.processes import leave_processes
 
     result = run(request, terminal)
+    leave_processes()
     if result.process:  # the first process reports for all
         return
     terminal.result(result, *evaluation_parts(result))

@@ -23,9 +23,11 @@ def train(request: TrainRequest, terminal: Terminal) -> None:
     Without --bundle, the memory is made from the training text first. The same command resumes an
     interrupted run. For several GPUs: torchrun --nproc-per-node 2 -m engram_cli train ...
     """
+    from engram_cli.commands.processes import leave_processes
     from engram_cli.commands.train import train as run
 
     result = run(request, terminal)
+    leave_processes()
     if not result.is_first_process:
         terminal.close()
         return
@@ -77,7 +79,8 @@ def _outcome(result: TrainResult) -> list[RenderableType]:
         for line in outcome.lines
         if line.course is not None
     ]
-    written = [path for path in (result.bundle, result.adapter, result.model) if path is not None]
+    places = (result.bundle, result.adapter, result.model, result.adapter_alone)
+    written = [path for path in places if path is not None]
     rows.append(("written", ", ".join(map(shown_path, written))))
     return [table, facts("Training", rows)]
 

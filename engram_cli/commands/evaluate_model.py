@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -69,6 +70,15 @@ def find_processes(device: str | None) -> Processes:
     return Processes(rank=0, world=1, device=own)
 
 
+def dtype_on(device: torch.device, name: str) -> torch.dtype:
+    """Return the dtype of the weights: the one named, or with "auto" bfloat16 on a GPU."""
+    import torch
+
+    auto = torch.float32 if device.type == "cpu" else torch.bfloat16
+    found: torch.dtype = auto if name == AUTO else getattr(torch, name)
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How the model will run: its dtype, the windows, the batches, and the bytes of all of it."""
@@ -95,11 +105,9 @@ def plan_run(
     request: EvaluateRequest, bundle: Bundle | None, processes: Processes, shape: ModelShape
 ) -> Plan:
     """Return how the model will run. Raises InputError for windows or memory that cannot be."""
-    import torch
 
     on_gpu = processes.device.type != "cpu"
-    auto = torch.bfloat16 if on_gpu else torch.float32
-    dtype = auto if request.dtype == AUTO else getattr(torch, request.dtype)
+    dtype = dtype_on(processes.device, request.dtype)
     limit = shape.positions
     context = request.context_length or min(_CONTEXT, limit or _CONTEXT)
     if limit is not None and context > limit:
@@ -147,7 +155,9 @@ def load_variants(
             "--lora needs PEFT", "python -m pip install 'engram-tables[train]'"
         ) from None
     try:
-        return PeftModel.from_pretrained(model, str(request.lora)).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of names that transformers gives up
+            return PeftModel.from_pretrained(model, str(request.lora)).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(

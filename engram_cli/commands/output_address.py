@@ -44,7 +44,8 @@ def at_address(
     target.check()
     stage = _stage(folder or Path(), target.address)
     out = stage / target.address.rpartition("/")[2]
-    staged = replace(request, out=out, force=True)
+    # What a run left there whose upload failed is replaced; --force also means other things.
+    staged = replace(request, out=out, force=request.force or out.exists())
     if dry_run:
         planned: R = moved(run(staged, progress), Path(target.address))
         return planned

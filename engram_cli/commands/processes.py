@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 from engram_cli.errors import InputError
@@ -33,4 +34,14 @@ def join_processes(device: str | None) -> Any:
                 f"start it with torchrun --nproc-per-node N -m engram_cli, or without {way}",
             )
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:  # accelerate has chosen the device
+        warnings.filterwarnings("ignore", r"barrier\(\): using the device", UserWarning)
     return PartialState(cpu=device == "cpu" or (several and not torch.cuda.is_available()))
+
+
+def leave_processes() -> None:
+    """Part from the other processes, if there are any: NCCL complains where a program just ends."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

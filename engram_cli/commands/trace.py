@@ -13,7 +13,8 @@ from typing import Any
 
 from engram_cli.commands.artifact import Companions
 from engram_cli.commands.attach_layers import vocab_digest
-from engram_cli.commands.load_model import check_checkpoint, load_model
+from engram_cli.commands.load_model import check_checkpoint, load_model, require_packages
+from engram_cli.commands.requests.evaluation import AUTO
 from engram_cli.commands.requests.options import copied, located
 from engram_cli.commands.requests.reading import TraceRequest
 from engram_cli.errors import InputError, MismatchError
@@ -89,7 +90,14 @@ def trace_text(request: TraceRequest) -> TraceResult:
         )
     bundle = request.bundle or request.checkpoint / BUNDLE_NAME
     check_tokenizer(bundle, tokenizer)
-    layers, untrained = trace_ids(model_with_memory(request.checkpoint, bundle), ids)
+    model = model_with_memory(
+        request.checkpoint,
+        bundle,
+        device=request.device,
+        dtype=request.dtype,
+        placement=request.placement,
+    )
+    layers, untrained = trace_ids(model, ids)
     result = TraceResult(
         ids=tuple(ids),
         pieces=pieces_of(tokenizer, text, ids),
@@ -240,15 +248,26 @@ def check_tokenizer(bundle: Path, tokenizer: TokenizerFile) -> None:
         )
 
 
-def model_with_memory(checkpoint: Path, bundle: Path) -> Any:
+def model_with_memory(
+    checkpoint: Path,
+    bundle: Path,
+    *,
+    device: str | None = "cpu",
+    dtype: str = AUTO,
+    placement: str = "hbm",
+) -> Any:
     """Return the model of a checkpoint with the memory of a bundle attached, to be traced.
 
-    Raises as `load_model`, RuntimeAttachError for a bundle that does not fit.
+    `device` None: a GPU if there is one. Raises as `load_model`, InputError for a device that is
+    not there, RuntimeAttachError for a bundle that does not fit.
     """
-    model = load_model(checkpoint)
+    require_packages("torch", "transformers")
+    from engram_cli.commands.evaluate_model import dtype_on, find_processes
     from engram_cli.runtime import attach
 
-    attach(model, bundle, rows_trainable=False)
+    where = find_processes(device).device
+    model = load_model(checkpoint, dtype=dtype_on(where, dtype)).to(where)
+    attach(model, bundle, rows_trainable=False, placement=placement)
     return model
 
 
@@ -258,7 +277,7 @@ def trace_ids(model: Any, ids: Sequence[int]) -> tuple[tuple[LayerTrace, ...], t
 
     from engram_cli.runtime import trace
 
-    found = trace(model, torch.tensor(ids))
+    found = trace(model, torch.tensor(ids, device=next(model.parameters()).device))
     layers = tuple(
         LayerTrace(
             layer=layer,

@@ -46,9 +46,9 @@ _TOKENIZER_FILES = (
 class TrainResult:
     """What was trained, or after a dry run would be: then there is no `outcome`.
 
-    `bundle`, `adapter`, `model`: where they were written, None for what did not learn. `steps`: of
-    the memory's training. `cost`: measured on a few steps, None where it was not needed.
-    `memory_bytes`: what training takes at least, without the activations, after a dry run;
+    `bundle`, `adapter`, `model`, `adapter_alone`: where they were written, None for what did not
+    learn. `steps`: of the memory's training. `cost`: measured on a few steps, None where it was not
+    needed. `memory_bytes`: what training takes at least, without the activations, after a dry run;
     `is_begun`: whether the run would resume one that is there.
     """
 
@@ -63,6 +63,7 @@ class TrainResult:
     cost: StepCost | None = None
     memory_bytes: int | None = None
     is_begun: bool = False
+    adapter_alone: Path | None = None
     is_first_process: bool = True
 
 
@@ -107,6 +108,7 @@ def train(request: TrainRequest, progress: Progress = SILENT) -> TrainResult:
         bundle=run.bundle,
         adapter=run.adapter if request.lora is not None else None,
         model=run.model if request.full else None,
+        adapter_alone=run.path / AGAINST if request.against_lora is not None else None,
         outcome=outcome,
         steps=run.steps(MAIN) or 0,
         tokens_a_step=outcome.tokens_a_step,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.attach import attach_checkpoint
+from engram_cli.commands.attach_layers import place_layers
 from engram_cli.commands.build_table import build_table
 from engram_cli.commands.checkpoint import ModelShape, paper_layers
 from engram_cli.commands.compress_vocab import run_compress_vocab
@@ -19,8 +21,9 @@ from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.formats.bundle import BUNDLE_NAME
-from engram_cli.formats.bundle_spec import decoder_index, layer_number
+from engram_cli.formats.bundle_spec import layer_number
 from engram_cli.hashing.layout import HashLayout
+from engram_cli.hashing.schemes import SCHEMES, takes_raw_ids
 from engram_cli.progress import Progress, WithoutNotes
 from engram_cli.rows import DTYPES
 from engram_cli.rows.dtypes import RowType
@@ -51,6 +54,9 @@ def choose_geometry(
     first = Geometry(layers=layers)
     if scheme == DEFAULT_SCHEME:
         first = replace(first, orders=defaults.ORDERS, heads=defaults.HEADS)
+    if takes_raw_ids(scheme):
+        eos = model.eos_id if "eos_id" in SCHEMES.load(scheme).parameters else None
+        first = replace(first, vocab_size=model.vocab_size, eos_id=eos)
     geometry = replace(first, **request.geometry.given)
     if geometry.rows_per_head is not None:
         return geometry.resolve(vocab)
@@ -73,19 +79,20 @@ def count_parameters(checkpoint: Path) -> int:
     return sum(prod(e.get("shape", ())) for file in files for e in raw_header(file)[0].values())
 
 
-def _described(layout: HashLayout, dim: int, stored: RowType) -> str:
-    """Return what a new memory consists of, to read."""
-    layers = [str(decoder_index(layout, layer)) for layer in layout.layer_ids]
+def _described(layout: HashLayout, dim: int, stored: RowType, places: Sequence[int]) -> str:
+    """Return what a new memory consists of, to read; `places`: the decoder layers that get it."""
+    layers = [str(place) for place in places]
     rows = sum(entry.rows for entry in layout.layers)
     size = rows * stored.row_bytes(dim)
     return (
         f"making a memory for decoder layer{'s' * (len(layers) > 1)} {', '.join(layers)}: "
-        f"{rows:,} rows of {dim} values, {size / 1e6:,.0f} MB, filled with the text's next tokens"
+        f"{rows:,} rows of {dim} values, {size / 1e6:,.1f} MB, filled with the text's next tokens"
     )
 
 
 def make_bundle(
     request: TrainRequest,
+    model: ModelShape,
     layout: HashLayout,
     text: Path | None,
     end: int | None,
@@ -108,7 +115,8 @@ def make_bundle(
     )
     if not here.table.exists():
         if text is not None:
-            progress.note(_described(layout, dim, DTYPES.load(dtype)))
+            placed = place_layers(layout, None, None, model, here.table).decoder_layers
+            progress.note(_described(layout, dim, DTYPES.load(dtype), placed))
             packed: dict[str, Any] = {
                 "sources": (text,),
                 "format": PACKED_FORMAT,

@@ -122,7 +122,7 @@ def prepare(
     if vocab is not None:
         parameters = count_parameters(request.checkpoint)
         layout = choose_geometry(request, model, parameters, texts[0].tokens, vocab)
-        bundle = make_bundle(request, layout, texts[0].path, end, here, progress)
+        bundle = make_bundle(request, model, layout, texts[0].path, end, here, progress)
     assert bundle is not None
     return _gathered(request, texts[0], texts[1], bundle, end, state, overlap)
 
@@ -225,7 +225,7 @@ def stand_in(
     if vocab is not None:
         parameters = count_parameters(request.checkpoint)
         planned = choose_geometry(request, model, parameters, tokens, vocab)
-        bundle = make_bundle(request, layout, None, None, here, progress)
+        bundle = make_bundle(request, model, layout, None, None, here, progress)
         rows = sum(entry.rows for entry in planned.layers)
         rows -= sum(entry.rows for entry in layout.layers)
         more = rows * _row_bytes(request) // (state.num_processes if request.is_sharded else 1)

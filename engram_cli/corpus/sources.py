@@ -18,7 +18,7 @@ from engram_cli.corpus.byte_stream import HEAD, archive, compression_of
 from engram_cli.corpus.partitions import total_size
 from engram_cli.corpus.readers import READERS
 from engram_cli.corpus.storage import Storage, read_object, storage_of
-from engram_cli.errors import CorpusError, InputError
+from engram_cli.errors import CorpusError, InputError, SourceError
 from engram_cli.registry import enumerated
 from engram_cli.remote.locate import corpus_address
 
@@ -66,7 +66,12 @@ def find_sources(names: Sequence[str | Path], options: CorpusOptions) -> Sources
     for given in names:
         name = corpus_address(given)
         storage = storage_of(name)
-        folders += name != STDIN and storage.kind(name) == "folder"
+        try:
+            folders += name != STDIN and storage.kind(name) == "folder"
+        except SourceError as error:
+            if name == str(given):
+                raise
+            raise SourceError(f"{given} is no path here, and {error.message}", error.hint) from None
         for path in _expand(name, storage, options):
             key = STDIN if path == STDIN else storage.key(path)
             if key in met:
@@ -217,8 +222,9 @@ def _present(folder: str, name: Any, names: list[str]) -> str:
 def format_of(name: str, storage: Storage) -> str:
     """Return the format of a file. Raises CorpusError for known formats that cannot be read."""
     formats = _formats()
-    ending = os.path.splitext(uncompressed_name(name))[1].lower()
-    last = name.rpartition("/")[2]
+    plain = name.partition("?")[0] if name.startswith(("http:", "https:")) else name  # a signature
+    ending = os.path.splitext(uncompressed_name(plain))[1].lower()
+    last = plain.rpartition("/")[2]
     usual = formats.usual.get(ending, _TEXT)
     if storage.kind(name) != "file":  # a pipe or a device: looking at its bytes would eat them
         return usual

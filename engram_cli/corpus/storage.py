@@ -277,8 +277,10 @@ def remote_file(url: str, format_: str) -> CorpusFile:
 
 
 def _system(url: str) -> tuple[Any, str]:
+    # A signature is sent as it was typed; fsspec would decode its slashes.
+    as_typed = {"encoded": True} if url.startswith(("http:", "https:")) and "%" in url else {}
     try:
-        return filesystem(url, CorpusError)
+        return filesystem(url, CorpusError, **as_typed)
     except EngramError:
         raise
     except Exception as error:

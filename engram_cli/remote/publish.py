@@ -7,7 +7,7 @@ the mark that says that engram is writing there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +21,7 @@ from engram_cli.remote.store import S3_OPTIONS, filesystem
 
 MARK = "engram-upload.json"
 _IN_FLIGHT = 8
+_ELSEWHERE = "write to another address with --out, or remove it with the tools of your store"
 _READ_ONLY = {
     "http": "a web server is only read",
     "https": "a web server is only read",
@@ -50,20 +51,29 @@ class Destination:
         names = self._call(self._names)
         if names and MARK not in names:
             raise OutputError(
-                f"{self.address} already exists, and nothing is replaced at an address",
-                "write to another address with --out, or remove it with the tools of your store",
+                f"{self.address} already exists, and nothing is replaced at an address", _ELSEWHERE
+            )
+        if names and self._call(lambda: self._system.cat_file(self._mark)) != self._said():
+            raise OutputError(
+                f"{self.address} holds another upload that was interrupted", _ELSEWHERE
             )
 
     def begin(self) -> None:
         """Mark the address, which also shows that it may be written. Raises OutputError."""
-        said = canonical_json({"format": "engram-upload", "artifact": self.name})
-        self._call(lambda: self._system.pipe_file(f"{self._path}/{MARK}", said))
+        self._call(lambda: self._system.pipe_file(self._mark, self._said()))
+
+    @property
+    def _mark(self) -> str:
+        return f"{self._path}/{MARK}"
+
+    def _said(self) -> bytes:
+        return canonical_json({"format": "engram-upload", "artifact": self.name})
 
     def give_up(self) -> None:
         """Remove the mark of a run that has put nothing at the address."""
         with suppress(Exception):
             if self._names() == [MARK]:
-                self._system.rm_file(f"{self._path}/{MARK}")
+                self._system.rm_file(self._mark)
 
     def put_file(self, source: Path) -> None:
         """Put a file at the address, in one step. Raises OutputError."""
@@ -84,15 +94,29 @@ class Destination:
         def put_all() -> None:
             with ThreadPoolExecutor(_IN_FLIGHT) as pool:
                 list(pool.map(put, rest))
-            self._system.invalidate_cache()
-            for name in rest:
-                found = int(self._system.info(f"{self._path}/{name}")["size"])
-                if found != sizes[name]:
-                    raise OSError(f"{name} has {found:,} bytes there, not {sizes[name]:,}")
+            self._compare({name: sizes[name] for name in rest})
             put(last, new=True)
-            self._system.rm_file(f"{self._path}/{MARK}")
+            self._system.rm_file(self._mark)
 
         self._call(put_all)
+
+    def _compare(self, sizes: Mapping[str, int]) -> None:
+        """Raise OSError for an object of another size, OutputError for objects of others."""
+        self._system.invalidate_cache()
+        listed = self._system.find(self._path, detail=True)
+        inside = f"{self._path.lstrip('/')}/"
+        found = {
+            str(name).lstrip("/").removeprefix(inside): int(about["size"])
+            for name, about in listed.items()
+        }
+        for name, size in sizes.items():
+            if found.get(name) != size:
+                raise OSError(f"{name} has {found.get(name, 0):,} bytes there, not {size:,}")
+        others = sorted(found.keys() - sizes.keys() - {MARK})
+        if others:
+            raise OutputError(
+                f"{self.address} holds {others[0]}, which this run did not write", _ELSEWHERE
+            )
 
     def _put(self, source: Path, target: str, *, new: bool) -> None:
         how = {"mode": "create"} if new else {}

@@ -33,7 +33,7 @@ _SHOWN = {
     "bare": "the model alone",
     "memory": "with its memory",
     "lora": "with LoRA",
-    "lora_memory": "with both",
+    "lora_memory": "with its memory and LoRA",
 }
 
 

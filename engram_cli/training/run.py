@@ -93,6 +93,8 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
         use_cpu=task.cpu,
+        # Of a memory alone every weight is used in every step; experts of a model may not be.
+        ddp_find_unused_parameters=task.full or task.lora is not None,
         ddp_backend="gloo" if task.cpu and world > 1 else None,
         restore_callback_states_from_checkpoint=True,
         seed=task.seed,

@@ -68,7 +68,7 @@ def cases() -> Iterator[Case]:
                 name="look a sentence up in 10 M rows",
                 amount=1,
                 unit="sentences",
-                notes="29 tokens, 464 rows; another sentence before each. engram explore answers "
+                notes="31 tokens, 496 rows; another sentence before each. engram explore answers "
                 "over HTTP, as JSON.",
                 facts=facts,
                 contestants={

@@ -240,7 +240,7 @@ def decode(bench: Bench, names: list[str]) -> dict[str, Any]:
         twice = _apart(_steps(bench, {HBM: HBM, HOST: HBM}, []))
         same = _apart(_steps(bench, {HBM: HBM, HOST: HOST}, [SDPBackend.MATH]))
         found["facts"]["rows in HBM, twice: logits differ by at most"] = twice
-        found["facts"]["host and HBM, attention that repeats its results"] = same
+        found["facts"]["host and HBM, attention by matrix products"] = same
         found["notes"] = "; ".join(f"{key}: {value}" for key, value in found["facts"].items())
         print(found["notes"], flush=True)
     return found
@@ -250,7 +250,7 @@ def _steps(bench: Bench, which: dict[str, str], backends: list[SDPBackend]) -> d
     """Return the logits of an eager decode step of each memory.
 
     What SDPA chooses for a decode step on an H200 adds up in an order that changes: the same model
-    gives other logits each time. The backend MATH repeats its results.
+    gives other logits each time. The backend MATH is made of matrix products instead.
     """
     found, run = {}, bench.run
     with sdpa_kernel(backends) if backends else nullcontext():

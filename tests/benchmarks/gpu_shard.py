@@ -371,9 +371,9 @@ def swept(rank: Rank, it: dict[str, Any], copied: float) -> list[dict[str, Any]]
                 name = f"{source} {plan}"
                 timers[name] = rank.graph(_calls(rank, tables, sets))
         tables = _variant(it[PEER], None)
-        tables._arguments[(rank.device, None, id(tables.copies[rank.device]))] = tables._shards(
-            rank.device, None
-        )._replace(counted=None)
+        told = tables.arguments(rank.device, None)
+        told = told._replace(shards=told.shards._replace(counted=None))
+        tables._arguments[rank.device, None] = told
         timers["(not counted)"] = rank.graph(_calls(rank, tables, sets))
         cases.append(
             case(rank, f"sweep, {tokens:,} tokens", tokens, compared(rank, timers), copied)

@@ -51,11 +51,11 @@ SEQUENCES, LENGTH = (32, 512) if HAS_GPU else (2, 32)
 TOKENS = SEQUENCES * LENGTH
 TABLE_ROWS = 646_400 if HAS_GPU else 300  # of a head, in the steps of rows alone
 MODEL_ROWS = 200_000 if HAS_GPU else 300
-ROUNDS, STEPS, SETS = (4, 6, 12) if HAS_GPU else (2, 2, 2)
+ROUNDS, STEPS, SETS = (5, 8, 12) if HAS_GPU else (2, 2, 2)
 NOTE = (
     "A process has one GPU and a batch of 16,384 tokens of its own, uniformly random ids: nearly "
     "all rows of a step are distinct, the worst case for the exchange. Rates count the tokens of "
-    "all processes; medians of 4 rounds of 6 steps, the arms in turn. Two GPUs take twice the "
+    "all processes; medians of 5 rounds of 8 steps, the arms in turn. Two GPUs take twice the "
     "global batch of one."
 )
 Step = Callable[[int], None]

@@ -40,7 +40,7 @@ from engram_cli.commands.inspect import InspectRequest, inspect
 from engram_cli.commands.lookup import LookupRequest, lookup
 from engram_cli.commands.merge_stats import MergeStatsRequest, merge_stats
 from engram_cli.commands.plan import PlanRequest, plan
-from engram_cli.commands.report import ReportRequest, report
+from engram_cli.commands.report import ReportRequest, write_report
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus import stream
 from engram_cli.errors import OutputError
@@ -420,17 +420,17 @@ JOBS = {
     ),
     "report": Job(
         "page.html",
-        lambda here, force: report(
+        lambda here, force: write_report(
             ReportRequest(stats=here / "stats-a", out=here / "page.html", force=force)
         ),
-        lambda here, force: report(
+        lambda here, force: write_report(
             ReportRequest(stats=here / "stats-b", out=here / "page.html", force=force)
         ),
     ),
     "inspect --report": Job(
         "page.html",
         lambda here, force: inspected(here, force, "source.zarr"),
-        lambda here, force: report(
+        lambda here, force: write_report(
             ReportRequest(stats=here / "stats-b", out=here / "page.html", force=force)
         ),
     ),

@@ -57,6 +57,14 @@ def test_it_is_the_runtimes_trace(
     assert fresh.untrained == tuple(layer.layer for layer in fresh.layers) == (1, 2)
 
 
+@pytest.mark.parametrize("options", [{"placement": "host"}, {"placement": "disk"}])
+def test_where_rows_lie_changes_nothing(checkpoint: Path, options: dict[str, str]) -> None:
+    plain = trace_text(TraceRequest(checkpoint=checkpoint, text=TEXT))
+    assert trace_text(TraceRequest(checkpoint=checkpoint, text=TEXT, **options)) == plain
+    with pytest.raises(InputError, match="--device nonsense"):
+        trace_text(TraceRequest(checkpoint=checkpoint, text=TEXT, device="nonsense"))
+
+
 def test_the_command_names_what_is_untrained(checkpoint: Path) -> None:
     shown = []
     for bundle in ("fresh", "engram"):

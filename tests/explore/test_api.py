@@ -10,6 +10,7 @@ import pytest
 from commands.made import GEOMETRY, Made
 from explore.conftest import client_of
 from formats.checkpoints import deepseek_v41
+from remote.server import serving
 from small_tokenizers import PROSE
 from starlette.testclient import TestClient
 
@@ -174,6 +175,17 @@ def test_tables_of_other_programs_are_explored(tmp_path: Path, tokenizer_file: P
         assert [each["order"] for each in own["shorter"]] == [3, 2]
 
 
+def test_a_table_behind_an_address_is_explored(explored: Made) -> None:
+    with serving(explored.folder) as far:
+        place = Path(f"{far.address}/{explored.table.name}")
+        request = ExploreRequest(path=place, vocab=explored.vocab, stats=explored.stats)
+        with client_of(request) as client:
+            assert ask(client, "about")["path"] == f"{far.address}/{explored.table.name}"
+            found = ask(client, "lookup", text=TEXT)
+    wanted = lookup(LookupRequest(path=explored.table, text=TEXT))
+    assert found["tokens"] == as_plain(wanted.tokens)
+
+
 def test_whole_matches_come_before_parts_of_words(client: TestClient) -> None:
     whole = [each["whole"] for each in ask(client, "search", q="an", limit=200)["matches"]]
     assert whole == sorted(whole, reverse=True)
@@ -212,6 +224,16 @@ def test_gates_are_those_of_trace(checkpoint: Path) -> None:
         assert with_memory[1:] != without[1:]
         alone = ask(client, "gates", text="a")
         assert alone["with_memory"] == [None]
+
+
+def test_the_bundle_that_is_explored_is_the_models(checkpoint: Path) -> None:
+    """That of a run lies in another folder than the model."""
+    own = ExploreRequest(path=checkpoint / "fresh", model=checkpoint)
+    with client_of(own) as client:
+        assert ask(client, "about")["path"] == str(checkpoint / "fresh")
+        found = ask(client, "gates", text=TEXT)
+        assert found["untrained"] == [1, 2]
+        assert found["with_memory"] == found["without_memory"]
 
 
 def test_a_model_of_another_memory_is_refused(checkpoint: Path, explored: Made) -> None:

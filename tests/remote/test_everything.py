@@ -94,6 +94,18 @@ def test_a_corpus_a_vocabulary_and_a_tokenizer(
     assert (far["tokens"], far["documents"]) == (counted.tokens, counted.documents)
 
 
+def test_a_corpus_with_a_signature(engram: Engram, made: Made, served: Behaviour) -> None:
+    lines = [json.dumps({"text": text}) for text in ("An apple fell", "An apple", "a tree")]
+    (made.folder / "corpus.jsonl").write_text("\n".join(lines))
+    far = document(
+        engram, "hash-stats", f"{served.address}/corpus.jsonl?signature=a.b%2Fc", "--no-growth",
+        "--vocab", made.vocab, "--tokenizer", made.folder / "tokenizer.json",
+        "--rows-per-head", 300,
+    )  # fmt: skip
+    assert far["documents"] == 3
+    assert {path for _, path, _ in served.asked} == {"/corpus.jsonl?signature=a.b%2Fc"}
+
+
 def test_what_follows_from_statistics(engram: Engram, made: Made, served: Behaviour) -> None:
     where = (f"{served.address}/", f"{made.folder}/")
     plans, tables, pages = [], [], []

@@ -107,6 +107,11 @@ def test_a_data_set(engram: Engram, hub: Hub, made: Made, monkeypatch: pytest.Mo
     found = count("org/name")
     assert found["files"] == found["documents"] == len(PROSE)
     assert count("hf://datasets/org/name/data/*.jsonl")["files"] == len(PROSE)
+    assert revisions(hub) == {"main"}
+    hub.asked.clear()
+    done = engram("hash-stats", "org/name", "--revision", "v2", *options, "--out", "v2")
+    assert done.code == 0, done.err
+    assert revisions(hub) == {"v2"}
     asked = len(hub.asked)
     names = [f"data/{index}.jsonl" for index in range(len(PROSE))]
     for name in names:
@@ -121,6 +126,7 @@ def test_a_data_set(engram: Engram, hub: Hub, made: Made, monkeypatch: pytest.Mo
     assert len(hub.asked) == asked
     done = engram("hash-stats", "org/another", *options)
     assert done.code == 2
+    assert done.error_line.startswith("error: org/another is no path here, and hf://datasets/org/")
     assert "download once, with a network: hf download org/another --repo-type dataset" in done.err
     assert "corpus not found: texts/a.txt" in engram("hash-stats", "texts/a.txt", *options).err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,36 @@ def test_a_run_that_fails_leaves_nothing(engram: Engram, made: Made, memory: Any
     assert objects(memory, "bucket/t") == {}
 
 
-def test_somebody_else_was_faster(made: Made, memory: Any) -> None:
+def test_a_second_memory_is_refused_at_an_address_too(
+    engram: Engram, made: Made, memory: Any
+) -> None:
+    checkpoint = Path("ckpt")
+    shutil.copytree(made.folder / "ckpt", checkpoint)
+    config = json.loads((checkpoint / "config.json").read_bytes())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "engram_layer_ids": [1]}))
+    done = engram("attach", checkpoint, "--table", made.table, "--out", "memory://bucket/b")
+    assert done.code == 2
+    assert "has Engram layers of its own" in done.error_line
+    assert objects(memory, "bucket/b") == {}
+
+
+def test_what_another_run_left(engram: Engram, made: Made, memory: Any) -> None:
+    """Killed runs leave their mark and objects: those of others are not mixed with ours."""
+    Destination("memory://bucket/t", "bundle").begin()
+    done = engram(*words(made, "table", engram), "memory://bucket/t")
+    assert "holds another upload that was interrupted" in done.error_line
+    memory.rm("/bucket", recursive=True)
+    Destination("memory://bucket/t", "table").begin()
+    memory.pipe("/bucket/t/1/c.77.0", b"of a table with smaller chunks")
+    done = engram(*words(made, "table", engram), "memory://bucket/t")
+    assert "holds 1/c.77.0, which this run did not write" in done.error_line
+    assert "zarr.json" not in objects(memory, "bucket/t")
+
+
+def test_somebody_else_was_faster(made: Made, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     target = Destination("memory://bucket/t", "table")
     target.begin()
+    monkeypatch.setattr(target, "_compare", lambda sizes: None)  # they came after it
     memory.pipe("/bucket/t/zarr.json", b"theirs")
     with pytest.raises(OutputError, match="appeared while it was being written"):
         target.put_folder(made.table, ["zarr.json", "1/zarr.json"], "zarr.json")

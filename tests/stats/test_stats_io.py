@@ -284,3 +284,14 @@ def test_full_counters_are_read_back(tmp_path: Path) -> None:
     )
     with pytest.raises(ArtifactError, match="layer 7, column 2 sum to"):
         read_stats(tmp_path / "stats").hits(7)
+
+
+def test_counters_open_in_xarray(stats: Path) -> None:
+    """The hits of a layer by its rows, and the vocabulary map by token ids."""
+    xarray = pytest.importorskip("xarray")
+    found = xarray.open_zarr(stats / "counters.zarr", consolidated=False, chunks=None)
+    statistics = read_stats(stats)
+    for layer in statistics.layout.layer_ids:
+        assert found[str(layer)].dims == (f"row_{layer}",)
+        assert (found[str(layer)].values == statistics.hits(layer)).all()
+        assert found[str(layer)].attrs["long_name"] == f"look-ups of each row of layer {layer}"

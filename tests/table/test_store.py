@@ -228,7 +228,7 @@ def test_changed_attributes_without_a_new_digest_are_refused(table: Path) -> Non
 
 
 def test_a_newer_version_asks_for_an_upgrade(table: Path) -> None:
-    tamper(table, _set("version", to=2))
+    tamper(table, _set("version", to=3))
     with pytest.raises(ArtifactError, match="newer") as caught:
         open_table(table)
     assert "upgrade" in caught.value.hint

@@ -24,6 +24,25 @@ def read_bos(text: str) -> str:
     return text
 
 
+# How a model runs, in evaluate and trace.
+Device = Annotated[
+    str | None, Option("Device to run on, such as cpu or cuda:1 (a GPU if any).", panel=MODEL)
+]
+ModelDtype = Annotated[
+    str,
+    Option(
+        "Dtype of the weights: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or "
+        "float16.",
+        panel=MODEL,
+        known=DTYPES,
+    ),
+]
+ModelPlacement = Annotated[
+    str,
+    Option("Where rows lie: hbm, host, disk, or budgets: hbm=20GB,host=64GB.", panel=MODEL),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateRequest(CorpusFields):
     """What to evaluate on which text.
@@ -102,22 +121,9 @@ class EvaluateRequest(CorpusFields):
             least=1,
         ),
     ] = None
-    device: Annotated[
-        str | None, Option("Device to run on, such as cpu or cuda:1 (a GPU if any).", panel=MODEL)
-    ] = None
-    dtype: Annotated[
-        str,
-        Option(
-            "Dtype of the weights: auto (bfloat16 on a GPU, else float32), float32, bfloat16 or "
-            "float16.",
-            panel=MODEL,
-            known=DTYPES,
-        ),
-    ] = AUTO
-    placement: Annotated[
-        str,
-        Option("Where rows lie: hbm, host, disk, or budgets: hbm=20GB,host=64GB.", panel=MODEL),
-    ] = "hbm"
+    device: Device = None
+    dtype: ModelDtype = AUTO
+    placement: ModelPlacement = "hbm"
     max_tokens: Annotated[
         int | None,
         Option("Stop after so many tokens.", metavar="SIZE", parser=read_size, least=2),

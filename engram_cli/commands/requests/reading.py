@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from engram_cli.commands.geometry import LAYOUT_NAMES, Geometry, PresetName
 from engram_cli.commands.requests.corpus import CorpusFields, FillRequest
+from engram_cli.commands.requests.evaluation import AUTO, Device, ModelDtype, ModelPlacement
 from engram_cli.commands.requests.options import (
     TOKENIZER_FILES,
     WORKSPACE,
@@ -396,6 +397,9 @@ class TraceRequest(Request):
             files=TOKENIZER_FILES,
         ),
     ] = None
+    device: Device = None
+    dtype: ModelDtype = AUTO
+    placement: ModelPlacement = "hbm"
     report: Annotated[Path | None, Option("HTML page to write.", metavar="PAGE")] = None
     force: Force = False
     folder: Annotated[Path | None, WORKSPACE] = None

@@ -1,6 +1,6 @@
 // The details of one n-gram, and of one row.
 
-import { count, decimal, el, ngram, occurs, percent, plural, share, square, svg, times } from "./dom.js";
+import { count, decimal, el, mostNorm, ngram, occurs, percent, plural, share, square, svg, times } from "./dom.js";
 
 const order = (number) => `${number}-gram`;
 
@@ -26,7 +26,7 @@ export function cleanHeads(found) {
   return `${bound ? "at most " : ""}${found.clean} of ${found.heads.length} heads clean`;
 }
 
-export function ngramDetail({ ngram: found, shorter }, go) {
+export function ngramDetail({ ngram: found, shorter }, about, go) {
   return [
     el("h2", {}, `${order(found.order)} `, ngram(found.ngram)),
     facts([
@@ -35,10 +35,10 @@ export function ngramDetail({ ngram: found, shorter }, go) {
       ["Compressed ids", found.tokens.join(", ")],
     ]),
     el("h3", {}, `Its row in each of ${plural(found.heads.length, "head")}`),
-    el("ul", { class: "heads" }, found.heads.map((head) => headItem(found, head, go))),
+    el("ul", { class: "heads" }, found.heads.map((head) => headItem(found, head, mostNorm([found]), go))),
     shorter.length ? el("h3", {}, "It ends with") : null,
     ...shorter.map((own) => el("p", {}, toNgram(own.ngram, own.tokens, go), ` ${occurs(own)}`)),
-    el("p", {}, el("button", { type: "button", onclick: () => go({ view: "search", q: words(found.ngram), order: "", at: "" }) },
+    about.stats === null ? null : el("p", {}, el("button", { type: "button", onclick: () => go({ view: "search", q: words(found.ngram), order: "", at: "" }) },
       "Search n-grams with these words")),
   ];
 }
@@ -48,9 +48,9 @@ function words(text) {
   return text.split(" ").map((part) => part.replaceAll("␣", " ")).join("").trim();
 }
 
-function headItem(found, head, go) {
+function headItem(found, head, most, go) {
   const own = share(found, head);
-  const line = [square(found, head), `head ${head.head}`, toRow(found, head, go)];
+  const line = [square(found, head, most), `head ${head.head}`, toRow(found, head, go)];
   if (head.hits !== null) line.push(el("span", {}, plural(head.hits, "hit")));
   if (own !== null && !own.unused) line.push(el("span", {}, `${own.bound ? "≤ " : ""}${percent(own.own)} own`));
   if (head.norm !== null) line.push(el("span", {}, `norm ${decimal(head.norm)}`));

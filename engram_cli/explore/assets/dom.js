@@ -73,10 +73,20 @@ export function share(found, head) {
   return { own: Math.min(1, own / head.hits), bound: found.sampled === null };
 }
 
-export function square(found, head) {
+// One head's row as a square: the n-gram's share of its hits, or without hits its norm.
+export function square(found, head, most) {
   const own = share(found, head);
-  const kind = own === null ? "" : own.unused ? " unused" : own.bound ? " bound" : "";
   const both = head.shared_with.length ? " both" : "";
-  const filled = own === null ? 0 : own.own < 1 ? 0.8 * own.own : 1; // a full square is a clean head
+  if (own === null) {
+    return el("span", { class: `sq norm${both}`, own: head.norm === null ? 0 : head.norm / most });
+  }
+  const kind = own.unused ? " unused" : own.bound ? " bound" : "";
+  const filled = own.own < 1 ? 0.8 * own.own : 1; // a full square is a clean head
   return el("span", { class: `sq${kind}${both}`, own: filled });
+}
+
+// The greatest norm of some n-grams' rows, by which squares without hits are filled.
+export function mostNorm(grams) {
+  const norms = grams.flatMap((found) => found.heads.map((head) => head.norm ?? 0));
+  return norms.reduce((most, norm) => Math.max(most, norm), 1e-30);
 }

@@ -139,7 +139,7 @@ async function showDetail(url, mine, focus) {
   try {
     const found = await ask(url);
     if (mine !== turn) return;
-    const parts = found.ngram ? ngramDetail(found, go) : rowDetail(found, go);
+    const parts = found.ngram ? ngramDetail(found, about, go) : rowDetail(found, go);
     const close = el("button", { type: "button", onclick: () => go({ at: "" }) }, "Close");
     $("detail").replaceChildren(...parts.filter((each) => each !== null), el("p", {}, close));
   } catch (error) {

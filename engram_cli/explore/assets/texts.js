@@ -1,7 +1,7 @@
 // A text, or two side by side: its tokens, their n-grams, and with a model the gates.
 
 import { cleanHeads } from "./detail.js";
-import { count, decimal, el, ngram, occurs, percent, plural, square, token } from "./dom.js";
+import { count, decimal, el, mostNorm, ngram, occurs, percent, plural, square, token } from "./dom.js";
 
 const SIDES = [["tokens", "tokens_total", "a"], ["against", "against_total", "b"]];
 
@@ -10,7 +10,8 @@ export function textsView(found, about, state, go) {
   const sides = SIDES.slice(0, two ? 2 : 1);
   return [
     about.hits ? legend(two, about.stats !== null) : el("p", { class: "soft" },
-      "Nothing counted the rows: give statistics with --stats to see hits, and which n-grams share a row."),
+      about.dim === null ? "" : "A square is a row, one in each head, filled by its norm. ",
+      "Nothing counted the rows: with --stats you see hits, and which n-grams share a row."),
     two ? sharedTable(found) : null,
     el("div", { class: two ? "columns two" : "columns" }, sides.map(([key, total, side]) =>
       oneText(found[key], found[total], side, two, about, state, go))),
@@ -45,8 +46,9 @@ function oneText(tokens, total, side, two, about, state, go) {
   const heading = el("div", { class: "heading", "aria-hidden": "true" }, el("span", {}, "token"),
     about.model === null ? null : el("span", {}, "gates and loss"),
     tokens[0].orders.map((own) => el("span", {}, `${own.order}-gram that ends here`)));
+  const most = mostNorm(tokens.flatMap((own) => own.orders));
   const list = el("ol", { class: "tokens", id: `tokens-${side}` },
-    tokens.map((own) => oneToken(own, side, about, state, go)));
+    tokens.map((own) => oneToken(own, side, most, about, state, go)));
   const box = el("div", { class: about.model === null ? "tokens" : "tokens modelled" }, heading, list);
   box.style.setProperty("--orders", about.orders.length);
   return el("section", { "aria-label": two ? (side === "a" ? "First text" : "Second text") : "Text" },
@@ -67,22 +69,22 @@ function chip(own, side) {
   return button;
 }
 
-function oneToken(own, side, about, state, go) {
+function oneToken(own, side, most, about, state, go) {
   return el("li", { class: "token", id: `${side}-${own.position}` },
     el("div", { class: "who" }, token(own.text), el("br"),
       el("small", { title: "token id → compressed id" }, own.token_id === own.compressed_id
         ? `${own.token_id}` : `${own.token_id} → ${own.compressed_id}`)),
     about.model === null ? null : el("div", { class: "traced" }),
-    own.orders.map((found) => gram(found, state, go)));
+    own.orders.map((found) => gram(found, most, state, go)));
 }
 
-function gram(found, state, go) {
+function gram(found, most, state, go) {
   const at = `n:${found.tokens.join(",")}`;
   return el("button", { type: "button", class: "gram", "data-at": at, "aria-pressed": String(state.at === at),
     onclick: () => go({ at }) },
   el("span", {}, el("span", { class: "hidden" }, `${found.order}-gram `), ngram(found.ngram)),
-  el("span", { class: "line" }, el("span", {}, occurs(found)),
-    el("span", { class: "squares", "aria-hidden": "true" }, found.heads.map((head) => square(found, head))),
+  el("span", { class: "line" }, occurs(found) ? el("span", {}, occurs(found)) : null,
+    el("span", { class: "squares", "aria-hidden": "true" }, found.heads.map((head) => square(found, head, most))),
     el("span", { class: found.clean === null ? "hidden" : null }, cleanHeads(found))));
 }
 

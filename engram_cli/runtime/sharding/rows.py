@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,14 @@ class Copies:
     sets: tuple[HotSet, ...] | None = None
 
 
+class Arguments(NamedTuple):
+    """What kernels on a device are told: its own rows and scales, and where the others are."""
+
+    shards: Shards
+    own: list[Tensor]
+    scales: list[Tensor]
+
+
 class ShardedTables:
     """The rows of all layers, distributed over the ranks of a group.
 
@@ -98,7 +106,7 @@ class ShardedTables:
                 counted=torch.zeros(COUNTERS, 8, dtype=torch.int64, device=device),
                 firsts=torch.tensor(firsts, device=device),
             )
-        self._arguments: dict[tuple[torch.device, int | None, int | None], Shards] = {}
+        self._arguments: dict[tuple[torch.device, int | None], Arguments] = {}
         self.holders = len(spec.layers)
         self.number = registry.register(self)
 
@@ -118,21 +126,17 @@ class ShardedTables:
         self.check_open()
         device, layers = with_index(ids.device), len(self.blocks.heights)
         if self.one_launch:
-            rank = max(0, self.group.rank_of(device) - self.group.ranks.start)
-            own = [
-                self.blocks.held(self.memory.own[rank], self.group.ranks[rank], place, 0)
-                for place in range(layers)
-            ]
+            told = self.arguments(device, None)
             return lookup_launcher.look_up(
                 hashed,
                 ids,
-                own,
-                self._scales(device, rank),
+                told.own,
+                told.scales,
                 back,
                 self.dtype,
                 kind=self.kind,
                 plan=self.plan,
-                shards=self._shards(device, None),
+                shards=told.shards,
             )
         rows = lookup_launcher.find_rows(hashed, ids, back)
         found = [self.read(place, rows[place]) for place in range(layers)]
@@ -149,12 +153,10 @@ class ShardedTables:
         if self.one_launch and ops.has_kernels(device):
             from engram_cli.runtime.kernels import shards
 
-            rank = max(0, self.group.rank_of(device) - self.group.ranks.start)
-            own = self.blocks.held(self.memory.own[rank], self.group.ranks[rank], place, 0)
-            scales = self._scales(device, rank)
-            scale = scales[place] if scales else None
+            told = self.arguments(device, place)
+            scale = told.scales[0] if told.scales else None
             out = torch.empty(len(flat), self.width, dtype=self.dtype, device=device)
-            shards.read(self._shards(device, place), flat, own, scale, out, self.kind)
+            shards.read(told.shards, flat, told.own[0], scale, out, self.kind)
             return out.view(shape)
         table = self._gathered(place, flat)
         every = torch.arange(len(flat), device=device)
@@ -236,58 +238,58 @@ class ShardedTables:
         items = self.blocks.parts(self.memory.own[0])[part].view(word)
         out = torch.empty(len(rows), width // word.itemsize, dtype=word, device=rows.device)
         starts = self._addresses(place)[part * self.group.world :][: self.group.world]
-        where = self._shards(with_index(rows.device), place)
-        where = where._replace(
+        where = self.arguments(with_index(rows.device), place).shards._replace(
             addresses=starts, scales_here=True, hot=None, words=None, ranks=None, counted=None
         )
         shards.read(where, rows, items, None, out, "raw")
         return out.view(torch.uint8)
 
-    def _scales(self, device: torch.device, rank: int) -> list[Tensor]:
-        """Return what the kernels take as scales, of each layer: all rows', or a rank's own."""
-        scaling = self.spec.row_type.scaling
-        if scaling is None:
-            return []
-        copies = self.copies[device].scales
-        if copies is None:
-            block, layers = self.memory.own[rank], range(len(self.blocks.heights))
-            copies = tuple(
-                self.blocks.held(block, self.group.ranks[rank], place, 1) for place in layers
-            )
-        return [each.reshape(-1) if scaling.per == "row" else each for each in copies]
-
     def _addresses(self, place: int) -> tuple[int, ...]:
         starts = [block.data_ptr() for block in self.memory.every]
         return self.blocks.addresses(starts, place)
 
-    def _shards(self, device: torch.device, place: int | None) -> Shards:
-        """Return what the kernels are told, of all layers or of one; computed once."""
+    def arguments(self, device: torch.device, place: int | None) -> Arguments:
+        """Return what the kernels on a device are told, of all layers or of one; made once."""
+        if (device, place) not in self._arguments:
+            places = list(range(len(self.blocks.heights))) if place is None else [place]
+            rank = max(0, self.group.rank_of(device) - self.group.ranks.start)
+            block, copies = self.memory.own[rank], self.copies[device]
+            own = [self.blocks.held(block, self.group.ranks[rank], i, 0) for i in places]
+            scales: list[Tensor] = []
+            if copies.scales is not None:
+                scales = [copies.scales[i] for i in places]
+            elif len(self.blocks.widths) > 1:
+                scales = [self.blocks.held(block, self.group.ranks[rank], i, 1) for i in places]
+            scaling = self.spec.row_type.scaling
+            if scaling is not None and scaling.per == "row":
+                scales = [each.reshape(-1) for each in scales]
+            told = Arguments(shards=self._shards(device, places), own=own, scales=scales)
+            self._arguments[device, place] = told
+        return self._arguments[device, place]
+
+    def _shards(self, device: torch.device, places: Sequence[int]) -> Shards:
         from engram_cli.runtime.kernels.lookup_launcher import Shards
 
-        key = device, place, id(self.copies[device])
-        if key not in self._arguments:
-            places = range(len(self.blocks.heights)) if place is None else [place]
-            each = [self._addresses(i) for i in places]
-            world, parts = self.group.world, len(self.blocks.widths)
-            cuts = [slice(part * world, (part + 1) * world) for part in range(parts)]
-            copies = self.copies[device]
+        each = [self._addresses(i) for i in places]
+        world, parts = self.group.world, len(self.blocks.widths)
+        cuts = [slice(part * world, (part + 1) * world) for part in range(parts)]
+        copies = self.copies[device]
 
-            def pick(them: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-                return None if them is None else tuple(them[i] for i in places)
+        def pick(them: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+            return None if them is None else tuple(them[i] for i in places)
 
-            sets = pick(copies.sets)
-            self._arguments[key] = Shards(
-                world=world,
-                rank=self.group.rank_of(device),
-                addresses=tuple(address for cut in cuts for own in each for address in own[cut]),
-                scales_here=parts == 1,
-                hot=pick(copies.rows),
-                hot_scales=pick(copies.row_scales),
-                words=None if sets is None else tuple(own.words for own in sets),
-                ranks=None if sets is None else tuple(own.ranks for own in sets),
-                counted=copies.counted,
-            )
-        return self._arguments[key]
+        sets = pick(copies.sets)
+        return Shards(
+            world=world,
+            rank=self.group.rank_of(device),
+            addresses=tuple(address for cut in cuts for own in each for address in own[cut]),
+            scales_here=parts == 1,
+            hot=pick(copies.rows),
+            hot_scales=pick(copies.row_scales),
+            words=None if sets is None else tuple(own.words for own in sets),
+            ranks=None if sets is None else tuple(own.ranks for own in sets),
+            counted=copies.counted,
+        )
 
     def counted(self) -> tuple[int, int]:
         """Return the rows read and those of them on the GPU that read them; waits for it."""
