@@ -29,14 +29,14 @@ def diff(request: DiffRequest, terminal: Terminal) -> None:
     from engram_cli.commands.diff import diff as run
 
     result = run(request, terminal)
-    terminal.result(result, *diff_parts(result))
+    terminal.result(result, *diff_parts(result, verbose=terminal.verbose))
     if result.report is not None:
         terminal.note(f"written: {shown_path(result.report)}")
     if not result.same:
         raise typer.Exit(1)
 
 
-def diff_parts(result: DiffResult) -> list[RenderableType]:
+def diff_parts(result: DiffResult, *, verbose: bool = False) -> list[RenderableType]:
     """Return what was compared, what was found, and the tables of its views."""
     from engram_cli.cli.render import facts, quantity
     from engram_cli.cli.views import printed
@@ -52,4 +52,4 @@ def diff_parts(result: DiffResult) -> list[RenderableType]:
     if result.named_by is not None:
         lines.append(("n-grams", f"from {result.named_by}"))
     lines += [("" if at else "result", line) for at, line in enumerate(sentences(result))]
-    return [facts("Comparison", lines), *printed(diff_views(result))]
+    return [facts("Comparison", lines), *printed(diff_views(result), verbose=verbose)]
