@@ -69,7 +69,7 @@ def _outcome(result: TrainResult) -> list[RenderableType]:
     rows = [
         ("trained", f"{', '.join(learned)} parameters"),
         ("text", f"{outcome.train_tokens:,} tokens; held out: {outcome.held_out_tokens:,} tokens "
-         f"in {outcome.held_out_documents:,} documents"),
+         f"in {counted(outcome.held_out_documents, 'document')}"),
     ]  # fmt: skip
     if outcome.trained_share:
         share = percent(outcome.trained_share)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,19 +90,22 @@ def train(request: TrainRequest, progress: Progress = SILENT) -> TrainResult:
             progress.note(f"{run.path} is finished: without --dry-run you get its result")
         return replace(_dry_run(request, model, state, progress), is_begun=run.is_begun)
     progress = progress if state.is_main_process else SILENT
-    with state.main_process_first():
-        if not run.is_begun:
-            check_files_apart(request)
-        run.open(decisive(request))
-        outcome = run.outcome
+    with ExitStack() as held:
+        with state.main_process_first():
+            if not run.is_begun:
+                check_files_apart(request)
+            run.open(decisive(request))
+            if run.outcome is None and state.is_main_process:
+                held.enter_context(run.lock())
+            outcome = run.outcome
+            if outcome is None:
+                prepared = prepare(request, model, run.work, state, progress)
         if outcome is None:
-            prepared = prepare(request, model, run.work, state, progress)
-    if outcome is None:
-        outcome = _train(request, prepared, run, progress)
-        if state.is_main_process:
-            run.finish(outcome)
-    else:
-        progress.note(f"{run.path} is finished; this is its result")
+            outcome = _train(request, prepared, run, progress)
+            if state.is_main_process:
+                run.finish(outcome)
+        else:
+            progress.note(f"{run.path} is finished; this is its result")
     return TrainResult(
         checkpoint=request.checkpoint,
         out=run.path,

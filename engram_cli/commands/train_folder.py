@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.errors import ArtifactError, OutputError
 from engram_cli.files import address_of, canonical_json, inner_file, output_errors, read_json
+from engram_cli.table.lock import build_lock
 from engram_cli.training.results import Outcome
 from engram_cli.typed_json import as_json, read_json_as
 
@@ -103,6 +105,10 @@ class RunFolder:
         said = self._read()
         if said["asked"] != asked:
             self._write({**said, "asked": dict(asked)})
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from running here for a block. Raises OutputError if one does."""
+        return build_lock(self.work.folder, self.path)
 
     def _check_same(self, asked: Mapping[str, Any]) -> None:
         said = self._read()

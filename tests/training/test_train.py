@@ -21,6 +21,7 @@ from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.train import TrainResult, train
 from engram_cli.errors import CorpusError, EngramError, InputError, MismatchError, OutputError
 from engram_cli.formats.bundle import read_bundle
+from engram_cli.progress import Silent
 from engram_cli.runtime import attach
 from engram_cli.training import part
 from engram_cli.training import run as runs
@@ -320,6 +321,30 @@ def test_a_text_that_has_changed_is_not_resumed_with(
     own.write_text(own.read_text() + '{"text": "more"}\n', encoding="utf-8")
     with pytest.raises(OutputError, match="changed"):
         train(request)
+
+
+class SecondRun(Silent):
+    """Gives the command again while the first run trains."""
+
+    def __init__(self, request: TrainRequest) -> None:
+        self.request, self.refused = request, 0
+
+    def note(self, text: str) -> None:
+        if text.startswith("training the memory"):
+            with pytest.raises(OutputError, match="run is being built by process"):
+                train(self.request)
+            self.refused += 1
+
+
+def test_a_second_run_in_the_same_folder_is_refused(
+    checkpoint: Path, texts: tuple[Path, Path], bundle: Path, tmp_path: Path
+) -> None:
+    request = request_for(checkpoint, texts, tmp_path / "run", bundle=bundle, steps=2)
+    second = SecondRun(request)
+    first = train(request, second)
+    assert second.refused == 1
+    assert train(request).outcome == first.outcome
+    assert not list((tmp_path / "run").glob("*.lock"))
 
 
 def test_a_bundle_of_another_tokenizer_is_refused(

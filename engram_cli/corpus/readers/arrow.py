@@ -114,7 +114,8 @@ def _source(file: CorpusFile) -> Iterator[Any]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CorpusError(
-            f"{file.name} cannot be read as Arrow: {reason}", "write the file again"
+            f"{file.name} cannot be read as Arrow: {reason}",
+            "write the file again, or say what it holds with --format",
         ) from None
 
 

@@ -111,7 +111,8 @@ def _opened(file: CorpusFile) -> Iterator[tuple[Any, pq.ParquetFile]]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
         reason = str(error).splitlines()[0]
         raise CorpusError(
-            f"{file.name} cannot be read as Parquet: {reason}", "write the file again"
+            f"{file.name} cannot be read as Parquet: {reason}",
+            "write the file again, or say what it holds with --format",
         ) from None
 
 
