@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from engram_cli.commands.convert_to import convert as convert
     from engram_cli.commands.demo import DemoResult as DemoResult
     from engram_cli.commands.demo import run_demo as run_demo
+    from engram_cli.commands.diff import diff as diff
+    from engram_cli.commands.diff_result import DiffResult as DiffResult
     from engram_cli.commands.doctor import DoctorResult as DoctorResult
     from engram_cli.commands.doctor import doctor as doctor
     from engram_cli.commands.evaluate import evaluate as evaluate
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.corpus import CompressVocabRequest as CompressVocabRequest
     from engram_cli.commands.requests.corpus import FillRequest as FillRequest
     from engram_cli.commands.requests.corpus import HashStatsRequest as HashStatsRequest
+    from engram_cli.commands.requests.diff import DiffRequest as DiffRequest
     from engram_cli.commands.requests.doctor import DoctorRequest as DoctorRequest
     from engram_cli.commands.requests.evaluation import EvaluateRequest as EvaluateRequest
     from engram_cli.commands.requests.explore import ExploreRequest as ExploreRequest
@@ -121,6 +124,8 @@ _HOMES = {
     "CorpusError": "engram_cli.errors",
     "DemoRequest": "engram_cli.commands.requests.reading",
     "DemoResult": "engram_cli.commands.demo",
+    "DiffRequest": "engram_cli.commands.requests.diff",
+    "DiffResult": "engram_cli.commands.diff_result",
     "DependencyError": "engram_cli.errors",
     "EngineError": "engram_cli.errors",
     "EngramCallback": "engram_cli.training.callback",
@@ -178,6 +183,7 @@ _HOMES = {
     "convert": "engram_cli.commands.convert_to",
     "convert_table": "engram_cli.commands.convert",
     "detach": "engram_cli.runtime.attach",
+    "diff": "engram_cli.commands.diff",
     "doctor": "engram_cli.commands.doctor",
     "evaluate": "engram_cli.commands.evaluate",
     "golden": "engram_cli.commands.golden",
@@ -217,6 +223,8 @@ __all__ = [
     "DemoRequest",
     "DemoResult",
     "DependencyError",
+    "DiffRequest",
+    "DiffResult",
     "DoctorRequest",
     "DoctorResult",
     "EngineError",
@@ -274,6 +282,7 @@ __all__ = [
     "convert",
     "convert_table",
     "detach",
+    "diff",
     "doctor",
     "evaluate",
     "golden",

@@ -9,6 +9,7 @@ import typer
 
 from engram_cli import interrupts
 from engram_cli.cli import (
+    comparing,
     corpus,
     doctor,
     evaluation,
@@ -38,7 +39,7 @@ for run_command in (
     *(corpus.compress_vocab, corpus.hash_stats, reading.report),
     *(tables.build_table, tables.convert, tables.attach, training.train, evaluation.evaluate),
     *(reading.trace, tables.plan, reading.inspect, reading.lookup, reading.verify),
-    exploring.explore,
+    *(comparing.diff, exploring.explore),
     *(golden.golden, doctor.doctor, reading.demo),
 ):
     app.command(run_command.__name__.replace("_", "-"))(run_command)

@@ -58,22 +58,23 @@ class TextReader:
         if (text is None) == (ids is None):
             raise InputError(f"{what} needs either a text or ids", 'give a text such as "Only the"')
         if text is not None:
-            ids = tuple(self._tokenizer().encode_batch([typed_text(text)])[0].ids)
+            ids = tuple(self.tokenizer().encode_batch([typed_text(text)])[0].ids)
         if not ids:
             raise InputError(f"{what} has no token", "give a text, or ids such as 100,200")
         return np.array(ids, dtype=np.int64)
 
-    def _tokenizer(self) -> TokenizerFile:
+    def tokenizer(self, why: str = "a text was given") -> TokenizerFile:
+        """Return the tokenizer; `why` it is needed. Raises InputError, MismatchError."""
         if self._loaded is None:
-            self._loaded = self._find() if self.vocab is None else self._of_vocabulary()
+            self._loaded = self._find() if self.vocab is None else self._of_vocabulary(why)
         return self._loaded
 
-    def _of_vocabulary(self) -> TokenizerFile:
+    def _of_vocabulary(self, why: str) -> TokenizerFile:
         raw = takes_raw_ids(self._layout.scheme)
         geometry = Geometry(scheme=self._layout.scheme) if raw else Geometry()
         workspace = Workspace(self._companions.folder)
         return tokenizer_of_corpus(
-            self._place, geometry, workspace, self._given, self._progress, "a text was given"
+            self._place, geometry, workspace, self._given, self._progress, why
         )
 
     def _find(self) -> TokenizerFile:

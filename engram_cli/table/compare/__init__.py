@@ -1,0 +1,1 @@
+"""Compares the rows of two sources of one layout."""
