@@ -31,12 +31,16 @@ class Found:
         # The model as it was is the same in each domain.
         self.bare = next(t for t in compiled if t["name"] == "bare")["held"]
 
-    def first(self, name: str) -> dict[str, float]:
-        """Held-out losses of a method on seed 0, by domain."""
-        return next(t["held"] for t in self.best[name] if t["seed"] == 0)
+    def mean(self, name: str, domain: str) -> float:
+        """Held-out loss of a method in a domain, the mean over its seeds."""
+        return statistics.mean(t["held"][domain] for t in self.best[name])
 
     def loss(self, name: str) -> float:
-        return self.first(name)[self.domain]
+        return self.mean(name, self.domain)
+
+    def forgot(self, name: str) -> float:
+        """By how much a method raised the loss on Python code."""
+        return self.mean(name, "python") - self.bare["python"]
 
     def less(self, name: str, rival: str) -> str:
         """By how much a method's loss is lower than its rival's, from the least to the most."""
@@ -108,8 +112,8 @@ def fields() -> dict[str, Any]:
         "pretrained_kept": 100 * gains[MEMORY] / gains[LORA],
         "pretrained_lora": manuals.loss(LORA),
         "pretrained_memory": manuals.loss(MEMORY),
-        "pretrained_forgot": manuals.first(MEMORY)["python"] - bare["python"],
-        "pretrained_lora_forgot": manuals.first(LORA)["python"] - bare["python"],
+        "pretrained_forgot": manuals.forgot(MEMORY),
+        "pretrained_lora_forgot": manuals.forgot(LORA),
         "pretrained_both": manuals.less(BOTH, LORA),
         "pretrained_both_python": manuals.more(BOTH, LORA, "python"),
         "pretrained_both_third": manuals.more(BOTH, LORA, "third"),
@@ -127,8 +131,8 @@ def fields() -> dict[str, Any]:
         / (bare["python"] - python.loss(LORA)),
         "gemma_both": gemma.less(BOTH, LORA),
         "gemma_short": gemma.less(LORA, MEMORY),
-        "gemma_forgot": gemma.first(MEMORY)["python"] - gemma.bare["python"],
-        "gemma_lora_forgot": gemma.first(LORA)["python"] - gemma.bare["python"],
+        "gemma_forgot": gemma.forgot(MEMORY),
+        "gemma_lora_forgot": gemma.forgot(LORA),
         "pretrained_docs": found["data"]["docs-train"]["tokens"] / 1e6,
         "pretrained_held": found["data"]["docs-held"]["tokens"],
         "pretrained_machine": found["machine"],
