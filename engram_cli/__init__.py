@@ -57,11 +57,11 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.explore import ExploreRequest as ExploreRequest
     from engram_cli.commands.requests.plan import Budget as Budget
     from engram_cli.commands.requests.plan import PlanRequest as PlanRequest
+    from engram_cli.commands.requests.probe import ProbeRequest as ProbeRequest
     from engram_cli.commands.requests.reading import DemoRequest as DemoRequest
     from engram_cli.commands.requests.reading import GoldenRequest as GoldenRequest
     from engram_cli.commands.requests.reading import InspectRequest as InspectRequest
     from engram_cli.commands.requests.reading import LookupRequest as LookupRequest
-    from engram_cli.commands.requests.reading import ProbeRequest as ProbeRequest
     from engram_cli.commands.requests.reading import ReportRequest as ReportRequest
     from engram_cli.commands.requests.reading import TraceRequest as TraceRequest
     from engram_cli.commands.requests.reading import VerifyRequest as VerifyRequest
@@ -157,7 +157,7 @@ _HOMES = {
     "OutputError": "engram_cli.errors",
     "PlanRequest": "engram_cli.commands.requests.plan",
     "PlanResult": "engram_cli.commands.plan",
-    "ProbeRequest": "engram_cli.commands.requests.reading",
+    "ProbeRequest": "engram_cli.commands.requests.probe",
     "ProbeResult": "engram_cli.commands.probe",
     "Progress": "engram_cli.progress",
     "ReportRequest": "engram_cli.commands.requests.reading",

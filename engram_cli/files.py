@@ -156,6 +156,14 @@ def user_cache(name: str) -> Path:
     return Path(base, "engram-tables", name)
 
 
+def is_at(handle: int, path: Path) -> bool:
+    """Return whether the open file `handle` is still the one that has the name `path`."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable, where the system lets a folder be opened."""
     with suppress(OSError):

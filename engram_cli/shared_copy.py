@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from engram_cli.errors import InputError
-from engram_cli.files import canonical_json
+from engram_cli.files import canonical_json, is_at
 from engram_cli.sizes import file_system, free_bytes
 
 FOLDER = "ENGRAM_SHARED_MEMORY"
@@ -206,7 +206,7 @@ def _try(
     """Return the copy if it is whole or can be filled now; None if another process is at work."""
     memory = None
     if _lock(handle, fcntl.LOCK_EX):
-        if not _is_at(handle, path):
+        if not is_at(handle, path):
             return None
         if not _is_own(handle):
             raise InputError(f"{path} was not written by engram", "move it away")
@@ -220,7 +220,7 @@ def _try(
     elif not _is_whole(handle, contents) or not _lock(handle, fcntl.LOCK_SH):
         return None
     # Between two locks another process may have removed it.
-    if not _is_at(handle, path) or not _is_whole(handle, contents):
+    if not is_at(handle, path) or not _is_whole(handle, contents):
         return None
     if memory is not None:
         return SharedCopy(handle, path, memory, filled=True)
@@ -338,17 +338,10 @@ def _lock(handle: int, kind: int) -> bool:
     return True
 
 
-def _is_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
 def _remove(handle: int, path: Path) -> None:
     """Remove a file that is locked, unless another has its name by now."""
     with suppress(OSError):
-        if _is_at(handle, path):
+        if is_at(handle, path):
             path.unlink()
 
 

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from engram_cli.files import parse_json, rename_new
+from engram_cli.files import is_at, parse_json, rename_new
 
 MARK, FORMAT = "owner.json", "engram-temporary"
 CONTENT, OLD, TRASH = "content", "old", "trash"
@@ -253,7 +253,7 @@ def write_mark(handle: int, kind: str, about: Mapping[str, Any]) -> None:
 def drop_mark(handle: int, path: Path) -> None:
     """Remove the mark, unless something else has its name by now, and let go of it."""
     try:
-        if _is_at(handle, path):
+        if is_at(handle, path):
             os.unlink(path)
     except OSError:
         pass
@@ -267,7 +267,7 @@ def _kept(handle: int, path: Path, said: Mapping[str, Any] | None) -> int:
         locked = _lock(handle, said or {})
         if said and not (_seen_from_here(said) if locked else _is_gone(said)):
             raise HeldError(said)
-        if not _is_at(handle, path):
+        if not is_at(handle, path):
             raise VanishedError(str(path))
     except BaseException:
         os.close(handle)
@@ -300,13 +300,6 @@ def _read(handle: int, path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(said, dict) or (said.get("format") != kind and set(said) != {"pid", "host"}):
         raise ForeignError(str(path))
     return said
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _seen_from_here(said: Mapping[str, Any]) -> bool:

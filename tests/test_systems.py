@@ -12,7 +12,7 @@ import pytest
 
 import engram_cli
 from engram_cli.files import preadv
-from engram_cli.runtime.tiers import placement
+from engram_cli.runtime.tiers import free_memory
 
 _CALLS = re.compile(r"\b(os\.(preadv|sysconf|posix_|sched_|copy_)|mmap\.MADV|fcntl\b)|\"preadv\"")
 # Takes from Python what macOS lacks, when the libraries are loaded and before the package is.
@@ -89,10 +89,10 @@ def test_the_twin_of_preadv_reads_what_it_reads(tmp_path: Path) -> None:
 def test_free_memory_where_the_system_tells_only_what_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(placement, "available_memory", lambda: None)
+    monkeypatch.setattr(free_memory, "available_memory", lambda: None)
     monkeypatch.delitem(os.sysconf_names, "SC_AVPHYS_PAGES")
     half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    assert placement.free_host_bytes() == half
+    assert free_memory.free_host_bytes() == half
 
 
 @pytest.mark.parametrize("module", ["engram_cli.__main__", "engram_tables"])

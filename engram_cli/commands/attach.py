@@ -7,7 +7,7 @@ be that of another program's checkpoint, whose gates are taken with it where the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,13 @@ from engram_cli.commands.attach_layers import (
     choose_module,
     place_layers,
 )
+from engram_cli.commands.attach_source import (
+    counted_rows,
+    near_tokenizer,
+    reference_to,
+    stored_hits,
+    wanted_module,
+)
 from engram_cli.commands.checkpoint import ModelShape, check_first_memory, read_model_shape
 from engram_cli.commands.load_model import require_packages
 from engram_cli.commands.output_address import at_address, is_address
@@ -32,29 +39,18 @@ from engram_cli.commands.requests.tables import AttachRequest
 from engram_cli.commands.workspace import refusal
 from engram_cli.errors import InputError, OutputError
 from engram_cli.files import address_of
-from engram_cli.formats import FORMATS
 from engram_cli.formats.bundle import BUNDLE, BUNDLE_NAME, CARD
-from engram_cli.formats.bundle_description import Reference
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.formats.bundle_writer import model_card, write_bundle, write_referring
-from engram_cli.formats.checkpoint_bundle import (
-    attached_layout,
-    has_spans,
-    refer_to_source,
-    require_attachable,
-)
+from engram_cli.formats.checkpoint_bundle import attached_layout
 from engram_cli.formats.module_spec import first_values
-from engram_cli.formats.own_modules import DEFAULT_EPS, OwnModule, own_module
-from engram_cli.formats.statistics import statistics_rows
-from engram_cli.formats.table_reference import refer
+from engram_cli.formats.own_modules import OwnModule
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.outputs import prepare_output
 from engram_cli.progress import SILENT, Progress
 from engram_cli.remote.copies import is_writable_here, local_copy
-from engram_cli.remote.path import is_remote
-from engram_cli.rows.source import HITS, SCALES, RowSource
+from engram_cli.rows.source import SCALES, RowSource
 from engram_cli.sizes import processors
-from engram_cli.table.attributes import read_description
 from engram_cli.table.build import free_bytes
 from engram_cli.table.store import TableStore
 from engram_cli.version import __version__
@@ -124,9 +120,9 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     model = read_model_shape(request.checkpoint)
     if not (request.force or request.checkpoint.resolve() == request.table.resolve()):
         check_first_memory(request.checkpoint)
-    store, dim, dtype = open_vectors(request.table, _tokenizer(request))
-    counted = _counted(store, request)
-    own = _own(store, request, model, progress)
+    store, dim, dtype = open_vectors(request.table, near_tokenizer(request))
+    counted = counted_rows(store, request)
+    own = wanted_module(store, request, model, progress)
     placed = place_layers(store.layout, request.layers, request.at, model, request.table)
     nearby = Companions(artifact=request.table, folder=request.folder or Path())
     vocabularies = nearby.vocabulary_places()
@@ -134,41 +130,13 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     spec = _spec(request, attached_layout(store), dim, dtype, placed, model)
     if own is not None:
         spec = replace(spec, module=own.spec)
-    place = partial(
-        prepare_output,
-        out,
-        BUNDLE,
-        force=request.force,
-        inputs=(request.checkpoint, request.table, request.tokenizer),
-        dry_run=request.dry_run,
-    )
-    in_the_way = refusal(place, request.dry_run)
+    in_the_way = _in_the_way(request, out)
     fitter = None
     if request.fit is not None:
         from engram_cli.commands.fit_gates import GateFitter
 
         fitter = GateFitter(request, model, progress)
-    result = AttachResult(
-        out=out,
-        model=model,
-        scheme=spec.layout.scheme,
-        module=spec.module.kind,
-        layers=spec.layers,
-        decoder_layers=spec.decoder_layers,
-        why=placed.why,
-        rows={layer: spec.rows(layer) for layer in spec.layers},
-        dim=spec.dim,
-        dtype=spec.dtype,
-        cost=attach_cost(
-            spec,
-            reference=request.reference,
-            counted=counted is not None,
-            hits_inside=counted is not None and counted is not store,
-        ),
-        free_bytes=free_bytes(out),
-        written=False,
-        in_the_way=in_the_way,
-    )
+    result = _planned(request, out, spec, placed, model, store, counted, in_the_way)
     for line in describe_cost(spec, result.cost, out, request.reference):
         progress.note(line)
     if request.dry_run:
@@ -192,6 +160,53 @@ def attach_checkpoint(request: AttachRequest, progress: Progress = SILENT) -> At
     return replace(result, fit=fitted)
 
 
+def _in_the_way(request: AttachRequest, out: Path) -> str | None:
+    """Check the output; return why it would be refused, after a dry run. Raises OutputError."""
+    place = partial(
+        prepare_output,
+        out,
+        BUNDLE,
+        force=request.force,
+        inputs=(request.checkpoint, request.table, request.tokenizer),
+        dry_run=request.dry_run,
+    )
+    return refusal(place, request.dry_run)
+
+
+def _planned(
+    request: AttachRequest,
+    out: Path,
+    spec: BundleSpec,
+    placed: PlacedLayers,
+    model: ModelShape,
+    store: RowSource,
+    counted: RowSource | None,
+    in_the_way: str | None,
+) -> AttachResult:
+    """Return what is about to be written, with its cost."""
+    return AttachResult(
+        out=out,
+        model=model,
+        scheme=spec.layout.scheme,
+        module=spec.module.kind,
+        layers=spec.layers,
+        decoder_layers=spec.decoder_layers,
+        why=placed.why,
+        rows={layer: spec.rows(layer) for layer in spec.layers},
+        dim=spec.dim,
+        dtype=spec.dtype,
+        cost=attach_cost(
+            spec,
+            reference=request.reference,
+            counted=counted is not None,
+            hits_inside=counted is not None and counted is not store,
+        ),
+        free_bytes=free_bytes(out),
+        written=False,
+        in_the_way=in_the_way,
+    )
+
+
 def _at_address(request: AttachRequest, progress: Progress) -> AttachResult:
     if request.reference:
         raise InputError(
@@ -211,77 +226,6 @@ def _folder_of(request: AttachRequest) -> Path:
     if is_writable_here(request.checkpoint):
         return request.checkpoint
     return request.folder or Path()
-
-
-def _counted(store: RowSource, request: AttachRequest) -> RowSource | None:
-    """Return what has the hits of the rows: the statistics that were named, else the source.
-
-    Raises InputError for statistics of another hash, and for those of a table that is referred to.
-    """
-    if request.stats is None:
-        return store if store.has_hits else None
-    if request.reference and isinstance(store, TableStore):
-        raise InputError(
-            f"--stats {request.stats}: a bundle that refers to a table takes the table's own hits",
-            "build the table with engram build-table --stats, or leave out --reference",
-        )
-    named = Companions(artifact=request.table, stats=request.stats)
-    statistics = named.statistics(store.layout, SILENT)
-    return None if statistics is None else statistics_rows(statistics)
-
-
-def _hits(counted: RowSource, layer: int) -> Iterator[tuple[int, NDArray[np.uint32]]]:
-    """Yield the hits of a layer as a bundle stores them."""
-    if counted.format == "statistics":
-        yield 0, counted.lines(layer, HITS, 0, counted.layout.layer(layer).rows)
-    else:
-        yield from counted.chunks(layer, HITS)
-
-
-def _tokenizer(request: AttachRequest) -> Path | None:
-    """Return the model's tokenizer for a checkpoint's table that may lack its token map."""
-    near = request.checkpoint / "tokenizer.json"
-    return request.tokenizer or (near if near.is_file() else None)
-
-
-def _own(
-    store: RowSource, request: AttachRequest, model: ModelShape, progress: Progress
-) -> OwnModule | None:
-    """Return the module of the checkpoint that has the rows, where it is wanted and fits the model.
-
-    Raises as `fitting_module`.
-    """
-    if FORMATS.load(store.format).foreign:
-        require_attachable(store)
-    if (request.init_value, request.init_gate) != ("auto", "random"):
-        return None
-    return fitting_module(store, model, progress, request.module)
-
-
-def fitting_module(
-    store: RowSource, model: ModelShape, progress: Progress, kind: str | None = None
-) -> OwnModule | None:
-    """Return the module of the checkpoint that has the rows; None where it does not fit the model.
-
-    `kind`: the one wanted, None for any. Raises InputError and ArtifactError for a damaged one.
-    """
-    if not FORMATS.load(store.format).foreign:
-        return None
-    own = own_module(store, DEFAULT_EPS if model.norm_eps is None else model.norm_eps)
-    if own is None:
-        progress.note(f"{store.path} has rows and no module of its own: a new one starts")
-        return None
-    if kind not in (None, own.spec.kind):
-        return None
-    found = own.hidden_size, own.spec.carried_streams
-    if found != (model.hidden_size, model.streams):
-        progress.note(
-            f"the module of {store.path} is for {found[1]} x {found[0]:,}, the model has "
-            f"{model.streams} x {model.hidden_size:,}: a new one starts"
-        )
-        return None
-    progress.note(f"{own.spec.kind} module: its weights are those of {store.path}")
-    return own
 
 
 def _spec(
@@ -323,29 +267,17 @@ def _write(
     `fitted`: the dense weights, where they are not those that a module starts with.
     """
     zero_layers = []
-    gate = request.init_gate
-    if request.fit is not None and gate == "random":
-        gate = "even"  # so that no gate begins by chance nearly closed
 
     def dense(layer: int, zero_rows: bool) -> Mapping[str, NDArray[np.float32]]:
         if zero_rows:
             zero_layers.append(layer)
         if fitted is not None:
             return fitted[layer]
-        if own is not None:
-            return own.dense(layer)
-        return first_values(
-            spec.dense_parts,
-            layer=layer,
-            seed=request.seed,
-            zero_rows=zero_rows,
-            value=request.init_value,
-            gate=gate,
-        )
+        return _first_values(spec, request, layer, zero_rows) if own is None else own.dense(layer)
 
-    hits = None if counted is None else partial(_hits, counted)
+    hits = None if counted is None else partial(stored_hits, counted)
     card = {CARD: model_card(spec).encode()}
-    reference = _reference(spec, store, planned.out) if request.reference else None
+    reference = reference_to(spec, store, planned.out) if request.reference else None
     if reference is not None:
         records = write_referring(
             planned.out,
@@ -385,27 +317,20 @@ def _write(
     )
 
 
-def _reference(spec: BundleSpec, store: RowSource, out: Path) -> Reference:
-    """Return the reference of a bundle to the files of a table or checkpoint.
-
-    Raises InputError for anything else.
-    """
-    if is_remote(store.path):
-        raise InputError(
-            f"{store.path} is not on this machine, so that a bundle cannot refer to it",
-            "leave out --reference, or download it first",
-        )
-    if isinstance(store, TableStore):
-        if any(array.inner_rows is not None for array in store.arrays.values()):
-            raise InputError(
-                f"{store.path} has inner chunks, and a bundle maps whole chunk files",
-                "leave out --reference, or convert the table without --inner-chunk-size",
-            )
-        return refer(store.path, store.digest, read_description(store.path).files, spec, out)
-    if has_spans(FORMATS.load(store.format)):
-        return refer_to_source(store, out, spec)
-    raise InputError(
-        f"{store.path} is no table, so that a bundle cannot refer to it", "leave out --reference"
+def _first_values(
+    spec: BundleSpec, request: AttachRequest, layer: int, zero_rows: bool
+) -> Mapping[str, NDArray[np.float32]]:
+    """Return the dense weights that a new module of a layer starts with."""
+    gate = request.init_gate
+    if request.fit is not None and gate == "random":
+        gate = "even"  # so that no gate begins by chance nearly closed
+    return first_values(
+        spec.dense_parts,
+        layer=layer,
+        seed=request.seed,
+        zero_rows=zero_rows,
+        value=request.init_value,
+        gate=gate,
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_cli.commands.attach import fitting_module
 from engram_cli.commands.attach_layers import check_vocabulary, choose_module, place_layers
+from engram_cli.commands.attach_source import fitting_module
 from engram_cli.commands.checkpoint import read_model_shape
 from engram_cli.errors import InputError
 from engram_cli.formats.base import Target, WriteOptions, Written

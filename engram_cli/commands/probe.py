@@ -15,7 +15,7 @@ from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.init_corpus import find_vectors, memory_of, write_tokens
 from engram_cli.commands.requests.corpus import FillRequest
 from engram_cli.commands.requests.options import located
-from engram_cli.commands.requests.reading import LEAST_POSITIONS, ProbeRequest
+from engram_cli.commands.requests.probe import LEAST_POSITIONS, ProbeRequest
 from engram_cli.corpus.sources import find_sources
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.progress import SILENT, Once, Progress

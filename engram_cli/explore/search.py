@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # with the kernels of counting
     from engram_cli.stats.sampling.row_ngrams import RowNgrams
 
 _MOST_WORDS = 8
-_SPACE = "␣"  # as `Names` shows it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ It finds damage, not forgery. `xxhsum -H64 FILE` prints the same digits.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,15 +78,6 @@ def file_checksum(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer.data):
             checksum.update(buffer[:count])
-    return checksum.hexdigest()
-
-
-def array_checksum(values: NDArray[Any]) -> str:
-    """Return the checksum of the bytes of a contiguous array, which may be mapped."""
-    checksum = Checksum()
-    flat = values.reshape(-1).view(np.uint8)
-    for first in range(0, len(flat), _PIECE):
-        checksum.update(np.array(flat[first : first + _PIECE]))
     return checksum.hexdigest()
 
 

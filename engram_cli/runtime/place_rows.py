@@ -57,9 +57,9 @@ def all_rows(
 ) -> dict[int, AnyRows]:
     """Return each layer's rows as placed; `homes`: its dense dtype, and the device of its rows."""
     if placement.group is not None and placement.cold == "none":
-        from engram_cli.runtime.sharding.loading import sharded_rows
+        from engram_cli.runtime.sharding.loading import load_distributed
 
-        return {**sharded_rows(bundle, placement.group, homes, placement.copied)}
+        return {**load_distributed(bundle, placement.group, homes, placement.copied)}
     if placement.cold != "none":
         from engram_cli.runtime.tiers.embedding import stores_of
 

@@ -84,7 +84,7 @@ class ChunkedArray:
         as uint64, and the CRC-32C of these; none without inner chunks."""
         if self.inner_rows is None:
             return np.empty(0, dtype=np.uint8)
-        import google_crc32c  # zarr needs it too
+        import google_crc32c
 
         size = self.inner_rows * self.row_bytes
         count = self.chunk_rows // self.inner_rows

@@ -20,7 +20,7 @@ from engram_cli.runtime.sharding.owners import by_owner, index_at_owner, owner_o
 _WORDS = ((8, torch.int64), (4, torch.int32), (2, torch.int16))
 
 
-def exchange(
+def exchange_rows(
     owners: Tensor, index: Tensor, parts: Sequence[Tensor], processes: Any, at_most: int | None
 ) -> list[Tensor]:
     """Return the rows at `index` int64[n] of `owners` int64[n], uint8 [n, width] of each part.

@@ -136,7 +136,7 @@ def wait_for_all(group: ShardGroup) -> None:
 
 
 @contextmanager
-def agree(group: ShardGroup) -> Iterator[None]:
+def raise_together(group: ShardGroup) -> Iterator[None]:
     """Run a block on all ranks of a group; where it fails on one, all raise EngramError.
 
     Otherwise those where it succeeds would wait for the others at the next collective.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engram_cli.errors import InputError
 from engram_cli.runtime.sharding.group import ShardGroup
-from engram_cli.runtime.sharding.memory import SharedMemory, allocate
+from engram_cli.runtime.sharding.memory import PeerMemory, allocate
 from engram_cli.runtime.sharding.owners import count_at
 
 
@@ -28,7 +28,7 @@ class HotBlocks:
     blocks: tuple[Tensor, ...]
     rank: int
     here: Tensor
-    memory: SharedMemory  # whose tensors `blocks` are
+    memory: PeerMemory  # whose tensors `blocks` are
 
     @property
     def addresses(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import ROWS, SCALES
 from engram_cli.runtime import loading
-from engram_cli.runtime.sharding.group import ShardGroup, agree, wait_for_all
+from engram_cli.runtime.sharding.group import ShardGroup, raise_together, wait_for_all
 from engram_cli.runtime.sharding.rows import DistributedRows, ShardedTables
 from engram_cli.runtime.sharding.trained.placing import owned
 from engram_cli.runtime.tables import FLOATS
@@ -23,7 +23,7 @@ from engram_cli.runtime.tiers.hot_set import hot_set
 _PARTS = (ROWS, SCALES)
 
 
-def sharded_rows(
+def load_distributed(
     bundle: Bundle,
     group: ShardGroup,
     homes: Mapping[int, tuple[torch.dtype, torch.device]],
@@ -39,7 +39,7 @@ def sharded_rows(
     tables = ShardedTables(
         bundle.spec, group, list(readers), dtype=common if common in FLOATS else torch.float32
     )
-    with agree(tables.group):
+    with raise_together(tables.group):
         _fill(tables, bundle)
         _copy(tables, bundle, copied)
     wait_for_all(tables.group)

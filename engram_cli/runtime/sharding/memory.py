@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engram_cli.errors import InputError
-from engram_cli.runtime.sharding.group import ShardGroup, agree
+from engram_cli.runtime.sharding.group import ShardGroup, raise_together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedMemory:
+class PeerMemory:
     """Bytes of each rank. `own`: those of `group.ranks`, uint8 [size] each.
 
     `every`: those of all ranks as this process reads them, empty where it cannot: then rows are
@@ -34,7 +34,7 @@ class SharedMemory:
     handle: Any = field(default=None, repr=False)  # keeps the peers' memory mapped
 
 
-def allocate(group: ShardGroup, size: int) -> SharedMemory:
+def allocate(group: ShardGroup, size: int) -> PeerMemory:
     """Allocate `size` bytes for each rank. Collective; raises InputError where memory is refused.
 
     The `group` of the result says whether peers can be read after all.
@@ -42,7 +42,7 @@ def allocate(group: ShardGroup, size: int) -> SharedMemory:
     if group.processes is None:
         own = tuple(_empty(size, device) for device in group.devices)
         readable = group.reads_peers and _read_once(own)
-        return SharedMemory(group=group, own=own, every=own if readable else ())
+        return PeerMemory(group=group, own=own, every=own if readable else ())
     if group.reads_peers != all(_gather(group, group.reads_peers)):
         group = replace(group, reads_peers=False, reason="another GPU cannot read its peers")
     if group.reads_peers:
@@ -50,12 +50,12 @@ def allocate(group: ShardGroup, size: int) -> SharedMemory:
         if not isinstance(shared, str):
             return shared
         group = replace(group, reads_peers=False, reason=shared)
-    with agree(group):
+    with raise_together(group):
         own = (_empty(size, group.devices[0]),)
-    return SharedMemory(group=group, own=own)
+    return PeerMemory(group=group, own=own)
 
 
-def _symmetric(group: ShardGroup, size: int) -> SharedMemory | str:
+def _symmetric(group: ShardGroup, size: int) -> PeerMemory | str:
     """Return symmetric memory, or why there is none: the same on all ranks."""
     # A program that uses multicast can disturb other users of the host; nothing here needs it.
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
@@ -80,7 +80,7 @@ def _symmetric(group: ShardGroup, size: int) -> SharedMemory | str:
         failure = str(error).splitlines()[0] or type(error).__name__
     if failed := next(filter(None, _gather(group, failure)), ""):
         return failed
-    return SharedMemory(group=group, own=(block,), every=every, handle=handle)
+    return PeerMemory(group=group, own=(block,), every=every, handle=handle)
 
 
 def _gather(group: ShardGroup, value: Any) -> list[Any]:

@@ -22,14 +22,14 @@ from engram_cli.runtime import ops
 from engram_cli.runtime.graph_capture import is_capturing_graph
 from engram_cli.runtime.sharding import registry
 from engram_cli.runtime.sharding.blocks import BlockLayout, keeps_scales_here
-from engram_cli.runtime.sharding.exchange import copy_between, exchange
+from engram_cli.runtime.sharding.exchange import copy_between, exchange_rows
 from engram_cli.runtime.sharding.group import ShardGroup
 from engram_cli.runtime.sharding.memory import allocate
 from engram_cli.runtime.sharding.owners import index_at_owner, owner_of
 from engram_cli.runtime.tables import DECODED, Table, dequantise
-from engram_cli.runtime.tiers import PlacedRows, with_index
+from engram_cli.runtime.tiers import with_index
 from engram_cli.runtime.tiers.hot_set import HotSet
-from engram_cli.runtime.tiers.operator import register, tiered
+from engram_cli.runtime.tiers.operator import OperatorRows, register
 
 if TYPE_CHECKING:
     from engram_cli.runtime.kernels.lookup_launcher import Hash, Plan, Shards
@@ -227,7 +227,7 @@ class ShardedTables:
         index = index_at_owner(rows, world) + copies.firsts[place].index_select(0, owners)
         own = self.blocks.parts(self.memory.own[0])
         at_most = len(rows) if is_capturing_graph() else None  # all ranks capture the same shapes
-        return exchange(owners, index, own, self.group.processes, at_most)
+        return exchange_rows(owners, index, own, self.group.processes, at_most)
 
     def _copied(self, place: int, rows: Tensor, part: int) -> Tensor:
         """Return one part of rows by a kernel that does not decode."""
@@ -329,7 +329,7 @@ class ShardedTables:
             del self.memory
 
 
-class DistributedRows(PlacedRows):
+class DistributedRows(OperatorRows):
     """A layer's rows, in place of `Rows` or `StoredRows`; `tables` holds those of all layers."""
 
     def __init__(
@@ -345,14 +345,6 @@ class DistributedRows(PlacedRows):
         self.origin = origin
         self.width, self.dtype = tables.width, tables.dtype
         self.number = register(self)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Return [B, T, C x dim] of rows int64[B, T, C]."""
-        rows = rows.to(self.device)
-        if torch.compiler.is_compiling():
-            found: Tensor = tiered(rows, self.number, self.width, self.dtype)
-            return found
-        return self.vectors(rows)
 
     def vectors(self, rows: Tensor) -> Tensor:
         """Return what `forward` does. Raises RuntimeAttachError."""

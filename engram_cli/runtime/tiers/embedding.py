@@ -24,11 +24,11 @@ from engram_cli.runtime import ops
 from engram_cli.runtime.sharding.group import wait_for_all
 from engram_cli.runtime.sharding.hot import HotBlocks, HotMemory
 from engram_cli.runtime.tables import FLOATS
-from engram_cli.runtime.tiers import PlacedRows, renew_in_children, with_index
+from engram_cli.runtime.tiers import renew_in_children, with_index
 from engram_cli.runtime.tiers.disk import DiskRows
 from engram_cli.runtime.tiers.host import HostRows
 from engram_cli.runtime.tiers.hot_set import hot_set
-from engram_cli.runtime.tiers.operator import register, tiered
+from engram_cli.runtime.tiers.operator import OperatorRows, register
 from engram_cli.runtime.tiers.placement import Placement, tuning_for
 from engram_cli.runtime.tiers.reader import TierReader
 from engram_cli.runtime.tiers.records import RecordSource, TierBuffers, record_form, record_layout
@@ -38,7 +38,7 @@ Path = Literal["in-place", "staged"]
 _PIECE_ROWS = 2**16  # hot rows fetched at once
 
 
-class TieredEmbedding(PlacedRows):
+class TieredEmbedding(OperatorRows):
     """Holds a layer's frozen rows, in place of `Rows` or `StoredRows`.
 
     They are neither parameters nor buffers: they stay where they were placed when the model is
@@ -98,14 +98,6 @@ class TieredEmbedding(PlacedRows):
         if peers is not None:
             return peers.blocks[max(0, peers.rank)]
         return fetch(self.cold, hot_rows, self.device)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Return [B, T, C x dim] of rows int64[B, T, C] in `dtype`."""
-        rows = rows.to(self.device)
-        if torch.compiler.is_compiling():
-            found: Tensor = tiered(rows, self.number, self.width, self.dtype)
-            return found
-        return self.vectors(rows)
 
     def vectors(self, rows: Tensor) -> Tensor:
         """Return what `forward` does. Raises RuntimeAttachError, and the source's errors."""

@@ -34,3 +34,22 @@ def tiered(rows: Tensor, store: int, width: int, dtype: torch.dtype) -> Tensor:
 @tiered.register_fake
 def _(rows, store, width, dtype):  # type: ignore[no-untyped-def]
     return rows.new_empty((*rows.shape[:-1], rows.shape[-1] * width), dtype=dtype)
+
+
+class OperatorRows(PlacedRows):
+    """Placed rows whose look-up is the operator in a model that is compiled.
+
+    `number`: what `register` gave; `width` and `dtype`: of the vector of a row.
+    """
+
+    number: int
+    width: int
+    dtype: torch.dtype
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the vectors [B, T, C x width] of rows int64[B, T, C] in `dtype`."""
+        rows = rows.to(self.device)
+        if torch.compiler.is_compiling():
+            found: Tensor = tiered(rows, self.number, self.width, self.dtype)
+            return found
+        return self.vectors(rows)

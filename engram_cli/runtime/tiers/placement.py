@@ -6,7 +6,6 @@ falls back to another tier than the one asked for. `Placement.lines` describe th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,27 +17,18 @@ from engram_cli.errors import InputError
 from engram_cli.formats.bundle import Bundle
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.sharding.blocks import block_bytes, copy_bytes
-from engram_cli.runtime.sharding.group import ShardGroup, agree, find_group
+from engram_cli.runtime.sharding.group import ShardGroup, find_group, raise_together
 from engram_cli.runtime.tiers.disk import SCRATCH_BYTES
+from engram_cli.runtime.tiers.free_memory import Free, free_device_bytes, free_host_bytes
 from engram_cli.runtime.tiers.hot_set import Hottest, hot_set_bytes, hottest
 from engram_cli.runtime.tiers.records import record_layout
 from engram_cli.runtime.tiers.row_cache import slot_bytes
-from engram_cli.runtime.tiers.shared_rows import SharedRows, shares_by_default
+from engram_cli.runtime.tiers.shared_rows import SharedHostRows, shares_by_default
 from engram_cli.runtime.tiers.staging import Tuning, local_tuning
 from engram_cli.runtime.tiers.wanted import Cold, Wanted, parse_placement
-from engram_cli.sizes import available_memory, read_size
 
 DEFAULT_CACHE_BYTES = 4 * 2**30  # of all layers, for rows on disk, where no size is given
 LEAST_CACHE_BYTES = 2**20  # of a layer
-HOST_MEMORY = "ENGRAM_HOST_MEMORY"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Free:
-    """Bytes that may be used: on the device and in host memory."""
-
-    hbm: int
-    host: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,21 +175,12 @@ def resolve(
     if cold == "none":
         size, budget, over, among = copy_bytes(spec, world), wanted.replicate, 0, 1
     elif wanted.replicate is not None:
-        raise InputError(
-            f"{wanted.hbm or 0:,} bytes of each of {world} GPUs do not hold all rows, {every:,} "
-            f"bytes on each, and the copies of {wanted.replicate:,}",
-            "leave replicate out: the hottest rows are then distributed, and none is copied",
-        )
+        raise _no_copies(wanted, world, every)
     if budget is not None:
         hot = _choose(spec, hits, budget - index - over, budget, size=size, among=among)
         count = sum(map(len, hot.rows.values()))
         hbm_bytes += index + -(-count // among) * size
-    host_bytes, caches = staging.host, dict.fromkeys(spec.layers, 0)
-    if cold == "disk":
-        caches = _caches(spec, wanted, staging)
-        host_bytes += sum(caches.values()) + SCRATCH_BYTES
-    elif cold == "host":
-        host_bytes += _record_bytes(spec)
+    host_bytes, caches = _on_host(spec, wanted, cold, staging)
     placement = Placement(
         spec=spec,
         layers={
@@ -257,6 +238,25 @@ def _cold(spec: BundleSpec, wanted: Wanted, staging: Staging) -> Cold:
     return "host" if (wanted.host or 0) >= _all_on_host(spec, staging) else "disk"
 
 
+def _no_copies(wanted: Wanted, world: int, every: int) -> InputError:
+    return InputError(
+        f"{wanted.hbm or 0:,} bytes of each of {world} GPUs do not hold all rows, {every:,} "
+        f"bytes on each, and the copies of {wanted.replicate:,}",
+        "leave replicate out: the hottest rows are then distributed, and none is copied",
+    )
+
+
+def _on_host(
+    spec: BundleSpec, wanted: Wanted, cold: Cold, staging: Staging
+) -> tuple[int, dict[int, int]]:
+    """Return the bytes of host memory, and each layer's cache bytes for its rows on disk."""
+    if cold == "disk":
+        caches = _caches(spec, wanted, staging)
+        return staging.host + sum(caches.values()) + SCRATCH_BYTES, caches
+    rows = _record_bytes(spec) if cold == "host" else 0
+    return staging.host + rows, dict.fromkeys(spec.layers, 0)
+
+
 def _caches(spec: BundleSpec, wanted: Wanted, staging: Staging) -> dict[int, int]:
     """Return each layer's cache bytes for its rows on disk. Raises InputError for too few."""
     total, over = DEFAULT_CACHE_BYTES, staging.host + SCRATCH_BYTES
@@ -311,7 +311,7 @@ def resolve_for(bundle: Bundle, placement: str, devices: Mapping[int, torch.devi
     if wanted.shard is None:
         return _resolve_for(bundle, wanted, used, None)
     group = find_group(wanted.shard or None, used)
-    with agree(group):
+    with raise_together(group):
         return _resolve_for(bundle, wanted, used, group)
 
 
@@ -333,11 +333,11 @@ def _resolve_for(
         return resolve(spec, hits, wanted, unlimited, staging=staging)
     if wanted.shared is None:
         wanted = replace(wanted, shared=shares_by_default())
-    rows = SharedRows.of_bundle(bundle, gpu=staging.gpu) if wanted.may_share else None
+    rows = SharedHostRows.of_bundle(bundle, gpu=staging.gpu) if wanted.may_share else None
     host, held = free_host_bytes(), 0 if rows is None else rows.held_bytes()
-    hbm = sum(free_bytes(device, host) for device in used)
+    hbm = sum(free_device_bytes(device, host) for device in used)
     if group is not None:
-        least = min(free_bytes(device, host) for device in group.devices)
+        least = min(free_device_bytes(device, host) for device in group.devices)
         hbm = least // (1 if staging.gpu else group.world)
     free = Free(hbm=hbm, host=host + held)
     resolved = resolve(spec, hits, wanted, free, staging=staging, group=group)
@@ -367,35 +367,3 @@ def tuning_for(spec: BundleSpec, devices: Collection[torch.device]) -> Tuning:
     """Return this machine's tuning, bounded for a memory on distinct `devices`."""
     rows = sum(spec.rows(layer) for layer in spec.layers)
     return local_tuning().within(rows, record_layout(spec).record_bytes, devices=len(devices))
-
-
-def free_host_bytes() -> int:
-    """Return the free host memory: what the system reports, at most what the control group leaves.
-
-    ENGRAM_HOST_MEMORY=SIZE sets it instead, for machines whose memory grows as it is used. Raises
-    InputError for a size that cannot be parsed.
-    """
-    said = os.environ.get(HOST_MEMORY)
-    if said:
-        try:
-            return read_size(said)
-        except ValueError as error:
-            raise InputError(f"{HOST_MEMORY}: {error}", "give a size such as 100GB") from None
-    found = available_memory()
-    if found is not None:
-        return found
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    size = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-    return size if pages == "SC_AVPHYS_PAGES" else size // 2  # macOS tells only what there is
-
-
-def free_bytes(device: torch.device, host: int) -> int:
-    """Return the free memory of a device, including what torch reserved and does not use.
-
-    `host`: that of the host, which is what a CPU has.
-    """
-    if device.type != "cuda":
-        return host
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(free) + unused

@@ -32,14 +32,14 @@ def shares_by_default() -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedRows:
+class SharedHostRows:
     """The shared rows of a bundle: `copies` of layers, and `mapped_bytes` of others in files."""
 
     copies: Sequence[Contents]
     mapped_bytes: int
 
     @classmethod
-    def of_bundle(cls, bundle: Bundle, *, gpu: bool) -> SharedRows:
+    def of_bundle(cls, bundle: Bundle, *, gpu: bool) -> SharedHostRows:
         """Say what is shared of a bundle whose rows a `gpu` reads, or none does."""
         mapped = [] if gpu else [layer for layer in bundle.spec.layers if in_file(bundle, layer)]
         copies = [contents(bundle, each) for each in bundle.spec.layers if each not in mapped]

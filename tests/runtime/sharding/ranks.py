@@ -23,7 +23,7 @@ def exchanged(rank: int, world: int) -> dict[str, Any]:
     """Rows of every dtype, by counts and by bounded messages."""
     from shard_cases import distribute, whole
 
-    from engram_cli.runtime.sharding.exchange import exchange
+    from engram_cli.runtime.sharding.exchange import exchange_rows
     from engram_cli.runtime.sharding.group import find_group
     from engram_cli.runtime.sharding.owners import index_at_owner, owner_of
 
@@ -42,7 +42,9 @@ def exchanged(rank: int, world: int) -> dict[str, Any]:
         index = index_at_owner(flat, world) + firsts[owners]
         parts = made.blocks.parts(made.memory.own[0])
         for at_most in (None, 24):
-            for part, got in enumerate(exchange(owners, index, parts, group.processes, at_most)):
+            for part, got in enumerate(
+                exchange_rows(owners, index, parts, group.processes, at_most)
+            ):
                 found[f"{dtype}, {at_most}, part {part}"] = got
     return found
 

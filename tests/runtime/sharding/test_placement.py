@@ -11,8 +11,9 @@ from engram_cli.errors import InputError
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.sharding.blocks import BlockLayout, block_bytes, keeps_scales_here
 from engram_cli.runtime.sharding.group import ShardGroup, split_by_host
+from engram_cli.runtime.tiers.free_memory import Free
 from engram_cli.runtime.tiers.hot_set import hot_set_bytes
-from engram_cli.runtime.tiers.placement import Free, Placement, Staging, Wanted, resolve
+from engram_cli.runtime.tiers.placement import Placement, Staging, Wanted, resolve
 from engram_cli.runtime.tiers.wanted import parse_placement
 from engram_cli.vocab.compress import CompressedVocab
 

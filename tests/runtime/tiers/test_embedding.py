@@ -301,7 +301,7 @@ def test_copies_share_rows_until_the_last_is_closed() -> None:
 
 
 def test_the_operator_is_one_of_torchs() -> None:
-    from engram_cli.runtime.tiers.embedding import tiered
+    from engram_cli.runtime.tiers.operator import tiered
 
     store, _ = below_store()
     rows = some_rows(ROWS, 2, 5, 6)

@@ -11,11 +11,11 @@ from tiny_models import make_layout, make_spec
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle_spec import BundleSpec
 from engram_cli.runtime.tiers.disk import SCRATCH_BYTES
+from engram_cli.runtime.tiers.free_memory import Free
 from engram_cli.runtime.tiers.hot_set import hot_set_bytes
 from engram_cli.runtime.tiers.placement import (
     DEFAULT_CACHE_BYTES,
     LEAST_CACHE_BYTES,
-    Free,
     Placement,
     Staging,
     Wanted,

@@ -19,6 +19,7 @@ from engram_cli.formats.bundle import Bundle, read_bundle
 from engram_cli.formats.bundle_spec import ROWS
 from engram_cli.runtime import attach, detach
 from engram_cli.runtime.tiers import placement as placing
+from engram_cli.runtime.tiers.free_memory import HOST_MEMORY
 from engram_cli.runtime.tiers.host import HostRows
 from engram_cli.runtime.tiers.placement import resolve_for
 from engram_cli.runtime.tiers.shared_rows import LOCAL_PROCESSES, contents, in_file
@@ -188,7 +189,7 @@ def test_shared_where_torchrun_starts_several(
 def test_a_copy_that_is_there_needs_no_more_memory(
     small_bundle: Bundle, shared_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(placing.HOST_MEMORY, "1000")
+    monkeypatch.setenv(HOST_MEMORY, "1000")
     with pytest.raises(InputError, match="of host memory, 1,000 are free"):
         placed(small_bundle, "host,shared")
     layers = small_bundle.spec.layers

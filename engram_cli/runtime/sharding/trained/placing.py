@@ -14,7 +14,7 @@ from engram_cli.formats.bundle import Bundle
 from engram_cli.runtime import loading
 from engram_cli.runtime.sharding.owners import count_at
 from engram_cli.runtime.sharding.trained.rows import ShardedRows
-from engram_cli.runtime.tiers.placement import free_bytes, free_host_bytes
+from engram_cli.runtime.tiers.free_memory import free_device_bytes, free_host_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ def placed_rows(
         hbm_bytes=sum(own.values()) * row_bytes,
     )
     device = used.pop()
-    there = free_bytes(device, free_host_bytes())
+    there = free_device_bytes(device, free_host_bytes())
     if placement.hbm_bytes > there:
         raise InputError(
             f"the rows of process {rank} of {world} need {placement.hbm_bytes:,} bytes on {device},"

@@ -108,7 +108,7 @@ class Route:
         return found
 
 
-def agree(rows: Tensor, heights: Sequence[int]) -> Route:
+def agree_route(rows: Tensor, heights: Sequence[int]) -> Route:
     """Return the route of rows int64[L, ..., C], of tables with `heights` rows in all.
 
     Every process of the default group must call it. Waits for the device once.
@@ -187,5 +187,5 @@ def vectors(weights: Sequence[Tensor], rows: Tensor, heights: Sequence[int]) -> 
     gradients are sparse and those of the mean of all processes' losses. Every process of the
     default group must call it, and its backward pass, equally often.
     """
-    found: Tensor = _Vectors.apply(agree(rows, heights), *weights)  # type: ignore[no-untyped-call]
+    found: Tensor = _Vectors.apply(agree_route(rows, heights), *weights)  # type: ignore[no-untyped-call]
     return found
