@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_cli.commands.checkpoint import for_checkpoint
-from engram_cli.commands.corpus_tokenizer import note_pad
+from engram_cli.commands.corpus_tokenizer import note_layout
 from engram_cli.commands.geometry import Geometry, find_preset, with_preset
 from engram_cli.commands.init_corpus import (
     find_vectors,
@@ -177,7 +177,7 @@ def _inputs(request: BuildTableRequest, sources: Sources | None) -> list[Path | 
 def _resolve(request: BuildTableRequest, progress: Progress) -> _Resolved:
     """Return the layout, the statistics, the corpus, its vectors, and the table they make."""
     layout, statistics = _layout(request, progress)
-    note_pad(layout, request.vocab, progress)
+    note_layout(layout, request.vocab, progress)
     if request.fingerprint not in (None, layout.fingerprint):
         raise MismatchError(
             f"the plan is of layout {short(request.fingerprint)}, this one is "

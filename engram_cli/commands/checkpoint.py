@@ -188,6 +188,8 @@ def for_checkpoint(geometry: Geometry, folder: Path, vocab: Path, progress: Prog
     open_ids = raw and geometry.vocab_size is None
     if not open_layers and not open_ids:
         return geometry
+    if not raw and not vocab.is_file():  # which is the error that follows
+        return geometry
     found = find_checkpoints(folder)
     fitting = found if raw else _of_vocabulary(found, vocab)
     if not fitting:
@@ -209,7 +211,7 @@ def for_checkpoint(geometry: Geometry, folder: Path, vocab: Path, progress: Prog
 
 def _of_vocabulary(found: Sequence[FoundCheckpoint], vocab: Path) -> list[FoundCheckpoint]:
     """Return those whose tokenizer the vocabulary was made from."""
-    if not found or not vocab.is_file():
+    if not found:
         return []
     wanted = read_about(vocab).get("tokenizer_digest")
     return [each for each in found if each.tokenizer_digest == wanted]

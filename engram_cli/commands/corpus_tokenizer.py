@@ -95,6 +95,16 @@ def _candidates(
         yield locate(Path(source)), "the vocabulary was made with it"
 
 
+def note_layout(layout: HashLayout, vocab: Path, progress: Progress) -> None:
+    """Note what a table of order 1 is, and the pad token as `note_pad` does."""
+    if 1 in layout.orders:
+        progress.note(
+            "order 1: its rows depend on the current token alone, as an embedding's do; context "
+            "begins at order 2"
+        )
+    note_pad(layout, vocab, progress)
+
+
 def note_pad(layout: HashLayout, vocab: Path, progress: Progress) -> StoredToken | None:
     """Note the token that a layout reads before the start of a document; a warning if it is bad.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engram_cli.commands.checkpoint import for_checkpoint
-from engram_cli.commands.corpus_tokenizer import note_pad, tokenizer_of_corpus
+from engram_cli.commands.corpus_tokenizer import note_layout, tokenizer_of_corpus
 from engram_cli.commands.geometry import with_preset
 from engram_cli.commands.output_address import at_address, is_address
 from engram_cli.commands.page_facts import Facts, counted_facts, counted_on
@@ -245,7 +245,7 @@ def _prepare(
             f"n-grams of {layout.scheme} are not counted: most do not end at the current token",
             "count with engram-v1, whose primes and multipliers are the same",
         )
-    note_pad(layout, vocab, progress)
+    note_layout(layout, vocab, progress)
     text = needs_tokenizer(sources.files, request.corpus)
     plan = plan_partitions(sources.files, request.corpus, request.partition_size)
     source_of = sources_of(plan.files, request.group_by)

@@ -131,7 +131,8 @@ def _pair(name: str, storage: Storage) -> str:
     for suffix, main in _formats().indexes:
         if storage.kind(name + suffix) == storage.kind(name + main) == "file":
             return name + main
-    raise CorpusError(f"corpus not found: {name}", "check the path")
+    what = "address" if storage.distant else "path"
+    raise CorpusError(f"corpus not found: {name}", f"check the {what}")
 
 
 def _folder(folder: str, storage: Storage, options: CorpusOptions) -> Iterator[str]:

@@ -22,6 +22,7 @@ from engram_cli.errors import CorpusError, EngramError
 from engram_cli.remote.hub import HubStore
 from engram_cli.remote.locate import hub_path
 from engram_cli.remote.path import RemotePath
+from engram_cli.remote.session import behind_missing, failure_text, is_unreached
 from engram_cli.remote.store import filesystem, glob_pattern, version_of
 
 _BUFFER = 2**18
@@ -96,7 +97,9 @@ class RemoteStorage(Storage):
         with _named(name):
             try:
                 return "folder" if system.info(path)["type"] == "directory" else "file"
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if behind_missing(error) is not None:
+                    raise
                 return None
 
     def matches(self, pattern: str) -> list[str] | None:
@@ -293,13 +296,17 @@ def _named(url: str) -> Iterator[None]:
         yield
     except EngramError:
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if (other := behind_missing(error)) is not None:
+            raise _unreadable(url, other) from None
         raise CorpusError(f"corpus not found: {url}", "check the address") from None
     except Exception as error:
         raise _unreadable(url, error) from None
 
 
-def _unreadable(url: str, error: Exception) -> CorpusError:
+def _unreadable(url: str, error: BaseException) -> CorpusError:
+    if is_unreached(error):
+        return CorpusError(*failure_text(url, error))
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return CorpusError(f"cannot read {url}: {reason}", "check the address and your access to it")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -14,6 +15,7 @@ from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from engram_cli import interrupts
 from engram_cli.commands.requests.explore import ExploreRequest
 from engram_cli.errors import DependencyError, EngramError, InputError
 from engram_cli.progress import SILENT, Progress
@@ -33,10 +35,10 @@ def explore(
     announce: Callable[[str], None] = lambda address: None,
     progress: Progress = SILENT,
 ) -> None:
-    """Serve the page until the process is interrupted; `announce` is called with its address.
+    """Serve the page until Ctrl-C; `announce` is called with its address.
 
-    Raises DependencyError without the packages, InputError for a port that is taken, and as
-    `open_explorer`.
+    Raises KeyboardInterrupt after SIGTERM, DependencyError without the packages, InputError for a
+    port that is taken, and as `open_explorer`.
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
@@ -58,7 +60,11 @@ def explore(
             threading.Thread(target=_warm, args=(explorer.warm,), daemon=True).start()
             if request.browser and _has_display():
                 _open(address)
-            web_server(app).run(sockets=[server])
+            try:
+                web_server(app).run(sockets=[server])
+            except KeyboardInterrupt:  # the way to end it; SIGTERM stays an interrupt
+                if interrupts.code() != 128 + signal.SIGINT:
+                    raise
 
 
 def web_server(app: App) -> uvicorn.Server:

@@ -279,7 +279,7 @@ def check_shape(orders: Sequence[int], heads: int, layers: Sequence[int]) -> Non
         )
     if not orders or sorted(set(orders)) != orders or orders[0] < 1:
         raise LayoutError(
-            f"orders {orders} are not ascending and different", "give orders such as 2,3"
+            f"orders {orders} are not ascending and distinct", "give orders such as 2,3"
         )
     if orders[-1] > MAX_ORDER:
         raise LayoutError(f"order {orders[-1]} is too long", f"at most {MAX_ORDER}")

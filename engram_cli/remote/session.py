@@ -6,6 +6,7 @@ two versions never mix. What it holds in memory is bounded.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
@@ -27,8 +28,11 @@ HELD_BYTES = 64 * 2**20  # of blocks and small files, kept for when they are rea
 # Requests in flight. A merged range may skip GAP_BYTES that nobody asked for: at 100 MB/s and
 # 50 ms a request, 16 in flight, a request costs as much time as 310 KB.
 IN_FLIGHT, GAP_BYTES, RANGE_BYTES = 16, 256 * 2**10, 2 * 2**20
+_NETWORK = "check the address and the network, then run it again"
 _WAITING = 4  # ranges that were read and not used yet
 TRIES = 4
+_UNREACHED = (socket.gaierror, ConnectionRefusedError, TimeoutError)
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH)
 FIRST_WAIT, LONGEST_WAIT = 0.25, 8.0  # seconds; each wait is twice the one before
 
 
@@ -228,15 +232,12 @@ class Session:
                 "download it first, or serve it by a server that knows ranges, such as nginx",
             )
         else:
-            failure, self._is_lost = self._failed(key, reason_of(error)), True
+            failure, self._is_lost = SourceError(*failure_text(self.name(key), error)), True
         self.failure = self.failure or failure
         return failure
 
     def _failed(self, key: str, reason: str) -> SourceError:
-        return SourceError(
-            f"cannot read {self.name(key)}: {reason}",
-            "check the address and the network, then run it again",
-        )
+        return SourceError(f"cannot read {self.name(key)}: {reason}", _NETWORK)
 
 
 def _above(key: str) -> Iterator[str]:
@@ -246,11 +247,42 @@ def _above(key: str) -> Iterator[str]:
         yield key
 
 
+def failure_text(name: str, error: BaseException) -> tuple[str, str]:
+    """Return the message and the hint for an address that was not answered, or not well."""
+    what = f"{name} cannot be reached" if is_unreached(error) else f"cannot read {name}"
+    return f"{what}: {reason_of(error)}", _NETWORK
+
+
+def is_unreached(error: BaseException) -> bool:
+    """Return whether there was no host, no connection, or no answer in time."""
+    inner = _innermost(error)
+    if isinstance(error, TimeoutError) or isinstance(inner, _UNREACHED):
+        return True
+    return isinstance(inner, OSError) and inner.errno in _NO_WAY
+
+
+def behind_missing(error: FileNotFoundError) -> BaseException | None:
+    """Return what a package calls "not found" and is another failure; None for a missing file.
+
+    The http filesystem of fsspec says so also where there is no host. A bucket that may not be
+    listed answers 403 for what is missing.
+    """
+    cause = error.__cause__
+    missing = cause is None or isinstance(cause, FileNotFoundError)
+    return None if missing or getattr(cause, "status", 0) in (403, 404, 410) else cause
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return the error of the system below those of packages."""
+    inner: BaseException = getattr(error, "os_error", None) or error  # as aiohttp keeps it
+    while (below := inner.__cause__ or inner.__context__) is not None:  # as httpx does
+        inner = below
+    return inner
+
+
 def reason_of(error: BaseException) -> str:
     """Return one line on what went wrong, for people."""
-    inner = getattr(error, "os_error", None) or error  # as aiohttp keeps it
-    while inner.__cause__ is not None or inner.__context__ is not None:  # as httpx does
-        inner = inner.__cause__ or inner.__context__
+    inner = _innermost(error)
     if isinstance(inner, socket.gaierror):
         host = getattr(error, "host", None)
         return f"there is no host {host}" if host else "its host is not found"

@@ -25,6 +25,7 @@ TARGETS = (0.5, 0.1)  # shares of look-ups that meet a shared row
 CACHES = (0.01, 0.1)  # shares of the rows that a cache keeps
 _AHEAD = 10  # times the corpus
 _HALVINGS = 60
+_ROUNDING = 0.02  # three digits, and the search of primes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,11 @@ class Target:
     factor: float
     rows: tuple[int, ...]
     error: float
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this table has that size, but for the rounding of `rows`."""
+        return abs(self.factor - 1.0) <= _ROUNDING
 
     @property
     def option(self) -> str:
@@ -110,7 +116,7 @@ class Verdict:
     @property
     def even(self) -> bool:
         """Whether all orders have the same rows per head."""
-        return _even(self.orders)
+        return _even(self.orders, self.heads)
 
 
 def verdict_of(results: Results) -> Verdict | None:
@@ -131,11 +137,12 @@ def verdict_of(results: Results) -> Verdict | None:
     layers = len({each.layer for each in columns})
     shared = [each.shared_occurrences for each in columns]
     total = sum(each.rows for each in columns)
+    heads = len(columns) // max(layers * len(orders), 1)
     clean = [entry.occurrences[0] for entry in results.listed(CLEAN_HEADS)]
     return Verdict(
         orders=orders,
         layers=layers,
-        heads=len(columns) // max(layers * len(orders), 1),
+        heads=heads,
         total_rows=total,
         used=sum(each.occupied for each in columns) / total,
         shared=mean(shared),
@@ -143,7 +150,7 @@ def verdict_of(results: Results) -> Verdict | None:
         most_shared=max(shared),
         ideal=mean(each.ideal_shared for each in columns),
         targets=tuple(
-            target for share in TARGETS if (target := _target(orders, share)) is not None
+            target for share in TARGETS if (target := _target(orders, heads, share)) is not None
         ),
         caught=tuple(_caught(results, columns)),
         none_clean=max(clean, default=None),
@@ -156,13 +163,17 @@ def _sharing(orders: Sequence[OrderSize], factor: float) -> float:
     return mean(order.sharing(factor) for order in orders)
 
 
-def _even(orders: Sequence[OrderSize]) -> bool:
-    """Return whether the rows per head are equal, but for the search of primes."""
+def _even(orders: Sequence[OrderSize], heads: int) -> bool:
+    """Return whether the rows per head are equal, but for the search of primes.
+
+    Each head takes the next prime, and primes near n are ln(n) apart on average.
+    """
     rows = [order.rows for order in orders]
-    return max(rows) <= 1.01 * min(rows)
+    primes = (len(orders) - 1) * heads * math.log(max(rows)) * 1.5
+    return max(rows) - min(rows) <= max(0.01 * min(rows), min(primes, 0.2 * min(rows)))
 
 
-def _target(orders: Sequence[OrderSize], share: float) -> Target | None:
+def _target(orders: Sequence[OrderSize], heads: int, share: float) -> Target | None:
     """Return the size for a share; None where n-grams are too few to share that much."""
     low = min(2.0 / order.rows for order in orders)
     high = max(order.distinct / order.rows for order in orders) / -math.log1p(-share) * 4.0
@@ -172,7 +183,8 @@ def _target(orders: Sequence[OrderSize], share: float) -> Target | None:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if _sharing(orders, middle) > share else (low, middle)
     rows = [order.rows for order in orders]
-    sizes = [min(rows)] * len(rows) if _even(orders) else rows
+    close = max(rows) <= 1.01 * min(rows)
+    sizes = [min(rows) if close else mean(rows)] * len(rows) if _even(orders, heads) else rows
     return Target(
         share=share,
         factor=high,

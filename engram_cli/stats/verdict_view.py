@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from engram_cli.numbers import brief, count, percent
+from engram_cli.numbers import brief, count, counted, percent
 from engram_cli.stats.statistic import Results
 from engram_cli.stats.verdict import Caught, Target, Verdict, verdict_of
 from engram_cli.view import (
@@ -75,19 +75,20 @@ def next_commands(views: Sequence[View]) -> tuple[tuple[str, str], ...]:
 def _commands(verdict: Verdict) -> tuple[tuple[str, str], ...]:
     if not verdict.targets:
         return (_KEEP,)
-    wanted = [target for target in verdict.targets if target.factor > 1.0]
+    others = [target for target in verdict.targets if not target.is_here]
+    wanted = [target for target in others if target.factor > 1.0]
     sized = [
         (f"engram build-table --rows-per-head {target.option}", f"{_share(target)} share a row")
-        for target in wanted or verdict.targets[-1:]
+        for target in wanted or others[-1:]
     ]
     return (*sized, _KEEP) if wanted else (_KEEP, *sized)
 
 
 def _facts(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    shape = f"{verdict.heads} heads of {len(verdict.orders)} orders"
+    shape = f"{counted(verdict.heads, 'head')} of {counted(len(verdict.orders), 'order')}"
     if verdict.layers > 1:
         shape += f" in {verdict.layers} layers"
-    rows = _sizes([order.rows for order in verdict.orders])
+    rows = _sizes(verdict, 1.0)
     yield (
         "rows used",
         f"{percent(verdict.used)} of {brief(verdict.total_rows)} ({shape}, {rows} rows per head)",
@@ -116,8 +117,7 @@ def _facts(verdict: Verdict) -> Iterator[tuple[str, str]]:
         known = f", ±{100 * target.error:.2g}\u202f%" if target.error else ""
         yield (
             f"{_at(target.share)} sharing",
-            f"takes {' and '.join(map(count, sizes))} rows per head, {_times(target.factor)} "
-            f"today's (random hash{known})",
+            f"{_takes(target, sizes)} (random hash{known})",
         )
     yield "cache", _cached(verdict.caught)
     yield "larger corpus", _growth(verdict)
@@ -147,11 +147,16 @@ def _range(caught: Caught) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _sizes(rows: tuple[int, ...] | list[float]) -> str:
-    """Return rows per head: one number, or those of each order."""
-    if max(rows) <= 1.01 * min(rows):
-        return brief(min(rows))
-    return ", ".join(map(brief, rows))
+def _sizes(verdict: Verdict, factor: float) -> str:
+    """Return the rows per head at `factor` times today's: one number, or those of each order."""
+    rows = [order.rows * factor for order in verdict.orders]
+    return brief(min(rows)) if verdict.even else ", ".join(map(brief, rows))
+
+
+def _takes(target: Target, sizes: tuple[int, ...]) -> str:
+    if target.is_here:
+        return "what this table has"
+    return f"takes {' and '.join(map(count, sizes))} rows per head, {_times(target.factor)} today's"
 
 
 def _times(factor: float) -> str:
@@ -160,6 +165,10 @@ def _times(factor: float) -> str:
 
 def _at(share: float) -> str:
     return f"{100 * share:g}\u202f%"
+
+
+def _rounded(target: Target) -> str:
+    return ", ".join(map(brief, target.rows if len(set(target.rows)) > 1 else target.rows[:1]))
 
 
 def _share(target: Target) -> str:
@@ -180,8 +189,9 @@ def _chart(verdict: Verdict) -> LineChart:
     low = verdict.shared < _LOW
     marks = [Mark(unit, verdict.shared, "you are here", "higher" if low else "below")]
     marks += [
-        Mark(target.factor * unit, target.share, f"{_at(target.share)}: {_sizes(target.rows)} rows")
+        Mark(target.factor * unit, target.share, f"{_at(target.share)}: {_rounded(target)} rows")
         for target in verdict.targets
+        if not target.is_here
     ]
     return LineChart(
         name="sharing",
@@ -205,7 +215,8 @@ def _span(verdict: Verdict) -> tuple[float, float]:
 def _picture(verdict: Verdict) -> Table:
     """Return the same curve as lines of bars, for the terminal."""
     marked = {1.0: f"you are here, measured: {percent(verdict.shared)}"}
-    marked |= {target.factor: f"{_at(target.share)} sharing" for target in verdict.targets}
+    others = [target for target in verdict.targets if not target.is_here]
+    marked |= {target.factor: f"{_at(target.share)} sharing" for target in others}
     least, most = _span(verdict)
     power, factors = 1.0, list(marked)
     while power > least:
@@ -215,14 +226,12 @@ def _picture(verdict: Verdict) -> Table:
         if all(max(power / each, each / power) >= _APART for each in factors):
             factors.append(power)
     factors = _thinned(sorted(factors), marked)
-    size = min(order.rows for order in verdict.orders)
-    named = [brief(k * size) if verdict.even else f"{k:.3g}" for k in factors]
     rows = tuple(
-        (name, verdict.sharing(k), verdict.sharing(k), marked.get(k, ""))
-        for k, name in zip(factors, named, strict=True)
+        (_sizes(verdict, k), verdict.sharing(k), verdict.sharing(k), marked.get(k, ""))
+        for k in factors
     )
     columns = (
-        Column("rows per head" if verdict.even else "times today's rows", "text"),
+        Column("rows per head", "text"),
         Column("sharing", "percent", 1),
         Column("", "percent", bar=True),
         Column("", "text"),

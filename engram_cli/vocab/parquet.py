@@ -29,6 +29,7 @@ _KEY = b"engram"
 _TOKENIZER_BYTES = 4096
 _TOKENIZER_KEYS = (b'"added_tokens"', b'"pre_tokenizer"')
 _REMAKE = "make it again with engram compress-vocab --force"
+_OTHER = "give the file that engram compress-vocab wrote"
 _TEXTS = ["token", "text", "key"]
 _MOST_TEXT = 2**30  # bytes, of all columns
 _SCHEMA = pa.schema(
@@ -173,7 +174,8 @@ def _read(path: Path, columns: list[str]) -> tuple[pa.Table, dict[str, Any]]:
         with open_whole(path) as raw:  # a name need not be UTF-8, as Arrow would have it
             metadata = pq.read_schema(raw).metadata or {}
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a readable Parquet file: {error}", _REMAKE) from None
+        reason = str(error).partition(". ")[0].rstrip(".")
+        raise ArtifactError(f"{path} is not a readable Parquet file: {reason}", _OTHER) from None
     about = _read_metadata(path, metadata)
     try:
         # read_table would load pyarrow.dataset and start a pool of threads: 20 MB and 60 ms.
@@ -255,9 +257,9 @@ def _read_metadata(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     try:
         about = parse_json(metadata[_KEY])
     except (KeyError, ValueError):
-        raise ArtifactError(f"{path} is not a vocabulary written by engram", _REMAKE) from None
+        raise ArtifactError(f"{path} is not a vocabulary written by engram", _OTHER) from None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is not a vocabulary written by engram", _REMAKE)
+        raise ArtifactError(f"{path} is not a vocabulary written by engram", _OTHER)
     if not isinstance(about.get("version"), int) or about["version"] > VERSION:
         raise ArtifactError(
             f"{path} was written by a newer version ({about.get('version')})", "upgrade engram"

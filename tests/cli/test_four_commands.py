@@ -241,6 +241,9 @@ def test_what_is_no_checkpoint_is_passed_over(folder: Engram) -> None:
 def test_a_checkpoint_with_another_tokenizer_than_the_vocabulary(
     folder: Engram, tokenizer_file: Path
 ) -> None:
+    done = folder("build-table")
+    assert "no compressed vocabulary" in done.error_line
+    assert "not used" not in done.err
     folder("compress-vocab", tokenizer_file)
     done = folder("hash-stats", "corpus.txt", "--layers", "1")
     assert "not used" not in done.err

@@ -93,6 +93,14 @@ def counts(request_: BuildTableRequest, small_vocab: CompressedVocab) -> Counts:
     return count_corpus(request_.stats, hash_layout("engram-v1", small_vocab, **SIZES))
 
 
+def test_what_a_table_of_order_1_is_is_noted(request_: BuildTableRequest) -> None:
+    for orders, noted in (((1, 2), True), ((2,), False)):
+        progress = Notes()
+        geometry = replace(request_.geometry, orders=orders, rows_per_head=(61,))
+        build_table(replace(request_, geometry=geometry, dry_run=True), progress)
+        assert any(note.startswith("order 1: ") for note in progress.notes) is noted
+
+
 def test_the_arithmetic_is_what_the_files_take(
     request_: BuildTableRequest, small_vocab: CompressedVocab
 ) -> None:

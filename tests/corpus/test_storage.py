@@ -95,6 +95,19 @@ def test_what_is_not_there_is_named(name: str, message: str, memory: str) -> Non
         find_sources([name], CorpusOptions())
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://nosuchhost.invalid/x.txt", r"there is no host nosuchhost\.invalid"),
+        ("http://127.0.0.1:1/x.txt", "the connection is refused"),
+    ],
+)
+def test_a_server_that_is_not_reached_is_no_missing_corpus(url: str, reason: str) -> None:
+    with pytest.raises(CorpusError, match=f"{url} cannot be reached: {reason}") as caught:
+        find_sources([url], CorpusOptions())
+    assert "network" in caught.value.hint
+
+
 def test_a_store_whose_package_is_missing_is_named() -> None:
     with pytest.raises(DependencyError, match=r"abfs://bucket/a.txt: ") as caught:
         find_sources(["abfs://bucket/a.txt"], CorpusOptions())

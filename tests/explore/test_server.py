@@ -37,8 +37,7 @@ def test_it_serves_this_machine_until_ctrl_c(explored: Made) -> None:
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(own.address.replace(token, "x" * len(token)))
         code, said = own.end(signal.SIGINT)
-        assert code == 130
-        assert json.loads(said)["error"]["message"] == "interrupted"
+        assert (code, said) == (0, "")
 
 
 def test_sigterm_ends_it_too(explored: Made) -> None:

@@ -217,9 +217,9 @@ def test_what_is_not_there(server: Behaviour) -> None:
         find_artifact(located(f"{server.address}/m.gguf"))
     with pytest.raises(InputError, match="is not a table"):
         find_artifact(located(f"{server.address}/folder"))
-    with pytest.raises(SourceError, match="the connection is refused"):
+    with pytest.raises(SourceError, match="cannot be reached: the connection is refused"):
         find_artifact(located("http://127.0.0.1:1/m.gguf"))
-    with pytest.raises(SourceError, match=r"there is no host nowhere\.invalid"):
+    with pytest.raises(SourceError, match=r"cannot be reached: there is no host nowhere\.invalid"):
         find_artifact(located("http://nowhere.invalid/m.gguf"))
     with pytest.raises(InputError, match="names no host"):
         locate(Path("https://"))

@@ -15,7 +15,14 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.numbers import mean
 from engram_cli.stats.statistic import Results
 from engram_cli.stats.verdict import CACHES, OrderSize, Target, Verdict, verdict_of
-from engram_cli.stats.verdict_view import headline, next_commands, verdict_view
+from engram_cli.stats.verdict_view import (
+    _commands,
+    _facts,
+    _picture,
+    headline,
+    next_commands,
+    verdict_view,
+)
 from engram_cli.view import Summary
 
 Count = Callable[..., HashStatsResult]
@@ -148,6 +155,40 @@ def test_sizes_of_orders_that_differ_are_all_named() -> None:
     target = Target(share=0.5, factor=2.0, rows=(2000, 4000), error=0.0)
     assert target.option == "2000,4000"
     assert replace(target, rows=(2000, 2000)).option == "2000"
+
+
+def _drawn(verdict: Verdict) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """Return the sizes and marks of the picture, and the figures below it."""
+    table = _picture(verdict)
+    return [(str(row[0]), str(row[3])) for row in table.rows], dict(_facts(verdict))
+
+
+def test_a_table_that_has_a_named_size_has_one_line_for_it() -> None:
+    lines, facts = _drawn(_verdict(0.1, 0.2, 0.995))
+    assert len({size for size, _ in lines}) == len(lines)
+    assert [mark for _, mark in lines if mark] == [
+        "50\u202f% sharing", "you are here, measured: 10.0\u202f%"
+    ]  # fmt: skip
+    assert facts["10\u202f% sharing"] == "what this table has (random hash)"
+    named = [command for command, _ in _commands(_verdict(0.1, 0.2, 0.995))]
+    assert named == ["engram build-table", "engram build-table --rows-per-head 200"]
+
+
+def test_orders_that_the_search_of_primes_sets_apart_are_even() -> None:
+    verdict = _verdict(0.3)
+    apart = (verdict.orders[0], replace(verdict.orders[0], order=3, rows=1060.0))
+    assert replace(verdict, orders=apart).even
+    lines, facts = _drawn(replace(verdict, orders=apart))
+    assert ("1\u202fk", "you are here, measured: 30.0\u202f%") in lines
+    assert "1\u202fk rows per head" in facts["rows used"]
+
+
+def test_orders_of_other_sizes_are_all_in_the_picture() -> None:
+    verdict = _verdict(0.3)
+    apart = (verdict.orders[0], replace(verdict.orders[0], order=3, rows=4000.0))
+    assert not replace(verdict, orders=apart).even
+    lines, _ = _drawn(replace(verdict, orders=apart))
+    assert ("1\u202fk, 4\u202fk", "you are here, measured: 30.0\u202f%") in lines
 
 
 def test_an_order_without_ngrams_shares_nothing() -> None:

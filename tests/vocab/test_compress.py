@@ -231,8 +231,9 @@ def test_foreign_parquet_files_are_refused(
 
 def test_not_parquet_and_missing(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ArtifactError, match="not a readable Parquet"):
+    with pytest.raises(ArtifactError, match="not a readable Parquet") as caught:
         read_vocab(tmp_path / "x.parquet")
+    assert caught.value.hint == "give the file that engram compress-vocab wrote"
     with pytest.raises(InputError, match="not found"):
         read_vocab(tmp_path / "y.parquet")
 

@@ -200,11 +200,11 @@ def view(columns: tuple[ColumnStats, ...], results: Results) -> Iterable[View]:
         for layer, own in list(layers.items())[:_MOST_LAYERS]
     ]
     flagged = sum(1 for column in columns if column.flag)
-    verdict = "No head lies outside the interval of a random hash."
+    verdict = "In every head the rows used lie within the interval of a random hash."
     if flagged:
         verdict = (
-            f"{flagged} of {len(columns)} heads lie outside the interval of a random hash: try "
-            "another --seed."
+            f"The rows used by {flagged} of {len(columns)} heads lie outside the interval of a "
+            "random hash: try another --seed."
         )
     if len(layers) > _MOST_LAYERS:
         verdict += f" The first {_MOST_LAYERS} of {len(layers)} layers are drawn."

@@ -91,8 +91,8 @@ def _spread(heads: Mapping[int, Sequence[ColumnStats]]) -> Table:
     columns = (
         *counts("order", "heads"),
         *percents(*(f"rows used, {name}" for name in spread), digits=2),
+        *counts("rows used, heads outside"),
         *percents(*(f"look-ups sharing, {name}" for name in spread), digits=1),
-        *counts("outside"),
     )
     rows = []
     for order, own in heads.items():
@@ -103,12 +103,15 @@ def _spread(heads: Mapping[int, Sequence[ColumnStats]]) -> Table:
                 *(order, len(own)),
                 *(min(used), median(used), max(used)),
                 mean(each.ideal_occupied / each.rows for each in own),
+                sum(1 for each in own if each.flag),
                 *(min(shared), median(shared), max(shared)),
                 mean(each.ideal_shared for each in own),
-                sum(1 for each in own if each.flag),
             )
         )
-    note = "outside: heads beyond the interval of a random hash; --verbose lists all heads"
+    note = (
+        "heads outside: those whose rows used are beyond the interval of a random hash; --verbose "
+        "lists all heads"
+    )
     return Table("Heads by order", columns, tuple(rows), note=note)
 
 
