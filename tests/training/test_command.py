@@ -199,7 +199,7 @@ def test_held_out_text_that_cannot_be_read_may_be_replaced(
     assert found.exit_code == 0, found.output
     found = CliRunner().invoke(app, [*arguments, "--held-out", str(wrong)])
     assert found.exit_code == 2
-    assert "is a run with another --held-out" in found.output
+    assert "is a finished run with another --held-out" in found.output
 
 
 def test_the_help_names_each_default_once_and_joins_lines() -> None:
