@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.plan_file import is_plan
-from engram_cli.commands.workspace import Workspace
+from engram_cli.commands.workspace import WORK, Workspace
 from engram_cli.errors import ArtifactError, EngramError, InputError
 from engram_cli.files import read_json
 from engram_cli.formats import FORMATS
@@ -274,10 +274,14 @@ class Companions:
                 progress.note(f"not used: {error.message}")
 
     def _nearby(self, name: Callable[[Workspace], Path]) -> Iterator[Path]:
-        """Yield the files of a name next to the artifact, up to two folders above, and here."""
+        """Yield the files of a name next to the artifact, up to two folders above, and here.
+
+        Next to a trained bundle they are in the `WORK` folder of its run.
+        """
         above = () if is_remote(self.artifact) else self.artifact.parents
         met = set()
-        for folder in (*above[:1], self.folder, *above[1:3]):
+        next_to = [place for folder in above[:1] for place in (folder, folder / WORK)]
+        for folder in (*next_to, self.folder, *above[1:3]):
             place = name(Workspace(folder))
             key = place.absolute()
             if key not in met and place.exists() and key != self.artifact.absolute():

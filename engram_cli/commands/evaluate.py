@@ -313,6 +313,7 @@ class _Run:
             bundle=None if made.bundle is None else made.bundle.folder,
             adapter=request.lora,
             statistics=made.statistics,
+            exact=made.knowledge is not None and made.knowledge.exact,
             documents=sums.documents,
             tokens=sums.tokens,
             scored=whole.tokens,

@@ -35,9 +35,16 @@ from engram_cli.view import (
     View,
 )
 
-NAMES = {"bare": "bare", "memory": "memory", "lora": "LoRA", "lora_memory": "LoRA + memory"}
+NAMES = {"bare": "model alone", "memory": "memory", "lora": "LoRA", "lora_memory": "LoRA + memory"}
+_WHO = {
+    "bare": "the model alone",
+    "memory": "the memory",
+    "lora": "LoRA",
+    "lora_memory": "LoRA with the memory",
+}
 _COLORS = {"bare": 7, "memory": 0, "lora": 1, "lora_memory": 2}
 _SCALES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # nats that get the full colour
+_BOUNDS = "known n-grams are upper bounds: rows are shared"
 _MINUS = "\u2212"
 _TEXTS = {
     BEGINNING: ("Beginnings of documents", "beginning"),
@@ -82,7 +89,7 @@ def evaluation_views(result: EvaluateResult) -> Iterator[View]:
     parted = {each.name: each for each in result.breakdowns}
     known = [each for name, each in parted.items() if name not in (FREQUENCY, POSITION)]
     if known:
-        yield _known(known)
+        yield _known(known, result.exact)
     yield _curves(parted[FREQUENCY], "Token frequency", "Tokens by how often they occur in this "
                   "text. Frequent tokens are mostly easy already.")  # fmt: skip
     yield _curves(parted[POSITION], "Position", "Tokens by how many tokens the model had read "
@@ -148,7 +155,7 @@ def _losses(result: EvaluateResult) -> View:
 
 def headline(first: Difference) -> str:
     """Return in words what the first difference says, and how sure it is."""
-    who, than = (NAMES[name] for name in (first.variant, first.than))
+    who, than = (_WHO[name] for name in (first.variant, first.than))
     if first.low is not None and first.high is not None:
         if first.low <= 0.0 <= first.high:
             return f"No difference between {who} and {than} is certain on this text."
@@ -175,8 +182,9 @@ def _tiles(result: EvaluateResult) -> Tiles:
     return Tiles(tuple(entries))
 
 
-def _known(breakdowns: list[Breakdown]) -> View:
-    tables: list[Part] = [_table(each) for each in breakdowns]
+def _known(breakdowns: list[Breakdown], exact: bool) -> View:
+    bounds = "" if exact else _BOUNDS
+    tables: list[Part] = [_table(each, bounds) for each in breakdowns]
     return View(
         name="known",
         title="What the memory could know",
@@ -187,8 +195,8 @@ def _known(breakdowns: list[Breakdown]) -> View:
     )
 
 
-def _table(breakdown: Breakdown) -> Table:
-    """Return the parts of the text as a table."""
+def _table(breakdown: Breakdown, remark: str = "") -> Table:
+    """Return the parts of the text as a table; `remark`: what else to note about it."""
     first = breakdown.parts[0]
     whole = sum(part.tokens for part in breakdown.parts)
     single = len(first.differences) == 1
@@ -222,7 +230,8 @@ def _table(breakdown: Breakdown) -> Table:
             )
         )
     measured = any(each.low is not None for part in breakdown.parts for each in part.differences)
-    note = "± is half of the 95 % interval" if measured else ""
+    notes = ("± is half of the 95 % interval" if measured else "", remark)
+    note = "; ".join(each for each in notes if each)
     return Table(breakdown.title, tuple(columns), tuple(rows), note=note)
 
 

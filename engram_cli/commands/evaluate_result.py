@@ -116,14 +116,16 @@ class EvaluateResult:
     `bare`, `memory`, `lora`, `lora_memory`: None for a variant that was not there. `tokens` were
     read in `documents`, `scored` of them predicted. `bytes`: of the texts, None for token ids.
     `bos`: the token put before each document. `statistics`: what said which n-grams the memory's
-    corpus has, None for nothing. `passages` are there if a report was asked for. `process`: the
-    number of this process; all have the same results.
+    corpus has, None for nothing. `exact`: whether it names all of them; if not, an n-gram counts as
+    known where other n-grams fill its rows. `passages` are there if a report was asked for.
+    `process`: the number of this process; all have the same results.
     """
 
     checkpoint: Path
     bundle: Path | None
     adapter: Path | None
     statistics: Path | None
+    exact: bool
     documents: int
     tokens: int
     scored: int

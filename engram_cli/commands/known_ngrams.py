@@ -45,8 +45,8 @@ class CorpusKnowledge:
     """Tells for each token of a window what the corpus has of the n-grams around it.
 
     The n-gram *before* a token ends at the token before it: its rows are what the memory adds where
-    the token is predicted. A *continued* n-gram ends with the token itself: the corpus has it if it
-    has gone on in the same way.
+    the token is predicted. A *continued* n-gram ends with the token itself: the corpus has it if
+    the same token follows there.
     """
 
     def __init__(
@@ -62,6 +62,12 @@ class CorpusKnowledge:
         self._hasher = StreamHasher(layout)
         self._at: Window | None = None
         self._codes = np.empty((0, 0), dtype=np.int64)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the samples hold every n-gram of the corpus; if not, some only seem known."""
+        samples = [self._samples.get(order) for order in self._layout.orders]
+        return all(sample is not None and sample.exact for sample in samples)
 
     @property
     def partitions(self) -> tuple[Partition, ...]:

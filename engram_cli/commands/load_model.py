@@ -22,12 +22,12 @@ def check_checkpoint(folder: Path) -> None:
         )
 
 
-def require_packages(*names: str) -> None:
-    """Raise DependencyError for those of the extra `train` that are not installed."""
+def require_packages(*names: str, user: str = "running the model") -> None:
+    """Raise DependencyError for packages of the extra `train` that `user` needs and lacks."""
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise DependencyError(
-            f"running the model needs {', '.join(missing)}",
+            f"{user} needs {', '.join(missing)}",
             "python -m pip install 'engram-tables[train]'",
         )
 

@@ -25,7 +25,7 @@ from engram_cli.commands.workspace import Workspace
 from engram_cli.files import inner_file
 from engram_cli.formats.bundle import bundle_folder
 from engram_cli.numbers import counted
-from engram_cli.progress import SILENT, Progress
+from engram_cli.progress import SILENT, Once, Progress
 from engram_cli.training import defaults
 from engram_cli.training.results import Outcome, StepCost, Task
 from engram_cli.vocab.tokenizer import find_tokenizer
@@ -74,7 +74,7 @@ def train(request: TrainRequest, progress: Progress = SILENT) -> TrainResult:
     Raises DependencyError without torch, transformers and accelerate, InputError for choices that
     cannot be, MismatchError for a bundle of another tokenizer, CorpusError, OutputError.
     """
-    require_packages("torch", "transformers", "accelerate")
+    require_packages("torch", "transformers", "accelerate", user="engram train")
     request = copied(located(request), progress)
     check_checkpoint(request.checkpoint)
     model = read_model_shape(request.checkpoint)
@@ -99,7 +99,7 @@ def train(request: TrainRequest, progress: Progress = SILENT) -> TrainResult:
                 held.enter_context(run.lock())
             outcome = run.outcome
             if outcome is None:
-                prepared = prepare(request, model, run.work, state, progress)
+                prepared = prepare(request, model, run.work, state, Once(progress))
         if outcome is None:
             outcome = _train(request, prepared, run, progress)
             if state.is_main_process:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engram_cli.commands.requests.train import TrainRequest
-from engram_cli.commands.workspace import Workspace
+from engram_cli.commands.workspace import WORK, Workspace
 from engram_cli.errors import ArtifactError, OutputError
 from engram_cli.files import address_of, canonical_json, inner_file, output_errors, read_json
 from engram_cli.table.lock import build_lock
@@ -44,7 +44,7 @@ class RunFolder:
     @property
     def work(self) -> Workspace:
         """Vocabulary, statistics, table, first bundle and packed texts."""
-        return Workspace(self.path / "work")
+        return Workspace(self.path / WORK)
 
     @property
     def bundle(self) -> Path:
@@ -121,9 +121,13 @@ class RunFolder:
                 each for name in changed for each in _named(name, begun.get(name), asked[name])
             ]
             named.sort(key=lambda each: each.startswith("--"))  # arguments first
+            finished = said.get("result") is not None
+            what, gives = (
+                ("a finished run", "show its result") if finished else ("a run", "resume it")
+            )
             raise OutputError(
-                f"{self.path} is a run with another {', '.join(named)}",
-                "give the same command to resume it, or name another folder with --out",
+                f"{self.path} is {what} with another {', '.join(named)}",
+                f"give the same command to {gives}, or name another folder with --out",
             )
 
     def steps(self, name: str) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 from engram_cli.errors import InputError, OutputError
 
 CONFIG_NAME = "engram.toml"
+WORK = "work"  # the workspace inside the folder of a training run
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,9 +120,10 @@ class PartRun:
         task = self.task
         shown = " and ".join(_SHOWN[each] for each in variants)
         self.progress.note(f"measuring the loss on held-out documents: {shown}")
-        self.progress.start("held-out tokens", None, "tokens")
         world = dist.get_world_size() if dist.is_initialized() else 1
-        texts = documents(task.held_out, task.end, task.documents, task.final, cut=task.length)
+        most = task.documents, task.final
+        texts = list(documents(task.held_out, task.end, *most, cut=task.length))  # mapped
+        self.progress.start("held-out tokens", sum(len(each) - 1 for each in texts), "tokens")
         with self._autocast():
             found = document_losses(
                 self.model,

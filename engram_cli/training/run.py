@@ -100,6 +100,8 @@ def make_trainer(
         seed=task.seed,
         data_seed=task.seed,
     )
+    if arguments.device.type == "cpu":  # transformers 5.0 resumes on "cpu:0", torch knows no such
+        arguments._setup_devices = torch.device("cpu")
     if world == 1:
         arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel, which copies the model
     if task.gradient_checkpointing:

@@ -50,6 +50,15 @@ class EngramTrainer(Trainer):
             names = [name for name, p in self._module.named_parameters() if id(p) in rows]
             setattr(self._module, IGNORED, [*getattr(self._module, IGNORED, ()), *names])
 
+    def _inner_training_loop(self, *args: Any, **options: Any) -> Any:
+        """Train with the batches of this run: transformers 5.0 takes those of the checkpoint.
+
+        They differ where a run is resumed with another number of processes or another micro-batch.
+        """
+        self._train_batch_size = self.args.train_batch_size
+        options["batch_size"] = self._train_batch_size
+        return super()._inner_training_loop(*args, **options)
+
     def training_step(self, model: nn.Module, *args: Any, **options: Any) -> Tensor:
         """Take a forward and backward pass, and average the rows' gradients before a step."""
         loss: Tensor = super().training_step(model, *args, **options)
@@ -92,6 +101,7 @@ class EngramTrainer(Trainer):
             load(self._module, Path(resume_from_checkpoint) / BUNDLE_NAME)
 
     def _load_best_model(self) -> None:
+        self.accelerator.wait_for_everyone()  # the first process may still write its bundle
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 

@@ -43,3 +43,5 @@ def test_a_missing_package_is_named(package: str, arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
     assert "pip install" in done.stderr
+    if arguments[0] == "train":
+        assert done.stderr.startswith(f"error: engram train needs {package} - ")

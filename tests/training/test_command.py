@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from small_tokenizers import PROSE
 from typer.testing import CliRunner
 
 from engram_cli.cli.app import app
+from engram_cli.commands.evaluate import evaluate
+from engram_cli.commands.evaluate_page import evaluation_views
+from engram_cli.commands.geometry import Geometry
+from engram_cli.commands.requests.evaluation import EvaluateRequest
+from engram_cli.commands.requests.train import TrainRequest
+from engram_cli.commands.train import train
 from engram_cli.formats.bundle import read_bundle
+from engram_cli.view import Table
 
 
 def rows_of(folder: Path) -> Any:
@@ -39,6 +48,67 @@ def test_a_bundle_is_made_from_the_text(
         assert word in shown.output
     packed = np.fromfile(tmp_path / "run" / "work" / "train.u32", dtype="<u4")
     assert np.count_nonzero(packed == 1) == 60  # </s> after each of the documents
+
+
+class Listener:
+    """Keeps the notes, and for each piece of work its total and how much was done."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.work: list[tuple[str, int | None, list[int]]] = []
+
+    def start(self, what: str, total: int | None, unit: str) -> None:
+        self.work.append((what, total, []))
+
+    def advance(self, amount: int) -> None:
+        self.work[-1][2].append(amount)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_what_it_reports_and_that_evaluate_uses_its_statistics(
+    checkpoint: Path,
+    texts: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engram_cli.corpus.encode._fast_is_installed", lambda: False)
+    listener, out = Listener(), tmp_path / "run"
+    train(
+        TrainRequest(
+            checkpoint=checkpoint,
+            sources=(texts[0],),
+            held_out=(texts[1],),
+            out=out,
+            device="cpu",
+            steps=2,
+            batch=4,
+            length=16,
+            dim=4,
+            geometry=Geometry(rows_per_head=(3,), layers=(1,)),
+        ),
+        listener,
+    )
+    assert sum("is much faster" in note for note in listener.notes) == 1
+    measured = [(total, sum(done)) for what, total, done in listener.work if "held-out" in what]
+    assert measured
+    assert all(total == done for total, done in measured)
+    other = tmp_path / "other.txt"
+    other.write_text(f"{PROSE[0]} {PROSE[0][::-1]} {PROSE[1]}")
+    request = EvaluateRequest(checkpoint=checkpoint, sources=(other,), bundle=out, device="cpu")
+    found = evaluate(request)
+    assert (found.statistics, found.exact) == (out / "work" / "engram-stats", True)
+    before = found.breakdowns[0].parts
+    assert 0 < before[-1].tokens < found.scored
+    (out / "work").rename(tmp_path / "elsewhere")
+    bounds = evaluate(request)  # by the hits of rows, most of which are full
+    assert (bounds.statistics, bounds.exact) == (out / "engram", False)
+    assert bounds.breakdowns[0].parts[-1].tokens > before[-1].tokens
+    parts = [part for view in evaluation_views(bounds) for part in view.parts]
+    noted = [part.note for part in parts if isinstance(part, Table) and "n-gram" in part.title]
+    assert all("upper bounds" in note for note in noted)
+    assert len(noted) == 2
 
 
 def test_a_dry_run_says_what_it_would_take(
@@ -129,7 +199,7 @@ def test_held_out_text_that_cannot_be_read_may_be_replaced(
     assert found.exit_code == 0, found.output
     found = CliRunner().invoke(app, [*arguments, "--held-out", str(wrong)])
     assert found.exit_code == 2
-    assert "is a run with another --held-out" in found.output
+    assert "is a finished run with another --held-out" in found.output
 
 
 def test_the_help_names_each_default_once_and_joins_lines() -> None:

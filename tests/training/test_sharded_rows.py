@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.resumed_processes import OPTIONS
+from resumed_training import OPTIONS
 
 from engram_cli.commands.requests.train import TrainRequest
 from engram_cli.commands.train import train
 from engram_cli.errors import InputError
 from engram_cli.formats.bundle import read_bundle
 
-SCRIPT = Path(__file__).with_name("resumed_processes.py")
+SCRIPT = Path(__file__).parents[1] / "resumed_training.py"
 STAGES = ("1:hbm:3", "2:shard:5", "3:shard:0")
 
 

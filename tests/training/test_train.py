@@ -272,7 +272,7 @@ def test_what_cannot_be_is_said_in_one_line(
     request = request_for(checkpoint, texts, tmp_path / "run", bundle=bundle, steps=2)
     train(request)
     cases: list[tuple[type[EngramError], str, dict[str, Any]]] = [
-        (OutputError, "another --steps", {"steps": 3}),
+        (OutputError, "is a finished run with another --steps", {"steps": 3}),
         (OutputError, "another --steps", {"steps": 3, "dry_run": True}),
         (OutputError, "another training text", {"sources": (texts[1],), "held_out": (texts[0],)}),
         (OutputError, "not made by engram train", {"out": checkpoint, "dry_run": True}),

@@ -1,6 +1,6 @@
 """Trains in stages of so many processes (gloo), all but the last cut: run by test_sharded_rows.py.
 
-    python resumed_processes.py CHECKPOINT TRAIN HELD_OUT BUNDLE OUT STAGE ...
+    python resumed_training.py CHECKPOINT TRAIN HELD_OUT BUNDLE OUT STAGE ...
 
 A stage is WORLD:PLACEMENT:STEP; it ends after STEP as if it had been killed, with 0 at the end.
 """
