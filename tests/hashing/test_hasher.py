@@ -7,8 +7,6 @@ import pytest
 from hashing.layouts import layouts, plain_rows, streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen4ExpTextConfig
-from transformers.models.qwen4_exp.modeling_qwen4_exp import Qwen4ExpTextNGramEmbedding
 
 from engram_cli import hash_layout, hash_tokens
 from engram_cli.errors import InputError, LayoutError, TokenIdError
@@ -169,7 +167,8 @@ def test_packed_documents_are_as_if_alone(small_vocab: CompressedVocab) -> None:
 
 
 def test_qwen_rows_equal_the_model_in_transformers() -> None:
-    config = Qwen4ExpTextConfig(
+    theirs_of = pytest.importorskip("transformers.models.qwen4_exp.modeling_qwen4_exp")
+    config = theirs_of.Qwen4ExpTextConfig(
         vocab_size=500,
         hidden_size=32,
         num_hidden_layers=4,
@@ -181,7 +180,7 @@ def test_qwen_rows_equal_the_model_in_transformers() -> None:
     layout = hash_layout("qwen-ple", vocab_size=500, eos_id=7, rows_per_head=1000, layers=(1, 3))
     ids = np.random.default_rng(0).integers(0, 12, (3, 40))
     for index, layer in enumerate(layout.layers):
-        theirs = Qwen4ExpTextNGramEmbedding(config, 32, layer.layer - 1, index)
+        theirs = theirs_of.Qwen4ExpTextNGramEmbedding(config, 32, layer.layer - 1, index)
         assert theirs.layer_multipliers.tolist() == list(layer.multipliers)
         assert theirs.ngram_heads_vocab_sizes.tolist() == list(layer.moduli)
         assert theirs.ngram_embedding.weight.shape[0] == layer.rows
