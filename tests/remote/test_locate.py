@@ -122,9 +122,9 @@ def test_access_to_a_repository(hub: Hub, status: int, error: str, message: str,
 
 def test_a_hub_that_is_not_there(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(SourceError, match="org/name is no path here, and cannot read") as caught:
+    with pytest.raises(SourceError, match="org/name is no path here, and hf://org/name") as caught:
         locate(Path("org/name"))
-    assert "refused" in caught.value.message
+    assert "cannot be reached: the connection is refused" in caught.value.message
 
 
 def test_a_path_here_wins(hub: Hub) -> None:
