@@ -103,7 +103,7 @@ def sweep(case: str) -> None:
 def together(count: int, *, kill: bool) -> None:
     """Let processes take a copy at the same time; with `kill`, the first dies while it fills it.
 
-    The first is halfway through when the others start, and goes on or dies when they wait.
+    The first is halfway through when the others start, and continues or dies when they wait.
     """
     started, fillers = os.pipe(), os.pipe()
 

@@ -90,7 +90,7 @@ class PartRun:
         before, after = self._earlier, self._after()
         if self.task.full:  # the model alone is not there any more
             assert before is not None
-            after = before.only("bare").beside(after.only(after.variants[-1], "trained"))
+            after = before.only("bare").joined(after.only(after.variants[-1], "trained"))
         whole = after.whole()
         lines = [_line(ALONE, whole, "bare")]
         if before is not None and "memory" in before.variants:

@@ -349,7 +349,7 @@ def test_the_command_prints_json_and_writes_a_page(
     assert "Where it hurts most" in text
     assert "tok n10" in text
     assert "<b>apple" not in text
-    assert text.count("<script") == 6  # data, charts, two libraries, and two scripts of ours
+    assert text.count("<script") == 6  # data, charts, two libraries, and two scripts of engram
     with pytest.raises(OutputError, match="already exists"):
         here.run(report=page)
     shown = CliRunner().invoke(app, [*arguments, "--force"])

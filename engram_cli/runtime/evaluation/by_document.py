@@ -51,7 +51,7 @@ class DocumentLosses:
         units = self.units[self.variants.index(variant)]
         return replace(self, variants=(name or variant,), units=(units,))
 
-    def beside(self, other: DocumentLosses) -> DocumentLosses:
+    def joined(self, other: DocumentLosses) -> DocumentLosses:
         """Return both. Raises ValueError where these are losses over other documents."""
         if (self.numbers, self.tokens) != (other.numbers, other.tokens):
             raise ValueError("losses over other documents cannot be compared")

@@ -2,8 +2,8 @@
 
 A block has the rows of all layers, one layer after another, as they are stored, and then the scales
 likewise, unless every GPU has the scales of all rows. Rows without their scales are whole cache
-lines where a row is: DeepSeek-V4.1's 256 bytes are two requests over NVLink, with the scales beside
-them three or four.
+lines where a row is: DeepSeek-V4.1's 256 bytes are two requests over NVLink; with the scales next
+to them, three or four.
 """
 
 from __future__ import annotations

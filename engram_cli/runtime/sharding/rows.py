@@ -178,7 +178,7 @@ class ShardedTables:
         else:
             ranks = copies.sets[place].rank(rows)
             here |= ranks >= 0
-            values, *rest = self._beside_hot(place, rows, ranks)
+            values, *rest = self._with_hot(place, rows, ranks)
         copies.counted[0, 0] += len(rows)
         copies.counted[0, 1] += here.sum()
         scales = None
@@ -196,7 +196,7 @@ class ShardedTables:
             row_type=row_type,
         )
 
-    def _beside_hot(self, place: int, rows: Tensor, ranks: Tensor) -> list[Tensor]:
+    def _with_hot(self, place: int, rows: Tensor, ranks: Tensor) -> list[Tensor]:
         """Return what `_stored` does, hot rows of these ranks from this device's copies."""
         copies, is_cold = self.copies[with_index(rows.device)], ranks < 0
         hot, cold = (~is_cold).nonzero()[:, 0], is_cold.nonzero()[:, 0]

@@ -25,7 +25,7 @@ def test_two_passes_give_the_interval_of_one(awake: PreTrainedModel) -> None:
     bare = document_losses(awake, documents, variants=["bare"], **options)
     memory = document_losses(awake, documents, variants=["memory"], **options)
     bare = read_json_as(DocumentLosses, as_json(bare), "losses")
-    found = bare.beside(memory.only("memory", "trained")).whole()
+    found = bare.joined(memory.only("memory", "trained")).whole()
     assert (found.tokens, found.documents) == (whole.tokens, whole.documents)
     assert found.loss("trained") == whole.loss("memory")
     mine, other = found.interval("trained", "bare"), whole.interval("memory", "bare")
@@ -36,7 +36,7 @@ def test_two_passes_give_the_interval_of_one(awake: PreTrainedModel) -> None:
 def test_other_documents_are_not_compared() -> None:
     one = DocumentLosses(variants=("bare",), numbers=(0, 1), tokens=(3, 4), units=((7, 9),))
     with pytest.raises(ValueError, match="other documents"):
-        one.beside(replace(one, tokens=(3, 5)))
+        one.joined(replace(one, tokens=(3, 5)))
     for wrong in ({"numbers": (0,)}, {"units": ()}, {"units": ((7,),)}, {"variants": ()}):
         with pytest.raises(ValueError, match="number of documents"):
             replace(one, **wrong)
