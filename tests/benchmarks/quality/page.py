@@ -140,7 +140,12 @@ def _against_bare(name: str, within: list[dict[str, Any]]) -> list[float]:
 
 def _table(trainings: list[dict[str, Any]]) -> str:
     seeds = sorted({t["seed"] for t in trainings})
-    header = ["training", *(f"seed {seed}" for seed in seeds), f"compared with the {ALONE}", "spread"]
+    header = [
+        "training",
+        *(f"seed {seed}" for seed in seeds),
+        f"compared with the {ALONE}",
+        "spread",
+    ]
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
     for name in dict.fromkeys(t["name"] for t in trainings):
         own = {t["seed"]: t["held_out"] for t in trainings if t["name"] == name}
