@@ -78,9 +78,10 @@ def _filled() -> float:
 def _added(generator: np.random.Generator) -> float:
     @njit("void(float32[:, ::1], int32[::1], float32[::1])", nogil=True, fastmath=True)
     def add(vectors, picked, total):  # type: ignore[no-untyped-def]
-        for i in range(picked.size):
-            for k in range(total.size):
-                total[k] += vectors[picked[i], k]
+        for i in range(0, picked.size, 4):
+            a, b, c, d = picked[i], picked[i + 1], picked[i + 2], picked[i + 3]
+            for k in range(DIM):
+                total[k] += vectors[a, k] + vectors[b, k] + vectors[c, k] + vectors[d, k]
 
     vectors = generator.random((VECTORS, DIM), dtype=np.float32)
     picked, total = common(generator, ADDED), np.zeros(DIM, dtype=np.float32)

@@ -1,10 +1,11 @@
 """From one core to all: hash-stats of text and of token ids, and rows filled from a corpus.
 
-    python tests/benchmarks/scaling.py [RESULT.json] [--tiny]
+    python tests/benchmarks/scaling.py [RESULT.json] [--tiny] [--folder FOLDER]
 
 The text is Python's standard library, its tokenizer a byte-level BPE of 16,384 tokens learnt from
 it, so that nothing else is needed. Each number of cores has a process of its own, which may use no
-other cores. Each stage is warmed up on a small corpus first. `scaling.json` is of a machine with
+other cores. Each stage is warmed up on a small corpus first. --folder keeps the corpus, or takes the one
+that it has. `scaling.json` is of a machine with
 two cores, `scaling_16.json` of one with sixteen.
 """
 
@@ -126,7 +127,7 @@ def point(folder: Path, cores: int) -> None:
     print(json.dumps(found))
 
 
-def main(out: Path, share: float) -> None:
+def main(out: Path, share: float, kept: Path | None) -> None:
     """Run all numbers of cores, write the result after each."""
     from runner import commit, machine, versions
 
@@ -141,8 +142,10 @@ def main(out: Path, share: float) -> None:
     }
     points: dict[int, Any] = {}
     with tempfile.TemporaryDirectory(prefix="engram-scaling-") as name:
-        folder, begin = Path(name), time.perf_counter()
-        prepare(folder, share)
+        folder, begin = kept or Path(name), time.perf_counter()
+        folder.mkdir(exist_ok=True)
+        if not (folder / "ids.bin").exists():
+            prepare(folder, share)
         print(f"prepared in {time.perf_counter() - begin:.1f} s", flush=True)
         for cores in [numbers[-1], *numbers[:-1]]:  # if time runs out, both ends are there
             begin = time.perf_counter()
@@ -197,9 +200,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("out", nargs="?", type=Path, default=HERE / "results" / "scaling.json")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--point", type=int)
     given = parser.parse_args()
     if given.point:
         point(given.out, given.point)
     else:
-        main(given.out, 0.02 if given.tiny else 1.0)
+        main(given.out, 0.02 if given.tiny else 1.0, given.folder)

@@ -388,8 +388,8 @@ def page() -> str:
         "## On a GPU",
         f"{_machine('gpu_lookup')}. A device copy moves "
         f"{result('gpu_lookup')['device_copy_gb_s']:,} GB/s there, read and written. Rows are "
-        "those of DeepSeek-V4.1 (24 columns of 256 bytes and 8 of scales) unless another size is named; "
-        "a training step has 16 columns of 64 float32.",
+        "those of DeepSeek-V4.1 (24 columns of 256 bytes and 8 of scales); a training step has 16 "
+        "columns of 64 float32.",
         table(of_gpu),
         reasons(of_gpu),
         "## More cores",
