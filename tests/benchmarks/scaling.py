@@ -4,9 +4,9 @@
 
 The text is Python's standard library, its tokenizer a byte-level BPE of 16,384 tokens learnt from
 it, so that nothing else is needed. Each number of cores has a process of its own, which may use no
-other cores. Each stage is warmed up on a small corpus first. --folder keeps the corpus, or takes the one
-that it has. `scaling.json` is of a machine with
-two cores, `scaling_16.json` of one with sixteen.
+other cores. Each stage is warmed up on a small corpus first. --folder keeps the corpus, or takes
+the one that it has. `scaling.json` is of a machine with two cores, `scaling_16.json` of one with
+sixteen.
 """
 
 from __future__ import annotations

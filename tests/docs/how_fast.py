@@ -110,8 +110,8 @@ def cpu() -> list[Stage]:
             measured=row(hashed, "engram, 1 core")["rate"],
             unit="tokens",
             source="hashing",
-            left="Arithmetic: each column takes a 64-bit product and a remainder, for which the "
-            "processor has no vector instruction.",
+            left="Arithmetic, not memory: each column takes a product in float64, two conversions "
+            "and a correction.",
         ),
         Stage(
             name="Count, 16 columns, one core",
@@ -178,7 +178,7 @@ def cpu() -> list[Stage]:
             measured=row(cold, "engram, scales in memory, threads: 2")["rate"],
             unit="rows",
             source="disk_rows",
-            left="The disk is busy all the time. Rows that share a block are read once.",
+            left="Both keep the queue of the disk full; it makes little difference how.",
         ),
     ]
 
@@ -379,8 +379,10 @@ def page() -> str:
         "edit.",
         "For each stage, this page puts what was measured next to the limit: the bytes that must "
         "move over a measured bandwidth, or the rate of the plainest program that does the same. "
-        "What is missing to 100 % is what a faster engram could still gain. Both figures of a "
-        "line come from one machine; those of the limits on a CPU partly from another run. "
+        "What is missing to 100 % is what a faster engram could still gain. More than 100 % means "
+        "that engram does less than the plain program, such as counting n-grams that recur once. "
+        "Both figures of a line come from one machine, some of the limits of a CPU from another "
+        "run. "
         "[Benchmarks](../benchmarks.md) has the rivals, the versions and all other cases.",
         "## On a CPU",
         table(of_cpu),
