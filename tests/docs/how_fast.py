@@ -24,8 +24,9 @@ Found = dict[str, Any]
 class Stage:
     """A stage: the `limit` and what was `measured`, both per second or both in microseconds.
 
-    `by`: what the limit is and how it was found. `left`: why the rest is lost, to read. `bound`:
-    False where the two cannot be divided.
+    `by`: what the limit is and how it was found. `left`: why the rest is lost, to read. `source`:
+    the file of results, `limit_from` that of the limit where it is another. `bound`: False where
+    the two cannot be divided.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Stage:
     source: str
     left: str
     bound: bool = True
+    limit_from: str = ""
 
     @property
     def share(self) -> float:
@@ -110,6 +112,7 @@ def cpu() -> list[Stage]:
             measured=row(hashed, "engram, 1 core")["rate"],
             unit="tokens",
             source="hashing",
+            limit_from="limits",
             left="Arithmetic, not memory: each column takes a product in float64, two conversions "
             "and a correction.",
         ),
@@ -140,6 +143,7 @@ def cpu() -> list[Stage]:
             measured=row(filled, "engram, 1 thread")["rate"],
             unit="tokens",
             source="filling",
+            limit_from="limits",
             left="Pairs of an n-gram and a next token that recur are added once, times their "
             "number: so more than the loop is possible.",
         ),
@@ -314,6 +318,8 @@ def table(stages: list[Stage]) -> str:
     ]
     for each in stages:
         limit = _figure(each.limit, each.unit) if each.bound else "latency"
+        if each.limit_from and _machine(each.limit_from) != _machine(each.source):
+            limit += f" ({result(each.limit_from)['machine']['cpu']})"
         share = f"{100 * each.share:.0f} %" if each.bound else ""
         lines.append(
             f"| {each.name} | {limit} | {_figure(each.measured, each.unit)} | {share} "
@@ -381,8 +387,7 @@ def page() -> str:
         "move over a measured bandwidth, or the rate of the plainest program that does the same. "
         "What is missing to 100 % is what a faster engram could still gain. More than 100 % means "
         "that engram does less than the plain program, such as counting n-grams that recur once. "
-        "Both figures of a line come from one machine, some of the limits of a CPU from another "
-        "run. "
+        "Both figures of a line come from one machine, unless it names another. "
         "[Benchmarks](../benchmarks.md) has the rivals, the versions and all other cases.",
         "## On a CPU",
         table(of_cpu),

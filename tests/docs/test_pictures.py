@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
-from docs import how_fast, scaling_picture
 from docs.blocks import ROOT
 from docs.loss_picture import PICTURE, losses, picture
+
+from docs import how_fast, scaling_picture
 
 
 def test_the_picture_of_the_loss_is_that_of_its_script() -> None:
