@@ -59,7 +59,10 @@ def merged_facts(parts: Sequence[Path]) -> Facts:
 def updated_facts(request: UpdateStatsRequest) -> Facts:
     """Return the facts of statistics that were changed by documents."""
     said, options = f"that of {request.to}", [f"--to {_quoted(str(request.to))}"]
-    for name, word, sources in (("add", "with", request.add), ("remove", "without", request.remove)):
+    for name, word, sources in (
+        ("add", "with", request.add),
+        ("remove", "without", request.remove),
+    ):
         if sources:
             said += f", {word} {corpus_name(list(map(str, sources)))}"
             options += [f"--{name} {_quoted(str(each))}" for each in sources]

@@ -1,8 +1,8 @@
-"""hash-stats --to: statistics and documents in; the statistics with or without these documents out.
+"""hash-stats --to: statistics and documents in; statistics with or without the documents out.
 
-Added documents are merged, as `hash-stats --merge` merges. Removed ones are subtracted where that is
-exact (`stats.removal`). What cannot be subtracted is left out, or counted again from the corpus that
-remains, whose hits must then be those that the subtraction gave.
+Added documents are merged, as `hash-stats --merge` merges. Removed ones are subtracted where that
+is exact (`stats.removal`). What cannot be subtracted is left out, or counted again from the corpus
+that remains, whose hits must then be those that the subtraction gave.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -255,9 +256,7 @@ def _passes(
     return found
 
 
-def _as_counted(
-    request: UpdateStatsRequest, before: Statistics, name: str
-) -> UpdateStatsRequest:
+def _as_counted(request: UpdateStatsRequest, before: Statistics, name: str) -> UpdateStatsRequest:
     """Return the request with the options that the statistics were counted with.
 
     Only sections that the result will have are collected.
@@ -266,7 +265,7 @@ def _as_counted(
     read_partials(before.path, about, only="")  # checks what is said of them
     kept = set(about["of"])
     exact = any(each.startswith(EXACT_OF) for each in kept)
-    sections = {
+    sections: dict[str, Any] = {
         "exact": exact,
         "growth": "growth" in kept,
         "locality": "locality" in kept,
@@ -312,7 +311,9 @@ def _changed(
     if ADD in counted:
         whole = merge_two(whole, counted[ADD].partial)
         if before.joined:
-            progress.note("documents were joined: n-grams that cross into the added ones are missing")
+            progress.note(
+                "documents were joined: n-grams that cross into the added ones are missing"
+            )
     again = counted.get(RECOUNT)
     if REMOVE in counted:
         try:

@@ -66,8 +66,7 @@ def remove(whole: Partial, gone: Partial, names: Names) -> Remainder:
     every = {
         name: AllNgrams(sample=_complete(_subtracted(found.sample, other.sample, names)))
         for name, found in whole.collected.items()
-        if isinstance(found, AllNgrams)
-        and isinstance(other := gone.collected.get(name), AllNgrams)
+        if isinstance(found, AllNgrams) and isinstance(other := gone.collected.get(name), AllNgrams)
     }
     pairs = list(zip(counts.samples, removed.samples, strict=True))
     if len(every) == len(pairs):  # all n-grams are known, and so is the sample of any size
@@ -124,9 +123,7 @@ def _subtracted(whole: NgramSample, gone: NgramSample, names: Names) -> NgramSam
     left = whole.counts.copy()
     left[places] -= gone.counts[:below]
     keep = left > 0
-    rest = replace(
-        whole, hashes=whole.hashes[keep], counts=left[keep], tokens=whole.tokens[keep]
-    )
+    rest = replace(whole, hashes=whole.hashes[keep], counts=left[keep], tokens=whole.tokens[keep])
     if whole.exact:
         return rest
     follows = gone.threshold != whole.threshold and not (
@@ -137,9 +134,7 @@ def _subtracted(whole: NgramSample, gone: NgramSample, names: Names) -> NgramSam
 
 def _cut(sample: NgramSample, size: int) -> NgramSample:
     """Return the first `size` n-grams of a sample, as a sample of that size."""
-    return lowest(
-        sample.order, size, sample.threshold, sample.hashes, sample.counts, sample.tokens
-    )
+    return lowest(sample.order, size, sample.threshold, sample.hashes, sample.counts, sample.tokens)
 
 
 def _complete(sample: NgramSample) -> NgramSample:

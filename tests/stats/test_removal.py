@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from stats.truth import blocks_of, count, layout_of, zipf_documents
 
@@ -14,8 +14,8 @@ from engram_cli.stats.collector_set import make_collectors
 from engram_cli.stats.counting.count import count_blocks
 from engram_cli.stats.names import Names
 from engram_cli.stats.partial import Partial
-from engram_cli.stats.sampling.distinct import hash_ngrams
 from engram_cli.stats.removal import FullCounters, NeverCounted, remove
+from engram_cli.stats.sampling.distinct import hash_ngrams
 from engram_cli.stats.statistic import CollectorOptions
 from engram_cli.stats.totals import FULL
 
@@ -51,9 +51,8 @@ def test_what_is_left_is_what_the_others_give(gone: list[bool], size: int) -> No
     whole = partial(DOCUMENTS, size)
     try:
         left = remove(whole, partial([d for d, g in both if g], size), NAMES)
-    except InputError as error:
-        assert "of the sample are left" in error.message
-        return
+    except InputError:  # fewer than 16 n-grams of the sample are left
+        assume(False)
     smaller = left.partial.counts.samples[0].size
     again = partial([d for d, g in both if not g], smaller)
     assert left.left_out == ("growth", "occurrences")
