@@ -116,7 +116,9 @@ def _parse(raw: bytes, where: str) -> tuple[str, str]:
     try:
         found: Any = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: byte {error.start + 1} is not UTF-8", "save it as UTF-8") from None
+        raise InputError(
+            f"{where}: byte {error.start + 1} is not UTF-8", "save it as UTF-8"
+        ) from None
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "it is nested too deeply")
         raise InputError(f"{where} is not JSON: {reason}", fix) from None
@@ -129,7 +131,9 @@ def _parse(raw: bytes, where: str) -> tuple[str, str]:
         if not isinstance(value, str) or not value:
             raise InputError(f"{where}: '{key}' is {json.dumps(value)[:60]}", "give a text")
         if not _is_text(value):
-            raise InputError(f"{where}: '{key}' has half of a surrogate pair", "give whole characters")
+            raise InputError(
+                f"{where}: '{key}' has half of a surrogate pair", "give whole characters"
+            )
     return found["prompt"], found["target"]
 
 

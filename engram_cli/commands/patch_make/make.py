@@ -49,7 +49,7 @@ from engram_cli.runtime import attach, detach, memories
 from engram_cli.runtime.memory import Memory
 from engram_cli.stats.names import Names
 from engram_cli.training.edits.choice import Candidates, choose_rows, joined
-from engram_cli.training.edits.divergence import measure_divergence
+from engram_cli.training.edits.divergence import EditReads, measure_divergence
 from engram_cli.training.edits.learning import FactTokens, Told, learn_facts, tell_facts
 from engram_cli.training.edits.rows import RowValues, edited_rows, row_finder
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
@@ -59,9 +59,7 @@ _CONTEXT = 1024
 _LOGITS = {"cpu": 2**28, "cuda": 2**31}  # bytes of the logits of one of two models
 
 
-def make_patch_of_facts(
-    request: PatchMakeRequest, progress: Progress = SILENT
-) -> PatchMakeResult:
+def make_patch_of_facts(request: PatchMakeRequest, progress: Progress = SILENT) -> PatchMakeResult:
     """Make and write a patch with which a checkpoint says the facts; measure what else it does.
 
     Raises InputError for facts that cannot be read or taught and for rows that cannot be changed,
@@ -182,7 +180,7 @@ class _Run:
         most = request.max_traffic
         if most is not None and made.traffic is not None:
             most = most * made.traffic.tokens / 1e6
-        chosen = choose_rows(found, request.rows_per_token, most)
+        chosen = choose_rows(found, request.rows_of_a_token, most)
         rows, every = joined(chosen), joined(choose_rows(found, None))
         predicted = self._predict(rows, every)
         progress.note(_announced(rows, every, predicted, len(made.facts)))
@@ -322,10 +320,9 @@ class _Run:
         try:
             found = measure_divergence(
                 self._model,
-                self._memory,
                 held_out.pieces(),
-                edits,
-                self._finder,
+                lambda: edited_rows(self._memory, edits),
+                EditReads(self._finder, self._memory, edits),
                 context=made.context,
                 batch_tokens=max(self._batch_tokens, made.context),
                 advance=self._progress.advance,

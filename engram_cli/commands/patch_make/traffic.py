@@ -46,9 +46,7 @@ class Traffic:
         return 1e6 * lookups / max(self.tokens, 1)
 
 
-def find_traffic(
-    source: RowSource, companions: Companions, progress: Progress
-) -> Traffic | None:
+def find_traffic(source: RowSource, companions: Companions, progress: Progress) -> Traffic | None:
     """Return what counted the rows of a bundle: its own hits, else statistics; None for neither.
 
     Raises as `Companions.statistics`.

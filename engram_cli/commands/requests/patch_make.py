@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from engram_cli.commands.requests.corpus import CorpusFields
-from engram_cli.commands.requests.evaluation import AUTO, Device, ModelDtype
+from engram_cli.commands.requests.evaluation import DTYPES, MODEL, Device
 from engram_cli.commands.requests.options import Force, Here, Option, Rule, revision_of
 from engram_cli.commands.workspace import Workspace
 from engram_cli.sizes import read_size
@@ -64,9 +64,7 @@ class PatchMakeRequest(CorpusFields):
             "it is, so it begins with its space."
         ),
     ]
-    out: Annotated[
-        Path, Option("Patch to write.", short="-o")
-    ] = Path("engram.patch.safetensors")
+    out: Annotated[Path, Option("Patch to write.", short="-o")] = Path("engram.patch.safetensors")
     revision: Annotated[str | None, revision_of("checkpoint", "the checkpoint")] = None
     bundle: Annotated[
         Path | None, Option("Bundle whose rows are changed (CHECKPOINT/engram).", reads="copy")
@@ -120,7 +118,14 @@ class PatchMakeRequest(CorpusFields):
         Option("How far a step moves a value, as a share of the values' size.", panel=_STEPS),
     ] = defaults.EDIT_RATE
     device: Device = None
-    dtype: ModelDtype = AUTO
+    dtype: Annotated[
+        str,
+        Option(
+            "Dtype of the weights. Rounding in bfloat16 moves predictions more than a patch does.",
+            panel=MODEL,
+            known=DTYPES,
+        ),
+    ] = "float32"
     ngrams: Annotated[
         int, Option("Number of n-grams of the corpus to list that read changed rows.", least=0)
     ] = 10
@@ -129,3 +134,8 @@ class PatchMakeRequest(CorpusFields):
     ] = None
     force: Force = False
     workspace: Here = dataclasses.field(default_factory=Workspace)
+
+    @property
+    def rows_of_a_token(self) -> int | None:
+        """How many rows a token of a target may change, None for all."""
+        return self.rows_per_token if isinstance(self.rows_per_token, int) else None

@@ -1,14 +1,16 @@
-"""Measures how far edits move a model on other text: the KL divergence per token.
+"""Measures how far a change moves a model on other text: the KL divergence per token.
 
-KL(p || q) of the predictions p of the model as it was from those q of the edited one, in nats: what
-the edited model loses on text that the model as it was would write. A window of text in which
+KL(p || q) of the predictions p of the model as it was from those q of the changed one, in nats:
+what the changed model loses on text that the model as it was would write. A window of text in which
 nothing reads an edited row has none, and the model need not read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ from engram_cli.runtime.evaluation.scoring import POOL, Scored, padded_batch
 from engram_cli.runtime.evaluation.sums import LossSums
 from engram_cli.runtime.evaluation.windows import DocumentEnd, Piece, Window, batches, cut_windows
 from engram_cli.runtime.memory import Memory
-from engram_cli.training.edits.rows import RowValues, edited_rows
+from engram_cli.training.edits.rows import RowValues
 
 _CHUNK = 2**23  # logits of each model that become float32 at a time: 32 MiB
 _DIVERGENCE, _CHANGE = "divergence", "change"
@@ -29,7 +31,7 @@ _DIVERGENCE, _CHANGE = "divergence", "change"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """What edits do to a text of so many `documents` and `tokens`, of which `scored` are predicted.
+    """What a change does to a text of so many `documents` and `tokens`, `scored` of them predicted.
 
     `divergence` and `change`, that of the loss: in nats per token, with intervals over documents.
     `read`: tokens at which an edited row is read; `lookups`: how often such rows are read.
@@ -46,34 +48,33 @@ class Divergence:
 
 def measure_divergence(
     model: nn.Module,
-    memory: Memory,
     pieces: Iterable[Piece],
-    edits: Mapping[int, RowValues],
-    finder: RowFinder,
+    changed: Callable[[], AbstractContextManager[Any]],
+    reads: EditReads | None = None,
     *,
     context: int,
     batch_tokens: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Divergence:
-    """Return what `edits`, by layer, do to the predictions of a model on documents.
+    """Return how far the predictions of a model on documents move in the context of `changed`.
 
+    `reads`: the edits that are made in it, so that text which reads none of them need not be run.
     Longer documents are cut into windows of `context` tokens; what is held does not grow with the
-    text. `finder`: of the memory's rows. Raises TokenIdError for ids that the model lacks,
-    InputError for predictions that are not finite.
+    text. Raises TokenIdError for ids that the model lacks, InputError for predictions that are not
+    finite.
     """
     sums = LossSums((_DIVERGENCE, _CHANGE))
-    reads = _Reads(finder, memory, edits)
     training = model.training
     model.eval()
     try:
         # The first token of a later window is the last of the one before: context, not scored.
         windows = cut_windows(pieces, context, context - 1)
         for pool, ends in _pools(windows, POOL * batch_tokens):
-            met = [window for window in pool if reads.count(window)]
+            met = [window for window in pool if reads is None or reads.count(window)]
             found = {
                 id(each.window): each
                 for batch in batches(met, batch_tokens)
-                for each in _compare(model, memory, batch, edits)
+                for each in _compare(model, batch, changed)
             }
             for window in pool:
                 sums.add(found.get(id(window)) or _unmoved(window))
@@ -87,15 +88,15 @@ def measure_divergence(
         documents=sums.documents,
         tokens=sums.tokens,
         scored=whole.tokens,
-        read=reads.tokens,
-        lookups=reads.lookups,
+        read=whole.tokens if reads is None else reads.tokens,
+        lookups=0 if reads is None else reads.lookups,
         divergence=whole.interval(_DIVERGENCE),
         change=whole.interval(_CHANGE),
     )
 
 
-class _Reads:
-    """Counts the look-ups of edited rows in scored tokens."""
+class EditReads:
+    """Counts the look-ups of edited rows in scored tokens, and the `tokens` that make them."""
 
     def __init__(self, finder: RowFinder, memory: Memory, edits: Mapping[int, RowValues]) -> None:
         self._finder = finder
@@ -138,16 +139,17 @@ def _pools(
 
 
 def _compare(
-    model: nn.Module, memory: Memory, batch: list[Window], edits: Mapping[int, RowValues]
+    model: nn.Module, batch: list[Window], changed: Callable[[], AbstractContextManager[Any]]
 ) -> Iterator[Scored]:
-    """Yield the windows of a batch with what the edits do to each scored token. Raises
+    """Yield the windows of a batch with what the change does to each scored token. Raises
     InputError."""
     ids, mask = padded_batch(batch, model)
     given = {} if mask is None else {"attention_mask": mask.long()}
     with torch.no_grad():
         before = model(input_ids=ids, use_cache=False, **given).logits
-        with edited_rows(memory, edits):
+        with changed():
             after = model(input_ids=ids, use_cache=False, **given).logits
+    size = max(_CHUNK // before.shape[-1], 1)
     for line, window in enumerate(batch):
         part = slice(window.first - 1, len(window.ids) - 1)
         targets = ids[line, window.first : len(window.ids)].to(before.device)
@@ -155,8 +157,8 @@ def _compare(
             [
                 _moved(*each)
                 for each in zip(
-                    *(own.split(_step(before)) for own in (before[line, part], after[line, part])),
-                    targets.split(_step(before)),
+                    *(torch.split(own[line, part], size) for own in (before, after)),
+                    torch.split(targets, size),
                     strict=True,
                 )
             ]
@@ -171,15 +173,18 @@ def _compare(
         yield Scored(window=window, losses={_DIVERGENCE: moved, _CHANGE: change})
 
 
-def _step(logits: Tensor) -> int:
-    return max(_CHUNK // logits.shape[-1], 1)
-
-
 def _moved(before: Tensor, after: Tensor, targets: Tensor) -> Tensor:
-    """Return float32[n, 2]: KL(before || after) and the change of the loss, of logits [n, V]."""
+    """Return float32[n, 2]: KL(before || after) and the change of the loss, of logits [n, V].
+
+    The sum over p (log p - log q) cancels where little moves. With both summing up to 1 it is that
+    over p (e^d - 1 - d), d = log q - log p, in which no term is negative.
+    """
     old, new = (F.log_softmax(logits.float(), dim=-1) for logits in (before, after))
-    divergence = (old.exp() * (old - new)).sum(dim=-1)
-    change = (old - new).gather(1, targets[:, None])[:, 0]
+    moved = torch.where(old == new, 0.0, new - old)  # tokens that no text may have are both -inf
+    small = old.exp() * (torch.expm1(moved) - moved)
+    large = new.exp() - old.exp() * (1.0 + moved)  # where e^d may overflow
+    divergence = torch.where(moved > 1.0, large, small).sum(dim=-1)
+    change = -moved.gather(1, targets[:, None])[:, 0]
     return torch.stack((divergence, change), dim=1)
 
 

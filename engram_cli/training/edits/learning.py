@@ -20,6 +20,7 @@ from engram_cli.errors import InputError
 from engram_cli.progress import SILENT, Progress
 from engram_cli.runtime.evaluation.scoring import device_of
 from engram_cli.runtime.memory import Memory
+from engram_cli.runtime.row_gradients import sparse_tensor
 from engram_cli.runtime.row_optimisers import RowwiseAdam
 from engram_cli.training import defaults
 from engram_cli.training.edits.rows import RowValues, edited_rows, values_at
@@ -88,7 +89,7 @@ def learn_facts(
         progress.start("steps", steps, "")
         with _frozen(model), edited_rows(memory, edits):
             for _ in range(steps):
-                if not _take_gradients(model, facts, margin, batch_tokens):
+                if not take_gradients(model, facts, margin, batch_tokens):
                     break
                 _step(optimiser, edits)
                 taken += 1
@@ -119,10 +120,14 @@ def tell_facts(
     return Told(losses=losses, exact=exact, sure=sure)
 
 
-def _take_gradients(
+def take_gradients(
     model: nn.Module, facts: Sequence[FactTokens], margin: float, batch_tokens: int
 ) -> bool:
-    """Add up the gradients of all facts; return whether a token lacks its margin."""
+    """Add up the gradients of what is not known of the facts; return whether there was any.
+
+    The gradients are those of the losses of the target tokens that are not `margin` nats ahead of
+    all others. Raises InputError for losses that are not finite.
+    """
     lacking = False
     for batch in _batches(facts, batch_tokens):
         with torch.enable_grad():
@@ -184,9 +189,7 @@ def _step(optimiser: RowwiseAdam, edits: Mapping[int, RowValues]) -> None:
         if gradient is None:
             continue
         moved = gradient.abs().amax(dim=1).nonzero()[:, 0]
-        each.values.grad = torch.sparse_coo_tensor(
-            moved[None], gradient[moved], gradient.shape, is_coalesced=True
-        )
+        each.values.grad = sparse_tensor(moved, gradient[moved], gradient.shape, is_coalesced=True)
     optimiser.step()
     optimiser.zero_grad()
 

@@ -34,7 +34,8 @@ class EditedRows(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Return [B, T, C, dim] of table rows int64[B, T, C]."""
         found: Tensor = self.base(rows)
-        found = found.unflatten(-1, (rows.shape[-1], -1)) if found.ndim == rows.ndim else found
+        if found.ndim == rows.ndim:
+            found = found.reshape(*rows.shape, -1)
         own = self.edited.rows
         wanted = rows.to(own.device)
         places = torch.searchsorted(own, wanted).clamp_max(len(own) - 1)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import random
 
-_BEGINS = "bal bren cor dra fen gal har jor kel lor mar nor ol per quil ras sel tor ul ver wen yar zel"
+_BEGINS = (
+    "bal bren cor dra fen gal har jor kel lor mar nor ol per quil ras sel tor ul ver wen yar zel"
+)
 _MIDDLES = "a e i o u an en ir or ul"
 _ENDS = "bek dan dor fin gar hest lan mir nok path rick sen tash vek vin wyn xan"
 _JOBS = (
