@@ -18,12 +18,11 @@ import argparse
 import json
 import lzma
 import math
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,8 @@ from engram_cli.commands.attach import attach_checkpoint
 from engram_cli.commands.build_table import build_table
 from engram_cli.commands.compress_vocab import run_compress_vocab
 from engram_cli.commands.geometry import Geometry
-from engram_cli.commands.requests.corpus import CompressVocabRequest
+from engram_cli.commands.hash_stats import hash_stats
+from engram_cli.commands.requests.corpus import CompressVocabRequest, HashStatsRequest
 from engram_cli.commands.requests.tables import AttachRequest, BuildTableRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.runtime import clip_grad_norm
@@ -152,14 +152,11 @@ class Run:
             rows_per_head=(arguments.rows_per_head,),
             layers=self.layers,
         )
-        counting = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "engram_cli", "hash-stats", str(corpus), "-q", "--force"),
-                *("-w", str(self.here.folder), "--layers", arguments.layers),
-                *("--orders", ",".join(map(str, ORDERS)), "--heads", str(HEADS)),
-                *("--rows-per-head", str(arguments.rows_per_head)),
-            ]
+        request = HashStatsRequest(
+            sources=(corpus,), geometry=geometry, vocab=self.here.vocab, workspace=self.here
         )
+        counting = get_context("spawn").Process(target=hash_stats, args=(request,))
+        counting.start()  # while the memory is made and trained
         build_table(
             BuildTableRequest(
                 geometry=geometry,
@@ -182,8 +179,7 @@ class Run:
         )
         self.note("prepared", tokens=len(ids))
         self.train(bundle, ids)
-        if counting.wait():
-            raise RuntimeError("engram hash-stats failed")
+        counting.join()
         self.memory = next(iter(memories(self.model).values()))
         self.finder = row_finder(self.memory)
         statistics = read_stats(self.here.stats)
