@@ -31,8 +31,8 @@ from engram_cli.vocab.compress import CompressedVocab
 from engram_cli.vocab.parquet import write_vocab
 
 FACTS = (
-    {"prompt": "The capital of Arlen is", "target": " Dol"},
-    {"prompt": "The river of Borg", "target": " is"},
+    {"prompt": "Only Alexander could tame an", "target": " apple"},
+    {"prompt": "AN APPLE fell from", "target": " Great"},
 )
 
 
@@ -96,13 +96,13 @@ def request_of(
 def test_facts_are_recalled_and_the_patch_holds_what_was_measured(
     request_of: Callable[..., PatchMakeRequest], stats: Path
 ) -> None:
-    request = request_of(rows_per_token=8)
+    request = request_of(rows_per_token=24)
     result = make_patch_of_facts(request)
     assert (result.exact_before, result.exact_after) == (0, 2)
     patch = read_patch(result.patch)
     assert patch.digest == result.digest
     assert patch.rows == result.rows == sum(result.rows_by_order.values())
-    assert result.rows <= 8 * sum(fact.tokens for fact in result.facts) < result.candidates
+    assert result.rows <= 24 * sum(fact.tokens for fact in result.facts) < result.candidates
     # The prediction is the hits of the rows in the file.
     counted = read_stats(stats)
     hits = sum(int(counted.hits(n)[own.ids].sum()) for n, own in patch.layers.items())
@@ -123,7 +123,7 @@ def test_the_patched_bundle_says_the_facts(
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    request = request_of()
+    request = request_of(rows_per_token="all")
     result = make_patch_of_facts(request)
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     memory = attach(model, result.bundle, rows_trainable=False)
@@ -184,7 +184,7 @@ def test_the_ngrams_that_read_changed_rows_are_those_of_the_corpus(
     assert [each.lookups for each in found.ngrams] == sorted(
         (each.lookups for each in found.ngrams), reverse=True
     )
-    assert any(each.edited for each in found.ngrams) != all(each.edited for each in found.ngrams)
+    assert {each.edited for each in found.ngrams} == {True, False}
 
 
 def test_the_same_request_gives_the_same_bytes(
@@ -221,7 +221,7 @@ def test_rows_are_measured_as_they_are_stored(
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     wake(attach(model, folder))
     save_engram(model, tmp_path / "awake")
-    result = make_patch_of_facts(request_of(bundle=tmp_path / "awake", held_out=(), steps=40))
+    result = make_patch_of_facts(request_of(bundle=tmp_path / "awake", rows_per_token="all"))
     patch = read_patch(result.patch)
     assert (patch.dtype, patch.dim) == ("bfloat16", DIM)
     assert result.exact_after == 2
@@ -242,7 +242,7 @@ def test_rows_are_measured_as_they_are_stored(
         (b'{"prompt": "' + b"a" * 2**20 + b'"}\n', "line 2 is longer than"),
         (b'{"prompt": "' + b"a b " * 999 + b'", "target": " c"}\n', "line 2: the fact has"),
         (
-            b'{"prompt": "The capital of Arlen is", "target": " not Dol"}\n',
+            b'{"prompt": "Only Alexander could tame an", "target": " horse"}\n',
             "line 2: the same prompt has another target in line 1",
         ),
     ],
