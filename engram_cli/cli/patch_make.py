@@ -21,7 +21,7 @@ def make(request: PatchMakeRequest, terminal: Terminal) -> None:
     Of the rows that the facts' n-grams read, those are changed that the corpus reads least. Prints
     what else reads them, and measures on held-out text how far the model moved.
     """
-    from engram_cli.commands.patch_make.make import make_patch_of_facts
+    from engram_cli.commands.patch_make.command import make_patch_of_facts
 
     result = make_patch_of_facts(request, terminal)
     terminal.result(result, *make_parts(result))

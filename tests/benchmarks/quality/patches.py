@@ -34,7 +34,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from engram_cli.commands.attach import attach_checkpoint
+from engram_cli.commands.attach.command import attach_checkpoint
 from engram_cli.commands.build_table import build_table
 from engram_cli.commands.compress_vocab import run_compress_vocab
 from engram_cli.commands.geometry import Geometry

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from engram_cli.commands.artifact import Companions
 from engram_cli.commands.checkpoint import read_model_shape
-from engram_cli.commands.evaluate_model import dtype_on, find_processes
-from engram_cli.commands.held_out import HeldOut
+from engram_cli.commands.evaluate.held_out import HeldOut
+from engram_cli.commands.evaluate.model import dtype_on, find_processes
 from engram_cli.commands.load_model import check_checkpoint, load_model
-from engram_cli.commands.lookup_rows import window_ngrams
+from engram_cli.commands.lookup.rows import window_ngrams
 from engram_cli.commands.patch_make.facts import Fact, read_facts, run_together
 from engram_cli.commands.patch_make.result import FactResult, Measured, PatchMakeResult, Predicted
 from engram_cli.commands.patch_make.traffic import (
