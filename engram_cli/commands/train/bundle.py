@@ -115,7 +115,8 @@ def make_bundle(
     )
     if not here.table.exists():
         if text is not None:
-            placed = place_layers(layout, None, None, model, here.table).decoder_layers
+            every = place_layers(layout, layout.layer_ids, None, model, here.table)
+            placed = every.decoder_layers
             progress.note(_described(layout, dim, DTYPES.load(dtype), placed))
             packed: dict[str, Any] = {
                 "sources": (text,),
@@ -135,6 +136,7 @@ def make_bundle(
             checkpoint=request.checkpoint,
             table=here.table,
             out=out,
+            layers=layout.layer_ids,
             tokenizer=request.tokenizer,
             reference=True,
             seed=request.train_seed,
