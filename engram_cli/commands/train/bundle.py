@@ -129,7 +129,8 @@ def make_bundle(
     )
     if not here.table.exists():
         if text is not None:
-            placed = place_layers(layout, None, None, model, here.table).decoder_layers
+            every = place_layers(layout, layout.layer_ids, None, model, here.table)
+            placed = every.decoder_layers
             progress.note(_described(layout, dim, DTYPES.load(dtype), placed))
             packed: dict[str, Any] = {
                 "sources": (text,),
@@ -150,6 +151,7 @@ def make_bundle(
             checkpoint=request.checkpoint,
             table=here.table,
             out=out,
+            layers=layout.layer_ids,
             tokenizer=request.tokenizer,
             reference=True,
             seed=request.train_seed,
