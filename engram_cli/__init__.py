@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from engram_cli.commands.merge_stats import MergeStatsRequest as MergeStatsRequest
     from engram_cli.commands.merge_stats import MergeStatsResult as MergeStatsResult
     from engram_cli.commands.merge_stats import merge_stats as merge_stats
+    from engram_cli.commands.patch_make.command import make_patch_of_facts as make_patch_of_facts
+    from engram_cli.commands.patch_make.result import PatchMakeResult as PatchMakeResult
     from engram_cli.commands.plan.command import PlanResult as PlanResult
     from engram_cli.commands.plan.command import plan as plan
     from engram_cli.commands.probe import ProbeResult as ProbeResult
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.doctor import DoctorRequest as DoctorRequest
     from engram_cli.commands.requests.evaluation import EvaluateRequest as EvaluateRequest
     from engram_cli.commands.requests.explore import ExploreRequest as ExploreRequest
+    from engram_cli.commands.requests.patch_make import PatchMakeRequest as PatchMakeRequest
     from engram_cli.commands.requests.plan import Budget as Budget
     from engram_cli.commands.requests.plan import PlanRequest as PlanRequest
     from engram_cli.commands.requests.probe import ProbeRequest as ProbeRequest
@@ -158,6 +161,8 @@ _HOMES = {
     "MergeStatsResult": "engram_cli.commands.merge_stats",
     "MismatchError": "engram_cli.errors",
     "OutputError": "engram_cli.errors",
+    "PatchMakeRequest": "engram_cli.commands.requests.patch_make",
+    "PatchMakeResult": "engram_cli.commands.patch_make.result",
     "PlanRequest": "engram_cli.commands.requests.plan",
     "PlanResult": "engram_cli.commands.plan.command",
     "ProbeRequest": "engram_cli.commands.requests.probe",
@@ -197,6 +202,7 @@ _HOMES = {
     "hash_tokens": "engram_cli.hashing.hasher",
     "inspect": "engram_cli.commands.inspect.command",
     "lookup": "engram_cli.commands.lookup.command",
+    "make_patch_of_facts": "engram_cli.commands.patch_make.command",
     "merge_stats": "engram_cli.commands.merge_stats",
     "open_table": "engram_cli.table.store",
     "plan": "engram_cli.commands.plan.command",
@@ -259,6 +265,8 @@ __all__ = [
     "MergeStatsResult",
     "MismatchError",
     "OutputError",
+    "PatchMakeRequest",
+    "PatchMakeResult",
     "PlanRequest",
     "PlanResult",
     "ProbeRequest",
@@ -299,6 +307,7 @@ __all__ = [
     "hash_tokens",
     "inspect",
     "lookup",
+    "make_patch_of_facts",
     "merge_stats",
     "open_table",
     "plan",
