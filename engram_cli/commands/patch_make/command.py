@@ -1,7 +1,7 @@
 """patch make: a checkpoint, its bundle and facts in; a patch of few, little read rows out.
 
-The rows that the fewest look-ups of the corpus read are chosen among those of the facts' n-grams,
-gradient steps find their values, and the values are measured as the bundle stores them.
+Of the rows that the facts' n-grams read, those are chosen that move the facts most for each look-up
+of the corpus. Gradient steps find their values, which are measured as the bundle stores them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from engram_cli.commands.trace import check_tokenizer
 from engram_cli.corpus.checks import needs_tokenizer, remarks
 from engram_cli.corpus.encode import check_encoder, make_encoder
 from engram_cli.corpus.sources import Sources, find_sources
-from engram_cli.errors import CorpusError
+from engram_cli.errors import CorpusError, InputError
 from engram_cli.formats.bundle import BUNDLE_NAME, Bundle, bundle_folder, read_bundle
 from engram_cli.formats.bundle_rows import BundleRows, bundle_rows
 from engram_cli.hashing.hasher import StreamHasher
@@ -199,6 +199,7 @@ class _Run:
             progress=progress,
         )
         patch = self._patch(learned.edits, predicted)
+        self._require_change(patch, before)
         edits = self._stored(patch)
         with edited_rows(self._memory, edits):
             after = self._tell()
@@ -239,6 +240,27 @@ class _Run:
             floor=max(_FLOOR * tokens / 1e6, 1.0),
             most_hits=most,
             batch_tokens=self._batch_tokens,
+        )
+
+    def _require_change(self, patch: Patch, before: Told) -> None:
+        """Raise InputError for a patch without rows."""
+        if patch.rows:
+            return
+        if before.sure.all():
+            raise InputError(
+                f"the model says all facts of {self._request.edits} already",
+                "there is nothing to change: give other facts",
+            )
+        if self._request.max_traffic is not None:
+            raise InputError(
+                f"no row that moves a fact is read as little as --max-traffic "
+                f"{self._request.max_traffic:g} asks",
+                "give a larger limit",
+            )
+        raise InputError(
+            f"the memory in {self._made.bundle.folder} moves none of the facts: its gates are "
+            "untrained",
+            "train it first (engram train CHECKPOINT TEXT --bundle BUNDLE --held-out TEXT)",
         )
 
     def _predict(
