@@ -26,10 +26,11 @@ from engram_cli.formats.bundle_description import FORMAT, PLAIN_NAME, VERSION, R
 from engram_cli.formats.bundle_spec import BundleSpec, Shard
 from engram_cli.formats.checkpoint_reference import CheckpointReference
 from engram_cli.outputs import Kind, Listing
+from engram_cli.patches.patch import LayerPatch
 from engram_cli.remote.path import is_remote, look_at, readable_path
 from engram_cli.rows import safetensors as tensors
 from engram_cli.rows.safetensors import Array, TensorPlace
-from engram_cli.rows.source import HITS, ROWS, Span
+from engram_cli.rows.source import HITS, ROWS, SCALES, Span
 
 BUNDLE_NAME = "engram"  # of a bundle's folder in a checkpoint's
 DESCRIPTION, DENSE, CARD = "engram.json", "dense.safetensors", "README.md"
@@ -52,6 +53,7 @@ class Bundle:
 
     `dense`: per layer and name, float32. `shards` lie in the order of layers, parts and rows. With
     a `reference` they are the chunk files of the table in `table`, or in the files of a checkpoint.
+    `patched`: rows that stand in the place of those in the files (`formats.bundle_patches`).
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class Bundle:
     dense: Mapping[int, Mapping[str, NDArray[np.float32]]] = field(repr=False)
     reference: Reference | None = None
     table: Path | None = None
+    patched: Mapping[int, LayerPatch] = field(default_factory=dict, repr=False)
 
     @property
     def has_hits(self) -> bool:
@@ -70,7 +73,7 @@ class Bundle:
         """Return the spans of files that hold a part of a layer, ascending. Raises ArtifactError.
 
         The scales of a layer that has one for all rows are one row. They are in no file (()) of a
-        bundle that refers to a checkpoint.
+        bundle that refers to a checkpoint. Rows of `patched` are not those in the files.
         """
         if isinstance(self.reference, CheckpointReference) and part != HITS:
             return self.reference.places(self.folder, layer, part)
@@ -88,8 +91,17 @@ class Bundle:
     def maps(self, layer: int, part: str = ROWS) -> list[Array]:
         """Map a layer's rows, scales or hits privately, one array a shard, ascending.
 
-        The dtype is the physical one: uint16 where the rows are bfloat16. Raises ArtifactError.
+        The dtype is the physical one: uint16 where the rows are bfloat16. Rows of `patched` are in
+        the maps, and never in the files. Raises ArtifactError.
         """
+        maps = self._maps(layer, part)
+        own = self.patched.get(layer) if part in (ROWS, SCALES) else None
+        if own is not None:
+            new = own.rows if part == ROWS else own.row_scales
+            return maps if new is None else _with_rows(maps, own.ids, new)
+        return maps
+
+    def _maps(self, layer: int, part: str) -> list[Array]:
         whole = self.spec.tensor(layer, part)
         if isinstance(self.reference, CheckpointReference):
             held = self.reference.held(layer, part)
@@ -117,6 +129,18 @@ class Bundle:
         """
         maps = self.maps(layer, HITS)
         return maps[0] if len(maps) == 1 else np.concatenate(maps)
+
+
+def _with_rows(maps: list[Array], ids: NDArray[np.int64], new: Array) -> list[Array]:
+    """Write rows [n, ...] at ascending `ids` into private maps; what cannot be written is copied."""
+    found, first = [], 0
+    for each in maps:
+        begin, stop = np.searchsorted(ids, [first, first + len(each)])
+        own = each if each.flags.writeable else each.copy()
+        own[ids[begin:stop] - first] = new[begin:stop].reshape(-1, *each.shape[1:])
+        found.append(own)
+        first += len(each)
+    return found
 
 
 def bundle_folder(path: str | Path, name: str = BUNDLE_NAME) -> Path:

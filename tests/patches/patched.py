@@ -46,3 +46,15 @@ def same(one: Patch, two: Patch) -> bool:
 
 
 ALL_DTYPES = tuple(DTYPES)
+
+
+def encoded(dtype: str, values: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    """Rows float32[n, dim] as a dtype stores them, and their scales or the layer's; or None."""
+    row_type = DTYPES.load(dtype)
+    count, dim = values.shape
+    rows = np.empty((count, row_type.width(dim)), dtype=row_type.physical)
+    scales = None
+    if row_type.scaling is not None:
+        scales = np.full(row_type.scaling.shape(count, dim), 0.01).astype(row_type.scaling.dtype)
+    row_type.encode(values, rows, scales)
+    return rows, scales
