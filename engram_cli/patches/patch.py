@@ -120,19 +120,19 @@ class Patch:
                     digest.update(np.ascontiguousarray(part[first : first + step]).data)
         return f"sha256:{digest.hexdigest()}"
 
-    def require_sound(self) -> None:
+    def require_sound(self, *, finite: bool = True) -> None:
         """Raise InputError unless shapes, dtypes, order of the rows and values are as they must be.
 
-        Values that are not finite are refused: one of them spoils every output that reads it.
+        With `finite`, other values are refused: one of them spoils every output that reads it.
         """
         if not 1 <= self.dim <= MAX_DIM or self.dtype not in DTYPES:
             raise InputError(f"a patch of {self.dim} x {self.dtype}", "name the base's dtype")
         for layer, own in self.layers.items():
-            problem = self._problem(own)
+            problem = self._problem(own, finite)
             if problem is not None:
                 raise InputError(f"layer {layer} of the patch: {problem}", "make the patch again")
 
-    def _problem(self, own: LayerPatch) -> str | None:
+    def _problem(self, own: LayerPatch, finite: bool) -> str | None:
         row_type, count = self.row_type, len(own.ids)
         scaling = row_type.scaling
         if own.ids.dtype != np.int64 or own.ids.ndim != 1 or not count:
@@ -156,6 +156,8 @@ class Patch:
             if int(ids[0]) <= last or (np.diff(ids) <= 0).any():
                 return "row numbers are below 0, not ascending, or named twice"
             last = int(ids[-1])
+            if not finite:
+                continue
             piece = slice(first, first + step)
             scales = own.scales if own.row_scales is None else own.row_scales[piece]
             bad = not_finite(row_type, own.rows[piece], scales)

@@ -32,7 +32,8 @@ def rows_differ(one: LayerPatch, two: LayerPatch) -> NDArray[np.bool_]:
 
 def as_bytes(part: NDArray[Any]) -> NDArray[np.uint8]:
     """Return rows or scales [n, width] as uint8[n, bytes]."""
-    return np.ascontiguousarray(part).view(np.uint8).reshape(len(part), -1)
+    width = part.dtype.itemsize * part.shape[1]
+    return np.ascontiguousarray(part).view(np.uint8).reshape(len(part), width)
 
 
 def replaced_digest(layers: Mapping[int, LayerPatch]) -> str:

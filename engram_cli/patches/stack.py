@@ -35,6 +35,14 @@ class Conflict:
     layer: int
     row: int
 
+    def line(self) -> str:
+        """Return it in words; patches count from 1."""
+        return (
+            f"patches {self.first + 1} and {self.second + 1} give {counted(self.rows, 'row')} "
+            f"other values, such as row {self.row:,} of layer {self.layer}: "
+            f"patch {self.second + 1} wins"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stack:
@@ -58,13 +66,7 @@ class Stack:
         """Return what is stacked, and where two patches meet, in words; they count from 1."""
         count = len(self.patches)
         found = [f"{count} patch{'' if count == 1 else 'es'}: {counted(self.rows, 'row')}"]
-        for each in self.conflicts:
-            found.append(
-                f"patches {each.first + 1} and {each.second + 1} give {counted(each.rows, 'row')} "
-                f"other values, such as row {each.row:,} of layer {each.layer}: "
-                f"those of patch {each.second + 1} count"
-            )
-        return found
+        return found + [conflict.line() for conflict in self.conflicts]
 
 
 def stack_patches(base: HoldsRows, patches: Sequence[Patch], *, any_base: bool = False) -> Stack:

@@ -99,9 +99,9 @@ def attach(
     gates fitted to them at once, which runs the model for minutes (`fitting.fit`). `patches`: rows
     that stand in the place of the bundle's, which is not changed; of a row that several have, the
     last one wins. `any_base` takes patches that were made for another base. Raises MismatchError
-    for a patch that does not fit, and RuntimeAttachError when the model is not one the bundle was made for, has a smaller vocabulary
-    than its tokenizer, has Engram layers, or carries a memory of this name already; InputError for
-    rows that do not fit.
+    for a patch that does not fit, and RuntimeAttachError when the model is not one the bundle was
+    made for, has a smaller vocabulary than its tokenizer, has Engram layers, or carries a memory of
+    this name already; InputError for rows that do not fit.
     """
     attached: list[Memory] = []
     wanted = _wanted(bundle_dir, name)
