@@ -42,17 +42,17 @@ if TYPE_CHECKING:
     from engram_cli.commands.merge_stats import MergeStatsRequest as MergeStatsRequest
     from engram_cli.commands.merge_stats import MergeStatsResult as MergeStatsResult
     from engram_cli.commands.merge_stats import merge_stats as merge_stats
-    from engram_cli.commands.patch.commands import ApplyPatchResult as ApplyPatchResult
-    from engram_cli.commands.patch.commands import ListPatchesResult as ListPatchesResult
-    from engram_cli.commands.patch.commands import PatchInfo as PatchInfo
-    from engram_cli.commands.patch.commands import ShowPatchResult as ShowPatchResult
-    from engram_cli.commands.patch.commands import StackPatchesResult as StackPatchesResult
-    from engram_cli.commands.patch.commands import UndoPatchResult as UndoPatchResult
-    from engram_cli.commands.patch.commands import apply_patches as apply_patches
-    from engram_cli.commands.patch.commands import list_patches as list_patches
-    from engram_cli.commands.patch.commands import show_patch as show_patch
-    from engram_cli.commands.patch.commands import stack_patches as stack_patches
-    from engram_cli.commands.patch.commands import undo_patch as undo_patch
+    from engram_cli.commands.patch.command import ApplyPatchResult as ApplyPatchResult
+    from engram_cli.commands.patch.command import ListPatchesResult as ListPatchesResult
+    from engram_cli.commands.patch.command import PatchInfo as PatchInfo
+    from engram_cli.commands.patch.command import ShowPatchResult as ShowPatchResult
+    from engram_cli.commands.patch.command import StackPatchesResult as StackPatchesResult
+    from engram_cli.commands.patch.command import UndoPatchResult as UndoPatchResult
+    from engram_cli.commands.patch.command import apply_patches as apply_patches
+    from engram_cli.commands.patch.command import list_patches as list_patches
+    from engram_cli.commands.patch.command import show_patch as show_patch
+    from engram_cli.commands.patch.command import stack_patches as stack_patches
+    from engram_cli.commands.patch.command import undo_patch as undo_patch
     from engram_cli.commands.plan.command import PlanResult as PlanResult
     from engram_cli.commands.plan.command import plan as plan
     from engram_cli.commands.probe import ProbeResult as ProbeResult
@@ -139,17 +139,17 @@ _HOMES = {
     "ListPatchesRequest": "engram_cli.commands.requests.patch",
     "StackPatchesRequest": "engram_cli.commands.requests.patch",
     "ShowPatchRequest": "engram_cli.commands.requests.patch",
-    "ApplyPatchResult": "engram_cli.commands.patch.commands",
-    "UndoPatchResult": "engram_cli.commands.patch.commands",
-    "ListPatchesResult": "engram_cli.commands.patch.commands",
-    "StackPatchesResult": "engram_cli.commands.patch.commands",
-    "ShowPatchResult": "engram_cli.commands.patch.commands",
-    "PatchInfo": "engram_cli.commands.patch.commands",
-    "apply_patches": "engram_cli.commands.patch.commands",
-    "undo_patch": "engram_cli.commands.patch.commands",
-    "list_patches": "engram_cli.commands.patch.commands",
-    "stack_patches": "engram_cli.commands.patch.commands",
-    "show_patch": "engram_cli.commands.patch.commands",
+    "ApplyPatchResult": "engram_cli.commands.patch.command",
+    "UndoPatchResult": "engram_cli.commands.patch.command",
+    "ListPatchesResult": "engram_cli.commands.patch.command",
+    "StackPatchesResult": "engram_cli.commands.patch.command",
+    "ShowPatchResult": "engram_cli.commands.patch.command",
+    "PatchInfo": "engram_cli.commands.patch.command",
+    "apply_patches": "engram_cli.commands.patch.command",
+    "undo_patch": "engram_cli.commands.patch.command",
+    "list_patches": "engram_cli.commands.patch.command",
+    "stack_patches": "engram_cli.commands.patch.command",
+    "show_patch": "engram_cli.commands.patch.command",
     "Patch": "engram_cli.patches.patch",
     "LayerPatch": "engram_cli.patches.patch",
     "read_patch": "engram_cli.patches.patch_file",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from engram_cli.commands.patch.commands import PatchInfo, ShowPatchResult
+    from engram_cli.commands.patch.command import PatchInfo, ShowPatchResult
     from engram_cli.patches.stack import Conflict
 
 _SHOWN = 8  # conflicts
@@ -38,7 +38,7 @@ def apply(request: ApplyPatchRequest, terminal: Terminal) -> None:
     Patches of another layout are refused, and patches that were made for other rows.
     """
     from engram_cli.cli.render import facts
-    from engram_cli.commands.patch.commands import apply_patches
+    from engram_cli.commands.patch.command import apply_patches
 
     result = apply_patches(request, terminal)
     rows = [("artifact", shown_path(result.path))]
@@ -60,7 +60,7 @@ def undo(request: UndoPatchRequest, terminal: Terminal) -> None:
     Without a number or digest it is the last patch. An interrupted apply or undo is undone first.
     """
     from engram_cli.cli.render import facts
-    from engram_cli.commands.patch.commands import undo_patch
+    from engram_cli.commands.patch.command import undo_patch
 
     result = undo_patch(request, terminal)
     rows = [("artifact", shown_path(result.path)), *_named(result.undone)]
@@ -72,7 +72,7 @@ def undo(request: UndoPatchRequest, terminal: Terminal) -> None:
 def list_(request: ListPatchesRequest, terminal: Terminal) -> None:
     """List the patches that the rows of a table or bundle have, in the order of application."""
     from engram_cli.cli.render import facts, grid
-    from engram_cli.commands.patch.commands import list_patches
+    from engram_cli.commands.patch.command import list_patches
 
     result = list_patches(request, terminal)
     rows = [("artifact", shown_path(result.path)), ("digest", result.digest)]
@@ -110,7 +110,7 @@ def stack(request: StackPatchesRequest, terminal: Terminal) -> None:
     The exit code is 0 without conflicts, or 1.
     """
     from engram_cli.cli.render import facts
-    from engram_cli.commands.patch.commands import stack_patches
+    from engram_cli.commands.patch.command import stack_patches
 
     result = stack_patches(request, terminal)
     rows = [("base", shown_path(result.path)), *_named(result.patches)]
@@ -130,7 +130,7 @@ def show(request: ShowPatchRequest, terminal: Terminal) -> None:
 
     The exit code is 1 if it is not for the base, else 0.
     """
-    from engram_cli.commands.patch.commands import show_patch
+    from engram_cli.commands.patch.command import show_patch
 
     result = show_patch(request, terminal)
     terminal.result(result, *_shown(result))
