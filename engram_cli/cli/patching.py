@@ -15,13 +15,14 @@ from engram_cli.commands.requests.patch import (
     StackPatchesRequest,
     UndoPatchRequest,
 )
+from engram_cli.numbers import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
 
-    from engram_cli.commands.patch.command import PatchInfo, ShowPatchResult
+    from engram_cli.commands.patch.command import LayerRows, PatchInfo, ShowPatchResult
     from engram_cli.patches.stack import Conflict
 
 _SHOWN = 8  # conflicts
@@ -183,14 +184,25 @@ def _shown(result: ShowPatchResult) -> list[RenderableType]:
         rows.append(("base", f"{shown_path(result.compared_with)}: {result.fits or 'it fits'}"))
     lines, heads = [], ["layer", ">rows", ">first", ">last"]
     if any(each.by_column for each in result.layers):
-        heads += ["orders and heads", ">mean change"]
+        heads += ["n-grams", ">mean change"]
     for each in result.layers:
         line = [str(each.layer), f"{each.rows:,}", f"{each.first:,}", f"{each.last:,}"]
         if each.mean_change is not None:
-            columns = [f"{o}-grams head {h}: {n:,}" for o, h, n in each.by_column if n]
-            line += ["; ".join(columns), f"{each.mean_change:.3g}"]
+            line += [_by_order(each), f"{each.mean_change:.3g}"]
         lines.append(line)
     return [facts("Patch", rows), grid("Rows", heads, lines)]
+
+
+def _by_order(own: LayerRows) -> str:
+    """Return how many rows lie in the heads of each order: 3-grams: 8 rows in 8 heads."""
+    found: dict[int, list[int]] = {}
+    for order, _, count in own.by_column:
+        if count:
+            found.setdefault(order, []).append(count)
+    return "; ".join(
+        f"{order}-grams: {counted(sum(own), 'row')} in {counted(len(own), 'head')}"
+        for order, own in found.items()
+    )
 
 
 patch_app = typer.Typer(

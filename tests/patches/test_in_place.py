@@ -103,7 +103,7 @@ def test_a_patched_copy(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6, deadline=None, suppress_health_check=SHARED)
+@settings(max_examples=4, deadline=None, suppress_health_check=SHARED)
 @given(data=st.data())
 def test_any_patches_in_any_order(data: st.DataObject, kind: str, tmp_path: Path) -> None:
     """Applied one by one as a stack of them; undone one by one through the same states."""
