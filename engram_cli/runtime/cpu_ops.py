@@ -120,18 +120,20 @@ def gate(
     flat = inputs.numpy().reshape(len(states), inputs.shape[2])
     written = flat, out.numpy().reshape(states.shape)
     threads = min(torch.get_num_threads(), len(states) * wide // _EACH)
-    kernels = _kernels()
+    kernels, dilation = _kernels(), weights.dilation
     if threads < 2:
-        rest = (*rates, weights.dilation, residual, *written)
-        kernels.gate(count, states, lines, keep, age, history, query, key, norm, taps, *rest)
+        kernels.gate(
+            *(count, states, lines, keep, age, history, query, key, norm, taps),
+            *(*rates, dilation, residual, *written),
+        )
     else:
-        written = np.empty((len(states), streams), np.float32), *written
-        given = (states, lines, keep, query, key, norm, *rates, residual, *written)
-        _in_threads(threads, len(states), kernels.open_gates, given)
+        gates = np.empty((len(states), streams), np.float32)
+        common = (states, lines, keep)
+        opened = (*common, query, key, norm, *rates, residual, gates, *written)
+        _in_threads(threads, len(states), kernels.open_gates, opened)
         if has_conv:
-            rest = (history, taps, weights.dilation, residual, *written)
-            given = (count, states, lines, keep, age, *rest)
-            _in_threads(threads, len(states), kernels.convolve, given)
+            convolved = (count, *common, age, history, taps, dilation, residual, gates, *written)
+            _in_threads(threads, len(states), kernels.convolve, convolved)
     if not has_conv:
         return out.to(dtype), None
     kept = count if tail is None else min(tail, count)
