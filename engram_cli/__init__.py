@@ -69,10 +69,13 @@ if TYPE_CHECKING:
     from engram_cli.commands.requests.tables import BuildTableRequest as BuildTableRequest
     from engram_cli.commands.requests.tables import ConvertRequest as ConvertRequest
     from engram_cli.commands.requests.train import TrainRequest as TrainRequest
+    from engram_cli.commands.requests.update_stats import UpdateStatsRequest as UpdateStatsRequest
     from engram_cli.commands.trace import TraceResult as TraceResult
     from engram_cli.commands.trace import trace_text as trace_text
     from engram_cli.commands.train import TrainResult as TrainResult
     from engram_cli.commands.train import train as train
+    from engram_cli.commands.update_stats import UpdateStatsResult as UpdateStatsResult
+    from engram_cli.commands.update_stats import update_stats as update_stats
     from engram_cli.commands.verify import VerifyResult as VerifyResult
     from engram_cli.commands.verify import verify as verify
     from engram_cli.commands.workspace import Workspace as Workspace
@@ -171,6 +174,8 @@ _HOMES = {
     "TrainRequest": "engram_cli.commands.requests.train",
     "TrainResult": "engram_cli.commands.train",
     "UndecodableError": "engram_cli.errors",
+    "UpdateStatsRequest": "engram_cli.commands.requests.update_stats",
+    "UpdateStatsResult": "engram_cli.commands.update_stats",
     "VerifyRequest": "engram_cli.commands.requests.reading",
     "VerifyResult": "engram_cli.commands.verify",
     "VocabularyError": "engram_cli.errors",
@@ -201,6 +206,7 @@ _HOMES = {
     "run_demo": "engram_cli.commands.demo",
     "trace_text": "engram_cli.commands.trace",
     "train": "engram_cli.commands.train",
+    "update_stats": "engram_cli.commands.update_stats",
     "verify": "engram_cli.commands.verify",
     "write_report": "engram_cli.commands.report",
     "write_vocab": "engram_cli.vocab.parquet",
@@ -269,6 +275,8 @@ __all__ = [
     "TrainRequest",
     "TrainResult",
     "UndecodableError",
+    "UpdateStatsRequest",
+    "UpdateStatsResult",
     "VerifyRequest",
     "VerifyResult",
     "VocabularyError",
@@ -300,6 +308,7 @@ __all__ = [
     "run_demo",
     "trace_text",
     "train",
+    "update_stats",
     "verify",
     "write_report",
     "write_vocab",

@@ -15,7 +15,13 @@ from engram_cli.hashing.hasher import StreamHasher, Window, plan_layer
 from engram_cli.hashing.layout import HashLayout
 from engram_cli.stats.counting import hit_kernels as kernels
 from engram_cli.stats.counting import ngram_buffer
-from engram_cli.stats.counting.ngram_buffer import Columns, make_buffer, parts_of, scratch_items
+from engram_cli.stats.counting.ngram_buffer import (
+    Columns,
+    make_buffer,
+    part_bits,
+    parts_of,
+    scratch_items,
+)
 
 ITEMS = 70_000
 FULL = 2**32 - 1
@@ -146,14 +152,15 @@ def test_a_part_that_fills_up_is_counted_at_once() -> None:
     hits = np.zeros(modulus, dtype=np.uint32)
     parts = parts_of(modulus)
     items = np.empty((parts, 2 * kernels.TILE), dtype=np.uint32)
-    kernels.count_far(mixes, times, modulus, 0, True, items, np.empty(parts, np.int64), hits)
+    ends = np.empty(parts, np.int64)
+    kernels.count_far(mixes, times, modulus, 0, True, part_bits(modulus), items, ends, hits)
     assert (int(hits[3]), int(hits.sum())) == (len(mixes), len(mixes))
 
 
 def test_parts_of_columns() -> None:
     assert parts_of(ngram_buffer.NEAR_ROWS) == 0
-    assert parts_of(ngram_buffer.NEAR_ROWS + 1) == 5
-    assert parts_of(16_000_057) == 62
+    assert parts_of(ngram_buffer.NEAR_ROWS + 1) == 33
+    assert parts_of(16_000_057) == 245
     assert parts_of(2**31) == 0
     for rows in (2**20 + 1, 16_000_057, 2**28):
         for items in (ITEMS, 2**22):
