@@ -96,8 +96,8 @@ class PatchMakeRequest(CorpusFields):
     rows_per_token: Annotated[
         int | str,
         Option(
-            "Rows to change for each token of a target, those that move it most for each look-up of "
-            "the corpus; or all.",
+            "Rows to change for each token of a target: those that move it most for each look-up "
+            "of the corpus; or all.",
             panel=_ROWS,
             metavar="N",
             parser=read_rows,
