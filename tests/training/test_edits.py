@@ -27,7 +27,7 @@ from engram_cli.training.edits.choice import (
 )
 from engram_cli.training.edits.divergence import EditReads, measure_divergence
 from engram_cli.training.edits.influence import measure_influence
-from engram_cli.training.edits.learning import FactTokens, learn_facts, tell_facts
+from engram_cli.training.edits.learning import FactTokens, learn_facts, row_sizes, tell_facts
 from engram_cli.training.edits.rows import (
     RowValues,
     edited_rows,
@@ -139,9 +139,8 @@ def rows_of(memory: Memory, facts: list[FactTokens], every: int) -> dict[int, An
 def learned(
     model: Any, memory: Memory, facts: list[FactTokens], rows: dict[int, Any], steps: int = 80
 ) -> Any:
-    return learn_facts(
-        model, memory, facts, rows, steps=steps, rate=0.3, margin=1.0, batch_tokens=16
-    )
+    given = {"rate": 0.3, "margin": 1.0, "batch_tokens": 16}
+    return learn_facts(model, memory, facts, rows, row_sizes(memory, rows), steps=steps, **given)
 
 
 def test_facts_are_learned_and_nothing_else_of_the_model_changes(awake: tuple[Any, Memory]) -> None:

@@ -51,7 +51,7 @@ from engram_cli.stats.names import Names
 from engram_cli.training.edits.choice import Candidates, ChosenRows, every_row, joined
 from engram_cli.training.edits.divergence import EditReads, measure_divergence
 from engram_cli.training.edits.influence import choose_rows
-from engram_cli.training.edits.learning import FactTokens, Told, learn_facts, tell_facts
+from engram_cli.training.edits.learning import FactTokens, Told, learn_facts, row_sizes, tell_facts
 from engram_cli.training.edits.rows import RowValues, edited_rows, find_candidates, row_finder
 from engram_cli.vocab.tokenizer import TokenizerFile, load_tokenizer
 
@@ -192,6 +192,7 @@ class _Run:
             self._memory,
             self._tokens,
             rows,
+            row_sizes(self._memory, every),
             steps=request.steps,
             rate=request.rate,
             margin=_MARGIN,

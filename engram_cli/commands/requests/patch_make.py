@@ -61,7 +61,8 @@ class PatchMakeRequest(CorpusFields):
         Path,
         Option(
             "Facts to teach: JSON lines with prompt and target. The target follows the prompt as "
-            "it is, so it begins with its space."
+            "it is, so it begins with its space.",
+            reads="ranges",
         ),
     ]
     out: Annotated[Path, Option("Patch to write.", short="-o")] = Path("engram.patch.safetensors")

@@ -62,6 +62,7 @@ def learn_facts(
     memory: Memory,
     facts: Sequence[FactTokens],
     rows: Mapping[int, NDArray[np.int64]],
+    sizes: Mapping[int, float],
     *,
     steps: int,
     rate: float,
@@ -71,9 +72,10 @@ def learn_facts(
 ) -> Learned:
     """Return values of `rows`, by layer, with which the model says the facts, as far as it can.
 
-    At most `steps` steps; a step moves a value by up to about `rate` times the size of the values
-    that the rows had. Stops when every target token has `margin` nats more than any other token.
-    The model and the memory stay as they are. Raises InputError for losses that are not finite.
+    At most `steps` steps; a step moves a value of a layer by up to about `rate` times the layer's
+    size in `sizes` (`row_sizes`). Stops when every target token has `margin` nats more than any
+    other token. The model and the memory stay as they are. Raises InputError for losses that are
+    not finite.
     """
     device = device_of(model)
     own = {layer: torch.from_numpy(rows[layer]).to(device) for layer in sorted(rows)}
@@ -82,7 +84,7 @@ def learn_facts(
         for layer, at in own.items()
         if len(at)
     }
-    groups = [{"params": [each.values], "lr": rate * _size(each.values)} for each in edits.values()]
+    groups = [{"params": [each.values], "lr": rate * sizes[layer]} for layer, each in edits.items()]
     taken = 0
     if groups:
         optimiser = RowwiseAdam(groups, betas=defaults.BETAS)
@@ -99,6 +101,19 @@ def learn_facts(
         for layer, each in edits.items()
     }
     return Learned(edits=found, steps=taken)
+
+
+def row_sizes(memory: Memory, read: Mapping[int, NDArray[np.int64]]) -> dict[int, float]:
+    """Return the root mean square of the values of rows, by layer; 1 where all are zero.
+
+    Give all rows that the facts read: those of rare n-grams alone may never have been trained, and
+    hold values too small for a gate.
+    """
+    found = {}
+    for layer, rows in read.items():
+        values = values_at(memory, layer, torch.from_numpy(rows))
+        found[layer] = values.square().mean().sqrt().item() or 1.0
+    return found
 
 
 def tell_facts(
@@ -214,8 +229,3 @@ def frozen(model: nn.Module) -> Iterator[None]:
         model.train(training)
         for weight in learn:
             weight.requires_grad_(True)
-
-
-def _size(values: Tensor) -> float:
-    """Return the root mean square of values, 1 where all are zero."""
-    return values.detach().square().mean().sqrt().item() or 1.0

@@ -73,7 +73,8 @@ def embedding_of(memory: Memory, layer: int) -> Any:
 def values_at(memory: Memory, layer: int, rows: Tensor) -> Tensor:
     """Return float32[n, dim]: what the rows int64[n] of a layer hold now."""
     with torch.no_grad():
-        found: Tensor = embedding_of(memory, layer)(rows[None, None])
+        embedding = embedding_of(memory, layer)
+        found: Tensor = embedding(rows[None, None].to(embedding.offsets.device))
     return found.reshape(len(rows), -1).float()
 
 

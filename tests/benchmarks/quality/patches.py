@@ -62,6 +62,7 @@ from engram_cli.training.edits.learning import (
     FactTokens,
     Learned,
     learn_facts,
+    row_sizes,
     take_gradients,
     tell_facts,
 )
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=200)
     parser.add_argument("--singles", type=int, default=200, help="facts taught one by one")
     parser.add_argument("--single-tokens", type=int, default=40_000, help="read for each of them")
+    parser.add_argument("--bundle", type=Path, help="a trained memory to take; none trains one")
     parser.add_argument("--rows-per-head", type=int, default=200_000)
     parser.add_argument("--layers", default="2,8,14,20")
     parser.add_argument("--steps", type=int, default=300, help="of the memory's training")
@@ -136,10 +138,10 @@ class Run:
         parts: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
             (self.chosen, (first,)),
             (self.all_rows, ()),
-            (self.by_lora, (rate,)),
             (self.singly, (None,)),
-            (self.singly, (first,)),
+            (self.by_lora, (rate,)),
             (self.at_random, (first,)),
+            (self.singly, (first,)),
             (self.by_gradient, (first,)),
             *((self.chosen, (count,)) for count in others),
             *((self.by_lora, (each,)) for each in rates),
@@ -162,6 +164,37 @@ class Run:
         """Count the corpus, make a memory, train it, encode the facts."""
         arguments = self.arguments
         ids = self.texts["docs-train"][: arguments.train_tokens]
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype=torch.float32)
+        bundle = arguments.bundle or self.make()
+        self.model = prepare_model(model.to(self.device), bundle=bundle)
+        self.note("prepared", tokens=len(ids))
+        if arguments.bundle is None:
+            self.train(ids)
+        self.model.eval().requires_grad_(False)
+        self.memory = next(iter(memories(self.model).values()))
+        self.finder = row_finder(self.memory)
+        self.tokens, self.hits = len(ids), self.count(ids)
+        tokenizer = Tokenizer.from_file(str(arguments.checkpoint / "tokenizer.json"))
+        self.facts = [
+            encoded(tokenizer, fact["prompt"], fact["target"])
+            for fact in invented_facts(arguments.facts)
+        ]
+        self.candidates = [
+            find_candidates(self.memory, self.finder, fact.ids, lambda n, rows: self.hits[n][rows])
+            for fact in self.facts
+        ]
+        self.sizes = row_sizes(self.memory, joined(map(every_row, self.candidates)))
+        given = {"batch_tokens": 4096}
+        told = tell_facts(self.model, self.facts, margin=MARGIN, **given)
+        self.note("before", exact=int(told.exact.sum()), loss=round(float(told.losses.mean()), 3))
+        found = measure_influence(self.model, self.memory, self.facts, **given)
+        self.influences = [(each.fact, each.squares) for each in found]
+        self.note("influence", of=len(self.influences))
+
+    def make(self) -> Path:
+        """Make a memory of random rows, whose gates are shut."""
+        arguments = self.arguments
         run_compress_vocab(
             CompressVocabRequest(
                 source=arguments.checkpoint / "tokenizer.json", workspace=self.here
@@ -193,26 +226,7 @@ class Run:
                 reference=True,
             )
         )
-        self.note("prepared", tokens=len(ids))
-        self.train(bundle, ids)
-        self.memory = next(iter(memories(self.model).values()))
-        self.finder = row_finder(self.memory)
-        self.tokens, self.hits = len(ids), self.count(ids)
-        tokenizer = Tokenizer.from_file(str(arguments.checkpoint / "tokenizer.json"))
-        self.facts = [
-            encoded(tokenizer, fact["prompt"], fact["target"])
-            for fact in invented_facts(arguments.facts)
-        ]
-        self.candidates = [
-            find_candidates(self.memory, self.finder, fact.ids, lambda n, rows: self.hits[n][rows])
-            for fact in self.facts
-        ]
-        given = {"batch_tokens": 4096}
-        told = tell_facts(self.model, self.facts, margin=MARGIN, **given)
-        self.note("before", exact=int(told.exact.sum()), loss=round(float(told.losses.mean()), 3))
-        found = measure_influence(self.model, self.memory, self.facts, **given)
-        self.influences = [(each.fact, each.squares) for each in found]
-        self.note("influence", of=len(self.influences))
+        return bundle
 
     def count(self, ids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
         """Return how often the corpus looks each row of each layer up, as hash-stats counts it."""
@@ -232,12 +246,9 @@ class Run:
                 hits[layer] += torch.bincount(own, minlength=len(hits[layer]))
         return {layer: own.cpu().numpy() for layer, own in hits.items()}
 
-    def train(self, bundle: Path, ids: NDArray[np.int64]) -> None:
+    def train(self, ids: NDArray[np.int64]) -> None:
         """Train the memory as engram train does."""
         arguments = self.arguments
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_pretrained(arguments.checkpoint, dtype=torch.float32)
-        self.model = prepare_model(model.to(self.device), bundle=bundle)
         optimiser = make_optimiser(self.model)
         rates = [group["lr"] for group in optimiser.param_groups]
         lines = torch.from_numpy(ids[: len(ids) // LENGTH * LENGTH].astype(np.int64))
@@ -261,7 +272,6 @@ class Run:
             optimiser.step()
             optimiser.zero_grad()
             losses.append(loss.detach())
-        self.model.eval().requires_grad_(False)
         taken = torch.stack(losses).tolist()
         first, last = np.mean(taken[:10]), np.mean(taken[-10:])
         self.note("trained", first=round(float(first), 3), last=round(float(last), 3))
@@ -366,6 +376,7 @@ class Run:
             steps=learned.steps,
             exact=int(told.exact.sum()),
             facts=len(self.facts),
+            fact_loss=round(float(told.losses.mean()), 4),
             **self.divergence(
                 lambda: edited_rows(self.memory, learned.edits),
                 lambda: EditReads(self.finder, self.memory, learned.edits),
@@ -380,6 +391,7 @@ class Run:
             self.memory,
             facts,
             rows,
+            self.sizes,
             steps=self.arguments.edit_steps,
             rate=self.arguments.rate,
             margin=MARGIN,
