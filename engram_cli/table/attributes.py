@@ -35,6 +35,7 @@ PARTIAL_SUFFIX = ".partial"
 SHARDING = "sharding_indexed"
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _REMAKE = "build the table again, or take it again from where it came"
+_UPDATE_AGAIN = "run the same engram update again: it completes the update"
 _GO_ON = "run the command again that began it, build-table or convert: it resumes from there"
 
 
@@ -57,7 +58,11 @@ def read_description(path: Path) -> Description:
     Raises InputError when there is none, IncompleteError for a half-built one, ArtifactError for
     one that is damaged or newer.
     """
-    attributes = _group_attributes(path)
+    return describe(path, _group_attributes(path))
+
+
+def describe(path: Path, attributes: Mapping[str, Any]) -> Description:
+    """Return the table at `path` as these attributes have it. Raises ArtifactError."""
     try:
         layout = HashLayout.from_json(attributes["layout"])
         _need(layout.fingerprint == attributes["fingerprint"], "layout and fingerprint disagree")
@@ -159,13 +164,15 @@ def _group_attributes(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} is damaged: its version is {version!r}", _REMAKE)
     if version > SHARDED:
         raise ArtifactError(f"{path} has version {version}, newer than {SHARDED}", "upgrade engram")
+    if attributes.get("updating") is True and attributes.get("complete") is False:
+        raise IncompleteError(f"{path} is half-updated", _UPDATE_AGAIN)
     if attributes.get("complete") is not True:
         raise IncompleteError(f"{path} is half-built", _GO_ON)
     return attributes
 
 
 def _read_arrays(
-    path: Path, attributes: dict[str, Any], layout: HashLayout
+    path: Path, attributes: Mapping[str, Any], layout: HashLayout
 ) -> dict[str, ChunkedArray]:
     row_type = DTYPES.load(attributes["dtype"])
     width = row_type.width(attributes["dim"])
