@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 from engram_cli.cli.command import command
 from engram_cli.cli.terminal import Terminal, shown_path
-from engram_cli.commands.requests.update import UpdateRequest
+from engram_cli.commands.requests.update import UpdateTableRequest
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from engram_cli.commands.update.result import DocumentCount, UpdateResult
+    from engram_cli.commands.update.result import DocumentCount, UpdateTableResult
 
 
-@command(UpdateRequest)
-def update(request: UpdateRequest, terminal: Terminal) -> None:
+@command(UpdateTableRequest)
+def update(request: UpdateTableRequest, terminal: Terminal) -> None:
     """Add documents to a table, or remove documents from it, exactly.
 
     The table then has the digest of a build from the corpus with or without them. A table of
@@ -23,13 +23,13 @@ def update(request: UpdateRequest, terminal: Terminal) -> None:
 
     In place unless --out is given. The same command completes an update that was interrupted.
     """
-    from engram_cli.commands.update.update import update as run
+    from engram_cli.commands.update.update import update_table as run
 
     result = run(request, terminal)
     terminal.result(result, *update_parts(result))
 
 
-def update_parts(result: UpdateResult) -> list[RenderableType]:
+def update_parts(result: UpdateTableResult) -> list[RenderableType]:
     """Return the printed parts: the documents, the rows, and where the table is."""
     from engram_cli.cli.render import facts, quantity, short_digest
 
@@ -60,7 +60,7 @@ def _documents(count: DocumentCount) -> str:
     return f"{count.documents:,} {noun}, {count.tokens:,} tokens"
 
 
-def _row_lines(result: UpdateResult) -> list[tuple[str, str]]:
+def _row_lines(result: UpdateTableResult) -> list[tuple[str, str]]:
     from engram_cli.cli.render import quantity
 
     if result.refilled:

@@ -20,7 +20,7 @@ from engram_cli.sizes import read_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateRequest(CorpusFields):
+class UpdateTableRequest(CorpusFields):
     """Which documents to add to a table, and which to remove from it.
 
     `out` None changes the table in place. `sources`: the whole corpus as it is to be, for a table

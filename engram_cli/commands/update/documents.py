@@ -12,7 +12,7 @@ from engram_cli.commands.corpus_tokenizer import tokenizer_of_corpus
 from engram_cli.commands.geometry import Geometry
 from engram_cli.commands.init_corpus import encode_corpus, vectors_of_table
 from engram_cli.commands.requests.corpus import FillRequest
-from engram_cli.commands.requests.update import UpdateRequest
+from engram_cli.commands.requests.update import UpdateTableRequest
 from engram_cli.commands.workspace import Workspace
 from engram_cli.corpus.checks import needs_tokenizer
 from engram_cli.corpus.sources import Sources, find_sources
@@ -37,7 +37,7 @@ class DocumentReader:
     """Reads documents for the table `path` of `layout`, with one tokenizer for all of them."""
 
     def __init__(
-        self, request: UpdateRequest, path: Path, layout: HashLayout, progress: Progress
+        self, request: UpdateTableRequest, path: Path, layout: HashLayout, progress: Progress
     ) -> None:
         geometry = Geometry.from_layout(layout)
         if request.document_end_id is None:
@@ -107,14 +107,14 @@ def remove_scratch(change: DocumentChange) -> None:
 
 
 def table_vectors(
-    request: UpdateRequest, path: Path, layout: HashLayout, init: Mapping[str, Any]
+    request: UpdateTableRequest, path: Path, layout: HashLayout, init: Mapping[str, Any]
 ) -> Embeddings:
     """Return the vectors in the rows of a table. Raises InputError, MismatchError."""
     fill = FillRequest(checkpoint=request.checkpoint, workspace=Workspace(request.folder))
     return vectors_of_table(fill, path, str(init["name"]), layout, init["parameters"])
 
 
-def memory_of_update(request: UpdateRequest) -> int:
+def memory_of_update(request: UpdateTableRequest) -> int:
     """Return the bytes of memory that the update may take."""
     if request.memory is not None:
         return request.memory

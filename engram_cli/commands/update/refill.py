@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engram_cli.commands.requests.update import UpdateRequest
+from engram_cli.commands.requests.update import UpdateTableRequest
 from engram_cli.commands.update.documents import (
     DocumentReader,
     memory_of_update,
@@ -17,7 +17,7 @@ from engram_cli.commands.update.documents import (
     remove_scratch,
     table_vectors,
 )
-from engram_cli.commands.update.result import DocumentCount, UpdateResult
+from engram_cli.commands.update.result import DocumentCount, UpdateTableResult
 from engram_cli.errors import InputError, MismatchError
 from engram_cli.files import read_json
 from engram_cli.hashing.layout import HashLayout
@@ -39,11 +39,11 @@ from engram_cli.table.sums.state import has_sums
 from engram_cli.table.sums.update import DocumentChange
 
 
-def refill(request: UpdateRequest, progress: Progress) -> UpdateResult:
+def refill(request: UpdateTableRequest, progress: Progress) -> UpdateTableResult:
     """Fill all rows of a table from `request.sources`, the whole corpus as it is to be.
 
     Where documents to add or remove are given too, the corpus must be that of the table with or
-    without them. Raises as `update`.
+    without them. Raises as `update_table`.
     """
     begin = time.perf_counter()
     path, place = request.table, request.out or request.table
@@ -97,7 +97,7 @@ def refill(request: UpdateRequest, progress: Progress) -> UpdateResult:
             digest = report.digest
         remove_scratch(change)
     rows = sum(entry.rows for entry in layout.layers)
-    return UpdateResult(
+    return UpdateTableResult(
         table=path,
         out=place,
         added=DocumentCount.of(change.added),

@@ -22,7 +22,7 @@ class DocumentCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateResult:
+class UpdateTableResult:
     """What an update did, or after a dry run would do: then `written` is False and `digest` "".
 
     `added`, `removed`: the documents, None where none were given. `documents`, `tokens`: of the

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engram_cli.commands.requests.options import located
-from engram_cli.commands.requests.update import UpdateRequest
+from engram_cli.commands.requests.update import UpdateTableRequest
 from engram_cli.commands.update.documents import (
     DocumentReader,
     memory_of_update,
@@ -18,7 +18,7 @@ from engram_cli.commands.update.documents import (
     table_vectors,
 )
 from engram_cli.commands.update.refill import refill
-from engram_cli.commands.update.result import DocumentCount, UpdateResult
+from engram_cli.commands.update.result import DocumentCount, UpdateTableResult
 from engram_cli.corpus.sources import Sources
 from engram_cli.errors import InputError
 from engram_cli.files import address_of, output_errors
@@ -42,7 +42,7 @@ from engram_cli.table.sums.update import (
 )
 
 
-def update(request: UpdateRequest, progress: Progress = SILENT) -> UpdateResult:
+def update_table(request: UpdateTableRequest, progress: Progress = SILENT) -> UpdateTableResult:
     """Add documents to a table and remove documents from it.
 
     The table then has the digest of a build from the corpus with or without them. It is changed in
@@ -77,7 +77,7 @@ def update(request: UpdateRequest, progress: Progress = SILENT) -> UpdateResult:
 
 
 def _prepared(
-    request: UpdateRequest, path: Path, place: Path, stack: ExitStack, progress: Progress
+    request: UpdateTableRequest, path: Path, place: Path, stack: ExitStack, progress: Progress
 ) -> _Work:
     """Open the table, then read the documents. `place`: where scratch files lie next to."""
     table = open_for_update(path)
@@ -102,14 +102,14 @@ def _prepared(
 class _Work:
     """An update of `table`, whose documents are read; `place`: where the table will be."""
 
-    request: UpdateRequest
+    request: UpdateTableRequest
     table: OpenTable
     change: DocumentChange
     vectors: Embeddings
     place: Path
     progress: Progress
 
-    def run(self, begin: float) -> UpdateResult:
+    def run(self, begin: float) -> UpdateTableResult:
         """Check, then write what was asked for; return what was done since `begin`."""
         request, table = self.request, self.table
         if already_done(table, self.change):
@@ -171,12 +171,12 @@ class _Work:
         digest: str = "",
         completed: bool = False,
         patch: Path | None = None,
-    ) -> UpdateResult:
+    ) -> UpdateTableResult:
         about = self.table.about
         init = about.attributes["init"]
         after = init["parameters"] if update is None else update.parameters
         row_type = DTYPES.load(about.dtype)
-        return UpdateResult(
+        return UpdateTableResult(
             table=about.path,
             out=self.place,
             added=DocumentCount.of(self.change.added),

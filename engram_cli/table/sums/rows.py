@@ -45,7 +45,7 @@ class LayerRows:
         ]
         scales = made[1] if len(made) > 1 else scale
         self.row_type.encode(values, made[0], scales)
-        return [part.reshape(len(values), -1).view(np.uint8) for part in made]
+        return [part.view(np.uint8) for part in made]
 
     def read(self, rows: NDArray[np.int64]) -> Lines:
         """Return the rows at `rows` [n], ascending."""
