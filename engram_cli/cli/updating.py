@@ -23,7 +23,7 @@ def update(request: UpdateTableRequest, terminal: Terminal) -> None:
 
     In place unless --out is given. The same command completes an update that was interrupted.
     """
-    from engram_cli.commands.update.update import update_table as run
+    from engram_cli.commands.update.command import update_table as run
 
     result = run(request, terminal)
     terminal.result(result, *update_parts(result))
