@@ -75,8 +75,8 @@ if TYPE_CHECKING:
     from engram_cli.commands.trace import trace_text as trace_text
     from engram_cli.commands.train.command import TrainResult as TrainResult
     from engram_cli.commands.train.command import train as train
-    from engram_cli.commands.update.result import UpdateTableResult as UpdateTableResult
     from engram_cli.commands.update.command import update_table as update_table
+    from engram_cli.commands.update.result import UpdateTableResult as UpdateTableResult
     from engram_cli.commands.update_stats import UpdateStatsResult as UpdateStatsResult
     from engram_cli.commands.update_stats import update_stats as update_stats
     from engram_cli.commands.verify.command import VerifyResult as VerifyResult

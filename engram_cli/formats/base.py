@@ -44,9 +44,11 @@ class Checks:
     """What a verification has found so far; `problems` is a line for each thing that is wrong.
 
     `compared`: each a `formats.model_folder.Check`. What differs is among the problems too.
+    `fault_share`: of wrong rows that a sample is to find, None to read all rows.
     """
 
     threads: int = 1
+    fault_share: float | None = None
     progress: Progress = SILENT
     checked: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)

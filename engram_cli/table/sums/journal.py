@@ -188,8 +188,8 @@ class UpdateJournal:
         return state if state.attributes.get("digest") != attributes["digest"] else None
 
     def clear(self) -> None:
-        """Remove the journal. Raises OutputError."""
-        names = [STATE, DONE, *(f"slot-{number}" for number in range(SLOTS))]
+        """Remove the journal, what says that there is one last. Raises OutputError."""
+        names = [DONE, *(f"slot-{number}" for number in range(SLOTS)), STATE]
         with output_errors(self._folder):
             for name in names:
                 (self._folder / name).unlink(missing_ok=True)

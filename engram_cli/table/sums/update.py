@@ -40,7 +40,7 @@ from engram_cli.table.inits.corpus.pairs import TokenPairs, write_pairs
 from engram_cli.table.inits.corpus.tokens import START, TokenFile
 from engram_cli.table.store import bound_layout, zarr_metadata
 from engram_cli.table.sums import kernels
-from engram_cli.table.sums.files import prepare_sums, write_description, write_hashes
+from engram_cli.table.sums.files import write_description, write_hashes
 from engram_cli.table.sums.journal import Slot, UpdateJournal, UpdateState
 from engram_cli.table.sums.layer import BLOCK_ENTRIES, Block, LayerUpdate, SideState, blocks_of
 from engram_cli.table.sums.rows import LayerRows
@@ -131,7 +131,7 @@ def open_for_update(path: Path) -> OpenTable:
         _check_init(path, about.attributes)
         sums = read_sums(path, about.attributes, _rows(about))
         journal = UpdateJournal(path, 1 + about.dim)
-        if int(np.add.reduce(sums.hashes(), dtype=np.uint64)) != _digest(about.attributes):
+        if not holds_documents(sums, about.attributes):
             raise ArtifactError(
                 f"{path / documents_array(1).name} does not hold the documents that filled the "
                 "table",
@@ -192,11 +192,10 @@ def _check_init(path: Path, attributes: Mapping[str, Any]) -> None:
         raise ArtifactError(f"{path} is damaged: its init has no counts", "build the table again")
 
 
-def _digest(attributes: Mapping[str, Any]) -> int:
-    try:
-        return int(attributes["init"]["parameters"]["documents_xxh64"], 16)
-    except (ValueError, TypeError):
-        return -1
+def holds_documents(sums: StoredSums, attributes: Mapping[str, Any]) -> bool:
+    """Return whether the hashes kept with sums add up to the digest of the table's corpus."""
+    total = int(np.add.reduce(sums.hashes(), dtype=np.uint64))
+    return bool(attributes["init"]["parameters"].get("documents_xxh64") == f"{total:016x}")
 
 
 def _rows(about: Description) -> dict[int, int]:
@@ -546,7 +545,6 @@ class TableUpdate:
                 files |= write_array(path, array, np.array([scale], dtype=np.float32))
             for name, checksum in zip(names, pool.map(partial(_settled, path), names), strict=True):
                 files[name] = (files[name][0], checksum)
-        prepare_sums(path, [documents_array(len(self._hashes))])
         write_hashes(path, self._hashes)
         write_description(path, self._kept, len(self._hashes))
         attributes = {name: value for name, value in about.attributes.items() if name != "digest"}
