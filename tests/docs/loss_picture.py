@@ -35,7 +35,7 @@ text { font: 14px system-ui, sans-serif; fill: #1f2328 }
 
 
 def losses() -> tuple[float, list[tuple[str, str, float, float]]]:
-    """Return the loss of the bare model, and of each method its label, class, loss and forgetting.
+    """Return the loss of the model alone, and of each method its label, class, loss and forgetting.
 
     What it forgets is the change of the loss on Python code.
     """

@@ -73,7 +73,9 @@ def verify(request: VerifyRequest, progress: Progress = SILENT) -> VerifyResult:
     artifact = find_artifact(request.path, request.shape)
     source, coverage = None, None
     share = None if request.full else request.fault_share
-    checks = Checks(threads=request.threads or processors(), fault_share=share, progress=progress)
+    checks = Checks(
+        threads=request.threads or processors(), progress=progress, sums=True, fault_share=share
+    )
     companions = Companions(
         artifact=artifact.path, folder=request.folder, stats=request.stats, vocab=request.vocab
     )

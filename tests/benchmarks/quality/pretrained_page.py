@@ -10,6 +10,7 @@ from typing import Any
 HERE = Path(__file__).parent
 DOMAINS = {"docs": "manuals", "python": "Python code", "third": "quotations"}
 RATES = ("rate", "dense", "rows")
+ALONE = "model alone"  # as `engram evaluate` calls what the files call bare
 LORA, BOTH = "LoRA r=64", "LoRA r=64 and memory"
 GENTLE = "LoRA r=64, lower rate, and memory"
 MEMORY = "memory, next-token rows"
@@ -68,7 +69,7 @@ class Found:
         header = ["method", *(f"seed {seed}" for seed in seeds), "gain"]
         header += [*(DOMAINS[domain] for domain in others), "step"]
         lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-        bare = ["bare", f"{self.bare[self.domain]:.3f}"]
+        bare = [ALONE, f"{self.bare[self.domain]:.3f}"]
         lines.append(bare + [""] * (len(header) - len(bare)))
         groups = [group for name, group in self.best.items() if name != "bare"]
         for group in sorted(groups, key=lambda group: -group[0]["held"][self.domain]):
