@@ -172,6 +172,11 @@ def _updating(path: Path) -> Mapping[str, Any] | None:
 
 def _check_init(path: Path, attributes: Mapping[str, Any]) -> None:
     init = attributes["init"]
+    if attributes.get("patches"):
+        raise InputError(
+            f"{path} has rows of patches, which an update would keep or overwrite",
+            f"take them back with engram patch undo {path}, update, then apply them again",
+        )
     if init["name"] not in _FILLED:
         raise InputError(
             f"{path} was filled with --init {init['name']}",
