@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,13 @@ from engram_cli.training.edits.learning import (
     take_gradients,
     tell_facts,
 )
-from engram_cli.training.edits.rows import RowValues, edited_rows, find_candidates, row_finder
+from engram_cli.training.edits.rows import (
+    RowValues,
+    edited_rows,
+    find_candidates,
+    row_finder,
+    values_at,
+)
 from engram_cli.training.model import prepare_model
 from engram_cli.training.optimiser import make_optimiser
 
@@ -84,6 +90,8 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=200)
     parser.add_argument("--singles", type=int, default=200, help="facts taught one by one")
     parser.add_argument("--single-tokens", type=int, default=40_000, help="read for each of them")
+    parser.add_argument("--edits", type=int, default=40, help="edits by noise")
+    parser.add_argument("--edit-rows", type=int, default=64, help="rows of each of them")
     parser.add_argument("--bundle", type=Path, help="a trained memory to take; none trains one")
     parser.add_argument("--rows-per-head", type=int, default=200_000)
     parser.add_argument("--layers", default="2,8,14,20")
@@ -136,6 +144,7 @@ class Run:
         first, *others = map(int, self.arguments.rows.split(","))
         rate, *rates = map(float, self.arguments.lora_rates.split(","))
         parts: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+            (self.disturbed, ()),
             (self.chosen, (first,)),
             (self.all_rows, ()),
             (self.singly, (None,)),
@@ -188,9 +197,6 @@ class Run:
         given = {"batch_tokens": 4096}
         told = tell_facts(self.model, self.facts, margin=MARGIN, **given)
         self.note("before", exact=int(told.exact.sum()), loss=round(float(told.losses.mean()), 3))
-        found = measure_influence(self.model, self.memory, self.facts, **given)
-        self.influences = [(each.fact, each.squares) for each in found]
-        self.note("influence", of=len(self.influences))
 
     def make(self) -> Path:
         """Make a memory of random rows, whose gates are shut."""
@@ -227,6 +233,12 @@ class Run:
             )
         )
         return bundle
+
+    @cached_property
+    def influences(self) -> list[tuple[int, NDArray[np.float32]]]:
+        """The squared gradients of each fact's look-ups, for each of its target tokens."""
+        found = measure_influence(self.model, self.memory, self.facts, batch_tokens=4096)
+        return [(each.fact, each.squares) for each in found]
 
     def count(self, ids: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
         """Return how often the corpus looks each row of each layer up, as hash-stats counts it."""
@@ -382,6 +394,43 @@ class Run:
                 lambda: EditReads(self.finder, self.memory, learned.edits),
             ),
         )
+
+    # Rows that are changed without a fact.
+
+    def disturbed(self) -> None:
+        """Change as many rows by noise of their own size, from the least to the most read ones."""
+        arguments = self.arguments
+        every = joined(map(every_row, self.candidates))
+        keys = np.array([(layer, row) for layer, own in every.items() for row in own.tolist()])
+        hits = np.array([self.hits[layer][row] for layer, row in keys])
+        bands = np.array_split(keys[np.argsort(hits, kind="stable")], arguments.edits)
+        draw = np.random.default_rng(2)
+        lines: list[dict[str, Any]] = []
+        for at in draw.permutation(len(bands)).tolist():
+            if self.is_late():
+                break
+            taken = bands[at][draw.permutation(len(bands[at]))[: arguments.edit_rows]]
+            rows = {int(n): np.sort(taken[taken[:, 0] == n, 1]) for n in np.unique(taken[:, 0])}
+            own = {layer: self.noise(layer, each, draw) for layer, each in rows.items()}
+            changed = partial(edited_rows, self.memory, own)
+            reads = partial(EditReads, self.finder, self.memory, own)
+            found = self.divergence(changed, reads, arguments.single_tokens, TEXTS[:1])
+            kept = {name: found[TEXTS[0]][name] for name in ("kl", "lookups")}
+            lines.append({"rows": len(taken), "predicted": self.predicted(rows), **kept})
+        self.note(
+            "disturbed",
+            edits=len(lines),
+            spearman=spearman(lines, "predicted", "kl"),
+            spearman_lookups=spearman(lines, "predicted", "lookups"),
+            lines=lines,
+        )
+
+    def noise(self, layer: int, rows: NDArray[np.int64], draw: np.random.Generator) -> RowValues:
+        """Return the rows of a layer with noise added of the size of a row."""
+        at = torch.from_numpy(rows).to(self.device)
+        values = values_at(self.memory, layer, at).to(self.device)
+        added = torch.from_numpy(draw.standard_normal(values.shape)).to(values)
+        return RowValues(rows=at, values=values + self.sizes[layer] * added)
 
     # One by one.
 
